@@ -1,0 +1,70 @@
+"""The mathematics of diffusion: schedules, forward process, predictions, denoisers, guidance, grids, noise, oracles.
+
+Time is oriented so that x0 is data and noise grows with t. Everything follows from x_t = alpha * x0 + sigma * eps.
+Needs torch and numpy only.
+"""
+
+from diffusion.consistency import PARAMETRISATIONS, ConsistencyFunction, build_blend, cm, lcm
+from diffusion.denoiser import Clipped, Denoiser, DenoiserLike, OnSchedule
+from diffusion.grid import SPACINGS, Grid, flux_mu, time_grid
+from diffusion.guidance import ClassifierFreeGuidance
+from diffusion.level import BatchLevel, Level, NoiseLevel
+from diffusion.noise import Noise, SeededNoise, initial_noise
+from diffusion.prediction import EDM, EPS, FLOW, PREDICTIONS, X0, Estimate, Prediction, V, edm
+from diffusion.process import Gaussian, learned_std, marginal, posterior, tau, transition
+from diffusion.schedule import (
+    SCHEDULES,
+    CosineVP,
+    DiscreteVP,
+    RectifiedFlow,
+    Schedule,
+    Shifted,
+    VarianceExploding,
+    build_schedule,
+)
+
+__all__ = [
+    "EDM",
+    "EPS",
+    "FLOW",
+    "PARAMETRISATIONS",
+    "PREDICTIONS",
+    "SCHEDULES",
+    "SPACINGS",
+    "X0",
+    "BatchLevel",
+    "ClassifierFreeGuidance",
+    "Clipped",
+    "ConsistencyFunction",
+    "CosineVP",
+    "Denoiser",
+    "DenoiserLike",
+    "DiscreteVP",
+    "Estimate",
+    "Gaussian",
+    "Grid",
+    "Level",
+    "Noise",
+    "NoiseLevel",
+    "OnSchedule",
+    "Prediction",
+    "RectifiedFlow",
+    "Schedule",
+    "SeededNoise",
+    "Shifted",
+    "V",
+    "VarianceExploding",
+    "build_blend",
+    "build_schedule",
+    "cm",
+    "edm",
+    "flux_mu",
+    "initial_noise",
+    "lcm",
+    "learned_std",
+    "marginal",
+    "posterior",
+    "tau",
+    "time_grid",
+    "transition",
+]

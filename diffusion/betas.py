@@ -1,0 +1,46 @@
+"""Tables of beta_i, the variance added by training step i of a discrete VP process: alpha_bar_i = prod(1 - beta_j), j <= i.
+
+Each function returns a float64 tensor (steps,). Building them in float32, as some published code does, moves
+alpha_bar by 1e-6 relative; parity tests account for it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def linear(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> Tensor:
+    """Ho et al. 2020 (DDPM), section 4: beta goes linearly from start to end."""
+    return torch.linspace(start, end, steps, dtype=torch.float64)
+
+
+def scaled_linear(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
+    """Rombach et al. 2022 (latent diffusion; SD 1, 2 and XL): sqrt(beta) goes linearly from sqrt(start) to sqrt(end)."""
+    return torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64).square()
+
+
+def cosine(offset: float = 0.008, max_beta: float = 0.999, steps: int = 1000) -> Tensor:
+    """Nichol & Dhariwal 2021, eq. 17: alpha_bar follows cos^2, each beta capped at max_beta."""
+    u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    alpha_bar = ((u + offset) / (1 + offset) * math.pi / 2).cos().square()
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
+
+
+def sigmoid(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> Tensor:
+    """Xu et al. 2022 (GeoDiff), as in DDPM code bases: beta follows a sigmoid on [-6, 6] from start to end."""
+    return torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid() * (end - start) + start
+
+
+def alpha_bar(betas: Tensor) -> Tensor:
+    """The cumulative product alpha_bar_i = prod_{j <= i} (1 - beta_j), float64 (steps,)."""
+    return (1 - betas.to(torch.float64)).cumprod(0)
+
+
+def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
+    """Lin et al. 2024, algorithm 1: shift and scale sqrt(alpha_bar) so that the last step is pure noise and the first is kept."""
+    root = alpha_bar.sqrt()
+    first, last = root[0], root[-1]
+    return ((root - last) * first / (first - last)).square()

@@ -1,0 +1,128 @@
+"""A denoiser: a network, its schedule and its prediction, seen as one function (x_t, level) -> (x0, eps).
+
+Everything that steers sampling (guidance, clipping, another schedule) is a denoiser that wraps a denoiser, so that any
+of it works with any solver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.level import Level, NoiseLevel, Scalar, broadcast
+from diffusion.prediction import Estimate, Prediction, edm
+from diffusion.schedule import Schedule, VarianceExploding
+
+
+class DenoiserLike(Protocol):
+    """What a solver asks for: the estimate at one level for the whole batch. `cond` goes to the network."""
+
+    def __call__(self, x_t: Tensor, level: NoiseLevel, /, **cond: Any) -> Estimate: ...
+
+
+class Denoiser:
+    """network + schedule + prediction.
+
+    The network is called as network(x, t, **cond): x in its own dtype, t a float32 tensor (B,) (float64 beside float64
+    samples) whatever the network's dtype. A network with twice x's channels carries a learned variance in the second half.
+
+    input_scale   factor of x_t at a level before the network sees it (EDM's c_in); default 1
+    network_time  the network's own time at a level (EDM's c_noise); default the schedule's t
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Tensor],
+        schedule: Schedule,
+        prediction: Prediction,
+        *,
+        input_scale: Callable[[Level], Scalar] | None = None,
+        network_time: Callable[[Level], Scalar] | None = None,
+    ) -> None:
+        self.network, self.schedule, self.prediction = network, schedule, prediction
+        self.input_scale, self.network_time = input_scale, network_time
+
+    @classmethod
+    def edm(cls, network: Callable[..., Tensor], schedule: VarianceExploding, sigma_data: float = 0.5) -> Denoiser:
+        """EDM's preconditioning around a raw network F (Karras et al. 2022, table 1): c_in, and c_noise = log(sigma)/4."""
+
+        def c_in(level: Level) -> Scalar:
+            return 1 / (level.sigma**2 + sigma_data**2) ** 0.5
+
+        def c_noise(level: Level) -> Scalar:
+            return torch.as_tensor(level.sigma, dtype=torch.float64).log() / 4
+
+        return cls(network, schedule, edm(sigma_data), input_scale=c_in, network_time=c_noise)
+
+    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+        out = self.output(x_t, level, **cond)
+        if out.shape[1] == 2 * x_t.shape[1]:
+            out, variance = out.chunk(2, dim=1)
+            x0, eps = self.prediction.estimate(x_t, out, level)
+            return Estimate(x0, eps, variance)
+        return self.prediction.estimate(x_t, out, level)
+
+    def output(self, x_t: Tensor, level: Level, /, **cond: Any) -> Tensor:
+        """The raw network output at a level, in x_t's dtype: what a training loss compares with `prediction.target`."""
+        x = x_t if self.input_scale is None else broadcast(self.input_scale(level), x_t) * x_t
+        t = level.t if self.network_time is None else self.network_time(level)
+        t = torch.as_tensor(t, dtype=torch.promote_types(x_t.dtype, torch.float32)).to(x_t.device).expand(len(x_t))
+        return self.network(x.to(self.dtype or x.dtype), t, **cond).to(x_t.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The network's dtype, None for a function without parameters."""
+        parameter = self._parameter()
+        return None if parameter is None else parameter.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives, the CPU for a function without parameters."""
+        parameter = self._parameter()
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def _parameter(self) -> nn.Parameter | None:
+        return next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
+
+
+class Wrapper:
+    """Base of the denoisers that wrap a denoiser: it lives where the wrapped one lives."""
+
+    def __init__(self, denoiser: DenoiserLike) -> None:
+        self.denoiser = denoiser
+
+    @property
+    def device(self) -> torch.device:
+        return getattr(self.denoiser, "device", torch.device("cpu"))
+
+
+class Clipped(Wrapper):
+    """Limit x0 to a range and let eps follow (`clip_denoised` of DDPM). For pixels in [-1, 1]; latents have no such range."""
+
+    def __init__(self, denoiser: DenoiserLike, low: float = -1.0, high: float = 1.0) -> None:
+        super().__init__(denoiser)
+        self.low, self.high = low, high
+
+    def __call__(self, x_t: Tensor, level: NoiseLevel, /, **cond: Any) -> Estimate:
+        estimate = self.denoiser(x_t, level, **cond)
+        return Estimate.from_x0(x_t, estimate.x0.clamp(self.low, self.high), level, estimate.variance)
+
+
+class OnSchedule(Wrapper):
+    """A denoiser at the levels of any other schedule: the level of equal sigma/alpha on its own one, x rescaled to match.
+
+    So a VP network samples on EDM's sigmas, or a flow network on a cosine schedule, with the same x0 and eps.
+    """
+
+    def __init__(self, denoiser: DenoiserLike, schedule: Schedule) -> None:
+        """schedule: the denoiser's own, which levels are translated to."""
+        super().__init__(denoiser)
+        self.schedule = schedule
+
+    def __call__(self, x_t: Tensor, level: NoiseLevel, /, **cond: Any) -> Estimate:
+        own = self.schedule.level(float(self.schedule.t_from_ratio(level.ratio)))
+        # sigma is positive wherever a denoiser is asked, alpha is not: scale by sigma.
+        return self.denoiser(x_t * (own.sigma / level.sigma), own, **cond)

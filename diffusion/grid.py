@@ -1,0 +1,211 @@
+"""Time grids: the levels a solver visits, from noise to data. Built once, immutable, the terminal row included.
+
+Spacing, terminal rule and initial noise scale are properties of the grid, never of a solver, and nobody looks a step up
+by its time value or recomputes a stride.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from diffusion.level import NoiseLevel
+from diffusion.schedule import DiscreteVP, Schedule
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Levels with strictly falling sigma/alpha; the last is where sampling ends, usually data (alpha 1, sigma 0).
+
+    initial_scale  standard deviation of the noise a sample starts from at the first level
+    """
+
+    levels: tuple[NoiseLevel, ...]
+    initial_scale: float
+
+    def __post_init__(self) -> None:
+        if len(self.levels) < 2:
+            raise ValueError("a grid needs at least 2 levels, the one to start from and the one to end at: steps must be >= 1")
+        for i, (t, s) in enumerate(pairwise(self.levels)):
+            if not s.sigma * t.alpha < t.sigma * s.alpha:
+                raise ValueError(
+                    f"noise must fall at every step of a grid, but step {i} goes from t={t.t:g} (sigma/alpha {t.ratio:g}) "
+                    f"to t={s.t:g} ({s.ratio:g}): fewer steps, another spacing or another t_end avoid such a step"
+                )
+
+    @property
+    def steps(self) -> int:
+        """Network calls of a first-order solver: one less than there are levels."""
+        return len(self.levels) - 1
+
+    def start(self, noise: Tensor) -> Tensor:
+        """The sample to start from, given standard normal noise."""
+        return self.initial_scale * noise
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __iter__(self) -> Iterator[NoiseLevel]:
+        return iter(self.levels)
+
+    @overload
+    def __getitem__(self, index: int) -> NoiseLevel: ...
+    @overload
+    def __getitem__(self, index: slice) -> Grid: ...
+    def __getitem__(self, index: int | slice) -> NoiseLevel | Grid:
+        """One level, or the part of the grid that a slice names (image-to-image starts in the middle)."""
+        if isinstance(index, slice):
+            levels = self.levels[index]
+            kept_start = bool(levels) and levels[0] == self.levels[0]
+            return Grid(levels, self.initial_scale if kept_start or not levels else levels[0].sigma)
+        return self.levels[index]
+
+
+def time_grid(
+    schedule: Schedule,
+    steps: int | None = None,
+    spacing: str | Sequence[float] | Tensor = "linspace",
+    *,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    shift: float = 1.0,
+    whole: bool = False,
+    terminal: Literal["data", "t_min"] = "data",
+    initial: Literal["noise", "unit"] = "noise",
+    **options: Any,
+) -> Grid:
+    """The grid of `steps` steps on a schedule.
+
+    spacing   a name in SPACINGS, with its own options, or the times themselves, noisiest first
+    t_start, t_end  the noisiest and the cleanest time with noise; default the schedule's t_max and t_min
+    shift     multiply every level's sigma/alpha by this (SD3: 3.0); the network is told the shifted t
+    whole     round times to training indices, as DDIM and DDPM pipelines do (DiscreteVP)
+    terminal  where the last step lands: clean data, or the schedule's t_min (`set_alpha_to_one=False` elsewhere)
+    initial   what a sample starts from: "noise", sigma * n, what a perfect x_T holds besides its trace of data; or "unit",
+              norm(alpha, sigma) * n. Published pipelines use the first for linspace and trailing, the second for leading.
+
+    Raises ValueError for unknown names, steps < 1, and levels that do not fall.
+    """
+    if isinstance(spacing, str):
+        t = _spaced(
+            schedule, steps, spacing, schedule.t_max if t_start is None else t_start, schedule.t_min if t_end is None else t_end, options
+        )
+    else:
+        if t_start is not None or t_end is not None or options:
+            raise ValueError("an explicit list of times leaves nothing to t_start, t_end or spacing options")
+        t = torch.as_tensor(spacing, dtype=torch.float64)
+        if steps is not None and steps != len(t):
+            raise ValueError(f"steps={steps}, but the list holds {len(t)} times; leave steps out")
+    t = schedule.shift_t(t, shift)
+    if whole:
+        if not isinstance(schedule, DiscreteVP):
+            raise ValueError("whole=True rounds to training indices, which only a DiscreteVP schedule has")
+        t = t.round()
+    levels = [NoiseLevel(*row) for row in zip(t.tolist(), schedule.alpha(t).tolist(), schedule.sigma(t).tolist(), strict=True)]
+    if not levels or levels[-1].sigma > 0:
+        levels.append({"data": schedule.terminal, "t_min": schedule.level(schedule.t_min)}[terminal])
+    first = levels[0]
+    scale = {"noise": first.sigma, "unit": math.hypot(first.alpha, first.sigma)}[initial]
+    return Grid(tuple(levels), scale)
+
+
+def _spaced(schedule: Schedule, steps: int | None, spacing: str, t_start: float, t_end: float, options: dict[str, Any]) -> Tensor:
+    if spacing not in SPACINGS:
+        raise ValueError(f"no spacing named {spacing!r}; known: {', '.join(SPACINGS)}, or give the times themselves")
+    if steps is None or steps < 1:
+        raise ValueError(f"steps must be a whole number >= 1, not {steps}")
+    if not t_start > t_end:
+        raise ValueError(f"a grid runs from noise to data: t_start={t_start:g} must be greater than t_end={t_end:g}")
+    function = SPACINGS[spacing]
+    known = list(inspect.signature(function).parameters)[4:]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"spacing {spacing!r} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    return function(schedule, steps, t_start, t_end, **options)
+
+
+# Spacings: (schedule, steps, t_start, t_end) -> times, noisiest first. Data itself is appended by time_grid.
+
+
+def linspace(schedule: Schedule, steps: int, t_start: float, t_end: float) -> Tensor:
+    """Equal steps in t with both ends on the grid. Where t_end is data, it is the terminal row (as every flow sampler has it)."""
+    if float(schedule.sigma(t_end)) == 0:
+        return _line(t_start, t_end, steps + 1)[:-1]
+    return _line(t_start, t_end, steps)
+
+
+def trailing(schedule: Schedule, steps: int, t_start: float, t_end: float) -> Tensor:
+    """Equal steps in t from t_start down to data, which is the terminal row (Lin et al. 2024, table 2)."""
+    if t_end != schedule.t_min:
+        raise ValueError("trailing spacing always ends one stride above data: leave t_end out, or use 'linspace'")
+    return _line(t_start, schedule.t_data, steps + 1)[:-1]
+
+
+def leading(schedule: Schedule, steps: int, t_start: float, t_end: float, offset: float = 0.0) -> Tensor:
+    """Equal steps in t up from t_end + offset; the noisiest time is never visited (DDIM; SD 1 and 2 with offset 1).
+
+    The stride is the whole number N // steps on a table of N rows, (t_start - t_end) / steps elsewhere.
+    """
+    discrete = isinstance(schedule, DiscreteVP)
+    stride = (t_start - t_end + 1) // steps if discrete else (t_start - t_end) / steps
+    t = t_end + offset + stride * torch.arange(steps - 1, -1, -1, dtype=torch.float64)
+    if t[0] > t_start:
+        raise ValueError(
+            f"leading spacing with offset={offset:g} would start at t={t[0]:g}, above {t_start:g}: use fewer steps or offset=0"
+        )
+    if float(schedule.sigma(t[-1])) == 0:
+        raise ValueError("leading spacing would call the network on clean data here: use 'trailing', or give t_end or offset > 0")
+    return t
+
+
+def karras(schedule: Schedule, steps: int, t_start: float, t_end: float, rho: float = 7.0) -> Tensor:
+    """Equal steps in (sigma/alpha)^(1/rho) (Karras et al. 2022, eq. 5)."""
+    low, high = _ratio_ends(schedule, t_start, t_end, "karras")
+    return schedule.t_from_ratio(_line(high ** (1 / rho), low ** (1 / rho), steps) ** rho)
+
+
+def log_snr(schedule: Schedule, steps: int, t_start: float, t_end: float) -> Tensor:
+    """Equal steps in log-SNR (Lu et al. 2022), which are equal steps in log sigma: k-diffusion's "exponential" too."""
+    low, high = _ratio_ends(schedule, t_start, t_end, "log_snr")
+    return schedule.t_from_ratio(_line(math.log(high), math.log(low), steps).exp())
+
+
+def mu_shift(schedule: Schedule, steps: int, t_start: float, t_end: float, mu: float = 1.15) -> Tensor:
+    """Flux's resolution-dependent shift: linspace with sigma/alpha multiplied by e^mu (see `flux_mu`)."""
+    return schedule.shift_t(linspace(schedule, steps, t_start, t_end), math.exp(mu))
+
+
+def flux_mu(tokens: int) -> float:
+    """Flux's mu for an image of that many tokens: a line through 256 -> 0.5 and 4096 (1024^2 pixels) -> 1.15."""
+    return 0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)
+
+
+SPACINGS: dict[str, Callable[..., Tensor]] = {
+    "linspace": linspace,
+    "trailing": trailing,
+    "leading": leading,
+    "karras": karras,
+    "exponential": log_snr,
+    "log_snr": log_snr,
+    "mu_shift": mu_shift,
+}
+
+
+def _line(high: float, low: float, steps: int) -> Tensor:
+    return torch.linspace(high, low, steps, dtype=torch.float64)
+
+
+def _ratio_ends(schedule: Schedule, t_start: float, t_end: float, name: str) -> tuple[float, float]:
+    low, high = float(schedule.ratio(t_end)), float(schedule.ratio(t_start))
+    if low == 0 or math.isinf(high):
+        raise ValueError(
+            f"{name} spacing needs a finite sigma/alpha at both ends, but it is {high:g} at t={t_start:g} and {low:g} at "
+            f"t={t_end:g}: give t_start and t_end inside the schedule, e.g. t_start=0.999, t_end=0.001 for a flow"
+        )
+    return low, high

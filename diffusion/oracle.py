@@ -1,0 +1,92 @@
+"""Closed-form denoisers: distributions whose ideal E[x0 | x_t] is known exactly, at every level and on every schedule.
+
+Every solver answers to these; notebooks use them to show what an ideal network would see. They ignore the conditions
+they do not know. Samples may have any shape (B, ...); computation is in x_t's dtype, float64 for proofs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion.level import NoiseLevel
+from diffusion.prediction import Estimate
+
+
+class PointMass:
+    """All data is one point: the simplest data set there is, on which every solver must be exact."""
+
+    def __init__(self, x0: Tensor) -> None:
+        """x0: one sample (...), or a batch that matches x_t."""
+        self.x0 = x0
+
+    def __call__(self, x_t: Tensor, level: NoiseLevel, /, **cond: Any) -> Estimate:
+        return Estimate.from_x0(x_t, self.x0.to(x_t).expand_as(x_t), level)
+
+
+class GaussianMixture:
+    """A mixture of isotropic Gaussians: mean (K, *shape), std (K,), weight (K,) (default equal). Exact at both ends."""
+
+    def __init__(self, mean: Tensor, std: Tensor, weight: Tensor | None = None) -> None:
+        weight = torch.ones_like(std) if weight is None else weight
+        if not (len(mean) == len(std) == len(weight) and (std > 0).all() and (weight > 0).all()):
+            raise ValueError("a mixture needs as many positive stds and weights as means")
+        self.mean, self.std, self.weight = mean, std, weight / weight.sum()
+
+    def __call__(self, x_t: Tensor, level: NoiseLevel, /, **cond: Any) -> Estimate:
+        flat, mean, variance, log_joint = self._terms(x_t, level)
+        responsibility = log_joint.softmax(1)[:, :, None]  # (B, K, 1)
+        score = (flat[:, None] - level.alpha * mean) / variance[:, None]  # (B, K, D), minus the score of each component
+        shrink = (self.std.to(flat) ** 2 * level.alpha)[:, None]
+        x0 = (responsibility * (mean + shrink * score)).sum(1)
+        eps = (responsibility * level.sigma * score).sum(1)
+        return Estimate(x0.view_as(x_t), eps.view_as(x_t))
+
+    def log_prob(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        """log density of the noised mixture at x_t, (B,), in nats."""
+        _, mean, _, log_joint = self._terms(x_t, level)
+        return log_joint.logsumexp(1) - 0.5 * mean.shape[1] * math.log(2 * math.pi)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n draws of clean data, (n, *shape)."""
+        k = torch.multinomial(self.weight, n, replacement=True, generator=generator)
+        noise = torch.randn(n, *self.mean.shape[1:], generator=generator, dtype=self.mean.dtype)
+        return self.mean[k] + self.std[k].view(-1, *[1] * (self.mean.ndim - 1)) * noise
+
+    def _terms(self, x_t: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x_t (B, D), means (K, D), noised variances (K,), log weight + log density without its constant (B, K)."""
+        flat, mean = x_t.flatten(1), self.mean.to(x_t).flatten(1)
+        variance = level.alpha**2 * self.std.to(x_t) ** 2 + level.sigma**2
+        off = (flat[:, None] - level.alpha * mean).square().sum(-1)
+        log_joint = self.weight.to(x_t).log() - 0.5 * mean.shape[1] * variance.log() - 0.5 * off / variance
+        return flat, mean, variance, log_joint
+
+
+class EmpiricalData:
+    """The data set itself, each image a point: what a network of unlimited capacity would learn, perfect memory.
+
+    x0 is the average of the training images, each weighted by how well it explains x_t (Karras et al. 2022, eq. 57).
+    With labels (N,), a condition label=(B,) restricts each sample to its class; labels beyond those known mean any class.
+    """
+
+    def __init__(self, data: Tensor, labels: Tensor | None = None) -> None:
+        self.data, self.labels = data, labels
+
+    def __call__(self, x_t: Tensor, level: NoiseLevel, /, label: Tensor | None = None, **cond: Any) -> Estimate:
+        data = self.data.to(x_t).flatten(1)
+        weight = self.weights(x_t, level, label)
+        return Estimate.from_x0(x_t, (weight @ data).view_as(x_t), level)
+
+    def weights(self, x_t: Tensor, level: NoiseLevel, label: Tensor | None = None) -> Tensor:
+        """The posterior probability of each training image given x_t, (B, N). level.sigma > 0."""
+        data = self.data.to(x_t).flatten(1)
+        distance = torch.cdist(x_t.flatten(1), level.alpha * data, compute_mode="donot_use_mm_for_euclid_dist")
+        log_weight = -0.5 * (distance / level.sigma).square()
+        if label is not None and self.labels is not None:
+            other = label[:, None] != self.labels.to(label)[None]
+            any_class = ~torch.isin(label, self.labels.to(label))[:, None]
+            log_weight = log_weight.masked_fill(other & ~any_class, -math.inf)
+        return log_weight.softmax(1)

@@ -1,0 +1,61 @@
+"""The forward process and its exact conditionals, for any schedule. All are Gaussian; none needs a clamp at either end.
+
+Levels may be one for the batch or one per sample. s is the less noisy level, t the noisier one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from diffusion.level import Level, Scalar, broadcast
+
+
+class Gaussian(NamedTuple):
+    """An isotropic normal distribution per sample: mean like x, std one number or (B,)."""
+
+    mean: Tensor
+    std: Scalar
+
+    def sample(self, z: Tensor) -> Tensor:
+        """mean + std * z, for standard normal z."""
+        return self.mean + broadcast(self.std, z) * z
+
+
+def marginal(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+    """x_t = alpha*x0 + sigma*eps: a sample of q(x_t | x0) (Ho et al. 2020, eq. 4)."""
+    return broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, eps) * eps
+
+
+def tau(t: Level, s: Level) -> Scalar:
+    """The share of the noise variance in x_s that is new when stepping down from t: 1 - (alpha_t sigma_s / (alpha_s sigma_t))^2.
+
+    0 for s = t, 1 at data or from pure noise. It scales every ancestral and stochastic step.
+    """
+    ratio = _ratio_of_ratios(t, s)
+    return (1 - ratio) * (1 + ratio)
+
+
+def transition(x_s: Tensor, s: Level, t: Level) -> Gaussian:
+    """q(x_t | x_s), one step of added noise: mean (alpha_t/alpha_s) x_s, variance sigma_t^2 tau (Kingma et al. 2021, eq. 21)."""
+    return Gaussian(broadcast(t.alpha / s.alpha, x_s) * x_s, t.sigma * tau(t, s) ** 0.5)
+
+
+def posterior(x_t: Tensor, x0: Tensor, t: Level, s: Level) -> Gaussian:
+    """q(x_s | x_t, x0), one exact step of denoising, variance sigma_s^2 tau (Ho et al. 2020, eq. 6-7, for any two levels)."""
+    kept = s.sigma / t.sigma * _ratio_of_ratios(t, s)
+    mean = broadcast(s.alpha - kept * t.alpha, x0) * x0 + broadcast(kept, x_t) * x_t
+    return Gaussian(mean, s.sigma * tau(t, s) ** 0.5)
+
+
+def learned_std(v: Tensor, lower: Scalar, upper: Scalar) -> Tensor:
+    """The standard deviation of a denoising step whose network says v in [-1, 1]: the posterior's (lower) at -1, the forward
+    step's (upper) at 1, interpolated in log variance between (Nichol & Dhariwal 2021, eq. 15). lower > 0.
+    """
+    return broadcast(lower, v) * broadcast(upper / lower, v) ** ((v + 1) / 2)
+
+
+def _ratio_of_ratios(t: Level, s: Level) -> Scalar:
+    """(sigma_s / alpha_s) / (sigma_t / alpha_t), written so that alpha_t = 0 gives 0."""
+    return (t.alpha * s.sigma) / (s.alpha * t.sigma)

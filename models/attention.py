@@ -1,0 +1,42 @@
+"""Attention, in the one place where every network takes it from."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over (B, L, heads*d), by torch's fused kernels (Vaswani et al. 2017, eq. 1)."""
+    q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=heads) for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)")
+
+
+class SelfAttention(nn.Module):
+    """Tokens attend to each other; query, key and value come from one fused product."""
+
+    def __init__(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.out(attention(q, k, v, self.heads))
+
+
+class CrossAttention(nn.Module):
+    """Tokens attend to a context of another width (Rombach et al. 2022, section 3.3)."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int, bias: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim, bias=bias)
+        self.kv = nn.Linear(context_dim, 2 * dim, bias=bias)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        k, v = self.kv(context).chunk(2, dim=-1)
+        return self.out(attention(self.q(x), k, v, self.heads))

@@ -1,0 +1,95 @@
+"""This library's own file format: safetensors, with the description of what is inside as JSON in the metadata.
+
+    network.*    the network's state dict
+    ema.*        the averaged weights, where training kept them
+    optimizer.*  and whatever else training needs to go on; readers that only sample skip it
+
+Writing is atomic: a file of that name is the old one or the new one, whole, at any moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.model import Model, Report, build
+
+FILE_NAME = "checkpoint.safetensors"
+
+
+def save(model: Model, path: str | Path) -> None:
+    """Write a model to one file. Raises OSError where the place cannot be written."""
+    write(path, {f"network.{name}": value for name, value in model.backbone.state_dict().items()}, {"model": model.spec})
+
+
+def load(path: str | Path, *, ema: bool = True) -> Model:
+    """Read a model from a file, or from a training run's folder.
+
+    ema  take the averaged weights where the file has them; False takes the raw ones
+    Raises FileNotFoundError, or ValueError for a file that is damaged, foreign, or does not fit its own description.
+    """
+    tensors, metadata = read(path)
+    if "model" not in metadata:
+        raise ValueError(f"{path} does not say what model it holds: it was not written by models.save or by training")
+    with torch.device("meta"):
+        model = build(metadata["model"])
+    state = {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
+    average = {name.removeprefix("ema."): value for name, value in tensors.items() if name.startswith("ema.")}
+    if ema:
+        state.update({name: value.to(state[name].dtype) for name, value in average.items() if name in state})
+    fit(model.backbone, state, path)
+    ignored = [name for name in tensors if not name.startswith("network.") and not (ema and name.startswith("ema."))]
+    model.report = Report(tuple(state), tuple(ignored))
+    return model
+
+
+def fit(network: torch.nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Give the network these tensors, without a copy. Every key must match in name and shape, or ValueError says which do not."""
+    own = network.state_dict()
+    missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
+    shapes = [f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}" for k in own if k in state and own[k].shape != state[k].shape]
+    for problem, found in (("lacks", missing), ("holds unknown", unknown), ("is of another architecture:", shapes)):
+        if found:
+            raise ValueError(f"{source} {problem} {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else ""))
+    network.load_state_dict(dict(state), assign=True)
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and JSON metadata atomically: to a temporary file, flushed to disk, then renamed into place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {k: json.dumps(v) for k, v in metadata.items()})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors (memory-mapped) and the metadata of a file, or of the checkpoint in a run's folder."""
+    path = Path(path)
+    if path.is_dir():
+        if not (path / FILE_NAME).exists():
+            raise FileNotFoundError(f"no {FILE_NAME} in {path}: is it a training run's folder, and has it saved yet?")
+        path = path / FILE_NAME
+    if not path.exists():
+        raise FileNotFoundError(f"no such checkpoint: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key != "format"}
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118  (not a mapping)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged or not one of our safetensors files ({error})") from None

@@ -1,0 +1,74 @@
+"""What a network is told besides x: time, class label, vector. And the refusal of what it has no use for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoid(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """(B,) -> (B, dim): cosines, then sines, at geometrically falling frequencies from 1 to 1/max_period. In float32."""
+    half = dim // 2
+    frequency = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angle = t.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """The sinusoid of t through a small MLP. `factor` brings t to the range 0 ... 1000 that the frequencies are made for."""
+
+    def __init__(self, frequencies: int, dim: int, factor: float = 1.0) -> None:
+        super().__init__()
+        if frequencies % 2:
+            raise ValueError(f"the time embedding needs an even number of frequencies, not {frequencies}")
+        self.frequencies, self.factor = frequencies, factor
+        self.mlp = nn.Sequential(nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(sinusoid(t * self.factor, self.frequencies).to(self.mlp[0].weight.dtype))
+
+
+class LabelEmbedding(nn.Module):
+    """A vector per class, and one more for "no class": the null label `num_classes` that guidance needs."""
+
+    def __init__(self, num_classes: int, dim: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.table = nn.Embedding(num_classes + 1, dim)
+
+    def forward(self, label: Tensor) -> Tensor:
+        # Not on a GPU, where looking would wait for the device: an index out of range stops the kernel there.
+        if label.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_labels(label, self.num_classes)
+        return self.table(label)
+
+
+class VectorEmbedding(nn.Module):
+    """A vector condition (pooled text, sizes, ...) through a small MLP, to be added to the time embedding."""
+
+    def __init__(self, vector_dim: int, dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(vector_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return self.mlp(vector)
+
+
+def check_labels(label: Tensor, num_classes: int) -> None:
+    """Raise unless every label is a class 0 ... num_classes-1 or the null label num_classes."""
+    wrong = label[(label < 0) | (label > num_classes)]
+    if len(wrong):
+        raise ValueError(f"label {int(wrong[0])} is out of range: classes are 0 to {num_classes - 1}, and {num_classes} means no class")
+
+
+def check_conditions(network: str, expected: dict[str, bool], given: dict[str, Any]) -> None:
+    """Raise unless exactly the expected conditions are given: an ignored one is as wrong as a missing one."""
+    for name, value in given.items():
+        if value is None and expected[name]:
+            raise ValueError(f"this {network} needs the condition {name!r}: {name}=None was given")
+        if value is not None and not expected[name]:
+            known = ", ".join(n for n, used in expected.items() if used) or "none"
+            raise ValueError(f"this {network} has no use for the condition {name!r}; it takes: {known}")

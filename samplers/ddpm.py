@@ -1,0 +1,41 @@
+"""Ancestral sampling with the exact posterior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor
+
+from diffusion import DenoiserLike, Estimate, Grid, Noise, NoiseLevel, SeededNoise, learned_std, posterior, tau
+from samplers.solver import Step
+
+Variance = Literal["posterior", "upper", "learned"]
+
+
+def ddpm(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, variance: Variance = "posterior", noise: Noise | None = None) -> Iterator[Step]:
+    """DDPM (Ho et al. 2020, alg. 2), strided by whatever grid it gets: sample q(x_s | x_t, x0) at the estimated x0.
+
+    variance  "posterior": the exact one, right for point-like data; "upper": that of the forward step, right for white
+              data (both section 3.2); "learned": the network's own (Nichol & Dhariwal 2021, eq. 15)
+    noise defaults to seeds 0 ... B-1. No noise is added on the step that reaches clean data.
+    """
+    noise = noise or SeededNoise(range(len(x)))
+    for i, (t, s) in enumerate(pairwise(grid)):
+        estimate = denoiser(x, t)
+        mean = posterior(x, estimate.x0, t, s).mean
+        x = mean if s.sigma == 0 else mean + _std(variance, estimate, t, s) * noise(x, i)
+        yield Step(i, s, x, estimate.x0)
+
+
+def _std(variance: Variance, estimate: Estimate, t: NoiseLevel, s: NoiseLevel) -> float | Tensor:
+    lower, upper = (sigma * math.sqrt(tau(t, s)) for sigma in (s.sigma, t.sigma))
+    if variance == "learned":
+        if estimate.variance is None:
+            raise ValueError("variance='learned' needs a network with a learned variance; this one has none: use 'posterior' or 'upper'")
+        return learned_std(estimate.variance, lower, upper)
+    if variance not in ("posterior", "upper"):
+        raise ValueError(f"variance must be 'posterior', 'upper' or 'learned', not {variance!r}")
+    return lower if variance == "posterior" else upper

@@ -1,0 +1,25 @@
+"""Euler's method on the probability-flow ODE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from torch import Tensor
+
+from diffusion import DenoiserLike, Grid
+from samplers.solver import Step
+
+
+def euler(denoiser: DenoiserLike, x: Tensor, grid: Grid) -> Iterator[Step]:
+    """Euler in flow time (Liu et al. 2022; Karras et al. 2022, alg. 1 without correction): follow the velocity. Order 1.
+
+    With u = x / (alpha + sigma) and r = sigma / (alpha + sigma), the ODE is du/dr = eps - x0 on every schedule, finite
+    at both ends. A step of it lands exactly where DDIM does, and where Euler in sigma/alpha does.
+    """
+    for i, (t, s) in enumerate(pairwise(grid)):
+        x0, eps = denoiser(x, t)
+        norm_t, norm_s = t.alpha + t.sigma, s.alpha + s.sigma
+        dr = s.sigma / norm_s - t.sigma / norm_t
+        x = norm_s * (x / norm_t + dr * (eps - x0))
+        yield Step(i, s, x, x0)

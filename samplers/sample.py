@@ -1,0 +1,77 @@
+"""`sample`: run any solver by name to the end of its grid."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion import DenoiserLike, Grid, SeededNoise, initial_noise
+from samplers.consistency import consistency
+from samplers.ddim import ddim
+from samplers.ddpm import ddpm
+from samplers.euler import euler
+from samplers.solver import Solver
+
+SAMPLERS: dict[str, Solver] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "euler": euler,
+    "consistency": consistency,
+}
+
+
+def sample(
+    sampler: str | Solver,
+    denoiser: DenoiserLike,
+    grid: Grid,
+    *,
+    shape: Sequence[int] | None = None,
+    seeds: Sequence[int] | None = None,
+    start: Tensor | None = None,
+    cond: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Tensor:
+    """Samples (B, *shape) at the grid's last level.
+
+    sampler  a name in SAMPLERS, or a solver function
+    shape    of one sample, with seeds: one per sample, for its initial noise and for the noise of stochastic solvers
+    start    instead of shape: the samples at the grid's first level, used as they are
+    cond     conditions for the network, e.g. {"label": tensor of (B,)}
+    device   where to sample; default the denoiser's own device, or start's
+    options  the solver's own (eta, variance, noise, ...); an unknown one raises
+    """
+    solver, name = find_sampler(sampler), sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "solver")
+    known = inspect.signature(solver).parameters
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"{name} has no option {unknown[0]!r}; it has {', '.join(list(known)[3:]) or 'none'}")
+    if start is None:
+        if shape is None or seeds is None:
+            raise ValueError("give shape and seeds, or start")
+        device = device or getattr(denoiser, "device", "cpu")
+        start = grid.start(initial_noise(seeds, shape, dtype, device))
+    if seeds is not None and "noise" in known:
+        options.setdefault("noise", SeededNoise(seeds))
+    denoise = partial(denoiser, **cond) if cond else denoiser
+    x = start
+    with torch.no_grad():
+        for step in tqdm(solver(denoise, start, grid, **options), total=grid.steps, desc=name, disable=not progress):
+            x = step.x
+    return x
+
+
+def find_sampler(sampler: str | Solver) -> Solver:
+    """The solver of that name, or the function itself."""
+    if not isinstance(sampler, str):
+        return sampler
+    if sampler not in SAMPLERS:
+        raise ValueError(f"no sampler named {sampler!r}; known: {', '.join(SAMPLERS)}")
+    return SAMPLERS[sampler]

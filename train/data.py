@@ -1,0 +1,151 @@
+"""Data sets: indexed by a list, they give a batch. Images are float32 (B, C, H, W) in [-1, 1] under "x0", classes under "label"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion.noise import mix
+
+Batch = dict[str, Tensor]
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+class Dataset(Protocol):
+    """What training asks of data. `num_classes` is None where there are no labels; shape is (C, H, W)."""
+
+    num_classes: int | None
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int: ...
+    def __getitems__(self, indices: Sequence[int]) -> Batch: ...
+
+
+class TensorData:
+    """Images (N, C, H, W) and labels (N,) held in memory."""
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None, num_classes: int | None = None) -> None:
+        if len(images) == 0:
+            raise ValueError("a data set needs at least one image")
+        if labels is not None and num_classes is None:
+            num_classes = int(labels.max()) + 1
+        if labels is not None and ((labels < 0) | (labels >= (num_classes or 0))).any():
+            raise ValueError(f"labels must lie in 0 ... {(num_classes or 0) - 1}; found {int(labels.min())} to {int(labels.max())}")
+        self.images, self.labels, self.num_classes = images, labels, num_classes
+        self.shape = (images.shape[1], images.shape[2], images.shape[3])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        index = torch.as_tensor(indices)
+        batch = {"x0": self.images[index]}
+        return batch if self.labels is None else {**batch, "label": self.labels[index]}
+
+
+def digits(split: Literal["train", "held_out", "all"] = "train", held_out: float = 0.3, seed: int = 0) -> TensorData:
+    """Handwritten digits, 1,797 images of 8x8 with labels (UCI, shipped with scikit-learn), in 17 grey levels.
+
+    split  "held_out" is a random share of each class that training never sees; the same for the same seed
+    """
+    from sklearn.datasets import load_digits  # not at the top: half a second that other data sets need not pay
+
+    raw = load_digits()
+    labels = torch.from_numpy(raw.target).long()
+    images = torch.from_numpy(raw.images).float()[:, None] / 8 - 1  # 0 ... 16 -> [-1, 1]
+    if split == "all":
+        return TensorData(images, labels, 10)
+    if split not in ("train", "held_out"):
+        raise ValueError(f"split must be 'train', 'held_out' or 'all', not {split!r}")
+    generator = torch.Generator().manual_seed(seed)
+    away = torch.zeros(len(labels), dtype=torch.bool)
+    for k in range(10):
+        members = (labels == k).nonzero()[:, 0]
+        members = members[torch.randperm(len(members), generator=generator)]
+        away[members[: round(held_out * len(members))]] = True
+    chosen = away if split == "held_out" else ~away
+    return TensorData(images[chosen], labels[chosen], 10)
+
+
+class ImageFolder:
+    """Images of a folder, decoded when asked for. Subfolders, if there are any, are classes in alphabetical order.
+
+    size      the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None keeps sizes,
+              which must then be equal
+    channels  3 for colour, 1 for grey
+    """
+
+    def __init__(self, folder: str | Path, size: int | None = None, channels: Literal[1, 3] = 3) -> None:
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no such image folder: {folder}")
+        self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not self.files:
+            raise ValueError(f"no images in {folder}: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        classes = sorted({p.relative_to(folder).parts[0] for p in self.files if p.parent != folder})
+        loose = [p for p in self.files if p.parent == folder]
+        if classes and loose:
+            raise ValueError(f"{folder} mixes class folders ({classes[0]}, ...) and loose images ({loose[0].name}, ...): keep one kind")
+        self.classes, self.size, self.channels = classes, size, channels
+        self.labels = torch.tensor([classes.index(p.relative_to(folder).parts[0]) for p in self.files]) if classes else None
+        self.num_classes = len(classes) or None
+        first = self._read(self.files[0])
+        self.shape = (first.shape[0], first.shape[1], first.shape[2])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        images = [self._read(self.files[i]) for i in indices]
+        for i, image in zip(indices, images, strict=True):
+            if image.shape != images[0].shape:
+                raise ValueError(
+                    f"{self.files[i]} has shape {tuple(image.shape)}, others {tuple(images[0].shape)}: give a size to resize to"
+                )
+        batch = {"x0": torch.stack(images)}
+        return batch if self.labels is None else {**batch, "label": self.labels[torch.as_tensor(indices)]}
+
+    def _read(self, file: Path) -> Tensor:
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(file) as opened:
+                image = opened.convert("RGB" if self.channels == 3 else "L")
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"cannot read the image {file}: {error}") from None
+        if self.size is not None:
+            scale = self.size / min(image.size)
+            image = image.resize(
+                (max(self.size, round(image.width * scale)), max(self.size, round(image.height * scale))), Image.Resampling.BICUBIC
+            )
+            left, top = (image.width - self.size) // 2, (image.height - self.size) // 2
+            image = image.crop((left, top, left + self.size, top + self.size))
+        pixels = torch.from_numpy(np.array(image)).float() / 127.5 - 1
+        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+DATASETS = {"digits": digits, "folder": ImageFolder}
+
+
+def shuffled_batches(n: int, batch_size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
+    """Endless batches of indices below n, from batch number `start` on: each epoch is a permutation keyed by (seed, epoch).
+
+    A batch may span two epochs. Nothing but its number says what it holds, so that training resumes anywhere.
+    """
+    epoch, order = -1, torch.empty(0, dtype=torch.long)
+    position = start * batch_size
+    while True:
+        batch: list[int] = []
+        while len(batch) < batch_size:
+            if position // n != epoch:
+                epoch = position // n
+                order = torch.randperm(n, generator=torch.Generator().manual_seed(mix(seed, epoch)))
+            taken = order[position % n : position % n + batch_size - len(batch)].tolist()
+            batch += taken
+            position += len(taken)
+        yield batch

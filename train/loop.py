@@ -1,0 +1,231 @@
+"""The training loop, read from top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from diffusion.noise import mix
+from models import EMA, Model
+from models.checkpoints import native
+from train.data import Batch, Dataset, shuffled_batches
+from train.logbook import Logger
+from train.objective import Objective
+from train.state import TrainState
+from train.world import World
+
+
+@dataclass(frozen=True)
+class TrainParams:
+    """How to train.
+
+    steps          optimiser steps; learning rate and everything else counts these
+    batch_size     samples per optimiser step, over all processes and accumulated parts
+    accumulate     parts that each process splits its share of a batch into, when memory is short
+    warmup         steps over which the learning rate rises from 0
+    final          share of the learning rate that is left at the last step; the cosine between (1: constant)
+    clip           limit of the gradient's norm
+    precision      of the forward and backward pass; weights, average and optimiser stay float32
+    ema            decay of the averaged weights
+    save_every, log_every, evaluate_every   in steps
+    workers        processes that decode data; 0 decodes in the loop
+    compile        torch.compile the network
+    """
+
+    steps: int = 10_000
+    batch_size: int = 128
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    final: float = 1.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip: float = 1.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: float = 0.999
+    seed: int = 0
+    save_every: int = 1000
+    log_every: int = 50
+    evaluate_every: int = 0
+    workers: int = 0
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise ValueError(f"train.precision must be fp32, bf16 or fp16, not {self.precision!r}")
+
+    def micro_batch(self, processes: int) -> int:
+        """Samples per forward pass of one process."""
+        if self.batch_size % (processes * self.accumulate):
+            raise ValueError(f"train.batch_size={self.batch_size} does not divide into {processes} processes x {self.accumulate} parts")
+        return self.batch_size // (processes * self.accumulate)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Of the step with that number, from 0: linear warm-up, then a cosine down to `final` at the last step."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - 1 - self.warmup)
+        return self.learning_rate * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def train(
+    model: Model,
+    objective: Objective,
+    data: Dataset,
+    params: TrainParams,
+    folder: str | Path,
+    *,
+    world: World | None = None,
+    loggers: Callable[[int], Sequence[Logger]] = lambda step: (),
+    evaluate: Callable[[Model], Mapping[str, float]] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> bool:
+    """Train `model` in place; afterwards it holds the averaged weights. True when finished, False when interrupted.
+
+    folder    gets checkpoint.safetensors: raw and averaged weights, optimiser, step
+    resume    go on from that checkpoint, bit for bit as if never stopped; without one, start
+    loggers   called with the step to start from, returns where numbers go
+    evaluate  called with the averaged model every `params.evaluate_every` steps; its numbers are logged
+    Ctrl-C and SIGTERM finish the step, save, and return False. Raises FloatingPointError when the loss is not finite.
+    """
+    folder, world = Path(folder), world or World(0, 1, torch.device("cpu"))
+    micro_batch, rank, device = params.micro_batch(world.size), world.rank, world.device
+    network = model.backbone.to(device).train()
+    state = TrainState(
+        model,
+        EMA(network, params.ema),
+        torch.optim.AdamW(network.parameters(), params.learning_rate, betas=params.betas, weight_decay=params.weight_decay),
+        torch.amp.GradScaler(device.type, enabled=params.precision == "fp16"),
+    )
+    settings = {k: v for k, v in asdict(params).items() if k in ("batch_size", "seed", "learning_rate", "warmup", "final")}
+    if resume and (folder / native.FILE_NAME).exists():
+        state.load(folder, settings)
+    forward = torch.compile(network) if params.compile else network
+    if world.size > 1:
+        forward = DistributedDataParallel(forward, device_ids=[device] if device.type == "cuda" else None)
+    denoiser = model.network_denoiser(forward)
+    autocast = torch.autocast(
+        device.type, torch.float16 if params.precision == "fp16" else torch.bfloat16, enabled=params.precision != "fp32"
+    )
+    batches = _batches(data, params, world, micro_batch, state.step)
+    books = loggers(state.step) if world.leads else ()
+    bar = tqdm(total=params.steps, initial=state.step, desc=folder.name, unit="step", disable=not (progress and world.leads))
+    losses, norms, clock = [], [], time.perf_counter()
+
+    with _StopRequest() as stop, torch.random.fork_rng(), bar:
+        while state.step < params.steps:
+            for group in state.optimizer.param_groups:
+                group["lr"] = params.learning_rate_at(state.step)
+            for part in range(params.accumulate):
+                batch = {name: value.to(device, non_blocking=True) for name, value in next(batches).items()}
+                # Reseeding per step makes every step its own, so that resuming needs no random state from the past.
+                torch.manual_seed(mix(params.seed, rank, state.step, part))
+                last = part == params.accumulate - 1
+                # Gradients travel between processes once per optimiser step, with the last part.
+                with forward.no_sync() if world.size > 1 and not last else contextlib.nullcontext():
+                    with autocast:
+                        loss = objective(denoiser, batch).mean()
+                    state.scaler.scale(loss / params.accumulate).backward()
+                losses.append(loss.detach())
+            state.scaler.unscale_(state.optimizer)
+            norms.append(nn.utils.clip_grad_norm_(network.parameters(), params.clip))
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.ema.update(network)
+            state.step += 1
+            bar.update()
+
+            done = state.step == params.steps
+            if state.step % params.log_every == 0 or done:
+                loss_mean = float(world.mean(torch.stack(losses).mean()))
+                if not math.isfinite(loss_mean):
+                    raise FloatingPointError(
+                        f"the loss is {loss_mean} at step {state.step}: lower train.learning_rate, or use bf16 or fp32; "
+                        f"the last good checkpoint is in {folder}"
+                    )
+                speed = len(losses) * micro_batch * world.size / (time.perf_counter() - clock)
+                values = {"loss": loss_mean, "grad_norm": float(torch.stack(norms).mean()), "lr": params.learning_rate_at(state.step - 1)}
+                for book in books:
+                    book.log(state.step, {**values, "samples_per_second": speed})
+                bar.set_postfix(loss=f"{loss_mean:.4f}", samples_per_s=f"{speed:.0f}")
+                losses, norms, clock = [], [], time.perf_counter()
+                stopped = bool(world.mean(torch.tensor(float(stop.requested), device=device)) > 0)
+            else:
+                # Alone, a process stops at once; several agree on it when they log, so that none waits for another.
+                stopped = stop.requested and world.size == 1
+            if evaluate and params.evaluate_every and (state.step % params.evaluate_every == 0 or done):
+                with state.ema.applied_to(network.eval()):
+                    found = evaluate(model) if world.leads else {}
+                network.train()
+                for book in books:
+                    book.log(state.step, found)
+                clock = time.perf_counter()
+            if world.leads and (state.step % params.save_every == 0 or done or stopped):
+                state.save(folder, settings)
+            if stopped and not done:
+                break
+    for book in books:
+        book.close()
+    state.ema.copy_to(network.eval())
+    return state.step == params.steps
+
+
+def _batches(data: Dataset, params: TrainParams, world: World, micro_batch: int, step: int) -> Iterator[Batch]:
+    """This process's micro-batches from optimiser step `step` on: each global batch is cut into ranks, each rank's share into parts."""
+
+    def mine() -> Iterator[list[int]]:
+        share = params.batch_size // world.size
+        for batch in shuffled_batches(len(data), params.batch_size, params.seed, step):
+            own = batch[world.rank * share : (world.rank + 1) * share]
+            yield from (own[i : i + micro_batch] for i in range(0, share, micro_batch))
+
+    loader: Any = DataLoader(
+        data,  # type: ignore[arg-type]  # torch calls __getitems__ where there is one, but its types do not know it
+        batch_sampler=mine(),  # type: ignore[arg-type]  # an iterator will do
+        collate_fn=_as_it_is,
+        num_workers=params.workers,
+        pin_memory=world.device.type == "cuda",
+    )
+    return iter(loader)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+class _StopRequest:
+    """Turns the first Ctrl-C or SIGTERM into a flag that the loop reads between steps; a second one interrupts at once."""
+
+    def __enter__(self) -> _StopRequest:
+        self.requested = False
+        self._previous = {}
+        with contextlib.suppress(ValueError):  # only the main thread may handle signals; elsewhere they go where they went
+            self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True

@@ -1,0 +1,84 @@
+"""What a network is trained to do: a function (denoiser, batch) -> one loss per sample.
+
+Random numbers come from torch's global generators, which the loop reseeds at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion import BatchLevel, Denoiser, Prediction, Schedule, marginal
+from diffusion.level import broadcast
+from train.data import Batch
+from train.density import Density
+from train.variational import variational_bound
+from train.weighting import Weighting
+
+
+class Objective(Protocol):
+    """Losses (B,) of a batch, of which the loop takes the mean."""
+
+    def __call__(self, denoiser: Denoiser, batch: Batch) -> Tensor: ...
+
+
+class DenoisingObjective:
+    """Predict what the prediction says from a noised sample: weight * |out - target|^2, averaged over each sample.
+
+    density    where the times fall
+    weighting  what each counts
+    null, drop with probability `drop` a sample's conditions are replaced by their null values, for guidance
+    bound_weight  factor of the variational bound that trains a learned variance (Nichol & Dhariwal 2021, eq. 16)
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        prediction: Prediction,
+        density: Density,
+        weighting: Weighting,
+        null: Mapping[str, Any] | None = None,
+        drop: float = 0.1,
+        bound_weight: float = 0.001,
+    ) -> None:
+        self.schedule, self.prediction, self.density, self.weighting = schedule, prediction, density, weighting
+        self.null, self.drop, self.bound_weight = dict(null or {}), drop, bound_weight
+
+    def __call__(self, denoiser: Denoiser, batch: Batch) -> Tensor:
+        x0 = batch["x0"]
+        level = self.schedule.levels(self.density.sample(len(x0)))
+        eps = torch.randn_like(x0)
+        x_t = marginal(x0, eps, level)
+        out = denoiser.output(x_t, level, **drop_conditions(conditions(batch), self.null, self.drop))
+        bound: float | Tensor = 0.0
+        if out.shape[1] == 2 * x0.shape[1]:
+            out, variance = out.chunk(2, dim=1)
+            x0_hat = self.prediction.estimate(x_t, out.detach(), level).x0
+            bound = self.bound_weight * variational_bound(self.schedule, x0, x_t, x0_hat, variance, level)
+        return self._weighted_error(out, self.prediction.target(x0, eps, level), level) + bound
+
+    def _weighted_error(self, out: Tensor, target: Tensor, level: BatchLevel) -> Tensor:
+        weight = broadcast(self.weighting(level, self.prediction), out)
+        return (weight * (out - target).square()).flatten(1).mean(1)
+
+
+def conditions(batch: Batch) -> dict[str, Tensor]:
+    """All of a batch that the network is told."""
+    return {name: value for name, value in batch.items() if name != "x0"}
+
+
+def drop_conditions(cond: dict[str, Tensor], null: Mapping[str, Any], probability: float) -> dict[str, Tensor]:
+    """Replace the conditions of a random share of the samples by their null values, all of a sample's together."""
+    if not cond or not null or probability == 0:
+        return cond
+    first = next(iter(cond.values()))
+    dropped = (torch.rand(len(first)) < probability).to(first.device)
+    return {
+        name: torch.where(
+            dropped.view(-1, *[1] * (value.ndim - 1)), torch.as_tensor(null[name], dtype=value.dtype, device=value.device), value
+        )
+        for name, value in cond.items()
+    }

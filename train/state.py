@@ -1,0 +1,73 @@
+"""All that training must remember between two steps, and how it is written and read back: one file, whole at any moment.
+
+The random state is not part of it: every step reseeds from (seed, rank, step).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import EMA, Model
+from models.checkpoints import native
+
+
+@dataclass
+class TrainState:
+    """The model with its raw weights, their average, the optimiser, the loss scale, and the number of finished steps."""
+
+    model: Model
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+
+    def save(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Write folder/checkpoint.safetensors atomically. `settings` are kept for `load` to compare."""
+        optimizer = self.optimizer.state_dict()
+        tensors = {f"network.{name}": value for name, value in self.model.backbone.state_dict().items()}
+        tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
+        for index, state in optimizer["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        progress = {"step": self.step, "ema_updates": self.ema.updates, "param_groups": optimizer["param_groups"]}
+        metadata = {"model": self.model.spec, "progress": {**progress, "scaler": self.scaler.state_dict()}, "settings": dict(settings)}
+        native.write(folder / native.FILE_NAME, tensors, metadata)
+
+    def load(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Continue from the folder's checkpoint. ValueError where it belongs to another model or to other settings."""
+        tensors, metadata = native.read(folder)
+        if "progress" not in metadata:
+            raise ValueError(f"{folder} holds a model, but no training state to resume from")
+        _same(folder, metadata["model"], json.loads(json.dumps(self.model.spec)), "")
+        _same(folder, metadata["settings"], json.loads(json.dumps(dict(settings))), "")
+        progress = metadata["progress"]
+        self.model.backbone.load_state_dict(_part(tensors, "network."))
+        self.ema.load(_part(tensors, "ema."), progress["ema_updates"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _part(tensors, "optimizer.").items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": progress["param_groups"]})
+        self.scaler.load_state_dict(progress["scaler"])
+        self.step = progress["step"]
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _same(folder: Path, saved: Any, given: Any, where: str) -> None:
+    """Raise at the first setting in which a checkpoint differs from what is asked for."""
+    if isinstance(saved, dict) and isinstance(given, dict):
+        for key in sorted(saved.keys() | given.keys()):
+            _same(folder, saved.get(key), given.get(key), f"{where}.{key}" if where else key)
+    elif saved != given:
+        raise ValueError(
+            f"{folder} was trained with {where}={saved}, not {given}: use that to resume it, or another run folder to start anew"
+        )
