@@ -1,0 +1,104 @@
+"""Configurations of the three programs, and the one place that knows Hydra.
+
+    configs/train, configs/samplers, configs/eval    one folder per program: config.yaml and its experiments
+
+`compose` gives a notebook the same plain dictionary that the command line would give the program.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+FOLDER = Path(__file__).parent
+
+
+def compose(program: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The resolved configuration of `python -m program override ...`. ValueError in one line for anything wrong with it."""
+    try:
+        config = _compose(program, overrides)
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise ValueError(f"{missing[0]} must be given: {missing[0]}=...{_experiments(program, missing[0])}")
+        return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]  # keys of our files are strings
+    except HydraException as error:
+        raise ValueError(_explain(program, overrides, error)) from None
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+
+
+def command_line(program: str, main: Callable[[dict[str, Any]], int]) -> None:
+    """Run a program with the overrides of the command line and exit with its status.
+
+    An error that the user can mend ends with one line and status 1; HYDRA_FULL_ERROR=1 shows where it came from.
+    """
+    arguments = sys.argv[1:]
+    try:
+        config = {} if _is_for_hydra(arguments) else compose(program, arguments)
+        if config:
+            sys.exit(main(config))
+        hydra.main(version_base="1.3", config_path=str(FOLDER / program), config_name="config")(lambda config: None)()
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _is_for_hydra(arguments: Sequence[str]) -> bool:
+    """--help, --cfg job, --info and the like only look at the configuration: Hydra's own command line answers them."""
+    return any(argument.startswith("-") for argument in arguments)
+
+
+def _compose(program: str, overrides: Sequence[str]) -> DictConfig:
+    with hydra.initialize_config_dir(str(FOLDER / program), version_base="1.3"):
+        return hydra.compose("config", list(overrides))
+
+
+def _explain(program: str, overrides: Sequence[str], error: HydraException) -> str:
+    """One line for what Hydra says in several, with the nearest key or file that there is."""
+    text = str(error)
+    if found := re.search(r"Could not (?:override|delete) '([^'@=]+)'", text):
+        key = found[1]
+        choices = [o for o in overrides if o.split("=")[0] in _groups(program)]
+        known = list(_keys(OmegaConf.to_container(_compose(program, choices if key not in "".join(choices) else []))))
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known at the top: {', '.join(k for k in known if '.' not in k)}"
+        return f"no setting named {key!r}; {hint} (+{key}=... adds one that the file leaves at its default)"
+    if found := re.search(r"Could not find '([\w-]+)/([^']+)'", text):
+        options = _options(program, found[1])
+        near = difflib.get_close_matches(found[2], options, n=1)
+        return f"no {found[1]} named {found[2]!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options)}")
+    return " ".join(text.split())
+
+
+def _groups(program: str) -> list[str]:
+    return [path.name for path in (FOLDER / program).iterdir() if path.is_dir()]
+
+
+def _options(program: str, group: str) -> list[str]:
+    return sorted(path.stem for path in (FOLDER / program / group).glob("*.yaml"))
+
+
+def _experiments(program: str, missing: str) -> str:
+    """What to add to "must be given" where choosing an experiment would give it."""
+    options = _options(program, "experiment")
+    return f", or choose an experiment: experiment={' | '.join(options)}" if options and missing != "experiment" else ""
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            yield f"{prefix}{key}"
+            yield from _keys(value, f"{prefix}{key}.")

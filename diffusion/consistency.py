@@ -16,6 +16,7 @@ from torch import Tensor
 from diffusion.denoiser import Denoiser, Wrapper
 from diffusion.level import Level, Scalar, broadcast
 from diffusion.prediction import Estimate
+from diffusion.spec import make
 
 Blend = Callable[[Level], tuple[Scalar, Scalar]]
 """level -> (p, q) in f(x_t) = p * x_t + q * x0_hat, with (1, 0) in the limit of data."""
@@ -66,8 +67,4 @@ class ConsistencyFunction(Wrapper):
 
 def build_blend(spec: Mapping[str, Any]) -> Blend:
     """A parametrisation from its description, e.g. {"name": "cm", "ratio_min": 0.03}."""
-    options = dict(spec)
-    name = options.pop("name", None)
-    if name not in PARAMETRISATIONS:
-        raise ValueError(f"no consistency parametrisation named {name!r}; known: {', '.join(PARAMETRISATIONS)}")
-    return PARAMETRISATIONS[name](**options)
+    return make("consistency parametrisation", spec, PARAMETRISATIONS)

@@ -12,15 +12,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from diffusion.level import Level, NoiseLevel, Scalar, broadcast
+from diffusion.level import BatchLevel, Level, Scalar, broadcast
 from diffusion.prediction import Estimate, Prediction, edm
 from diffusion.schedule import Schedule, VarianceExploding
 
 
 class DenoiserLike(Protocol):
-    """What a solver asks for: the estimate at one level for the whole batch. `cond` goes to the network."""
+    """What solvers ask (at one level for the batch) and distillation too (one per sample). `cond` goes to the network."""
 
-    def __call__(self, x_t: Tensor, level: NoiseLevel, /, **cond: Any) -> Estimate: ...
+    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate: ...
 
 
 class Denoiser:
@@ -106,7 +106,7 @@ class Clipped(Wrapper):
         super().__init__(denoiser)
         self.low, self.high = low, high
 
-    def __call__(self, x_t: Tensor, level: NoiseLevel, /, **cond: Any) -> Estimate:
+    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
         estimate = self.denoiser(x_t, level, **cond)
         return Estimate.from_x0(x_t, estimate.x0.clamp(self.low, self.high), level, estimate.variance)
 
@@ -122,7 +122,11 @@ class OnSchedule(Wrapper):
         super().__init__(denoiser)
         self.schedule = schedule
 
-    def __call__(self, x_t: Tensor, level: NoiseLevel, /, **cond: Any) -> Estimate:
-        own = self.schedule.level(float(self.schedule.t_from_ratio(level.ratio)))
+    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+        own: Level
+        if isinstance(level, BatchLevel):
+            own = self.schedule.levels(self.schedule.t_from_ratio(level.sigma / level.alpha))
+        else:
+            own = self.schedule.level(float(self.schedule.t_from_ratio(level.ratio)))
         # sigma is positive wherever a denoiser is asked, alpha is not: scale by sigma.
-        return self.denoiser(x_t * (own.sigma / level.sigma), own, **cond)
+        return self.denoiser(broadcast(own.sigma / level.sigma, x_t) * x_t, own, **cond)

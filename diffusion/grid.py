@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diffusion.level import NoiseLevel
 from diffusion.schedule import DiscreteVP, Schedule
+from diffusion.spec import check_names, lookup
 
 
 @dataclass(frozen=True)
@@ -117,16 +118,13 @@ def time_grid(
 
 
 def _spaced(schedule: Schedule, steps: int | None, spacing: str, t_start: float, t_end: float, options: dict[str, Any]) -> Tensor:
-    if spacing not in SPACINGS:
-        raise ValueError(f"no spacing named {spacing!r}; known: {', '.join(SPACINGS)}, or give the times themselves")
+    function = lookup("spacing", spacing, SPACINGS)
     if steps is None or steps < 1:
         raise ValueError(f"steps must be a whole number >= 1, not {steps}")
     if not t_start > t_end:
         raise ValueError(f"a grid runs from noise to data: t_start={t_start:g} must be greater than t_end={t_end:g}")
-    function = SPACINGS[spacing]
     known = list(inspect.signature(function).parameters)[4:]
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"spacing {spacing!r} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    check_names(f"option of {spacing} spacing", options, known)
     return function(schedule, steps, t_start, t_end, **options)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion.denoiser import DenoiserLike, Wrapper
-from diffusion.level import NoiseLevel
+from diffusion.level import Level
 from diffusion.prediction import Estimate
 
 
@@ -26,7 +26,7 @@ class ClassifierFreeGuidance(Wrapper):
         super().__init__(denoiser)
         self.scale, self.null, self.batched = float(scale), dict(null), batched
 
-    def __call__(self, x_t: Tensor, level: NoiseLevel, /, **cond: Any) -> Estimate:
+    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
         if self.scale == 1:
             return self.denoiser(x_t, level, **cond)
         null = {name: self._null_like(name, value) for name, value in cond.items()}
@@ -36,7 +36,7 @@ class ClassifierFreeGuidance(Wrapper):
         x0, eps = (torch.lerp(u, c, self.scale) for c, u in zip(conditional, unconditional, strict=True))
         return Estimate(x0, eps, conditional.variance)
 
-    def _both(self, x_t: Tensor, level: NoiseLevel, cond: dict[str, Any], null: dict[str, Any]) -> tuple[Estimate, Estimate]:
+    def _both(self, x_t: Tensor, level: Level, cond: dict[str, Any], null: dict[str, Any]) -> tuple[Estimate, Estimate]:
         if not self.batched:
             return self.denoiser(x_t, level, **cond), self.denoiser(x_t, level, **null)
         both = self.denoiser(torch.cat([x_t, x_t]), level, **{name: torch.cat([cond[name], null[name]]) for name in cond})

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.level import NoiseLevel
+from diffusion.level import Level, Scalar, broadcast
 from diffusion.prediction import Estimate
 
 
@@ -23,7 +23,7 @@ class PointMass:
         """x0: one sample (...), or a batch that matches x_t."""
         self.x0 = x0
 
-    def __call__(self, x_t: Tensor, level: NoiseLevel, /, **cond: Any) -> Estimate:
+    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
         return Estimate.from_x0(x_t, self.x0.to(x_t).expand_as(x_t), level)
 
 
@@ -36,16 +36,17 @@ class GaussianMixture:
             raise ValueError("a mixture needs as many positive stds and weights as means")
         self.mean, self.std, self.weight = mean, std, weight / weight.sum()
 
-    def __call__(self, x_t: Tensor, level: NoiseLevel, /, **cond: Any) -> Estimate:
+    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
         flat, mean, variance, log_joint = self._terms(x_t, level)
-        responsibility = log_joint.softmax(1)[:, :, None]  # (B, K, 1)
-        score = (flat[:, None] - level.alpha * mean) / variance[:, None]  # (B, K, D), minus the score of each component
-        shrink = (self.std.to(flat) ** 2 * level.alpha)[:, None]
-        x0 = (responsibility * (mean + shrink * score)).sum(1)
-        eps = (responsibility * level.sigma * score).sum(1)
+        alpha, sigma = broadcast(level.alpha, flat), broadcast(level.sigma, flat)
+        responsibility = log_joint.softmax(1)
+        pull = (flat[:, None] - _column(alpha) * mean) / variance[..., None]  # (B, K, D), minus each component's score
+        shrink = _column(alpha) * (self.std.to(flat) ** 2)[:, None]
+        x0 = (responsibility[..., None] * (mean + shrink * pull)).sum(1)
+        eps = sigma * (responsibility[..., None] * pull).sum(1)
         return Estimate(x0.view_as(x_t), eps.view_as(x_t))
 
-    def log_prob(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
+    def log_prob(self, x_t: Tensor, level: Level) -> Tensor:
         """log density of the noised mixture at x_t, (B,), in nats."""
         _, mean, _, log_joint = self._terms(x_t, level)
         return log_joint.logsumexp(1) - 0.5 * mean.shape[1] * math.log(2 * math.pi)
@@ -56,11 +57,12 @@ class GaussianMixture:
         noise = torch.randn(n, *self.mean.shape[1:], generator=generator, dtype=self.mean.dtype)
         return self.mean[k] + self.std[k].view(-1, *[1] * (self.mean.ndim - 1)) * noise
 
-    def _terms(self, x_t: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x_t (B, D), means (K, D), noised variances (K,), log weight + log density without its constant (B, K)."""
+    def _terms(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x_t (B, D), means (K, D), noised variances (1 or B, K), log weight + log density without its constant (B, K)."""
         flat, mean = x_t.flatten(1), self.mean.to(x_t).flatten(1)
-        variance = level.alpha**2 * self.std.to(x_t) ** 2 + level.sigma**2
-        off = (flat[:, None] - level.alpha * mean).square().sum(-1)
+        alpha, sigma = broadcast(level.alpha, flat), broadcast(level.sigma, flat)
+        variance = (alpha**2 * self.std.to(x_t)[None] ** 2) + sigma**2
+        off = (flat[:, None] - _column(alpha) * mean).square().sum(-1)
         log_joint = self.weight.to(x_t).log() - 0.5 * mean.shape[1] * variance.log() - 0.5 * off / variance
         return flat, mean, variance, log_joint
 
@@ -75,18 +77,28 @@ class EmpiricalData:
     def __init__(self, data: Tensor, labels: Tensor | None = None) -> None:
         self.data, self.labels = data, labels
 
-    def __call__(self, x_t: Tensor, level: NoiseLevel, /, label: Tensor | None = None, **cond: Any) -> Estimate:
+    def __call__(self, x_t: Tensor, level: Level, /, label: Tensor | None = None, **cond: Any) -> Estimate:
         data = self.data.to(x_t).flatten(1)
         weight = self.weights(x_t, level, label)
         return Estimate.from_x0(x_t, (weight @ data).view_as(x_t), level)
 
-    def weights(self, x_t: Tensor, level: NoiseLevel, label: Tensor | None = None) -> Tensor:
+    def weights(self, x_t: Tensor, level: Level, label: Tensor | None = None) -> Tensor:
         """The posterior probability of each training image given x_t, (B, N). level.sigma > 0."""
         data = self.data.to(x_t).flatten(1)
-        distance = torch.cdist(x_t.flatten(1), level.alpha * data, compute_mode="donot_use_mm_for_euclid_dist")
-        log_weight = -0.5 * (distance / level.sigma).square()
+        flat = x_t.flatten(1)
+        alpha, sigma = broadcast(level.alpha, flat), broadcast(level.sigma, flat)
+        if isinstance(alpha, Tensor):
+            distance = (flat[:, None] - alpha[:, None] * data).norm(dim=-1)
+        else:
+            distance = torch.cdist(flat, alpha * data, compute_mode="donot_use_mm_for_euclid_dist")
+        log_weight = -0.5 * (distance / sigma).square()
         if label is not None and self.labels is not None:
             other = label[:, None] != self.labels.to(label)[None]
             any_class = ~torch.isin(label, self.labels.to(label))[:, None]
             log_weight = log_weight.masked_fill(other & ~any_class, -math.inf)
         return log_weight.softmax(1)
+
+
+def _column(coefficient: Scalar) -> Scalar:
+    """A coefficient per sample (B, 1), ready for (B, K, D)."""
+    return coefficient[..., None] if isinstance(coefficient, Tensor) else coefficient

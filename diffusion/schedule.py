@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffusion import betas as beta_tables
 from diffusion.level import BatchLevel, NoiseLevel
+from diffusion.spec import make
 
 
 class Schedule(ABC):
@@ -270,13 +271,8 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 def build_schedule(spec: Mapping[str, Any]) -> Schedule:
     """A schedule from its description, e.g. {"name": "scaled_linear", "steps": 1000} or {"name": "flow", "shift": 3.0}."""
     options = dict(spec)
-    name, shift = options.pop("name", None), options.pop("shift", 1.0)
-    if name not in SCHEDULES:
-        raise ValueError(f"no schedule named {name!r}; known: {', '.join(SCHEDULES)}")
-    try:
-        schedule = SCHEDULES[name](**options)
-    except TypeError as error:
-        raise ValueError(f"schedule {name!r}: {error}") from None
+    shift = options.pop("shift", 1.0)
+    schedule = make("schedule", options, SCHEDULES)
     return schedule if shift == 1 else Shifted(schedule, shift)
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -25,10 +26,11 @@ class TimeEmbedding(nn.Module):
         if frequencies % 2:
             raise ValueError(f"the time embedding needs an even number of frequencies, not {frequencies}")
         self.frequencies, self.factor = frequencies, factor
-        self.mlp = nn.Sequential(nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.fc1, self.fc2 = nn.Linear(frequencies, dim), nn.Linear(dim, dim)
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(sinusoid(t * self.factor, self.frequencies).to(self.mlp[0].weight.dtype))
+        wave = sinusoid(t * self.factor, self.frequencies).to(self.fc1.weight.dtype)
+        return self.fc2(F.silu(self.fc1(wave)))
 
 
 class LabelEmbedding(nn.Module):

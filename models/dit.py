@@ -74,15 +74,16 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for layer in (self.time.mlp[0], self.time.mlp[2]):
+        for layer in (self.time.fc1, self.time.fc2):
             nn.init.normal_(layer.weight, std=0.02)
         if self.label is not None:
             nn.init.normal_(self.label.table.weight, std=0.02)
-        zeros: list[nn.Linear] = [self.modulation_out, self.patch_out]
-        for block in self.blocks:
-            zeros.append(block.modulation)
-            if block.cross_attention is not None:
-                zeros.append(block.cross_attention.out)
+        zeros = [self.modulation_out, self.patch_out]
+        for module in self.modules():
+            if isinstance(module, DiTBlock):
+                zeros.append(module.modulation)
+            elif isinstance(module, CrossAttention):
+                zeros.append(module.out)
         for layer in zeros:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -13,7 +13,7 @@ class EMA:
     """average <- decay * average + (1 - decay) * weights, after each optimiser step, in float32.
 
     decay   its value in the long run. At update n it is min(decay, (1 + n) / (10 + n)): early averages forget faster.
-    Buffers are copied as they are. Only floating-point parameters are averaged.
+    Parameters are averaged; buffers stay the network's own.
     """
 
     def __init__(self, network: nn.Module, decay: float = 0.9999) -> None:

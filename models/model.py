@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from diffusion import PREDICTIONS, ConsistencyFunction, Denoiser, Prediction, Schedule, VarianceExploding, build_blend, build_schedule
+from diffusion.spec import check_names, lookup, make_params
 from models.dit import DiT, DiTParams
 from models.unet import UNet, UNetParams
 
@@ -32,7 +32,8 @@ class Model:
 
     report  what loading took from the files and what it left, None for a fresh model
     spec    its whole description in plain values: {"network": {"name": ..., ...}, "schedule": {"name": ..., ...},
-            "prediction": ...}, and "consistency": {...} for a distilled model; goes into every file that is saved
+            "prediction": ...}, "shape": [C, H, W] of the samples it was trained on, and
+            "consistency": {...} for a distilled model; goes into every file that is saved
     """
 
     backbone: nn.Module
@@ -41,7 +42,7 @@ class Model:
     spec: dict[str, Any] = field(default_factory=dict)
     report: Report | None = None
 
-    def network_denoiser(self, network: nn.Module | None = None) -> Denoiser:
+    def network_denoiser(self, network: Callable[..., Tensor] | None = None) -> Denoiser:
         """The plain denoiser of the backbone, or of another network in its place (one wrapped for parallel training)."""
         network = network or self.backbone
         if self.prediction.name == "edm" and isinstance(self.schedule, VarianceExploding):
@@ -54,35 +55,41 @@ class Model:
         return ConsistencyFunction(plain, build_blend(self.spec["consistency"])) if "consistency" in self.spec else plain
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the samples it was trained on. ValueError where that is not known."""
+        if "shape" not in self.spec:
+            raise ValueError("this model does not say what size of sample it was trained on: give a shape")
+        channels, height, width = self.spec["shape"]
+        return channels, height, width
+
+    @property
     def null(self) -> dict[str, Any]:
         """What stands for "no condition", per condition the network takes that has such a value: for guidance."""
         classes = getattr(getattr(self.backbone, "params", None), "num_classes", None)
         return {} if classes is None else {"label": classes}
 
 
-def build(spec: Mapping[str, Any]) -> Model:
-    """A model with fresh weights from its description. Unknown names raise and name the nearest known one."""
+def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> Model:
+    """A model with fresh weights from its description. Unknown names raise and name the nearest known one.
+
+    device  where the network is made, default torch's own; "meta" makes it without weights, for those of a file
+    """
     spec = {key: dict(value) if isinstance(value, Mapping) else value for key, value in spec.items()}
     parts = ["network", "schedule", "prediction"]
-    _known("model part", spec, [*parts, "consistency"])
+    check_names("model part", spec, [*parts, "shape", "consistency"])
     if missing := [part for part in parts if part not in spec]:
         raise ValueError(f"the model's description lacks {missing[0]!r}")
-    _known("prediction", [spec["prediction"]], PREDICTIONS)
-    return Model(build_network(spec["network"]), build_schedule(spec["schedule"]), PREDICTIONS[spec["prediction"]], spec)
+    prediction = lookup("prediction", spec["prediction"], PREDICTIONS)
+    if "consistency" in spec:
+        build_blend(spec["consistency"])  # refuse a wrong description here, not when the model is first used
+    with torch.device(device or torch.get_default_device()):
+        network = build_network(spec["network"])
+    return Model(network, build_schedule(spec["schedule"]), prediction, spec)
 
 
 def build_network(spec: Mapping[str, Any]) -> nn.Module:
     """A network from {"name": "unet" or "dit", **parameters}; what is left out has the parameter class's default."""
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()}
-    name = options.pop("name", None)
-    _known("network", [name], NETWORKS)
-    network, params = NETWORKS[name]
-    _known(f"{name} parameter", options, [f.name for f in dataclasses.fields(params)])
-    return network(params(**options))
-
-
-def _known(what: str, given: Any, known: Any) -> None:
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), list(known), n=1)
-            raise ValueError(f"no {what} named {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"))
+    values = dict(spec)
+    name = values.pop("name", None)
+    network, params = lookup("network", name, NETWORKS)
+    return network(make_params(str(name), params, values))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from diffusion.spec import check_names
 from models.attention import CrossAttention, SelfAttention
 from models.conditioning import LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions
 
@@ -67,13 +68,19 @@ class UNetParams:
         for width in (self.channels * m for m in self.channel_mult):
             if width % self.groups:
                 raise ValueError(f"a level of {width} channels does not divide into groups={self.groups}")
+        check_names("attention kind", [self.attention_kind], ["transformer", "plain"])
+        depth = max((*self.attention, self.middle_attention))
+        if self.context_dim is not None and (depth == 0 or self.attention_kind == "plain"):
+            raise ValueError("nothing in this UNet attends to a context: set context_dim to null, or choose transformer attention")
+        if depth > 1 and self.attention_kind == "plain":
+            raise ValueError(f"plain attention comes once after a residual block, not {depth} times")
 
     def heads_of(self, width: int) -> int:
         """Attention heads in a block of that width."""
-        heads = self.heads if self.head_dim is None else width // self.head_dim
-        if not heads or width % heads:
+        divisor = self.heads or self.head_dim
+        if not divisor or width % divisor:
             raise ValueError(f"{width} channels do not divide into heads (heads={self.heads}, head_dim={self.head_dim})")
-        return heads
+        return self.heads or width // divisor
 
 
 class UNet(nn.Module):
@@ -95,26 +102,22 @@ class UNet(nn.Module):
         skips = [p.channels]  # the width of every skip, in the order of the way down
         self.down = nn.ModuleList()
         for level, (width_in, width) in enumerate(pairwise([p.channels, *widths])):
-            stage = nn.ModuleList()
             for i in range(p.blocks):
-                stage.append(Block(p, width if i else width_in, width, emb, p.attention[level]))
+                self.down.append(Block(p, width if i else width_in, width, emb, p.attention[level]))
                 skips.append(width)
             if level < len(widths) - 1:
-                stage.append(Downsample(width))
+                self.down.append(Downsample(width))
                 skips.append(width)
-            self.down.append(stage)
 
         self.middle = nn.ModuleList([Block(p, width, width, emb, p.middle_attention), Block(p, width, width, emb, 0)])
 
         self.up = nn.ModuleList()
         for level, width_out in reversed(list(enumerate(widths))):
-            stage = nn.ModuleList()
             for _ in range(p.blocks + 1):
-                stage.append(Block(p, width + skips.pop(), width_out, emb, p.attention[level]))
+                self.up.append(Block(p, width + skips.pop(), width_out, emb, p.attention[level]))
                 width = width_out
             if level > 0:
-                stage.append(Upsample(width))
-            self.up.append(stage)
+                self.up.append(Upsample(width))
 
         self.norm_out = nn.GroupNorm(p.groups, p.channels)
         self.conv_out = nn.Conv2d(p.channels, p.out_channels, 3, padding=1)
@@ -159,17 +162,15 @@ class UNet(nn.Module):
 
         x = self.conv_in(x)
         skips = [x]
-        for stage in self.down:
-            for block in stage:
-                x = block(x, emb, context)
-                skips.append(x)
+        for block in self.down:
+            x = block(x, emb, context)
+            skips.append(x)
         for block in self.middle:
             x = block(x, emb, context)
-        for stage in self.up:
-            for block in stage:
-                if isinstance(block, Block):
-                    x = torch.cat([x, skips.pop()], dim=1)
-                x = block(x, emb, context)
+        for block in self.up:
+            if isinstance(block, Block):
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = block(x, emb, context)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion import DenoiserLike, Grid, SeededNoise, initial_noise
+from diffusion.spec import check_names, lookup
 from samplers.consistency import consistency
 from samplers.ddim import ddim
 from samplers.ddpm import ddpm
@@ -51,13 +52,12 @@ def sample(
     """
     solver, name = find_sampler(sampler), sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "solver")
     known = inspect.signature(solver).parameters
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"{name} has no option {unknown[0]!r}; it has {', '.join(list(known)[3:]) or 'none'}")
+    check_names(f"option of {name}", options, list(known)[3:])
     if start is None:
         if shape is None or seeds is None:
             raise ValueError("give shape and seeds, or start")
-        device = device or getattr(denoiser, "device", "cpu")
-        start = grid.start(initial_noise(seeds, shape, dtype, device))
+        where: torch.device = torch.device(device) if device else getattr(denoiser, "device", torch.device("cpu"))
+        start = grid.start(initial_noise(seeds, shape, dtype, where))
     if seeds is not None and "noise" in known:
         options.setdefault("noise", SeededNoise(seeds))
     denoise = partial(denoiser, **cond) if cond else denoiser
@@ -70,8 +70,4 @@ def sample(
 
 def find_sampler(sampler: str | Solver) -> Solver:
     """The solver of that name, or the function itself."""
-    if not isinstance(sampler, str):
-        return sampler
-    if sampler not in SAMPLERS:
-        raise ValueError(f"no sampler named {sampler!r}; known: {', '.join(SAMPLERS)}")
-    return SAMPLERS[sampler]
+    return lookup("sampler", sampler, SAMPLERS) if isinstance(sampler, str) else sampler

@@ -1,0 +1,6 @@
+"""Data sets, objectives, the training loop, distillation, and `run`, which does what `python -m train` does."""
+
+from train.loop import TrainParams, train
+from train.run import run
+
+__all__ = ["TrainParams", "run", "train"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -129,7 +129,7 @@ class ImageFolder:
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-DATASETS = {"digits": digits, "folder": ImageFolder}
+DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "folder": ImageFolder}
 
 
 def shuffled_batches(n: int, batch_size: int, seed: int, start: int = 0) -> Iterator[list[int]]:

@@ -38,8 +38,8 @@ class WandB:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb  # here, because it takes seconds that a run without it need not pay
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.Api.api_key_configured() else "offline")
-        self._run = wandb.init(dir=folder, config=dict(config), project=project, name=folder.name, mode=mode)
+        os.environ.setdefault("WANDB_MODE", "online" if wandb.api.api_key else "offline")
+        self._run = wandb.init(dir=folder, config=dict(config), project=project, name=folder.name)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -117,7 +117,7 @@ def train(
     settings = {k: v for k, v in asdict(params).items() if k in ("batch_size", "seed", "learning_rate", "warmup", "final")}
     if resume and (folder / native.FILE_NAME).exists():
         state.load(folder, settings)
-    forward = torch.compile(network) if params.compile else network
+    forward: Any = torch.compile(network) if params.compile else network
     if world.size > 1:
         forward = DistributedDataParallel(forward, device_ids=[device] if device.type == "cuda" else None)
     denoiser = model.network_denoiser(forward)
@@ -198,9 +198,9 @@ def _batches(data: Dataset, params: TrainParams, world: World, micro_batch: int,
             yield from (own[i : i + micro_batch] for i in range(0, share, micro_batch))
 
     loader: Any = DataLoader(
-        data,  # type: ignore[arg-type]  # torch calls __getitems__ where there is one, but its types do not know it
-        batch_sampler=mine(),  # type: ignore[arg-type]  # an iterator will do
-        collate_fn=_as_it_is,
+        cast(Any, data),  # torch calls __getitems__ where there is one, but its types do not know it
+        batch_sampler=cast(Any, mine()),  # an iterator will do
+        collate_fn=cast(Any, _as_it_is),
         num_workers=params.workers,
         pin_memory=world.device.type == "cuda",
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusion import EPS, X0, BatchLevel, Prediction
+from diffusion import EPS, FLOW, X0, BatchLevel, Prediction, V
 
 Weighting = Callable[[BatchLevel, Prediction], Tensor]
 
@@ -45,4 +45,8 @@ def min_snr(gamma: float = 5.0) -> Weighting:
 WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "uniform": lambda: uniform,
     "min_snr": min_snr,
+    "eps": lambda: as_loss_of(EPS),
+    "x0": lambda: as_loss_of(X0),
+    "v": lambda: as_loss_of(V),
+    "flow": lambda: as_loss_of(FLOW),
 }

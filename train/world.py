@@ -38,14 +38,14 @@ def world(device: str | None = None) -> Iterator[World]:
     """Join the process group that torchrun describes, or be a world of one. device: default a GPU where there is one."""
     size, rank, local_rank = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if chosen.type == "cuda" and chosen.index is None:
+    if chosen == torch.device("cuda"):
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
-    if size == 1:
-        yield World(0, 1, chosen)
-        return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    joins = size > 1
+    if joins:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield World(rank, size, chosen)
     finally:
-        dist.destroy_process_group()
+        if joins:
+            dist.destroy_process_group()

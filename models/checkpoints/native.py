@@ -31,24 +31,34 @@ def save(model: Model, path: str | Path) -> None:
 
 
 def load(path: str | Path, *, ema: bool = True) -> Model:
-    """Read a model from a file, or from a training run's folder.
+    """Read a model from a file, or from a training run's folder; its network comes in evaluation mode.
 
     ema  take the averaged weights where the file has them; False takes the raw ones
     Raises FileNotFoundError, or ValueError for a file that is damaged, foreign, or does not fit its own description.
     """
     tensors, metadata = read(path)
-    if "model" not in metadata:
+    if not isinstance(metadata.get("model"), dict):
         raise ValueError(f"{path} does not say what model it holds: it was not written by models.save or by training")
-    with torch.device("meta"):
-        model = build(metadata["model"])
-    state = {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
-    average = {name.removeprefix("ema."): value for name, value in tensors.items() if name.startswith("ema.")}
-    if ema:
-        state.update({name: value.to(state[name].dtype) for name, value in average.items() if name in state})
+    try:
+        model = build(metadata["model"], device="meta")
+    except ValueError as error:
+        raise ValueError(f"{path} describes a model that cannot be built: {error}") from None
+    average = _keys(tensors, "ema.") if ema else {}
+    if average and (lost := [name for name, _ in model.backbone.named_parameters() if name not in average]):
+        raise ValueError(f"{path} averages only some of its weights: it lacks ema.{lost[0]}")
+    keys = _keys(tensors, "network.") | average
+    # The average is kept in float32; the model has the dtype of its raw weights.
+    state = {name: tensors[key].to(tensors.get(f"network.{name}", tensors[key]).dtype) for name, key in keys.items()}
     fit(model.backbone, state, path)
-    ignored = [name for name in tensors if not name.startswith("network.") and not (ema and name.startswith("ema."))]
-    model.report = Report(tuple(state), tuple(ignored))
+    model.backbone.eval()
+    consumed = tuple(keys.values())
+    model.report = Report(consumed, tuple(sorted(tensors.keys() - set(consumed))))
     return model
+
+
+def _keys(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
+    """The network's name of each tensor under a prefix, and its key in the file."""
+    return {key.removeprefix(prefix): key for key in tensors if key.startswith(prefix)}
 
 
 def fit(network: torch.nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:

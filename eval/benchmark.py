@@ -1,0 +1,126 @@
+"""A benchmark: models x samplers x steps x guidance, each over several seeds, and the real data and noise to judge them by."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import models
+from diffusion import Grid, initial_noise, time_grid
+from diffusion.noise import mix
+from diffusion.spec import check_names
+from eval.judge import DigitJudge, Figures
+from eval.score import Score, Spread
+from models import Model
+from samplers import sample
+from samplers.run import steered
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to measure: `seeds` sets of images, as many as asked for, with the classes of the held-out digits."""
+
+    name: str
+    run: str
+    sampler: str
+    steps: int
+    guidance: float = 1.0
+    seeds: int = 3
+    spacing: str | Sequence[float] = "linspace"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> int:
+        """Network calls per image: guidance makes two of each."""
+        return self.steps * (1 if self.guidance in (0, 1) else 2)
+
+    def grid(self, model: Model) -> Grid:
+        return time_grid(model.schedule, self.steps if isinstance(self.spacing, str) else None, self.spacing)
+
+
+def jobs(spec: Sequence[Mapping[str, Any]]) -> list[Job]:
+    """The rows that a configuration lists: sampler, steps and guidance may be lists, of which every combination is a row."""
+    found = []
+    for entry in spec:
+        check_names("benchmark setting", entry, ("name", "run", "sampler", "steps", "guidance", "seeds", "spacing", "options"))
+        fixed = {key: value for key, value in entry.items() if key not in ("sampler", "steps", "guidance")}
+        lists = [
+            value if isinstance(value := entry.get(key, default), list) else [value]
+            for key, default in (("sampler", None), ("steps", None), ("guidance", 1.0))
+        ]
+        found += [
+            Job(**fixed, sampler=sampler, steps=steps, guidance=guidance)
+            for sampler, guidance, steps in product(lists[0], lists[2], lists[1])
+        ]
+    return found
+
+
+def measure(all_jobs: Sequence[Job], judge: DigitJudge, n: int, progress: bool = True) -> tuple[list[Score], dict[Job, Tensor]]:
+    """A score per job, and the images of its first seed. n: images per seed."""
+    loaded = {job.run: _load(job.run) for job in all_jobs}
+    scores: list[Score] = []
+    images: dict[Job, Tensor] = {}
+    with tqdm(
+        total=sum(job.calls * job.seeds for job in all_jobs) * n, desc="sampling", unit="call", unit_scale=True, disable=not progress
+    ) as bar:
+        for job in all_jobs:
+            bar.set_postfix_str(f"{job.name}, {job.sampler}, {job.steps} steps, guidance {job.guidance:g}")
+            labels, figures, seconds = judge.labels[:n], [], 0.0
+            for seed in range(job.seeds):
+                start = time.perf_counter()
+                x = draw(loaded[job.run], job, labels, range(seed * n, (seed + 1) * n))
+                seconds += time.perf_counter() - start
+                figures.append(judge.judge(x, labels))
+                images.setdefault(job, x)
+                bar.update(job.calls * n)
+            scores.append(_score(job, figures, n, 1000 * seconds / (job.seeds * n)))
+    return scores, images
+
+
+def draw(model: Model, job: Job, labels: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Images of these classes from these seeds."""
+    denoiser = steered(model, job.guidance, clip=True)
+    return sample(job.sampler, denoiser, job.grid(model), shape=model.shape, seeds=seeds, cond={"label": labels}, **job.options)
+
+
+def references(judge: DigitJudge, n: int, seeds: int = 20) -> list[Score]:
+    """What real digits and pure noise get at the same n: random parts of the train split, the held-out digits, noise."""
+    train, held_out = judge.train, judge.held_out
+    parts = [torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(seed)))[:n] for seed in range(seeds)]
+    labels = train.labels if train.labels is not None else judge.labels
+    real = [judge.judge(train.images[part], labels[part])._replace(nearest=0.0) for part in parts]
+    own = judge.judge(held_out.images, judge.labels)._replace(frechet=math.nan, kernel=math.nan, kernel_error=math.nan)
+    noise = [judge.judge(initial_noise(range(k * n, (k + 1) * n), train.shape), judge.labels[:n]) for k in range(3)]
+    row: dict[str, Any] = dict(sampler="", steps=0, guidance=1.0, calls=0, seconds=0.0)
+    return [
+        Score(model="Real digits (train split)", kind="floor", n=n, seeds=seeds, **row, **_spread(real)),
+        Score(model="Held-out digits", kind="floor", n=len(held_out), seeds=1, **row, **_spread([own])),
+        Score(model="Pure noise", kind="ceiling", n=n, seeds=3, **row, **_spread(noise)),
+    ]
+
+
+def _load(run: str) -> Model:
+    model = models.load(run)
+    model.backbone.eval().requires_grad_(False)
+    return model
+
+
+def _score(job: Job, figures: Sequence[Figures], n: int, seconds: float) -> Score:
+    return Score(
+        model=job.name, kind="model", sampler=job.sampler, steps=job.steps, guidance=job.guidance, calls=job.calls,
+        n=n, seeds=job.seeds, seconds=seconds, **_spread(figures),
+    )  # fmt: skip
+
+
+def _spread(figures: Sequence[Figures]) -> dict[str, Any]:
+    columns = {name: [getattr(figure, name) for figure in figures] for name in Figures._fields}
+    error = columns.pop("kernel_error")
+    return {**{name: Spread.of(values) for name, values in columns.items()}, "kernel_error": sum(error) / len(error)}

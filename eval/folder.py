@@ -1,0 +1,38 @@
+"""Scoring a folder of images, whoever made them: what `python -m eval samples=FOLDER` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion.spec import check_names, make
+from eval.judge import DigitJudge, Figures
+from samplers.provenance import provenance
+from train.data import ImageFolder, digits
+
+KEYS = ("program", "samples", "out", "metric", "training", "reference")
+
+
+def run(config: Mapping[str, Any]) -> dict[str, float]:
+    """The figures asked for, of an image folder with a subfolder per class, printed by the caller and written as JSON."""
+    check_names("setting", config, KEYS)
+    wanted = config["metric"] if isinstance(config["metric"], list) else [config["metric"]]
+    check_names("metric", wanted, [name for name in Figures._fields if name != "kernel_error"])
+    folder = Path(config["samples"])
+    data = ImageFolder(folder, channels=1)
+    if data.labels is None or any(name not in map(str, range(10)) for name in data.classes):
+        raise ValueError(f"{folder} must hold a folder per digit, 0 to 9, as python -m samplers writes them")
+    if data.shape != (1, 8, 8):
+        raise ValueError(f"{folder} holds images of {data.shape[2]}x{data.shape[1]}; the digit judge knows 8x8")
+    splits = {"digits": digits}
+    judge = DigitJudge(make("data set", config["training"], splits), make("data set", config["reference"], splits))
+    labels = torch.tensor([int(name) for name in data.classes])[data.labels]
+    figures = judge.judge(data.__getitems__(range(len(data)))["x0"], labels)._asdict()
+    result = {name: figures[name] for name in (*wanted, *(["kernel_error"] if "kernel" in wanted else []))}
+    out = Path(config["out"] or folder.with_name(f"{folder.name}.scores.json"))
+    out.write_text(json.dumps({"n": len(data), "figures": result, "settings": dict(config), "provenance": provenance()}, indent=2) + "\n")
+    return {"n": float(len(data)), **result}

@@ -1,0 +1,44 @@
+"""What the tests of the mathematics share: one schedule of every kind, and every prediction."""
+
+from __future__ import annotations
+
+import pytest
+
+from diffusion import PREDICTIONS, CosineVP, DiscreteVP, Prediction, RectifiedFlow, Schedule, Shifted, VarianceExploding
+
+SCHEDULES: dict[str, Schedule] = {
+    "linear": DiscreteVP.linear(),
+    "scaled_linear": DiscreteVP.scaled_linear(),
+    "zero_snr": DiscreteVP.scaled_linear(zero_terminal_snr=True),
+    "cosine_vp": CosineVP(),
+    "flow": RectifiedFlow(),
+    "shifted_flow": Shifted(RectifiedFlow(), 3.0),
+    "shifted_vp": Shifted(DiscreteVP.cosine(steps=100), 2.0),
+    "ve": VarianceExploding(),
+}
+
+
+def within(schedule: Schedule, spacing: str) -> dict[str, float]:
+    """The range that a spacing needs on a schedule whose ends it cannot reach: log-spaced ones need a finite log-SNR,
+    and a shift to more noise than the noisiest level needs pure noise.
+    """
+    low = {"t_end": 0.001} if schedule.t_min == 0 and schedule.level(0).sigma == 0 else {}
+    if spacing in ("karras", "exponential", "log_snr"):
+        return {**low, "t_start": 0.999 * schedule.t_max} if schedule.level(schedule.t_max).alpha == 0 else low
+    if spacing == "mu_shift" and schedule.level(schedule.t_max).alpha > 0:
+        return {"mu": -0.5}
+    return low if spacing == "leading" else {}
+
+
+@pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES.keys())
+def schedule(request: pytest.FixtureRequest) -> Schedule:
+    """Runs a test on each schedule."""
+    one: Schedule = request.param
+    return one
+
+
+@pytest.fixture(params=PREDICTIONS.values(), ids=PREDICTIONS.keys())
+def prediction(request: pytest.FixtureRequest) -> Prediction:
+    """Runs a test on each prediction."""
+    one: Prediction = request.param
+    return one

@@ -1,0 +1,85 @@
+"""Seeded noise: published seeds, independence of the batch, keys that do not collide."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from diffusion import SeededNoise, initial_noise
+from diffusion.noise import mix
+
+SHAPE = (4, 8, 8)
+
+
+@pytest.mark.parametrize("seed", [0, 42, 2**40])
+def test_initial_noise_is_what_torch_draws_for_one_sample(seed: int) -> None:
+    """Published seeds reproduce: the noise of a seed is torch's own CPU stream of that seed, to the last bit."""
+    expected = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(initial_noise([seed], SHAPE), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype_rounds_the_same_draw(dtype: torch.dtype) -> None:
+    """Noise is drawn once in float32 and then converted: a wider or narrower run starts from the same picture."""
+    noise = initial_noise([7], SHAPE, dtype)
+    assert noise.dtype == dtype
+    assert torch.equal(noise, initial_noise([7], SHAPE).to(dtype))
+
+
+def test_a_sample_does_not_know_its_batch() -> None:
+    """Sample i of a batch has the noise of its seed alone, at the start and at every step, to the last bit."""
+    seeds = [5, 0, 5, 9]
+    x = torch.zeros(4, *SHAPE)
+    for step in (0, 1, 49):
+        together = SeededNoise(seeds)(x, step)
+        for i, seed in enumerate(seeds):
+            assert torch.equal(initial_noise(seeds, SHAPE)[i], initial_noise([seed], SHAPE)[0])
+            assert torch.equal(together[i], SeededNoise([seed])(x[:1], step)[0])
+
+
+def test_noise_is_a_function_of_seed_and_step() -> None:
+    """Steps may be asked for in any order and twice; another seed or step gives other noise, and none is the initial noise."""
+    x = torch.zeros(1, *SHAPE)
+    draws = {(seed, step): SeededNoise([seed])(x, step) for seed in (0, 1, 2) for step in (2, 0, 1)}
+    assert torch.equal(SeededNoise([0])(x, 2), draws[0, 2])
+    every = [*draws.values(), *(initial_noise([seed], SHAPE) for seed in (0, 1, 2))]
+    assert not any(torch.equal(a, b) for i, a in enumerate(every) for b in every[:i])
+
+
+def test_noise_takes_after_x() -> None:
+    """Shape and dtype are those of x."""
+    noise = SeededNoise([1, 2])(torch.zeros(2, 3, dtype=torch.float64), 0)
+    assert (noise.shape, noise.dtype) == ((2, 3), torch.float64)
+
+
+def test_global_random_state_is_left_alone() -> None:
+    """Seeded noise neither reads nor moves torch's global generator."""
+    before = torch.get_rng_state()
+    initial_noise([0], SHAPE)
+    SeededNoise([0])(torch.zeros(1, 2), 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_one_seed_per_sample() -> None:
+    """A batch of another size than the seeds is refused."""
+    with pytest.raises(ValueError, match="2 seeds for a batch of 3"):
+        SeededNoise([0, 1])(torch.zeros(3, 1), 0)
+
+
+def test_mix_does_not_collide() -> None:
+    """Neighbouring seeds and steps give distinct 63-bit keys, and order matters."""
+    keys = {mix(seed, step) for seed in range(200) for step in range(200)}
+    assert len(keys) == 200 * 200
+    assert all(0 <= key < 2**63 for key in keys)
+
+
+def test_steps_and_seeds_are_uncorrelated_standard_normals() -> None:
+    """Over 60 seeds x 50 steps the first draws have mean 0, variance 1 and no correlation with their neighbour, within 4 standard errors."""
+    first = torch.stack([SeededNoise(range(60))(torch.zeros(60, 1, dtype=torch.float64), step)[:, 0] for step in range(50)])
+    n = first.numel()
+    assert abs(float(first.mean())) < 4 / math.sqrt(n)
+    assert abs(float(first.square().mean()) - 1) < 4 * math.sqrt(2 / n)
+    for a, b in ((first[1:], first[:-1]), (first[:, 1:], first[:, :-1])):
+        assert abs(float((a * b).mean())) < 4 / math.sqrt(a.numel())

@@ -1,0 +1,98 @@
+"""What a network is told besides x: sinusoids by their formula, label tables and their range, refusals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
+
+from models.conditioning import LabelEmbedding, TimeEmbedding, check_conditions, check_labels, sinusoid
+
+TIMES = [0.0, 0.25, 1.0, 17.3, 500.0, 999.0]
+
+
+@pytest.mark.parametrize("max_period", [100.0, 10_000.0])
+@pytest.mark.parametrize("dim", [2, 8, 320])
+def test_sinusoid_follows_its_formula(dim: int, max_period: float) -> None:
+    """Feature k is cos(t * max_period^(-k/half)), feature half + k its sine."""
+    half = dim // 2
+    expected = [[f(t * max_period ** (-k / half)) for f in (math.cos, math.sin) for k in range(half)] for t in TIMES]
+    # Angles are float32: at t near 1000 they are good to 6e-5, and so are their sines.
+    torch.testing.assert_close(sinusoid(torch.tensor(TIMES), dim, max_period), torch.tensor(expected), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dim", [2, 8, 320])
+def test_sinusoid_equals_diffusers(dim: int) -> None:
+    """It is diffusers' embedding as SD and DiT use it: cosines first, no frequency shift."""
+    t = torch.tensor(TIMES)
+    expected = get_timestep_embedding(t, dim, flip_sin_to_cos=True, downscale_freq_shift=0)
+    torch.testing.assert_close(sinusoid(t, dim), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.long])
+def test_sinusoid_is_float32_for_any_dtype_of_t(dtype: torch.dtype) -> None:
+    """Angles are computed in float32, so that a half-precision network still tells times apart."""
+    t = torch.tensor([0, 7, 256], dtype=dtype)
+    assert torch.equal(sinusoid(t, 64), sinusoid(t.float(), 64))
+    assert sinusoid(t, 64).dtype == torch.float32
+
+
+def test_time_factor_multiplies_t() -> None:
+    """With factor 1000, t in [0, 1] embeds as the training index 1000 t."""
+    index, unit = TimeEmbedding(32, 16), TimeEmbedding(32, 16, factor=1000.0)
+    unit.load_state_dict(index.state_dict())
+    t = torch.tensor([0.0, 250.0, 1000.0])
+    assert torch.equal(unit(t / 1000), index(t))
+
+
+def test_time_embedding_of_a_half_precision_network() -> None:
+    """In bfloat16 the MLP runs in bfloat16, while neighbouring times, equal when rounded to bfloat16, stay apart."""
+    embedding = TimeEmbedding(32, 16).to(torch.bfloat16)
+    out = embedding(torch.tensor([998.0, 999.0]))
+    assert out.dtype == torch.bfloat16
+    assert not torch.equal(out[0], out[1])
+
+
+def test_time_embedding_refuses_an_odd_number_of_frequencies() -> None:
+    """Cosines and sines come in pairs."""
+    with pytest.raises(ValueError, match="even number of frequencies, not 33"):
+        TimeEmbedding(33, 16)
+
+
+def test_label_embedding_has_a_row_per_class_and_one_for_none() -> None:
+    """Label k gives row k of the table, the null label `num_classes` the last one."""
+    embedding = LabelEmbedding(10, 6)
+    assert torch.equal(embedding(torch.arange(11)), embedding.table.weight)
+
+
+@pytest.mark.parametrize("label", [[-1], [11], [3, 10, 12]])
+def test_labels_out_of_range_raise(label: list[int]) -> None:
+    """The error names the first wrong label, the classes, and the label that means no class."""
+    message = rf"label {label[-1]} is out of range: classes are 0 to 9, and 10 means no class"
+    with pytest.raises(ValueError, match=message):
+        check_labels(torch.tensor(label), 10)
+    with pytest.raises(ValueError, match=message):
+        LabelEmbedding(10, 6)(torch.tensor(label))
+
+
+def test_labels_in_range_pass() -> None:
+    """Every class and the null label are accepted, and so is an empty batch."""
+    check_labels(torch.arange(11), 10)
+    check_labels(torch.empty(0, dtype=torch.long), 10)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(label=None, context=1), "this net needs the condition 'label': label=None was given"),
+        (dict(label=1, context=1, guidance=1), "this net has no use for the condition 'guidance'; it takes: label, context"),
+    ],
+)
+def test_conditions_must_be_exactly_those_expected(given: dict[str, int | None], message: str) -> None:
+    """A missing condition and a superfluous one raise and are named."""
+    expected = {"label": True, "context": True, "guidance": False}
+    check_conditions("net", expected, dict(label=0, context=0, guidance=None))
+    with pytest.raises(ValueError, match=message):
+        check_conditions("net", expected, given)

@@ -1,0 +1,298 @@
+"""This library's own files: what is written comes back bitwise, all or nothing, and a bad file says what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+import models
+from diffusion import ConsistencyFunction, Denoiser
+from models import EMA, Model
+from models.checkpoints import native
+
+UNET: dict[str, Any] = {
+    "network": {
+        "name": "unet",
+        "in_channels": 1,
+        "out_channels": 1,
+        "channels": 16,
+        "channel_mult": (1, 2),
+        "blocks": 1,
+        "attention": (0, 1),
+        "head_dim": 8,
+        "groups": 8,
+        "num_classes": 10,
+    },
+    "schedule": {"name": "scaled_linear", "steps": 100},
+    "prediction": "eps",
+}
+DIT: dict[str, Any] = {
+    "network": {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10},
+    "schedule": {"name": "flow", "shift": 3.0},
+    "prediction": "flow",
+}
+SPECS = {"unet": UNET, "dit": DIT, "consistency": {**UNET, "consistency": {"name": "cm", "ratio_min": 0.03}}}
+
+
+def fresh(spec: Mapping[str, Any], seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:
+    """A model with random weights: fresh ones hold zeros, which would hide a mix-up."""
+    model = models.build(spec)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.backbone.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) / 8)
+    model.backbone.to(dtype)
+    return model
+
+
+def tensors(model: Model) -> dict[str, Tensor]:
+    """What a file holds of a model."""
+    return {f"network.{name}": value for name, value in model.backbone.state_dict().items()}
+
+
+def output(model: Model) -> Tensor:
+    """What the model's denoiser makes of a fixed input, x0 and eps."""
+    level = model.schedule.level(0.5 * model.schedule.t_max)
+    estimate = model.denoiser()(torch.linspace(-1, 1, 128).view(2, 1, 8, 8), level, label=torch.tensor([3, 10]))
+    return torch.cat([estimate.x0, estimate.eps]).detach()
+
+
+def assert_same(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """Bitwise, names and dtypes included."""
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[name], other[name]) and state[name].dtype == other[name].dtype for name in state)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A file that holds a UNet."""
+    path = tmp_path / "model.safetensors"
+    models.save(fresh(UNET), path)
+    return path
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> tuple[Path, Model, EMA]:
+    """A training run's folder, with a bfloat16 model's raw weights, its average and an optimiser; with the model and average."""
+    model = fresh(DIT, dtype=torch.bfloat16)
+    ema = EMA(fresh(DIT, seed=1).backbone)
+    everything = tensors(model) | {f"ema.{name}": value for name, value in ema.average.items()} | {"optimizer.0.step": torch.ones(1)}
+    native.write(tmp_path / "run" / native.FILE_NAME, everything, {"model": model.spec})
+    return tmp_path / "run", model, ema
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", SPECS)
+def test_round_trip_is_bitwise(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """What is saved comes back with the same tensors, the same description, in evaluation mode; saved again, the same bytes."""
+    model = fresh(SPECS[kind], dtype=dtype)
+    models.save(model, tmp_path / "a.safetensors")
+    loaded = models.load(tmp_path / "a.safetensors")
+    assert_same(loaded.backbone.state_dict(), model.backbone.state_dict())
+    assert json.dumps(loaded.spec) == json.dumps(model.spec)
+    assert not loaded.backbone.training
+    assert all(p.requires_grad for p in loaded.backbone.parameters())
+    models.save(loaded, tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_loaded_model_computes_the_same(kind: str, saved: Path) -> None:
+    """Schedule, prediction and consistency function come back with the weights: x0 and eps are bitwise those of before."""
+    model = fresh(SPECS[kind])
+    models.save(model, saved)
+    loaded = models.load(str(saved))
+    assert torch.equal(output(loaded), output(model))
+    assert isinstance(loaded.denoiser(), ConsistencyFunction if kind == "consistency" else Denoiser)
+
+
+def test_report_accounts_for_every_key(saved: Path, trained: tuple[Path, Model, EMA]) -> None:
+    """Consumed and ignored keys together are those of the file, none of them twice."""
+    for path, ema in ((saved, True), (saved, False), (trained[0], True), (trained[0], False)):
+        report = models.load(path, ema=ema).report
+        assert report is not None
+        assert sorted(report.consumed + report.ignored) == sorted(native.read(path)[0])
+    assert models.build(UNET).report is None
+
+
+def test_average_is_taken_unless_raw_weights_are_asked_for(trained: tuple[Path, Model, EMA]) -> None:
+    """A run's folder gives the average, in the network's dtype; `ema=False` gives the raw weights. The report tells which."""
+    folder, model, ema = trained
+    raw, average = models.load(folder, ema=False), models.load(folder)
+    assert raw.report is not None
+    assert average.report is not None
+    assert_same(raw.backbone.state_dict(), model.backbone.state_dict())
+    assert_same(dict(average.backbone.named_parameters()), {name: value.bfloat16() for name, value in ema.average.items()})
+    assert_same(dict(average.backbone.named_buffers()), dict(model.backbone.named_buffers()))
+    assert set(raw.report.ignored) == {f"ema.{name}" for name in ema.average} | {"optimizer.0.step"}
+    assert set(average.report.ignored) == {f"network.{name}" for name in ema.average} | {"optimizer.0.step"}
+
+
+def test_file_without_average_gives_its_raw_weights(saved: Path) -> None:
+    """Asking for the average of a file that has none is no error."""
+    assert_same(models.load(saved, ema=True).backbone.state_dict(), models.load(saved, ema=False).backbone.state_dict())
+
+
+def test_no_socket_is_opened(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither saving nor loading reaches for a network."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    models.save(models.load(saved), saved)
+    with pytest.raises(FileNotFoundError):
+        models.load("runwayml/stable-diffusion-v1-5")
+
+
+def test_saving_over_the_file_that_is_loaded(saved: Path) -> None:
+    """A model may go back to the file it is mapped from, and that file's old bytes stay valid for it."""
+    model = models.load(saved)
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    models.save(model, saved)
+    assert_same(model.backbone.state_dict(), before)
+    assert_same(models.load(saved).backbone.state_dict(), before)
+
+
+def _foreign(path: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, path)
+
+
+def _foreign_metadata(path: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, path, {"format": "pt", "author": "somebody"})
+
+
+def _changed(change: Callable[[dict[str, Tensor]], object], spec: Mapping[str, Any] = UNET) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        state = tensors(fresh(UNET))
+        change(state)
+        native.write(path, state, {"model": spec})
+
+    return write
+
+
+def _described(**parts: Any) -> Callable[[Path], None]:
+    return _changed(lambda state: None, {**UNET, **parts})
+
+
+def _cut(where: float) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        models.save(fresh(UNET), path)
+        data = path.read_bytes()
+        path.write_bytes(data[: int(where * len(data))])
+
+    return write
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no file": (lambda path: None, "no such checkpoint: PATH"),
+    "a folder without one": (Path.mkdir, "no checkpoint.safetensors in PATH: is it a training run's folder, and has it saved yet?"),
+    "empty": (Path.touch, "PATH is damaged or not one of our safetensors files"),
+    "text": (lambda path: path.write_text("not a model\n" * 100), "PATH is damaged or not one of our safetensors files"),
+    "a pickle": (lambda path: torch.save({"weight": torch.zeros(2)}, path), "PATH is damaged or not one of our safetensors files"),
+    "foreign": (_foreign, "PATH does not say what model it holds"),
+    "foreign metadata": (_foreign_metadata, "PATH is damaged or not one of our safetensors files"),
+    "no description": (lambda path: native.write(path, tensors(fresh(UNET)), {"model": 3}), "PATH does not say what model it holds"),
+    "wrong shape": (
+        _changed(lambda state: state.update({"network.conv_in.weight": torch.zeros(16, 3, 3, 3)})),
+        "PATH is of another architecture: conv_in.weight is (16, 3, 3, 3), not (16, 1, 3, 3)",
+    ),
+    "wrong shapes": (
+        _changed(lambda state: None, {**UNET, "network": {**UNET["network"], "num_classes": 7, "in_channels": 2}}),
+        "PATH is of another architecture: label.table.weight is (11, 64), not (8, 64) and 1 more",
+    ),
+    "missing key": (_changed(lambda state: state.pop("network.conv_in.weight")), "PATH lacks conv_in.weight"),
+    "missing keys": (
+        _changed(lambda state: [state.pop(f"network.conv_in.{p}") for p in ("bias", "weight")]),
+        "PATH lacks conv_in.weight and 1",
+    ),
+    "ghost key": (_changed(lambda state: state.update({"network.ghost": torch.zeros(2)})), "PATH holds unknown ghost"),
+    "ghost average": (
+        _changed(
+            lambda state: state.update(
+                {f"ema.{k.removeprefix('network.')}": v + 1 for k, v in state.items()} | {"ema.ghost": torch.ones(1)}
+            )
+        ),
+        "PATH holds unknown ghost",
+    ),
+    "half an average": (
+        _changed(lambda state: state.update({"ema.conv_in.weight": state["network.conv_in.weight"] + 1})),
+        "PATH averages only some of its weights: it lacks ema.time.fc1.weight",
+    ),
+    "network typo": (_described(network={**UNET["network"], "name": "unnet"}), "no network named 'unnet'; did you mean 'unet'?"),
+    "parameter typo": (
+        _described(network={**UNET["network"], "chanels": 16}),
+        "no unet parameter named 'chanels'; did you mean 'channels'?",
+    ),
+    "schedule typo": (_described(schedule={"name": "scaled_liner"}), "no schedule named 'scaled_liner'; did you mean 'scaled_linear'?"),
+    "prediction typo": (_described(prediction="esp"), "no prediction named 'esp'; did you mean 'eps'?"),
+    "part typo": (_described(consistancy={"name": "cm"}), "no model part named 'consistancy'; did you mean 'consistency'?"),
+    "consistency typo": (_described(consistency={"name": "lmc"}), "no consistency parametrisation named 'lmc'; did you mean 'lcm'?"),
+    "option typo": (
+        _described(schedule={"name": "linear", "stepz": 9}),
+        "no option of schedule 'linear' named 'stepz'; did you mean 'steps'?",
+    ),
+    "no such option": (_described(schedule={"name": "flow", "steps": 9}), "no option of schedule 'flow' named 'steps'; known: none"),
+    "part missing": (_changed(lambda state: None, {"network": UNET["network"]}), "the model's description lacks 'schedule'"),
+}
+BAD |= {
+    f"cut at {at:g}": (_cut(at), "PATH is damaged or not one of our safetensors files") for at in (0.0, 0.00001, 0.001, 0.2, 0.5, 0.999)
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_has_one_clear_line(case: str, tmp_path: Path) -> None:
+    """What cannot be loaded raises one line that names the file and what is wrong with it."""
+    make, message = BAD[case]
+    path = tmp_path / "model.safetensors"
+    make(path)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        models.load(path)
+    text = str(caught.value)
+    assert message.replace("PATH", str(path)) in text
+    assert str(path) in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), SafetensorError("disk full"), KeyboardInterrupt("stopped")])
+@pytest.mark.parametrize("stage", ["write", "flush", "rename"])
+def test_failed_write_leaves_the_old_file_whole(stage: str, error: BaseException, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stops a write, and wherever, the old file stays as it was and nothing else is left in the folder."""
+    before = saved.read_bytes()
+
+    def half_written(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+        Path(path).write_bytes(before[: len(before) // 2])
+        raise error
+
+    def fail(*args: object) -> None:
+        assert len(list(saved.parent.iterdir())) == 2  # the old file and the temporary one
+        raise error
+
+    if stage == "write":
+        monkeypatch.setattr(native, "save_file", half_written)
+    else:
+        monkeypatch.setattr(os, {"flush": "fsync", "rename": "replace"}[stage], fail)
+    with pytest.raises((OSError, KeyboardInterrupt), match=str(error)):
+        models.save(fresh(UNET, seed=1), saved)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_save_makes_the_folders_it_needs(tmp_path: Path) -> None:
+    """A path in folders that do not exist yet is no error; one below a file is, and says so."""
+    path = tmp_path / "a" / "b" / "model.safetensors"
+    models.save(fresh(UNET), path)
+    assert_same(models.load(path).backbone.state_dict(), fresh(UNET).backbone.state_dict())
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        models.save(fresh(UNET), path / "c.safetensors")

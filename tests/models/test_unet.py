@@ -1,0 +1,335 @@
+"""The UNet: the sizes of published nets, their outputs as diffusers computes them, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from torch import Tensor, nn
+
+from models import UNet, UNetParams
+from models.conditioning import sinusoid
+
+PUBLISHED = {
+    "SD 1.5": (UNetParams(heads=8, head_dim=None, context_dim=768), 859_520_964),
+    "SD 2.1": (UNetParams(context_dim=1024, linear_projection=True), 865_910_724),
+    "SDXL base": (
+        UNetParams(
+            channel_mult=(1, 2, 4),
+            attention=(0, 2, 10),
+            middle_attention=10,
+            context_dim=2048,
+            vector_dim=2816,
+            linear_projection=True,
+        ),
+        2_567_463_684,
+    ),
+    "SDXL refiner": (
+        UNetParams(
+            channels=384,
+            attention=(0, 4, 4, 0),
+            middle_attention=4,
+            context_dim=1280,
+            vector_dim=2560,
+            linear_projection=True,
+        ),
+        2_259_526_660,
+    ),
+}
+
+SMALL: dict[str, Any] = dict(in_channels=3, out_channels=3, channels=32, channel_mult=(1, 2), blocks=1, head_dim=8, groups=8)
+SD1 = UNetParams(**{**SMALL, "heads": 4, "head_dim": None}, attention=(1, 0), context_dim=12)
+SD2 = UNetParams(**{**SMALL, "blocks": 2}, attention=(1, 0), context_dim=12, linear_projection=True)
+SDXL = UNetParams(**SMALL, attention=(0, 2), middle_attention=2, context_dim=12, vector_dim=22, linear_projection=True)
+ADM = UNetParams(**SMALL, attention=(0, 1), attention_kind="plain", scale_shift=True, num_classes=10)
+KINDS = {"SD 1": SD1, "SD 2": SD2, "SDXL": SDXL, "ADM": ADM}
+
+# House names, with the blocks already counted level by level, to diffusers names. A bracket [qkv] stands for as many
+# tensors, stacked in ours.
+LATENT_DIFFUSION = {
+    r"^time\.fc(\d)\.": r"time_embedding.linear_\1.",
+    r"^vector\.mlp\.0\.": "add_embedding.linear_1.",
+    r"^vector\.mlp\.2\.": "add_embedding.linear_2.",
+    r"^label\.table\.": "class_embedding.",
+    r"^middle\.(\d)\.res\.": r"mid_block.resnets.\1.",
+    r"^middle\.0\.attention\.": "mid_block.attentions.0.",
+    r"^(down|up)\.(\d)\.(\d)\.res\.": r"\1_blocks.\2.resnets.\3.",
+    r"^(down|up)\.(\d)\.(\d)\.attention\.": r"\1_blocks.\2.attentions.\3.",
+    r"^down\.(\d)\.\d\.conv\.": r"down_blocks.\1.downsamplers.0.conv.",
+    r"^up\.(\d)\.\d\.conv\.": r"up_blocks.\1.upsamplers.0.conv.",
+    r"^norm_out\.": "conv_norm_out.",
+    r"(resnets\.\d)\.emb\.": r"\1.time_emb_proj.",
+    r"(resnets\.\d)\.skip\.": r"\1.conv_shortcut.",
+    r"(attentions\.\d)\.blocks\.": r"\1.transformer_blocks.",
+    r"\.self_attention\.qkv\.": ".attn1.to_[qkv].",
+    r"\.self_attention\.out\.": ".attn1.to_out.0.",
+    r"\.cross_attention\.q\.": ".attn2.to_q.",
+    r"\.cross_attention\.kv\.": ".attn2.to_[kv].",
+    r"\.cross_attention\.out\.": ".attn2.to_out.0.",
+    r"\.feed_forward\.proj_in\.": ".ff.net.0.proj.",
+    r"\.feed_forward\.proj_out\.": ".ff.net.2.",
+}
+GUIDED_DIFFUSION = {
+    **LATENT_DIFFUSION,
+    r"(attentions\.\d)\.norm\.": r"\1.group_norm.",
+    r"(attentions\.\d)\.attention\.qkv\.": r"\1.to_[qkv].",
+    r"(attentions\.\d)\.attention\.out\.": r"\1.to_out.0.",
+}
+
+
+def translated(state: Mapping[str, Tensor], blocks: int, rules: Mapping[str, str]) -> dict[str, Tensor]:
+    """A state dict under the names that the rules, applied in order, make of its own."""
+    stage = {"down": blocks + 1, "up": blocks + 2}  # a level's residual blocks and its resampling
+
+    def by_level(match: re.Match[str]) -> str:
+        level, i = divmod(int(match[2]), stage[match[1]])
+        return f"{match[1]}.{level}.{i}."
+
+    result = {}
+    for name, value in state.items():
+        name = re.sub(r"^(down|up)\.(\d+)\.", by_level, name)
+        for pattern, replacement in rules.items():
+            name = re.sub(pattern, replacement, name)
+        letters = re.search(r"\[(\w+)\]", name)
+        parts = letters[1] if letters else ""
+        for letter, part in zip(parts or [""], value.chunk(len(parts) or 1), strict=True):
+            result[name.replace(f"[{parts}]", letter)] = part
+    return result
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """The network with every parameter drawn anew, at a scale that keeps activations near 1: no zero hides a mistake."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) / (math.sqrt(p[0].numel()) if p.ndim > 1 else 2))
+    return network.eval()
+
+
+def inputs(p: UNetParams) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """x, t and the conditions for a batch of two, not square, at times far apart."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, p.in_channels, 8, 12, generator=generator)
+    conditions = {}
+    if p.num_classes is not None:
+        conditions["label"] = torch.tensor([3, p.num_classes])
+    if p.context_dim is not None:
+        conditions["context"] = torch.randn(2, 5, p.context_dim, generator=generator)
+    if p.vector_dim is not None:
+        conditions["vector"] = torch.randn(2, p.vector_dim, generator=generator)
+    return x, torch.tensor([3.0, 987.0]), conditions
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One of our small nets, and the diffusers net and the names that should make the same of it."""
+
+    params: UNetParams
+    network: type[nn.Module]
+    config: dict[str, Any]
+    names: dict[str, str]
+
+
+DIFFUSERS: dict[str, Any] = dict(in_channels=3, out_channels=3, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8)
+FINE_ATTENTION = dict(down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+COARSE_ATTENTION = dict(down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
+PLAIN_ATTENTION = dict(down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+PEERS = {
+    # attention_head_dim of UNet2DConditionModel is the number of heads.
+    "SD 1": Peer(
+        SD1,
+        UNet2DConditionModel,
+        {**DIFFUSERS, **FINE_ATTENTION, "attention_head_dim": 4, "cross_attention_dim": 12},
+        LATENT_DIFFUSION,
+    ),
+    "SD 2": Peer(
+        SD2,
+        UNet2DConditionModel,
+        {
+            **DIFFUSERS,
+            **FINE_ATTENTION,
+            "layers_per_block": 2,
+            "attention_head_dim": (4, 8),
+            "cross_attention_dim": 12,
+            "use_linear_projection": True,
+        },
+        LATENT_DIFFUSION,
+    ),
+    "SDXL": Peer(
+        SDXL,
+        UNet2DConditionModel,
+        {
+            **DIFFUSERS,
+            **COARSE_ATTENTION,
+            "attention_head_dim": (4, 8),
+            "cross_attention_dim": 12,
+            "use_linear_projection": True,
+            "transformer_layers_per_block": (1, 2),
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 4,
+            "projection_class_embeddings_input_dim": 22,
+        },
+        LATENT_DIFFUSION,
+    ),
+    # ADM itself resamples inside residual blocks; diffusers, as we do, by a convolution of its own.
+    "ADM": Peer(
+        ADM,
+        UNet2DModel,
+        {
+            **DIFFUSERS,
+            **PLAIN_ATTENTION,
+            "attention_head_dim": 8,
+            "attn_norm_num_groups": 8,
+            "resnet_time_scale_shift": "scale_shift",
+            "num_class_embeds": 11,
+        },
+        GUIDED_DIFFUSION,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_count_of_published_nets(name: str) -> None:
+    """A published configuration has exactly the published number of parameters."""
+    params, count = PUBLISHED[name]
+    with torch.device("meta"):
+        network = UNet(params)
+    assert sum(p.numel() for p in network.parameters()) == count
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_output_equals_diffusers(kind: str) -> None:
+    """With the same random weights, the output is that of diffusers, and no tensor is left over on either side."""
+    peer = PEERS[kind]
+    ours, theirs = randomised(UNet(peer.params)), peer.network(**peer.config).eval()
+    theirs.load_state_dict(translated(ours.state_dict(), peer.params.blocks, peer.names), strict=True)
+    x, t, given = inputs(peer.params)
+    asked: dict[str, Any] = {}
+    if "label" in given:
+        asked["class_labels"] = given["label"]
+    if "context" in given:
+        asked["encoder_hidden_states"] = given["context"]
+    if "vector" in given:  # pooled text, then the sinusoids of three sizes
+        sizes, text = torch.tensor([[64.0, 0.0, 32.0], [512.0, 7.0, 99.0]]), given["vector"][:, :10]
+        given["vector"] = torch.cat([text, sinusoid(sizes.flatten(), 4).view(2, 12)], dim=-1)
+        asked["added_cond_kwargs"] = {"text_embeds": text, "time_ids": sizes}
+    with torch.no_grad():
+        out, expected = ours(x, t, **given), theirs(x, t, **asked).sample
+    assert (out - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fresh_network_outputs_zero(kind: str) -> None:
+    """Before training the output is exactly zero, whatever the input."""
+    x, t, given = inputs(KINDS[kind])
+    assert not UNet(KINDS[kind])(x, t, **given).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fresh_residual_branches_are_off(kind: str) -> None:
+    """Before training every residual block adds nothing to its skip, and every attention nothing at all."""
+    params = KINDS[kind]
+    network = UNet(params)
+    x = torch.randn(2, 64, 4, 6)
+    block: Any = network.middle[0]
+    assert torch.equal(block(x, torch.randn(2, 128), torch.randn(2, 5, params.context_dim or 1)), x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_reaches_every_parameter(kind: str) -> None:
+    """No parameter is without influence on the output."""
+    network = randomised(UNet(KINDS[kind]))
+    x, t, given = inputs(KINDS[kind])
+    network(x, t, **given).square().sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_condition_changes_the_output(kind: str) -> None:
+    """Time and each condition of one sample change that sample's output, and no other's."""
+    network = randomised(UNet(KINDS[kind]))
+    x, t, given = inputs(KINDS[kind])
+    with torch.no_grad():
+        before = network(x, t, **given)
+        for name, value in {"t": t, **given}.items():
+            other = torch.cat([value[:1] - 1, value[1:]])
+            after = network(x, **{"t": t, **given, name: other})
+            assert (after[0] - before[0]).abs().max() > 1e-3, name
+            torch.testing.assert_close(after[1], before[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_as_one_graph_for_all_times(kind: str) -> None:
+    """torch.compile makes one graph without a break, does not recompile as t changes, and computes the same."""
+    torch._dynamo.reset()
+    # Attention in the middle only: every kind of layer once, for tracing takes seconds.
+    network = randomised(UNet(replace(KINDS[kind], blocks=1, attention=(0, 0), middle_attention=1)))
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    x, _, given = inputs(KINDS[kind])
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        for t in (999.0, 875.5, 750.0, 500.0, 333.3, 250.0, 125.0, 10.0, 1.0, 0.0):
+            level = torch.tensor(t).expand(2)
+            torch.testing.assert_close(compiled(x, level, **given), network(x, level, **given))
+
+
+@pytest.mark.parametrize("name", ["label", "context", "vector", "guidance"])
+def test_refuses_a_condition_it_has_no_use_for(name: str) -> None:
+    """A condition that would be ignored raises, and the error names it."""
+    params = UNetParams(**SMALL, attention=(0, 0), middle_attention=0)
+    x, t, _ = inputs(params)
+    with pytest.raises(ValueError, match=f"has no use for the condition '{name}'; it takes: none"):
+        UNet(params)(x, t, **{name: torch.zeros(2, dtype=torch.long)})
+
+
+@pytest.mark.parametrize(("kind", "name"), [("ADM", "label"), ("SD 1", "context"), ("SDXL", "vector")])
+def test_refuses_to_do_without_a_condition(kind: str, name: str) -> None:
+    """A missing condition raises, and the error names it."""
+    x, t, given = inputs(KINDS[kind])
+    del given[name]
+    with pytest.raises(ValueError, match=f"needs the condition '{name}'"):
+        UNet(KINDS[kind])(x, t, **given)
+
+
+@pytest.mark.parametrize("label", [-1, 11])
+def test_refuses_labels_out_of_range(label: int) -> None:
+    """Classes are 0 to 9 and the null label is 10; any other label raises."""
+    x, t, _ = inputs(ADM)
+    with pytest.raises(ValueError, match=f"label {label} is out of range"):
+        UNet(ADM)(x, t, label=torch.tensor([0, label]))
+
+
+@pytest.mark.parametrize("size", [(8, 7), (9, 8)])
+def test_refuses_sizes_that_do_not_halve(size: tuple[int, int]) -> None:
+    """Height and width must divide by 2 at every level, and the error says by how much."""
+    _, t, given = inputs(SD1)
+    with pytest.raises(ValueError, match=rf"\({size[0]}, {size[1]}\) must divide by 2"):
+        UNet(SD1)(torch.zeros(2, 3, *size), t, **given)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(attention=(1,)), "attention names 1 levels, channel_mult 2"),
+        (dict(groups=24), "a level of 32 channels does not divide into groups=24"),
+        (dict(heads=4), "give either heads or head_dim"),
+        (dict(head_dim=None), "give either heads or head_dim"),
+        (dict(heads=5, head_dim=None), "32 channels do not divide into heads"),
+        (dict(head_dim=64), "32 channels do not divide into heads"),
+        (dict(head_dim=24), "32 channels do not divide into heads"),
+        (dict(channels=33, groups=3, attention=(0, 0), middle_attention=0), "even number of frequencies"),
+        (dict(attention_kind="plian"), "no attention kind named 'plian'; did you mean 'plain'"),
+        (dict(attention_kind="plain", context_dim=8), "nothing in this UNet attends to a context"),
+        (dict(attention=(0, 0), middle_attention=0, context_dim=8), "nothing in this UNet attends to a context"),
+        (dict(attention_kind="plain", attention=(1, 2)), "plain attention comes once after a residual block, not 2 times"),
+    ],
+)
+def test_refuses_parameters_that_do_not_fit(wrong: dict[str, Any], message: str) -> None:
+    """Parameters that contradict each other raise before there is a network."""
+    with pytest.raises(ValueError, match=message):
+        UNet(UNetParams(**{**SMALL, "attention": (1, 0), **wrong}))

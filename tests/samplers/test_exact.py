@@ -1,0 +1,409 @@
+"""Every solver against closed forms: exact trajectories, measured orders of convergence, moments, and the contract of a solver."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Collection, Iterator
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion import (
+    EPS,
+    PREDICTIONS,
+    SPACINGS,
+    ClassifierFreeGuidance,
+    CosineVP,
+    Denoiser,
+    DenoiserLike,
+    DiscreteVP,
+    Estimate,
+    Grid,
+    Level,
+    Noise,
+    NoiseLevel,
+    Prediction,
+    RectifiedFlow,
+    Schedule,
+    SeededNoise,
+    VarianceExploding,
+    betas,
+    initial_noise,
+    time_grid,
+)
+from diffusion.oracle import GaussianMixture, PointMass
+from samplers import SAMPLERS, Step, sample
+from tests.conftest import SCHEDULES, within
+
+F64 = torch.float64
+VP, FLOW = DiscreteVP.scaled_linear(), RectifiedFlow()
+
+# Point mass: the exact trajectory --------------------------------------------------------------------------------------
+
+Rule = Callable[[NoiseLevel, NoiseLevel], tuple[float, float]]
+"""(t, s) -> (p, q): x_s holds the noise p eps + q z, given the noise eps in x_t and fresh noise z."""
+
+
+def new_share(t: NoiseLevel, s: NoiseLevel) -> float:
+    """tau, from the ratios themselves."""
+    return 1 - (s.ratio / t.ratio) ** 2
+
+
+def kept(t: NoiseLevel, s: NoiseLevel) -> tuple[float, float]:
+    """Deterministic solvers: on the exact trajectory the noise never changes."""
+    return 1.0, 0.0
+
+
+def renewed(share: float) -> Rule:
+    """DDIM-eta and, at share 1, DDPM: part of the noise is replaced."""
+    return lambda t, s: (math.sqrt(1 - share * new_share(t, s)), math.sqrt(share * new_share(t, s)))
+
+
+def upper(t: NoiseLevel, s: NoiseLevel) -> tuple[float, float]:
+    """DDPM with the forward step's variance: the fresh noise is larger by sigma_t / sigma_s."""
+    p, q = renewed(1.0)(t, s)
+    return p, q * t.sigma / s.sigma if s.sigma > 0 else 0.0
+
+
+def fresh(t: NoiseLevel, s: NoiseLevel) -> tuple[float, float]:
+    """Multistep consistency sampling: all noise is replaced."""
+    return 0.0, 1.0
+
+
+# Any solver not named here is taken for a deterministic one, and has to follow the exact trajectory.
+CASES: dict[str, tuple[str, dict[str, Any], Rule]] = {
+    **{name: (name, {}, kept) for name in SAMPLERS},
+    "ddim-0.6": ("ddim", {"eta": 0.6}, renewed(0.36)),
+    "ddpm": ("ddpm", {}, renewed(1.0)),
+    "ddpm-upper": ("ddpm", {"variance": "upper"}, upper),
+    "consistency": ("consistency", {}, fresh),
+}
+SHAPE = (1, 2, 2)
+DISTINCT = {function: name for name, function in SPACINGS.items()}.values()  # each spacing once, by one of its names
+
+
+def fake(x0: Tensor, schedule: Schedule, prediction: Prediction, grid: Grid) -> Denoiser:
+    """A perfect network for data that is one point: it looks its level up by the time it is told."""
+    oracle, levels = PointMass(x0), {level.t: level for level in grid}
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        level = levels[float(t[0])]
+        return prediction.target(*oracle(x, level), level)
+
+    return Denoiser(network, schedule, prediction)
+
+
+def worst_error(case: str, denoiser: Denoiser, x0: Tensor, grid: Grid) -> float:
+    """The largest distance from the exact trajectory over all steps, in units of max(1, sigma)."""
+    sampler, options, rule = CASES[case]
+    z, x = initial_noise(range(len(x0)), SHAPE, F64), grid.start(initial_noise(range(9, 9 + len(x0)), SHAPE, F64))
+    if "noise" in inspect.signature(SAMPLERS[sampler]).parameters:
+        options = {**options, "noise": lambda x, i: z * math.cos(i)}
+    reached = torch.stack([step.x for step in SAMPLERS[sampler](denoiser, x, grid, **options)])
+    rows, of_eps, of_z = [], 1.0, 0.0  # the noise in x is of_eps times that of the start, plus of_z times z
+    for i, (t, s) in enumerate(pairwise(grid)):
+        p, q = rule(t, s)
+        of_eps, of_z = p * of_eps, p * of_z + q * math.cos(i)
+        rows.append((s.alpha, s.sigma * of_eps, s.sigma * of_z, max(1.0, s.sigma)))
+    alpha, a, b, unit = torch.tensor(rows, dtype=F64).T[..., None, None, None, None]
+    exact = alpha * x0 + a * (x - grid[0].alpha * x0) / grid[0].sigma + b * z
+    return float(((reached - exact).abs() / unit).max())
+
+
+def grid_of(schedule: Schedule, steps: int, spacing: str, *, below_pure_noise: bool) -> Grid:
+    """A grid of that spacing, and where asked one level short of pure noise, at which eps-prediction is singular."""
+    grid = time_grid(schedule, steps, spacing, **within(schedule, spacing))
+    if below_pure_noise and grid[0].alpha == 0:
+        return time_grid(schedule, max(2, steps), spacing, **within(schedule, spacing))[1:]
+    return grid
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_point_mass_is_exact(case: str, schedule: Schedule, prediction: Prediction) -> None:
+    """Every solver x schedule x prediction x spacing x steps follows the exact trajectory to 1e-12."""
+    x0 = initial_noise([5, 6], SHAPE, F64)
+    with torch.inference_mode():
+        for spacing in DISTINCT:
+            for steps in (1, 2, 3, 7, 13, 50):
+                grid = grid_of(schedule, steps, spacing, below_pure_noise=prediction is EPS)
+                assert worst_error(case, fake(x0, schedule, prediction, grid), x0, grid) <= 1e-12, (spacing, steps)
+
+
+@cache
+def each_row_its_own(level: Level) -> tuple[Tensor, Tensor]:
+    """Coefficients of a batch whose sample i has the i-th prediction."""
+    a, b = zip(*(prediction.coefficients(level) for prediction in PREDICTIONS.values()), strict=True)
+    return torch.tensor(a, dtype=F64), torch.tensor(b, dtype=F64)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("schedule", "spacings"), [(VP, DISTINCT), (FLOW, ["linspace", "mu_shift"])], ids=["vp", "flow"])
+def test_point_mass_is_exact_on_long_grids(case: str, schedule: Schedule, spacings: Collection[str]) -> None:
+    """The same at 999 and 1000 steps on the table of 1000 rows and on flow time, all predictions side by side in one batch."""
+    x0 = initial_noise(range(len(PREDICTIONS)), SHAPE, F64)
+    with torch.inference_mode():
+        for spacing in spacings:
+            for steps in (999, 1000):
+                grid = grid_of(schedule, steps, spacing, below_pure_noise=True)
+                denoiser = fake(x0, schedule, Prediction("rows", each_row_its_own), grid)
+                assert worst_error(case, denoiser, x0, grid) <= 1e-12, (spacing, steps)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("schedule", [CosineVP(), FLOW, DiscreteVP.linear(zero_terminal_snr=True)])
+def test_eps_prediction_raises_at_pure_noise(sampler: str, schedule: Schedule) -> None:
+    """An eps-network says nothing of x0 where there is no signal: an error, not a clamp."""
+    grid = time_grid(schedule, 4, "trailing")
+    with pytest.raises(ValueError, match="eps-prediction says nothing about x0"):
+        sample(sampler, fake(torch.zeros(SHAPE), schedule, EPS, grid), grid, shape=SHAPE, seeds=[0])
+
+
+# Gaussian mixture: convergence and moments -----------------------------------------------------------------------------
+
+MEAN, STD, WEIGHT = (torch.tensor(v, dtype=F64) for v in ([[-1.3], [0.4], [1.7]], [0.25, 0.4, 0.2], [0.3, 0.5, 0.2]))
+MIXTURE = GaussianMixture(MEAN, STD, WEIGHT)
+ORDER = {name: int(found[1]) for name, solver in SAMPLERS.items() if (found := re.search(r"Order (\d)", solver.__doc__ or ""))}
+
+
+def quantile(u: Tensor, level: NoiseLevel) -> Tensor:
+    """x_t (N, 1) at which the noised mixture's distribution function is u, by bisection to the last bits."""
+    mean, std = level.alpha * MEAN[:, 0], (level.alpha**2 * STD**2 + level.sigma**2).sqrt()
+    low, high = torch.full_like(u, -20.0), torch.full_like(u, 20.0)
+    for _ in range(70):
+        middle = 0.5 * (low + high)
+        below = (WEIGHT * torch.special.ndtr((middle[:, None] - mean) / std)).sum(1) < u
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return low[:, None]
+
+
+def last(steps: Iterator[Step]) -> Tensor:
+    """x after the last step."""
+    *_, step = steps
+    return step.x
+
+
+def test_deterministic_solvers_state_their_order() -> None:
+    """A solver without noise says "Order N" in its docstring; the next test measures it."""
+    assert all(name in ORDER for name, solver in SAMPLERS.items() if "noise" not in inspect.signature(solver).parameters)
+    assert ORDER["ddim"] == ORDER["euler"] == 1
+
+
+@pytest.mark.parametrize("sampler", ORDER)
+@pytest.mark.parametrize(
+    ("schedule", "spacing", "options"),
+    [
+        (VP, "linspace", {}),
+        (VP, "log_snr", {}),
+        (FLOW, "linspace", {"t_end": 0.001}),
+        (FLOW, "log_snr", {"t_start": 0.999, "t_end": 0.001}),
+        (CosineVP(), "linspace", {"t_end": 0.001}),
+    ],
+)
+def test_order_of_convergence(sampler: str, schedule: Schedule, spacing: str, options: dict[str, float]) -> None:
+    """Halving the steps divides the error by 2^order, within 0.15, on a mixture.
+
+    The probability-flow ODE in one dimension keeps quantiles, so the exact answer is a quantile: no reference run is needed.
+    """
+    u = torch.linspace(0.02, 0.98, 25, dtype=F64)
+    error = []
+    for steps in (200, 400):
+        grid = time_grid(schedule, steps, spacing, **options)[:-1]
+        x = last(SAMPLERS[sampler](MIXTURE, quantile(u, grid[0]), grid))
+        error.append(float((x - quantile(u, grid[-1])).abs().mean()))
+    assert math.log2(error[0] / error[1]) == pytest.approx(ORDER[sampler], abs=0.15)
+
+
+def test_ddim_is_euler(schedule: Schedule) -> None:
+    """A DDIM step is an Euler step in flow time, and one in sigma/alpha, on every schedule: to 1e-12 of max(1, sigma)."""
+    grid = time_grid(schedule, 20, "trailing")
+    x = ratio_x = grid.start(initial_noise(range(4), (1,), F64))
+    for ddim, euler in zip(SAMPLERS["ddim"](MIXTURE, x, grid), SAMPLERS["euler"](MIXTURE, x, grid), strict=True):
+        t, s = grid[ddim.i], ddim.level
+        torch.testing.assert_close(ddim.x, euler.x, rtol=0, atol=1e-12 * max(1, s.sigma))
+        if t.alpha > 0:  # k-diffusion's coordinates: y = x / alpha, dy/d(sigma/alpha) = (y - x0) / (sigma/alpha)
+            y = ratio_x / t.alpha
+            y = y + (s.ratio - t.ratio) * (y - MIXTURE(ratio_x, t).x0) / t.ratio
+            torch.testing.assert_close(ddim.x, s.alpha * y, rtol=0, atol=1e-12 * max(1, s.sigma))
+        ratio_x = ddim.x
+
+
+STOCHASTIC = {"ddpm": ("ddpm", {}), "ddim-1": ("ddim", {"eta": 1.0}), "ddim-0.5": ("ddim", {"eta": 0.5})}
+
+
+def randn(seed: int) -> Noise:
+    """Noise from one generator: quicker than a seed per sample where samples are many."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda x, step: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("case", STOCHASTIC)
+@pytest.mark.parametrize("schedule", [VP, FLOW, VarianceExploding()], ids=["vp", "flow", "ve"])
+def test_stochastic_solvers_keep_the_moments(case: str, schedule: Schedule) -> None:
+    """10000 samples by 400 steps: mean, variance and share left of zero are the mixture's, within 4 standard errors."""
+    n, (sampler, options) = 10_000, STOCHASTIC[case]
+    grid = time_grid(schedule, 400, "log_snr", **within(schedule, "log_snr"))
+    generator = torch.Generator().manual_seed(1)
+    start = grid[0].alpha * MIXTURE.sample(n, generator) + grid[0].sigma * torch.randn(n, 1, generator=generator, dtype=F64)
+    x = last(SAMPLERS[sampler](MIXTURE, start, grid, noise=randn(2), **options))[:, 0]
+    mean = (WEIGHT * MEAN[:, 0]).sum()
+    expected = {
+        "mean": (x, mean),
+        "variance": ((x - mean).square(), (WEIGHT * (STD**2 + (MEAN[:, 0] - mean) ** 2)).sum()),
+        "left": ((x < 0).to(F64), (WEIGHT * torch.special.ndtr(-MEAN[:, 0] / STD)).sum()),
+    }
+    for name, (values, truth) in expected.items():
+        assert abs(float(values.mean() - truth)) < 4 * float(values.std()) / math.sqrt(n), name
+
+
+def test_ddim_with_eta_one_is_ddpm(schedule: Schedule) -> None:
+    """Song et al. 2021, section 4.1: the two are the same sampler, for the same noise, step by step to 1e-12 of max(1, sigma)."""
+    grid = time_grid(schedule, 12, "trailing")
+    x, noise = grid.start(initial_noise(range(4), (1,), F64)), SeededNoise(range(4))
+    pairs = zip(SAMPLERS["ddim"](MIXTURE, x, grid, eta=1.0, noise=noise), SAMPLERS["ddpm"](MIXTURE, x, grid, noise=noise), strict=True)
+    for ddim, ddpm in pairs:
+        torch.testing.assert_close(ddim.x, ddpm.x, rtol=0, atol=1e-12 * max(1, ddim.level.sigma))
+
+
+@pytest.mark.parametrize("row", [1, 10, 999])
+@pytest.mark.parametrize(("variance", "v"), [("posterior", None), ("upper", None), ("learned", -1.0), ("learned", 1.0), ("learned", 0.3)])
+def test_ddpm_variances_are_the_published_ones(row: int, variance: str, v: float | None) -> None:
+    """One step between rows adds noise of variance beta-tilde, beta, or exp(w log beta + (1 - w) log beta-tilde), w = (v + 1) / 2."""
+    beta, bar = betas.linear(), betas.alpha_bar(betas.linear())
+    low, high = float((1 - bar[row - 1]) / (1 - bar[row]) * beta[row]), float(beta[row])
+    w = {"posterior": 0.0, "upper": 1.0}.get(variance, ((v or 0.0) + 1) / 2)
+    expected = math.exp(w * math.log(high) + (1 - w) * math.log(low))
+
+    def denoiser(x_t: Tensor, level: NoiseLevel, /, **cond: Any) -> Estimate:
+        return Estimate(x_t.sin(), x_t, None if v is None else torch.full_like(x_t, v))
+
+    grid = time_grid(DiscreteVP.linear(), spacing=[row, row - 1])[:2]
+    x = initial_noise([0, 1], SHAPE, F64)
+    quiet, loud = (last(SAMPLERS["ddpm"](denoiser, x, grid, variance=variance, noise=lambda x, i: z)) for z in (0 * x, 1 + 0 * x))
+    torch.testing.assert_close((loud - quiet).square(), torch.full_like(x, expected), rtol=1e-9, atol=0)
+
+
+def test_upper_variance_is_exact_for_white_data() -> None:
+    """Ho et al. 2020, section 3.2: for x0 ~ N(0, 1) on a VP schedule, x_s = c x_t + sqrt(1 - c^2) z with c = alpha_t / alpha_s, at any stride."""
+    white = GaussianMixture(torch.zeros(1, 1, dtype=F64), torch.ones(1, dtype=F64))
+    grid, x, z = time_grid(CosineVP(), 7), initial_noise(range(3), (1,), F64), initial_noise(range(3, 6), (1,), F64)
+    for step in SAMPLERS["ddpm"](white, x, grid[:-1], variance="upper", noise=lambda x, i: z):
+        c = grid[step.i].alpha / step.level.alpha
+        x = c * x + math.sqrt(1 - c**2) * z
+        torch.testing.assert_close(step.x, x, rtol=0, atol=1e-13)
+
+
+# Samples, batches, and the contract ------------------------------------------------------------------------------------
+
+IMAGES = GaussianMixture(initial_noise([1, 2, 3], SHAPE, F64), STD, WEIGHT)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sample_does_not_know_its_batch(sampler: str, schedule: Schedule) -> None:
+    """Sample i of a batch of 4 is its seed alone: noise to the last bit, images to float tolerance."""
+    grid, seeds, starts = time_grid(schedule, 6, "trailing"), [11, 3, 11, 8], []
+
+    def denoiser(x_t: Tensor, level: NoiseLevel, /, **cond: Any) -> Estimate:
+        if level == grid[0]:
+            starts.append(x_t)
+        return IMAGES(x_t, level)
+
+    together = sample(sampler, denoiser, grid, shape=SHAPE, seeds=seeds)
+    alone = torch.cat([sample(sampler, denoiser, grid, shape=SHAPE, seeds=[seed]) for seed in seeds])
+    assert torch.equal(starts[0], torch.cat(starts[1:]))
+    torch.testing.assert_close(together, alone, rtol=0, atol=2e-6)
+    torch.testing.assert_close(together[0], together[2], rtol=0, atol=2e-6)
+    assert float((together[0] - together[1]).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_solver_is_a_generator_of_steps(sampler: str, schedule: Schedule) -> None:
+    """It calls the network only when asked, yields one Step per row, ends at the terminal row, and leaves its start alone."""
+    calls, grid = [], time_grid(schedule, 5, "trailing")
+
+    def denoiser(x_t: Tensor, level: NoiseLevel, /, **cond: Any) -> Estimate:
+        calls.append(level)
+        return IMAGES(x_t, level)
+
+    start = grid.start(initial_noise([0, 1], SHAPE, F64))
+    before, steps = start.clone(), []
+    for step in SAMPLERS[sampler](denoiser, start, grid):
+        steps.append(step)
+        assert calls[0] == grid[0]
+        assert len(calls) < len(grid) or step.i > 0
+    assert [step.i for step in steps] == list(range(5))
+    assert [step.level for step in steps] == list(grid.levels[1:])
+    assert steps[-1].level == schedule.terminal
+    assert torch.equal(start, before)
+    assert torch.equal(steps[0].x0, IMAGES(start, grid[0]).x0)
+    assert all(step.x.shape == step.x0.shape == start.shape and step.x.dtype == F64 for step in steps)
+    calls.clear()
+    next(iter(SAMPLERS[sampler](denoiser, start, grid)))
+    assert 0 < len(calls) < len(grid)
+
+
+def test_sample_runs_a_solver_to_its_end() -> None:
+    """By name, by function, from seeds and from a given start: the same numbers, without gradients."""
+    grid = time_grid(FLOW, 7)
+    start = grid.start(initial_noise([4, 5], SHAPE, F64)).requires_grad_()
+    expected = last(SAMPLERS["ddim"](IMAGES, start, grid))
+    for got in (
+        sample("ddim", IMAGES, grid, shape=SHAPE, seeds=[4, 5], dtype=F64),
+        sample("ddim", IMAGES, grid, start=start),
+        sample(SAMPLERS["ddim"], IMAGES, grid, start=start),
+    ):
+        assert torch.equal(got, expected)
+        assert not got.requires_grad
+
+
+def test_seeds_also_seed_the_loop() -> None:
+    """Stochastic solvers draw from the seeds given to `sample`, also with an explicit start."""
+    grid, start = time_grid(FLOW, 7), initial_noise([4, 5], SHAPE, F64)
+    expected = last(SAMPLERS["ddpm"](IMAGES, start, grid, noise=SeededNoise([4, 5])))
+    assert torch.equal(sample("ddpm", IMAGES, grid, start=start, seeds=[4, 5]), expected)
+    assert not torch.equal(sample("ddpm", IMAGES, grid, start=start, seeds=[4, 6]), expected)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_conditions_and_guidance_reach_any_solver(sampler: str) -> None:
+    """cond goes to the denoiser at every step; guidance is a denoiser, so every solver ends at the guided point."""
+
+    def towards(x_t: Tensor, level: NoiseLevel, /, *, label: Tensor) -> Estimate:
+        return Estimate.from_x0(x_t, label.to(x_t).view(-1, 1, 1, 1).expand_as(x_t), level)
+
+    denoiser: DenoiserLike = ClassifierFreeGuidance(towards, 3.0, {"label": 1})
+    got = sample(sampler, denoiser, time_grid(FLOW, 5), shape=SHAPE, seeds=[0, 1], dtype=F64, cond={"label": torch.tensor([2, 5])})
+    expected = torch.tensor([1 + 3 * (2 - 1), 1 + 3 * (5 - 1)], dtype=F64).view(2, 1, 1, 1).expand(2, *SHAPE)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+GRID = time_grid(FLOW, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sample("ddmi", MIXTURE, GRID, shape=(1,), seeds=[0]), "no sampler named 'ddmi'.*dd"),
+        (lambda: sample("ddim", MIXTURE, GRID, shape=(1,), seeds=[0], etta=1.0), "'etta'.*eta"),
+        (lambda: sample("euler", MIXTURE, GRID, shape=(1,), seeds=[0], eta=1.0), "euler.*'eta'|'eta'.*euler"),
+        (lambda: sample("ddim", MIXTURE, GRID, shape=(1,), seeds=[0], eta=1.5), r"eta must lie in \[0, 1\]"),
+        (lambda: sample("ddim", MIXTURE, GRID, shape=(1,), seeds=[0], eta=-0.1), r"eta must lie in \[0, 1\]"),
+        (lambda: sample("ddpm", MIXTURE, GRID, shape=(1,), seeds=[0], variance="large"), "variance must be.*'large'"),
+        (lambda: sample("ddpm", MIXTURE, GRID, shape=(1,), seeds=[0], variance="learned"), "learned variance"),
+        (lambda: sample("ddim", MIXTURE, GRID, shape=(1,)), "shape and seeds, or start"),
+        (lambda: sample("ddim", MIXTURE, GRID, seeds=[0]), "shape and seeds, or start"),
+        (lambda: sample("ddpm", MIXTURE, GRID, start=torch.zeros(3, 1), seeds=[0]), "1 seeds for a batch of 3"),
+        (lambda: sample("ddim", MIXTURE, time_grid(FLOW, 0), shape=(1,), seeds=[0]), "steps must be a whole number >= 1"),
+        (lambda: sample("ddim", MIXTURE, time_grid(FLOW, 3, "linear"), shape=(1,), seeds=[0]), "no spacing named 'linear'"),
+        (lambda: sample("ddim", MIXTURE, time_grid(FLOW, spacing=[0.5, 0.7]), shape=(1,), seeds=[0]), "noise must fall"),
+    ],
+)
+def test_errors(make: Callable[[], object], message: str) -> None:
+    """A wrong name, option or value raises before anything is sampled, and the message names it."""
+    with pytest.raises(ValueError, match=message):
+        make()
