@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion.denoiser import DenoiserLike, Wrapper
-from diffusion.level import Level
+from diffusion.level import BatchLevel, Level
 from diffusion.prediction import Estimate
 
 
@@ -39,7 +39,8 @@ class ClassifierFreeGuidance(Wrapper):
     def _both(self, x_t: Tensor, level: Level, cond: dict[str, Any], null: dict[str, Any]) -> tuple[Estimate, Estimate]:
         if not self.batched:
             return self.denoiser(x_t, level, **cond), self.denoiser(x_t, level, **null)
-        both = self.denoiser(torch.cat([x_t, x_t]), level, **{name: torch.cat([cond[name], null[name]]) for name in cond})
+        levels = BatchLevel(*(torch.cat([value, value]) for value in level)) if isinstance(level, BatchLevel) else level
+        both = self.denoiser(torch.cat([x_t, x_t]), levels, **{name: torch.cat([cond[name], null[name]]) for name in cond})
         n = len(x_t)
         variance = (None, None) if both.variance is None else (both.variance[:n], both.variance[n:])
         return Estimate(both.x0[:n], both.eps[:n], variance[0]), Estimate(both.x0[n:], both.eps[n:], variance[1])

@@ -182,11 +182,12 @@ def loss_plot(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
 
 
 def smooth(values: np.ndarray, share: float = 0.05) -> np.ndarray:
-    """Centred moving average over `share` of the values, so without lag; its window shrinks towards both ends."""
+    """Moving average over `share` of the values: centred, narrower at the start, which is steep, one-sided at the end, which is noisy."""
     i = np.arange(len(values))
-    half = np.minimum(np.minimum(i, i[::-1]), round(share * len(values) / 2))
+    before = np.minimum(i, round(share * len(values) / 2))
+    after = np.minimum(before, i[::-1])
     total = np.concatenate(([0.0], np.cumsum(values)))
-    return np.asarray((total[i + half + 1] - total[i - half]) / (2 * half + 1))
+    return np.asarray((total[i + after + 1] - total[i - before]) / (before + after + 1))
 
 
 def schedule_plot(schedules: Mapping[str, Schedule]) -> Figure:

@@ -19,7 +19,11 @@ from samplers.pictures import save_png, tile
 from samplers.provenance import provenance
 from samplers.sample import find_sampler, sample
 
-KEYS = ["run", "out", "sampler", "steps", "spacing", "guidance", "clip", "labels", "n", "seed", "batch_size", "ema", "device", "options", "progress"]
+KEYS = (
+    *("run", "out", "n", "labels", "seed"),
+    *("sampler", "steps", "spacing", "guidance", "clip", "options"),
+    *("ema", "batch_size", "device", "progress"),
+)
 
 
 def steered(model: Model, guidance: float, clip: bool) -> DenoiserLike:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from diffusion import PREDICTIONS, CosineVP, DiscreteVP, Prediction, RectifiedFlow, Schedule, Shifted, VarianceExploding
@@ -18,7 +20,7 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
-def within(schedule: Schedule, spacing: str) -> dict[str, float]:
+def within(schedule: Schedule, spacing: str) -> dict[str, Any]:
     """The range that a spacing needs on a schedule whose ends it cannot reach: log-spaced ones need a finite log-SNR,
     and a shift to more noise than the noisiest level needs pure noise.
     """
@@ -30,15 +32,13 @@ def within(schedule: Schedule, spacing: str) -> dict[str, float]:
     return low if spacing == "leading" else {}
 
 
-@pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES.keys())
+@pytest.fixture(params=SCHEDULES.values(), ids=list(SCHEDULES))
 def schedule(request: pytest.FixtureRequest) -> Schedule:
     """Runs a test on each schedule."""
-    one: Schedule = request.param
-    return one
+    return request.param
 
 
-@pytest.fixture(params=PREDICTIONS.values(), ids=PREDICTIONS.keys())
+@pytest.fixture(params=PREDICTIONS.values(), ids=list(PREDICTIONS))
 def prediction(request: pytest.FixtureRequest) -> Prediction:
     """Runs a test on each prediction."""
-    one: Prediction = request.param
-    return one
+    return request.param

@@ -21,6 +21,7 @@ class JsonLines:
 
     def __init__(self, path: Path, resumed_step: int = 0) -> None:
         kept = [line for line in read_metrics(path) if line["step"] <= resumed_step] if path.exists() and resumed_step else []
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
 
@@ -38,8 +39,8 @@ class WandB:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb  # here, because it takes seconds that a run without it need not pay
 
-        os.environ.setdefault("WANDB_MODE", "online" if wandb.api.api_key else "offline")
-        self._run = wandb.init(dir=folder, config=dict(config), project=project, name=folder.name)
+        decided = "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)
+        self._run = wandb.init(dir=folder, config=dict(config), project=project, name=folder.name, mode=None if decided else "offline")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

@@ -22,7 +22,7 @@ from diffusion.noise import mix
 from models import EMA, Model
 from models.checkpoints import native
 from train.data import Batch, Dataset, shuffled_batches
-from train.logbook import Logger
+from train.logbook import JsonLines, Logger
 from train.objective import Objective
 from train.state import TrainState
 from train.world import World
@@ -92,16 +92,16 @@ def train(
     folder: str | Path,
     *,
     world: World | None = None,
-    loggers: Callable[[int], Sequence[Logger]] = lambda step: (),
+    loggers: Sequence[Logger] = (),
     evaluate: Callable[[Model], Mapping[str, float]] | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> bool:
     """Train `model` in place; afterwards it holds the averaged weights. True when finished, False when interrupted.
 
-    folder    gets checkpoint.safetensors: raw and averaged weights, optimiser, step
+    folder    gets checkpoint.safetensors (raw and averaged weights, optimiser, step) and metrics.jsonl
     resume    go on from that checkpoint, bit for bit as if never stopped; without one, start
-    loggers   called with the step to start from, returns where numbers go
+    loggers   where the numbers go besides
     evaluate  called with the averaged model every `params.evaluate_every` steps; its numbers are logged
     Ctrl-C and SIGTERM finish the step, save, and return False. Raises FloatingPointError when the loss is not finite.
     """
@@ -125,7 +125,7 @@ def train(
         device.type, torch.float16 if params.precision == "fp16" else torch.bfloat16, enabled=params.precision != "fp32"
     )
     batches = _batches(data, params, world, micro_batch, state.step)
-    books = loggers(state.step) if world.leads else ()
+    books = [JsonLines(folder / "metrics.jsonl", state.step), *loggers] if world.leads else []
     bar = tqdm(total=params.steps, initial=state.step, desc=folder.name, unit="step", disable=not (progress and world.leads))
     losses, norms, clock = [], [], time.perf_counter()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from samplers.provenance import provenance
 from train.consistency import ConsistencyDistillation
 from train.data import DATASETS, Dataset
 from train.density import DENSITIES
-from train.logbook import JsonLines, Logger, WandB
+from train.logbook import Logger, WandB
 from train.loop import TrainParams, train
 from train.objective import DenoisingObjective, Objective
 from train.weighting import WEIGHTINGS
@@ -120,11 +120,6 @@ def _prepare(folder: Path, config: Mapping[str, Any]) -> None:
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _loggers(folder: Path, config: Mapping[str, Any], where: World) -> Callable[[int], Sequence[Logger]]:
-    def start(step: int) -> Sequence[Logger]:
-        books: list[Logger] = [JsonLines(folder / "metrics.jsonl", step)]
-        if config.get("wandb"):
-            books.append(WandB(folder, config, config.get("wandb_project", "plain-diffusion")))
-        return books
-
-    return start
+def _loggers(folder: Path, config: Mapping[str, Any], where: World) -> list[Logger]:
+    wanted = config.get("wandb") and where.leads
+    return [WandB(folder, config, config.get("wandb_project", "plain-diffusion"))] if wanted else []

@@ -12,11 +12,11 @@ from diffusion import (
     EPS,
     FLOW,
     X0,
+    ClassifierFreeGuidance,
     Clipped,
     CosineVP,
     Denoiser,
     DiscreteVP,
-    Estimate,
     Level,
     NoiseLevel,
     OnSchedule,
@@ -43,9 +43,9 @@ def told(x_t: Tensor, level: Level, denoiser: Denoiser, **cond: Any) -> dict[str
         seen.update(x=x, t=t, cond=cond)
         return x
 
-    Denoiser(
-        network, denoiser.schedule, denoiser.prediction, input_scale=denoiser.input_scale, network_time=denoiser.network_time
-    )(x_t, level, **cond)
+    Denoiser(network, denoiser.schedule, denoiser.prediction, input_scale=denoiser.input_scale, network_time=denoiser.network_time)(
+        x_t, level, **cond
+    )
     return seen
 
 
@@ -54,7 +54,8 @@ def fake(schedule: Schedule, prediction: Prediction) -> Denoiser:
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         level = schedule.level(float(t[0]))
-        return prediction.target(*MIXTURE(x, level), level)
+        x0, eps = MIXTURE(x, level)
+        return prediction.target(x0, eps, level)
 
     return Denoiser(network, schedule, prediction)
 
@@ -172,4 +173,15 @@ def test_wrappers_live_where_the_network_lives() -> None:
     for denoiser in (Denoiser(network, CosineVP(), V), Clipped(Denoiser(network, CosineVP(), V))):
         assert denoiser.device == torch.device("meta")
     assert OnSchedule(Clipped(fake(CosineVP(), V)), CosineVP()).device == torch.device("cpu")
-    assert Clipped(lambda x_t, level: Estimate(x_t, x_t)).device == torch.device("cpu")
+    assert Clipped(MIXTURE).device == torch.device("cpu")
+
+
+def test_wrappers_take_a_level_per_sample(schedule: Schedule) -> None:
+    """Distillation asks at one level per sample: a wrapped denoiser gives each sample what its own level gives."""
+    own, t = CosineVP(), torch.tensor([0.7, 0.2], dtype=F64) * schedule.t_max
+    wrapped = ClassifierFreeGuidance(Clipped(OnSchedule(MIXTURE, own), -0.5, 0.5), 2.0, {"label": 0})
+    batch = wrapped(X, schedule.levels(t), label=torch.tensor([1, 2]))
+    for i in range(2):
+        alone = wrapped(X[i : i + 1], schedule.level(float(t[i])), label=torch.tensor([1 + i]))
+        torch.testing.assert_close(batch.x0[i], alone.x0[0], rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(batch.eps[i], alone.eps[0], rtol=1e-11, atol=1e-11)

@@ -76,7 +76,7 @@ def test_mix_does_not_collide() -> None:
 
 
 def test_steps_and_seeds_are_uncorrelated_standard_normals() -> None:
-    """Over 60 seeds x 50 steps the first draws have mean 0, variance 1 and no correlation with their neighbour, within 4 standard errors."""
+    """The first draws of 60 seeds x 50 steps: mean 0, variance 1, neighbours uncorrelated, within 4 standard errors."""
     first = torch.stack([SeededNoise(range(60))(torch.zeros(60, 1, dtype=torch.float64), step)[:, 0] for step in range(50)])
     n = first.numel()
     assert abs(float(first.mean())) < 4 / math.sqrt(n)

@@ -133,3 +133,21 @@ def test_empirical_data_without_labels_ignores_them() -> None:
     """A condition it does not know changes nothing."""
     oracle, level, x = EmpiricalData(initial_noise(range(6), (3,), F64)), NoiseLevel(0.5, 0.5, 0.5), initial_noise([8], (3,), F64)
     assert torch.equal(oracle(x, level, label=torch.tensor([1])).x0, oracle(x, level).x0)
+
+
+@pytest.mark.parametrize("oracle", [LINE, PLANE, EmpiricalData(initial_noise(range(6), (2, 3), F64), torch.arange(6) % 2)])
+def test_a_level_per_sample_is_each_level_alone(schedule: Schedule, oracle: GaussianMixture | EmpiricalData) -> None:
+    """Distillation asks oracles at one level per sample: each gets what its own level gives, the density too."""
+    shape = (1,) if oracle is LINE else (2, 3)
+    x_t, t = initial_noise(range(3), shape, F64), torch.tensor([0.9, 0.5, 0.1], dtype=F64) * schedule.t_max
+    cond: dict[str, Any] = {"label": torch.tensor([0, 1, 5])}
+    batch = oracle(x_t, schedule.levels(t), **cond)
+    for i in range(3):
+        level, one = schedule.level(float(t[i])), {"label": cond["label"][i : i + 1]}
+        alone = oracle(x_t[i : i + 1], level, **one)
+        torch.testing.assert_close(batch.x0[i], alone.x0[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(batch.eps[i], alone.eps[0], rtol=1e-12, atol=1e-12 * max(1, 1 / level.sigma))
+        if isinstance(oracle, GaussianMixture):
+            torch.testing.assert_close(
+                oracle.log_prob(x_t, schedule.levels(t))[i], oracle.log_prob(x_t[i : i + 1], level)[0], rtol=1e-12, atol=1e-12
+            )

@@ -8,7 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion import DiscreteVP, Gaussian, Level, NoiseLevel, Schedule, betas, initial_noise, learned_std, marginal, posterior, tau, transition
+from diffusion import (
+    DiscreteVP,
+    Gaussian,
+    Level,
+    NoiseLevel,
+    Schedule,
+    betas,
+    initial_noise,
+    learned_std,
+    marginal,
+    posterior,
+    tau,
+    transition,
+)
 
 F64 = torch.float64
 ONE, ZERO = torch.ones(1, dtype=F64), torch.zeros(1, dtype=F64)

@@ -24,7 +24,12 @@ def times(schedule: Schedule, n: int = 1237) -> Tensor:
 def test_family_norm_is_one(schedule: Schedule) -> None:
     """alpha and sigma keep their family's norm at 1 at every time, both ends included."""
     alpha, sigma = schedule.alpha(times(schedule)), schedule.sigma(times(schedule))
-    norm = {CosineVP: torch.hypot(alpha, sigma), DiscreteVP: torch.hypot(alpha, sigma), RectifiedFlow: alpha + sigma, VarianceExploding: alpha}
+    norm = {
+        CosineVP: torch.hypot(alpha, sigma),
+        DiscreteVP: torch.hypot(alpha, sigma),
+        RectifiedFlow: alpha + sigma,
+        VarianceExploding: alpha,
+    }
     expected = norm[type(schedule.base if isinstance(schedule, Shifted) else schedule)]
     torch.testing.assert_close(expected, torch.ones_like(alpha), rtol=0, atol=1e-14)
     torch.testing.assert_close(schedule.family_norm(alpha, sigma), torch.ones_like(alpha), rtol=0, atol=1e-14)
@@ -36,7 +41,8 @@ def test_data_end_is_exact(schedule: Schedule) -> None:
 
 
 @pytest.mark.parametrize(
-    "schedule", [CosineVP(), RectifiedFlow(), DiscreteVP.linear(zero_terminal_snr=True), Shifted(CosineVP(), 0.3), Shifted(RectifiedFlow(), 3)]
+    "schedule",
+    [CosineVP(), RectifiedFlow(), DiscreteVP.linear(zero_terminal_snr=True), Shifted(CosineVP(), 0.3), Shifted(RectifiedFlow(), 3)],
 )
 def test_noise_end_is_exact(schedule: Schedule) -> None:
     """Where a schedule reaches pure noise, it is alpha 0 and sigma 1 to the last bit, and an infinite ratio leads back there."""
@@ -169,7 +175,8 @@ def test_half_log_snr_at_both_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "kind"), [({"name": "flow"}, RectifiedFlow), ({"name": "flow", "shift": 3.0}, Shifted), ({"name": "linear", "steps": 10}, DiscreteVP)]
+    ("spec", "kind"),
+    [({"name": "flow"}, RectifiedFlow), ({"name": "flow", "shift": 3.0}, Shifted), ({"name": "linear", "steps": 10}, DiscreteVP)],
 )
 def test_build_schedule(spec: dict[str, Any], kind: type[Schedule]) -> None:
     """A description builds the schedule it names, and is left as it was."""

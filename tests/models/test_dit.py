@@ -75,7 +75,7 @@ def inputs(p: DiTParams) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         conditions["context"] = torch.randn(2, 5, p.context_dim, generator=generator)
     if p.vector_dim is not None:
         conditions["vector"] = torch.randn(2, p.vector_dim, generator=generator)
-    return x, torch.tensor([3.0, 987.0]), conditions
+    return x, torch.tensor([3.25, 987.6]), conditions
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
@@ -95,10 +95,11 @@ def test_parameter_count_of_dit_xl_2() -> None:
     assert sum(p.numel() for p in network.state_dict().values()) == 675_129_632
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
 @pytest.mark.parametrize("params", [CLASSES, VARIANCE, DiTParams(**{**SMALL, "patch_size": 4, "hidden": 24, "heads": 2}, num_classes=7)])
-def test_output_equals_diffusers(params: DiTParams) -> None:
-    """With the same random weights, the output is that of diffusers, and no tensor is left over on either side."""
-    ours = randomised(DiT(params))
+def test_output_and_gradient_equal_diffusers(params: DiTParams, dtype: torch.dtype, tolerance: float) -> None:
+    """With the same random weights, the output and its gradient are those of diffusers, and no tensor is left over."""
+    ours = randomised(DiT(params)).to(dtype)
     theirs = DiTTransformer2DModel(
         num_attention_heads=params.heads,
         attention_head_dim=params.hidden // params.heads,
@@ -109,17 +110,24 @@ def test_output_equals_diffusers(params: DiTParams) -> None:
         patch_size=params.patch_size,
         num_embeds_ada_norm=params.num_classes,
         norm_eps=1e-6,
-    ).eval()
+    )
+    theirs = theirs.to(dtype).eval()
     state = {name: value for name, value in ours.state_dict().items() if name != "position"}
     state["patch_in.weight"] = state["patch_in.weight"].view(params.hidden, params.in_channels, params.patch_size, params.patch_size)
     theirs.load_state_dict(translated(state, params.depth), strict=True)
     # Diffusers divides the frequencies' exponents by 127; DiT's published code, which its weights were trained with, by 128.
     for block in theirs.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0
+    # Both tables are float64 rounded to float32, by torch and by numpy: at most the last bit differs.
+    torch.testing.assert_close(theirs.pos_embed.pos_embed[0], ours.get_buffer("position"), rtol=0, atol=1e-7)
+    theirs.pos_embed.pos_embed.copy_(ours.get_buffer("position"))
     x, t, given = inputs(params)
-    with torch.no_grad():
-        out, expected = ours(x, t, **given), theirs(x, t, class_labels=given["label"]).sample
-    assert (out - expected).abs().max() <= 1e-5 * expected.abs().max()
+    x = x.to(dtype).requires_grad_()
+    out, expected = ours(x, t, **given), theirs(x, t, class_labels=given["label"]).sample
+    assert (out - expected).abs().max() <= tolerance * expected.abs().max()
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)  # a different one for every output
+    grad, expected_grad = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (out, expected))
+    assert (grad - expected_grad).abs().max() <= 10 * tolerance * expected_grad.abs().max()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -123,7 +123,7 @@ def inputs(p: UNetParams) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         conditions["context"] = torch.randn(2, 5, p.context_dim, generator=generator)
     if p.vector_dim is not None:
         conditions["vector"] = torch.randn(2, p.vector_dim, generator=generator)
-    return x, torch.tensor([3.0, 987.0]), conditions
+    return x, torch.tensor([3.25, 987.6]), conditions
 
 
 @dataclass(frozen=True)
@@ -203,13 +203,16 @@ def test_parameter_count_of_published_nets(name: str) -> None:
     assert sum(p.numel() for p in network.parameters()) == count
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
 @pytest.mark.parametrize("kind", PEERS)
-def test_output_equals_diffusers(kind: str) -> None:
-    """With the same random weights, the output is that of diffusers, and no tensor is left over on either side."""
+def test_output_and_gradients_equal_diffusers(kind: str, dtype: torch.dtype, tolerance: float) -> None:
+    """With the same random weights, the output and the gradient of every parameter and of x are those of diffusers."""
     peer = PEERS[kind]
-    ours, theirs = randomised(UNet(peer.params)), peer.network(**peer.config).eval()
+    ours, theirs = randomised(UNet(peer.params)).to(dtype), peer.network(**peer.config).to(dtype).eval()
     theirs.load_state_dict(translated(ours.state_dict(), peer.params.blocks, peer.names), strict=True)
     x, t, given = inputs(peer.params)
+    x = x.to(dtype).requires_grad_()
+    given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
     asked: dict[str, Any] = {}
     if "label" in given:
         asked["class_labels"] = given["label"]
@@ -217,11 +220,18 @@ def test_output_equals_diffusers(kind: str) -> None:
         asked["encoder_hidden_states"] = given["context"]
     if "vector" in given:  # pooled text, then the sinusoids of three sizes
         sizes, text = torch.tensor([[64.0, 0.0, 32.0], [512.0, 7.0, 99.0]]), given["vector"][:, :10]
-        given["vector"] = torch.cat([text, sinusoid(sizes.flatten(), 4).view(2, 12)], dim=-1)
+        given["vector"] = torch.cat([text, sinusoid(sizes.flatten(), 4).view(2, 12).to(dtype)], dim=-1)
         asked["added_cond_kwargs"] = {"text_embeds": text, "time_ids": sizes}
-    with torch.no_grad():
-        out, expected = ours(x, t, **given), theirs(x, t, **asked).sample
-    assert (out - expected).abs().max() <= 1e-5 * expected.abs().max()
+    out, expected = ours(x, t, **given), theirs(x, t, **asked).sample
+    assert (out - expected).abs().max() <= tolerance * expected.abs().max()
+
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)  # a different one for every output
+    grads = torch.autograd.grad((out * weight).sum(), [x, *ours.parameters()])
+    mine = translated(dict(zip(["x", *dict(ours.named_parameters())], grads, strict=True)), peer.params.blocks, peer.names)
+    names = ["x", *dict(theirs.named_parameters())]
+    for name, grad in zip(names, torch.autograd.grad((expected * weight).sum(), [x, *theirs.parameters()]), strict=True):
+        # A key's bias shifts all scores of a query alike, so its gradient is zero: there, both sides hold rounding only.
+        assert (mine[name] - grad).norm() <= 10 * tolerance * max(grad.norm(), torch.ones(())), name
 
 
 @pytest.mark.parametrize("kind", KINDS)

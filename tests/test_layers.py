@@ -1,0 +1,106 @@
+"""Imports point left only: diffusion <- models <- samplers <- train <- eval; and the core needs nothing but its own few packages."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ("diffusion", "models", "samplers", "train", "eval")
+PACKAGES = (*LAYERS, "configs")
+OPTIONAL = ("torchvision", "transformers", "open_clip", "wandb", "hydra", "scipy", "sklearn", "matplotlib", "PIL")
+
+
+def imported(source: str, module: str) -> list[str]:
+    """Dotted names that a module's source imports, wherever in it. `from a import b` is a.b."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = ".".join(module.split(".")[: -node.level]) if node.level else ""
+            base = ".".join(filter(None, (package, node.module)))
+            names += [f"{base}.{alias.name}" for alias in node.names]
+    return names
+
+
+def allowed(module: str, name: str) -> bool:
+    """Whether that module of ours may import that name."""
+    ours, theirs = module.split(".")[0], name.split(".")[0]
+    if ours == theirs:
+        return True
+    if theirs == "configs":
+        return module.endswith("__main__")
+    if theirs not in LAYERS:
+        return ours != "diffusion" or theirs in {"torch", "numpy", *sys.stdlib_module_names}
+    if ours == "configs" or LAYERS.index(theirs) > LAYERS.index(ours):
+        return False
+    return (ours, theirs) != ("eval", "train") or name.startswith("train.data.") or name == "train.data"
+
+
+def modules() -> dict[str, Path]:
+    """Every module of ours by its dotted name, packages as name.__init__."""
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_point_left(package: str) -> None:
+    """No module imports a layer to its right; diffusion imports torch, numpy and the standard library only; lazy imports count."""
+    found = {module: path.read_text() for module, path in modules().items() if module.split(".")[0] == package}
+    assert f"{package}.__init__" in found
+    assert [(module, name) for module, source in found.items() for name in imported(source, module) if not allowed(module, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "ok"),
+    [
+        ("diffusion.grid", "import math\nimport torch.nn\nfrom numpy import pi\nfrom diffusion.level import Level", True),
+        ("diffusion.grid", "from .level import Level", True),
+        ("diffusion.grid", "import scipy.stats", False),
+        ("diffusion.grid", "import einops", False),
+        ("diffusion.grid", "def f():\n    from models import UNet", False),
+        ("models.unet", "import einops\nfrom diffusion import Schedule", True),
+        ("models.unet", "from samplers import sample", False),
+        ("samplers.__main__", "import models, diffusion, configs", True),
+        ("samplers.run", "import configs", False),
+        ("samplers.run", "if TYPE_CHECKING:\n    import train.loop", False),
+        ("train.loop", "import samplers, models, diffusion", True),
+        ("train.loop", "from eval import Moments", False),
+        ("eval.report", "from train.data import Batch\nimport train.data\nfrom samplers import sample", True),
+        ("eval.report", "from train import data", True),
+        ("eval.report", "from train.loop import Trainer", False),
+        ("eval.report", "import train", False),
+        ("eval.report", "from train.data_loader import x", False),
+        ("configs.__init__", "import hydra", True),
+        ("configs.__init__", "from diffusion import Schedule", False),
+        ("eval.features", "from ..train.loop import x", False),
+    ],
+)
+def test_the_rule_itself(module: str, source: str, ok: bool) -> None:
+    """Planted imports: those that the rule forbids are caught, the others are not."""
+    assert all(allowed(module, name) for name in imported(source, module)) is ok
+
+
+def test_the_core_survives_broken_optional_packages(tmp_path: Path) -> None:
+    """`import diffusion, models` with each optional package replaced by one that raises as soon as it is imported."""
+    for name in OPTIONAL:
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name} is broken')\n")
+    script = f"""
+import sys
+sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]
+import diffusion, models
+assert not sys.modules.keys() & set({OPTIONAL!r})
+for name in {OPTIONAL!r}:  # the stubs do stand in the way
+    try:
+        __import__(name)
+    except RuntimeError as error:
+        assert str(error) == f"{{name}} is broken"
+    else:
+        raise AssertionError(name)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert run.returncode == 0, run.stderr
