@@ -9,7 +9,6 @@ import pytest
 from diffusion import PREDICTIONS, CosineVP, DiscreteVP, Prediction, RectifiedFlow, Schedule, Shifted, VarianceExploding
 
 SCHEDULES: dict[str, Schedule] = {
-    "linear": DiscreteVP.linear(),
     "scaled_linear": DiscreteVP.scaled_linear(),
     "zero_snr": DiscreteVP.scaled_linear(zero_terminal_snr=True),
     "cosine_vp": CosineVP(),

@@ -70,6 +70,12 @@ class TrainParams:
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ValueError(f"train.precision must be fp32, bf16 or fp16, not {self.precision!r}")
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What a run must keep when it is resumed. Its length, saving, logging, precision and the like may change."""
+        names = ("batch_size", "seed", "learning_rate", "warmup", "final", "weight_decay", "betas")
+        return {name: value for name, value in asdict(self).items() if name in names}
+
     def micro_batch(self, processes: int) -> int:
         """Samples per forward pass of one process."""
         if self.batch_size % (processes * self.accumulate):
@@ -114,9 +120,8 @@ def train(
         torch.optim.AdamW(network.parameters(), params.learning_rate, betas=params.betas, weight_decay=params.weight_decay),
         torch.amp.GradScaler(device.type, enabled=params.precision == "fp16"),
     )
-    settings = {k: v for k, v in asdict(params).items() if k in ("batch_size", "seed", "learning_rate", "warmup", "final")}
     if resume and (folder / native.FILE_NAME).exists():
-        state.load(folder, settings)
+        state.load(folder, params.kept, params.steps)
     forward: Any = torch.compile(network) if params.compile else network
     if world.size > 1:
         forward = DistributedDataParallel(forward, device_ids=[device] if device.type == "cuda" else None)
@@ -154,23 +159,26 @@ def train(
             bar.update()
 
             done = state.step == params.steps
-            if state.step % params.log_every == 0 or done:
+            logs, saves = (state.step % every == 0 or done for every in (params.log_every, params.save_every))
+            # Alone, a process stops at once; several agree on it when they log, so that none waits for another.
+            if world.size == 1:
+                stopped = stop.requested
+            else:
+                stopped = logs and bool(world.mean(torch.tensor(float(stop.requested), device=device)) > 0)
+            if logs or saves or stopped:  # before anything is saved over the last good checkpoint
                 loss_mean = float(world.mean(torch.stack(losses).mean()))
                 if not math.isfinite(loss_mean):
                     raise FloatingPointError(
                         f"the loss is {loss_mean} at step {state.step}: lower train.learning_rate, or use bf16 or fp32; "
                         f"the last good checkpoint is in {folder}"
                     )
+            if logs:
                 speed = len(losses) * micro_batch * world.size / (time.perf_counter() - clock)
                 values = {"loss": loss_mean, "grad_norm": float(torch.stack(norms).mean()), "lr": params.learning_rate_at(state.step - 1)}
                 for book in books:
                     book.log(state.step, {**values, "samples_per_second": speed})
                 bar.set_postfix(loss=f"{loss_mean:.4f}", samples_per_s=f"{speed:.0f}")
                 losses, norms, clock = [], [], time.perf_counter()
-                stopped = bool(world.mean(torch.tensor(float(stop.requested), device=device)) > 0)
-            else:
-                # Alone, a process stops at once; several agree on it when they log, so that none waits for another.
-                stopped = stop.requested and world.size == 1
             if evaluate and params.evaluate_every and (state.step % params.evaluate_every == 0 or done):
                 with state.ema.applied_to(network.eval()):
                     found = evaluate(model) if world.leads else {}
@@ -178,8 +186,8 @@ def train(
                 for book in books:
                     book.log(state.step, found)
                 clock = time.perf_counter()
-            if world.leads and (state.step % params.save_every == 0 or done or stopped):
-                state.save(folder, settings)
+            if world.leads and (saves or stopped):
+                state.save(folder, params.kept)
             if stopped and not done:
                 break
     for book in books:

@@ -24,6 +24,7 @@ from train.density import DENSITIES
 from train.logbook import Logger, WandB
 from train.loop import TrainParams, train
 from train.objective import DenoisingObjective, Objective
+from train.state import resume_point
 from train.weighting import WEIGHTINGS
 from train.world import World, world
 
@@ -43,8 +44,10 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
     _check_fit(model, data)
     model.spec["shape"] = list(data.shape)
     resume = bool(config.get("resume", False))
-    if (folder / native.FILE_NAME).exists() and not resume:
-        raise ValueError(f"{folder} already holds a trained run: resume=true goes on with it, run=... starts another")
+    if (folder / native.FILE_NAME).exists():
+        if not resume:
+            raise ValueError(f"{folder} already holds a trained run: resume=true goes on with it, run=... starts another")
+        resume_point(folder, model.spec, params.kept, params.steps)  # what cannot go on is refused before config.json is rewritten
     with world(config.get("device")) as where:
         if where.leads:
             _prepare(folder, config)

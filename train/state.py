@@ -39,14 +39,9 @@ class TrainState:
         metadata = {"model": self.model.spec, "progress": {**progress, "scaler": self.scaler.state_dict()}, "settings": dict(settings)}
         native.write(folder / native.FILE_NAME, tensors, metadata)
 
-    def load(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Continue from the folder's checkpoint. ValueError where it belongs to another model or to other settings."""
-        tensors, metadata = native.read(folder)
-        if "progress" not in metadata:
-            raise ValueError(f"{folder} holds a model, but no training state to resume from")
-        _same(folder, metadata["model"], json.loads(json.dumps(self.model.spec)), "")
-        _same(folder, metadata["settings"], json.loads(json.dumps(dict(settings))), "")
-        progress = metadata["progress"]
+    def load(self, folder: Path, settings: Mapping[str, Any], steps: int) -> None:
+        """Continue from the folder's checkpoint, up to `steps`. ValueError where it belongs to another model or to other settings."""
+        tensors, progress = resume_point(folder, self.model.spec, settings, steps)
         self.model.backbone.load_state_dict(_part(tensors, "network."))
         self.ema.load(_part(tensors, "ema."), progress["ema_updates"])
         state: dict[int, dict[str, Tensor]] = {}
@@ -56,6 +51,21 @@ class TrainState:
         self.optimizer.load_state_dict({"state": state, "param_groups": progress["param_groups"]})
         self.scaler.load_state_dict(progress["scaler"])
         self.step = progress["step"]
+
+
+def resume_point(
+    folder: Path, spec: Mapping[str, Any], settings: Mapping[str, Any], steps: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A checkpoint's tensors and progress, if that model with those settings can go on from it to `steps`; else ValueError."""
+    tensors, metadata = native.read(folder)
+    if "progress" not in metadata:
+        raise ValueError(f"{folder} holds a model, but no training state to resume from")
+    for saved, given in ((metadata["model"], spec), (metadata["settings"], settings)):
+        _same(folder, saved, json.loads(json.dumps(dict(given))), "")
+    done = metadata["progress"]["step"]
+    if done > steps:
+        raise ValueError(f"{folder} has finished {done} steps, more than train.steps={steps}: ask for at least as many")
+    return tensors, metadata["progress"]
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

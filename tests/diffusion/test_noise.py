@@ -75,6 +75,11 @@ def test_mix_does_not_collide() -> None:
     assert all(0 <= key < 2**63 for key in keys)
 
 
+def test_mix_of_one_key_is_splitmix64() -> None:
+    """The published first output of SplitMix64 from state 1234567, without its last bit."""
+    assert mix(1234567) == 6457827717110365317 >> 1
+
+
 def test_steps_and_seeds_are_uncorrelated_standard_normals() -> None:
     """The first draws of 60 seeds x 50 steps: mean 0, variance 1, neighbours uncorrelated, within 4 standard errors."""
     first = torch.stack([SeededNoise(range(60))(torch.zeros(60, 1, dtype=torch.float64), step)[:, 0] for step in range(50)])

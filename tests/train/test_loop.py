@@ -1,0 +1,372 @@
+"""The training loop: a run that was stopped, killed or split over processes is the run that was not."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import models
+from configs import compose
+from diffusion import Denoiser
+from models import Model
+from models.checkpoints import native
+from train import TrainParams, run, train
+from train.data import Batch, digits
+from train.density import Uniform
+from train.logbook import read_metrics
+from train.objective import DenoisingObjective, Objective
+from train.weighting import uniform
+
+TINY = ("channels=8", "channel_mult=[1]", "attention=[0]", "middle_attention=0", "head_dim=8")
+OVERRIDES = (
+    "experiment=digits_unet", *(f"model.network.{setting}" for setting in TINY), "+model.network.groups=4",
+    "device=cpu", "progress=false", "wandb=false",
+)  # fmt: skip
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+QUICK: dict[str, Any] = dict(steps=6, batch_size=16, warmup=2, log_every=1, save_every=3, ema=0.9)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """As many threads here as in the processes that are started: sums then have one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def config(folder: Path, *overrides: str) -> dict[str, Any]:
+    """A run of the tiny network."""
+    return compose("train", [*OVERRIDES, f"run={folder}", *overrides])
+
+
+def fresh(width: int = 8) -> Model:
+    """The tiny network with the same weights every time."""
+    network = {**config(Path("unused"))["model"]["network"], "channels": width}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return models.build({"network": network, "schedule": {"name": "cosine", "steps": 100}, "prediction": "v"})
+
+
+def denoising(model: Model) -> Objective:
+    return DenoisingObjective(model.schedule, model.prediction, Uniform(model.schedule), uniform, model.null)
+
+
+def reconstruction(denoiser: Denoiser, batch: Batch) -> Tensor:
+    """An objective without chance: the output should be the image."""
+    level = denoiser.schedule.levels(torch.full((len(batch["x0"]),), 50.0))
+    return (denoiser.output(batch["x0"], level, label=batch["label"]) - batch["x0"]).square().flatten(1).mean(1)
+
+
+def go(folder: Path, objective: Objective | None = None, model: Model | None = None, resume: bool = False, **params: Any) -> Model:
+    """Train a few steps in this process."""
+    model = model or fresh()
+    data = digits()
+    data.images = data.images.to(next(model.backbone.parameters()).dtype)
+    train(model, objective or denoising(model), data, TrainParams(**{**QUICK, **params}), folder, resume=resume, progress=False)
+    return model
+
+
+def at_call(number: int, act: Callable[[], None], objective: Objective) -> Objective:
+    """The same objective that does something as it is called for the number-th time."""
+    calls = 0
+
+    def acting(denoiser: Denoiser, batch: Batch) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            act()
+        return objective(denoiser, batch)
+
+    return acting
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def crash() -> None:
+    raise RuntimeError("crash")
+
+
+def state(folder: Path, prefix: str = "") -> dict[str, Tensor]:
+    """What a checkpoint holds."""
+    return {name: value.clone() for name, value in native.read(folder)[0].items() if name.startswith(prefix)}
+
+
+def progress(folder: Path) -> dict[str, Any]:
+    return dict(native.read(folder)[1]["progress"])
+
+
+def assert_same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    """Bitwise."""
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def steps(folder: Path) -> list[float]:
+    return [line["step"] for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def test_resumes_bit_for_bit_in_a_new_process(tmp_path: Path) -> None:
+    """20 steps at once = 7, a Ctrl-C, and 13 in a new process: raw and averaged weights, optimiser, progress, metrics."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = [f"train.{s}" for s in ("steps=20", "batch_size=100", "accumulate=2", "warmup=5", "evaluate_every=6", "log_every=1")]
+    assert run(config(whole, *settings))
+
+    def evaluate(model: Model) -> dict[str, float]:
+        interrupt()  # after step 6, so that step 7 is the last
+        return {"seen": 1.0}
+
+    assert not run(config(parts, *settings), evaluate)
+    assert progress(parts)["step"] == 7
+    assert (20 * 100) // len(digits()) == 1  # a part of an epoch is behind the stop, and the next epoch ahead
+    resumed = subprocess.run(
+        [sys.executable, "-m", "train", *OVERRIDES, *settings, f"run={parts}", "resume=true"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same(state(whole), state(parts))
+    assert progress(whole) == progress(parts)
+    losses = [{line["step"]: line["loss"] for line in read_metrics(f / "metrics.jsonl") if "loss" in line} for f in (whole, parts)]
+    assert losses[0] == losses[1]
+    assert list(losses[0]) == list(range(1, 21))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    """One SIGINT to python -m train: status 130, one line on how to go on, a checkpoint from which resume=true finishes."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "train", *OVERRIDES, f"run={folder}", "train.log_every=1", "train.save_every=100000"]
+    with subprocess.Popen([*command, "train.steps=100000"], env=ENVIRONMENT, stdout=-1, stderr=-1, text=True) as process:
+        while not ((folder / "metrics.jsonl").exists() and steps(folder)):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert error.count("\n") == 1
+    assert error.startswith(f"stopped and saved: {folder}   go on: python -m train {' '.join(OVERRIDES)}")
+    assert error.endswith(" resume=true\n")
+    done = progress(folder)["step"]
+    assert done == steps(folder)[-1] > 0
+    finished = subprocess.run([*command, f"train.steps={done + 3}", "resume=true"], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert steps(folder) == list(range(1, done + 4))
+
+
+KILLED = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+from models.checkpoints import native
+from train import run
+
+config = json.loads(sys.argv[1])
+file = Path(config["run"]) / native.FILE_NAME
+for attempt in range(5):
+    before = file.stat().st_mtime_ns if file.exists() else 0
+    if not (child := os.fork()):
+        torch.set_num_threads(1)
+        run(config)
+        os._exit(1)
+    while not file.exists() or file.stat().st_mtime_ns == before:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        time.sleep(0.001)
+    time.sleep(random.Random(attempt).uniform(0, 0.1))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    tensors, metadata = native.read(file)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    print(metadata["progress"]["step"])
+"""
+
+
+def test_kill_9_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """Five times SIGKILL at a random moment of a run that saves at every step: the file is whole, and the next run goes on from it."""
+    settings = config(tmp_path / "run", "resume=true", "train.steps=100000", "train.save_every=1", "train.log_every=1")
+    killed = subprocess.run([sys.executable, "-c", KILLED, json.dumps(settings)], env=ENVIRONMENT, capture_output=True, text=True)
+    assert killed.returncode == 0, killed.stderr
+    reached = [int(line) for line in killed.stdout.split()]
+    assert len(reached) == 5
+    assert sorted(set(reached)) == reached
+    run({**settings, "train": {**settings["train"], "steps": reached[-1] + 2}})
+    assert steps(tmp_path / "run") == list(range(1, reached[-1] + 3))
+
+
+RANKS = """
+import copy, json, sys
+from pathlib import Path
+import torch
+import train.run as program
+from models import Model
+from train import train
+from tests.train.test_loop import reconstruction
+
+config = json.loads(sys.argv[1])
+folder = Path(config["run"])
+
+def both(model, objective, data, params, path, **rest):
+    start = copy.deepcopy(model.backbone.state_dict())
+    plain = Model(copy.deepcopy(model.backbone).double(), model.schedule, model.prediction, model.spec)
+    finished = train(model, objective, data, params, path, **rest)
+    data.images = data.images.double()
+    train(plain, reconstruction, data, params, folder.with_name("plain"), world=rest["world"], progress=False)
+    ends = [network.state_dict() for network in (model.backbone, plain.backbone)]
+    torch.save([start, *ends], folder.with_name(f"rank{rest['world'].rank}.pt"))
+    return finished
+
+program.train = both
+assert program.run(config)
+"""
+
+
+def test_two_processes_are_one_run(tmp_path: Path) -> None:
+    """Under torchrun both ranks end with the same weights, one of them writes, and without chance they learn what one process does."""
+    settings = config(tmp_path / "run", "train.steps=4", "train.batch_size=16", "train.accumulate=2", "train.log_every=1", "train.warmup=2")
+    (tmp_path / "script.py").write_text(RANKS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "script.py")]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parents[2])}
+    both = subprocess.run([*launch, json.dumps(settings)], env=environment, capture_output=True, text=True)
+    assert both.returncode == 0, both.stderr
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    for a, b in zip(first, second, strict=True):
+        assert_same(a, b)
+    assert steps(tmp_path / "run") == [1, 2, 3, 4]
+    assert_same(first[1], models.load(tmp_path / "run").backbone.state_dict())
+
+    one = models.build({**settings["model"], "network": dict(settings["model"]["network"])})
+    one.backbone.load_state_dict(first[0])
+    go(tmp_path / "one", reconstruction, as_float64(one), **{**settings["train"], "betas": (0.9, 0.99), "accumulate": 1})
+    assert_close(state(tmp_path / "plain", "network."), state(tmp_path / "one", "network."))
+
+
+@pytest.mark.parametrize("accumulate", [2, 8])
+def test_accumulated_parts_are_one_batch(tmp_path: Path, accumulate: int) -> None:
+    """An objective without chance learns the same from a batch and from its parts, to rounding of float64."""
+    whole, parts = (tmp_path / name for name in ("whole", "parts"))
+    go(whole, reconstruction, as_float64(fresh()))
+    go(parts, reconstruction, as_float64(fresh()), accumulate=accumulate)
+    assert_close(state(whole, "network."), state(parts, "network."))
+    losses = [[line["loss"] for line in read_metrics(folder / "metrics.jsonl")] for folder in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_learning_rate_ends_at_the_last_step(tmp_path: Path, accumulate: int) -> None:
+    """Warm-up rises to the full rate, the cosine reaches its end exactly at the last optimiser step, however a batch is split."""
+    go(tmp_path, steps=9, warmup=3, learning_rate=1e-3, final=0.125, accumulate=accumulate)
+    cosine = [0.125 + 0.875 * (1 + math.cos(math.pi * k / 5)) / 2 for k in range(6)]
+    expected = [1e-3 * share for share in (1 / 3, 2 / 3, 1.0, *cosine)]
+    assert [line["lr"] for line in read_metrics(tmp_path / "metrics.jsonl")] == pytest.approx(expected, rel=1e-12)
+    assert progress(tmp_path)["param_groups"][0]["lr"] == 0.125e-3  # what the optimiser itself was given last
+
+
+def test_the_average_is_what_is_left(tmp_path: Path) -> None:
+    """After training the model holds the averaged weights of its checkpoint, which are not the raw ones, ready to be used."""
+    model = go(tmp_path)
+    average, raw = state(tmp_path, "ema."), state(tmp_path, "network.")
+    assert_same({name.removeprefix("ema."): value for name, value in average.items()}, dict(model.backbone.named_parameters()))
+    assert not torch.equal(average["ema.output.weight"], raw["network.output.weight"])
+    assert not model.backbone.training
+
+
+@pytest.mark.parametrize(("log_every", "save_every", "kept"), [(1, 2, 4), (50, 1, 4), (50, 3, 3)])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, log_every: int, save_every: int, kept: int) -> None:
+    """A loss of NaN at step 5 raises before it spoils a file, however rarely numbers are logged; the last good checkpoint stays."""
+    poisoned = fresh()
+
+    def poison() -> None:
+        with torch.no_grad():
+            next(poisoned.backbone.parameters()).fill_(math.nan)
+
+    objective = at_call(5, poison, denoising(poisoned))
+    caught = 5 if log_every == 1 or save_every == 1 else 6
+    with pytest.raises(FloatingPointError, match=f"the loss is nan at step {caught}: .* the last good checkpoint is in {tmp_path}"):
+        go(tmp_path, objective, poisoned, steps=20, log_every=log_every, save_every=save_every)
+    assert progress(tmp_path)["step"] == kept
+    assert all(value.isfinite().all() for value in state(tmp_path).values())
+
+
+def test_ctrl_c_does_not_save_a_broken_state(tmp_path: Path) -> None:
+    """Stopped after its loss became NaN, a run raises rather than saves."""
+
+    def poisoned(denoiser: Denoiser, batch: Batch) -> Tensor:
+        return reconstruction(denoiser, batch) * math.nan
+
+    with pytest.raises(FloatingPointError):
+        go(tmp_path, at_call(2, interrupt, poisoned), steps=20, log_every=50, save_every=50)
+    assert not (tmp_path / native.FILE_NAME).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.5}, "was trained with learning_rate=0.001, not 0.5"),
+        ({"batch_size": 8}, "was trained with batch_size=16, not 8"),
+        ({"betas": (0.5, 0.99)}, r"was trained with betas=\[0.9, 0.99\], not \[0.5, 0.99\]"),
+        ({"weight_decay": 0.1}, "was trained with weight_decay=0.0, not 0.1"),
+        ({"model": 16}, "was trained with network.channels=8, not 16"),
+        ({"steps": 5}, "has finished 6 steps, more than train.steps=5"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_resuming_as_something_else_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """Another architecture or setting than the checkpoint's: one line that says both, and the checkpoint stays as it is."""
+    go(tmp_path)
+    before = (tmp_path / native.FILE_NAME).read_bytes()
+    width = changes.pop("model", 8)
+    with pytest.raises(ValueError, match=message) as refusal:
+        go(tmp_path, model=fresh(width), resume=True, **changes)
+    assert "\n" not in str(refusal.value)
+    assert (tmp_path / native.FILE_NAME).read_bytes() == before
+    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
+
+
+def test_resumed_metrics_have_every_step_once(tmp_path: Path) -> None:
+    """A crash after step 5 resumes from the checkpoint of step 3: steps 4 and 5 are not there twice, nor half a line."""
+    model = fresh()
+    with pytest.raises(RuntimeError, match="crash"):
+        go(tmp_path, at_call(6, crash, denoising(model)), model)
+    assert steps(tmp_path) == [1, 2, 3, 4, 5]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # what a crash in the middle of a line leaves
+    go(tmp_path, resume=True)
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_bf16_runs_on_the_cpu(tmp_path: Path) -> None:
+    """Low precision computes the same loss to its own accuracy, keeps float32 weights, and is really used."""
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        model = go(tmp_path / precision, precision=precision)
+        losses[precision] = torch.tensor([line["loss"] for line in read_metrics(tmp_path / precision / "metrics.jsonl")])
+        assert {p.dtype for p in model.backbone.parameters()} == {torch.float32}
+    torch.testing.assert_close(losses["bf16"], losses["fp32"], rtol=2e-2, atol=0)
+    assert not torch.equal(losses["bf16"], losses["fp32"])
+
+
+def as_float64(model: Model) -> Model:
+    """The same network in double precision: parts and whole then differ by rounding alone."""
+    model.backbone.double()
+    return model
+
+
+def assert_close(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    """To rounding of float64, enlarged by the optimiser, which divides small gradients by their own size."""
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-9)
