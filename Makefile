@@ -5,7 +5,7 @@ BIN    := .venv/bin
 SETUP  := .venv/setup.done
 RUNS   := runs/quickstart
 
-.PHONY: quickstart test lint format clean setup
+.PHONY: quickstart test lint format setup notebooks constraints clean
 
 quickstart: $(SETUP)   ## train, sample, distil and score on handwritten digits; a report in about five minutes
 	$(BIN)/python -m train experiment=digits_unet run=$(RUNS)/unet resume=true
@@ -33,6 +33,16 @@ $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+notebooks: $(SETUP)    ## run the notebooks again and keep their outputs
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+
+# Needs every Python that it names on the PATH; each resolves what it would install.
+constraints:
+	mkdir -p build
+	for v in 3.10 3.11 3.12 3.13; do \
+	    python$$v -m pip install --quiet --dry-run --ignore-installed --report build/constraints-$$v.json '.[dev]' || exit 1; done
+	$(PYTHON) .ci/constraints.py $$(for v in 3.10 3.11 3.12 3.13; do echo $$v=build/constraints-$$v.json; done) > constraints.txt
 
 clean:                 ## remove the environment; runs are kept
 	rm -rf .venv

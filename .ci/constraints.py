@@ -33,7 +33,7 @@ def lines(name: str, versions: dict[str, str], pythons: list[str]) -> list[str]:
     """One line where all Pythons that need it agree, else one for each."""
     if len(set(versions.values())) == 1:
         return [f"{name}=={next(iter(versions.values()))}"]
-    operator = {python: "==" for python in pythons} | {pythons[-1]: ">="}
+    operator = dict.fromkeys(pythons, "==") | {pythons[-1]: ">="}
     return [f'{name}=={version} ; python_version {operator[python]} "{python}"' for python, version in versions.items()]
 
 

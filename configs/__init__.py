@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -73,6 +74,9 @@ def _explain(program: str, overrides: Sequence[str], error: HydraException) -> s
         key = found[1]
         choices = [o for o in overrides if o.split("=")[0] in _groups(program)]
         known = list(_keys(OmegaConf.to_container(_compose(program, choices if key not in "".join(choices) else []))))
+        if key in known:  # data={nam: folder}: the section is there, a name within it is not
+            given = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(list(overrides))}
+            key = next((name for name in _keys(given.get(key), f"{key}.") if name not in known), key)
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known at the top: {', '.join(k for k in known if '.' not in k)}"
         return f"no setting named {key!r}; {hint} (+{key}=... adds one that the file leaves at its default)"

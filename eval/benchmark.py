@@ -24,7 +24,7 @@ from samplers import sample
 from samplers.run import steered
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One row to measure: `seeds` sets of images, as many as asked for, with the classes of the held-out digits."""
 
@@ -34,7 +34,7 @@ class Job:
     steps: int
     guidance: float = 1.0
     seeds: int = 3
-    spacing: str | Sequence[float] = "linspace"
+    grid: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -42,15 +42,16 @@ class Job:
         """Network calls per image: guidance makes two of each."""
         return self.steps * (1 if self.guidance in (0, 1) else 2)
 
-    def grid(self, model: Model) -> Grid:
-        return time_grid(model.schedule, self.steps if isinstance(self.spacing, str) else None, self.spacing)
+    def levels(self, model: Model) -> Grid:
+        """The grid of `steps` steps that the settings under `grid` describe: spacing, t_start, ..."""
+        return time_grid(model.schedule, self.steps, **self.grid)
 
 
 def jobs(spec: Sequence[Mapping[str, Any]]) -> list[Job]:
     """The rows that a configuration lists: sampler, steps and guidance may be lists, of which every combination is a row."""
     found = []
     for entry in spec:
-        check_names("benchmark setting", entry, ("name", "run", "sampler", "steps", "guidance", "seeds", "spacing", "options"))
+        check_names("benchmark setting", entry, ("name", "run", "sampler", "steps", "guidance", "seeds", "grid", "options"))
         fixed = {key: value for key, value in entry.items() if key not in ("sampler", "steps", "guidance")}
         lists = [
             value if isinstance(value := entry.get(key, default), list) else [value]
@@ -88,7 +89,7 @@ def measure(all_jobs: Sequence[Job], judge: DigitJudge, n: int, progress: bool =
 def draw(model: Model, job: Job, labels: Tensor, seeds: Sequence[int]) -> Tensor:
     """Images of these classes from these seeds."""
     denoiser = steered(model, job.guidance, clip=True)
-    return sample(job.sampler, denoiser, job.grid(model), shape=model.shape, seeds=seeds, cond={"label": labels}, **job.options)
+    return sample(job.sampler, denoiser, job.levels(model), shape=model.shape, seeds=seeds, cond={"label": labels}, **job.options)
 
 
 def references(judge: DigitJudge, n: int, seeds: int = 20) -> list[Score]:

@@ -42,6 +42,9 @@ def run(config: Mapping[str, Any]) -> list[Path]:
     Images go to out/images, in a folder per class where there are classes, named by their seeds.
     """
     check_names("setting", config, KEYS)
+    for name in ("n", "batch_size"):
+        if config[name] < 1:
+            raise ValueError(f"{name} must be at least 1, not {config[name]}")
     model = models.load(config["run"], ema=config.get("ema", True))
     device = torch.device(config.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.backbone.to(device).eval().requires_grad_(False)

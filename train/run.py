@@ -84,14 +84,14 @@ def _denoising(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Mo
 
 def _consistency(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Model, Objective]:
     check_names("model setting", spec, ("from", "consistency"))
-    check_names("objective setting", settings, ("teacher", "steps", "spacing", "t_start", "solver", "guidance", "huber"))
+    check_names("objective setting", settings, ("teacher", "grid", "solver", "guidance", "huber"))
     teacher = models.load(settings["teacher"])
     teacher.backbone.requires_grad_(False).eval()
     student = models.load(spec["from"])
     student = Model(
         copy.deepcopy(student.backbone), student.schedule, student.prediction, {**student.spec, "consistency": dict(spec["consistency"])}
     )
-    grid = time_grid(teacher.schedule, settings["steps"], settings["spacing"], t_start=settings.get("t_start"))
+    grid = time_grid(teacher.schedule, **settings["grid"])
     guided = ClassifierFreeGuidance(teacher.denoiser(), settings.get("guidance", 1.0), teacher.null)
     rest = {key: settings[key] for key in ("solver", "huber") if key in settings}
     return student, ConsistencyDistillation(guided, build_blend(spec["consistency"]), grid, **rest)

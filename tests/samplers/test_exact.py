@@ -32,7 +32,6 @@ from diffusion import (
     RectifiedFlow,
     Schedule,
     SeededNoise,
-    VarianceExploding,
     betas,
     initial_noise,
     time_grid,
@@ -102,7 +101,7 @@ def fake(x0: Tensor, schedule: Schedule, prediction: Prediction, grid: Grid) -> 
 
 @cache
 def noise_in(case: str, grid: Grid) -> Tensor:
-    """How the exact trajectory is made, a row (alpha, share of the first noise, share of z, max(1, sigma)) per step, (4, steps, 1, 1, 1, 1)."""
+    """What each exact x is made of: its share of x0, of the first noise and of z, and max(1, sigma), (4, steps, 1, 1, 1, 1)."""
     rows, of_eps, of_z = [], 1.0, 0.0
     for i, (t, s) in enumerate(pairwise(grid)):
         p, q = CASES[case][2](t, s)
@@ -216,7 +215,7 @@ def test_deterministic_solvers_state_their_order() -> None:
     ],
 )
 def test_order_of_convergence(sampler: str, schedule: Schedule, spacing: str, options: dict[str, Any]) -> None:
-    """Halving the steps divides the error by 2^order, within 0.15, on a mixture.
+    """Halving the steps divides the error by 2^order, within 0.05, on a mixture.
 
     The probability-flow ODE in one dimension keeps quantiles, so the exact answer is a quantile: no reference run is needed.
     """
@@ -226,7 +225,7 @@ def test_order_of_convergence(sampler: str, schedule: Schedule, spacing: str, op
         grid = time_grid(schedule, steps, spacing, **options)[:-1]
         x = last(SAMPLERS[sampler](MIXTURE, quantile(u, grid[0]), grid))
         error.append(float((x - quantile(u, grid[-1])).abs().mean()))
-    assert math.log2(error[0] / error[1]) == pytest.approx(ORDER[sampler], abs=0.15)
+    assert math.log2(error[0] / error[1]) == pytest.approx(ORDER[sampler], abs=0.05)
 
 
 def test_ddim_is_euler(schedule: Schedule) -> None:
@@ -253,7 +252,7 @@ def randn(seed: int) -> Noise:
 
 
 @pytest.mark.parametrize("case", STOCHASTIC)
-@pytest.mark.parametrize("schedule", [VP, FLOW, VarianceExploding()], ids=["vp", "flow", "ve"])
+@pytest.mark.parametrize("schedule", [VP, FLOW], ids=["vp", "flow"])
 def test_stochastic_solvers_keep_the_moments(case: str, schedule: Schedule) -> None:
     """4000 samples by 200 steps: mean, variance and share left of zero are the mixture's, within 4 standard errors."""
     n, (sampler, options) = 4000, STOCHASTIC[case]

@@ -1,0 +1,133 @@
+"""The benchmark: which rows a configuration asks for, what real digits and noise get, and which promises are kept."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from eval.benchmark import Job, jobs, references
+from eval.digit_classifier import train_classifier
+from eval.judge import DigitJudge
+from eval.quickstart import targets
+from eval.score import Score, Spread
+from train.data import digits
+
+CONFIG = {"unet": {"name": "UNet"}, "dit": {"name": "DiT"}, "student": {"name": "Student"}}
+
+
+def row(model: str, kind: Any = "model", sampler: str = "", steps: int = 0, guidance: float = 1.0, **figures: float) -> Score:
+    values = {name: Spread(figures.get(name, math.nan), 0.0) for name in ("frechet", "kernel", "accuracy", "nearest")}
+    return Score(model, kind, sampler, steps, guidance, calls=steps, n=10, seeds=1, kernel_error=0.0, seconds=0.0, **values)
+
+
+def kept() -> list[Score]:
+    """Scores that meet every target."""
+    found = [row("Real", "floor", frechet=1.0, nearest=0.0, accuracy=1.0), row("Held out", "floor", nearest=2.0, accuracy=0.98)]
+    for name in ("UNet", "DiT"):
+        for sampler, ten in (("ddpm", 3.0), ("ddim", 1.5), ("euler", 1.5)):
+            found += [
+                row(name, sampler=sampler, steps=50, frechet=1.2, accuracy=0.98, nearest=1.9),
+                row(name, sampler=sampler, steps=10, frechet=ten, accuracy=0.98, nearest=1.9),
+                row(name, sampler=sampler, steps=10, guidance=1.5, frechet=2.0, accuracy=0.995, nearest=1.9),
+            ]
+    return [
+        *found,
+        row("Student", sampler="consistency", steps=1, frechet=2.5),
+        row("Student", sampler="consistency", steps=2, frechet=1.5),
+    ]
+
+
+def changed(model: str, sampler: str, steps: int, guided: bool = False, **figures: float) -> list[Score]:
+    """The same scores but for one row."""
+    key = (model, sampler, steps, guided)
+    assert [s for s in kept() if (s.model, s.sampler, s.steps, s.guidance != 1) == key]
+    guidance = 1.5 if guided else 1.0
+    return [
+        row(model, "model", sampler, steps, guidance, **figures) if (s.model, s.sampler, s.steps, s.guidance != 1) == key else s
+        for s in kept()
+    ]
+
+
+def test_lists_are_multiplied_out() -> None:
+    """Every combination of sampler, steps and guidance is a row; what is not a list stands for itself; guidance is off by default."""
+    found = jobs(
+        [
+            {"name": "a", "run": "r", "sampler": ["ddpm", "ddim"], "steps": [5, 10], "guidance": [1.0, 2.0]},
+            {"name": "b", "run": "q", "sampler": "euler", "steps": 3, "seeds": 1},
+        ]
+    )
+    assert len(found) == len(set(map(repr, found))) == 9
+    assert {(j.sampler, j.steps, j.guidance) for j in found[:8]} == {
+        (s, n, g) for s in ("ddpm", "ddim") for n in (5, 10) for g in (1.0, 2.0)
+    }
+    assert found[8] == Job("b", "q", "euler", 3, 1.0, seeds=1)
+    with pytest.raises(ValueError, match="no benchmark setting named 'stesp'; did you mean 'steps'"):
+        jobs([{"name": "a", "run": "r", "sampler": "ddim", "stesp": 5}])
+
+
+@pytest.mark.parametrize(("guidance", "calls"), [(1.0, 10), (0.0, 10), (1.5, 20), (-1.0, 20)])
+def test_guidance_doubles_the_calls(guidance: float, calls: int) -> None:
+    """Scale 1 and scale 0 are one plain call per step."""
+    assert Job("a", "r", "ddim", 10, guidance).calls == calls
+
+
+def test_all_targets_can_be_met() -> None:
+    """Six for each model and two for the student, each with its own limit."""
+    found = targets(kept(), CONFIG)
+    assert len(found) == 14
+    assert [target.name for target in found if not target.met] == []
+
+
+@pytest.mark.parametrize(
+    ("scores", "missed"),
+    [
+        (changed("UNet", "ddim", 50, frechet=1.31, accuracy=0.98, nearest=1.9), ["UNet: Fréchet distance at 50 steps over the floor"]),
+        (changed("DiT", "euler", 50, frechet=1.2, accuracy=0.96, nearest=1.9), ["DiT: label accuracy at 50 steps"]),
+        (changed("DiT", "euler", 10, True, frechet=9.0, accuracy=0.98, nearest=1.9), ["DiT: label accuracy with guidance"]),
+        (changed("UNet", "ddim", 50, frechet=1.2, accuracy=0.98, nearest=1.7), ["UNet: nearest training digit, over held-out digits' own"]),
+        (changed("UNet", "ddpm", 10, frechet=1.4), ["UNet: 10 DDIM steps over 10 DDPM steps"]),
+        (changed("Student", "consistency", 1, frechet=3.1), ["Student: Fréchet distance at 1 step over its teacher's at 50"]),
+        (changed("Student", "consistency", 2, frechet=math.nan), ["Student: Fréchet distance at 2 steps over its teacher's at 50"]),
+    ],
+)  # fmt: skip
+def test_one_bad_row_misses_its_target(scores: list[Score], missed: list[str]) -> None:
+    """A figure beyond its limit, or that is no number, misses that target and no other."""
+    assert [target.name for target in targets(scores, CONFIG) if not target.met] == missed
+
+
+def test_targets_need_their_rows() -> None:
+    """A row that is not there is named; so are the real digits."""
+    with pytest.raises(ValueError, match="need a row for Student, consistency, 2 steps: add it to jobs"):
+        targets(kept()[:-1], CONFIG)
+    with pytest.raises(ValueError, match="need a row for DiT, euler, 10 steps, guided"):
+        targets([s for s in kept() if (s.model, s.sampler, s.guidance) != ("DiT", "euler", 1.5)], CONFIG)
+    with pytest.raises(ValueError, match="reference rows"):
+        targets([s for s in kept() if s.kind != "floor"], CONFIG)
+
+
+def test_real_digits_are_the_floor_and_noise_the_ceiling() -> None:
+    """A quick judge already puts noise 50 times as far from real digits as real digits are from each other, and reads only the latter."""
+    train, held_out = digits(), digits("held_out")
+    judge = DigitJudge(train, held_out, train_classifier(train, epochs=4))
+    random_state = torch.random.get_rng_state()
+    floor, unseen, ceiling = references(judge, 300, seeds=3)
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    assert [s.kind for s in (floor, unseen, ceiling)] == ["floor", "floor", "ceiling"]
+    assert 50 * floor.frechet.mean < ceiling.frechet.mean
+    assert 50 * abs(floor.kernel.mean) < ceiling.kernel.mean
+    assert floor.accuracy.mean > 0.95 > 0.9 > 0.3 > ceiling.accuracy.mean
+    assert unseen.accuracy.mean > 0.9
+    assert floor.nearest.mean == 0 < 2 * unseen.nearest.mean < ceiling.nearest.mean
+    assert math.isnan(unseen.frechet.mean)
+
+
+def test_the_judge_is_the_same_every_time() -> None:
+    """The same seed trains the same classifier, without touching the global generator, and labels are needed."""
+    few = digits(held_out=0.95)
+    a, b = (train_classifier(few, epochs=2) for _ in range(2))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    with pytest.raises(ValueError, match="labels"):
+        train_classifier(type(few)(few.images))

@@ -1,0 +1,209 @@
+"""The three programs as a user runs them: what they write, and what one line they say about every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import models
+from configs import compose
+from train.logbook import read_metrics
+
+TINY = ("channels=8", "channel_mult=[1]", "attention=[0]", "middle_attention=0", "head_dim=8")
+QUIET = ("device=cpu", "progress=false")
+TRAIN = (
+    "experiment=digits_unet", *(f"model.network.{setting}" for setting in TINY), "+model.network.groups=4",
+    "train.steps=4", "train.batch_size=16", "train.log_every=2", "wandb=false", *QUIET,
+)  # fmt: skip
+FOLDER = ("data.name=folder", "~data.split")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+# Mistakes come by the dozen, and importing torch takes seconds: one process imports everything and forks for each command
+# line, whose child then runs `python -m program` as if it had started it.
+FORKING = """
+import json, os, runpy, sys
+import hydra, sklearn.datasets, torch._dynamo, eval.folder, eval.quickstart, samplers.run, train.run
+
+for line in sys.stdin:
+    folder, program, *arguments = json.loads(line)
+    if not (child := os.fork()):
+        for descriptor, name in ((1, "out"), (2, "error")):
+            os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        sys.argv = [program, *arguments]
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+runpy.run_module(program, run_name="__main__", alter_sys=True)
+"""
+Command = Callable[..., "tuple[int, str, str]"]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """Runs `python -m program argument ...`: its exit status and all that it said on stdout and stderr."""
+    folder = tmp_path_factory.mktemp("said")
+    with subprocess.Popen([sys.executable, "-c", FORKING], env=ENVIRONMENT, stdin=-1, stdout=-1, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        ask, answer = server.stdin, server.stdout
+
+        def run(program: str, *arguments: object) -> tuple[int, str, str]:
+            ask.write(json.dumps([str(folder), program, *map(str, arguments)]) + "\n")
+            ask.flush()
+            return int(answer.readline()), (folder / "out").read_text(), (folder / "error").read_text()
+
+        yield run
+        ask.close()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
+    """A tiny trained run."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    status, out, error = command("train", *TRAIN, f"run={folder}")
+    assert (status, error) == (0, "")
+    assert out == f"trained: {folder}   sample it: python -m samplers run={folder}\n"
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_run_folder_holds_what_repeats_it(trained: Path) -> None:
+    """Config, provenance, metrics and checkpoint; the config is what compose gives Python."""
+    assert sorted(contents(trained)) == ["checkpoint.safetensors", "config.json", "metrics.jsonl", "provenance.json"]
+    assert json.loads((trained / "config.json").read_text()) == compose("train", [*TRAIN, f"run={trained}"])
+    assert [line["step"] for line in read_metrics(trained / "metrics.jsonl")] == [2, 4]
+    provenance = json.loads((trained / "provenance.json").read_text())
+    assert provenance["torch"] == torch.__version__
+    assert "model.network.channels=8" in provenance["command"]
+    assert models.load(trained).shape == (1, 8, 8)
+
+
+def test_train_sample_score(trained: Path, tmp_path: Path) -> None:
+    """The whole way in processes of its own: images named by seed in class folders, each with its settings; figures printed and kept."""
+    out = tmp_path / "samples"
+    settings = ["labels=[3,7]", "n=6", "steps=2", "seed=5", "batch_size=4"]
+    drawn = subprocess.run(
+        [sys.executable, "-m", "samplers", f"run={trained}", f"out={out}", *settings, *QUIET],
+        env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (drawn.returncode, drawn.stderr) == (0, "")
+    assert drawn.stdout == f"6 images in {out / 'images'}, all in {out / 'grid.png'}\n"
+    named = [f"images/{label}/{seed:06d}.png" for seed, label in zip(range(5, 11), (3, 7) * 3, strict=True)]
+    assert sorted(contents(out)) == sorted([*named, "grid.png", "samples.json"])
+    with Image.open(out / named[1]) as image:
+        assert (image.size, image.mode) == ((8, 8), "L")
+        kept = json.loads(image.info["settings"])
+    assert (kept["seed"], kept["labels"], kept["steps"], kept["run"]) == (6, 7, 2, str(trained))
+
+    scored = subprocess.run(
+        [sys.executable, "-m", "eval", f"samples={out / 'images'}", "metric=[accuracy,frechet]", "+training.held_out=0.95"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert (scored.returncode, scored.stderr) == (0, "")
+    result = json.loads((out / "images.scores.json").read_text())
+    assert result["n"] == 6
+    assert list(result["figures"]) == ["accuracy", "frechet"]
+    printed = dict(line.split() for line in scored.stdout.splitlines())
+    assert printed == {"n": "6", **{name: f"{value:.4g}" for name, value in result["figures"].items()}}
+
+
+def test_a_finished_run_is_not_overwritten(trained: Path, command: Command) -> None:
+    """Training into the same folder again is refused, and says how to go on."""
+    before = contents(trained)
+    status, out, error = command("train", *TRAIN, f"run={trained}")
+    assert (status, out) == (1, "")
+    assert error == f"error: {trained} already holds a trained run: resume=true goes on with it, run=... starts another\n"
+    assert contents(trained) == before
+
+
+# program, its arguments (the run, a scratch folder and a damaged run in braces), and what the line must say
+MISTAKES: dict[str, tuple[str, list[str], str]] = {
+    "typo": ("train", [*TRAIN, "run={new}", "train.stepz=3"], "no setting named 'train.stepz'; did you mean 'train.steps'?"),
+    "typo in samplers": ("samplers", ["run={run}", "stesp=3"], "no setting named 'stesp'; did you mean 'steps'?"),
+    "added typo": ("train", [*TRAIN, "run={new}", "+train.stepz=3"], "no train parameter named 'stepz'; did you mean 'steps'?"),
+    "typo in a network": ("train", [*TRAIN, "run={new}", "+model.network.chanels=3"], "'chanels'; did you mean 'channels'?"),
+    "experiment": ("train", ["experiment=digits_unett"], "no experiment named 'digits_unett'; did you mean 'digits_unet'?"),
+    "no experiment": ("train", [], "must be given: "),
+    "not a number": ("train", [*TRAIN, "run={new}", "train.steps=abc"], "train.steps must be of type int, like 10000, not 'abc'"),
+    "no steps": ("train", [*TRAIN, "run={new}", "train.steps=0"], "train.steps must be at least 1, not 0"),
+    "empty images": ("train", [*TRAIN, "run={new}", *FOLDER, "+data.folder={empty}"], "no images in {empty}: expected"),
+    "missing images": ("train", [*TRAIN, "run={new}", *FOLDER, "+data.folder={new}"], "no such image folder: {new}"),
+    "a whole section": ("train", [*TRAIN, "run={new}", "data={{nam:folder}}"], "no setting named 'data.nam'; did you mean 'data.name'?"),
+    "run folder": ("train", [*TRAIN, "run={file}/run"], "{file}"),
+    "run is a file": ("train", [*TRAIN, "run={file}"], "{file}"),
+    "architecture": ("train", [*TRAIN, "run={run}", "resume=true", "model.network.channels=16"], "trained with network.channels=8, not 16"),
+    "shorter": ("train", [*TRAIN, "run={run}", "resume=true", "train.steps=2"], "has finished 4 steps, more than train.steps=2"),
+    "classes": ("train", [*TRAIN, "run={new}", "model.network.num_classes=9"], "num_classes=10, the network model.network.num_classes=9"),
+    "resume damaged": ("train", [*TRAIN, "run={damaged}", "resume=true"], "{damaged}/checkpoint.safetensors is damaged"),
+    "no checkpoint": ("samplers", ["run={new}", *QUIET], "no such checkpoint: {new}"),
+    "empty run": ("samplers", ["run={empty}", *QUIET], "no checkpoint.safetensors in {empty}: is it a training run's folder"),
+    "damaged": ("samplers", ["run={damaged}", *QUIET], "{damaged}/checkpoint.safetensors is damaged"),
+    "label": ("samplers", ["run={run}", "labels=[11]", *QUIET], "11"),
+    "no sampling steps": ("samplers", ["run={run}", "steps=0", *QUIET], "steps must be"),
+    "no images": ("samplers", ["run={run}", "n=0", *QUIET], "n must be at least 1, not 0"),
+    "empty batches": ("samplers", ["run={run}", "batch_size=0", *QUIET], "batch_size must be at least 1, not 0"),
+    "sampler": ("samplers", ["run={run}", "sampler=ddiim", *QUIET], "no sampler named 'ddiim'; did you mean 'ddim'?"),
+    "spacing": ("samplers", ["run={run}", "spacing=karass", *QUIET], "did you mean 'karras'?"),
+    "sampler's option": ("samplers", ["run={run}", "+options.etta=1", *QUIET], "no option of ddim named 'etta'; did you mean 'eta'?"),
+    "unwritable": ("samplers", ["run={run}", "out={file}/samples", "steps=1", *QUIET], "{file}"),
+    "samples": ("eval", ["samples={new}"], "no such image folder: {new}"),
+    "empty samples": ("eval", ["samples={empty}"], "no images in {empty}"),
+    "metric": ("eval", ["samples={new}", "metric=[frechett]"], "no metric named 'frechett'; did you mean 'frechet'?"),
+    "program": ("eval", ["experiment=quickstrat"], "no experiment named 'quickstrat'; did you mean 'quickstart'?"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("program", "arguments", "message"), MISTAKES.values(), ids=list(MISTAKES))
+def test_a_mistake_ends_with_one_line(
+    program: str, arguments: list[str], message: str, trained: Path, tmp_path: Path, command: Command
+) -> None:
+    """Non-zero status, one line on stderr that says what would be right, nothing on stdout; no file is lost, changed or made."""
+    checkpoint = (trained / "checkpoint.safetensors").read_bytes()
+    places = {
+        "run": trained,
+        "new": tmp_path / "new",
+        "empty": tmp_path / "empty",
+        "damaged": tmp_path / "damaged",
+        "file": tmp_path / "file",
+    }
+    places["empty"].mkdir()
+    places["damaged"].mkdir()
+    (places["damaged"] / "checkpoint.safetensors").write_bytes(checkpoint[: len(checkpoint) // 2])
+    places["file"].write_text("in the way")
+    before = contents(tmp_path), contents(trained)
+    status, out, error = command(program, *(argument.format(**places) for argument in arguments))
+    assert (status, out) == (1, ""), error
+    assert error.startswith("error: "), error
+    assert error.count("\n") == 1, error
+    assert message.format(**places) in error
+    assert (contents(tmp_path), contents(trained)) == before
+    assert not places["new"].exists()
+
+
+def test_weights_and_biases_stay_silent_without_a_login(tmp_path: Path) -> None:
+    """wandb=true without a login or a network: nothing printed, nothing asked, the numbers kept offline in the run's folder."""
+    folder, home = tmp_path / "run", tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("WANDB")}
+    command = [sys.executable, "-m", "train", *TRAIN, "wandb=true", f"run={folder}"]
+    run = subprocess.run(
+        command, env={**environment, "HOME": str(home)}, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout == f"trained: {folder}   sample it: python -m samplers run={folder}\n"
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
