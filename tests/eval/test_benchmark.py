@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def test_lists_are_multiplied_out() -> None:
     assert {(j.sampler, j.steps, j.guidance) for j in found[:8]} == {
         (s, n, g) for s in ("ddpm", "ddim") for n in (5, 10) for g in (1.0, 2.0)
     }
-    assert found[8] == Job("b", "q", "euler", 3, 1.0, seeds=1)
+    assert asdict(found[8]) == asdict(Job("b", "q", "euler", 3, 1.0, seeds=1))
     with pytest.raises(ValueError, match="no benchmark setting named 'stesp'; did you mean 'steps'"):
         jobs([{"name": "a", "run": "r", "sampler": "ddim", "stesp": 5}])
 
