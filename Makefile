@@ -7,7 +7,7 @@ RUNS   := runs/quickstart
 
 .PHONY: quickstart test lint format setup notebooks constraints clean
 
-quickstart: $(SETUP)   ## train, sample, distil and score on handwritten digits; a report in about five minutes
+quickstart: $(SETUP)   ## train, sample, distil and score on handwritten digits; a report of what came out
 	$(BIN)/python -m train experiment=digits_unet run=$(RUNS)/unet resume=true
 	$(BIN)/python -m train experiment=digits_dit run=$(RUNS)/dit resume=true
 	$(BIN)/python -m train experiment=digits_consistency run=$(RUNS)/consistency model.from=$(RUNS)/unet resume=true

@@ -49,10 +49,10 @@ class WandB:
         self._run.finish()
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """The lines of a metrics file; one that a crash cut short is left out."""
     lines = []
-    for line in path.read_text().splitlines():
+    for line in Path(path).read_text().splitlines():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:
