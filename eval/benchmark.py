@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +24,9 @@ from eval.score import Score, Spread
 from models import Model
 from samplers import sample
 from samplers.run import steered
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +48,8 @@ class Job:
         return self.steps * (1 if self.guidance in (0, 1) else 2)
 
     def levels(self, model: Model) -> Grid:
-        """The grid of `steps` steps that the settings under `grid` describe: spacing, t_start, ..."""
-        return time_grid(model.schedule, self.steps, **self.grid)
+        """The model's own grid of `steps` steps, or the one that the settings under `grid` describe: spacing, t_start, ..."""
+        return time_grid(model.schedule, self.steps, **self.grid) if self.grid else model.grid(self.steps)
 
 
 def jobs(spec: Sequence[Mapping[str, Any]]) -> list[Job]:
@@ -64,26 +69,49 @@ def jobs(spec: Sequence[Mapping[str, Any]]) -> list[Job]:
     return found
 
 
-def measure(all_jobs: Sequence[Job], judge: DigitJudge, n: int, progress: bool = True) -> tuple[list[Score], dict[Job, Tensor]]:
-    """A score per job, and the images of its first seed. n: images per seed."""
+def measure(
+    all_jobs: Sequence[Job], judge: DigitJudge, n: int, workers: int | None = None, progress: bool = True
+) -> tuple[list[Score], dict[Job, Tensor]]:
+    """A score per job, and the images of its first seed.
+
+    n        images per seed
+    workers  sets of images drawn side by side, each on one core; None: as many as there are cores. Two cores draw two sets on
+             one core each faster than one set after the other on both, most of all where they are shared with others.
+    """
     loaded = {job.run: _load(job.run) for job in all_jobs}
-    scores: list[Score] = []
-    images: dict[Job, Tensor] = {}
-    with tqdm(
-        total=sum(job.calls * job.seeds for job in all_jobs) * n, desc="sampling", unit="call", unit_scale=True, disable=not progress
-    ) as bar:
-        for job in all_jobs:
-            bar.set_postfix_str(f"{job.name}, {job.sampler}, {job.steps} steps, guidance {job.guidance:g}")
-            labels, figures, seconds = judge.labels[:n], [], 0.0
-            for seed in range(job.seeds):
-                start = time.perf_counter()
-                x = draw(loaded[job.run], job, labels, range(seed * n, (seed + 1) * n))
-                seconds += time.perf_counter() - start
-                figures.append(judge.judge(x, labels))
-                images.setdefault(job, x)
-                bar.update(job.calls * n)
-            scores.append(_score(job, figures, n, 1000 * seconds / (job.seeds * n)))
+    parts = [(job, seed) for job in all_jobs for seed in range(job.seeds)]
+    labels = judge.labels[:n]
+    calls = sum(job.calls * job.seeds for job in all_jobs) * n
+
+    def drawn(part: tuple[Job, int]) -> tuple[Tensor, Figures, float]:
+        job, seed = part
+        start = time.perf_counter()
+        x = draw(loaded[job.run], job, labels, range(seed * n, (seed + 1) * n))
+        seconds = time.perf_counter() - start
+        bar.set_postfix_str(f"{job.name}, {job.sampler}, {job.steps} steps, guidance {job.guidance:g}", refresh=False)
+        bar.update(job.calls * n)
+        return x, judge.judge(x, labels), seconds
+
+    with tqdm(total=calls, desc="sampling", unit="call", unit_scale=True, disable=not progress) as bar:
+        results = dict(zip(parts, _side_by_side(drawn, parts, workers or os.cpu_count() or 1), strict=True))
+    scores, images = [], {}
+    for job in all_jobs:
+        sets, figures, seconds = zip(*(results[job, seed] for seed in range(job.seeds)), strict=True)
+        scores.append(_score(job, figures, n, 1000 * sum(seconds) / (job.seeds * n)))
+        images[job] = sets[0]
     return scores, images
+
+
+def _side_by_side(function: Callable[[Part], Result], parts: Sequence[Part], workers: int) -> list[Result]:
+    """function(part) of every part, in order, in threads of one core each: torch leaves Python free while it computes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // workers))
+    pool = ThreadPoolExecutor(workers)
+    try:
+        return list(pool.map(function, parts))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def draw(model: Model, job: Job, labels: Tensor, seeds: Sequence[int]) -> Tensor:

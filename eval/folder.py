@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from diffusion.spec import check_names, make
 from eval.judge import DigitJudge, Figures
+from models.files import write_json
 from samplers.provenance import provenance
 from train.data import ImageFolder, digits
 
@@ -34,5 +34,5 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     figures = judge.judge(data.__getitems__(range(len(data)))["x0"], labels)._asdict()
     result = {name: figures[name] for name in (*wanted, *(["kernel_error"] if "kernel" in wanted else []))}
     out = Path(config["out"] or folder.with_name(f"{folder.name}.scores.json"))
-    out.write_text(json.dumps({"n": len(data), "figures": result, "settings": dict(config), "provenance": provenance()}, indent=2) + "\n")
+    write_json(out, {"n": len(data), "figures": result, "settings": dict(config), "provenance": provenance()})
     return {"n": float(len(data)), **result}

@@ -12,7 +12,6 @@ import html
 import io
 import itertools
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from diffusion import Schedule
 from eval.score import Metric, Score, Spread, reference
+from models.files import replacing
 
 # Light colours by name; the page's style sheet holds the dark ones under the same names. The series are Okabe and Ito's (2008).
 PALETTE = {
@@ -218,7 +218,8 @@ def save_png(figure: Figure, path: str | Path, dpi: int = 200) -> None:
     """Write a figure as PNG on white, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
-    write_atomically(path, buffer.getvalue())
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
 
 
 def svg(figure: Figure, name: str, description: str) -> str:
@@ -258,20 +259,6 @@ def picture(images: Tensor, columns: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file whole or not at all, with the folders it needs. OSError, which names the path, where that cannot be done."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        if part.parent.is_dir():
-            part.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def guidance_name(scale: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -13,13 +12,14 @@ import torch
 from torch import Tensor
 
 import models
-from diffusion import initial_noise, time_grid
+from diffusion import initial_noise
 from diffusion.spec import check_names, make
 from eval.benchmark import Job, jobs, measure, references
 from eval.judge import DigitJudge
 from eval.plots import quality_plot, save_png
 from eval.report import Gallery, write_report
 from eval.score import Score, Target, reference
+from models.files import read_json_lines, write_json
 from samplers import SAMPLERS
 from samplers.pictures import save_png as save_picture
 from samplers.pictures import tile
@@ -27,7 +27,7 @@ from samplers.provenance import provenance
 from samplers.run import steered
 from train.data import digits
 
-KEYS = ("program", "out", "training", "reference", "n", "progress", "unet", "dit", "student", "jobs")
+KEYS = ("program", "out", "training", "reference", "n", "workers", "progress", "unet", "dit", "student", "jobs")
 SUMMARY = """\
 Two models learned to draw handwritten digits from nothing: a UNet that predicts the noise of a discrete variance-preserving \
 process, and a transformer (DiT) that predicts the velocity of a rectified flow. The UNet was then distilled into a \
@@ -46,7 +46,7 @@ def run(config: Mapping[str, Any]) -> bool:
     judge = DigitJudge(make("data set", config["training"], splits), make("data set", config["reference"], splits))
     rows = jobs(config["jobs"])
     floor_and_ceiling = references(judge, config["n"])
-    scores, images = measure(rows, judge, config["n"], config["progress"])
+    scores, images = measure(rows, judge, config["n"], config["workers"], config["progress"])
     scores = floor_and_ceiling + scores
     found = targets(scores, config)
     facts = {
@@ -56,9 +56,7 @@ def run(config: Mapping[str, Any]) -> bool:
         "training digits": str(len(judge.train)),
         "held-out digits": str(len(judge.held_out)),
     }
-    (out / "scores.json").write_text(
-        json.dumps({"scores": [s.to_json() for s in scores], "targets": [t.to_json() for t in found], "facts": facts}, indent=1) + "\n"
-    )
+    write_json(out / "scores.json", {"scores": [s.to_json() for s in scores], "targets": [t.to_json() for t in found], "facts": facts})
     _pictures(out, scores, images, judge)
     write_report(
         out / "report.html",
@@ -66,7 +64,7 @@ def run(config: Mapping[str, Any]) -> bool:
         summary=SUMMARY,
         scores=scores,
         targets=found,
-        curves={config[part]["name"]: _metrics(Path(config[part]["run"])) for part in ("unet", "dit", "student")},
+        curves={config[part]["name"]: read_json_lines(Path(config[part]["run"]) / "metrics.jsonl") for part in ("unet", "dit", "student")},
         forward={config[part]["name"]: (models.load(config[part]["run"]).schedule, judge.train.images[:3]) for part in ("unet", "dit")},
         galleries=[Gallery("Held-out real digits", "What samples should look like.", _by_class(judge.held_out.images, judge.labels))]
         + [_gallery(job, x, judge.labels) for job, x in images.items()],
@@ -114,10 +112,6 @@ def targets(scores: Sequence[Score], config: Mapping[str, Any]) -> list[Target]:
     return found
 
 
-def _metrics(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def _by_class(images: Tensor, labels: Tensor, each: int = 3) -> Tensor:
     """The first images of every class, one class per column."""
     first = [(labels == k).nonzero()[:each, 0] for k in range(10)]
@@ -135,7 +129,7 @@ def _trajectories(part: Mapping[str, str], steps: int = 12) -> list[Gallery]:
     """What the sampler holds and what the network believes, step by step, for four digits."""
     model = models.load(part["run"])
     model.backbone.eval()
-    grid = time_grid(model.schedule, steps)
+    grid = model.grid(steps)
     denoiser, label = steered(model, 1.0, clip=True), torch.tensor([2, 3, 5, 8])
     x = grid.start(initial_noise(range(4), model.shape))
     trace = list(SAMPLERS["ddim"](lambda x_t, level: denoiser(x_t, level, label=label), x, grid))

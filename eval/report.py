@@ -28,9 +28,9 @@ from eval.plots import (
     schedule_plot,
     svg,
     trade_offs_plot,
-    write_atomically,
 )
 from eval.score import Metric, Score, Spread, Target, reference
+from models.files import replacing
 
 NOTHING = "–"
 
@@ -88,7 +88,8 @@ def write_report(
         training=[_training(name, lines) for name, lines in curves.items()],
         facts=facts,
     )
-    write_atomically(path, page.encode())
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------------------- the verdict

@@ -9,7 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion import PREDICTIONS, ConsistencyFunction, Denoiser, Prediction, Schedule, VarianceExploding, build_blend, build_schedule
+from diffusion import (
+    PREDICTIONS,
+    ConsistencyFunction,
+    Denoiser,
+    Grid,
+    Prediction,
+    Schedule,
+    VarianceExploding,
+    build_blend,
+    build_schedule,
+    time_grid,
+)
 from diffusion.spec import check_names, lookup, make_params
 from models.dit import DiT, DiTParams
 from models.unet import UNet, UNetParams
@@ -32,8 +43,8 @@ class Model:
 
     report  what loading took from the files and what it left, None for a fresh model
     spec    its whole description in plain values: {"network": {"name": ..., ...}, "schedule": {"name": ..., ...},
-            "prediction": ...}, "shape": [C, H, W] of the samples it was trained on, and
-            "consistency": {...} for a distilled model; goes into every file that is saved
+            "prediction": ...}, "shape": [C, H, W] of the samples it was trained on, "grid": {...} it is best sampled on,
+            and "consistency": {...} for a distilled model; goes into every file that is saved
     """
 
     backbone: nn.Module
@@ -53,6 +64,10 @@ class Model:
         """The model as solvers take it; for a distilled model its consistency function."""
         plain = self.network_denoiser()
         return ConsistencyFunction(plain, build_blend(self.spec["consistency"])) if "consistency" in self.spec else plain
+
+    def grid(self, steps: int) -> Grid:
+        """The time grid that this model is meant to be sampled on: the spacing and its ends are part of its description."""
+        return time_grid(self.schedule, steps, **self.spec.get("grid", {}))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,7 +91,7 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
     """
     spec = {key: dict(value) if isinstance(value, Mapping) else value for key, value in spec.items()}
     parts = ["network", "schedule", "prediction"]
-    check_names("model part", spec, [*parts, "shape", "consistency"])
+    check_names("model part", spec, [*parts, "shape", "grid", "consistency"])
     if missing := [part for part in parts if part not in spec]:
         raise ValueError(f"the model's description lacks {missing[0]!r}")
     prediction = lookup("prediction", spec["prediction"], PREDICTIONS)
@@ -84,7 +99,9 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
         build_blend(spec["consistency"])  # refuse a wrong description here, not when the model is first used
     with torch.device(device or torch.get_default_device()):
         network = build_network(spec["network"])
-    return Model(network, build_schedule(spec["schedule"]), prediction, spec)
+    model = Model(network, build_schedule(spec["schedule"]), prediction, spec)
+    model.grid(1)  # likewise
+    return model
 
 
 def build_network(spec: Mapping[str, Any]) -> nn.Module:

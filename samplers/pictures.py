@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from einops import rearrange
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+
+from models.files import replacing
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -37,10 +38,5 @@ def save_png(image: Tensor, path: Path, settings: Mapping[str, Any] | None = Non
     info = PngInfo()
     if settings:
         info.add_text("settings", json.dumps(dict(settings)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         picture.save(temporary, "png", pnginfo=info)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,7 @@ import models
 from diffusion import ClassifierFreeGuidance, Clipped, DenoiserLike, Grid, time_grid
 from diffusion.spec import check_names
 from models import Model, check_labels
+from models.files import write_json
 from samplers.pictures import save_png, tile
 from samplers.provenance import provenance
 from samplers.sample import find_sampler, sample
@@ -49,7 +49,7 @@ def run(config: Mapping[str, Any]) -> list[Path]:
     device = torch.device(config.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.backbone.to(device).eval().requires_grad_(False)
     find_sampler(config["sampler"])
-    grid = time_grid(model.schedule, config["steps"], config["spacing"])
+    grid = time_grid(model.schedule, config["steps"], config["spacing"]) if config["spacing"] else model.grid(config["steps"])
     labels = _labels(model, config.get("labels"), config["n"])
     seeds = range(config["seed"], config["seed"] + config["n"])
     out = Path(config["out"] or Path(config["run"]) / "samples")
@@ -63,7 +63,7 @@ def run(config: Mapping[str, Any]) -> list[Path]:
         save_png(image, path, {**settings, "seed": seed, "labels": label})
         paths.append(path)
     save_png(tile(images[:200], columns=10), out / "grid.png", settings, zoom=max(1, 64 // images.shape[-1]))
-    (out / "samples.json").write_text(json.dumps({"settings": settings, "provenance": provenance()}, indent=2) + "\n")
+    write_json(out / "samples.json", {"settings": settings, "provenance": provenance()})
     return paths
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 import models
 from configs import compose
-from train.logbook import read_metrics
+from models.files import read_json_lines
 
 TINY = ("channels=8", "channel_mult=[1]", "attention=[0]", "middle_attention=0", "head_dim=8")
 QUIET = ("device=cpu", "progress=false")
@@ -84,7 +84,7 @@ def test_a_run_folder_holds_what_repeats_it(trained: Path) -> None:
     """Config, provenance, metrics and checkpoint; the config is what compose gives Python."""
     assert sorted(contents(trained)) == ["checkpoint.safetensors", "config.json", "metrics.jsonl", "provenance.json"]
     assert json.loads((trained / "config.json").read_text()) == compose("train", [*TRAIN, f"run={trained}"])
-    assert [line["step"] for line in read_metrics(trained / "metrics.jsonl")] == [2, 4]
+    assert [line["step"] for line in read_json_lines(trained / "metrics.jsonl")] == [2, 4]
     provenance = json.loads((trained / "provenance.json").read_text())
     assert provenance["torch"] == torch.__version__
     assert "model.network.channels=8" in provenance["command"]

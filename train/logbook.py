@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from models.files import read_json_lines, replacing
+
 
 class Logger(Protocol):
     """Takes the numbers of one step."""
@@ -20,9 +22,9 @@ class JsonLines:
     """One JSON object per line, {"step": ..., "loss": ..., ...}. A resumed run drops the lines after the step it resumes from."""
 
     def __init__(self, path: Path, resumed_step: int = 0) -> None:
-        kept = [line for line in read_metrics(path) if line["step"] <= resumed_step] if path.exists() and resumed_step else []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        kept = [line for line in read_json_lines(path) if line["step"] <= resumed_step] if path.exists() and resumed_step else []
+        with replacing(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -47,14 +49,3 @@ class WandB:
 
     def close(self) -> None:
         self._run.finish()
-
-
-def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The lines of a metrics file; one that a crash cut short is left out."""
-    lines = []
-    for line in Path(path).read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines

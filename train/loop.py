@@ -117,7 +117,7 @@ def train(
     state = TrainState(
         model,
         EMA(network, params.ema),
-        torch.optim.AdamW(network.parameters(), params.learning_rate, betas=params.betas, weight_decay=params.weight_decay),
+        torch.optim.AdamW(network.parameters(), params.learning_rate, betas=params.betas, weight_decay=params.weight_decay, fused=True),
         torch.amp.GradScaler(device.type, enabled=params.precision == "fp16"),
     )
     if resume and (folder / native.FILE_NAME).exists():

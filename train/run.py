@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,12 +11,14 @@ from typing import Any
 import torch
 
 import models
-from diffusion import ClassifierFreeGuidance, build_blend, time_grid
+from diffusion import build_blend, time_grid
 from diffusion.noise import mix
 from diffusion.spec import check_names, lookup, make, make_params
 from models import Model
 from models.checkpoints import native
+from models.files import write_json
 from samplers.provenance import provenance
+from samplers.run import steered
 from train.consistency import ConsistencyDistillation
 from train.data import DATASETS, Dataset
 from train.density import DENSITIES
@@ -83,18 +84,17 @@ def _denoising(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Mo
 
 
 def _consistency(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Model, Objective]:
-    check_names("model setting", spec, ("from", "consistency"))
-    check_names("objective setting", settings, ("teacher", "grid", "solver", "guidance", "huber"))
+    check_names("model setting", spec, ("from", "grid", "consistency"))
+    check_names("objective setting", settings, ("teacher", "grid", "solver", "guidance", "clip", "huber"))
     teacher = models.load(settings["teacher"])
     teacher.backbone.requires_grad_(False).eval()
     student = models.load(spec["from"])
-    student = Model(
-        copy.deepcopy(student.backbone), student.schedule, student.prediction, {**student.spec, "consistency": dict(spec["consistency"])}
-    )
+    own = {key: dict(spec[key]) for key in ("grid", "consistency") if key in spec}
+    student = Model(copy.deepcopy(student.backbone), student.schedule, student.prediction, {**student.spec, **own})
     grid = time_grid(teacher.schedule, **settings["grid"])
-    guided = ClassifierFreeGuidance(teacher.denoiser(), settings.get("guidance", 1.0), teacher.null)
+    shown = steered(teacher, settings.get("guidance", 1.0), settings.get("clip", False))
     rest = {key: settings[key] for key in ("solver", "huber") if key in settings}
-    return student, ConsistencyDistillation(guided, build_blend(spec["consistency"]), grid, **rest)
+    return student, ConsistencyDistillation(shown, build_blend(spec["consistency"]), grid, **rest)
 
 
 OBJECTIVES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Model, Objective]]] = {
@@ -120,7 +120,7 @@ def _prepare(folder: Path, config: Mapping[str, Any]) -> None:
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"cannot write to the run folder {folder}")
     for name, content in (("config.json", config), ("provenance.json", provenance())):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        write_json(folder / name, content)
 
 
 def _loggers(folder: Path, config: Mapping[str, Any], where: World) -> list[Logger]:

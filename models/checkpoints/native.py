@@ -10,7 +10,6 @@ Writing is atomic: a file of that name is the old one or the new one, whole, at 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.files import replacing
 from models.model import Model, Report, build
 
 FILE_NAME = "checkpoint.safetensors"
@@ -73,19 +73,12 @@ def fit(network: torch.nn.Module, state: Mapping[str, Tensor], source: str | Pat
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata atomically: to a temporary file, flushed to disk, then renamed into place."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {k: json.dumps(v) for k, v in metadata.items()})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write tensors and JSON metadata atomically."""
+    with replacing(path) as temporary:
+        try:
+            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {k: json.dumps(v) for k, v in metadata.items()})
+        except SafetensorError as error:  # how the writer reports a full disk or a folder that it may not write to
+            raise OSError(str(error)) from error
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

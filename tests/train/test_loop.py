@@ -22,10 +22,10 @@ from configs import compose
 from diffusion import Denoiser
 from models import Model
 from models.checkpoints import native
+from models.files import read_json_lines
 from train import TrainParams, run, train
 from train.data import Batch, digits
 from train.density import Uniform
-from train.logbook import read_metrics
 from train.objective import DenoisingObjective, Objective
 from train.weighting import uniform
 
@@ -117,7 +117,7 @@ def assert_same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
 
 
 def steps(folder: Path) -> list[float]:
-    return [line["step"] for line in read_metrics(folder / "metrics.jsonl")]
+    return [line["step"] for line in read_json_lines(folder / "metrics.jsonl")]
 
 
 def test_resumes_bit_for_bit_in_a_new_process(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_resumes_bit_for_bit_in_a_new_process(tmp_path: Path) -> None:
     assert resumed.returncode == 0, resumed.stderr
     assert_same(state(whole), state(parts))
     assert progress(whole) == progress(parts)
-    losses = [{line["step"]: line["loss"] for line in read_metrics(f / "metrics.jsonl") if "loss" in line} for f in (whole, parts)]
+    losses = [{line["step"]: line["loss"] for line in read_json_lines(f / "metrics.jsonl") if "loss" in line} for f in (whole, parts)]
     assert losses[0] == losses[1]
     assert list(losses[0]) == list(range(1, 21))
 
@@ -261,7 +261,7 @@ def test_accumulated_parts_are_one_batch(tmp_path: Path, accumulate: int) -> Non
     go(parts, reconstruction, as_float64(fresh()), accumulate=accumulate)
     assert_close(state(whole, "network."), state(parts, "network."))
     for name in ("loss", "grad_norm"):  # the optimiser would not notice a factor of all gradients
-        one, other = ([line[name] for line in read_metrics(folder / "metrics.jsonl")] for folder in (whole, parts))
+        one, other = ([line[name] for line in read_json_lines(folder / "metrics.jsonl")] for folder in (whole, parts))
         assert one == pytest.approx(other, rel=1e-9)
 
 
@@ -290,7 +290,7 @@ def test_learning_rate_ends_at_the_last_step(tmp_path: Path, accumulate: int) ->
     go(tmp_path, steps=9, warmup=3, learning_rate=1e-3, final=0.125, accumulate=accumulate)
     cosine = [0.125 + 0.875 * (1 + math.cos(math.pi * k / 5)) / 2 for k in range(6)]
     expected = [1e-3 * share for share in (1 / 3, 2 / 3, 1.0, *cosine)]
-    assert [line["lr"] for line in read_metrics(tmp_path / "metrics.jsonl")] == pytest.approx(expected, rel=1e-12)
+    assert [line["lr"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == pytest.approx(expected, rel=1e-12)
     assert progress(tmp_path)["param_groups"][0]["lr"] == 0.125e-3  # what the optimiser itself was given last
 
 
@@ -372,7 +372,7 @@ def test_bf16_runs_on_the_cpu(tmp_path: Path) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
         model = go(tmp_path / precision, precision=precision)
-        losses[precision] = torch.tensor([line["loss"] for line in read_metrics(tmp_path / precision / "metrics.jsonl")])
+        losses[precision] = torch.tensor([line["loss"] for line in read_json_lines(tmp_path / precision / "metrics.jsonl")])
         assert {p.dtype for p in model.backbone.parameters()} == {torch.float32}
     torch.testing.assert_close(losses["bf16"], losses["fp32"], rtol=2e-2, atol=0)
     assert not torch.equal(losses["bf16"], losses["fp32"])

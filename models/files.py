@@ -1,0 +1,49 @@
+"""Files that are whole at any moment, and the JSON that accompanies runs and results."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Within the block, a temporary path to write to; at its end that file takes the place of `path`, flushed to disk.
+
+    A reader finds the old file or the new one, never a part, also after a crash; what a crash leaves behind, the next write
+    takes over. Makes the folders it needs. Raises OSError that names the path where it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if path.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """One object, indented for people."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_json_lines(path: str | Path) -> list[dict[str, float]]:
+    """A file of one JSON object per line, such as a run's metrics.jsonl; a line that a crash cut short is left out."""
+    lines = []
+    for line in Path(path).read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
