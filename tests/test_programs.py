@@ -20,7 +20,7 @@ from models.files import read_json_lines
 TINY = ("channels=8", "channel_mult=[1]", "attention=[0]", "middle_attention=0", "head_dim=8")
 QUIET = ("device=cpu", "progress=false")
 TRAIN = (
-    "experiment=digits_unet", *(f"model.network.{setting}" for setting in TINY), "+model.network.groups=4",
+    "experiment=digits_unet", *(f"model.network.{setting}" for setting in TINY), "model.network.groups=4",
     "train.steps=4", "train.batch_size=16", "train.log_every=2", "wandb=false", *QUIET,
 )  # fmt: skip
 FOLDER = ("data.name=folder", "~data.split")

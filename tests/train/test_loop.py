@@ -31,7 +31,7 @@ from train.weighting import uniform
 
 TINY = ("channels=8", "channel_mult=[1]", "attention=[0]", "middle_attention=0", "head_dim=8")
 OVERRIDES = (
-    "experiment=digits_unet", *(f"model.network.{setting}" for setting in TINY), "+model.network.groups=4",
+    "experiment=digits_unet", *(f"model.network.{setting}" for setting in TINY), "model.network.groups=4",
     "device=cpu", "progress=false", "wandb=false",
 )  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
