@@ -26,15 +26,15 @@ def cm(ratio_min: float = 0.002, sigma_data: float = 0.5) -> Blend:
     """f = c_skip x + c_out F with c_skip = sd^2 / ((r - r_min)^2 + sd^2), c_out = sd (r - r_min) / sqrt(r^2 + sd^2), r = sigma/alpha.
 
     Written in terms of x0_hat = EDM's own c_skip x + c_out F, so that it fits every prediction. The identity (on x / alpha)
-    at r = r_min. Needs alpha > 0.
+    at r = r_min. Both skips are over alpha and with r = sigma/alpha multiplied out, so that alpha = 0 gives x0_hat. Needs sigma > 0.
     """
 
     def blend(level: Level) -> tuple[Scalar, Scalar]:
-        ratio = level.sigma / level.alpha
-        share = (ratio - ratio_min) / ratio  # c_out of the consistency model over EDM's
-        own_skip = sigma_data**2 / (ratio**2 + sigma_data**2)
-        skip = sigma_data**2 / ((ratio - ratio_min) ** 2 + sigma_data**2)
-        return (skip - share * own_skip) / level.alpha, share
+        alpha, sigma = level.alpha, level.sigma
+        above, data = sigma - ratio_min * alpha, sigma_data * alpha
+        share = above / sigma  # c_out of the consistency model over EDM's
+        skip, own_skip = (sigma_data * data / (noise**2 + data**2) for noise in (above, sigma))
+        return skip - share * own_skip, share
 
     return blend
 

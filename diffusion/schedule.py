@@ -162,8 +162,9 @@ class DiscreteVP(Schedule):
     def _inside(self, t: float | Tensor) -> Tensor:
         """t as float64, rounding noise at the ends removed; an error where it lies outside the table."""
         t = _float64(t)
-        if ((t < self.t_data - 1e-6) | (t > self.t_max + 1e-6)).any():
-            raise ValueError(f"t must lie in [{self.t_data:g}, {self.t_max:g}] for this table of {len(self.alpha_bar)} rows")
+        if (outside := (t < self.t_data - 1e-6) | (t > self.t_max + 1e-6)).any():
+            where = f"[{self.t_data:g}, {self.t_max:g}] for this table of {len(self.alpha_bar)} rows"
+            raise ValueError(f"t must lie in {where}, not {t[outside][0]:g}")
         return t.clamp(self.t_data, self.t_max)
 
 
@@ -282,6 +283,6 @@ def _float64(value: float | Tensor) -> Tensor:
 
 def _unit(t: float | Tensor) -> Tensor:
     t = _float64(t)
-    if ((t < 0) | (t > 1)).any():
-        raise ValueError("t must lie in [0, 1] on this schedule")
+    if (outside := (t < 0) | (t > 1)).any():
+        raise ValueError(f"t must lie in [0, 1] on this schedule, not {t[outside][0]:g}")
     return t

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import models
-from diffusion import Grid, initial_noise, time_grid
+from diffusion import Grid, initial_noise
 from diffusion.noise import mix
 from diffusion.spec import check_names
 from eval.judge import DigitJudge, Figures
@@ -49,7 +49,7 @@ class Job:
 
     def levels(self, model: Model) -> Grid:
         """The model's own grid of `steps` steps, or the one that the settings under `grid` describe: spacing, t_start, ..."""
-        return time_grid(model.schedule, self.steps, **self.grid) if self.grid else model.grid(self.steps)
+        return model.grid(self.steps, **self.grid)
 
 
 def jobs(spec: Sequence[Mapping[str, Any]]) -> list[Job]:
@@ -75,8 +75,8 @@ def measure(
     """A score per job, and the images of its first seed.
 
     n        images per seed
-    workers  sets of images drawn side by side, each on one core; None: as many as there are cores. Two cores draw two sets on
-             one core each faster than one set after the other on both, most of all where they are shared with others.
+    workers  sets of images drawn side by side, each on its share of torch's threads; None: as many as there are cores. Two cores
+             draw two sets on one core each faster than one set after the other on both, most of all where they are shared.
     """
     loaded = {job.run: _load(job.run) for job in all_jobs}
     parts = [(job, seed) for job in all_jobs for seed in range(job.seeds)]
@@ -103,7 +103,7 @@ def measure(
 
 
 def _side_by_side(function: Callable[[Part], Result], parts: Sequence[Part], workers: int) -> list[Result]:
-    """function(part) of every part, in order, in threads of one core each: torch leaves Python free while it computes."""
+    """function(part) of every part, in order, by `workers` threads that share torch's own: it leaves Python free while it computes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // workers))
     pool = ThreadPoolExecutor(workers)

@@ -1,6 +1,6 @@
 """The figures of the report, one function each. Drawn through matplotlib's Figure, never through pyplot's global state.
 
-`save_png` writes a figure for a README or a talk. `svg` makes it part of a page: its colours become CSS variables, so that
+`save_figure` writes a figure for a README or a talk. `svg` makes it part of a page: its colours become CSS variables, so that
 one drawing serves light and dark, and its text stays text.
 """
 
@@ -30,6 +30,7 @@ from torch import Tensor
 from diffusion import Schedule
 from eval.score import Metric, Score, Spread, reference
 from models.files import replacing
+from samplers.pictures import tile, to_uint8
 
 # Light colours by name; the page's style sheet holds the dark ones under the same names. The series are Okabe and Ito's (2008).
 PALETTE = {
@@ -214,7 +215,7 @@ def schedule_plot(schedules: Mapping[str, Schedule]) -> Figure:
 # ------------------------------------------------------------------------------------------------------------------- output
 
 
-def save_png(figure: Figure, path: str | Path, dpi: int = 200) -> None:
+def save_figure(figure: Figure, path: str | Path, dpi: int = 200) -> None:
     """Write a figure as PNG on white, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
@@ -246,18 +247,12 @@ def picture(images: Tensor, columns: int) -> bytes:
 
     Values outside [-1, 1] are clipped. Magnifying is left to whoever shows it.
     """
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0 or columns < 1:
-        raise ValueError(f"a picture needs images (N, 1 or 3, H, W) and at least one column, not {tuple(images.shape)} in {columns}")
-    n, _, height, width = images.shape
-    columns = min(columns, n)
-    sheet = np.zeros((-(-n // columns) * (height + 1) - 1, columns * (width + 1) - 1, 4), dtype=np.uint8)
-    pixels = ((images.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    for i in range(n):
-        top, left = i // columns * (height + 1), i % columns * (width + 1)
-        sheet[top : top + height, left : left + width, :3] = pixels[i]
-        sheet[top : top + height, left : left + width, 3] = 255
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"a picture needs images (N, 1 or 3, H, W), not {tuple(images.shape)}")
+    colours = images.detach().cpu().float().expand(-1, 3, -1, -1)
+    opaque = torch.cat([colours, torch.ones_like(colours[:, :1])], 1)
     buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, "PNG", optimize=True)
+    Image.fromarray(to_uint8(tile(opaque, columns, fill=-1)[None])[0].permute(1, 2, 0).numpy()).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

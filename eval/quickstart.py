@@ -16,13 +16,12 @@ from diffusion import initial_noise
 from diffusion.spec import check_names, make
 from eval.benchmark import Job, jobs, measure, references
 from eval.judge import DigitJudge
-from eval.plots import quality_plot, save_png
+from eval.plots import quality_plot, save_figure
 from eval.report import Gallery, write_report
 from eval.score import Score, Target, reference
 from models.files import read_json_lines, write_json
 from samplers import SAMPLERS
-from samplers.pictures import save_png as save_picture
-from samplers.pictures import tile
+from samplers.pictures import save_png, tile
 from samplers.provenance import provenance
 from samplers.run import steered
 from train.data import digits
@@ -145,7 +144,7 @@ def _trajectories(part: Mapping[str, str], steps: int = 12) -> list[Gallery]:
 
 def _pictures(out: Path, scores: Sequence[Score], images: Mapping[Job, Tensor], judge: DigitJudge) -> None:
     """The pictures that a README or a talk can take: quality against steps, and a grid per row."""
-    save_png(quality_plot(scores), out / "quality.png")
+    save_figure(quality_plot(scores), out / "quality.png")
     for job, x in images.items():
         name = f"{job.name}-{job.sampler}-{job.steps}-{job.guidance:g}".lower().replace(", ", "-").replace(" ", "-")
-        save_picture(tile(_by_class(x, judge.labels), columns=10), out / "samples" / f"{name}.png", zoom=8)
+        save_png(tile(_by_class(x, judge.labels), columns=10), out / "samples" / f"{name}.png", zoom=8)

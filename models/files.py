@@ -38,6 +38,17 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """One object. ValueError that names the file where it holds none."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
 def read_json_lines(path: str | Path) -> list[dict[str, float]]:
     """A file of one JSON object per line, such as a run's metrics.jsonl; a line that a crash cut short is left out."""
     lines = []

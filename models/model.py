@@ -63,11 +63,16 @@ class Model:
     def denoiser(self) -> Denoiser | ConsistencyFunction:
         """The model as solvers take it; for a distilled model its consistency function."""
         plain = self.network_denoiser()
-        return ConsistencyFunction(plain, build_blend(self.spec["consistency"])) if "consistency" in self.spec else plain
+        return ConsistencyFunction(plain, build_blend(self.spec["consistency"])) if self.distilled else plain
 
-    def grid(self, steps: int) -> Grid:
-        """The time grid that this model is meant to be sampled on: the spacing and its ends are part of its description."""
-        return time_grid(self.schedule, steps, **self.spec.get("grid", {}))
+    @property
+    def distilled(self) -> bool:
+        """Whether the denoiser is a consistency function, which one or two steps of the `consistency` sampler suffice for."""
+        return "consistency" in self.spec
+
+    def grid(self, steps: int, **settings: Any) -> Grid:
+        """The time grid to sample this model on: its own, which is part of its description, or what the settings of `time_grid` say."""
+        return time_grid(self.schedule, steps, **(settings or self.spec.get("grid", {})))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -95,12 +100,10 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
     if missing := [part for part in parts if part not in spec]:
         raise ValueError(f"the model's description lacks {missing[0]!r}")
     prediction = lookup("prediction", spec["prediction"], PREDICTIONS)
-    if "consistency" in spec:
-        build_blend(spec["consistency"])  # refuse a wrong description here, not when the model is first used
     with torch.device(device or torch.get_default_device()):
         network = build_network(spec["network"])
     model = Model(network, build_schedule(spec["schedule"]), prediction, spec)
-    model.grid(1)  # likewise
+    model.denoiser(), model.grid(1)  # refuse a wrong description here, not when the model is first used
     return model
 
 

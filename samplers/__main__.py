@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from configs import command_line
-from samplers.run import run
+from samplers.run import folder, run
 
 
 def main(config: dict[str, Any]) -> int:
     paths = run(config)
-    out = Path(config["out"] or Path(config["run"]) / "samples")
+    out = folder(config)
     print(f"{len(paths)} images in {out / 'images'}, all in {out / 'grid.png'}")
     return 0
 

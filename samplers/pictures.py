@@ -21,12 +21,20 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
-def tile(images: Tensor, columns: int, gap: int = 1) -> Tensor:
-    """(N, C, H, W) in [-1, 1] to one picture (C, rows*H, columns*W), row by row, white between and where images run out."""
+def tile(images: Tensor, columns: int, gap: int = 1, fill: float = 1.0) -> Tensor:
+    """(N, C, H, W) to one picture (C, rows*(H + gap) - gap, columns*(W + gap) - gap), row by row.
+
+    `fill`, white by default, is the value between the images and where they run out.
+    """
+    if images.ndim != 4 or len(images) == 0 or columns < 1:
+        raise ValueError(f"tiles need images (N, C, H, W) and at least one column, not {tuple(images.shape)} in {columns}")
+    columns = min(columns, len(images))
     missing = -len(images) % columns
-    padded = images.new_ones(len(images) + missing, images.shape[1], images.shape[2] + gap, images.shape[3] + gap)
-    padded[: len(images), :, :-gap, :-gap] = images
-    return rearrange(padded, "(r k) c h w -> c (r h) (k w)", k=columns)
+    n, channels, height, width = images.shape
+    padded = images.new_full((n + missing, channels, height + gap, width + gap), fill)
+    padded[:n, :, :height, :width] = images
+    sheet = rearrange(padded, "(r k) c h w -> c (r h) (k w)", k=columns)
+    return sheet[:, : sheet.shape[1] - gap, : sheet.shape[2] - gap]
 
 
 def save_png(image: Tensor, path: Path, settings: Mapping[str, Any] | None = None, zoom: int = 1) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import models
-from diffusion import ClassifierFreeGuidance, Clipped, DenoiserLike, Grid, time_grid
+from diffusion import ClassifierFreeGuidance, Clipped, DenoiserLike, Grid
 from diffusion.spec import check_names
 from models import Model, check_labels
 from models.files import write_json
@@ -36,6 +36,12 @@ def steered(model: Model, guidance: float, clip: bool) -> DenoiserLike:
     return Clipped(denoiser) if clip else denoiser
 
 
+def folder(config: Mapping[str, Any]) -> Path:
+    """Where the images go: out, or `samples` in the run's folder."""
+    run = Path(config["run"])
+    return Path(config["out"] or (run.parent if run.is_file() else run) / "samples")
+
+
 def run(config: Mapping[str, Any]) -> list[Path]:
     """Sample as the configuration says (see configs/samplers); the paths of the images, which `grid.png` shows together.
 
@@ -48,11 +54,13 @@ def run(config: Mapping[str, Any]) -> list[Path]:
     model = models.load(config["run"], ema=config.get("ema", True))
     device = torch.device(config.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.backbone.to(device).eval().requires_grad_(False)
+    config = {**config, "sampler": config["sampler"] or ("consistency" if model.distilled else "ddim")}
+    config["steps"] = (2 if model.distilled else 50) if config["steps"] is None else config["steps"]
     find_sampler(config["sampler"])
-    grid = time_grid(model.schedule, config["steps"], config["spacing"]) if config["spacing"] else model.grid(config["steps"])
+    grid = model.grid(config["steps"], **({"spacing": config["spacing"]} if config["spacing"] else {}))
     labels = _labels(model, config.get("labels"), config["n"])
     seeds = range(config["seed"], config["seed"] + config["n"])
-    out = Path(config["out"] or Path(config["run"]) / "samples")
+    out = folder(config)
     settings = {key: value for key, value in config.items() if key not in ("out", "progress", "device", "batch_size")}
 
     images = _draw(model, grid, config, seeds, labels, device).cpu()

@@ -70,11 +70,11 @@ class TrainParams:
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ValueError(f"train.precision must be fp32, bf16 or fp16, not {self.precision!r}")
 
-    @property
-    def kept(self) -> dict[str, Any]:
-        """What a run must keep when it is resumed. Its length, saving, logging, precision and the like may change."""
-        names = ("batch_size", "seed", "learning_rate", "warmup", "final", "weight_decay", "betas")
-        return {name: value for name, value in asdict(self).items() if name in names}
+    def kept(self, data: Dataset) -> dict[str, Any]:
+        """What a run must keep when it is resumed: all but its length, saving, logging and what computes it."""
+        free = ("steps", "save_every", "log_every", "evaluate_every", "workers", "precision", "compile")
+        train = {name: value for name, value in asdict(self).items() if name not in free}
+        return {"train": train, "data": {"images": len(data), "shape": list(data.shape)}}
 
     def micro_batch(self, processes: int) -> int:
         """Samples per forward pass of one process."""
@@ -121,7 +121,7 @@ def train(
         torch.amp.GradScaler(device.type, enabled=params.precision == "fp16"),
     )
     if resume and (folder / native.FILE_NAME).exists():
-        state.load(folder, params.kept, params.steps)
+        state.load(folder, params.kept(data), params.steps)
     forward: Any = torch.compile(network) if params.compile else network
     if world.size > 1:
         forward = DistributedDataParallel(forward, device_ids=[device] if device.type == "cuda" else None)
@@ -187,7 +187,7 @@ def train(
                     book.log(state.step, found)
                 clock = time.perf_counter()
             if world.leads and (saves or stopped):
-                state.save(folder, params.kept)
+                state.save(folder, params.kept(data))
             if stopped and not done:
                 break
     for book in books:

@@ -16,7 +16,7 @@ from diffusion.noise import mix
 from diffusion.spec import check_names, lookup, make, make_params
 from models import Model
 from models.checkpoints import native
-from models.files import write_json
+from models.files import read_json, write_json
 from samplers.provenance import provenance
 from samplers.run import steered
 from train.consistency import ConsistencyDistillation
@@ -25,7 +25,7 @@ from train.density import DENSITIES
 from train.logbook import Logger, WandB
 from train.loop import TrainParams, train
 from train.objective import DenoisingObjective, Objective
-from train.state import resume_point
+from train.state import require_same, resume_point
 from train.weighting import WEIGHTINGS
 from train.world import World, world
 
@@ -48,7 +48,7 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
     if (folder / native.FILE_NAME).exists():
         if not resume:
             raise ValueError(f"{folder} already holds a trained run: resume=true goes on with it, run=... starts another")
-        resume_point(folder, model.spec, params.kept, params.steps)  # what cannot go on is refused before config.json is rewritten
+        _check_resumable(folder, config, model, params, data)
     with world(config.get("device")) as where:
         if where.leads:
             _prepare(folder, config)
@@ -113,6 +113,13 @@ def _check_fit(model: Model, data: Dataset) -> None:
         raise ValueError(f"the data is {data.shape[1]}x{data.shape[2]}, the network model.network.image_size={size}")
     if params.num_classes != data.num_classes:
         raise ValueError(f"the data has num_classes={data.num_classes}, the network model.network.num_classes={params.num_classes}")
+
+
+def _check_resumable(folder: Path, config: Mapping[str, Any], model: Model, params: TrainParams, data: Dataset) -> None:
+    """Refuse what cannot go on before config.json is rewritten: the checkpoint knows its model and training, config.json its objective."""
+    resume_point(folder, model.spec, params.kept(data), params.steps)
+    if (before := folder / "config.json").exists():
+        require_same(folder, read_json(before).get("objective"), config["objective"], "objective")
 
 
 def _prepare(folder: Path, config: Mapping[str, Any]) -> None:

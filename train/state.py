@@ -61,7 +61,7 @@ def resume_point(
     if "progress" not in metadata:
         raise ValueError(f"{folder} holds a model, but no training state to resume from")
     for saved, given in ((metadata["model"], spec), (metadata["settings"], settings)):
-        _same(folder, saved, json.loads(json.dumps(dict(given))), "")
+        require_same(folder, saved, given)
     done = metadata["progress"]["step"]
     if done > steps:
         raise ValueError(f"{folder} has finished {done} steps, more than train.steps={steps}: ask for at least as many")
@@ -72,12 +72,12 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _same(folder: Path, saved: Any, given: Any, where: str) -> None:
-    """Raise at the first setting in which a checkpoint differs from what is asked for."""
-    if isinstance(saved, dict) and isinstance(given, dict):
+def require_same(folder: Path, saved: Any, given: Any, where: str = "") -> None:
+    """ValueError at the first setting in which a folder's run differs from what is asked for, as JSON holds it."""
+    if isinstance(saved, Mapping) and isinstance(given, Mapping):
         for key in sorted(saved.keys() | given.keys()):
-            _same(folder, saved.get(key), given.get(key), f"{where}.{key}" if where else key)
-    elif saved != given:
+            require_same(folder, saved.get(key), given.get(key), f"{where}.{key}" if where else key)
+    elif saved != (given := json.loads(json.dumps(given))):
         raise ValueError(
             f"{folder} was trained with {where}={saved}, not {given}: use that to resume it, or another run folder to start anew"
         )

@@ -20,6 +20,7 @@ from diffusion import (
     NoiseLevel,
     Prediction,
     RectifiedFlow,
+    Schedule,
     VarianceExploding,
     build_blend,
     cm,
@@ -51,6 +52,16 @@ def test_cm_is_the_identity_on_x_over_alpha_elsewhere() -> None:
         level = schedule.level(float(schedule.t_from_ratio(0.03)))
         function = ConsistencyFunction(Denoiser(network, schedule, EPS), cm(0.03))
         torch.testing.assert_close(function(X, level).x0, X / level.alpha, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", [CosineVP(), RectifiedFlow(), DiscreteVP.linear(zero_terminal_snr=True)], ids=type)
+def test_cm_ends_in_the_estimate_at_pure_noise(schedule: Schedule) -> None:
+    """x_t holds nothing of x0 at alpha = 0: f is x0_hat there, finite, and what levels beside it tend to."""
+    end, beside = (schedule.level(t) for t in (schedule.t_max, schedule.t_max * (1 - 1e-9)))
+    assert end.alpha == 0
+    assert cm()(end) == (0, 1)
+    skip, share = cm()(beside)
+    assert (skip, share) == pytest.approx((0, 1), abs=1e-5)
 
 
 @pytest.mark.parametrize("scaling", [10.0, 3.0])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from eval.benchmark import Job, jobs, references
+import models
+from eval.benchmark import Job, _side_by_side, jobs, measure, references
 from eval.digit_classifier import train_classifier
 from eval.judge import DigitJudge
 from eval.quickstart import targets
@@ -123,6 +125,46 @@ def test_real_digits_are_the_floor_and_noise_the_ceiling() -> None:
     assert unseen.accuracy.mean > 0.9
     assert floor.nearest.mean == 0 < 2 * unseen.nearest.mean < ceiling.nearest.mean
     assert math.isnan(unseen.frechet.mean)
+
+
+def test_sets_drawn_side_by_side_are_those_drawn_in_turn(tmp_path: Path) -> None:
+    """However many workers: the same images and figures, in the order of the jobs; torch's threads are shared out, then given back."""
+    torch.manual_seed(0)
+    network = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
+    model = models.build({"network": network, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]})
+    for p in model.backbone.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    models.save(model, tmp_path / "model.safetensors")
+    run = str(tmp_path / "model.safetensors")
+    rows = [Job("a", run, "euler", 2, seeds=2), Job("b", run, "ddpm", 3, guidance=1.5, seeds=3)]
+    train, held_out = digits(), digits("held_out")
+    judge = DigitJudge(train, held_out, train_classifier(train, epochs=1))
+    threads = torch.get_num_threads()
+    (alone, images), (shared, others) = (measure(rows, judge, 12, workers, progress=False) for workers in (1, 3))
+    assert [(s.model, s.seeds) for s in shared] == [("a", 2), ("b", 3)]
+    for one, other in zip(alone, shared, strict=True):
+        for name in ("frechet", "kernel", "accuracy", "nearest"):
+            assert asdict(getattr(one, name)) == pytest.approx(asdict(getattr(other, name)), rel=1e-4, abs=1e-6)
+    for job in rows:
+        torch.testing.assert_close(images[job], others[job], rtol=0, atol=1e-5)
+        assert images[job].shape == (12, 1, 8, 8)
+    assert not torch.allclose(images[rows[0]], images[rows[1]], atol=0.1)
+    assert torch.get_num_threads() == threads
+
+
+def test_workers_share_the_threads_of_torch() -> None:
+    """Each worker computes on its share, at least one; afterwards, and after an error, torch has all of them again."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for workers, share in ((1, 4), (2, 2), (3, 1), (8, 1)):
+            assert _side_by_side(lambda part: (part, torch.get_num_threads()), [1, 2, 3], workers) == [(part, share) for part in (1, 2, 3)]
+            assert torch.get_num_threads() == 4
+        with pytest.raises(ZeroDivisionError):
+            _side_by_side(lambda part: 1 / part, [1, 0], 2)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_judge_is_the_same_every_time() -> None:

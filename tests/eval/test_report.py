@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from diffusion import DiscreteVP, RectifiedFlow, VarianceExploding
-from eval.plots import picture, quality_plot, save_png, smooth, svg
+from eval.plots import picture, quality_plot, save_figure, smooth, svg
 from eval.report import Gallery, number, write_report
 from eval.score import Score, Spread, Target, reference
 
@@ -313,5 +313,5 @@ def test_figures_follow_the_page_and_save_as_png(tmp_path: Path) -> None:
     assert "var(--ink, #1c2128)" in text
     assert 'aria-label="with &quot;quotes&quot;"' in text
     assert "UNet, eps · guidance 2" in text  # text, not outlines
-    save_png(figure, tmp_path / "figures" / "quality.png", dpi=50)
+    save_figure(figure, tmp_path / "figures" / "quality.png", dpi=50)
     assert Image.open(tmp_path / "figures" / "quality.png").width == 550

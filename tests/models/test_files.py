@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.files import read_json_lines, replacing, write_json
+from models.files import read_json, read_json_lines, replacing, write_json
 
 
 def test_replaces_at_the_end_only(tmp_path: Path) -> None:
@@ -66,3 +66,12 @@ def test_json_lines_without_the_one_cut_short(tmp_path: Path) -> None:
 def test_json_is_read_back(tmp_path: Path) -> None:
     write_json(tmp_path / "a.jsonl", {})
     assert read_json_lines(tmp_path / "a.jsonl") == [{}]
+    write_json(tmp_path / "b.json", {"loss": 0.5, "names": ["a"]})
+    assert read_json(tmp_path / "b.json") == {"loss": 0.5, "names": ["a"]}
+
+
+@pytest.mark.parametrize(("content", "message"), [('{"a": 1', r"b\.json is damaged"), ("[1]", r"b\.json holds no JSON object")])
+def test_a_file_without_an_object_is_named(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_json(tmp_path / "b.json")

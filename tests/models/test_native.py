@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import models
-from diffusion import ConsistencyFunction, Denoiser
+from diffusion import ConsistencyFunction, Denoiser, time_grid
 from models import EMA, Model
 from models.checkpoints import native
 
@@ -114,6 +114,31 @@ def test_loaded_model_computes_the_same(kind: str, saved: Path) -> None:
     loaded = models.load(str(saved))
     assert torch.equal(output(loaded), output(model))
     assert isinstance(loaded.denoiser(), ConsistencyFunction if kind == "consistency" else Denoiser)
+
+
+def test_a_model_keeps_the_grid_it_is_meant_for(saved: Path) -> None:
+    """`model.grid` is time_grid with the settings of the description, through a file too; settings given take their place."""
+    own: dict[str, Any] = {"spacing": "karras", "t_start": 90, "t_end": 2}
+    models.save(fresh({**UNET, "grid": own}), saved)
+    for model in (fresh({**UNET, "grid": own}), models.load(saved)):
+        assert list(model.grid(7)) == list(time_grid(model.schedule, 7, **own))
+        assert list(model.grid(7, spacing="trailing")) == list(time_grid(model.schedule, 7, spacing="trailing"))
+    assert list(fresh(UNET).grid(7)) == list(time_grid(fresh(UNET).schedule, 7))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"grid": {"spacing": "karass"}}, "did you mean 'karras'"),
+        ({"grid": {"t_strat": 90}}, "t_strat"),
+        ({"grid": {"t_start": 1000}}, r"t must lie in \[-1, 99\].* not 1000"),
+        ({"consistency": {"name": "cmm"}}, "did you mean 'cm'"),
+    ],
+)
+def test_a_description_that_cannot_be_sampled_is_refused_when_built(part: dict[str, Any], message: str) -> None:
+    """Not only when the grid or the consistency function is first used, hours later."""
+    with pytest.raises(ValueError, match=message):
+        models.build({**UNET, **part})
 
 
 def test_report_accounts_for_every_key(saved: Path, trained: tuple[Path, Model, EMA]) -> None:

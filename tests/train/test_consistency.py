@@ -36,6 +36,7 @@ from samplers import sample
 from train import TrainParams, train
 from train.consistency import ConsistencyDistillation
 from train.data import digits
+from train.run import OBJECTIVES
 
 F64 = torch.float64
 SOLVERS: tuple[Literal["ddim", "heun"], ...] = ("ddim", "heun")
@@ -166,6 +167,21 @@ def test_the_teacher_is_not_trained(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in teacher.backbone.state_dict().items())
     assert all(p.grad is None for p in teacher.backbone.parameters())
     assert any(not torch.equal(value, before[name]) for name, value in student.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize(("clip", "limit"), [(True, 1.0), (False, math.inf)])
+def test_the_teacher_is_clipped_where_asked(clip: bool, limit: float, tmp_path: Path) -> None:
+    """`objective.clip` keeps the teacher's x0 in pixel range, as it is when sampled; without it, it says what it says."""
+    network = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
+    path = tmp_path / "teacher.safetensors"
+    models.save(models.build({"network": network, "schedule": {"name": "flow"}, "prediction": "flow"}), path)
+    spec = {"from": path, "consistency": {"name": "cm", "ratio_min": 0.002}}
+    settings = {"teacher": path, "grid": {"steps": 4}, "solver": "ddim", "clip": clip}
+    student, objective = OBJECTIVES["consistency"](spec, settings)
+    assert isinstance(objective, ConsistencyDistillation)
+    x_t, level = 3 * torch.randn(4, 1, 8, 8), student.schedule.level(0.5)
+    x0 = objective.teacher(x_t, level, label=torch.arange(4)).x0
+    assert x0.abs().max() == pytest.approx(min(limit, float(x_t.abs().max())), rel=1e-6)  # a fresh network says 0: x0 = x_t
 
 
 def test_an_unknown_solver_is_refused() -> None:

@@ -334,10 +334,13 @@ def test_ctrl_c_does_not_save_a_broken_state(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 0.5}, "was trained with learning_rate=0.001, not 0.5"),
-        ({"batch_size": 8}, "was trained with batch_size=16, not 8"),
-        ({"betas": (0.5, 0.99)}, r"was trained with betas=\[0.9, 0.99\], not \[0.5, 0.99\]"),
-        ({"weight_decay": 0.1}, "was trained with weight_decay=0.0, not 0.1"),
+        ({"learning_rate": 0.5}, "was trained with train.learning_rate=0.001, not 0.5"),
+        ({"batch_size": 8}, "was trained with train.batch_size=16, not 8"),
+        ({"accumulate": 2}, "was trained with train.accumulate=1, not 2"),
+        ({"clip": 0.5}, "was trained with train.clip=1.0, not 0.5"),
+        ({"ema": 0.5}, "was trained with train.ema=0.9, not 0.5"),
+        ({"betas": (0.5, 0.99)}, r"was trained with train.betas=\[0.9, 0.99\], not \[0.5, 0.99\]"),
+        ({"weight_decay": 0.1}, "was trained with train.weight_decay=0.0, not 0.1"),
         ({"model": 16}, "was trained with network.channels=8, not 16"),
         ({"steps": 5}, "has finished 6 steps, more than train.steps=5"),
     ],
