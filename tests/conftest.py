@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from diffusion import PREDICTIONS, CosineVP, DiscreteVP, Prediction, RectifiedFlow, Schedule, Shifted, VarianceExploding
 
@@ -41,3 +42,9 @@ def schedule(request: pytest.FixtureRequest) -> Schedule:
 def prediction(request: pytest.FixtureRequest) -> Prediction:
     """Runs a test on each prediction."""
     return request.param
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked gpu are skipped, and the summary says so, where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
