@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from models import UNet, UNetParams
 from models.conditioning import sinusoid
+from tests.models.small import ADM, SD1, SD2, SDXL, UNET, UNETS, inputs, randomised, relative_error, renamed
 
 PUBLISHED = {
     "SD 1.5": (UNetParams(heads=8, head_dim=None, context_dim=768), 859_520_964),
@@ -43,15 +43,7 @@ PUBLISHED = {
     ),
 }
 
-SMALL: dict[str, Any] = dict(in_channels=3, out_channels=3, channels=32, channel_mult=(1, 2), blocks=1, head_dim=8, groups=8)
-SD1 = UNetParams(**{**SMALL, "heads": 4, "head_dim": None}, attention=(1, 0), context_dim=12)
-SD2 = UNetParams(**{**SMALL, "blocks": 2}, attention=(1, 0), context_dim=12, linear_projection=True)
-SDXL = UNetParams(**SMALL, attention=(0, 2), middle_attention=2, context_dim=12, vector_dim=22, linear_projection=True)
-ADM = UNetParams(**SMALL, attention=(0, 1), attention_kind="plain", scale_shift=True, num_classes=10)
-KINDS = {"SD 1": SD1, "SD 2": SD2, "SDXL": SDXL, "ADM": ADM}
-
-# House names, with the blocks already counted level by level, to diffusers names. A bracket [qkv] stands for as many
-# tensors, stacked in ours.
+# House names, with the blocks already counted level by level, to diffusers names.
 LATENT_DIFFUSION = {
     r"^time\.fc(\d)\.": r"time_embedding.linear_\1.",
     r"^vector\.mlp\.0\.": "add_embedding.linear_1.",
@@ -91,39 +83,10 @@ def translated(state: Mapping[str, Tensor], blocks: int, rules: Mapping[str, str
         level, i = divmod(int(match[2]), stage[match[1]])
         return f"{match[1]}.{level}.{i}."
 
-    result = {}
+    result: dict[str, Tensor] = {}
     for name, value in state.items():
-        name = re.sub(r"^(down|up)\.(\d+)\.", by_level, name)
-        for pattern, replacement in rules.items():
-            name = re.sub(pattern, replacement, name)
-        letters = re.search(r"\[(\w+)\]", name)
-        parts = letters[1] if letters else ""
-        for letter, part in zip(parts or [""], value.chunk(len(parts) or 1), strict=True):
-            result[name.replace(f"[{parts}]", letter)] = part
+        result |= renamed(re.sub(r"^(down|up)\.(\d+)\.", by_level, name), value, rules)
     return result
-
-
-def randomised(network: nn.Module) -> nn.Module:
-    """The network with every parameter drawn anew, at a scale that keeps activations near 1: no zero hides a mistake."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) / (math.sqrt(p[0].numel()) if p.ndim > 1 else 2))
-    return network.eval()
-
-
-def inputs(p: UNetParams) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """x, t and the conditions for a batch of two, not square, at times far apart."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2, p.in_channels, 8, 12, generator=generator)
-    conditions = {}
-    if p.num_classes is not None:
-        conditions["label"] = torch.tensor([3, p.num_classes])
-    if p.context_dim is not None:
-        conditions["context"] = torch.randn(2, 5, p.context_dim, generator=generator)
-    if p.vector_dim is not None:
-        conditions["vector"] = torch.randn(2, p.vector_dim, generator=generator)
-    return x, torch.tensor([3.25, 987.6]), conditions
 
 
 @dataclass(frozen=True)
@@ -210,7 +173,7 @@ def test_output_and_gradients_equal_diffusers(kind: str, dtype: torch.dtype, tol
     peer = PEERS[kind]
     ours, theirs = randomised(UNet(peer.params)).to(dtype), peer.network(**peer.config).to(dtype).eval()
     theirs.load_state_dict(translated(ours.state_dict(), peer.params.blocks, peer.names), strict=True)
-    x, t, given = inputs(peer.params)
+    x, t, given = inputs(peer.params, (8, 12))
     x = x.to(dtype).requires_grad_()
     given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
     asked: dict[str, Any] = {}
@@ -223,7 +186,7 @@ def test_output_and_gradients_equal_diffusers(kind: str, dtype: torch.dtype, tol
         given["vector"] = torch.cat([text, sinusoid(sizes.flatten(), 4).view(2, 12).to(dtype)], dim=-1)
         asked["added_cond_kwargs"] = {"text_embeds": text, "time_ids": sizes}
     out, expected = ours(x, t, **given), theirs(x, t, **asked).sample
-    assert (out - expected).abs().max() <= tolerance * expected.abs().max()
+    assert relative_error(out, expected) <= tolerance
 
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)  # a different one for every output
     grads = torch.autograd.grad((out * weight).sum(), [x, *ours.parameters()])
@@ -234,90 +197,20 @@ def test_output_and_gradients_equal_diffusers(kind: str, dtype: torch.dtype, tol
         assert (mine[name] - grad).norm() <= 10 * tolerance * max(grad.norm(), torch.ones(())), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_fresh_network_outputs_zero(kind: str) -> None:
-    """Before training the output is exactly zero, whatever the input."""
-    x, t, given = inputs(KINDS[kind])
-    assert not UNet(KINDS[kind])(x, t, **given).any()
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", UNETS)
 def test_fresh_residual_branches_are_off(kind: str) -> None:
     """Before training every residual block adds nothing to its skip, and every attention nothing at all."""
-    params = KINDS[kind]
+    params = UNETS[kind]
     network = UNet(params)
     x = torch.randn(2, 64, 4, 6)
     block: Any = network.middle[0]
     assert torch.equal(block(x, torch.randn(2, 128), torch.randn(2, 5, params.context_dim or 1)), x)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradient_reaches_every_parameter(kind: str) -> None:
-    """No parameter is without influence on the output."""
-    network = randomised(UNet(KINDS[kind]))
-    x, t, given = inputs(KINDS[kind])
-    network(x, t, **given).square().sum().backward()
-    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_condition_changes_the_output(kind: str) -> None:
-    """Time and each condition of one sample change that sample's output, and no other's."""
-    network = randomised(UNet(KINDS[kind]))
-    x, t, given = inputs(KINDS[kind])
-    with torch.no_grad():
-        before = network(x, t, **given)
-        for name, value in {"t": t, **given}.items():
-            other = torch.cat([value[:1] - 1, value[1:]])
-            after = network(x, **{"t": t, **given, name: other})
-            assert (after[0] - before[0]).abs().max() > 1e-3, name
-            torch.testing.assert_close(after[1], before[1], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_compiles_as_one_graph_for_all_times(kind: str) -> None:
-    """torch.compile makes one graph without a break, does not recompile as t changes, and computes the same."""
-    torch._dynamo.reset()
-    # Attention in the middle only: every kind of layer once, for tracing takes seconds.
-    network = randomised(UNet(replace(KINDS[kind], blocks=1, attention=(0, 0), middle_attention=1)))
-    compiled = torch.compile(network, fullgraph=True, backend="eager")
-    x, _, given = inputs(KINDS[kind])
-    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
-        for t in (999.0, 875.5, 750.0, 500.0, 333.3, 250.0, 125.0, 10.0, 1.0, 0.0):
-            level = torch.tensor(t).expand(2)
-            torch.testing.assert_close(compiled(x, level, **given), network(x, level, **given))
-
-
-@pytest.mark.parametrize("name", ["label", "context", "vector", "guidance"])
-def test_refuses_a_condition_it_has_no_use_for(name: str) -> None:
-    """A condition that would be ignored raises, and the error names it."""
-    params = UNetParams(**SMALL, attention=(0, 0), middle_attention=0)
-    x, t, _ = inputs(params)
-    with pytest.raises(ValueError, match=f"has no use for the condition '{name}'; it takes: none"):
-        UNet(params)(x, t, **{name: torch.zeros(2, dtype=torch.long)})
-
-
-@pytest.mark.parametrize(("kind", "name"), [("ADM", "label"), ("SD 1", "context"), ("SDXL", "vector")])
-def test_refuses_to_do_without_a_condition(kind: str, name: str) -> None:
-    """A missing condition raises, and the error names it."""
-    x, t, given = inputs(KINDS[kind])
-    del given[name]
-    with pytest.raises(ValueError, match=f"needs the condition '{name}'"):
-        UNet(KINDS[kind])(x, t, **given)
-
-
-@pytest.mark.parametrize("label", [-1, 11])
-def test_refuses_labels_out_of_range(label: int) -> None:
-    """Classes are 0 to 9 and the null label is 10; any other label raises."""
-    x, t, _ = inputs(ADM)
-    with pytest.raises(ValueError, match=f"label {label} is out of range"):
-        UNet(ADM)(x, t, label=torch.tensor([0, label]))
-
-
 @pytest.mark.parametrize("size", [(8, 7), (9, 8)])
 def test_refuses_sizes_that_do_not_halve(size: tuple[int, int]) -> None:
     """Height and width must divide by 2 at every level, and the error says by how much."""
-    _, t, given = inputs(SD1)
+    _, t, given = inputs(SD1, (8, 12))
     with pytest.raises(ValueError, match=rf"\({size[0]}, {size[1]}\) must divide by 2"):
         UNet(SD1)(torch.zeros(2, 3, *size), t, **given)
 
@@ -342,4 +235,4 @@ def test_refuses_sizes_that_do_not_halve(size: tuple[int, int]) -> None:
 def test_refuses_parameters_that_do_not_fit(wrong: dict[str, Any], message: str) -> None:
     """Parameters that contradict each other raise before there is a network."""
     with pytest.raises(ValueError, match=message):
-        UNet(UNetParams(**{**SMALL, "attention": (1, 0), **wrong}))
+        UNet(UNetParams(**{**UNET, "attention": (1, 0), **wrong}))

@@ -1,0 +1,83 @@
+"""Small networks of every kind, with random weights and inputs, for the tests of what all networks promise and of each one's own."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import DiT, DiTParams, UNet, UNetParams
+
+UNET: dict[str, Any] = dict(in_channels=3, out_channels=3, channels=32, channel_mult=(1, 2), blocks=1, head_dim=8, groups=8)
+SD1 = UNetParams(**{**UNET, "heads": 4, "head_dim": None}, attention=(1, 0), context_dim=12)
+SD2 = UNetParams(**{**UNET, "blocks": 2}, attention=(1, 0), context_dim=12, linear_projection=True)
+SDXL = UNetParams(**UNET, attention=(0, 2), middle_attention=2, context_dim=12, vector_dim=22, linear_projection=True)
+ADM = UNetParams(**UNET, attention=(0, 1), attention_kind="plain", scale_shift=True, num_classes=10)
+
+DIT: dict[str, Any] = dict(in_channels=3, image_size=8, patch_size=2, hidden=32, depth=2, heads=4)
+CLASSES = DiTParams(**DIT, num_classes=10)
+VARIANCE = DiTParams(**DIT, num_classes=10, learned_variance=True)
+TEXT = DiTParams(**DIT, num_classes=None, context_dim=12, vector_dim=6)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A network to make, and the size of the images it is given here."""
+
+    network: type[nn.Module]
+    params: Any
+    size: tuple[int, int]
+
+    def fresh(self) -> nn.Module:
+        return self.network(self.params)
+
+    def inputs(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        return inputs(self.params, self.size)
+
+
+UNETS = {"SD 1": SD1, "SD 2": SD2, "SDXL": SDXL, "ADM": ADM}
+DITS = {"classes": CLASSES, "variance": VARIANCE, "text": TEXT}
+KINDS = {f"UNet, {name}": Kind(UNet, params, (8, 12)) for name, params in UNETS.items()}
+KINDS |= {f"DiT, {name}": Kind(DiT, params, (8, 8)) for name, params in DITS.items()}
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """The network with every parameter drawn anew, at a scale that keeps activations near 1: no zero hides a mistake."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) / (math.sqrt(p[0].numel()) if p.ndim > 1 else 2))
+    return network.eval()
+
+
+def inputs(params: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """x, t and the conditions for a batch of two, at times far apart; the second label is the null label."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, params.in_channels, *size, generator=generator)
+    conditions = {}
+    if params.num_classes is not None:
+        conditions["label"] = torch.tensor([3, params.num_classes])
+    if params.context_dim is not None:
+        conditions["context"] = torch.randn(2, 5, params.context_dim, generator=generator)
+    if params.vector_dim is not None:
+        conditions["vector"] = torch.randn(2, params.vector_dim, generator=generator)
+    return x, torch.tensor([3.25, 987.6]), conditions
+
+
+def renamed(name: str, value: Tensor, rules: Mapping[str, str]) -> dict[str, Tensor]:
+    """A tensor under the name that the rules, applied in order, make of its own; [qkv] in it stands for as many, stacked in ours."""
+    for pattern, replacement in rules.items():
+        name = re.sub(pattern, replacement, name)
+    letters = re.search(r"\[(\w+)\]", name)
+    parts = letters[1] if letters else ""
+    return {name.replace(f"[{parts}]", letter): part for letter, part in zip(parts or [""], value.chunk(len(parts) or 1), strict=True)}
+
+
+def relative_error(out: Tensor, expected: Tensor) -> float:
+    """Largest difference over largest value."""
+    return float((out - expected).detach().abs().max() / expected.abs().max())
