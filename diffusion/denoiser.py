@@ -6,6 +6,7 @@ of it works with any solver.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ class Denoiser:
 
     The network is called as network(x, t, **cond): x in its own dtype, t a float32 tensor (B,) (float64 beside float64
     samples) whatever the network's dtype. A network with twice x's channels carries a learned variance in the second half.
+    It is told the level's own t, also within the one index between a table's first row (t = 0) and data (t = -1).
 
     input_scale   factor of x_t at a level before the network sees it (EDM's c_in); default 1
     network_time  the network's own time at a level (EDM's c_noise); default the schedule's t
@@ -53,7 +55,7 @@ class Denoiser:
             return 1 / (level.sigma**2 + sigma_data**2) ** 0.5
 
         def c_noise(level: Level) -> Scalar:
-            return torch.as_tensor(level.sigma, dtype=torch.float64).log() / 4
+            return level.sigma.log() / 4 if isinstance(level.sigma, Tensor) else math.log(level.sigma) / 4
 
         return cls(network, schedule, edm(sigma_data), input_scale=c_in, network_time=c_noise)
 
@@ -68,9 +70,20 @@ class Denoiser:
     def output(self, x_t: Tensor, level: Level, /, **cond: Any) -> Tensor:
         """The raw network output at a level, in x_t's dtype: what a training loss compares with `prediction.target`."""
         x = x_t if self.input_scale is None else broadcast(self.input_scale(level), x_t) * x_t
+        out = self.network(x.to(self.dtype or x.dtype), self._time(level, x_t), **cond)
+        if out.shape[2:] != x_t.shape[2:] or out.shape[:2] not in (x_t.shape[:2], (len(x_t), 2 * x_t.shape[1])):
+            raise ValueError(
+                f"the network made {tuple(out.shape)} of x {tuple(x_t.shape)}: the same shape is needed, or twice the channels"
+            )
+        return out.to(x_t.dtype)
+
+    def _time(self, level: Level, x_t: Tensor) -> Tensor:
+        """The network's time (B,), on x_t's device."""
+        dtype = torch.promote_types(x_t.dtype, torch.float32)
         t = level.t if self.network_time is None else self.network_time(level)
-        t = torch.as_tensor(t, dtype=torch.promote_types(x_t.dtype, torch.float32)).to(x_t.device).expand(len(x_t))
-        return self.network(x.to(self.dtype or x.dtype), t, **cond).to(x_t.dtype)
+        if isinstance(t, Tensor):
+            return t.to(x_t.device, dtype).expand(len(x_t))
+        return torch.full((len(x_t),), t, dtype=dtype, device=x_t.device)  # filled there: a copy would wait for the device
 
     @property
     def dtype(self) -> torch.dtype | None:

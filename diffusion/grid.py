@@ -6,7 +6,6 @@ by its time value or recomputes a stride.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 
 from diffusion.level import NoiseLevel
-from diffusion.schedule import DiscreteVP, Schedule
-from diffusion.spec import check_names, lookup
+from diffusion.schedule import Schedule
+from diffusion.spec import check_call, lookup
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class Grid:
         if len(self.levels) < 2:
             raise ValueError("a grid needs at least 2 levels, the one to start from and the one to end at: steps must be >= 1")
         for i, (t, s) in enumerate(pairwise(self.levels)):
+            if not s.sigma >= 0:
+                raise ValueError(f"a level's sigma must not be negative, but it is {s.sigma:g} at t={s.t:g}")
             if not s.sigma * t.alpha < t.sigma * s.alpha:
                 raise ValueError(
                     f"noise must fall at every step of a grid, but step {i} goes from t={t.t:g} (sigma/alpha {t.ratio:g}) "
@@ -101,31 +102,29 @@ def time_grid(
     else:
         if t_start is not None or t_end is not None or options:
             raise ValueError("an explicit list of times leaves nothing to t_start, t_end or spacing options")
-        t = torch.as_tensor(spacing, dtype=torch.float64)
+        t = torch.as_tensor(spacing, dtype=torch.float64, device="cpu")
         if steps is not None and steps != len(t):
             raise ValueError(f"steps={steps}, but the list holds {len(t)} times; leave steps out")
     t = schedule.shift_t(t, shift)
     if whole:
-        if not isinstance(schedule, DiscreteVP):
-            raise ValueError("whole=True rounds to training indices, which only a DiscreteVP schedule has")
+        if schedule.rows is None:
+            raise ValueError("whole=True rounds to training indices, which only a table such as DiscreteVP has")
         t = t.round()
     levels = [NoiseLevel(*row) for row in zip(t.tolist(), schedule.alpha(t).tolist(), schedule.sigma(t).tolist(), strict=True)]
     if not levels or levels[-1].sigma > 0:
-        levels.append({"data": schedule.terminal, "t_min": schedule.level(schedule.t_min)}[terminal])
+        levels.append(lookup("terminal rule", terminal, {"data": schedule.terminal, "t_min": schedule.level(schedule.t_min)}))
     first = levels[0]
-    scale = {"noise": first.sigma, "unit": math.hypot(first.alpha, first.sigma)}[initial]
+    scale = lookup("initial noise", initial, {"noise": first.sigma, "unit": math.hypot(first.alpha, first.sigma)})
     return Grid(tuple(levels), scale)
 
 
 def _spaced(schedule: Schedule, steps: int | None, spacing: str, t_start: float, t_end: float, options: dict[str, Any]) -> Tensor:
     function = lookup("spacing", spacing, SPACINGS)
-    if steps is None or steps < 1:
-        raise ValueError(f"steps must be a whole number >= 1, not {steps}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number >= 1, not {steps!r}")
     if not t_start > t_end:
         raise ValueError(f"a grid runs from noise to data: t_start={t_start:g} must be greater than t_end={t_end:g}")
-    known = list(inspect.signature(function).parameters)[4:]
-    check_names(f"option of {spacing} spacing", options, known)
-    return function(schedule, steps, t_start, t_end, **options)
+    return function(schedule, steps, t_start, t_end, **check_call(f"{spacing} spacing", function, 4, options))
 
 
 # Spacings: (schedule, steps, t_start, t_end) -> times, noisiest first. Data itself is appended by time_grid.
@@ -150,9 +149,8 @@ def leading(schedule: Schedule, steps: int, t_start: float, t_end: float, offset
 
     The stride is the whole number N // steps on a table of N rows, (t_start - t_end) / steps elsewhere.
     """
-    discrete = isinstance(schedule, DiscreteVP)
-    stride = (t_start - t_end + 1) // steps if discrete else (t_start - t_end) / steps
-    t = t_end + offset + stride * torch.arange(steps - 1, -1, -1, dtype=torch.float64)
+    stride = (t_start - t_end) / steps if schedule.rows is None else (t_start - t_end + 1) // steps
+    t = t_end + offset + stride * torch.arange(steps - 1, -1, -1, dtype=torch.float64, device="cpu")
     if t[0] > t_start:
         raise ValueError(
             f"leading spacing with offset={offset:g} would start at t={t[0]:g}, above {t_start:g}: use fewer steps or offset=0"
@@ -196,7 +194,7 @@ SPACINGS: dict[str, Callable[..., Tensor]] = {
 
 
 def _line(high: float, low: float, steps: int) -> Tensor:
-    return torch.linspace(high, low, steps, dtype=torch.float64)
+    return torch.linspace(high, low, steps, dtype=torch.float64, device="cpu")
 
 
 def _ratio_ends(schedule: Schedule, t_start: float, t_end: float, name: str) -> tuple[float, float]:

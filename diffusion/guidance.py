@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,16 +20,20 @@ class ClassifierFreeGuidance(Wrapper):
     null      the unconditional input per condition name, e.g. {"label": 10} or {"context": empty_prompt}: a number, a
               tensor like one sample's condition, or a whole batch
     batched   one network call on a doubled batch; False makes two calls, for when memory is short. Same result.
-    Scale 1 costs one plain call, and so does scale 0 (unconditional).
+    Scale 1 costs one plain call, and so does scale 0 (unconditional). At any other, a condition named in `null` must be given.
     """
 
     def __init__(self, denoiser: DenoiserLike, scale: float, null: Mapping[str, Any], *, batched: bool = True) -> None:
+        if not math.isfinite(scale):
+            raise ValueError(f"a guidance scale must be a finite number, not {scale}")
         super().__init__(denoiser)
         self.scale, self.null, self.batched = float(scale), dict(null), batched
 
     def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
         if self.scale == 1:
             return self.denoiser(x_t, level, **cond)
+        if missing := [name for name in self.null if name not in cond] or ["to guide towards"] * (not cond):
+            raise ValueError(f"guidance needs the condition {missing[0]!r}: give it beside x and level, or as sample(..., cond={{...}})")
         null = {name: self._null_like(name, value) for name, value in cond.items()}
         if self.scale == 0:
             return self.denoiser(x_t, level, **null)
@@ -48,4 +53,7 @@ class ClassifierFreeGuidance(Wrapper):
     def _null_like(self, name: str, cond: Any) -> Tensor:
         if name not in self.null:
             raise ValueError(f"guidance needs a null value for the condition {name!r}: ClassifierFreeGuidance(..., null={{{name!r}: ...}})")
-        return torch.as_tensor(self.null[name], dtype=cond.dtype, device=cond.device).expand_as(cond)
+        null = self.null[name]
+        if not isinstance(null, Tensor):
+            return torch.full_like(cond, null)  # nothing to copy to the device, which a sampling loop would wait for
+        return null.to(cond).expand_as(cond)

@@ -25,7 +25,12 @@ def initial_noise(
     seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Standard normal (len(seeds), *shape), one generator per sample. Drawn in float32 on the CPU, then converted."""
-    return torch.stack([_normal(seed, shape) for seed in seeds]).to(device, dtype)
+    if not len(seeds):
+        raise ValueError("noise needs at least one seed, one per sample")
+    noise = torch.stack([_normal(seed, shape) for seed in seeds])
+    if torch.device(device).type == "cuda":
+        noise = noise.pin_memory()  # so that the copy is queued, and the loop that asked for it does not wait
+    return noise.to(device, dtype, non_blocking=True)
 
 
 class SeededNoise:
@@ -52,4 +57,4 @@ def mix(*keys: int) -> int:
 
 
 def _normal(seed: int, shape: Sequence[int]) -> Tensor:
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(seed)), dtype=torch.float32)
+    return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(int(seed)), dtype=torch.float32, device="cpu")

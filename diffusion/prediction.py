@@ -62,13 +62,20 @@ class Prediction:
         a, b = self.coefficients(level)
         det = self.determinant(level)
         if bool((det == 0).any()) if isinstance(det, Tensor) else det == 0:
-            raise ValueError(
-                f"{self.name}-prediction says nothing about x0 at t={level.t}, where alpha is {level.alpha}: "
-                "use v- or flow-prediction, or start the grid below pure noise (t_start=...)"
-            )
+            raise ValueError(f"{self.name}-prediction {self._silence(level)}")
         x0 = broadcast(b / det, x_t) * x_t - broadcast(level.sigma / det, x_t) * out
         eps = broadcast(level.alpha / det, x_t) * out - broadcast(a / det, x_t) * x_t
         return Estimate(x0, eps)
+
+    def _silence(self, level: Level) -> str:
+        """What the output leaves open where the determinant is 0, and the way out."""
+        at_data = level.sigma == 0
+        if bool(at_data.any()) if isinstance(at_data, Tensor) else at_data:
+            return f"says nothing about eps at t={level.t}, which is data: end the grid above it (t_end=...)"
+        return (
+            f"says nothing about x0 at t={level.t}, where alpha is {level.alpha}: "
+            "use v- or flow-prediction, or start the grid below pure noise (t_start=...)"
+        )
 
 
 def edm(sigma_data: float = 0.5) -> Prediction:

@@ -1,6 +1,6 @@
 """The forward process and its exact conditionals, for any schedule. All are Gaussian; none needs a clamp at either end.
 
-Levels may be one for the batch or one per sample. s is the less noisy level, t the noisier one.
+Levels may be one for the batch or one per sample. s is the less noisy level, with alpha > 0; t the noisier one, with sigma > 0.
 """
 
 from __future__ import annotations

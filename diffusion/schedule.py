@@ -1,7 +1,7 @@
 """Noise schedules: how alpha and sigma follow time. x_t = alpha(t) * x0 + sigma(t) * eps, t grows with noise.
 
 A schedule is a pure function of t. It knows nothing of steps, networks or solvers: those meet it in `time_grid` and
-`Denoiser`. Times may be floats or tensors of any shape; results are float64 tensors of that shape, on the host.
+`Denoiser`. Times may be floats or tensors of any shape on any device; results are float64 tensors of that shape on the CPU.
 
 Three families differ only in how the pair (alpha, sigma) is scaled for a given noise-to-signal ratio sigma / alpha:
 variance preserving (alpha^2 + sigma^2 = 1), flow (alpha + sigma = 1) and variance exploding (alpha = 1).
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffusion import betas as beta_tables
 from diffusion.level import BatchLevel, NoiseLevel
-from diffusion.spec import make
+from diffusion.spec import check_mapping, check_type, make
 
 
 class Schedule(ABC):
@@ -27,11 +27,13 @@ class Schedule(ABC):
 
     t_min, t_max  the range of times a network is trained on
     t_data        the time of clean data (alpha 1, sigma 0); equal to t_min where training reaches it
+    rows          the number of training indices where t is one, None where time is continuous
     """
 
     t_min: float
     t_max: float
     t_data: float
+    rows: int | None = None
 
     @abstractmethod
     def alpha(self, t: float | Tensor) -> Tensor:
@@ -97,7 +99,7 @@ class DiscreteVP(Schedule):
         if not (alpha_bar[0] < 1 and alpha_bar[-1] >= 0 and (alpha_bar.diff() < 0).all()):
             raise ValueError("alpha_bar must decrease strictly within [0, 1): betas must lie in (0, 1)")
         self.alpha_bar = alpha_bar
-        self.t_min, self.t_max, self.t_data = 0.0, float(len(alpha_bar) - 1), -1.0
+        self.t_min, self.t_max, self.t_data, self.rows = 0.0, float(len(alpha_bar) - 1), -1.0, len(alpha_bar)
         self._log_ratio = 0.5 * ((1 - alpha_bar).log() - alpha_bar.log())
 
     @classmethod
@@ -162,9 +164,9 @@ class DiscreteVP(Schedule):
     def _inside(self, t: float | Tensor) -> Tensor:
         """t as float64, rounding noise at the ends removed; an error where it lies outside the table."""
         t = _float64(t)
-        if (outside := (t < self.t_data - 1e-6) | (t > self.t_max + 1e-6)).any():
-            where = f"[{self.t_data:g}, {self.t_max:g}] for this table of {len(self.alpha_bar)} rows"
-            raise ValueError(f"t must lie in {where}, not {t[outside][0]:g}")
+        _require(
+            t, (t >= self.t_data - 1e-6) & (t <= self.t_max + 1e-6), f"[-1, {self.t_max:g}] for this table of {len(self.alpha_bar)} rows"
+        )
         return t.clamp(self.t_data, self.t_max)
 
 
@@ -218,7 +220,9 @@ class VarianceExploding(Schedule):
         return torch.ones_like(_float64(t))
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        return _float64(t)
+        t = _float64(t)
+        _require(t, t >= 0, "[0, inf) on this schedule")
+        return t
 
     def t_from_ratio(self, ratio: float | Tensor) -> Tensor:
         return _float64(ratio)
@@ -239,7 +243,7 @@ class Shifted(Schedule):
         if factor <= 0:
             raise ValueError(f"a shift multiplies sigma/alpha and must be positive, not {factor:g}")
         self.base, self.factor = base, factor
-        self.t_min, self.t_max, self.t_data = base.t_min, base.t_max, base.t_data
+        self.t_min, self.t_max, self.t_data, self.rows = base.t_min, base.t_max, base.t_data, base.rows
         if isinstance(base, VarianceExploding):
             raise ValueError("sigma is VarianceExploding's own time: give it another sigma_min and sigma_max instead of a shift")
 
@@ -271,18 +275,24 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 def build_schedule(spec: Mapping[str, Any]) -> Schedule:
     """A schedule from its description, e.g. {"name": "scaled_linear", "steps": 1000} or {"name": "flow", "shift": 3.0}."""
-    options = dict(spec)
+    options = check_mapping("a schedule", spec)
     shift = options.pop("shift", 1.0)
+    check_type("shift of a schedule", shift, float)
     schedule = make("schedule", options, SCHEDULES)
     return schedule if shift == 1 else Shifted(schedule, shift)
 
 
 def _float64(value: float | Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64)
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _unit(t: float | Tensor) -> Tensor:
     t = _float64(t)
-    if (outside := (t < 0) | (t > 1)).any():
-        raise ValueError(f"t must lie in [0, 1] on this schedule, not {t[outside][0]:g}")
+    _require(t, (t >= 0) & (t <= 1), "[0, 1] on this schedule")
     return t
+
+
+def _require(t: Tensor, inside: Tensor, where: str) -> None:
+    """Raise at the first time outside; NaN is inside nowhere."""
+    if not inside.all():
+        raise ValueError(f"t must lie in {where}, not {t[~inside][0]:g}")

@@ -6,7 +6,8 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -21,6 +22,27 @@ def check_names(what: str, given: Iterable[Any], known: Iterable[str]) -> None:
             raise ValueError(f"no {what} named {name!r}; {hint}")
 
 
+def check_mapping(what: str, spec: Any) -> dict[str, Any]:
+    """The description as a dictionary of its own; ValueError for one that is not a mapping."""
+    if not isinstance(spec, Mapping):
+        raise ValueError(f"{what} must be a mapping of names to values, not {spec!r}")
+    return dict(spec)
+
+
+def check_type(what: str, value: Any, kind: Any) -> None:
+    """Raise ValueError unless a plain value fits an annotation. Numbers, texts, lists and choices are looked at, NaN is no number."""
+    if not _fits(value, kind):
+        raise ValueError(f"{what} must be {_said(kind)}, not {value!r}")
+
+
+def check_at_least_one(params: Any, *names: str) -> None:
+    """Raise ValueError at the first of these attributes of a parameter dataclass that is a number below 1, or a tuple with one in it."""
+    for name in names:
+        value = getattr(params, name)
+        if value is not None and min(value if isinstance(value, tuple) else (value,), default=0) < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+
+
 def lookup(what: str, name: Any, table: Mapping[str, T]) -> T:
     """table[name], or ValueError that names the nearest entry."""
     check_names(what, [name], table)
@@ -29,28 +51,76 @@ def lookup(what: str, name: Any, table: Mapping[str, T]) -> T:
 
 def make(what: str, spec: Mapping[str, Any], table: Mapping[str, Callable[..., T]], *args: Any) -> T:
     """Call the entry that spec["name"] names with `args` and the rest of spec as keywords. {"name": "flow"} -> table["flow"]()."""
-    options = dict(spec)
+    options = check_mapping(f"the description of a {what}", spec)
     if "name" not in options:
         raise ValueError(f"the description of a {what} needs a name; known: {', '.join(table)}")
     name = options.pop("name")
     entry = lookup(what, name, table)
-    check_names(f"option of {what} {name!r}", options, list(inspect.signature(entry).parameters)[len(args) :])
-    try:
-        return entry(*args, **options)
-    except TypeError as error:
-        raise ValueError(f"{what} {name!r}: {error}") from None
+    return entry(*args, **check_call(f"{what} {name!r}", entry, len(args), options))
+
+
+def check_call(what: str, function: Callable[..., Any], position: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options to call a function with after `position` arguments: names known, types as annotated, none missing."""
+    everything = list(inspect.signature(function).parameters.values())
+    taken, parameters = everything[:position], everything[position:]
+    if taken_twice := [p.name for p in taken if p.name in options]:
+        raise ValueError(f"{taken_twice[0]} is no option of {what}: it is given elsewhere")
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        check_names(f"option of {what}", options, [p.name for p in parameters])
+    kinds = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    for name, value in options.items():
+        check_type(f"{name} of {what}", value, kinds.get(name, Any))
+    for p in parameters:
+        if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in options:
+            raise ValueError(f"{what} needs {p.name}: give {p.name}=...")
+    return dict(options)
 
 
 def make_params(what: str, cls: type[T], values: Mapping[str, Any]) -> T:
-    """A parameter dataclass from plain values: names checked, lists made tuples, types held to those of the defaults."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass by contract
-    check_names(f"{what} parameter", values, fields)
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    for name, value in plain.items():
-        default = fields[name].default
-        accepted = (int, float) if isinstance(default, float) else type(default)
-        if default is None or default is dataclasses.MISSING or (value is None and "None" in str(fields[name].type)):
-            continue
-        if not isinstance(value, accepted) or (isinstance(value, bool) and not isinstance(default, bool)):
-            raise ValueError(f"{what}.{name} must be of type {type(default).__name__}, like {default!r}, not {value!r}")
-    return cls(**plain)
+    """A parameter dataclass from plain values: names and types checked, lists made tuples.
+
+    what  goes before the names in errors: "train" gives "train.steps must be ...", "" only the names
+    """
+    kinds = get_type_hints(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # T is a dataclass by contract
+    check_names(f"{what} parameter".strip(), check_mapping(what or "the settings", values), [field.name for field in fields])
+    for name, value in values.items():
+        check_type(f"{what}.{name}".strip("."), value, kinds[name])
+    for field in fields:
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and field.name not in values:
+            raise ValueError(f"{what}.{field.name} must be given".strip("."))
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin in (tuple, list):
+        inner = parts[0] if origin is list or parts[-1] is ... else None
+        if not isinstance(value, (list, tuple)) or (inner is None and len(value) != len(parts)):
+            return False
+        return all(_fits(item, inner or part) for item, part in zip(value, parts if inner is None else [inner] * len(value), strict=True))
+    if kind in (int, float):
+        numbers = (int, float) if kind is float else (int,)
+        return isinstance(value, numbers) and not isinstance(value, bool) and value == value
+    return isinstance(value, kind) if kind in (bool, str, dict, type(None)) else True
+
+
+def _said(kind: Any) -> str:
+    """An annotation in words."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(_said(part) for part in parts)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, parts))
+    if origin in (tuple, list):
+        return f"a list of {'' if origin is list or parts[-1] is ... else f'{len(parts)} '}{_plural(parts[0])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping", type(None): "null"}
+    return names.get(kind, str(kind))
+
+
+def _plural(kind: Any) -> str:
+    return {int: "whole numbers", float: "numbers", str: "texts"}.get(kind, _said(kind))

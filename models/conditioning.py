@@ -59,18 +59,32 @@ class VectorEmbedding(nn.Module):
         return self.mlp(vector)
 
 
+def embed(t: Tensor, time: TimeEmbedding, *conditions: tuple[nn.Module | None, Tensor | None]) -> Tensor:
+    """The embedding of t plus that of every condition there is, (B, dim)."""
+    emb = time(t)
+    for embedding, condition in conditions:
+        if embedding is not None and condition is not None:
+            if len(condition) != len(emb):
+                raise ValueError(f"{len(condition)} conditions for a batch of {len(emb)}: one per sample is needed")
+            emb = emb + embedding(condition)
+    return emb
+
+
 def check_labels(label: Tensor, num_classes: int) -> None:
     """Raise unless every label is a class 0 ... num_classes-1 or the null label num_classes."""
+    if label.ndim != 1 or label.is_floating_point():
+        raise ValueError(f"labels are whole numbers (B,), one per sample, not {label.dtype} of shape {tuple(label.shape)}")
     wrong = label[(label < 0) | (label > num_classes)]
     if len(wrong):
         raise ValueError(f"label {int(wrong[0])} is out of range: classes are 0 to {num_classes - 1}, and {num_classes} means no class")
 
 
-def check_conditions(network: str, expected: dict[str, bool], given: dict[str, Any]) -> None:
-    """Raise unless exactly the expected conditions are given: an ignored one is as wrong as a missing one."""
+def check_conditions(params: Any, **given: Any) -> None:
+    """Raise unless exactly the conditions that the parameters ask for are given: an ignored one is as wrong as a missing one."""
+    sizes = {"label": params.num_classes, "context": params.context_dim, "vector": params.vector_dim}
+    expected = [name for name, size in sizes.items() if size is not None]
     for name, value in given.items():
-        if value is None and expected[name]:
-            raise ValueError(f"this {network} needs the condition {name!r}: {name}=None was given")
-        if value is not None and not expected[name]:
-            known = ", ".join(n for n, used in expected.items() if used) or "none"
-            raise ValueError(f"this {network} has no use for the condition {name!r}; it takes: {known}")
+        if value is None and name in expected:
+            raise ValueError(f"this network needs the condition {name!r}: {name}=None was given")
+        if value is not None and name not in expected:
+            raise ValueError(f"this network has no use for the condition {name!r}; it takes: {', '.join(expected) or 'none'}")

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from diffusion.spec import check_at_least_one
 from models.attention import CrossAttention, SelfAttention
-from models.conditioning import LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions
+from models.conditioning import LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class DiTParams:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        check_at_least_one(self, "in_channels", "image_size", "patch_size", "hidden", "depth", "heads")
+        check_at_least_one(self, "num_classes", "vector_dim", "context_dim")
         if self.image_size % self.patch_size:
             raise ValueError(f"an image of {self.image_size} pixels does not divide into patches of {self.patch_size}")
         if self.hidden % self.heads or self.hidden % 4:
@@ -99,16 +102,10 @@ class DiT(nn.Module):
         guidance: Tensor | None = None,
     ) -> Tensor:
         p = self.params
-        expected = {"label": p.num_classes is not None, "context": p.context_dim is not None, "vector": p.vector_dim is not None}
-        check_conditions("DiT", {**expected, "guidance": False}, dict(label=label, context=context, vector=vector, guidance=guidance))
+        check_conditions(p, label=label, context=context, vector=vector, guidance=guidance)
         if x.shape[-2:] != (p.image_size, p.image_size):
             raise ValueError(f"this DiT was built for {p.image_size}x{p.image_size}, not {x.shape[-2]}x{x.shape[-1]}")
-        emb = self.time(t)  # (B, D)
-        if self.label is not None and label is not None:
-            emb = emb + self.label(label)
-        if self.vector is not None and vector is not None:
-            emb = emb + self.vector(vector)
-        emb = F.silu(emb)
+        emb = F.silu(embed(t, self.time, (self.label, label), (self.vector, vector)))  # (B, D)
 
         size = p.patch_size
         x = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=size, q=size)

@@ -21,14 +21,17 @@ from diffusion import (
     build_schedule,
     time_grid,
 )
-from diffusion.spec import check_names, lookup, make_params
+from diffusion.spec import check_call, check_mapping, check_names, check_type, lookup, make_params
 from models.dit import DiT, DiTParams
 from models.unet import UNet, UNetParams
 
 
 @dataclass(frozen=True)
 class Report:
-    """Every key of the files that were loaded: taken into the network, or left out with the reason known."""
+    """Every key of the files that were loaded: taken into the network, or left out because only training, or the raw weights, need it.
+
+    There is no third kind: a key that is unknown, and one that is missing, raise instead.
+    """
 
     consumed: tuple[str, ...]
     ignored: tuple[str, ...] = ()
@@ -56,7 +59,9 @@ class Model:
     def network_denoiser(self, network: Callable[..., Tensor] | None = None) -> Denoiser:
         """The plain denoiser of the backbone, or of another network in its place (one wrapped for parallel training)."""
         network = network or self.backbone
-        if self.prediction.name == "edm" and isinstance(self.schedule, VarianceExploding):
+        if self.prediction.name == "edm":
+            if not isinstance(self.schedule, VarianceExploding):
+                raise ValueError("prediction 'edm' scales the input as EDM does, which needs schedule 've': choose it, or 'v'")
             return Denoiser.edm(network, self.schedule)
         return Denoiser(network, self.schedule, self.prediction)
 
@@ -70,9 +75,10 @@ class Model:
         """Whether the denoiser is a consistency function, which one or two steps of the `consistency` sampler suffice for."""
         return "consistency" in self.spec
 
-    def grid(self, steps: int, **settings: Any) -> Grid:
+    def grid(self, steps: int | None, **settings: Any) -> Grid:
         """The time grid to sample this model on: its own, which is part of its description, or what the settings of `time_grid` say."""
-        return time_grid(self.schedule, steps, **(settings or self.spec.get("grid", {})))
+        settings = settings or check_mapping("grid", self.spec.get("grid", {}))
+        return time_grid(self.schedule, steps, **check_call("the grid", time_grid, 2, settings))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -94,12 +100,14 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
 
     device  where the network is made, default torch's own; "meta" makes it without weights, for those of a file
     """
-    spec = {key: dict(value) if isinstance(value, Mapping) else value for key, value in spec.items()}
+    spec = {key: dict(value) if isinstance(value, Mapping) else value for key, value in check_mapping("a model", spec).items()}
     parts = ["network", "schedule", "prediction"]
     check_names("model part", spec, [*parts, "shape", "grid", "consistency"])
     if missing := [part for part in parts if part not in spec]:
         raise ValueError(f"the model's description lacks {missing[0]!r}")
     prediction = lookup("prediction", spec["prediction"], PREDICTIONS)
+    if "shape" in spec:
+        check_type("shape", spec["shape"], tuple[int, int, int])
     with torch.device(device or torch.get_default_device()):
         network = build_network(spec["network"])
     model = Model(network, build_schedule(spec["schedule"]), prediction, spec)
@@ -109,7 +117,7 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
 
 def build_network(spec: Mapping[str, Any]) -> nn.Module:
     """A network from {"name": "unet" or "dit", **parameters}; what is left out has the parameter class's default."""
-    values = dict(spec)
+    values = check_mapping("network", spec)
     name = values.pop("name", None)
     network, params = lookup("network", name, NETWORKS)
     return network(make_params(str(name), params, values))

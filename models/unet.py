@@ -1,7 +1,8 @@
 """The UNet of ADM and latent diffusion, as one family (Dhariwal & Nichol 2021; Rombach et al. 2022; Podell et al. 2023).
 
 Residual blocks at falling resolutions, a skip from each to its counterpart on the way up, attention where the
-parameters say so. ADM, SD 1 / 2 / XL and a net for 8x8 digits are configurations of it.
+parameters say so. SD 1 / 2 / XL and a net for 8x8 digits are configurations of it, and ADM but for its way of resampling:
+here that is a convolution of its own, as latent diffusion has it, where ADM resamples inside residual blocks.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffusion.spec import check_names
+from diffusion.spec import check_at_least_one, check_names
 from models.attention import CrossAttention, SelfAttention
-from models.conditioning import LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions
+from models.conditioning import LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class UNetParams:
     groups: int = 32
 
     def __post_init__(self) -> None:
+        check_at_least_one(self, "in_channels", "out_channels", "channels", "channel_mult", "blocks", "groups")
+        check_at_least_one(self, "heads", "head_dim", "num_classes", "vector_dim", "context_dim")
         if len(self.attention) != len(self.channel_mult):
             raise ValueError(
                 f"attention names {len(self.attention)} levels, channel_mult {len(self.channel_mult)}: give one value per level"
@@ -147,18 +150,11 @@ class UNet(nn.Module):
         guidance: Tensor | None = None,
     ) -> Tensor:
         p = self.params
-        expected = {"label": p.num_classes is not None, "context": p.context_dim is not None, "vector": p.vector_dim is not None}
-        check_conditions("UNet", {**expected, "guidance": False}, dict(label=label, context=context, vector=vector, guidance=guidance))
-        if x.shape[-1] % (shrink := 2 ** (len(p.channel_mult) - 1)) or x.shape[-2] % shrink:
-            raise ValueError(
-                f"this UNet halves the resolution {len(p.channel_mult) - 1} times: {tuple(x.shape[-2:])} must divide by {shrink}"
-            )
-        emb = self.time(t)  # (B, 4C)
-        if self.label is not None and label is not None:
-            emb = emb + self.label(label)
-        if self.vector is not None and vector is not None:
-            emb = emb + self.vector(vector)
-        emb = F.silu(emb)
+        check_conditions(p, label=label, context=context, vector=vector, guidance=guidance)
+        halvings = len(p.channel_mult) - 1
+        if x.shape[-1] % 2**halvings or x.shape[-2] % 2**halvings:
+            raise ValueError(f"this UNet halves the resolution {halvings} times: {tuple(x.shape[-2:])} must divide by {2**halvings}")
+        emb = F.silu(embed(t, self.time, (self.label, label), (self.vector, vector)))  # (B, 4C)
 
         x = self.conv_in(x)
         skips = [x]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from configs import command_line
-from samplers.run import folder, run
+from samplers.run import SHOWN, run
 
 
 def main(config: dict[str, Any]) -> int:
-    paths = run(config)
-    out = folder(config)
-    print(f"{len(paths)} images in {out / 'images'}, all in {out / 'grid.png'}")
+    out, n = run(config), config["n"]
+    print(f"{n} images in {out / 'images'}, {'all' if n <= SHOWN else f'the first {SHOWN}'} in {out / 'grid.png'}")
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from diffusion import DenoiserLike, Estimate, Grid, Noise, NoiseLevel, SeededNoise, learned_std, posterior, tau
+from diffusion.spec import check_names
 from samplers.solver import Step
 
 Variance = Literal["posterior", "upper", "learned"]
@@ -22,6 +23,7 @@ def ddpm(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, variance: Variance = 
               data (both section 3.2); "learned": the network's own (Nichol & Dhariwal 2021, eq. 15)
     noise defaults to seeds 0 ... B-1. No noise is added on the step that reaches clean data.
     """
+    check_names("variance", [variance], ("posterior", "upper", "learned"))
     noise = noise or SeededNoise(range(len(x)))
     for i, (t, s) in enumerate(pairwise(grid)):
         estimate = denoiser(x, t)
@@ -36,6 +38,4 @@ def _std(variance: Variance, estimate: Estimate, t: NoiseLevel, s: NoiseLevel) -
         if estimate.variance is None:
             raise ValueError("variance='learned' needs a network with a learned variance; this one has none: use 'posterior' or 'upper'")
         return learned_std(estimate.variance, lower, upper)
-    if variance not in ("posterior", "upper"):
-        raise ValueError(f"variance must be 'posterior', 'upper' or 'learned', not {variance!r}")
     return lower if variance == "posterior" else upper

@@ -17,7 +17,9 @@ from models.files import replacing
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """(B, C, H, W) in [-1, 1] to whole values 0 ... 255, rounded to the nearest; what lies outside is cut off."""
+    """(B, C, H, W) in [-1, 1] to whole values 0 ... 255, rounded to the nearest; what lies outside is cut off, NaN is an error."""
+    if images.isnan().any():
+        raise ValueError("images hold values that are no numbers (NaN): no picture shows them")
     return ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,18 +14,89 @@ from torch import Tensor
 
 import models
 from diffusion import ClassifierFreeGuidance, Clipped, DenoiserLike, Grid
-from diffusion.spec import check_names
-from models import Model, check_labels
-from models.files import write_json
+from diffusion.spec import check_at_least_one, check_call, make_params
+from models import Model
+from models.device import find_device
+from models.files import read_json, write_json
 from samplers.pictures import save_png, tile
 from samplers.provenance import provenance
 from samplers.sample import find_sampler, sample
 
-KEYS = (
-    *("run", "out", "n", "labels", "seed"),
-    *("sampler", "steps", "spacing", "guidance", "clip", "options"),
-    *("ema", "batch_size", "device", "progress"),
-)
+SHOWN = 200  # images in the grid
+
+
+@dataclass(frozen=True)
+class SampleParams:
+    """What to sample: see configs/samplers. None stands for what the model is meant for."""
+
+    run: str
+    out: str | None = None
+    n: int = 100
+    labels: int | tuple[int, ...] | None = None
+    seed: int = 0
+    sampler: str | None = None
+    steps: int | None = None
+    grid: dict[str, Any] = field(default_factory=dict)
+    guidance: float = 1.0
+    clip: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+    ema: bool = True
+    batch_size: int = 500
+    device: str | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "n", "batch_size")
+
+    def completed(self, model: Model) -> SampleParams:
+        """With the sampler, steps and place that the model is meant for where none are given."""
+        values = asdict(self)
+        values["sampler"] = self.sampler or ("consistency" if model.distilled else "ddim")
+        values["grid"] = {key: value for key, value in self.grid.items() if value is not None}
+        if self.steps is None and not isinstance(values["grid"].get("spacing"), list):  # a list of times has its own number
+            values["steps"] = 2 if model.distilled else 50
+        if self.out is None:
+            run = Path(self.run)
+            guided = f"-guidance-{self.guidance:g}" if self.guidance != 1 else ""
+            values["out"] = str((run.parent if run.is_file() else run) / "samples" / f"{values['sampler']}-{values['steps']}{guided}")
+        return SampleParams(**values)
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What all images in one folder have in common."""
+        return {key: value for key, value in asdict(self).items() if key not in ("out", "n", "labels", "seed", *MACHINE)}
+
+
+MACHINE = ("batch_size", "device", "progress")
+
+
+def run(config: Mapping[str, Any]) -> Path:
+    """Sample as the configuration says (see configs/samplers); the folder of the results.
+
+    images/     one PNG per image, named by its seed, in a folder per class where there are classes
+    grid.png    the first 200 together
+    Images of other settings that are in that folder are never mixed with these: ValueError.
+    """
+    params = make_params("", SampleParams, config)
+    model = models.load(params.run, ema=params.ema)
+    device = find_device(params.device)
+    model.backbone.to(device).eval().requires_grad_(False)
+    params = params.completed(model)
+    check_call(str(params.sampler), find_sampler(str(params.sampler)), 3, params.options)
+    grid = model.grid(params.steps, **params.grid)
+    labels = _labels(model, params)
+    out = Path(str(params.out))
+    _claim(out, params)
+
+    seeds = range(params.seed, params.seed + params.n)
+    images = _draw(model, grid, params, seeds, labels, device).cpu()
+    settings = {key: value for key, value in asdict(params).items() if key not in ("out", *MACHINE)}
+    for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
+        label = None if labels is None else labels[i]
+        path = out / "images" / ("" if label is None else str(label)) / f"{seed:06d}.png"
+        save_png(image, path, {**settings, "seed": seed, "labels": label})
+    save_png(tile(images[:SHOWN], columns=10), out / "grid.png", settings, zoom=max(1, 64 // images.shape[-1]))
+    return out
 
 
 def steered(model: Model, guidance: float, clip: bool) -> DenoiserLike:
@@ -36,66 +109,47 @@ def steered(model: Model, guidance: float, clip: bool) -> DenoiserLike:
     return Clipped(denoiser) if clip else denoiser
 
 
-def folder(config: Mapping[str, Any]) -> Path:
-    """Where the images go: out, or `samples` in the run's folder."""
-    run = Path(config["run"])
-    return Path(config["out"] or (run.parent if run.is_file() else run) / "samples")
+def _claim(out: Path, params: SampleParams) -> None:
+    """Make the folder and write samples.json, before any work is done; refuse a folder with images of other settings."""
+    record, images = out / "samples.json", out / "images"
+    kept = json.loads(json.dumps(params.kept))
+    if images.is_dir() and any(images.iterdir()) and (not record.exists() or read_json(record).get("settings") != kept):
+        raise ValueError(f"{images} already holds images of other settings: out=... names another place for these")
+    write_json(record, {"settings": kept, "provenance": provenance()})
 
 
-def run(config: Mapping[str, Any]) -> list[Path]:
-    """Sample as the configuration says (see configs/samplers); the paths of the images, which `grid.png` shows together.
-
-    Images go to out/images, in a folder per class where there are classes, named by their seeds.
-    """
-    check_names("setting", config, KEYS)
-    for name in ("n", "batch_size"):
-        if config[name] < 1:
-            raise ValueError(f"{name} must be at least 1, not {config[name]}")
-    model = models.load(config["run"], ema=config.get("ema", True))
-    device = torch.device(config.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model.backbone.to(device).eval().requires_grad_(False)
-    config = {**config, "sampler": config["sampler"] or ("consistency" if model.distilled else "ddim")}
-    config["steps"] = (2 if model.distilled else 50) if config["steps"] is None else config["steps"]
-    find_sampler(config["sampler"])
-    grid = model.grid(config["steps"], **({"spacing": config["spacing"]} if config["spacing"] else {}))
-    labels = _labels(model, config.get("labels"), config["n"])
-    seeds = range(config["seed"], config["seed"] + config["n"])
-    out = folder(config)
-    settings = {key: value for key, value in config.items() if key not in ("out", "progress", "device", "batch_size")}
-
-    images = _draw(model, grid, config, seeds, labels, device).cpu()
-    paths = []
-    for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
-        label = None if labels is None else labels[i]
-        path = out / "images" / ("" if label is None else str(label)) / f"{seed:06d}.png"
-        save_png(image, path, {**settings, "seed": seed, "labels": label})
-        paths.append(path)
-    save_png(tile(images[:200], columns=10), out / "grid.png", settings, zoom=max(1, 64 // images.shape[-1]))
-    write_json(out / "samples.json", {"settings": settings, "provenance": provenance()})
-    return paths
-
-
-def _draw(
-    model: Model, grid: Grid, config: Mapping[str, Any], seeds: Sequence[int], labels: list[int] | None, device: torch.device
-) -> Tensor:
+def _draw(model: Model, grid: Grid, params: SampleParams, seeds: Sequence[int], labels: list[int] | None, device: torch.device) -> Tensor:
     """All images, a batch at a time."""
-    denoiser = steered(model, config["guidance"], config["clip"])
-    settings = {"device": device, "progress": config.get("progress", False), **(config.get("options") or {})}
+    denoiser = steered(model, params.guidance, params.clip)
     parts = []
-    for start in range(0, len(seeds), config["batch_size"]):
-        part = slice(start, start + config["batch_size"])
+    for start in range(0, len(seeds), params.batch_size):
+        part = slice(start, start + params.batch_size)
         cond = {} if labels is None else {"label": torch.tensor(labels[part], device=device)}
-        parts.append(sample(config["sampler"], denoiser, grid, shape=model.shape, seeds=seeds[part], cond=cond, **settings))
+        parts.append(
+            sample(
+                str(params.sampler), denoiser, grid, shape=model.shape, seeds=seeds[part], cond=cond,
+                device=device, progress=params.progress, **params.options,
+            )
+        )  # fmt: skip
+        lost = [seed for seed, x in zip(seeds[part], parts[-1], strict=True) if not x.isfinite().all()]
+        if lost:
+            raise FloatingPointError(
+                f"{len(lost)} of {len(parts[-1])} samples are not finite, the first of seed {lost[0]}: "
+                "the model has diverged, or guidance is too strong"
+            )
     return torch.cat(parts)
 
 
-def _labels(model: Model, wanted: Sequence[int] | None, n: int) -> list[int] | None:
+def _labels(model: Model, params: SampleParams) -> list[int] | None:
     """A class per sample: those wanted, or all, in turn; None for a model without classes."""
     classes = model.null.get("label")
+    wanted = [params.labels] if isinstance(params.labels, int) else params.labels
     if classes is None:
         if wanted:
             raise ValueError("this model has no classes: leave labels out")
         return None
     chosen = list(wanted) if wanted else list(range(classes))
-    check_labels(torch.tensor(chosen), classes)
-    return list(islice((label for _ in range(n) for label in chosen), n))
+    for label in chosen:
+        if not 0 <= label < classes:
+            raise ValueError(f"label {label} is out of range: classes are 0 to {classes - 1}")
+    return list(islice((label for _ in range(params.n) for label in chosen), params.n))

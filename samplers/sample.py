@@ -36,7 +36,7 @@ def sample(
     seeds: Sequence[int] | None = None,
     start: Tensor | None = None,
     cond: Mapping[str, Any] | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
     **options: Any,
@@ -45,9 +45,10 @@ def sample(
 
     sampler  a name in SAMPLERS, or a solver function
     shape    of one sample, with seeds: one per sample, for its initial noise and for the noise of stochastic solvers
-    start    instead of shape: the samples at the grid's first level, used as they are
+    start    instead of shape, dtype and device: the samples at the grid's first level, used as they are
     cond     conditions for the network, e.g. {"label": tensor of (B,)}
-    device   where to sample; default the denoiser's own device, or start's
+    dtype    of the samples, default float32; the network runs in its own
+    device   where to sample; default the denoiser's own device
     options  the solver's own (eta, variance, noise, ...); an unknown one raises
     """
     solver, name = find_sampler(sampler), sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "solver")
@@ -57,7 +58,9 @@ def sample(
         if shape is None or seeds is None:
             raise ValueError("give shape and seeds, or start")
         where: torch.device = torch.device(device) if device else getattr(denoiser, "device", torch.device("cpu"))
-        start = grid.start(initial_noise(seeds, shape, dtype, where))
+        start = grid.start(initial_noise(seeds, shape, dtype or torch.float32, where))
+    elif shape is not None or dtype is not None or device is not None:
+        raise ValueError("start brings its own shape, dtype and device: leave those out")
     if seeds is not None and "noise" in known:
         options.setdefault("noise", SeededNoise(seeds))
     denoise = partial(denoiser, **cond) if cond else denoiser

@@ -26,4 +26,7 @@ class Step(NamedTuple):
 
 
 Solver = Callable[..., Iterator[Step]]
-"""(denoiser, x, grid, **options) -> Steps. Stochastic solvers take `noise=`; others have options of their own, by keyword."""
+"""(denoiser, x, grid, **options) -> Steps. Stochastic solvers take `noise=`; others have options of their own, by keyword.
+
+A solver leaves gradients on, for those who want them through it; `sample` turns them off.
+"""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from typing import Any
 
@@ -13,15 +15,20 @@ from train.run import run
 
 def main(config: dict[str, Any]) -> int:
     evaluate = instantiate(config["evaluate"]) if config.get("evaluate") else None
-    if run(config, evaluate):
-        print(f"trained: {config['run']}   sample it: python -m samplers run={config['run']}")
-        return 0
-    print(f"stopped and saved: {config['run']}   go on: python -m train {' '.join(_without_resume())} resume=true", file=sys.stderr)
-    return 130
+    finished = run(config, evaluate)
+    if os.environ.get("RANK", "0") == "0":
+        if finished:
+            print(f"trained: {config['run']}   sample it: python -m samplers run={shlex.quote(config['run'])}")
+        else:
+            print(f"stopped and saved: {config['run']}   go on: {_command()} resume=true", file=sys.stderr)
+    return 0 if finished else 130
 
 
-def _without_resume() -> list[str]:
-    return [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
+def _command() -> str:
+    """This command line, ready to paste, without its `resume`."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    program = "python -m train" if processes == "1" else f"torchrun --nproc-per-node {processes} -m train"
+    return f"{program} {shlex.join(argument for argument in sys.argv[1:] if not argument.startswith('resume='))}"
 
 
 if __name__ == "__main__":

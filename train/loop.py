@@ -67,14 +67,24 @@ class TrainParams:
         for name in ("steps", "batch_size", "accumulate", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise ValueError(f"train.precision must be fp32, bf16 or fp16, not {self.precision!r}")
+        for name in ("warmup", "weight_decay", "evaluate_every", "workers", "final"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must not be negative, like {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"train.{name} must be greater than 0, not {getattr(self, name)}")
+        for name, values in (("ema", (self.ema,)), ("betas", self.betas)):
+            if not all(0 <= value < 1 for value in values):
+                raise ValueError(f"train.{name} must lie in [0, 1), not {getattr(self, name)}")
 
-    def kept(self, data: Dataset) -> dict[str, Any]:
-        """What a run must keep when it is resumed: all but its length, saving, logging and what computes it."""
+    def kept(self, data: Dataset, world: World) -> dict[str, Any]:
+        """What a run must keep when it is resumed: all but its length, saving, logging and precision.
+
+        A longer run has a longer cosine: its learning rate goes on from where the longer one would be.
+        """
         free = ("steps", "save_every", "log_every", "evaluate_every", "workers", "precision", "compile")
         train = {name: value for name, value in asdict(self).items() if name not in free}
-        return {"train": train, "data": {"images": len(data), "shape": list(data.shape)}}
+        return {"train": train, "data": {"images": len(data), "shape": list(data.shape)}, "processes": world.size}
 
     def micro_batch(self, processes: int) -> int:
         """Samples per forward pass of one process."""
@@ -106,13 +116,17 @@ def train(
     """Train `model` in place; afterwards it holds the averaged weights. True when finished, False when interrupted.
 
     folder    gets checkpoint.safetensors (raw and averaged weights, optimiser, step) and metrics.jsonl
-    resume    go on from that checkpoint, bit for bit as if never stopped; without one, start
+    resume    go on from that checkpoint, bit for bit as if never stopped; without one, start. A folder that holds a
+              checkpoint is refused otherwise.
     loggers   where the numbers go besides
     evaluate  called with the averaged model every `params.evaluate_every` steps; its numbers are logged
-    Ctrl-C and SIGTERM finish the step, save, and return False. Raises FloatingPointError when the loss is not finite.
+    Ctrl-C and SIGTERM finish the step, save, and return False. Raises FloatingPointError when loss or gradient is not finite.
     """
     folder, world = Path(folder), world or World(0, 1, torch.device("cpu"))
     micro_batch, rank, device = params.micro_batch(world.size), world.rank, world.device
+    begun = (folder / native.FILE_NAME).exists()
+    if begun and not resume:
+        raise ValueError(f"{folder} already holds a trained run: resume=true goes on with it, run=... starts another")
     network = model.backbone.to(device).train()
     state = TrainState(
         model,
@@ -120,8 +134,8 @@ def train(
         torch.optim.AdamW(network.parameters(), params.learning_rate, betas=params.betas, weight_decay=params.weight_decay, fused=True),
         torch.amp.GradScaler(device.type, enabled=params.precision == "fp16"),
     )
-    if resume and (folder / native.FILE_NAME).exists():
-        state.load(folder, params.kept(data), params.steps)
+    if begun:
+        state.load(folder, params.kept(data, world), params.steps)
     forward: Any = torch.compile(network) if params.compile else network
     if world.size > 1:
         forward = DistributedDataParallel(forward, device_ids=[device] if device.type == "cuda" else None)
@@ -134,7 +148,10 @@ def train(
     bar = tqdm(total=params.steps, initial=state.step, desc=folder.name, unit="step", disable=not (progress and world.leads))
     losses, norms, clock = [], [], time.perf_counter()
 
-    with _StopRequest() as stop, torch.random.fork_rng(), bar:
+    with _StopRequest() as stop, torch.random.fork_rng([device] if device.type == "cuda" else []), contextlib.ExitStack() as closing:
+        closing.enter_context(bar)
+        for book in books:
+            closing.callback(book.close)
         while state.step < params.steps:
             for group in state.optimizer.param_groups:
                 group["lr"] = params.learning_rate_at(state.step)
@@ -160,21 +177,19 @@ def train(
 
             done = state.step == params.steps
             logs, saves = (state.step % every == 0 or done for every in (params.log_every, params.save_every))
-            # Alone, a process stops at once; several agree on it when they log, so that none waits for another.
-            if world.size == 1:
-                stopped = stop.requested
-            else:
-                stopped = logs and bool(world.mean(torch.tensor(float(stop.requested), device=device)) > 0)
+            stopped = world.any(stop.requested)
             if logs or saves or stopped:  # before anything is saved over the last good checkpoint
-                loss_mean = float(world.mean(torch.stack(losses).mean()))
-                if not math.isfinite(loss_mean):
+                loss_mean, norm_mean = (float(world.mean(torch.stack(values).mean())) for values in (losses, norms))
+                scaled = state.scaler.is_enabled()  # a gradient beyond fp16's range only makes it skip a step
+                if not (math.isfinite(loss_mean) and (scaled or math.isfinite(norm_mean))):
+                    kept = f"the last good checkpoint, of step {state.saved}, is in {folder}" if state.saved else "nothing was saved yet"
                     raise FloatingPointError(
-                        f"the loss is {loss_mean} at step {state.step}: lower train.learning_rate, or use bf16 or fp32; "
-                        f"the last good checkpoint is in {folder}"
+                        f"the loss is {loss_mean:g} and its gradient's norm {norm_mean:g} within the last steps up to {state.step}: "
+                        f"lower train.learning_rate, or use bf16 or fp32; {kept}"
                     )
             if logs:
                 speed = len(losses) * micro_batch * world.size / (time.perf_counter() - clock)
-                values = {"loss": loss_mean, "grad_norm": float(torch.stack(norms).mean()), "lr": params.learning_rate_at(state.step - 1)}
+                values = {"loss": loss_mean, "grad_norm": norm_mean, "lr": params.learning_rate_at(state.step - 1)}
                 for book in books:
                     book.log(state.step, {**values, "samples_per_second": speed})
                 bar.set_postfix(loss=f"{loss_mean:.4f}", samples_per_s=f"{speed:.0f}")
@@ -187,11 +202,9 @@ def train(
                     book.log(state.step, found)
                 clock = time.perf_counter()
             if world.leads and (saves or stopped):
-                state.save(folder, params.kept(data))
+                state.save(folder, params.kept(data, world))
             if stopped and not done:
                 break
-    for book in books:
-        book.close()
     state.ema.copy_to(network.eval())
     return state.step == params.steps
 
@@ -209,6 +222,7 @@ def _batches(data: Dataset, params: TrainParams, world: World, micro_batch: int,
         cast(Any, data),  # torch calls __getitems__ where there is one, but its types do not know it
         batch_sampler=cast(Any, mine()),  # an iterator will do
         collate_fn=cast(Any, _as_it_is),
+        worker_init_fn=_leave_signals_to_the_loop,
         num_workers=params.workers,
         pin_memory=world.device.type == "cuda",
     )
@@ -217,6 +231,12 @@ def _batches(data: Dataset, params: TrainParams, world: World, micro_batch: int,
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
+
+
+def _leave_signals_to_the_loop(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; a worker that dies of it would take the loop along before it has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _StopRequest:

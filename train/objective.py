@@ -44,6 +44,8 @@ class DenoisingObjective:
         drop: float = 0.1,
         bound_weight: float = 0.001,
     ) -> None:
+        if not 0 <= drop <= 1:
+            raise ValueError(f"objective.drop is a probability, within [0, 1], not {drop:g}")
         self.schedule, self.prediction, self.density, self.weighting = schedule, prediction, density, weighting
         self.null, self.drop, self.bound_weight = dict(null or {}), drop, bound_weight
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 import models
 from diffusion import build_blend, time_grid
 from diffusion.noise import mix
-from diffusion.spec import check_names, lookup, make, make_params
+from diffusion.spec import check_call, check_mapping, check_names, check_type, make, make_params
 from models import Model
 from models.checkpoints import native
 from models.files import read_json, write_json
@@ -35,23 +34,26 @@ KEYS = ("run", "data", "model", "objective", "train", "resume", "device", "progr
 def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, float]] | None = None) -> bool:
     """Train what the configuration describes (see configs/train) into its folder. True when finished, False when interrupted.
 
+    evaluate  what `evaluate` in a configuration stands for: called with the averaged model, its numbers are logged
     The folder gets config.json, provenance.json, metrics.jsonl and checkpoint.safetensors. Raises ValueError or OSError,
     in one line, before anything is overwritten.
     """
     check_names("setting", config, KEYS)
-    folder, params = Path(config["run"]), make_params("train", TrainParams, config["train"])
+    for key in ("resume", "progress", "wandb"):
+        check_type(key, config.get(key, False), bool)
+    folder, params = Path(str(config["run"])), make_params("train", TrainParams, config["train"])
     data = make("data set", config["data"], DATASETS)
-    model, objective = _model_and_objective(config, params.seed)
-    _check_fit(model, data)
-    model.spec["shape"] = list(data.shape)
-    resume = bool(config.get("resume", False))
-    if (folder / native.FILE_NAME).exists():
-        if not resume:
-            raise ValueError(f"{folder} already holds a trained run: resume=true goes on with it, run=... starts another")
-        _check_resumable(folder, config, model, params, data)
     with world(config.get("device")) as where:
-        if where.leads:
-            _prepare(folder, config)
+        params.micro_batch(where.size)
+        model, objective = _model_and_objective(config, params.seed, where.device)
+        _check_fit(model, data)
+        model.spec["shape"] = list(data.shape)
+        resume = bool(config.get("resume"))
+        begun = (folder / native.FILE_NAME).exists()
+        if begun and resume:
+            _check_resumable(folder, config, model, params.kept(data, where), params.steps)
+        if where.leads and (resume or not begun):
+            _prepare(folder, config, begun)
         return train(
             model,
             objective,
@@ -66,41 +68,50 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         )
 
 
-def _model_and_objective(config: Mapping[str, Any], seed: int) -> tuple[Model, Objective]:
-    settings = dict(config["objective"])
-    kind = lookup("objective", settings.pop("name", None), OBJECTIVES)
-    with torch.random.fork_rng():
+def _model_and_objective(config: Mapping[str, Any], seed: int, device: torch.device) -> tuple[Model, Objective]:
+    with torch.random.fork_rng([]):
         torch.manual_seed(mix(seed))  # the weights a run starts from are its seed's
-        return kind(config["model"], settings)
+        return make("objective", config["objective"], OBJECTIVES, config["model"], device)
 
 
-def _denoising(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Model, Objective]:
-    check_names("objective setting", settings, ("density", "weighting", "drop", "bound_weight"))
+def _denoising(
+    spec: Mapping[str, Any],
+    device: torch.device,
+    density: dict[str, Any],
+    weighting: dict[str, Any],
+    drop: float = 0.1,
+    bound_weight: float = 0.001,
+) -> tuple[Model, Objective]:
     model = models.build(spec)
-    density = make("density", settings["density"], DENSITIES, model.schedule)
-    weighting = make("weighting", settings["weighting"], WEIGHTINGS)
-    rest = {key: settings[key] for key in ("drop", "bound_weight") if key in settings}
-    return model, DenoisingObjective(model.schedule, model.prediction, density, weighting, model.null, **rest)
+    falls = make("density", density, DENSITIES, model.schedule)
+    counts = make("weighting", weighting, WEIGHTINGS)
+    return model, DenoisingObjective(model.schedule, model.prediction, falls, counts, model.null, drop, bound_weight)
 
 
-def _consistency(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Model, Objective]:
-    check_names("model setting", spec, ("from", "grid", "consistency"))
-    check_names("objective setting", settings, ("teacher", "grid", "solver", "guidance", "clip", "huber"))
-    teacher = models.load(settings["teacher"])
-    teacher.backbone.requires_grad_(False).eval()
-    student = models.load(spec["from"])
-    own = {key: dict(spec[key]) for key in ("grid", "consistency") if key in spec}
-    student = Model(copy.deepcopy(student.backbone), student.schedule, student.prediction, {**student.spec, **own})
-    grid = time_grid(teacher.schedule, **settings["grid"])
-    shown = steered(teacher, settings.get("guidance", 1.0), settings.get("clip", False))
-    rest = {key: settings[key] for key in ("solver", "huber") if key in settings}
-    return student, ConsistencyDistillation(shown, build_blend(spec["consistency"]), grid, **rest)
+def _consistency(
+    spec: Mapping[str, Any],
+    device: torch.device,
+    teacher: str,
+    grid: dict[str, Any],
+    solver: Literal["ddim", "heun"] = "heun",
+    guidance: float = 1.0,
+    clip: bool = False,
+    huber: float | None = 0.03,
+) -> tuple[Model, Objective]:
+    parts = check_mapping("model", spec)
+    check_names("model setting", parts, ("from", "grid", "consistency"))
+    if missing := [part for part in ("from", "consistency") if part not in parts]:
+        raise ValueError(f"model.{missing[0]} must be given to distil a model")
+    master, student = models.load(teacher), models.load(parts["from"])
+    master.backbone.to(device).requires_grad_(False)
+    own: dict[str, Any] = {key: check_mapping(f"model.{key}", parts[key]) for key in ("grid", "consistency") if key in parts}
+    student = Model(student.backbone, student.schedule, student.prediction, {**student.spec, **own})
+    student.denoiser(), student.grid(1)  # a wrong description is refused now, and not when the student is sampled
+    levels = time_grid(master.schedule, **check_call("objective.grid", time_grid, 1, grid))
+    return student, ConsistencyDistillation(steered(master, guidance, clip), build_blend(own["consistency"]), levels, solver, huber)
 
 
-OBJECTIVES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Model, Objective]]] = {
-    "denoising": _denoising,
-    "consistency": _consistency,
-}
+OBJECTIVES: dict[str, Callable[..., tuple[Model, Objective]]] = {"denoising": _denoising, "consistency": _consistency}
 
 
 def _check_fit(model: Model, data: Dataset) -> None:
@@ -109,25 +120,35 @@ def _check_fit(model: Model, data: Dataset) -> None:
     if params.in_channels != data.shape[0]:
         raise ValueError(f"the data has {data.shape[0]} channels, the network model.network.in_channels={params.in_channels}")
     size = getattr(params, "image_size", None)
+    if params.out_channels not in (params.in_channels, 2 * params.in_channels):
+        raise ValueError(
+            f"model.network.out_channels={params.out_channels} must be {params.in_channels} as in the data, or twice it for a variance"
+        )
     if size is not None and data.shape[1:] != (size, size):
         raise ValueError(f"the data is {data.shape[1]}x{data.shape[2]}, the network model.network.image_size={size}")
     if params.num_classes != data.num_classes:
         raise ValueError(f"the data has num_classes={data.num_classes}, the network model.network.num_classes={params.num_classes}")
 
 
-def _check_resumable(folder: Path, config: Mapping[str, Any], model: Model, params: TrainParams, data: Dataset) -> None:
-    """Refuse what cannot go on before config.json is rewritten: the checkpoint knows its model and training, config.json its objective."""
-    resume_point(folder, model.spec, params.kept(data), params.steps)
+def _check_resumable(folder: Path, config: Mapping[str, Any], model: Model, settings: Mapping[str, Any], steps: int) -> None:
+    """Refuse what cannot go on: the checkpoint knows its model and training, config.json its objective."""
+    resume_point(folder, model.spec, settings, steps)
     if (before := folder / "config.json").exists():
         require_same(folder, read_json(before).get("objective"), config["objective"], "objective")
 
 
-def _prepare(folder: Path, config: Mapping[str, Any]) -> None:
+def _prepare(folder: Path, config: Mapping[str, Any], begun: bool) -> None:
+    """Write config.json and provenance.json, which keeps what was true when the run began and every time it went on."""
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"cannot write to the run folder {folder}")
-    for name, content in (("config.json", config), ("provenance.json", provenance())):
-        write_json(folder / name, content)
+    now: dict[str, Any] = dict(provenance())
+    record = folder / "provenance.json"
+    if begun and record.exists():
+        first = read_json(record)
+        now = {**first, "resumed": [*first.get("resumed", []), now]}
+    write_json(folder / "config.json", config)
+    write_json(record, now)
 
 
 def _loggers(folder: Path, config: Mapping[str, Any], where: World) -> list[Logger]:

@@ -20,13 +20,14 @@ from models.checkpoints import native
 
 @dataclass
 class TrainState:
-    """The model with its raw weights, their average, the optimiser, the loss scale, and the number of finished steps."""
+    """The model with its raw weights, their average, the optimiser, the loss scale, and the numbers of finished and of saved steps."""
 
     model: Model
     ema: EMA
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
+    saved: int = 0
 
     def save(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Write folder/checkpoint.safetensors atomically. `settings` are kept for `load` to compare."""
@@ -38,6 +39,7 @@ class TrainState:
         progress = {"step": self.step, "ema_updates": self.ema.updates, "param_groups": optimizer["param_groups"]}
         metadata = {"model": self.model.spec, "progress": {**progress, "scaler": self.scaler.state_dict()}, "settings": dict(settings)}
         native.write(folder / native.FILE_NAME, tensors, metadata)
+        self.saved = self.step
 
     def load(self, folder: Path, settings: Mapping[str, Any], steps: int) -> None:
         """Continue from the folder's checkpoint, up to `steps`. ValueError where it belongs to another model or to other settings."""
@@ -50,7 +52,7 @@ class TrainState:
             state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": progress["param_groups"]})
         self.scaler.load_state_dict(progress["scaler"])
-        self.step = progress["step"]
+        self.step = self.saved = progress["step"]
 
 
 def resume_point(

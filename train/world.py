@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from models.device import find_device
+
 
 @dataclass(frozen=True)
 class World:
@@ -24,6 +26,10 @@ class World:
         """Whether this process is the one that writes files and speaks to the user."""
         return self.rank == 0
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process. All agree on the answer."""
+        return flag if self.size == 1 else bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The average of a tensor over all processes."""
         if self.size > 1:
@@ -37,7 +43,7 @@ class World:
 def world(device: str | None = None) -> Iterator[World]:
     """Join the process group that torchrun describes, or be a world of one. device: default a GPU where there is one."""
     size, rank, local_rank = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = find_device(device)
     if chosen == torch.device("cuda"):
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)

@@ -52,7 +52,12 @@ def load(path: str | Path, *, ema: bool = True) -> Model:
     fit(model.backbone, state, path)
     model.backbone.eval()
     consumed = tuple(keys.values())
-    model.report = Report(consumed, tuple(sorted(tensors.keys() - set(consumed))))
+    ignored = sorted(tensors.keys() - set(consumed))
+    if unknown := [key for key in ignored if not key.startswith(("network.", "ema.", "optimizer."))]:
+        raise ValueError(
+            f"{path} holds {unknown[0]}, which belongs to no part of a model: it was not written by models.save or by training"
+        )
+    model.report = Report(consumed, tuple(ignored))
     return model
 
 
@@ -66,7 +71,9 @@ def fit(network: torch.nn.Module, state: Mapping[str, Tensor], source: str | Pat
     own = network.state_dict()
     missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
     shapes = [f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}" for k in own if k in state and own[k].shape != state[k].shape]
-    for problem, found in (("lacks", missing), ("holds unknown", unknown), ("is of another architecture:", shapes)):
+    kinds = [f"{k} is {state[k].dtype}" for k in own if k in state and state[k].is_floating_point() != own[k].is_floating_point()]
+    problems = {"lacks": missing, "holds unknown": unknown, "is of another architecture:": shapes, "holds no weights:": kinds}
+    for problem, found in problems.items():
         if found:
             raise ValueError(f"{source} {problem} {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else ""))
     network.load_state_dict(dict(state), assign=True)

@@ -15,6 +15,7 @@ from diffusion import SPACINGS, CosineVP, DiscreteVP, Grid, NoiseLevel, Rectifie
 from tests.conftest import within
 
 FLOW, TABLE, VE = RectifiedFlow(), DiscreteVP.scaled_linear(), VarianceExploding()
+wrong_grid: Any = time_grid  # for values that the types forbid
 
 
 def t_of(grid: Grid) -> list[float]:
@@ -139,7 +140,13 @@ def test_grids_are_immutable_values() -> None:
         (lambda: time_grid(FLOW, 3, [1.0, 0.5]), "steps=3, but the list holds 2"),
         (lambda: time_grid(FLOW, spacing=[1.0, 0.5], t_end=0.1), "leaves nothing"),
         (lambda: time_grid(FLOW, spacing=[0.0]), "at least 2 levels"),
-        (lambda: time_grid(FLOW, 5, whole=True), "only a DiscreteVP"),
+        (lambda: wrong_grid(FLOW, 5, terminal="dta"), "no terminal rule named 'dta'; did you mean 'data'"),
+        (lambda: wrong_grid(FLOW, 5, initial="units"), "no initial noise named 'units'; did you mean 'unit'"),
+        (lambda: wrong_grid(FLOW, 2.5), "steps must be a whole number >= 1, not 2.5"),
+        (lambda: time_grid(VarianceExploding(), spacing=[80.0, 1.0, -1.0]), r"t must lie in \[0, inf\) on this schedule, not -1"),
+        (lambda: time_grid(FLOW, spacing=[float("nan")]), r"t must lie in \[0, 1\] on this schedule, not nan"),
+        (lambda: DiscreteVP.linear().level(float("nan")), "not nan"),
+        (lambda: time_grid(FLOW, 5, whole=True), "only a table such as DiscreteVP"),
         (lambda: time_grid(TABLE, 1001, whole=True), "noise must fall"),
         (lambda: time_grid(TABLE, 1001, "leading"), "noise must fall"),
         (lambda: time_grid(TABLE, 1000, "leading", offset=1), "above 999"),

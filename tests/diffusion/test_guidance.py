@@ -46,6 +46,15 @@ def test_formula(scale: float, batched: bool) -> None:
     torch.testing.assert_close(LEVEL.alpha * got.x0 + LEVEL.sigma * got.eps, X, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("cond", [{}, {"context": torch.ones(3, 4, 2)}])
+def test_guidance_without_its_condition_is_refused(cond: dict[str, Tensor]) -> None:
+    """Both halves would be the same, and guidance silently off at twice the cost."""
+    with pytest.raises(ValueError, match="guidance needs the condition 'label'"):
+        ClassifierFreeGuidance(Counting(), 3.0, {"label": 10})(X, LEVEL, **cond)
+    with pytest.raises(ValueError, match="finite"):
+        ClassifierFreeGuidance(Counting(), float("inf"), {"label": 10})
+
+
 def test_one_doubled_call_equals_two_calls() -> None:
     """Batched guidance makes one call on twice the batch, the other way makes two; the numbers agree, the learned variance too."""
     once, twice = Counting(wide=True), Counting(wide=True)

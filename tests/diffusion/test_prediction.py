@@ -49,7 +49,7 @@ def test_estimate_inverts_target(schedule: Schedule, prediction: Prediction) -> 
         level = schedule.level(t)
         x_t, out = noised(x0, eps, level), prediction.target(x0, eps, level)
         if (prediction is EPS and level.alpha == 0) or (prediction is X0 and level.sigma == 0):
-            with pytest.raises(ValueError, match=f"{prediction.name}-prediction says nothing about x0"):
+            with pytest.raises(ValueError, match=f"{prediction.name}-prediction says nothing about {'eps' if prediction is X0 else 'x0'}"):
                 prediction.estimate(x_t, out, level)
             continue
         estimate = prediction.estimate(x_t, out, level)

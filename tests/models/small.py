@@ -80,4 +80,4 @@ def renamed(name: str, value: Tensor, rules: Mapping[str, str]) -> dict[str, Ten
 
 def relative_error(out: Tensor, expected: Tensor) -> float:
     """Largest difference over largest value."""
-    return float((out - expected).detach().abs().max() / expected.abs().max())
+    return float(((out - expected).abs().max() / expected.abs().max()).detach())

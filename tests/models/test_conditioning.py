@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
+from models import DiT, DiTParams
 from models.conditioning import LabelEmbedding, TimeEmbedding, check_conditions, check_labels, sinusoid
 
 TIMES = [0.0, 0.25, 1.0, 17.3, 500.0, 999.0]
@@ -86,13 +87,27 @@ def test_labels_in_range_pass() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (dict(label=None, context=1), "this net needs the condition 'label': label=None was given"),
-        (dict(label=1, context=1, guidance=1), "this net has no use for the condition 'guidance'; it takes: label, context"),
+        (dict(label=None, context=1), "this network needs the condition 'label': label=None was given"),
+        (dict(label=1, context=1, guidance=1), "this network has no use for the condition 'guidance'; it takes: label, context"),
+        (dict(label=1, context=1, vector=1), "this network has no use for the condition 'vector'; it takes: label, context"),
     ],
 )
 def test_conditions_must_be_exactly_those_expected(given: dict[str, int | None], message: str) -> None:
     """A missing condition and a superfluous one raise and are named."""
-    expected = {"label": True, "context": True, "guidance": False}
-    check_conditions("net", expected, dict(label=0, context=0, guidance=None))
+    params = DiTParams(num_classes=10, context_dim=8)
+    check_conditions(params, label=0, context=0, vector=None, guidance=None)
     with pytest.raises(ValueError, match=message):
-        check_conditions("net", expected, given)
+        check_conditions(params, **given)
+
+
+@pytest.mark.parametrize("label", [torch.tensor(3), torch.tensor([[3], [4]]), torch.tensor([3.0, 4.0])])
+def test_labels_are_one_whole_number_per_sample(label: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"labels are whole numbers \(B,\)"):
+        check_labels(label, 10)
+
+
+def test_one_condition_per_sample() -> None:
+    """A single condition is not spread over a batch in silence."""
+    network = DiT(DiTParams(in_channels=1, image_size=8, hidden=16, depth=1, heads=2, num_classes=10))
+    with pytest.raises(ValueError, match="1 conditions for a batch of 3"):
+        network(torch.zeros(3, 1, 8, 8), torch.zeros(3), label=torch.tensor([1]))

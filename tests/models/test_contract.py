@@ -48,6 +48,28 @@ def test_every_condition_changes_the_output(kind: Kind) -> None:
             torch.testing.assert_close(after[1], before[1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_time_factor_brings_t_to_the_range_of_indices(kind: Kind) -> None:
+    """A network with time_factor 1000 at t is the one with factor 1 at 1000 t."""
+    x, _, given = kind.inputs()
+    t = torch.tensor([0.25, 0.5])
+    scaled, plain = (randomised(kind.network(replace(kind.params, time_factor=factor))) for factor in (1000.0, 1.0))
+    with torch.no_grad():
+        torch.testing.assert_close(scaled(x, t, **given), plain(x, 1000 * t, **given), rtol=0, atol=1e-5)
+        assert not torch.allclose(scaled(x, t, **given), plain(x, t, **given), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_dropout_is_for_training_only(kind: Kind) -> None:
+    """It makes the output random in training mode, and does nothing in evaluation mode."""
+    x, t, given = kind.inputs()
+    dropping, plain = (randomised(kind.network(replace(kind.params, dropout=rate))) for rate in (0.5, 0.0))
+    with torch.no_grad():
+        assert torch.equal(dropping(x, t, **given), plain(x, t, **given))
+        dropping.train()
+        assert not torch.allclose(dropping(x, t, **given), dropping(x, t, **given), atol=1e-3)
+
+
 def smallest(kind: Kind) -> nn.Module:
     """Every kind of layer once, for tracing takes seconds."""
     if isinstance(kind.params, UNetParams):

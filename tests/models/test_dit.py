@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor
+from torch.nn.functional import gelu, silu
 
 from models import DiT, DiTParams
-from tests.models.small import CLASSES, DIT, DITS, VARIANCE, inputs, randomised, relative_error, renamed
+from models.conditioning import sinusoid
+from tests.models.small import CLASSES, DIT, DITS, TEXT, VARIANCE, inputs, randomised, relative_error, renamed
 
 # Peebles & Xie 2023, table 1: hidden, depth, heads, and the parameters in millions (table 4) at patch size 2.
 PUBLISHED = {"S": (384, 12, 6, 33), "B": (768, 12, 12, 130), "L": (1024, 24, 16, 458), "XL": (1152, 28, 16, 675)}
@@ -92,6 +96,43 @@ def test_output_and_gradient_equal_diffusers(params: DiTParams, dtype: torch.dty
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)  # a different one for every output
     grad, expected_grad = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (out, expected))
     assert relative_error(grad, expected_grad) <= 10 * tolerance
+
+
+def attention_by_hand(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """softmax(q k / sqrt(d)) v per head, (B, L, D)."""
+    q, k, v = (part.unflatten(-1, (heads, -1)) for part in (q, k, v))
+    weight = (torch.einsum("blhd,bmhd->bhlm", q, k) / math.sqrt(q.shape[-1])).softmax(-1)
+    return torch.einsum("bhlm,bmhd->blhd", weight, v).flatten(2)
+
+
+def test_text_and_vector_by_hand() -> None:
+    """No peer has this network, so its formula stands here: vector into the embedding, text by attention between the two gates."""
+    params = replace(TEXT, depth=1)
+    network = randomised(DiT(params)).double()
+    w = {name: value.double() for name, value in network.state_dict().items()}
+    x, t, given = inputs(params, (8, 8))
+    x, context, vector = x.double(), given["context"].double(), given["vector"].double()
+
+    def linear(name: str, value: Tensor) -> Tensor:
+        bias = w.get(f"{name}.bias")
+        return value @ w[f"{name}.weight"].T + (0 if bias is None else bias)
+
+    def normed(value: Tensor) -> Tensor:
+        return (value - value.mean(-1, keepdim=True)) / (value.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+
+    emb = linear("time.fc2", silu(linear("time.fc1", sinusoid(t, 256).double())))
+    emb = silu(emb + linear("vector.mlp.2", silu(linear("vector.mlp.0", vector))))
+    h = x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).reshape(2, 16, 12)
+    h = linear("patch_in", h) + w["position"]
+    shift1, scale1, gate1, shift2, scale2, gate2 = linear("blocks.0.modulation", emb)[:, None].chunk(6, -1)
+    q, k, v = linear("blocks.0.self_attention.qkv", normed(h) * (1 + scale1) + shift1).chunk(3, -1)
+    h = h + gate1 * linear("blocks.0.self_attention.out", attention_by_hand(q, k, v, params.heads))
+    q, (k, v) = linear("blocks.0.cross_attention.q", h), linear("blocks.0.cross_attention.kv", context).chunk(2, -1)
+    h = h + linear("blocks.0.cross_attention.out", attention_by_hand(q, k, v, params.heads))
+    h = h + gate2 * linear("blocks.0.mlp.3", gelu(linear("blocks.0.mlp.0", normed(h) * (1 + scale2) + shift2), approximate="tanh"))
+    shift, scale = linear("modulation_out", emb)[:, None].chunk(2, -1)
+    out = linear("patch_out", normed(h) * (1 + scale) + shift).view(2, 4, 4, 2, 2, 3).permute(0, 5, 1, 3, 2, 4).reshape(2, 3, 8, 8)
+    assert relative_error(network(x, t, context=context, vector=vector), out) <= 1e-11
 
 
 @pytest.mark.parametrize("kind", DITS)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import models
-from diffusion import ConsistencyFunction, Denoiser, time_grid
+from diffusion import ConsistencyFunction, Denoiser, VarianceExploding, time_grid
 from models import EMA, Model
 from models.checkpoints import native
 
@@ -139,6 +139,66 @@ def test_a_description_that_cannot_be_sampled_is_refused_when_built(part: dict[s
     """Not only when the grid or the consistency function is first used, hours later."""
     with pytest.raises(ValueError, match=message):
         models.build({**UNET, **part})
+
+
+def test_an_edm_model_is_preconditioned_as_edm() -> None:
+    """c_in, c_noise, c_skip and c_out come with the prediction's name on EDM's schedule; elsewhere they would be wrong, and are refused."""
+    spec = {**UNET, "schedule": {"name": "ve"}, "prediction": "edm"}
+    model = fresh(spec)
+    level, x, label = model.schedule.level(3.0), torch.randn(2, 1, 8, 8), torch.tensor([3, 10])
+    expected = Denoiser.edm(model.backbone, VarianceExploding())(x, level, label=label)
+    assert torch.equal(model.denoiser()(x, level, label=label).x0, expected.x0)
+    with pytest.raises(ValueError, match="needs schedule 've'"):
+        models.build({**UNET, "prediction": "edm"})
+
+
+def test_null_is_the_label_after_the_last() -> None:
+    """What guidance replaces a label by is the class that means none."""
+    assert fresh(UNET).null == {"label": 10}
+    assert fresh({**UNET, "network": {**UNET["network"], "num_classes": None}}).null == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": 3}, "network must be a mapping"),
+        ({"schedule": None}, "a schedule must be a mapping"),
+        ({"schedule": {"name": "flow", "shift": "3"}}, "shift of a schedule must be a number, not '3'"),
+        ({"schedule": {"name": "linear", "steps": 2.5}}, "steps of schedule 'linear' must be a whole number, not 2.5"),
+        ({"grid": 3}, "grid must be a mapping"),
+        ({"grid": {"steps": 3}}, "steps is no option of the grid"),
+        ({"grid": {"terminal": "dta"}}, "terminal of the grid must be one of data, t_min, not 'dta'"),
+        ({"shape": "big"}, "shape must be a list of 3 whole numbers"),
+        *(
+            ({"network": {**UNET["network"], name: value}}, message)
+            for name, value, message in [
+                ("num_classes", "abc", "unet.num_classes must be a whole number or null, not 'abc'"),
+                ("attention", ["a"], "unet.attention must be a list of whole numbers"),
+                ("groups", 0, "groups must be at least 1, not 0"),
+                ("channels", -32, "channels must be at least 1, not -32"),
+                ("channel_mult", [1, 0], r"channel_mult must be at least 1, not \(1, 0\)"),
+                ("time_factor", float("nan"), "unet.time_factor must be a number"),
+            ]
+        ),
+        *(
+            ({"network": {**DIT["network"], name: 0}}, f"{name} must be at least 1, not 0")
+            for name in ("patch_size", "heads", "hidden", "depth", "image_size")
+        ),
+    ],
+)
+def test_a_wrong_description_is_one_line(changes: dict[str, Any], message: str) -> None:
+    """Wrong types and sizes are named before there is a network."""
+    with pytest.raises(ValueError, match=message) as refusal:
+        models.build({**UNET, **changes})
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_key_of_no_known_part_is_refused(saved: Path) -> None:
+    """Not skipped in silence: it may be what the caller thought was loaded."""
+    everything, metadata = native.read(saved)
+    native.write(saved, {**everything, "netwrk.conv_in.weight": torch.ones(1)}, metadata)
+    with pytest.raises(ValueError, match=r"holds netwrk\.conv_in\.weight, which belongs to no part of a model"):
+        models.load(saved)
 
 
 def test_report_accounts_for_every_key(saved: Path, trained: tuple[Path, Model, EMA]) -> None:

@@ -6,19 +6,21 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Collection, Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion import (
     EPS,
     PREDICTIONS,
     SPACINGS,
     ClassifierFreeGuidance,
+    Clipped,
     CosineVP,
     Denoiser,
     DenoiserLike,
@@ -32,6 +34,8 @@ from diffusion import (
     RectifiedFlow,
     Schedule,
     SeededNoise,
+    V,
+    VarianceExploding,
     betas,
     initial_noise,
     time_grid,
@@ -91,7 +95,7 @@ def fake(x0: Tensor, schedule: Schedule, prediction: Prediction, grid: Grid) -> 
     """A perfect network for data that is one point: it looks its level up by the time it is told."""
     oracle, levels = PointMass(x0), {level.t: level for level in grid}
 
-    def network(x: Tensor, t: Tensor) -> Tensor:
+    def network(x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         level = levels[float(t[0])]
         x0, eps = oracle(x, level)
         return prediction.target(x0, eps, level)
@@ -113,7 +117,7 @@ def noise_in(case: str, grid: Grid) -> Tensor:
 Z, START = initial_noise(range(5), SHAPE, F64), initial_noise(range(9, 14), SHAPE, F64)
 
 
-def worst_error(case: str, denoiser: Denoiser, x0: Tensor, grid: Grid) -> float:
+def worst_error(case: str, denoiser: DenoiserLike, x0: Tensor, grid: Grid) -> float:
     """The largest distance from the exact trajectory over all steps, in units of max(1, sigma)."""
     (sampler, options, rule), z, x = CASES[case], Z[: len(x0)], grid.start(START[: len(x0)])
     if rule is not kept:
@@ -142,6 +146,23 @@ def test_point_mass_is_exact(case: str, schedule: Schedule, prediction: Predicti
             for steps in (1, 2, 3, 7, 13, 50):
                 grid = grid_of(schedule, steps, spacing, below_pure_noise=prediction is EPS)
                 assert worst_error(case, fake(x0, schedule, prediction, grid), x0, grid) <= 1e-12, (spacing, steps)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_guided_point_masses_are_exact(case: str, schedule: Schedule, prediction: Prediction) -> None:
+    """Guidance between two points is a third point: the same product, guided, follows the exact trajectory of that one.
+
+    Rounding grows as guidance stretches it: scale 3 takes 3 times one estimate less 2 times the other.
+    """
+    conditional, unconditional = initial_noise([20, 21], SHAPE, F64), initial_noise([22, 23], SHAPE, F64)
+    guided = unconditional + 3 * (conditional - unconditional)
+    with torch.inference_mode():
+        for spacing in DISTINCT:
+            for steps in (1, 2, 13):
+                grid = grid_of(schedule, steps, spacing, below_pure_noise=prediction is EPS)
+                network = fake(torch.cat([conditional, unconditional]), schedule, prediction, grid)
+                denoiser = partial(ClassifierFreeGuidance(network, 3.0, {"label": 0}), label=torch.ones(2))
+                assert worst_error(case, denoiser, guided, grid) <= (3 + 2) * 1e-12, (spacing, steps)
 
 
 @cache
@@ -399,6 +420,36 @@ def test_conditions_and_guidance_reach_any_solver(sampler: str) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
+class Copies(TorchDispatchMode):
+    """Counts the copies between devices."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own is not annotated
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        copied = isinstance(out, Tensor) and args and isinstance(args[0], Tensor) and args[0].device != out.device
+        self.count += bool(copied and function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default))
+        return out
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("schedule", [VP, FLOW, VarianceExploding()], ids=["vp", "flow", "ve"])
+def test_nothing_is_copied_to_the_device_but_noise(case: str, schedule: Schedule) -> None:
+    """A copy waits for the device. The loop makes none: not for levels, times or null labels, EDM's scalings included."""
+    sampler, options, rule = CASES[case]
+    network = lambda x, t, label: x * 1.0  # noqa: E731
+    plain = Denoiser.edm(network, schedule) if isinstance(schedule, VarianceExploding) else Denoiser(network, schedule, V)
+    guided = Clipped(ClassifierFreeGuidance(plain, 2.0, {"label": 10}))
+    grid, start = time_grid(schedule, 8), torch.ones(2, *SHAPE, device="meta")
+    label = torch.tensor([1, 2], device="meta")
+    with Copies() as copies:
+        for _ in SAMPLERS[sampler](partial(guided, label=label), start, grid, **options):
+            pass
+    assert copies.count == (0 if rule is kept else 7)  # noise is drawn on the host, and the last step needs none
+
+
 GRID = time_grid(FLOW, 3)
 
 
@@ -410,8 +461,11 @@ GRID = time_grid(FLOW, 3)
         (lambda: sample("euler", MIXTURE, GRID, shape=(1,), seeds=[0], eta=1.0), "euler.*'eta'|'eta'.*euler"),
         (lambda: sample("ddim", MIXTURE, GRID, shape=(1,), seeds=[0], eta=1.5), r"eta must lie in \[0, 1\]"),
         (lambda: sample("ddim", MIXTURE, GRID, shape=(1,), seeds=[0], eta=-0.1), r"eta must lie in \[0, 1\]"),
-        (lambda: sample("ddpm", MIXTURE, GRID, shape=(1,), seeds=[0], variance="large"), "variance must be.*'large'"),
+        (lambda: sample("ddpm", MIXTURE, GRID, shape=(1,), seeds=[0], variance="large"), "no variance named 'large'"),
         (lambda: sample("ddpm", MIXTURE, GRID, shape=(1,), seeds=[0], variance="learned"), "learned variance"),
+        (lambda: sample("ddpm", MIXTURE, time_grid(FLOW, 1), shape=(1,), seeds=[0], variance="large"), "no variance named 'large'"),
+        (lambda: sample("ddim", MIXTURE, GRID, shape=(1,), seeds=[]), "at least one seed"),
+        (lambda: sample("ddim", MIXTURE, GRID, start=torch.zeros(1, 1), shape=(1,)), "start brings its own shape"),
         (lambda: sample("ddim", MIXTURE, GRID, shape=(1,)), "shape and seeds, or start"),
         (lambda: sample("ddim", MIXTURE, GRID, seeds=[0]), "shape and seeds, or start"),
         (lambda: sample("ddpm", MIXTURE, GRID, start=torch.zeros(3, 1), seeds=[0]), "1 seeds for a batch of 3"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +14,10 @@ from torch import nn
 
 import models
 from configs import compose
-from samplers.pictures import tile
+from diffusion import ClassifierFreeGuidance, Clipped
+from models.files import read_json
+from samplers import sample
+from samplers.pictures import tile, to_uint8
 from samplers.run import run
 
 NETWORK = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
@@ -37,9 +41,10 @@ def settings(path: Path, *overrides: str) -> dict[str, Any]:
 )
 def test_a_model_is_sampled_as_it_is_meant_to_be(parts: dict[str, Any], sampler: str, steps: int, tmp_path: Path) -> None:
     """A distilled model takes two consistency steps, others fifty of DDIM; what was chosen stands in the images' settings."""
-    paths = run(settings(saved(tmp_path / "model.safetensors", **parts)))
-    assert [path.relative_to(tmp_path) for path in paths] == [Path(f"samples/images/{k}/{k:06d}.png") for k in range(3)]
-    kept = json.loads((tmp_path / "samples" / "samples.json").read_text())["settings"]
+    out = run(settings(saved(tmp_path / "model.safetensors", **parts)))
+    assert out == tmp_path / "samples" / f"{sampler}-{steps}"
+    assert sorted(path.relative_to(out) for path in out.rglob("0*.png")) == [Path(f"images/{k}/{k:06d}.png") for k in range(3)]
+    kept = read_json(out / "samples.json")["settings"]
     assert (kept["sampler"], kept["steps"]) == (sampler, steps)
 
 
@@ -54,10 +59,10 @@ def test_the_model_s_grid_is_used_unless_another_spacing_is_named(tmp_path: Path
     models.save(model, plain)
     images = []
     for i, (path, spacing) in enumerate(
-        [(own, "spacing=null"), (own, "spacing=linspace"), (plain, "spacing=linspace"), (plain, "spacing=null")]
+        [(own, "grid.spacing=null"), (own, "grid.spacing=linspace"), (plain, "grid.spacing=linspace"), (plain, "grid.spacing=null")]
     ):
-        first, *_ = run(settings(path, "steps=3", f"out={tmp_path / str(i)}", spacing))
-        with Image.open(first) as image:
+        out = run(settings(path, "steps=3", f"out={tmp_path / str(i)}", spacing))
+        with Image.open(out / "images" / "0" / "000000.png") as image:
             images.append(image.tobytes())
     assert images[0] != images[1] == images[2] == images[3]
 
@@ -75,3 +80,57 @@ def test_tiles_lie_row_by_row() -> None:
     assert tile(images, columns=2, gap=0).shape == (2, 6, 6)
     with pytest.raises(ValueError, match="at least one column"):
         tile(images[:0], 2)
+
+
+def test_images_are_those_of_their_seeds_and_labels(tmp_path: Path) -> None:
+    """Batches, classes in turn, guidance and clipping: each file is what `sample` alone makes of that seed and label, rounded to 8 bits."""
+    model = models.load(saved(tmp_path / "model.safetensors"))
+    out = run(settings(tmp_path / "model.safetensors", "n=5", "batch_size=2", "labels=[7,3]", "seed=4", "steps=2", "guidance=2"))
+    assert out.name == "ddim-2-guidance-2"
+    for i, label in enumerate((7, 3, 7, 3, 7)):
+        denoiser = Clipped(ClassifierFreeGuidance(model.denoiser(), 2, model.null))
+        x = sample("ddim", denoiser, model.grid(2), shape=model.shape, seeds=[4 + i], cond={"label": torch.tensor([label])})
+        exact = (x[0, 0].clamp(-1, 1) + 1) * 127.5
+        with Image.open(out / "images" / str(label) / f"{4 + i:06d}.png") as image:
+            assert np.abs(np.asarray(image) - exact.numpy()).max() <= 0.501
+    plain = run(settings(tmp_path / "model.safetensors", "steps=2", "guidance=2", "clip=false", f"out={tmp_path / 'plain'}"))
+    clipped = run(settings(tmp_path / "model.safetensors", "steps=2", "guidance=2", f"out={tmp_path / 'clipped'}"))
+    first = Path("images/0/000000.png")
+    assert Image.open(plain / first).tobytes() != Image.open(clipped / first).tobytes()
+
+
+def test_images_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    """More seeds join the images that are there; other settings are refused, and nothing is touched."""
+    saved(tmp_path / "model.safetensors")
+    out = run(settings(tmp_path / "model.safetensors", "steps=1", f"out={tmp_path / 'here'}"))
+    run(settings(tmp_path / "model.safetensors", "steps=1", "seed=3", f"out={out}"))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert len([path for path in before if path.parent.parent.name == "images"]) == 6
+    with pytest.raises(ValueError, match=r"already holds images of other settings: out="):
+        run(settings(tmp_path / "model.safetensors", "steps=2", f"out={out}"))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_diverged_model_makes_no_black_images(tmp_path: Path) -> None:
+    """Samples that are not finite are an error that names the seed, not pictures; NaN has no shade of grey."""
+    model = models.load(saved(tmp_path / "model.safetensors"))
+    with torch.no_grad():
+        next(model.backbone.parameters()).fill_(math.nan)
+    models.save(model, tmp_path / "lost.safetensors")
+    with pytest.raises(FloatingPointError, match="3 of 3 samples are not finite, the first of seed 0"):
+        run(settings(tmp_path / "lost.safetensors", "steps=1"))
+    assert not list(tmp_path.rglob("*.png"))
+    with pytest.raises(ValueError, match="NaN"):
+        to_uint8(torch.tensor([0.0, math.nan]))
+
+
+def test_pixels_are_rounded_to_the_nearest() -> None:
+    """-1 is 0, 1 is 255, 0 lies between 127 and 128; the middle of a step goes up, what lies outside is cut off."""
+    values = torch.tensor([-3.0, -1.0, 0.9 / 127.5 - 1, 0.4 / 127.5 - 1, 254.6 / 127.5 - 1, 1.0, 3.0])
+    assert to_uint8(values).tolist() == [0, 0, 1, 0, 255, 255, 255]
+
+
+def test_times_of_ones_own(tmp_path: Path) -> None:
+    """A list of times is a grid too, and brings its own number of steps."""
+    out = run(settings(saved(tmp_path / "model.safetensors"), "grid.spacing=[1.0,0.7,0.2]", f"out={tmp_path / 'a'}"))
+    assert read_json(out / "samples.json")["settings"]["grid"] == {"spacing": [1.0, 0.7, 0.2]}

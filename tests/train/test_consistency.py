@@ -176,8 +176,7 @@ def test_the_teacher_is_clipped_where_asked(clip: bool, limit: float, tmp_path: 
     path = tmp_path / "teacher.safetensors"
     models.save(models.build({"network": network, "schedule": {"name": "flow"}, "prediction": "flow"}), path)
     spec = {"from": path, "consistency": {"name": "cm", "ratio_min": 0.002}}
-    settings = {"teacher": path, "grid": {"steps": 4}, "solver": "ddim", "clip": clip}
-    student, objective = OBJECTIVES["consistency"](spec, settings)
+    student, objective = OBJECTIVES["consistency"](spec, torch.device("cpu"), str(path), {"steps": 4}, solver="ddim", clip=clip)
     assert isinstance(objective, ConsistencyDistillation)
     x_t, level = 3 * torch.randn(4, 1, 8, 8), student.schedule.level(0.5)
     x0 = objective.teacher(x_t, level, label=torch.arange(4)).x0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -159,7 +160,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
         out, error = process.communicate()
     assert (process.returncode, out) == (130, "")
     assert error.count("\n") == 1
-    assert error.startswith(f"stopped and saved: {folder}   go on: python -m train {' '.join(OVERRIDES)}")
+    assert error.startswith(f"stopped and saved: {folder}   go on: python -m train {shlex.join(OVERRIDES)}")
     assert error.endswith(" resume=true\n")
     done = progress(folder)["step"]
     assert done == steps(folder)[-1] > 0
@@ -314,7 +315,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, log_every: int,
 
     objective = at_call(5, poison, denoising(poisoned))
     caught = 5 if log_every == 1 or save_every == 1 else 6
-    with pytest.raises(FloatingPointError, match=f"the loss is nan at step {caught}: .* the last good checkpoint is in {tmp_path}"):
+    with pytest.raises(
+        FloatingPointError, match=rf"the loss is nan .* up to {caught}: .* the last good checkpoint, of step {kept}, is in {tmp_path}"
+    ):
         go(tmp_path, objective, poisoned, steps=20, log_every=log_every, save_every=save_every)
     assert progress(tmp_path)["step"] == kept
     assert all(value.isfinite().all() for value in state(tmp_path).values())
