@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 import models
 from diffusion import Grid, initial_noise
-from diffusion.noise import mix
 from diffusion.spec import check_names
 from eval.judge import DigitJudge, Figures
 from eval.score import Score, Spread
@@ -121,11 +120,13 @@ def draw(model: Model, job: Job, labels: Tensor, seeds: Sequence[int]) -> Tensor
 
 
 def references(judge: DigitJudge, n: int, seeds: int = 20) -> list[Score]:
-    """What real digits and pure noise get at the same n: random parts of the train split, the held-out digits, noise."""
-    train, held_out = judge.train, judge.held_out
-    parts = [torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(seed)))[:n] for seed in range(seeds)]
-    labels = train.labels if train.labels is not None else judge.labels
-    real = [judge.judge(train.images[part], labels[part])._replace(nearest=0.0) for part in parts]
+    """What real digits and pure noise get at the same n: random parts of the train split, the held-out digits, noise.
+
+    The parts have as many digits of each class as the samples have, so that floor and samples differ in nothing but origin.
+    """
+    train, held_out, labels = judge.train, judge.held_out, judge.labels[:n]
+    parts = [train.of_classes(labels, seed) for seed in range(seeds)]
+    real = [judge.judge(train.images[part], labels)._replace(nearest=0.0) for part in parts]
     own = judge.judge(held_out.images, judge.labels)._replace(frechet=math.nan, kernel=math.nan, kernel_error=math.nan)
     noise = [judge.judge(initial_noise(range(k * n, (k + 1) * n), train.shape), judge.labels[:n]) for k in range(3)]
     row: dict[str, Any] = dict(sampler="", steps=0, guidance=1.0, calls=0, seconds=0.0)

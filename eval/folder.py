@@ -31,7 +31,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     splits = {"digits": digits}
     judge = DigitJudge(make("data set", config["training"], splits), make("data set", config["reference"], splits))
     labels = torch.tensor([int(name) for name in data.classes])[data.labels]
-    figures = judge.judge(data.__getitems__(range(len(data)))["x0"], labels)._asdict()
+    figures = judge.judge(data.__getitems__(range(len(data)))["x0"], labels, wanted)._asdict()
     result = {name: figures[name] for name in (*wanted, *(["kernel_error"] if "kernel" in wanted else []))}
     out = Path(config["out"] or folder.with_name(f"{folder.name}.scores.json"))
     write_json(out, {"n": len(data), "figures": result, "settings": dict(config), "provenance": provenance()})

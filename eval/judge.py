@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -17,13 +19,16 @@ from train.data import TensorData
 
 
 class Figures(NamedTuple):
-    """frechet, kernel: to the held-out images; accuracy: share of labels met; nearest: mean distance to the training set."""
+    """frechet, kernel: to the held-out images; accuracy: share of labels met; nearest: mean distance to the training set;
+    copies: share of images nearer to the training set than all but 1 % of held-out images are. NaN: not asked for.
+    """
 
-    frechet: float
-    kernel: float
-    kernel_error: float
-    accuracy: float
-    nearest: float
+    frechet: float = math.nan
+    kernel: float = math.nan
+    kernel_error: float = math.nan
+    accuracy: float = math.nan
+    nearest: float = math.nan
+    copies: float = math.nan
 
 
 class DigitJudge:
@@ -36,6 +41,7 @@ class DigitJudge:
         self.classifier = classifier or train_classifier(train)
         self.reference = self.features(held_out.images)
         self.moments = Moments.of(self.reference)
+        self.close = float(nearest_distance(held_out.images, train.images).quantile(0.01))
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -43,15 +49,22 @@ class DigitJudge:
         return self.classifier.features(images)
 
     @torch.no_grad()
-    def judge(self, images: Tensor, labels: Tensor) -> Figures:
-        """Figures of images (N, 1, 8, 8) that were asked to show `labels` (N,), as they would be written to 8-bit files."""
+    def judge(self, images: Tensor, labels: Tensor, wanted: Collection[str] = Figures._fields) -> Figures:
+        """Figures of images (N, 1, 8, 8) that were asked to show `labels` (N,), as they would be written to 8-bit files.
+
+        Both sets have a fixed number of images per class, which the kernel distance takes into account.
+        """
         images = to_uint8(images).float() / 127.5 - 1
-        features = self.features(images)
-        kernel = kernel_distance(features, self.reference)
-        return Figures(
-            frechet=frechet_distance(Moments.of(features), self.moments),
-            kernel=kernel.value,
-            kernel_error=kernel.error,
-            accuracy=float((self.classifier(images).argmax(1) == labels).float().mean()),
-            nearest=float(nearest_distance(images, self.train.images).mean()),
-        )
+        found = {}
+        if "frechet" in wanted or "kernel" in wanted:
+            features = self.features(images)
+        if "frechet" in wanted:
+            found["frechet"] = frechet_distance(Moments.of(features), self.moments)
+        if "kernel" in wanted:
+            found["kernel"], found["kernel_error"] = kernel_distance(features, self.reference, labels, self.labels)
+        if "accuracy" in wanted:
+            found["accuracy"] = float((self.classifier(images).argmax(1) == labels).float().mean())
+        if "nearest" in wanted or "copies" in wanted:
+            distance = nearest_distance(images, self.train.images)
+            found |= {"nearest": float(distance.mean()), "copies": float((distance < self.close).float().mean())}
+        return Figures(**found)

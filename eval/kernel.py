@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -15,24 +16,70 @@ class KernelDistance(NamedTuple):
     error: float
 
 
-def kernel_distance(x: Tensor, y: Tensor) -> KernelDistance:
+def kernel_distance(x: Tensor, y: Tensor, x_labels: Tensor | None = None, y_labels: Tensor | None = None) -> KernelDistance:
     """MMD^2 between features (N, D) and (M, D) with k(a, b) = (a.b / D + 1)^3, on all pairs, in float64.
 
-    The standard error is by jackknife over the samples of both sets. Needs N, M >= 3.
+    x_labels, y_labels  (N,), (M,): the classes of a set whose number per class was fixed rather than drawn. A sample then meets
+        others of its class too rarely, by (n_c - 1) / n_c, and the plain estimate falls below 0 for equal distributions; pairs
+        within a class are weighted up to make good for it. Without labels, samples are taken as independent.
+
+    The standard error is by jackknife over the samples, within each class; for equal distributions it is up to sqrt(2) too large.
+    Needs 3 samples in every class.
     """
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 3:
-        raise ValueError(f"kernel distance needs two (N >= 3, D) sets of equal width, not {tuple(x.shape)} and {tuple(y.shape)}")
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(f"kernel distance needs two (N, D) sets of equal width, not {tuple(x.shape)} and {tuple(y.shape)}")
     x, y = x.detach().double(), y.detach().double()
-    n, m = len(x), len(y)
-    xx, yy, xy = _within(x), _within(y), (x @ y.T / x.shape[1] + 1) ** 3
-    sum_xx, sum_yy, sum_xy = xx.sum(), yy.sum(), xy.sum()
-    value = sum_xx / (n * (n - 1)) + sum_yy / (m * (m - 1)) - 2 * sum_xy / (n * m)
-    # The value without sample i of x, for every i at once; likewise for y.
-    without_x = (sum_xx - 2 * xx.sum(1)) / ((n - 1) * (n - 2)) + sum_yy / (m * (m - 1)) - 2 * (sum_xy - xy.sum(1)) / ((n - 1) * m)
-    without_y = sum_xx / (n * (n - 1)) + (sum_yy - 2 * yy.sum(1)) / ((m - 1) * (m - 2)) - 2 * (sum_xy - xy.sum(0)) / (n * (m - 1))
-    variance = sum((k - 1) / k * (leave - leave.mean()).square().sum() for k, leave in ((n, without_x), (m, without_y)))
-    return KernelDistance(float(value), float(torch.as_tensor(variance).sqrt()))
+    in_x, in_y = _membership(x, x_labels), _membership(y, y_labels)
+    n, m = in_x.sum(0), in_y.sum(0)
+    xx, yy, xy = _kernel(x, x).fill_diagonal_(0), _kernel(y, y).fill_diagonal_(0), _kernel(x, y)
+    # Sums of the kernel from each sample to each class; then from class to class.
+    x_to_x, y_to_y, x_to_y, y_to_x = xx @ in_x, yy @ in_y, xy @ in_y, xy.T @ in_x
+    sums_xx, sums_yy, sums_xy = in_x.T @ x_to_x, in_y.T @ y_to_y, in_x.T @ x_to_y
+    value = _within(sums_xx, n, n) + _within(sums_yy, m, m) - 2 * _between(sums_xy, n, m)
+    error = 0.0
+    for members, own, cross, sums, sums_cross, count, other in (
+        (in_x, x_to_x, x_to_y, sums_xx, sums_xy, n, m),
+        (in_y, y_to_y, y_to_x, sums_yy, sums_xy.T, m, n),
+    ):
+        for k in range(len(count)):
+            i = members[:, k].bool()
+            less = count - F.one_hot(torch.tensor(k), len(count))
+            row = F.one_hot(torch.tensor(k), len(count)).double()
+            # The class sums without sample i of class k, for all of them at once; class shares stay those of the whole set.
+            left = sums - own[i][:, None, :] * row[:, None] - own[i][:, :, None] * row
+            left_cross = sums_cross - cross[i][:, None, :] * row[:, None]
+            leave = _within(left, less, count) - 2 * _between(left_cross, less, other, count)
+            error += float((count[k] - 1) / count[k] * (leave - leave.mean()).square().sum())
+    return KernelDistance(float(value), error**0.5)
 
 
-def _within(x: Tensor) -> Tensor:
-    return ((x @ x.T / x.shape[1] + 1) ** 3).fill_diagonal_(0)
+def _membership(x: Tensor, labels: Tensor | None) -> Tensor:
+    """(N, classes) of 0 and 1, a column for each class there is."""
+    if labels is None:
+        labels = torch.zeros(len(x), dtype=torch.long)
+    if len(labels) != len(x):
+        raise ValueError(f"{len(labels)} labels for {len(x)} features: one per sample is needed")
+    found, column = labels.cpu().unique(return_inverse=True)
+    members = F.one_hot(column, len(found)).double().to(x.device)
+    fewest = int(members.sum(0).min()) if len(x) else 0
+    if fewest < 3:
+        raise ValueError(f"kernel distance needs at least 3 samples in every set and class, not {fewest}")
+    return members
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _within(sums: Tensor, count: Tensor, shares: Tensor) -> Tensor:
+    """Mean kernel of two independent samples of one set, from the sums (..., classes, classes) over its pairs without the diagonal."""
+    share = shares / shares.sum()
+    pairs = count[:, None] * count - torch.diag(count)
+    return (share[:, None] * share * sums / pairs).sum((-2, -1))
+
+
+def _between(sums: Tensor, count: Tensor, other: Tensor, shares: Tensor | None = None) -> Tensor:
+    """Mean kernel of a sample of each set, from the sums (..., classes, other's classes)."""
+    shares = count if shares is None else shares
+    share, others = shares / shares.sum(), other / other.sum()
+    return (share[:, None] * others * sums / (count[:, None] * other)).sum((-2, -1))

@@ -67,6 +67,7 @@ AXIS_NAMES = {
     "kernel": "Kernel distance (lower is better)",
     "accuracy": "Label accuracy (higher is better)",
     "nearest": "Distance to the nearest training image",
+    "copies": "Share of near-copies",
 }
 
 

@@ -100,6 +100,9 @@ def targets(scores: Sequence[Score], config: Mapping[str, Any]) -> list[Target]:
             Target(
                 f"{name}: nearest training digit, over held-out digits' own", best.nearest.mean / unseen.mean, 0.9, False, "a copy is 0"
             ),
+            Target(
+                f"{name}: share of near-copies", best.copies.mean, 0.05, True, "0.01 of held-out digits lie as near to a training digit"
+            ),
             Target(f"{name}: Fréchet distance at 10 {sampler} steps over 50", frechet(name, sampler, 10) / best.frechet.mean, 1.5, True),
             Target(f"{name}: 10 DDIM steps over 10 DDPM steps", frechet(name, "ddim", 10) / frechet(name, "ddpm", 10), 1.0, True),
         ]

@@ -193,6 +193,7 @@ def _columns(scores: Sequence[Score]) -> list[Column]:
         ("kernel", "Kernel distance", "× 10⁻³" if thousand else "MMD²", "min", 1000 if thousand else 1),
         ("accuracy", "Label accuracy", "%", "max", 100),
         ("nearest", "Nearest training image", "pixel units", "", 1),
+        ("copies", "Near-copies", "%", "", 100),
     ]
     columns = []
     for metric, heading, unit, best, scale in kinds:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Metric = Literal["frechet", "kernel", "accuracy", "nearest"]
+Metric = Literal["frechet", "kernel", "accuracy", "nearest", "copies"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Score:
     kernel: Spread  # to held-out real images, unbiased, may fall below 0
     accuracy: Spread  # share in [0, 1] whose asked-for label the judge agrees with
     nearest: Spread  # Euclidean distance to the nearest training image, mean over images
+    copies: Spread  # share in [0, 1] nearer to the training set than all but 1 % of held-out images are
     kernel_error: float  # mean standard error of kernel
     seconds: float  # sampling time per 1000 images
 
@@ -59,7 +60,7 @@ class Score:
         return cls(**plain)
 
 
-METRICS: tuple[Metric, ...] = ("frechet", "kernel", "accuracy", "nearest")
+METRICS: tuple[Metric, ...] = ("frechet", "kernel", "accuracy", "nearest", "copies")
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,18 @@ class TensorData:
     def __len__(self) -> int:
         return len(self.images)
 
+    def of_classes(self, labels: Tensor, seed: int) -> Tensor:
+        """Indices (N,) of different images, chosen at random, whose classes are `labels` (N,). ValueError where there are too few."""
+        if self.labels is None:
+            raise ValueError("choosing images by class needs labels")
+        generator, chosen = torch.Generator().manual_seed(mix(seed)), torch.empty(len(labels), dtype=torch.long)
+        for k in labels.unique().tolist():
+            members, places = (self.labels == k).nonzero()[:, 0], (labels == k).nonzero()[:, 0]
+            if len(members) < len(places):
+                raise ValueError(f"{len(places)} images of class {k} are asked for, but there are {len(members)}: ask for fewer")
+            chosen[places] = members[torch.randperm(len(members), generator=generator)[: len(places)]]
+        return chosen
+
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         index = torch.as_tensor(indices)
         batch = {"x0": self.images[index]}

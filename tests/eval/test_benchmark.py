@@ -15,14 +15,14 @@ from eval.benchmark import Job, _side_by_side, jobs, measure, references
 from eval.digit_classifier import train_classifier
 from eval.judge import DigitJudge
 from eval.quickstart import targets
-from eval.score import Score, Spread
+from eval.score import METRICS, Score, Spread
 from train.data import digits
 
 CONFIG = {"unet": {"name": "UNet"}, "dit": {"name": "DiT"}, "student": {"name": "Student"}}
 
 
 def row(model: str, kind: Any = "model", sampler: str = "", steps: int = 0, guidance: float = 1.0, **figures: float) -> Score:
-    values = {name: Spread(figures.get(name, math.nan), 0.0) for name in ("frechet", "kernel", "accuracy", "nearest")}
+    values = {name: Spread(figures.get(name, math.nan), 0.0) for name in METRICS}
     return Score(model, kind, sampler, steps, guidance, calls=steps, n=10, seeds=1, kernel_error=0.0, seconds=0.0, **values)
 
 
@@ -32,9 +32,9 @@ def kept() -> list[Score]:
     for name in ("UNet", "DiT"):
         for sampler, ten in (("ddpm", 3.0), ("ddim", 1.5), ("euler", 1.5)):
             found += [
-                row(name, sampler=sampler, steps=50, frechet=1.2, accuracy=0.98, nearest=1.9),
-                row(name, sampler=sampler, steps=10, frechet=ten, accuracy=0.98, nearest=1.9),
-                row(name, sampler=sampler, steps=10, guidance=1.5, frechet=2.0, accuracy=0.995, nearest=1.9),
+                row(name, sampler=sampler, steps=50, frechet=1.2, accuracy=0.98, nearest=1.9, copies=0.01),
+                row(name, sampler=sampler, steps=10, frechet=ten, accuracy=0.98, nearest=1.9, copies=0.01),
+                row(name, sampler=sampler, steps=10, guidance=1.5, frechet=2.0, accuracy=0.995, nearest=1.9, copies=0.01),
             ]
     return [
         *found,
@@ -43,7 +43,7 @@ def kept() -> list[Score]:
     ]
 
 
-def changed(model: str, sampler: str, steps: int, guided: bool = False, **figures: float) -> list[Score]:
+def changed(model: str, sampler: str, steps: int, guided: bool = False, /, **figures: float) -> list[Score]:
     """The same scores but for one row."""
     key = (model, sampler, steps, guided)
     assert [s for s in kept() if (s.model, s.sampler, s.steps, s.guidance != 1) == key]
@@ -78,19 +78,23 @@ def test_guidance_doubles_the_calls(guidance: float, calls: int) -> None:
 
 
 def test_all_targets_can_be_met() -> None:
-    """Six for each model and two for the student, each with its own limit."""
+    """Seven for each model and two for the student, each with its own limit."""
     found = targets(kept(), CONFIG)
-    assert len(found) == 14
+    assert len(found) == 16
     assert [target.name for target in found if not target.met] == []
+
+
+GOOD: dict[str, Any] = dict(frechet=1.2, accuracy=0.98, nearest=1.9, copies=0.01)
 
 
 @pytest.mark.parametrize(
     ("scores", "missed"),
     [
-        (changed("UNet", "ddim", 50, frechet=1.31, accuracy=0.98, nearest=1.9), ["UNet: Fréchet distance at 50 steps over the floor"]),
-        (changed("DiT", "euler", 50, frechet=1.2, accuracy=0.96, nearest=1.9), ["DiT: label accuracy at 50 steps"]),
-        (changed("DiT", "euler", 10, True, frechet=9.0, accuracy=0.98, nearest=1.9), ["DiT: label accuracy with guidance"]),
-        (changed("UNet", "ddim", 50, frechet=1.2, accuracy=0.98, nearest=1.7), ["UNet: nearest training digit, over held-out digits' own"]),
+        (changed("UNet", "ddim", 50, **{**GOOD, "frechet": 1.31}), ["UNet: Fréchet distance at 50 steps over the floor"]),
+        (changed("DiT", "euler", 50, **{**GOOD, "accuracy": 0.96}), ["DiT: label accuracy at 50 steps"]),
+        (changed("DiT", "euler", 10, True, **{**GOOD, "frechet": 9.0}), ["DiT: label accuracy with guidance"]),
+        (changed("UNet", "ddim", 50, **{**GOOD, "nearest": 1.7}), ["UNet: nearest training digit, over held-out digits' own"]),
+        (changed("DiT", "euler", 50, **{**GOOD, "copies": 0.06}), ["DiT: share of near-copies"]),
         (changed("UNet", "ddpm", 10, frechet=1.4), ["UNet: 10 DDIM steps over 10 DDPM steps"]),
         (changed("Student", "consistency", 1, frechet=3.1), ["Student: Fréchet distance at 1 step over its teacher's at 50"]),
         (changed("Student", "consistency", 2, frechet=math.nan), ["Student: Fréchet distance at 2 steps over its teacher's at 50"]),
@@ -125,6 +129,22 @@ def test_real_digits_are_the_floor_and_noise_the_ceiling() -> None:
     assert unseen.accuracy.mean > 0.9
     assert floor.nearest.mean == 0 < 2 * unseen.nearest.mean < ceiling.nearest.mean
     assert math.isnan(unseen.frechet.mean)
+    assert floor.copies.mean == 1
+    assert unseen.copies.mean == pytest.approx(0.01, abs=1 / 539)
+
+
+def test_the_floor_has_the_classes_of_the_samples() -> None:
+    """Random class shares would raise the floor, and flatter samples whose shares are fixed."""
+    train, labels = digits(), digits("held_out").labels
+    assert labels is not None
+    assert train.labels is not None
+    for seed in range(3):
+        part = train.of_classes(labels[:270], seed)
+        assert torch.equal(train.labels[part], labels[:270])
+        assert len(part.unique()) == 270
+    assert not torch.equal(train.of_classes(labels, 0), train.of_classes(labels, 1))
+    with pytest.raises(ValueError, match=r"200 images of class 3 are asked for, but there are \d+: ask for fewer"):
+        train.of_classes(torch.full((200,), 3), 0)
 
 
 def test_sets_drawn_side_by_side_are_those_drawn_in_turn(tmp_path: Path) -> None:
@@ -140,14 +160,14 @@ def test_sets_drawn_side_by_side_are_those_drawn_in_turn(tmp_path: Path) -> None
     train, held_out = digits(), digits("held_out")
     judge = DigitJudge(train, held_out, train_classifier(train, epochs=1))
     threads = torch.get_num_threads()
-    (alone, images), (shared, others) = (measure(rows, judge, 12, workers, progress=False) for workers in (1, 3))
+    (alone, images), (shared, others) = (measure(rows, judge, 60, workers, progress=False) for workers in (1, 3))
     assert [(s.model, s.seeds) for s in shared] == [("a", 2), ("b", 3)]
     for one, other in zip(alone, shared, strict=True):
-        for name in ("frechet", "kernel", "accuracy", "nearest"):
+        for name in METRICS:
             assert asdict(getattr(one, name)) == pytest.approx(asdict(getattr(other, name)), rel=1e-4, abs=1e-6)
     for job in rows:
         torch.testing.assert_close(images[job], others[job], rtol=0, atol=1e-5)
-        assert images[job].shape == (12, 1, 8, 8)
+        assert images[job].shape == (60, 1, 8, 8)
     assert not torch.allclose(images[rows[0]], images[rows[1]], atol=0.1)
     assert torch.get_num_threads() == threads
 

@@ -200,11 +200,75 @@ def test_kernel_distance_is_unbiased() -> None:
     assert abs(float(values.mean())) < 3 * float(values.std()) / math.sqrt(300)
 
 
+def classes(seed: int, n: int, fixed: bool) -> tuple[Tensor, Tensor]:
+    """Features and labels of four classes far apart, with n/4 of each, or as many as chance gives."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 4 if fixed else torch.randint(4, (n,), generator=generator)
+    centre = 2 * normal(99, 4, 6)
+    return centre[labels] + 0.3 * torch.randn(n, 6, generator=generator, dtype=torch.float64), labels
+
+
+def test_kernel_distance_of_a_fixed_number_per_class_is_unbiased() -> None:
+    """Equal distributions: 0 within three standard errors with labels, below 0 without. The jackknife's error is the true spread where
+    distributions differ, and up to sqrt(2) of it where they are equal (there a U-statistic has no linear part).
+    """
+    found, plain, apart = [], [], []
+    for i in range(100):
+        (x, x_labels), (y, y_labels) = classes(2 * i, 40, True), classes(2 * i + 1, 60, True)
+        found.append(kernel_distance(x, y, x_labels, y_labels))
+        plain.append(kernel_distance(x, y).value)
+        apart.append(kernel_distance(x, y + 1, x_labels, y_labels))
+    values = torch.tensor([k.value for k in found])
+    assert abs(float(values.mean())) < 3 * float(values.std()) / math.sqrt(100)
+    assert max(plain) < -10 * float(values.std())
+    for kernels, factor in ((apart, 1.0), (found, math.sqrt(2))):
+        spread = float(torch.tensor([k.value for k in kernels]).std())
+        assert sum(k.error for k in kernels) / 100 == pytest.approx(factor * spread, rel=0.2)
+
+
+def test_kernel_distance_by_class_is_that_of_the_mixture() -> None:
+    """By its definition: mean kernels of every pair of classes, weighted by the classes' shares; the error by leaving out each sample."""
+    (x, x_labels), (y, y_labels) = classes(0, 16, True), classes(1, 30, False)
+    got = kernel_distance(x, y + 0.5, x_labels, y_labels)
+
+    def value(x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor) -> float:
+        def mean(a: Tensor, b: Tensor, same: bool) -> float:
+            k = (a @ b.T / 6 + 1) ** 3
+            return float((k.sum() - k.trace()) / (len(a) * (len(a) - 1)) if same else k.mean())
+
+        total = 0.0
+        one, other = (x, x_labels, share_x), (y, y_labels, share_y)
+        for (a, la, sa), (b, lb, sb), factor in ((one, one, 1), (other, other, 1), (one, other, -2)):
+            for c in range(4):
+                for d in range(4):
+                    total += factor * sa[c] * sb[d] * mean(a[la == c], b[lb == d], a is b and c == d)
+        return total
+
+    share_x, share_y = [0.25] * 4, [float((y_labels == c).double().mean()) for c in range(4)]
+    y = y + 0.5
+    assert got.value == pytest.approx(value(x, y, x_labels, y_labels), rel=1e-12)
+    variance = 0.0
+    for one in (True, False):
+        z, labels = (x, x_labels) if one else (y, y_labels)
+        for c in range(4):
+            leave = []
+            for i in (labels == c).nonzero()[:, 0].tolist():
+                rest = torch.arange(len(z)) != i
+                leave.append(value(x[rest], y, x_labels[rest], y_labels) if one else value(x, y[rest], x_labels, y_labels[rest]))
+            mean = sum(leave) / len(leave)
+            variance += (len(leave) - 1) / len(leave) * sum((v - mean) ** 2 for v in leave)
+    assert got.error == pytest.approx(math.sqrt(variance), rel=1e-9)
+
+
 @pytest.mark.parametrize("shapes", [((2, 4), (9, 4)), ((9, 4), (9, 5)), ((9,), (9,))], ids=str)
 def test_kernel_distance_refuses_sets_it_cannot_compare(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    """Fewer than three samples, or other widths, raise."""
-    with pytest.raises(ValueError, match="needs two"):
+    """Fewer than three samples, in all or in a class, or other widths, raise."""
+    with pytest.raises(ValueError, match="kernel distance needs"):
         kernel_distance(*(torch.zeros(shape) for shape in shapes))
+    with pytest.raises(ValueError, match="at least 3 samples in every set and class, not 2"):
+        kernel_distance(torch.zeros(9, 4), torch.zeros(9, 4), torch.tensor([0] * 7 + [1] * 2), torch.zeros(9))
+    with pytest.raises(ValueError, match="8 labels for 9 features"):
+        kernel_distance(torch.zeros(9, 4), torch.zeros(9, 4), torch.zeros(8), torch.zeros(9))
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 8, 8)], ids=str)

@@ -28,7 +28,7 @@ HOSTILE = "<script>alert('x')</script> & \"co\""
 def score(model: str = "UNet, eps", kind: Any = "model", sampler: str = "ddim", steps: int = 10, **changes: Any) -> Score:
     values: dict[str, Any] = dict(
         guidance=1.0, calls=steps, n=540, seeds=3, frechet=Spread(2.345, 0.12), kernel=Spread(0.0123, 0.0011),
-        accuracy=Spread(0.934, 0.006), nearest=Spread(1.912, 0.013), kernel_error=0.0009, seconds=0.37,
+        accuracy=Spread(0.934, 0.006), nearest=Spread(1.912, 0.013), copies=Spread(0.012, 0.004), kernel_error=0.0009, seconds=0.37,
     )  # fmt: skip
     return Score(model, kind, sampler, steps, **{**values, **changes})
 
