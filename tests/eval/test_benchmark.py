@@ -34,7 +34,7 @@ def kept() -> list[Score]:
             found += [
                 row(name, sampler=sampler, steps=50, frechet=1.2, accuracy=0.98, nearest=1.9, copies=0.01),
                 row(name, sampler=sampler, steps=10, frechet=ten, accuracy=0.98, nearest=1.9, copies=0.01),
-                row(name, sampler=sampler, steps=10, guidance=1.5, frechet=2.0, accuracy=0.995, nearest=1.9, copies=0.01),
+                row(name, sampler=sampler, steps=50, guidance=1.5, frechet=2.0, accuracy=0.995, nearest=1.9, copies=0.01),
             ]
     return [
         *found,
@@ -92,7 +92,7 @@ GOOD: dict[str, Any] = dict(frechet=1.2, accuracy=0.98, nearest=1.9, copies=0.01
     [
         (changed("UNet", "ddim", 50, **{**GOOD, "frechet": 1.31}), ["UNet: Fréchet distance at 50 steps over the floor"]),
         (changed("DiT", "euler", 50, **{**GOOD, "accuracy": 0.96}), ["DiT: label accuracy at 50 steps"]),
-        (changed("DiT", "euler", 10, True, **{**GOOD, "frechet": 9.0}), ["DiT: label accuracy with guidance"]),
+        (changed("DiT", "euler", 50, True, **{**GOOD, "frechet": 9.0}), ["DiT: label accuracy at 50 steps, guided"]),
         (changed("UNet", "ddim", 50, **{**GOOD, "nearest": 1.7}), ["UNet: nearest training digit, over held-out digits' own"]),
         (changed("DiT", "euler", 50, **{**GOOD, "copies": 0.06}), ["DiT: share of near-copies"]),
         (changed("UNet", "ddpm", 10, frechet=1.4), ["UNet: 10 DDIM steps over 10 DDPM steps"]),
@@ -109,7 +109,7 @@ def test_targets_need_their_rows() -> None:
     """A row that is not there is named; so are the real digits."""
     with pytest.raises(ValueError, match="need a row for Student, consistency, 2 steps: add it to jobs"):
         targets(kept()[:-1], CONFIG)
-    with pytest.raises(ValueError, match="need a row for DiT, euler, 10 steps, guided"):
+    with pytest.raises(ValueError, match="need a row for DiT, euler, 50 steps, guided"):
         targets([s for s in kept() if (s.model, s.sampler, s.guidance) != ("DiT", "euler", 1.5)], CONFIG)
     with pytest.raises(ValueError, match="reference rows"):
         targets([s for s in kept() if s.kind != "floor"], CONFIG)
