@@ -4,7 +4,11 @@ PYTHON ?= python3
 BIN    := .venv/bin
 SETUP  := .venv/setup.done
 RUNS   := runs/quickstart
-HALF    = $(shell $(BIN)/python -c 'import os; print(max(1, (os.cpu_count() or 2) // 2))')
+# Half of the cores that this process may use.
+HALF    = $(shell $(BIN)/python -c 'import os; print(max(1, len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 2))(0)) // 2))')
+# For the packages and, since some are built here, for what builds them.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .PHONY: quickstart quickstart-unet quickstart-dit quickstart-consistency test lint format setup notebooks constraints clean
 
@@ -40,7 +44,7 @@ setup: $(SETUP)
 $(SETUP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.10 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 notebooks: $(SETUP)    ## run the notebooks again and keep their outputs
@@ -49,7 +53,7 @@ notebooks: $(SETUP)    ## run the notebooks again and keep their outputs
 # Needs every Python that it names on the PATH; each resolves what it would install.
 constraints:
 	mkdir -p build
-	for v in 3.10 3.11 3.12 3.13; do \
+	unset PIP_CONSTRAINT PIP_BUILD_CONSTRAINT; for v in 3.10 3.11 3.12 3.13; do \
 	    python$$v -m pip install --quiet --dry-run --ignore-installed --report build/constraints-$$v.json '.[dev]' || exit 1; done
 	$(PYTHON) .ci/constraints.py $$(for v in 3.10 3.11 3.12 3.13; do echo $$v=build/constraints-$$v.json; done) > constraints.txt
 

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 FOLDER = Path(__file__).parent
+LOOKING = ("--help", "-h", "--cfg", "-c", "--resolve", "--info", "-i", "--version")
 
 
 def compose(program: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -45,10 +46,13 @@ def command_line(program: str, main: Callable[[dict[str, Any]], int]) -> None:
     """
     arguments = sys.argv[1:]
     try:
-        config = {} if _is_for_hydra(arguments) else compose(program, arguments)
-        if config:
-            sys.exit(main(config))
+        if not _is_for_hydra(arguments):
+            sys.exit(main(compose(program, arguments)))
         hydra.main(version_base="1.3", config_path=str(FOLDER / program), config_name="config")(lambda config: None)()
+    except HydraException as error:  # such as what `evaluate` names, and cannot be made
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        sys.exit(f"error: {' '.join(str(error).split())}")
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -58,8 +62,14 @@ def command_line(program: str, main: Callable[[dict[str, Any]], int]) -> None:
 
 
 def _is_for_hydra(arguments: Sequence[str]) -> bool:
-    """--help, --cfg job, --info and the like only look at the configuration: Hydra's own command line answers them."""
-    return any(argument.startswith("-") for argument in arguments)
+    """--help, --cfg job and --info only look at the configuration: Hydra's own command line answers them. No other flag has a meaning."""
+    flags = [argument.split("=")[0] for argument in arguments if argument.startswith("-")]
+    for flag in flags:
+        if flag not in LOOKING:
+            raise ValueError(
+                f"no flag {flag}: settings are given as name=value, and {', '.join(LOOKING)} show them (a shell loop makes many runs)"
+            )
+    return bool(flags)
 
 
 def _compose(program: str, overrides: Sequence[str]) -> DictConfig:

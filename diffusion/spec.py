@@ -106,6 +106,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         numbers = (int, float) if kind is float else (int,)
         return isinstance(value, numbers) and not isinstance(value, bool) and value == value
+    if origin is dict:
+        return isinstance(value, dict)
     return isinstance(value, kind) if kind in (bool, str, dict, type(None)) else True
 
 
@@ -118,9 +120,11 @@ def _said(kind: Any) -> str:
         return "one of " + ", ".join(map(str, parts))
     if origin in (tuple, list):
         return f"a list of {'' if origin is list or parts[-1] is ... else f'{len(parts)} '}{_plural(parts[0])}"
+    if origin is dict:
+        return "a mapping"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping", type(None): "null"}
     return names.get(kind, str(kind))
 
 
 def _plural(kind: Any) -> str:
-    return {int: "whole numbers", float: "numbers", str: "texts"}.get(kind, _said(kind))
+    return {int: "whole numbers", float: "numbers", str: "texts"}.get(kind, "mappings")

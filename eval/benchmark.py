@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 import models
 from diffusion import Grid, initial_noise
-from diffusion.spec import check_names
+from diffusion.spec import check_at_least_one, check_mapping, make_params
 from eval.judge import DigitJudge, Figures
 from eval.score import Score, Spread
 from models import Model
@@ -38,8 +37,11 @@ class Job:
     steps: int
     guidance: float = 1.0
     seeds: int = 3
-    grid: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    grid: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "steps", "seeds")
 
     @property
     def calls(self) -> int:
@@ -55,14 +57,15 @@ def jobs(spec: Sequence[Mapping[str, Any]]) -> list[Job]:
     """The rows that a configuration lists: sampler, steps and guidance may be lists, of which every combination is a row."""
     found = []
     for entry in spec:
-        check_names("benchmark setting", entry, ("name", "run", "sampler", "steps", "guidance", "seeds", "grid", "options"))
-        fixed = {key: value for key, value in entry.items() if key not in ("sampler", "steps", "guidance")}
+        fixed = {
+            key: value for key, value in check_mapping("a benchmark entry", entry).items() if key not in ("sampler", "steps", "guidance")
+        }
         lists = [
             value if isinstance(value := entry.get(key, default), list) else [value]
             for key, default in (("sampler", None), ("steps", None), ("guidance", 1.0))
         ]
         found += [
-            Job(**fixed, sampler=sampler, steps=steps, guidance=guidance)
+            make_params("jobs", Job, {**fixed, "sampler": sampler, "steps": steps, "guidance": guidance})
             for sampler, guidance, steps in product(lists[0], lists[2], lists[1])
         ]
     return found
@@ -74,9 +77,11 @@ def measure(
     """A score per job, and the images of its first seed.
 
     n        images per seed
-    workers  sets of images drawn side by side, each on its share of torch's threads; None: as many as there are cores. Two cores
-             draw two sets on one core each faster than one set after the other on both, most of all where they are shared.
+    workers  sets of images drawn side by side, each on its share of torch's threads; None: as many as torch has. Two cores draw
+             two sets on one core each faster than one set after the other on both, most of all where they are shared.
     """
+    if not 1 <= n <= len(judge.labels):
+        raise ValueError(f"n must lie in 1 ... {len(judge.labels)}, the number of held-out digits, not {n}")
     loaded = {job.run: _load(job.run) for job in all_jobs}
     parts = [(job, seed) for job in all_jobs for seed in range(job.seeds)]
     labels = judge.labels[:n]
@@ -92,7 +97,7 @@ def measure(
         return x, judge.judge(x, labels), seconds
 
     with tqdm(total=calls, desc="sampling", unit="call", unit_scale=True, disable=not progress) as bar:
-        results = dict(zip(parts, _side_by_side(drawn, parts, workers or os.cpu_count() or 1), strict=True))
+        results = dict(zip(parts, _side_by_side(drawn, parts, workers or torch.get_num_threads()), strict=True))
     scores, images = [], {}
     for job in all_jobs:
         sets, figures, seconds = zip(*(results[job, seed] for seed in range(job.seeds)), strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffusion.spec import check_names, make
+from diffusion.spec import check_names, check_type, make
 from eval.judge import DigitJudge, Figures
 from models.files import write_json
 from samplers.provenance import provenance
@@ -20,6 +20,8 @@ KEYS = ("program", "samples", "out", "metric", "training", "reference")
 def run(config: Mapping[str, Any]) -> dict[str, float]:
     """The figures asked for, of an image folder with a subfolder per class, printed by the caller and written as JSON."""
     check_names("setting", config, KEYS)
+    check_type("samples", config["samples"], str)
+    check_type("metric", config["metric"], str | list[str])
     wanted = config["metric"] if isinstance(config["metric"], list) else [config["metric"]]
     check_names("metric", wanted, [name for name in Figures._fields if name != "kernel_error"])
     folder = Path(config["samples"])

@@ -88,7 +88,7 @@ def quality_plot(scores: Sequence[Score], metric: Metric = "frechet") -> Figure:
         first = not any((s.model, s.guidance) == (left, guidance) for s in made for left in models[:j])
         _axes(axes, title=f"{model} · {guidance_name(guidance)}", xlabel="steps", ylabel=AXIS_NAMES[metric] if first else "")
         _quality_scale(axes, made, metric)
-        _references(axes, scores, metric, named=first)
+        _references(axes, scores, metric)
         axes.tick_params(labelleft=first)
         for sampler in _unique(s.sampler for s in part):
             _line(axes, [s for s in part if s.sampler == sampler], metric)
@@ -118,9 +118,9 @@ def trade_offs_plot(scores: Sequence[Score]) -> Figure:
     _axes(cost, title="What quality costs", xlabel="network calls per sample", ylabel=AXIS_NAMES["frechet"])
     _log_x(cost, sorted({s.calls for s in made}))
     _axes(labels, title="Likeness and label", xlabel="label accuracy, % (further right is better)")
-    for axes, named in ((cost, True), (labels, False)):
+    for axes in (cost, labels):
         _quality_scale(axes, made, "frechet", steps=False)
-        _references(axes, scores, "frechet", named=named)
+        _references(axes, scores, "frechet")
     _legend(figure, [cost])
     return figure
 
@@ -235,7 +235,9 @@ def svg(figure: Figure, name: str, description: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="|(?<=href=")#|url\(#', lambda match: match[0] + f"{name}-", text)  # several figures share one page
+    # Several figures share one page; and matplotlib's own ids are not always those of the last time.
+    ids = {old: f"{name}-{i}" for i, old in enumerate(re.findall(r'\bid="([^"]+)"', text))}
+    text = re.sub(r'(\bid="|href="#|url\(#)([^")]+)', lambda match: match[1] + ids[match[2]], text)
     known = {color: f"var(--{key}, {color})" for key, color in PALETTE.items()}
     text = re.sub(r"#[0-9a-f]{6}\b", lambda match: known.get(match[0], match[0]), text)
     box = re.search(r'viewBox="[^"]*"', text)
@@ -303,30 +305,31 @@ def _quality_scale(axes: Any, made: Sequence[Score], metric: Metric, steps: bool
         _log_x(axes, sorted({s.steps for s in made}))
     if metric == "accuracy":
         axes.set_yscale("logit")
-        axes.yaxis.set_major_locator(FixedLocator([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999]))
+        axes.yaxis.set_major_locator(FixedLocator([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    elif any(getattr(s, metric).mean > 0 for s in made):  # where every model diverged, a log axis has nothing to stand on
-        axes.set_yscale("log", nonpositive="mask")
-        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+    else:
+        _log_y(axes, np.array([value for s in made if (value := getattr(s, metric).mean) > 0 and math.isfinite(value)]))
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _references(axes: Any, scores: Sequence[Score], metric: Metric, named: bool) -> None:
-    """Real data as a band of mean +- spread and noise as a dotted line, each with its name beside it."""
-    label = dict(xycoords=("axes fraction", "data"), textcoords="offset points", color=MUTED, fontsize=8.5)
+def _references(axes: Any, scores: Sequence[Score], metric: Metric) -> None:
+    """Real data as a band of mean +- spread, noise as a dotted line where it is near enough not to flatten the rest, else in words."""
     real, noise = reference(scores, "floor", metric), reference(scores, "ceiling", metric)
     n = max((s.n for s in scores), default=1)
     if real is not None:
         low, middle, high = _ends(real, metric, n)
         axes.axhspan(low, high, color=MUTED, alpha=0.3, lw=0, zorder=0)
-        axes.axhline(middle, color=MUTED, lw=1, zorder=0)
-        if named:  # on the left, on the side that curves come from
-            up = metric != "accuracy"
-            axes.annotate("real digits", (0, middle), (2, 4 if up else -5), va="bottom" if up else "top", **label)
-    if noise is not None:
-        axes.axhline(_ends(noise, metric, n)[1], color=MUTED, lw=1.2, ls=(0, (1, 2)), zorder=0)
-        if named:
-            axes.annotate("pure noise", (1, _ends(noise, metric, n)[1]), (-2, 3), ha="right", va="bottom", **label)
+        axes.axhline(middle, color=MUTED, lw=1, zorder=0, label="real digits")
+    if noise is None:
+        return
+    made = [getattr(s, metric).mean for s in scores if s.kind == "model"]
+    accuracy = metric == "accuracy"
+    if made and (min(made) > noise.mean + 0.5 if accuracy else 4 * max(made) < noise.mean):
+        text = f"pure noise {100 * noise.mean:.0f} % ↓" if accuracy else f"pure noise {noise.mean:.3g} ↑"
+        place = dict(xy=(1, 0), xytext=(-2, 4), va="bottom") if accuracy else dict(xy=(1, 1), xytext=(-2, -3), va="top")
+        axes.annotate(text, xycoords="axes fraction", textcoords="offset points", ha="right", color=MUTED, fontsize=8.5, **place)
+    else:
+        axes.axhline(_ends(noise, metric, n)[1], color=MUTED, lw=1.2, ls=(0, (1, 2)), zorder=0, label="pure noise")
 
 
 def _ends(spread: Spread, metric: Metric, n: int) -> tuple[float, float, float]:

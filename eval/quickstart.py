@@ -13,7 +13,7 @@ from torch import Tensor
 
 import models
 from diffusion import initial_noise
-from diffusion.spec import check_names, make
+from diffusion.spec import check_names, check_type, make
 from eval.benchmark import Job, jobs, measure, references
 from eval.judge import DigitJudge
 from eval.plots import quality_plot, save_figure
@@ -39,6 +39,8 @@ floor, what pure noise gets is the ceiling; a number means something only betwee
 def run(config: Mapping[str, Any]) -> bool:
     """Measure, judge, and write out/report.html, out/scores.json and pictures; whether every target was met."""
     check_names("setting", config, KEYS)
+    for name, kind in (("n", int), ("workers", int | None), ("jobs", list[dict[str, Any]]), ("progress", bool), ("out", str)):
+        check_type(name, config[name], kind)
     start, out = time.perf_counter(), Path(config["out"])
     out.mkdir(parents=True, exist_ok=True)
     splits = {"digits": digits}

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_UMASK = os.umask(0)  # reading it sets it, so this is done once, before there are threads
+os.umask(_UMASK)
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -22,6 +25,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        temporary.chmod(0o666 & ~_UMASK)  # some writers make files that nobody else may read
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -50,11 +54,17 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, float]]:
-    """A file of one JSON object per line, such as a run's metrics.jsonl; a line that a crash cut short is left out."""
-    lines = []
-    for line in Path(path).read_text().splitlines():
+    """A file of one JSON object per line, such as a run's metrics.jsonl; a last line that a crash cut short is left out.
+
+    ValueError that names file and line for any other that is no object.
+    """
+    text = Path(path).read_text()
+    objects: list[dict[str, float]] = []
+    for number, line in enumerate(text.splitlines(), 1):
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+            objects.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            if number == len(text.splitlines()) and not text.endswith("\n"):
+                break
+            raise ValueError(f"{path} is damaged in line {number}: {error}") from None
+    return objects

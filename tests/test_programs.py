@@ -173,6 +173,10 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "samples": ("eval", ["samples={new}"], "no such image folder: {new}"),
     "empty samples": ("eval", ["samples={empty}"], "no images in {empty}"),
     "metric": ("eval", ["samples={new}", "metric=[frechett]"], "no metric named 'frechett'; did you mean 'frechet'?"),
+    "many runs": ("samplers", ["-m", "run={run}", "steps=1,2"], "no flag -m: settings are given as name=value"),
+    "evaluator": ("train", [*TRAIN, "run={new}", "evaluate={{_target_:no.such}}"], "no.such"),
+    "figures of too few": ("eval", ["experiment=quickstart", "n=abc"], "n must be a whole number, not 'abc'"),
+    "no list of rows": ("eval", ["experiment=quickstart", "jobs=abc"], "jobs must be a list of mappings, not 'abc'"),
     "program": ("eval", ["experiment=quickstrat"], "no experiment named 'quickstrat'; did you mean 'quickstart'?"),
 }  # fmt: skip
 

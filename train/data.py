@@ -85,7 +85,7 @@ def digits(split: Literal["train", "held_out", "all"] = "train", held_out: float
 
 
 class ImageFolder:
-    """Images of a folder, decoded when asked for. Subfolders, if there are any, are classes in alphabetical order.
+    """Images of a folder, decoded when asked for. Subfolders, if there are any, are classes: numbers in their order, then names in theirs.
 
     size      the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None keeps sizes,
               which must then be equal
@@ -99,7 +99,8 @@ class ImageFolder:
         self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         if not self.files:
             raise ValueError(f"no images in {folder}: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
-        classes = sorted({p.relative_to(folder).parts[0] for p in self.files if p.parent != folder})
+        names = {p.relative_to(folder).parts[0] for p in self.files if p.parent != folder}
+        classes = sorted(names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
         loose = [p for p in self.files if p.parent == folder]
         if classes and loose:
             raise ValueError(f"{folder} mixes class folders ({classes[0]}, ...) and loose images ({loose[0].name}, ...): keep one kind")

@@ -67,7 +67,7 @@ def test_lists_are_multiplied_out() -> None:
         (s, n, g) for s in ("ddpm", "ddim") for n in (5, 10) for g in (1.0, 2.0)
     }
     assert asdict(found[8]) == asdict(Job("b", "q", "euler", 3, 1.0, seeds=1))
-    with pytest.raises(ValueError, match="no benchmark setting named 'stesp'; did you mean 'steps'"):
+    with pytest.raises(ValueError, match="no jobs parameter named 'stesp'; did you mean 'steps'"):
         jobs([{"name": "a", "run": "r", "sampler": "ddim", "stesp": 5}])
 
 

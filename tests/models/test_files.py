@@ -63,6 +63,23 @@ def test_json_lines_without_the_one_cut_short(tmp_path: Path) -> None:
     assert math.isnan(second["loss"])
 
 
+@pytest.mark.parametrize("line", ['{"step": 1, "lo', "[1, 2]", "3"])
+def test_json_lines_with_another_bad_line_are_refused(line: str, tmp_path: Path) -> None:
+    """Only the last line can have been cut short; anything else was not written by us, and must not vanish in silence."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 2"):
+        read_json_lines(path)
+
+
+def test_files_are_as_readable_as_others(tmp_path: Path) -> None:
+    """Also where their writer makes them private, as safetensors does."""
+    (tmp_path / "plain").write_text("")
+    with replacing(tmp_path / "file") as temporary:
+        temporary.touch(mode=0o600)
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_json_is_read_back(tmp_path: Path) -> None:
     write_json(tmp_path / "a.jsonl", {})
     assert read_json_lines(tmp_path / "a.jsonl") == [{}]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from packaging.version import Version
 from torch import Tensor
 
 from diffusion import (
@@ -223,6 +225,7 @@ def test_ddpm_of_diffusers_with_fixed_large_log() -> None:
     assert first.x.isfinite().all()
 
 
+@pytest.mark.skipif(Version(diffusers.__version__) < Version("0.42"), reason="the defect of the peer came with diffusers 0.42")
 def test_flow_match_of_diffusers_with_explicit_timesteps() -> None:
     """Given times and shift 3 it shifts the noise but not the time it tells: 500 at 750. It ends far off; ours on the point."""
     times = [1000.0, 750.0, 500.0, 250.0]

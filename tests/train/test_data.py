@@ -71,7 +71,7 @@ def test_an_unknown_split_is_refused(split: str) -> None:
 
 
 def test_an_image_folder_reads_classes_and_colours(tmp_path: Path) -> None:
-    """Subfolders in alphabetical order are classes; pixels go from -1 to 1, channels first; other files are not looked at."""
+    """Subfolders are classes, in alphabetical order where they are names; pixels go from -1 to 1; other files are not looked at."""
     paint(tmp_path / "dog" / "b.png", colour=(255, 0, 51))
     paint(tmp_path / "cat" / "deep" / "a.PNG", colour=(0, 255, 0))
     (tmp_path / "dog" / "notes.txt").write_text("not an image")
@@ -139,3 +139,11 @@ def test_starting_later_is_skipping(start: int) -> None:
     """Batch number `start` and those after it do not depend on having drawn the ones before."""
     whole = list(islice(shuffled_batches(10, 4, seed=3), 30))
     assert list(islice(shuffled_batches(10, 4, seed=3, start=start), 30 - start)) == whole[start:]
+
+
+def test_classes_that_are_numbers_come_in_their_order(tmp_path: Path) -> None:
+    """10 comes after 2, as in the folders that `python -m samplers` writes; names come after numbers."""
+    for name in ("10", "2", "0", "cat"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "a.png")
+    assert ImageFolder(tmp_path).classes == ["0", "2", "10", "cat"]

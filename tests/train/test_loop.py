@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -12,10 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import models
@@ -23,7 +26,7 @@ from configs import compose
 from diffusion import Denoiser
 from models import Model
 from models.checkpoints import native
-from models.files import read_json_lines
+from models.files import read_json, read_json_lines
 from train import TrainParams, run, train
 from train.data import Batch, digits
 from train.density import Uniform
@@ -334,16 +337,23 @@ def test_ctrl_c_does_not_save_a_broken_state(tmp_path: Path) -> None:
     assert not (tmp_path / native.FILE_NAME).exists()
 
 
+# Another value for every setting of training that a resumed run must keep; those below may change.
+OTHER: dict[str, Any] = dict(
+    batch_size=8, accumulate=2, learning_rate=0.5, warmup=3, final=0.5, weight_decay=0.1, betas=(0.5, 0.99), clip=0.5, ema=0.5, seed=7,
+)  # fmt: skip
+FREE = {"steps", "precision", "save_every", "log_every", "evaluate_every", "workers", "compile"}
+
+
+def test_every_setting_is_either_kept_or_free() -> None:
+    """A new setting has to be put into one of the two."""
+    assert OTHER.keys() | FREE == {field.name for field in dataclasses.fields(TrainParams)}
+    assert not OTHER.keys() & FREE
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 0.5}, "was trained with train.learning_rate=0.001, not 0.5"),
-        ({"batch_size": 8}, "was trained with train.batch_size=16, not 8"),
-        ({"accumulate": 2}, "was trained with train.accumulate=1, not 2"),
-        ({"clip": 0.5}, "was trained with train.clip=1.0, not 0.5"),
-        ({"ema": 0.5}, "was trained with train.ema=0.9, not 0.5"),
-        ({"betas": (0.5, 0.99)}, r"was trained with train.betas=\[0.9, 0.99\], not \[0.5, 0.99\]"),
-        ({"weight_decay": 0.1}, "was trained with train.weight_decay=0.0, not 0.1"),
+        *(({name: value}, f"was trained with train.{name}=") for name, value in OTHER.items()),
         ({"model": 16}, "was trained with network.channels=8, not 16"),
         ({"steps": 5}, "has finished 6 steps, more than train.steps=5"),
     ],
@@ -359,6 +369,98 @@ def test_resuming_as_something_else_is_refused(tmp_path: Path, changes: dict[str
     assert "\n" not in str(refusal.value)
     assert (tmp_path / native.FILE_NAME).read_bytes() == before
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_trained_folder_is_not_overwritten(tmp_path: Path) -> None:
+    """Without resume=True the loop itself refuses a folder that holds a checkpoint."""
+    go(tmp_path)
+    before = (tmp_path / native.FILE_NAME).read_bytes(), (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="already holds a trained run: resume=true goes on with it"):
+        go(tmp_path, steps=3)
+    assert ((tmp_path / native.FILE_NAME).read_bytes(), (tmp_path / "metrics.jsonl").read_bytes()) == before
+
+
+def test_a_resumed_run_says_how_it_began(tmp_path: Path) -> None:
+    """provenance.json keeps the first start and adds each resumption; config.json holds the settings of the last."""
+    assert run(config(tmp_path, "train.steps=2"))
+    first = read_json(tmp_path / "provenance.json")
+    assert run(config(tmp_path, "train.steps=3", "resume=true"))
+    record = read_json(tmp_path / "provenance.json")
+    assert len(record.pop("resumed")) == 1
+    assert record == first
+    assert read_json(tmp_path / "config.json")["train"]["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.accumulate=3"], "does not divide into 1 processes x 3 parts"),
+        (["train.ema=2"], r"train.ema must lie in \[0, 1\), not 2"),
+        (["train.betas=[2,3]"], r"train.betas must lie in"),
+        (["train.betas=[0.9]"], "train.betas must be a list of 2 numbers"),
+        (["train.clip=0"], "train.clip must be greater than 0"),
+        (["train.warmup=-5"], "train.warmup must not be negative"),
+        (["objective.drop=2"], r"objective.drop is a probability, within \[0, 1\], not 2"),
+        (["objective.drop=abc"], "drop of objective 'denoising' must be a number, not 'abc'"),
+        (["~objective.density"], "objective 'denoising' needs density"),
+        (["model.network.out_channels=3"], "model.network.out_channels=3 must be 1 as in the data, or twice it"),
+        (["resume=maybe"], "resume must be true or false, not 'maybe'"),
+        (["device=gpu"], "no device 'gpu' here"),
+    ],
+)
+def test_a_run_that_cannot_be_leaves_no_folder(overrides: list[str], message: str, tmp_path: Path) -> None:
+    """Wrong values are refused before anything is written."""
+    with pytest.raises(ValueError, match=message):
+        run(config(tmp_path / "run", *overrides))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_infinite_gradient_does_not_reach_the_checkpoint(tmp_path: Path) -> None:
+    """Its loss is finite when it appears, and the weights are lost one step later: the run stops before it saves them."""
+
+    class Explodes(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(context: Any, *gradients: Tensor) -> Tensor:
+            return gradients[0] * math.inf
+
+    model, calls = fresh(), 0
+    plain = denoising(model)
+
+    def objective(denoiser: Denoiser, batch: Batch) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return cast(Tensor, Explodes.apply(plain(denoiser, batch))) if calls == 5 else plain(denoiser, batch)
+
+    with pytest.raises(FloatingPointError, match=r"gradient's norm (nan|inf) .* last good checkpoint, of step 3"):
+        go(tmp_path, objective, model, save_every=3, log_every=3)
+    assert all(value.isfinite().all() for value in state(tmp_path).values())
+
+
+def test_ctrl_c_reaches_the_loop_and_not_its_workers(tmp_path: Path) -> None:
+    """A terminal sends Ctrl-C to every process of the group; those that decode images leave it to the loop, which saves."""
+    for i in range(32):
+        picture = Image.fromarray(np.full((8, 8), 8 * i, np.uint8))
+        (tmp_path / "images" / str(i % 10)).mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / "images" / str(i % 10) / f"{i}.png")
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "train", *(o for o in OVERRIDES if not o.startswith("data")), "~data.split", "data.name=folder"]
+    command += [f"+data.folder={tmp_path / 'images'}", "+data.channels=1", f"run={folder}", "train.log_every=1", "train.steps=100000"]
+    with subprocess.Popen(
+        [*command, "train.workers=2", "train.save_every=100000"],
+        env=ENVIRONMENT, stdout=-1, stderr=-1, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        while not ((folder / "metrics.jsonl").exists() and len(steps(folder)) > 1):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        _, error = process.communicate()
+    assert process.returncode == 130, error
+    assert error.startswith("stopped and saved"), error
+    assert progress(folder)["step"] > 1
 
 
 def test_resumed_metrics_have_every_step_once(tmp_path: Path) -> None:
