@@ -140,7 +140,8 @@ def _row_name(score: Score) -> str:
 
 def _target(target: Target) -> dict[str, object]:
     bound = ("≤ " if target.at_most else "≥ ") + number(target.limit)
-    return {"name": target.name, "value": f"{target.value:.3f}", "bound": bound, "met": target.met, "note": target.note}
+    value = f"{target.value:.3f}" if math.isfinite(target.value) else NOTHING
+    return {"name": target.name, "value": value, "bound": bound, "met": target.met, "note": target.note}
 
 
 # --------------------------------------------------------------------------------------------------------------- the table

@@ -169,7 +169,7 @@ def test_targets_met_and_missed(tmp_path: Path) -> None:
     page = write(tmp_path / "r.html", targets=targets)
     verdicts = re.findall(r'<td>([^<]+)</td><td class="num">([^<]+)</td><td class="num quiet">([^<]+)</td>.*?([✓✗] \w+)', page)
     assert verdicts == [
-        ("Likeness", "1.87", "≤ 3", "✓ met"), ("Labels", "0.9", "≥ 0.95", "✗ missed"), ("Not measured", "–", "≤ 1", "✗ missed"),
+        ("Likeness", "1.870", "≤ 3", "✓ met"), ("Labels", "0.900", "≥ 0.95", "✗ missed"), ("Not measured", "–", "≤ 1", "✗ missed"),
     ]  # fmt: skip
     assert "the student saw 500 steps" in page
     assert "1 of 3" in page
