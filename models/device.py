@@ -6,13 +6,14 @@ import torch
 
 
 def find_device(name: str | None = None) -> torch.device:
-    """The device of that name: "cuda", "cuda:1", "mps", "cpu"; None takes a GPU where there is one. ValueError where it is not there."""
+    """The device of that name: "cuda", "cuda:1", "mps", "cpu"; None takes a GPU where there is one. ValueError where it is not there.
+
+    Touches no GPU, so that of several processes each wakes its own only.
+    """
+    gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        have = [f"cuda:{i}" for i in range(torch.cuda.device_count())] + ["mps"] * torch.backends.mps.is_available()
-        raise ValueError(f"no device {name!r} here ({str(error).splitlines()[0]}); there is: {', '.join([*have, 'cpu'])}") from None
-    return device
+        return torch.device("cuda" if gpus else "cpu")
+    there = ["cuda"] * bool(gpus) + [f"cuda:{i}" for i in range(gpus)] + ["mps"] * mps + ["cpu"]
+    if name not in there:
+        raise ValueError(f"no device {name!r} here; there is: {', '.join(there)}")
+    return torch.device(name)

@@ -257,6 +257,23 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
     assert_close(state(tmp_path / "plain", "network."), state(tmp_path / "one", "network."))
 
 
+def test_ctrl_c_stops_all_processes_at_the_same_step(tmp_path: Path) -> None:
+    """However rarely they log: torchrun waits half a minute for its processes, and kills those that have not stopped."""
+    folder = tmp_path / "run"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train", *OVERRIDES]
+    settings = [f"run={folder}", "train.steps=1000000", "train.log_every=1000000", "train.save_every=3"]
+    with subprocess.Popen([*launch, *settings], env=ENVIRONMENT, stdout=-1, stderr=-1, text=True, start_new_session=True) as process:
+        while not (folder / native.FILE_NAME).exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, error = process.communicate()
+    assert error.count("stopped and saved") == 1, error
+    assert f"torchrun --nproc-per-node 2 -m train {shlex.join(OVERRIDES)}" in error
+    assert "forcefully" not in error
+    assert progress(folder)["step"] >= 3
+
+
 @pytest.mark.parametrize("accumulate", [2, 8])
 def test_accumulated_parts_are_one_batch(tmp_path: Path, accumulate: int) -> None:
     """An objective without chance learns the same from a batch and from its parts, to rounding of float64."""
