@@ -137,7 +137,7 @@ def references(judge: DigitJudge, n: int, seeds: int = 20) -> list[Score]:
     row: dict[str, Any] = dict(sampler="", steps=0, guidance=1.0, calls=0, seconds=0.0)
     return [
         Score(model="Real digits (train split)", kind="floor", n=n, seeds=seeds, **row, **_spread(real)),
-        Score(model="Held-out digits", kind="floor", n=len(held_out), seeds=1, **row, **_spread([own])),
+        Score(model="Held-out digits", kind="held_out", n=len(held_out), seeds=1, **row, **_spread([own])),
         Score(model="Pure noise", kind="ceiling", n=n, seeds=3, **row, **_spread(noise)),
     ]
 

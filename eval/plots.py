@@ -130,7 +130,7 @@ def nearest_plot(scores: Sequence[Score]) -> Figure:
     near = [s for s in scores if math.isfinite(s.nearest.mean)]
     within = [s for s in near if s.kind != "ceiling"]
     made = sorted((s for s in near if s.kind == "model"), key=lambda s: (_unique(s.model for s in scores).index(s.model), s.guidance))
-    lines = _unique(_nearest_name(s) for s in [*(s for s in within if s.kind == "floor"), *made, *near])
+    lines = _unique(_nearest_name(s) for s in [*(s for s in within if s.kind != "model"), *made, *near])
     figure, ((axes,),) = _panels(1, 1, height=0.9 + 0.4 * len(lines))
     for score in within:
         style, y = _style(score.sampler), lines.index(_nearest_name(score))

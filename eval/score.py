@@ -28,11 +28,12 @@ class Spread:
 class Score:
     """One row of the table: one model, sampler, number of steps and guidance scale, or one reference set.
 
-    kind "floor" is real data, "ceiling" is noise: what a perfect and what an ignorant model would get, at the same n.
+    kind  "model"; "floor", training images, and "ceiling", noise: what a perfect and what an ignorant model would get at the
+          same n; "held_out", the images that the others are compared with
     """
 
     model: str
-    kind: Literal["model", "floor", "ceiling"]
+    kind: Literal["model", "floor", "held_out", "ceiling"]
     sampler: str  # "" for references
     steps: int  # 0 for references
     guidance: float  # 1 is off
@@ -92,14 +93,12 @@ class Target:
 def reference(scores: Iterable[Score], kind: Literal["floor", "ceiling"], metric: Metric) -> Spread | None:
     """The figure of real data ("floor") or of noise ("ceiling") to judge a metric by; None where no row has one.
 
-    Distances between sets are judged by the train split, which is as far from the held-out images as real data is at
-    this n. Accuracy and nearest distance are judged by the held-out images, which neither judge nor model has seen.
-    Each set has 0 or NaN in the other's column, so the larger one is meant, whatever the sets are called.
+    Distances between sets are judged by training images, which are as far from the held-out ones as real data is at this n.
+    Accuracy and the nearest training image are judged by the held-out images, which neither judge nor model has seen.
     """
-    telling: Metric = "frechet" if metric in ("frechet", "kernel") else "nearest"
-    able = [s for s in scores if s.kind == kind and getattr(s, telling).mean > 0 and math.isfinite(getattr(s, metric).mean)]
-    found: Spread | None = getattr(max(able, key=lambda s: getattr(s, telling).mean), metric) if able else None
-    return found
+    wanted = "held_out" if kind == "floor" and metric in ("accuracy", "nearest", "copies") else kind
+    found: list[Spread] = [getattr(s, metric) for s in scores if s.kind == wanted]
+    return next((spread for spread in found if math.isfinite(spread.mean)), None)
 
 
 def _to_plain(value: Any) -> Any:

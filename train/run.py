@@ -41,6 +41,8 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
     check_names("setting", config, KEYS)
     for key in ("resume", "progress", "wandb"):
         check_type(key, config.get(key, False), bool)
+    if config.get("evaluate") and evaluate is None:
+        raise ValueError("evaluate is for the command line: from Python give what it makes, as train.run(config, evaluate)")
     folder, params = Path(str(config["run"])), make_params("train", TrainParams, config["train"])
     data = make("data set", config["data"], DATASETS)
     with world(config.get("device")) as where:
