@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion import SPACINGS, CosineVP, DiscreteVP, Grid, NoiseLevel, RectifiedFlow, Schedule, VarianceExploding, flux_mu, time_grid
+from diffusion import (
+    SPACINGS,
+    CosineVP,
+    DiscreteVP,
+    Grid,
+    NoiseLevel,
+    RectifiedFlow,
+    Schedule,
+    Shifted,
+    VarianceExploding,
+    flux_mu,
+    time_grid,
+)
 from tests.conftest import within
 
 FLOW, TABLE, VE = RectifiedFlow(), DiscreteVP.scaled_linear(), VarianceExploding()
@@ -164,3 +176,11 @@ def test_errors(make: Callable[[], object], message: str) -> None:
     """A grid that cannot be walked is never made, and the message names the reason."""
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_leading_strides_cover_the_range_that_is_asked_for() -> None:
+    """Between t_end and t_start, and neither more nor less; on a table in whole strides, also where it is shifted."""
+    assert [level.t for level in time_grid(FLOW, 4, "leading", t_end=0.2)] == pytest.approx([0.8, 0.6, 0.4, 0.2, 0])
+    shifted = Shifted(DiscreteVP.scaled_linear(), 2.0)
+    assert [level.t for level in time_grid(shifted, 4, "leading", whole=True)][:4] == [750, 500, 250, 0]
+    assert [level.t for level in time_grid(TABLE, 4, "leading", t_start=799, t_end=400)][:4] == [700, 600, 500, 400]

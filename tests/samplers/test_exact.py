@@ -398,6 +398,14 @@ def test_seeds_also_seed_the_loop() -> None:
     assert not torch.equal(sample("ddpm", IMAGES, grid, start=start, seeds=[4, 6]), expected)
 
 
+def test_noise_that_is_given_comes_before_seeds() -> None:
+    """seeds then only draw the start."""
+    grid, start = time_grid(FLOW, 5), initial_noise([4, 5], SHAPE)
+    expected = last(SAMPLERS["ddpm"](IMAGES, start, grid, noise=lambda x, i: torch.full_like(x, i)))
+    got = sample("ddpm", IMAGES, grid, shape=SHAPE, seeds=[4, 5], noise=lambda x, i: torch.full_like(x, i))
+    assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("case", [case for case, (name, _, rule) in CASES.items() if rule is not kept])
 def test_noise_defaults_to_the_first_seeds(case: str) -> None:
     """A stochastic solver that is given no noise takes seeds 0 ... B-1, and so gives the same numbers every time."""
