@@ -103,6 +103,8 @@ def time_grid(
         if t_start is not None or t_end is not None or options:
             raise ValueError("an explicit list of times leaves nothing to t_start, t_end or spacing options")
         t = torch.as_tensor(spacing, dtype=torch.float64, device="cpu")
+        if t.ndim != 1:
+            raise ValueError(f"spacing is a name or a list of times, not {spacing!r}")
         if steps is not None and steps != len(t):
             raise ValueError(f"steps={steps}, but the list holds {len(t)} times; leave steps out")
     t = schedule.shift_t(t, shift)

@@ -51,9 +51,9 @@ def lookup(what: str, name: Any, table: Mapping[str, T]) -> T:
 
 def make(what: str, spec: Mapping[str, Any], table: Mapping[str, Callable[..., T]], *args: Any) -> T:
     """Call the entry that spec["name"] names with `args` and the rest of spec as keywords. {"name": "flow"} -> table["flow"]()."""
-    options = check_mapping(f"the description of a {what}", spec)
+    options = check_mapping(f"the description of the {what}", spec)
     if "name" not in options:
-        raise ValueError(f"the description of a {what} needs a name; known: {', '.join(table)}")
+        raise ValueError(f"the description of the {what} needs a name; known: {', '.join(table)}")
     name = options.pop("name")
     entry = lookup(what, name, table)
     return entry(*args, **check_call(f"{what} {name!r}", entry, len(args), options))

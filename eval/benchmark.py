@@ -80,11 +80,9 @@ def measure(
     workers  sets of images drawn side by side, each on its share of torch's threads; None: as many as torch has. Two cores draw
              two sets on one core each faster than one set after the other on both, most of all where they are shared.
     """
-    if not 1 <= n <= len(judge.labels):
-        raise ValueError(f"n must lie in 1 ... {len(judge.labels)}, the number of held-out digits, not {n}")
     loaded = {job.run: _load(job.run) for job in all_jobs}
     parts = [(job, seed) for job in all_jobs for seed in range(job.seeds)]
-    labels = judge.labels[:n]
+    labels = judge.classes(n)
     calls = sum(job.calls * job.seeds for job in all_jobs) * n
 
     def drawn(part: tuple[Job, int]) -> tuple[Tensor, Figures, float]:
@@ -129,11 +127,11 @@ def references(judge: DigitJudge, n: int, seeds: int = 20) -> list[Score]:
 
     The parts have as many digits of each class as the samples have, so that floor and samples differ in nothing but origin.
     """
-    train, held_out, labels = judge.train, judge.held_out, judge.labels[:n]
+    train, held_out, labels = judge.train, judge.held_out, judge.classes(n)
     parts = [train.of_classes(labels, seed) for seed in range(seeds)]
     real = [judge.judge(train.images[part], labels)._replace(nearest=0.0) for part in parts]
     own = judge.judge(held_out.images, judge.labels)._replace(frechet=math.nan, kernel=math.nan, kernel_error=math.nan)
-    noise = [judge.judge(initial_noise(range(k * n, (k + 1) * n), train.shape), judge.labels[:n]) for k in range(3)]
+    noise = [judge.judge(initial_noise(range(k * n, (k + 1) * n), train.shape), labels) for k in range(3)]
     row: dict[str, Any] = dict(sampler="", steps=0, guidance=1.0, calls=0, seconds=0.0)
     return [
         Score(model="Real digits (train split)", kind="floor", n=n, seeds=seeds, **row, **_spread(real)),

@@ -43,6 +43,12 @@ class DigitJudge:
         self.moments = Moments.of(self.reference)
         self.close = float(nearest_distance(held_out.images, train.images).quantile(0.01))
 
+    def classes(self, n: int) -> Tensor:
+        """The labels (n,) of the first held-out images, which samples are asked to show. ValueError where there are not as many."""
+        if not 1 <= n <= len(self.labels):
+            raise ValueError(f"n must lie in 1 ... {len(self.labels)}, the number of held-out digits, not {n}")
+        return self.labels[:n]
+
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """(N, 64), of images in [-1, 1]."""

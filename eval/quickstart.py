@@ -42,11 +42,11 @@ def run(config: Mapping[str, Any]) -> bool:
     for name, kind in (("n", int), ("workers", int | None), ("jobs", list[dict[str, Any]]), ("progress", bool), ("out", str)):
         check_type(name, config[name], kind)
     start, out = time.perf_counter(), Path(config["out"])
-    out.mkdir(parents=True, exist_ok=True)
     splits = {"digits": digits}
     judge = DigitJudge(make("data set", config["training"], splits), make("data set", config["reference"], splits))
     rows = jobs(config["jobs"])
     floor_and_ceiling = references(judge, config["n"])
+    out.mkdir(parents=True, exist_ok=True)
     scores, images = measure(rows, judge, config["n"], config["workers"], config["progress"])
     scores = floor_and_ceiling + scores
     found = targets(scores, config)

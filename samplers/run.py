@@ -47,6 +47,8 @@ class SampleParams:
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "n", "batch_size")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must lie in 0 ... 2^63 - 1, not {self.seed}")
 
     def completed(self, model: Model) -> SampleParams:
         """With the sampler, steps and place that the model is meant for where none are given."""

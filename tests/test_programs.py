@@ -160,6 +160,8 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "no sampling steps": ("samplers", ["run={run}", "steps=0", *QUIET], "steps must be"),
     "no images": ("samplers", ["run={run}", "n=0", *QUIET], "n must be at least 1, not 0"),
     "empty batches": ("samplers", ["run={run}", "batch_size=0", *QUIET], "batch_size must be at least 1, not 0"),
+    "times": ("samplers", ["run={run}", "grid.spacing=5", *QUIET], "spacing is a name or a list of times, not 5"),
+    "seed": ("samplers", ["run={run}", "seed=99999999999999999999", *QUIET], "seed must lie in 0 ... 2^63 - 1"),
     "no class": ("samplers", ["run={run}", "labels=10", *QUIET], "label 10 is out of range: classes are 0 to 9"),
     "no label": ("samplers", ["run={run}", "labels=abc", *QUIET], "labels must be a whole number or a list of whole numbers"),
     "no whole steps": ("samplers", ["run={run}", "steps=2.5", *QUIET], "steps must be a whole number or null, not 2.5"),

@@ -170,6 +170,10 @@ def test_sets_drawn_side_by_side_are_those_drawn_in_turn(tmp_path: Path) -> None
         assert images[job].shape == (60, 1, 8, 8)
     assert not torch.allclose(images[rows[0]], images[rows[1]], atol=0.1)
     assert torch.get_num_threads() == threads
+    for n in (0, 540):
+        for measured in (lambda n: measure(rows, judge, n, 1, False), lambda n: references(judge, n)):
+            with pytest.raises(ValueError, match=rf"n must lie in 1 \.\.\. 539, the number of held-out digits, not {n}"):
+                measured(n)
 
 
 def test_workers_share_the_threads_of_torch() -> None:
