@@ -180,13 +180,7 @@ def train(
             stopped = world.any(stop.requested)
             if logs or saves or stopped:  # before anything is saved over the last good checkpoint
                 loss_mean, norm_mean = (float(world.mean(torch.stack(values).mean())) for values in (losses, norms))
-                scaled = state.scaler.is_enabled()  # a gradient beyond fp16's range only makes it skip a step
-                if not (math.isfinite(loss_mean) and (scaled or math.isfinite(norm_mean))):
-                    kept = f"the last good checkpoint, of step {state.saved}, is in {folder}" if state.saved else "nothing was saved yet"
-                    raise FloatingPointError(
-                        f"the loss is {loss_mean:g} and its gradient's norm {norm_mean:g} within the last steps up to {state.step}: "
-                        f"lower train.learning_rate, or use bf16 or fp32; {kept}"
-                    )
+                _require_finite(loss_mean, norm_mean, state, folder)
             if logs:
                 speed = len(losses) * micro_batch * world.size / (time.perf_counter() - clock)
                 values = {"loss": loss_mean, "grad_norm": norm_mean, "lr": params.learning_rate_at(state.step - 1)}
@@ -207,6 +201,17 @@ def train(
                 break
     state.ema.copy_to(network.eval())
     return state.step == params.steps
+
+
+def _require_finite(loss: float, norm: float, state: TrainState, folder: Path) -> None:
+    """FloatingPointError unless training can go on. A gradient beyond fp16's range only makes its scaler skip a step."""
+    if math.isfinite(loss) and (math.isfinite(norm) or state.scaler.is_enabled()):
+        return
+    kept = f"the last good checkpoint, of step {state.saved}, is in {folder}" if state.saved else "nothing was saved yet"
+    raise FloatingPointError(
+        f"the loss is {loss:g} and its gradient's norm {norm:g} within the last steps up to {state.step}: "
+        f"lower train.learning_rate, or use bf16 or fp32; {kept}"
+    )
 
 
 def _batches(data: Dataset, params: TrainParams, world: World, micro_batch: int, step: int) -> Iterator[Batch]:
