@@ -32,8 +32,8 @@ Two models learned to draw handwritten digits from nothing: a UNet that predicts
 process, and a transformer (DiT) that predicts the velocity of a rectified flow. The UNet was then distilled into a \
 consistency model that needs one or two network calls.
 
-Every figure compares samples with real digits that no model has seen. What another set of real digits would get is the \
-floor, what pure noise gets is the ceiling; a number means something only between the two."""
+Every figure compares samples with real digits that no model has seen. What as many training digits get is the floor, \
+what pure noise gets is the ceiling; a number means something only beside the two."""
 
 
 def run(config: Mapping[str, Any]) -> bool:

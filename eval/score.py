@@ -28,8 +28,8 @@ class Spread:
 class Score:
     """One row of the table: one model, sampler, number of steps and guidance scale, or one reference set.
 
-    kind  "model"; "floor", training images, and "ceiling", noise: what a perfect and what an ignorant model would get at the
-          same n; "held_out", the images that the others are compared with
+    kind  "model"; "floor", training images, and "ceiling", noise: what memory and what ignorance would get at the same n;
+          "held_out", the images that the others are compared with
     """
 
     model: str
