@@ -230,6 +230,8 @@ def svg(figure: Figure, name: str, description: str) -> str:
     The same figure gives the same text. `description` is what a screen reader says in its place.
     """
     buffer = io.StringIO()
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once: a second time would move everything by a rounding error
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
