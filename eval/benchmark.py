@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One row to measure: `seeds` sets of images, as many as asked for, with the classes of the held-out digits."""
+    """One row to measure: `seeds` sets of images, as many as asked for, with classes as frequent as among the held-out digits."""
 
     name: str
     run: str

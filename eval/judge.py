@@ -44,10 +44,14 @@ class DigitJudge:
         self.close = float(nearest_distance(held_out.images, train.images).quantile(0.01))
 
     def classes(self, n: int) -> Tensor:
-        """The labels (n,) of the first held-out images, which samples are asked to show. ValueError where there are not as many."""
+        """The labels (n,) that samples are asked to show, mixed: each class in the proportion it has among the held-out images.
+
+        Another proportion would be a distance of its own. ValueError where there are fewer held-out images than n.
+        """
         if not 1 <= n <= len(self.labels):
             raise ValueError(f"n must lie in 1 ... {len(self.labels)}, the number of held-out digits, not {n}")
-        return self.labels[:n]
+        proportional = self.labels.sort().values[torch.arange(n) * len(self.labels) // n]
+        return proportional[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

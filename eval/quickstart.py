@@ -58,7 +58,7 @@ def run(config: Mapping[str, Any]) -> bool:
         "held-out digits": str(len(judge.held_out)),
     }
     write_json(out / "scores.json", {"scores": [s.to_json() for s in scores], "targets": [t.to_json() for t in found], "facts": facts})
-    _pictures(out, scores, images, judge)
+    _pictures(out, scores, images, judge.classes(config["n"]))
     write_report(
         out / "report.html",
         title="Handwritten digits: two diffusion models and a distilled one",
@@ -68,7 +68,7 @@ def run(config: Mapping[str, Any]) -> bool:
         curves={config[part]["name"]: read_json_lines(Path(config[part]["run"]) / "metrics.jsonl") for part in ("unet", "dit", "student")},
         forward={config[part]["name"]: (models.load(config[part]["run"]).schedule, judge.train.images[:3]) for part in ("unet", "dit")},
         galleries=[Gallery("Held-out real digits", "What samples should look like.", _by_class(judge.held_out.images, judge.labels))]
-        + [_gallery(job, x, judge.labels) for job, x in images.items()],
+        + [_gallery(job, x, judge.classes(config["n"])) for job, x in images.items()],
         trajectories=list(chain.from_iterable(_trajectories(config[part]) for part in ("unet", "dit"))),
         facts=facts,
     )
@@ -147,9 +147,9 @@ def _trajectories(part: Mapping[str, str], steps: int = 12) -> list[Gallery]:
     ]
 
 
-def _pictures(out: Path, scores: Sequence[Score], images: Mapping[Job, Tensor], judge: DigitJudge) -> None:
+def _pictures(out: Path, scores: Sequence[Score], images: Mapping[Job, Tensor], labels: Tensor) -> None:
     """The pictures that a README or a talk can take: quality against steps, and a grid per row."""
     save_figure(quality_plot(scores), out / "quality.png")
     for job, x in images.items():
         name = f"{job.name}-{job.sampler}-{job.steps}-{job.guidance:g}".lower().replace(", ", "-").replace(" ", "-")
-        save_png(tile(_by_class(x, judge.labels), columns=10), out / "samples" / f"{name}.png", zoom=8)
+        save_png(tile(_by_class(x, labels), columns=10), out / "samples" / f"{name}.png", zoom=8)

@@ -133,6 +133,17 @@ def test_real_digits_are_the_floor_and_noise_the_ceiling() -> None:
     assert unseen.copies.mean == pytest.approx(0.01, abs=1 / 539)
 
 
+def test_samples_show_classes_as_often_as_held_out_digits_do() -> None:
+    """To within one image per class, whatever their number; all of them are the held-out labels themselves, mixed."""
+    held_out = digits("held_out", held_out=0.6)
+    judge = DigitJudge(digits(held_out=0.6), held_out, train_classifier(digits(held_out=0.98), epochs=1))
+    assert held_out.labels is not None
+    share = held_out.labels.bincount() / len(held_out)
+    for n in (50, 270, len(held_out)):
+        assert ((judge.classes(n).bincount() - n * share).abs() < 1).all()
+        assert len(judge.classes(n)[: n // 2].unique()) > 5  # mixed, not class by class
+
+
 def test_the_floor_has_the_classes_of_the_samples() -> None:
     """Random class shares would raise the floor, and flatter samples whose shares are fixed."""
     train, labels = digits(), digits("held_out").labels
