@@ -14,24 +14,24 @@ from torch import Tensor
 
 def linear(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> Tensor:
     """Ho et al. 2020 (DDPM), section 4: beta goes linearly from start to end."""
-    return torch.linspace(start, end, steps, dtype=torch.float64, device="cpu")
+    return _line(start, end, steps)
 
 
 def scaled_linear(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
     """Rombach et al. 2022 (latent diffusion; SD 1, 2 and XL): sqrt(beta) goes linearly from sqrt(start) to sqrt(end)."""
-    return torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64, device="cpu").square()
+    return _line(math.sqrt(start), math.sqrt(end), steps).square()
 
 
 def cosine(offset: float = 0.008, max_beta: float = 0.999, steps: int = 1000) -> Tensor:
     """Nichol & Dhariwal 2021, eq. 17: alpha_bar follows cos^2, each beta capped at max_beta."""
-    u = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")
+    u = _line(0, 1, steps + 1)
     alpha_bar = ((u + offset) / (1 + offset) * math.pi / 2).cos().square()
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
 
 
 def sigmoid(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> Tensor:
     """Xu et al. 2022 (GeoDiff), as in DDPM code bases: beta follows a sigmoid on [-6, 6] from start to end."""
-    return torch.linspace(-6, 6, steps, dtype=torch.float64, device="cpu").sigmoid() * (end - start) + start
+    return _line(-6, 6, steps).sigmoid() * (end - start) + start
 
 
 def alpha_bar(betas: Tensor) -> Tensor:
@@ -44,3 +44,9 @@ def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
     root = alpha_bar.sqrt()
     first, last = root[0], root[-1]
     return ((root - last) * first / (first - last)).square()
+
+
+def _line(start: float, end: float, steps: int) -> Tensor:
+    if steps < 2:
+        raise ValueError(f"a table of betas needs at least 2 steps, not {steps}")
+    return torch.linspace(start, end, steps, dtype=torch.float64, device="cpu")

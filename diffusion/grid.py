@@ -164,6 +164,8 @@ def leading(schedule: Schedule, steps: int, t_start: float, t_end: float, offset
 
 def karras(schedule: Schedule, steps: int, t_start: float, t_end: float, rho: float = 7.0) -> Tensor:
     """Equal steps in (sigma/alpha)^(1/rho) (Karras et al. 2022, eq. 5)."""
+    if rho <= 0:
+        raise ValueError(f"rho must be greater than 0, not {rho:g}")
     low, high = _ratio_ends(schedule, t_start, t_end, "karras")
     return schedule.t_from_ratio(_line(high ** (1 / rho), low ** (1 / rho), steps) ** rho)
 

@@ -28,9 +28,9 @@ def initial_noise(
     if not len(seeds):
         raise ValueError("noise needs at least one seed, one per sample")
     noise = torch.stack([_normal(seed, shape) for seed in seeds])
-    if torch.device(device).type == "cuda":
-        noise = noise.pin_memory()  # so that the copy is queued, and the loop that asked for it does not wait
-    return noise.to(device, dtype, non_blocking=True)
+    if torch.device(device).type != "cuda":
+        return noise.to(device, dtype)
+    return noise.pin_memory().to(device, dtype, non_blocking=True)  # queued: the loop that asked for it does not wait
 
 
 class SeededNoise:

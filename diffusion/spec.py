@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -30,7 +32,7 @@ def check_mapping(what: str, spec: Any) -> dict[str, Any]:
 
 
 def check_type(what: str, value: Any, kind: Any) -> None:
-    """Raise ValueError unless a plain value fits an annotation. Numbers, texts, lists and choices are looked at, NaN is no number."""
+    """Raise ValueError unless a value fits an annotation. NaN is no number, True is none either, and a text stands for a path."""
     if not _fits(value, kind):
         raise ValueError(f"{what} must be {_said(kind)}, not {value!r}")
 
@@ -104,11 +106,16 @@ def _fits(value: Any, kind: Any) -> bool:
             return False
         return all(_fits(item, inner or part) for item, part in zip(value, parts if inner is None else [inner] * len(value), strict=True))
     if kind in (int, float):
-        numbers = (int, float) if kind is float else (int,)
-        return isinstance(value, numbers) and not isinstance(value, bool) and value == value
-    if origin is dict:
-        return isinstance(value, dict)
-    return isinstance(value, kind) if kind in (bool, str, dict, type(None)) else True
+        if isinstance(value, bool) or not isinstance(value, Real if kind is float else Integral):
+            return False
+        return value == value
+    if kind is Path:
+        return isinstance(value, (str, Path))
+    if isinstance(origin, type):  # dict[str, Any], Sequence[float], ...; a text is no list of texts
+        return isinstance(value, origin) and not isinstance(value, str)
+    if getattr(kind, "_is_protocol", False):
+        return callable(value)
+    return isinstance(value, kind) if isinstance(kind, type) and kind is not Any else True
 
 
 def _said(kind: Any) -> str:
@@ -122,8 +129,16 @@ def _said(kind: Any) -> str:
         return f"a list of {'' if origin is list or parts[-1] is ... else f'{len(parts)} '}{_plural(parts[0])}"
     if origin is dict:
         return "a mapping"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping", type(None): "null"}
-    return names.get(kind, str(kind))
+    names = {
+        Path: "a path",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        dict: "a mapping",
+        type(None): "null",
+    }
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def _plural(kind: Any) -> str:

@@ -16,12 +16,13 @@ from tqdm import tqdm
 
 import models
 from diffusion import Grid, initial_noise
-from diffusion.spec import check_at_least_one, check_mapping, make_params
+from diffusion.spec import check_at_least_one, check_call, check_mapping, make_params
 from eval.judge import DigitJudge, Figures
 from eval.score import Score, Spread
 from models import Model
 from samplers import sample
 from samplers.run import steered
+from samplers.sample import find_sampler
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -82,6 +83,10 @@ def measure(
     """
     loaded = {job.run: _load(job.run) for job in all_jobs}
     parts = [(job, seed) for job in all_jobs for seed in range(job.seeds)]
+    for job in all_jobs:  # what is wrong with the last row is said before the first is drawn
+        job.levels(loaded[job.run])
+        steered(loaded[job.run], job.guidance, clip=True)
+        check_call(job.sampler, find_sampler(job.sampler), 3, job.options)
     labels = judge.classes(n)
     calls = sum(job.calls * job.seeds for job in all_jobs) * n
 

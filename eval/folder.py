@@ -21,6 +21,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     """The figures asked for, of an image folder with a subfolder per class, printed by the caller and written as JSON."""
     check_names("setting", config, KEYS)
     check_type("samples", config["samples"], str)
+    check_type("out", config["out"], str | None)
     check_type("metric", config["metric"], str | list[str])
     wanted = config["metric"] if isinstance(config["metric"], list) else [config["metric"]]
     check_names("metric", wanted, [name for name in Figures._fields if name != "kernel_error"])

@@ -43,8 +43,8 @@ def kernel_distance(x: Tensor, y: Tensor, x_labels: Tensor | None = None, y_labe
     ):
         for k in range(len(count)):
             i = members[:, k].bool()
-            less = count - F.one_hot(torch.tensor(k), len(count))
-            row = F.one_hot(torch.tensor(k), len(count)).double()
+            row = torch.eye(len(count), dtype=count.dtype, device=count.device)[k]
+            less = count - row
             # The class sums without sample i of class k, for all of them at once; class shares stay those of the whole set.
             left = sums - own[i][:, None, :] * row[:, None] - own[i][:, :, None] * row
             left_cross = sums_cross - cross[i][:, None, :] * row[:, None]

@@ -16,6 +16,7 @@ import models
 from diffusion import ClassifierFreeGuidance, Clipped, DenoiserLike, Grid
 from diffusion.spec import check_at_least_one, check_call, make_params
 from models import Model
+from models.checkpoints import native
 from models.device import find_device
 from models.files import read_json, write_json
 from samplers.pictures import save_png, tile
@@ -51,22 +52,27 @@ class SampleParams:
             raise ValueError(f"seed must lie in 0 ... 2^63 - 1, not {self.seed}")
 
     def completed(self, model: Model) -> SampleParams:
-        """With the sampler, steps and place that the model is meant for where none are given."""
+        """With the sampler and steps that the model is meant for where none are given."""
         values = asdict(self)
         values["sampler"] = self.sampler or ("consistency" if model.distilled else "ddim")
         values["grid"] = {key: value for key, value in self.grid.items() if value is not None}
-        if self.steps is None and not isinstance(values["grid"].get("spacing"), list):  # a list of times has its own number
+        if self.steps is None and isinstance(values["grid"].get("spacing", ""), str):  # a list of times has its own number
             values["steps"] = 2 if model.distilled else 50
-        if self.out is None:
-            run = Path(self.run)
-            guided = f"-guidance-{self.guidance:g}" if self.guidance != 1 else ""
-            values["out"] = str((run.parent if run.is_file() else run) / "samples" / f"{values['sampler']}-{values['steps']}{guided}")
         return SampleParams(**values)
+
+    def folder(self, steps: int) -> Path:
+        """`out`, or a folder of the run's that is named for sampler, steps and guidance."""
+        run, guided = Path(self.run), f"-guidance-{self.guidance:g}" if self.guidance != 1 else ""
+        default = (run.parent if run.is_file() else run) / "samples" / f"{self.sampler}-{steps}{guided}"
+        return default if self.out is None else Path(self.out)
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What all images in one folder have in common."""
-        return {key: value for key, value in asdict(self).items() if key not in ("out", "n", "labels", "seed", *MACHINE)}
+        """What all images in one folder have in common, the weights' file and the time of its writing included."""
+        run = Path(self.run)
+        file = (run / native.FILE_NAME if run.is_dir() else run).resolve()
+        same = {key: value for key, value in asdict(self).items() if key not in ("run", "out", "n", "labels", "seed", *MACHINE)}
+        return {"weights": str(file), "written": file.stat().st_mtime, **same}
 
 
 MACHINE = ("batch_size", "device", "progress")
@@ -84,14 +90,17 @@ def run(config: Mapping[str, Any]) -> Path:
     device = find_device(params.device)
     model.backbone.to(device).eval().requires_grad_(False)
     params = params.completed(model)
+    if "noise" in params.options:
+        raise ValueError("noise comes from the seeds here: samplers.sample takes another")
     check_call(str(params.sampler), find_sampler(str(params.sampler)), 3, params.options)
+    denoiser = steered(model, params.guidance, params.clip)
     grid = model.grid(params.steps, **params.grid)
     labels = _labels(model, params)
-    out = Path(str(params.out))
+    out = params.folder(grid.steps)
     _claim(out, params)
 
     seeds = range(params.seed, params.seed + params.n)
-    images = _draw(model, grid, params, seeds, labels, device).cpu()
+    images = _draw(denoiser, model.shape, grid, params, seeds, labels, device).cpu()
     settings = {key: value for key, value in asdict(params).items() if key not in ("out", *MACHINE)}
     for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
         label = None if labels is None else labels[i]
@@ -120,16 +129,23 @@ def _claim(out: Path, params: SampleParams) -> None:
     write_json(record, {"settings": kept, "provenance": provenance()})
 
 
-def _draw(model: Model, grid: Grid, params: SampleParams, seeds: Sequence[int], labels: list[int] | None, device: torch.device) -> Tensor:
+def _draw(
+    denoiser: DenoiserLike,
+    shape: tuple[int, int, int],
+    grid: Grid,
+    params: SampleParams,
+    seeds: Sequence[int],
+    labels: list[int] | None,
+    device: torch.device,
+) -> Tensor:
     """All images, a batch at a time."""
-    denoiser = steered(model, params.guidance, params.clip)
     parts = []
     for start in range(0, len(seeds), params.batch_size):
         part = slice(start, start + params.batch_size)
         cond = {} if labels is None else {"label": torch.tensor(labels[part], device=device)}
         parts.append(
             sample(
-                str(params.sampler), denoiser, grid, shape=model.shape, seeds=seeds[part], cond=cond,
+                str(params.sampler), denoiser, grid, shape=shape, seeds=seeds[part], cond=cond,
                 device=device, progress=params.progress, **params.options,
             )
         )  # fmt: skip

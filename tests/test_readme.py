@@ -32,7 +32,8 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_it_names_is_there() -> None:
-    """Pictures, and the files of the table of papers."""
+    """No blank is left; pictures, and the files of the table of papers."""
+    assert "@@" not in README
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / path).exists(), path
     for path in re.findall(r"`((?:diffusion|models|samplers|train|eval|notebooks)/[\w./]*)`", README):

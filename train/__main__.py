@@ -10,11 +10,13 @@ from typing import Any
 from hydra.utils import instantiate
 
 from configs import command_line
+from diffusion.spec import check_type
 from train.run import run
 
 
 def main(config: dict[str, Any]) -> int:
     evaluate = instantiate(config["evaluate"]) if config.get("evaluate") else None
+    check_type("run", config.get("run", ""), str)
     finished = run(config, evaluate)
     if os.environ.get("RANK", "0") == "0":
         if finished:

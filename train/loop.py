@@ -189,12 +189,13 @@ def train(
                 bar.set_postfix(loss=f"{loss_mean:.4f}", samples_per_s=f"{speed:.0f}")
                 losses, norms, clock = [], [], time.perf_counter()
             if evaluate and params.evaluate_every and (state.step % params.evaluate_every == 0 or done):
+                paused = time.perf_counter()
                 with state.ema.applied_to(network.eval()):
                     found = evaluate(model) if world.leads else {}
                 network.train()
                 for book in books:
                     book.log(state.step, found)
-                clock = time.perf_counter()
+                clock += time.perf_counter() - paused  # speed is that of training
             if world.leads and (saves or stopped):
                 state.save(folder, params.kept(data, world))
             if stopped and not done:

@@ -39,11 +39,15 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
     in one line, before anything is overwritten.
     """
     check_names("setting", config, KEYS)
+    if missing := [key for key in ("run", "data", "model", "objective", "train") if key not in config]:
+        raise ValueError(f"{missing[0]} must be given: {missing[0]}=...")
+    config = {**config, "run": str(config["run"])}
+    check_type("wandb_project", config.get("wandb_project", ""), str)
     for key in ("resume", "progress", "wandb"):
         check_type(key, config.get(key, False), bool)
     if config.get("evaluate") and evaluate is None:
         raise ValueError("evaluate is for the command line: from Python give what it makes, as train.run(config, evaluate)")
-    folder, params = Path(str(config["run"])), make_params("train", TrainParams, config["train"])
+    folder, params = Path(config["run"]), make_params("train", TrainParams, config["train"])
     data = make("data set", config["data"], DATASETS)
     with world(config.get("device")) as where:
         params.micro_batch(where.size)
@@ -104,6 +108,7 @@ def _consistency(
     check_names("model setting", parts, ("from", "grid", "consistency"))
     if missing := [part for part in ("from", "consistency") if part not in parts]:
         raise ValueError(f"model.{missing[0]} must be given to distil a model")
+    check_type("model.from", parts["from"], Path)
     master, student = models.load(teacher), models.load(parts["from"])
     master.backbone.to(device).requires_grad_(False)
     own: dict[str, Any] = {key: check_mapping(f"model.{key}", parts[key]) for key in ("grid", "consistency") if key in parts}
@@ -133,10 +138,13 @@ def _check_fit(model: Model, data: Dataset) -> None:
 
 
 def _check_resumable(folder: Path, config: Mapping[str, Any], model: Model, settings: Mapping[str, Any], steps: int) -> None:
-    """Refuse what cannot go on: the checkpoint knows its model and training, config.json its objective."""
+    """Refuse what cannot go on: the checkpoint knows its model and training, config.json its objective and data."""
     resume_point(folder, model.spec, settings, steps)
     if (before := folder / "config.json").exists():
-        require_same(folder, read_json(before).get("objective"), config["objective"], "objective")
+        was, now = read_json(before), dict(config)
+        require_same(folder, was.get("objective"), now["objective"], "objective")
+        data_was, data_now = ({**config["data"], "folder": None} for config in (was, now))  # images may have moved
+        require_same(folder, data_was, data_now, "data")
 
 
 def _prepare(folder: Path, config: Mapping[str, Any], begun: bool) -> None:

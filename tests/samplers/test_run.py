@@ -109,6 +109,9 @@ def test_images_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"already holds images of other settings: out="):
         run(settings(tmp_path / "model.safetensors", "steps=2", f"out={out}"))
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    saved(tmp_path / "model.safetensors")  # the same settings, but other weights
+    with pytest.raises(ValueError, match="already holds images of other settings"):
+        run(settings(tmp_path / "model.safetensors", "steps=1", f"out={out}"))
 
 
 def test_a_diverged_model_makes_no_black_images(tmp_path: Path) -> None:
@@ -132,5 +135,6 @@ def test_pixels_are_rounded_to_the_nearest() -> None:
 
 def test_times_of_ones_own(tmp_path: Path) -> None:
     """A list of times is a grid too, and brings its own number of steps."""
-    out = run(settings(saved(tmp_path / "model.safetensors"), "grid.spacing=[1.0,0.7,0.2]", f"out={tmp_path / 'a'}"))
+    out = run(settings(saved(tmp_path / "model.safetensors"), "grid.spacing=[1.0,0.7,0.2]"))
+    assert out.name == "ddim-3"
     assert read_json(out / "samples.json")["settings"]["grid"] == {"spacing": [1.0, 0.7, 0.2]}
