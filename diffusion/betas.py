@@ -24,7 +24,7 @@ def scaled_linear(start: float = 0.00085, end: float = 0.012, steps: int = 1000)
 
 def cosine(offset: float = 0.008, max_beta: float = 0.999, steps: int = 1000) -> Tensor:
     """Nichol & Dhariwal 2021, eq. 17: alpha_bar follows cos^2, each beta capped at max_beta."""
-    u = _line(0, 1, steps + 1)
+    u = _line(0, 1, steps, more=1)
     alpha_bar = ((u + offset) / (1 + offset) * math.pi / 2).cos().square()
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
 
@@ -46,7 +46,8 @@ def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
     return ((root - last) * first / (first - last)).square()
 
 
-def _line(start: float, end: float, steps: int) -> Tensor:
+def _line(start: float, end: float, steps: int, more: int = 0) -> Tensor:
+    """A number per step, and `more`, equally spaced with both ends."""
     if steps < 2:
         raise ValueError(f"a table of betas needs at least 2 steps, not {steps}")
-    return torch.linspace(start, end, steps, dtype=torch.float64, device="cpu")
+    return torch.linspace(start, end, steps + more, dtype=torch.float64, device="cpu")

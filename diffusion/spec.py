@@ -127,8 +127,8 @@ def _said(kind: Any) -> str:
         return "one of " + ", ".join(map(str, parts))
     if origin in (tuple, list):
         return f"a list of {'' if origin is list or parts[-1] is ... else f'{len(parts)} '}{_plural(parts[0])}"
-    if origin is dict:
-        return "a mapping"
+    if isinstance(origin, type):
+        return "a mapping" if issubclass(origin, Mapping) else f"a list of {_plural(parts[0])}"
     names = {
         Path: "a path",
         int: "a whole number",
