@@ -165,7 +165,7 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "no sampling steps": ("samplers", ["run={run}", "steps=0", *QUIET], "steps must be"),
     "no images": ("samplers", ["run={run}", "n=0", *QUIET], "n must be at least 1, not 0"),
     "empty batches": ("samplers", ["run={run}", "batch_size=0", *QUIET], "batch_size must be at least 1, not 0"),
-    "times": ("samplers", ["run={run}", "grid.spacing=5", *QUIET], "spacing of the grid must be a text or a list of numbers or Tensor, not 5"),
+    "times": ("samplers", ["run={run}", "grid.spacing=5", *QUIET], "spacing of the grid must be a text or a list of numbers"),
     "seed": ("samplers", ["run={run}", "seed=99999999999999999999", *QUIET], "seed must lie in 0 ... 2^63 - 1"),
     "noise": ("samplers", ["run={run}", "sampler=ddpm", "+options.noise=3", *QUIET], "noise comes from the seeds here"),
     "rho": ("samplers", ["run={run}", "grid.spacing=karras", "grid.t_start=9", "+grid.rho=0", *QUIET], "rho must be greater"),
