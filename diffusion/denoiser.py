@@ -82,7 +82,7 @@ class Denoiser:
         dtype = torch.promote_types(x_t.dtype, torch.float32)
         t = level.t if self.network_time is None else self.network_time(level)
         if isinstance(t, Tensor):
-            return t.to(x_t.device, dtype).expand(len(x_t))
+            return t.to(x_t.device, dtype, non_blocking=True).expand(len(x_t))
         return torch.full((len(x_t),), t, dtype=dtype, device=x_t.device)  # filled there: a copy would wait for the device
 
     @property

@@ -49,5 +49,5 @@ Level = NoiseLevel | BatchLevel
 def broadcast(coefficient: Scalar, x: Tensor) -> Scalar:
     """A coefficient ready to multiply x: floats as they are, (B,) tensors as (B, 1, ..., 1) in x's dtype and on its device."""
     if isinstance(coefficient, Tensor):
-        return coefficient.to(x).reshape(-1, *[1] * (x.ndim - 1))
+        return coefficient.to(x.device, x.dtype, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))
     return coefficient

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
@@ -112,7 +112,9 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is Path:
         return isinstance(value, (str, Path))
     if isinstance(origin, type):  # dict[str, Any], Sequence[float], ...; a text is no list of texts
-        return isinstance(value, origin) and not isinstance(value, str)
+        if not isinstance(value, origin) or isinstance(value, str):
+            return False
+        return not isinstance(value, Sequence) or all(_fits(item, parts[0]) for item in value)
     if getattr(kind, "_is_protocol", False):
         return callable(value)
     return isinstance(value, kind) if isinstance(kind, type) and kind is not Any else True

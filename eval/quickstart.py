@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ def run(config: Mapping[str, Any]) -> bool:
     splits = {"digits": digits}
     judge = DigitJudge(make("data set", config["training"], splits), make("data set", config["reference"], splits))
     rows = jobs(config["jobs"])
+    _require_rows({(job.name, job.sampler, job.steps, job.guidance != 1) for job in rows}, config)  # before the work
     floor_and_ceiling = references(judge, config["n"])
     out.mkdir(parents=True, exist_ok=True)
     scores, images = measure(rows, judge, config["n"], config["workers"], config["progress"])
@@ -80,13 +81,11 @@ def targets(scores: Sequence[Score], config: Mapping[str, Any]) -> list[Target]:
     floor, unseen = reference(scores, "floor", "frechet"), reference(scores, "floor", "nearest")
     if floor is None or unseen is None:
         raise ValueError("targets need the reference rows of real digits")
+    _require_rows({(s.model, s.sampler, s.steps, s.guidance != 1) for s in scores}, config)
     unet, dit, student = (config[part]["name"] for part in ("unet", "dit", "student"))
 
     def row(name: str, sampler: str, steps: int, guided: bool = False) -> Score:
-        found = [s for s in scores if (s.model, s.sampler, s.steps, s.guidance != 1) == (name, sampler, steps, guided)]
-        if not found:
-            raise ValueError(f"the targets need a row for {name}, {sampler}, {steps} steps{', guided' * guided}: add it to jobs")
-        return found[0]
+        return next(s for s in scores if (s.model, s.sampler, s.steps, s.guidance != 1) == (name, sampler, steps, guided))
 
     def frechet(name: str, sampler: str, steps: int) -> float:
         return row(name, sampler, steps).frechet.mean
@@ -114,6 +113,17 @@ def targets(scores: Sequence[Score], config: Mapping[str, Any]) -> list[Target]:
         name = f"{student}: Fréchet distance at {steps} step{'s' * (steps > 1)} over its teacher's at 50"
         found.append(Target(name, distance / teacher, limit, True, f"{distance:.3f} against {teacher:.3f}"))
     return found
+
+
+def _require_rows(rows: Set[tuple[str, str, int, bool]], config: Mapping[str, Any]) -> None:
+    """ValueError unless there are the rows (model, sampler, steps, guided) that the targets need."""
+    unet, dit, student = (config[part]["name"] for part in ("unet", "dit", "student"))
+    needed = {(student, "consistency", steps, False) for steps in (1, 2)}
+    for name, sampler in ((unet, "ddim"), (dit, "euler")):
+        needed |= {(name, sampler, 50, False), (name, sampler, 50, True), (name, sampler, 10, False)}
+        needed |= {(name, "ddim", 10, False), (name, "ddpm", 10, False)}
+    for name, sampler, steps, guided in sorted(needed - rows):
+        raise ValueError(f"the targets need a row for {name}, {sampler}, {steps} steps{', guided' * guided}: add it to jobs")
 
 
 def _by_class(images: Tensor, labels: Tensor, each: int = 3) -> Tensor:

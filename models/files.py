@@ -37,9 +37,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """One object, indented for people."""
+    """One object, indented for people; paths as text."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +81,19 @@ class Model:
         settings = settings or check_mapping("grid", self.spec.get("grid", {}))
         return time_grid(self.schedule, steps, **check_call("the grid", time_grid, 2, settings))
 
+    def check(self) -> None:
+        """ValueError where the description of denoiser or grid is wrong: now, and not when the model is first used."""
+        spacing = check_mapping("grid", self.spec.get("grid", {})).get("spacing", "")
+        self.denoiser(), self.grid(1 if isinstance(spacing, str) else None)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights: the same for every copy of them, wherever it lies."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.backbone.state_dict().items()):
+            digest.update(name.encode() + value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the samples it was trained on. ValueError where that is not known."""
@@ -111,7 +125,7 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
     with torch.device(device or torch.get_default_device()):
         network = build_network(spec["network"])
     model = Model(network, build_schedule(spec["schedule"]), prediction, spec)
-    model.denoiser(), model.grid(1)  # refuse a wrong description here, not when the model is first used
+    model.check()
     return model
 
 

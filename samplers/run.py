@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -56,7 +56,8 @@ class SampleParams:
         values = asdict(self)
         values["sampler"] = self.sampler or ("consistency" if model.distilled else "ddim")
         values["grid"] = {key: value for key, value in self.grid.items() if value is not None}
-        if self.steps is None and isinstance(values["grid"].get("spacing", ""), str):  # a list of times has its own number
+        grid = values["grid"] or model.spec.get("grid", {})
+        if self.steps is None and isinstance(grid.get("spacing", ""), str):  # a list of times has its own number
             values["steps"] = 2 if model.distilled else 50
         return SampleParams(**values)
 
@@ -100,13 +101,15 @@ def run(config: Mapping[str, Any]) -> Path:
     _claim(out, params)
 
     seeds = range(params.seed, params.seed + params.n)
-    images = _draw(denoiser, model.shape, grid, params, seeds, labels, device).cpu()
+    shown = []
     settings = {key: value for key, value in asdict(params).items() if key not in ("out", *MACHINE)}
-    for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
+    drawn = _draw(denoiser, model.shape, grid, params, seeds, labels, device)
+    for i, (image, seed) in enumerate(zip(drawn, seeds, strict=True)):
         label = None if labels is None else labels[i]
         path = out / "images" / ("" if label is None else str(label)) / f"{seed:06d}.png"
         save_png(image, path, {**settings, "seed": seed, "labels": label})
-    save_png(tile(images[:SHOWN], columns=10), out / "grid.png", settings, zoom=max(1, 64 // images.shape[-1]))
+        shown += [image] * (i < SHOWN)
+    save_png(tile(torch.stack(shown), columns=10), out / "grid.png", settings, zoom=max(1, 64 // model.shape[-1]))
     return out
 
 
@@ -137,25 +140,22 @@ def _draw(
     seeds: Sequence[int],
     labels: list[int] | None,
     device: torch.device,
-) -> Tensor:
-    """All images, a batch at a time."""
-    parts = []
+) -> Iterator[Tensor]:
+    """The images one after the other, on the host, drawn a batch at a time: what is drawn can be saved before the rest is."""
     for start in range(0, len(seeds), params.batch_size):
         part = slice(start, start + params.batch_size)
         cond = {} if labels is None else {"label": torch.tensor(labels[part], device=device)}
-        parts.append(
-            sample(
-                str(params.sampler), denoiser, grid, shape=shape, seeds=seeds[part], cond=cond,
-                device=device, progress=params.progress, **params.options,
-            )
-        )  # fmt: skip
-        lost = [seed for seed, x in zip(seeds[part], parts[-1], strict=True) if not x.isfinite().all()]
+        images = sample(
+            str(params.sampler), denoiser, grid, shape=shape, seeds=seeds[part], cond=cond,
+            device=device, progress=params.progress, **params.options,
+        ).cpu()  # fmt: skip
+        lost = [seed for seed, x in zip(seeds[part], images, strict=True) if not x.isfinite().all()]
         if lost:
             raise FloatingPointError(
-                f"{len(lost)} of {len(parts[-1])} samples are not finite, the first of seed {lost[0]}: "
+                f"{len(lost)} of {len(images)} samples are not finite, the first of seed {lost[0]}: "
                 "the model has diverged, or guidance is too strong"
             )
-    return torch.cat(parts)
+        yield from images
 
 
 def _labels(model: Model, params: SampleParams) -> list[int] | None:

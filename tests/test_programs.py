@@ -123,9 +123,9 @@ def test_train_sample_score(trained: Path, tmp_path: Path) -> None:
 
 
 def test_a_finished_run_is_not_overwritten(trained: Path, command: Command) -> None:
-    """Training into the same folder again is refused, and says how to go on."""
+    """Training into the same folder again is refused, and says how to go on; Weights & Biases is not even begun."""
     before = contents(trained)
-    status, out, error = command("train", *TRAIN, f"run={trained}")
+    status, out, error = command("train", *TRAIN, "wandb=true", f"run={trained}")
     assert (status, out) == (1, "")
     assert error == f"error: {trained} already holds a trained run: resume=true goes on with it, run=... starts another\n"
     assert contents(trained) == before
@@ -184,6 +184,9 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "metric": ("eval", ["samples={new}", "metric=[frechett]"], "no metric named 'frechett'; did you mean 'frechet'?"),
     "many runs": ("samplers", ["-m", "run={run}", "steps=1,2"], "no flag -m: settings are given as name=value"),
     "evaluator": ("train", [*TRAIN, "run={new}", "evaluate={{_target_:no.such}}"], "no.such"),
+    "no evaluator": ("train", [*TRAIN, "run={new}", "evaluate={{a:1}}"], "evaluate must be made by a _target_"),
+    "less than nothing held out": ("train", [*TRAIN, "run={new}", "+data.held_out=-0.3"], "held_out is a share of each class"),
+    "a time that is none": ("samplers", ["run={run}", "grid.spacing=[900,null]"], "must be a text or a list of numbers"),
     "figures of too few": ("eval", ["experiment=quickstart", "n=abc"], "n must be a whole number, not 'abc'"),
     "no list of rows": ("eval", ["experiment=quickstart", "jobs=abc"], "jobs must be a list of mappings, not 'abc'"),
     "program": ("eval", ["experiment=quickstrat"], "no experiment named 'quickstrat'; did you mean 'quickstart'?"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class ConsistencyDistillation:
     huber    None: squared error. A number c: pseudo-Huber sqrt(|d|^2 + c^2 D) - c sqrt(D) over the D values of a sample
              (Song & Dhariwal 2023, section 3.3)
 
+    `kept` is what a resumed run must share with this one; whoever makes it may add to it.
+
     The target network is the student itself without gradient, as Song & Dhariwal 2023 found best.
     """
 
@@ -39,6 +41,7 @@ class ConsistencyDistillation:
         if solver not in ("ddim", "heun"):
             raise ValueError(f"the teacher's solver must be 'ddim' or 'heun', not {solver!r}")
         self.teacher, self.blend, self.solver, self.huber = teacher, blend, solver, huber
+        self.kept: dict[str, Any] = {}
         self.table = BatchLevel(*torch.tensor([tuple(level) for level in grid], dtype=torch.float64).T)
 
     def __call__(self, denoiser: Denoiser, batch: Batch) -> Tensor:

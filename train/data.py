@@ -72,6 +72,8 @@ def digits(split: Literal["train", "held_out", "all"] = "train", held_out: float
     images = torch.from_numpy(raw.images).float()[:, None] / 8 - 1  # 0 ... 16 -> [-1, 1]
     if split == "all":
         return TensorData(images, labels, 10)
+    if not 0 <= held_out < 1:
+        raise ValueError(f"held_out is a share of each class, in [0, 1), not {held_out:g}")
     if split not in ("train", "held_out"):
         raise ValueError(f"split must be 'train', 'held_out' or 'all', not {split!r}")
     generator = torch.Generator().manual_seed(seed)

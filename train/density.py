@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from diffusion import DiscreteVP, Schedule, VarianceExploding
+from diffusion import Schedule, VarianceExploding
 
 
 class Density(ABC):
@@ -25,7 +25,7 @@ class Density(ABC):
         """The time below which a share u of all samples lies, float64."""
 
     def sample(self, n: int) -> Tensor:
-        """n times, (n,) float64 on the host, from torch's global generator. On a DiscreteVP schedule they are whole."""
+        """n times, (n,) float64 on the host, from torch's global generator. On a table they are whole."""
         u = (torch.rand((), dtype=torch.float64) + torch.arange(n, dtype=torch.float64) / n) % 1.0
         return self.quantile(u)
 
@@ -34,8 +34,7 @@ class Uniform(Density):
     """All times alike; on a table, all its rows (Ho et al. 2020, alg. 1)."""
 
     def quantile(self, u: Tensor) -> Tensor:
-        if isinstance(self.schedule, DiscreteVP):
-            rows = len(self.schedule.alpha_bar)
+        if (rows := self.schedule.rows) is not None:
             return (u * rows).floor().clamp(max=rows - 1)
         return self.schedule.t_min + u * (self.schedule.t_max - self.schedule.t_min)
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,11 +20,10 @@ from tqdm import tqdm
 
 from diffusion.noise import mix
 from models import EMA, Model
-from models.checkpoints import native
 from train.data import Batch, Dataset, shuffled_batches
 from train.logbook import JsonLines, Logger
 from train.objective import Objective
-from train.state import TrainState
+from train.state import TrainState, is_begun
 from train.world import World
 
 
@@ -77,14 +76,15 @@ class TrainParams:
             if not all(0 <= value < 1 for value in values):
                 raise ValueError(f"train.{name} must lie in [0, 1), not {getattr(self, name)}")
 
-    def kept(self, data: Dataset, world: World) -> dict[str, Any]:
+    def kept(self, data: Dataset, world: World, objective: Objective) -> dict[str, Any]:
         """What a run must keep when it is resumed: all but its length, saving, logging and precision.
 
         A longer run has a longer cosine: its learning rate goes on from where the longer one would be.
         """
         free = ("steps", "save_every", "log_every", "evaluate_every", "workers", "precision", "compile")
         train = {name: value for name, value in asdict(self).items() if name not in free}
-        return {"train": train, "data": {"images": len(data), "shape": list(data.shape)}, "processes": world.size}
+        facts = {"images": len(data), "shape": list(data.shape)}
+        return {"train": train, "data": facts, "processes": world.size, "objective": getattr(objective, "kept", {})}
 
     def micro_batch(self, processes: int) -> int:
         """Samples per forward pass of one process."""
@@ -124,9 +124,7 @@ def train(
     """
     folder, world = Path(folder), world or World(0, 1, torch.device("cpu"))
     micro_batch, rank, device = params.micro_batch(world.size), world.rank, world.device
-    begun = (folder / native.FILE_NAME).exists()
-    if begun and not resume:
-        raise ValueError(f"{folder} already holds a trained run: resume=true goes on with it, run=... starts another")
+    begun = is_begun(folder, resume)
     network = model.backbone.to(device).train()
     state = TrainState(
         model,
@@ -135,7 +133,7 @@ def train(
         torch.amp.GradScaler(device.type, enabled=params.precision == "fp16"),
     )
     if begun:
-        state.load(folder, params.kept(data, world), params.steps)
+        state.load(folder, params.kept(data, world, objective), params.steps)
     forward: Any = torch.compile(network) if params.compile else network
     if world.size > 1:
         forward = DistributedDataParallel(forward, device_ids=[device] if device.type == "cuda" else None)
@@ -150,6 +148,7 @@ def train(
 
     with _StopRequest() as stop, torch.random.fork_rng([device] if device.type == "cuda" else []), contextlib.ExitStack() as closing:
         closing.enter_context(bar)
+        closing.callback(batches.close)
         for book in books:
             closing.callback(book.close)
         while state.step < params.steps:
@@ -188,16 +187,16 @@ def train(
                     book.log(state.step, {**values, "samples_per_second": speed})
                 bar.set_postfix(loss=f"{loss_mean:.4f}", samples_per_s=f"{speed:.0f}")
                 losses, norms, clock = [], [], time.perf_counter()
+            if world.leads and (saves or stopped):
+                state.save(folder, params.kept(data, world, objective))
             if evaluate and params.evaluate_every and (state.step % params.evaluate_every == 0 or done):
                 paused = time.perf_counter()
                 with state.ema.applied_to(network.eval()):
                     found = evaluate(model) if world.leads else {}
                 network.train()
                 for book in books:
-                    book.log(state.step, found)
+                    book.log(state.step, {name: float(value) for name, value in found.items()})
                 clock += time.perf_counter() - paused  # speed is that of training
-            if world.leads and (saves or stopped):
-                state.save(folder, params.kept(data, world))
             if stopped and not done:
                 break
     state.ema.copy_to(network.eval())
@@ -215,7 +214,7 @@ def _require_finite(loss: float, norm: float, state: TrainState, folder: Path) -
     )
 
 
-def _batches(data: Dataset, params: TrainParams, world: World, micro_batch: int, step: int) -> Iterator[Batch]:
+def _batches(data: Dataset, params: TrainParams, world: World, micro_batch: int, step: int) -> Generator[Batch, None, None]:
     """This process's micro-batches from optimiser step `step` on: each global batch is cut into ranks, each rank's share into parts."""
 
     def mine() -> Iterator[list[int]]:
@@ -225,17 +224,33 @@ def _batches(data: Dataset, params: TrainParams, world: World, micro_batch: int,
             yield from (own[i : i + micro_batch] for i in range(0, share, micro_batch))
 
     loader: Any = DataLoader(
-        cast(Any, data),  # torch calls __getitems__ where there is one, but its types do not know it
+        cast(Any, _Reader(data)),  # torch calls __getitems__ where there is one, but its types do not know it
         batch_sampler=cast(Any, mine()),  # an iterator will do
         collate_fn=cast(Any, _as_it_is),
         worker_init_fn=_leave_signals_to_the_loop,
         num_workers=params.workers,
         pin_memory=world.device.type == "cuda",
     )
-    return iter(loader)
+    for batch in loader:  # closing this generator lets go of the loader's processes
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
 
 
-def _as_it_is(batch: Batch) -> Batch:
+class _Reader:
+    """A data set whose errors are handed over like batches: torch would wrap those of a worker process in its traceback."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch | Exception:
+        try:
+            return self.data.__getitems__(indices)
+        except (ValueError, OSError) as error:
+            return error
+
+
+def _as_it_is(batch: Batch | Exception) -> Batch | Exception:
     return batch
 
 

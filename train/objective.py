@@ -20,7 +20,7 @@ from train.weighting import Weighting
 
 
 class Objective(Protocol):
-    """Losses (B,) of a batch, of which the loop takes the mean."""
+    """Losses (B,) of a batch, of which the loop takes the mean. It may have `kept`: what a resumed run must share with it."""
 
     def __call__(self, denoiser: Denoiser, batch: Batch) -> Tensor: ...
 
@@ -31,7 +31,8 @@ class DenoisingObjective:
     density    where the times fall
     weighting  what each counts
     null, drop with probability `drop` a sample's conditions are replaced by their null values, for guidance
-    bound_weight  factor of the variational bound that trains a learned variance (Nichol & Dhariwal 2021, eq. 16)
+    bound_weight  factor of the variational bound over all steps that trains a learned variance (Nichol & Dhariwal 2021, eq. 16,
+                  estimated from one step per sample, so for times drawn evenly)
     """
 
     def __init__(
@@ -77,7 +78,7 @@ def drop_conditions(cond: dict[str, Tensor], null: Mapping[str, Any], probabilit
     if not cond or not null or probability == 0:
         return cond
     first = next(iter(cond.values()))
-    dropped = (torch.rand(len(first)) < probability).to(first.device)
+    dropped = (torch.rand(len(first)) < probability).to(first.device, non_blocking=True)
     return {
         name: torch.where(
             dropped.view(-1, *[1] * (value.ndim - 1)), torch.as_tensor(null[name], dtype=value.dtype, device=value.device), value

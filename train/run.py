@@ -14,7 +14,6 @@ from diffusion import build_blend, time_grid
 from diffusion.noise import mix
 from diffusion.spec import check_call, check_mapping, check_names, check_type, make, make_params
 from models import Model
-from models.checkpoints import native
 from models.files import read_json, write_json
 from samplers.provenance import provenance
 from samplers.run import steered
@@ -24,7 +23,7 @@ from train.density import DENSITIES
 from train.logbook import Logger, WandB
 from train.loop import TrainParams, train
 from train.objective import DenoisingObjective, Objective
-from train.state import require_same, resume_point
+from train.state import is_begun, require_same, resume_point
 from train.weighting import WEIGHTINGS
 from train.world import World, world
 
@@ -55,10 +54,10 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         _check_fit(model, data)
         model.spec["shape"] = list(data.shape)
         resume = bool(config.get("resume"))
-        begun = (folder / native.FILE_NAME).exists()
-        if begun and resume:
-            _check_resumable(folder, config, model, params.kept(data, where), params.steps)
-        if where.leads and (resume or not begun):
+        begun = is_begun(folder, resume)
+        if begun:
+            _check_resumable(folder, config, model, params.kept(data, where, objective), params.steps)
+        if where.leads:
             _prepare(folder, config, begun)
         return train(
             model,
@@ -113,9 +112,11 @@ def _consistency(
     master.backbone.to(device).requires_grad_(False)
     own: dict[str, Any] = {key: check_mapping(f"model.{key}", parts[key]) for key in ("grid", "consistency") if key in parts}
     student = Model(student.backbone, student.schedule, student.prediction, {**student.spec, **own})
-    student.denoiser(), student.grid(1)  # a wrong description is refused now, and not when the student is sampled
+    student.check()
     levels = time_grid(master.schedule, **check_call("objective.grid", time_grid, 1, grid))
-    return student, ConsistencyDistillation(steered(master, guidance, clip), build_blend(own["consistency"]), levels, solver, huber)
+    objective = ConsistencyDistillation(steered(master, guidance, clip), build_blend(own["consistency"]), levels, solver, huber)
+    objective.kept["teacher"] = master.fingerprint
+    return student, objective
 
 
 OBJECTIVES: dict[str, Callable[..., tuple[Model, Objective]]] = {"denoising": _denoising, "consistency": _consistency}
@@ -131,6 +132,8 @@ def _check_fit(model: Model, data: Dataset) -> None:
         raise ValueError(
             f"model.network.out_channels={params.out_channels} must be {params.in_channels} as in the data, or twice it for a variance"
         )
+    if params.out_channels != params.in_channels and model.schedule.rows is None:
+        raise ValueError("a learned variance is trained on the steps of a table: choose a schedule with steps, or out_channels=in_channels")
     if size is not None and data.shape[1:] != (size, size):
         raise ValueError(f"the data is {data.shape[1]}x{data.shape[2]}, the network model.network.image_size={size}")
     if params.num_classes != data.num_classes:

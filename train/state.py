@@ -55,6 +55,14 @@ class TrainState:
         self.step = self.saved = progress["step"]
 
 
+def is_begun(folder: Path, resume: bool) -> bool:
+    """Whether the folder holds a checkpoint. ValueError where it does and is not to be resumed."""
+    begun = (folder / native.FILE_NAME).exists()
+    if begun and not resume:
+        raise ValueError(f"{folder} already holds a trained run: resume=true goes on with it, run=... starts another")
+    return begun
+
+
 def resume_point(
     folder: Path, spec: Mapping[str, Any], settings: Mapping[str, Any], steps: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -79,7 +87,7 @@ def require_same(folder: Path, saved: Any, given: Any, where: str = "") -> None:
     if isinstance(saved, Mapping) and isinstance(given, Mapping):
         for key in sorted(saved.keys() | given.keys()):
             require_same(folder, saved.get(key), given.get(key), f"{where}.{key}" if where else key)
-    elif saved != (given := json.loads(json.dumps(given))):
+    elif saved != (given := json.loads(json.dumps(given, default=str))):
         raise ValueError(
             f"{folder} was trained with {where}={saved}, not {given}: use that to resume it, or another run folder to start anew"
         )

@@ -7,18 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from diffusion import BatchLevel, DiscreteVP, Schedule, learned_std, posterior, tau
+from diffusion import BatchLevel, Schedule, learned_std, posterior, tau
 from diffusion.level import broadcast
 
 
 def variational_bound(schedule: Schedule, x0: Tensor, x_t: Tensor, x0_hat: Tensor, variance: Tensor, level: BatchLevel) -> Tensor:
-    """The bound's term at each sample's step, (B,), in bits per dimension.
+    """The bound estimated from each sample's step, (B,), in bits per dimension: that step's term times the number of steps.
 
-    For t > 0 the KL divergence from the exact posterior q(x_{t-1} | x_t, x0) to the network's Gaussian; for t = 0 the
+    The term: for t > 0 the KL divergence from the exact posterior q(x_{t-1} | x_t, x0) to the network's Gaussian; for t = 0 the
     negative log-likelihood of x0's 8-bit value. x0_hat is the network's estimate, variance its v in [-1, 1].
     """
-    if not isinstance(schedule, DiscreteVP):
-        raise ValueError("a learned variance is trained on the steps of a DiscreteVP schedule")
+    if schedule.rows is None:
+        raise ValueError("a learned variance is trained on the steps of a table, such as DiscreteVP")
     first = level.t == 0
     # Row 0 steps to data, where the posterior has no variance: row 1's stands in, and the likelihood replaces the KL.
     above, below = schedule.levels(level.t.clamp(min=1)), schedule.levels(level.t.clamp(min=1) - 1)
@@ -27,7 +27,7 @@ def variational_bound(schedule: Schedule, x0: Tensor, x_t: Tensor, x0_hat: Tenso
     divergence = gaussian_kl(exact.mean, broadcast(exact.std, x_t), guess.mean, std)
     likelihood = -discretised_log_likelihood(x0, x0_hat, std)
     nats = torch.where(first.to(x0.device), likelihood.flatten(1).mean(1), divergence.flatten(1).mean(1))
-    return nats / math.log(2)
+    return schedule.rows * nats / math.log(2)
 
 
 def gaussian_kl(mean_p: Tensor, std_p: Tensor | float, mean_q: Tensor, std_q: Tensor) -> Tensor:

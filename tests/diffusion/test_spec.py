@@ -28,7 +28,7 @@ FITS: list[tuple[Any, list[Any], list[Any]]] = [
     (list[str], [["a"], []], ["a", [1]]),
     (str | list[str], ["a", ["a"]], [[1], 1]),
     (dict[str, Any], [{}, {"a": 1}], [3, "a", [1]]),
-    (str | Sequence[float] | Tensor, ["karras", [1.0, 0.5], torch.ones(2)], [5, None]),
+    (str | Sequence[float] | Tensor, ["karras", [1.0, 0.5], torch.ones(2)], [5, None, [1.0, None], ["a"]]),
     (Noise | None, [None, SeededNoise([0])], [3, "a"]),
     (Any, [3, None], []),
 ]

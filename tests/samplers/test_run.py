@@ -48,6 +48,28 @@ def test_a_model_is_sampled_as_it_is_meant_to_be(parts: dict[str, Any], sampler:
     assert (kept["sampler"], kept["steps"]) == (sampler, steps)
 
 
+def test_what_is_drawn_is_saved_before_the_rest_is(tmp_path: Path) -> None:
+    """Where the second batch fails, the first one's images are there."""
+    calls = 0
+
+    def sampled(*args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return torch.full((len(kwargs["seeds"]), 1, 8, 8), 0.0 if calls == 1 else math.nan)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("samplers.run.sample", sampled)
+        with pytest.raises(FloatingPointError, match="1 of 1 samples are not finite, the first of seed 2"):
+            run(settings(saved(tmp_path / "model.safetensors"), "batch_size=2"))
+    assert len(list((tmp_path / "samples").rglob("0*.png"))) == 2
+
+
+def test_a_list_of_times_may_be_the_model_s_own_grid(tmp_path: Path) -> None:
+    """It has its own number of steps, which is then that of sampling too."""
+    out = run(settings(saved(tmp_path / "model.safetensors", grid={"spacing": [0.9, 0.5, 0.2]})))
+    assert out == tmp_path / "samples" / "ddim-3"
+
+
 def test_the_model_s_grid_is_used_unless_another_spacing_is_named(tmp_path: Path) -> None:
     """Images on the model's own grid are those of the same spacing by name, and others than the default spacing gives."""
     own, plain = (

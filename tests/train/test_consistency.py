@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 import models
+from configs import compose
 from diffusion import (
     FLOW,
     X0,
@@ -36,7 +37,7 @@ from samplers import sample
 from train import TrainParams, train
 from train.consistency import ConsistencyDistillation
 from train.data import digits
-from train.run import OBJECTIVES
+from train.run import OBJECTIVES, run
 
 F64 = torch.float64
 SOLVERS: tuple[Literal["ddim", "heun"], ...] = ("ddim", "heun")
@@ -181,6 +182,24 @@ def test_the_teacher_is_clipped_where_asked(clip: bool, limit: float, tmp_path: 
     x_t, level = 3 * torch.randn(4, 1, 8, 8), student.schedule.level(0.5)
     x0 = objective.teacher(x_t, level, label=torch.arange(4)).x0
     assert x0.abs().max() == pytest.approx(min(limit, float(x_t.abs().max())), rel=1e-6)  # a fresh network says 0: x0 = x_t
+
+
+def test_resuming_with_another_teacher_is_refused(tmp_path: Path) -> None:
+    """The path is the same, the weights there are not: the run would not be the one that was begun."""
+    network = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
+    path, quiet = tmp_path / "teacher.safetensors", ["train.batch_size=8", "progress=false", "wandb=false", "resume=true"]
+
+    def go(steps: int) -> bool:
+        places = [f"model.from={path}", f"run={tmp_path / 'student'}", f"train.steps={steps}"]
+        return run(compose("train", ["experiment=digits_consistency", *places, *quiet]))
+
+    for _ in range(2):
+        models.save(models.build({"network": network, "schedule": {"name": "cosine", "steps": 1000}, "prediction": "v"}), path)
+        if not (tmp_path / "student").exists():
+            assert go(2)
+            assert go(3)
+    with pytest.raises(ValueError, match=r"was trained with objective\.teacher="):
+        go(4)
 
 
 def test_an_unknown_solver_is_refused() -> None:

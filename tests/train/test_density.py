@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from diffusion import CosineVP, DiscreteVP, RectifiedFlow, VarianceExploding
+from diffusion import CosineVP, DiscreteVP, RectifiedFlow, Shifted, VarianceExploding
 from train.density import DENSITIES, Density, LogitNormal, LogNormal, Uniform
 
 N, BATCHES = 16, 400
@@ -76,6 +76,12 @@ def test_all_rows_of_a_table_are_equally_likely(rows: int) -> None:
         torch.manual_seed(seed)
         assert torch.equal(density.sample(rows).sort().values, torch.arange(rows, dtype=torch.float64))
     assert density.quantile(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist() == [0, rows - 1]
+
+
+def test_a_shifted_table_is_a_table() -> None:
+    """Its times are its rows too."""
+    t = Uniform(Shifted(DiscreteVP.cosine(steps=100), 2.0)).sample(100)
+    assert torch.equal(t.sort().values, torch.arange(100, dtype=torch.float64))
 
 
 def test_densities_refuse_schedules_they_do_not_fit() -> None:

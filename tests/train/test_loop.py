@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -397,6 +398,35 @@ def test_a_trained_folder_is_not_overwritten(tmp_path: Path) -> None:
     assert ((tmp_path / native.FILE_NAME).read_bytes(), (tmp_path / "metrics.jsonl").read_bytes()) == before
 
 
+def test_what_is_trained_is_saved_before_it_is_evaluated(tmp_path: Path) -> None:
+    """An evaluation that fails costs no step of training; one that returns tensors is logged as numbers."""
+
+    def fails(model: Model) -> dict[str, float]:
+        raise RuntimeError("no")
+
+    def tensors(model: Model) -> dict[str, Any]:
+        return {"score": torch.tensor(0.25)}
+
+    model, params = fresh(), TrainParams(**{**QUICK, "evaluate_every": 6, "save_every": 6})
+    with pytest.raises(RuntimeError, match="no"):
+        train(model, denoising(model), digits(), params, tmp_path / "a", evaluate=fails, progress=False)
+    assert progress(tmp_path / "a")["step"] == 6
+    train(fresh(), denoising(model), digits(), params, tmp_path / "b", evaluate=tensors, progress=False)
+    assert {"step": 6, "score": 0.25} in read_json_lines(tmp_path / "b" / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_ends_training_with_one_line(workers: int, tmp_path: Path) -> None:
+    """Also where a worker process finds it; the workers end with the run."""
+    images = pictures(tmp_path / "images")
+    damaged = next(images.rglob("7.png"))
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    command = [*folder_command(images, tmp_path / "run"), f"train.workers={workers}"]
+    run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert re.fullmatch(rf"error: cannot read the image {re.escape(str(damaged))}: .*\n", run.stderr), run.stderr
+
+
 def test_a_resumed_run_says_how_it_began(tmp_path: Path) -> None:
     """provenance.json keeps the first start and adds each resumption; config.json holds the settings of the last."""
     assert run(config(tmp_path, "train.steps=2"))
@@ -406,6 +436,9 @@ def test_a_resumed_run_says_how_it_began(tmp_path: Path) -> None:
     assert len(record.pop("resumed")) == 1
     assert record == first
     assert read_json(tmp_path / "config.json")["train"]["steps"] == 3
+
+
+CONTINUOUS = ["model.schedule.name=cosine_vp", "~model.schedule.steps", "~model.grid"]
 
 
 @pytest.mark.parametrize(
@@ -421,6 +454,7 @@ def test_a_resumed_run_says_how_it_began(tmp_path: Path) -> None:
         (["objective.drop=abc"], "drop of objective 'denoising' must be a number, not 'abc'"),
         (["~objective.density"], "objective 'denoising' needs density"),
         (["model.network.out_channels=3"], "model.network.out_channels=3 must be 1 as in the data, or twice it"),
+        (["model.network.out_channels=2", *CONTINUOUS], "a learned variance is trained on the steps of a table"),
         (["resume=maybe"], "resume must be true or false, not 'maybe'"),
         (["device=gpu"], "no device 'gpu' here"),
     ],
@@ -457,15 +491,24 @@ def test_an_infinite_gradient_does_not_reach_the_checkpoint(tmp_path: Path) -> N
     assert all(value.isfinite().all() for value in state(tmp_path).values())
 
 
+def pictures(folder: Path) -> Path:
+    """32 grey pictures of 8x8 in ten classes."""
+    for i in range(32):
+        (folder / str(i % 10)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 8 * i, np.uint8)).save(folder / str(i % 10) / f"{i}.png")
+    return folder
+
+
+def folder_command(images: Path, folder: Path) -> list[str]:
+    """Training on a folder of images, as a command line."""
+    command = [sys.executable, "-m", "train", *(o for o in OVERRIDES if not o.startswith("data")), "~data.split", "data.name=folder"]
+    return [*command, f"+data.folder={images}", "+data.channels=1", f"run={folder}"]
+
+
 def test_ctrl_c_reaches_the_loop_and_not_its_workers(tmp_path: Path) -> None:
     """A terminal sends Ctrl-C to every process of the group; those that decode images leave it to the loop, which saves."""
-    for i in range(32):
-        picture = Image.fromarray(np.full((8, 8), 8 * i, np.uint8))
-        (tmp_path / "images" / str(i % 10)).mkdir(parents=True, exist_ok=True)
-        picture.save(tmp_path / "images" / str(i % 10) / f"{i}.png")
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "train", *(o for o in OVERRIDES if not o.startswith("data")), "~data.split", "data.name=folder"]
-    command += [f"+data.folder={tmp_path / 'images'}", "+data.channels=1", f"run={folder}", "train.log_every=1", "train.steps=100000"]
+    command = [*folder_command(pictures(tmp_path / "images"), folder), "train.log_every=1", "train.steps=100000"]
     with subprocess.Popen(
         [*command, "train.workers=2", "train.save_every=100000"],
         env=ENVIRONMENT, stdout=-1, stderr=-1, text=True, start_new_session=True,
