@@ -29,8 +29,8 @@ quickstart-dit:
 quickstart-consistency: quickstart-unet
 	TQDM_POSITION=0 $(BIN)/python -m train experiment=digits_consistency run=$(RUNS)/consistency model.from=$(RUNS)/unet resume=true
 
-test: $(SETUP)         ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(SETUP)         ## the whole test suite: two files side by side, on half of the cores each
+	OMP_NUM_THREADS=$(HALF) $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 lint: $(SETUP)         ## style and types
 	$(BIN)/ruff check .
