@@ -9,7 +9,7 @@ HALF    = $(shell $(BIN)/python -c 'import os; print(max(1, len(getattr(os, "sch
 # For the packages and, since some are built here, for what builds them.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
-# glibc keeps freed memory for the next step: by default it hands large tensors back, and page faults take 5 to 20 % of a step.
+# glibc keeps freed memory for the next step: by default it hands large tensors back, and page faults took 4 to 28 % of a step.
 export MALLOC_MMAP_THRESHOLD_ := 268435456
 export MALLOC_TRIM_THRESHOLD_ := 2147483648
 

@@ -43,9 +43,10 @@ def run(config: Mapping[str, Any]) -> bool:
         check_type(name, config[name], kind)
     start, out = time.perf_counter(), Path(config["out"])
     splits = {"digits": digits}
-    judge = DigitJudge(make("data set", config["training"], splits), make("data set", config["reference"], splits))
     rows = jobs(config["jobs"])
     _require_rows({(job.name, job.sampler, job.steps, job.guidance != 1) for job in rows}, config)  # before the work
+    judge = DigitJudge(make("data set", config["training"], splits), make("data set", config["reference"], splits))
+    labels = judge.classes(config["n"])
     floor_and_ceiling = references(judge, config["n"])
     out.mkdir(parents=True, exist_ok=True)
     scores, images = measure(rows, judge, config["n"], config["workers"], config["progress"])
@@ -59,7 +60,7 @@ def run(config: Mapping[str, Any]) -> bool:
         "held-out digits": str(len(judge.held_out)),
     }
     write_json(out / "scores.json", {"scores": [s.to_json() for s in scores], "targets": [t.to_json() for t in found], "facts": facts})
-    _pictures(out, scores, images, judge.classes(config["n"]))
+    _pictures(out, scores, images, labels)
     write_report(
         out / "report.html",
         title="Handwritten digits: two diffusion models and a distilled one",
@@ -69,7 +70,7 @@ def run(config: Mapping[str, Any]) -> bool:
         curves={config[part]["name"]: read_json_lines(Path(config[part]["run"]) / "metrics.jsonl") for part in ("unet", "dit", "student")},
         forward={config[part]["name"]: (models.load(config[part]["run"]).schedule, judge.train.images[:3]) for part in ("unet", "dit")},
         galleries=[Gallery("Held-out real digits", "What samples should look like.", _by_class(judge.held_out.images, judge.labels))]
-        + [_gallery(job, x, judge.classes(config["n"])) for job, x in images.items()],
+        + [_gallery(job, x, labels) for job, x in images.items()],
         trajectories=list(chain.from_iterable(_trajectories(config[part]) for part in ("unet", "dit"))),
         facts=facts,
     )

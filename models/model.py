@@ -91,7 +91,8 @@ class Model:
         """SHA-256 of the weights: the same for every copy of them, wherever it lies."""
         digest = hashlib.sha256()
         for name, value in sorted(self.backbone.state_dict().items()):
-            digest.update(name.encode() + value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
     @property

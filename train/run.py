@@ -144,9 +144,9 @@ def _check_resumable(folder: Path, config: Mapping[str, Any], model: Model, sett
     """Refuse what cannot go on: the checkpoint knows its model and training, config.json its objective and data."""
     resume_point(folder, model.spec, settings, steps)
     if (before := folder / "config.json").exists():
-        was, now = read_json(before), dict(config)
-        require_same(folder, was.get("objective"), now["objective"], "objective")
-        data_was, data_now = ({**config["data"], "folder": None} for config in (was, now))  # images may have moved
+        was = read_json(before)
+        require_same(folder, was.get("objective"), config["objective"], "objective")
+        data_was, data_now = ({**either["data"], "folder": None} for either in (was, config))  # images may have moved
         require_same(folder, data_was, data_now, "data")
 
 
