@@ -9,9 +9,9 @@ from diffusion.denoiser import Clipped, Denoiser, DenoiserLike, OnSchedule
 from diffusion.grid import SPACINGS, Grid, flux_mu, time_grid
 from diffusion.guidance import ClassifierFreeGuidance
 from diffusion.level import BatchLevel, Level, NoiseLevel
-from diffusion.noise import Noise, SeededNoise, initial_noise
+from diffusion.noise import BrownianPath, Noise, Path, SeededNoise, initial_noise
 from diffusion.prediction import EDM, EPS, FLOW, PREDICTIONS, X0, Estimate, Prediction, V, edm
-from diffusion.process import Gaussian, learned_std, marginal, posterior, tau, transition
+from diffusion.process import Gaussian, decay, learned_std, marginal, posterior, tau, transition
 from diffusion.schedule import (
     SCHEDULES,
     CosineVP,
@@ -33,6 +33,7 @@ __all__ = [
     "SPACINGS",
     "X0",
     "BatchLevel",
+    "BrownianPath",
     "ClassifierFreeGuidance",
     "Clipped",
     "ConsistencyFunction",
@@ -47,6 +48,7 @@ __all__ = [
     "Noise",
     "NoiseLevel",
     "OnSchedule",
+    "Path",
     "Prediction",
     "RectifiedFlow",
     "Schedule",
@@ -57,6 +59,7 @@ __all__ = [
     "build_blend",
     "build_schedule",
     "cm",
+    "decay",
     "edm",
     "flux_mu",
     "initial_noise",

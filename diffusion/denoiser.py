@@ -63,8 +63,7 @@ class Denoiser:
         out = self.output(x_t, level, **cond)
         if out.shape[1] == 2 * x_t.shape[1]:
             out, variance = out.chunk(2, dim=1)
-            x0, eps = self.prediction.estimate(x_t, out, level)
-            return Estimate(x0, eps, variance)
+            return self.prediction.estimate(x_t, out, level, variance)
         return self.prediction.estimate(x_t, out, level)
 
     def output(self, x_t: Tensor, level: Level, /, **cond: Any) -> Tensor:

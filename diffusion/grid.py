@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, overload
 
@@ -25,10 +26,12 @@ class Grid:
     """Levels with strictly falling sigma/alpha; the last is where sampling ends, usually data (alpha 1, sigma 0).
 
     initial_scale  standard deviation of the noise a sample starts from at the first level
+    schedule       where the levels are from, and those between them that some solvers ask at
     """
 
     levels: tuple[NoiseLevel, ...]
     initial_scale: float
+    schedule: Schedule
 
     def __post_init__(self) -> None:
         if len(self.levels) < 2:
@@ -46,6 +49,10 @@ class Grid:
     def steps(self) -> int:
         """Network calls of a first-order solver: one less than there are levels."""
         return len(self.levels) - 1
+
+    def between(self, ratio: float) -> NoiseLevel:
+        """The level of that sigma/alpha on the grid's schedule, for solvers that ask between two rows."""
+        return _level_of(self.schedule, ratio)
 
     def start(self, noise: Tensor) -> Tensor:
         """The sample to start from, given standard normal noise."""
@@ -66,8 +73,14 @@ class Grid:
         if isinstance(index, slice):
             levels = self.levels[index]
             kept_start = bool(levels) and levels[0] == self.levels[0]
-            return Grid(levels, self.initial_scale if kept_start or not levels else levels[0].sigma)
+            return Grid(levels, self.initial_scale if kept_start or not levels else levels[0].sigma, self.schedule)
         return self.levels[index]
+
+
+@lru_cache(maxsize=4096)
+def _level_of(schedule: Schedule, ratio: float) -> NoiseLevel:
+    """Kept, since a grid is walked more than once and a schedule's tensors are slow for one number."""
+    return schedule.level(float(schedule.t_from_ratio(ratio)))
 
 
 def time_grid(
@@ -117,7 +130,7 @@ def time_grid(
         levels.append(lookup("terminal rule", terminal, {"data": schedule.terminal, "t_min": schedule.level(schedule.t_min)}))
     first = levels[0]
     scale = lookup("initial noise", initial, {"noise": first.sigma, "unit": math.hypot(first.alpha, first.sigma)})
-    return Grid(tuple(levels), scale)
+    return Grid(tuple(levels), scale, schedule)
 
 
 def _spaced(schedule: Schedule, steps: int | None, spacing: str, t_start: float, t_end: float, options: dict[str, Any]) -> Tensor:

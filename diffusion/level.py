@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Scalar = float | Tensor
@@ -51,3 +52,13 @@ def broadcast(coefficient: Scalar, x: Tensor) -> Scalar:
     if isinstance(coefficient, Tensor):
         return coefficient.to(x.device, x.dtype, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))
     return coefficient
+
+
+def linear(a: Scalar, b: Scalar, p: Tensor, q: Tensor) -> Tensor:
+    """a * p + b * q; a coefficient is one number, or one per sample (B,)."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return broadcast(a, p) * p + broadcast(b, q) * q
+    if a == 0 or b == 0:
+        kept, x = (b, q) if a == 0 else (a, p)
+        return x if kept == 1 else kept * x
+    return torch.add(a * p, q, alpha=b)

@@ -9,32 +9,55 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
-from diffusion.level import Level, Scalar, broadcast
+from diffusion.level import Level, Scalar, linear
+
+Rows = tuple[tuple[Scalar, Scalar], tuple[Scalar, Scalar]]
 
 
-@dataclass(frozen=True, slots=True)
 class Estimate:
     """A denoiser's belief about a noisy sample: x_t = alpha * x0 + sigma * eps holds for the pair. Unpacks as `x0, eps`.
+
+    Kept as combinations of two tensors, x0 = i p + j q and eps = m p + n q, which for a network are x_t and its output. So a
+    step that needs only `at(s)` makes one pass over x_t and the output, and never x0 or eps themselves.
 
     variance  what a network with a learned variance says of it, in [-1, 1] (Nichol & Dhariwal 2021, eq. 15), else None
     """
 
-    x0: Tensor
-    eps: Tensor
-    variance: Tensor | None = None
-
-    def __iter__(self) -> Iterator[Tensor]:
-        yield self.x0
-        yield self.eps
+    def __init__(self, p: Tensor, q: Tensor, variance: Tensor | None = None, *, rows: Rows = ((1.0, 0.0), (0.0, 1.0))) -> None:
+        """Estimate(x0, eps), or with `rows` ((i, j), (m, n)) the combinations of p and q that x0 and eps are."""
+        self._p, self._q, self._rows, self.variance = p, q, rows, variance
 
     @classmethod
     def from_x0(cls, x_t: Tensor, x0: Tensor, level: Level, variance: Tensor | None = None) -> Estimate:
         """Complete an estimate of x0 with the noise it implies. level.sigma > 0."""
-        alpha, sigma = broadcast(level.alpha, x_t), broadcast(level.sigma, x_t)
-        return cls(x0, (x_t - alpha * x0) / sigma, variance)
+        return cls(x_t, x0, variance, rows=((0.0, 1.0), (1 / level.sigma, -level.alpha / level.sigma)))
+
+    @cached_property
+    def x0(self) -> Tensor:
+        """Clean data, like x_t."""
+        return linear(*self._rows[0], self._p, self._q)
+
+    @cached_property
+    def eps(self) -> Tensor:
+        """The noise, like x_t."""
+        return linear(*self._rows[1], self._p, self._q)
+
+    def combine(self, a: Scalar, b: Scalar) -> Tensor:
+        """a * x0 + b * eps, e.g. (-1, 1): the velocity of flow time."""
+        (i, j), (m, n) = self._rows
+        return linear(a * i + b * m, a * j + b * n, self._p, self._q)
+
+    def at(self, level: Level) -> Tensor:
+        """The sample that this x0 and this eps make at another level: a step of DDIM."""
+        return self.combine(level.alpha, level.sigma)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield self.x0
+        yield self.eps
 
 
 @dataclass(frozen=True)
@@ -47,7 +70,7 @@ class Prediction:
     def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
         """What the network should output for a sample made of x0 and eps, same shape."""
         a, b = self.coefficients(level)
-        return broadcast(a, x0) * x0 + broadcast(b, eps) * eps
+        return linear(a, b, x0, eps)
 
     def determinant(self, level: Level) -> Scalar:
         """D = alpha*b - sigma*a, the determinant of (x0, eps) -> (x_t, out). 0: the output says nothing about x0.
@@ -57,15 +80,13 @@ class Prediction:
         a, b = self.coefficients(level)
         return level.alpha * b - level.sigma * a
 
-    def estimate(self, x_t: Tensor, out: Tensor, level: Level) -> Estimate:
+    def estimate(self, x_t: Tensor, out: Tensor, level: Level, variance: Tensor | None = None) -> Estimate:
         """Solve x_t = alpha*x0 + sigma*eps, out = a*x0 + b*eps for (x0, eps). Raises where that has no solution."""
         a, b = self.coefficients(level)
         det = self.determinant(level)
         if bool((det == 0).any()) if isinstance(det, Tensor) else det == 0:
             raise ValueError(f"{self.name}-prediction {self._silence(level)}")
-        x0 = broadcast(b / det, x_t) * x_t - broadcast(level.sigma / det, x_t) * out
-        eps = broadcast(level.alpha / det, x_t) * out - broadcast(a / det, x_t) * x_t
-        return Estimate(x0, eps)
+        return Estimate(x_t, out, variance, rows=((b / det, -level.sigma / det), (-a / det, level.alpha / det)))
 
     def _silence(self, level: Level) -> str:
         """What the output leaves open where the determinant is 0, and the way out."""

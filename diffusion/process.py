@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from diffusion.level import Level, Scalar, broadcast
+from diffusion.level import Level, Scalar, broadcast, linear
 
 
 class Gaussian(NamedTuple):
@@ -25,7 +25,14 @@ class Gaussian(NamedTuple):
 
 def marginal(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
     """x_t = alpha*x0 + sigma*eps: a sample of q(x_t | x0) (Ho et al. 2020, eq. 4)."""
-    return broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, eps) * eps
+    return linear(level.alpha, level.sigma, x0, eps)
+
+
+def decay(t: Level, s: Level) -> Scalar:
+    """(sigma_s / alpha_s) / (sigma_t / alpha_t) = e^-h, h the step in lambda = log(alpha / sigma): the part of the noise in x_t that
+    the posterior keeps in x_s. 0 at data or from pure noise, 1 for s = t.
+    """
+    return (t.alpha * s.sigma) / (s.alpha * t.sigma)
 
 
 def tau(t: Level, s: Level) -> Scalar:
@@ -33,7 +40,7 @@ def tau(t: Level, s: Level) -> Scalar:
 
     0 for s = t, 1 at data or from pure noise. It scales every ancestral and stochastic step.
     """
-    ratio = _ratio_of_ratios(t, s)
+    ratio = decay(t, s)
     return (1 - ratio) * (1 + ratio)
 
 
@@ -44,9 +51,8 @@ def transition(x_s: Tensor, s: Level, t: Level) -> Gaussian:
 
 def posterior(x_t: Tensor, x0: Tensor, t: Level, s: Level) -> Gaussian:
     """q(x_s | x_t, x0), one exact step of denoising, variance sigma_s^2 tau (Ho et al. 2020, eq. 6-7, for any two levels)."""
-    kept = s.sigma / t.sigma * _ratio_of_ratios(t, s)
-    mean = broadcast(s.alpha - kept * t.alpha, x0) * x0 + broadcast(kept, x_t) * x_t
-    return Gaussian(mean, s.sigma * tau(t, s) ** 0.5)
+    kept = s.sigma / t.sigma * decay(t, s)
+    return Gaussian(linear(s.alpha - kept * t.alpha, kept, x0, x_t), s.sigma * tau(t, s) ** 0.5)
 
 
 def learned_std(v: Tensor, lower: Scalar, upper: Scalar) -> Tensor:
@@ -54,8 +60,3 @@ def learned_std(v: Tensor, lower: Scalar, upper: Scalar) -> Tensor:
     step's (upper) at 1, interpolated in log variance between (Nichol & Dhariwal 2021, eq. 15). lower > 0.
     """
     return broadcast(lower, v) * broadcast(upper / lower, v) ** ((v + 1) / 2)
-
-
-def _ratio_of_ratios(t: Level, s: Level) -> Scalar:
-    """(sigma_s / alpha_s) / (sigma_t / alpha_t), written so that alpha_t = 0 gives 0."""
-    return (t.alpha * s.sigma) / (s.alpha * t.sigma)

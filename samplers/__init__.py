@@ -3,8 +3,43 @@
 from samplers.consistency import consistency
 from samplers.ddim import ddim
 from samplers.ddpm import ddpm
+from samplers.dpm2 import dpm2
+from samplers.dpmpp_2m import dpmpp_2m
+from samplers.dpmpp_2m_sde import dpmpp_2m_sde
+from samplers.dpmpp_2s import dpmpp_2s
+from samplers.dpmpp_3m import dpmpp_3m
+from samplers.dpmpp_3m_sde import dpmpp_3m_sde
+from samplers.dpmpp_sde import dpmpp_sde
+from samplers.edm import edm
 from samplers.euler import euler
+from samplers.euler_ancestral import euler_ancestral
+from samplers.heun import heun
+from samplers.rk4 import rk4
 from samplers.sample import SAMPLERS, sample
+from samplers.sit_sde import sit_sde
 from samplers.solver import Solver, Step
+from samplers.unipc import unipc
 
-__all__ = ["SAMPLERS", "Solver", "Step", "consistency", "ddim", "ddpm", "euler", "sample"]
+__all__ = [
+    "SAMPLERS",
+    "Solver",
+    "Step",
+    "consistency",
+    "ddim",
+    "ddpm",
+    "dpm2",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_3m",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "edm",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "rk4",
+    "sample",
+    "sit_sde",
+    "unipc",
+]

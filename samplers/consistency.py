@@ -14,10 +14,11 @@ from samplers.solver import Step
 def consistency(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, noise: Noise | None = None) -> Iterator[Step]:
     """Song et al. 2023 (consistency models), alg. 1: jump to data, add fresh noise down to the next level, jump again.
 
-    For denoisers that map any level straight to data, such as `train.consistency` makes. noise defaults to seeds 0 ... B-1.
+    For denoisers that map any level straight to data, such as `train.consistency` makes; for LCMs (Luo et al. 2023) it is what users know
+    as "lcm". noise defaults to seeds 0 ... B-1.
     """
     noise = noise or SeededNoise(range(len(x)))
     for i, (t, s) in enumerate(pairwise(grid)):
-        x0, _ = denoiser(x, t)
-        x = x0 if s.sigma == 0 else marginal(x0, noise(x, i), s)
-        yield Step(i, s, x, x0)
+        estimate = denoiser(x, t)
+        x = estimate.x0 if s.sigma == 0 else marginal(estimate.x0, noise(x, i), s)
+        yield Step(i, s, x, estimate)

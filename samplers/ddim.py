@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from diffusion import DenoiserLike, Grid, Noise, SeededNoise, tau
@@ -23,9 +24,9 @@ def ddim(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, eta: float = 0.0, noi
         raise ValueError(f"eta must lie in [0, 1], not {eta:g}")
     noise = noise or SeededNoise(range(len(x)))
     for i, (t, s) in enumerate(pairwise(grid)):
-        x0, eps = denoiser(x, t)
+        estimate = denoiser(x, t)
         new = eta**2 * tau(t, s)
-        x = s.alpha * x0 + s.sigma * math.sqrt(1 - new) * eps
+        x = estimate.combine(s.alpha, s.sigma * math.sqrt(1 - new))
         if s.sigma * new > 0:
-            x = x + s.sigma * math.sqrt(new) * noise(x, i)
-        yield Step(i, s, x, x0)
+            x = torch.add(x, noise(x, i), alpha=s.sigma * math.sqrt(new))
+        yield Step(i, s, x, estimate)

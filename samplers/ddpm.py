@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from diffusion import DenoiserLike, Estimate, Grid, Noise, NoiseLevel, SeededNoise, learned_std, posterior, tau
+from diffusion import DenoiserLike, Estimate, Grid, Noise, NoiseLevel, SeededNoise, decay, learned_std, tau
 from diffusion.spec import check_names
 from samplers.solver import Step
 
@@ -27,9 +27,10 @@ def ddpm(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, variance: Variance = 
     noise = noise or SeededNoise(range(len(x)))
     for i, (t, s) in enumerate(pairwise(grid)):
         estimate = denoiser(x, t)
-        mean = posterior(x, estimate.x0, t, s).mean
-        x = mean if s.sigma == 0 else mean + _std(variance, estimate, t, s) * noise(x, i)
-        yield Step(i, s, x, estimate.x0)
+        x = estimate.combine(s.alpha, s.sigma * decay(t, s))  # the mean of q(x_s | x_t, x0)
+        if s.sigma > 0:
+            x = x + _std(variance, estimate, t, s) * noise(x, i)
+        yield Step(i, s, x, estimate)
 
 
 def _std(variance: Variance, estimate: Estimate, t: NoiseLevel, s: NoiseLevel) -> float | Tensor:

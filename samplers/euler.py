@@ -8,6 +8,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from diffusion import DenoiserLike, Grid
+from samplers.coordinate import FLOW_TIME
 from samplers.solver import Step
 
 
@@ -18,8 +19,6 @@ def euler(denoiser: DenoiserLike, x: Tensor, grid: Grid) -> Iterator[Step]:
     at both ends. A step of it lands exactly where DDIM does, and where Euler in sigma/alpha does.
     """
     for i, (t, s) in enumerate(pairwise(grid)):
-        x0, eps = denoiser(x, t)
-        norm_t, norm_s = t.alpha + t.sigma, s.alpha + s.sigma
-        dr = s.sigma / norm_s - t.sigma / norm_t
-        x = norm_s * (x / norm_t + dr * (eps - x0))
-        yield Step(i, s, x, x0)
+        estimate = denoiser(x, t)
+        x = FLOW_TIME.step(x, FLOW_TIME.slope(estimate), t, s)
+        yield Step(i, s, x, estimate)

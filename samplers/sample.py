@@ -11,19 +11,46 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion import DenoiserLike, Grid, SeededNoise, initial_noise
+from diffusion import BrownianPath, DenoiserLike, Grid, SeededNoise, initial_noise
 from diffusion.spec import check_names, lookup
 from samplers.consistency import consistency
 from samplers.ddim import ddim
 from samplers.ddpm import ddpm
+from samplers.dpm2 import dpm2
+from samplers.dpmpp_2m import dpmpp_2m
+from samplers.dpmpp_2m_sde import dpmpp_2m_sde
+from samplers.dpmpp_2s import dpmpp_2s
+from samplers.dpmpp_3m import dpmpp_3m
+from samplers.dpmpp_3m_sde import dpmpp_3m_sde
+from samplers.dpmpp_sde import dpmpp_sde
+from samplers.edm import edm
 from samplers.euler import euler
+from samplers.euler_ancestral import euler_ancestral
+from samplers.heun import heun
+from samplers.rk4 import rk4
+from samplers.sit_sde import sit_sde
 from samplers.solver import Solver
+from samplers.unipc import unipc
 
 SAMPLERS: dict[str, Solver] = {
     "ddpm": ddpm,
     "ddim": ddim,
     "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "heun": heun,
+    "dpm2": dpm2,
+    "rk4": rk4,
+    "dpmpp_2s": dpmpp_2s,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_3m": dpmpp_3m,
+    "dpmpp_sde": dpmpp_sde,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_3m_sde": dpmpp_3m_sde,
+    "unipc": unipc,
+    "edm": edm,
+    "sit_sde": sit_sde,
     "consistency": consistency,
+    "lcm": consistency,
 }
 
 
@@ -61,8 +88,8 @@ def sample(
         start = grid.start(initial_noise(seeds, shape, dtype or torch.float32, where))
     elif shape is not None or dtype is not None or device is not None:
         raise ValueError("start brings its own shape, dtype and device: leave those out")
-    if seeds is not None and "noise" in known:
-        options.setdefault("noise", SeededNoise(seeds))
+    if seeds is not None:
+        options = {**{name: draw(seeds) for name, draw in (("noise", SeededNoise), ("path", BrownianPath)) if name in known}, **options}
     denoise = partial(denoiser, **cond) if cond else denoiser
     x = start
     with torch.no_grad():

@@ -7,22 +7,27 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from diffusion import NoiseLevel
+from diffusion import Estimate, NoiseLevel
 
 
 class Step(NamedTuple):
     """One finished step.
 
-    i      0 for the first step
-    level  the level reached; the last is the grid's terminal row
-    x      the sample at that level
-    x0     the denoiser's estimate of clean data that the step used
+    i         0 for the first step
+    level     the level reached; the last is the grid's terminal row
+    x         the sample at that level
+    estimate  what the denoiser said of the sample that the step began with
     """
 
     i: int
     level: NoiseLevel
     x: Tensor
-    x0: Tensor
+    estimate: Estimate
+
+    @property
+    def x0(self) -> Tensor:
+        """The estimate of clean data, made when it is asked for."""
+        return self.estimate.x0
 
 
 Solver = Callable[..., Iterator[Step]]

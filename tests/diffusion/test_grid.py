@@ -125,8 +125,8 @@ def test_initial_scale(schedule: Schedule) -> None:
 def test_slices() -> None:
     """A slice is a grid: it keeps the initial scale with its first level, and otherwise starts from its own sigma."""
     grid = time_grid(TABLE, 10, initial="unit")
-    assert grid[:-1] == Grid(grid.levels[:-1], 1.0)
-    assert grid[3:] == Grid(grid.levels[3:], grid[3].sigma)
+    assert grid[:-1] == Grid(grid.levels[:-1], 1.0, grid.schedule)
+    assert grid[3:] == Grid(grid.levels[3:], grid[3].sigma, grid.schedule)
     assert tuple(grid) == grid.levels
 
 
@@ -168,7 +168,7 @@ def test_grids_are_immutable_values() -> None:
         (lambda: time_grid(FLOW, 5, "karras"), "finite sigma/alpha at both ends"),
         (lambda: time_grid(CosineVP(), 5, "log_snr", t_start=0.99), "finite sigma/alpha at both ends"),
         (lambda: time_grid(TABLE, 5, terminal="t_min"), "noise must fall"),
-        (lambda: Grid((NoiseLevel(1.0, 0.0, 1.0),), 1.0), "steps must be >= 1"),
+        (lambda: Grid((NoiseLevel(1.0, 0.0, 1.0),), 1.0, FLOW), "steps must be >= 1"),
         (lambda: time_grid(FLOW, 5)[2:3], "steps must be >= 1"),
     ],
 )

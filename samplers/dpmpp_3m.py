@@ -1,0 +1,34 @@
+"""DPM-Solver++(3M): three estimates, two of them remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from torch import Tensor
+
+from diffusion import DenoiserLike, Grid
+from samplers import exponential
+from samplers.exponential import Node, halfway, has_lambda
+from samplers.solver import Step
+
+
+def dpmpp_3m(denoiser: DenoiserLike, x: Tensor, grid: Grid) -> Iterator[Step]:
+    """DPM-Solver++(3M) (Lu et al. 2022b, eq. 12): x0 on the parabola through the last three estimates in lambda. Order 3.
+
+    Two things differ from what is published, and the order hangs on both: the parabola's own second derivative, of which the published
+    formula takes half; and a first step that looks ahead like `dpmpp_2s`, one call more in all, where a step of DDIM leaves order 2.
+    Steps from pure noise or to data have no finite lambda: there it is DDIM.
+    """
+    nodes: list[Node] = []
+    for i, (t, s) in enumerate(pairwise(grid)):
+        estimate = denoiser(x, t)
+        if has_lambda(t) and has_lambda(s):
+            nodes = [(t, estimate.x0), *nodes][:3]
+            if len(nodes) == 1:
+                middle = grid.between(halfway(t, s))
+                nodes = [(middle, denoiser(estimate.at(middle), middle).x0), *nodes]
+            x = exponential.step(x, t, s, nodes)
+        else:
+            x = estimate.at(s)
+        yield Step(i, s, x, estimate)
