@@ -8,6 +8,7 @@ from diffusion.consistency import PARAMETRISATIONS, ConsistencyFunction, build_b
 from diffusion.denoiser import Clipped, Denoiser, DenoiserLike, OnSchedule
 from diffusion.grid import SPACINGS, Grid, flux_mu, time_grid
 from diffusion.guidance import ClassifierFreeGuidance
+from diffusion.inpainting import Inpainting
 from diffusion.level import BatchLevel, Level, NoiseLevel
 from diffusion.noise import BrownianPath, Noise, Path, SeededNoise, initial_noise
 from diffusion.prediction import EDM, EPS, FLOW, PREDICTIONS, X0, Estimate, Prediction, V, edm
@@ -44,6 +45,7 @@ __all__ = [
     "Estimate",
     "Gaussian",
     "Grid",
+    "Inpainting",
     "Level",
     "Noise",
     "NoiseLevel",

@@ -25,6 +25,8 @@ from diffusion.spec import check_call, lookup
 class Grid:
     """Levels with strictly falling sigma/alpha; the last is where sampling ends, usually data (alpha 1, sigma 0).
 
+    `reversed` makes the one kind of grid on which they rise.
+
     initial_scale  standard deviation of the noise a sample starts from at the first level
     schedule       where the levels are from, and those between them that some solvers ask at
     """
@@ -36,10 +38,13 @@ class Grid:
     def __post_init__(self) -> None:
         if len(self.levels) < 2:
             raise ValueError("a grid needs at least 2 levels, the one to start from and the one to end at: steps must be >= 1")
+        first, last = self.levels[0], self.levels[-1]
+        rises = last.sigma * first.alpha > first.sigma * last.alpha
         for i, (t, s) in enumerate(pairwise(self.levels)):
             if not s.sigma >= 0:
                 raise ValueError(f"a level's sigma must not be negative, but it is {s.sigma:g} at t={s.t:g}")
-            if not s.sigma * t.alpha < t.sigma * s.alpha:
+            below, above = (t, s) if rises else (s, t)
+            if not below.sigma * above.alpha < above.sigma * below.alpha:
                 raise ValueError(
                     f"noise must fall at every step of a grid, but step {i} goes from t={t.t:g} (sigma/alpha {t.ratio:g}) "
                     f"to t={s.t:g} ({s.ratio:g}): fewer steps, another spacing or another t_end avoid such a step"
@@ -49,6 +54,26 @@ class Grid:
     def steps(self) -> int:
         """Network calls of a first-order solver: one less than there are levels."""
         return len(self.levels) - 1
+
+    def reversed(self) -> Grid:
+        """The levels with noise from the cleanest to the noisiest: for inversion and likelihood, which run the ODE upwards."""
+        noisy = tuple(level for level in self.levels if level.sigma > 0)[::-1]
+        if len(noisy) < 2:
+            raise ValueError("a grid runs upwards between levels with noise, and this one has a single one: take more steps")
+        return Grid(noisy, noisy[0].sigma, self.schedule)
+
+    def tail(self, share: float) -> Grid:
+        """The last part of the grid, `share` in (0, 1] of its steps. Where that falls within a step, the level there is its start."""
+        if not 0 < share <= 1:
+            raise ValueError(f"the share of a grid's steps to take must lie in (0, 1], not {share:g}")
+        skipped = (1 - share) * self.steps
+        i = math.floor(skipped + 1e-9)  # 0.3 of 10 steps are 3
+        part = self[min(i, self.steps - 1) :]
+        if skipped - i <= 1e-9:
+            return part
+        t = part[0].t + (skipped - i) * (part[1].t - part[0].t)
+        first = self.schedule.level(t)
+        return Grid((first, *part.levels[1:]), first.sigma, self.schedule)
 
     def between(self, ratio: float) -> NoiseLevel:
         """The level of that sigma/alpha on the grid's schedule, for solvers that ask between two rows."""

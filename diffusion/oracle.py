@@ -51,6 +51,22 @@ class GaussianMixture:
         _, mean, _, log_joint = self._terms(x_t, level)
         return log_joint.logsumexp(1) - 0.5 * mean.shape[1] * math.log(2 * math.pi)
 
+    def quantile(self, u: Tensor, level: Level) -> Tensor:
+        """x_t (N, 1) at which the noised mixture's distribution function is u (N,), by bisection to the last bits; one dimension only.
+
+        The probability-flow ODE in one dimension keeps quantiles, so that this is its exact solution at every level.
+        """
+        if self.mean[0].numel() != 1:
+            raise ValueError(f"quantiles are of mixtures in one dimension, not of shape {tuple(self.mean.shape[1:])}")
+        mean = level.alpha * self.mean.flatten()
+        std = (level.alpha**2 * self.std**2 + level.sigma**2) ** 0.5
+        low, high = (torch.full_like(u, float(end)) for end in ((mean - 40 * std).min(), (mean + 40 * std).max()))
+        for _ in range(80):
+            middle = 0.5 * (low + high)
+            below = (self.weight * torch.special.ndtr((middle[:, None] - mean) / std)).sum(1) < u
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return low[:, None]
+
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n draws of clean data, (n, *shape)."""
         k = torch.multinomial(self.weight, n, replacement=True, generator=generator)

@@ -22,7 +22,7 @@ from eval.score import Score, Spread
 from models import Model
 from samplers import sample
 from samplers.run import steered
-from samplers.sample import find_sampler
+from samplers.sample import find_sampler, network_calls
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -44,10 +44,9 @@ class Job:
     def __post_init__(self) -> None:
         check_at_least_one(self, "steps", "seeds")
 
-    @property
-    def calls(self) -> int:
+    def calls(self, model: Model) -> int:
         """Network calls per image: guidance makes two of each."""
-        return self.steps * (1 if self.guidance in (0, 1) else 2)
+        return network_calls(self.sampler, self.levels(model), **self.options) * (1 if self.guidance in (0, 1) else 2)
 
     def levels(self, model: Model) -> Grid:
         """The model's own grid of `steps` steps, or the one that the settings under `grid` describe: spacing, t_start, ..."""
@@ -88,7 +87,7 @@ def measure(
         steered(loaded[job.run], job.guidance, clip=True)
         check_call(job.sampler, find_sampler(job.sampler), 3, job.options)
     labels = judge.classes(n)
-    calls = sum(job.calls * job.seeds for job in all_jobs) * n
+    calls = {job: job.calls(loaded[job.run]) for job in all_jobs}
 
     def drawn(part: tuple[Job, int]) -> tuple[Tensor, Figures, float]:
         job, seed = part
@@ -96,15 +95,16 @@ def measure(
         x = draw(loaded[job.run], job, labels, range(seed * n, (seed + 1) * n))
         seconds = time.perf_counter() - start
         bar.set_postfix_str(f"{job.name}, {job.sampler}, {job.steps} steps, guidance {job.guidance:g}", refresh=False)
-        bar.update(job.calls * n)
+        bar.update(calls[job] * n)
         return x, judge.judge(x, labels), seconds
 
-    with tqdm(total=calls, desc="sampling", unit="call", unit_scale=True, disable=not progress) as bar:
+    total = sum(calls[job] * job.seeds for job in all_jobs) * n
+    with tqdm(total=total, desc="sampling", unit="call", unit_scale=True, disable=not progress) as bar:
         results = dict(zip(parts, _side_by_side(drawn, parts, workers or torch.get_num_threads()), strict=True))
     scores, images = [], {}
     for job in all_jobs:
         sets, figures, seconds = zip(*(results[job, seed] for seed in range(job.seeds)), strict=True)
-        scores.append(_score(job, figures, n, 1000 * sum(seconds) / (job.seeds * n)))
+        scores.append(_score(job, calls[job], figures, n, 1000 * sum(seconds) / (job.seeds * n)))
         images[job] = sets[0]
     return scores, images
 
@@ -151,9 +151,9 @@ def _load(run: str) -> Model:
     return model
 
 
-def _score(job: Job, figures: Sequence[Figures], n: int, seconds: float) -> Score:
+def _score(job: Job, calls: int, figures: Sequence[Figures], n: int, seconds: float) -> Score:
     return Score(
-        model=job.name, kind="model", sampler=job.sampler, steps=job.steps, guidance=job.guidance, calls=job.calls,
+        model=job.name, kind="model", sampler=job.sampler, steps=job.steps, guidance=job.guidance, calls=calls,
         n=n, seeds=job.seeds, seconds=seconds, **_spread(figures),
     )  # fmt: skip
 

@@ -70,7 +70,7 @@ def run(config: Mapping[str, Any]) -> bool:
         curves={config[part]["name"]: read_json_lines(Path(config[part]["run"]) / "metrics.jsonl") for part in ("unet", "dit", "student")},
         forward={config[part]["name"]: (models.load(config[part]["run"]).schedule, judge.train.images[:3]) for part in ("unet", "dit")},
         galleries=[Gallery("Held-out real digits", "What samples should look like.", _by_class(judge.held_out.images, judge.labels))]
-        + [_gallery(job, x, labels) for job, x in images.items()],
+        + [_gallery(score, x, labels) for score, x in zip(scores[-len(images) :], images.values(), strict=True)],
         trajectories=list(chain.from_iterable(_trajectories(config[part]) for part in ("unet", "dit"))),
         facts=facts,
     )
@@ -133,10 +133,10 @@ def _by_class(images: Tensor, labels: Tensor, each: int = 3) -> Tensor:
     return images[torch.stack(first, 1).flatten()]
 
 
-def _gallery(job: Job, images: Tensor, labels: Tensor) -> Gallery:
-    guided = "" if job.guidance == 1 else f", guidance {job.guidance:g}"
-    title = f"{job.name}: {job.sampler}, {job.steps} step{'s' * (job.steps > 1)}{guided}"
-    return Gallery(title, f"{job.calls} network call{'s' * (job.calls > 1)} per image.", _by_class(images, labels))
+def _gallery(score: Score, images: Tensor, labels: Tensor) -> Gallery:
+    guided = "" if score.guidance == 1 else f", guidance {score.guidance:g}"
+    title = f"{score.model}: {score.sampler}, {score.steps} step{'s' * (score.steps > 1)}{guided}"
+    return Gallery(title, f"{score.calls} network call{'s' * (score.calls > 1)} per image.", _by_class(images, labels))
 
 
 @torch.no_grad()

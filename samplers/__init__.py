@@ -14,8 +14,11 @@ from samplers.edm import edm
 from samplers.euler import euler
 from samplers.euler_ancestral import euler_ancestral
 from samplers.heun import heun
+from samplers.image_to_image import image_to_image
+from samplers.invert import invert
+from samplers.likelihood import log_likelihood
 from samplers.rk4 import rk4
-from samplers.sample import SAMPLERS, sample
+from samplers.sample import SAMPLERS, network_calls, sample
 from samplers.sit_sde import sit_sde
 from samplers.solver import Solver, Step
 from samplers.unipc import unipc
@@ -38,6 +41,10 @@ __all__ = [
     "euler",
     "euler_ancestral",
     "heun",
+    "image_to_image",
+    "invert",
+    "log_likelihood",
+    "network_calls",
     "rk4",
     "sample",
     "sit_sde",

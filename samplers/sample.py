@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion import BrownianPath, DenoiserLike, Grid, SeededNoise, initial_noise
+from diffusion import BrownianPath, DenoiserLike, Estimate, Grid, Level, SeededNoise, initial_noise
 from diffusion.spec import check_names, lookup
 from samplers.consistency import consistency
 from samplers.ddim import ddim
@@ -77,6 +77,8 @@ def sample(
     dtype    of the samples, default float32; the network runs in its own
     device   where to sample; default the denoiser's own device
     options  the solver's own (eta, variance, noise, ...); an unknown one raises
+
+    FloatingPointError names the step and level from which on samples were not finite.
     """
     solver, name = find_sampler(sampler), sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "solver")
     known = inspect.signature(solver).parameters
@@ -91,11 +93,41 @@ def sample(
     if seeds is not None:
         options = {**{name: draw(seeds) for name, draw in (("noise", SeededNoise), ("path", BrownianPath)) if name in known}, **options}
     denoise = partial(denoiser, **cond) if cond else denoiser
-    x = start
+    x, sums = start, []
     with torch.no_grad():
         for step in tqdm(solver(denoise, start, grid, **options), total=grid.steps, desc=name, disable=not progress):
             x = step.x
+            sums.append(x.flatten(1).sum(1))  # looked at when all is done: within the loop it would wait for the device
+    _require_finite(torch.stack(sums), grid, seeds)
     return x
+
+
+def network_calls(sampler: str | Solver, grid: Grid, **options: Any) -> int:
+    """How often a solver asks its denoiser on this grid."""
+    calls = 0
+
+    def counting(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+        nonlocal calls
+        calls += 1
+        return Estimate(x_t, x_t, x_t)
+
+    for _ in find_sampler(sampler)(counting, torch.zeros(1, 1), grid, **options):
+        pass
+    return calls
+
+
+def _require_finite(sums: Tensor, grid: Grid, seeds: Sequence[int] | None) -> None:
+    """FloatingPointError that names the first step at which a sample was lost, from each sample's sum after each step (steps, B)."""
+    lost = ~sums.isfinite()
+    if lost.any():
+        i = int(lost.any(1).nonzero()[0])
+        who = int(lost[-1].nonzero()[0]) if lost[-1].any() else int(lost[i].nonzero()[0])
+        seed = "" if seeds is None else f", the first of seed {seeds[who]}"
+        level = grid[i]
+        raise FloatingPointError(
+            f"{int(lost[-1].sum())} of {sums.shape[1]} samples are not finite{seed}, from step {i} on, at t={level.t:g} "
+            f"(sigma/alpha {level.ratio:g}): the model has diverged or overflowed, or guidance is too strong"
+        )
 
 
 def find_sampler(sampler: str | Solver) -> Solver:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import models
+from diffusion import FLOW, RectifiedFlow
 from eval.benchmark import Job, _side_by_side, jobs, measure, references
 from eval.digit_classifier import train_classifier
 from eval.judge import DigitJudge
@@ -71,10 +72,14 @@ def test_lists_are_multiplied_out() -> None:
         jobs([{"name": "a", "run": "r", "sampler": "ddim", "stesp": 5}])
 
 
-@pytest.mark.parametrize(("guidance", "calls"), [(1.0, 10), (0.0, 10), (1.5, 20), (-1.0, 20)])
-def test_guidance_doubles_the_calls(guidance: float, calls: int) -> None:
-    """Scale 1 and scale 0 are one plain call per step."""
-    assert Job("a", "r", "ddim", 10, guidance).calls == calls
+@pytest.mark.parametrize(
+    ("sampler", "guidance", "calls"),
+    [("ddim", 1.0, 10), ("ddim", 0.0, 10), ("ddim", 1.5, 20), ("ddim", -1.0, 20), ("heun", 1.0, 19), ("heun", 2.0, 38), ("rk4", 1.0, 37)],
+)
+def test_calls_are_counted(sampler: str, guidance: float, calls: int) -> None:
+    """As the solver makes them on the row's own grid; guidance doubles them, at scale 1 and 0 it does not."""
+    model = models.Model(torch.nn.Identity(), RectifiedFlow(), FLOW)
+    assert Job("a", "r", sampler, 10, guidance).calls(model) == calls
 
 
 def test_all_targets_can_be_met() -> None:

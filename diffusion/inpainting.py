@@ -1,0 +1,37 @@
+"""Inpainting: a denoiser that knows part of the image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from diffusion.denoiser import DenoiserLike, Wrapper
+from diffusion.level import Level
+from diffusion.prediction import Estimate
+
+
+class Inpainting(Wrapper):
+    """x0 is the known image where the mask is 0, and the denoiser's own where it is 1; soft masks mix the two.
+
+    What is known moves along its exact path under every solver, deterministic or not, and ends as it is. What is painted sees it only
+    through the network (the replacement of Song et al. 2021, appendix I.2, done to x0 instead of x_t): likely, not exactly conditional.
+    """
+
+    def __init__(self, denoiser: DenoiserLike, known: Tensor, mask: Tensor) -> None:
+        """known: (B, C, H, W), or one image for all; mask: the same with 1 channel or C, in [0, 1], 1 where to paint."""
+        super().__init__(denoiser)
+        if known.shape[2:] != mask.shape[2:] or mask.shape[1] not in (1, known.shape[1]) or len(mask) not in (1, len(known)):
+            raise ValueError(
+                f"a mask {tuple(mask.shape)} does not fit an image {tuple(known.shape)}: give (1 or B, 1 or C, H, W) of the same H and W"
+            )
+        if not ((mask >= 0) & (mask <= 1)).all():
+            raise ValueError("a mask lies in [0, 1]: 1 where to paint, 0 where to keep")
+        self.known, self.mask = known, mask
+
+    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+        if self.known.shape[1:] != x_t.shape[1:] or len(self.known) not in (1, len(x_t)):
+            raise ValueError(f"the known image is {tuple(self.known.shape)}, but samples are {tuple(x_t.shape)}")
+        estimate = self.denoiser(x_t, level, **cond)
+        known, mask = self.known.to(x_t), self.mask.to(x_t)
+        return Estimate.from_x0(x_t, known + mask * (estimate.x0 - known), level, estimate.variance)

@@ -1,0 +1,38 @@
+"""Image to image: noise a given image part of the way, and sample from there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from diffusion import DenoiserLike, Grid, initial_noise, marginal
+from samplers.sample import sample
+from samplers.solver import Solver
+
+
+def image_to_image(
+    denoiser: DenoiserLike,
+    image: Tensor,
+    grid: Grid,
+    strength: float,
+    *,
+    seeds: Sequence[int],
+    sampler: str | Solver = "dpmpp_2m",
+    cond: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Tensor:
+    """SDEdit (Meng et al. 2022): samples (B, ...) that keep what of the image survives the noise.
+
+    image     (B, ...) or one image (1, ...) for all seeds, in the model's range
+    strength  the share of the grid's steps that are taken, in (0, 1]: at 1 next to nothing is kept. Where it falls within a step, sampling
+              starts there, so that every strength is another picture.
+    """
+    part = grid.tail(strength)
+    noise = initial_noise(seeds, image.shape[1:], image.dtype, image.device)
+    if len(image) not in (1, len(noise)):
+        raise ValueError(f"{len(image)} images for {len(noise)} seeds: give one image per seed, or one for all")
+    start = marginal(image.expand_as(noise), noise, part[0])
+    return sample(sampler, denoiser, part, start=start, seeds=seeds, cond=cond, progress=progress, **options)

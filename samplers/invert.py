@@ -1,0 +1,37 @@
+"""Deterministic inversion: the noise that a sampler would make a given image from."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from diffusion import DenoiserLike, Grid
+from samplers.sample import find_sampler, sample
+from samplers.solver import Solver
+
+
+def invert(
+    denoiser: DenoiserLike,
+    x0: Tensor,
+    grid: Grid,
+    sampler: str | Solver = "heun",
+    *,
+    cond: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Tensor:
+    """x at the grid's first level, from which the same solver on the same grid leads back to x0 (Song et al. 2021, section 4.3).
+
+    The probability-flow ODE, run upwards: any deterministic solver, as it stands, on the reversed grid. There and back differ by the
+    solver's own error, which falls with its order. x0 stands for the sample at the cleanest level with noise, so let that lie low.
+    ValueError for a stochastic solver, whose steps nothing undoes.
+    """
+    solver = find_sampler(sampler)
+    random = [name for name in ("noise", "path") if name in inspect.signature(solver).parameters]
+    if random and (solver.__name__ != "ddim" or options.get("eta", 0) != 0):
+        raise ValueError(f"{solver.__name__} draws noise, which nothing undoes: invert with a deterministic solver such as heun or ddim")
+    upwards = grid.reversed()
+    return sample(solver, denoiser, upwards, start=upwards[0].alpha * x0, cond=cond, progress=progress, **options)

@@ -1,0 +1,83 @@
+"""The likelihood of data under a model, by its probability-flow ODE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffusion import DenoiserLike, Grid, NoiseLevel, initial_noise
+from diffusion.spec import lookup
+from samplers.coordinate import FLOW_TIME as C
+from samplers.coordinate import runge_kutta_4
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+"""(u (B, D), du/dr (B, D) as a function of u) -> the trace of its Jacobian (B,)."""
+
+
+def log_likelihood(
+    denoiser: DenoiserLike,
+    x: Tensor,
+    grid: Grid,
+    *,
+    trace: Literal["hutchinson", "exact"] = "hutchinson",
+    seeds: Sequence[int] | None = None,
+    probes: int = 1,
+    cond: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """log p(x) in nats, (B,), of samples x at the grid's cleanest level with noise (Chen et al. 2018; Song et al. 2021, section 4.3).
+
+    In flow time u = x / n moves by du/dr = eps - x0, and its log density falls by the divergence of that, so that
+
+        log p(x) = log N(u_1; 0, s^2) - D log n + integral of div(eps - x0) dr,    s what samples start from at the first level
+
+    Runge-Kutta 4 on the grid's rows. A density of data that is noised to that level: let it lie low. For images of 256 shades
+    in [-1, 1] bits per dimension are 7 - log p / (D log 2), after dequantisation.
+
+    trace   "exact": D backward passes a call; "hutchinson": one per probe, an unbiased estimate (Hutchinson 1990; Grathwohl et al. 2019)
+    seeds   of the probes, one per sample, each the same along the whole path; default 0 ... B-1
+    probes  how many are averaged, >= 1
+    """
+    upwards = grid.reversed()
+    divergence = lookup("trace", trace, {"exact": _exact, "hutchinson": _hutchinson(x, seeds or range(len(x)), probes)})
+    b = len(x)
+
+    def f(y: Tensor, level: NoiseLevel) -> Tensor:
+        """d/dr of (u, what the log density has lost)."""
+        with torch.enable_grad():
+            u = y[:, :-1].detach().requires_grad_()
+            slope = C.slope(denoiser(C.norm(level) * u.view_as(x), level, **(cond or {}))).flatten(1)
+            lost = divergence(u, slope)
+        return torch.cat([slope.detach(), lost[:, None]], 1)
+
+    y = torch.cat([x.flatten(1) / C.norm(upwards[0]), x.new_zeros(b, 1)], 1)
+    for t, s in pairwise(upwards):
+        y = runge_kutta_4(f, y, f(y, t), t, s, grid)
+    u, lost = y[:, :-1], y[:, -1]
+    last, d = upwards[-1], u.shape[1]
+    std = grid.initial_scale / C.norm(last)
+    prior = -0.5 * (u / std).square().sum(1) - d * (math.log(std) + 0.5 * math.log(2 * math.pi))
+    return prior + lost - d * math.log(C.norm(upwards[0]))
+
+
+def _exact(u: Tensor, slope: Tensor) -> Tensor:
+    """The trace itself, one dimension after the other."""
+    rows = (torch.autograd.grad(slope[:, i].sum(), u, retain_graph=True)[0][:, i] for i in range(u.shape[1]))
+    return torch.stack(list(rows)).sum(0)
+
+
+def _hutchinson(x: Tensor, seeds: Sequence[int], probes: int) -> Divergence:
+    """E[v . J v] over random signs v, (probes, B, D)."""
+    if probes < 1:
+        raise ValueError(f"probes must be at least 1, not {probes}")
+    v = initial_noise(seeds, (probes, x[0].numel()), x.dtype, x.device).sign().transpose(0, 1)
+
+    def divergence(u: Tensor, slope: Tensor) -> Tensor:
+        products = [(torch.autograd.grad(slope, u, probe, retain_graph=True)[0] * probe).sum(1) for probe in v]
+        return torch.stack(products).mean(0)
+
+    return divergence
