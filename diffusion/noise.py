@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -52,12 +53,10 @@ class SeededNoise:
 class BrownianPath:
     """One Brownian motion W per seed, on all of [0, inf): the same seed on a finer grid follows the same path, ever more closely.
 
-    A virtual tree: W is bisected until the point asked for is reached, each bisection with noise keyed by (seed, point), so that
-    nothing depends on what was asked before. It is drawn as the bridge B = W(c) / (1 + c) over p = 1 / (1 + c), both ends 0, and
-    bisected in r = 1 / (1 + sqrt(c)), flow time where c is the signal-to-noise ratio. Clocks are rounded to 2^-22 in r.
+    A virtual tree: the clock is bisected down to one of 2^14 cells, each bisection with noise keyed by (seed, place), so that nothing
+    depends on what was asked before. Cells have a width of 0.002 in (log c) / 2, log-SNR where c is the signal-to-noise ratio, and hold
+    one point of the path each: a step must leave its cell. W is drawn as the bridge W(c) / (1 + c) over c / (1 + c), 0 at both ends.
     """
-
-    DEPTH = 22
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = [int(seed) for seed in seeds]
@@ -66,36 +65,37 @@ class BrownianPath:
     def __call__(self, x: Tensor, start: float, stop: float) -> Tensor:
         if len(x) != len(self.seeds):
             raise ValueError(f"{len(self.seeds)} seeds for a batch of {len(x)}: one seed per sample is needed")
-        i, j = (max(1, round(2**self.DEPTH / (1 + math.sqrt(clock)))) for clock in (start, stop))
-        if i <= j:
-            raise ValueError(
-                f"a Brownian path from clock {start:.9g} to {stop:.9g}: times must rise, by more than it can resolve; take fewer steps"
-            )
+        i, j = _place(start), _place(stop)
+        if int(i) >= int(j):
+            raise ValueError(f"a Brownian path resolves no step as short as from clock {start:.9g} to {stop:.9g}: take fewer steps")
         visited: dict[int, Tensor] = {}
-        bridge_i, bridge_j = self._bridge(x, i, visited), self._bridge(x, j, visited)
+        at_i, at_j = self._bridge(x, i, visited), self._bridge(x, j, visited)
         self._known = visited
-        p_i, p_j = _complement(i, self.DEPTH), _complement(j, self.DEPTH)
-        scale = math.sqrt(p_i * p_j / _gap(i, j, self.DEPTH))
-        return _onto(bridge_j * (scale / p_j) - bridge_i * (scale / p_i), x.dtype, x.device)
+        p_i, p_j = _shares(i)[1], _shares(j)[1]
+        scale = math.sqrt(p_i * p_j / _gap(i, j))
+        return _onto(at_j * (scale / p_j) - at_i * (scale / p_i), x.dtype, x.device)
 
-    def _bridge(self, x: Tensor, point: int, visited: dict[int, Tensor]) -> Tensor:
-        """The bridge at r = point / 2^DEPTH, on the CPU, from its ends down."""
-        low, high = 0, 2**self.DEPTH
-        at_low = at_high = middle = torch.zeros(x.shape, dtype=x.dtype, device="cpu")
-        if point == high:
-            return at_high
-        while True:
+    def _bridge(self, x: Tensor, place: float, visited: dict[int, Tensor]) -> Tensor:
+        """The bridge at a place, on the CPU, from its ends down to the cell, and within the cell."""
+        low, high = 0, _CELLS
+        at_low = at_high = torch.zeros(x.shape, dtype=x.dtype, device="cpu")
+        if place == low:
+            return at_low
+        while high - low > 1:
             k = (low + high) // 2
-            if k not in self._known:
-                below, above, all_ = _gap(k, low, self.DEPTH), _gap(high, k, self.DEPTH), _gap(high, low, self.DEPTH)
-                z = initial_noise([mix(seed, k, _MASK) for seed in self.seeds], x.shape[1:], x.dtype)
-                middle = at_low * (above / all_) + at_high * (below / all_) + z * math.sqrt(below * above / all_)
-            else:
-                middle = self._known[k]
-            self._known[k] = visited[k] = middle
-            if k == point:
-                return middle
-            low, high, at_low, at_high = (k, high, middle, at_high) if k < point else (low, k, at_low, middle)
+            at_k = self._known.get(k)
+            if at_k is None:
+                at_k = _between(low, k, high, at_low, at_high, self._draw(x, k))
+            visited[k] = self._known[k] = at_k
+            low, high, at_low, at_high = (k, high, at_k, at_high) if k <= place else (low, k, at_low, at_k)
+        cell = _CELLS + low
+        if cell not in self._known:
+            self._known[cell] = self._draw(x, cell)
+        visited[cell] = self._known[cell]
+        return _between(low, place, high, at_low, at_high, visited[cell])
+
+    def _draw(self, x: Tensor, key: int) -> Tensor:
+        return initial_noise([mix(seed, key, _MASK) for seed in self.seeds], x.shape[1:], x.dtype)
 
 
 def mix(*keys: int) -> int:
@@ -120,12 +120,34 @@ def _onto(noise: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tens
     return noise.pin_memory().to(device, dtype, non_blocking=True)
 
 
-def _complement(k: int, depth: int) -> float:
-    """p = 1 / (1 + c) = r^2 / (r^2 + (1 - r)^2) at r = k / 2^depth."""
-    return k**2 / (k**2 + (2**depth - k) ** 2)
+_CELLS, _REACH = 2**14, 32.0  # log c lies within -32 ... 32
 
 
-def _gap(k: int, m: int, depth: int) -> float:
-    """p(k) - p(m) for k > m, from whole numbers: nothing cancels."""
-    n = 2**depth
-    return n * (k - m) * (n * (k + m) - 2 * k * m) / ((k**2 + (n - k) ** 2) * (m**2 + (n - m) ** 2))
+def _place(clock: float) -> float:
+    """Where a clock lies among the cells; 0 is clock 0, _CELLS is clock inf."""
+    if clock == 0:
+        return 0.0
+    return min(_CELLS - 1e-6, max(1e-6, (math.log(clock) / _REACH + 1) / 2 * _CELLS))
+
+
+@lru_cache(2**16)
+def _shares(place: float) -> tuple[float, float]:
+    """c / (1 + c) and 1 / (1 + c)."""
+    if place in (0, _CELLS):
+        return (0.0, 1.0) if place == 0 else (1.0, 0.0)
+    log_c = (2 * place / _CELLS - 1) * _REACH
+    return 1 / (1 + math.exp(-log_c)), 1 / (1 + math.exp(log_c))
+
+
+@lru_cache(2**16)
+def _gap(i: float, j: float) -> float:
+    """How far c / (1 + c) rises from place i to j, as a product in which nothing cancels."""
+    if i == 0 or j == _CELLS:
+        return _shares(j)[0] if i == 0 else _shares(i)[1]
+    return _shares(j)[0] * _shares(i)[1] * -math.expm1(2 * _REACH * (i - j) / _CELLS)
+
+
+def _between(low: int, place: float, high: int, at_low: Tensor, at_high: Tensor, z: Tensor) -> Tensor:
+    """A bridge at a place, given its values on both sides and standard normal z."""
+    before, after, both = _gap(low, place), _gap(place, high), _gap(low, high)
+    return at_low * (after / both) + at_high * (before / both) + z * math.sqrt(before * after / both)

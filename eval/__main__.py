@@ -1,4 +1,4 @@
-"""python -m eval samples=FOLDER, or python -m eval experiment=quickstart: see configs/eval."""
+"""python -m eval samples=FOLDER, or python -m eval experiment=NAME: see configs/eval."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 from configs import command_line
 from diffusion.spec import lookup
-from eval import folder, quickstart
+from eval import bench_samplers, folder, quickstart, sampler_orders
 
 
 def main(config: dict[str, Any]) -> int:
-    return lookup("program", config["program"], {"score": _score, "quickstart": _quickstart})(config)
+    programs = {"score": _score, "quickstart": _quickstart, "sampler_orders": _sampler_orders, "bench_samplers": _bench_samplers}
+    return lookup("program", config["program"], programs)(config)
 
 
 def _score(config: dict[str, Any]) -> int:
@@ -23,6 +24,16 @@ def _score(config: dict[str, Any]) -> int:
 def _quickstart(config: dict[str, Any]) -> int:
     met = quickstart.run(config)
     print(f"{'every target met' if met else 'targets missed, see the report'}\nreport: {(Path(config['out']) / 'report.html').resolve()}")
+    return 0
+
+
+def _sampler_orders(config: dict[str, Any]) -> int:
+    print(sampler_orders.table(sampler_orders.run(config)) + f"picture: {(Path(config['out']) / 'orders.png').resolve()}")
+    return 0
+
+
+def _bench_samplers(config: dict[str, Any]) -> int:
+    print(bench_samplers.table(bench_samplers.run(config)), end="")
     return 0
 
 

@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterSciNotation, LogLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
 from diffusion import Schedule
+from eval.convergence import Curve
 from eval.score import Metric, Score, Spread, reference
 from models.files import replacing
 from samplers.pictures import tile, to_uint8
@@ -213,6 +214,39 @@ def schedule_plot(schedules: Mapping[str, Schedule]) -> Figure:
     return figure
 
 
+# ----------------------------------------------------------------------------------------------------------------- solvers
+
+
+def convergence_plot(curves: Sequence[Curve]) -> Figure:
+    """Error against network calls, a panel per grid and one for Brownian paths; a colour per order stated, a marker per solver."""
+    names = _unique(curve.grid for curve in curves if not curve.strong)
+    parts = [(name, [c for c in curves if c.grid == name and not c.strong]) for name in names]
+    parts += [("Brownian path", part)] if (part := [c for c in curves if c.strong]) else []
+    figure, (panels,) = _panels(1, len(parts), height=4.2)
+    colors = {order: PALETTE[color] for order, color in zip((1, 2, 3, 4), ("vermilion", "blue", "green", "purple"), strict=True)}
+    markers = dict(zip(_unique(curve.sampler for curve in curves), "os^vDPX<>*hpd8", strict=False))
+    for axes, (title, part) in zip(panels, parts, strict=True):
+        strong = part[0].strong
+        for curve in part:
+            axes.plot(
+                curve.calls, curve.error, color=colors[curve.stated], marker=markers[curve.sampler], ms=5, lw=1.3, mfc=SURFACE, mew=1.2,
+                label=curve.sampler, ls=(0, (4, 2)) if strong else "-",
+            )  # fmt: skip
+        for order in {curve.stated for curve in part}:
+            x, y = max((curve.calls[-1], curve.error[-1]) for curve in part if curve.stated == order)
+            axes.annotate(
+                f"order {order}", (x, y), (8, -3), textcoords="offset points", color=colors[order], fontsize=8.5, fontweight="bold"
+            )
+        _axes(axes, title, "network calls", "mean distance from twice the steps" if strong else "mean error" * (axes is panels[0]))
+        _log_x(axes, [8, 32, 128, 512, 2048])
+        _log_y(axes, np.concatenate([curve.error for curve in part]))
+        if not strong:
+            axes.yaxis.set_major_formatter(LogFormatterSciNotation())
+        axes.set_xlim(right=5 * max(curve.calls[-1] for curve in part))  # room for the names of the orders
+    _legend(figure, panels, columns=7)
+    return figure
+
+
 # ------------------------------------------------------------------------------------------------------------------- output
 
 
@@ -375,7 +409,7 @@ def _log_y(axes: Any, values: np.ndarray) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(_plain))
 
 
-def _legend(figure: Figure, panels: Iterable[Any]) -> None:
+def _legend(figure: Figure, panels: Iterable[Any], columns: int = 8) -> None:
     """One legend above the panels, each name once."""
     entries: dict[str, Any] = {}
     for axes in panels:
@@ -383,7 +417,7 @@ def _legend(figure: Figure, panels: Iterable[Any]) -> None:
             entries.setdefault(label, handle)
     if entries:
         figure.legend(
-            entries.values(), entries.keys(), loc="outside upper left", ncols=8, frameon=False, fontsize=9.5, labelcolor=INK,
+            entries.values(), entries.keys(), loc="outside upper left", ncols=columns, frameon=False, fontsize=9.5, labelcolor=INK,
             handlelength=2.6, columnspacing=2.2,
         )  # fmt: skip
 

@@ -1,41 +1,95 @@
-"""How fast every solver converges: measured against exact answers, table and picture. `python -m eval experiment=sampler_orders`."""
+"""The table and the picture of how fast every solver converges. `python -m eval experiment=sampler_orders`."""
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from diffusion import BrownianPath, Estimate, Grid, Level, Schedule, build_schedule, initial_noise, time_grid
-from diffusion.oracle import GaussianMixture
-from diffusion.spec import check_call, check_names, make_params
-from samplers import SAMPLERS, network_calls
-from samplers.sample import find_sampler
-
-F64 = torch.float64
-MIXTURE = GaussianMixture(
-    *(torch.tensor(values, dtype=F64) for values in ([[-1.3], [0.4], [1.7]], [0.25, 0.4, 0.2], [0.3, 0.5, 0.2]))
-)
+from diffusion import Grid, build_schedule, time_grid
+from diffusion.spec import check_at_least_one, check_call, lookup, make_params
+from eval.convergence import Curve, ode_curve, sde_curve, stated_orders
+from eval.plots import convergence_plot, save_figure
+from models.files import replacing, write_json
+from samplers import SAMPLERS
+from samplers.provenance import provenance
 
 
-def stated_orders(words: str) -> dict[str, int]:
-    """The order each solver's docstring states after "Order" (of the ODE) or "Strong order" (on a Brownian path)."""
-    found = {name: re.search(rf"\b{words} (\d)", solver.__doc__ or "") for name, solver in SAMPLERS.items()}
-    return {name: int(match[1]) for name, match in found.items() if match}
+@dataclass(frozen=True)
+class OrderParams:
+    """What to measure: see configs/eval/experiment/sampler_orders.yaml. A grid is {"name", "schedule": {...}, spacing, t_start, ...}."""
+
+    out: str
+    grids: tuple[dict[str, Any], ...]
+    path_grid: dict[str, Any]
+    steps: tuple[int, ...]
+    path_steps: tuple[int, ...]
+    samplers: tuple[str, ...] | None = None
+    path_samples: int = 4000
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "steps", "path_steps", "path_samples")
+        for name, steps in (("steps", self.steps), ("path_steps", self.path_steps)):
+            if len(steps) < 2 or any(b != 2 * a for a, b in pairwise(steps)):
+                raise ValueError(f"{name} must double, at least once, for an order to be measured: not {list(steps)}")
+        for sampler in self.samplers or ():
+            lookup("sampler", sampler, SAMPLERS)
 
 
-def ode_error(sampler: str, grid: Grid, points: int = 25, **options: Any) -> float:
-    """Mean distance from the exact solution at the cleanest level with noise: in one dimension the ODE keeps quantiles."""
-    u, noisy = torch.linspace(0.02, 0.98, points, dtype=F64), grid[:-1]
-    x = MIXTURE.quantile(u, noisy[0])
-    for step in find_sampler(sampler)(MIXTURE, x, noisy, **options):
-        x = step.x
-    return float((x - MIXTURE.quantile(u, noisy[-1])).abs().mean())
+def run(config: Mapping[str, Any]) -> list[Curve]:
+    """Measure, and write out/orders.json, out/orders.md and out/orders.png."""
+    params = make_params("", OrderParams, {key: value for key, value in config.items() if key != "program"})
+    wanted = params.samplers or tuple(SAMPLERS)
+    ode, sde = ({name: order for name, order in stated_orders(w).items() if name in wanted} for w in ("Order", "Strong order"))
+    grids = {_name(spec): [_grid(spec, n) for n in params.steps] for spec in params.grids}
+    path_name = _name(params.path_grid)
+    path_grids = [_grid(params.path_grid, n) for n in (*params.path_steps, 2 * params.path_steps[-1])]
+    curves = []
+    with tqdm(total=len(ode) * len(grids) + len(sde), desc="solvers", disable=not params.progress) as bar:
+        for name, made in grids.items():
+            for sampler, order in ode.items():
+                curves.append(ode_curve(sampler, order, name, made))
+                bar.update()
+        for sampler, order in sde.items():
+            curves.append(sde_curve(sampler, order, path_name, path_grids, params.path_samples))
+            bar.update()
+    out = Path(params.out)
+    write_json(out / "orders.json", {"curves": [asdict(curve) for curve in curves], "facts": provenance()})
+    with replacing(out / "orders.md") as temporary:
+        temporary.write_text(table(curves))
+    save_figure(convergence_plot(curves), out / "orders.png")
+    return curves
+
+
+def table(curves: Sequence[Curve]) -> str:
+    """A Markdown table: per solver the order stated, and per grid the order measured and the error at the most steps."""
+    grids = list(dict.fromkeys(curve.grid for curve in curves if not curve.strong))
+    lines = [
+        f"| solver | calls a step | order | {' | '.join(f'{grid}: measured' for grid in grids)} | on a Brownian path |",
+        f"|{'---|' * (len(grids) + 4)}",
+    ]
+    for sampler in dict.fromkeys(curve.sampler for curve in curves):
+        own = {curve.grid if not curve.strong else "path": curve for curve in curves if curve.sampler == sampler}
+        first = next(iter(own.values()))
+        cells = [f"{own[grid].measured:.2f}" if grid in own else "" for grid in [*grids, "path"]]
+        calls, order = round(first.calls[-1] / first.steps[-1]), f"{first.stated}{' (strong)' * first.strong}"
+        lines.append(f"| `{sampler}` | {calls} | {order} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _name(spec: Mapping[str, Any]) -> str:
+    if not isinstance(spec.get("name"), str) or "schedule" not in spec:
+        raise ValueError(f"a grid needs a name and a schedule, not only {', '.join(spec) or 'nothing'}")
+    return str(spec["name"])
+
+
+def _grid(spec: Mapping[str, Any], steps: int) -> Grid:
+    """That many steps between levels with noise."""
+    settings = {key: value for key, value in spec.items() if key not in ("name", "schedule")}
+    grid = time_grid(build_schedule(spec["schedule"]), steps + 1, **check_call("the grid", time_grid, 2, settings))
+    return grid[:-1]

@@ -20,7 +20,7 @@ def sit_sde(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, diffusion: float =
     With x0 held over a step the noise turns by p = (r_s / r_t)^(diffusion / 2), x_s = alpha_s x0 + sigma_s (p eps + sqrt(1 - p^2) z): exact
     at both ends, where Euler-Maruyama needs a last step of its own. diffusion 0 is the ODE; their w = 2 r / (1 - r) ("SBDM") is `ddpm`.
 
-    path  the Brownian motion of each sample, in the clock r^-diffusion; default that of seeds 0 ... B-1
+    path  the Brownian motion of each sample, in the clock r^-diffusion - 1; default that of seeds 0 ... B-1
     """
     if not 0 <= diffusion < math.inf:
         raise ValueError(f"diffusion must be 0 or more, not {diffusion:g}")
@@ -31,5 +31,5 @@ def sit_sde(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, diffusion: float =
         kept = (r_s / r_t) ** diffusion
         x = estimate.combine(s.alpha, s.sigma * math.sqrt(kept))
         if s.sigma * (1 - kept) > 0:
-            x = torch.add(x, path(x, r_t**-diffusion, r_s**-diffusion), alpha=s.sigma * math.sqrt(1 - kept))
+            x = torch.add(x, path(x, r_t**-diffusion - 1, r_s**-diffusion - 1), alpha=s.sigma * math.sqrt(1 - kept))
         yield Step(i, s, x, estimate)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
-from diffusion import SeededNoise, initial_noise
+from diffusion import BrownianPath, SeededNoise, initial_noise
 from diffusion.noise import mix
 
 SHAPE = (4, 8, 8)
@@ -88,3 +89,64 @@ def test_steps_and_seeds_are_uncorrelated_standard_normals() -> None:
     assert abs(float(first.square().mean()) - 1) < 4 * math.sqrt(2 / n)
     for a, b in ((first[1:], first[:-1]), (first[:, 1:], first[:, :-1])):
         assert abs(float((a * b).mean())) < 4 / math.sqrt(a.numel())
+
+
+# Brownian paths --------------------------------------------------------------------------------------------------------
+
+CLOCKS = [0.0, 1e-9, 0.003, 0.02, 0.7, 1.0, 1.3, 40.0, 3e5, 1e11]
+
+
+def increments(path: BrownianPath, x: torch.Tensor, clocks: list[float]) -> torch.Tensor:
+    """W(b) - W(a) between clocks that follow each other, (len(clocks) - 1, *x.shape)."""
+    return torch.stack([path(x, a, b) * math.sqrt(b - a) for a, b in pairwise(clocks)])
+
+
+def test_increments_are_standard_normal_and_independent() -> None:
+    """Over 40,000 draws: mean 0, variance 1, no correlation between disjoint steps, normal tails; within 5 standard errors."""
+    n, x = 40_000, torch.zeros(2, 20_000, dtype=torch.float64)
+    path = BrownianPath([3, 4])
+    z = torch.stack([path(x, a, b).flatten() for a, b in pairwise(CLOCKS)])
+    covariance = z @ z.T / n
+    assert z.mean(1).abs().max() < 5 / math.sqrt(n)
+    torch.testing.assert_close(covariance, torch.eye(len(z), dtype=z.dtype), rtol=0, atol=5 * math.sqrt(2 / n))
+    assert (z.abs() < 1.96).double().mean() == pytest.approx(0.95, abs=5 * math.sqrt(0.05 * 0.95 / z.numel()))
+
+
+def test_steps_add_up_to_longer_ones() -> None:
+    """W is one path: the steps between any clocks are the sum of finer ones, whatever was asked first, in whatever order."""
+    x = torch.zeros(2, 3, 4, dtype=torch.float64)
+    fine, coarse = increments(BrownianPath([5, 6]), x, CLOCKS), increments(BrownianPath([5, 6]), x, CLOCKS[::3])
+    torch.testing.assert_close(fine.view(3, 3, *x.shape).sum(1), coarse, rtol=1e-9, atol=1e-9)
+    path = BrownianPath([5, 6])
+    backwards = [path(x, a, b) for a, b in reversed(list(pairwise(CLOCKS)))][::-1]
+    assert torch.equal(torch.stack(backwards), torch.stack([BrownianPath([5, 6])(x, a, b) for a, b in pairwise(CLOCKS)]))
+
+
+def test_a_path_belongs_to_its_seed() -> None:
+    """To the last bit the same alone as in a batch; another seed has another path, and none is the seed's other noise."""
+    x = torch.zeros(3, 2, 5)
+    together = BrownianPath([7, 1, 7])(x, 0.1, 0.4)
+    assert torch.equal(together[0], BrownianPath([7])(x[:1], 0.1, 0.4)[0])
+    assert torch.equal(together[0], together[2])
+    assert not torch.equal(together[0], together[1])
+    assert together.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "message"),
+    [
+        (1.0, 1.0, "resolves no step as short"),
+        (1.0, 1.0001, "take fewer steps"),
+        (2.0, 1.0, "resolves no step"),
+    ],
+)
+def test_a_path_runs_forwards(start: float, stop: float, message: str) -> None:
+    """A step that is empty, backwards, or shorter than the path resolves is refused."""
+    with pytest.raises(ValueError, match=message):
+        BrownianPath([1])(torch.zeros(1, 2), start, stop)
+
+
+def test_a_path_needs_a_seed_per_sample() -> None:
+    """As all noise does."""
+    with pytest.raises(ValueError, match="2 seeds for a batch of 3"):
+        BrownianPath([1, 2])(torch.zeros(3, 2), 0.1, 0.2)

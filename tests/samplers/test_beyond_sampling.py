@@ -26,7 +26,7 @@ from diffusion import (
     time_grid,
 )
 from diffusion.oracle import EmpiricalData, GaussianMixture, PointMass
-from eval.sampler_orders import MIXTURE
+from eval.convergence import MIXTURE
 from samplers import SAMPLERS, image_to_image, invert, log_likelihood, sample
 from tests.samplers.cases import F64, ORDER
 

@@ -30,7 +30,7 @@ from diffusion import (
     time_grid,
 )
 from diffusion.oracle import GaussianMixture
-from eval.sampler_orders import MIXTURE
+from eval.convergence import MIXTURE
 from samplers import SAMPLERS, network_calls, sample
 from tests.samplers.cases import CASES, DISTINCT_SAMPLERS, F64, PATHS, SHAPE, STD, WEIGHT, kept, last
 

@@ -1,0 +1,137 @@
+"""What a solver costs besides its network, side by side with diffusers in one run. `python -m eval experiment=bench_samplers`."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion import EPS, Denoiser, DiscreteVP, initial_noise, time_grid
+from diffusion.spec import check_at_least_one, make_params
+from models.files import replacing, write_json
+from samplers import SAMPLERS
+from samplers.provenance import provenance
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+FIRST = "EulerDiscreteScheduler"
+
+# Ours, and its counterpart: the scheduler's name, its options, and how many of its timesteps make one step of ours.
+PEERS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "ddim": ("DDIMScheduler", {}, 1),
+    "euler": (FIRST, {}, 1),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}, 1),
+    "ddpm": ("DDPMScheduler", {}, 1),
+    "heun": ("HeunDiscreteScheduler", {}, 2),
+    "dpm2": ("KDPM2DiscreteScheduler", {}, 2),
+    "dpmpp_2s": ("DPMSolverSinglestepScheduler", {"lower_order_final": True}, 2),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}, 1),
+    "dpmpp_3m": ("DPMSolverMultistepScheduler", {"solver_order": 3}, 1),
+    "unipc": ("UniPCMultistepScheduler", {}, 1),
+    "dpmpp_sde": ("DPMSolverSDEScheduler", {}, 2),
+    "dpmpp_2m_sde": ("CosineDPMSolverMultistepScheduler", {}, 1),
+    "consistency": ("LCMScheduler", {}, 1),
+}
+NO_BETAS = ("CosineDPMSolverMultistepScheduler",)
+
+
+@dataclass(frozen=True)
+class BenchParams:
+    """What to time: see configs/eval/experiment/bench_samplers.yaml."""
+
+    out: str
+    shape: tuple[int, ...] = (1, 4, 64, 64)
+    steps: int = 50
+    rounds: int = 9
+    samplers: tuple[str, ...] = tuple(PEERS)
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "shape", "steps", "rounds")
+        for name in self.samplers:
+            if name not in PEERS:
+                raise ValueError(f"no counterpart of {name!r} to time; known: {', '.join(PEERS)}")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds per step, the median over rounds, and the median of the rounds' ratios."""
+
+    sampler: str
+    ours: float
+    peer: str
+    theirs: float
+    ratio: float
+    ratio_to_euler: float  # to diffusers' EulerDiscreteScheduler in the same rounds
+
+
+def run(config: Mapping[str, Any]) -> list[Timing]:
+    """Time every pair in turn, round after round, and write out/bench.json and out/bench.md."""
+    params = make_params("", BenchParams, {key: value for key, value in config.items() if key != "program"})
+    first = _theirs(FIRST, {}, 1, params)
+    timings = []
+    with torch.inference_mode():
+        for name in tqdm(params.samplers, desc="timing", disable=not params.progress):
+            ours, theirs = _ours(name, params), _theirs(*PEERS[name], params)
+            rounds = [(ours(), theirs(), first()) for _ in range(params.rounds + 1)][1:]  # the first round warms up
+            a, b = (statistics.median(column) for column in list(zip(*rounds, strict=True))[:2])
+            ratio, to_euler = (statistics.median(row[0] / row[k] for row in rounds) for k in (1, 2))
+            timings.append(Timing(name, a, PEERS[name][0], b, ratio, to_euler))
+    out = Path(params.out)
+    write_json(out / "bench.json", {"timings": [asdict(timing) for timing in timings], "facts": provenance()})
+    with replacing(out / "bench.md") as temporary:
+        temporary.write_text(table(timings))
+    return timings
+
+
+def table(timings: Sequence[Timing]) -> str:
+    """A Markdown table, one row per solver."""
+    rows = [f"| `{t.sampler}` | {t.ours:.0f} | {t.theirs:.0f} | {t.ratio:.2f} | {t.ratio_to_euler:.2f} | {t.peer} |" for t in timings]
+    head = "| solver | us a step | diffusers | ratio | to its Euler | counterpart |\n|---|---|---|---|---|---|\n"
+    return head + "\n".join(rows) + "\n"
+
+
+def _ours(name: str, params: BenchParams) -> Callable[[], float]:
+    """Microseconds per step of our solver, from a network that costs nothing."""
+    x, out = initial_noise([0], params.shape[1:]).expand(*params.shape), torch.zeros(params.shape)
+    grid = time_grid(DiscreteVP.scaled_linear(), params.steps)
+    denoiser = Denoiser(lambda x, t: out, grid.schedule, EPS)
+
+    def once() -> float:
+        start = time.perf_counter()
+        for _ in SAMPLERS[name](denoiser, x, grid):
+            pass
+        return (time.perf_counter() - start) / grid.steps * 1e6
+
+    return once
+
+
+def _theirs(scheduler: str, options: Mapping[str, Any], timesteps: int, params: BenchParams) -> Callable[[], float]:
+    """The same of a scheduler of diffusers, as its pipelines call it. ValueError where diffusers is not installed."""
+    try:
+        import diffusers  # a peer to measure against, which the library itself does not need
+    except ImportError as error:
+        raise ValueError("this benchmark times diffusers beside us, which is not installed: pip install diffusers torchsde") from error
+    kind, settings = getattr(diffusers, scheduler), {**({} if scheduler in NO_BETAS else SD), **options}
+    x, out = initial_noise([0], params.shape[1:]).expand(*params.shape), torch.zeros(params.shape)
+    diffusers.logging.set_verbosity_error()
+
+    def once() -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            peer = kind(**settings)
+            peer.set_timesteps(params.steps)
+            sample: Tensor = x
+            start = time.perf_counter()
+            for t in peer.timesteps:
+                sample = peer.step(out, t, peer.scale_model_input(sample, t)).prev_sample
+            return (time.perf_counter() - start) / len(peer.timesteps) * timesteps * 1e6
+
+    return once
