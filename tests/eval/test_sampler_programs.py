@@ -30,9 +30,13 @@ def test_orders_are_measured_and_written(tmp_path: Path) -> None:
         assert curve.measured == pytest.approx(curve.stated, abs=0.3)
     assert next(c.calls for c in curves if c.sampler == "rk4") == (4 * 32, 4 * 64, 4 * 128)
     rows = (tmp_path / "orders.md").read_text().splitlines()
-    assert rows[2].startswith("| `ddim` | 1 | 1 | 1.0")
-    assert rows[3].startswith("| `rk4` | 4 | 4 | 4.0")
-    assert rows[4].startswith("| `sit_sde` | 1 | 1 (strong) |  |  |  | ")
+    measured = {(c.sampler, c.grid if not c.strong else "path"): f"{c.measured:.2f}" for c in curves}
+    names = ["VP, log-SNR", "flow, log-SNR", "flow, uniform"]
+    assert rows[2:] == [
+        f"| `ddim` | 1 | 1 | {' | '.join(measured['ddim', name] for name in names)} |  |",
+        f"| `rk4` | 4 | 4 | {' | '.join(measured['rk4', name] for name in names)} |  |",
+        f"| `sit_sde` | 1 | 1 (strong) |  |  |  | {measured['sit_sde', 'path']} |",
+    ]
     assert len(json.loads((tmp_path / "orders.json").read_text())["curves"]) == 7
     assert (tmp_path / "orders.png").stat().st_size > 10_000
 

@@ -1,0 +1,66 @@
+"""A compiled network is not slowed by solvers: no graph break, and one compilation for all steps, levels and solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffusion import ClassifierFreeGuidance, Clipped, Denoiser, DiscreteVP, RectifiedFlow, Schedule, V, initial_noise, time_grid
+from samplers import sample
+from tests.samplers.cases import DISTINCT_SAMPLERS
+
+SHAPE = (2, 4, 4)
+
+
+class Tiny(nn.Module):
+    """Depends on x, on t and on a label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.classes = nn.Conv2d(2, 2, 3, padding=1), nn.Embedding(4, 2)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        return torch.tanh(self.mix(x) + self.classes(label)[:, :, None, None] + t.sin()[:, None, None, None])
+
+
+@pytest.fixture(autouse=True)
+def strict_compilation() -> Iterator[None]:
+    """A second compilation of the same network is an error."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("schedule", [DiscreteVP.scaled_linear(), RectifiedFlow()], ids=["vp", "flow"])
+def test_a_compiled_network_is_compiled_once(schedule: Schedule) -> None:
+    """Under fullgraph=True and error_on_recompile every solver, guided and clipped, gives what the plain network gives."""
+    torch.manual_seed(0)
+    network = Tiny().eval().requires_grad_(False)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    label = torch.tensor([1, 2])
+    for name in DISTINCT_SAMPLERS:
+        plain, fast = (
+            sample(
+                name, Clipped(ClassifierFreeGuidance(Denoiser(f, schedule, V), 2.0, {"label": 0})), time_grid(schedule, 7),
+                shape=SHAPE, seeds=[0, 1], cond={"label": label},
+            )
+            for f in (network, compiled)
+        )  # fmt: skip
+        torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_the_test_notices() -> None:
+    """A network told its time as a number is compiled anew at every level, which is an error here."""
+
+    def network(x: Tensor, t: float) -> Tensor:
+        return x * t
+
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    x = initial_noise([0], SHAPE)
+    compiled(x, 0.5)
+    with pytest.raises(torch._dynamo.exc.RecompileError):
+        compiled(x, 0.25)
