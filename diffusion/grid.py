@@ -38,17 +38,21 @@ class Grid:
     def __post_init__(self) -> None:
         if len(self.levels) < 2:
             raise ValueError("a grid needs at least 2 levels, the one to start from and the one to end at: steps must be >= 1")
-        first, last = self.levels[0], self.levels[-1]
-        rises = last.sigma * first.alpha > first.sigma * last.alpha
         for i, (t, s) in enumerate(pairwise(self.levels)):
             if not s.sigma >= 0:
                 raise ValueError(f"a level's sigma must not be negative, but it is {s.sigma:g} at t={s.t:g}")
-            below, above = (t, s) if rises else (s, t)
+            below, above = (t, s) if self.rises else (s, t)
             if not below.sigma * above.alpha < above.sigma * below.alpha:
                 raise ValueError(
                     f"noise must fall at every step of a grid, but step {i} goes from t={t.t:g} (sigma/alpha {t.ratio:g}) "
                     f"to t={s.t:g} ({s.ratio:g}): fewer steps, another spacing or another t_end avoid such a step"
                 )
+
+    @property
+    def rises(self) -> bool:
+        """Whether noise grows along the grid, which only `reversed` makes it do."""
+        first, last = self.levels[0], self.levels[-1]
+        return last.sigma * first.alpha > first.sigma * last.alpha
 
     @property
     def steps(self) -> int:

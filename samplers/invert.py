@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from diffusion import DenoiserLike, Grid
-from samplers.sample import find_sampler, sample
+from samplers.sample import sample
 from samplers.solver import Solver
 
 
@@ -29,9 +28,5 @@ def invert(
     solver's own error, which falls with its order. x0 stands for the sample at the cleanest level with noise, so let that lie low.
     ValueError for a stochastic solver, whose steps nothing undoes.
     """
-    solver = find_sampler(sampler)
-    random = [name for name in ("noise", "path") if name in inspect.signature(solver).parameters]
-    if random and (solver.__name__ != "ddim" or options.get("eta", 0) != 0):
-        raise ValueError(f"{solver.__name__} draws noise, which nothing undoes: invert with a deterministic solver such as heun or ddim")
     upwards = grid.reversed()
-    return sample(solver, denoiser, upwards, start=upwards[0].alpha * x0, cond=cond, progress=progress, **options)
+    return sample(sampler, denoiser, upwards, start=upwards[0].alpha * x0, cond=cond, progress=progress, **options)

@@ -90,6 +90,8 @@ def sample(
         start = grid.start(initial_noise(seeds, shape, dtype or torch.float32, where))
     elif shape is not None or dtype is not None or device is not None:
         raise ValueError("start brings its own shape, dtype and device: leave those out")
+    if grid.rises and {"noise", "path"} & set(known) and not (solver is ddim and not options.get("eta")):
+        raise ValueError(f"noise must fall, but this grid rises: {name} draws noise, which nothing undoes; use a deterministic solver")
     if seeds is not None:
         options = {**{name: draw(seeds) for name, draw in (("noise", SeededNoise), ("path", BrownianPath)) if name in known}, **options}
     denoise = partial(denoiser, **cond) if cond else denoiser

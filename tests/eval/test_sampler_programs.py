@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from pathlib import Path
@@ -50,8 +51,8 @@ def test_errors_of_rounding_are_no_order() -> None:
 
 def test_every_solver_states_an_order_or_draws_independent_noise() -> None:
     """What the table leaves out is only what has no order to measure."""
-    without = set(SAMPLERS) - set(stated_orders("Order")) - set(stated_orders("Strong order"))
-    assert without == {"ddpm", "euler_ancestral", "edm", "consistency", "lcm"}
+    stated = stated_orders("Order") | stated_orders("Strong order")
+    assert all("noise" in inspect.signature(solver).parameters for name, solver in SAMPLERS.items() if name not in stated)
 
 
 def test_the_benchmark_times_pairs(tmp_path: Path) -> None:

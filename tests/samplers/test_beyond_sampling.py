@@ -77,7 +77,7 @@ def test_inversion_takes_conditions_and_refuses_noise() -> None:
     assert told == [{"label": 3}] * 4
     refused: list[tuple[str, dict[str, Any]]] = [("ddpm", {}), ("ddim", {"eta": 0.5}), ("dpmpp_2m_sde", {}), ("edm", {})]
     for sampler, options in refused:
-        with pytest.raises(ValueError, match=f"{sampler} draws noise, which nothing undoes"):
+        with pytest.raises(ValueError, match=f"this grid rises: {sampler} draws noise, which nothing undoes"):
             invert(denoiser, x0, grid, sampler, **options)
     with pytest.raises(ValueError, match="take more steps"):
         invert(denoiser, x0, time_grid(VP, 1))
