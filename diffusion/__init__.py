@@ -5,9 +5,10 @@ Needs torch and numpy only.
 """
 
 from diffusion.consistency import PARAMETRISATIONS, ConsistencyFunction, build_blend, cm, lcm
-from diffusion.denoiser import Clipped, Denoiser, DenoiserLike, OnSchedule
+from diffusion.denoiser import Clipped, Denoiser, DenoiserLike, OnSchedule, Thresholded
 from diffusion.grid import SPACINGS, Grid, flux_mu, time_grid
-from diffusion.guidance import ClassifierFreeGuidance
+from diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, ComposedGuidance, Scale, ZeroInit, interval
+from diffusion.guidance_rules import APG, Rule, extrapolate, rescaled, zero_star
 from diffusion.level import BatchLevel, Level, NoiseLevel
 from diffusion.noise import BrownianPath, Noise, Path, SeededNoise, initial_noise
 from diffusion.prediction import EDM, EPS, FLOW, PREDICTIONS, X0, Estimate, Prediction, V, edm
@@ -24,6 +25,7 @@ from diffusion.schedule import (
 )
 
 __all__ = [
+    "APG",
     "EDM",
     "EPS",
     "FLOW",
@@ -32,10 +34,12 @@ __all__ = [
     "SCHEDULES",
     "SPACINGS",
     "X0",
+    "AutoGuidance",
     "BatchLevel",
     "BrownianPath",
     "ClassifierFreeGuidance",
     "Clipped",
+    "ComposedGuidance",
     "ConsistencyFunction",
     "CosineVP",
     "Denoiser",
@@ -51,23 +55,31 @@ __all__ = [
     "Path",
     "Prediction",
     "RectifiedFlow",
+    "Rule",
+    "Scale",
     "Schedule",
     "SeededNoise",
     "Shifted",
+    "Thresholded",
     "V",
     "VarianceExploding",
+    "ZeroInit",
     "build_blend",
     "build_schedule",
     "cm",
     "decay",
     "edm",
+    "extrapolate",
     "flux_mu",
     "initial_noise",
+    "interval",
     "lcm",
     "learned_std",
     "marginal",
     "posterior",
+    "rescaled",
     "tau",
     "time_grid",
     "transition",
+    "zero_star",
 ]
