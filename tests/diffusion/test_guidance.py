@@ -214,8 +214,10 @@ def test_a_level_per_sample_is_guided_by_its_own_scale(make: Callable[[], Rule] 
     scale = interval(lambda level: 3.0 + level.sigma, 0.3, 0.7)
     network = Denoiser(lambda x, t, label: (x + label.to(x).view(-1, 1, 1, 1) * t.view(-1, 1, 1, 1)).sin(), schedule, V)
     if make is None:
-        guidance: list[DenoiserLike] = [ComposedGuidance(network, [({"label": n}, scale)], {"label": 0}) for n in (1, 5, 3)]
-        per_sample = ComposedGuidance(network, [({"label": LABEL}, scale)], {"label": 0})
+        guidance: list[DenoiserLike] = [
+            ComposedGuidance(network, [({"label": n}, scale), ({"label": 2}, -1.0)], {"label": 0}) for n in (1, 5, 3)
+        ]
+        per_sample = ComposedGuidance(network, [({"label": LABEL}, scale), ({"label": 2}, -1.0)], {"label": 0})
         batch = per_sample(X, schedule.levels(times))
         alone = [guidance[i](X[i : i + 1], schedule.level(float(times[i]))) for i in range(3)]
     else:
