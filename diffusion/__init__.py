@@ -5,9 +5,10 @@ Needs torch and numpy only.
 """
 
 from diffusion.consistency import PARAMETRISATIONS, ConsistencyFunction, build_blend, cm, lcm
-from diffusion.denoiser import Clipped, Denoiser, DenoiserLike, OnSchedule
+from diffusion.denoiser import Clipped, Denoiser, DenoiserLike, OnSchedule, Thresholded
 from diffusion.grid import SPACINGS, Grid, flux_mu, time_grid
-from diffusion.guidance import ClassifierFreeGuidance
+from diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, ComposedGuidance, Scale, ZeroInit, interval
+from diffusion.guidance_rules import APG, Rule, extrapolate, rescaled, zero_star
 from diffusion.inpainting import Inpainting
 from diffusion.level import BatchLevel, Level, NoiseLevel
 from diffusion.noise import BrownianPath, Noise, Path, SeededNoise, initial_noise
@@ -25,6 +26,7 @@ from diffusion.schedule import (
 )
 
 __all__ = [
+    "APG",
     "EDM",
     "EPS",
     "FLOW",
@@ -33,10 +35,12 @@ __all__ = [
     "SCHEDULES",
     "SPACINGS",
     "X0",
+    "AutoGuidance",
     "BatchLevel",
     "BrownianPath",
     "ClassifierFreeGuidance",
     "Clipped",
+    "ComposedGuidance",
     "ConsistencyFunction",
     "CosineVP",
     "Denoiser",
@@ -53,23 +57,31 @@ __all__ = [
     "Path",
     "Prediction",
     "RectifiedFlow",
+    "Rule",
+    "Scale",
     "Schedule",
     "SeededNoise",
     "Shifted",
+    "Thresholded",
     "V",
     "VarianceExploding",
+    "ZeroInit",
     "build_blend",
     "build_schedule",
     "cm",
     "decay",
     "edm",
+    "extrapolate",
     "flux_mu",
     "initial_noise",
+    "interval",
     "lcm",
     "learned_std",
     "marginal",
     "posterior",
+    "rescaled",
     "tau",
     "time_grid",
     "transition",
+    "zero_star",
 ]

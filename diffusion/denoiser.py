@@ -123,6 +123,26 @@ class Clipped(Wrapper):
         return Estimate.from_x0(x_t, estimate.x0.clamp(self.low, self.high), level, estimate.variance)
 
 
+class Thresholded(Wrapper):
+    """Dynamic thresholding: limit x0 to [-s, s], divide by s, and let eps follow (Saharia et al. 2022, sec. 2.3).
+
+    s is the percentile of |x0| in each sample, at least 1: what high guidance saturates comes back within [-1, 1], not cut flat. For
+    pixels; latents have no such range. percentile in (0, 1], the share of values that s bounds.
+    """
+
+    def __init__(self, denoiser: DenoiserLike, percentile: float = 0.995) -> None:
+        if not 0 < percentile <= 1:
+            raise ValueError(f"percentile is a share in (0, 1], not {percentile:g}")
+        super().__init__(denoiser)
+        self.percentile = percentile
+
+    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+        estimate = self.denoiser(x_t, level, **cond)
+        x0 = estimate.x0.reshape(len(x_t), -1)
+        s = x0.abs().quantile(self.percentile, dim=1, keepdim=True).clamp(min=1)
+        return Estimate.from_x0(x_t, (x0.clamp(-s, s) / s).view_as(x_t), level, estimate.variance)
+
+
 class OnSchedule(Wrapper):
     """A denoiser at the levels of any other schedule: the level of equal sigma/alpha on its own one, x rescaled to match.
 

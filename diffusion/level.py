@@ -30,6 +30,11 @@ class NoiseLevel(NamedTuple):
         return self.sigma / self.alpha if self.alpha > 0 else math.inf
 
     @property
+    def flow_time(self) -> float:
+        """sigma / (alpha + sigma), the time of a straight line from data to noise: 0 at data, 1 at pure noise, on every schedule."""
+        return self.sigma / (self.alpha + self.sigma)
+
+    @property
     def half_log_snr(self) -> float:
         """log(alpha / sigma), DPM-Solver's lambda: -inf at pure noise, +inf at data."""
         ratio = self.ratio
@@ -42,6 +47,11 @@ class BatchLevel(NamedTuple):
     t: Tensor
     alpha: Tensor
     sigma: Tensor
+
+    @property
+    def flow_time(self) -> Tensor:
+        """sigma / (alpha + sigma), (B,), as of a NoiseLevel."""
+        return self.sigma / (self.alpha + self.sigma)
 
 
 Level = NoiseLevel | BatchLevel

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from diffusion import (
@@ -23,6 +26,7 @@ from diffusion import (
     Prediction,
     RectifiedFlow,
     Schedule,
+    Thresholded,
     V,
     VarianceExploding,
     initial_noise,
@@ -165,6 +169,42 @@ def test_clipping_limits_x0_and_eps_follows() -> None:
     loose, plain = Clipped(wide, -100, 100)(x, level), wide(x, level)
     assert torch.equal(loose.x0, plain.x0)
     torch.testing.assert_close(loose.eps, plain.eps, rtol=0, atol=1e-14)
+
+
+def test_dynamic_thresholding_is_the_formula() -> None:
+    """Each sample by itself: values beyond the percentile are cut to it, all are divided by it, and eps follows; variance kept.
+
+    numpy's percentile is the peer. A sample within [-1, 1] at its percentile is only clipped to that range.
+    """
+    level, x = CosineVP().level(0.4), torch.cat([4 * X[:1], X[1:] / X[1:].abs().amax()])
+    wide = Denoiser(lambda x, t: torch.cat([x, x.cos()], 1), CosineVP(), X0)
+    for percentile in (0.6, 0.995, 1.0):
+        got = Thresholded(wide, percentile)(x, level)
+        for x0, sample in zip(got.x0, x, strict=True):
+            s = max(1.0, float(np.percentile(sample.abs().numpy(), 100 * percentile)))
+            torch.testing.assert_close(x0, torch.tensor(np.clip(sample.numpy(), -s, s) / s), rtol=0, atol=1e-15)
+        torch.testing.assert_close(marginal(got.x0, got.eps, level), x, rtol=0, atol=1e-14)
+        assert got.variance is not None
+        assert torch.equal(got.variance, x.cos())
+        assert torch.equal(got.x0[1:], x[1:])
+    edge = torch.full_like(x, 0.5)
+    edge[:, 0, 0, 0] = 7.0
+    assert torch.equal(Thresholded(wide, 0.6)(edge, level).x0, edge.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("percentile", [0.0, -0.5, 1.5, 99.5, math.nan])
+def test_a_percentile_beyond_its_range_is_refused(percentile: float) -> None:
+    """It is a share, not a number out of a hundred."""
+    with pytest.raises(ValueError, match=r"percentile is a share in \(0, 1\]"):
+        Thresholded(MIXTURE, percentile)
+
+
+def test_dynamic_thresholding_equals_diffusers() -> None:
+    """Its `_threshold_sample`, without the largest s that it allows for."""
+    scheduler = DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=math.inf)
+    x, level = 3 * initial_noise([1, 2], (3, 5, 5), F64), CosineVP().level(0.4)
+    got = Thresholded(Denoiser(lambda x, t: x, CosineVP(), X0), 0.9)(x, level)
+    torch.testing.assert_close(got.x0, scheduler._threshold_sample(x), rtol=0, atol=1e-15)
 
 
 def test_wrappers_live_where_the_network_lives() -> None:
