@@ -6,7 +6,7 @@ Needs torch and numpy only.
 
 from diffusion.consistency import PARAMETRISATIONS, ConsistencyFunction, build_blend, cm, lcm
 from diffusion.denoiser import Clipped, Denoiser, DenoiserLike, OnSchedule
-from diffusion.grid import SPACINGS, Grid, flux_mu, time_grid
+from diffusion.grid import Grid, time_grid
 from diffusion.guidance import ClassifierFreeGuidance
 from diffusion.level import BatchLevel, Level, NoiseLevel
 from diffusion.noise import BrownianPath, Noise, Path, SeededNoise, initial_noise
@@ -22,6 +22,7 @@ from diffusion.schedule import (
     VarianceExploding,
     build_schedule,
 )
+from diffusion.spacing import SPACINGS, flux_mu
 
 __all__ = [
     "EDM",
