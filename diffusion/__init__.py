@@ -6,7 +6,7 @@ Needs torch and numpy only.
 
 from diffusion.consistency import PARAMETRISATIONS, ConsistencyFunction, build_blend, cm, lcm
 from diffusion.denoiser import Clipped, Denoiser, DenoiserLike, OnSchedule, Thresholded
-from diffusion.grid import SPACINGS, Grid, flux_mu, time_grid
+from diffusion.grid import Grid, time_grid
 from diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, ComposedGuidance, Scale, ZeroInit, interval
 from diffusion.guidance_rules import APG, Rule, extrapolate, rescaled, zero_star
 from diffusion.inpainting import Inpainting
@@ -24,6 +24,7 @@ from diffusion.schedule import (
     VarianceExploding,
     build_schedule,
 )
+from diffusion.spacing import SPACINGS, flux_mu
 
 __all__ = [
     "APG",

@@ -7,7 +7,7 @@ by its time value or recomputes a stride.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diffusion.level import NoiseLevel
 from diffusion.schedule import Schedule
+from diffusion.spacing import SPACINGS
 from diffusion.spec import check_call, lookup
 
 
@@ -169,85 +170,3 @@ def _spaced(schedule: Schedule, steps: int | None, spacing: str, t_start: float,
     if not t_start > t_end:
         raise ValueError(f"a grid runs from noise to data: t_start={t_start:g} must be greater than t_end={t_end:g}")
     return function(schedule, steps, t_start, t_end, **check_call(f"{spacing} spacing", function, 4, options))
-
-
-# Spacings: (schedule, steps, t_start, t_end) -> times, noisiest first. Data itself is appended by time_grid.
-
-
-def linspace(schedule: Schedule, steps: int, t_start: float, t_end: float) -> Tensor:
-    """Equal steps in t with both ends on the grid. Where t_end is data, it is the terminal row (as every flow sampler has it)."""
-    if float(schedule.sigma(t_end)) == 0:
-        return _line(t_start, t_end, steps + 1)[:-1]
-    return _line(t_start, t_end, steps)
-
-
-def trailing(schedule: Schedule, steps: int, t_start: float, t_end: float) -> Tensor:
-    """Equal steps in t from t_start down to data, which is the terminal row (Lin et al. 2024, table 2)."""
-    if t_end != schedule.t_min:
-        raise ValueError("trailing spacing always ends one stride above data: leave t_end out, or use 'linspace'")
-    return _line(t_start, schedule.t_data, steps + 1)[:-1]
-
-
-def leading(schedule: Schedule, steps: int, t_start: float, t_end: float, offset: float = 0.0) -> Tensor:
-    """Equal steps in t up from t_end + offset; the noisiest time is never visited (DDIM; SD 1 and 2 with offset 1).
-
-    The stride is the whole number N // steps on a table of N rows, (t_start - t_end) / steps elsewhere.
-    """
-    stride = (t_start - t_end) / steps if schedule.rows is None else (t_start - t_end + 1) // steps
-    t = t_end + offset + stride * torch.arange(steps - 1, -1, -1, dtype=torch.float64, device="cpu")
-    if t[0] > t_start:
-        raise ValueError(
-            f"leading spacing with offset={offset:g} would start at t={t[0]:g}, above {t_start:g}: use fewer steps or offset=0"
-        )
-    if float(schedule.sigma(t[-1])) == 0:
-        raise ValueError("leading spacing would call the network on clean data here: use 'trailing', or give t_end or offset > 0")
-    return t
-
-
-def karras(schedule: Schedule, steps: int, t_start: float, t_end: float, rho: float = 7.0) -> Tensor:
-    """Equal steps in (sigma/alpha)^(1/rho) (Karras et al. 2022, eq. 5)."""
-    if rho <= 0:
-        raise ValueError(f"rho must be greater than 0, not {rho:g}")
-    low, high = _ratio_ends(schedule, t_start, t_end, "karras")
-    return schedule.t_from_ratio(_line(high ** (1 / rho), low ** (1 / rho), steps) ** rho)
-
-
-def log_snr(schedule: Schedule, steps: int, t_start: float, t_end: float) -> Tensor:
-    """Equal steps in log-SNR (Lu et al. 2022), which are equal steps in log sigma: k-diffusion's "exponential" too."""
-    low, high = _ratio_ends(schedule, t_start, t_end, "log_snr")
-    return schedule.t_from_ratio(_line(math.log(high), math.log(low), steps).exp())
-
-
-def mu_shift(schedule: Schedule, steps: int, t_start: float, t_end: float, mu: float = 1.15) -> Tensor:
-    """Flux's resolution-dependent shift: linspace with sigma/alpha multiplied by e^mu (see `flux_mu`)."""
-    return schedule.shift_t(linspace(schedule, steps, t_start, t_end), math.exp(mu))
-
-
-def flux_mu(tokens: int) -> float:
-    """Flux's mu for an image of that many tokens: a line through 256 -> 0.5 and 4096 (1024^2 pixels) -> 1.15."""
-    return 0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)
-
-
-SPACINGS: dict[str, Callable[..., Tensor]] = {
-    "linspace": linspace,
-    "trailing": trailing,
-    "leading": leading,
-    "karras": karras,
-    "exponential": log_snr,
-    "log_snr": log_snr,
-    "mu_shift": mu_shift,
-}
-
-
-def _line(high: float, low: float, steps: int) -> Tensor:
-    return torch.linspace(high, low, steps, dtype=torch.float64, device="cpu")
-
-
-def _ratio_ends(schedule: Schedule, t_start: float, t_end: float, name: str) -> tuple[float, float]:
-    low, high = float(schedule.ratio(t_end)), float(schedule.ratio(t_start))
-    if low == 0 or math.isinf(high):
-        raise ValueError(
-            f"{name} spacing needs a finite sigma/alpha at both ends, but it is {high:g} at t={t_start:g} and {low:g} at "
-            f"t={t_end:g}: give t_start and t_end inside the schedule, e.g. t_start=0.999, t_end=0.001 for a flow"
-        )
-    return low, high

@@ -27,7 +27,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterSciNotati
 from PIL import Image
 from torch import Tensor
 
-from diffusion import Schedule
+from diffusion import Schedule, time_grid
 from eval.convergence import Curve
 from eval.score import Metric, Score, Spread, reference
 from models.files import replacing
@@ -62,6 +62,14 @@ STYLES = {
     "ddim": Style(PALETTE["sky"], "o", 11, 4.5, hollow=True, offset=0.1),
     "euler": Style(PALETTE["ink"], "o", 4, 1.4, (0, (3, 2)), offset=0.1),
     "consistency": Style(PALETTE["green"], "D", 6, 1.8, offset=0),
+}
+# Kinds of spacings with their colour, and the rows of each on the picture of grids: (name there, spacing, options).
+GRIDS: dict[tuple[str, str], tuple[tuple[str, str, dict[str, Any]], ...]] = {
+    ("even in time", "blue"): tuple((name, name, {}) for name in ("linspace", "trailing", "sgm_uniform", "simple", "leading")),
+    ("shifted to more noise", "orange"): (("linspace, shift=3", "linspace", {"shift": 3.0}), ("mu_shift, mu=1.15", "mu_shift", {})),
+    ("even in noise", "vermilion"): (("karras", "karras", {}), ("log_snr = exponential", "log_snr", {})),
+    ("a curve of its own", "purple"): (("beta", "beta", {}), ("linear_quadratic", "linear_quadratic", {})),
+    ("fitted to a model", "green"): tuple((f"align_your_steps, {t}", "align_your_steps", {"table": t}) for t in ("sd1", "sdxl", "svd")),
 }
 AXIS_NAMES = {
     "frechet": "Fréchet distance (lower is better)",
@@ -245,6 +253,46 @@ def convergence_plot(curves: Sequence[Curve]) -> Figure:
         axes.set_xlim(right=5 * max(curve.calls[-1] for curve in part))  # room for the names of the orders
     _legend(figure, panels, columns=7)
     return figure
+
+
+def grids_plot(schedules: Mapping[str, Schedule], steps: int = 12) -> Figure:
+    """The levels that every spacing visits, a panel per schedule and a row per spacing: a dot per network call, then a ring at data.
+
+    The README's picture is `save_figure(grids_plot({"Stable Diffusion's table": DiscreteVP.scaled_linear(), "Rectified flow":
+    RectifiedFlow()}), "notebooks/pictures/grids.png")`.
+    """
+    rows = [(kind, color, *row) for (kind, color), part in GRIDS.items() for row in part]
+    figure, (panels,) = _panels(1, len(schedules), height=0.7 + 0.28 * len(rows), sharey=True)
+    for axes, (title, schedule) in zip(panels, schedules.items(), strict=True):
+        time_grid(schedule, steps)  # a number of steps that no grid can have is an error, not a picture without dots
+        for y, (kind, color, _, spacing, options) in enumerate(rows):
+            axes.plot([], [], "o", ms=6.5, color=PALETTE[color], label=kind)  # in the legend even where no row of its kind can be drawn
+            try:
+                grid = time_grid(schedule, steps, spacing, **_inside(schedule, spacing), **options)
+            except ValueError:  # all that these options leave to go wrong
+                axes.annotate("would start at more noise than there is", (0.98, y), va="center", color=MUTED, fontsize=8.5)
+                continue
+            share = [level.sigma / (level.alpha + level.sigma) for level in grid]
+            axes.plot([share[0], 0], [y, y], color=GRID, lw=1, zorder=1)
+            axes.plot(share[:-1], [y] * steps, "o", ms=6.5, color=PALETTE[color], mec=SURFACE, mew=0.7, clip_on=False, zorder=3)
+            axes.plot(share[-1], y, "o", ms=9.5, mfc="none", mec=MUTED, mew=1.1, clip_on=False, zorder=2)
+        axes.plot([], [], "o", ms=9.5, mfc="none", mec=MUTED, mew=1.1, label="data")
+        _axes(axes, title=f"{title} · {steps} steps", xlabel="share of noise, σ/(α+σ): sampling goes from 1 to 0", grid="x")
+        axes.set_yticks(range(len(rows)), [name for _, _, name, _, _ in rows])
+        axes.set(xlim=(1.01, -0.025), ylim=(len(rows) - 0.5, -0.6))
+        axes.tick_params(axis="y", length=0, pad=8, labelcolor=INK, labelsize=9.5)
+    _legend(figure, panels)
+    return figure
+
+
+def _inside(schedule: Schedule, spacing: str) -> dict[str, Any]:
+    """The range for spacings that cannot begin at pure noise or end at data itself, where a schedule does."""
+    ends: dict[str, Any] = {}
+    if spacing in ("karras", "log_snr", "leading") and schedule.level(schedule.t_min).sigma == 0:
+        ends["t_end"] = 0.001 * schedule.t_max
+    if spacing in ("karras", "log_snr") and schedule.level(schedule.t_max).alpha == 0:
+        ends["t_start"] = 0.999 * schedule.t_max
+    return ends
 
 
 # ------------------------------------------------------------------------------------------------------------------- output

@@ -17,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion import DiscreteVP, RectifiedFlow, VarianceExploding
-from eval.plots import picture, quality_plot, save_figure, smooth, svg
+from diffusion import SPACINGS, DiscreteVP, RectifiedFlow, VarianceExploding, time_grid
+from eval.plots import GRIDS, grids_plot, picture, quality_plot, save_figure, smooth, svg
 from eval.report import Gallery, number, write_report
 from eval.score import Score, Spread, Target, reference
 
@@ -306,6 +306,25 @@ def test_coinciding_samplers_are_both_visible() -> None:
     assert lines["ddim"].get_linewidth() > 2 * lines["euler"].get_linewidth()
     assert lines["ddim"].get_markersize() > 2 * lines["euler"].get_markersize()
     assert lines["ddim"].get_zorder() < lines["euler"].get_zorder()
+
+
+def test_picture_of_grids_shows_every_spacing_as_it_is() -> None:
+    """A dot per network call at the level's share of noise; a row that a schedule has no levels for says so; colours follow the page."""
+    schedules = {"table": DiscreteVP.scaled_linear(), "flow": RectifiedFlow()}
+    rows = [row for part in GRIDS.values() for row in part]
+    assert {SPACINGS[spacing] for _, spacing, _ in rows} == set(SPACINGS.values())
+    figure = grids_plot(schedules, steps=5)
+    panels: Any = figure.axes
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == [name for name, _, _ in rows]
+    for axes, schedule, without in zip(panels, schedules.values(), (3, 0), strict=True):
+        dots: dict[int, Any] = {line.get_ydata()[0]: line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 5}
+        assert len(axes.texts) == without
+        assert sorted([*dots, *(text.xy[1] for text in axes.texts)]) == list(range(len(rows)))
+        for y, (_, spacing, options) in enumerate(rows):
+            if spacing in ("trailing", "beta") or options.get("table") == "sdxl":
+                grid = time_grid(schedule, 5, spacing, **options)
+                assert list(dots[y]) == [level.sigma / (level.alpha + level.sigma) for level in grid[:-1]]
+    assert set(re.findall(r"(.)#[0-9a-f]{6}", svg(figure, "grids", "levels"))) == {" "}  # only as var(--name, #...)
 
 
 def test_figures_follow_the_page_and_save_as_png(tmp_path: Path) -> None:
