@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from diffusion import BrownianPath, DenoiserLike, Grid, Path
-from samplers.coordinate import FLOW_TIME
 from samplers.solver import Step
 
 
@@ -27,7 +26,7 @@ def sit_sde(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, diffusion: float =
     path = path or BrownianPath(range(len(x)))
     for i, (t, s) in enumerate(pairwise(grid)):
         estimate = denoiser(x, t)
-        r_t, r_s = FLOW_TIME.r(t), FLOW_TIME.r(s)
+        r_t, r_s = t.flow_time, s.flow_time
         kept = (r_s / r_t) ** diffusion
         x = estimate.combine(s.alpha, s.sigma * math.sqrt(kept))
         if s.sigma * (1 - kept) > 0:

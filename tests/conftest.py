@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion import PREDICTIONS, CosineVP, DiscreteVP, Prediction, RectifiedFlow, Schedule, Shifted, VarianceExploding
 
@@ -42,6 +44,20 @@ def schedule(request: pytest.FixtureRequest) -> Schedule:
 def prediction(request: pytest.FixtureRequest) -> Prediction:
     """Runs a test on each prediction."""
     return request.param
+
+
+class Copies(TorchDispatchMode):
+    """Counts the copies between devices."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own is not annotated
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        copied = isinstance(out, Tensor) and args and isinstance(args[0], Tensor) and args[0].device != out.device
+        self.count += bool(copied and function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default))
+        return out
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

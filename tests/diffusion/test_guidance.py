@@ -40,7 +40,7 @@ from diffusion import (
 )
 from diffusion.oracle import GaussianMixture, PointMass
 from samplers import SAMPLERS, sample
-from tests.samplers.test_exact import Copies
+from tests.conftest import Copies
 
 F64 = torch.float64
 LEVEL = RectifiedFlow().level(0.6)

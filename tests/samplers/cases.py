@@ -50,7 +50,7 @@ def decayed(eta: float) -> Rule:
 
 def turned(diffusion: float) -> Rule:
     """The SDE of a flow model: noise dies as a power of flow time."""
-    return lambda t, s, grid: (flow_time(s) / flow_time(t)) ** (diffusion / 2)
+    return lambda t, s, grid: (s.flow_time / t.flow_time) ** (diffusion / 2)
 
 
 def churned(churn: float) -> Rule:
@@ -66,10 +66,6 @@ def churned(churn: float) -> Rule:
 def fresh(t: NoiseLevel, s: NoiseLevel, grid: Grid) -> float:
     """Multistep consistency sampling: all noise is replaced."""
     return 0.0
-
-
-def flow_time(level: NoiseLevel) -> float:
-    return level.sigma / (level.alpha + level.sigma)
 
 
 # Any solver not named here is taken for a deterministic one, and has to follow the exact trajectory.

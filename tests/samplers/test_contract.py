@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion import (
     BrownianPath,
@@ -32,6 +31,7 @@ from diffusion import (
 from diffusion.oracle import GaussianMixture
 from eval.convergence import MIXTURE
 from samplers import SAMPLERS, network_calls, sample
+from tests.conftest import Copies
 from tests.samplers.cases import CASES, DISTINCT_SAMPLERS, F64, PATHS, SHAPE, STD, WEIGHT, kept, last
 
 VP, FLOW = DiscreteVP.scaled_linear(), RectifiedFlow()
@@ -135,20 +135,6 @@ def test_conditions_and_guidance_reach_any_solver(sampler: str) -> None:
     got = sample(sampler, denoiser, time_grid(FLOW, 5), shape=SHAPE, seeds=[0, 1], dtype=F64, cond={"label": torch.tensor([2, 5])})
     expected = torch.tensor([1 + 3 * (2 - 1), 1 + 3 * (5 - 1)], dtype=F64).view(2, 1, 1, 1).expand(2, *SHAPE)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
-
-
-class Copies(TorchDispatchMode):
-    """Counts the copies between devices."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's own is not annotated
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        copied = isinstance(out, Tensor) and args and isinstance(args[0], Tensor) and args[0].device != out.device
-        self.count += bool(copied and function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default))
-        return out
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -37,7 +37,7 @@ from diffusion.oracle import GaussianMixture, PointMass
 from eval.convergence import MIXTURE
 from samplers import SAMPLERS, sample
 from tests.conftest import within
-from tests.samplers.cases import CASES, DISTINCT_SAMPLERS, F64, PATHS, SHAPE, flow_time, kept, last
+from tests.samplers.cases import CASES, DISTINCT_SAMPLERS, F64, PATHS, SHAPE, kept, last
 
 VP, FLOW = DiscreteVP.scaled_linear(), RectifiedFlow()
 
@@ -120,11 +120,11 @@ def extrapolating(degree: int) -> Callable[[Grid], float]:
 
 # How many times a solver's own arithmetic enlarges rounding, where it does.
 ENLARGES: dict[str, Callable[[Grid], float]] = {
-    "heun": looking_ahead(flow_time),
+    "heun": looking_ahead(lambda level: level.flow_time),
     "heun-ratio": looking_ahead(lambda level: level.ratio),
     "dpm2": looking_ahead(lambda level: level.ratio),
     "edm": lambda grid: math.sqrt(2) * looking_ahead(lambda level: level.ratio)(grid),
-    "rk4": looking_ahead(flow_time),
+    "rk4": looking_ahead(lambda level: level.flow_time),
     "dpmpp_2m": extrapolating(1),
     "dpmpp_3m": extrapolating(2),
     "dpmpp_3m_sde": extrapolating(2),

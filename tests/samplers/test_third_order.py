@@ -18,10 +18,10 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from diffusion import Estimate, Grid, Level, NoiseLevel, time_grid
+from eval.convergence import MIXTURE
 from samplers import SAMPLERS
 from tests.peers import k_sampling
 from tests.samplers.parity import F64, NOISE, VP
-from tests.samplers.test_exact import MIXTURE, quantile
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what the peers make of NumPy
 
@@ -123,7 +123,7 @@ def grid_of(steps: int) -> Grid:
 
 def order(ends: Sequence[Tensor]) -> list[float]:
     """log2 of the ratio of errors, each time the steps double."""
-    error = [float((x - quantile(U, grid_of(steps)[-1])).abs().mean()) for x, steps in zip(ends, STEPS, strict=True)]
+    error = [float((x - MIXTURE.quantile(U, grid_of(steps)[-1])).abs().mean()) for x, steps in zip(ends, STEPS, strict=True)]
     return [math.log2(a / b) for a, b in pairwise(error)]
 
 
@@ -146,7 +146,7 @@ def third_order(y: Tensor, lambdas: Sequence[float], x0s: Sequence[Tensor], fact
 def from_exact_start(grid: Grid, factor: float) -> Tensor:
     """That formula over a grid, its first two estimates and the third's x taken from the exact trajectory."""
     lambdas = [level.half_log_snr for level in grid]
-    ys = [quantile(U, level) / level.alpha for level in grid.levels[:3]]
+    ys = [MIXTURE.quantile(U, level) / level.alpha for level in grid.levels[:3]]
     x0s = [mixture(y, level.ratio) for y, level in zip(ys, grid, strict=False)]
     y = ys[2]
     for i in range(2, grid.steps):
@@ -157,7 +157,7 @@ def from_exact_start(grid: Grid, factor: float) -> Tensor:
 
 def k_diffusion(grid: Grid, **options: Any) -> Tensor:
     sigmas = torch.tensor([level.ratio for level in grid], dtype=F64)
-    start = quantile(U, grid[0]) / grid[0].alpha
+    start = MIXTURE.quantile(U, grid[0]) / grid[0].alpha
     model = lambda y, sigma: mixture(y, float(sigma[0]))  # noqa: E731
     return k_sampling().sample_dpmpp_3m_sde(model, start, sigmas, eta=0.0, noise_sampler=len, disable=True, **options)
 
@@ -187,6 +187,6 @@ def test_our_order() -> None:
     """Ours, which starts by itself, converges at order 3."""
     ends = []
     for steps in STEPS:
-        *_, last = SAMPLERS["dpmpp_3m"](MIXTURE, quantile(U, grid_of(steps)[0]), grid_of(steps))
+        *_, last = SAMPLERS["dpmpp_3m"](MIXTURE, MIXTURE.quantile(U, grid_of(steps)[0]), grid_of(steps))
         ends.append(last.x)
     assert order(ends) == pytest.approx([3, 3], abs=0.05)
