@@ -15,8 +15,9 @@ import models
 from diffusion import initial_noise
 from diffusion.spec import check_names, check_type, make
 from eval.benchmark import Job, jobs, measure, references
+from eval.drawing import save_figure
 from eval.judge import DigitJudge
-from eval.plots import quality_plot, save_figure
+from eval.plots import quality_plot
 from eval.report import Gallery, write_report
 from eval.score import Score, Target, reference
 from models.files import read_json_lines, write_json

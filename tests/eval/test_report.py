@@ -18,9 +18,11 @@ import torch
 from PIL import Image
 
 from diffusion import SPACINGS, DiscreteVP, RectifiedFlow, VarianceExploding, time_grid
-from eval.plots import GRIDS, grids_plot, picture, quality_plot, save_figure, smooth, svg
+from eval.drawing import picture, save_figure, svg
+from eval.plots import quality_plot, smooth
 from eval.report import Gallery, number, write_report
 from eval.score import Score, Spread, Target, reference
+from eval.solver_plots import GRIDS, grids_plot
 
 HOSTILE = "<script>alert('x')</script> & \"co\""
 

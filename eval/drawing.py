@@ -1,0 +1,144 @@
+"""What figures are made of: colours, axes, scales and legends, and how a figure becomes a file or part of a page.
+
+Drawn through matplotlib's Figure, never through pyplot's global state. `save_figure` writes a figure for a README or a talk. `svg` makes it
+part of a page: its colours become CSS variables, so that one drawing serves light and dark, and its text stays text.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from PIL import Image
+from torch import Tensor
+
+from models.files import replacing
+from samplers.pictures import tile, to_uint8
+
+# Light colours by name; the page's style sheet holds the dark ones under the same names. The series are Okabe and Ito's (2008).
+PALETTE = {
+    "ink": "#1c2128", "muted": "#66707b", "grid": "#e4e7eb", "surface": "#fefefe",
+    "blue": "#0072b2", "vermilion": "#d55e00", "green": "#009e73", "purple": "#b8609a", "orange": "#d18f00", "sky": "#3d9fd6",
+}  # fmt: skip
+SERIES = ("blue", "vermilion", "green", "purple", "orange", "sky")
+WIDTH = 11.0  # inches; a page shows a figure of this width at its full measure
+INK, MUTED, GRID, SURFACE = (PALETTE[name] for name in ("ink", "muted", "grid", "surface"))
+
+
+def make_panels(rows: int, columns: int, height: float, sharey: bool = False) -> tuple[Figure, Any]:
+    """A figure of full width and its axes as an array (rows, columns); `height` is that of one row, in inches."""
+    figure = Figure(figsize=(WIDTH, height * max(rows, 1) + 0.5), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
+    return figure, figure.subplots(max(rows, 1), max(columns, 1), squeeze=False, sharey=sharey)
+
+
+def label_axes(axes: Any, title: str, xlabel: str, ylabel: str = "", grid: str = "y") -> None:
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=8)
+    axes.set_xlabel(xlabel, fontsize=9, color=MUTED)
+    axes.set_ylabel(ylabel)
+    axes.yaxis.label.set(fontsize=9, color=MUTED)
+    axes.set_facecolor("none")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelsize=8.5, length=3)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis=grid, color=GRID, lw=0.8)
+    axes.set_axisbelow(True)
+
+
+def log_x(axes: Any, ticks: Sequence[int]) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    kept = [tick for i, tick in enumerate(ticks) if i == 0 or tick >= 1.25 * ticks[i - 1]]  # nearer ones would overlap
+    axes.xaxis.set_major_locator(FixedLocator(kept))
+    axes.xaxis.set_major_formatter(FuncFormatter(plain))
+
+
+def log_y(axes: Any, values: np.ndarray) -> None:
+    """Round numbers as ticks: 1, 2, 5 within two decades, powers of ten beyond."""
+    if len(values) == 0:
+        return
+    axes.set_yscale("log", nonpositive="mask")
+    narrow = values.max() < 100 * values.min()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(plain))
+
+
+def legend(figure: Figure, panels: Iterable[Any], columns: int = 8) -> None:
+    """One legend above the panels, each name once."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        figure.legend(
+            entries.values(), entries.keys(), loc="outside upper left", ncols=columns, frameon=False, fontsize=9.5, labelcolor=INK,
+            handlelength=2.6, columnspacing=2.2,
+        )  # fmt: skip
+
+
+def colors_of(names: Iterable[str]) -> dict[str, str]:
+    return {name: PALETTE[SERIES[i % len(SERIES)]] for i, name in enumerate(unique(names))}
+
+
+def unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def plain(value: float, _: int | None = None) -> str:
+    return f"{value:g}"
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 200) -> None:
+    """Write a figure as PNG on white, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def svg(figure: Figure, name: str, description: str) -> str:
+    """A figure as an <svg> element for a page: palette colours as var(--...), text as text, ids that begin with `name`.
+
+    The same figure gives the same text. `description` is what a screen reader says in its place.
+    """
+    buffer = io.StringIO()
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once: a second time would move everything by a rounding error
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    # Several figures share one page; and matplotlib's own ids are not always those of the last time.
+    ids = {old: f"{name}-{i}" for i, old in enumerate(re.findall(r'\bid="([^"]+)"', text))}
+    text = re.sub(r'(\bid="|href="#|url\(#)([^")]+)', lambda match: match[1] + ids[match[2]], text)
+    known = {color: f"var(--{key}, {color})" for key, color in PALETTE.items()}
+    text = re.sub(r"#[0-9a-f]{6}\b", lambda match: known.get(match[0], match[0]), text)
+    box = re.search(r'viewBox="[^"]*"', text)
+    head = f'<svg {box[0] if box else ""} role="img" aria-label="{html.escape(description)}">'
+    return head + re.sub(r"^<svg[^>]*>", "", text).replace("xlink:href", "href")
+
+
+def picture(images: Tensor, columns: int) -> bytes:
+    """Images (N, C, H, W) in [-1, 1] as one PNG, row by row at their own size, one clear pixel between them. C is 1 or 3.
+
+    Values outside [-1, 1] are clipped. Magnifying is left to whoever shows it.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"a picture needs images (N, 1 or 3, H, W), not {tuple(images.shape)}")
+    colours = images.detach().cpu().float().expand(-1, 3, -1, -1)
+    opaque = torch.cat([colours, torch.ones_like(colours[:, :1])], 1)
+    buffer = io.BytesIO()
+    Image.fromarray(to_uint8(tile(opaque, columns, fill=-1)[None])[0].permute(1, 2, 0).numpy()).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
