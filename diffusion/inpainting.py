@@ -27,11 +27,12 @@ class Inpainting(Wrapper):
             )
         if not ((mask >= 0) & (mask <= 1)).all():
             raise ValueError("a mask lies in [0, 1]: 1 where to paint, 0 where to keep")
-        self.known, self.mask = known, mask
+        self.known, self.mask = known, mask.to(known)
 
     def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
         if self.known.shape[1:] != x_t.shape[1:] or len(self.known) not in (1, len(x_t)):
             raise ValueError(f"the known image is {tuple(self.known.shape)}, but samples are {tuple(x_t.shape)}")
+        if (self.known.device, self.known.dtype) != (x_t.device, x_t.dtype):
+            self.known, self.mask = self.known.to(x_t), self.mask.to(x_t)  # once: at every call a loop would wait for the device
         estimate = self.denoiser(x_t, level, **cond)
-        known, mask = self.known.to(x_t), self.mask.to(x_t)
-        return Estimate.from_x0(x_t, known + mask * (estimate.x0 - known), level, estimate.variance)
+        return Estimate.from_x0(x_t, self.known + self.mask * (estimate.x0 - self.known), level, estimate.variance)

@@ -71,4 +71,4 @@ def linear(a: Scalar, b: Scalar, p: Tensor, q: Tensor) -> Tensor:
     if a == 0 or b == 0:
         kept, x = (b, q) if a == 0 else (a, p)
         return x if kept == 1 else kept * x
-    return torch.add(a * p, q, alpha=b)
+    return torch.add(p if a == 1 else a * p, q, alpha=b)
