@@ -8,7 +8,7 @@ from diffusion.consistency import PARAMETRISATIONS, ConsistencyFunction, build_b
 from diffusion.denoiser import Clipped, Denoiser, DenoiserLike, OnSchedule, Thresholded
 from diffusion.grid import Grid, time_grid
 from diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, ComposedGuidance, Scale, ZeroInit, interval
-from diffusion.guidance_rules import APG, Rule, extrapolate, rescaled, zero_star
+from diffusion.guidance_rules import APG, RULES, Rule, build_rule, extrapolate, rescaled, zero_star
 from diffusion.inpainting import Inpainting
 from diffusion.level import BatchLevel, Level, NoiseLevel
 from diffusion.noise import BrownianPath, Noise, Path, SeededNoise, initial_noise
@@ -33,6 +33,7 @@ __all__ = [
     "FLOW",
     "PARAMETRISATIONS",
     "PREDICTIONS",
+    "RULES",
     "SCHEDULES",
     "SPACINGS",
     "X0",
@@ -68,6 +69,7 @@ __all__ = [
     "VarianceExploding",
     "ZeroInit",
     "build_blend",
+    "build_rule",
     "build_schedule",
     "cm",
     "decay",

@@ -7,13 +7,15 @@ scale 1 and leads away from `bad` above it. A guidance (diffusion/guidance.py) a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffusion.level import Level, NoiseLevel, Scalar, broadcast, linear
-from diffusion.prediction import FLOW, Estimate, Prediction, V
+from diffusion.prediction import FLOW, PREDICTIONS, Estimate, Prediction, V
+from diffusion.spec import check_mapping, lookup, make
 
 Rule = Callable[[Tensor, Level, Estimate, Estimate, Scalar], Estimate]
 """(x_t, level, good, bad, scale) -> Estimate; the scale w is one number, or (B,) where the level is one per sample."""
@@ -103,6 +105,29 @@ class APG:
             self._began = level.ratio
         self._average, self._last = d, level.ratio
         return d
+
+
+RULES: dict[str, Callable[..., Rule]] = {
+    "extrapolate": lambda: extrapolate,
+    "rescaled": rescaled,
+    "zero_star": lambda: zero_star,
+    "apg": APG,
+}
+
+
+def build_rule(spec: Mapping[str, Any], prediction: Prediction) -> Rule:
+    """A rule from its description, e.g. {"name": "rescaled", "phi": 0.5, "rule": {"name": "zero_star"}, "space": "x0"}.
+
+    prediction  the network's own: where `rescaled` acts unless its description names another space
+    """
+    options = check_mapping("the description of the guidance rule", spec)
+    if "rule" in options:
+        options["rule"] = build_rule(options["rule"], prediction)
+    if "space" in options:
+        options["space"] = lookup("prediction", options["space"], PREDICTIONS)
+    elif options.get("name") == "rescaled":
+        options["space"] = prediction
+    return make("guidance rule", options, RULES)
 
 
 def _std(x: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import models
@@ -22,7 +22,7 @@ from eval.score import Score, Spread
 from models import Model
 from samplers import sample
 from samplers.run import steered
-from samplers.sample import find_sampler, network_calls
+from samplers.sample import find_sampler
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -30,7 +30,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One row to measure: `seeds` sets of images, as many as asked for, with classes as frequent as among the held-out digits."""
+    """One row to measure: `seeds` sets of images, as many as asked for, with classes as frequent as among the held-out digits.
+
+    guide, grid, options  as for `python -m samplers` (configs/samplers); the row's name should say them, for no column does
+    """
 
     name: str
     run: str
@@ -38,19 +41,37 @@ class Job:
     steps: int
     guidance: float = 1.0
     seeds: int = 3
+    guide: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "steps", "seeds")
 
+    def __str__(self) -> str:
+        return f"{self.name}, {self.sampler}, {self.steps} steps, guidance {self.guidance:g}"
+
     def calls(self, model: Model) -> int:
-        """Network calls per image: guidance makes two of each."""
-        return network_calls(self.sampler, self.levels(model), **self.options) * (1 if self.guidance in (0, 1) else 2)
+        """Network calls per image, as counted: guidance makes two of one, but only where it is on."""
+        network = _Counting(getattr(model.backbone, "params", None))
+        draw(replace(model, backbone=network), self, torch.zeros(1, dtype=torch.int64), [0])
+        return network.calls
 
     def levels(self, model: Model) -> Grid:
         """The model's own grid of `steps` steps, or the one that the settings under `grid` describe: spacing, t_start, ..."""
         return model.grid(self.steps, **self.grid)
+
+
+class _Counting(nn.Module):
+    """Stands in for a network, for next to nothing, and counts the samples that it is asked about."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__()
+        self.params, self.calls = params, 0
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        self.calls += len(x)
+        return torch.zeros_like(x)
 
 
 def jobs(spec: Sequence[Mapping[str, Any]]) -> list[Job]:
@@ -68,6 +89,10 @@ def jobs(spec: Sequence[Mapping[str, Any]]) -> list[Job]:
             make_params("jobs", Job, {**fixed, "sampler": sampler, "steps": steps, "guidance": guidance})
             for sampler, guidance, steps in product(lists[0], lists[2], lists[1])
         ]
+    rows = [str(job) for job in found]
+    for row in rows:
+        if rows.count(row) > 1:
+            raise ValueError(f"jobs has more than one row that reads {row!r}: give those with other settings another name")
     return found
 
 
@@ -84,7 +109,7 @@ def measure(
     parts = [(job, seed) for job in all_jobs for seed in range(job.seeds)]
     for job in all_jobs:  # what is wrong with the last row is said before the first is drawn
         job.levels(loaded[job.run])
-        steered(loaded[job.run], job.guidance, clip=True)
+        steered(loaded[job.run], job.guidance, clip=True, guide=job.guide)
         check_call(job.sampler, find_sampler(job.sampler), 3, job.options)
     labels = judge.classes(n)
     calls = {job: job.calls(loaded[job.run]) for job in all_jobs}
@@ -94,7 +119,7 @@ def measure(
         start = time.perf_counter()
         x = draw(loaded[job.run], job, labels, range(seed * n, (seed + 1) * n))
         seconds = time.perf_counter() - start
-        bar.set_postfix_str(f"{job.name}, {job.sampler}, {job.steps} steps, guidance {job.guidance:g}", refresh=False)
+        bar.set_postfix_str(str(job), refresh=False)
         bar.update(calls[job] * n)
         return x, judge.judge(x, labels), seconds
 
@@ -123,7 +148,7 @@ def _side_by_side(function: Callable[[Part], Result], parts: Sequence[Part], wor
 
 def draw(model: Model, job: Job, labels: Tensor, seeds: Sequence[int]) -> Tensor:
     """Images of these classes from these seeds."""
-    denoiser = steered(model, job.guidance, clip=True)
+    denoiser = steered(model, job.guidance, clip=True, guide=job.guide)
     return sample(job.sampler, denoiser, job.levels(model), shape=model.shape, seeds=seeds, cond={"label": labels}, **job.options)
 
 

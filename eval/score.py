@@ -37,7 +37,7 @@ class Score:
     sampler: str  # "" for references
     steps: int  # 0 for references
     guidance: float  # 1 is off
-    calls: int  # network calls per sample; guidance doubles them
+    calls: int  # network calls per sample; guidance doubles them where it is on
     n: int  # images per seed
     seeds: int
     frechet: Spread  # to held-out real images, in squared feature units

@@ -76,7 +76,7 @@ class Model:
         """Whether the denoiser is a consistency function, which one or two steps of the `consistency` sampler suffice for."""
         return "consistency" in self.spec
 
-    def grid(self, steps: int | None, **settings: Any) -> Grid:
+    def grid(self, steps: int | None, /, **settings: Any) -> Grid:
         """The time grid to sample this model on: its own, which is part of its description, or what the settings of `time_grid` say."""
         settings = settings or check_mapping("grid", self.spec.get("grid", {}))
         return time_grid(self.schedule, steps, **check_call("the grid", time_grid, 2, settings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 import models
-from diffusion import ClassifierFreeGuidance, Clipped, DenoiserLike, Grid
+from diffusion import ClassifierFreeGuidance, Clipped, DenoiserLike, Grid, Thresholded, ZeroInit, build_rule, extrapolate, interval
 from diffusion.spec import check_at_least_one, check_call, make_params
 from models import Model
 from models.checkpoints import native
@@ -39,6 +40,7 @@ class SampleParams:
     steps: int | None = None
     grid: dict[str, Any] = field(default_factory=dict)
     guidance: float = 1.0
+    guide: dict[str, Any] = field(default_factory=dict)
     clip: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     ema: bool = True
@@ -55,16 +57,18 @@ class SampleParams:
         """With the sampler and steps that the model is meant for where none are given."""
         values = asdict(self)
         values["sampler"] = self.sampler or ("consistency" if model.distilled else "ddim")
-        values["grid"] = {key: value for key, value in self.grid.items() if value is not None}
+        for section in ("grid", "guide"):
+            values[section] = {key: value for key, value in values[section].items() if value is not None}
         grid = values["grid"] or model.spec.get("grid", {})
         if self.steps is None and isinstance(grid.get("spacing", ""), str):  # a list of times has its own number
             values["steps"] = 2 if model.distilled else 50
         return SampleParams(**values)
 
     def folder(self, steps: int) -> Path:
-        """`out`, or a folder of the run's that is named for sampler, steps and guidance."""
+        """`out`, or a folder of the run's that is named for sampler, steps, guidance and how that works."""
         run, guided = Path(self.run), f"-guidance-{self.guidance:g}" if self.guidance != 1 else ""
-        default = (run.parent if run.is_file() else run) / "samples" / f"{self.sampler}-{steps}{guided}"
+        how = re.sub(r"[^\w.-]+", "-", json.dumps(self.guide).replace('"name": ', "")).rstrip("-")  # -interval-0.2-0.8-rule-apg-eta-0
+        default = (run.parent if run.is_file() else run) / "samples" / f"{self.sampler}-{steps}{guided}{how}"
         return default if self.out is None else Path(self.out)
 
     @property
@@ -94,7 +98,7 @@ def run(config: Mapping[str, Any]) -> Path:
     if "noise" in params.options:
         raise ValueError("noise comes from the seeds here: samplers.sample takes another")
     check_call(str(params.sampler), find_sampler(str(params.sampler)), 3, params.options)
-    denoiser = steered(model, params.guidance, params.clip)
+    denoiser = steered(model, params.guidance, params.clip, params.guide)
     grid = model.grid(params.steps, **params.grid)
     labels = _labels(model, params)
     out = params.folder(grid.steps)
@@ -113,14 +117,33 @@ def run(config: Mapping[str, Any]) -> Path:
     return out
 
 
-def steered(model: Model, guidance: float, clip: bool) -> DenoiserLike:
-    """The model's denoiser, guided towards its condition and limited to pixel range, as asked."""
+@dataclass(frozen=True)
+class GuideParams:
+    """How guidance works, beside its scale: see configs/samplers. None throughout is the plain formula at every level."""
+
+    interval: tuple[float, float] | None = None
+    rule: dict[str, Any] | None = None
+    percentile: float | None = None
+    zero_from: float | None = None
+
+
+def steered(model: Model, guidance: float, clip: bool, guide: Mapping[str, Any] | None = None) -> DenoiserLike:
+    """The model's denoiser, guided towards its condition as `guide` describes (GuideParams), limited to pixel range, as asked."""
     denoiser: DenoiserLike = model.denoiser()
+    how = make_params("guide", GuideParams, guide or {})
+    if guidance == 1 and how != GuideParams():
+        raise ValueError("guide says how guidance works, but guidance=1 is off: give guidance=2, say, or leave out what is under guide")
     if guidance != 1:
         if not model.null:
             raise ValueError(f"guidance={guidance:g} needs a conditional model, and this one has no classes: leave guidance at 1")
-        denoiser = ClassifierFreeGuidance(denoiser, guidance, model.null)
-    return Clipped(denoiser) if clip else denoiser
+        scale = guidance if how.interval is None else interval(guidance, *how.interval)
+        rule = extrapolate if how.rule is None else build_rule(how.rule, model.prediction)
+        denoiser = ClassifierFreeGuidance(denoiser, scale, model.null, rule=rule)
+    if how.percentile is not None:
+        denoiser = Thresholded(denoiser, how.percentile)
+    if clip:
+        denoiser = Clipped(denoiser)
+    return denoiser if how.zero_from is None else ZeroInit(denoiser, how.zero_from)  # not clipped: there its x0 is a share of the noise
 
 
 def _claim(out: Path, params: SampleParams) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normal
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
+import diffusion
 from diffusion import (
     APG,
     EPS,
@@ -28,6 +30,7 @@ from diffusion import (
     Schedule,
     V,
     VarianceExploding,
+    build_rule,
     extrapolate,
     initial_noise,
     marginal,
@@ -45,6 +48,14 @@ RULES: dict[str, Callable[[], Rule]] = {
     "zero_star": lambda: zero_star,
     "apg": lambda: APG(0.25, norm_limit=2.0),
     "rescaled-apg": lambda: rescaled(0.4, rule=APG(0.0, norm_limit=3.0)),
+}
+DESCRIPTIONS: dict[str, dict[str, Any]] = {  # of the same, for a network that predicts flow
+    "extrapolate": {"name": "extrapolate"},
+    "rescaled": {"name": "rescaled", "space": "v"},
+    "rescaled-flow": {"name": "rescaled", "phi": 1.0},
+    "zero_star": {"name": "zero_star"},
+    "apg": {"name": "apg", "eta": 0.25, "norm_limit": 2},
+    "rescaled-apg": {"name": "rescaled", "phi": 0.4, "space": "v", "rule": {"name": "apg", "norm_limit": 3.0}},
 }
 
 
@@ -110,6 +121,15 @@ def test_nothing_to_lead_away_from_changes_nothing(make: Callable[[], Rule]) -> 
     close(guided(make(), 7.5, bad=GOOD).x0, GOOD)
     nothing = torch.zeros_like(X)
     close(guided(make(), 7.5, x_t=nothing, good=nothing, bad=nothing).x0, nothing)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_has_a_description(name: str) -> None:
+    """To the last bit; no name of the registry is without one here, and `rescaled` acts where the network predicts unless told."""
+    built, by_hand = (guided(rule, 5.0) for rule in (build_rule(DESCRIPTIONS[name], FLOW), RULES[name]()))
+    assert torch.equal(built.x0, by_hand.x0)
+    assert torch.equal(built.eps, by_hand.eps)
+    assert {spec["name"] for spec in DESCRIPTIONS.values()} == set(diffusion.RULES)
 
 
 # Rescaling --------------------------------------------------------------------------------------------------------------
@@ -304,6 +324,15 @@ def test_momentum_starts_anew_with_other_samples() -> None:
         (lambda: APG(norm_limit=0.0), "norm_limit must be positive, not 0"),
         (lambda: APG(norm_limit=math.nan), "norm_limit must be positive, not nan"),
         (lambda: APG(momentum=1.0), r"momentum must lie in \(-1, 1\), not 1"),
+        (lambda: build_rule({"name": "zero_sta"}, V), "no guidance rule named 'zero_sta'; did you mean 'zero_star'?"),
+        (lambda: build_rule({"name": "apg", "etta": 0}, V), "no option of guidance rule 'apg' named 'etta'; did you mean 'eta'?"),
+        (lambda: build_rule({"name": "zero_star", "space": "v"}, V), "no option of guidance rule 'zero_star' named 'space'; known: none"),
+        (lambda: build_rule({"name": "rescaled", "space": "epss"}, V), "no prediction named 'epss'; did you mean 'eps'?"),
+        (
+            lambda: build_rule({"name": "rescaled", "rule": "apg"}, V),
+            "of the guidance rule must be a mapping of names to values, not 'apg'",
+        ),
+        (lambda: build_rule({"eta": 0}, V), "of the guidance rule needs a name; known: extrapolate, rescaled, zero_star, apg"),
         (lambda: guided(APG(momentum=-0.5), 2.0, VarianceExploding().levels(torch.ones(3, dtype=F64))), "level per sample use momentum=0"),
     ],
 )

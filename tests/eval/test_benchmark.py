@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import models
-from diffusion import FLOW, RectifiedFlow
-from eval.benchmark import Job, _side_by_side, jobs, measure, references
+from diffusion import APG, ClassifierFreeGuidance, Clipped, interval
+from eval.benchmark import Job, _side_by_side, draw, jobs, measure, references
 from eval.digit_classifier import train_classifier
 from eval.judge import DigitJudge
 from eval.quickstart import targets
 from eval.score import METRICS, Score, Spread
+from samplers import sample
 from train.data import digits
 
 CONFIG = {"unet": {"name": "UNet"}, "dit": {"name": "DiT"}, "student": {"name": "Student"}}
@@ -70,16 +71,46 @@ def test_lists_are_multiplied_out() -> None:
     assert asdict(found[8]) == asdict(Job("b", "q", "euler", 3, 1.0, seeds=1))
     with pytest.raises(ValueError, match="no jobs parameter named 'stesp'; did you mean 'steps'"):
         jobs([{"name": "a", "run": "r", "sampler": "ddim", "stesp": 5}])
+    cured = {"name": "a", "run": "r", "sampler": "ddim", "steps": [5, 10], "guidance": 2.0, "guide": {"interval": [0.2, 0.8]}}
+    assert [job.guide for job in jobs([cured])] == [{"interval": [0.2, 0.8]}] * 2
+    with pytest.raises(ValueError, match="more than one row that reads 'a, ddim, 10 steps, guidance 2': give"):
+        jobs([cured, {**cured, "steps": 10, "guide": {}}])
+
+
+def small() -> models.Model:
+    """A model of digits that has learned nothing."""
+    torch.manual_seed(0)
+    network = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
+    model = models.build({"network": network, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]})
+    for p in model.backbone.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return model
 
 
 @pytest.mark.parametrize(
-    ("sampler", "guidance", "calls"),
-    [("ddim", 1.0, 10), ("ddim", 0.0, 10), ("ddim", 1.5, 20), ("ddim", -1.0, 20), ("heun", 1.0, 19), ("heun", 2.0, 38), ("rk4", 1.0, 37)],
-)
-def test_calls_are_counted(sampler: str, guidance: float, calls: int) -> None:
-    """As the solver makes them on the row's own grid; guidance doubles them, at scale 1 and 0 it does not."""
-    model = models.Model(torch.nn.Identity(), RectifiedFlow(), FLOW)
-    assert Job("a", "r", sampler, 10, guidance).calls(model) == calls
+    ("sampler", "guidance", "guide", "calls"),
+    [
+        ("ddim", 1.0, {}, 10), ("ddim", 0.0, {}, 10), ("ddim", 1.5, {}, 20), ("ddim", -1.0, {}, 20),
+        ("heun", 1.0, {}, 19), ("heun", 2.0, {}, 38), ("rk4", 1.0, {}, 37), ("ddpm", 1.5, {}, 20), ("sit_sde", 1.5, {}, 20),
+        ("ddim", 1.5, {"interval": [0.25, 0.75]}, 10 + 5),  # at 0.7, 0.6, ..., 0.3
+        ("heun", 1.5, {"interval": [0.25, 0.75]}, 19 + 10),
+        ("ddim", 1.5, {"zero_from": 0.95}, 18),
+        ("ddim", 0.0, {"rule": {"name": "apg"}}, 20),
+    ],
+)  # fmt: skip
+def test_calls_are_counted(sampler: str, guidance: float, guide: dict[str, Any], calls: int) -> None:
+    """As the solver makes them on the row's own grid; guidance doubles them where it is on, which it is not at scale 1 and 0."""
+    assert Job("a", "r", sampler, 10, guidance, guide=guide).calls(small()) == calls
+
+
+def test_a_row_is_drawn_with_its_own_guidance() -> None:
+    """To the last bit what the same denoiser made by hand draws, and another set than plain guidance gives."""
+    model, labels = small(), torch.arange(5)
+    rule, guide = APG(momentum=-0.5), {"interval": [0.1, 0.8], "rule": {"name": "apg", "momentum": -0.5}}
+    by_hand = Clipped(ClassifierFreeGuidance(model.denoiser(), interval(4.0, 0.1, 0.8), model.null, rule=rule))
+    expected = sample("ddim", by_hand, model.grid(6), shape=model.shape, seeds=range(5), cond={"label": labels})
+    assert torch.equal(draw(model, Job("a", "r", "ddim", 6, 4.0, guide=guide), labels, range(5)), expected)
+    assert not torch.allclose(draw(model, Job("a", "r", "ddim", 6, 4.0), labels, range(5)), expected, atol=1e-3)
 
 
 def test_all_targets_can_be_met() -> None:
@@ -166,12 +197,7 @@ def test_the_floor_has_the_classes_of_the_samples() -> None:
 
 def test_sets_drawn_side_by_side_are_those_drawn_in_turn(tmp_path: Path) -> None:
     """However many workers: the same images and figures, in the order of the jobs; torch's threads are shared out, then given back."""
-    torch.manual_seed(0)
-    network = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
-    model = models.build({"network": network, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]})
-    for p in model.backbone.parameters():
-        torch.nn.init.normal_(p, std=0.1)
-    models.save(model, tmp_path / "model.safetensors")
+    models.save(small(), tmp_path / "model.safetensors")
     run = str(tmp_path / "model.safetensors")
     rows = [Job("a", run, "euler", 2, seeds=2), Job("b", run, "ddpm", 3, guidance=1.5, seeds=3)]
     train, held_out = digits(), digits("held_out")
@@ -187,6 +213,8 @@ def test_sets_drawn_side_by_side_are_those_drawn_in_turn(tmp_path: Path) -> None
         assert images[job].shape == (60, 1, 8, 8)
     assert not torch.allclose(images[rows[0]], images[rows[1]], atol=0.1)
     assert torch.get_num_threads() == threads
+    with pytest.raises(ValueError, match="guide says how guidance works, but guidance=1 is off"):
+        measure([*rows, Job("c", run, "ddim", 2, guide={"zero_from": 1})], judge, 60, 1, progress=False)
     for n in (0, 540):
         for measured in (lambda n: measure(rows, judge, n, 1, False), lambda n: references(judge, n)):
             with pytest.raises(ValueError, match=rf"n must lie in 1 \.\.\. 539, the number of held-out digits, not {n}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,22 @@ from torch import nn
 
 import models
 from configs import compose
-from diffusion import ClassifierFreeGuidance, Clipped
+from diffusion import (
+    APG,
+    PREDICTIONS,
+    ClassifierFreeGuidance,
+    Clipped,
+    DenoiserLike,
+    Rule,
+    Scale,
+    Thresholded,
+    V,
+    ZeroInit,
+    extrapolate,
+    interval,
+    rescaled,
+    zero_star,
+)
 from models.files import read_json
 from samplers import sample
 from samplers.pictures import tile, to_uint8
@@ -123,6 +139,65 @@ def test_images_are_those_of_their_seeds_and_labels(tmp_path: Path) -> None:
     assert Image.open(plain / first).tobytes() != Image.open(clipped / first).tobytes()
 
 
+def cfg(model: models.Model, scale: Scale = 3.0, rule: Rule = extrapolate) -> DenoiserLike:
+    return ClassifierFreeGuidance(model.denoiser(), scale, model.null, rule=rule)
+
+
+# what the command line gives, the denoiser by hand, and what the folder is called beside sampler, steps and scale
+GUIDES: dict[str, tuple[list[str], Callable[[models.Model], DenoiserLike], str]] = {
+    "interval": (["guide.interval=[0.2,0.8]"], lambda m: Clipped(cfg(m, interval(3.0, 0.2, 0.8))), "interval-0.2-0.8"),
+    "rescaled": (
+        ["guide.rule={name: rescaled, phi: 0.5}"],
+        lambda m: Clipped(cfg(m, rule=rescaled(0.5, space=PREDICTIONS["flow"]))),
+        "rule-rescaled-phi-0.5",
+    ),
+    "rescaled in v": (
+        ["guide.rule={name: rescaled, space: v, rule: {name: zero_star}}"],
+        lambda m: Clipped(cfg(m, rule=rescaled(rule=zero_star, space=V))),
+        "rule-rescaled-space-v-rule-zero_star",
+    ),
+    "apg": (
+        ["+guide.rule.name=apg", "+guide.rule.norm_limit=2", "+guide.rule.momentum=-0.5"],
+        lambda m: Clipped(cfg(m, rule=APG(norm_limit=2, momentum=-0.5))),
+        "rule-apg-norm_limit-2-momentum--0.5",
+    ),
+    "percentile": (["guide.percentile=0.9"], lambda m: Thresholded(cfg(m), 0.9), "percentile-0.9"),
+    "percentile of latents": (["guide.percentile=0.9", "clip=false"], lambda m: Thresholded(cfg(m), 0.9), "percentile-0.9"),
+    "zero": (["guide.zero_from=0.8"], lambda m: ZeroInit(Clipped(cfg(m)), 0.8), "zero_from-0.8"),
+    "all": (
+        ["guide.zero_from=1", "guide.rule={name:zero_star}", "guide.percentile=0.9", "guide.interval=[0,0.9]", "clip=false"],
+        lambda m: ZeroInit(Thresholded(cfg(m, interval(3.0, 0.0, 0.9), zero_star), 0.9)),
+        "interval-0-0.9-rule-zero_star-percentile-0.9-zero_from-1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("overrides", "by_hand", "name"), GUIDES.values(), ids=list(GUIDES))
+def test_how_guidance_works_is_as_told(
+    overrides: list[str], by_hand: Callable[[models.Model], DenoiserLike], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is drawn is what the same denoiser made by hand draws, to the last bit, and not plain guidance; the folder says which it is."""
+    model = models.load(saved(tmp_path / "model.safetensors"))
+    given = settings(tmp_path / "model.safetensors", "steps=4", "guidance=3", *overrides)
+    drawn: list[torch.Tensor] = []
+
+    def sampled(*args: Any, **kwargs: Any) -> torch.Tensor:
+        drawn.append(sample(*args, **kwargs))
+        return drawn[-1]
+
+    monkeypatch.setattr("samplers.run.sample", sampled)
+    out = run(given)
+    expected, plain = (
+        sample("ddim", denoiser, model.grid(4), shape=model.shape, seeds=range(3), cond={"label": torch.arange(3)})
+        for denoiser in (by_hand(model), Clipped(cfg(model)))
+    )
+    assert torch.equal(torch.cat(drawn), expected)
+    assert not torch.allclose(expected, plain, atol=1e-3)
+    assert out.name == f"ddim-4-guidance-3-{name}"
+    kept = read_json(out / "samples.json")["settings"]["guide"]
+    assert kept == {key: value for key, value in given["guide"].items() if value is not None}
+
+
 def test_images_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     """More seeds join the images that are there; other settings are refused, and nothing is touched."""
     saved(tmp_path / "model.safetensors")
@@ -133,6 +208,8 @@ def test_images_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"already holds images of other settings: out="):
         run(settings(tmp_path / "model.safetensors", "steps=2", f"out={out}"))
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    with pytest.raises(ValueError, match="already holds images of other settings"):
+        run(settings(tmp_path / "model.safetensors", "steps=1", "guidance=2", "guide.interval=[0,1]", f"out={out}"))
     saved(tmp_path / "model.safetensors")  # the same settings, but other weights
     with pytest.raises(ValueError, match="already holds images of other settings"):
         run(settings(tmp_path / "model.safetensors", "steps=1", f"out={out}"))
