@@ -139,7 +139,7 @@ class Thresholded(Wrapper):
     def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
         estimate = self.denoiser(x_t, level, **cond)
         x0 = estimate.x0.reshape(len(x_t), -1)
-        s = x0.abs().quantile(self.percentile, dim=1, keepdim=True).clamp(min=1)
+        s = x0.abs().to(torch.promote_types(x0.dtype, torch.float32)).quantile(self.percentile, dim=1, keepdim=True).clamp(min=1)
         return Estimate.from_x0(x_t, (x0.clamp(-s, s) / s).view_as(x_t), level, estimate.variance)
 
 

@@ -40,6 +40,8 @@ class Grid:
         if len(self.levels) < 2:
             raise ValueError("a grid needs at least 2 levels, the one to start from and the one to end at: steps must be >= 1")
         for i, (t, s) in enumerate(pairwise(self.levels)):
+            if not (t.alpha >= 0 and s.alpha >= 0 and t.alpha + t.sigma + s.alpha + s.sigma < math.inf):
+                raise ValueError(f"levels need finite alpha >= 0 and sigma >= 0, but step {i} goes from {t} to {s}")
             if not s.sigma >= 0:
                 raise ValueError(f"a level's sigma must not be negative, but it is {s.sigma:g} at t={s.t:g}")
             below, above = (t, s) if self.rises else (s, t)
@@ -68,17 +70,20 @@ class Grid:
         return Grid(noisy, noisy[0].sigma, self.schedule)
 
     def tail(self, share: float) -> Grid:
-        """The last part of the grid, `share` in (0, 1] of its steps. Where that falls within a step, the level there is its start."""
+        """The last part of the grid, `share` in (0, 1] of its steps. Where that falls within a step, the level there is its start.
+
+        What is left of that step joins the next one if it is below a twentieth: a sliver of a step is no base to extrapolate from.
+        """
         if not 0 < share <= 1:
             raise ValueError(f"the share of a grid's steps to take must lie in (0, 1], not {share:g}")
         skipped = (1 - share) * self.steps
-        i = math.floor(skipped + 1e-9)  # 0.3 of 10 steps are 3
-        part = self[min(i, self.steps - 1) :]
-        if skipped - i <= 1e-9:
+        i = min(math.floor(skipped + 1e-9), self.steps - 1)  # 0.3 of 10 steps are 3
+        part, cut = self[i:], skipped - i
+        if cut <= 1e-9:
             return part
-        t = part[0].t + (skipped - i) * (part[1].t - part[0].t)
-        first = self.schedule.level(t)
-        return Grid((first, *part.levels[1:]), first.sigma, self.schedule)
+        first = self.schedule.level(part[0].t + cut * (part[1].t - part[0].t))
+        left = 2 if cut > 0.95 and part.steps > 1 else 1
+        return Grid((first, *part.levels[left:]), first.sigma, self.schedule)
 
     def between(self, ratio: float) -> NoiseLevel:
         """The level of that sigma/alpha on the grid's schedule, for solvers that ask between two rows."""

@@ -26,7 +26,8 @@ def interval(scale: Scale, low: float, high: float) -> Callable[[Level], Scalar]
     """`scale` where flow time sigma/(alpha + sigma) lies in [low, high], 1 elsewhere (Kynkäänniemi et al. 2024).
 
     Guidance harms at high noise and is not needed at low noise, and where the scale is 1 it costs one call. Flow time is in [0, 1] on
-    every schedule and knows nothing of steps; the paper's noise-to-signal ratio r is flow time r/(1 + r). 0 <= low < high <= 1.
+    every schedule and knows nothing of steps; the paper's noise-to-signal ratio r is flow time r/(1 + r). 0 <= low < high <= 1. As a weight
+    of `ComposedGuidance`, where off is 0, give a function of the level instead.
     """
     if not 0 <= low < high <= 1:
         raise ValueError(f"a guidance interval in flow time needs 0 <= low < high <= 1, not {low:g} and {high:g}")

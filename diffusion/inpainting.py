@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffusion.denoiser import DenoiserLike, Wrapper
@@ -25,14 +26,23 @@ class Inpainting(Wrapper):
             raise ValueError(
                 f"a mask {tuple(mask.shape)} does not fit an image {tuple(known.shape)}: give (1 or B, 1 or C, H, W) of the same H and W"
             )
+        if not known.is_floating_point():
+            raise ValueError(f"the known image must be floating point in the model's range, not {known.dtype}")
         if not ((mask >= 0) & (mask <= 1)).all():
             raise ValueError("a mask lies in [0, 1]: 1 where to paint, 0 where to keep")
-        self.known, self.mask = known, mask.to(known)
+        self.known, self.mask = known, mask
+        self._copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
         if self.known.shape[1:] != x_t.shape[1:] or len(self.known) not in (1, len(x_t)):
             raise ValueError(f"the known image is {tuple(self.known.shape)}, but samples are {tuple(x_t.shape)}")
-        if (self.known.device, self.known.dtype) != (x_t.device, x_t.dtype):
-            self.known, self.mask = self.known.to(x_t), self.mask.to(x_t)  # once: at every call a loop would wait for the device
+        known, mask = self._like(x_t)
         estimate = self.denoiser(x_t, level, **cond)
-        return Estimate.from_x0(x_t, self.known + self.mask * (estimate.x0 - self.known), level, estimate.variance)
+        return Estimate.from_x0(x_t, known + mask * (estimate.x0 - known), level, estimate.variance)
+
+    def _like(self, x_t: Tensor) -> tuple[Tensor, Tensor]:
+        """Image and mask where the samples are; copied once, since at every call a loop would wait for the device."""
+        key = x_t.device, x_t.dtype
+        if key not in self._copies:
+            self._copies[key] = self.known.to(x_t), self.mask.to(x_t)
+        return self._copies[key]

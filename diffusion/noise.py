@@ -53,13 +53,14 @@ class SeededNoise:
 class BrownianPath:
     """One Brownian motion W per seed, on all of [0, inf): the same seed on a finer grid follows the same path, ever more closely.
 
-    A virtual tree: the clock is bisected down to one of 2^14 cells, each bisection with noise keyed by (seed, place), so that nothing
-    depends on what was asked before. Cells have a width of 0.002 in (log c) / 2, log-SNR where c is the signal-to-noise ratio, and hold
+    A virtual tree: the clock is bisected down to one of 2^18 cells, each bisection with noise keyed by (seed, place), so that nothing
+    depends on what was asked before. Cells have a width of 0.0001 in (log c) / 2, log-SNR where c is the signal-to-noise ratio, and hold
     one point of the path each: a step must leave its cell. W is drawn as the bridge W(c) / (1 + c) over c / (1 + c), 0 at both ends.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = [int(seed) for seed in seeds]
+        self._dtype: torch.dtype | None = None
         self._known: dict[int, Tensor] = {}  # of the last call, whose end is where the next one begins
 
     def __call__(self, x: Tensor, start: float, stop: float) -> Tensor:
@@ -67,9 +68,15 @@ class BrownianPath:
             raise ValueError(f"{len(self.seeds)} seeds for a batch of {len(x)}: one seed per sample is needed")
         i, j = _place(start), _place(stop)
         if int(i) >= int(j):
-            raise ValueError(f"a Brownian path resolves no step as short as from clock {start:.9g} to {stop:.9g}: take fewer steps")
+            raise ValueError(
+                f"a Brownian path resolves steps of 0.0003 in log(clock) within e^-32 ... e^32, not one from {start:.9g} to {stop:.9g}: "
+                "take fewer steps, or another eta or diffusion"
+            )
+        like = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device="meta")  # halves would be too coarse
+        if (self._known and next(iter(self._known.values())).shape != x.shape) or self._dtype != like.dtype:
+            self._known, self._dtype = {}, like.dtype
         visited: dict[int, Tensor] = {}
-        at_i, at_j = self._bridge(x, i, visited), self._bridge(x, j, visited)
+        at_i, at_j = self._bridge(like, i, visited), self._bridge(like, j, visited)
         self._known = visited
         p_i, p_j = _shares(i)[1], _shares(j)[1]
         scale = math.sqrt(p_i * p_j / _gap(i, j))
@@ -120,7 +127,7 @@ def _onto(noise: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tens
     return noise.pin_memory().to(device, dtype, non_blocking=True)
 
 
-_CELLS, _REACH = 2**14, 32.0  # log c lies within -32 ... 32
+_CELLS, _REACH = 2**18, 32.0  # log c lies within -32 ... 32
 
 
 def _place(clock: float) -> float:

@@ -25,7 +25,7 @@ def ddim(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, eta: float = 0.0, noi
     noise = noise or SeededNoise(range(len(x)))
     for i, (t, s) in enumerate(pairwise(grid)):
         estimate = denoiser(x, t)
-        new = eta**2 * tau(t, s)
+        new = eta**2 * tau(t, s) if eta > 0 else 0.0
         x = estimate.combine(s.alpha, s.sigma * math.sqrt(1 - new))
         if s.sigma * new > 0:
             x = torch.add(x, noise(x, i), alpha=s.sigma * math.sqrt(new))

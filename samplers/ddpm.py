@@ -34,7 +34,8 @@ def ddpm(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, variance: Variance = 
 
 
 def _std(variance: Variance, estimate: Estimate, t: NoiseLevel, s: NoiseLevel) -> float | Tensor:
-    lower, upper = (sigma * math.sqrt(tau(t, s)) for sigma in (s.sigma, t.sigma))
+    share = math.sqrt(tau(t, s))
+    lower, upper = s.sigma * share, t.sigma * share * math.hypot(s.alpha, s.sigma) / math.hypot(t.alpha, t.sigma)  # the last is 1 on VP
     if variance == "learned":
         if estimate.variance is None:
             raise ValueError("variance='learned' needs a network with a learned variance; this one has none: use 'posterior' or 'upper'")

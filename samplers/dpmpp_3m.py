@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion import DenoiserLike, Grid
 from samplers import exponential
-from samplers.exponential import Node, halfway, has_lambda
+from samplers.exponential import Node, halfway, has_lambda, spread
 from samplers.solver import Step
 
 
@@ -28,7 +28,7 @@ def dpmpp_3m(denoiser: DenoiserLike, x: Tensor, grid: Grid) -> Iterator[Step]:
             if len(nodes) == 1:
                 middle = grid.between(halfway(t, s))
                 nodes = [(middle, denoiser(estimate.at(middle), middle).x0), *nodes]
-            x = exponential.step(x, t, s, nodes)
+            x = exponential.step(x, t, s, spread(nodes, s))
         else:
             x = estimate.at(s)
         yield Step(i, s, x, estimate)

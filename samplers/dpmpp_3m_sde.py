@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from diffusion import BrownianPath, DenoiserLike, Grid, Path
-from samplers.exponential import Node, check_eta, has_lambda, noisy_step
+from samplers.exponential import Node, check_eta, has_lambda, noisy_step, spread
 from samplers.solver import Step
 
 
@@ -25,5 +25,5 @@ def dpmpp_3m_sde(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, eta: float = 
     for i, (t, s) in enumerate(pairwise(grid)):
         estimate = denoiser(x, t)
         nodes = [(t, estimate.x0), *nodes][:3] if has_lambda(t) else []
-        x = noisy_step(x, t, s, nodes if nodes and has_lambda(s) else [(t, estimate.x0)], eta, path)
+        x = noisy_step(x, t, s, spread(nodes, s) if nodes and has_lambda(s) else [(t, estimate.x0)], eta, path)
         yield Step(i, s, x, estimate)

@@ -25,8 +25,8 @@ def edm(
     noise_scale  S_noise: standard deviation of the fresh noise
     A step from pure noise, or to data, is Euler's, one call. noise defaults to seeds 0 ... B-1.
     """
-    if churn < 0:
-        raise ValueError(f"churn must not be negative, but it is {churn:g}")
+    if not (0 <= churn < math.inf and 0 <= low <= high and 0 <= noise_scale < math.inf):
+        raise ValueError(f"churn, low <= high and noise_scale must be 0 or more, not {churn:g}, {low:g}, {high:g} and {noise_scale:g}")
     noise, top = noise or SeededNoise(range(len(x))), float(grid.schedule.ratio(grid.schedule.t_max))
     for i, (t, s) in enumerate(pairwise(grid)):
         raised = t.ratio * (1 + min(churn / grid.steps, math.sqrt(2) - 1))

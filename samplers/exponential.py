@@ -31,9 +31,10 @@ def has_lambda(level: NoiseLevel) -> bool:
 
 def step(x: Tensor, t: NoiseLevel, s: NoiseLevel, nodes: Sequence[Node], eta: float = 0.0) -> Tensor:
     """x_s, or its mean where eta > 0, for the x0 that runs through all nodes: one is held, two are a line, three a parabola, ..."""
-    rho = float(decay(t, s))
-    kept = s.sigma / t.sigma * rho**eta
-    weights = _weights(t, s, [level for level, _ in nodes], eta) if len(nodes) > 1 else [1 - rho ** (1 + eta)]
+    kept = s.sigma / t.sigma * (float(decay(t, s)) ** eta if eta > 0 else 1.0)
+    if len(nodes) == 1:
+        return linear(kept, s.alpha - kept * t.alpha, x, nodes[0][1])
+    weights = _weights(t, s, [level for level, _ in nodes], eta)
     x = linear(kept, s.alpha * weights[0], x, nodes[0][1])
     for weight, (_, x0) in zip(weights[1:], nodes[1:], strict=True):
         x = torch.add(x, x0, alpha=s.alpha * weight)
@@ -42,7 +43,7 @@ def step(x: Tensor, t: NoiseLevel, s: NoiseLevel, nodes: Sequence[Node], eta: fl
 
 def noisy_step(x: Tensor, t: NoiseLevel, s: NoiseLevel, nodes: Sequence[Node], eta: float, path: Path) -> Tensor:
     """x_s with the noise of the SDE, which is the increment of a Brownian motion in the clock (alpha / sigma)^(2 eta)."""
-    mean, new = step(x, t, s, nodes, eta), 1 - decay(t, s) ** (2 * eta)
+    mean, new = step(x, t, s, nodes, eta), 1 - float(decay(t, s)) ** (2 * eta) if eta > 0 else 0.0
     if s.sigma * new == 0:
         return mean
     return torch.add(mean, path(x, t.ratio ** (-2 * eta), s.ratio ** (-2 * eta)), alpha=s.sigma * math.sqrt(new))
@@ -51,6 +52,19 @@ def noisy_step(x: Tensor, t: NoiseLevel, s: NoiseLevel, nodes: Sequence[Node], e
 def halfway(t: NoiseLevel, s: NoiseLevel) -> float:
     """sigma / alpha in the middle of a step in lambda."""
     return math.sqrt(t.ratio * s.ratio)
+
+
+def spread(nodes: Sequence[Node], s: NoiseLevel) -> list[Node]:
+    """Those of the nodes, newest first, that lie at least a quarter of the coming step from the one kept before.
+
+    A parabola through nearer ones, followed for the whole step, would magnify every error of the network many times.
+    """
+    kept = [nodes[0]]
+    h = s.half_log_snr - nodes[0][0].half_log_snr
+    for node in nodes[1:]:
+        if abs(kept[-1][0].half_log_snr - node[0].half_log_snr) >= abs(h) / 4:
+            kept.append(node)
+    return kept
 
 
 def midpoint(node: Node, last: Node | None, s: NoiseLevel) -> Node:

@@ -24,7 +24,7 @@ def heun(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, coordinate: str = "fl
     for i, (t, s) in enumerate(pairwise(grid)):
         estimate = denoiser(x, t)
         x_s = estimate.at(s)  # an Euler step, the same in every coordinate
-        if s.sigma > 0 and c.norm(t) > 0:
+        if s.sigma > 0 and min(c.norm(t), c.norm(s)) > 0:
             x_s = c.step(x, (c.slope(estimate) + c.slope(denoiser(x_s, s))) / 2, t, s)
         x = x_s
         yield Step(i, s, x, estimate)

@@ -30,6 +30,8 @@ def image_to_image(
     strength  the share of the grid's steps that are taken, in (0, 1]: at 1 next to nothing is kept. Where it falls within a step, sampling
               starts there, so that every strength is another picture.
     """
+    if not image.is_floating_point():
+        raise ValueError(f"an image must be floating point in the model's range, e.g. [-1, 1], not {image.dtype}")
     part = grid.tail(strength)
     noise = initial_noise(seeds, image.shape[1:], image.dtype, image.device)
     if len(image) not in (1, len(noise)):

@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 
 from diffusion import DenoiserLike, Grid, NoiseLevel, initial_noise
+from diffusion.noise import mix
 from diffusion.spec import lookup
 from samplers.coordinate import FLOW_TIME as C
 from samplers.coordinate import runge_kutta_4
+from samplers.sample import require_finite
 
+_PROBE = 0x9B0BE  # keeps the probes of a seed apart from its noise
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """(u (B, D), du/dr (B, D) as a function of u) -> the trace of its Jacobian (B,)."""
 
 
 def log_likelihood(
     denoiser: DenoiserLike,
-    x: Tensor,
+    x0: Tensor,
     grid: Grid,
     *,
     trace: Literal["hutchinson", "exact"] = "hutchinson",
@@ -29,22 +32,30 @@ def log_likelihood(
     probes: int = 1,
     cond: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """log p(x) in nats, (B,), of samples x at the grid's cleanest level with noise (Chen et al. 2018; Song et al. 2021, section 4.3).
+    """log p(x0) in nats, (B,), of images x0 (B, ...) (Chen et al. 2018; Song et al. 2021, section 4.3).
 
     In flow time u = x / n moves by du/dr = eps - x0, and its log density falls by the divergence of that, so that
 
         log p(x) = log N(u_1; 0, s^2) - D log n + integral of div(eps - x0) dr,    s what samples start from at the first level
 
-    Runge-Kutta 4 on the grid's rows. A density of data that is noised to that level: let it lie low. For images of 256 shades
-    in [-1, 1] bits per dimension are 7 - log p / (D log 2), after dequantisation.
+    Runge-Kutta 4 on the grid's rows. x0 stands for alpha x0 at the cleanest level with noise, so let that lie low. For images of
+    256 shades in [-1, 1] bits per dimension are 7 - log p / (D log 2), after dequantisation.
 
     trace   "exact": D backward passes a call; "hutchinson": one per probe, an unbiased estimate (Hutchinson 1990; Grathwohl et al. 2019)
     seeds   of the probes, one per sample, each the same along the whole path; default 0 ... B-1
     probes  how many are averaged, >= 1
+
+    FloatingPointError names the level from which on a sample was lost.
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("a likelihood needs derivatives, which torch.inference_mode() forbids: call it outside")
+    seeds = list(range(len(x0)) if seeds is None else seeds)
+    if len(seeds) != len(x0):
+        raise ValueError(f"{len(seeds)} seeds for a batch of {len(x0)}: one seed per sample is needed")
     upwards = grid.reversed()
-    divergence = lookup("trace", trace, {"exact": _exact, "hutchinson": _hutchinson(x, seeds or range(len(x)), probes)})
-    b = len(x)
+    x, b = upwards[0].alpha * x0, len(x0)
+    lookup("trace", trace, {"exact": None, "hutchinson": None})
+    divergence = _exact if trace == "exact" else _hutchinson(x, seeds, probes)
 
     def f(y: Tensor, level: NoiseLevel) -> Tensor:
         """d/dr of (u, what the log density has lost)."""
@@ -55,13 +66,16 @@ def log_likelihood(
         return torch.cat([slope.detach(), lost[:, None]], 1)
 
     y = torch.cat([x.flatten(1) / C.norm(upwards[0]), x.new_zeros(b, 1)], 1)
+    sums = []
     for t, s in pairwise(upwards):
         y = runge_kutta_4(f, y, f(y, t), t, s, grid)
+        sums.append(y.sum(1, dtype=torch.float64))
+    require_finite(torch.stack(sums), upwards, seeds)
     u, lost = y[:, :-1], y[:, -1]
     last, d = upwards[-1], u.shape[1]
     std = grid.initial_scale / C.norm(last)
     prior = -0.5 * (u / std).square().sum(1) - d * (math.log(std) + 0.5 * math.log(2 * math.pi))
-    return prior + lost - d * math.log(C.norm(upwards[0]))
+    return prior + lost + d * math.log(upwards[0].alpha / C.norm(upwards[0]))
 
 
 def _exact(u: Tensor, slope: Tensor) -> Tensor:
@@ -74,7 +88,8 @@ def _hutchinson(x: Tensor, seeds: Sequence[int], probes: int) -> Divergence:
     """E[v . J v] over random signs v, (probes, B, D)."""
     if probes < 1:
         raise ValueError(f"probes must be at least 1, not {probes}")
-    v = initial_noise(seeds, (probes, x[0].numel()), x.dtype, x.device).sign().transpose(0, 1)
+    own = [mix(seed, _PROBE) for seed in seeds]  # not the seeds themselves: x may have been sampled from their noise
+    v = initial_noise(own, (probes, x[0].numel()), x.dtype, x.device).sign().transpose(0, 1)
 
     def divergence(u: Tensor, slope: Tensor) -> Tensor:
         products = [(torch.autograd.grad(slope, u, probe, retain_graph=True)[0] * probe).sum(1) for probe in v]

@@ -86,10 +86,14 @@ def sample(
     if start is None:
         if shape is None or seeds is None:
             raise ValueError("give shape and seeds, or start")
+        if grid.rises:
+            raise ValueError("sampling starts from noise, but this grid rises from data: give start, as `invert` does")
         where: torch.device = torch.device(device) if device else getattr(denoiser, "device", torch.device("cpu"))
         start = grid.start(initial_noise(seeds, shape, dtype or torch.float32, where))
     elif shape is not None or dtype is not None or device is not None:
         raise ValueError("start brings its own shape, dtype and device: leave those out")
+    elif seeds is not None and len(seeds) != len(start):
+        raise ValueError(f"{len(seeds)} seeds for a batch of {len(start)}: one seed per sample is needed")
     if grid.rises and {"noise", "path"} & set(known) and not (solver is ddim and not options.get("eta")):
         raise ValueError(f"noise must fall, but this grid rises: {name} draws noise, which nothing undoes; use a deterministic solver")
     if seeds is not None:
@@ -99,8 +103,8 @@ def sample(
     with torch.no_grad():
         for step in tqdm(solver(denoise, start, grid, **options), total=grid.steps, desc=name, disable=not progress):
             x = step.x
-            sums.append(x.flatten(1).sum(1))  # looked at when all is done: within the loop it would wait for the device
-    _require_finite(torch.stack(sums), grid, seeds)
+            sums.append(x.flatten(1).sum(1, dtype=torch.float64))  # looked at in the end: a loop does not wait
+    require_finite(torch.stack(sums), grid, seeds)
     return x
 
 
@@ -118,7 +122,7 @@ def network_calls(sampler: str | Solver, grid: Grid, **options: Any) -> int:
     return calls
 
 
-def _require_finite(sums: Tensor, grid: Grid, seeds: Sequence[int] | None) -> None:
+def require_finite(sums: Tensor, grid: Grid, seeds: Sequence[int] | None) -> None:
     """FloatingPointError that names the first step at which a sample was lost, from each sample's sum after each step (steps, B)."""
     lost = ~sums.isfinite()
     if lost.any():

@@ -135,9 +135,10 @@ def test_a_path_belongs_to_its_seed() -> None:
 @pytest.mark.parametrize(
     ("start", "stop", "message"),
     [
-        (1.0, 1.0, "resolves no step as short"),
+        (1.0, 1.0, "resolves steps of 0.0003"),
         (1.0, 1.0001, "take fewer steps"),
-        (2.0, 1.0, "resolves no step"),
+        (1e20, 1e22, "or another eta or diffusion"),
+        (2.0, 1.0, "resolves steps"),
     ],
 )
 def test_a_path_runs_forwards(start: float, stop: float, message: str) -> None:
@@ -150,3 +151,12 @@ def test_a_path_needs_a_seed_per_sample() -> None:
     """As all noise does."""
     with pytest.raises(ValueError, match="2 seeds for a batch of 3"):
         BrownianPath([1, 2])(torch.zeros(3, 2), 0.1, 0.2)
+
+
+def test_half_precision_rounds_the_same_path() -> None:
+    """The path itself is never held in halves, and what was asked before in another dtype or shape changes nothing."""
+    path, x = BrownianPath([1, 2]), torch.zeros(2, 50)
+    half, whole = path(x.bfloat16(), 0.1, 0.2), path(x, 0.1, 0.2)
+    assert torch.equal(half, whole.bfloat16())
+    assert torch.equal(whole, BrownianPath([1, 2])(x, 0.1, 0.2))
+    assert path(torch.zeros(2, 3), 0.1, 0.2).shape == (2, 3)

@@ -18,6 +18,7 @@ from diffusion import (
     Grid,
     Inpainting,
     Level,
+    NoiseLevel,
     RectifiedFlow,
     Schedule,
     VarianceExploding,
@@ -64,6 +65,18 @@ def test_there_and_back(sampler: str) -> None:
     assert sample(sampler, data, grid, start=x_t).sub(x0).abs().max() < error[1] + 0.01
 
 
+@pytest.mark.parametrize("sampler", ORDER)
+@pytest.mark.parametrize("schedule", [FLOW, COSINE, DiscreteVP.linear(zero_terminal_snr=True), VarianceExploding()])
+def test_inversion_reaches_pure_noise(sampler: str, schedule: Schedule) -> None:
+    """Also on grids that begin where there is no signal at all, and in EDM's coordinate: a point leads back to its own noise."""
+    grid = time_grid(schedule, 12, t_end=20 if schedule.rows else 0.02)
+    x_t = invert(PointMass(torch.zeros(SHAPE)), initial_noise([3], SHAPE, F64), grid, sampler)
+    exact = grid[0].sigma / grid[-2].sigma * grid[-2].alpha * initial_noise([3], SHAPE, F64)
+    torch.testing.assert_close(x_t, exact, rtol=1e-9, atol=1e-9)
+    ratio = invert(PointMass(torch.zeros(SHAPE)), initial_noise([3], SHAPE, F64), grid, "heun", coordinate="ratio")
+    torch.testing.assert_close(ratio, exact, rtol=1e-9, atol=1e-9)
+
+
 def test_inversion_takes_conditions_and_refuses_noise() -> None:
     """cond reaches the denoiser; a solver that draws noise is refused by name, DDIM only with eta."""
     told: list[Any] = []
@@ -103,6 +116,20 @@ def test_any_strength_starts_at_its_own_level(schedule: Schedule, strength: floa
     torch.testing.assert_close(x_t, marginal(image.expand_as(x_t), initial_noise([1, 2], SHAPE, F64), level), rtol=0, atol=1e-14)
     assert len(seen) == math.ceil(20 * strength - 1e-9)
     torch.testing.assert_close(got, image.expand_as(got), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("beyond", [1e-2, 1e-3, 1e-5, 1e-7])
+def test_a_sliver_of_a_step_magnifies_nothing(sampler: str, beyond: float) -> None:
+    """Strengths just above a whole number of steps: a network that rounds to bfloat16 stays within a few of its roundings."""
+    data = GaussianMixture(initial_noise([1, 2], SHAPE), torch.tensor([0.3, 0.4]))
+
+    def rounded(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+        return Estimate.from_x0(x_t, data(x_t, level).x0.bfloat16().float(), level)
+
+    image, strength = initial_noise([5], SHAPE), 20 / 30 + beyond
+    runs = [image_to_image(d, image, time_grid(FLOW, 30), strength, seeds=[1, 2], sampler=sampler) for d in (data, rounded)]
+    assert float((runs[0] - runs[1]).abs().max()) < 0.1
 
 
 def test_strength_counts_steps_as_pipelines_do() -> None:
@@ -165,6 +192,12 @@ PLANE = GaussianMixture(
 )
 
 
+def log_density(data: GaussianMixture, x0: Tensor, grid: Grid) -> Tensor:
+    """log p of x0 where alpha x0 is distributed as the noised mixture at the grid's cleanest level with noise."""
+    level = grid[-2]
+    return data.log_prob(level.alpha * x0, level) + x0[0].numel() * math.log(level.alpha)
+
+
 @pytest.mark.parametrize(
     ("schedule", "ends"), [(FLOW, {"t_end": 0.02}), (COSINE, {"t_end": 0.02}), (DiscreteVP.linear(zero_terminal_snr=True), {"t_end": 20})]
 )
@@ -173,7 +206,7 @@ def test_exact_likelihood_is_the_mixtures(schedule: Schedule, ends: dict[str, An
     x, error = PLANE.sample(20, torch.Generator().manual_seed(0)), []
     for steps in (50, 100):
         grid = time_grid(schedule, steps, "linspace", **ends)
-        error.append(float((log_likelihood(PLANE, x, grid, trace="exact") - PLANE.log_prob(x, grid[-2])).abs().max()))
+        error.append(float((log_likelihood(PLANE, x, grid, trace="exact") - log_density(PLANE, x, grid)).abs().max()))
     assert error[1] < 1e-5
     assert error[1] < error[0] / 2**3.5
 
@@ -190,12 +223,31 @@ def test_hutchinson_is_unbiased() -> None:
     torch.testing.assert_close(one[7:9], log_likelihood(PLANE, x[7:9], grid, seeds=[7, 8]), rtol=1e-12, atol=1e-12)
 
 
+def test_probes_know_nothing_of_the_samples() -> None:
+    """Samples of seeds 0, 1, ... measured with the probes of the same seeds: still no bias, within 4 standard errors."""
+    data = GaussianMixture(torch.stack([torch.ones(8), -torch.ones(8)]).double(), torch.tensor([0.5, 0.5], dtype=F64))
+    grid = time_grid(FLOW, 12, "log_snr", t_start=0.99, t_end=0.05)
+    x0 = sample("heun", data, grid, shape=(8,), seeds=range(1500), dtype=F64)
+    gap = log_likelihood(data, x0, grid) - log_likelihood(data, x0, grid, trace="exact")
+    assert abs(float(gap.mean())) < 4 * float(gap.std()) / math.sqrt(1500)
+
+
+def test_a_lost_likelihood_is_named() -> None:
+    """NaN from the network is an error that names sample and level."""
+
+    def denoiser(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+        return Estimate.from_x0(x_t, x_t * (math.nan if level.t > 0.5 else 0.5), level)
+
+    with pytest.raises(FloatingPointError, match=r"2 of 2 samples are not finite, the first of seed 0, from step \d+ on, at t="):
+        log_likelihood(denoiser, torch.zeros(2, 2), time_grid(FLOW, 8, t_end=0.1), seeds=[0, 1])
+
+
 def test_the_prior_is_what_samples_start_from() -> None:
     """On EDM's schedule samples start from N(0, sigma_max^2), which forgets the data's own mean: by a share of 1 / sigma_max."""
     x, error = PLANE.sample(20, torch.Generator().manual_seed(0)), []
     for sigma_max in (80.0, 800.0):
         grid = time_grid(VarianceExploding(0.02, sigma_max), 300, "karras")
-        error.append(float((log_likelihood(PLANE, x, grid, trace="exact") - PLANE.log_prob(x, grid[-2])).abs().max()))
+        error.append(float((log_likelihood(PLANE, x, grid, trace="exact") - log_density(PLANE, x, grid)).abs().max()))
     assert error[0] < 0.03
     assert error[1] == pytest.approx(error[0] / 10, rel=0.1)
 
@@ -211,7 +263,7 @@ def test_likelihood_takes_images_and_conditions() -> None:
 
     x, grid = initial_noise([1, 2], SHAPE), time_grid(FLOW, 40, t_end=0.01)
     got = log_likelihood(denoiser, x, grid, trace="exact", cond={"label": 1})
-    torch.testing.assert_close(got, data.log_prob(x, grid[-2]), rtol=0, atol=1e-3)
+    torch.testing.assert_close(got, log_density(data, x, grid), rtol=0, atol=1e-3)
     assert not got.requires_grad
     assert told[0] == {"label": 1}
 
@@ -228,6 +280,11 @@ KNOWN, MASK = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
         (lambda: image_to_image(MIXTURE, KNOWN.expand(2, 1, 4, 4), time_grid(FLOW, 5), 0.5, seeds=[0, 1, 2]), "2 images for 3 seeds"),
         (lambda: Inpainting(MIXTURE, KNOWN, MASK[..., :3]), r"a mask \(1, 1, 4, 3\) does not fit an image \(1, 1, 4, 4\)"),
         (lambda: Inpainting(MIXTURE, KNOWN, MASK.expand(1, 2, 4, 4)), "does not fit"),
+        (lambda: Inpainting(MIXTURE, KNOWN.byte(), MASK), "must be floating point"),
+        (lambda: image_to_image(MIXTURE, KNOWN.byte(), time_grid(FLOW, 5), 0.5, seeds=[0]), "must be floating point"),
+        (lambda: log_likelihood(PLANE, torch.zeros(2, 2), time_grid(FLOW, 5, t_end=0.1), seeds=[1]), "1 seeds for a batch of 2"),
+        (lambda: sample("euler", MIXTURE, time_grid(FLOW, 5).reversed(), shape=(1,), seeds=[0]), "this grid rises from data"),
+        (lambda: Grid((NoiseLevel(1.0, -1.0, 1.0), FLOW.level(0.1)), 1.0, FLOW), "finite alpha >= 0"),
         (lambda: Inpainting(MIXTURE, KNOWN, 255 * MASK), r"a mask lies in \[0, 1\]"),
         (lambda: Inpainting(MIXTURE, KNOWN, MASK)(torch.zeros(1, 1, 5, 5), FLOW.level(0.5)), "the known image is"),
         (lambda: log_likelihood(PLANE, torch.zeros(1, 2), time_grid(FLOW, 5, t_end=0.1), probes=0), "probes must be at least 1"),

@@ -28,7 +28,7 @@ from diffusion import (
     initial_noise,
     time_grid,
 )
-from diffusion.oracle import GaussianMixture
+from diffusion.oracle import GaussianMixture, PointMass
 from eval.convergence import MIXTURE
 from samplers import SAMPLERS, network_calls, sample
 from tests.conftest import Copies
@@ -185,7 +185,7 @@ GRID = time_grid(FLOW, 3)
         (lambda: sample("dpmpp_sde", MIXTURE, GRID, shape=(1,), seeds=[0], eta=-1.0), "eta must be 0 or more, not -1"),
         (lambda: sample("dpmpp_2m_sde", MIXTURE, GRID, shape=(1,), seeds=[0], eta=math.nan), "eta must be 0 or more, not nan"),
         (lambda: sample("sit_sde", MIXTURE, GRID, shape=(1,), seeds=[0], diffusion=-1.0), "diffusion must be 0 or more"),
-        (lambda: sample("edm", MIXTURE, GRID, shape=(1,), seeds=[0], churn=-1.0), "churn must not be negative"),
+        (lambda: sample("edm", MIXTURE, GRID, shape=(1,), seeds=[0], churn=-1.0), "churn, low <= high and noise_scale must be 0 or more"),
         (lambda: sample("unipc", MIXTURE, GRID, shape=(1,), seeds=[0], order=4), "order must be 2 or 3"),
         (lambda: sample("unipc", MIXTURE, time_grid(FLOW, 2), shape=(1,), seeds=[0], order=3), "at most the number of steps, not 3 on 2"),
         (lambda: sample("ddim", MIXTURE, time_grid(FLOW, spacing=[0.7, 0.7, 0.2]), shape=(1,), seeds=[0]), "noise must fall at every step"),
@@ -226,3 +226,9 @@ def test_network_calls_are_counted() -> None:
     assert [network_calls(name, grid) for name in ("ddim", "dpmpp_2m", "unipc", "heun", "dpm2", "rk4", "dpmpp_2s", "dpmpp_3m")] == [
         10, 10, 10, 19, 18, 37, 18, 11,
     ]  # fmt: skip
+
+
+def test_half_precision_is_not_taken_for_a_loss() -> None:
+    """A large float16 sample, whose sum is beyond float16, is finite all the same."""
+    white = torch.ones(3, 256, 256)
+    assert sample("euler", PointMass(white), time_grid(FLOW, 3), shape=(3, 256, 256), seeds=[0], dtype=torch.float16).isfinite().all()

@@ -34,6 +34,7 @@ from diffusion import (
     Schedule,
     SeededNoise,
     Thresholded,
+    VarianceExploding,
     betas,
     extrapolate,
     initial_noise,
@@ -305,11 +306,15 @@ def test_ddpm_variances_are_the_published_ones(row: int, variance: str, v: float
     torch.testing.assert_close((loud - quiet).square(), torch.full_like(x, expected), rtol=1e-9, atol=0)
 
 
-def test_upper_variance_is_exact_for_white_data() -> None:
-    """Ho et al. 2020, section 3.2: for N(0, 1) data on VP, x_s = c x_t + sqrt(1 - c^2) z, c = alpha_t / alpha_s, at any stride."""
+@pytest.mark.parametrize("schedule", [CosineVP(), FLOW, VarianceExploding()], ids=["vp", "flow", "ve"])
+def test_upper_variance_is_exact_for_white_data(schedule: Schedule) -> None:
+    """Ho et al. 2020, section 3.2: for N(0, 1) data each step leaves the exact variance alpha^2 + sigma^2, at any stride."""
     white = GaussianMixture(torch.zeros(1, 1, dtype=F64), torch.ones(1, dtype=F64))
-    grid, x, z = time_grid(CosineVP(), 7), initial_noise(range(3), (1,), F64), initial_noise(range(3, 6), (1,), F64)
-    for step in SAMPLERS["ddpm"](white, x, grid[:-1], variance="upper", noise=lambda x, i: z):
-        c = grid[step.i].alpha / step.level.alpha
-        x = c * x + math.sqrt(1 - c**2) * z
-        torch.testing.assert_close(step.x, x, rtol=0, atol=1e-13)
+    grid, one = time_grid(schedule, 7), torch.ones(1, 1, dtype=F64)
+    variance = grid[0].alpha ** 2 + grid[0].sigma ** 2
+    for t, s in pairwise(grid[:-1]):
+        step = Grid((t, s), 1.0, schedule)
+        kept_part = float(last(SAMPLERS["ddpm"](white, one, step, variance="upper", noise=lambda x, i: 0 * x)))
+        fresh_part = float(last(SAMPLERS["ddpm"](white, 0 * one, step, variance="upper", noise=lambda x, i: one)))
+        variance = kept_part**2 * variance + fresh_part**2
+        assert variance == pytest.approx(s.alpha**2 + s.sigma**2, rel=1e-12)

@@ -141,6 +141,7 @@ STOCHASTIC = {
     "ddpm": ("ddpm", {}),
     "ddim-1": ("ddim", {"eta": 1.0}),
     "ddim-0.5": ("ddim", {"eta": 0.5}),
+    "euler_ancestral": ("euler_ancestral", {}),
     "dpmpp_sde": ("dpmpp_sde", {}),
     "dpmpp_2m_sde": ("dpmpp_2m_sde", {}),
     "dpmpp_3m_sde": ("dpmpp_3m_sde", {}),
