@@ -53,8 +53,8 @@ class SeededNoise:
 class BrownianPath:
     """One Brownian motion W per seed, on all of [0, inf): the same seed on a finer grid follows the same path, ever more closely.
 
-    A virtual tree: the clock is bisected down to one of 2^18 cells, each bisection with noise keyed by (seed, place), so that nothing
-    depends on what was asked before. Cells have a width of 0.0001 in (log c) / 2, log-SNR where c is the signal-to-noise ratio, and hold
+    A virtual tree: the clock is bisected down to one of 2^16 cells, each bisection with noise keyed by (seed, place), so that nothing
+    depends on what was asked before. Cells have a width of 0.0005 in (log c) / 2, log-SNR where c is the signal-to-noise ratio, and hold
     one point of the path each: a step must leave its cell. W is drawn as the bridge W(c) / (1 + c) over c / (1 + c), 0 at both ends.
     """
 
@@ -69,7 +69,7 @@ class BrownianPath:
         i, j = _place(start), _place(stop)
         if int(i) >= int(j):
             raise ValueError(
-                f"a Brownian path resolves steps of 0.0003 in log(clock) within e^-32 ... e^32, not one from {start:.9g} to {stop:.9g}: "
+                f"a Brownian path resolves steps of 0.001 in log(clock) within e^-32 ... e^32, not one from {start:.9g} to {stop:.9g}: "
                 "take fewer steps, or another eta or diffusion"
             )
         like = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device="meta")  # halves would be too coarse
@@ -127,7 +127,7 @@ def _onto(noise: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tens
     return noise.pin_memory().to(device, dtype, non_blocking=True)
 
 
-_CELLS, _REACH = 2**18, 32.0  # log c lies within -32 ... 32
+_CELLS, _REACH = 2**16, 32.0  # log c lies within -32 ... 32
 
 
 def _place(clock: float) -> float:

@@ -21,6 +21,7 @@ from samplers import SAMPLERS
 from samplers.provenance import provenance
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SDE = {"algorithm_type": "sde-dpmsolver++"}
 FIRST = "EulerDiscreteScheduler"
 
 # Ours, and its counterpart: the scheduler's name, its options, and how many of its timesteps make one step of ours.
@@ -36,10 +37,10 @@ PEERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "dpmpp_3m": ("DPMSolverMultistepScheduler", {"solver_order": 3}, 1),
     "unipc": ("UniPCMultistepScheduler", {}, 1),
     "dpmpp_sde": ("DPMSolverSDEScheduler", {}, 2),
-    "dpmpp_2m_sde": ("CosineDPMSolverMultistepScheduler", {}, 1),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", SDE, 1),  # which draws independent noise, and follows no path
+    "dpmpp_3m_sde": ("DPMSolverMultistepScheduler", {**SDE, "solver_order": 3}, 1),
     "consistency": ("LCMScheduler", {}, 1),
 }
-NO_BETAS = ("CosineDPMSolverMultistepScheduler",)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _theirs(scheduler: str, options: Mapping[str, Any], timesteps: int, params: 
         import diffusers  # a peer to measure against, which the library itself does not need
     except ImportError as error:
         raise ValueError("this benchmark times diffusers beside us, which is not installed: pip install diffusers torchsde") from error
-    kind, settings = getattr(diffusers, scheduler), {**({} if scheduler in NO_BETAS else SD), **options}
+    kind, settings = getattr(diffusers, scheduler), {**SD, **options}
     x, out = initial_noise([0], params.shape[1:]).expand(*params.shape), torch.zeros(params.shape)
     diffusers.logging.set_verbosity_error()
 

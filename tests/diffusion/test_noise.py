@@ -135,7 +135,7 @@ def test_a_path_belongs_to_its_seed() -> None:
 @pytest.mark.parametrize(
     ("start", "stop", "message"),
     [
-        (1.0, 1.0, "resolves steps of 0.0003"),
+        (1.0, 1.0, "resolves steps of 0.001"),
         (1.0, 1.0001, "take fewer steps"),
         (1e20, 1e22, "or another eta or diffusion"),
         (2.0, 1.0, "resolves steps"),
