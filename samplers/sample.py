@@ -78,7 +78,7 @@ def sample(
     device   where to sample; default the denoiser's own device
     options  the solver's own (eta, variance, noise, ...); an unknown one raises
 
-    FloatingPointError names the step and level from which on samples were not finite.
+    FloatingPointError names the step and level from which on samples were not finite: at that step on the CPU, after the last on a GPU.
     """
     solver, name = find_sampler(sampler), sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "solver")
     known = inspect.signature(solver).parameters
@@ -103,7 +103,9 @@ def sample(
     with torch.no_grad():
         for step in tqdm(solver(denoise, start, grid, **options), total=grid.steps, desc=name, disable=not progress):
             x = step.x
-            sums.append(x.flatten(1).sum(1, dtype=torch.float64))  # looked at in the end: a loop does not wait
+            sums.append(x.flatten(1).sum(1, dtype=torch.float64))
+            if x.device.type == "cpu" and not sums[-1].isfinite().all():  # elsewhere in the end: a loop does not wait for its device
+                break
     require_finite(torch.stack(sums), grid, seeds)
     return x
 

@@ -208,16 +208,18 @@ def test_errors(make: Callable[[], object], message: str) -> None:
 
 @pytest.mark.parametrize("sampler", DISTINCT_SAMPLERS)
 def test_a_network_that_fails_is_named(sampler: str) -> None:
-    """NaN for one sample at one level: an error after the run that names seed, step and level, and no silently wrong picture."""
-    grid = time_grid(FLOW, 6)
+    """NaN for one sample at one level: an error at that step that names seed, step and level, and no silently wrong picture."""
+    grid, asked = time_grid(FLOW, 6), []
 
     def denoiser(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+        asked.append(level)
         x0 = torch.zeros_like(x_t)
         x0[1] = math.nan if level.t <= grid[3].t else 0.0
         return Estimate.from_x0(x_t, x0, level)
 
     with pytest.raises(FloatingPointError, match=r"1 of 3 samples are not finite, the first of seed 8, from step [23] on, at t=0\.[56]"):
         sample(sampler, denoiser, grid, shape=SHAPE, seeds=[7, 8, 9])
+    assert min(level.t for level in asked) > grid[5].t, "the run stops at the step"
 
 
 def test_network_calls_are_counted() -> None:
