@@ -39,12 +39,13 @@ class Grid:
     def __post_init__(self) -> None:
         if len(self.levels) < 2:
             raise ValueError("a grid needs at least 2 levels, the one to start from and the one to end at: steps must be >= 1")
+        rises = self.rises
         for i, (t, s) in enumerate(pairwise(self.levels)):
             if not (t.alpha >= 0 and s.alpha >= 0 and t.alpha + t.sigma + s.alpha + s.sigma < math.inf):
                 raise ValueError(f"levels need finite alpha >= 0 and sigma >= 0, but step {i} goes from {t} to {s}")
             if not s.sigma >= 0:
                 raise ValueError(f"a level's sigma must not be negative, but it is {s.sigma:g} at t={s.t:g}")
-            below, above = (t, s) if self.rises else (s, t)
+            below, above = (t, s) if rises else (s, t)
             if not below.sigma * above.alpha < above.sigma * below.alpha:
                 raise ValueError(
                     f"noise must fall at every step of a grid, but step {i} goes from t={t.t:g} (sigma/alpha {t.ratio:g}) "

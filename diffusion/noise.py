@@ -38,6 +38,12 @@ def initial_noise(
     return _onto(torch.stack([_normal(seed, shape) for seed in seeds]), dtype, device)
 
 
+def require_seeds(seeds: Sequence[int], x: Tensor) -> None:
+    """ValueError unless there is one seed per sample."""
+    if len(seeds) != len(x):
+        raise ValueError(f"{len(seeds)} seeds for a batch of {len(x)}: one seed per sample is needed")
+
+
 class SeededNoise:
     """Noise keyed by (seed, step): sample i of a batch gets what its seed alone would get."""
 
@@ -45,8 +51,7 @@ class SeededNoise:
         self.seeds = [int(seed) for seed in seeds]
 
     def __call__(self, x: Tensor, step: int) -> Tensor:
-        if len(x) != len(self.seeds):
-            raise ValueError(f"{len(self.seeds)} seeds for a batch of {len(x)}: one seed per sample is needed")
+        require_seeds(self.seeds, x)
         return initial_noise([mix(seed, step + 1) for seed in self.seeds], x.shape[1:], x.dtype, x.device)
 
 
@@ -64,8 +69,7 @@ class BrownianPath:
         self._known: dict[int, Tensor] = {}  # of the last call, whose end is where the next one begins
 
     def __call__(self, x: Tensor, start: float, stop: float) -> Tensor:
-        if len(x) != len(self.seeds):
-            raise ValueError(f"{len(self.seeds)} seeds for a batch of {len(x)}: one seed per sample is needed")
+        require_seeds(self.seeds, x)
         i, j = _place(start), _place(stop)
         if int(i) >= int(j):
             raise ValueError(

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion import BrownianPath, Estimate, Grid, Level, initial_noise
+from diffusion import Estimate, Grid, Level
 from diffusion.oracle import GaussianMixture
-from samplers import SAMPLERS, network_calls
-from samplers.sample import find_sampler
+from samplers import SAMPLERS, network_calls, sample
 
 F64 = torch.float64
 MIXTURE = GaussianMixture(*(torch.tensor(v, dtype=F64) for v in ([[-1.3], [0.4], [1.7]], [0.25, 0.4, 0.2], [0.3, 0.5, 0.2])))
@@ -60,20 +59,13 @@ def ode_curve(sampler: str, stated: int, name: str, grids: Sequence[Grid]) -> Cu
 def ode_error(sampler: str, grid: Grid, **options: Any) -> float:
     """Mean distance of a deterministic solver from the exact solution at the end of a grid between levels with noise."""
     u = torch.linspace(0.02, 0.98, 25, dtype=F64)
-    x = MIXTURE.quantile(u, grid[0])
-    for step in find_sampler(sampler)(MIXTURE, x, grid, **options):
-        x = step.x
+    x = sample(sampler, MIXTURE, grid, start=MIXTURE.quantile(u, grid[0]), **options)
     return float((x - MIXTURE.quantile(u, grid[-1])).abs().mean())
 
 
 def sde_curve(sampler: str, stated: int, name: str, grids: Sequence[Grid], samples: int = 4000) -> Curve:
     """Mean distance between each grid and the next, which doubles its steps, on the same Brownian paths of four seeds."""
-    start, seeds, ends = initial_noise(range(4), (max(1, samples // 4),), F64), range(4), []
-    for grid in grids:
-        x = grid.start(start)
-        for step in find_sampler(sampler)(each_number, x, grid, path=BrownianPath(seeds)):
-            x = step.x
-        ends.append(x)
+    ends = [sample(sampler, each_number, grid, shape=(max(1, samples // 4),), seeds=range(4), dtype=F64) for grid in grids]
     steps, calls = _cost(sampler, grids[:-1])
     return Curve(sampler, name, stated, True, steps, calls, tuple(float((a - b).abs().mean()) for a, b in pairwise(ends)))
 

@@ -68,7 +68,7 @@ def run(config: Mapping[str, Any]) -> list[Curve]:
 
 
 def table(curves: Sequence[Curve]) -> str:
-    """A Markdown table: per solver the order stated, and per grid the order measured and the error at the most steps."""
+    """A Markdown table: per solver its calls, the order stated, and per grid the order measured."""
     grids = list(dict.fromkeys(curve.grid for curve in curves if not curve.strong))
     lines = [
         f"| solver | calls a step | order | {' | '.join(f'{grid}: measured' for grid in grids)} | on a Brownian path |",

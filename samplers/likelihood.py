@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion import DenoiserLike, Grid, NoiseLevel, initial_noise
-from diffusion.noise import mix
+from diffusion.noise import mix, require_seeds
 from diffusion.spec import lookup
 from samplers.coordinate import FLOW_TIME as C
 from samplers.coordinate import runge_kutta_4
@@ -50,8 +50,7 @@ def log_likelihood(
     if torch.is_inference_mode_enabled():
         raise ValueError("a likelihood needs derivatives, which torch.inference_mode() forbids: call it outside")
     seeds = list(range(len(x0)) if seeds is None else seeds)
-    if len(seeds) != len(x0):
-        raise ValueError(f"{len(seeds)} seeds for a batch of {len(x0)}: one seed per sample is needed")
+    require_seeds(seeds, x0)
     upwards = grid.reversed()
     x, b = upwards[0].alpha * x0, len(x0)
     lookup("trace", trace, {"exact": None, "hutchinson": None})

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion import BrownianPath, DenoiserLike, Estimate, Grid, Level, SeededNoise, initial_noise
+from diffusion.noise import require_seeds
 from diffusion.spec import check_names, lookup
 from samplers.consistency import consistency
 from samplers.ddim import ddim
@@ -92,8 +93,8 @@ def sample(
         start = grid.start(initial_noise(seeds, shape, dtype or torch.float32, where))
     elif shape is not None or dtype is not None or device is not None:
         raise ValueError("start brings its own shape, dtype and device: leave those out")
-    elif seeds is not None and len(seeds) != len(start):
-        raise ValueError(f"{len(seeds)} seeds for a batch of {len(start)}: one seed per sample is needed")
+    elif seeds is not None:
+        require_seeds(seeds, start)
     if grid.rises and {"noise", "path"} & set(known) and not (solver is ddim and not options.get("eta")):
         raise ValueError(f"noise must fall, but this grid rises: {name} draws noise, which nothing undoes; use a deterministic solver")
     if seeds is not None:

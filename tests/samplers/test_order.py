@@ -15,17 +15,14 @@ from diffusion import (
     BrownianPath,
     CosineVP,
     DiscreteVP,
-    Estimate,
     Grid,
-    Level,
     Noise,
     RectifiedFlow,
     Schedule,
     initial_noise,
     time_grid,
 )
-from diffusion.oracle import GaussianMixture
-from eval.convergence import MIXTURE
+from eval.convergence import MIXTURE, each_number, ode_error
 from samplers import SAMPLERS
 from tests.conftest import within
 from tests.samplers.cases import F64, MEAN, ORDER, PATHS, STD, STRONG_ORDER, WEIGHT, last
@@ -69,12 +66,7 @@ def test_order_of_convergence(
     The probability-flow ODE in one dimension keeps quantiles, so the exact answer is a quantile: no reference run is needed.
     Grids uniform in t stay off both ends, where a step in log-SNR is never short and solvers in it show their order late.
     """
-    u = torch.linspace(0.02, 0.98, 25, dtype=F64)
-    error = []
-    for steps in (400, 800):
-        grid = time_grid(schedule, steps, spacing, **ends)[:-1]
-        x = last(SAMPLERS[sampler](MIXTURE, MIXTURE.quantile(u, grid[0]), grid, **options))
-        error.append(float((x - MIXTURE.quantile(u, grid[-1])).abs().mean()))
+    error = [ode_error(sampler, time_grid(schedule, steps, spacing, **ends)[:-1], **options) for steps in (400, 800)]
     assert math.log2(error[0] / error[1]) == pytest.approx(order, abs=0.05)
 
 
@@ -87,15 +79,6 @@ def test_unipc_of_order_3_is_better_than_its_start() -> None:
         error.append([float((x - MIXTURE.quantile(u, grid[-1])).abs().mean()) for x in runs])
     assert math.log2(error[0][1] / error[1][1]) > 3.5
     assert error[1][1] < error[1][0] / 10
-
-
-GENTLE = GaussianMixture(torch.tensor([[-0.6], [0.7]], dtype=F64), torch.tensor([0.5, 0.4], dtype=F64))
-
-
-def each_number(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
-    """A mixture's denoiser for samples whose every number is a draw of its own."""
-    x0, eps = GENTLE(x_t.reshape(-1, 1), level)
-    return Estimate(x0.view_as(x_t), eps.view_as(x_t))
 
 
 @pytest.mark.parametrize("sampler", STRONG_ORDER)
