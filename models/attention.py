@@ -7,24 +7,27 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over (B, L, heads*d), by torch's fused kernels (Vaswani et al. 2017, eq. 1)."""
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over (B, L, heads*d), by torch's fused kernels (Vaswani et al. 2017, eq. 1).
+
+    causal  query i attends to the keys 0 ... i only
+    """
     q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=heads) for x in (q, k, v))
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)")
+    return rearrange(F.scaled_dot_product_attention(q, k, v, is_causal=causal), "b h l d -> b l (h d)")
 
 
 class SelfAttention(nn.Module):
     """Tokens attend to each other; query, key and value come from one fused product."""
 
-    def __init__(self, dim: int, heads: int, qkv_bias: bool = True) -> None:
+    def __init__(self, dim: int, heads: int, qkv_bias: bool = True, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.out(attention(q, k, v, self.heads))
+        return self.out(attention(q, k, v, self.heads, self.causal))
 
 
 class CrossAttention(nn.Module):

@@ -1,0 +1,99 @@
+"""The text towers and tokenizers of transformers and open_clip, made from ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transformer import QuickGELU, TextTransformer
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from models.clip import CLIPText
+from models.tokenizer import BOS, EOS, vocabulary
+from tests.models.small import renamed
+
+TRANSFORMERS = {
+    r"^token\.": "embeddings.token_embedding.",
+    r"^position$": "embeddings.position_embedding.weight",
+    r"^norm\.": "final_layer_norm.",
+    r"^blocks\.": "encoder.layers.",
+    r"\.norm(\d)\.": r".layer_norm\1.",
+    r"\.fc(\d)\.": r".mlp.fc\1.",
+    r"\.attention\.qkv\.": ".self_attn.[qkv]_proj.",
+    r"\.attention\.out\.": ".self_attn.out_proj.",
+    r"^projection\.": "text_projection.",
+}
+OPEN_CLIP = {
+    r"^token\.": "token_embedding.",
+    r"^position$": "positional_embedding",
+    r"^norm\.": "ln_final.",
+    r"^blocks\.": "transformer.resblocks.",
+    r"\.norm(\d)\.": r".ln_\1.",
+    r"\.fc1\.": ".mlp.c_fc.",
+    r"\.fc2\.": ".mlp.c_proj.",
+    r"\.attention\.qkv\.": ".attn.in_proj_",
+    r"\.attention\.out\.": ".attn.out_proj.",
+    r"^projection\.weight$": "text_projection",
+}
+
+
+def translated(state: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[str, Tensor]:
+    """A state dict of ours under a peer's names."""
+    return {new: part for name, value in state.items() for new, part in renamed(name, value, rules).items()}
+
+
+def in_transformers(tower: CLIPText, eos_token_id: int = EOS) -> Any:
+    """The tower as transformers has it. With eos_token_id 2, as in the published CLIP-L, it pools at the greatest token id."""
+    p = tower.params
+    config = CLIPTextConfig(
+        vocab_size=p.vocab,
+        hidden_size=p.width,
+        intermediate_size=4 * p.width,
+        projection_dim=p.projection or p.width,
+        num_hidden_layers=p.layers,
+        num_attention_heads=p.heads,
+        max_position_embeddings=p.length,
+        hidden_act=p.activation,
+        bos_token_id=BOS,
+        eos_token_id=eos_token_id,
+    )
+    with torch.device("meta"):  # drawing weights that are then replaced would take seconds
+        peer: nn.Module = (CLIPTextModel if p.projection is None else CLIPTextModelWithProjection)(config)
+    names = peer.state_dict().keys()
+    state = translated(tower.state_dict(), TRANSFORMERS)
+    prefixed = {name if name in names else f"text_model.{name}": value for name, value in state.items()}
+    peer.load_state_dict(prefixed, assign=True)
+    for module in peer.modules():
+        if hasattr(module, "position_ids"):  # no part of the state dict
+            module.position_ids = torch.arange(p.length)[None]
+    return peer.eval()
+
+
+def in_open_clip(tower: CLIPText) -> TextTransformer:
+    """The tower as open_clip has it; it pools at the greatest token id."""
+    p = tower.params
+    activation = QuickGELU if p.activation == "quick_gelu" else nn.GELU
+    with torch.device("meta"):
+        peer = TextTransformer(p.length, p.vocab, p.width, p.heads, p.layers, output_dim=p.projection, act_layer=activation)
+    state = translated(tower.state_dict(), OPEN_CLIP)
+    if "text_projection" in state:  # a matrix from the left, where a linear layer multiplies from the right
+        state["text_projection"] = nn.Parameter(state["text_projection"].T)
+    peer.load_state_dict(state, assign=True)
+    peer.attn_mask = peer.build_causal_mask()  # no part of the state dict
+    return peer.eval()
+
+
+@cache
+def transformers_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+    """What from_pretrained makes of a published tokenizer folder: CLIP-L pads with <|endoftext|>, OpenCLIP's towers with "!", token 0."""
+    tokens, merges = vocabulary()
+    return CLIPTokenizer(vocab=tokens, merges=merges, pad_token=pad_token, model_max_length=77)
+
+
+def padded(prompts: list[str], length: int = 77) -> Tensor:
+    """open_clip's ids: BOS, prompt, EOS, zeros."""
+    return open_clip.tokenize(prompts, context_length=length).to(torch.long)
