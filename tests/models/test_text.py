@@ -1,0 +1,497 @@
+"""Text encoders: contexts and vectors of every family as reference pipelines make them; long and weighted prompts; no prompt at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import open_clip
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from models.clip import CLIP_H, CLIPText, CLIPTextParams
+from models.conditioning import sinusoid
+from models.text import TextCondition, TextEncoder, TextParams, TowerUse, refiner, sd1, sd2, sdxl
+from models.tokenizer import BOS, EOS, detokenize, tokenize
+from tests.models.small import randomised, relative_error
+from tests.models.text_peers import in_open_clip, in_transformers, padded, transformers_tokenizer
+
+L = CLIPTextParams(width=32, layers=3, heads=4)
+G = CLIPTextParams(width=40, layers=4, heads=5, activation="gelu", projection=24)
+H = CLIPTextParams(width=48, layers=3, heads=3, activation="gelu", projection=16)
+FAMILIES: dict[str, TextParams] = {"sd1": sd1(L), "sd2": sd2(H, blocks=2), "sdxl": sdxl(L, G), "refiner": refiner(G)}
+
+SIZES: dict[str, Any] = dict(height=768, width=1024, top=0, left=128)
+TARGET: dict[str, Any] = dict(target_height=512, target_width=640)
+NUMBERS: dict[str, Any] = {"sd1": None, "sd2": None, "sdxl": {**SIZES, **TARGET}, "refiner": {**SIZES, "score": 6.0}}
+
+PROMPTS = ["a photo of an astronaut riding a horse on mars", "", "two cats, 35mm; " * 12]
+NEGATIVES = ["blurry, low quality", "text", "watermark " * 80]
+LONG = " ".join(f"word{i}" for i in range(60))  # 60 words of at least two tokens
+BOUND = 1e-5
+
+
+def encoder(params: TextParams) -> TextEncoder:
+    with torch.device("meta"):
+        made = TextEncoder(params)
+    return cast(TextEncoder, randomised(made.to_empty(device="cpu")))
+
+
+@pytest.fixture(scope="module")
+def encoders() -> dict[str, TextEncoder]:
+    """One of every family with random weights, which no test changes."""
+    return {name: encoder(params) for name, params in FAMILIES.items()}
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients() -> Any:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest, encoders: dict[str, TextEncoder]) -> tuple[TextEncoder, Callable[..., TextCondition]]:
+    """An encoder, and its `encode` with the numbers it needs."""
+    text, numbers = encoders[request.param], NUMBERS[request.param]
+    return text, lambda prompts, **options: text.encode(prompts, numbers=numbers, **options)
+
+
+def tower(text: TextEncoder, name: str) -> CLIPText:
+    return cast(CLIPText, text.towers[name])
+
+
+def close(ours: Tensor | None, theirs: Tensor) -> None:
+    assert ours is not None
+    assert ours.shape == theirs.shape
+    assert relative_error(ours, theirs) <= BOUND
+
+
+# ---- what reference pipelines compute
+
+
+def aug_input(time_ids: list[list[float]], pooled: Tensor) -> Tensor:
+    """What diffusers' SDXL UNet feeds its vector embedding: pooled text and the numbers' sinusoids."""
+    time_ids_ = torch.tensor(time_ids)
+    size = pooled.shape[1] + 256 * time_ids_.shape[1]
+    unet = UNet2DConditionModel(
+        block_out_channels=(4,),
+        norm_num_groups=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        layers_per_block=1,
+        mid_block_type=None,
+        cross_attention_dim=4,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=size,
+    )
+    seen: list[Tensor] = []
+    unet.add_embedding.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    unet.get_aug_embed(pooled, pooled, {"text_embeds": pooled, "time_ids": time_ids_})
+    return seen[0]
+
+
+def test_sd1_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
+    """Context of prompts and negative prompts, cut at 77 tokens; and of no negative prompt."""
+    text = encoders["sd1"]
+    pipe = StableDiffusionPipeline(
+        vae=None,
+        text_encoder=in_transformers(tower(text, "clip_l"), eos_token_id=2),
+        tokenizer=transformers_tokenizer(),
+        unet=None,
+        scheduler=None,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    positive, negative = pipe.encode_prompt(PROMPTS, "cpu", 1, True, NEGATIVES)
+    ours = text.encode(PROMPTS, long="cut")
+    close(ours.context, positive)
+    assert ours.vector is None
+    close(text.encode(NEGATIVES, long="cut").context, negative)
+    _, negative = pipe.encode_prompt(PROMPTS, "cpu", 1, True)
+    close(text.null(3, like=ours).context, negative)
+
+
+@pytest.mark.parametrize("layers", [24, 23])
+def test_sd2_reads_the_state_after_23_blocks(layers: int) -> None:
+    """SD2's context is what its original code takes from open_clip: all blocks but the last, then the final norm; padded with 0.
+
+    Published files hold OpenCLIP-H's 24 blocks, or (diffusers) the 23 that matter; both give the same.
+    """
+    narrow = replace(CLIP_H, width=48, heads=3, projection=16)
+    whole = encoder(sd2(narrow))
+    peer = in_open_clip(tower(whole, "clip_h"))
+    x = peer.token_embedding(padded(PROMPTS)) + peer.positional_embedding
+    for block in peer.transformer.resblocks[:-1]:
+        x = block(x, attn_mask=peer.attn_mask)
+    expected = peer.ln_final(x)
+
+    params = sd2(replace(narrow, layers=layers, projection=None if layers == 23 else 16))
+    ours = TextEncoder(params)
+    ours.load_state_dict({name: whole.state_dict()[name] for name in ours.state_dict()})
+    close(ours.encode(PROMPTS, long="cut").context, expected)
+    assert relative_error(ours.encode(PROMPTS, long="cut").context, peer.ln_final(peer.transformer.resblocks[-1](x))) > 0.01
+
+
+def test_sd2_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
+    """The same from a diffusers pipeline, whose tower ends where the context is taken."""
+    short = sd2(replace(H, layers=2, projection=None), blocks=2)
+    text = encoder(short)
+    pipe = StableDiffusionPipeline(
+        vae=None,
+        text_encoder=in_transformers(tower(text, "clip_h")),
+        tokenizer=transformers_tokenizer(pad_token="!"),
+        unet=None,
+        scheduler=None,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    positive, negative = pipe.encode_prompt(PROMPTS, "cpu", 1, True, NEGATIVES)
+    close(text.encode(PROMPTS, long="cut").context, positive)
+    close(text.encode(NEGATIVES, long="cut").context, negative)
+
+
+def test_sdxl_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
+    """Context and vector of prompts and negative prompts, and the zeros for no negative prompt, which keep the numbers."""
+    text = encoders["sdxl"]
+    pipe = StableDiffusionXLPipeline(
+        vae=None,
+        text_encoder=in_transformers(tower(text, "clip_l"), eos_token_id=2),
+        text_encoder_2=in_transformers(tower(text, "clip_g")),
+        tokenizer=transformers_tokenizer(),
+        tokenizer_2=transformers_tokenizer(pad_token="!"),
+        unet=None,
+        scheduler=None,
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+    time_ids = [[768.0, 1024.0, 0.0, 128.0, 512.0, 640.0]] * 3
+    positive, negative, pooled, negative_pooled = pipe.encode_prompt(PROMPTS, device="cpu", negative_prompt=NEGATIVES)
+    ours = text.encode(PROMPTS, numbers=NUMBERS["sdxl"], long="cut")
+    close(ours.context, positive)
+    close(ours.vector, aug_input(time_ids, pooled))
+    other = text.encode(NEGATIVES, numbers=NUMBERS["sdxl"], long="cut")
+    close(other.context, negative)
+    close(other.vector, aug_input(time_ids, negative_pooled))
+
+    _, negative, _, negative_pooled = pipe.encode_prompt(PROMPTS, device="cpu")
+    for null in (text.null(3, like=ours), text.null(3, numbers=NUMBERS["sdxl"])):
+        assert not negative.any()
+        assert torch.equal(null.context, negative)
+        close(null.vector, aug_input(time_ids, negative_pooled))
+
+
+def test_refiner_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
+    """bigG alone; the score is 6.0 beside prompts and 2.5 beside negative ones; no negative prompt is the empty one."""
+    text = encoders["refiner"]
+    pipe = StableDiffusionXLImg2ImgPipeline(
+        vae=None,
+        text_encoder=None,
+        text_encoder_2=in_transformers(tower(text, "clip_g")),
+        tokenizer=None,
+        tokenizer_2=transformers_tokenizer(pad_token="!"),
+        unet=None,
+        scheduler=None,
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+    positive, negative, pooled, negative_pooled = pipe.encode_prompt(PROMPTS, device="cpu", negative_prompt=NEGATIVES)
+    ours = text.encode(PROMPTS, numbers={**SIZES, "score": 6.0}, long="cut")
+    close(ours.context, positive)
+    close(ours.vector, aug_input([[768.0, 1024.0, 0.0, 128.0, 6.0]] * 3, pooled))
+    other = text.encode(NEGATIVES, numbers={**SIZES, "score": 2.5}, long="cut")
+    close(other.context, negative)
+    close(other.vector, aug_input([[768.0, 1024.0, 0.0, 128.0, 2.5]] * 3, negative_pooled))
+
+    _, negative, _, negative_pooled = pipe.encode_prompt(PROMPTS, device="cpu", negative_prompt=None)
+    null = text.null(3, numbers={**SIZES, "score": 2.5}, like=ours)
+    close(null.context, negative)
+    close(null.vector, aug_input([[768.0, 1024.0, 0.0, 128.0, 2.5]] * 3, negative_pooled))
+
+
+def test_bigg_equals_open_clip(encoders: dict[str, TextEncoder]) -> None:
+    """SDXL's original code takes bigG from open_clip: penultimate state without norm, and the pooled output."""
+    text = encoders["refiner"]
+    peer, tokens = in_open_clip(tower(text, "clip_g")), padded(["a cat!", "tom &amp; jerry"])
+    ours = text.encode(["a cat!", "tom &amp; jerry"], numbers=NUMBERS["refiner"])
+    states = peer.forward_intermediates(tokens, indices=[2], output_fmt="NLC")["text_intermediates"]
+    close(ours.context, states[0])
+    assert ours.vector is not None
+    close(ours.vector[:, :24], peer(tokens))
+
+
+@pytest.mark.parametrize(
+    ("params", "context", "vector", "blocks", "pads"),
+    [
+        (sd1(), 768, None, [12], [EOS]),
+        (sd2(), 1024, None, [23], [0]),
+        (sd2(replace(CLIP_H, layers=23, projection=None)), 1024, None, [23], [0]),
+        (sdxl(), 2048, 2816, [11, 31], [EOS, 0]),
+        (refiner(), 1280, 2560, [31], [0]),
+    ],
+)
+def test_published_sizes(params: TextParams, context: int, vector: int | None, blocks: list[int], pads: list[int]) -> None:
+    """The presets have the widths that the published UNets take, and read the states that their code reads."""
+    assert (params.context_dim, params.vector_dim, params.length) == (context, vector, 77)
+    assert [use.blocks for use in params.uses] == blocks
+    assert [use.pad for use in params.uses] == pads
+
+
+# ---- prompts longer than a tower reads
+
+
+def test_chunks_are_the_plain_path_for_short_prompts(family: tuple[TextEncoder, Callable[..., TextCondition]]) -> None:
+    """Up to 75 tokens there is one chunk, bitwise the prompt cut at 75, and nothing is dropped."""
+    text, encode = family
+    full = " ".join(["cat"] * 75)
+    for prompts in (["a cat", ""], [full, "a cat"]):
+        chunked, cut = encode(prompts), encode(prompts, long="cut")
+        assert torch.equal(chunked.context, cut.context)
+        assert chunked.context.shape == (2, 77, text.params.context_dim)
+        assert (chunked.vector is None) == (cut.vector is None) == (text.params.vector_dim is None)
+        if chunked.vector is not None and cut.vector is not None:
+            assert torch.equal(chunked.vector, cut.vector)
+        assert chunked.dropped == cut.dropped == ("", "")
+
+
+def test_a_long_prompt_is_its_chunks_one_after_the_other(family: tuple[TextEncoder, Callable[..., TextCondition]]) -> None:
+    """Every 75 tokens are encoded like a prompt of their own; shorter prompts are filled up with empty ones; the vector is the first's."""
+    _, encode = family
+    ids = tokenize(LONG)
+    parts = [detokenize(ids[i : i + 75]) for i in range(0, len(ids), 75)]
+    assert [i for part in parts for i in tokenize(part)] == ids
+    assert len(parts) > 2
+    ours = encode([LONG, "a cat"])
+    first, *rest = [encode([part, prompt]) for part, prompt in zip(parts, ["a cat"] + [""] * len(parts), strict=False)]
+    close(ours.context, torch.cat([first.context, *[part.context for part in rest]], dim=1))
+    if ours.vector is not None and first.vector is not None:
+        close(ours.vector, first.vector)
+    assert ours.dropped == ("", "")
+
+
+def test_chunks_gives_guidance_two_conditions_of_one_length(family: tuple[TextEncoder, Callable[..., TextCondition]]) -> None:
+    """With the count of both together, prompts and negative prompts have contexts of equal length; more chunks change no first one."""
+    text, encode = family
+    assert [text.count_chunks([prompt]) for prompt in ("", "cat " * 75, "cat " * 76, "cat " * 150, "cat " * 151)] == [1, 1, 2, 2, 3]
+    count = text.count_chunks(["a cat", LONG])
+    short, long, plain = encode(["a cat"], chunks=count), encode([LONG], chunks=count), encode(["a cat"])
+    assert short.context.shape == long.context.shape == (1, 77 * count, text.params.context_dim)
+    assert encode([LONG], chunks=1).context.shape == long.context.shape
+    close(short.context[:, :77], plain.context)
+    if short.vector is not None and plain.vector is not None:
+        close(short.vector, plain.vector)
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_cut_says_what_it_dropped(encoders: dict[str, TextEncoder], chunks: int) -> None:
+    """Text beyond the chunks is not encoded, and comes back; the rest is encoded as if there had been no more."""
+    text, ids = encoders["sd1"], tokenize(LONG)
+    cut = text.encode(["a cat", LONG], long="cut", chunks=chunks)
+    assert cut.dropped == ("", detokenize(ids[75 * chunks :]))
+    kept = text.encode(["a cat", detokenize(ids[: 75 * chunks])], chunks=chunks)
+    assert torch.equal(cut.context, kept.context)
+    assert kept.dropped == ("", "")
+
+
+# ---- weights
+
+
+def test_weight_one_changes_nothing(family: tuple[TextEncoder, Callable[..., TextCondition]]) -> None:
+    """Bitwise: a weighted prompt without weights, one whose weights are all 1, and one beside a prompt that has others."""
+    _, encode = family
+    plain = encode(["a red cat", "a dog", LONG])
+    for weighted in (
+        encode(["a red cat", "a dog", LONG], weighted=True),
+        encode(["a (red:1.0) cat", "([a]) dog", f"({LONG}:1)"], weighted=True),
+    ):
+        assert torch.equal(weighted.context, plain.context)
+    beside = encode(["a red cat", "a (dog:1.7)", LONG], weighted=True)
+    assert torch.equal(beside.context[::2], plain.context[::2])
+    assert not torch.equal(beside.context[1], plain.context[1])
+    for other in (weighted, beside):
+        assert other.vector is None or (plain.vector is not None and torch.equal(other.vector, plain.vector))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weight_one_changes_nothing_in_any_dtype(dtype: torch.dtype) -> None:
+    """Also where the towers are narrow, and some other row is weighted."""
+    text = encoder(sd1(L)).to(dtype)
+    plain, weighted = text.encode(["a red cat"]), text.encode(["a (red:1.3) cat"], weighted=True)
+    assert plain.context.dtype == weighted.context.dtype == dtype
+    same = (plain.context == weighted.context).all(dim=-1)[0]
+    assert same.tolist() == [i != 2 for i in range(77)]
+
+
+def test_weights_follow_their_formula(family: tuple[TextEncoder, Callable[..., TextCondition]]) -> None:
+    """Row by row empty + weight * (row - empty), in whatever chunk; 0 gives the empty prompt's row; the vector does not change."""
+    _, encode = family
+    words = LONG.split()
+    plain, empty = encode([LONG]), encode([""])
+    ours = encode(
+        [f"({' '.join(words[:3])}:0) {' '.join(words[3:50])} [{words[50]}] ({words[51]}:-0.5) {' '.join(words[52:])}"], weighted=True
+    )
+    marks = {range(3): 0.0, range(50, 51): 1 / 1.1, range(51, 52): -0.5}
+    weights = [next((w for span, w in marks.items() if i in span), 1.0) for i, word in enumerate(words) for _ in tokenize(word)]
+    chunks = plain.context.shape[1] // 77
+    weights += [1.0] * (75 * chunks - len(weights))
+    rows = torch.cat([torch.tensor([1.0, *weights[i : i + 75], 1.0]) for i in range(0, len(weights), 75)])[:, None]
+    base = empty.context.repeat(1, chunks, 1)
+    close(ours.context, base + rows * (plain.context - base))
+    assert torch.equal(ours.context[:, 1 : 1 + sum(w == 0 for w in weights)], base[:, 1 : 1 + sum(w == 0 for w in weights)])
+    assert ours.vector is None or (plain.vector is not None and torch.equal(ours.vector, plain.vector))
+
+
+def test_brackets_are_text_unless_weights_are_asked_for(encoders: dict[str, TextEncoder]) -> None:
+    """Without `weighted` a prompt is read as it stands; with it, brackets do not count against the length."""
+    text, prompt = encoders["sd1"], "(cat:1.5) " * 30
+    assert text.count_chunks([prompt]) == 3
+    assert text.count_chunks([prompt], weighted=True) == 1
+    assert text.encode([prompt], weighted=True).context.shape[1] == 77
+    assert not torch.equal(text.encode(["(cat)"]).context, text.encode(["cat"]).context)
+
+
+# ---- no prompt
+
+
+def test_null_goes_with_a_condition(family: tuple[TextEncoder, Callable[..., TextCondition]]) -> None:
+    """As long as the condition it is made for, its numbers kept: zeros, or the empty prompt, as the family has it."""
+    text, encode = family
+    p = text.params
+    like = encode([LONG, "a cat"])
+    null = text.null(2, like=like)
+    expected = encode(["", ""], chunks=like.context.shape[1] // 77)
+    assert null.dropped == ("", "")
+    if p.null == "zeros":
+        assert null.context.shape == like.context.shape
+        assert not null.context.any()
+    else:
+        close(null.context, expected.context)
+    if null.vector is None or like.vector is None or expected.vector is None:
+        assert p.vector_dim is None
+        return
+    assert torch.equal(null.vector[:, p.pooled_dim :], like.vector[:, p.pooled_dim :])
+    pooled = null.vector[:, : p.pooled_dim]
+    close(pooled + 1, (torch.zeros_like(pooled) if p.null == "zeros" else expected.vector[:, : p.pooled_dim]) + 1)
+
+
+def test_null_refuses_another_batch(encoders: dict[str, TextEncoder]) -> None:
+    """A condition of two prompts does not say what three are like; and without a condition the numbers have to be given."""
+    text = encoders["sdxl"]
+    with pytest.raises(ValueError, match="null conditions for 3 prompts cannot be like a condition for 2"):
+        text.null(3, like=text.encode(["a", "b"], numbers=NUMBERS["sdxl"]))
+    with pytest.raises(ValueError, match="is told the numbers height, width"):
+        text.null(3)
+
+
+# ---- numbers
+
+
+def test_numbers_are_one_for_all_or_one_per_prompt(encoders: dict[str, TextEncoder]) -> None:
+    """Each is 256 sinusoids behind the pooled text, in the order of `params.numbers`, whatever the order they are given in."""
+    text = encoders["refiner"]
+    scores = [6.0, 2.5]
+    ours = text.encode(["a", "b"], numbers={"score": scores, "left": 4, "top": 3, "width": 2, "height": 1})
+    assert ours.vector is not None
+    columns = [torch.full((2,), float(i)) for i in (1, 2, 3, 4)] + [torch.tensor(scores)]
+    assert torch.equal(ours.vector[:, 24:], torch.cat([sinusoid(column, 256) for column in columns], dim=-1))
+
+
+def test_numbers_are_exact_beside_towers_in_half_precision() -> None:
+    """A size that bfloat16 cannot hold is not rounded before its sinusoids are taken."""
+    narrow = encoder(refiner(G)).to(torch.bfloat16)
+    ours = narrow.encode(["a"], numbers={**NUMBERS["refiner"], "height": 1023})
+    assert ours.vector is not None
+    assert ours.vector.dtype == ours.context.dtype == torch.bfloat16
+    assert torch.equal(ours.vector[:, 24 : 24 + 256], sinusoid(torch.tensor([1023.0]), 256).bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "message"),
+    [
+        ("sdxl", None, "is told the numbers height, width, top, left, target_height, target_width: give numbers={'height': ...}"),
+        ("sdxl", {**SIZES, "target_height": 512}, "give numbers={'target_width': ...} too"),
+        ("sdxl", {**SIZES, **TARGET, "score": 6.0}, "no number named 'score'; known: height"),
+        ("sdxl", {**SIZES, **TARGET, "hight": 6.0}, "no number named 'hight'; did you mean 'height'"),
+        ("sd1", {"height": 512}, "no number named 'height'; known: none"),
+        ("refiner", {**SIZES, "score": [6.0, 2.5, 1.0]}, "score has 3 values for 2 prompts: give one for all, or one per prompt"),
+        ("refiner", {**SIZES, "score": "high"}, "score must be a number or a list of numbers, not 'high'"),
+        ("refiner", {**SIZES, "score": float("nan")}, "score must be a number"),
+    ],
+)
+def test_refuses_numbers_that_the_family_does_not_take(encoders: dict[str, TextEncoder], name: str, numbers: Any, message: str) -> None:
+    """Missing, unknown and unfit numbers raise, and the error says which."""
+    with pytest.raises(ValueError, match=message.replace("{", r"\{")):
+        encoders[name].encode(["a", "b"], numbers=numbers)
+
+
+# ---- the rest
+
+
+def test_a_prompt_does_not_depend_on_its_batch(family: tuple[TextEncoder, Callable[..., TextCondition]]) -> None:
+    """Each prompt of a batch has the condition that it has alone."""
+    _, encode = family
+    prompts = ["a cat", "a (dog:1.5) [in] a house", ""]
+    together = encode(prompts, weighted=True)
+    for i, prompt in enumerate(prompts):
+        alone = encode([prompt], weighted=True)
+        close(together.context[i : i + 1], alone.context)
+        if together.vector is not None and alone.vector is not None:
+            close(together.vector[i : i + 1], alone.vector)
+
+
+def test_towers_of_another_length(encoders: dict[str, TextEncoder]) -> None:
+    """Chunks are as long as the towers read: 14 tokens between BOS and EOS for a miniature of 16."""
+    text = encoder(sdxl(replace(L, length=16), replace(G, length=16)))
+    ours = text.encode(["cat " * 20, "a"], numbers=NUMBERS["sdxl"])
+    assert ours.context.shape == (2, 32, 72)
+    assert text.encode(["cat " * 20], numbers=NUMBERS["sdxl"], long="cut").dropped == ("cat cat cat cat cat cat",)
+    tokens = torch.tensor([[BOS, 320, EOS] + [0] * 13])
+    close(ours.context[1:, :16, 32:], tower(text, "clip_g")(tokens)[3])
+    assert torch.equal(tokens, open_clip.tokenize("a", context_length=16))
+
+
+def test_towers_learn(encoders: dict[str, TextEncoder]) -> None:
+    """Conditions carry gradients: text encoders are fine-tuned too. What the family does not read, the last block of CLIP-L, gets none."""
+    text = encoder(sdxl(L, G))
+    with torch.enable_grad():
+        out = text.encode(["a (cat:1.2)", LONG], numbers=NUMBERS["sdxl"], weighted=True)
+        assert out.vector is not None
+        (out.context.square().sum() + out.vector.square().sum()).backward()
+    without = {name for name, p in text.named_parameters() if p.grad is None or not p.grad.any()}
+    assert without == {name for name, _ in text.named_parameters() if name.startswith(("towers.clip_l.blocks.2.", "towers.clip_l.norm."))}
+
+
+def test_refuses_prompts_that_are_none(encoders: dict[str, TextEncoder]) -> None:
+    """A single text, no prompts, and an unknown way with long ones raise."""
+    text = encoders["sd1"]
+    for prompts in ("a cat", [7], None):
+        with pytest.raises(ValueError, match="prompts must be a list of texts"):
+            text.encode(prompts)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"there is no prompt: give at least one, \[''\] for none"):
+        text.encode([])
+    with pytest.raises(ValueError, match="no way with long prompts named 'truncate'; known: chunk, cut"):
+        text.encode(["a"], long="truncate")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="chunks must be at least 1, not 0"):
+        text.encode(["a"], long="cut", chunks=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sd2(H), "the tower 'clip_h' has 3 blocks: there is no state after 23"),
+        (lambda: sdxl(L, replace(G, length=64)), r"towers read \[64, 77\] tokens at once"),
+        (lambda: TextParams({"clip_l": L}, (TowerUse("clip_g", 1, True, 0, False),)), "no tower named 'clip_g'; did you mean 'clip_l'"),
+        (lambda: TextParams({"clip_l": L}, ()), "at least one use of a tower"),
+        (lambda: replace(sd1(L), null=cast(Any, "zero")), "no rule for null named 'zero'; did you mean 'zeros'"),
+    ],
+)
+def test_refuses_parameters_that_do_not_fit(make: Callable[[], TextParams], message: str) -> None:
+    """Parameters that contradict each other raise before there are towers."""
+    with pytest.raises(ValueError, match=message):
+        make()
