@@ -1,4 +1,4 @@
-"""What a network is told besides x: time, class label, vector. And the refusal of what it has no use for."""
+"""What a network is told besides x: time, class label, vector, guidance scale. And the refusal of what it has no use for."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 def sinusoid(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """(B,) -> (B, dim): cosines, then sines, at geometrically falling frequencies from 1 to 1/max_period. In float32."""
-    half = dim // 2
-    frequency = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angle = t.float()[:, None] * frequency
+    angle = _angles(t, dim // 2, dim // 2, max_period)
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def _angles(t: Tensor, count: int, last: int, max_period: float) -> Tensor:
+    """t times frequency k = max_period^(-k/last), k = 0 ... count-1: (B, count) in float32."""
+    k = torch.arange(count, dtype=torch.float32, device=t.device)
+    return t.float()[:, None] * torch.exp(-math.log(max_period) * k / last)
 
 
 class TimeEmbedding(nn.Module):
@@ -28,9 +32,27 @@ class TimeEmbedding(nn.Module):
         self.frequencies, self.factor = frequencies, factor
         self.fc1, self.fc2 = nn.Linear(frequencies, dim), nn.Linear(dim, dim)
 
-    def forward(self, t: Tensor) -> Tensor:
+    def forward(self, t: Tensor, guidance: Tensor | None = None) -> Tensor:
         wave = sinusoid(t * self.factor, self.frequencies).to(self.fc1.weight.dtype)
-        return self.fc2(F.silu(self.fc1(wave)))
+        return self.fc2(F.silu(self.fc1(wave if guidance is None else wave + guidance)))
+
+
+class GuidanceEmbedding(nn.Linear):
+    """The guidance scale a distilled network imitates, to be added to the sinusoid of t (Luo et al. 2023, LCM; Meng et al. 2023).
+
+    forward(scale (B,)) -> (B, dim). Embedded is (scale - 1) * 1000, so that scale 1, guidance off, is zero. Unlike those of t its
+    waves are sines first, and the last frequency is 1/10000 itself.
+    """
+
+    def __init__(self, frequencies: int, dim: int) -> None:
+        if frequencies % 2 or frequencies < 4:
+            raise ValueError(f"the guidance embedding needs an even number of frequencies, at least 4, not {frequencies}")
+        super().__init__(frequencies, dim, bias=False)
+
+    def forward(self, scale: Tensor) -> Tensor:
+        half = self.in_features // 2
+        angle = _angles((scale.float() - 1) * 1000, half, half - 1, 10_000.0)
+        return super().forward(torch.cat([angle.sin(), angle.cos()], dim=-1).to(self.weight.dtype))
 
 
 class LabelEmbedding(nn.Module):
@@ -59,15 +81,25 @@ class VectorEmbedding(nn.Module):
         return self.mlp(vector)
 
 
-def embed(t: Tensor, time: TimeEmbedding, *conditions: tuple[nn.Module | None, Tensor | None]) -> Tensor:
-    """The embedding of t plus that of every condition there is, (B, dim)."""
-    emb = time(t)
-    for embedding, condition in conditions:
-        if embedding is not None and condition is not None:
-            if len(condition) != len(emb):
-                raise ValueError(f"{len(condition)} conditions for a batch of {len(emb)}: one per sample is needed")
-            emb = emb + embedding(condition)
+Condition = tuple[nn.Module | None, Tensor | None]  # what embeds it, and its value; one is None if and only if the other is
+
+
+def embed(t: Tensor, time: TimeEmbedding, *conditions: Condition, guidance: Condition = (None, None)) -> Tensor:
+    """The embedding of t, and of the guidance scale within it, plus that of every condition there is, (B, dim)."""
+    emb = time(t, _embedded(guidance, len(t)))
+    for condition in conditions:
+        added = _embedded(condition, len(t))
+        emb = emb if added is None else emb + added
     return emb
+
+
+def _embedded(condition: Condition, batch: int) -> Tensor | None:
+    embedding, value = condition
+    if embedding is None or value is None:
+        return None
+    if len(value) != batch:
+        raise ValueError(f"{len(value)} conditions for a batch of {batch}: one per sample is needed")
+    return embedding(value)
 
 
 def check_labels(label: Tensor, num_classes: int) -> None:
@@ -82,6 +114,7 @@ def check_labels(label: Tensor, num_classes: int) -> None:
 def check_conditions(params: Any, **given: Any) -> None:
     """Raise unless exactly the conditions that the parameters ask for are given: an ignored one is as wrong as a missing one."""
     sizes = {"label": params.num_classes, "context": params.context_dim, "vector": params.vector_dim}
+    sizes["guidance"] = getattr(params, "guidance_dim", None)  # which only distilled networks have
     expected = [name for name, size in sizes.items() if size is not None]
     for name, value in given.items():
         if value is None and name in expected:

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diffusion.spec import check_at_least_one, check_names
 from models.attention import CrossAttention, SelfAttention
-from models.conditioning import LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
+from models.conditioning import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class UNetParams:
     linear_projection  transformers enter and leave by a linear layer (SD 2, XL) rather than a 1x1 convolution (SD 1)
     scale_shift        the embedding scales and shifts (ADM) rather than only adds (latent diffusion)
     num_classes, vector_dim, context_dim  the conditions it takes: class label, vector, text; None: not that one
+    guidance_dim       frequencies of the guidance scale that a distilled net takes (LCM: 256); None: takes none
     time_factor        multiplies t before its sinusoid: 1 for training indices, 1000 for t in [0, 1]
     groups             of every group normalisation; divides every width
     """
@@ -55,13 +57,14 @@ class UNetParams:
     num_classes: int | None = None
     vector_dim: int | None = None
     context_dim: int | None = None
+    guidance_dim: int | None = None
     time_factor: float = 1.0
     dropout: float = 0.0
     groups: int = 32
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "in_channels", "out_channels", "channels", "channel_mult", "blocks", "groups")
-        check_at_least_one(self, "heads", "head_dim", "num_classes", "vector_dim", "context_dim")
+        check_at_least_one(self, "heads", "head_dim", "num_classes", "vector_dim", "context_dim", "guidance_dim")
         if len(self.attention) != len(self.channel_mult):
             raise ValueError(
                 f"attention names {len(self.attention)} levels, channel_mult {len(self.channel_mult)}: give one value per level"
@@ -87,19 +90,24 @@ class UNetParams:
 
 
 class UNet(nn.Module):
-    """forward(x (B, C, H, W), t (B,), *, label (B,), context (B, L, D), vector (B, V)) -> (B, out_channels, H, W).
+    """forward(x (B, C, H, W), t (B,), *, label (B,), context (B, L, D), vector (B, V), guidance (B,)) -> (B, out_channels, H, W).
 
-    H and W must be divisible by 2 to the number of levels less one.
+    H and W must be divisible by 2 to the number of levels less one. `guidance` is the scale of classifier-free guidance, 1 is none.
+
+    checkpointing  False; set it to True to train in less memory: every block's activations are computed again on the way back
+                   (Chen et al. 2016), with the same gradients, for about a third more time
     """
 
     def __init__(self, params: UNetParams) -> None:
         super().__init__()
         self.params = p = params
+        self.checkpointing = False
         widths = [p.channels * m for m in p.channel_mult]
         emb = 4 * p.channels
         self.time = TimeEmbedding(p.channels, emb, p.time_factor)
         self.label = None if p.num_classes is None else LabelEmbedding(p.num_classes, emb)
         self.vector = None if p.vector_dim is None else VectorEmbedding(p.vector_dim, emb)
+        self.guidance = None if p.guidance_dim is None else GuidanceEmbedding(p.guidance_dim, p.channels)
 
         self.conv_in = nn.Conv2d(p.in_channels, p.channels, 3, padding=1)
         skips = [p.channels]  # the width of every skip, in the order of the way down
@@ -154,20 +162,26 @@ class UNet(nn.Module):
         halvings = len(p.channel_mult) - 1
         if x.shape[-1] % 2**halvings or x.shape[-2] % 2**halvings:
             raise ValueError(f"this UNet halves the resolution {halvings} times: {tuple(x.shape[-2:])} must divide by {2**halvings}")
-        emb = F.silu(embed(t, self.time, (self.label, label), (self.vector, vector)))  # (B, 4C)
+        emb = embed(t, self.time, (self.label, label), (self.vector, vector), guidance=(self.guidance, guidance))
+        emb = F.silu(emb)  # (B, 4C)
 
         x = self.conv_in(x)
         skips = [x]
         for block in self.down:
-            x = block(x, emb, context)
+            x = self._run(block, x, emb, context)
             skips.append(x)
         for block in self.middle:
-            x = block(x, emb, context)
+            x = self._run(block, x, emb, context)
         for block in self.up:
             if isinstance(block, Block):
                 x = torch.cat([x, skips.pop()], dim=1)
-            x = block(x, emb, context)
+            x = self._run(block, x, emb, context)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
 
 class Block(nn.Module):

@@ -18,6 +18,7 @@ SD1 = UNetParams(**{**UNET, "heads": 4, "head_dim": None}, attention=(1, 0), con
 SD2 = UNetParams(**{**UNET, "blocks": 2}, attention=(1, 0), context_dim=12, linear_projection=True)
 SDXL = UNetParams(**UNET, attention=(0, 2), middle_attention=2, context_dim=12, vector_dim=22, linear_projection=True)
 ADM = UNetParams(**UNET, attention=(0, 1), attention_kind="plain", scale_shift=True, num_classes=10)
+LCM = UNetParams(**{**UNET, "heads": 4, "head_dim": None}, attention=(1, 0), context_dim=12, guidance_dim=16)
 
 DIT: dict[str, Any] = dict(in_channels=3, image_size=8, patch_size=2, hidden=32, depth=2, heads=4)
 CLASSES = DiTParams(**DIT, num_classes=10)
@@ -40,7 +41,7 @@ class Kind:
         return inputs(self.params, self.size)
 
 
-UNETS = {"SD 1": SD1, "SD 2": SD2, "SDXL": SDXL, "ADM": ADM}
+UNETS = {"SD 1": SD1, "SD 2": SD2, "SDXL": SDXL, "ADM": ADM, "LCM": LCM}
 DITS = {"classes": CLASSES, "variance": VARIANCE, "text": TEXT}
 KINDS = {f"UNet, {name}": Kind(UNet, params, (8, 12)) for name, params in UNETS.items()}
 KINDS |= {f"DiT, {name}": Kind(DiT, params, (8, 8)) for name, params in DITS.items()}
@@ -66,6 +67,8 @@ def inputs(params: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor, dict[str
         conditions["context"] = torch.randn(2, 5, params.context_dim, generator=generator)
     if params.vector_dim is not None:
         conditions["vector"] = torch.randn(2, params.vector_dim, generator=generator)
+    if getattr(params, "guidance_dim", None) is not None:
+        conditions["guidance"] = torch.tensor([1.75, 8.5])
     return x, torch.tensor([3.25, 987.6]), conditions
 
 
