@@ -76,6 +76,29 @@ def simple(schedule: Schedule, steps: int, t_start: float, t_end: float) -> Tens
     return schedule.t_from_ratio(low * (high / low) ** (row / (rows - 1)))
 
 
+def lcm(schedule: Schedule, steps: int, t_start: float, t_end: float, taught: int = 50) -> Tensor:
+    """Of the `taught` times N/taught k - 1 (k = 1 ... taught) on which a latent consistency model was distilled, from a table of N rows,
+    steps ones evenly from the noisiest (Luo et al. 2023; diffusers).
+    """
+    _require_whole_range(schedule, t_start, t_end, "lcm")
+    if schedule.rows is None or schedule.rows % taught:
+        raise ValueError(f"lcm spacing takes {taught} rows of a table evenly: it needs a schedule such as DiscreteVP of a multiple of that")
+    if steps > taught:
+        raise ValueError(f"lcm spacing has {taught} times to choose from, not {steps}: take fewer steps")
+    k = torch.tensor([taught - i * taught // steps for i in range(steps)], dtype=torch.float64, device="cpu")
+    return schedule.rows // taught * k - 1
+
+
+def turbo(schedule: Schedule, steps: int, t_start: float, t_end: float, stride: float = 100.0) -> Tensor:
+    """t_start, and below it a time every `stride`: the noisiest part only, since a network distilled adversarially jumps to data from
+    anywhere (SD-Turbo and SDXL-Turbo: 999, 899, 799, 699).
+    """
+    t = t_start - stride * torch.arange(steps, dtype=torch.float64, device="cpu")
+    if t[-1] < t_end:
+        raise ValueError(f"turbo spacing of {steps} steps every {stride:g} ends at t={t[-1]:g}, below {t_end:g}: take fewer steps")
+    return t
+
+
 # Even in the noise -----------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +208,8 @@ SPACINGS: dict[str, Callable[..., Tensor]] = {
     "leading": leading,
     "sgm_uniform": sgm_uniform,
     "simple": simple,
+    "lcm": lcm,
+    "turbo": turbo,
     "karras": karras,
     "exponential": log_snr,
     "log_snr": log_snr,

@@ -79,11 +79,13 @@ def check_call(what: str, function: Callable[..., Any], position: int, options: 
 
 
 def make_params(what: str, cls: type[T], values: Mapping[str, Any]) -> T:
-    """A parameter dataclass from plain values: names and types checked, lists made tuples.
+    """A parameter dataclass from plain values: names and types checked, lists made tuples, dataclasses within it made too.
 
     what  goes before the names in errors: "train" gives "train.steps must be ...", "" only the names
     """
     kinds = get_type_hints(cls)
+    if isinstance(values, Mapping):
+        values = {name: _made(f"{what}.{name}".strip("."), value, kinds.get(name)) for name, value in values.items()}
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # T is a dataclass by contract
     check_names(f"{what} parameter".strip(), check_mapping(what or "the settings", values), [field.name for field in fields])
     for name, value in values.items():
@@ -92,6 +94,18 @@ def make_params(what: str, cls: type[T], values: Mapping[str, Any]) -> T:
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and field.name not in values:
             raise ValueError(f"{what}.{field.name} must be given".strip("."))
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _made(what: str, value: Any, kind: Any) -> Any:
+    """The value, with every description of a parameter dataclass that the annotation asks for replaced by one."""
+    parts = get_args(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        return make_params(what, kind, value)
+    if get_origin(kind) is tuple and dataclasses.is_dataclass(parts[0]) and isinstance(value, (list, tuple)):
+        return tuple(_made(f"{what}[{i}]", item, parts[0]) for i, item in enumerate(value))
+    if get_origin(kind) in (dict, Mapping) and dataclasses.is_dataclass(parts[1]) and isinstance(value, Mapping):
+        return {name: _made(f"{what}.{name}", item, parts[1]) for name, item in value.items()}
+    return value
 
 
 def _fits(value: Any, kind: Any) -> bool:

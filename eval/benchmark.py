@@ -21,7 +21,7 @@ from eval.judge import DigitJudge, Figures
 from eval.score import Score, Spread
 from models import Model
 from samplers import sample
-from samplers.run import steered
+from samplers.guide import steered
 from samplers.sample import find_sampler
 
 Part = TypeVar("Part")
@@ -53,7 +53,7 @@ class Job:
 
     def calls(self, model: Model) -> int:
         """Network calls per image, as counted: guidance makes two of one, but only where it is on."""
-        network = _Counting(getattr(model.backbone, "params", None))
+        network = _Counting(getattr(model.network, "params", None))
         draw(replace(model, backbone=network), self, torch.zeros(1, dtype=torch.int64), [0])
         return network.calls
 
@@ -172,7 +172,7 @@ def references(judge: DigitJudge, n: int, seeds: int = 20) -> list[Score]:
 
 def _load(run: str) -> Model:
     model = models.load(run)
-    model.backbone.eval().requires_grad_(False)
+    model.network.eval().requires_grad_(False)
     return model
 
 

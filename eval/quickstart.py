@@ -24,7 +24,7 @@ from models.files import read_json_lines, write_json
 from samplers import SAMPLERS
 from samplers.pictures import save_png, tile
 from samplers.provenance import provenance
-from samplers.run import steered
+from samplers.guide import steered
 from train.data import digits
 
 KEYS = ("program", "out", "training", "reference", "n", "workers", "progress", "unet", "dit", "student", "jobs")
@@ -144,7 +144,7 @@ def _gallery(score: Score, images: Tensor, labels: Tensor) -> Gallery:
 def _trajectories(part: Mapping[str, str], steps: int = 12) -> list[Gallery]:
     """What the sampler holds and what the network believes, step by step, for four digits."""
     model = models.load(part["run"])
-    model.backbone.eval()
+    model.network.eval()
     grid = model.grid(steps)
     denoiser, label = steered(model, 1.0, clip=True), torch.tensor([2, 3, 5, 8])
     x = grid.start(initial_noise(range(4), model.shape))

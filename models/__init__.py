@@ -1,24 +1,41 @@
 """Networks, and `build`, `load`, `save`: descriptions and files to models and back."""
 
 from models.checkpoints import load, save
+from models.clip import CLIPText, CLIPTextParams
 from models.conditioning import check_labels
 from models.dit import DiT, DiTParams
 from models.ema import EMA
+from models.families import FAMILIES
+from models.miniature import miniature
 from models.model import NETWORKS, Model, Report, build, build_network
+from models.taesd import TAESD, TAESDParams
+from models.text import TextCondition, TextEncoder, TextParams
 from models.unet import UNet, UNetParams
+from models.vae import VAE, VAEParams
 
 __all__ = [
     "EMA",
+    "FAMILIES",
     "NETWORKS",
+    "TAESD",
+    "VAE",
+    "CLIPText",
+    "CLIPTextParams",
     "DiT",
     "DiTParams",
     "Model",
     "Report",
+    "TAESDParams",
+    "TextCondition",
+    "TextEncoder",
+    "TextParams",
     "UNet",
     "UNetParams",
+    "VAEParams",
     "build",
     "build_network",
     "check_labels",
     "load",
+    "miniature",
     "save",
 ]

@@ -121,3 +121,19 @@ def check_conditions(params: Any, **given: Any) -> None:
             raise ValueError(f"this network needs the condition {name!r}: {name}=None was given")
         if value is not None and name not in expected:
             raise ValueError(f"this network has no use for the condition {name!r}; it takes: {', '.join(expected) or 'none'}")
+
+
+class WithImage(nn.Module):
+    """A network that sees an image of several channels beside x (inpainting: mask and masked latents; pix2pix: the latents to edit).
+
+    forward(x, t, *, image (B, C', H, W), **conditions): the channels of x first.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor, *, image: Tensor | None = None, **conditions: Tensor) -> Tensor:
+        if image is None:
+            raise ValueError("this network needs the condition 'image' beside x: for inpainting the mask and the masked latents")
+        return self.network(torch.cat([x, image.to(x.dtype)], dim=1), t, **conditions)

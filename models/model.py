@@ -1,8 +1,10 @@
-"""A model: a network with the schedule and the prediction it was trained for, and the description they are built from."""
+"""A model: a network with the schedule and the prediction it was trained for, what stands around it (autoencoder, text encoder), and
+the description that all of it is built from."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,43 +25,103 @@ from diffusion import (
     time_grid,
 )
 from diffusion.spec import check_call, check_mapping, check_names, check_type, lookup, make_params
+from models.conditioning import WithImage
 from models.dit import DiT, DiTParams
+from models.taesd import TAESD, TAESDParams
+from models.text import TextEncoder, TextParams
 from models.unet import UNet, UNetParams
+from models.vae import VAE, VAEParams
 
 
 @dataclass(frozen=True)
 class Report:
-    """Every key of the files that were loaded: taken into the network, or left out because only training, or the raw weights, need it.
+    """Every key of the files that were loaded.
 
-    There is no third kind: a key that is unknown, and one that is missing, raise instead.
+    consumed  taken into the model
+    ignored   left out, with the reason: training's own, known to be harmless, or replaced by another file's
+    missing   parts of such a model that no file held ("vae", "text", ...): asking for them raises
+    notes     what keys and shapes do not say, and how it was settled
+    layout    how the files were written: "native", "ldm", "diffusers", ...; `save` can write them so again
+
+    There is no other kind: a key that is unknown, and one that is missing from a part that is there, raise instead.
     """
 
     consumed: tuple[str, ...]
-    ignored: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    layout: str = "native"
+
+    def __str__(self) -> str:
+        reasons = Counter(self.ignored.values())
+        lines = [f"{len(self.consumed)} tensors taken ({self.layout} layout), {len(self.ignored)} ignored"]
+        lines += [f"  ignored {n}: {reason}" for reason, n in reasons.most_common()]
+        lines += [f"  not there: {', '.join(self.missing)}"] * bool(self.missing)
+        return "\n".join(lines + [f"  {note}" for note in self.notes])
 
 
 NETWORKS: dict[str, tuple[type[nn.Module], type[Any]]] = {"unet": (UNet, UNetParams), "dit": (DiT, DiTParams)}
+PARTS: dict[str, tuple[type[nn.Module], type[Any]]] = {
+    "vae": (VAE, VAEParams),
+    "text": (TextEncoder, TextParams),
+    "preview": (TAESD, TAESDParams),
+}
+FOLDERS = {"backbone": "network"}  # under which name a part's tensors stand in a file, where it is not its own
 
 
 @dataclass
 class Model:
-    """What `build` makes and `load` returns.
+    """What `build` makes and `load` returns. Parts that are not there are None; `network` and `require` name what is missing.
 
-    report  what loading took from the files and what it left, None for a fresh model
-    spec    its whole description in plain values: {"network": {"name": ..., ...}, "schedule": {"name": ..., ...},
-            "prediction": ...}, "shape": [C, H, W] of the samples it was trained on, "grid": {...} it is best sampled on,
-            and "consistency": {...} for a distilled model; goes into every file that is saved
+    backbone  the network that denoises; vae, text, preview: autoencoder, text encoder, tiny autoencoder for previews
+    report    what loading took from the files and what it left, None for a fresh model
+    spec      its whole description in plain values: {"network": {"name": ..., ...}, "schedule": {"name": ..., ...},
+              "prediction": ...}, "shape": [C, H, W] of the samples it was trained on, "grid": {...} it is best sampled on,
+              "consistency": {...} for a distilled model, "vae", "text" and "preview" with the parameters of these parts, "family"
+              and "sampling": {...} of a published one; goes into every file that is saved
     """
 
-    backbone: nn.Module
+    backbone: nn.Module | None
     schedule: Schedule
     prediction: Prediction
     spec: dict[str, Any] = field(default_factory=dict)
     report: Report | None = None
+    vae: VAE | None = None
+    text: TextEncoder | None = None
+    preview: TAESD | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        """The backbone; ValueError where none was loaded."""
+        return self.require("backbone")
+
+    def require(self, part: str) -> Any:
+        """A part by name; ValueError that says what is missing where it is not there."""
+        if getattr(self, part) is None:
+            held = {"backbone": "a UNet", "vae": "an autoencoder", "text": "its text encoders", "preview": "TAESD"}[part]
+            there = ", ".join(self.parts) or "nothing"
+            raise ValueError(
+                f"this model has no {part} (it has {there}): load a file that holds {held} beside it, models.load(file, other)"
+            )
+        return getattr(self, part)
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts that are there, by name."""
+        parts = {"backbone": self.backbone, "vae": self.vae, "text": self.text, "preview": self.preview}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Model:
+        """Move or cast all parts; the model itself. A part alone is moved as any module: model.text.to("cuda")."""
+        for part in self.parts.values():
+            part.to(device=device, dtype=dtype)
+        return self
 
     def network_denoiser(self, network: Callable[..., Tensor] | None = None) -> Denoiser:
         """The plain denoiser of the backbone, or of another network in its place (one wrapped for parallel training)."""
-        network = network or self.backbone
+        network = network or self.network
+        if self.image_channels:
+            network = WithImage(network)
         if self.prediction.name == "edm":
             if not isinstance(self.schedule, VarianceExploding):
                 raise ValueError("prediction 'edm' scales the input as EDM does, which needs schedule 've': choose it, or 'v'")
@@ -70,6 +132,12 @@ class Model:
         """The model as solvers take it; for a distilled model its consistency function."""
         plain = self.network_denoiser()
         return ConsistencyFunction(plain, build_blend(self.spec["consistency"])) if self.distilled else plain
+
+    @property
+    def image_channels(self) -> int:
+        """Channels that the network sees beside the sample's, under the condition "image": 5 for inpainting, 4 for editing, else 0."""
+        inner = getattr(getattr(self.backbone, "params", None), "in_channels", 0)
+        return max(0, inner - self.spec["shape"][0]) if "shape" in self.spec else 0
 
     @property
     def distilled(self) -> bool:
@@ -88,12 +156,17 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights: the same for every copy of them, wherever it lies."""
+        """SHA-256 of all weights: the same for every copy of them, wherever it lies."""
         digest = hashlib.sha256()
-        for name, value in sorted(self.backbone.state_dict().items()):
+        for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors of all parts; those of the backbone under "network."."""
+        parts = {FOLDERS.get(name, name): part for name, part in self.parts.items()}
+        return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -116,17 +189,22 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
     device  where the network is made, default torch's own; "meta" makes it without weights, for those of a file
     """
     spec = {key: dict(value) if isinstance(value, Mapping) else value for key, value in check_mapping("a model", spec).items()}
-    parts = ["network", "schedule", "prediction"]
-    check_names("model part", spec, [*parts, "shape", "grid", "consistency"])
-    if missing := [part for part in parts if part not in spec]:
+    known = ["network", *PARTS, "schedule", "prediction", "shape", "grid", "consistency", "family", "sampling"]
+    check_names("model part", spec, known)
+    needed = ["schedule", "prediction"] if spec.keys() & PARTS.keys() else ["network", "schedule", "prediction"]
+    if missing := [part for part in needed if part not in spec]:
         raise ValueError(f"the model's description lacks {missing[0]!r}")
     prediction = lookup("prediction", spec["prediction"], PREDICTIONS)
     if "shape" in spec:
         check_type("shape", spec["shape"], tuple[int, int, int])
     with torch.device(device or torch.get_default_device()):
-        network = build_network(spec["network"])
-    model = Model(network, build_schedule(spec["schedule"]), prediction, spec)
-    model.check()
+        network = build_network(spec["network"]) if "network" in spec else None
+        parts: dict[str, Any] = {
+            name: part(make_params(name, params, spec[name])) for name, (part, params) in PARTS.items() if name in spec
+        }
+    model = Model(network, build_schedule(spec["schedule"]), prediction, spec, **parts)
+    if network is not None:
+        model.check()
     return model
 
 

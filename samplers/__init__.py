@@ -13,6 +13,7 @@ from samplers.dpmpp_sde import dpmpp_sde
 from samplers.edm import edm
 from samplers.euler import euler
 from samplers.euler_ancestral import euler_ancestral
+from samplers.generate import generate, preview
 from samplers.heun import heun
 from samplers.image_to_image import image_to_image
 from samplers.invert import invert
@@ -40,11 +41,13 @@ __all__ = [
     "edm",
     "euler",
     "euler_ancestral",
+    "generate",
     "heun",
     "image_to_image",
     "invert",
     "log_likelihood",
     "network_calls",
+    "preview",
     "rk4",
     "sample",
     "sit_sde",

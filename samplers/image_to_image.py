@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from diffusion import DenoiserLike, Grid, initial_noise, marginal
 from samplers.sample import sample
-from samplers.solver import Solver
+from samplers.solver import Solver, Step
 
 
 def image_to_image(
@@ -22,6 +22,7 @@ def image_to_image(
     sampler: str | Solver = "dpmpp_2m",
     cond: Mapping[str, Any] | None = None,
     progress: bool = False,
+    watch: Callable[[Step], None] | None = None,
     **options: Any,
 ) -> Tensor:
     """SDEdit (Meng et al. 2022): samples (B, ...) that keep what of the image survives the noise.
@@ -37,4 +38,4 @@ def image_to_image(
     if len(image) not in (1, len(noise)):
         raise ValueError(f"{len(image)} images for {len(noise)} seeds: give one image per seed, or one for all")
     start = marginal(image.expand_as(noise), noise, part[0])
-    return sample(sampler, denoiser, part, start=start, seeds=seeds, cond=cond, progress=progress, **options)
+    return sample(sampler, denoiser, part, start=start, seeds=seeds, cond=cond, progress=progress, watch=watch, **options)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 import models
-from diffusion import ClassifierFreeGuidance, Clipped, DenoiserLike, Grid, Thresholded, ZeroInit, build_rule, extrapolate, interval
+from diffusion import DenoiserLike, Grid
 from diffusion.spec import check_at_least_one, check_call, make_params
 from models import Model
 from models.checkpoints import native
 from models.device import find_device
 from models.files import read_json, write_json
+from samplers.guide import steered
 from samplers.pictures import save_png, tile
 from samplers.provenance import provenance
 from samplers.sample import find_sampler, sample
@@ -93,7 +94,7 @@ def run(config: Mapping[str, Any]) -> Path:
     params = make_params("", SampleParams, config)
     model = models.load(params.run, ema=params.ema)
     device = find_device(params.device)
-    model.backbone.to(device).eval().requires_grad_(False)
+    model.network.to(device).eval().requires_grad_(False)
     params = params.completed(model)
     if "noise" in params.options:
         raise ValueError("noise comes from the seeds here: samplers.sample takes another")
@@ -115,35 +116,6 @@ def run(config: Mapping[str, Any]) -> Path:
         shown += [image] * (i < SHOWN)
     save_png(tile(torch.stack(shown), columns=10), out / "grid.png", settings, zoom=max(1, 64 // model.shape[-1]))
     return out
-
-
-@dataclass(frozen=True)
-class GuideParams:
-    """How guidance works, beside its scale: see configs/samplers. None throughout is the plain formula at every level."""
-
-    interval: tuple[float, float] | None = None
-    rule: dict[str, Any] | None = None
-    percentile: float | None = None
-    zero_from: float | None = None
-
-
-def steered(model: Model, guidance: float, clip: bool, guide: Mapping[str, Any] | None = None) -> DenoiserLike:
-    """The model's denoiser, guided towards its condition as `guide` describes (GuideParams), limited to pixel range, as asked."""
-    denoiser: DenoiserLike = model.denoiser()
-    how = make_params("guide", GuideParams, guide or {})
-    if guidance == 1 and how != GuideParams():
-        raise ValueError("guide says how guidance works, but guidance=1 is off: give guidance=2, say, or leave out what is under guide")
-    if guidance != 1:
-        if not model.null:
-            raise ValueError(f"guidance={guidance:g} needs a conditional model, and this one has no classes: leave guidance at 1")
-        scale = guidance if how.interval is None else interval(guidance, *how.interval)
-        rule = extrapolate if how.rule is None else build_rule(how.rule, model.prediction)
-        denoiser = ClassifierFreeGuidance(denoiser, scale, model.null, rule=rule)
-    if how.percentile is not None:
-        denoiser = Thresholded(denoiser, how.percentile)
-    if clip:
-        denoiser = Clipped(denoiser)
-    return denoiser if how.zero_from is None else ZeroInit(denoiser, how.zero_from)  # not clipped: there its x0 is a share of the noise
 
 
 def _claim(out: Path, params: SampleParams) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from samplers.euler_ancestral import euler_ancestral
 from samplers.heun import heun
 from samplers.rk4 import rk4
 from samplers.sit_sde import sit_sde
-from samplers.solver import Solver
+from samplers.solver import Solver, Step
 from samplers.unipc import unipc
 
 SAMPLERS: dict[str, Solver] = {
@@ -67,6 +67,7 @@ def sample(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
+    watch: Callable[[Step], None] | None = None,
     **options: Any,
 ) -> Tensor:
     """Samples (B, *shape) at the grid's last level.
@@ -77,6 +78,7 @@ def sample(
     cond     conditions for the network, e.g. {"label": tensor of (B,)}
     dtype    of the samples, default float32; the network runs in its own
     device   where to sample; default the denoiser's own device
+    watch    called with every step as it is finished: for previews
     options  the solver's own (eta, variance, noise, ...); an unknown one raises
 
     FloatingPointError names the step and level from which on samples were not finite: at that step on the CPU, after the last on a GPU.
@@ -104,6 +106,8 @@ def sample(
     with torch.no_grad():
         for step in tqdm(solver(denoise, start, grid, **options), total=grid.steps, desc=name, disable=not progress):
             x = step.x
+            if watch is not None:
+                watch(step)
             sums.append(x.flatten(1).sum(1, dtype=torch.float64))
             if x.device.type == "cpu" and not sums[-1].isfinite().all():  # elsewhere in the end: a loop does not wait for its device
                 break

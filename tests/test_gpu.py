@@ -30,7 +30,7 @@ def test_a_seed_gives_the_same_image_on_every_device(experiment: str, sampler: s
     images = []
     for device in ("cpu", "cuda"):
         model = models.load(tmp_path)
-        model.backbone.to(device).requires_grad_(False)
+        model.network.to(device).requires_grad_(False)
         label = torch.arange(4, device=device)
         images.append(
             sample(sampler, model.denoiser(), model.grid(4), shape=model.shape, seeds=range(4), cond={"label": label}, device=device)
@@ -47,4 +47,4 @@ def test_training_learns_in_every_precision(precision: str, tmp_path: Path) -> N
     losses = [line["loss"] for line in read_json_lines(tmp_path / "metrics.jsonl")]
     assert len(losses) == 10
     assert losses[-1] < 0.8 * losses[0]
-    assert {p.dtype for p in models.load(tmp_path).backbone.parameters()} == {torch.float32}
+    assert {p.dtype for p in models.load(tmp_path).network.parameters()} == {torch.float32}

@@ -19,7 +19,7 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """All blocks in order, with a small model where `make quickstart` leaves its DiT."""
     network = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
     model = models.build({"network": network, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]})
-    for p in model.backbone.parameters():
+    for p in model.network.parameters():
         nn.init.normal_(p, std=0.1)
     models.save(model, tmp_path / "runs" / "quickstart" / "dit" / "checkpoint.safetensors")
     monkeypatch.chdir(tmp_path)

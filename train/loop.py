@@ -125,7 +125,7 @@ def train(
     folder, world = Path(folder), world or World(0, 1, torch.device("cpu"))
     micro_batch, rank, device = params.micro_batch(world.size), world.rank, world.device
     begun = is_begun(folder, resume)
-    network = model.backbone.to(device).train()
+    network = model.network.to(device).train()
     state = TrainState(
         model,
         EMA(network, params.ema),

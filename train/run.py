@@ -16,7 +16,7 @@ from diffusion.spec import check_call, check_mapping, check_names, check_type, m
 from models import Model
 from models.files import read_json, write_json
 from samplers.provenance import provenance
-from samplers.run import steered
+from samplers.guide import steered
 from train.consistency import ConsistencyDistillation
 from train.data import DATASETS, Dataset
 from train.density import DENSITIES
@@ -109,9 +109,9 @@ def _consistency(
         raise ValueError(f"model.{missing[0]} must be given to distil a model")
     check_type("model.from", parts["from"], Path)
     master, student = models.load(teacher), models.load(parts["from"])
-    master.backbone.to(device).requires_grad_(False)
+    master.network.to(device).requires_grad_(False)
     own: dict[str, Any] = {key: check_mapping(f"model.{key}", parts[key]) for key in ("grid", "consistency") if key in parts}
-    student = Model(student.backbone, student.schedule, student.prediction, {**student.spec, **own})
+    student = Model(student.network, student.schedule, student.prediction, {**student.spec, **own})
     student.check()
     levels = time_grid(master.schedule, **check_call("objective.grid", time_grid, 1, grid))
     objective = ConsistencyDistillation(steered(master, guidance, clip), build_blend(own["consistency"]), levels, solver, huber)
@@ -124,7 +124,7 @@ OBJECTIVES: dict[str, Callable[..., tuple[Model, Objective]]] = {"denoising": _d
 
 def _check_fit(model: Model, data: Dataset) -> None:
     """Raise where the network and the data cannot belong together, before the first step finds out."""
-    params: Any = model.backbone.params
+    params: Any = model.network.params
     if params.in_channels != data.shape[0]:
         raise ValueError(f"the data has {data.shape[0]} channels, the network model.network.in_channels={params.in_channels}")
     size = getattr(params, "image_size", None)

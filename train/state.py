@@ -32,7 +32,7 @@ class TrainState:
     def save(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Write folder/checkpoint.safetensors atomically. `settings` are kept for `load` to compare."""
         optimizer = self.optimizer.state_dict()
-        tensors = {f"network.{name}": value for name, value in self.model.backbone.state_dict().items()}
+        tensors = {f"network.{name}": value for name, value in self.model.network.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
         for index, state in optimizer["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
@@ -44,7 +44,7 @@ class TrainState:
     def load(self, folder: Path, settings: Mapping[str, Any], steps: int) -> None:
         """Continue from the folder's checkpoint, up to `steps`. ValueError where it belongs to another model or to other settings."""
         tensors, progress = resume_point(folder, self.model.spec, settings, steps)
-        self.model.backbone.load_state_dict(_part(tensors, "network."))
+        self.model.network.load_state_dict(_part(tensors, "network."))
         self.ema.load(_part(tensors, "ema."), progress["ema_updates"])
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(tensors, "optimizer.").items():

@@ -1,6 +1,6 @@
 """This library's own file format: safetensors, with the description of what is inside as JSON in the metadata.
 
-    network.*    the network's state dict
+    network.*    the network's state dict; vae.*, text.*, preview.* those of the other parts
     ema.*        the averaged weights, where training kept them
     optimizer.*  and whatever else training needs to go on; readers that only sample skip it
 
@@ -15,25 +15,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.checkpoints.tensors import SAFETENSORS, open_tensors
 from models.files import replacing
-from models.model import Model, Report, build
+from models.model import FOLDERS, Model, Report, build
 
 FILE_NAME = "checkpoint.safetensors"
 
 
 def save(model: Model, path: str | Path) -> None:
     """Write a model to one file. Raises OSError where the place cannot be written."""
-    write(path, {f"network.{name}": value for name, value in model.backbone.state_dict().items()}, {"model": model.spec})
+    write(path, model.state_dict(), {"model": model.spec})
 
 
-def load(path: str | Path, *, ema: bool = True) -> Model:
-    """Read a model from a file, or from a training run's folder; its network comes in evaluation mode.
+def is_native(path: Path) -> bool:
+    """Whether a path is a training run's folder, or a file that describes the model in it."""
+    if path.is_dir():
+        return (path / FILE_NAME).exists()
+    return path.suffix in SAFETENSORS and "model" in open_tensors(path).metadata
 
-    ema  take the averaged weights where the file has them; False takes the raw ones
+
+def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str, torch.dtype] | None = None) -> Model:
+    """Read a model from a file of ours, or from a training run's folder; its networks come in evaluation mode.
+
+    ema    take the averaged weights where the file has them; False takes the raw ones
+    dtype  of the weights: None as in the file, one for all, or by part
     Raises FileNotFoundError, or ValueError for a file that is damaged, foreign, or does not fit its own description.
     """
     tensors, metadata = read(path)
@@ -43,21 +52,32 @@ def load(path: str | Path, *, ema: bool = True) -> Model:
         model = build(metadata["model"], device="meta")
     except ValueError as error:
         raise ValueError(f"{path} describes a model that cannot be built: {error}") from None
-    average = _keys(tensors, "ema.") if ema else {}
-    if average and (lost := [name for name, _ in model.backbone.named_parameters() if name not in average]):
-        raise ValueError(f"{path} averages only some of its weights: it lacks ema.{lost[0]}")
-    keys = _keys(tensors, "network.") | average
-    # The average is kept in float32; the model has the dtype of its raw weights.
-    state = {name: tensors[key].to(tensors.get(f"network.{name}", tensors[key]).dtype) for name, key in keys.items()}
-    fit(model.backbone, state, path)
-    model.backbone.eval()
-    consumed = tuple(keys.values())
-    ignored = sorted(tensors.keys() - set(consumed))
-    if unknown := [key for key in ignored if not key.startswith(("network.", "ema.", "optimizer."))]:
-        raise ValueError(
-            f"{path} holds {unknown[0]}, which belongs to no part of a model: it was not written by models.save or by training"
+    consumed: list[str] = []
+    for part, module in model.parts.items():
+        keys = _keys(tensors, f"{FOLDERS.get(part, part)}.")
+        average = _keys(tensors, "ema.") if ema and part == "backbone" else {}
+        if average and (lost := [name for name, _ in module.named_parameters() if name not in average]):
+            raise ValueError(f"{path} averages only some of its weights: it lacks ema.{lost[0]}")
+        wanted = dtype.get(part) if isinstance(dtype, Mapping) else dtype
+        # The average is kept in float32; the model has the dtype of its raw weights.
+        raw = {name: tensors[key].dtype for name, key in keys.items()}
+        keys = keys | average
+        fit(module, {name: tensors[key].to(wanted or raw.get(name, tensors[key].dtype)) for name, key in keys.items()}, path)
+        module.eval()
+        consumed += keys.values()
+    known = tuple(f"{FOLDERS.get(part, part)}." for part in model.parts)
+    ignored: dict[str, str] = {}
+    for key in sorted(tensors.keys() - set(consumed)):
+        if not key.startswith((*known, "ema.", "optimizer.")):
+            raise ValueError(f"{path} holds {key}, which belongs to no part of a model: it was not written by models.save or by training")
+        ignored[key] = (
+            "training's own"
+            if key.startswith("optimizer.")
+            else "raw weights, and averaged ones are there"
+            if ema
+            else "averaged weights, and raw ones were asked for"
         )
-    model.report = Report(consumed, tuple(ignored))
+    model.report = Report(tuple(consumed), ignored)
     return model
 
 
@@ -81,9 +101,14 @@ def fit(network: torch.nn.Module, state: Mapping[str, Tensor], source: str | Pat
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors and JSON metadata atomically."""
+    write_tensors(path, tensors, {key: json.dumps(value) for key, value in metadata.items()})
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and texts beside them atomically."""
     with replacing(path) as temporary:
         try:
-            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {k: json.dumps(v) for k, v in metadata.items()})
+            save_file({key: value.detach().contiguous() for key, value in tensors.items()}, temporary, dict(metadata))
         except SafetensorError as error:  # how the writer reports a full disk or a folder that it may not write to
             raise OSError(str(error)) from error
 
@@ -95,11 +120,9 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not (path / FILE_NAME).exists():
             raise FileNotFoundError(f"no {FILE_NAME} in {path}: is it a training run's folder, and has it saved yet?")
         path = path / FILE_NAME
-    if not path.exists():
-        raise FileNotFoundError(f"no such checkpoint: {path}")
+    file = open_tensors(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key != "format"}
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118  (not a mapping)
-    except (SafetensorError, json.JSONDecodeError) as error:
+        metadata = {key: json.loads(value) for key, value in file.metadata.items() if key != "format"}
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged or not one of our safetensors files ({error})") from None
+    return {key: stored.mapped() for key, stored in file.tensors.items()}, metadata

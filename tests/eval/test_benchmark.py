@@ -82,7 +82,7 @@ def small() -> models.Model:
     torch.manual_seed(0)
     network = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
     model = models.build({"network": network, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]})
-    for p in model.backbone.parameters():
+    for p in model.network.parameters():
         torch.nn.init.normal_(p, std=0.1)
     return model
 

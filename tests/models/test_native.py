@@ -49,15 +49,15 @@ def fresh(spec: Mapping[str, Any], seed: int = 0, dtype: torch.dtype = torch.flo
     model = models.build(spec)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for p in model.backbone.parameters():
+        for p in model.network.parameters():
             p.copy_(torch.randn(p.shape, generator=generator) / 8)
-    model.backbone.to(dtype)
+    model.network.to(dtype)
     return model
 
 
 def tensors(model: Model) -> dict[str, Tensor]:
     """What a file holds of a model."""
-    return {f"network.{name}": value for name, value in model.backbone.state_dict().items()}
+    return {f"network.{name}": value for name, value in model.network.state_dict().items()}
 
 
 def output(model: Model) -> Tensor:
@@ -85,7 +85,7 @@ def saved(tmp_path: Path) -> Path:
 def trained(tmp_path: Path) -> tuple[Path, Model, EMA]:
     """A training run's folder, with a bfloat16 model's raw weights, its average and an optimiser; with the model and average."""
     model = fresh(DIT, dtype=torch.bfloat16)
-    ema = EMA(fresh(DIT, seed=1).backbone)
+    ema = EMA(fresh(DIT, seed=1).network)
     everything = tensors(model) | {f"ema.{name}": value for name, value in ema.average.items()} | {"optimizer.0.step": torch.ones(1)}
     native.write(tmp_path / "run" / native.FILE_NAME, everything, {"model": model.spec})
     return tmp_path / "run", model, ema
@@ -98,10 +98,10 @@ def test_round_trip_is_bitwise(kind: str, dtype: torch.dtype, tmp_path: Path) ->
     model = fresh(SPECS[kind], dtype=dtype)
     models.save(model, tmp_path / "a.safetensors")
     loaded = models.load(tmp_path / "a.safetensors")
-    assert_same(loaded.backbone.state_dict(), model.backbone.state_dict())
+    assert_same(loaded.network.state_dict(), model.network.state_dict())
     assert json.dumps(loaded.spec) == json.dumps(model.spec)
-    assert not loaded.backbone.training
-    assert all(p.requires_grad for p in loaded.backbone.parameters())
+    assert not loaded.network.training
+    assert all(p.requires_grad for p in loaded.network.parameters())
     models.save(loaded, tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
@@ -146,7 +146,7 @@ def test_an_edm_model_is_preconditioned_as_edm() -> None:
     spec = {**UNET, "schedule": {"name": "ve"}, "prediction": "edm"}
     model = fresh(spec)
     level, x, label = model.schedule.level(3.0), torch.randn(2, 1, 8, 8), torch.tensor([3, 10])
-    expected = Denoiser.edm(model.backbone, VarianceExploding())(x, level, label=label)
+    expected = Denoiser.edm(model.network, VarianceExploding())(x, level, label=label)
     assert torch.equal(model.denoiser()(x, level, label=label).x0, expected.x0)
     with pytest.raises(ValueError, match="needs schedule 've'"):
         models.build({**UNET, "prediction": "edm"})
@@ -216,16 +216,16 @@ def test_average_is_taken_unless_raw_weights_are_asked_for(trained: tuple[Path, 
     raw, average = models.load(folder, ema=False), models.load(folder)
     assert raw.report is not None
     assert average.report is not None
-    assert_same(raw.backbone.state_dict(), model.backbone.state_dict())
-    assert_same(dict(average.backbone.named_parameters()), {name: value.bfloat16() for name, value in ema.average.items()})
-    assert_same(dict(average.backbone.named_buffers()), dict(model.backbone.named_buffers()))
+    assert_same(raw.network.state_dict(), model.network.state_dict())
+    assert_same(dict(average.network.named_parameters()), {name: value.bfloat16() for name, value in ema.average.items()})
+    assert_same(dict(average.network.named_buffers()), dict(model.network.named_buffers()))
     assert set(raw.report.ignored) == {f"ema.{name}" for name in ema.average} | {"optimizer.0.step"}
     assert set(average.report.ignored) == {f"network.{name}" for name in ema.average} | {"optimizer.0.step"}
 
 
 def test_file_without_average_gives_its_raw_weights(saved: Path) -> None:
     """Asking for the average of a file that has none is no error."""
-    assert_same(models.load(saved, ema=True).backbone.state_dict(), models.load(saved, ema=False).backbone.state_dict())
+    assert_same(models.load(saved, ema=True).network.state_dict(), models.load(saved, ema=False).network.state_dict())
 
 
 def test_no_socket_is_opened(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,10 +244,10 @@ def test_no_socket_is_opened(saved: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_saving_over_the_file_that_is_loaded(saved: Path) -> None:
     """A model may go back to the file it is mapped from, and that file's old bytes stay valid for it."""
     model = models.load(saved)
-    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
     models.save(model, saved)
-    assert_same(model.backbone.state_dict(), before)
-    assert_same(models.load(saved).backbone.state_dict(), before)
+    assert_same(model.network.state_dict(), before)
+    assert_same(models.load(saved).network.state_dict(), before)
 
 
 def _foreign(path: Path) -> None:
@@ -381,6 +381,6 @@ def test_save_makes_the_folders_it_needs(tmp_path: Path) -> None:
     """A path in folders that do not exist yet is no error; one below a file is, and says so."""
     path = tmp_path / "a" / "b" / "model.safetensors"
     models.save(fresh(UNET), path)
-    assert_same(models.load(path).backbone.state_dict(), fresh(UNET).backbone.state_dict())
+    assert_same(models.load(path).network.state_dict(), fresh(UNET).network.state_dict())
     with pytest.raises(OSError, match=r"model\.safetensors"):
         models.save(fresh(UNET), path / "c.safetensors")

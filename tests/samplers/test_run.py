@@ -42,7 +42,7 @@ FLOW: dict[str, Any] = {"network": NETWORK, "schedule": {"name": "flow"}, "predi
 
 def saved(path: Path, **parts: Any) -> Path:
     model = models.build({**FLOW, **parts})
-    for p in model.backbone.parameters():
+    for p in model.network.parameters():
         nn.init.normal_(p, std=0.1)
     models.save(model, path)
     return path
@@ -219,7 +219,7 @@ def test_a_diverged_model_makes_no_black_images(tmp_path: Path) -> None:
     """Samples that are not finite are an error that names the seed, not pictures; NaN has no shade of grey."""
     model = models.load(saved(tmp_path / "model.safetensors"))
     with torch.no_grad():
-        next(model.backbone.parameters()).fill_(math.nan)
+        next(model.network.parameters()).fill_(math.nan)
     models.save(model, tmp_path / "lost.safetensors")
     with pytest.raises(FloatingPointError, match="3 of 3 samples are not finite, the first of seed 0"):
         run(settings(tmp_path / "lost.safetensors", "steps=1"))

@@ -162,12 +162,12 @@ def test_the_teacher_is_not_trained(tmp_path: Path) -> None:
     teacher = models.build(
         {"network": {**network, "head_dim": 8, "groups": 4, "num_classes": 10}, "schedule": {"name": "cosine"}, "prediction": "v"}
     )
-    before, student = copy.deepcopy(teacher.backbone.state_dict()), copy.deepcopy(teacher)
+    before, student = copy.deepcopy(teacher.network.state_dict()), copy.deepcopy(teacher)
     objective = ConsistencyDistillation(teacher.denoiser(), cm(), time_grid(teacher.schedule, 4))
     train(student, objective, digits(), TrainParams(steps=3, batch_size=8, warmup=0), tmp_path, progress=False)
-    assert all(torch.equal(value, before[name]) for name, value in teacher.backbone.state_dict().items())
-    assert all(p.grad is None for p in teacher.backbone.parameters())
-    assert any(not torch.equal(value, before[name]) for name, value in student.backbone.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.network.state_dict().items())
+    assert all(p.grad is None for p in teacher.network.parameters())
+    assert any(not torch.equal(value, before[name]) for name, value in student.network.state_dict().items())
 
 
 @pytest.mark.parametrize(("clip", "limit"), [(True, 1.0), (False, math.inf)])

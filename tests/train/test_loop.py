@@ -79,7 +79,7 @@ def go(folder: Path, objective: Objective | None = None, model: Model | None = N
     """Train a few steps in this process."""
     model = model or fresh()
     data = digits()
-    data.images = data.images.to(next(model.backbone.parameters()).dtype)
+    data.images = data.images.to(next(model.network.parameters()).dtype)
     train(model, objective or denoising(model), data, TrainParams(**{**QUICK, **params}), folder, resume=resume, progress=False)
     return model
 
@@ -224,12 +224,12 @@ config = json.loads(sys.argv[1])
 folder = Path(config["run"])
 
 def both(model, objective, data, params, path, **rest):
-    start = copy.deepcopy(model.backbone.state_dict())
-    plain = Model(copy.deepcopy(model.backbone).double(), model.schedule, model.prediction, model.spec)
+    start = copy.deepcopy(model.network.state_dict())
+    plain = Model(copy.deepcopy(model.network).double(), model.schedule, model.prediction, model.spec)
     finished = train(model, objective, data, params, path, **rest)
     data.images = data.images.double()
     train(plain, reconstruction, data, params, folder.with_name("plain"), world=rest["world"], progress=False)
-    ends = [network.state_dict() for network in (model.backbone, plain.backbone)]
+    ends = [network.state_dict() for network in (model.network, plain.network)]
     torch.save([start, *ends], folder.with_name(f"rank{rest['world'].rank}.pt"))
     return finished
 
@@ -250,10 +250,10 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
     for a, b in zip(first, second, strict=True):
         assert_same(a, b)
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
-    assert_same(first[1], models.load(tmp_path / "run").backbone.state_dict())
+    assert_same(first[1], models.load(tmp_path / "run").network.state_dict())
 
     one = models.build({**settings["model"], "network": dict(settings["model"]["network"])})
-    one.backbone.load_state_dict(first[0])
+    one.network.load_state_dict(first[0])
     go(tmp_path / "one", reconstruction, as_float64(one), **{**settings["train"], "betas": (0.9, 0.99), "accumulate": 1})
     assert_close(state(tmp_path / "plain", "network."), state(tmp_path / "one", "network."))
 
@@ -320,9 +320,9 @@ def test_the_average_is_what_is_left(tmp_path: Path) -> None:
     """After training the model holds the averaged weights of its checkpoint, which are not the raw ones, ready to be used."""
     model = go(tmp_path)
     average, raw = state(tmp_path, "ema."), state(tmp_path, "network.")
-    assert_same({name.removeprefix("ema."): value for name, value in average.items()}, dict(model.backbone.named_parameters()))
+    assert_same({name.removeprefix("ema."): value for name, value in average.items()}, dict(model.network.named_parameters()))
     assert any(not torch.equal(value, raw[name.replace("ema.", "network.", 1)]) for name, value in average.items())
-    assert not model.backbone.training
+    assert not model.network.training
 
 
 @pytest.mark.parametrize(("log_every", "save_every", "kept"), [(1, 2, 4), (50, 1, 4), (50, 3, 3)])
@@ -332,7 +332,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, log_every: int,
 
     def poison() -> None:
         with torch.no_grad():
-            next(poisoned.backbone.parameters()).fill_(math.nan)
+            next(poisoned.network.parameters()).fill_(math.nan)
 
     objective = at_call(5, poison, denoising(poisoned))
     caught = 5 if log_every == 1 or save_every == 1 else 6
@@ -541,14 +541,14 @@ def test_bf16_runs_on_the_cpu(tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
         model = go(tmp_path / precision, precision=precision)
         losses[precision] = torch.tensor([line["loss"] for line in read_json_lines(tmp_path / precision / "metrics.jsonl")])
-        assert {p.dtype for p in model.backbone.parameters()} == {torch.float32}
+        assert {p.dtype for p in model.network.parameters()} == {torch.float32}
     torch.testing.assert_close(losses["bf16"], losses["fp32"], rtol=2e-2, atol=0)
     assert not torch.equal(losses["bf16"], losses["fp32"])
 
 
 def as_float64(model: Model) -> Model:
     """The same network in double precision: parts and whole then differ by rounding alone."""
-    model.backbone.double()
+    model.network.double()
     return model
 
 

@@ -1,0 +1,94 @@
+"""CLIP's text tower as transformers has it, and as OpenCLIP has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.checkpoints.table import Form, Layout
+from models.checkpoints.unet_keys import Shapes, count
+from models.clip import CLIPTextParams
+
+TRANSFORMERS = {
+    r"^token\.": "text_model.embeddings.token_embedding.",
+    r"^position$": "text_model.embeddings.position_embedding.weight",
+    r"^blocks\.": "text_model.encoder.layers.",
+    r"\.norm(\d)\.": r".layer_norm\1.",
+    r"\.attention\.qkv\.": ".self_attn.[q,k,v]_proj.",
+    r"\.attention\.out\.": ".self_attn.out_proj.",
+    r"\.fc(\d)\.": r".mlp.fc\1.",
+    r"^norm\.": "text_model.final_layer_norm.",
+    r"^projection\.": "text_projection.",
+}
+# Some files leave the prefix out (NovelAI's and what was merged with it).
+BARE = {**TRANSFORMERS, r"^text_model\.": ""}
+OPENCLIP = {
+    r"^token\.": "token_embedding.",
+    r"^position$": "positional_embedding",
+    r"^blocks\.": "transformer.resblocks.",
+    r"\.norm(\d)\.": r".ln_\1.",
+    r"\.attention\.qkv\.": ".attn.in_proj_",
+    r"\.attention\.out\.": ".attn.out_proj.",
+    r"\.fc1\.": ".mlp.c_fc.",
+    r"\.fc2\.": ".mlp.c_proj.",
+    r"^norm\.": "ln_final.",
+    r"^projection\.weight$": "text_projection",
+}
+OPENCLIP_FORMS: dict[str, Form] = {r"^projection\.": "transposed"}
+# As a linear layer, in Playground's file.
+OPENCLIP_LINEAR = {**OPENCLIP, r"^text_projection$": "text_projection.weight"}
+
+HEAD_DIM = 64  # in every published tower
+
+
+def transformers() -> Layout:
+    return Layout("transformers", TRANSFORMERS)
+
+
+def openclip() -> Layout:
+    return Layout("openclip", OPENCLIP, OPENCLIP_FORMS)
+
+
+def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams, Layout] | None:
+    """Parameters and layout of a text tower; None where it is none. The activation, which no tensor tells, is OpenCLIP's gelu or OpenAI's
+    quick_gelu by layout, unless `hints`, a config.json, say hidden_act and num_attention_heads.
+    """
+    for prefix, rules in (("text_model.", TRANSFORMERS), ("", BARE)):
+        if f"{prefix}embeddings.token_embedding.weight" in shapes:
+            return _params(
+                shapes,
+                f"{prefix}embeddings.token_embedding.weight",
+                f"{prefix}embeddings.position_embedding.weight",
+                f"{prefix}encoder.layers",
+                shapes["text_projection.weight"][0] if "text_projection.weight" in shapes else None,
+                {"quick_gelu": "quick_gelu", "gelu": "gelu"}.get(str(hints.get("hidden_act")), "quick_gelu"),
+                hints.get("num_attention_heads"),
+            ), Layout("transformers", rules)
+    if "token_embedding.weight" in shapes and "transformer.resblocks.0.attn.in_proj_weight" in shapes:
+        raw, linear = shapes.get("text_projection"), shapes.get("text_projection.weight")
+        params = _params(
+            shapes,
+            "token_embedding.weight",
+            "positional_embedding",
+            "transformer.resblocks",
+            raw[1] if raw else linear[0] if linear else None,
+            "gelu",
+            None,
+        )
+        return params, Layout("openclip", OPENCLIP_LINEAR) if linear else openclip()
+    return None
+
+
+def _params(
+    shapes: Shapes, token: str, position: str, layers: str, projection: int | None, activation: Any, heads: int | None
+) -> CLIPTextParams:
+    vocab, width = shapes[token]
+    return CLIPTextParams(
+        vocab=vocab,
+        length=shapes[position][0],
+        width=width,
+        layers=count(shapes, layers),
+        heads=heads or width // HEAD_DIM,
+        activation=activation,
+        projection=projection,
+    )

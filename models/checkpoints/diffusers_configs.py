@@ -1,0 +1,157 @@
+"""The configurations that diffusers and transformers want beside weights, from our descriptions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.clip import CLIPTextParams
+from models.model import Model
+from models.taesd import TAESDParams
+from models.tokenizer import BOS, EOS
+from models.unet import UNetParams
+from models.vae import VAEParams
+
+PIPELINES = {
+    "sd1": "StableDiffusionPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
+}
+WITH_IMAGE = {
+    ("sd", 5): "StableDiffusionInpaintPipeline",
+    ("sd", 4): "StableDiffusionInstructPix2PixPipeline",
+    ("sdxl", 5): "StableDiffusionXLInpaintPipeline",
+    ("sdxl", 4): "StableDiffusionXLInstructPix2PixPipeline",
+}
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+
+
+def unet(p: UNetParams, size: int) -> dict[str, Any]:
+    """For UNet2DConditionModel. `size` is that of the latents it was trained on."""
+    widths = [p.channels * m for m in p.channel_mult]
+    depths = [depth or 1 for depth in p.attention]
+    depths[-1] = p.middle_attention  # which diffusers takes the middle's depth from
+    down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in p.attention]
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": size,
+        "in_channels": p.in_channels,
+        "out_channels": p.out_channels,
+        "block_out_channels": widths,
+        "down_block_types": down,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
+        "layers_per_block": p.blocks,
+        "transformer_layers_per_block": depths[0] if len(set(depths)) == 1 else depths,
+        "attention_head_dim": p.heads or [p.heads_of(width) for width in widths],  # the number of heads, in spite of its name
+        "cross_attention_dim": p.context_dim,
+        "use_linear_projection": p.linear_projection,
+        "norm_num_groups": p.groups,
+        "time_cond_proj_dim": p.guidance_dim,
+        "addition_embed_type": None if p.vector_dim is None else "text_time",
+        "addition_time_embed_dim": None if p.vector_dim is None else 256,
+        "projection_class_embeddings_input_dim": p.vector_dim,
+    }
+
+
+def vae(p: VAEParams) -> dict[str, Any]:
+    """For AutoencoderKL."""
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": p.image_channels,
+        "out_channels": p.image_channels,
+        "latent_channels": p.latent_channels,
+        "block_out_channels": [p.channels * m for m in p.channel_mult],
+        "down_block_types": ["DownEncoderBlock2D"] * len(p.channel_mult),
+        "up_block_types": ["UpDecoderBlock2D"] * len(p.channel_mult),
+        "layers_per_block": p.blocks,
+        "norm_num_groups": p.groups,
+        "use_quant_conv": p.quant_conv,
+        "use_post_quant_conv": p.quant_conv,
+        "scaling_factor": p.scale,
+        "shift_factor": p.shift or None,
+        "latents_mean": p.mean,
+        "latents_std": p.std,
+        "sample_size": 512,
+    }
+
+
+def taesd(p: TAESDParams) -> dict[str, Any]:
+    """For AutoencoderTiny."""
+    return {"_class_name": "AutoencoderTiny", "latent_channels": p.latent_channels}
+
+
+def text_class(p: CLIPTextParams) -> str:
+    return "CLIPTextModel" if p.projection is None else "CLIPTextModelWithProjection"
+
+
+def text(p: CLIPTextParams) -> dict[str, Any]:
+    """For CLIPTextModel, with projection where there is one."""
+    return {
+        "architectures": [text_class(p)],
+        "model_type": "clip_text_model",
+        "vocab_size": p.vocab,
+        "hidden_size": p.width,
+        "intermediate_size": 4 * p.width,
+        "projection_dim": p.projection or p.width,
+        "num_hidden_layers": p.layers,
+        "num_attention_heads": p.heads,
+        "max_position_embeddings": p.length,
+        "hidden_act": p.activation,
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "pad_token_id": 1,
+    }
+
+
+def tokenizer(pad: str, length: int) -> dict[str, Any]:
+    """For CLIPTokenizer."""
+    return {
+        "tokenizer_class": "CLIPTokenizer",
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": pad,
+        "model_max_length": length,
+        "do_lower_case": True,
+        "errors": "replace",
+        "add_prefix_space": False,
+    }
+
+
+def scheduler(model: Model) -> dict[str, Any]:
+    """For a scheduler that fits schedule and prediction."""
+    schedule = model.spec["schedule"]
+    if schedule["name"] == "ve":
+        sigmas = {"sigma_min": schedule["sigma_min"], "sigma_max": schedule["sigma_max"], "sigma_data": 0.5}
+        return {"_class_name": "EDMDPMSolverMultistepScheduler", **sigmas, "prediction_type": "epsilon", "sigma_schedule": "karras"}
+    if schedule["name"] not in ("linear", "scaled_linear") or model.prediction.name not in PREDICTIONS:
+        raise ValueError(
+            f"diffusers' folders have no schedule {schedule['name']!r} with prediction {model.prediction.name!r}: use layout='native'"
+        )
+    return {
+        "_class_name": "LCMScheduler" if model.distilled else "EulerDiscreteScheduler",
+        "num_train_timesteps": schedule.get("steps", 1000),
+        "beta_start": schedule["start"],
+        "beta_end": schedule["end"],
+        "beta_schedule": schedule["name"],
+        "prediction_type": PREDICTIONS[model.prediction.name],
+        "rescale_betas_zero_snr": schedule.get("zero_terminal_snr", False),
+        "timestep_spacing": "leading",
+        "steps_offset": 1,
+    }
+
+
+def index(model: Model, base: str, parts: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    """model_index.json: the pipeline's class and that of every part, as (library, class)."""
+    kind = "sdxl" if base.startswith("sdxl") else "sd"
+    name = WITH_IMAGE.get((kind, model.image_channels), PIPELINES[base])
+    if model.spec.get("family") == "lcm":
+        name = "LatentConsistencyModelPipeline"
+    extra: dict[str, Any] = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    if kind == "sdxl":
+        extra = {"force_zeros_for_empty_prompt": base == "sdxl"}
+        absent = ["text_encoder", "tokenizer"] if base == "sdxl-refiner" else []
+        extra |= {part: [None, None] for part in absent} | ({"requires_aesthetics_score": True} if absent else {})
+    return {"_class_name": name, **extra, **{part: list(what) for part, what in parts.items()}}

@@ -1,0 +1,26 @@
+"""Keys that published files hold and no model needs, each with the reason: they may be ignored, and are named in the report."""
+
+from __future__ import annotations
+
+import re
+
+SCHEDULE = "betas|alphas_cumprod|alphas_cumprod_prev|sqrt_alphas_cumprod|sqrt_one_minus_alphas_cumprod|log_one_minus_alphas_cumprod|"
+SCHEDULE += "sqrt_recip_alphas_cumprod|sqrt_recipm1_alphas_cumprod|posterior_variance|posterior_log_variance_clipped|"
+SCHEDULE += "posterior_mean_coef1|posterior_mean_coef2|lvlb_weights|denoiser\\.sigmas|model\\.sigmas|alphas_cumprod_next|scale_factor"
+
+HARMLESS = {
+    rf"^({SCHEDULE})$": "a table of the noise schedule, which is computed here",
+    r"^logvar$": "learned weights of the training loss",
+    r"(^|\.)position_ids$": "0 ... 76, counted here",
+    r"(^|\.)logit_scale$": "the temperature of CLIP's training",
+    r"^model_ema\.(decay|num_updates)$": "how the average was kept",
+    r"^first_stage_model\.loss\.|^loss\.": "the autoencoder's training loss",
+    r"(^|\.)attn_mask$": "the causal mask, made here",
+    r"^(v_pred|ztsnr|edm_vpred\.sigma_max|edm_vpred\.sigma_min)$": "a mark of what the network predicts",
+    r"^cond_stage_model\.model\.visual\.|^visual\.": "CLIP's image tower",
+}
+
+
+def reason(key: str) -> str | None:
+    """Why this key may be ignored, None where it may not."""
+    return next((why for pattern, why in HARMLESS.items() if re.search(pattern, key)), None)

@@ -1,0 +1,131 @@
+"""Which networks a file holds: told by the prefixes, keys and shapes of its tensors alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from models.checkpoints import clip_keys, foreign, harmless, taesd_keys, unet_keys, vae_keys
+from models.checkpoints.table import Layout
+from models.checkpoints.tensors import Stored, TensorFile
+from models.checkpoints.unet_keys import Shapes
+
+# Where latent diffusion's and its successors' single files keep their parts.
+PREFIXES = (
+    "model.diffusion_model.",
+    "first_stage_model.",
+    "cond_stage_model.transformer.",
+    "cond_stage_model.model.",
+    "conditioner.embedders.0.transformer.",
+    "conditioner.embedders.0.model.",
+    "conditioner.embedders.1.model.",
+    "vae.",
+)
+LATENT_STATISTICS = ("edm_mean", "edm_std")  # Playground's
+EMA_NOTES = 100  # more keys than this under model_ema. are weights, fewer are numbers about them
+
+KINDS: dict[str, Callable[[Shapes, Mapping[str, Any]], tuple[Any, Layout] | None]] = {
+    "backbone": unet_keys.recognise,
+    "vae": vae_keys.recognise,
+    "text": clip_keys.recognise,
+    "preview": taesd_keys.recognise,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network in a file.
+
+    kind    "backbone", "vae", "text" (one tower) or "preview"
+    stored  its tensors by the layout's keys
+    keys    the key in the file of each of these
+    prefix  what stands before the layout's keys in the file
+    hints   what a configuration beside the file says
+    """
+
+    kind: str
+    params: Any
+    layout: Layout
+    file: TensorFile
+    stored: Mapping[str, Stored]
+    keys: Mapping[str, str]
+    prefix: str = ""
+    hints: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Found:
+    """A file, its parts, and the reason why each other key is left out."""
+
+    file: TensorFile
+    parts: list[Part]
+    ignored: dict[str, str]
+
+
+def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bool = True) -> Found:
+    """Everything in a file. ValueError where it holds none of our networks, or a key that is neither of one nor known to be harmless.
+
+    ema  take the averaged weights of the backbone where the file has them
+    """
+    hints = hints or {}
+    groups = {prefix: [key for key in file.tensors if key.startswith(prefix)] for prefix in PREFIXES}
+    groups = {prefix: keys for prefix, keys in groups.items() if keys} or {"": list(file.tensors)}
+    parts, taken, ignored = [], set(), {}
+    for prefix, keys in groups.items():
+        names = {key.removeprefix(prefix): key for key in keys}
+        part = _recognised(file, prefix, names, hints)
+        if part is None:
+            continue
+        parts.append(part)
+        taken.update(keys)
+        for name, key in names.items():  # of a part's own keys, those that it has no use for
+            if name not in part.keys and (why := harmless.reason(name) or harmless.reason(key)):
+                ignored[key] = why
+    averages = [key for key in file.tensors if key.startswith("model_ema.")]
+    if len(averages) > EMA_NOTES:
+        parts, ignored = _with_averages(file, parts, ignored, averages, ema)
+    rest = [key for key in file.tensors if key not in taken and key not in ignored and key not in LATENT_STATISTICS]
+    ignored |= {key: why for key in rest if (why := harmless.reason(key))}
+    if not parts:
+        raise ValueError(f"{file.path} holds no model: {foreign.guess(file.tensors)}")
+    used = {key for part in parts for key in part.keys.values()}
+    if unknown := [key for key in file.tensors if key not in used and key not in ignored and key not in LATENT_STATISTICS]:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise ValueError(f"{file.path} holds {unknown[0]}{more}, which belongs to no part of a known model ({foreign.guess(unknown)})")
+    return Found(file, parts, ignored)
+
+
+def _recognised(file: TensorFile, prefix: str, names: Mapping[str, str], hints: Mapping[str, Any]) -> Part | None:
+    """The network whose keys, without their prefix, are these."""
+    shapes = {name: file.tensors[key].shape for name, key in names.items()}
+    for kind, recognise in KINDS.items():
+        try:
+            found = recognise(shapes, hints)
+        except (KeyError, IndexError, ZeroDivisionError) as error:  # a key that shapes are read from is not there, or a shape is odd
+            raise ValueError(f"{file.path} holds an incomplete {kind}: {error.args[0]} is missing or of an odd shape") from None
+        except ValueError as error:
+            raise ValueError(f"{file.path}: {error}") from None
+        if found:
+            params, layout = found
+            keys = {name: key for name, key in names.items() if harmless.reason(name) is None}
+            return Part(kind, params, layout, file, {name: file.tensors[key] for name, key in keys.items()}, keys, prefix, hints)
+    return None
+
+
+def _with_averages(
+    file: TensorFile, parts: list[Part], ignored: dict[str, str], averages: list[str], ema: bool
+) -> tuple[list[Part], dict[str, str]]:
+    """The backbone with its averaged weights in place of the raw ones, or without: their names are the raw ones' without dots."""
+    if not ema:
+        return parts, ignored | dict.fromkeys(averages, "averaged weights, and raw ones were asked for")
+    result = []
+    for part in parts:
+        if part.kind == "backbone":
+            keys = {name: f"model_ema.{key.removeprefix('model.').replace('.', '')}" for name, key in part.keys.items()}
+            if lost := [key for key in keys.values() if key not in file.tensors]:
+                raise ValueError(f"{file.path} averages only some of its weights: it lacks {lost[0]}; ema=False takes the raw ones")
+            ignored = ignored | dict.fromkeys(part.keys.values(), "raw weights, and averaged ones are there")
+            part = replace(part, keys=keys, stored={name: file.tensors[key] for name, key in keys.items()})
+        result.append(part)
+    return result, ignored

@@ -1,0 +1,143 @@
+"""The names of tensors here and in a published layout, as data: one table serves loading and, read backwards, saving.
+
+A layout is a list of rules that turn names of ours into published ones. Where one tensor of ours is several published ones (query, key
+and value are one product here), the rule's result names them in brackets, "attn1.to_[q,k,v]", in the order in which they are stacked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from models.checkpoints.tensors import Stored, TensorFile
+
+Form = Literal["same", "conv", "transposed"]
+"""How a published tensor is written: as ours, as a 1x1 convolution where ours is a linear layer, or with its two dimensions exchanged."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The published keys of one tensor of ours, stacked along its first dimension, and their form."""
+
+    keys: tuple[str, ...]
+    form: Form = "same"
+
+
+Table = dict[str, Source]
+"""By our names."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one kind of network is written in one family of files.
+
+    rules   patterns over our names and what replaces them, all applied, in order
+    forms   patterns over our names of those tensors that are written in another form
+    number  applied to our names before the rules: how blocks are counted there
+    """
+
+    name: str
+    rules: Mapping[str, str]
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    number: Callable[[str], str] = str
+
+    def table(self, names: Iterable[str]) -> Table:
+        """The published keys of each of our names."""
+        return {name: Source(_split(self._renamed(name)), self._form(name)) for name in names}
+
+    def _renamed(self, name: str) -> str:
+        name = self.number(name)
+        for pattern, replacement in self.rules.items():
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def _form(self, name: str) -> Form:
+        return next((form for pattern, form in self.forms.items() if re.search(pattern, name)), "same")
+
+
+def _split(name: str) -> tuple[str, ...]:
+    """a.[q,k].b -> a.q.b, a.k.b."""
+    if not (found := re.search(r"\[([\w,]+)\]", name)):
+        return (name,)
+    return tuple(name.replace(found[0], part) for part in found[1].split(","))
+
+
+class Stock(Protocol):
+    """Published tensors: where `gather` takes from. `prefix` stands before their keys in the file, for what is said to people."""
+
+    @property
+    def stored(self) -> Mapping[str, Stored]: ...
+    @property
+    def prefix(self) -> str: ...
+    @property
+    def file(self) -> TensorFile: ...
+
+
+def gather(table: Table, shapes: Mapping[str, torch.Size], stock: Stock, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Our tensors from the published ones.
+
+    What is one to one and of the right dtype stays in the file's memory-mapped pages; the rest is read into new memory, piece by piece.
+    ValueError names the first key that is missing, of another shape, of a type that is no weight, or not finite.
+    """
+    path = stock.file.path
+    if missing := [key for source in table.values() for key in source.keys if key not in stock.stored]:
+        raise ValueError(f"{path} lacks {stock.prefix}{missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))
+    for name, source in table.items():
+        _check_shapes(shapes[name], source, stock)
+    values = {}
+    for name, source in table.items():
+        values[name] = _gather_one(shapes[name], source, [stock.stored[key] for key in source.keys], dtype)
+        if not _is_finite(values[name]):
+            raise ValueError(f"{path} is damaged: {stock.prefix}{' or '.join(source.keys)} holds values that are not finite")
+    return values
+
+
+def _gather_one(shape: torch.Size, source: Source, pieces: list[Stored], dtype: torch.dtype) -> Tensor:
+    if len(pieces) == 1 and pieces[0].dtype == dtype and source.form != "transposed":
+        return pieces[0].mapped().view(shape)
+    value = torch.empty(shape, dtype=dtype)
+    for piece, part in zip(pieces, value.chunk(len(pieces)), strict=True):
+        if source.form == "transposed":
+            raw = torch.empty(piece.shape, dtype=piece.dtype)
+            piece.read_into(raw)
+            part.copy_(raw.T)
+        else:
+            piece.read_into(part.view(piece.shape))
+    return value
+
+
+def scatter(table: Table, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The published tensors from ours: `gather` backwards, without a copy where ours need none."""
+    published: dict[str, Tensor] = {}
+    for name, source in table.items():
+        for key, part in zip(source.keys, state[name].detach().chunk(len(source.keys)), strict=True):
+            written = part.T if source.form == "transposed" else part[..., None, None] if _is_conv(part.shape, source) else part
+            published[key] = written.contiguous()
+    return published
+
+
+def _is_conv(shape: torch.Size, source: Source) -> bool:
+    return source.form == "conv" and len(shape) == 2  # biases are written as they are
+
+
+def _check_shapes(shape: torch.Size, source: Source, stock: Stock) -> None:
+    """ValueError unless the published tensors are of the shapes that ours asks for, and weights."""
+    part = torch.Size((shape[0] // len(source.keys), *shape[1:])) if shape else shape
+    wanted = part[::-1] if source.form == "transposed" else torch.Size((*part, 1, 1)) if _is_conv(part, source) else part
+    for key in source.keys:
+        stored = stock.stored[key]
+        # A 1x1 convolution may have been saved as the linear layer that it is.
+        if stored.shape not in (tuple(wanted), tuple(part)):
+            raise ValueError(f"{stock.file.path} is of another architecture: {stock.prefix}{key} is {stored.shape}, not {tuple(wanted)}")
+        if not stored.dtype.is_floating_point:
+            raise ValueError(f"{stock.file.path} holds no weights: {stock.prefix}{key} is {stored.dtype}")
+
+
+def _is_finite(value: Tensor) -> bool:
+    """One pass: a sum is finite unless a value is not, or the sum of finite ones overflows, which then is looked at one by one."""
+    return bool(value.sum(dtype=torch.float32).isfinite()) or bool(value.isfinite().all())

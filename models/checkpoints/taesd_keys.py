@@ -1,0 +1,2 @@
+def recognise(shapes, hints):
+    return None

@@ -1,0 +1,278 @@
+"""Tensors in files, by name: what a file holds is known from its header alone; a tensor is read when it is asked for.
+
+    safetensors    our own reader of the format: eight bytes of length, a JSON header, then the data, which is memory-mapped
+    .ckpt .pt ...  pickles, only under torch's weights_only, which runs no code
+    *.index.json   several safetensors files that are one
+
+Whatever is wrong with a file is one ValueError that names the file and the key, before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+SAFETENSORS = (".safetensors", ".sft")
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+class Stored(ABC):
+    """One tensor of a file."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @abstractmethod
+    def mapped(self) -> Tensor:
+        """The tensor in the file's memory-mapped pages, which may be written to: the file does not change."""
+
+    @abstractmethod
+    def read_into(self, out: Tensor) -> None:
+        """Copy it to a contiguous tensor of its shape and of any dtype, without leaving its pages in this process's memory."""
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What a file, or a set of shards, holds.
+
+    metadata  texts beside the tensors in a safetensors file
+    numbers   plain numbers beside the tensors in a pickle ("global_step", ...)
+    """
+
+    path: Path
+    tensors: Mapping[str, Stored]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {key: stored.shape for key, stored in self.tensors.items()}
+
+
+def open_tensors(path: str | Path) -> TensorFile:
+    """Look into a file. FileNotFoundError, or ValueError where it is damaged or of no kind that is known."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    if path.name.endswith(".index.json"):
+        return _open_shards(path)
+    if path.suffix in SAFETENSORS:
+        return _open_safetensors(path)
+    if path.suffix in PICKLES:
+        return _open_pickle(path)
+    raise ValueError(f"{path} is no file of weights: expected {', '.join((*SAFETENSORS, *PICKLES))} or a shards' .index.json")
+
+
+# Safetensors -----------------------------------------------------------------------------------------------------------
+
+
+class _Mapping:
+    """A file's pages, mapped once for all of its tensors, when the first is asked for."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size = path, size
+
+    @cached_property
+    def storage(self) -> torch.UntypedStorage:
+        return torch.UntypedStorage.from_file(str(self.path), False, self.size)  # not shared: what is written stays here
+
+
+@dataclass(frozen=True)
+class _Region(Stored):
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    mapping: _Mapping
+    start: int
+
+    def mapped(self) -> Tensor:
+        if self.start % self.dtype.itemsize:  # such a tensor cannot be viewed, only copied
+            out = torch.empty(self.shape, dtype=self.dtype)
+            self.read_into(out)
+            return out
+        return torch.empty(0, dtype=self.dtype).set_(self.mapping.storage, self.start // self.dtype.itemsize, self.shape)
+
+    def read_into(self, out: Tensor) -> None:
+        raw = out if out.dtype == self.dtype else torch.empty(self.shape, dtype=self.dtype)
+        with open(self.mapping.path, "rb", buffering=0) as file:
+            file.seek(self.start)
+            view = memoryview(raw.view(-1).view(torch.uint8).numpy()) if raw.numel() else memoryview(b"")
+            while len(view):
+                n = file.readinto(view)
+                if not n:
+                    raise ValueError(f"{self.mapping.path} is damaged: it ends within {self.key}")
+                view = view[n:]
+        if raw is not out:
+            out.copy_(raw)
+
+
+def _open_safetensors(path: Path) -> TensorFile:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, LARGEST_HEADER):
+            raise ValueError(f"{path} is damaged: its header should be {length:,} bytes long, and the file has {size:,}; get it again")
+        text = file.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=_no_key_twice)
+        if not isinstance(header, dict):
+            raise ValueError("it is no table of tensors")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: its header cannot be read ({error})") from None
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"{path} is damaged: __metadata__ must hold texts")
+    begin, mapping = 8 + length, _Mapping(path, size)
+    ends: list[tuple[int, int, str]] = []
+    tensors: dict[str, Stored] = {}
+    for key, entry in header.items():
+        dtype, shape, first, last = _check_entry(path, key, entry)
+        ends.append((first, last, key))
+        tensors[key] = _Region(key, shape, dtype, mapping, begin + first)
+    ends.sort()
+    for (_, last, key), (first, _, other) in pairwise([(0, 0, "the header"), *ends]):
+        if first != last:
+            what = "overlaps" if first < last else "leaves a gap after"
+            raise ValueError(f"{path} is damaged: {other} {what} {key} (it starts at byte {first:,} of the data, not {last:,})")
+    if begin + (ends[-1][1] if ends else 0) != size:
+        last_key = ends[-1][2] if ends else "the header"
+        raise ValueError(
+            f"{path} is damaged: {last_key} ends at byte {begin + (ends[-1][1] if ends else 0):,}, the file at {size:,}; get it again"
+        )
+    return TensorFile(path, tensors, metadata)
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add gives None
+        raise ValueError(f"{twice} stands in it twice")
+    return found
+
+
+def _check_entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+    """dtype, shape, first and last byte of one tensor in the header."""
+    try:
+        name, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise ValueError(f"{path} is damaged: {key} lacks dtype, shape or data_offsets") from None
+    if name not in DTYPES:
+        raise ValueError(f"{path} cannot be read: {key} has the dtype {name}; known are {', '.join(DTYPES)}")
+    if not all(isinstance(n, int) and n >= 0 for n in (*shape, first, last)):
+        raise ValueError(f"{path} is damaged: {key} has shape {list(shape)} and lies at {[first, last]}")
+    if last - first != math.prod(shape) * DTYPES[name].itemsize:
+        raise ValueError(f"{path} is damaged: {key}, {name} of shape {list(shape)}, does not fill its {last - first:,} bytes")
+    return DTYPES[name], shape, first, last
+
+
+# Pickles ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Unpickled(Stored):
+    key: str
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self.tensor.dtype
+
+    def mapped(self) -> Tensor:
+        return self.tensor.detach().contiguous()
+
+    def read_into(self, out: Tensor) -> None:
+        out.copy_(self.tensor.detach())
+
+
+class _Callback:
+    """Stands for a class of the trainer that early SD files name beside their weights, and that nobody needs."""
+
+
+_HARMLESS_CLASSES: list[Any] = [
+    (_Callback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (_Callback, "pytorch_lightning.callbacks.early_stopping.EarlyStopping"),
+]
+
+
+def _open_pickle(path: Path) -> TensorFile:
+    try:
+        with torch.serialization.safe_globals(_HARMLESS_CLASSES):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("WeightsUnpickler error: ")[-1].splitlines()[0]
+        raise ValueError(f"{path} is no plain file of weights, and nothing in it was run ({reason}); use its safetensors version") from None
+    except (RuntimeError, EOFError, KeyError, IndexError, AttributeError, TypeError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is damaged or no file of weights ({str(error).splitlines()[0] if str(error) else error!r})") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__} under state_dict, not tensors by name")
+    tensors: dict[str, Stored] = {key: _Unpickled(key, value) for key, value in state.items() if isinstance(value, Tensor)}
+    if odd := [key for key, value in tensors.items() if not isinstance(key, str) or value.tensor.layout != torch.strided]:  # type: ignore[attr-defined]
+        raise ValueError(f"{path} holds {odd[0]!r}, which is no plain tensor with a name")
+    numbers = {key: float(value) for key, value in content.items() if isinstance(value, (int, float)) and isinstance(key, str)}
+    return TensorFile(path, tensors, numbers=numbers)
+
+
+def _is_zip(path: Path) -> bool:
+    """Only the zip format, torch's since 1.6, can be memory-mapped."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+# Shards ----------------------------------------------------------------------------------------------------------------
+
+
+def _open_shards(path: Path) -> TensorFile:
+    try:
+        places = json.loads(path.read_text())["weight_map"]
+        shards = sorted(set(places.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: no table of shards can be read from it ({error})") from None
+    if odd := [name for name in shards if not isinstance(name, str) or Path(name).name != name]:
+        raise ValueError(f"{path} names the shard {odd[0]!r}, which is no file beside it")
+    if lost := [name for name in shards if not (path.parent / name).is_file()]:
+        raise FileNotFoundError(f"{path} names the shard {lost[0]}, which is not there ({len(shards) - len(lost)} of {len(shards)} are)")
+    opened = {name: open_tensors(path.parent / name) for name in shards}
+    tensors = {}
+    for key, name in places.items():
+        if key not in opened[name].tensors:
+            raise ValueError(f"{path} says that {name} holds {key}, and it does not")
+        tensors[key] = opened[name].tensors[key]
+    for name, file in opened.items():
+        if unnamed := [key for key in file.tensors if places.get(key) != name]:
+            raise ValueError(f"{path.parent / name} holds {unnamed[0]}, which {path.name} does not name")
+    return TensorFile(path, tensors)

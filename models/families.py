@@ -1,0 +1,118 @@
+"""The published families of models: what their weights do not say, and how they are meant to be sampled.
+
+Which family a model is of follows from its parts; two families of the same parts (SDXL and SDXL-Turbo) can only be told apart by
+whoever names the family.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from models import text
+from models.clip import CLIPTextParams
+from models.taesd import TAESDParams
+from models.text import TextParams
+from models.unet import UNetParams
+from models.vae import VAEParams
+
+SD_BETAS: dict[str, Any] = {"name": "scaled_linear", "start": 0.00085, "end": 0.012, "steps": 1000}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One published family.
+
+    base      the family with the same parts that a file of this one is taken for
+    schedule, prediction, consistency, grid  as in a model's description
+    sampling  sampler, steps and guidance that it is meant for
+    size      pixels of the shorter side that it was trained on
+    scale, mean, std  of its latents, see VAEParams
+    """
+
+    title: str
+    base: str
+    size: int
+    scale: float = 0.18215
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    schedule: Mapping[str, Any] = field(default_factory=lambda: SD_BETAS)
+    prediction: str = "eps"
+    consistency: Mapping[str, Any] | None = None
+    grid: Mapping[str, Any] = field(default_factory=lambda: {"spacing": "karras"})
+    sampling: Mapping[str, Any] = field(default_factory=lambda: {"sampler": "dpmpp_2m", "steps": 25, "guidance": 7.5})
+
+
+LCM: dict[str, Any] = {"consistency": {"name": "lcm"}, "grid": {"spacing": "lcm"}}
+SDXL: dict[str, Any] = {"size": 1024, "scale": 0.13025, "sampling": {"sampler": "dpmpp_2m", "steps": 30, "guidance": 7.0}}
+TURBO: dict[str, Any] = {"grid": {"spacing": "turbo"}, "sampling": {"sampler": "euler_ancestral", "steps": 1, "guidance": 1.0}}
+
+FAMILIES: dict[str, Family] = {
+    "sd1": Family("Stable Diffusion 1.x", "sd1", 512),
+    "sd2": Family("Stable Diffusion 2.x, 512 pixels", "sd2", 512),
+    "sd2-v": Family("Stable Diffusion 2.x, 768 pixels", "sd2", 768, prediction="v"),
+    "sd-turbo": Family("SD-Turbo", "sd2", 512, **TURBO),
+    "lcm": Family("LCM of Stable Diffusion 1.x", "sd1", 512, **LCM, sampling={"sampler": "lcm", "steps": 4, "guidance": 8.0}),
+    "sdxl": Family("Stable Diffusion XL", "sdxl", **SDXL),
+    "sdxl-v": Family("Stable Diffusion XL with v-prediction", "sdxl", **SDXL, prediction="v"),
+    "sdxl-refiner": Family("Stable Diffusion XL refiner", "sdxl-refiner", **SDXL),
+    "sdxl-turbo": Family("SDXL-Turbo", "sdxl", 512, 0.13025, **TURBO),
+    "lcm-sdxl": Family(
+        "LCM of Stable Diffusion XL", "sdxl", 1024, 0.13025, **LCM, sampling={"sampler": "lcm", "steps": 4, "guidance": 8.0}
+    ),
+    "playground-v2.5": Family(
+        "Playground v2.5",
+        "sdxl",
+        1024,
+        0.5,
+        (-1.6574, 1.886, -1.383, 2.5155),
+        (8.4927, 5.9022, 6.5498, 5.2299),
+        schedule={"name": "ve", "sigma_min": 0.002, "sigma_max": 80.0},
+        prediction="edm",
+        grid={"spacing": "karras", "initial": "unit"},
+        sampling={"sampler": "dpmpp_2m", "steps": 30, "guidance": 3.0},
+    ),
+}
+
+
+def base_of(params: UNetParams) -> str:
+    """The family that a UNet's structure is of: sd1, sd2, sdxl or sdxl-refiner."""
+    if params.vector_dim is not None:
+        # The refiner's vector is a pooled text as wide as its context, and five numbers.
+        return "sdxl-refiner" if params.vector_dim == (params.context_dim or 0) + 5 * text.NUMBER_DIM else "sdxl"
+    return "sd2" if params.linear_projection else "sd1"
+
+
+TOWERS = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g"), "sdxl-refiner": ("clip_g",)}
+
+
+def recipe(base: str, towers: Mapping[str, CLIPTextParams], sd2_blocks: int = 23) -> TextParams:
+    """How a family uses its text towers, given by name."""
+    params = [towers[name] for name in TOWERS[base]]
+    if base == "sd2":
+        return text.sd2(params[0], sd2_blocks)
+    return {"sd1": text.sd1, "sdxl": text.sdxl, "sdxl-refiner": text.refiner}[base](*params)
+
+
+def description(
+    name: str, network: UNetParams | None, vae: VAEParams | None, towers: TextParams | None, preview: TAESDParams | None = None
+) -> dict[str, Any]:
+    """The description, as `build` takes it, of a model of that family with these parts."""
+    of = FAMILIES[name]
+    spec: dict[str, Any] = {"family": name, "schedule": dict(of.schedule), "prediction": of.prediction}
+    spec |= {"grid": dict(of.grid), "sampling": dict(of.sampling)}
+    if of.consistency:
+        spec["consistency"] = dict(of.consistency)
+    if network:
+        factor = vae.factor if vae else 8
+        channels = vae.latent_channels if vae else min(4, network.in_channels)
+        spec |= {"network": {"name": "unet", **plain(network)}, "shape": [channels, of.size // factor, of.size // factor]}
+    parts = {"vae": vae, "text": towers, "preview": preview}
+    return spec | {part: plain(params) for part, params in parts.items() if params is not None}
+
+
+def plain(params: Any) -> dict[str, Any]:
+    """A parameter dataclass as a file's metadata holds it: lists, not tuples."""
+    return dict(json.loads(json.dumps(asdict(params))))

@@ -1,0 +1,62 @@
+"""Tiny models of the published families with random weights: the same parts, structure, layouts and traps, in seconds on a CPU.
+
+To try code, tests and lessons on, not to look at what they draw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion.spec import lookup
+from models.clip import CLIPTextParams
+from models.families import FAMILIES, TOWERS, description, recipe
+from models.model import Model, build
+from models.taesd import TAESDParams
+from models.unet import UNetParams
+from models.vae import VAEParams
+
+TOWER = {
+    "clip_l": CLIPTextParams(width=64, layers=3, heads=1),
+    "clip_h": CLIPTextParams(width=128, layers=3, heads=2, activation="gelu", projection=128),
+    "clip_g": CLIPTextParams(width=128, layers=3, heads=2, activation="gelu", projection=128),
+}
+UNETS = {
+    "sd1": UNetParams(channels=32, channel_mult=(1, 2), blocks=1, attention=(1, 0), heads=8, head_dim=None),
+    "sd2": UNetParams(channels=64, channel_mult=(1, 2), blocks=1, attention=(1, 0), linear_projection=True),
+    "sdxl": UNetParams(channels=64, channel_mult=(1, 2), blocks=1, attention=(0, 2), middle_attention=2, linear_projection=True),
+    "sdxl-refiner": UNetParams(channels=64, channel_mult=(1, 2, 2), blocks=1, attention=(0, 1, 0), linear_projection=True),
+}
+SIZE = 16  # latents along each side
+
+
+def miniature(family: str = "sd1", seed: int = 0, **network: Any) -> Model:
+    """A model of that family (a name in FAMILIES) with the weights of that seed; `network` changes parameters of its UNet.
+
+    miniature("sd1", in_channels=9) is one for inpainting.
+    """
+    of = lookup("family", family, FAMILIES)
+    text = recipe(of.base, {name: TOWER[name] for name in TOWERS[of.base]}, sd2_blocks=2)
+    unet = replace(UNETS[of.base], context_dim=text.context_dim, vector_dim=text.vector_dim, guidance_dim=8 if family == "lcm" else None)
+    vae = VAEParams(channels=32, channel_mult=(1, 1, 2, 2), blocks=1, scale=of.scale, mean=of.mean, std=of.std)
+    spec = description(family, replace(unet, **network), vae, text, TAESDParams())
+    model = build({**spec, "shape": [4, SIZE, SIZE]})
+    generator = torch.Generator().manual_seed(seed)
+    for part in model.parts.values():
+        randomise(part, generator)
+    return model
+
+
+def randomise(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw every parameter anew, so that activations keep their size and no zero hides a mistake; evaluation mode."""
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            p.normal_(generator=generator)
+            if p.ndim > 1:
+                p.div_(p[0].numel() ** 0.5)
+            else:
+                p.mul_(0.1).add_(float(name.endswith("weight")))  # norms stay near 1, biases near 0
+    network.eval()

@@ -1,0 +1,52 @@
+"""How guidance works, from a description in plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffusion import ClassifierFreeGuidance, Clipped, DenoiserLike, Prediction, Thresholded, ZeroInit, build_rule, extrapolate, interval
+from diffusion.spec import make_params
+from models import Model
+
+
+@dataclass(frozen=True)
+class GuideParams:
+    """How guidance works, beside its scale: see configs/samplers. None throughout is the plain formula at every level."""
+
+    interval: tuple[float, float] | None = None
+    rule: dict[str, Any] | None = None
+    percentile: float | None = None
+    zero_from: float | None = None
+
+
+def guided(
+    denoiser: DenoiserLike, scale: float, null: Mapping[str, Any], prediction: Prediction, guide: Mapping[str, Any] | None = None
+) -> DenoiserLike:
+    """The denoiser led away from `null` as `guide` describes (GuideParams), but for what is done to x0 afterwards (`limited`)."""
+    how = make_params("guide", GuideParams, guide or {})
+    if scale == 1:
+        if how != GuideParams():
+            raise ValueError("guide says how guidance works, but guidance=1 is off: give guidance=2, say, or leave out what is under guide")
+        return denoiser
+    strength = scale if how.interval is None else interval(scale, *how.interval)
+    rule = extrapolate if how.rule is None else build_rule(how.rule, prediction)
+    return ClassifierFreeGuidance(denoiser, strength, null, rule=rule)
+
+
+def limited(denoiser: DenoiserLike, clip: bool, guide: Mapping[str, Any] | None = None) -> DenoiserLike:
+    """The (guided) denoiser with its x0 limited as asked: dynamic thresholding, pixel range, no movement at the noisiest levels."""
+    how = make_params("guide", GuideParams, guide or {})
+    if how.percentile is not None:
+        denoiser = Thresholded(denoiser, how.percentile)
+    if clip:
+        denoiser = Clipped(denoiser)
+    return denoiser if how.zero_from is None else ZeroInit(denoiser, how.zero_from)  # not clipped: there its x0 is a share of the noise
+
+
+def steered(model: Model, guidance: float, clip: bool, guide: Mapping[str, Any] | None = None) -> DenoiserLike:
+    """The denoiser of a model of classes, guided towards its label and limited to pixel range, as asked."""
+    if guidance != 1 and not model.null:
+        raise ValueError(f"guidance={guidance:g} needs a conditional model, and this one has no classes: leave guidance at 1")
+    return limited(guided(model.denoiser(), guidance, model.null, model.prediction, guide), clip, guide)
