@@ -22,9 +22,9 @@ from eval.report import Gallery, write_report
 from eval.score import Score, Target, reference
 from models.files import read_json_lines, write_json
 from samplers import SAMPLERS
+from samplers.guide import steered
 from samplers.pictures import save_png, tile
 from samplers.provenance import provenance
-from samplers.guide import steered
 from train.data import digits
 
 KEYS = ("program", "out", "training", "reference", "n", "workers", "progress", "unet", "dit", "student", "jobs")

@@ -6,8 +6,8 @@ from models.conditioning import check_labels
 from models.dit import DiT, DiTParams
 from models.ema import EMA
 from models.families import FAMILIES
-from models.miniature import miniature
 from models.model import NETWORKS, Model, Report, build, build_network
+from models.presets import miniature, published
 from models.taesd import TAESD, TAESDParams
 from models.text import TextCondition, TextEncoder, TextParams
 from models.unet import UNet, UNetParams
@@ -37,5 +37,6 @@ __all__ = [
     "check_labels",
     "load",
     "miniature",
+    "published",
     "save",
 ]

@@ -15,8 +15,8 @@ from diffusion.noise import mix
 from diffusion.spec import check_call, check_mapping, check_names, check_type, make, make_params
 from models import Model
 from models.files import read_json, write_json
-from samplers.provenance import provenance
 from samplers.guide import steered
+from samplers.provenance import provenance
 from train.consistency import ConsistencyDistillation
 from train.data import DATASETS, Dataset
 from train.density import DENSITIES
