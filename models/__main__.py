@@ -1,0 +1,37 @@
+"""python -m models download NAME [FILE ...]: published weights from the hub into its cache; prints their paths."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from models.download import PUBLISHED, download
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m models")
+    commands = parser.add_subparsers(dest="command", required=True)
+    known = "\n".join(f"  {name:20} {model.repo} ({model.licence})" for name, model in PUBLISHED.items())
+    command = commands.add_parser(
+        "download",
+        help="published weights from the hub into its cache",
+        epilog=f"published models and their licences:\n{known}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("name", help="of a published model, or owner/name of any repository on the hub")
+    command.add_argument("files", nargs="*", metavar="file", help="only these of its files")
+    command.add_argument("--revision", help="commit, tag or branch")
+    command.add_argument("--folder", help="where the cache is, in place of the hub library's own")
+    options = parser.parse_args()
+    try:
+        paths = download(options.name, files=options.files, revision=options.revision, folder=options.folder)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        return 130
+    print(*paths, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

