@@ -1,9 +1,10 @@
-"""Networks, and `build`, `load`, `save`: descriptions and files to models and back."""
+"""Networks, and `build`, `load`, `save`, `download`: descriptions and files to models and back."""
 
 from models.checkpoints import load, save
 from models.clip import CLIPText, CLIPTextParams
 from models.conditioning import check_labels
 from models.dit import DiT, DiTParams
+from models.download import PUBLISHED, download
 from models.ema import EMA
 from models.families import FAMILIES
 from models.model import NETWORKS, Model, Report, build, build_network
@@ -17,6 +18,7 @@ __all__ = [
     "EMA",
     "FAMILIES",
     "NETWORKS",
+    "PUBLISHED",
     "TAESD",
     "VAE",
     "CLIPText",
@@ -35,6 +37,7 @@ __all__ = [
     "build",
     "build_network",
     "check_labels",
+    "download",
     "load",
     "miniature",
     "published",

@@ -117,7 +117,7 @@ class Model:
             part.to(device=device, dtype=dtype)
         return self
 
-    def network_denoiser(self, network: Callable[..., Tensor] | None = None) -> Denoiser:
+    def network_denoiser(self, network: nn.Module | None = None) -> Denoiser:
         """The plain denoiser of the backbone, or of another network in its place (one wrapped for parallel training)."""
         network = network or self.network
         if self.image_channels:
@@ -160,7 +160,7 @@ class Model:
         digest = hashlib.sha256()
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
-            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -193,14 +193,15 @@ class TextEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._tower(self.params.uses[0]).token.weight.dtype
+        return self.tower(self.params.uses[0].tower).token.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self._tower(self.params.uses[0]).token.weight.device
+        return self.tower(self.params.uses[0].tower).token.weight.device
 
-    def _tower(self, use: TowerUse) -> CLIPText:
-        return cast(CLIPText, self.towers[use.tower])
+    def tower(self, name: str) -> CLIPText:
+        """One tower by its name in `params.towers`."""
+        return cast(CLIPText, self.towers[name])
 
     def _chunks(self, words: Sequence[Word]) -> int:
         return max(1, -(-len(words) // (self.params.length - 2)))
@@ -223,7 +224,7 @@ class TextEncoder(nn.Module):
         return state, pooled
 
     def _run(self, use: TowerUse, rows: Sequence[Sequence[Word]]) -> tuple[Tensor, Tensor]:
-        tower = self._tower(use)
+        tower = self.tower(use.tower)
         tokens = torch.tensor([[token for token, _ in row] for row in rows], device=self.device)
         states = tower(tokens)
         state = states[use.blocks]

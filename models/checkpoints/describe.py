@@ -106,7 +106,7 @@ def _predicts_v(found: Findings, base: str) -> bool:
     if any(file.numbers.get("global_step") == 875_000 for file in found.files):
         found.notes.append("predicts eps, since its training stopped where SD 2's base model's did; prediction='v' overrides that")
         return False
-    key = next(key for key in reversed(found.backbone.stored) if key.endswith("transformer_blocks.0.norm1.bias"))
+    key = next(key for key in reversed(list(found.backbone.stored)) if key.endswith("transformer_blocks.0.norm1.bias"))
     bias = torch.empty(found.backbone.stored[key].shape)
     found.backbone.stored[key].read_into(bias)
     spread = float(bias.std())

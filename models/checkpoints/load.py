@@ -16,6 +16,7 @@ from models.checkpoints.folder import components, open_component, scheduler_hint
 from models.checkpoints.parts import LATENT_STATISTICS, Found, Part, find_parts
 from models.checkpoints.table import gather
 from models.checkpoints.tensors import TensorFile, open_tensors
+from models.download import PUBLISHED
 from models.model import Model, Report, build
 
 DTypes = torch.dtype | Mapping[str, torch.dtype] | None
@@ -50,7 +51,8 @@ def load(
     places = [Path(path) for path in paths]
     for path in places:
         if not path.exists():
-            raise FileNotFoundError(f"no such file or folder: {path} (models.download fetches published models by name)")
+            fetch = f"; models.load(*models.download({str(path)!r})) fetches the published model" if str(path) in PUBLISHED else ""
+            raise FileNotFoundError(f"no such file or folder: {path}{fetch}")
     if any(native.is_native(path) for path in places):
         if len(places) > 1 or family or prediction or variant:
             raise ValueError(

@@ -62,7 +62,7 @@ def _save_ldm(model: Model, path: Path, dtype: torch.dtype | None) -> None:
             tensors |= {key: torch.tensor(values)[None, :, None, None] for key, values in statistics}
     if model.text is not None:
         for name, prefix in TOWERS_LDM[_base(model)].items():
-            tower = model.text.towers[name]
+            tower = model.text.tower(name)
             layout = clip_keys.openclip() if prefix.endswith(".model.") else clip_keys.transformers()
             tensors |= _published(prefix, layout, tower)
             if name == "clip_h" and _used_blocks(model, name) == tower.params.layers:
@@ -116,7 +116,7 @@ def _save_diffusers(model: Model, folder: Path, dtype: torch.dtype | None) -> No
 def _text_tower(model: Model, name: str) -> tuple[CLIPTextParams, dict[str, Tensor]]:
     """A tower as diffusers' folders have it: SD 2's ends with the last block that is used, and only SDXL's second has a projection."""
     assert model.text is not None
-    tower = model.text.towers[name]
+    tower = model.text.tower(name)
     params, state = tower.params, tower.state_dict()
     used = _used_blocks(model, name) if name == "clip_h" else params.layers
     params = replace(params, layers=used, projection=params.projection if name == "clip_g" else None)

@@ -354,8 +354,3 @@ def test_a_killed_process(hub: Hub, cache: Path) -> None:
     assert in_cache(cache) == set()
     assert get(*UNET_ONLY) == content
     assert hub.downloads()[-1].range == f"bytes={20 * 2**20}-"
-
-
-def test_the_hub_library_is_imported_only_to_download() -> None:
-    script = "import sys, models, models.download, models.__main__; sys.exit('huggingface_hub' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
