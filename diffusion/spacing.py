@@ -77,25 +77,25 @@ def simple(schedule: Schedule, steps: int, t_start: float, t_end: float) -> Tens
 
 
 def lcm(schedule: Schedule, steps: int, t_start: float, t_end: float, taught: int = 50) -> Tensor:
-    """Of the `taught` times N/taught k - 1 (k = 1 ... taught) on which a latent consistency model was distilled, from a table of N rows,
-    steps ones evenly from the noisiest (Luo et al. 2023; diffusers).
+    """Of the `taught` times a latent consistency model was distilled on, even steps up from data, `steps` ones evenly from the noisiest.
+
+    On a table of 1000 rows these are 19, 39, ... 999 (Luo et al. 2023, and diffusers).
     """
     _require_whole_range(schedule, t_start, t_end, "lcm")
-    if schedule.rows is None or schedule.rows % taught:
-        raise ValueError(f"lcm spacing takes {taught} rows of a table evenly: it needs a schedule such as DiscreteVP of a multiple of that")
     if steps > taught:
-        raise ValueError(f"lcm spacing has {taught} times to choose from, not {steps}: take fewer steps")
+        raise ValueError(f"lcm spacing has {taught} times to choose from: take at most so many steps, or a greater taught=..., not {steps}")
     k = torch.tensor([taught - i * taught // steps for i in range(steps)], dtype=torch.float64, device="cpu")
-    return schedule.rows // taught * k - 1
+    return schedule.t_data + (schedule.t_max - schedule.t_data) * k / taught
 
 
-def turbo(schedule: Schedule, steps: int, t_start: float, t_end: float, stride: float = 100.0) -> Tensor:
-    """t_start, and below it a time every `stride`: the noisiest part only, since a network distilled adversarially jumps to data from
-    anywhere (SD-Turbo and SDXL-Turbo: 999, 899, 799, 699).
+def turbo(schedule: Schedule, steps: int, t_start: float, t_end: float, stride: float = 0.1) -> Tensor:
+    """From t_start in steps of the share `stride` of the schedule's time: few steps stay in much noise, and the last goes all the way.
+
+    For networks distilled adversarially (Sauer et al. 2023: SD-Turbo and SDXL-Turbo at 999, 899, 799, 699 of 1000 rows).
     """
-    t = t_start - stride * torch.arange(steps, dtype=torch.float64, device="cpu")
-    if t[-1] < t_end:
-        raise ValueError(f"turbo spacing of {steps} steps every {stride:g} ends at t={t[-1]:g}, below {t_end:g}: take fewer steps")
+    t = t_start - stride * (schedule.t_max - schedule.t_data) * torch.arange(steps, dtype=torch.float64, device="cpu")
+    if not stride > 0 or t[-1] < t_end or float(schedule.sigma(max(float(t[-1]), t_end))) == 0:
+        raise ValueError(f"turbo spacing of {steps} steps with stride={stride:g} ends at t={t[-1]:g}: it must stay above data, {t_end:g}")
     return t
 
 

@@ -22,6 +22,7 @@ GRIDS: dict[tuple[str, str], tuple[tuple[str, str, dict[str, Any]], ...]] = {
     ("even in noise", "vermilion"): (("karras", "karras", {}), ("log_snr = exponential", "log_snr", {})),
     ("a curve of its own", "purple"): (("beta", "beta", {}), ("linear_quadratic", "linear_quadratic", {})),
     ("fitted to a model", "green"): tuple((f"align_your_steps, {t}", "align_your_steps", {"table": t}) for t in ("sd1", "sdxl", "svd")),
+    ("of distilled models", "sky"): (("lcm", "lcm", {}), ("turbo, stride=0.05", "turbo", {"stride": 0.05})),
 }
 
 

@@ -24,14 +24,15 @@ SCHEDULES: dict[str, Schedule] = {
 
 def within(schedule: Schedule, spacing: str) -> dict[str, Any]:
     """The range that a spacing needs on a schedule whose ends it cannot reach: log-spaced ones need a finite log-SNR,
-    and a shift to more noise than the noisiest level needs pure noise.
+    and a shift to more noise than the noisiest level needs pure noise. And the options by which any number of steps fits.
     """
     low = {"t_end": 0.001} if schedule.t_min == 0 and schedule.level(0).sigma == 0 else {}
     if spacing in ("karras", "exponential", "log_snr"):
         return {**low, "t_start": 0.999 * schedule.t_max} if schedule.level(schedule.t_max).alpha == 0 else low
     if spacing == "mu_shift" and schedule.level(schedule.t_max).alpha > 0:
         return {"mu": -0.5}
-    return low if spacing == "leading" else {}
+    few_steps = {"lcm": {"taught": 1000}, "turbo": {"stride": 0.0009}}  # by themselves these two are for few steps
+    return low if spacing == "leading" else few_steps.get(spacing, {})
 
 
 @pytest.fixture(params=SCHEDULES.values(), ids=list(SCHEDULES))

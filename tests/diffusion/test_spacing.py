@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 from diffusers.pipelines.ltx import pipeline_ltx_condition
 from diffusers.pipelines.mochi import pipeline_mochi
 from diffusers.schedulers import AysSchedules
@@ -51,6 +51,10 @@ def ratios(grid: Grid) -> list[float]:
         (FLOW, "linear_quadratic", {"threshold": 0.1, "linear_steps": 1}, [1, 0.9, 1 - 0.2 - 0.6 / 9, 1 - 0.3 - 2.4 / 9, 0]),
         (FLOW, "linear_quadratic", {"threshold": 0.25, "linear_steps": 1}, [1, 0.75, 0.5, 0.25, 0]),
         (FLOW, "linear_quadratic", {"threshold": 0.1, "linear_steps": 2, "t_start": 0.5}, [0.5, 0.475, 0.45, 0.325, 0]),
+        (TABLE, "turbo", {}, [999, 899, 799, 699, -1]),
+        (FLOW, "turbo", {"stride": 0.2, "t_start": 0.9}, [0.9, 0.7, 0.5, 0.3, 0]),
+        (TABLE, "lcm", {}, [999, 759, 499, 259, -1]),
+        (FLOW, "lcm", {"taught": 10}, [1, 0.8, 0.5, 0.3, 0]),
     ],
 )
 def test_spacings_by_hand(schedule: Schedule, spacing: str, options: dict[str, Any], expected: list[float]) -> None:
@@ -262,3 +266,26 @@ def test_errors(make: Callable[[], object], message: str) -> None:
     """Options that make no sense are refused in one line."""
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 8, 13, 50])
+def test_lcm_is_that_of_diffusers(steps: int) -> None:
+    """The rows that LCMScheduler visits, at every number of steps."""
+    scheduler = LCMScheduler(**SD)
+    scheduler.set_timesteps(steps)
+    assert t_of(time_grid(TABLE, steps, "lcm"))[:-1] == scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize(
+    ("spacing", "steps", "options", "message"),
+    [
+        ("lcm", 51, {}, "lcm spacing has 50 times to choose from"),
+        ("lcm", 4, {"t_start": 900.0}, "takes its levels from a table"),
+        ("turbo", 11, {}, "ends at t=-1: it must stay above data"),
+        ("turbo", 2, {"stride": 0.0}, "it must stay above data"),
+    ],
+)
+def test_spacings_for_few_steps_refuse_many(spacing: str, steps: int, options: dict[str, Any], message: str) -> None:
+    """What a distilled model was not made for is one line."""
+    with pytest.raises(ValueError, match=message):
+        time_grid(TABLE, steps, spacing, **options)
