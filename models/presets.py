@@ -68,7 +68,7 @@ def miniature(family: str = "sd1", seed: int = 0, **network: Any) -> Model:
     text = recipe(of.base, {name: TOWER[name] for name in TOWERS[of.base]}, sd2_blocks=2)
     unet = replace(UNETS[of.base], context_dim=text.context_dim, vector_dim=text.vector_dim, guidance_dim=8 if family == "lcm" else None)
     vae = _vae(of, channels=32, channel_mult=(1, 1, 2, 2), blocks=1)
-    spec = description(family, replace(unet, **network), vae, text, TAESDParams())
+    spec = description(family, replace(unet, **network), vae, text, TAESDParams(channels=16))
     model = build({**spec, "shape": [4, SIZE, SIZE]})
     generator = torch.Generator().manual_seed(seed)
     for part in model.parts.values():

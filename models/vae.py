@@ -132,14 +132,12 @@ class VAE(nn.Module):
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, H, W) of the latents of an image of that many pixels. ValueError where they do not divide by the factor."""
-        if height % self.factor or width % self.factor or min(height, width) < 1:
-            raise ValueError(f"this autoencoder makes one latent of {self.factor}x{self.factor} pixels: {height}x{width} does not divide")
+        check_size(height, width, self.factor)
         return self.params.latent_channels, height // self.factor, width // self.factor
 
     def encode(self, images: Tensor) -> LatentDistribution:
         """The distribution of the latents. ValueError for another shape, FloatingPointError as `run_finite` says."""
-        check_batch("images", images, self.params.image_channels)
-        self.latent_shape(*images.shape[-2:])
+        check_batch("images", images, self.params.image_channels, self.factor)
         moments = run_finite(_stages(encoder=self.encoder, quant=self.quant), images)
         mean, log_variance = moments.chunk(2, dim=1)
         origin, unit = self._units(moments)
@@ -272,8 +270,8 @@ class Upsample(nn.Module):
 def run_finite(network: nn.Module, x: Tensor) -> Tensor:
     """network(x) in the dtype of its weights, returned in float32 (float64 stays), and never with NaN or infinity in it.
 
-    The widest activations of published autoencoders exceed 65504, where fp16 ends. Where the output of a narrow dtype is not finite,
-    all of it is computed again in float32, with a RuntimeWarning that says so; the weights stay as they are. What is not finite even then raises
+    The widest activations of published autoencoders exceed 65504, where fp16 ends. Where the output of a narrow dtype is not finite, all of
+    it is computed again in float32, with a RuntimeWarning that says so; the weights stay as they are. What is not finite even then raises
     FloatingPointError, which names the cause.
     """
     dtype = next(network.parameters()).dtype
@@ -297,18 +295,23 @@ def run_finite(network: nn.Module, x: Tensor) -> Tensor:
     return out.to(wide, memory_format=torch.contiguous_format)
 
 
-def check_batch(what: str, x: Tensor, channels: int) -> None:
-    """ValueError unless x is floating point (B, channels, H, W)."""
+def check_batch(what: str, x: Tensor, channels: int, factor: int = 1) -> None:
+    """ValueError unless x is floating point (B, channels, H, W), with H and W that divide by the factor."""
     if x.ndim != 4 or x.shape[1] != channels or not x.is_floating_point():
         raise ValueError(f"{what} must be floating point (B, {channels}, H, W), not {x.dtype} of shape {tuple(x.shape)}")
+    check_size(x.shape[2], x.shape[3], factor)
+
+
+def check_size(height: int, width: int, factor: int) -> None:
+    """ValueError unless height and width divide by the factor."""
+    if height % factor or width % factor or min(height, width) < 1:
+        raise ValueError(f"an image of {height}x{width} pixels does not divide into latents of {factor}x{factor}: crop or resize it")
 
 
 def _check_finite(network: nn.Module, x: Tensor) -> None:
     lost = (~torch.isfinite(x).flatten(1).all(1)).nonzero().flatten().tolist()
     if lost:
-        raise FloatingPointError(
-            f"the autoencoder was given NaN or infinity: {len(lost)} of {len(x)} samples, the first at index {lost[0]}"
-        )
+        raise FloatingPointError(f"the autoencoder was given {len(lost)} of {len(x)} samples that are not finite, the first at {lost[0]}")
     for name, value in network.named_parameters():
         if not torch.isfinite(value).all():
             raise FloatingPointError(f"the autoencoder's weight {name!r} is not finite: load it again from an intact file")
