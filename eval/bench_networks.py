@@ -134,10 +134,10 @@ def flops(params: BenchParams) -> int:
 
 def table(timings: Sequence[Timing]) -> str:
     """A Markdown table, one row per dtype."""
-    rows = [
-        f"| {t.dtype} | {t.ours:.3g} | {t.theirs:.3g} | {t.speedup:.2f} | {t.share:.0%} | {t.memory / 1e9:.2f} | {t.their_memory / 1e9:.2f} |"
-        for t in timings
-    ]
+    rows = []
+    for t in timings:
+        speed = f"{t.ours:.3g} | {t.theirs:.3g} | {t.speedup:.2f} | {t.share:.0%}"
+        rows.append(f"| {t.dtype} | {speed} | {t.memory / 1e9:.2f} | {t.their_memory / 1e9:.2f} |")
     head = "| dtype | s a step | diffusers | times as fast | of the rate of a product | GB | diffusers |\n|---|---|---|---|---|---|---|\n"
     return head + "\n".join(rows) + "\n"
 
@@ -191,12 +191,16 @@ def _inputs(params: BenchParams, dtype: torch.dtype, device: torch.device) -> tu
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
     """Wall-clock time of a call; on a GPU, until it has finished."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+    _wait(device)
     start = time.perf_counter()
     call()
-    wait()
+    _wait(device)
     return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _peak_memory(call: Callable[[], object], device: torch.device) -> float:

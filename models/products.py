@@ -26,6 +26,12 @@ def emulated(x: Tensor) -> bool:
     return x.device.type == "cpu" and not NATIVE.get(x.dtype, True)
 
 
+def best_layout(x: Tensor) -> torch.memory_format:
+    """How a network's images should lie in memory: pixel by pixel on a CPU with tiles, elsewhere as they come."""
+    tiles = x.device.type == "cpu" and TILES.get(x.dtype, False)
+    return torch.channels_last if tiles else torch.preserve_format
+
+
 def widened(product: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The product computed in float32, which exists for its duration only, and rounded to the dtype of x."""
     return product(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
@@ -55,5 +61,9 @@ class Conv2d(nn.Conv2d):
         assert not isinstance(self.padding, str)
         patches = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)  # (B, C*kh*kw, L)
         height = (x.shape[2] + 2 * self.padding[0] - self.dilation[0] * (self.kernel_size[0] - 1) - 1) // self.stride[0] + 1
-        out = F.linear(patches.transpose(1, 2), weight.flatten(1), bias)
-        return out.transpose(1, 2).unflatten(2, (height, -1))
+        if x.is_contiguous():
+            out = weight.flatten(1) @ patches  # in the layout of x, whichever that is
+            out = out if bias is None else out + bias[:, None]
+        else:
+            out = F.linear(patches.transpose(1, 2), weight.flatten(1), bias).transpose(1, 2)
+        return out.unflatten(2, (height, -1))

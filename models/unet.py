@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from diffusion.spec import check_at_least_one, check_names
 from models.attention import CrossAttention, SelfAttention
 from models.conditioning import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
-from models.products import Conv2d, Linear
+from models.products import Conv2d, Linear, best_layout
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,7 @@ class UNet(nn.Module):
         emb = embed(t, self.time, (self.label, label), (self.vector, vector), guidance=(self.guidance, guidance))
         emb = F.silu(emb)  # (B, 4C)
 
-        if x.device.type == "cpu":
-            x = x.contiguous(memory_format=torch.channels_last)  # and all that follows: tokens are then pixels, without a copy
-        x = self.conv_in(x)
+        x = self.conv_in(x.to(memory_format=best_layout(x)))
         skips = [x]
         for block in self.down:
             x = self._run(block, x, emb, context)
@@ -256,7 +254,7 @@ class SpatialTransformer(nn.Module):
         h = self.norm(x)
         if not self.linear:
             h = self.proj_in(h)
-        h = rearrange(h, "b c h w -> b (h w) c")
+        h = rearrange(h, "b c h w -> b (h w) c").contiguous()  # once, and not in every layer that follows
         if self.linear:
             h = self.proj_in(h)
         for block in self.blocks:
