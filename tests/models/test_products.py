@@ -49,7 +49,7 @@ def test_images_of_few_pixels_are_unfolded(monkeypatch: pytest.MonkeyPatch) -> N
     seen: list[tuple[int, ...]] = []
     unfold = F.unfold
 
-    def watched(x: Tensor, *args: object) -> Tensor:
+    def watched(x: Tensor, *args: int | tuple[int, ...]) -> Tensor:
         seen.append(tuple(x.shape))
         return unfold(x, *args)
 
