@@ -68,9 +68,9 @@ def test_attention_in_blocks(queries: int, keys: int, dtype: torch.dtype, monkey
     fused: list[torch.dtype] = []
     kernel = F.scaled_dot_product_attention
 
-    def watched(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def watched(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
         fused.append(q.dtype)
-        return kernel(q, k, v)
+        return kernel(q, k, v, is_causal=is_causal)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
     q, k, v = (x.to(dtype) for x in (normal(2, queries, 12), normal(2, keys, 12), normal(2, keys, 12)))
