@@ -155,11 +155,11 @@ class _Region(Stored):
 def _open_safetensors(path: Path) -> TensorFile:
     size = path.stat().st_size
     with open(path, "rb") as file:
-        first = file.read(8)
-        length = int.from_bytes(first, "little")
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
         if length > LARGEST_HEADER:
-            pickled = "; it seems to be a pickle, whose name would end in .ckpt or .pt" if first.startswith((b"PK", b"\x80")) else ""
-            raise ValueError(f"{path} is no safetensors file: it begins with {first!r}{pickled}")
+            pickled = "; it seems to be a pickle, whose name would end in .ckpt or .pt" if start.startswith((b"PK", b"\x80")) else ""
+            raise ValueError(f"{path} is no safetensors file: it begins with {start!r}{pickled}")
         if size < 8 or length > size - 8:
             raise ValueError(f"{path} is damaged: its header should be {length:,} bytes long, and the file has {size:,}; get it again")
         text = file.read(length)
