@@ -45,8 +45,8 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
 def read_json(path: str | Path) -> dict[str, Any]:
     """One object. ValueError that names the file where it holds none."""
     try:
-        content = json.loads(Path(path).read_text())
-    except ValueError as error:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from models.checkpoints.diffusers_configs import TEXT_SETTINGS, check_settings
 from models.checkpoints.table import Form, Layout
-from models.checkpoints.unet_keys import Shapes, count
+from models.checkpoints.unet_keys import Shapes, beginnings, count
 from models.clip import CLIPTextParams
 
 TRANSFORMERS = {
@@ -39,6 +40,7 @@ OPENCLIP_FORMS: dict[str, Form] = {r"^projection\.": "transposed"}
 OPENCLIP_LINEAR = {**OPENCLIP, r"^text_projection$": "text_projection.weight"}
 
 HEAD_DIM = 64  # in every published tower
+PUBLISHED_BLOCKS = {768: (12,), 1024: (23, 24), 1280: (32,)}  # by width: of CLIP-L, of OpenCLIP's H (SD 2 uses 23) and bigG
 
 
 def transformers() -> Layout:
@@ -55,13 +57,14 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams,
     """
     for prefix, rules in (("text_model.", TRANSFORMERS), ("", BARE)):
         if f"{prefix}embeddings.token_embedding.weight" in shapes:
+            check_settings(hints, TEXT_SETTINGS)
             return _params(
                 shapes,
                 f"{prefix}embeddings.token_embedding.weight",
                 f"{prefix}embeddings.position_embedding.weight",
                 f"{prefix}encoder.layers",
                 shapes["text_projection.weight"][0] if "text_projection.weight" in shapes else None,
-                {"quick_gelu": "quick_gelu", "gelu": "gelu"}.get(str(hints.get("hidden_act")), "quick_gelu"),
+                hints.get("hidden_act", "quick_gelu"),
                 hints.get("num_attention_heads"),
             ), Layout("transformers", rules)
     if "token_embedding.weight" in shapes and "transformer.resblocks.0.attn.in_proj_weight" in shapes:
@@ -82,12 +85,14 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams,
 def _params(
     shapes: Shapes, token: str, position: str, layers: str, projection: int | None, activation: Any, heads: int | None
 ) -> CLIPTextParams:
-    vocab, width = shapes[token]
+    blocks, width = count(beginnings(shapes), layers), shapes[token][1]
+    if blocks not in PUBLISHED_BLOCKS.get(width, (blocks,)):
+        raise ValueError(f"this is a part of a text encoder: {blocks} of {PUBLISHED_BLOCKS[width][-1]} blocks of width {width}")
     return CLIPTextParams(
-        vocab=vocab,
+        vocab=shapes[token][0],
         length=shapes[position][0],
         width=width,
-        layers=count(shapes, layers),
+        layers=blocks,
         heads=heads or width // HEAD_DIM,
         activation=activation,
         projection=projection,

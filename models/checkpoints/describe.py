@@ -2,159 +2,230 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from diffusion.spec import lookup
+from diffusion.spec import lookup, make_params
+from models.checkpoints.diffusers_configs import PREDICTIONS
 from models.checkpoints.parts import LATENT_STATISTICS, Part
 from models.checkpoints.tensors import TensorFile
 from models.clip import CLIP_H, CLIPTextParams
-from models.families import FAMILIES, TOWERS, Family, base_of, description, recipe
+from models.families import FAMILIES, TOWERS, Family, base_of, description, plain, recipe
 from models.text import NUMBER_DIM, TextParams
 from models.unet import UNetParams
+from models.vae import VAEParams
 
-V_THRESHOLD = 0.09  # see `_predicts_v`
+SAID = {"epsilon": "eps", "v": "v", **{name: ours for ours, name in PREDICTIONS.items()}}  # what files and configurations call predictions
+MOST_LATENT_CHANNELS = 64
+V_MARKS = ("v_pred", "edm_vpred.sigma_max")
+V_THRESHOLD = 0.09  # see `_guessed`
 
 
 @dataclass
 class Findings:
     """What `describe` decides from.
 
-    parts      by kind; text towers in the order of their files
+    single     the parts but for text towers: no two of a kind, save the encoder and the decoder of a preview
+    towers     text towers in the order of their files
     files      every file opened
     scheduler  a pipeline's scheduler configuration
     notes      filled on the way: what was settled otherwise than by keys and shapes
+    left_out   filled on the way: towers that a later file's take the place of, or that nothing uses, with the reason
     """
 
-    backbone: Part | None
-    vae: Part | None
-    preview: Part | None
-    towers: list[Part]
-    files: list[TensorFile]
+    single: list[Part] = field(default_factory=list)
+    towers: list[Part] = field(default_factory=list)
+    files: list[TensorFile] = field(default_factory=list)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    left_out: list[tuple[Part, str]] = field(default_factory=list)
+
+    def of_kind(self, kind: str) -> Part | None:
+        return next((part for part in self.single if part.kind == kind), None)
+
+    @property
+    def backbone(self) -> Part | None:
+        return self.of_kind("backbone")
 
 
 def describe(found: Findings, family: str | None, prediction: str | None) -> tuple[dict[str, Any], dict[str, Part]]:
-    """The model's description, and the text towers by name. ValueError where the family does not fit the parts."""
+    """The model's description, and the text towers by name. ValueError where the parts do not fit each other, or the family does not."""
     base = _base(found)
-    name = _family(found, base, family)
+    said = _asked(found, prediction) if prediction else None if family else _said(found) or _guessed(found, base)
+    name = _family(found, base, family, said)
     of = lookup("family", name, FAMILIES)
     if of.base != base:
         raise ValueError(f"{found.files[0].path} is built like {base}, so it cannot be of the family {name}, which is built like {of.base}")
     towers = _towers(found, base)
-    network, preview = (part.params if part else None for part in (found.backbone, found.preview))
+    network, preview = (part.params if part else None for part in (found.backbone, found.of_kind("preview")))
     text = _text_params(base, towers, found)
-    spec = description(name, network, _vae_params(found, of, family) if found.vae else None, text, preview)
-    if prediction:
-        spec["prediction"] = prediction
-        found.notes.append(f"predicts {prediction}, as asked for")
-    if _marked(found.files, "ztsnr") or found.scheduler.get("rescale_betas_zero_snr"):
-        spec["schedule"]["zero_terminal_snr"] = True
-        found.notes.append("the schedule ends in pure noise (zero terminal SNR), as a mark beside the weights says")
+    _check_fit(found, text)
+    spec = description(name, network, _vae_params(found, of, family), text, preview)
+    if said and (prediction or spec["prediction"] != "edm"):
+        spec["prediction"] = said
+    spec["schedule"] |= _schedule(found, spec["schedule"])
     return spec, towers if text else {}
 
 
 def _base(found: Findings) -> str:
     """sd1, sd2, sdxl or sdxl-refiner."""
     if found.backbone:
-        if not isinstance(found.backbone.params, UNetParams):
-            raise ValueError(f"{found.backbone.file.path} holds a backbone that is no UNet")
-        return base_of(found.backbone.params)
+        params = found.backbone.params
+        if (base := base_of(params)).startswith("sdxl") and params.attention[0]:
+            raise ValueError(f"{found.backbone.file.path} holds a UNet like SD 2.1 unCLIP's, which this library does not know")
+        return base
     widths = [part.params.width for part in found.towers]
-    if len(widths) > 1:
+    if len(set(widths)) > 1:
         return "sdxl"
     return {1024: "sd2", 1280: "sdxl-refiner"}.get(widths[0], "sd1") if widths else "sd1"
 
 
-def _family(found: Findings, base: str, asked: str | None) -> str:
+def _family(found: Findings, base: str, asked: str | None, said: str | None) -> str:
     """The family: the one asked for, or what marks in the files and configurations say, or the plain one of that structure."""
     if asked:
         found.notes.append(f"of the family {asked}, as asked for")
         return asked
-    if all(_marked(found.files, key) for key in LATENT_STATISTICS) or str(found.scheduler.get("_class_name", "")).startswith("EDM"):
-        return "playground-v2.5" if base == "sdxl" else base
+    if base == "sdxl" and (all(_marked(found.files, key) for key in LATENT_STATISTICS) or _is_edm(found)):
+        return "playground-v2.5"
     embedded = found.backbone is not None and found.backbone.params.guidance_dim is not None
     if (embedded or found.scheduler.get("_class_name") == "LCMScheduler") and base in ("sd1", "sdxl"):
         return "lcm" if base == "sd1" else "lcm-sdxl"
-    if base in ("sd2", "sdxl") and found.backbone and _predicts_v(found, base):
-        return f"{base}-v"
-    return base
+    return f"{base}-v" if said == "v" and f"{base}-v" in FAMILIES else base
 
 
-def _predicts_v(found: Findings, base: str) -> bool:
-    """Whether the network predicts v: said by a scheduler configuration or a mark, else, for SD 2, guessed, which is noted.
+def _is_edm(found: Findings) -> bool:
+    """Whether a configuration names a scheduler of EDM's, which preconditions the network: its prediction_type is of what comes behind."""
+    return str(found.scheduler.get("_class_name")).startswith("EDM")
 
-    The guess is the one that other tools use: the last attention block's first bias is spread wider in v-models than in eps-models; and
-    the step at which training stopped is that of SD 2's base model.
-    """
-    if said := found.scheduler.get("prediction_type"):
-        found.notes.append(f"predicts {'v' if said == 'v_prediction' else 'eps'}, as its scheduler's configuration says")
-        return said == "v_prediction"
-    if any(_marked(found.files, key) for key in ("v_pred", "edm_vpred.sigma_max")):
+
+# What the network predicts ---------------------------------------------------------------------------------------------
+
+
+def _asked(found: Findings, prediction: str) -> str:
+    found.notes.append(f"predicts {prediction}, as asked for")
+    return prediction
+
+
+def _said(found: Findings) -> str | None:
+    """The prediction that is written down: first what stands beside the backbone's own weights, then a pipeline's configuration."""
+    if not found.backbone:
+        return None
+    file = found.backbone.file
+    if _marked([file], *V_MARKS):
         found.notes.append("predicts v, as a mark beside the weights says")
-        return True
-    for file in found.files:
-        if said := file.metadata.get("modelspec.prediction_type"):
-            found.notes.append(f"predicts {'v' if said == 'v' else 'eps'}, as the file's metadata says")
-            return said == "v"
+        return "v"
+    sources = {"the file's metadata": file.metadata.get("modelspec.prediction_type")}
+    if not _is_edm(found):
+        sources["its scheduler's configuration"] = found.scheduler.get("prediction_type")
+    for source, name in sources.items():
+        if name is not None:
+            ours = lookup(f"prediction of {file.path}, as {source} has it,", name, SAID)
+            found.notes.append(f"predicts {ours}, as {source} says")
+            return ours
+    return None
+
+
+def _guessed(found: Findings, base: str) -> str | None:
+    """SD 2's prediction, where nothing says it: as other tools guess it, which is noted.
+
+    The step at which training stopped is that of SD 2's base model, which predicts eps; else the first bias of the last attention block
+    is spread wider in models that predict v.
+    """
     if base != "sd2" or not found.backbone:
-        return False
-    if any(file.numbers.get("global_step") == 875_000 for file in found.files):
+        return None
+    if found.backbone.file.numbers.get("global_step") == 875_000:
         found.notes.append("predicts eps, since its training stopped where SD 2's base model's did; prediction='v' overrides that")
-        return False
-    key = next(key for key in reversed(list(found.backbone.stored)) if key.endswith("transformer_blocks.0.norm1.bias"))
-    bias = torch.empty(found.backbone.stored[key].shape)
-    found.backbone.stored[key].read_into(bias)
-    spread = float(bias.std())
-    guess = "v" if spread > V_THRESHOLD else "eps"
-    found.notes.append(f"predicts {guess}: guessed, {key} has the standard deviation {spread:.3f}; prediction=... overrides that")
-    return guess == "v"
+        return "eps"
+    params: UNetParams = found.backbone.params
+    names = [f"up.{i}.attention.blocks.0.norm1.bias" for i in range(len(params.channel_mult) * (params.blocks + 2))]
+    keys = [source.keys[0] for source in found.backbone.layout.table(names).values()]
+    biases = [key for key in keys if key in found.backbone.stored]
+    if not biases:
+        return None
+    bias = torch.empty(found.backbone.stored[biases[-1]].shape)
+    found.backbone.stored[biases[-1]].read_into(bias)
+    guess = "v" if float(bias.std()) > V_THRESHOLD else "eps"
+    found.notes.append(
+        f"predicts {guess}: guessed, {biases[-1]} has the standard deviation {float(bias.std()):.3f}; prediction=... overrides that"
+    )
+    return guess
 
 
-def _marked(files: list[TensorFile], key: str) -> bool:
-    return any(key in file.tensors for file in files)
+def _marked(files: list[TensorFile], *keys: str) -> bool:
+    return any(key in file.tensors for file in files for key in keys)
 
 
-def _vae_params(found: Findings, of: Family, asked: str | None) -> Any:
+# The schedule ----------------------------------------------------------------------------------------------------------
+
+
+def _schedule(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What marks and a pipeline's configuration change in a family's schedule."""
+    config, changes = found.scheduler, {}
+    names = {"sigma_min": "sigma_min", "sigma_max": "sigma_max"}
+    if own["name"] != "ve":
+        names = {"beta_schedule": "name", "beta_start": "start", "beta_end": "end", "num_train_timesteps": "steps"}
+        if config.get("beta_schedule", "linear") not in ("linear", "scaled_linear") or config.get("trained_betas"):
+            raise ValueError(f"its scheduler's configuration has the betas {config.get('beta_schedule')!r}, which no family here is of")
+        if (found.backbone and _marked([found.backbone.file], "ztsnr")) or config.get("rescale_betas_zero_snr"):
+            changes["zero_terminal_snr"] = True
+            found.notes.append("the schedule ends in pure noise (zero terminal SNR), as a mark beside the weights says")
+    told = {ours: config[name] for name, ours in names.items() if name in config and config[name] != own[ours]}
+    if told:
+        found.notes.append(f"the schedule has {', '.join(f'{name}={value}' for name, value in told.items())}, as its configuration says")
+    return changes | told
+
+
+# Parts -----------------------------------------------------------------------------------------------------------------
+
+
+def _vae_params(found: Findings, of: Family, asked: str | None) -> VAEParams | None:
     """With the scale of the latents, which no tensor tells: from a configuration or Playground's tensors, else the family's."""
-    part = found.vae
-    assert part is not None
-    if not found.backbone and not asked and "scaling_factor" not in part.hints:
+    if not (part := found.of_kind("vae")):
+        return None
+    hints = part.hints
+    if not found.backbone and not asked and "scaling_factor" not in hints:
         found.notes.append(f"latents are scaled by {of.scale:g}, as in {of.title}: family=... chooses another one's")
-    scale, mean, std = of.scale, of.mean, of.std
+    told: dict[str, Any] = {"scale": of.scale, "mean": of.mean, "std": of.std}
     for file in found.files:
-        if all(key in file.tensors for key in LATENT_STATISTICS):
-            mean, std = (_numbers(file, key) for key in LATENT_STATISTICS)
-    if part.hints.get("scaling_factor"):
-        scale = float(part.hints["scaling_factor"])
-        mean, std = (tuple(part.hints[key]) if part.hints.get(key) else None for key in ("latents_mean", "latents_std"))
-    return replace(part.params, scale=scale, mean=mean, std=std)
+        if _marked([file], LATENT_STATISTICS[0]) and _marked([file], LATENT_STATISTICS[1]):
+            told["mean"], told["std"] = (_numbers(file, key) for key in LATENT_STATISTICS)
+    if hints.get("scaling_factor"):
+        told = {"scale": hints["scaling_factor"], "shift": hints.get("shift_factor") or 0.0}
+        told |= {key: hints.get(f"latents_{key}") or None for key in ("mean", "std")}
+    try:
+        return make_params("", VAEParams, plain(part.params) | told)
+    except ValueError as error:
+        raise ValueError(f"{part.file.path}: its latents cannot be scaled as its configuration says: {error}") from None
 
 
 def _numbers(file: TensorFile, key: str) -> tuple[float, ...]:
+    if math.prod(file.tensors[key].shape) > MOST_LATENT_CHANNELS:
+        raise ValueError(f"{file.path} holds {key} of shape {file.tensors[key].shape}: one number per latent channel is meant")
     values = torch.empty(file.tensors[key].shape)
     file.tensors[key].read_into(values)
     return tuple(round(value, 6) for value in values.flatten().tolist())
 
 
 def _towers(found: Findings, base: str) -> dict[str, Part]:
-    """The text towers by name. SDXL's two are told apart by their projection, which only the one for the pooled vector needs."""
+    """The text towers by name; a later file's take the place of those before.
+
+    SDXL's two are told apart by their projection, which only the one for the pooled vector needs.
+    """
     names = TOWERS[base]
-    if len(found.towers) > len(names):
-        raise ValueError(f"{found.towers[-1].file.path} holds one text encoder too many: {base} has {len(names)}")
-    if base != "sdxl":
-        return dict(zip(names, found.towers, strict=False))
-    named = {}
+    named: dict[str, Part] = {}
     vector = found.backbone.params.vector_dim if found.backbone else None
     for part in found.towers:
-        params = part.params
-        pooled = params.projection is not None and (params.width != 768 if vector is None else params.projection == vector - 6 * NUMBER_DIM)
-        if (name := "clip_g" if pooled else "clip_l") in named:
-            raise ValueError(f"{part.file.path} holds a second {name}: SDXL has one CLIP-L and one OpenCLIP bigG")
+        width, projection = part.params.width, part.params.projection
+        pooled = projection is not None and (width != 768 if vector is None else projection == vector - 6 * NUMBER_DIM)
+        name = names[0] if len(names) == 1 else "clip_g" if pooled else "clip_l"
+        if name in named:
+            if named[name].file is part.file:
+                raise ValueError(f"{part.file.path} holds one text encoder too many: {base} has {len(names)}")
+            found.left_out.append((named[name], f"replaced by what {part.file.path.name} holds"))
         named[name] = part
     return named
 
@@ -164,9 +235,33 @@ def _text_params(base: str, towers: Mapping[str, Part], found: Findings) -> Text
     if missing := [name for name in TOWERS[base] if name not in towers]:
         if towers:
             found.notes.append(f"text encoders left out: {', '.join(towers)} is there, but {', '.join(missing)} is not")
+            found.left_out += [(part, "a text encoder of no use without the other") for part in towers.values()]
         return None
     params = {name: _activated(name, towers[name]) for name in TOWERS[base]}
-    return recipe(base, params, _sd2_blocks(found.towers[0]) if base == "sd2" else 0)
+    return recipe(base, params, _sd2_blocks(towers["clip_h"]) if base == "sd2" else 0)
+
+
+def _check_fit(found: Findings, text: TextParams | None) -> None:
+    """ValueError for parts that cannot work together: they are of different families."""
+    if not found.backbone:
+        return
+    params: UNetParams = found.backbone.params
+    if text:
+        for what, has, takes in (
+            ("a context", text.context_dim, params.context_dim),
+            ("a vector", text.vector_dim, params.vector_dim),
+        ):
+            if has != takes:
+                raise ValueError(
+                    f"{found.towers[-1].file.path} does not go with {found.backbone.file.path}: the UNet takes {what} of {takes} numbers, "
+                    f"and the text encoders make {has}"
+                )
+    for part in found.single:
+        if part.kind != "backbone" and (has := part.params.latent_channels) not in (params.out_channels, params.out_channels / 2):
+            raise ValueError(
+                f"{part.file.path} does not go with {found.backbone.file.path}: the UNet's samples have {params.out_channels} channels, "
+                f"and its latents {has}"
+            )
 
 
 def _sd2_blocks(part: Part) -> int:

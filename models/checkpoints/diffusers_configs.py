@@ -1,9 +1,12 @@
-"""The configurations that diffusers and transformers want beside weights, from our descriptions."""
+"""The configurations that diffusers and transformers want beside weights, from our descriptions; and what theirs may say to us."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
+from diffusion.schedule import SCHEDULES
 from models.clip import CLIPTextParams
 from models.model import Model
 from models.taesd import TAESDParams
@@ -25,9 +28,50 @@ WITH_IMAGE = {
 }
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
+# Settings that no shape tells, with the values that the networks here compute.
+UNET_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),
+    "addition_embed_type": (None, "text_time"),
+    "addition_time_embed_dim": (None, 256),
+    "attention_type": ("default",),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "cross_attention_norm": (None,),
+    "downsample_padding": (1,),
+    "dual_cross_attention": (False,),
+    "encoder_hid_dim_type": (None,),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "mid_block_only_cross_attention": (None, False),
+    "mid_block_scale_factor": (1,),
+    "norm_eps": (1e-5,),
+    "num_attention_heads": (None,),
+    "only_cross_attention": (False,),
+    "resnet_out_scale_factor": (1,),
+    "resnet_skip_time_act": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+}
+VAE_SETTINGS: dict[str, tuple[Any, ...]] = {"act_fn": ("silu", "swish"), "mid_block_add_attention": (True,)}
+TEXT_SETTINGS: dict[str, tuple[Any, ...]] = {"hidden_act": ("quick_gelu", "gelu"), "layer_norm_eps": (1e-5,)}
+
+
+def check_settings(config: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> None:
+    """ValueError where a config.json asks for another computation than ours: weights would fit, and results be wrong."""
+    for name, values in known.items():
+        if name in config and config[name] not in values:
+            said = " or ".join(map(repr, values))
+            raise ValueError(f"config.json says {name}={config[name]!r}, and what is built here computes with {said}")
+
 
 def unet(p: UNetParams, size: int) -> dict[str, Any]:
     """For UNet2DConditionModel. `size` is that of the latents it was trained on."""
+    if not p.middle_attention or p.attention[-1] not in (0, p.middle_attention):
+        raise ValueError(
+            f"in diffusers' folders the middle attends as the coarsest level does, here {p.middle_attention} and {p.attention[-1]} times"
+        )
     widths = [p.channels * m for m in p.channel_mult]
     depths = [depth or 1 for depth in p.attention]
     depths[-1] = p.middle_attention  # which diffusers takes the middle's depth from
@@ -78,7 +122,8 @@ def vae(p: VAEParams) -> dict[str, Any]:
 
 def taesd(p: TAESDParams) -> dict[str, Any]:
     """For AutoencoderTiny."""
-    return {"_class_name": "AutoencoderTiny", "latent_channels": p.latent_channels}
+    widths = {f"{half}_block_out_channels": [p.channels] * 4 for half in ("encoder", "decoder")}
+    return {"_class_name": "AutoencoderTiny", "latent_channels": p.latent_channels, **widths}
 
 
 def text_class(p: CLIPTextParams) -> str:
@@ -122,22 +167,22 @@ def tokenizer(pad: str, length: int) -> dict[str, Any]:
 
 def scheduler(model: Model) -> dict[str, Any]:
     """For a scheduler that fits schedule and prediction."""
-    schedule = model.spec["schedule"]
-    if schedule["name"] == "ve":
+    said = model.spec["schedule"]
+    defaults = {p.name: p.default for p in inspect.signature(SCHEDULES[said["name"]]).parameters.values()}
+    schedule, prediction = {"shift": 1.0, **defaults, **said}, model.prediction.name
+    if schedule["name"] == "ve" and prediction == "edm":
         sigmas = {"sigma_min": schedule["sigma_min"], "sigma_max": schedule["sigma_max"], "sigma_data": 0.5}
         return {"_class_name": "EDMDPMSolverMultistepScheduler", **sigmas, "prediction_type": "epsilon", "sigma_schedule": "karras"}
-    if schedule["name"] not in ("linear", "scaled_linear") or model.prediction.name not in PREDICTIONS:
-        raise ValueError(
-            f"diffusers' folders have no schedule {schedule['name']!r} with prediction {model.prediction.name!r}: use layout='native'"
-        )
+    if schedule["name"] not in ("linear", "scaled_linear") or prediction not in PREDICTIONS or schedule["shift"] != 1:
+        raise ValueError(f"diffusers' folders have no schedule {said} with prediction {prediction!r}: use layout='native'")
     return {
         "_class_name": "LCMScheduler" if model.distilled else "EulerDiscreteScheduler",
-        "num_train_timesteps": schedule.get("steps", 1000),
+        "num_train_timesteps": schedule["steps"],
         "beta_start": schedule["start"],
         "beta_end": schedule["end"],
         "beta_schedule": schedule["name"],
-        "prediction_type": PREDICTIONS[model.prediction.name],
-        "rescale_betas_zero_snr": schedule.get("zero_terminal_snr", False),
+        "prediction_type": PREDICTIONS[prediction],
+        "rescale_betas_zero_snr": schedule["zero_terminal_snr"],
         "timestep_spacing": "leading",
         "steps_offset": 1,
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,64 +11,81 @@ from models.checkpoints.tensors import PICKLES, SAFETENSORS, TensorFile, open_te
 from models.files import read_json
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-UNUSED = {
-    "safety_checker": "a filter for finished images",
-    "feature_extractor": "of the safety checker",
-    "image_encoder": "for image prompts",
-    "tokenizer": "the vocabulary, which open_clip brings",
-    "tokenizer_2": "the vocabulary, which open_clip brings",
-}
-STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-
-
-def is_component(folder: Path) -> bool:
-    """Whether weights lie in the folder itself."""
-    return any(path.name.startswith(STEMS) for path in folder.iterdir() if path.is_file())
+UNUSED = {"safety_checker": "a filter for finished images", "image_encoder": "for image prompts"}
+STEM = "(diffusion_pytorch_model|model|pytorch_model)"
+WHOLE = re.compile(STEM + r"(\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")
+INDEX = re.compile(STEM + r"\.(?P<kind>safetensors|bin)\.index(\.(?P<variant>\w+))?\.json")
+SHARD = re.compile(STEM + r"(\.\w+)?-\d+-of-\d+\.(safetensors|bin)")
 
 
 def components(folder: Path) -> list[Path]:
-    """The folders that hold weights: those of a pipeline's parts, or the folder itself. FileNotFoundError where there are none."""
-    found = [folder / name for name in COMPONENTS if (folder / name).is_dir() and is_component(folder / name)]
-    if not found and is_component(folder):
-        return [folder]
-    if not found:
-        raise FileNotFoundError(
-            f"{folder} holds no model: neither {STEMS[0]}.safetensors nor sub-folders {', '.join(COMPONENTS)} with weights in them"
-        )
-    return found
+    """The folders that hold weights: those of a pipeline's parts, or the folder itself. FileNotFoundError where there are none.
 
-
-def open_component(folder: Path, variant: str | None, ema: bool) -> tuple[TensorFile, dict[str, Any]]:
-    """The weights in a part's folder, and its config.json ({} without one).
-
-    variant  "fp16", "non_ema", ...: weights of that name; None takes the plain ones, else whatever there is; ema=False prefers "non_ema"
+    A part that is not known is among them, for its keys tell what it is; one that model_index.json leaves out is not.
     """
-    names = {path.name for path in folder.iterdir() if path.is_file()}
-    for name in _candidates(names, variant, ema):
-        if name in names:
-            config = folder / "config.json"
-            return open_tensors(folder / name), read_json(config) if config.is_file() else {}
-    there = ", ".join(sorted(name for name in names if name.endswith((*SAFETENSORS, *PICKLES)))) or "no weights"
-    raise FileNotFoundError(f"{folder} holds no weights of the variant {variant!r}: there is {there}")
+    index = folder / "model_index.json"
+    left_out = {name for name, what in read_json(index).items() if what == [None, None]} if index.is_file() else set()
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in left_out)
+    found = [path for path in inside if path.name not in UNUSED and _holds_weights(path)]
+    if found or _holds_weights(folder):
+        return sorted(found, key=lambda path: path.name not in COMPONENTS) or [folder]
+    files = [path.name for path in sorted(folder.iterdir()) if path.name.endswith((*SAFETENSORS, *PICKLES))]
+    hint = f"load the file itself: {folder / files[0]}" if files else f"no sub-folder {', '.join(COMPONENTS)} has weights in it"
+    raise FileNotFoundError(f"{folder} holds no model, neither a training run's checkpoint nor diffusers' folders: {hint}")
 
 
-def _candidates(names: set[str], variant: str | None, ema: bool) -> Iterator[str]:
-    """File names in the order in which they are wanted, safetensors before pickles."""
-    if variant:
-        variants = [f".{variant}"]
-    else:
-        others = sorted({f".{name.split('.')[1]}" for name in names if name.startswith(STEMS) and name.count(".") == 2})
-        variants = [*([] if ema else [".non_ema"]), "", *(v for v in others if v not in (".safetensors", ".non_ema")), ".non_ema"]
-    for v in variants:
-        for stem in STEMS:
-            yield f"{stem}{v}.safetensors"
-            yield f"{stem}.safetensors.index{v}.json"
-    for v in variants:
-        for stem in STEMS:
-            yield f"{stem}{v}.bin"
+def open_components(folder: Path, variant: str | None, ema: bool) -> list[tuple[TensorFile, dict[str, Any]]]:
+    """The weights of each part, and its config.json ({} without one).
+
+    variant  "fp16", "non_ema", ...: weights of that name in the parts that have them; None takes the plain ones, else whatever there is;
+             ema=False prefers "non_ema"
+    """
+    places = components(folder)
+    if variant and not any(variant == having for place in places for having, _ in _offers(place)):
+        raise FileNotFoundError(f"{folder} holds no weights of the variant {variant!r}: there is {_listed(places)}")
+    opened = []
+    for place in places:
+        config = place / "config.json"
+        opened.append((open_tensors(_chosen(place, variant, ema)), read_json(config) if config.is_file() else {}))
+    return opened
+
+
+def unused(folder: Path) -> dict[str, str]:
+    """The sub-folders whose weights are left out, with the reason."""
+    return {f"{name}/": why for name, why in UNUSED.items() if (folder / name).is_dir() and _holds_weights(folder / name)}
 
 
 def scheduler_hints(folder: Path) -> dict[str, Any]:
     """What a pipeline's scheduler configuration says of the model; {} without one."""
     config = folder / "scheduler" / "scheduler_config.json"
     return read_json(config) if config.is_file() else {}
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any(WHOLE.fullmatch(path.name) or INDEX.fullmatch(path.name) or SHARD.fullmatch(path.name) for path in folder.iterdir())
+
+
+def _offers(folder: Path) -> dict[tuple[str, str], str]:
+    """The file to open for each variant ("" is the plain one) in each format: the whole, else the index of its shards."""
+    offers = {}
+    for pattern in (INDEX, WHOLE):
+        for path in sorted(folder.iterdir()):
+            if found := pattern.fullmatch(path.name):
+                offers[found["variant"] or "", found["kind"]] = path.name
+    return offers
+
+
+def _chosen(folder: Path, variant: str | None, ema: bool) -> Path:
+    """safetensors before pickles, then by variant. FileNotFoundError where there are only shards without their index."""
+    offers = _offers(folder)
+    if not offers:
+        raise FileNotFoundError(f"{folder} holds {_listed([folder])}, and not the index that says what lies in which shard")
+    others = sorted({name for name, _ in offers} - {"", "non_ema"})
+    variants = [variant or "", "", *others, "non_ema"] if ema or variant else ["non_ema", "", *others]
+    key = min(offers, key=lambda offer: (offer[1] != "safetensors", variants.index(offer[0])))
+    return folder / offers[key]
+
+
+def _listed(folders: Iterable[Path]) -> str:
+    names = {path.name for folder in folders for path in folder.iterdir() if path.name.endswith((*SAFETENSORS, *PICKLES))}
+    return ", ".join(sorted(names)) or "none"

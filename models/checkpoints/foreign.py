@@ -9,20 +9,28 @@ FOREIGN = {
     r"\blora_|^lora|\.lora\.(down|up)\.|_lora\.|\.lora_[AB]\.|lora_linear_layer": "a LoRA, which changes a model and is none",
     r"\.hada_w|\.lokr_|\.oft_": "a LyCORIS file, which changes a model and is none",
     r"^control_model\.|^controlnet_|^zero_convs\.|^input_hint_block\.": "a ControlNet, which steers a model and is none",
-    r"^(string_to_param|emb_params|clip_[lg])$|^string_to_token": "a textual inversion, words for a text encoder and no model",
+    r"^(string_to_param|string_to_token)(\.|$)|^(emb_params|clip_[lg])$|^<.*>$": "a textual inversion, words and no model",
     r"(^|\.)distilled_guidance_layer\.": "Chroma, which this library does not know",
     r"(^|\.)double_blocks\.|^single_transformer_blocks\.|\.single_transformer_blocks\.": "FLUX, which this library does not load yet",
     r"(^|\.)joint_blocks\.|(^|\.)add_k_proj\.": "Stable Diffusion 3, which this library does not load yet",
-    r"^(encoder\.block\.0\.layer\.0\.SelfAttention|shared\.weight)": "a T5 text encoder, which this library does not load yet",
+    r"(^|\.)encoder\.block\.\d+\.layer\.\d|^shared\.weight$": "a T5 text encoder, which this library does not load yet",
     r"temporal_transformer|motion_modules|\.time_stack\.": "a video model, which this library does not know",
     r"^(vision_model|visual)\.": "an image encoder, which no model here has a use for",
 }
 
 
-def guess(keys: Iterable[str]) -> str:
-    """What a file with these keys seems to be."""
+def known(keys: Iterable[str]) -> str | None:
+    """What has such keys, None where that is not known."""
     keys = list(keys)
     for pattern, what in FOREIGN.items():
         if found := next((key for key in keys if re.search(pattern, key)), None):
             return f"{found} is of {what}"
+    return None
+
+
+def guess(keys: Iterable[str]) -> str:
+    """What a file with these keys seems to be."""
+    keys = list(keys)
+    if what := known(keys):
+        return what
     return f"no known network has the keys {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}" if keys else "it holds no tensors"

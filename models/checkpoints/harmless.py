@@ -17,7 +17,7 @@ HARMLESS = {
     r"^first_stage_model\.loss\.|^loss\.": "the autoencoder's training loss",
     r"(^|\.)attn_mask$": "the causal mask, made here",
     r"^(v_pred|ztsnr|edm_vpred\.sigma_max|edm_vpred\.sigma_min)$": "a mark of what the network predicts",
-    r"^cond_stage_model\.model\.visual\.|^visual\.": "CLIP's image tower",
+    r"^(cond_stage_model\.model\.)?visual\.|^vision_model\.|^visual_projection\.": "CLIP's image tower",
 }
 
 

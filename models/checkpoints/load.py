@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,12 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from diffusion.spec import check_names
 from models.checkpoints import native
 from models.checkpoints.describe import Findings, describe
-from models.checkpoints.folder import components, open_component, scheduler_hints
+from models.checkpoints.folder import open_components, scheduler_hints, unused
 from models.checkpoints.parts import LATENT_STATISTICS, Found, Part, find_parts
-from models.checkpoints.table import gather
+from models.checkpoints.table import check_dtype, gather
 from models.checkpoints.tensors import TensorFile, open_tensors
 from models.download import PUBLISHED
 from models.model import Model, Report, build
@@ -46,32 +46,34 @@ def load(
     """
     if not paths:
         raise ValueError("load what? Give at least one file or folder")
-    if isinstance(dtype, Mapping):
-        check_names("part", dtype, NAMES)
-    places = [Path(path) for path in paths]
+    check_dtype(dtype, NAMES)
+    places = list(dict.fromkeys(map(Path, paths)))
     for path in places:
         if not path.exists():
             fetch = f"; models.load(*models.download({str(path)!r})) fetches the published model" if str(path) in PUBLISHED else ""
             raise FileNotFoundError(f"no such file or folder: {path}{fetch}")
-    if any(native.is_native(path) for path in places):
+    if own := [path for path in places if native.is_native(path)]:
         if len(places) > 1 or family or prediction or variant:
-            raise ValueError(
-                f"{next(filter(native.is_native, places))} describes a whole model itself: load it alone, with ema and dtype only"
-            )
-        return native.load(places[0], ema=ema, dtype=dtype)
-    loading = _Loading(list(_opened(places, variant, ema)), {}, Findings(None, None, None, [], []))
+            raise ValueError(f"{own[0]} describes a whole model itself: load it alone, with ema and dtype only")
+        return native.load(own[0], ema=ema, dtype=dtype)
+    loading = _Loading(list(_opened(places, variant, ema)))
     for path in places:
         loading.found.scheduler = scheduler_hints(path) or loading.found.scheduler
+        loading.ignored |= unused(path)
     for opened in loading.files:
         loading.add(opened)
+    _check_preview([part for part in loading.found.single if part.kind == "preview"])
     spec, towers = describe(loading.found, family, prediction)
-    model = build(spec, device="meta")
-    wanted = {"backbone": loading.found.backbone, "vae": loading.found.vae, "preview": loading.found.preview}
-    modules = [(name, model.require(name), part) for name, part in wanted.items() if part]
-    modules += [("text", model.require("text").towers[name], part) for name, part in towers.items()]
+    try:
+        model = build(spec, device="meta")
+    except ValueError as error:
+        raise ValueError(f"{', '.join(map(str, places))}: a model that cannot be built: {error}") from None
+    modules = [(part.kind, model.require(part.kind), part) for part in loading.found.single]
+    modules += [("text", model.require("text").tower(name), part) for name, part in towers.items()]
     for name, module, part in modules:
-        fill(module, part, dtype.get(name) if isinstance(dtype, Mapping) else dtype)
-    loading.leave_out([part for part in loading.found.towers if part not in towers.values()], "a text encoder of no use without the other")
+        fill(module.get_submodule(part.layout.inside), part, dtype.get(name) if isinstance(dtype, Mapping) else dtype)
+    for part, why in loading.found.left_out:
+        loading.leave_out([part], why)
     model.report = loading.report([part for _, _, part in modules], model, any(path.is_dir() for path in places))
     return model
 
@@ -100,32 +102,45 @@ def _main_dtype(part: Part) -> torch.dtype:
 
 def _opened(places: list[Path], variant: str | None, ema: bool) -> Iterator[Found]:
     for path in places:
-        if path.is_dir():
-            for folder in components(path):
-                file, hints = open_component(folder, variant, ema)
-                yield find_parts(file, hints, ema)
-        else:
-            yield find_parts(open_tensors(path), {}, ema)
+        for file, hints in open_components(path, variant, ema) if path.is_dir() else [(open_tensors(path), {})]:
+            yield find_parts(file, hints, ema)
+
+
+def _check_preview(parts: list[Part]) -> None:
+    """ValueError for one half of TAESD alone."""
+    halves = {part.layout.inside: part for part in parts}
+    for half, other in (("encoder", "decoder"), ("decoder", "encoder")):
+        if half in halves and other not in halves:
+            path = halves[half].file.path
+            raise ValueError(f"{path} is {halves[half].layout.name} alone: load the file of the {other}, taesd_{other}, beside it")
+    if len({part.params for part in parts}) > 1:
+        raise ValueError(f"{parts[0].file.path} and {parts[1].file.path} are halves of different autoencoders")
+
+
+def _same_place(a: str, b: str) -> bool:
+    """Whether two layouts hold the same of a network: "" holds all of it."""
+    return a == b or not (a and b)
 
 
 class _Loading:
     """The parts that are taken of all that the files hold, and the account of every key."""
 
-    def __init__(self, files: list[Found], ignored: dict[str, str], found: Findings) -> None:
-        self.files, self.ignored, self.found = files, ignored, found
+    def __init__(self, files: list[Found]) -> None:
+        self.files, self.ignored, self.found = files, dict[str, str](), Findings()
+        self.folder = os.path.commonpath([opened.file.path.absolute().parent for opened in files])
 
     def add(self, opened: Found) -> None:
         """Take a file's parts, in place of those of the same kind in files before it."""
         self.found.files.append(opened.file)
         self.ignored |= {self.name(opened.file, key): why for key, why in opened.ignored.items()}
         for part in opened.parts:
-            replaced: list[Part] = []
-            if part.kind == "text":
-                replaced = [other for other in self.found.towers if other.params == part.params and other.file is not part.file]
-                self.found.towers = [other for other in self.found.towers if other not in replaced] + [part]
-            else:
-                replaced = [other] if (other := getattr(self.found, part.kind)) else []
-                setattr(self.found, part.kind, part)
+            if part.kind == "text":  # which of them it is depends on the others: `describe` tells
+                self.found.towers.append(part)
+                continue
+            replaced = [
+                other for other in self.found.single if other.kind == part.kind and _same_place(part.layout.inside, other.layout.inside)
+            ]
+            self.found.single = [other for other in self.found.single if other not in replaced] + [part]
             self.leave_out(replaced, f"replaced by what {part.file.path.name} holds")
 
     def leave_out(self, parts: list[Part], why: str) -> None:
@@ -133,9 +148,8 @@ class _Loading:
             self.ignored |= {self.name(part.file, key): why for key in part.keys.values()}
 
     def name(self, file: TensorFile, key: str) -> str:
-        """How the report calls a key: with its file's name where there are several."""
-        several = len(self.files) > 1
-        return f"{file.path.parent.name}/{file.path.name}: {key}" if several else key
+        """How the report calls a key: with its file's name where there are several, from the folder that they have in common."""
+        return f"{os.path.relpath(file.path.absolute(), self.folder)}: {key}" if len(self.files) > 1 else key
 
     def report(self, taken: list[Part], model: Model, folder: bool) -> Report:
         consumed = [self.name(part.file, key) for part in taken for key in part.keys.values()]

@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.checkpoints.tensors import SAFETENSORS, open_tensors
+from models.checkpoints.table import check_dtype, take
+from models.checkpoints.tensors import SAFETENSORS, Stored, TensorFile, open_tensors
 from models.files import replacing
-from models.model import FOLDERS, Model, Report, build
+from models.model import FOLDERS, PARTS, Model, Report, build
 
 FILE_NAME = "checkpoint.safetensors"
 
@@ -35,7 +36,7 @@ def is_native(path: Path) -> bool:
     """Whether a path is a training run's folder, or a file that describes the model in it."""
     if path.is_dir():
         return (path / FILE_NAME).exists()
-    return path.suffix in SAFETENSORS and "model" in open_tensors(path).metadata
+    return path.suffix in SAFETENSORS and open_tensors(path).metadata.get("model", "").startswith("{")
 
 
 def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str, torch.dtype] | None = None) -> Model:
@@ -45,7 +46,8 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
     dtype  of the weights: None as in the file, one for all, or by part
     Raises FileNotFoundError, or ValueError for a file that is damaged, foreign, or does not fit its own description.
     """
-    tensors, metadata = read(path)
+    check_dtype(dtype, (*PARTS, "backbone"))
+    file, metadata = _open(path)
     if not isinstance(metadata.get("model"), dict):
         raise ValueError(f"{path} does not say what model it holds: it was not written by models.save or by training")
     try:
@@ -54,20 +56,20 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
         raise ValueError(f"{path} describes a model that cannot be built: {error}") from None
     consumed: list[str] = []
     for part, module in model.parts.items():
-        keys = _keys(tensors, f"{FOLDERS.get(part, part)}.")
-        average = _keys(tensors, "ema.") if ema and part == "backbone" else {}
-        if average and (lost := [name for name, _ in module.named_parameters() if name not in average]):
-            raise ValueError(f"{path} averages only some of its weights: it lacks ema.{lost[0]}")
+        keys = raw = _keys(file, f"{FOLDERS.get(part, part)}.")
+        if ema and part == "backbone" and (average := _keys(file, "ema.")):
+            if lost := [name for name, _ in module.named_parameters() if name not in average]:
+                raise ValueError(f"{path} averages only some of its weights: it lacks ema.{lost[0]}")
+            keys = raw | average
         wanted = dtype.get(part) if isinstance(dtype, Mapping) else dtype
         # The average is kept in float32; the model has the dtype of its raw weights.
-        raw = {name: tensors[key].dtype for name, key in keys.items()}
-        keys = keys | average
-        fit(module, {name: tensors[key].to(wanted or raw.get(name, tensors[key].dtype)) for name, key in keys.items()}, path)
+        dtypes = {name: wanted or file.tensors[raw.get(name, key)].dtype for name, key in keys.items()}
+        _fit(module, {name: file.tensors[key] for name, key in keys.items()}, dtypes, path)
         module.eval()
         consumed += keys.values()
     known = tuple(f"{FOLDERS.get(part, part)}." for part in model.parts)
     ignored: dict[str, str] = {}
-    for key in sorted(tensors.keys() - set(consumed)):
+    for key in sorted(file.tensors.keys() - set(consumed)):
         if not key.startswith((*known, "ema.", "optimizer.")):
             raise ValueError(f"{path} holds {key}, which belongs to no part of a model: it was not written by models.save or by training")
         ignored[key] = (
@@ -81,22 +83,22 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
     return model
 
 
-def _keys(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
+def _keys(file: TensorFile, prefix: str) -> dict[str, str]:
     """The network's name of each tensor under a prefix, and its key in the file."""
-    return {key.removeprefix(prefix): key for key in tensors if key.startswith(prefix)}
+    return {key.removeprefix(prefix): key for key in file.tensors if key.startswith(prefix)}
 
 
-def fit(network: torch.nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Give the network these tensors, without a copy. Every key must match in name and shape, or ValueError says which do not."""
+def _fit(network: torch.nn.Module, state: Mapping[str, Stored], dtypes: Mapping[str, torch.dtype], source: str | Path) -> None:
+    """Give the network these tensors. Every key must match in name and shape, or ValueError says which do not."""
     own = network.state_dict()
     missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
-    shapes = [f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}" for k in own if k in state and own[k].shape != state[k].shape]
-    kinds = [f"{k} is {state[k].dtype}" for k in own if k in state and state[k].is_floating_point() != own[k].is_floating_point()]
+    shapes = [f"{k} is {state[k].shape}, not {tuple(own[k].shape)}" for k in own if k in state and own[k].shape != state[k].shape]
+    kinds = [f"{k} is {state[k].dtype}" for k in own if k in state and state[k].dtype.is_floating_point != own[k].is_floating_point()]
     problems = {"lacks": missing, "holds unknown": unknown, "is of another architecture:": shapes, "holds no weights:": kinds}
     for problem, found in problems.items():
         if found:
             raise ValueError(f"{source} {problem} {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else ""))
-    network.load_state_dict(dict(state), assign=True)
+    network.load_state_dict({name: take(stored, dtypes[name], source) for name, stored in state.items()}, assign=True)
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -115,6 +117,11 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All tensors (memory-mapped) and the metadata of a file, or of the checkpoint in a run's folder."""
+    file, metadata = _open(path)
+    return {key: stored.mapped() for key, stored in file.tensors.items()}, metadata
+
+
+def _open(path: str | Path) -> tuple[TensorFile, dict[str, Any]]:
     path = Path(path)
     if path.is_dir():
         if not (path / FILE_NAME).exists():
@@ -122,7 +129,6 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path = path / FILE_NAME
     file = open_tensors(path)
     try:
-        metadata = {key: json.loads(value) for key, value in file.metadata.items() if key != "format"}
-    except json.JSONDecodeError as error:
+        return file, {key: json.loads(value) for key, value in file.metadata.items() if key != "format"}
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or not one of our safetensors files ({error})") from None
-    return {key: stored.mapped() for key, stored in file.tensors.items()}, metadata

@@ -24,6 +24,7 @@ PREFIXES = (
 )
 LATENT_STATISTICS = ("edm_mean", "edm_std")  # Playground's
 EMA_NOTES = 100  # more keys than this under model_ema. are weights, fewer are numbers about them
+MOST_TENSORS = 10_000  # SDXL's file has 2,515
 
 KINDS: dict[str, Callable[[Shapes, Mapping[str, Any]], tuple[Any, Layout] | None]] = {
     "backbone": unet_keys.recognise,
@@ -33,9 +34,9 @@ KINDS: dict[str, Callable[[Shapes, Mapping[str, Any]], tuple[Any, Layout] | None
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
-    """One network in a file.
+    """One network in a file, or the half of one that `layout.inside` names.
 
     kind    "backbone", "vae", "text" (one tower) or "preview"
     stored  its tensors by the layout's keys
@@ -69,6 +70,8 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
     ema  take the averaged weights of the backbone where the file has them
     """
     hints = hints or {}
+    if len(file.tensors) > MOST_TENSORS:
+        raise ValueError(f"{file.path} holds no model: no known one has as many as {len(file.tensors):,} tensors")
     groups = {prefix: [key for key in file.tensors if key.startswith(prefix)] for prefix in PREFIXES}
     groups = {prefix: keys for prefix, keys in groups.items() if keys} or {"": list(file.tensors)}
     parts, taken, ignored = [], set(), {}
@@ -88,7 +91,7 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
     rest = [key for key in file.tensors if key not in taken and key not in ignored and key not in LATENT_STATISTICS]
     ignored |= {key: why for key in rest if (why := harmless.reason(key))}
     if not parts:
-        raise ValueError(f"{file.path} holds no model: {foreign.guess(file.tensors)}")
+        raise ValueError(f"{file.path} holds no model that is known here: {foreign.guess(file.tensors)}")
     used = {key for part in parts for key in part.keys.values()}
     if unknown := [key for key in file.tensors if key not in used and key not in ignored and key not in LATENT_STATISTICS]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
@@ -98,19 +101,30 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
 
 def _recognised(file: TensorFile, prefix: str, names: Mapping[str, str], hints: Mapping[str, Any]) -> Part | None:
     """The network whose keys, without their prefix, are these."""
-    shapes = {name: file.tensors[key].shape for name, key in names.items()}
+    keys = {name: key for name, key in names.items() if harmless.reason(name) is None}
+    shapes = {name: file.tensors[key].shape for name, key in keys.items()}
     for kind, recognise in KINDS.items():
         try:
             found = recognise(shapes, hints)
-        except (KeyError, IndexError, ZeroDivisionError) as error:  # a key that shapes are read from is not there, or a shape is odd
-            raise ValueError(f"{file.path} holds an incomplete {kind}: {error.args[0]} is missing or of an odd shape") from None
-        except ValueError as error:
-            raise ValueError(f"{file.path}: {error}") from None
+        except (KeyError, IndexError, ZeroDivisionError, TypeError, ValueError) as error:
+            raise ValueError(_not_recognised(file, prefix, kind, error)) from None
         if found:
             params, layout = found
-            keys = {name: key for name, key in names.items() if harmless.reason(name) is None}
+            if empty := [keys[name] for name, shape in shapes.items() if 0 in shape]:
+                raise ValueError(f"{file.path} is damaged: {empty[0]} has no values")
             return Part(kind, params, layout, file, {name: file.tensors[key] for name, key in keys.items()}, keys, prefix, hints)
     return None
+
+
+def _not_recognised(file: TensorFile, prefix: str, kind: str, error: Exception) -> str:
+    """What is wrong with a file that looks like a network of this kind and cannot be one."""
+    if what := foreign.known(file.tensors):
+        return f"{file.path} holds no model that is known here: {what}"
+    if isinstance(error, KeyError):  # which shapes are looked up by
+        return f"{file.path} holds an incomplete {kind}: it lacks {prefix}{error.args[0]}"
+    if isinstance(error, ValueError):
+        return f"{file.path}: {error}"
+    return f"{file.path} holds a {kind} with a tensor of an odd shape, or its config.json a setting of an odd kind ({error})"
 
 
 def _with_averages(

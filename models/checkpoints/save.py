@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from diffusion.spec import check_names, lookup
 from models.checkpoints import clip_keys, diffusers_configs, native, taesd_keys, unet_keys, vae_keys
 from models.checkpoints.parts import LATENT_STATISTICS
-from models.checkpoints.table import Layout, scatter
+from models.checkpoints.table import Layout, check_dtype, scatter
+from models.checkpoints.unet_keys import Shapes
 from models.clip import CLIPTextParams
 from models.families import FAMILIES, base_of
 from models.files import replacing, write_json
 from models.model import Model
 from models.tokenizer import vocabulary
-from models.unet import UNet
+from models.unet import UNet, UNetParams
+from models.vae import VAEParams
 
+Recognise = Callable[[Shapes, Mapping[str, Any]], tuple[Any, Layout] | None]
 LAYOUTS = ("native", "ldm", "diffusers")
 TOWERS_LDM = {
     "sd1": {"clip_l": "cond_stage_model.transformer."},
@@ -28,6 +31,7 @@ TOWERS_LDM = {
     "sdxl": {"clip_l": "conditioner.embedders.0.transformer.", "clip_g": "conditioner.embedders.1.model."},
     "sdxl-refiner": {"clip_g": "conditioner.embedders.0.model."},
 }
+PREDICTIONS_LDM = {"eps": "epsilon", "v": "v"}  # as the metadata of single files call them
 
 
 def save(
@@ -35,42 +39,71 @@ def save(
 ) -> None:
     """Write a model.
 
-    layout  "native": one file of ours, which says itself what it holds; "ldm": the single file of SD and SDXL that most tools open;
-            "diffusers": a folder with a sub-folder per part, which diffusers' from_pretrained opens
+    layout  "native": one file of ours, which says itself what it holds; "ldm": the single file of SD and SDXL that most tools open,
+            with no place for a preview; "diffusers": a folder with a sub-folder per part, which diffusers' from_pretrained opens
     dtype   of the weights in the files; None: as they are
-    Raises OSError where the place cannot be written, ValueError for a model that the layout has no names for.
+    Raises OSError where the place cannot be written, ValueError for a model that readers of the layout would take for another.
     """
     check_names("layout", [layout], LAYOUTS)
+    check_dtype(dtype, ())
     if layout == "native":
         native.write(path, _cast(model.state_dict(), dtype), {"model": model.spec})
         return
-    if model.backbone is not None and not isinstance(model.backbone, UNet):
-        raise ValueError(
-            f"the layout {layout!r} is for published UNets, and this model's backbone is a {type(model.backbone).__name__}: use 'native'"
-        )
+    if model.backbone is not None and not (isinstance(model.backbone, UNet) and model.backbone.params.context_dim):
+        kind = type(model.backbone).__name__
+        raise ValueError(f"the layout {layout!r} is for UNets that are told a text, which this {kind} is not: use layout='native'")
     {"ldm": _save_ldm, "diffusers": _save_diffusers}[layout](model, Path(path), dtype)
 
 
 def _save_ldm(model: Model, path: Path, dtype: torch.dtype | None) -> None:
     tensors: dict[str, Tensor] = {}
+    base = _base(model) if model.parts.keys() - {"preview"} else ""
     if isinstance(model.backbone, UNet):
-        tensors |= _published("model.diffusion_model.", unet_keys.ldm(model.backbone.params), model.backbone)
+        published = _published(model.backbone, unet_keys.ldm(model.backbone.params), unet_keys.recognise)
+        tensors |= _prefixed("model.diffusion_model.", published) | _marks(model, base)
     if model.vae is not None:
-        tensors |= _published("first_stage_model.", vae_keys.ldm(model.vae.params), model.vae)
-        if model.vae.params.mean is not None:
-            statistics = zip(LATENT_STATISTICS, (model.vae.params.mean, model.vae.params.std), strict=True)
-            tensors |= {key: torch.tensor(values)[None, :, None, None] for key, values in statistics}
-    if model.text is not None:
-        for name, prefix in TOWERS_LDM[_base(model)].items():
-            tower = model.text.tower(name)
-            layout = clip_keys.openclip() if prefix.endswith(".model.") else clip_keys.transformers()
-            tensors |= _published(prefix, layout, tower)
-            if name == "clip_h" and _used_blocks(model, name) == tower.params.layers:
-                tensors |= _unused_block(prefix, tensors, tower.params.layers)
-    if model.preview is not None and len(model.parts) == 1:
-        tensors |= _published("", taesd_keys.diffusers(), model.preview)
-    said = {"eps": "epsilon"}.get(model.prediction.name, model.prediction.name)
-    native.write_tensors(path, _cast(tensors, dtype), {"format": "pt", "modelspec.prediction_type": said})
+        tensors |= _prefixed("first_stage_model.", _published(model.vae, vae_keys.ldm(model.vae.params), vae_keys.recognise))
+        tensors |= _latent_statistics(model.vae.params, FAMILIES[model.spec.get("family", base)].scale)
+    for name in model.text.towers if model.text is not None else ():
+        tensors |= _tower_ldm(model, name, TOWERS_LDM[base][name])
+    if model.preview is not None and not tensors:
+        tensors |= _published(model.preview, taesd_keys.diffusers(), taesd_keys.recognise)
+    said = {"modelspec.prediction_type": PREDICTIONS_LDM[model.prediction.name]} if model.prediction.name in PREDICTIONS_LDM else {}
+    native.write_tensors(path, _cast(tensors, dtype), {"format": "pt", **said})
+
+
+def _tower_ldm(model: Model, name: str, prefix: str) -> dict[str, Tensor]:
+    assert model.text is not None
+    tower = model.text.tower(name)
+    if tower.params.activation != (activation := "quick_gelu" if name == "clip_l" else "gelu"):
+        raise ValueError(f"readers of the layout 'ldm' compute {name} with {activation}, not {tower.params.activation}")
+    layout = clip_keys.openclip() if prefix.endswith(".model.") else clip_keys.transformers()
+    tensors = _prefixed(prefix, _published(tower, layout, clip_keys.recognise))
+    if name == "clip_h" and _used_blocks(model, name) == tower.params.layers:
+        tensors |= _unused_block(prefix, tensors, tower.params.layers)
+    return tensors
+
+
+def _marks(model: Model, base: str) -> dict[str, Tensor]:
+    """What tells readers of single files a prediction and a schedule. ValueError where they would take it for another."""
+    of = FAMILIES[model.spec.get("family", base)]
+    schedule = {**of.schedule, **model.spec["schedule"]}
+    ends_in_noise = schedule.pop("zero_terminal_snr", False)
+    if schedule != of.schedule or model.prediction.name not in (*PREDICTIONS_LDM, of.prediction):
+        raise ValueError(
+            f"single files do not say schedule {model.spec['schedule']} and prediction {model.prediction.name!r}: use another layout"
+        )
+    v = model.prediction.name == "v" and base.startswith("sdxl")
+    return {mark: torch.tensor([]) for mark, set_ in (("v_pred", v), ("ztsnr", ends_in_noise)) if set_}
+
+
+def _latent_statistics(p: VAEParams, scale: float) -> dict[str, Tensor]:
+    """Playground's two tensors, or none. ValueError for a scale that readers of single files would not know."""
+    if (p.scale, p.shift) != (scale, 0.0):
+        raise ValueError(f"single files do not say how latents are scaled, here by {p.scale:g}: use another layout")
+    if p.mean is None or p.std is None:
+        return {}
+    return {key: torch.tensor(values)[None, :, None, None] for key, values in zip(LATENT_STATISTICS, (p.mean, p.std), strict=True)}
 
 
 def _unused_block(prefix: str, tensors: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
@@ -85,13 +118,12 @@ def _save_diffusers(model: Model, folder: Path, dtype: torch.dtype | None) -> No
     weights = "diffusion_pytorch_model.safetensors"
     if isinstance(model.backbone, UNet):
         p = model.backbone.params
-        writing.append(
-            ("unet", weights, diffusers_configs.unet(p, model.shape[-1]), _published("", unet_keys.diffusers(p), model.backbone))
-        )
+        config = diffusers_configs.unet(p, model.shape[-1])
+        writing.append(("unet", weights, config, _published(model.backbone, unet_keys.diffusers(p), unet_keys.recognise, config)))
         parts |= {"unet": ("diffusers", "UNet2DConditionModel")}
     if model.vae is not None:
-        v = model.vae.params
-        writing.append(("vae", weights, diffusers_configs.vae(v), _published("", vae_keys.diffusers(v), model.vae)))
+        config = diffusers_configs.vae(model.vae.params)
+        writing.append(("vae", weights, config, _published(model.vae, vae_keys.diffusers(model.vae.params), vae_keys.recognise, config)))
         parts |= {"vae": ("diffusers", "AutoencoderKL")}
     for use in model.text.params.uses if model.text is not None else ():
         place = "text_encoder_2" if use.tower == "clip_g" else "text_encoder"
@@ -100,9 +132,9 @@ def _save_diffusers(model: Model, folder: Path, dtype: torch.dtype | None) -> No
         parts |= {place: ("transformers", diffusers_configs.text_class(params))}
         parts |= {place.replace("text_encoder", "tokenizer"): ("transformers", "CLIPTokenizer")}
         _save_tokenizer(folder / place.replace("text_encoder", "tokenizer"), use.pad, params.length)
-    if model.preview is not None and not parts:
-        tiny = _published("", taesd_keys.diffusers(), model.preview)
-        writing.append(("", weights, diffusers_configs.taesd(model.preview.params), tiny))
+    if model.preview is not None:
+        tiny = _published(model.preview, taesd_keys.diffusers(), taesd_keys.recognise)
+        writing.append(("preview" if parts else "", weights, diffusers_configs.taesd(model.preview.params), tiny))
     for place, file, config, tensors in writing:
         native.write_tensors(folder / place / file, _cast(tensors, dtype), {"format": "pt"})
         write_json(folder / place / "config.json", config)
@@ -148,9 +180,37 @@ def _base(model: Model) -> str:
     raise ValueError("this model is of no published family: use layout='native'")
 
 
-def _published(prefix: str, layout: Layout, network: nn.Module) -> dict[str, Tensor]:
+def _published(network: nn.Module, layout: Layout, recognise: Recognise, config: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+    """The network's tensors under their published names. ValueError unless a reader makes the same network of them."""
     state = network.state_dict()
-    return {prefix + key: value for key, value in scatter(layout.table(state), state).items()}
+    tensors = scatter(layout.table(state), state)
+    try:
+        read = recognise({key: tuple(value.shape) for key, value in tensors.items()}, config or {})
+    except (KeyError, IndexError, ValueError):
+        read = None
+    mine, theirs = _structure(network.params), _structure(read[0]) if read else {}
+    for name, value in mine.items():
+        if theirs.get(name, "no network of theirs") != value:
+            kind = type(network).__name__
+            raise ValueError(
+                f"the layout {layout.name!r} has no words for a {kind} with {name}={value}, and readers would take it for "
+                f"{theirs.get(name, 'none of theirs')}: use layout='native'"
+            )
+    return tensors
+
+
+def _structure(params: Any) -> dict[str, Any]:
+    """What of a network's parameters a reader has to find out from its tensors."""
+    known = asdict(params)
+    for name in ("dropout", "activation", "scale", "shift", "mean", "std"):
+        known.pop(name, None)
+    if isinstance(params, UNetParams):  # which fix either of two
+        known |= {"heads": [params.heads_of(params.channels * m) for m in params.channel_mult], "head_dim": None}
+    return known
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in tensors.items()}
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

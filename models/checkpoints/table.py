@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from diffusion.spec import check_names
 from models.checkpoints.tensors import Stored, TensorFile
 
 Form = Literal["same", "conv", "transposed"]
@@ -39,12 +41,14 @@ class Layout:
     rules   patterns over our names and what replaces them, all applied, in order
     forms   patterns over our names of those tensors that are written in another form
     number  applied to our names before the rules: how blocks are counted there
+    inside  the sub-module that such a file holds, "" for the whole network
     """
 
     name: str
     rules: Mapping[str, str]
     forms: Mapping[str, Form] = field(default_factory=dict)
     number: Callable[[str], str] = str
+    inside: str = ""
 
     def table(self, names: Iterable[str]) -> Table:
         """The published keys of each of our names."""
@@ -89,17 +93,14 @@ def gather(table: Table, shapes: Mapping[str, torch.Size], stock: Stock, dtype: 
         raise ValueError(f"{path} lacks {stock.prefix}{missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))
     for name, source in table.items():
         _check_shapes(shapes[name], source, stock)
-    values = {}
-    for name, source in table.items():
-        values[name] = _gather_one(shapes[name], source, [stock.stored[key] for key in source.keys], dtype)
-        if not _is_finite(values[name]):
-            raise ValueError(f"{path} is damaged: {stock.prefix}{' or '.join(source.keys)} holds values that are not finite")
-    return values
+    return {
+        name: _gather_one(shapes[name], source, [stock.stored[key] for key in source.keys], dtype, path) for name, source in table.items()
+    }
 
 
-def _gather_one(shape: torch.Size, source: Source, pieces: list[Stored], dtype: torch.dtype) -> Tensor:
-    if len(pieces) == 1 and pieces[0].dtype == dtype and source.form != "transposed":
-        return pieces[0].mapped().view(shape)
+def _gather_one(shape: torch.Size, source: Source, pieces: list[Stored], dtype: torch.dtype, path: Path) -> Tensor:
+    if len(pieces) == 1 and source.form != "transposed":
+        return take(pieces[0], dtype, path).view(shape)
     value = torch.empty(shape, dtype=dtype)
     for piece, part in zip(pieces, value.chunk(len(pieces)), strict=True):
         if source.form == "transposed":
@@ -108,7 +109,47 @@ def _gather_one(shape: torch.Size, source: Source, pieces: list[Stored], dtype: 
             part.copy_(raw.T)
         else:
             piece.read_into(part.view(piece.shape))
+        _check_finite(part, piece, path)
     return value
+
+
+def take(stored: Stored, dtype: torch.dtype, path: str | Path) -> Tensor:
+    """A tensor of a file in that dtype: its mapped pages, or new memory where it is converted. ValueError where it is not finite."""
+    if stored.dtype == dtype:
+        value = stored.mapped()
+    else:
+        value = torch.empty(stored.shape, dtype=dtype)
+        stored.read_into(value)
+    _check_finite(value, stored, path)
+    return value
+
+
+def _check_finite(value: Tensor, stored: Stored, path: str | Path) -> None:
+    if is_finite(value):
+        return
+    raw = torch.empty(stored.shape, dtype=stored.dtype)
+    stored.read_into(raw)
+    if is_finite(raw):
+        raise ValueError(f"{path} holds values in {stored.key} that are too large for {value.dtype}: choose another dtype")
+    raise ValueError(f"{path} is damaged: {stored.key} holds values that are not finite")
+
+
+def is_finite(value: Tensor) -> bool:
+    """One pass, without a copy: NaN and infinity both show in the extremes."""
+    if not value.dtype.is_floating_point or not value.numel():
+        return True
+    if value.dtype.itemsize == 1:  # 8-bit floats, which nothing computes in
+        value = value.to(torch.bfloat16)
+    return all(bool(extreme.isfinite()) for extreme in value.aminmax())
+
+
+def check_dtype(dtype: torch.dtype | Mapping[str, torch.dtype] | None, parts: Iterable[str]) -> None:
+    """ValueError unless networks can compute in these dtypes, given for all or by part."""
+    given = dtype if isinstance(dtype, Mapping) else {} if dtype is None else {"": dtype}
+    check_names("part", (part for part in given if part), parts)
+    for value in given.values():
+        if not isinstance(value, torch.dtype) or not value.is_floating_point or value.itemsize < 2:
+            raise ValueError(f"networks compute in torch.float32, torch.bfloat16, torch.float16 or torch.float64, not {value}")
 
 
 def scatter(table: Table, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -133,11 +174,6 @@ def _check_shapes(shape: torch.Size, source: Source, stock: Stock) -> None:
         stored = stock.stored[key]
         # A 1x1 convolution may have been saved as the linear layer that it is.
         if stored.shape not in (tuple(wanted), tuple(part)):
-            raise ValueError(f"{stock.file.path} is of another architecture: {stock.prefix}{key} is {stored.shape}, not {tuple(wanted)}")
+            raise ValueError(f"{stock.file.path} is of another architecture: {stored.key} is {stored.shape}, not {tuple(wanted)}")
         if not stored.dtype.is_floating_point:
-            raise ValueError(f"{stock.file.path} holds no weights: {stock.prefix}{key} is {stored.dtype}")
-
-
-def _is_finite(value: Tensor) -> bool:
-    """One pass: a sum is finite unless a value is not, or the sum of finite ones overflows, which then is looked at one by one."""
-    return bool(value.sum(dtype=torch.float32).isfinite()) or bool(value.isfinite().all())
+            raise ValueError(f"{stock.file.path} holds no weights: {stored.key} is {stored.dtype}")

@@ -9,19 +9,24 @@ Whatever is wrong with a file is one ValueError that names the file and the key,
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import pickle
+import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from models.files import read_json
 
 DTYPES = {
     "F64": torch.float64,
@@ -40,6 +45,13 @@ DTYPES = {
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+LONGEST_NAME = 1000  # characters
+LARGEST_SIZE = 2**48  # of a dimension or a file: products of more are no numbers that torch can hold
+NO_WEIGHTS = {  # how files begin that a download left in place of the one that was meant
+    b"<!doctype html": "a web page, as a download with a wrong address or without permission leaves",
+    b"<html": "a web page, as a download with a wrong address or without permission leaves",
+    b"version https://git-lfs": "Git LFS's pointer to the file, which `git lfs pull` puts in its place",
+}
 
 
 class Stored(ABC):
@@ -58,7 +70,7 @@ class Stored(ABC):
         """Copy it to a contiguous tensor of its shape and of any dtype, without leaving its pages in this process's memory."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TensorFile:
     """What a file, or a set of shards, holds.
 
@@ -81,11 +93,15 @@ def open_tensors(path: str | Path) -> TensorFile:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
+    with open(path, "rb") as file:
+        begin = file.read(64).lstrip().lower()
+    if what := next((what for text, what in NO_WEIGHTS.items() if begin.startswith(text)), None if begin else "empty"):
+        raise ValueError(f"{path} holds no weights: it is {what}")
     if path.name.endswith(".index.json"):
         return _open_shards(path)
-    if path.suffix in SAFETENSORS:
+    if path.suffix.lower() in SAFETENSORS:
         return _open_safetensors(path)
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         return _open_pickle(path)
     raise ValueError(f"{path} is no file of weights: expected {', '.join((*SAFETENSORS, *PICKLES))} or a shards' .index.json")
 
@@ -101,10 +117,11 @@ class _Mapping:
 
     @cached_property
     def storage(self) -> torch.UntypedStorage:
-        return torch.UntypedStorage.from_file(str(self.path), False, self.size)  # not shared: what is written stays here
+        # Not shared: what is written stays here. (torch annotates any kind of storage.)
+        return cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(self.path), False, self.size))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Region(Stored):
     key: str
     shape: tuple[int, ...]
@@ -117,13 +134,15 @@ class _Region(Stored):
             out = torch.empty(self.shape, dtype=self.dtype)
             self.read_into(out)
             return out
-        return torch.empty(0, dtype=self.dtype).set_(self.mapping.storage, self.start // self.dtype.itemsize, self.shape)
+        # A storage of its own: who copies or pickles this tensor does not take the whole file along.
+        storage = self.mapping.storage[self.start : self.start + math.prod(self.shape) * self.dtype.itemsize]
+        return torch.tensor([], dtype=self.dtype).set_(storage).view(self.shape)
 
     def read_into(self, out: Tensor) -> None:
         raw = out if out.dtype == self.dtype else torch.empty(self.shape, dtype=self.dtype)
         with open(self.mapping.path, "rb", buffering=0) as file:
             file.seek(self.start)
-            view = memoryview(raw.view(-1).view(torch.uint8).numpy()) if raw.numel() else memoryview(b"")
+            view = raw.flatten().view(torch.uint8).numpy().data
             while len(view):
                 n = file.readinto(view)
                 if not n:
@@ -136,8 +155,12 @@ class _Region(Stored):
 def _open_safetensors(path: Path) -> TensorFile:
     size = path.stat().st_size
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, LARGEST_HEADER):
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if length > LARGEST_HEADER:
+            pickled = "; it seems to be a pickle, whose name would end in .ckpt or .pt" if start.startswith((b"PK", b"\x80")) else ""
+            raise ValueError(f"{path} is no safetensors file: it begins with {start!r}{pickled}")
+        if size < 8 or length > size - 8:
             raise ValueError(f"{path} is damaged: its header should be {length:,} bytes long, and the file has {size:,}; get it again")
         text = file.read(length)
     try:
@@ -180,14 +203,15 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
     """dtype, shape, first and last byte of one tensor in the header."""
+    _check_name(path, key)
     try:
         name, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise ValueError(f"{path} is damaged: {key} lacks dtype, shape or data_offsets") from None
-    if name not in DTYPES:
-        raise ValueError(f"{path} cannot be read: {key} has the dtype {name}; known are {', '.join(DTYPES)}")
-    if not all(isinstance(n, int) and n >= 0 for n in (*shape, first, last)):
-        raise ValueError(f"{path} is damaged: {key} has shape {list(shape)} and lies at {[first, last]}")
+    if not isinstance(name, str) or name not in DTYPES:
+        raise ValueError(f"{path} cannot be read: {key} has the dtype {name!r}; known are {', '.join(DTYPES)}")
+    if not all(type(n) is int and 0 <= n < LARGEST_SIZE for n in (*shape, first, last)) or len(shape) > 8:
+        raise ValueError(f"{path} is damaged: {key} has no possible shape {list(shape)!s:.80} or place {[first, last]!s:.80}")
     if last - first != math.prod(shape) * DTYPES[name].itemsize:
         raise ValueError(f"{path} is damaged: {key}, {name} of shape {list(shape)}, does not fill its {last - first:,} bytes")
     return DTYPES[name], shape, first, last
@@ -196,7 +220,7 @@ def _check_entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[i
 # Pickles ---------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Unpickled(Stored):
     key: str
     tensor: Tensor
@@ -220,31 +244,61 @@ class _Callback:
     """Stands for a class of the trainer that early SD files name beside their weights, and that nobody needs."""
 
 
+# What Stable Diffusion's own .ckpt files hold beside plain tensors: their trainer's callbacks, with NumPy scalars for losses.
 _HARMLESS_CLASSES: list[Any] = [
     (_Callback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
     (_Callback, "pytorch_lightning.callbacks.early_stopping.EarlyStopping"),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]  # where NumPy 1 had it, and where 2 has it
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]
+    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType, codecs.encode),
 ]
 
 
 def _open_pickle(path: Path) -> TensorFile:
     try:
+        if zipped := _is_zip(path):
+            _check_zip(path)
         with torch.serialization.safe_globals(_HARMLESS_CLASSES):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         reason = str(error).split("WeightsUnpickler error: ")[-1].splitlines()[0]
         raise ValueError(f"{path} is no plain file of weights, and nothing in it was run ({reason}); use its safetensors version") from None
-    except (RuntimeError, EOFError, KeyError, IndexError, AttributeError, TypeError, ValueError, OSError) as error:
+    except Exception as error:  # a damaged pickle may provoke any
         raise ValueError(f"{path} is damaged or no file of weights ({str(error).splitlines()[0] if str(error) else error!r})") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
     state = content.get("state_dict", content)
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__} under state_dict, not tensors by name")
-    tensors: dict[str, Stored] = {key: _Unpickled(key, value) for key, value in state.items() if isinstance(value, Tensor)}
-    if odd := [key for key, value in tensors.items() if not isinstance(key, str) or value.tensor.layout != torch.strided]:  # type: ignore[attr-defined]
-        raise ValueError(f"{path} holds {odd[0]!r}, which is no plain tensor with a name")
-    numbers = {key: float(value) for key, value in content.items() if isinstance(value, (int, float)) and isinstance(key, str)}
+    tensors = {key: _Unpickled(key, value) for key, value in _flat(state) if isinstance(value, Tensor)}
+    for key, stored in tensors.items():
+        _check_unpickled(path, key, stored.tensor)
+    numbers = {key: value for key, value in content.items() if isinstance(value, (int, float)) and isinstance(key, str)}
     return TensorFile(path, tensors, numbers=numbers)
+
+
+def _flat(state: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    """Keys and values, those of tables within the table as "outer.inner"."""
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value
+
+
+def _check_name(path: Path, key: Any) -> None:
+    """ValueError for a name that no message could show."""
+    if not isinstance(key, str) or not key.isprintable() or len(key) > LONGEST_NAME:
+        raise ValueError(f"{path} is damaged: {key!r:.80} is no name of a tensor")
+
+
+def _check_unpickled(path: Path, key: Any, value: Tensor) -> None:
+    """ValueError unless this is a tensor as a file has it: one that repeats few bytes would fill the memory when it is copied."""
+    _check_name(path, key)
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+        raise ValueError(f"{path} holds {key}, which is no plain tensor")
+    if value.nbytes > value.untyped_storage().nbytes():
+        raise ValueError(f"{path} is damaged: {key} of shape {list(value.shape)} has more values than are stored")
 
 
 def _is_zip(path: Path) -> bool:
@@ -253,17 +307,23 @@ def _is_zip(path: Path) -> bool:
         return file.read(2) == b"PK"
 
 
+def _check_zip(path: Path) -> None:
+    """ValueError for a file that would grow when it is read: torch never compresses."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise ValueError("it is compressed")
+
+
 # Shards ----------------------------------------------------------------------------------------------------------------
 
 
 def _open_shards(path: Path) -> TensorFile:
-    try:
-        places = json.loads(path.read_text())["weight_map"]
-        shards = sorted(set(places.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: no table of shards can be read from it ({error})") from None
-    if odd := [name for name in shards if not isinstance(name, str) or Path(name).name != name]:
-        raise ValueError(f"{path} names the shard {odd[0]!r}, which is no file beside it")
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{path} is damaged: it has no weight_map, the table of what lies in which shard")
+    shards = sorted(set(places.values()))
+    if odd := [name for name in shards if Path(name).name != name or not name.endswith((*SAFETENSORS, *PICKLES))]:
+        raise ValueError(f"{path} names the shard {odd[0]!r}, which is no file of weights beside it")
     if lost := [name for name in shards if not (path.parent / name).is_file()]:
         raise FileNotFoundError(f"{path} names the shard {lost[0]}, which is not there ({len(shards) - len(lost)} of {len(shards)} are)")
     opened = {name: open_tensors(path.parent / name) for name in shards}

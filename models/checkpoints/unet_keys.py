@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from models.checkpoints.diffusers_configs import UNET_SETTINGS, check_settings
 from models.checkpoints.table import Layout
 from models.unet import UNetParams
 
 Shapes = Mapping[str, tuple[int, ...]]
+Tree = Mapping[str, set[str]]
+"""What follows each beginning of a key: "a.0.b" puts "0" under "a", and "b" under "a.0"."""
 
 TRANSFORMER = {
     r"\.blocks\.(\d+)\.": r".transformer_blocks.\1.",
@@ -95,14 +98,18 @@ def diffusers(params: UNetParams) -> Layout:
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[UNetParams, Layout] | None:
     """Parameters and layout of a UNet with these keys and shapes; None where it is none.
 
-    hints  what keys and shapes do not say and a config.json beside them may: attention_head_dim
+    hints  what keys and shapes do not say and a config.json beside them may: attention_head_dim, norm_num_groups
     """
     if "input_blocks.0.0.weight" in shapes and "out.2.weight" in shapes:
-        params = _params(shapes, _ldm_levels(shapes), ("input_blocks.0.0", "out.2", "label_emb.0.0", "time_embed"), "middle_block.1", hints)
+        tree = beginnings(shapes)
+        names = ("input_blocks.0.0", "out.2", "label_emb.0.0", "time_embed")
+        params = _params(shapes, _ldm_levels(shapes, tree), names, depth(tree, "middle_block.1"), hints)
         return params, ldm(params)
     if "conv_in.weight" in shapes and "down_blocks.0.resnets.0.time_emb_proj.weight" in shapes:
+        tree = beginnings(shapes)
+        check_settings(hints, UNET_SETTINGS)
         names = ("conv_in", "conv_out", "add_embedding.linear_1", "time_embedding")
-        params = _params(shapes, _diffusers_levels(shapes), names, "mid_block.attentions.0", hints)
+        params = _params(shapes, _diffusers_levels(shapes, tree), names, depth(tree, "mid_block.attentions.0"), hints)
         return params, diffusers(params)
     return None
 
@@ -111,28 +118,29 @@ Level = list[tuple[int, int]]
 """The residual blocks of a level on the way down: width, and depth of the transformer after it."""
 
 
-def _params(shapes: Shapes, levels: list[Level], names: tuple[str, ...], middle: str, hints: Mapping[str, Any]) -> UNetParams:
+def _params(shapes: Shapes, levels: list[Level], names: tuple[str, ...], middle: int, hints: Mapping[str, Any]) -> UNetParams:
     conv_in, conv_out, vector, time = names
-    channels, in_channels = shapes[f"{conv_in}.weight"][:2]
+    channels = shapes[f"{conv_in}.weight"][0]
     if any(level[0][0] % channels or len(set(level)) > 1 or len(level) != len(levels[0]) for level in levels):
         raise ValueError(f"the blocks of this UNet differ within a level or between levels, which none that is known does: {levels}")
     context = next((shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")), None)
     linear = any(key.endswith("proj_in.weight") and len(shape) == 2 for key, shape in shapes.items())
     heads, head_dim = _heads(hints, linear, [level[0][0] for level in levels])
     return UNetParams(
-        in_channels=in_channels,
+        in_channels=shapes[f"{conv_in}.weight"][1],
         out_channels=shapes[f"{conv_out}.weight"][0],
         channels=channels,
         channel_mult=tuple(level[0][0] // channels for level in levels),
         blocks=len(levels[0]),
         attention=tuple(level[0][1] for level in levels),
-        middle_attention=depth(shapes, middle),
+        middle_attention=middle,
         heads=heads,
         head_dim=head_dim,
         linear_projection=linear,
         context_dim=context,
         vector_dim=shapes[f"{vector}.weight"][1] if f"{vector}.weight" in shapes else None,
         guidance_dim=shapes[f"{time}.cond_proj.weight"][1] if f"{time}.cond_proj.weight" in shapes else None,
+        groups=hints.get("norm_num_groups") or 32,
     )
 
 
@@ -146,7 +154,7 @@ def _heads(hints: Mapping[str, Any], linear: bool, widths: list[int]) -> tuple[i
         return (None, 64) if linear else (8, None)
     if isinstance(given, int):
         return given, None
-    dims = {width // heads for width, heads in zip(widths, given, strict=False)}
+    dims = {width // heads for width, heads in zip(widths, given, strict=True)}
     if len(set(given)) == 1:
         return given[0], None
     if len(dims) > 1:
@@ -154,30 +162,41 @@ def _heads(hints: Mapping[str, Any], linear: bool, widths: list[int]) -> tuple[i
     return None, dims.pop()
 
 
-def _ldm_levels(shapes: Shapes) -> list[Level]:
+def _ldm_levels(shapes: Shapes, tree: Tree) -> list[Level]:
     levels: list[Level] = [[]]
-    for i in range(1, count(shapes, "input_blocks")):
+    for i in range(1, count(tree, "input_blocks")):
         if f"input_blocks.{i}.0.op.weight" in shapes:
             levels.append([])
         else:
-            levels[-1].append((shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0], depth(shapes, f"input_blocks.{i}.1")))
+            levels[-1].append((shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0], depth(tree, f"input_blocks.{i}.1")))
     return levels
 
 
-def _diffusers_levels(shapes: Shapes) -> list[Level]:
+def _diffusers_levels(shapes: Shapes, tree: Tree) -> list[Level]:
     return [
         [
-            (shapes[f"down_blocks.{i}.resnets.{j}.conv2.weight"][0], depth(shapes, f"down_blocks.{i}.attentions.{j}"))
-            for j in range(count(shapes, f"down_blocks.{i}.resnets"))
+            (shapes[f"down_blocks.{i}.resnets.{j}.conv2.weight"][0], depth(tree, f"down_blocks.{i}.attentions.{j}"))
+            for j in range(count(tree, f"down_blocks.{i}.resnets"))
         ]
-        for i in range(count(shapes, "down_blocks"))
+        for i in range(count(tree, "down_blocks"))
     ]
 
 
-def depth(shapes: Shapes, prefix: str) -> int:
-    return count(shapes, f"{prefix}.transformer_blocks")
+def depth(tree: Tree, place: str) -> int:
+    return count(tree, f"{place}.transformer_blocks")
 
 
-def count(shapes: Shapes, prefix: str) -> int:
-    """How many numbered things stand under a prefix."""
-    return len({key[len(prefix) + 1 :].split(".")[0] for key in shapes if key.startswith(f"{prefix}.")})
+def count(tree: Tree, place: str) -> int:
+    """How many numbered things stand in a place."""
+    return len(tree.get(place, ()))
+
+
+def beginnings(keys: Iterable[str]) -> Tree:
+    """All places in these keys."""
+    tree: dict[str, set[str]] = {}
+    for key in keys:
+        place = ""
+        for part in key.split("."):
+            tree.setdefault(place, set()).add(part)
+            place = f"{place}.{part}" if place else part
+    return tree

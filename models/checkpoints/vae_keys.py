@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from models.checkpoints.diffusers_configs import VAE_SETTINGS, check_settings
 from models.checkpoints.table import Form, Layout
-from models.checkpoints.unet_keys import Shapes, count
+from models.checkpoints.unet_keys import Shapes, beginnings, count
 from models.vae import VAEParams
 
 COMMON = {
@@ -65,26 +66,34 @@ def _by_level(name: str, params: VAEParams, top: int | None) -> str:
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[VAEParams, Layout] | None:
-    """Parameters (but for the scale of the latents, which no tensor tells) and layout of an autoencoder; None where it is none."""
+    """Parameters (but for the scale of the latents, which no tensor tells) and layout of an autoencoder; None where it is none.
+
+    hints  what a config.json beside the tensors says: norm_num_groups, and the scale, without which only 4 channels are taken
+    """
     if "encoder.conv_in.weight" not in shapes or "decoder.conv_in.weight" not in shapes:
         return None
     if "encoder.down.0.block.0.conv1.weight" in shapes:
-        params = _params(shapes, "encoder.down", "block")
+        params = _params(shapes, "encoder.down", "block", hints)
         return params, ldm(params)
     if "encoder.down_blocks.0.resnets.0.conv1.weight" in shapes:
-        params = _params(shapes, "encoder.down_blocks", "resnets")
+        check_settings(hints, VAE_SETTINGS)
+        params = _params(shapes, "encoder.down_blocks", "resnets", hints)
         old = "encoder.mid_block.attentions.0.query.weight" in shapes
         return params, diffusers(params, LEGACY if old else DIFFUSERS)
     return None
 
 
-def _params(shapes: Shapes, levels: str, blocks: str) -> VAEParams:
-    channels = shapes["encoder.conv_in.weight"][0]
+def _params(shapes: Shapes, levels: str, blocks: str, hints: Mapping[str, Any]) -> VAEParams:
+    channels, latents = shapes["encoder.conv_in.weight"][0], shapes["decoder.conv_in.weight"][1]
+    if latents == 16 and "scaling_factor" not in hints:
+        raise ValueError("this is the autoencoder of Stable Diffusion 3 or FLUX, which this library does not load yet")
+    tree = beginnings(shapes)
     return VAEParams(
         image_channels=shapes["encoder.conv_in.weight"][1],
-        latent_channels=shapes["decoder.conv_in.weight"][1],
+        latent_channels=latents,
         channels=channels,
-        channel_mult=tuple(shapes[f"{levels}.{i}.{blocks}.0.conv1.weight"][0] // channels for i in range(count(shapes, levels))),
-        blocks=count(shapes, f"{levels}.0.{blocks}"),
+        channel_mult=tuple(shapes[f"{levels}.{i}.{blocks}.0.conv1.weight"][0] // channels for i in range(count(tree, levels))),
+        blocks=count(tree, f"{levels}.0.{blocks}"),
+        groups=hints.get("norm_num_groups") or 32,
         quant_conv="quant_conv.weight" in shapes,
     )

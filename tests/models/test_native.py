@@ -206,7 +206,8 @@ def test_report_accounts_for_every_key(saved: Path, trained: tuple[Path, Model, 
     for path, ema in ((saved, True), (saved, False), (trained[0], True), (trained[0], False)):
         report = models.load(path, ema=ema).report
         assert report is not None
-        assert sorted(report.consumed + report.ignored) == sorted(native.read(path)[0])
+        assert sorted([*report.consumed, *report.ignored]) == sorted(native.read(path)[0])
+        assert report.layout == "native"
     assert models.build(UNET).report is None
 
 
@@ -281,14 +282,29 @@ def _cut(where: float) -> Callable[[Path], None]:
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no file": (lambda path: None, "no such checkpoint: PATH"),
-    "a folder without one": (Path.mkdir, "no checkpoint.safetensors in PATH: is it a training run's folder, and has it saved yet?"),
-    "empty": (Path.touch, "PATH is damaged or not one of our safetensors files"),
-    "text": (lambda path: path.write_text("not a model\n" * 100), "PATH is damaged or not one of our safetensors files"),
-    "a pickle": (lambda path: torch.save({"weight": torch.zeros(2)}, path), "PATH is damaged or not one of our safetensors files"),
-    "foreign": (_foreign, "PATH does not say what model it holds"),
-    "foreign metadata": (_foreign_metadata, "PATH is damaged or not one of our safetensors files"),
-    "no description": (lambda path: native.write(path, tensors(fresh(UNET)), {"model": 3}), "PATH does not say what model it holds"),
+    "no file": (lambda path: None, "no such file or folder: PATH"),
+    "a folder without one": (Path.mkdir, "PATH holds no model, neither a training run's checkpoint nor diffusers' folders"),
+    "empty": (Path.touch, "PATH holds no weights: it is empty"),
+    "text": (lambda path: path.write_text("not a model\n" * 100), "PATH is no safetensors file: it begins with b'not a mo'"),
+    "a pickle": (
+        lambda path: torch.save({"weight": torch.zeros(2)}, path),
+        "PATH is no safetensors file: it begins with b'PK\\x03\\x04\\x00\\x00\\x08\\x08'; it seems to be a pickle",
+    ),
+    "foreign": (_foreign, "PATH holds no model that is known here: no known network has the keys weight"),
+    "foreign metadata": (_foreign_metadata, "PATH holds no model that is known here: no known network has the keys weight"),
+    "no description": (lambda path: native.write(path, tensors(fresh(UNET)), {"model": 3}), "PATH holds no model that is known here"),
+    "half a description": (
+        lambda path: save_file({"weight": torch.zeros(2)}, path, {"model": '{"network": '}),
+        "PATH is damaged or not one of our safetensors files",
+    ),
+    "not finite": (
+        _changed(lambda state: state["network.down.1.conv.bias"].fill_(float("nan"))),
+        "PATH is damaged: network.down.1.conv.bias holds values that are not finite",
+    ),
+    "other metadata": (
+        lambda path: save_file(tensors(fresh(UNET)), path, {"model": json.dumps(UNET), "author": "somebody"}),
+        "PATH is damaged or not one of our safetensors files",
+    ),
     "wrong shape": (
         _changed(lambda state: state.update({"network.conv_in.weight": torch.zeros(16, 3, 3, 3)})),
         "PATH is of another architecture: conv_in.weight is (16, 3, 3, 3), not (16, 1, 3, 3)",
@@ -332,7 +348,13 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "part missing": (_changed(lambda state: None, {"network": UNET["network"]}), "the model's description lacks 'schedule'"),
 }
 BAD |= {
-    f"cut at {at:g}": (_cut(at), "PATH is damaged or not one of our safetensors files") for at in (0.0, 0.00001, 0.001, 0.2, 0.5, 0.999)
+    f"cut at {at:g}": (_cut(at), f"PATH is damaged: {what}")
+    for at, what in {
+        0.00001: "its header should be 17,664 bytes long",
+        0.001: "its header should be 17,664 bytes long",
+        0.2: "network.up.4.res.skip.weight ends at byte 963,404, the file at 192,680",
+        0.999: "network.up.4.res.skip.weight ends at byte 963,404, the file at 962,440",
+    }.items()
 }
 
 

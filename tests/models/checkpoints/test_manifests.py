@@ -1,0 +1,224 @@
+"""Published files of every family, at their full size: each key is accounted for, in both directions; and files that are no models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import models
+from models.checkpoints.parts import LATENT_STATISTICS, find_parts
+from models.checkpoints.table import scatter
+from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPText
+from models.presets import REFINER, SD1, SD2, SDXL
+from models.taesd import TAESD, TAESDParams
+from models.unet import UNet
+from models.vae import VAE, VAEParams
+from tests.models.checkpoints.published import declared, file_of, manifests
+
+NETWORKS: dict[str, type[nn.Module]] = {"backbone": UNet, "vae": VAE, "text": CLIPText, "preview": TAESD}
+VALUES = {  # as their publishers count them
+    SD1: 859_520_964,
+    SD2: 865_910_724,
+    SDXL: 2_567_463_684,
+    REFINER: 2_259_526_660,
+    replace(SD1, in_channels=9): 859_535_364,
+    replace(SD1, guidance_dim=256): 859_602_884,
+    VAEParams(): 83_653_863,
+    CLIP_L: 123_060_480,
+    replace(CLIP_L, projection=768): 123_650_304,
+    CLIP_H: 354_032_640,
+    replace(CLIP_H, layers=23, projection=None): 340_387_840,
+    CLIP_G: 694_659_840,
+    TAESDParams(): 2_445_063,
+    TAESDParams(16): 2_458_899,
+}
+# SD 2's tower, whose activation keys and shapes do not tell: `describe` knows it by the family.
+H23 = replace(CLIP_H, layers=23, projection=None, activation="quick_gelu")
+G_TRANSFORMERS = replace(CLIP_G, activation="quick_gelu")
+HALF_DECODER, HALF_ENCODER = "TAESD's decoder", "TAESD's encoder"
+
+OURS: dict[str, list[tuple[str, str, Any]]] = {
+    "sd15_full_ldm": [("backbone", "ldm", SD1), ("vae", "ldm", VAEParams()), ("text", "transformers", CLIP_L)],
+    "sd15_full_with_ema_ldm": [("backbone", "ldm", SD1), ("vae", "ldm", VAEParams()), ("text", "transformers", CLIP_L)],
+    "sd15_unet_ldm": [("backbone", "ldm", SD1)],
+    "sd15_unet_diffusers": [("backbone", "diffusers", SD1)],
+    "sd15_inpaint_unet_diffusers": [("backbone", "diffusers", replace(SD1, in_channels=9))],
+    "sd15_vae_ldm": [("vae", "ldm", VAEParams())],
+    "sd15_vae_diffusers": [("vae", "diffusers", VAEParams())],
+    "sd15_vae_diffusers_legacy": [("vae", "diffusers", VAEParams())],
+    "lcm_dreamshaper_v7_unet_diffusers": [("backbone", "diffusers", replace(SD1, guidance_dim=256))],
+    "clip_l_text_transformers": [("text", "transformers", CLIP_L)],
+    "clip_l_text_proj_transformers": [("text", "transformers", replace(CLIP_L, projection=768))],
+    "sd21_full_ldm": [("backbone", "ldm", SD2), ("vae", "ldm", VAEParams()), ("text", "openclip", CLIP_H)],
+    "sd21_unet_ldm": [("backbone", "ldm", SD2)],
+    "sd21_unet_diffusers": [("backbone", "diffusers", SD2)],
+    "sd21_text_encoder_transformers": [("text", "transformers", H23)],
+    "openclip_h_text": [("text", "openclip", CLIP_H)],
+    "sdxl_base_full_sgm": [
+        ("backbone", "ldm", SDXL),
+        ("vae", "ldm", VAEParams()),
+        ("text", "transformers", CLIP_L),
+        ("text", "openclip", CLIP_G),
+    ],
+    "sdxl_unet_ldm": [("backbone", "ldm", SDXL)],
+    "sdxl_unet_diffusers": [("backbone", "diffusers", SDXL)],
+    "sdxl_vae_ldm": [("vae", "ldm", VAEParams())],
+    "sdxl_vae_diffusers": [("vae", "diffusers", VAEParams())],
+    "playground25_vae_diffusers": [("vae", "diffusers", VAEParams())],
+    "sdxl_text_encoder_2_transformers": [("text", "transformers", G_TRANSFORMERS)],
+    "openclip_bigg_text": [("text", "openclip", CLIP_G)],
+    "sdxl_refiner_full_sgm": [("backbone", "ldm", REFINER), ("vae", "ldm", VAEParams()), ("text", "openclip", CLIP_G)],
+    "sdxl_refiner_unet_ldm": [("backbone", "ldm", REFINER)],
+    "sdxl_refiner_unet_diffusers": [("backbone", "diffusers", REFINER)],
+    "taesd_diffusers": [("preview", "diffusers", TAESDParams())],
+    "taesd_encoder_orig": [("preview", HALF_ENCODER, TAESDParams())],
+    "taesd_decoder_orig": [("preview", HALF_DECODER, TAESDParams())],
+    "taesd3_diffusers": [("preview", "diffusers", TAESDParams(16))],
+    "taef1_diffusers": [("preview", "diffusers", TAESDParams(16))],
+    "taesd3_taef1_encoder_orig": [("preview", HALF_ENCODER, TAESDParams(16))],
+    "taesd3_taef1_decoder_orig": [("preview", HALF_DECODER, TAESDParams(16))],
+}
+FOREIGN = {
+    "lora": "a LoRA, which changes a model and is none",
+    "controlnet": "a ControlNet, which steers a model and is none",
+    "flux1_vae": "the autoencoder of Stable Diffusion 3 or FLUX",
+    "flux1_ae": "the autoencoder of Stable Diffusion 3 or FLUX",
+    "sd3_vae": "the autoencoder of Stable Diffusion 3 or FLUX",
+    "flux1": "FLUX, which this library does not load yet",
+    "sd3_text": "a T5 text encoder",
+    "t5": "a T5 text encoder",
+    "sd3": "Stable Diffusion 3, which this library does not load yet",
+}
+
+
+@cache
+def network(kind: str, params: Any) -> nn.Module:
+    """One without weights, of full size."""
+    with torch.device("meta"):
+        return NETWORKS[kind](params)
+
+
+def test_every_manifest_is_tested() -> None:
+    """None is forgotten: it is one of ours, or foreign and told what it is."""
+    assert len(manifests()) == 71
+    assert all(name in OURS or any(part in name for part in FOREIGN) for name in manifests())
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_keys_and_shapes_map_without_a_remainder(name: str) -> None:
+    """What is found is the published configuration; its table takes every key of the file, and writes every key of it in its shape."""
+    found = find_parts(declared(name))
+    assert [(part.kind, part.layout.name, part.params) for part in found.parts] == OURS[name]
+    used: list[str] = []
+    for part in found.parts:
+        state = network(part.kind, part.params).get_submodule(part.layout.inside).state_dict()
+        table = part.layout.table(state)
+        assert sorted(key for source in table.values() for key in source.keys) == sorted(part.stored)
+        written = {key: tuple(value.shape) for key, value in scatter(table, state).items()}
+        assert written == {key: stored.shape for key, stored in part.stored.items()}
+        used += part.keys.values()
+    assert sorted([*used, *found.ignored]) == sorted(manifests()[name])
+
+
+@pytest.mark.parametrize("params", VALUES, ids=lambda params: f"{type(params).__name__}-{VALUES[params]}")
+def test_networks_have_as_many_values_as_published(params: Any) -> None:
+    """Of the networks that the manifests are found to be."""
+    (kind,) = {kind for parts in OURS.values() for kind, _, found in parts if weights(found) == weights(params)}
+    assert sum(p.numel() for p in network(kind, params).parameters()) == VALUES[params]
+
+
+def test_every_configuration_is_counted() -> None:
+    """No manifest is of a network that the test before leaves out."""
+    assert {weights(params) for parts in OURS.values() for *_, params in parts} == set(map(weights, VALUES))
+
+
+def weights(params: Any) -> Any:
+    """The parameters but for an activation, which has no weights."""
+    return replace(params, activation="gelu") if hasattr(params, "activation") else params
+
+
+@pytest.mark.parametrize("name", [name for name in manifests() if name not in OURS])
+def test_what_is_no_model_of_ours_is_told_so(name: str) -> None:
+    """In one line, that says what it is instead."""
+    said = next(what for part, what in FOREIGN.items() if part in name)
+    with pytest.raises(ValueError, match=rf"{name}\.safetensors.*{said}") as refusal:
+        find_parts(declared(name))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["sdxl_lora_kohya_r16", "sd15_controlnet_diffusers", "flux1_dev_bfl", "t5_xxl_encoder_transformers"])
+def test_what_is_no_model_of_ours_is_told_so_from_a_file(name: str, tmp_path: Path) -> None:
+    """The same through `load`, whatever the tensors hold."""
+    path = tmp_path / f"{name}.safetensors"
+    save_file({key: torch.zeros([1] * len(shape)) for key, shape in manifests()[name].items()}, path)
+    said = next(what for part, what in FOREIGN.items() if part in name)
+    with pytest.raises(ValueError, match=rf"{name}\.safetensors holds no model that is known here: .*{said}"):
+        models.load(path)
+
+
+def test_averages_take_the_place_of_raw_weights() -> None:
+    """A file with all of them gives the backbone's averages, or the raw weights on demand; each is left out where the other is taken."""
+    file = declared("sd15_full_with_ema_ldm")
+    averaged, raw = (find_parts(file, ema=ema) for ema in (True, False))
+    assert all(key.startswith("model_ema.") for key in averaged.parts[0].keys.values())
+    assert all(key.startswith("model.") for key in raw.parts[0].keys.values())
+    assert set(raw.parts[0].keys.values()) <= averaged.ignored.keys()
+    assert set(averaged.parts[0].keys.values()) <= raw.ignored.keys()
+    shapes = [{name: stored.shape for name, stored in found.parts[0].stored.items()} for found in (averaged, raw)]
+    assert shapes[0] == shapes[1]
+
+
+def test_an_average_with_a_gap_is_refused() -> None:
+    """Half averaged and half raw weights would be no model at all."""
+    file = declared("sd15_full_with_ema_ldm")
+    tensors = {key: stored for key, stored in file.tensors.items() if key != "model_ema.diffusion_modelout2bias"}
+    with pytest.raises(ValueError, match=r"averages only some .* lacks model_ema\.diffusion_modelout2bias; ema=False"):
+        find_parts(replace(file, tensors=tensors))
+    assert find_parts(replace(file, tensors=tensors), ema=False).parts
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        *LATENT_STATISTICS,
+        *("v_pred", "ztsnr", "denoiser.sigmas", "logvar", "alphas_cumprod"),
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids",
+        "conditioner.embedders.1.model.transformer.text_model.embeddings.position_ids",
+        *("conditioner.embedders.0.logit_scale", "conditioner.embedders.1.model.logit_scale", "conditioner.embedders.1.logit_scale"),
+        "first_stage_model.loss.logvar",
+    ],
+)
+def test_what_tools_add_is_known(extra: str) -> None:
+    """Marks, tables and leftovers that training and other tools leave in SDXL's file."""
+    found = find_parts(declared("sdxl_base_full_sgm", **{extra: (4,)}))
+    assert [(part.kind, part.layout.name, part.params) for part in found.parts] == OURS["sdxl_base_full_sgm"]
+    assert extra in found.ignored or extra in LATENT_STATISTICS
+
+
+def test_towers_that_other_tools_write() -> None:
+    """CLIP-L without text_model. (NovelAI's) and with a projection (ComfyUI's); bigG's projection as a linear layer (Playground's)."""
+    tensors = {}
+    for key, shape in manifests()["sdxl_base_full_sgm"].items():
+        key = key.replace("embedders.0.transformer.text_model.", "embedders.0.transformer.")
+        tensors[key.replace("embedders.1.model.text_projection", "embedders.1.model.text_projection.weight")] = shape
+    tensors["conditioner.embedders.0.transformer.text_projection.weight"] = (768, 768)
+    found = find_parts(file_of(tensors))
+    assert [part.params for part in found.parts[2:]] == [replace(CLIP_L, projection=768), CLIP_G]
+    for part in found.parts[2:]:
+        state = network(part.kind, part.params).state_dict()
+        assert sorted(key for source in part.layout.table(state).values() for key in source.keys) == sorted(part.stored)
+
+
+def test_a_whole_clip_model_gives_its_text_tower() -> None:
+    """OpenAI's own file holds an image tower too, and the projections of both."""
+    image = {"vision_model.post_layernorm.bias": (1024,), "visual_projection.weight": (768, 1024), "logit_scale": ()}
+    found = find_parts(declared("clip_l_text_proj_transformers", **image))
+    assert [part.params for part in found.parts] == [replace(CLIP_L, projection=768)]
+    assert found.ignored.keys() == image.keys()
