@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
 import statistics
@@ -111,7 +112,7 @@ def measure(params: BenchParams, dtype: str, device: torch.device) -> Timing:
     steps = [_ours(params, DTYPES[dtype], device), _theirs(params, DTYPES[dtype], device)]
     memory = [_peak_memory(step, device) for step in steps]  # which warms up, too, and compiles
     matrix = torch.randn(2048, 2048, device=device).to(DTYPES[dtype])
-    rounds = [[_seconds(call, device) for call in (*steps, lambda: matrix @ matrix)] for _ in range(params.rounds + 1)][1:]
+    rounds = [[_seconds(call, device) for call in (*steps, lambda: matrix @ matrix)] for _ in range(params.rounds)]
     ours, theirs, _ = (statistics.median(column) for column in zip(*rounds, strict=True))
     work = flops(params) / (2 * 2048**3)
     return Timing(
@@ -214,6 +215,7 @@ def _peak_memory(call: Callable[[], object], device: torch.device) -> float:
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if device.type != "cpu" or not reset.exists():
         return math.nan
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)  # what was freed is no longer resident
     reset.write_text("5")  # Linux: the peak of resident memory starts anew
     before = _resident(status, "VmRSS")
     call()
