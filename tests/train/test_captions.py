@@ -103,7 +103,7 @@ MISTAKES: dict[str, tuple[dict[str, str | None], str]] = {
         {"a.png": None, "metadata.jsonl": '{"file_name": "a.png", "text": "a"}\n{"file_name": "a.png", "text": "b"}'},
         r"metadata\.jsonl, line 2 is the second one about a\.png",
     ),
-    "no json": ({"a.png": None, "metadata.jsonl": "\na.png a cat"}, r'metadata\.jsonl, line 2 must be like {{"file_name": .*not a\.png a cat'),
+    "no json": ({"a.png": None, "metadata.jsonl": "\na.png a cat"}, r'line 2 must be like {{"file_name": .*not a\.png a cat'),
     "no text": ({"a.png": None, "metadata.jsonl": '{"file_name": "a.png"}'}, r"metadata\.jsonl, line 1 must be like"),
     "a number": ({"a.png": None, "metadata.jsonl": '{"file_name": "a.png", "text": 3}'}, r"metadata\.jsonl, line 1 must be like"),
     "a list": ({"a.png": None, "metadata.jsonl": '["a.png", "a cat"]'}, r"metadata\.jsonl, line 1 must be like"),
