@@ -62,6 +62,8 @@ class Copies(TorchDispatchMode):
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked gpu are skipped, and the summary says so, where there is none."""
+    """Tests marked gpu are skipped where there is none, those marked slow unless asked for; the summary says so."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("slow") and "slow" not in item.config.option.markexpr:
+        pytest.skip("takes minutes and gigabytes: make test-slow")
