@@ -76,7 +76,7 @@ def generate(
     usual = model.spec.get("sampling", {})
     order = _Order(
         words=Prompts.of(prompts, negative, seeds, weighted, long),
-        size=_size(model, height, width, image),
+        size=image_size(model, height, width, image),
         numbers=numbers,
         scale=usual.get("guidance", 1.0) if guidance is None else guidance,
         image_scale=image_guidance,
@@ -191,8 +191,8 @@ def _handover(levels: Grid, share: float) -> int:
     return max(1, sum(level.t >= at for level in levels[:-1]))
 
 
-def _size(model: Model, height: int | None, width: int | None, image: Tensor | None) -> tuple[int, int]:
-    """Height and width in pixels. ValueError where the networks cannot make that size."""
+def image_size(model: Model, height: int | None, width: int | None, image: Tensor | None = None) -> tuple[int, int]:
+    """Height and width in pixels; None is what the model was trained on. ValueError where the networks cannot make that size."""
     factor = model.require("vae").factor
     usual = (image.shape[-2], image.shape[-1]) if image is not None else (model.shape[-2] * factor, model.shape[-1] * factor)
     size = (height or usual[0], width or usual[1])
