@@ -31,7 +31,10 @@ def within(schedule: Schedule, spacing: str) -> dict[str, Any]:
         return {**low, "t_start": 0.999 * schedule.t_max} if schedule.level(schedule.t_max).alpha == 0 else low
     if spacing == "mu_shift" and schedule.level(schedule.t_max).alpha > 0:
         return {"mu": -0.5}
-    few_steps = {"lcm": {"taught": 1000}, "turbo": {"stride": 0.0009}}  # by themselves these two are for few steps
+    few_steps: dict[str, dict[str, Any]] = {
+        "lcm": {"taught": 1000},
+        "turbo": {"stride": 0.0009},
+    }  # by themselves these two are for few steps
     return low if spacing == "leading" else few_steps.get(spacing, {})
 
 

@@ -26,6 +26,7 @@ WITH_IMAGE = {
     ("sdxl", 5): "StableDiffusionXLInpaintPipeline",
     ("sdxl", 4): "StableDiffusionXLInstructPix2PixPipeline",
 }
+VERSION = "0.27.0"  # of diffusers, the oldest that knows all that is written; its pipeline for inpainting wants one named
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 # Settings that no shape tells, with the values that the networks here compute.
@@ -78,6 +79,7 @@ def unet(p: UNetParams, size: int) -> dict[str, Any]:
     down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in p.attention]
     return {
         "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": VERSION,
         "sample_size": size,
         "in_channels": p.in_channels,
         "out_channels": p.out_channels,
@@ -199,4 +201,4 @@ def index(model: Model, base: str, parts: dict[str, tuple[str, str]]) -> dict[st
         extra = {"force_zeros_for_empty_prompt": base == "sdxl"}
         absent = ["text_encoder", "tokenizer"] if base == "sdxl-refiner" else []
         extra |= {part: [None, None] for part in absent} | ({"requires_aesthetics_score": True} if absent else {})
-    return {"_class_name": name, **extra, **{part: list(what) for part, what in parts.items()}}
+    return {"_class_name": name, "_diffusers_version": VERSION, **extra, **{part: list(what) for part, what in parts.items()}}

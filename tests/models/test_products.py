@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -63,7 +64,11 @@ def test_images_of_few_pixels_are_unfolded(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen == [(1, 16, 3, 3)]
 
 
-LAYERS = {"bias": partial(Linear, 48, 40), "none": partial(Linear, 48, 40, bias=False), "conv": partial(Conv2d, 48, 40, 3, padding=1)}
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "bias": partial(Linear, 48, 40),
+    "none": partial(Linear, 48, 40, bias=False),
+    "conv": partial(Conv2d, 48, 40, 3, padding=1),
+}
 
 
 def layer_and_input(kind: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
