@@ -105,7 +105,7 @@ class VAE(nn.Module):
     """encode(images (B, 3, H, W) in [-1, 1]) -> LatentDistribution; decode(latents (B, C, H/8, W/8)) -> images, about [-1, 1].
 
     It computes in the dtype of its weights and returns at least float32. Where half precision overflows it computes again in
-    float32 (`run_finite`). To compile it, compile `vae.encoder` and `vae.decoder`.
+    float32 (`run_finite`). To compile it: `vae.encoder.compile()`, `vae.decoder.compile()`.
     """
 
     def __init__(self, params: VAEParams) -> None:
