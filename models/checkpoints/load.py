@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from models.checkpoints import native
+from models.checkpoints.blank import Blank
 from models.checkpoints.describe import Findings, describe
 from models.checkpoints.folder import open_components, scheduler_hints, unused
 from models.checkpoints.parts import LATENT_STATISTICS, Found, Part, find_parts
@@ -65,13 +66,16 @@ def load(
     _check_preview([part for part in loading.found.single if part.kind == "preview"])
     spec, towers = describe(loading.found, family, prediction)
     try:
-        model = build(spec, device="meta")
+        with Blank():
+            model = build(spec, device="meta")
     except ValueError as error:
         raise ValueError(f"{', '.join(map(str, places))}: a model that cannot be built: {error}") from None
     modules = [(part.kind, model.require(part.kind), part) for part in loading.found.single]
     modules += [("text", model.require("text").tower(name), part) for name, part in towers.items()]
     for name, module, part in modules:
         fill(module.get_submodule(part.layout.inside), part, dtype.get(name) if isinstance(dtype, Mapping) else dtype)
+    for network in model.parts.values():
+        network.eval()
     for part, why in loading.found.left_out:
         loading.leave_out([part], why)
     model.report = loading.report([part for _, _, part in modules], model, any(path.is_dir() for path in places))
@@ -88,7 +92,6 @@ def fill(module: nn.Module, part: Part, dtype: torch.dtype | None = None) -> Non
         raise ValueError(f"{part.file.path} holds {unknown[0]}{more}, for which its {part.kind} has no place")
     shapes = {name: value.shape for name, value in state.items()}
     module.load_state_dict(gather(table, shapes, part, dtype or _main_dtype(part)), assign=True)
-    module.eval()
 
 
 def _main_dtype(part: Part) -> torch.dtype:

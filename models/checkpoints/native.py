@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.checkpoints.blank import Blank
 from models.checkpoints.table import check_dtype, take
 from models.checkpoints.tensors import SAFETENSORS, Stored, TensorFile, open_tensors
 from models.files import replacing
@@ -51,7 +52,8 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
     if not isinstance(metadata.get("model"), dict):
         raise ValueError(f"{path} does not say what model it holds: it was not written by models.save or by training")
     try:
-        model = build(metadata["model"], device="meta")
+        with Blank():
+            model = build(metadata["model"], device="meta")
     except ValueError as error:
         raise ValueError(f"{path} describes a model that cannot be built: {error}") from None
     consumed: list[str] = []

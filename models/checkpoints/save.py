@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -164,9 +165,10 @@ def _used_blocks(model: Model, name: str) -> int:
 
 def _save_tokenizer(folder: Path, pad: int, length: int) -> None:
     ids, merges = vocabulary()
-    write_json(folder / "vocab.json", ids)
-    with replacing(folder / "merges.txt") as temporary:
-        temporary.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
+    texts = {"vocab.json": json.dumps(ids), "merges.txt": "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges)}
+    for file, text in texts.items():
+        with replacing(folder / file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     name = {number: token for token, number in ids.items()}[pad]
     write_json(folder / "tokenizer_config.json", diffusers_configs.tokenizer(name, length))
 

@@ -97,7 +97,7 @@ def open_tensors(path: str | Path) -> TensorFile:
         begin = file.read(64).lstrip().lower()
     if what := next((what for text, what in NO_WEIGHTS.items() if begin.startswith(text)), None if begin else "empty"):
         raise ValueError(f"{path} holds no weights: it is {what}")
-    if path.name.endswith(".index.json"):
+    if path.suffix == ".json" and ".index." in path.name:
         return _open_shards(path)
     if path.suffix.lower() in SAFETENSORS:
         return _open_safetensors(path)

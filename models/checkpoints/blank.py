@@ -1,0 +1,19 @@
+"""Networks without weights, for those of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch.overrides import TorchFunctionMode
+
+
+class Blank(TorchFunctionMode):
+    """Within it, no parameter is initialised. On the meta device that is nothing but time: the first draw there imports sympy, for two seconds."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return None
+        return function(*args, **(kwargs or {}))

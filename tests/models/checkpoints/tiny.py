@@ -1,0 +1,67 @@
+"""Miniatures of the families, made once, and what layouts and peers make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import models
+from models import FAMILIES, Model
+from models.families import TOWERS, description, recipe
+from models.presets import TOWER, UNETS, randomise
+from models.taesd import TAESDParams
+from models.vae import VAEParams
+
+WORDS = 100  # of the 49,408 that a tower knows
+SOME = ("sd1", "sd2", "sd2-v", "lcm", "sdxl", "sdxl-v", "sdxl-refiner", "playground-v2.5")
+STRUCTURES = ("sd1", "sd2", "sdxl", "sdxl-refiner")  # one family of each structure
+
+
+@cache
+def tiny(family: str, seed: int = 0, **network: Any) -> Model:
+    """A miniature with few words, to be written and read in no time; no test changes it."""
+    of = FAMILIES[family]
+    text = recipe(of.base, {name: replace(TOWER[name], vocab=WORDS) for name in TOWERS[of.base]}, sd2_blocks=2)
+    unet = replace(UNETS[of.base], context_dim=text.context_dim, vector_dim=text.vector_dim, guidance_dim=8 if family == "lcm" else None)
+    vae = VAEParams(channels=32, channel_mult=(1, 1, 2, 2), blocks=1, scale=of.scale, mean=of.mean, std=of.std)
+    model = models.build(description(family, replace(unet, **network), vae, text, TAESDParams(channels=16)))
+    generator = torch.Generator().manual_seed(seed)
+    for part in model.parts.values():
+        randomise(part, generator)
+    return model
+
+
+def same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """Names, dtypes and values, bit for bit."""
+    assert ours.keys() == theirs.keys()
+    different = [key for key in ours if ours[key].dtype != theirs[key].dtype or not torch.equal(ours[key], theirs[key])]
+    assert different == []
+
+
+def whole(model: Model) -> dict[str, Tensor]:
+    """The tensors of the parts that every layout holds."""
+    return {key: value for key, value in model.state_dict().items() if not key.startswith("preview.")}
+
+
+def used(model: Model) -> dict[str, Tensor]:
+    """Those that diffusers' folders keep too: SD 2's tower without its last block and its projection, which it has no use for."""
+    unused = ("text.towers.clip_h.blocks.2.", "text.towers.clip_h.projection.")
+    return {key: value for key, value in whole(model).items() if not key.startswith(unused)}
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor under a file or a folder, with its file's place before its key."""
+    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    return {f"{file.relative_to(path)}/{key}": value for file in files for key, value in load_file(file).items()}
+
+
+def settings(model: Model) -> dict[str, Any]:
+    """The description but for the preview, and for the size of samples, of which a miniature's file says nothing."""
+    return {key: value for key, value in model.spec.items() if key not in ("preview", "shape")}
