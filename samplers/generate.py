@@ -19,11 +19,13 @@ from models.device import find_device
 from models.tiling import decode_tiled, sliced
 from samplers.image_to_image import image_to_image
 from samplers.prompting import Conditions, Prompts, check_numbers, conditions, vector_numbers
-from samplers.reference import Reference, begins_from_image, check_reference, read_reference
+from samplers.reference import Reference, begins_from_image, check_reference, read_reference, usual_strength
 from samplers.sample import find_sampler, sample
 from samplers.solver import Step
 from samplers.steering import IMAGE_SCALE, Steering
 from samplers.usage import usage
+
+HANDOVER = 0.8  # the share of the schedule's time after which SDXL's refiner was trained to take over (Podell et al. 2023, section 2.5)
 
 
 def generate(
@@ -47,7 +49,7 @@ def generate(
     long: Literal["chunk", "cut"] = "chunk",
     numbers: Mapping[str, float] | None = None,
     refiner: Model | None = None,
-    handover: float = 0.8,
+    handover: float = HANDOVER,
     device: torch.device | str | None = None,
     offload: bool = False,
     tile: int | None = None,
@@ -77,8 +79,10 @@ def generate(
     computed; FloatingPointError for samples or images that are not finite.
     """
     how = usage(model, sampler, steps, grid, guidance)
+    words = Prompts.of(prompts, negative, seeds, weighted, long)
+    check_reference(model, image, mask, strength, image_guidance, len(words.seeds))
     order = _Order(
-        words=Prompts.of(prompts, negative, seeds, weighted, long),
+        words=words,
         size=image_size(model, height, width, image),
         numbers=numbers or {},
         steering=Steering(how.guidance, IMAGE_SCALE if image_guidance is None else image_guidance, guide),
@@ -86,9 +90,8 @@ def generate(
         sampling={"sampler": how.sampler, "watch": watch, "progress": progress, **options},
     )
     order.check([model] if refiner is None else [model, refiner])
-    check_reference(model, image, mask, strength, image_guidance, len(order.words.seeds))
     check_tile(tile)
-    strength = strength if strength is not None else 0.75 if mask is None else 1.0
+    strength = usual_strength(mask is not None) if strength is None else strength
     levels = how.levels(model)
     if begins_from_image(model, image, mask, strength):
         levels = levels.tail(strength)
@@ -98,8 +101,10 @@ def generate(
         told = _told(model, order)
         for dropped in told.dropped:
             warnings.warn(f"a prompt is longer than 75 tokens, and its end was dropped: {dropped!r}", stacklevel=2)
-        with placed(model.require("vae"), *order.place):
-            reference = read_reference(model, image, mask, strength, tile)
+        reference = Reference()
+        if image is not None:
+            with placed(model.require("vae"), *order.place):
+                reference = read_reference(model, image, mask, strength, tile)
         latents = _drawn(model, order, told, levels[: cut + 1], reference)
         if refiner is not None:
             latents = _refined(refiner, order, levels[cut:], latents, reference)
@@ -205,7 +210,7 @@ def _handover(levels: Grid, share: float) -> int:
         raise ValueError(f"handover, the share of the schedule's time after which the refiner takes over, lies in (0, 1), not {share:g}")
     schedule = levels.schedule
     at = schedule.t_data + (1 - share) * (schedule.t_max - schedule.t_data)
-    cut = sum(level.t >= at for level in levels[:-1])
+    cut = sum(level.t >= at for level in levels.levels[:-1])
     if not 0 < cut < levels.steps:
         who = "first model" if cut == 0 else "refiner"
         raise ValueError(f"with handover={share:g} the {who} has none of the {levels.steps} steps to do: give another, or one model only")

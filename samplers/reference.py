@@ -70,15 +70,18 @@ def _check_pixels(name: str, value: Tensor, channels: int, n: int) -> None:
         raise ValueError(f"{wanted}, not in {float(value.min()):g} ... {float(value.max()):g}")
 
 
+def usual_strength(masked: bool) -> float:
+    """Where nothing is said: an image is changed, what a mask says is painted anew."""
+    return 1.0 if masked else 0.75
+
+
 def begins_from_image(model: Model, image: Tensor | None, mask: Tensor | None, strength: float) -> bool:
     """Whether samples begin from the image with noise, and not from noise alone: what is completed does so only at a strength below 1."""
     return image is not None and not edits(model) and (mask is None or strength < 1)
 
 
-def read_reference(model: Model, image: Tensor | None, mask: Tensor | None, strength: float, tile: int | None = None) -> Reference:
+def read_reference(model: Model, image: Tensor, mask: Tensor | None, strength: float, tile: int | None = None) -> Reference:
     """Image and mask, checked before, where the autoencoder is."""
-    if image is None:
-        return Reference()
     vae: VAE = model.require("vae")
     image = 2 * image.to(next(vae.parameters()).device, torch.float32) - 1
     latents = _encoded(vae, image, tile)

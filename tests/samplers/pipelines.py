@@ -33,7 +33,7 @@ class Drawn(NamedTuple):
 def ours(model: models.Model, prompts: Sequence[str] = PROMPTS, **settings: Any) -> Drawn:
     """What `generate` makes of both seeds, 32x64 pixels."""
     latents: list[Tensor] = []
-    size = {} if "image" in settings else {"height": HEIGHT, "width": WIDTH}
+    size: dict[str, Any] = {} if "image" in settings else {"height": HEIGHT, "width": WIDTH}
     return Drawn(latents, samplers.generate(model, prompts, seeds=SEEDS, watch=lambda step: latents.append(step.x), **size, **settings))
 
 
@@ -83,13 +83,13 @@ def dpmpp_2m(prediction: str) -> tuple[Any, dict[str, Any]]:
     return peer, {"sampler": "dpmpp_2m", "grid": {"spacing": [float(t) for t in peer.timesteps], "initial": "unit"}}
 
 
-class Turbo(EulerAncestralDiscreteScheduler):
+class Turbo(EulerAncestralDiscreteScheduler):  # type: ignore[misc]  # diffusers is not annotated
     """The first of ten trailing steps, and from there to data, as the authors of SDXL-Turbo do it (999, 899, 799, 699)."""
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         super().set_timesteps(10, device=device)
-        self.timesteps = self.timesteps[:num_inference_steps]
-        self.sigmas = torch.cat([self.sigmas[:num_inference_steps], torch.zeros(1)])
+        timesteps, sigmas = vars(self)["timesteps"], vars(self)["sigmas"]
+        self.timesteps, self.sigmas = timesteps[:num_inference_steps], torch.cat([sigmas[:num_inference_steps], torch.zeros(1)])
 
 
 class InTurn:

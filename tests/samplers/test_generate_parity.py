@@ -89,7 +89,7 @@ def test_sizes_that_sdxl_is_told(peer_of: Open) -> None:
     """Another original size, a crop and another target: the vector, in its order."""
     model, pipe = peer_of("sdxl", SDXL)
     pipe.scheduler, settings = euler("epsilon")
-    sizes = {"original_size": (500, 700), "crops_coords_top_left": (30, 20), "target_size": (640, 320)}
+    sizes: dict[str, Any] = {"original_size": (500, 700), "crops_coords_top_left": (30, 20), "target_size": (640, 320)}
     numbers = {"height": 500, "width": 700, "top": 30, "left": 20, "target_height": 640, "target_width": 320}
     peer = theirs(pipe, latents=NOISE, num_inference_steps=20, guidance_scale=5.0, height=HEIGHT, width=WIDTH, **sizes)
     agree(ours(model, guidance=5.0, numbers=numbers, **settings), peer)
@@ -101,7 +101,7 @@ def test_a_refiner_takes_over(peer_of: Open, monkeypatch: pytest.MonkeyPatch) ->
     scheduler, settings = euler("epsilon")
     first.scheduler = second.scheduler = scheduler
     monkeypatch.setattr(second, "vae", first.vae)  # which the published two share
-    same = {"num_inference_steps": 20, "guidance_scale": 5.0}
+    same: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 5.0}
     begun = theirs(first, latents=NOISE, height=HEIGHT, width=WIDTH, denoising_end=0.8, **same)
     ended = theirs(second, image=begun.latents[-1], denoising_start=0.8, original_size=(HEIGHT, WIDTH), target_size=(HEIGHT, WIDTH), **same)
     assert (len(begun.latents), len(ended.latents)) == (16, 4)
@@ -114,7 +114,7 @@ def test_image_to_image(family: str, pipeline: str, peer_of: Open) -> None:
     """The last half of the steps, from the image's latents with the noise of the seeds. (diffusers rounds the share to whole steps.)"""
     (model, pipe), image = peer_of(family, pipeline), picture(3, 0)
     pipe.scheduler, settings = ddim("epsilon")
-    sizes = {"original_size": (HEIGHT, WIDTH), "target_size": (HEIGHT, WIDTH)} if family == "sdxl-refiner" else {}
+    sizes: dict[str, Any] = {"original_size": (HEIGHT, WIDTH), "target_size": (HEIGHT, WIDTH)} if family == "sdxl-refiner" else {}
     peer = theirs(pipe, image=image, strength=0.5, generator=peers.generators(), num_inference_steps=20, guidance_scale=6.5, **sizes)
     agree(ours(model, image=image, strength=0.5, guidance=6.5, **settings), peer, steps=10)
 
