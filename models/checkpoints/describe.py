@@ -68,6 +68,8 @@ def describe(found: Findings, family: str | None, prediction: str | None) -> tup
     if said and (prediction or spec["prediction"] != "edm"):
         spec["prediction"] = said
     spec["schedule"] |= _schedule(found, spec["schedule"])
+    if spec["schedule"].get("zero_terminal_snr"):  # whose pure noise other spacings leave out (Lin et al. 2024, section 3.3)
+        spec["grid"] = {"spacing": "trailing"}
     return spec, towers if text else {}
 
 
@@ -191,7 +193,9 @@ def _vae_params(found: Findings, of: Family, asked: str | None) -> VAEParams | N
         found.notes.append(f"latents are scaled by {of.scale:g}, as in {of.title}: family=... chooses another one's")
     told: dict[str, Any] = {"scale": of.scale, "mean": of.mean, "std": of.std}
     for file in found.files:
-        if _marked([file], LATENT_STATISTICS[0]) and _marked([file], LATENT_STATISTICS[1]):
+        if present := [key for key in LATENT_STATISTICS if key in file.tensors]:
+            if absent := [key for key in LATENT_STATISTICS if key not in present]:
+                raise ValueError(f"{file.path} holds {present[0]} without {absent[0]}")
             told["mean"], told["std"] = (_numbers(file, key) for key in LATENT_STATISTICS)
     if hints.get("scaling_factor"):
         told = {"scale": hints["scaling_factor"], "shift": hints.get("shift_factor") or 0.0}

@@ -6,6 +6,7 @@ and value are one product here), the rule's result names them in brackets, "attn
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ def is_finite(value: Tensor) -> bool:
         return True
     if value.dtype.itemsize == 1:  # 8-bit floats, which nothing computes in
         value = value.to(torch.bfloat16)
-    return all(bool(extreme.isfinite()) for extreme in value.aminmax())
+    return all(map(math.isfinite, value.aminmax()))
 
 
 def check_dtype(dtype: torch.dtype | Mapping[str, torch.dtype] | None, parts: Iterable[str]) -> None:

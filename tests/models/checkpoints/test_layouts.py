@@ -51,8 +51,9 @@ Saved = Callable[[str, str], Path]
 # There and back --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", SOME)
+@pytest.mark.parametrize(
+    ("family", "layout"), [("sd1", "native"), ("sdxl", "native"), *((family, layout) for family in SOME for layout in LAYOUTS[1:])]
+)
 def test_a_model_comes_back(family: str, layout: str, saved: Saved) -> None:
     """Tensors bit for bit, the family and all that follows from it, without being told; the report accounts for every key."""
     model, loaded = tiny(family), models.load(saved(family, layout))
@@ -348,7 +349,7 @@ def test_what_a_folder_holds_besides(folder: Path) -> None:
 def test_parts_in_any_order(family: str, saved: Saved, tmp_path: Path) -> None:
     """Each part in a file of its own, in either layout, whichever comes first."""
     parts = [path for path in saved(family, "diffusers").rglob("*.safetensors") if path.parent.name != "preview"]
-    for order in (parts, parts[::-1], parts[1:] + parts[:1]):
+    for order in (parts[1:] + parts[:1], parts[::-1]):
         model = models.load(*order, family="sdxl-refiner" if family == "sdxl-refiner" else None)
         same(used(model), used(tiny(family)))
     state = load_file(saved(family, "ldm"))
@@ -360,8 +361,7 @@ def test_parts_in_any_order(family: str, saved: Saved, tmp_path: Path) -> None:
     for i, group in enumerate(groups.values()):
         files.append(tmp_path / f"{i}.safetensors")
         save_file(group, files[-1])
-    for order in (files, files[::-1]):
-        same(whole(models.load(*order)), whole(tiny(family)))
+    same(whole(models.load(*files[::-1])), whole(tiny(family)))
 
 
 def test_later_files_take_the_place_of_earlier_ones(saved: Saved, tmp_path: Path) -> None:

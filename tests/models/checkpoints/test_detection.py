@@ -1,0 +1,501 @@
+"""What keys and shapes do not say: predictions, schedules, families and scales, from marks, metadata, configurations and good guesses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import models
+from models import Model
+from models.checkpoints import unet_keys
+from models.checkpoints.table import scatter
+from models.unet import UNet
+from tests.models.checkpoints.tiny import same, tiny
+
+MARK = torch.tensor([])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Tensor]]:
+    """The tensors of a miniature's single file, without marks and metadata."""
+    root, made = tmp_path_factory.mktemp("files"), dict[str, dict[str, Tensor]]()
+
+    def state(family: str) -> dict[str, Tensor]:
+        if family not in made:
+            models.save(tiny(family), root / f"{family}.safetensors", "ldm")
+            made[family] = load_file(root / f"{family}.safetensors")
+        return dict(made[family])
+
+    return state
+
+
+Files = Callable[[str], dict[str, Tensor]]
+
+
+@pytest.fixture
+def load(files: Files, tmp_path: Path) -> Callable[..., Model]:
+    """Load the UNet of a miniature's single file, or the parts under `prefix`, with some tensors changed, and with that metadata."""
+
+    def made(
+        of: str,
+        change: Mapping[str, Tensor] | None = None,
+        metadata: dict[str, str] | None = None,
+        prefix: str | tuple[str, ...] = "model.",
+        **options: Any,
+    ) -> Model:
+        state = {key: value for key, value in files(of).items() if key.startswith(prefix)}
+        save_file({**state, **(change or {})}, tmp_path / "model.safetensors", metadata)
+        return models.load(tmp_path / "model.safetensors", **options)
+
+    return made
+
+
+Load = Callable[..., Model]
+
+
+@pytest.fixture(scope="module")
+def saved_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root = tmp_path_factory.mktemp("folders")
+
+    def path(family: str) -> Path:
+        if not (root / family).exists():
+            models.save(tiny(family), root / family, "diffusers")
+            for name in ("tokenizer", "tokenizer_2", "preview"):
+                shutil.rmtree(root / family / name, ignore_errors=True)
+        return root / family
+
+    return path
+
+
+@pytest.fixture
+def configured(saved_folder: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
+    """The UNet's folder of a miniature, its scheduler's and that of a configuration, which is changed; a setting of None is left out."""
+
+    def made(family: str, config: str, **settings: Any) -> Path:
+        folder = tmp_path / "folder"
+        for name in {"unet", "scheduler", config.split("/")[0]} - {"model_index.json"}:
+            shutil.copytree(saved_folder(family) / name, folder / name)
+        shutil.copy(saved_folder(family) / "model_index.json", folder)
+        content = json.loads((folder / config).read_text()) | settings
+        (folder / config).write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+        return folder
+
+    return made
+
+
+Configured = Callable[..., Path]
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+def notes(model: Model) -> str:
+    assert model.report is not None
+    return "; ".join(model.report.notes)
+
+
+# Predictions -----------------------------------------------------------------------------------------------------------
+
+LAST_BIAS = "model.diffusion_model.output_blocks.3.1.transformer_blocks.0.norm1.bias"  # of a miniature; output_blocks.11 in SD 2
+
+
+def spread(files: Files, std: float) -> dict[str, Tensor]:
+    """The first bias of the last attention block with that standard deviation, all others with the opposite."""
+    other = 0.2 if std < 0.09 else 0.01
+    biases = {key: value for key, value in files("sd2").items() if key.endswith("transformer_blocks.0.norm1.bias")}
+    assert LAST_BIAS in biases
+    return {key: value / value.std() * (std if key == LAST_BIAS else other) for key, value in biases.items()}
+
+
+@pytest.mark.parametrize(("std", "prediction"), [(0.089, "eps"), (0.091, "v")])
+def test_sd2_is_guessed_by_the_spread_of_a_bias(std: float, prediction: str, load: Load, files: Files) -> None:
+    """Where nothing says what it predicts; the report says that it was guessed, from which tensor, and how to overrule it."""
+    model = load("sd2", spread(files, std))
+    assert (model.prediction.name, model.spec["family"]) == (prediction, "sd2-v" if prediction == "v" else "sd2")
+    assert f"predicts {prediction}: guessed, {LAST_BIAS.removeprefix('model.diffusion_model.')} has the standard deviation" in notes(model)
+    other = load("sd2", spread(files, std), prediction="v" if prediction == "eps" else "eps")
+    assert other.prediction.name != prediction
+    assert "as asked for" in notes(other)
+    assert load("sd2", spread(files, std), family="sd2-v").prediction.name == "v"
+
+
+def test_the_guess_does_not_depend_on_the_layout_nor_on_the_order_of_keys(files: Files, tmp_path: Path) -> None:
+    """The last block is that of the network, not of the file, where "9" comes after "11"."""
+    model = models.build({**tiny("sd2").spec, "network": {**tiny("sd2").spec["network"], "blocks": 5}})
+    state = {f"up.{i}.attention.blocks.0.norm1.bias": torch.linspace(-1, 1, 64) * (0.5 if i == 12 else 0.01) for i in range(7, 13)}
+    model.network.load_state_dict(state, strict=False)
+    for layout, path in (("ldm", tmp_path / "a.safetensors"), ("diffusers", tmp_path / "a")):
+        models.save(Model(model.backbone, model.schedule, model.prediction, model.spec), path, layout)  # type: ignore[arg-type]
+    file = tmp_path / "a" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "a.safetensors")
+    for path in (tmp_path / "a.safetensors", file):
+        assert models.load(path).prediction.name == "v"
+        assert "standard deviation 0.2" in notes(models.load(path))
+
+
+def test_the_step_at_which_training_stopped(files: Files, tmp_path: Path) -> None:
+    """875,000 is SD 2's base model, whatever the bias; another number says nothing."""
+    for step, prediction in ((875_000, "eps"), (140_000, "v")):
+        torch.save({"global_step": step, "state_dict": files("sd2") | spread(files, 0.2)}, tmp_path / "model.ckpt")
+        model = models.load(tmp_path / "model.ckpt")
+        assert model.prediction.name == prediction
+        assert ("training stopped where" in notes(model)) == (prediction == "eps")
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "metadata", "prediction"),
+    [
+        ("sdxl", {}, {}, "eps"),
+        ("sdxl", {"v_pred": MARK}, {}, "v"),
+        ("sdxl", {"edm_vpred.sigma_max": torch.tensor(120.0)}, {}, "v"),
+        ("sdxl", {}, {"modelspec.prediction_type": "v"}, "v"),
+        ("sdxl", {"v_pred": MARK}, {"modelspec.prediction_type": "epsilon"}, "v"),
+        ("sd2", {}, {"modelspec.prediction_type": "epsilon"}, "eps"),
+        ("sd2", {}, {"modelspec.prediction_type": "v"}, "v"),
+        ("sd1", {}, {"modelspec.prediction_type": "v"}, "v"),
+        ("sd1", {}, {"modelspec.title": "no prediction"}, "eps"),
+    ],
+)
+def test_marks_and_metadata(family: str, change: dict[str, Tensor], metadata: dict[str, str], prediction: str, load: Load) -> None:
+    """A mark among the tensors comes before the metadata; without either it is the family's own."""
+    model = load(family, change, metadata)
+    assert model.prediction.name == prediction
+    assert f"predicts {prediction}, as " in notes(model) or not (change or "modelspec.prediction_type" in metadata)
+    assert model.spec["family"] == (f"{family}-v" if prediction == "v" and family != "sd1" else family)
+    assert load(family, change, metadata, prediction="x0").prediction.name == "x0"
+    assert set(change) <= model.report.ignored.keys()  # type: ignore[union-attr]  # there is one
+
+
+def test_pure_noise_at_the_end(load: Load) -> None:
+    """`ztsnr` marks a schedule that was rescaled to end in it."""
+    plain, marked = load("sdxl", {"v_pred": MARK}), load("sdxl", {"v_pred": MARK, "ztsnr": MARK})
+    assert float(plain.schedule.alpha(999)) > 0
+    assert float(marked.schedule.alpha(999)) == 0
+    assert "zero terminal SNR" in notes(marked)
+
+
+def test_marks_are_those_of_the_network_that_is_taken(files: Files, load: Load, tmp_path: Path) -> None:
+    """A file whose UNet is replaced leaves its marks behind."""
+    unet = {key: value for key, value in files("sdxl").items() if key.startswith("model.")}
+    save_file(unet, tmp_path / "unet.safetensors")
+    save_file(files("sdxl") | {"v_pred": MARK, "ztsnr": MARK}, tmp_path / "marked.safetensors")
+    model = models.load(tmp_path / "marked.safetensors", tmp_path / "unet.safetensors")
+    assert (model.prediction.name, "zero_terminal_snr" in model.spec["schedule"]) == ("eps", False)
+    model = models.load(tmp_path / "unet.safetensors", tmp_path / "marked.safetensors")
+    assert (model.prediction.name, model.spec["schedule"]["zero_terminal_snr"]) == ("v", True)
+
+
+def test_an_unknown_prediction_is_refused(load: Load) -> None:
+    """Rather than taken for eps; by hand it can be said."""
+    with pytest.raises(
+        ValueError, match=r"prediction of .*model\.safetensors, as the file's metadata has it, named 'flow'; known: epsilon, v"
+    ):
+        load("sdxl", {}, {"modelspec.prediction_type": "flow"})
+    assert load("sdxl", {}, {"modelspec.prediction_type": "flow"}, prediction="v").prediction.name == "v"
+    with pytest.raises(ValueError, match="no prediction named 'vv'"):
+        load("sdxl", prediction="vv")
+
+
+@pytest.mark.parametrize(
+    ("family", "said", "prediction", "found"),
+    [
+        ("sd2", "v_prediction", "v", "sd2-v"),
+        ("sd2", "epsilon", "eps", "sd2"),
+        ("sd1", "v_prediction", "v", "sd1"),
+        ("sd1", "sample", "x0", "sd1"),
+        ("sdxl", "v_prediction", "v", "sdxl-v"),
+        ("sdxl-refiner", "v_prediction", "v", "sdxl-refiner"),
+    ],
+)
+def test_scheduler_configurations_say_the_prediction(family: str, said: str, prediction: str, found: str, configured: Configured) -> None:
+    model = models.load(configured(family, SCHEDULER, prediction_type=said))
+    assert (model.prediction.name, model.spec["family"]) == (prediction, found)
+    assert f"predicts {prediction}, as its scheduler's configuration says" in notes(model)
+
+
+def test_a_networks_own_mark_comes_before_a_pipelines_configuration(configured: Configured, files: Files, tmp_path: Path) -> None:
+    """A v-model put into the folder of an eps-model predicts v; a file that says nothing goes by the folder."""
+    folder = configured("sdxl", SCHEDULER, prediction_type="epsilon")
+    unet = {key: value for key, value in files("sdxl").items() if key.startswith("model.")}
+    save_file(unet | {"v_pred": MARK}, tmp_path / "v.safetensors")
+    assert models.load(folder, tmp_path / "v.safetensors").prediction.name == "v"
+    (folder / SCHEDULER).write_text(json.dumps({"prediction_type": "v_prediction"}))
+    save_file(unet, tmp_path / "unmarked.safetensors")
+    assert models.load(folder, tmp_path / "unmarked.safetensors").prediction.name == "v"
+
+
+# Schedules -------------------------------------------------------------------------------------------------------------
+
+
+def test_scheduler_configurations_say_the_betas(configured: Configured) -> None:
+    """Other betas than the family's are taken, and noted."""
+    folder = configured("sd1", SCHEDULER, beta_schedule="linear", beta_start=0.0005, beta_end=0.015, num_train_timesteps=500)
+    model = models.load(folder)
+    expected = {"name": "linear", "start": 0.0005, "end": 0.015, "steps": 500}
+    assert model.spec["schedule"] == expected
+    assert "the schedule has name=linear, start=0.0005, end=0.015, steps=500, as its configuration says" in notes(model)
+    models.save(model, folder.with_name("again"), "diffusers")
+    assert models.load(folder.with_name("again")).spec["schedule"] == expected
+
+
+def test_zero_terminal_snr_of_a_configuration_comes_back(configured: Configured, tmp_path: Path) -> None:
+    """Through every layout."""
+    model = models.load(configured("sdxl-v", SCHEDULER, rescale_betas_zero_snr=True))
+    assert float(model.schedule.alpha(999)) == 0
+    for layout in ("native", "ldm", "diffusers"):
+        path = tmp_path / ("a" if layout == "diffusers" else f"{layout}.safetensors")
+        models.save(model, path, layout)  # type: ignore[arg-type]  # one of LAYOUTS
+        again = models.load(path)
+        assert (again.prediction.name, float(again.schedule.alpha(999))) == ("v", 0)
+
+
+@pytest.mark.parametrize("settings", [{"beta_schedule": "squaredcos_cap_v2"}, {"trained_betas": [0.1, 0.2]}])
+def test_betas_of_no_family_are_refused(settings: dict[str, Any], configured: Configured) -> None:
+    with pytest.raises(ValueError, match="its scheduler's configuration has the betas"):
+        models.load(configured("sd1", SCHEDULER, **settings))
+
+
+def test_playgrounds_schedule_comes_from_its_configuration(configured: Configured) -> None:
+    """Of which prediction_type is about what comes behind EDM's preconditioning."""
+    model = models.load(configured("playground-v2.5", SCHEDULER, sigma_max=70.0))
+    assert (model.spec["family"], model.prediction.name) == ("playground-v2.5", "edm")
+    assert model.spec["schedule"] == {"name": "ve", "sigma_min": 0.002, "sigma_max": 70.0}
+
+
+# Families --------------------------------------------------------------------------------------------------------------
+
+
+def test_playground_is_known_by_its_statistics(load: Load, files: Files) -> None:
+    """Latents are scaled by the numbers in the file, which are read and accounted for; one of the two alone is refused."""
+    mean, std = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([5.0, 6.0, 7.0, 8.0])
+    for shape in ((4,), (1, 4, 1, 1)):
+        model = load("sdxl", {"edm_mean": mean.view(shape), "edm_std": std.view(shape).half()}, prefix=("model.", "first_stage"))
+        assert (model.spec["family"], model.prediction.name) == ("playground-v2.5", "edm")
+        vae = model.require("vae").params
+        assert (vae.scale, vae.mean, vae.std) == (0.5, (1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0))
+        assert {"edm_mean", "edm_std"} <= set(model.report.consumed)  # type: ignore[union-attr]  # there is one
+    with pytest.raises(ValueError, match=r"model\.safetensors holds edm_mean without edm_std"):
+        load("sdxl", {"edm_mean": mean}, prefix=("model.", "first_stage"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.ones(3), "mean has 3 values for 4 latent channels"),
+        (torch.full((4,), torch.nan), "mean must be"),
+        (torch.ones(100), r"holds edm_mean of shape \(100,\): one number per latent channel"),
+    ],
+)
+def test_statistics_that_cannot_be(values: Tensor, message: str, load: Load) -> None:
+    with pytest.raises(ValueError, match=rf"model\.safetensors.*{message}"):
+        load("sdxl", {"edm_mean": values, "edm_std": values.clone()}, prefix=("model.", "first_stage"))
+
+
+@pytest.mark.parametrize(("base", "family"), [("sd2", "sd-turbo"), ("sdxl", "sdxl-turbo"), ("sdxl", "lcm-sdxl"), ("sd1", "lcm")])
+def test_families_that_only_their_user_knows(base: str, family: str, load: Load) -> None:
+    """Their files are those of the family that they were distilled from."""
+    model = load(base, family=family)
+    of = models.FAMILIES[family]
+    assert (model.spec["family"], model.spec["grid"], model.distilled) == (family, dict(of.grid), of.consistency is not None)
+    assert f"of the family {family}, as asked for" in notes(model)
+    with pytest.raises(ValueError, match=rf"model\.safetensors is built like {base}, so it cannot be of the family sdxl-refiner"):
+        load(base, family="sdxl-refiner")
+    with pytest.raises(ValueError, match="no family named 'sdxl-trubo'; did you mean 'sdxl-turbo'"):
+        load(base, family="sdxl-trubo")
+
+
+@pytest.mark.parametrize(("family", "found"), [("sd1", "lcm"), ("sdxl", "lcm-sdxl")])
+def test_lcms_scheduler_makes_a_consistency_model(family: str, found: str, configured: Configured) -> None:
+    model = models.load(configured(family, SCHEDULER, _class_name="LCMScheduler"))
+    assert (model.spec["family"], model.distilled) == (found, True)
+
+
+def test_a_full_lcm_is_known_by_its_guidance(load: Load) -> None:
+    """Its network takes the guidance scale."""
+    assert load("lcm").spec["family"] == "lcm"
+
+
+# Settings that no shape tells ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        ("unet/config.json", {"act_fn": "gelu"}, "config.json says act_fn='gelu'"),
+        ("unet/config.json", {"flip_sin_to_cos": False}, "config.json says flip_sin_to_cos=False"),
+        ("unet/config.json", {"resnet_time_scale_shift": "scale_shift"}, "config.json says resnet_time_scale_shift="),
+        ("unet/config.json", {"norm_num_groups": 7}, "does not divide into groups=7"),
+        ("unet/config.json", {"norm_num_groups": "many"}, "a setting of an odd kind"),
+        ("unet/config.json", {"attention_head_dim": [3, 5]}, r"attention_head_dim \[3, 5\] fixes neither"),
+        ("unet/config.json", {"attention_head_dim": [1, 2, 3]}, "zip"),
+        ("unet/config.json", {"attention_head_dim": "8"}, "a setting of an odd kind"),
+        ("unet/config.json", {"attention_head_dim": [0, 0]}, "a setting of an odd kind"),
+        ("unet/config.json", {"attention_head_dim": 7}, "do not divide into heads"),
+        ("vae/config.json", {"act_fn": "relu"}, "config.json says act_fn='relu'"),
+        ("vae/config.json", {"scaling_factor": "big"}, "its latents cannot be scaled as its configuration says: scale must be a number"),
+        ("vae/config.json", {"scaling_factor": -1.0}, "its latents cannot be scaled as its configuration says: scale must be above 0"),
+        ("vae/config.json", {"latents_mean": [1, 2], "latents_std": [1, 2]}, "mean has 2 values for 4 latent channels"),
+        ("text_encoder/config.json", {"hidden_act": "relu"}, "config.json says hidden_act='relu'"),
+        ("text_encoder/config.json", {"num_attention_heads": 5}, "width=64 must divide by heads=5"),
+        ("text_encoder/config.json", {"num_attention_heads": [1]}, "a setting of an odd kind"),
+        (SCHEDULER, {"beta_start": "small"}, "start of schedule 'scaled_linear' must be a number"),
+        (SCHEDULER, {"beta_end": 3.0}, "betas must lie in"),
+        (SCHEDULER, {"num_train_timesteps": 1}, "a model that cannot be built"),
+        (SCHEDULER, {"prediction_type": "flow_prediction"}, "as its scheduler's configuration has it, named 'flow_prediction'"),
+        (SCHEDULER, {"prediction_type": ["epsilon"]}, "as its scheduler's configuration has it, named"),
+    ],
+)
+def test_other_settings_are_refused(config: str, settings: dict[str, Any], message: str, configured: Configured) -> None:
+    """In one line that names the file, before there is a network that computes something else."""
+    with pytest.raises(ValueError, match=message) as refusal:
+        models.load(configured("sd1", config, **settings))
+    assert "folder" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("config", ["unet/config.json", "vae/config.json", SCHEDULER, "model_index.json"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"a": 1}'])
+def test_damaged_configurations(text: str, config: str, configured: Configured) -> None:
+    """One line that names the configuration; an empty one says nothing, and is no error."""
+    folder = configured("sd1", config)
+    (folder / config).write_text(text)
+    if text == '{"a": 1}':
+        same(dict(models.load(folder).network.state_dict()), dict(tiny("sd1").network.state_dict()))
+        return
+    with pytest.raises(ValueError, match=rf"{config} (is damaged|holds no JSON object)") as refusal:
+        models.load(folder)
+    assert "\n" not in str(refusal.value)
+
+
+# Scales ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_scale_of_latents(files: Files, configured: Configured, load: Load, tmp_path: Path) -> None:
+    """From the configuration beside the autoencoder, else from the family, which an autoencoder alone does not tell: noted."""
+    assert models.load(configured("sdxl", "vae/config.json", scaling_factor=0.25)).require("vae").params.scale == 0.25
+    assert load("sdxl", prefix=("model.", "first_stage")).require("vae").params.scale == 0.13025
+    save_file({key: value for key, value in files("sdxl").items() if key.startswith("first_stage")}, tmp_path / "vae.safetensors")
+    alone = models.load(tmp_path / "vae.safetensors")
+    assert alone.require("vae").params.scale == 0.18215
+    assert "latents are scaled by 0.18215, as in Stable Diffusion 1.x: family=... chooses another one's" in notes(alone)
+    named = models.load(tmp_path / "vae.safetensors", family="sd1")
+    assert "latents are scaled" not in notes(named)
+
+
+# Parts that do not fit -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("of", "part", "to", "message"),
+    [
+        ("sd2", "cond_stage_model.", "sd1", "the UNet takes a context of 64 numbers, and the text encoders make 128"),
+        ("sd1", "cond_stage_model.", "sd2", "the UNet takes a context of 128 numbers, and the text encoders make 64"),
+        ("sd1", "cond_stage_model.", "sdxl-refiner", "the UNet takes a context of 128 numbers, and the text encoders make 64"),
+    ],
+)
+def test_parts_of_different_families_are_refused(of: str, part: str, to: str, message: str, files: Files, tmp_path: Path) -> None:
+    save_file({key: value for key, value in files(of).items() if key.startswith(part)}, tmp_path / "part.safetensors")
+    save_file({key: value for key, value in files(to).items() if key.startswith("model.")}, tmp_path / "unet.safetensors")
+    for paths in (
+        [tmp_path / "part.safetensors", tmp_path / "unet.safetensors"],
+        [tmp_path / "unet.safetensors", tmp_path / "part.safetensors"],
+    ):
+        with pytest.raises(ValueError, match=rf"part\.safetensors does not go with .*unet\.safetensors: {message}"):
+            models.load(*paths)
+
+
+def test_an_autoencoder_with_other_latents_is_refused(files: Files, tmp_path: Path) -> None:
+    vae = models.build({**tiny("sd1").spec, "vae": {**tiny("sd1").spec["vae"], "latent_channels": 8}}).require("vae")
+    made = Model(None, tiny("sd1").schedule, tiny("sd1").prediction, {"family": "sd1"}, vae=vae)
+    models.save(made, tmp_path / "vae", "diffusers")
+    save_file(files("sd1"), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"does not go with .*model\.safetensors: the UNet's samples have 4 channels, and its latents 8"):
+        models.load(tmp_path / "model.safetensors", tmp_path / "vae")
+
+
+def test_one_of_two_towers_is_left_out(files: Files, tmp_path: Path) -> None:
+    """SDXL needs both; the report says which one is missing, and the model has no text."""
+    without = {key: value for key, value in files("sdxl").items() if not key.startswith("conditioner.embedders.1.")}
+    save_file(without, tmp_path / "model.safetensors")
+    model = models.load(tmp_path / "model.safetensors")
+    assert model.text is None
+    assert "text encoders left out: clip_l is there, but clip_g is not" in notes(model)
+    assert model.report is not None
+    assert model.report.missing == ("text",)
+    left_out = {key for key, why in model.report.ignored.items() if why == "a text encoder of no use without the other"}
+    assert left_out == {key for key in without if key.startswith("conditioner.")}
+
+
+def test_unclip_is_no_sdxl(tmp_path: Path) -> None:
+    """SD 2.1 unCLIP's UNet takes a vector too, but attends at the finest level."""
+    model = models.build({**tiny("sd2").spec, "network": {**tiny("sd2").spec["network"], "vector_dim": 2048}})
+    network = model.network
+    assert isinstance(network, UNet)
+    state = network.state_dict()
+    save_file(scatter(unet_keys.ldm(network.params).table(state), state), tmp_path / "unclip.safetensors")
+    with pytest.raises(ValueError, match=r"unclip\.safetensors holds a UNet like SD 2\.1 unCLIP's, which this library does not know"):
+        models.load(tmp_path / "unclip.safetensors")
+
+
+# Saving what a layout cannot say ---------------------------------------------------------------------------------------
+
+
+def changed(family: str, **spec: Any) -> Model:
+    """A fresh miniature with parts of its description changed."""
+    own = tiny(family).spec
+    return models.build({**own, **{key: {**own[key], **value} if isinstance(value, dict) else value for key, value in spec.items()}})
+
+
+@pytest.mark.parametrize(
+    ("layout", "spec", "message"),
+    [
+        ("ldm", {"network": {"groups": 16}}, r"UNet with groups=16, and readers would take it for 32: use layout='native'"),
+        ("ldm", {"network": {"heads": 4}}, r"UNet with heads=\[4, 4\], and readers would take it for \[8, 8\]"),
+        ("ldm", {"vae": {"groups": 16}}, "VAE with groups=16"),
+        ("ldm", {"vae": {"scale": 0.3}}, "single files do not say how latents are scaled, here by 0.3"),
+        ("ldm", {"prediction": "x0"}, "single files do not say schedule .* and prediction 'x0'"),
+        ("ldm", {"schedule": {"end": 0.02}}, "single files do not say schedule"),
+        ("ldm", {"network": {"scale_shift": True}}, "UNet with scale_shift=True"),
+        ("diffusers", {"network": {"scale_shift": True}}, "UNet with scale_shift=True"),
+        ("diffusers", {"network": {"num_classes": 10}}, "has no words for a UNet with"),
+        ("diffusers", {"network": {"time_factor": 1000.0}}, "UNet with time_factor=1000.0"),
+        ("diffusers", {"network": {"middle_attention": 0}}, "in diffusers' folders the middle attends as the coarsest level does"),
+        ("diffusers", {"schedule": {"shift": 2.0}}, "diffusers' folders have no schedule .*'shift': 2.0"),
+    ],
+)
+def test_what_a_layout_cannot_say_is_refused(layout: str, spec: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Rather than written, and read back as another model; our own layout holds it."""
+    model = changed("sd1", **spec)
+    with pytest.raises(ValueError, match=message) as refusal:
+        models.save(model, tmp_path / "a", layout)  # type: ignore[arg-type]  # one of LAYOUTS
+    assert "\n" not in str(refusal.value)
+    models.save(model, tmp_path / "b.safetensors")
+    assert models.load(tmp_path / "b.safetensors").spec == json.loads(json.dumps(model.spec))
+
+
+def test_networks_of_no_published_kind_are_refused(tmp_path: Path) -> None:
+    """One that is told classes and no text, and a transformer."""
+    unet = {"name": "unet", "channels": 32, "channel_mult": [1], "blocks": 1, "attention": [0], "middle_attention": 0, "num_classes": 10}
+    dit = {"name": "dit", "in_channels": 4, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2}
+    for network, kind in ((unet, "UNet"), (dit, "DiT")):
+        model = models.build({"network": network, "schedule": {"name": "scaled_linear"}, "prediction": "eps"})
+        for layout in ("ldm", "diffusers"):
+            with pytest.raises(ValueError, match=f"the layout '{layout}' is for UNets that are told a text, which this {kind} is not"):
+                models.save(model, tmp_path / "a", layout)  # type: ignore[arg-type]  # one of LAYOUTS
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, "float16", {"vae": torch.int32}])
+def test_dtypes_that_nothing_computes_in(dtype: Any, load: Load, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"networks compute in torch\.float32, "):
+        load("sd1", dtype=dtype)
+    if not isinstance(dtype, dict):
+        with pytest.raises(ValueError, match=r"networks compute in torch\.float32, "):
+            models.save(tiny("sd1"), tmp_path / "a.safetensors", dtype=dtype)
+    with pytest.raises(ValueError, match="no part named 'unet'; known: backbone, vae, text, preview"):
+        load("sd1", dtype={"unet": torch.float16})
