@@ -105,6 +105,8 @@ def description(
     spec |= {"grid": dict(of.grid), "sampling": dict(of.sampling)}
     if of.consistency:
         spec["consistency"] = dict(of.consistency)
+        if network and network.guidance_dim is None:  # one merged from an adapter is not told the scale, and guided as usual, if at all
+            spec["sampling"]["guidance"] = 1.0
     if network:
         factor = vae.factor if vae else 8
         channels = vae.latent_channels if vae else min(4, network.in_channels)

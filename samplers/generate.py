@@ -78,6 +78,9 @@ def generate(
     An image depends on its own prompt and seed, not on the others in its batch, but for rounding. Raises ValueError before anything is
     computed; FloatingPointError for samples or images that are not finite.
     """
+    for each in (model, *([refiner] if refiner else [])):
+        for part in ("backbone", "text", "vae") if each is model else ("backbone", "text"):
+            each.require(part)
     how = usage(model, sampler, steps, grid, guidance)
     words = Prompts.of(prompts, negative, seeds, weighted, long)
     check_reference(model, image, mask, strength, image_guidance, len(words.seeds))
@@ -157,7 +160,6 @@ class _Order:
     def check(self, models: Sequence[Model]) -> None:
         """ValueError unless the models have the parts for it, and a use for all of it."""
         for model in models:
-            model.require("text"), model.network
             self.steering.check(model, any(text is not None for text in self.words.negative))
         check_numbers(self.numbers, models)
         if len(models) > 1:
@@ -210,7 +212,7 @@ def _handover(levels: Grid, share: float) -> int:
         raise ValueError(f"handover, the share of the schedule's time after which the refiner takes over, lies in (0, 1), not {share:g}")
     schedule = levels.schedule
     at = schedule.t_data + (1 - share) * (schedule.t_max - schedule.t_data)
-    cut = sum(level.t >= at for level in levels.levels[:-1])
+    cut = sum(level.t > at + 1e-9 for level in levels.levels[:-1])  # a step that begins there is the refiner's
     if not 0 < cut < levels.steps:
         who = "first model" if cut == 0 else "refiner"
         raise ValueError(f"with handover={share:g} the {who} has none of the {levels.steps} steps to do: give another, or one model only")

@@ -35,7 +35,8 @@ class CaptionedImages:
         if not self.files:
             raise ValueError(f"no images in {folder}: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
         listed = _listed(folder / METADATA) if (folder / METADATA).is_file() else {}
-        if strange := [path for path in listed if path not in self.files]:
+        there = set(self.files)
+        if strange := [path for path in listed if path not in there]:
             raise ValueError(f"{folder / METADATA} names {strange[0].relative_to(folder)}, but there is no such image in {folder}")
         captions = {path: _caption(path, listed) for path in self.files}
         if lacking := [path for path, caption in captions.items() if caption is None]:

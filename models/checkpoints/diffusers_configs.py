@@ -177,16 +177,19 @@ def scheduler(model: Model) -> dict[str, Any]:
         return {"_class_name": "EDMDPMSolverMultistepScheduler", **sigmas, "prediction_type": "epsilon", "sigma_schedule": "karras"}
     if schedule["name"] not in ("linear", "scaled_linear") or prediction not in PREDICTIONS or schedule["shift"] != 1:
         raise ValueError(f"diffusers' folders have no schedule {said} with prediction {prediction!r}: use layout='native'")
+    spacing = model.spec.get("grid", {}).get("spacing")
+    name = "LCMScheduler" if model.distilled else "EulerAncestralDiscreteScheduler" if spacing == "turbo" else "EulerDiscreteScheduler"
+    trailing = spacing in ("trailing", "turbo")  # both begin at the noisiest row, which leading never visits
     return {
-        "_class_name": "LCMScheduler" if model.distilled else "EulerDiscreteScheduler",
+        "_class_name": name,
         "num_train_timesteps": schedule["steps"],
         "beta_start": schedule["start"],
         "beta_end": schedule["end"],
         "beta_schedule": schedule["name"],
         "prediction_type": PREDICTIONS[prediction],
         "rescale_betas_zero_snr": schedule["zero_terminal_snr"],
-        "timestep_spacing": "leading",
-        "steps_offset": 1,
+        "timestep_spacing": "trailing" if trailing else "leading",
+        "steps_offset": 0 if trailing else 1,
     }
 
 

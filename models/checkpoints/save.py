@@ -15,6 +15,7 @@ from diffusion.spec import check_names, lookup
 from models.checkpoints import clip_keys, diffusers_configs, native, taesd_keys, unet_keys, vae_keys
 from models.checkpoints.parts import LATENT_STATISTICS
 from models.checkpoints.table import Layout, check_dtype, scatter
+from models.checkpoints.tensors import SAFETENSORS
 from models.checkpoints.unet_keys import Shapes
 from models.clip import CLIPTextParams
 from models.families import FAMILIES, base_of
@@ -53,6 +54,8 @@ def save(
     if model.backbone is not None and not (isinstance(model.backbone, UNet) and model.backbone.params.context_dim):
         kind = type(model.backbone).__name__
         raise ValueError(f"the layout {layout!r} is for UNets that are told a text, which this {kind} is not: use layout='native'")
+    if layout == "ldm" and Path(path).suffix not in SAFETENSORS:
+        raise ValueError(f"{path} is to be a single file, which readers know by its ending: name it {path}.safetensors")
     {"ldm": _save_ldm, "diffusers": _save_diffusers}[layout](model, Path(path), dtype)
 
 
