@@ -252,7 +252,10 @@ def _text_params(base: str, towers: Mapping[str, Part], found: Findings) -> Text
             found.left_out += [(part, "a text encoder of no use without the other") for part in towers.values()]
         return None
     params = {name: _activated(name, towers[name]) for name in TOWERS[base]}
-    return recipe(base, params, _sd2_blocks(towers["clip_h"]) if base == "sd2" else 0)
+    try:
+        return recipe(base, params, _sd2_blocks(towers["clip_h"]) if base == "sd2" else 0)
+    except ValueError as error:
+        raise ValueError(f"{found.towers[-1].file.path}: {error}") from None
 
 
 def _check_fit(found: Findings, text: TextParams | None) -> None:

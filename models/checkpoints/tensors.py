@@ -13,6 +13,7 @@ import codecs
 import json
 import math
 import pickle
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -258,13 +259,14 @@ def _open_pickle(path: Path) -> TensorFile:
     try:
         if zipped := _is_zip(path):
             _check_zip(path)
-        with torch.serialization.safe_globals(_HARMLESS_CLASSES):
+        with torch.serialization.safe_globals(_HARMLESS_CLASSES), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of its own past
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("WeightsUnpickler error: ")[-1].splitlines()[0]
+        reason = _first_line(str(error).split("WeightsUnpickler error: ")[-1])
         raise ValueError(f"{path} is no plain file of weights, and nothing in it was run ({reason}); use its safetensors version") from None
     except Exception as error:  # a damaged pickle may provoke any
-        raise ValueError(f"{path} is damaged or no file of weights ({str(error).splitlines()[0] if str(error) else error!r})") from None
+        raise ValueError(f"{path} is damaged or no file of weights ({_first_line(str(error))})") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
     state = content.get("state_dict", content)
@@ -275,6 +277,10 @@ def _open_pickle(path: Path) -> TensorFile:
         _check_unpickled(path, key, stored.tensor)
     numbers = {key: value for key, value in content.items() if isinstance(value, (int, float)) and isinstance(key, str)}
     return TensorFile(path, tensors, numbers=numbers)
+
+
+def _first_line(text: str) -> str:
+    return text.strip().split("\n")[0] or "it is damaged"
 
 
 def _flat(state: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
