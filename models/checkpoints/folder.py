@@ -50,7 +50,7 @@ def open_components(folder: Path, variant: str | None, ema: bool) -> list[tuple[
 
 def unused(folder: Path) -> dict[str, str]:
     """The sub-folders whose weights are left out, with the reason."""
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and _holds_weights(path))
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and _holds_weights(path)) if folder.is_dir() else []
     known = {path: UNUSED.get(path.name) or (None if _is_named(path) else "not named in model_index.json") for path in inside}
     return {f"{path.name}/": why for path, why in known.items() if why}
 

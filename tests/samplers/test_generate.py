@@ -112,7 +112,9 @@ def test_nothing_said_is_as_the_model_is_meant() -> None:
     """Sampler, steps, grid, guidance, size and seed of the family."""
     model = mini("lcm")
     images = generate(model, ["a corgi", "an owl"])
-    said = generate(model, ["a corgi", "an owl"], seeds=[0, 1], sampler="lcm", steps=4, grid={"spacing": "lcm"}, guidance=8.0)
+    said = generate(
+        model, ["a corgi", "an owl"], seeds=[0, 1], sampler="lcm", steps=4, grid={"spacing": "lcm", "initial": "unit"}, guidance=8.0
+    )
     assert images.shape == (2, 3, 128, 128)
     assert torch.equal(images, said)
     assert images.dtype == torch.float32
@@ -275,7 +277,7 @@ def test_strength_and_refiner_share_the_steps() -> None:
 
             patch.setattr(model.network, "forward", asked)
         drawn(base, image=picture(3), strength=0.5, refiner=refiner, steps=10, grid={"spacing": "trailing"}, sampler="euler")
-    assert calls == {"base": [499, 399, 299, 199], "refiner": [99]}
+    assert calls == {"base": [499, 399, 299], "refiner": [199, 99]}  # 199 is where the last 0.2 begin
 
 
 # Where, and how --------------------------------------------------------------------------------------------------------
