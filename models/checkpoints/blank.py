@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class Blank(TorchFunctionMode):
-    """Within it, no parameter is initialised. On the meta device that is nothing but time: the first draw there imports sympy, for two seconds."""
+    """Within it, no parameter is initialised. On the meta device that only takes time: for the first draw there, torch imports sympy."""
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

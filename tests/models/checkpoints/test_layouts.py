@@ -299,7 +299,7 @@ def test_shards(kind: str, variant: str | None, folder: Path) -> None:
     """Several files and the index that says what lies where, in the plain variant and in another."""
     state = load_file(unet_file(folder))
     unet_file(folder).unlink()
-    middle, places = len(state) // 2, {}
+    middle, places = len(state) // 2, dict[str, str]()
     for i, keys in enumerate((list(state)[:middle], list(state)[middle:])):
         name = f"diffusion_pytorch_model{f'.{variant}' if variant else ''}-0000{i + 1}-of-00002.{kind}"
         shard = {key: state[key] for key in keys}
