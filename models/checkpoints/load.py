@@ -55,11 +55,12 @@ def load(
             how = f", family={known.family!r}" if known and known.family else ""
             fetch = f"; models.load(*models.download({str(path)!r}){how}) fetches the published model" if known else ""
             raise FileNotFoundError(f"no such file or folder: {path}{fetch}")
-    if own := [path for path in places if native.is_native(path)]:
+    files = {path: open_tensors(path) for path in places if not path.is_dir()}
+    if own := [path for path in places if native.is_native(path, files.get(path))]:
         if len(places) > 1 or family or prediction or variant:
             raise ValueError(f"{own[0]} describes a whole model itself: load it alone, with ema and dtype only")
         return native.load(own[0], ema=ema, dtype=dtype)
-    loading = _Loading(list(_opened(places, variant, ema)))
+    loading = _Loading(list(_opened(places, files, variant, ema)))
     for path in places:
         loading.found.scheduler = scheduler_hints(path) or loading.found.scheduler
         loading.ignored |= unused(path)
@@ -88,10 +89,6 @@ def fill(module: nn.Module, part: Part, dtype: torch.dtype | None = None) -> Non
     """Give a network on the meta device its weights from a file. ValueError unless keys and shapes are exactly those of the layout."""
     state = module.state_dict()
     table = part.layout.table(state)
-    known = {key for source in table.values() for key in source.keys}
-    if unknown := [part.keys[key] for key in part.stored if key not in known]:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise ValueError(f"{part.file.path} holds {unknown[0]}{more}, for which its {part.kind} has no place")
     shapes = {name: value.shape for name, value in state.items()}
     module.load_state_dict(gather(table, shapes, part, dtype or _main_dtype(part)), assign=True)
 
@@ -105,9 +102,9 @@ def _main_dtype(part: Part) -> torch.dtype:
     return torch.bfloat16 if main in (torch.float8_e4m3fn, torch.float8_e5m2) else main
 
 
-def _opened(places: list[Path], variant: str | None, ema: bool) -> Iterator[Found]:
+def _opened(places: list[Path], files: Mapping[Path, TensorFile], variant: str | None, ema: bool) -> Iterator[Found]:
     for path in places:
-        for file, hints in open_components(path, variant, ema) if path.is_dir() else [(open_tensors(path), {})]:
+        for file, hints in [(files[path], {})] if path in files else open_components(path, variant, ema):
             yield find_parts(file, hints, ema)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from models.checkpoints.blank import Blank
 from models.checkpoints.table import check_dtype, take
-from models.checkpoints.tensors import SAFETENSORS, Stored, TensorFile, open_tensors
+from models.checkpoints.tensors import Stored, TensorFile, open_tensors
 from models.files import replacing
 from models.model import FOLDERS, PARTS, Model, Report, build
 
@@ -33,11 +33,9 @@ def save(model: Model, path: str | Path) -> None:
     write(path, model.state_dict(), {"model": model.spec})
 
 
-def is_native(path: Path) -> bool:
-    """Whether a path is a training run's folder, or a file that describes the model in it."""
-    if path.is_dir():
-        return (path / FILE_NAME).exists()
-    return path.suffix in SAFETENSORS and open_tensors(path).metadata.get("model", "").startswith("{")
+def is_native(path: Path, file: TensorFile | None) -> bool:
+    """Whether a path is a training run's folder, or `file`, what it holds, describes the model in it."""
+    return (path / FILE_NAME).exists() if file is None else file.metadata.get("model", "").startswith("{")
 
 
 def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str, torch.dtype] | None = None) -> Model:

@@ -22,9 +22,9 @@ PREFIXES = (
     "conditioner.embedders.1.model.",
     "vae.",
 )
+WORDS = {"backbone": "UNet", "vae": "autoencoder", "text": "text encoder", "preview": "tiny autoencoder"}
 LATENT_STATISTICS = ("edm_mean", "edm_std")  # Playground's
 EMA_NOTES = 100  # more keys than this under model_ema. are weights, fewer are numbers about them
-MOST_TENSORS = 10_000  # SDXL's file has 2,515
 
 KINDS: dict[str, Callable[[Shapes, Mapping[str, Any]], tuple[Any, Layout] | None]] = {
     "backbone": unet_keys.recognise,
@@ -54,6 +54,11 @@ class Part:
     prefix: str = ""
     hints: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def words(self) -> str:
+        """What people call it."""
+        return WORDS[self.kind]
+
 
 @dataclass
 class Found:
@@ -70,8 +75,6 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
     ema  take the averaged weights of the backbone where the file has them
     """
     hints = hints or {}
-    if len(file.tensors) > MOST_TENSORS:
-        raise ValueError(f"{file.path} holds no model: no known one has as many as {len(file.tensors):,} tensors")
     groups = {prefix: [key for key in file.tensors if key.startswith(prefix)] for prefix in PREFIXES}
     groups = {prefix: keys for prefix, keys in groups.items() if keys} or {"": list(file.tensors)}
     parts, taken, ignored = [], set(), {}
@@ -107,7 +110,7 @@ def _recognised(file: TensorFile, prefix: str, names: Mapping[str, str], hints: 
         try:
             found = recognise(shapes, hints)
         except (KeyError, IndexError, ZeroDivisionError, TypeError, ValueError) as error:
-            raise ValueError(_not_recognised(file, prefix, kind, error)) from None
+            raise ValueError(_not_recognised(file, prefix, WORDS[kind], error)) from None
         if found:
             params, layout = found
             if empty := [keys[name] for name, shape in shapes.items() if 0 in shape]:

@@ -73,10 +73,12 @@ def _split(name: str) -> tuple[str, ...]:
 
 
 class Stock(Protocol):
-    """Published tensors: where `gather` takes from. `prefix` stands before their keys in the file, for what is said to people."""
+    """Published tensors: where `gather` takes from. For what is said to people: what they are, and what stands before their keys."""
 
     @property
     def stored(self) -> Mapping[str, Stored]: ...
+    @property
+    def words(self) -> str: ...
     @property
     def prefix(self) -> str: ...
     @property
@@ -87,16 +89,23 @@ def gather(table: Table, shapes: Mapping[str, torch.Size], stock: Stock, dtype: 
     """Our tensors from the published ones.
 
     What is one to one and of the right dtype stays in the file's memory-mapped pages; the rest is read into new memory, piece by piece.
-    ValueError names the first key that is missing, of another shape, of a type that is no weight, or not finite.
+    ValueError names the first key that is missing, without a place, of another shape, of a type that is no weight, or not finite.
     """
     path = stock.file.path
-    if missing := [key for source in table.values() for key in source.keys if key not in stock.stored]:
-        raise ValueError(f"{path} lacks {stock.prefix}{missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))
+    known = dict.fromkeys(key for source in table.values() for key in source.keys)
+    if missing := [key for key in known if key not in stock.stored]:
+        raise ValueError(f"{path} lacks {stock.prefix}{missing[0]}{_more(missing)}")
+    if unknown := sorted(stored.key for key, stored in stock.stored.items() if key not in known):
+        raise ValueError(f"{path} holds {unknown[0]}{_more(unknown)}, for which its {stock.words} has no place")
     for name, source in table.items():
         _check_shapes(shapes[name], source, stock)
     return {
         name: _gather_one(shapes[name], source, [stock.stored[key] for key in source.keys], dtype, path) for name, source in table.items()
     }
+
+
+def _more(keys: list[str]) -> str:
+    return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
 
 
 def _gather_one(shape: torch.Size, source: Source, pieces: list[Stored], dtype: torch.dtype, path: Path) -> Tensor:

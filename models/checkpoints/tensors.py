@@ -13,6 +13,7 @@ import codecs
 import json
 import math
 import pickle
+import re
 import warnings
 import zipfile
 from abc import ABC, abstractmethod
@@ -46,6 +47,7 @@ DTYPES = {
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+MOST_TENSORS = 50_000  # SDXL's file has 2,515, a training run's of it four times as many
 LONGEST_NAME = 1000  # characters
 LARGEST_SIZE = 2**48  # of a dimension or a file: products of more are no numbers that torch can hold
 NO_WEIGHTS = {  # how files begin that a download left in place of the one that was meant
@@ -119,7 +121,12 @@ class _Mapping:
     @cached_property
     def storage(self) -> torch.UntypedStorage:
         # Not shared: what is written stays here. (torch annotates any kind of storage.)
-        return cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(self.path), False, self.size))
+        try:
+            return cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(self.path), False, self.size))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.path} cannot be mapped ({_first_line(str(error))}): has it changed since it was looked into?"
+            ) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +177,8 @@ def _open_safetensors(path: Path) -> TensorFile:
             raise ValueError("it is no table of tensors")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file: its header cannot be read ({error})") from None
+    if len(header) > MOST_TENSORS:
+        raise ValueError(f"{path} holds no model: no known one has as many as {len(header):,} tensors")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f"{path} is damaged: __metadata__ must hold texts")
@@ -263,7 +272,8 @@ def _open_pickle(path: Path) -> TensorFile:
             warnings.simplefilter("ignore")  # what torch says of its own past
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        reason = _first_line(str(error).split("WeightsUnpickler error: ")[-1])
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks for {asked[1]}" if asked else _first_line(str(error).split("WeightsUnpickler error: ")[-1])
         raise ValueError(f"{path} is no plain file of weights, and nothing in it was run ({reason}); use its safetensors version") from None
     except Exception as error:  # a damaged pickle may provoke any
         raise ValueError(f"{path} is damaged or no file of weights ({_first_line(str(error))})") from None

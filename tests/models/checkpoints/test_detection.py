@@ -250,7 +250,7 @@ def test_zero_terminal_snr_of_a_configuration_comes_back(configured: Configured,
     assert float(model.schedule.alpha(999)) == 0
     for layout in ("native", "ldm", "diffusers"):
         path = tmp_path / ("a" if layout == "diffusers" else f"{layout}.safetensors")
-        models.save(model, path, layout)  # type: ignore[arg-type]  # one of LAYOUTS
+        models.save(model, path, layout)
         again = models.load(path)
         assert (again.prediction.name, float(again.schedule.alpha(999))) == ("v", 0)
 
@@ -487,7 +487,7 @@ def test_networks_of_no_published_kind_are_refused(tmp_path: Path) -> None:
         model = models.build({"network": network, "schedule": {"name": "scaled_linear"}, "prediction": "eps"})
         for layout in ("ldm", "diffusers"):
             with pytest.raises(ValueError, match=f"the layout '{layout}' is for UNets that are told a text, which this {kind} is not"):
-                models.save(model, tmp_path / "a", layout)  # type: ignore[arg-type]  # one of LAYOUTS
+                models.save(model, tmp_path / "a", layout)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, "float16", {"vae": torch.int32}])

@@ -1,0 +1,436 @@
+"""Damaged, hostile and foreign files: how to make them, and a program that loads each where memory is short and there is no network.
+
+python -m tests.models.checkpoints.damaged FOLDER     writes FOLDER/said.json: {case: [kind of error, message, seconds]}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import resource
+import socket
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
+
+import models
+from models import Model
+from tests.models.checkpoints.published import manifests
+from tests.models.checkpoints.tiny import tiny
+
+Make = Callable[[Path], Any]
+"""Writes what is to be loaded at or below a path, and may return another path than that to load."""
+
+UNET_KEY = "model.diffusion_model.middle_block.0.in_layers.2.weight"
+
+
+def raw(header: Mapping[str, Any] | bytes, data: bytes = b"", length: int | None = None) -> bytes:
+    """A safetensors file, whatever its header says."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def entry(shape: list[Any], first: Any, last: Any, dtype: Any = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [first, last]}
+
+
+def written(content: bytes) -> Make:
+    return lambda path: path.write_bytes(content)
+
+
+def one(shape: list[Any], first: Any = 0, last: Any = 16, dtype: Any = "F32", key: str = "weight") -> Make:
+    """A file of one tensor with 16 bytes of data."""
+    return written(raw({key: entry(shape, first, last, dtype)}, bytes(16)))
+
+
+def single_file() -> dict[str, Tensor]:
+    """The tensors of a model's single file: by name, so that a case can change some."""
+    model, path = tiny("sd1"), Path(os.environ["DAMAGED_FOLDER"]) / "sd1.safetensors"
+    if not path.exists():
+        models.save(model, path, "ldm")
+    return load_file(path)
+
+
+def changed(change: Callable[[dict[str, Tensor]], object]) -> Make:
+    def write(path: Path) -> None:
+        state = single_file()
+        change(state)
+        save_file(state, path)
+
+    return write
+
+
+def with_value(key: str, value: float) -> Make:
+    return changed(lambda state: state[key].view(-1)[-1:].fill_(value))
+
+
+def cut(where: float) -> Make:
+    def write(path: Path) -> None:
+        content = save(single_file())
+        path.write_bytes(content[: int(where * len(content))])
+
+    return write
+
+
+def pickled(content: Any, zipped: bool = True) -> Make:
+    def write(path: Path) -> Path:
+        torch.save(content, path.with_suffix(".ckpt"), _use_new_zipfile_serialization=zipped)
+        return path.with_suffix(".ckpt")
+
+    return write
+
+
+class Hostile:
+    """Unpickled as it asks to be, it writes a file."""
+
+    def __init__(self, proof: str) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"echo ran > {self.proof}",)
+
+
+def hostile(name: str, zipped: bool) -> Make:
+    def write(path: Path) -> Path:
+        content = {"state_dict": {"weight": torch.zeros(2), "more": Hostile(str(path.with_suffix(".ran")))}}
+        target = path.with_suffix(name)
+        torch.save(content, target, pickle_module=pickle, _use_new_zipfile_serialization=zipped)
+        return target
+
+    return write
+
+
+def bare_pickle(path: Path) -> Path:
+    path.with_suffix(".pt").write_bytes(pickle.dumps(Hostile(str(path.with_suffix(".ran")))))
+    return path.with_suffix(".pt")
+
+
+def zip_bomb(path: Path) -> Path:
+    """A pickle of half a GiB of zeros in as many KiB."""
+    target = path.with_suffix(".ckpt")
+    with (
+        zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("model/data.pkl", "w", force_zip64=True) as file,
+    ):
+        for _ in range(8):
+            file.write(bytes(64 << 20))
+    return target
+
+
+def sharded(places: Mapping[str, str], *shards: str) -> Make:
+    """An index beside shards of one tensor each, named after them."""
+
+    def write(path: Path) -> Path:
+        path.mkdir()
+        for name in shards:
+            save_file({name.split(".")[0]: torch.zeros(2)}, path / name)
+        index = path / "diffusion_pytorch_model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": places}))
+        return index
+
+    return write
+
+
+def of_keys(manifest: str) -> Make:
+    """A file with the keys of a published one."""
+    return lambda path: save_file({key: torch.zeros([1] * len(shape)) for key, shape in manifests()[manifest].items()}, path)
+
+
+def two_unets(state: dict[str, Tensor]) -> None:
+    state |= {key.removeprefix("model.diffusion_model."): value.clone() for key, value in state.items() if key.startswith("model.")}
+
+
+def half_a_tower(state: dict[str, Tensor]) -> None:
+    for key in [key for key in state if "encoder.layers.1." in key]:
+        del state[key]
+
+
+def part_of_clip_l(path: Path) -> None:
+    """Six of its twelve blocks, of full width; all zeros, on a disk that keeps none of them."""
+    shapes = {
+        key: shape for key, shape in manifests()["clip_l_text_transformers"].items() if not any(f".{i}." in key for i in range(6, 12))
+    }
+    header, end = {}, 0
+    for key, shape in shapes.items():
+        size = 2 * torch.Size(shape).numel()
+        header[key] = entry(list(shape), end, end + size, "F16")
+        end += size
+    path.write_bytes(raw(header))
+    os.truncate(path, path.stat().st_size + end)
+
+
+def nested(depth: int) -> bytes:
+    return b'{"a":' * depth + b"1" + b"}" * depth
+
+
+HEADER = "PATH is damaged or no safetensors file: its header cannot be read"
+CASES: dict[str, tuple[Make, str]] = {
+    # what is no file of weights
+    "nothing": (lambda path: None, "no such file or folder: PATH"),
+    "an empty file": (Path.touch, "PATH holds no weights: it is empty"),
+    "a text": (written(b"once upon a time"), "PATH is no safetensors file: it begins with b'once upo'"),
+    "a web page": (written(b"<!DOCTYPE html><html><body>404</body></html>"), "PATH holds no weights: it is a web page"),
+    "another web page": (written(b"\n <html>Sign in</html>"), "PATH holds no weights: it is a web page"),
+    "a pointer": (written(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "PATH holds no weights: it is Git LFS's pointer"),
+    "an image": (lambda path: _named(path, ".png", b"\x89PNG"), "PATH is no file of weights: expected .safetensors, .sft, .ckpt, "),
+    "an empty folder": (Path.mkdir, "PATH holds no model, neither a training run's checkpoint nor diffusers' folders: no sub-folder"),
+    "a folder of files": (
+        lambda path: _folder(path, "sdxl.safetensors", ""),
+        "PATH holds no model, neither a training run's checkpoint nor diffusers' folders: load the file itself: PATH/sdxl.safetensors",
+    ),
+    "a folder with an index alone": (
+        lambda path: _folder(path, "model_index.json", "{}"),
+        "PATH holds no model, neither a training run's checkpoint nor diffusers' folders: no sub-folder",
+    ),
+    # headers
+    "a header that is cut": (written(b"\x10\x00\x00"), "PATH is damaged: its header should be 16 bytes long, and the file has 3"),
+    "a header that is too long": (written(raw(b"{}", length=5000)), "PATH is damaged: its header should be 5,000 bytes long"),
+    "a header longer than any": (written(raw(b"{}", length=2**63)), "PATH is no safetensors file: it begins with b'\\x00"),
+    "a header that is no JSON": (written(raw(b"weights: none")), f"{HEADER} (Expecting value"),
+    "a header that is no text": (written(raw(b"\xff\xfe\xfd{}")), f"{HEADER} ("),
+    "a header that is a list": (written(raw(b"[1]")), f"{HEADER} (it is no table of tensors)"),
+    "a deep header": (written(raw(nested(100_000))), f"{HEADER} (maximum recursion depth exceeded"),
+    "a number without end": (written(raw(b'{"weight": ' + b"9" * 100_000 + b"}")), f"{HEADER} ("),
+    "a key twice": (written(raw(b'{"a": 1, "b": {}, "a": 2}')), f"{HEADER} (a stands in it twice)"),
+    "metadata of numbers": (written(raw({"__metadata__": {"a": 1}})), "PATH is damaged: __metadata__ must hold texts"),
+    "metadata of nothing": (written(raw({"__metadata__": None})), "PATH is damaged: __metadata__ must hold texts"),
+    "nothing but metadata": (
+        written(raw({"__metadata__": {"format": "pt"}})),
+        "PATH holds no model that is known here: it holds no tensors",
+    ),
+    "an entry without a place": (written(raw({"weight": {"dtype": "F32", "shape": [4]}})), "PATH is damaged: weight lacks dtype, shape"),
+    "an entry of one number": (written(raw({"weight": 3})), "PATH is damaged: weight lacks dtype, shape"),
+    "a name of two lines": (one([4], key="two\nlines"), r"PATH is damaged: 'two\nlines' is no name of a tensor"),
+    "a name without end": (one([4], key="a" * 5000), "PATH is damaged: 'aaaa"),
+    "an unknown dtype": (one([4], dtype="Q4_K"), "PATH cannot be read: weight has the dtype 'Q4_K'; known are F64, F32"),
+    "a dtype that is a list": (one([4], dtype=["F32"]), "PATH cannot be read: weight has the dtype ['F32']"),
+    "a negative shape": (one([-4]), "PATH is damaged: weight has no possible shape [-4]"),
+    "a shape of fractions": (one([4.0]), "PATH is damaged: weight has no possible shape [4.0]"),
+    "a shape of truths": (one([True, 4]), "PATH is damaged: weight has no possible shape [True, 4]"),
+    "a shape of letters": (one("4"), "PATH is damaged: weight has no possible shape ['4']"),  # type: ignore[arg-type]  # as a file may
+    "a huge shape": (one([2**62, 2**62]), "PATH is damaged: weight has no possible shape [4611686018427387904"),
+    "a huge shape of nothing": (one([2**47, 0], 0, 0), "PATH is damaged: weight ends at byte 91, the file at 107"),
+    "a shape of many dimensions": (one([1] * 60 + [4]), "PATH is damaged: weight has no possible shape [1, 1"),
+    "a shape that fills less": (one([3]), "PATH is damaged: weight, F32 of shape [3], does not fill its 16 bytes"),
+    "a shape that fills more": (one([5]), "PATH is damaged: weight, F32 of shape [5], does not fill its 16 bytes"),
+    "a dtype that fills less": (one([4], dtype="F16"), "PATH is damaged: weight, F16 of shape [4], does not fill its 16 bytes"),
+    "a place beyond the file": (one([8], 0, 32), "PATH is damaged: weight ends at byte "),
+    "a place before the file": (one([4], -16, 0), "PATH is damaged: weight has no possible shape [4] or place [-16, 0]"),
+    "a place backwards": (one([4], 16, 0), "PATH is damaged: weight, F32 of shape [4], does not fill its -16 bytes"),
+    "data that nobody names": (one([2], 0, 8), "PATH is damaged: weight ends at byte "),
+    "tensors that overlap": (
+        written(raw({"a": entry([3], 0, 12), "b": entry([3], 4, 16)}, bytes(16))),
+        "PATH is damaged: b overlaps a (it starts at byte 4 of the data, not 12)",
+    ),
+    "tensors with a gap": (
+        written(raw({"a": entry([1], 0, 4), "b": entry([1], 12, 16)}, bytes(16))),
+        "PATH is damaged: b leaves a gap after a (it starts at byte 12 of the data, not 4)",
+    ),
+    "a gap at the start": (one([3], 4, 16), "PATH is damaged: weight leaves a gap after the header"),
+    "a hundred thousand tensors": (
+        written(raw({str(i): entry([], i, i + 1, "U8") for i in range(200_000)}, bytes(200_000))),
+        "PATH holds no model: no known one has as many as 200,000 tensors",
+    ),
+    # weights
+    "a key that is not there": (changed(lambda state: state.pop(UNET_KEY)), f"PATH lacks {UNET_KEY}"),
+    "the key that a size is read from": (
+        changed(lambda state: state.pop("model.diffusion_model.input_blocks.1.0.out_layers.3.weight")),
+        "PATH holds an incomplete UNet: it lacks model.diffusion_model.input_blocks.1.0.out_layers.3.weight",
+    ),
+    "a ghost": (
+        changed(lambda state: state.update({"model.diffusion_model.ghost.weight": torch.zeros(1)})),
+        "PATH holds model.diffusion_model.ghost.weight, for which its UNet has no place",
+    ),
+    "a stranger": (
+        changed(lambda state: state.update({"ghost.weight": torch.zeros(1), "ghost.bias": torch.zeros(1)})),
+        "PATH holds ghost.bias and 1 more, which belongs to no part of a known model",
+    ),
+    "a tensor of another shape": (
+        changed(lambda state: state.update({UNET_KEY: torch.zeros(64, 64, 1, 1)})),
+        f"PATH is of another architecture: {UNET_KEY} is (64, 64, 1, 1), not (64, 64, 3, 3)",
+    ),
+    "an empty tensor": (
+        changed(lambda state: state.update({UNET_KEY: torch.zeros(64, 0, 3, 3)})),
+        f"PATH is damaged: {UNET_KEY} has no values",
+    ),
+    "a tensor of numbers": (
+        changed(lambda state: state.update({UNET_KEY: state[UNET_KEY].int()})),
+        f"PATH holds no weights: {UNET_KEY} is torch.int32",
+    ),
+    "not a number": (with_value(UNET_KEY, float("nan")), f"PATH is damaged: {UNET_KEY} holds values that are not finite"),
+    "not a number in a fused tensor": (
+        with_value("model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_k.weight", float("nan")),
+        "PATH is damaged: model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_k.weight holds values that are not finite",
+    ),
+    "infinity": (with_value(UNET_KEY, float("inf")), f"PATH is damaged: {UNET_KEY} holds values that are not finite"),
+    "minus infinity": (with_value(UNET_KEY, float("-inf")), f"PATH is damaged: {UNET_KEY} holds values that are not finite"),
+    "two UNets": (changed(two_unets), "PATH holds input_blocks.0.0.bias and 207 more, which belongs to no part of a known model"),
+    "half a text encoder": (
+        changed(half_a_tower),
+        "PATH lacks cond_stage_model.transformer.text_model.encoder.layers.1.layer_norm1.weight and 15 more",
+    ),
+    "a part of CLIP-L": (part_of_clip_l, "PATH: this is a part of a text encoder: 6 of 12 blocks of width 768"),
+    # what is no model
+    "a LoRA": (of_keys("sd15_lora_kohya_r16"), "is of a LoRA, which changes a model and is none"),
+    "a ControlNet": (of_keys("sd15_controlnet_diffusers"), "is of a ControlNet, which steers a model and is none"),
+    "another ControlNet": (of_keys("sd15_controlnet_ldm"), "is of a ControlNet, which steers a model and is none"),
+    "FLUX": (of_keys("flux1_schnell_bfl"), "is of FLUX, which this library does not load yet"),
+    "SD 3": (of_keys("sd3_medium_mmdit_sai"), "is of Stable Diffusion 3, which this library does not load yet"),
+    "T5": (of_keys("t5_xxl_encoder_transformers"), "is of a T5 text encoder, which this library does not load yet"),
+    "a textual inversion": (lambda path: save_file({"emb_params": torch.zeros(2, 768)}, path), "is of a textual inversion"),
+    "an old textual inversion": (
+        pickled({"string_to_token": {"*": 265}, "string_to_param": {"*": torch.zeros(2, 768)}, "name": "cat"}),
+        "string_to_param.* is of a textual inversion, words and no model",
+    ),
+    "a textual inversion of diffusers": (pickled({"<cat>": torch.zeros(768)}), "<cat> is of a textual inversion"),
+    # pickles
+    "a pickle by another name": (
+        lambda path: torch.save({"weight": torch.zeros(2)}, path),
+        "PATH is no safetensors file: it begins with b'PK",
+    ),
+    "a pickle that runs code": (
+        hostile(".ckpt", True),
+        "is no plain file of weights, and nothing in it was run (it asks for posix.system)",
+    ),
+    "an old pickle that runs code": (
+        hostile(".pth", False),
+        "PATH is no plain file of weights, and nothing in it was run (it asks for posix.system)",
+    ),
+    "a bare pickle that runs code": (bare_pickle, "is no plain file of weights, and nothing in it was run ("),
+    "a pickle of a list": (pickled([torch.zeros(2)]), "PATH holds a list, not tensors by name"),
+    "a pickle of no tensors": (pickled({"epoch": 3}), "PATH holds no model that is known here: it holds no tensors"),
+    "a pickle of a list of weights": (pickled({"state_dict": [1]}), "PATH holds a list under state_dict, not tensors by name"),
+    "a pickle of numbered tensors": (pickled({0: torch.zeros(2)}), "PATH is damaged: 0 is no name of a tensor"),
+    "a pickle of sparse tensors": (pickled({"weight": torch.eye(3).to_sparse()}), "PATH holds weight, which is no plain tensor"),
+    "a pickle of tensors without data": (pickled({"weight": torch.zeros(3, device="meta")}), "PATH holds weight, which is no plain tensor"),
+    "a pickle that repeats a byte": (
+        pickled({"weight": torch.zeros(1).expand(2**40)}),
+        "PATH is damaged: weight of shape [1099511627776] has more values than are stored",
+    ),
+    "a compressed pickle": (zip_bomb, "PATH is damaged or no file of weights (it is compressed)"),
+    "half a pickle": (lambda path: _cut_pickle(path, True), "PATH is damaged or no file of weights ("),
+    "half an old pickle": (lambda path: _cut_pickle(path, False), "PATH is damaged or no file of weights ("),
+    "an old pickle that claims a terabyte": (lambda path: _claims_a_terabyte(path), "PATH is damaged or no file of weights ("),
+    # shards
+    "a shard that is not there": (
+        sharded({"a": "a.safetensors", "b": "b.safetensors"}, "a.safetensors"),
+        "PATH names the shard b.safetensors, which is not there (1 of 2 are)",
+    ),
+    "a shard elsewhere": (
+        sharded({"a": "../a.safetensors"}),
+        "PATH names the shard '../a.safetensors', which is no file of weights",
+    ),
+    "a shard at the root": (sharded({"a": "/etc/passwd"}), "PATH names the shard '/etc/passwd', which is no file of weights"),
+    "an index of itself": (
+        sharded({"a": "diffusion_pytorch_model.safetensors.index.json"}),
+        "PATH names the shard 'diffusion_pytorch_model.safetensors.index.json', which is no file of weights",
+    ),
+    "an index of numbers": (sharded({"a": 3}), "PATH is damaged: it has no weight_map"),  # type: ignore[dict-item]  # as a file may
+    "an index of keys that are not there": (
+        sharded({"a": "a.safetensors", "c": "a.safetensors"}, "a.safetensors"),
+        "PATH says that a.safetensors holds c, and it does not",
+    ),
+    "a shard with more than its index": (
+        sharded({"b": "b.safetensors", "a": "b.safetensors"}, "a.safetensors", "b.safetensors"),
+        "PATH says that b.safetensors holds a, and it does not",
+    ),
+    "an index that is no JSON": (
+        lambda path: _named(path, ".safetensors.index.json", b"["),
+        "PATH is damaged: Expecting value",
+    ),
+    "a deep index": (lambda path: _named(path, ".safetensors.index.json", nested(100_000)), "PATH is damaged: maximum recursion"),
+}
+CASES |= {f"cut at {at:g}": (cut(at), "PATH is damaged: ") for at in (1e-6, 5e-6, 1e-4, 0.001, 0.01, 0.1, 0.5, 0.9, 0.999, 0.9999999)}
+
+
+def _named(path: Path, suffix: str, content: bytes) -> Path:
+    target = path.with_suffix(suffix)
+    target.write_bytes(content)
+    return target
+
+
+def _folder(path: Path, name: str, text: str) -> None:
+    path.mkdir()
+    (path / name).write_text(text)
+
+
+def _cut_pickle(path: Path, zipped: bool) -> Path:
+    target = pickled(single_file(), zipped)(path)
+    return _named(path, ".ckpt", target.read_bytes()[: target.stat().st_size // 2])
+
+
+def _claims_a_terabyte(path: Path) -> Path:
+    """The number of values of a storage, in the format before the zip."""
+    target: Path = pickled({"weight": torch.zeros(77777)}, False)(path)
+    content = target.read_bytes()
+    number = b"J" + (77777).to_bytes(4, "little")  # in the place of the storage, and in that of the shape
+    assert content.count(number) == 2
+    return _named(path, ".ckpt", content.replace(number, b"\x8a\x05" + (2**38).to_bytes(5, "little")))
+
+
+def fuzzed(path: Path, count: int, seed: int) -> list[str]:
+    """Load a small file `count` times with bytes of its header flipped at random; what was neither a model nor one line of error."""
+    model, rng = tiny("sd1"), random.Random(seed)
+    models.save(Model(None, model.schedule, model.prediction, {"family": "sd1"}, vae=model.vae), path, "ldm")
+    content = path.read_bytes()
+    length, odd = int.from_bytes(content[:8], "little"), []
+    for i in range(count):
+        flipped = bytearray(content)
+        for _ in range(rng.choice([1, 1, 1, 2, 5])):
+            flipped[rng.randrange(8 + length)] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            models.load(path)
+        except (ValueError, OSError) as error:
+            if "\n" in str(error) or str(path) not in str(error):
+                odd.append(f"{i}: {error}")
+        except BaseException as error:
+            odd.append(f"{i}: {type(error).__name__}: {error}")
+    return odd
+
+
+def _refuse(*args: object, **kwargs: object) -> None:
+    raise AssertionError("a socket was opened")
+
+
+def _memory(field: str) -> int:
+    """A field of /proc/self/status in bytes."""
+    return 1024 * next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+
+
+def main(folder: Path) -> None:
+    os.environ["DAMAGED_FOLDER"] = str(folder)
+    socket.socket.connect = socket.create_connection = socket.getaddrinfo = _refuse  # type: ignore[assignment,method-assign]
+    paths = {}
+    for i, (case, (make, _)) in enumerate(CASES.items()):
+        place = folder / str(i)
+        place.mkdir()
+        made = make(place / "model.safetensors")
+        paths[case] = made if isinstance(made, Path) else place / "model.safetensors"
+    said: dict[str, Any] = {}
+    single_file(), models.load(folder / "sd1.safetensors")  # what loading imports is not what a file costs
+    resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + (256 << 20), resource.RLIM_INFINITY))
+    for case, path in paths.items():
+        start = time.perf_counter()
+        try:
+            models.load(path)
+            kind, message = "none", ""
+        except BaseException as error:
+            kind, message = type(error).__name__, str(error)
+        said[case] = [kind, message.replace(str(path), "PATH"), time.perf_counter() - start]
+    said["fuzz"] = fuzzed(folder / "fuzz.safetensors", 500, seed=0)
+    said["ran"] = [str(path) for path in folder.rglob("*.ran")]
+    (folder / "said.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
