@@ -13,7 +13,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export MALLOC_MMAP_THRESHOLD_ := 268435456
 export MALLOC_TRIM_THRESHOLD_ := 2147483648
 
-.PHONY: quickstart quickstart-unet quickstart-dit quickstart-consistency test lint format setup notebooks constraints clean
+.PHONY: quickstart quickstart-unet quickstart-dit quickstart-consistency test test-slow lint format setup notebooks constraints clean
 
 quickstart: $(SETUP)   ## train, sample, distil and score on handwritten digits; a report of what came out
 	OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory --jobs=2 quickstart-consistency quickstart-dit
@@ -31,6 +31,9 @@ quickstart-consistency: quickstart-unet
 
 test: $(SETUP)         ## the whole test suite: two files side by side, on half of the cores each
 	OMP_NUM_THREADS=$(HALF) $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+
+test-slow: $(SETUP)    ## the tests at full published size, one after the other: minutes, and 16 GB of memory
+	$(BIN)/python -m pytest -m slow
 
 lint: $(SETUP)         ## style and types
 	$(BIN)/ruff check .

@@ -22,17 +22,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 FOLDER = Path(__file__).parent
+# Settings of a program that are text as it stands, which Hydra's grammar would take apart at commas, brackets and quotes.
+TEXTS = {"samplers": ("prompt", "negative", "run", "weights", "from", "refiner", "image", "mask", "out")}
+LISTS = ("weights", "refiner")  # of which several may be given
 LOOKING = ("--help", "-h", "--cfg", "-c", "--resolve", "--info", "-i", "--version")
 
 
 def compose(program: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The resolved configuration of `python -m program override ...`. ValueError in one line for anything wrong with it."""
+    texts, overrides = _texts(program, overrides)
     try:
         config = _compose(program, overrides)
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise ValueError(f"{missing[0]} must be given: {missing[0]}=...{_experiments(program, missing[0])}")
-        return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]  # keys of our files are strings
+        return dict(OmegaConf.to_container(config, resolve=True)) | texts  # type: ignore[arg-type]  # keys of our files are strings
     except HydraException as error:
         raise ValueError(_explain(program, overrides, error)) from None
     except OmegaConfBaseException as error:
@@ -70,6 +74,20 @@ def _is_for_hydra(arguments: Sequence[str]) -> bool:
                 f"no flag {flag}: settings are given as name=value, and {', '.join(LOOKING)} show them (a shell loop makes many runs)"
             )
     return bool(flags)
+
+
+def _texts(program: str, overrides: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
+    """The settings that are text, by name, and the overrides that are left for Hydra. A list of texts is Hydra's affair."""
+    texts: dict[str, str | None] = {}
+    rest = []
+    for override in overrides:
+        key, given, value = override.partition("=")
+        if not given or key not in TEXTS.get(program, ()) or (value.startswith("[") and key in LISTS):
+            rest.append(override)
+            continue
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and value.count(value[0]) == 2
+        texts[key] = None if value == "null" else value[1:-1] if quoted else value
+    return texts, rest
 
 
 def _compose(program: str, overrides: Sequence[str]) -> DictConfig:

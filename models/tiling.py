@@ -47,7 +47,7 @@ def sliced(function: Callable[[Tensor], Tensor], x: Tensor, size: int = 1) -> Te
 
 
 def decode_tiled(vae: VAE | TAESD, latents: Tensor, tile: int = 64, overlap: int = 16) -> Tensor:
-    """vae.decode(latents) by tiles of that many latents."""
+    """vae.decode(latents) by tiles of that many latents. Each has group statistics of its own, so that tone may drift; seams are faded."""
     return tiled(vae.decode, latents, tile, overlap, vae.factor)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from diffusion.noise import initial_noise, require_seeds
 from diffusion.spec import check_at_least_one
 from models.attention import SelfAttention
+from models.products import Conv2d, emulated, widened
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class VAE(nn.Module):
     """encode(images (B, 3, H, W) in [-1, 1]) -> LatentDistribution; decode(latents (B, C, H/8, W/8)) -> images, about [-1, 1].
 
     It computes in the dtype of its weights and returns at least float32. Where half precision overflows it computes again in
-    float32 (`run_finite`). To compile it, compile `vae.encoder` and `vae.decoder`.
+    float32 (`run_finite`). To compile it: `vae.encoder.compile()`, `vae.decoder.compile()`.
     """
 
     def __init__(self, params: VAEParams) -> None:
@@ -113,8 +115,8 @@ class VAE(nn.Module):
         self.params = p = params
         self.encoder = Encoder(p)
         self.decoder = Decoder(p)
-        self.quant = nn.Conv2d(2 * p.latent_channels, 2 * p.latent_channels, 1) if p.quant_conv else None
-        self.post_quant = nn.Conv2d(p.latent_channels, p.latent_channels, 1) if p.quant_conv else None
+        self.quant = Conv2d(2 * p.latent_channels, 2 * p.latent_channels, 1) if p.quant_conv else None
+        self.post_quant = Conv2d(p.latent_channels, p.latent_channels, 1) if p.quant_conv else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -169,7 +171,7 @@ class Encoder(nn.Module):
 
     def __init__(self, p: VAEParams) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(p.image_channels, p.channels, 3, padding=1)
+        self.conv_in = Conv2d(p.image_channels, p.channels, 3, padding=1)
         layers: list[nn.Module] = []
         for level, (width_in, width) in enumerate(pairwise([p.channels, *p.widths])):
             layers += [ResBlock(p, width if i else width_in, width) for i in range(p.blocks)]
@@ -178,7 +180,7 @@ class Encoder(nn.Module):
         self.down = nn.Sequential(*layers)
         self.middle = nn.Sequential(ResBlock(p, width, width), MiddleAttention(p, width), ResBlock(p, width, width))
         self.norm_out = _norm(p, width)
-        self.conv_out = nn.Conv2d(width, 2 * p.latent_channels, 3, padding=1)
+        self.conv_out = Conv2d(width, 2 * p.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.middle(self.down(self.conv_in(x)))
@@ -191,7 +193,7 @@ class Decoder(nn.Module):
     def __init__(self, p: VAEParams) -> None:
         super().__init__()
         widths = p.widths[::-1]
-        self.conv_in = nn.Conv2d(p.latent_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(p.latent_channels, widths[0], 3, padding=1)
         self.middle = nn.Sequential(ResBlock(p, widths[0], widths[0]), MiddleAttention(p, widths[0]), ResBlock(p, widths[0], widths[0]))
         layers: list[nn.Module] = []
         for level, (width_in, width) in enumerate(pairwise([widths[0], *widths])):
@@ -200,7 +202,7 @@ class Decoder(nn.Module):
                 layers.append(Upsample(width))
         self.up = nn.Sequential(*layers)
         self.norm_out = _norm(p, p.channels * p.channel_mult[0])
-        self.conv_out = nn.Conv2d(p.channels * p.channel_mult[0], p.image_channels, 3, padding=1)
+        self.conv_out = Conv2d(p.channels * p.channel_mult[0], p.image_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(self.middle(self.conv_in(x)))
@@ -213,10 +215,10 @@ class ResBlock(nn.Module):
     def __init__(self, p: VAEParams, width_in: int, width: int) -> None:
         super().__init__()
         self.norm1 = _norm(p, width_in)
-        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
+        self.conv1 = Conv2d(width_in, width, 3, padding=1)
         self.norm2 = _norm(p, width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
+        self.conv2 = Conv2d(width, width, 3, padding=1)
+        self.skip = nn.Identity() if width_in == width else Conv2d(width_in, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         # In place, as nobody else holds what the normalisation made: at full resolution the memory costs as much as the mathematics.
@@ -243,7 +245,7 @@ class Downsample(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2)
+        self.conv = Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
@@ -258,13 +260,14 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         w = self.conv.weight.transpose(0, 1).flip(2, 3)
         w = F.pad(w, (0, 1)) + F.pad(w, (1, 0))
         w = F.pad(w, (0, 0, 0, 1)) + F.pad(w, (0, 0, 1, 0))  # (in, out, 4, 4)
-        return F.conv_transpose2d(x, w, self.conv.bias, stride=2, padding=1)
+        product = partial(F.conv_transpose2d, stride=2, padding=1)
+        return widened(product, x, w, self.conv.bias) if emulated(x) else product(x, w, self.conv.bias)
 
 
 def run_finite(network: nn.Module, x: Tensor) -> Tensor:

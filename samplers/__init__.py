@@ -1,4 +1,4 @@
-"""Solvers, one per file, and `sample`, which runs any of them by name."""
+"""Solvers, one per file; `sample`, which runs any of them by name; `generate`, prompts to images."""
 
 from samplers.consistency import consistency
 from samplers.ddim import ddim
@@ -18,6 +18,7 @@ from samplers.heun import heun
 from samplers.image_to_image import image_to_image
 from samplers.invert import invert
 from samplers.likelihood import log_likelihood
+from samplers.pictures import read_image, read_mask, to_pil
 from samplers.rk4 import rk4
 from samplers.sample import SAMPLERS, network_calls, sample
 from samplers.sit_sde import sit_sde
@@ -48,8 +49,11 @@ __all__ = [
     "log_likelihood",
     "network_calls",
     "preview",
+    "read_image",
+    "read_mask",
     "rk4",
     "sample",
     "sit_sde",
+    "to_pil",
     "unipc",
 ]

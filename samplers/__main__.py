@@ -1,16 +1,25 @@
-"""python -m samplers run=FOLDER [key=value ...]: see configs/samplers."""
+"""python -m samplers run=FOLDER | weights=FILE prompt=TEXT | from=IMAGE [key=value ...]: see configs/samplers."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Any
 
 from configs import command_line
-from samplers.run import SHOWN, run
+from samplers.modes import sampled
+from samplers.results import SHOWN
 
 
 def main(config: dict[str, Any]) -> int:
-    out, n = run(config), config["n"]
-    print(f"{n} images in {out / 'images'}, {'all' if n <= SHOWN else f'the first {SHOWN}'} in {out / 'grid.png'}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        (out, images), said = sampled(config)
+    if len(images) == 1:
+        print(f"{images[0]}" + (f"   {said}" if said else ""))
+    else:
+        print(f"{len(images)} images in {out / 'images'}, {'all' if len(images) <= SHOWN else f'the first {SHOWN}'} in {out / 'grid.png'}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,21 +11,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diffusion import ComposedGuidance, DenoiserLike, Grid, Inpainting
+from diffusion import Grid
 from diffusion.noise import mix
+from diffusion.spec import check_call, check_type
 from models import Model
+from models.device import find_device
 from models.tiling import decode_tiled, sliced
-from samplers.guide import guided, limited
 from samplers.image_to_image import image_to_image
-from samplers.prompting import Prompts, conditions, guidance_condition
-from samplers.reference import Reference, check_reference, edits, read_reference
-from samplers.sample import sample
+from samplers.prompting import Conditions, Prompts, check_numbers, conditions, vector_numbers
+from samplers.reference import Reference, begins_from_image, check_reference, read_reference, usual_strength
+from samplers.sample import find_sampler, sample
 from samplers.solver import Step
+from samplers.steering import IMAGE_SCALE, Steering
+from samplers.usage import usage
 
-Device = torch.device | str | None
+HANDOVER = 0.8  # the share of the schedule's time after which SDXL's refiner was trained to take over (Podell et al. 2023, section 2.5)
 
 
-@torch.no_grad()
 def generate(
     model: Model,
     prompts: str | Sequence[str],
@@ -41,13 +44,13 @@ def generate(
     image: Tensor | None = None,
     mask: Tensor | None = None,
     strength: float | None = None,
-    image_guidance: float = 1.5,
+    image_guidance: float | None = None,
     weighted: bool = False,
     long: Literal["chunk", "cut"] = "chunk",
     numbers: Mapping[str, float] | None = None,
     refiner: Model | None = None,
-    handover: float = 0.8,
-    device: Device = None,
+    handover: float = HANDOVER,
+    device: torch.device | str | None = None,
     offload: bool = False,
     tile: int | None = None,
     watch: Callable[[Step], None] | None = None,
@@ -60,147 +63,81 @@ def generate(
     seeds      one per image, default 0, 1, ...; one prompt with several seeds is drawn several times
     steps, sampler, grid, guidance, guide, options  as in `sample`, `time_grid` and `GuideParams`; guidance 1 is off
     height, width  in pixels; default what the model was trained on, or the size of `image`
-    image      (1 or B, 3, H, W) in [0, 1] to begin from; for a network that edits (pix2pix) what it edits
+    image      (1 or B, 3, H, W) in [0, 1] to begin from; for a network that edits (pix2pix) what it edits. `read_image` reads a file
     mask       (1 or B, 1, H, W) in [0, 1], 1 where to paint; by a network for inpainting, or with any other by `Inpainting`
     strength   share of the grid's steps taken from the image on, as in `image_to_image`; default 0.75, with a mask 1
-    image_guidance  how closely a network that edits stays with its image
-    weighted   read weights in prompts: "(word:1.3)"; long: see `Prompts`
+    image_guidance  how closely a network that edits stays with its image, default 1.5
+    weighted   read weights in prompts: "(word:1.3)"
+    long       of more than 75 tokens: "chunk" reads them in pieces, "cut" drops the rest with a warning that names it
     numbers    of SDXL's vector, where not as usual: height, width, top, left, target_height, target_width, score
     refiner    a model that takes over when the share `handover` of the schedule's time has passed (SDXL's refiner)
-    device     where to compute, default where the parts are; offload: each part is there only while it works
-    tile       decode in tiles of so many latents
+    device     where to compute, and where the parts stay; default where they are. offload: each is there only while it works
+    tile       the autoencoder works in tiles of so many latents
     watch      called with every step; `preview` makes an image of one
 
-    Raises ValueError before anything is computed; FloatingPointError for samples or images that are not finite.
+    An image depends on its own prompt and seed, not on the others in its batch, but for rounding. Raises ValueError before anything is
+    computed; FloatingPointError for samples or images that are not finite.
     """
-    usual = model.spec.get("sampling", {})
-    order = _Order(
-        words=Prompts.of(prompts, negative, seeds, weighted, long),
-        size=_size(model, height, width, image),
-        numbers=numbers,
-        scale=usual.get("guidance", 1.0) if guidance is None else guidance,
-        image_scale=image_guidance,
-        guide=guide,
-        strength=strength if strength is not None else 0.75 if mask is None else 1.0,
-        place=(device, offload),
-        sampling={"sampler": sampler or usual.get("sampler", "ddim"), "watch": watch, "progress": progress, **options},
-    )
-    check_reference(model, image, mask, len(order.words.seeds))
     for each in (model, *([refiner] if refiner else [])):
-        each.require("text"), each.network  # before anything is computed
-    levels = model.grid(steps or usual.get("steps", 50), **(grid or {}))
+        for part in ("backbone", "text", "vae") if each is model else ("backbone", "text"):
+            each.require(part)
+    how = usage(model, sampler, steps, grid, guidance)
+    words = Prompts.of(prompts, negative, seeds, weighted, long)
+    check_reference(model, image, mask, strength, image_guidance, len(words.seeds))
+    order = _Order(
+        words=words,
+        size=image_size(model, height, width, image),
+        numbers=numbers or {},
+        steering=Steering(how.guidance, IMAGE_SCALE if image_guidance is None else image_guidance, guide),
+        place=(None if device is None else find_device(str(device)), offload),
+        sampling={"sampler": how.sampler, "watch": watch, "progress": progress, **options},
+    )
+    order.check([model] if refiner is None else [model, refiner])
+    check_tile(tile)
+    strength = usual_strength(mask is not None) if strength is None else strength
+    levels = how.levels(model)
+    if begins_from_image(model, image, mask, strength):
+        levels = levels.tail(strength)
     cut = levels.steps if refiner is None else _handover(levels, handover)
-    with placed(model.require("vae"), *order.place):
-        reference = read_reference(model, image, mask, order.strength)
-    latents = _drawn(model, order, levels[: cut + 1], reference)
-    if refiner is not None and cut < levels.steps:
-        latents = _refined(refiner, order, levels[cut:], latents)
-    with placed(model.require("vae"), *order.place) as where:
-        return sliced(lambda z: _image(model, z.to(where), tile).cpu(), latents)
 
-
-@dataclass(frozen=True)
-class _Order:
-    """All that is asked for, and that a model and its refiner share. See `generate`."""
-
-    words: Prompts
-    size: tuple[int, int]
-    numbers: Mapping[str, float] | None
-    scale: float
-    image_scale: float
-    guide: Mapping[str, Any] | None
-    strength: float
-    place: tuple[Device, bool]
-    sampling: Mapping[str, Any]
-
-
-@contextmanager
-def placed(part: nn.Module, device: Device, offload: bool) -> Iterator[torch.device]:
-    """A part on the device while it works, and, if it is to be out of the way afterwards, on the CPU again; where it is."""
-    if device is not None:
-        part.to(device)
-    yield next(part.parameters()).device
-    if offload:
-        part.to("cpu")
+    with torch.no_grad():
+        told = _told(model, order)
+        for dropped in told.dropped:
+            warnings.warn(f"a prompt is longer than 75 tokens, and its end was dropped: {dropped!r}", stacklevel=2)
+        reference = Reference()
+        if image is not None:
+            with placed(model.require("vae"), *order.place):
+                reference = read_reference(model, image, mask, strength, tile)
+        latents = _drawn(model, order, told, levels[: cut + 1], reference)
+        if refiner is not None:
+            latents = _refined(refiner, order, levels[cut:], latents, reference)
+        with placed(model.require("vae"), *order.place) as where:
+            return sliced(lambda z: _image(model, z.to(where), tile).cpu(), latents)
 
 
 def preview(model: Model, step: Step) -> Tensor:
     """The images (B, 3, H, W) in [0, 1] that a step expects: by TAESD where the model has it, in milliseconds, else by its autoencoder."""
-    decoder = model.preview or model.require("vae")
+    decoder: Any = model.preview or model.require("vae")
     with torch.no_grad():
         return _in_unit_range(decoder.decode(step.x0.to(next(decoder.parameters()).device)))
 
 
-def _drawn(model: Model, order: _Order, levels: Grid, reference: Reference) -> Tensor:
-    """The latents at the last of the levels, from noise or from the reference."""
-    with placed(model.require("text"), *order.place):
-        cond, null = conditions(model, order.words, order.size, order.numbers)
-    with placed(model.network, *order.place) as where:
-        denoiser, cond = _denoiser(model, order, reference, _on(where, cond), _on(where, null))
-        run: dict[str, Any] = {**order.sampling, "seeds": order.words.seeds, "cond": cond}
-        if reference.start is not None:
-            return image_to_image(denoiser, reference.start.to(where), levels, order.strength, **run)
-        shape = model.require("vae").latent_shape(*order.size)
-        return sample(run.pop("sampler"), denoiser, levels, shape=shape, device=where, **run)
+def image_size(model: Model, height: int | None = None, width: int | None = None, image: Tensor | None = None) -> tuple[int, int]:
+    """Height and width in pixels, where not given those of the image, or what the model was trained on.
 
-
-def _refined(refiner: Model, order: _Order, levels: Grid, latents: Tensor) -> Tensor:
-    """The latents at the end of the levels, from those at their beginning; with other noise on the way than the first model's steps."""
-    seeds = tuple(mix(seed, 1) for seed in order.words.seeds)
-    with placed(refiner.require("text"), *order.place):
-        cond, null = conditions(refiner, order.words, order.size)
-    with placed(refiner.network, *order.place) as where:
-        denoiser, cond = _denoiser(refiner, order, Reference(), _on(where, cond), _on(where, null))
-        run = {**order.sampling, "seeds": seeds, "cond": cond}
-        return sample(run.pop("sampler"), denoiser, levels, start=latents.to(where), **run)
-
-
-def _denoiser(
-    model: Model, order: _Order, reference: Reference, cond: dict[str, Tensor], null: dict[str, Tensor]
-) -> tuple[DenoiserLike, dict[str, Tensor]]:
-    """The denoiser, guided as the family is, and the conditions to call it with."""
-    denoiser: DenoiserLike = model.denoiser()
-    where, n = next(iter(cond.values())).device, len(order.words.seeds)
-    if reference.beside is not None:
-        beside = reference.beside.to(where).expand(n, -1, -1, -1)
-        if edits(model):
-            return _edit_guided(denoiser, order, cond, null, beside), {}
-        cond, null = {**cond, "image": beside}, {**null, "image": beside}
-    if embedded := guidance_condition(model, order.scale, n, where):
-        cond, scale = {**cond, **embedded}, 1.0
-    else:
-        scale = order.scale
-    denoiser = limited(guided(denoiser, scale, null, model.prediction, order.guide), False, order.guide)
-    if reference.known is not None and reference.mask is not None:
-        denoiser = Inpainting(denoiser, reference.known.to(where), reference.mask.to(where))
-    return denoiser, cond
-
-
-def _edit_guided(denoiser: DenoiserLike, order: _Order, cond: dict[str, Tensor], null: dict[str, Tensor], image: Tensor) -> DenoiserLike:
-    """Two scales, one towards the image and one from there towards the prompt (Brooks et al. 2023, eq. 3)."""
-    seen = [({"image": image}, order.image_scale - order.scale), ({**cond, "image": image}, order.scale)]
-    return ComposedGuidance(denoiser, seen, {**null, "image": torch.zeros_like(image)})
-
-
-def _handover(levels: Grid, share: float) -> int:
-    """The number of steps before the refiner's first: those whose time lies above the last `1 - share` of the schedule's."""
-    if not 0 < share <= 1:
-        raise ValueError(f"the refiner takes over at a share of the schedule's time in (0, 1], not {share:g}")
-    schedule = levels.schedule
-    at = schedule.t_data + (1 - share) * (schedule.t_max - schedule.t_data)
-    return max(1, sum(level.t >= at for level in levels[:-1]))
-
-
-def _size(model: Model, height: int | None, width: int | None, image: Tensor | None) -> tuple[int, int]:
-    """Height and width in pixels. ValueError where the networks cannot make that size."""
+    ValueError where the networks cannot make that size, or the image has another.
+    """
     factor = model.require("vae").factor
     usual = (image.shape[-2], image.shape[-1]) if image is not None else (model.shape[-2] * factor, model.shape[-1] * factor)
-    size = (height or usual[0], width or usual[1])
+    for name, side in (("height", height), ("width", width)):
+        check_type(name, side, int | None)
+    size = (usual[0] if height is None else height, usual[1] if width is None else width)
     if image is not None and size != usual:
         raise ValueError(
-            f"the image is {usual[0]}x{usual[1]}, but {size[0]}x{size[1]} was asked for: resize it, or leave height and width out"
+            f"the image is {usual[0]}x{usual[1]}, but {size[0]}x{size[1]} (height x width) was asked for: resize it, or leave these out"
         )
-    step = factor * 2 ** (len(model.network.params.channel_mult) - 1)
+    params: Any = model.network.params
+    step = factor * 2 ** (len(params.channel_mult) - 1)
     if size[0] % step or size[1] % step or min(size) < step:
         near = [max(step, round(side / step) * step) for side in size]
         raise ValueError(
@@ -209,8 +146,95 @@ def _size(model: Model, height: int | None, width: int | None, image: Tensor | N
     return size
 
 
-def _on(where: torch.device, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.to(where) for name, value in values.items()}
+@dataclass(frozen=True)
+class _Order:
+    """What is asked for, and what a model and its refiner share. See `generate`; nothing is left open here."""
+
+    words: Prompts
+    size: tuple[int, int]
+    numbers: Mapping[str, float]
+    steering: Steering
+    place: tuple[torch.device | None, bool]
+    sampling: Mapping[str, Any]
+
+    def check(self, models: Sequence[Model]) -> None:
+        """ValueError unless the models have the parts for it, and a use for all of it."""
+        for model in models:
+            self.steering.check(model, any(text is not None for text in self.words.negative))
+        check_numbers(self.numbers, models)
+        if len(models) > 1:
+            _check_refiner(*models)
+        own = ("sampler", "watch", "progress")
+        check_call(name := self.sampling["sampler"], find_sampler(name), 3, {k: v for k, v in self.sampling.items() if k not in own})
+        if self.place[1] and self.place[0] is None:
+            raise ValueError("offload keeps parts on the CPU while others work elsewhere: say where, device='cuda'")
+
+
+@contextmanager
+def placed(part: nn.Module, device: torch.device | None, offload: bool) -> Iterator[torch.device]:
+    """A part on the device while it works, and, if it is to be out of the way afterwards, on the CPU again; where it is."""
+    try:
+        yield next(part.to(device).parameters()).device
+    finally:
+        if offload:
+            part.to("cpu")
+
+
+def _told(model: Model, order: _Order) -> Conditions:
+    """The prompts as the network is told them."""
+    with placed(model.require("text"), *order.place):
+        return conditions(model, order.words, vector_numbers(model, order.size, order.numbers))
+
+
+def _drawn(model: Model, order: _Order, told: Conditions, levels: Grid, reference: Reference) -> Tensor:
+    """The latents at the last of the levels, from noise or from the reference."""
+    with placed(model.network, *order.place) as where:
+        denoiser, cond = order.steering.denoiser(model, told.to(where), reference.to(where))
+        run: dict[str, Any] = {**order.sampling, "seeds": order.words.seeds, "cond": cond}
+        if reference.start is not None:
+            return image_to_image(denoiser, reference.start.to(where), levels, 1.0, **run)
+        shape = model.require("vae").latent_shape(*order.size)
+        return sample(run.pop("sampler"), denoiser, levels, shape=shape, device=where, **run)
+
+
+def _refined(refiner: Model, order: _Order, levels: Grid, latents: Tensor, reference: Reference) -> Tensor:
+    """The latents at the end of the levels, from those at their beginning; with other noise on the way than the first model's steps."""
+    told = _told(refiner, order)
+    with placed(refiner.network, *order.place) as where:
+        denoiser, cond = order.steering.denoiser(refiner, told.to(where), reference.to(where))
+        run = {**order.sampling, "seeds": [mix(seed, 1) for seed in order.words.seeds], "cond": cond}
+        return sample(run.pop("sampler"), denoiser, levels, start=latents.to(where), **run)
+
+
+def _handover(levels: Grid, share: float) -> int:
+    """The number of steps before the refiner's first: those whose time lies above the last `1 - share` of the schedule's."""
+    if not 0 < share < 1:
+        raise ValueError(f"handover, the share of the schedule's time after which the refiner takes over, lies in (0, 1), not {share:g}")
+    schedule = levels.schedule
+    at = schedule.t_data + (1 - share) * (schedule.t_max - schedule.t_data)
+    cut = sum(level.t > at + 1e-9 for level in levels.levels[:-1])  # a step that begins there is the refiner's
+    if not 0 < cut < levels.steps:
+        who = "first model" if cut == 0 else "refiner"
+        raise ValueError(f"with handover={share:g} the {who} has none of the {levels.steps} steps to do: give another, or one model only")
+    return cut
+
+
+def _check_refiner(model: Model, refiner: Model) -> None:
+    """ValueError unless a refiner can go on with what the model has begun."""
+    if refiner.image_channels:
+        raise ValueError("this refiner sees an image beside x: refine with a plain model")
+    units = [(each.shape[0], None if each.vae is None else (each.vae.params.origin, each.vae.params.unit)) for each in (model, refiner)]
+    if units[0][0] != units[1][0] or (units[1][1] is not None and units[0][1] != units[1][1]):
+        raise ValueError("model and refiner have latents of other units: give a refiner of the same family")
+    if refiner.spec["schedule"] != model.spec["schedule"]:
+        raise ValueError("model and refiner were trained on other schedules: give a refiner of the same family")
+
+
+def check_tile(tile: int | None) -> None:
+    """ValueError unless tile is None or a side that tiles may have."""
+    check_type("tile", tile, int | None)
+    if tile is not None and tile < 1:
+        raise ValueError(f"tile, the side of a tile in latents, must be at least 1, not {tile}")
 
 
 def _image(model: Model, latents: Tensor, tile: int | None) -> Tensor:

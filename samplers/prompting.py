@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from diffusion.spec import check_names
-from models import Model, TextCondition
+from diffusion.spec import check_names, check_type
+from models import Model, TextCondition, TextEncoder
 
 SCORE, NEGATIVE_SCORE = 6.0, 2.5  # of looks, out of 10: what SDXL's refiner is told of what to draw, and of what to lead away from
 
@@ -21,11 +21,11 @@ class Prompts:
     """What to draw: texts, one per image, what to lead away from (None: the family's "no prompt"), and seeds.
 
     weighted  weights are read: "(word:1.3)"
-    long      what is done with more than 75 tokens: "chunk" reads them in pieces, "cut" drops the rest with a warning that names it
+    long      what is done with more than 75 tokens: "chunk" reads them in pieces, "cut" drops the rest
     """
 
     texts: tuple[str, ...]
-    negative: tuple[str, ...] | None
+    negative: tuple[str | None, ...]
     seeds: tuple[int, ...]
     weighted: bool = False
     long: Literal["chunk", "cut"] = "chunk"
@@ -41,60 +41,94 @@ class Prompts:
     ) -> Prompts:
         """With single texts repeated as often as there are images. ValueError where numbers of texts and seeds do not fit."""
         check_names("way with long prompts", [long], ["chunk", "cut"])
+        check_type("prompts", texts, str | Sequence[str])
+        check_type("negative", negative, str | Sequence[str] | None)
+        check_type("seeds", seeds, Sequence[int] | None)
         given = [texts] if isinstance(texts, str) else list(texts)
         n = len(given) if seeds is None else len(seeds)
         if not given or not n:
             raise ValueError("there is nothing to draw: give at least one prompt and one seed")
         if len(given) not in (1, n):
             raise ValueError(f"{len(given)} prompts for {n} seeds: give one prompt for all, or one per seed")
-        away = None if negative is None else [negative] if isinstance(negative, str) else list(negative)
-        if away is not None and len(away) not in (1, n):
+        for seed in seeds or ():
+            if not 0 <= seed < 2**63:
+                raise ValueError(f"a seed must lie in 0 ... 2^63 - 1, not {seed}")
+        away: list[str | None] = [negative] if negative is None or isinstance(negative, str) else list(negative)
+        if len(away) not in (1, n):
             raise ValueError(f"{len(away)} negative prompts for {n} images: give one for all, or one per image")
-        drawn = tuple(given * n if len(given) == 1 else given)
-        left = None if away is None else tuple(away * n if len(away) == 1 else away)
-        return cls(drawn, left, tuple(range(n) if seeds is None else seeds), weighted, long)
+        drawn, left = given * n if len(given) == 1 else given, away * n if len(away) == 1 else away
+        return cls(tuple(drawn), tuple(left), tuple(range(n) if seeds is None else seeds), weighted, long)
 
 
-def conditions(
-    model: Model, prompts: Prompts, size: tuple[int, int], numbers: Mapping[str, float] | None = None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the network is told, and what stands for nothing: {"context": ..., "vector": ...} each, in the backbone's dtype.
+@dataclass(frozen=True)
+class Conditions:
+    """What a network is told of each image, and what stands for nothing: {"context": ..., "vector": ...}, rows (B, ...).
 
-    size     height and width of the image in pixels, which numbers are by default
-    numbers  those that are not to be as usual
+    dropped  the ends of prompts that are too long, which it is not told
     """
-    text = model.require("text")
-    told = _numbers(text.params.numbers, size, numbers)
-    texts, negative, weighted = list(prompts.texts), list(prompts.negative or ()), prompts.weighted
-    chunks = 1 if prompts.long == "cut" else text.count_chunks(texts + negative, weighted=weighted)
-    positive = text.encode(texts, numbers=told, weighted=weighted, long=prompts.long, chunks=chunks)
-    away = {**told, "score": NEGATIVE_SCORE} if "score" in told else told
-    if negative:
-        null = text.encode(negative, numbers=away, weighted=weighted, long=prompts.long, chunks=chunks)
-    else:
-        null = text.null(len(texts), numbers=away, like=positive)
-    for kind, condition in (("prompt", positive), ("negative prompt", null)):
-        for i, dropped in enumerate(condition.dropped):
-            if dropped:
-                warnings.warn(f"{kind} {i} is longer than 75 tokens, and this was dropped: {dropped!r}", stacklevel=3)
-    return _for(model, positive), _for(model, null)
+
+    cond: dict[str, Tensor]
+    null: dict[str, Tensor]
+    dropped: tuple[str, ...]
+
+    def to(self, *where: Any) -> Conditions:
+        """On another device, or in another dtype."""
+        cond, null = ({name: value.to(*where) for name, value in part.items()} for part in (self.cond, self.null))
+        return Conditions(cond, null, self.dropped)
 
 
-def _numbers(names: Sequence[str], size: tuple[int, int], given: Mapping[str, float] | None) -> dict[str, float]:
-    """A value for every number that the family's vector holds: an image not scaled and not cropped, of good looks."""
+def conditions(model: Model, prompts: Prompts, numbers: Mapping[str, float]) -> Conditions:
+    """The prompts, read, in the backbone's dtype; `numbers` are those of the family's vector.
+
+    Each is read on its own, in as many chunks as it and its negative prompt need, and then repeated until all are equally long: attention
+    over a context and over the same context twice is the same. So no image depends on what else is in its batch.
+    """
+    text: TextEncoder = model.require("text")
+    pairs = list(zip(prompts.texts, prompts.negative, strict=True))
+    chunks = {pair: _chunks(text, pair, prompts) for pair in pairs}
+    length = math.lcm(*chunks.values())
+    read = {pair: _read(text, pair, numbers, prompts, n) for pair, n in chunks.items()}
+    dtype = next(model.network.parameters()).dtype
+
+    def rows(side: int) -> dict[str, Tensor]:
+        values = {"context": torch.cat([read[pair][side].context.repeat(1, length // chunks[pair], 1) for pair in pairs])}
+        vectors = [vector for pair in pairs if (vector := read[pair][side].vector) is not None]
+        return {name: value.to(dtype) for name, value in (values | ({"vector": torch.cat(vectors)} if vectors else {})).items()}
+
+    dropped = tuple(dict.fromkeys(row.dropped[0] for sides in read.values() for row in sides if row.dropped[0]))
+    return Conditions(rows(0), rows(1), dropped)
+
+
+def _chunks(text: TextEncoder, pair: tuple[str, str | None], prompts: Prompts) -> int:
+    return 1 if prompts.long == "cut" else text.count_chunks([side for side in pair if side is not None], weighted=prompts.weighted)
+
+
+def _read(
+    text: TextEncoder, pair: tuple[str, str | None], numbers: Mapping[str, float], prompts: Prompts, chunks: int
+) -> tuple[TextCondition, TextCondition]:
+    """A prompt and what to lead away from, one row each."""
+    positive, negative = pair
+    away = {**numbers, "score": NEGATIVE_SCORE} if "score" in numbers else numbers
+    said = text.encode([positive], numbers=numbers, weighted=prompts.weighted, long=prompts.long, chunks=chunks)
+    if negative is None:
+        return said, text.null(1, numbers=away, like=said)
+    return said, text.encode([negative], numbers=away, weighted=prompts.weighted, long=prompts.long, chunks=chunks)
+
+
+def vector_numbers(model: Model, size: tuple[int, int], given: Mapping[str, float] | None = None) -> dict[str, float]:
+    """A value for every number that the family's vector holds, {} where it holds none: by default an image of that size in pixels, neither
+    scaled nor cropped, of good looks. Names that the family does not have are left out.
+    """
     height, width = size
     usual = {"height": height, "width": width, "top": 0, "left": 0, "target_height": height, "target_width": width, "score": SCORE}
-    check_names("number", given or {}, names)
-    return {name: float(value) for name, value in {**usual, **(given or {})}.items() if name in names}
+    return {name: float({**usual, **(given or {})}[name]) for name in model.require("text").params.numbers}
 
 
-def _for(model: Model, condition: TextCondition) -> dict[str, Tensor]:
-    dtype = next(model.network.parameters()).dtype
-    values = {"context": condition.context, "vector": condition.vector}
-    return {name: value.to(dtype) for name, value in values.items() if value is not None}
-
-
-def guidance_condition(model: Model, scale: float, n: int, where: torch.device) -> dict[str, Tensor]:
-    """The scale as a condition, for networks that were distilled to follow it (LCM); {} for others."""
-    distilled = getattr(model.network.params, "guidance_dim", None) is not None
-    return {"guidance": torch.full((n,), scale, device=where)} if distilled else {}
+def check_numbers(given: Mapping[str, float], models: Sequence[Model]) -> None:
+    """ValueError unless all of these are numbers that one of the models is told."""
+    known = list(dict.fromkeys(name for model in models for name in model.require("text").params.numbers))
+    if given and not known:
+        raise ValueError(f"this family is told no numbers beside the prompt: leave {next(iter(given))} out")
+    check_names("number", given, known)
+    for name, value in given.items():
+        check_type(f"the number {name}", value, float)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import VAE, Model
+from models.tiling import encode_tiled, sliced
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Reference:
     """What is known of the images to make, as latents; each None, or (1 or B, ...).
 
     start   to begin from, with noise
-    known   what stays where the mask is 0, for networks that do not see it themselves
+    known   what stays where the mask is 0
     mask    1 where to paint
     beside  what the network sees beside x
     """
@@ -26,49 +27,88 @@ class Reference:
     mask: Tensor | None = None
     beside: Tensor | None = None
 
+    def to(self, where: torch.device) -> Reference:
+        """On another device."""
+        return Reference(*(None if part is None else part.to(where) for part in (self.start, self.known, self.mask, self.beside)))
 
-def check_reference(model: Model, image: Tensor | None, mask: Tensor | None, n: int) -> None:
-    """ValueError unless image and mask are what this model has a use for, for n images."""
-    if mask is not None and image is None:
-        raise ValueError("a mask says which part of an image to paint: give the image too")
-    if model.image_channels and image is None:
-        what = "image to edit" if edits(model) else "image and a mask"
-        raise ValueError(f"this network sees {model.image_channels} channels beside x: give an {what}")
+
+def check_reference(
+    model: Model, image: Tensor | None, mask: Tensor | None, strength: float | None, image_guidance: float | None, n: int
+) -> None:
+    """ValueError unless image, mask and what goes with them are what this model has a use for, for n images."""
+    if image is None:
+        for name, value in (("mask", mask), ("strength", strength), ("image_guidance", image_guidance)):
+            if value is not None:
+                raise ValueError(f"{name} says what is done with an image: give image too, or leave {name} out")
+        if model.image_channels:
+            what = "an image to edit" if edits(model) else "an image and a mask"
+            raise ValueError(f"this network sees {model.image_channels} channels beside x: give it {what}")
+    if edits(model) and (strength is not None or mask is not None):
+        name = "mask" if strength is None else "strength"
+        raise ValueError(f"this network edits the whole image, as close to it as image_guidance says: leave {name} out")
+    if image_guidance is not None and not edits(model):
+        raise ValueError("image_guidance is for networks that edit an image (pix2pix), and this is none: leave it out; see strength")
     if model.image_channels and not edits(model) and mask is None:
         raise ValueError("this network is for inpainting: give a mask, 1 where to paint")
+    if strength is not None and not 0 < strength <= 1:
+        raise ValueError(f"strength is a share of the steps in (0, 1], not {strength:g}")
     for name, value, channels in (("image", image, 3), ("mask", mask, 1)):
-        if value is None:
-            continue
-        if value.ndim != 4 or value.shape[1] != channels or len(value) not in (1, n) or not value.is_floating_point():
-            raise ValueError(
-                f"the {name} must be floating point (1 or {n}, {channels}, H, W) in [0, 1], not {value.dtype} {tuple(value.shape)}"
-            )
-        if not ((value >= 0) & (value <= 1)).all():
-            raise ValueError(f"the {name} must lie in [0, 1], not {float(value.min()):g} to {float(value.max()):g}")
+        if value is not None:
+            _check_pixels(name, value, channels, n)
     if image is not None and mask is not None and image.shape[2:] != mask.shape[2:]:
-        raise ValueError(f"the mask is {tuple(mask.shape[2:])}, the image {tuple(image.shape[2:])}: give them the same size")
+        sizes = ["x".join(map(str, value.shape[2:])) for value in (mask, image)]
+        raise ValueError(f"the mask is {sizes[0]}, the image {sizes[1]} (height x width): give them the same size")
 
 
-def read_reference(model: Model, image: Tensor | None, mask: Tensor | None, strength: float) -> Reference:
-    """Image and mask, checked before. What is completed begins from the image only at a strength below 1, what is edited never does."""
-    if image is None:
-        return Reference()
+def _check_pixels(name: str, value: Tensor, channels: int, n: int) -> None:
+    wanted = f"the {name} must be floating point ({'1' if n == 1 else f'1 or {n}'}, {channels}, H, W) in [0, 1]"
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{wanted}, not {type(value).__name__}: samplers.read_image reads a file")
+    if value.ndim != 4 or value.shape[1] != channels or len(value) not in (1, n) or not value.is_floating_point():
+        raise ValueError(f"{wanted}, not {value.dtype} {tuple(value.shape)}")
+    if not ((value >= 0) & (value <= 1)).all():
+        raise ValueError(f"{wanted}, not in {float(value.min()):g} ... {float(value.max()):g}")
+
+
+def usual_strength(masked: bool) -> float:
+    """Where nothing is said: an image is changed, what a mask says is painted anew."""
+    return 1.0 if masked else 0.75
+
+
+def begins_from_image(model: Model, image: Tensor | None, mask: Tensor | None, strength: float) -> bool:
+    """Whether samples begin from the image with noise, and not from noise alone: what is completed does so only at a strength below 1."""
+    return image is not None and not edits(model) and (mask is None or strength < 1)
+
+
+def read_reference(model: Model, image: Tensor, mask: Tensor | None, strength: float, tile: int | None = None) -> Reference:
+    """Image and mask, checked before, where the autoencoder is."""
     vae: VAE = model.require("vae")
-    image = 2 * image.to(next(vae.parameters()).device) - 1
-    latents = vae.encode(image).mode
+    image = 2 * image.to(next(vae.parameters()).device, torch.float32) - 1
+    latents = _encoded(vae, image, tile)
     if edits(model):  # pix2pix was trained on latents in the autoencoder's own units (Brooks et al. 2023, in their code)
         return Reference(beside=vae.unscaled(latents))
+    start = latents if begins_from_image(model, image, mask, strength) else None
     if mask is None:
-        return Reference(start=latents)
+        return Reference(start)
     mask = mask.to(image)
-    start, small = latents if strength < 1 else None, F.interpolate(mask, latents.shape[2:], mode="nearest")
+    small = F.interpolate(mask, latents.shape[2:], mode="nearest")
     if not model.image_channels:
         return Reference(start, latents, small)
-    small, shown = (small >= 0.5).to(small), vae.encode(image * (mask < 0.5)).mode
-    n = max(len(small), len(shown))
-    return Reference(start, beside=torch.cat([small.expand(n, -1, -1, -1), shown.expand(n, -1, -1, -1)], dim=1))
+    # Inpainting networks were trained on masks of 0 and 1, and on images that are grey where to paint.
+    shown = _encoded(vae, image * (mask < 0.5), tile)
+    hard = (small >= 0.5).to(small)
+    n = max(len(hard), len(shown))
+    return Reference(start, latents, small, torch.cat([hard.expand(n, -1, -1, -1), shown.expand(n, -1, -1, -1)], dim=1))
+
+
+def _encoded(vae: VAE, images: Tensor, tile: int | None) -> Tensor:
+    """The likeliest latents, image by image."""
+    if tile is None:
+        return sliced(lambda image: vae.encode(image).mode, images)
+    side = tile * vae.factor
+    return sliced(lambda image: encode_tiled(vae, image, side, tile // 4 * vae.factor).mode, images)
 
 
 def edits(model: Model) -> bool:
     """Whether the network sees an image to edit beside x, as many channels as x has, and not one to complete."""
-    return model.image_channels == model.shape[0]
+    return model.image_channels > 0 and model.image_channels == model.shape[0]

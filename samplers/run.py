@@ -1,17 +1,16 @@
-"""Sampling a trained run from a description: what `python -m samplers` does, callable with a plain dictionary."""
+"""Sampling a trained run from a description: what `python -m samplers run=...` does, callable with a plain dictionary."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import models
 from diffusion import DenoiserLike, Grid
@@ -19,18 +18,21 @@ from diffusion.spec import check_at_least_one, check_call, make_params
 from models import Model
 from models.checkpoints import native
 from models.device import find_device
-from models.files import read_json, write_json
 from samplers.guide import steered
-from samplers.pictures import save_png, tile
 from samplers.provenance import provenance
+from samplers.results import Drawn, Outcome, beside, check_folder, check_same, check_seed, fill_folder, given
 from samplers.sample import find_sampler, sample
+from samplers.usage import usage
 
-SHOWN = 200  # images in the grid
+MACHINE = ("batch_size", "device", "progress")
 
 
 @dataclass(frozen=True)
 class SampleParams:
-    """What to sample: see configs/samplers. None stands for what the model is meant for."""
+    """What to sample: see configs/samplers. None stands for what the model is meant for.
+
+    sha256  {"run": that of the weights}, which then have to be these
+    """
 
     run: str
     out: str | None = None
@@ -48,21 +50,16 @@ class SampleParams:
     batch_size: int = 500
     device: str | None = None
     progress: bool = True
+    sha256: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "n", "batch_size")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must lie in 0 ... 2^63 - 1, not {self.seed}")
+        check_seed(self.seed)
 
     def completed(self, model: Model) -> SampleParams:
-        """With the sampler and steps that the model is meant for where none are given."""
-        values = asdict(self)
-        values["sampler"] = self.sampler or ("consistency" if model.distilled else "ddim")
-        for section in ("grid", "guide"):
-            values[section] = {key: value for key, value in values[section].items() if value is not None}
-        grid = values["grid"] or model.spec.get("grid", {})
-        if self.steps is None and isinstance(grid.get("spacing", ""), str):  # a list of times has its own number
-            values["steps"] = 2 if model.distilled else 50
+        """With what the model is meant for, and what it is, where nothing is said."""
+        how = usage(model, self.sampler, self.steps, self.grid)
+        values = {**asdict(self), "sampler": how.sampler, "steps": how.steps, "sha256": {"run": model.fingerprint}}
         return SampleParams(**values)
 
     def folder(self, steps: int) -> Path:
@@ -81,50 +78,37 @@ class SampleParams:
         return {"weights": str(file), "written": file.stat().st_mtime, **same}
 
 
-MACHINE = ("batch_size", "device", "progress")
-
-
 def run(config: Mapping[str, Any]) -> Path:
-    """Sample as the configuration says (see configs/samplers); the folder of the results.
+    """Sample as the configuration says (see configs/samplers); the folder of the results, see `fill_folder`.
 
-    images/     one PNG per image, named by its seed, in a folder per class where there are classes
-    grid.png    the first 200 together
-    Images of other settings that are in that folder are never mixed with these: ValueError.
+    Images are named by their seeds, in a folder per class where there are classes. Images of other settings that are in that folder are
+    never mixed with these: ValueError.
     """
-    params = make_params("", SampleParams, config)
+    return draw(make_params("", SampleParams, given(config))).out
+
+
+def draw(params: SampleParams, only: int | None = None) -> Outcome:
+    """What `run` does, with parameters of its own; `only`: the image of that seed is saved, and those beside it in its batch are not."""
     model = models.load(params.run, ema=params.ema)
+    if model.text is not None or getattr(model.network.params, "context_dim", None) is not None:
+        raise ValueError(f"{params.run} is a model that takes prompts: weights={params.run} prompt=... draws with it")
+    wanted, params = params.sha256, params.completed(model)
+    check_same("run", params.run, params.sha256, wanted)
     device = find_device(params.device)
     model.network.to(device).eval().requires_grad_(False)
-    params = params.completed(model)
     if "noise" in params.options:
         raise ValueError("noise comes from the seeds here: samplers.sample takes another")
     check_call(str(params.sampler), find_sampler(str(params.sampler)), 3, params.options)
     denoiser = steered(model, params.guidance, params.clip, params.guide)
     grid = model.grid(params.steps, **params.grid)
     labels = _labels(model, params)
-    out = params.folder(grid.steps)
-    _claim(out, params)
-
-    seeds = range(params.seed, params.seed + params.n)
-    shown = []
-    settings = {key: value for key, value in asdict(params).items() if key not in ("out", *MACHINE)}
-    drawn = _draw(denoiser, model.shape, grid, params, seeds, labels, device)
-    for i, (image, seed) in enumerate(zip(drawn, seeds, strict=True)):
-        label = None if labels is None else labels[i]
-        path = out / "images" / ("" if label is None else str(label)) / f"{seed:06d}.png"
-        save_png(image, path, {**settings, "seed": seed, "labels": label})
-        shown += [image] * (i < SHOWN)
-    save_png(tile(torch.stack(shown), columns=10), out / "grid.png", settings, zoom=max(1, 64 // model.shape[-1]))
-    return out
-
-
-def _claim(out: Path, params: SampleParams) -> None:
-    """Make the folder and write samples.json, before any work is done; refuse a folder with images of other settings."""
-    record, images = out / "samples.json", out / "images"
-    kept = json.loads(json.dumps(params.kept))
-    if images.is_dir() and any(images.iterdir()) and (not record.exists() or read_json(record).get("settings") != kept):
-        raise ValueError(f"{images} already holds images of other settings: out=... names another place for these")
-    write_json(record, {"settings": kept, "provenance": provenance()})
+    out = params.folder(grid.steps) if only is None or params.out else beside(params.folder(grid.steps))
+    check_folder(out, params.kept)
+    about = provenance()
+    settings = {key: value for key, value in asdict(params).items() if key not in ("out", "n", *MACHINE)}
+    settings |= {"run": str(Path(params.run).absolute()), "device": str(device), "provenance": about}
+    drawn = _draw(denoiser, model.shape, grid, params, labels, settings, only)
+    return Outcome(out, fill_folder(out, params.kept, about, drawn, columns=10, low=-1))
 
 
 def _draw(
@@ -132,23 +116,30 @@ def _draw(
     shape: tuple[int, int, int],
     grid: Grid,
     params: SampleParams,
-    seeds: Sequence[int],
     labels: list[int] | None,
-    device: torch.device,
-) -> Iterator[Tensor]:
+    settings: Mapping[str, Any],
+    only: int | None,
+) -> Iterator[Drawn]:
     """The images one after the other, on the host, drawn a batch at a time: what is drawn can be saved before the rest is."""
-    for start in range(0, len(seeds), params.batch_size):
-        part = slice(start, start + params.batch_size)
-        cond = {} if labels is None else {"label": torch.tensor(labels[part], device=device)}
+    device = settings["device"]
+    for first in range(0, params.n, params.batch_size):
+        seeds = range(params.seed + first, params.seed + min(first + params.batch_size, params.n))
+        part = None if labels is None else list(islice(cycle(labels), first, first + len(seeds)))
+        cond = {} if part is None else {"label": torch.tensor(part, device=device)}
         images = sample(
-            str(params.sampler), denoiser, grid, shape=shape, seeds=seeds[part], cond=cond,
+            str(params.sampler), denoiser, grid, shape=shape, seeds=seeds, cond=cond,
             device=device, progress=params.progress, **params.options,
         ).cpu()  # fmt: skip
-        yield from images
+        batch = {"seed": seeds[0], "n": len(seeds), "labels": part and part[: len(labels or ())]}
+        for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
+            label = None if part is None else part[i]
+            name = f"{seed:06d}" if label is None else f"{label}/{seed:06d}"
+            if only in (None, seed):
+                yield Drawn(image, name, {**settings, "seed": seed, "labels": label, "batch": batch})
 
 
 def _labels(model: Model, params: SampleParams) -> list[int] | None:
-    """A class per sample: those wanted, or all, in turn; None for a model without classes."""
+    """The classes to draw in turn: those wanted, or all; None for a model without classes."""
     classes = model.null.get("label")
     wanted = [params.labels] if isinstance(params.labels, int) else params.labels
     if classes is None:
@@ -159,4 +150,4 @@ def _labels(model: Model, params: SampleParams) -> list[int] | None:
     for label in chosen:
         if not 0 <= label < classes:
             raise ValueError(f"label {label} is out of range: classes are 0 to {classes - 1}")
-    return list(islice((label for _ in range(params.n) for label in chosen), params.n))
+    return chosen

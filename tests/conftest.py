@@ -31,7 +31,10 @@ def within(schedule: Schedule, spacing: str) -> dict[str, Any]:
         return {**low, "t_start": 0.999 * schedule.t_max} if schedule.level(schedule.t_max).alpha == 0 else low
     if spacing == "mu_shift" and schedule.level(schedule.t_max).alpha > 0:
         return {"mu": -0.5}
-    few_steps = {"lcm": {"taught": 1000}, "turbo": {"stride": 0.0009}}  # by themselves these two are for few steps
+    few_steps: dict[str, dict[str, Any]] = {
+        "lcm": {"taught": 1000},
+        "turbo": {"stride": 0.0009},
+    }  # by themselves these two are for few steps
     return low if spacing == "leading" else few_steps.get(spacing, {})
 
 
@@ -62,6 +65,8 @@ class Copies(TorchDispatchMode):
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked gpu are skipped, and the summary says so, where there is none."""
+    """Tests marked gpu are skipped where there is none, those marked slow unless asked for; the summary says so."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("slow") and "slow" not in item.config.option.markexpr:
+        pytest.skip("takes minutes and gigabytes: make test-slow")

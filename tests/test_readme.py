@@ -16,16 +16,19 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All blocks in order, with a small model where `make quickstart` leaves its DiT."""
+    """All blocks in order, with small models where `make quickstart` leaves its DiT and where SDXL's file would lie; and fewer steps."""
     network = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
     model = models.build({"network": network, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]})
     for p in model.network.parameters():
         nn.init.normal_(p, std=0.1)
     models.save(model, tmp_path / "runs" / "quickstart" / "dit" / "checkpoint.safetensors")
+    models.save(models.miniature("sdxl"), tmp_path / "sd_xl_base_1.0.safetensors", layout="ldm")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(compile(block, "README.md", "exec"), names)
+        exec(compile(block.replace("steps=30", "steps=1, height=128, width=128"), "README.md", "exec"), names)
+    assert names["images"].shape == (1, 3, 128, 128)
+    assert (tmp_path / "sdxl" / "model_index.json").exists()
     assert names["x0"].shape == (10, 1, 8, 8)
     assert names["step"].x.shape == (10, 1, 8, 8)
     assert (names["step"].x - names["x0"]).abs().max() < 1e-5  # both blocks sample the same digits

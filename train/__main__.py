@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 
 from configs import command_line
 from diffusion.spec import check_type
+from train.export import exported
 from train.run import run
 
 
@@ -22,7 +24,9 @@ def main(config: dict[str, Any]) -> int:
     finished = run(config, evaluate)
     if os.environ.get("RANK", "0") == "0":
         if finished:
-            print(f"trained: {config['run']}   sample it: python -m samplers run={shlex.quote(config['run'])}")
+            model = exported(Path(config["run"]))
+            source = f"weights={shlex.quote(str(model))} prompt=..." if model else f"run={shlex.quote(config['run'])}"
+            print(f"trained: {model or config['run']}   sample it: python -m samplers {source}")
         else:
             print(f"stopped and saved: {config['run']}   go on: {_command()} resume=true", file=sys.stderr)
     return 0 if finished else 130

@@ -12,7 +12,7 @@ from diffusion import BatchLevel, ConsistencyFunction, Denoiser, DenoiserLike, G
 from diffusion.consistency import Blend
 from diffusion.level import broadcast
 from train.data import Batch
-from train.objective import conditions
+from train.objective import clean, conditions
 
 
 class ConsistencyDistillation:
@@ -45,7 +45,7 @@ class ConsistencyDistillation:
         self.table = BatchLevel(*torch.tensor([tuple(level) for level in grid], dtype=torch.float64).T)
 
     def __call__(self, denoiser: Denoiser, batch: Batch) -> Tensor:
-        x0, cond = batch["x0"], conditions(batch)
+        x0, cond = clean(batch), conditions(batch)
         row = torch.randint(len(self.table.t) - 1, (len(x0),))
         t, s = self._levels(row), self._levels(row + 1)
         student = ConsistencyFunction(denoiser, self.blend)

@@ -1,4 +1,10 @@
-"""Data sets: indexed by a list, they give a batch. Images are float32 (B, C, H, W) in [-1, 1] under "x0", classes under "label"."""
+"""Data sets: indexed by a list, they give a batch, a dictionary of tensors with one row per sample.
+
+x0       float32 (B, C, H, W): images in [-1, 1], or latents in the diffusion model's units
+x0_std   where the data is a distribution, an autoencoder's: its standard deviation, and x0 is its mean
+label, context, vector   the conditions that the network is told
+null.*   what a sample that is to go without a condition is told in its place, where that is not the model's to say
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from diffusion.noise import mix
@@ -126,22 +133,32 @@ class ImageFolder:
         return batch if self.labels is None else {**batch, "label": self.labels[torch.as_tensor(indices)]}
 
     def _read(self, file: Path) -> Tensor:
-        from PIL import Image, UnidentifiedImageError
+        image = open_image(file, self.channels)
+        return to_tensor(image if self.size is None else covering(image, self.size, self.size)[0])
 
-        try:
-            with Image.open(file) as opened:
-                image = opened.convert("RGB" if self.channels == 3 else "L")
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"cannot read the image {file}: {error}") from None
-        if self.size is not None:
-            scale = self.size / min(image.size)
-            image = image.resize(
-                (max(self.size, round(image.width * scale)), max(self.size, round(image.height * scale))), Image.Resampling.BICUBIC
-            )
-            left, top = (image.width - self.size) // 2, (image.height - self.size) // 2
-            image = image.crop((left, top, left + self.size, top + self.size))
-        pixels = torch.from_numpy(np.array(image)).float() / 127.5 - 1
-        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+def open_image(file: Path, channels: Literal[1, 3] = 3) -> Image.Image:
+    """A picture in colour or grey. ValueError that names the file where it cannot be read."""
+    try:
+        with Image.open(file) as opened:
+            return opened.convert("RGB" if channels == 3 else "L")
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"cannot read the image {file}: {error}") from None
+
+
+def covering(image: Image.Image, height: int, width: int) -> tuple[Image.Image, int, int]:
+    """The picture resized (bicubic, antialiased) to just cover that size, and its centre cut out; and the crop's top and left."""
+    scale = max(width / image.width, height / image.height)
+    resized = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    image = image.resize(resized, Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height)), top, left
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Pixels (C, H, W) in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(image)).float() / 127.5 - 1
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "folder": ImageFolder}

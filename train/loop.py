@@ -42,6 +42,7 @@ class TrainParams:
     save_every, log_every, evaluate_every   in steps
     workers        processes that decode data; 0 decodes in the loop
     compile        torch.compile the network
+    checkpointing  keep few activations and compute the others again on the way back: less memory, a third more time
     """
 
     steps: int = 10_000
@@ -61,6 +62,7 @@ class TrainParams:
     evaluate_every: int = 0
     workers: int = 0
     compile: bool = False
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "save_every", "log_every"):
@@ -77,13 +79,13 @@ class TrainParams:
                 raise ValueError(f"train.{name} must lie in [0, 1), not {getattr(self, name)}")
 
     def kept(self, data: Dataset, world: World, objective: Objective) -> dict[str, Any]:
-        """What a run must keep when it is resumed: all but its length, saving, logging and precision.
+        """What a run must keep when it is resumed: all but its length, saving, logging, precision and memory.
 
         A longer run has a longer cosine: its learning rate goes on from where the longer one would be.
         """
-        free = ("steps", "save_every", "log_every", "evaluate_every", "workers", "precision", "compile")
+        free = ("steps", "save_every", "log_every", "evaluate_every", "workers", "precision", "compile", "checkpointing")
         train = {name: value for name, value in asdict(self).items() if name not in free}
-        facts = {"images": len(data), "shape": list(data.shape)}
+        facts = {"images": len(data), "shape": list(data.shape), **getattr(data, "kept", {})}
         return {"train": train, "data": facts, "processes": world.size, "objective": getattr(objective, "kept", {})}
 
     def micro_batch(self, processes: int) -> int:
@@ -125,7 +127,7 @@ def train(
     folder, world = Path(folder), world or World(0, 1, torch.device("cpu"))
     micro_batch, rank, device = params.micro_batch(world.size), world.rank, world.device
     begun = is_begun(folder, resume)
-    network = model.network.to(device).train()
+    network = _set_up(model.network, params).to(device).train()
     state = TrainState(
         model,
         EMA(network, params.ema),
@@ -201,6 +203,15 @@ def train(
                 break
     state.ema.copy_to(network.eval())
     return state.step == params.steps
+
+
+def _set_up(network: Any, params: TrainParams) -> nn.Module:
+    """The network, with checkpointing as wished; ValueError where it has none."""
+    if hasattr(network, "checkpointing"):
+        network.checkpointing = params.checkpointing
+    elif params.checkpointing:
+        raise ValueError(f"a {type(network).__name__} always keeps its activations: train.checkpointing is for a UNet")
+    return network
 
 
 def _require_finite(loss: float, norm: float, state: TrainState, folder: Path) -> None:

@@ -30,7 +30,7 @@ class DenoisingObjective:
 
     density    where the times fall
     weighting  what each counts
-    null, drop with probability `drop` a sample's conditions are replaced by their null values, for guidance
+    null, drop with probability `drop` a sample's conditions are replaced by their null values, for guidance; those of a batch come first
     bound_weight  factor of the variational bound over all steps that trains a learned variance (Nichol & Dhariwal 2021, eq. 16,
                   estimated from one step per sample, so for times drawn evenly)
     """
@@ -51,11 +51,11 @@ class DenoisingObjective:
         self.null, self.drop, self.bound_weight = dict(null or {}), drop, bound_weight
 
     def __call__(self, denoiser: Denoiser, batch: Batch) -> Tensor:
-        x0 = batch["x0"]
+        x0, cond = clean(batch), conditions(batch)
         level = self.schedule.levels(self.density.sample(len(x0)))
         eps = torch.randn_like(x0)
         x_t = marginal(x0, eps, level)
-        out = denoiser.output(x_t, level, **drop_conditions(conditions(batch), self.null, self.drop))
+        out = denoiser.output(x_t, level, **drop_conditions(cond, {**self.null, **null_conditions(batch)}, self.drop))
         bound: float | Tensor = 0.0
         if out.shape[1] == 2 * x0.shape[1]:
             out, variance = out.chunk(2, dim=1)
@@ -68,9 +68,19 @@ class DenoisingObjective:
         return (weight * (out - target).square()).flatten(1).mean(1)
 
 
+def clean(batch: Batch) -> Tensor:
+    """x0; where the data is a distribution, drawn from it anew."""
+    return batch["x0"] + batch["x0_std"] * torch.randn_like(batch["x0"]) if "x0_std" in batch else batch["x0"]
+
+
 def conditions(batch: Batch) -> dict[str, Tensor]:
     """All of a batch that the network is told."""
-    return {name: value for name, value in batch.items() if name != "x0"}
+    return {name: value for name, value in batch.items() if name not in ("x0", "x0_std") and not name.startswith("null.")}
+
+
+def null_conditions(batch: Batch) -> dict[str, Tensor]:
+    """What the batch says that its samples are told where they go without a condition."""
+    return {name.removeprefix("null."): value for name, value in batch.items() if name.startswith("null.")}
 
 
 def drop_conditions(cond: dict[str, Tensor], null: Mapping[str, Any], probability: float) -> dict[str, Tensor]:

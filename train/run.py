@@ -17,9 +17,12 @@ from models import Model
 from models.files import read_json, write_json
 from samplers.guide import steered
 from samplers.provenance import provenance
+from train.captions import CaptionedImages
 from train.consistency import ConsistencyDistillation
 from train.data import DATASETS, Dataset
 from train.density import DENSITIES
+from train.export import export
+from train.latents import LatentData, LatentParams
 from train.logbook import Logger, WandB
 from train.loop import TrainParams, train
 from train.objective import DenoisingObjective, Objective
@@ -27,7 +30,8 @@ from train.state import is_begun, require_same, resume_point
 from train.weighting import WEIGHTINGS
 from train.world import World, world
 
-KEYS = ("run", "data", "model", "objective", "train", "resume", "device", "progress", "evaluate", "wandb", "wandb_project")
+NEEDED = ("run", "data", "model", "objective", "train")
+KEYS = (*NEEDED, "resume", "device", "progress", "evaluate", "wandb", "wandb_project", "weights", "latents")
 
 
 def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, float]] | None = None) -> bool:
@@ -36,30 +40,35 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
     evaluate  what `evaluate` in a configuration stands for: called with the averaged model, its numbers are logged
     The folder gets config.json, provenance.json, metrics.jsonl and checkpoint.safetensors. Raises ValueError or OSError,
     in one line, before anything is overwritten.
+
+    model, weights  the description of a fresh model; or files to train further, as `models.load` takes them, and what it is told
+           besides. The network is trained in float32 whatever the precision of its files; other parts are not touched.
+    data   {"name": ..., ...}, or the path of a folder of images with captions, which the model's own autoencoder and text encoder
+           translate as `latents` says. When such a run is finished, its folder also gets the whole model as a file of the
+           layout and precision that it came in: see `export`.
     """
-    check_names("setting", config, KEYS)
-    if missing := [key for key in ("run", "data", "model", "objective", "train") if key not in config]:
-        raise ValueError(f"{missing[0]} must be given: {missing[0]}=...")
-    config = {**config, "run": str(config["run"])}
-    check_type("wandb_project", config.get("wandb_project", ""), str)
-    for key in ("resume", "progress", "wandb"):
-        check_type(key, config.get(key, False), bool)
+    _check(config)
     if config.get("evaluate") and evaluate is None:
         raise ValueError("evaluate is for the command line: from Python give what it makes, as train.run(config, evaluate)")
+    config = {**config, "run": str(config["run"])}
     folder, params = Path(config["run"]), make_params("train", TrainParams, config["train"])
-    data = make("data set", config["data"], DATASETS)
+    resume, progress = bool(config.get("resume")), bool(config.get("progress", True))
+    begun = is_begun(folder, resume)
     with world(config.get("device")) as where:
         params.micro_batch(where.size)
         model, objective = _model_and_objective(config, params.seed, where.device)
+        stored_as = next(model.network.parameters()).dtype
+        model.network.float()  # the steps of training are smaller than the grain of half precision
+        data = _data(config, model)
         _check_fit(model, data)
         model.spec["shape"] = list(data.shape)
-        resume = bool(config.get("resume"))
-        begun = is_begun(folder, resume)
         if begun:
             _check_resumable(folder, config, model, params.kept(data, where, objective), params.steps)
         if where.leads:
             _prepare(folder, config, begun)
-        return train(
+        if isinstance(data, LatentData):
+            data.prepare(where, progress)
+        finished = train(
             model,
             objective,
             data,
@@ -69,14 +78,52 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
             loggers=_loggers(folder, config, where),
             evaluate=evaluate,
             resume=resume,
-            progress=bool(config.get("progress", True)),
+            progress=progress,
         )
+        if finished and where.leads and isinstance(data, LatentData):
+            export(model, folder, stored_as)
+        return finished
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    """ValueError for a setting that is unknown, missing or of the wrong kind."""
+    check_names("setting", config, KEYS)
+    if missing := [key for key in NEEDED if key not in config]:
+        raise ValueError(f"{missing[0]} must be given: {missing[0]}=...")
+    check_type("wandb_project", config.get("wandb_project", ""), str)
+    for key in ("resume", "progress", "wandb"):
+        check_type(key, config.get(key, False), bool)
+    if "weights" in config and "from" in check_mapping("model", config["model"]):
+        raise ValueError("weights and model.from both say what to train further: give one of them")
+
+
+def _data(config: Mapping[str, Any], model: Model) -> Dataset:
+    if not isinstance(config["data"], str | Path):
+        if "latents" in config:
+            raise ValueError("latents are made of a folder of images with captions: give data=FOLDER, or leave them out")
+        return make("data set", config["data"], DATASETS)
+    params = make_params("latents", LatentParams, config.get("latents", {}))
+    return LatentData(CaptionedImages(config["data"]), model, params, Path(config["run"]))
 
 
 def _model_and_objective(config: Mapping[str, Any], seed: int, device: torch.device) -> tuple[Model, Objective]:
     with torch.random.fork_rng([]):
         torch.manual_seed(mix(seed))  # the weights a run starts from are its seed's
-        return make("objective", config["objective"], OBJECTIVES, config["model"], device)
+        start = {"from": config["weights"]} if "weights" in config else {}
+        return make("objective", config["objective"], OBJECTIVES, {**start, **check_mapping("model", config["model"])}, device)
+
+
+def _begin(spec: Mapping[str, Any]) -> Model:
+    """A fresh model from its description, or a loaded one from {"from": file, folder or a list of them, and `load`'s settings}."""
+    parts = check_mapping("model", spec)
+    if "from" not in parts:
+        return models.build(parts)
+    check_names("model setting", parts, ("from", "family", "prediction"))
+    check_type("model.from", parts["from"], Path | list[Path])
+    check_type("model.family", parts.get("family"), str | None)
+    check_type("model.prediction", parts.get("prediction"), str | None)
+    paths = parts.pop("from")
+    return models.load(*(paths if isinstance(paths, list) else [paths]), **parts)
 
 
 def _denoising(
@@ -87,7 +134,7 @@ def _denoising(
     drop: float = 0.1,
     bound_weight: float = 0.001,
 ) -> tuple[Model, Objective]:
-    model = models.build(spec)
+    model = _begin(spec)
     falls = make("density", density, DENSITIES, model.schedule)
     counts = make("weighting", weighting, WEIGHTINGS)
     return model, DenoisingObjective(model.schedule, model.prediction, falls, counts, model.null, drop, bound_weight)
@@ -146,8 +193,9 @@ def _check_resumable(folder: Path, config: Mapping[str, Any], model: Model, sett
     if (before := folder / "config.json").exists():
         was = read_json(before)
         require_same(folder, was.get("objective"), config["objective"], "objective")
-        data_was, data_now = ({**either["data"], "folder": None} for either in (was, config))  # images may have moved
-        require_same(folder, data_was, data_now, "data")
+        if not isinstance(config["data"], str | Path):  # what became of captioned images is in the checkpoint's settings
+            data_was, data_now = ({**either["data"], "folder": None} for either in (was, config))  # images may have moved
+            require_same(folder, data_was, data_now, "data")
 
 
 def _prepare(folder: Path, config: Mapping[str, Any], begun: bool) -> None:

@@ -30,9 +30,12 @@ class TrainState:
     saved: int = 0
 
     def save(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Write folder/checkpoint.safetensors atomically. `settings` are kept for `load` to compare."""
+        """Write folder/checkpoint.safetensors atomically, with all parts of the model, so that it can be used without any other file.
+
+        `settings` are kept for `load` to compare.
+        """
         optimizer = self.optimizer.state_dict()
-        tensors = {f"network.{name}": value for name, value in self.model.network.state_dict().items()}
+        tensors = self.model.state_dict()
         tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
         for index, state in optimizer["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class Blank(TorchFunctionMode):
-    """Within it, no parameter is initialised. On the meta device that only takes time: for the first draw there, torch imports sympy."""
+    """No parameter is initialised within it: on the meta device it is only time, and the first draw there imports sympy for two seconds."""
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

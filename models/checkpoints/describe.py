@@ -21,7 +21,8 @@ from models.vae import VAEParams
 
 SAID = {"epsilon": "eps", "v": "v", **{name: ours for ours, name in PREDICTIONS.items()}}  # what files and configurations call predictions
 MOST_LATENT_CHANNELS = 64
-V_MARKS = ("v_pred", "edm_vpred.sigma_max")
+V_MARK, COSXL_MARK = "v_pred", "edm_vpred.sigma_max"
+TURBO = "EulerAncestralDiscreteScheduler"  # with trailing times
 V_THRESHOLD = 0.09  # see `_guessed`
 
 
@@ -55,7 +56,7 @@ class Findings:
 def describe(found: Findings, family: str | None, prediction: str | None) -> tuple[dict[str, Any], dict[str, Part]]:
     """The model's description, and the text towers by name. ValueError where the parts do not fit each other, or the family does not."""
     base = _base(found)
-    said = _asked(found, prediction) if prediction else None if family else _said(found) or _guessed(found, base)
+    said = _asked(found, prediction) if prediction else _said(found) or (None if family else _guessed(found, base))
     name = _family(found, base, family, said)
     of = lookup("family", name, FAMILIES)
     if of.base != base:
@@ -91,6 +92,9 @@ def _family(found: Findings, base: str, asked: str | None, said: str | None) -> 
     if asked:
         found.notes.append(f"of the family {asked}, as asked for")
         return asked
+    if found.scheduler.get("_class_name") == TURBO and found.scheduler.get("timestep_spacing") == "trailing" and base in ("sd2", "sdxl"):
+        found.notes.append("a Turbo model, as its scheduler's configuration says; family=... overrides that")
+        return "sd-turbo" if base == "sd2" else "sdxl-turbo"
     if base == "sdxl" and (all(_marked(found.files, key) for key in LATENT_STATISTICS) or _is_edm(found)):
         return "playground-v2.5"
     embedded = found.backbone is not None and found.backbone.params.guidance_dim is not None
@@ -117,14 +121,16 @@ def _said(found: Findings) -> str | None:
     if not found.backbone:
         return None
     file = found.backbone.file
-    if _marked([file], *V_MARKS):
+    if _marked([file], COSXL_MARK):
+        raise ValueError(f"{file.path} holds {COSXL_MARK}: it is CosXL's kind, EDM with v-prediction, which this library does not know")
+    if _marked([file], V_MARK):
         found.notes.append("predicts v, as a mark beside the weights says")
         return "v"
     sources = {"the file's metadata": file.metadata.get("modelspec.prediction_type")}
     if not _is_edm(found):
         sources["its scheduler's configuration"] = found.scheduler.get("prediction_type")
     for source, name in sources.items():
-        if name is not None:
+        if name:
             ours = lookup(f"prediction of {file.path}, as {source} has it,", name, SAID)
             found.notes.append(f"predicts {ours}, as {source} says")
             return ours
@@ -137,8 +143,8 @@ def _guessed(found: Findings, base: str) -> str | None:
     The step at which training stopped is that of SD 2's base model, which predicts eps; else the first bias of the last attention block
     is spread wider in models that predict v.
     """
-    if base != "sd2" or not found.backbone:
-        return None
+    if base != "sd2" or not found.backbone or found.backbone.params.in_channels != found.backbone.params.out_channels:
+        return None  # the published ones for inpainting and depth predict eps
     if found.backbone.file.numbers.get("global_step") == 875_000:
         found.notes.append("predicts eps, since its training stopped where SD 2's base model's did; prediction='v' overrides that")
         return "eps"
@@ -167,6 +173,10 @@ def _marked(files: list[TensorFile], *keys: str) -> bool:
 def _schedule(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
     """What marks and a pipeline's configuration change in a family's schedule."""
     config, changes = found.scheduler, {}
+    name = str(config.get("_class_name", ""))
+    foreign_edm = _is_edm(found) and (config.get("sigma_data", 0.5) != 0.5 or config.get("prediction_type", "epsilon") != "epsilon")
+    if name.startswith(("FlowMatch", "Cosine")) or foreign_edm:
+        raise ValueError(f"its scheduler's configuration names {name} with settings that no family here was trained with")
     names = {"sigma_min": "sigma_min", "sigma_max": "sigma_max"}
     if own["name"] != "ve":
         names = {"beta_schedule": "name", "beta_start": "start", "beta_end": "end", "num_train_timesteps": "steps"}
@@ -253,6 +263,11 @@ def _check_fit(found: Findings, text: TextParams | None) -> None:
     if not found.backbone:
         return
     params: UNetParams = found.backbone.params
+    if (beside := params.in_channels - params.out_channels) not in (0, params.out_channels, params.out_channels + 1) and beside > 0:
+        raise ValueError(
+            f"{found.backbone.file.path} holds a UNet that sees {beside} channels beside its sample: known are {params.out_channels}, an "
+            f"image to edit, and {params.out_channels + 1}, a mask and an image to complete"
+        )
     if text:
         for what, has, takes in (
             ("a context", text.context_dim, params.context_dim),

@@ -26,6 +26,7 @@ WITH_IMAGE = {
     ("sdxl", 5): "StableDiffusionXLInpaintPipeline",
     ("sdxl", 4): "StableDiffusionXLInstructPix2PixPipeline",
 }
+VERSION = "0.27.0"  # of diffusers, the oldest that knows all that is written; its pipeline for inpainting wants one named
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 # Settings that no shape tells, with the values that the networks here compute.
@@ -78,6 +79,7 @@ def unet(p: UNetParams, size: int) -> dict[str, Any]:
     down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in p.attention]
     return {
         "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": VERSION,
         "sample_size": size,
         "in_channels": p.in_channels,
         "out_channels": p.out_channels,
@@ -175,16 +177,19 @@ def scheduler(model: Model) -> dict[str, Any]:
         return {"_class_name": "EDMDPMSolverMultistepScheduler", **sigmas, "prediction_type": "epsilon", "sigma_schedule": "karras"}
     if schedule["name"] not in ("linear", "scaled_linear") or prediction not in PREDICTIONS or schedule["shift"] != 1:
         raise ValueError(f"diffusers' folders have no schedule {said} with prediction {prediction!r}: use layout='native'")
+    spacing = model.spec.get("grid", {}).get("spacing")
+    name = "LCMScheduler" if model.distilled else "EulerAncestralDiscreteScheduler" if spacing == "turbo" else "EulerDiscreteScheduler"
+    trailing = spacing in ("trailing", "turbo")  # both begin at the noisiest row, which leading never visits
     return {
-        "_class_name": "LCMScheduler" if model.distilled else "EulerDiscreteScheduler",
+        "_class_name": name,
         "num_train_timesteps": schedule["steps"],
         "beta_start": schedule["start"],
         "beta_end": schedule["end"],
         "beta_schedule": schedule["name"],
         "prediction_type": PREDICTIONS[prediction],
         "rescale_betas_zero_snr": schedule["zero_terminal_snr"],
-        "timestep_spacing": "leading",
-        "steps_offset": 1,
+        "timestep_spacing": "trailing" if trailing else "leading",
+        "steps_offset": 0 if trailing else 1,
     }
 
 
@@ -199,4 +204,4 @@ def index(model: Model, base: str, parts: dict[str, tuple[str, str]]) -> dict[st
         extra = {"force_zeros_for_empty_prompt": base == "sdxl"}
         absent = ["text_encoder", "tokenizer"] if base == "sdxl-refiner" else []
         extra |= {part: [None, None] for part in absent} | ({"requires_aesthetics_score": True} if absent else {})
-    return {"_class_name": name, **extra, **{part: list(what) for part, what in parts.items()}}
+    return {"_class_name": name, "_diffusers_version": VERSION, **extra, **{part: list(what) for part, what in parts.items()}}

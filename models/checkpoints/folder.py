@@ -10,6 +10,7 @@ from typing import Any
 from models.checkpoints.tensors import PICKLES, SAFETENSORS, TensorFile, open_tensors
 from models.files import read_json
 
+PREVIEW = "preview"  # ours, which no index of diffusers' has a name for
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 UNUSED = {"safety_checker": "a filter for finished images", "image_encoder": "for image prompts"}
 STEM = "(diffusion_pytorch_model|model|pytorch_model)"
@@ -23,10 +24,8 @@ def components(folder: Path) -> list[Path]:
 
     A part that is not known is among them, for its keys tell what it is; one that model_index.json leaves out is not.
     """
-    index = folder / "model_index.json"
-    left_out = {name for name, what in read_json(index).items() if what == [None, None]} if index.is_file() else set()
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in left_out)
-    found = [path for path in inside if path.name not in UNUSED and _holds_weights(path)]
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and _holds_weights(path))
+    found = [path for path in inside if path.name not in UNUSED and _is_named(path)]
     if found or _holds_weights(folder):
         return sorted(found, key=lambda path: path.name not in COMPONENTS) or [folder]
     files = [path.name for path in sorted(folder.iterdir()) if path.name.endswith((*SAFETENSORS, *PICKLES))]
@@ -52,13 +51,21 @@ def open_components(folder: Path, variant: str | None, ema: bool) -> list[tuple[
 
 def unused(folder: Path) -> dict[str, str]:
     """The sub-folders whose weights are left out, with the reason."""
-    return {f"{name}/": why for name, why in UNUSED.items() if (folder / name).is_dir() and _holds_weights(folder / name)}
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and _holds_weights(path)) if folder.is_dir() else []
+    known = {path: UNUSED.get(path.name) or (None if _is_named(path) else "not named in model_index.json") for path in inside}
+    return {f"{path.name}/": why for path, why in known.items() if why}
 
 
 def scheduler_hints(folder: Path) -> dict[str, Any]:
     """What a pipeline's scheduler configuration says of the model; {} without one."""
     config = folder / "scheduler" / "scheduler_config.json"
     return read_json(config) if config.is_file() else {}
+
+
+def _is_named(place: Path) -> bool:
+    """Whether a pipeline's index, where there is one, names this folder: some repositories hold older parts beside those in use."""
+    index = place.parent / "model_index.json"
+    return place.name == PREVIEW or not index.is_file() or read_json(index).get(place.name, [None, None]) != [None, None]
 
 
 def _holds_weights(folder: Path) -> bool:

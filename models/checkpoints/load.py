@@ -51,7 +51,9 @@ def load(
     places = list(dict.fromkeys(map(Path, paths)))
     for path in places:
         if not path.exists():
-            fetch = f"; models.load(*models.download({str(path)!r})) fetches the published model" if str(path) in PUBLISHED else ""
+            known = PUBLISHED.get(str(path))
+            how = f", family={known.family!r}" if known and known.family else ""
+            fetch = f"; models.load(*models.download({str(path)!r}){how}) fetches the published model" if known else ""
             raise FileNotFoundError(f"no such file or folder: {path}{fetch}")
     files = {path: open_tensors(path) for path in places if not path.is_dir()}
     if own := [path for path in places if native.is_native(path, files.get(path))]:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from diffusion.spec import check_names, lookup
 from models.checkpoints import clip_keys, diffusers_configs, native, taesd_keys, unet_keys, vae_keys
+from models.checkpoints.folder import PREVIEW
 from models.checkpoints.parts import LATENT_STATISTICS
 from models.checkpoints.table import Layout, check_dtype, scatter
+from models.checkpoints.tensors import SAFETENSORS
 from models.checkpoints.unet_keys import Shapes
 from models.clip import CLIPTextParams
 from models.families import FAMILIES, base_of
@@ -53,6 +55,8 @@ def save(
     if model.backbone is not None and not (isinstance(model.backbone, UNet) and model.backbone.params.context_dim):
         kind = type(model.backbone).__name__
         raise ValueError(f"the layout {layout!r} is for UNets that are told a text, which this {kind} is not: use layout='native'")
+    if layout == "ldm" and Path(path).suffix not in SAFETENSORS:
+        raise ValueError(f"{path} is to be a single file, which readers know by its ending: name it {path}.safetensors")
     {"ldm": _save_ldm, "diffusers": _save_diffusers}[layout](model, Path(path), dtype)
 
 
@@ -135,7 +139,7 @@ def _save_diffusers(model: Model, folder: Path, dtype: torch.dtype | None) -> No
         _save_tokenizer(folder / place.replace("text_encoder", "tokenizer"), use.pad, params.length)
     if model.preview is not None:
         tiny = _published(model.preview, taesd_keys.diffusers(), taesd_keys.recognise)
-        writing.append(("preview" if parts else "", weights, diffusers_configs.taesd(model.preview.params), tiny))
+        writing.append((PREVIEW if parts else "", weights, diffusers_configs.taesd(model.preview.params), tiny))
     for place, file, config, tensors in writing:
         native.write_tensors(folder / place / file, _cast(tensors, dtype), {"format": "pt"})
         write_json(folder / place / "config.json", config)

@@ -18,7 +18,7 @@ SD1 = UNetParams(**{**UNET, "heads": 4, "head_dim": None}, attention=(1, 0), con
 SD2 = UNetParams(**{**UNET, "blocks": 2}, attention=(1, 0), context_dim=12, linear_projection=True)
 SDXL = UNetParams(**UNET, attention=(0, 2), middle_attention=2, context_dim=12, vector_dim=22, linear_projection=True)
 ADM = UNetParams(**UNET, attention=(0, 1), attention_kind="plain", scale_shift=True, num_classes=10)
-LCM = UNetParams(**{**UNET, "heads": 4, "head_dim": None}, attention=(1, 0), context_dim=12, guidance_dim=16)
+LCM = UNetParams(**{**UNET, "heads": 4, "head_dim": None}, attention=(1, 0), context_dim=12, guidance_dim=256)
 
 DIT: dict[str, Any] = dict(in_channels=3, image_size=8, patch_size=2, hidden=32, depth=2, heads=4)
 CLASSES = DiTParams(**DIT, num_classes=10)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from models import UNet, UNetParams
 from models.conditioning import sinusoid
-from tests.models.small import ADM, SD1, SD2, SDXL, UNET, UNETS, inputs, randomised, relative_error, renamed
+from tests.models.small import ADM, LCM, SD1, SD2, SDXL, UNET, UNETS, inputs, randomised, relative_error, renamed
 
 PUBLISHED = {
     "SD 1.5": (UNetParams(heads=8, head_dim=None, context_dim=768), 859_520_964),
@@ -30,6 +30,8 @@ PUBLISHED = {
         ),
         2_567_463_684,
     ),
+    "LCM (Dreamshaper)": (UNetParams(heads=8, head_dim=None, context_dim=768, guidance_dim=256), 859_520_964 + 256 * 320),
+    "SD 1.5 inpainting": (UNetParams(in_channels=9, heads=8, head_dim=None, context_dim=768), 859_520_964 + 5 * 320 * 9),
     "SDXL refiner": (
         UNetParams(
             channels=384,
@@ -49,6 +51,7 @@ LATENT_DIFFUSION = {
     r"^vector\.mlp\.0\.": "add_embedding.linear_1.",
     r"^vector\.mlp\.2\.": "add_embedding.linear_2.",
     r"^label\.table\.": "class_embedding.",
+    r"^guidance\.": "time_embedding.cond_proj.",
     r"^middle\.(\d)\.res\.": r"mid_block.resnets.\1.",
     r"^middle\.0\.attention\.": "mid_block.attentions.0.",
     r"^(down|up)\.(\d)\.(\d)\.res\.": r"\1_blocks.\2.resnets.\3.",
@@ -140,6 +143,25 @@ PEERS = {
         },
         LATENT_DIFFUSION,
     ),
+    "LCM": Peer(
+        LCM,
+        UNet2DConditionModel,
+        {**DIFFUSERS, **FINE_ATTENTION, "attention_head_dim": 4, "cross_attention_dim": 12, "time_cond_proj_dim": 256},
+        LATENT_DIFFUSION,
+    ),
+    # Inpainting and pix2pix: the first layer takes the image, or its mask and the image, too.
+    "9 channels": Peer(
+        replace(SD1, in_channels=9, out_channels=4),
+        UNet2DConditionModel,
+        {**DIFFUSERS, **FINE_ATTENTION, "in_channels": 9, "out_channels": 4, "attention_head_dim": 4, "cross_attention_dim": 12},
+        LATENT_DIFFUSION,
+    ),
+    "8 channels": Peer(
+        replace(SD1, in_channels=8, out_channels=4),
+        UNet2DConditionModel,
+        {**DIFFUSERS, **FINE_ATTENTION, "in_channels": 8, "out_channels": 4, "attention_head_dim": 4, "cross_attention_dim": 12},
+        LATENT_DIFFUSION,
+    ),
     # ADM itself resamples inside residual blocks; diffusers, as we do, by a convolution of its own.
     "ADM": Peer(
         ADM,
@@ -155,6 +177,28 @@ PEERS = {
         GUIDED_DIFFUSION,
     ),
 }
+
+
+def guidance_wave(scale: Tensor) -> Tensor:
+    """What LCM's pipeline gives the network for this scale; it calls the scale less one w."""
+    return LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, scale.float() - 1, embedding_dim=256)
+
+
+def for_both(given: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The conditions of two samples as we take them and as diffusers does, in that dtype."""
+    ours = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
+    theirs: dict[str, Any] = {}
+    if "label" in given:
+        theirs["class_labels"] = given["label"]
+    if "context" in given:
+        theirs["encoder_hidden_states"] = ours["context"]
+    if "vector" in given:  # pooled text, then the sinusoids of three sizes
+        sizes, text = torch.tensor([[64.0, 0.0, 32.0], [512.0, 7.0, 99.0]]), ours["vector"][:, :10]
+        ours["vector"] = torch.cat([text, sinusoid(sizes.flatten(), 4).view(2, 12).to(dtype)], dim=-1)
+        theirs["added_cond_kwargs"] = {"text_embeds": text, "time_ids": sizes}
+    if "guidance" in given:
+        theirs["timestep_cond"] = guidance_wave(given["guidance"]).to(dtype)
+    return ours, theirs
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -175,16 +219,7 @@ def test_output_and_gradients_equal_diffusers(kind: str, dtype: torch.dtype, tol
     theirs.load_state_dict(translated(ours.state_dict(), peer.params.blocks, peer.names), strict=True)
     x, t, given = inputs(peer.params, (8, 12))
     x = x.to(dtype).requires_grad_()
-    given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
-    asked: dict[str, Any] = {}
-    if "label" in given:
-        asked["class_labels"] = given["label"]
-    if "context" in given:
-        asked["encoder_hidden_states"] = given["context"]
-    if "vector" in given:  # pooled text, then the sinusoids of three sizes
-        sizes, text = torch.tensor([[64.0, 0.0, 32.0], [512.0, 7.0, 99.0]]), given["vector"][:, :10]
-        given["vector"] = torch.cat([text, sinusoid(sizes.flatten(), 4).view(2, 12).to(dtype)], dim=-1)
-        asked["added_cond_kwargs"] = {"text_embeds": text, "time_ids": sizes}
+    given, asked = for_both(given, dtype)
     out, expected = ours(x, t, **given), theirs(x, t, **asked).sample
     assert relative_error(out, expected) <= tolerance
 
@@ -195,6 +230,93 @@ def test_output_and_gradients_equal_diffusers(kind: str, dtype: torch.dtype, tol
     for name, grad in zip(names, torch.autograd.grad((expected * weight).sum(), [x, *theirs.parameters()]), strict=True):
         # A key's bias shifts all scores of a query alike, so its gradient is zero: there, both sides hold rounding only.
         assert (mine[name] - grad).norm() <= 10 * tolerance * max(grad.norm(), torch.ones(())), name
+
+
+FULL_SIZE: dict[str, tuple[UNetParams, dict[str, Any]]] = {
+    "SD 1.5": (PUBLISHED["SD 1.5"][0], {"cross_attention_dim": 768, "attention_head_dim": 8}),
+    "SDXL, two of ten transformer blocks": (
+        replace(PUBLISHED["SDXL base"][0], attention=(0, 1, 2), middle_attention=2),
+        {
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 1, 2),
+            "attention_head_dim": (5, 10, 20),
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_published_widths_equal_diffusers(name: str) -> None:
+    """At published widths, in float32, too; both sides hold the same tensors, so that there is memory for them."""
+    params, config = FULL_SIZE[name]
+    with torch.device("meta"):
+        ours, theirs = UNet(params).eval(), UNet2DConditionModel(**config).eval()
+    randomised(ours.to_empty(device="cpu"))
+    theirs.load_state_dict(translated(ours.state_dict(), params.blocks, LATENT_DIFFUSION), strict=True, assign=True)
+    generator = torch.Generator().manual_seed(1)
+    x, context = torch.randn(1, 4, 16, 16, generator=generator), torch.randn(1, 77, params.context_dim or 0, generator=generator)
+    given: dict[str, Any] = {"context": context}
+    asked: dict[str, Any] = {"encoder_hidden_states": context}
+    if params.vector_dim is not None:
+        sizes, text = torch.tensor([[1024.0, 768.0, 0.0, 64.0, 1024.0, 1024.0]]), torch.randn(1, 1280, generator=generator)
+        given["vector"] = torch.cat([text, sinusoid(sizes.flatten(), 256).view(1, -1)], dim=-1)
+        asked["added_cond_kwargs"] = {"text_embeds": text, "time_ids": sizes}
+    t = torch.tensor([741.0])
+    with torch.inference_mode():
+        assert relative_error(ours(x, t, **given), theirs(x, t, **asked).sample) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", UNETS)
+def test_checkpointing_changes_memory_only(kind: str) -> None:
+    """The same output and gradients, dropout included, from less than half of what the graph keeps otherwise."""
+    network = UNet(replace(UNETS[kind], dropout=0.1))
+    randomised(network).train()
+    x, t, given = inputs(UNETS[kind], (16, 16))
+    results: list[tuple[list[Tensor], int]] = []
+    for checkpointing in (False, True):
+        network.checkpointing = checkpointing
+        kept: dict[int, int] = {}
+
+        def keep(saved: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+            return saved
+
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            out = network(x, t, **given)
+        weights = sum(kept.pop(p.untyped_storage().data_ptr(), 0) for p in network.parameters())
+        assert weights > 0
+        results.append(([out, *torch.autograd.grad(out.square().sum(), list(network.parameters()))], sum(kept.values())))
+    (plain, whole), (again, part) = results
+    for a, b in zip(plain, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(a.detach().abs().max()))
+    assert part < whole / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["SD 1", "SDXL", "LCM"])
+def test_half_precision_is_no_worse_than_that_of_diffusers(kind: str, dtype: torch.dtype) -> None:
+    """The distance of the output to that in float64 is at most 1.2 times the same of diffusers."""
+    peer = PEERS[kind]
+    ours, theirs = randomised(UNet(peer.params)), peer.network(**peer.config).eval()
+    theirs.load_state_dict(translated(ours.state_dict(), peer.params.blocks, peer.names), strict=True)
+    x, t, conditions = inputs(peer.params, (16, 24))
+    outputs = []
+    for precision in (torch.float64, dtype):
+        given, asked = for_both(conditions, precision)
+        ours.to(precision), theirs.to(precision)
+        with torch.inference_mode():
+            outputs.append((ours(x.to(precision), t, **given).double(), theirs(x.to(precision), t, **asked).sample.double()))
+    mine, other = (float((half - exact).norm() / exact.norm()) for exact, half in zip(*outputs, strict=True))
+    assert 0 < mine <= 1.2 * other
 
 
 @pytest.mark.parametrize("kind", UNETS)

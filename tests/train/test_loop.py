@@ -287,6 +287,26 @@ def test_accumulated_parts_are_one_batch(tmp_path: Path, accumulate: int) -> Non
         assert one == pytest.approx(other, rel=1e-9)
 
 
+def test_checkpointing_computes_the_same_twice(tmp_path: Path) -> None:
+    """The run is the same bit for bit, also when it goes on without; blocks are run twice a step. Other networks refuse it."""
+
+    def passes(folder: Path, **params: Any) -> int:
+        model, calls = fresh(), list[Any]()
+        network: Any = model.network
+        network.down[0].register_forward_pre_hook(lambda *call: calls.append(call))
+        go(folder, model=model, resume=True, **params)
+        return len(calls)
+
+    assert passes(tmp_path / "without") == 6
+    assert passes(tmp_path / "with", checkpointing=True, steps=4) == 8
+    assert passes(tmp_path / "with", steps=6) == 2
+    assert_same(state(tmp_path / "without"), state(tmp_path / "with"))
+    network = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
+    dit = models.build({"network": network, "schedule": {"name": "flow"}, "prediction": "flow"})
+    with pytest.raises(ValueError, match=r"a DiT always keeps its activations: train\.checkpointing is for a UNet"):
+        go(tmp_path / "dit", model=dit, checkpointing=True)
+
+
 def test_every_step_has_chance_of_its_own(tmp_path: Path) -> None:
     """Random numbers differ between steps and between parts of a step, and return with the step in a run that was resumed."""
 
@@ -359,7 +379,7 @@ def test_ctrl_c_does_not_save_a_broken_state(tmp_path: Path) -> None:
 OTHER: dict[str, Any] = dict(
     batch_size=8, accumulate=2, learning_rate=0.5, warmup=3, final=0.5, weight_decay=0.1, betas=(0.5, 0.99), clip=0.5, ema=0.5, seed=7,
 )  # fmt: skip
-FREE = {"steps", "precision", "save_every", "log_every", "evaluate_every", "workers", "compile"}
+FREE = {"steps", "precision", "save_every", "log_every", "evaluate_every", "workers", "compile", "checkpointing"}
 
 
 def test_every_setting_is_either_kept_or_free() -> None:

@@ -6,14 +6,18 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from diffusion import EPS, Denoiser, DiscreteVP, Prediction, RectifiedFlow, Schedule, initial_noise, marginal
+import models
+from diffusion import EPS, Denoiser, DiscreteVP, Prediction, RectifiedFlow, Schedule, V, initial_noise, marginal
 from train.density import Uniform
-from train.objective import DenoisingObjective, drop_conditions
+from train.objective import DenoisingObjective, clean, conditions, drop_conditions
 from train.variational import variational_bound
-from train.weighting import uniform
+from train.weighting import min_snr, uniform
 
 F64 = torch.float64
 TABLE = DiscreteVP.linear(steps=50)
@@ -73,6 +77,73 @@ def test_nothing_to_drop_stays() -> None:
     label = torch.arange(4)
     assert drop_conditions({}, {"label": 10}, 1.0) == {}
     assert drop_conditions({"label": label}, {}, 1.0)["label"] is label
+
+
+def test_a_batch_may_say_itself_what_no_condition_is() -> None:
+    """Its null.* go before the model's own, one per sample or one for all, and the network is never told them beside the conditions."""
+    seen: list[dict[str, Tensor]] = []
+
+    def network(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        seen.append(cond)
+        return torch.zeros_like(x)
+
+    rows = torch.arange(64.0)[:, None]
+    batch = {"x0": torch.zeros(64, 1, 2, 2), "vector": rows, "null.vector": -rows - 1, "label": torch.ones(64).long()}
+    objective = DenoisingObjective(TABLE, EPS, Uniform(TABLE), uniform, {"label": 10, "vector": 0.5}, drop=0.5)
+    torch.manual_seed(0)
+    objective(Denoiser(network, TABLE, EPS), batch)
+    vector, label = seen[0]["vector"], seen[0]["label"]
+    assert seen[0].keys() == {"vector", "label"}
+    dropped = label == 10
+    assert 16 < int(dropped.sum()) < 48
+    assert torch.equal(vector, torch.where(dropped[:, None], -rows - 1, rows))
+
+
+def test_latents_are_drawn_anew_from_their_distribution() -> None:
+    """x0 + x0_std * z, z standard normal and another one at every call; without x0_std the data is what it is."""
+    mean, std = torch.full((1000, 1, 4, 4), 3.0, dtype=F64), torch.full((1000, 1, 4, 4), 0.5, dtype=F64)
+    torch.manual_seed(0)
+    first, second = (clean({"x0": mean, "x0_std": std}) for _ in range(2))
+    for x0 in (first, second):
+        assert abs(float(x0.mean()) - 3) < 5 * 0.5 / math.sqrt(16000)
+        assert abs(float(x0.std()) - 0.5) < 5 * 0.5 / math.sqrt(2 * 16000)
+    assert abs(float(((first - 3) * (second - 3)).mean())) < 5 * 0.25 / math.sqrt(16000)
+    assert clean({"x0": mean}) is mean
+    assert conditions({"x0": mean, "x0_std": std, "null.context": mean, "context": std}).keys() == {"context"}
+
+
+@pytest.mark.parametrize("gamma", [None, 1.0, 5.0])
+@pytest.mark.parametrize("said", ["epsilon", "v_prediction"])
+def test_loss_and_gradient_are_those_of_the_usual_training_script(said: str, gamma: float | None) -> None:
+    """diffusers' train_text_to_image on the same latents, noise and timesteps: add_noise, target, mean square, min-SNR; to 1e-5."""
+    model = models.miniature("sd1")
+    model.prediction = EPS if said == "epsilon" else V
+    network = model.network.train()
+    batch = {"x0": initial_noise(range(4), (4, 8, 8)), "context": initial_noise(range(4, 8), (77, 64))}
+    weighting = uniform if gamma is None else min_snr(gamma)
+    objective = DenoisingObjective(model.schedule, model.prediction, density := Uniform(model.schedule), weighting)
+    torch.manual_seed(3)
+    loss = objective(model.network_denoiser(), batch).mean()
+    ours = torch.autograd.grad(loss, list(network.parameters()))
+
+    torch.manual_seed(3)
+    timesteps = density.sample(4).long()
+    noise = torch.randn_like(batch["x0"])
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=said)
+    noisy = scheduler.add_noise(batch["x0"], noise, timesteps)
+    target = noise if said == "epsilon" else scheduler.get_velocity(batch["x0"], noise, timesteps)
+    out = network(noisy, timesteps.float(), context=batch["context"])
+    if gamma is None:
+        expected = F.mse_loss(out, target)
+    else:
+        snr = compute_snr(scheduler, timesteps)
+        weights = snr.clamp(max=gamma) / (snr if said == "epsilon" else snr + 1)
+        expected = (F.mse_loss(out, target, reduction="none").mean((1, 2, 3)) * weights).mean()
+    theirs = torch.autograd.grad(expected, list(network.parameters()))
+    assert len(set(timesteps.tolist())) == 4
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    ours_flat, theirs_flat = (torch.cat([g.flatten() for g in gradient]) for gradient in (ours, theirs))
+    assert float((ours_flat - theirs_flat).norm() / theirs_flat.norm()) < 1e-5
 
 
 def bound(t: int, x0: Tensor, x_t: Tensor, x0_hat: Tensor, v: Tensor) -> Tensor:

@@ -299,7 +299,8 @@ def test_shards(kind: str, variant: str | None, folder: Path) -> None:
     """Several files and the index that says what lies where, in the plain variant and in another."""
     state = load_file(unet_file(folder))
     unet_file(folder).unlink()
-    middle, places = len(state) // 2, dict[str, str]()
+    middle = len(state) // 2
+    places: dict[str, str] = {}
     for i, keys in enumerate((list(state)[:middle], list(state)[middle:])):
         name = f"diffusion_pytorch_model{f'.{variant}' if variant else ''}-0000{i + 1}-of-00002.{kind}"
         shard = {key: state[key] for key in keys}
@@ -328,17 +329,23 @@ def test_one_part_of_a_folder(folder: Path) -> None:
 
 
 def test_what_a_folder_holds_besides(folder: Path) -> None:
-    """A safety checker is left out by name; a part that is not known is refused, unless model_index.json leaves it out."""
+    """A safety checker is left out by name, and what model_index.json does not name; a part that it names and nobody knows is refused."""
     for name in ("safety_checker", "controlnet"):
         (folder / name).mkdir()
         save_file({"controlnet_cond_embedding.conv_in.weight": torch.ones(1)}, folder / name / "model.safetensors")
+    index = json.loads((folder / "model_index.json").read_text())
+    left_out = {"safety_checker/": "a filter for finished images", "controlnet/": "not named in model_index.json"}
+    for more in ({}, {"controlnet": [None, None]}):
+        (folder / "model_index.json").write_text(json.dumps({**index, **more}))
+        model = models.load(folder)
+        assert report(model).ignored == left_out
+        same(whole(model), whole(tiny("sd1")))
+    (folder / "model_index.json").write_text(json.dumps({**index, "controlnet": ["diffusers", "ControlNetModel"]}))
     with pytest.raises(ValueError, match=r"controlnet.model\.safetensors holds no model that is known here: .* a ControlNet"):
         models.load(folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "controlnet": [None, None]}))
-    model = models.load(folder)
-    assert report(model).ignored["safety_checker/"] == "a filter for finished images"
-    same(whole(model), whole(tiny("sd1")))
+    (folder / "model_index.json").unlink()
+    with pytest.raises(ValueError, match=r"controlnet.model\.safetensors holds no model that is known here: .* a ControlNet"):
+        models.load(folder)
 
 
 # Several files ---------------------------------------------------------------------------------------------------------

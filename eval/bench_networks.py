@@ -1,0 +1,228 @@
+"""One step of a published UNet, side by side with diffusers in one run. `python -m eval experiment=bench_networks`."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from diffusion.spec import check_at_least_one, lookup, make_params
+from models import UNet, UNetParams
+from models.device import find_device
+from models.files import replacing, write_json
+from samplers.provenance import provenance
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A published UNet as ours, and as the configuration of diffusers' UNet2DConditionModel."""
+
+    ours: UNetParams
+    theirs: Mapping[str, Any]
+
+
+SD15 = Pair(UNetParams(heads=8, head_dim=None, context_dim=768), {"cross_attention_dim": 768, "attention_head_dim": 8})
+SDXL = Pair(
+    UNetParams(
+        channel_mult=(1, 2, 4), attention=(0, 2, 10), middle_attention=10, context_dim=2048, vector_dim=2816, linear_projection=True
+    ),
+    {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),  # which are numbers of heads
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+)
+PAIRS = {"sd15": SD15, "sdxl": SDXL}
+
+
+@dataclass(frozen=True)
+class BenchParams:
+    """What to time: see configs/eval/experiment/bench_networks.yaml."""
+
+    out: str
+    network: str = "sd15"
+    dtypes: tuple[str, ...] = ("fp32", "bf16")
+    batch: int = 2
+    size: int = 64
+    rounds: int = 5
+    device: str | None = None
+    compile: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "batch", "size", "rounds")
+        lookup("network", self.network, PAIRS)
+        for dtype in self.dtypes:
+            lookup("dtype", dtype, DTYPES)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per step, medians over rounds, and the median of the rounds' ratios.
+
+    speedup     theirs over ours: above 1 where ours is faster
+    share       our rate of arithmetic over that of a plain product of 2048 x 2048 matrices of the same dtype in the same rounds
+    memory, their_memory  bytes that a step needs besides the weights, at its peak; NaN where the system does not tell
+    """
+
+    dtype: str
+    ours: float
+    theirs: float
+    speedup: float
+    share: float
+    memory: float
+    their_memory: float
+
+
+def run(config: Mapping[str, Any]) -> list[Timing]:
+    """Time both networks in turn, round after round, in every dtype, and write out/bench.json and out/bench.md."""
+    params = make_params("", BenchParams, {key: value for key, value in config.items() if key != "program"})
+    device = find_device(params.device)
+    timings = [measure(params, dtype, device) for dtype in tqdm(params.dtypes, desc="timing", disable=not params.progress)]
+    out = Path(params.out)
+    write_json(out / "bench.json", {"timings": [asdict(t) for t in timings], "settings": asdict(params), "facts": provenance()})
+    with replacing(out / "bench.md") as temporary:
+        temporary.write_text(table(timings))
+    return timings
+
+
+@torch.inference_mode()
+def measure(params: BenchParams, dtype: str, device: torch.device) -> Timing:
+    """Both networks in one dtype."""
+    steps = [_ours(params, DTYPES[dtype], device), _theirs(params, DTYPES[dtype], device)]
+    memory = [_peak_memory(step, device) for step in steps]  # which warms up, too, and compiles
+    matrix = torch.randn(2048, 2048, device=device).to(DTYPES[dtype])
+    rounds = [[_seconds(call, device) for call in (*steps, lambda: matrix @ matrix)] for _ in range(params.rounds)]
+    ours, theirs, _ = (statistics.median(column) for column in zip(*rounds, strict=True))
+    work = flops(params) / (2 * 2048**3)
+    return Timing(
+        dtype,
+        ours,
+        theirs,
+        speedup=statistics.median(b / a for a, b, _ in rounds),
+        share=statistics.median(work * product / a for a, _, product in rounds),
+        memory=memory[0],
+        their_memory=memory[1],
+    )
+
+
+def flops(params: BenchParams) -> int:
+    """Floating point operations of one step's products; a multiplication and its addition are two."""
+    with FlopCounterMode(display=False) as counter:
+        _ours(params, torch.float32, torch.device("meta"))()
+    return counter.get_total_flops()
+
+
+def table(timings: Sequence[Timing]) -> str:
+    """A Markdown table, one row per dtype."""
+    rows = []
+    for t in timings:
+        speed = f"{t.ours:.3g} | {t.theirs:.3g} | {t.speedup:.2f} | {t.share:.0%}"
+        rows.append(f"| {t.dtype} | {speed} | {t.memory / 1e9:.2f} | {t.their_memory / 1e9:.2f} |")
+    head = "| dtype | s a step | diffusers | times as fast | of the rate of a product | GB | diffusers |\n|---|---|---|---|---|---|---|\n"
+    return head + "\n".join(rows) + "\n"
+
+
+def _ours(params: BenchParams, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
+    """One step of our network."""
+    p = PAIRS[params.network].ours
+    network = _filled(lambda: UNet(p), dtype, device)
+    call = torch.compile(network, fullgraph=True) if params.compile else network
+    x, t, context = _inputs(params, dtype, device)
+    vector = None if p.vector_dim is None else torch.ones(params.batch, p.vector_dim, dtype=dtype, device=device)
+    return lambda: call(x, t, context=context, vector=vector)
+
+
+def _theirs(params: BenchParams, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
+    """The same of diffusers' network. ValueError where diffusers is not installed."""
+    try:
+        import diffusers  # a peer to measure against, which the library itself does not need
+    except ImportError as error:
+        raise ValueError("this benchmark times diffusers beside us, which is not installed: pip install diffusers") from error
+    diffusers.logging.set_verbosity_error()
+    pair = PAIRS[params.network]
+    network = _filled(lambda: diffusers.UNet2DConditionModel(**pair.theirs), dtype, device)
+    call = torch.compile(network) if params.compile else network
+    x, t, context = _inputs(params, dtype, device)
+    added = None
+    if pair.ours.vector_dim is not None:  # pooled text, and six numbers that become 256 sinusoids each
+        ones = torch.ones(params.batch, pair.ours.vector_dim - 6 * 256, dtype=dtype, device=device)
+        added = {"text_embeds": ones, "time_ids": ones[:, :6]}
+    return lambda: call(x, t, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False)[0]
+
+
+def _filled(make: Callable[[], nn.Module], dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """A network with small random weights, made in place: nothing exists twice."""
+    with torch.device("meta"):
+        network = make().to(dtype)
+    if device.type != "meta":
+        network.to_empty(device=device)
+        for p in network.parameters():
+            p.uniform_(-0.02, 0.02)
+    return network.eval()
+
+
+def _inputs(params: BenchParams, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """x, t and a context of 77 tokens."""
+    p = PAIRS[params.network].ours
+    x = torch.ones(params.batch, p.in_channels, params.size, params.size, dtype=dtype, device=device)
+    context = torch.ones(params.batch, 77, p.context_dim or 0, dtype=dtype, device=device)
+    return x, torch.full((params.batch,), 500.0, device=device), context
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock time of a call; on a GPU, until it has finished."""
+    _wait(device)
+    start = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_memory(call: Callable[[], object], device: torch.device) -> float:
+    """Bytes a call needs at its peak beyond those held before it, from its second run; NaN where the system does not tell."""
+    call()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return float(torch.cuda.max_memory_allocated(device) - before)
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if device.type != "cpu" or not reset.exists():
+        return math.nan
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)  # what was freed is no longer resident
+    reset.write_text("5")  # Linux: the peak of resident memory starts anew
+    before = _resident(status, "VmRSS")
+    call()
+    return float(_resident(status, "VmHWM") - before)
+
+
+def _resident(status: Path, name: str) -> int:
+    found = re.search(rf"^{name}:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
+    assert found is not None
+    return 1024 * int(found[1])

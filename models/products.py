@@ -1,0 +1,69 @@
+"""The two products that networks are made of, linear layer and convolution, and how a CPU does them best.
+
+On a GPU, and wherever torch's own choice is the best one, these are `nn.Linear` and `nn.Conv2d` and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Read once: tracing for torch.compile could not ask the processor. What other makes than x86 can do is left to torch.
+_CPU = torch.cpu.get_capabilities()
+_X86 = _CPU.get("architecture") == "x86_64"
+TILES = {torch.bfloat16: bool(_CPU.get("amx_bf16")), torch.float16: bool(_CPU.get("amx_fp16"))}  # whole products, 16 times float32's rate
+NATIVE = {
+    torch.bfloat16: TILES[torch.bfloat16] or bool(_CPU.get("avx512_bf16")) or not _X86,
+    torch.float16: TILES[torch.float16] or bool(_CPU.get("avx512_fp16")) or not _X86,
+}
+
+
+def emulated(x: Tensor) -> bool:
+    """Whether products of x's dtype run on a CPU that has no instructions for it: three times slower than in float32."""
+    return x.device.type == "cpu" and not NATIVE.get(x.dtype, True)
+
+
+def best_layout(x: Tensor) -> torch.memory_format:
+    """How a network's images should lie in memory: pixel by pixel on a CPU with tiles, elsewhere as they come."""
+    tiles = x.device.type == "cpu" and TILES.get(x.dtype, False)
+    return torch.channels_last if tiles else torch.preserve_format
+
+
+def widened(product: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product computed in float32, which exists for its duration only, and rounded to the dtype of x."""
+    return product(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+
+class Linear(nn.Linear):
+    """x W^T + b over the tokens of a network."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return widened(F.linear, x, self.weight, self.bias) if emulated(x) else F.linear(x, self.weight, self.bias)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution; an image of fewer pixels than channels is unfolded into patches, for a linear layer.
+
+    There the weights are most of what has to be moved, and convolution kernels reorder them before they use them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        few = x.shape[0] * x.shape[2] * x.shape[3] < self.in_channels
+        product = self._unfolded if few and self.groups == 1 and self.kernel_size != (1, 1) else self._conv_forward
+        return widened(product, x, self.weight, self.bias) if emulated(x) else product(x, self.weight, self.bias)
+
+    def _unfolded(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        assert not isinstance(self.padding, str)
+        patches = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)  # (B, C*kh*kw, L)
+        height = (x.shape[2] + 2 * self.padding[0] - self.dilation[0] * (self.kernel_size[0] - 1) - 1) // self.stride[0] + 1
+        if x.is_contiguous():
+            out = weight.flatten(1) @ patches  # in the layout of x, whichever that is
+            out = out if bias is None else out + bias[:, None]
+        else:
+            out = F.linear(patches.transpose(1, 2), weight.flatten(1), bias).transpose(1, 2)
+        return out.unflatten(2, (height, -1))

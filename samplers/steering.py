@@ -1,0 +1,83 @@
+"""The denoiser of a text-to-image network, led as its family is led: by a prompt, by an image, or by both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion import ComposedGuidance, DenoiserLike, Inpainting
+from diffusion.spec import check_type
+from models import Model
+from samplers.guide import guided, limited
+from samplers.prompting import Conditions
+from samplers.reference import Reference, edits
+
+IMAGE_SCALE = 1.5  # of networks that edit, as published (Brooks et al. 2023)
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How strongly, and how.
+
+    scale        of classifier-free guidance, 1 is off; networks that were distilled to follow it are told it
+    image_scale  towards the image that a network edits
+    guide        see `GuideParams`
+    """
+
+    scale: float
+    image_scale: float = IMAGE_SCALE
+    guide: Mapping[str, Any] | None = None
+
+    def check(self, model: Model, negative: bool) -> None:
+        """ValueError for what this model has no use for; `negative`: there are negative prompts."""
+        check_type("guidance", self.scale, float)
+        check_type("image_guidance", self.image_scale, float)
+        rule = any(value is not None for value in (self.guide or {}).values())
+        if embeds_guidance(model):
+            if rule or negative:
+                name = "guide" if rule else "negative"
+                raise ValueError(f"this network was distilled to follow guidance by itself, from the prompt alone: leave {name} out")
+        elif edits(model):
+            if rule:
+                raise ValueError("a network that edits an image is led by guidance and image_guidance, and no other way: leave guide out")
+        else:
+            if negative and self.scale == 1:
+                raise ValueError("guidance=1 is off, and leads away from no negative prompt: give guidance=2, say, or leave it out")
+
+            self._towards_prompt(model, {})
+
+    def denoiser(self, model: Model, told: Conditions, reference: Reference) -> tuple[DenoiserLike, dict[str, Tensor]]:
+        """The denoiser, and the conditions to call it with. All on the network's device, one row per sample but for the reference's."""
+        cond, null = told.cond, told.null
+        n, where = len(cond["context"]), cond["context"].device
+        if model.image_channels and reference.beside is not None:
+            beside = {"image": reference.beside.expand(n, -1, -1, -1)}
+            if edits(model):
+                return self._towards_both(model, cond, null, beside), {}
+            cond, null = {**cond, **beside}, {**null, **beside}
+        if embeds_guidance(model):
+            return model.denoiser(), {**cond, "guidance": torch.full((n,), self.scale, device=where)}
+        denoiser = self._towards_prompt(model, null)
+        if reference.known is not None and reference.mask is not None and not model.image_channels:
+            known, mask = (value.expand(n, -1, -1, -1) for value in (reference.known, reference.mask))
+            denoiser = Inpainting(denoiser, known, mask)
+        return denoiser, cond
+
+    def _towards_prompt(self, model: Model, null: Mapping[str, Tensor]) -> DenoiserLike:
+        return limited(guided(model.denoiser(), self.scale, null, model.prediction, self.guide), False, self.guide)
+
+    def _towards_both(
+        self, model: Model, cond: Mapping[str, Tensor], null: Mapping[str, Tensor], beside: Mapping[str, Tensor]
+    ) -> DenoiserLike:
+        """One scale towards the image, and one from there towards the prompt (Brooks et al. 2023, eq. 3)."""
+        seen = [({**null, **beside}, self.image_scale - self.scale), ({**cond, **beside}, self.scale)]
+        return ComposedGuidance(model.denoiser(), seen, {**null, "image": torch.zeros_like(beside["image"])})
+
+
+def embeds_guidance(model: Model) -> bool:
+    """Whether the network was distilled to follow the scale of guidance, which it is told (LCM)."""
+    return getattr(model.network.params, "guidance_dim", None) is not None

@@ -1,0 +1,115 @@
+"""Linear layer and convolution against torch's own, by every way a CPU may take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models import products
+from models.products import Conv2d, Linear, best_layout
+
+HALVES = [torch.bfloat16, torch.float16]
+SHAPES = {  # of convolutions, by kernel, stride, padding, dilation, groups
+    "3x3": (3, 1, 1, 1, 1),
+    "stride": (3, 2, 1, 1, 1),
+    "even": (2, 2, 0, 1, 1),
+    "wide": (3, 1, 2, 2, 1),
+    "1x1": (1, 1, 0, 1, 1),
+    "groups": (3, 1, 1, 1, 4),
+}
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(2, 3), (6, 4), (9, 11)])  # few pixels and many
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_convolution_and_gradients_equal_those_of_torch(
+    shape: tuple[int, int, int, int, int], bias: bool, size: tuple[int, int], layout: torch.memory_format
+) -> None:
+    """Whatever the number of pixels and the layout of the image; the output keeps the layout."""
+    kernel, stride, padding, dilation, groups = shape
+    layer = Conv2d(16, 12, kernel, stride, padding, dilation, groups, bias).double()
+    x = normal(2, 16, *size).to(memory_format=layout).requires_grad_()
+    out, expected = layer(x), F.conv2d(x, layer.weight, layer.bias, stride, padding, dilation, groups)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    assert out.is_contiguous(memory_format=layout)
+    weight = normal(*out.shape)
+    for mine, theirs in zip(*(torch.autograd.grad((y * weight).sum(), [x, *layer.parameters()]) for y in (out, expected)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_images_of_few_pixels_are_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those with fewer pixels, over the batch, than channels; and none with a 1x1 kernel, which is a linear layer already."""
+    seen: list[tuple[int, ...]] = []
+    unfold = F.unfold
+
+    def watched(x: Tensor, *args: int | tuple[int, ...]) -> Tensor:
+        seen.append(tuple(x.shape))
+        return unfold(x, *args)
+
+    monkeypatch.setattr(F, "unfold", watched)
+    for kernel in (1, 3):
+        for batch in (1, 2):
+            for size in (3, 4):
+                Conv2d(16, 4, kernel, padding=kernel // 2)(torch.zeros(batch, 16, size, size))
+    assert seen == [(1, 16, 3, 3)]
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "bias": partial(Linear, 48, 40),
+    "none": partial(Linear, 48, 40, bias=False),
+    "conv": partial(Conv2d, 48, 40, 3, padding=1),
+}
+
+
+def layer_and_input(kind: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    x = normal(2, 48, 5, 6, dtype=dtype) if kind == "conv" else normal(3, 7, 48, dtype=dtype)
+    return LAYERS[kind]().to(dtype), x.requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_half_precision_rounds_once(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the processor's instructions the output is the exact one, rounded; and so are the gradients."""
+    monkeypatch.setitem(products.NATIVE, dtype, False)
+    layer, x = layer_and_input(kind, dtype)
+    wide = {name: p.detach().double().requires_grad_() for name, p in layer.named_parameters()}
+    wide_x = x.detach().double().requires_grad_()
+    exact = torch.func.functional_call(layer, wide, (wide_x,))
+    out = layer(x)
+    assert out.dtype == dtype
+    weight = normal(*out.shape, dtype=dtype)
+    grads = torch.autograd.grad((out * weight).sum(), [x, *layer.parameters()])
+    exacts = torch.autograd.grad((exact * weight.double()).sum(), [wide_x, *wide.values()])
+    for mine, expected in zip([out, *grads], [exact, *exacts], strict=True):
+        assert mine.dtype == dtype
+        assert (mine.double() - expected).abs().max() <= torch.finfo(dtype).eps * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_half_precision_is_left_to_the_processor(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its instructions nothing is widened: the output is torch's own, bit for bit."""
+    monkeypatch.setitem(products.NATIVE, dtype, True)
+    layer, x = layer_and_input(kind, dtype)
+    parent = nn.Conv2d if kind == "conv" else nn.Linear
+    assert torch.equal(layer(x), parent.forward(layer, x))  # type: ignore[arg-type]  # the layer is one of them
+
+
+def test_layout_is_left_alone_without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixel by pixel where the CPU has a unit for products of the dtype; elsewhere as the image comes."""
+    for tiles, expected in ((True, torch.channels_last), (False, torch.preserve_format)):
+        monkeypatch.setitem(products.TILES, torch.bfloat16, tiles)
+        assert best_layout(torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)) == expected
+        assert best_layout(torch.zeros(1, 1, 1, 1)) == torch.preserve_format
+        assert best_layout(torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16, device="meta")) == torch.preserve_format

@@ -1,0 +1,167 @@
+"""What a text-to-image network is trained on: latents of images and contexts of captions, computed once."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion.spec import check_at_least_one
+from models import VAE, Model, TextEncoder
+from models.checkpoints import native
+from models.checkpoints.tensors import open_tensors
+from samplers.generate import image_size
+from samplers.prompting import SCORE
+from train.captions import CaptionedImages
+from train.data import Batch
+from train.world import World
+
+
+@dataclass(frozen=True)
+class LatentParams:
+    """How captioned images become what the network sees.
+
+    size        pixels that images are resized and cropped to: of both sides, or (height, width); None: what the model was trained on
+    chunks      pieces of 75 tokens that captions are read in; the rest of a longer one is left out, with a warning
+    precision   that the autoencoder and the text encoders compute in
+    batch_size  images at once
+    folder      where the result is kept; runs that name the same folder share it; None: the run's own
+    """
+
+    size: int | tuple[int, int] | None = None
+    chunks: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_size: int = 4
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "size", "chunks", "batch_size")
+
+
+class LatentData:
+    """A data set of what a model's own autoencoder and text encoder make of captioned images.
+
+    A batch holds mean and standard deviation of the latents, from which training draws anew every time, as the models were
+    trained; the context, and for SDXL the vector with the sizes of each image; and under null.* what stands for "no prompt":
+    the family's own rule, which `generate` follows too (the encoded "" of SD 1 and 2; zeros for SDXL, which was trained with zeros
+    in place of text left out, and whose sizes stay).
+
+    `prepare` computes it, or reads the file of an earlier time; before that it only knows its size. The file's name is a key of all that it
+    depends on: weights and parameters of the encoders, images, captions, and settings. It takes 0.4 MB per image of SD 1, 1.2 MB of SDXL.
+
+    Raises ValueError for a model that cannot be trained so, or images or captions that cannot be used.
+    """
+
+    num_classes: int | None = None
+
+    def __init__(self, images: CaptionedImages, model: Model, params: LatentParams, folder: Path) -> None:
+        _check_trainable(model)
+        self.images, self.params, self.vae, self.text = images, params, model.require("vae"), model.require("text")
+        height, width = params.size if isinstance(params.size, tuple) else (params.size, params.size)
+        self.size = image_size(model, height, width)
+        self.shape = self.vae.latent_shape(*self.size)
+        self.kept = {
+            "encoders": _fingerprint(model),
+            "captioned": images.fingerprint(),
+            "size": list(self.size),
+            "chunks": params.chunks,
+            "precision": params.precision,
+        }
+        key = hashlib.sha256(json.dumps(self.kept).encode()).hexdigest()
+        self.file = Path(params.folder or folder) / f"latents-{key[:16]}.safetensors"
+        self._rows: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        if not self._rows:
+            raise RuntimeError("these latents are not computed yet: call prepare first")
+        index, rows = torch.as_tensor(indices), self._rows
+        batch = {name: value[index].float() for name, value in rows.items() if not name.startswith("null.")}
+        batch["null.context"] = rows["null.context"].float().expand_as(batch["context"])
+        if "vector" in batch:
+            pooled = rows["null.pooled"].float().expand(len(index), -1)
+            batch["null.vector"] = torch.cat([pooled, batch["vector"][:, pooled.shape[1] :]], dim=1)
+        return batch
+
+    def prepare(self, where: World, progress: bool = True) -> None:
+        """Read the latents from their file. Where there is none, one process computes them on its device and writes it; others wait."""
+        if where.leads and not self.file.exists():
+            rows = self._computed(where.device, progress)
+            native.write_tensors(self.file, rows, {"made from": json.dumps(self.kept)})
+        while not self.file.exists():  # no collective operation: those give up after some minutes
+            time.sleep(0.2)
+        self._rows = {name: stored.mapped() for name, stored in open_tensors(self.file).tensors.items()}
+
+    @torch.no_grad()
+    def _computed(self, device: torch.device, progress: bool) -> dict[str, Tensor]:
+        """All rows, by copies of the encoders: the model's own stay as they are, bit for bit, and off the device."""
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.params.precision]
+        vae, text = (copy.deepcopy(part).to(device, dtype).requires_grad_(False) for part in (self.vae, self.text))
+        rows: dict[str, Tensor] = {}
+        dropped: list[int] = []
+        with tqdm(total=len(self), desc="latents", unit="image", disable=not progress) as bar:
+            for start in range(0, len(self), self.params.batch_size):
+                indices = range(start, min(start + self.params.batch_size, len(self)))
+                made, lost = self._encoded(vae, text, indices, device)
+                for name, value in made.items():
+                    n = 1 if name.startswith("null.") else len(self)
+                    kept = rows.setdefault(name, torch.empty(n, *value.shape[1:], dtype=value.dtype))
+                    kept[slice(None) if n == 1 else slice(start, indices.stop)] = value
+                dropped += lost
+                bar.update(len(indices))
+        if dropped:
+            warnings.warn(
+                f"{len(dropped)} of {len(self)} captions are longer than {75 * self.params.chunks} tokens and are read up to there, "
+                f"the first that of {self.images.files[dropped[0]]}: latents.chunks={self.params.chunks + 1} reads more",
+                stacklevel=3,
+            )
+        return rows
+
+    def _encoded(self, vae: VAE, text: TextEncoder, indices: range, device: torch.device) -> tuple[dict[str, Tensor], list[int]]:
+        """The rows of some images, what stands for "no prompt", and which of the captions are too long."""
+        pictures, told = zip(*(self.images.read(i, *self.size) for i in indices), strict=True)
+        latents = vae.encode(torch.stack(pictures).to(device))
+        numbers = {name: [{**each, "score": SCORE}[name] for each in told] for name in text.params.numbers}
+        captions = [self.images.captions[i] for i in indices]
+        condition = text.encode(captions, numbers=numbers, long="cut", chunks=self.params.chunks)
+        null = text.null(len(indices), like=condition)
+        rows = {"x0": latents.mean, "x0_std": latents.std, "context": condition.context, "null.context": null.context[:1]}
+        if condition.vector is not None and null.vector is not None:
+            rows |= {"vector": condition.vector, "null.pooled": null.vector[:1, : text.params.pooled_dim]}
+        return rows, [i for i, rest in zip(indices, condition.dropped, strict=True) if rest]
+
+
+def _check_trainable(model: Model) -> None:
+    """ValueError unless images and captions are all that the network needs."""
+    network: Any = model.network.params
+    text = model.require("text")
+    if model.image_channels:
+        raise ValueError(
+            f"this network sees {model.image_channels} channels beside x, for inpainting or editing: captioned images do not train it"
+        )
+    if model.distilled or getattr(network, "guidance_dim", None) is not None:
+        raise ValueError("this model is distilled to a few steps, which training it further would undo: train the one it was made from")
+    if (network.context_dim, network.vector_dim) != (text.params.context_dim, text.params.vector_dim):
+        raise ValueError(
+            f"the text encoder makes contexts of {text.params.context_dim} and vectors of {text.params.vector_dim}, "
+            f"the network takes {network.context_dim} and {network.vector_dim}: load those that belong together"
+        )
+
+
+def _fingerprint(model: Model) -> str:
+    """SHA-256 of weights and parameters of the autoencoder and the text encoder."""
+    encoders = Model(None, model.schedule, model.prediction, vae=model.vae, text=model.text)
+    parameters = json.dumps([model.spec["vae"], model.spec["text"]], sort_keys=True)
+    return hashlib.sha256((encoders.fingerprint + parameters).encode()).hexdigest()
