@@ -10,6 +10,7 @@ from typing import Any
 from models.checkpoints.tensors import PICKLES, SAFETENSORS, TensorFile, open_tensors
 from models.files import read_json
 
+PREVIEW = "preview"  # ours, which no index of diffusers' has a name for
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 UNUSED = {"safety_checker": "a filter for finished images", "image_encoder": "for image prompts"}
 STEM = "(diffusion_pytorch_model|model|pytorch_model)"
@@ -68,7 +69,7 @@ def _is_named(place: Path) -> bool:
     """
     index = place.parent / "model_index.json"
     named = {name for name, what in read_json(index).items() if what != [None, None]} if index.is_file() else set()
-    return place.name == "preview" or place.name in named or not any((place.parent / name).is_dir() for name in named)
+    return place.name == PREVIEW or place.name in named or not any((place.parent / name).is_dir() for name in named)
 
 
 def _holds_weights(folder: Path) -> bool:

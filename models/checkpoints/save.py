@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffusion.spec import check_names, lookup
 from models.checkpoints import clip_keys, diffusers_configs, native, taesd_keys, unet_keys, vae_keys
+from models.checkpoints.folder import PREVIEW
 from models.checkpoints.parts import LATENT_STATISTICS
 from models.checkpoints.table import Layout, check_dtype, scatter
 from models.checkpoints.tensors import SAFETENSORS
@@ -138,7 +139,7 @@ def _save_diffusers(model: Model, folder: Path, dtype: torch.dtype | None) -> No
         _save_tokenizer(folder / place.replace("text_encoder", "tokenizer"), use.pad, params.length)
     if model.preview is not None:
         tiny = _published(model.preview, taesd_keys.diffusers(), taesd_keys.recognise)
-        writing.append(("preview" if parts else "", weights, diffusers_configs.taesd(model.preview.params), tiny))
+        writing.append((PREVIEW if parts else "", weights, diffusers_configs.taesd(model.preview.params), tiny))
     for place, file, config, tensors in writing:
         native.write_tensors(folder / place / file, _cast(tensors, dtype), {"format": "pt"})
         write_json(folder / place / "config.json", config)
