@@ -156,9 +156,9 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all weights: the same for every copy of them, wherever it lies."""
+        """SHA-256 of all weights that images depend on: the same for every copy of them, wherever it lies and in every layout."""
         digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
+        for name, value in sorted((name, value) for name, value in self.state_dict().items() if not name.startswith("preview.")):
             digest.update(name.encode())
             digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()

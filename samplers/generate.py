@@ -141,7 +141,8 @@ def image_size(model: Model, height: int | None = None, width: int | None = None
     if size[0] % step or size[1] % step or min(size) < step:
         near = [max(step, round(side / step) * step) for side in size]
         raise ValueError(
-            f"this model makes images whose sides are multiples of {step}, not {size[0]}x{size[1]}: {near[0]}x{near[1]} is near"
+            f"this model makes images whose sides are multiples of {step}, not {size[0]}x{size[1]} (height x width): "
+            f"{near[0]}x{near[1]} is near"
         )
     return size
 

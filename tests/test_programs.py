@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ from PIL import Image
 import models
 from configs import compose
 from models.files import read_json_lines
+from samplers.pictures import save_png
 
+ROOT = Path(__file__).parents[1]
 TINY = ("channels=8", "channel_mult=[1]", "attention=[0]", "middle_attention=0", "head_dim=8")
 QUIET = ("device=cpu", "progress=false")
 TRAIN = (
@@ -30,7 +34,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # line, whose child then runs `python -m program` as if it had started it.
 FORKING = """
 import json, os, runpy, sys
-import hydra, sklearn.datasets, torch._dynamo, eval.folder, eval.quickstart, samplers.run, train.run
+import hydra, open_clip, sklearn.datasets, torch._dynamo, eval.folder, eval.quickstart, samplers.modes, train.run
 
 for line in sys.stdin:
     folder, program, *arguments = json.loads(line)
@@ -72,6 +76,29 @@ def trained(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
     status, out, error = command("train", *TRAIN, f"run={folder}")
     assert (status, error) == (0, "")
     assert out == f"trained: {folder}   sample it: python -m samplers run={folder}\n"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models that take prompts, pictures, and an image that was drawn."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, model in {
+        "sd1": models.miniature("sd1"),
+        "sdxl": models.miniature("sdxl"),
+        "lcm": models.miniature("lcm"),
+        "inpainting": models.miniature("sd1", in_channels=9),
+        "editing": models.miniature("sd1", in_channels=8),
+    }.items():
+        models.save(model, folder / f"{name}.safetensors", layout="ldm")
+    models.save(replace(models.miniature("sd1"), vae=None, text=None, preview=None), folder / "unet.safetensors", layout="ldm")
+    Image.new("RGB", (64, 32)).save(folder / "image.png")
+    Image.new("RGB", (64, 64)).save(folder / "square.png")
+    (folder / "text.png").write_text("no picture")
+    (folder / "damaged.safetensors").write_bytes((folder / "sd1.safetensors").read_bytes()[:100_000])
+    save_png(
+        torch.zeros(3, 32, 64), folder / "moved.png", {"weights": [f"{folder}/gone.safetensors"], "prompt": "a", "seed": 0, "batch": {}}
+    )
     return folder
 
 
@@ -197,6 +224,9 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "a time that is none": ("samplers", ["run={run}", "grid.spacing=[900,null]"], "must be a text or a list of numbers"),
     "figures of too few": ("eval", ["experiment=quickstart", "n=abc"], "n must be a whole number, not 'abc'"),
     "no list of rows": ("eval", ["experiment=quickstart", "jobs=abc"], "jobs must be a list of mappings, not 'abc'"),
+    "nothing to sample": ("samplers", ["n=3"], "say what to sample, by one of: run=FOLDER, a model trained here; weights=FILE prompt=TEXT"),
+    "two ways": ("samplers", ["run={run}", "weights={new}"], "say what to sample, by one of: run=FOLDER"),
+    "a prompt for a run": ("samplers", ["run={run}", "prompt=a cat"], "prompt goes with weights=FILE prompt=TEXT, a published model, and this"),  # noqa: E501
     "program": ("eval", ["experiment=quickstrat"], "no experiment named 'quickstrat'; did you mean 'quickstart'?"),
 }  # fmt: skip
 
@@ -226,6 +256,106 @@ def test_a_mistake_ends_with_one_line(
     assert message.format(**places) in error
     assert (contents(tmp_path), contents(trained)) == before
     assert not places["new"].exists()
+
+
+SMALL = ("height=32", "width=64", "steps=1", *QUIET)
+SD1 = ("weights={files}/sd1.safetensors", "prompt=a cat", *SMALL)
+# the arguments of `python -m samplers` (in braces the files, and a new folder that all results would go to), and what the line must say
+PROMPT_MISTAKES: dict[str, tuple[list[str], str]] = {
+    "name": (["weights=sd15", "prompt=a cat"], "no such file or folder: sd15; `python -m models download sd15` fetches that model and says"),  # noqa: E501
+    "no weights": (["weights={files}/none.safetensors", "prompt=a cat"], "no such file or folder: {files}/none.safetensors"),
+    "no prompt": (["weights={files}/sd1.safetensors", *SMALL], "prompt must be given"),
+    "prompt alone": (["prompt=a cat"], "say what to sample, by one of: run=FOLDER"),
+    "empty list": (["weights=[]", "prompt=a cat"], "load what? Give at least one file or folder"),
+    "numbers for weights": (["weights=[3]", "prompt=a cat"], "weights must be a text or a list of texts, not [3]"),
+    "damaged": (["weights={files}/damaged.safetensors", "prompt=a cat"], "{files}/damaged.safetensors"),
+    "no model": (["weights={files}/image.png", "prompt=a cat"], "{files}/image.png"),
+    "a part": (["weights={files}/unet.safetensors", "prompt=a cat", *SMALL], "this model has no vae (it has backbone): load a file that holds"),  # noqa: E501
+    "a run for weights": (["weights={run}", "prompt=a cat", *SMALL], "{run} is a model that takes no prompts: run={run} samples it"),
+    "weights for a run": (["run={files}/sd1.safetensors"], "is a model that takes prompts: weights={files}/sd1.safetensors prompt=... draws"),  # noqa: E501
+    "labels": ([*SD1, "labels=[3]"], "labels goes with run=FOLDER, a model trained here, and this is weights=...: leave one of the two out"),  # noqa: E501
+    "clip": ([*SD1, "clip=true"], "clip goes with run=FOLDER"),
+    "family": ([*SD1, "family=sdxll"], "no family named 'sdxll'; did you mean 'sdxl'?"),
+    "other family": ([*SD1, "family=sdxl"], "is built like sd1, so it cannot be of the family sdxl"),
+    "prediction": ([*SD1, "prediction=epsilon"], "no prediction named 'epsilon'"),
+    "dtype": ([*SD1, "dtype=fp8"], "no dtype named 'fp8'"),
+    "part": ([*SD1, "dtype={{unet: fp16}}"], "no part of a model named 'unet'; known: backbone, vae, text"),
+    "size": ([*SD1, "height=100"], "multiples of 16, not 100x64 (height x width): 96x64 is near"),
+    "half a size": ([*SD1, "height=32.5"], "height must be a whole number or null, not 32.5"),
+    "sampler": ([*SD1, "sampler=eulr"], "no sampler named 'eulr'; did you mean 'euler'?"),
+    "option": ([*SD1, "sampler=ddim", "+options.etta=1"], "no option of ddim named 'etta'; did you mean 'eta'?"),
+    "spacing": ([*SD1, "grid.spacing=karass"], "did you mean 'karras'?"),
+    "steps": ([*SD1, "steps=0"], "steps must be a whole number >= 1, not 0"),
+    "seed": ([*SD1, "seed=-1"], "seed must lie in 0 ... 2^63 - 1, not -1"),
+    "n": ([*SD1, "n=0"], "n must be at least 1, not 0"),
+    "guide off": ([*SD1, "guidance=1", "guide.percentile=0.9"], "guidance=1 is off"),
+    "negative off": ([*SD1, "guidance=1", "negative=ugly"], "guidance=1 is off, and leads away from no negative prompt"),
+    "negative of lcm": (["weights={files}/lcm.safetensors", "prompt=a", "negative=b", *SMALL], "distilled to follow guidance by itself"),
+    "long": ([*SD1, "long=drop"], "long must be one of chunk, cut, not 'drop'"),
+    "numbers": ([*SD1, "+numbers.top=3"], "this family is told no numbers beside the prompt: leave top out"),
+    "number": (["weights={files}/sdxl.safetensors", "prompt=a", "+numbers.tpo=3", *SMALL], "no number named 'tpo'; did you mean 'top'?"),
+    "handover": ([*SD1, "handover=0.5"], "handover says when a refiner takes over: give refiner=FILE too"),
+    "refiner": ([*SD1, "refiner=sdxl-refiner"], "`python -m models download sdxl-refiner` fetches that model"),
+    "other refiner": ([*SD1, "refiner={files}/sdxl.safetensors"], "model and refiner have latents of other units"),
+    "no image": ([*SD1, "image={files}/none.png"], "no such picture: {files}/none.png"),
+    "text": ([*SD1, "image={files}/text.png"], "{files}/text.png is no picture that can be read"),
+    "mask alone": ([*SD1, "mask={files}/image.png"], "mask says what is done with an image: give image too"),
+    "mask": ([*SD1, "image={files}/image.png", "mask={files}/square.png"], "square.png is 64x64, {files}/image.png 32x64 (height x width)"),
+    "strength": ([*SD1, "image={files}/image.png", "strength=0"], "strength is a share of the steps in (0, 1], not 0"),
+    "inpainting": (["weights={files}/inpainting.safetensors", "prompt=a", *SMALL], "give it an image and a mask"),
+    "editing": (["weights={files}/editing.safetensors", "prompt=a", *SMALL], "give it an image to edit"),
+    "tile": ([*SD1, "tile=0"], "must be at least 1, not 0"),
+    "device": ([*SD1, "device=gpu"], "no device 'gpu' here"),
+    "unwritable": ([*SD1, "out={files}/text.png"], "cannot write {files}/text.png/images: {files}/text.png is a file"),
+    "typo": ([*SD1, "negativ=ugly"], "no setting named 'negativ'; did you mean 'negative'?"),
+    "from nothing": (["from={files}/none.png"], "no such picture: {files}/none.png"),
+    "from another's": (["from={files}/image.png"], "image.png does not say what it was drawn with: it is none of our pictures"),
+    "from no picture": (["from={files}/text.png"], "{files}/text.png is no picture that can be read"),
+    "from what is gone": (["from={files}/moved.png"], "{files}/gone.safetensors, for {files}/moved.png, is not there: weights=... says"),
+    "from with labels": (["from={files}/moved.png", "labels=3"], "labels goes with run=FOLDER, a model trained here, and this is weights"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), PROMPT_MISTAKES.values(), ids=list(PROMPT_MISTAKES))
+def test_a_mistake_with_a_prompt_ends_with_one_line(
+    arguments: list[str], message: str, files: Path, trained: Path, tmp_path: Path, command: Command
+) -> None:
+    """As above: status 1, one line that says what would be right, and nothing is written."""
+    places = {"files": files, "run": trained}
+    before = contents(files)
+    new = [] if any(argument.startswith("out=") for argument in arguments) else [f"out={tmp_path / 'new'}"]
+    status, out, error = command("samplers", *(argument.format(**places) for argument in arguments), *new)
+    assert (status, out) == (1, ""), error
+    assert error.startswith("error: "), error
+    assert error.count("\n") == 1, error
+    assert message.format(**places) in error
+    assert contents(files).keys() == before.keys()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_to_images_and_again(files: Path, tmp_path: Path) -> None:
+    """In processes of their own: images and a sheet, a warning in one line for what is cut, and an image again to the last bit."""
+    settings = [f"weights={files}/sd1.safetensors", f"prompt={'red, ' * 40}(cat)", "long=cut", "n=2", *SMALL]
+    drawn = subprocess.run(
+        [sys.executable, "-m", "samplers", *settings],
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert drawn.returncode == 0
+    assert re.fullmatch(
+        r"warning: a prompt is longer than 75 tokens, and its end was dropped: 'red,( red,)+\s?\( ?cat ?\)'\n", drawn.stderr
+    )
+    (out,) = (tmp_path / "samples").iterdir()
+    assert drawn.stdout == f"2 images in samples/{out.name}/images, all in samples/{out.name}/grid.png\n"
+    image = f"samples/{out.name}/images/000001.png"
+    again = subprocess.run(
+        [sys.executable, "-m", "samplers", f"from={image}", *QUIET], env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert again.returncode == 0
+    assert again.stdout == f"samples/{out.name}-again/images/000001.png   the same as {image}, to the last bit\n"
 
 
 def test_weights_and_biases_stay_silent_without_a_login(tmp_path: Path) -> None:

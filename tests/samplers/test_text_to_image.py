@@ -1,0 +1,409 @@
+"""Prompts to image files: what is drawn, where it goes, and that every image can be drawn again from what it says of itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import nn
+
+import models
+from configs import compose
+from models.files import read_json
+from samplers import generate, read_image, read_mask
+from samplers.modes import sampled
+from samplers.pictures import pixel_difference, read_settings, save_png, thumbnail
+from samplers.results import Outcome
+from samplers.text_to_image import text_to_image
+
+SMALL: dict[str, Any] = {"height": 32, "width": 64, "steps": 2, "device": "cpu"}
+PROMPT = 'A corgi, (red:1.3) and "wet" on ${grass} = [fun]'
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models and pictures."""
+    folder = tmp_path_factory.mktemp("files")
+    models.save(models.miniature("sd1"), folder / "sd1.safetensors", layout="ldm")
+    models.save(models.miniature("sd1"), folder / "sd1", layout="diffusers")
+    models.save(models.miniature("sd1", seed=1), folder / "other.safetensors", layout="ldm")
+    models.save(models.miniature("sdxl"), folder / "sdxl.safetensors", layout="ldm")
+    models.save(models.miniature("sdxl-refiner"), folder / "refiner.safetensors", layout="ldm")
+    models.save(models.miniature("sd1", in_channels=9), folder / "inpainting.safetensors", layout="ldm")
+    for name, channels in (("image", 3), ("mask", 1)):
+        save_png(torch.rand(channels, 48, 80, generator=torch.Generator().manual_seed(channels)), folder / f"{name}.png", low=0)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results go where the program is called."""
+    monkeypatch.chdir(tmp_path)
+
+
+def run(**settings: Any) -> tuple[Outcome, str]:
+    """As the program with these settings, paths in them as text."""
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    return sampled({"progress": False, **plain})
+
+
+def again(path: Path, **changes: Any) -> tuple[Outcome, str]:
+    return run(**{"from": path, **changes})
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as picture:
+        return picture.tobytes()
+
+
+# What is drawn, and where it goes --------------------------------------------------------------------------------------
+
+
+def test_images_are_those_of_generate(files: Path) -> None:
+    """Three seeds in batches of two, PNGs rounded to the nearest, a sheet of all, and what the folder holds: as on the command line."""
+    given = [f"weights={files}/sd1.safetensors", f"prompt={PROMPT}", "n=3", "seed=5", "batch_size=2", "weighted=true", "progress=false"]
+    (out, images), said = sampled(compose("samplers", [*given, "height=32", "width=64", "steps=2", "device=cpu"]))
+    assert re.fullmatch(r"samples/a-corgi-red-1-3-and-wet-on-grass-fun-[0-9a-f]{8}", str(out))
+    assert images == [out / "images" / f"00000{seed}.png" for seed in (5, 6, 7)]
+    assert said == ""
+    model = models.load(files / "sd1.safetensors")
+    for image, seed in zip(images, (5, 6, 7), strict=True):
+        exact = generate(model, PROMPT, seeds=[seed], weighted=True, steps=2, height=32, width=64)[0] * 255
+        with Image.open(image) as picture:
+            assert np.abs(np.asarray(picture) - exact.permute(1, 2, 0).numpy()).max() <= 0.51
+    with Image.open(out / "grid.png") as sheet:
+        assert sheet.size == (2 * 64 + 1, 2 * 32 + 1)
+    assert sorted(path.name for path in out.iterdir()) == ["grid.png", "images", "samples.json"]
+
+
+def test_an_image_says_what_it_was_drawn_with(files: Path) -> None:
+    """All of it: settings as they came to be, weights and their SHA-256, versions, device, and the batch."""
+    (_, images), _ = run(
+        weights=[f"{files}/sdxl.safetensors"], refiner=files / "refiner.safetensors", prompt="a cat", negative="ugly, bad", n=2,
+        numbers={"top": 16}, guide={"interval": [0.1, 0.9]}, dtype={"vae": "bf16"}, tile=8, **{**SMALL, "steps": 8},
+    )  # fmt: skip
+    said = read_settings(images[1])
+    about, sha256 = said.pop("provenance"), said.pop("sha256")
+    assert said == {
+        "weights": [str(files / "sdxl.safetensors")], "refiner": [str(files / "refiner.safetensors")], "handover": 0.8, "ema": True,
+        "dtype": {"vae": "bf16"}, "prompt": "a cat", "negative": "ugly, bad", "weighted": False, "long": "chunk", "height": 32, "width": 64,
+        "numbers": {"height": 32, "width": 64, "top": 16, "left": 0, "target_height": 32, "target_width": 64, "score": 6}, "seed": 1,
+        "sampler": "dpmpp_2m", "steps": 8, "grid": {"spacing": "karras"}, "guidance": 7.0, "guide": {"interval": [0.1, 0.9]},
+        "tile": 8, "device": "cpu", "batch": {"seed": 0, "n": 2},
+    }  # fmt: skip
+    for name, file in (("weights", "sdxl"), ("refiner", "refiner")):
+        assert sha256[name] == models.load(files / f"{file}.safetensors").fingerprint
+    assert about["torch"] == torch.__version__
+    assert about["model"] == "sdxl, eps, backbone fp32, vae bf16, text fp32"
+    assert {"python", "numpy", "device", "git", "plain-diffusion"} <= about.keys()
+    (_, same), verdict = again(images[1])
+    assert verdict == f"the same as {images[1]}, to the last bit"
+    assert pixels(same[0]) == pixels(images[1])
+
+
+def test_settings_have_folders_of_their_own(files: Path) -> None:
+    """More seeds join the images that are there, other settings go elsewhere; an `out` that holds others is refused, and untouched."""
+    same = {"weights": str(files / "sd1.safetensors"), "prompt": "a cat", **SMALL}
+    (first, _), _ = run(**same)
+    (second, images), _ = run(**same, seed=1, batch_size=1)
+    assert first == second
+    assert sorted(path.name for path in (first / "images").iterdir()) == ["000000.png", "000001.png"]
+    assert not (first / "grid.png").exists()  # of one image
+    (other, _), _ = run(**same, guidance=3)
+    assert other != first
+    before = pixels(images[0])
+    with pytest.raises(ValueError, match=r"already holds images of other settings: out="):
+        run(**same, guidance=3, seed=1, out=first)
+    assert pixels(images[0]) == before
+    assert text_to_image({**same, "seed": 2}) == first
+
+
+def test_nothing_said_is_as_the_model_is_meant(tmp_path: Path) -> None:
+    """Size, sampler, steps, guidance: of a model of ours, which says so itself."""
+    models.save(models.miniature("lcm"), tmp_path / "lcm.safetensors")
+    (_, images), _ = run(weights="lcm.safetensors", prompt="a cat", device="cpu")
+    said = read_settings(images[0])
+    assert (said["sampler"], said["steps"], said["guidance"], said["height"], said["seed"]) == ("lcm", 4, 8.0, 128, 0)
+    assert said["grid"]["spacing"] == "lcm"
+
+
+@pytest.mark.parametrize(("size", "wanted"), [({"width": 64}, (512, 64)), ({"height": 48, "width": 64}, (48, 64)), ({}, (48, 80))])
+def test_a_picture_is_made_to_cover_the_size(size: dict[str, int], wanted: tuple[int, int], files: Path) -> None:
+    """Image and mask: scaled and cropped alike, to what the model was trained on where only one side is given; without, as they are."""
+    given: dict[str, Any] = {"image": files / "image.png", "mask": files / "mask.png"}
+    (_, images), _ = run(weights=files / "inpainting.safetensors", prompt="a cat", steps=1, device="cpu", **given, **size)
+    said = read_settings(images[0])
+    assert (said["height"], said["width"], said["strength"]) == (*wanted, 1.0)
+    exact = generate(
+        models.load(files / "inpainting.safetensors"), "a cat", image=read_image(given["image"], wanted),
+        mask=read_mask(given["mask"], wanted), steps=1,
+    )  # fmt: skip
+    assert float((read_image(images[0]) - exact).abs().max()) <= 0.51 / 255
+
+
+def test_dtype_family_and_prediction(files: Path) -> None:
+    """They reach the model; the SHA-256 is that of the files all the same."""
+    same = {"weights": str(files / "sd1.safetensors"), "prompt": "a cat", **SMALL, "steps": 1}
+    plain = read_settings(run(**same)[0].images[0])
+    assert plain["provenance"]["model"] == "sd1, eps, backbone fp32, vae fp32, text fp32"
+    for change, model in (
+        ({"dtype": "bf16"}, "sd1, eps, backbone bf16, vae bf16, text bf16"),
+        ({"dtype": {"backbone": "bf16"}}, "sd1, eps, backbone bf16, vae fp32, text fp32"),
+        ({"family": "lcm", "prediction": "v"}, "lcm, v, backbone fp32, vae fp32, text fp32"),
+    ):
+        said = read_settings(run(**same, **change)[0].images[0])
+        assert said["provenance"]["model"] == model
+        assert said["sha256"] == plain["sha256"]
+
+
+def test_a_text_is_taken_as_it_stands() -> None:
+    """Commas, brackets, quotes, dollars and equal signs; quotes around all of it are the shell's; a list is a list."""
+    composed = compose("samplers", [f"prompt={PROMPT}", "negative='it is bad'", "image=my (cat) [1].png", "weights=[a.st, b.st]", "out=3"])
+    assert composed["prompt"] == PROMPT
+    assert composed["negative"] == "it is bad"
+    assert (composed["image"], composed["weights"], composed["out"]) == ("my (cat) [1].png", ["a.st", "b.st"], "3")
+    assert compose("samplers", ["prompt=", "mask=null"])["prompt"] == ""
+    assert compose("samplers", ["prompt=", "mask=null"])["mask"] is None
+    assert compose("samplers", ["weights=a, b"])["weights"] == "a, b"
+
+
+# Once more -------------------------------------------------------------------------------------------------------------
+
+AGAIN: dict[str, dict[str, Any]] = {
+    "noise on the way": {"weights": "{}/sd1.safetensors", "n": 3, "batch_size": 2, "seed": 2, "sampler": "dpmpp_sde", "weighted": True},
+    "guided": {"weights": "{}/sd1", "negative": "ugly", "guide": {"rule": {"name": "apg", "eta": 0.5}}, "dtype": {"text": "bf16"}, "n": 2},
+    "painted": {
+        "weights": "{}/inpainting.safetensors", "image": "{}/image.png", "mask": "{}/mask.png", "strength": 0.7, "n": 2, "tile": 4,
+        "grid": {"spacing": [900, 500, 100]}, "steps": None, "offload": True, "options": {"eta": 0.5}, "sampler": "ddim",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", AGAIN.values(), ids=list(AGAIN))
+def test_the_same_to_the_last_bit(settings: dict[str, Any], files: Path) -> None:
+    """The second image of a batch, in that batch: its pixels are the same bytes. The first one stays where it is."""
+    placed = {name: value.format(files) if isinstance(value, str) else value for name, value in settings.items()}
+    (out, images), _ = run(prompt="a (red:1.3) cat", **{**SMALL, **placed})
+    before = images[1].read_bytes()
+    (there, once_more), said = again(images[1])
+    assert said == f"the same as {images[1]}, to the last bit"
+    assert once_more == [out.with_name(f"{out.name}-again") / "images" / images[1].name]
+    assert pixels(once_more[0]) == pixels(images[1])
+    assert images[1].read_bytes() == before
+    old, new = read_settings(images[1]), read_settings(once_more[0])
+    old.pop("provenance"), new.pop("provenance")
+    assert new == old
+    assert sorted(path.name for path in there.iterdir()) == ["images", "samples.json"]
+
+
+def test_with_something_changed(files: Path) -> None:
+    """As if all of it had been said; the first image is still there."""
+    same: dict[str, Any] = {"weights": files / "sd1.safetensors", "prompt": "a cat", "guidance": 3, **SMALL}
+    (_, images), _ = run(**same, n=2, guide={"interval": [0.2, 0.9]})
+    before = images[1].read_bytes()
+    (out, changed), said = again(images[1], steps=3, grid={"spacing": "trailing"}, guide={"percentile": 0.9})
+    assert said == ""
+    (there, fresh), _ = run(**{**same, "steps": 3}, seed=1, guide={"percentile": 0.9}, grid={"spacing": "trailing"})
+    assert (out, changed) == (there, fresh)
+    (_, more), _ = again(images[1], seed=7, n=2)
+    assert [path.name for path in more] == ["000007.png", "000008.png"]
+    assert more[0].parent == images[0].parent
+    assert images[1].read_bytes() == before
+
+
+def test_files_may_move_but_not_change(files: Path, tmp_path: Path) -> None:
+    """The same weights elsewhere, and in another layout; other weights, or another picture, are refused."""
+    weights, picture = tmp_path / "a.safetensors", tmp_path / "image.png"
+    weights.write_bytes((files / "sd1.safetensors").read_bytes())
+    picture.write_bytes((files / "image.png").read_bytes())
+    first = run(weights=weights, prompt="a cat", image=picture, strength=0.5, **SMALL)[0].images[0]
+    weights.rename(tmp_path / "b.safetensors")
+    with pytest.raises(FileNotFoundError, match=rf"{weights}, for {first}, is not there: weights=\.\.\. says where it lies"):
+        again(first)
+    for moved in ("b.safetensors", files / "sd1"):
+        (_, images), said = again(first, weights=moved)
+        assert said == f"the same as {first}, to the last bit"
+        assert pixels(images[0]) == pixels(first)
+    weights.write_bytes((files / "other.safetensors").read_bytes())
+    with pytest.raises(
+        ValueError, match=rf"{weights} has changed: its SHA-256 is \w{{12}}\.\.\., and \w{{12}}\.\.\. is asked for; weights="
+    ):
+        again(first)
+    with pytest.raises(ValueError, match="has changed"):
+        again(first, weights=weights, steps=5)
+    save_png(torch.rand(3, 48, 80), picture, low=0)
+    with pytest.raises(ValueError, match=rf"{picture} has changed"):
+        again(first, weights="b.safetensors")
+    again(first, weights="b.safetensors", image=files / "mask.png")  # another picture, if it is named
+
+
+def test_what_differs_is_said(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the pixels are not the same, by how much, and what has changed."""
+    first = run(weights=files / "sd1.safetensors", prompt="a cat", **SMALL)[0].images[0]
+    monkeypatch.setattr("torch.__version__", "9.9")
+    monkeypatch.setattr("samplers.text_to_image.generate", lambda *args, **kwargs: generate(*args, **kwargs) * 0.9)
+    assert re.fullmatch(rf"not the same as {first}: it differs by up to 2\d of 255 \(torch .*, now 9\.9\)", again(first)[1])
+
+
+def test_an_image_is_never_its_own_copy(files: Path) -> None:
+    """out= of the image itself is refused; each time, the copy goes into a folder of its own."""
+    (out, images), _ = run(weights=files / "sd1.safetensors", prompt="a cat", **SMALL)
+    with pytest.raises(ValueError, match="itself would be written again"):
+        again(images[0], out=out)
+    copy, other = again(images[0])[0], again(images[0])[0]
+    assert (copy.out.name, other.out.name) == (f"{out.name}-again", f"{out.name}-again-2")
+    assert again(copy.images[0])[0].out.name == f"{out.name}-again-3"
+
+
+def test_images_of_runs_too(tmp_path: Path) -> None:
+    """A trained model with classes: the image again in its batch, with its label, and with changes."""
+    network = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
+    model = models.build({"network": network, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]})
+    for p in model.network.parameters():
+        nn.init.normal_(p, std=0.1)
+    models.save(model, tmp_path / "run" / "checkpoint.safetensors")
+    given: dict[str, Any] = {"run": "run", "device": "cpu", "sampler": "ddpm", "guidance": 2, "labels": [4, 9]}
+    (out, images), _ = run(**given, n=7, batch_size=3, steps=3, seed=10)
+    assert [str(path.relative_to(out / "images")) for path in images[3:5]] == ["9/000013.png", "4/000014.png"]
+    said = read_settings(images[4])
+    assert (said["labels"], said["seed"], said["batch"]) == (4, 14, {"seed": 13, "n": 3, "labels": [9, 4]})
+    (_, same), verdict = again(images[4])
+    assert verdict == f"the same as {images[4]}, to the last bit"
+    assert same == [tmp_path / "run" / "samples" / f"{out.name}-again" / "images" / "4" / "000014.png"]
+    assert pixels(same[0]) == pixels(images[4])
+    (_, changed), _ = again(images[4], steps=5, out="changed")
+    (_, fresh), _ = run(**{**given, "labels": 4}, n=1, steps=5, seed=14, out="fresh")
+    assert pixels(changed[0]) == pixels(fresh[0])
+    with torch.no_grad():
+        next(model.network.parameters()).add_(0.1)
+    models.save(model, tmp_path / "run" / "checkpoint.safetensors")
+    with pytest.raises(ValueError, match=r"run has changed: its SHA-256 is .*; run=\.\.\. says where that lies now"):
+        again(images[4])
+
+
+def test_a_sheet_is_no_image(files: Path) -> None:
+    """It shows several, of which each says more."""
+    (out, _), _ = run(weights=files / "sd1.safetensors", prompt="a cat", n=2, **SMALL)
+    with pytest.raises(ValueError, match=r"grid\.png is no single image that says what it was drawn with: give one of those in images/"):
+        again(out / "grid.png")
+    assert read_json(out / "samples.json")["settings"] == read_settings(out / "grid.png")["settings"]
+
+
+# Pictures --------------------------------------------------------------------------------------------------------------
+
+
+def pictured(path: Path, values: Any, mode: str | None = None, **saved: Any) -> Path:
+    Image.fromarray(np.asarray(values, dtype=np.uint8), mode).save(path, **saved)
+    return path
+
+
+def test_reading_pictures(tmp_path: Path) -> None:
+    """Grey, palette, opaque alpha and a turned photograph come as colours in [0, 1]; masks as one channel."""
+    values = np.random.default_rng(0).integers(0, 256, (4, 6, 3))
+    plain = read_image(pictured(tmp_path / "a.png", values))
+    assert plain.shape == (1, 3, 4, 6)
+    assert torch.equal(plain, torch.from_numpy(values).permute(2, 0, 1)[None].float() / 255)
+    opaque = np.concatenate([values, np.full((4, 6, 1), 255)], axis=2)
+    assert torch.equal(read_image(pictured(tmp_path / "b.png", opaque)), plain)
+    grey = read_image(pictured(tmp_path / "c.png", values[..., 0]))
+    assert torch.equal(grey, plain[:, :1].expand(1, 3, 4, 6))
+    assert torch.equal(read_mask(tmp_path / "c.png"), plain[:, :1])
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter clockwise
+    Image.fromarray(values.astype(np.uint8)).save(tmp_path / "d.png", exif=turned)
+    assert torch.equal(read_image(tmp_path / "d.png"), plain.flip(2).transpose(2, 3))
+    Image.fromarray(values[..., 0].astype(np.uint8)).convert("P").save(tmp_path / "e.png")
+    assert read_image(tmp_path / "e.png").shape == (1, 3, 4, 6)
+
+
+def test_covering_a_size(tmp_path: Path) -> None:
+    """A ramp from left to right, 20x40, to 10x10: halved, and a quarter cut off on both sides; upright ramps likewise."""
+    ramp = np.linspace(0, 255, 40)[None].repeat(20, 0)
+    path = pictured(tmp_path / "ramp.png", ramp)
+    half = (np.arange(20) * 2 + 0.5) / 39
+    expected = torch.from_numpy(half[5:15]).float().expand(1, 1, 10, 10)
+    torch.testing.assert_close(read_mask(path, (10, 10)), expected, rtol=0, atol=0.01)
+    torch.testing.assert_close(read_mask(pictured(path, ramp.T), (10, 10)), expected.transpose(2, 3), rtol=0, atol=0.01)
+    assert read_image(path, (33, 7)).shape == (1, 3, 33, 7)
+    assert torch.equal(read_image(path, (40, 20)), read_image(path))
+    edge = pictured(tmp_path / "edge.png", np.eye(16) * 255)
+    assert 0 <= float(read_image(edge, (23, 23)).min()) <= float(read_image(edge, (23, 23)).max()) <= 1
+
+
+def test_large_images_are_small_on_the_sheet() -> None:
+    """By a whole factor, averaged; small ones as they are."""
+    image = torch.rand(3, 600, 300)
+    small = thumbnail(image)
+    assert small.shape == (3, 200, 100)
+    torch.testing.assert_close(small[:, 5, 7], image[:, 15:18, 21:24].mean((1, 2)))
+    assert thumbnail(image, 600) is image
+    assert thumbnail(torch.rand(3, 257, 200)).shape == (3, 129, 100)
+
+
+def test_differences(tmp_path: Path) -> None:
+    """In any channel; another size or kind is as far as can be."""
+    a, b = np.zeros((4, 4, 3)), np.zeros((4, 4, 3))
+    b[2, 1, 1] = 7
+    one, other = pictured(tmp_path / "a.png", a), pictured(tmp_path / "b.png", b)
+    assert (pixel_difference(one, other), pixel_difference(one, one)) == (7, 0)
+    assert pixel_difference(one, pictured(tmp_path / "c.png", a[..., 0])) == 255
+
+
+def transparent(path: Path) -> None:
+    pictured(path, np.zeros((4, 4, 4)))
+
+
+def deep(path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(path)
+
+
+def cut(path: Path) -> None:
+    pictured(path, np.random.default_rng(0).integers(0, 256, (64, 64, 3)))
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def huge(path: Path) -> None:
+    Image.new("1", (20000, 20000)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_text("no"), "is no picture that can be read: cannot identify image file"),
+        (lambda path: path.write_text(""), "is no picture that can be read"),
+        (lambda path: path.mkdir(), "is no picture that can be read: "),
+        (lambda path: None, "no such picture"),
+        (transparent, "is transparent in places: give it a background first"),
+        (deep, "has pixels of more than 8 bits"),
+        (cut, "is no picture that can be read: "),
+        (huge, "is no picture that can be read: Image size"),
+    ],
+    ids=["text", "empty", "folder", "missing", "transparent", "16 bits", "cut off", "huge"],
+)
+def test_what_is_no_picture(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    """One line that names the file."""
+    path = tmp_path / "a.png"
+    make(path)
+    with pytest.raises((ValueError, OSError), match=re.escape(message)) as error:
+        read_image(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("text", [None, "no JSON", "[1, 2]", '{"seed": 3}', json.dumps({"run": "x", "seed": 3})])
+def test_an_image_that_is_not_ours(text: str | None, tmp_path: Path) -> None:
+    """Without settings, or with those of another program, or with less than an image of ours says."""
+    info = PngInfo()
+    if text is not None:
+        info.add_text("settings", text)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
+    with pytest.raises(ValueError, match=r"a\.png (does not say what it was drawn with|is no single image that says what)"):
+        again(Path("a.png"))
