@@ -142,7 +142,7 @@ def _loaded(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Mo
     paths = _paths(getattr(params, key))
     for path in paths:
         if path in PUBLISHED and not Path(path).exists():
-            how = f" (sample it with family={family})" if (family := PUBLISHED[path].family) else ""
+            how = f" (sample it with family={PUBLISHED[path].family})" if PUBLISHED[path].family else ""
             raise FileNotFoundError(
                 f"no such file or folder: {path}; `python -m models download {path}` fetches that model and says where to{how}"
             )

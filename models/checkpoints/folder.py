@@ -63,9 +63,13 @@ def scheduler_hints(folder: Path) -> dict[str, Any]:
 
 
 def _is_named(place: Path) -> bool:
-    """Whether a pipeline's index, where there is one, names this folder: some repositories hold older parts beside those in use."""
+    """Whether a pipeline's index, where there is one, names this folder: some repositories hold older parts beside those in use.
+
+    A preview is named by none, for diffusers has no place for it.
+    """
     index = place.parent / "model_index.json"
-    return place.name == PREVIEW or not index.is_file() or read_json(index).get(place.name, [None, None]) != [None, None]
+    named = {name for name, what in read_json(index).items() if what != [None, None]} if index.is_file() else set()
+    return place.name == PREVIEW or place.name in named or not any((place.parent / name).is_dir() for name in named)
 
 
 def _holds_weights(folder: Path) -> bool:

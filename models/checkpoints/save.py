@@ -55,8 +55,6 @@ def save(
     if model.backbone is not None and not (isinstance(model.backbone, UNet) and model.backbone.params.context_dim):
         kind = type(model.backbone).__name__
         raise ValueError(f"the layout {layout!r} is for UNets that are told a text, which this {kind} is not: use layout='native'")
-    if layout == "ldm" and Path(path).suffix not in SAFETENSORS:
-        raise ValueError(f"{path} is to be a single file, which readers know by its ending: name it {path}.safetensors")
     {"ldm": _save_ldm, "diffusers": _save_diffusers}[layout](model, Path(path), dtype)
 
 
@@ -74,6 +72,8 @@ def _save_ldm(model: Model, path: Path, dtype: torch.dtype | None) -> None:
     if model.preview is not None and not tensors:
         tensors |= _published(model.preview, taesd_keys.diffusers(), taesd_keys.recognise)
     said = {"modelspec.prediction_type": PREDICTIONS_LDM[model.prediction.name]} if model.prediction.name in PREDICTIONS_LDM else {}
+    if path.suffix not in SAFETENSORS:
+        raise ValueError(f"{path} is to be a single file, which readers know by its ending: name it {path.name}.safetensors")
     native.write_tensors(path, _cast(tensors, dtype), {"format": "pt", **said})
 
 

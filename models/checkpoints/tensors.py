@@ -124,9 +124,8 @@ class _Mapping:
         try:
             return cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(self.path), False, self.size))
         except RuntimeError as error:
-            raise ValueError(
-                f"{self.path} cannot be mapped ({_first_line(str(error))}): has it changed since it was looked into?"
-            ) from None
+            reason = _first_line(str(error))
+            raise ValueError(f"{self.path} cannot be mapped ({reason}): has it changed since it was looked into?") from None
 
 
 @dataclass(frozen=True, eq=False)

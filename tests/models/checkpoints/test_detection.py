@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -506,3 +507,30 @@ def test_dtypes_that_nothing_computes_in(dtype: Any, load: Load, tmp_path: Path)
             models.save(tiny("sd1"), tmp_path / "a.safetensors", dtype=dtype)
     with pytest.raises(ValueError, match="no part named 'unet'; known: backbone, vae, text, preview"):
         load("sd1", dtype={"unet": torch.float16})
+
+
+def test_a_kind_of_preconditioning_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    """CosXL's mark, and schedulers of flows, of cosines and of EDM with other settings: their networks would be taken for others."""
+    models.save(models.miniature("sdxl"), tmp_path / "sdxl.safetensors", layout="ldm")
+    tensors = load_file(tmp_path / "sdxl.safetensors")
+    save_file({**tensors, "edm_vpred.sigma_max": torch.tensor(120.0)}, tmp_path / "cosxl.safetensors")
+    with pytest.raises(ValueError, match="CosXL's kind, EDM with v-prediction"):
+        models.load(tmp_path / "cosxl.safetensors")
+    models.save(models.miniature("sdxl"), tmp_path / "folder", layout="diffusers")
+    config = tmp_path / "folder" / "scheduler" / "scheduler_config.json"
+    for scheduler in (
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+        {"_class_name": "EDMEulerScheduler", "sigma_data": 1.0, "prediction_type": "v_prediction"},
+    ):
+        config.write_text(json.dumps(scheduler))
+        with pytest.raises(ValueError, match=f"{scheduler['_class_name']} with settings that no family here was trained with"):
+            models.load(tmp_path / "folder")
+
+
+def test_a_turbo_folder_is_known_again(tmp_path: Path) -> None:
+    """By the scheduler that is saved with it, which begins at the noisiest row, as ours does."""
+    models.save(models.miniature("sdxl-turbo"), tmp_path, layout="diffusers")
+    assert models.load(tmp_path).spec["family"] == "sdxl-turbo"
+    scheduler = EulerAncestralDiscreteScheduler.from_pretrained(tmp_path / "scheduler")
+    scheduler.set_timesteps(1)
+    assert scheduler.timesteps.tolist() == [999.0]
