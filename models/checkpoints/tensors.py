@@ -70,7 +70,7 @@ class Stored(ABC):
 
     @abstractmethod
     def read_into(self, out: Tensor) -> None:
-        """Copy it to a contiguous tensor of its shape and of any dtype, without leaving its pages in this process's memory."""
+        """Copy it to a contiguous tensor of its shape and of any dtype. Nothing of a safetensors file stays in memory beside the copy."""
 
 
 @dataclass(frozen=True, eq=False)
