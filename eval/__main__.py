@@ -7,7 +7,7 @@ from typing import Any
 
 from configs import command_line
 from diffusion.spec import lookup
-from eval import bench_networks, bench_samplers, folder, quickstart, sampler_orders
+from eval import bench_loading, bench_networks, bench_samplers, folder, quickstart, sampler_orders
 
 
 def main(config: dict[str, Any]) -> int:
@@ -17,6 +17,7 @@ def main(config: dict[str, Any]) -> int:
         "sampler_orders": _sampler_orders,
         "bench_samplers": _bench_samplers,
         "bench_networks": _bench_networks,
+        "bench_loading": _bench_loading,
     }
     return lookup("program", config["program"], programs)(config)
 
@@ -45,6 +46,11 @@ def _bench_samplers(config: dict[str, Any]) -> int:
 
 def _bench_networks(config: dict[str, Any]) -> int:
     print(bench_networks.table(bench_networks.run(config)), end="")
+    return 0
+
+
+def _bench_loading(config: dict[str, Any]) -> int:
+    print(bench_loading.table(bench_loading.run(config)), end="")
     return 0
 
 

@@ -27,6 +27,7 @@ from diffusion import (
 from diffusion.spec import check_call, check_mapping, check_names, check_type, lookup, make_params
 from models.conditioning import WithImage
 from models.dit import DiT, DiTParams
+from models.finite import lost_weight
 from models.taesd import TAESD, TAESDParams
 from models.text import TextEncoder, TextParams
 from models.unet import UNet, UNetParams
@@ -42,6 +43,7 @@ class Report:
     missing   parts of such a model that no file held ("vae", "text", ...): asking for them raises
     notes     what keys and shapes do not say, and how it was settled
     layout    how the files were written: "native", "ldm", "diffusers", ...; `save` can write them so again
+    files     by part, where its weights come from
 
     There is no other kind: a key that is unknown, and one that is missing from a part that is there, raise instead.
     """
@@ -51,6 +53,7 @@ class Report:
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     layout: str = "native"
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         reasons = Counter(self.ignored.values())
@@ -162,6 +165,14 @@ class Model:
             digest.update(name.encode())
             digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def check_finite(self) -> None:
+        """ValueError that names the first weight which is not finite, and its file. Reads all weights, which `load` need not."""
+        for name, part in self.parts.items():
+            if lost := lost_weight(part):
+                file = self.report.files.get(name) if self.report else None
+                of = f"{file} is damaged: " if file else ""
+                raise ValueError(f"{of}the {name}'s weight {lost!r} holds values that are not finite: load it again from an intact file")
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors of all parts; those of the backbone under "network."."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from diffusion.noise import initial_noise, require_seeds
 from diffusion.spec import check_at_least_one
 from models.attention import SelfAttention
+from models.finite import lost_weight
 from models.products import Conv2d, emulated, widened
 
 
@@ -315,9 +316,8 @@ def _check_finite(network: nn.Module, x: Tensor) -> None:
     lost = (~torch.isfinite(x).flatten(1).all(1)).nonzero().flatten().tolist()
     if lost:
         raise FloatingPointError(f"the autoencoder was given {len(lost)} of {len(x)} samples that are not finite, the first at {lost[0]}")
-    for name, value in network.named_parameters():
-        if not torch.isfinite(value).all():
-            raise FloatingPointError(f"the autoencoder's weight {name!r} is not finite: load it again from an intact file")
+    if name := lost_weight(network):
+        raise FloatingPointError(f"the autoencoder's weight {name!r} is not finite: load it again from an intact file")
 
 
 def _stages(**modules: nn.Module | None) -> nn.Sequential:

@@ -76,7 +76,7 @@ def generate(
     watch      called with every step; `preview` makes an image of one
 
     An image depends on its own prompt and seed, not on the others in its batch, but for rounding. Raises ValueError before anything is
-    computed; FloatingPointError for samples or images that are not finite.
+    computed, or where a weight is not finite; FloatingPointError for samples or images that are not.
     """
     for each in (model, *([refiner] if refiner else [])):
         for part in ("backbone", "text", "vae") if each is model else ("backbone", "text"):
@@ -100,7 +100,7 @@ def generate(
         levels = levels.tail(strength)
     cut = levels.steps if refiner is None else _handover(levels, handover)
 
-    with torch.no_grad():
+    with torch.no_grad(), _blamed([model] if refiner is None else [model, refiner]):
         told = _told(model, order)
         for dropped in told.dropped:
             warnings.warn(f"a prompt is longer than 75 tokens, and its end was dropped: {dropped!r}", stacklevel=2)
@@ -179,6 +179,17 @@ def placed(part: nn.Module, device: torch.device | None, offload: bool) -> Itera
     finally:
         if offload:
             part.to("cpu")
+
+
+@contextmanager
+def _blamed(models: Sequence[Model]) -> Iterator[None]:
+    """ValueError that names the weight where what is computed is not finite because one is not: loading does not read all of them."""
+    try:
+        yield
+    except FloatingPointError:
+        for model in models:
+            model.check_finite()
+        raise
 
 
 def _told(model: Model, order: _Order) -> Conditions:

@@ -123,7 +123,9 @@ def _begin(spec: Mapping[str, Any]) -> Model:
     check_type("model.family", parts.get("family"), str | None)
     check_type("model.prediction", parts.get("prediction"), str | None)
     paths = parts.pop("from")
-    return models.load(*(paths if isinstance(paths, list) else [paths]), **parts)
+    model = models.load(*(paths if isinstance(paths, list) else [paths]), **parts)
+    model.check_finite()
+    return model
 
 
 def _denoising(

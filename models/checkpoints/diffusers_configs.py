@@ -128,14 +128,15 @@ def taesd(p: TAESDParams) -> dict[str, Any]:
     return {"_class_name": "AutoencoderTiny", "latent_channels": p.latent_channels, **widths}
 
 
-def text_class(p: CLIPTextParams) -> str:
-    return "CLIPTextModel" if p.projection is None else "CLIPTextModelWithProjection"
+def class_of(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Library and class of the part that has this configuration."""
+    return ("diffusers", config["_class_name"]) if "_class_name" in config else ("transformers", config["architectures"][0])
 
 
 def text(p: CLIPTextParams) -> dict[str, Any]:
     """For CLIPTextModel, with projection where there is one."""
     return {
-        "architectures": [text_class(p)],
+        "architectures": ["CLIPTextModel" if p.projection is None else "CLIPTextModelWithProjection"],
         "model_type": "clip_text_model",
         "vocab_size": p.vocab,
         "hidden_size": p.width,

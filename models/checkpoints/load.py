@@ -35,7 +35,8 @@ def load(
     """A model from files: one that holds all of it, a diffusers folder, a training run's folder, single parts, or any mix of them.
 
     What each holds is found out from its keys and shapes. Later paths replace the parts that earlier ones hold. Networks come in evaluation
-    mode, on the CPU, their weights memory-mapped from the files where no conversion is needed. Nothing is downloaded.
+    mode, on the CPU, their weights memory-mapped from the files where no conversion is needed: of these only the ends of each tensor are
+    looked at now (`Model.check_finite` reads all). Nothing is downloaded.
 
     ema         take averaged weights where a file has them; False takes the raw ones
     dtype       of the weights: None as in the files, one for all, or by part: {"backbone": torch.bfloat16, "vae": torch.float32}
@@ -159,4 +160,6 @@ class _Loading:
         missing = tuple(name for name in ("backbone", "vae", "text") if name not in model.parts)
         layouts = {part.layout.name for part in taken}
         layout = "diffusers" if folder or layouts <= {"diffusers", "transformers"} else "ldm"
-        return Report(tuple(consumed), self.ignored, missing, tuple(self.found.notes), layout)
+        files = {kind: dict.fromkeys(str(part.file.path) for part in taken if part.kind == kind) for kind in model.parts}
+        sources = {kind: " or ".join(paths) for kind, paths in files.items()}
+        return Report(tuple(consumed), self.ignored, missing, tuple(self.found.notes), layout, sources)

@@ -79,7 +79,7 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
             if ema
             else "averaged weights, and raw ones were asked for"
         )
-    model.report = Report(tuple(consumed), ignored)
+    model.report = Report(tuple(consumed), ignored, files=dict.fromkeys(model.parts, str(path)))
     return model
 
 

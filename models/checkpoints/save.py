@@ -34,6 +34,7 @@ TOWERS_LDM = {
     "sdxl": {"clip_l": "conditioner.embedders.0.transformer.", "clip_g": "conditioner.embedders.1.model."},
     "sdxl-refiner": {"clip_g": "conditioner.embedders.0.model."},
 }
+PLACES = {"clip_l": "text_encoder", "clip_h": "text_encoder", "clip_g": "text_encoder_2"}  # of text towers in diffusers' folders
 PREDICTIONS_LDM = {"eps": "epsilon", "v": "v"}  # as the metadata of single files call them
 
 
@@ -118,36 +119,49 @@ def _unused_block(prefix: str, tensors: Mapping[str, Tensor], layers: int) -> di
 
 
 def _save_diffusers(model: Model, folder: Path, dtype: torch.dtype | None) -> None:
-    parts: dict[str, tuple[str, str]] = {}
-    writing: list[tuple[str, str, dict[str, Any], dict[str, Tensor]]] = []  # sub-folder, file, config, tensors
-    weights = "diffusion_pytorch_model.safetensors"
-    if isinstance(model.backbone, UNet):
-        p = model.backbone.params
-        config = diffusers_configs.unet(p, model.shape[-1])
-        writing.append(("unet", weights, config, _published(model.backbone, unet_keys.diffusers(p), unet_keys.recognise, config)))
-        parts |= {"unet": ("diffusers", "UNet2DConditionModel")}
-    if model.vae is not None:
-        config = diffusers_configs.vae(model.vae.params)
-        writing.append(("vae", weights, config, _published(model.vae, vae_keys.diffusers(model.vae.params), vae_keys.recognise, config)))
-        parts |= {"vae": ("diffusers", "AutoencoderKL")}
-    for use in model.text.params.uses if model.text is not None else ():
-        place = "text_encoder_2" if use.tower == "clip_g" else "text_encoder"
-        params, tensors = _text_tower(model, use.tower)
-        writing.append((place, "model.safetensors", diffusers_configs.text(params), tensors))
-        parts |= {place: ("transformers", diffusers_configs.text_class(params))}
-        parts |= {place.replace("text_encoder", "tokenizer"): ("transformers", "CLIPTokenizer")}
-        _save_tokenizer(folder / place.replace("text_encoder", "tokenizer"), use.pad, params.length)
-    if model.preview is not None:
-        tiny = _published(model.preview, taesd_keys.diffusers(), taesd_keys.recognise)
-        writing.append((PREVIEW if parts else "", weights, diffusers_configs.taesd(model.preview.params), tiny))
-    for place, file, config, tensors in writing:
+    for place, (file, _, tensors) in _diffusers_parts(model).items():
         native.write_tensors(folder / place / file, _cast(tensors, dtype), {"format": "pt"})
+    write_configs(model, folder)
+
+
+def write_configs(model: Model, folder: Path) -> None:
+    """All of a diffusers folder but the weights, which the model need not have: configurations, tokenizers and the index."""
+    found = _diffusers_parts(model)
+    classes = {place: diffusers_configs.class_of(config) for place, (_, config, _) in found.items() if place not in ("", PREVIEW)}
+    for place, (_, config, _) in found.items():
         write_json(folder / place / "config.json", config)
-    if "unet" in parts:
+    if model.text is not None:
+        for use in model.text.params.uses:
+            place = PLACES[use.tower].replace("text_encoder", "tokenizer")
+            _save_tokenizer(folder / place, use.pad, model.text.params.length)
+            classes[place] = ("transformers", "CLIPTokenizer")
+    if model.backbone is not None:
         config = diffusers_configs.scheduler(model)
         write_json(folder / "scheduler" / "scheduler_config.json", config)
-        parts |= {"scheduler": ("diffusers", config["_class_name"])}
-        write_json(folder / "model_index.json", diffusers_configs.index(model, _base(model), parts))
+        classes["scheduler"] = ("diffusers", config["_class_name"])
+        write_json(folder / "model_index.json", diffusers_configs.index(model, _base(model), classes))
+
+
+def _diffusers_parts(model: Model) -> dict[str, tuple[str, dict[str, Any], dict[str, Tensor]]]:
+    """By sub-folder: the file of the weights, the configuration, and the tensors."""
+    file = "diffusion_pytorch_model.safetensors"
+    parts: dict[str, tuple[str, dict[str, Any], dict[str, Tensor]]] = {}
+    if isinstance(model.backbone, UNet):
+        config = diffusers_configs.unet(model.backbone.params, model.shape[-1])
+        layout = unet_keys.diffusers(model.backbone.params)
+        parts["unet"] = (file, config, _published(model.backbone, layout, unet_keys.recognise, config))
+    if model.vae is not None:
+        config = diffusers_configs.vae(model.vae.params)
+        layout = vae_keys.diffusers(model.vae.params)
+        parts["vae"] = (file, config, _published(model.vae, layout, vae_keys.recognise, config))
+    for use in model.text.params.uses if model.text is not None else ():
+        params, tensors = _text_tower(model, use.tower)
+        parts[PLACES[use.tower]] = ("model.safetensors", diffusers_configs.text(params), tensors)
+    if model.preview is not None:
+        config = diffusers_configs.taesd(model.preview.params)
+        tensors = _published(model.preview, taesd_keys.diffusers(), taesd_keys.recognise)
+        parts[PREVIEW if parts else ""] = (file, config, tensors)
+    return parts
 
 
 def _text_tower(model: Model, name: str) -> tuple[CLIPTextParams, dict[str, Tensor]]:

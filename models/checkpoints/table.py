@@ -6,7 +6,6 @@ and value are one product here), the rule's result names them in brackets, "attn
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,9 @@ from torch import Tensor
 
 from diffusion.spec import check_names
 from models.checkpoints.tensors import Stored, TensorFile
+from models.finite import is_finite
+
+EDGE = 4096  # values at either end of a mapped tensor: a page or a few
 
 Form = Literal["same", "conv", "transposed"]
 """How a published tensor is written: as ours, as a 1x1 convolution where ours is a linear layer, or with its two dimensions exchanged."""
@@ -114,43 +116,43 @@ def _gather_one(shape: torch.Size, source: Source, pieces: list[Stored], dtype: 
     value = torch.empty(shape, dtype=dtype)
     for piece, part in zip(pieces, value.chunk(len(pieces)), strict=True):
         if source.form == "transposed":
-            raw = torch.empty(piece.shape, dtype=piece.dtype)
-            piece.read_into(raw)
+            raw = torch.empty(piece.shape, dtype=dtype)
+            _copy(piece, raw, path)
             part.copy_(raw.T)
         else:
-            piece.read_into(part.view(piece.shape))
-        _check_finite(part, piece, path)
+            _copy(piece, part, path)
     return value
 
 
 def take(stored: Stored, dtype: torch.dtype, path: str | Path) -> Tensor:
-    """A tensor of a file in that dtype: its mapped pages, or new memory where it is converted. ValueError where it is not finite."""
+    """A tensor of a file in that dtype: its mapped pages, or new memory where it is converted. ValueError where it is not finite.
+
+    Of mapped pages only the ends are looked at, so that opening a file does not read all of it: `Model.check_finite` does.
+    """
     if stored.dtype == dtype:
         value = stored.mapped()
+        flat = value.view(-1)
+        if not (is_finite(flat[:EDGE]) and is_finite(flat[-EDGE:])):
+            raise _damaged(stored, path)
     else:
         value = torch.empty(stored.shape, dtype=dtype)
-        stored.read_into(value)
-    _check_finite(value, stored, path)
+        _copy(stored, value, path)
     return value
 
 
-def _check_finite(value: Tensor, stored: Stored, path: str | Path) -> None:
-    if is_finite(value):
-        return
-    raw = torch.empty(stored.shape, dtype=stored.dtype)
-    stored.read_into(raw)
-    if is_finite(raw):
-        raise ValueError(f"{path} holds values in {stored.key} that are too large for {value.dtype}: choose another dtype")
-    raise ValueError(f"{path} is damaged: {stored.key} holds values that are not finite")
+def _copy(stored: Stored, out: Tensor, path: str | Path) -> None:
+    """Copy a tensor of a file to a contiguous one of any dtype. ValueError where it is not finite there."""
+    for chunk, part in stored.copied(out):
+        if not is_finite(part):
+            raise _too_large(stored, part.dtype, path) if is_finite(chunk) else _damaged(stored, path)
 
 
-def is_finite(value: Tensor) -> bool:
-    """One pass, without a copy: NaN and infinity both show in the extremes."""
-    if not value.dtype.is_floating_point or not value.numel():
-        return True
-    if value.dtype.itemsize == 1:  # 8-bit floats, which nothing computes in
-        value = value.to(torch.bfloat16)
-    return all(map(math.isfinite, value.aminmax()))
+def _damaged(stored: Stored, path: str | Path) -> ValueError:
+    return ValueError(f"{path} is damaged: {stored.key} holds values that are not finite")
+
+
+def _too_large(stored: Stored, dtype: torch.dtype, path: str | Path) -> ValueError:
+    return ValueError(f"{path} holds values in {stored.key} that are too large for {dtype}: choose another dtype")
 
 
 def check_dtype(dtype: torch.dtype | Mapping[str, torch.dtype] | None, parts: Iterable[str]) -> None:

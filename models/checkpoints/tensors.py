@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -46,6 +47,7 @@ DTYPES = {
 }
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+CHUNK = 2**21  # bytes read at a time, which a processor's cache holds until they are converted
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 MOST_TENSORS = 50_000  # SDXL's file has 2,515, a training run's of it four times as many
 LONGEST_NAME = 1000  # characters
@@ -69,8 +71,20 @@ class Stored(ABC):
         """The tensor in the file's memory-mapped pages, which may be written to: the file does not change."""
 
     @abstractmethod
+    def chunks(self) -> Iterator[Tensor]:
+        """Its values in order, some at a time, flat, each valid until the next: nothing of a safetensors file stays in memory."""
+
+    def copied(self, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Copy it to a contiguous tensor of its shape and of any dtype, some values at a time: as they are stored, and there."""
+        flat, start = out.view(-1), 0
+        for chunk in self.chunks():
+            yield chunk, flat[start : start + len(chunk)].copy_(chunk)
+            start += len(chunk)
+
     def read_into(self, out: Tensor) -> None:
-        """Copy it to a contiguous tensor of its shape and of any dtype. Nothing of a safetensors file stays in memory beside the copy."""
+        """Copy all of it."""
+        for _ in self.copied(out):
+            pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,18 +159,23 @@ class _Region(Stored):
         storage = self.mapping.storage[self.start : self.start + math.prod(self.shape) * self.dtype.itemsize]
         return torch.tensor([], dtype=self.dtype).set_(storage).view(self.shape)
 
-    def read_into(self, out: Tensor) -> None:
-        raw = out if out.dtype == self.dtype else torch.empty(self.shape, dtype=self.dtype)
+    def chunks(self) -> Iterator[Tensor]:
+        size = math.prod(self.shape) * self.dtype.itemsize
+        buffer = torch.empty(min(size, CHUNK), dtype=torch.uint8)
         with open(self.mapping.path, "rb", buffering=0) as file:
             file.seek(self.start)
-            view = raw.flatten().view(torch.uint8).numpy().data
-            while len(view):
-                n = file.readinto(view)
-                if not n:
-                    raise ValueError(f"{self.mapping.path} is damaged: it ends within {self.key}")
-                view = view[n:]
-        if raw is not out:
-            out.copy_(raw)
+            for start in range(0, size, CHUNK):
+                chunk = buffer[: size - start]
+                self._fill(chunk, file)
+                yield chunk.view(self.dtype)
+
+    def _fill(self, chunk: Tensor, file: FileIO) -> None:
+        view = chunk.numpy().data
+        while len(view):
+            n = file.readinto(view)
+            if not n:
+                raise ValueError(f"{self.mapping.path} is damaged: it ends within {self.key}")
+            view = view[n:]
 
 
 def _open_safetensors(path: Path) -> TensorFile:
@@ -245,8 +264,8 @@ class _Unpickled(Stored):
     def mapped(self) -> Tensor:
         return self.tensor.detach().contiguous()
 
-    def read_into(self, out: Tensor) -> None:
-        out.copy_(self.tensor.detach())
+    def chunks(self) -> Iterator[Tensor]:
+        yield self.tensor.detach().flatten()
 
 
 class _Callback:

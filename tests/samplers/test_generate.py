@@ -464,12 +464,17 @@ def test_a_schedule_of_its_own_is_no_refiner_s() -> None:
 
 
 def test_lost_weights_make_no_black_images() -> None:
-    """The seed and the step are named."""
+    """The seed and the step are named, and the weight where one is no number."""
     model = models.miniature("sd1")
-    with torch.no_grad():
-        next(model.network.parameters()).fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="2 of 2 samples are not finite, the first of seed 4, from step 0 on"):
-        generate(model, "a corgi", seeds=[4, 5], **SMALL)
+    first = next(iter(model.network.state_dict()))
+    for value, error, message in (
+        (1e30, FloatingPointError, "2 of 2 samples are not finite, the first of seed 4, from step 0 on"),
+        (torch.nan, ValueError, f"the backbone's weight {first!r} holds values that are not finite: load it again from an intact file"),
+    ):
+        with torch.no_grad():
+            model.network.state_dict()[first].fill_(value)
+        with pytest.raises(error, match=message):
+            generate(model, "a corgi", seeds=[4, 5], **SMALL)
 
 
 def test_pictures_of_it() -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch import Tensor
 
 from models.checkpoints.tensors import Stored, TensorFile
 
@@ -28,7 +27,7 @@ class Declared(Stored):
     def mapped(self) -> NoReturn:
         raise AssertionError(f"{self.key} was read, where keys and shapes must do")
 
-    def read_into(self, out: Tensor) -> NoReturn:
+    def chunks(self) -> NoReturn:
         self.mapped()
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
 import math
+import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.checkpoints.table import is_finite, take
+import models
+from models.checkpoints.table import EDGE, take
 from models.checkpoints.tensors import DTYPES, open_tensors
+from models.finite import is_finite
 from tests.models.checkpoints.damaged import entry, raw
 
 
@@ -143,3 +148,31 @@ def test_what_is_not_finite_is_told_from_what_is_too_large(tmp_path: Path) -> No
     for key in ("nan", "eight"):
         with pytest.raises(ValueError, match=rf"is damaged: {key} holds values that are not finite"):
             take(tensors[key], torch.float16, path)
+
+
+def test_of_mapped_pages_the_ends_are_looked_at(tmp_path: Path) -> None:
+    """So that opening a file does not read it; a value in between is found where it is converted, and by who reads all."""
+    path = tmp_path / "file.safetensors"
+    for place, seen in ((0, True), (EDGE - 1, True), (EDGE, False), (5 * EDGE, False), (9 * EDGE, True), (10 * EDGE - 1, True)):
+        values = torch.zeros(10 * EDGE)
+        values[place] = math.nan
+        save_file({"a": values}, path)
+        stored = open_tensors(path).tensors["a"]
+        for dtype in (torch.float32, torch.float16):
+            with pytest.raises(ValueError, match="is damaged: a holds") if seen or dtype == torch.float16 else contextlib.nullcontext():
+                take(stored, dtype, path)
+
+
+@pytest.mark.parametrize("layout", ["native", "ldm", "diffusers"])
+def test_who_reads_all_names_weight_and_file(layout: Literal["native", "ldm", "diffusers"], tmp_path: Path) -> None:
+    """In every layout."""
+    model = models.miniature("sd1")
+    lost = "time.fc2.weight"
+    weight = model.network.state_dict()[lost]
+    assert weight.numel() > 2 * EDGE
+    weight.view(-1)[EDGE] = math.inf
+    path = tmp_path / "model.safetensors" if layout != "diffusers" else tmp_path / "model"
+    models.save(model, path, layout)
+    file = path / "unet" / "diffusion_pytorch_model.safetensors" if layout == "diffusers" else path
+    with pytest.raises(ValueError, match=rf"{re.escape(str(file))} is damaged: the backbone's weight '{lost}' holds"):
+        models.load(path).check_finite()
