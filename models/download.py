@@ -116,6 +116,9 @@ def download(name: str, *, files: Sequence[str] = (), revision: str | None = Non
     from huggingface_hub import constants
 
     check_type("files", files, Sequence[str])
+    for name_of, value in (*(("file", file) for file in files), ("revision", revision or "")):
+        if ".." in value.split("/") or value.startswith("/"):
+            raise ValueError(f"no {name_of} on the hub is called {value!r}: it has no '..' and does not begin with '/'")
     if "/" not in name:
         check_names("published model", [name], PUBLISHED)
     model = PUBLISHED.get(name, Published(name))

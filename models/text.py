@@ -19,6 +19,7 @@ from models.conditioning import sinusoid
 from models.prompt import parse_prompt
 from models.tokenizer import BOS, EOS, detokenize, tokenize
 
+HEAVIEST = 100.0  # weight of a word, far beyond what a network can make sense of
 NUMBER_DIM = 256  # sinusoids per number (Podell et al. 2023, section 2.2)
 
 Numbers = Mapping[str, float | Sequence[float]]
@@ -252,11 +253,18 @@ class TextEncoder(nn.Module):
 
 
 def _words(prompts: Sequence[str], weighted: bool) -> list[list[Word]]:
-    """Every prompt as tokens with their weights. Pieces are tokenised one by one, so a weight may end within a word."""
+    """Every prompt as tokens with their weights. Pieces are tokenised one by one, so a weight may end within a word.
+
+    ValueError for a weight beyond HEAVIEST.
+    """
     check_type("prompts", prompts, Sequence[str])
     if not len(prompts):
         raise ValueError("there is no prompt: give at least one, [''] for none")
     pieces = [parse_prompt(prompt) if weighted else [(prompt, 1.0)] for prompt in prompts]
+    for prompt, parts in zip(prompts, pieces, strict=True):
+        heaviest = max((weight for _, weight in parts), key=abs, default=0.0)
+        if abs(heaviest) > HEAVIEST:
+            raise ValueError(f"words weigh up to {HEAVIEST:g} times the usual, not {heaviest:g}, in the prompt {prompt!r:.80}")
     return [[(token, weight) for text, weight in parts for token in tokenize(text)] for parts in pieces]
 
 

@@ -49,7 +49,7 @@ def generate(
     long: Literal["chunk", "cut"] = "chunk",
     numbers: Mapping[str, float] | None = None,
     refiner: Model | None = None,
-    handover: float = HANDOVER,
+    handover: float | None = None,
     device: torch.device | str | None = None,
     offload: bool = False,
     tile: int | None = None,
@@ -70,7 +70,7 @@ def generate(
     weighted   read weights in prompts: "(word:1.3)"
     long       of more than 75 tokens: "chunk" reads them in pieces, "cut" drops the rest with a warning that names it
     numbers    of SDXL's vector, where not as usual: height, width, top, left, target_height, target_width, score
-    refiner    a model that takes over when the share `handover` of the schedule's time has passed (SDXL's refiner)
+    refiner    a model that takes over when the share `handover` of the schedule's time has passed (SDXL's refiner), default 0.8
     device     where to compute, and where the parts stay; default where they are. offload: each is there only while it works
     tile       the autoencoder works in tiles of so many latents
     watch      called with every step; `preview` makes an image of one
@@ -78,6 +78,9 @@ def generate(
     An image depends on its own prompt and seed, not on the others in its batch, but for rounding. Raises ValueError before anything is
     computed, or where a weight is not finite; FloatingPointError for samples or images that are not.
     """
+    check_type("refiner", refiner, Model | None)
+    if handover is not None and refiner is None:
+        raise ValueError("handover says when a refiner takes over: give refiner too, or leave it out")
     for each in (model, *([refiner] if refiner else [])):
         for part in ("backbone", "text", "vae") if each is model else ("backbone", "text"):
             each.require(part)
@@ -98,7 +101,7 @@ def generate(
     levels = how.levels(model)
     if begins_from_image(model, image, mask, strength):
         levels = levels.tail(strength)
-    cut = levels.steps if refiner is None else _handover(levels, handover)
+    cut = levels.steps if refiner is None else _handover(levels, HANDOVER if handover is None else handover)
 
     with torch.no_grad(), _blamed([model] if refiner is None else [model, refiner]):
         told = _told(model, order)
@@ -173,12 +176,16 @@ class _Order:
 
 @contextmanager
 def placed(part: nn.Module, device: torch.device | None, offload: bool) -> Iterator[torch.device]:
-    """A part on the device while it works, and, if it is to be out of the way afterwards, on the CPU again; where it is."""
+    """A part on the device while it works, and, if it is to be out of the way afterwards, on the CPU again; where it is.
+
+    On the CPU its weights stay meanwhile, as nothing changes them: they are not copied back, and mapped ones stay mapped.
+    """
+    home = [(tensor, tensor.data.cpu()) for tensor in (*part.parameters(), *part.buffers())] if offload else []
     try:
         yield next(part.to(device).parameters()).device
     finally:
-        if offload:
-            part.to("cpu")
+        for tensor, data in home:
+            tensor.data = data
 
 
 @contextmanager
@@ -220,6 +227,7 @@ def _refined(refiner: Model, order: _Order, levels: Grid, latents: Tensor, refer
 
 def _handover(levels: Grid, share: float) -> int:
     """The number of steps before the refiner's first: those whose time lies above the last `1 - share` of the schedule's."""
+    check_type("handover", share, float)
     if not 0 < share < 1:
         raise ValueError(f"handover, the share of the schedule's time after which the refiner takes over, lies in (0, 1), not {share:g}")
     schedule = levels.schedule

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from diffusion.spec import check_names, check_type
 from models import Model, TextCondition, TextEncoder
 
+MOST_REPEATS = 6  # of the longest prompt of a batch, so that all are equally long
 SCORE, NEGATIVE_SCORE = 6.0, 2.5  # of looks, out of 10: what SDXL's refiner is told of what to draw, and of what to lead away from
 
 
@@ -86,7 +87,7 @@ def conditions(model: Model, prompts: Prompts, numbers: Mapping[str, float]) -> 
     text: TextEncoder = model.require("text")
     pairs = list(zip(prompts.texts, prompts.negative, strict=True))
     chunks = {pair: _chunks(text, pair, prompts) for pair in pairs}
-    length = math.lcm(*chunks.values())
+    length = _common_length(chunks.values())
     read = {pair: _read(text, pair, numbers, prompts, n) for pair, n in chunks.items()}
     dtype = next(model.network.parameters()).dtype
 
@@ -97,6 +98,17 @@ def conditions(model: Model, prompts: Prompts, numbers: Mapping[str, float]) -> 
 
     dropped = tuple(dict.fromkeys(row.dropped[0] for sides in read.values() for row in sides if row.dropped[0]))
     return Conditions(rows(0), rows(1), dropped)
+
+
+def _common_length(chunks: Collection[int]) -> int:
+    """The length that prompts of so many chunks are repeated to. ValueError where it is far beyond the longest of them."""
+    length, longest = math.lcm(*chunks), max(chunks)
+    if length > MOST_REPEATS * longest:
+        lengths = ", ".join(map(str, sorted(set(chunks))))
+        raise ValueError(
+            f"prompts of {lengths} pieces of 75 tokens in one batch would all be read as {length} pieces: draw those of a length together"
+        )
+    return length
 
 
 def _chunks(text: TextEncoder, pair: tuple[str, str | None], prompts: Prompts) -> int:

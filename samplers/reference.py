@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion.spec import check_type
 from models import VAE, Model
 from models.tiling import encode_tiled, sliced
 
@@ -36,6 +37,7 @@ def check_reference(
     model: Model, image: Tensor | None, mask: Tensor | None, strength: float | None, image_guidance: float | None, n: int
 ) -> None:
     """ValueError unless image, mask and what goes with them are what this model has a use for, for n images."""
+    check_type("strength", strength, float | None)
     if image is None:
         for name, value in (("mask", mask), ("strength", strength), ("image_guidance", image_guidance)):
             if value is not None:

@@ -47,8 +47,7 @@ class Steering:
         else:
             if negative and self.scale == 1:
                 raise ValueError("guidance=1 is off, and leads away from no negative prompt: give guidance=2, say, or leave it out")
-
-            self._towards_prompt(model, {})
+            self._towards_prompt(model, {})  # which checks what the guide says
 
     def denoiser(self, model: Model, told: Conditions, reference: Reference) -> tuple[DenoiserLike, dict[str, Tensor]]:
         """The denoiser, and the conditions to call it with. All on the network's device, one row per sample but for the reference's."""

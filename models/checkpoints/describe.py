@@ -21,6 +21,7 @@ from models.vae import VAEParams
 
 SAID = {"epsilon": "eps", "v": "v", **{name: ours for ours, name in PREDICTIONS.items()}}  # what files and configurations call predictions
 MOST_LATENT_CHANNELS = 64
+PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key")  # in metadata
 V_MARK, COSXL_MARK = "v_pred", "edm_vpred.sigma_max"
 TURBO = "EulerAncestralDiscreteScheduler"  # with trailing times
 V_THRESHOLD = 0.09  # see `_guessed`
@@ -126,7 +127,7 @@ def _said(found: Findings) -> str | None:
     if _marked([file], V_MARK):
         found.notes.append("predicts v, as a mark beside the weights says")
         return "v"
-    sources = {"the file's metadata": file.metadata.get("modelspec.prediction_type")}
+    sources = {"the file's metadata": next((file.metadata[key] for key in PREDICTION_KEYS if key in file.metadata), None)}
     if not _is_edm(found):
         sources["its scheduler's configuration"] = found.scheduler.get("prediction_type")
     for source, name in sources.items():

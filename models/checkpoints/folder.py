@@ -49,6 +49,12 @@ def open_components(folder: Path, variant: str | None, ema: bool) -> list[tuple[
     return opened
 
 
+def config_beside(file: Path) -> dict[str, Any]:
+    """The config.json beside a file that is named as diffusers names the weights of a part; {} without one."""
+    config = file.parent / "config.json"
+    return read_json(config) if config.is_file() and (WHOLE.fullmatch(file.name) or INDEX.fullmatch(file.name)) else {}
+
+
 def unused(folder: Path) -> dict[str, str]:
     """The sub-folders whose weights are left out, with the reason."""
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and _holds_weights(path)) if folder.is_dir() else []

@@ -13,7 +13,7 @@ from torch import nn
 from models.checkpoints import native
 from models.checkpoints.blank import Blank
 from models.checkpoints.describe import Findings, describe
-from models.checkpoints.folder import open_components, scheduler_hints, unused
+from models.checkpoints.folder import config_beside, open_components, scheduler_hints, unused
 from models.checkpoints.parts import LATENT_STATISTICS, Found, Part, find_parts
 from models.checkpoints.table import check_dtype, gather
 from models.checkpoints.tensors import TensorFile, open_tensors
@@ -105,7 +105,7 @@ def _main_dtype(part: Part) -> torch.dtype:
 
 def _opened(places: list[Path], files: Mapping[Path, TensorFile], variant: str | None, ema: bool) -> Iterator[Found]:
     for path in places:
-        for file, hints in [(files[path], {})] if path in files else open_components(path, variant, ema):
+        for file, hints in [(files[path], config_beside(path))] if path in files else open_components(path, variant, ema):
             yield find_parts(file, hints, ema)
 
 

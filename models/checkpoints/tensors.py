@@ -48,6 +48,7 @@ DTYPES = {
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 CHUNK = 2**21  # bytes read at a time, which a processor's cache holds until they are converted
+WRAPPERS = ("state_dict", "model", "module")  # what pickles of trainers hold their tensors under
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 MOST_TENSORS = 50_000  # SDXL's file has 2,515, a training run's of it four times as many
 LONGEST_NAME = 1000  # characters
@@ -297,13 +298,13 @@ def _open_pickle(path: Path) -> TensorFile:
         raise ValueError(f"{path} is damaged or no file of weights ({_first_line(str(error))})") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
-    state = content.get("state_dict", content)
+    state = next((content[key] for key in WRAPPERS if isinstance(content.get(key), (Mapping, list))), content)
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__} under state_dict, not tensors by name")
     tensors = {key: _Unpickled(key, value) for key, value in _flat(state) if isinstance(value, Tensor)}
     for key, stored in tensors.items():
         _check_unpickled(path, key, stored.tensor)
-    numbers = {key: value for key, value in content.items() if isinstance(value, (int, float)) and isinstance(key, str)}
+    numbers = {key: float(n) for key, n in content.items() if isinstance(n, (int, float, np.integer, np.floating)) and isinstance(key, str)}
     return TensorFile(path, tensors, numbers=numbers)
 
 

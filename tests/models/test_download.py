@@ -256,6 +256,9 @@ def test_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_names(hub: Hub) -> None:
     with pytest.raises(ValueError, match="no published model named 'sdx1'; did you mean 'sdxl'"):
         download("sdx1")
+    for name, given in (("file", {"files": ["../a"]}), ("revision", {"revision": "a/../../b"}), ("revision", {"revision": "/b"})):
+        with pytest.raises(ValueError, match=rf"no {name} on the hub is called"):
+            download("owner/tiny", **given)
     with pytest.raises(ValueError, match="files must be a list of texts"):
         download("owner/tiny", files="vae.safetensors")
     with pytest.raises(ValueError, match=r"^[^\n]*owner/tiny/vae[^\n]*$"):

@@ -467,6 +467,16 @@ def test_towers_learn(encoders: dict[str, TextEncoder]) -> None:
     assert without == {name for name, _ in text.named_parameters() if name.startswith(("towers.clip_l.blocks.2.", "towers.clip_l.norm."))}
 
 
+@pytest.mark.parametrize("prompt", ["(a:101)", "a [b (c:-1000)]", f"(a:{'9' * 400})", "(" * 50 + "a" + ")" * 50, "((a:99):99)"])
+def test_refuses_words_that_outweigh_everything(encoders: dict[str, TextEncoder], prompt: str) -> None:
+    """One line, which shows the beginning of the prompt. A hundred is allowed, and what is not weighted is text."""
+    text = encoders["sd1"]
+    with pytest.raises(ValueError, match=r"^words weigh up to 100 times the usual, not .* in the prompt '[^\n]*$"):
+        text.encode([prompt], weighted=True)
+    assert text.encode(["(a:100)"], weighted=True).context.isfinite().all()
+    text.encode([prompt], weighted=False)
+
+
 def test_refuses_prompts_that_are_none(encoders: dict[str, TextEncoder]) -> None:
     """A single text, no prompts, and an unknown way with long ones raise."""
     text = encoders["sd1"]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import EulerAncestralDiscreteScheduler
@@ -142,7 +143,7 @@ def test_the_guess_does_not_depend_on_the_layout_nor_on_the_order_of_keys(files:
 
 def test_the_step_at_which_training_stopped(files: Files, tmp_path: Path) -> None:
     """875,000 is SD 2's base model, whatever the bias; another number says nothing."""
-    for step, prediction in ((875_000, "eps"), (140_000, "v")):
+    for step, prediction in ((875_000, "eps"), (np.int64(875_000), "eps"), (140_000, "v")):
         torch.save({"global_step": step, "state_dict": files("sd2") | spread(files, 0.2)}, tmp_path / "model.ckpt")
         model = models.load(tmp_path / "model.ckpt")
         assert model.prediction.name == prediction
@@ -158,6 +159,8 @@ def test_the_step_at_which_training_stopped(files: Files, tmp_path: Path) -> Non
         ("sdxl", {"v_pred": MARK}, {"modelspec.prediction_type": "epsilon"}, "v"),
         ("sd2", {}, {"modelspec.prediction_type": "epsilon"}, "eps"),
         ("sd2", {}, {"modelspec.prediction_type": "v"}, "v"),
+        ("sd2", {}, {"modelspec.predict_key": "epsilon"}, "eps"),
+        ("sdxl", {}, {"modelspec.predict_key": "v"}, "v"),
         ("sd1", {}, {"modelspec.prediction_type": "v"}, "v"),
         ("sd1", {}, {"modelspec.title": "no prediction"}, "eps"),
     ],
@@ -166,7 +169,7 @@ def test_marks_and_metadata(family: str, change: dict[str, Tensor], metadata: di
     """A mark among the tensors comes before the metadata; without either it is the family's own."""
     model = load(family, change, metadata)
     assert model.prediction.name == prediction
-    assert f"predicts {prediction}, as " in notes(model) or not (change or "modelspec.prediction_type" in metadata)
+    assert f"predicts {prediction}, as " in notes(model) or not (change or any("predict" in key for key in metadata))
     assert model.spec["family"] == (f"{family}-v" if prediction == "v" and family != "sd1" else family)
     assert load(family, change, metadata, prediction="x0").prediction.name == "x0"
     assert set(change) <= model.report.ignored.keys()  # type: ignore[union-attr]  # there is one
@@ -386,7 +389,12 @@ def test_damaged_configurations(text: str, config: str, configured: Configured) 
 
 def test_the_scale_of_latents(files: Files, configured: Configured, load: Load, tmp_path: Path) -> None:
     """From the configuration beside the autoencoder, else from the family, which an autoencoder alone does not tell: noted."""
-    assert models.load(configured("sdxl", "vae/config.json", scaling_factor=0.25)).require("vae").params.scale == 0.25
+    folder = configured("sdxl", "vae/config.json", scaling_factor=0.25)
+    assert models.load(folder).require("vae").params.scale == 0.25
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"  # alone, but named as there
+    assert models.load(file).require("vae").params.scale == 0.25
+    shutil.copy(file, folder / "vae" / "another.safetensors")
+    assert models.load(folder / "vae" / "another.safetensors").require("vae").params.scale == 0.18215
     assert load("sdxl", prefix=("model.", "first_stage")).require("vae").params.scale == 0.13025
     save_file({key: value for key, value in files("sdxl").items() if key.startswith("first_stage")}, tmp_path / "vae.safetensors")
     alone = models.load(tmp_path / "vae.safetensors")

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -105,6 +106,16 @@ def test_pickles(tmp_path: Path) -> None:
         cast = torch.empty(3)
         file.tensors["c"].read_into(cast)
         assert torch.equal(cast, torch.zeros(3))
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "module"])
+def test_pickles_of_trainers(wrapper: str, tmp_path: Path) -> None:
+    """Tensors that lie under a name of their own have the names that they have there; NumPy's numbers are numbers."""
+    content = {wrapper: {"model.a": torch.ones(2)}, "global_step": np.int64(7), "loss": np.float32(0.5), "optimizer": {"lr": 1}}
+    torch.save(content, tmp_path / "file.ckpt")
+    file = open_tensors(tmp_path / "file.ckpt")
+    assert file.shapes == {"model.a": (2,)}
+    assert file.numbers == {"global_step": 7.0, "loss": 0.5}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
