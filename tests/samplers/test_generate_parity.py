@@ -85,6 +85,22 @@ def test_text_to_image(
     agree(ours(model, negative=negative, guidance=6.5, **settings), peer)
 
 
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_a_schedule_that_ends_in_pure_noise(rescale: float, tmp_path: Path) -> None:
+    """Opened from the folder of such a model: zero terminal SNR, trailing times, v, and guidance rescaled (Lin et al. 2024)."""
+    pipe = opened(models.miniature("sdxl-v"), tmp_path, SDXL)
+    config = {**peers.SD, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+    pipe.scheduler = diffusers.DDIMScheduler(**config, clip_sample=False, set_alpha_to_one=True)
+    pipe.scheduler.save_pretrained(tmp_path / "scheduler")
+    model = models.load(tmp_path)
+    assert model.schedule.snr(torch.tensor(model.schedule.t_max)) == 0
+    peer = theirs(
+        pipe, latents=NOISE, num_inference_steps=20, guidance_scale=5.0, guidance_rescale=rescale, height=HEIGHT, width=WIDTH
+    )  # fmt: skip
+    guide = {"rule": {"name": "rescaled", "phi": rescale}} if rescale else None
+    agree(ours(model, sampler="ddim", steps=20, guidance=5.0, guide=guide), peer)
+
+
 def test_sizes_that_sdxl_is_told(peer_of: Open) -> None:
     """Another original size, a crop and another target: the vector, in its order."""
     model, pipe = peer_of("sdxl", SDXL)
