@@ -1,6 +1,6 @@
-"""The two products that networks are made of, linear layer and convolution, and how a CPU does them best.
+"""The products that networks are made of, linear layer and convolutions, and how a CPU does them best.
 
-On a GPU, and wherever torch's own choice is the best one, these are `nn.Linear` and `nn.Conv2d` and nothing else.
+On a GPU, and wherever torch's own choice is the best one, these are torch's own layers and nothing else.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ NATIVE = {
     torch.bfloat16: TILES[torch.bfloat16] or bool(_CPU.get("avx512_bf16")) or not _X86,
     torch.float16: TILES[torch.float16] or bool(_CPU.get("avx512_fp16")) or not _X86,
 }
+
+# Of a kernel's three taps in a row, those that are added up for each of four in a transposed one; and of nine for each of sixteen.
+_ROW = torch.tensor([[0.0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]], device="cpu")
+_SUMS = torch.kron(_ROW, _ROW)
 
 
 def emulated(x: Tensor) -> bool:
@@ -67,3 +71,25 @@ class Conv2d(nn.Conv2d):
         else:
             out = F.linear(patches.transpose(1, 2), weight.flatten(1), bias).transpose(1, 2)
         return out.unflatten(2, (height, -1))
+
+
+class UpConv2d(Conv2d):
+    """Twice the resolution: repeat every pixel in height and width, then convolve, 3x3.
+
+    An image of at least as many pixels as channels goes through one transposed convolution on a CPU. Of nine repeated pixels under the
+    kernel four differ, so the weights that meet the same one are added up first: less than half the work, and the repeated pixels are
+    never stored.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.shape[2] * x.shape[3] < self.in_channels:
+            return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        product = self._transposed
+        return widened(product, x, self.weight, self.bias) if emulated(x) else product(x, self.weight, self.bias)
+
+    def _transposed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        summed = (weight.flatten(2) @ _SUMS.to(weight)).unflatten(2, (4, 4))
+        return F.conv_transpose2d(x, summed.transpose(0, 1), bias, stride=2, padding=1)

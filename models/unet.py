@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from diffusion.spec import check_at_least_one, check_names
 from models.attention import CrossAttention, SelfAttention
 from models.conditioning import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
-from models.products import Conv2d, Linear, best_layout
+from models.products import Conv2d, Linear, UpConv2d, best_layout
 
 
 @dataclass(frozen=True)
@@ -315,10 +315,10 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = Conv2d(width, width, 3, padding=1)
+        self.conv = UpConv2d(width)
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(x)
 
 
 def _zero(layer: nn.Module) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -22,7 +21,7 @@ from diffusion.noise import initial_noise, require_seeds
 from diffusion.spec import check_at_least_one
 from models.attention import SelfAttention
 from models.finite import lost_weight
-from models.products import Conv2d, emulated, widened
+from models.products import Conv2d, UpConv2d
 
 
 @dataclass(frozen=True)
@@ -253,22 +252,14 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution: repeat pixels, then convolve.
-
-    Computed as one transposed convolution. Of nine repeated pixels under a kernel four differ, so the weights that meet the same one are
-    added up first: less than half the work, and the repeated pixels are never stored.
-    """
+    """Twice the resolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = Conv2d(width, width, 3, padding=1)
+        self.conv = UpConv2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        w = self.conv.weight.transpose(0, 1).flip(2, 3)
-        w = F.pad(w, (0, 1)) + F.pad(w, (1, 0))
-        w = F.pad(w, (0, 0, 0, 1)) + F.pad(w, (0, 0, 1, 0))  # (in, out, 4, 4)
-        product = partial(F.conv_transpose2d, stride=2, padding=1)
-        return widened(product, x, w, self.conv.bias) if emulated(x) else product(x, w, self.conv.bias)
+        return self.conv(x)
 
 
 def run_finite(network: nn.Module, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from diffusion.noise import initial_noise
-from models.vae import VAE, LatentDistribution, Upsample, VAEParams
+from models.vae import VAE, LatentDistribution, VAEParams
 from tests.models.small import randomised, relative_error, renamed
 
 SMALL: dict[str, Any] = dict(channels=16, channel_mult=(1, 2), blocks=1, groups=4)
@@ -183,21 +183,6 @@ def test_log_variance_is_limited_as_in_training() -> None:
             vae.get_parameter("quant.bias")[4:] = bias
             std = vae.encode(pictures(vae.params, 8, 12)).std
             torch.testing.assert_close(std, torch.full_like(std, 0.18215) * torch.tensor(log_std).exp())
-
-
-def test_upsampling_is_repetition_and_convolution() -> None:
-    """The one transposed convolution equals the two steps, borders included, in value and gradient."""
-    layer = Upsample(3).double()
-    x = normal(2, 3, 4, 5).double()
-    plain = layer.conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
-    torch.testing.assert_close(layer(x), plain, rtol=1e-13, atol=1e-13)
-    weight = normal(*plain.shape).double()
-    for mine, grad in zip(
-        torch.autograd.grad((layer(x) * weight).sum(), list(layer.parameters())),
-        torch.autograd.grad((plain * weight).sum(), list(layer.parameters())),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, grad, rtol=1e-12, atol=1e-12)
 
 
 def test_fresh_blocks_are_the_identity() -> None:
