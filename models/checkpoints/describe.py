@@ -13,7 +13,7 @@ from diffusion.spec import lookup, make_params
 from models.checkpoints.diffusers_configs import PREDICTIONS
 from models.checkpoints.parts import LATENT_STATISTICS, Part
 from models.checkpoints.tensors import TensorFile
-from models.clip import CLIP_H, CLIPTextParams
+from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPTextParams
 from models.families import FAMILIES, TOWERS, Family, base_of, description, plain, recipe
 from models.text import NUMBER_DIM, TextParams
 from models.unet import UNetParams
@@ -23,7 +23,11 @@ SAID = {"epsilon": "eps", "v": "v", **{name: ours for ours, name in PREDICTIONS.
 MOST_LATENT_CHANNELS = 64
 PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key")  # in metadata
 V_MARK, COSXL_MARK = "v_pred", "edm_vpred.sigma_max"
-TURBO = "EulerAncestralDiscreteScheduler"  # with trailing times
+TURBO = {  # schedulers that tell a Turbo model, with trailing times: published with the first, saved with the last
+    "sd2": ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
+    "sdxl": ("EulerAncestralDiscreteScheduler",),
+}
+MOST_STEPS = 100_000  # of a schedule; published ones have 1000
 V_THRESHOLD = 0.09  # see `_guessed`
 
 
@@ -69,7 +73,7 @@ def describe(found: Findings, family: str | None, prediction: str | None) -> tup
     spec = description(name, network, _vae_params(found, of, family), text, preview)
     if said and (prediction or spec["prediction"] != "edm"):
         spec["prediction"] = said
-    spec["schedule"] |= _schedule(found, spec["schedule"])
+    spec["schedule"] |= _schedule(found, spec["schedule"], spec["prediction"])
     if spec["schedule"].get("zero_terminal_snr"):  # whose pure noise other spacings leave out (Lin et al. 2024, section 3.3)
         spec["grid"] = {"spacing": "trailing"}
     return spec, towers if text else {}
@@ -93,7 +97,7 @@ def _family(found: Findings, base: str, asked: str | None, said: str | None) -> 
     if asked:
         found.notes.append(f"of the family {asked}, as asked for")
         return asked
-    if found.scheduler.get("_class_name") == TURBO and found.scheduler.get("timestep_spacing") == "trailing" and base in ("sd2", "sdxl"):
+    if found.scheduler.get("_class_name") in TURBO.get(base, ()) and found.scheduler.get("timestep_spacing") == "trailing" and said != "v":
         found.notes.append("a Turbo model, as its scheduler's configuration says; family=... overrides that")
         return "sd-turbo" if base == "sd2" else "sdxl-turbo"
     if base == "sdxl" and (all(_marked(found.files, key) for key in LATENT_STATISTICS) or _is_edm(found)):
@@ -171,25 +175,41 @@ def _marked(files: list[TensorFile], *keys: str) -> bool:
 # The schedule ----------------------------------------------------------------------------------------------------------
 
 
-def _schedule(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
+def _schedule(found: Findings, own: Mapping[str, Any], prediction: str) -> dict[str, Any]:
     """What marks and a pipeline's configuration change in a family's schedule."""
-    config, changes = found.scheduler, {}
+    config, where = found.scheduler, found.files[0].path
     name = str(config.get("_class_name", ""))
     foreign_edm = _is_edm(found) and (config.get("sigma_data", 0.5) != 0.5 or config.get("prediction_type", "epsilon") != "epsilon")
     if name.startswith(("FlowMatch", "Cosine")) or foreign_edm:
-        raise ValueError(f"its scheduler's configuration names {name} with settings that no family here was trained with")
-    names = {"sigma_min": "sigma_min", "sigma_max": "sigma_max"}
+        raise ValueError(f"{where}: its scheduler's configuration names {name} with settings that no family here was trained with")
+    names, changes = {"sigma_min": "sigma_min", "sigma_max": "sigma_max"}, {}
     if own["name"] != "ve":
         names = {"beta_schedule": "name", "beta_start": "start", "beta_end": "end", "num_train_timesteps": "steps"}
-        if config.get("beta_schedule", "linear") not in ("linear", "scaled_linear") or config.get("trained_betas"):
-            raise ValueError(f"its scheduler's configuration has the betas {config.get('beta_schedule')!r}, which no family here is of")
-        if (found.backbone and _marked([found.backbone.file], "ztsnr")) or config.get("rescale_betas_zero_snr"):
-            changes["zero_terminal_snr"] = True
-            found.notes.append("the schedule ends in pure noise (zero terminal SNR), as a mark beside the weights says")
+        betas = "a list of its own" if config.get("trained_betas") else repr(config.get("beta_schedule", "linear"))
+        if betas not in ("'linear'", "'scaled_linear'"):
+            raise ValueError(f"{where}: its scheduler's configuration has the betas {betas}, which no family here is of")
+        if (steps := config.get("num_train_timesteps", 1000)) not in range(2, MOST_STEPS + 1):
+            raise ValueError(f"{where}: its scheduler's configuration has num_train_timesteps={steps!r:.40}, and not 2 ... {MOST_STEPS}")
+        changes = _terminal(found, prediction)
     told = {ours: config[name] for name, ours in names.items() if name in config and config[name] != own[ours]}
     if told:
         found.notes.append(f"the schedule has {', '.join(f'{name}={value}' for name, value in told.items())}, as its configuration says")
     return changes | told
+
+
+def _terminal(found: Findings, prediction: str) -> dict[str, Any]:
+    """Whether the schedule ends in pure noise, as a mark or the configuration says."""
+    if found.backbone and _marked([found.backbone.file], "ztsnr"):
+        source = "a mark beside the weights"
+    elif found.scheduler.get("rescale_betas_zero_snr"):
+        source = "its scheduler's configuration"
+    else:
+        return {}
+    if prediction == "eps":  # in pure noise it is all that there is, and says nothing of x0
+        found.notes.append(f"zero terminal SNR, which {source} asks for, is left out: a network that predicts eps cannot begin there")
+        return {}
+    found.notes.append(f"the schedule ends in pure noise (zero terminal SNR), as {source} says")
+    return {"zero_terminal_snr": True}
 
 
 # Parts -----------------------------------------------------------------------------------------------------------------
@@ -228,15 +248,18 @@ def _numbers(file: TensorFile, key: str) -> tuple[float, ...]:
 def _towers(found: Findings, base: str) -> dict[str, Part]:
     """The text towers by name; a later file's take the place of those before.
 
-    SDXL's two are told apart by their projection, which only the one for the pooled vector needs.
+    SDXL's two are told apart by their width, those of other sizes by the projection, which only the one for the pooled vector needs.
     """
     names = TOWERS[base]
     named: dict[str, Part] = {}
     vector = found.backbone.params.vector_dim if found.backbone else None
     for part in found.towers:
         width, projection = part.params.width, part.params.projection
-        pooled = projection is not None and (width != 768 if vector is None else projection == vector - 6 * NUMBER_DIM)
-        name = names[0] if len(names) == 1 else "clip_g" if pooled else "clip_l"
+        pooled = projection is not None and (vector is None or projection == vector - 6 * NUMBER_DIM)
+        known = {CLIP_L.width: "clip_l", CLIP_G.width: "clip_g"}
+        name = names[0] if len(names) == 1 else known.get(width, "clip_g" if pooled else "clip_l")
+        if width == CLIP_G.width and projection is None:
+            raise ValueError(f"{part.file.path} holds OpenCLIP's bigG without its text_projection, which the pooled vector needs")
         if name in named:
             if named[name].file is part.file:
                 raise ValueError(f"{part.file.path} holds one text encoder too many: {base} has {len(names)}")
@@ -288,9 +311,11 @@ def _check_fit(found: Findings, text: TextParams | None) -> None:
 
 
 def _sd2_blocks(part: Part) -> int:
-    """The last state but one: OpenCLIP's layout holds all 24 blocks, the last of them unused, diffusers' only the 23."""
-    layers: int = part.params.layers
-    return layers - 1 if part.layout.name == "openclip" or layers == CLIP_H.layers else layers
+    """The last state but one of 24: some files hold all the blocks, the last of them unused, and some, in either layout, only the 23."""
+    params: CLIPTextParams = part.params
+    if params.width == CLIP_H.width:
+        return CLIP_H.layers - 1
+    return params.layers - 1 if part.layout.name == "openclip" else params.layers
 
 
 def _activated(name: str, part: Part) -> CLIPTextParams:

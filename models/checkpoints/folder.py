@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from models.checkpoints.parts import AVERAGED, RAW
 from models.checkpoints.tensors import PICKLES, SAFETENSORS, TensorFile, open_tensors
 from models.files import read_json
 
@@ -19,13 +20,13 @@ INDEX = re.compile(STEM + r"\.(?P<kind>safetensors|bin)\.index(\.(?P<variant>\w+
 SHARD = re.compile(STEM + r"(\.\w+)?-\d+-of-\d+\.(safetensors|bin)")
 
 
-def components(folder: Path) -> list[Path]:
+def components(folder: Path, ema: bool = True) -> list[Path]:
     """The folders that hold weights: those of a pipeline's parts, or the folder itself. FileNotFoundError where there are none.
 
     A part that is not known is among them, for its keys tell what it is; one that model_index.json leaves out is not.
     """
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and _holds_weights(path))
-    found = [path for path in inside if path.name not in UNUSED and _is_named(path)]
+    found = [path for path in inside if path.name not in UNUSED and path.name != _other_unet(folder, ema) and _is_named(path)]
     if found or _holds_weights(folder):
         return sorted(found, key=lambda path: path.name not in COMPONENTS) or [folder]
     files = [path.name for path in sorted(folder.iterdir()) if path.name.endswith((*SAFETENSORS, *PICKLES))]
@@ -37,9 +38,9 @@ def open_components(folder: Path, variant: str | None, ema: bool) -> list[tuple[
     """The weights of each part, and its config.json ({} without one).
 
     variant  "fp16", "non_ema", ...: weights of that name in the parts that have them; None takes the plain ones, else whatever there is;
-             ema=False prefers "non_ema"
+             ema=False prefers "non_ema", and unet to unet_ema
     """
-    places = components(folder)
+    places = components(folder, ema)
     if variant and not any(variant == having for place in places for having, _ in _offers(place)):
         raise FileNotFoundError(f"{folder} holds no weights of the variant {variant!r}: there is {_listed(places)}")
     opened = []
@@ -55,11 +56,19 @@ def config_beside(file: Path) -> dict[str, Any]:
     return read_json(config) if config.is_file() and (WHOLE.fullmatch(file.name) or INDEX.fullmatch(file.name)) else {}
 
 
-def unused(folder: Path) -> dict[str, str]:
+def unused(folder: Path, ema: bool) -> dict[str, str]:
     """The sub-folders whose weights are left out, with the reason."""
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and _holds_weights(path)) if folder.is_dir() else []
-    known = {path: UNUSED.get(path.name) or (None if _is_named(path) else "not named in model_index.json") for path in inside}
+    other = {_other_unet(folder, ema): AVERAGED if ema else RAW}
+    reasons = {**UNUSED, **other}
+    known = {path: reasons.get(path.name) or (None if _is_named(path) else "not named in model_index.json") for path in inside}
     return {f"{path.name}/": why for path, why in known.items() if why}
+
+
+def _other_unet(folder: Path, ema: bool) -> str:
+    """Of a training's unet and unet_ema the one that is not asked for; "" where there are not both."""
+    both = all((folder / name).is_dir() for name in ("unet", "unet_ema"))
+    return "" if not both else "unet" if ema else "unet_ema"
 
 
 def scheduler_hints(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from models.checkpoints import native
 from models.checkpoints.blank import Blank
 from models.checkpoints.describe import Findings, describe
 from models.checkpoints.folder import config_beside, open_components, scheduler_hints, unused
-from models.checkpoints.parts import LATENT_STATISTICS, Found, Part, find_parts
+from models.checkpoints.parts import AVERAGED, LATENT_STATISTICS, Found, Part, find_parts
 from models.checkpoints.table import check_dtype, gather
 from models.checkpoints.tensors import TensorFile, open_tensors
 from models.download import PUBLISHED
@@ -48,6 +48,9 @@ def load(
     """
     if not paths:
         raise ValueError("load what? Give at least one file or folder")
+    for path in paths:
+        if not isinstance(path, (str, Path)):
+            raise ValueError(f"paths are given one by one, models.load(*paths), and not as {path!r:.80}")
     check_dtype(dtype, NAMES)
     places = list(dict.fromkeys(map(Path, paths)))
     for path in places:
@@ -64,7 +67,7 @@ def load(
     loading = _Loading(list(_opened(places, files, variant, ema)))
     for path in places:
         loading.found.scheduler = scheduler_hints(path) or loading.found.scheduler
-        loading.ignored |= unused(path)
+        loading.ignored |= unused(path, ema)
     for opened in loading.files:
         loading.add(opened)
     _check_preview([part for part in loading.found.single if part.kind == "preview"])
@@ -160,6 +163,8 @@ class _Loading:
         missing = tuple(name for name in ("backbone", "vae", "text") if name not in model.parts)
         layouts = {part.layout.name for part in taken}
         layout = "diffusers" if folder or layouts <= {"diffusers", "transformers"} else "ldm"
+        if AVERAGED in self.ignored.values():
+            self.found.notes.append("averaged weights (EMA) are taken; ema=False takes the raw ones")
         files = {kind: dict.fromkeys(str(part.file.path) for part in taken if part.kind == kind) for kind in model.parts}
         sources = {kind: " or ".join(paths) for kind, paths in files.items()}
         return Report(tuple(consumed), self.ignored, missing, tuple(self.found.notes), layout, sources)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.checkpoints.blank import Blank
+from models.checkpoints.parts import AVERAGED, RAW
 from models.checkpoints.table import check_dtype, take
 from models.checkpoints.tensors import Stored, TensorFile, open_tensors
 from models.files import replacing
@@ -72,13 +73,7 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
     for key in sorted(file.tensors.keys() - set(consumed)):
         if not key.startswith((*known, "ema.", "optimizer.")):
             raise ValueError(f"{path} holds {key}, which belongs to no part of a model: it was not written by models.save or by training")
-        ignored[key] = (
-            "training's own"
-            if key.startswith("optimizer.")
-            else "raw weights, and averaged ones are there"
-            if ema
-            else "averaged weights, and raw ones were asked for"
-        )
+        ignored[key] = "training's own" if key.startswith("optimizer.") else AVERAGED if ema else RAW
     model.report = Report(tuple(consumed), ignored, files=dict.fromkeys(model.parts, str(path)))
     return model
 

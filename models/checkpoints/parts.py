@@ -23,6 +23,8 @@ PREFIXES = (
     "vae.",
 )
 WORDS = {"backbone": "UNet", "vae": "autoencoder", "text": "text encoder", "preview": "tiny autoencoder"}
+AVERAGED, RAW = "raw weights, and averaged ones are there", "averaged weights, and raw ones were asked for"  # why others are left out
+AVERAGES = "model_ema."
 LATENT_STATISTICS = ("edm_mean", "edm_std")  # Playground's
 EMA_NOTES = 100  # more keys than this under model_ema. are weights, fewer are numbers about them
 
@@ -76,7 +78,8 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
     """
     hints = hints or {}
     groups = {prefix: [key for key in file.tensors if key.startswith(prefix)] for prefix in PREFIXES}
-    groups = {prefix: keys for prefix, keys in groups.items() if keys} or {"": list(file.tensors)}
+    bare = [key for key in file.tensors if not key.startswith(AVERAGES)]
+    groups = {prefix: keys for prefix, keys in groups.items() if keys} or {"": bare}
     parts, taken, ignored = [], set(), {}
     for prefix, keys in groups.items():
         names = {key.removeprefix(prefix): key for key in keys}
@@ -88,7 +91,7 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
         for name, key in names.items():  # of a part's own keys, those that it has no use for
             if name not in part.keys and (why := harmless.reason(name) or harmless.reason(key)):
                 ignored[key] = why
-    averages = [key for key in file.tensors if key.startswith("model_ema.")]
+    averages = [key for key in file.tensors if key.startswith(AVERAGES)]
     if len(averages) > EMA_NOTES:
         parts, ignored = _with_averages(file, parts, ignored, averages, ema)
     rest = [key for key in file.tensors if key not in taken and key not in ignored and key not in LATENT_STATISTICS]
@@ -133,16 +136,16 @@ def _not_recognised(file: TensorFile, prefix: str, kind: str, error: Exception) 
 def _with_averages(
     file: TensorFile, parts: list[Part], ignored: dict[str, str], averages: list[str], ema: bool
 ) -> tuple[list[Part], dict[str, str]]:
-    """The backbone with its averaged weights in place of the raw ones, or without: their names are the raw ones' without dots."""
+    """Parts with their averaged weights, those of the backbone mostly, in place of the raw ones: their names are those without dots."""
     if not ema:
-        return parts, ignored | dict.fromkeys(averages, "averaged weights, and raw ones were asked for")
+        return parts, ignored | dict.fromkeys(averages, RAW)
     result = []
     for part in parts:
-        if part.kind == "backbone":
-            keys = {name: f"model_ema.{key.removeprefix('model.').replace('.', '')}" for name, key in part.keys.items()}
+        keys = {name: f"model_ema.{key.removeprefix('model.').replace('.', '')}" for name, key in part.keys.items()}
+        if part.kind == "backbone" or any(key in file.tensors for key in keys.values()):
             if lost := [key for key in keys.values() if key not in file.tensors]:
                 raise ValueError(f"{file.path} averages only some of its weights: it lacks {lost[0]}; ema=False takes the raw ones")
-            ignored = ignored | dict.fromkeys(part.keys.values(), "raw weights, and averaged ones are there")
+            ignored = ignored | dict.fromkeys(part.keys.values(), AVERAGED)
             part = replace(part, keys=keys, stored={name: file.tensors[key] for name, key in keys.items()})
         result.append(part)
     return result, ignored

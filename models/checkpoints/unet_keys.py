@@ -154,6 +154,8 @@ def _heads(hints: Mapping[str, Any], linear: bool, widths: list[int]) -> tuple[i
         return (None, 64) if linear else (8, None)
     if isinstance(given, int):
         return given, None
+    if len(given) != len(widths):
+        raise ValueError(f"attention_head_dim {given} is neither a number nor one for each of {len(widths)} levels")
     dims = {width // heads for width, heads in zip(widths, given, strict=True)}
     if len(set(given)) == 1:
         return given[0], None

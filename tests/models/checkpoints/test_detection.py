@@ -18,8 +18,11 @@ from torch import Tensor
 import models
 from models import Model
 from models.checkpoints import unet_keys
+from models.checkpoints.describe import Findings, describe
+from models.checkpoints.parts import find_parts
 from models.checkpoints.table import scatter
 from models.unet import UNet
+from tests.models.checkpoints.published import file_of, manifests
 from tests.models.checkpoints.tiny import same, tiny
 
 MARK = torch.tensor([])
@@ -260,7 +263,8 @@ def test_zero_terminal_snr_of_a_configuration_comes_back(configured: Configured,
 
 @pytest.mark.parametrize("settings", [{"beta_schedule": "squaredcos_cap_v2"}, {"trained_betas": [0.1, 0.2]}])
 def test_betas_of_no_family_are_refused(settings: dict[str, Any], configured: Configured) -> None:
-    with pytest.raises(ValueError, match="its scheduler's configuration has the betas"):
+    betas = "a list of its own" if "trained_betas" in settings else "'squaredcos_cap_v2'"
+    with pytest.raises(ValueError, match=rf"safetensors: its scheduler's configuration has the betas {betas}, which no family"):
         models.load(configured("sd1", SCHEDULER, **settings))
 
 
@@ -269,6 +273,17 @@ def test_playgrounds_schedule_comes_from_its_configuration(configured: Configure
     model = models.load(configured("playground-v2.5", SCHEDULER, sigma_max=70.0))
     assert (model.spec["family"], model.prediction.name) == ("playground-v2.5", "edm")
     assert model.spec["schedule"] == {"name": "ve", "sigma_min": 0.002, "sigma_max": 70.0}
+
+
+def test_a_network_that_predicts_eps_does_not_begin_in_pure_noise(configured: Configured) -> None:
+    """Where eps is all that there is: the schedule stays the family's own, which is noted, and images can be made."""
+    folder = configured("sdxl", SCHEDULER, rescale_betas_zero_snr=True, prediction_type="epsilon")
+    model = models.load(folder)
+    assert "zero_terminal_snr" not in model.spec["schedule"]
+    assert "zero terminal SNR, which its scheduler's configuration asks for, is left out" in notes(model)
+    asked = models.load(folder, prediction="v")
+    assert asked.spec["schedule"]["zero_terminal_snr"]
+    assert "(zero terminal SNR), as its scheduler's configuration says" in notes(asked)
 
 
 # Families --------------------------------------------------------------------------------------------------------------
@@ -319,6 +334,21 @@ def test_lcms_scheduler_makes_a_consistency_model(family: str, found: str, confi
     assert (model.spec["family"], model.distilled) == (found, True)
 
 
+@pytest.mark.parametrize(
+    ("change", "family"),
+    [
+        ({}, "sd-turbo"),
+        ({"timestep_spacing": "leading"}, "sd2"),
+        ({"prediction_type": "v_prediction"}, "sd2-v"),
+        ({"_class_name": "PNDMScheduler"}, "sd2"),
+    ],
+)
+def test_the_published_sd_turbo_is_known_by_its_scheduler(change: dict[str, str], family: str, configured: Configured) -> None:
+    """Which is Euler's, at trailing times, for a network that predicts eps."""
+    turbo = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing", "prediction_type": "epsilon"}
+    assert models.load(configured("sd2", SCHEDULER, **(turbo | change))).spec["family"] == family
+
+
 def test_a_full_lcm_is_known_by_its_guidance(load: Load) -> None:
     """Its network takes the guidance scale."""
     assert load("lcm").spec["family"] == "lcm"
@@ -336,8 +366,8 @@ def test_a_full_lcm_is_known_by_its_guidance(load: Load) -> None:
         ("unet/config.json", {"norm_num_groups": 7}, "does not divide into groups=7"),
         ("unet/config.json", {"norm_num_groups": "many"}, "a setting of an odd kind"),
         ("unet/config.json", {"attention_head_dim": [3, 5]}, r"attention_head_dim \[3, 5\] fixes neither"),
-        ("unet/config.json", {"attention_head_dim": [1, 2, 3]}, "zip"),
-        ("unet/config.json", {"attention_head_dim": "8"}, "a setting of an odd kind"),
+        ("unet/config.json", {"attention_head_dim": [1, 2, 3]}, r"attention_head_dim \[1, 2, 3\] is neither a number nor"),
+        ("unet/config.json", {"attention_head_dim": "8"}, "attention_head_dim 8 is neither a number nor"),
         ("unet/config.json", {"attention_head_dim": [0, 0]}, "a setting of an odd kind"),
         ("unet/config.json", {"attention_head_dim": 7}, "do not divide into heads"),
         ("vae/config.json", {"act_fn": "relu"}, "config.json says act_fn='relu'"),
@@ -349,7 +379,10 @@ def test_a_full_lcm_is_known_by_its_guidance(load: Load) -> None:
         ("text_encoder/config.json", {"num_attention_heads": [1]}, "a setting of an odd kind"),
         (SCHEDULER, {"beta_start": "small"}, "start of schedule 'scaled_linear' must be a number"),
         (SCHEDULER, {"beta_end": 3.0}, "betas must lie in"),
-        (SCHEDULER, {"num_train_timesteps": 1}, "a model that cannot be built"),
+        *(
+            (SCHEDULER, {"num_train_timesteps": n}, "has num_train_timesteps=.*, and not 2 ... 100000")
+            for n in (1, 10**6, 10**12, "1000", 2.5)
+        ),
         (SCHEDULER, {"prediction_type": "flow_prediction"}, "as its scheduler's configuration has it, named 'flow_prediction'"),
         (SCHEDULER, {"prediction_type": ["epsilon"]}, "as its scheduler's configuration has it, named"),
     ],
@@ -542,3 +575,67 @@ def test_a_turbo_folder_is_known_again(tmp_path: Path) -> None:
     scheduler = EulerAncestralDiscreteScheduler.from_pretrained(tmp_path / "scheduler")
     scheduler.set_timesteps(1)
     assert scheduler.timesteps.tolist() == [999.0]
+
+
+# Averages --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_of_a_trainings_unet_and_its_average_one_is_taken(ema: bool, saved_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """As asked for; the report says which, and why the other is left out."""
+    for name in ("unet", "unet_ema"):
+        shutil.copytree(saved_folder("sd1") / "unet", tmp_path / "checkpoint" / name)
+    file = tmp_path / "checkpoint" / "unet_ema" / "diffusion_pytorch_model.safetensors"
+    save_file({key: value + 1 for key, value in load_file(file).items()}, file)
+    model = models.load(tmp_path / "checkpoint", ema=ema)
+    alone = models.load(tmp_path / "checkpoint" / ("unet_ema" if ema else "unet"))
+    same(model.state_dict(), alone.state_dict())
+    assert ("averaged weights (EMA) are taken; ema=False takes the raw ones" in notes(model)) == ema
+    reason = "raw weights, and averaged ones are there" if ema else "averaged weights, and raw ones were asked for"
+    assert model.report is not None
+    assert model.report.ignored == {"unet/" if ema else "unet_ema/": reason}
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+@pytest.mark.parametrize("ema", [True, False])
+def test_an_autoencoder_with_an_average_of_its_own(ema: bool, prefix: str, files: Files, tmp_path: Path) -> None:
+    raw = {key.removeprefix("first_stage_model."): value for key, value in files("sd1").items() if key.startswith("first_stage_model.")}
+    average = {f"model_ema.{(prefix + key).replace('.', '')}": value + 1 for key, value in raw.items()}
+    save_file({prefix + key: value for key, value in raw.items()} | average, tmp_path / "vae.safetensors")
+    save_file({key: value + 1 if ema else value for key, value in raw.items()}, tmp_path / "alone.safetensors")
+    model = models.load(tmp_path / "vae.safetensors", ema=ema)
+    same(model.state_dict(), models.load(tmp_path / "alone.safetensors").state_dict())
+
+
+# Text towers -----------------------------------------------------------------------------------------------------------
+
+
+def findings_of(shapes: Mapping[str, tuple[int, ...]]) -> Findings:
+    """Of a file with these keys and shapes."""
+    found = find_parts(file_of(shapes))
+    single, towers = ([part for part in found.parts if (part.kind == "text") == text] for text in (False, True))
+    return Findings(single, towers, [found.file])
+
+
+@pytest.mark.parametrize("blocks", [23, 24])
+def test_sd2_reads_the_state_before_the_last_of_24_blocks(blocks: int) -> None:
+    """Also of a single file, as converters write it, that holds the first 23 only."""
+    shapes = {key: shape for key, shape in manifests()["sd21_full_ldm"].items() if blocks == 24 or ".resblocks.23." not in key}
+    findings = findings_of(shapes)
+    spec, towers = describe(findings, None, "v")
+    assert spec["text"]["towers"]["clip_h"]["layers"] == towers["clip_h"].params.layers == blocks
+    assert [use["blocks"] for use in spec["text"]["uses"]] == [23]
+
+
+def test_a_tower_without_its_projection_is_named() -> None:
+    """At published sizes width alone tells SDXL's towers apart."""
+    shapes = {key: shape for key, shape in manifests()["sdxl_base_full_sgm"].items() if not key.endswith("1.model.text_projection")}
+    findings = findings_of(shapes)
+    with pytest.raises(ValueError, match="holds OpenCLIP's bigG without its text_projection"):
+        describe(findings, None, None)
+
+
+def test_paths_are_given_one_by_one(tmp_path: Path) -> None:
+    for wrong in ([tmp_path], None, 3):
+        with pytest.raises(ValueError, match=r"paths are given one by one, models\.load\(\*paths\), and not as"):
+            models.load(wrong)  # type: ignore[arg-type]  # on purpose
