@@ -106,6 +106,8 @@ PUBLISHED = {
 def download(name: str, *, files: Sequence[str] = (), revision: str | None = None, folder: str | Path | None = None) -> list[Path]:
     """The files of a published model on this machine, in the order of its table: `models.load(*models.download("sdxl"))`.
 
+    Keys and shapes do not tell all of some: `models.load(*models.download("sdxl-turbo"), family="sdxl-turbo")`, as PUBLISHED says.
+
     name      one of PUBLISHED, or any repository on the hub, "owner/name"
     files     these of its files, pickles (.ckpt, .bin) only so; left out: those of the table, or a repository's only safetensors file
     revision  a commit, tag or branch; left out: that of the table, or "main". A branch stands for what it was when first fetched
