@@ -6,16 +6,14 @@ The file lies in the system's page cache, so that neither side waits for the dis
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from tqdm import tqdm
 
 import models
 from diffusion.spec import check_at_least_one, lookup, make_params
+from eval.memory import peak_resident
 from models.checkpoints.diffusers_configs import PIPELINES
 from models.checkpoints.save import write_configs
 from models.files import replacing, write_json
@@ -196,34 +195,19 @@ def theirs(folder: str, family: str, dtype: str) -> None:
 def _measure(load: Callable[[], list[nn.Module]]) -> None:
     """Print seconds to load, seconds to load and read every weight once, and the peak of resident memory."""
     torch.ones(2).aminmax()  # threads are there before the clock starts
-    with _peak_memory() as peak:
+    seconds: dict[str, float] = {}
+
+    def timed() -> list[nn.Module]:
         start = time.perf_counter()
         parts = load()
-        opened = time.perf_counter() - start
+        seconds["opened"] = time.perf_counter() - start
         for part in parts:
             for p in part.parameters():
                 p.aminmax()
-        touched = time.perf_counter() - start
-    print(json.dumps({"opened": opened, "touched": touched, "memory": peak[0]}))
+        seconds["touched"] = time.perf_counter() - start
+        return parts
 
-
-@contextlib.contextmanager
-def _peak_memory() -> Iterator[list[float]]:
-    """After the block, the first item is what was resident at most within it, beyond that before, in bytes."""
-    status, reset, peak = Path("/proc/self/status"), Path("/proc/self/clear_refs"), [float("nan")]
-    if not reset.exists():
-        yield peak
-        return
-    reset.write_text("5")  # Linux: the peak of resident memory starts anew
-    before = _resident(status, "VmRSS")
-    yield peak
-    peak[0] = float(_resident(status, "VmHWM") - before)
-
-
-def _resident(status: Path, name: str) -> int:
-    found = re.search(rf"^{name}:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
-    assert found is not None
-    return 1024 * int(found[1])
+    print(json.dumps({"memory": peak_resident(timed), **seconds}))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from diffusion.spec import check_at_least_one, lookup, make_params
+from eval.memory import peak_resident
 from models import UNet, UNetParams
+from models.checkpoints import diffusers_configs
 from models.device import find_device
 from models.files import replacing, write_json
+from models.presets import SD1, SDXL
 from samplers.provenance import provenance
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,25 +35,7 @@ class Pair:
     theirs: Mapping[str, Any]
 
 
-SD15 = Pair(UNetParams(heads=8, head_dim=None, context_dim=768), {"cross_attention_dim": 768, "attention_head_dim": 8})
-SDXL = Pair(
-    UNetParams(
-        channel_mult=(1, 2, 4), attention=(0, 2, 10), middle_attention=10, context_dim=2048, vector_dim=2816, linear_projection=True
-    ),
-    {
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),  # which are numbers of heads
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-)
-PAIRS = {"sd15": SD15, "sdxl": SDXL}
+PAIRS = {name: Pair(params, diffusers_configs.unet(params, size=64)) for name, params in (("sd15", SD1), ("sdxl", SDXL))}
 
 
 @dataclass(frozen=True)
@@ -212,17 +195,4 @@ def _peak_memory(call: Callable[[], object], device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         call()
         return float(torch.cuda.max_memory_allocated(device) - before)
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if device.type != "cpu" or not reset.exists():
-        return math.nan
-    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)  # what was freed is no longer resident
-    reset.write_text("5")  # Linux: the peak of resident memory starts anew
-    before = _resident(status, "VmRSS")
-    call()
-    return float(_resident(status, "VmHWM") - before)
-
-
-def _resident(status: Path, name: str) -> int:
-    found = re.search(rf"^{name}:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
-    assert found is not None
-    return 1024 * int(found[1])
+    return peak_resident(call) if device.type == "cpu" else math.nan

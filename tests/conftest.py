@@ -1,7 +1,9 @@
-"""What the tests of the mathematics share: one schedule of every kind, and every prediction."""
+"""What the tests of the mathematics share: one schedule of every kind, and every prediction. And what holds for every test."""
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -62,6 +64,34 @@ class Copies(TorchDispatchMode):
         copied = isinstance(out, Tensor) and args and isinstance(args[0], Tensor) and args[0].device != out.device
         self.count += bool(copied and function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default))
         return out
+
+
+THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "loopback: opens sockets on this machine, where in all other tests none may be opened")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """In every test and its fixtures, opening a socket raises. Processes that a test starts are their own."""
+    here = THIS_MACHINE if item.get_closest_marker("loopback") else ()
+
+    def only_here(opens: Callable[..., Any], host: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if host(*args, **kwargs) not in here:
+                raise AssertionError("a socket was opened")
+            return opens(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex", "bind"):
+            patch.setattr(socket.socket, name, only_here(getattr(socket.socket, name), lambda _, address: address[0]))
+        patch.setattr(socket, "create_connection", only_here(socket.create_connection, lambda address, *_, **__: address[0]))
+        patch.setattr(socket, "getaddrinfo", only_here(socket.getaddrinfo, lambda host, *_, **__: host))
+        return (yield)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -40,6 +40,7 @@ def test_pictures_come_before_equations(path: Path) -> None:
             assert any("image/png" in output.get("data", {}) for output in cells[i - 1].get("outputs", [])), cell.source
 
 
+@pytest.mark.loopback  # which a kernel is spoken to over
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path: Path, tmp_path: Path) -> None:
     """It runs from top to bottom in a fresh kernel."""

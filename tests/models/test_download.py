@@ -24,6 +24,7 @@ from models.__main__ import main
 from models.download import PUBLISHED, Published, download
 from tests.hub import Hub
 
+pytestmark = pytest.mark.loopback
 ROOT = Path(__file__).parents[2]
 UNET, VAE, PICKLE = (random.Random(seed).randbytes(300_000) for seed in range(3))
 FILES = {

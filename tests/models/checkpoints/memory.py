@@ -8,43 +8,26 @@ python -m tests.models.checkpoints.memory PATH DTYPE COUNT ...
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import models
-
-
-def resident(field: str) -> int:
-    """VmRSS, what is resident, or VmHWM, the most that was, in bytes."""
-    return 1024 * next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-
-
-def give_back() -> None:
-    """Collect what nothing refers to, and let the system have it: the C library keeps freed memory for the next time."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+from eval.memory import give_back, peak_resident, resident
 
 
 def measure(path: str, dtype: str, count: int) -> dict[str, Any]:
     wanted = None if dtype == "stored" else getattr(torch, dtype)
-    give_back()
-    Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM counts anew
-    before = resident("VmRSS")
-    model = models.load(path, dtype=wanted)
-    peak = resident("VmHWM") - before
-    sizes = [value.nbytes for value in model.state_dict().values()]
-    del model
+    loaded: list[models.Model] = []
+    peak = peak_resident(lambda: loaded.append(models.load(path, dtype=wanted)))
+    sizes = [value.nbytes for value in loaded.pop().state_dict().values()]
     after = []
     for _ in range(count):
         models.load(path, dtype=wanted)
         give_back()
-        after.append(resident("VmRSS"))
+        after.append(resident())
     return {"peak": peak, "model": sum(sizes), "largest": max(sizes), "after": after}
 
 
