@@ -25,6 +25,16 @@ def export(model: Model, folder: Path, dtype: torch.dtype) -> Path:
     return place
 
 
+def telling(trained: Model, place: Path) -> dict[str, str]:
+    """What `models.load` must be told beside an export's path, `family` or `prediction`, to make of it the model that was trained."""
+    told: dict[str, Any] = {}
+    for name in ("family", "prediction"):
+        wanted = trained.spec.get(name)
+        if wanted and models.load(place, **told).spec.get(name) != wanted:
+            told[name] = wanted
+    return told
+
+
 def exported(folder: Path) -> Path | None:
     """What `export` wrote into a run's folder, None where it did not."""
     places = [folder / name for name in (FILE_NAME, FOLDER_NAME)]
