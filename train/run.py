@@ -118,10 +118,11 @@ def _begin(spec: Mapping[str, Any]) -> Model:
     parts = check_mapping("model", spec)
     if "from" not in parts:
         return models.build(parts)
-    check_names("model setting", parts, ("from", "family", "prediction"))
+    check_names("model setting", parts, ("from", "family", "prediction", "variant", "ema"))
     check_type("model.from", parts["from"], Path | list[Path])
-    check_type("model.family", parts.get("family"), str | None)
-    check_type("model.prediction", parts.get("prediction"), str | None)
+    for name in ("family", "prediction", "variant"):
+        check_type(f"model.{name}", parts.get(name), str | None)
+    check_type("model.ema", parts.get("ema", True), bool)
     paths = parts.pop("from")
     model = models.load(*(paths if isinstance(paths, list) else [paths]), **parts)
     model.check_finite()
@@ -131,13 +132,13 @@ def _begin(spec: Mapping[str, Any]) -> Model:
 def _denoising(
     spec: Mapping[str, Any],
     device: torch.device,
-    density: dict[str, Any],
     weighting: dict[str, Any],
+    density: dict[str, Any] | None = None,
     drop: float = 0.1,
     bound_weight: float = 0.001,
 ) -> tuple[Model, Objective]:
     model = _begin(spec)
-    falls = make("density", density, DENSITIES, model.schedule)
+    falls = make("density", {"name": "usual"} if density is None else density, DENSITIES, model.schedule)
     counts = make("weighting", weighting, WEIGHTINGS)
     return model, DenoisingObjective(model.schedule, model.prediction, falls, counts, model.null, drop, bound_weight)
 

@@ -472,7 +472,7 @@ CONTINUOUS = ["model.schedule.name=cosine_vp", "~model.schedule.steps", "~model.
         (["train.warmup=-5"], "train.warmup must not be negative"),
         (["objective.drop=2"], r"objective.drop is a probability, within \[0, 1\], not 2"),
         (["objective.drop=abc"], "drop of objective 'denoising' must be a number, not 'abc'"),
-        (["~objective.density"], "objective 'denoising' needs density"),
+        (["~objective.weighting"], "objective 'denoising' needs weighting"),
         (["model.network.out_channels=3"], "model.network.out_channels=3 must be 1 as in the data, or twice it"),
         (["model.network.out_channels=2", *CONTINUOUS], "a learned variance is trained on the steps of a table"),
         (["resume=maybe"], "resume must be true or false, not 'maybe'"),
