@@ -21,7 +21,7 @@ from train.captions import CaptionedImages
 from train.consistency import ConsistencyDistillation
 from train.data import DATASETS, Dataset
 from train.density import DENSITIES
-from train.export import export
+from train.export import check_exportable, export
 from train.latents import LatentData, LatentParams
 from train.logbook import Logger, WandB
 from train.loop import TrainParams, train
@@ -61,6 +61,8 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         model.network.float()  # the steps of training are smaller than the grain of half precision
         data = _data(config, model)
         _check_fit(model, data)
+        if isinstance(data, LatentData):
+            check_exportable(model)
         model.spec["shape"] = list(data.shape)
         if begun:
             _check_resumable(folder, config, model, params.kept(data, where, objective), params.steps)

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from train import run
 from train.__main__ import main
 from train.captions import CaptionedImages
 from train.density import Density, LogNormal, Uniform
+from train.export import check_exportable
 from train.latents import LatentData, LatentParams
 from train.objective import DenoisingObjective
 from train.run import OBJECTIVES
@@ -254,6 +257,19 @@ def test_times_fall_where_the_schedule_has_them_by_default(place: Path, family: 
         assert abs(float(falls.quantile(torch.tensor(0.5, dtype=torch.float64))) - math.exp(-1.2)) < 1e-9
 
 
+@pytest.mark.parametrize(("family", "layout"), [("sd2-v", "ldm"), ("playground-v2.5", "ldm"), ("playground-v2.5", "diffusers")])
+def test_what_cannot_be_saved_is_found_before_training(tmp_path: Path, family: str, layout: Any) -> None:
+    """Models pass in the layouts that they are published in; latents of another scale only where files say the scale."""
+    models.save(small(family), tmp_path / "model.safetensors", layout=layout)
+    model = models.load(tmp_path / "model.safetensors")
+    check_exportable(model)
+    params = model.require("vae").params
+    model.require("vae").params = replace(params, scale=0.5 * params.scale)
+    refused = pytest.raises(ValueError, match=r"once trained, this model could not be saved as its weights came .*how latents are scaled")
+    with nullcontext() if layout == "diffusers" else refused:
+        check_exportable(model)
+
+
 def test_parts_from_several_files(tmp_path: Path, photos: Path, weights: Path) -> None:
     """weights may be a list; what is saved is one."""
     other = small()
@@ -369,6 +385,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a number": (["weights=3", "data={photos}"], "model.from must be a path or a list of paths, not 3"),
     "digits": (["weights={weights}", "data={{name: digits}}"], "latents are made of a folder of images with captions: give data=FOLDER"),
     "only an autoencoder": (["weights={vae}", "data={photos}"], "this model has no backbone (it has vae)"),
+    "a prediction that single files have no words for": (
+        ["weights={weights}", "data={photos}", "latents.size=32", "model.prediction=x0", "train.steps=1"],
+        "once trained, this model could not be saved as its weights came (single files do not say",
+    ),
     "no average": (["weights={weights}", "data={photos}", "model.ema=3"], "model.ema must be true or false, not 3"),
     "no variant": (["weights={weights}", "data={photos}", "model.variant=16"], "model.variant must be a text or null, not 16"),
     "weighting": (["weights={weights}", "data={photos}", "objective.weighting.name=minsnr"], "did you mean 'min_snr'?"),
