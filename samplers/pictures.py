@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,10 +40,15 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
 
     OSError or ValueError in one line for what is no picture, or has transparent pixels or more than 8 bits.
     """
+    return covering(_pixels(open_picture(path)), size)
+
+
+def open_picture(path: str | Path, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
+    """A picture wholly read and upright, in colour or grey. Errors as in `read_image`."""
     picture = _opened(path)
     if "A" in picture.getbands() and picture.getchannel("A").getextrema()[0] != 255:
         raise ValueError(f"{path} is transparent in places: give it a background first")
-    return covering(_pixels(picture.convert("RGB")), size)
+    return picture.convert(mode)
 
 
 def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
@@ -42,7 +43,19 @@ def test_pictures_come_before_equations(path: Path) -> None:
 
 @pytest.mark.loopback  # which a kernel is spoken to over
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs(path: Path, tmp_path: Path) -> None:
-    """It runs from top to bottom in a fresh kernel."""
+def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs from top to bottom in a fresh kernel, and leaves no weights among the temporary files."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}, shutdown_kernel="graceful").execute()
+    assert not [file for file in tmp_path.glob("tmp*/**/*") if file.suffix == ".safetensors"]
+
+
+def test_a_mistyped_checkpoint_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a random miniature in its place: nothing is written, and the message is that of `models.load`."""
+    path = next(path for path in NOTEBOOKS if "checkpoint" in path.stem)
+    monkeypatch.setenv("CHECKPOINT", str(tmp_path / "v1-5.safetensors"))
+    notebook = nbformat.read(path, as_version=4)
+    with pytest.raises(CellExecutionError, match=r"no such file or folder: .*v1-5\.safetensors"):
+        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert not any(tmp_path.iterdir())

@@ -10,9 +10,10 @@ from typing import Any
 
 from hydra.utils import instantiate
 
+import models
 from configs import command_line
 from diffusion.spec import check_type
-from train.export import exported
+from train.export import exported, telling
 from train.run import run
 
 
@@ -21,15 +22,21 @@ def main(config: dict[str, Any]) -> int:
     if evaluate is not None and not callable(evaluate):
         raise ValueError(f"evaluate must be made by a _target_ and be called with a model, which {evaluate!r} cannot")
     check_type("run", config.get("run", ""), str)
-    finished = run(config, evaluate)
+    finished, folder = run(config, evaluate), Path(config["run"])
     if os.environ.get("RANK", "0") == "0":
         if finished:
-            model = exported(Path(config["run"]))
-            source = f"weights={shlex.quote(str(model))} prompt=..." if model else f"run={shlex.quote(config['run'])}"
-            print(f"trained: {model or config['run']}   sample it: python -m samplers {source}")
+            print(f"trained: {exported(folder) or folder}   sample it: python -m samplers {_source(folder)}")
         else:
             print(f"stopped and saved: {config['run']}   go on: {_command()} resume=true", file=sys.stderr)
     return 0 if finished else 130
+
+
+def _source(folder: Path) -> str:
+    """What a finished run is sampled from: the model in it, with what its files do not tell, or the run itself."""
+    if not (place := exported(folder)):
+        return f"run={shlex.quote(str(folder))}"
+    told = telling(models.load(folder), place)
+    return " ".join([f"weights={shlex.quote(str(place))}", *(f"{name}={value}" for name, value in told.items()), "prompt=..."])
 
 
 def _command() -> str:

@@ -14,10 +14,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from diffusion.noise import mix
+from samplers.pictures import open_picture
 
 Batch = dict[str, Tensor]
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -94,7 +95,9 @@ def digits(split: Literal["train", "held_out", "all"] = "train", held_out: float
 
 
 class ImageFolder:
-    """Images of a folder, decoded when asked for. Subfolders, if there are any, are classes: numbers in their order, then names in theirs.
+    """Images of a folder, decoded when asked for and turned as their EXIF data say.
+
+    Subfolders, if there are any, are classes: numbers in their order, then names in theirs. Images are refused as `open_picture` does.
 
     size      the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None keeps sizes,
               which must then be equal
@@ -133,17 +136,8 @@ class ImageFolder:
         return batch if self.labels is None else {**batch, "label": self.labels[torch.as_tensor(indices)]}
 
     def _read(self, file: Path) -> Tensor:
-        image = open_image(file, self.channels)
+        image = open_picture(file, "RGB" if self.channels == 3 else "L")
         return to_tensor(image if self.size is None else covering(image, self.size, self.size)[0])
-
-
-def open_image(file: Path, channels: Literal[1, 3] = 3) -> Image.Image:
-    """A picture in colour or grey. ValueError that names the file where it cannot be read."""
-    try:
-        with Image.open(file) as opened:
-            return opened.convert("RGB" if channels == 3 else "L")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"cannot read the image {file}: {error}") from None
 
 
 def covering(image: Image.Image, height: int, width: int) -> tuple[Image.Image, int, int]:

@@ -7,6 +7,7 @@ each is distributed as stated, and together they cover the range evenly, which l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -68,4 +69,14 @@ class LogNormal(Density):
         return (self.mean + self.std * torch.special.ndtri(u)).exp().clamp(self.schedule.t_min, self.schedule.t_max)
 
 
-DENSITIES = {"uniform": Uniform, "logit_normal": LogitNormal, "log_normal": LogNormal}
+def usual(schedule: Schedule) -> Density:
+    """The density that models of a schedule are trained with: log-normal on a variance-exploding one, elsewhere uniform."""
+    return LogNormal(schedule) if isinstance(schedule, VarianceExploding) else Uniform(schedule)
+
+
+DENSITIES: dict[str, Callable[..., Density]] = {
+    "usual": usual,
+    "uniform": Uniform,
+    "logit_normal": LogitNormal,
+    "log_normal": LogNormal,
+}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 import models
-from models import Model
+from models import VAE, Model
+from models.families import plain
 
 FILE_NAME, FOLDER_NAME = "model.safetensors", "model"
 
@@ -18,11 +21,49 @@ def export(model: Model, folder: Path, dtype: torch.dtype) -> Path:
 
     model.safetensors, or for the layout of diffusers the folder model/; the layout is that of the files that it was loaded from.
     """
-    layout: Any = model.report.layout if model.report else "native"
+    layout = _layout(model)
     place = folder / (FOLDER_NAME if layout == "diffusers" else FILE_NAME)
     model.network.to("cpu", dtype)
     models.save(model, place, layout=layout)
     return place
+
+
+def check_exportable(model: Model) -> None:
+    """ValueError where the layout that a text-to-image model came in has no words for what it is, such as its prediction.
+
+    To be called before training, and in a second: what is saved, to find out, is a miniature of its description.
+    """
+    layout = _layout(model)
+    if layout == "native":  # says everything
+        return
+    small, params = models.miniature(model.spec["family"]), model.require("vae").params
+    latents = {name: getattr(params, name) for name in ("scale", "shift", "mean", "std")}
+    vae = VAE(replace(small.require("vae").params, **latents))
+    spec = {**small.spec, "vae": plain(vae.params), **{name: model.spec[name] for name in ("schedule", "prediction", "grid")}}
+    with TemporaryDirectory() as folder:
+        try:
+            models.save(
+                Model(small.backbone, model.schedule, model.prediction, spec, vae=vae, text=small.text), Path(folder) / FILE_NAME, layout
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"once trained, this model could not be saved as its weights came ({error}): train a copy in our own layout, "
+                f"models.save(models.load(..., prediction={model.prediction.name!r}), 'copy.safetensors'), with nothing but its name"
+            ) from None
+
+
+def telling(trained: Model, place: Path) -> dict[str, str]:
+    """What `models.load` must be told beside an export's path, `family` or `prediction`, to make of it the model that was trained."""
+    told: dict[str, Any] = {}
+    for name in ("family", "prediction"):
+        wanted = trained.spec.get(name)
+        if wanted and models.load(place, **told).spec.get(name) != wanted:
+            told[name] = wanted
+    return told
+
+
+def _layout(model: Model) -> Any:
+    return model.report.layout if model.report else "native"
 
 
 def exported(folder: Path) -> Path | None:

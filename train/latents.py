@@ -20,6 +20,7 @@ from diffusion.spec import check_at_least_one
 from models import VAE, Model, TextEncoder
 from models.checkpoints import native
 from models.checkpoints.tensors import open_tensors
+from models.families import FAMILIES
 from samplers.generate import image_size
 from samplers.prompting import SCORE
 from train.captions import CaptionedImages
@@ -153,6 +154,12 @@ def _check_trainable(model: Model) -> None:
         )
     if model.distilled or getattr(network, "guidance_dim", None) is not None:
         raise ValueError("this model is distilled to a few steps, which training it further would undo: train the one it was made from")
+    of = FAMILIES.get(model.spec.get("family", ""))
+    if of and of.grid.get("spacing") == "turbo":
+        raise ValueError(
+            f"{of.title} is distilled to a few steps, which training it further would undo: train the one it was made from, "
+            f"or with model.family={of.base} its network as a plain one"
+        )
     if (network.context_dim, network.vector_dim) != (text.params.context_dim, text.params.vector_dim):
         raise ValueError(
             f"the text encoder makes contexts of {text.params.context_dim} and vectors of {text.params.vector_dim}, "

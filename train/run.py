@@ -21,7 +21,7 @@ from train.captions import CaptionedImages
 from train.consistency import ConsistencyDistillation
 from train.data import DATASETS, Dataset
 from train.density import DENSITIES
-from train.export import export
+from train.export import check_exportable, export
 from train.latents import LatentData, LatentParams
 from train.logbook import Logger, WandB
 from train.loop import TrainParams, train
@@ -61,6 +61,8 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         model.network.float()  # the steps of training are smaller than the grain of half precision
         data = _data(config, model)
         _check_fit(model, data)
+        if isinstance(data, LatentData):
+            check_exportable(model)
         model.spec["shape"] = list(data.shape)
         if begun:
             _check_resumable(folder, config, model, params.kept(data, where, objective), params.steps)
@@ -118,10 +120,11 @@ def _begin(spec: Mapping[str, Any]) -> Model:
     parts = check_mapping("model", spec)
     if "from" not in parts:
         return models.build(parts)
-    check_names("model setting", parts, ("from", "family", "prediction"))
+    check_names("model setting", parts, ("from", "family", "prediction", "variant", "ema"))
     check_type("model.from", parts["from"], Path | list[Path])
-    check_type("model.family", parts.get("family"), str | None)
-    check_type("model.prediction", parts.get("prediction"), str | None)
+    for name in ("family", "prediction", "variant"):
+        check_type(f"model.{name}", parts.get(name), str | None)
+    check_type("model.ema", parts.get("ema", True), bool)
     paths = parts.pop("from")
     model = models.load(*(paths if isinstance(paths, list) else [paths]), **parts)
     model.check_finite()
@@ -131,13 +134,13 @@ def _begin(spec: Mapping[str, Any]) -> Model:
 def _denoising(
     spec: Mapping[str, Any],
     device: torch.device,
-    density: dict[str, Any],
     weighting: dict[str, Any],
+    density: dict[str, Any] | None = None,
     drop: float = 0.1,
     bound_weight: float = 0.001,
 ) -> tuple[Model, Objective]:
     model = _begin(spec)
-    falls = make("density", density, DENSITIES, model.schedule)
+    falls = make("density", {"name": "usual"} if density is None else density, DENSITIES, model.schedule)
     counts = make("weighting", weighting, WEIGHTINGS)
     return model, DenoisingObjective(model.schedule, model.prediction, falls, counts, model.null, drop, bound_weight)
 

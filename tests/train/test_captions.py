@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.train.test_data import UNREADABLE
 from train.captions import CaptionedImages
 
 
@@ -124,7 +125,7 @@ def test_a_mistake_is_named(tmp_path: Path, files: dict[str, str | None], messag
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    """No folder, no text, no image, and half an image."""
+    """No folder, no text, no image, half an image, and what samplers refuse too."""
     with pytest.raises(FileNotFoundError, match=f"no such folder of captioned images: {tmp_path / 'none'}"):
         CaptionedImages(tmp_path / "none")
     path = draw(tmp_path / "a.png")
@@ -135,8 +136,15 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for content in (b"", b"<html>", whole[: len(whole) // 2], whole.replace(b"IDAT", b"IDAX")):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"cannot read the image .*a\.png: ") as refusal:
-            CaptionedImages(tmp_path).fingerprint()
-        assert "\n" not in str(refusal.value)
-        with pytest.raises(ValueError, match=r"cannot read the image .*a\.png: "):
-            CaptionedImages(tmp_path).read(0, 8, 8)
+        refused(tmp_path, r"a\.png is no picture that can be read: ")
+    for make, message in UNREADABLE:
+        make(path)
+        refused(tmp_path, rf"a\.png {message}")
+
+
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refusal:
+        CaptionedImages(folder).fingerprint()
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(ValueError, match=message):
+        CaptionedImages(folder).read(0, 8, 8)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -104,6 +106,22 @@ def test_an_image_folder_resizes_and_crops_the_centre(tmp_path: Path, size: tupl
     assert "label" not in data.__getitems__([0])
 
 
+UNREADABLE: list[tuple[Callable[[Path], None], str]] = [  # what the samplers refuse to read
+    (lambda path: Image.fromarray(np.full((8, 8), 300, np.uint16)).save(path), "has pixels of more than 8 bits"),
+    (lambda path: Image.new("RGBA", (8, 8), (255, 0, 0, 128)).save(path), "is transparent in places: give it a background first"),
+    (lambda path: Image.new("1", (14000, 14000)).save(path), "is no picture that can be read: Image size"),
+]
+
+
+def test_photographs_of_a_folder_are_upright(tmp_path: Path) -> None:
+    """Orientation 6: what the file holds lying on its side."""
+    photo = Image.new("RGB", (16, 8))
+    exif = photo.getexif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "a.jpg", exif=exif)
+    assert ImageFolder(tmp_path).shape == (3, 16, 8)
+
+
 def test_an_image_folder_refuses_what_it_cannot_read(tmp_path: Path) -> None:
     """Missing, empty, mixed, broken and unequal: each is named with what is wrong about it."""
     with pytest.raises(FileNotFoundError, match=f"no such image folder: {tmp_path / 'none'}"):
@@ -115,8 +133,13 @@ def test_an_image_folder_refuses_what_it_cannot_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"b\.png has shape \(3, 8, 9\), others \(3, 8, 8\): give a size"):
         ImageFolder(tmp_path).__getitems__([0, 1])
     (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
-    with pytest.raises(ValueError, match=f"cannot read the image {tmp_path / 'c.png'}: "):
+    with pytest.raises(ValueError, match=f"{tmp_path / 'c.png'} is no picture that can be read: "):
         ImageFolder(tmp_path).__getitems__([2])
+    for make, message in UNREADABLE:
+        make(tmp_path / "c.png")
+        with pytest.raises(ValueError, match=f"{tmp_path / 'c.png'} {message}") as refusal:
+            ImageFolder(tmp_path).__getitems__([2])
+        assert "\n" not in str(refusal.value)
     paint(tmp_path / "cat" / "a.png")
     with pytest.raises(ValueError, match=r"mixes class folders \(cat, \.\.\.\) and loose images \(a\.png, \.\.\.\)"):
         ImageFolder(tmp_path)

@@ -86,7 +86,7 @@ def test_a_shifted_table_is_a_table() -> None:
 
 def test_densities_refuse_schedules_they_do_not_fit() -> None:
     """Logit-normal needs [0, 1], log-normal a variance-exploding schedule."""
-    assert list(DENSITIES) == ["uniform", "logit_normal", "log_normal"]
+    assert list(DENSITIES) == ["usual", "uniform", "logit_normal", "log_normal"]
     with pytest.raises(ValueError, match=r"needs a schedule on \[0, 1\]"):
         LogitNormal(DiscreteVP.linear())
     with pytest.raises(ValueError, match="needs a variance-exploding schedule"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,13 @@ from models.checkpoints import native
 from models.checkpoints.tensors import open_tensors
 from models.files import read_json_lines
 from train import run
+from train.__main__ import main
 from train.captions import CaptionedImages
-from train.density import Uniform
+from train.density import Density, LogNormal, Uniform
+from train.export import check_exportable
 from train.latents import LatentData, LatentParams
 from train.objective import DenoisingObjective
+from train.run import OBJECTIVES
 from train.weighting import uniform
 from train.world import World
 
@@ -204,6 +210,66 @@ def test_every_layout_comes_back(tmp_path: Path, photos: Path, layout: Any) -> N
     assert not same(again.network.state_dict(), before.network.state_dict())
 
 
+def test_what_the_files_do_not_tell_is_in_the_command(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SDXL that predicts v by request would be read as of the family sdxl-v: what is printed says otherwise, and loads the same."""
+    models.save(small("sdxl"), tmp_path / "sdxl.safetensors", layout="ldm")
+    overrides = ("model.family=sdxl", "model.prediction=v", *QUICK, "train.steps=1")
+    assert main(config(tmp_path / "sdxl.safetensors", photos, tmp_path / "run", *overrides)) == 0
+    file = tmp_path / "run" / "model.safetensors"
+    assert capsys.readouterr().out == f"trained: {file}   sample it: python -m samplers weights={file} family=sdxl prompt=...\n"
+    assert models.load(file).spec["family"] == "sdxl-v"
+    trained, again = models.load(tmp_path / "run").spec, models.load(file, family="sdxl").spec
+    assert {**trained, "shape": None} == {**again, "shape": None}
+
+
+def test_raw_weights_and_variants_are_trained_further(tmp_path: Path) -> None:
+    """What `models.load` is told of averages and of variants reaches it from a configuration: each choice begins with other weights."""
+    averaged, raw = models.miniature("sd1", seed=0), models.miniature("sd1", seed=1)
+    models.save(averaged, tmp_path / "both", layout="diffusers")
+    models.save(raw, tmp_path / "raw", layout="diffusers")
+    file = "diffusion_pytorch_model.safetensors"
+    for variant in ("fp16", "non_ema"):
+        (tmp_path / "raw" / "unet" / file).rename(tmp_path / "both" / "unet" / file.replace(".", f".{variant}.", 1))
+        models.save(raw, tmp_path / "raw", layout="diffusers")
+
+    def starts_as(model: Model, **settings: Any) -> bool:
+        built, _ = OBJECTIVES["denoising"]({"from": str(tmp_path / "both"), **settings}, torch.device("cpu"), {"name": "uniform"})
+        return same(built.network.state_dict(), model.network.state_dict())
+
+    assert starts_as(averaged, variant=None)
+    assert starts_as(raw, variant="fp16")
+    assert starts_as(raw, ema=False)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("playground-v2.5", LogNormal), ("sdxl", Uniform), ("sd2-v", Uniform)])
+@pytest.mark.parametrize("density", ["{name: usual}", "null"])
+def test_times_fall_where_the_schedule_has_them_by_default(place: Path, family: str, kind: type, density: str) -> None:
+    """Playground's sigmas are log-normal, as in EDM's training: half of them below exp(-1.2), not below 40. Others are uniform."""
+    weights = place / f"{family}.safetensors"
+    models.save(models.miniature(family), weights)
+    settings = config(weights, place, place / "run", f"objective.density={density}")
+    objective: Any = OBJECTIVES["denoising"](
+        {"from": str(weights)}, torch.device("cpu"), **{key: value for key, value in settings["objective"].items() if key != "name"}
+    )[1]
+    falls: Density = objective.density
+    assert type(falls) is kind
+    if kind is LogNormal:
+        assert abs(float(falls.quantile(torch.tensor(0.5, dtype=torch.float64))) - math.exp(-1.2)) < 1e-9
+
+
+@pytest.mark.parametrize(("family", "layout"), [("sd2-v", "ldm"), ("playground-v2.5", "ldm"), ("playground-v2.5", "diffusers")])
+def test_what_cannot_be_saved_is_found_before_training(tmp_path: Path, family: str, layout: Any) -> None:
+    """Models pass in the layouts that they are published in; latents of another scale only where files say the scale."""
+    models.save(small(family), tmp_path / "model.safetensors", layout=layout)
+    model = models.load(tmp_path / "model.safetensors")
+    check_exportable(model)
+    params = model.require("vae").params
+    model.require("vae").params = replace(params, scale=0.5 * params.scale)
+    refused = pytest.raises(ValueError, match=r"once trained, this model could not be saved as its weights came .*how latents are scaled")
+    with nullcontext() if layout == "diffusers" else refused:
+        check_exportable(model)
+
+
 def test_parts_from_several_files(tmp_path: Path, photos: Path, weights: Path) -> None:
     """weights may be a list; what is saved is one."""
     other = small()
@@ -319,6 +385,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a number": (["weights=3", "data={photos}"], "model.from must be a path or a list of paths, not 3"),
     "digits": (["weights={weights}", "data={{name: digits}}"], "latents are made of a folder of images with captions: give data=FOLDER"),
     "only an autoencoder": (["weights={vae}", "data={photos}"], "this model has no backbone (it has vae)"),
+    "a prediction that single files have no words for": (
+        ["weights={weights}", "data={photos}", "latents.size=32", "model.prediction=x0", "train.steps=1"],
+        "once trained, this model could not be saved as its weights came (single files do not say",
+    ),
+    "no average": (["weights={weights}", "data={photos}", "model.ema=3"], "model.ema must be true or false, not 3"),
+    "no variant": (["weights={weights}", "data={photos}", "model.variant=16"], "model.variant must be a text or null, not 16"),
     "weighting": (["weights={weights}", "data={photos}", "objective.weighting.name=minsnr"], "did you mean 'min_snr'?"),
     "density": (["weights={weights}", "data={photos}", "objective.density.name=log_normal"], "needs a variance-exploding schedule"),
     "two names": (["weights={weights}", "data={photos}", "+model.from={new}"], "weights and model.from both say what to train further"),

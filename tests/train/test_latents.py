@@ -205,6 +205,8 @@ def mixed() -> Model:
 REFUSED: dict[str, tuple[Callable[[], Model], dict[str, Any], str]] = {
     "inpainting": (lambda: models.miniature("sd1", in_channels=9), {}, "sees 5 channels beside x, for inpainting or editing"),
     "distilled": (lambda: models.miniature("lcm"), {}, "is distilled to a few steps"),
+    "turbo": (lambda: models.miniature("sdxl-turbo"), {}, "SDXL-Turbo is distilled to a few steps.* or with model.family=sdxl its network"),
+    "turbo of SD 2": (lambda: models.miniature("sd-turbo"), {}, "SD-Turbo is distilled to a few steps.* or with model.family=sd2 its"),
     "no autoencoder": (without("vae"), {}, "has no vae"),
     "no text encoder": (without("text"), {}, "has no text"),
     "no network": (without("backbone"), {}, "has no backbone"),

@@ -444,7 +444,7 @@ def test_a_damaged_image_ends_training_with_one_line(workers: int, tmp_path: Pat
     command = [*folder_command(images, tmp_path / "run"), f"train.workers={workers}"]
     run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stdout) == (1, "")
-    assert re.fullmatch(rf"error: cannot read the image {re.escape(str(damaged))}: .*\n", run.stderr), run.stderr
+    assert re.fullmatch(rf"error: {re.escape(str(damaged))} is no picture that can be read: .*\n", run.stderr), run.stderr
 
 
 def test_a_resumed_run_says_how_it_began(tmp_path: Path) -> None:
@@ -472,7 +472,7 @@ CONTINUOUS = ["model.schedule.name=cosine_vp", "~model.schedule.steps", "~model.
         (["train.warmup=-5"], "train.warmup must not be negative"),
         (["objective.drop=2"], r"objective.drop is a probability, within \[0, 1\], not 2"),
         (["objective.drop=abc"], "drop of objective 'denoising' must be a number, not 'abc'"),
-        (["~objective.density"], "objective 'denoising' needs density"),
+        (["~objective.weighting"], "objective 'denoising' needs weighting"),
         (["model.network.out_channels=3"], "model.network.out_channels=3 must be 1 as in the data, or twice it"),
         (["model.network.out_channels=2", *CONTINUOUS], "a learned variance is trained on the steps of a table"),
         (["resume=maybe"], "resume must be true or false, not 'maybe'"),
