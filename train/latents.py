@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -18,13 +20,14 @@ from tqdm import tqdm
 
 from diffusion.spec import check_at_least_one
 from models import VAE, Model, TextEncoder
-from models.checkpoints import native
 from models.checkpoints.tensors import open_tensors
 from models.families import FAMILIES
+from models.files import replacing
 from samplers.generate import image_size
 from samplers.prompting import SCORE
 from train.captions import CaptionedImages
 from train.data import Batch
+from train.rows import write_header, write_rows
 from train.world import World
 
 
@@ -99,27 +102,33 @@ class LatentData:
     def prepare(self, where: World, progress: bool = True) -> None:
         """Read the latents from their file. Where there is none, one process computes them on its device and writes it; others wait."""
         if where.leads and not self.file.exists():
-            rows = self._computed(where.device, progress)
-            native.write_tensors(self.file, rows, {"made from": json.dumps(self.kept)})
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=self.file.parent, prefix=".latents-") as own:  # other runs may be at the same file
+                self._compute(made := Path(own) / "rows", where.device, progress)
+                with replacing(self.file) as temporary:
+                    os.replace(made, temporary)
         while not self.file.exists():  # no collective operation: those give up after some minutes
             time.sleep(0.2)
         self._rows = {name: stored.mapped() for name, stored in open_tensors(self.file).tensors.items()}
 
     @torch.no_grad()
-    def _computed(self, device: torch.device, progress: bool) -> dict[str, Tensor]:
-        """All rows, by copies of the encoders: the model's own stay as they are, bit for bit, and off the device."""
+    def _compute(self, path: Path, device: torch.device, progress: bool) -> None:
+        """Write all rows as they come, by copies of the encoders: the model's own stay as they are, bit for bit, and off the device."""
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.params.precision]
         vae, text = (copy.deepcopy(part).to(device, dtype).requires_grad_(False) for part in (self.vae, self.text))
-        rows: dict[str, Tensor] = {}
+        starts: dict[str, int] = {}
         dropped: list[int] = []
-        with tqdm(total=len(self), desc="latents", unit="image", disable=not progress) as bar:
+        with open(path, "wb") as file, tqdm(total=len(self), desc="latents", unit="image", disable=not progress) as bar:
             for start in range(0, len(self), self.params.batch_size):
                 indices = range(start, min(start + self.params.batch_size, len(self)))
                 made, lost = self._encoded(vae, text, indices, device)
+                for_all = {name for name in made if name.startswith("null.")}
+                if not starts:
+                    shapes = {name: (1 if name in for_all else len(self), *value.shape[1:]) for name, value in made.items()}
+                    like = {name: value.new_empty(shapes[name], device="meta") for name, value in made.items()}
+                    starts = write_header(file, like, {"made from": json.dumps(self.kept)})
                 for name, value in made.items():
-                    n = 1 if name.startswith("null.") else len(self)
-                    kept = rows.setdefault(name, torch.empty(n, *value.shape[1:], dtype=value.dtype))
-                    kept[slice(None) if n == 1 else slice(start, indices.stop)] = value
+                    write_rows(file, starts[name], 0 if name in for_all else start, value)
                 dropped += lost
                 bar.update(len(indices))
         if dropped:
@@ -128,7 +137,6 @@ class LatentData:
                 f"the first that of {self.images.files[dropped[0]]}: latents.chunks={self.params.chunks + 1} reads more",
                 stacklevel=3,
             )
-        return rows
 
     def _encoded(self, vae: VAE, text: TextEncoder, indices: range, device: torch.device) -> tuple[dict[str, Tensor], list[int]]:
         """The rows of some images, what stands for "no prompt", and which of the captions are too long."""

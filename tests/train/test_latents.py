@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 import models
@@ -18,6 +20,7 @@ from models.checkpoints.tensors import open_tensors
 from tests.train.test_captions import draw
 from train.captions import CaptionedImages
 from train.latents import LatentData, LatentParams
+from train.rows import write_header, write_rows
 from train.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -148,6 +151,54 @@ def test_what_latents_depend_on_names_their_file(photos: Path, params: dict[str,
     assert latents(photos, model).file != latents(photos, changed, **params).file
     photos.joinpath("a.txt").write_text("a dog")
     assert latents(photos, model).file.name not in {path.name for path in photos.parent.glob("run/*")}
+
+
+def test_rows_are_written_as_they_come(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the second image the first one's rows are on the disk and the last one's are not; a run that fails there leaves nothing behind."""
+    folder, encode = photos.parent / "run", VAE.encode
+    seen: list[Path] = []
+
+    def watched(self: VAE, images: Tensor) -> Any:
+        for path in folder.rglob("rows"):
+            seen.append(Path(shutil.copy(path, photos.parent / f"{len(seen)}.safetensors")))
+        return encode(self, images)
+
+    monkeypatch.setattr(VAE, "encode", watched)
+    data = prepared(photos, models.miniature("sd1"), batch_size=1)
+    assert seen[0].stat().st_size == 0
+    whole, *parts = (open_tensors(path).tensors["x0"].mapped().clone() for path in (data.file, *seen[1:]))
+    assert [[torch.equal(part[i], whole[i]) for i in range(3)] for part in parts] == [[True, False, False], [True, True, False]]
+    data.file.unlink()
+
+    def fails(self: VAE, images: Tensor) -> Any:
+        if any(path.stat().st_size for path in folder.rglob("rows")):
+            raise RuntimeError("no memory")
+        return encode(self, images)
+
+    monkeypatch.setattr(VAE, "encode", fails)
+    with pytest.raises(RuntimeError, match="no memory"):
+        prepared(photos, models.miniature("sd1"), batch_size=1)
+    assert not list(folder.iterdir())
+
+
+def test_a_file_of_rows_is_a_safetensors_file(tmp_path: Path) -> None:
+    """Rows of several precisions, written in any order, as the safetensors library reads them."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "a": torch.randn(5, 3, 1, generator=generator).bfloat16(),
+        "b": torch.randn(4, 7, generator=generator),
+        "c": torch.ones(1, 9).half(),
+    }
+    with open(tmp_path / "rows.safetensors", "wb") as file:
+        starts = write_header(file, {name: value.to("meta") for name, value in tensors.items()}, {"made from": "é"})
+        for name, value in tensors.items():
+            for row in reversed(range(0, len(value), 2)):
+                write_rows(file, starts[name], row, value[row : row + 2])
+    with safe_open(tmp_path / "rows.safetensors", "pt") as read:
+        assert read.metadata() == {"made from": "é"}
+        assert all(torch.equal(read.get_tensor(name), value) for name, value in tensors.items())
+        assert set(read.keys()) == tensors.keys()
+    assert torch.equal(open_tensors(tmp_path / "rows.safetensors").tensors["b"].mapped(), tensors["b"])
 
 
 def test_files_may_be_shared(photos: Path) -> None:
