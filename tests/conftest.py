@@ -69,10 +69,6 @@ class Copies(TorchDispatchMode):
 THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "loopback: opens sockets on this machine, where in all other tests none may be opened")
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """In every test and its fixtures, opening a socket raises. Processes that a test starts are their own."""
