@@ -51,6 +51,7 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not [file for file in tmp_path.glob("tmp*/**/*") if file.suffix == ".safetensors"]
 
 
+@pytest.mark.loopback
 def test_a_mistyped_checkpoint_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a random miniature in its place: nothing is written, and the message is that of `models.load`."""
     path = next(path for path in NOTEBOOKS if "checkpoint" in path.stem)
