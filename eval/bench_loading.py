@@ -24,11 +24,10 @@ from tqdm import tqdm
 
 import models
 from diffusion.spec import check_at_least_one, lookup, make_params
+from eval.bench import write_bench
 from eval.memory import peak_resident
 from models.checkpoints.diffusers_configs import PIPELINES
 from models.checkpoints.save import write_configs
-from models.files import replacing, write_json
-from samplers.provenance import provenance
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT = "default"  # neither side is told a dtype: ours is then the file's own, diffusers' float32
@@ -83,11 +82,7 @@ def run(config: Mapping[str, Any]) -> list[Timing]:
         _process("make", folder, params.family, params.stored, str(params.miniature))
         timings = [_timed(params, dtype, Path(folder)) for dtype in params.dtypes]
         size = (Path(folder) / "model.safetensors").stat().st_size
-    out = Path(params.out)
-    facts = {"timings": [asdict(t) for t in timings], "bytes": size, "settings": asdict(params), "facts": provenance()}
-    write_json(out / "bench.json", facts)
-    with replacing(out / "bench.md") as temporary:
-        temporary.write_text(table(timings))
+    write_bench(Path(params.out), timings, table(timings), bytes=size, settings=asdict(params))
     return timings
 
 

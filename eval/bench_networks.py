@@ -16,13 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from diffusion.spec import check_at_least_one, lookup, make_params
+from eval.bench import write_bench
 from eval.memory import peak_resident
 from models import UNet, UNetParams
 from models.checkpoints import diffusers_configs
 from models.device import find_device
-from models.files import replacing, write_json
 from models.presets import SD1, SDXL
-from samplers.provenance import provenance
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -82,10 +81,7 @@ def run(config: Mapping[str, Any]) -> list[Timing]:
     params = make_params("", BenchParams, {key: value for key, value in config.items() if key != "program"})
     device = find_device(params.device)
     timings = [measure(params, dtype, device) for dtype in tqdm(params.dtypes, desc="timing", disable=not params.progress)]
-    out = Path(params.out)
-    write_json(out / "bench.json", {"timings": [asdict(t) for t in timings], "settings": asdict(params), "facts": provenance()})
-    with replacing(out / "bench.md") as temporary:
-        temporary.write_text(table(timings))
+    write_bench(Path(params.out), timings, table(timings), settings=asdict(params))
     return timings
 
 

@@ -6,7 +6,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from tqdm import tqdm
 
 from diffusion import EPS, Denoiser, DiscreteVP, initial_noise, time_grid
 from diffusion.spec import check_at_least_one, make_params
-from models.files import replacing, write_json
+from eval.bench import write_bench
 from samplers import SAMPLERS
-from samplers.provenance import provenance
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SDE = {"algorithm_type": "sde-dpmsolver++"}
@@ -85,10 +84,7 @@ def run(config: Mapping[str, Any]) -> list[Timing]:
             a, b = (statistics.median(column) for column in list(zip(*rounds, strict=True))[:2])
             ratio, to_euler = (statistics.median(row[0] / row[k] for row in rounds) for k in (1, 2))
             timings.append(Timing(name, a, PEERS[name][0], b, ratio, to_euler))
-    out = Path(params.out)
-    write_json(out / "bench.json", {"timings": [asdict(timing) for timing in timings], "facts": provenance()})
-    with replacing(out / "bench.md") as temporary:
-        temporary.write_text(table(timings))
+    write_bench(Path(params.out), timings, table(timings))
     return timings
 
 

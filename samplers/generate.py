@@ -81,7 +81,8 @@ def generate(
     check_type("refiner", refiner, Model | None)
     if handover is not None and refiner is None:
         raise ValueError("handover says when a refiner takes over: give refiner too, or leave it out")
-    for each in (model, *([refiner] if refiner else [])):
+    both = [model] if refiner is None else [model, refiner]
+    for each in both:
         for part in ("backbone", "text", "vae") if each is model else ("backbone", "text"):
             each.require(part)
     how = usage(model, sampler, steps, grid, guidance)
@@ -95,7 +96,7 @@ def generate(
         place=(None if device is None else find_device(str(device)), offload),
         sampling={"sampler": how.sampler, "watch": watch, "progress": progress, **options},
     )
-    order.check([model] if refiner is None else [model, refiner])
+    order.check(both)
     check_tile(tile)
     strength = usual_strength(mask is not None) if strength is None else strength
     levels = how.levels(model)
@@ -103,7 +104,7 @@ def generate(
         levels = levels.tail(strength)
     cut = levels.steps if refiner is None else _handover(levels, HANDOVER if handover is None else handover)
 
-    with torch.no_grad(), _blamed([model] if refiner is None else [model, refiner]):
+    with torch.no_grad(), _blamed(both):
         told = _told(model, order)
         for dropped in told.dropped:
             warnings.warn(f"a prompt is longer than 75 tokens, and its end was dropped: {dropped!r}", stacklevel=2)

@@ -174,10 +174,8 @@ def _completed(params: TextToImageParams, model: Model, refiner: Model | None, i
     """With what the models are meant for, and what the files hold, where nothing is said. ValueError for files that hold something else."""
     height, width = image_size(model, params.height, params.width, image)
     how = usage(model, params.sampler, params.steps, params.grid, params.guidance)
-    (
-        how.levels(model),
-        check_call(how.sampler, find_sampler(how.sampler), 3, params.options),
-    )  # before the weights are read for their SHA-256
+    how.levels(model)  # mistakes here and in the options are found before the weights are read for their SHA-256
+    check_call(how.sampler, find_sampler(how.sampler), 3, params.options)
     numbers = {**({} if refiner is None else vector_numbers(refiner, (height, width))), **vector_numbers(model, (height, width))}
     strength, image_guidance = params.strength, params.image_guidance
     if image is not None and edits(model):

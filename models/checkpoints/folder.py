@@ -25,8 +25,7 @@ def components(folder: Path, ema: bool = True) -> list[Path]:
 
     A part that is not known is among them, for its keys tell what it is; one that model_index.json leaves out is not.
     """
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and _holds_weights(path))
-    found = [path for path in inside if path.name not in UNUSED and path.name != _other_unet(folder, ema) and _is_named(path)]
+    found = [path for path, why in _inside(folder, ema).items() if not why]
     if found or _holds_weights(folder):
         return sorted(found, key=lambda path: path.name not in COMPONENTS) or [folder]
     files = [path.name for path in sorted(folder.iterdir()) if path.name.endswith((*SAFETENSORS, *PICKLES))]
@@ -43,11 +42,8 @@ def open_components(folder: Path, variant: str | None, ema: bool) -> list[tuple[
     places = components(folder, ema)
     if variant and not any(variant == having for place in places for having, _ in _offers(place)):
         raise FileNotFoundError(f"{folder} holds no weights of the variant {variant!r}: there is {_listed(places)}")
-    opened = []
-    for place in places:
-        config = place / "config.json"
-        opened.append((open_tensors(_chosen(place, variant, ema)), read_json(config) if config.is_file() else {}))
-    return opened
+    files = [_chosen(place, variant, ema) for place in places]
+    return [(open_tensors(file), config_beside(file)) for file in files]
 
 
 def config_beside(file: Path) -> dict[str, Any]:
@@ -58,17 +54,16 @@ def config_beside(file: Path) -> dict[str, Any]:
 
 def unused(folder: Path, ema: bool) -> dict[str, str]:
     """The sub-folders whose weights are left out, with the reason."""
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and _holds_weights(path)) if folder.is_dir() else []
-    other = {_other_unet(folder, ema): AVERAGED if ema else RAW}
-    reasons = {**UNUSED, **other}
-    known = {path: reasons.get(path.name) or (None if _is_named(path) else "not named in model_index.json") for path in inside}
-    return {f"{path.name}/": why for path, why in known.items() if why}
+    return {f"{path.name}/": why for path, why in _inside(folder, ema).items() if why} if folder.is_dir() else {}
 
 
-def _other_unet(folder: Path, ema: bool) -> str:
-    """Of a training's unet and unet_ema the one that is not asked for; "" where there are not both."""
-    both = all((folder / name).is_dir() for name in ("unet", "unet_ema"))
-    return "" if not both else "unet" if ema else "unet_ema"
+def _inside(folder: Path, ema: bool) -> dict[Path, str]:
+    """The sub-folders that hold weights, and why each is left out, "" where it is not. Of a training's unet and unet_ema one is."""
+    reasons = dict(UNUSED)
+    if all((folder / name).is_dir() for name in ("unet", "unet_ema")):
+        reasons |= {"unet": AVERAGED} if ema else {"unet_ema": RAW}
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and _holds_weights(path))
+    return {path: reasons.get(path.name, "" if _is_named(path) else "not named in model_index.json") for path in inside}
 
 
 def scheduler_hints(folder: Path) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Found:
 def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bool = True) -> Found:
     """Everything in a file. ValueError where it holds none of our networks, or a key that is neither of one nor known to be harmless.
 
-    ema  take the averaged weights of the backbone where the file has them
+    ema  take averaged weights where the file has them
     """
     hints = hints or {}
     groups = {prefix: [key for key in file.tensors if key.startswith(prefix)] for prefix in PREFIXES}
