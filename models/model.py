@@ -144,6 +144,11 @@ class Model:
         return max(0, inner - self.spec["shape"][0]) if "shape" in self.spec else 0
 
     @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network was distilled to follow the scale of guidance, which it is told (LCM, FLUX.1 [dev])."""
+        return getattr(getattr(self.backbone, "params", None), "guidance_dim", None) is not None
+
+    @property
     def distilled(self) -> bool:
         """Whether the denoiser is a consistency function, which one or two steps of the `consistency` sampler suffice for."""
         return "consistency" in self.spec

@@ -12,11 +12,13 @@ from torch import nn
 
 from models.checkpoints import native
 from models.checkpoints.blank import Blank
-from models.checkpoints.describe import Findings, describe
+from models.checkpoints.describe import describe
+from models.checkpoints.findings import Findings
 from models.checkpoints.folder import config_beside, open_components, scheduler_hints, unused
 from models.checkpoints.parts import AVERAGED, LATENT_STATISTICS, Found, Part, find_parts
 from models.checkpoints.table import check_dtype, gather
 from models.checkpoints.tensors import TensorFile, open_tensors
+from models.checkpoints.vocabulary import find_tokenizer, is_vocabulary
 from models.download import PUBLISHED
 from models.model import Model, Report, build
 
@@ -59,9 +61,12 @@ def load(
             how = f", family={known.family!r}" if known and known.family else ""
             fetch = f"; models.load(*models.download({str(path)!r}){how}) fetches the published model" if known else ""
             raise FileNotFoundError(f"no such file or folder: {path}{fetch}")
+    places, vocabularies = [path for path in places if not is_vocabulary(path)], [path for path in places if is_vocabulary(path)]
+    if not places:
+        raise ValueError(f"{vocabularies[0]} is a tokenizer: load it with the weights of the text encoder that reads it")
     files = {path: open_tensors(path) for path in places if not path.is_dir()}
     if own := [path for path in places if native.is_native(path, files.get(path))]:
-        if len(places) > 1 or family or prediction or variant:
+        if len(places) > 1 or vocabularies or family or prediction or variant:
             raise ValueError(f"{own[0]} describes a whole model itself: load it alone, with ema and dtype only")
         return native.load(own[0], ema=ema, dtype=dtype)
     loading = _Loading(list(_opened(places, files, variant, ema)))
@@ -78,9 +83,13 @@ def load(
     except ValueError as error:
         raise ValueError(f"{', '.join(map(str, places))}: a model that cannot be built: {error}") from None
     modules = [(part.kind, model.require(part.kind), part) for part in loading.found.single]
-    modules += [("text", model.require("text").tower(name), part) for name, part in towers.items()]
+    modules += [("text", model.require("text").towers[name], part) for name, part in towers.items()]
     for name, module, part in modules:
         fill(module.get_submodule(part.layout.inside), part, dtype.get(name) if isinstance(dtype, Mapping) else dtype)
+    if t5 := towers.get("t5"):
+        model.require("text").t5_tokenizer = find_tokenizer(t5, vocabularies)
+    elif vocabularies:
+        raise ValueError(f"{vocabularies[0]} is a tokenizer, and there is no T5 that would read it: leave it out, or load T5 too")
     for network in model.parts.values():
         network.eval()
     for part, why in loading.found.left_out:
@@ -162,7 +171,7 @@ class _Loading:
         consumed += [self.name(file, key) for file in self.found.files for key in LATENT_STATISTICS if key in file.tensors]
         missing = tuple(name for name in ("backbone", "vae", "text") if name not in model.parts)
         layouts = {part.layout.name for part in taken}
-        layout = "diffusers" if folder or layouts <= {"diffusers", "transformers"} else "ldm"
+        layout = "diffusers" if folder or layouts <= {"diffusers", "transformers"} else "ldm" if len(self.files) == 1 else "separate"
         if AVERAGED in self.ignored.values():
             self.found.notes.append("averaged weights (EMA) are taken; ema=False takes the raw ones")
         files = {kind: dict.fromkeys(str(part.file.path) for part in taken if part.kind == kind) for kind in model.parts}
