@@ -7,8 +7,10 @@ from models.dit import DiT, DiTParams
 from models.download import PUBLISHED, download
 from models.ema import EMA
 from models.families import FAMILIES
+from models.flux import Flux, FluxParams
 from models.model import NETWORKS, Model, Report, build, build_network
 from models.presets import miniature, published
+from models.sd3 import SD3, SD3Params
 from models.taesd import TAESD, TAESDParams
 from models.text import TextCondition, TextEncoder, TextParams
 from models.unet import UNet, UNetParams
@@ -19,14 +21,18 @@ __all__ = [
     "FAMILIES",
     "NETWORKS",
     "PUBLISHED",
+    "SD3",
     "TAESD",
     "VAE",
     "CLIPText",
     "CLIPTextParams",
     "DiT",
     "DiTParams",
+    "Flux",
+    "FluxParams",
     "Model",
     "Report",
+    "SD3Params",
     "TAESDParams",
     "TextCondition",
     "TextEncoder",

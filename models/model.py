@@ -29,6 +29,8 @@ from diffusion.spec import check_call, check_mapping, check_names, check_type, l
 from models.conditioning import WithImage
 from models.dit import DiT, DiTParams
 from models.finite import lost_weight
+from models.flux import Flux, FluxParams
+from models.sd3 import SD3, SD3Params
 from models.taesd import TAESD, TAESDParams
 from models.text import TextEncoder, TextParams
 from models.unet import UNet, UNetParams
@@ -64,7 +66,12 @@ class Report:
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
 
-NETWORKS: dict[str, tuple[type[nn.Module], type[Any]]] = {"unet": (UNet, UNetParams), "dit": (DiT, DiTParams)}
+NETWORKS: dict[str, tuple[type[nn.Module], type[Any]]] = {
+    "unet": (UNet, UNetParams),
+    "dit": (DiT, DiTParams),
+    "flux": (Flux, FluxParams),
+    "sd3": (SD3, SD3Params),
+}
 PARTS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "vae": (VAE, VAEParams),
     "text": (TextEncoder, TextParams),
