@@ -9,6 +9,7 @@ from models.ema import EMA
 from models.families import FAMILIES
 from models.model import NETWORKS, Model, Report, build, build_network
 from models.presets import miniature, published
+from models.t5 import T5, T5Params
 from models.taesd import TAESD, TAESDParams
 from models.text import TextCondition, TextEncoder, TextParams
 from models.unet import UNet, UNetParams
@@ -19,6 +20,7 @@ __all__ = [
     "FAMILIES",
     "NETWORKS",
     "PUBLISHED",
+    "T5",
     "TAESD",
     "VAE",
     "CLIPText",
@@ -27,6 +29,7 @@ __all__ = [
     "DiTParams",
     "Model",
     "Report",
+    "T5Params",
     "TAESDParams",
     "TextCondition",
     "TextEncoder",
