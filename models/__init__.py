@@ -11,6 +11,7 @@ from models.flux import Flux, FluxParams
 from models.model import NETWORKS, Model, Report, build, build_network
 from models.presets import miniature, published
 from models.sd3 import SD3, SD3Params
+from models.t5 import T5, T5Params
 from models.taesd import TAESD, TAESDParams
 from models.text import TextCondition, TextEncoder, TextParams
 from models.unet import UNet, UNetParams
@@ -22,6 +23,7 @@ __all__ = [
     "NETWORKS",
     "PUBLISHED",
     "SD3",
+    "T5",
     "TAESD",
     "VAE",
     "CLIPText",
@@ -33,6 +35,7 @@ __all__ = [
     "Model",
     "Report",
     "SD3Params",
+    "T5Params",
     "TAESDParams",
     "TextCondition",
     "TextEncoder",

@@ -53,6 +53,11 @@ class FluxParams:
             raise ValueError(f"hidden={self.hidden} must be heads={self.heads} times the {sum(self.axes)} features of axes={self.axes}")
 
     @property
+    def multiple(self) -> int:
+        """What height and width of x divide by."""
+        return self.patch_size
+
+    @property
     def num_classes(self) -> None:
         """It takes no class label."""
 

@@ -52,6 +52,16 @@ class SD3Params:
         return HEAD_DIM * (self.heads or self.depth)
 
     @property
+    def multiple(self) -> int:
+        """What height and width of x divide by."""
+        return self.patch_size
+
+    @property
+    def largest(self) -> int:
+        """The most that height and width of x may be."""
+        return self.positions * self.patch_size
+
+    @property
     def num_classes(self) -> None:
         """It takes no class label."""
 

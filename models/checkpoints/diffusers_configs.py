@@ -8,8 +8,8 @@ from typing import Any
 
 from diffusion.schedule import SCHEDULES
 from models.clip import CLIPTextParams
-from models.model import Model
 from models.flux import FluxParams
+from models.model import Model
 from models.sd3 import HEAD_DIM, SD3Params
 from models.t5 import T5Params
 from models.t5_tokenizer import EOS as T5_EOS

@@ -10,9 +10,10 @@ import open_clip
 import torch
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
 
 from models.clip import CLIPText
+from models.t5 import T5
 from models.tokenizer import BOS, EOS, vocabulary
 from tests.models.small import renamed
 
@@ -38,6 +39,19 @@ OPEN_CLIP = {
     r"\.attention\.qkv\.": ".attn.in_proj_",
     r"\.attention\.out\.": ".attn.out_proj.",
     r"^projection\.weight$": "text_projection",
+}
+TRANSFORMERS_T5 = {
+    r"^token\.": "shared.",
+    r"^relative\.": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.",
+    r"^norm\.": "encoder.final_layer_norm.",
+    r"^blocks\.(\d+)\.": r"encoder.block.\1.",
+    r"\.norm1\.": ".layer.0.layer_norm.",
+    r"\.norm2\.": ".layer.1.layer_norm.",
+    r"\.attention\.([qkv])\.": r".layer.0.SelfAttention.\1.",
+    r"\.attention\.out\.": ".layer.0.SelfAttention.o.",
+    r"\.gate\.": ".layer.1.DenseReluDense.wi_0.",
+    r"\.fc1\.": ".layer.1.DenseReluDense.wi_1.",
+    r"\.fc2\.": ".layer.1.DenseReluDense.wo.",
 }
 
 
@@ -70,6 +84,28 @@ def in_transformers(tower: CLIPText, eos_token_id: int = EOS) -> Any:
     for module in peer.modules():
         if hasattr(module, "position_ids"):  # no part of the state dict
             module.position_ids = torch.arange(p.length)[None]
+    return peer.eval()
+
+
+def t5_in_transformers(tower: T5) -> Any:
+    """The encoder as transformers has it, on the same weights."""
+    p = tower.params
+    config = T5Config(
+        vocab_size=p.vocab,
+        d_model=p.width,
+        d_kv=p.head_dim,
+        d_ff=p.hidden,
+        num_layers=p.layers,
+        num_heads=p.heads,
+        relative_attention_num_buckets=p.buckets,
+        relative_attention_max_distance=p.max_distance,
+        feed_forward_proj="gated-gelu",
+    )
+    with torch.device("meta"):
+        peer = T5EncoderModel(config)
+    state = translated(tower.state_dict(), TRANSFORMERS_T5)
+    # transformers knows the table of tokens by two names.
+    peer.load_state_dict(state | {"encoder.embed_tokens.weight": state["shared.weight"]}, assign=True)
     return peer.eval()
 
 
