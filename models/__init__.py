@@ -10,6 +10,7 @@ from models.families import FAMILIES
 from models.model import NETWORKS, Model, Report, build, build_network
 from models.presets import miniature, published
 from models.t5 import T5, T5Params
+from models.t5_tokenizer import T5Tokenizer
 from models.taesd import TAESD, TAESDParams
 from models.text import TextCondition, TextEncoder, TextParams
 from models.unet import UNet, UNetParams
@@ -30,6 +31,7 @@ __all__ = [
     "Model",
     "Report",
     "T5Params",
+    "T5Tokenizer",
     "TAESDParams",
     "TextCondition",
     "TextEncoder",
