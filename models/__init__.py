@@ -12,6 +12,7 @@ from models.model import NETWORKS, Model, Report, build, build_network
 from models.presets import miniature, published
 from models.sd3 import SD3, SD3Params
 from models.t5 import T5, T5Params
+from models.t5_tokenizer import T5Tokenizer
 from models.taesd import TAESD, TAESDParams
 from models.text import TextCondition, TextEncoder, TextParams
 from models.unet import UNet, UNetParams
@@ -36,6 +37,7 @@ __all__ = [
     "Report",
     "SD3Params",
     "T5Params",
+    "T5Tokenizer",
     "TAESDParams",
     "TextCondition",
     "TextEncoder",

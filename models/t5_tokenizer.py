@@ -7,8 +7,9 @@ with "▁". What is in no piece is the token <unk>.
 from __future__ import annotations
 
 import json
+import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +19,34 @@ NORMAL, UNKNOWN, CONTROL = 1, 2, 3  # kinds of pieces
 
 
 class T5Tokenizer:
-    """Made by `open` or `from_json`. Its ids are those of transformers' T5TokenizerFast on the same file."""
+    """Made by `open` or `from_json`."""
 
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend  # a tokenizers.Tokenizer
+    def __init__(self, backend: Any, text: str) -> None:
+        self._backend, self._json = backend, text  # a tokenizers.Tokenizer, and the tokenizer.json it is made of
 
     @classmethod
     def open(cls, path: str | Path) -> T5Tokenizer:
-        """From `tokenizer.json` or `spiece.model`, told apart by what is in them. ValueError where it is neither, OSError where it cannot be read."""
+        """From a `tokenizer.json` or a `spiece.model`, told apart by what is in it. ValueError for any other file."""
         data = Path(path).read_bytes()
         try:
-            return cls.from_json(data.decode()) if data.lstrip()[:1] == b"{" else cls._from_sentencepiece(data)
+            return cls.from_json(data.decode() if data.lstrip()[:1] == b"{" else _converted(data))
         except ValueError as error:
             raise ValueError(f"{path} is no tokenizer of T5, spiece.model or tokenizer.json: {error}") from None
 
     @classmethod
     def from_json(cls, text: str) -> T5Tokenizer:
-        """From the contents of a `tokenizer.json`."""
-        kind = _read_json(text)
-        if kind != "Unigram":
+        """From the contents of a `tokenizer.json`. ValueError where they are not T5's."""
+        if (kind := _model_kind(text)) != "Unigram":
             raise ValueError(f"it holds the model {kind!r}, where T5's is 'Unigram'")
-        return cls._checked(_library().Tokenizer.from_str, text)
+        backend = _unharmed(_library().Tokenizer.from_str, text)
+        first = [backend.id_to_token(i) for i in (PAD, EOS)]
+        if first != ["<pad>", "</s>"]:
+            raise ValueError(f"its first tokens are not T5's <pad> and </s>, but {first[0]!r} and {first[1]!r}")
+        return cls(backend, text)
 
     def to_json(self) -> str:
-        """The contents of a `tokenizer.json`, which `from_json` reads."""
-        return str(self._backend.to_str())
+        """The contents of a `tokenizer.json`: those it is made of, for the library rounds scores when it reads and writes them again."""
+        return self._json
 
     @property
     def size(self) -> int:
@@ -67,27 +71,6 @@ class T5Tokenizer:
                 raise ValueError(f"{token} is no token: ids are 0 to {self.size - 1}")
         return str(self._backend.decode(list(ids), skip_special_tokens=False))
 
-    @classmethod
-    def _from_sentencepiece(cls, data: bytes) -> T5Tokenizer:
-        return cls._checked(_from_pieces, *_read_sentencepiece(data))
-
-    @classmethod
-    def _checked(cls, make: Any, *args: Any) -> T5Tokenizer:
-        """What `make` returns, if it has T5's ids where they must be, and reads text at all."""
-        try:
-            backend = make(*args)
-            backend.no_truncation()
-            backend.no_padding()
-            backend.encode("a Ａ")
-        except BaseException as error:  # the library panics at some damage, which is no Exception
-            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
-                raise
-            raise ValueError(f"it is damaged ({error})") from None
-        ids = {name: backend.token_to_id(name) for name in ("<pad>", "</s>")}
-        if ids != {"<pad>": PAD, "</s>": EOS}:
-            raise ValueError(f"its first tokens are not T5's <pad> and </s>, but {backend.id_to_token(0)!r} and {backend.id_to_token(1)!r}")
-        return cls(backend)
-
 
 def _library() -> Any:
     try:
@@ -97,17 +80,34 @@ def _library() -> Any:
     return tokenizers
 
 
-def _read_json(text: str) -> Any:
-    """The kind of model that a tokenizer.json holds."""
+def _model_kind(text: str) -> Any:
     try:
-        described = json.loads(text)
-        return described["model"]["type"]
+        return json.loads(text)["model"]["type"]
     except (KeyError, TypeError, RecursionError, ValueError) as error:
         raise ValueError(f"it describes no model ({type(error).__name__}: {error})") from None
 
 
+def _unharmed(make: Callable[..., Any], *args: Any) -> Any:
+    """The library's tokenizer that `make` returns, if it reads text at all; as long as the text, whatever length its file asks for."""
+    try:
+        backend = make(*args)
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode("a ½ \U0010fffd")  # a letter, one to be mended, one in no piece
+    except BaseException as error:  # the library panics at some damage, which is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+            raise
+        raise ValueError(f"it is damaged ({error})") from None
+    return backend
+
+
+def _converted(data: bytes) -> str:
+    """The tokenizer.json that transformers makes of a spiece.model."""
+    return str(_unharmed(_from_pieces, *_read_sentencepiece(data)).to_str())
+
+
 def _from_pieces(pieces: list[tuple[str, float]], charsmap: bytes) -> Any:
-    """The tokenizer that transformers makes of spiece.model: its own marks behind the pieces, and words split at blanks of any kind."""
+    """As transformers has it: the marks of T5's training behind the pieces, and words split at blanks of any kind."""
     library = _library()
     marks = [f"<extra_id_{i}>" for i in reversed(range(EXTRA))]
     known = {piece for piece, _ in pieces}
@@ -155,7 +155,10 @@ def _piece(data: int | bytes) -> tuple[str, float, int | bytes]:
     name, score = fields.get(PIECE), fields.get(SCORE, bytes(4))
     if not isinstance(name, bytes) or not isinstance(score, bytes) or len(score) != 4:
         raise ValueError("a piece has no name or no score")
-    return name.decode(), struct.unpack("<f", score)[0], fields.get(KIND, NORMAL)
+    (value,) = struct.unpack("<f", score)
+    if not math.isfinite(value):
+        raise ValueError(f"a piece has the score {value}")
+    return name.decode(), value, fields.get(KIND, NORMAL)
 
 
 def _fields(data: int | bytes) -> Iterator[tuple[int, int | bytes]]:

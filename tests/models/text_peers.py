@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import random
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import open_clip
+import sentencepiece
 import torch
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from models.clip import CLIPText
 from models.t5 import T5
@@ -133,3 +145,24 @@ def transformers_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
 def padded(prompts: list[str], length: int = 77) -> Tensor:
     """open_clip's ids: BOS, prompt, EOS, zeros."""
     return open_clip.tokenize(prompts, context_length=length).to(torch.long)
+
+
+TAUGHT = (
+    "a photo of an astronaut riding the horse on mars two cats dog red blue café déjà-vu schön 35mm ; , . ! don't word1 (x) 宇宙 飛行士 ½"
+)
+
+
+@cache
+def spiece(**changes: Any) -> bytes:
+    """A small spiece.model, with its first three tokens where T5 has them."""
+    draw, words, model = random.Random(0), TAUGHT.split(), io.BytesIO()
+    sentences = [" ".join(draw.choices(words, k=12)) for _ in range(300)]
+    options: dict[str, Any] = dict(vocab_size=120, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False) | changes
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sentences), model_writer=model, minloglevel=3, **options)
+    return model.getvalue()
+
+
+def t5_in_folder(folder: Path) -> Any:
+    """What from_pretrained makes of a folder with the small spiece.model, which is written into it."""
+    (folder / "spiece.model").write_bytes(spiece())
+    return T5TokenizerFast.from_pretrained(folder)
