@@ -68,6 +68,8 @@ class Flux(nn.Module):
     H and W must divide by the patch size. `guidance` is the scale that the network imitates, in FLUX.1-dev 3.5 as a rule.
     """
 
+    passed = ("joint", "single")  # lists of blocks, in the order in which they are called
+
     def __init__(self, params: FluxParams) -> None:
         super().__init__()
         self.params = p = params

@@ -76,6 +76,8 @@ class SD3(nn.Module):
     H and W must divide by the patch size, into at most `positions` patches each.
     """
 
+    passed = ("blocks",)  # lists of blocks, in the order in which they are called
+
     def __init__(self, params: SD3Params) -> None:
         super().__init__()
         self.params = p = params

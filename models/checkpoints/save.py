@@ -25,6 +25,7 @@ from models.files import replacing, write_json
 from models.flux import Flux
 from models.model import Model
 from models.sd3 import SD3
+from models.streaming import is_streamed
 from models.t5 import T5
 from models.text import TextEncoder
 from models.tokenizer import vocabulary
@@ -77,6 +78,8 @@ def save(
     """
     check_names("layout", [layout], LAYOUTS)
     check_dtype(dtype, ())
+    if any(is_streamed(part) for part in model.parts.values()):
+        raise ValueError("blocks of this model are in its files only: load it without memory=... to save it")
     if layout == "native":
         native.save(model, path, dtype)
         return

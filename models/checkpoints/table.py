@@ -89,7 +89,7 @@ def _split(name: str) -> tuple[str, ...]:
 
 
 class Stock(Protocol):
-    """Published tensors: where `gather` takes from. For what is said to people: what they are, and what stands before their keys."""
+    """Published tensors: where `supplies` takes from. For what is said to people: what they are, and what stands before their keys."""
 
     @property
     def stored(self) -> Mapping[str, Stored]: ...
@@ -101,11 +101,80 @@ class Stock(Protocol):
     def file(self) -> TensorFile: ...
 
 
-def gather(table: Table, shapes: Mapping[str, torch.Size], stock: Stock, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Our tensors from the published ones.
+@dataclass(frozen=True, eq=False)
+class Supply:
+    """One tensor of ours as it is to be had from published ones."""
 
-    What is one to one and of the right dtype stays in the file's memory-mapped pages; the rest is read into new memory, piece by piece.
-    ValueError names the first key that is missing, without a place, of another shape, of a type that is no weight, or not finite.
+    shape: torch.Size
+    dtype: torch.dtype
+    source: Source
+    pieces: tuple[Stored, ...]
+    path: Path
+
+    def take(self) -> Tensor:
+        """The tensor: the file's memory-mapped pages where it is one to one and of the right dtype, else new memory.
+
+        ValueError where it is not finite, see `take`.
+        """
+        if len(self.pieces) == 1 and self.source.form in ("same", "conv"):
+            return take(self.pieces[0], self.dtype, self.path).view(self.shape)
+        value = torch.empty(self.shape, dtype=self.dtype)
+        self._put(value, lambda stored, out: _copy(stored, out, self.path))
+        return value
+
+    def read_into(self, out: Tensor) -> None:
+        """Copy it, piece by piece: nothing of a safetensors file stays in memory, and nothing is looked at."""
+        self._put(out, lambda stored, part: stored.read_into(part))
+
+    def packed(self) -> dict[str, Supply | Fixed] | None:
+        """The matrix as it is packed in the file, and its scale ("packed", "scale"); None where it is not, or its pieces differ in that."""
+        kinds = {(piece.packing, piece.raw.dtype if piece.raw else None) for piece in self.pieces}
+        if len(kinds) > 1 or self.pieces[0].packing is None or self.source.form != "same":
+            return None
+        raw = tuple(piece.raw for piece in self.pieces if piece.raw)
+        shape = torch.Size((self.shape[0], raw[0].shape[1]))
+        found: dict[str, Supply | Fixed] = {"packed": Supply(shape, raw[0].dtype, self.source, raw, self.path)}
+        scales = [piece.scale for piece in self.pieces if piece.scale is not None]
+        if scales:
+            rows = [scale.expand(piece.shape[0], 1) for piece, scale in zip(self.pieces, scales, strict=True)]
+            found["scale"] = Fixed(scales[0] if len(scales) == 1 else torch.cat(rows))
+        return found
+
+    def _put(self, value: Tensor, copy: Callable[[Stored, Tensor], None]) -> None:
+        for piece, part in zip(self.pieces, value.split(self.source.sizes(len(value))) if len(self.pieces) > 1 else (value,), strict=True):
+            if self.source.form in ("transposed", "swapped"):
+                raw = torch.empty(piece.shape, dtype=value.dtype)
+                copy(piece, raw)
+                part.copy_(raw.T if self.source.form == "transposed" else _swapped(raw))
+            else:
+                copy(piece, part)
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """A small tensor that was read before."""
+
+    value: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.value.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value.dtype
+
+    def take(self) -> Tensor:
+        return self.value
+
+    def read_into(self, out: Tensor) -> None:
+        out.copy_(self.value)
+
+
+def supplies(table: Table, shapes: Mapping[str, torch.Size], stock: Stock, dtype: torch.dtype) -> dict[str, Supply]:
+    """Where each of our tensors is to be had.
+
+    ValueError names the first key that is missing, without a place, of another shape, or of a type that is no weight.
     """
     path = stock.file.path
     known = dict.fromkeys(key for source in table.values() for key in source.keys)
@@ -116,26 +185,12 @@ def gather(table: Table, shapes: Mapping[str, torch.Size], stock: Stock, dtype: 
     for name, source in table.items():
         _check_shapes(shapes[name], source, stock)
     return {
-        name: _gather_one(shapes[name], source, [stock.stored[key] for key in source.keys], dtype, path) for name, source in table.items()
+        name: Supply(shapes[name], dtype, source, tuple(stock.stored[key] for key in source.keys), path) for name, source in table.items()
     }
 
 
 def _more(keys: list[str]) -> str:
     return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-
-
-def _gather_one(shape: torch.Size, source: Source, pieces: list[Stored], dtype: torch.dtype, path: Path) -> Tensor:
-    if len(pieces) == 1 and source.form in ("same", "conv"):
-        return take(pieces[0], dtype, path).view(shape)
-    value = torch.empty(shape, dtype=dtype)
-    for piece, part in zip(pieces, value.split(source.sizes(shape[0])), strict=True):
-        if source.form in ("transposed", "swapped"):
-            raw = torch.empty(piece.shape, dtype=dtype)
-            _copy(piece, raw, path)
-            part.copy_(raw.T if source.form == "transposed" else _swapped(raw))
-        else:
-            _copy(piece, part, path)
-    return value
 
 
 def _swapped(value: Tensor) -> Tensor:
@@ -184,7 +239,7 @@ def check_dtype(dtype: torch.dtype | Mapping[str, torch.dtype] | None, parts: It
 
 
 def scatter(table: Table, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published tensors from ours: `gather` backwards, without a copy where ours need none."""
+    """The published tensors from ours: `supplies` backwards, without a copy where ours need none."""
     published: dict[str, Tensor] = {}
     for name, source in table.items():
         value = state[name].detach()
