@@ -1,6 +1,6 @@
 """Weights that stay small in memory: products with matrices that are unpacked for their duration only.
 
-    fp8                    8-bit floats (Micikevicius et al. 2022, arXiv:2209.05433) and a scale in float32, one for all rows or one for each
+    fp8                    8-bit floats (Micikevicius et al. 2022, arXiv:2209.05433) and a float32 scale, one for all rows or one for each
     Q8_0, Q4_K, Q5_K, ...  the blocks of GGML and its files, GGUF: 32 or 256 values of a row share scales and offsets in float16
 
 Unpacked, all are float32, whose precision holds every product of a block's scale and number exactly: the only rounding is that of adding
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from models.products import Linear, emulated, widened
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-CHUNK = 2**19  # values unpacked at a time on a CPU: several passes over them, which its cache holds
+CHUNK = 2**18  # values unpacked at a time on a CPU: several passes over them, which its cache holds
 LARGEST = {"cpu": 2**22, "cuda": 2**24}  # values unpacked at once, 16 or 64 MB: of a CPU's memory, as much as is kept for the next time
 
 
@@ -143,16 +143,16 @@ def unpack_blocks(packing: str, blocks: Tensor) -> Tensor:
 # 8-bit floats ----------------------------------------------------------------------------------------------------------
 
 
-def unpack_float8(values: Tensor) -> Tensor:
-    """8-bit floats in float32. A CPU has no instruction for it: there they become float16s, whose bits differ by their place only."""
+def unpack_float8(values: Tensor, scale: Tensor) -> Tensor:
+    """Scale times 8-bit floats, in float32. On a CPU, which has no instruction for them, by float16s, whose bits stand in other places."""
     if values.device.type != "cpu":
-        return values.float()
+        return values.float().mul_(scale)
     bits = values.view(torch.uint8).to(torch.int16)
     if values.dtype == torch.float8_e5m2:
-        return bits.bitwise_left_shift_(8).view(torch.float16).float()
+        return bits.bitwise_left_shift_(8).view(torch.float16).float().mul_(scale)
     bits += bits & 0x80  # the sign one place up, where float16 has one more bit of exponent
     bits |= (bits + 1) & 0x80  # of the numbers with all seven bits set, which stand for NaN, that bit too
-    return bits.bitwise_left_shift_(7).view(torch.float16).float().mul_(2.0**8)  # the difference of the exponents' zeros
+    return bits.bitwise_left_shift_(7).view(torch.float16).float().mul_(scale * 2.0**8)  # the exponents' zeros differ by 8
 
 
 # Matrices --------------------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ class Packed:
     def _values(self) -> Tensor:
         if self.packing == "fp8":
             assert self.scale is not None
-            return unpack_float8(self.data).mul_(self.scale)
+            return unpack_float8(self.data, self.scale)
         return unpack_blocks(self.packing, self.data).view(self.shape)
 
 
@@ -284,7 +284,7 @@ def pack(network: nn.Module, name: str, weight: Packed) -> None:
         raise ValueError(f"{name} is ({layer.out_features}, {layer.in_features}), and the packed weight {weight.shape}")
     if not isinstance(layer, PackedLinear):
         del layer.weight
-        layer.__class__ = _packed_class(type(layer))
+        layer.__class__ = _packed_class(type(layer))  # type: ignore[arg-type]  # modules are hashable
     assert isinstance(layer, PackedLinear)
     layer.hold(weight)
 
