@@ -10,7 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +28,7 @@ from models.checkpoints.tensors import (
     TensorFile,
     check_name,
 )
-from models.packed import BLOCKS, CHUNK, Packed, unpack_blocks
+from models.packed import BLOCKS, CHUNK, unpack_blocks
 
 PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16, 28: torch.float64, 24: torch.int8, 25: torch.int16, 26: torch.int32}
 PLAIN[27] = torch.int64
@@ -55,10 +55,10 @@ class _InBlocks(Stored):
     def packing(self) -> str | None:  # type: ignore[override]
         return self.kind if len(self.shape) == 2 and self.shape[1] % BLOCKS[self.kind].values == 0 else None
 
-    def packed(self) -> Packed:
-        if self.packing is None:
-            return super().packed()
-        return Packed(self.packing, self.data.mapped().view(self.shape[0], -1))
+    @property
+    def raw(self) -> Stored | None:  # type: ignore[override]
+        rows = self.shape[0]
+        return replace(self.data, shape=(rows, self.data.shape[0] // rows)) if self.packing else None
 
     def mapped(self) -> Tensor:
         out = torch.empty(self.shape)

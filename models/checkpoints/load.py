@@ -51,8 +51,8 @@ def load(
     prediction  "eps", "v", ...: what the network predicts, where the guess is wrong (SD 2; the report says what was guessed)
     variant     which weights of a diffusers folder: "fp16", "non_ema", ...; None takes the plain ones, or those that there are
 
-    memory      "6GB": what this process may take. Blocks of transformers for which there is no room are read from their files whenever it is
-                their turn; a quarter of it is left for what the networks compute with. Results are the same
+    memory      "6GB": what this process may take. Blocks of transformers for which there is no room are read from their files whenever it
+                is their turn; a quarter of it is left for what the networks compute with. Results are the same
 
     Weights that are packed in their file (8-bit floats, GGUF's blocks) stay so, unless a dtype is given. What T5 reads needs its tokenizer,
     tokenizer.json or spiece.model: it is a path like the others, or lies beside T5's weights.
@@ -199,6 +199,10 @@ class _Loading:
 
     def report(self, taken: list[Part], model: Model, folder: bool) -> Report:
         consumed = [self.name(part.file, key) for part in taken for key in part.keys.values()]
+        used = set(consumed)
+        scales = {self.name(each.file, scale): self.name(each.file, key) for each in self.files for scale, key in each.scales.items()}
+        consumed += [scale for scale, key in scales.items() if key in used]
+        self.ignored |= {scale: self.ignored[key] for scale, key in scales.items() if key in self.ignored}
         consumed += [self.name(file, key) for file in self.found.files for key in LATENT_STATISTICS if key in file.tensors]
         missing = tuple(name for name in ("backbone", "vae", "text") if name not in model.parts)
         layouts = {part.layout.name for part in taken}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from models.checkpoints import clip_keys, flux_keys, foreign, harmless, sd3_keys, t5_keys, taesd_keys, unet_keys, vae_keys
+from models.checkpoints.scaled import join_scales
 from models.checkpoints.table import Layout
 from models.checkpoints.tensors import Stored, TensorFile
 from models.checkpoints.unet_keys import Shapes
@@ -75,11 +76,12 @@ class Part:
 
 @dataclass
 class Found:
-    """A file, its parts, and the reason why each other key is left out."""
+    """A file, its parts, and the reason why each other key is left out. Scales: of 8-bit weights, by whose keys each is read."""
 
     file: TensorFile
     parts: list[Part]
     ignored: dict[str, str]
+    scales: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bool = True) -> Found:
@@ -88,6 +90,8 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
     ema  take averaged weights where the file has them
     """
     hints = hints or {}
+    joined = join_scales(file.tensors, file.path)
+    file = replace(file, tensors=joined.tensors)
     groups = {prefix: [key for key in file.tensors if key.startswith(prefix)] for prefix in PREFIXES}
     bare = [key for key in file.tensors if not key.startswith(AVERAGES)]
     groups = {prefix: keys for prefix, keys in groups.items() if keys} or {"": bare}
@@ -113,7 +117,7 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
     if unknown := [key for key in file.tensors if key not in used and key not in ignored and key not in LATENT_STATISTICS]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise ValueError(f"{file.path} holds {unknown[0]}{more}, which belongs to no part of a known model ({foreign.guess(unknown)})")
-    return Found(file, parts, ignored)
+    return Found(file, parts, ignored | joined.ignored, joined.scales)
 
 
 def _recognised(file: TensorFile, prefix: str, names: Mapping[str, str], hints: Mapping[str, Any]) -> Part | None:

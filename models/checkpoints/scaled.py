@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoints.tensors import Stored
-from models.packed import CHUNK, FLOAT8, Packed, unpack_float8
+from models.packed import CHUNK, FLOAT8, unpack_float8
 
 SCALES = ("scale_weight", "weight_scale")  # beside "weight"
 ACTIVATIONS = "the range of a layer's input, for products in 8 bits"
@@ -41,7 +41,7 @@ class _Scaled(Stored):
     """A weight times its scale, () or (rows, 1); packed if it is a matrix of 8-bit floats."""
 
     weight: Stored
-    scale: Tensor
+    scale: Tensor  # type: ignore[mutable-override]  # always there
     dtype: torch.dtype = torch.float32
 
     @property
@@ -56,8 +56,9 @@ class _Scaled(Stored):
     def packing(self) -> str | None:  # type: ignore[override]
         return "fp8" if self.weight.dtype in FLOAT8 and len(self.shape) == 2 else None
 
-    def packed(self) -> Packed:
-        return Packed("fp8", self.weight.mapped(), self.scale) if self.packing else super().packed()
+    @property
+    def raw(self) -> Stored | None:  # type: ignore[override]
+        return self.weight if self.packing else None
 
     def mapped(self) -> Tensor:
         out = torch.empty(self.shape)

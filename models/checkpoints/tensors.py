@@ -66,17 +66,23 @@ NO_WEIGHTS = {  # how files begin that a download left in place of the one that 
 class Stored(ABC):
     """One tensor of a file.
 
-    packing  None, or how a matrix is packed: then `packed` is what lies in the file, and all else gives its values in float32
+    packing  None, or how a matrix is packed: then all but the next two give its values in float32
+    raw      of a packed matrix, what lies in the file: (rows, bytes or 8-bit floats of a row)
+    scale    of 8-bit floats, () or (rows, 1) in float32
     """
 
     key: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     packing: str | None = None
+    raw: Stored | None = None
+    scale: Tensor | None = None
 
     def packed(self) -> Packed:
         """The packed matrix in the file's memory-mapped pages."""
-        raise ValueError(f"{self.key} is not packed")
+        if self.packing is None or self.raw is None:
+            raise ValueError(f"{self.key} is not packed")
+        return Packed(self.packing, self.raw.mapped(), self.scale)
 
     @abstractmethod
     def mapped(self) -> Tensor:
