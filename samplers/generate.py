@@ -145,14 +145,15 @@ def image_size(model: Model, height: int | None = None, width: int | None = None
         raise ValueError(
             f"the image is {usual[0]}x{usual[1]}, but {size[0]}x{size[1]} (height x width) was asked for: resize it, or leave these out"
         )
-    step = factor * model.network.params.multiple
+    params: Any = model.network.params
+    step = factor * params.multiple
     if size[0] % step or size[1] % step or min(size) < step:
         near = [max(step, round(side / step) * step) for side in size]
         raise ValueError(
             f"this model makes images whose sides are multiples of {step}, not {size[0]}x{size[1]} (height x width): "
             f"{near[0]}x{near[1]} is near"
         )
-    largest = getattr(model.network.params, "largest", None)  # of networks with a table of positions
+    largest = getattr(params, "largest", None)  # of networks with a table of positions
     if largest is not None and max(size) > largest * factor:
         raise ValueError(f"this model makes images of up to {largest * factor} pixels a side, not {size[0]}x{size[1]} (height x width)")
     return size

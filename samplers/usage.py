@@ -27,7 +27,8 @@ class Usage:
         """The grid itself, for images of that height and width in pixels where it depends on them. ValueError for settings that make none."""
         grid = self.grid
         if size is not None and grid.get("spacing") == "mu_shift" and not grid.keys() & {"mu", "tokens"}:
-            side = model.require("vae").factor * model.network.params.multiple  # of a token
+            network: Any = model.network
+            side = model.require("vae").factor * network.params.multiple  # of a token
             grid = {**grid, "tokens": size[0] * size[1] // side**2}
         return model.grid(self.steps, **grid)
 

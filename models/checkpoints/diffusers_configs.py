@@ -312,9 +312,9 @@ def _flow_scheduler(model: Model) -> dict[str, Any]:
 def index(model: Model, base: str, parts: dict[str, tuple[str, str]]) -> dict[str, Any]:
     """model_index.json: the pipeline's class and that of every part, as (library, class)."""
     if base.startswith(("flux", "sd3")):
-        absent = {name: [None, None] for name in ("text_encoder_3", "tokenizer_3") if base.startswith("sd3") and name not in parts}
+        unused = {name: [None, None] for name in ("text_encoder_3", "tokenizer_3") if base.startswith("sd3") and name not in parts}
         present = {part: list(what) for part, what in parts.items()}
-        return {"_class_name": PIPELINES[base], "_diffusers_version": VERSION_FLOW, **absent, **present}
+        return {"_class_name": PIPELINES[base], "_diffusers_version": VERSION_FLOW, **unused, **present}
     kind = "sdxl" if base.startswith("sdxl") else "sd"
     name = WITH_IMAGE.get((kind, model.image_channels), PIPELINES[base])
     if model.spec.get("family") == "lcm":

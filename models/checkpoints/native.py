@@ -35,7 +35,7 @@ def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> No
     """Write a model to one file, in its own dtypes or in one. Raises OSError where the place cannot be written."""
     tensors = {key: value.to(dtype or value.dtype) for key, value in model.state_dict().items()}
     tokenizer = model.text.t5_tokenizer if model.text is not None else None
-    write(path, tensors, {"model": model.spec} | ({TOKENIZER: json.loads(tokenizer.to_json())} if tokenizer is not None else {}))
+    write(path, tensors, {"model": model.spec} | ({TOKENIZER: tokenizer.to_json()} if tokenizer is not None else {}))
 
 
 def is_native(path: Path, file: TensorFile | None) -> bool:
@@ -79,7 +79,7 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
             raise ValueError(f"{path} holds {key}, which belongs to no part of a model: it was not written by models.save or by training")
         ignored[key] = "training's own" if key.startswith("optimizer.") else AVERAGED if ema else RAW
     if model.text is not None and TOKENIZER in metadata:
-        model.text.t5_tokenizer = T5Tokenizer.from_json(json.dumps(metadata[TOKENIZER]))
+        model.text.t5_tokenizer = T5Tokenizer.from_json(metadata[TOKENIZER])
     model.report = Report(tuple(consumed), ignored, files=dict.fromkeys(model.parts, str(path)))
     return model
 

@@ -117,7 +117,7 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
     if unknown := [key for key in file.tensors if key not in used and key not in ignored and key not in LATENT_STATISTICS]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise ValueError(f"{file.path} holds {unknown[0]}{more}, which belongs to no part of a known model ({foreign.guess(unknown)})")
-    return Found(file, parts, ignored | joined.ignored, joined.scales)
+    return Found(file, parts, {**ignored, **joined.ignored}, joined.scales)
 
 
 def _recognised(file: TensorFile, prefix: str, names: Mapping[str, str], hints: Mapping[str, Any]) -> Part | None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,8 @@ def save(
     if layout == "native":
         native.save(model, path, dtype)
         return
-    if model.backbone is not None and (type(model.backbone) not in BACKBONES or model.backbone.params.context_dim is None):
+    params: Any = getattr(model.backbone, "params", None)
+    if model.backbone is not None and (type(model.backbone) not in BACKBONES or params.context_dim is None):
         kind = type(model.backbone).__name__
         raise ValueError(f"the layout {layout!r} is for networks that are told a text, which this {kind} is not: use layout='native'")
     {"ldm": _save_ldm, "diffusers": _save_diffusers, "separate": _save_separate}[layout](model, Path(path), dtype)
@@ -93,14 +94,13 @@ def _save_ldm(model: Model, path: Path, dtype: torch.dtype | None) -> None:
     if path.suffix not in SAFETENSORS:
         raise ValueError(f"{path} is to be a single file, which readers know by its ending: name it {path.name}.safetensors")
     base = _base(model) if model.parts.keys() - {"preview"} else ""
-    prefixes = {"backbone": "model.diffusion_model.", "vae": "vae." if base.startswith("flux") else "first_stage_model."}
+    prefixes = {"backbone": "model.diffusion_model.", "vae": "vae." if base.startswith("flux") else "first_stage_model.", "preview": ""}
     parts = _single_parts(model, base)
     if len(parts) > 1:  # with no place for it
         parts.pop("preview", None)
     tensors: dict[str, Tensor] = {}
     for name, part in parts.items():
-        prefix = prefixes.get(name, "" if name == "preview" else _tower_prefix(base, name))
-        tensors |= _prefixed(prefix, part)
+        tensors |= _prefixed(prefixes[name] if name in prefixes else _tower_prefix(base, name), part)
     if "clip_h" in parts and _used_blocks(model, "clip_h") == model.require("text").tower("clip_h").params.layers:
         tensors |= _unused_block(TOWERS_LDM[base]["clip_h"], tensors, model.require("text").tower("clip_h").params.layers)
     if model.backbone is not None:
@@ -292,7 +292,7 @@ def _base(model: Model) -> str:
     if family := model.spec.get("family"):
         return lookup("family", family, FAMILIES).base
     if type(model.backbone) in BACKBONES:
-        return base_of(model.network.params)
+        return base_of(cast(Any, model.network).params)
     raise ValueError("this model is of no published family: use layout='native'")
 
 

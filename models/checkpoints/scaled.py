@@ -41,7 +41,7 @@ class _Scaled(Stored):
     """A weight times its scale, () or (rows, 1); packed if it is a matrix of 8-bit floats."""
 
     weight: Stored
-    scale: Tensor  # type: ignore[mutable-override]  # always there
+    scale: Tensor
     dtype: torch.dtype = torch.float32
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ NETWORKS: dict[type[Any], type[nn.Module]] = {
     T5Params: T5,
     TAESDParams: TAESD,
 }
-SD1, SD2, SDXL, REFINER = (PUBLISHED[name] for name in ("sd1", "sd2", "sdxl", "sdxl-refiner"))
+SD1, SD2, SDXL, REFINER = (cast(UNetParams, PUBLISHED[name]) for name in ("sd1", "sd2", "sdxl", "sdxl-refiner"))
 FLUX, SCHNELL, FILL, CANNY = (PUBLISHED[f"flux-{name}"] for name in ("dev", "schnell", "fill", "canny"))
 SD3_MEDIUM, SD35_MEDIUM, SD35_LARGE = (PUBLISHED[name] for name in ("sd3", "sd3.5-medium", "sd3.5-large"))
 VAE16 = VAEParams(latent_channels=16, quant_conv=False)
@@ -197,9 +197,7 @@ def test_what_is_no_model_of_ours_is_told_so(name: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize(
-    "name", ["sdxl_lora_kohya_r16", "sd15_controlnet_diffusers", "flux1_canny_depth_lora_bfl_r128"]
-)
+@pytest.mark.parametrize("name", ["sdxl_lora_kohya_r16", "sd15_controlnet_diffusers", "flux1_canny_depth_lora_bfl_r128"])
 def test_what_is_no_model_of_ours_is_told_so_from_a_file(name: str, tmp_path: Path) -> None:
     """The same through `load`, whatever the tensors hold."""
     path = tmp_path / f"{name}.safetensors"
