@@ -136,7 +136,7 @@ def open_gguf(path: Path) -> TensorFile:
         count, pairs = _check_start(path, header)
         metadata: dict[str, Any] = {}
         for _ in range(pairs):
-            key = header.text()
+            check_name(path, key := header.text())
             metadata[key] = header.value(key)
         entries = [_read_entry(path, header) for _ in range(count)]
         begin = file.tell()

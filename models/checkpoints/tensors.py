@@ -145,7 +145,7 @@ def open_tensors(path: str | Path) -> TensorFile:
         from models.checkpoints.gguf_file import open_gguf  # which is made of what stands here
 
         return open_gguf(path)
-    raise ValueError(f"{path} is no file of weights: expected {', '.join((*SAFETENSORS, *GGUF, *PICKLES))} or a shards' .index.json")
+    raise ValueError(f"{path} is no file of weights: expected {', '.join((*SAFETENSORS, *PICKLES, *GGUF))} or a shards' .index.json")
 
 
 # Safetensors -----------------------------------------------------------------------------------------------------------

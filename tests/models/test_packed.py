@@ -75,10 +75,8 @@ def test_every_8_bit_float(dtype: torch.dtype) -> None:
         found, wanted = unpack_float8(values, torch.tensor(scale)), values.float() * torch.tensor(scale)
         assert torch.equal(found.isnan(), wanted.isnan())
         assert torch.equal(found.nan_to_num(0, 1, 2), wanted.nan_to_num(0, 1, 2))
-    scales = torch.rand(256, 1)
-    assert torch.equal(
-        unpack_float8(values[:, None].nan_to_num(0) if False else values[:, None], scales)[:100], values[:100, None].float() * scales[:100]
-    )
+    scales = torch.rand(100, 1)
+    assert torch.equal(unpack_float8(values[:100, None], scales), values[:100, None].float() * scales)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,20 +109,21 @@ def test_products_in_pieces(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(grad, dense.sum(0).expand(3, -1), rtol=1e-12, atol=1e-12)
 
 
+def bits(value: Tensor) -> Tensor:
+    return value.view(torch.uint8 if value.itemsize == 1 else torch.int32)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_casts_leave_the_packed_weight_alone(kind: str) -> None:
     """Of all that a module can be cast to; copies, moves and state dicts keep it as it is."""
     weight = random_packed(kind, 64, 256)
     layer = nn.Sequential(PackedLinear(weight, nn.Parameter(torch.zeros(64))))
-    before = {key: (value.dtype, value.clone()) for key, value in layer.state_dict().items() if "bias" not in key}
+    before = {key: (value.dtype, bits(value).clone()) for key, value in layer.state_dict().items() if "bias" not in key}
     for cast in (layer.half, layer.double, layer.bfloat16, lambda: layer.to(torch.float16), lambda: layer.to("cpu", torch.float32)):
         cast()
         for key, (dtype, value) in before.items():
             assert layer.state_dict()[key].dtype == dtype
-            assert torch.equal(
-                layer.state_dict()[key].view(torch.uint8 if value.itemsize == 1 else torch.int32),
-                value.view(torch.uint8 if value.itemsize == 1 else torch.int32),
-            )
+            assert torch.equal(bits(layer.state_dict()[key]), value)
     assert layer[0].bias.dtype == torch.float32
     layer.half()
     assert layer[0].bias.dtype == torch.float16

@@ -37,7 +37,7 @@ def write(path: Path, tensors: dict[str, Any], metadata: dict[str, Any] | None =
 
 @pytest.mark.parametrize("packing", BLOCKS)
 def test_packed_matrices(packing: str, tmp_path: Path) -> None:
-    """The bytes as they lie in the file, and the values that GGML's package makes of them, to the last bit; larger than what is read at once."""
+    """The bytes as they lie in the file, and the values that GGML's package makes of them, to the last bit; more than is read at once."""
     rows, columns = 700, 1024
     data = random_blocks(packing, rows, columns).numpy()
     stored = open_tensors(write(tmp_path / "a.gguf", {"first": np.ones(3, np.float32), "w": (data, packing)})).tensors["w"]
@@ -112,7 +112,10 @@ DAMAGED = {
     "two letters": (b"GG", r"is no GGUF file: it begins with b'GG'"),
     "the magic number alone": (b"GGUF", "is damaged: its header does not end"),
     "an old version": (header(b"", 0, version=1), "is a GGUF file of version 1; 2 and 3 are read"),
-    "another machine's": (header(b"", 0, version=3 << 24), "of version 50331648, of a machine that writes numbers backwards"),
+    "another machine's": (
+        header(b"", 0, version=3 << 24),
+        "is a GGUF file of version 50331648, of a machine that writes numbers backwards",
+    ),
     "a header that ends": (header(entry(), count=2), "is damaged: its header does not end"),
     "many tensors": (header(b"", 2**60), "holds no model: no known one has as many as 1,152,921,504,606,846,976 tensors"),
     "a long name": (header(struct.pack("<Q", 2**60)), "is damaged: its header does not end"),
@@ -125,7 +128,7 @@ DAMAGED = {
     "a block of one number": (header(entry(shape=(), kind=8)), r"is damaged: w, Q8_0 of shape \[\], does not divide"),
     "a tensor twice": (header(entry() + entry(), 2) + bytes(300), "is damaged: a tensor stands in it twice"),
     "tensors that overlap": (header(entry("a") + entry("b", start=64), 2) + bytes(300), "is damaged: b overlaps a"),
-    "too little data": (header(entry()) + bytes(100), r"is damaged: w ends at byte 192, the file at 153; get it again"),
+    "too little data": (header(entry()) + bytes(100), r"is damaged: w ends at byte 192, the file at 157; get it again"),
     "a place far away": (header(entry(start=2**40)) + bytes(300), "is damaged: w ends at byte 1,099,511,627,968"),
     "metadata of no type": (header(entry(), pairs=1, metadata=pair("k", 99, b"")), "is damaged: k has the unknown type 99"),
     "an endless list": (header(entry(), pairs=1, metadata=pair("k", 9, struct.pack("<IQ", 0, 2**62))), "is damaged: its header does not"),
@@ -167,14 +170,13 @@ def test_files_cut_or_flipped_anywhere(tmp_path: Path) -> None:
         bits = bytearray(content)
         bits[at] ^= 1 << int(rng.integers(8))
         flipped.append(bytes(bits))
-    refused = 0
+    refused = []
     for case in [*cut, *flipped]:
         path.write_bytes(case)
         try:
             for stored in open_tensors(path).tensors.values():
                 stored.mapped()
         except ValueError as error:
-            refused += 1
-            assert "\n" not in str(error)
-            assert str(path) in str(error)
-    assert refused >= len(cut)
+            refused.append(str(error))
+    assert len(refused) >= len(cut)
+    assert [message for message in refused if "\n" in message or str(path) not in message] == []
