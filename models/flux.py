@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffusion.spec import check_at_least_one
 from models.attention import attend
 from models.conditioning import TimeEmbedding, VectorEmbedding, check_conditions, embed
-from models.joint import JointBlock, Stream, check_patches
+from models.joint import JointBlock, Stream, check_patches, split_heads
 from models.modulation import Modulation, gated, modulate, norm, start_at_identity
 from models.products import Linear
 from models.rotary import positions, turn, turns
@@ -137,6 +137,6 @@ class SingleBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor, turns: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(emb)
         qkv, mlp = self.qkv_mlp(modulate(norm(x), shift, scale)).split([3 * x.shape[-1], self.inner], dim=-1)
-        q, k, v = rearrange(qkv, "b l (n h d) -> n b h l d", n=3, h=self.heads)
+        q, k, v = split_heads(qkv, self.heads)
         attended = attend(turn(self.norm_q(q), turns), turn(self.norm_k(k), turns), v)
         return gated(x, gate, self.out(torch.cat([attended, F.gelu(mlp, approximate="tanh")], dim=-1)))
