@@ -1,73 +1,100 @@
 """From prompts to what a text-to-image network is conditioned on: towers, which of their states, and the numbers beside them.
 
-A family (SD 1, SD 2, SDXL, ...) is a `TextParams`: data, no code of its own.
+A family (SD 1, SDXL, FLUX.1, ...) is a `TextParams`: data, no code of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from diffusion.spec import check_names, check_type
+from diffusion.spec import check_at_least_one, check_names, check_type
 from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPText, CLIPTextParams
 from models.conditioning import sinusoid
 from models.prompt import parse_prompt
+from models.t5 import T5, T5_XXL, T5Params
+from models.t5_tokenizer import EOS as T5_EOS
+from models.t5_tokenizer import PAD as T5_PAD
+from models.t5_tokenizer import T5Tokenizer
 from models.tokenizer import BOS, EOS, detokenize, tokenize
 
 HEAVIEST = 100.0  # weight of a word, far beyond what a network can make sense of
 NUMBER_DIM = 256  # sinusoids per number (Podell et al. 2023, section 2.2)
 
 Numbers = Mapping[str, float | Sequence[float]]
+Piece = tuple[str, float]  # of a prompt, and its weight
 Word = tuple[int, float]  # a token and its weight
 
 
 @dataclass(frozen=True)
 class TowerUse:
-    """What a family takes from one tower.
+    """What a family takes from one tower of CLIP.
 
-    tower   its name in TextParams.towers
-    blocks  the context is the state after so many of its blocks
-    norm    that state goes through the tower's final norm
-    pad     the token behind the end of text
-    pooled  the tower's pooled output goes into the vector
+    tower      its name in TextParams.towers
+    blocks     the context is the state after so many of its blocks; None: it gives no context
+    norm       that state goes through the tower's final norm
+    pad        the token behind the end of text
+    pooled     the tower's pooled output goes into the vector
+    projected  through its projection, if it has one
     """
 
     tower: str
-    blocks: int
+    blocks: int | None
     norm: bool
     pad: int
     pooled: bool
+    projected: bool = True
 
 
 @dataclass(frozen=True)
 class TextParams:
     """The text side of one family of models.
 
-    uses     contexts stand side by side along the width in this order, and so do pooled outputs in the vector
-    numbers  names of the numbers behind the pooled part of the vector, 256 sinusoids each (Podell et al. 2023)
-    null     what "no prompt" is: the encoded "" ("empty"), or zeros for context and pooled part ("zeros"); numbers stay
+    uses       contexts stand side by side along the width in this order, and so do pooled outputs in the vector
+    numbers    names of the numbers behind the pooled part of the vector, 256 sinusoids each (Podell et al. 2023)
+    null       what "no prompt" is: the encoded "" ("empty"), or zeros for context and pooled part ("zeros"); numbers stay
+    t5         T5's states follow CLIP's context along the sequence, `t5_length` rows; CLIP's are filled up with zeros to T5's width
+    width      where there may be no T5: width of the context, in which zeros stand for T5's rows
     """
 
     towers: Mapping[str, CLIPTextParams]
     uses: tuple[TowerUse, ...]
     numbers: tuple[str, ...] = ()
     null: Literal["empty", "zeros"] = "empty"
+    t5: T5Params | None = None
+    t5_length: int = 512
+    width: int | None = None
 
     def __post_init__(self) -> None:
         check_names("rule for null", [self.null], ["empty", "zeros"])
         check_names("tower", [use.tower for use in self.uses], self.towers)
+        check_at_least_one(self, "t5_length", "width")
         if not self.uses:
             raise ValueError("a text encoder needs at least one use of a tower")
+        if "t5" in self.towers:
+            raise ValueError("'t5' names T5 among the towers: name this one otherwise")
         for use in self.uses:
-            if not 0 <= use.blocks <= (layers := self.towers[use.tower].layers):
+            if not 0 <= (use.blocks or 0) <= (layers := self.towers[use.tower].layers):
                 raise ValueError(f"the tower {use.tower!r} has {layers} blocks: there is no state after {use.blocks}")
         if len(lengths := {self.towers[use.tower].length for use in self.uses}) > 1:
             raise ValueError(f"towers read {sorted(lengths)} tokens at once: contexts stand side by side, so let all read as many")
+        self._check_widths()
+
+    def _check_widths(self) -> None:
+        if not self.context_dim:
+            raise ValueError("no tower gives a context: give a use its blocks, or the family a T5")
+        if self.t5 and self.width not in (None, self.t5.width):
+            raise ValueError(f"the context is as wide as T5, {self.t5.width}, not width={self.width}")
+        if self.clip_dim > self.context_dim:
+            raise ValueError(f"towers give contexts of {self.clip_dim} together, more than the {self.context_dim} of all rows")
 
     @property
     def length(self) -> int:
@@ -75,15 +102,30 @@ class TextParams:
         return self.towers[self.uses[0].tower].length
 
     @property
+    def joint(self) -> bool:
+        """Whether the network attends to text and image together (SD 3, FLUX.1): CLIP reads one chunk, and T5's rows stand behind it."""
+        return self.t5 is not None or self.width is not None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the context, for every chunk where there may be several."""
+        return (self.length if self.clip_dim else 0) + (self.t5_length if self.joint else 0)
+
+    @property
+    def clip_dim(self) -> int:
+        """Width of what CLIP's towers give of the context."""
+        return sum(self.towers[use.tower].width for use in self.uses if use.blocks is not None)
+
+    @property
     def context_dim(self) -> int:
         """Width of the context."""
-        return sum(self.towers[use.tower].width for use in self.uses)
+        return self.t5.width if self.t5 else self.width or self.clip_dim
 
     @property
     def pooled_dim(self) -> int:
         """Width of the pooled part of the vector, which comes first in it."""
-        towers = [self.towers[use.tower] for use in self.uses if use.pooled]
-        return sum(tower.projection or tower.width for tower in towers)
+        towers = [(self.towers[use.tower], use.projected) for use in self.uses if use.pooled]
+        return sum((tower.projection if projected else None) or tower.width for tower, projected in towers)
 
     @property
     def vector_dim(self) -> int | None:
@@ -123,6 +165,46 @@ def refiner(clip_g: CLIPTextParams = CLIP_G) -> TextParams:
     )
 
 
+def flux(clip_l: CLIPTextParams = CLIP_L, t5: T5Params = T5_XXL, length: int = 512) -> TextParams:
+    """FLUX.1: T5's states alone, 512 rows (256 for schnell); CLIP-L's pooled output, without a projection."""
+    pooled = TowerUse("clip_l", None, norm=False, pad=EOS, pooled=True, projected=False)
+    return TextParams({"clip_l": clip_l}, (pooled,), t5=t5, t5_length=length)
+
+
+def sd3(
+    clip_l: CLIPTextParams = CLIP_L,
+    clip_g: CLIPTextParams = CLIP_G,
+    t5: T5Params | None = None,
+    length: int = 256,
+    projected_l: bool = False,
+    width: int = 4096,
+) -> TextParams:
+    """Stable Diffusion 3 and 3.5: the last states but one of CLIP-L and bigG, then T5's, or as many rows of zeros without one; both pooled
+    outputs (Esser et al. 2024, section 4).
+
+    projected_l  CLIP-L's goes through a projection, as diffusers' folders hold one; the original files do without
+    width        of the context where there is no T5
+    """
+    return TextParams(
+        towers={"clip_l": clip_l, "clip_g": clip_g},
+        uses=(
+            TowerUse("clip_l", clip_l.layers - 1, norm=False, pad=EOS, pooled=True, projected=projected_l),
+            TowerUse("clip_g", clip_g.layers - 1, norm=False, pad=0, pooled=True),
+        ),
+        t5=t5,
+        t5_length=length,
+        width=t5.width if t5 else width,
+    )
+
+
+@dataclass(frozen=True)
+class Words:
+    """A prompt in the tokens of CLIP and in those of T5, with their weights."""
+
+    clip: Sequence[Word] = ()
+    t5: Sequence[Word] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class TextCondition:
     """What a network is told: context (B, L, D), vector (B, V) or None; and per prompt the text it is not told, "" if it is told all."""
@@ -133,12 +215,18 @@ class TextCondition:
 
 
 class TextEncoder(nn.Module):
-    """Prompts through the towers of one family. Conditions have the dtype and the device of the towers."""
+    """Prompts through the towers of one family. Conditions have the dtype and the device of the towers, the widest dtype if they differ.
+
+    t5_tokenizer  T5's tokens, which come in a file of their own; no part of the state dict
+    """
 
     def __init__(self, params: TextParams) -> None:
         super().__init__()
         self.params = params
         self.towers = nn.ModuleDict({name: CLIPText(tower) for name, tower in params.towers.items()})
+        if params.t5:
+            self.towers["t5"] = T5(params.t5)
+        self.t5_tokenizer: T5Tokenizer | None = None
 
     def encode(
         self,
@@ -149,31 +237,34 @@ class TextEncoder(nn.Module):
         long: Literal["chunk", "cut"] = "chunk",
         chunks: int = 1,
     ) -> TextCondition:
-        """The condition of a batch of prompts, L = 77 times the number of chunks.
+        """The condition of a batch of prompts, L = `params.rows` times the number of chunks.
 
-        A tower reads 75 tokens at once. Longer prompts are read in chunks of 75, each with its own BOS and EOS, whose
+        A tower of CLIP reads 75 tokens at once. Longer prompts are read in chunks of 75, each with its own BOS and EOS, whose
         contexts follow each other; the vector knows the first. Shorter prompts of the batch are filled up with empty chunks.
+
+        Families that attend to text and image together (`params.joint`) have one chunk: for them a context that is twice there is
+        another context. T5 reads a prompt up to `params.t5_length` less its EOS, and CLIP its first 75 tokens.
 
         numbers   a value, or one per prompt, for each of `params.numbers`; sizes and crops in pixels of the image
         weighted  read weights as `parse_prompt` does: a token's row of the context becomes empty + weight * (row - empty),
-                  with the row of the empty prompt at its place in the chunk. Weight 1 leaves a row bitwise as it is.
+                  with the row of the empty prompt at its place in the chunk. Weight 1 leaves a row bitwise as it is. T5 reads words
+                  whole: where a weight ends within a token, that of its last letter counts.
         long      "chunk": as many chunks as the longest prompt needs; "cut": what is beyond `chunks` is dropped
         chunks    how many there are at least; for guidance those of prompts and negative prompts together, see `count_chunks`
         """
         check_names("way with long prompts", [long], ["chunk", "cut"])
-        if chunks < 1:
-            raise ValueError(f"chunks must be at least 1, not {chunks}")
-        batch = _words(prompts, weighted)
+        if chunks < 1 or (chunks > 1 and self.params.joint):
+            raise ValueError(f"chunks must be {'1 for this family' if self.params.joint else 'at least 1'}, not {chunks}")
+        batch = [self._words(pieces) for pieces in _pieces(prompts, weighted)]
         waves = self._waves(numbers, len(batch))
         if long == "chunk":
             chunks = max(chunks, *map(self._chunks, batch))
-        kept = chunks * (self.params.length - 2)
         context, pooled = self._read(batch, chunks)
-        return self._condition(context, pooled, waves, tuple(detokenize([token for token, _ in words[kept:]]) for words in batch))
+        return self._condition(context, pooled, waves, tuple(self._dropped(words, chunks) for words in batch))
 
     def count_chunks(self, prompts: Sequence[str], *, weighted: bool = False) -> int:
-        """How many chunks the longest of these prompts needs, at least 1."""
-        return max(map(self._chunks, _words(prompts, weighted)))
+        """How many chunks the longest of these prompts needs, at least 1; 1 in families that have no more."""
+        return max(self._chunks(Words(_clip_words(pieces))) for pieces in _pieces(prompts, weighted))
 
     def null(self, n: int, *, numbers: Numbers | None = None, like: TextCondition | None = None) -> TextCondition:
         """What guidance steers away from where there is no negative prompt, n times, by the rule `params.null`.
@@ -185,11 +276,11 @@ class TextEncoder(nn.Module):
             raise ValueError(f"null conditions for {n} prompts cannot be like a condition for {len(like.context)}")
         given = like.vector[:, p.pooled_dim :] if like is not None and like.vector is not None and numbers is None else None
         waves = self._waves(numbers, n) if given is None else given
-        chunks = 1 if like is None else like.context.shape[1] // p.length
+        chunks = 1 if like is None else like.context.shape[1] // p.rows
         if p.null == "zeros":
-            context = torch.zeros(n, chunks * p.length, p.context_dim, dtype=self.dtype, device=self.device)
+            context = torch.zeros(n, chunks * p.rows, p.context_dim, dtype=self.dtype, device=self.device)
             return self._condition(context, context.new_zeros(n, p.pooled_dim), waves, ("",) * n)
-        context, pooled = (repeat(x, "1 ... -> n ...", n=n) for x in self._read([[]], chunks))
+        context, pooled = (repeat(x, "1 ... -> n ...", n=n) for x in self._read([Words()], chunks))
         return self._condition(context, pooled, waves, ("",) * n)
 
     @property
@@ -201,36 +292,79 @@ class TextEncoder(nn.Module):
         return self.tower(self.params.uses[0].tower).token.weight.device
 
     def tower(self, name: str) -> CLIPText:
-        """One tower by its name in `params.towers`."""
+        """One tower of CLIP by its name in `params.towers`."""
         return cast(CLIPText, self.towers[name])
 
-    def _chunks(self, words: Sequence[Word]) -> int:
-        return max(1, -(-len(words) // (self.params.length - 2)))
+    def _words(self, pieces: Sequence[Piece]) -> Words:
+        return Words(_clip_words(pieces), _t5_words(self._tokens_of_t5(), pieces) if self.params.t5 else ())
 
-    def _read(self, batch: Sequence[Sequence[Word]], chunks: int) -> tuple[Tensor, Tensor]:
-        """Context (B, chunks * length, D) and pooled outputs (B, pooled_dim) of every tower in use, side by side."""
-        states, pooled = zip(*(self._use(use, batch, chunks) for use in self.params.uses), strict=True)
+    def _tokens_of_t5(self) -> T5Tokenizer:
+        if self.t5_tokenizer is None:
+            raise ValueError(
+                "T5 is here without its tokens: load its spiece.model or tokenizer.json too, models.load(..., 'spiece.model'); it is in "
+                "tokenizer_2/ of black-forest-labs/FLUX.1-schnell, in tokenizer_3/ of stabilityai/stable-diffusion-3.5-large and in "
+                "google/t5-v1_1-xxl"
+            )
+        if self.params.t5 and self.t5_tokenizer.size > self.params.t5.vocab:
+            raise ValueError(
+                f"the tokenizer has {self.t5_tokenizer.size} tokens and this T5 knows {self.params.t5.vocab}: load the one that it was "
+                "published with"
+            )
+        return self.t5_tokenizer
+
+    def _chunks(self, words: Words) -> int:
+        return 1 if self.params.joint else max(1, -(-len(words.clip) // (self.params.length - 2)))
+
+    def _dropped(self, words: Words, chunks: int) -> str:
+        """The text behind what is read."""
+        if self.params.t5:
+            return self._tokens_of_t5().detokenize([token for token, _ in words.t5[self.params.t5_length - 1 :]])
+        return detokenize([token for token, _ in words.clip[chunks * (self.params.length - 2) :]])
+
+    def _read(self, batch: Sequence[Words], chunks: int) -> tuple[Tensor, Tensor]:
+        """Context (B, L, D), and pooled outputs (B, pooled_dim) of every tower in use, side by side."""
+        clip = [words.clip for words in batch]
+        states, pooled = zip(*(self._use(use, clip, chunks) for use in self.params.uses), strict=True)
         context = rearrange(torch.cat(states, dim=-1), "(b c) l d -> b (c l) d", c=chunks)
-        return context, torch.cat(pooled, dim=-1)[::chunks]
+        return self._joined(context, batch) if self.params.joint else context, torch.cat(pooled, dim=-1)[::chunks]
+
+    def _joined(self, context: Tensor, batch: Sequence[Words]) -> Tensor:
+        """CLIP's rows, if there are any, at full width, and T5's behind them."""
+        p = self.params
+        if p.t5:
+            behind = self._use_t5([words.t5 for words in batch]).to(context.device)
+        else:
+            behind = context.new_zeros(len(batch), p.t5_length, p.context_dim)
+        return torch.cat([F.pad(context, (0, p.context_dim - p.clip_dim)), behind], dim=1) if p.clip_dim else behind
 
     def _use(self, use: TowerUse, batch: Sequence[Sequence[Word]], chunks: int) -> tuple[Tensor, Tensor]:
-        """The weighted state (B * chunks, length, width) and the pooled outputs (B * chunks, 0 or more) of one tower."""
-        rows = [row for words in batch for row in _rows(words, chunks, self.params.length, use.pad)]
+        """The weighted state (B * chunks, length, width or 0) and the pooled outputs (B * chunks, 0 or more) of one tower."""
+        length = self.params.length
+        rows = [row for words in batch for row in _rows(words, chunks, length, use.pad)]
         state, pooled = self._run(use, rows)
-        weights = torch.tensor([[weight for _, weight in row] for row in rows])
-        if (weights != 1).any():
-            empty, _ = self._run(use, _rows([], 1, self.params.length, use.pad))
-            # A lerp rather than its formula: at weight 1 it is exact.
-            state = torch.lerp(empty, state, weights.to(state)[..., None])
-        return state, pooled
+        if use.blocks is None:
+            return state, pooled
+        return _weighted(state, rows, lambda: self._run(use, _rows([], 1, length, use.pad))[0]), pooled
 
     def _run(self, use: TowerUse, rows: Sequence[Sequence[Word]]) -> tuple[Tensor, Tensor]:
         tower = self.tower(use.tower)
-        tokens = torch.tensor([[token for token, _ in row] for row in rows], device=self.device)
+        tokens = _ids(rows).to(self.device)
         states = tower(tokens)
+        pooled = _pooled(tower, states[-1], tokens, use.projected) if use.pooled else states[-1].new_empty(len(rows), 0)
+        if use.blocks is None:
+            return states[-1][..., :0], pooled
         state = states[use.blocks]
-        pooled = tower.pool(states[-1], tokens) if use.pooled else state.new_empty(len(rows), 0)
         return tower.norm(state) if use.norm else state, pooled
+
+    def _use_t5(self, batch: Sequence[Sequence[Word]]) -> Tensor:
+        """T5's weighted states (B, t5_length, width)."""
+        tower, length = cast(T5, self.towers["t5"]), self.params.t5_length
+
+        def run(rows: Sequence[Sequence[Word]]) -> Tensor:
+            return tower(_ids(rows).to(tower.token.weight.device))
+
+        rows = [_t5_row(words, length) for words in batch]
+        return _weighted(run(rows), rows, lambda: run([_t5_row([], length)]))
 
     def _waves(self, numbers: Numbers | None, n: int) -> Tensor:
         """The sinusoids (n, 256 * len(params.numbers)) of the numbers, in float32."""
@@ -252,11 +386,8 @@ class TextEncoder(nn.Module):
         return TextCondition(context, vector, dropped)
 
 
-def _words(prompts: Sequence[str], weighted: bool) -> list[list[Word]]:
-    """Every prompt as tokens with their weights. Pieces are tokenised one by one, so a weight may end within a word.
-
-    ValueError for a weight beyond HEAVIEST.
-    """
+def _pieces(prompts: Sequence[str], weighted: bool) -> list[list[Piece]]:
+    """Every prompt in pieces with their weights. ValueError for a weight beyond HEAVIEST."""
     check_type("prompts", prompts, Sequence[str])
     if not len(prompts):
         raise ValueError("there is no prompt: give at least one, [''] for none")
@@ -265,7 +396,19 @@ def _words(prompts: Sequence[str], weighted: bool) -> list[list[Word]]:
         heaviest = max((weight for _, weight in parts), key=abs, default=0.0)
         if abs(heaviest) > HEAVIEST:
             raise ValueError(f"words weigh up to {HEAVIEST:g} times the usual, not {heaviest:g}, in the prompt {prompt!r:.80}")
-    return [[(token, weight) for text, weight in parts for token in tokenize(text)] for parts in pieces]
+    return pieces
+
+
+def _clip_words(pieces: Sequence[Piece]) -> list[Word]:
+    """CLIP's tokens, piece by piece, so a weight may end within a word."""
+    return [(token, weight) for text, weight in pieces for token in tokenize(text)]
+
+
+def _t5_words(tokenizer: T5Tokenizer, pieces: Sequence[Piece]) -> list[Word]:
+    """T5's tokens of the whole text, which would be others piece by piece, for each piece would begin a word."""
+    ends = list(accumulate(len(text) for text, _ in pieces))
+    tokens = tokenizer.tokenize_with_ends("".join(text for text, _ in pieces))
+    return [(token, pieces[bisect_left(ends, end)][1]) for token, end in tokens]
 
 
 def _rows(words: Sequence[Word], chunks: int, length: int, pad: int) -> list[list[Word]]:
@@ -273,3 +416,28 @@ def _rows(words: Sequence[Word], chunks: int, length: int, pad: int) -> list[lis
     room = length - 2
     parts = [words[i * room : (i + 1) * room] for i in range(chunks)]
     return [[(BOS, 1.0), *part, (EOS, 1.0), *[(pad, 1.0)] * (room - len(part))] for part in parts]
+
+
+def _t5_row(words: Sequence[Word], length: int) -> list[Word]:
+    """The first words, EOS, padding."""
+    kept = words[: length - 1]
+    return [*kept, (T5_EOS, 1.0), *[(T5_PAD, 1.0)] * (length - 1 - len(kept))]
+
+
+def _ids(rows: Sequence[Sequence[Word]]) -> Tensor:
+    return torch.tensor([[token for token, _ in row] for row in rows])
+
+
+def _weighted(state: Tensor, rows: Sequence[Sequence[Word]], empty: Callable[[], Tensor]) -> Tensor:
+    """The states (B, L, D) of rows of words, moved from those of the empty prompt by their weights."""
+    weights = torch.tensor([[weight for _, weight in row] for row in rows])
+    # A lerp rather than its formula: at weight 1 it is exact.
+    return torch.lerp(empty(), state, weights.to(state)[..., None]) if (weights != 1).any() else state
+
+
+def _pooled(tower: CLIPText, state: Tensor, tokens: Tensor, projected: bool) -> Tensor:
+    """The tower's pooled output, on request without its projection."""
+    if projected or tower.projection is None:
+        return tower.pool(state, tokens)
+    end = (tokens == EOS).int().argmax(dim=1)
+    return tower.norm(state[torch.arange(len(tokens), device=tokens.device), end])
