@@ -364,7 +364,7 @@ class TextEncoder(nn.Module):
             return tower(_ids(rows).to(tower.token.weight.device))
 
         rows = [_t5_row(words, length) for words in batch]
-        return _weighted(run(rows), rows, lambda: 0 * run([_t5_row([], length)]))
+        return _weighted(run(rows), rows, lambda: run([_t5_row([], length)]))
 
     def _waves(self, numbers: Numbers | None, n: int) -> Tensor:
         """The sinusoids (n, 256 * len(params.numbers)) of the numbers, in float32."""

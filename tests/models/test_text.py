@@ -9,19 +9,30 @@ from typing import Any, cast
 import open_clip
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    FluxPipeline,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor
 
-from models.clip import CLIP_H, CLIPText, CLIPTextParams
+from models.clip import CLIP_H, CLIP_L, CLIPText, CLIPTextParams
 from models.conditioning import sinusoid
-from models.text import TextCondition, TextEncoder, TextParams, TowerUse, refiner, sd1, sd2, sdxl
+from models.t5 import T5, T5_XXL, T5Params
+from models.t5_tokenizer import T5Tokenizer
+from models.text import TextCondition, TextEncoder, TextParams, TowerUse, flux, refiner, sd1, sd2, sd3, sdxl
 from models.tokenizer import BOS, EOS, detokenize, tokenize
 from tests.models.small import randomised, relative_error
-from tests.models.text_peers import in_open_clip, in_transformers, padded, transformers_tokenizer
+from tests.models.text_peers import in_open_clip, in_transformers, padded, t5_in_folder, t5_in_transformers, transformers_tokenizer
 
 L = CLIPTextParams(width=32, layers=3, heads=4)
 G = CLIPTextParams(width=40, layers=4, heads=5, activation="gelu", projection=24)
 H = CLIPTextParams(width=48, layers=3, heads=3, activation="gelu", projection=16)
+X = T5Params(vocab=250, width=96, layers=2, heads=2, head_dim=32, hidden=64)
 FAMILIES: dict[str, TextParams] = {"sd1": sd1(L), "sd2": sd2(H, blocks=2), "sdxl": sdxl(L, G), "refiner": refiner(G)}
 
 SIZES: dict[str, Any] = dict(height=768, width=1024, top=0, left=128)
@@ -234,9 +245,12 @@ def test_bigg_equals_open_clip(encoders: dict[str, TextEncoder]) -> None:
         (sd2(replace(CLIP_H, layers=23, projection=None)), 1024, None, [23], [0]),
         (sdxl(), 2048, 2816, [11, 31], [EOS, 0]),
         (refiner(), 1280, 2560, [31], [0]),
+        (flux(), 4096, 768, [None], [EOS]),
+        (sd3(), 4096, 2048, [11, 31], [EOS, 0]),
+        (sd3(replace(CLIP_L, projection=768), t5=T5_XXL, projected_l=True), 4096, 2048, [11, 31], [EOS, 0]),
     ],
 )
-def test_published_sizes(params: TextParams, context: int, vector: int | None, blocks: list[int], pads: list[int]) -> None:
+def test_published_sizes(params: TextParams, context: int, vector: int | None, blocks: list[int | None], pads: list[int]) -> None:
     """The presets have the widths that the published UNets take, and read the states that their code reads."""
     assert (params.context_dim, params.vector_dim, params.length) == (context, vector, 77)
     assert [use.blocks for use in params.uses] == blocks
@@ -498,6 +512,12 @@ def test_refuses_prompts_that_are_none(encoders: dict[str, TextEncoder]) -> None
         (lambda: sdxl(L, replace(G, length=64)), r"towers read \[64, 77\] tokens at once"),
         (lambda: TextParams({"clip_l": L}, (TowerUse("clip_g", 1, True, 0, False),)), "no tower named 'clip_g'; did you mean 'clip_l'"),
         (lambda: TextParams({"clip_l": L}, ()), "at least one use of a tower"),
+        (lambda: TextParams({"clip_l": L}, (TowerUse("clip_l", None, False, 0, True),)), "no tower gives a context"),
+        (lambda: TextParams({"t5": L}, (TowerUse("t5", 1, False, 0, True),)), "'t5' names T5 among the towers"),
+        (lambda: sd3(L, G, replace(X, width=71)), "contexts of 72 together, more than the 71 of all rows"),
+        (lambda: sd3(L, G, width=71), "contexts of 72 together, more than the 71 of all rows"),
+        (lambda: replace(flux(L, X), width=100), "as wide as T5, 96, not width=100"),
+        (lambda: flux(L, X, length=0), "t5_length must be at least 1, not 0"),
         (lambda: replace(sd1(L), null=cast(Any, "zero")), "no rule for null named 'zero'; did you mean 'zeros'"),
     ],
 )
@@ -505,3 +525,234 @@ def test_refuses_parameters_that_do_not_fit(make: Callable[[], TextParams], mess
     """Parameters that contradict each other raise before there are towers."""
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# ---- families that attend to text and image together
+
+
+LP = replace(L, projection=20)
+JOINT: dict[str, TextParams] = {
+    "flux": flux(L, X, 24),
+    "sd3": sd3(LP, G, X, 24, projected_l=True),
+    "sd3 without T5": sd3(LP, G, None, 24, projected_l=True, width=96),
+}
+TOLD = ["a photo of an astronaut riding the horse on mars", "", "two cats, café déjà-vu; " * 30]
+NOT_TOLD = ["(x) dog", "red", "don't word1 " * 40]
+
+
+@pytest.fixture(scope="module")
+def t5_peer(tmp_path_factory: pytest.TempPathFactory) -> tuple[T5Tokenizer, Any]:
+    """T5's tokenizer, and transformers' on the same file."""
+    folder = tmp_path_factory.mktemp("t5")
+    peer = t5_in_folder(folder)
+    return T5Tokenizer.open(folder / "spiece.model"), peer
+
+
+@pytest.fixture(scope="module")
+def joint(t5_peer: tuple[T5Tokenizer, Any]) -> dict[str, TextEncoder]:
+    """One of every family with random weights and T5's tokenizer, which no test changes."""
+    made = {name: encoder(params) for name, params in JOINT.items()}
+    for text in made.values():
+        text.t5_tokenizer = t5_peer[0]
+    return made
+
+
+def in_diffusers(text: TextEncoder, tokenizer: Any) -> StableDiffusion3Pipeline:
+    """The text parts of SD 3's pipeline, on the same weights; its transformer, for the width of the context."""
+    network = SD3Transformer2DModel(
+        sample_size=4, num_layers=1, attention_head_dim=4, num_attention_heads=1, joint_attention_dim=96, caption_projection_dim=4
+    )
+    return StableDiffusion3Pipeline(
+        transformer=network,
+        scheduler=None,
+        vae=None,
+        text_encoder=in_transformers(tower(text, "clip_l"), eos_token_id=2),
+        tokenizer=transformers_tokenizer(),
+        text_encoder_2=in_transformers(tower(text, "clip_g")),
+        tokenizer_2=transformers_tokenizer(pad_token="!"),
+        text_encoder_3=t5_in_transformers(cast(T5, text.towers["t5"])) if text.params.t5 else None,
+        tokenizer_3=tokenizer,
+    )
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd3 without T5"])
+def test_sd3_equals_diffusers(joint: dict[str, TextEncoder], t5_peer: tuple[T5Tokenizer, Any], name: str) -> None:
+    """Context and vector of prompts and negative prompts, some too long for CLIP and for T5, and of no negative prompt."""
+    text, pipe = joint[name], in_diffusers(joint[name], t5_peer[1])
+
+    def peers(negative: list[str] | None) -> Any:
+        return pipe.encode_prompt(TOLD, None, None, "cpu", negative_prompt=negative, max_sequence_length=24)
+
+    positive, negative, pooled, negative_pooled = peers(NOT_TOLD)
+    ours, other = text.encode(TOLD), text.encode(NOT_TOLD)
+    assert ours.context.shape == (3, 77 + 24, 96)
+    for mine, context, vector in ((ours, positive, pooled), (other, negative, negative_pooled)):
+        close(mine.context, context)
+        close(mine.vector, vector)
+    _, negative, _, negative_pooled = peers(None)
+    null = text.null(3, like=ours)
+    close(null.context, negative)
+    close(null.vector, negative_pooled)
+
+
+def test_sd3_without_a_projection_of_clip_l(joint: dict[str, TextEncoder], t5_peer: tuple[T5Tokenizer, Any]) -> None:
+    """The original files' vector: diffusers reads them with the identity for the projection that they do not hold.
+
+    It is the same for a tower that holds a projection which the family does not use.
+    """
+    with_projection = encoder(sd3(replace(L, projection=32), G, X, 24))
+    plain = TextEncoder(sd3(L, G, X, 24))
+    plain.load_state_dict({name: with_projection.state_dict()[name] for name in plain.state_dict()})
+    same = encoder(sd3(replace(L, projection=32), G, X, 24, projected_l=True))
+    same.load_state_dict({**with_projection.state_dict(), "towers.clip_l.projection.weight": torch.eye(32)})
+    *_, pooled, _ = in_diffusers(same, t5_peer[1]).encode_prompt(TOLD, None, None, "cpu", max_sequence_length=24)
+    for text in (with_projection, plain):
+        text.t5_tokenizer = t5_peer[0]
+        close(text.encode(TOLD).vector, pooled)
+
+
+def test_flux_equals_diffusers(joint: dict[str, TextEncoder], t5_peer: tuple[T5Tokenizer, Any]) -> None:
+    """Context and vector of prompts, of negative prompts, and of the empty one."""
+    text = joint["flux"]
+    pipe = FluxPipeline(
+        transformer=None,
+        scheduler=None,
+        vae=None,
+        text_encoder=in_transformers(tower(text, "clip_l"), eos_token_id=2),
+        tokenizer=transformers_tokenizer(),
+        text_encoder_2=t5_in_transformers(cast(T5, text.towers["t5"])),
+        tokenizer_2=t5_peer[1],
+    )
+    for prompts in (TOLD, NOT_TOLD):
+        context, pooled, _ = pipe.encode_prompt(prompts, device="cpu", max_sequence_length=24)
+        ours = text.encode(prompts)
+        assert ours.context.shape == (3, 24, 96)
+        close(ours.context, context)
+        close(ours.vector, pooled)
+    context, pooled, _ = pipe.encode_prompt(["", "", ""], device="cpu", max_sequence_length=24)
+    for null in (text.null(3, like=ours), text.null(3)):
+        close(null.context, context)
+        close(null.vector, pooled)
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_a_joint_context_has_one_length(joint: dict[str, TextEncoder], name: str) -> None:
+    """Whatever the prompts: long ones are not read in chunks, and what no tower reads comes back."""
+    text = joint[name]
+    assert text.params.joint
+    assert text.count_chunks(TOLD) == text.count_chunks([""]) == 1
+    ours = text.encode(TOLD)
+    assert ours.context.shape[1] == text.params.rows == (24 if name == "flux" else 101)
+    cut = text.encode(TOLD, long="cut")
+    assert torch.equal(cut.context, ours.context)
+    assert cut.dropped == ours.dropped
+    assert ours.dropped[1] == ""
+    assert ours.dropped[2].endswith("déjà-vu;" if text.params.t5 else "déjà - vu ;")
+    with pytest.raises(ValueError, match="chunks must be 1 for this family, not 2"):
+        text.encode(TOLD, chunks=2)
+
+
+def test_what_is_dropped_is_behind_what_is_read(joint: dict[str, TextEncoder]) -> None:
+    """With T5, what it does not read: its length less one for its EOS; without, what CLIP does not."""
+    told = "two cats; " * 20
+    for name in ("flux", "sd3"):
+        tokenizer = cast(T5Tokenizer, joint[name].t5_tokenizer)
+        ids = tokenizer.tokenize(told)
+        assert joint[name].encode([told, "a"]).dropped == (tokenizer.detokenize(ids[23:]), "")
+        assert joint[name].encode([tokenizer.detokenize(ids[:23])]).dropped == ("",)
+    dropped = joint["sd3 without T5"].encode(["word " * 100, "a"]).dropped
+    assert dropped == (" ".join(["word"] * 25), "")
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_joint_weights_follow_their_formula(joint: dict[str, TextEncoder], name: str) -> None:
+    """Row by row empty + weight * (row - empty), for CLIP's rows and T5's; weight 1 changes no bit; the vector does not change."""
+    text = joint[name]
+    plain, empty = text.encode(["two cats, a dog"]), text.encode([""])
+    ours = text.encode(["(two cats:1.5), [a dog]"], weighted=True)
+    assert torch.equal(text.encode(["(two cats:1.0), (a:1.0) dog"], weighted=True).context, plain.context)
+
+    def behind(words: list[tuple[int, float]], rows: int, begin: int) -> list[float]:
+        return [1.0] * begin + [weight for _, weight in words] + [1.0] * (rows - begin - len(words))
+
+    parts = [("two cats", 1.5), (", ", 1.0), ("a dog", 1 / 1.1)]
+    weights: list[float] = []
+    if text.params.clip_dim:
+        weights += behind([(token, weight) for piece, weight in parts for token in tokenize(piece)], 77, 1)
+    if text.params.t5:
+        tokenizer = cast(T5Tokenizer, text.t5_tokenizer)
+        ends = tokenizer.tokenize_with_ends("two cats, a dog")
+        weights += behind([(token, 1.5 if end <= 8 else 1.0 if end <= 10 else 1 / 1.1) for token, end in ends], 24, 0)
+    else:
+        weights += [1.0] * 24
+    assert {1.5, 1 / 1.1} <= set(weights)
+    close(ours.context, empty.context + torch.tensor(weights)[:, None] * (plain.context - empty.context))
+    assert ours.vector is not None
+    assert plain.vector is not None
+    assert torch.equal(ours.vector, plain.vector)
+
+
+def test_t5_reads_words_whole(joint: dict[str, TextEncoder]) -> None:
+    """A bracket within or at the end of a word gives T5 the tokens of the text without it; the last letter's weight counts."""
+    text = joint["flux"]
+    plain, empty = text.encode(["astronaut, cats"]), text.encode([""])
+    end = len(cast(T5Tokenizer, text.t5_tokenizer).tokenize("astronaut"))
+    ours = text.encode(["astro(naut:2), cats"], weighted=True)
+    close(ours.context[:, end - 1], (2 * plain.context - empty.context)[:, end - 1])
+    assert torch.equal(ours.context[:, end:], plain.context[:, end:])
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_a_joint_prompt_does_not_depend_on_its_batch(joint: dict[str, TextEncoder], name: str) -> None:
+    """Each prompt of a batch has the condition that it has alone."""
+    prompts = ["a (cats:1.5) [in] a", "", TOLD[2]]
+    together = joint[name].encode(prompts, weighted=True)
+    for i, prompt in enumerate(prompts):
+        alone = joint[name].encode([prompt], weighted=True)
+        close(together.context[i : i + 1], alone.context)
+        assert together.vector is not None
+        assert alone.vector is not None
+        close(together.vector[i : i + 1], alone.vector)
+
+
+def test_towers_of_different_dtypes(joint: dict[str, TextEncoder], t5_peer: tuple[T5Tokenizer, Any]) -> None:
+    """T5 may be narrower than CLIP, or CLIP than T5: the context has the widest dtype."""
+    text = encoder(JOINT["sd3"])
+    text.t5_tokenizer = t5_peer[0]
+    text.towers["t5"].to(torch.bfloat16)
+    ours = text.encode(TOLD[:2])
+    assert ours.context.dtype == torch.float32
+    assert relative_error(ours.context, joint["sd3"].encode(TOLD[:2]).context) < 0.03
+    assert text.to(torch.bfloat16).encode(TOLD[:2]).context.dtype == torch.bfloat16
+
+
+def test_t5_without_its_tokens_says_what_to_load(t5_peer: tuple[T5Tokenizer, Any]) -> None:
+    """One line: which file, who publishes it, how it is given. A vocabulary that is another model's raises too."""
+    text = encoder(JOINT["flux"])
+    message = r"^T5 is here without its tokens: [^\n]*models\.load\(\.\.\., 'spiece\.model'\)[^\n]*FLUX\.1-schnell[^\n]*$"
+    with pytest.raises(ValueError, match=message):
+        text.encode(["a cat"])
+    assert text.count_chunks(["a cat"]) == 1
+    small = encoder(flux(L, replace(X, vocab=100)))
+    small.t5_tokenizer = t5_peer[0]
+    with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens and this T5 knows 100"):
+        small.encode(["a cat"])
+
+
+def test_the_tokenizer_is_no_part_of_the_state(joint: dict[str, TextEncoder]) -> None:
+    """State dicts hold weights only; T5's are under towers.t5."""
+    names = set(joint["flux"].state_dict())
+    assert not any("tokenizer" in name for name in names)
+    assert {name for name in names if name.startswith("towers.t5.")} == {f"towers.t5.{name}" for name in T5(X).state_dict()}
+
+
+def test_joint_towers_learn(t5_peer: tuple[T5Tokenizer, Any]) -> None:
+    """Conditions carry gradients to T5 and to CLIP's towers; what the family does not read gets none."""
+    text = encoder(sd3(LP, G, X, 24))
+    text.t5_tokenizer = t5_peer[0]
+    with torch.enable_grad():
+        out = text.encode(["a (cats:1.2)"], weighted=True)
+        assert out.vector is not None
+        (out.context.square().sum() + out.vector.square().sum()).backward()
+    without = {name for name, p in text.named_parameters() if p.grad is None or not p.grad.any()}
+    assert without == {"towers.clip_l.projection.weight"}
