@@ -7,7 +7,7 @@ whoever names the family.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -127,7 +127,14 @@ def recipe(base: str, towers: Mapping[str, CLIPTextParams | T5Params], **choices
     given: dict[str, Any] = {name: towers[name] for name in TOWERS[base] if name in towers}
     if base == "flux-schnell":
         choices = {"length": 256, **choices}
-    kinds = {"flux": text.flux, "sd3": text.sd3, "sdxl-refiner": text.refiner, "sdxl": text.sdxl, "sd2": text.sd2, "sd1": text.sd1}
+    kinds: dict[str, Callable[..., TextParams]] = {
+        "flux": text.flux,
+        "sd3": text.sd3,
+        "sdxl-refiner": text.refiner,
+        "sdxl": text.sdxl,
+        "sd2": text.sd2,
+        "sd1": text.sd1,
+    }
     return next(make for kind, make in kinds.items() if base.startswith(kind))(**given, **choices)
 
 

@@ -78,18 +78,27 @@ def under(supplies: Supplies, place: str) -> dict[str, Supply]:
 
 
 class Streamed(nn.Module):
-    """Stands in a network in a block's place, and brings it its weights for the duration of a call."""
+    """Stands in a network in a block's place, and brings it its weights for the duration of a call.
 
-    def __init__(self, block: nn.Module, supplies: Supplies, conveyor: Conveyor) -> None:
+    line  all of the network's that come and go, in order
+    """
+
+    def __init__(self, block: nn.Module, supplies: Supplies, conveyor: Conveyor, line: list[Streamed]) -> None:
         super().__init__()
-        self.__dict__["block"] = block  # no sub-module: its weights are nowhere that .to() or state_dict() could look for them
-        self.supplies, self.conveyor, self.next = supplies, conveyor, self
+        self.held = [block]  # no sub-module: its weights are nowhere that .to() or state_dict() could look for them
+        self.supplies, self.conveyor, self.line = supplies, conveyor, line
+
+    @property
+    def next(self) -> Streamed:
+        """The one after it, and after the last the first: of the next pass."""
+        return self.line[(self.line.index(self) + 1) % len(self.line)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         device = next(value.device for value in args if isinstance(value, Tensor))
-        self.block.load_state_dict(self.conveyor.bring(self, device), assign=True)
+        (block,) = self.held
+        block.load_state_dict(self.conveyor.bring(self, device), assign=True)
         try:
-            return self.block(*args, **kwargs)
+            return block(*args, **kwargs)
         finally:
             self.conveyor.passed()
 
@@ -216,10 +225,8 @@ class Budget:
                 self.left -= needed(own)
                 kept |= {f"{place}.{name}": supply for name, supply in own.items()}
             else:
-                streamed.append(Streamed(block.eval().requires_grad_(False), own, self.conveyor))
+                streamed.append(Streamed(block.eval().requires_grad_(False), own, self.conveyor, streamed))
                 network.set_submodule(place, streamed[-1])
-        for block, following in zip(streamed, streamed[1:] + streamed[:1], strict=True):
-            block.next = following
         network.load_state_dict({name: supply.take() for name, supply in kept.items()}, assign=True)
 
 

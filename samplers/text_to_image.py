@@ -33,8 +33,8 @@ PARTS = ("backbone", "vae", "text")
 FILES = ("weights", "refiner", "image", "mask")
 PLACE = ("out", "n", "batch_size", "device", "offload", "progress")  # what makes no other image, but for rounding
 ASKED = (
-    "negative", "steps", "guidance", "sampler", "grid", "guide", "height", "width", "strength", "image_guidance", "true_cfg", "weighted", "long",
-    "numbers", "handover", "device", "offload", "tile", "progress",
+    "negative", "steps", "guidance", "sampler", "grid", "guide", "height", "width", "strength", "image_guidance", "true_cfg",
+    "weighted", "long", "numbers", "handover", "device", "offload", "tile", "progress",
 )  # fmt: skip
 
 

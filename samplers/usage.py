@@ -24,7 +24,7 @@ class Usage:
     guidance: float
 
     def levels(self, model: Model, size: tuple[int, int] | None = None) -> Grid:
-        """The grid itself, for images of that height and width in pixels where it depends on them. ValueError for settings that make none."""
+        """The grid itself; size: height and width of the images in pixels, where it depends on them. ValueError for settings of none."""
         grid = self.grid
         if size is not None and grid.get("spacing") == "mu_shift" and not grid.keys() & {"mu", "tokens"}:
             network: Any = model.network
