@@ -138,7 +138,7 @@ def test_position_matters() -> None:
 def test_fresh_blocks_are_the_identity() -> None:
     """Before training every block hands on what it is given."""
     network = Flux(DEV)
-    text, image, emb, turns = torch.randn(2, 5, 48), torch.randn(2, 6, 48), torch.randn(2, 48), torch.randn(11, 8, dtype=torch.complex64)
+    text, image, emb, turns = torch.randn(2, 5, 48), torch.randn(2, 6, 48), torch.randn(2, 48), torch.randn(11, 8, 2)
     for block in network.joint:
         assert all(map(torch.equal, block(text, image, emb, turns), (text, image)))
     for block in network.single:
