@@ -189,12 +189,12 @@ def align_your_steps(schedule: Schedule, steps: int, t_start: float, t_end: floa
 # Shifts ----------------------------------------------------------------------------------------------------------------
 
 
-def mu_shift(schedule: Schedule, steps: int, t_start: float, t_end: float, mu: float = 1.15) -> Tensor:
-    """Flux's resolution-dependent shift: linspace with sigma/alpha multiplied by e^mu (see `flux_mu`).
+def mu_shift(schedule: Schedule, steps: int, t_start: float, t_end: float, mu: float | None = None, tokens: int = 4096) -> Tensor:
+    """Flux's resolution-dependent shift: linspace with sigma/alpha multiplied by e^mu, by default `flux_mu` of the image's tokens.
 
     Any spacing takes a constant factor as `time_grid(..., shift=factor)`: SD3's 3.0, diffusers' time_shift_type="linear".
     """
-    return schedule.shift_t(linspace(schedule, steps, t_start, t_end), math.exp(mu))
+    return schedule.shift_t(linspace(schedule, steps, t_start, t_end), math.exp(flux_mu(tokens) if mu is None else mu))
 
 
 def flux_mu(tokens: int) -> float:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from eval.memory import peak_resident
 from models import UNet, UNetParams
 from models.checkpoints import diffusers_configs
 from models.device import find_device
-from models.presets import SD1, SDXL
+from models.presets import NETWORKS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,7 +34,8 @@ class Pair:
     theirs: Mapping[str, Any]
 
 
-PAIRS = {name: Pair(params, diffusers_configs.unet(params, size=64)) for name, params in (("sd15", SD1), ("sdxl", SDXL))}
+UNETS = {"sd15": cast(UNetParams, NETWORKS["sd1"]), "sdxl": cast(UNetParams, NETWORKS["sdxl"])}
+PAIRS = {name: Pair(params, diffusers_configs.unet(params, size=64)) for name, params in UNETS.items()}
 
 
 @dataclass(frozen=True)

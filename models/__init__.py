@@ -7,8 +7,10 @@ from models.dit import DiT, DiTParams
 from models.download import PUBLISHED, download
 from models.ema import EMA
 from models.families import FAMILIES
+from models.flux import Flux, FluxParams
 from models.model import NETWORKS, Model, Report, build, build_network
 from models.presets import miniature, published
+from models.sd3 import SD3, SD3Params
 from models.t5 import T5, T5Params
 from models.t5_tokenizer import T5Tokenizer
 from models.taesd import TAESD, TAESDParams
@@ -21,6 +23,7 @@ __all__ = [
     "FAMILIES",
     "NETWORKS",
     "PUBLISHED",
+    "SD3",
     "T5",
     "TAESD",
     "VAE",
@@ -28,8 +31,11 @@ __all__ = [
     "CLIPTextParams",
     "DiT",
     "DiTParams",
+    "Flux",
+    "FluxParams",
     "Model",
     "Report",
+    "SD3Params",
     "T5Params",
     "T5Tokenizer",
     "TAESDParams",

@@ -11,12 +11,22 @@ from models.products import TILES, Linear
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over (B, L, heads*d), by torch's fused kernels (Vaswani et al. 2017, eq. 1).
+    """Multi-head attention of q, k and v (B, L, heads*d), see `attend`."""
+    q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=heads) for x in (q, k, v))
+    return attend(q, k, v, causal=causal)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """softmax(scale * q k^T + bias) v over heads (B, H, L, d), side by side in (B, L, H*d) (Vaswani et al. 2017, eq. 1).
 
     causal  query i attends to the keys 0 ... i only
+    bias    added to the scores, (B or 1, H or 1, queries, keys)
+    scale   None: 1/sqrt(d)
     """
-    q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=heads) for x in (q, k, v))
-    out = _in_blocks(q, k, v) if not causal and _blocks_pay(q, k) else F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    if causal or bias is not None or not _blocks_pay(q, k):
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=scale)
+    else:
+        out = _in_blocks(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
     return rearrange(out, "b h l d -> b l (h d)")
 
 
@@ -29,13 +39,12 @@ def _blocks_pay(q: Tensor, k: Tensor) -> bool:
     return q.device.type == "cpu" and TILES.get(q.dtype, False) and k.shape[2] >= 1024 and not training
 
 
-def _in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """The same formula for 512 queries at a time, so that few scores exist at once.
 
     They are rounded to the dtype of q, which the fused kernel does not: two to nine times its error, the more the larger they are.
     """
     k = k.transpose(-1, -2)
-    scale = q.shape[-1] ** -0.5
     return torch.cat([((part * scale) @ k).softmax(dim=-1) @ v for part in q.split(512, dim=2)], dim=2)
 
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from diffusion.spec import check_at_least_one
 from models.attention import CrossAttention, SelfAttention
 from models.conditioning import LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
+from models.modulation import Modulation, gated, modulate, norm, start_at_identity
+from models.products import Linear
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class DiTParams:
             raise ValueError(f"hidden={self.hidden} must divide by heads={self.heads} and by 4")
 
     @property
+    def multiple(self) -> int:
+        """What height and width of x divide by."""
+        return self.patch_size
+
+    @property
     def out_channels(self) -> int:
         return self.in_channels * (2 if self.learned_variance else 1)
 
@@ -60,36 +67,25 @@ class DiT(nn.Module):
     def __init__(self, params: DiTParams) -> None:
         super().__init__()
         self.params = p = params
-        self.patch_in = nn.Linear(p.in_channels * p.patch_size**2, p.hidden)
+        self.patch_in = Linear(p.in_channels * p.patch_size**2, p.hidden)
         self.time = TimeEmbedding(256, p.hidden, p.time_factor)
         self.label = None if p.num_classes is None else LabelEmbedding(p.num_classes, p.hidden)
         self.vector = None if p.vector_dim is None else VectorEmbedding(p.vector_dim, p.hidden)
         self.register_buffer("position", position_embedding(p.image_size // p.patch_size, p.hidden))
         self.blocks = nn.ModuleList(DiTBlock(p) for _ in range(p.depth))
-        self.modulation_out = nn.Linear(p.hidden, 2 * p.hidden)
-        self.norm_out = _norm(p.hidden)
-        self.patch_out = nn.Linear(p.hidden, p.out_channels * p.patch_size**2)
+        self.modulation_out = Modulation(p.hidden, 2)
+        self.patch_out = Linear(p.hidden, p.out_channels * p.patch_size**2)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Xavier for linear layers, 0.02 for embeddings; every modulation and the output start at zero (adaLN-zero)."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        for layer in (self.time.fc1, self.time.fc2):
-            nn.init.normal_(layer.weight, std=0.02)
+        start_at_identity(self)
         if self.label is not None:
             nn.init.normal_(self.label.table.weight, std=0.02)
-        zeros = [self.modulation_out, self.patch_out]
+        nn.init.zeros_(self.patch_out.weight)
         for module in self.modules():
-            if isinstance(module, DiTBlock):
-                zeros.append(module.modulation)
-            elif isinstance(module, CrossAttention):
-                zeros.append(module.out)
-        for layer in zeros:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if isinstance(module, CrossAttention):
+                nn.init.zeros_(module.out.weight)
 
     def forward(
         self,
@@ -112,8 +108,7 @@ class DiT(nn.Module):
         x = self.patch_in(x) + self.position  # (B, L, D)
         for block in self.blocks:
             x = block(x, emb, context)
-        shift, scale = self.modulation_out(emb)[:, None].chunk(2, dim=-1)
-        x = self.patch_out(modulate(self.norm_out(x), shift, scale))  # (B, L, p*q*C)
+        x = self.patch_out(modulate(norm(x), *self.modulation_out(emb)))  # (B, L, p*q*C)
         return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=p.image_size // size, p=size, q=size)
 
 
@@ -123,34 +118,26 @@ class DiTBlock(nn.Module):
     def __init__(self, p: DiTParams) -> None:
         super().__init__()
         inner = int(p.hidden * p.mlp_ratio)
-        self.modulation = nn.Linear(p.hidden, 6 * p.hidden)
-        self.norm1 = _norm(p.hidden)
+        self.modulation = Modulation(p.hidden, 6)
         self.self_attention = SelfAttention(p.hidden, p.heads)
         self.cross_attention = None if p.context_dim is None else CrossAttention(p.hidden, p.context_dim, p.heads)
-        self.norm2 = _norm(p.hidden)
-        self.mlp = nn.Sequential(nn.Linear(p.hidden, inner), nn.GELU(approximate="tanh"), nn.Dropout(p.dropout), nn.Linear(inner, p.hidden))
+        self.mlp = nn.Sequential(Linear(p.hidden, inner), nn.GELU(approximate="tanh"), nn.Dropout(p.dropout), Linear(inner, p.hidden))
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)[:, None].chunk(6, dim=-1)
-        x = x + gate1 * self.self_attention(modulate(self.norm1(x), shift1, scale1))
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)
+        x = gated(x, gate1, self.self_attention(modulate(norm(x), shift1, scale1)))
         if self.cross_attention is not None and context is not None:
             x = x + self.cross_attention(x, context)
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return gated(x, gate2, self.mlp(modulate(norm(x), shift2, scale2)))
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x * (1 + scale) + shift: the adaptive part of adaptive layer norm."""
-    return x * (1 + scale) + shift
+def position_embedding(size: int, dim: int, step: float = 1.0) -> Tensor:
+    """Fixed 2-D sinusoids (size*size, dim): the first half of the features tells the column, the second the row.
 
-
-def position_embedding(size: int, dim: int) -> Tensor:
-    """Fixed 2-D sinusoids (size*size, dim): the first half of the features tells the column, the second the row."""
+    step  from one column or row to the next
+    """
     frequency = 10_000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    angle = torch.arange(size, dtype=torch.float64)[:, None] * frequency
-    line = torch.cat([angle.sin(), angle.cos()], dim=-1)  # (size, dim/2)
+    angle = step * torch.arange(size, dtype=torch.float64)[:, None] * frequency
+    line = torch.cat([angle.sin(), angle.cos()], dim=-1).float()  # (size, dim/2)
     column, row = line[None].expand(size, -1, -1), line[:, None].expand(-1, size, -1)
-    return torch.cat([column, row], dim=-1).reshape(size * size, dim).float()
-
-
-def _norm(dim: int) -> nn.LayerNorm:
-    return nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+    return torch.cat([column, row], dim=-1).flatten(0, 1)

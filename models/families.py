@@ -7,12 +7,15 @@ whoever names the family.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from models import text
 from models.clip import CLIPTextParams
+from models.flux import FluxParams
+from models.sd3 import SD3Params
+from models.t5 import T5Params
 from models.taesd import TAESDParams
 from models.text import TextParams
 from models.unet import UNetParams
@@ -29,13 +32,14 @@ class Family:
     schedule, prediction, consistency, grid  as in a model's description
     sampling  sampler, steps and guidance that it is meant for
     size      pixels of the shorter side that it was trained on
-    scale, mean, std  of its latents, see VAEParams
+    scale, shift, mean, std  of its latents, see VAEParams
     """
 
     title: str
     base: str
     size: int
     scale: float = 0.18215
+    shift: float = 0.0
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     schedule: Mapping[str, Any] = field(default_factory=lambda: SD_BETAS)
@@ -45,9 +49,18 @@ class Family:
     sampling: Mapping[str, Any] = field(default_factory=lambda: {"sampler": "dpmpp_2m", "steps": 25, "guidance": 7.5})
 
 
+def _euler(steps: int, guidance: float) -> dict[str, Any]:
+    return {"sampler": "euler", "steps": steps, "guidance": guidance}
+
+
 LCM: dict[str, Any] = {"consistency": {"name": "lcm"}, "grid": {"spacing": "lcm", "initial": "unit"}}
 SDXL: dict[str, Any] = {"size": 1024, "scale": 0.13025, "sampling": {"sampler": "dpmpp_2m", "steps": 30, "guidance": 7.0}}
 TURBO: dict[str, Any] = {"grid": {"spacing": "turbo"}, "sampling": {"sampler": "euler_ancestral", "steps": 1, "guidance": 1.0}}
+FLOW: dict[str, Any] = {"size": 1024, "schedule": {"name": "flow"}, "prediction": "flow"}
+FLUX: dict[str, Any] = {**FLOW, "scale": 0.3611, "shift": 0.1159}
+DEV: dict[str, Any] = {**FLUX, "grid": {"spacing": "mu_shift"}}
+# Its publisher shifts times twice: those between 1 and a thousandth, and those between 1 and the shifted thousandth, evenly spaced, again.
+SD3: dict[str, Any] = {**FLOW, "scale": 1.5305, "shift": 0.0609, "grid": {"spacing": "linspace", "t_end": 0.003 / 1.002, "shift": 3.0}}
 
 FAMILIES: dict[str, Family] = {
     "sd1": Family("Stable Diffusion 1.x", "sd1", 512),
@@ -67,18 +80,36 @@ FAMILIES: dict[str, Family] = {
         "sdxl",
         1024,
         0.5,
-        (-1.6574, 1.886, -1.383, 2.5155),
-        (8.4927, 5.9022, 6.5498, 5.2299),
+        mean=(-1.6574, 1.886, -1.383, 2.5155),
+        std=(8.4927, 5.9022, 6.5498, 5.2299),
         schedule={"name": "ve", "sigma_min": 0.002, "sigma_max": 80.0},
         prediction="edm",
         grid={"spacing": "karras", "initial": "unit"},
         sampling={"sampler": "dpmpp_2m", "steps": 30, "guidance": 3.0},
     ),
+    "flux-dev": Family("FLUX.1 [dev]", "flux-dev", **DEV, sampling=_euler(28, 3.5)),
+    "flux-schnell": Family("FLUX.1 [schnell]", "flux-schnell", **FLUX, grid={"spacing": "linspace"}, sampling=_euler(4, 1.0)),
+    "flux-fill": Family("FLUX.1 Fill [dev]", "flux-fill", **DEV, sampling=_euler(50, 30.0)),
+    "flux-canny": Family("FLUX.1 Canny [dev]", "flux-canny", **DEV, sampling=_euler(50, 30.0)),
+    "flux-depth": Family("FLUX.1 Depth [dev]", "flux-canny", **DEV, sampling=_euler(30, 10.0)),
+    "sd3": Family("Stable Diffusion 3 Medium", "sd3", **SD3, sampling=_euler(28, 7.0)),
+    "sd3.5-medium": Family("Stable Diffusion 3.5 Medium", "sd3.5-medium", **SD3, sampling=_euler(40, 4.5)),
+    "sd3.5-large": Family("Stable Diffusion 3.5 Large", "sd3.5-large", **SD3, sampling=_euler(28, 3.5)),
+    "sd3.5-large-turbo": Family("Stable Diffusion 3.5 Large Turbo", "sd3.5-large", **SD3, sampling=_euler(4, 1.0)),
 }
 
 
-def base_of(params: UNetParams) -> str:
-    """The family that a UNet's structure is of: sd1, sd2, sdxl or sdxl-refiner."""
+Network = UNetParams | FluxParams | SD3Params
+NETWORK_NAMES = {UNetParams: "unet", FluxParams: "flux", SD3Params: "sd3"}
+
+
+def base_of(params: Network) -> str:
+    """The family that a network's structure is of: a base in FAMILIES."""
+    if isinstance(params, FluxParams):
+        beside = {0: "flux-dev", params.out_channels: "flux-canny"}.get(params.in_channels - params.out_channels, "flux-fill")
+        return "flux-schnell" if params.guidance_dim is None else beside
+    if isinstance(params, SD3Params):
+        return "sd3.5-medium" if params.dual else "sd3.5-large" if params.qk_norm else "sd3"
     if params.vector_dim is not None:
         # The refiner's vector is a pooled text as wide as its context, and five numbers.
         return "sdxl-refiner" if params.vector_dim == (params.context_dim or 0) + 5 * text.NUMBER_DIM else "sdxl"
@@ -86,18 +117,29 @@ def base_of(params: UNetParams) -> str:
 
 
 TOWERS = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g"), "sdxl-refiner": ("clip_g",)}
+TOWERS |= dict.fromkeys(("flux-dev", "flux-schnell", "flux-fill", "flux-canny"), ("clip_l", "t5"))
+TOWERS |= dict.fromkeys(("sd3", "sd3.5-medium", "sd3.5-large"), ("clip_l", "clip_g", "t5"))
+OPTIONAL_TOWERS = {base: ("t5",) for base in TOWERS if base.startswith("sd3")}  # what else it is told is enough, but for long texts
 
 
-def recipe(base: str, towers: Mapping[str, CLIPTextParams], sd2_blocks: int = 23) -> TextParams:
-    """How a family uses its text towers, given by name."""
-    params = [towers[name] for name in TOWERS[base]]
-    if base == "sd2":
-        return text.sd2(params[0], sd2_blocks)
-    return {"sd1": text.sd1, "sdxl": text.sdxl, "sdxl-refiner": text.refiner}[base](*params)
+def recipe(base: str, towers: Mapping[str, CLIPTextParams | T5Params], **choices: Any) -> TextParams:
+    """How a family uses its text towers, given by name; `choices` are what is left open there (see models.text)."""
+    given: dict[str, Any] = {name: towers[name] for name in TOWERS[base] if name in towers}
+    if base == "flux-schnell":
+        choices = {"length": 256, **choices}
+    kinds: dict[str, Callable[..., TextParams]] = {
+        "flux": text.flux,
+        "sd3": text.sd3,
+        "sdxl-refiner": text.refiner,
+        "sdxl": text.sdxl,
+        "sd2": text.sd2,
+        "sd1": text.sd1,
+    }
+    return next(make for kind, make in kinds.items() if base.startswith(kind))(**given, **choices)
 
 
 def description(
-    name: str, network: UNetParams | None, vae: VAEParams | None, towers: TextParams | None, preview: TAESDParams | None = None
+    name: str, network: Network | None, vae: VAEParams | None, towers: TextParams | None, preview: TAESDParams | None = None
 ) -> dict[str, Any]:
     """The description, as `build` takes it, of a model of that family with these parts."""
     of = FAMILIES[name]
@@ -109,8 +151,9 @@ def description(
             spec["sampling"]["guidance"] = 1.0
     if network:
         factor = vae.factor if vae else 8
-        channels = vae.latent_channels if vae else min(4, network.in_channels)
-        spec |= {"network": {"name": "unet", **plain(network)}, "shape": [channels, of.size // factor, of.size // factor]}
+        channels = vae.latent_channels if vae else min(network.out_channels, network.in_channels)
+        spec |= {"network": {"name": NETWORK_NAMES[type(network)], **plain(network)}}
+        spec |= {"shape": [channels, of.size // factor, of.size // factor]}
     parts = {"vae": vae, "text": towers, "preview": preview}
     return spec | {part: plain(params) for part, params in parts.items() if params is not None}
 

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.streaming import values
+
 
 def is_finite(value: Tensor) -> bool:
     """One pass, without a copy: NaN and infinity both show in the extremes."""
@@ -19,4 +21,4 @@ def is_finite(value: Tensor) -> bool:
 
 def lost_weight(network: nn.Module) -> str | None:
     """The name of the first weight that holds a value which is not finite."""
-    return next((name for name, value in network.state_dict().items() if not is_finite(value)), None)
+    return next((name for name, read in values(network) if not is_finite(read())), None)

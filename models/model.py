@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +29,9 @@ from diffusion.spec import check_call, check_mapping, check_names, check_type, l
 from models.conditioning import WithImage
 from models.dit import DiT, DiTParams
 from models.finite import lost_weight
+from models.flux import Flux, FluxParams
+from models.sd3 import SD3, SD3Params
+from models.streaming import values
 from models.taesd import TAESD, TAESDParams
 from models.text import TextEncoder, TextParams
 from models.unet import UNet, UNetParams
@@ -64,7 +67,12 @@ class Report:
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
 
-NETWORKS: dict[str, tuple[type[nn.Module], type[Any]]] = {"unet": (UNet, UNetParams), "dit": (DiT, DiTParams)}
+NETWORKS: dict[str, tuple[type[nn.Module], type[Any]]] = {
+    "unet": (UNet, UNetParams),
+    "dit": (DiT, DiTParams),
+    "flux": (Flux, FluxParams),
+    "sd3": (SD3, SD3Params),
+}
 PARTS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "vae": (VAE, VAEParams),
     "text": (TextEncoder, TextParams),
@@ -144,6 +152,11 @@ class Model:
         return max(0, inner - self.spec["shape"][0]) if "shape" in self.spec else 0
 
     @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network was distilled to follow the scale of guidance, which it is told (LCM, FLUX.1 [dev])."""
+        return getattr(getattr(self.backbone, "params", None), "guidance_dim", None) is not None
+
+    @property
     def distilled(self) -> bool:
         """Whether the denoiser is a consistency function, which one or two steps of the `consistency` sampler suffice for."""
         return "consistency" in self.spec
@@ -161,7 +174,8 @@ class Model:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all weights that images depend on: the same for every copy of them, wherever it lies and in every layout."""
-        tensors = {name: value for name, value in sorted(self.state_dict().items()) if not name.startswith("preview.")}
+        parts = {FOLDERS.get(name, name): part for name, part in self.parts.items() if name != "preview"}
+        tensors = dict(sorted((f"{name}.{key}", read) for name, part in parts.items() for key, read in values(part)))
         with ThreadPoolExecutor() as pool:  # gigabytes: one processor hashes slower than a disk reads
             digests = pool.map(_sha256, tensors.values())
             return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in zip(tensors, digests, strict=True)).encode()).hexdigest()
@@ -227,5 +241,5 @@ def build_network(spec: Mapping[str, Any]) -> nn.Module:
     return network(make_params(str(name), params, values))
 
 
-def _sha256(value: Tensor) -> str:
-    return hashlib.sha256(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
+def _sha256(read: Callable[[], Tensor]) -> str:
+    return hashlib.sha256(read().cpu().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()

@@ -19,6 +19,7 @@ NATIVE = {
     torch.bfloat16: TILES[torch.bfloat16] or bool(_CPU.get("avx512_bf16")) or not _X86,
     torch.float16: TILES[torch.float16] or bool(_CPU.get("avx512_fp16")) or not _X86,
 }
+WIDENED = 2**22  # so many numbers of a weight exist in float32 at once
 
 # Of a kernel's three taps in a row, those that are added up for each of four in a transposed one; and of nine for each of sixteen.
 _ROW = torch.tensor([[0.0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]], device="cpu")
@@ -42,10 +43,22 @@ def widened(product: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Ten
 
 
 class Linear(nn.Linear):
-    """x W^T + b over the tokens of a network."""
+    """x W^T + b over the tokens of a network.
+
+    Where it is widened, a large weight is so 16 MB at a time: its float32 copy would be twice the weight, and fresh memory at every call.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return widened(F.linear, x, self.weight, self.bias) if emulated(x) else F.linear(x, self.weight, self.bias)
+        if not emulated(x):
+            return F.linear(x, self.weight, self.bias)
+        if self.weight.numel() <= WIDENED:
+            return widened(F.linear, x, self.weight, self.bias)
+        rows = max(1, WIDENED // self.in_features)
+        weights = self.weight.split(rows)
+        biases = [None] * len(weights) if self.bias is None else self.bias.split(rows)
+        wide = x.float()
+        parts = [widened(F.linear, wide, weight, bias).to(x.dtype) for weight, bias in zip(weights, biases, strict=True)]
+        return torch.cat(parts, dim=-1)
 
 
 class Conv2d(nn.Conv2d):

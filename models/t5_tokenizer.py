@@ -44,6 +44,13 @@ class T5Tokenizer:
             raise ValueError(f"its first tokens are not T5's <pad> and </s>, but {first[0]!r} and {first[1]!r}")
         return cls(backend, text)
 
+    @classmethod
+    def of_letters(cls) -> T5Tokenizer:
+        """One that spells: the printable characters of ASCII, for models too small to know words."""
+        letters = ["▁", *map(chr, range(ord("!"), ord("~") + 1))]
+        pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -1.0) for letter in letters)]
+        return cls.from_json(str(_from_pieces(pieces, b"").to_str()))
+
     def to_json(self) -> str:
         """The contents of a `tokenizer.json`: those it is made of, for the library rounds scores when it reads and writes them again."""
         return self._json

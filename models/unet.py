@@ -82,6 +82,11 @@ class UNetParams:
         if depth > 1 and self.attention_kind == "plain":
             raise ValueError(f"plain attention comes once after a residual block, not {depth} times")
 
+    @property
+    def multiple(self) -> int:
+        """What height and width of x divide by."""
+        return int(2 ** (len(self.channel_mult) - 1))
+
     def heads_of(self, width: int) -> int:
         """Attention heads in a block of that width."""
         divisor = self.heads or self.head_dim

@@ -45,6 +45,7 @@ def generate(
     mask: Tensor | None = None,
     strength: float | None = None,
     image_guidance: float | None = None,
+    true_cfg: float | None = None,
     weighted: bool = False,
     long: Literal["chunk", "cut"] = "chunk",
     numbers: Mapping[str, float] | None = None,
@@ -63,12 +64,16 @@ def generate(
     seeds      one per image, default 0, 1, ...; one prompt with several seeds is drawn several times
     steps, sampler, grid, guidance, guide, options  as in `sample`, `time_grid` and `GuideParams`; guidance 1 is off
     height, width  in pixels; default what the model was trained on, or the size of `image`
-    image      (1 or B, 3, H, W) in [0, 1] to begin from; for a network that edits (pix2pix) what it edits. `read_image` reads a file
+    image      (1 or B, 3, H, W) in [0, 1] to begin from; for a network that edits (pix2pix) what it edits, for one that follows edges or
+               depths (FLUX.1 Canny, Depth) a picture of these. `read_image` reads a file
     mask       (1 or B, 1, H, W) in [0, 1], 1 where to paint; by a network for inpainting, or with any other by `Inpainting`
     strength   share of the grid's steps taken from the image on, as in `image_to_image`; default 0.75, with a mask 1
     image_guidance  how closely a network that edits stays with its image, default 1.5
+    true_cfg   classifier-free guidance on top, for networks that are told `guidance` (FLUX.1 [dev], LCM); default 1, off. It is what
+               leads away from their negative prompt
     weighted   read weights in prompts: "(word:1.3)"
-    long       of more than 75 tokens: "chunk" reads them in pieces, "cut" drops the rest with a warning that names it
+    long       of more than 75 tokens: "chunk" reads them in pieces, "cut" drops the rest with a warning that names it. Where T5 reads too
+               (SD 3, FLUX.1), it reads up to its length, and what is beyond is dropped
     numbers    of SDXL's vector, where not as usual: height, width, top, left, target_height, target_width, score
     refiner    a model that takes over when the share `handover` of the schedule's time has passed (SDXL's refiner), default 0.8
     device     where to compute, and where the parts stay; default where they are. offload: each is there only while it works
@@ -92,14 +97,14 @@ def generate(
         words=words,
         size=image_size(model, height, width, image),
         numbers=numbers or {},
-        steering=Steering(how.guidance, IMAGE_SCALE if image_guidance is None else image_guidance, guide),
+        steering=Steering(how.guidance, IMAGE_SCALE if image_guidance is None else image_guidance, guide, true_cfg),
         place=(None if device is None else find_device(str(device)), offload),
         sampling={"sampler": how.sampler, "watch": watch, "progress": progress, **options},
     )
     order.check(both)
     check_tile(tile)
     strength = usual_strength(mask is not None) if strength is None else strength
-    levels = how.levels(model)
+    levels = how.levels(model, order.size)
     if begins_from_image(model, image, mask, strength):
         levels = levels.tail(strength)
     cut = levels.steps if refiner is None else _handover(levels, HANDOVER if handover is None else handover)
@@ -107,7 +112,7 @@ def generate(
     with torch.no_grad(), _blamed(both):
         told = _told(model, order)
         for dropped in told.dropped:
-            warnings.warn(f"a prompt is longer than 75 tokens, and its end was dropped: {dropped!r}", stacklevel=2)
+            warnings.warn(f"a prompt is longer than the text encoder reads, and its end was dropped: {dropped!r}", stacklevel=2)
         reference = Reference()
         if image is not None:
             with placed(model.require("vae"), *order.place):
@@ -141,13 +146,16 @@ def image_size(model: Model, height: int | None = None, width: int | None = None
             f"the image is {usual[0]}x{usual[1]}, but {size[0]}x{size[1]} (height x width) was asked for: resize it, or leave these out"
         )
     params: Any = model.network.params
-    step = factor * 2 ** (len(params.channel_mult) - 1)
+    step = factor * params.multiple
     if size[0] % step or size[1] % step or min(size) < step:
         near = [max(step, round(side / step) * step) for side in size]
         raise ValueError(
             f"this model makes images whose sides are multiples of {step}, not {size[0]}x{size[1]} (height x width): "
             f"{near[0]}x{near[1]} is near"
         )
+    largest = getattr(params, "largest", None)  # of networks with a table of positions
+    if largest is not None and max(size) > largest * factor:
+        raise ValueError(f"this model makes images of up to {largest * factor} pixels a side, not {size[0]}x{size[1]} (height x width)")
     return size
 
 

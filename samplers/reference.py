@@ -43,14 +43,17 @@ def check_reference(
             if value is not None:
                 raise ValueError(f"{name} says what is done with an image: give image too, or leave {name} out")
         if model.image_channels:
-            what = "an image to edit" if edits(model) else "an image and a mask"
+            what = "an image to edit" if edits(model) else "an image of edges or depths" if follows(model) else "an image and a mask"
             raise ValueError(f"this network sees {model.image_channels} channels beside x: give it {what}")
     if edits(model) and (strength is not None or mask is not None):
         name = "mask" if strength is None else "strength"
         raise ValueError(f"this network edits the whole image, as close to it as image_guidance says: leave {name} out")
+    if follows(model) and (strength is not None or mask is not None):
+        name = "mask" if strength is None else "strength"
+        raise ValueError(f"this network draws anew what the image gives the outlines of: leave {name} out")
     if image_guidance is not None and not edits(model):
         raise ValueError("image_guidance is for networks that edit an image (pix2pix), and this is none: leave it out; see strength")
-    if model.image_channels and not edits(model) and mask is None:
+    if model.image_channels and not edits(model) and not follows(model) and mask is None:
         raise ValueError("this network is for inpainting: give a mask, 1 where to paint")
     if strength is not None and not 0 < strength <= 1:
         raise ValueError(f"strength is a share of the steps in (0, 1], not {strength:g}")
@@ -79,7 +82,7 @@ def usual_strength(masked: bool) -> float:
 
 def begins_from_image(model: Model, image: Tensor | None, mask: Tensor | None, strength: float) -> bool:
     """Whether samples begin from the image with noise, and not from noise alone: what is completed does so only at a strength below 1."""
-    return image is not None and not edits(model) and (mask is None or strength < 1)
+    return image is not None and not edits(model) and not follows(model) and (mask is None or strength < 1)
 
 
 def read_reference(model: Model, image: Tensor, mask: Tensor | None, strength: float, tile: int | None = None) -> Reference:
@@ -89,6 +92,8 @@ def read_reference(model: Model, image: Tensor, mask: Tensor | None, strength: f
     latents = _encoded(vae, image, tile)
     if edits(model):  # pix2pix was trained on latents in the autoencoder's own units (Brooks et al. 2023, in their code)
         return Reference(beside=vae.unscaled(latents))
+    if follows(model):
+        return Reference(beside=latents)
     start = latents if begins_from_image(model, image, mask, strength) else None
     if mask is None:
         return Reference(start)
@@ -98,9 +103,12 @@ def read_reference(model: Model, image: Tensor, mask: Tensor | None, strength: f
         return Reference(start, latents, small)
     # Inpainting networks were trained on masks of 0 and 1, and on images that are grey where to paint.
     shown = _encoded(vae, image * (mask < 0.5), tile)
-    hard = (small >= 0.5).to(small)
-    n = max(len(hard), len(shown))
-    return Reference(start, latents, small, torch.cat([hard.expand(n, -1, -1, -1), shown.expand(n, -1, -1, -1)], dim=1))
+    if model.image_channels == len(shown[0]) + 1:
+        beside = [(small >= 0.5).to(small), shown]
+    else:  # all the mask's pixels, those of a latent one beside the other (FLUX.1 Fill)
+        beside = [shown, F.pixel_unshuffle((mask >= 0.5).to(mask), vae.factor)]
+    n = max(map(len, beside))
+    return Reference(start, latents, small, torch.cat([part.expand(n, -1, -1, -1) for part in beside], dim=1))
 
 
 def _encoded(vae: VAE, images: Tensor, tile: int | None) -> Tensor:
@@ -113,4 +121,13 @@ def _encoded(vae: VAE, images: Tensor, tile: int | None) -> Tensor:
 
 def edits(model: Model) -> bool:
     """Whether the network sees an image to edit beside x, as many channels as x has, and not one to complete."""
+    return _sees_latents(model) and not model.embeds_guidance
+
+
+def follows(model: Model) -> bool:
+    """Whether the network sees an image of edges or depths beside x, and draws what fits to it."""
+    return _sees_latents(model) and model.embeds_guidance
+
+
+def _sees_latents(model: Model) -> bool:
     return model.image_channels > 0 and model.image_channels == model.shape[0]

@@ -26,28 +26,34 @@ class Steering:
     scale        of classifier-free guidance, 1 is off; networks that were distilled to follow it are told it
     image_scale  towards the image that a network edits
     guide        see `GuideParams`
+    true_cfg     of classifier-free guidance for networks that are told `scale`; None or 1 is off
     """
 
     scale: float
     image_scale: float = IMAGE_SCALE
     guide: Mapping[str, Any] | None = None
+    true_cfg: float | None = None
 
     def check(self, model: Model, negative: bool) -> None:
         """ValueError for what this model has no use for; `negative`: there are negative prompts."""
         check_type("guidance", self.scale, float)
         check_type("image_guidance", self.image_scale, float)
+        check_type("true_cfg", self.true_cfg, float | None)
         rule = any(value is not None for value in (self.guide or {}).values())
-        if embeds_guidance(model):
-            if rule or negative:
-                name = "guide" if rule else "negative"
-                raise ValueError(f"this network was distilled to follow guidance by itself, from the prompt alone: leave {name} out")
-        elif edits(model):
+        if self.true_cfg is not None and not model.embeds_guidance:
+            raise ValueError("true_cfg is for networks that are told guidance; this one's guidance is classifier-free itself: leave it out")
+        if edits(model):
             if rule:
                 raise ValueError("a network that edits an image is led by guidance and image_guidance, and no other way: leave guide out")
-        else:
-            if negative and self.scale == 1:
-                raise ValueError("guidance=1 is off, and leads away from no negative prompt: give guidance=2, say, or leave it out")
-            self._towards_prompt(model, {})  # which checks what the guide says
+            return
+        if self._cfg(model) == 1 and (rule or negative) and model.embeds_guidance:
+            name = "guide" if rule else "negative"
+            raise ValueError(
+                f"this network was distilled to follow guidance by itself, from the prompt alone: leave {name} out, or give true_cfg=2, say"
+            )
+        if negative and self._cfg(model) == 1:
+            raise ValueError("guidance=1 is off, and leads away from no negative prompt: give guidance=2, say, or leave it out")
+        self._towards_prompt(model, {})  # which checks what the guide says
 
     def denoiser(self, model: Model, told: Conditions, reference: Reference) -> tuple[DenoiserLike, dict[str, Tensor]]:
         """The denoiser, and the conditions to call it with. All on the network's device, one row per sample but for the reference's."""
@@ -58,8 +64,9 @@ class Steering:
             if edits(model):
                 return self._towards_both(model, cond, null, beside), {}
             cond, null = {**cond, **beside}, {**null, **beside}
-        if embeds_guidance(model):
-            return model.denoiser(), {**cond, "guidance": torch.full((n,), self.scale, device=where)}
+        if model.embeds_guidance:
+            scale = {"guidance": torch.full((n,), self.scale, device=where)}
+            cond, null = {**cond, **scale}, {**null, **scale}
         denoiser = self._towards_prompt(model, null)
         if reference.known is not None and reference.mask is not None and not model.image_channels:
             known, mask = (value.expand(n, -1, -1, -1) for value in (reference.known, reference.mask))
@@ -67,7 +74,11 @@ class Steering:
         return denoiser, cond
 
     def _towards_prompt(self, model: Model, null: Mapping[str, Tensor]) -> DenoiserLike:
-        return limited(guided(model.denoiser(), self.scale, null, model.prediction, self.guide), False, self.guide)
+        return limited(guided(model.denoiser(), self._cfg(model), null, model.prediction, self.guide), False, self.guide)
+
+    def _cfg(self, model: Model) -> float:
+        """The scale of classifier-free guidance."""
+        return self.scale if not model.embeds_guidance else 1.0 if self.true_cfg is None else self.true_cfg
 
     def _towards_both(
         self, model: Model, cond: Mapping[str, Tensor], null: Mapping[str, Tensor], beside: Mapping[str, Tensor]
@@ -75,8 +86,3 @@ class Steering:
         """One scale towards the image, and one from there towards the prompt (Brooks et al. 2023, eq. 3)."""
         seen = [({**null, **beside}, self.image_scale - self.scale), ({**cond, **beside}, self.scale)]
         return ComposedGuidance(model.denoiser(), seen, {**null, "image": torch.zeros_like(beside["image"])})
-
-
-def embeds_guidance(model: Model) -> bool:
-    """Whether the network was distilled to follow the scale of guidance, which it is told (LCM)."""
-    return getattr(model.network.params, "guidance_dim", None) is not None

@@ -33,8 +33,8 @@ PARTS = ("backbone", "vae", "text")
 FILES = ("weights", "refiner", "image", "mask")
 PLACE = ("out", "n", "batch_size", "device", "offload", "progress")  # what makes no other image, but for rounding
 ASKED = (
-    "negative", "steps", "guidance", "sampler", "grid", "guide", "height", "width", "strength", "image_guidance", "weighted", "long",
-    "numbers", "handover", "device", "offload", "tile", "progress",
+    "negative", "steps", "guidance", "sampler", "grid", "guide", "height", "width", "strength", "image_guidance", "true_cfg",
+    "weighted", "long", "numbers", "handover", "device", "offload", "tile", "progress",
 )  # fmt: skip
 
 
@@ -59,6 +59,7 @@ class TextToImageParams:
     mask: str | None = None
     strength: float | None = None
     image_guidance: float | None = None
+    true_cfg: float | None = None
     height: int | None = None
     width: int | None = None
     numbers: dict[str, float] = field(default_factory=dict)

@@ -23,9 +23,14 @@ class Usage:
     grid: dict[str, Any]
     guidance: float
 
-    def levels(self, model: Model) -> Grid:
-        """The grid itself. ValueError for settings that make none."""
-        return model.grid(self.steps, **self.grid)
+    def levels(self, model: Model, size: tuple[int, int] | None = None) -> Grid:
+        """The grid itself; size: height and width of the images in pixels, where it depends on them. ValueError for settings of none."""
+        grid = self.grid
+        if size is not None and grid.get("spacing") == "mu_shift" and not grid.keys() & {"mu", "tokens"}:
+            network: Any = model.network
+            side = model.require("vae").factor * network.params.multiple  # of a token
+            grid = {**grid, "tokens": size[0] * size[1] // side**2}
+        return model.grid(self.steps, **grid)
 
 
 def usage(

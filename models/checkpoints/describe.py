@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from diffusion.spec import lookup, make_params
-from models.checkpoints.diffusers_configs import PREDICTIONS
+from models.checkpoints.diffusers_configs import FLOW_SETTINGS, PREDICTIONS, check_settings
+from models.checkpoints.findings import Findings
 from models.checkpoints.parts import LATENT_STATISTICS, Part
 from models.checkpoints.tensors import TensorFile
-from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPTextParams
-from models.families import FAMILIES, TOWERS, Family, base_of, description, plain, recipe
-from models.text import NUMBER_DIM, TextParams
+from models.checkpoints.towers import find_towers, text_params
+from models.clip import CLIP_G, CLIPTextParams
+from models.families import FAMILIES, Family, Network, base_of, description, plain
+from models.flux import FluxParams
+from models.text import TextParams
 from models.unet import UNetParams
 from models.vae import VAEParams
 
@@ -29,33 +31,8 @@ TURBO = {  # schedulers that tell a Turbo model, with trailing times: published 
 }
 MOST_STEPS = 100_000  # of a schedule; published ones have 1000
 V_THRESHOLD = 0.09  # see `_guessed`
-
-
-@dataclass
-class Findings:
-    """What `describe` decides from.
-
-    single     the parts but for text towers: no two of a kind, save the encoder and the decoder of a preview
-    towers     text towers in the order of their files
-    files      every file opened
-    scheduler  a pipeline's scheduler configuration
-    notes      filled on the way: what was settled otherwise than by keys and shapes
-    left_out   filled on the way: towers that a later file's take the place of, or that nothing uses, with the reason
-    """
-
-    single: list[Part] = field(default_factory=list)
-    towers: list[Part] = field(default_factory=list)
-    files: list[TensorFile] = field(default_factory=list)
-    scheduler: Mapping[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    left_out: list[tuple[Part, str]] = field(default_factory=list)
-
-    def of_kind(self, kind: str) -> Part | None:
-        return next((part for part in self.single if part.kind == kind), None)
-
-    @property
-    def backbone(self) -> Part | None:
-        return self.of_kind("backbone")
+SIXTEEN = 16  # latent channels of flows; others have 4
+MASK_CHANNELS = 64  # of 8x8 pixels, which FLUX.1 Fill sees one beside the other
 
 
 def describe(found: Findings, family: str | None, prediction: str | None) -> tuple[dict[str, Any], dict[str, Part]]:
@@ -66,27 +43,35 @@ def describe(found: Findings, family: str | None, prediction: str | None) -> tup
     of = lookup("family", name, FAMILIES)
     if of.base != base:
         raise ValueError(f"{found.files[0].path} is built like {base}, so it cannot be of the family {name}, which is built like {of.base}")
-    towers = _towers(found, base)
+    towers = find_towers(found, base)
     network, preview = (part.params if part else None for part in (found.backbone, found.of_kind("preview")))
-    text = _text_params(base, towers, found)
+    text = text_params(base, towers, found)
     _check_fit(found, text)
     spec = description(name, network, _vae_params(found, of, family), text, preview)
     if said and (prediction or spec["prediction"] != "edm"):
         spec["prediction"] = said
-    spec["schedule"] |= _schedule(found, spec["schedule"], spec["prediction"])
+    if of.prediction == "flow":
+        spec["grid"] = _flow_grid(found, base) or spec["grid"]
+    else:
+        spec["schedule"] |= _schedule(found, spec["schedule"], spec["prediction"])
     if spec["schedule"].get("zero_terminal_snr"):  # whose pure noise other spacings leave out (Lin et al. 2024, section 3.3)
         spec["grid"] = {"spacing": "trailing"}
     return spec, towers if text else {}
 
 
 def _base(found: Findings) -> str:
-    """sd1, sd2, sdxl or sdxl-refiner."""
+    """The family that the parts are built like: a base in FAMILIES."""
     if found.backbone:
         params = found.backbone.params
         if (base := base_of(params)).startswith("sdxl") and params.attention[0]:
             raise ValueError(f"{found.backbone.file.path} holds a UNet like SD 2.1 unCLIP's, which this library does not know")
         return base
-    widths = [part.params.width for part in found.towers]
+    widths = [part.params.width for part in found.towers if isinstance(part.params, CLIPTextParams)]
+    if len(widths) < len(found.towers):
+        return "sd3" if len(set(widths)) > 1 or CLIP_G.width in widths else "flux-dev"
+    if any(part.params.latent_channels == SIXTEEN for part in found.single):
+        vae = found.of_kind("vae")
+        return "sd3" if vae and vae.hints.get("scaling_factor") == FAMILIES["sd3"].scale else "flux-dev"
     if len(set(widths)) > 1:
         return "sdxl"
     return {1024: "sd2", 1280: "sdxl-refiner"}.get(widths[0], "sd1") if widths else "sd1"
@@ -97,6 +82,8 @@ def _family(found: Findings, base: str, asked: str | None, said: str | None) -> 
     if asked:
         found.notes.append(f"of the family {asked}, as asked for")
         return asked
+    if base == "flux-canny":
+        found.notes.append("told what to draw by an image of edges: family='flux-depth' is for one of depths")
     if found.scheduler.get("_class_name") in TURBO.get(base, ()) and found.scheduler.get("timestep_spacing") == "trailing" and said != "v":
         found.notes.append("a Turbo model, as its scheduler's configuration says; family=... overrides that")
         return "sd-turbo" if base == "sd2" else "sdxl-turbo"
@@ -126,6 +113,8 @@ def _said(found: Findings) -> str | None:
     if not found.backbone:
         return None
     file = found.backbone.file
+    if not isinstance(found.backbone.params, UNetParams):
+        return None  # flows all, and marks of other families' prediction mean nothing in their files
     if _marked([file], COSXL_MARK):
         raise ValueError(f"{file.path} holds {COSXL_MARK}: it is CosXL's kind, EDM with v-prediction, which this library does not know")
     if _marked([file], V_MARK):
@@ -212,6 +201,21 @@ def _terminal(found: Findings, prediction: str) -> dict[str, Any]:
     return {"zero_terminal_snr": True}
 
 
+def _flow_grid(found: Findings, base: str) -> dict[str, Any]:
+    """What a pipeline's configuration says of the times to visit, {} where it says nothing."""
+    config, where = found.scheduler, found.files[0].path
+    if not config:
+        return {}
+    if (name := config.get("_class_name")) != "FlowMatchEulerDiscreteScheduler":
+        raise ValueError(f"{where}: its scheduler's configuration names {name}, which no family here was trained with")
+    check_settings(config, FLOW_SETTINGS)
+    if config.get("use_dynamic_shifting"):
+        return {"spacing": "mu_shift"}
+    shift = config.get("shift", 1.0)
+    least = shift / (1000 + shift - 1)  # the time that the scheduler's first of a thousand rows is shifted to
+    return {"spacing": "linspace"} | ({"t_end": least} if base.startswith("sd3") else {}) | ({"shift": shift} if shift != 1 else {})
+
+
 # Parts -----------------------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +226,7 @@ def _vae_params(found: Findings, of: Family, asked: str | None) -> VAEParams | N
     hints = part.hints
     if not found.backbone and not asked and "scaling_factor" not in hints:
         found.notes.append(f"latents are scaled by {of.scale:g}, as in {of.title}: family=... chooses another one's")
-    told: dict[str, Any] = {"scale": of.scale, "mean": of.mean, "std": of.std}
+    told: dict[str, Any] = {"scale": of.scale, "shift": of.shift, "mean": of.mean, "std": of.std}
     for file in found.files:
         if present := [key for key in LATENT_STATISTICS if key in file.tensors]:
             if absent := [key for key in LATENT_STATISTICS if key not in present]:
@@ -245,52 +249,17 @@ def _numbers(file: TensorFile, key: str) -> tuple[float, ...]:
     return tuple(round(value, 6) for value in values.flatten().tolist())
 
 
-def _towers(found: Findings, base: str) -> dict[str, Part]:
-    """The text towers by name; a later file's take the place of those before.
-
-    SDXL's two are told apart by their width, those of other sizes by the projection, which only the one for the pooled vector needs.
-    """
-    names = TOWERS[base]
-    named: dict[str, Part] = {}
-    vector = found.backbone.params.vector_dim if found.backbone else None
-    for part in found.towers:
-        width, projection = part.params.width, part.params.projection
-        pooled = projection is not None and (vector is None or projection == vector - 6 * NUMBER_DIM)
-        known = {CLIP_L.width: "clip_l", CLIP_G.width: "clip_g"}
-        name = names[0] if len(names) == 1 else known.get(width, "clip_g" if pooled else "clip_l")
-        if width == CLIP_G.width and projection is None:
-            raise ValueError(f"{part.file.path} holds OpenCLIP's bigG without its text_projection, which the pooled vector needs")
-        if name in named:
-            if named[name].file is part.file:
-                raise ValueError(f"{part.file.path} holds one text encoder too many: {base} has {len(names)}")
-            found.left_out.append((named[name], f"replaced by what {part.file.path.name} holds"))
-        named[name] = part
-    return named
-
-
-def _text_params(base: str, towers: Mapping[str, Part], found: Findings) -> TextParams | None:
-    """The family's recipe for its towers, None where one of them is not there."""
-    if missing := [name for name in TOWERS[base] if name not in towers]:
-        if towers:
-            found.notes.append(f"text encoders left out: {', '.join(towers)} is there, but {', '.join(missing)} is not")
-            found.left_out += [(part, "a text encoder of no use without the other") for part in towers.values()]
-        return None
-    params = {name: _activated(name, towers[name]) for name in TOWERS[base]}
-    try:
-        return recipe(base, params, _sd2_blocks(towers["clip_h"]) if base == "sd2" else 0)
-    except ValueError as error:
-        raise ValueError(f"{found.towers[-1].file.path}: {error}") from None
-
-
 def _check_fit(found: Findings, text: TextParams | None) -> None:
     """ValueError for parts that cannot work together: they are of different families."""
     if not found.backbone:
         return
-    params: UNetParams = found.backbone.params
-    if (beside := params.in_channels - params.out_channels) not in (0, params.out_channels, params.out_channels + 1) and beside > 0:
+    params: Network = found.backbone.params
+    latents, network = params.out_channels, found.backbone.words
+    mask = MASK_CHANNELS if isinstance(params, FluxParams) else 1
+    if (beside := params.in_channels - latents) not in (0, latents, latents + mask) and beside > 0:
         raise ValueError(
-            f"{found.backbone.file.path} holds a UNet that sees {beside} channels beside its sample: known are {params.out_channels}, an "
-            f"image to edit, and {params.out_channels + 1}, a mask and an image to complete"
+            f"{found.backbone.file.path} holds a {network} that sees {beside} channels beside its sample: known are {latents}, an "
+            f"image to go by, and {latents + mask}, a mask and an image to complete"
         )
     if text:
         for what, has, takes in (
@@ -299,28 +268,12 @@ def _check_fit(found: Findings, text: TextParams | None) -> None:
         ):
             if has != takes:
                 raise ValueError(
-                    f"{found.towers[-1].file.path} does not go with {found.backbone.file.path}: the UNet takes {what} of {takes} numbers, "
-                    f"and the text encoders make {has}"
+                    f"{found.towers[-1].file.path} does not go with {found.backbone.file.path}: the {network} takes {what} of {takes} "
+                    f"numbers, and the text encoders make {has}"
                 )
     for part in found.single:
         if part.kind != "backbone" and (has := part.params.latent_channels) not in (params.out_channels, params.out_channels / 2):
             raise ValueError(
-                f"{part.file.path} does not go with {found.backbone.file.path}: the UNet's samples have {params.out_channels} channels, "
+                f"{part.file.path} does not go with {found.backbone.file.path}: the {network}'s samples have {latents} channels, "
                 f"and its latents {has}"
             )
-
-
-def _sd2_blocks(part: Part) -> int:
-    """The last state but one of 24: some files hold all the blocks, the last of them unused, and some, in either layout, only the 23."""
-    params: CLIPTextParams = part.params
-    if params.width == CLIP_H.width:
-        return CLIP_H.layers - 1
-    return params.layers - 1 if part.layout.name == "openclip" else params.layers
-
-
-def _activated(name: str, part: Part) -> CLIPTextParams:
-    """OpenCLIP's towers have gelu in every layout; a tower of OpenAI's has quick_gelu. A config.json has the last word."""
-    params: CLIPTextParams = part.params
-    if "hidden_act" in part.hints:
-        return params
-    return replace(params, activation="quick_gelu" if name == "clip_l" else "gelu")

@@ -8,7 +8,12 @@ from typing import Any
 
 from diffusion.schedule import SCHEDULES
 from models.clip import CLIPTextParams
+from models.flux import FluxParams
 from models.model import Model
+from models.sd3 import HEAD_DIM, SD3Params
+from models.t5 import T5Params
+from models.t5_tokenizer import EOS as T5_EOS
+from models.t5_tokenizer import PAD
 from models.taesd import TAESDParams
 from models.tokenizer import BOS, EOS
 from models.unet import UNetParams
@@ -19,6 +24,11 @@ PIPELINES = {
     "sd2": "StableDiffusionPipeline",
     "sdxl": "StableDiffusionXLPipeline",
     "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
+    "flux-dev": "FluxPipeline",
+    "flux-schnell": "FluxPipeline",
+    "flux-fill": "FluxFillPipeline",
+    "flux-canny": "FluxControlPipeline",
+    **dict.fromkeys(("sd3", "sd3.5-medium", "sd3.5-large"), "StableDiffusion3Pipeline"),
 }
 WITH_IMAGE = {
     ("sd", 5): "StableDiffusionInpaintPipeline",
@@ -26,6 +36,7 @@ WITH_IMAGE = {
     ("sdxl", 5): "StableDiffusionXLInpaintPipeline",
     ("sdxl", 4): "StableDiffusionXLInstructPix2PixPipeline",
 }
+VERSION_FLOW = "0.32.0"  # the oldest that knows all of FLUX.1 and Stable Diffusion 3.5
 VERSION = "0.27.0"  # of diffusers, the oldest that knows all that is written; its pipeline for inpainting wants one named
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
@@ -56,6 +67,20 @@ UNET_SETTINGS: dict[str, tuple[Any, ...]] = {
     "timestep_post_act": (None,),
 }
 VAE_SETTINGS: dict[str, tuple[Any, ...]] = {"act_fn": ("silu", "swish"), "mid_block_add_attention": (True,)}
+FLOW_SETTINGS: dict[str, tuple[Any, ...]] = {  # of the scheduler: what its times are shifted by is read apart
+    "base_image_seq_len": (256,),
+    "base_shift": (0.5,),
+    "invert_sigmas": (False,),
+    "max_image_seq_len": (4096,),
+    "max_shift": (1.15,),
+    "num_train_timesteps": (1000,),
+    "shift_terminal": (None,),
+    "stochastic_sampling": (False,),
+    "time_shift_type": ("exponential",),
+    "use_beta_sigmas": (False,),
+    "use_exponential_sigmas": (False,),
+    "use_karras_sigmas": (False,),
+}
 TEXT_SETTINGS: dict[str, tuple[Any, ...]] = {"hidden_act": ("quick_gelu", "gelu"), "layer_norm_eps": (1e-5,)}
 
 
@@ -97,6 +122,47 @@ def unet(p: UNetParams, size: int) -> dict[str, Any]:
         "addition_embed_type": None if p.vector_dim is None else "text_time",
         "addition_time_embed_dim": None if p.vector_dim is None else 256,
         "projection_class_embeddings_input_dim": p.vector_dim,
+    }
+
+
+def flux(p: FluxParams) -> dict[str, Any]:
+    """For FluxTransformer2DModel, which is given pixels that are packed already."""
+    patch = p.patch_size**2
+    return {
+        "_class_name": "FluxTransformer2DModel",
+        "_diffusers_version": VERSION_FLOW,
+        "patch_size": 1,
+        "in_channels": p.in_channels * patch,
+        "out_channels": p.out_channels * patch,
+        "num_layers": p.depth,
+        "num_single_layers": p.depth_single,
+        "attention_head_dim": p.hidden // p.heads,
+        "num_attention_heads": p.heads,
+        "joint_attention_dim": p.context_dim,
+        "pooled_projection_dim": p.vector_dim,
+        "guidance_embeds": p.guidance_dim is not None,
+        "axes_dims_rope": p.axes,
+    }
+
+
+def sd3(p: SD3Params, size: int) -> dict[str, Any]:
+    """For SD3Transformer2DModel. `size` is that of the latents it was trained on."""
+    return {
+        "_class_name": "SD3Transformer2DModel",
+        "_diffusers_version": VERSION_FLOW,
+        "sample_size": size,
+        "patch_size": p.patch_size,
+        "in_channels": p.in_channels,
+        "out_channels": p.out_channels,
+        "num_layers": p.depth,
+        "attention_head_dim": HEAD_DIM,
+        "num_attention_heads": p.hidden // HEAD_DIM,
+        "joint_attention_dim": p.context_dim,
+        "caption_projection_dim": p.hidden,
+        "pooled_projection_dim": p.vector_dim,
+        "pos_embed_max_size": p.positions,
+        "qk_norm": "rms_norm" if p.qk_norm else None,
+        "dual_attention_layers": tuple(range(p.dual)),
     }
 
 
@@ -153,6 +219,30 @@ def text(p: CLIPTextParams) -> dict[str, Any]:
     }
 
 
+def t5(p: T5Params) -> dict[str, Any]:
+    """For T5EncoderModel."""
+    return {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "vocab_size": p.vocab,
+        "d_model": p.width,
+        "d_kv": p.head_dim,
+        "d_ff": p.hidden,
+        "num_layers": p.layers,
+        "num_heads": p.heads,
+        "relative_attention_num_buckets": p.buckets,
+        "relative_attention_max_distance": p.max_distance,
+        "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": "gated-gelu",
+        "is_encoder_decoder": False,
+        "use_cache": False,
+        "tie_word_embeddings": False,
+        "pad_token_id": PAD,
+        "eos_token_id": T5_EOS,
+        "decoder_start_token_id": PAD,
+    }
+
+
 def tokenizer(pad: str, length: int) -> dict[str, Any]:
     """For CLIPTokenizer."""
     return {
@@ -168,6 +258,11 @@ def tokenizer(pad: str, length: int) -> dict[str, Any]:
     }
 
 
+def t5_tokenizer(length: int) -> dict[str, Any]:
+    """For T5TokenizerFast."""
+    return {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "model_max_length": length}
+
+
 def scheduler(model: Model) -> dict[str, Any]:
     """For a scheduler that fits schedule and prediction."""
     said = model.spec["schedule"]
@@ -176,6 +271,8 @@ def scheduler(model: Model) -> dict[str, Any]:
     if schedule["name"] == "ve" and prediction == "edm":
         sigmas = {"sigma_min": schedule["sigma_min"], "sigma_max": schedule["sigma_max"], "sigma_data": 0.5}
         return {"_class_name": "EDMDPMSolverMultistepScheduler", **sigmas, "prediction_type": "epsilon", "sigma_schedule": "karras"}
+    if (schedule["name"], prediction) == ("flow", "flow") and schedule["shift"] == 1:
+        return _flow_scheduler(model)
     if schedule["name"] not in ("linear", "scaled_linear") or prediction not in PREDICTIONS or schedule["shift"] != 1:
         raise ValueError(f"diffusers' folders have no schedule {said} with prediction {prediction!r}: use layout='native'")
     spacing = model.spec.get("grid", {}).get("spacing")
@@ -194,8 +291,30 @@ def scheduler(model: Model) -> dict[str, Any]:
     }
 
 
+def _flow_scheduler(model: Model) -> dict[str, Any]:
+    """For FlowMatchEulerDiscreteScheduler, which shifts times by a factor, or as mu_shift does by the size of the image."""
+    grid = model.spec.get("grid", {})
+    if grid.get("spacing", "linspace") not in ("linspace", "mu_shift"):
+        raise ValueError(f"diffusers' folders have no times {grid} for a flow: use layout='native'")
+    return {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "_diffusers_version": VERSION_FLOW,
+        "num_train_timesteps": 1000,
+        "shift": grid.get("shift", 1.0),
+        "use_dynamic_shifting": grid.get("spacing") == "mu_shift",
+        "base_image_seq_len": 256,
+        "max_image_seq_len": 4096,
+        "base_shift": 0.5,
+        "max_shift": 1.15,
+    }
+
+
 def index(model: Model, base: str, parts: dict[str, tuple[str, str]]) -> dict[str, Any]:
     """model_index.json: the pipeline's class and that of every part, as (library, class)."""
+    if base.startswith(("flux", "sd3")):
+        unused = {name: [None, None] for name in ("text_encoder_3", "tokenizer_3") if base.startswith("sd3") and name not in parts}
+        present = {part: list(what) for part, what in parts.items()}
+        return {"_class_name": PIPELINES[base], "_diffusers_version": VERSION_FLOW, **unused, **present}
     kind = "sdxl" if base.startswith("sdxl") else "sd"
     name = WITH_IMAGE.get((kind, model.image_channels), PIPELINES[base])
     if model.spec.get("family") == "lcm":

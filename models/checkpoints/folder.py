@@ -12,7 +12,7 @@ from models.checkpoints.tensors import PICKLES, SAFETENSORS, TensorFile, open_te
 from models.files import read_json
 
 PREVIEW = "preview"  # ours, which no index of diffusers' has a name for
-COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+COMPONENTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 UNUSED = {"safety_checker": "a filter for finished images", "image_encoder": "for image prompts"}
 STEM = "(diffusion_pytorch_model|model|pytorch_model)"
 WHOLE = re.compile(STEM + r"(\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")

@@ -11,9 +11,7 @@ FOREIGN = {
     r"^control_model\.|^controlnet_|^zero_convs\.|^input_hint_block\.": "a ControlNet, which steers a model and is none",
     r"^(string_to_param|string_to_token)(\.|$)|^(emb_params|clip_[lg])$|^<.*>$": "a textual inversion, words and no model",
     r"(^|\.)distilled_guidance_layer\.": "Chroma, which this library does not know",
-    r"(^|\.)double_blocks\.|^single_transformer_blocks\.|\.single_transformer_blocks\.": "FLUX, which this library does not load yet",
-    r"(^|\.)joint_blocks\.|(^|\.)add_k_proj\.": "Stable Diffusion 3, which this library does not load yet",
-    r"(^|\.)encoder\.block\.\d+\.layer\.\d|^shared\.weight$": "a T5 text encoder, which this library does not load yet",
+    r"(^|\.)double_stream_modulation": "FLUX.2, which this library does not know",
     r"temporal_transformer|motion_modules|\.time_stack\.": "a video model, which this library does not know",
     r"^(vision_model|visual)\.": "an image encoder, which no model here has a use for",
 }

@@ -16,6 +16,8 @@ HARMLESS = {
     r"^model_ema\.(decay|num_updates)$": "how the average was kept",
     r"^first_stage_model\.loss\.|^loss\.": "the autoencoder's training loss",
     r"^(conditioner\.embedders\.0|cond_stage_model)(\.clip_l)?\.text_projection(\.weight)?$": "a projection that the family does not use",
+    r"(^|\.)encoder\.embed_tokens\.weight$": "T5's embeddings by a second name",
+    r"^decoder\.(block\.|final_layer_norm\.|embed_tokens\.)|^lm_head\.": "T5's decoder",
     r"(^|\.)attn_mask$": "the causal mask, made here",
     r"^(v_pred|ztsnr|edm_vpred\.sigma_max|edm_vpred\.sigma_min)$": "a mark of what the network predicts",
     r"^(cond_stage_model\.model\.)?visual\.|^vision_model\.|^visual_projection\.": "CLIP's image tower",

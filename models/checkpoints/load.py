@@ -6,19 +6,25 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from models.checkpoints import native
 from models.checkpoints.blank import Blank
-from models.checkpoints.describe import Findings, describe
+from models.checkpoints.describe import describe
+from models.checkpoints.findings import Findings
 from models.checkpoints.folder import config_beside, open_components, scheduler_hints, unused
 from models.checkpoints.parts import AVERAGED, LATENT_STATISTICS, Found, Part, find_parts
-from models.checkpoints.table import check_dtype, gather
+from models.checkpoints.table import check_dtype, supplies
 from models.checkpoints.tensors import TensorFile, open_tensors
+from models.checkpoints.vocabulary import find_tokenizer, is_vocabulary
 from models.download import PUBLISHED
 from models.model import Model, Report, build
+from models.packed import Packed, pack
+from models.products import Linear
+from models.streaming import Budget, Supplies
 
 DTypes = torch.dtype | Mapping[str, torch.dtype] | None
 NAMES = ("backbone", "vae", "text", "preview")
@@ -31,6 +37,7 @@ def load(
     family: str | None = None,
     prediction: str | None = None,
     variant: str | None = None,
+    memory: str | int | None = None,
 ) -> Model:
     """A model from files: one that holds all of it, a diffusers folder, a training run's folder, single parts, or any mix of them.
 
@@ -43,6 +50,12 @@ def load(
     family      a name in models.FAMILIES, where keys and shapes do not tell: "sdxl-turbo", "lcm-sdxl", ...
     prediction  "eps", "v", ...: what the network predicts, where the guess is wrong (SD 2; the report says what was guessed)
     variant     which weights of a diffusers folder: "fp16", "non_ema", ...; None takes the plain ones, or those that there are
+
+    memory      "6GB": what this process may take. Blocks of transformers for which there is no room are read from their files whenever it
+                is their turn; a quarter of it is left for what the networks compute with. Results are the same
+
+    Weights that are packed in their file (8-bit floats, GGUF's blocks) stay so, unless a dtype is given. What T5 reads needs its tokenizer,
+    tokenizer.json or spiece.model: it is a path like the others, or lies beside T5's weights.
 
     Raises FileNotFoundError, or ValueError in one line that names file and key, for what is damaged, foreign, incomplete or unknown.
     """
@@ -59,10 +72,15 @@ def load(
             how = f", family={known.family!r}" if known and known.family else ""
             fetch = f"; models.load(*models.download({str(path)!r}){how}) fetches the published model" if known else ""
             raise FileNotFoundError(f"no such file or folder: {path}{fetch}")
+    places, vocabularies = [path for path in places if not is_vocabulary(path)], [path for path in places if is_vocabulary(path)]
+    if not places:
+        raise ValueError(f"{vocabularies[0]} is a tokenizer: load it with the weights of the text encoder that reads it")
     files = {path: open_tensors(path) for path in places if not path.is_dir()}
     if own := [path for path in places if native.is_native(path, files.get(path))]:
-        if len(places) > 1 or family or prediction or variant:
+        if len(places) > 1 or vocabularies or family or prediction or variant:
             raise ValueError(f"{own[0]} describes a whole model itself: load it alone, with ema and dtype only")
+        if memory is not None:
+            raise ValueError(f"{own[0]} cannot be read block by block: save it with layout='separate' and load these files with memory=...")
         return native.load(own[0], ema=ema, dtype=dtype)
     loading = _Loading(list(_opened(places, files, variant, ema)))
     for path in places:
@@ -77,24 +95,46 @@ def load(
             model = build(spec, device="meta")
     except ValueError as error:
         raise ValueError(f"{', '.join(map(str, places))}: a model that cannot be built: {error}") from None
-    modules = [(part.kind, model.require(part.kind), part) for part in loading.found.single]
-    modules += [("text", model.require("text").tower(name), part) for name, part in towers.items()]
-    for name, module, part in modules:
-        fill(module.get_submodule(part.layout.inside), part, dtype.get(name) if isinstance(dtype, Mapping) else dtype)
+    modules = [(part, model.require(part.kind).get_submodule(part.layout.inside)) for part in loading.found.single]
+    modules += [(part, model.require("text").towers[name]) for name, part in towers.items()]
+    wanted = [dtype.get(part.kind) if isinstance(dtype, Mapping) else dtype for part, _ in modules]
+    found = [(module, prepare(module, part, each)) for (part, module), each in zip(modules, wanted, strict=True)]
+    budget = None if memory is None else Budget(memory, found)
+    for module, supply in found:
+        fill(module, supply) if budget is None else budget.fill(module, supply)
+    if t5 := towers.get("t5"):
+        model.require("text").t5_tokenizer = find_tokenizer(t5, vocabularies)
+    elif vocabularies:
+        raise ValueError(f"{vocabularies[0]} is a tokenizer, and there is no T5 that would read it: leave it out, or load T5 too")
     for network in model.parts.values():
         network.eval()
     for part, why in loading.found.left_out:
         loading.leave_out([part], why)
-    model.report = loading.report([part for _, _, part in modules], model, any(path.is_dir() for path in places))
+    model.report = loading.report([part for part, _ in modules], model, any(path.is_dir() for path in places))
     return model
 
 
-def fill(module: nn.Module, part: Part, dtype: torch.dtype | None = None) -> None:
-    """Give a network on the meta device its weights from a file. ValueError unless keys and shapes are exactly those of the layout."""
+def prepare(module: nn.Module, part: Part, dtype: torch.dtype | None) -> Supplies:
+    """Where every tensor of a network on the meta device is to be had. ValueError unless keys and shapes are exactly those of the layout.
+
+    Linear layers whose weights are packed in the file become packed ones, unless a dtype is asked for.
+    """
     state = module.state_dict()
-    table = part.layout.table(state)
     shapes = {name: value.shape for name, value in state.items()}
-    module.load_state_dict(gather(table, shapes, part, dtype or _main_dtype(part)), assign=True)
+    found: dict[str, Any] = {**supplies(part.layout.table(state), shapes, part, dtype or _main_dtype(part))}
+    for name, supply in list(found.items()) if dtype is None else ():
+        layer, _, tensor = name.rpartition(".")
+        if tensor == "weight" and isinstance(module.get_submodule(layer), Linear) and (packed := supply.packed()):
+            del found[name]
+            blank = {inner: torch.empty(each.shape, dtype=each.dtype, device="meta") for inner, each in packed.items()}
+            pack(module, layer, Packed(str(supply.pieces[0].packing), blank["packed"], blank.get("scale")))
+            found |= {f"{layer}.{inner}": each for inner, each in packed.items()}
+    return found
+
+
+def fill(module: nn.Module, supplies: Supplies) -> None:
+    """Give a network on the meta device its weights."""
+    module.load_state_dict({name: supply.take() for name, supply in supplies.items()}, assign=True)
 
 
 def _main_dtype(part: Part) -> torch.dtype:
@@ -159,10 +199,14 @@ class _Loading:
 
     def report(self, taken: list[Part], model: Model, folder: bool) -> Report:
         consumed = [self.name(part.file, key) for part in taken for key in part.keys.values()]
+        used = set(consumed)
+        scales = {self.name(each.file, scale): self.name(each.file, key) for each in self.files for scale, key in each.scales.items()}
+        consumed += [scale for scale, key in scales.items() if key in used]
+        self.ignored |= {scale: self.ignored[key] for scale, key in scales.items() if key in self.ignored}
         consumed += [self.name(file, key) for file in self.found.files for key in LATENT_STATISTICS if key in file.tensors]
         missing = tuple(name for name in ("backbone", "vae", "text") if name not in model.parts)
         layouts = {part.layout.name for part in taken}
-        layout = "diffusers" if folder or layouts <= {"diffusers", "transformers"} else "ldm"
+        layout = "diffusers" if folder or layouts <= {"diffusers", "transformers"} else "ldm" if len(self.files) == 1 else "separate"
         if AVERAGED in self.ignored.values():
             self.found.notes.append("averaged weights (EMA) are taken; ema=False takes the raw ones")
         files = {kind: dict.fromkeys(str(part.file.path) for part in taken if part.kind == kind) for kind in model.parts}

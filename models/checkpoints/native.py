@@ -25,13 +25,17 @@ from models.checkpoints.table import check_dtype, take
 from models.checkpoints.tensors import Stored, TensorFile, open_tensors
 from models.files import replacing
 from models.model import FOLDERS, PARTS, Model, Report, build
+from models.t5_tokenizer import T5Tokenizer
 
 FILE_NAME = "checkpoint.safetensors"
+TOKENIZER = "t5_tokenizer"  # the entry in the metadata
 
 
-def save(model: Model, path: str | Path) -> None:
-    """Write a model to one file. Raises OSError where the place cannot be written."""
-    write(path, model.state_dict(), {"model": model.spec})
+def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a model to one file, in its own dtypes or in one. Raises OSError where the place cannot be written."""
+    tensors = {key: value.to(dtype or value.dtype) for key, value in model.state_dict().items()}
+    tokenizer = model.text.t5_tokenizer if model.text is not None else None
+    write(path, tensors, {"model": model.spec} | ({TOKENIZER: tokenizer.to_json()} if tokenizer is not None else {}))
 
 
 def is_native(path: Path, file: TensorFile | None) -> bool:
@@ -74,6 +78,8 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
         if not key.startswith((*known, "ema.", "optimizer.")):
             raise ValueError(f"{path} holds {key}, which belongs to no part of a model: it was not written by models.save or by training")
         ignored[key] = "training's own" if key.startswith("optimizer.") else AVERAGED if ema else RAW
+    if model.text is not None and TOKENIZER in metadata:
+        model.text.t5_tokenizer = T5Tokenizer.from_json(metadata[TOKENIZER])
     model.report = Report(tuple(consumed), ignored, files=dict.fromkeys(model.parts, str(path)))
     return model
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from models.checkpoints import clip_keys, foreign, harmless, taesd_keys, unet_keys, vae_keys
+from models.checkpoints import clip_keys, flux_keys, foreign, harmless, sd3_keys, t5_keys, taesd_keys, unet_keys, vae_keys
+from models.checkpoints.scaled import join_scales
 from models.checkpoints.table import Layout
 from models.checkpoints.tensors import Stored, TensorFile
 from models.checkpoints.unet_keys import Shapes
@@ -21,19 +22,33 @@ PREFIXES = (
     "conditioner.embedders.0.model.",
     "conditioner.embedders.1.model.",
     "vae.",
+    "text_encoders.clip_l.transformer.",
+    "text_encoders.clip_g.transformer.",
+    "text_encoders.t5xxl.transformer.",
 )
-WORDS = {"backbone": "UNet", "vae": "autoencoder", "text": "text encoder", "preview": "tiny autoencoder"}
 AVERAGED, RAW = "raw weights, and averaged ones are there", "averaged weights, and raw ones were asked for"  # why others are left out
 AVERAGES = "model_ema."
 LATENT_STATISTICS = ("edm_mean", "edm_std")  # Playground's
 EMA_NOTES = 100  # more keys than this under model_ema. are weights, fewer are numbers about them
 
-KINDS: dict[str, Callable[[Shapes, Mapping[str, Any]], tuple[Any, Layout] | None]] = {
-    "backbone": unet_keys.recognise,
-    "vae": vae_keys.recognise,
-    "text": clip_keys.recognise,
-    "preview": taesd_keys.recognise,
-}
+
+class Kind(NamedTuple):
+    """One kind of network: the part of a model that it is, what people call it, and what knows it by keys and shapes."""
+
+    part: str
+    words: str
+    recognise: Callable[[Shapes, Mapping[str, Any]], tuple[Any, Layout] | None]
+
+
+KINDS = (
+    Kind("backbone", "UNet", unet_keys.recognise),
+    Kind("backbone", "FLUX transformer", flux_keys.recognise),
+    Kind("backbone", "Stable Diffusion 3 transformer", sd3_keys.recognise),
+    Kind("vae", "autoencoder", vae_keys.recognise),
+    Kind("text", "text encoder", clip_keys.recognise),
+    Kind("text", "T5 text encoder", t5_keys.recognise),
+    Kind("preview", "tiny autoencoder", taesd_keys.recognise),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +56,7 @@ class Part:
     """One network in a file, or the half of one that `layout.inside` names.
 
     kind    "backbone", "vae", "text" (one tower) or "preview"
+    words   what people call it
     stored  its tensors by the layout's keys
     keys    the key in the file of each of these
     prefix  what stands before the layout's keys in the file
@@ -48,6 +64,7 @@ class Part:
     """
 
     kind: str
+    words: str
     params: Any
     layout: Layout
     file: TensorFile
@@ -56,19 +73,15 @@ class Part:
     prefix: str = ""
     hints: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def words(self) -> str:
-        """What people call it."""
-        return WORDS[self.kind]
-
 
 @dataclass
 class Found:
-    """A file, its parts, and the reason why each other key is left out."""
+    """A file, its parts, and the reason why each other key is left out. Scales: of 8-bit weights, by whose keys each is read."""
 
     file: TensorFile
     parts: list[Part]
     ignored: dict[str, str]
+    scales: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bool = True) -> Found:
@@ -77,6 +90,8 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
     ema  take averaged weights where the file has them
     """
     hints = hints or {}
+    joined = join_scales(file.tensors, file.path)
+    file = replace(file, tensors=joined.tensors)
     groups = {prefix: [key for key in file.tensors if key.startswith(prefix)] for prefix in PREFIXES}
     bare = [key for key in file.tensors if not key.startswith(AVERAGES)]
     groups = {prefix: keys for prefix, keys in groups.items() if keys} or {"": bare}
@@ -102,23 +117,24 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
     if unknown := [key for key in file.tensors if key not in used and key not in ignored and key not in LATENT_STATISTICS]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise ValueError(f"{file.path} holds {unknown[0]}{more}, which belongs to no part of a known model ({foreign.guess(unknown)})")
-    return Found(file, parts, ignored)
+    return Found(file, parts, {**ignored, **joined.ignored}, joined.scales)
 
 
 def _recognised(file: TensorFile, prefix: str, names: Mapping[str, str], hints: Mapping[str, Any]) -> Part | None:
     """The network whose keys, without their prefix, are these."""
     keys = {name: key for name, key in names.items() if harmless.reason(name) is None}
     shapes = {name: file.tensors[key].shape for name, key in keys.items()}
-    for kind, recognise in KINDS.items():
+    for kind in KINDS:
         try:
-            found = recognise(shapes, hints)
+            found = kind.recognise(shapes, hints)
         except (KeyError, IndexError, ZeroDivisionError, TypeError, ValueError) as error:
-            raise ValueError(_not_recognised(file, prefix, WORDS[kind], error)) from None
+            raise ValueError(_not_recognised(file, prefix, kind.words, error)) from None
         if found:
             params, layout = found
             if empty := [keys[name] for name, shape in shapes.items() if 0 in shape]:
                 raise ValueError(f"{file.path} is damaged: {empty[0]} has no values")
-            return Part(kind, params, layout, file, {name: file.tensors[key] for name, key in keys.items()}, keys, prefix, hints)
+            stored = {name: file.tensors[key] for name, key in keys.items()}
+            return Part(kind.part, kind.words, params, layout, file, stored, keys, prefix, hints)
     return None
 
 

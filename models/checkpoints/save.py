@@ -6,88 +6,157 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from diffusion.spec import check_names, lookup
-from models.checkpoints import clip_keys, diffusers_configs, native, taesd_keys, unet_keys, vae_keys
+from models.checkpoints import clip_keys, diffusers_configs, flux_keys, native, sd3_keys, t5_keys, taesd_keys, unet_keys, vae_keys
 from models.checkpoints.folder import PREVIEW
 from models.checkpoints.parts import LATENT_STATISTICS
 from models.checkpoints.table import Layout, check_dtype, scatter
 from models.checkpoints.tensors import SAFETENSORS
 from models.checkpoints.unet_keys import Shapes
+from models.checkpoints.vocabulary import write_tokenizer
 from models.clip import CLIPTextParams
-from models.families import FAMILIES, base_of
+from models.families import FAMILIES, TOWERS, Family, base_of
 from models.files import replacing, write_json
+from models.flux import Flux
 from models.model import Model
+from models.sd3 import SD3
+from models.streaming import is_streamed
+from models.t5 import T5
+from models.text import TextEncoder
 from models.tokenizer import vocabulary
 from models.unet import UNet, UNetParams
 from models.vae import VAEParams
 
 Recognise = Callable[[Shapes, Mapping[str, Any]], tuple[Any, Layout] | None]
-LAYOUTS = ("native", "ldm", "diffusers")
+
+
+class Backbone(NamedTuple):
+    """How a kind of network is written: in its publisher's single file, and in diffusers' folders, where it has a configuration."""
+
+    single: Callable[[Any], Layout]
+    diffusers: Callable[[Any], Layout]
+    recognise: Recognise
+    config: Callable[[Any, int], dict[str, Any]]
+    folder: str = "transformer"
+
+
+BACKBONES: dict[type[nn.Module], Backbone] = {
+    UNet: Backbone(unet_keys.ldm, unet_keys.diffusers, unet_keys.recognise, diffusers_configs.unet, "unet"),
+    Flux: Backbone(lambda _: flux_keys.bfl(), flux_keys.diffusers, flux_keys.recognise, lambda p, _: diffusers_configs.flux(p)),
+    SD3: Backbone(lambda _: sd3_keys.sai(), sd3_keys.diffusers, sd3_keys.recognise, diffusers_configs.sd3),
+}
+LAYOUTS = ("native", "ldm", "diffusers", "separate")
 TOWERS_LDM = {
     "sd1": {"clip_l": "cond_stage_model.transformer."},
     "sd2": {"clip_h": "cond_stage_model.model."},
     "sdxl": {"clip_l": "conditioner.embedders.0.transformer.", "clip_g": "conditioner.embedders.1.model."},
     "sdxl-refiner": {"clip_g": "conditioner.embedders.0.model."},
 }
-PLACES = {"clip_l": "text_encoder", "clip_h": "text_encoder", "clip_g": "text_encoder_2"}  # of text towers in diffusers' folders
+TOWERS_FLOW = {"clip_l": "clip_l", "clip_g": "clip_g", "t5": "t5xxl"}  # as single files of flows name them
 PREDICTIONS_LDM = {"eps": "epsilon", "v": "v"}  # as the metadata of single files call them
 
 
 def save(
-    model: Model, path: str | Path, layout: Literal["native", "ldm", "diffusers"] = "native", dtype: torch.dtype | None = None
+    model: Model,
+    path: str | Path,
+    layout: Literal["native", "ldm", "diffusers", "separate"] = "native",
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a model.
 
-    layout  "native": one file of ours, which says itself what it holds; "ldm": the single file of SD and SDXL that most tools open,
-            with no place for a preview; "diffusers": a folder with a sub-folder per part, which diffusers' from_pretrained opens
+    layout  "native": one file of ours, which says itself what it holds; "ldm": the single file that most tools open, of SD and SDXL as
+            latent diffusion wrote it, of SD 3 as Stability AI, of FLUX.1 as ComfyUI, with no place for a preview nor for T5's tokenizer;
+            "diffusers": a folder with a sub-folder per part, which diffusers' from_pretrained opens; "separate": a folder with a file per
+            part under its publisher's keys, to load together: flux-dev.safetensors, vae.safetensors, clip_l.safetensors, t5xxl.safetensors
     dtype   of the weights in the files; None: as they are
     Raises OSError where the place cannot be written, ValueError for a model that readers of the layout would take for another.
     """
     check_names("layout", [layout], LAYOUTS)
     check_dtype(dtype, ())
+    if any(is_streamed(part) for part in model.parts.values()):
+        raise ValueError("blocks of this model are in its files only: load it without memory=... to save it")
     if layout == "native":
-        native.write(path, _cast(model.state_dict(), dtype), {"model": model.spec})
+        native.save(model, path, dtype)
         return
-    if model.backbone is not None and not (isinstance(model.backbone, UNet) and model.backbone.params.context_dim):
+    params: Any = getattr(model.backbone, "params", None)
+    if model.backbone is not None and (type(model.backbone) not in BACKBONES or params.context_dim is None):
         kind = type(model.backbone).__name__
-        raise ValueError(f"the layout {layout!r} is for UNets that are told a text, which this {kind} is not: use layout='native'")
-    {"ldm": _save_ldm, "diffusers": _save_diffusers}[layout](model, Path(path), dtype)
+        raise ValueError(f"the layout {layout!r} is for networks that are told a text, which this {kind} is not: use layout='native'")
+    {"ldm": _save_ldm, "diffusers": _save_diffusers, "separate": _save_separate}[layout](model, Path(path), dtype)
 
 
 def _save_ldm(model: Model, path: Path, dtype: torch.dtype | None) -> None:
-    tensors: dict[str, Tensor] = {}
-    base = _base(model) if model.parts.keys() - {"preview"} else ""
-    if isinstance(model.backbone, UNet):
-        published = _published(model.backbone, unet_keys.ldm(model.backbone.params), unet_keys.recognise)
-        tensors |= _prefixed("model.diffusion_model.", published) | _marks(model, base)
-    if model.vae is not None:
-        tensors |= _prefixed("first_stage_model.", _published(model.vae, vae_keys.ldm(model.vae.params), vae_keys.recognise))
-        tensors |= _latent_statistics(model.vae.params, FAMILIES[model.spec.get("family", base)].scale)
-    for name in model.text.towers if model.text is not None else ():
-        tensors |= _tower_ldm(model, name, TOWERS_LDM[base][name])
-    if model.preview is not None and not tensors:
-        tensors |= _published(model.preview, taesd_keys.diffusers(), taesd_keys.recognise)
-    said = {"modelspec.prediction_type": PREDICTIONS_LDM[model.prediction.name]} if model.prediction.name in PREDICTIONS_LDM else {}
     if path.suffix not in SAFETENSORS:
         raise ValueError(f"{path} is to be a single file, which readers know by its ending: name it {path.name}.safetensors")
-    native.write_tensors(path, _cast(tensors, dtype), {"format": "pt", **said})
+    base = _base(model) if model.parts.keys() - {"preview"} else ""
+    prefixes = {"backbone": "model.diffusion_model.", "vae": "vae." if base.startswith("flux") else "first_stage_model.", "preview": ""}
+    parts = _single_parts(model, base)
+    if len(parts) > 1:  # with no place for it
+        parts.pop("preview", None)
+    tensors: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        tensors |= _prefixed(prefixes[name] if name in prefixes else _tower_prefix(base, name), part)
+    if "clip_h" in parts and _used_blocks(model, "clip_h") == model.require("text").tower("clip_h").params.layers:
+        tensors |= _unused_block(TOWERS_LDM[base]["clip_h"], tensors, model.require("text").tower("clip_h").params.layers)
+    if model.backbone is not None:
+        tensors |= _marks(model, base)
+    if model.vae is not None:
+        tensors |= _latent_statistics(model.vae.params, FAMILIES[model.spec.get("family", base)])
+    native.write_tensors(path, _cast(tensors, dtype), {"format": "pt", **_said(model)})
 
 
-def _tower_ldm(model: Model, name: str, prefix: str) -> dict[str, Tensor]:
-    assert model.text is not None
-    tower = model.text.tower(name)
+def _save_separate(model: Model, folder: Path, dtype: torch.dtype | None) -> None:
+    base = _base(model)
+    if model.backbone is not None and _marks(model, base):
+        raise ValueError("separate files do not say what the network predicts: use another layout")
+    if model.vae is not None and _latent_statistics(model.vae.params, FAMILIES[model.spec.get("family", base)]):
+        raise ValueError("separate files do not say how latents are scaled: use another layout")
+    names = {"backbone": model.spec.get("family", base), **TOWERS_FLOW}
+    for name, part in _single_parts(model, base).items():
+        file = folder / f"{names.get(name, name)}.safetensors"
+        native.write_tensors(file, _cast(part, dtype), {"format": "pt", **(_said(model) if name == "backbone" else {})})
+    if model.text is not None and model.text.t5_tokenizer is not None:
+        write_tokenizer(model.text.t5_tokenizer, folder)
+
+
+def _single_parts(model: Model, base: str) -> dict[str, dict[str, Tensor]]:
+    """The tensors of every part, towers by their names, as single files hold them but for what stands before their keys."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    if model.backbone is not None:
+        of = BACKBONES[type(model.backbone)]
+        parts["backbone"] = _published(model.backbone, of.single(model.backbone.params), of.recognise)
+    if model.vae is not None:
+        parts["vae"] = _published(model.vae, vae_keys.ldm(model.vae.params), vae_keys.recognise)
+    for name in model.text.towers if model.text is not None else ():
+        parts[name] = _single_tower(model, base, name)
+    if model.preview is not None:
+        parts["preview"] = _published(model.preview, taesd_keys.diffusers(), taesd_keys.recognise)
+    return parts
+
+
+def _tower_prefix(base: str, name: str) -> str:
+    return TOWERS_LDM[base][name] if base in TOWERS_LDM else f"text_encoders.{TOWERS_FLOW[name]}.transformer."
+
+
+def _single_tower(model: Model, base: str, name: str) -> dict[str, Tensor]:
+    tower = model.require("text").towers[name]
+    if isinstance(tower, T5):
+        return _published(tower, t5_keys.transformers(), t5_keys.recognise)
     if tower.params.activation != (activation := "quick_gelu" if name == "clip_l" else "gelu"):
-        raise ValueError(f"readers of the layout 'ldm' compute {name} with {activation}, not {tower.params.activation}")
-    layout = clip_keys.openclip() if prefix.endswith(".model.") else clip_keys.transformers()
-    tensors = _prefixed(prefix, _published(tower, layout, clip_keys.recognise))
-    if name == "clip_h" and _used_blocks(model, name) == tower.params.layers:
-        tensors |= _unused_block(prefix, tensors, tower.params.layers)
-    return tensors
+        raise ValueError(f"readers of single files compute {name} with {activation}, not {tower.params.activation}")
+    layout = clip_keys.openclip() if _tower_prefix(base, name).endswith(".model.") else clip_keys.transformers()
+    return _published(tower, layout, clip_keys.recognise)
+
+
+def _said(model: Model) -> dict[str, str]:
+    """What single files say of the prediction beside their tensors."""
+    name = PREDICTIONS_LDM.get(model.prediction.name)
+    return {"modelspec.prediction_type": name} if name else {}
 
 
 def _marks(model: Model, base: str) -> dict[str, Tensor]:
@@ -99,13 +168,15 @@ def _marks(model: Model, base: str) -> dict[str, Tensor]:
         raise ValueError(
             f"single files do not say schedule {model.spec['schedule']} and prediction {model.prediction.name!r}: use another layout"
         )
+    if (grid := model.spec.get("grid", of.grid)) != of.grid and model.prediction.name == "flow":
+        raise ValueError(f"single files do not say which times are visited, here {grid}: use layout='diffusers' or 'native'")
     v = model.prediction.name == "v" and base.startswith("sdxl")
     return {mark: torch.tensor([]) for mark, set_ in (("v_pred", v), ("ztsnr", ends_in_noise)) if set_}
 
 
-def _latent_statistics(p: VAEParams, scale: float) -> dict[str, Tensor]:
+def _latent_statistics(p: VAEParams, of: Family) -> dict[str, Tensor]:
     """Playground's two tensors, or none. ValueError for a scale that readers of single files would not know."""
-    if (p.scale, p.shift) != (scale, 0.0):
+    if (p.scale, p.shift) != (of.scale, of.shift):
         raise ValueError(f"single files do not say how latents are scaled, here by {p.scale:g}: use another layout")
     if p.mean is None or p.std is None:
         return {}
@@ -131,10 +202,7 @@ def write_configs(model: Model, folder: Path) -> None:
     for place, (_, config, _) in found.items():
         write_json(folder / place / "config.json", config)
     if model.text is not None:
-        for use in model.text.params.uses:
-            place = PLACES[use.tower].replace("text_encoder", "tokenizer")
-            _save_tokenizer(folder / place, use.pad, model.text.params.length)
-            classes[place] = ("transformers", "CLIPTokenizer")
+        classes |= _save_tokenizers(model.text, folder, _places(model))
     if model.backbone is not None:
         config = diffusers_configs.scheduler(model)
         write_json(folder / "scheduler" / "scheduler_config.json", config)
@@ -146,17 +214,18 @@ def _diffusers_parts(model: Model) -> dict[str, tuple[str, dict[str, Any], dict[
     """By sub-folder: the file of the weights, the configuration, and the tensors."""
     file = "diffusion_pytorch_model.safetensors"
     parts: dict[str, tuple[str, dict[str, Any], dict[str, Tensor]]] = {}
-    if isinstance(model.backbone, UNet):
-        config = diffusers_configs.unet(model.backbone.params, model.shape[-1])
-        layout = unet_keys.diffusers(model.backbone.params)
-        parts["unet"] = (file, config, _published(model.backbone, layout, unet_keys.recognise, config))
+    if model.backbone is not None:
+        of = BACKBONES[type(model.backbone)]
+        config = of.config(model.backbone.params, model.shape[-1])
+        tensors = _published(model.backbone, of.diffusers(model.backbone.params), of.recognise, config)
+        parts[of.folder] = (file, config, tensors)
     if model.vae is not None:
         config = diffusers_configs.vae(model.vae.params)
         layout = vae_keys.diffusers(model.vae.params)
         parts["vae"] = (file, config, _published(model.vae, layout, vae_keys.recognise, config))
-    for use in model.text.params.uses if model.text is not None else ():
-        params, tensors = _text_tower(model, use.tower)
-        parts[PLACES[use.tower]] = ("model.safetensors", diffusers_configs.text(params), tensors)
+    for name, place in _places(model).items():
+        config, tensors = _text_tower(model, name)
+        parts[place] = ("model.safetensors", config, tensors)
     if model.preview is not None:
         config = diffusers_configs.taesd(model.preview.params)
         tensors = _published(model.preview, taesd_keys.diffusers(), taesd_keys.recognise)
@@ -164,21 +233,48 @@ def _diffusers_parts(model: Model) -> dict[str, tuple[str, dict[str, Any], dict[
     return parts
 
 
-def _text_tower(model: Model, name: str) -> tuple[CLIPTextParams, dict[str, Tensor]]:
-    """A tower as diffusers' folders have it: SD 2's ends with the last block that is used, and only SDXL's second has a projection."""
-    assert model.text is not None
-    tower = model.text.tower(name)
-    params, state = tower.params, tower.state_dict()
+def _places(model: Model) -> dict[str, str]:
+    """The sub-folder of every text tower: the first, second and third in their family's order, but for the refiner's only one."""
+    if model.text is None:
+        return {}
+    towers = TOWERS[_base(model)]
+    numbers = {name: i + 1 + (towers == ("clip_g",)) for i, name in enumerate(towers)}
+    return {name: "text_encoder" + (f"_{numbers[name]}" if numbers[name] > 1 else "") for name in model.text.towers}
+
+
+def _text_tower(model: Model, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A tower as diffusers' folders have it: SD 2's ends with the last block that is used; a projection is there where it is used."""
+    tower = model.require("text").towers[name]
+    state = tower.state_dict()
+    if isinstance(tower, T5):
+        return diffusers_configs.t5(tower.params), scatter(t5_keys.transformers().table(state), state)
+    use = next(use for use in model.require("text").params.uses if use.tower == name)
+    params: CLIPTextParams = tower.params
     used = _used_blocks(model, name) if name == "clip_h" else params.layers
-    params = replace(params, layers=used, projection=params.projection if name == "clip_g" else None)
-    unused = tuple(f"blocks.{i}." for i in range(used, tower.params.layers)) + ("projection.",) * (params.projection is None)
+    projected = use.pooled and use.projected
+    params = replace(params, layers=used, projection=params.projection if projected else None)
+    unused = tuple(f"blocks.{i}." for i in range(used, tower.params.layers)) + ("projection.",) * (not projected)
     state = {key: value for key, value in state.items() if not key.startswith(unused)}
-    return params, scatter(clip_keys.transformers().table(state), state)
+    return diffusers_configs.text(params), scatter(clip_keys.transformers().table(state), state)
 
 
 def _used_blocks(model: Model, name: str) -> int:
-    assert model.text is not None
-    return next(use.blocks for use in model.text.params.uses if use.tower == name)
+    return next(use.blocks for use in model.require("text").params.uses if use.tower == name)
+
+
+def _save_tokenizers(text: TextEncoder, folder: Path, places: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """The tokenizer of every tower in its folder, and the classes that read them."""
+    classes = {}
+    for use in text.params.uses:
+        place = places[use.tower].replace("text_encoder", "tokenizer")
+        _save_tokenizer(folder / place, use.pad, text.params.length)
+        classes[place] = ("transformers", "CLIPTokenizer")
+    if "t5" in places and text.t5_tokenizer is not None:
+        place = places["t5"].replace("text_encoder", "tokenizer")
+        write_tokenizer(text.t5_tokenizer, folder / place)
+        write_json(folder / place / "tokenizer_config.json", diffusers_configs.t5_tokenizer(text.params.t5_length))
+        classes[place] = ("transformers", "T5TokenizerFast")
+    return classes
 
 
 def _save_tokenizer(folder: Path, pad: int, length: int) -> None:
@@ -192,11 +288,11 @@ def _save_tokenizer(folder: Path, pad: int, length: int) -> None:
 
 
 def _base(model: Model) -> str:
-    """sd1, sd2, sdxl or sdxl-refiner."""
+    """The family that the model is built like: a base in FAMILIES."""
     if family := model.spec.get("family"):
         return lookup("family", family, FAMILIES).base
-    if isinstance(model.backbone, UNet):
-        return base_of(model.backbone.params)
+    if type(model.backbone) in BACKBONES:
+        return base_of(cast(Any, model.network).params)
     raise ValueError("this model is of no published family: use layout='native'")
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,18 +19,26 @@ from diffusion.spec import check_names
 from models.checkpoints.tensors import Stored, TensorFile
 from models.finite import is_finite
 
+T = TypeVar("T")
 EDGE = 4096  # values at either end of a mapped tensor: a page or a few
 
-Form = Literal["same", "conv", "transposed"]
-"""How a published tensor is written: as ours, as a 1x1 convolution where ours is a linear layer, or with its two dimensions exchanged."""
+Form = Literal["same", "conv", "transposed", "swapped"]
+"""How a published tensor is written: as ours, as a 1x1 convolution where ours is a linear layer, with its two dimensions exchanged, or
+with the two halves of its first dimension exchanged."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The published keys of one tensor of ours, stacked along its first dimension, and their form."""
+    """The published keys of one tensor of ours, stacked along its first dimension, their form, and their shares where they are unequal."""
 
     keys: tuple[str, ...]
     form: Form = "same"
+    shares: tuple[int, ...] = ()
+
+    def sizes(self, total: int) -> list[int]:
+        """What of so many rows belongs to each key."""
+        shares = self.shares or (1,) * len(self.keys)
+        return [total * share // sum(shares) for share in shares]
 
 
 Table = dict[str, Source]
@@ -43,6 +51,7 @@ class Layout:
 
     rules   patterns over our names and what replaces them, all applied, in order
     forms   patterns over our names of those tensors that are written in another form
+    shares  patterns over our names of those tensors whose published parts are of different sizes, and the sizes' ratios
     number  applied to our names before the rules: how blocks are counted there
     inside  the sub-module that such a file holds, "" for the whole network
     """
@@ -52,10 +61,13 @@ class Layout:
     forms: Mapping[str, Form] = field(default_factory=dict)
     number: Callable[[str], str] = str
     inside: str = ""
+    shares: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def table(self, names: Iterable[str]) -> Table:
         """The published keys of each of our names."""
-        return {name: Source(_split(self._renamed(name)), self._form(name)) for name in names}
+        return {
+            name: Source(_split(self._renamed(name)), _found(name, self.forms, "same"), _found(name, self.shares, ())) for name in names
+        }
 
     def _renamed(self, name: str) -> str:
         name = self.number(name)
@@ -63,19 +75,21 @@ class Layout:
             name = re.sub(pattern, replacement, name)
         return name
 
-    def _form(self, name: str) -> Form:
-        return next((form for pattern, form in self.forms.items() if re.search(pattern, name)), "same")
+
+def _found(name: str, patterns: Mapping[str, T], otherwise: T) -> T:
+    """The value of the first pattern that the name fits."""
+    return next((value for pattern, value in patterns.items() if re.search(pattern, name)), otherwise)
 
 
 def _split(name: str) -> tuple[str, ...]:
     """a.[q,k].b -> a.q.b, a.k.b."""
-    if not (found := re.search(r"\[([\w,]+)\]", name)):
+    if not (found := re.search(r"\[([\w.,]+)\]", name)):
         return (name,)
     return tuple(name.replace(found[0], part) for part in found[1].split(","))
 
 
 class Stock(Protocol):
-    """Published tensors: where `gather` takes from. For what is said to people: what they are, and what stands before their keys."""
+    """Published tensors: where `supplies` takes from. For what is said to people: what they are, and what stands before their keys."""
 
     @property
     def stored(self) -> Mapping[str, Stored]: ...
@@ -87,11 +101,80 @@ class Stock(Protocol):
     def file(self) -> TensorFile: ...
 
 
-def gather(table: Table, shapes: Mapping[str, torch.Size], stock: Stock, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Our tensors from the published ones.
+@dataclass(frozen=True, eq=False)
+class Supply:
+    """One tensor of ours as it is to be had from published ones."""
 
-    What is one to one and of the right dtype stays in the file's memory-mapped pages; the rest is read into new memory, piece by piece.
-    ValueError names the first key that is missing, without a place, of another shape, of a type that is no weight, or not finite.
+    shape: torch.Size
+    dtype: torch.dtype
+    source: Source
+    pieces: tuple[Stored, ...]
+    path: Path
+
+    def take(self) -> Tensor:
+        """The tensor: the file's memory-mapped pages where it is one to one and of the right dtype, else new memory.
+
+        ValueError where it is not finite, see `take`.
+        """
+        if len(self.pieces) == 1 and self.source.form in ("same", "conv"):
+            return take(self.pieces[0], self.dtype, self.path).view(self.shape)
+        value = torch.empty(self.shape, dtype=self.dtype)
+        self._put(value, lambda stored, out: _copy(stored, out, self.path))
+        return value
+
+    def read_into(self, out: Tensor) -> None:
+        """Copy it, piece by piece: nothing of a safetensors file stays in memory, and nothing is looked at."""
+        self._put(out, lambda stored, part: stored.read_into(part))
+
+    def packed(self) -> dict[str, Supply | Fixed] | None:
+        """The matrix as it is packed in the file, and its scale ("packed", "scale"); None where it is not, or its pieces differ in that."""
+        kinds = {(piece.packing, piece.raw.dtype if piece.raw else None) for piece in self.pieces}
+        if len(kinds) > 1 or self.pieces[0].packing is None or self.source.form != "same":
+            return None
+        raw = tuple(piece.raw for piece in self.pieces if piece.raw)
+        shape = torch.Size((self.shape[0], raw[0].shape[1]))
+        found: dict[str, Supply | Fixed] = {"packed": Supply(shape, raw[0].dtype, self.source, raw, self.path)}
+        scales = [piece.scale for piece in self.pieces if piece.scale is not None]
+        if scales:
+            rows = [scale.expand(piece.shape[0], 1) for piece, scale in zip(self.pieces, scales, strict=True)]
+            found["scale"] = Fixed(scales[0] if len(scales) == 1 else torch.cat(rows))
+        return found
+
+    def _put(self, value: Tensor, copy: Callable[[Stored, Tensor], None]) -> None:
+        for piece, part in zip(self.pieces, value.split(self.source.sizes(len(value))) if len(self.pieces) > 1 else (value,), strict=True):
+            if self.source.form in ("transposed", "swapped"):
+                raw = torch.empty(piece.shape, dtype=value.dtype)
+                copy(piece, raw)
+                part.copy_(raw.T if self.source.form == "transposed" else _swapped(raw))
+            else:
+                copy(piece, part)
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """A small tensor that was read before."""
+
+    value: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.value.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value.dtype
+
+    def take(self) -> Tensor:
+        return self.value
+
+    def read_into(self, out: Tensor) -> None:
+        out.copy_(self.value)
+
+
+def supplies(table: Table, shapes: Mapping[str, torch.Size], stock: Stock, dtype: torch.dtype) -> dict[str, Supply]:
+    """Where each of our tensors is to be had.
+
+    ValueError names the first key that is missing, without a place, of another shape, or of a type that is no weight.
     """
     path = stock.file.path
     known = dict.fromkeys(key for source in table.values() for key in source.keys)
@@ -102,7 +185,7 @@ def gather(table: Table, shapes: Mapping[str, torch.Size], stock: Stock, dtype: 
     for name, source in table.items():
         _check_shapes(shapes[name], source, stock)
     return {
-        name: _gather_one(shapes[name], source, [stock.stored[key] for key in source.keys], dtype, path) for name, source in table.items()
+        name: Supply(shapes[name], dtype, source, tuple(stock.stored[key] for key in source.keys), path) for name, source in table.items()
     }
 
 
@@ -110,18 +193,9 @@ def _more(keys: list[str]) -> str:
     return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
 
 
-def _gather_one(shape: torch.Size, source: Source, pieces: list[Stored], dtype: torch.dtype, path: Path) -> Tensor:
-    if len(pieces) == 1 and source.form != "transposed":
-        return take(pieces[0], dtype, path).view(shape)
-    value = torch.empty(shape, dtype=dtype)
-    for piece, part in zip(pieces, value.chunk(len(pieces)), strict=True):
-        if source.form == "transposed":
-            raw = torch.empty(piece.shape, dtype=dtype)
-            _copy(piece, raw, path)
-            part.copy_(raw.T)
-        else:
-            _copy(piece, part, path)
-    return value
+def _swapped(value: Tensor) -> Tensor:
+    """The halves of the first dimension exchanged."""
+    return value.roll(len(value) // 2, 0)
 
 
 def take(stored: Stored, dtype: torch.dtype, path: str | Path) -> Tensor:
@@ -165,13 +239,22 @@ def check_dtype(dtype: torch.dtype | Mapping[str, torch.dtype] | None, parts: It
 
 
 def scatter(table: Table, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published tensors from ours: `gather` backwards, without a copy where ours need none."""
+    """The published tensors from ours: `supplies` backwards, without a copy where ours need none."""
     published: dict[str, Tensor] = {}
     for name, source in table.items():
-        for key, part in zip(source.keys, state[name].detach().chunk(len(source.keys)), strict=True):
-            written = part.T if source.form == "transposed" else part[..., None, None] if _is_conv(part.shape, source) else part
-            published[key] = written.contiguous()
+        value = state[name].detach()
+        parts = value.split(source.sizes(len(value))) if len(source.keys) > 1 else (value,)
+        for key, part in zip(source.keys, parts, strict=True):
+            published[key] = _written(part, source).contiguous()
     return published
+
+
+def _written(part: Tensor, source: Source) -> Tensor:
+    if source.form == "transposed":
+        return part.T
+    if source.form == "swapped":
+        return _swapped(part)
+    return part[..., None, None] if _is_conv(part.shape, source) else part
 
 
 def _is_conv(shape: torch.Size, source: Source) -> bool:
@@ -180,9 +263,10 @@ def _is_conv(shape: torch.Size, source: Source) -> bool:
 
 def _check_shapes(shape: torch.Size, source: Source, stock: Stock) -> None:
     """ValueError unless the published tensors are of the shapes that ours asks for, and weights."""
-    part = torch.Size((shape[0] // len(source.keys), *shape[1:])) if shape else shape
-    wanted = part[::-1] if source.form == "transposed" else torch.Size((*part, 1, 1)) if _is_conv(part, source) else part
-    for key in source.keys:
+    sizes = source.sizes(shape[0]) if shape else [0]
+    for key, size in zip(source.keys, sizes, strict=True):
+        part = torch.Size((size, *shape[1:])) if shape else shape
+        wanted = part[::-1] if source.form == "transposed" else torch.Size((*part, 1, 1)) if _is_conv(part, source) else part
         stored = stock.stored[key]
         # A 1x1 convolution may have been saved as the linear layer that it is.
         if stored.shape not in (tuple(wanted), tuple(part)):

@@ -1,6 +1,7 @@
 """Tensors in files, by name: what a file holds is known from its header alone; a tensor is read when it is asked for.
 
     safetensors    our own reader of the format: eight bytes of length, a JSON header, then the data, which is memory-mapped
+    .gguf          GGML's format, whose tensors may be packed (see gguf_file.py)
     .ckpt .pt ...  pickles, only under torch's weights_only, which runs no code
     *.index.json   several safetensors files that are one
 
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor
 
 from models.files import read_json
+from models.packed import Packed
 
 DTYPES = {
     "F64": torch.float64,
@@ -46,6 +48,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 SAFETENSORS = (".safetensors", ".sft")
+GGUF = (".gguf",)
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 CHUNK = 2**21  # bytes read at a time, which a processor's cache holds until they are converted
 WRAPPERS = ("state_dict", "model", "module")  # what pickles of trainers hold their tensors under
@@ -61,19 +64,36 @@ NO_WEIGHTS = {  # how files begin that a download left in place of the one that 
 
 
 class Stored(ABC):
-    """One tensor of a file."""
+    """One tensor of a file.
+
+    packing  None, or how a matrix is packed: then all but the next two give its values in float32
+    raw      of a packed matrix, what lies in the file: (rows, bytes or 8-bit floats of a row)
+    scale    of 8-bit floats, () or (rows, 1) in float32
+    """
 
     key: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    packing: str | None = None
+    raw: Stored | None = None
+    scale: Tensor | None = None
+
+    def packed(self) -> Packed:
+        """The packed matrix in the file's memory-mapped pages."""
+        if self.packing is None or self.raw is None:
+            raise ValueError(f"{self.key} is not packed")
+        return Packed(self.packing, self.raw.mapped(), self.scale)
 
     @abstractmethod
     def mapped(self) -> Tensor:
         """The tensor in the file's memory-mapped pages, which may be written to: the file does not change."""
 
     @abstractmethod
-    def chunks(self) -> Iterator[Tensor]:
-        """Its values in order, some at a time, flat, each valid until the next: nothing of a safetensors file stays in memory."""
+    def chunks(self, of: int = 1) -> Iterator[Tensor]:
+        """Its values in order, some at a time, flat, each valid until the next: nothing of a safetensors file stays in memory.
+
+        of  how many must stay together
+        """
 
     def copied(self, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Copy it to a contiguous tensor of its shape and of any dtype, some values at a time: as they are stored, and there."""
@@ -121,13 +141,17 @@ def open_tensors(path: str | Path) -> TensorFile:
         return _open_safetensors(path)
     if path.suffix.lower() in PICKLES:
         return _open_pickle(path)
-    raise ValueError(f"{path} is no file of weights: expected {', '.join((*SAFETENSORS, *PICKLES))} or a shards' .index.json")
+    if path.suffix.lower() in GGUF:
+        from models.checkpoints.gguf_file import open_gguf  # which is made of what stands here
+
+        return open_gguf(path)
+    raise ValueError(f"{path} is no file of weights: expected {', '.join((*SAFETENSORS, *PICKLES, *GGUF))} or a shards' .index.json")
 
 
 # Safetensors -----------------------------------------------------------------------------------------------------------
 
 
-class _Mapping:
+class Pages:
     """A file's pages, mapped once for all of its tensors, when the first is asked for."""
 
     def __init__(self, path: Path, size: int) -> None:
@@ -144,11 +168,11 @@ class _Mapping:
 
 
 @dataclass(frozen=True, eq=False)
-class _Region(Stored):
+class Region(Stored):
     key: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    mapping: _Mapping
+    pages: Pages
     start: int
 
     def mapped(self) -> Tensor:
@@ -157,15 +181,16 @@ class _Region(Stored):
             self.read_into(out)
             return out
         # A storage of its own: who copies or pickles this tensor does not take the whole file along.
-        storage = self.mapping.storage[self.start : self.start + math.prod(self.shape) * self.dtype.itemsize]
+        storage = self.pages.storage[self.start : self.start + math.prod(self.shape) * self.dtype.itemsize]
         return torch.tensor([], dtype=self.dtype).set_(storage).view(self.shape)
 
-    def chunks(self) -> Iterator[Tensor]:
-        size = math.prod(self.shape) * self.dtype.itemsize
-        buffer = torch.empty(min(size, CHUNK), dtype=torch.uint8)
-        with open(self.mapping.path, "rb", buffering=0) as file:
+    def chunks(self, of: int = 1) -> Iterator[Tensor]:
+        size, least = math.prod(self.shape) * self.dtype.itemsize, of * self.dtype.itemsize
+        step = max(1, CHUNK // least) * least
+        buffer = torch.empty(min(size, step), dtype=torch.uint8)
+        with open(self.pages.path, "rb", buffering=0) as file:
             file.seek(self.start)
-            for start in range(0, size, CHUNK):
+            for start in range(0, size, step):
                 chunk = buffer[: size - start]
                 self._fill(chunk, file)
                 yield chunk.view(self.dtype)
@@ -175,7 +200,7 @@ class _Region(Stored):
         while len(view):
             n = file.readinto(view)
             if not n:
-                raise ValueError(f"{self.mapping.path} is damaged: it ends within {self.key}")
+                raise ValueError(f"{self.pages.path} is damaged: it ends within {self.key}")
             view = view[n:]
 
 
@@ -201,13 +226,13 @@ def _open_safetensors(path: Path) -> TensorFile:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f"{path} is damaged: __metadata__ must hold texts")
-    begin, mapping = 8 + length, _Mapping(path, size)
+    begin, pages = 8 + length, Pages(path, size)
     ends: list[tuple[int, int, str]] = []
     tensors: dict[str, Stored] = {}
     for key, entry in header.items():
         dtype, shape, first, last = _check_entry(path, key, entry)
         ends.append((first, last, key))
-        tensors[key] = _Region(key, shape, dtype, mapping, begin + first)
+        tensors[key] = Region(key, shape, dtype, pages, begin + first)
     ends.sort()
     for (_, last, key), (first, _, other) in pairwise([(0, 0, "the header"), *ends]):
         if first != last:
@@ -232,7 +257,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
     """dtype, shape, first and last byte of one tensor in the header."""
-    _check_name(path, key)
+    check_name(path, key)
     try:
         name, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
@@ -265,7 +290,7 @@ class _Unpickled(Stored):
     def mapped(self) -> Tensor:
         return self.tensor.detach().contiguous()
 
-    def chunks(self) -> Iterator[Tensor]:
+    def chunks(self, of: int = 1) -> Iterator[Tensor]:
         yield self.tensor.detach().flatten()
 
 
@@ -321,7 +346,7 @@ def _flat(state: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
             yield key, value
 
 
-def _check_name(path: Path, key: Any) -> None:
+def check_name(path: Path, key: Any) -> None:
     """ValueError for a name that no message could show."""
     if not isinstance(key, str) or not key.isprintable() or len(key) > LONGEST_NAME:
         raise ValueError(f"{path} is damaged: {key!r:.80} is no name of a tensor")
@@ -329,7 +354,7 @@ def _check_name(path: Path, key: Any) -> None:
 
 def _check_unpickled(path: Path, key: Any, value: Tensor) -> None:
     """ValueError unless this is a tensor as a file has it: one that repeats few bytes would fill the memory when it is copied."""
-    _check_name(path, key)
+    check_name(path, key)
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
         raise ValueError(f"{path} holds {key}, which is no plain tensor")
     if value.nbytes > value.untyped_storage().nbytes():

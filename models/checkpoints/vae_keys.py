@@ -68,7 +68,7 @@ def _by_level(name: str, params: VAEParams, top: int | None) -> str:
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[VAEParams, Layout] | None:
     """Parameters (but for the scale of the latents, which no tensor tells) and layout of an autoencoder; None where it is none.
 
-    hints  what a config.json beside the tensors says: norm_num_groups, and the scale, without which only 4 channels are taken
+    hints  what a config.json beside the tensors says: norm_num_groups
     """
     if "encoder.conv_in.weight" not in shapes or "decoder.conv_in.weight" not in shapes:
         return None
@@ -85,8 +85,6 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[VAEParams, Layo
 
 def _params(shapes: Shapes, levels: str, blocks: str, hints: Mapping[str, Any]) -> VAEParams:
     channels, latents = shapes["encoder.conv_in.weight"][0], shapes["decoder.conv_in.weight"][1]
-    if latents == 16 and "scaling_factor" not in hints:
-        raise ValueError("this is the autoencoder of Stable Diffusion 3 or FLUX, which this library does not load yet")
     tree = beginnings(shapes)
     return VAEParams(
         image_channels=shapes["encoder.conv_in.weight"][1],

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import DiT, DiTParams, UNet, UNetParams
+from models import SD3, DiT, DiTParams, Flux, FluxParams, SD3Params, UNet, UNetParams
 
 UNET: dict[str, Any] = dict(in_channels=3, out_channels=3, channels=32, channel_mult=(1, 2), blocks=1, head_dim=8, groups=8)
 SD1 = UNetParams(**{**UNET, "heads": 4, "head_dim": None}, attention=(1, 0), context_dim=12)
@@ -24,6 +24,16 @@ DIT: dict[str, Any] = dict(in_channels=3, image_size=8, patch_size=2, hidden=32,
 CLASSES = DiTParams(**DIT, num_classes=10)
 VARIANCE = DiTParams(**DIT, num_classes=10, learned_variance=True)
 TEXT = DiTParams(**DIT, num_classes=None, context_dim=12, vector_dim=6)
+
+FLUX: dict[str, Any] = dict(out_channels=3, hidden=48, heads=3, depth=2, depth_single=2, axes=(4, 6, 6), context_dim=12, vector_dim=6)
+DEV = FluxParams(**FLUX, in_channels=3)
+SCHNELL = FluxParams(**FLUX, in_channels=3, guidance_dim=None)
+FILL = FluxParams(**FLUX, in_channels=10)
+
+MMDIT: dict[str, Any] = dict(in_channels=3, out_channels=3, depth=2, context_dim=12, vector_dim=6, positions=12)
+SD3_0 = SD3Params(**MMDIT)
+LARGE = SD3Params(**MMDIT, qk_norm=True)
+MEDIUM = SD3Params(**MMDIT, qk_norm=True, dual=1)
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,10 @@ UNETS = {"SD 1": SD1, "SD 2": SD2, "SDXL": SDXL, "ADM": ADM, "LCM": LCM}
 DITS = {"classes": CLASSES, "variance": VARIANCE, "text": TEXT}
 KINDS = {f"UNet, {name}": Kind(UNet, params, (8, 12)) for name, params in UNETS.items()}
 KINDS |= {f"DiT, {name}": Kind(DiT, params, (8, 8)) for name, params in DITS.items()}
+FLUXES = {"dev": DEV, "schnell": SCHNELL, "Fill": FILL}
+SD3S = {"3.0": SD3_0, "3.5 large": LARGE, "3.5 medium": MEDIUM}
+KINDS |= {f"Flux, {name}": Kind(Flux, params, (8, 12)) for name, params in FLUXES.items()}
+KINDS |= {f"SD 3, {name}": Kind(SD3, params, (8, 12)) for name, params in SD3S.items()}
 
 
 def randomised(network: nn.Module) -> nn.Module:
@@ -69,7 +83,7 @@ def inputs(params: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor, dict[str
         conditions["vector"] = torch.randn(2, params.vector_dim, generator=generator)
     if getattr(params, "guidance_dim", None) is not None:
         conditions["guidance"] = torch.tensor([1.75, 8.5])
-    return x, torch.tensor([3.25, 987.6]), conditions
+    return x, torch.tensor([0.00325, 0.9876] if isinstance(params, FluxParams | SD3Params) else [3.25, 987.6]), conditions
 
 
 def renamed(name: str, value: Tensor, rules: Mapping[str, str]) -> dict[str, Tensor]:

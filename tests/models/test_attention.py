@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from models import products
-from models.attention import CrossAttention, SelfAttention, attention
+from models.attention import CrossAttention, SelfAttention, attend, attention
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -34,6 +36,25 @@ def test_attention_follows_its_formula(queries: int, keys: int, heads: int) -> N
     """The fused kernel gives softmax(q k^T / sqrt(d)) v for any lengths and number of heads."""
     q, k, v = normal(3, queries, 12), normal(3, keys, 12), normal(3, keys, 12) * 2
     torch.testing.assert_close(attention(q, k, v, heads), plain(q, k, v, heads), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [None, 1.0, 0.3])
+@pytest.mark.parametrize("shape", [None, (2, 3, 7, 5), (1, 3, 7, 5), (1, 1, 7, 5)])
+def test_attend_scales_and_biases_the_scores(shape: tuple[int, ...] | None, scale: float | None) -> None:
+    """softmax(scale * q k^T + bias) v by heads, for a bias of every sample and head or one for all; 1/sqrt(d) without a scale."""
+    q, k, v = normal(2, 3, 7, 4), normal(2, 3, 5, 4), normal(2, 3, 5, 6)
+    bias = None if shape is None else normal(*shape)
+    weight = ((4**-0.5 if scale is None else scale) * torch.einsum("bhid,bhjd->bhij", q, k) + (0 if bias is None else bias)).exp()
+    expected = torch.einsum("bhij,bhjd->bihd", weight / weight.sum(-1, keepdim=True), v).flatten(2)
+    torch.testing.assert_close(attend(q, k, v, bias=bias, scale=scale), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_attend_causally() -> None:
+    """What a query gets is what it would get of the keys up to its own alone."""
+    q, k, v = normal(1, 2, 5, 4), normal(1, 2, 5, 4) + 1, normal(1, 2, 5, 4) - 1
+    for i, row in enumerate(attend(q, k, v, causal=True).unbind(1)):
+        alone = attend(q[:, :, i : i + 1], k[:, :, : i + 1], v[:, :, : i + 1])
+        torch.testing.assert_close(row, alone[:, 0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -68,9 +89,9 @@ def test_attention_in_blocks(queries: int, keys: int, dtype: torch.dtype, monkey
     fused: list[torch.dtype] = []
     kernel = F.scaled_dot_product_attention
 
-    def watched(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    def watched(q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Tensor:
         fused.append(q.dtype)
-        return kernel(q, k, v, is_causal=is_causal)
+        return kernel(q, k, v, **settings)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
     q, k, v = (x.to(dtype) for x in (normal(2, queries, 12), normal(2, keys, 12), normal(2, keys, 12)))
@@ -78,6 +99,10 @@ def test_attention_in_blocks(queries: int, keys: int, dtype: torch.dtype, monkey
     assert (out.dtype, fused) == (dtype, [])
     exact = plain(q.double(), k.double(), v.double(), 3)
     assert (out.double() - exact).norm() <= 4 * torch.finfo(dtype).eps * exact.norm()
+    heads = [x.unflatten(-1, (3, 4)).transpose(1, 2) for x in (q, k, v)]
+    exact = plain(q.double() * 0.6, k.double(), v.double(), 3)  # 0.3 for 1/sqrt(4)
+    assert (attend(*heads, scale=0.3).double() - exact).norm() <= 4 * torch.finfo(dtype).eps * exact.norm()
+    assert fused == []
 
     attention(q.requires_grad_(), k, v, 3)
     attention(q.detach(), k[:, :1023], v[:, :1023], 3)

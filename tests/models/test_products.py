@@ -105,10 +105,11 @@ def layer_and_input(kind: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("kind", LAYERS)
-def test_half_precision_rounds_once(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the processor's instructions the output is the exact one, rounded; and so are the gradients."""
+@pytest.mark.parametrize(("kind", "at_once"), [*((kind, 2**22) for kind in LAYERS), ("bias", 500), ("none", 500), ("bias", 5)])
+def test_half_precision_rounds_once(kind: str, at_once: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the processor's instructions the output is the exact one, rounded; and so are the gradients. In parts as well."""
     monkeypatch.setitem(products.NATIVE, dtype, False)
+    monkeypatch.setattr(products, "WIDENED", at_once)
     layer, x = layer_and_input(kind, dtype)
     wide = {name: p.detach().double().requires_grad_() for name, p in layer.named_parameters()}
     wide_x = x.detach().double().requires_grad_()
@@ -121,6 +122,23 @@ def test_half_precision_rounds_once(kind: str, dtype: torch.dtype, monkeypatch: 
     for mine, expected in zip([out, *grads], [exact, *exacts], strict=True):
         assert mine.dtype == dtype
         assert (mine.double() - expected).abs().max() <= torch.finfo(dtype).eps * expected.abs().max()
+
+
+def test_large_weights_are_widened_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many rows at a time as have no more numbers than may exist at once, and at least one."""
+    monkeypatch.setitem(products.NATIVE, torch.bfloat16, False)
+    seen: list[tuple[int, ...]] = []
+    linear = F.linear
+
+    def watched(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        seen.append(tuple(weight.shape))
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(F, "linear", watched)
+    for at_once in (48 * 40, 48 * 40 - 1, 500, 47):
+        monkeypatch.setattr(products, "WIDENED", at_once)
+        Linear(48, 40, dtype=torch.bfloat16)(torch.zeros(1, 48, dtype=torch.bfloat16))
+    assert seen == [(40, 48), (39, 48), (1, 48), *[(10, 48)] * 4, *[(1, 48)] * 40]
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -27,7 +27,7 @@ class Declared(Stored):
     def mapped(self) -> NoReturn:
         raise AssertionError(f"{self.key} was read, where keys and shapes must do")
 
-    def chunks(self) -> NoReturn:
+    def chunks(self, of: int = 1) -> NoReturn:
         self.mapped()
 
 

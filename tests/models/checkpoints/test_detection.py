@@ -18,7 +18,8 @@ from torch import Tensor
 import models
 from models import Model
 from models.checkpoints import unet_keys
-from models.checkpoints.describe import Findings, describe
+from models.checkpoints.describe import describe
+from models.checkpoints.findings import Findings
 from models.checkpoints.parts import find_parts
 from models.checkpoints.table import scatter
 from models.unet import UNet

@@ -13,25 +13,24 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import models
-from models import FAMILIES, Model
-from models.families import TOWERS, description, recipe
-from models.presets import TOWER, UNETS, randomise
-from models.taesd import TAESDParams
-from models.vae import VAEParams
+from models import FAMILIES, Model, T5Tokenizer
+from models.clip import CLIPTextParams
+from models.families import TOWERS
+from models.presets import TINY_TOWERS, randomise, tiny_description
 
 WORDS = 100  # of the 49,408 that a tower knows
-SOME = ("sd1", "sd2", "sd2-v", "lcm", "sdxl", "sdxl-v", "sdxl-refiner", "playground-v2.5")
-STRUCTURES = ("sd1", "sd2", "sdxl", "sdxl-refiner")  # one family of each structure
+FLOWS = ("flux-dev", "flux-schnell", "flux-fill", "flux-canny", "sd3", "sd3.5-medium", "sd3.5-large")
+SOME = ("sd1", "sd2", "sd2-v", "lcm", "sdxl", "sdxl-v", "sdxl-refiner", "playground-v2.5", *FLOWS)
+STRUCTURES = ("sd1", "sd2", "sdxl", "sdxl-refiner", *FLOWS)  # one family of each structure
 
 
 @cache
 def tiny(family: str, seed: int = 0, **network: Any) -> Model:
     """A miniature with few words, to be written and read in no time; no test changes it."""
-    of = FAMILIES[family]
-    text = recipe(of.base, {name: replace(TOWER[name], vocab=WORDS) for name in TOWERS[of.base]}, sd2_blocks=2)
-    unet = replace(UNETS[of.base], context_dim=text.context_dim, vector_dim=text.vector_dim, guidance_dim=8 if family == "lcm" else None)
-    vae = VAEParams(channels=32, channel_mult=(1, 1, 2, 2), blocks=1, scale=of.scale, mean=of.mean, std=of.std)
-    model = models.build(description(family, replace(unet, **network), vae, text, TAESDParams(channels=16)))
+    towers = {name: replace(tower, vocab=WORDS) if isinstance(tower, CLIPTextParams) else tower for name, tower in TINY_TOWERS.items()}
+    model = models.build(tiny_description(family, towers, **network))
+    if "t5" in TOWERS[FAMILIES[family].base]:
+        model.require("text").t5_tokenizer = T5Tokenizer.of_letters()
     generator = torch.Generator().manual_seed(seed)
     for part in model.parts.values():
         randomise(part, generator)

@@ -1,0 +1,37 @@
+"""What files were found to hold, before it is decided what model that makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.checkpoints.parts import Part
+from models.checkpoints.tensors import TensorFile
+
+
+@dataclass
+class Findings:
+    """What `describe` decides from, and what it notes on the way.
+
+    single     the parts but for text towers: no two of a kind, save the encoder and the decoder of a preview
+    towers     text towers in the order of their files
+    files      every file opened
+    scheduler  a pipeline's scheduler configuration
+    notes      filled on the way: what was settled otherwise than by keys and shapes
+    left_out   filled on the way: towers that a later file's take the place of, or that nothing uses, with the reason
+    """
+
+    single: list[Part] = field(default_factory=list)
+    towers: list[Part] = field(default_factory=list)
+    files: list[TensorFile] = field(default_factory=list)
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    left_out: list[tuple[Part, str]] = field(default_factory=list)
+
+    def of_kind(self, kind: str) -> Part | None:
+        return next((part for part in self.single if part.kind == kind), None)
+
+    @property
+    def backbone(self) -> Part | None:
+        return self.of_kind("backbone")

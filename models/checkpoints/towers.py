@@ -1,0 +1,89 @@
+"""Which text towers of a family the files hold, and how the family uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from models.checkpoints.findings import Findings
+from models.checkpoints.parts import Part
+from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPTextParams
+from models.families import OPTIONAL_TOWERS, TOWERS, recipe
+from models.t5 import T5Params
+from models.text import NUMBER_DIM, TextParams
+
+
+def find_towers(found: Findings, base: str) -> dict[str, Part]:
+    """The text towers by name; a later file's take the place of those before. ValueError for one that the family has no use for."""
+    named: dict[str, Part] = {}
+    for part in found.towers:
+        name = _name(part, found, base)
+        if name not in TOWERS[base]:
+            raise ValueError(f"{part.file.path} holds a {part.words}, and models built like {base} have no use for one")
+        if name == "clip_g" and part.params.width == CLIP_G.width and part.params.projection is None:
+            raise ValueError(f"{part.file.path} holds OpenCLIP's bigG without its text_projection, which the pooled vector needs")
+        if name in named:
+            if named[name].file is part.file:
+                raise ValueError(f"{part.file.path} holds one text encoder too many: {base} has {len(TOWERS[base])}")
+            found.left_out.append((named[name], f"replaced by what {part.file.path.name} holds"))
+        named[name] = part
+    return named
+
+
+def _name(part: Part, found: Findings, base: str) -> str:
+    """Two CLIPs are told apart by their published widths, and those of other sizes by the projection that the pooled vector needs."""
+    if isinstance(part.params, T5Params):
+        return "t5"
+    clips = [name for name in TOWERS[base] if name != "t5"]
+    if len(clips) == 1:
+        return clips[0]
+    width, projection = part.params.width, part.params.projection
+    vector = found.backbone.params.vector_dim if found.backbone else None
+    if base.startswith("sd3"):  # both are pooled there
+        pooled = width == max(other.params.width for other in found.towers if isinstance(other.params, CLIPTextParams))
+    else:
+        pooled = projection is not None and (vector is None or projection == vector - 6 * NUMBER_DIM)
+    return {CLIP_L.width: "clip_l", CLIP_G.width: "clip_g"}.get(width, "clip_g" if pooled else "clip_l")
+
+
+def text_params(base: str, towers: Mapping[str, Part], found: Findings) -> TextParams | None:
+    """The family's recipe for its towers, None where one of them is not there that it cannot do without."""
+    missing = [name for name in TOWERS[base] if name not in towers]
+    if needed := [name for name in missing if name not in OPTIONAL_TOWERS.get(base, ())]:
+        if towers:
+            found.notes.append(f"text encoders left out: {', '.join(towers)} is there, but {', '.join(needed)} is not")
+            found.left_out += [(part, "a text encoder of no use without the other") for part in towers.values()]
+        return None
+    if missing:
+        found.notes.append(f"without the text encoder {', '.join(missing)}, which the family can do without")
+    params = {name: _activated(name, part) for name, part in towers.items()}
+    try:
+        return recipe(base, params, **_choices(base, towers))
+    except ValueError as error:
+        raise ValueError(f"{found.towers[-1].file.path}: {error}") from None
+
+
+def _choices(base: str, towers: Mapping[str, Part]) -> dict[str, Any]:
+    """What the recipes leave open."""
+    if base == "sd2":
+        return {"blocks": _sd2_blocks(towers["clip_h"])}
+    if base.startswith("sd3"):  # files of Stability AI's hold a projection of CLIP-L that is not used, diffusers' folders one that is
+        return {"projected_l": "CLIPTextModelWithProjection" in towers["clip_l"].hints.get("architectures", ())}
+    return {}
+
+
+def _sd2_blocks(part: Part) -> int:
+    """The last state but one of 24: some files hold all the blocks, the last of them unused, and some, in either layout, only the 23."""
+    params: CLIPTextParams = part.params
+    if params.width == CLIP_H.width:
+        return CLIP_H.layers - 1
+    return params.layers - 1 if part.layout.name == "openclip" else params.layers
+
+
+def _activated(name: str, part: Part) -> CLIPTextParams | T5Params:
+    """OpenCLIP's towers have gelu in every layout; a tower of OpenAI's has quick_gelu. A config.json has the last word."""
+    params: CLIPTextParams | T5Params = part.params
+    if isinstance(params, T5Params) or "hidden_act" in part.hints:
+        return params
+    return replace(params, activation="quick_gelu" if name == "clip_l" else "gelu")

@@ -1,0 +1,78 @@
+"""Stable Diffusion 3 and FLUX.1 beside their counterparts in diffusers: names, and what has to be equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.models.small import relative_error, renamed
+
+# House names to diffusers names, of what both networks have in common.
+NAMES = {
+    r"^context_in\.": "context_embedder.",
+    r"^time\.fc": "time_text_embed.timestep_embedder.linear_",
+    r"^guidance\.fc": "time_text_embed.guidance_embedder.linear_",
+    r"^vector\.mlp\.0\.": "time_text_embed.text_embedder.linear_1.",
+    r"^vector\.mlp\.2\.": "time_text_embed.text_embedder.linear_2.",
+    r"^modulation_out\.": "norm_out.linear.",
+    r"^patch_out\.": "proj_out.",
+    r"^(joint|blocks)\.": "transformer_blocks.",
+    r"\.image\.modulation\.": ".norm1.linear.",
+    r"\.text\.modulation\.": ".norm1_context.linear.",
+    r"\.image\.attention(2?)\.qkv\.": r".attn\1.to_[qkv].",
+    r"\.image\.attention(2?)\.norm": r".attn\1.norm",
+    r"\.image\.attention(2?)\.out\.": r".attn\1.to_out.0.",
+    r"\.text\.attention\.qkv\.": ".attn.add_[qkv]_proj.",
+    r"\.text\.attention\.norm": ".attn.norm_added",
+    r"\.text\.attention\.out\.": ".attn.to_add_out.",
+    r"\.image\.mlp\.0\.": ".ff.net.0.proj.",
+    r"\.image\.mlp\.2\.": ".ff.net.2.",
+    r"\.text\.mlp\.0\.": ".ff_context.net.0.proj.",
+    r"\.text\.mlp\.2\.": ".ff_context.net.2.",
+}
+
+
+def translated(state: Mapping[str, Tensor], rules: Mapping[str, str], swapped: tuple[str, ...]) -> dict[str, Tensor]:
+    """A state dict under diffusers' names; where it says (scale, shift) and we (shift, scale), the halves are swapped."""
+    result: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name.rpartition(".")[0] in swapped:
+            value = torch.cat(value.chunk(2)[::-1])
+        result |= renamed(name, value, {**rules, **NAMES})
+    return result
+
+
+def assert_equal_in_value_and_gradient(
+    ours: nn.Module,
+    theirs: nn.Module,
+    to_theirs: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+    call_theirs: Callable[..., Tensor],
+    inputs: tuple[Tensor, Tensor, dict[str, Tensor]],
+    tolerance: float,
+) -> None:
+    """Output within `tolerance`; gradients of image, text, vector and every parameter within ten times as much; no tensor left over."""
+    theirs.load_state_dict(to_theirs(ours.state_dict()), strict=True)
+    x, t, given = inputs
+    wanted: dict[str, Any] = {"x": x, "context": given["context"], "vector": given["vector"]}
+    for value in wanted.values():
+        value.requires_grad_()
+    out, expected = ours(x, t, **given), call_theirs(x, t, **given)
+    assert out.shape == expected.shape
+    assert relative_error(out, expected) <= tolerance
+
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)  # a different one for every output
+    grads, expected_grads = (torch.autograd.grad((y * weight).sum(), list(wanted.values()), retain_graph=True) for y in (out, expected))
+    for name, grad, expected_grad in zip(wanted, grads, expected_grads, strict=True):
+        assert relative_error(grad, expected_grad) <= 10 * tolerance, name
+
+    (out * weight).sum().backward()
+    (expected * weight).sum().backward()
+    mine = to_theirs({name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in ours.named_parameters()})
+    for name, p in theirs.named_parameters():
+        # A key's bias moves all scores of a query alike, so its gradient is zero but for rounding: the layer's own size is what counts.
+        size = max(float(mine[other].abs().max()) for other in mine if other.rpartition(".")[0] == name.rpartition(".")[0])
+        difference = float((mine[name] - (torch.zeros_like(p) if p.grad is None else p.grad)).abs().max())
+        assert difference <= 10 * tolerance * size, name

@@ -1,0 +1,175 @@
+"""FLUX.1: the sizes of published nets, output and gradients as diffusers computes them, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.models.transformers import transformer_flux
+from torch import Tensor
+
+from models import Flux, FluxParams
+from tests.models.joint_peers import assert_equal_in_value_and_gradient, translated
+from tests.models.small import DEV, FILL, FLUX, FLUXES, SCHNELL, inputs, randomised
+
+# The parameters of the published files.
+PUBLISHED = {
+    "dev": (FluxParams(), 11_901_408_320),
+    "schnell": (FluxParams(guidance_dim=None), 11_891_178_560),
+    "Fill": (FluxParams(in_channels=96), 11_902_391_360),
+    "Canny": (FluxParams(in_channels=32), 11_901_604_928),
+}
+NAMES = {
+    r"^patch_in\.": "x_embedder.",
+    r"^single\.(\d+)\.modulation\.": r"single_transformer_blocks.\1.norm.linear.",
+    r"^single\.(\d+)\.norm": r"single_transformer_blocks.\1.attn.norm",
+    r"^single\.(\d+)\.out\.": r"single_transformer_blocks.\1.proj_out.",
+    r"^single\.(\d+)\.qkv\.": r"single_transformer_blocks.\1.attn.to_[qkv].",
+    r"^single\.(\d+)\.mlp\.": r"single_transformer_blocks.\1.proj_mlp.",
+}
+
+
+def to_diffusers(params: FluxParams, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under diffusers' names, where a single block's one product is four."""
+    parts: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if "qkv_mlp" in name:
+            parts[name.replace("qkv_mlp", "qkv")] = value[: 3 * params.hidden]
+            parts[name.replace("qkv_mlp", "mlp")] = value[3 * params.hidden :]
+        else:
+            parts[name] = value
+    return translated(parts, NAMES, swapped=("modulation_out",))
+
+
+def peer(p: FluxParams) -> FluxTransformer2DModel:
+    return FluxTransformer2DModel(
+        in_channels=p.in_channels * p.patch_size**2,
+        out_channels=p.out_channels * p.patch_size**2,
+        num_layers=p.depth,
+        num_single_layers=p.depth_single,
+        attention_head_dim=p.hidden // p.heads,
+        num_attention_heads=p.heads,
+        joint_attention_dim=p.context_dim,
+        pooled_projection_dim=p.vector_dim,
+        guidance_embeds=p.guidance_dim is not None,
+        axes_dims_rope=p.axes,
+    ).eval()
+
+
+def call_peer(
+    network: FluxTransformer2DModel, x: Tensor, t: Tensor, context: Tensor, vector: Tensor, guidance: Tensor | None = None
+) -> Tensor:
+    """Diffusers' network takes packed latents and positions: what its pipeline does stands here."""
+    b, c, height, width = x.shape
+    h, w = height // 2, width // 2
+    packed = x.view(b, c, h, 2, w, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w, 4 * c)
+    ids = torch.zeros(h, w, 3)
+    ids[..., 1] += torch.arange(h)[:, None]
+    ids[..., 2] += torch.arange(w)[None]
+    out = network(
+        hidden_states=packed,
+        encoder_hidden_states=context,
+        pooled_projections=vector,
+        timestep=t,
+        img_ids=ids.flatten(0, 1),
+        txt_ids=torch.zeros(context.shape[1], 3),
+        guidance=guidance,
+    ).sample
+    return out.view(b, h, w, -1, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, -1, height, width)
+
+
+def turned(x: Tensor, cos_sin: tuple[Tensor, Tensor], sequence_dim: int) -> Tensor:
+    """What diffusers computes in float32, x (B, L, H, d), in the dtype of x."""
+    assert sequence_dim == 1
+    cos, sin = (table[:, None] for table in cos_sin)
+    across = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(3)
+    return x * cos + across * sin
+
+
+def assert_equals_diffusers(params: FluxParams, size: tuple[int, int], dtype: torch.dtype, tolerance: float) -> None:
+    ours, theirs = randomised(Flux(params)).to(dtype), peer(params).to(dtype)
+    x, t, given = inputs(params, size)
+    given = {name: value.to(dtype) for name, value in given.items()}
+    to_theirs, call = partial(to_diffusers, params), partial(call_peer, theirs)
+    assert_equal_in_value_and_gradient(ours, theirs, to_theirs, call, (x.to(dtype), t.to(dtype), given), tolerance)
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_parameter_count_of_published_nets(kind: str) -> None:
+    """A published configuration has the published number of parameters."""
+    params, count = PUBLISHED[kind]
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Flux(params).parameters()) == count
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
+@pytest.mark.parametrize("size", [(8, 12), (14, 4)])
+@pytest.mark.parametrize("kind", FLUXES)
+def test_output_and_gradients_equal_diffusers(
+    kind: str, size: tuple[int, int], dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same random weights; with and without guidance, and with more channels in than out."""
+    if dtype == torch.float64:  # which diffusers rounds to float32 before it turns
+        monkeypatch.setattr(transformer_flux, "apply_rotary_emb", turned)
+    assert_equals_diffusers(FLUXES[kind], size, dtype, tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_equals_diffusers_at_full_width(kind: str) -> None:
+    """A block of each sort in the published size."""
+    assert_equals_diffusers(replace(PUBLISHED[kind][0], depth=1, depth_single=1), (8, 12), torch.float32, 1e-5)
+
+
+def test_position_matters() -> None:
+    """Transposed in, it is not transposed out: rows and columns turn features of their own."""
+    network = randomised(Flux(SCHNELL))
+    x, t, given = inputs(SCHNELL, (8, 8))
+    with torch.no_grad():
+        out, across = network(x, t, **given), network(x.mT, t, **given).mT
+    assert (out - across).abs().max() > 0.01 * out.abs().max()
+
+
+def test_fresh_blocks_are_the_identity() -> None:
+    """Before training every block hands on what it is given."""
+    network = Flux(DEV)
+    text, image, emb, turns = torch.randn(2, 5, 48), torch.randn(2, 6, 48), torch.randn(2, 48), torch.randn(11, 8, dtype=torch.complex64)
+    for block in network.joint:
+        assert all(map(torch.equal, block(text, image, emb, turns), (text, image)))
+    for block in network.single:
+        assert torch.equal(block(image, emb, turns[:6]), image)
+
+
+def test_output_has_its_own_channels() -> None:
+    """What an inpainting net is given beside x is not in its output."""
+    x, t, given = inputs(FILL, (8, 12))
+    assert x.shape[1] == 10
+    assert Flux(FILL)(x, t, **given).shape == (2, 3, 8, 12)
+
+
+@pytest.mark.parametrize("size", [(7, 12), (8, 5)])
+def test_refuses_sizes_that_do_not_divide(size: tuple[int, int]) -> None:
+    """Half a patch raises, and the error names the sizes."""
+    x, t, given = inputs(DEV, size)
+    with pytest.raises(ValueError, match=f"an image of {size[0]}x{size[1]} does not divide into patches of 2x2"):
+        Flux(DEV)(x, t, **given)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(axes=(4, 6, 5)), "axes are three even numbers"),
+        (dict(axes=(8, 8)), "axes are three even numbers"),
+        (dict(heads=4), "hidden=48 must be heads=4 times the 16 features"),
+        (dict(depth_single=0), "depth_single must be at least 1"),
+    ],
+)
+def test_refuses_parameters_that_do_not_fit(wrong: dict[str, Any], message: str) -> None:
+    """Parameters that contradict each other raise before there is a network."""
+    with pytest.raises(ValueError, match=message):
+        FluxParams(**{**FLUX, **wrong})
