@@ -253,8 +253,7 @@ class TextEncoder(nn.Module):
         chunks    how many there are at least; for guidance those of prompts and negative prompts together, see `count_chunks`
         """
         check_names("way with long prompts", [long], ["chunk", "cut"])
-        if chunks < 1 or (chunks > 1 and self.params.joint):
-            raise ValueError(f"chunks must be {'1 for this family' if self.params.joint else 'at least 1'}, not {chunks}")
+        self._check_chunks(chunks)
         batch = [self._words(pieces) for pieces in _pieces(prompts, weighted)]
         waves = self._waves(numbers, len(batch))
         if long == "chunk":
@@ -266,17 +265,19 @@ class TextEncoder(nn.Module):
         """How many chunks the longest of these prompts needs, at least 1; 1 in families that have no more."""
         return max(self._chunks(Words(_clip_words(pieces))) for pieces in _pieces(prompts, weighted))
 
-    def null(self, n: int, *, numbers: Numbers | None = None, like: TextCondition | None = None) -> TextCondition:
+    def null(self, n: int, *, numbers: Numbers | None = None, like: TextCondition | None = None, chunks: int = 1) -> TextCondition:
         """What guidance steers away from where there is no negative prompt, n times, by the rule `params.null`.
 
-        like  a condition of n prompts that this has to go with: gives the length of the context, and the numbers unless they are given
+        like    a condition of n prompts that this has to go with: gives the length of the context, and the numbers unless they are given
+        chunks  the length of the context where there is no `like`
         """
         p = self.params
         if like is not None and len(like.context) != n:
             raise ValueError(f"null conditions for {n} prompts cannot be like a condition for {len(like.context)}")
         given = like.vector[:, p.pooled_dim :] if like is not None and like.vector is not None and numbers is None else None
         waves = self._waves(numbers, n) if given is None else given
-        chunks = 1 if like is None else like.context.shape[1] // p.rows
+        self._check_chunks(chunks)
+        chunks = chunks if like is None else like.context.shape[1] // p.rows
         if p.null == "zeros":
             context = torch.zeros(n, chunks * p.rows, p.context_dim, dtype=self.dtype, device=self.device)
             return self._condition(context, context.new_zeros(n, p.pooled_dim), waves, ("",) * n)
@@ -311,6 +312,10 @@ class TextEncoder(nn.Module):
                 "published with"
             )
         return self.t5_tokenizer
+
+    def _check_chunks(self, chunks: int) -> None:
+        if chunks < 1 or (chunks > 1 and self.params.joint):
+            raise ValueError(f"chunks must be {'1 for this family' if self.params.joint else 'at least 1'}, not {chunks}")
 
     def _chunks(self, words: Words) -> int:
         return 1 if self.params.joint else max(1, -(-len(words.clip) // (self.params.length - 2)))

@@ -381,6 +381,8 @@ def test_null_goes_with_a_condition(family: tuple[TextEncoder, Callable[..., Tex
     null = text.null(2, like=like)
     expected = encode(["", ""], chunks=like.context.shape[1] // 77)
     assert null.dropped == ("", "")
+    numbers = dict.fromkeys(p.numbers, 1.0)
+    assert torch.equal(text.null(2, numbers=numbers, chunks=like.context.shape[1] // 77).context, null.context)
     if p.null == "zeros":
         assert null.context.shape == like.context.shape
         assert not null.context.any()
@@ -650,6 +652,8 @@ def test_a_joint_context_has_one_length(joint: dict[str, TextEncoder], name: str
     assert ours.dropped[2].endswith("déjà-vu;" if text.params.t5 else "déjà - vu ;")
     with pytest.raises(ValueError, match="chunks must be 1 for this family, not 2"):
         text.encode(TOLD, chunks=2)
+    with pytest.raises(ValueError, match="chunks must be 1 for this family, not 2"):
+        text.null(1, chunks=2)
 
 
 def test_what_is_dropped_is_behind_what_is_read(joint: dict[str, TextEncoder]) -> None:
