@@ -22,9 +22,10 @@ from torch import Tensor
 
 from models.clip import CLIP_H, CLIP_L, CLIPText, CLIPTextParams
 from models.conditioning import sinusoid
+from models.recipes import TextParams, TowerUse, flux, refiner, sd1, sd2, sd3, sdxl
 from models.t5 import T5, T5_XXL, T5Params
 from models.t5_tokenizer import T5Tokenizer
-from models.text import TextCondition, TextEncoder, TextParams, TowerUse, flux, refiner, sd1, sd2, sd3, sdxl
+from models.text import TextCondition, TextEncoder
 from models.tokenizer import BOS, EOS, detokenize, tokenize
 from tests.models.small import randomised, relative_error
 from tests.models.text_peers import in_open_clip, in_transformers, padded, t5_in_folder, t5_in_transformers, transformers_tokenizer

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusion import PREDICTIONS, RectifiedFlow
 from models import CLIPTextParams, Model, T5Params, T5Tokenizer, TextEncoder, TextParams
-from models.text import flux, sd1, sd3
+from models.recipes import flux, sd1, sd3
 from samplers.prompting import Prompts, conditions
 from tests.models.small import randomised
 from tests.models.text_peers import spiece
