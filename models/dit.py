@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from diffusion.spec import check_at_least_one
+from models.activations import Checkpointing
 from models.attention import CrossAttention, SelfAttention
 from models.conditioning import LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
 from models.modulation import Modulation, gated, modulate, norm, start_at_identity
@@ -61,7 +62,7 @@ class DiTParams:
         return self.in_channels * (2 if self.learned_variance else 1)
 
 
-class DiT(nn.Module):
+class DiT(Checkpointing):
     """forward(x (B, C, H, W), t (B,), *, label (B,), context (B, L, D), vector (B, V)) -> (B, out_channels, H, W)."""
 
     def __init__(self, params: DiTParams) -> None:
@@ -107,7 +108,7 @@ class DiT(nn.Module):
         x = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=size, q=size)
         x = self.patch_in(x) + self.position  # (B, L, D)
         for block in self.blocks:
-            x = block(x, emb, context)
+            x = self.run(block, x, emb, context)
         x = self.patch_out(modulate(norm(x), *self.modulation_out(emb)))  # (B, L, p*q*C)
         return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=p.image_size // size, p=size, q=size)
 

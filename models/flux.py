@@ -10,9 +10,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from diffusion.spec import check_at_least_one
+from models.activations import Checkpointing
 from models.attention import attend
 from models.conditioning import TimeEmbedding, VectorEmbedding, check_conditions, embed
-from models.joint import JointBlock, Stream, check_patches, split_heads
+from models.joint import HeadNorm, JointBlock, Stream, check_patches, split_heads
 from models.modulation import Modulation, gated, modulate, norm, start_at_identity
 from models.products import Linear
 from models.rotary import positions, turn, turns
@@ -62,7 +63,7 @@ class FluxParams:
         """It takes no class label."""
 
 
-class Flux(nn.Module):
+class Flux(Checkpointing):
     """forward(x (B, C, H, W), t (B,) in [0, 1], *, context (B, L, 4096), vector (B, 768), guidance (B,)) -> (B, out_channels, H, W).
 
     H and W must divide by the patch size. `guidance` is the scale that the network imitates, in FLUX.1-dev 3.5 as a rule.
@@ -111,11 +112,11 @@ class Flux(nn.Module):
         text = self.context_in(context)  # (B, L, D)
         angles = turns(positions(text.shape[1], h, w, x.device), p.axes, p.theta)
         for block in self.joint:
-            text, image = block(text, image, emb, angles)
+            text, image = self.run(block, text, image, emb, angles)
 
         tokens = torch.cat([text, image], dim=1)  # (B, L + N, D)
         for block in self.single:
-            tokens = block(tokens, emb, angles)
+            tokens = self.run(block, tokens, emb, angles)
 
         image = tokens[:, text.shape[1] :]
         image = self.patch_out(modulate(norm(image), *self.modulation_out(emb)))  # (B, N, C*p*q)
@@ -130,8 +131,8 @@ class SingleBlock(nn.Module):
         self.heads, self.inner = p.heads, int(p.hidden * p.mlp_ratio)
         self.modulation = Modulation(p.hidden, 3)
         self.qkv_mlp = Linear(p.hidden, 3 * p.hidden + self.inner)
-        self.norm_q = nn.RMSNorm(p.hidden // p.heads, eps=1e-6)
-        self.norm_k = nn.RMSNorm(p.hidden // p.heads, eps=1e-6)
+        self.norm_q = HeadNorm(p.hidden // p.heads)
+        self.norm_k = HeadNorm(p.hidden // p.heads)
         self.out = Linear(p.hidden + self.inner, p.hidden)
 
     def forward(self, x: Tensor, emb: Tensor, turns: Tensor) -> Tensor:

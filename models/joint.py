@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -20,6 +21,16 @@ def split_heads(qkv: Tensor, heads: int) -> Heads:
     return q, k, v
 
 
+class HeadNorm(nn.RMSNorm):
+    """Of queries or keys the direction, times a learned number per feature; in the dtype of x, also where training keeps weights wider."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
+
+
 class Projection(nn.Module):
     """Tokens (B, L, D) to queries, keys and values; with qk_norm, of queries and keys the direction only (Henry et al. 2020)."""
 
@@ -27,8 +38,8 @@ class Projection(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = Linear(dim, 3 * dim)
-        self.norm_q = nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.norm_k = nn.RMSNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.norm_q = HeadNorm(dim // heads) if qk_norm else nn.Identity()
+        self.norm_k = HeadNorm(dim // heads) if qk_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Heads:
         q, k, v = split_heads(self.qkv(x), self.heads)

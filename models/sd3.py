@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from diffusion.spec import check_at_least_one
+from models.activations import Checkpointing
 from models.conditioning import TimeEmbedding, VectorEmbedding, check_conditions, embed
 from models.dit import position_embedding
 from models.joint import DualStream, JointBlock, LastStream, Stream, check_patches
@@ -70,7 +71,7 @@ class SD3Params:
         """It takes no guidance scale."""
 
 
-class SD3(nn.Module):
+class SD3(Checkpointing):
     """forward(x (B, C, H, W), t (B,) in [0, 1], *, context (B, L, 4096), vector (B, 2048)) -> (B, out_channels, H, W).
 
     H and W must divide by the patch size, into at most `positions` patches each.
@@ -115,7 +116,7 @@ class SD3(nn.Module):
         image = rearrange(self.patch_in(x), "b c h w -> b (h w) c") + self.positions(h, w)  # (B, N, D)
         text = self.context_in(context)  # (B, L, D)
         for block in self.blocks:
-            text, image = block(text, image, emb)
+            text, image = self.run(block, text, image, emb)
         image = self.patch_out(modulate(norm(image), *self.modulation_out(emb)))  # (B, N, p*q*C)
         return rearrange(image, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p.patch_size, q=p.patch_size)
 

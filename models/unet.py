@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from diffusion.spec import check_at_least_one, check_names
+from models.activations import Checkpointing
 from models.attention import CrossAttention, SelfAttention
 from models.conditioning import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
 from models.products import Conv2d, Linear, UpConv2d, best_layout
@@ -95,19 +95,15 @@ class UNetParams:
         return self.heads or width // divisor
 
 
-class UNet(nn.Module):
+class UNet(Checkpointing):
     """forward(x (B, C, H, W), t (B,), *, label (B,), context (B, L, D), vector (B, V), guidance (B,)) -> (B, out_channels, H, W).
 
     H and W must be divisible by 2 to the number of levels less one. `guidance` is the scale of classifier-free guidance, 1 is none.
-
-    checkpointing  False; set it to True to train in less memory: every block's activations are computed again on the way back
-                   (Chen et al. 2016), with the same gradients, for about a third more time
     """
 
     def __init__(self, params: UNetParams) -> None:
         super().__init__()
         self.params = p = params
-        self.checkpointing = False
         widths = [p.channels * m for m in p.channel_mult]
         emb = 4 * p.channels
         self.time = TimeEmbedding(p.channels, emb, p.time_factor)
@@ -174,20 +170,15 @@ class UNet(nn.Module):
         x = self.conv_in(x.to(memory_format=best_layout(x)))
         skips = [x]
         for block in self.down:
-            x = self._run(block, x, emb, context)
+            x = self.run(block, x, emb, context)
             skips.append(x)
         for block in self.middle:
-            x = self._run(block, x, emb, context)
+            x = self.run(block, x, emb, context)
         for block in self.up:
             if isinstance(block, Block):
                 x = torch.cat([x, skips.pop()], dim=1)
-            x = self._run(block, x, emb, context)
+            x = self.run(block, x, emb, context)
         return self.conv_out(F.silu(self.norm_out(x)))
-
-    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
 
 
 class Block(nn.Module):

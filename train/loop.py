@@ -210,7 +210,7 @@ def _set_up(network: Any, params: TrainParams) -> nn.Module:
     if hasattr(network, "checkpointing"):
         network.checkpointing = params.checkpointing
     elif params.checkpointing:
-        raise ValueError(f"a {type(network).__name__} always keeps its activations: train.checkpointing is for a UNet")
+        raise ValueError(f"a {type(network).__name__} always keeps its activations: leave train.checkpointing out")
     return network
 
 

@@ -291,33 +291,6 @@ def test_published_widths_equal_diffusers(name: str) -> None:
         assert relative_error(ours(x, t, **given), theirs(x, t, **asked).sample) <= 1e-5
 
 
-@pytest.mark.parametrize("kind", UNETS)
-def test_checkpointing_changes_memory_only(kind: str) -> None:
-    """The same output and gradients, dropout included, from less than half of what the graph keeps otherwise."""
-    network = UNet(replace(UNETS[kind], dropout=0.1))
-    randomised(network).train()
-    x, t, given = inputs(UNETS[kind], (16, 16))
-    results: list[tuple[list[Tensor], int]] = []
-    for checkpointing in (False, True):
-        network.checkpointing = checkpointing
-        kept: dict[int, int] = {}
-
-        def keep(saved: Tensor, kept: dict[int, int] = kept) -> Tensor:
-            kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
-            return saved
-
-        torch.manual_seed(0)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-            out = network(x, t, **given)
-        weights = sum(kept.pop(p.untyped_storage().data_ptr(), 0) for p in network.parameters())
-        assert weights > 0
-        results.append(([out, *torch.autograd.grad(out.square().sum(), list(network.parameters()))], sum(kept.values())))
-    (plain, whole), (again, part) = results
-    for a, b in zip(plain, again, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(a.detach().abs().max()))
-    assert part < whole / 2
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["SD 1", "SDXL", "LCM"])
 def test_half_precision_is_no_worse_than_that_of_diffusers(kind: str, dtype: torch.dtype) -> None:
