@@ -30,6 +30,8 @@ from train.data import Batch
 from train.rows import write_header, write_rows
 from train.world import World
 
+FEW = 4  # steps that distilled models are meant for
+
 
 @dataclass(frozen=True)
 class LatentParams:
@@ -161,12 +163,15 @@ def _check_trainable(model: Model) -> None:
             f"this network sees {model.image_channels} channels beside x, for inpainting or editing: captioned images do not train it"
         )
     if model.distilled or getattr(network, "guidance_dim", None) is not None:
-        raise ValueError("this model is distilled to a few steps, which training it further would undo: train the one it was made from")
-    of = FAMILIES.get(model.spec.get("family", ""))
-    if of and of.grid.get("spacing") == "turbo":
         raise ValueError(
-            f"{of.title} is distilled to a few steps, which training it further would undo: train the one it was made from, "
-            f"or with model.family={of.base} its network as a plain one"
+            "this model is distilled, to a few steps or to follow guidance, which training it further would undo: "
+            "train the one it was made from"
+        )
+    of = FAMILIES.get(model.spec.get("family", ""))
+    if of and of.sampling["steps"] <= FEW:
+        plain = "" if FAMILIES[of.base] is of else f", or with model.family={of.base} its network as a plain one"
+        raise ValueError(
+            f"{of.title} is distilled to a few steps, which training it further would undo: train the one it was made from{plain}"
         )
     if (network.context_dim, network.vector_dim) != (text.params.context_dim, text.params.vector_dim):
         raise ValueError(

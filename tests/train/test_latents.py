@@ -255,7 +255,9 @@ def mixed() -> Model:
 
 REFUSED: dict[str, tuple[Callable[[], Model], dict[str, Any], str]] = {
     "inpainting": (lambda: models.miniature("sd1", in_channels=9), {}, "sees 5 channels beside x, for inpainting or editing"),
-    "distilled": (lambda: models.miniature("lcm"), {}, "is distilled to a few steps"),
+    "distilled": (lambda: models.miniature("lcm"), {}, "this model is distilled, to a few steps or to follow guidance"),
+    "told guidance": (lambda: models.miniature("flux-dev"), {}, "this model is distilled, to a few steps or to follow guidance"),
+    "schnell": (lambda: models.miniature("flux-schnell"), {}, r"FLUX.1 \[schnell\] is distilled to a few steps"),
     "turbo": (lambda: models.miniature("sdxl-turbo"), {}, "SDXL-Turbo is distilled to a few steps.* or with model.family=sdxl its network"),
     "turbo of SD 2": (lambda: models.miniature("sd-turbo"), {}, "SD-Turbo is distilled to a few steps.* or with model.family=sd2 its"),
     "no autoencoder": (without("vae"), {}, "has no vae"),
