@@ -295,6 +295,21 @@ def _packed_class(kind: type[Any]) -> type[PackedLinear]:
     return PackedLinear if issubclass(PackedLinear, kind) else type(f"Packed{kind.__name__}", (kind, PackedLinear), {})
 
 
+def is_packed(network: nn.Module) -> bool:
+    """Whether some of its weights are."""
+    return any(isinstance(layer, PackedLinear) for layer in network.modules())
+
+
+def unpacked(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Its state dict as if no weight were packed: those that are, in that dtype."""
+    state = dict(network.state_dict())
+    for name, layer in network.named_modules():
+        if isinstance(layer, PackedLinear):
+            state = {key: value for key, value in state.items() if key not in (f"{name}.packed", f"{name}.scale")}
+            state[f"{name}.weight"] = layer.dense(dtype)
+    return state
+
+
 def memory(network: nn.Module) -> int:
     """Bytes that a network's weights take, packed ones as they are; what is shared is counted once."""
     return sum(value.nbytes for value in [*network.parameters(), *network.buffers()])

@@ -60,6 +60,10 @@ class Linear(nn.Linear):
         parts = [widened(F.linear, wide, weight, bias).to(x.dtype) for weight, bias in zip(weights, biases, strict=True)]
         return torch.cat(parts, dim=-1)
 
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The whole weight in that dtype."""
+        return self.weight.to(dtype)
+
 
 class Conv2d(nn.Conv2d):
     """A convolution; an image of fewer pixels than channels is unfolded into patches, for a linear layer.

@@ -117,7 +117,7 @@ class Block(nn.Module):
         x = x + self.attention(self.norm1(x), bias)
         y = self.norm2(x)
         gate = F.gelu(self.gate(y), approximate="tanh")
-        return x + self.fc2(gate.to(x.dtype) * self.fc1(y))
+        return x + self.fc2(gate.to(x.dtype) * self.fc1(y), y.dtype)
 
 
 class BiasedAttention(nn.Module):
@@ -146,8 +146,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class WideLinear(Linear):
-    """x W^T for an x of at least float32; where the weights are float16 also in that dtype, for the product is beyond their range."""
+    """x W^T for an x of at least float32, in the dtype of the network; where that is float16, whose range it exceeds, in that of x."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        narrow = self.weight.dtype == torch.float16
-        return F.linear(x, self.weight.to(x.dtype)) if narrow else super().forward(x.to(self.weight.dtype))
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:  # type: ignore[override]  # the product, in a dtype that is said
+        return F.linear(x, self.dense(x.dtype)) if dtype == torch.float16 else super().forward(x.to(dtype))
