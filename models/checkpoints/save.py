@@ -84,7 +84,7 @@ def save(
     if any(is_packed(part) for part in model.parts.values()):
         if dtype is None:
             raise ValueError(
-                "weights of this model are packed as in the files it is from: give dtype=..., in which they are written unpacked"
+                "weights of this model are packed as in their files: give dtype=..., to write them unpacked"
             )
         model = model.unpacked(dtype)
     if layout == "native":
