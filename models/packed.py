@@ -245,6 +245,7 @@ class PackedLinear(Linear):
         return self.held.dense(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous()  # see Linear
         step = max(1, LARGEST.get(x.device.type, LARGEST["cuda"]) // self.in_features)
         parts = [self._product(x, start, start + step) for start in range(0, self.out_features, step)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

@@ -49,6 +49,7 @@ class Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous()  # else torch makes it one product, or one per image, which rounds otherwise, as the weight is trained or not
         if not emulated(x):
             return F.linear(x, self.weight, self.bias)
         if self.weight.numel() <= WIDENED:

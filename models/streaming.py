@@ -35,6 +35,7 @@ class Supply(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
     def take(self) -> Tensor: ...
+    def read(self) -> Tensor: ...
     def read_into(self, out: Tensor) -> None: ...
 
 
@@ -52,8 +53,11 @@ class Cast:
     def take(self) -> Tensor:
         return self.supply.take().to(self.dtype)
 
+    def read(self) -> Tensor:
+        return self.supply.read().to(self.dtype)
+
     def read_into(self, out: Tensor) -> None:
-        out.copy_(_read(self.supply))
+        out.copy_(_fresh(self.supply))
 
 
 Supplies = Mapping[str, Supply]
@@ -251,7 +255,8 @@ class Budget:
             blocks += sizes
         self.conveyor = Conveyor(max(blocks))
         self.left = int(total * (1 - WORK)) - fixed
-        if sum(blocks) > self.left:  # not all of them can stay, so some come and go
+        self.streams = sum(blocks) > self.left  # not all of them can stay, so some come and go
+        if self.streams:
             self.left -= 2 * self.conveyor.size
         if self.left < 0:
             least = in_words(total - self.left / (1 - WORK))
@@ -270,7 +275,9 @@ class Budget:
             else:
                 streamed.append(Streamed(block.eval().requires_grad_(False), own, self.conveyor, streamed))
                 network.set_submodule(place, streamed[-1])
-        network.load_state_dict({name: supply.take() for name, supply in kept.items()}, assign=True)
+        # What stays is not mapped either: a file that is cut short would end the process, where reading it raises.
+        taken = {name: supply.read() if self.streams else supply.take() for name, supply in kept.items()}
+        network.load_state_dict(taken, assign=True)
 
 
 def layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -287,10 +294,10 @@ def values(network: nn.Module) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         yield name, partial(Tensor.detach, value)
     for place, block in network.named_modules():
         if isinstance(block, Streamed):
-            yield from ((f"{place}.{name}", partial(_read, supply)) for name, supply in block.supplies.items())
+            yield from ((f"{place}.{name}", partial(_fresh, supply)) for name, supply in block.supplies.items())
 
 
-def _read(supply: Supply) -> Tensor:
+def _fresh(supply: Supply) -> Tensor:
     value = torch.empty(supply.shape, dtype=supply.dtype)
     supply.read_into(value)
     return value

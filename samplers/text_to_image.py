@@ -149,9 +149,7 @@ def _loaded(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Mo
                 f"no such file or folder: {path}; `python -m models download {path}` fetches that model and says where to{how}"
             )
     family, prediction = (params.family, params.prediction) if key == "weights" else (None, None)
-    model = models.load(
-        *paths, ema=params.ema, variant=params.variant, family=family, prediction=prediction, memory=params.memory
-    )
+    model = models.load(*paths, ema=params.ema, variant=params.variant, family=family, prediction=prediction, memory=params.memory)
     if model.text is None and getattr(model.network.params, "context_dim", None) is None:
         raise ValueError(f"{paths[0]} is a model that takes no prompts: run={paths[0]} samples it")
     return model

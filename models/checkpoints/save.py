@@ -83,9 +83,7 @@ def save(
         raise ValueError("blocks of this model are in its files only: load it without memory=... to save it")
     if any(is_packed(part) for part in model.parts.values()):
         if dtype is None:
-            raise ValueError(
-                "weights of this model are packed as in their files: give dtype=..., to write them unpacked"
-            )
+            raise ValueError("weights of this model are packed as in their files: give dtype=..., to write them unpacked")
         model = model.unpacked(dtype)
     if layout == "native":
         native.save(model, path, dtype)
