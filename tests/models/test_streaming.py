@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -30,6 +34,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "flux-dev": {"hidden": 256, "heads": 2, "axes": (16, 56, 56), "depth": 2, "depth_single": 2},
     "sd3.5-medium": {"depth": 3, "heads": 4, "dual": 1},
 }
+ROOT = Path(__file__).parents[2]
 EIGHT = torch.float8_e4m3fn
 KINDS = ("fp8", "all fp8", "all in one", "Q8_0", "K")
 SMALL: dict[str, Any] = {"height": 64, "width": 64, "steps": 1, "seeds": [3]}
@@ -202,11 +207,13 @@ def test_packed_files_equal_their_values(family: str, kind: str, files: Files) -
 def test_what_a_network_computes_in(files: Files, tmp_path: Path) -> None:
     """What most plain values of its file are, whatever is packed beside them."""
     file, _ = fp8(load_file(files.parts("flux-dev") / "flux-dev.safetensors"))
+    others = [path for path in files("flux-dev", "fp8")[0] if path.name != "flux-dev.safetensors"]
     for dtype in (torch.float16, torch.float32):
-        save_file(
-            {key: value.to(dtype) if value.dtype == torch.bfloat16 else value for key, value in file.items()}, tmp_path / "b.safetensors"
-        )
-        assert {value.dtype for value in models.load(tmp_path / "b.safetensors").network.parameters()} == {dtype}
+        path = tmp_path / f"{dtype}.safetensors"
+        save_file({key: value.to(dtype) if value.dtype == torch.bfloat16 else value for key, value in file.items()}, path)
+        model = models.load(path, *others)
+        assert {value.dtype for value in model.network.parameters()} == {dtype}
+        assert torch.equal(outputs(model)["network"], outputs(models.load(path, *others, dtype={"backbone": dtype}))["network"])
 
 
 def test_infinite_scales_of_blocks_are_found(files: Files, tmp_path: Path) -> None:
@@ -334,3 +341,41 @@ def test_sizes_in_words() -> None:
     assert [parse_bytes(size) for size in ("6GB", "1.5 gb", "800MB", "2GiB", "17", 17)] == [6e9, 1.5e9, 8e8, 2**31, 17, 17]
     assert [in_words(size) for size in (1, 3.2e6, 9.999e8, 1.01e9, 2e9)] == ["1MB", "4MB", "1000MB", "1.1GB", "2GB"]
     assert resident() > 10**7
+
+
+# Memory ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A Flux of 620 MB in bfloat16, of whose blocks the largest takes 42 MB, with a small autoencoder and small towers."""
+    network = {"hidden": 768, "heads": 6, "axes": (16, 56, 56), "depth": 2, "depth_single": 30}
+    model = models.build(tiny_description("flux-dev", TINY_TOWERS, **network), device="meta")
+    model.preview = None
+    generator = torch.Generator().manual_seed(0)
+    for part in model.parts.values():
+        part.bfloat16().to_empty(device="cpu")
+        for value in part.parameters():
+            value.data.uniform_(-0.03, 0.03, generator=generator)
+    model.require("text").t5_tokenizer = T5Tokenizer.of_letters()
+    folder = tmp_path_factory.mktemp("large")
+    models.save(model, folder, "separate")
+    return sorted(folder.iterdir())
+
+
+def measured(paths: list[Path], weights: int, count: int) -> dict[str, Any]:
+    program = [sys.executable, "-m", "tests.models.streamed", str(weights), str(count), *map(str, paths)]
+    done = subprocess.run(program, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout))
+
+
+def test_the_budget_holds(large: list[Path]) -> None:
+    """In a process of its own, from loading to the tenth image; it would not without one, and images do not add up."""
+    size = sum(path.stat().st_size for path in large)
+    assert size > 600e6
+    free = measured(large, weights=0, count=2)
+    assert free["peak"] - free["before"] > size
+    found = measured(large, weights=180_000_000, count=10)
+    assert found["peak"] <= found["memory"] < free["peak"]
+    assert found["after"][-1] - found["after"][1] < 0.01 * size
