@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.streaming import values
+from models.packed import BLOCKS, CHUNK, PackedLinear, unpack_blocks
+from models.streaming import layers, values
 
 
 def is_finite(value: Tensor) -> bool:
@@ -20,5 +21,13 @@ def is_finite(value: Tensor) -> bool:
 
 
 def lost_weight(network: nn.Module) -> str | None:
-    """The name of the first weight that holds a value which is not finite."""
-    return next((name for name, read in values(network) if not is_finite(read())), None)
+    """The name of the first weight that holds a value which is not finite; of packed ones all are unpacked, some at a time."""
+    packed = {f"{name}.packed": layer.packing for name, layer in layers(network) if isinstance(layer, PackedLinear)}
+    return next((name for name, read in values(network) if not _all_finite(read(), packed.get(name, ""))), None)
+
+
+def _all_finite(value: Tensor, packing: str) -> bool:
+    if packing not in BLOCKS:
+        return is_finite(value)
+    kind = BLOCKS[packing]
+    return all(is_finite(unpack_blocks(packing, blocks)) for blocks in value.view(-1, kind.size).split(CHUNK // kind.values))

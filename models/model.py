@@ -30,6 +30,7 @@ from models.conditioning import WithImage
 from models.dit import DiT, DiTParams
 from models.finite import lost_weight
 from models.flux import Flux, FluxParams
+from models.packed import unpacked
 from models.recipes import TextParams
 from models.sd3 import SD3, SD3Params
 from models.streaming import values
@@ -130,6 +131,16 @@ class Model:
             part.to(device=device, dtype=dtype)
         return self
 
+    def unpacked(self, dtype: torch.dtype) -> Model:
+        """A copy whose packed weights (8-bit floats, GGUF's blocks) are plain ones of that dtype; all others are shared."""
+        copy = build(self.spec, device="meta")
+        for name, part in self.parts.items():
+            copy.require(name).load_state_dict(unpacked(part, dtype), assign=True)
+            copy.require(name).train(part.training)
+        if copy.text is not None and self.text is not None:
+            copy.text.t5_tokenizer = self.text.t5_tokenizer
+        return copy
+
     def network_denoiser(self, network: nn.Module | None = None) -> Denoiser:
         """The plain denoiser of the backbone, or of another network in its place (one wrapped for parallel training)."""
         network = network or self.network
@@ -177,7 +188,7 @@ class Model:
         """SHA-256 of all weights that images depend on: the same for every copy of them, wherever it lies and in every layout."""
         parts = {FOLDERS.get(name, name): part for name, part in self.parts.items() if name != "preview"}
         tensors = dict(sorted((f"{name}.{key}", read) for name, part in parts.items() for key, read in values(part)))
-        with ThreadPoolExecutor() as pool:  # gigabytes: one processor hashes slower than a disk reads
+        with ThreadPoolExecutor(4) as pool:  # gigabytes: one processor hashes slower than a disk reads, and each holds a tensor
             digests = pool.map(_sha256, tensors.values())
             return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in zip(tensors, digests, strict=True)).encode()).hexdigest()
 

@@ -245,6 +245,7 @@ class PackedLinear(Linear):
         return self.held.dense(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous()  # see Linear
         step = max(1, LARGEST.get(x.device.type, LARGEST["cuda"]) // self.in_features)
         parts = [self._product(x, start, start + step) for start in range(0, self.out_features, step)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
@@ -293,6 +294,21 @@ def pack(network: nn.Module, name: str, weight: Packed) -> None:
 def _packed_class(kind: type[Any]) -> type[PackedLinear]:
     """A linear layer's class whose product, called by its own forward, is that of the packed weight."""
     return PackedLinear if issubclass(PackedLinear, kind) else type(f"Packed{kind.__name__}", (kind, PackedLinear), {})
+
+
+def is_packed(network: nn.Module) -> bool:
+    """Whether some of its weights are."""
+    return any(isinstance(layer, PackedLinear) for layer in network.modules())
+
+
+def unpacked(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Its state dict as if no weight were packed: those that are, in that dtype."""
+    state = dict(network.state_dict())
+    for name, layer in network.named_modules():
+        if isinstance(layer, PackedLinear):
+            state = {key: value for key, value in state.items() if key not in (f"{name}.packed", f"{name}.scale")}
+            state[f"{name}.weight"] = layer.dense(dtype)
+    return state
 
 
 def memory(network: nn.Module) -> int:

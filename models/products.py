@@ -49,6 +49,7 @@ class Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous()  # else torch makes it one product, or one per image, which rounds otherwise, as the weight is trained or not
         if not emulated(x):
             return F.linear(x, self.weight, self.bias)
         if self.weight.numel() <= WIDENED:
@@ -59,6 +60,10 @@ class Linear(nn.Linear):
         wide = x.float()
         parts = [widened(F.linear, wide, weight, bias).to(x.dtype) for weight, bias in zip(weights, biases, strict=True)]
         return torch.cat(parts, dim=-1)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The whole weight in that dtype."""
+        return self.weight.to(dtype)
 
 
 class Conv2d(nn.Conv2d):

@@ -12,12 +12,15 @@ import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from models.packed import PackedLinear
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 WORK = 0.25  # of a budget, for what networks compute with
@@ -32,7 +35,29 @@ class Supply(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
     def take(self) -> Tensor: ...
+    def read(self) -> Tensor: ...
     def read_into(self, out: Tensor) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Cast:
+    """Another one's tensor, converted whenever it is read."""
+
+    supply: Supply
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.supply.shape
+
+    def take(self) -> Tensor:
+        return self.supply.take().to(self.dtype)
+
+    def read(self) -> Tensor:
+        return self.supply.read().to(self.dtype)
+
+    def read_into(self, out: Tensor) -> None:
+        out.copy_(_fresh(self.supply))
 
 
 Supplies = Mapping[str, Supply]
@@ -49,6 +74,11 @@ def parse_bytes(memory: str | int) -> int:
     if size < 1:
         raise ValueError(f"memory is a size like '6GB' or '800MB', not {memory!r}")
     return size
+
+
+def in_words(size: float) -> str:
+    """Bytes as a size that parses, rounded up."""
+    return f"{math.ceil(size / 1e6)}MB" if size < 1e9 else f"{math.ceil(size / 1e8) / 10:g}GB"
 
 
 def resident() -> int:
@@ -102,6 +132,17 @@ class Streamed(nn.Module):
         finally:
             self.conveyor.passed()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Streamed:
+        """A cast is for every time that a block is read. It comes to its device with each call, and packed weights stay as they are."""
+        packed = {name for name, layer in self.held[0].named_modules() if isinstance(layer, PackedLinear)}
+        for name, supply in self.supplies.items():
+            layer, _, tensor = name.rpartition(".")
+            dtype = fn(torch.empty(0, dtype=supply.dtype)).dtype
+            if dtype != supply.dtype and not (layer in packed and tensor in ("packed", "scale")):
+                self.supplies = {**self.supplies, name: Cast(supply, dtype)}
+        self.conveyor.widen(needed(self.supplies))
+        return self
+
     def views(self, buffer: Tensor) -> dict[str, Tensor]:
         """Its tensors, one after the other in a buffer of bytes."""
         found, start = {}, 0
@@ -138,6 +179,12 @@ class Conveyor:
         """The block that was brought last has been told to compute."""
         if self.coming is not None:
             self.coming.other.used()
+
+    def widen(self, size: int) -> None:
+        """Blocks are of another dtype from now on: wait for what is on its way in the old one."""
+        self._settle()
+        if size > self.size:
+            self.size, self.buffers = size, []
 
     def _send(self, block: Streamed) -> _Delivery:
         self.buffers.reverse()  # the other one's turn
@@ -208,11 +255,12 @@ class Budget:
             blocks += sizes
         self.conveyor = Conveyor(max(blocks))
         self.left = int(total * (1 - WORK)) - fixed
-        if sum(blocks) > self.left:  # not all of them can stay, so some come and go
+        self.streams = sum(blocks) > self.left  # not all of them can stay, so some come and go
+        if self.streams:
             self.left -= 2 * self.conveyor.size
         if self.left < 0:
-            least = math.ceil((total * (1 - WORK) - self.left) / (1 - WORK) / 1e8) / 10
-            raise ValueError(f"memory={memory!r} is too little for this model: give at least {least:.1f}GB")
+            least = in_words(total - self.left / (1 - WORK))
+            raise ValueError(f"memory={memory!r} is too little for this model: give at least {least}")
 
     def fill(self, network: nn.Module, supplies: Supplies) -> None:
         """Give a network its weights, or where they do not fit in, a Streamed in place of the block."""
@@ -227,7 +275,17 @@ class Budget:
             else:
                 streamed.append(Streamed(block.eval().requires_grad_(False), own, self.conveyor, streamed))
                 network.set_submodule(place, streamed[-1])
-        network.load_state_dict({name: supply.take() for name, supply in kept.items()}, assign=True)
+        # What stays is not mapped either: a file that is cut short would end the process, where reading it raises.
+        taken = {name: supply.read() if self.streams else supply.take() for name, supply in kept.items()}
+        network.load_state_dict(taken, assign=True)
+
+
+def layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module of a network, by name, those of streamed blocks too: their weights are what the last call left."""
+    for place, module in network.named_modules():
+        yield place, module
+        if isinstance(module, Streamed):
+            yield from ((f"{place}.{name}", inner) for name, inner in module.held[0].named_modules() if name)
 
 
 def values(network: nn.Module) -> Iterator[tuple[str, Callable[[], Tensor]]]:
@@ -236,10 +294,10 @@ def values(network: nn.Module) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         yield name, partial(Tensor.detach, value)
     for place, block in network.named_modules():
         if isinstance(block, Streamed):
-            yield from ((f"{place}.{name}", partial(_read, supply)) for name, supply in block.supplies.items())
+            yield from ((f"{place}.{name}", partial(_fresh, supply)) for name, supply in block.supplies.items())
 
 
-def _read(supply: Supply) -> Tensor:
+def _fresh(supply: Supply) -> Tensor:
     value = torch.empty(supply.shape, dtype=supply.dtype)
     supply.read_into(value)
     return value

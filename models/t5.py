@@ -10,7 +10,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from diffusion.spec import check_at_least_one
-from models.attention import attend
 from models.products import Linear
 
 
@@ -117,9 +116,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x), bias)
         y = self.norm2(x)
-        hidden = F.gelu(self.gate(y), approximate="tanh").to(x.dtype) * self.fc1(y)
-        # Products with fc2 are beyond float16's range, not beyond bfloat16's.
-        return x + self.fc2(hidden if y.dtype == torch.float16 else hidden.to(y.dtype))
+        gate = F.gelu(self.gate(y), approximate="tanh")
+        return x + self.fc2(gate.to(x.dtype) * self.fc1(y), y.dtype)
 
 
 class BiasedAttention(nn.Module):
@@ -133,7 +131,8 @@ class BiasedAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         q, k, v = (rearrange(part(x), "b l (h d) -> b h l d", h=self.heads) for part in (self.q, self.k, self.v))
-        return self.out(attend(q, k, v, bias=bias, scale=1.0))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+        return self.out(rearrange(out, "b h l d -> b l (h d)"))
 
 
 class RMSNorm(nn.RMSNorm):
@@ -147,8 +146,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class WideLinear(Linear):
-    """x W^T in the dtype of x, which may be wider than that of the weight. A packed weight (models/packed.py) is unpacked to it anyway."""
+    """x W^T for an x of at least float32, in the dtype of the network; where that is float16, whose range it exceeds, in that of x."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self._parameters.get("weight")
-        return super().forward(x) if weight is None or weight.dtype == x.dtype else F.linear(x, weight.to(x.dtype))
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:  # type: ignore[override]  # the product, in a dtype that is said
+        return F.linear(x, self.dense(x.dtype)) if dtype == torch.float16 else super().forward(x.to(dtype))

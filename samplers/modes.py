@@ -32,7 +32,8 @@ MODES = {
     "run": Mode("run=FOLDER, a model trained here", SampleParams, run.draw),
     "weights": Mode("weights=FILE prompt=TEXT, a published model", TextToImageParams, text_to_image.draw),
 }
-SAME = ("out", "device", "offload", "progress", "run", "weights", "refiner")  # what may be said of an image that is to be the same again
+# What may be said of an image that is to be the same again.
+SAME = ("out", "device", "memory", "offload", "progress", "run", "weights", "refiner")
 FILES = ("run", "weights", "refiner", "image", "mask")
 
 

@@ -31,7 +31,7 @@ from samplers.usage import usage
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 PARTS = ("backbone", "vae", "text")
 FILES = ("weights", "refiner", "image", "mask")
-PLACE = ("out", "n", "batch_size", "device", "offload", "progress")  # what makes no other image, but for rounding
+PLACE = ("out", "n", "batch_size", "device", "memory", "offload", "progress")  # what makes no other image, but for rounding
 ASKED = (
     "negative", "steps", "guidance", "sampler", "grid", "guide", "height", "width", "strength", "image_guidance", "true_cfg",
     "weighted", "long", "numbers", "handover", "device", "offload", "tile", "progress",
@@ -75,6 +75,7 @@ class TextToImageParams:
     options: dict[str, Any] = field(default_factory=dict)
     tile: int | None = None
     batch_size: int = 4
+    memory: str | int | None = None
     offload: bool = False
     device: str | None = None
     out: str | None = None
@@ -122,7 +123,7 @@ def draw(params: TextToImageParams, only: int | None = None) -> Outcome:
             if part in each.parts:
                 each.parts[part].to(DTYPES[name])
     about = {**provenance(), "model": _said(model)}
-    settings = {key: value for key, value in given(asdict(params)).items() if key not in ("out", "n", "batch_size", "offload", "progress")}
+    settings = {key: value for key, value in given(asdict(params)).items() if key not in PLACE or key == "device"}
     drawn = _draw(params, {**settings, "provenance": about}, only, model, image=image, mask=mask, refiner=refiner)
     return Outcome(out, fill_folder(out, params.kept, about, drawn, columns=ceil(sqrt(params.n)), low=0))
 
@@ -148,7 +149,7 @@ def _loaded(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Mo
                 f"no such file or folder: {path}; `python -m models download {path}` fetches that model and says where to{how}"
             )
     family, prediction = (params.family, params.prediction) if key == "weights" else (None, None)
-    model = models.load(*paths, ema=params.ema, variant=params.variant, family=family, prediction=prediction)
+    model = models.load(*paths, ema=params.ema, variant=params.variant, family=family, prediction=prediction, memory=params.memory)
     if model.text is None and getattr(model.network.params, "context_dim", None) is None:
         raise ValueError(f"{paths[0]} is a model that takes no prompts: run={paths[0]} samples it")
     return model

@@ -1,43 +1,34 @@
-"""GGUF, the files of GGML: plain tensors, and matrices packed in blocks.
-
-After a magic number and counts come texts and numbers by name, then each tensor's name, dimensions (the fastest first, the reverse of
-ours), type and place, then the data (GGML's docs/gguf.md). Read here and not by GGML's own package, which trusts the file's counts.
-"""
+"""GGUF, the files of GGML: plain tensors, and matrices packed in blocks. Their headers are read by GGML's own package."""
 
 from __future__ import annotations
 
 import json
 import math
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.checkpoints.tensors import (
+    DTYPES,
     LARGEST_HEADER,
     LARGEST_SIZE,
-    MOST_TENSORS,
     Pages,
     Region,
     Stored,
     TensorFile,
     check_name,
+    first_line,
 )
 from models.packed import BLOCKS, CHUNK, unpack_blocks
 
-PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16, 28: torch.float64, 24: torch.int8, 25: torch.int16, 26: torch.int32}
-PLAIN[27] = torch.int64
-PACKED = {2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K"}
-OTHERS = {9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S"}
-OTHERS |= {23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
-NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # of metadata, as struct has them
-TEXT, ARRAY = 8, 9
-LONGEST_LIST = 2**20  # texts: four times the largest vocabularies
+MOST_READS = 2**19  # numbers and texts in a header: T5's vocabulary is 130,000 of them, which takes a second
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of tensors that their converter reshaped, so that their rows divide into blocks
 
 
@@ -73,142 +64,105 @@ class _InBlocks(Stored):
                 yield unpack_blocks(self.kind, blocks).view(-1)
 
 
-class _Header:
-    """The beginning of a file, read in order. ValueError where it ends too early."""
-
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self.file, self.left = path, file, min(path.stat().st_size, LARGEST_HEADER)
-
-    def bytes(self, count: int) -> bytes:
-        if count > self.left:
-            raise ValueError(f"{self.path} is damaged: its header does not end where it should; get it again")
-        self.left -= count
-        return self.file.read(count)
-
-    def numbers(self, kind: str, count: int) -> tuple[Any, ...]:
-        return struct.unpack(f"<{count}{kind}", self.bytes(count * struct.calcsize(f"<{kind}")))
-
-    def number(self, kind: str) -> Any:
-        return self.numbers(kind, 1)[0]
-
-    def text(self) -> str:
-        return self.bytes(self.number("Q")).decode(errors="replace")
-
-    def value(self, key: str) -> Any:
-        kind = self.number("I")
-        if kind == TEXT:
-            return self.text()
-        if kind in NUMBERS:
-            return self.number(NUMBERS[kind])
-        if kind != ARRAY:
-            raise ValueError(f"{self.path} is damaged: {key} has the unknown type {kind}")
-        kind, count = self.number("I"), self.number("Q")
-        if kind in NUMBERS:
-            return list(self.numbers(NUMBERS[kind], count))
-        if kind != TEXT or count > LONGEST_LIST:
-            raise ValueError(f"{self.path} is damaged: {key} is a list of {count:,} values of type {kind}")
-        return [self.text() for _ in range(count)]
-
-
 @dataclass(frozen=True)
 class _Entry:
-    """One tensor in the header; `start` counts from the beginning of the data."""
+    """One tensor in the header: GGML's name for its type, and the byte of the file that it begins at."""
 
     key: str
     shape: tuple[int, ...]
-    kind: int
+    kind: str
     start: int
 
     @property
     def size(self) -> int:
         """Bytes."""
-        count = math.prod(self.shape)
-        if self.kind in PLAIN:
-            return count * PLAIN[self.kind].itemsize
-        blocks = BLOCKS[PACKED[self.kind]]
-        return count // blocks.values * blocks.size
+        count, blocks = math.prod(self.shape), BLOCKS.get(self.kind)
+        return count // blocks.values * blocks.size if blocks else count * DTYPES[self.kind].itemsize
 
 
 def open_gguf(path: Path) -> TensorFile:
     """Look into a GGUF file. Metadata are texts, what is no text in them in JSON. ValueError where it is damaged or of no kind known."""
     with open(path, "rb") as file:
-        header = _Header(path, file)
-        count, pairs = _check_start(path, header)
-        metadata: dict[str, Any] = {}
-        for _ in range(pairs):
-            check_name(path, key := header.text())
-            metadata[key] = header.value(key)
-        entries = [_read_entry(path, header) for _ in range(count)]
-        begin = file.tell()
-    if len({entry.key for entry in entries}) < count:
-        raise ValueError(f"{path} is damaged: a tensor stands in it twice")
+        if (magic := file.read(4)) != b"GGUF":
+            raise ValueError(f"{path} is no GGUF file: it begins with {magic!r}")
+    reader = _reader()
+    try:
+        header = reader(path)
+        metadata = {name: field.contents() for name, field in header.fields.items() if not name.startswith("GGUF.")}
+    except Exception as error:  # a damaged file may provoke any
+        raise ValueError(f"{path} cannot be read: {first_line(str(error))}") from None
     if (pieces := metadata.get("split.count", 1)) != 1:
         raise ValueError(f"{path} is one of {pieces} pieces: make one file of them, with llama-gguf-split --merge")
-    align = metadata.get("general.alignment", 32)
-    if not isinstance(align, int) or align < 1 or align & (align - 1):
-        raise ValueError(f"{path} is damaged: general.alignment is {align!r:.80}, no power of two")
-    begin += -begin % align
-    _check_places(path, begin, entries)
+    entries = [_checked(path, *described) for described in header.described]
+    _check_places(path, entries)
     pages = Pages(path, path.stat().st_size)
-    tensors = {entry.key: _stored(path, entry, pages, begin, metadata) for entry in entries}
+    tensors = {entry.key: _stored(path, entry, pages, metadata) for entry in entries}
     return TensorFile(path, tensors, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
 
 
-def _check_start(path: Path, header: _Header) -> tuple[int, int]:
-    """How many tensors and how many other values there are."""
-    magic = header.bytes(min(4, header.left))
-    if magic != b"GGUF":
-        raise ValueError(f"{path} is no GGUF file: it begins with {magic!r}")
-    version = header.number("I")
-    if version not in (2, 3):
-        big = ", of a machine that writes numbers backwards" if version & 0xFFFF == 0 else ""
-        raise ValueError(f"{path} is a GGUF file of version {version}{big}; 2 and 3 are read here")
-    count, pairs = header.numbers("Q", 2)
-    if count > MOST_TENSORS:
-        raise ValueError(f"{path} holds no model: no known one has as many as {count:,} tensors")
-    return count, pairs
+@cache
+def _reader() -> type[Any]:
+    """GGML's reader, for a file's header only, and without its trust in the counts there."""
+    try:
+        import gguf
+    except ImportError:
+        raise ValueError("GGUF files are read by the package gguf, which is not there: pip install gguf") from None
+    kinds = {kind.value: kind.name for kind in gguf.GGMLQuantizationType}
+
+    class Header(gguf.GGUFReader):  # type: ignore[misc]  # it has no types
+        reads = 0
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: str | None = None) -> Any:
+            """So many numbers from that byte on."""
+            self.reads += 1
+            end = int(offset) + int(count) * np.dtype(dtype).itemsize
+            if self.byte_order == "S":
+                raise ValueError("it is of a machine that writes numbers backwards")
+            if end > min(self.data.nbytes, LARGEST_HEADER) or self.reads > MOST_READS:
+                raise ValueError("its header does not end where it should; get it again")
+            return np.frombuffer(self.data, dtype, int(count), int(offset))
+
+        def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
+            """In place of the tensors, what the header says of each: key, shape (there the fastest dimension first), type, first byte."""
+            found = [(field.name, *(part.tolist() for part in field.parts[3:])) for field in fields]
+            begin = int(start_offs)
+            self.described = [(key, tuple(dims[::-1]), kinds.get(kind, str(kind)), begin + at) for key, dims, [kind], [at] in found]
+
+    return Header
 
 
-def _read_entry(path: Path, header: _Header) -> _Entry:
-    key = header.text()
+def _checked(path: Path, key: str, shape: tuple[int, ...], kind: str, start: int) -> _Entry:
     check_name(path, key)
-    dims = header.number("I")
-    if dims > 8:
-        raise ValueError(f"{path} is damaged: {key} has {dims:,} dimensions")
-    shape = header.numbers("Q", dims)[::-1]
-    kind, start = header.number("I"), header.number("Q")
-    if not all(n < LARGEST_SIZE for n in (*shape, start)):
+    if len(shape) > 8 or not all(n < LARGEST_SIZE for n in (*shape, start)):
         raise ValueError(f"{path} is damaged: {key} has no possible shape {list(shape)!s:.80} or place {start:,}")
-    if kind not in PLAIN and kind not in PACKED:
-        what = OTHERS.get(kind, f"number {kind}, which is not known")
-        raise ValueError(f"{path} cannot be read: {key} has the type {what}; take a file of one of {', '.join(BLOCKS)}")
-    if kind in PACKED and (not shape or shape[-1] % BLOCKS[PACKED[kind]].values):
-        raise ValueError(f"{path} is damaged: {key}, {PACKED[kind]} of shape {list(shape)}, does not divide into blocks")
+    if kind not in DTYPES and kind not in BLOCKS:
+        raise ValueError(f"{path} cannot be read: {key} has the type {kind}; take a file of one of {', '.join(BLOCKS)}")
+    if kind in BLOCKS and (not shape or shape[-1] % BLOCKS[kind].values):
+        raise ValueError(f"{path} is damaged: {key}, {kind} of shape {list(shape)}, does not divide into blocks")
     return _Entry(key, shape, kind, start)
 
 
-def _check_places(path: Path, begin: int, entries: list[_Entry]) -> None:
-    """ValueError unless the tensors lie in the file, apart from each other."""
+def _check_places(path: Path, entries: list[_Entry]) -> None:
+    """ValueError unless the tensors lie in the file, apart from each other, each once."""
+    if len({entry.key for entry in entries}) < len(entries):
+        raise ValueError(f"{path} is damaged: a tensor stands in it twice")
     size = path.stat().st_size
     for entry in entries:
-        if begin + entry.start + entry.size > size:
-            raise ValueError(
-                f"{path} is damaged: {entry.key} ends at byte {begin + entry.start + entry.size:,}, the file at {size:,}; get it again"
-            )
+        if (end := entry.start + entry.size) > size:
+            raise ValueError(f"{path} is damaged: {entry.key} ends at byte {end:,}, the file at {size:,}; get it again")
     for one, other in pairwise(sorted(entries, key=lambda entry: (entry.start, entry.size))):
         if one.start + one.size > other.start:
             raise ValueError(f"{path} is damaged: {other.key} overlaps {one.key}")
 
 
-def _stored(path: Path, entry: _Entry, pages: Pages, begin: int, metadata: dict[str, Any]) -> Stored:
+def _stored(path: Path, entry: _Entry, pages: Pages, metadata: Mapping[str, Any]) -> Stored:
     shape = _original_shape(path, entry, metadata)
-    if entry.kind in PLAIN:
-        return Region(entry.key, shape, PLAIN[entry.kind], pages, begin + entry.start)
-    data = Region(entry.key, (entry.size,), torch.uint8, pages, begin + entry.start)
-    return _InBlocks(entry.key, shape, PACKED[entry.kind], data)
+    if entry.kind in DTYPES:
+        return Region(entry.key, shape, DTYPES[entry.kind], pages, entry.start)
+    return _InBlocks(entry.key, shape, entry.kind, Region(entry.key, (entry.size,), torch.uint8, pages, entry.start))
 
 
-def _original_shape(path: Path, entry: _Entry, metadata: dict[str, Any]) -> tuple[int, ...]:
+def _original_shape(path: Path, entry: _Entry, metadata: Mapping[str, Any]) -> tuple[int, ...]:
     shape = metadata.get(ORIGINAL_SHAPE + entry.key, list(entry.shape))
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) != math.prod(entry.shape):
         raise ValueError(f"{path} is damaged: {entry.key} of shape {list(entry.shape)} cannot have been {shape!s:.80}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,9 +23,9 @@ from models.checkpoints.tensors import TensorFile, open_tensors
 from models.checkpoints.vocabulary import find_tokenizer, is_vocabulary
 from models.download import PUBLISHED
 from models.model import Model, Report, build
-from models.packed import Packed, pack
+from models.packed import FLOAT8, Packed, PackedLinear, pack
 from models.products import Linear
-from models.streaming import Budget, Supplies
+from models.streaming import Budget, Supplies, layers
 
 DTypes = torch.dtype | Mapping[str, torch.dtype] | None
 NAMES = ("backbone", "vae", "text", "preview")
@@ -110,6 +111,7 @@ def load(
         network.eval()
     for part, why in loading.found.left_out:
         loading.leave_out([part], why)
+    loading.found.notes += _packed(model)
     model.report = loading.report([part for part, _ in modules], model, any(path.is_dir() for path in places))
     return model
 
@@ -138,12 +140,21 @@ def fill(module: nn.Module, supplies: Supplies) -> None:
 
 
 def _main_dtype(part: Part) -> torch.dtype:
-    """That of most of a part's values, since a network computes in one; 8-bit floats are for storage only."""
+    """That of most of a part's plain values, since a network computes in one; bfloat16 where all of them are packed or 8-bit floats."""
     counts: Counter[torch.dtype] = Counter()
     for stored in part.stored.values():
-        counts[stored.dtype] += torch.Size(stored.shape).numel()
-    main = counts.most_common(1)[0][0]
-    return torch.bfloat16 if main in (torch.float8_e4m3fn, torch.float8_e5m2) else main
+        if stored.packing is None and stored.dtype not in FLOAT8:
+            counts[stored.dtype] += math.prod(stored.shape)
+    return counts.most_common(1)[0][0] if counts else torch.bfloat16
+
+
+def _packed(model: Model) -> Iterator[str]:
+    """For the report, which weights stay packed, and how."""
+    for name, part in model.parts.items():
+        counts = Counter(layer.packing for _, layer in layers(part) if isinstance(layer, PackedLinear))
+        if counts:
+            kinds = ", ".join(f"{count} in {packing}" for packing, count in sorted(counts.items()))
+            yield f"weights of the {name} stay packed as in the file ({kinds}); a dtype unpacks them"
 
 
 def _opened(places: list[Path], files: Mapping[Path, TensorFile], variant: str | None, ema: bool) -> Iterator[Found]:

@@ -24,6 +24,7 @@ from models.families import FAMILIES, TOWERS, Family, base_of
 from models.files import replacing, write_json
 from models.flux import Flux
 from models.model import Model
+from models.packed import is_packed
 from models.sd3 import SD3
 from models.streaming import is_streamed
 from models.t5 import T5
@@ -73,13 +74,17 @@ def save(
             latent diffusion wrote it, of SD 3 as Stability AI, of FLUX.1 as ComfyUI, with no place for a preview nor for T5's tokenizer;
             "diffusers": a folder with a sub-folder per part, which diffusers' from_pretrained opens; "separate": a folder with a file per
             part under its publisher's keys, to load together: flux-dev.safetensors, vae.safetensors, clip_l.safetensors, t5xxl.safetensors
-    dtype   of the weights in the files; None: as they are
+    dtype   of the weights in the files; None: as they are, which packed ones (8-bit floats, GGUF's blocks) cannot be
     Raises OSError where the place cannot be written, ValueError for a model that readers of the layout would take for another.
     """
     check_names("layout", [layout], LAYOUTS)
     check_dtype(dtype, ())
     if any(is_streamed(part) for part in model.parts.values()):
         raise ValueError("blocks of this model are in its files only: load it without memory=... to save it")
+    if any(is_packed(part) for part in model.parts.values()):
+        if dtype is None:
+            raise ValueError("weights of this model are packed as in their files: give dtype=..., to write them unpacked")
+        model = model.unpacked(dtype)
     if layout == "native":
         native.save(model, path, dtype)
         return

@@ -118,6 +118,10 @@ class Supply:
         """
         if len(self.pieces) == 1 and self.source.form in ("same", "conv"):
             return take(self.pieces[0], self.dtype, self.path).view(self.shape)
+        return self.read()
+
+    def read(self) -> Tensor:
+        """The tensor in new memory. ValueError where it is not finite."""
         value = torch.empty(self.shape, dtype=self.dtype)
         self._put(value, lambda stored, out: _copy(stored, out, self.path))
         return value
@@ -165,6 +169,9 @@ class Fixed:
         return self.value.dtype
 
     def take(self) -> Tensor:
+        return self.value
+
+    def read(self) -> Tensor:
         return self.value
 
     def read_into(self, out: Tensor) -> None:

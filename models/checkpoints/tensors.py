@@ -163,7 +163,7 @@ class Pages:
         try:
             return cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(self.path), False, self.size))
         except RuntimeError as error:
-            reason = _first_line(str(error))
+            reason = first_line(str(error))
             raise ValueError(f"{self.path} cannot be mapped ({reason}): has it changed since it was looked into?") from None
 
 
@@ -194,6 +194,15 @@ class Region(Stored):
                 chunk = buffer[: size - start]
                 self._fill(chunk, file)
                 yield chunk.view(self.dtype)
+
+    def read_into(self, out: Tensor) -> None:
+        """Copy all of it, where nothing is converted straight from the file."""
+        if out.dtype != self.dtype or out.device.type != "cpu":
+            super().read_into(out)
+            return
+        with open(self.pages.path, "rb", buffering=0) as file:
+            file.seek(self.start)
+            self._fill(out.view(-1).view(torch.uint8), file)
 
     def _fill(self, chunk: Tensor, file: FileIO) -> None:
         view = chunk.numpy().data
@@ -317,10 +326,10 @@ def _open_pickle(path: Path) -> TensorFile:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it asks for {asked[1]}" if asked else _first_line(str(error).split("WeightsUnpickler error: ")[-1])
+        reason = f"it asks for {asked[1]}" if asked else first_line(str(error).split("WeightsUnpickler error: ")[-1])
         raise ValueError(f"{path} is no plain file of weights, and nothing in it was run ({reason}); use its safetensors version") from None
     except Exception as error:  # a damaged pickle may provoke any
-        raise ValueError(f"{path} is damaged or no file of weights ({_first_line(str(error))})") from None
+        raise ValueError(f"{path} is damaged or no file of weights ({first_line(str(error))})") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
     state = next((content[key] for key in WRAPPERS if isinstance(content.get(key), (Mapping, list))), content)
@@ -333,7 +342,7 @@ def _open_pickle(path: Path) -> TensorFile:
     return TensorFile(path, tensors, numbers=numbers)
 
 
-def _first_line(text: str) -> str:
+def first_line(text: str) -> str:
     return text.strip().split("\n")[0] or "it is damaged"
 
 
