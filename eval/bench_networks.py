@@ -1,4 +1,4 @@
-"""One step of a published UNet, side by side with diffusers in one run. `python -m eval experiment=bench_networks`."""
+"""One step of a published network, side by side with diffusers in one run. `python -m eval experiment=bench_networks`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,25 +17,11 @@ from tqdm import tqdm
 
 from diffusion.spec import check_at_least_one, lookup, make_params
 from eval.bench import write_bench
+from eval.bench_pairs import PAIRS, Pair
 from eval.memory import peak_resident
-from models import UNet, UNetParams
-from models.checkpoints import diffusers_configs
 from models.device import find_device
-from models.presets import NETWORKS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A published UNet as ours, and as the configuration of diffusers' UNet2DConditionModel."""
-
-    ours: UNetParams
-    theirs: Mapping[str, Any]
-
-
-UNETS = {"sd15": cast(UNetParams, NETWORKS["sd1"]), "sdxl": cast(UNetParams, NETWORKS["sdxl"])}
-PAIRS = {name: Pair(params, diffusers_configs.unet(params, size=64)) for name, params in UNETS.items()}
 
 
 @dataclass(frozen=True)
@@ -47,6 +33,7 @@ class BenchParams:
     dtypes: tuple[str, ...] = ("fp32", "bf16")
     batch: int = 2
     size: int = 64
+    layers: dict[str, int] = field(default_factory=dict)
     rounds: int = 5
     device: str | None = None
     compile: bool = False
@@ -54,9 +41,13 @@ class BenchParams:
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "batch", "size", "rounds")
-        lookup("network", self.network, PAIRS)
+        lookup("network", self.network, PAIRS).shortened(self.layers)
         for dtype in self.dtypes:
             lookup("dtype", dtype, DTYPES)
+
+    @property
+    def pair(self) -> Pair:
+        return PAIRS[self.network].shortened(self.layers)
 
 
 @dataclass(frozen=True)
@@ -125,12 +116,11 @@ def table(timings: Sequence[Timing]) -> str:
 
 def _ours(params: BenchParams, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
     """One step of our network."""
-    p = PAIRS[params.network].ours
-    network = _filled(lambda: UNet(p), dtype, device)
+    pair = params.pair
+    network = _filled(lambda: pair.network(pair.params), dtype, device)
     call = torch.compile(network, fullgraph=True) if params.compile else network
-    x, t, context = _inputs(params, dtype, device)
-    vector = None if p.vector_dim is None else torch.ones(params.batch, p.vector_dim, dtype=dtype, device=device)
-    return lambda: call(x, t, context=context, vector=vector)
+    given = pair.given(params.batch, params.size, dtype, device)
+    return lambda: call(given.x, given.t, **given.conditions)
 
 
 def _theirs(params: BenchParams, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
@@ -140,15 +130,11 @@ def _theirs(params: BenchParams, dtype: torch.dtype, device: torch.device) -> Ca
     except ImportError as error:
         raise ValueError("this benchmark times diffusers beside us, which is not installed: pip install diffusers") from error
     diffusers.logging.set_verbosity_error()
-    pair = PAIRS[params.network]
-    network = _filled(lambda: diffusers.UNet2DConditionModel(**pair.theirs), dtype, device)
+    name, config = params.pair.theirs
+    network = _filled(lambda: getattr(diffusers, name).from_config(config), dtype, device)
     call = torch.compile(network) if params.compile else network
-    x, t, context = _inputs(params, dtype, device)
-    added = None
-    if pair.ours.vector_dim is not None:  # pooled text, and six numbers that become 256 sinusoids each
-        ones = torch.ones(params.batch, pair.ours.vector_dim - 6 * 256, dtype=dtype, device=device)
-        added = {"text_embeds": ones, "time_ids": ones[:, :6]}
-    return lambda: call(x, t, encoder_hidden_states=context, added_cond_kwargs=added, return_dict=False)[0]
+    asked = params.pair.asked(params.pair.given(params.batch, params.size, dtype, device))
+    return lambda: call(**asked, return_dict=False)[0]
 
 
 def _filled(make: Callable[[], nn.Module], dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -159,15 +145,9 @@ def _filled(make: Callable[[], nn.Module], dtype: torch.dtype, device: torch.dev
         network.to_empty(device=device)
         for p in network.parameters():
             p.uniform_(-0.02, 0.02)
+        for buffer in network.buffers():
+            buffer.zero_()
     return network.eval()
-
-
-def _inputs(params: BenchParams, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """x, t and a context of 77 tokens."""
-    p = PAIRS[params.network].ours
-    x = torch.ones(params.batch, p.in_channels, params.size, params.size, dtype=dtype, device=device)
-    context = torch.ones(params.batch, 77, p.context_dim or 0, dtype=dtype, device=device)
-    return x, torch.full((params.batch,), 500.0, device=device), context
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -10,11 +10,12 @@ from models.families import FAMILIES
 from models.flux import Flux, FluxParams
 from models.model import NETWORKS, Model, Report, build, build_network
 from models.presets import miniature, published
+from models.recipes import TextParams
 from models.sd3 import SD3, SD3Params
 from models.t5 import T5, T5Params
 from models.t5_tokenizer import T5Tokenizer
 from models.taesd import TAESD, TAESDParams
-from models.text import TextCondition, TextEncoder, TextParams
+from models.text import TextCondition, TextEncoder
 from models.unet import UNet, UNetParams
 from models.vae import VAE, VAEParams
 

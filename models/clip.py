@@ -87,8 +87,8 @@ class CLIPText(nn.Module):
             states.append(x)
         return states
 
-    def pool(self, last_state: Tensor, tokens: Tensor) -> Tensor:
-        """The last state (B, L, width) at each row's first EOS, through norm and projection: (B, projection or width).
+    def pool(self, last_state: Tensor, tokens: Tensor, projected: bool = True) -> Tensor:
+        """The last state (B, L, width) at each row's first EOS, through norm and, if `projected`, projection: (B, projection or width).
 
         The first, because padding may be EOS as well; and not the greatest id, which may be that of an added token.
         """
@@ -98,7 +98,7 @@ class CLIPText(nn.Module):
             raise ValueError(f"a row of tokens has no end of text ({EOS}): put one behind the prompt")
         row = last_state[torch.arange(len(tokens), device=tokens.device), end.int().argmax(dim=1)]  # (B, width)
         row = self.norm(row)
-        return row if self.projection is None else self.projection(row)
+        return self.projection(row) if projected and self.projection is not None else row
 
 
 class Block(nn.Module):

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from models import text
+from models import recipes
 from models.clip import CLIPTextParams
 from models.flux import FluxParams
+from models.recipes import TextParams
 from models.sd3 import SD3Params
 from models.t5 import T5Params
 from models.taesd import TAESDParams
-from models.text import TextParams
 from models.unet import UNetParams
 from models.vae import VAEParams
 
@@ -112,7 +112,7 @@ def base_of(params: Network) -> str:
         return "sd3.5-medium" if params.dual else "sd3.5-large" if params.qk_norm else "sd3"
     if params.vector_dim is not None:
         # The refiner's vector is a pooled text as wide as its context, and five numbers.
-        return "sdxl-refiner" if params.vector_dim == (params.context_dim or 0) + 5 * text.NUMBER_DIM else "sdxl"
+        return "sdxl-refiner" if params.vector_dim == (params.context_dim or 0) + 5 * recipes.NUMBER_DIM else "sdxl"
     return "sd2" if params.linear_projection else "sd1"
 
 
@@ -123,17 +123,17 @@ OPTIONAL_TOWERS = {base: ("t5",) for base in TOWERS if base.startswith("sd3")}  
 
 
 def recipe(base: str, towers: Mapping[str, CLIPTextParams | T5Params], **choices: Any) -> TextParams:
-    """How a family uses its text towers, given by name; `choices` are what is left open there (see models.text)."""
+    """How a family uses its text towers, given by name; `choices` are what is left open there (see models.recipes)."""
     given: dict[str, Any] = {name: towers[name] for name in TOWERS[base] if name in towers}
     if base == "flux-schnell":
         choices = {"length": 256, **choices}
     kinds: dict[str, Callable[..., TextParams]] = {
-        "flux": text.flux,
-        "sd3": text.sd3,
-        "sdxl-refiner": text.refiner,
-        "sdxl": text.sdxl,
-        "sd2": text.sd2,
-        "sd1": text.sd1,
+        "flux": recipes.flux,
+        "sd3": recipes.sd3,
+        "sdxl-refiner": recipes.refiner,
+        "sdxl": recipes.sdxl,
+        "sd2": recipes.sd2,
+        "sd1": recipes.sd1,
     }
     return next(make for kind, make in kinds.items() if base.startswith(kind))(**given, **choices)
 

@@ -30,10 +30,11 @@ from models.conditioning import WithImage
 from models.dit import DiT, DiTParams
 from models.finite import lost_weight
 from models.flux import Flux, FluxParams
+from models.recipes import TextParams
 from models.sd3 import SD3, SD3Params
 from models.streaming import values
 from models.taesd import TAESD, TAESDParams
-from models.text import TextEncoder, TextParams
+from models.text import TextEncoder
 from models.unet import UNet, UNetParams
 from models.vae import VAE, VAEParams
 

@@ -14,11 +14,11 @@ from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPTextParams
 from models.families import FAMILIES, TOWERS, Family, Network, description, recipe
 from models.flux import FluxParams
 from models.model import Model, build
+from models.recipes import TextParams
 from models.sd3 import SD3Params
 from models.t5 import T5Params
 from models.t5_tokenizer import T5Tokenizer
 from models.taesd import TAESDParams
-from models.text import TextParams
 from models.unet import UNetParams
 from models.vae import VAEParams
 

@@ -16,7 +16,7 @@ def positions(text: int, height: int, width: int, device: torch.device) -> Tenso
 
 
 def turns(positions: Tensor, axes: Sequence[int], theta: float) -> Tensor:
-    """Every token's e^(i angle), (L, d/2), computed in float64 and rounded.
+    """Cosine and sine of every token's angles, (L, d/2, 2), computed in float64 and rounded.
 
     Of d = sum(axes) features axes[i] turn with coordinate i, at the frequencies theta^(-2k/axes[i]) (eq. 15).
     """
@@ -26,10 +26,15 @@ def turns(positions: Tensor, axes: Sequence[int], theta: float) -> Tensor:
         frequency = theta ** -(torch.arange(0, dim, 2, dtype=wide, device=positions.device) / dim)
         angles.append(coordinate[:, None] * frequency)
     angle = torch.cat(angles, dim=-1)
-    return torch.complex(angle.cos().float(), angle.sin().float())
+    return torch.stack([angle.cos(), angle.sin()], dim=-1).float()
 
 
 def turn(x: Tensor, turns: Tensor) -> Tensor:
     """Each pair of neighbouring features of x (B, H, L, d) is a complex number, and turns (eq. 13); in float32 whatever less x has."""
     pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
-    return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2).to(x.dtype)
+    if torch.compiler.is_compiling():  # real numbers are computed together with what stands around them, complex ones are not
+        (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns))
+    return turned.flatten(-2).to(x.dtype)

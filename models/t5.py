@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from diffusion.spec import check_at_least_one
+from models.attention import attend
 from models.products import Linear
 
 
@@ -116,8 +117,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x), bias)
         y = self.norm2(x)
-        gate = F.gelu(self.gate(y), approximate="tanh")
-        return x + self.fc2(gate.to(x.dtype) * self.fc1(y))
+        hidden = F.gelu(self.gate(y), approximate="tanh").to(x.dtype) * self.fc1(y)
+        # Products with fc2 are beyond float16's range, not beyond bfloat16's.
+        return x + self.fc2(hidden if y.dtype == torch.float16 else hidden.to(y.dtype))
 
 
 class BiasedAttention(nn.Module):
@@ -131,8 +133,7 @@ class BiasedAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         q, k, v = (rearrange(part(x), "b l (h d) -> b h l d", h=self.heads) for part in (self.q, self.k, self.v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
-        return self.out(rearrange(out, "b h l d -> b l (h d)"))
+        return self.out(attend(q, k, v, bias=bias, scale=1.0))
 
 
 class RMSNorm(nn.RMSNorm):
@@ -146,8 +147,8 @@ class RMSNorm(nn.RMSNorm):
 
 
 class WideLinear(Linear):
-    """x W^T for an x of at least float32; where the weights are float16 also in that dtype, for the product is beyond their range."""
+    """x W^T in the dtype of x, which may be wider than that of the weight. A packed weight (models/packed.py) is unpacked to it anyway."""
 
     def forward(self, x: Tensor) -> Tensor:
-        narrow = self.weight.dtype == torch.float16
-        return F.linear(x, self.weight.to(x.dtype)) if narrow else super().forward(x.to(self.weight.dtype))
+        weight = self._parameters.get("weight")
+        return super().forward(x) if weight is None or weight.dtype == x.dtype else F.linear(x, weight.to(x.dtype))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ class Prompts:
     """What to draw: texts, one per image, what to lead away from (None: the family's "no prompt"), and seeds.
 
     weighted  weights are read: "(word:1.3)"
-    long      what is done with more than 75 tokens: "chunk" reads them in pieces, "cut" drops the rest
+    long      what is done with more than 75 tokens: "chunk" reads them in pieces, "cut" drops the rest; T5 reads as many as it can in both
     """
 
     texts: tuple[str, ...]
@@ -82,22 +83,31 @@ def conditions(model: Model, prompts: Prompts, numbers: Mapping[str, float]) -> 
     """The prompts, read, in the backbone's dtype; `numbers` are those of the family's vector.
 
     Each is read on its own, in as many chunks as it and its negative prompt need, and then repeated until all are equally long: attention
-    over a context and over the same context twice is the same. So no image depends on what else is in its batch.
+    over a context and over the same context twice is the same. Where a network attends to text and image together it is not: there all
+    contexts have one length. So no image depends on what else is in its batch. What is in it twice is read once.
     """
     text: TextEncoder = model.require("text")
+    told = (numbers, {**numbers, "score": NEGATIVE_SCORE} if "score" in numbers else numbers)
     pairs = list(zip(prompts.texts, prompts.negative, strict=True))
     chunks = {pair: _chunks(text, pair, prompts) for pair in pairs}
     length = _common_length(chunks.values())
-    read = {pair: _read(text, pair, numbers, prompts, n) for pair, n in chunks.items()}
     dtype = next(model.network.parameters()).dtype
 
+    @cache
+    def read(side: int, prompt: str | None, chunks: int) -> TextCondition:
+        if prompt is None:
+            return text.null(1, numbers=told[side], chunks=chunks)
+        return text.encode([prompt], numbers=told[side], weighted=prompts.weighted, long=prompts.long, chunks=chunks)
+
     def rows(side: int) -> dict[str, Tensor]:
-        values = {"context": torch.cat([read[pair][side].context.repeat(1, length // chunks[pair], 1) for pair in pairs])}
-        vectors = [vector for pair in pairs if (vector := read[pair][side].vector) is not None]
+        found = [(read(side, pair[side], chunks[pair]), length // chunks[pair]) for pair in pairs]
+        values = {"context": torch.cat([condition.context.repeat(1, times, 1) for condition, times in found])}
+        vectors = [condition.vector for condition, _ in found if condition.vector is not None]
         return {name: value.to(dtype) for name, value in (values | ({"vector": torch.cat(vectors)} if vectors else {})).items()}
 
-    dropped = tuple(dict.fromkeys(row.dropped[0] for sides in read.values() for row in sides if row.dropped[0]))
-    return Conditions(rows(0), rows(1), dropped)
+    cond, null = rows(0), rows(1)
+    ends = [read(side, pair[side], n).dropped[0] for pair, n in chunks.items() for side in (0, 1)]
+    return Conditions(cond, null, tuple(dict.fromkeys(filter(None, ends))))
 
 
 def _common_length(chunks: Collection[int]) -> int:
@@ -113,18 +123,6 @@ def _common_length(chunks: Collection[int]) -> int:
 
 def _chunks(text: TextEncoder, pair: tuple[str, str | None], prompts: Prompts) -> int:
     return 1 if prompts.long == "cut" else text.count_chunks([side for side in pair if side is not None], weighted=prompts.weighted)
-
-
-def _read(
-    text: TextEncoder, pair: tuple[str, str | None], numbers: Mapping[str, float], prompts: Prompts, chunks: int
-) -> tuple[TextCondition, TextCondition]:
-    """A prompt and what to lead away from, one row each."""
-    positive, negative = pair
-    away = {**numbers, "score": NEGATIVE_SCORE} if "score" in numbers else numbers
-    said = text.encode([positive], numbers=numbers, weighted=prompts.weighted, long=prompts.long, chunks=chunks)
-    if negative is None:
-        return said, text.null(1, numbers=away, like=said)
-    return said, text.encode([negative], numbers=away, weighted=prompts.weighted, long=prompts.long, chunks=chunks)
 
 
 def vector_numbers(model: Model, size: tuple[int, int], given: Mapping[str, float] | None = None) -> dict[str, float]:

@@ -23,10 +23,13 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         nn.init.normal_(p, std=0.1)
     models.save(model, tmp_path / "runs" / "quickstart" / "dit" / "checkpoint.safetensors")
     models.save(models.miniature("sdxl"), tmp_path / "sd_xl_base_1.0.safetensors", layout="ldm")
+    models.save(models.miniature("flux-dev"), tmp_path, layout="separate")
+    for name, published in {"flux-dev": "flux1-dev", "vae": "ae"}.items():
+        (tmp_path / f"{name}.safetensors").rename(tmp_path / f"{published}.safetensors")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(compile(block.replace("steps=30", "steps=1, height=128, width=128"), "README.md", "exec"), names)
+        exec(compile(re.sub(r"steps=(30|28)", "steps=1, height=128, width=128", block), "README.md", "exec"), names)
     assert names["images"].shape == (1, 3, 128, 128)
     assert (tmp_path / "sdxl" / "model_index.json").exists()
     assert names["x0"].shape == (10, 1, 8, 8)

@@ -17,7 +17,7 @@ from models.checkpoints.towers import find_towers, text_params
 from models.clip import CLIP_G, CLIPTextParams
 from models.families import FAMILIES, Family, Network, base_of, description, plain
 from models.flux import FluxParams
-from models.text import TextParams
+from models.recipes import TextParams
 from models.unet import UNetParams
 from models.vae import VAEParams
 

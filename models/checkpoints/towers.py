@@ -10,8 +10,8 @@ from models.checkpoints.findings import Findings
 from models.checkpoints.parts import Part
 from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPTextParams
 from models.families import OPTIONAL_TOWERS, TOWERS, recipe
+from models.recipes import NUMBER_DIM, TextParams
 from models.t5 import T5Params
-from models.text import NUMBER_DIM, TextParams
 
 
 def find_towers(found: Findings, base: str) -> dict[str, Part]:

@@ -19,8 +19,8 @@ def is_vocabulary(path: Path) -> bool:
 
 def find_tokenizer(part: Part, given: Iterable[Path]) -> T5Tokenizer | None:
     """The tokenizer that was given last, or lies beside the weights of a T5, or in tokenizer_N beside their text_encoder_N; else None."""
-    home = part.file.path.parent
-    beside = [folder / name for folder in (home, home.with_name(home.name.replace("text_encoder", "tokenizer"))) for name in FILES]
+    home = part.file.path.absolute().parent
+    beside = [folder / name for folder in (home, home.parent / home.name.replace("text_encoder", "tokenizer")) for name in FILES]
     path = next((path for path in (*reversed(list(given)), *beside) if path.is_file()), None)
     return None if path is None else T5Tokenizer.open(path)
 

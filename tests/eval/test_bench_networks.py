@@ -10,24 +10,27 @@ from typing import Any
 
 import pytest
 import torch
+from einops import rearrange
 
 import configs
 from eval import bench_networks
-from eval.bench_networks import PAIRS, BenchParams, Pair, flops
-from models import UNet, UNetParams
+from eval.bench_networks import BenchParams, flops
+from eval.bench_pairs import PAIRS, pair_of
+from models import UNetParams
+from models.checkpoints.save import BACKBONES
+from models.checkpoints.table import scatter
+from models.presets import TINY_NETWORKS as TINY
+from tests.models.small import randomised, relative_error
 
-SMALL = Pair(
-    UNetParams(channels=32, channel_mult=(1, 2), blocks=1, attention=(1, 0), heads=4, head_dim=None, context_dim=12, groups=8),
-    {
-        "block_out_channels": (32, 64),
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "layers_per_block": 1,
-        "norm_num_groups": 8,
-        "attention_head_dim": 4,
-        "cross_attention_dim": 12,
-    },
-)
+UNET = UNetParams(channels=32, channel_mult=(1, 2), blocks=1, attention=(1, 0), heads=4, head_dim=None, context_dim=12, groups=8)
+SMALL = {"sd15": pair_of(UNET), "flux": pair_of(TINY["flux-dev"]), "sd3.5-medium": pair_of(TINY["sd3.5-medium"])}
+SIZES = {
+    "sd15": 859_520_964,
+    "sdxl": 2_567_463_684,
+    "flux": 11_901_408_320,
+    "sd3.5-medium": 2_243_171_520,
+    "sd3.5-large": 8_056_627_520,
+}
 
 
 def settings(out: Path, **changes: Any) -> dict[str, Any]:
@@ -39,11 +42,52 @@ def settings(out: Path, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", PAIRS)
 def test_both_sides_are_the_same_network(name: str) -> None:
     """Parameter for parameter: the same number of them, and of the published size."""
-    from diffusers import UNet2DConditionModel
+    import diffusers
 
+    pair = PAIRS[name]
+    kind, config = pair.theirs
     with torch.device("meta"):
-        sizes = [sum(p.numel() for p in n.parameters()) for n in (UNet(PAIRS[name].ours), UNet2DConditionModel(**PAIRS[name].theirs))]
-    assert sizes == [{"sd15": 859_520_964, "sdxl": 2_567_463_684}[name]] * 2
+        sizes = [sum(p.numel() for p in n.parameters()) for n in (pair.network(pair.params), getattr(diffusers, kind).from_config(config))]
+    assert sizes == [SIZES[name]] * 2
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_both_sides_are_asked_the_same(name: str) -> None:
+    """With the same weights, the same output: what is given to ours means what is given to theirs."""
+    import diffusers
+
+    pair = SMALL[name]
+    kind, config = pair.theirs
+    ours, theirs = randomised(pair.network(pair.params)), getattr(diffusers, kind).from_config(config).eval()
+    of = BACKBONES[type(ours)]
+    state = ours.state_dict()
+    theirs.load_state_dict(scatter(of.diffusers(pair.params).table(state), state))
+    given = pair.given(2, 16, torch.float32, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    for value in (given.x, given.context, *([] if given.vector is None else [given.vector])):
+        value.normal_(generator=generator)
+    with torch.no_grad():
+        expected = theirs(**pair.asked(given), return_dict=False)[0]
+        out = ours(given.x, given.t, **given.conditions)
+    if expected.ndim == 3:  # tokens, as Flux's pipeline unpacks them
+        expected = rearrange(expected, "b (h w) (c p q) -> b c (h p) (w q)", h=8, p=2, q=2)
+    assert relative_error(out, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "blocks"),
+    [("flux", {"depth": 1, "depth_single": 2}, {"joint": 1, "single": 2}), ("sd3.5-large", {"depth": 2}, {"blocks": 2})],
+)
+def test_fewer_blocks_of_full_width(name: str, layers: dict[str, int], blocks: dict[str, int]) -> None:
+    """The width stays, on both sides."""
+    import diffusers
+
+    pair = PAIRS[name].shortened(layers)
+    with torch.device("meta"):
+        ours, theirs = pair.network(pair.params), getattr(diffusers, pair.theirs[0]).from_config(pair.theirs[1])
+    assert {place: len(getattr(ours, place)) for place in blocks} == blocks
+    assert pair.params.hidden == PAIRS[name].params.hidden
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
 def test_arithmetic_of_a_published_step() -> None:
@@ -53,10 +97,11 @@ def test_arithmetic_of_a_published_step() -> None:
     assert flops(BenchParams(out="", batch=4)) == pytest.approx(2 * two, rel=1e-3)
 
 
-def test_times_both_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", SMALL)
+def test_times_both_and_writes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row per dtype, with both times, their ratio and the memory."""
-    monkeypatch.setitem(PAIRS, "sd15", SMALL)
-    timings = bench_networks.run(settings(tmp_path, rounds=1, size=16))
+    monkeypatch.setitem(PAIRS, name, SMALL[name])
+    timings = bench_networks.run(settings(tmp_path, rounds=1, size=16, network=name))
     assert [t.dtype for t in timings] == ["fp32", "bf16"]
     for t in timings:
         assert t.ours > 0 < t.theirs
@@ -66,7 +111,7 @@ def test_times_both_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     rows = (tmp_path / "bench.md").read_text().splitlines()
     assert [row.split("|")[1].strip() for row in rows] == ["dtype", "---", "fp32", "bf16"]
     written = json.loads((tmp_path / "bench.json").read_text())
-    assert written["settings"]["network"] == "sd15"
+    assert written["settings"]["network"] == name
     assert written["facts"]["torch"]
 
 
@@ -75,6 +120,8 @@ def test_times_both_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         ({"network": "sd14"}, "no network named 'sd14'; did you mean 'sd15'"),
         ({"dtypes": ["bf61"]}, "no dtype named 'bf61'; did you mean 'bf16'"),
+        ({"layers": {"depth": 1}}, "layers shortens flux and sd3.5"),
+        ({"network": "flux", "layers": {"deep": 1}}, "layers has no 'deep': depth"),
         ({"rounds": 0}, "rounds must be at least 1"),
         ({"device": "tpu"}, "no device 'tpu' here"),
     ],
@@ -89,6 +136,6 @@ def test_errors(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
 def test_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without diffusers there is nobody to compare with, and the error says how to get it."""
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.setitem(PAIRS, "sd15", SMALL)
+    monkeypatch.setitem(PAIRS, "sd15", SMALL["sd15"])
     with pytest.raises(ValueError, match="not installed: pip install diffusers"):
         bench_networks.run(settings(tmp_path / "out"))

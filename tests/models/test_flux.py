@@ -14,7 +14,7 @@ from diffusers.models.transformers import transformer_flux
 from torch import Tensor
 
 from models import Flux, FluxParams
-from tests.models.joint_peers import assert_equal_in_value_and_gradient, translated
+from tests.models.joint_peers import assert_equal_at_full_width, assert_equal_in_value_and_gradient, translated
 from tests.models.small import DEV, FILL, FLUX, FLUXES, SCHNELL, inputs, randomised
 
 # The parameters of the published files.
@@ -119,11 +119,12 @@ def test_output_and_gradients_equal_diffusers(
     assert_equals_diffusers(FLUXES[kind], size, dtype, tolerance)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", PUBLISHED)
+@pytest.mark.parametrize("kind", [kind if kind == "dev" else pytest.param(kind, marks=pytest.mark.slow) for kind in PUBLISHED])
 def test_equals_diffusers_at_full_width(kind: str) -> None:
     """A block of each sort in the published size."""
-    assert_equals_diffusers(replace(PUBLISHED[kind][0], depth=1, depth_single=1), (8, 12), torch.float32, 1e-5)
+    params = replace(PUBLISHED[kind][0], depth=1, depth_single=1)
+    to_theirs = partial(to_diffusers, params)
+    assert_equal_at_full_width(lambda: Flux(params), lambda: peer(params), to_theirs, call_peer, inputs(params, (8, 12)))
 
 
 def test_position_matters() -> None:
@@ -138,7 +139,7 @@ def test_position_matters() -> None:
 def test_fresh_blocks_are_the_identity() -> None:
     """Before training every block hands on what it is given."""
     network = Flux(DEV)
-    text, image, emb, turns = torch.randn(2, 5, 48), torch.randn(2, 6, 48), torch.randn(2, 48), torch.randn(11, 8, dtype=torch.complex64)
+    text, image, emb, turns = torch.randn(2, 5, 48), torch.randn(2, 6, 48), torch.randn(2, 48), torch.randn(11, 8, 2)
     for block in network.joint:
         assert all(map(torch.equal, block(text, image, emb, turns), (text, image)))
     for block in network.single:

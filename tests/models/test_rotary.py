@@ -49,3 +49,11 @@ def test_products_know_distances_only() -> None:
     moved = torch.tensor([[7, 20, 40]])
     torch.testing.assert_close(product(moved), product(0 * moved), rtol=0, atol=1e-5)
     assert abs(product(moved) - (q * k).sum()) > 1e-2
+
+
+def test_compiled_turns_are_the_same() -> None:
+    """Which are computed with real numbers there."""
+    x = torch.randn(2, 3, 5, sum(AXES))
+    angles = turns(torch.arange(15.0).view(5, 3), AXES, 1e4)
+    compiled = torch.compile(turn, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, angles), turn(x, angles), rtol=0, atol=1e-6)

@@ -14,7 +14,7 @@ from diffusers.models import normalization
 from torch import Tensor, nn
 
 from models import SD3, SD3Params
-from tests.models.joint_peers import assert_equal_in_value_and_gradient, translated
+from tests.models.joint_peers import assert_equal_at_full_width, assert_equal_in_value_and_gradient, translated
 from tests.models.small import MEDIUM, MMDIT, SD3S, inputs, randomised
 
 # The numbers in the published files, position table included.
@@ -47,15 +47,16 @@ def peer(p: SD3Params) -> SD3Transformer2DModel:
     ).eval()
 
 
+def call_peer(network: SD3Transformer2DModel, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> Tensor:
+    return network(hidden_states=x, encoder_hidden_states=context, pooled_projections=vector, timestep=1000 * t).sample
+
+
 def assert_equals_diffusers(params: SD3Params, size: tuple[int, int], dtype: torch.dtype, tolerance: float) -> None:
     ours, theirs = randomised(SD3(params)).to(dtype), peer(params).to(dtype)
     x, t, given = inputs(params, size)
     given = {name: value.to(dtype) for name, value in given.items()}
-
-    def call(x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> Tensor:
-        return theirs(hidden_states=x, encoder_hidden_states=context, pooled_projections=vector, timestep=1000 * t).sample
-
-    assert_equal_in_value_and_gradient(ours, theirs, partial(to_diffusers, params), call, (x.to(dtype), t.to(dtype), given), tolerance)
+    to_theirs, call = partial(to_diffusers, params), partial(call_peer, theirs)
+    assert_equal_in_value_and_gradient(ours, theirs, to_theirs, call, (x.to(dtype), t.to(dtype), given), tolerance)
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)
@@ -78,13 +79,13 @@ def test_output_and_gradients_equal_diffusers(
     assert_equals_diffusers(SD3S[kind], size, dtype, tolerance)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", PUBLISHED)
 def test_equals_diffusers_at_full_width(kind: str) -> None:
     """Two blocks, one with a text stream as all but the last have it, in the published size."""
     params = PUBLISHED[kind][0]
     params = replace(params, heads=params.depth, depth=2, dual=min(params.dual, 1))
-    assert_equals_diffusers(params, (8, 12), torch.float32, 1e-5)
+    to_theirs = partial(to_diffusers, params)
+    assert_equal_at_full_width(lambda: SD3(params), lambda: peer(params), to_theirs, call_peer, inputs(params, (8, 12)))
 
 
 @pytest.mark.parametrize("positions", [12, 192])

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from models.clip import CLIP_H, CLIP_L, CLIPText, CLIPTextParams
 from models.conditioning import sinusoid
+from models.recipes import TextParams, TowerUse, flux, refiner, sd1, sd2, sd3, sdxl
 from models.t5 import T5, T5_XXL, T5Params
 from models.t5_tokenizer import T5Tokenizer
-from models.text import TextCondition, TextEncoder, TextParams, TowerUse, flux, refiner, sd1, sd2, sd3, sdxl
+from models.text import TextCondition, TextEncoder
 from models.tokenizer import BOS, EOS, detokenize, tokenize
 from tests.models.small import randomised, relative_error
 from tests.models.text_peers import in_open_clip, in_transformers, padded, t5_in_folder, t5_in_transformers, transformers_tokenizer
@@ -381,6 +382,8 @@ def test_null_goes_with_a_condition(family: tuple[TextEncoder, Callable[..., Tex
     null = text.null(2, like=like)
     expected = encode(["", ""], chunks=like.context.shape[1] // 77)
     assert null.dropped == ("", "")
+    numbers = dict.fromkeys(p.numbers, 1.0)
+    assert torch.equal(text.null(2, numbers=numbers, chunks=like.context.shape[1] // 77).context, null.context)
     if p.null == "zeros":
         assert null.context.shape == like.context.shape
         assert not null.context.any()
@@ -650,6 +653,8 @@ def test_a_joint_context_has_one_length(joint: dict[str, TextEncoder], name: str
     assert ours.dropped[2].endswith("déjà-vu;" if text.params.t5 else "déjà - vu ;")
     with pytest.raises(ValueError, match="chunks must be 1 for this family, not 2"):
         text.encode(TOLD, chunks=2)
+    with pytest.raises(ValueError, match="chunks must be 1 for this family, not 2"):
+        text.null(1, chunks=2)
 
 
 def test_what_is_dropped_is_behind_what_is_read(joint: dict[str, TextEncoder]) -> None:

@@ -1,0 +1,127 @@
+"""What `bench_networks` times: published networks of ours, what diffusers has in their place, and the same inputs for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from models import SD3, Flux, FluxParams, SD3Params, UNet, UNetParams
+from models.checkpoints import diffusers_configs
+from models.presets import NETWORKS
+from models.rotary import positions
+
+
+@dataclass(frozen=True)
+class Given:
+    """What both networks are given: x (B, C, H, W), t in our units, and the conditions; all ones but for t, which speed does not mind."""
+
+    x: Tensor
+    t: Tensor
+    context: Tensor
+    vector: Tensor | None
+    guidance: Tensor | None
+
+    @property
+    def conditions(self) -> dict[str, Tensor]:
+        named = {"context": self.context, "vector": self.vector, "guidance": self.guidance}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A network of ours, and diffusers'.
+
+    params  of ours
+    theirs  the name of diffusers' class, and its configuration
+    asked   the arguments that theirs is called with
+    tokens  rows of the context
+    t       a time in the middle
+    """
+
+    params: Any
+    network: Callable[[Any], nn.Module]
+    theirs: tuple[str, Mapping[str, Any]]
+    asked: Callable[[Given], dict[str, Any]]
+    tokens: int
+    t: float
+
+    def given(self, batch: int, size: int, dtype: torch.dtype, device: torch.device) -> Given:
+        """Inputs for latents of size x size."""
+        p = self.params
+        vector = None if p.vector_dim is None else torch.ones(batch, p.vector_dim, dtype=dtype, device=device)
+        return Given(
+            x=torch.ones(batch, p.in_channels, size, size, dtype=dtype, device=device),
+            t=torch.full((batch,), self.t, device=device),
+            context=torch.ones(batch, self.tokens, p.context_dim, dtype=dtype, device=device),
+            vector=vector,
+            guidance=None if p.guidance_dim is None else torch.full((batch,), 3.5, device=device),
+        )
+
+    def shortened(self, layers: Mapping[str, int]) -> Pair:
+        """The same with fewer blocks: {"depth": 1, "depth_single": 1}. ValueError where there are no such numbers."""
+        if not layers:
+            return self
+        if not isinstance(self.params, FluxParams | SD3Params):
+            raise ValueError("layers shortens flux and sd3.5, whose blocks are alike: leave it out")
+        if unknown := [name for name in layers if name not in ("depth", "depth_single", "dual") or not hasattr(self.params, name)]:
+            raise ValueError(f"layers has no {unknown[0]!r}: depth, and depth_single of flux or dual of sd3.5")
+        width = {"heads": self.params.heads or self.params.depth}  # which goes with the depth in sd3.5
+        return pair_of(replace(cast(Any, self.params), **width, **layers))
+
+
+def pair_of(params: Any) -> Pair:
+    """A network of ours beside diffusers' of the same parameters."""
+    if isinstance(params, FluxParams):
+        return Pair(params, Flux, ("FluxTransformer2DModel", diffusers_configs.flux(params)), _flux, tokens=512, t=0.5)
+    if isinstance(params, SD3Params):
+        return Pair(params, SD3, ("SD3Transformer2DModel", diffusers_configs.sd3(params, 128)), _sd3, tokens=333, t=0.5)
+    return Pair(params, UNet, ("UNet2DConditionModel", diffusers_configs.unet(cast(UNetParams, params), 64)), _unet, tokens=77, t=500.0)
+
+
+def _unet(given: Given) -> dict[str, Any]:
+    added = None
+    if given.vector is not None:  # pooled text, and six numbers that become 256 sinusoids each
+        added = {"text_embeds": given.vector[:, : -6 * 256], "time_ids": given.vector[:, :6]}
+    return {"sample": given.x, "timestep": given.t, "encoder_hidden_states": given.context, "added_cond_kwargs": added}
+
+
+def _flux(given: Given) -> dict[str, Any]:
+    """Packed, and with the place of every token, which diffusers' pipelines make outside of the network."""
+    packed = rearrange(given.x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2).contiguous()
+    ids = positions(given.context.shape[1], given.x.shape[2] // 2, given.x.shape[3] // 2, given.x.device).to(given.x.dtype)
+    text = given.context.shape[1]
+    return {
+        "hidden_states": packed,
+        "encoder_hidden_states": given.context,
+        "pooled_projections": given.vector,
+        "timestep": given.t,
+        "guidance": given.guidance,
+        "img_ids": ids[text:],
+        "txt_ids": ids[:text],
+    }
+
+
+def _sd3(given: Given) -> dict[str, Any]:
+    return {
+        "hidden_states": given.x,
+        "timestep": 1000 * given.t,
+        "encoder_hidden_states": given.context,
+        "pooled_projections": given.vector,
+    }
+
+
+PAIRS = {
+    name: pair_of(NETWORKS[family])
+    for name, family in {
+        "sd15": "sd1",
+        "sdxl": "sdxl",
+        "flux": "flux-dev",
+        "sd3.5-medium": "sd3.5-medium",
+        "sd3.5-large": "sd3.5-large",
+    }.items()
+}
