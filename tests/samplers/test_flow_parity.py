@@ -44,7 +44,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 CLOSE = 2e-5
 FLUX = {"flux-fill": "FluxFillPipeline", "flux-canny": "FluxControlPipeline"}
 Open = Callable[..., tuple[models.Model, Any]]
-SIZES = {"height": HEIGHT, "width": WIDTH}
+SIZE: dict[str, Any] = {"height": HEIGHT, "width": WIDTH}
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +142,7 @@ def test_times(family: str) -> None:
 def test_flux_dev(height: int, width: int, peer_of: Open) -> None:
     """Guidance embedded, times shifted by the number of tokens."""
     model, pipe = peer_of("flux-dev")
-    size = {"height": height, "width": width}
+    size: dict[str, Any] = {"height": height, "width": width}
     peer = theirs_packed(pipe, latents=packed(noise(**size)), num_inference_steps=20, guidance_scale=3.5, **size)
     agree(ours(model, steps=20, **size), peer)
 
@@ -151,7 +151,7 @@ def test_flux_dev(height: int, width: int, peer_of: Open) -> None:
 def test_flux_with_true_guidance(negative: list[str] | None, peer_of: Open) -> None:
     """Away from a negative prompt as well; away from "" where there is none, which has to be said to diffusers."""
     model, pipe = peer_of("flux-dev")
-    given = {"true_cfg_scale": 2.5, "negative_prompt": negative or ["", ""], "guidance_scale": 2.0}
+    given: dict[str, Any] = {"true_cfg_scale": 2.5, "negative_prompt": negative or ["", ""], "guidance_scale": 2.0}
     agree(
         ours(model, steps=20, guidance=2.0, true_cfg=2.5, negative=negative),
         theirs_packed(pipe, latents=packed(noise()), num_inference_steps=20, **given),
@@ -238,7 +238,7 @@ def test_stable_diffusion_3(
 def test_stable_diffusion_3_turbo(peer_of: Open) -> None:
     """Four steps, no guidance, the family's own."""
     model, pipe = peer_of("sd3.5-large-turbo")
-    agree(ours(model), theirs(pipe, latents=noise(), num_inference_steps=4, guidance_scale=0.0, **SIZES), steps=4)
+    agree(ours(model), theirs(pipe, latents=noise(), num_inference_steps=4, guidance_scale=0.0, **SIZE), steps=4)
 
 
 @pytest.mark.usefixtures("likeliest")
@@ -246,18 +246,18 @@ def test_stable_diffusion_3_from_an_image(peer_of: Open) -> None:
     model, pipe = peer_of("sd3")
     peer = theirs(
         turned(pipe, "StableDiffusion3Img2ImgPipeline"), image=both(), strength=0.5, generator=generators(), num_inference_steps=20,
-        guidance_scale=7.0, negative_prompt=NEGATIVE, **SIZES,
+        guidance_scale=7.0, negative_prompt=NEGATIVE, **SIZE,
     )  # fmt: skip
     agree(ours(model, image=picture(3, 0), strength=0.5, steps=20, negative=NEGATIVE), peer, steps=10)
 
 
 @pytest.mark.usefixtures("likeliest")
 def test_stable_diffusion_3_with_a_mask_it_does_not_see(peer_of: Open) -> None:
-    """Every step's latents agree. Its pipeline for inpainting, unlike the one for text alone, decodes them without their shift of 0.0609."""
+    """Every step's latents agree. The peer for inpainting, unlike the one for text alone, decodes them without their shift of 0.0609."""
     (model, pipe), mask = peer_of("sd3"), hard()
     peer = theirs(
         turned(pipe, "StableDiffusion3InpaintPipeline"), image=both(), mask_image=mask, strength=0.5, generator=generators(),
-        num_inference_steps=20, guidance_scale=7.0, **SIZES,
+        num_inference_steps=20, guidance_scale=7.0, **SIZE,
     )  # fmt: skip
     drawn = ours(model, image=picture(3, 0), mask=mask, strength=0.5, steps=20)
     assert len(drawn.latents) == 10
