@@ -22,7 +22,7 @@ from samplers.generate import HANDOVER, generate, image_size
 from samplers.pictures import covering, read_image, read_mask
 from samplers.prompting import vector_numbers
 from samplers.provenance import provenance
-from samplers.reference import edits, usual_strength
+from samplers.reference import edits, follows, usual_strength
 from samplers.results import Drawn, Outcome, beside, check_folder, check_same, check_seed, fill_folder, given
 from samplers.sample import find_sampler
 from samplers.steering import IMAGE_SCALE
@@ -182,7 +182,7 @@ def _completed(params: TextToImageParams, model: Model, refiner: Model | None, i
     strength, image_guidance = params.strength, params.image_guidance
     if image is not None and edits(model):
         image_guidance = IMAGE_SCALE if image_guidance is None else image_guidance
-    elif image is not None and strength is None:
+    elif image is not None and strength is None and not follows(model):
         strength = usual_strength(params.mask is not None)
     files: dict[str, Any] = {name: str(Path(path).absolute()) for name in ("image", "mask") if (path := getattr(params, name)) is not None}
     sha256 = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in files.items()}

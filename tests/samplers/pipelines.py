@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import diffusers
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from einops import rearrange
 from torch import Tensor
 
 import models
 import samplers
 from diffusion import SeededNoise, initial_noise
+from models import presets
+from models.clip import CLIPTextParams
+from models.families import FAMILIES, plain, recipe
+from models.t5 import T5Params
+from models.t5_tokenizer import T5Tokenizer
 
 SEEDS = [3, 4]
 HEIGHT, WIDTH = 32, 64
@@ -31,10 +38,10 @@ class Drawn(NamedTuple):
 
 
 def ours(model: models.Model, prompts: Sequence[str] = PROMPTS, **settings: Any) -> Drawn:
-    """What `generate` makes of both seeds, 32x64 pixels."""
+    """What `generate` makes of both seeds, 32x64 pixels unless another size is given."""
     latents: list[Tensor] = []
     size: dict[str, Any] = {} if "image" in settings else {"height": HEIGHT, "width": WIDTH}
-    return Drawn(latents, samplers.generate(model, prompts, seeds=SEEDS, watch=lambda step: latents.append(step.x), **size, **settings))
+    return Drawn(latents, samplers.generate(model, prompts, seeds=SEEDS, watch=lambda step: latents.append(step.x), **{**size, **settings}))
 
 
 def theirs(pipe: Any, prompts: Sequence[str] = PROMPTS, **settings: Any) -> Drawn:
@@ -49,6 +56,16 @@ def theirs(pipe: Any, prompts: Sequence[str] = PROMPTS, **settings: Any) -> Draw
     return Drawn(latents, images)
 
 
+def theirs_packed(pipe: Any, height: int = HEIGHT, width: int = WIDTH, **settings: Any) -> Drawn:
+    """The same of FLUX.1's pipelines, whose latents are tokens: (B, tokens, 4 C), packed row by row, and in each (c p q)."""
+    drawn = theirs(pipe, height=height, width=width, **settings)
+    return Drawn([rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=height // 16, p=2, q=2) for x in drawn.latents], drawn.images)
+
+
+def packed(latents: Tensor) -> Tensor:
+    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+
+
 def opened(model: models.Model, folder: Path, pipeline: str, scheduler: Any = None, **parts: Any) -> Any:
     """A pipeline from the model saved in diffusers' layout; with a scheduler in place of the one that is saved."""
     models.save(model, folder, layout="diffusers")
@@ -57,6 +74,28 @@ def opened(model: models.Model, folder: Path, pipeline: str, scheduler: Any = No
     if scheduler is not None:
         pipe.scheduler = scheduler
     return pipe
+
+
+def turned(pipe: Any, pipeline: str) -> Any:
+    """Another pipeline of the same parts."""
+    other = getattr(diffusers, pipeline).from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def stable_diffusion_3(family: str, t5: bool = True, seed: int = 0) -> models.Model:
+    """A miniature as diffusers' folders have it: its CLIP-L has a projection, without which their pipeline fails; on request without T5."""
+    tiny = presets.tiny_description(family, presets.TINY_TOWERS)
+    towers = {**presets.TINY_TOWERS, "clip_l": replace(cast(CLIPTextParams, presets.TINY_TOWERS["clip_l"]), projection=64)}
+    width = cast(T5Params, towers["t5"] if t5 else towers.pop("t5")).width
+    text = recipe(FAMILIES[family].base, towers, projected_l=True, width=width)
+    model = models.build({**tiny, "text": plain(text), "shape": [16, 16, 16]})
+    if t5:
+        model.require("text").t5_tokenizer = T5Tokenizer.of_letters()
+    generator = torch.Generator().manual_seed(seed)
+    for part in model.parts.values():
+        presets.randomise(part, generator)
+    return model
 
 
 def error(a: Tensor, b: Tensor) -> float:

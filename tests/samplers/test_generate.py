@@ -34,6 +34,7 @@ from samplers.image_to_image import image_to_image
 
 SMALL: dict[str, Any] = {"height": 32, "width": 64, "steps": 3}
 SHAPE = (4, 4, 8)
+FLOWS = [name for name, family in models.FAMILIES.items() if family.prediction == "flow"]
 LONG = "a very long story of many words " * 15  # 105 tokens
 
 
@@ -142,6 +143,26 @@ def test_an_image_does_not_depend_on_its_batch(family: str) -> None:
     assert float((together[0] - together[2]).abs().max()) > 0.1  # the seed is not all there is
 
 
+@pytest.mark.parametrize("family", FLOWS)
+def test_an_image_of_a_flow_does_not_depend_on_its_batch(family: str) -> None:
+    """Of three prompts of any length, each with a negative one and, where the network sees one, a picture of its own."""
+    model, prompts, seeds = mini(family), ["an owl", "", "a corgi, " * 10], [5, 9, 5]
+    led = family.startswith("sd3") and not family.endswith("turbo")
+    away: Any = (
+        {"negative": ["", "ugly", "no owl"]} if led else {"true_cfg": 2.0, "negative": ["", "ugly", "a"]} if model.embeds_guidance else {}
+    )
+    seen: dict[str, Tensor] = {"image": picture(3, n=3)} if model.image_channels else {}
+    seen |= {"mask": (picture(1, n=3) > 0.5).float()} if family == "flux-fill" else {}
+    each = ("negative", *seen)
+    together, images = drawn(model, prompts, seeds=seeds, **away, **seen)
+    for i, seed in enumerate(seeds):
+        own = {name: value[i : i + 1] if name in each else value for name, value in {**away, **seen}.items()}
+        alone, image = drawn(model, prompts[i], seeds=[seed], **own)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(images[i : i + 1], image, rtol=0, atol=1e-4)
+    assert float((together[0] - together[2]).abs().max()) > 0.01  # the seed is not all there is
+
+
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_sde"])
 def test_noise_within_a_solver_is_the_seed_s_own(sampler: str) -> None:
     """Two samples of one batch with one seed are the same, of two seeds are not, and the batch's order does not matter."""
@@ -239,6 +260,48 @@ def test_what_a_mask_keeps_is_kept() -> None:
     assert torch.equal(latents, by_hand)
     torch.testing.assert_close(latents[..., :4], known[..., :4], rtol=1e-5, atol=1e-5)
     assert float((latents[..., 4:] - known[..., 4:]).abs().mean()) > 0.3
+
+
+@pytest.mark.parametrize(("family", "channels"), [("lcm", 4), ("flux-dev", 16)])
+def test_what_a_mask_keeps_is_kept_by_networks_that_are_told_guidance(family: str, channels: int) -> None:
+    """By those that see no mask: it stays out of what they are told. The scale they are told makes another image of the rest."""
+    model, image, mask = mini(family), picture(3), torch.zeros(1, 1, 32, 64)
+    mask[..., 32:] = 1
+    with torch.no_grad():
+        known = model.require("vae").encode(2 * image - 1).mode
+    latents, _ = drawn(model, image=image, mask=mask)
+    assert latents.shape[1] == channels
+    torch.testing.assert_close(latents[..., :4], known[..., :4], rtol=1e-5, atol=1e-5)
+    assert float((latents[..., 4:] - known[..., 4:]).abs().mean()) > 0.3
+    assert float((latents - drawn(model, image=image, mask=mask, guidance=1.5)[0])[..., 4:].abs().max()) > 1e-3
+
+
+def test_true_guidance_stands_beside_the_embedded_one() -> None:
+    """FLUX.1 [dev]: the formula by hand, with the same scale told on both sides."""
+    model, text = mini("flux-dev"), mini("flux-dev").require("text")
+    with torch.no_grad():
+        said, away = text.encode(["a corgi"]), text.encode(["ugly"])
+    scale = {"guidance": torch.tensor([3.0])}
+    cond, null = ({"context": of.context, "vector": of.vector, **scale} for of in (said, away))
+    grid = model.grid(3, spacing="mu_shift", tokens=8)
+    by_hand = sample("euler", cfg(model, null, 2.5), grid, shape=(16, 4, 8), seeds=[0], cond=cond)
+    assert torch.equal(drawn(model, negative="ugly", guidance=3.0, true_cfg=2.5)[0], by_hand)
+    plain = sample("euler", model.denoiser(), grid, shape=(16, 4, 8), seeds=[0], cond=cond)
+    assert torch.equal(drawn(model, guidance=3.0)[0], plain)
+    assert torch.equal(drawn(model, guidance=3.0, true_cfg=1.0)[0], plain)
+
+
+@pytest.mark.parametrize("family", ["flux-dev", "flux-schnell", "sd3"])
+def test_what_t5_does_not_read_is_said(family: str) -> None:
+    """It reads its length less the end of the text, 511 or 255 pieces; these letters are one each, and so is every blank."""
+    model = mini(family)
+    kept = "a " * (model.require("text").params.t5_length // 2 - 2) + "bb"  # far more than CLIP reads
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole, _ = drawn(model, kept, steps=1)
+    with pytest.warns(UserWarning, match="its end was dropped: 'owl'$"):
+        longer, _ = drawn(model, kept + "owl", steps=1)
+    assert torch.equal(longer, whole)
 
 
 def test_masks_and_images_of_ones_own() -> None:
@@ -381,6 +444,13 @@ def without(part: str) -> models.Model:
     return replace(mini(), **{part: None})  # type: ignore[arg-type]
 
 
+def mute(family: str) -> models.Model:
+    """One whose T5 has no tokenizer."""
+    model = models.miniature(family)
+    model.require("text").t5_tokenizer = None
+    return model
+
+
 RGB, MASK = picture(3), picture(1)
 # the model, what is given beside a prompt, and what the line must say
 MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
@@ -451,6 +521,30 @@ MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
     "tile": (mini, {"tile": 0}, "must be at least 1, not 0"),
     "device": (mini, {"device": "gpu"}, "no device 'gpu' here"),
     "offload": (mini, {"offload": True}, "say where, device='cuda'"),
+    "true_cfg of sd1": (mini, {"true_cfg": 2.0}, "true_cfg is for networks that are told guidance; this one's guidance is classifier-free"),
+    "true_cfg of sd3": (lambda: mini("sd3"), {"true_cfg": 2.0}, "true_cfg is for networks that are told guidance"),
+    "true_cfg of schnell": (lambda: mini("flux-schnell"), {"true_cfg": 2.0}, "true_cfg is for networks that are told guidance"),
+    "true_cfg's kind": (lambda: mini("flux-dev"), {"true_cfg": True}, "true_cfg must be a number or null, not True"),
+    "negative of dev": (lambda: mini("flux-dev"), {"negative": "ugly"}, "leave negative out, or give true_cfg=2, say"),
+    "negative with none": (lambda: mini("flux-dev"), {"negative": "ugly", "true_cfg": 1.0}, "leave negative out, or give true_cfg=2, say"),
+    "negative of schnell": (lambda: mini("flux-schnell"), {"negative": "ugly"}, "guidance=1 is off"),
+    "guide of dev": (lambda: mini("flux-dev"), {"guide": {"percentile": 0.9}}, "leave guide out, or give true_cfg=2, say"),
+    "fill": (lambda: mini("flux-fill"), {}, "sees 80 channels beside x: give it an image and a mask"),
+    "fill without": (lambda: mini("flux-fill"), {"image": RGB}, "this network is for inpainting: give a mask"),
+    "canny": (lambda: mini("flux-canny"), {}, "sees 16 channels beside x: give it an image of edges or depths"),
+    "canny of a part": (lambda: mini("flux-canny"), {"image": RGB, "mask": MASK}, "leave mask out"),
+    "canny half": (lambda: mini("flux-depth"), {"image": RGB, "strength": 0.5}, "leave strength out"),
+    "canny's scale": (lambda: mini("flux-canny"), {"image": RGB, "image_guidance": 1.5}, "image_guidance is for networks that edit"),
+    "size of flux": (lambda: mini("flux-dev"), {"height": 40}, "multiples of 16, not 40x64 (height x width): 32x64 is near"),
+    "size of sd3": (lambda: mini("sd3"), {"width": 72}, "multiples of 16, not 32x72 (height x width): 32x64 is near"),
+    "beyond its positions": (lambda: mini("sd3"), {"height": 528}, "up to 512 pixels a side, not 528x64 (height x width)"),
+    "no tokens of flux": (lambda: mute("flux-dev"), {}, "T5 is here without its tokens: load its spiece.model or tokenizer.json too"),
+    "no tokens of sd3": (lambda: mute("sd3"), {}, "T5 is here without its tokens: load its spiece.model or tokenizer.json too"),
+    "refiner of a flow": (lambda: mini("sd3"), {"refiner": mini("sdxl-refiner")}, "latents of other units"),
+    "flow for a refiner": (lambda: mini("sdxl"), {"refiner": mini("flux-dev")}, "latents of other units"),
+    "flow of another kind": (lambda: mini("sd3"), {"refiner": mini("flux-dev")}, "latents of other units"),
+    "refiner that fills": (lambda: mini("flux-dev"), {"refiner": mini("flux-fill")}, "this refiner sees an image beside x"),
+    "numbers of flux": (lambda: mini("flux-dev"), {"numbers": {"height": 5}}, "this family is told no numbers beside the prompt"),
 }  # fmt: skip
 
 

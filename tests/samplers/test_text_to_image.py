@@ -175,6 +175,49 @@ def test_a_text_is_taken_as_it_stands() -> None:
     assert compose("samplers", ["weights=a, b"])["weights"] == "a, b"
 
 
+# Flows ---------------------------------------------------------------------------------------------------------------
+
+FLOWS: dict[str, dict[str, Any]] = {
+    "flux-dev": {"negative": "ugly", "true_cfg": 2.0, "guidance": 3.0},
+    "flux-schnell": {},
+    "flux-canny": {"image": "{}/image.png"},
+    "flux-fill": {"image": "{}/image.png", "mask": "{}/mask.png", "strength": 0.6},
+    "sd3.5-medium": {"negative": "ugly", "weighted": True},
+}
+
+
+@pytest.mark.parametrize(("family", "settings"), FLOWS.items(), ids=list(FLOWS))
+def test_flows_are_drawn_from_any_files(family: str, settings: dict[str, Any], files: Path, tmp_path: Path) -> None:
+    """One call for files of their own and T5's tokenizer beside them, for a single file, and for a folder; each can be drawn again."""
+    model = models.miniature(family)
+    models.save(model, tmp_path / "separate", layout="separate")
+    models.save(model, tmp_path / "folder", layout="diffusers")
+    models.save(model, tmp_path / "single.safetensors", layout="ldm")
+    parts = sorted(str(path) for path in (tmp_path / "separate").glob("*.safetensors"))
+    tokens = tmp_path / "separate" / "tokenizer.json"
+    assert (len(parts), tokens.exists()) == (5 if family.startswith("flux") else 6, True)  # with TAESD
+    given = {name: value.format(files) if isinstance(value, str) else value for name, value in settings.items()}
+    size: dict[str, Any] = {} if "image" in given else {"height": 48, "width": 80}
+    given |= {"prompt": "a (red:1.3) cat", "steps": 2, "n": 2, "device": "cpu", **size}
+    single = [str(tmp_path / "single.safetensors"), str(tokens)]
+    (_, images), _ = run(weights=parts, **given)
+    assert pixels(images[0]) != pixels(images[1])
+    for changes in ({}, {"weights": single}, {"weights": str(tmp_path / "folder")}):
+        (_, once_more), said = again(images[1], **changes)
+        assert said == f"the same as {images[1]}, to the last bit"
+        assert pixels(once_more[0]) == pixels(images[1])
+    about = read_settings(images[1])
+    assert (about["height"], about["width"], about["sampler"], about["seed"]) == (48, 80, "euler", 1)
+    assert about["guidance"] == given.get("guidance", models.FAMILIES[family].sampling["guidance"])
+    assert (about.get("true_cfg"), about.get("strength")) == (given.get("true_cfg"), given.get("strength"))
+    direct = {name: value for name, value in settings.items() if name not in ("image", "mask")} | size
+    for name, read in (("image", read_image), ("mask", read_mask)):
+        if name in given:
+            direct[name] = read(given[name])
+    exact = generate(model, "a (red:1.3) cat", seeds=[0, 1], steps=2, **direct)
+    assert all(float((read_image(path) - image).abs().max()) <= 0.51 / 255 for path, image in zip(images, exact, strict=True))
+
+
 # Once more -------------------------------------------------------------------------------------------------------------
 
 AGAIN: dict[str, dict[str, Any]] = {
