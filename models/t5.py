@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from diffusion.spec import check_at_least_one
+from models.attention import attend
 from models.products import Linear
 
 
@@ -131,8 +132,7 @@ class BiasedAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         q, k, v = (rearrange(part(x), "b l (h d) -> b h l d", h=self.heads) for part in (self.q, self.k, self.v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
-        return self.out(rearrange(out, "b h l d -> b l (h d)"))
+        return self.out(attend(q, k, v, bias=bias, scale=1.0))
 
 
 class RMSNorm(nn.RMSNorm):
