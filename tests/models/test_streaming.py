@@ -77,7 +77,7 @@ def blocks(tensors: Tensors, kinds: tuple[str, ...], path: Path) -> Tensors:
     for i, (key, value) in enumerate(tensors.items()):
         if key in chosen:
             kind = kinds[i % len(kinds)]
-            packed = random_packed(kind, *value.shape, seed=i).data.numpy()
+            packed = random_packed(kind, value.shape[0], value.shape[1], seed=i).data.numpy()
             dense = torch.from_numpy(gguf.dequantize(packed, gguf.GGMLQuantizationType[kind]))
             values[key] = dense.bfloat16()
             writer.add_tensor(key, packed, raw_dtype=gguf.GGMLQuantizationType[kind])
