@@ -10,8 +10,11 @@ import torch
 
 import models
 from configs import compose
+from models import streaming
 from models.files import read_json_lines
-from samplers import SAMPLERS, sample
+from models.packed import BLOCKS, PackedLinear
+from samplers import SAMPLERS, generate, sample
+from tests.models.test_packed import random_packed
 from train.run import run
 
 pytestmark = pytest.mark.gpu
@@ -48,3 +51,29 @@ def test_training_learns_in_every_precision(precision: str, tmp_path: Path) -> N
     assert len(losses) == 10
     assert losses[-1] < 0.8 * losses[0]
     assert {p.dtype for p in models.load(tmp_path).network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["fp8", "fp8 of rows", *BLOCKS])
+def test_packed_weights_are_the_same_on_a_gpu(kind: str) -> None:
+    """Unpacked there to the last bit as on a CPU, and products in every precision near to those of the unpacked weight."""
+    weight = random_packed(kind, 96, 512)
+    layer = PackedLinear(weight).cuda()
+    assert torch.equal(layer.dense().cpu(), weight.dense())
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x = torch.randn(5, 512, device="cuda", dtype=dtype)
+        assert torch.equal(layer(x), torch.nn.functional.linear(x, weight.dense(dtype).cuda()))
+
+
+@pytest.mark.parametrize("family", ["flux-dev", "sd3.5-medium"])
+def test_streamed_networks_on_a_gpu(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that come and go through pinned memory give the same images, to the last bit, as those that stay: pass after pass."""
+    monkeypatch.setattr(streaming, "resident", lambda: 0)
+    models.save(models.miniature(family), tmp_path, "separate", dtype=torch.bfloat16)
+    paths = [path for path in sorted(tmp_path.iterdir()) if "preview" not in path.name]
+    with pytest.raises(ValueError, match="at least") as refused:
+        models.load(*paths, memory=1)
+    settings: dict[str, Any] = {"steps": 3, "seeds": [0, 1], "height": 64, "width": 64, "device": "cuda"}
+    streamed, whole = models.load(*paths, memory=str(refused.value).split()[-1]), models.load(*paths)
+    assert streaming.is_streamed(streamed.network)
+    for _ in range(2):
+        assert torch.equal(generate(streamed, "a corgi", **settings), generate(whole, "a corgi", **settings))

@@ -77,7 +77,7 @@ def blocks(tensors: Tensors, kinds: tuple[str, ...], path: Path) -> Tensors:
     for i, (key, value) in enumerate(tensors.items()):
         if key in chosen:
             kind = kinds[i % len(kinds)]
-            packed = random_packed(kind, len(value), value.shape[1], i).data.numpy()
+            packed = random_packed(kind, value.shape[0], value.shape[1], seed=i).data.numpy()
             dense = torch.from_numpy(gguf.dequantize(packed, gguf.GGMLQuantizationType[kind]))
             values[key] = dense.bfloat16()
             writer.add_tensor(key, packed, raw_dtype=gguf.GGMLQuantizationType[kind])
@@ -371,11 +371,18 @@ def measured(paths: list[Path], weights: int, count: int) -> dict[str, Any]:
 
 
 def test_the_budget_holds(large: list[Path]) -> None:
-    """In a process of its own, from loading to the tenth image; it would not without one, and images do not add up."""
+    """In a process of its own, from loading to the third image: less than what the process had before and the weights together."""
     size = sum(path.stat().st_size for path in large)
-    assert size > 600e6
+    found = measured(large, weights=180_000_000, count=3)
+    assert found["peak"] <= found["memory"] < found["before"] + size
+
+
+@pytest.mark.slow
+def test_images_do_not_add_up(large: list[Path]) -> None:
+    """Ten of them within the budget, which does not hold where none is given."""
+    size = sum(path.stat().st_size for path in large)
     free = measured(large, weights=0, count=2)
     assert free["peak"] - free["before"] > size
     found = measured(large, weights=180_000_000, count=10)
     assert found["peak"] <= found["memory"] < free["peak"]
-    assert found["after"][-1] - found["after"][1] < 0.01 * size
+    assert max(found["after"][5:]) - max(found["after"][:5]) < 0.02 * size
