@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from models.checkpoints.findings import Findings
 from models.checkpoints.parts import Part
 from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPTextParams
 from models.families import OPTIONAL_TOWERS, TOWERS, recipe
 from models.t5 import T5Params
 from models.text import NUMBER_DIM, TextParams
+
+WITH_PROJECTION = "CLIPTextModelWithProjection"  # the class of transformers' towers that project their pooled output
 
 
 def find_towers(found: Findings, base: str) -> dict[str, Part]:
@@ -27,7 +31,7 @@ def find_towers(found: Findings, base: str) -> dict[str, Part]:
             if named[name].file is part.file:
                 raise ValueError(f"{part.file.path} holds one text encoder too many: {base} has {len(TOWERS[base])}")
             found.left_out.append((named[name], f"replaced by what {part.file.path.name} holds"))
-        named[name] = part
+        named[name] = _without_identity(part, found) if base.startswith("sd3") and name == "clip_l" else part
     return named
 
 
@@ -45,6 +49,20 @@ def _name(part: Part, found: Findings, base: str) -> str:
     else:
         pooled = projection is not None and (vector is None or projection == vector - 6 * NUMBER_DIM)
     return {CLIP_L.width: "clip_l", CLIP_G.width: "clip_g"}.get(width, "clip_g" if pooled else "clip_l")
+
+
+def _without_identity(part: Part, found: Findings) -> Part:
+    """A tower without its projection where that is the identity, with which diffusers' folders say that there is none."""
+    key = "text_projection.weight"
+    if WITH_PROJECTION not in part.hints.get("architectures", ()) or key not in part.stored:
+        return part
+    projection = torch.empty(part.stored[key].shape)
+    part.stored[key].read_into(projection)
+    if not torch.equal(projection, torch.eye(*projection.shape)):
+        return part
+    found.left_out.append((replace(part, keys={key: part.keys[key]}), "the identity, for a pooled output that is not projected"))
+    stored, keys = ({name: value for name, value in of.items() if name != key} for of in (part.stored, part.keys))
+    return replace(part, params=replace(part.params, projection=None), stored=stored, keys=keys)
 
 
 def text_params(base: str, towers: Mapping[str, Part], found: Findings) -> TextParams | None:
@@ -68,8 +86,9 @@ def _choices(base: str, towers: Mapping[str, Part]) -> dict[str, Any]:
     """What the recipes leave open."""
     if base == "sd2":
         return {"blocks": _sd2_blocks(towers["clip_h"])}
-    if base.startswith("sd3"):  # files of Stability AI's hold a projection of CLIP-L that is not used, diffusers' folders one that is
-        return {"projected_l": "CLIPTextModelWithProjection" in towers["clip_l"].hints.get("architectures", ())}
+    if base.startswith("sd3"):  # a projection of CLIP-L in files of Stability AI's is not used, one in diffusers' folders is
+        clip_l = towers["clip_l"]
+        return {"projected_l": WITH_PROJECTION in clip_l.hints.get("architectures", ()) and clip_l.params.projection is not None}
     return {}
 
 
