@@ -77,19 +77,22 @@ def text_params(base: str, towers: Mapping[str, Part], found: Findings) -> TextP
         found.notes.append(f"without the text encoder {', '.join(missing)}, which the family can do without")
     params = {name: _activated(name, part) for name, part in towers.items()}
     try:
-        return recipe(base, params, **_choices(base, towers))
+        return recipe(base, params, **_choices(base, towers, found))
     except ValueError as error:
         raise ValueError(f"{found.towers[-1].file.path}: {error}") from None
 
 
-def _choices(base: str, towers: Mapping[str, Part]) -> dict[str, Any]:
+def _choices(base: str, towers: Mapping[str, Part], found: Findings) -> dict[str, Any]:
     """What the recipes leave open."""
     if base == "sd2":
         return {"blocks": _sd2_blocks(towers["clip_h"])}
-    if base.startswith("sd3"):  # a projection of CLIP-L in files of Stability AI's is not used, one in diffusers' folders is
-        clip_l = towers["clip_l"]
-        return {"projected_l": WITH_PROJECTION in clip_l.hints.get("architectures", ()) and clip_l.params.projection is not None}
-    return {}
+    if not base.startswith("sd3"):
+        return {}
+    # A projection of CLIP-L in files of Stability AI's is not used, one in diffusers' folders is.
+    clip_l = towers["clip_l"]
+    projected = WITH_PROJECTION in clip_l.hints.get("architectures", ()) and clip_l.params.projection is not None
+    width = {"width": found.backbone.params.context_dim} if found.backbone else {}  # of the context where there is no T5
+    return {"projected_l": projected, **width}
 
 
 def _sd2_blocks(part: Part) -> int:
