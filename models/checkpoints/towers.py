@@ -12,6 +12,7 @@ from models.checkpoints.findings import Findings
 from models.checkpoints.parts import Part
 from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPTextParams
 from models.families import OPTIONAL_TOWERS, TOWERS, recipe
+from models.model import LEFT_OUT
 from models.t5 import T5Params
 from models.text import NUMBER_DIM, TextParams
 
@@ -45,7 +46,8 @@ def _name(part: Part, found: Findings, base: str) -> str:
     width, projection = part.params.width, part.params.projection
     vector = found.backbone.params.vector_dim if found.backbone else None
     if base.startswith("sd3"):  # both are pooled there
-        pooled = width == max(other.params.width for other in found.towers if isinstance(other.params, CLIPTextParams))
+        widths = [other.params.width for other in found.towers if isinstance(other.params, CLIPTextParams)]
+        pooled = projection is not None and width == max(widths)
     else:
         pooled = projection is not None and (vector is None or projection == vector - 6 * NUMBER_DIM)
     return {CLIP_L.width: "clip_l", CLIP_G.width: "clip_g"}.get(width, "clip_g" if pooled else "clip_l")
@@ -70,7 +72,8 @@ def text_params(base: str, towers: Mapping[str, Part], found: Findings) -> TextP
     missing = [name for name in TOWERS[base] if name not in towers]
     if needed := [name for name in missing if name not in OPTIONAL_TOWERS.get(base, ())]:
         if towers:
-            found.notes.append(f"text encoders left out: {', '.join(towers)} is there, but {', '.join(needed)} is not")
+            are, lack = ("are" if len(names) > 1 else "is" for names in (towers, needed))
+            found.notes.append(f"{LEFT_OUT}: {', '.join(towers)} {are} there, but {', '.join(needed)} {lack} not")
             found.left_out += [(part, "a text encoder of no use without the other") for part in towers.values()]
         return None
     if missing:

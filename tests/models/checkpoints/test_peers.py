@@ -22,8 +22,8 @@ import models
 from models.presets import miniature
 from models.tokenizer import BOS, EOS, tokenize
 from models.unet import UNet
-from tests.models.checkpoints.tiny import UNETS, same, tiny
 from tests.models.checkpoints.pipelines import equal, files, states
+from tests.models.checkpoints.tiny import UNETS, same, tiny
 from tests.models.small import inputs, relative_error
 
 BOUND = 1e-5
