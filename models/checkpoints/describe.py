@@ -29,6 +29,7 @@ TURBO = {  # schedulers that tell a Turbo model, with trailing times: published 
     "sd2": ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
     "sdxl": ("EulerAncestralDiscreteScheduler",),
 }
+MOST_SHIFT = 1000  # of a flow's times; published ones have up to 7
 MOST_STEPS = 100_000  # of a schedule; published ones have 1000
 V_THRESHOLD = 0.09  # see `_guessed`
 SIXTEEN, FOUR = 16, 4  # latent channels, of flows and of others
@@ -42,7 +43,11 @@ def describe(found: Findings, family: str | None, prediction: str | None) -> tup
     said = _asked(found, prediction) if prediction else _said(found) or (None if family else _guessed(found, base))
     name = _family(found, base, family, said)
     of = lookup("family", name, FAMILIES)
-    _check_family(found, base, name, prediction)
+    _check_family(found, base, name)
+    if of.prediction == "flow" and said not in (None, "flow"):
+        raise ValueError(f"{found.files[0].path} is of {of.title}, which predicts flow, and not {said!r}: leave prediction out")
+    if asked and not found.backbone:
+        _check_latents(found, name)
     towers = find_towers(found, base)
     network, preview = (part.params if part else None for part in (found.backbone, found.of_kind("preview")))
     text = text_params(base, towers, found)
@@ -102,15 +107,15 @@ def _is_edm(found: Findings) -> bool:
     return str(found.scheduler.get("_class_name")).startswith("EDM")
 
 
-def _check_family(found: Findings, base: str, name: str, prediction: str | None) -> None:
-    """ValueError where the parts are not of the family that was asked for, or a flow is to predict something else."""
-    of, path = FAMILIES[name], found.files[0].path
-    if of.base != base:
-        raise ValueError(f"{path} is built like {base}, so it cannot be of the family {name}, which is built like {of.base}")
-    if of.prediction == "flow" and prediction not in (None, "flow"):
-        raise ValueError(f"{path} is of {of.title}, which predicts flow, and not {prediction!r}: leave prediction out")
-    channels = SIXTEEN if of.prediction == "flow" else FOUR
-    for part in found.single if not found.backbone else ():
+def _check_family(found: Findings, base: str, name: str) -> None:
+    if (other := FAMILIES[name].base) != base:
+        raise ValueError(f"{found.files[0].path} is built like {base}, so it cannot be of the family {name}, which is built like {other}")
+
+
+def _check_latents(found: Findings, name: str) -> None:
+    """ValueError for an autoencoder of other latents than those of the family that was asked for."""
+    channels = SIXTEEN if FAMILIES[name].prediction == "flow" else FOUR
+    for part in found.single:
         if (has := part.params.latent_channels) != channels:
             raise ValueError(f"{part.file.path} cannot be of the family {name}: its latents have {has} channels, and not {channels}")
 
@@ -223,10 +228,15 @@ def _flow_grid(found: Findings, base: str) -> dict[str, Any]:
         return {}
     if (name := config.get("_class_name")) != "FlowMatchEulerDiscreteScheduler":
         raise ValueError(f"{where}: its scheduler's configuration names {name}, which no family here was trained with")
-    check_settings(config, FLOW_SETTINGS)
+    try:
+        check_settings(config, FLOW_SETTINGS)
+    except ValueError as error:
+        raise ValueError(f"{where}: of its scheduler's, {error}") from None
     if config.get("use_dynamic_shifting"):
         return {"spacing": "mu_shift"}
     shift = config.get("shift", 1.0)
+    if not isinstance(shift, int | float) or not 0 < shift < MOST_SHIFT:
+        raise ValueError(f"{where}: its scheduler's configuration has shift={shift!r:.40}, and not a number in (0, {MOST_SHIFT})")
     least = shift / (1000 + shift - 1)  # the time that the scheduler's first of a thousand rows is shifted to
     return {"spacing": "linspace"} | ({"t_end": least} if base.startswith("sd3") else {}) | ({"shift": shift} if shift != 1 else {})
 
