@@ -45,7 +45,21 @@ _SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _RAIL, _RAIL_PP, _STABILITY = "CreativeML Open RAIL-M", "CreativeML Open RAIL++-M", "Stability AI's own"
 _ONE = ("diffusion_pytorch_model.safetensors",)
 _PARTS = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
+_CLIPS_SD3 = ("text_encoders/clip_l.safetensors", "text_encoders/clip_g.safetensors", "text_encoders/t5xxl_fp16.safetensors")
+# Beside the single file of FLUX.1: T5 in two shards, which their index names to `load`, and its tokenizer.
+_FLUX_PARTS = (
+    "ae.safetensors",
+    "text_encoder/model.safetensors",
+    "text_encoder_2/model-00001-of-00002.safetensors",
+    "text_encoder_2/model-00002-of-00002.safetensors",
+    "text_encoder_2/model.safetensors.index.json",
+    "tokenizer_2/tokenizer.json",
+)
+_TOKENIZER_SD3 = "tokenizer_3/tokenizer.json"
+_FLUX_DEV, _COMMUNITY = "FLUX.1 [dev] Non-Commercial", "Stability AI Community"
 _PARTS_FP16 = tuple(part.replace(".safetensors", ".fp16.safetensors") for part in _PARTS)
+
+SHARD = re.compile(r"-\d+-of-\d+\.\w+$")  # how the file of one ends
 
 PUBLISHED = {
     "sd15": Published(_SD15, ("v1-5-pruned-emaonly.safetensors",), "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", _RAIL),
@@ -96,6 +110,29 @@ PUBLISHED = {
         "Playground v2.5 Community",
     ),
     "lcm-dreamshaper-v7": Published("SimianLuo/LCM_Dreamshaper_v7", _PARTS, "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5", "MIT"),
+    # Those below name a branch: it stands for what it was when first fetched.
+    "flux-schnell": Published("black-forest-labs/FLUX.1-schnell", ("flux1-schnell.safetensors", *_FLUX_PARTS), licence="Apache 2.0"),
+    "flux-dev": Published("black-forest-labs/FLUX.1-dev", ("flux1-dev.safetensors", *_FLUX_PARTS), licence=_FLUX_DEV),
+    "flux-fill": Published("black-forest-labs/FLUX.1-Fill-dev", ("flux1-fill-dev.safetensors", *_FLUX_PARTS), licence=_FLUX_DEV),
+    "sd3-medium": Published(
+        "stabilityai/stable-diffusion-3-medium",
+        ("sd3_medium.safetensors", *_CLIPS_SD3),  # without T5's tokenizer, which lies in no folder of this repository
+        licence=_COMMUNITY,
+    ),
+    "sd3.5-medium": Published(
+        "stabilityai/stable-diffusion-3.5-medium", ("sd3.5_medium.safetensors", *_CLIPS_SD3, _TOKENIZER_SD3), licence=_COMMUNITY
+    ),
+    "sd3.5-large": Published(
+        "stabilityai/stable-diffusion-3.5-large", ("sd3.5_large.safetensors", *_CLIPS_SD3, _TOKENIZER_SD3), licence=_COMMUNITY
+    ),
+    "sd3.5-large-turbo": Published(
+        "stabilityai/stable-diffusion-3.5-large-turbo",
+        ("sd3.5_large_turbo.safetensors", *_CLIPS_SD3, _TOKENIZER_SD3),
+        licence=_COMMUNITY,
+        family="sd3.5-large-turbo",
+    ),
+    "taef1": Published("madebyollin/taef1", _ONE, licence="MIT"),
+    "taesd3": Published("madebyollin/taesd3", _ONE, licence="MIT"),
     "taesd": Published("madebyollin/taesd", _ONE, "614f76814bbe30edbe2e627ace1c2234c81a2c0e", "MIT"),
     "taesdxl": Published("madebyollin/taesdxl", _ONE, "b20258aaef75ef61e659c1e0f14f251cf0ad153e", "MIT"),
     "sd-vae-ft-mse": Published("stabilityai/sd-vae-ft-mse", _ONE, "31f26fdeee1355a5c34592e401dd41e45d25a493", "MIT"),
@@ -105,6 +142,8 @@ PUBLISHED = {
 
 def download(name: str, *, files: Sequence[str] = (), revision: str | None = None, folder: str | Path | None = None) -> list[Path]:
     """The files of a published model on this machine, in the order of its table: `models.load(*models.download("sdxl"))`.
+
+    Of shards that are fetched with their index, the index alone is named, beside which they lie: `load` wants no more.
 
     Keys and shapes do not tell all of some: `models.load(*models.download("sdxl-turbo"), family="sdxl-turbo")`, as PUBLISHED says.
 
@@ -128,7 +167,9 @@ def download(name: str, *, files: Sequence[str] = (), revision: str | None = Non
     if not model.files:
         model = replace(model, files=(_only_safetensors(model),))
     cache = Path(folder or constants.HF_HUB_CACHE).expanduser().absolute()
-    return [_obtain(model, file, cache) for file in model.files]
+    paths = {file: _obtain(model, file, cache) for file in model.files}
+    named = {Path(file).parent for file in model.files if file.endswith(".index.json")}
+    return [path for file, path in paths.items() if not (SHARD.search(file) and Path(file).parent in named)]
 
 
 def _only_safetensors(model: Published) -> str:

@@ -39,6 +39,8 @@ from models.text import TextEncoder
 from models.unet import UNet, UNetParams
 from models.vae import VAE, VAEParams
 
+LEFT_OUT = "text encoders left out"  # how the note begins that says why there is no text, though some of its encoders are there
+
 
 @dataclass(frozen=True)
 class Report:
@@ -114,8 +116,10 @@ class Model:
         if getattr(self, part) is None:
             held = {"backbone": "a UNet", "vae": "an autoencoder", "text": "its text encoders", "preview": "TAESD"}[part]
             there = ", ".join(self.parts) or "nothing"
+            notes = self.report.notes if self.report and part == "text" else ()
+            why = "".join(f"; {note}" for note in notes if note.startswith(LEFT_OUT))
             raise ValueError(
-                f"this model has no {part} (it has {there}): load a file that holds {held} beside it, models.load(file, other)"
+                f"this model has no {part} (it has {there}{why}): load a file that holds {held} beside it, models.load(file, other)"
             )
         return getattr(self, part)
 

@@ -15,7 +15,7 @@ from models.checkpoints.parts import LATENT_STATISTICS, Part
 from models.checkpoints.tensors import TensorFile
 from models.checkpoints.towers import find_towers, text_params
 from models.clip import CLIP_G, CLIPTextParams
-from models.families import FAMILIES, Family, Network, base_of, description, plain
+from models.families import FAMILIES, TOWERS, Family, Network, base_of, description, plain
 from models.flux import FluxParams
 from models.recipes import TextParams
 from models.unet import UNetParams
@@ -29,24 +29,32 @@ TURBO = {  # schedulers that tell a Turbo model, with trailing times: published 
     "sd2": ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
     "sdxl": ("EulerAncestralDiscreteScheduler",),
 }
+MOST_SHIFT = 1000  # of a flow's times; published ones have up to 7
 MOST_STEPS = 100_000  # of a schedule; published ones have 1000
 V_THRESHOLD = 0.09  # see `_guessed`
-SIXTEEN = 16  # latent channels of flows; others have 4
+SIXTEEN, FOUR = 16, 4  # latent channels, of flows and of others
 MASK_CHANNELS = 64  # of 8x8 pixels, which FLUX.1 Fill sees one beside the other
 
 
 def describe(found: Findings, family: str | None, prediction: str | None) -> tuple[dict[str, Any], dict[str, Part]]:
     """The model's description, and the text towers by name. ValueError where the parts do not fit each other, or the family does not."""
-    base = _base(found)
+    asked = lookup("family", family, FAMILIES) if family else None
+    base = asked.base if asked and not found.backbone else _base(found)  # parts alone are of any family that they fit
     said = _asked(found, prediction) if prediction else _said(found) or (None if family else _guessed(found, base))
     name = _family(found, base, family, said)
     of = lookup("family", name, FAMILIES)
-    if of.base != base:
-        raise ValueError(f"{found.files[0].path} is built like {base}, so it cannot be of the family {name}, which is built like {of.base}")
+    _check_family(found, base, name)
+    if of.prediction == "flow" and said not in (None, "flow"):
+        raise ValueError(f"{found.files[0].path} is of {of.title}, which predicts flow, and not {said!r}: leave prediction out")
+    if asked and not found.backbone:
+        _check_latents(found, name)
     towers = find_towers(found, base)
     network, preview = (part.params if part else None for part in (found.backbone, found.of_kind("preview")))
     text = text_params(base, towers, found)
     _check_fit(found, text)
+    if not (found.single or text):
+        needed = " and ".join(TOWERS[base])
+        raise ValueError(f"{found.files[0].path} holds a {found.towers[0].words} alone, of use only beside others: load {needed} together")
     spec = description(name, network, _vae_params(found, of, family), text, preview)
     if said and (prediction or spec["prediction"] != "edm"):
         spec["prediction"] = said
@@ -67,11 +75,10 @@ def _base(found: Findings) -> str:
             raise ValueError(f"{found.backbone.file.path} holds a UNet like SD 2.1 unCLIP's, which this library does not know")
         return base
     widths = [part.params.width for part in found.towers if isinstance(part.params, CLIPTextParams)]
-    if len(widths) < len(found.towers):
-        return "sd3" if len(set(widths)) > 1 or CLIP_G.width in widths else "flux-dev"
-    if any(part.params.latent_channels == SIXTEEN for part in found.single):
+    if len(widths) < len(found.towers) or any(part.params.latent_channels == SIXTEEN for part in found.single):  # a T5, or 16 channels
         vae = found.of_kind("vae")
-        return "sd3" if vae and vae.hints.get("scaling_factor") == FAMILIES["sd3"].scale else "flux-dev"
+        scaled = vae is not None and vae.hints.get("scaling_factor") == FAMILIES["sd3"].scale
+        return "sd3" if scaled or len(set(widths)) > 1 or CLIP_G.width in widths else "flux-dev"
     if len(set(widths)) > 1:
         return "sdxl"
     return {1024: "sd2", 1280: "sdxl-refiner"}.get(widths[0], "sd1") if widths else "sd1"
@@ -98,6 +105,19 @@ def _family(found: Findings, base: str, asked: str | None, said: str | None) -> 
 def _is_edm(found: Findings) -> bool:
     """Whether a configuration names a scheduler of EDM's, which preconditions the network: its prediction_type is of what comes behind."""
     return str(found.scheduler.get("_class_name")).startswith("EDM")
+
+
+def _check_family(found: Findings, base: str, name: str) -> None:
+    if (other := FAMILIES[name].base) != base:
+        raise ValueError(f"{found.files[0].path} is built like {base}, so it cannot be of the family {name}, which is built like {other}")
+
+
+def _check_latents(found: Findings, name: str) -> None:
+    """ValueError for an autoencoder of other latents than those of the family that was asked for."""
+    channels = SIXTEEN if FAMILIES[name].prediction == "flow" else FOUR
+    for part in found.single:
+        if (has := part.params.latent_channels) != channels:
+            raise ValueError(f"{part.file.path} cannot be of the family {name}: its latents have {has} channels, and not {channels}")
 
 
 # What the network predicts ---------------------------------------------------------------------------------------------
@@ -208,10 +228,15 @@ def _flow_grid(found: Findings, base: str) -> dict[str, Any]:
         return {}
     if (name := config.get("_class_name")) != "FlowMatchEulerDiscreteScheduler":
         raise ValueError(f"{where}: its scheduler's configuration names {name}, which no family here was trained with")
-    check_settings(config, FLOW_SETTINGS)
+    try:
+        check_settings(config, FLOW_SETTINGS)
+    except ValueError as error:
+        raise ValueError(f"{where}: of its scheduler's, {error}") from None
     if config.get("use_dynamic_shifting"):
         return {"spacing": "mu_shift"}
     shift = config.get("shift", 1.0)
+    if not isinstance(shift, int | float) or not 0 < shift < MOST_SHIFT:
+        raise ValueError(f"{where}: its scheduler's configuration has shift={shift!r:.40}, and not a number in (0, {MOST_SHIFT})")
     least = shift / (1000 + shift - 1)  # the time that the scheduler's first of a thousand rows is shifted to
     return {"spacing": "linspace"} | ({"t_end": least} if base.startswith("sd3") else {}) | ({"shift": shift} if shift != 1 else {})
 
@@ -233,12 +258,20 @@ def _vae_params(found: Findings, of: Family, asked: str | None) -> VAEParams | N
                 raise ValueError(f"{file.path} holds {present[0]} without {absent[0]}")
             told["mean"], told["std"] = (_numbers(file, key) for key in LATENT_STATISTICS)
     if hints.get("scaling_factor"):
+        if other := _of_another(hints["scaling_factor"], of):
+            raise ValueError(f"{part.file.path} is the autoencoder of {other.title}, as its config.json says: {of.title} has another")
         told = {"scale": hints["scaling_factor"], "shift": hints.get("shift_factor") or 0.0}
         told |= {key: hints.get(f"latents_{key}") or None for key in ("mean", "std")}
     try:
         return make_params("", VAEParams, plain(part.params) | told)
     except ValueError as error:
         raise ValueError(f"{part.file.path}: its latents cannot be scaled as its configuration says: {error}") from None
+
+
+def _of_another(scale: Any, of: Family) -> Family | None:
+    """The other flow whose autoencoder scales latents so: those of FLUX.1 and Stable Diffusion 3 have the same shapes."""
+    flows = [family for family in FAMILIES.values() if of.prediction == family.prediction == "flow" and scale != of.scale]
+    return next((family for family in flows if family.scale == scale), None)
 
 
 def _numbers(file: TensorFile, key: str) -> tuple[float, ...]:

@@ -77,6 +77,7 @@ FLOW_SETTINGS: dict[str, tuple[Any, ...]] = {  # of the scheduler: what its time
     "shift_terminal": (None,),
     "stochastic_sampling": (False,),
     "time_shift_type": ("exponential",),
+    "use_dynamic_shifting": (False, True),
     "use_beta_sigmas": (False,),
     "use_exponential_sigmas": (False,),
     "use_karras_sigmas": (False,),

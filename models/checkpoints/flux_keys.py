@@ -84,7 +84,7 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[FluxParams, Lay
 
     hints  what keys and shapes do not say and a config.json beside them may: axes_dims_rope
     """
-    if "img_in.weight" in shapes and "double_blocks.0.img_attn.norm.key_norm.scale" in shapes:
+    if "img_in.weight" in shapes or any(key.startswith("double_blocks.") for key in shapes):
         names = ("img_in", "txt_in", "vector_in.in_layer", "guidance_in.in_layer", "final_layer.linear")
         blocks = ("double_blocks", "single_blocks", "img_mlp.0", "img_attn.norm.key_norm.scale")
         return _params(shapes, names, blocks, hints), bfl()
@@ -102,6 +102,7 @@ def _params(shapes: Shapes, names: tuple[str, ...], blocks: tuple[str, ...], hin
     patch_in, context_in, vector_in, guidance_in, patch_out = names
     double, single, mlp, norm = blocks
     tree = beginnings(shapes)
+    guided = any(key.startswith(f"{guidance_in}.") for key in shapes)
     hidden, values = shapes[f"{patch_in}.weight"]
     head_dim = shapes[f"{double}.0.{norm}"][0]
     patch = FluxParams.patch_size**2
@@ -114,7 +115,7 @@ def _params(shapes: Shapes, names: tuple[str, ...], blocks: tuple[str, ...], hin
         depth_single=count(tree, single),
         context_dim=shapes[f"{context_in}.weight"][1],
         vector_dim=shapes[f"{vector_in}.weight"][1],
-        guidance_dim=shapes[f"{guidance_in}.weight"][1] if f"{guidance_in}.weight" in shapes else None,
+        guidance_dim=shapes[f"{guidance_in}.weight"][1] if guided else None,
         axes=tuple(hints.get("axes_dims_rope") or (head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16)),  # published: 16, 56, 56 of 128
         mlp_ratio=shapes[f"{double}.0.{mlp}.weight"][0] / hidden,
     )

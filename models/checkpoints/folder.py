@@ -26,7 +26,7 @@ def components(folder: Path, ema: bool = True) -> list[Path]:
     A part that is not known is among them, for its keys tell what it is; one that model_index.json leaves out is not.
     """
     found = [path for path, why in _inside(folder, ema).items() if not why]
-    if found or _holds_weights(folder):
+    if found or holds_weights(folder):
         return sorted(found, key=lambda path: path.name not in COMPONENTS) or [folder]
     files = [path.name for path in sorted(folder.iterdir()) if path.name.endswith((*SAFETENSORS, *PICKLES))]
     hint = f"load the file itself: {folder / files[0]}" if files else f"no sub-folder {', '.join(COMPONENTS)} has weights in it"
@@ -62,7 +62,7 @@ def _inside(folder: Path, ema: bool) -> dict[Path, str]:
     reasons = dict(UNUSED)
     if all((folder / name).is_dir() for name in ("unet", "unet_ema")):
         reasons |= {"unet": AVERAGED} if ema else {"unet_ema": RAW}
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and _holds_weights(path))
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and holds_weights(path))
     return {path: reasons.get(path.name, "" if _is_named(path) else "not named in model_index.json") for path in inside}
 
 
@@ -82,7 +82,8 @@ def _is_named(place: Path) -> bool:
     return place.name == PREVIEW or place.name in named or not any((place.parent / name).is_dir() for name in named)
 
 
-def _holds_weights(folder: Path) -> bool:
+def holds_weights(folder: Path) -> bool:
+    """Whether files that are named as weights lie in it."""
     return any(WHOLE.fullmatch(path.name) or INDEX.fullmatch(path.name) or SHARD.fullmatch(path.name) for path in folder.iterdir())
 
 

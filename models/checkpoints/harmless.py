@@ -7,6 +7,7 @@ import re
 SCHEDULE = "betas|alphas_cumprod|alphas_cumprod_prev|sqrt_alphas_cumprod|sqrt_one_minus_alphas_cumprod|log_one_minus_alphas_cumprod|"
 SCHEDULE += "sqrt_recip_alphas_cumprod|sqrt_recipm1_alphas_cumprod|posterior_variance|posterior_log_variance_clipped|"
 SCHEDULE += "posterior_mean_coef1|posterior_mean_coef2|lvlb_weights|denoiser\\.sigmas|model\\.sigmas|alphas_cumprod_next|scale_factor"
+FIRST_TOWER = r"conditioner\.embedders\.0|cond_stage_model|text_encoders"
 
 HARMLESS = {
     rf"^({SCHEDULE})$": "a table of the noise schedule, which is computed here",
@@ -15,7 +16,7 @@ HARMLESS = {
     r"(^|\.)logit_scale$": "the temperature of CLIP's training",
     r"^model_ema\.(decay|num_updates)$": "how the average was kept",
     r"^first_stage_model\.loss\.|^loss\.": "the autoencoder's training loss",
-    r"^(conditioner\.embedders\.0|cond_stage_model)(\.clip_l)?\.text_projection(\.weight)?$": "a projection that the family does not use",
+    rf"^({FIRST_TOWER})(\.clip_l)?\.text_projection(\.weight)?$": "a projection that the family does not use",
     r"(^|\.)encoder\.embed_tokens\.weight$": "T5's embeddings by a second name",
     r"^decoder\.(block\.|final_layer_norm\.|embed_tokens\.)|^lm_head\.": "T5's decoder",
     r"(^|\.)attn_mask$": "the causal mask, made here",

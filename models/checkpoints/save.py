@@ -19,7 +19,6 @@ from models.checkpoints.table import Layout, check_dtype, scatter
 from models.checkpoints.tensors import SAFETENSORS
 from models.checkpoints.unet_keys import Shapes
 from models.checkpoints.vocabulary import write_tokenizer
-from models.clip import CLIPTextParams
 from models.families import FAMILIES, TOWERS, Family, base_of
 from models.files import replacing, write_json
 from models.flux import Flux
@@ -28,7 +27,7 @@ from models.packed import is_packed
 from models.sd3 import SD3
 from models.streaming import is_streamed
 from models.t5 import T5
-from models.text import TextEncoder
+from models.text import TextEncoder, TowerUse
 from models.tokenizer import vocabulary
 from models.unet import UNet, UNetParams
 from models.vae import VAEParams
@@ -106,8 +105,8 @@ def _save_ldm(model: Model, path: Path, dtype: torch.dtype | None) -> None:
     tensors: dict[str, Tensor] = {}
     for name, part in parts.items():
         tensors |= _prefixed(prefixes[name] if name in prefixes else _tower_prefix(base, name), part)
-    if "clip_h" in parts and _used_blocks(model, "clip_h") == model.require("text").tower("clip_h").params.layers:
-        tensors |= _unused_block(TOWERS_LDM[base]["clip_h"], tensors, model.require("text").tower("clip_h").params.layers)
+    if "clip_h" in parts and _use(model, "clip_h").blocks == (layers := model.require("text").tower("clip_h").params.layers):
+        tensors |= _unused_block(TOWERS_LDM[base]["clip_h"], tensors, layers)
     if model.backbone is not None:
         tensors |= _marks(model, base)
     if model.vae is not None:
@@ -153,7 +152,10 @@ def _single_tower(model: Model, base: str, name: str) -> dict[str, Tensor]:
     if isinstance(tower, T5):
         return _published(tower, t5_keys.transformers(), t5_keys.recognise)
     if tower.params.activation != (activation := "quick_gelu" if name == "clip_l" else "gelu"):
-        raise ValueError(f"readers of single files compute {name} with {activation}, not {tower.params.activation}")
+        raise ValueError(f"readers of single files compute {name} with {activation}, not {tower.params.activation}: use another layout")
+    use = _use(model, name)
+    if name == "clip_l" and use.pooled and use.projected and tower.params.projection is not None:
+        raise ValueError("readers of single files leave CLIP-L's pooled output as it is, here it is projected: use another layout")
     layout = clip_keys.openclip() if _tower_prefix(base, name).endswith(".model.") else clip_keys.transformers()
     return _published(tower, layout, clip_keys.recognise)
 
@@ -248,23 +250,29 @@ def _places(model: Model) -> dict[str, str]:
 
 
 def _text_tower(model: Model, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A tower as diffusers' folders have it: SD 2's ends with the last block that is used; a projection is there where it is used."""
+    """A tower as diffusers' folders have it: SD 2's ends with the last block that is used; a projection is there where it is used.
+
+    Pipelines of Stable Diffusion 3 project CLIP-L's pooled output in any case: one that goes unprojected gets the identity.
+    """
     tower = model.require("text").towers[name]
     state = tower.state_dict()
     if isinstance(tower, T5):
         return diffusers_configs.t5(tower.params), scatter(t5_keys.transformers().table(state), state)
-    use = next(use for use in model.require("text").params.uses if use.tower == name)
-    params: CLIPTextParams = tower.params
-    used = _used_blocks(model, name) if name == "clip_h" else params.layers
-    projected = use.pooled and use.projected
+    params, use = tower.params, _use(model, name)
+    used = use.blocks if name == "clip_h" else params.layers
+    projected = use.pooled and use.projected and params.projection is not None
     params = replace(params, layers=used, projection=params.projection if projected else None)
     unused = tuple(f"blocks.{i}." for i in range(used, tower.params.layers)) + ("projection.",) * (not projected)
     state = {key: value for key, value in state.items() if not key.startswith(unused)}
+    if use.pooled and not projected and _base(model).startswith("sd3"):
+        params = replace(params, projection=params.width)
+        state["projection.weight"] = torch.eye(params.width).to(state["norm.weight"])
     return diffusers_configs.text(params), scatter(clip_keys.transformers().table(state), state)
 
 
-def _used_blocks(model: Model, name: str) -> int:
-    return next(use.blocks for use in model.require("text").params.uses if use.tower == name)
+def _use(model: Model, name: str) -> TowerUse:
+    """What the model takes from a tower of CLIP."""
+    return next(use for use in model.require("text").params.uses if use.tower == name)
 
 
 def _save_tokenizers(text: TextEncoder, folder: Path, places: Mapping[str, str]) -> dict[str, tuple[str, str]]:

@@ -42,7 +42,7 @@ DIFFUSERS = {
     r"^blocks\.": "transformer_blocks.",
     **DIFFUSERS_STREAMS,
 }
-SETTINGS: dict[str, tuple[Any, ...]] = {"patch_size": (2,), "qk_norm": (None, "rms_norm")}
+SETTINGS: dict[str, tuple[Any, ...]] = {"attention_head_dim": (HEAD_DIM,), "patch_size": (2,), "qk_norm": (None, "rms_norm")}
 
 
 def sai() -> Layout:
@@ -57,7 +57,7 @@ def diffusers(params: SD3Params) -> Layout:
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[SD3Params, Layout] | None:
     """Parameters and layout of a network of Stable Diffusion 3 with these keys and shapes; None where it is none."""
-    if "joint_blocks.0.context_block.attn.qkv.weight" in shapes:
+    if any(key.startswith("joint_blocks.") for key in shapes):
         names = ("x_embedder.proj.weight", "pos_embed", "context_embedder.weight", "y_embedder.mlp.0.weight", "final_layer.linear.weight")
         return _params(shapes, names, ("joint_blocks", "x_block.attn.ln_k.weight", "x_block.attn2.qkv.weight")), sai()
     if "pos_embed.proj.weight" in shapes and "transformer_blocks.0.attn.add_k_proj.weight" in shapes:

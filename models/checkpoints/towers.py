@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from models.checkpoints.findings import Findings
 from models.checkpoints.parts import Part
 from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPTextParams
 from models.families import OPTIONAL_TOWERS, TOWERS, recipe
+from models.model import LEFT_OUT
 from models.recipes import NUMBER_DIM, TextParams
 from models.t5 import T5Params
+
+WITH_PROJECTION = "CLIPTextModelWithProjection"  # the class of transformers' towers that project their pooled output
 
 
 def find_towers(found: Findings, base: str) -> dict[str, Part]:
@@ -27,7 +32,7 @@ def find_towers(found: Findings, base: str) -> dict[str, Part]:
             if named[name].file is part.file:
                 raise ValueError(f"{part.file.path} holds one text encoder too many: {base} has {len(TOWERS[base])}")
             found.left_out.append((named[name], f"replaced by what {part.file.path.name} holds"))
-        named[name] = part
+        named[name] = _without_identity(part, found) if base.startswith("sd3") and name == "clip_l" else part
     return named
 
 
@@ -41,10 +46,25 @@ def _name(part: Part, found: Findings, base: str) -> str:
     width, projection = part.params.width, part.params.projection
     vector = found.backbone.params.vector_dim if found.backbone else None
     if base.startswith("sd3"):  # both are pooled there
-        pooled = width == max(other.params.width for other in found.towers if isinstance(other.params, CLIPTextParams))
+        widths = [other.params.width for other in found.towers if isinstance(other.params, CLIPTextParams)]
+        pooled = projection is not None and width == max(widths)
     else:
         pooled = projection is not None and (vector is None or projection == vector - 6 * NUMBER_DIM)
     return {CLIP_L.width: "clip_l", CLIP_G.width: "clip_g"}.get(width, "clip_g" if pooled else "clip_l")
+
+
+def _without_identity(part: Part, found: Findings) -> Part:
+    """A tower without its projection where that is the identity, with which diffusers' folders say that there is none."""
+    key = "text_projection.weight"
+    if WITH_PROJECTION not in part.hints.get("architectures", ()) or key not in part.stored:
+        return part
+    projection = torch.empty(part.stored[key].shape)
+    part.stored[key].read_into(projection)
+    if not torch.equal(projection, torch.eye(*projection.shape)):
+        return part
+    found.left_out.append((replace(part, keys={key: part.keys[key]}), "the identity, for a pooled output that is not projected"))
+    stored, keys = ({name: value for name, value in of.items() if name != key} for of in (part.stored, part.keys))
+    return replace(part, params=replace(part.params, projection=None), stored=stored, keys=keys)
 
 
 def text_params(base: str, towers: Mapping[str, Part], found: Findings) -> TextParams | None:
@@ -52,25 +72,30 @@ def text_params(base: str, towers: Mapping[str, Part], found: Findings) -> TextP
     missing = [name for name in TOWERS[base] if name not in towers]
     if needed := [name for name in missing if name not in OPTIONAL_TOWERS.get(base, ())]:
         if towers:
-            found.notes.append(f"text encoders left out: {', '.join(towers)} is there, but {', '.join(needed)} is not")
+            are, lack = ("are" if len(names) > 1 else "is" for names in (towers, needed))
+            found.notes.append(f"{LEFT_OUT}: {', '.join(towers)} {are} there, but {', '.join(needed)} {lack} not")
             found.left_out += [(part, "a text encoder of no use without the other") for part in towers.values()]
         return None
     if missing:
         found.notes.append(f"without the text encoder {', '.join(missing)}, which the family can do without")
     params = {name: _activated(name, part) for name, part in towers.items()}
     try:
-        return recipe(base, params, **_choices(base, towers))
+        return recipe(base, params, **_choices(base, towers, found))
     except ValueError as error:
         raise ValueError(f"{found.towers[-1].file.path}: {error}") from None
 
 
-def _choices(base: str, towers: Mapping[str, Part]) -> dict[str, Any]:
+def _choices(base: str, towers: Mapping[str, Part], found: Findings) -> dict[str, Any]:
     """What the recipes leave open."""
     if base == "sd2":
         return {"blocks": _sd2_blocks(towers["clip_h"])}
-    if base.startswith("sd3"):  # files of Stability AI's hold a projection of CLIP-L that is not used, diffusers' folders one that is
-        return {"projected_l": "CLIPTextModelWithProjection" in towers["clip_l"].hints.get("architectures", ())}
-    return {}
+    if not base.startswith("sd3"):
+        return {}
+    # A projection of CLIP-L in files of Stability AI's is not used, one in diffusers' folders is.
+    clip_l = towers["clip_l"]
+    projected = WITH_PROJECTION in clip_l.hints.get("architectures", ()) and clip_l.params.projection is not None
+    width = {"width": found.backbone.params.context_dim} if found.backbone else {}  # of the context where there is no T5
+    return {"projected_l": projected, **width}
 
 
 def _sd2_blocks(part: Part) -> int:

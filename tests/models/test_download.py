@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import re
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import sleep
 from types import SimpleNamespace
@@ -19,10 +21,14 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub import constants, file_download
+from safetensors.torch import load_file, save
 
+import models
+from models import FAMILIES, Model
 from models.__main__ import main
 from models.download import PUBLISHED, Published, download
 from tests.hub import Hub
+from tests.models.checkpoints.tiny import same, tiny, whole
 
 pytestmark = pytest.mark.loopback
 ROOT = Path(__file__).parents[2]
@@ -73,13 +79,59 @@ def in_cache(cache: Path) -> set[str]:
 
 
 def test_every_published_model_is_safetensors_of_one_commit() -> None:
+    """Those of flows name a branch; what is no safetensors file there is an index of shards or a tokenizer."""
     for name, model in PUBLISHED.items():
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", model.repo), name
         assert model.files, name
-        assert all(file.endswith(".safetensors") for file in model.files), name
-        assert re.fullmatch(r"[0-9a-f]{40}", model.revision), name
+        flow = name.startswith(("flux", "sd3", "tae"))
+        endings = (".safetensors", ".safetensors.index.json", "tokenizer.json") if flow else (".safetensors",)
+        assert all(file.endswith(endings) for file in model.files), name
+        assert re.fullmatch(r"[0-9a-f]{40}", model.revision) or (flow and model.revision == "main"), name
         assert model.licence, name
+        assert model.family in ("", *FAMILIES), name
     assert len({(model.repo, model.revision) for model in PUBLISHED.values()}) == len(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", ["flux-schnell", "flux-fill", "sd3-medium", "sd3.5-large-turbo"])
+def test_flows_load_as_they_are_fetched(name: str, hub: Hub, tmp_path: Path) -> None:
+    """A miniature under the published names: every file is fetched once, and makes up the whole model, T5's shards by their index."""
+    table = PUBLISHED[name]
+    family = table.family or name.replace("sd3-medium", "sd3")
+    model = tiny(FAMILIES[family].base)
+    hub.push({table.repo: dict(published_files(model, table, tmp_path))})
+    paths = download(name)
+    assert not any("-of-" in path.name for path in paths)
+    assert len(hub.downloads()) >= len(table.files) - 2  # those in git come from the hub itself
+    loaded = models.load(*paths, family=table.family or None)
+    same(whole(loaded), whole(model))
+    assert loaded.spec["family"] == family
+    assert loaded.report is not None
+    assert loaded.report.missing == ()
+    assert loaded.report.ignored == {}
+    assert (loaded.require("text").t5_tokenizer is None) == (name == "sd3-medium")
+
+
+def published_files(model: Model, table: Published, folder: Path) -> Iterator[tuple[str, bytes]]:
+    """The files of a table, as its publisher has them, of a miniature."""
+    models.save(model, folder / "separate", "separate")
+    names = {"ae": "vae", "model": "clip_l", "t5xxl_fp16": "t5xxl"}
+    t5 = load_file(folder / "separate" / "t5xxl.safetensors")
+    shards = [dict(list(t5.items())[i::2]) for i in range(2)]
+    for file in table.files:
+        stem = Path(file).name.removesuffix(".safetensors")
+        if file.endswith("tokenizer.json"):
+            yield file, (folder / "separate" / "tokenizer.json").read_bytes()
+        elif file.endswith(".index.json"):
+            places = {key: f"model-0000{i + 1}-of-00002.safetensors" for i, shard in enumerate(shards) for key in shard}
+            yield file, json.dumps({"weight_map": places}).encode()
+        elif "-of-" in file:
+            yield file, save(shards[int(stem[10]) - 1])
+        elif stem.startswith("sd3"):  # network and autoencoder
+            models.save(replace(model, text=None, preview=None), folder / "single.safetensors", "ldm")
+            yield file, (folder / "single.safetensors").read_bytes()
+        else:
+            own = names.get(stem, stem if stem.startswith("clip") else model.spec["family"])
+            yield file, (folder / "separate" / f"{own}.safetensors").read_bytes()
 
 
 def test_a_published_model_then_from_the_cache_with_no_hub(hub: Hub) -> None:

@@ -536,7 +536,7 @@ def test_networks_of_no_published_kind_are_refused(tmp_path: Path) -> None:
     for network, kind in ((unet, "UNet"), (dit, "DiT")):
         model = models.build({"network": network, "schedule": {"name": "scaled_linear"}, "prediction": "eps"})
         for layout in ("ldm", "diffusers"):
-            with pytest.raises(ValueError, match=f"the layout '{layout}' is for UNets that are told a text, which this {kind} is not"):
+            with pytest.raises(ValueError, match=f"the layout '{layout}' is for networks that are told a text, which this {kind} is not"):
                 models.save(model, tmp_path / "a", layout)
 
 

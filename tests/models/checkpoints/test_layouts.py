@@ -19,6 +19,7 @@ from torch import Tensor
 import models
 from models import Model
 from models.checkpoints import vae_keys
+from models.checkpoints.parts import PREFIXES
 from models.presets import TOWER
 from tests.models.checkpoints.tiny import SOME, STRUCTURES, same, settings, tensors, tiny, used, whole
 
@@ -360,7 +361,7 @@ def test_parts_in_any_order(family: str, saved: Saved, tmp_path: Path) -> None:
     state = load_file(saved(family, "ldm"))
     groups: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
-        prefix = next(p for p in ("model.diffusion_model.", "first_stage_model.", key.split("model.")[0]) if key.startswith(p))
+        prefix = next(prefix for prefix in PREFIXES if key.startswith(prefix))
         groups.setdefault(prefix, {})[key] = value
     files = []
     for i, group in enumerate(groups.values()):

@@ -1,4 +1,7 @@
-"""diffusers, transformers and open_clip read what we write and compute the same with it; we read what they write."""
+"""diffusers, transformers and open_clip read what we write and compute the same with it; we read what they write.
+
+Of UNets and what goes with them; `test_flow_peers` is of FLUX.1 and Stable Diffusion 3.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from open_clip.transformer import TextTransformer
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import models
 from models.presets import miniature
 from models.tokenizer import BOS, EOS, tokenize
 from models.unet import UNet
-from tests.models.checkpoints.tiny import STRUCTURES, same, tiny
+from tests.models.checkpoints.pipelines import equal, files, states
+from tests.models.checkpoints.tiny import UNETS, same, tiny
 from tests.models.small import inputs, relative_error
 
 BOUND = 1e-5
@@ -59,27 +63,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
 Saved = Callable[[str], tuple[Path, Path]]
 
 
-def states(pipeline: Any) -> dict[str, dict[str, Tensor]]:
-    """Of each part, by its sub-folder. transformers has dropped the text_model. that published files keep."""
-    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    found = {name: dict(part.state_dict()) for name, part in parts.items()}
-    for name, state in found.items():
-        if name.startswith("text_encoder"):
-            found[name] = {key.removeprefix("text_model."): value for key, value in state.items()}
-    return found
-
-
-def files(folder: Path) -> dict[str, dict[str, Tensor]]:
-    found = {path.parent.name: load_file(path) for path in folder.rglob("*.safetensors") if path.parent.name != "preview"}
-    return {name: {key.removeprefix("text_model."): value for key, value in state.items()} for name, state in found.items()}
-
-
-def equal(theirs: Mapping[str, Mapping[str, Tensor]], ours: Mapping[str, Mapping[str, Tensor]]) -> None:
-    assert theirs.keys() == ours.keys()
-    for part in ours:
-        same(theirs[part], ours[part])
-
-
 # What we write ---------------------------------------------------------------------------------------------------------
 
 
@@ -96,7 +79,7 @@ def test_diffusers_loads_our_folders(family: str, saved: Saved) -> None:
     assert pipeline.scheduler.config.prediction_type == {"eps": "epsilon", "v": "v_prediction"}[model.prediction.name]
 
 
-@pytest.mark.parametrize("family", STRUCTURES)
+@pytest.mark.parametrize("family", UNETS)
 def test_diffusers_loads_our_single_files(family: str, saved: Saved) -> None:
     """from_single_file makes the same tensors of the file as from_pretrained of the folder."""
     folder, file = saved(family)
@@ -130,7 +113,7 @@ def output(peer: Any, params: Any, x: Tensor, t: Tensor, cond: Mapping[str, Tens
     return peer(x, t, **options).sample
 
 
-@pytest.mark.parametrize("family", [*STRUCTURES, "lcm"])
+@pytest.mark.parametrize("family", [*UNETS, "lcm"])
 def test_diffusers_computes_the_same_network(family: str, saved: Saved) -> None:
     """With the weights and the configuration of our folder."""
     peer = UNet2DConditionModel.from_pretrained(saved(family)[0] / "unet", local_files_only=True)
@@ -191,7 +174,7 @@ def in_open_clip(file: Path, p: Any) -> tuple[list[Tensor], Tensor, Tensor]:
 
 # What they write -------------------------------------------------------------------------------------------------------
 
-UNETS: dict[str, dict[str, Any]] = {
+KINDS: dict[str, dict[str, Any]] = {
     "heads": dict(attention_head_dim=2, cross_attention_dim=20),
     "heads by level": dict(attention_head_dim=[4, 8], cross_attention_dim=20, use_linear_projection=True),
     "vector": dict(
@@ -222,10 +205,10 @@ def random_unet(**changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**settings, **changes}).eval()
 
 
-@pytest.mark.parametrize("kind", UNETS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_networks_of_diffusers(kind: str, tmp_path: Path) -> None:
     """Numbers of heads, groups and the like come from the configuration beside the weights: the same outputs."""
-    peer = random_unet(**UNETS[kind])
+    peer = random_unet(**KINDS[kind])
     peer.save_pretrained(tmp_path)
     ours = models.load(tmp_path).network
     assert isinstance(ours, UNet)
@@ -240,7 +223,7 @@ def test_networks_of_diffusers(kind: str, tmp_path: Path) -> None:
 )
 def test_ways_in_which_diffusers_writes(options: dict[str, Any], tmp_path: Path) -> None:
     """Each gives the same weights."""
-    peer = random_unet(**UNETS["heads"])
+    peer = random_unet(**KINDS["heads"])
     peer.save_pretrained(tmp_path, **options)
     peer.save_pretrained(tmp_path / "plain")
     assert not (tmp_path / "diffusion_pytorch_model.safetensors").exists()

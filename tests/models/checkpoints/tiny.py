@@ -21,7 +21,8 @@ from models.presets import TINY_TOWERS, randomise, tiny_description
 WORDS = 100  # of the 49,408 that a tower knows
 FLOWS = ("flux-dev", "flux-schnell", "flux-fill", "flux-canny", "sd3", "sd3.5-medium", "sd3.5-large")
 SOME = ("sd1", "sd2", "sd2-v", "lcm", "sdxl", "sdxl-v", "sdxl-refiner", "playground-v2.5", *FLOWS)
-STRUCTURES = ("sd1", "sd2", "sdxl", "sdxl-refiner", *FLOWS)  # one family of each structure
+UNETS = ("sd1", "sd2", "sdxl", "sdxl-refiner")
+STRUCTURES = (*UNETS, *FLOWS)  # one family of each structure
 
 
 @cache
