@@ -47,6 +47,22 @@ Open = Callable[..., tuple[models.Model, Any]]
 SIZE: dict[str, Any] = {"height": HEIGHT, "width": WIDTH}
 
 
+# Configurations of the schedulers as published, and whether the pipeline gives sigmas: FLUX.1's do, from 1 to 1 / N.
+DEV = {
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+SCHEDULERS: dict[str, tuple[dict[str, Any], bool]] = {
+    **dict.fromkeys(("flux-dev", "flux-fill", "flux-canny", "flux-depth"), (DEV, True)),
+    "flux-schnell": ({"shift": 1.0, "base_shift": 0.5, "max_shift": 1.15}, True),
+    **dict.fromkeys(("sd3", "sd3.5-medium", "sd3.5-large", "sd3.5-large-turbo"), ({"shift": 3.0}, False)),
+}
+
+
 @pytest.fixture(autouse=True)
 def quiet() -> None:
     """No bars."""
@@ -58,7 +74,7 @@ def quiet() -> None:
 
 @pytest.fixture(scope="module")
 def peer_of(tmp_path_factory: pytest.TempPathFactory) -> Open:
-    """family -> the miniature, and its pipeline opened from the folder that it is saved to; each once."""
+    """family -> the miniature, and its pipeline opened from the folder it is saved to, with the scheduler as published; each once."""
 
     @cache
     def found(family: str, t5: bool = True) -> tuple[models.Model, Any]:
@@ -66,7 +82,8 @@ def peer_of(tmp_path_factory: pytest.TempPathFactory) -> Open:
         model = models.miniature(family) if flux else stable_diffusion_3(family, t5)
         name = FLUX.get(family, "FluxPipeline") if flux else "StableDiffusion3Pipeline"
         without: dict[str, Any] = {} if flux or t5 else {"text_encoder_3": None, "tokenizer_3": None}  # which has to be said
-        return model, opened(model, tmp_path_factory.mktemp("saved"), name, **without)
+        scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULERS[family][0])
+        return model, opened(model, tmp_path_factory.mktemp("saved"), name, scheduler, **without)
 
     return found
 
@@ -103,21 +120,6 @@ def test_noise_of_a_seed() -> None:
 
 
 # Times -----------------------------------------------------------------------------------------------------------------
-
-# Configurations of the schedulers as published, and whether the pipeline gives sigmas: FLUX.1's do, from 1 to 1 / N.
-DEV = {
-    "shift": 3.0,
-    "use_dynamic_shifting": True,
-    "base_shift": 0.5,
-    "max_shift": 1.15,
-    "base_image_seq_len": 256,
-    "max_image_seq_len": 4096,
-}
-SCHEDULERS: dict[str, tuple[dict[str, Any], bool]] = {
-    **dict.fromkeys(("flux-dev", "flux-fill", "flux-canny", "flux-depth"), (DEV, True)),
-    "flux-schnell": ({"shift": 1.0, "base_shift": 0.5, "max_shift": 1.15}, True),
-    **dict.fromkeys(("sd3", "sd3.5-medium", "sd3.5-large", "sd3.5-large-turbo"), ({"shift": 3.0}, False)),
-}
 
 
 @pytest.mark.parametrize("family", SCHEDULERS)
