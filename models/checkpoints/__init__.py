@@ -1,9 +1,10 @@
 """Files to models and back.
 
-tensors    named tensors in files: safetensors, pickles, shards
+tensors    files of named tensors (stored), one module per format: *_file; scaled: 8-bit weights and their scales
 table      our names and published ones, as data; *_keys: one module per kind of network
 parts      what a file holds; folder: what a diffusers folder holds; harmless, foreign: what else may be in a file
-describe   from the parts to a model's description; blank: networks without weights
+describe   from what was found (findings) to a model's description; towers: of its text encoders; vocabulary: T5's tokenizer
+blank      networks without weights
 load, save, native (our own format)
 """
 

@@ -12,7 +12,7 @@ from diffusion.spec import lookup, make_params
 from models.checkpoints.diffusers_configs import FLOW_SETTINGS, PREDICTIONS, check_settings
 from models.checkpoints.findings import Findings
 from models.checkpoints.parts import LATENT_STATISTICS, Part
-from models.checkpoints.tensors import TensorFile
+from models.checkpoints.stored import TensorFile
 from models.checkpoints.towers import find_towers, text_params
 from models.clip import CLIP_G, CLIPTextParams
 from models.families import FAMILIES, TOWERS, Family, Network, base_of, description, plain

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models.checkpoints.parts import Part
-from models.checkpoints.tensors import TensorFile
+from models.checkpoints.stored import TensorFile
 
 
 @dataclass

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoints.parts import AVERAGED, RAW
-from models.checkpoints.tensors import PICKLES, SAFETENSORS, TensorFile, open_tensors
+from models.checkpoints.stored import TensorFile
+from models.checkpoints.tensors import PICKLES, SAFETENSORS, open_tensors
 from models.files import read_json
 
 PREVIEW = "preview"  # ours, which no index of diffusers' has a name for

@@ -15,17 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.checkpoints.tensors import (
-    DTYPES,
-    LARGEST_HEADER,
-    LARGEST_SIZE,
-    Pages,
-    Region,
-    Stored,
-    TensorFile,
-    check_name,
-    first_line,
-)
+from models.checkpoints.stored import DTYPES, LARGEST_HEADER, LARGEST_SIZE, Pages, Region, Stored, TensorFile, check_name, first_line
 from models.packed import BLOCKS, CHUNK, unpack_blocks
 
 MOST_READS = 2**19  # numbers and texts in a header: T5's vocabulary is 130,000 of them, which takes a second

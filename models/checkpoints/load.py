@@ -18,8 +18,9 @@ from models.checkpoints.describe import describe
 from models.checkpoints.findings import Findings
 from models.checkpoints.folder import config_beside, open_components, scheduler_hints, unused
 from models.checkpoints.parts import AVERAGED, LATENT_STATISTICS, Found, Part, find_parts
+from models.checkpoints.stored import TensorFile
 from models.checkpoints.table import check_dtype, supplies
-from models.checkpoints.tensors import TensorFile, open_tensors
+from models.checkpoints.tensors import open_tensors
 from models.checkpoints.vocabulary import find_tokenizer, is_vocabulary
 from models.download import PUBLISHED
 from models.model import Model, Report, build

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from models.checkpoints.blank import Blank
 from models.checkpoints.parts import AVERAGED, RAW
+from models.checkpoints.stored import Stored, TensorFile
 from models.checkpoints.table import check_dtype, take
-from models.checkpoints.tensors import Stored, TensorFile, open_tensors
+from models.checkpoints.tensors import open_tensors
 from models.files import replacing
 from models.model import FOLDERS, PARTS, Model, Report, build
 from models.t5_tokenizer import T5Tokenizer

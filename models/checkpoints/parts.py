@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from models.checkpoints import clip_keys, flux_keys, foreign, harmless, sd3_keys, t5_keys, taesd_keys, unet_keys, vae_keys
 from models.checkpoints.scaled import join_scales
+from models.checkpoints.stored import Stored, TensorFile
 from models.checkpoints.table import Layout
-from models.checkpoints.tensors import Stored, TensorFile
 from models.checkpoints.unet_keys import Shapes
 
 # Where latent diffusion's and its successors' single files keep their parts.

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.checkpoints.tensors import Stored
+from models.checkpoints.stored import Stored
 from models.packed import CHUNK, FLOAT8, unpack_float8
 
 SCALES = ("scale_weight", "weight_scale")  # beside "weight"

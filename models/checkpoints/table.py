@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffusion.spec import check_names
-from models.checkpoints.tensors import Stored, TensorFile
+from models.checkpoints.stored import Stored, TensorFile
 from models.finite import is_finite
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import torch
 
-from models.checkpoints.tensors import Stored, TensorFile
+from models.checkpoints.stored import Stored, TensorFile
 
 
 class Declared(Stored):

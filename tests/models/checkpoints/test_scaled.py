@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.checkpoints.scaled import Joined, join_scales
-from models.checkpoints.tensors import Stored, open_tensors
+from models.checkpoints.stored import Stored
+from models.checkpoints.tensors import open_tensors
 
 
 def stored(path: Path, tensors: Mapping[str, Tensor]) -> Mapping[str, Stored]:

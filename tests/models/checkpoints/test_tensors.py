@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import save_file
 
 import models
+from models.checkpoints.stored import DTYPES
 from models.checkpoints.table import EDGE, take
-from models.checkpoints.tensors import DTYPES, open_tensors
+from models.checkpoints.tensors import open_tensors
 from models.finite import is_finite
 from tests.models.checkpoints.damaged import entry, raw
 

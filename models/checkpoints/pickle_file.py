@@ -1,0 +1,111 @@
+"""Pickles of tensors (.ckpt, .pt, ...), only under torch's weights_only, which runs no code."""
+
+from __future__ import annotations
+
+import codecs
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.checkpoints.stored import Stored, TensorFile, check_name, first_line
+
+WRAPPERS = ("state_dict", "model", "module")  # what pickles of trainers hold their tensors under
+
+
+@dataclass(frozen=True, eq=False)
+class _Unpickled(Stored):
+    key: str
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self.tensor.dtype
+
+    def mapped(self) -> Tensor:
+        return self.tensor.detach().contiguous()
+
+    def chunks(self, of: int = 1) -> Iterator[Tensor]:
+        yield self.tensor.detach().flatten()
+
+
+class _Callback:
+    """Stands for a class of the trainer that early SD files name beside their weights, and that nobody needs."""
+
+
+# What Stable Diffusion's own .ckpt files hold beside plain tensors: their trainer's callbacks, with NumPy scalars for losses.
+_HARMLESS_CLASSES: list[Any] = [
+    (_Callback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (_Callback, "pytorch_lightning.callbacks.early_stopping.EarlyStopping"),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]  # where NumPy 1 had it, and where 2 has it
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]
+    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType, codecs.encode),
+]
+
+
+def open_pickle(path: Path) -> TensorFile:
+    try:
+        if zipped := _is_zip(path):
+            _check_zip(path)
+        with torch.serialization.safe_globals(_HARMLESS_CLASSES), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of its own past
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks for {asked[1]}" if asked else first_line(str(error).split("WeightsUnpickler error: ")[-1])
+        raise ValueError(f"{path} is no plain file of weights, and nothing in it was run ({reason}); use its safetensors version") from None
+    except Exception as error:  # a damaged pickle may provoke any
+        raise ValueError(f"{path} is damaged or no file of weights ({first_line(str(error))})") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
+    state = next((content[key] for key in WRAPPERS if isinstance(content.get(key), (Mapping, list))), content)
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__} under state_dict, not tensors by name")
+    tensors = {key: _Unpickled(key, value) for key, value in _flat(state) if isinstance(value, Tensor)}
+    for key, stored in tensors.items():
+        _check_unpickled(path, key, stored.tensor)
+    numbers = {key: float(n) for key, n in content.items() if isinstance(n, (int, float, np.integer, np.floating)) and isinstance(key, str)}
+    return TensorFile(path, tensors, numbers=numbers)
+
+
+def _flat(state: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    """Keys and values, those of tables within the table as "outer.inner"."""
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value
+
+
+def _check_unpickled(path: Path, key: Any, value: Tensor) -> None:
+    """ValueError unless this is a tensor as a file has it: one that repeats few bytes would fill the memory when it is copied."""
+    check_name(path, key)
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+        raise ValueError(f"{path} holds {key}, which is no plain tensor")
+    if value.nbytes > value.untyped_storage().nbytes():
+        raise ValueError(f"{path} is damaged: {key} of shape {list(value.shape)} has more values than are stored")
+
+
+def _is_zip(path: Path) -> bool:
+    """Only the zip format, torch's since 1.6, can be memory-mapped."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _check_zip(path: Path) -> None:
+    """ValueError for a file that would grow when it is read: torch never compresses."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise ValueError("it is compressed")
