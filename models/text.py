@@ -27,6 +27,7 @@ from models.t5_tokenizer import T5Tokenizer
 from models.tokenizer import BOS, EOS, detokenize, tokenize
 
 HEAVIEST = 100.0  # weight of a word, far beyond what a network can make sense of
+LEFT_OUT = "text encoders left out"  # how the note begins that says why there is no text, though some of its encoders are there
 NUMBER_DIM = 256  # sinusoids per number (Podell et al. 2023, section 2.2)
 
 Numbers = Mapping[str, float | Sequence[float]]
