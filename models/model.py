@@ -35,11 +35,9 @@ from models.recipes import TextParams
 from models.sd3 import SD3, SD3Params
 from models.streaming import values
 from models.taesd import TAESD, TAESDParams
-from models.text import TextEncoder
+from models.text import LEFT_OUT, TextEncoder
 from models.unet import UNet, UNetParams
 from models.vae import VAE, VAEParams
-
-LEFT_OUT = "text encoders left out"  # how the note begins that says why there is no text, though some of its encoders are there
 
 
 @dataclass(frozen=True)

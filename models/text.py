@@ -25,6 +25,7 @@ from models.t5_tokenizer import T5Tokenizer
 from models.tokenizer import BOS, EOS, detokenize, tokenize
 
 HEAVIEST = 100.0  # weight of a word, far beyond what a network can make sense of
+LEFT_OUT = "text encoders left out"  # how the note begins that says why there is no text, though some of its encoders are there
 
 Numbers = Mapping[str, float | Sequence[float]]
 Piece = tuple[str, float]  # of a prompt, and its weight

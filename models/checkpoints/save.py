@@ -259,7 +259,7 @@ def _text_tower(model: Model, name: str) -> tuple[dict[str, Any], dict[str, Tens
     if isinstance(tower, T5):
         return diffusers_configs.t5(tower.params), scatter(t5_keys.transformers().table(state), state)
     params, use = tower.params, _use(model, name)
-    used = use.blocks if name == "clip_h" else params.layers
+    used = use.blocks if name == "clip_h" and use.blocks else params.layers
     projected = use.pooled and use.projected and params.projection is not None
     params = replace(params, layers=used, projection=params.projection if projected else None)
     unused = tuple(f"blocks.{i}." for i in range(used, tower.params.layers)) + ("projection.",) * (not projected)

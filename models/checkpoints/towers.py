@@ -12,9 +12,9 @@ from models.checkpoints.findings import Findings
 from models.checkpoints.parts import Part
 from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPTextParams
 from models.families import OPTIONAL_TOWERS, TOWERS, recipe
-from models.model import LEFT_OUT
 from models.recipes import NUMBER_DIM, TextParams
 from models.t5 import T5Params
+from models.text import LEFT_OUT
 
 WITH_PROJECTION = "CLIPTextModelWithProjection"  # the class of transformers' towers that project their pooled output
 
@@ -63,7 +63,8 @@ def _without_identity(part: Part, found: Findings) -> Part:
     if not torch.equal(projection, torch.eye(*projection.shape)):
         return part
     found.left_out.append((replace(part, keys={key: part.keys[key]}), "the identity, for a pooled output that is not projected"))
-    stored, keys = ({name: value for name, value in of.items() if name != key} for of in (part.stored, part.keys))
+    stored = {name: value for name, value in part.stored.items() if name != key}
+    keys = {name: value for name, value in part.keys.items() if name != key}
     return replace(part, params=replace(part.params, projection=None), stored=stored, keys=keys)
 
 

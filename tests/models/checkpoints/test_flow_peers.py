@@ -146,7 +146,7 @@ def test_a_projected_pooled_output_stays_projected(tmp_path: Path) -> None:
     same(models.load(tmp_path / "g").state_dict(), model.state_dict())
     for layout in ("ldm", "separate"):
         with pytest.raises(ValueError, match="readers of single files leave CLIP-L's pooled output as it is, here it is projected"):
-            models.save(model, tmp_path / "h.safetensors", layout)  # type: ignore[arg-type]  # one of the layouts
+            models.save(model, tmp_path / "h.safetensors", layout)
 
 
 def theirs_of(peer: Any, x: Tensor, t: Tensor, *, context: Tensor, vector: Tensor, guidance: Tensor | None = None) -> Tensor:

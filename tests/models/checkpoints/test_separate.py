@@ -40,7 +40,8 @@ Saved = Callable[..., list[Path]]
 @pytest.fixture
 def t5_alone(saved: Saved, tmp_path: Path) -> Path:
     """T5's weights without a tokenizer beside them."""
-    return Path(shutil.copy(*saved("flux-dev", "t5xxl"), tmp_path / "t5.safetensors"))
+    (weights,) = saved("flux-dev", "t5xxl")
+    return Path(shutil.copy(weights, tmp_path / "t5.safetensors"))
 
 
 def notes(model: Model) -> str:
@@ -65,7 +66,7 @@ def test_every_layout_there_and_back(family: str, dtype: torch.dtype | None, tmp
     expected = {key: value.to(dtype or value.dtype) for key, value in whole(tiny(family)).items()}
     for layout in ("native", "ldm", "diffusers", "separate"):
         path = tmp_path / (f"{layout}.safetensors" if layout in ("native", "ldm") else layout)
-        models.save(tiny(family), path, layout, dtype=dtype)  # type: ignore[arg-type]  # one of the layouts
+        models.save(tiny(family), path, layout, dtype=dtype)
         paths = sorted(path.glob("*.safetensors")) if layout == "separate" else [path]
         model = models.load(*paths)
         same(whole(model), expected)
@@ -93,8 +94,8 @@ def test_separate_files_come_back(family: str, saved: Saved, tmp_path: Path) -> 
 
 def test_in_any_order(saved: Saved) -> None:
     """T5's tokenizer lies beside it."""
-    for paths in permutations(saved("flux-dev", *FLUX)):
-        model = models.load(*paths)
+    for order in permutations(saved("flux-dev", *FLUX)):
+        model = models.load(*order)
         assert (model.spec["family"], list(model.require("text").towers)) == ("flux-dev", ["clip_l", "t5"])
         assert model.require("text").t5_tokenizer is not None
         assert notes(model) == ""
@@ -105,7 +106,7 @@ def test_in_any_order(saved: Saved) -> None:
 @pytest.mark.parametrize("projection", [None, 64, 32])
 def test_flux_leaves_the_projection_of_its_clip_unused(projection: int | None, saved: Saved, tmp_path: Path) -> None:
     """Whatever its width: it is kept, for it is a weight."""
-    state = load_file(*saved("flux-dev", "clip_l"))
+    state = load_file(saved("flux-dev", "clip_l")[0])
     save_file(state | ({"text_projection.weight": torch.ones(projection, 64)} if projection else {}), tmp_path / "clip_l.safetensors")
     text = models.load(tmp_path / "clip_l.safetensors", *saved("flux-dev", "flux-dev", "vae", "t5xxl")).require("text")
     assert (text.params.vector_dim, text.tower("clip_l").params.projection) == (64, projection)
@@ -261,7 +262,7 @@ def test_parts_of_others_are_refused(files: list[str], message: str, saved: Save
 
 @pytest.mark.parametrize("family", ["flux-dev", "sd3"])
 def test_a_t5_of_another_width_is_refused(family: str, saved: Saved, tmp_path: Path) -> None:
-    state = load_file(*saved(family, "t5xxl"))
+    state = load_file(saved(family, "t5xxl")[0])
     for key, value in state.items():
         for dim, size in enumerate(value.shape):
             if size == 224:
