@@ -211,7 +211,7 @@ def _blamed(models: Sequence[Model]) -> Iterator[None]:
 def _told(model: Model, order: _Order) -> Conditions:
     """The prompts as the network is told them."""
     with placed(model.require("text"), *order.place):
-        return conditions(model, order.words, vector_numbers(model, order.size, order.numbers))
+        return conditions(model, order.words, vector_numbers(model, order.size, order.numbers), order.steering.leads_away(model))
 
 
 def _drawn(model: Model, order: _Order, told: Conditions, levels: Grid, reference: Reference) -> Tensor:

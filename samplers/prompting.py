@@ -79,8 +79,8 @@ class Conditions:
         return Conditions(cond, null, self.dropped)
 
 
-def conditions(model: Model, prompts: Prompts, numbers: Mapping[str, float]) -> Conditions:
-    """The prompts, read, in the backbone's dtype; `numbers` are those of the family's vector.
+def conditions(model: Model, prompts: Prompts, numbers: Mapping[str, float], away: bool = True) -> Conditions:
+    """The prompts, read, in the backbone's dtype; `numbers` are those of the family's vector; `away`: what to lead away from is read too.
 
     Each is read on its own, in as many chunks as it and its negative prompt need, and then repeated until all are equally long: attention
     over a context and over the same context twice is the same. Where a network attends to text and image together it is not: there all
@@ -105,8 +105,8 @@ def conditions(model: Model, prompts: Prompts, numbers: Mapping[str, float]) -> 
         vectors = [condition.vector for condition, _ in found if condition.vector is not None]
         return {name: value.to(dtype) for name, value in (values | ({"vector": torch.cat(vectors)} if vectors else {})).items()}
 
-    cond, null = rows(0), rows(1)
-    ends = [read(side, pair[side], n).dropped[0] for pair, n in chunks.items() for side in (0, 1)]
+    cond, null = rows(0), rows(1) if away else {}
+    ends = [read(side, pair[side], n).dropped[0] for pair, n in chunks.items() for side in range(1 + away)]
     return Conditions(cond, null, tuple(dict.fromkeys(filter(None, ends))))
 
 

@@ -73,6 +73,10 @@ class Steering:
             denoiser = Inpainting(denoiser, known, mask)
         return denoiser, cond
 
+    def leads_away(self, model: Model) -> bool:
+        """Whether it has to know what to lead away from."""
+        return edits(model) or self._cfg(model) != 1
+
     def _towards_prompt(self, model: Model, null: Mapping[str, Tensor]) -> DenoiserLike:
         return limited(guided(model.denoiser(), self._cfg(model), null, model.prediction, self.guide), False, self.guide)
 

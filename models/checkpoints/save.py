@@ -24,10 +24,11 @@ from models.files import replacing, write_json
 from models.flux import Flux
 from models.model import Model
 from models.packed import is_packed
+from models.recipes import TowerUse
 from models.sd3 import SD3
 from models.streaming import is_streamed
 from models.t5 import T5
-from models.text import TextEncoder, TowerUse
+from models.text import TextEncoder
 from models.tokenizer import vocabulary
 from models.unet import UNet, UNetParams
 from models.vae import VAEParams

@@ -594,3 +594,16 @@ def test_pictures_of_it() -> None:
     for wrong in (images[0, 0], images[:, :2], (images * 255).byte()):
         with pytest.raises(ValueError, match="pictures need images"):
             samplers.to_pil(wrong)
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "reads"),
+    [("flux-dev", {}, 1), ("flux-dev", {"true_cfg": 2.0}, 2), ("flux-schnell", {}, 1), ("sd3", {}, 2), ("sd3", {"guidance": 1.0}, 1)],
+)
+def test_what_nothing_leads_away_from_is_not_read(family: str, given: dict[str, Any], reads: int) -> None:
+    """T5 is the largest part: without classifier-free guidance it reads the prompt alone."""
+    model = models.miniature(family)
+    calls: list[object] = []
+    model.require("text").towers["t5"].register_forward_hook(lambda *call: calls.append(call))
+    samplers.generate(model, "a cat", steps=1, **given)
+    assert len(calls) == reads

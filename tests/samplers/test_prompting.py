@@ -68,6 +68,8 @@ def test_no_prompt_is_read_twice(tmp_path: Path) -> None:
     made.text.towers["t5"].register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
     conditions(made, Prompts.of(["a cat", "a dog", "a cat"], None, None), {})
     assert calls == [1, 1, 1]
+    assert not conditions(made, Prompts.of("a cat", None, None), {}, away=False).null
+    assert calls == [1, 1, 1, 1]
 
 
 def test_what_is_left_out_of_either_prompt_is_said_once(tmp_path: Path) -> None:
