@@ -27,7 +27,7 @@ from diffusion.spec import check_at_least_one, lookup, make_params
 from eval.bench import write_bench
 from eval.memory import peak_resident
 from models.checkpoints.diffusers_configs import PIPELINES
-from models.checkpoints.save import write_configs
+from models.checkpoints.diffusers_folder import write_configs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT = "default"  # neither side is told a dtype: ours is then the file's own, diffusers' float32

@@ -5,7 +5,8 @@ table      our names and published ones, as data; *_keys: one module per kind of
 parts      what a file holds; folder: what a diffusers folder holds; harmless, foreign: what else may be in a file
 describe   from what was found (findings) to a model's description; towers: of its text encoders; vocabulary: T5's tokenizer
 blank      networks without weights
-load, save, native (our own format)
+load, native (our own format)
+save       in a published layout: single_file, diffusers_folder; written: what these share
 """
 
 from models.checkpoints.load import load

@@ -17,8 +17,8 @@ from eval import bench_networks
 from eval.bench_networks import BenchParams, flops
 from eval.bench_pairs import PAIRS, pair_of
 from models import UNetParams
-from models.checkpoints.save import BACKBONES
 from models.checkpoints.table import scatter
+from models.checkpoints.written import BACKBONES
 from models.presets import TINY_NETWORKS as TINY
 from tests.models.small import randomised, relative_error
 
