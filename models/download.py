@@ -114,9 +114,13 @@ PUBLISHED = {
     "flux-schnell": Published("black-forest-labs/FLUX.1-schnell", ("flux1-schnell.safetensors", *_FLUX_PARTS), licence="Apache 2.0"),
     "flux-dev": Published("black-forest-labs/FLUX.1-dev", ("flux1-dev.safetensors", *_FLUX_PARTS), licence=_FLUX_DEV),
     "flux-fill": Published("black-forest-labs/FLUX.1-Fill-dev", ("flux1-fill-dev.safetensors", *_FLUX_PARTS), licence=_FLUX_DEV),
+    "flux-canny": Published("black-forest-labs/FLUX.1-Canny-dev", ("flux1-canny-dev.safetensors", *_FLUX_PARTS), licence=_FLUX_DEV),
+    "flux-depth": Published(
+        "black-forest-labs/FLUX.1-Depth-dev", ("flux1-depth-dev.safetensors", *_FLUX_PARTS), licence=_FLUX_DEV, family="flux-depth"
+    ),
     "sd3-medium": Published(
         "stabilityai/stable-diffusion-3-medium",
-        ("sd3_medium.safetensors", *_CLIPS_SD3),  # without T5's tokenizer, which lies in no folder of this repository
+        ("sd3_medium.safetensors", *_CLIPS_SD3[:2]),  # without T5, whose tokenizer lies in no folder of this repository
         licence=_COMMUNITY,
     ),
     "sd3.5-medium": Published(

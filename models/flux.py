@@ -67,6 +67,7 @@ class Flux(Checkpointing):
     """forward(x (B, C, H, W), t (B,) in [0, 1], *, context (B, L, 4096), vector (B, 768), guidance (B,)) -> (B, out_channels, H, W).
 
     H and W must divide by the patch size. `guidance` is the scale that the network imitates, in FLUX.1-dev 3.5 as a rule.
+    Times and scales are float32 whatever the weights are; the published code rounds them to those first.
     """
 
     passed = ("joint", "single")  # lists of blocks, in the order in which they are called
@@ -135,9 +136,9 @@ class SingleBlock(nn.Module):
         self.norm_k = HeadNorm(p.hidden // p.heads)
         self.out = Linear(p.hidden + self.inner, p.hidden)
 
-    def forward(self, x: Tensor, emb: Tensor, turns: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, angles: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(emb)
         qkv, mlp = self.qkv_mlp(modulate(norm(x), shift, scale)).split([3 * x.shape[-1], self.inner], dim=-1)
         q, k, v = split_heads(qkv, self.heads)
-        attended = attend(turn(self.norm_q(q), turns), turn(self.norm_k(k), turns), v)
+        attended = attend(turn(self.norm_q(q), angles), turn(self.norm_k(k), angles), v)
         return gated(x, gate, self.out(torch.cat([attended, F.gelu(mlp, approximate="tanh")], dim=-1)))

@@ -33,7 +33,7 @@ from models.flux import Flux, FluxParams
 from models.packed import unpacked
 from models.recipes import TextParams
 from models.sd3 import SD3, SD3Params
-from models.streaming import values
+from models.streaming import check_whole, values
 from models.taesd import TAESD, TAESDParams
 from models.text import LEFT_OUT, TextEncoder
 from models.unet import UNet, UNetParams
@@ -134,7 +134,12 @@ class Model:
         return self
 
     def unpacked(self, dtype: torch.dtype) -> Model:
-        """A copy whose packed weights (8-bit floats, GGUF's blocks) are plain ones of that dtype; all others are shared."""
+        """A copy whose packed weights (8-bit floats, GGUF's blocks) are plain ones of that dtype; all others are shared.
+
+        ValueError for a model that was loaded with memory=....
+        """
+        for part in self.parts.values():
+            check_whole(part)
         copy = build(self.spec, device="meta")
         for name, part in self.parts.items():
             copy.require(name).load_state_dict(unpacked(part, dtype), assign=True)
@@ -203,7 +208,9 @@ class Model:
                 raise ValueError(f"{of}the {name}'s weight {lost!r} holds values that are not finite: load it again from an intact file")
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The tensors of all parts; those of the backbone under "network."."""
+        """The tensors of all parts; those of the backbone under "network.". ValueError for a model that was loaded with memory=...."""
+        for part in self.parts.values():
+            check_whole(part)
         parts = {FOLDERS.get(name, name): part for name, part in self.parts.items()}
         return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
 

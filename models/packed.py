@@ -22,6 +22,7 @@ from models.products import Linear, emulated, widened
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 CHUNK = 2**18  # values unpacked at a time on a CPU: several passes over them, which its cache holds
+ROWS = 128  # that products take at a time on a GPU: pieces of a weight have a multiple of it
 LARGEST = {"cpu": 2**22, "cuda": 2**24}  # values unpacked at once, 16 or 64 MB: of a CPU's memory, as much as is kept for the next time
 
 
@@ -45,16 +46,21 @@ def _halves(blocks: Tensor, at: int, count: int = 1) -> Tensor:
     return blocks[:, at : at + 2 * count].view(torch.float16).float()
 
 
+def _lined_up(data: Tensor) -> Tensor:
+    """Bytes as whole numbers of four. A copy in any case: a single block calls itself contiguous wherever it begins."""
+    return data.clone(memory_format=torch.contiguous_format).view(torch.int32)
+
+
 def _fields(data: Tensor, bits: int) -> Tensor:
     """The numbers of so many bits in bytes (n, groups, w), those of all w bytes' lowest bits first: (n, groups * 8 / bits * w) bytes."""
-    words = data.contiguous().view(torch.int32)  # four bytes at a time
+    words = _lined_up(data)  # four bytes at a time
     fields = torch.stack([words, *(words >> shift for shift in range(bits, 8, bits))], dim=2)
     return fields.bitwise_and_((2**bits - 1) * 0x01010101).view(torch.uint8).flatten(1)
 
 
 def _row_of_bits(data: Tensor) -> Tensor:
     """The 32 bits in 4 bytes, one after the other."""
-    return (data.contiguous().view(torch.int32) >> torch.arange(32, dtype=torch.int32, device=data.device)).bitwise_and_(1).to(torch.uint8)
+    return (_lined_up(data) >> torch.arange(32, dtype=torch.int32, device=data.device)).bitwise_and_(1).to(torch.uint8)
 
 
 def _q4_0(blocks: Tensor) -> Parts:
@@ -245,8 +251,12 @@ class PackedLinear(Linear):
         return self.held.dense(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.wide(x)
+
+    def wide(self, x: Tensor) -> Tensor:
         x = x.contiguous()  # see Linear
         step = max(1, LARGEST.get(x.device.type, LARGEST["cuda"]) // self.in_features)
+        step -= step % ROWS if step > ROWS else 0
         parts = [self._product(x, start, start + step) for start in range(0, self.out_features, step)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 

@@ -43,27 +43,23 @@ def widened(product: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Ten
 
 
 class Linear(nn.Linear):
-    """x W^T + b over the tokens of a network.
-
-    Where it is widened, a large weight is so 16 MB at a time: its float32 copy would be twice the weight, and fresh memory at every call.
-    """
+    """x W^T + b over the tokens of a network."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous()  # else torch makes it one product, or one per image, which rounds otherwise, as the weight is trained or not
-        if not emulated(x):
-            return F.linear(x, self.weight, self.bias)
-        if self.weight.numel() <= WIDENED:
-            return widened(F.linear, x, self.weight, self.bias)
+        return self.wide(x) if emulated(x) else F.linear(x, self.weight, self.bias)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """Computed in float32 at least, and rounded to the dtype of x, which may be wider than that of the weight.
+
+        A large weight is widened 16 MB at a time: all of it would be fresh memory at every call.
+        """
         rows = max(1, WIDENED // self.in_features)
         weights = self.weight.split(rows)
         biases = [None] * len(weights) if self.bias is None else self.bias.split(rows)
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         parts = [widened(F.linear, wide, weight, bias).to(x.dtype) for weight, bias in zip(weights, biases, strict=True)]
-        return torch.cat(parts, dim=-1)
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The whole weight in that dtype."""
-        return self.weight.to(dtype)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 class Conv2d(nn.Conv2d):

@@ -7,8 +7,8 @@ nothing of it stays; on a GPU the buffers are there, and copies run beside the c
 from __future__ import annotations
 
 import math
+import mmap
 import re
-import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -84,9 +84,14 @@ def in_words(size: float) -> str:
 def resident() -> int:
     """Bytes of this process that are in memory now; where the system does not tell, the most that ever were."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        pass
+    try:
+        import resource  # which is not everywhere
+    except ImportError:
+        raise ValueError("this system does not tell how much memory is taken: leave memory out") from None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # Blocks ----------------------------------------------------------------------------------------------------------------
@@ -124,13 +129,17 @@ class Streamed(nn.Module):
         return self.line[(self.line.index(self) + 1) % len(self.line)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        device = next(value.device for value in args if isinstance(value, Tensor))
+        given = [value for value in args if isinstance(value, Tensor)]
+        if torch.is_grad_enabled() and any(value.requires_grad for value in given):
+            raise ValueError("a model loaded with memory=... has no gradients, since its weights come and go: load it without")
         (block,) = self.held
-        block.load_state_dict(self.conveyor.bring(self, device), assign=True)
+        blank = block.state_dict()
+        block.load_state_dict(self.conveyor.bring(self, given[0].device), assign=True)
         try:
             return block(*args, **kwargs)
         finally:
             self.conveyor.passed()
+            block.load_state_dict(blank, assign=True)  # nothing else holds the buffers
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Streamed:
         """A cast is for every time that a block is read. It comes to its device with each call, and packed weights stay as they are."""
@@ -165,6 +174,7 @@ class Conveyor:
         """The block's tensors on that device, until the one after the next is brought."""
         if not self.buffers or self.buffers[0].device != device:
             self._settle()
+            self._release()
             self.buffers = [_Buffer(self.size, device) for _ in range(2)]
         if self.coming is None or self.coming.block is not block:  # the first ever, or a pass was broken off
             self._settle()
@@ -184,12 +194,20 @@ class Conveyor:
         """Blocks are of another dtype from now on: wait for what is on its way in the old one."""
         self._settle()
         if size > self.size:
-            self.size, self.buffers = size, []
+            self.size = size
+            self._release()
 
     def _send(self, block: Streamed) -> _Delivery:
         self.buffers.reverse()  # the other one's turn
         buffer, other = self.buffers
         return _Delivery(block, buffer, other, self.worker.submit(buffer.fill, block))
+
+    def _release(self) -> None:
+        """Give the buffers up, once no copy writes to them."""
+        for buffer in self.buffers:
+            if buffer.copies is not None:
+                buffer.copies.synchronize()
+        self.buffers = []
 
     def _settle(self) -> None:
         """Wait for what is on its way."""
@@ -223,8 +241,6 @@ class _Buffer:
         if self.copies is not None:
             with torch.cuda.stream(self.copies):
                 self.there.copy_(self.here, non_blocking=True)
-        elif self.there is not self.here:
-            self.there.copy_(self.here)
         return block.views(self.there)
 
     def arrived(self) -> None:
@@ -301,6 +317,12 @@ def _fresh(supply: Supply) -> Tensor:
     value = torch.empty(supply.shape, dtype=supply.dtype)
     supply.read_into(value)
     return value
+
+
+def check_whole(network: nn.Module) -> None:
+    """ValueError for a network of which some blocks are in their files only."""
+    if is_streamed(network):
+        raise ValueError("blocks of this model are in its files only: load it without memory=...")
 
 
 def is_streamed(network: nn.Module) -> bool:

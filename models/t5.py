@@ -149,4 +149,4 @@ class WideLinear(Linear):
     """x W^T for an x of at least float32, in the dtype of the network; where that is float16, whose range it exceeds, in that of x."""
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:  # type: ignore[override]  # the product, in a dtype that is said
-        return F.linear(x, self.dense(x.dtype)) if dtype == torch.float16 else super().forward(x.to(dtype))
+        return self.wide(x) if dtype == torch.float16 else super().forward(x.to(dtype))

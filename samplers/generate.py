@@ -189,12 +189,15 @@ def placed(part: nn.Module, device: torch.device | None, offload: bool) -> Itera
 
     On the CPU its weights stay meanwhile, as nothing changes them: they are not copied back, and mapped ones stay mapped.
     """
-    home = [(tensor, tensor.data.cpu()) for tensor in (*part.parameters(), *part.buffers())] if offload else []
+    weights = [(parameter, parameter.data.cpu()) for parameter in part.parameters()] if offload else []
+    tables = [(module, dict(module._buffers)) for module in part.modules() if module._buffers] if offload else []
     try:
         yield next(part.to(device).parameters()).device
     finally:
-        for tensor, data in home:
-            tensor.data = data
+        for parameter, data in weights:
+            parameter.data = data
+        for module, buffers in tables:  # which moving has replaced
+            module._buffers |= {name: value if value is None else value.cpu() for name, value in buffers.items()}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion import ComposedGuidance, DenoiserLike, Inpainting
 from diffusion.spec import check_type
-from models import Model
+from models import Flux, Model
 from samplers.guide import guided, limited
 from samplers.prompting import Conditions
 from samplers.reference import Reference, edits
@@ -42,6 +42,8 @@ class Steering:
         rule = any(value is not None for value in (self.guide or {}).values())
         if self.true_cfg is not None and not model.embeds_guidance:
             raise ValueError("true_cfg is for networks that are told guidance; this one's guidance is classifier-free itself: leave it out")
+        if self.scale != 1 and isinstance(model.network, Flux) and not model.embeds_guidance and "family" in model.spec:
+            raise ValueError("FLUX.1 [schnell] was distilled to draw without guidance, and is told none: leave guidance out")
         if edits(model):
             if rule:
                 raise ValueError("a network that edits an image is led by guidance and image_guidance, and no other way: leave guide out")

@@ -343,7 +343,7 @@ def test_prompts_to_images_and_again(files: Path, tmp_path: Path) -> None:
     )
     assert drawn.returncode == 0
     dropped = ", red , red , ( cat )"  # of 83 tokens all after the 75th
-    assert drawn.stderr == f"warning: a prompt is longer than 75 tokens, and its end was dropped: {dropped!r}\n"
+    assert drawn.stderr == f"warning: a prompt is longer than the text encoder reads, and its end was dropped: {dropped!r}\n"
     (out,) = (tmp_path / "samples").iterdir()
     assert drawn.stdout == f"2 images in samples/{out.name}/images, all in samples/{out.name}/grid.png\n"
     image = f"samples/{out.name}/images/000001.png"

@@ -29,6 +29,7 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        block = block.replace('memory="6GB"', 'memory="60GB"')  # a process that has run other tests has more in memory than that
         exec(compile(re.sub(r"steps=(30|28)", "steps=1, height=128, width=128", block), "README.md", "exec"), names)
     assert names["images"].shape == (1, 3, 128, 128)
     assert (tmp_path / "sdxl" / "model_index.json").exists()

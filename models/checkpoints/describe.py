@@ -186,7 +186,7 @@ def _marked(files: list[TensorFile], *keys: str) -> bool:
 
 def _schedule(found: Findings, own: Mapping[str, Any], prediction: str) -> dict[str, Any]:
     """What marks and a pipeline's configuration change in a family's schedule."""
-    config, where = found.scheduler, found.files[0].path
+    config, where = found.scheduler, found.scheduler_file or found.files[0].path
     name = str(config.get("_class_name", ""))
     foreign_edm = _is_edm(found) and (config.get("sigma_data", 0.5) != 0.5 or config.get("prediction_type", "epsilon") != "epsilon")
     if name.startswith(("FlowMatch", "Cosine")) or foreign_edm:
@@ -223,7 +223,7 @@ def _terminal(found: Findings, prediction: str) -> dict[str, Any]:
 
 def _flow_grid(found: Findings, base: str) -> dict[str, Any]:
     """What a pipeline's configuration says of the times to visit, {} where it says nothing."""
-    config, where = found.scheduler, found.files[0].path
+    config, where = found.scheduler, found.scheduler_file or found.files[0].path
     if not config:
         return {}
     if (name := config.get("_class_name")) != "FlowMatchEulerDiscreteScheduler":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from models.checkpoints.parts import Part
@@ -17,7 +18,7 @@ class Findings:
     single     the parts but for text towers: no two of a kind, save the encoder and the decoder of a preview
     towers     text towers in the order of their files
     files      every file opened
-    scheduler  a pipeline's scheduler configuration
+    scheduler  a pipeline's scheduler configuration, and its file
     notes      filled on the way: what was settled otherwise than by keys and shapes
     left_out   filled on the way: towers that a later file's take the place of, or that nothing uses, with the reason
     """
@@ -26,6 +27,7 @@ class Findings:
     towers: list[Part] = field(default_factory=list)
     files: list[TensorFile] = field(default_factory=list)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
+    scheduler_file: Path | None = None
     notes: list[str] = field(default_factory=list)
     left_out: list[tuple[Part, str]] = field(default_factory=list)
 

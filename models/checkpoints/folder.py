@@ -13,6 +13,7 @@ from models.checkpoints.tensors import PICKLES, SAFETENSORS, open_tensors
 from models.files import read_json
 
 PREVIEW = "preview"  # ours, which no index of diffusers' has a name for
+SCHEDULER = "scheduler/scheduler_config.json"
 COMPONENTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 UNUSED = {"safety_checker": "a filter for finished images", "image_encoder": "for image prompts"}
 STEM = "(diffusion_pytorch_model|model|pytorch_model)"
@@ -69,7 +70,7 @@ def _inside(folder: Path, ema: bool) -> dict[Path, str]:
 
 def scheduler_hints(folder: Path) -> dict[str, Any]:
     """What a pipeline's scheduler configuration says of the model; {} without one."""
-    config = folder / "scheduler" / "scheduler_config.json"
+    config = folder / SCHEDULER
     return read_json(config) if config.is_file() else {}
 
 

@@ -19,6 +19,7 @@ HARMLESS = {
     rf"^({FIRST_TOWER})(\.clip_l)?\.text_projection(\.weight)?$": "a projection that the family does not use",
     r"(^|\.)encoder\.embed_tokens\.weight$": "T5's embeddings by a second name",
     r"^decoder\.(block\.|final_layer_norm\.|embed_tokens\.)|^lm_head\.": "T5's decoder",
+    r"^text_encoders\.(clip_l|clip_g|t5xxl)\.text_projection(\.weight)?$": "a projection that the family does not use",
     r"(^|\.)attn_mask$": "the causal mask, made here",
     r"^(v_pred|ztsnr|edm_vpred\.sigma_max|edm_vpred\.sigma_min)$": "a mark of what the network predicts",
     r"^(cond_stage_model\.model\.)?visual\.|^vision_model\.|^visual_projection\.": "CLIP's image tower",

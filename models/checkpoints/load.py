@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from models.checkpoints import native
 from models.checkpoints.blank import Blank
 from models.checkpoints.describe import describe
 from models.checkpoints.findings import Findings
-from models.checkpoints.folder import config_beside, open_components, scheduler_hints, unused
+from models.checkpoints.folder import SCHEDULER, config_beside, open_components, scheduler_hints, unused
 from models.checkpoints.parts import AVERAGED, LATENT_STATISTICS, Found, Part, find_parts
 from models.checkpoints.stored import TensorFile
 from models.checkpoints.table import check_dtype, supplies
@@ -48,35 +48,21 @@ def load(
     looked at now (`Model.check_finite` reads all). Nothing is downloaded.
 
     ema         take averaged weights where a file has them; False takes the raw ones
-    dtype       of the weights: None as in the files, one for all, or by part: {"backbone": torch.bfloat16, "vae": torch.float32}
+    dtype       of the weights: None as in the files, one for all, or by part: {"backbone": torch.bfloat16, "vae": torch.float32}; packed
+                weights (8-bit floats, GGUF's blocks) stay as they are, `Model.unpacked` unpacks them, and compute with it
     family      a name in models.FAMILIES, where keys and shapes do not tell: "sdxl-turbo", "lcm-sdxl", ...
     prediction  "eps", "v", ...: what the network predicts, where the guess is wrong (SD 2; the report says what was guessed)
     variant     which weights of a diffusers folder: "fp16", "non_ema", ...; None takes the plain ones, or those that there are
 
     memory      "6GB": what this process may take. Blocks of transformers for which there is no room are read from their files whenever it
-                is their turn; a quarter of it is left for what the networks compute with. Results are the same
+                is their turn; a quarter of it is left for what the networks compute with. Images are the same; there are no gradients
 
-    Weights that are packed in their file (8-bit floats, GGUF's blocks) stay so, unless a dtype is given. What T5 reads needs its tokenizer,
-    tokenizer.json or spiece.model: it is a path like the others, or lies beside T5's weights.
+    T5 needs its tokenizer, tokenizer.json or spiece.model: it is a path like the others, or lies beside T5's weights.
 
     Raises FileNotFoundError, or ValueError in one line that names file and key, for what is damaged, foreign, incomplete or unknown.
     """
-    if not paths:
-        raise ValueError("load what? Give at least one file or folder")
-    for path in paths:
-        if not isinstance(path, (str, Path)):
-            raise ValueError(f"paths are given one by one, models.load(*paths), and not as {path!r:.80}")
+    places, vocabularies = _checked(paths)
     check_dtype(dtype, NAMES)
-    places = list(dict.fromkeys(map(Path, paths)))
-    for path in places:
-        if not path.exists():
-            known = PUBLISHED.get(str(path))
-            how = f", family={known.family!r}" if known and known.family else ""
-            fetch = f"; models.load(*models.download({str(path)!r}){how}) fetches the published model" if known else ""
-            raise FileNotFoundError(f"no such file or folder: {path}{fetch}")
-    places, vocabularies = [path for path in places if not is_vocabulary(path)], [path for path in places if is_vocabulary(path)]
-    if not places:
-        raise ValueError(f"{vocabularies[0]} is a tokenizer: load it with the weights of the text encoder that reads it")
     files = {path: open_tensors(path) for path in places if not path.is_dir()}
     if own := [path for path in places if native.is_native(path, files.get(path))]:
         if len(places) > 1 or vocabularies or family or prediction or variant:
@@ -86,8 +72,7 @@ def load(
         return native.load(own[0], ema=ema, dtype=dtype)
     loading = _Loading(list(_opened(places, files, variant, ema)))
     for path in places:
-        loading.found.scheduler = scheduler_hints(path) or loading.found.scheduler
-        loading.ignored |= unused(path, ema)
+        loading.look_around(path, ema)
     for opened in loading.files:
         loading.add(opened)
     _check_preview([part for part in loading.found.single if part.kind == "preview"])
@@ -97,35 +82,57 @@ def load(
             model = build(spec, device="meta")
     except ValueError as error:
         raise ValueError(f"{', '.join(map(str, places))}: a model that cannot be built: {error}") from None
+    if "t5" in towers:
+        model.require("text").t5_tokenizer = find_tokenizer(towers["t5"], vocabularies)
+    elif vocabularies:
+        raise ValueError(f"{vocabularies[0]} is a tokenizer, and there is no T5 that would read it: leave it out, or load T5 too")
     modules = [(part, model.require(part.kind).get_submodule(part.layout.inside)) for part in loading.found.single]
     modules += [(part, model.require("text").towers[name]) for name, part in towers.items()]
+    _fill(modules, dtype, memory)
+    for network in model.parts.values():
+        network.eval()
+    model.report = loading.report([part for part, _ in modules], model, any(path.is_dir() for path in places))
+    return model
+
+
+def _checked(paths: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
+    """Files and folders of weights, and tokenizers. ValueError or FileNotFoundError where there are none, or what is named is not there."""
+    if not paths:
+        raise ValueError("load what? Give at least one file or folder")
+    for path in paths:
+        if not isinstance(path, (str, Path)):
+            raise ValueError(f"paths are given one by one, models.load(*paths), and not as {path!r:.80}")
+    places = list(dict.fromkeys(map(Path, paths)))
+    for path in places:
+        if not path.exists():
+            known = PUBLISHED.get(str(path))
+            how = f", family={known.family!r}" if known and known.family else ""
+            fetch = f"; models.load(*models.download({str(path)!r}){how}) fetches the published model" if known else ""
+            raise FileNotFoundError(f"no such file or folder: {path}{fetch}")
+    weights, vocabularies = [path for path in places if not is_vocabulary(path)], [path for path in places if is_vocabulary(path)]
+    if not weights:
+        raise ValueError(f"{vocabularies[0]} is a tokenizer: load it with the weights of the text encoder that reads it")
+    return weights, vocabularies
+
+
+def _fill(modules: Sequence[tuple[Part, nn.Module]], dtype: DTypes, memory: str | int | None) -> None:
+    """Give networks on the meta device their weights."""
     wanted = [dtype.get(part.kind) if isinstance(dtype, Mapping) else dtype for part, _ in modules]
     found = [(module, prepare(module, part, each)) for (part, module), each in zip(modules, wanted, strict=True)]
     budget = None if memory is None else Budget(memory, found)
     for module, supply in found:
         fill(module, supply) if budget is None else budget.fill(module, supply)
-    if t5 := towers.get("t5"):
-        model.require("text").t5_tokenizer = find_tokenizer(t5, vocabularies)
-    elif vocabularies:
-        raise ValueError(f"{vocabularies[0]} is a tokenizer, and there is no T5 that would read it: leave it out, or load T5 too")
-    for network in model.parts.values():
-        network.eval()
-    for part, why in loading.found.left_out:
-        loading.leave_out([part], why)
-    loading.found.notes += _packed(model)
-    model.report = loading.report([part for part, _ in modules], model, any(path.is_dir() for path in places))
-    return model
 
 
 def prepare(module: nn.Module, part: Part, dtype: torch.dtype | None) -> Supplies:
     """Where every tensor of a network on the meta device is to be had. ValueError unless keys and shapes are exactly those of the layout.
 
-    Linear layers whose weights are packed in the file become packed ones, unless a dtype is asked for.
+    Linear layers whose weights are packed in the file become packed ones.
     """
     state = module.state_dict()
     shapes = {name: value.shape for name, value in state.items()}
     found: dict[str, Any] = {**supplies(part.layout.table(state), shapes, part, dtype or _main_dtype(part))}
-    for name, supply in list(found.items()) if dtype is None else ():
+    for name, supply in list(found.items()):
         layer, _, tensor = name.rpartition(".")
         if tensor == "weight" and isinstance(module.get_submodule(layer), Linear) and (packed := supply.packed()):
             del found[name]
@@ -141,12 +148,16 @@ def fill(module: nn.Module, supplies: Supplies) -> None:
 
 
 def _main_dtype(part: Part) -> torch.dtype:
-    """That of most of a part's plain values, since a network computes in one; bfloat16 where all of them are packed or 8-bit floats."""
+    """That of most of a part's values, since a network computes in one; bfloat16 where these are packed or 8-bit floats.
+
+    What converters leave unpacked in a file of packed weights they write in whichever type their readers have for it.
+    """
     counts: Counter[torch.dtype] = Counter()
     for stored in part.stored.values():
-        if stored.packing is None and stored.dtype not in FLOAT8:
-            counts[stored.dtype] += math.prod(stored.shape)
-    return counts.most_common(1)[0][0] if counts else torch.bfloat16
+        small = stored.packing is not None or stored.dtype in FLOAT8
+        counts[torch.float8_e4m3fn if small else stored.dtype] += math.prod(stored.shape)
+    main = counts.most_common(1)[0][0]
+    return torch.bfloat16 if main in FLOAT8 else main
 
 
 def _packed(model: Model) -> Iterator[str]:
@@ -155,7 +166,7 @@ def _packed(model: Model) -> Iterator[str]:
         counts = Counter(layer.packing for _, layer in layers(part) if isinstance(layer, PackedLinear))
         if counts:
             kinds = ", ".join(f"{count} in {packing}" for packing, count in sorted(counts.items()))
-            yield f"weights of the {name} stay packed as in the file ({kinds}); a dtype unpacks them"
+            yield f"weights of the {name} stay packed as in the file ({kinds})"
 
 
 def _opened(places: list[Path], files: Mapping[Path, TensorFile], variant: str | None, ema: bool) -> Iterator[Found]:
@@ -187,6 +198,12 @@ class _Loading:
         self.files, self.ignored, self.found = files, dict[str, str](), Findings()
         self.folder = os.path.commonpath([opened.file.path.absolute().parent for opened in files])
 
+    def look_around(self, path: Path, ema: bool) -> None:
+        """What lies in a folder beside the weights that are taken."""
+        if hints := scheduler_hints(path):
+            self.found.scheduler, self.found.scheduler_file = hints, path / SCHEDULER
+        self.ignored |= unused(path, ema)
+
     def add(self, opened: Found) -> None:
         """Take a file's parts, in place of those of the same kind in files before it."""
         self.found.files.append(opened.file)
@@ -210,6 +227,9 @@ class _Loading:
         return f"{os.path.relpath(file.path.absolute(), self.folder)}: {key}" if len(self.files) > 1 else key
 
     def report(self, taken: list[Part], model: Model, folder: bool) -> Report:
+        for part, why in self.found.left_out:
+            self.leave_out([part], why)
+        self.found.notes += _packed(model)
         consumed = [self.name(part.file, key) for part in taken for key in part.keys.values()]
         used = set(consumed)
         scales = {self.name(each.file, scale): self.name(each.file, key) for each in self.files for scale, key in each.scales.items()}

@@ -15,7 +15,7 @@ from models.checkpoints.table import check_dtype
 from models.checkpoints.written import BACKBONES
 from models.model import Model
 from models.packed import is_packed
-from models.streaming import is_streamed
+from models.streaming import check_whole
 
 PUBLISHED = {"ldm": save_ldm, "diffusers": save_diffusers, "separate": save_separate}
 
@@ -37,8 +37,8 @@ def save(
     """
     check_names("layout", [layout], ["native", *PUBLISHED])
     check_dtype(dtype, ())
-    if any(is_streamed(part) for part in model.parts.values()):
-        raise ValueError("blocks of this model are in its files only: load it without memory=... to save it")
+    for part in model.parts.values():
+        check_whole(part)
     if any(is_packed(part) for part in model.parts.values()):
         if dtype is None:
             raise ValueError("weights of this model are packed as in their files: give dtype=..., to write them unpacked")

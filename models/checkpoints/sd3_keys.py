@@ -85,7 +85,7 @@ def _params(shapes: Shapes, names: tuple[str, ...], blocks: tuple[str, str, str]
         heads=None if hidden == depth * HEAD_DIM else hidden // HEAD_DIM,
         context_dim=shapes[context_in][1],
         vector_dim=shapes[vector_in][1],
-        positions=math.isqrt(shapes[position][1]),
+        positions=math.isqrt(shapes[position][-2]),  # some writers leave the leading 1 out
         qk_norm=f"{block}.0.{norm}" in shapes,
         dual=len(dual),
     )

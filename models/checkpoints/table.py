@@ -275,8 +275,8 @@ def _check_shapes(shape: torch.Size, source: Source, stock: Stock) -> None:
         part = torch.Size((size, *shape[1:])) if shape else shape
         wanted = part[::-1] if source.form == "transposed" else torch.Size((*part, 1, 1)) if _is_conv(part, source) else part
         stored = stock.stored[key]
-        # A 1x1 convolution may have been saved as the linear layer that it is.
-        if stored.shape not in (tuple(wanted), tuple(part)):
+        # A 1x1 convolution may have been saved as the linear layer that it is, and GGUF leaves a leading 1 out.
+        if stored.shape not in (tuple(wanted), tuple(part)) and (1, *stored.shape) != tuple(part):
             raise ValueError(f"{stock.file.path} is of another architecture: {stored.key} is {stored.shape}, not {tuple(wanted)}")
         if not stored.dtype.is_floating_point:
             raise ValueError(f"{stock.file.path} holds no weights: {stored.key} is {stored.dtype}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from models.checkpoints.folder import holds_weights
@@ -21,12 +22,23 @@ def is_vocabulary(path: Path) -> bool:
 
 
 def find_tokenizer(part: Part, given: Iterable[Path]) -> T5Tokenizer | None:
-    """The tokenizer that was given last, or lies beside the weights of a T5, or in tokenizer_N beside their text_encoder_N; else None."""
+    """The tokenizer that was given last, or lies beside the weights of a T5, or in tokenizer_N beside their text_encoder_N; else None.
+
+    ValueError for one that was given and is none of T5's; one that merely lies there is left alone.
+    """
+    for file in _files(reversed(list(given))):
+        return T5Tokenizer.open(file)
     home = part.file.path.absolute().parent
-    places = [*reversed(list(given)), home, home.parent / home.name.replace("text_encoder", "tokenizer")]
-    files = [file for place in places for file in ([place / name for name in FILES] if place.is_dir() else [place])]
-    path = next((file for file in files if file.is_file()), None)
-    return None if path is None else T5Tokenizer.open(path)
+    for file in _files([home, home.parent / home.name.replace("text_encoder", "tokenizer")]):
+        with suppress(ValueError):
+            return T5Tokenizer.open(file)
+    return None
+
+
+def _files(places: Iterable[Path]) -> Iterator[Path]:
+    """Those that are there, of these places or within them."""
+    for place in places:
+        yield from (file for file in ([place / name for name in FILES] if place.is_dir() else [place]) if file.is_file())
 
 
 def write_tokenizer(tokenizer: T5Tokenizer, folder: Path) -> None:

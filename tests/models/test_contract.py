@@ -141,7 +141,7 @@ def test_refuses_labels_out_of_range(kind: Kind, label: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_checkpointing_changes_memory_only(kind: Kind) -> None:
-    """The same output and gradients, dropout included, from less than two thirds of what the graph keeps otherwise."""
+    """The same output and gradients, dropout included, from half of what the graph keeps otherwise; two thirds in two small blocks."""
     params = replace(kind.params, dropout=0.1) if hasattr(kind.params, "dropout") else kind.params
     network: Any = randomised(kind.network(params)).train()
     x, t, given = replace(kind, size=(16, 16) if kind.network is UNet else kind.size).inputs()
@@ -166,4 +166,4 @@ def test_checkpointing_changes_memory_only(kind: Kind) -> None:
         if a is None or b is None:
             continue
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(a.detach().abs().max()))
-    assert part < whole * 2 / 3
+    assert part < whole * (1 / 2 if kind.network is UNet else 2 / 3)

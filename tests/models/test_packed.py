@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models import packed
 from models.finite import lost_weight
 from models.model import Model, build
-from models.packed import BLOCKS, FLOAT8, Packed, PackedLinear, join, memory, pack, unpack_blocks, unpack_float8
+from models.packed import BLOCKS, FLOAT8, LARGEST, Packed, PackedLinear, join, memory, pack, unpack_blocks, unpack_float8
 from models.products import Linear
 
 HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_0": (0,), "Q5_0": (0,), "Q8_0": (0,)}  # where a block has its float16s
@@ -224,3 +224,28 @@ def test_what_looks_at_all_weights(tmp_path: Path) -> None:
     pack(model.network, name, weight)
     assert lost_weight(model.network) == f"{name}.packed"
     assert isinstance(model, Model)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_single_block(kind: str) -> None:
+    """Which calls itself contiguous wherever it begins: at any even byte of a file, where its size leads to."""
+    data = torch.zeros(2 + BLOCKS[kind].size, dtype=torch.uint8)
+    data[2:] = random_blocks(kind, 1, BLOCKS[kind].values).flatten()
+    expected = gguf.dequantize(data[2:].numpy()[None], gguf.GGMLQuantizationType[kind])
+    assert np.array_equal(unpack_blocks(kind, data[2:]).numpy(), expected, equal_nan=True)
+
+
+def test_pieces_of_a_weight_suit_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their rows come in whole numbers of what its products take at once."""
+    monkeypatch.setitem(LARGEST, "cpu", 300 * 64)
+    weight, x = random_packed("Q8_0", 700, 64), torch.randn(2, 64)
+    pieces: list[tuple[int, int]] = []
+    layer = PackedLinear(weight)
+
+    def product(x: Tensor, start: int, stop: int) -> Tensor:
+        pieces.append((start, stop))
+        return x.new_zeros(2, min(stop, 700) - start)
+
+    monkeypatch.setattr(layer, "_product", product)
+    assert layer(x).shape == (2, 700)
+    assert pieces == [(0, 256), (256, 512), (512, 768)]

@@ -22,7 +22,7 @@ import models
 from models import Model, T5Tokenizer, streaming
 from models.checkpoints import t5_keys
 from models.checkpoints.table import scatter
-from models.packed import PackedLinear, memory
+from models.packed import PackedLinear, is_packed, memory
 from models.presets import TINY_TOWERS, randomise, tiny_description
 from models.streaming import Streamed, in_words, is_streamed, parse_bytes, resident
 from models.t5 import T5Params
@@ -81,11 +81,8 @@ def blocks(tensors: Tensors, kinds: tuple[str, ...], path: Path) -> Tensors:
             dense = torch.from_numpy(gguf.dequantize(packed, gguf.GGMLQuantizationType[kind]))
             values[key] = dense.bfloat16()
             writer.add_tensor(key, packed, raw_dtype=gguf.GGMLQuantizationType[kind])
-        elif value.ndim < 2:  # converters keep these in float32
+        else:  # converters write what they do not pack in float32
             writer.add_tensor(key, value.float().numpy())
-        else:
-            data = value.contiguous().view(torch.uint8).numpy()
-            writer.add_tensor(key, data, raw_dtype=gguf.GGMLQuantizationType.BF16)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -195,7 +192,10 @@ def test_packed_files_equal_their_values(family: str, kind: str, files: Files) -
     same(outputs(model), outputs(wanted))
     if kind in ("fp8", "K"):
         assert torch.equal(generate(model, "a corgi", **SMALL), generate(wanted, "a corgi", **SMALL))
-    loose = models.load(*packed, dtype=torch.bfloat16)
+    wide = models.load(*packed, dtype=torch.float32)  # of what is not packed
+    assert {value.dtype for value in wide.network.parameters()} == {torch.float32}
+    assert sum(isinstance(layer, PackedLinear) for layer in wide.network.modules()) == len(layers)
+    loose = model.unpacked(torch.bfloat16)
     assert not any(isinstance(layer, PackedLinear) for part in loose.parts.values() for layer in part.modules())
     assert loose.fingerprint == wanted.fingerprint != model.fingerprint
     with pytest.raises(ValueError, match=r"weights of this model are packed as in their files: give dtype="):
@@ -205,15 +205,17 @@ def test_packed_files_equal_their_values(family: str, kind: str, files: Files) -
 
 
 def test_what_a_network_computes_in(files: Files, tmp_path: Path) -> None:
-    """What most plain values of its file are, whatever is packed beside them."""
+    """In bfloat16, whatever lies beside packed weights, or in what it is told: these stay as they are."""
     file, _ = fp8(load_file(files.parts("flux-dev") / "flux-dev.safetensors"))
     others = [path for path in files("flux-dev", "fp8")[0] if path.name != "flux-dev.safetensors"]
     for dtype in (torch.float16, torch.float32):
         path = tmp_path / f"{dtype}.safetensors"
         save_file({key: value.to(dtype) if value.dtype == torch.bfloat16 else value for key, value in file.items()}, path)
-        model = models.load(path, *others)
-        assert {value.dtype for value in model.network.parameters()} == {dtype}
-        assert torch.equal(outputs(model)["network"], outputs(models.load(path, *others, dtype={"backbone": dtype}))["network"])
+        plain, told = models.load(path, *others), models.load(path, *others, dtype={"backbone": dtype})
+        assert {value.dtype for value in plain.network.parameters()} == {torch.bfloat16}
+        assert {value.dtype for value in told.network.parameters()} == {dtype}
+        assert {is_packed(model.network) for model in (plain, told)} == {True}
+        assert torch.equal(outputs(told)["network"], outputs(plain.to(dtype=dtype))["network"])
 
 
 def test_infinite_scales_of_blocks_are_found(files: Files, tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ def test_streamed_equals_resident(family: str, kind: str, files: Files) -> None:
     """To the last bit: both passes, other batches, a pass after one that was broken off, and images; and it is the same model."""
     paths, _ = files(family, kind)
     model, wanted = streamed(paths), models.load(*paths)
-    assert len(model.state_dict()) < len(wanted.state_dict())
+    assert len(model.network.state_dict()) < len(wanted.network.state_dict())
     first = outputs(wanted)
     same(outputs(model), first)
     same(outputs(model), first)
@@ -386,3 +388,19 @@ def test_images_do_not_add_up(large: list[Path]) -> None:
     found = measured(large, weights=180_000_000, count=10)
     assert found["peak"] <= found["memory"] < free["peak"]
     assert max(found["after"][5:]) - max(found["after"][:5]) < 0.02 * size
+
+
+def test_no_gradients_through_blocks_that_come_and_go(files: Files) -> None:
+    """Their weights are others by the time a gradient would need them: refused in one line, and nothing is kept of the buffers."""
+    paths, _ = files("flux-dev", "fp8")
+    model = streamed(paths)
+    given = told(model, 1)
+    with pytest.raises(ValueError, match=r"a model loaded with memory=\.\.\. has no gradients.*load it without"):
+        model.network(**{**given, "x": given["x"].requires_grad_()})
+    for call in (model.state_dict, lambda: model.unpacked(torch.float32)):
+        with pytest.raises(ValueError, match=r"blocks of this model are in its files only: load it without memory"):
+            call()
+    outputs(model)
+    blocks = [module for module in model.network.modules() if isinstance(module, Streamed)]
+    assert blocks
+    assert {value.device.type for block in blocks for value in block.held[0].state_dict().values()} == {"meta"}

@@ -28,8 +28,10 @@ from diffusion import (
     rescaled,
     zero_star,
 )
+from models.packed import Packed, pack
 from models.tiling import decode_tiled
 from samplers import SAMPLERS, Step, generate, preview, sample
+from samplers.generate import placed
 from samplers.image_to_image import image_to_image
 
 SMALL: dict[str, Any] = {"height": 32, "width": 64, "steps": 3}
@@ -607,3 +609,25 @@ def test_what_nothing_leads_away_from_is_not_read(family: str, given: dict[str, 
     model.require("text").towers["t5"].register_forward_hook(lambda *call: calls.append(call))
     samplers.generate(model, "a cat", steps=1, **given)
     assert len(calls) == reads
+
+
+def test_tables_come_home_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offloaded, a part has its own parameters and buffers again afterwards, which moving to a device replaces."""
+    network = models.miniature("sd3").network
+    pack(network, "blocks.0.image.mlp.0", Packed("fp8", torch.zeros(512, 128, dtype=torch.float8_e4m3fn), torch.ones(())))
+    home = {name: value.data_ptr() for name, value in (*network.named_parameters(), *network.named_buffers())}
+
+    def moved(*place: object) -> nn.Module:
+        return network._apply(torch.clone)
+
+    monkeypatch.setattr(network, "to", moved)
+    with placed(network, torch.device("cpu"), offload=True):
+        away = {name: value.data_ptr() for name, value in (*network.named_parameters(), *network.named_buffers())}
+        assert not set(home.values()) & set(away.values())
+    assert {name: value.data_ptr() for name, value in (*network.named_parameters(), *network.named_buffers())} == home
+
+
+def test_schnell_is_told_no_guidance() -> None:
+    """Its publisher's network takes none, and was distilled to do without the other kind."""
+    with pytest.raises(ValueError, match=r"FLUX.1 \[schnell\] was distilled to draw without guidance.*leave guidance out"):
+        samplers.generate(models.miniature("flux-schnell"), "a cat", steps=1, guidance=3.5)
