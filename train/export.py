@@ -19,7 +19,7 @@ FILE_NAME, FOLDER_NAME = "model.safetensors", "model"
 def export(model: Model, folder: Path, dtype: torch.dtype) -> Path:
     """Write all parts of a model into a run's folder, its backbone in that dtype; where to.
 
-    model.safetensors, or for the layout of diffusers the folder model/; the layout is that of the files that it was loaded from, see `_layout`.
+    model.safetensors, or for the layout of diffusers the folder model/; the layout is that of the files it was loaded from, see `_layout`.
     """
     layout = _layout(model)
     place = folder / (FOLDER_NAME if layout == "diffusers" else FILE_NAME)
@@ -63,7 +63,7 @@ def telling(trained: Model, place: Path) -> dict[str, str]:
 
 
 def _layout(model: Model) -> Any:
-    """That of its files; several single files become one, or a folder where there is T5's tokenizer, which a single file has no place for."""
+    """That of its files; several single files become one, or a folder where there is T5's tokenizer, which one file cannot hold."""
     layout = model.report.layout if model.report else "native"
     if layout in ("ldm", "separate"):
         return "ldm" if model.text is None or model.text.t5_tokenizer is None else "diffusers"

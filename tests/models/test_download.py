@@ -103,7 +103,8 @@ def test_flows_load_as_they_are_fetched(name: str, hub: Hub, tmp_path: Path) -> 
     assert not any("-of-" in path.name for path in paths)
     assert len(hub.downloads()) >= len(table.files) - 2  # those in git come from the hub itself
     loaded = models.load(*paths, family=table.family or None)
-    same(whole(loaded), whole(model))
+    without = "text.towers.t5." if name == "sd3-medium" else "none"
+    same(whole(loaded), {key: value for key, value in whole(model).items() if not key.startswith(without)})
     assert loaded.spec["family"] == family
     assert loaded.report is not None
     assert loaded.report.missing == ()
