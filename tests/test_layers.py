@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = ("diffusion", "models", "samplers", "train", "eval")
 PACKAGES = (*LAYERS, "configs")
-OPTIONAL = ("torchvision", "transformers", "open_clip", "wandb", "hydra", "scipy", "sklearn", "matplotlib", "PIL", "huggingface_hub")
+OPTIONAL = (
+    "torchvision", "transformers", "open_clip", "wandb", "hydra", "scipy", "sklearn", "matplotlib", "PIL", "huggingface_hub",
+    "tokenizers", "gguf",
+)  # fmt: skip
 
 
 def imported(source: str, module: str) -> list[str]:
