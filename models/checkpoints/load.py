@@ -83,7 +83,7 @@ def load(
     except ValueError as error:
         raise ValueError(f"{', '.join(map(str, places))}: a model that cannot be built: {error}") from None
     if "t5" in towers:
-        model.require("text").t5_tokenizer = find_tokenizer(towers["t5"], vocabularies)
+        model.require("text").t5_tokenizer = find_tokenizer(towers["t5"], vocabularies, loading.found.notes)
     elif vocabularies:
         raise ValueError(f"{vocabularies[0]} is a tokenizer, and there is no T5 that would read it: leave it out, or load T5 too")
     modules = [(part, model.require(part.kind).get_submodule(part.layout.inside)) for part in loading.found.single]

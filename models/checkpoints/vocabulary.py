@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from models.checkpoints.folder import holds_weights
@@ -21,17 +20,19 @@ def is_vocabulary(path: Path) -> bool:
     return path.name.endswith("tokenizer.json") or path.suffix == ".model"
 
 
-def find_tokenizer(part: Part, given: Iterable[Path]) -> T5Tokenizer | None:
+def find_tokenizer(part: Part, given: Iterable[Path], notes: list[str]) -> T5Tokenizer | None:
     """The tokenizer that was given last, or lies beside the weights of a T5, or in tokenizer_N beside their text_encoder_N; else None.
 
-    ValueError for one that was given and is none of T5's; one that merely lies there is left alone.
+    ValueError for one that was given and is none of T5's; one that merely lies there is left alone, and noted.
     """
     for file in _files(reversed(list(given))):
         return T5Tokenizer.open(file)
     home = part.file.path.absolute().parent
     for file in _files([home, home.parent / home.name.replace("text_encoder", "tokenizer")]):
-        with suppress(ValueError):
+        try:
             return T5Tokenizer.open(file)
+        except ValueError as error:
+            notes.append(f"left alone: {error}")
     return None
 
 

@@ -265,7 +265,7 @@ def test_zero_terminal_snr_of_a_configuration_comes_back(configured: Configured,
 @pytest.mark.parametrize("settings", [{"beta_schedule": "squaredcos_cap_v2"}, {"trained_betas": [0.1, 0.2]}])
 def test_betas_of_no_family_are_refused(settings: dict[str, Any], configured: Configured) -> None:
     betas = "a list of its own" if "trained_betas" in settings else "'squaredcos_cap_v2'"
-    with pytest.raises(ValueError, match=rf"safetensors: its scheduler's configuration has the betas {betas}, which no family"):
+    with pytest.raises(ValueError, match=rf"scheduler_config\.json: its scheduler's configuration has the betas {betas}, which no family"):
         models.load(configured("sd1", SCHEDULER, **settings))
 
 

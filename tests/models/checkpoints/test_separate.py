@@ -144,11 +144,15 @@ def test_the_tokenizer_is_found_or_given(saved: Saved, t5_alone: Path, tmp_path:
     ],
 )
 def test_a_wrong_tokenizer_is_refused(name: str, content: bytes, message: str, saved: Saved, t5_alone: Path) -> None:
-    """Given, and beside T5's weights."""
+    """If it is given; if it only lies beside T5's weights it may be another model's, and is noted."""
     others, path = saved("flux-dev", *FLUX[:3]), t5_alone.parent / name
     path.write_bytes(content)
-    for paths in ([*others, t5_alone], [*others, t5_alone, path]):
-        assert f"{path} is no tokenizer of T5, spiece.model or tokenizer.json: {message}" in refusal(*paths)
+    said = f"{path} is no tokenizer of T5, spiece.model or tokenizer.json: {message}"
+    assert said in refusal(*others, t5_alone, path)
+    model = models.load(*others, t5_alone)
+    assert model.require("text").t5_tokenizer is None
+    assert model.report is not None
+    assert [note for note in model.report.notes if said in note]
 
 
 def test_a_tokenizer_without_t5_is_refused(saved: Saved) -> None:
