@@ -1,0 +1,62 @@
+"""FLUX.1 [dev] with T5-XXL, at the published size, in six gigabytes. `make test-slow`: some ten minutes on two cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from models.checkpoints import clip_keys, flux_keys, t5_keys, vae_keys
+from models.checkpoints.table import Layout
+from models.presets import published
+from models.t5_tokenizer import T5Tokenizer
+
+PROGRAM = """
+import sys, models, samplers
+from eval.memory import peak_resident
+from models.streaming import resident
+before = resident()
+peak = peak_resident(lambda: samplers.generate(models.load(*sys.argv[1:], memory="6GB"), "a corgi", steps=1, height=128, width=128))
+print(before + peak)
+"""
+
+
+def write_zeros(path: Path, network: nn.Module, layout: Layout) -> None:
+    """A file of zeros in bfloat16 with the network's published keys and shapes, of which the disk keeps the header only."""
+    state, header, end = network.state_dict(), {}, 0
+    for name, source in layout.table(state).items():
+        for key, rows in zip(source.keys, source.sizes(len(state[name])), strict=True):
+            shape = [rows, *state[name].shape[1:]]
+            start, end = end, end + 2 * state[name][:rows].numel()
+            header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+@pytest.mark.slow
+def test_the_whole_model_in_six_gigabytes(tmp_path: Path) -> None:
+    """34 GB of weights: from loading to the image the process never has more than 6 GB in memory."""
+    model = published("flux-dev")
+    towers = model.require("text").towers
+    parts = {
+        "flux1-dev": (model.network, flux_keys.bfl()),
+        "t5xxl": (towers["t5"], t5_keys.transformers()),
+        "clip_l": (towers["clip_l"], clip_keys.transformers()),
+        "ae": (model.require("vae"), vae_keys.ldm(model.require("vae").params)),
+    }
+    for name, (network, layout) in parts.items():
+        write_zeros(tmp_path / f"{name}.safetensors", network, layout)
+    (tmp_path / "tokenizer.json").write_text(T5Tokenizer.of_letters().to_json())
+    paths = sorted(map(str, tmp_path.iterdir()))
+    assert sum(Path(path).stat().st_size for path in paths) > 33e9
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *paths], cwd=root, env=dict(os.environ), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert float(done.stdout) < 6e9
