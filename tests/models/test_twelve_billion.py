@@ -1,4 +1,4 @@
-"""FLUX.1 [dev] with T5-XXL, at the published size, in six gigabytes. `make test-slow`: some ten minutes on two cores."""
+"""FLUX.1 [dev] with T5-XXL, at the published size, in six gigabytes. `make test-slow`: two minutes on two cores."""
 
 from __future__ import annotations
 
