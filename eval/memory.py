@@ -8,12 +8,9 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from models.streaming import resident
+
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def resident() -> int:
-    """Bytes that are in memory now. OSError where the system does not tell."""
-    return _field("VmRSS")
 
 
 def give_back() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,9 +11,10 @@ import pytest
 from torch import nn
 
 from models.checkpoints import clip_keys, flux_keys, t5_keys, vae_keys
-from models.checkpoints.table import Layout
+from models.checkpoints.table import Layout, scatter
 from models.presets import published
 from models.t5_tokenizer import T5Tokenizer
+from train.rows import write_header
 
 PROGRAM = """
 import sys, models, samplers
@@ -28,16 +28,9 @@ print(before + peak)
 
 def write_zeros(path: Path, network: nn.Module, layout: Layout) -> None:
     """A file of zeros in bfloat16 with the network's published keys and shapes, of which the disk keeps the header only."""
-    state, header, end = network.state_dict(), {}, 0
-    for name, source in layout.table(state).items():
-        for key, rows in zip(source.keys, source.sizes(len(state[name])), strict=True):
-            shape = [rows, *state[name].shape[1:]]
-            start, end = end, end + 2 * state[name][:rows].numel()
-            header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
+    state = {name: value.bfloat16() for name, value in network.state_dict().items()}
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
+        write_header(file, scatter(layout.table(state), state), {})
 
 
 @pytest.mark.slow

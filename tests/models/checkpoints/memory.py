@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 import models
-from eval.memory import give_back, peak_resident, resident
+from eval.memory import give_back, peak_resident
+from models.streaming import resident
 
 
 def measure(path: str, dtype: str, count: int) -> dict[str, Any]:
