@@ -1,8 +1,8 @@
 """Features, metrics, benchmarks and reports."""
 
-from eval.frechet import frechet_distance
-from eval.kernel import KernelDistance, kernel_distance
-from eval.moments import Moments
-from eval.neighbours import nearest_distance
+from eval.metrics.frechet import frechet_distance
+from eval.metrics.kernel import KernelDistance, kernel_distance
+from eval.metrics.moments import Moments
+from eval.metrics.neighbours import nearest_distance
 
 __all__ = ["KernelDistance", "Moments", "frechet_distance", "kernel_distance", "nearest_distance"]

@@ -7,7 +7,9 @@ from typing import Any
 
 from configs import command_line
 from diffusion.spec import lookup
-from eval import bench_loading, bench_networks, bench_samplers, folder, quickstart, sampler_orders
+from eval import folder
+from eval.bench import loading, networks, orders, samplers
+from eval.digits import quickstart
 
 
 def main(config: dict[str, Any]) -> int:
@@ -35,22 +37,22 @@ def _quickstart(config: dict[str, Any]) -> int:
 
 
 def _sampler_orders(config: dict[str, Any]) -> int:
-    print(sampler_orders.table(sampler_orders.run(config)) + f"picture: {(Path(config['out']) / 'orders.png').resolve()}")
+    print(orders.table(orders.run(config)) + f"picture: {(Path(config['out']) / 'orders.png').resolve()}")
     return 0
 
 
 def _bench_samplers(config: dict[str, Any]) -> int:
-    print(bench_samplers.table(bench_samplers.run(config)), end="")
+    print(samplers.table(samplers.run(config)), end="")
     return 0
 
 
 def _bench_networks(config: dict[str, Any]) -> int:
-    print(bench_networks.table(bench_networks.run(config)), end="")
+    print(networks.table(networks.run(config)), end="")
     return 0
 
 
 def _bench_loading(config: dict[str, Any]) -> int:
-    print(bench_loading.table(bench_loading.run(config)), end="")
+    print(loading.table(loading.run(config)), end="")
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from diffusion.spec import check_names, check_type, make
-from eval.judge import DigitJudge, Figures
+from eval.digits.judge import DigitJudge, Figures
 from models.files import write_json
 from samplers.provenance import provenance
 from train.data import ImageFolder, digits

@@ -33,7 +33,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # line, whose child then runs `python -m program` as if it had started it.
 FORKING = """
 import json, os, runpy, sys
-import hydra, open_clip, sklearn.datasets, torch._dynamo, eval.folder, eval.quickstart, samplers.modes, train.run
+import hydra, open_clip, sklearn.datasets, torch._dynamo, eval.folder, eval.digits.quickstart, samplers.modes, train.run
 
 for line in sys.stdin:
     folder, program, *arguments = json.loads(line)

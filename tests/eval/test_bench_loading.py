@@ -13,7 +13,7 @@ import torch
 
 import configs
 import models
-from eval import bench_loading
+from eval.bench import loading
 
 
 def settings(out: Path, **changes: Any) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def settings(out: Path, **changes: Any) -> dict[str, Any]:
 
 def test_times_both_and_writes(tmp_path: Path) -> None:
     """A row per dtype, with both times, their ratio and the memory; the file itself is gone again."""
-    timings = bench_loading.run(settings(tmp_path / "out", family="sd1"))
+    timings = loading.run(settings(tmp_path / "out", family="sd1"))
     assert [t.dtype for t in timings] == ["default", "fp16"]
     for t in timings:
         assert 0 < t.ours < t.touched
@@ -44,7 +44,7 @@ def test_both_sides_hold_the_same(tmp_path: Path) -> None:
     """Value for value, of the file that is timed."""
     from diffusers import StableDiffusionPipeline
 
-    bench_loading.make(str(tmp_path), "sd1", "fp16", "True")
+    loading.make(str(tmp_path), "sd1", "fp16", "True")
     ours = models.load(tmp_path / "model.safetensors")
     theirs = StableDiffusionPipeline.from_single_file(str(tmp_path / "model.safetensors"), config=str(tmp_path / "configs"))
     pairs = ((ours.network, theirs.unet), (ours.require("vae"), theirs.vae), (ours.require("text"), theirs.text_encoder))
@@ -65,7 +65,7 @@ def test_both_sides_hold_the_same(tmp_path: Path) -> None:
 def test_errors(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     """Before anything is measured, and nothing is written."""
     with pytest.raises(ValueError, match=message):
-        bench_loading.run(settings(tmp_path / "out", **changes))
+        loading.run(settings(tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
 
 
@@ -73,4 +73,4 @@ def test_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """Without diffusers there is nobody to compare with, and the error says how to get it."""
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ValueError, match="not installed: pip install diffusers"):
-        bench_loading.run(settings(tmp_path / "out"))
+        loading.run(settings(tmp_path / "out"))

@@ -13,9 +13,9 @@ import torch
 from einops import rearrange
 
 import configs
-from eval import bench_networks
-from eval.bench_networks import BenchParams, flops
-from eval.bench_pairs import PAIRS, pair_of
+from eval.bench import networks
+from eval.bench.networks import BenchParams, flops
+from eval.bench.pairs import PAIRS, pair_of
 from models import UNetParams
 from models.checkpoints.table import scatter
 from models.checkpoints.written import BACKBONES
@@ -101,7 +101,7 @@ def test_arithmetic_of_a_published_step() -> None:
 def test_times_both_and_writes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row per dtype, with both times, their ratio and the memory."""
     monkeypatch.setitem(PAIRS, name, SMALL[name])
-    timings = bench_networks.run(settings(tmp_path, rounds=1, size=16, network=name))
+    timings = networks.run(settings(tmp_path, rounds=1, size=16, network=name))
     assert [t.dtype for t in timings] == ["fp32", "bf16"]
     for t in timings:
         assert t.ours > 0 < t.theirs
@@ -129,7 +129,7 @@ def test_times_both_and_writes(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_errors(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     """Before anything is measured, and nothing is written."""
     with pytest.raises(ValueError, match=message):
-        bench_networks.run(settings(tmp_path / "out", **changes))
+        networks.run(settings(tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
 
 
@@ -138,4 +138,4 @@ def test_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.setitem(PAIRS, "sd15", SMALL["sd15"])
     with pytest.raises(ValueError, match="not installed: pip install diffusers"):
-        bench_networks.run(settings(tmp_path / "out"))
+        networks.run(settings(tmp_path / "out"))

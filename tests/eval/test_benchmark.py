@@ -12,11 +12,11 @@ import torch
 
 import models
 from diffusion import APG, ClassifierFreeGuidance, Clipped, interval
-from eval.benchmark import Job, _side_by_side, draw, jobs, measure, references
-from eval.digit_classifier import train_classifier
-from eval.judge import DigitJudge
-from eval.quickstart import targets
-from eval.score import METRICS, Score, Spread
+from eval.digits.benchmark import Job, _side_by_side, draw, jobs, measure, references
+from eval.digits.classifier import train_classifier
+from eval.digits.judge import DigitJudge
+from eval.digits.quickstart import targets
+from eval.digits.score import METRICS, Score, Spread
 from samplers import sample
 from train.data import digits
 

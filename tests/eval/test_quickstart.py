@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import configs
-from eval import quickstart
+from eval.digits import quickstart
 from models.files import read_json
 from train import run
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import configs
-from eval import bench_samplers, sampler_orders
-from eval.convergence import Curve, stated_orders
+from eval.bench import orders, samplers
+from eval.bench.convergence import Curve, stated_orders
 from samplers import SAMPLERS
 
 
@@ -24,7 +24,7 @@ def settings(program: str, out: Path, **changes: Any) -> dict[str, Any]:
 def test_orders_are_measured_and_written(tmp_path: Path) -> None:
     """Three files; the table has a row per solver, the order measured stands near the one stated."""
     small = {"samplers": ["ddim", "rk4", "sit_sde"], "steps": [32, 64, 128], "path_steps": [16, 32], "path_samples": 2000}
-    curves = sampler_orders.run(settings("sampler_orders", tmp_path, **small))
+    curves = orders.run(settings("sampler_orders", tmp_path, **small))
     assert {(c.sampler, c.strong) for c in curves} == {("ddim", False), ("rk4", False), ("sit_sde", True)}
     assert len(curves) == 3 + 3 + 1
     for curve in curves:
@@ -57,8 +57,8 @@ def test_every_solver_states_an_order_or_draws_independent_noise() -> None:
 
 def test_the_benchmark_times_pairs(tmp_path: Path) -> None:
     """A row per pair with both times and their ratio; nothing is asserted of the clock."""
-    timings = bench_samplers.run(settings("bench_samplers", tmp_path, steps=3, rounds=1, shape=[1, 2, 4, 4]))
-    assert [t.sampler for t in timings] == list(bench_samplers.PEERS)
+    timings = samplers.run(settings("bench_samplers", tmp_path, steps=3, rounds=1, shape=[1, 2, 4, 4]))
+    assert [t.sampler for t in timings] == list(samplers.PEERS)
     for t in timings:
         assert t.ours > 0 < t.theirs
         assert t.ratio == pytest.approx(t.ours / t.theirs)
@@ -66,7 +66,7 @@ def test_the_benchmark_times_pairs(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "bench.json").read_text())["facts"]["torch"]
 
 
-RUN = {"sampler_orders": sampler_orders.run, "bench_samplers": bench_samplers.run}
+RUN = {"sampler_orders": orders.run, "bench_samplers": samplers.run}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,5 @@ RUN = {"sampler_orders": sampler_orders.run, "bench_samplers": bench_samplers.ru
 def test_errors(tmp_path: Path, program: str, changes: dict[str, Any], message: str) -> None:
     """Before anything is measured, and nothing is written."""
     with pytest.raises(ValueError, match=message):
-        {"sampler_orders": sampler_orders.run, "bench_samplers": bench_samplers.run}[program](
-            settings(program, tmp_path / "out", **changes)
-        )
+        {"sampler_orders": orders.run, "bench_samplers": samplers.run}[program](settings(program, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()

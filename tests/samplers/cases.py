@@ -14,7 +14,7 @@ from diffusion import (
     Grid,
     NoiseLevel,
 )
-from eval.convergence import MIXTURE, stated_orders
+from eval.bench.convergence import MIXTURE, stated_orders
 from samplers import SAMPLERS, Step
 
 F64 = torch.float64

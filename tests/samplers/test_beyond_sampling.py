@@ -27,7 +27,7 @@ from diffusion import (
     time_grid,
 )
 from diffusion.oracle import EmpiricalData, GaussianMixture, PointMass
-from eval.convergence import MIXTURE
+from eval.bench.convergence import MIXTURE
 from samplers import SAMPLERS, image_to_image, invert, log_likelihood, sample
 from tests.samplers.cases import F64, ORDER
 

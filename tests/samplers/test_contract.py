@@ -29,7 +29,7 @@ from diffusion import (
     time_grid,
 )
 from diffusion.oracle import GaussianMixture, PointMass
-from eval.convergence import MIXTURE
+from eval.bench.convergence import MIXTURE
 from samplers import SAMPLERS, network_calls, sample
 from tests.conftest import Copies
 from tests.samplers.cases import CASES, DISTINCT_SAMPLERS, F64, PATHS, SHAPE, STD, WEIGHT, kept, last

@@ -42,7 +42,7 @@ from diffusion import (
     time_grid,
 )
 from diffusion.oracle import GaussianMixture, PointMass
-from eval.convergence import MIXTURE
+from eval.bench.convergence import MIXTURE
 from samplers import SAMPLERS, sample
 from tests.conftest import within
 from tests.samplers.cases import CASES, DISTINCT_SAMPLERS, F64, PATHS, SHAPE, kept, last

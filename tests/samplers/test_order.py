@@ -22,7 +22,7 @@ from diffusion import (
     initial_noise,
     time_grid,
 )
-from eval.convergence import MIXTURE, each_number, ode_error
+from eval.bench.convergence import MIXTURE, each_number, ode_error
 from samplers import SAMPLERS
 from tests.conftest import within
 from tests.samplers.cases import F64, MEAN, ORDER, PATHS, STD, STRONG_ORDER, WEIGHT, last

@@ -18,7 +18,7 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from diffusion import Estimate, Grid, Level, NoiseLevel, time_grid
-from eval.convergence import MIXTURE
+from eval.bench.convergence import MIXTURE
 from samplers import SAMPLERS
 from tests.peers import k_sampling
 from tests.samplers.parity import F64, NOISE, VP

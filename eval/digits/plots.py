@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from diffusion import Schedule
+from eval.digits.score import Metric, Score, Spread, reference
 from eval.drawing import INK, MUTED, PALETTE, SURFACE, colors_of, label_axes, legend, log_x, log_y, make_panels, unique
-from eval.score import Metric, Score, Spread, reference
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from markupsafe import Markup
 from torch import Tensor
 
 from diffusion import DiscreteVP, NoiseLevel, Schedule, initial_noise, marginal
+from eval.digits.plots import guidance_name, loss_plot, nearest_plot, quality_plot, schedule_plot, trade_offs_plot
+from eval.digits.score import Metric, Score, Spread, Target, reference
 from eval.drawing import picture, svg
-from eval.plots import guidance_name, loss_plot, nearest_plot, quality_plot, schedule_plot, trade_offs_plot
-from eval.score import Metric, Score, Spread, Target, reference
 from models.files import replacing
 
 NOTHING = "–"

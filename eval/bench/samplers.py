@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from diffusion import EPS, Denoiser, DiscreteVP, initial_noise, time_grid
 from diffusion.spec import check_at_least_one, make_params
-from eval.bench import write_bench
+from eval.bench.record import write_bench
 from samplers import SAMPLERS
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eval.digit_classifier import DigitClassifier, train_classifier
-from eval.frechet import frechet_distance
-from eval.kernel import kernel_distance
-from eval.moments import Moments
-from eval.neighbours import nearest_distance
+from eval.digits.classifier import DigitClassifier, train_classifier
+from eval.metrics.frechet import frechet_distance
+from eval.metrics.kernel import kernel_distance
+from eval.metrics.moments import Moments
+from eval.metrics.neighbours import nearest_distance
 from samplers.pictures import to_uint8
 from train.data import TensorData
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eval.moments import Moments
+from eval.metrics.moments import Moments
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

@@ -17,8 +17,8 @@ from tqdm import tqdm
 import models
 from diffusion import Grid, initial_noise
 from diffusion.spec import check_at_least_one, check_call, check_mapping, make_params
-from eval.judge import DigitJudge, Figures
-from eval.score import Score, Spread
+from eval.digits.judge import DigitJudge, Figures
+from eval.digits.score import Score, Spread
 from models import Model
 from samplers import sample
 from samplers.guide import steered

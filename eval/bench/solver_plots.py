@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation
 
 from diffusion import Schedule, time_grid
-from eval.convergence import Curve
+from eval.bench.convergence import Curve
 from eval.drawing import GRID, INK, MUTED, PALETTE, SURFACE, label_axes, legend, log_x, log_y, make_panels, unique
 
 # Kinds of spacings with their colour, and the rows of each on the picture of grids: (name there, spacing, options).

@@ -1,6 +1,6 @@
 """Opening a published single file, side by side with diffusers. `python -m eval experiment=bench_loading`.
 
-Each load has a process of its own, which has imported what it needs before the clock starts: `python -m eval.bench_loading SIDE ...`.
+Each load has a process of its own, which has imported what it needs before the clock starts: `python -m eval.bench.loading SIDE ...`.
 The file lies in the system's page cache, so that neither side waits for the disk.
 """
 
@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 import models
 from diffusion.spec import check_at_least_one, lookup, make_params
-from eval.bench import write_bench
-from eval.memory import peak_resident
+from eval.bench.memory import peak_resident
+from eval.bench.record import write_bench
 from models.checkpoints.diffusers_configs import PIPELINES
 from models.checkpoints.diffusers_folder import write_configs
 
@@ -123,7 +123,7 @@ def _timed(params: BenchParams, dtype: str, folder: Path) -> Timing:
 
 def _process(*arguments: str) -> str:
     """What a fresh process of this module prints. ValueError with its last line of errors where it fails."""
-    done = subprocess.run([sys.executable, "-m", "eval.bench_loading", *arguments], capture_output=True, text=True, env=_environment())
+    done = subprocess.run([sys.executable, "-m", "eval.bench.loading", *arguments], capture_output=True, text=True, env=_environment())
     if done.returncode:
         raise ValueError(f"{arguments[0]}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'the process was ended'}")
     return done.stdout

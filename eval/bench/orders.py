@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from diffusion import Grid, build_schedule, time_grid
 from diffusion.spec import check_at_least_one, check_call, lookup, make_params
-from eval.convergence import Curve, ode_curve, sde_curve, stated_orders
+from eval.bench.convergence import Curve, ode_curve, sde_curve, stated_orders
+from eval.bench.solver_plots import convergence_plot
 from eval.drawing import save_figure
-from eval.solver_plots import convergence_plot
 from models.files import replacing, write_json
 from samplers import SAMPLERS
 from samplers.provenance import provenance

@@ -14,12 +14,12 @@ from torch import Tensor
 import models
 from diffusion import initial_noise
 from diffusion.spec import check_names, check_type, make
-from eval.benchmark import Job, jobs, measure, references
+from eval.digits.benchmark import Job, jobs, measure, references
+from eval.digits.judge import DigitJudge
+from eval.digits.plots import quality_plot
+from eval.digits.report import Gallery, write_report
+from eval.digits.score import Score, Target, reference
 from eval.drawing import save_figure
-from eval.judge import DigitJudge
-from eval.plots import quality_plot
-from eval.report import Gallery, write_report
-from eval.score import Score, Target, reference
 from models.files import read_json_lines, write_json
 from samplers import SAMPLERS
 from samplers.guide import steered

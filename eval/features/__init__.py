@@ -1,0 +1,1 @@
+"""Networks that turn pictures into numbers, exactly as the papers did."""

@@ -1,0 +1,1 @@
+"""Numbers from features: distances between sets, and what single samples score."""
