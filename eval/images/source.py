@@ -1,0 +1,39 @@
+"""What every source of pictures is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A picture that cannot be used, and why, in one line that names it."""
+
+    reason: str
+
+
+class Source(Protocol):
+    """Pictures in a fixed order, numbered from 0.
+
+    origin   where they are from, as results say it: a path, or how they are drawn
+    names    one per picture, each once: a path within the folder, a key of a shard, "seed 12"
+    labels   the class of each, by name; None where there are no classes
+    prompts  the caption of each; None where there are none
+    """
+
+    origin: str
+    names: Sequence[str]
+    labels: Sequence[str] | None
+    prompts: Sequence[str] | None
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
+        """These pictures, uint8 (3, H, W), grey ones with three equal channels. Only what is wrong with one picture comes as Unreadable;
+        what is wrong with the whole source raises ValueError or OSError.
+        """
+        ...
