@@ -1,15 +1,18 @@
-"""Streaming mean and covariance of features, in float64 and centred, mergeable."""
+"""Streaming mean and covariance of features, in float64 and centred, mergeable; and the same by groups of samples, bitwise reproducible."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 
 class Moments:
-    """n, mean and covariance of everything given to `update`; `merge` adds another's (Chan et al. 1979).
+    """n, mean and covariance of everything given to `update`; `merge` adds another's, `without` takes it away (Chan et al. 1979).
 
-    Centred sums keep full precision where E[x^2] - E[x]^2 loses it (features around 10 +- 0.01, say).
+    Centred sums keep full precision where E[x^2] - E[x]^2 loses it (features around 10 +- 0.01, say). a.merge(b) and b.merge(a) end
+    bitwise equal. Sums live on the device of the first CUDA features, else on the CPU.
     """
 
     def __init__(self, dim: int) -> None:
@@ -24,13 +27,21 @@ class Moments:
         moments.update(features)
         return moments
 
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Moments:
+        """Bitwise what `state_dict` was taken of."""
+        moments = cls(len(state["mean"]))
+        moments.n = int(state["n"])
+        moments.mean, moments._scatter = state["mean"].clone(), state["scatter"].clone()
+        return moments
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """n (), mean (D,) and scatter (D, D), the centred sum of outer products: the covariance times n - 1."""
+        return {"n": torch.tensor(self.n), "mean": self.mean.clone(), "scatter": self._scatter.clone()}
+
     def update(self, features: Tensor) -> None:
         """Take in features (N, D), any float dtype. Raises on another width and on NaN or infinity."""
-        if features.ndim != 2 or features.shape[1] != len(self.mean):
-            raise ValueError(f"features must have shape (N, {len(self.mean)}), not {tuple(features.shape)}")
-        x = features.detach().to("cpu", torch.float64)
-        if not x.isfinite().all():
-            raise ValueError(f"{int((~x.isfinite()).any(1).sum())} of {len(x)} feature vectors are not finite")
+        x = checked(features, len(self.mean))
         if len(x) == 0:
             return
         mean = x.mean(0)
@@ -42,6 +53,19 @@ class Moments:
         if other.n:
             self._add(other.n, other.mean, other._scatter)
 
+    def without(self, other: Moments) -> Moments:
+        """The moments of the rest, where `other` has seen a part of what this has: to about 1e-15 of this covariance."""
+        n = self.n - other.n
+        if n < 0:
+            raise ValueError(f"moments of {other.n} samples cannot be a part of {self.n}")
+        rest = Moments(len(self.mean))
+        if n:
+            rest.n = n
+            rest.mean = self.mean + (self.mean - other.mean) * (other.n / n)
+            between = (rest.mean - other.mean) * (n * other.n / self.n) ** 0.5
+            rest._scatter = (self._scatter - other._scatter).addr_(between, between, alpha=-1)
+        return rest
+
     @property
     def covariance(self) -> Tensor:
         """The unbiased estimate (D, D); needs n >= 2."""
@@ -50,7 +74,168 @@ class Moments:
         return self._scatter / (self.n - 1)
 
     def _add(self, n: int, mean: Tensor, scatter: Tensor) -> None:
+        if self.n == 0:
+            self.mean, self._scatter = self.mean.to(mean.device), self._scatter.to(mean.device)
+        mean, scatter = mean.to(self.mean.device), scatter.to(self.mean.device)
         total, delta = self.n + n, mean - self.mean
-        self._scatter = self._scatter + scatter + torch.outer(delta, delta) * (self.n * n / total)
-        self.mean = self.mean + delta * (n / total)
+        between = delta * (self.n * n / total) ** 0.5
+        self._scatter.add_(scatter).addr_(between, between)
+        # (n_a mean_a + n_b mean_b) / n, written so that neither side is preferred and that equal means stay as they are.
+        self.mean = (self.mean + mean) / 2 + delta * ((n - self.n) / total / 2)
         self.n = total
+
+
+class GroupedMoments:
+    """Moments of samples in groups, sample i in group i % groups, for estimates that leave a group out.
+
+    A group takes in its samples in the order of their indices, in blocks of exactly `block`, and `whole` merges groups in order. So the
+    result is bitwise the same however samples came in batches, whether or not it was saved and resumed on the way, and however groups
+    were shared among processes (each group wholly with one) that merge in the end; given the same device and number of threads. Memory
+    does not grow with samples: groups * (D + block) * D numbers.
+    """
+
+    def __init__(self, dim: int, groups: int = 16, block: int = 256) -> None:
+        if min(dim, groups, block) < 1:
+            raise ValueError(f"dim, groups and block must be at least 1, not {dim}, {groups} and {block}")
+        self.dim, self.groups, self.block = dim, groups, block
+        self._groups = [_Group(dim) for _ in range(groups)]
+        self._whole: Moments | None = None
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> GroupedMoments:
+        """What `state_dict` was taken of: bitwise, whatever comes after."""
+        dim, groups, block = state["shape"].tolist()
+        grouped = cls(dim, groups, block)
+        pending = state["pending"].split(state["pending_rows"].tolist())
+        for k, g in enumerate(state["group"].tolist()):
+            mine = grouped._groups[g]
+            mine.moments = Moments.from_state({name: state[name][k] for name in ("n", "mean", "scatter")})
+            mine.last, mine.pending = int(state["last"][k]), [pending[k].clone()]
+        return grouped
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Plain tensors for saving and sending: of the K groups that have samples, their moments and the rows that await a full block."""
+        found = [g for g, group in enumerate(self._groups) if group.n]
+        groups = [self._groups[g] for g in found]
+        empty = torch.zeros(0, self.dim, dtype=torch.float64)
+        return {
+            "shape": torch.tensor([self.dim, self.groups, self.block]),
+            "group": torch.tensor(found, dtype=torch.long),
+            "last": torch.tensor([group.last for group in groups], dtype=torch.long),
+            "n": torch.tensor([group.moments.n for group in groups], dtype=torch.long),
+            "mean": torch.stack([group.moments.mean.cpu() for group in groups]) if groups else empty,
+            "scatter": torch.stack([group.moments._scatter.cpu() for group in groups])
+            if groups
+            else empty[:, :, None].expand(0, self.dim, self.dim),
+            "pending": torch.cat([empty, *(rows.cpu() for group in groups for rows in group.pending)]),
+            "pending_rows": torch.tensor([sum(map(len, group.pending)) for group in groups], dtype=torch.long),
+        }
+
+    @property
+    def n(self) -> int:
+        """How many samples came."""
+        return sum(group.n for group in self._groups)
+
+    def update(self, indices: Tensor, features: Tensor) -> None:
+        """Take in features (N, D) of the samples `indices` (N,), integers from 0, each once and ascending within a group over all calls.
+
+        Raises ValueError on others, on another width and on NaN or infinity, and has then taken in nothing.
+        """
+        x, indices = checked(features, self.dim), indices.cpu()
+        if indices.shape != x.shape[:1]:
+            raise ValueError(f"{tuple(indices.shape)} indices for {len(x)} feature vectors: one each is needed")
+        members = {g: (indices % self.groups == g).nonzero()[:, 0] for g in (indices % self.groups).unique().tolist()}
+        for g, rows in members.items():
+            self._groups[g].check(indices[rows])
+        self._whole = None
+        for g, rows in members.items():
+            self._groups[g].add(x[rows.to(x.device)], int(indices[rows[-1]]), self.block)
+
+    def merge(self, other: GroupedMoments) -> None:
+        """Take in all that `other` has seen, which must be other samples. Groups that only one of the two has seen stay bitwise as they
+        are. A group that both have seen closes its last block on either side, and goes on after the higher of the two last indices.
+        """
+        if (self.dim, self.groups, self.block) != (other.dim, other.groups, other.block):
+            ours, theirs = ((m.dim, m.groups, m.block) for m in (self, other))
+            raise ValueError(f"grouped moments of different dim, groups, block: {ours} and {theirs}")
+        self._whole = None
+        for mine, theirs_ in zip(self._groups, other._groups, strict=True):
+            mine.merge(theirs_)
+
+    def group(self, g: int) -> Moments:
+        """The moments of group g alone."""
+        return self._groups[g].closed()
+
+    def whole(self) -> Moments:
+        """The moments of all samples."""
+        if self._whole is None:
+            self._whole = Moments(self.dim)
+            for group in self._groups:
+                self._whole.merge(group.closed())
+        copy = Moments(self.dim)
+        copy.merge(self._whole)
+        return copy
+
+    def without(self, g: int) -> Moments:
+        """The moments of all samples but those of group g."""
+        return self.whole().without(self.group(g))
+
+
+class _Group:
+    """Samples of one group in ascending order: moments of the full blocks, and rows that await one."""
+
+    def __init__(self, dim: int) -> None:
+        self.moments, self.last = Moments(dim), -1
+        self.pending: list[Tensor] = []
+
+    @property
+    def n(self) -> int:
+        return self.moments.n + sum(map(len, self.pending))
+
+    def check(self, indices: Tensor) -> None:
+        """ValueError unless these come after the last, in order."""
+        before = torch.cat([torch.tensor([self.last]), indices[:-1]])
+        wrong = (indices <= before).nonzero()[:, 0].tolist()
+        if wrong:
+            late, last = int(indices[wrong[0]]), int(before[wrong[0]])
+            raise ValueError(f"sample {late} came after sample {last} of its group: each must come once, in ascending order")
+
+    def add(self, rows: Tensor, last: int, block: int) -> None:
+        self.pending.append(rows)
+        self.last = last
+        if sum(map(len, self.pending)) >= block:
+            *full, rest = torch.cat(self.pending).split(block)
+            if len(rest) == block:
+                full, rest = [*full, rest], rest[:0]
+            for rows in full:
+                self.moments.update(rows.clone())  # a fresh tensor, so that the alignment of its memory is always the same
+            self.pending = [rest.clone()] if len(rest) else []
+
+    def closed(self) -> Moments:
+        """The moments with the rows that wait, as a last, shorter block."""
+        moments = Moments(len(self.moments.mean))
+        moments.merge(self.moments)
+        if self.pending:
+            moments.update(torch.cat(self.pending))
+        return moments
+
+    def merge(self, other: _Group) -> None:
+        if other.n == 0:
+            return
+        if self.n == 0:
+            self.moments.merge(other.moments)
+            self.pending = [rows.clone() for rows in other.pending]
+        else:
+            self.moments, self.pending = self.closed(), []
+            self.moments.merge(other.closed())
+        self.last = max(self.last, other.last)
+
+
+def checked(features: Tensor, dim: int) -> Tensor:
+    """features (N, dim) in float64, on their device where that is CUDA, else on the CPU; ValueError at another width, NaN or infinity."""
+    if features.ndim != 2 or features.shape[1] != dim:
+        raise ValueError(f"features must have shape (N, {dim}), not {tuple(features.shape)}")
+    x = features.detach().to(features.device if features.is_cuda else "cpu", torch.float64)
+    if not x.isfinite().all():
+        raise ValueError(f"{int((~x.isfinite()).any(1).sum())} of {len(x)} feature vectors are not finite")
+    return x
