@@ -18,13 +18,17 @@ from typing import Any
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from configs.sweep import combinations, run_all
 
 FOLDER = Path(__file__).parent
 # Settings of a program that are text as it stands, which Hydra's grammar would take apart at commas, brackets and quotes.
 TEXTS = {"samplers": ("prompt", "negative", "run", "weights", "from", "refiner", "image", "mask", "out")}
 LISTS = ("weights", "refiner")  # of which several may be given
+SWEEPING = ("--multirun", "-m")
 LOOKING = ("--help", "-h", "--cfg", "-c", "--resolve", "--info", "-i", "--version")
 
 
@@ -43,16 +47,46 @@ def compose(program: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ValueError(str(error).splitlines()[0]) from None
 
 
-def command_line(program: str, main: Callable[[dict[str, Any]], int]) -> None:
-    """Run a program with the overrides of the command line and exit with its status.
+def compose_sweep(program: str, overrides: Sequence[str] = (), multirun: bool = True) -> list[tuple[str, dict[str, Any]]]:
+    """The configuration of every run of a sweep, and what is special about each; all are composed before the first is run.
+
+    multirun  False: only where the experiment's own file says that it is a sweep (hydra.mode: MULTIRUN); otherwise there are none
+
+    ValueError as in `compose`.
+    """
+    texts, plain = _texts(program, overrides)
+    try:
+        swept = combinations(plain, {})
+        own = _compose(program, swept[0], return_hydra_config=True).hydra
+        if not multirun and own.mode != RunMode.MULTIRUN:
+            return []
+        runs = combinations(plain, own.sweeper.params or {})
+    except HydraException as error:
+        raise ValueError(_explain(program, plain, error)) from None
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    same = set.intersection(*map(set, runs)) if len(runs) > 1 else set()
+    kept = [f"{key}={'null' if value is None else value}" for key, value in texts.items()]
+    return [(" ".join(o for o in run if o not in same) or "as it stands", compose(program, [*run, *kept])) for run in runs]
+
+
+def command_line(
+    program: str, main: Callable[[dict[str, Any]], int], after: Callable[[Sequence[dict[str, Any]]], None] = lambda configs: None
+) -> None:
+    """Run a program with the overrides of the command line and exit with its status; with -m (--multirun) all combinations of them.
+
+    after  called at the end of a sweep with all its configurations
 
     An error that the user can mend ends with one line and status 1; HYDRA_FULL_ERROR=1 shows where it came from.
     """
     arguments = sys.argv[1:]
     try:
-        if not _is_for_hydra(arguments):
-            sys.exit(main(compose(program, arguments)))
-        hydra.main(version_base="1.3", config_path=str(FOLDER / program), config_name="config")(lambda config: None)()
+        if _is_for_hydra(arguments):
+            hydra.main(version_base="1.3", config_path=str(FOLDER / program), config_name="config")(lambda config: None)()
+            return
+        overrides = [argument for argument in arguments if argument not in SWEEPING]
+        runs = compose_sweep(program, overrides, multirun=overrides != arguments)
+        sys.exit(run_all(runs, main, after) if runs else main(compose(program, overrides)))
     except HydraException as error:  # such as what `evaluate` names, and cannot be made
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -67,12 +101,11 @@ def command_line(program: str, main: Callable[[dict[str, Any]], int]) -> None:
 
 def _is_for_hydra(arguments: Sequence[str]) -> bool:
     """--help, --cfg job and --info only look at the configuration: Hydra's own command line answers them. No other flag has a meaning."""
-    flags = [argument.split("=")[0] for argument in arguments if argument.startswith("-")]
+    flags = [argument.split("=")[0] for argument in arguments if argument.startswith("-") and argument not in SWEEPING]
     for flag in flags:
         if flag not in LOOKING:
-            raise ValueError(
-                f"no flag {flag}: settings are given as name=value, and {', '.join(LOOKING)} show them (a shell loop makes many runs)"
-            )
+            shown = ", ".join(LOOKING)
+            raise ValueError(f"no flag {flag}: settings are given as name=value, {shown} show them, and -m runs every combination")
     return bool(flags)
 
 
@@ -90,9 +123,9 @@ def _texts(program: str, overrides: Sequence[str]) -> tuple[dict[str, str | None
     return texts, rest
 
 
-def _compose(program: str, overrides: Sequence[str]) -> DictConfig:
+def _compose(program: str, overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
     with hydra.initialize_config_dir(str(FOLDER / program), version_base="1.3"):
-        return hydra.compose("config", list(overrides))
+        return hydra.compose("config", list(overrides), return_hydra_config=return_hydra_config)
 
 
 def _explain(program: str, overrides: Sequence[str], error: HydraException) -> str:

@@ -23,12 +23,14 @@ class Source(Protocol):
     names    one per picture, each once: a path within the folder, a key of a shard, "seed 12"
     labels   the class of each, by name; None where there are no classes
     prompts  the caption of each; None where there are none
+    stamp    changes when the pictures do, and takes no reading of them: sizes and times of files, settings of a model
     """
 
     origin: str
     names: Sequence[str]
     labels: Sequence[str] | None
     prompts: Sequence[str] | None
+    stamp: str
 
     def __len__(self) -> int: ...
 

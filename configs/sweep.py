@@ -1,0 +1,73 @@
+"""Many runs of one program, in Hydra's grammar: a setting with several values, or `hydra.sweeper.params` of an experiment's file.
+
+python -m eval -m experiment=... samples.sampler=ddim,euler samples.steps=5,10 'samples.guidance=range(1,3,0.5)'
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+
+def combinations(overrides: Sequence[str], params: Mapping[str, str]) -> list[list[str]]:
+    """The overrides of every run: all combinations of what has several values, the last setting changing first.
+
+    params  settings of the experiment's file, which those of the same name in the overrides replace
+    """
+    given = _parsed(overrides)
+    asked = {override.get_key_element() for override in given}
+    axes = [_values(override) for override in (*_parsed([f"{key}={value}" for key, value in params.items() if key not in asked]), *given)]
+    return [list(run) for run in product(*axes)]
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
+    return list(OverridesParser.create().parse_overrides(list(overrides)))
+
+
+def _values(override: Override) -> list[str]:
+    """One override for each value."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    key = override.get_key_element()
+    if not override.is_discrete_sweep():
+        raise ValueError(f"{override.input_line} names no values that could be listed: give {key}=1,2,3 or {key}=range(1,4)")
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def run_all(
+    runs: Sequence[tuple[str, dict[str, Any]]], main: Callable[[dict[str, Any]], int], after: Callable[[Sequence[dict[str, Any]]], None]
+) -> int:
+    """Run one after the other. What fails is said at once and holds up none of the others; the status is 1 then.
+
+    runs   what is special about each, and its configuration
+    after  is called with the configurations at the end, whatever failed
+    """
+    failed = []
+    for number, (what, config) in enumerate(runs, 1):
+        print(f"[{number}/{len(runs)}] {what}", flush=True)
+        start = time.perf_counter()
+        try:
+            status = main(config)
+        except Exception as error:
+            if os.environ.get("HYDRA_FULL_ERROR"):
+                traceback.print_exc()
+            expected = isinstance(error, (ValueError, OSError, FloatingPointError))
+            print(f"error: {what}: {'' if expected else f'{type(error).__name__}: '}{error}", file=sys.stderr, flush=True)
+            status = 1
+        if status:
+            failed.append(what)
+        print(f"[{number}/{len(runs)}] {'failed' if status else 'done'} after {time.perf_counter() - start:.0f} s", flush=True)
+    after([config for _, config in runs])
+    for what in failed:
+        print(f"failed: {what}", file=sys.stderr)
+    if failed:
+        print(f"error: {len(failed)} of {len(runs)} runs failed; called again, those that are done are not repeated", file=sys.stderr)
+    return min(len(failed), 1)

@@ -1,0 +1,329 @@
+"""From pictures to what metrics are computed of, in one pass: shared among the processes of a torchrun, and resumable.
+
+Picture i belongs to group i % groups, and a group to one process. Groups are summed up in the order of their pictures and merged in their
+own order, so that the result does not depend on the number of processes, to the last bit. They also give the error bars (eval.metrics.jackknife).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion.spec import check_at_least_one
+from eval.features.extractor import Extractor
+from eval.images.source import Source, Unreadable
+from eval.metrics.moments import GroupedMoments
+from models.files import replacing
+from train.world import World
+
+
+@dataclass(frozen=True)
+class CollectParams:
+    """How a source is gone through.
+
+    batch_size  pictures that the networks see at once
+    groups      parts that processes share and error bars come from; more than there are processes
+    on_error    what is done about pictures that cannot be used: they end the run, or are left out and counted
+    sizes       "equal": a picture of another size than the rest ends the run; "any": each is resized from its own
+    save_every  seconds after which what is done so far is saved, where it has a place
+    """
+
+    batch_size: int = 64
+    groups: int = 16
+    on_error: Literal["refuse", "skip"] = "refuse"
+    sizes: Literal["equal", "any"] = "equal"
+    save_every: float = 300.0
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "batch_size", "groups")
+
+
+@dataclass
+class Collected:
+    """What one pass leaves. Outputs are named "extractor.output", as in "inception.pool".
+
+    indices  (n,) which pictures of the source these are, ascending
+    digests  (n, 32) SHA-256 of each picture's size and pixels
+    moments  of outputs that are only summed up
+    rows     (n, width) of outputs that are kept one by one
+    skipped  why pictures were left out
+    sizes    heights and widths that there were
+    """
+
+    indices: Tensor
+    digests: Tensor
+    moments: dict[str, GroupedMoments]
+    rows: dict[str, Tensor]
+    skipped: list[str] = field(default_factory=list)
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+
+    @property
+    def n(self) -> int:
+        """Pictures that were used."""
+        return len(self.indices)
+
+    @property
+    def sha256(self) -> str:
+        """Of all pictures in their order."""
+        return hashlib.sha256(self.digests.numpy().tobytes()).hexdigest()
+
+    def groups(self, count: int) -> Tensor:
+        """(n,) the group of each row."""
+        return self.indices % count
+
+
+def collect(
+    source: Source,
+    extractors: Mapping[str, Extractor],
+    moments: Iterable[str],
+    rows: Iterable[str],
+    params: CollectParams,
+    where: World,
+    state: Path | None = None,
+    ahead: bool = True,
+    progress: bool = True,
+) -> Collected | None:
+    """Go through the source once. The leading process gets what all have found, the others None.
+
+    moments, rows  outputs "extractor.output" to sum up, and to keep
+    state          where the work is saved now and then and whenever it breaks off, to go on from when called again with the same arguments;
+                   when it is done it stays there, and a later call takes it from there
+    ahead          read a batch while the networks compute on the one before: not for a source that computes on the same device
+
+    ValueError for pictures that cannot be used (`params` says which), too few processes' groups, features that are not finite.
+    """
+    if where.size > params.groups:
+        raise ValueError(f"{where.size} processes share {params.groups} groups: give groups={where.size} or more")
+    work = _Work(source, extractors, list(moments), list(rows), params, where)
+    if state is not None and where.size > 1:
+        state = state.with_name(f"{state.name}.{where.rank}-of-{where.size}")
+    if state is not None and state.exists():
+        work.load(state)
+    left = work.share[work.done :]
+    batches = [left[i : i + params.batch_size] for i in range(0, len(left), params.batch_size)]
+    saved = time.monotonic()
+    with tqdm(
+        total=len(work.share), initial=work.done, desc=source.origin[-40:], unit="picture", disable=not (progress and where.leads)
+    ) as bar:
+        try:
+            for batch, pictures in _read_ahead(lambda indices: _read(source, indices), batches, ahead):
+                work.take(batch, pictures)
+                bar.update(len(batch))
+                if state is not None and time.monotonic() - saved > params.save_every:
+                    work.save(state)
+                    saved = time.monotonic()
+        finally:  # an error or Ctrl-C included: what is done is kept
+            if state is not None and batches and work.done:
+                work.save(state)
+    return _together(work.collected(), where)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    pixels: Tensor  # uint8 (3, H, W)
+    digest: bytes
+
+
+def _read(source: Source, indices: Sequence[int]) -> list[_Picture | Unreadable]:
+    found: list[_Picture | Unreadable] = []
+    for picture in source.read(indices):
+        if isinstance(picture, Unreadable):
+            found.append(picture)
+        else:
+            pixels = picture.contiguous()
+            found.append(_Picture(pixels, hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.numpy().tobytes()).digest()))
+    return found
+
+
+def _read_ahead(
+    read: Callable[[Sequence[int]], list[_Picture | Unreadable]], batches: Sequence[Sequence[int]], ahead: bool
+) -> Iterator[tuple[Sequence[int], list[_Picture | Unreadable]]]:
+    """Each batch and its pictures; with `ahead` the next is read meanwhile."""
+    if not ahead:
+        yield from ((batch, read(batch)) for batch in batches)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming: Future[list[_Picture | Unreadable]] | None = None
+        for i, batch in enumerate(batches):
+            pictures = read(batch) if coming is None else coming.result()
+            coming = pool.submit(read, batches[i + 1]) if i + 1 < len(batches) else None
+            yield batch, pictures
+
+
+class _Work:
+    """This process's part of a pass: what is done, and what is left."""
+
+    def __init__(
+        self, source: Source, extractors: Mapping[str, Extractor], moments: list[str], rows: list[str], params: CollectParams, where: World
+    ) -> None:
+        self.source, self.extractors, self.params = source, extractors, params
+        self.share = [i for i in range(len(source)) if i % params.groups % where.size == where.rank]
+        self.outputs: dict[str, set[str]] = {}
+        for key in (*moments, *rows):
+            name, output = key.split(".")
+            self.outputs.setdefault(name, set()).add(output)
+        widths = {key: extractors[key.split(".")[0]].widths[key.split(".")[1]] for key in moments}
+        self.moments = {key: GroupedMoments(width, params.groups) for key, width in widths.items()}
+        self.rows: dict[str, list[Tensor]] = {key: [] for key in rows}
+        self.indices: list[int] = []
+        self.digests: list[bytes] = []
+        self.skipped: list[str] = []
+        self.sizes: set[tuple[int, int]] = set()
+        self.done = 0  # of the share
+
+    def take(self, batch: Sequence[int], read: Sequence[_Picture | Unreadable]) -> None:
+        """Take in a batch, all of it or, where it raises, nothing."""
+        broken = [picture.reason for picture in read if isinstance(picture, Unreadable)]
+        if broken and self.params.on_error == "refuse":
+            self._refuse(batch, broken)
+        used = [(i, picture) for i, picture in zip(batch, read, strict=True) if isinstance(picture, _Picture)]
+        self._check_sizes(used)
+        if used:
+            features = self._features([picture.pixels for _, picture in used])
+            indices = [i for i, _ in used]
+            self._check_finite(features, indices)
+            for key, moments in self.moments.items():
+                moments.update(torch.tensor(indices), features[key])
+            for key, rows in self.rows.items():
+                rows.append(features[key].cpu())
+            self.indices += indices
+            self.digests += [picture.digest for _, picture in used]
+        self.skipped += broken
+        self.done += len(batch)
+
+    @torch.inference_mode()
+    def _features(self, pixels: list[Tensor]) -> dict[str, Tensor]:
+        """Of these pictures; networks always see a full batch, so that the last one rounds as all others do."""
+        filled = pixels + pixels[-1:] * (self.params.batch_size - len(pixels))
+        found = {}
+        for name, outputs in self.outputs.items():
+            extractor = self.extractors[name]
+            if all(picture.shape == filled[0].shape for picture in filled):
+                given = list(torch.stack(filled).to(extractor.device, non_blocking=True))
+            else:
+                given = [picture.to(extractor.device, non_blocking=True) for picture in filled]
+            for output, values in extractor(given, outputs).items():
+                found[f"{name}.{output}"] = values[: len(pixels)]
+        return found
+
+    def _refuse(self, batch: Sequence[int], broken: list[str]) -> None:
+        """Count all that are broken, and raise."""
+        rest = self.share[self.share.index(batch[-1]) + 1 :]
+        for i in range(0, len(rest), self.params.batch_size):
+            broken += [p.reason for p in self.source.read(rest[i : i + self.params.batch_size]) if isinstance(p, Unreadable)]
+        more = f"; {len(broken) - 1} more of {len(self.source)} cannot be used" if len(broken) > 1 else ""
+        raise ValueError(f"{broken[0]}{more} (on_error=skip leaves such pictures out)")
+
+    def _check_sizes(self, used: Sequence[tuple[int, _Picture]]) -> None:
+        for i, picture in used:
+            size = (picture.pixels.shape[1], picture.pixels.shape[2])
+            if self.params.sizes == "equal" and self.sizes and size not in self.sizes:
+                height, width = next(iter(self.sizes))
+                raise ValueError(
+                    f"{self.source.names[i]} of {self.source.origin} is {size[1]}x{size[0]}, others are {width}x{height}: "
+                    "sizes=any resizes each from its own size"
+                )
+            self.sizes.add(size)
+
+    def _check_finite(self, features: Mapping[str, Tensor], indices: Sequence[int]) -> None:
+        for key, values in features.items():
+            bad = (~values.isfinite()).any(1).nonzero()[:, 0].tolist()
+            if bad:
+                raise ValueError(
+                    f"{key} of {len(bad)} of {len(values)} pictures is not finite, the first is {self.source.names[indices[bad[0]]]} "
+                    f"of {self.source.origin}: are these the right weights, and is the precision enough?"
+                )
+
+    def collected(self) -> Collected:
+        digests = (
+            torch.frombuffer(bytearray(b"".join(self.digests)), dtype=torch.uint8) if self.digests else torch.empty(0, dtype=torch.uint8)
+        )
+        rows = {
+            key: torch.cat(parts) if parts else torch.empty(0, self.extractors[key.split(".")[0]].widths[key.split(".")[1]])
+            for key, parts in self.rows.items()
+        }
+        return Collected(torch.tensor(self.indices, dtype=torch.long), digests.view(-1, 32), self.moments, rows, self.skipped, self.sizes)
+
+    def key(self) -> str:
+        """Of all that the work so far depends on."""
+        content = {
+            "origin": self.source.origin,
+            "stamp": self.source.stamp,
+            "share": len(self.share),
+            "first": self.share[:2],
+            "outputs": {name: sorted(outputs) for name, outputs in self.outputs.items()},
+            "kept": [sorted(self.moments), sorted(self.rows)],
+            "identities": {name: extractor.identity.to_json() for name, extractor in self.extractors.items()},
+            "params": [self.params.groups, self.params.on_error, self.params.sizes],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write what is done."""
+        now = self.collected()
+        tensors = {"indices": now.indices, "digests": now.digests}
+        tensors |= {f"rows/{key}": values for key, values in now.rows.items()}
+        for key, moments in self.moments.items():
+            tensors |= {f"moments/{key}/{name}": value for name, value in moments.state_dict().items()}
+        about = {"key": self.key(), "done": self.done, "skipped": self.skipped, "sizes": sorted(self.sizes)}
+        with replacing(path) as temporary:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, {"about": json.dumps(about)})
+
+    def load(self, path: Path) -> None:
+        """Go on from there. Work of other settings is left aside: this pass begins anew, and overwrites it."""
+        with safe_open(path, "pt") as file:
+            about: dict[str, Any] = json.loads(file.metadata()["about"])
+            if about["key"] != self.key():
+                return
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        self.done, self.skipped, self.sizes = about["done"], about["skipped"], {(h, w) for h, w in about["sizes"]}
+        self.indices = tensors["indices"].tolist()
+        self.digests = [bytes(row) for row in tensors["digests"].numpy()]
+        self.rows = {key: [tensors[f"rows/{key}"]] for key in self.rows}
+        for key in self.moments:
+            prefix = f"moments/{key}/"
+            self.moments[key] = GroupedMoments.from_state({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+
+
+def _together(own: Collected, where: World) -> Collected | None:
+    """What all processes have found, in the order of the pictures."""
+    if where.size == 1:
+        return _in_order([own])
+    sent = replace(own, moments={}), {key: value.state_dict() for key, value in own.moments.items()}  # groups without pictures are not sent
+    got: list[Any] | None = [None] * where.size if where.leads else None
+    dist.gather_object(sent, got)
+    if got is None:
+        return None
+    return _in_order(
+        [own, *(replace(part, moments={k: GroupedMoments.from_state(v) for k, v in state.items()}) for part, state in got[1:])]
+    )
+
+
+def _in_order(parts: Sequence[Collected]) -> Collected:
+    indices = torch.cat([part.indices for part in parts])
+    order = indices.argsort()
+    moments = parts[0].moments
+    for part in parts[1:]:
+        for key, value in part.moments.items():
+            moments[key].merge(value)
+    return Collected(
+        indices[order],
+        torch.cat([part.digests for part in parts])[order],
+        moments,
+        {key: torch.cat([part.rows[key] for part in parts])[order] for key in parts[0].rows},
+        [reason for part in parts for reason in part.skipped],
+        set().union(*(part.sizes for part in parts)),
+    )

@@ -1,0 +1,134 @@
+"""Results as JSON: every number with its interval and with all that it depends on; and the refusal to compare what differs in that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from diffusion.spec import check_mapping, make_params
+from models.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A number that can be cited.
+
+    value, low, high  with its 95 % confidence interval; NaN: none is known
+    n          samples
+    basis      what another number must have in common with it to be compared: metric, protocol, extractor, reference, n, settings
+    extra      what else is known, such as the spread over the splits of an Inception Score
+    """
+
+    value: float
+    low: float
+    high: float
+    better: Literal["lower", "higher"]
+    n: int
+    basis: dict[str, Any]
+    extra: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def random(self) -> bool:
+        """Whether a network with random weights stood in: such a number means nothing outside a test."""
+        return bool(self.basis.get("extractor", {}).get("random"))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one evaluation found.
+
+    name      of its row in tables
+    figures   by metric
+    samples   where they are from, how many, the SHA-256 of their pixels; sampler, steps, network calls and seconds where they were drawn
+    notes     what a reader should know: pictures left out, captions cut, stand-ins
+    settings  it was asked for with
+    facts     versions and machine
+    """
+
+    name: str
+    figures: dict[str, Scored]
+    samples: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for json.dump; NaN becomes null, which strict JSON has."""
+        return dict(_plain(asdict(self)))
+
+
+def write_result(result: Result, path: str | Path) -> None:
+    """One JSON file, whole or not at all."""
+    write_json(path, result.to_json())
+
+
+def read_result(path: str | Path) -> Result:
+    """The inverse of `write_result`. ValueError in one line for a file that holds something else."""
+    content = read_json(path)
+    try:
+        found = check_mapping("figures", content.get("figures"))
+        figures = {name: make_params("", Scored, _numbers(check_mapping(name, value))) for name, value in found.items()}
+        return make_params("", Result, {**content, "figures": figures})
+    except ValueError as error:
+        raise ValueError(f"{path} is no result of python -m eval: {error}") from None
+
+
+def check_comparable(results: Sequence[Result], metric: str) -> None:
+    """ValueError, with what differs, unless all results have this figure and it can be compared between them."""
+    first: Result | None = None
+    for result in results:
+        if metric not in result.figures:
+            raise ValueError(f"{result.name!r} has no {metric}: score it with metric=[{metric}]")
+        if first is None:
+            first = result
+        elif difference := _difference(first.figures[metric].basis, result.figures[metric].basis):
+            name, one, other = difference
+            raise ValueError(
+                f"{metric} of {first.name!r} and of {result.name!r} cannot be compared: {name} is {one} there and {other} here; "
+                "score both with the same"
+            )
+
+
+def comparable_parts(results: Sequence[Result], metric: str) -> list[list[Result]]:
+    """The results that have the figure, in parts that can be compared within, each in the given order."""
+    parts: list[list[Result]] = []
+    for result in results:
+        if metric in result.figures:
+            basis = result.figures[metric].basis
+            part = next((part for part in parts if not _difference(part[0].figures[metric].basis, basis)), None)
+            if part is None:
+                parts.append([result])
+            else:
+                part.append(result)
+    return parts
+
+
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any], within: str = "") -> tuple[str, Any, Any] | None:
+    """The first entry in which two bases differ, by its name, and both values."""
+    for name in dict.fromkeys((*one, *other)):
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            if inner := _difference(a, b, f"{within}{name} "):
+                return inner
+        elif a != b:
+            return f"{within}{name}", _short(a), _short(b)
+    return None
+
+
+def _short(value: Any) -> Any:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None and name in ("value", "low", "high") else value for name, value in values.items()}
