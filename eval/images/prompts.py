@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
 import re
 from collections import Counter
@@ -117,13 +118,17 @@ def _from_json(path: Path) -> Listed:
 
 
 def _from_csv(path: Path) -> Listed:
-    rows = csv.DictReader(_text(path).splitlines(keepends=True))
-    columns = [name.strip() for name in rows.fieldnames or []]
-    if columns == ["prompt"]:
-        return [(None, (row["prompt"] or "").strip()) for row in rows]
-    if not {"file_name", "prompt"} <= set(columns):
+    rows = csv.DictReader(io.StringIO(_text(path), newline=""), restval="", strict=True)
+    try:
+        columns = rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
+        entries = list(rows)
+    except csv.Error as error:
+        raise ValueError(f"{path} is no comma-separated text: line {rows.line_num}: {error}") from None
+    if columns != ["prompt"] and not {"file_name", "prompt"} <= set(columns):
         raise ValueError(f"{path} must have the columns file_name and prompt, or prompt alone, not {', '.join(columns) or 'none'}")
-    return [(row["file_name"] or "", (row["prompt"] or "").strip()) for row in rows]
+    if longer := [number for number, entry in enumerate(entries, 1) if None in entry]:
+        raise ValueError(f"row {longer[0]} of {path} has more than {len(columns)} columns: put quotes around prompts with commas in them")
+    return [(entry.get("file_name"), entry["prompt"].strip()) for entry in entries]
 
 
 def _json(where: str, text: str) -> Any:
