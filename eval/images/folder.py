@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eval.images.decoding import in_threads, pixels
 from eval.images.prompts import prompts_for
-from eval.images.source import Unreadable
+from eval.images.source import Unreadable, stamp_of
 from samplers.pictures import open_picture
 from train.captions import METADATA, CaptionedImages
 from train.data import IMAGE_SUFFIXES
@@ -48,6 +48,11 @@ class FolderPictures:
         if not (self._folder / METADATA).is_file() and not any(file.with_suffix(".txt").is_file() for file in self._files):
             return None
         return CaptionedImages(self._folder).captions
+
+    @cached_property
+    def stamp(self) -> str:
+        """Of the files."""
+        return stamp_of(self._files)
 
     def __len__(self) -> int:
         return len(self._files)

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from eval.images.prompts import prompts_for
-from eval.images.source import Unreadable
+from eval.images.source import Unreadable, stamp_of
 
 PICTURES, LABELS = "arr_0", "arr_1"
 
@@ -43,7 +43,7 @@ class NpzPictures:
             raise ValueError(f"{path} must hold pictures as uint8 (N, H, W, 3), values 0 ... 255, not {dtype} {shape}")
         if labels is not None and (labels.shape != shape[:1] or labels.dtype.kind not in "iuU"):
             raise ValueError(f"{LABELS} of {path} must hold a class for each of the {shape[0]} pictures, not {labels.dtype} {labels.shape}")
-        self.origin = str(path)
+        self.origin, self.stamp = str(path), stamp_of([path])
         self.names: Sequence[str] = [f"{i:06d}" for i in range(len(self._pixels))]
         self.labels = None if labels is None else [str(label) for label in labels.tolist()]
         self.prompts = None if prompts is None else prompts_for(prompts, self.names)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -67,6 +69,11 @@ class TensorPictures:
     ) -> TensorPictures:
         """Of images in [-1, 1], as `sample` makes them, rounded to the nearest; what samples overshoot is cut off."""
         return cls(to_uint8(images), labels, prompts, origin)
+
+    @cached_property
+    def stamp(self) -> str:
+        """SHA-256 of the pixels."""
+        return hashlib.sha256(self._images.contiguous().numpy()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._images)
