@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
 from eval.images.decoding import in_threads, pixels
-from eval.images.prompts import prompts_for
+from eval.images.prompts import Captioned, prompts_for
 from eval.images.source import Unreadable, stamp_of
 from samplers.pictures import open_picture
 from train.captions import METADATA, CaptionedImages
 from train.data import IMAGE_SUFFIXES
 
 
-class FolderPictures:
+class FolderPictures(Captioned):
     """The pictures of a folder and its sub-folders, by their paths within it, in the order of these; hidden files are not looked at.
 
     Sub-folders, if there are any, are classes, as python -m samplers writes them. Pictures are turned as their EXIF data say.
@@ -34,16 +33,6 @@ class FolderPictures:
         self.labels: Sequence[str] | None = _classes(self._folder, self.names)
         self.prompts = None if prompts is None else prompts_for(prompts, self.names)
 
-    @property
-    def prompts(self) -> Sequence[str] | None:
-        """The caption of each; see the class."""
-        return self._captions if self._given is None else self._given
-
-    @prompts.setter
-    def prompts(self, prompts: Sequence[str] | None) -> None:
-        self._given = prompts
-
-    @cached_property
     def _captions(self) -> Sequence[str] | None:
         if not (self._folder / METADATA).is_file() and not any(file.with_suffix(".txt").is_file() for file in self._files):
             return None

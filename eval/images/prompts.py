@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,28 @@ from diffusion.spec import check_names
 
 KEYS = ("prompt", "text", "caption")  # the names that a prompt goes by
 Listed = list[tuple[str | None, str]]  # the name of a picture, None where only the order says it, and its prompt
+
+
+class Captioned:
+    """A source with captions of its own, which are read when they are first asked for: most figures need none."""
+
+    _given: Sequence[str] | None = None
+
+    @property
+    def prompts(self) -> Sequence[str] | None:
+        """The caption of each picture: those that were set, or else its own; None where there are none."""
+        return self._own if self._given is None else self._given
+
+    @prompts.setter
+    def prompts(self, prompts: Sequence[str] | None) -> None:
+        self._given = prompts
+
+    @cached_property
+    def _own(self) -> Sequence[str] | None:
+        return self._captions()
+
+    def _captions(self) -> Sequence[str] | None:
+        raise NotImplementedError
 
 
 def prompts_for(prompts: str | Path | Sequence[str], names: Sequence[str]) -> list[str]:
@@ -123,7 +146,7 @@ def _from_csv(path: Path) -> Listed:
         columns = rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
         entries = list(rows)
     except csv.Error as error:
-        raise ValueError(f"{path} is no comma-separated text: line {rows.line_num}: {error}") from None
+        raise ValueError(f"{path} is no comma-separated text: {error}") from None
     if columns != ["prompt"] and not {"file_name", "prompt"} <= set(columns):
         raise ValueError(f"{path} must have the columns file_name and prompt, or prompt alone, not {', '.join(columns) or 'none'}")
     if longer := [number for number, entry in enumerate(entries, 1) if None in entry]:

@@ -68,7 +68,7 @@ def test_one_prompt_may_belong_to_several_pictures(tmp_path: Path) -> None:
         ("a.csv", "name;prompt\na;b\n", "must have the columns file_name and prompt, or prompt alone, not name;prompt"),
         ("a.csv", "", "not none"),
         ("a.csv", "prompt\na dog, wet\nb\nc\n", "row 1 of {} has more than 1 columns: put quotes around prompts with commas in them"),
-        ("a.csv", 'prompt\n"a" dog\n', "{} is no comma-separated text: line 2: "),
+        ("a.csv", 'prompt\n"a" dog\n', "{} is no comma-separated text: "),
         ("a.csv", "file_name,prompt\na.png,a\nb.png\ncats/c.png,c", "prompt 2 of the 3 in {} is empty"),
         ("a.json", '{"a.png": "a", "b.png": "b"}', "has 2 prompts for 3 pictures, and none for cats/c.png: add what is missing"),
         ("a.json", '{"a.png": "a", "b.png": "b", "c.png": "c"}', "has a prompt for c.png, which is none of the 3 pictures; did you mean"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from eval.images.folder import FolderPictures
 from eval.images.npz import NpzPictures
 from eval.images.source import Source, Unreadable
+from eval.images.tar import TarPictures, find_shards
 from eval.images.tensors import TensorPictures
 from samplers.pictures import save_png
 from tests.train.test_data import UNREADABLE
@@ -244,6 +246,154 @@ def test_damaged_numpy_files_are_refused(photographs: np.ndarray, tmp_path: Path
     np.save(tmp_path / "e.npy", np.array([{}], object))
     for name in ("b.npz", "c.npy", "d.npz", "e.npy"):
         assert refusal(lambda name=name: NpzPictures(tmp_path / name)).startswith(f"{tmp_path / name} is no NumPy file that can be read: ")  # type: ignore[misc]
+
+
+# Tar shards ------------------------------------------------------------------------------------------------------------
+
+
+def pack(path: Path, members: dict[str, bytes], mode: Any = "w") -> Path:
+    """A tar file of these members, in this order."""
+    with tarfile.open(path, mode) as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def as_file(picture: np.ndarray, kind: str = "png", **options: Any) -> bytes:
+    """The content of a picture file."""
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, kind, **options)
+    return content.getvalue()
+
+
+def test_shards_give_their_pictures(photographs: np.ndarray, tmp_path: Path) -> None:
+    """To the last bit, in the order of shards and members; captions from text or JSON, classes, other members left alone."""
+    files = [as_file(photographs[0]), as_file(photographs[1], "webp", lossless=True), as_file(photographs[2])]
+    first = {"a/0.txt": b"a palace\n", "a/0.png": files[0], "a/0.cls": b"3", "a/0.seg.png": b"", "a/._0.png": b"", "notes.md": b""}
+    caption = json.dumps({"caption": CAPTIONS[1], "width": 48, "text": None}).encode()
+    second = {"1.json": caption, "1.WEBP": files[1], "1.cls": b"7\n", "2.png": files[2], "2.json": b'{"text": "a roof"}', "2.cls": b"3"}
+    pack(tmp_path / "s-08.tar", first)
+    pack(tmp_path / "s-09.tar", second, "w:")
+    for paths in (f"{tmp_path}/s-*.tar", f"{tmp_path}/s-{{08..09}}.tar", [tmp_path / "s-08.tar", tmp_path / "s-09.tar"]):
+        source = TarPictures(paths)
+        assert_holds(source, photographs)
+        assert list(source.names) == ["a/0", "1", "2"]
+        assert source.labels == ["3", "7", "3"]
+        assert source.prompts == CAPTIONS
+    assert TarPictures(tmp_path / "s-08.tar", prompts=["another"]).prompts == ["another"]
+
+
+def test_tar_programs_shards_are_read(folder: Path, photographs: np.ndarray, tmp_path: Path) -> None:
+    """With folders in them and names of more than 100 characters, in every dialect that tarfile writes."""
+    for dialect in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "a.tar", "w", format=dialect) as archive:
+            archive.add(folder, arcname=f"{60 * 'x'}/{60 * 'y'}")
+        source = TarPictures(tmp_path / "a.tar")
+        order = np.argsort(source.names)
+        for i, picture in enumerate(source.read(order.tolist())):
+            assert isinstance(picture, Tensor)
+            assert np.array_equal(picture.permute(1, 2, 0).numpy(), photographs[i])
+
+
+def test_shards_with_the_same_keys(photographs: np.ndarray, tmp_path: Path) -> None:
+    """Every picture has a name of its own; the same shard twice is refused."""
+    for i in range(2):
+        pack(tmp_path / f"s{i}.tar", {"0.png": as_file(photographs[i])})
+    source = TarPictures(f"{tmp_path}/s{{0..1}}.tar")
+    assert list(source.names) == ["s0/0", "s1/0"]
+    assert source.prompts is None
+    assert source.labels is None
+    assert "gives s0/0 twice" in refusal(lambda: TarPictures([tmp_path / "s0.tar", tmp_path / "s0.tar"]))
+
+
+@pytest.mark.parametrize(("make", "message"), UNREADABLE, ids=["16-bit", "transparent", "bomb"])
+def test_pictures_of_shards_that_cannot_be_used(
+    make: Callable[[Path], None], message: str, photographs: np.ndarray, tmp_path: Path
+) -> None:
+    """What folders refuse, in the same words, with shard and member; and a picture that is cut short. Those beside them are read."""
+    make(tmp_path / "0.png")
+    whole = as_file(photographs[0])
+    path = pack(tmp_path / "a.tar", {"0.png": (tmp_path / "0.png").read_bytes(), "1.png": whole[:1000], "2.png": whole})
+    source = TarPictures(path)
+    assert reason(source, 0).startswith(f"{path}/0.png {message}")
+    assert reason(source, 0).removeprefix(f"{path}/0.png")[:60] == reason(FolderPictures(tmp_path)).removeprefix(f"{tmp_path}/0.png")[:60]
+    assert reason(source, 1).startswith(f"{path}/1.png is no picture that can be read: ")
+    assert np.array_equal(only(source, 2).permute(1, 2, 0).numpy(), photographs[0])
+
+
+def test_palettes_grey_and_turned_pictures_are_as_in_folders(photographs: np.ndarray, tmp_path: Path) -> None:
+    """To the last bit, whatever the mode: both ways of reading agree."""
+    picture = Image.fromarray(photographs[0])
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    for i, (mode, kind) in enumerate([("P", "png"), ("L", "png"), ("CMYK", "jpeg"), ("RGB", "jpeg"), ("RGBA", "png"), ("1", "png")]):
+        picture.convert(mode).save(tmp_path / f"{i}.{kind}", exif=exif)
+    loose = FolderPictures(tmp_path)
+    packed = TarPictures(pack(tmp_path / "a.tar", {name: (tmp_path / name).read_bytes() for name in loose.names}))
+    for i in range(len(loose)):
+        assert torch.equal(only(loose, i), only(packed, i))
+        assert only(packed, i).shape == (3, 48, 40)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"0.png": b"", "1.txt": b"a", "2.png": b""}, "holds 1.txt, but no picture to it, such as 1.png: write it again"),
+        ({"0.png": b"", "0.jpg": b""}, "holds more than one picture called 0: 0.png and 0.jpg"),
+        ({"0.png": b"", "0.PNG": b""}, "holds 0.PNG twice"),
+        ({"a.md": b""}, "no pictures in "),
+        ({}, "no pictures in "),
+        ({"0.png": b"", "0.cls": b"1", "1.png": b""}, "1 of 2 pictures of {} have no class, the first is 1: add key.cls"),
+    ],
+)
+def test_shards_with_missing_pairs_are_refused(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
+    """Captions without a picture, two pictures of one name, none, classes of some: the shard and the member are named."""
+    path = pack(tmp_path / "a.tar", members)
+    said = refusal(lambda: TarPictures(path))
+    assert message.format(path) in said
+    assert str(path) in said
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"0.png": b"", "0.txt": b"a", "1.png": b""}, "1 of 2 pictures of {} have no caption, the first is 1: add key.txt"),
+        ({"0.png": b"", "0.txt": b" "}, "the caption in {}/0.txt is empty"),
+        ({"0.png": b"", "0.json": b"{"}, "{}/0.json is no JSON: "),
+        ({"0.png": b"", "0.txt": b"\xff"}, "{}/0.txt is no UTF-8 text: "),
+    ],
+)
+def test_captions_of_shards_that_cannot_be_used(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
+    """They stand in nobody's way until they are asked for; then the member is named."""
+    path = pack(tmp_path / "a.tar", members)
+    source = TarPictures(path)
+    assert refusal(lambda: source.prompts).startswith(message.replace("{}", str(path)))
+
+
+def test_damaged_shards_are_refused(photographs: np.ndarray, tmp_path: Path) -> None:
+    """Cut in a picture, in a header, or between members; compressed; no tar file; missing, or an empty range: one line that names it."""
+    content = as_file(photographs[0])
+    whole = pack(tmp_path / "a.tar", {"0.png": content, "1.png": content}).read_bytes()
+    member = 512 + -(-len(content) // 512) * 512
+    for cut in (member + 700, member + 100, member, 2 * member):
+        (tmp_path / "b.tar").write_bytes(whole[:cut])
+        said = refusal(lambda: TarPictures(tmp_path / "b.tar"))
+        assert said.startswith((f"{tmp_path / 'b.tar'} is damaged or cut short", f"{tmp_path / 'b.tar'} is no tar file that can be read"))
+    (tmp_path / "b.tar").write_bytes(whole[:member] + b"x" * 512 + whole[member + 512 :])
+    assert f"{tmp_path / 'b.tar'} is damaged or cut short at byte {member}" in refusal(lambda: TarPictures(tmp_path / "b.tar"))
+    for mode, program in (("w:gz", "gunzip"), ("w:bz2", "bunzip2"), ("w:xz", "unxz")):
+        path = pack(tmp_path / "c.tar", {"0.png": content}, mode)
+        assert refusal(lambda: TarPictures(tmp_path / "c.tar")) == (
+            f"{path} is compressed, so that no picture in it can be reached by itself: {program} it first"
+        )
+    (tmp_path / "d.tar").write_bytes(content)
+    assert f"{tmp_path / 'd.tar'} is no tar file that can be read" in refusal(lambda: TarPictures(tmp_path / "d.tar"))
+    assert refusal(lambda: TarPictures(f"{tmp_path}/e-*.tar"), OSError) == f"no such tar file: {tmp_path}/e-*.tar"
+    assert refusal(lambda: find_shards(f"{tmp_path}/{{a..b}}.tar"), OSError).startswith("no such tar file: ")
+    assert refusal(lambda: find_shards(f"{tmp_path}/f-{{08..09}}.tar"), OSError) == f"no such tar file: {tmp_path}/f-08.tar"
+    assert "is an empty range of shards: 9 comes after 2" in refusal(lambda: find_shards("{9..2}.tar"))
 
 
 # Memory ----------------------------------------------------------------------------------------------------------------
