@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.download import FILES
+
 EPS = 1e-3  # of the batch normalisation
 NORMALISATION = ("weight", "bias", "running_mean", "running_var")
 
@@ -29,7 +31,7 @@ class Published:
 
 
 # pytorch-fid's plain tensors, and NVIDIA's TorchScript archive, which StyleGAN2-ADA and after, and clean-fid, read.
-STATE_DICT = Published("pt_inception-2015-12-05-6726825d.pth", "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2", 95_628_359)
+STATE_DICT = Published(FILES["inception"].name, FILES["inception"].sha256, FILES["inception"].size)
 TORCHSCRIPT = Published("inception-2015-12-05.pt", "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4", 95_607_719)
 PUBLISHED = (STATE_DICT, TORCHSCRIPT)
 

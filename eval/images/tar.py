@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eval.images.decoding import decoded, in_threads, pixels
 from eval.images.prompts import KEYS, Captioned, prompts_for
-from eval.images.source import Unreadable
+from eval.images.source import Unreadable, stamp_of
 from train.data import IMAGE_SUFFIXES
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}  # by their first bytes
@@ -42,7 +42,7 @@ class TarPictures(Captioned):
         self._samples = [sample for shard in shards for sample in _samples(shard)]
         if not self._samples:
             raise ValueError(f"no pictures in {', '.join(map(str, given))}: expected members such as 000.png, 000.jpg or 000.webp")
-        self.origin = ", ".join(map(str, given))
+        self.origin, self.stamp = ", ".join(map(str, given)), stamp_of(shards)
         keys = [sample.key for sample in self._samples]
         unique = len(set(keys)) == len(keys)
         self.names: Sequence[str] = keys if unique else [f"{sample.picture.shard.stem}/{sample.key}" for sample in self._samples]
