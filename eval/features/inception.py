@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -37,32 +38,32 @@ class Convolution(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(super().forward(x), inplace=True)
 
-    def parts(self, name: str) -> dict[str, int]:
-        """Which published convolutions it is made of, and how wide each is: here itself."""
-        return {name: self.out_channels}
 
-
-class Heads(nn.Conv2d):
+class Heads(nn.Module):
     """The 1 x 1 convolutions that read a block's input, by their published names: one product, rectified and split."""
 
     def __init__(self, width: int, **widths: int) -> None:
-        super().__init__(width, sum(widths.values()), 1)
+        super().__init__()
+        self.product = nn.Conv2d(width, sum(widths.values()), 1)
         self.widths = widths
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return F.relu(super().forward(x), inplace=True).split(list(self.widths.values()), 1)
+        return tuple(F.relu(head) for head in self.split(x))
 
-    def parts(self, name: str) -> dict[str, int]:
-        """Which published convolutions it is made of, and how wide each is, in the order of its rows."""
-        block = name.rpartition(".")[0]
-        return {f"{block}.{part}": width for part, width in self.widths.items()}
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.product(x).split(list(self.widths.values()), 1)
+
+    def rows(self, x: Tensor, count: int) -> Tensor:
+        """The first rows of the product, neither rectified nor averaged."""
+        assert self.product.bias is not None
+        return F.conv2d(x, self.product.weight[:count], self.product.bias[:count])
 
 
 class PooledHeads(Heads):
     """The same, of which the last is averaged over 3 x 3 places before it is rectified."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        *heads, pooled = nn.Conv2d.forward(self, x).split(list(self.widths.values()), 1)
+        *heads, pooled = self.split(x)
         pooled = F.avg_pool2d(pooled, 3, stride=1, padding=1, count_include_pad=False)
         return *(F.relu(head) for head in heads), F.relu(pooled, inplace=True)
 
@@ -119,7 +120,7 @@ class InceptionC(nn.Module):
 
     def first(self, x: Tensor, channels: int) -> Tensor:
         """The first channels of what comes out, and nothing else."""
-        return F.relu(F.conv2d(x, self.heads.weight[:channels], self.heads.bias[:channels] if self.heads.bias is not None else None))
+        return F.relu(self.heads.rows(x, channels))
 
 
 class InceptionD(nn.Module):
@@ -164,7 +165,8 @@ class InceptionE(_Fans):
         self.heads = PooledHeads(width, branch1x1=320, branch3x3_1=384, branch3x3dbl_1=448, branch_pool=192)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.joined(*self.heads(x))
+        one, three, double, pooled = self.heads(x)
+        return self.joined(one, three, double, pooled)
 
 
 class InceptionEMax(_Fans):
@@ -176,7 +178,8 @@ class InceptionEMax(_Fans):
         self.branch_pool = Convolution(width, 192)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.joined(*self.heads(x), self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1)))
+        one, three, double = self.heads(x)
+        return self.joined(one, three, double, self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1)))
 
 
 class InceptionV3(nn.Module):
@@ -230,32 +233,34 @@ class Inception(Extractor):
     """The FID network under a protocol: features of pictures as they are.
 
     pool             the 2048 means over the last places: Frechet and kernel distance, precision and recall
-    spatial          sFID's (Nash et al. 2021, as Dhariwal and Nichol 2021 compute it): the first 7 channels of `mixed_6/conv`, rectified, at
-                     17 x 17 places, flattened place by place as TensorFlow keeps them, which the distance does not mind
+    spatial          sFID's (Nash et al. 2021, as Dhariwal and Nichol 2021 compute it): the first 7 channels of `mixed_6/conv`, rectified,
+                     at 17 x 17 places, flattened place by place as TensorFlow keeps them, which the distance does not mind
     logits           of 1008 classes; logits_unbiased, of which Inception Scores are made, lacks the bias
 
     dtype  of the convolutions: torch.bfloat16 is faster where the machine multiplies it so. Pools at the end and logits are float32.
     """
 
-    widths = {"pool": 2048, "spatial": SPATIAL * 17 * 17, "logits": CLASSES, "logits_unbiased": CLASSES}
+    widths: Mapping[str, int] = MappingProxyType(
+        {"pool": 2048, "spatial": SPATIAL * 17 * 17, "logits": CLASSES, "logits_unbiased": CLASSES}
+    )
 
     def __init__(self, network: InceptionV3, protocol: Protocol, identity: Identity, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.network = network.to(dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.network = network.to(dtype).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.network.fc.float()
         self.protocol, self.identity, self.dtype = protocol, identity, dtype
 
     @torch.inference_mode()
     def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
         self.check_outputs(outputs)
-        x = resized(pictures, RESIZES[self.protocol.resize])
-        return self.features(x, outputs)
+        return self.features(resized(pictures, RESIZES[self.protocol.resize]), outputs)
 
     @torch.inference_mode()
     def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
-        """Of pictures that are resized: float (B, 3, 299, 299) in [0, 255]."""
+        """Of pictures that are resized: float (B, 3, 299, 299) in [0, 255]. float32 means float32, on a GPU too, and not TF32."""
         x = (x - self.protocol.centre) / self.protocol.scale
-        return self.network(x.to(self.dtype, memory_format=torch.channels_last), outputs)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False):
+            return self.network(x.to(self.dtype, memory_format=torch.channels_last), outputs)
 
 
 def load_inception(path: str | Path, protocol: str = "clean", sha256: str | None = None, dtype: torch.dtype = torch.float32) -> Inception:
@@ -298,9 +303,16 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
     return shapes | {"fc.weight": (CLASSES, 2048), "fc.bias": (CLASSES,)}
 
 
-def _convolutions(network: InceptionV3) -> list[tuple[Convolution | Heads, dict[str, int]]]:
-    """Every convolution, and the published ones it is made of."""
-    return [(module, module.parts(name)) for name, module in network.named_modules() if isinstance(module, Convolution | Heads)]
+def _convolutions(network: InceptionV3) -> list[tuple[nn.Conv2d, dict[str, int]]]:
+    """Every convolution, and the published ones it is made of, in the order of its rows, with their widths."""
+    found: list[tuple[nn.Conv2d, dict[str, int]]] = []
+    for name, module in network.named_modules():
+        if isinstance(module, Convolution):
+            found.append((module, {name: module.out_channels}))
+        elif isinstance(module, Heads):
+            block = name.rpartition(".")[0]
+            found.append((module.product, {f"{block}.{part}": width for part, width in module.widths.items()}))
+    return found
 
 
 def _identity(protocol: Protocol, weights: str, dtype: torch.dtype, random: bool = False) -> Identity:

@@ -32,12 +32,22 @@ class Published:
 
 # pytorch-fid's plain tensors, and NVIDIA's TorchScript archive, which StyleGAN2-ADA and after, and clean-fid, read.
 STATE_DICT = Published(FILES["inception"].name, FILES["inception"].sha256, FILES["inception"].size)
-TORCHSCRIPT = Published("inception-2015-12-05.pt", "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4", 95_607_719)
+TORCHSCRIPT = Published(
+    name="inception-2015-12-05.pt",
+    sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+    size=95_607_719,
+)
 PUBLISHED = (STATE_DICT, TORCHSCRIPT)
 
 # What the TorchScript archive, which kept the graph's scopes, calls a convolution; and what the plain file, which has torchvision's
 # names, calls it. The first were read in miemie2013/ppgan: convert_weights, which runs the archive beside a copy of it, name by name.
-_STEM = {"conv": "Conv2d_1a_3x3", "conv_1": "Conv2d_2a_3x3", "conv_2": "Conv2d_2b_3x3", "conv_3": "Conv2d_3b_1x1", "conv_4": "Conv2d_4a_3x3"}
+_STEM = {
+    "conv": "Conv2d_1a_3x3",
+    "conv_1": "Conv2d_2a_3x3",
+    "conv_2": "Conv2d_2b_3x3",
+    "conv_3": "Conv2d_3b_1x1",
+    "conv_4": "Conv2d_4a_3x3",
+}
 _A = {
     "conv": "branch1x1",
     "tower.conv": "branch5x5_1",
@@ -113,7 +123,7 @@ def read_weights(path: str | Path, sha256: str | None = None) -> tuple[dict[str,
         what = "what was asked for" if sha256 else f"one of {', '.join(published.name for published in PUBLISHED)}"
         raise ValueError(f"{path} has SHA-256 {digest} and is not {what}: give sha256={digest!r} if it is what you mean")
     if _is_torchscript(path):
-        return from_torchscript(torch.jit.load(path, map_location="cpu").state_dict(), str(path)), digest  # type: ignore[no-untyped-call]
+        return from_torchscript(torch.jit.load(path, map_location="cpu").state_dict(), str(path)), digest
     return dict(torch.load(path, map_location="cpu", weights_only=True)), digest
 
 
@@ -147,11 +157,11 @@ def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...
 
 
 def random_state(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tensor]:
-    """Weights drawn so that features neither die out nor explode on their way, whatever the published ones are; as the plain file names them."""
+    """Weights drawn so that features neither die out nor explode on their way, by the names and shapes of the plain file."""
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(key: str, shape: tuple[int, ...]) -> Tensor:
-        if key.endswith("running_var") or key.endswith("bn.weight"):
+        if key.endswith(("running_var", "bn.weight")):
             return torch.empty(shape).uniform_(0.8, 1.2, generator=generator)
         gain = math.sqrt(2 / math.prod(shape[1:])) if len(shape) > 1 else 0.1
         return gain * torch.randn(shape, generator=generator)

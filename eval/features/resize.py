@@ -14,7 +14,7 @@ Resize = Callable[[Tensor], Tensor]
 
 
 def clean(pictures: Tensor) -> Tensor:
-    """PIL's bicubic filter, which widens where pictures shrink, on float channels, cut off at 0 and 255 but not rounded (Parmar et al. 2022).
+    """PIL's bicubic filter, which widens where pictures shrink, on float channels; cut off at 0 and 255, not rounded (Parmar et al. 2022).
 
     uint8 (B, 3, H, W) -> float32 (B, 3, 299, 299) in [0, 255], as the others. In between float64, as PIL's weights and sums are:
     float32's are up to 0.005 of 255 off.
