@@ -62,11 +62,12 @@ def test_the_hash_names_values_names_and_shapes() -> None:
 
 def test_a_module_of_ones_own() -> None:
     """Its rows in float32, in inference, named by its tensors and by what was said of the preparation."""
-    network = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)).double()
+    linear = nn.Linear(3, 2).double()
+    network = nn.Sequential(linear, nn.Dropout(0.5))
     extractor = Custom(network, name="mine", prepared="mean colour", width=2, prepare=lambda batch: colours(batch).double())
     batch = pictures(4, 6, 7)
     rows = extractor(batch, ["features"])["features"]
-    expected = colours(batch) @ network[0].weight.float().T + network[0].bias.float()
+    expected = colours(batch) @ linear.weight.float().T + linear.bias.float()
     torch.testing.assert_close(rows, expected, rtol=0, atol=1e-6)
     assert not rows.requires_grad
     assert (extractor.identity.network, extractor.identity.prepared) == ("mine", "mean colour")
