@@ -62,18 +62,27 @@ def read_prompts(path: str | Path, names: Sequence[str]) -> list[str]:
     Prompts in order are also refused where sorting by text puts 10.png before 2.png: they were most likely written in the order of the
     numbers, and every picture would silently be held against another's prompt.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file of prompts: {path}")
-    check_names("kind of file with prompts", [path.suffix.lower()], READERS)
-    listed = READERS[path.suffix.lower()](path)
+    path, listed = Path(path), _listed(Path(path))
     prompts = [prompt for _, prompt in listed]
-    _check_filled(str(path), prompts)
     if any(name is not None for name, _ in listed):
         return _by_name(path, [(str(name), prompt) for name, prompt in listed], names)
     _check_number(str(path), len(prompts), len(names))
     _check_order(path, names)
     return prompts
+
+
+def list_prompts(path: str | Path) -> list[str]:
+    """All prompts of such a file, in its own order, for pictures that are yet to be drawn. Errors as from `read_prompts`."""
+    return [prompt for _, prompt in _listed(Path(path))]
+
+
+def _listed(path: Path) -> Listed:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file of prompts: {path}")
+    check_names("kind of file with prompts", [path.suffix.lower()], READERS)
+    listed = READERS[path.suffix.lower()](path)
+    _check_filled(str(path), [prompt for _, prompt in listed])
+    return listed
 
 
 def _by_name(path: Path, listed: list[tuple[str, str]], names: Sequence[str]) -> list[str]:
