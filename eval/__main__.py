@@ -7,7 +7,7 @@ from typing import Any
 
 from configs import command_line
 from diffusion.spec import lookup
-from eval import folder
+from eval import scoring
 from eval.bench import loading, networks, orders, samplers
 from eval.digits import quickstart
 
@@ -25,8 +25,10 @@ def main(config: dict[str, Any]) -> int:
 
 
 def _score(config: dict[str, Any]) -> int:
-    for name, value in folder.run(config).items():
-        print(f"{name:14s} {value:.4g}")
+    written = scoring.run(config, lambda name, figure: print(f"{name:18s} {figure}", flush=True))
+    if written is not None:
+        print(*(f"note: {note}" for note in written.result.notes), sep="\n", end="\n" * bool(written.result.notes))
+        print(f"result{'' if written.new else ', which was there already'}: {written.path.resolve()}")
     return 0
 
 

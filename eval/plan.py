@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -155,8 +155,9 @@ class Plan:
         if side == "samples" or self.params.cache is None:
             return self.out.with_name(f".{self.out.stem}.{side}.safetensors")
         source, groups = self.sides[side], self.params.groups
-        identities = [self.extractors[output.split(".")[0]].identity.to_json() for output in sum(self._wanted(side), [])]
-        key = hashlib.sha256(json.dumps([source.origin, source.stamp, self._wanted(side), identities, groups]).encode()).hexdigest()
+        wanted = self._wanted(side)
+        identities = [self.extractors[output.split(".")[0]].identity.to_json() for outputs in wanted for output in outputs]
+        key = hashlib.sha256(json.dumps([source.origin, source.stamp, wanted, identities, groups]).encode()).hexdigest()
         return Path(self.params.cache) / f"{key[:16]}.safetensors"
 
     def gather(self, side: Side, where: World) -> Collected | None:
@@ -270,7 +271,9 @@ def _check_fit(name: str, metric: Metric, sides: Mapping[Side, Source]) -> None:
             raise ValueError(f"{name} needs at least {metric.least} {side} pictures, and {source.origin} has {len(source)}")
     samples = sides["samples"]
     if "prompts" in metric.needs and samples.prompts is None:
-        raise ValueError(f"{name} needs the prompts of {samples.origin}: give prompts=FILE, a line each in the order of the pictures' names")
+        raise ValueError(
+            f"{name} needs the prompts of {samples.origin}: give prompts=FILE, a line each in the order of the pictures' names"
+        )
     if "labels" in metric.needs and samples.labels is None:
         raise ValueError(f"{name} needs to know what the pictures of {samples.origin} should show: keep them in a folder per class")
 

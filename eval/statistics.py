@@ -64,6 +64,15 @@ def read_statistics(path: str | Path) -> Statistics:
     return readers[path.suffix.lower()](path)
 
 
+def is_statistics(path: str | Path) -> bool:
+    """Whether a path names a file of them, rather than pictures: a .safetensors file, or an .npz file with mu and sigma."""
+    path = Path(path)
+    if path.suffix.lower() == ".npz" and path.is_file():
+        with damage_said(path), np.load(path, allow_pickle=False) as file:
+            return set(FOREIGN["pool"]) <= set(file.files)
+    return path.suffix.lower() == ".safetensors"
+
+
 def write_statistics(statistics: Statistics, path: str | Path) -> None:
     """As a .safetensors file, with moments to the last bit. ValueError where it is not known what they are of."""
     if statistics.identity is None or statistics.n is None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +42,8 @@ class Drawn:
 
     settings  what all pictures depend on, the SHA-256 of the model's weights and of the prompts included, as plain values
     calls     network calls per picture, counted
-    seconds   that drawing has taken so far, text encoders and autoencoder included
+    stamp     SHA-256 of them
+    name      for a row of a table: what draws, sampler, steps and guidance
 
     FloatingPointError, which names the seed, for pictures that are not finite.
     """
@@ -64,7 +67,20 @@ class Drawn:
             raise ValueError(f"{n} pictures from seed {settings['seed']} on need seeds beyond 2^63 - 1: begin with a smaller one")
         self.names: Sequence[str] = [f"seed {settings['seed'] + i}" for i in range(n)]
         self.calls = calls_per_image(model, lambda counting: draw(counting, [0]))
-        self.seconds = 0.0
+        self.stamp = hashlib.sha256(json.dumps([self.settings, n, labels and list(labels)], default=str).encode()).hexdigest()
+        self._seconds, self._count = 0.0, 0
+
+    @property
+    def name(self) -> str:
+        """What draws, and how."""
+        guidance = self.settings.get("guidance")
+        guided = "" if guidance in (None, 1) else f", guidance {guidance:g}"
+        return f"{Path(self.origin).name}, {self.settings['sampler']}, {self.settings['steps']} steps{guided}"
+
+    @property
+    def seconds(self) -> float:
+        """That drawing takes per picture, text encoders and autoencoder included, as measured so far; NaN before the first."""
+        return self._seconds / self._count if self._count else math.nan
 
     def __len__(self) -> int:
         return len(self.names)
@@ -75,7 +91,8 @@ class Drawn:
         for first in range(0, len(indices), self._batch_size):
             images = self._draw(self._model, indices[first : first + self._batch_size])
             found += list(images.cpu().expand(-1, 3, -1, -1))
-        self.seconds += time.perf_counter() - start
+        self._seconds += time.perf_counter() - start
+        self._count += len(indices)
         return found
 
 

@@ -7,15 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion.spec import make
 from eval.images.drawn import drawn
 from eval.images.folder import FolderPictures
 from eval.images.npz import NpzPictures
 from eval.images.source import Source
 from eval.images.tar import TarPictures
+from eval.images.tensors import TensorPictures
+from train.data import digits
 
 
 def open_source(spec: str | Path | Mapping[str, Any], prompts: str | None = None) -> Source:
-    """A source of pictures: a folder, an .npz or .npy file, tar shards ("a-{000000..000009}.tar", "*.tar"), or what draws them (`drawn`).
+    """A source of pictures: a folder, an .npz or .npy file, tar shards ("a-{000000..000009}.tar", "*.tar"), what draws them (`drawn`), or
+    a data set, {"name": "digits", "split": "held_out"}.
 
     prompts  a file of one prompt per picture (`read_prompts`), instead of captions beside the pictures; not for what draws, which is
              told its own
@@ -23,7 +27,7 @@ def open_source(spec: str | Path | Mapping[str, Any], prompts: str | None = None
     if isinstance(spec, Mapping):
         if prompts is not None:
             raise ValueError("a model is told its prompts as it draws: give them beside its weights, prompts: FILE")
-        return drawn(spec)
+        return _dataset(spec) if "name" in spec else drawn(spec)
     path, name = Path(spec), str(spec).lower()
     if path.is_dir():
         return FolderPictures(path, prompts)
@@ -34,6 +38,11 @@ def open_source(spec: str | Path | Mapping[str, Any], prompts: str | None = None
     if path.exists():
         raise ValueError(f"{path} is no source of pictures: give a folder, an .npz or .npy file, or .tar files")
     raise FileNotFoundError(f"no such folder of pictures: {path}{_near(path)}")
+
+
+def _dataset(spec: Mapping[str, Any]) -> Source:
+    data = make("data set", spec, {"digits": digits})
+    return TensorPictures.from_signed(data.images, data.labels, origin=", ".join(str(value) for value in spec.values()))
 
 
 def _near(path: Path) -> str:

@@ -28,11 +28,16 @@ class Source(Protocol):
     stamp    changes when the pictures do, and takes no reading of them: sizes and times of files, settings of a model
     """
 
-    origin: str
-    names: Sequence[str]
-    labels: Sequence[str] | None
-    prompts: Sequence[str] | None
-    stamp: str
+    @property
+    def origin(self) -> str: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+    @property
+    def labels(self) -> Sequence[str] | None: ...
+    @property
+    def prompts(self) -> Sequence[str] | None: ...
+    @property
+    def stamp(self) -> str: ...
 
     def __len__(self) -> int: ...
 

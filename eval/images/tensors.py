@@ -73,7 +73,7 @@ class TensorPictures:
     @cached_property
     def stamp(self) -> str:
         """SHA-256 of the pixels."""
-        return hashlib.sha256(self._images.contiguous().numpy()).hexdigest()
+        return hashlib.sha256(self._images.contiguous().numpy().data).hexdigest()
 
     def __len__(self) -> int:
         return len(self._images)
