@@ -12,7 +12,7 @@ import pytest
 from eval.images.prompts import prompts_for, read_prompts
 
 NAMES = ["a.png", "b.png", "cats/c.png"]
-PROMPTS = ["a bird", 'a "dog", wet\u2028and\u2028glad', "un café"]
+PROMPTS = ["a bird", 'a "dog", wet\u2028and\u2028glad', "un\u2028café"]
 PAIRS = dict(zip(NAMES, PROMPTS, strict=True))
 
 
@@ -39,8 +39,8 @@ def entries(key: str) -> list[dict[str, str]]:
         ("b.jsonl", "\n".join(map(json.dumps, entries("text"))) + "\n"),
         ("a.json", json.dumps(entries("caption"))),
         ("b.json", json.dumps(PAIRS, ensure_ascii=False)),
-        ("0.csv", 'prompt\na bird\n"a ""dog"", wet\u2028and\u2028glad"\nun café\n'),
-        ("b.csv", 'prompt,file_name\nun café,cats/c.png\na bird,a.png\n"a ""dog"", wet\u2028and\u2028glad",b.png\n'),
+        ("0.csv", 'prompt\na bird\n"a ""dog"", wet\u2028and\u2028glad"\nun\u2028café\n'),
+        ("b.csv", 'prompt,file_name\nun\u2028café,cats/c.png\na bird,a.png\n"a ""dog"", wet\u2028and\u2028glad",b.png\n'),
     ],
     ids=lambda value: value if len(value) < 9 else "",
 )
