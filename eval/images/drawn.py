@@ -25,9 +25,9 @@ from samplers.generate import generate
 from samplers.guide import steered
 from samplers.pictures import to_uint8
 from samplers.results import MAX_SEED, check_same
-from samplers.run import SampleParams, _labels
+from samplers.run import SampleParams, labels_in_turn
 from samplers.sample import find_sampler, sample
-from samplers.text_to_image import ASKED, DTYPES, TextToImageParams, _completed, _dtypes, _loaded
+from samplers.text_to_image import ASKED, DTYPES, TextToImageParams, completed, dtypes, loaded
 from samplers.usage import usage
 
 ELSEWHERE = {"out", "progress"}  # of the settings of python -m samplers, what is not for pictures that nobody saves
@@ -123,7 +123,7 @@ def _of_run(spec: dict[str, Any]) -> Drawn:
     how = usage(model, params.sampler, params.steps, params.grid, params.guidance)
     check_call(how.sampler, find_sampler(how.sampler), 3, params.options)
     grid = how.levels(model)
-    classes = _labels(model, params)
+    classes = labels_in_turn(model, params)
     labels = None if classes is None else [classes[i % len(classes)] for i in range(params.n)]
 
     def draw(model: Model, indices: Sequence[int]) -> Tensor:
@@ -148,9 +148,9 @@ def _of_prompts(spec: dict[str, Any]) -> Drawn:
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ValueError(f"prompts must be at least one, and none of them empty, not {str(prompts)[:80]}")
     params = make_params("", TextToImageParams, {"n": len(prompts), **spec, "prompt": "", "progress": False})
-    model = _loaded(params, "weights")
-    params = _completed(params, model, None, None)
-    for part, name in _dtypes(params).items():
+    model = loaded(params, "weights")
+    params = completed(params, model, None, None)
+    for part, name in dtypes(params).items():
         if part in model.parts:
             model.parts[part].to(DTYPES[name])
     told = [prompts[i % len(prompts)] for i in range(params.n)]

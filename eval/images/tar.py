@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
 from torch import Tensor
 
-from eval.images.decoding import decoded, in_threads, pixels
+from eval.images.decoding import in_threads, pixels
 from eval.images.prompts import KEYS, Captioned, prompts_for
 from eval.images.source import Unreadable, stamp_of
+from samplers.pictures import open_picture
 from train.data import IMAGE_SUFFIXES
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}  # by their first bytes
@@ -56,7 +56,11 @@ class TarPictures(Captioned):
 
     def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
         """See `Source`."""
-        return in_threads(lambda index: pixels(self._samples[index].picture.decoded()), indices)
+        return in_threads(self._pixels, indices)
+
+    def _pixels(self, index: int) -> Tensor:
+        member = self._samples[index].picture
+        return pixels(open_picture(str(member), content=member.read()))
 
     def _captions(self) -> list[str] | None:
         return self._all("caption", "key.txt, or key.json with a caption", [sample.caption() for sample in self._samples])
@@ -98,9 +102,6 @@ class _Member:
         with open(self.shard, "rb") as file:  # each its own, so that several can be read at once
             file.seek(self.offset)
             return file.read(self.size)
-
-    def decoded(self) -> Image.Image:
-        return decoded(self.read(), str(self))
 
     def text(self) -> str:
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +162,22 @@ def test_broken_pictures_are_named(folder: Path, tmp_path: Path) -> None:
     for i, name in enumerate(("cut", "empty", "gone", "text")):
         said = f"no such picture: {tmp_path}/gone.png" if name == "gone" else f"{tmp_path}/{name}.png is no picture that can be read: "
         assert reason(source, i).startswith(said)
+
+
+def test_threads_leave_the_filters_of_warnings_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening side by side, however long it takes, changes nothing for the rest of the program: bombs are refused by way of a warning."""
+    opened = Image.open
+
+    def slowly(file: Path) -> Image.Image:
+        time.sleep(0.001 * (int(file.stem) * 7 % 5))
+        return opened(file)
+
+    for i in range(50):
+        (tmp_path / f"{i:03d}.png").symlink_to(folder / "000000.png")
+    before = list(warnings.filters)
+    monkeypatch.setattr(Image, "open", slowly)
+    assert all(isinstance(picture, Tensor) for picture in FolderPictures(tmp_path).read(range(50)))
+    assert warnings.filters == before
 
 
 def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
