@@ -8,7 +8,7 @@ from typing import Any
 from configs import command_line
 from diffusion.spec import lookup
 from eval import scoring
-from eval.bench import loading, networks, orders, samplers
+from eval.bench import features, loading, networks, orders, samplers
 from eval.digits import quickstart
 
 
@@ -20,6 +20,7 @@ def main(config: dict[str, Any]) -> int:
         "bench_samplers": _bench_samplers,
         "bench_networks": _bench_networks,
         "bench_loading": _bench_loading,
+        "bench_features": _bench_features,
     }
     return lookup("program", config["program"], programs)(config)
 
@@ -55,6 +56,11 @@ def _bench_networks(config: dict[str, Any]) -> int:
 
 def _bench_loading(config: dict[str, Any]) -> int:
     print(loading.table(loading.run(config)), end="")
+    return 0
+
+
+def _bench_features(config: dict[str, Any]) -> int:
+    print(features.table(features.run(config)), end="")
     return 0
 
 
