@@ -8,7 +8,7 @@ from typing import Any
 from configs import command_line
 from diffusion.spec import lookup
 from eval import folder
-from eval.bench import loading, networks, orders, samplers
+from eval.bench import frechet, loading, networks, orders, samplers
 from eval.digits import quickstart
 
 
@@ -20,6 +20,7 @@ def main(config: dict[str, Any]) -> int:
         "bench_samplers": _bench_samplers,
         "bench_networks": _bench_networks,
         "bench_loading": _bench_loading,
+        "bench_frechet": _bench_frechet,
     }
     return lookup("program", config["program"], programs)(config)
 
@@ -53,6 +54,11 @@ def _bench_networks(config: dict[str, Any]) -> int:
 
 def _bench_loading(config: dict[str, Any]) -> int:
     print(loading.table(loading.run(config)), end="")
+    return 0
+
+
+def _bench_frechet(config: dict[str, Any]) -> int:
+    print(frechet.table(frechet.run(config)), end="")
     return 0
 
 
