@@ -6,13 +6,14 @@ import math
 from statistics import NormalDist
 
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from eval.metrics.figure import Figure
 
 
 def label_accuracy(logits: Tensor, labels: Tensor, top: int = 1) -> Figure:
     """Share of logits (N, C) in which the label (N,), 0 ... C - 1, is among the `top` highest, with Wilson's 95 % interval."""
+    from torchmetrics.functional.classification import multiclass_accuracy  # imports transformers, too, which takes seconds
+
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0 or not 1 <= top <= logits.shape[1]:
         raise ValueError(f"top-{top} accuracy needs logits (N, C) and labels (N,), not {tuple(logits.shape)} and {tuple(labels.shape)}")
     if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:

@@ -96,6 +96,8 @@ def _counts(parts: int, n: int) -> list[int]:
 
 def _cross(covariance: Tensor, root: Tensor) -> Tensor:
     """tr (C R R^T)^(1/2)."""
+    if root.shape[1] == 0:
+        return root.new_zeros(())
     values = torch.linalg.eigvalsh(_product(covariance, root))
     rounding = EPS * values[-1]
     if values[0] > len(covariance) * rounding and rounding * values.reciprocal().sum().sqrt() < 1e-10 * values.sqrt().sum():
