@@ -135,13 +135,8 @@ def test_work_on_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
     """Another extractor, other pictures or another number of groups begin anew."""
     state = tmp_path / "state.safetensors"
     go(Numbered(40), state=state)
-    for source, extractor, params in (
-        (Numbered(40), Projected(seed=1), {}),
-        (Numbered(41), Projected(seed=1), {}),
-        (Numbered(41), Projected(seed=1), {"groups": 3}),
-        (Numbered(41, origin="elsewhere"), Projected(seed=1), {"groups": 3}),
-    ):
-        found = go(source, state=state, extractor=extractor, **params)
+    for source, groups in ((Numbered(40), 16), (Numbered(41), 16), (Numbered(41), 3), (Numbered(41, origin="elsewhere"), 3)):
+        found = go(source, state=state, extractor=Projected(seed=1), groups=groups)
         assert len(source.seen) == found.n == len(source)
 
 
