@@ -85,8 +85,8 @@ def write_statistics(statistics: Statistics, path: str | Path) -> None:
     for output, moments in statistics.moments.items():
         if moments.n != statistics.n:
             raise ValueError(f"moments of {output} are of {moments.n} pictures, and the statistics of {statistics.n}: give one set's")
-        mean, scatter = _state(moments)
-        tensors |= {f"{output}.mean": mean.contiguous(), f"{output}.scatter": scatter.contiguous()}
+        state = moments.state_dict()
+        tensors |= {f"{output}.{name}": state[name].contiguous().cpu() for name in ("mean", "scatter")}
     said = _Said(statistics.n, statistics.identity, statistics.origin)
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"format": FORMAT, "statistics": json.dumps(asdict(said))})
@@ -148,7 +148,7 @@ def _read_ours(path: Path) -> Statistics:
         check_names(f"tensor in {path}", [f"{output}.scatter"], tensors)
         mean, scatter = tensors[f"{output}.mean"], tensors[f"{output}.scatter"]
         _check_moments(path, f"{output}.mean", f"{output}.scatter", mean, scatter)
-        moments[output] = _from_state(said.n, mean, scatter)
+        moments[output] = Moments.from_state({"n": torch.tensor(said.n), "mean": mean, "scatter": scatter})
     return Statistics(moments, said.n, said.identity, said.origin, _sha256(path))
 
 
@@ -167,20 +167,9 @@ def _check_moments(path: Path, mean_name: str, name: str, mean: Tensor, matrix: 
 
 
 def _unit_moments(path: Path, mean_name: str, name: str, mean: Tensor, covariance: Tensor) -> Moments:
-    """With exactly this covariance; of how many pictures is unknown, and 2 stands for it."""
+    """With exactly this covariance, of how many pictures is unknown."""
     _check_moments(path, mean_name, name, mean, covariance)
-    return _from_state(2, mean, covariance)
-
-
-def _state(moments: Moments) -> tuple[Tensor, Tensor]:
-    """The mean, and the sum of (x - mean)(x - mean)^T."""
-    return moments.mean, moments._scatter
-
-
-def _from_state(n: int, mean: Tensor, scatter: Tensor) -> Moments:
-    moments = Moments(len(mean))
-    moments.n, moments.mean, moments._scatter = n, mean, scatter
-    return moments
+    return Moments.exactly(mean, covariance)
 
 
 def _sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ BLOCK = 256
 POINTS = 15
 SMALLEST = 5000
 ROWS = 4096
+SPARE = 16  # columns beyond the rank, so that the range is found whole
 EPS = torch.finfo(torch.float64).eps
 
 
@@ -28,7 +29,7 @@ class Reference:
 
     def __init__(self, moments: Moments) -> None:
         self.mean, self.covariance = moments.mean, moments.covariance
-        self.root = _root(self.covariance)
+        self.root = _root(self.covariance, moments.n)
 
 
 def frechet_distance(a: Moments, b: Moments | Reference) -> float:
@@ -46,7 +47,7 @@ def frechet_distance(a: Moments, b: Moments | Reference) -> float:
     reference = b if isinstance(b, Reference) else Reference(b)
     covariance = a.covariance.to(reference.mean.device)
     difference = (a.mean.to(reference.mean.device) - reference.mean).square().sum()
-    total = difference + covariance.trace() + reference.covariance.trace() - 2 * _cross(covariance, reference.root)
+    total = difference + covariance.trace() + reference.covariance.trace() - 2 * _cross(covariance, a.n, reference.root)
     return max(0.0, float(total))
 
 
@@ -94,15 +95,14 @@ def _counts(parts: int, n: int) -> list[int]:
     return sorted(set(np.linspace(least, parts, POINTS).astype(int).tolist()))
 
 
-def _cross(covariance: Tensor, root: Tensor) -> Tensor:
-    """tr (C R R^T)^(1/2)."""
-    if root.shape[1] == 0:
-        return root.new_zeros(())
-    values = torch.linalg.eigvalsh(_product(covariance, root))
-    rounding = EPS * values[-1]
-    if values[0] > len(covariance) * rounding and rounding * values.reciprocal().sum().sqrt() < 1e-10 * values.sqrt().sum():
-        return values.sqrt().sum()
-    return torch.linalg.svdvals(_root(covariance).T @ root).sum()
+def _cross(covariance: Tensor, n: int, root: Tensor) -> Tensor:
+    """tr (C R R^T)^(1/2), for the covariance of n samples."""
+    if n > root.shape[1] > 0:
+        values = torch.linalg.eigvalsh(_product(covariance, root))
+        rounding = EPS * values[-1]
+        if values[0] > len(covariance) * rounding and rounding * values.reciprocal().sum().sqrt() < 1e-10 * values.sqrt().sum():
+            return values.sqrt().sum()
+    return torch.linalg.svdvals(_root(covariance, n).T @ root).sum()
 
 
 def _product(covariance: Tensor, root: Tensor) -> Tensor:
@@ -114,13 +114,29 @@ def _product(covariance: Tensor, root: Tensor) -> Tensor:
     return product
 
 
-def _root(covariance: Tensor) -> Tensor:
-    """Lower trapezoidal R (D, rank) with R R^T = covariance."""
+def _root(covariance: Tensor, n: int) -> Tensor:
+    """Lower trapezoidal R (D, rank) with R R^T = covariance, that of n samples."""
     lowest = len(covariance) * EPS  # relative to the largest: below is rounding noise
     root, failed = torch.linalg.cholesky_ex(covariance)
     pivots = root.diagonal().square()
     if not failed and pivots.min() > lowest * pivots.max():
         return root
-    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = _eigenpairs(covariance, n)
     kept = values > values[-1].clamp(min=0) * lowest
     return torch.linalg.qr((vectors[:, kept] * values[kept].sqrt()).T, mode="r").R.T
+
+
+def _eigenpairs(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and their vectors in columns. Of a covariance of no more than that rank those that are not 0, from its range,
+    which random combinations of its columns span (Halko et al. 2011, section 4.1): so many are few.
+    """
+    dim, width = len(covariance), rank + SPARE
+    if 2 * width < dim:
+        generator = torch.Generator(covariance.device).manual_seed(0)
+        mixed = covariance @ torch.randn(dim, width, generator=generator, dtype=covariance.dtype, device=covariance.device)
+        basis = torch.linalg.qr(mixed).Q
+        inner = basis.T @ covariance @ basis
+        if covariance.trace() - inner.trace() <= dim * EPS * covariance.trace():  # nothing of it lies outside: the rank was true
+            values, vectors = torch.linalg.eigh(inner)
+            return values, basis @ vectors
+    return torch.linalg.eigh(covariance)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+MANY = 2**20 + 1  # more than features are wide; and to multiply and divide by the power of two is exact
+
 
 class Moments:
     """n, mean and covariance of everything given to `update`; `merge` adds another's, `without` takes it away (Chan et al. 1979).
@@ -33,6 +35,13 @@ class Moments:
         moments = cls(len(state["mean"]))
         moments.n = int(state["n"])
         moments.mean, moments._scatter = state["mean"].clone(), state["scatter"].clone()
+        return moments
+
+    @classmethod
+    def exactly(cls, mean: Tensor, covariance: Tensor) -> Moments:
+        """Of a distribution with this mean (D,) and covariance (D, D), or of samples of which nobody said how many: n is MANY."""
+        moments = cls(len(mean))
+        moments.n, moments.mean, moments._scatter = MANY, mean.double(), covariance.double() * (MANY - 1)
         return moments
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -54,6 +54,29 @@ def test_full_rank_closed_form(exponent: int, monkeypatch: pytest.MonkeyPatch) -
         assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("n", [20, 60])
+def test_few_samples_need_no_decomposition_of_the_whole(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """N well below D: the range of either covariance is enough, to 1e-9 of the distance from singular values of the data."""
+    x, y = normal(20, n, WIDE), 1 + normal(21, n + 7, WIDE)
+    whole = torch.linalg.eigh
+
+    def small(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        assert len(matrix) < WIDE
+        return whole(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", small)
+    assert frechet_distance(Moments.of(x), Moments.of(y)) == pytest.approx(from_data(x, y), rel=1e-9)
+
+
+def test_a_rank_that_is_not_true_is_noticed() -> None:
+    """Moments that say to be of 3 samples, and have full rank, are decomposed whole."""
+    a, b = rotated(torch.logspace(0, -2, WIDE, dtype=F64)), rotated(torch.logspace(1, -2, WIDE, dtype=F64))
+    expected = frechet_distance(a, b)
+    few = Moments.from_state({"n": torch.tensor(3), "mean": a.mean, "scatter": 2 * a.covariance})
+    assert frechet_distance(few, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(b, few) == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("ranks", [(40, 40), (40, 90), (90, 40), (40, WIDE), (WIDE, 40), (0, 40), (40, 0), (0, 0)], ids=str)
 def test_rank_deficient_closed_form(ranks: tuple[int, int]) -> None:
     """The same with eigenvalues of 0 on one side or both, in the same directions and in others, to 1e-9."""

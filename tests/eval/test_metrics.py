@@ -25,9 +25,7 @@ def normal(seed: int, *shape: int, dtype: torch.dtype = F64) -> Tensor:
 
 def exact(mean: Tensor, covariance: Tensor) -> Moments:
     """Moments with exactly this mean and covariance."""
-    moments = Moments(len(mean))
-    moments.n, moments.mean, moments._scatter = 2, mean, covariance
-    return moments
+    return Moments.exactly(mean, covariance)
 
 
 def assert_moments(a: Moments, mean: Tensor, covariance: Tensor, tolerance: float) -> None:
