@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -33,6 +35,29 @@ PALETTE = {
 SERIES = ("blue", "vermilion", "green", "purple", "orange", "sky")
 WIDTH = 11.0  # inches; a page shows a figure of this width at its full measure
 INK, MUTED, GRID, SURFACE = (PALETTE[name] for name in ("ink", "muted", "grid", "surface"))
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a sampler is drawn, on every figure alike."""
+
+    color: str
+    marker: str
+    size: float
+    width: float
+    dashes: Any = "-"
+    hollow: bool = False
+    offset: float = -0.2  # of its own from a line that samplers share, in lines
+
+
+# DDIM and Euler are the same numbers. So DDIM is a wide band with large rings, and Euler a thin dashed line with dots inside them.
+STYLES = {
+    "ddpm": Style(PALETTE["vermilion"], "s", 5.5, 1.8),
+    "ddim": Style(PALETTE["sky"], "o", 11, 4.5, hollow=True, offset=0.1),
+    "euler": Style(PALETTE["ink"], "o", 4, 1.4, (0, (3, 2)), offset=0.1),
+    "consistency": Style(PALETTE["green"], "D", 6, 1.8, offset=0),
+}
 
 
 def make_panels(rows: int, columns: int, height: float, sharey: bool = False) -> tuple[Figure, Any]:
@@ -93,6 +118,28 @@ def colors_of(names: Iterable[str]) -> dict[str, str]:
 
 def unique(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
+
+
+def sampler_style(sampler: str) -> Style:
+    """A sampler's own style, or for one without, a colour and marker that its name always gets."""
+    if sampler in STYLES:
+        return STYLES[sampler]
+    place = sum(map(ord, sampler))
+    return Style(PALETTE[("purple", "orange", "blue")[place % 3]], "^vPX"[place % 4], 6.5, 1.8)
+
+
+def guidance_name(scale: float) -> str:
+    """How a guidance scale is written: 1 is none, 0 leaves the condition out."""
+    return "unconditional" if scale == 0 else "no guidance" if scale == 1 else f"guidance {scale:g}"
+
+
+def pareto_front(items: Iterable[T], cost: Callable[[T], float], loss: Callable[[T], float]) -> list[T]:
+    """The items whose loss no cheaper one reaches, from the cheapest on. What has no finite loss is left out."""
+    front: list[T] = []
+    for item in sorted((item for item in items if math.isfinite(loss(item))), key=lambda item: (cost(item), loss(item))):
+        if not front or loss(item) < loss(front[-1]):
+            front.append(item)
+    return front
 
 
 def plain(value: float, _: int | None = None) -> str:
