@@ -80,7 +80,7 @@ def label_axes(axes: Any, title: str, xlabel: str, ylabel: str = "", grid: str =
     axes.set_axisbelow(True)
 
 
-def log_x(axes: Any, ticks: Sequence[int]) -> None:
+def log_x(axes: Any, ticks: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     kept = [tick for i, tick in enumerate(ticks) if i == 0 or tick >= 1.25 * ticks[i - 1]]  # nearer ones would overlap
@@ -90,13 +90,23 @@ def log_x(axes: Any, ticks: Sequence[int]) -> None:
 
 def log_y(axes: Any, values: np.ndarray) -> None:
     """Round numbers as ticks: 1, 2, 5 within two decades, powers of ten beyond."""
-    if len(values) == 0:
-        return
-    axes.set_yscale("log", nonpositive="mask")
+    if len(values) > 0:
+        axes.set_yscale("log", nonpositive="mask")
+        _round_ticks(axes.yaxis, values)
+
+
+def log_x_round(axes: Any, values: np.ndarray) -> None:
+    """As `log_y`, for what is measured and falls on no ticks of its own."""
+    if len(values) > 0:
+        axes.set_xscale("log", nonpositive="mask")
+        _round_ticks(axes.xaxis, values)
+
+
+def _round_ticks(axis: Any, values: np.ndarray) -> None:
     narrow = values.max() < 100 * values.min()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(plain))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(plain))
 
 
 def legend(figure: Figure, panels: Iterable[Any], columns: int = 8) -> None:
@@ -110,6 +120,12 @@ def legend(figure: Figure, panels: Iterable[Any], columns: int = 8) -> None:
             entries.values(), entries.keys(), loc="outside upper left", ncols=columns, frameon=False, fontsize=9.5, labelcolor=INK,
             handlelength=2.6, columnspacing=2.2,
         )  # fmt: skip
+
+
+def literal(text: str) -> str:
+    """A name from outside as a label: on one line, dollars as dollars and not as mathematics, and never hidden from a legend."""
+    text = " ".join(text.split()).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def colors_of(names: Iterable[str]) -> dict[str, str]:

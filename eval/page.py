@@ -32,9 +32,9 @@ def write_page(path: str | Path, template: Path, **values: Any) -> None:
         temporary.write_text(page, encoding="utf-8")
 
 
-def png_address(png: bytes) -> str:
-    """A PNG file as the address of a picture that needs no file."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def picture_address(content: bytes, kind: str = "png") -> str:
+    """What a PNG or JPEG file holds, as the address of a picture that needs no file."""
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
 def decimals(values: Sequence[float], spreads: Sequence[float], most: int = 4) -> int:

@@ -20,7 +20,7 @@ from diffusion import DiscreteVP, NoiseLevel, Schedule, initial_noise, marginal
 from eval.digits.plots import loss_plot, nearest_plot, quality_plot, schedule_plot, trade_offs_plot
 from eval.digits.score import Metric, Score, Spread, Target, reference
 from eval.drawing import guidance_name, picture, svg
-from eval.page import NOTHING, decimals, minus, number, png_address, write_page
+from eval.page import NOTHING, decimals, minus, number, picture_address, write_page
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def _gallery(gallery: Gallery, most: int) -> dict[str, object]:
     columns = min(gallery.columns, max(1, len(gallery.images)))
     across = columns * (gallery.images.shape[-1] + 1) - 1
     width = across * min(10, max(1, most // across))
-    return {"title": gallery.title, "caption": gallery.caption, "source": png_address(picture(gallery.images, columns)), "width": width}
+    return {"title": gallery.title, "caption": gallery.caption, "source": picture_address(picture(gallery.images, columns)), "width": width}
 
 
 def _forward(name: str, schedule: Schedule, images: Tensor, columns: int = 8) -> dict[str, object]:
@@ -275,7 +275,7 @@ def _noised(level: NoiseLevel, images: Tensor, noise: Tensor) -> dict[str, str]:
     x_t = marginal(images, noise, level) / max(1.0, math.hypot(level.alpha, level.sigma))
     log_snr = 2 * level.half_log_snr
     return {
-        "source": png_address(picture(x_t, columns=1)),
+        "source": picture_address(picture(x_t, columns=1)),
         "t": "data" if level.sigma == 0 else f"{level.t:.3g}" if level.t < 100 else f"{level.t:.0f}",
         "alpha": f"{level.alpha:.3f}",
         "sigma": f"{level.sigma:.3f}" if level.sigma < 100 else number(level.sigma),
