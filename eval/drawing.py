@@ -132,7 +132,7 @@ def colors_of(names: Iterable[str]) -> dict[str, str]:
     return {name: PALETTE[SERIES[i % len(SERIES)]] for i, name in enumerate(unique(names))}
 
 
-def unique(names: Iterable[str]) -> list[str]:
+def unique(names: Iterable[T]) -> list[T]:
     return list(dict.fromkeys(names))
 
 

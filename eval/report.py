@@ -414,7 +414,7 @@ def _has_costs(results: Sequence[Result]) -> bool:
 
 def _plots(results: Sequence[Result], tables: Sequence[Table]) -> list[Plot]:
     """Per table: its main metrics against what they cost, and Frechet distances against CLIP scores."""
-    plots = []
+    plots: list[Plot] = []
     for i, table in enumerate(tables, 1):
         where = f" (table {i})" if len(tables) > 1 else ""
         for metric in main_metrics(table.results):
@@ -435,8 +435,9 @@ COST_CAPTION = (
     "cheaper beats. Dashed lines are results that were not drawn here, at no known cost. Costs are on a logarithmic axis."
 )
 TRADE_OFF_CAPTION = (
-    "A line per model and sampler over guidance, of its most steps; fewer steps are faint. More guidance usually buys agreement with the "
-    "prompt at the price of likeness to real pictures: best is where the distance is low and the score high. Stars were not drawn here."
+    "A line per model and sampler over guidance, each of its most steps; bars are 95 % confidence intervals. More guidance usually buys "
+    "agreement with the prompt at the price of likeness to real pictures: best is where the distance is low and the score high. Stars "
+    "were not drawn here."
 )
 
 

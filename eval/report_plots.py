@@ -149,14 +149,14 @@ class Marks:
         """From 1, full, for the least guidance to 0, hollow, for the most."""
         return 1 - self.guidances.index(guidance) / max(1, len(self.guidances) - 1)
 
-    def line(self, axes: Any, points: Sequence[tuple[float, float]], hows: Sequence[Drawn], faint: bool = False) -> None:
+    def line(self, axes: Any, points: Sequence[tuple[float, float]], hows: Sequence[Drawn]) -> None:
         """A line through points in this order, and their markers; on a disc of the surface, so that no line shines through."""
-        color, opacity = self.color(hows[0]), 0.3 if faint else 1.0
-        axes.plot(*zip(*points, strict=True), color=color, lw=1.5, alpha=opacity * 0.75, zorder=2)
+        color = self.color(hows[0])
+        axes.plot(*zip(*points, strict=True), color=color, lw=1.5, alpha=0.75, zorder=2)
         for (x, y), how in zip(points, hows, strict=True):
-            shape = dict(marker=self.markers[how.sampler], ms=4.5 if faint else 6.5, ls="none", mew=1.5)
+            shape = dict(marker=self.markers[how.sampler], ms=6.5, ls="none", mew=1.5)
             axes.plot(x, y, mfc=SURFACE, mec=SURFACE, zorder=3, **shape)
-            axes.plot(x, y, mfc=(color, opacity * self.fill(how.guidance)), mec=(color, opacity), zorder=3.5, **shape)
+            axes.plot(x, y, mfc=(color, self.fill(how.guidance)), mec=color, zorder=3.5, **shape)
 
     def explain(self, axes: Any) -> None:
         """Entries for the legend."""
@@ -196,31 +196,40 @@ def pareto_plot(results: Sequence[Result], metrics: Sequence[str]) -> Figure:
 
 
 def trade_off_plot(results: Sequence[Result], distance: str, score: str) -> Figure:
-    """A Frechet distance against a CLIP score: a line per model and sampler over guidance, of its most steps; fewer steps are faint.
+    """A Frechet distance against a CLIP score: a line per model and sampler over guidance, each of its most steps.
 
     All of `results` must be comparable in both.
     """
-    pairs = list(zip(_points(results, distance), _points(results, score), strict=True))
+    pairs = _of_most_steps(list(zip(_points(results, distance), _points(results, score), strict=True)))
     figure, ((axes,),) = make_panels(1, 1, height=4.4)
     marks = Marks(point.how for point, _ in pairs)
-    for x, y, how, other in ((b.figure, a.figure, a.how, a.result.name) for a, b in pairs):
-        color = INK if how is None else marks.color(how)
-        axes.errorbar(x.value, y.value, xerr=_bars(x), yerr=_bars(y), fmt="none", ecolor=color, elinewidth=1, alpha=0.4, zorder=1)
-        if how is None:
-            axes.plot(x.value, y.value, "*", ms=11, color=INK, zorder=4)
-            axes.annotate(literal(other), (x.value, y.value), (8, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK)
-    for model, sampler in unique((how.model, how.sampler) for point, _ in pairs if (how := point.how)):
-        of_line = [(a, b, a.how) for a, b in pairs if a.how and (a.how.model, a.how.sampler) == (model, sampler)]
-        most = max(how.steps for _, _, how in of_line)
-        for steps in sorted({how.steps for _, _, how in of_line}):
-            line = sorted((p for p in of_line if p[2].steps == steps), key=lambda p: p[2].guidance)
-            marks.line(axes, [(b.figure.value, a.figure.value) for a, b, _ in line], [how for _, _, how in line], faint=steps < most)
-    label_axes(axes, title="", xlabel=_axis_name(score, [b for _, b in pairs]), ylabel=_axis_name(distance, [a for a, _ in pairs]))
+    for a, b in pairs:
+        place, color = (b.figure.value, a.figure.value), INK if a.how is None else marks.color(a.how)
+        axes.errorbar(*place, _bars(a.figure), _bars(b.figure), fmt="none", ecolor=color, elinewidth=1.1, alpha=0.6, zorder=1)
+        if a.how is None:
+            axes.plot(*place, "*", ms=11, color=INK, zorder=4)
+            axes.annotate(literal(a.result.name), place, (0, 8), textcoords="offset points", ha="center", fontsize=8.5, color=INK, zorder=5)
+    for key in unique((how.model, how.sampler) for a, _ in pairs if (how := a.how)):
+        line = [(how, (b.figure.value, a.figure.value)) for a, b in pairs if (how := a.how) and (how.model, how.sampler) == key]
+        line.sort(key=lambda pair: pair[0].guidance)
+        marks.line(axes, [place for _, place in line], [how for how, _ in line])
+    labels = [_axis_name(metric, [pair[i] for pair in pairs]) for i, metric in enumerate((distance, score))]
+    label_axes(axes, title="", xlabel=labels[1], ylabel=labels[0], grid="both")
     _value_axis(axes, [a for a, _ in pairs])
-    axes.grid(axis="both")
+    axes.margins(x=0.08)
     marks.explain(axes)
     legend(figure, [axes])
     return figure
+
+
+def _of_most_steps(pairs: Sequence[tuple[Point, Point]]) -> list[tuple[Point, Point]]:
+    """Of each model and sampler those drawn in the most steps; and all that were not drawn here."""
+    most: dict[tuple[str, str], int] = {}
+    for point, _ in pairs:
+        if point.how:
+            key = (point.how.model, point.how.sampler)
+            most[key] = max(most.get(key, 0), point.how.steps)
+    return [(a, b) for a, b in pairs if a.how is None or a.how.steps == most[a.how.model, a.how.sampler]]
 
 
 def save_pareto(folder: str | Path, results: Sequence[Result]) -> Path:
@@ -250,7 +259,7 @@ def _cost_panel(axes: Any, points: Sequence[Point], cost: str, marks: Marks) -> 
             alpha=0.6, zorder=1.5,
         )  # fmt: skip
     for key in unique((how.model, how.sampler, how.guidance) for point in placed if (how := point.how)):
-        line = [(p, p.how) for p in placed if p.how and (p.how.model, p.how.sampler, p.how.guidance) == key]
+        line = [(p, how) for p in placed if (how := p.how) and (how.model, how.sampler, how.guidance) == key]
         line.sort(key=lambda pair: pair[1].steps)
         marks.line(axes, [(p.cost(cost), p.figure.value) for p, _ in line], [how for _, how in line])
     costs = sorted({point.cost(cost) for point in placed})
