@@ -271,14 +271,14 @@ def markdown_table(results: Sequence[Result], metrics: Sequence[str] | None = No
         lines = [_markdown_row(row) for row in table.rows]
         parts.append("\n\n".join([*head, _aligned([_markdown_head(table), *lines])]))
     if random := _random_metrics(results):
-        names = ", ".join(metric_name(metric) for metric in random)
+        names = ", ".join(_escaped(metric_name(metric)) for metric in random)
         parts.insert(0, f"**RANDOM STAND-IN NETWORKS computed {names}: these numbers mean nothing outside a test.**")
     parts.append("**Bold**: best of its column; `~`: its 95 % interval overlaps that of the best. In brackets: 95 % confidence interval.")
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown_head(table: Table) -> list[str]:
-    return ["", *(f"{column.heading} ({column.better} is better)" for column in table.columns), "calls", "s/image", "n"]
+    return ["", *(f"{_escaped(column.heading)} ({column.better} is better)" for column in table.columns), "calls", "s/image", "n"]
 
 
 def _markdown_row(row: Row) -> list[str]:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_a_failure_closes_the_run_and_is_not_hidden(tmp_path: Path, recorder: ty
 
 def test_without_a_login_it_stays_offline_and_silent(tmp_path: Path) -> None:
     """The real client, in a process of its own: a run in a folder beside the result, with the sheet as its picture, and nothing printed."""
-    write_result(RESULT, tmp_path / "a.json")
+    write_result(replace(RESULT, figures={"fid": RESULT.figures["fid"]}), tmp_path / "a.json")
     Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "a.png")
     program = "import sys; from eval.results import read_result; from eval.tracking import log_result\n"
     program += "log_result(read_result(sys.argv[1]), 'project', sys.argv[1])"
