@@ -1,4 +1,4 @@
-"""python -m eval samples=FOLDER, or python -m eval experiment=NAME: see configs/eval."""
+"""python -m eval samples=... reference=... metric=[...], or python -m eval experiment=NAME: see configs/eval."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from typing import Any
 
 from configs import command_line
 from diffusion.spec import lookup
-from eval import folder
-from eval.bench import loading, networks, orders, samplers
+from eval import scoring
+from eval.bench import features, frechet, loading, networks, orders, samplers
 from eval.digits import quickstart
+
+BENCHMARKS = {
+    "bench_samplers": samplers,
+    "bench_networks": networks,
+    "bench_loading": loading,
+    "bench_features": features,
+    "bench_frechet": frechet,
+}
 
 
 def main(config: dict[str, Any]) -> int:
-    programs = {
-        "score": _score,
-        "quickstart": _quickstart,
-        "sampler_orders": _sampler_orders,
-        "bench_samplers": _bench_samplers,
-        "bench_networks": _bench_networks,
-        "bench_loading": _bench_loading,
-    }
+    programs = {"score": _score, "quickstart": _quickstart, "sampler_orders": _sampler_orders, **dict.fromkeys(BENCHMARKS, _benchmark)}
     return lookup("program", config["program"], programs)(config)
 
 
 def _score(config: dict[str, Any]) -> int:
-    for name, value in folder.run(config).items():
-        print(f"{name:14s} {value:.4g}")
+    written = scoring.run(config, lambda name, figure: print(f"{name:18s} {figure}", flush=True))
+    if written is not None:
+        print(*(f"note: {note}" for note in written.result.notes), sep="\n", end="\n" * bool(written.result.notes))
+        print(f"result{'' if written.new else ', which was there already'}: {written.path.resolve()}")
     return 0
 
 
@@ -41,18 +44,9 @@ def _sampler_orders(config: dict[str, Any]) -> int:
     return 0
 
 
-def _bench_samplers(config: dict[str, Any]) -> int:
-    print(samplers.table(samplers.run(config)), end="")
-    return 0
-
-
-def _bench_networks(config: dict[str, Any]) -> int:
-    print(networks.table(networks.run(config)), end="")
-    return 0
-
-
-def _bench_loading(config: dict[str, Any]) -> int:
-    print(loading.table(loading.run(config)), end="")
+def _benchmark(config: dict[str, Any]) -> int:
+    bench: Any = BENCHMARKS[config["program"]]
+    print(bench.table(bench.run(config)), end="")
     return 0
 
 

@@ -1,7 +1,8 @@
 """From pictures to what metrics are computed of, in one pass: shared among the processes of a torchrun, and resumable.
 
-Picture i belongs to group i % groups, and a group to one process. Groups are summed up in the order of their pictures and merged in their
-own order, so that the result does not depend on the number of processes, to the last bit. They also give the error bars (eval.metrics.jackknife).
+Picture i belongs to group i % groups, and a group to one process. Groups are summed up in the order of their pictures and merged in
+their own order, so that the result does not depend on the number of processes, to the last bit. They also give the error bars
+(eval.metrics.jackknife).
 """
 
 from __future__ import annotations

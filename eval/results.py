@@ -30,6 +30,10 @@ class Scored:
     basis: dict[str, Any]
     extra: dict[str, float] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        interval = "" if math.isnan(self.low) else f"   {self.low:.5g} to {self.high:.5g}"
+        return f"{self.value:.5g}{interval}"
+
     @property
     def random(self) -> bool:
         """Whether a network with random weights stood in: such a number means nothing outside a test."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from models.download import PUBLISHED, download
+from models.download import FILES, PUBLISHED, download
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m models")
     commands = parser.add_subparsers(dest="command", required=True)
     known = "\n".join(f"  {name:20} {model.repo} ({model.licence})" for name, model in PUBLISHED.items())
+    known += "\n" + "\n".join(f"  {name:20} {file.name} ({file.licence})" for name, file in FILES.items())
     command = commands.add_parser(
         "download",
         help="published weights from the hub into its cache",

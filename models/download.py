@@ -1,4 +1,4 @@
-"""Published weights by name: from the hub into its cache on this machine. The one function of the library that opens a socket.
+"""Published weights by name, from where they are published into a cache here. The one function of the library that opens a socket.
 
 What the cache holds is taken from there, without a socket. What it lacks is fetched into a partial file, which a later call goes on
 with if the connection is lost, and which takes its place in the cache only once its SHA-256 is the one that the hub names.
@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from diffusion.spec import check_names, check_type
 from models.files import replacing
@@ -144,6 +146,32 @@ PUBLISHED = {
 }
 
 
+@dataclass(frozen=True)
+class PlainFile:
+    """A file with an address of its own, not on the hub."""
+
+    address: str
+    sha256: str
+    size: int
+    licence: str
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.address.rpartition("/")[2]
+
+
+# The network of the Frechet Inception distance, as pytorch-fid took it from TensorFlow's graph.
+FILES = {
+    "inception": PlainFile(
+        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        95_628_359,
+        "Apache 2.0",
+    )
+}
+
+
 def download(name: str, *, files: Sequence[str] = (), revision: str | None = None, folder: str | Path | None = None) -> list[Path]:
     """The files of a published model on this machine, in the order of its table: `models.load(*models.download("sdxl"))`.
 
@@ -151,10 +179,10 @@ def download(name: str, *, files: Sequence[str] = (), revision: str | None = Non
 
     Keys and shapes do not tell all of some: `models.load(*models.download("sdxl-turbo"), family="sdxl-turbo")`, as PUBLISHED says.
 
-    name      one of PUBLISHED, or any repository on the hub, "owner/name"
+    name      one of PUBLISHED or FILES, or any repository on the hub, "owner/name"
     files     these of its files, pickles (.ckpt, .bin) only so; left out: those of the table, or a repository's only safetensors file
     revision  a commit, tag or branch; left out: that of the table, or "main". A branch stands for what it was when first fetched
-    folder    where the cache is; left out: the hub library's own
+    folder    where the cache is; left out: the hub library's own, for FILES torch's, which other tools share
     Raises ValueError for a name that is not known, and OSError, in one line, where a file cannot be had: no network, no such file,
     no permission, no room, or other bytes than the hub promised, which are deleted. What has come so far is kept for the next call.
     """
@@ -165,7 +193,11 @@ def download(name: str, *, files: Sequence[str] = (), revision: str | None = Non
         if ".." in value.split("/") or value.startswith("/"):
             raise ValueError(f"no {name_of} on the hub is called {value!r}: it has no '..' and does not begin with '/'")
     if "/" not in name:
-        check_names("published model", [name], PUBLISHED)
+        check_names("published model", [name], [*PUBLISHED, *FILES])
+    if name in FILES:
+        if files or revision:
+            raise ValueError(f"{name} is one file without revisions: leave files and revision out")
+        return [_obtain_plain(name, place(name, folder))]
     model = PUBLISHED.get(name, Published(name))
     model = replace(model, files=tuple(files) or model.files, revision=revision or model.revision)
     if not model.files:
@@ -174,6 +206,25 @@ def download(name: str, *, files: Sequence[str] = (), revision: str | None = Non
     paths = {file: _obtain(model, file, cache) for file in model.files}
     named = {Path(file).parent for file in model.files if file.endswith(".index.json")}
     return [path for file, path in paths.items() if not (SHARD.search(file) and Path(file).parent in named)]
+
+
+def place(name: str, folder: str | Path | None = None) -> Path:
+    """Where the one of FILES is once it is fetched, whether it is there or not."""
+    return Path(folder or Path(torch.hub.get_dir()) / "checkpoints").expanduser().absolute() / FILES[name].name
+
+
+def _obtain_plain(name: str, path: Path) -> Path:
+    """OSError, in one line, where it cannot be had or has other bytes than it should; nothing is left behind then."""
+    file = FILES[name]
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(file.address, str(path), hash_prefix=file.sha256)
+        except (OSError, RuntimeError) as error:  # torch says with a RuntimeError that the hash is another
+            raise OSError(f"{name} cannot be had from {file.address}: {' '.join(str(error).split())}") from error
+    if (digest := _sha256(path)) != file.sha256:
+        raise OSError(f"{path} has SHA-256 {digest}, not {file.sha256}: delete it, and fetch it again")
+    return path
 
 
 def _only_safetensors(model: Published) -> str:

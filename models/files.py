@@ -68,3 +68,10 @@ def read_json_lines(path: str | Path) -> list[dict[str, float]]:
                 break
             raise ValueError(f"{path} is damaged in line {number}: {error}") from None
     return objects
+
+
+def check_writable(path: str | Path) -> None:
+    """OSError unless a file can be written there: for what is found out before hours of work."""
+    with replacing(Path(path).with_name(f".{Path(path).name}.trial")) as temporary:
+        temporary.touch()
+    Path(path).with_name(f".{Path(path).name}.trial").unlink()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from models.files import replacing
 
+_OPENING = threading.Lock()  # filters of warnings are the whole program's, and threads that restore them in another order leave others
 SETTINGS = "settings"  # the name of the text in a PNG that holds what it was drawn with, as JSON
 
 
@@ -43,9 +46,12 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     return covering(_pixels(open_picture(path)), size)
 
 
-def open_picture(path: str | Path, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
-    """A picture wholly read and upright, in colour or grey. Errors as in `read_image`."""
-    picture = _opened(path)
+def open_picture(path: str | Path, mode: Literal["RGB", "L"] = "RGB", content: bytes | None = None) -> Image.Image:
+    """A picture wholly read and upright, in colour or grey; errors as in `read_image`. May be called by several threads at once.
+
+    content  of the file, where that is no file of its own but within another, and `path` only its name
+    """
+    picture = _opened(path, content)
     if "A" in picture.getbands() and picture.getchannel("A").getextrema()[0] != 255:
         raise ValueError(f"{path} is transparent in places: give it a background first")
     return picture.convert(mode)
@@ -121,18 +127,19 @@ def pixel_difference(a: str | Path, b: str | Path) -> int:
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
 
 
-def _opened(path: str | Path) -> Image.Image:
+def _opened(path: str | Path, content: bytes | None = None) -> Image.Image:
     """A picture, wholly read and upright."""
     path = Path(path)
-    if not path.exists():
+    if content is None and not path.exists():
         raise FileNotFoundError(f"no such picture: {path}")
     try:
-        with warnings.catch_warnings():
+        with _OPENING, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                picture.load()
-                info = dict(picture.info)
-                upright = ImageOps.exif_transpose(picture)
+            picture = Image.open(path if content is None else io.BytesIO(content))
+        with picture:
+            picture.load()
+            info = dict(picture.info)
+            upright = ImageOps.exif_transpose(picture)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{path} is no picture that can be read: {' '.join(str(error).split())}") from None
     if upright.mode.startswith(("I", "F")):

@@ -101,7 +101,7 @@ def draw(params: SampleParams, only: int | None = None) -> Outcome:
     check_call(str(params.sampler), find_sampler(str(params.sampler)), 3, params.options)
     denoiser = steered(model, params.guidance, params.clip, params.guide)
     grid = model.grid(params.steps, **params.grid)
-    labels = _labels(model, params)
+    labels = labels_in_turn(model, params)
     out = params.folder(grid.steps) if only is None or params.out else beside(params.folder(grid.steps))
     check_folder(out, params.kept)
     about = provenance()
@@ -138,7 +138,7 @@ def _draw(
                 yield Drawn(image, name, {**settings, "seed": seed, "labels": label, "batch": batch})
 
 
-def _labels(model: Model, params: SampleParams) -> list[int] | None:
+def labels_in_turn(model: Model, params: SampleParams) -> list[int] | None:
     """The classes to draw in turn: those wanted, or all; None for a model without classes."""
     classes = model.null.get("label")
     wanted = [params.labels] if isinstance(params.labels, int) else params.labels

@@ -87,8 +87,8 @@ class TextToImageParams:
         check_seed(self.seed)
         if self.handover is not None and self.refiner is None:
             raise ValueError("handover says when a refiner takes over: give refiner=FILE too, or leave it out")
-        check_names("part of a model", _dtypes(self), PARTS)
-        check_names("dtype", _dtypes(self).values(), DTYPES)
+        check_names("part of a model", dtypes(self), PARTS)
+        check_names("dtype", dtypes(self).values(), DTYPES)
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -113,12 +113,12 @@ def text_to_image(config: Mapping[str, Any]) -> Path:
 
 def draw(params: TextToImageParams, only: int | None = None) -> Outcome:
     """What `text_to_image` does, with parameters of its own; `only`: the image of that seed is saved, and those beside it are not."""
-    model, refiner = _loaded(params, "weights"), None if params.refiner is None else _loaded(params, "refiner")
+    model, refiner = loaded(params, "weights"), None if params.refiner is None else loaded(params, "refiner")
     image, mask = _pictures(params, model)
-    params = _completed(params, model, refiner, image)
+    params = completed(params, model, refiner, image)
     out = params.folder if only is None or params.out else beside(params.folder)
     check_folder(out, params.kept)
-    for part, name in _dtypes(params).items():
+    for part, name in dtypes(params).items():
         for each in (model, *([] if refiner is None else [refiner])):
             if part in each.parts:
                 each.parts[part].to(DTYPES[name])
@@ -139,7 +139,7 @@ def _draw(params: TextToImageParams, settings: Mapping[str, Any], only: int | No
                 yield Drawn(image, f"{seed:06d}", {**settings, "seed": seed, "batch": {"seed": seeds[0], "n": len(seeds)}})
 
 
-def _loaded(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Model:
+def loaded(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Model:
     """A model in the dtype of its files."""
     paths = _paths(getattr(params, key))
     for path in paths:
@@ -172,7 +172,7 @@ def _pictures(params: TextToImageParams, model: Model) -> tuple[Tensor | None, T
     raise ValueError(f"{params.mask} is {sizes[0]}, {params.image} {sizes[1]} (height x width): a mask has the size of its image")
 
 
-def _completed(params: TextToImageParams, model: Model, refiner: Model | None, image: Tensor | None) -> TextToImageParams:
+def completed(params: TextToImageParams, model: Model, refiner: Model | None, image: Tensor | None) -> TextToImageParams:
     """With what the models are meant for, and what the files hold, where nothing is said. ValueError for files that hold something else."""
     height, width = image_size(model, params.height, params.width, image)
     how = usage(model, params.sampler, params.steps, params.grid, params.guidance)
@@ -197,7 +197,7 @@ def _completed(params: TextToImageParams, model: Model, refiner: Model | None, i
     )  # fmt: skip
 
 
-def _dtypes(params: TextToImageParams) -> dict[str, str]:
+def dtypes(params: TextToImageParams) -> dict[str, str]:
     """The dtype of every part whose dtype is not that of its file."""
     return dict.fromkeys(PARTS, params.dtype) if isinstance(params.dtype, str) else params.dtype or {}
 

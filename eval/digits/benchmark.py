@@ -6,12 +6,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 import models
@@ -19,6 +19,7 @@ from diffusion import Grid, initial_noise
 from diffusion.spec import check_at_least_one, check_call, check_mapping, make_params
 from eval.digits.judge import DigitJudge, Figures
 from eval.digits.score import Score, Spread
+from eval.images.calls import calls_per_image
 from models import Model
 from samplers import sample
 from samplers.guide import steered
@@ -53,25 +54,11 @@ class Job:
 
     def calls(self, model: Model) -> int:
         """Network calls per image, as counted: guidance makes two of one, but only where it is on."""
-        network = _Counting(getattr(model.network, "params", None))
-        draw(replace(model, backbone=network), self, torch.zeros(1, dtype=torch.int64), [0])
-        return network.calls
+        return calls_per_image(model, lambda counting: draw(counting, self, torch.zeros(1, dtype=torch.int64), [0]))
 
     def levels(self, model: Model) -> Grid:
         """The model's own grid of `steps` steps, or the one that the settings under `grid` describe: spacing, t_start, ..."""
         return model.grid(self.steps, **self.grid)
-
-
-class _Counting(nn.Module):
-    """Stands in for a network, for next to nothing, and counts the samples that it is asked about."""
-
-    def __init__(self, params: Any) -> None:
-        super().__init__()
-        self.params, self.calls = params, 0
-
-    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        self.calls += len(x)
-        return torch.zeros_like(x)
 
 
 def jobs(spec: Sequence[Mapping[str, Any]]) -> list[Job]:

@@ -13,7 +13,7 @@ from eval.digits.classifier import DigitClassifier, train_classifier
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.kernel import kernel_distance
 from eval.metrics.moments import Moments
-from eval.metrics.neighbours import nearest_distance
+from eval.metrics.neighbours import memorised
 from samplers.pictures import to_uint8
 from train.data import TensorData
 
@@ -41,7 +41,6 @@ class DigitJudge:
         self.classifier = classifier or train_classifier(train)
         self.reference = self.features(held_out.images)
         self.moments = Moments.of(self.reference)
-        self.close = float(nearest_distance(held_out.images, train.images).quantile(0.01))
 
     def classes(self, n: int) -> Tensor:
         """The labels (n,) that samples are asked to show, mixed: each class in the proportion it has among the held-out images.
@@ -75,6 +74,6 @@ class DigitJudge:
         if "accuracy" in wanted:
             found["accuracy"] = float((self.classifier(images).argmax(1) == labels).float().mean())
         if "nearest" in wanted or "copies" in wanted:
-            distance = nearest_distance(images, self.train.images)
-            found |= {"nearest": float(distance.mean()), "copies": float((distance < self.close).float().mean())}
+            copied = memorised(images, self.train.images, self.held_out.images)
+            found |= {"nearest": float(copied.distance.mean()), "copies": copied.share.value}
         return Figures(**found)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -26,11 +28,16 @@ class Source(Protocol):
     stamp    changes when the pictures do, and takes no reading of them: sizes and times of files, settings of a model
     """
 
-    origin: str
-    names: Sequence[str]
-    labels: Sequence[str] | None
-    prompts: Sequence[str] | None
-    stamp: str
+    @property
+    def origin(self) -> str: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+    @property
+    def labels(self) -> Sequence[str] | None: ...
+    @property
+    def prompts(self) -> Sequence[str] | None: ...
+    @property
+    def stamp(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -39,3 +46,12 @@ class Source(Protocol):
         what is wrong with the whole source raises ValueError or OSError.
         """
         ...
+
+
+def stamp_of(files: Iterable[Path]) -> str:
+    """Of files: SHA-256 of their names, sizes and times."""
+    digest = hashlib.sha256()
+    for file in files:
+        about = file.stat()
+        digest.update(f"{file.name} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

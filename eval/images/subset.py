@@ -19,7 +19,11 @@ class First:
         self.origin, self.stamp = source.origin, f"{source.stamp} first {n}"
         self.names = source.names[:n]
         self.labels = None if source.labels is None else source.labels[:n]
-        self.prompts = None if source.prompts is None else source.prompts[:n]
+
+    @property
+    def prompts(self) -> Sequence[str] | None:
+        """Of each; read when they are first asked for, as the source does."""
+        return None if self._source.prompts is None else self._source.prompts[: self._n]
 
     def __len__(self) -> int:
         return self._n

@@ -2,27 +2,125 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from eval.metrics.moments import Moments
+from eval.metrics.figure import Figure
+from eval.metrics.moments import GroupedMoments, Moments
+
+BLOCK = 256
+POINTS = 15
+SMALLEST = 5000
+ROWS = 4096
+EPS = torch.finfo(torch.float64).eps
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), in squared feature units; 0 for equal moments.
+class Reference:
+    """Moments that many others are measured against: the root of their covariance is taken once.
 
-    tr (C_a C_b)^(1/2) is the sum of the singular values of R_a^T R_b for any factors C = R R^T, so symmetric
-    eigendecompositions suffice, exact also where the covariances lack full rank.
+    root  lower trapezoidal (D, rank), root root^T = covariance: Cholesky's where the covariance has full rank, else from its eigenvalues
+        above D * 2.2e-16 of the largest
+    """
+
+    def __init__(self, moments: Moments) -> None:
+        self.mean, self.covariance = moments.mean, moments.covariance
+        self.root = _root(self.covariance)
+
+
+def frechet_distance(a: Moments, b: Moments | Reference) -> float:
+    """|mean_a - mean_b|^2 + tr (C_a + C_b - 2 (C_a C_b)^(1/2)), in squared feature units; 0 for equal moments.
+
+    tr (C_a C_b)^(1/2) is the sum of the roots of the eigenvalues of R_b^T C_a R_b for any factor C_b = R_b R_b^T. Rounding moves those by
+    2.2e-16 of the largest, and roots of small ones by more: where that could come to 1e-10 of the sum (a rank below D in a direction of
+    the other's, as with N < D), it is instead the sum of the singular values of R_a^T R_b, in which nothing is squared.
+
+    So the error is below 1e-10 of tr C_a + tr C_b for the covariances as float64 holds them. These know a variance to 2.2e-16 of the
+    largest; one below D times that counts as none, in a covariance that lacks full rank by this measure.
     """
     if len(a.mean) != len(b.mean):
         raise ValueError(f"features of different width: {len(a.mean)} and {len(b.mean)}: were they made by the same extractor?")
-    difference = (a.mean - b.mean).square().sum()
-    cross = torch.linalg.svdvals(_factor(a.covariance).T @ _factor(b.covariance)).sum()
-    return max(0.0, float(difference + a.covariance.trace() + b.covariance.trace() - 2 * cross))
+    reference = b if isinstance(b, Reference) else Reference(b)
+    covariance = a.covariance.to(reference.mean.device)
+    difference = (a.mean.to(reference.mean.device) - reference.mean).square().sum()
+    total = difference + covariance.trace() + reference.covariance.trace() - 2 * _cross(covariance, reference.root)
+    return max(0.0, float(total))
 
 
-def _factor(covariance: Tensor) -> Tensor:
-    """R with R R^T = covariance, one column per eigenvalue above rounding noise."""
+def frechet_infinity(samples: Tensor | GroupedMoments, reference: Moments | Reference, seed: int = 2020) -> Figure:
+    """What the Frechet distance of ever more samples would tend to (FID-infinity, Chong & Forsyth 2020, section 3.3): its bias is of
+    first order in 1/n, so 15 distances of n = 5,000 ... N samples, evenly spaced, are fitted linearly in 1/n; the intercept.
+
+    samples  features (N, D), of which every point takes a random subset, as the paper does; or moments of at least 3 groups, of which it
+        takes random groups: as many points as there are such subsets, at most 15. Below N = 10,000 the least subset is N / 2.
+
+    extra holds the slope, the distance of all N, the smallest n and the number of points. The points share samples, so that a regression's
+    interval would mean nothing; none is given. Where n is not well above D, higher orders in 1/n remain in it.
+    """
+    reference = reference if isinstance(reference, Reference) else Reference(reference)
+    random = np.random.RandomState(seed)
+    subsets = _random_groups(samples, random) if isinstance(samples, GroupedMoments) else _random_rows(samples, random)
+    distances = [(part.n, frechet_distance(part, reference)) for part in subsets]
+    sizes, values = (np.array(column, dtype=np.float64) for column in zip(*distances, strict=True))
+    slope, intercept = np.polyfit(1 / sizes, values, 1)
+    extra = {"slope": float(slope), "all": float(values[-1]), "smallest": float(sizes[0]), "points": float(len(sizes))}
+    return Figure(float(intercept), extra=extra)
+
+
+def _random_rows(features: Tensor, random: np.random.RandomState) -> Iterator[Moments]:
+    for count in _counts(len(features), len(features)):
+        moments = Moments(features.shape[1])
+        for rows in torch.from_numpy(random.permutation(len(features))[:count]).split(ROWS):
+            moments.update(features[rows.to(features.device)])
+        yield moments
+
+
+def _random_groups(samples: GroupedMoments, random: np.random.RandomState) -> Iterator[Moments]:
+    for count in _counts(samples.groups, samples.n):
+        moments = Moments(samples.dim)
+        for g in random.permutation(samples.groups)[:count].tolist():
+            moments.merge(samples.group(g))
+        yield moments
+
+
+def _counts(parts: int, n: int) -> list[int]:
+    """How many of the parts that n samples come in make each point, ascending."""
+    if n < 2 * POINTS or parts < 3:
+        raise ValueError(f"an extrapolation needs at least {2 * POINTS} samples, in at least 3 groups, not {n} in {parts}")
+    least = math.ceil(min(SMALLEST, n / 2) * parts / n)
+    return sorted(set(np.linspace(least, parts, POINTS).astype(int).tolist()))
+
+
+def _cross(covariance: Tensor, root: Tensor) -> Tensor:
+    """tr (C R R^T)^(1/2)."""
+    if root.shape[1] == 0:
+        return root.new_zeros(())
+    values = torch.linalg.eigvalsh(_product(covariance, root))
+    rounding = EPS * values[-1]
+    if values[0] > len(covariance) * rounding and rounding * values.reciprocal().sum().sqrt() < 1e-10 * values.sqrt().sum():
+        return values.sqrt().sum()
+    return torch.linalg.svdvals(_root(covariance).T @ root).sum()
+
+
+def _product(covariance: Tensor, root: Tensor) -> Tensor:
+    """The lower triangle of R^T C R, at a third of the multiplications, for a lower trapezoidal R."""
+    product = root.new_zeros(root.shape[1], root.shape[1])
+    for j in range(0, root.shape[1], BLOCK):
+        tail = root[j:, j:]
+        product[j:, j : j + BLOCK] = tail.T @ (covariance[j:, j:] @ tail[:, :BLOCK])
+    return product
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """Lower trapezoidal R (D, rank) with R R^T = covariance."""
+    lowest = len(covariance) * EPS  # relative to the largest: below is rounding noise
+    root, failed = torch.linalg.cholesky_ex(covariance)
+    pivots = root.diagonal().square()
+    if not failed and pivots.min() > lowest * pivots.max():
+        return root
     values, vectors = torch.linalg.eigh(covariance)
-    kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
-    return vectors[:, kept] * values[kept].sqrt()
+    kept = values > values[-1].clamp(min=0) * lowest
+    return torch.linalg.qr((vectors[:, kept] * values[kept].sqrt()).T, mode="r").R.T

@@ -61,9 +61,10 @@ class Moments:
         rest = Moments(len(self.mean))
         if n:
             rest.n = n
-            rest.mean = self.mean + (self.mean - other.mean) * (other.n / n)
-            between = (rest.mean - other.mean) * (n * other.n / self.n) ** 0.5
-            rest._scatter = (self._scatter - other._scatter).addr_(between, between, alpha=-1)
+            mean, scatter = other.mean.to(self.mean.device), other._scatter.to(self.mean.device)
+            rest.mean = self.mean + (self.mean - mean) * (other.n / n)
+            between = (rest.mean - mean) * (n * other.n / self.n) ** 0.5
+            rest._scatter = (self._scatter - scatter).addr_(between, between, alpha=-1)
         return rest
 
     @property
@@ -74,9 +75,9 @@ class Moments:
         return self._scatter / (self.n - 1)
 
     def _add(self, n: int, mean: Tensor, scatter: Tensor) -> None:
-        if self.n == 0:
-            self.mean, self._scatter = self.mean.to(mean.device), self._scatter.to(mean.device)
-        mean, scatter = mean.to(self.mean.device), scatter.to(self.mean.device)
+        device = mean.device if mean.is_cuda else self.mean.device
+        self.mean, self._scatter = self.mean.to(device), self._scatter.to(device)
+        mean, scatter = mean.to(device), scatter.to(device)
         total, delta = self.n + n, mean - self.mean
         between = delta * (self.n * n / total) ** 0.5
         self._scatter.add_(scatter).addr_(between, between)
@@ -201,7 +202,7 @@ class _Group:
             raise ValueError(f"sample {late} came after sample {last} of its group: each must come once, in ascending order")
 
     def add(self, rows: Tensor, last: int, block: int) -> None:
-        self.pending.append(rows)
+        self.pending = [*(earlier.to(rows.device) for earlier in self.pending), rows]
         self.last = last
         if sum(map(len, self.pending)) >= block:
             *full, rest = torch.cat(self.pending).split(block)

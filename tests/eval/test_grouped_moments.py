@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import GroupedMoments, Moments
 from tests.eval.test_metrics import F64, assert_moments, normal
 
@@ -184,3 +185,19 @@ def test_wide_features_are_bitwise_too(threads: int) -> None:
         assert same(grouped(x, [7], 2, 64).whole(), grouped(x, [300], 2, 64).whole())
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.gpu
+def test_cuda_features_stay_there() -> None:
+    """Sums are made where features are, bitwise the same in other batches and resumed from a state on the CPU; numpy's to 1e-12."""
+    x = 3 + normal(0, 150, 5)
+    first, second = GroupedMoments(5, 4, 8), GroupedMoments(5, 4, 8)
+    first.update(torch.arange(150), x.cuda())
+    second.update(torch.arange(77), x[:77].cuda())
+    second = GroupedMoments.from_state(second.state_dict())
+    second.update(torch.arange(77, 150), x[77:].cuda())
+    assert first.whole().mean.is_cuda
+    assert same(first.whole(), second.whole())
+    on_cpu = Moments.from_state({name: value.cpu() for name, value in first.whole().state_dict().items()})
+    assert_moments(on_cpu, torch.from_numpy(x.numpy().mean(0)), torch.from_numpy(np.cov(x.numpy().T)), 1e-12)
+    assert frechet_distance(first.whole(), Moments.of(x)) < 1e-12

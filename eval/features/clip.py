@@ -1,0 +1,221 @@
+"""CLIP's two towers (Radford et al. 2021), of any network of OpenCLIP (Ilharco et al. 2021), from a local file."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import open_clip.convert
+import torch
+from torch import Tensor, nn
+
+from eval.features.custom import sha256_of
+from eval.features.extractor import Extractor, Identity
+from eval.features.preparation import Preparation
+from eval.features.sizes import by_size
+from eval.features.weights import fill, read_tensors, sha256_of_file
+
+OPENAI = {
+    "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762": "RN50",
+    "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599": "RN101",
+    "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd": "RN50x4",
+    "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa": "RN50x16",
+    "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c": "RN50x64",
+    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "ViT-B-32",
+    "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f": "ViT-B-16",
+    "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": "ViT-L-14",
+    "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L-14-336",
+}
+"""SHA-256 of the archives that OpenAI published, and the network that each is of. No other archive is opened: they hold code."""
+QUICKGELU = "-quickgelu"
+SCALARS = ("logit_scale", "logit_bias")  # of shape () or (1,), by the version that wrote them
+OWN = "own"  # the tag of weights that nobody published
+MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+CMMD = Preparation(336, MEAN, STD, fit="square")
+"""Of CMMD (Jayasumana et al. 2024), as its reference code has it: the centre, then resized to 336 pixels, for OpenAI's ViT-L-14-336."""
+
+
+class TextFeatures(NamedTuple):
+    """rows (N, D), each of length 1; and which captions were longer than the network can read, and were cut."""
+
+    rows: Tensor
+    truncated: tuple[bool, ...]
+
+
+class ClipFeatures(Extractor):
+    """{"image": D}: the projected embedding of a picture, of length 1.
+
+    model      OpenCLIP's, of embeddings of `width`
+    tokenizer  OpenCLIP's for it; None where that is no part of OpenCLIP
+    """
+
+    model: Any
+
+    def __init__(
+        self, model: nn.Module, width: int, tokenizer: open_clip.SimpleTokenizer | None, preparation: Preparation, identity: Identity
+    ) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer, self.preparation, self.identity = tokenizer, preparation, identity
+        self.widths = {"image": width}
+
+    @torch.inference_mode()
+    def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
+        self.check_outputs(outputs)
+        if not outputs:
+            return {}
+        return {"image": by_size(pictures, lambda batch: self.model.encode_image(self.preparation(batch), normalize=True)).float()}
+
+    @torch.inference_mode()
+    def text(self, prompts: Sequence[str]) -> TextFeatures:
+        """Embeddings of captions. One that is too long keeps its beginning and its end of text, and is said to be truncated."""
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{self.identity.network} reads captions with a tokenizer that is no part of OpenCLIP, and embeds pictures only"
+            )
+        length = self.tokenizer.context_length
+        longer = self.tokenizer(list(prompts), length + 1)  # a caption that is too long has a token in the last column
+        tokens = self.tokenizer(list(prompts), length).to(self.device)
+        rows = self.model.encode_text(tokens, normalize=True).float()
+        return TextFeatures(rows, tuple((longer[:, length] != 0).tolist()))
+
+
+def load_clip(name: str, path: str | Path, tag: str | None = None, preparation: Preparation | None = None) -> ClipFeatures:
+    """The towers of OpenCLIP's network `name` from a file: OpenCLIP's .safetensors, .bin or .pt, or an archive of OpenAI's.
+
+    tag          what OpenCLIP calls the weights ("openai", "laion2b_s34b_b79k"), or "own". It says the activation and how pictures are
+                 prepared, which no file does; needed where the published weights of this network differ in that, and the file is no
+                 archive of OpenAI's
+    preparation  in place of the published one: CMMD, ...
+
+    ValueError for an unknown network or tag, weights of another network, and a network with QuickGELU for weights without it.
+    """
+    digest = sha256_of_file(path)
+    archive = _is_archive(path)
+    if archive:
+        tag = _tag_of_archive(name, path, digest, tag)
+    tag = tag or _only_tag(name)
+    published = _published(name, tag)
+    model = _build(name, bool(published.get("quick_gelu", False)))
+    tensors = _read_archive(path) if archive else read_tensors(path)
+    fill(model, _renamed(model, tensors), str(path))
+    return _extractor(name, model, digest, preparation or _prepared(model, published), random=False)
+
+
+def random_clip(name: str, seed: int = 0, preparation: Preparation | None = None) -> ClipFeatures:
+    """A stand-in with random weights, for tests: the network as its configuration has it, and its numbers mean nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = _build(name, quick_gelu=False)
+    return _extractor(name, model, sha256_of(model), preparation or _prepared(model, {}), random=True)
+
+
+def _extractor(name: str, model: nn.Module, weights: str, preparation: Preparation, random: bool) -> ClipFeatures:
+    activation = "QuickGELU" if any(isinstance(module, open_clip.transformer.QuickGELU) for module in model.modules()) else "GELU"
+    identity = Identity(f"clip {name.removesuffix(QUICKGELU)}, {activation}", weights, str(preparation), random)
+    config = _config(name)
+    text = config["text_cfg"]
+    foreign = "hf_tokenizer_name" in text or "siglip" in name.lower()
+    tokenizer = None if foreign else open_clip.SimpleTokenizer(
+        context_length=text.get("context_length", 77), **text.get("tokenizer_kwargs", {})
+    )  # fmt: skip
+    return ClipFeatures(model, config["embed_dim"], tokenizer, preparation, identity)
+
+
+def _config(name: str) -> dict[str, Any]:
+    """Of a network, by its name in OpenCLIP; nothing is asked of any hub."""
+    if name not in open_clip.list_models():
+        raise ValueError(f"OpenCLIP has no network {name!r}; python -c 'import open_clip; print(open_clip.list_models())' lists them")
+    config: dict[str, Any] = open_clip.get_model_config(name)
+    if "hf_model_name" in config["text_cfg"]:
+        raise ValueError(f"{name} has a text tower that only a hub describes ({config['text_cfg']['hf_model_name']}): take another network")
+    return config
+
+
+def _build(name: str, quick_gelu: bool) -> nn.Module:
+    """The network with weights as they are drawn; with QuickGELU where its configuration or its weights ask for it."""
+    config = _config(name)
+    if quick_gelu:
+        config["quick_gelu"] = True
+    custom_text = config.pop("custom_text", False)
+    kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    model: nn.Module = kind(**config)
+    return model
+
+
+def _published(name: str, tag: str) -> dict[str, Any]:
+    """What OpenCLIP says of these weights: mean, std, interpolation, resize_mode, quick_gelu; nothing of one's own."""
+    if tag == OWN:
+        return {}
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    base = open_clip.list_pretrained_tags_by_model(name.removesuffix(QUICKGELU))
+    if tag in base and tag not in tags:
+        raise ValueError(f"the weights {tag} were trained with GELU: load them as {name.removesuffix(QUICKGELU)}, not {name}")
+    if tag not in tags:
+        raise ValueError(f"OpenCLIP knows no weights {tag!r} of {name}; known are {', '.join((*tags, OWN))}")
+    published: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
+    return published
+
+
+def _only_tag(name: str) -> str:
+    """Any of the published weights' tags where all are used alike, "own" where there are none. ValueError where they differ."""
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    uses = {str([_published(name, tag).get(key) for key in ("quick_gelu", "mean", "std", "interpolation", "resize_mode")]) for tag in tags}
+    if len(uses) > 1:
+        raise ValueError(
+            f"say which weights of {name} these are, tag=..., for activation and preparation differ: {', '.join((*tags, OWN))}"
+        )
+    return tags[0] if tags else OWN
+
+
+def _prepared(model: Any, published: dict[str, Any]) -> Preparation:
+    """As the weights' makers did, or as OpenAI did where nothing is known."""
+    size = model.visual.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise ValueError(f"only networks for square pictures are known, not {height}x{width}")
+    get = published.get
+    return Preparation(
+        height, get("mean", MEAN), get("std", STD), fit=get("resize_mode", "shortest"), kernel=get("interpolation", "bicubic")
+    )
+
+
+def _is_archive(path: str | Path) -> bool:
+    """Whether it is TorchScript: a zip file with code in it."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(member.endswith("/constants.pkl") for member in archive.namelist())
+
+
+def _tag_of_archive(name: str, path: str | Path, digest: str, tag: str | None) -> str:
+    """ "openai". ValueError for an archive of somebody else, whose code is not run, or of another network."""
+    if digest not in OPENAI:
+        raise ValueError(f"{path} is a TorchScript archive, which holds code, and none of OpenAI's: use a file of weights only")
+    if OPENAI[digest] != name.removesuffix(QUICKGELU):
+        raise ValueError(f"{path} is OpenAI's {OPENAI[digest]}, not {name}")
+    if tag not in (None, "openai"):
+        raise ValueError(f"{path} is OpenAI's {OPENAI[digest]}: its tag is openai, not {tag}")
+    return "openai"
+
+
+def _read_archive(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of an archive of OpenAI's, without the three numbers beside them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and the archives are as they are
+        tensors = torch.jit.load(str(path), map_location="cpu").state_dict()
+    return {key: tensor for key, tensor in tensors.items() if key not in ("input_resolution", "context_length", "vocab_size")}
+
+
+def _renamed(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As this version of OpenCLIP names and shapes them."""
+    tensors = open_clip.convert.convert_state_dict(model, tensors)
+    if "positional_embedding" in tensors and not hasattr(model, "positional_embedding"):
+        tensors = open_clip.model.convert_to_custom_text_state_dict(tensors)
+    own = model.state_dict()
+    scalars = {key for key in SCALARS if key in own and key in tensors and tensors[key].numel() == 1}
+    return {key: tensor.reshape(own[key].shape) if key in scalars else tensor for key, tensor in tensors.items()}

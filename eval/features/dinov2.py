@@ -1,0 +1,93 @@
+"""DINOv2 (Oquab et al. 2023) as a space of features (Stein et al. 2023), from a local file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eval.features.custom import sha256_of
+from eval.features.extractor import Extractor, Identity
+from eval.features.preparation import Preparation
+from eval.features.sizes import by_size
+from eval.features.weights import fill, read_tensors, sha256_of_file
+
+NAMES = ("vit_small_patch14_dinov2", "vit_base_patch14_dinov2", "vit_large_patch14_dinov2", "vit_giant_patch14_dinov2")
+"""As timm names them; Meta's files are dinov2_vits14_pretrain.pth, vitb14, vitl14 and vitg14."""
+PREPARATION = Preparation(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), fit="squash")
+"""Of Stein et al.: both sides to 224 pixels, and ImageNet's mean and standard deviation."""
+TRAINED, USED = 37, 16  # patches of a side: at 518 pixels, at 224
+OFFSET = 0.1  # which Meta adds to the patches of a side before dividing by those of training
+
+
+class Dinov2Features(Extractor):
+    """{"cls": dim}: the class token behind the last norm, of pictures at 224x224."""
+
+    model: Any
+
+    def __init__(self, model: nn.Module, identity: Identity) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.identity = identity
+        self.widths = {"cls": self.model.embed_dim}
+
+    @torch.inference_mode()
+    def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
+        self.check_outputs(outputs)
+        if not outputs:
+            return {}
+        return {"cls": by_size(pictures, lambda batch: self.model.forward_features(PREPARATION(batch))[:, 0]).float()}
+
+
+def load_dinov2(path: str | Path, name: str = "vit_large_patch14_dinov2") -> Dinov2Features:
+    """From a file in Meta's layout or in timm's, of the size trained for (518 pixels). ValueError for weights of another network."""
+    digest = sha256_of_file(path)
+    model = _build(name)
+    tensors = {_renamed(key): tensor for key, tensor in read_tensors(path).items() if key != "mask_token"}
+    if "pos_embed" in tensors and tensors["pos_embed"].shape[1:2] == (1 + TRAINED**2,):
+        tensors["pos_embed"] = positions(tensors["pos_embed"])
+    fill(model, tensors, str(path))
+    return Dinov2Features(model, Identity(f"dinov2 {name}", digest, str(PREPARATION)))
+
+
+def random_dinov2(name: str = "vit_large_patch14_dinov2", seed: int = 0) -> Dinov2Features:
+    """A stand-in with random weights, for tests. Its residual branches count in full: at the 1e-5 that training starts from, all
+    pictures would look alike.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = _build(name)
+    for key, parameter in model.named_parameters():
+        if key.endswith(".gamma"):
+            nn.init.ones_(parameter)
+    return Dinov2Features(model, Identity(f"dinov2 {name}", sha256_of(model), str(PREPARATION), random=True))
+
+
+def positions(embedding: Tensor) -> Tensor:
+    """The class token's and 37x37 patches' embeddings (1, 1 + 37^2, D) -> (1, 1 + 16^2, D) for 224 pixels, as Meta's code makes them.
+
+    Bicubic without antialiasing, by the factor (16 + 0.1) / 37: new patch i is read at (i + 1/2) 37 / 16.1 - 1/2. timm's antialiases,
+    and transformers' leaves the 0.1 out: other numbers, and features that Meta's network does not give.
+    """
+    token, patches = embedding[:, :1].float(), embedding[:, 1:].float()
+    grid = patches.unflatten(1, (TRAINED, TRAINED)).movedim(-1, 1)
+    scale = (USED + OFFSET) / TRAINED
+    resampled = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic", align_corners=False)
+    return torch.cat([token, resampled.flatten(2).mT], dim=1)
+
+
+def _build(name: str) -> nn.Module:
+    if name not in NAMES:
+        raise ValueError(f"no DINOv2 is called {name!r}; there are {', '.join(NAMES)}")
+    model: nn.Module = timm.create_model(name, pretrained=False, img_size=PREPARATION.size, num_classes=0)
+    return model
+
+
+def _renamed(key: str) -> str:
+    """Meta's gated MLP, in the giant network, by timm's names."""
+    return key.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")

@@ -1,0 +1,111 @@
+"""The extractors by name, from plain values: which weights, and what stands in for them in a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from diffusion.spec import check_names, make
+from eval.features.clip import CMMD, load_clip, random_clip
+from eval.features.digits import digit_features
+from eval.features.dinov2 import load_dinov2, random_dinov2
+from eval.features.extractor import Extractor
+from eval.features.inception import load_inception, random_inception
+from models.download import place
+from train.data import digits
+
+RANDOM = "random"  # in place of a path: random weights stand in
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A network by its name, and its weights: a path, or "random". tag: of open_clip's, where the file does not say it."""
+
+    name: str
+    weights: str | None = None
+    tag: str | None = None
+
+
+@dataclass(frozen=True)
+class ExtractorParams:
+    """Where the weights of each extractor are.
+
+    inception  the published file; None: where `python -m models download inception` puts it
+    clip       any model of open_clip's, for CLIP scores
+    cmmd       the one of the CMMD paper
+    dinov2     by timm's name
+    digits     the digits that the classifier learns from
+    """
+
+    inception: str | None = None
+    clip: Tower = Tower("ViT-L-14")
+    cmmd: Tower = Tower("ViT-L-14-336")
+    dinov2: Tower = Tower("vit_large_patch14_dinov2")
+    digits: dict[str, Any] = field(default_factory=lambda: {"name": "digits", "split": "train"})
+
+
+@dataclass(frozen=True)
+class Known:
+    """How an extractor is made, of (its weights, the protocol, the dtype of its network), and the output that distances compare."""
+
+    main: str
+    make: Callable[[ExtractorParams, str, torch.dtype], Extractor]
+
+
+def build(name: str, params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    """The extractor of that name. ValueError or OSError where its weights are not there or not what they should be."""
+    check_names("extractor", [name], EXTRACTORS)
+    return EXTRACTORS[name].make(params, protocol, dtype)
+
+
+def _inception(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    if params.inception == RANDOM:
+        return random_inception(protocol, dtype=dtype)
+    path = params.inception or place("inception")
+    if params.inception is None and not place("inception").exists():
+        raise ValueError(
+            "Inception's weights are not here: `python -m models download inception` fetches them, extractors.inception=FILE names them, "
+            "extractors.inception=random is a trial without"
+        )
+    return load_inception(path, protocol, dtype=dtype)
+
+
+def _clip(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    tower = params.clip
+    if tower.weights == RANDOM:
+        return random_clip(tower.name)
+    return load_clip(tower.name, _given("clip", tower), tower.tag)
+
+
+def _cmmd(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    tower = params.cmmd
+    if tower.weights == RANDOM:
+        return random_clip(tower.name, preparation=CMMD)
+    return load_clip(tower.name, _given("cmmd", tower), tower.tag, CMMD)
+
+
+def _dinov2(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    tower = params.dinov2
+    return random_dinov2(tower.name) if tower.weights == RANDOM else load_dinov2(_given("dinov2", tower), tower.name)
+
+
+def _digits(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    return digit_features(make("data set", params.digits, {"digits": digits}))
+
+
+def _given(which: str, tower: Tower) -> str:
+    if tower.weights is None:
+        raise ValueError(f"the weights of {tower.name} must be given: extractors.{which}.weights=FILE, or random for a trial without")
+    return tower.weights
+
+
+EXTRACTORS = {
+    "inception": Known("pool", _inception),
+    "clip": Known("image", _clip),
+    "cmmd": Known("image", _cmmd),
+    "dinov2": Known("cls", _dinov2),
+    "digits": Known("features", _digits),
+}

@@ -1,0 +1,18 @@
+"""Pictures of many sizes, in as few batches as there are sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def by_size(pictures: Sequence[Tensor], fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """fn of each batch (B, 3, H, W) of the pictures (3, H, W) of one size; its rows (B, ...) as one tensor in the pictures' order."""
+    groups: dict[torch.Size, list[int]] = {}
+    for index, picture in enumerate(pictures):
+        groups.setdefault(picture.shape, []).append(index)
+    rows = torch.cat([fn(torch.stack([pictures[i] for i in group])) for group in groups.values()])
+    order = torch.tensor([i for group in groups.values() for i in group], device=rows.device)
+    return rows[order.argsort()]

@@ -1,0 +1,44 @@
+"""Weights from a local file into a network, all of them or none."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from models.checkpoints.tensors import open_tensors
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes. FileNotFoundError where there is none."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a .safetensors file or a pickle, by their names; no code of it runs. Those of a parallel run lose their "module."."""
+    tensors = {key: stored.mapped() for key, stored in open_tensors(path).tensors.items()}
+    prefix = "module." if all(key.startswith("module.") for key in tensors) else ""
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy them into the module's own of the same names, in its dtypes. ValueError names the first that is missing, unknown or of
+    another shape.
+    """
+    own = module.state_dict()
+    if missing := [key for key in own if key not in tensors]:
+        raise ValueError(f"{source} is of another network: it lacks {missing[0]} ({len(missing)} of {len(own)} tensors)")
+    if unknown := [key for key in tensors if key not in own]:
+        raise ValueError(f"{source} is of another network: it holds {unknown[0]}, which this one has not ({len(unknown)} in all)")
+    for key, tensor in tensors.items():
+        if tensor.shape != own[key].shape:
+            raise ValueError(f"{source} is of another network: {key} has shape {list(tensor.shape)}, not {list(own[key].shape)}")
+    module.load_state_dict(dict(tensors))

@@ -1,0 +1,219 @@
+"""The metrics by name: which features each is computed of, what it needs besides the samples, and how it is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from torch import Tensor
+
+from eval.collect import Collected
+from eval.features.clip import TextFeatures
+from eval.features.protocols import Protocol
+from eval.metrics.accuracy import label_accuracy, share
+from eval.metrics.alignment import CONVENTIONS
+from eval.metrics.figure import Figure
+from eval.metrics.frechet import Reference, frechet_distance, frechet_infinity
+from eval.metrics.inception_score import inception_score, ordered_splits, shuffled_splits
+from eval.metrics.jackknife import jackknife, student_quantile
+from eval.metrics.kernel import gaussian_distance, kernel_distance, subset_kernel_distance
+from eval.metrics.manifold import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
+from eval.metrics.neighbours import memorised
+from eval.statistics import Statistics
+
+Need = Literal["reference", "training", "prompts", "labels"]
+NORMAL = 1.959963984540054  # standard errors that hold 95 % of a normal distribution
+SUBSETS = {"subsets": 100, "size": 1000}  # of the kernel distance, as papers cite it
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a metric may be computed of.
+
+    output      of the extractors: "inception.pool"
+    statistics  of the reference, where they come from a file
+    texts       an embedding of each sample's prompt
+    wanted      (n,) the class that each sample was asked to show
+    """
+
+    output: str
+    samples: Collected
+    protocol: Protocol
+    statistics: Statistics | None = None
+    reference: Collected | None = None
+    training: Collected | None = None
+    texts: TextFeatures | None = None
+    wanted: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """(n, width) features of the samples."""
+        return self.samples.rows[self.output]
+
+    @property
+    def real(self) -> Tensor:
+        """(N, width) features of the reference."""
+        assert self.reference is not None
+        return self.reference.rows[self.output]
+
+    @cached_property
+    def real_moments(self) -> Reference:
+        """Of the reference."""
+        if self.statistics is not None:
+            return Reference(self.statistics.moments[self.output.split(".")[1]])
+        assert self.reference is not None
+        return Reference(self.reference.moments[self.output].whole())
+
+    @cached_property
+    def precision_recall(self) -> PrecisionRecall:
+        """With the protocol's k."""
+        return precision_recall(self.rows, self.real, self.protocol.neighbours)
+
+    @cached_property
+    def density_coverage(self) -> DensityCoverage:
+        """With the paper's k."""
+        return density_coverage(self.rows, self.real)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is computed.
+
+    title     as tables say it
+    output    extractor and output. "features" and "classifier" stand for those that the settings name; "" for the extractor's main output
+    keep      whether features are summed up, in memory that does not grow, or kept one by one
+    needs     besides the samples
+    settings  that its value depends on, as the result's basis says them
+    least     pictures that it needs of each side
+    prefix    to prompts
+    """
+
+    title: str
+    output: tuple[str, str]
+    keep: Literal["moments", "rows"]
+    better: Literal["lower", "higher"]
+    compute: Callable[[Evidence], Figure]
+    needs: tuple[Need, ...] = ("reference",)
+    settings: dict[str, Any] = field(default_factory=dict)
+    least: int = 2
+    prefix: str = ""
+
+
+def _frechet(evidence: Evidence) -> Figure:
+    """Its interval says how it varies with the samples; the reference is held."""
+    samples, reference = evidence.samples.moments[evidence.output], evidence.real_moments
+
+    def distance(without: int | None) -> float:
+        return frechet_distance(samples.whole() if without is None else samples.without(without), reference)
+
+    enough = samples.groups > 1 and samples.n >= 2 * samples.groups
+    return jackknife(distance, samples.groups) if enough else Figure(distance(None))
+
+
+def _frechet_infinity(evidence: Evidence) -> Figure:
+    return frechet_infinity(evidence.samples.moments[evidence.output], evidence.real_moments)
+
+
+def _kernel(evidence: Evidence) -> Figure:
+    value, error = kernel_distance(evidence.rows, evidence.real)
+    return Figure(value, value - NORMAL * error, value + NORMAL * error, {"error": error})
+
+
+def _kernel_subsets(evidence: Evidence) -> Figure:
+    value, std = subset_kernel_distance(evidence.rows, evidence.real, **SUBSETS)
+    return Figure(value, extra={"std": std})
+
+
+def _cmmd(evidence: Evidence) -> Figure:
+    return Figure(gaussian_distance(evidence.rows, evidence.real))
+
+
+def _inception_score(evidence: Evidence) -> Figure:
+    """Its interval is that of a mean over splits."""
+    rule, n = evidence.protocol.splits, evidence.samples.n
+    splits = ordered_splits(n, rule.size) if rule.size else shuffled_splits(n, rule.count or 1, rule.shuffle_seed or 0)
+    found = inception_score(evidence.rows, splits)
+    count = int(found.extra["splits"])
+    if count < 2:
+        return found
+    half = student_quantile(0.975, count - 1) * found.extra["std"] / math.sqrt(count - 1)
+    return Figure(found.value, found.value - half, found.value + half, found.extra)
+
+
+def _precision(evidence: Evidence) -> Figure:
+    """Its interval is for the reference's balls as they are."""
+    return share(round(evidence.precision_recall.precision * evidence.samples.n), evidence.samples.n)
+
+
+def _recall(evidence: Evidence) -> Figure:
+    """Its interval is for the samples' balls as they are."""
+    return share(round(evidence.precision_recall.recall * len(evidence.real)), len(evidence.real))
+
+
+def _density(evidence: Evidence) -> Figure:
+    return Figure(evidence.density_coverage.density)
+
+
+def _coverage(evidence: Evidence) -> Figure:
+    """Its interval is for the samples as they are."""
+    return share(round(evidence.density_coverage.coverage * len(evidence.real)), len(evidence.real))
+
+
+def _alignment(convention: str) -> Callable[[Evidence], Figure]:
+    def compute(evidence: Evidence) -> Figure:
+        assert evidence.texts is not None
+        scores = CONVENTIONS[convention](evidence.rows, evidence.texts.rows.to(evidence.rows.device)).double()
+        mean, error = float(scores.mean()), float(scores.std()) / math.sqrt(len(scores))
+        return Figure(mean, mean - NORMAL * error, mean + NORMAL * error, {"cut": float(sum(evidence.texts.truncated))})
+
+    return compute
+
+
+def _accuracy(evidence: Evidence) -> Figure:
+    assert evidence.wanted is not None
+    return label_accuracy(evidence.rows, evidence.wanted)
+
+
+def _memorised(evidence: Evidence) -> Figure:
+    assert evidence.training is not None
+    found = memorised(evidence.rows, evidence.training.rows[evidence.output], evidence.real)
+    share = found.share
+    return Figure(share.value, share.low, share.high, {"threshold": found.threshold, "nearest": float(found.distance.mean())})
+
+
+def _distance(title: str, extractor: str, output: str = "") -> Metric:
+    return Metric(title, (extractor, output), "moments", "lower", _frechet)
+
+
+def _rows(title: str, extractor: str, better: Literal["lower", "higher"], compute: Callable[[Evidence], Figure], **more: Any) -> Metric:
+    return Metric(title, (extractor, ""), "rows", better, compute, **more)
+
+
+def _score(title: str, convention: str) -> Metric:
+    prefix, settings = CONVENTIONS[convention].prefix, {"scale": CONVENTIONS[convention].scale}
+    return _rows(title, "clip", "higher", _alignment(convention), needs=("prompts",), prefix=prefix, settings=settings)
+
+
+METRICS = {
+    "fid": _distance("FID", "inception"),
+    "fid_infinity": Metric("FID-infinity", ("inception", ""), "moments", "lower", _frechet_infinity, least=30),
+    "sfid": _distance("sFID", "inception", "spatial"),
+    "kid": _rows("KID", "inception", "lower", _kernel, least=3),
+    "kid_subsets": _rows("KID, mean of subsets", "inception", "lower", _kernel_subsets, settings=SUBSETS, least=SUBSETS["size"]),
+    "inception_score": Metric("Inception Score", ("inception", "logits_unbiased"), "rows", "higher", _inception_score, needs=(), least=10),
+    "fd_dinov2": _distance("FD-DINOv2", "dinov2"),
+    "cmmd": _rows("CMMD", "cmmd", "lower", _cmmd),
+    "clip_score": _score("CLIP score, x100", "clip_score"),
+    "clip_score_hessel": _score("CLIPScore, x2.5", "hessel"),
+    "frechet": _distance("Frechet distance", "features"),
+    "kernel": _rows("Kernel distance", "features", "lower", _kernel, least=3),
+    "precision": _rows("Precision", "features", "higher", _precision, least=4),
+    "recall": _rows("Recall", "features", "higher", _recall, least=4),
+    "density": _rows("Density", "features", "higher", _density, settings={"k": 5}, least=6),
+    "coverage": _rows("Coverage", "features", "higher", _coverage, settings={"k": 5}, least=6),
+    "accuracy": Metric("Label accuracy", ("classifier", "logits"), "rows", "higher", _accuracy, needs=("labels",), least=1),
+    "memorised": _rows("Memorised", "features", "lower", _memorised, needs=("reference", "training"), settings={"quantile": 0.01}),
+}

@@ -1,0 +1,32 @@
+"""From picture files to pixels, several at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from eval.images.source import Unreadable
+
+
+def pixels(picture: Image.Image) -> Tensor:
+    """uint8 (3, H, W) of a picture in colour, channels last in memory, as it was decoded."""
+    return rearrange(torch.from_numpy(np.array(picture)), "h w c -> c h w")
+
+
+def in_threads(read: Callable[[int], Tensor], indices: Sequence[int]) -> list[Tensor | Unreadable]:
+    """read(i) of each, in order, side by side, for decoding leaves Python free; what ValueError or OSError says becomes Unreadable."""
+
+    def attempt(index: int) -> Tensor | Unreadable:
+        try:
+            return read(index)
+        except (OSError, ValueError) as error:
+            return Unreadable(str(error))
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(attempt, indices))

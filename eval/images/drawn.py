@@ -1,0 +1,171 @@
+"""Pictures drawn when they are asked for, by a model, without touching the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import models
+from diffusion.spec import check_call, check_mapping, check_names, check_type, make_params
+from eval.images.calls import calls_per_image
+from eval.images.prompts import list_prompts
+from eval.images.source import Unreadable
+from models import Model
+from models.device import find_device
+from samplers.generate import generate
+from samplers.guide import steered
+from samplers.pictures import to_uint8
+from samplers.results import MAX_SEED, check_same
+from samplers.run import SampleParams, labels_in_turn
+from samplers.sample import find_sampler, sample
+from samplers.text_to_image import ASKED, DTYPES, TextToImageParams, completed, dtypes, loaded
+from samplers.usage import usage
+
+ELSEWHERE = {"out", "progress"}  # of the settings of python -m samplers, what is not for pictures that nobody saves
+ONE_EACH = {"prompt", "refiner", "handover", "image", "mask", "strength", "image_guidance"}  # and what goes with one prompt at a time
+PLACE = {"run", "weights", "prompt", "n", "batch_size", "device", "memory", "offload", "sha256"}  # what makes no other picture
+
+Draw = Callable[[Model, Sequence[int]], Tensor]
+
+
+class Drawn:
+    """n pictures of a model, called "seed 0" and so on: picture i has seed + i, whoever asks for it together with what, but for rounding.
+
+    settings  what all pictures depend on, the SHA-256 of the model's weights and of the prompts included, as plain values
+    calls     network calls per picture, counted
+    stamp     SHA-256 of them
+    name      for a row of a table: what draws, sampler, steps and guidance
+
+    FloatingPointError, which names the seed, for pictures that are not finite.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        draw: Draw,
+        settings: Mapping[str, Any],
+        *,
+        n: int,
+        origin: str,
+        batch_size: int,
+        labels: Sequence[str] | None = None,
+        prompts: Sequence[str] | None = None,
+    ) -> None:
+        """draw: the pictures (B, 3 or 1, H, W), uint8, of these numbers, drawn with this model; `batch_size`: the most at once."""
+        self._model, self._draw, self._batch_size = model, draw, batch_size
+        self.settings, self.origin, self.labels, self.prompts = dict(settings), origin, labels, prompts
+        if settings["seed"] + n - 1 > MAX_SEED:
+            raise ValueError(f"{n} pictures from seed {settings['seed']} on need seeds beyond 2^63 - 1: begin with a smaller one")
+        self.names: Sequence[str] = [f"seed {settings['seed'] + i}" for i in range(n)]
+        self.calls = calls_per_image(model, lambda counting: draw(counting, [0]))
+        self.stamp = hashlib.sha256(json.dumps([self.settings, n, labels and list(labels)], default=str).encode()).hexdigest()
+        self._seconds, self._count = 0.0, 0
+
+    @property
+    def name(self) -> str:
+        """What draws, and how."""
+        guidance = self.settings.get("guidance")
+        guided = "" if guidance in (None, 1) else f", guidance {guidance:g}"
+        return f"{Path(self.origin).name}, {self.settings['sampler']}, {self.settings['steps']} steps{guided}"
+
+    @property
+    def seconds(self) -> float:
+        """That drawing takes per picture, text encoders and autoencoder included, as measured so far; NaN before the first."""
+        return self._seconds / self._count if self._count else math.nan
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
+        """See `Source`."""
+        start, found = time.perf_counter(), []
+        for first in range(0, len(indices), self._batch_size):
+            images = self._draw(self._model, indices[first : first + self._batch_size])
+            found += list(images.cpu().expand(-1, 3, -1, -1))
+        self._seconds += time.perf_counter() - start
+        self._count += len(indices)
+        return found
+
+
+def drawn(spec: Mapping[str, Any]) -> Drawn:
+    """From {"run": FOLDER, "n": ...}, a model trained here, or {"weights": FILE, "prompts": FILE or list}, a published one.
+
+    The other settings are those of python -m samplers (configs/samplers). Of a run, classes are drawn in turn; of prompts, the prompts,
+    as often as n asks for, by default each once. ValueError or OSError in one line for settings that do not fit, before anything is drawn.
+    """
+    values = check_mapping("what is to be drawn", spec)
+    if ("run" in values) == ("weights" in values):
+        raise ValueError("say what draws: run, a model trained here, or weights and prompts, a published model")
+    return _of_run(values) if "run" in values else _of_prompts(values)
+
+
+def _of_run(spec: dict[str, Any]) -> Drawn:
+    check_names("setting of what a run draws", spec, [field.name for field in fields(SampleParams) if field.name not in ELSEWHERE])
+    if "n" not in spec:
+        raise ValueError("say how many pictures to draw: n: 10000, say")
+    params = make_params("", SampleParams, spec)
+    model = models.load(params.run, ema=params.ema)
+    if model.text is not None or getattr(model.network.params, "context_dim", None) is not None:
+        raise ValueError(f"{params.run} is a model that takes prompts: weights: {params.run} and prompts: draw with it")
+    wanted, params = params.sha256, params.completed(model)
+    check_same("run", params.run, params.sha256, wanted)
+    device = find_device(params.device)
+    model.network.to(device).eval().requires_grad_(False)
+    how = usage(model, params.sampler, params.steps, params.grid, params.guidance)
+    check_call(how.sampler, find_sampler(how.sampler), 3, params.options)
+    grid = how.levels(model)
+    classes = labels_in_turn(model, params)
+    labels = None if classes is None else [classes[i % len(classes)] for i in range(params.n)]
+
+    def draw(model: Model, indices: Sequence[int]) -> Tensor:
+        denoiser = steered(model, params.guidance, params.clip, params.guide)
+        cond = {} if labels is None else {"label": torch.tensor([labels[i] for i in indices], device=device)}
+        seeds = [params.seed + i for i in indices]
+        return to_uint8(sample(how.sampler, denoiser, grid, shape=model.shape, seeds=seeds, cond=cond, device=device, **params.options))
+
+    settings = _settings(params, grid=how.grid, steps=grid.steps, fingerprint=params.sha256["run"])
+    named = None if labels is None else [str(label) for label in labels]
+    return Drawn(model, draw, settings, n=params.n, origin=params.run, batch_size=params.batch_size, labels=named)
+
+
+def _of_prompts(spec: dict[str, Any]) -> Drawn:
+    known = [field.name for field in fields(TextToImageParams) if field.name not in ELSEWHERE | ONE_EACH]
+    check_names("setting of what prompts draw", spec, [*known, "prompts"])
+    given = spec.pop("prompts", None)
+    if given is None:
+        raise ValueError("say what to draw: prompts: FILE, or a list of them")
+    check_type("prompts", given, str | Sequence[str])
+    prompts = list_prompts(given) if isinstance(given, str) else list(given)
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise ValueError(f"prompts must be at least one, and none of them empty, not {str(prompts)[:80]}")
+    params = make_params("", TextToImageParams, {"n": len(prompts), **spec, "prompt": "", "progress": False})
+    model = loaded(params, "weights")
+    params = completed(params, model, None, None)
+    for part, name in dtypes(params).items():
+        if part in model.parts:
+            model.parts[part].to(DTYPES[name])
+    told = [prompts[i % len(prompts)] for i in range(params.n)]
+    asked = {name: value for name in ASKED if (value := getattr(params, name)) is not None}
+
+    def draw(model: Model, indices: Sequence[int]) -> Tensor:
+        seeds = [params.seed + i for i in indices]
+        return to_uint8(generate(model, [told[i] for i in indices], seeds=seeds, **asked, **params.options), low=0.0)
+
+    sha256 = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+    settings = _settings(params, prompts=sha256, fingerprint=params.sha256["weights"])
+    return Drawn(model, draw, settings, n=params.n, origin=", ".join(params.weights), batch_size=params.batch_size, prompts=told)
+
+
+def _settings(params: SampleParams | TextToImageParams, **more: Any) -> dict[str, Any]:
+    """What pictures depend on, as plain values."""
+    left = ELSEWHERE | ONE_EACH | PLACE
+    return {**{name: value for name, value in asdict(params).items() if name not in left}, **more}

@@ -1,0 +1,101 @@
+"""Pictures of NumPy files, as Dhariwal & Nichol 2021 (ADM) exchange samples; memory-mapped, so that any number takes no memory."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from eval.images.prompts import prompts_for
+from eval.images.source import Unreadable, stamp_of
+
+PICTURES, LABELS = "arr_0", "arr_1"
+
+
+class NpzPictures:
+    """arr_0 of an .npz file, or all of an .npy file: uint8 (N, H, W, 3). Labels are arr_1 (N,), where there is one.
+
+    prompts  one per picture, or a file of them (`read_prompts`); pictures are named by their six-figure numbers
+
+    FileNotFoundError, or ValueError in one line for a file that is damaged, compressed, or holds something else. Nothing is unpickled.
+    """
+
+    labels: Sequence[str] | None
+    prompts: Sequence[str] | None
+    _pixels: np.ndarray
+
+    def __init__(self, path: str | Path, prompts: str | Path | Sequence[str] | None = None) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no such file of pictures: {path}")
+        with damage_said(path):
+            self._pixels, labels = (np.load(path, mmap_mode="r", allow_pickle=False), None) if _is_npy(path) else _members(path)
+        shape, dtype = self._pixels.shape, self._pixels.dtype
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+            raise ValueError(f"{path} must hold pictures as uint8 (N, H, W, 3), values 0 ... 255, not {dtype} {shape}")
+        if labels is not None and (labels.shape != shape[:1] or labels.dtype.kind not in "iuU"):
+            raise ValueError(f"{LABELS} of {path} must hold a class for each of the {shape[0]} pictures, not {labels.dtype} {labels.shape}")
+        self.origin, self.stamp = str(path), stamp_of([path])
+        self.names: Sequence[str] = [f"{i:06d}" for i in range(len(self._pixels))]
+        self.labels = None if labels is None else [str(label) for label in labels.tolist()]
+        self.prompts = None if prompts is None else prompts_for(prompts, self.names)
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
+        """See `Source`."""
+        return [rearrange(torch.from_numpy(np.array(self._pixels[i])), "h w c -> c h w") for i in indices]
+
+
+@contextmanager
+def damage_said(path: Path) -> Iterator[None]:
+    """What NumPy and zip files say about damage as ValueError in one line that names the file."""
+    try:
+        yield
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, struct.error) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(said if str(path) in said else f"{path} is no NumPy file that can be read: {said}") from None
+
+
+def _is_npy(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(6) == b"\x93NUMPY"
+
+
+def _members(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pictures, mapped, and labels."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if PICTURES not in names:
+            what = "reference statistics, and" if {"mu", "sigma"} <= set(names) else f"{', '.join(names) or 'nothing'}, and"
+            raise ValueError(f"{path} holds {what} no pictures: these are an array called {PICTURES}")
+        pictures = _mapped(path, archive.getinfo(f"{PICTURES}.npy"))
+        if LABELS not in names:
+            return pictures, None
+        with archive.open(f"{LABELS}.npy") as file:
+            return pictures, np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
+    """An array that a zip file stores as it is: it begins behind the member's own header, which tells its length, and NumPy's."""
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{path} is compressed, and would fill the memory: save it again with np.savez(path, **np.load(path))")
+    with open(path, "rb") as file:
+        file.seek(member.header_offset)
+        name, extra = struct.unpack("<26x2H", file.read(30))
+        file.seek(name + extra, 1)
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(file)
+        if dtype.hasobject:
+            raise ValueError(f"{path} holds pickled objects, which are never read: save plain uint8 arrays")
+        return np.memmap(path, dtype, "r", offset=file.tell(), shape=shape, order="F" if fortran else "C")

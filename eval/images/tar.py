@@ -1,0 +1,186 @@
+"""Pictures of tar shards, as WebDataset and img2dataset write them: 000.jpg, 000.txt, 000.json, 000.cls are one sample, called 000."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from torch import Tensor
+
+from eval.images.decoding import in_threads, pixels
+from eval.images.prompts import KEYS, Captioned, prompts_for
+from eval.images.source import Unreadable, stamp_of
+from samplers.pictures import open_picture
+from train.data import IMAGE_SUFFIXES
+
+COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}  # by their first bytes
+
+
+class TarPictures(Captioned):
+    """The pictures of tar files, in the order of the files and of what is in them; read where they lie, and never unpacked.
+
+    A member's key is its name up to the first dot behind the last slash. A picture is called by its key, and where shards have keys in
+    common by "shard/key". Its caption is in key.txt or, where there is none, in key.json under "prompt", "text" or "caption"; its class in
+    key.cls. Captions are read when they are first asked for; ValueError names the first picture without one, where others have one.
+
+    paths    one or several: a path, a pattern ("shard-*.tar"), or a range ("shard-{000000..000009}.tar")
+    prompts  one per picture, or a file of them (`read_prompts`), instead of what is in the shards
+
+    FileNotFoundError, or ValueError in one line for shards that are compressed, damaged or cut short, without pictures, or in which a key
+    has two of them or none.
+    """
+
+    def __init__(self, paths: str | Path | Sequence[str | Path], prompts: str | Path | Sequence[str] | None = None) -> None:
+        given = [paths] if isinstance(paths, (str, Path)) else list(paths)
+        shards = [shard for path in given for shard in find_shards(str(path))]
+        self._samples = [sample for shard in shards for sample in _samples(shard)]
+        if not self._samples:
+            raise ValueError(f"no pictures in {', '.join(map(str, given))}: expected members such as 000.png, 000.jpg or 000.webp")
+        self.origin, self.stamp = ", ".join(map(str, given)), stamp_of(shards)
+        keys = [sample.key for sample in self._samples]
+        unique = len(set(keys)) == len(keys)
+        self.names: Sequence[str] = keys if unique else [f"{sample.picture.shard.stem}/{sample.key}" for sample in self._samples]
+        if doubled := [name for name, times in Counter(self.names).items() if times > 1]:
+            raise ValueError(f"{self.origin} gives {doubled[0]} twice: give every shard once, and shards names of their own")
+        self.labels: Sequence[str] | None = self._all("class", "key.cls", [sample.label() for sample in self._samples])
+        self.prompts = None if prompts is None else prompts_for(prompts, self.names)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
+        """See `Source`."""
+        return in_threads(self._pixels, indices)
+
+    def _pixels(self, index: int) -> Tensor:
+        member = self._samples[index].picture
+        return pixels(open_picture(str(member), content=member.read()))
+
+    def _captions(self) -> list[str] | None:
+        return self._all("caption", "key.txt, or key.json with a caption", [sample.caption() for sample in self._samples])
+
+    def _all(self, what: str, where: str, found: Sequence[str | None]) -> list[str] | None:
+        """Of every picture, or none of any."""
+        lacking = [name for name, text in zip(self.names, found, strict=True) if text is None]
+        if lacking and len(lacking) < len(found):
+            raise ValueError(
+                f"{len(lacking)} of {len(found)} pictures of {self.origin} have no {what}, the first is {lacking[0]}: add {where}"
+            )
+        return None if lacking else [text for text in found if text is not None]
+
+
+def find_shards(pattern: str) -> list[Path]:
+    """The files that a path, a pattern or a range stands for, in order. FileNotFoundError where one of them, or any, is not there."""
+    if span := re.search(r"\{(\d+)\.\.(\d+)\}", pattern):
+        first, last = span.groups()
+        numbers = range(int(first), int(last) + 1)
+        if not numbers:
+            raise ValueError(f"{pattern} is an empty range of shards: {first} comes after {last}")
+        return [shard for n in numbers for shard in find_shards(pattern[: span.start()] + f"{n:0{len(first)}d}" + pattern[span.end() :])]
+    found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []
+    if not found:
+        raise FileNotFoundError(f"no such tar file: {pattern}")
+    return [Path(path) for path in found]
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A file within a shard, and where its content begins."""
+
+    shard: Path
+    name: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        with open(self.shard, "rb") as file:  # each its own, so that several can be read at once
+            file.seek(self.offset)
+            return file.read(self.size)
+
+    def text(self) -> str:
+        try:
+            return self.read().decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self} is no UTF-8 text: {error}") from None
+
+    def __str__(self) -> str:
+        return f"{self.shard}/{self.name}"
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """What belongs together, by suffix."""
+
+    key: str
+    picture: _Member
+    members: Mapping[str, _Member]
+
+    def label(self) -> str | None:
+        return self.members[".cls"].text() if ".cls" in self.members else None
+
+    def caption(self) -> str | None:
+        if ".txt" in self.members:
+            return _filled(self.members[".txt"], self.members[".txt"].text())
+        if ".json" not in self.members:
+            return None
+        member = self.members[".json"]
+        try:
+            entry = json.loads(member.text())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{member} is no JSON: {error}") from None
+        texts = [entry[key] for key in KEYS if isinstance(entry.get(key), str)] if isinstance(entry, Mapping) else []
+        return _filled(member, texts[0].strip()) if texts else None
+
+
+def _filled(member: _Member, caption: str) -> str:
+    if not caption:
+        raise ValueError(f"the caption in {member} is empty: write one, or leave out its picture")
+    return caption
+
+
+def _samples(shard: Path) -> list[_Sample]:
+    """The samples of a shard, in the order of their first members."""
+    found: dict[str, dict[str, _Member]] = {}
+    for member in _members(shard):
+        path = PurePosixPath(member.name)
+        stem, dot, suffix = path.name.partition(".")
+        parts = found.setdefault(str(path.with_name(stem)), {})
+        if (suffix := dot + suffix.lower()) in parts:
+            raise ValueError(f"{shard} holds {member.name} twice: write the shard again")
+        parts[suffix] = member
+    samples = []
+    for key, parts in found.items():
+        pictures = [part for suffix, part in parts.items() if suffix in IMAGE_SUFFIXES]
+        if len(pictures) > 1:
+            raise ValueError(f"{shard} holds more than one picture called {key}: {pictures[0].name} and {pictures[1].name}")
+        if not pictures and parts.keys() & {".txt", ".json", ".cls"}:
+            raise ValueError(f"{shard} holds {next(iter(parts.values())).name}, but no picture to it, such as {key}.png: write it again")
+        samples += [_Sample(key, picture, parts) for picture in pictures]
+    return samples
+
+
+def _members(shard: Path) -> Iterator[_Member]:
+    """The files of a shard but hidden ones. ValueError for one that is compressed, or does not end as tar files end."""
+    with open(shard, "rb") as file:
+        start = file.read(8)
+    for magic, program in COMPRESSED.items():
+        if start.startswith(magic):
+            raise ValueError(f"{shard} is compressed, so that no picture in it can be reached by itself: {program} it first")
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for entry in archive:
+                if entry.isfile() and not PurePosixPath(entry.name).name.startswith("."):
+                    yield _Member(shard, entry.name, entry.offset_data, entry.size)
+            end = archive.offset  # where tarfile saw no further member, be it the end, or damage
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{shard} is no tar file that can be read: {error}") from None
+    with open(shard, "rb") as file:
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise ValueError(f"{shard} is damaged or cut short at byte {end}: a tar file ends with empty blocks; make it again")

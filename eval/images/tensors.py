@@ -1,0 +1,83 @@
+"""Pictures held in memory, from a notebook or a test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from eval.images.prompts import prompts_for
+from eval.images.source import Unreadable
+from samplers.pictures import to_uint8
+
+
+class TensorPictures:
+    """Pictures uint8 (N, 3 or 1, H, W), values 0 ... 255. Others come by `from_unit` and `from_signed`: no range is guessed.
+
+    labels   the class of each, (N,), numbers or names
+    prompts  the caption of each
+    origin   what results say of them
+    """
+
+    labels: Sequence[str] | None
+    prompts: Sequence[str] | None
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Sequence[str | int] | Tensor | None = None,
+        prompts: Sequence[str] | None = None,
+        origin: str = "memory",
+    ) -> None:
+        if images.dtype != torch.uint8:
+            raise ValueError(f"pictures are uint8, 0 ... 255, not {images.dtype}: from_unit takes [0, 1], from_signed [-1, 1]")
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+            raise ValueError(f"pictures need a shape (N, 3, H, W) or, grey, (N, 1, H, W), not {tuple(images.shape)}")
+        if labels is not None and len(labels) != len(images):
+            raise ValueError(f"{len(labels)} labels for {len(images)} pictures: give one each")
+        self._images = images.cpu().expand(-1, 3, -1, -1)
+        self.origin = origin
+        self.names: Sequence[str] = [f"{i:06d}" for i in range(len(images))]
+        given = labels.tolist() if isinstance(labels, Tensor) else labels
+        self.labels = None if given is None else [str(label) for label in given]
+        self.prompts = None if prompts is None else prompts_for(prompts, self.names)
+
+    @classmethod
+    def from_unit(
+        cls,
+        images: Tensor,
+        labels: Sequence[str | int] | Tensor | None = None,
+        prompts: Sequence[str] | None = None,
+        origin: str = "memory",
+    ) -> TensorPictures:
+        """Of images in [0, 1], as `generate` makes them, rounded to the nearest. ValueError where some lie outside."""
+        low, high = (0.0, 1.0) if images.numel() == 0 else (float(images.min()), float(images.max()))
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"these images hold values from {low:g} to {high:g}, not in [0, 1]: from_signed takes [-1, 1]")
+        return cls(to_uint8(images, low=0.0), labels, prompts, origin)
+
+    @classmethod
+    def from_signed(
+        cls,
+        images: Tensor,
+        labels: Sequence[str | int] | Tensor | None = None,
+        prompts: Sequence[str] | None = None,
+        origin: str = "memory",
+    ) -> TensorPictures:
+        """Of images in [-1, 1], as `sample` makes them, rounded to the nearest; what samples overshoot is cut off."""
+        return cls(to_uint8(images), labels, prompts, origin)
+
+    @cached_property
+    def stamp(self) -> str:
+        """SHA-256 of the pixels."""
+        return hashlib.sha256(self._images.contiguous().numpy().data).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
+        """See `Source`."""
+        return [self._images[i] for i in indices]

@@ -1,0 +1,68 @@
+"""Euclidean distances between rows: fast ones between all, and exact ones between chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROWS = 256
+SPARE = 4  # candidates besides the nearest by rounded distances
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Of each row, the k nearest rows of a reference, from near to far: distance (N, k) in float64, and index (N, k) of them."""
+
+    distance: Tensor
+    index: Tensor
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_j|^2, (N, M), of float64 rows (N, D) and (M, D) through one matrix product: to some 1e-15 of |x_i|^2 + |y_j|^2, not below 0.
+
+    So near-equal rows far from 0 have no digit right; `exact_distances` and `nearest` do better.
+    """
+    return torch.addmm(x.square().sum(1)[:, None] + y.square().sum(1), x, y.T, alpha=-2).clamp_(min=0)
+
+
+def exact_distances(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_i|, (...), of rows (..., D), through their differences: a row and its copy are at exactly 0."""
+    return (x - y).square().sum(-1).sqrt()
+
+
+def nearest(x: Tensor, reference: Tensor, k: int = 1) -> Nearest:
+    """The k nearest rows of `reference` (M, D) to each row of x (N, D)."""
+    _check_count(len(reference), k)
+    return _join(_refined(rows, reference, squared_distances(rows, reference), k) for rows in x.split(ROWS))
+
+
+def nearest_others(x: Tensor, k: int = 1) -> Nearest:
+    """The k nearest other rows of x (N, D) to each of its rows; a copy of a row is another row, at 0."""
+    _check_count(len(x) - 1, k)
+    found = []
+    for start, rows in zip(range(0, len(x), ROWS), x.split(ROWS), strict=True):
+        squared = squared_distances(rows, x)
+        squared[:, start:].fill_diagonal_(torch.inf)
+        found.append(_refined(rows, x, squared, k))
+    return _join(found)
+
+
+def _refined(rows: Tensor, reference: Tensor, squared: Tensor, k: int) -> Nearest:
+    """The k nearest by exact distances, among a few more that rounded squared ones (rows, M) place first."""
+    rounded, index = squared.topk(min(k + SPARE, len(reference)), largest=False)
+    exact = torch.stack([exact_distances(rows, reference[column]) for column in index.unbind(1)], 1)
+    distance, order = exact.masked_fill_(rounded.isinf(), torch.inf).sort(dim=1, stable=True)
+    return Nearest(distance[:, :k], index.gather(1, order)[:, :k])
+
+
+def _join(found: Iterable[Nearest]) -> Nearest:
+    parts = list(found)
+    return Nearest(torch.cat([part.distance for part in parts]), torch.cat([part.index for part in parts]))
+
+
+def _check_count(candidates: int, k: int) -> None:
+    if not 1 <= k <= candidates:
+        raise ValueError(f"{k} nearest neighbours need as many candidates, of which there are {max(0, candidates)}")

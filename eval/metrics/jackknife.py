@@ -1,0 +1,45 @@
+"""The standard error of any statistic of samples in groups, by leaving out each group in turn (Tukey 1958)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from eval.metrics.figure import Figure
+
+
+def jackknife(statistic: Callable[[int | None], float], groups: int) -> Figure:
+    """The statistic of everything, statistic(None), with a 95 % interval from statistic(g) of everything but group g, g = 0 ... groups - 1.
+
+    error^2 = (G - 1) / G sum_g (statistic(g) - mean)^2, and the interval is value +- t error by Student's t with G - 1 degrees of freedom.
+    Groups should be of equal sizes, to one sample. extra: the error, and the bias (G - 1) (mean - value), exact where it falls as 1/N;
+    it is stated and not taken away, so that the interval is one of statistics at this N.
+    """
+    if groups < 2:
+        raise ValueError(f"a jackknife needs at least 2 groups, not {groups}")
+    value, left = statistic(None), [statistic(g) for g in range(groups)]
+    mean = math.fsum(left) / groups
+    error = math.sqrt((groups - 1) / groups * math.fsum((v - mean) ** 2 for v in left))
+    half = student_quantile(0.975, groups - 1) * error
+    return Figure(value, value - half, value + half, {"error": error, "bias": (groups - 1) * (mean - value)})
+
+
+def student_quantile(p: float, freedom: int) -> float:
+    """t that Student's distribution with `freedom` >= 1 degrees of freedom stays below with probability p, 0.5 <= p < 1, to 1e-10 of it."""
+    if not 0.5 <= p < 1 or freedom < 1:
+        raise ValueError(f"a quantile of Student's t needs 0.5 <= p < 1 and freedom >= 1, not {p} and {freedom}")
+    low, high = 0.0, math.pi / 2
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if _within(middle, freedom) < 2 * p - 1 else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """P(|t| < sqrt(freedom) tan(angle)), a finite sum (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
+    odd = freedom % 2
+    term, terms = math.cos(angle) ** odd, []
+    for k in range(2 + odd, freedom + 1, 2):
+        terms.append(term)
+        term *= (k - 1) / k * math.cos(angle) ** 2
+    series = math.sin(angle) * math.fsum(terms)
+    return 2 / math.pi * (angle + series) if odd else series

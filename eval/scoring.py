@@ -1,0 +1,53 @@
+"""Scoring samples, whoever made them: what `python -m eval samples=... reference=... metric=[...]` does, callable with plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffusion.spec import make_params
+from eval.figures import METRICS
+from eval.plan import Plan, ScoreParams
+from eval.results import Result, Scored, write_result
+from samplers.results import given
+from train.world import world
+
+
+class Written(NamedTuple):
+    """A result, its file, and whether it is new or was there already."""
+
+    result: Result
+    path: Path
+    new: bool
+
+
+def run(config: Mapping[str, Any], found: Callable[[str, Scored], None] = lambda name, figure: None) -> Written | None:
+    """Score as the configuration says, and write the result as JSON; None in the processes that do not lead.
+
+    found  called with each figure as soon as it is known, so that none is lost whatever comes after
+
+    A result that is there already, of the same settings, pictures and weights, is returned as it is. ValueError for anything that
+    cannot be scored, as far as possible before the work; OSError where the result cannot be written.
+    """
+    params = make_params("", ScoreParams, given({key: value for key, value in config.items() if key != "program"}))
+    with world(params.device) as where:
+        plan = Plan.of(params, where)
+        if done := plan.finished():
+            for name, figure in done.figures.items():
+                found(name, figure)
+            return Written(done, plan.out, new=False)
+        parts = {side: plan.gather(side, where) for side in plan.sides}
+    gathered = {side: part for side, part in parts.items() if part is not None}
+    if not where.leads:
+        return None
+    figures: dict[str, Scored] = {}
+    for name in plan.outputs:
+        figures[name] = plan.scored(name, METRICS[name].compute(plan.evidence(name, gathered)), gathered)
+        found(name, figures[name])
+    result = plan.result(figures, gathered)
+    write_result(result, plan.out)
+    for side in plan.sides:
+        if params.cache is None or side == "samples":
+            plan.state(side).unlink(missing_ok=True)
+    return Written(result, plan.out, new=True)

@@ -1,0 +1,187 @@
+"""Files of reference statistics: mean and covariance of the features of a data set, so that it need not be read again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffusion.spec import check_names, make_params
+from eval.features.extractor import Identity
+from eval.images.npz import damage_said
+from eval.metrics.moments import Moments
+from models.files import replacing
+
+FORMAT = "reference statistics 1"
+FOREIGN = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # what pytorch-fid and, with the second, ADM call what we call
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Moments of features, by the output of the extractor that they are of.
+
+    n         pictures; None where the file does not say: figures that need it cannot be computed
+    identity  of the extractor; None where the file does not say
+    origin    of the pictures, as results say it; of a file that does not say, its own path
+    sha256    of the file; None of what was not read from one
+    """
+
+    moments: Mapping[str, Moments]
+    n: int | None
+    identity: Identity | None
+    origin: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a file of ours says of itself."""
+
+    n: int
+    identity: Identity
+    origin: str
+
+
+def read_statistics(path: str | Path) -> Statistics:
+    """A file of ours (.safetensors), of pytorch-fid's (.npz: mu, sigma) or of ADM's (with mu_s, sigma_s and, beside them, pictures).
+
+    The latter two say neither which extractor they were made with, nor of how many pictures. FileNotFoundError, or ValueError in one line
+    for a file that is damaged or holds something else, or moments that are none.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file of reference statistics: {path}")
+    readers = {".npz": _read_foreign, ".safetensors": _read_ours}
+    check_names("kind of file with reference statistics", [path.suffix.lower()], readers)
+    return readers[path.suffix.lower()](path)
+
+
+def is_statistics(path: str | Path) -> bool:
+    """Whether a path names a file of them, rather than pictures: a .safetensors file, or an .npz file with mu and sigma."""
+    path = Path(path)
+    if path.suffix.lower() == ".npz" and path.is_file():
+        with damage_said(path), np.load(path, allow_pickle=False) as file:
+            return set(FOREIGN["pool"]) <= set(file.files)
+    return path.suffix.lower() == ".safetensors"
+
+
+def write_statistics(statistics: Statistics, path: str | Path) -> None:
+    """As a .safetensors file, with moments to the last bit. ValueError where it is not known what they are of."""
+    if statistics.identity is None or statistics.n is None:
+        raise ValueError(
+            f"statistics of {statistics.origin} do not say their extractor and number of pictures: make them from the pictures"
+        )
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"reference statistics are written as .safetensors, not as {Path(path).name}")
+    tensors: dict[str, Tensor] = {}
+    for output, moments in statistics.moments.items():
+        if moments.n != statistics.n:
+            raise ValueError(f"moments of {output} are of {moments.n} pictures, and the statistics of {statistics.n}: give one set's")
+        mean, scatter = _state(moments)
+        tensors |= {f"{output}.mean": mean.contiguous(), f"{output}.scatter": scatter.contiguous()}
+    said = _Said(statistics.n, statistics.identity, statistics.origin)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"format": FORMAT, "statistics": json.dumps(asdict(said))})
+
+
+def check_identity(statistics: Statistics, identity: Identity) -> None:
+    """ValueError that names what differs, where these were made with another extractor; what does not say passes: see `check_width`."""
+    if statistics.identity is None:
+        return
+    for each in fields(Identity):
+        made, now = (getattr(one, each.name) for one in (statistics.identity, identity))
+        if made != now:
+            raise ValueError(
+                f"the statistics of {statistics.origin} were made with another extractor: {each.name} is {made!r}, and here {now!r}; "
+                "make them again with this one"
+            )
+
+
+def check_width(statistics: Statistics, output: str, width: int) -> None:
+    """ValueError where there are none of this output, or of another width: all that can be seen where the extractor is unknown."""
+    if output not in statistics.moments:
+        raise ValueError(f"the statistics of {statistics.origin} are of {', '.join(statistics.moments)}, and there are none of {output!r}")
+    found = len(statistics.moments[output].mean)
+    if found != width:
+        unknown = "" if statistics.identity else " (extractor unknown)"
+        raise ValueError(
+            f"the statistics of {statistics.origin}{unknown} are of features of width {found}, and {output!r} is {width} wide here: "
+            "they were made with another extractor"
+        )
+
+
+def _read_foreign(path: Path) -> Statistics:
+    with damage_said(path), np.load(path, allow_pickle=False) as file:
+        there = {output: names for output, names in FOREIGN.items() if set(names) <= set(file.files)}
+        if "pool" not in there:
+            raise ValueError(f"{path} holds {', '.join(file.files) or 'nothing'}, and no reference statistics: these are mu and sigma")
+        arrays = {output: [torch.from_numpy(_real(path, name, file[name])) for name in names] for output, names in there.items()}
+    moments = {output: _unit_moments(path, *there[output], mean, covariance) for output, (mean, covariance) in arrays.items()}
+    return Statistics(moments, None, None, str(path), _sha256(path))
+
+
+def _real(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name} of {path} must hold real numbers, not {array.dtype}")
+    return array.astype(np.float64)
+
+
+def _read_ours(path: Path) -> Statistics:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file that can be read: {' '.join(str(error).split())}") from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} holds no reference statistics of ours: its format is {metadata.get('format')!r}, not {FORMAT!r}")
+    said = make_params(f"the description in {path}", _Said, json.loads(metadata["statistics"]))
+    moments = {}
+    for output in sorted(name.removesuffix(".mean") for name in tensors if name.endswith(".mean")):
+        check_names(f"tensor in {path}", [f"{output}.scatter"], tensors)
+        mean, scatter = tensors[f"{output}.mean"], tensors[f"{output}.scatter"]
+        _check_moments(path, f"{output}.mean", f"{output}.scatter", mean, scatter)
+        moments[output] = _from_state(said.n, mean, scatter)
+    return Statistics(moments, said.n, said.identity, said.origin, _sha256(path))
+
+
+def _check_moments(path: Path, mean_name: str, name: str, mean: Tensor, matrix: Tensor) -> None:
+    """ValueError unless these can be a mean and a covariance, or a multiple of one."""
+    if mean.ndim != 1 or matrix.shape != (len(mean), len(mean)):
+        shapes = f"{tuple(mean.shape)} and {tuple(matrix.shape)}"
+        raise ValueError(f"{mean_name} and {name} of {path} must have shapes (D,) and (D, D), not {shapes}")
+    if not (mean.isfinite().all() and matrix.isfinite().all()):
+        raise ValueError(f"{mean_name} or {name} of {path} holds values that are not finite: make the file again")
+    difference = float((matrix - matrix.T).abs().max())
+    if difference > 1e-6 * float(matrix.abs().max()):
+        raise ValueError(
+            f"{name} of {path} is no covariance: it is not symmetric, but differs by up to {difference:.2g} across its diagonal"
+        )
+
+
+def _unit_moments(path: Path, mean_name: str, name: str, mean: Tensor, covariance: Tensor) -> Moments:
+    """With exactly this covariance; of how many pictures is unknown, and 2 stands for it."""
+    _check_moments(path, mean_name, name, mean, covariance)
+    return _from_state(2, mean, covariance)
+
+
+def _state(moments: Moments) -> tuple[Tensor, Tensor]:
+    """The mean, and the sum of (x - mean)(x - mean)^T."""
+    return moments.mean, moments._scatter
+
+
+def _from_state(n: int, mean: Tensor, scatter: Tensor) -> Moments:
+    moments = Moments(len(mean))
+    moments.n, moments.mean, moments._scatter = n, mean, scatter
+    return moments
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

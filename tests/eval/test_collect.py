@@ -1,0 +1,217 @@
+"""One pass over pictures: what batches, processes and interruptions must not change, and what ends it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from eval.collect import Collected, CollectParams, collect
+from eval.features.extractor import Extractor, Identity
+from eval.images.source import Unreadable
+from eval.images.tensors import TensorPictures
+from train.world import World
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+class Projected(Extractor):
+    """Fixed random projections of the pixels, in float64, where a row does not depend on its batch at all."""
+
+    def __init__(self, side: int = 4, seed: int = 0) -> None:
+        super().__init__()
+        self.widths = {"rows": 3, "wide": 8}
+        self.identity = Identity("projected", f"seed {seed}", "as it is")
+        weights = torch.randn(3 * side * side, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        self.weights = torch.nn.Parameter(weights, requires_grad=False)
+
+    def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
+        x = torch.stack(list(pictures)).flatten(1).double()
+        wide = (x[:, :, None] * self.weights).sum(1)
+        return {name: {"wide": wide, "rows": wide[:, :3]}[name].float() for name in outputs}
+
+
+class Numbered(TensorPictures):
+    """Random pictures, of which some cannot be used; it stops, as by Ctrl-C, before a picture."""
+
+    def __init__(self, n: int, broken: Collection[int] = (), stop: int | None = None, origin: str = "numbered") -> None:
+        generator = torch.Generator().manual_seed(1)
+        super().__init__(torch.randint(0, 256, (n, 3, 4, 4), generator=generator, dtype=torch.uint8), origin=origin)
+        self.broken, self.stop = set(broken), stop
+        self.seen: list[int] = []
+
+    def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
+        if self.stop is not None and self.stop in indices:
+            raise KeyboardInterrupt
+        self.seen += indices
+        found = super().read(indices)
+        return [Unreadable(f"picture {i} is broken") if i in self.broken else each for i, each in zip(indices, found, strict=True)]
+
+
+def go(source: Any, where: World = ALONE, state: Path | None = None, extractor: Extractor | None = None, **params: Any) -> Collected:
+    found = collect(
+        source,
+        {"projected": extractor or Projected()},
+        ["projected.wide"],
+        ["projected.rows"],
+        CollectParams(**params),
+        where,
+        state,
+        progress=False,
+    )
+    assert found is not None
+    return found
+
+
+def assert_same(a: Collected, b: Collected) -> None:
+    """To the last bit."""
+    assert torch.equal(a.indices, b.indices)
+    assert a.sha256 == b.sha256
+    assert torch.equal(a.rows["projected.rows"], b.rows["projected.rows"])
+    for name, value in a.moments["projected.wide"].state_dict().items():
+        assert torch.equal(value, b.moments["projected.wide"].state_dict()[name]), name
+
+
+def test_everything_is_there_once_and_in_order() -> None:
+    """Rows and moments are those of all pictures at once, and the hash is of the pixels."""
+    source = Numbered(101)
+    found = go(source, batch_size=16)
+    whole = Projected()(source.read(range(101)), ["wide", "rows"])
+    assert found.indices.tolist() == list(range(101))
+    assert torch.equal(found.rows["projected.rows"], whole["rows"])
+    moments = found.moments["projected.wide"].whole()
+    torch.testing.assert_close(moments.mean, whole["wide"].double().mean(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(moments.covariance, whole["wide"].double().T.cov(), rtol=1e-12, atol=1e-12)
+    source._images = source._images.clone()
+    source._images[77, 0, 0, 0] ^= 1
+    assert go(source).sha256 != found.sha256
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+def test_the_batch_size_changes_nothing(batch_size: int) -> None:
+    """Not a bit of it."""
+    assert_same(go(Numbered(101), batch_size=batch_size), go(Numbered(101), batch_size=32))
+
+
+def test_reading_ahead_changes_nothing() -> None:
+    """And reads the same pictures."""
+    found = [
+        collect(
+            source, {"projected": Projected()}, ["projected.wide"], ["projected.rows"], CollectParams(7), ALONE, ahead=ahead, progress=False
+        )
+        for ahead in (False, True)
+        for source in [Numbered(50)]
+    ]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert_same(found[0], found[1])
+
+
+@pytest.mark.parametrize("stop", [30, 64, 99])
+def test_what_breaks_off_goes_on(stop: int, tmp_path: Path) -> None:
+    """Interrupted before any picture, it reads the rest only, and ends with the same bits; finished, it reads nothing."""
+    state = tmp_path / "state.safetensors"
+    first = Numbered(101, broken=[3], stop=stop)
+    with pytest.raises(KeyboardInterrupt):
+        go(first, state=state, on_error="skip", batch_size=10)
+    rest = Numbered(101, broken=[3])
+    found = go(rest, state=state, on_error="skip", batch_size=9)
+    assert min(rest.seen) >= stop - 20
+    assert found.skipped == ["picture 3 is broken"]
+    assert_same(found, go(Numbered(101, broken=[3]), on_error="skip"))
+    again = Numbered(101, broken=[3])
+    assert_same(go(again, state=state, on_error="skip"), found)
+    assert again.seen == []
+
+
+def test_work_on_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Another extractor, other pictures or another number of groups begin anew."""
+    state = tmp_path / "state.safetensors"
+    go(Numbered(40), state=state)
+    for source, groups in ((Numbered(40), 16), (Numbered(41), 16), (Numbered(41), 3), (Numbered(41, origin="elsewhere"), 3)):
+        found = go(source, state=state, extractor=Projected(seed=1), groups=groups)
+        assert len(source.seen) == found.n == len(source)
+
+
+def test_broken_pictures_are_counted_and_refused_or_left_out() -> None:
+    """Refused with the first one's reason and the number of the others, which later ones count in; or left out, and listed."""
+    with pytest.raises(ValueError, match=r"^picture 5 is broken; 2 more of 101 cannot be used \(on_error=skip leaves such pictures out\)$"):
+        go(Numbered(101, broken=[5, 6, 90]), batch_size=10)
+    found = go(Numbered(101, broken=[5, 6, 90]), on_error="skip", batch_size=10)
+    assert found.n == 98
+    assert len(found.skipped) == 3
+    assert not {5, 6, 90} & set(found.indices.tolist())
+
+
+def test_sizes_that_differ_are_refused_unless_any_will_do() -> None:
+    """With both sizes and the picture's name."""
+
+    class Mixed(Numbered):
+        def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
+            return [torch.zeros(3, 4, 5, dtype=torch.uint8) if i == 7 else torch.zeros(3, 4, 4, dtype=torch.uint8) for i in indices]
+
+    with pytest.raises(ValueError, match=r"000007 of numbered is 5x4, others are 4x4: sizes=any resizes each from its own size"):
+        go(Mixed(20), batch_size=5)
+
+    class Cut(Projected):
+        def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
+            return super().forward([picture[:, :, :4] for picture in pictures], outputs)
+
+    assert go(Mixed(20), extractor=Cut(), sizes="any").sizes == {(4, 4), (4, 5)}
+
+
+def test_features_that_are_not_finite_name_the_picture() -> None:
+    """How many, and which first."""
+
+    class Overflowing(Projected):
+        def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
+            found = super().forward(pictures, outputs)
+            found["wide"][2] = torch.nan
+            return found
+
+    with pytest.raises(ValueError, match=r"projected.wide of 1 of 10 pictures is not finite, the first is 000002 of numbered"):
+        go(Numbered(20), extractor=Overflowing(), batch_size=10)
+
+
+def test_more_processes_than_groups_are_refused() -> None:
+    """Some would have nothing to do."""
+    with pytest.raises(ValueError, match="4 processes share 3 groups: give groups=4 or more"):
+        go(Numbered(20), where=World(0, 4, torch.device("cpu")), groups=3)
+
+
+RANK = """
+import sys, torch
+from tests.eval.test_collect import Numbered, Projected
+from eval.collect import CollectParams, collect
+from train.world import world
+
+with world("cpu") as where:
+    found = collect(Numbered(101, broken=[8]), {"projected": Projected()}, ["projected.wide"], ["projected.rows"],
+                    CollectParams(10, on_error="skip"), where, progress=False)
+    assert (found is None) == (where.rank > 0)
+    if found is not None:
+        torch.save(found, sys.argv[1])
+"""
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_work_and_find_the_same_bits(processes: int, tmp_path: Path) -> None:
+    """torchrun with two and with three gives what one process finds."""
+    (tmp_path / "rank.py").write_text(RANK)
+    subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+            str(tmp_path / "rank.py"), str(tmp_path / "found.pt"),
+        ],
+        check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    found = torch.load(tmp_path / "found.pt", weights_only=False)
+    assert_same(found, go(Numbered(101, broken=[8]), on_error="skip"))

@@ -1,0 +1,455 @@
+"""Readers of pictures: the same pixels whatever they are kept in, and one line about every mistake."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import time
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
+from torch import Tensor
+
+from eval.images.folder import FolderPictures
+from eval.images.npz import NpzPictures
+from eval.images.source import Source, Unreadable
+from eval.images.tar import TarPictures, find_shards
+from eval.images.tensors import TensorPictures
+from samplers.pictures import save_png
+from tests.train.test_data import UNREADABLE
+from train.data import digits
+
+CAPTIONS = ["a palace", "a dahlia\u2028in flower", "a roof"]
+
+
+@pytest.fixture(scope="module")
+def photographs() -> np.ndarray:
+    """Three real pictures (3, 40, 48, 3)."""
+    china, flower = load_sample_image("china.jpg"), load_sample_image("flower.jpg")
+    return np.stack([np.asarray(Image.fromarray(picture).resize((48, 40))) for picture in (china, flower, china[200:300, 200:300])])
+
+
+@pytest.fixture(scope="module")
+def folder(photographs: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those pictures as PNGs with captions beside them."""
+    place = tmp_path_factory.mktemp("photographs")
+    for i, (picture, caption) in enumerate(zip(photographs, CAPTIONS, strict=True)):
+        Image.fromarray(picture).save(place / f"{i:06d}.png")
+        (place / f"{i:06d}.txt").write_text(caption, encoding="utf-8")
+    return place
+
+
+def only(source: Source, index: int = 0) -> Tensor:
+    """One picture that can be read."""
+    (picture,) = source.read([index])
+    assert isinstance(picture, Tensor)
+    return picture
+
+
+def reason(source: Source, index: int = 0) -> str:
+    """Why one picture cannot be read."""
+    (picture,) = source.read([index])
+    assert isinstance(picture, Unreadable)
+    assert "\n" not in picture.reason
+    return picture.reason
+
+
+def refusal(open_it: Callable[[], Any], kind: type[Exception] = ValueError) -> str:
+    """What is said, in one line."""
+    with pytest.raises(kind) as said:
+        open_it()
+    assert "\n" not in str(said.value)
+    return str(said.value)
+
+
+def assert_holds(source: Source, photographs: np.ndarray) -> None:
+    """These pictures to the last bit, in any order and number."""
+    assert len(source) == len(source.names) == len(set(source.names)) == len(photographs)
+    for picture, index in zip(source.read([2, 0, 0, 1]), [2, 0, 0, 1], strict=True):
+        assert isinstance(picture, Tensor)
+        assert picture.dtype == torch.uint8
+        assert np.array_equal(picture.permute(1, 2, 0).numpy(), photographs[index])
+    assert source.read([]) == []
+
+
+# Folders ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_gives_its_pictures_and_captions(folder: Path, photographs: np.ndarray) -> None:
+    """To the last bit, sorted by path, captions from beside them."""
+    source = FolderPictures(folder)
+    assert_holds(source, photographs)
+    assert list(source.names) == ["000000.png", "000001.png", "000002.png"]
+    assert source.origin == str(folder)
+    assert source.labels is None
+    assert source.prompts == CAPTIONS
+
+
+def test_class_folders_give_labels(tmp_path: Path) -> None:
+    """As python -m samplers writes digits: a folder per class, grey, which become three equal channels; hidden files are not looked at."""
+    data = digits("held_out")
+    assert data.labels is not None
+    for i, label in enumerate(data.labels[:20].tolist()):
+        save_png(data.images[i], tmp_path / "images" / str(label) / f"{i:06d}.png")
+    (tmp_path / "images" / ".thumbnails").mkdir()
+    (tmp_path / "images" / ".thumbnails" / "x.png").write_bytes(b"")
+    (tmp_path / "images" / "notes.txt").write_text("not a picture")
+    source = FolderPictures(tmp_path / "images")
+    assert source.labels == [name.split("/")[0] for name in source.names]
+    assert list(source.names) == sorted(source.names)
+    assert source.prompts is None
+    order = [int(Path(name).stem) for name in source.names]
+    assert [str(label) for label in data.labels[order].tolist()] == source.labels
+    for picture, i in zip(source.read(range(20)), order, strict=True):
+        assert isinstance(picture, Tensor)
+        assert torch.equal(picture, ((data.images[i] + 1) * 127.5).round().byte().expand(3, -1, -1))
+
+
+def test_what_samples_write_is_read(tmp_path: Path) -> None:
+    """Beside images/ lies a sheet of them all: the folder above is refused, and images/ is named."""
+    save_png(torch.zeros(1, 8, 8), tmp_path / "images" / "0" / "000000.png")
+    save_png(torch.zeros(1, 8, 8), tmp_path / "grid.png")
+    said = refusal(lambda: FolderPictures(tmp_path))
+    assert said == (
+        f"{tmp_path} mixes class folders (images, ...) and loose pictures (grid.png, ...): "
+        f"keep one kind, or give a folder in it, such as {tmp_path / 'images'}"
+    )
+    assert FolderPictures(tmp_path / "images").labels == ["0"]
+
+
+def test_captions_are_read_when_they_are_asked_for(tmp_path: Path, folder: Path) -> None:
+    """A folder with a picture that has no caption can be read, and names it where prompts are needed; a list or file goes before."""
+    for name in ("000000.png", "000001.png", "000000.txt"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    source = FolderPictures(tmp_path)
+    assert len(source.read([0, 1])) == 2
+    assert f"1 of 2 images have no caption, the first is {tmp_path / '000001.png'}" in refusal(lambda: source.prompts)
+    assert FolderPictures(tmp_path, prompts=["a", "b"]).prompts == ["a", "b"]
+    (tmp_path / "prompts.csv").write_text("file_name,prompt\n000001.png,second\n000000.png,first\n")
+    assert FolderPictures(tmp_path, prompts=tmp_path / "prompts.csv").prompts == ["first", "second"]
+    (tmp_path / "000000.txt").unlink()
+    lines = [{"file_name": f"00000{i}.png", "text": f"line {i}"} for i in (1, 0)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert FolderPictures(tmp_path).prompts == ["line 0", "line 1"]
+
+
+@pytest.mark.parametrize(("make", "message"), UNREADABLE, ids=["16-bit", "transparent", "bomb"])
+def test_pictures_that_cannot_be_used_are_named(make: Callable[[Path], None], message: str, folder: Path, tmp_path: Path) -> None:
+    """16 bits, transparency and bombs come as Unreadable in one line; the pictures beside them are read."""
+    (tmp_path / "a.png").write_bytes((folder / "000000.png").read_bytes())
+    make(tmp_path / "b.png")
+    source = FolderPictures(tmp_path)
+    assert reason(source, 1).startswith(f"{tmp_path / 'b.png'} {message}")
+    assert torch.equal(only(source), only(FolderPictures(folder)))
+
+
+def test_broken_pictures_are_named(folder: Path, tmp_path: Path) -> None:
+    """A PNG that ends in its middle, one that is text, an empty file, one that has gone since."""
+    whole = (folder / "000000.png").read_bytes()
+    for name, content in (("cut", whole[: len(whole) // 2]), ("empty", b""), ("gone", whole), ("text", b"<svg/>")):
+        (tmp_path / f"{name}.png").write_bytes(content)
+    source = FolderPictures(tmp_path)
+    (tmp_path / "gone.png").unlink()
+    for i, name in enumerate(("cut", "empty", "gone", "text")):
+        said = f"no such picture: {tmp_path}/gone.png" if name == "gone" else f"{tmp_path}/{name}.png is no picture that can be read: "
+        assert reason(source, i).startswith(said)
+
+
+def test_threads_leave_the_filters_of_warnings_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening side by side, however long it takes, changes nothing for the rest of the program: bombs are refused by way of a warning."""
+    opened = Image.open
+
+    def slowly(file: Path) -> Image.Image:
+        time.sleep(0.001 * (int(file.stem) * 7 % 5))
+        return opened(file)
+
+    for i in range(50):
+        (tmp_path / f"{i:03d}.png").symlink_to(folder / "000000.png")
+    before = list(warnings.filters)
+    monkeypatch.setattr(Image, "open", slowly)
+    assert all(isinstance(picture, Tensor) for picture in FolderPictures(tmp_path).read(range(50)))
+    assert warnings.filters == before
+
+
+def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
+    """Missing, a file, empty."""
+    (tmp_path / "file").write_text("")
+    assert refusal(lambda: FolderPictures(tmp_path / "none"), OSError) == f"no such folder of pictures: {tmp_path / 'none'}"
+    assert refusal(lambda: FolderPictures(tmp_path / "file"), OSError) == f"{tmp_path / 'file'} is a file, not a folder of pictures"
+    assert refusal(lambda: FolderPictures(tmp_path)).startswith(f"no pictures in {tmp_path}: expected files ending in .bmp, ")
+
+
+def test_photographs_are_upright(tmp_path: Path) -> None:
+    """Orientation 6: what the file holds lying on its side."""
+    photo = Image.new("RGB", (16, 8))
+    exif = photo.getexif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "a.jpg", exif=exif)
+    assert only(FolderPictures(tmp_path)).shape == (3, 16, 8)
+
+
+# NumPy files -----------------------------------------------------------------------------------------------------------
+
+
+def test_numpy_files_give_their_pictures(photographs: np.ndarray, tmp_path: Path) -> None:
+    """.npy and .npz to the last bit, whatever the order of the axes in memory and of the members; labels where there are some."""
+    np.save(tmp_path / "a.npy", photographs)
+    np.savez(tmp_path / "b.npz", photographs, np.array([7, 3, 7]))
+    np.savez(tmp_path / "c.npz", mu=np.zeros(5), arr_0=np.asfortranarray(photographs))
+    for name, labels in (("a.npy", None), ("b.npz", ["7", "3", "7"]), ("c.npz", None)):
+        source = NpzPictures(tmp_path / name)
+        assert_holds(source, photographs)
+        assert source.labels == labels
+        assert source.prompts is None
+    assert NpzPictures(tmp_path / "a.npy", prompts=["a", "b", "c"]).prompts == ["a", "b", "c"]
+
+
+def test_numpy_files_stay_on_disk(tmp_path: Path) -> None:
+    """A stored .npz, written member by member as large ones are, is mapped, not read."""
+    shape, row = (100, 256, 256, 3), 256 * 256 * 3
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
+        file.write(header.getvalue())
+        for _ in range(shape[0]):
+            file.write(bytes(row))
+    source = NpzPictures(tmp_path / "a.npz")
+    assert isinstance(source._pixels, np.memmap)
+    assert only(source, 99).shape == (3, 256, 256)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.float32)}, "as uint8 (N, H, W, 3), values 0 ... 255, not float32 (2, 8, 8, 3)"),
+        ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, "as uint8 (N, H, W, 3), values 0 ... 255, not uint8 (2, 3, 8, 8)"),
+        ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, "not uint8 (0, 8, 8, 3)"),
+        ({"images": np.zeros((2, 8, 8, 3), np.uint8)}, "holds images, and no pictures: these are an array called arr_0"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "holds reference statistics, and no pictures"),
+        ({"arr_0": np.array([{}, {}], object)}, "holds pickled objects, which are never read"),
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.zeros(3, int)}, "arr_1 of {} must hold a class for each of the 2"),
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.array([{}, {}], object)}, "allow_pickle=False"),
+    ],
+)  # fmt: skip
+def test_numpy_files_of_something_else_are_refused(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Floats, channels first, none, other names, statistics, pickles, labels that do not fit: what is there and what should be."""
+    path = tmp_path / "a.npz"
+    np.savez(path, **arrays)
+    said = refusal(lambda: NpzPictures(path))
+    assert message.format(path) in said
+    assert str(path) in said
+
+
+def test_damaged_numpy_files_are_refused(photographs: np.ndarray, tmp_path: Path) -> None:
+    """Missing, compressed, cut short, text, a pickle as .npy: one line that names the file."""
+    assert refusal(lambda: NpzPictures(tmp_path / "no.npz"), OSError) == f"no such file of pictures: {tmp_path / 'no.npz'}"
+    np.savez_compressed(tmp_path / "a.npz", photographs)
+    assert refusal(lambda: NpzPictures(tmp_path / "a.npz")).startswith(
+        f"{tmp_path / 'a.npz'} is compressed, and would fill the memory: save"
+    )
+    np.savez(tmp_path / "b.npz", photographs)
+    np.save(tmp_path / "c.npy", photographs)
+    for name in ("b.npz", "c.npy"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:5000])
+    (tmp_path / "d.npz").write_text("text")
+    np.save(tmp_path / "e.npy", np.array([{}], object))
+    for name in ("b.npz", "c.npy", "d.npz", "e.npy"):
+        assert refusal(lambda name=name: NpzPictures(tmp_path / name)).startswith(f"{tmp_path / name} is no NumPy file that can be read: ")  # type: ignore[misc]
+
+
+# Tar shards ------------------------------------------------------------------------------------------------------------
+
+
+def pack(path: Path, members: dict[str, bytes], mode: Any = "w") -> Path:
+    """A tar file of these members, in this order."""
+    with tarfile.open(path, mode) as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def as_file(picture: np.ndarray, kind: str = "png", **options: Any) -> bytes:
+    """The content of a picture file."""
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, kind, **options)
+    return content.getvalue()
+
+
+def test_shards_give_their_pictures(photographs: np.ndarray, tmp_path: Path) -> None:
+    """To the last bit, in the order of shards and members; captions from text or JSON, classes, other members left alone."""
+    files = [as_file(photographs[0]), as_file(photographs[1], "webp", lossless=True), as_file(photographs[2])]
+    first = {"a/0.txt": b"a palace\n", "a/0.png": files[0], "a/0.cls": b"3", "a/0.seg.png": b"", "a/._0.png": b"", "notes.md": b""}
+    caption = json.dumps({"caption": CAPTIONS[1], "width": 48, "text": None}).encode()
+    second = {"1.json": caption, "1.WEBP": files[1], "1.cls": b"7\n", "2.png": files[2], "2.json": b'{"text": "a roof"}', "2.cls": b"3"}
+    pack(tmp_path / "s-08.tar", first)
+    pack(tmp_path / "s-09.tar", second, "w:")
+    for paths in (f"{tmp_path}/s-*.tar", f"{tmp_path}/s-{{08..09}}.tar", [tmp_path / "s-08.tar", tmp_path / "s-09.tar"]):
+        source = TarPictures(paths)
+        assert_holds(source, photographs)
+        assert list(source.names) == ["a/0", "1", "2"]
+        assert source.labels == ["3", "7", "3"]
+        assert source.prompts == CAPTIONS
+    assert TarPictures(tmp_path / "s-08.tar", prompts=["another"]).prompts == ["another"]
+
+
+def test_tar_programs_shards_are_read(folder: Path, photographs: np.ndarray, tmp_path: Path) -> None:
+    """With folders in them and names of more than 100 characters, in every dialect that tarfile writes."""
+    for dialect in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "a.tar", "w", format=dialect) as archive:
+            archive.add(folder, arcname=f"{60 * 'x'}/{60 * 'y'}")
+        source = TarPictures(tmp_path / "a.tar")
+        order = np.argsort(source.names)
+        for i, picture in enumerate(source.read(order.tolist())):
+            assert isinstance(picture, Tensor)
+            assert np.array_equal(picture.permute(1, 2, 0).numpy(), photographs[i])
+
+
+def test_shards_with_the_same_keys(photographs: np.ndarray, tmp_path: Path) -> None:
+    """Every picture has a name of its own; the same shard twice is refused."""
+    for i in range(2):
+        pack(tmp_path / f"s{i}.tar", {"0.png": as_file(photographs[i])})
+    source = TarPictures(f"{tmp_path}/s{{0..1}}.tar")
+    assert list(source.names) == ["s0/0", "s1/0"]
+    assert source.prompts is None
+    assert source.labels is None
+    assert "gives s0/0 twice" in refusal(lambda: TarPictures([tmp_path / "s0.tar", tmp_path / "s0.tar"]))
+
+
+@pytest.mark.parametrize(("make", "message"), UNREADABLE, ids=["16-bit", "transparent", "bomb"])
+def test_pictures_of_shards_that_cannot_be_used(
+    make: Callable[[Path], None], message: str, photographs: np.ndarray, tmp_path: Path
+) -> None:
+    """What folders refuse, in the same words, with shard and member; and a picture that is cut short. Those beside them are read."""
+    make(tmp_path / "0.png")
+    whole = as_file(photographs[0])
+    path = pack(tmp_path / "a.tar", {"0.png": (tmp_path / "0.png").read_bytes(), "1.png": whole[:1000], "2.png": whole})
+    source = TarPictures(path)
+    assert reason(source, 0).startswith(f"{path}/0.png {message}")
+    assert reason(source, 0).removeprefix(f"{path}/0.png")[:60] == reason(FolderPictures(tmp_path)).removeprefix(f"{tmp_path}/0.png")[:60]
+    assert reason(source, 1).startswith(f"{path}/1.png is no picture that can be read: ")
+    assert np.array_equal(only(source, 2).permute(1, 2, 0).numpy(), photographs[0])
+
+
+def test_palettes_grey_and_turned_pictures_are_as_in_folders(photographs: np.ndarray, tmp_path: Path) -> None:
+    """To the last bit, whatever the mode: both ways of reading agree."""
+    picture = Image.fromarray(photographs[0])
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    for i, (mode, kind) in enumerate([("P", "png"), ("L", "png"), ("CMYK", "jpeg"), ("RGB", "jpeg"), ("RGBA", "png"), ("1", "png")]):
+        picture.convert(mode).save(tmp_path / f"{i}.{kind}", exif=exif)
+    loose = FolderPictures(tmp_path)
+    packed = TarPictures(pack(tmp_path / "a.tar", {name: (tmp_path / name).read_bytes() for name in loose.names}))
+    for i in range(len(loose)):
+        assert torch.equal(only(loose, i), only(packed, i))
+        assert only(packed, i).shape == (3, 48, 40)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"0.png": b"", "1.txt": b"a", "2.png": b""}, "holds 1.txt, but no picture to it, such as 1.png: write it again"),
+        ({"0.png": b"", "0.jpg": b""}, "holds more than one picture called 0: 0.png and 0.jpg"),
+        ({"0.png": b"", "0.PNG": b""}, "holds 0.PNG twice"),
+        ({"a.md": b""}, "no pictures in "),
+        ({}, "no pictures in "),
+        ({"0.png": b"", "0.cls": b"1", "1.png": b""}, "1 of 2 pictures of {} have no class, the first is 1: add key.cls"),
+    ],
+)
+def test_shards_with_missing_pairs_are_refused(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
+    """Captions without a picture, two pictures of one name, none, classes of some: the shard and the member are named."""
+    path = pack(tmp_path / "a.tar", members)
+    said = refusal(lambda: TarPictures(path))
+    assert message.format(path) in said
+    assert str(path) in said
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"0.png": b"", "0.txt": b"a", "1.png": b""}, "1 of 2 pictures of {} have no caption, the first is 1: add key.txt"),
+        ({"0.png": b"", "0.txt": b" "}, "the caption in {}/0.txt is empty"),
+        ({"0.png": b"", "0.json": b"{"}, "{}/0.json is no JSON: "),
+        ({"0.png": b"", "0.txt": b"\xff"}, "{}/0.txt is no UTF-8 text: "),
+    ],
+)
+def test_captions_of_shards_that_cannot_be_used(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
+    """They stand in nobody's way until they are asked for; then the member is named."""
+    path = pack(tmp_path / "a.tar", members)
+    source = TarPictures(path)
+    assert refusal(lambda: source.prompts).startswith(message.replace("{}", str(path)))
+
+
+def test_damaged_shards_are_refused(photographs: np.ndarray, tmp_path: Path) -> None:
+    """Cut in a picture, in a header, or between members; compressed; no tar file; missing, or an empty range: one line that names it."""
+    content = as_file(photographs[0])
+    whole = pack(tmp_path / "a.tar", {"0.png": content, "1.png": content}).read_bytes()
+    member = 512 + -(-len(content) // 512) * 512
+    for cut in (member + 700, member + 100, member, 2 * member):
+        (tmp_path / "b.tar").write_bytes(whole[:cut])
+        said = refusal(lambda: TarPictures(tmp_path / "b.tar"))
+        assert said.startswith((f"{tmp_path / 'b.tar'} is damaged or cut short", f"{tmp_path / 'b.tar'} is no tar file that can be read"))
+    (tmp_path / "b.tar").write_bytes(whole[:member] + b"x" * 512 + whole[member + 512 :])
+    assert f"{tmp_path / 'b.tar'} is damaged or cut short at byte {member}" in refusal(lambda: TarPictures(tmp_path / "b.tar"))
+    for mode, program in (("w:gz", "gunzip"), ("w:bz2", "bunzip2"), ("w:xz", "unxz")):
+        path = pack(tmp_path / "c.tar", {"0.png": content}, mode)
+        assert refusal(lambda: TarPictures(tmp_path / "c.tar")) == (
+            f"{path} is compressed, so that no picture in it can be reached by itself: {program} it first"
+        )
+    (tmp_path / "d.tar").write_bytes(content)
+    assert f"{tmp_path / 'd.tar'} is no tar file that can be read" in refusal(lambda: TarPictures(tmp_path / "d.tar"))
+    assert refusal(lambda: TarPictures(f"{tmp_path}/e-*.tar"), OSError) == f"no such tar file: {tmp_path}/e-*.tar"
+    assert refusal(lambda: find_shards(f"{tmp_path}/{{a..b}}.tar"), OSError).startswith("no such tar file: ")
+    assert refusal(lambda: find_shards(f"{tmp_path}/f-{{08..09}}.tar"), OSError) == f"no such tar file: {tmp_path}/f-08.tar"
+    assert "is an empty range of shards: 9 comes after 2" in refusal(lambda: find_shards("{9..2}.tar"))
+
+
+# Memory ----------------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_in_memory(photographs: np.ndarray) -> None:
+    """uint8 as it is; [0, 1] and [-1, 1] to the same values; grey is three equal channels; labels as text."""
+    whole = torch.from_numpy(photographs).permute(0, 3, 1, 2)
+    for source in (
+        TensorPictures(whole),
+        TensorPictures.from_unit(whole.float() / 255),
+        TensorPictures.from_signed(whole.double() / 127.5 - 1, origin="a test"),
+    ):
+        assert_holds(source, photographs)
+    grey = TensorPictures(whole[:, :1], labels=torch.tensor([3, 1, 2]), prompts=CAPTIONS)
+    assert torch.equal(only(grey, 1), whole[1, :1].expand(3, -1, -1))
+    assert (grey.labels, grey.prompts, grey.origin) == (["3", "1", "2"], CAPTIONS, "memory")
+    assert torch.equal(
+        only(TensorPictures.from_signed(torch.tensor([-1.2, 1.2]).reshape(1, 1, 1, 2))), torch.tensor([0, 255]).expand(3, 1, 2)
+    )
+
+
+EMPTY = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TensorPictures(torch.zeros(1, 3, 8, 8)), "pictures are uint8, 0 ... 255, not torch.float32: from_unit takes"),
+        (lambda: TensorPictures(EMPTY[:1].permute(0, 2, 3, 1)), "need a shape (N, 3, H, W) or, grey, (N, 1, H, W), not (1, 8, 8, 3)"),
+        (lambda: TensorPictures(EMPTY[:0]), "not (0, 3, 8, 8)"),
+        (lambda: TensorPictures(EMPTY, labels=[1]), "1 labels for 2 pictures: give one each"),
+        (lambda: TensorPictures(EMPTY, prompts=["a"]), "the list of prompts has 1 prompts for 2 pictures"),
+        (lambda: TensorPictures.from_unit(torch.full((1, 3, 8, 8), -0.5)), "values from -0.5 to -0.5, not in [0, 1]: from_signed"),
+        (lambda: TensorPictures.from_unit(torch.full((1, 3, 8, 8), torch.nan)), "values from nan to nan"),
+        (lambda: TensorPictures.from_signed(torch.full((1, 3, 8, 8), torch.nan)), "no numbers (NaN)"),
+    ],
+)  # fmt: skip
+def test_tensors_that_are_no_pictures_are_refused(make: Callable[[], TensorPictures], message: str) -> None:
+    """Another type, shape, number or range: what is wrong and what would be right."""
+    assert message in refusal(make)
