@@ -29,11 +29,9 @@ from eval.drawing import (
     save_figure,
     unique,
 )
+from eval.figures import METRICS
 from eval.results import Result, Scored, comparable_parts
 
-NAMES = {
-    "fid": "FID", "kid": "KID", "cmmd": "CMMD", "is": "Inception Score", "inception_score": "Inception Score", "clip_score": "CLIP score",
-}  # fmt: skip
 DISTANCE = re.compile(r"(^|_)(s?fid|fd|frechet)(_|$)")
 CLIP_SCORE = re.compile(r"(^|_)clip_?score(_|$)")
 MARKERS = "os^DvPX*<>"
@@ -41,11 +39,9 @@ COSTS = {"calls": "network calls per image", "seconds": "seconds per image"}
 
 
 def metric_name(metric: str) -> str:
-    """How a metric is written: its initials, or its name in words."""
-    if metric in NAMES:
-        return NAMES[metric]
-    words = [NAMES.get(word, word) for word in metric.split("_")]
-    return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
+    """A metric's title; of one that is not known here, its name in words."""
+    words = metric.replace("_", " ")
+    return METRICS[metric].title if metric in METRICS else words[:1].upper() + words[1:]
 
 
 def main_metrics(results: Sequence[Result]) -> list[str]:
@@ -71,16 +67,28 @@ class Drawn:
 
 def drawn(results: Sequence[Result]) -> list[Drawn | None]:
     """Per result; None where no model of ours drew it. Models by the last part of their path, where that tells them apart."""
-    settings = [result.samples.get("settings") for result in results]
-    models = [str(s.get("run") or s.get("weights") or "model") for s in settings if s]
-    names = short_names(models)
-    return [_drawn(result.samples, s, names) if s else None for result, s in zip(results, settings, strict=True)]
+    models = [_model(result.samples) if result.samples.get("settings") else None for result in results]
+    names = _model_names(model for model in models if model)
+    return [_drawn(result.samples, names[model]) if model else None for result, model in zip(results, models, strict=True)]
+
+
+def _model(samples: Mapping[str, Any]) -> tuple[str, str]:
+    """Where its files are and, since these may be written anew, the SHA-256 of what is in them."""
+    settings = samples["settings"]
+    where = settings.get("run") or settings.get("weights") or samples.get("origin") or "model"
+    return ", ".join(map(str, where)) if isinstance(where, (list, tuple)) else str(where), str(settings.get("fingerprint") or "")
+
+
+def _model_names(models: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    models = unique(models)
+    names, places = short_names(place for place, _ in models), [place for place, _ in models]
+    return {(place, sha): f"{names[place]} {sha[:8]}" if places.count(place) > 1 else names[place] for place, sha in models}
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Paths by their last part, and hashes by their first digits, where no two names become the same."""
+    """Paths, of several files also, by their last parts, and hashes by their first digits, where no two names become the same."""
     names = unique(names)
-    short = {name: f"{name[:8]}..." if is_hash(name) else Path(name).name or name for name in names}
+    short = {name: f"{name[:8]}..." if is_hash(name) else ", ".join(Path(p).name or p for p in name.split(", ")) for name in names}
     return {name: short[name] if list(short.values()).count(short[name]) == 1 else name for name in names}
 
 
@@ -89,15 +97,16 @@ def is_hash(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
-def _drawn(samples: Mapping[str, Any], settings: Mapping[str, Any], names: Mapping[str, str]) -> Drawn:
+def _drawn(samples: Mapping[str, Any], model: str) -> Drawn:
+    settings = samples["settings"]
     guidance = settings.get("guidance")
     return Drawn(
-        model=names[str(settings.get("run") or settings.get("weights") or "model")],
+        model=model,
         sampler=str(settings.get("sampler") or "sampler"),
         steps=int(settings.get("steps") or 0),
         guidance=1.0 if guidance is None else float(guidance),
         calls=_above_zero(samples.get("calls")),
-        seconds=_above_zero(samples.get("seconds")) / max(1, int(samples.get("n") or 1)),
+        seconds=_above_zero(samples.get("seconds")),
     )
 
 
