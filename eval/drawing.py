@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -33,6 +35,29 @@ PALETTE = {
 SERIES = ("blue", "vermilion", "green", "purple", "orange", "sky")
 WIDTH = 11.0  # inches; a page shows a figure of this width at its full measure
 INK, MUTED, GRID, SURFACE = (PALETTE[name] for name in ("ink", "muted", "grid", "surface"))
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a sampler is drawn, on every figure alike."""
+
+    color: str
+    marker: str
+    size: float
+    width: float
+    dashes: Any = "-"
+    hollow: bool = False
+    offset: float = -0.2  # of its own from a line that samplers share, in lines
+
+
+# DDIM and Euler are the same numbers. So DDIM is a wide band with large rings, and Euler a thin dashed line with dots inside them.
+STYLES = {
+    "ddpm": Style(PALETTE["vermilion"], "s", 5.5, 1.8),
+    "ddim": Style(PALETTE["sky"], "o", 11, 4.5, hollow=True, offset=0.1),
+    "euler": Style(PALETTE["ink"], "o", 4, 1.4, (0, (3, 2)), offset=0.1),
+    "consistency": Style(PALETTE["green"], "D", 6, 1.8, offset=0),
+}
 
 
 def make_panels(rows: int, columns: int, height: float, sharey: bool = False) -> tuple[Figure, Any]:
@@ -55,7 +80,7 @@ def label_axes(axes: Any, title: str, xlabel: str, ylabel: str = "", grid: str =
     axes.set_axisbelow(True)
 
 
-def log_x(axes: Any, ticks: Sequence[int]) -> None:
+def log_x(axes: Any, ticks: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     kept = [tick for i, tick in enumerate(ticks) if i == 0 or tick >= 1.25 * ticks[i - 1]]  # nearer ones would overlap
@@ -65,13 +90,23 @@ def log_x(axes: Any, ticks: Sequence[int]) -> None:
 
 def log_y(axes: Any, values: np.ndarray) -> None:
     """Round numbers as ticks: 1, 2, 5 within two decades, powers of ten beyond."""
-    if len(values) == 0:
-        return
-    axes.set_yscale("log", nonpositive="mask")
+    if len(values) > 0:
+        axes.set_yscale("log", nonpositive="mask")
+        _round_ticks(axes.yaxis, values)
+
+
+def log_x_round(axes: Any, values: np.ndarray) -> None:
+    """As `log_y`, for what is measured and falls on no ticks of its own."""
+    if len(values) > 0:
+        axes.set_xscale("log", nonpositive="mask")
+        _round_ticks(axes.xaxis, values)
+
+
+def _round_ticks(axis: Any, values: np.ndarray) -> None:
     narrow = values.max() < 100 * values.min()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(plain))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(plain))
 
 
 def legend(figure: Figure, panels: Iterable[Any], columns: int = 8) -> None:
@@ -87,12 +122,40 @@ def legend(figure: Figure, panels: Iterable[Any], columns: int = 8) -> None:
         )  # fmt: skip
 
 
+def literal(text: str) -> str:
+    """A name from outside as a label: on one line, dollars as dollars and not as mathematics, and never hidden from a legend."""
+    text = " ".join(text.split()).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def colors_of(names: Iterable[str]) -> dict[str, str]:
     return {name: PALETTE[SERIES[i % len(SERIES)]] for i, name in enumerate(unique(names))}
 
 
-def unique(names: Iterable[str]) -> list[str]:
+def unique(names: Iterable[T]) -> list[T]:
     return list(dict.fromkeys(names))
+
+
+def sampler_style(sampler: str) -> Style:
+    """A sampler's own style, or for one without, a colour and marker that its name always gets."""
+    if sampler in STYLES:
+        return STYLES[sampler]
+    place = sum(map(ord, sampler))
+    return Style(PALETTE[("purple", "orange", "blue")[place % 3]], "^vPX"[place % 4], 6.5, 1.8)
+
+
+def guidance_name(scale: float) -> str:
+    """How a guidance scale is written: 1 is none, 0 leaves the condition out."""
+    return "unconditional" if scale == 0 else "no guidance" if scale == 1 else f"guidance {scale:g}"
+
+
+def pareto_front(items: Iterable[T], cost: Callable[[T], float], loss: Callable[[T], float]) -> list[T]:
+    """The items whose loss no cheaper one reaches, from the cheapest on. What has no finite loss is left out."""
+    front: list[T] = []
+    for item in sorted((item for item in items if math.isfinite(loss(item))), key=lambda item: (cost(item), loss(item))):
+        if not front or loss(item) < loss(front[-1]):
+            front.append(item)
+    return front
 
 
 def plain(value: float, _: int | None = None) -> str:

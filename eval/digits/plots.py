@@ -7,7 +7,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,29 +16,22 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from diffusion import Schedule
 from eval.digits.score import Metric, Score, Spread, reference
-from eval.drawing import INK, MUTED, PALETTE, SURFACE, colors_of, label_axes, legend, log_x, log_y, make_panels, unique
+from eval.drawing import (
+    INK,
+    MUTED,
+    SURFACE,
+    colors_of,
+    guidance_name,
+    label_axes,
+    legend,
+    log_x,
+    log_y,
+    make_panels,
+    pareto_front,
+    sampler_style,
+    unique,
+)
 
-
-@dataclass(frozen=True)
-class Style:
-    """How a sampler is drawn, on every figure alike."""
-
-    color: str
-    marker: str
-    size: float
-    width: float
-    dashes: Any = "-"
-    hollow: bool = False
-    offset: float = -0.2  # of its own from a line that samplers share, in lines
-
-
-# DDIM and Euler are the same numbers. So DDIM is a wide band with large rings, and Euler a thin dashed line with dots inside them.
-STYLES = {
-    "ddpm": Style(PALETTE["vermilion"], "s", 5.5, 1.8),
-    "ddim": Style(PALETTE["sky"], "o", 11, 4.5, hollow=True, offset=0.1),
-    "euler": Style(PALETTE["ink"], "o", 4, 1.4, (0, (3, 2)), offset=0.1),
-    "consistency": Style(PALETTE["green"], "D", 6, 1.8, offset=0),
-}
 AXIS_NAMES = {
     "frechet": "Fréchet distance (lower is better)",
     "kernel": "Kernel distance (lower is better)",
@@ -84,14 +76,14 @@ def trade_offs_plot(scores: Sequence[Score]) -> Figure:
     for axes in (cost, labels):
         for model, color in colors_of(s.model for s in made).items():
             for score in (s for s in made if s.model == model):
-                style, x = _style(score.sampler), score.calls if axes is cost else 100 * score.accuracy.mean
+                style, x = sampler_style(score.sampler), score.calls if axes is cost else 100 * score.accuracy.mean
                 face = color if score.guidance == 1 else SURFACE
                 axes.plot(x, score.frechet.mean, style.marker, ms=6, mfc=face, mec=color, mew=1.4, label=model, zorder=3)
     for sampler in unique(s.sampler for s in made):
-        cost.plot([], [], _style(sampler).marker, ms=6, color=MUTED, label=sampler)
+        cost.plot([], [], sampler_style(sampler).marker, ms=6, color=MUTED, label=sampler)
     if any(s.guidance != 1 for s in made):
         cost.plot([], [], "o", ms=6, mfc=SURFACE, mec=MUTED, mew=1.4, label="guided")
-    front = _front(made)
+    front = pareto_front(made, lambda s: s.calls, lambda s: s.frechet.mean)
     cost.step([s.calls for s in front], [s.frechet.mean for s in front], where="post", color=MUTED, lw=1, zorder=1)
     label_axes(cost, title="What quality costs", xlabel="network calls per sample", ylabel=AXIS_NAMES["frechet"])
     log_x(cost, sorted({s.calls for s in made}))
@@ -111,7 +103,7 @@ def nearest_plot(scores: Sequence[Score]) -> Figure:
     lines = unique(_nearest_name(s) for s in [*(s for s in within if s.kind != "model"), *made, *near])
     figure, ((axes,),) = make_panels(1, 1, height=0.9 + 0.4 * len(lines))
     for score in within:
-        style, y = _style(score.sampler), lines.index(_nearest_name(score))
+        style, y = sampler_style(score.sampler), lines.index(_nearest_name(score))
         shape = dict(fmt=style.marker, ms=0.8 * style.size, color=style.color) if score.sampler else dict(fmt="D", ms=5, color=MUTED)
         axes.errorbar(
             score.nearest.mean, y + style.offset * bool(score.sampler), xerr=score.nearest.std, mfc="none" if style.hollow else None,
@@ -191,18 +183,13 @@ def schedule_plot(schedules: Mapping[str, Schedule]) -> Figure:
     return figure
 
 
-def guidance_name(scale: float) -> str:
-    """How a guidance scale is written: 1 is none, 0 leaves the condition out."""
-    return "unconditional" if scale == 0 else "no guidance" if scale == 1 else f"guidance {scale:g}"
-
-
 # -------------------------------------------------------------------------------------------------------------------- parts
 
 
 def _line(axes: Any, part: Sequence[Score], metric: Metric) -> None:
     """One sampler's scores over its steps, in its style, with a bar for the spread over seeds."""
     part = sorted(part, key=lambda s: s.steps)
-    style = _style(part[0].sampler)
+    style = sampler_style(part[0].sampler)
     low, middle, high = np.array([_ends(getattr(s, metric), metric, s.n) for s in part]).T
     axes.errorbar(
         [s.steps for s in part], middle, yerr=(middle - low, high - middle), color=style.color, lw=style.width, ls=style.dashes,
@@ -255,20 +242,3 @@ def _ends(spread: Spread, metric: Metric, n: int) -> tuple[float, float, float]:
     if metric == "accuracy":
         low, middle, high = (min(max(value, 0.5 / n), 1 - 0.5 / n) for value in (low, middle, high))
     return low, middle, high
-
-
-def _front(made: Sequence[Score]) -> list[Score]:
-    """The scores that no cheaper one reaches, from the cheapest on."""
-    front: list[Score] = []
-    for score in sorted((s for s in made if math.isfinite(s.frechet.mean)), key=lambda s: (s.calls, s.frechet.mean)):
-        if not front or score.frechet.mean < front[-1].frechet.mean:
-            front.append(score)
-    return front
-
-
-def _style(sampler: str) -> Style:
-    """A sampler's own style, or for one without, a colour and marker that its name always gets."""
-    if sampler in STYLES:
-        return STYLES[sampler]
-    place = sum(map(ord, sampler))
-    return Style(PALETTE[("purple", "orange", "blue")[place % 3]], "^vPX"[place % 4], 6.5, 1.8)

@@ -7,24 +7,20 @@ Nothing is measured here. `write_report` turns scores, curves and pictures into 
 
 from __future__ import annotations
 
-import base64
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
 from diffusion import DiscreteVP, NoiseLevel, Schedule, initial_noise, marginal
-from eval.digits.plots import guidance_name, loss_plot, nearest_plot, quality_plot, schedule_plot, trade_offs_plot
+from eval.digits.plots import loss_plot, nearest_plot, quality_plot, schedule_plot, trade_offs_plot
 from eval.digits.score import Metric, Score, Spread, Target, reference
-from eval.drawing import picture, svg
-from models.files import replacing
-
-NOTHING = "–"
+from eval.drawing import guidance_name, picture, svg
+from eval.page import NOTHING, decimals, minus, number, picture_address, write_page
 
 
 @dataclass(frozen=True)
@@ -61,11 +57,9 @@ def write_report(
 
     A part whose input is empty is left out. All text is escaped.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    page = environment.get_template("report.html.j2").render(
+    write_page(
+        path,
+        Path(__file__).parent / "templates" / "report.html.j2",
         title=title,
         paragraphs=[part for part in summary.split("\n\n") if part.strip()],
         cards=_cards(scores, targets),
@@ -80,8 +74,6 @@ def write_report(
         training=[_training(name, lines) for name, lines in curves.items()],
         facts=facts,
     )
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------------------- the verdict
@@ -167,7 +159,7 @@ class Column:
             return Cell(NOTHING, "")
         deviation = f"± {spread.std * self.scale:.{self.decimals}f}" if score.seeds > 1 else ""
         bar = _bar(spread.mean, scores) if self.metric == "frechet" and score.kind == "model" else None
-        return Cell(_minus(f"{spread.mean * self.scale:.{self.decimals}f}"), deviation, self._rank(score, spread), bar)
+        return Cell(minus(f"{spread.mean * self.scale:.{self.decimals}f}"), deviation, self._rank(score, spread), bar)
 
     def _rank(self, score: Score, spread: Spread) -> str:
         if self.best_spread is None or score.kind != "model":
@@ -193,15 +185,9 @@ def _columns(scores: Sequence[Score]) -> list[Column]:
         spreads = [getattr(s, metric) for s in made if math.isfinite(getattr(s, metric).mean)]
         sign = -1 if best == "max" else 1
         winner = min(spreads, key=lambda spread: sign * spread.mean) if best and spreads else None
-        columns.append(Column(metric, heading, unit, best, scale, _decimals(spreads, scale), winner))
+        digits = decimals([s.mean * scale for s in spreads], [s.std * scale for s in spreads])
+        columns.append(Column(metric, heading, unit, best, scale, digits, winner))
     return columns
-
-
-def _decimals(spreads: Sequence[Spread], scale: float) -> int:
-    """Enough for two digits of the typical spread; with one seed, for three digits of the typical value. At most 4."""
-    deviations = [spread.std * scale for spread in spreads if spread.std > 0]
-    digits, typical = (2, deviations) if deviations else (3, [abs(spread.mean) * scale for spread in spreads if spread.mean])
-    return min(4, max(0, digits - 1 - math.floor(math.log10(statistics.median(typical))))) if typical else 2
 
 
 def _bar(value: float, scores: Sequence[Score]) -> float | None:
@@ -269,7 +255,7 @@ def _gallery(gallery: Gallery, most: int) -> dict[str, object]:
     columns = min(gallery.columns, max(1, len(gallery.images)))
     across = columns * (gallery.images.shape[-1] + 1) - 1
     width = across * min(10, max(1, most // across))
-    return {"title": gallery.title, "caption": gallery.caption, "source": _data(picture(gallery.images, columns)), "width": width}
+    return {"title": gallery.title, "caption": gallery.caption, "source": picture_address(picture(gallery.images, columns)), "width": width}
 
 
 def _forward(name: str, schedule: Schedule, images: Tensor, columns: int = 8) -> dict[str, object]:
@@ -289,11 +275,11 @@ def _noised(level: NoiseLevel, images: Tensor, noise: Tensor) -> dict[str, str]:
     x_t = marginal(images, noise, level) / max(1.0, math.hypot(level.alpha, level.sigma))
     log_snr = 2 * level.half_log_snr
     return {
-        "source": _data(picture(x_t, columns=1)),
+        "source": picture_address(picture(x_t, columns=1)),
         "t": "data" if level.sigma == 0 else f"{level.t:.3g}" if level.t < 100 else f"{level.t:.0f}",
         "alpha": f"{level.alpha:.3f}",
         "sigma": f"{level.sigma:.3f}" if level.sigma < 100 else number(level.sigma),
-        "log_snr": _minus(f"{log_snr:+.1f}") if math.isfinite(log_snr) else ("+∞" if log_snr > 0 else "−∞"),
+        "log_snr": minus(f"{log_snr:+.1f}") if math.isfinite(log_snr) else ("+∞" if log_snr > 0 else "−∞"),
     }
 
 
@@ -309,34 +295,3 @@ def _training(name: str, lines: Sequence[Mapping[str, float]]) -> dict[str, str]
         "lr": number(max(line["lr"] for line in lines if "lr" in line)) if any("lr" in line for line in lines) else NOTHING,
         "speed": number(statistics.median(speeds)) if speeds else NOTHING,
     }
-
-
-def _data(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-# ------------------------------------------------------------------------------------------------------------- the numbers
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A number for people: `digits` significant ones and all before the point, no trailing zeros; powers of ten below a thousandth."""
-    if math.isnan(value):
-        return NOTHING
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    size = abs(value)
-    if size >= 10 ** (digits - 1) or value == int(value):
-        return _minus(f"{value:,.0f}")
-    if size < 1e-3:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        return _minus(f"{_trimmed(mantissa)} × 10{raised}")
-    return _minus(_trimmed(f"{value:.{digits - 1 - math.floor(math.log10(size))}f}"))
-
-
-def _trimmed(text: str) -> str:
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")

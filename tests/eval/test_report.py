@@ -20,9 +20,10 @@ from PIL import Image
 from diffusion import SPACINGS, DiscreteVP, RectifiedFlow, VarianceExploding, time_grid
 from eval.bench.solver_plots import GRIDS, grids_plot
 from eval.digits.plots import quality_plot, smooth
-from eval.digits.report import Gallery, number, write_report
+from eval.digits.report import Gallery, write_report
 from eval.digits.score import Score, Spread, Target, reference
 from eval.drawing import picture, save_figure, svg
+from eval.page import number
 
 HOSTILE = "<script>alert('x')</script> & \"co\""
 
