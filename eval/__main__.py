@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from configs import command_line
 from diffusion.spec import lookup
-from eval import scoring
+from eval import reference, scoring
 from eval.bench import features, frechet, loading, networks, orders, samplers
 from eval.digits import quickstart
+from eval.report import report_of
 
 BENCHMARKS = {
     "bench_samplers": samplers,
@@ -21,8 +23,22 @@ BENCHMARKS = {
 
 
 def main(config: dict[str, Any]) -> int:
-    programs = {"score": _score, "quickstart": _quickstart, "sampler_orders": _sampler_orders, **dict.fromkeys(BENCHMARKS, _benchmark)}
+    programs = {
+        "score": _score,
+        "report": _report,
+        "statistics": _statistics,
+        "quickstart": _quickstart,
+        "sampler_orders": _sampler_orders,
+        **dict.fromkeys(BENCHMARKS, _benchmark),
+    }
     return lookup("program", config["program"], programs)(config)
+
+
+def after_sweep(configs: Sequence[dict[str, Any]]) -> None:
+    """The report of every folder that results were gathered in."""
+    for folder in dict.fromkeys(config.get("report") for config in configs):
+        if folder is not None:
+            _report({"out": folder})
 
 
 def _score(config: dict[str, Any]) -> int:
@@ -30,6 +46,17 @@ def _score(config: dict[str, Any]) -> int:
     if written is not None:
         print(*(f"note: {note}" for note in written.result.notes), sep="\n", end="\n" * bool(written.result.notes))
         print(f"result{'' if written.new else ', which was there already'}: {written.path.resolve()}")
+    return 0
+
+
+def _report(config: dict[str, Any]) -> int:
+    page = report_of(config["out"])
+    print(f"{(page.parent / 'results.md').read_text()}report: {page.resolve()}")
+    return 0
+
+
+def _statistics(config: dict[str, Any]) -> int:
+    print(f"statistics: {reference.run(config).resolve()}")
     return 0
 
 
@@ -51,4 +78,4 @@ def _benchmark(config: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    command_line("eval", main)
+    command_line("eval", main, after_sweep)

@@ -37,6 +37,7 @@ class Evidence:
     statistics  of the reference, where they come from a file
     texts       an embedding of each sample's prompt
     wanted      (n,) the class that each sample was asked to show
+    classes     (n,) of the samples and (N,) of the reference, where both have the same ones
     """
 
     output: str
@@ -47,6 +48,7 @@ class Evidence:
     training: Collected | None = None
     texts: TextFeatures | None = None
     wanted: Tensor | None = None
+    classes: tuple[Tensor, Tensor] | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -117,8 +119,15 @@ def _frechet_infinity(evidence: Evidence) -> Figure:
     return frechet_infinity(evidence.samples.moments[evidence.output], evidence.real_moments)
 
 
-def _kernel(evidence: Evidence) -> Figure:
+def _kid(evidence: Evidence) -> Figure:
+    """As papers have it, whatever the classes."""
     value, error = kernel_distance(evidence.rows, evidence.real)
+    return Figure(value, value - NORMAL * error, value + NORMAL * error, {"error": error})
+
+
+def _kernel(evidence: Evidence) -> Figure:
+    """Where both sides have the same classes, their numbers count as fixed, as those of samples are; otherwise as drawn."""
+    value, error = kernel_distance(evidence.rows, evidence.real, *(evidence.classes or ()))
     return Figure(value, value - NORMAL * error, value + NORMAL * error, {"error": error})
 
 
@@ -201,7 +210,7 @@ METRICS = {
     "fid": _distance("FID", "inception"),
     "fid_infinity": Metric("FID-infinity", ("inception", ""), "moments", "lower", _frechet_infinity, least=30),
     "sfid": _distance("sFID", "inception", "spatial"),
-    "kid": _rows("KID", "inception", "lower", _kernel, least=3),
+    "kid": _rows("KID", "inception", "lower", _kid, least=3),
     "kid_subsets": _rows("KID, mean of subsets", "inception", "lower", _kernel_subsets, settings=SUBSETS, least=SUBSETS["size"]),
     "inception_score": Metric("Inception Score", ("inception", "logits_unbiased"), "rows", "higher", _inception_score, needs=(), least=10),
     "fd_dinov2": _distance("FD-DINOv2", "dinov2"),

@@ -19,7 +19,7 @@ from eval.collect import Collected, CollectParams, collect
 from eval.features.clip import ClipFeatures, TextFeatures
 from eval.features.extractor import Extractor
 from eval.features.protocols import PROTOCOLS
-from eval.features.registry import EXTRACTORS, ExtractorParams, build
+from eval.features.registry import DTYPES, EXTRACTORS, ExtractorParams, build
 from eval.figures import METRICS, Evidence, Metric
 from eval.images.drawn import Drawn
 from eval.images.open import open_source
@@ -33,7 +33,6 @@ from samplers.provenance import provenance
 from train.world import World
 
 MACHINE = ("out", "cache", "report", "wandb", "batch_size", "save_every", "device", "progress")  # what no number depends on
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Side = Literal["samples", "reference", "training"]
 
 
@@ -187,7 +186,8 @@ class Plan:
             reference=gathered.get("reference"),
             training=gathered.get("training"),
             texts=self._texts(metric, samples) if "prompts" in metric.needs else None,
-            wanted=self._classes(output, samples) if "labels" in metric.needs else None,
+            wanted=self._wanted_classes(output, samples) if "labels" in metric.needs else None,
+            classes=self._common_classes(gathered),
         )
 
     def _texts(self, metric: Metric, samples: Collected) -> TextFeatures:
@@ -200,11 +200,25 @@ class Plan:
         prompts = self.sides["samples"].prompts or ()
         return [prompts[i] for i in samples.indices.tolist()]
 
-    def _classes(self, output: str, samples: Collected) -> Tensor:
+    def _wanted_classes(self, output: str, samples: Collected) -> Tensor:
         """(n,) the class that each sample was asked to show, as the extractor numbers them."""
-        labels, classes = self.sides["samples"].labels or (), list(getattr(self.extractors[output.split(".")[0]], "classes", ()))
-        check_names("class", sorted(set(labels)), classes)
-        return torch.tensor([classes.index(labels[i]) for i in samples.indices.tolist()])
+        classes = list(getattr(self.extractors[output.split(".")[0]], "classes", ()))
+        check_names("class", sorted(set(self._labels("samples", samples))), classes)
+        return torch.tensor([classes.index(label) for label in self._labels("samples", samples)])
+
+    def _common_classes(self, gathered: Mapping[Side, Collected]) -> tuple[Tensor, Tensor] | None:
+        """The classes of samples and reference, numbered, where both have the same ones."""
+        found = [self._labels(side, gathered[side]) for side in ("samples", "reference") if side in gathered]
+        if len(found) < 2 or not found[0] or set(found[0]) != set(found[1]):
+            return None
+        classes = sorted(set(found[0]))
+        one, other = (torch.tensor([classes.index(label) for label in labels]) for labels in found)
+        return one, other
+
+    def _labels(self, side: Side, part: Collected) -> list[str]:
+        """Of the pictures that were used; none where there are no classes."""
+        labels = self.sides[side].labels
+        return [] if labels is None else [labels[i] for i in part.indices.tolist()]
 
     def scored(self, name: str, figure: Figure, gathered: Mapping[Side, Collected]) -> Scored:
         """The figure with all that it depends on."""
@@ -219,7 +233,7 @@ class Plan:
             basis["training"] = gathered["training"].sha256
         if "prompts" in metric.needs:
             basis["prompts"] = hashlib.sha256(json.dumps(self._prompts(samples)).encode()).hexdigest()
-        return Scored(figure.value, figure.low, figure.high, metric.better, samples.n, basis, dict(figure.extra))
+        return Scored(figure.value, metric.better, samples.n, basis, figure.low, figure.high, dict(figure.extra))
 
     def result(self, figures: Mapping[str, Scored], gathered: Mapping[Side, Collected]) -> Result:
         """All of it, for the file."""
@@ -285,6 +299,8 @@ def _place(params: ScoreParams, samples: Source) -> Path:
     name = re.sub(r"[^\w.]+", "-", params.name or _default_name(samples)).strip("-").lower()
     if params.report is not None:
         return Path(params.report) / "results" / f"{name}.json"
+    if isinstance(samples, Drawn):
+        return Path(samples.origin) / "scores" / f"{name}.json" if Path(samples.origin).is_dir() else Path(f"{name}.scores.json")
     origin = Path(samples.origin)
     return origin.with_name(f"{origin.name}.scores.json") if origin.exists() else Path(f"{name}.scores.json")
 

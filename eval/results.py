@@ -16,18 +16,18 @@ from models.files import read_json, write_json
 class Scored:
     """A number that can be cited.
 
-    value, low, high  with its 95 % confidence interval; NaN: none is known
     n          samples
     basis      what another number must have in common with it to be compared: metric, protocol, extractor, reference, n, settings
+    low, high  95 % confidence interval; NaN where none is known
     extra      what else is known, such as the spread over the splits of an Inception Score
     """
 
     value: float
-    low: float
-    high: float
     better: Literal["lower", "higher"]
     n: int
     basis: dict[str, Any]
+    low: float = math.nan
+    high: float = math.nan
     extra: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ def read_result(path: str | Path) -> Result:
     content = read_json(path)
     try:
         found = check_mapping("figures", content.get("figures"))
-        figures = {name: make_params("", Scored, _numbers(check_mapping(name, value))) for name, value in found.items()}
+        figures = {name: make_params("", Scored, _known(check_mapping(name, value))) for name, value in found.items()}
         return make_params("", Result, {**content, "figures": figures})
     except ValueError as error:
         raise ValueError(f"{path} is no result of python -m eval: {error}") from None
@@ -134,5 +134,5 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: math.nan if value is None and name in ("value", "low", "high") else value for name, value in values.items()}
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

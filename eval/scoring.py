@@ -10,6 +10,8 @@ from diffusion.spec import make_params
 from eval.figures import METRICS
 from eval.plan import Plan, ScoreParams
 from eval.results import Result, Scored, write_result
+from eval.sheet import save_sheet
+from eval.tracking import log_result
 from samplers.results import given
 from train.world import world
 
@@ -47,6 +49,10 @@ def run(config: Mapping[str, Any], found: Callable[[str, Scored], None] = lambda
         found(name, figures[name])
     result = plan.result(figures, gathered)
     write_result(result, plan.out)
+    if params.report is not None:
+        save_sheet(plan.sides["samples"], plan.out.with_suffix(".png"))
+    if params.wandb is not None:
+        log_result(result, params.wandb, plan.out)
     for side in plan.sides:
         if params.cache is None or side == "samples":
             plan.state(side).unlink(missing_ok=True)

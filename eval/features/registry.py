@@ -17,6 +17,7 @@ from eval.features.inception import load_inception, random_inception
 from models.download import place
 from train.data import digits
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RANDOM = "random"  # in place of a path: random weights stand in
 
 

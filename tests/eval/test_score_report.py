@@ -40,7 +40,7 @@ FACTS = {"plain-diffusion": "0.1.0", "torch": "2.15.0", "device": "CPU, 2 thread
 
 
 def fid(value: float, half: float = 0.25, **basis: Any) -> Scored:
-    return Scored(value, value - half, value + half, "lower", basis.get("n", 50000), {**FID_BASIS, **basis})
+    return Scored(value, "lower", basis.get("n", 50000), {**FID_BASIS, **basis}, value - half, value + half)
 
 
 def result(name: str, figures: dict[str, Scored], **parts: Any) -> Result:
@@ -56,8 +56,8 @@ def made(model: int, sampler: str, steps: int, guidance: float) -> Result:
     clip = 24 + 0.8 * model + 6 * (1 - math.exp(-guidance / 2)) - 20 / steps ** (1 + 0.3 * order)
     figures = {
         "fid": fid(value, 0.05 + 0.02 * value),
-        "kid": Scored(value / 4000, value / 4000 - 2e-4, value / 4000 + 2e-4, "lower", 50000, KID_BASIS),
-        "clip_score": Scored(clip, clip - 0.11, clip + 0.11, "higher", 50000, CLIP_BASIS),
+        "kid": Scored(value / 4000, "lower", 50000, KID_BASIS, value / 4000 - 2e-4, value / 4000 + 2e-4),
+        "clip_score": Scored(clip, "higher", 50000, CLIP_BASIS, clip - 0.11, clip + 0.11),
     }
     settings = {"sampler": sampler, "steps": steps, "guidance": guidance, "seed": 0, "fingerprint": sha(f"model {model}")}
     return result(
@@ -75,7 +75,7 @@ def made(model: int, sampler: str, steps: int, guidance: float) -> Result:
 
 
 SWEEP = [made(*row) for row in itertools.product((0, 1), ("euler", "heun", "dpmpp_2m"), (5, 10, 25), (1.0, 2.5))]
-CLOSED = result("closed model", {"fid": fid(9.7, 0.3), "clip_score": Scored(28.7, 28.6, 28.8, "higher", 50000, CLIP_BASIS)})
+CLOSED = result("closed model", {"fid": fid(9.7, 0.3), "clip_score": Scored(28.7, "higher", 50000, CLIP_BASIS, 28.6, 28.8)})
 OTHER = result("unet, as in 2017", {"fid": fid(7.77, protocol="tensorflow", n=10000), "clip_score": SWEEP[0].figures["clip_score"]})
 EVERYTHING = [*SWEEP, CLOSED, OTHER]
 
@@ -169,7 +169,7 @@ def test_what_cannot_be_compared_is_in_tables_apart(page: str) -> None:
 
 def test_metrics_in_common_decide_and_each_difference_is_said() -> None:
     """Results without a common metric share a table, since they share no column; nested differences are named by their path."""
-    kid = result("b", {"kid": Scored(0.1, 0.0, 0.2, "lower", 5, KID_BASIS)})
+    kid = result("b", {"kid": Scored(0.1, "lower", 5, KID_BASIS, 0.0, 0.2)})
     assert len(make_tables([result("a", {"fid": fid(1.0)}), kid])) == 1
     other = fid(1.0, extractor={**FID_BASIS["extractor"], "weights": sha("other")})
     first, second = make_tables([result("a", {"fid": fid(1.0)}), result("b", {"fid": other})])
@@ -240,8 +240,8 @@ def test_all_text_is_escaped(tmp_path: Path) -> None:
     "results",
     [
         [result("alone", {"fid": fid(2.0)})],
-        [result("unknown", {"fid": Scored(math.nan, math.nan, math.nan, "lower", 3, FID_BASIS)})],
-        [replace(SWEEP[0], figures={"recall": Scored(0.5, math.nan, math.nan, "higher", 3, {"metric": "recall"})})],
+        [result("unknown", {"fid": Scored(math.nan, "lower", 3, FID_BASIS, math.nan, math.nan)})],
+        [replace(SWEEP[0], figures={"recall": Scored(0.5, "higher", 3, {"metric": "recall"}, math.nan, math.nan)})],
         [replace(SWEEP[0], samples={**SWEEP[0].samples, "calls": None, "seconds": None}), SWEEP[1]],
         [SWEEP[0], Result("no figures", {}, {})],
     ],

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 RESULT = Result(
     "unet, 10 steps",
     {
-        "fid": Scored(12.34, 12.1, 12.6, "lower", 100, {"metric": "fid", "reference": "ab" * 32}),
-        "clip_score": Scored(28.5, math.nan, math.nan, "higher", 100, {"metric": "clip_score"}),
+        "fid": Scored(12.34, "lower", 100, {"metric": "fid", "reference": "ab" * 32}, 12.1, 12.6),
+        "clip_score": Scored(28.5, "higher", 100, {"metric": "clip_score"}, math.nan, math.nan),
     },
     {"origin": "drawn", "n": 100},
     settings={"batch_size": 64},
