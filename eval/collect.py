@@ -36,14 +36,15 @@ class CollectParams:
     """How a source is gone through.
 
     batch_size  pictures that the networks see at once
-    groups      parts that processes share and error bars come from; more than there are processes
+    groups      parts that processes share and error bars come from; no fewer than there are processes, and better a prime: of 10 classes
+                drawn in turn, each of 16 groups would hold 5, and leaving one out would not be the accident that it should be
     on_error    what is done about pictures that cannot be used: they end the run, or are left out and counted
     sizes       "equal": a picture of another size than the rest ends the run; "any": each is resized from its own
     save_every  seconds after which what is done so far is saved, where it has a place
     """
 
     batch_size: int = 64
-    groups: int = 16
+    groups: int = 17
     on_error: Literal["refuse", "skip"] = "refuse"
     sizes: Literal["equal", "any"] = "equal"
     save_every: float = 300.0

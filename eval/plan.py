@@ -55,7 +55,7 @@ class ScoreParams:
     classifier: str = "digits"
     extractors: ExtractorParams = field(default_factory=ExtractorParams)
     dtype: Literal["fp32", "bf16"] = "fp32"
-    groups: int = 16
+    groups: int = 17
     on_error: Literal["refuse", "skip"] = "refuse"
     sizes: Literal["equal", "any"] = "equal"
     out: str | None = None

@@ -29,7 +29,7 @@ class StatisticsParams:
     protocol: str = "clean"
     extractors: ExtractorParams = field(default_factory=ExtractorParams)
     dtype: Literal["fp32", "bf16"] = "fp32"
-    groups: int = 16
+    groups: int = 17
     on_error: Literal["refuse", "skip"] = "refuse"
     sizes: Literal["equal", "any"] = "equal"
     batch_size: int = 64

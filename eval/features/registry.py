@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
 
-from diffusion.spec import check_names, make
+from diffusion.spec import check_names, make, make_params
 from eval.features.clip import CMMD, load_clip, random_clip
 from eval.features.digits import digit_features
 from eval.features.dinov2 import load_dinov2, random_dinov2
@@ -59,7 +61,13 @@ class Known:
 def build(name: str, params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
     """The extractor of that name. ValueError or OSError where its weights are not there or not what they should be."""
     check_names("extractor", [name], EXTRACTORS)
-    return EXTRACTORS[name].make(params, protocol, dtype)
+    return _built(name, json.dumps(asdict(params)), protocol, dtype)
+
+
+@lru_cache(maxsize=4)
+def _built(name: str, params: str, protocol: str, dtype: torch.dtype) -> Extractor:
+    """Kept, for the runs of a sweep."""
+    return EXTRACTORS[name].make(make_params("extractors", ExtractorParams, json.loads(params)), protocol, dtype)
 
 
 def _inception(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:

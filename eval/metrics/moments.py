@@ -104,7 +104,7 @@ class GroupedMoments:
     does not grow with samples: groups * (D + block) * D numbers.
     """
 
-    def __init__(self, dim: int, groups: int = 16, block: int = 256) -> None:
+    def __init__(self, dim: int, groups: int = 17, block: int = 256) -> None:
         if min(dim, groups, block) < 1:
             raise ValueError(f"dim, groups and block must be at least 1, not {dim}, {groups} and {block}")
         self.dim, self.groups, self.block = dim, groups, block
