@@ -78,7 +78,8 @@ def write_scores_report(path: str | Path, results: Sequence[Result], sheets: Map
     path = Path(path)
     tables = make_tables(results)
     notes = unique(note for result in results for note in _notes(result))
-    appendix = _appendix(results)
+    listed = [result for table in tables for result in table.results]
+    appendix = _appendix(listed)
     write_page(
         path,
         Path(__file__).parent / "templates" / "scores.html.j2",
@@ -89,10 +90,10 @@ def write_scores_report(path: str | Path, results: Sequence[Result], sheets: Map
         notes={note: i for i, note in enumerate(notes, 1)},
         warnings=_warnings(results),
         plots=_plots(results, tables),
-        sheets=[_sheet(name, sheet) for name, sheet in sheets.items()],
+        sheets=[_sheet(result.name, sheets[result.name]) for result in listed if result.name in sheets],
         common=_in_common(appendix),
         appendix=_apart(appendix),
-        citations={result.name: [cite(metric, result) for metric in result.figures] for result in results},
+        citations={result.name: [cite(metric, result) for metric in result.figures] for result in listed},
     )
     return path
 
@@ -147,9 +148,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A result in a table. notes: in words, which the page numbers."""
+    """A result in a table. short: its name below that of its model; detail: what the name does not say of how it was drawn;
+    notes: in words, which the page numbers.
+    """
 
     name: str
+    short: str
     detail: str
     cells: tuple[Cell, ...]
     calls: str
@@ -218,11 +222,17 @@ def _basis(results: Iterable[Result], metric: str) -> Mapping[str, Any] | None:
 
 def _table(members: Sequence[Result], apart: tuple[str, ...], metrics: Sequence[str], hows: Mapping[str, Drawn | None]) -> Table:
     columns = tuple(_column(metric, members) for metric in metrics if any(metric in result.figures for result in members))
-    groups: dict[str, list[Row]] = {}
-    for result in members:
+    groups: dict[str, list[Row]] = {how.model: [] for result in members if (how := hows[result.name])} | {"": []}
+    for result in sorted(members, key=lambda result: _order(hows[result.name])):
         how = hows[result.name]
-        groups.setdefault(how.model if how else "", []).append(_row(result, how, columns))
-    return Table(tuple(members), apart, columns, {model: tuple(rows) for model, rows in groups.items()})
+        groups[how.model if how else ""].append(_row(result, how, columns))
+    listed = [next(result for result in members if result.name == row.name) for rows in groups.values() for row in rows]
+    return Table(tuple(listed), apart, columns, {model: tuple(rows) for model, rows in groups.items() if rows})
+
+
+def _order(how: Drawn | None) -> tuple[str, float, int]:
+    """Of rows within a model; what was not drawn here stays in its order."""
+    return (how.sampler, how.guidance, how.steps) if how else ("", 0.0, 0)
 
 
 def _column(metric: str, members: Sequence[Result]) -> Column:
@@ -238,9 +248,12 @@ def _column(metric: str, members: Sequence[Result]) -> Column:
 def _row(result: Result, how: Drawn | None, columns: Sequence[Column]) -> Row:
     sizes = [figure.n for figure in result.figures.values()]
     steps = f"{how.steps} step{'s' * (how.steps != 1)}" if how and how.steps else ""
+    detail = ", ".join(filter(None, (how.sampler, steps, guidance_name(how.guidance)))) if how else ""
+    own = how is None or not result.name.startswith(f"{how.model}, {how.sampler}, ")  # not the name that says just that
     return Row(
         name=result.name,
-        detail=", ".join(filter(None, (how.sampler, steps, guidance_name(how.guidance)))) if how else "",
+        short=result.name if own else detail,
+        detail=detail if own else "",
         cells=tuple(column.cell(result) for column in columns),
         calls=number(how.calls, 4) if how else NOTHING,
         seconds=number(how.seconds) if how else NOTHING,
