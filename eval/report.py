@@ -222,17 +222,18 @@ def _basis(results: Iterable[Result], metric: str) -> Mapping[str, Any] | None:
 
 def _table(members: Sequence[Result], apart: tuple[str, ...], metrics: Sequence[str], hows: Mapping[str, Drawn | None]) -> Table:
     columns = tuple(_column(metric, members) for metric in metrics if any(metric in result.figures for result in members))
-    groups: dict[str, list[Row]] = {how.model: [] for result in members if (how := hows[result.name])} | {"": []}
-    for result in sorted(members, key=lambda result: _order(hows[result.name])):
+    models = unique(how.model for result in members if (how := hows[result.name]))
+    members = sorted(members, key=lambda result: _order(hows[result.name], models))
+    groups: dict[str, list[Row]] = {}
+    for result in members:
         how = hows[result.name]
-        groups[how.model if how else ""].append(_row(result, how, columns))
-    listed = [next(result for result in members if result.name == row.name) for rows in groups.values() for row in rows]
-    return Table(tuple(listed), apart, columns, {model: tuple(rows) for model, rows in groups.items() if rows})
+        groups.setdefault(how.model if how else "", []).append(_row(result, how, columns))
+    return Table(tuple(members), apart, columns, {model: tuple(rows) for model, rows in groups.items()})
 
 
-def _order(how: Drawn | None) -> tuple[str, float, int]:
-    """Of rows within a model; what was not drawn here stays in its order."""
-    return (how.sampler, how.guidance, how.steps) if how else ("", 0.0, 0)
+def _order(how: Drawn | None, models: Sequence[str]) -> tuple[int, str, float, int]:
+    """Of rows: by model, then how it drew; what was not drawn here comes last, in its own order."""
+    return (models.index(how.model), how.sampler, how.guidance, how.steps) if how else (len(models), "", 0.0, 0)
 
 
 def _column(metric: str, members: Sequence[Result]) -> Column:

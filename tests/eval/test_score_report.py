@@ -160,7 +160,10 @@ def test_best_and_tied_by_brute_force(page: str) -> None:
 def test_what_cannot_be_compared_is_in_tables_apart(page: str) -> None:
     """One by another protocol has the lower FID, and is ranked nowhere; each table says in words what sets it apart."""
     tables = make_tables(EVERYTHING)
-    assert [[one.name for one in table.results] for table in tables] == [[one.name for one in (*SWEEP, CLOSED)], [OTHER.name]]
+    assert [{one.name for one in table.results} for table in tables] == [{one.name for one in (*SWEEP, CLOSED)}, {OTHER.name}]
+    first = [(how.model, how.sampler, how.guidance, how.steps) for how in drawn(tables[0].results) if how]
+    assert first == sorted(first, key=lambda how: (how[0] != "unet", *how[1:])), "by model, sampler, guidance and steps"
+    assert tables[0].results[-1].name == CLOSED.name
     assert [table.apart for table in tables] == [("FID here: protocol clean; n 50000",), ("FID here: protocol tensorflow; n 10000",)]
     assert [rank for rank, _, _ in cells(page, OTHER.name)] == ["", ""]
     assert "Table 2 of 2 FID here: protocol tensorflow; n 10000" in text_of(page)
