@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -119,16 +119,19 @@ def _frechet_infinity(evidence: Evidence) -> Figure:
     return frechet_infinity(evidence.samples.moments[evidence.output], evidence.real_moments)
 
 
+def _within(value: float, error: float) -> Figure:
+    """With a normal interval of that standard error."""
+    return Figure(value, value - NORMAL * error, value + NORMAL * error, {"error": error} if math.isfinite(error) else {})
+
+
 def _kid(evidence: Evidence) -> Figure:
     """As papers have it, whatever the classes."""
-    value, error = kernel_distance(evidence.rows, evidence.real)
-    return Figure(value, value - NORMAL * error, value + NORMAL * error, {"error": error})
+    return _within(*kernel_distance(evidence.rows, evidence.real))
 
 
 def _kernel(evidence: Evidence) -> Figure:
     """Where both sides have the same classes, their numbers count as fixed, as those of samples are; otherwise as drawn."""
-    value, error = kernel_distance(evidence.rows, evidence.real, *(evidence.classes or ()))
-    return Figure(value, value - NORMAL * error, value + NORMAL * error, {"error": error})
+    return _within(*kernel_distance(evidence.rows, evidence.real, *(evidence.classes or ())))
 
 
 def _kernel_subsets(evidence: Evidence) -> Figure:
@@ -137,7 +140,7 @@ def _kernel_subsets(evidence: Evidence) -> Figure:
 
 
 def _cmmd(evidence: Evidence) -> Figure:
-    return Figure(gaussian_distance(evidence.rows, evidence.real))
+    return _within(*gaussian_distance(evidence.rows, evidence.real))
 
 
 def _inception_score(evidence: Evidence) -> Figure:
@@ -163,7 +166,8 @@ def _recall(evidence: Evidence) -> Figure:
 
 
 def _density(evidence: Evidence) -> Figure:
-    return Figure(evidence.density_coverage.density)
+    """Its interval is for the reference's balls as they are."""
+    return _within(evidence.density_coverage.density, evidence.density_coverage.error)
 
 
 def _coverage(evidence: Evidence) -> Figure:
@@ -175,8 +179,8 @@ def _alignment(convention: str) -> Callable[[Evidence], Figure]:
     def compute(evidence: Evidence) -> Figure:
         assert evidence.texts is not None
         scores = CONVENTIONS[convention](evidence.rows, evidence.texts.rows.to(evidence.rows.device)).double()
-        mean, error = float(scores.mean()), float(scores.std()) / math.sqrt(len(scores))
-        return Figure(mean, mean - NORMAL * error, mean + NORMAL * error, {"cut": float(sum(evidence.texts.truncated))})
+        found = _within(float(scores.mean()), float(scores.std()) / math.sqrt(len(scores)))
+        return replace(found, extra={**found.extra, "cut": float(sum(evidence.texts.truncated))})
 
     return compute
 

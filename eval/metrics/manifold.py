@@ -22,11 +22,12 @@ class PrecisionRecall(NamedTuple):
 
 class DensityCoverage(NamedTuple):
     """density: mean number of reference balls a sample lies in, over k; about 1 for equal distributions, and may be above.
-    coverage: share of reference balls that hold a sample.
+    coverage: share of reference balls that hold a sample. error: standard error of density over the samples, for the balls as they are.
     """
 
     density: float
     coverage: float
+    error: float
 
 
 def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> PrecisionRecall:
@@ -48,12 +49,13 @@ def density_coverage(samples: Tensor, reference: Tensor, k: int = 5) -> DensityC
     """
     samples, reference = _checked(samples, reference)
     radius = nearest_others(reference, k).distance[:, -1]
-    inside, covered = 0, torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
+    inside, covered = [], torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
     for distance in _distances(samples, reference, radius):
         within = distance < radius
-        inside += int(within.sum())
+        inside.append(within.sum(1))
         covered |= within.any(0)
-    return DensityCoverage(inside / (k * len(samples)), int(covered.sum()) / len(reference))
+    each = torch.cat(inside).double() / k
+    return DensityCoverage(float(each.mean()), int(covered.sum()) / len(reference), float(each.std() / len(each) ** 0.5))
 
 
 def _checked(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
