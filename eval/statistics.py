@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -18,7 +17,7 @@ from diffusion.spec import check_names, make_params
 from eval.features.extractor import Identity
 from eval.images.npz import damage_said
 from eval.metrics.moments import Moments
-from models.files import replacing
+from models.files import replacing, sha256_of_file
 
 FORMAT = "reference statistics 1"
 FOREIGN = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # what pytorch-fid and, with the second, ADM call what we call
@@ -125,7 +124,7 @@ def _read_foreign(path: Path) -> Statistics:
             raise ValueError(f"{path} holds {', '.join(file.files) or 'nothing'}, and no reference statistics: these are mu and sigma")
         arrays = {output: [torch.from_numpy(_real(path, name, file[name])) for name in names] for output, names in there.items()}
     moments = {output: _unit_moments(path, *there[output], mean, covariance) for output, (mean, covariance) in arrays.items()}
-    return Statistics(moments, None, None, str(path), _sha256(path))
+    return Statistics(moments, None, None, str(path), sha256_of_file(path))
 
 
 def _real(path: Path, name: str, array: np.ndarray) -> np.ndarray:
@@ -149,7 +148,7 @@ def _read_ours(path: Path) -> Statistics:
         mean, scatter = tensors[f"{output}.mean"], tensors[f"{output}.scatter"]
         _check_moments(path, f"{output}.mean", f"{output}.scatter", mean, scatter)
         moments[output] = Moments.from_state({"n": torch.tensor(said.n), "mean": mean, "scatter": scatter})
-    return Statistics(moments, said.n, said.identity, said.origin, _sha256(path))
+    return Statistics(moments, said.n, said.identity, said.origin, sha256_of_file(path))
 
 
 def _check_moments(path: Path, mean_name: str, name: str, mean: Tensor, matrix: Tensor) -> None:
@@ -170,7 +169,3 @@ def _unit_moments(path: Path, mean_name: str, name: str, mean: Tensor, covarianc
     """With exactly this covariance, of how many pictures is unknown."""
     _check_moments(path, mean_name, name, mean, covariance)
     return Moments.exactly(mean, covariance)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

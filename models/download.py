@@ -8,7 +8,6 @@ The cache is laid out as the hub's own library does it, so that others share it;
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffusion.spec import check_names, check_type
-from models.files import replacing
+from models.files import replacing, sha256_of_file
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
@@ -222,7 +221,7 @@ def _obtain_plain(name: str, path: Path) -> Path:
             torch.hub.download_url_to_file(file.address, str(path), hash_prefix=file.sha256)
         except (OSError, RuntimeError) as error:  # torch says with a RuntimeError that the hash is another
             raise OSError(f"{name} cannot be had from {file.address}: {' '.join(str(error).split())}") from error
-    if (digest := _sha256(path)) != file.sha256:
+    if (digest := sha256_of_file(path)) != file.sha256:
         raise OSError(f"{path} has SHA-256 {digest}, not {file.sha256}: delete it, and fetch it again")
     return path
 
@@ -286,18 +285,10 @@ def _fetch(model: Published, file: str, remote: HfFileMetadata, home: Path) -> N
         with partial.open("ab" if come <= size else "wb") as out:
             http_get(url, out, resume_size=out.tell(), headers=build_hf_headers(), expected_size=remote.size, displayed_filename=file)
             os.fsync(out.fileno())
-        if (digest := _sha256(partial)) != blob.name:
+        if (digest := sha256_of_file(partial)) != blob.name:
             partial.unlink()
             raise OSError(f"{file} of {model.repo} came with SHA-256 {digest}, not {blob.name}, and was deleted: fetch it again")
         partial.replace(blob)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -68,6 +69,17 @@ def read_json_lines(path: str | Path) -> list[dict[str, float]]:
                 break
             raise ValueError(f"{path} is damaged in line {number}: {error}") from None
     return objects
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """Of its bytes, in hexadecimal. FileNotFoundError where there is none."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**24):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_writable(path: str | Path) -> None:

@@ -24,11 +24,12 @@ from diffusion.spec import check_at_least_one, lookup, make_params
 from eval.bench.networks import DTYPES
 from eval.bench.record import write_bench
 from eval.features.inception import Inception, InceptionV3, load_inception, published_shapes
-from eval.features.inception_weights import file_sha256, random_state
+from eval.features.inception_weights import random_state
 from eval.features.resize import SIZE
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
 from models.device import find_device
+from models.files import sha256_of_file
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def table(timings: Sequence[Timing]) -> str:
 
 
 def _ours(weights: Path, dtype: str, size: int, device: torch.device) -> Side:
-    network: Inception = load_inception(weights, "torch_fidelity", file_sha256(weights), DTYPES[dtype]).to(device)
+    network: Inception = load_inception(weights, "torch_fidelity", sha256_of_file(weights), DTYPES[dtype]).to(device)
 
     def batch(pictures: Tensor) -> Tensor:
         return network(list(pictures), ["pool"])["pool"].cpu()

@@ -13,11 +13,11 @@ import open_clip.convert
 import torch
 from torch import Tensor, nn
 
-from eval.features.custom import sha256_of
 from eval.features.extractor import Extractor, Identity
 from eval.features.preparation import Preparation
 from eval.features.sizes import by_size
-from eval.features.weights import fill, read_tensors, sha256_of_file
+from eval.features.weights import fill, read_tensors, sha256_of_tensors
+from models.files import sha256_of_file
 
 OPENAI = {
     "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762": "RN50",
@@ -111,7 +111,7 @@ def random_clip(name: str, seed: int = 0, preparation: Preparation | None = None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = _build(name, quick_gelu=False)
-    return _extractor(name, model, sha256_of(model), preparation or _prepared(model, {}), random=True)
+    return _extractor(name, model, sha256_of_tensors(model.state_dict()), preparation or _prepared(model, {}), random=True)
 
 
 def _extractor(name: str, model: nn.Module, weights: str, preparation: Preparation, random: bool) -> ClipFeatures:

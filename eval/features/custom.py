@@ -1,23 +1,14 @@
-"""Any network or function of one's own as an extractor; and what names a network that came from no file."""
+"""Any network or function of one's own as an extractor."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from eval.features.extractor import Extractor, Identity
-
-
-def sha256_of(module: nn.Module) -> str:
-    """SHA-256 over its parameters and buffers: their names, dtypes, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+from eval.features.weights import sha256_of_tensors
 
 
 class Custom(Extractor):
@@ -50,7 +41,7 @@ class Custom(Extractor):
         )  # a function has no tensor that would say where it is
         if weights is None and not tensors:
             raise ValueError(f"{name} has no tensors that would name its weights: say weights='...', a version or a hash")
-        self.identity = Identity(name, weights or sha256_of(self), prepared)
+        self.identity = Identity(name, weights or sha256_of_tensors(self.state_dict()), prepared)
 
     @torch.inference_mode()
     def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:

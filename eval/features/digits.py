@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from eval.digits.classifier import DigitClassifier, train_classifier
-from eval.features.custom import sha256_of
 from eval.features.extractor import Extractor, Identity
+from eval.features.weights import sha256_of_tensors
 from train.data import TensorData
 
 
@@ -22,7 +22,7 @@ class DigitFeatures(Extractor):
         super().__init__()
         self.classifier = classifier.eval().requires_grad_(False)
         self.widths = {"features": classifier.hidden.out_features, "logits": len(self.classes)}
-        self.identity = Identity("digit classifier", sha256_of(classifier), "8x8, mean of the colours, -1 ... 1")
+        self.identity = Identity("digit classifier", sha256_of_tensors(classifier.state_dict()), "8x8, mean of the colours, -1 ... 1")
 
     @torch.inference_mode()
     def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:

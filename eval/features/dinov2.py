@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eval.features.custom import sha256_of
 from eval.features.extractor import Extractor, Identity
 from eval.features.preparation import Preparation
 from eval.features.sizes import by_size
-from eval.features.weights import fill, read_tensors, sha256_of_file
+from eval.features.weights import fill, read_tensors, sha256_of_tensors
+from models.files import sha256_of_file
 
 NAMES = ("vit_small_patch14_dinov2", "vit_base_patch14_dinov2", "vit_large_patch14_dinov2", "vit_giant_patch14_dinov2")
 """As timm names them; Meta's files are dinov2_vits14_pretrain.pth, vitb14, vitl14 and vitg14."""
@@ -65,7 +65,7 @@ def random_dinov2(name: str = "vit_large_patch14_dinov2", seed: int = 0) -> Dino
     for key, parameter in model.named_parameters():
         if key.endswith(".gamma"):
             nn.init.ones_(parameter)
-    return Dinov2Features(model, Identity(f"dinov2 {name}", sha256_of(model), str(PREPARATION), random=True))
+    return Dinov2Features(model, Identity(f"dinov2 {name}", sha256_of_tensors(model.state_dict()), str(PREPARATION), random=True))
 
 
 def positions(embedding: Tensor) -> Tensor:

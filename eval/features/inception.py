@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from diffusion.spec import lookup
 from eval.features.extractor import Extractor, Identity
-from eval.features.inception_weights import NORMALISATION, check_state, folded, random_state, read_weights, state_sha256
+from eval.features.inception_weights import NORMALISATION, check_state, folded, random_state, read_weights
 from eval.features.protocols import PROTOCOLS, Protocol
 from eval.features.resize import RESIZES, resized
+from eval.features.weights import sha256_of_tensors
 
 CLASSES = 1008
 SPATIAL = 7  # channels of 17 x 17 places that make up sFID's feature
@@ -277,7 +278,7 @@ def random_inception(protocol: str = "clean", seed: int = 0, dtype: torch.dtype 
     """A stand-in where there is no file: distances under it mean nothing, and its identity says so."""
     prepared = lookup("protocol", protocol, PROTOCOLS)
     state = random_state(published_shapes(), seed)
-    return Inception(assembled(state, "random weights"), prepared, _identity(prepared, state_sha256(state), dtype, random=True), dtype)
+    return Inception(assembled(state, "random weights"), prepared, _identity(prepared, sha256_of_tensors(state), dtype, random=True), dtype)
 
 
 def assembled(state: Mapping[str, Tensor], path: str) -> InceptionV3:

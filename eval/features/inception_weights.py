@@ -5,7 +5,6 @@ All are one set of weights: the TensorFlow graph of 5 December 2015 that the Fre
 
 from __future__ import annotations
 
-import hashlib
 import math
 import zipfile
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from models.download import FILES
+from models.files import sha256_of_file
 
 EPS = 1e-3  # of the batch normalisation
 NORMALISATION = ("weight", "bias", "running_mean", "running_var")
@@ -117,7 +117,7 @@ def read_weights(path: str | Path, sha256: str | None = None) -> tuple[dict[str,
     The file must be one that is published, or hash to `sha256`: ValueError. OSError where it cannot be read.
     """
     path = Path(path)
-    digest = file_sha256(path)
+    digest = sha256_of_file(path)
     expected = {sha256} if sha256 else {published.sha256 for published in PUBLISHED}
     if digest not in expected:
         what = "what was asked for" if sha256 else f"one of {', '.join(published.name for published in PUBLISHED)}"
@@ -167,24 +167,6 @@ def random_state(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[s
         return gain * torch.randn(shape, generator=generator)
 
     return {key: drawn(key, shape) for key, shape in shapes.items()}
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """Of tensors, names included, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _is_torchscript(path: Path) -> bool:

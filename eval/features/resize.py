@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eval.features.sizes import by_size
+
 SIZE = 299  # of the sides of what Inception sees
 
 Resize = Callable[[Tensor], Tensor]
@@ -54,10 +56,4 @@ def resized(pictures: Sequence[Tensor], resize: Resize) -> Tensor:
             raise ValueError(f"picture {i} is {picture.dtype} {tuple(picture.shape)}: pictures are uint8 (3, H, W)")
     if not pictures:
         raise ValueError("no pictures to resize: at least one is needed")
-    alike: dict[torch.Size, list[int]] = {}
-    for i, picture in enumerate(pictures):
-        alike.setdefault(picture.shape, []).append(i)
-    out = torch.empty(len(pictures), 3, SIZE, SIZE, device=pictures[0].device)
-    for members in alike.values():
-        out[members] = resize(torch.stack([pictures[i] for i in members]))
-    return out
+    return by_size(pictures, resize)

@@ -6,19 +6,18 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from models.checkpoints.tensors import open_tensors
 
 
-def sha256_of_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes. FileNotFoundError where there is none."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, dtypes, shapes and bytes, in the order of the names: for a network that came from no file."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**24):
-            digest.update(block)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from eval.features import clip
 from eval.features.clip import CMMD, ClipFeatures, load_clip, random_clip
-from eval.features.custom import sha256_of
 from eval.features.pillow import resize
 from eval.features.preparation import Preparation
-from eval.features.weights import sha256_of_file
+from eval.features.weights import sha256_of_tensors
+from models.files import sha256_of_file
 
 SIZES = [(64, 64), (40, 90), (97, 33), (32, 35), (9, 8), (64, 64)]
 LONG = "a photograph of " + " ".join(f"cat {i}" for i in range(60))
@@ -177,7 +177,9 @@ def test_a_long_caption_keeps_its_end_and_is_said_to_be_cut(tiny: ClipFeatures) 
 def test_the_stand_in_says_so(tiny: ClipFeatures) -> None:
     """Random weights are marked, the same for a seed, and named by their tensors."""
     assert tiny.identity.random
-    assert tiny.identity.weights == sha256_of(random_clip("tiny").model) != random_clip("tiny", seed=1).identity.weights
+    assert (
+        tiny.identity.weights == sha256_of_tensors(random_clip("tiny").model.state_dict()) != random_clip("tiny", seed=1).identity.weights
+    )
     assert tiny.identity.prepared.startswith("shortest 32, bicubic as Pillow, mean 0.48145466/0.4578275/0.40821073")
 
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from eval.features.inception import Inception, assembled, load_inception, published_shapes, random_inception
-from eval.features.inception_weights import FROM_TORCHSCRIPT, PUBLISHED, file_sha256, from_torchscript, random_state
+from eval.features.inception_weights import FROM_TORCHSCRIPT, PUBLISHED, from_torchscript, random_state
 from eval.features.protocols import PROTOCOLS, Splits
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
+from models.files import sha256_of_file
 from tests.eval.photographs import photographs
 
 NAMES = ("pool", "logits_unbiased")
@@ -55,7 +56,7 @@ def file(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def load(file: Path) -> Callable[..., Inception]:
     """Ours from that file, under a protocol."""
-    return lambda protocol, **options: load_inception(file, protocol, sha256=file_sha256(file), **options)
+    return lambda protocol, **options: load_inception(file, protocol, sha256=sha256_of_file(file), **options)
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +344,7 @@ def test_reads_the_torchscript_archive(archive: Archive, tmp_path: Path) -> None
     """A network with the archive's scopes, saved as TorchScript: its own means, within 1e-4, and its last layer."""
     path = tmp_path / "archive.pt"
     torch.jit.save(torch.jit.script(_tensors_of(archive)), path)
-    inception = load_inception(path, "clean", sha256=file_sha256(path))
+    inception = load_inception(path, "clean", sha256=sha256_of_file(path))
     x = 255 * torch.rand(2, 3, 299, 299, generator=torch.Generator().manual_seed(0))
     out = inception.features(x, NAMES)
     expected = archive((x - 128) / 128).flatten(1)
