@@ -59,6 +59,15 @@ def test_imports_point_left(package: str) -> None:
     assert [(module, name) for module, source in found.items() for name in imported(source, module) if not allowed(module, name)] == []
 
 
+@pytest.mark.parametrize(("folder", "others"), [("metrics", ()), ("images", ()), ("features", ("eval.digits.classifier",))])
+def test_the_ground_of_eval_stands_on_nothing_of_it(folder: str, others: tuple[str, ...]) -> None:
+    """Metrics, sources of pictures and extractors import nothing else of eval, so that each can be read alone."""
+    own = {module: path.read_text() for module, path in modules().items() if module.startswith(f"eval.{folder}.")}
+    assert len(own) > 5
+    names = [(module, name) for module, source in own.items() for name in imported(source, module) if name.startswith("eval.")]
+    assert [pair for pair in names if not pair[1].startswith((f"eval.{folder}.", *others))] == []
+
+
 @pytest.mark.parametrize(
     ("module", "source", "ok"),
     [
