@@ -56,7 +56,9 @@ def _report(config: dict[str, Any]) -> int:
 
 
 def _statistics(config: dict[str, Any]) -> int:
-    print(f"statistics: {reference.run(config).resolve()}")
+    out = reference.run(config)
+    if out is not None:
+        print(f"statistics: {out.resolve()}")
     return 0
 
 

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -131,6 +132,12 @@ def collect(
             if state is not None and batches and work.done:
                 work.save(state)
     return _together(work.collected(), where)
+
+
+def forget(state: Path) -> None:
+    """Remove what `collect` has saved there, with however many processes."""
+    for path in (state, *state.parent.glob(f"{escape(state.name)}.*-of-*")):
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -285,12 +292,18 @@ class _Work:
             save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, {"about": json.dumps(about)})
 
     def load(self, path: Path) -> None:
-        """Go on from there. Work of other settings is left aside: this pass begins anew, and overwrites it."""
-        with safe_open(path, "pt") as file:
-            about: dict[str, Any] = json.loads(file.metadata()["about"])
-            if about["key"] != self.key():
-                return
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        """Go on from there. Work of other settings is left aside: this pass begins anew, and overwrites it.
+
+        ValueError for a damaged file.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                about: dict[str, Any] = json.loads(file.metadata()["about"])
+                if about["key"] != self.key():
+                    return
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except SafetensorError as error:
+            raise ValueError(f"the work that was saved in {path} is damaged: remove it to begin anew ({error})") from None
         self.done, self.skipped, self.sizes = about["done"], about["skipped"], {(h, w) for h, w in about["sizes"]}
         self.indices = tensors["indices"].tolist()
         self.digests = [bytes(row) for row in tensors["digests"].numpy()]

@@ -35,7 +35,7 @@ class Evidence:
 
     output      of the extractors: "inception.pool"
     statistics  of the reference, where they come from a file
-    texts       an embedding of each sample's prompt
+    embedded    of each sample's prompt, with a prefix before it, an embedding
     wanted      (n,) the class that each sample was asked to show
     classes     (n,) of the samples and (N,) of the reference, where both have the same ones
     """
@@ -46,7 +46,7 @@ class Evidence:
     statistics: Statistics | None = None
     reference: Collected | None = None
     training: Collected | None = None
-    texts: TextFeatures | None = None
+    embedded: Callable[[str], TextFeatures] | None = None
     wanted: Tensor | None = None
     classes: tuple[Tensor, Tensor] | None = None
 
@@ -90,7 +90,6 @@ class Metric:
     needs     besides the samples
     settings  that its value depends on, as the result's basis says them
     least     pictures that it needs of each side
-    prefix    to prompts
     """
 
     title: str
@@ -101,7 +100,6 @@ class Metric:
     needs: tuple[Need, ...] = ("reference",)
     settings: dict[str, Any] = field(default_factory=dict)
     least: int = 2
-    prefix: str = ""
 
 
 def _frechet(evidence: Evidence) -> Figure:
@@ -177,10 +175,11 @@ def _coverage(evidence: Evidence) -> Figure:
 
 def _alignment(convention: str) -> Callable[[Evidence], Figure]:
     def compute(evidence: Evidence) -> Figure:
-        assert evidence.texts is not None
-        scores = CONVENTIONS[convention](evidence.rows, evidence.texts.rows.to(evidence.rows.device)).double()
+        assert evidence.embedded is not None
+        texts = evidence.embedded(CONVENTIONS[convention].prefix)
+        scores = CONVENTIONS[convention](evidence.rows, texts.rows.to(evidence.rows.device)).double()
         found = _within(float(scores.mean()), float(scores.std()) / math.sqrt(len(scores)))
-        return replace(found, extra={**found.extra, "cut": float(sum(evidence.texts.truncated))})
+        return replace(found, extra={**found.extra, "cut": float(sum(texts.truncated))})
 
     return compute
 
@@ -206,8 +205,8 @@ def _rows(title: str, extractor: str, better: Literal["lower", "higher"], comput
 
 
 def _score(title: str, convention: str) -> Metric:
-    prefix, settings = CONVENTIONS[convention].prefix, {"scale": CONVENTIONS[convention].scale}
-    return _rows(title, "clip", "higher", _alignment(convention), needs=("prompts",), prefix=prefix, settings=settings)
+    settings = {"scale": CONVENTIONS[convention].scale}
+    return _rows(title, "clip", "higher", _alignment(convention), needs=("prompts",), settings=settings)
 
 
 METRICS = {

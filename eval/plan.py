@@ -8,14 +8,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from diffusion.spec import check_at_least_one, check_names
-from eval.collect import Collected, CollectParams, collect
+from eval.collect import Collected, CollectParams, collect, forget
 from eval.features.clip import ClipFeatures, TextFeatures
 from eval.features.extractor import Extractor
 from eval.features.protocols import PROTOCOLS
@@ -118,6 +119,8 @@ class Plan:
                 sides[side] = _opened(side, getattr(params, side), who, statistics)
         for name, metric in metrics.items():
             _check_fit(name, metric, sides)
+            for side, source in sides.items():
+                _check_number(name, metric, side, source, len(source))
         outputs = {name: params.output(metric) for name, metric in metrics.items()}
         out = _place(params, samples)
         names = dict.fromkeys(output.split(".")[0] for output in outputs.values())
@@ -130,7 +133,9 @@ class Plan:
                 check_width(statistics, width, extractor.widths[width])
         for extractor in extractors.values():
             extractor.to(where.device).eval().requires_grad_(False)
-        return cls(params, sides, statistics, outputs, extractors, out)
+        plan = cls(params, sides, statistics, outputs, extractors, out)
+        plan._check_told()
+        return plan
 
     @cached_property
     def key(self) -> str:
@@ -142,11 +147,26 @@ class Plan:
         identities = {name: extractor.identity.to_json() for name, extractor in self.extractors.items()}
         return hashlib.sha256(json.dumps([settings, stamps, identities], sort_keys=True, default=str).encode()).hexdigest()
 
-    def finished(self) -> Result | None:
-        """The result that is there already. OSError where none could be written."""
-        if self.out.exists() and (done := read_result(self.out)).settings.get("key") == self.key:
-            return done
-        check_writable(self.out)
+    def _check_told(self) -> None:
+        """ValueError where a network cannot tell what the samples are said to show."""
+        samples = self.sides["samples"]
+        for name, output in self.outputs.items():
+            if "labels" in METRICS[name].needs:
+                check_names("class", sorted(set(samples.labels or ())), self._classes(output))
+            if "prompts" in METRICS[name].needs:
+                self._clip(output).text(list(samples.prompts or ())[:1])
+
+    def finished(self, where: World) -> Result | None:
+        """The result that is there already. OSError where none could be written, ValueError where something else is in its place."""
+        if self.out.exists():
+            try:
+                done = read_result(self.out)
+            except ValueError as error:
+                raise ValueError(f"{error}; out=... names another place for the result") from None
+            if done.settings.get("key") == self.key:
+                return done
+        if where.leads:
+            check_writable(self.out)
         return None
 
     def state(self, side: Side) -> Path:
@@ -158,6 +178,12 @@ class Plan:
         identities = [self.extractors[output.split(".")[0]].identity.to_json() for outputs in wanted for output in outputs]
         key = hashlib.sha256(json.dumps([source.origin, source.stamp, wanted, identities, groups]).encode()).hexdigest()
         return Path(self.params.cache) / f"{key[:16]}.safetensors"
+
+    def forget(self) -> None:
+        """Remove the work that no other result shares, for when this one is written."""
+        for side in get_args(Side):
+            if side == "samples" or self.params.cache is None:
+                forget(self.state(side))
 
     def gather(self, side: Side, where: World) -> Collected | None:
         """Go through the pictures of a side once, for all metrics."""
@@ -175,9 +201,16 @@ class Plan:
         moments, rows = ([output for keep, output in dict.fromkeys(asked) if keep == kind] for kind in ("moments", "rows"))
         return moments, rows
 
-    def evidence(self, name: str, gathered: Mapping[Side, Collected]) -> Evidence:
-        """What a metric is computed of."""
-        metric, output, samples = METRICS[name], self.outputs[name], gathered["samples"]
+    def check_enough(self, gathered: Mapping[Side, Collected]) -> None:
+        """ValueError where too few pictures are left for a metric."""
+        for name in self.outputs:
+            for side, part in gathered.items():
+                _check_number(name, METRICS[name], side, self.sides[side], part.n)
+
+    def evidence(self, output: str, gathered: Mapping[Side, Collected]) -> Evidence:
+        """What the metrics of an output are computed of."""
+        samples = gathered["samples"]
+        needs = {need for name, other in self.outputs.items() if other == output for need in METRICS[name].needs}
         return Evidence(
             output,
             samples,
@@ -185,16 +218,22 @@ class Plan:
             statistics=self.statistics,
             reference=gathered.get("reference"),
             training=gathered.get("training"),
-            texts=self._texts(metric, samples) if "prompts" in metric.needs else None,
-            wanted=self._wanted_classes(output, samples) if "labels" in metric.needs else None,
+            embedded=(lambda prefix: self._texts(output, prefix, samples)) if "prompts" in needs else None,
+            wanted=self._wanted_classes(output, samples) if "labels" in needs else None,
             classes=self._common_classes(gathered),
         )
 
-    def _texts(self, metric: Metric, samples: Collected) -> TextFeatures:
-        """The prompts of the samples that were used, written as the metric wants them, embedded."""
-        clip = self.extractors[self.params.output(metric).split(".")[0]]
+    def _texts(self, output: str, prefix: str, samples: Collected) -> TextFeatures:
+        """The prompts of the samples that were used, with the prefix before each, embedded."""
+        prompts, size = [prefix + prompt for prompt in self._prompts(samples)], self.params.batch_size
+        parts = [self._clip(output).text(prompts[i : i + size]) for i in range(0, len(prompts), size)]
+        return TextFeatures(torch.cat([part.rows for part in parts]), tuple(chain(*(part.truncated for part in parts))))
+
+    def _clip(self, output: str) -> ClipFeatures:
+        """The extractor of an output, which reads prompts."""
+        clip = self.extractors[output.split(".")[0]]
         assert isinstance(clip, ClipFeatures)
-        return clip.text([metric.prefix + prompt for prompt in self._prompts(samples)])
+        return clip
 
     def _prompts(self, samples: Collected) -> list[str]:
         prompts = self.sides["samples"].prompts or ()
@@ -202,9 +241,12 @@ class Plan:
 
     def _wanted_classes(self, output: str, samples: Collected) -> Tensor:
         """(n,) the class that each sample was asked to show, as the extractor numbers them."""
-        classes = list(getattr(self.extractors[output.split(".")[0]], "classes", ()))
-        check_names("class", sorted(set(self._labels("samples", samples))), classes)
+        classes = self._classes(output)
         return torch.tensor([classes.index(label) for label in self._labels("samples", samples)])
+
+    def _classes(self, output: str) -> list[str]:
+        """That the extractor tells apart, in the order of its output."""
+        return list(getattr(self.extractors[output.split(".")[0]], "classes", ()))
 
     def _common_classes(self, gathered: Mapping[Side, Collected]) -> tuple[Tensor, Tensor] | None:
         """The classes of samples and reference, numbered, where both have the same ones."""
@@ -275,14 +317,11 @@ def _opened(side: Side, asked: Any, who: str, statistics: Statistics | None) -> 
     except ValueError as error:
         if statistics is None:
             raise
-        raise ValueError(f"{who} compares picture by picture, and {asked} holds statistics only: reference=FOLDER") from error
+        raise ValueError(f"{who} compares picture by picture: {error}") from None
 
 
 def _check_fit(name: str, metric: Metric, sides: Mapping[Side, Source]) -> None:
-    """ValueError where there are too few pictures for a metric, or no prompts or classes."""
-    for side, source in sides.items():
-        if (side == "samples" or side in metric.needs) and len(source) < metric.least:
-            raise ValueError(f"{name} needs at least {metric.least} {side} pictures, and {source.origin} has {len(source)}")
+    """ValueError where a metric needs prompts or classes, and there are none."""
     samples = sides["samples"]
     if "prompts" in metric.needs and samples.prompts is None:
         raise ValueError(
@@ -292,13 +331,25 @@ def _check_fit(name: str, metric: Metric, sides: Mapping[Side, Source]) -> None:
         raise ValueError(f"{name} needs to know what the pictures of {samples.origin} should show: keep them in a folder per class")
 
 
+def _check_number(name: str, metric: Metric, side: Side, source: Source, n: int) -> None:
+    """ValueError where n of the pictures of a side, those that can be used, are too few for a metric."""
+    if (side == "samples" or side in metric.needs) and n < metric.least:
+        usable = "" if n == len(source) else f" of {len(source)} that can be used"
+        raise ValueError(f"{name} needs at least {metric.least} {side} pictures, and {source.origin} has {n}{usable}")
+
+
 def _place(params: ScoreParams, samples: Source) -> Path:
-    """Where the result goes: where it is told, in the report's folder, or beside the samples."""
+    """Where the result goes: where it is told, in the report's folder, or beside the samples.
+
+    In the report's folder there is a file for each name and settings, metrics aside: asked for other metrics, a row is replaced.
+    """
     if params.out is not None:
         return Path(params.out)
-    name = re.sub(r"[^\w.]+", "-", params.name or _default_name(samples)).strip("-").lower()
+    name = re.sub(r"[^\w.]+", "-", params.name or _default_name(samples)).strip("-").lower()[-100:]
     if params.report is not None:
-        return Path(params.report) / "results" / f"{name}.json"
+        row = {key: value for key, value in asdict(params).items() if key not in (*MACHINE, "metric")}
+        digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+        return Path(params.report) / "results" / f"{name}-{digest[:8]}.json"
     if isinstance(samples, Drawn):
         return Path(samples.origin) / "scores" / f"{name}.json" if Path(samples.origin).is_dir() else Path(f"{name}.scores.json")
     origin = Path(samples.origin)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusion.spec import check_at_least_one, check_names, make_params
-from eval.collect import CollectParams, collect
+from eval.collect import CollectParams, collect, forget
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import DTYPES, EXTRACTORS, ExtractorParams, build
 from eval.images.open import open_source
@@ -43,15 +43,19 @@ class StatisticsParams:
         check_names("extractor", [self.features], EXTRACTORS)
 
 
-def run(config: Mapping[str, Any]) -> Path:
-    """Write the statistics of a source of pictures to `out`, and return it. ValueError or OSError in one line, mostly at once."""
+def run(config: Mapping[str, Any]) -> Path | None:
+    """Write the statistics of a source of pictures to `out`, and return it; None in the processes that do not lead.
+
+    ValueError or OSError in one line, mostly at once.
+    """
     params = make_params("", StatisticsParams, given({key: value for key, value in config.items() if key != "program"}))
     out, name = Path(params.out), params.features
     if out.suffix != ".safetensors":
         raise ValueError(f"statistics are written as .safetensors: out={out.with_suffix('.safetensors')}")
-    check_writable(out)
     source = open_source(params.samples)
     with world(params.device) as where:
+        if where.leads:
+            check_writable(out)
         extractor = build(name, params.extractors, params.protocol, DTYPES[params.dtype])
         extractor.to(where.device).eval().requires_grad_(False)
         outputs = params.outputs or (EXTRACTORS[name].main,)
@@ -62,5 +66,5 @@ def run(config: Mapping[str, Any]) -> Path:
     if found is not None:
         moments = {output: found.moments[f"{name}.{output}"].whole() for output in outputs}
         write_statistics(Statistics(moments, found.n, extractor.identity, source.origin), out)
-        state.unlink(missing_ok=True)
-    return out
+        forget(state)
+    return out if where.leads else None

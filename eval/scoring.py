@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusion.spec import make_params
+from eval.collect import Collected
 from eval.figures import METRICS
-from eval.plan import Plan, ScoreParams
+from eval.plan import Plan, ScoreParams, Side
 from eval.results import Result, Scored, write_result
 from eval.sheet import save_sheet
 from eval.tracking import log_result
@@ -35,25 +36,30 @@ def run(config: Mapping[str, Any], found: Callable[[str, Scored], None] = lambda
     params = make_params("", ScoreParams, given({key: value for key, value in config.items() if key != "program"}))
     with world(params.device) as where:
         plan = Plan.of(params, where)
-        if done := plan.finished():
-            for name, figure in done.figures.items():
-                found(name, figure)
-            return Written(done, plan.out, new=False)
-        parts = {side: plan.gather(side, where) for side in plan.sides}
-    gathered = {side: part for side, part in parts.items() if part is not None}
+        done = plan.finished(where)
+        parts = {} if done else {side: plan.gather(side, where) for side in plan.sides}
     if not where.leads:
         return None
-    figures: dict[str, Scored] = {}
-    for name in plan.outputs:
-        figures[name] = plan.scored(name, METRICS[name].compute(plan.evidence(name, gathered)), gathered)
-        found(name, figures[name])
-    result = plan.result(figures, gathered)
-    write_result(result, plan.out)
+    if done:
+        for name, figure in done.figures.items():
+            found(name, figure)
+        return Written(done, plan.out, new=False)
+    result = _computed(plan, {side: part for side, part in parts.items() if part is not None}, found)
     if params.report is not None:
         save_sheet(plan.sides["samples"], plan.out.with_suffix(".png"))
+    write_result(result, plan.out)
+    plan.forget()
     if params.wandb is not None:
         log_result(result, params.wandb, plan.out)
-    for side in plan.sides:
-        if params.cache is None or side == "samples":
-            plan.state(side).unlink(missing_ok=True)
     return Written(result, plan.out, new=True)
+
+
+def _computed(plan: Plan, gathered: Mapping[Side, Collected], found: Callable[[str, Scored], None]) -> Result:
+    """Metric by metric, of what was gathered."""
+    plan.check_enough(gathered)
+    evidence = {output: plan.evidence(output, gathered) for output in dict.fromkeys(plan.outputs.values())}
+    figures: dict[str, Scored] = {}
+    for name, output in plan.outputs.items():
+        figures[name] = plan.scored(name, METRICS[name].compute(evidence[output]), gathered)
+        found(name, figures[name])
+    return plan.result(figures, gathered)
