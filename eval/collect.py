@@ -97,6 +97,7 @@ def collect(
     where: World,
     state: Path | None = None,
     ahead: bool = True,
+    seen: Callable[[int, Tensor], None] = lambda index, pixels: None,
     progress: bool = True,
 ) -> Collected | None:
     """Go through the source once. The leading process gets what all have found, the others None.
@@ -104,6 +105,7 @@ def collect(
     moments, rows  outputs "extractor.output" to sum up, and to keep
     state          where the work is saved now and then and whenever it breaks off, to go on from when called again with the same arguments;
                    when it is done it stays there, and a later call takes it from there
+    seen           called with the number and the pixels of every picture that is used, in this process and this time
     ahead          read a batch while the networks compute on the one before: not for a source that computes on the same device
 
     ValueError for pictures that cannot be used (`params` says which), too few processes' groups, features that are not finite.
@@ -123,7 +125,8 @@ def collect(
     ) as bar:
         try:
             for batch, pictures in _read_ahead(lambda indices: _read(source, indices), batches, ahead):
-                work.take(batch, pictures)
+                for i, picture in work.take(batch, pictures):
+                    seen(i, picture.pixels)
                 bar.update(len(batch))
                 if state is not None and time.monotonic() - saved > params.save_every:
                     work.save(state)
@@ -193,8 +196,8 @@ class _Work:
         self.sizes: set[tuple[int, int]] = set()
         self.done = 0  # of the share
 
-    def take(self, batch: Sequence[int], read: Sequence[_Picture | Unreadable]) -> None:
-        """Take in a batch, all of it or, where it raises, nothing."""
+    def take(self, batch: Sequence[int], read: Sequence[_Picture | Unreadable]) -> list[tuple[int, _Picture]]:
+        """Take in a batch, all of it or, where it raises, nothing; the pictures that were used."""
         broken = [picture.reason for picture in read if isinstance(picture, Unreadable)]
         if broken and self.params.on_error == "refuse":
             self._refuse(batch, broken)
@@ -212,11 +215,12 @@ class _Work:
             self.digests += [picture.digest for _, picture in used]
         self.skipped += broken
         self.done += len(batch)
+        return used
 
     @torch.inference_mode()
     def _features(self, pixels: list[Tensor]) -> dict[str, Tensor]:
-        """Of these pictures; networks always see a full batch, so that the last one rounds as all others do."""
-        filled = pixels + pixels[-1:] * (self.params.batch_size - len(pixels))
+        """Of these pictures. Networks always see a full batch, in every process, so that the last one rounds as all others do."""
+        filled = pixels + pixels[-1:] * (min(self.params.batch_size, len(self.source)) - len(pixels))
         found = {}
         for name, outputs in self.outputs.items():
             extractor = self.extractors[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -185,13 +185,15 @@ class Plan:
             if side == "samples" or self.params.cache is None:
                 forget(self.state(side))
 
-    def gather(self, side: Side, where: World) -> Collected | None:
-        """Go through the pictures of a side once, for all metrics."""
+    def gather(self, side: Side, where: World, seen: Callable[[int, Tensor], None]) -> Collected | None:
+        """Go through the pictures of a side once, for all metrics; `seen` is called with each of the samples."""
         source, (moments, rows) = self.sides[side], self._wanted(side)
         used = {name: self.extractors[name] for name in dict.fromkeys(output.split(".")[0] for output in (*moments, *rows))}
         p = self.params
         params = CollectParams(p.batch_size, p.groups, p.on_error, p.sizes, p.save_every)
-        return collect(source, used, moments, rows, params, where, self.state(side), ahead=not _is_drawn(source), progress=p.progress)
+        shown = {"seen": seen} if side == "samples" else {}
+        ahead = not isinstance(source, Drawn)
+        return collect(source, used, moments, rows, params, where, self.state(side), ahead=ahead, progress=p.progress, **shown)
 
     def _wanted(self, side: Side) -> tuple[list[str], list[str]]:
         """The outputs to sum up, and to keep, of the pictures of a side."""
@@ -358,7 +360,3 @@ def _place(params: ScoreParams, samples: Source) -> Path:
 
 def _default_name(samples: Source) -> str:
     return samples.name if isinstance(samples, Drawn) else samples.origin
-
-
-def _is_drawn(source: Source) -> bool:
-    return isinstance(source, Drawn)

@@ -11,7 +11,7 @@ from eval.collect import Collected
 from eval.figures import METRICS
 from eval.plan import Plan, ScoreParams, Side
 from eval.results import Result, Scored, write_result
-from eval.sheet import save_sheet
+from eval.sheet import Sheet
 from eval.tracking import log_result
 from samplers.results import given
 from train.world import world
@@ -37,7 +37,8 @@ def run(config: Mapping[str, Any], found: Callable[[str, Scored], None] = lambda
     with world(params.device) as where:
         plan = Plan.of(params, where)
         done = plan.finished(where)
-        parts = {} if done else {side: plan.gather(side, where) for side in plan.sides}
+        sheet = Sheet(plan.sides["samples"])
+        parts = {} if done else {side: plan.gather(side, where, sheet.see) for side in plan.sides}
     if not where.leads:
         return None
     if done:
@@ -46,7 +47,7 @@ def run(config: Mapping[str, Any], found: Callable[[str, Scored], None] = lambda
         return Written(done, plan.out, new=False)
     result = _computed(plan, {side: part for side, part in parts.items() if part is not None}, found)
     if params.report is not None:
-        save_sheet(plan.sides["samples"], plan.out.with_suffix(".png"))
+        sheet.save(plan.out.with_suffix(".png"))
     write_result(result, plan.out)
     plan.forget()
     if params.wandb is not None:

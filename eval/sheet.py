@@ -15,17 +15,34 @@ COLUMNS = 12
 EACH, CLASSES = 3, 10  # pictures of each class, and the most classes
 
 
-def save_sheet(source: Source, path: str | Path) -> None:
-    """Write a PNG of the first pictures of a source or, where it has classes, of the first of each, a class per column.
+class Sheet:
+    """The first pictures of a source or, where it has classes, the first of each, a class per column: the first ones and not a choice."""
 
-    The first ones and not a choice. Such as cannot be read, or are of another size than the first, are left out.
-    """
-    chosen, columns = _chosen(source)
-    pictures = [thumbnail(picture.float() / 127.5 - 1) for picture in source.read(chosen) if isinstance(picture, Tensor)]
-    alike = [picture for picture in pictures if picture.shape == pictures[0].shape]
-    if alike:
-        zoom = max(1, 32 // alike[0].shape[-1])
-        save_png(tile(torch.stack(alike), columns if len(alike) == len(chosen) else COLUMNS), Path(path), zoom=zoom)
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._chosen, self._columns = _chosen(source)
+        self._seen: dict[int, Tensor] = {}
+
+    def see(self, index: int, pixels: Tensor) -> None:
+        """Keep a picture, uint8 (3, H, W), that goes by, if it is one of these: what is drawn need not be drawn again."""
+        if index in self._chosen:
+            self._seen[index] = _small(pixels)
+
+    def save(self, path: str | Path) -> None:
+        """Write a PNG; those that did not go by are read now. What cannot be read, or is of another size than the first, is left out."""
+        missing = [i for i in self._chosen if i not in self._seen]
+        read = zip(missing, self._source.read(missing), strict=True)
+        pictures = self._seen | {i: _small(pixels) for i, pixels in read if isinstance(pixels, Tensor)}
+        shown = [pictures[i] for i in self._chosen if i in pictures]
+        alike = [picture for picture in shown if picture.shape == shown[0].shape]
+        if alike:
+            columns = self._columns if len(alike) == len(self._chosen) else COLUMNS
+            save_png(tile(torch.stack(alike), columns), Path(path), zoom=max(1, 32 // alike[0].shape[-1]))
+
+
+def _small(pixels: Tensor) -> Tensor:
+    """In [-1, 1]."""
+    return thumbnail(pixels.float() / 127.5 - 1)
 
 
 def _chosen(source: Source) -> tuple[list[int], int]:
@@ -36,5 +53,5 @@ def _chosen(source: Source) -> tuple[list[int], int]:
     for i, label in enumerate(source.labels):
         members.setdefault(label, []).append(i)
     columns = sorted(members, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label))[:CLASSES]
-    each = min(EACH, *(len(members[label]) for label in columns), EACH)
+    each = min(EACH, *(len(members[label]) for label in columns))
     return [members[label][k] for k in range(each) for label in columns], len(columns)
