@@ -88,6 +88,13 @@ class Collected:
         return self.indices % count
 
 
+Seen = Callable[[int, Tensor], None]
+
+
+def unseen(index: int, pixels: Tensor) -> None:
+    """Nobody looks."""
+
+
 def collect(
     source: Source,
     extractors: Mapping[str, Extractor],
@@ -97,7 +104,7 @@ def collect(
     where: World,
     state: Path | None = None,
     ahead: bool = True,
-    seen: Callable[[int, Tensor], None] = lambda index, pixels: None,
+    seen: Seen = unseen,
     progress: bool = True,
 ) -> Collected | None:
     """Go through the source once. The leading process gets what all have found, the others None.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffusion.spec import check_at_least_one, check_names
-from eval.collect import Collected, CollectParams, collect, forget
+from eval.collect import Collected, CollectParams, Seen, collect, forget, unseen
 from eval.features.clip import ClipFeatures, TextFeatures
 from eval.features.extractor import Extractor
 from eval.features.protocols import PROTOCOLS
@@ -106,10 +106,10 @@ class Plan:
     out: Path
 
     @classmethod
-    def of(cls, params: ScoreParams, where: World) -> Plan:
-        """ValueError or OSError for what cannot be scored."""
+    def of(cls, params: ScoreParams, where: World, samples: Source | None = None) -> Plan:
+        """ValueError or OSError for what cannot be scored. samples: in place of what `params` names."""
         metrics = {name: METRICS[name] for name in params.metrics}
-        samples = open_source(params.samples, params.prompts)
+        samples = samples or open_source(params.samples, params.prompts)
         sides: dict[Side, Source] = {"samples": samples if params.n is None else First(samples, params.n)}
         statistics = None
         if isinstance(params.reference, str) and is_statistics(params.reference):
@@ -185,15 +185,14 @@ class Plan:
             if side == "samples" or self.params.cache is None:
                 forget(self.state(side))
 
-    def gather(self, side: Side, where: World, seen: Callable[[int, Tensor], None]) -> Collected | None:
-        """Go through the pictures of a side once, for all metrics; `seen` is called with each of the samples."""
+    def gather(self, side: Side, where: World, state: Path | None = None, seen: Seen = unseen) -> Collected | None:
+        """Go through the pictures of a side once, for all metrics. state, seen: as in `collect`."""
         source, (moments, rows) = self.sides[side], self._wanted(side)
         used = {name: self.extractors[name] for name in dict.fromkeys(output.split(".")[0] for output in (*moments, *rows))}
         p = self.params
         params = CollectParams(p.batch_size, p.groups, p.on_error, p.sizes, p.save_every)
-        shown = {"seen": seen} if side == "samples" else {}
         ahead = not isinstance(source, Drawn)
-        return collect(source, used, moments, rows, params, where, self.state(side), ahead=ahead, progress=p.progress, **shown)
+        return collect(source, used, moments, rows, params, where, state, ahead=ahead, seen=seen, progress=p.progress)
 
     def _wanted(self, side: Side) -> tuple[list[str], list[str]]:
         """The outputs to sum up, and to keep, of the pictures of a side."""

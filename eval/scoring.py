@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusion.spec import make_params
-from eval.collect import Collected
+from eval.collect import Collected, unseen
 from eval.figures import METRICS
 from eval.plan import Plan, ScoreParams, Side
 from eval.results import Result, Scored, write_result
@@ -38,14 +38,15 @@ def run(config: Mapping[str, Any], found: Callable[[str, Scored], None] = lambda
         plan = Plan.of(params, where)
         done = plan.finished(where)
         sheet = Sheet(plan.sides["samples"])
-        parts = {} if done else {side: plan.gather(side, where, sheet.see) for side in plan.sides}
+        sides = () if done else plan.sides
+        parts = {side: plan.gather(side, where, plan.state(side), sheet.see if side == "samples" else unseen) for side in sides}
     if not where.leads:
         return None
     if done:
         for name, figure in done.figures.items():
             found(name, figure)
         return Written(done, plan.out, new=False)
-    result = _computed(plan, {side: part for side, part in parts.items() if part is not None}, found)
+    result = computed(plan, {side: part for side, part in parts.items() if part is not None}, found)
     if params.report is not None:
         sheet.save(plan.out.with_suffix(".png"))
     write_result(result, plan.out)
@@ -55,8 +56,8 @@ def run(config: Mapping[str, Any], found: Callable[[str, Scored], None] = lambda
     return Written(result, plan.out, new=True)
 
 
-def _computed(plan: Plan, gathered: Mapping[Side, Collected], found: Callable[[str, Scored], None]) -> Result:
-    """Metric by metric, of what was gathered."""
+def computed(plan: Plan, gathered: Mapping[Side, Collected], found: Callable[[str, Scored], None] = lambda name, figure: None) -> Result:
+    """Metric by metric, of what was gathered of each side; `found` is called with each figure."""
     plan.check_enough(gathered)
     evidence = {output: plan.evidence(output, gathered) for output in dict.fromkeys(plan.outputs.values())}
     figures: dict[str, Scored] = {}

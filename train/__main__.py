@@ -18,7 +18,7 @@ from train.run import run
 
 
 def main(config: dict[str, Any]) -> int:
-    evaluate = instantiate(config["evaluate"]) if config.get("evaluate") else None
+    evaluate = instantiate(config["evaluate"], _convert_="all") if config.get("evaluate") else None
     if evaluate is not None and not callable(evaluate):
         raise ValueError(f"evaluate must be made by a _target_ and be called with a model, which {evaluate!r} cannot")
     check_type("run", config.get("run", ""), str)

@@ -116,10 +116,17 @@ def _of_run(spec: dict[str, Any]) -> Drawn:
     model = models.load(params.run, ema=params.ema)
     if model.text is not None or getattr(model.network.params, "context_dim", None) is not None:
         raise ValueError(f"{params.run} is a model that takes prompts: weights: {params.run} and prompts: draw with it")
-    wanted, params = params.sha256, params.completed(model)
-    check_same("run", params.run, params.sha256, wanted)
-    device = find_device(params.device)
-    model.network.to(device).eval().requires_grad_(False)
+    check_same("run", params.run, params.completed(model).sha256, params.sha256)
+    model.network.to(find_device(params.device)).eval().requires_grad_(False)
+    return drawn_by(model, params)
+
+
+def drawn_by(model: Model, params: SampleParams) -> Drawn:
+    """By a model that takes no prompts, as it is and where it is, without its own folder: while it is trained, say.
+
+    Of `params` what belongs to files is not looked at, but `run` as what results call it. ValueError for settings that do not fit.
+    """
+    params, device = params.completed(model), next(model.network.parameters()).device
     how = usage(model, params.sampler, params.steps, params.grid, params.guidance)
     check_call(how.sampler, find_sampler(how.sampler), 3, params.options)
     grid = how.levels(model)

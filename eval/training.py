@@ -1,0 +1,51 @@
+"""Scores of a model while it is trained, for `evaluate` in a training's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from diffusion.spec import make_params
+from eval.collect import Collected
+from eval.images.drawn import drawn_by
+from eval.plan import Plan, ScoreParams, Side
+from eval.scoring import computed
+from models import Model
+from samplers.run import SampleParams
+from train.world import World
+
+
+class TrainingScores:
+    """What a model draws, scored: {"frechet": 1.2, "frechet_low": 1.1, "frechet_high": 1.3, ...}, to be logged beside the loss.
+
+        python -m train experiment=digits_unet train.evaluate_every=500 +evaluate._target_=eval.training.TrainingScores +evaluate.n=539
+            '+evaluate.metric=[frechet]' +evaluate.features=digits '+evaluate.reference={name: digits, split: held_out}'
+
+    n         pictures, the same seeds every time
+    metric    names; what they need besides (reference, training, extractors, ...) as in configs/eval/experiment/score.yaml
+    settings  those, and sampler, steps, guidance, seed, ... of configs/samplers; steps are 10 where nothing is said
+
+    The reference is gone through once. ValueError in one line for settings that do not fit, when it is first called.
+    """
+
+    def __init__(self, n: int, metric: str | list[str], **settings: Any) -> None:
+        own = {field.name for field in fields(ScoreParams)}
+        drawing = {name: value for name, value in settings.items() if name not in own}
+        self._drawing = make_params("evaluate", SampleParams, {"run": "training", "n": n, "steps": 10, "progress": False, **drawing})
+        scoring = {"progress": False, **{name: value for name, value in settings.items() if name in own}}
+        self._scoring = make_params("evaluate", ScoreParams, {"samples": "training", "metric": metric, **scoring})
+        self._gathered: dict[Side, Collected] = {}
+
+    def __call__(self, model: Model) -> dict[str, float]:
+        """The figures of the model as it is, with the ends of their intervals."""
+        where = World(0, 1, next(model.network.parameters()).device)
+        plan = Plan.of(self._scoring, where, drawn_by(model, self._drawing))
+        for side in plan.sides:
+            if side == "samples" or side not in self._gathered:
+                part = plan.gather(side, where)
+                assert part is not None
+                self._gathered[side] = part
+        figures = computed(plan, self._gathered).figures
+        ends = {f"{name}_{end}": getattr(figure, end) for name, figure in figures.items() for end in ("low", "high")}
+        values = {name: figure.value for name, figure in figures.items()} | ends
+        return {name: value for name, value in values.items() if value == value}  # NaN says that there is no interval
