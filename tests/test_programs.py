@@ -102,12 +102,9 @@ def test_train_sample_score(trained: Path, tmp_path: Path) -> None:
         kept = json.loads(image.info["settings"])
     assert (kept["seed"], kept["labels"], kept["steps"], kept["run"]) == (6, 7, 2, str(trained))
 
-    real, learnt = (f"{{name:digits,split:{split},held_out:0.95}}" for split in ("held_out", "train"))
+    few = [f"+{setting}.held_out=0.95" for setting in ("reference", "training", "extractors.digits")]  # learns and compares with few
     scored = subprocess.run(
-        [
-            sys.executable, "-m", "eval", "experiment=digits", f"samples={out / 'images'}", f"reference={real}", f"training={learnt}",
-            f"extractors.digits={learnt}", *QUIET,
-        ],
+        [sys.executable, "-m", "eval", "experiment=digits", f"samples={out / 'images'}", *few, *QUIET],
         env=ENVIRONMENT, capture_output=True, text=True,
     )  # fmt: skip
     assert (scored.returncode, scored.stderr) == (0, "")
@@ -194,7 +191,8 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "typo in eval": ("eval", ["samples={new}", "refrence=x"], "no setting named 'refrence'; did you mean 'reference'?"),
     "no statistics": ("eval", ["experiment=statistics", "samples={empty}", "out={new}.npz"], "statistics are written as .safetensors: out={new}.safetensors"),  # noqa: E501
     "no results": ("eval", ["experiment=report", "out={empty}"], "{empty} has no results/*.json: python -m eval writes them"),
-    "many runs": ("samplers", ["-m", "run={run}", "steps=1,2"], "no flag -m: settings are given as name=value"),
+    "many runs": ("samplers", ["-m", "run={run}", "steps=interval(1,2)"], "names no values that could be listed: give steps=1,2,3 or"),
+    "no flag": ("samplers", ["--multi", "run={run}"], "no flag --multi: settings are given as name=value"),
     "evaluator": ("train", [*TRAIN, "run={new}", "evaluate={{_target_:no.such}}"], "no.such"),
     "no evaluator": ("train", [*TRAIN, "run={new}", "evaluate={{a:1}}"], "evaluate must be made by a _target_"),
     "less than nothing held out": ("train", [*TRAIN, "run={new}", "+data.held_out=-0.3"], "held_out is a share of each class"),
