@@ -37,7 +37,7 @@ def main(config: dict[str, Any]) -> int:
 def after_sweep(configs: Sequence[dict[str, Any]]) -> None:
     """The report of every folder that results were gathered in."""
     for folder in dict.fromkeys(config.get("report") for config in configs):
-        if folder is not None:
+        if folder is not None and any(Path(folder, "results").glob("*.json")):
             _report({"out": folder})
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import models
 from configs import compose
 from models.files import read_json_lines
 from samplers.pictures import save_png
+from tests.forking import ENVIRONMENT, Command, forking
 
 ROOT = Path(__file__).parents[1]
 TINY = ("channels=8", "channel_mult=[1]", "attention=[0]", "middle_attention=0", "head_dim=8")
@@ -27,45 +27,14 @@ TRAIN = (
     "train.steps=4", "train.batch_size=16", "train.log_every=2", "wandb=false", *QUIET,
 )  # fmt: skip
 FOLDER = ("data.name=folder", "~data.split")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-# Mistakes come by the dozen, and importing torch takes seconds: one process imports everything and forks for each command
-# line, whose child then runs `python -m program` as if it had started it.
-FORKING = """
-import json, os, runpy, sys
-import hydra, open_clip, sklearn.datasets, torch._dynamo, eval.folder, eval.digits.quickstart, samplers.modes, train.run
-
-for line in sys.stdin:
-    folder, program, *arguments = json.loads(line)
-    if not (child := os.fork()):
-        for descriptor, name in ((1, "out"), (2, "error")):
-            os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-        sys.argv = [program, *arguments]
-        break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-else:
-    sys.exit()
-runpy.run_module(program, run_name="__main__", alter_sys=True)
-"""
-Command = Callable[..., "tuple[int, str, str]"]
+IMPORTS = "import hydra, open_clip, sklearn.datasets, torch._dynamo, eval.scoring, eval.digits.quickstart, samplers.modes, train.run"
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     """Runs `python -m program argument ...`: its exit status and all that it said on stdout and stderr."""
-    folder = tmp_path_factory.mktemp("said")
-    with subprocess.Popen([sys.executable, "-c", FORKING], env=ENVIRONMENT, stdin=-1, stdout=-1, text=True) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        ask, answer = server.stdin, server.stdout
-
-        def run(program: str, *arguments: object) -> tuple[int, str, str]:
-            ask.write(json.dumps([str(folder), program, *map(str, arguments)]) + "\n")
-            ask.flush()
-            return int(answer.readline()), (folder / "out").read_text(), (folder / "error").read_text()
-
+    with forking(tmp_path_factory.mktemp("said"), IMPORTS) as run:
         yield run
-        ask.close()
 
 
 @pytest.fixture(scope="module")
@@ -133,18 +102,21 @@ def test_train_sample_score(trained: Path, tmp_path: Path) -> None:
         kept = json.loads(image.info["settings"])
     assert (kept["seed"], kept["labels"], kept["steps"], kept["run"]) == (6, 7, 2, str(trained))
 
+    few = [f"+{setting}.held_out=0.95" for setting in ("reference", "training", "extractors.digits")]  # learns and compares with few
     scored = subprocess.run(
-        [sys.executable, "-m", "eval", f"samples={out / 'images'}", "metric=[accuracy,frechet]", "+training.held_out=0.95"],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
+        [sys.executable, "-m", "eval", "experiment=digits", f"samples={out / 'images'}", *few, *QUIET],
+        env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
     assert (scored.returncode, scored.stderr) == (0, "")
     result = json.loads((out / "images.scores.json").read_text())
-    assert result["n"] == 6
-    assert list(result["figures"]) == ["accuracy", "frechet"]
-    printed = dict(line.split() for line in scored.stdout.splitlines())
-    assert printed == {"n": "6", **{name: f"{value:.4g}" for name, value in result["figures"].items()}}
+    assert result["samples"]["n"] == 6
+    assert list(result["figures"]) == ["frechet", "kernel", "accuracy", "memorised"]
+    printed = [line.split()[:2] for line in scored.stdout.splitlines()]
+    assert printed == [
+        *([name, f"{figure['value']:.5g}"] for name, figure in result["figures"].items()),
+        ["result:", f"{out}/images.scores.json"],
+    ]
+    assert sorted(contents(out)) == sorted([*named, "grid.png", "samples.json", "images.scores.json"])
 
 
 def test_a_finished_run_is_not_overwritten(trained: Path, command: Command) -> None:
@@ -212,10 +184,15 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "spacing": ("samplers", ["run={run}", "grid.spacing=karass", *QUIET], "did you mean 'karras'?"),
     "sampler's option": ("samplers", ["run={run}", "+options.etta=1", *QUIET], "no option of ddim named 'etta'; did you mean 'eta'?"),
     "unwritable": ("samplers", ["run={run}", "out={file}/samples", "steps=1", *QUIET], "{file}"),
-    "samples": ("eval", ["samples={new}"], "no such image folder: {new}"),
-    "empty samples": ("eval", ["samples={empty}"], "no images in {empty}"),
-    "metric": ("eval", ["samples={new}", "metric=[frechett]"], "no metric named 'frechett'; did you mean 'frechet'?"),
-    "many runs": ("samplers", ["-m", "run={run}", "steps=1,2"], "no flag -m: settings are given as name=value"),
+    "samples": ("eval", ["experiment=digits", "samples={new}"], "no such folder of pictures: {new}"),
+    "empty samples": ("eval", ["experiment=digits", "samples={empty}"], "no pictures in {empty}: expected files ending in"),
+    "no samples": ("eval", [], "samples must be given: samples=..."),
+    "metric": ("eval", ["experiment=digits", "samples={new}", "metric=[frechett]"], "no metric named 'frechett'; did you mean 'frechet'?"),
+    "typo in eval": ("eval", ["samples={new}", "refrence=x"], "no setting named 'refrence'; did you mean 'reference'?"),
+    "no statistics": ("eval", ["experiment=statistics", "samples={empty}", "out={new}.npz"], "statistics are written as .safetensors: out={new}.safetensors"),  # noqa: E501
+    "no results": ("eval", ["experiment=report", "out={empty}"], "{empty} has no results/*.json: python -m eval writes them"),
+    "many runs": ("samplers", ["-m", "run={run}", "steps=interval(1,2)"], "names no values that could be listed: give steps=1,2,3 or"),
+    "no flag": ("samplers", ["--multi", "run={run}"], "no flag --multi: settings are given as name=value"),
     "evaluator": ("train", [*TRAIN, "run={new}", "evaluate={{_target_:no.such}}"], "no.such"),
     "no evaluator": ("train", [*TRAIN, "run={new}", "evaluate={{a:1}}"], "evaluate must be made by a _target_"),
     "less than nothing held out": ("train", [*TRAIN, "run={new}", "+data.held_out=-0.3"], "held_out is a share of each class"),

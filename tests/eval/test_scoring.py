@@ -7,6 +7,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -339,7 +340,7 @@ def test_statistics_that_do_not_fit_are_refused(
 
 def foreign(folder: Path, path: Path, pictures: bool = False, width: int | None = None) -> str:
     """Statistics of a folder as pytorch-fid or, with pictures, as ADM writes them."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for output, (mean, covariance) in {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}.items():
         if output == "pool" or pictures:
             rows = features(folder, output, "adm" if pictures else "clean").double()[:, :width].numpy()
@@ -431,7 +432,7 @@ def test_results_that_gather_do_not_replace_each_other(score: Callable[..., Resu
 def test_what_breaks_off_goes_on(
     stopped: BaseException, score: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: list[str]
 ) -> None:
-    """By Ctrl-C or an error, in the middle of the reference: what is done is not read again, and the numbers are the same to the last bit."""
+    """By Ctrl-C or an error, in the middle of the reference: what is done is not read again, and no bit of the numbers changes."""
     whole = score(metric=["fid", "kid"], out=str(tmp_path / "whole.json"))
     own = FolderPictures.read
 
@@ -653,7 +654,7 @@ def test_nothing_that_can_be_used(score: Callable[..., Result], tmp_path: Path) 
     for i in range(N):
         (folder / f"{i:03d}.png").write_text("no picture")
     for metric in ("fid", "kid", "inception_score", "precision", "density", "memorised", "fid_infinity", "kid_subsets"):
-        said = refusal(lambda metric=metric: score(samples=str(folder), metric=metric, on_error="skip", training=str(folder)))
+        said = refusal(partial(score, samples=str(folder), metric=metric, on_error="skip", training=str(folder)))
         least = METRICS[metric].least
         assert (
             said
@@ -742,7 +743,7 @@ def test_what_is_in_the_way_is_not_replaced(score: Callable[..., Result], folder
     (tmp_path / "folder").mkdir()
     for name in ("list.json", "damaged.json", "text.txt"):
         before = (tmp_path / name).read_bytes()
-        said = refusal(lambda name=name: score(metric="fid", out=str(tmp_path / name)))
+        said = refusal(partial(score, metric="fid", out=str(tmp_path / name)))
         assert str(tmp_path / name) in said
         assert "out=" in said
         assert (tmp_path / name).read_bytes() == before
