@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -41,8 +42,8 @@ class FolderPictures(Captioned):
 
     @cached_property
     def stamp(self) -> str:
-        """Of the files."""
-        return stamp_of(self._files)
+        """Of the files, and of where each lies, which says its class."""
+        return hashlib.sha256("\n".join([*self.names, stamp_of(self._files)]).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._files)

@@ -72,10 +72,11 @@ def write(pictures: Sequence[Tensor], folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """samples/ and real/, crops of photographs."""
+    """samples/ and real/, crops of photographs; empty/."""
     place = tmp_path_factory.mktemp("pictures")
     write(crops(N), place / "samples")
     write(crops(N + 5, seed=1), place / "real")
+    (place / "empty").mkdir()
     return place
 
 
@@ -406,6 +407,17 @@ def test_a_finished_run_is_not_repeated(score: Callable[..., Result], folders: P
     assert left(tmp_path / "out") == ["a.json"]
 
 
+def test_pictures_that_change_their_class_are_scored_again(score: Callable[..., Result], tmp_path: Path, read: list[str]) -> None:
+    """Though not a byte of them is another."""
+    for label in ("a", "b"):
+        write(crops(10), tmp_path / "s" / label)
+    score(samples=str(tmp_path / "s"), metric="kernel")
+    (tmp_path / "s" / "b").rename(tmp_path / "s" / "c")
+    read.clear()
+    score(samples=str(tmp_path / "s"), metric="kernel")
+    assert len([name for name in read if name.startswith("c/")]) == 10
+
+
 def test_beside_the_samples(score: Callable[..., Result], tmp_path: Path) -> None:
     """Is where the result goes by itself; given a folder for a report, it gathers there with a sheet."""
     write(crops(N), tmp_path / "samples" / "images")
@@ -664,6 +676,7 @@ def test_nothing_that_can_be_used(score: Callable[..., Result], tmp_path: Path) 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "typo": ({"samples": "{folders}/sample"}, "no such folder of pictures: {folders}/sample; did you mean {folders}/samples?"),
+    "empty": ({"samples": "{folders}/empty"}, "no pictures in {folders}/empty: expected files ending in .bmp, "),
     "no reference": ({"reference": None}, "fid needs reference pictures: reference=FOLDER, or a file of statistics"),
     "reference": ({"reference": "{folders}/reel"}, "no such folder of pictures: {folders}/reel; did you mean {folders}/real?"),
     "statistics": ({"reference": "{folders}/a.safetensors"}, "no such file of reference statistics: {folders}/a.safetensors"),
