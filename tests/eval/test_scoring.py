@@ -270,6 +270,21 @@ def test_clip_scores_are_those_of_pictures_and_their_prompts(
     assert "reference" not in found.figures["clip_score"].basis
 
 
+def test_a_picture_that_is_left_out_takes_its_prompt_along(clip: dict[str, Any], score: Callable[..., Result], tmp_path: Path) -> None:
+    """All others keep theirs."""
+    settings: dict[str, Any] = {"metric": "clip_score", "extractors": clip, "prompts": str(tmp_path / "prompts.txt")}
+    prompts = [f"photograph number {i}" for i in range(N)]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    folder = write(crops(N), tmp_path / "s")
+    (folder / "004.png").write_text("no picture")
+    found = score(samples=str(folder), on_error="skip", **settings)
+    (folder / "004.png").unlink()
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts[:4] + prompts[5:]))
+    whole = score(samples=str(folder), **settings)
+    assert found.figures["clip_score"].value == pytest.approx(whole.figures["clip_score"].value, abs=1e-6)
+    check_comparable([found, whole], "clip_score")
+
+
 def test_other_prompts_are_another_result(clip: dict[str, Any], score: Callable[..., Result], tmp_path: Path) -> None:
     """Of the same pictures: they are scored again, and the numbers are not compared."""
     file = tmp_path / "prompts.txt"
