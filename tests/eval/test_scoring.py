@@ -738,6 +738,23 @@ def test_classes_that_the_classifier_does_not_know(
     assert read == []
 
 
+def test_the_kernel_distance_says_whether_classes_were_fixed(score: Callable[..., Result], folders: Path, tmp_path: Path) -> None:
+    """Where both sides have the same ones, of which each needs three pictures; otherwise they count as drawn, which is no other's like."""
+    for side, seed in (("s", 3), ("r", 4)):
+        for i, label in enumerate(("a", "b")):
+            write(crops(10, seed + 10 * i), tmp_path / side / label)
+    ours, theirs = (features(tmp_path / side, "pool") for side in ("s", "r"))
+    labels = torch.tensor([0] * 10 + [1] * 10)
+    settings: dict[str, Any] = {"samples": str(tmp_path / "s"), "metric": "kernel"}
+    fixed = score(reference=str(tmp_path / "r"), **settings)
+    assert fixed.figures["kernel"].value == kernel_distance(ours, theirs, labels, labels).value
+    assert "classes is fixed there and drawn here" in refusal(lambda: check_comparable([fixed, score(**settings)], "kernel"))
+    for file in sorted((tmp_path / "r" / "b").iterdir())[2:]:
+        file.unlink()
+    said = refusal(lambda: score(reference=str(tmp_path / "r"), **settings))
+    assert said == f"kernel needs at least 3 pictures of each class, and {tmp_path / 'r'} has 2 of b"
+
+
 def _classifying(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> small_inception.Small:
     network = small_inception.small(params, protocol, dtype)
     network.widths = {"logits": 10}
