@@ -90,6 +90,7 @@ class Metric:
     needs     besides the samples
     settings  that its value depends on, as the result's basis says them
     least     pictures that it needs of each side
+    of_class  and of each class, where samples and reference have the same ones and their numbers count as fixed; 0: they never do
     """
 
     title: str
@@ -100,6 +101,7 @@ class Metric:
     needs: tuple[Need, ...] = ("reference",)
     settings: dict[str, Any] = field(default_factory=dict)
     least: int = 2
+    of_class: int = 0
 
 
 def _frechet(evidence: Evidence) -> Figure:
@@ -221,7 +223,7 @@ METRICS = {
     "clip_score": _score("CLIP score, x100", "clip_score"),
     "clip_score_hessel": _score("CLIPScore, x2.5", "hessel"),
     "frechet": _distance("Frechet distance", "features"),
-    "kernel": _rows("Kernel distance", "features", "lower", _kernel, least=3),
+    "kernel": _rows("Kernel distance", "features", "lower", _kernel, least=3, of_class=3),
     "precision": _rows("Precision", "features", "higher", _precision, least=4),
     "recall": _rows("Recall", "features", "higher", _recall, least=4),
     "density": _rows("Density", "features", "higher", _density, settings={"k": 5}, least=6),

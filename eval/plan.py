@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -121,6 +122,7 @@ class Plan:
             _check_fit(name, metric, sides)
             for side, source in sides.items():
                 _check_number(name, metric, side, source, len(source))
+            _check_classes(name, metric, sides)
         outputs = {name: params.output(metric) for name, metric in metrics.items()}
         out = _place(params, samples)
         names = dict.fromkeys(output.split(".")[0] for output in outputs.values())
@@ -269,6 +271,8 @@ class Plan:
         basis: dict[str, Any] = {"metric": metric.title, "settings": dict(metric.settings), "n": samples.n}
         if extractor == "inception":
             basis["protocol"] = self.params.protocol
+        if metric.of_class:
+            basis["classes"] = "drawn" if self._common_classes(gathered) is None else "fixed"
         basis |= {"extractor": self.extractors[extractor].identity.to_json(), "output": output}
         if "reference" in metric.needs:
             basis["reference"] = self.statistics.sha256 if self.statistics and metric.keep == "moments" else gathered["reference"].sha256
@@ -337,6 +341,19 @@ def _check_number(name: str, metric: Metric, side: Side, source: Source, n: int)
     if (side == "samples" or side in metric.needs) and n < metric.least:
         usable = "" if n == len(source) else f" of {len(source)} that can be used"
         raise ValueError(f"{name} needs at least {metric.least} {side} pictures, and {source.origin} has {n}{usable}")
+
+
+def _check_classes(name: str, metric: Metric, sides: Mapping[Side, Source]) -> None:
+    """ValueError where classes that count as fixed have too few pictures for a metric."""
+    compared = [sides[side] for side in get_args(Side)[:2] if side in sides]
+    counts = [Counter(source.labels or ()) for source in compared]
+    if metric.of_class and counts[0] and counts[0].keys() == counts[-1].keys():
+        for source, count in zip(compared, counts, strict=True):
+            label, fewest = min(count.items(), key=lambda item: item[1])
+            if fewest < metric.of_class:
+                raise ValueError(
+                    f"{name} needs at least {metric.of_class} pictures of each class, and {source.origin} has {fewest} of {label}"
+                )
 
 
 def _place(params: ScoreParams, samples: Source) -> Path:

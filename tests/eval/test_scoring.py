@@ -271,6 +271,21 @@ def test_clip_scores_are_those_of_pictures_and_their_prompts(
     assert "reference" not in found.figures["clip_score"].basis
 
 
+def test_a_picture_that_is_left_out_takes_its_prompt_along(clip: dict[str, Any], score: Callable[..., Result], tmp_path: Path) -> None:
+    """All others keep theirs."""
+    settings: dict[str, Any] = {"metric": "clip_score", "extractors": clip, "prompts": str(tmp_path / "prompts.txt")}
+    prompts = [f"photograph number {i}" for i in range(N)]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    folder = write(crops(N), tmp_path / "s")
+    (folder / "004.png").write_text("no picture")
+    found = score(samples=str(folder), on_error="skip", **settings)
+    (folder / "004.png").unlink()
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts[:4] + prompts[5:]))
+    whole = score(samples=str(folder), **settings)
+    assert found.figures["clip_score"].value == pytest.approx(whole.figures["clip_score"].value, abs=1e-6)
+    check_comparable([found, whole], "clip_score")
+
+
 def test_other_prompts_are_another_result(clip: dict[str, Any], score: Callable[..., Result], tmp_path: Path) -> None:
     """Of the same pictures: they are scored again, and the numbers are not compared."""
     file = tmp_path / "prompts.txt"
@@ -722,6 +737,23 @@ def test_classes_that_the_classifier_does_not_know(
     said = refusal(lambda: score(samples=str(tmp_path / "s"), metric="accuracy"))
     assert said == f"no class named 'cat'; known: {', '.join('0123456789')}"
     assert read == []
+
+
+def test_the_kernel_distance_says_whether_classes_were_fixed(score: Callable[..., Result], folders: Path, tmp_path: Path) -> None:
+    """Where both sides have the same ones, of which each needs three pictures; otherwise they count as drawn, which is no other's like."""
+    for side, seed in (("s", 3), ("r", 4)):
+        for i, label in enumerate(("a", "b")):
+            write(crops(10, seed + 10 * i), tmp_path / side / label)
+    ours, theirs = (features(tmp_path / side, "pool") for side in ("s", "r"))
+    labels = torch.tensor([0] * 10 + [1] * 10)
+    settings: dict[str, Any] = {"samples": str(tmp_path / "s"), "metric": "kernel"}
+    fixed = score(reference=str(tmp_path / "r"), **settings)
+    assert fixed.figures["kernel"].value == kernel_distance(ours, theirs, labels, labels).value
+    assert "classes is fixed there and drawn here" in refusal(lambda: check_comparable([fixed, score(**settings)], "kernel"))
+    for file in sorted((tmp_path / "r" / "b").iterdir())[2:]:
+        file.unlink()
+    said = refusal(lambda: score(reference=str(tmp_path / "r"), **settings))
+    assert said == f"kernel needs at least 3 pictures of each class, and {tmp_path / 'r'} has 2 of b"
 
 
 def _classifying(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> small_inception.Small:
