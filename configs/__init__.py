@@ -75,7 +75,7 @@ def command_line(
 ) -> None:
     """Run a program with the overrides of the command line and exit with its status; with -m (--multirun) all combinations of them.
 
-    after  called at the end of a sweep with all its configurations
+    after  called at the end with all configurations, of a sweep or of one run
 
     An error that the user can mend ends with one line and status 1; HYDRA_FULL_ERROR=1 shows where it came from.
     """
@@ -86,7 +86,7 @@ def command_line(
             return
         overrides = [argument for argument in arguments if argument not in SWEEPING]
         runs = compose_sweep(program, overrides, multirun=overrides != arguments)
-        sys.exit(run_all(runs, main, after) if runs else main(compose(program, overrides)))
+        sys.exit(run_all(runs, main, after) if runs else _run_one(compose(program, overrides), main, after))
     except HydraException as error:  # such as what `evaluate` names, and cannot be made
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -97,6 +97,12 @@ def command_line(
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _run_one(config: dict[str, Any], main: Callable[[dict[str, Any]], int], after: Callable[[Sequence[dict[str, Any]]], None]) -> int:
+    status = main(config)
+    after([config])
+    return status
 
 
 def _is_for_hydra(arguments: Sequence[str]) -> bool:

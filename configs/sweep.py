@@ -49,7 +49,11 @@ def run_all(
 
     runs   what is special about each, and its configuration
     after  is called with the configurations at the end, whatever failed
+
+    ValueError under torchrun: processes that failed at different runs could no longer speak to each other.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("torchrun shares one run among processes: start one for each run of a sweep")
     failed = []
     for number, (what, config) in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {what}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ def main(config: dict[str, Any]) -> int:
     return lookup("program", config["program"], programs)(config)
 
 
-def after_sweep(configs: Sequence[dict[str, Any]]) -> None:
-    """The report of every folder that results were gathered in."""
+def after_all(configs: Sequence[dict[str, Any]]) -> None:
+    """The report of every folder that results were gathered in, by the process that leads."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     for folder in dict.fromkeys(config.get("report") for config in configs):
         if folder is not None and any(Path(folder, "results").glob("*.json")):
             _report({"out": folder})
@@ -80,4 +83,4 @@ def _benchmark(config: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    command_line("eval", main, after_sweep)
+    command_line("eval", main, after_all)

@@ -275,7 +275,7 @@ class Plan:
             basis["classes"] = "drawn" if self._common_classes(gathered) is None else "fixed"
         basis |= {"extractor": self.extractors[extractor].identity.to_json(), "output": output}
         if "reference" in metric.needs:
-            basis["reference"] = self.statistics.sha256 if self.statistics and metric.keep == "moments" else gathered["reference"].sha256
+            basis["reference"] = self.statistics.known if self.statistics and metric.keep == "moments" else gathered["reference"].sha256
         if "training" in metric.needs:
             basis["training"] = gathered["training"].sha256
         if "prompts" in metric.needs:

@@ -65,6 +65,6 @@ def run(config: Mapping[str, Any]) -> Path | None:
         found = collect(source, {name: extractor}, [f"{name}.{o}" for o in outputs], [], how, where, state, progress=params.progress)
     if found is not None:
         moments = {output: found.moments[f"{name}.{output}"].whole() for output in outputs}
-        write_statistics(Statistics(moments, found.n, extractor.identity, source.origin), out)
+        write_statistics(Statistics(moments, found.n, extractor.identity, source.origin, pictures=found.sha256), out)
         forget(state)
     return out if where.leads else None

@@ -31,6 +31,7 @@ class Statistics:
     identity  of the extractor; None where the file does not say
     origin    of the pictures, as results say it; of a file that does not say, its own path
     sha256    of the file; None of what was not read from one
+    pictures  SHA-256 of the pictures in their order; None where the file does not say
     """
 
     moments: Mapping[str, Moments]
@@ -38,6 +39,12 @@ class Statistics:
     identity: Identity | None
     origin: str
     sha256: str | None = None
+    pictures: str | None = None
+
+    @property
+    def known(self) -> str | None:
+        """What tells these from others: the pictures that they are of, or else the file."""
+        return self.pictures or self.sha256
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class _Said:
     n: int
     identity: Identity
     origin: str
+    pictures: str | None = None
 
 
 def read_statistics(path: str | Path) -> Statistics:
@@ -86,7 +94,7 @@ def write_statistics(statistics: Statistics, path: str | Path) -> None:
             raise ValueError(f"moments of {output} are of {moments.n} pictures, and the statistics of {statistics.n}: give one set's")
         state = moments.state_dict()
         tensors |= {f"{output}.{name}": state[name].contiguous().cpu() for name in ("mean", "scatter")}
-    said = _Said(statistics.n, statistics.identity, statistics.origin)
+    said = _Said(statistics.n, statistics.identity, statistics.origin, statistics.pictures)
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"format": FORMAT, "statistics": json.dumps(asdict(said))})
 
@@ -148,7 +156,7 @@ def _read_ours(path: Path) -> Statistics:
         mean, scatter = tensors[f"{output}.mean"], tensors[f"{output}.scatter"]
         _check_moments(path, f"{output}.mean", f"{output}.scatter", mean, scatter)
         moments[output] = Moments.from_state({"n": torch.tensor(said.n), "mean": mean, "scatter": scatter})
-    return Statistics(moments, said.n, said.identity, said.origin, sha256_of_file(path))
+    return Statistics(moments, said.n, said.identity, said.origin, sha256_of_file(path), said.pictures)
 
 
 def _check_moments(path: Path, mean_name: str, name: str, mean: Tensor, matrix: Tensor) -> None:

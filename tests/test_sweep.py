@@ -69,3 +69,10 @@ def test_a_sweep_that_succeeds_has_status_zero(capsys: pytest.CaptureFixture[str
     """And says how far it is."""
     assert run_all([("a", {}), ("b", {})], lambda config: 0, lambda configs: None) == 0
     assert "[2/2] b" in capsys.readouterr().out
+
+
+def test_processes_of_torchrun_run_no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share one run; it says what to do."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="torchrun shares one run among processes: start one for each run of a sweep"):
+        run_all([("a", {}), ("b", {})], lambda config: 0, lambda configs: None)

@@ -142,6 +142,13 @@ def test_a_sweep_of_failures_says_each(place: Path, small: Command) -> None:
     ]  # fmt: skip
 
 
+def test_one_run_writes_the_report_too(place: Path, small: Command) -> None:
+    """With report=FOLDER its row and the page are there."""
+    status, out, _ = small("samples=a", "reference=real", "metric=fid", "report=alone", *QUIET, here=place)
+    assert (status, left(place / "alone")) == (0, ["report.html", "results", "results.md"])
+    assert out.endswith(f"report: {(place / 'alone' / 'report.html').resolve()}\n")
+
+
 @pytest.mark.usefixtures("inception")
 def test_python_does_what_the_command_line_does(place: Path, small: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """compose and run give the figures and settings of the command; a typo names the nearest setting."""

@@ -333,6 +333,8 @@ def test_statistics_stand_for_their_pictures(score: Callable[..., Result], folde
     one, other = score(metric=metric), score(metric=metric, reference=file, out=str(tmp_path / "other.json"))
     assert json.dumps(values(one)) == json.dumps(values(other))
     assert other.notes == ()
+    for name in metric:
+        check_comparable([one, other], name)  # by the pictures that they are of
 
 
 @pytest.mark.parametrize(
