@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ from eval.images.source import Source, Unreadable
 from eval.metrics.moments import GroupedMoments
 from models.files import replacing
 from train.world import World
+
+LONG = 30.0  # seconds of work that are worth a file of half a gigabyte
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,6 @@ class Collected:
         """Of all pictures in their order."""
         return hashlib.sha256(self.digests.numpy().tobytes()).hexdigest()
 
-    def groups(self, count: int) -> Tensor:
-        """(n,) the group of each row."""
-        return self.indices % count
-
 
 Seen = Callable[[int, Tensor], None]
 
@@ -103,6 +102,7 @@ def collect(
     params: CollectParams,
     where: World,
     state: Path | None = None,
+    keep: bool = False,
     ahead: bool = True,
     seen: Seen = unseen,
     progress: bool = True,
@@ -111,7 +111,8 @@ def collect(
 
     moments, rows  outputs "extractor.output" to sum up, and to keep
     state          where the work is saved now and then and whenever it breaks off, to go on from when called again with the same arguments;
-                   when it is done it stays there, and a later call takes it from there
+                   what took long stays there when it is done, too, and a later call takes it from there
+    keep           whether it stays there however short it took, for others
     seen           called with the number and the pixels of every picture that is used, in this process and this time
     ahead          read a batch while the networks compute on the one before: not for a source that computes on the same device
 
@@ -126,7 +127,7 @@ def collect(
         work.load(state)
     left = work.share[work.done :]
     batches = [left[i : i + params.batch_size] for i in range(0, len(left), params.batch_size)]
-    saved = time.monotonic()
+    began = saved = time.monotonic()
     with tqdm(
         total=len(work.share), initial=work.done, desc=source.origin[-40:], unit="picture", disable=not (progress and where.leads)
     ) as bar:
@@ -136,12 +137,23 @@ def collect(
                     seen(i, picture.pixels)
                 bar.update(len(batch))
                 if state is not None and time.monotonic() - saved > params.save_every:
-                    work.save(state)
+                    _save(work, state)
                     saved = time.monotonic()
-        finally:  # an error or Ctrl-C included: what is done is kept
-            if state is not None and batches and work.done:
-                work.save(state)
+        except BaseException:  # Ctrl-C included: what is done is kept
+            if state is not None and work.done:
+                _save(work, state)
+            raise
+    if state is not None and batches and (keep or time.monotonic() - began > LONG):
+        _save(work, state)
     return _together(work.collected(), where)
+
+
+def _save(work: _Work, state: Path) -> None:
+    """Save the work so far; where it cannot be, say so and go on: the numbers do not depend on it."""
+    try:
+        work.save(state)
+    except OSError as error:
+        warnings.warn(f"the work so far is not saved: {error}", stacklevel=3)
 
 
 def forget(state: Path) -> None:
@@ -278,18 +290,15 @@ class _Work:
         return Collected(torch.tensor(self.indices, dtype=torch.long), digests.view(-1, 32), self.moments, rows, self.skipped, self.sizes)
 
     def key(self) -> str:
-        """Of all that the work so far depends on."""
-        content = {
-            "origin": self.source.origin,
-            "stamp": self.source.stamp,
-            "share": len(self.share),
-            "first": self.share[:2],
-            "outputs": {name: sorted(outputs) for name, outputs in self.outputs.items()},
-            "kept": [sorted(self.moments), sorted(self.rows)],
-            "identities": {name: extractor.identity.to_json() for name, extractor in self.extractors.items()},
-            "params": [self.params.groups, self.params.on_error, self.params.sizes],
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        """Of all that the work so far depends on, but for what is computed of the pictures."""
+        params = [self.params.groups, self.params.on_error, self.params.sizes]
+        content = [self.source.origin, self.source.stamp, len(self.share), self.share[:2], params]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def identities(self) -> dict[str, dict[str, object]]:
+        """Of what computes each output that is summed up or kept."""
+        kept = [*(f"moments/{key}" for key in self.moments), *(f"rows/{key}" for key in self.rows)]
+        return {key: self.extractors[key.split("/")[1].split(".")[0]].identity.to_json() for key in kept}
 
     def save(self, path: Path) -> None:
         """Write what is done."""
@@ -298,19 +307,28 @@ class _Work:
         tensors |= {f"rows/{key}": values for key, values in now.rows.items()}
         for key, moments in self.moments.items():
             tensors |= {f"moments/{key}/{name}": value for name, value in moments.state_dict().items()}
-        about = {"key": self.key(), "done": self.done, "skipped": self.skipped, "sizes": sorted(self.sizes)}
+        about = {
+            "key": self.key(),
+            "identities": self.identities(),
+            "done": self.done,
+            "skipped": self.skipped,
+            "sizes": sorted(self.sizes),
+        }
         with replacing(path) as temporary:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, {"about": json.dumps(about)})
+            try:
+                save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, {"about": json.dumps(about)})
+            except SafetensorError as error:  # as which it says that a disk is full
+                raise OSError(str(error)) from error
 
     def load(self, path: Path) -> None:
-        """Go on from there. Work of other settings is left aside: this pass begins anew, and overwrites it.
+        """Go on from there, where it has all that is asked for. Other work is left aside: this pass begins anew, and overwrites it.
 
         ValueError for a damaged file.
         """
         try:
             with safe_open(path, "pt") as file:
                 about: dict[str, Any] = json.loads(file.metadata()["about"])
-                if about["key"] != self.key():
+                if about["key"] != self.key() or not self.identities().items() <= about["identities"].items():
                     return
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         except SafetensorError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from eval.collect import Collected
@@ -22,7 +23,7 @@ from eval.metrics.jackknife import jackknife, student_quantile
 from eval.metrics.kernel import gaussian_distance, kernel_distance, subset_kernel_distance
 from eval.metrics.manifold import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
 from eval.metrics.neighbours import memorised
-from eval.statistics import Statistics
+from eval.statistics_file import Statistics
 
 Need = Literal["reference", "training", "prompts", "labels"]
 NORMAL = 1.959963984540054  # standard errors that hold 95 % of a normal distribution
@@ -34,32 +35,36 @@ class Evidence:
     """All that a metric may be computed of.
 
     output      of the extractors: "inception.pool"
+    device      to compute on
     statistics  of the reference, where they come from a file
     embedded    of each sample's prompt, with a prefix before it, an embedding
     wanted      (n,) the class that each sample was asked to show
     classes     (n,) of the samples and (N,) of the reference, where both have the same ones
+    turns       (n,) which each sample is among those of its class; None without classes
     """
 
     output: str
     samples: Collected
     protocol: Protocol
+    device: torch.device
     statistics: Statistics | None = None
     reference: Collected | None = None
     training: Collected | None = None
     embedded: Callable[[str], TextFeatures] | None = None
     wanted: Tensor | None = None
     classes: tuple[Tensor, Tensor] | None = None
+    turns: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
         """(n, width) features of the samples."""
-        return self.samples.rows[self.output]
+        return self.samples.rows[self.output].to(self.device)
 
     @property
     def real(self) -> Tensor:
         """(N, width) features of the reference."""
         assert self.reference is not None
-        return self.reference.rows[self.output]
+        return self.reference.rows[self.output].to(self.device)
 
     @cached_property
     def real_moments(self) -> Reference:
@@ -71,8 +76,8 @@ class Evidence:
 
     @cached_property
     def precision_recall(self) -> PrecisionRecall:
-        """With the protocol's k."""
-        return precision_recall(self.rows, self.real, self.protocol.neighbours)
+        """With the paper's k."""
+        return precision_recall(self.rows, self.real)
 
     @cached_property
     def density_coverage(self) -> DensityCoverage:
@@ -91,6 +96,7 @@ class Metric:
     settings  that its value depends on, as the result's basis says them
     least     pictures that it needs of each side
     of_class  and of each class, where samples and reference have the same ones and their numbers count as fixed; 0: they never do
+    by_groups whether its value, and not its interval only, depends on the number of groups
     """
 
     title: str
@@ -102,6 +108,7 @@ class Metric:
     settings: dict[str, Any] = field(default_factory=dict)
     least: int = 2
     of_class: int = 0
+    by_groups: bool = False
 
 
 def _frechet(evidence: Evidence) -> Figure:
@@ -111,8 +118,10 @@ def _frechet(evidence: Evidence) -> Figure:
     def distance(without: int | None) -> float:
         return frechet_distance(samples.whole() if without is None else samples.without(without), reference)
 
-    enough = samples.groups > 1 and samples.n >= 2 * samples.groups
-    return jackknife(distance, samples.groups) if enough else Figure(distance(None))
+    if samples.groups < 2 or samples.n < 2 * samples.groups:
+        return Figure(distance(None))
+    figure = jackknife(distance, samples.groups)
+    return replace(figure, low=max(0.0, figure.low))  # no distance is below
 
 
 def _frechet_infinity(evidence: Evidence) -> Figure:
@@ -145,8 +154,10 @@ def _cmmd(evidence: Evidence) -> Figure:
 
 def _inception_score(evidence: Evidence) -> Figure:
     """Its interval is that of a mean over splits."""
-    rule, n = evidence.protocol.splits, evidence.samples.n
+    rule, n, turns = evidence.protocol.splits, evidence.samples.n, evidence.turns
     splits = ordered_splits(n, rule.size) if rule.size else shuffled_splits(n, rule.count or 1, rule.shuffle_seed or 0)
+    if rule.size and turns is not None:  # classes in turn: a folder has them one after the other, and a split of one class scores 1
+        splits = splits[turns.argsort(stable=True).argsort()]
     found = inception_score(evidence.rows, splits)
     count = int(found.extra["splits"])
     if count < 2:
@@ -188,12 +199,12 @@ def _alignment(convention: str) -> Callable[[Evidence], Figure]:
 
 def _accuracy(evidence: Evidence) -> Figure:
     assert evidence.wanted is not None
-    return label_accuracy(evidence.rows, evidence.wanted)
+    return label_accuracy(evidence.rows, evidence.wanted.to(evidence.device))
 
 
 def _memorised(evidence: Evidence) -> Figure:
     assert evidence.training is not None
-    found = memorised(evidence.rows, evidence.training.rows[evidence.output], evidence.real)
+    found = memorised(evidence.rows, evidence.training.rows[evidence.output].to(evidence.device), evidence.real)
     share = found.share
     return Figure(share.value, share.low, share.high, {"threshold": found.threshold, "nearest": float(found.distance.mean())})
 
@@ -208,12 +219,12 @@ def _rows(title: str, extractor: str, better: Literal["lower", "higher"], comput
 
 def _score(title: str, convention: str) -> Metric:
     settings = {"scale": CONVENTIONS[convention].scale}
-    return _rows(title, "clip", "higher", _alignment(convention), needs=("prompts",), settings=settings)
+    return _rows(title, "clip", "higher", _alignment(convention), needs=("prompts",), settings=settings, least=1)
 
 
 METRICS = {
     "fid": _distance("FID", "inception"),
-    "fid_infinity": Metric("FID-infinity", ("inception", ""), "moments", "lower", _frechet_infinity, least=30),
+    "fid_infinity": Metric("FID-infinity", ("inception", ""), "moments", "lower", _frechet_infinity, least=30, by_groups=True),
     "sfid": _distance("sFID", "inception", "spatial"),
     "kid": _rows("KID", "inception", "lower", _kid, least=3),
     "kid_subsets": _rows("KID, mean of subsets", "inception", "lower", _kernel_subsets, settings=SUBSETS, least=SUBSETS["size"]),
@@ -224,8 +235,8 @@ METRICS = {
     "clip_score_hessel": _score("CLIPScore, x2.5", "hessel"),
     "frechet": _distance("Frechet distance", "features"),
     "kernel": _rows("Kernel distance", "features", "lower", _kernel, least=3, of_class=3),
-    "precision": _rows("Precision", "features", "higher", _precision, least=4),
-    "recall": _rows("Recall", "features", "higher", _recall, least=4),
+    "precision": _rows("Precision", "features", "higher", _precision, settings={"k": 3}, least=4),
+    "recall": _rows("Recall", "features", "higher", _recall, settings={"k": 3}, least=4),
     "density": _rows("Density", "features", "higher", _density, settings={"k": 5}, least=6),
     "coverage": _rows("Coverage", "features", "higher", _coverage, settings={"k": 5}, least=6),
     "accuracy": Metric("Label accuracy", ("classifier", "logits"), "rows", "higher", _accuracy, needs=("labels",), least=1),

@@ -12,7 +12,7 @@ from eval.collect import CollectParams, collect, forget
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import DTYPES, EXTRACTORS, ExtractorParams, build
 from eval.images.open import open_source
-from eval.statistics import Statistics, write_statistics
+from eval.statistics_file import Statistics, write_statistics
 from models.files import check_writable
 from samplers.results import given
 from train.world import world

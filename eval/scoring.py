@@ -2,66 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusion.spec import make_params
-from eval.collect import Collected, unseen
+from eval.collect import unseen
+from eval.features.extractor import Extractor
 from eval.figures import METRICS
-from eval.plan import Plan, ScoreParams, Side
+from eval.images.source import Source
+from eval.outcome import Gathered, result_of, scored, there
+from eval.plan import Plan, Side
 from eval.results import Result, Scored, write_result
+from eval.settings import ScoreParams
 from eval.sheet import Sheet
 from eval.tracking import log_result
 from samplers.results import given
-from train.world import world
+from train.world import World, world
 
 
 class Written(NamedTuple):
-    """A result, its file, and whether it is new or was there already."""
+    """A result, its file, and whether there is anything new in it."""
 
     result: Result
     path: Path
     new: bool
 
 
-def run(config: Mapping[str, Any], found: Callable[[str, Scored], None] = lambda name, figure: None) -> Written | None:
+def run(
+    config: Mapping[str, Any],
+    found: Callable[[str, Scored], None] = lambda name, figure: None,
+    sources: Mapping[Side, Source] | None = None,
+    extractors: Mapping[str, Extractor] | None = None,
+) -> Written | None:
     """Score as the configuration says, and write the result as JSON; None in the processes that do not lead.
 
-    found  called with each figure as soon as it is known, so that none is lost whatever comes after
+    found       called with each figure as soon as it is known; the file is written each time, so that none is lost whatever comes after
+    sources     pictures of one's own, {"samples": TensorPictures(...)}, in place of what the configuration names
+    extractors  of one's own, {"mine": Custom(...)}, for features=mine
 
-    A result that is there already, of the same settings, pictures and weights, is returned as it is. ValueError for anything that
-    cannot be scored, as far as possible before the work; OSError where the result cannot be written.
+    Figures that are there already, of the same settings, pictures and weights, are not computed again; what is new joins them. ValueError
+    for anything that cannot be scored, as far as possible before the work; OSError where the result cannot be written.
     """
-    params = make_params("", ScoreParams, given({key: value for key, value in config.items() if key != "program"}))
+    own = {side: source.origin for side, source in (sources or {}).items()}
+    plain = {"samples": own.get("samples"), **{key: value for key, value in config.items() if key != "program"}}
+    params = make_params("", ScoreParams, given(plain))
     with world(params.device) as where:
-        plan = Plan.of(params, where)
-        done = plan.finished(where)
+        plan = Plan.of(params, where, sources, extractors)
+        out, before = there(plan, where.leads)
+        known = {name: before.figures[name] for name in plan.outputs if before is not None and name in before.figures}
+        left = plan.only({name: None for name in plan.outputs if name not in known})
         sheet = Sheet(plan.sides["samples"])
-        sides = () if done else plan.sides
-        parts = {side: plan.gather(side, where, plan.state(side), sheet.see if side == "samples" else unseen) for side in sides}
+        gathered = _gather(left, where, out, sheet) if left.outputs else {}
     if not where.leads:
         return None
-    if done:
-        for name, figure in done.figures.items():
-            found(name, figure)
-        return Written(done, plan.out, new=False)
-    result = computed(plan, {side: part for side, part in parts.items() if part is not None}, found)
-    if params.report is not None:
-        sheet.save(plan.out.with_suffix(".png"))
-    write_result(result, plan.out)
-    plan.forget()
-    if params.wandb is not None:
-        log_result(result, params.wandb, plan.out)
-    return Written(result, plan.out, new=True)
+    for name, figure in known.items():
+        found(name, figure)
+    result, failed = before, None
+    for result, name in _results(left, gathered, before):
+        found(name, result.figures[name])
+        try:
+            write_result(result, out)
+        except OSError as error:  # a full disk keeps no metric from being computed
+            failed = error
+    if failed is not None:
+        raise failed
+    assert result is not None
+    left.forget(out)
+    if params.report is not None and not (result is before and out.with_suffix(".png").exists()):
+        sheet.save(out.with_suffix(".png"))
+    if params.wandb is not None and result is not before:
+        log_result(result, params.wandb, out)
+    return Written(result, out, new=result is not before)
 
 
-def computed(plan: Plan, gathered: Mapping[Side, Collected], found: Callable[[str, Scored], None] = lambda name, figure: None) -> Result:
-    """Metric by metric, of what was gathered of each side; `found` is called with each figure."""
-    plan.check_enough(gathered)
-    evidence = {output: plan.evidence(output, gathered) for output in dict.fromkeys(plan.outputs.values())}
+def _gather(plan: Plan, where: World, out: Path, sheet: Sheet) -> Gathered:
+    """All sides that the metrics need; nothing in the processes that do not lead."""
+    parts = {}
+    for side in plan.sides:
+        keep = plan.params.cache is not None and side != "samples"
+        parts[side] = plan.gather(side, where, plan.state(side, out), keep, sheet.see if side == "samples" else unseen)
+    return {side: part for side, part in parts.items() if part is not None}
+
+
+def _results(plan: Plan, gathered: Gathered, before: Result | None) -> Iterator[tuple[Result, str]]:
+    """The result as it grows, and the name of the figure that is new in it."""
     figures: dict[str, Scored] = {}
+    for name, figure in compute(plan, gathered):
+        figures[name] = figure
+        yield result_of(plan, figures, gathered, before), name
+
+
+def compute(plan: Plan, gathered: Gathered) -> Iterator[tuple[str, Scored]]:
+    """Metric by metric, of what was gathered of each side."""
+    evidence = {output: plan.evidence(output, gathered) for output in dict.fromkeys(plan.outputs.values())}
     for name, output in plan.outputs.items():
-        figures[name] = plan.scored(name, METRICS[name].compute(evidence[output]), gathered)
-        found(name, figures[name])
-    return plan.result(figures, gathered)
+        yield name, scored(plan, name, METRICS[name].compute(evidence[output]), gathered)

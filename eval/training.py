@@ -8,8 +8,9 @@ from typing import Any
 from diffusion.spec import make_params
 from eval.collect import Collected
 from eval.images.drawn import drawn_by
-from eval.plan import Plan, ScoreParams, Side
-from eval.scoring import computed
+from eval.plan import Plan, Side
+from eval.scoring import compute
+from eval.settings import ScoreParams
 from models import Model
 from samplers.run import SampleParams
 from train.world import World
@@ -39,13 +40,13 @@ class TrainingScores:
     def __call__(self, model: Model) -> dict[str, float]:
         """The figures of the model as it is, with the ends of their intervals."""
         where = World(0, 1, next(model.network.parameters()).device)
-        plan = Plan.of(self._scoring, where, drawn_by(model, self._drawing))
+        plan = Plan.of(self._scoring, where, {"samples": drawn_by(model, self._drawing)})
         for side in plan.sides:
             if side == "samples" or side not in self._gathered:
                 part = plan.gather(side, where)
                 assert part is not None
                 self._gathered[side] = part
-        figures = computed(plan, self._gathered).figures
+        figures = dict(compute(plan, self._gathered))
         ends = {f"{name}_{end}": getattr(figure, end) for name, figure in figures.items() for end in ("low", "high")}
         values = {name: figure.value for name, figure in figures.items()} | ends
         return {name: value for name, value in values.items() if value == value}  # NaN says that there is no interval

@@ -32,6 +32,9 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+VERSION = _version("plain-diffusion")
+
+
 def _git_state() -> str:
     """The commit of the library's own source, marked where files differ from it."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]

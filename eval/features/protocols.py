@@ -43,7 +43,7 @@ class Protocol:
     antialias: bool
     centre: float
     scale: float
-    usual_n: str
+    usual_n: int
     usual_reference: str
     citation: str
     note: str = ""
@@ -69,7 +69,7 @@ PROTOCOLS = {
             antialias=True,
             centre=128,
             scale=128,
-            usual_n="50,000",
+            usual_n=50_000,
             usual_reference="the training set, at the resolution of the samples",
             citation="Parmar et al. 2022, On Aliased Resizing and Surprising Subtleties in GAN Evaluation",
         ),
@@ -80,7 +80,7 @@ PROTOCOLS = {
             antialias=False,
             centre=127.5,
             scale=127.5,
-            usual_n="10,000 to 50,000",
+            usual_n=50_000,
             usual_reference="the training or the validation set, at the resolution of the samples",
             citation="Seitzer 2020, pytorch-fid; the distance is Heusel et al. 2017's",
             note="its range is [-1, 1], a grey level off that of the TensorFlow graph",
@@ -92,7 +92,7 @@ PROTOCOLS = {
             antialias=False,
             centre=128,
             scale=128,
-            usual_n="50,000",
+            usual_n=50_000,
             usual_reference="the training set, at the resolution of the samples",
             citation="Obukhov et al. 2020, torch-fidelity; the distance is Heusel et al. 2017's",
         ),
@@ -103,7 +103,7 @@ PROTOCOLS = {
             antialias=False,
             centre=128,
             scale=128,
-            usual_n="50,000",
+            usual_n=50_000,
             usual_reference="the moments of all of ImageNet's training set, in the published reference batch of the resolution, "
             "whose 10,000 pictures serve precision and recall",
             citation="Dhariwal and Nichol 2021, Diffusion Models Beat GANs on Image Synthesis",

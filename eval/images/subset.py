@@ -9,25 +9,41 @@ from torch import Tensor
 from eval.images.source import Source, Unreadable
 
 
-class First:
-    """The first n pictures of a source. ValueError where it has fewer."""
+class Part:
+    """n pictures of a source, in its order: the first ones or, where there are classes, the first of each in turn, as a folder that is
+    sorted by class would otherwise lose the last ones. ValueError where it has fewer.
+    """
 
     def __init__(self, source: Source, n: int) -> None:
         if n > len(source):
             raise ValueError(f"{source.origin} has {len(source)} pictures, fewer than n={n}")
-        self._source, self._n = source, n
-        self.origin, self.stamp = source.origin, f"{source.stamp} first {n}"
-        self.names = source.names[:n]
-        self.labels = None if source.labels is None else source.labels[:n]
+        self._source, self._chosen = source, _chosen(source, n)
+        self.origin, self.stamp = source.origin, f"{source.stamp} {n}"
+        self.names = [source.names[i] for i in self._chosen]
+        labels = source.labels
+        self.labels = None if labels is None else [labels[i] for i in self._chosen]
 
     @property
     def prompts(self) -> Sequence[str] | None:
         """Of each; read when they are first asked for, as the source does."""
-        return None if self._source.prompts is None else self._source.prompts[: self._n]
+        prompts = self._source.prompts
+        return None if prompts is None else [prompts[i] for i in self._chosen]
 
     def __len__(self) -> int:
-        return self._n
+        return len(self._chosen)
 
     def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
         """See `Source`."""
-        return self._source.read(indices)
+        return self._source.read([self._chosen[i] for i in indices])
+
+
+def _chosen(source: Source, n: int) -> list[int]:
+    """Which pictures, ascending."""
+    if source.labels is None:
+        return list(range(n))
+    seen: dict[str, int] = {}
+    turns = []
+    for i, label in enumerate(source.labels):
+        turns.append((seen.setdefault(label, 0), i))
+        seen[label] += 1
+    return sorted(i for _, i in sorted(turns)[:n])

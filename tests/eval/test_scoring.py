@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,13 +20,18 @@ from PIL import Image
 from torch import Tensor
 
 import models
-from eval import reference, scoring
+from eval import collect, reference, scoring
+from eval.collect import Collected
 from eval.features import registry
+from eval.features.custom import Custom
+from eval.features.protocols import PROTOCOLS, Splits
 from eval.features.registry import EXTRACTORS, ExtractorParams, Tower, build
-from eval.figures import METRICS
+from eval.figures import METRICS, Evidence
 from eval.images.drawn import Drawn
 from eval.images.folder import FolderPictures
-from eval.images.source import Unreadable
+from eval.images.source import Source, Unreadable
+from eval.images.subset import Part
+from eval.images.tensors import TensorPictures
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.inception_score import inception_score, shuffled_splits
 from eval.metrics.kernel import kernel_distance
@@ -91,6 +97,17 @@ def score(folders: Path, tmp_path: Path) -> Callable[..., Result]:
         return written.result
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is saved however short it took."""
+    monkeypatch.setattr(collect, "LONG", -1.0)
+
+
+def notes(result: Result) -> tuple[str, ...]:
+    """But for the one that says how many samples are usual."""
+    return tuple(note for note in result.notes if "is usually of" not in note)
 
 
 @pytest.fixture
@@ -176,13 +193,13 @@ def test_a_result_says_what_it_rests_on(score: Callable[..., Result], folders: P
     assert content["samples"]["origin"] == str(folders / "samples")
     assert content["settings"]["groups"] == 17
     assert {"torch", "numpy", "python", "git", "command", "plain-diffusion"} <= content["facts"].keys()
-    assert content["notes"] == []
+    assert content["notes"] == ["under clean, fid is usually of 50,000 samples; these are 20"]
 
 
 def test_random_weights_are_noted(score: Callable[..., Result]) -> None:
     """In the notes, and in what every number rests on."""
     found = score(metric=["fid"], extractors={"inception": "random"})
-    assert found.notes == ("small has random weights: its numbers mean nothing outside a trial",)
+    assert notes(found) == ("small has random weights: its numbers mean nothing outside a trial",)
     assert found.figures["fid"].random
 
 
@@ -332,7 +349,7 @@ def test_statistics_stand_for_their_pictures(score: Callable[..., Result], folde
     metric = ["fid", "sfid"]
     one, other = score(metric=metric), score(metric=metric, reference=file, out=str(tmp_path / "other.json"))
     assert json.dumps(values(one)) == json.dumps(values(other))
-    assert other.notes == ()
+    assert notes(other) == ()
     for name in metric:
         check_comparable([one, other], name)  # by the pictures that they are of
 
@@ -374,7 +391,7 @@ def test_statistics_of_pytorch_fid_serve(score: Callable[..., Result], folders: 
     file = foreign(folders / "real", tmp_path / "real.npz")
     found = score(metric="fid", reference=file)
     assert found.figures["fid"].value == pytest.approx(score(metric="fid", out=str(tmp_path / "b.json")).figures["fid"].value, rel=1e-9)
-    assert found.notes == (f"{file} does not say which network its statistics are of, nor how pictures were prepared",)
+    assert notes(found) == (f"{file} does not say which network its statistics are of, nor how pictures were prepared",)
     narrow = foreign(folders / "real", tmp_path / "narrow.npz", width=4)
     assert "are of features of width 4, and 'pool' is 6 wide here" in refusal(lambda: score(metric="fid", reference=narrow))
     assert refusal(lambda: score(metric="kid", reference=file)) == (
@@ -417,11 +434,77 @@ def test_a_finished_run_is_not_repeated(score: Callable[..., Result], folders: P
     assert (tmp_path / "out" / "a.json").stat().st_mtime_ns == before
     Image.fromarray(crops(1, seed=9)[0].permute(1, 2, 0).numpy()).save(tmp_path / "samples" / "003.png")
     assert score(**settings).samples["sha256"] != first.samples["sha256"]
-    for change in ({"metric": ["kid"]}, {"protocol": "adm"}, {"extractors": {"inception": "other"}}, {"groups": 7}):
+    for change in ({"protocol": "adm"}, {"extractors": {"inception": "other"}}, {"groups": 7}):
         read.clear()
         score(**settings | change)
         assert len(read) == N + N + 5, change
     assert left(tmp_path / "out") == ["a.json"]
+
+
+def test_other_metrics_join_those_that_are_there(score: Callable[..., Result], tmp_path: Path, read: list[str]) -> None:
+    """One after the other, or at once: the same figures. What is there is not computed again, and what is asked of less is still there."""
+    whole = score(metric=["fid", "kid", "inception_score"], out=str(tmp_path / "whole.json"))
+    score(metric="fid")
+    assert set(score(metric=["kid", "fid"]).figures) == {"fid", "kid"}
+    read.clear()
+    found = score(metric=["inception_score"])
+    assert len(read) == N, "the reference is not needed for it"
+    assert values(found) == values(whole)
+    read.clear()
+    assert values(score(metric=["kid"])) == values(whole)
+    assert read == []
+
+
+def test_other_settings_get_a_place_of_their_own(folders: Path, tmp_path: Path) -> None:
+    """Beside the samples nothing is replaced by another protocol; pictures that have changed are what replaces."""
+    samples = write(crops(N), tmp_path / "s")
+    config = {"samples": str(samples), "reference": str(folders / "real"), "metric": "fid", "device": "cpu", "progress": False}
+    paths = [written.path.name for protocol in ("clean", "adm", "clean") if (written := scoring.run({**config, "protocol": protocol}))]
+    assert paths[0] == paths[2] == "s.scores.json"
+    assert re.fullmatch(r"s\.scores-[0-9a-f]{8}\.json", paths[1])
+    write(crops(N + 1), samples)
+    written = scoring.run(config)
+    assert written is not None
+    assert (written.path.name, written.new, written.result.samples["n"]) == ("s.scores.json", True, N + 1)
+
+
+def test_a_part_takes_classes_in_turn(score: Callable[..., Result], tmp_path: Path) -> None:
+    """n=6 of two classes are three of each, whatever their order in the folder; what is drawn says itself how many."""
+    for label in ("a", "b"):
+        write(crops(10, seed=ord(label)), tmp_path / "s" / label)
+    part = Part(FolderPictures(tmp_path / "s"), 6)
+    assert part.names == [f"{label}/{i:03d}.png" for label in "ab" for i in range(3)]
+    assert score(samples=str(tmp_path / "s"), metric="fid", n=6).samples["n"] == 6
+
+
+def test_splits_in_order_take_classes_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ADM's of a folder sorted by class: as they come from a sampler that draws classes in turn, where runs of one class would score 1."""
+    logits = 50 * torch.eye(4).repeat_interleave(6, 0)
+    indices = torch.arange(24)
+    collected = Collected(indices, torch.empty(24, 32), {}, {"inception.logits_unbiased": logits})
+    protocol = replace(PROTOCOLS["adm"], splits=Splits(size=8))
+    turns = torch.arange(6).repeat(4)
+    evidence = Evidence("inception.logits_unbiased", collected, protocol, torch.device("cpu"), turns=turns)
+    assert METRICS["inception_score"].compute(evidence).value == pytest.approx(4.0, rel=1e-6)
+    assert METRICS["inception_score"].compute(replace(evidence, turns=None)).value < 2.1
+
+
+def test_pictures_and_networks_of_ones_own(tmp_path: Path) -> None:
+    """A module and pictures in memory are scored as files are; the basis names its weights."""
+    network = torch.nn.Linear(3 * 24 * 24, 5)
+    mine = Custom(
+        network, name="mine", prepared="as they are", width=5, prepare=lambda pictures: torch.stack(list(pictures)).flatten(1).float() / 255
+    )
+    pictures = [torch.stack(crops(N)), torch.stack(crops(N + 3, 1))]
+    sources: dict[Any, Source] = {"samples": TensorPictures(pictures[0]), "reference": TensorPictures(pictures[1])}
+    config = {"metric": ["frechet", "kernel"], "features": "mine", "out": str(tmp_path / "a.json"), "device": "cpu", "progress": False}
+    written = scoring.run(config, sources=sources, extractors={"mine": mine})
+    assert written is not None
+    x, y = (network(each.flatten(1).float() / 255).detach() for each in pictures)
+    assert written.result.figures["frechet"].value == pytest.approx(frechet_distance(Moments.of(x), Moments.of(y)), rel=1e-6)
+    assert written.result.figures["kernel"].basis["extractor"]["network"] == "mine"
+    with pytest.raises(ValueError, match="no extractor named 'mien'; did you mean 'mine'"):
+        scoring.run({**config, "features": "mien"}, sources=sources, extractors={"mine": mine})
 
 
 def test_pictures_that_change_their_class_are_scored_again(score: Callable[..., Result], tmp_path: Path, read: list[str]) -> None:
@@ -499,7 +582,7 @@ def test_a_metric_that_fails_loses_nothing(
         with pytest.raises(ValueError, match="no memory for this"):
             scoring.run(config, lambda name, figure: said.append(name))
     assert said == ["fid"]
-    assert not (tmp_path / "a.json").exists()
+    assert list(read_result(tmp_path / "a.json").figures) == ["fid"]
     read.clear()
     scoring.run(config, lambda name, figure: said.append(name))
     assert said == ["fid", "fid", "kid"]
@@ -666,13 +749,13 @@ def test_pictures_that_cannot_be_used(kind: str, message: str, score: Callable[.
     if kind == "mixed":
         assert said.endswith("is 30x20, others are 24x24: sizes=any resizes each from its own size")
         found = score(samples=str(folder), metric="fid", sizes="any")
-        assert found.notes == ("the samples pictures have 2 sizes",)
+        assert notes(found) == ("the samples pictures have 2 sizes",)
         assert (found.samples["n"], found.samples["sizes"]) == (20, ["30x20", "24x24"])
         return
     count = 2 if kind == "broken" else 1
     assert said.endswith("; 1 more of 20 cannot be used (on_error=skip leaves such pictures out)") == (count == 2)
     found = score(samples=str(folder), metric="fid", on_error="skip", batch_size=3)
-    assert found.notes == (f"{count} of 20 samples pictures could not be used and were left out",)
+    assert notes(found) == (f"{count} of 20 samples pictures could not be used and were left out",)
     assert (found.samples["n"], found.figures["fid"].n, len(found.samples["skipped"])) == (20 - count, 20 - count, count)
 
 

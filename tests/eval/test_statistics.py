@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from eval.features.extractor import Identity
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
-from eval.statistics import Statistics, check_identity, check_width, read_statistics, write_statistics
+from eval.statistics_file import Statistics, check_identity, check_width, read_statistics, write_statistics
 
 IDENTITY = Identity("inception", "3a" * 32, "299x299, bilinear, [-1, 1]")
 

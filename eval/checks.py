@@ -1,0 +1,38 @@
+"""What is said before the work: too few pictures for a metric, or none of what it needs to be told of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from eval.figures import Metric
+from eval.images.source import Source
+
+
+def check_told(name: str, metric: Metric, samples: Source) -> None:
+    """ValueError where a metric needs prompts or classes, and there are none."""
+    if "prompts" in metric.needs and samples.prompts is None:
+        raise ValueError(
+            f"{name} needs the prompts of {samples.origin}: give prompts=FILE, a line each in the order of the pictures' names"
+        )
+    if "labels" in metric.needs and samples.labels is None:
+        raise ValueError(f"{name} needs to know what the pictures of {samples.origin} should show: keep them in a folder per class")
+
+
+def check_number(name: str, metric: Metric, side: str, source: Source, n: int) -> None:
+    """ValueError where n of the pictures of a side, those that can be used, are too few for a metric."""
+    if n < metric.least:
+        usable = "" if n == len(source) else f" of {len(source)} that can be used"
+        raise ValueError(f"{name} needs at least {metric.least} {side} pictures, and {source.origin} has {n}{usable}")
+
+
+def check_classes(name: str, metric: Metric, compared: Sequence[Source]) -> None:
+    """ValueError where classes that count as fixed have too few pictures for a metric."""
+    counts = [Counter(source.labels or ()) for source in compared]
+    if metric.of_class and counts[0] and counts[0].keys() == counts[-1].keys():
+        for source, count in zip(compared, counts, strict=True):
+            label, fewest = min(count.items(), key=lambda item: item[1])
+            if fewest < metric.of_class:
+                raise ValueError(
+                    f"{name} needs at least {metric.of_class} pictures of each class, and {source.origin} has {fewest} of {label}"
+                )

@@ -1,0 +1,156 @@
+"""From figures to a result: what each depends on, what a reader should know, and where it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from eval.collect import Collected
+from eval.features.protocols import PROTOCOLS
+from eval.figures import METRICS
+from eval.images.drawn import Drawn
+from eval.images.source import Source
+from eval.metrics.figure import Figure
+from eval.plan import Plan, Side
+from eval.results import Result, Scored, read_result
+from eval.settings import MACHINE, ScoreParams
+from models.files import check_writable
+from samplers.provenance import provenance
+
+Gathered = Mapping[Side, Collected]
+
+
+def scored(plan: Plan, name: str, figure: Figure, gathered: Gathered) -> Scored:
+    """A figure with all that it depends on."""
+    metric, (extractor, output), samples = METRICS[name], plan.outputs[name].split("."), gathered["samples"]
+    basis: dict[str, Any] = {"metric": metric.title, "settings": dict(metric.settings), "n": samples.n}
+    if extractor == "inception":
+        basis["protocol"] = plan.params.protocol
+    if metric.by_groups:
+        basis["groups"] = plan.params.groups
+    if metric.of_class:
+        basis["classes"] = "drawn" if plan.common_classes(gathered) is None else "fixed"
+    basis |= {"extractor": plan.extractors[extractor].identity.to_json(), "output": output}
+    if "reference" in metric.needs:
+        basis["reference"] = plan.statistics.known if plan.statistics and metric.keep == "moments" else gathered["reference"].sha256
+    if "training" in metric.needs:
+        basis["training"] = gathered["training"].sha256
+    if "prompts" in metric.needs:
+        basis["prompts"] = hashlib.sha256(json.dumps(plan.prompts(samples)).encode()).hexdigest()
+    return Scored(figure.value, metric.better, samples.n, basis, figure.low, figure.high, dict(figure.extra))
+
+
+def result_of(plan: Plan, figures: Mapping[str, Scored], gathered: Gathered, before: Result | None) -> Result:
+    """All of it, for the file, together with the figures that are there already."""
+    params, source, samples = plan.params, plan.sides["samples"], gathered["samples"]
+    about: dict[str, Any] = {"origin": source.origin, "n": samples.n, "sha256": samples.sha256, "skipped": samples.skipped}
+    about["sizes"] = [f"{width}x{height}" for height, width in sorted(samples.sizes)]
+    if isinstance(source, Drawn):
+        about |= {"settings": source.settings, "calls": source.calls, "seconds": source.seconds}
+    keys = {name: plan.key(name) for name in figures}
+    settings = {name: value for name, value in asdict(params).items() if value is not None} | {"of": plan.samples_key, "keys": keys}
+    facts = provenance()
+    if any(output.startswith("inception.") for output in plan.outputs.values()):
+        protocol = PROTOCOLS[params.protocol]
+        facts |= {"protocol": f"{protocol.name}: {protocol.prepared} ({protocol.citation})"}
+    new = Result(params.name or default_name(source), dict(figures), about, tuple(_notes(plan, gathered, figures)), settings, facts)
+    return new if before is None else _merged(before, new)
+
+
+def _merged(before: Result, new: Result) -> Result:
+    """The new result with the older one's figures, and what was said of them."""
+    keys = {**before.settings["keys"], **new.settings["keys"]}
+    return replace(
+        new,
+        figures={**before.figures, **new.figures},
+        samples={**before.samples, **{name: value for name, value in new.samples.items() if value == value}},  # NaN: nothing was drawn anew
+        notes=tuple(dict.fromkeys((*before.notes, *new.notes))),
+        settings={**new.settings, "metric": list(keys), "keys": keys},
+        facts={**before.facts, **new.facts},
+    )
+
+
+def _notes(plan: Plan, gathered: Gathered, figures: Mapping[str, Scored]) -> Iterator[str]:
+    for side, found in gathered.items():
+        if found.skipped:
+            yield f"{len(found.skipped)} of {len(plan.sides[side])} {side} pictures could not be used and were left out"
+        if ignored := getattr(plan.sides[side], "ignored", None):
+            files = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
+            yield f"files of the {side} that are not read: {files}"
+        if len(found.sizes) > 1:
+            yield f"the {side} pictures have {len(found.sizes)} sizes"
+    for extractor in plan.extractors.values():
+        if extractor.identity.random:
+            yield f"{extractor.identity.network} has random weights: its numbers mean nothing outside a trial"
+    for name, figure in figures.items():
+        if cut := figure.extra.get("cut", 0):
+            yield f"{name}: {cut:g} of {figure.n} prompts are longer than the network reads, and were cut"
+    usual = PROTOCOLS[plan.params.protocol].usual_n
+    if few := [name for name, figure in figures.items() if "protocol" in figure.basis and "reference" in figure.basis and figure.n < usual]:
+        yield f"under {plan.params.protocol}, {few[0]} is usually of {usual:,} samples; these are {gathered['samples'].n:,}"
+    if plan.statistics is not None and plan.statistics.identity is None:
+        yield f"{plan.statistics.origin} does not say which network its statistics are of, nor how pictures were prepared"
+
+
+def there(plan: Plan, leads: bool) -> tuple[Path, Result | None]:
+    """Where the result goes, and what is there already of these samples that the new figures may join.
+
+    Asked for other metrics, a result gathers figures. One of other samples, or of the same metric with other settings, is replaced where
+    `out` or a report's folder names its place, and otherwise left alone. ValueError where something else is in the way, OSError where
+    nothing can be written.
+    """
+    params, samples = plan.params, plan.sides["samples"]
+    out = _place(params, samples)
+    before = _joined(plan, out)
+    if before is None and out.exists() and params.out is None and params.report is None and _of_these(plan, out):
+        out = out.with_name(f"{out.stem}-{_digest(params)}.json")
+        before = _joined(plan, out)
+    if leads:
+        check_writable(out)
+    return out, before
+
+
+def _joined(plan: Plan, out: Path) -> Result | None:
+    if not out.exists() or not _of_these(plan, out):
+        return None
+    before = read_result(out)
+    keys = before.settings.get("keys", {})
+    fits = all(name not in before.figures or keys.get(name) == plan.key(name) for name in plan.outputs)
+    return before if fits else None
+
+
+def _of_these(plan: Plan, out: Path) -> bool:
+    """Whether a file holds a result of these samples."""
+    try:
+        return read_result(out).settings.get("of") == plan.samples_key
+    except ValueError as error:
+        raise ValueError(f"{error}; out=... names another place for the result") from None
+
+
+def _place(params: ScoreParams, samples: Source) -> Path:
+    """Where it is told, in the report's folder with a name for each row, or beside the samples."""
+    if params.out is not None:
+        return Path(params.out)
+    name = re.sub(r"[^\w.]+", "-", params.name or default_name(samples)).strip("-.").lower()[-100:] or "samples"
+    if params.report is not None:
+        return Path(params.report) / "results" / f"{name}-{_digest(params)}.json"
+    if isinstance(samples, Drawn):
+        return Path(samples.origin) / "scores" / f"{name}.json" if Path(samples.origin).is_dir() else Path(f"{name}.scores.json")
+    origin = Path(samples.origin).resolve()
+    return origin.with_name(f"{origin.name}.scores.json") if origin.exists() else Path(f"{name}.scores.json")
+
+
+def _digest(params: ScoreParams) -> str:
+    """Of all settings that make another row: not of metrics, which one row gathers."""
+    row = {key: value for key, value in asdict(params).items() if key not in (*MACHINE, "metric")}
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def default_name(samples: Source) -> str:
+    """Of a row of a table."""
+    return samples.name if isinstance(samples, Drawn) else samples.origin
