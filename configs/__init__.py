@@ -17,6 +17,7 @@ from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -26,21 +27,31 @@ from configs.sweep import combinations, run_all
 
 FOLDER = Path(__file__).parent
 # Settings of a program that are text as it stands, which Hydra's grammar would take apart at commas, brackets and quotes.
-TEXTS = {"samplers": ("prompt", "negative", "run", "weights", "from", "refiner", "image", "mask", "out")}
-LISTS = ("weights", "refiner")  # of which several may be given
+TEXTS = {
+    "samplers": ("prompt", "negative", "run", "weights", "from", "refiner", "image", "mask", "out"),
+    "eval": (
+        *("samples", "reference", "training", "prompts", "name", "out", "report", "cache", "wandb"),
+        *("extractors.inception", "extractors.clip.weights", "extractors.cmmd.weights", "extractors.dinov2.weights"),
+    ),
+}
+# What makes one of them Hydra's all the same: a list of files; a mapping, or a comma between the values of a sweep.
+HYDRAS = {**dict.fromkeys(("weights", "refiner"), r"\["), **dict.fromkeys(("samples", "reference", "training"), r"\{.*\}$|.*,")}
 SWEEPING = ("--multirun", "-m")
 LOOKING = ("--help", "-h", "--cfg", "-c", "--resolve", "--info", "-i", "--version")
 
 
 def compose(program: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The resolved configuration of `python -m program override ...`. ValueError in one line for anything wrong with it."""
-    texts, overrides = _texts(program, overrides)
+    return _resolved(program, _quoted(program, overrides))
+
+
+def _resolved(program: str, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         config = _compose(program, overrides)
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise ValueError(f"{missing[0]} must be given: {missing[0]}=...{_experiments(program, missing[0])}")
-        return dict(OmegaConf.to_container(config, resolve=True)) | texts  # type: ignore[arg-type]  # keys of our files are strings
+        return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]  # keys of our files are strings
     except HydraException as error:
         raise ValueError(_explain(program, overrides, error)) from None
     except OmegaConfBaseException as error:
@@ -54,20 +65,20 @@ def compose_sweep(program: str, overrides: Sequence[str] = (), multirun: bool = 
 
     ValueError as in `compose`.
     """
-    texts, plain = _texts(program, overrides)
+    given = _quoted(program, overrides)
     try:
-        swept = combinations(plain, {})
+        swept = combinations(given, {})
         own = _compose(program, swept[0], return_hydra_config=True).hydra
         if not multirun and own.mode != RunMode.MULTIRUN:
             return []
-        runs = combinations(plain, own.sweeper.params or {})
+        runs = combinations(given, own.sweeper.params or {})
     except HydraException as error:
-        raise ValueError(_explain(program, plain, error)) from None
+        raise ValueError(_explain(program, given, error)) from None
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
     same = set.intersection(*map(set, runs)) if len(runs) > 1 else set()
-    kept = [f"{key}={'null' if value is None else value}" for key, value in texts.items()]
-    return [(" ".join(o for o in run if o not in same) or "as it stands", compose(program, [*run, *kept])) for run in runs]
+    configs = [_resolved(program, [o if o in given else _in_quotes(program, o) for o in run]) for run in runs]
+    return [(" ".join(o for o in run if o not in same) or "as it stands", config) for run, config in zip(runs, configs, strict=True)]
 
 
 def command_line(
@@ -82,6 +93,7 @@ def command_line(
     arguments = sys.argv[1:]
     try:
         if _is_for_hydra(arguments):
+            sys.argv[1:] = _quoted(program, arguments)
             hydra.main(version_base="1.3", config_path=str(FOLDER / program), config_name="config")(lambda config: None)()
             return
         overrides = [argument for argument in arguments if argument not in SWEEPING]
@@ -115,18 +127,25 @@ def _is_for_hydra(arguments: Sequence[str]) -> bool:
     return bool(flags)
 
 
-def _texts(program: str, overrides: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
-    """The settings that are text, by name, and the overrides that are left for Hydra. A list of texts is Hydra's affair."""
-    texts: dict[str, str | None] = {}
-    rest = []
-    for override in overrides:
-        key, given, value = override.partition("=")
-        if not given or key not in TEXTS.get(program, ()) or (value.startswith("[") and key in LISTS):
-            rest.append(override)
-            continue
-        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and value.count(value[0]) == 2
-        texts[key] = None if value == "null" else value[1:-1] if quoted else value
-    return texts, rest
+def _quoted(program: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides in Hydra's grammar. ValueError for a text that is given twice, as a shell's unquoted {000..009} gives it."""
+    keys = [override.partition("=")[0] for override in overrides]
+    for key in TEXTS.get(program, ()):
+        if keys.count(key) > 1:
+            advice = f"give it once, and a pattern in quotes, which the shell leaves whole: {key}='shard-{{000..009}}.tar'"
+            raise ValueError(f"{key} is given {keys.count(key)} times: {advice}")
+    return [_in_quotes(program, override) for override in overrides]
+
+
+def _in_quotes(program: str, override: str) -> str:
+    """The override in Hydra's grammar, which takes nothing apart in quotes; $ would still be OmegaConf's."""
+    key, given, value = override.partition("=")
+    if not given or key not in TEXTS.get(program, ()) or value == "null" or (key in HYDRAS and re.match(HYDRAS[key], value)):
+        return override
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and value.count(value[0]) == 2:
+        value = value[1:-1]
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
 
 
 def _compose(program: str, overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:

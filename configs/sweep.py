@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -48,30 +49,48 @@ def run_all(
     """Run one after the other. What fails is said at once and holds up none of the others; the status is 1 then.
 
     runs   what is special about each, and its configuration
-    after  is called with the configurations at the end, whatever failed
+    after  is called with the configurations at the end, whatever failed; what it raises is said like the error of a run
 
+    Ctrl-C ends the sweep: `after` is called for what is there, and the KeyboardInterrupt goes on.
     ValueError under torchrun: processes that failed at different runs could no longer speak to each other.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("torchrun shares one run among processes: start one for each run of a sweep")
+    configs = [config for _, config in runs]
+    try:
+        failed = _each(runs, main)
+    except KeyboardInterrupt:
+        _status("after all runs", lambda: after(configs))
+        print("stopped: called again, runs that are done are not repeated", file=sys.stderr, flush=True)
+        raise
+    for what in failed:
+        print(f"failed: {what}", file=sys.stderr, flush=True)
+    status = _status("after all runs", lambda: after(configs))
+    if failed:
+        print(f"error: {len(failed)} of {len(runs)} runs failed; called again, those that are done are not repeated", file=sys.stderr)
+    return 1 if failed else status
+
+
+def _each(runs: Sequence[tuple[str, dict[str, Any]]], main: Callable[[dict[str, Any]], int]) -> list[str]:
+    """Run one after the other, and name those that failed."""
     failed = []
     for number, (what, config) in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {what}", flush=True)
         start = time.perf_counter()
-        try:
-            status = main(config)
-        except Exception as error:
-            if os.environ.get("HYDRA_FULL_ERROR"):
-                traceback.print_exc()
-            expected = isinstance(error, (ValueError, OSError, FloatingPointError))
-            print(f"error: {what}: {'' if expected else f'{type(error).__name__}: '}{error}", file=sys.stderr, flush=True)
-            status = 1
+        status = _status(what, partial(main, config))
         if status:
             failed.append(what)
         print(f"[{number}/{len(runs)}] {'failed' if status else 'done'} after {time.perf_counter() - start:.0f} s", flush=True)
-    after([config for _, config in runs])
-    for what in failed:
-        print(f"failed: {what}", file=sys.stderr)
-    if failed:
-        print(f"error: {len(failed)} of {len(runs)} runs failed; called again, those that are done are not repeated", file=sys.stderr)
-    return min(len(failed), 1)
+    return failed
+
+
+def _status(what: str, job: Callable[[], int | None]) -> int:
+    """The status that the job ends with: 1 where it raises, which is said at once."""
+    try:
+        return job() or 0
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            traceback.print_exc()
+        expected = isinstance(error, (ValueError, OSError, FloatingPointError))
+        print(f"error: {what}: {'' if expected else f'{type(error).__name__}: '}{error}", file=sys.stderr, flush=True)
+        return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,24 @@ def main(config: dict[str, Any]) -> int:
 
 def after_all(configs: Sequence[dict[str, Any]]) -> None:
     """The report of every folder that results were gathered in, by the process that leads."""
-    if os.environ.get("RANK", "0") != "0":
+    if not _leads():
         return
     for folder in dict.fromkeys(config.get("report") for config in configs):
         if folder is not None and any(Path(folder, "results").glob("*.json")):
             _report({"out": folder})
 
 
+def _leads() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _score(config: dict[str, Any]) -> int:
-    written = scoring.run(config, lambda name, figure: print(f"{name:18s} {figure}", flush=True))
+    try:
+        written = scoring.run(config, lambda name, figure: print(f"{name:18s} {figure}", flush=True))
+    except KeyboardInterrupt:
+        if _leads():
+            print("stopped: called again it goes on from there", file=sys.stderr, flush=True)
+        raise
     if written is not None:
         print(*(f"note: {note}" for note in written.result.notes), sep="\n", end="\n" * bool(written.result.notes))
         print(f"result{'' if written.new else ', which was there already'}: {written.path.resolve()}")

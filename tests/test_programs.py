@@ -189,6 +189,9 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "no samples": ("eval", [], "samples must be given: samples=..."),
     "metric": ("eval", ["experiment=digits", "samples={new}", "metric=[frechett]"], "no metric named 'frechett'; did you mean 'frechet'?"),
     "typo in eval": ("eval", ["samples={new}", "refrence=x"], "no setting named 'refrence'; did you mean 'reference'?"),
+    "an unquoted range": ("eval", ["samples=shard-000.tar", "samples=shard-001.tar"], "samples is given 2 times: give it once, and a pattern in quotes"),  # noqa: E501
+    "samples with signs": ("eval", ["samples={new} [1]=#1", "metric=inception_score"], "no such folder of pictures: {new} [1]=#1"),
+    "samples with braces": ("eval", ["samples={new}-{{000..009}}.tar", "metric=inception_score"], "{new}-"),
     "no statistics": ("eval", ["experiment=statistics", "samples={empty}", "out={new}.npz"], "statistics are written as .safetensors: out={new}.safetensors"),  # noqa: E501
     "no results": ("eval", ["experiment=report", "out={empty}"], "{empty} has no results/*.json: python -m eval writes them"),
     "many runs": ("samplers", ["-m", "run={run}", "steps=interval(1,2)"], "names no values that could be listed: give steps=1,2,3 or"),
