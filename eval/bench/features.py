@@ -21,8 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from diffusion.spec import check_at_least_one, lookup, make_params
-from eval.bench.networks import DTYPES
-from eval.bench.record import write_bench
+from eval.bench.record import DTYPES, write_bench
 from eval.features.inception import Inception, InceptionV3, load_inception, published_shapes
 from eval.features.inception_weights import random_state
 from eval.features.resize import SIZE

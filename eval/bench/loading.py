@@ -25,11 +25,10 @@ from tqdm import tqdm
 import models
 from diffusion.spec import check_at_least_one, lookup, make_params
 from eval.bench.memory import peak_resident
-from eval.bench.record import write_bench
+from eval.bench.record import DTYPES, write_bench
 from models.checkpoints.diffusers_configs import PIPELINES
 from models.checkpoints.diffusers_folder import write_configs
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT = "default"  # neither side is told a dtype: ours is then the file's own, diffusers' float32
 
 

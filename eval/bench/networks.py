@@ -18,10 +18,8 @@ from tqdm import tqdm
 from diffusion.spec import check_at_least_one, lookup, make_params
 from eval.bench.memory import peak_resident
 from eval.bench.pairs import PAIRS, Pair
-from eval.bench.record import write_bench
+from eval.bench.record import DTYPES, write_bench
 from models.device import find_device
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What every benchmark writes."""
+"""What benchmarks share: how dtypes are called, and what is written."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from models.files import replacing, write_json
 from samplers.provenance import provenance
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def write_bench(out: Path, timings: Sequence[Any], table: str, **more: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from eval.features.extractor import Extractor, Identity
 from eval.features.preparation import Preparation
 from eval.features.sizes import by_size
-from eval.features.weights import fill, read_tensors, sha256_of_tensors
+from eval.features.weights import fill, is_torchscript, read_tensors, sha256_of_tensors
 from models.files import sha256_of_file
 
 OPENAI = {
@@ -95,7 +94,7 @@ def load_clip(name: str, path: str | Path, tag: str | None = None, preparation: 
     ValueError for an unknown network or tag, weights of another network, and a network with QuickGELU for weights without it.
     """
     digest = sha256_of_file(path)
-    archive = _is_archive(path)
+    archive = is_torchscript(path)
     if archive:
         tag = _tag_of_archive(name, path, digest, tag)
     tag = tag or _only_tag(name)
@@ -182,14 +181,6 @@ def _prepared(model: Any, published: dict[str, Any]) -> Preparation:
     return Preparation(
         height, get("mean", MEAN), get("std", STD), fit=get("resize_mode", "shortest"), kernel=get("interpolation", "bicubic")
     )
-
-
-def _is_archive(path: str | Path) -> bool:
-    """Whether it is TorchScript: a zip file with code in it."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(member.endswith("/constants.pkl") for member in archive.namelist())
 
 
 def _tag_of_archive(name: str, path: str | Path, digest: str, tag: str | None) -> str:

@@ -6,7 +6,6 @@ All are one set of weights: the TensorFlow graph of 5 December 2015 that the Fre
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from eval.features.weights import is_torchscript
 from models.download import FILES
 from models.files import sha256_of_file
 
@@ -122,7 +122,7 @@ def read_weights(path: str | Path, sha256: str | None = None) -> tuple[dict[str,
     if digest not in expected:
         what = "what was asked for" if sha256 else f"one of {', '.join(published.name for published in PUBLISHED)}"
         raise ValueError(f"{path} has SHA-256 {digest} and is not {what}: give sha256={digest!r} if it is what you mean")
-    if _is_torchscript(path):
+    if is_torchscript(path):
         return from_torchscript(torch.jit.load(path, map_location="cpu").state_dict(), str(path)), digest
     return dict(torch.load(path, map_location="cpu", weights_only=True)), digest
 
@@ -167,11 +167,3 @@ def random_state(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[s
         return gain * torch.randn(shape, generator=generator)
 
     return {key: drawn(key, shape) for key, shape in shapes.items()}
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Whether it is an archive with code in it."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())

@@ -23,6 +23,9 @@ class Splits:
 class Protocol:
     """What Frechet distance, kernel distance, Inception Score, precision and recall of one tool mean, besides the network's weights.
 
+    Precision and recall are of Inception's pool in all of them, as in ADM's tables; torch-fidelity's own default for these two is VGG-16,
+    as it was Kynkaanniemi et al.'s, so that its numbers are others.
+
     Pictures have 8 bits when they enter, whatever a model gave; then they are resized to 299 x 299, and not rounded again.
 
     resize      how: a name in eval/features/resize.py: RESIZES
@@ -80,7 +83,7 @@ PROTOCOLS = {
             antialias=False,
             centre=127.5,
             scale=127.5,
-            usual_n=50_000,
+            usual_n=50_000,  # Heusel et al.'s own number; tables of fewer, such as 10,000, are not to be compared with those of it
             usual_reference="the training or the validation set, at the resolution of the samples",
             citation="Seitzer 2020, pytorch-fid; the distance is Heusel et al. 2017's",
             note="its range is [-1, 1], a grey level off that of the TensorFlow graph",

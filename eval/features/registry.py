@@ -52,16 +52,28 @@ class ExtractorParams:
 
 @dataclass(frozen=True)
 class Known:
-    """How an extractor is made, of (its weights, the protocol, the dtype of its network), and the output that distances compare."""
+    """How an extractor is made, of (its weights, the protocol, the dtype of its network), and the output that distances compare.
+
+    dtypes  that its network computes in, by their names in DTYPES
+    """
 
     main: str
     make: Callable[[ExtractorParams, str, torch.dtype], Extractor]
+    dtypes: tuple[str, ...] = ("fp32",)
 
 
 def build(name: str, params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
     """The extractor of that name. ValueError or OSError where its weights are not there or not what they should be."""
-    check_names("extractor", [name], EXTRACTORS)
+    check_dtype(name, dtype)
     return _built(name, json.dumps(asdict(params)), protocol, dtype)
+
+
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    """ValueError where there is no extractor of that name, or where its network does not compute in that dtype."""
+    check_names("extractor", [name], EXTRACTORS)
+    known = EXTRACTORS[name].dtypes
+    if dtype not in [DTYPES[each] for each in known]:
+        raise ValueError(f"{name} computes in {' and '.join(known)} only, not {str(dtype).removeprefix('torch.')}: leave dtype out")
 
 
 @lru_cache(maxsize=4)
@@ -112,7 +124,7 @@ def _given(which: str, tower: Tower) -> str:
 
 
 EXTRACTORS = {
-    "inception": Known("pool", _inception),
+    "inception": Known("pool", _inception, dtypes=("fp32", "bf16")),
     "clip": Known("image", _clip),
     "cmmd": Known("image", _cmmd),
     "dinov2": Known("cls", _dinov2),

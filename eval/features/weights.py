@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     tensors = {key: stored.mapped() for key, stored in open_tensors(path).tensors.items()}
     prefix = "module." if all(key.startswith("module.") for key in tensors) else ""
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+
+
+def is_torchscript(path: str | Path) -> bool:
+    """Whether it is an archive with code in it: a zip file, which torch.save writes too, with the table of constants of TorchScript."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(member.endswith("/constants.pkl") for member in archive.namelist())
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

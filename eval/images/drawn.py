@@ -68,7 +68,7 @@ class Drawn:
         self.names: Sequence[str] = [f"seed {settings['seed'] + i}" for i in range(n)]
         self.calls = calls_per_image(model, lambda counting: draw(counting, [0]))
         self.stamp = hashlib.sha256(json.dumps([self.settings, n, labels and list(labels)], default=str).encode()).hexdigest()
-        self._seconds, self._count = 0.0, 0
+        self._times: list[tuple[float, int]] = []  # seconds of each batch, and its pictures
 
     @property
     def name(self) -> str:
@@ -79,20 +79,24 @@ class Drawn:
 
     @property
     def seconds(self) -> float:
-        """That drawing takes per picture, text encoders and autoencoder included, as measured so far; NaN before the first."""
-        return self._seconds / self._count if self._count else math.nan
+        """That drawing takes per picture, text encoders and autoencoder included, as measured so far; NaN before the first.
+
+        The first batch, in which a device warms up, counts only where it is the only one.
+        """
+        timed = self._times[1:] or self._times
+        return sum(seconds for seconds, _ in timed) / sum(count for _, count in timed) if timed else math.nan
 
     def __len__(self) -> int:
         return len(self.names)
 
     def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
         """See `Source`."""
-        start, found = time.perf_counter(), []
+        found: list[Tensor | Unreadable] = []
         for first in range(0, len(indices), self._batch_size):
-            images = self._draw(self._model, indices[first : first + self._batch_size])
-            found += list(images.cpu().expand(-1, 3, -1, -1))
-        self._seconds += time.perf_counter() - start
-        self._count += len(indices)
+            start = time.perf_counter()
+            images = self._draw(self._model, indices[first : first + self._batch_size]).cpu()
+            self._times.append((time.perf_counter() - start, len(images)))
+            found += list(images.expand(-1, 3, -1, -1))
         return found
 
 

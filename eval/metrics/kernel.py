@@ -6,11 +6,11 @@ All are computed in float64, a block of rows of the kernel at a time.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from eval.metrics.distances import squared_distances
@@ -36,27 +36,12 @@ def kernel_distance(x: Tensor, y: Tensor, x_labels: Tensor | None = None, y_labe
     Needs 3 samples in every class.
     """
     x, y = _checked(x, y)
-    in_x, in_y = _membership(x, x_labels), _membership(y, y_labels)
-    n, m = in_x.sum(0), in_y.sum(0)
-    # Sums of the kernel from each sample to each class; then from class to class.
-    x_to_x, y_to_y, x_to_y, y_to_x = _to_own(x, in_x), _to_own(y, in_y), _to_other(x, y, in_y), _to_other(y, x, in_x)
-    sums_xx, sums_yy, sums_xy = in_x.T @ x_to_x, in_y.T @ y_to_y, in_x.T @ x_to_y
-    value = _within(sums_xx, n, n) + _within(sums_yy, m, m) - 2 * _between(sums_xy, n, m)
-    error = 0.0
-    for members, own, cross, sums, sums_cross, count, other in (
-        (in_x, x_to_x, x_to_y, sums_xx, sums_xy, n, m),
-        (in_y, y_to_y, y_to_x, sums_yy, sums_xy.T, m, n),
-    ):
-        for k in range(len(count)):
-            i = members[:, k].bool()
-            row = torch.eye(len(count), dtype=count.dtype, device=count.device)[k]
-            less = count - row
-            # The class sums without sample i of class k, for all of them at once; class shares stay those of the whole set.
-            left = sums - own[i][:, None, :] * row[:, None] - own[i][:, :, None] * row
-            left_cross = sums_cross - cross[i][:, None, :] * row[:, None]
-            leave = _within(left, less, count) - 2 * _between(left_cross, less, other, count)
-            error += float((count[k] - 1) / count[k] * (leave - leave.mean()).square().sum())
-    return KernelDistance(float(value), error**0.5)
+    of_x, of_y = _classes(x, x_labels), _classes(y, y_labels)
+    (x_all, x_own), (y_all, y_own) = _sums_within(x, of_x), _sums_within(y, of_y)
+    x_to_y, y_to_x = _sums_between(x, y, _cubic)
+    value = _mean_within(x_all, x_own, of_x) + _mean_within(y_all, y_own, of_y) - 2 * x_to_y.sum() / (len(x) * len(y))
+    variance = _variance(x_all, x_own, x_to_y / len(y), of_x) + _variance(y_all, y_own, y_to_x / len(x), of_y)
+    return KernelDistance(float(value), variance**0.5)
 
 
 def subset_kernel_distance(x: Tensor, y: Tensor, subsets: int = 100, size: int = 1000, seed: int = 2020) -> KernelDistance:
@@ -82,15 +67,15 @@ def gaussian_distance(x: Tensor, y: Tensor, sigma: float = 10.0) -> KernelDistan
     NaN for a single one.
     """
     x, y = _checked(x, y)
-    xx, yy, xy, yx = (_gaussian_sums(a, b, sigma) for a, b in ((x, x), (y, y), (x, y), (y, x)))
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        """k - 1: near 0, where k of embeddings of length 1 is near 1; the ones cancel."""
+        return squared_distances(a, b).div_(-2 * sigma**2).expm1_()
+
+    (xx, _), (yy, _), (xy, yx) = _sums_between(x, x, kernel), _sums_between(y, y, kernel), _sums_between(x, y, kernel)
     value = xx.sum() / len(x) ** 2 + yy.sum() / len(y) ** 2 - 2 * xy.sum() / (len(x) * len(y))
     variance = _jackknife_variance(xx, xy, len(y)) + _jackknife_variance(yy, yx, len(x))
     return KernelDistance(1000 * float(value), 1000 * variance**0.5)
-
-
-def _gaussian_sums(x: Tensor, y: Tensor, sigma: float) -> Tensor:
-    """(N,): sums of k - 1 from each sample of x to all of y. Near 0, where k of embeddings of length 1 is near 1; the ones cancel."""
-    return torch.cat([torch.expm1(squared_distances(rows, y) / (-2 * sigma**2)).sum(1) for rows in x.split(ROWS)])
 
 
 def _jackknife_variance(own: Tensor, cross: Tensor, others: int) -> float:
@@ -108,48 +93,59 @@ def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.detach().double(), y.detach().double()
 
 
-def _membership(x: Tensor, labels: Tensor | None) -> Tensor:
-    """(N, classes) of 0 and 1, a column for each class there is."""
+def _classes(x: Tensor, labels: Tensor | None) -> Tensor:
+    """(N,): the class of each sample, numbered from 0."""
     if labels is None:
         labels = torch.zeros(len(x), dtype=torch.long)
     if len(labels) != len(x):
         raise ValueError(f"{len(labels)} labels for {len(x)} features: one per sample is needed")
-    found, column = labels.cpu().unique(return_inverse=True)
-    members = F.one_hot(column, len(found)).double().to(x.device)
-    fewest = int(members.sum(0).min()) if len(x) else 0
+    classes = labels.cpu().unique(return_inverse=True)[1]
+    fewest = int(classes.bincount().min())
     if fewest < 3:
         raise ValueError(f"kernel distance needs at least 3 samples in every set and class, not {fewest}")
-    return members
+    return classes.to(x.device)
 
 
 def _cubic(a: Tensor, b: Tensor) -> Tensor:
-    return (a @ b.T / a.shape[1] + 1) ** 3
+    kernel = (a @ b.T).div_(a.shape[1]).add_(1)
+    return kernel.square().mul_(kernel)
 
 
-def _to_own(x: Tensor, members: Tensor) -> Tensor:
-    """(N, classes): sums of the kernel from each sample to each class, itself left out."""
-    sums = []
-    for start, rows in zip(range(0, len(x), ROWS), x.split(ROWS), strict=True):
-        kernel = _cubic(rows, x)
-        kernel[:, start:].fill_diagonal_(0)
-        sums.append(kernel @ members)
-    return torch.cat(sums)
+def _sums_between(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """(N,), (M,): sums of the kernel from each sample of x to all of y, and from each of y to all of x."""
+    to_y, to_x = [], y.new_zeros(len(y))
+    for rows in x.split(ROWS):
+        block = kernel(rows, y)
+        to_y.append(block.sum(1))
+        to_x += block.sum(0)
+    return torch.cat(to_y), to_x
 
 
-def _to_other(x: Tensor, y: Tensor, members: Tensor) -> Tensor:
-    """(N, classes): sums of the kernel from each sample of x to each class of y."""
-    return torch.cat([_cubic(rows, y) @ members for rows in x.split(ROWS)])
+def _sums_within(x: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,), (N,): sums of the kernel from each sample to all others, and to the others of its class."""
+    to_all, to_own = [], []
+    for start, rows, own in zip(range(0, len(x), ROWS), x.split(ROWS), classes.split(ROWS), strict=True):
+        block = _cubic(rows, x)
+        block[:, start:].fill_diagonal_(0)
+        to_all.append(block.sum(1))
+        to_own.append(block.mul_(own[:, None] == classes).sum(1))
+    return torch.cat(to_all), torch.cat(to_own)
 
 
-def _within(sums: Tensor, count: Tensor, shares: Tensor) -> Tensor:
-    """Mean kernel of two independent samples of one set, from the sums (..., classes, classes) over its pairs without the diagonal."""
-    share = shares / shares.sum()
-    pairs = count[:, None] * count - torch.diag(count)
-    return (share[:, None] * share * sums / pairs).sum((-2, -1))
+def _mean_within(to_all: Tensor, to_own: Tensor, classes: Tensor) -> Tensor:
+    """Mean kernel of two independent samples of a set. Its n_c (n_c - 1) pairs within a class stand for n_c^2."""
+    count = classes.bincount()[classes]
+    return (to_all + to_own / (count - 1)).sum() / len(classes) ** 2
 
 
-def _between(sums: Tensor, count: Tensor, other: Tensor, shares: Tensor | None = None) -> Tensor:
-    """Mean kernel of a sample of each set, from the sums (..., classes, other's classes)."""
-    shares = count if shares is None else shares
-    share, others = shares / shares.sum(), other / other.sum()
-    return (share[:, None] * others * sums / (count[:, None] * other)).sum((-2, -1))
+def _variance(to_all: Tensor, to_own: Tensor, to_other: Tensor, classes: Tensor) -> float:
+    """Of the distance, by jackknife: sums of each sample over its set and its class, and its mean over the other set, all (N,).
+
+    Of the distance without a sample, only what differs between the samples of a class matters. Class shares stay those of the whole
+    set: with n of a class left out to n - 1, a pair with another class weighs n / (n - 1) / N^2, and one within it, of
+    (n - 1) (n - 2) left, n^2 / ((n - 1) (n - 2)) / N^2.
+    """
+    count = classes.bincount()[classes].double()
+    without = -2 * count / (count - 1) * ((to_all + to_own * 2 / (count - 2)) / len(classes) - to_other) / len(classes)
+    mean = torch.zeros_like(without).index_add_(0, classes, without)[classes] / count
+    return float(((count - 1) / count * (without - mean).square()).sum())

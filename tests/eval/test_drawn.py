@@ -135,6 +135,19 @@ def test_calls_are_counted(settings: dict[str, Any], calls: int, folder: Path) -
     assert source.seconds > 0
 
 
+def test_the_first_batch_is_no_part_of_the_time(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """By a clock that gives the first batch 8 seconds and the others 1: a single batch's time is its own, that of more is the others'."""
+    source = of_run(folder, n=5, batch_size=2)
+    clock = iter([0, 8, 8, 9, 9, 10, 10, 11])
+    monkeypatch.setattr("eval.images.drawn.time.perf_counter", lambda: next(clock))
+    source.read([0, 1])
+    assert source.seconds == 4
+    source.read([2, 3, 4])
+    assert source.seconds == pytest.approx(2 / 3)
+    source.read([0])
+    assert source.seconds == pytest.approx(3 / 4)
+
+
 def test_calls_of_prompts_are_counted(folder: Path) -> None:
     """The prompt and what leads away from it are two; guidance=1 needs one."""
     assert of_prompts(folder, sampler="ddim", guidance=3.0).calls == 4

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch_fidelity import metric_kid
 from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
 
@@ -108,3 +111,30 @@ def test_gaussian_distance_of_two_points() -> None:
     assert gaussian_distance(x, y).value == pytest.approx(2000 * (1 - np.exp(-1)), rel=1e-13)
     with pytest.raises(ValueError, match="two \\(N, D\\) sets of equal width"):
         gaussian_distance(x[:0], y)
+
+
+def test_a_thousand_classes_cost_no_more_than_one() -> None:
+    """3 samples in each of 1,000 classes, by the whole matrix of the kernel: value to 1e-10, no tensor larger than a block of it."""
+    x, y, labels = normal(0, 3000, 4), 0.3 + normal(1, 3000, 4), torch.arange(3000) % 1000
+    same = labels[:, None] == labels
+
+    def within(z: Tensor) -> float:
+        k = ((z @ z.T / 4 + 1) ** 3).fill_diagonal_(0)
+        return float((k * (~same + same * 3 / 2)).sum() / 3000**2)
+
+    with Largest() as largest:  # type: ignore[no-untyped-call]
+        found = kernel_distance(x, y, labels, labels)
+    assert found.value == pytest.approx(within(x) + within(y) - 2 * float(((x @ y.T / 4 + 1) ** 3).mean()), rel=1e-10)
+    assert largest.numel <= kernel.ROWS * 3000
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has that is made meanwhile."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result

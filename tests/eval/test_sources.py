@@ -114,6 +114,35 @@ def test_class_folders_give_labels(tmp_path: Path) -> None:
         assert torch.equal(picture, ((data.images[i] + 1) * 127.5).round().byte().expand(3, -1, -1))
 
 
+def test_pictures_of_other_formats_are_counted(tmp_path: Path, folder: Path) -> None:
+    """By suffix, whatever its case, in sub-folders too, hidden ones apart; text beside pictures is none. Where there is nothing else, it is
+    said what there is.
+    """
+    for name in ("a/x.tif", "a/y.TIF", "b/z.gif", "b/z.txt", "b/z.json", "b/.hidden.gif", ".hidden/z.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert refusal(lambda: FolderPictures(tmp_path)).endswith(".png, .webp, not .gif, not .tif")
+    (tmp_path / "b" / "z.png").write_bytes((folder / "000000.png").read_bytes())
+    assert FolderPictures(tmp_path).ignored == {".gif": 1, ".tif": 2}
+    assert FolderPictures(folder).ignored == {}
+
+
+def test_linked_class_folders_are_entered(tmp_path: Path, folder: Path) -> None:
+    """As if they were copies. One that is entered twice, or that leads in a circle, is refused; captions behind links are, too."""
+    (tmp_path / "classes" / "a").mkdir(parents=True)
+    (tmp_path / "classes" / "a" / "0.png").write_bytes((folder / "000000.png").read_bytes())
+    (tmp_path / "classes" / "b").symlink_to(folder, target_is_directory=True)
+    source = FolderPictures(tmp_path / "classes")
+    assert source.labels == ["a", "b", "b", "b"]
+    assert list(source.names) == ["a/0.png", "b/000000.png", "b/000001.png", "b/000002.png"]
+    assert "captions are not looked for behind links such as " in refusal(lambda: source.prompts)
+    for to in (folder, tmp_path):
+        link = tmp_path / "classes" / "c"
+        link.symlink_to(to, target_is_directory=True)
+        assert "is the same folder as" in refusal(lambda: FolderPictures(tmp_path / "classes"))
+        link.unlink()
+
+
 def test_what_samples_write_is_read(tmp_path: Path) -> None:
     """Beside images/ lies a sheet of them all: the folder above is refused, and images/ is named."""
     save_png(torch.zeros(1, 8, 8), tmp_path / "images" / "0" / "000000.png")
