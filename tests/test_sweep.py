@@ -181,7 +181,7 @@ def test_interrupted_scoring_says_that_it_can_go_on(rank: int, monkeypatch: pyte
     """Ctrl-C ends `python -m eval` with status 130 and one line, once among the processes of torchrun."""
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setattr(sys, "argv", ["eval", "samples=x"])
-    monkeypatch.setattr(program.scoring, "run", lambda config, found: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(scoring, "run", lambda config, found: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit) as ended:
         command_line("eval", program.main, program.after_all)
     assert ended.value.code == 130
