@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import eval.__main__ as program
+from eval import scoring
 from configs import TEXTS, command_line, compose, compose_sweep
 from configs.sweep import combinations, run_all
 

@@ -34,7 +34,6 @@ class Protocol:
     dtype       of its result, in [0, 255]
     centre, scale  the network sees (x - centre) / scale
     splits      of the Inception Score, which all of them take of the logits without the bias, over all 1008 outputs
-    neighbours  k of improved precision and recall (Kynkaanniemi et al. 2019)
     usual_n, usual_reference  how many samples, and against what, papers compute the Frechet distance by this protocol
     citation    where it is from
     note        what a reader may want to know besides
@@ -52,7 +51,6 @@ class Protocol:
     note: str = ""
     dtype: str = "float32"
     splits: Splits = Splits(count=10, shuffle_seed=2020)
-    neighbours: int = 3
 
     @property
     def prepared(self) -> str:

@@ -188,10 +188,9 @@ def test_identities_say_what_numbers_depend_on(load: Callable[..., Inception], f
 
 
 def test_protocols_split_the_inception_score_as_their_tools_do() -> None:
-    """torch-fidelity's ten parts after its own shuffle; ADM's five thousands in order; three neighbours for all."""
+    """torch-fidelity's ten parts after its own shuffle; ADM's five thousands in order."""
     assert PROTOCOLS["torch_fidelity"].splits == PROTOCOLS["clean"].splits == Splits(count=10, shuffle_seed=2020)
     assert PROTOCOLS["adm"].splits == Splits(size=5000)
-    assert {protocol.neighbours for protocol in PROTOCOLS.values()} == {3}
     assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
 
 
