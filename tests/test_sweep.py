@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import eval.__main__ as program
-from eval import scoring
 from configs import TEXTS, command_line, compose, compose_sweep
 from configs.sweep import combinations, run_all
+from eval import scoring
 
 
 def test_every_combination_is_a_run_and_the_last_setting_changes_first() -> None:
