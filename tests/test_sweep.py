@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-import eval.__main__ as program
 from configs import TEXTS, command_line, compose, compose_sweep
 from configs.sweep import combinations, run_all
+from eval import __main__ as program
+from eval import scoring
 
 
 def test_every_combination_is_a_run_and_the_last_setting_changes_first() -> None:
@@ -181,7 +182,7 @@ def test_interrupted_scoring_says_that_it_can_go_on(rank: int, monkeypatch: pyte
     """Ctrl-C ends `python -m eval` with status 130 and one line, once among the processes of torchrun."""
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setattr(sys, "argv", ["eval", "samples=x"])
-    monkeypatch.setattr(program.scoring, "run", lambda config, found: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(scoring, "run", lambda config, found: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit) as ended:
         command_line("eval", program.main, program.after_all)
     assert ended.value.code == 130
