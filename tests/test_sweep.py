@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-import eval.__main__ as program
 from configs import TEXTS, command_line, compose, compose_sweep
 from configs.sweep import combinations, run_all
 from eval import scoring
