@@ -16,11 +16,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from eval.drawing import guidance_name, svg, unique
+from eval.figures import METRICS
 from eval.page import NOTHING, decimals, minus, number, picture_address, write_page
 from eval.report_plots import (
     CLIP_SCORE,
     DISTANCE,
-    Drawn,
+    How,
     drawn,
     is_hash,
     main_metrics,
@@ -205,22 +206,38 @@ def _comparable_sets(results: Sequence[Result], metrics: Sequence[str]) -> list[
 
 
 def _apart_from(members: Sequence[Result], sets: Sequence[Sequence[Result]], metrics: Sequence[str]) -> tuple[str, ...]:
-    """Per metric the entries of its basis that differ between the sets, as they are in this one."""
-    lines = []
-    for metric in metrics:
+    """The entries of the metrics' bases that differ between the sets, as they are in this one; what several metrics share is said once."""
+    differing: dict[str, list[str]] = {}
+    there = [metric for metric in metrics if _basis(members, metric)]
+    for metric in there:
         bases = [flat(basis) for other in sets if (basis := _basis(other, metric)) is not None]
         own = flat(_basis(members, metric) or {})
-        differing = [key for key in unique(key for basis in bases for key in basis) if any(b.get(key) != own.get(key) for b in bases)]
-        if own and differing:
-            lines.append(f"{metric_name(metric)} here: " + "; ".join(f"{key} {said(own.get(key))}" for key in differing))
-    return tuple(lines)
+        for key in unique(key for basis in bases for key in basis):
+            if any(basis.get(key) != own.get(key) for basis in bases):
+                differing.setdefault(f"{key} {said(own.get(key))}", []).append(metric)
+    return tuple(f"{_together(group, there)} here: {'; '.join(entries)}" for group, entries in _by_metrics(differing).items())
+
+
+def _by_metrics(holders: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], list[str]]:
+    """What is said of which metrics, by the metrics that it is said of; of most of them first."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for words, metrics in holders.items():
+        groups.setdefault(tuple(metrics), []).append(words)
+    return dict(sorted(groups.items(), key=lambda group: -len(group[0])))
+
+
+def _together(group: Sequence[str], metrics: Sequence[str]) -> str:
+    """Some of the metrics, by their names."""
+    names = [metric_name(metric) for metric in group]
+    everything = len(group) == len(metrics) > 1
+    return "All figures" if everything else " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 def _basis(results: Iterable[Result], metric: str) -> Mapping[str, Any] | None:
     return next((result.figures[metric].basis for result in results if metric in result.figures), None)
 
 
-def _table(members: Sequence[Result], apart: tuple[str, ...], metrics: Sequence[str], hows: Mapping[str, Drawn | None]) -> Table:
+def _table(members: Sequence[Result], apart: tuple[str, ...], metrics: Sequence[str], hows: Mapping[str, How | None]) -> Table:
     columns = tuple(_column(metric, members) for metric in metrics if any(metric in result.figures for result in members))
     models = unique(how.model for result in members if (how := hows[result.name]))
     members = sorted(members, key=lambda result: _order(hows[result.name], models))
@@ -231,7 +248,7 @@ def _table(members: Sequence[Result], apart: tuple[str, ...], metrics: Sequence[
     return Table(tuple(members), apart, columns, {model: tuple(rows) for model, rows in groups.items()})
 
 
-def _order(how: Drawn | None, models: Sequence[str]) -> tuple[int, str, float, int]:
+def _order(how: How | None, models: Sequence[str]) -> tuple[int, str, float, int]:
     """Of rows: by model, then how it drew; what was not drawn here comes last, in its own order."""
     return (models.index(how.model), how.sampler, how.guidance, how.steps) if how else (len(models), "", 0.0, 0)
 
@@ -246,7 +263,7 @@ def _column(metric: str, members: Sequence[Result]) -> Column:
     return Column(metric, metric_name(metric), figures[0].better, digits, best)
 
 
-def _row(result: Result, how: Drawn | None, columns: Sequence[Column]) -> Row:
+def _row(result: Result, how: How | None, columns: Sequence[Column]) -> Row:
     sizes = [figure.n for figure in result.figures.values()]
     steps = f"{how.steps} step{'s' * (how.steps != 1)}" if how and how.steps else ""
     detail = ", ".join(filter(None, (how.sampler, steps, guidance_name(how.guidance)))) if how else ""
@@ -353,40 +370,57 @@ def cite(metric: str, result: Result) -> str:
     interval = f" [{figure.low:.{digits}f}, {figure.high:.{digits}f}]" if low < high else ""
     version = result.facts.get("plain-diffusion")
     return (
-        f"{metric_name(metric)} ({', '.join(_circumstances(figure))}) = {figure.value:.{digits}f}{interval}"
+        f"{metric_name(metric)} ({_listed(_circumstances(figure))}) = {figure.value:.{digits}f}{interval}"
         f"{f', plain-diffusion {version}' if version else ''}"
     )
 
 
-def _circumstances(figure: Scored) -> list[str]:
-    """Protocol, samples, reference and network of a figure, as far as its basis has them."""
-    basis = figure.basis
-    words = [said(basis["protocol"])] if basis.get("protocol") else []
-    words.append(f"{figure.n:,} samples{_versus(basis.get('reference'))}")
-    extractor = basis.get("extractor")
+def _circumstances(figure: Scored) -> dict[str, str]:
+    """Protocol, samples, reference and network of a figure in words, as far as its basis has them."""
+    basis, extractor, reference = figure.basis, figure.basis.get("extractor"), figure.basis.get("reference")
+    words = {"protocol": said(basis["protocol"])} if basis.get("protocol") else {}
+    words["samples"] = f"{figure.n:,} samples"
+    if isinstance(reference, Mapping):
+        reference = reference.get("sha256") or said(reference)
+    if reference:
+        words["reference"] = f"vs. reference {'sha256 ' if is_hash(reference) else ''}{said(reference)}"
     if isinstance(extractor, Mapping) and extractor:
         random = " with RANDOM WEIGHTS" if figure.random else ""
-        words.append(f"{extractor.get('network', 'network')} {said(extractor.get('weights', ''))}".strip() + random)
+        words["network"] = f"{extractor.get('network', 'network')} {said(extractor.get('weights', ''))}".strip() + random
     return words
 
 
-def _versus(reference: Any) -> str:
-    if isinstance(reference, Mapping):
-        reference = reference.get("sha256") or said(reference)
-    return "" if not reference else f" vs. reference {'sha256 ' if is_hash(reference) else ''}{said(reference)}"
+def _listed(words: Mapping[str, str]) -> str:
+    """Circumstances on one line; the reference belongs to the samples."""
+    return ", ".join(words.values()).replace("samples, vs.", "samples vs.")
 
 
 def _what_was_measured(results: Sequence[Result], tables: Sequence[Table]) -> list[str]:
-    """In paragraphs: how many results, and per metric on what it rests."""
+    """In paragraphs: how many results, on what all figures rest, and on what those of some metrics do."""
     first = f"{len(results)} result{'s' * (len(results) != 1)}"
     if len(tables) > 1:
         first += f", which cannot all be compared with each other: there are {len(tables)} tables, and no rank across them"
-    paragraphs = [f"{first}."]
-    for metric in unique(name for result in results for name in result.figures):
-        parts = comparable_parts(results, metric)
-        ways = unique(f"({', '.join(_circumstances(part[0].figures[metric]))})" for part in parts)
-        paragraphs.append(f"{metric_name(metric)} {' or '.join(ways)}")
-    return paragraphs
+    metrics = unique(name for result in results for name in result.figures)
+    ways = {metric: [_circumstances(part[0].figures[metric]) for part in comparable_parts(results, metric)] for metric in metrics}
+    shared = _shared([way for found in ways.values() for way in found]) if len(metrics) > 1 else {}
+    holders: dict[str, list[str]] = {}
+    for metric, found in ways.items():
+        if words := _any_of([{name: value for name, value in way.items() if name not in shared} for way in found]):
+            holders.setdefault(words, []).append(metric)
+    everywhere = [f"{_together(metrics, metrics)}: {_listed(shared)}"] if shared else []
+    return [f"{first}.", *everywhere, *(f"{_together(group, metrics)}: {words}" for words, group in holders.items())]
+
+
+def _shared(ways: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The circumstances that are the same in all ways."""
+    return {name: value for name, value in ways[0].items() if all(way.get(name) == value for way in ways)}
+
+
+def _any_of(ways: Sequence[Mapping[str, str]]) -> str:
+    """What is the same in all ways, and then what is not, way by way."""
+    shared = _shared(ways)
+    others = unique(_listed({name: value for name, value in way.items() if name not in shared}) for way in ways)
+    return "; ".join(filter(None, (_listed(shared), " or ".join(filter(None, others)))))
 
 
 def _random_metrics(results: Sequence[Result]) -> list[str]:
@@ -485,12 +519,24 @@ def _appendix(results: Sequence[Result]) -> dict[str, dict[str, str]]:
 
 
 def _fingerprint(result: Result) -> dict[str, Any]:
-    found = {f"samples: {name}": value for name, value in flat(result.samples).items()}
+    found = {f"samples: {name}": value for name, value in flat(result.samples).items() if value is not None}
     for metric, figure in result.figures.items():
         found |= {f"{metric_name(metric)}: {name}": value for name, value in flat(figure.basis).items()}
         found |= {f"{metric_name(metric)}: {name}": value for name, value in figure.extra.items()}
-    found |= {f"asked for: {name}": value for name, value in flat(result.settings).items()}
+    found |= {f"asked for: {name}": value for name, value in flat(_asked_for(result)).items() if value is not None}
     return found | dict(result.facts)
+
+
+def _asked_for(result: Result) -> dict[str, Any]:
+    """The settings, without protocol and extractors that no figure is of."""
+    asked = dict(result.settings)
+    if not any("protocol" in figure.basis for figure in result.figures.values()):
+        asked.pop("protocol", None)
+    if isinstance(extractors := asked.get("extractors"), Mapping) and result.figures.keys() <= METRICS.keys():
+        of = {METRICS[metric].output[0] for metric in result.figures}
+        used = {asked.get(name, name) for name in of}  # "features" and "classifier" stand for what the settings say
+        asked["extractors"] = {name: value for name, value in extractors.items() if name in used}
+    return asked
 
 
 def _in_common(appendix: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

@@ -54,7 +54,7 @@ def main_metrics(results: Sequence[Result]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class How:
     """How the samples of a result were drawn. calls and seconds are per image, NaN where they are not known."""
 
     model: str
@@ -65,7 +65,7 @@ class Drawn:
     seconds: float
 
 
-def drawn(results: Sequence[Result]) -> list[Drawn | None]:
+def drawn(results: Sequence[Result]) -> list[How | None]:
     """Per result; None where no model of ours drew it. Models by the last part of their path, where that tells them apart."""
     models = [_model(result.samples) if result.samples.get("settings") else None for result in results]
     names = _model_names(model for model in models if model)
@@ -97,10 +97,10 @@ def is_hash(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
-def _drawn(samples: Mapping[str, Any], model: str) -> Drawn:
+def _drawn(samples: Mapping[str, Any], model: str) -> How:
     settings = samples["settings"]
     guidance = settings.get("guidance")
-    return Drawn(
+    return How(
         model=model,
         sampler=str(settings.get("sampler") or "sampler"),
         steps=int(settings.get("steps") or 0),
@@ -123,7 +123,7 @@ class Point:
 
     result: Result
     figure: Scored
-    how: Drawn | None
+    how: How | None
 
     def cost(self, name: str) -> float:
         """By its name in COSTS; NaN where it is not known."""
@@ -141,24 +141,24 @@ class Marks:
     The fuller a marker, the less guidance.
     """
 
-    def __init__(self, hows: Iterable[Drawn | None]) -> None:
+    def __init__(self, hows: Iterable[How | None]) -> None:
         known = [how for how in hows if how is not None]
         self.several_models = len({how.model for how in known}) > 1
         self.colors = colors_of(self._colored(how) for how in known)
         self.markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(unique(how.sampler for how in known))}
         self.guidances = sorted({how.guidance for how in known})
 
-    def _colored(self, how: Drawn) -> str:
+    def _colored(self, how: How) -> str:
         return how.model if self.several_models else how.sampler
 
-    def color(self, how: Drawn) -> str:
+    def color(self, how: How) -> str:
         return self.colors[self._colored(how)]
 
     def fill(self, guidance: float) -> float:
         """From 1, full, for the least guidance to 0, hollow, for the most."""
         return 1 - self.guidances.index(guidance) / max(1, len(self.guidances) - 1)
 
-    def line(self, axes: Any, points: Sequence[tuple[float, float]], hows: Sequence[Drawn]) -> None:
+    def line(self, axes: Any, points: Sequence[tuple[float, float]], hows: Sequence[How]) -> None:
         """A line through points in this order, and their markers; on a disc of the surface, so that no line shines through."""
         color = self.color(hows[0])
         axes.plot(*zip(*points, strict=True), color=color, lw=1.5, alpha=0.75, zorder=2)

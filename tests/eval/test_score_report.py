@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from eval.drawing import pareto_front
-from eval.report import cite, make_tables, markdown_table, report_of, write_scores_report
+from eval.report import _appendix, cite, make_tables, markdown_table, report_of, write_scores_report
 from eval.report_plots import drawn, main_metrics, metric_name, pareto_plot, save_pareto, short_names, trade_off_plot
 from eval.results import Result, Scored, write_result
 from tests.eval.test_report import HOSTILE, Page
@@ -178,6 +178,57 @@ def test_metrics_in_common_decide_and_each_difference_is_said() -> None:
     first, second = make_tables([result("a", {"fid": fid(1.0)}), result("b", {"fid": other})])
     assert first.apart == (f"FID here: extractor weights {sha('inception')[:8]}...",)
     assert second.apart == (f"FID here: extractor weights {sha('other')[:8]}...",)
+
+
+def test_a_difference_that_metrics_share_is_said_once() -> None:
+    """Of all figures of a table, then of those that share it, then of one alone."""
+
+    def scored(n: int, reference: str) -> dict[str, Scored]:
+        bases = {name: {**basis, "n": n} for name, basis in (("fid", FID_BASIS), ("kid", KID_BASIS), ("clip_score", CLIP_BASIS))}
+        bases["fid"]["reference"] = bases["kid"]["reference"] = sha(reference)
+        bases["fid"]["protocol"] = reference
+        return {name: Scored(1.0, "lower", n, basis, 0.9, 1.1) for name, basis in bases.items()}
+
+    first, second = make_tables([result("a", scored(200, "a")), result("b", scored(539, "b"))])
+    for table, n, name in ((first, 200, "a"), (second, 539, "b")):
+        assert table.apart == (f"All figures here: n {n}", f"FID and KID here: reference {sha(name)[:8]}...", f"FID here: protocol {name}")
+
+
+def test_the_beginning_says_once_what_metrics_share(tmp_path: Path) -> None:
+    """Samples, network and reference: of all figures, or of those that have them; what differs between tables way by way."""
+    accuracy = {name: value for name, value in FID_BASIS.items() if name not in ("reference", "protocol")}
+    figures = {"fid": fid(1.0), "kid": fid(2.0), "accuracy": Scored(0.5, "higher", 50000, accuracy, 0.4, 0.6)}
+    few = fid(3.0, n=200)
+
+    def beginning(*results: Result) -> list[str]:
+        page = write_scores_report(tmp_path / "r.html", results, {}).read_text()
+        return re.findall("<p>(.*?)</p>", page.split("</header>")[0])
+
+    network, reference = f"inception {sha('inception')[:8]}...", f"vs. reference sha256 {sha('reference')[:8]}..."
+    assert beginning(result("a", figures)) == [
+        "1 result.", f"All figures: 50,000 samples, {network}", f"FID and KID: clean, {reference}",
+    ]  # fmt: skip
+    assert beginning(result("a", {"fid": fid(1.0)}), result("b", {"fid": few}))[1:] == [
+        f"FID: clean, {reference}, {network}; 50,000 samples or 200 samples",
+    ]
+
+
+def test_the_appendix_lists_only_what_matters() -> None:
+    """No settings that are not given, no protocol of a network that has none, no weights of networks that no figure is of."""
+    settings = {
+        "features": "digits", "classifier": "digits", "protocol": "clean", "seconds": None, "dtype": "fp32",
+        "extractors": {"inception": None, "clip": {"name": "ViT-L-14", "tag": None}, "digits": {"name": "digits"}},
+    }  # fmt: skip
+    basis = {name: value for name, value in FID_BASIS.items() if name != "protocol"}
+    frechet, clip = Scored(1.0, "lower", 5, basis), SWEEP[0].figures["clip_score"]
+
+    def asked(**figures: Scored) -> list[str]:
+        entries = _appendix([result("a", figures, settings=settings)])["a"]
+        return [name.removeprefix("asked for: ") for name in entries if name.startswith("asked for: ")]
+
+    assert asked(frechet=frechet) == ["features", "classifier", "dtype", "extractors digits name"]
+    assert asked(clip_score=clip) == ["features", "classifier", "protocol", "dtype", "extractors clip name"]
+    assert "extractors clip name" in asked(of_a_plugin=frechet)
 
 
 def test_fingerprints_and_citations(page: str) -> None:
