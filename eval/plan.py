@@ -20,7 +20,7 @@ from eval.collect import Collected, CollectParams, Seen, collect, forget, unseen
 from eval.features.clip import ClipFeatures, TextFeatures
 from eval.features.extractor import Extractor
 from eval.features.protocols import PROTOCOLS
-from eval.features.registry import DTYPES, EXTRACTORS, build
+from eval.features.registry import DTYPES, EXTRACTORS, build, check_dtype
 from eval.figures import METRICS, Evidence, Metric
 from eval.images.drawn import Drawn
 from eval.images.open import open_source
@@ -77,6 +77,9 @@ class Plan:
         own = dict(extractors or {})
         check_names("extractor", [params.features, params.classifier], [*EXTRACTORS, *own])
         outputs = {name: _output(metric, params, own) for name, metric in metrics.items()}
+        for name in _names(outputs):
+            if name not in own:
+                check_dtype(name, DTYPES[params.dtype])
         used = {name: own.get(name) or build(name, params.extractors, params.protocol, DTYPES[params.dtype]) for name in _names(outputs)}
         for extractor in used.values():
             extractor.to(where.device).eval().requires_grad_(False)

@@ -10,6 +10,7 @@ import pytest
 
 from configs import TEXTS, command_line, compose, compose_sweep
 from configs.sweep import combinations, run_all
+from eval import __main__ as program
 from eval import scoring
 
 

@@ -22,6 +22,7 @@ class Part:
         self.names = [source.names[i] for i in self._chosen]
         labels = source.labels
         self.labels = None if labels is None else [labels[i] for i in self._chosen]
+        self.ignored = getattr(source, "ignored", {})
 
     @property
     def prompts(self) -> Sequence[str] | None:
