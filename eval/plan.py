@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -106,7 +106,7 @@ class Plan:
         extractor, output = self.outputs[name].split(".")
         return self.extractors[extractor], output
 
-    def only(self, names: Mapping[str, object]) -> Plan:
+    def only(self, names: Collection[str]) -> Plan:
         """The same for these metrics alone."""
         outputs = {name: output for name, output in self.outputs.items() if name in names}
         sides: dict[Side, Source] = {

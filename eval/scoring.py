@@ -51,7 +51,7 @@ def run(
         plan = Plan.of(params, where, sources, extractors)
         out, before = there(plan, where.leads)
         known = {name: before.figures[name] for name in plan.outputs if before is not None and name in before.figures}
-        left = plan.only({name: None for name in plan.outputs if name not in known})
+        left = plan.only([name for name in plan.outputs if name not in known])
         sheet = Sheet(plan.sides["samples"])
         gathered = _gather(left, where, out, sheet) if left.outputs else {}
     if not where.leads:
