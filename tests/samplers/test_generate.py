@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -47,7 +48,7 @@ def mini(family: str = "sd1", **network: int) -> models.Model:
 
 def exact(family: str) -> models.Model:
     """In float64: networks of random weights blow rounding up, and by how much depends on the processor."""
-    model = mini(family)
+    model = deepcopy(mini(family))
     for part in model.parts.values():
         part.double()
     return model
