@@ -23,7 +23,7 @@ def check_number(name: str, metric: Metric, side: str, source: Source, n: int) -
     """ValueError where n of the pictures of a side, those that can be used, are too few for a metric."""
     if n < metric.least:
         usable = "" if n == len(source) else f" of {len(source)} that can be used"
-        raise ValueError(f"{name} needs at least {metric.least} {side} pictures, and {source.origin} has {n}{usable}")
+        raise ValueError(f"{name} needs at least {metric.least} {side.removesuffix('s')} pictures, and {source.origin} has {n}{usable}")
 
 
 def check_classes(name: str, metric: Metric, compared: Sequence[Source]) -> None:

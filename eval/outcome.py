@@ -78,12 +78,12 @@ def _merged(before: Result, new: Result) -> Result:
 def _notes(plan: Plan, gathered: Gathered, figures: Mapping[str, Scored]) -> Iterator[str]:
     for side, found in gathered.items():
         if found.skipped:
-            yield f"{len(found.skipped)} of {len(plan.sides[side])} {side} pictures could not be used and were left out"
+            yield f"{len(found.skipped)} of {len(plan.sides[side])} {side.removesuffix('s')} pictures could not be used and were left out"
         if ignored := getattr(plan.sides[side], "ignored", None):
             files = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
             yield f"files of the {side} that are not read: {files}"
         if len(found.sizes) > 1:
-            yield f"the {side} pictures have {len(found.sizes)} sizes"
+            yield f"the {side.removesuffix('s')} pictures have {len(found.sizes)} sizes"
     for extractor in plan.extractors.values():
         if extractor.identity.random:
             yield f"{extractor.identity.network} has random weights: its numbers mean nothing outside a trial"

@@ -749,13 +749,13 @@ def test_pictures_that_cannot_be_used(kind: str, message: str, score: Callable[.
     if kind == "mixed":
         assert said.endswith("is 30x20, others are 24x24: sizes=any resizes each from its own size")
         found = score(samples=str(folder), metric="fid", sizes="any")
-        assert notes(found) == ("the samples pictures have 2 sizes",)
+        assert notes(found) == ("the sample pictures have 2 sizes",)
         assert (found.samples["n"], found.samples["sizes"]) == (20, ["30x20", "24x24"])
         return
     count = 2 if kind == "broken" else 1
     assert said.endswith("; 1 more of 20 cannot be used (on_error=skip leaves such pictures out)") == (count == 2)
     found = score(samples=str(folder), metric="fid", on_error="skip", batch_size=3)
-    assert notes(found) == (f"{count} of 20 samples pictures could not be used and were left out",)
+    assert notes(found) == (f"{count} of 20 sample pictures could not be used and were left out",)
     assert (found.samples["n"], found.figures["fid"].n, len(found.samples["skipped"])) == (20 - count, 20 - count, count)
 
 
@@ -769,8 +769,7 @@ def test_nothing_that_can_be_used(score: Callable[..., Result], tmp_path: Path) 
         said = refusal(partial(score, samples=str(folder), metric=metric, on_error="skip", training=str(folder)))
         least = METRICS[metric].least
         assert (
-            said
-            == f"{metric} needs at least {least} samples pictures, and {folder} has {'20' if least > N else '0 of 20 that can be used'}"
+            said == f"{metric} needs at least {least} sample pictures, and {folder} has {'20' if least > N else '0 of 20 that can be used'}"
         )
 
 
@@ -783,8 +782,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "arrays": ({"reference": "{folders}/a.npz"}, "no such file of pictures: {folders}/a.npz"),
     "no training": ({"metric": "memorised"}, "memorised needs training pictures: training=FOLDER"),
     "no labels": ({"metric": "accuracy"}, "accuracy needs to know what the pictures of {folders}/samples should show: keep them in a"),
-    "subsets": ({"metric": "kid_subsets"}, "kid_subsets needs at least 1000 samples pictures, and {folders}/samples has 20"),
-    "few": ({"metric": "kid", "n": 2}, "kid needs at least 3 samples pictures, and {folders}/samples has 2"),
+    "subsets": ({"metric": "kid_subsets"}, "kid_subsets needs at least 1000 sample pictures, and {folders}/samples has 20"),
+    "few": ({"metric": "kid", "n": 2}, "kid needs at least 3 sample pictures, and {folders}/samples has 2"),
     "metric": ({"metric": "fdi"}, "no metric named 'fdi'; did you mean 'fid'?"),
     "twice": ({"metric": ["fid", "fid"]}, "metric must name metrics, each once, not fid, fid"),
     "none": ({"metric": []}, "metric must name metrics, each once, not none"),
