@@ -106,30 +106,30 @@ def there(plan: Plan, leads: bool) -> tuple[Path, Result | None]:
     """
     params, samples = plan.params, plan.sides["samples"]
     out = _place(params, samples)
-    before = _joined(plan, out)
-    if before is None and out.exists() and params.out is None and params.report is None and _of_these(plan, out):
+    found = _of_these(plan, out)
+    if found is not None and not _fits(plan, found) and params.out is None and params.report is None:
         out = out.with_name(f"{out.stem}-{_digest(params)}.json")
-        before = _joined(plan, out)
+        found = _of_these(plan, out)
     if leads:
         check_writable(out)
-    return out, before
+    return out, found if found is not None and _fits(plan, found) else None
 
 
-def _joined(plan: Plan, out: Path) -> Result | None:
-    if not out.exists() or not _of_these(plan, out):
+def _of_these(plan: Plan, out: Path) -> Result | None:
+    """The result of these samples that a file holds. ValueError where it is no result."""
+    if not out.exists():
         return None
-    before = read_result(out)
-    keys = before.settings.get("keys", {})
-    fits = all(name not in before.figures or keys.get(name) == plan.key(name) for name in plan.outputs)
-    return before if fits else None
-
-
-def _of_these(plan: Plan, out: Path) -> bool:
-    """Whether a file holds a result of these samples."""
     try:
-        return read_result(out).settings.get("of") == plan.samples_key
+        found = read_result(out)
     except ValueError as error:
         raise ValueError(f"{error}; out=... names another place for the result") from None
+    return found if found.settings.get("of") == plan.samples_key else None
+
+
+def _fits(plan: Plan, found: Result) -> bool:
+    """Whether all of its figures that are asked for again are the same ones."""
+    keys = found.settings.get("keys", {})
+    return all(name not in found.figures or keys.get(name) == plan.key(name) for name in plan.outputs)
 
 
 def _place(params: ScoreParams, samples: Source) -> Path:

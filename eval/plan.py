@@ -25,7 +25,7 @@ from eval.figures import METRICS, Evidence, Metric
 from eval.images.drawn import Drawn
 from eval.images.open import open_source
 from eval.images.source import Source
-from eval.images.subset import Part
+from eval.images.subset import Part, turns
 from eval.settings import ScoreParams
 from eval.statistics_file import Statistics, check_identity, check_width, is_statistics, read_statistics
 from samplers.provenance import VERSION
@@ -181,7 +181,7 @@ class Plan:
             embedded=(lambda prefix: self._texts(_clip(extractor), prefix, samples)) if "prompts" in needs else None,
             wanted=_numbered(self.labels("samples", samples), _classes(extractor)) if "labels" in needs else None,
             classes=self.common_classes(gathered),
-            turns=_turns(self.labels("samples", samples)),
+            turns=torch.tensor(turns(labels)) if (labels := self.labels("samples", samples)) else None,
         )
 
     def _texts(self, clip: ClipFeatures, prefix: str, samples: Collected) -> TextFeatures:
@@ -266,18 +266,6 @@ def _classes(extractor: Extractor) -> list[str]:
 
 def _numbered(labels: list[str], classes: list[str]) -> Tensor:
     return torch.tensor([classes.index(label) for label in labels])
-
-
-def _turns(labels: list[str]) -> Tensor | None:
-    """(n,) which each sample is among those of its class: to take classes in turn, as they came from a sampler. None without classes."""
-    if not labels:
-        return None
-    count: dict[str, int] = {}
-    turns = []
-    for label in labels:
-        turns.append(count.setdefault(label, 0))
-        count[label] += 1
-    return torch.tensor(turns)
 
 
 def _key(content: object) -> str:

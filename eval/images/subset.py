@@ -42,9 +42,15 @@ def _chosen(source: Source, n: int) -> list[int]:
     """Which pictures, ascending."""
     if source.labels is None:
         return list(range(n))
+    in_turn = sorted((turn, i) for i, turn in enumerate(turns(source.labels)))
+    return sorted(i for _, i in in_turn[:n])
+
+
+def turns(labels: Sequence[str]) -> list[int]:
+    """The number of each picture among those of its class: in the order of these, classes come in turn, as from a sampler."""
     seen: dict[str, int] = {}
-    turns = []
-    for i, label in enumerate(source.labels):
-        turns.append((seen.setdefault(label, 0), i))
+    found = []
+    for label in labels:
+        found.append(seen.setdefault(label, 0))
         seen[label] += 1
-    return sorted(i for _, i in sorted(turns)[:n])
+    return found
