@@ -21,6 +21,7 @@ from torch import Tensor
 from models.files import replacing
 
 _OPENING = threading.Lock()  # filters of warnings are the whole program's, and threads that restore them in another order leave others
+MAX_PIXELS = 2**27  # of one picture: a camera's 102 million are read, and what only claims to be huge is refused
 SETTINGS = "settings"  # the name of the text in a PNG that holds what it was drawn with, as JSON
 
 
@@ -38,28 +39,30 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [_picture(pixels) for pixels in to_uint8(images if images.ndim == 4 else images[None], low=0.0)]
 
 
-def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
+def read_image(path: str | Path, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """A picture as (1, 3, H, W) in [0, 1], upright; with a size, (height, width), made to cover it (`covering`).
 
-    OSError or ValueError in one line for what is no picture, or has transparent pixels or more than 8 bits.
+    OSError or ValueError in one line for what is no picture, or has transparent pixels, more than 8 bits, or more than `max_pixels`.
     """
-    return covering(_pixels(open_picture(path)), size)
+    return covering(_pixels(open_picture(path, max_pixels=max_pixels)), size)
 
 
-def open_picture(path: str | Path, mode: Literal["RGB", "L"] = "RGB", content: bytes | None = None) -> Image.Image:
+def open_picture(
+    path: str | Path, mode: Literal["RGB", "L"] = "RGB", content: bytes | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """A picture wholly read and upright, in colour or grey; errors as in `read_image`. May be called by several threads at once.
 
     content  of the file, where that is no file of its own but within another, and `path` only its name
     """
-    picture = _opened(path, content)
+    picture = _opened(path, content, max_pixels)
     if "A" in picture.getbands() and picture.getchannel("A").getextrema()[0] != 255:
         raise ValueError(f"{path} is transparent in places: give it a background first")
     return picture.convert(mode)
 
 
-def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
+def read_mask(path: str | Path, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """A mask as (1, 1, H, W) in [0, 1], 1, where to paint, where the picture is white; `size` and errors as in `read_image`."""
-    return covering(_pixels(_opened(path).convert("L")), size)
+    return covering(_pixels(_opened(path, max_pixels=max_pixels).convert("L")), size)
 
 
 def covering(images: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -127,20 +130,27 @@ def pixel_difference(a: str | Path, b: str | Path) -> int:
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
 
 
-def _opened(path: str | Path, content: bytes | None = None) -> Image.Image:
+def _opened(path: str | Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture, wholly read and upright."""
     path = Path(path)
     if content is None and not path.exists():
         raise FileNotFoundError(f"no such picture: {path}")
     try:
         with _OPENING, warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(path if content is None else io.BytesIO(content))
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                picture = Image.open(path if content is None else io.BytesIO(content))
+            finally:
+                Image.MAX_IMAGE_PIXELS = usual
         with picture:
+            if picture.width * picture.height > max_pixels:
+                size = f"{picture.width}x{picture.height} = {picture.width * picture.height:,} pixels"
+                raise ValueError(f"{size} are more than max_pixels={max_pixels}: make it smaller, or raise max_pixels")
             picture.load()
             info = dict(picture.info)
             upright = ImageOps.exif_transpose(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is no picture that can be read: {' '.join(str(error).split())}") from None
     if upright.mode.startswith(("I", "F")):
         raise ValueError(f"{path} has pixels of more than 8 bits ({upright.mode}): save it with 8 bits per channel")

@@ -427,7 +427,7 @@ def huge(path: Path) -> None:
         (transparent, "is transparent in places: give it a background first"),
         (deep, "has pixels of more than 8 bits"),
         (cut, "is no picture that can be read: "),
-        (huge, "is no picture that can be read: Image size"),
+        (huge, "is no picture that can be read: 20000x20000 = 400,000,000 pixels are more than max_pixels=134217728: make it smaller, or"),
     ],
     ids=["text", "empty", "folder", "missing", "transparent", "16 bits", "cut off", "huge"],
 )
