@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusion.spec import check_mapping, make_params
-from models.files import read_json, write_json
+from models.files import read_json, strict, write_json
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for json.dump; NaN becomes null, which strict JSON has."""
-        return dict(_plain(asdict(self)))
+        return dict(strict(asdict(self)))
 
 
 def write_result(result: Result, path: str | Path) -> None:
@@ -124,14 +124,6 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any], within: str = 
 
 def _short(value: Any) -> Any:
     return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

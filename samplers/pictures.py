@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from models.files import replacing
+from models.files import replacing, strict
 
 _OPENING = threading.Lock()  # filters of warnings are the whole program's, and threads that restore them in another order leave others
 MAX_PIXELS = 2**27  # of one picture: a camera's 102 million are read, and what only claims to be huge is refused
@@ -105,7 +105,7 @@ def save_png(image: Tensor, path: Path, settings: Mapping[str, Any] | None = Non
         picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
     info = PngInfo()
     if settings:
-        info.add_text(SETTINGS, json.dumps(dict(settings)))
+        info.add_text(SETTINGS, json.dumps(strict(settings)))
     with replacing(path) as temporary:
         picture.save(temporary, "png", pnginfo=info)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.files import read_json, write_json
+from models.files import read_json, strict, write_json
 from samplers.pictures import save_png, thumbnail, tile
 
 SHOWN = 200  # images on the sheet
@@ -99,4 +99,4 @@ def fill_folder(
 
 def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """Plain values as a JSON file gives them back: lists, not tuples."""
-    return dict(json.loads(json.dumps(values)))
+    return dict(json.loads(json.dumps(strict(values))))

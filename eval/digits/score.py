@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from models.files import strict
+
 Metric = Literal["frechet", "kernel", "accuracy", "nearest", "copies"]
 
 
@@ -50,7 +52,7 @@ class Score:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for json.dump. Infinities and NaN become null: strict JSON has neither."""
-        return {name: _to_plain(value) for name, value in asdict(self).items()}
+        return dict(strict(asdict(self)))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Score:
@@ -81,7 +83,7 @@ class Target:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for json.dump, with `met` for readers without this library."""
-        return {**{name: _to_plain(value) for name, value in asdict(self).items()}, "met": self.met}
+        return {**strict(asdict(self)), "met": self.met}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Target:
@@ -99,12 +101,6 @@ def reference(scores: Iterable[Score], kind: Literal["floor", "ceiling"], metric
     wanted = "held_out" if kind == "floor" and metric in ("accuracy", "nearest", "copies") else kind
     found: list[Spread] = [getattr(s, metric) for s in scores if s.kind == wanted]
     return next((spread for spread in found if math.isfinite(spread.mean)), None)
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _to_plain(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float | None) -> float:
