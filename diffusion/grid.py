@@ -7,8 +7,8 @@ by its time value or recomputes a stride.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, overload
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffusion.level import NoiseLevel
 from diffusion.schedule import Schedule
-from diffusion.spacing import SPACINGS
+from diffusion.spacing import FEW_STEPS, SPACINGS
 from diffusion.spec import check_call, lookup
 
 
@@ -30,11 +30,14 @@ class Grid:
 
     initial_scale  standard deviation of the noise a sample starts from at the first level
     schedule       where the levels are from, and those between them that some solvers ask at
+    begun_at       for few-step spacings (turbo, lcm), which are spaced anew from where image to image begins: the grid from a share of
+                   the schedule's time on; None where the last steps of the grid itself are taken
     """
 
     levels: tuple[NoiseLevel, ...]
     initial_scale: float
     schedule: Schedule
+    begun_at: Callable[[float], Grid] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.levels) < 2:
@@ -74,9 +77,12 @@ class Grid:
         """The last part of the grid, `share` in (0, 1] of its steps. Where that falls within a step, the level there is its start.
 
         What is left of that step joins the next one if it is below a twentieth: a sliver of a step is no base to extrapolate from.
+        Few-step spacings (turbo, lcm) begin at that share of the schedule's time, and take as many of their steps from there as fit.
         """
         if not 0 < share <= 1:
             raise ValueError(f"the share of a grid's steps to take must lie in (0, 1], not {share:g}")
+        if self.begun_at is not None and share < 1:
+            return self.begun_at(share)
         skipped = (1 - share) * self.steps
         i = min(math.floor(skipped + 1e-9), self.steps - 1)  # 0.3 of 10 steps are 3
         part, cut = self[i:], skipped - i
@@ -144,10 +150,19 @@ def time_grid(
 
     Raises ValueError for unknown names, steps < 1, and levels that do not fall.
     """
+    begun_at = None
     if isinstance(spacing, str):
-        t = _spaced(
-            schedule, steps, spacing, schedule.t_max if t_start is None else t_start, schedule.t_min if t_end is None else t_end, options
-        )
+        start, end = schedule.t_max if t_start is None else t_start, schedule.t_min if t_end is None else t_end
+        t = _spaced(schedule, steps, spacing, start, end, options)
+        if room := FEW_STEPS.get(spacing):
+
+            def begun_at(share: float) -> Grid:
+                least = end + (schedule.t_max - schedule.t_data) / 1000
+                later = max(least, schedule.t_data + share * (start - schedule.t_data))
+                fitting = min(len(t), room(schedule, later, end, **options))
+                how: dict[str, Any] = {"shift": shift, "whole": whole, "terminal": terminal, "initial": initial}
+                return time_grid(schedule, fitting, spacing, t_start=later, t_end=end, **how, **options)
+
     else:
         if t_start is not None or t_end is not None or options:
             raise ValueError("an explicit list of times leaves nothing to t_start, t_end or spacing options")
@@ -166,7 +181,7 @@ def time_grid(
         levels.append(lookup("terminal rule", terminal, {"data": schedule.terminal, "t_min": schedule.level(schedule.t_min)}))
     first = levels[0]
     scale = lookup("initial noise", initial, {"noise": first.sigma, "unit": math.hypot(first.alpha, first.sigma)})
-    return Grid(tuple(levels), scale, schedule)
+    return Grid(tuple(levels), scale, schedule, begun_at)
 
 
 def _spaced(schedule: Schedule, steps: int | None, spacing: str, t_start: float, t_end: float, options: dict[str, Any]) -> Tensor:

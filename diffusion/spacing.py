@@ -79,13 +79,19 @@ def simple(schedule: Schedule, steps: int, t_start: float, t_end: float) -> Tens
 def lcm(schedule: Schedule, steps: int, t_start: float, t_end: float, taught: int = 50) -> Tensor:
     """Of the `taught` times a latent consistency model was distilled on, even steps up from data, `steps` ones evenly from the noisiest.
 
-    On a table of 1000 rows these are 19, 39, ... 999 (Luo et al. 2023, and diffusers).
+    On a table of 1000 rows these are 19, 39, ... 999 (Luo et al. 2023, and diffusers). The noisiest is the last one up to t_start.
     """
-    _require_whole_range(schedule, t_start, t_end, "lcm")
-    if steps > taught:
-        raise ValueError(f"lcm spacing has {taught} times to choose from: take at most so many steps, or a greater taught=..., not {steps}")
-    k = torch.tensor([taught - i * taught // steps for i in range(steps)], dtype=torch.float64, device="cpu")
-    return schedule.t_data + (schedule.t_max - schedule.t_data) * k / taught
+    if t_end != schedule.t_min:
+        raise ValueError("lcm spacing always ends one step above data: leave t_end out")
+    span, most = schedule.t_max - schedule.t_data, _lcm_room(schedule, t_start, t_end, taught)
+    if steps > most:
+        raise ValueError(f"lcm spacing has {most} times to choose from: take at most so many steps, or a greater taught=..., not {steps}")
+    k = torch.tensor([most - i * most // steps for i in range(steps)], dtype=torch.float64, device="cpu")
+    return schedule.t_data + span * k / taught
+
+
+def _lcm_room(schedule: Schedule, t_start: float, t_end: float, taught: int = 50) -> int:
+    return max(1, math.floor(taught * (t_start - schedule.t_data) / (schedule.t_max - schedule.t_data) + 1e-9))
 
 
 def turbo(schedule: Schedule, steps: int, t_start: float, t_end: float, stride: float = 0.1) -> Tensor:
@@ -97,6 +103,10 @@ def turbo(schedule: Schedule, steps: int, t_start: float, t_end: float, stride: 
     if not stride > 0 or t[-1] < t_end or float(schedule.sigma(max(float(t[-1]), t_end))) == 0:
         raise ValueError(f"turbo spacing of {steps} steps with stride={stride:g} ends at t={t[-1]:g}: it must stay above data, {t_end:g}")
     return t
+
+
+def _turbo_room(schedule: Schedule, t_start: float, t_end: float, stride: float = 0.1) -> int:
+    return max(1, math.ceil((t_start - t_end) / (stride * (schedule.t_max - schedule.t_data)) - 1e-9))
 
 
 # Even in the noise -----------------------------------------------------------------------------------------------------
@@ -218,6 +228,10 @@ SPACINGS: dict[str, Callable[..., Tensor]] = {
     "align_your_steps": align_your_steps,
     "mu_shift": mu_shift,
 }
+
+# Spacings of networks distilled to few steps, and how many steps there is room for between two times. Published image to image takes
+# all its steps from where it begins, not a share of them: the times do not fall evenly to data (turbo), or no others were taught (lcm).
+FEW_STEPS: dict[str, Callable[..., int]] = {"turbo": _turbo_room, "lcm": _lcm_room}
 
 
 def _line(high: float, low: float, steps: int) -> Tensor:

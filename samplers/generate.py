@@ -62,12 +62,16 @@ def generate(
 
     prompts, negative  one for all images, or one each; negative None is the family's own "no prompt"
     seeds      one per image, default 0, 1, ...; one prompt with several seeds is drawn several times
-    steps, sampler, grid, guidance, guide, options  as in `sample`, `time_grid` and `GuideParams`; guidance 1 is off
+    steps, sampler, grid, guide, options  as in `sample`, `time_grid` and `GuideParams`
+    guidance   uncond + guidance * (cond - uncond): 1 is off, the prompt alone is followed; 0 follows the negative prompt alone, and below 0
+               leads away from the prompt, both with a warning. For networks meant without guidance (Turbo, FLUX.1 [schnell]) 0 is off
+               too, as published; those that are told it (FLUX.1 [dev], LCM) know no negative one
     height, width  in pixels; default what the model was trained on, or the size of `image`
     image      (1 or B, 3, H, W) in [0, 1] to begin from; for a network that edits (pix2pix) what it edits, for one that follows edges or
                depths (FLUX.1 Canny, Depth) a picture of these. `read_image` reads a file
     mask       (1 or B, 1, H, W) in [0, 1], 1 where to paint; by a network for inpainting, or with any other by `Inpainting`
-    strength   share of the grid's steps taken from the image on, as in `image_to_image`; default 0.75, with a mask 1
+    strength   share of the grid's steps taken from the image on, as in `image_to_image`; default 0.75, with a mask 1. Few-step networks
+               (Turbo, LCM) begin at that share of the time, and take all their steps from there
     image_guidance  how closely a network that edits stays with its image, default 1.5
     true_cfg   classifier-free guidance on top, for networks that are told `guidance` (FLUX.1 [dev], LCM); default 1, off. It is what
                leads away from their negative prompt
@@ -102,6 +106,8 @@ def generate(
         sampling={"sampler": how.sampler, "watch": watch, "progress": progress, **options},
     )
     order.check(both)
+    if (followed := order.steering.without_prompt(model)) is not None:
+        warnings.warn(f"{followed:g} as the scale of guidance does not follow the prompt: 1 is off, and follows it alone", stacklevel=2)
     check_tile(tile)
     strength = usual_strength(mask is not None) if strength is None else strength
     levels = how.levels(model, order.size)

@@ -29,7 +29,7 @@ def image_to_image(
 
     image     (B, ...) or one image (1, ...) for all seeds, in the model's range
     strength  the share of the grid's steps that are taken, in (0, 1]: at 1 next to nothing is kept. Where it falls within a step, sampling
-              starts there, so that every strength is another picture.
+              starts there, so that every strength is another picture. See `Grid.tail`, also for grids of few-step networks.
     """
     if not image.is_floating_point():
         raise ValueError(f"an image must be floating point in the model's range, e.g. [-1, 1], not {image.dtype}")

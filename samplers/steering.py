@@ -44,6 +44,10 @@ class Steering:
             raise ValueError("true_cfg is for networks that are told guidance; this one's guidance is classifier-free itself: leave it out")
         if self.scale != 1 and isinstance(model.network, Flux) and not model.embeds_guidance and "family" in model.spec:
             raise ValueError("FLUX.1 [schnell] was distilled to draw without guidance, and is told none: leave guidance out")
+        if model.embeds_guidance and self.scale < 0:
+            raise ValueError(
+                f"this network is told guidance, and was distilled for positive ones: guidance={self.scale:g} means nothing to it"
+            )
         if edits(model):
             if rule:
                 raise ValueError("a network that edits an image is led by guidance and image_guidance, and no other way: leave guide out")
@@ -78,6 +82,10 @@ class Steering:
     def leads_away(self, model: Model) -> bool:
         """Whether it has to know what to lead away from."""
         return edits(model) or self._cfg(model) != 1
+
+    def without_prompt(self, model: Model) -> float | None:
+        """The scale of classifier-free guidance where it leaves the prompt out (0) or leads away from it (below), else None."""
+        return scale if (scale := self._cfg(model)) <= 0 else None
 
     def _towards_prompt(self, model: Model, null: Mapping[str, Tensor]) -> DenoiserLike:
         return limited(guided(model.denoiser(), self._cfg(model), null, model.prediction, self.guide), False, self.guide)

@@ -42,7 +42,8 @@ def usage(
 ) -> Usage:
     """What is None is what the model is meant for: `model.spec["sampling"]`, else 50 steps of DDIM, or 2 where it is distilled.
 
-    A setting of the grid that is None is not given; where none is given, the grid is the model's own.
+    A setting of the grid that is None is not given; where none is given, the grid is the model's own. A guidance of 0 is off, as 1 is, for
+    a network that is meant to be sampled without: 0 is how its publishers write that.
     """
     meant = model.spec.get("sampling", {})
     settings = {name: value for name, value in (grid or {}).items() if value is not None} or dict(model.spec.get("grid", {}))
@@ -50,4 +51,6 @@ def usage(
         steps = meant.get("steps", 2 if model.distilled else 50)
     if sampler is None:
         sampler = meant.get("sampler", "consistency" if model.distilled else "ddim")
-    return Usage(sampler, steps, settings, meant.get("guidance", 1.0) if guidance is None else guidance)
+    if guidance is None or (guidance == 0 and meant.get("guidance") == 1):
+        guidance = meant.get("guidance", 1.0)
+    return Usage(sampler, steps, settings, guidance)

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from diffusion.spec import lookup, make_params
-from models.checkpoints.diffusers_configs import FLOW_SETTINGS, PREDICTIONS, check_settings
+from models.checkpoints.diffusers_configs import FAMILY_KEY, FLOW_SETTINGS, PREDICTIONS, check_settings
 from models.checkpoints.findings import Findings
 from models.checkpoints.parts import LATENT_STATISTICS, Part
 from models.checkpoints.stored import TensorFile
 from models.checkpoints.towers import find_towers, text_params
 from models.clip import CLIP_G, CLIPTextParams
+from models.download import PUBLISHED
 from models.families import FAMILIES, TOWERS, Family, Network, base_of, description, plain
 from models.flux import FluxParams
 from models.recipes import TextParams
@@ -25,10 +26,14 @@ SAID = {"epsilon": "eps", "v": "v", **{name: ours for ours, name in PREDICTIONS.
 MOST_LATENT_CHANNELS = 64
 PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key")  # in metadata
 V_MARK, COSXL_MARK = "v_pred", "edm_vpred.sigma_max"
-TURBO = {  # schedulers that tell a Turbo model, with trailing times: published with the first, saved with the last
-    "sd2": ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
-    "sdxl": ("EulerAncestralDiscreteScheduler",),
+SCHEDULERS_OF_FEW_STEPS = {  # what networks distilled to few steps are published with, and ordinary ones may be saved with too
+    ("sd2", "EulerDiscreteScheduler"): "sd-turbo",
+    ("sd2", "EulerAncestralDiscreteScheduler"): "sd-turbo",
+    ("sdxl", "EulerAncestralDiscreteScheduler"): "sdxl-turbo",
+    ("sd1", "LCMScheduler"): "lcm",
+    ("sdxl", "LCMScheduler"): "lcm-sdxl",
 }
+TURBO_SIZE = 64  # latents along a side that the UNet of SDXL-Turbo says it was trained on; SDXL's says 128
 MOST_SHIFT = 1000  # of a flow's times; published ones have up to 7
 MOST_STEPS = 100_000  # of a schedule; published ones have 1000
 V_THRESHOLD = 0.09  # see `_guessed`
@@ -91,15 +96,40 @@ def _family(found: Findings, base: str, asked: str | None, said: str | None) -> 
         return asked
     if base == "flux-canny":
         found.notes.append("told what to draw by an image of edges: family='flux-depth' is for one of depths")
-    if found.scheduler.get("_class_name") in TURBO.get(base, ()) and found.scheduler.get("timestep_spacing") == "trailing" and said != "v":
-        found.notes.append("a Turbo model, as its scheduler's configuration says; family=... overrides that")
-        return "sd-turbo" if base == "sd2" else "sdxl-turbo"
     if base == "sdxl" and (all(_marked(found.files, key) for key in LATENT_STATISTICS) or _is_edm(found)):
         return "playground-v2.5"
-    embedded = found.backbone is not None and found.backbone.params.guidance_dim is not None
-    if (embedded or found.scheduler.get("_class_name") == "LCMScheduler") and base in ("sd1", "sdxl"):
+    if found.backbone is not None and found.backbone.params.guidance_dim is not None and base in ("sd1", "sdxl"):
         return "lcm" if base == "sd1" else "lcm-sdxl"
+    if named := _named(found, base, said):
+        return named
     return f"{base}-v" if said == "v" and f"{base}-v" in FAMILIES else base
+
+
+def _named(found: Findings, base: str, said: str | None) -> str | None:
+    """A family that keys and shapes do not tell, where a folder names it, or all about it is as published. Otherwise noted, if it may be.
+
+    How a pipeline was sampled when it was saved does not tell: people exchange schedulers.
+    """
+    for name in (found.index.get(FAMILY_KEY), _family_of_repository(found.index), _family_of_repository(found.backbone_hints)):
+        if isinstance(name, str) and name in FAMILIES and FAMILIES[name].base == base and said in (None, FAMILIES[name].prediction):
+            if name != base:
+                found.notes.append(f"of the family {name}, as the folder's configuration names it; family=... overrides that")
+            return name
+    config = found.scheduler
+    maybe = SCHEDULERS_OF_FEW_STEPS.get((base, config.get("_class_name", "")))
+    if maybe is None or said == "v" or ("turbo" in maybe and config.get("timestep_spacing") != "trailing"):
+        return None
+    if maybe == "sdxl-turbo" and found.backbone_hints.get("sample_size") == TURBO_SIZE:
+        found.notes.append("of the family sdxl-turbo, as the size it was trained on and its scheduler are; family='sdxl' overrides that")
+        return maybe
+    found.notes.append(f"taken for {FAMILIES[base].title}, though saved with a scheduler as {maybe} has it: family={maybe!r} is for one")
+    return None
+
+
+def _family_of_repository(config: Mapping[str, Any]) -> str:
+    """The family of the published repository that a configuration says it was read from: by its name, or its place in the hub's cache."""
+    path = str(config.get("_name_or_path", "")).replace("models--", "").replace("--", "/")
+    return next((of.family for of in PUBLISHED.values() if of.family and f"/{of.repo}/" in f"/{path}/"), "")
 
 
 def _is_edm(found: Findings) -> bool:

@@ -38,6 +38,7 @@ WITH_IMAGE = {
 }
 VERSION_FLOW = "0.32.0"  # the oldest that knows all of FLUX.1 and Stable Diffusion 3.5
 VERSION = "0.27.0"  # of diffusers, the oldest that knows all that is written; its pipeline for inpainting wants one named
+FAMILY_KEY = "_family"  # ours in model_index.json, since keys and shapes do not tell all families; diffusers passes over it
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 # Settings that no shape tells, with the values that the networks here compute.
@@ -312,10 +313,11 @@ def _flow_scheduler(model: Model) -> dict[str, Any]:
 
 def index(model: Model, base: str, parts: dict[str, tuple[str, str]]) -> dict[str, Any]:
     """model_index.json: the pipeline's class and that of every part, as (library, class)."""
+    named = {FAMILY_KEY: model.spec["family"]} if "family" in model.spec else {}
     if base.startswith(("flux", "sd3")):
         unused = {name: [None, None] for name in ("text_encoder_3", "tokenizer_3") if base.startswith("sd3") and name not in parts}
         present = {part: list(what) for part, what in parts.items()}
-        return {"_class_name": PIPELINES[base], "_diffusers_version": VERSION_FLOW, **unused, **present}
+        return {"_class_name": PIPELINES[base], "_diffusers_version": VERSION_FLOW, **named, **unused, **present}
     kind = "sdxl" if base.startswith("sdxl") else "sd"
     name = WITH_IMAGE.get((kind, model.image_channels), PIPELINES[base])
     if model.spec.get("family") == "lcm":
@@ -325,4 +327,4 @@ def index(model: Model, base: str, parts: dict[str, tuple[str, str]]) -> dict[st
         extra = {"force_zeros_for_empty_prompt": base == "sdxl"}
         absent = ["text_encoder", "tokenizer"] if base == "sdxl-refiner" else []
         extra |= {part: [None, None] for part in absent} | ({"requires_aesthetics_score": True} if absent else {})
-    return {"_class_name": name, "_diffusers_version": VERSION, **extra, **{part: list(what) for part, what in parts.items()}}
+    return {"_class_name": name, "_diffusers_version": VERSION, **named, **extra, **{part: list(what) for part, what in parts.items()}}

@@ -19,6 +19,7 @@ class Findings:
     towers     text towers in the order of their files
     files      every file opened
     scheduler  a pipeline's scheduler configuration, and its file
+    index      a pipeline's model_index.json
     notes      filled on the way: what was settled otherwise than by keys and shapes
     left_out   filled on the way: towers that a later file's take the place of, or that nothing uses, with the reason
     """
@@ -28,6 +29,7 @@ class Findings:
     files: list[TensorFile] = field(default_factory=list)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     scheduler_file: Path | None = None
+    index: Mapping[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     left_out: list[tuple[Part, str]] = field(default_factory=list)
 
@@ -37,3 +39,8 @@ class Findings:
     @property
     def backbone(self) -> Part | None:
         return self.of_kind("backbone")
+
+    @property
+    def backbone_hints(self) -> Mapping[str, Any]:
+        """The config.json beside the backbone's weights, {} without one."""
+        return self.backbone.hints if self.backbone else {}

@@ -14,6 +14,7 @@ from models.files import read_json
 
 PREVIEW = "preview"  # ours, which no index of diffusers' has a name for
 SCHEDULER = "scheduler/scheduler_config.json"
+PIPELINE = "model_index.json"
 COMPONENTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 UNUSED = {"safety_checker": "a filter for finished images", "image_encoder": "for image prompts"}
 STEM = "(diffusion_pytorch_model|model|pytorch_model)"
@@ -68,10 +69,9 @@ def _inside(folder: Path, ema: bool) -> dict[Path, str]:
     return {path: reasons.get(path.name, "" if _is_named(path) else "not named in model_index.json") for path in inside}
 
 
-def scheduler_hints(folder: Path) -> dict[str, Any]:
-    """What a pipeline's scheduler configuration says of the model; {} without one."""
-    config = folder / SCHEDULER
-    return read_json(config) if config.is_file() else {}
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """A pipeline's configuration of that name (SCHEDULER, PIPELINE); {} without one."""
+    return read_json(folder / name) if (folder / name).is_file() else {}
 
 
 def _is_named(place: Path) -> bool:
@@ -79,8 +79,7 @@ def _is_named(place: Path) -> bool:
 
     A preview is named by none, for diffusers has no place for it.
     """
-    index = place.parent / "model_index.json"
-    named = {name for name, what in read_json(index).items() if what != [None, None]} if index.is_file() else set()
+    named = {name for name, what in read_config(place.parent, PIPELINE).items() if what != [None, None]}
     return place.name == PREVIEW or place.name in named or not any((place.parent / name).is_dir() for name in named)
 
 

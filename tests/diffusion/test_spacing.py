@@ -280,7 +280,8 @@ def test_lcm_is_that_of_diffusers(steps: int) -> None:
     ("spacing", "steps", "options", "message"),
     [
         ("lcm", 51, {}, "lcm spacing has 50 times to choose from"),
-        ("lcm", 4, {"t_start": 900.0}, "takes its levels from a table"),
+        ("lcm", 12, {"t_start": 219.0}, "has 11 times to choose from"),
+        ("lcm", 4, {"t_end": 100.0}, "leave t_end out"),
         ("turbo", 11, {}, "ends at t=-1: it must stay above data"),
         ("turbo", 2, {"stride": 0.0}, "it must stay above data"),
     ],
@@ -289,3 +290,39 @@ def test_spacings_for_few_steps_refuse_many(spacing: str, steps: int, options: d
     """What a distilled model was not made for is one line."""
     with pytest.raises(ValueError, match=message):
         time_grid(TABLE, steps, spacing, **options)
+
+
+# Image to image --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 10])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8, 1.0])
+def test_turbo_begins_at_a_share_of_the_schedule(steps: int, share: float) -> None:
+    """ComfyUI's SDTurboScheduler with denoise=share: from there in strides of a tenth, as many as are asked for and fit."""
+    times = list(range(999, 0, -100))[10 - round(10 * share) :][:steps]
+    assert t_of(time_grid(TABLE, steps, "turbo").tail(share)) == pytest.approx([*times, -1], abs=1e-9)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.25, [249, 149, 49]), (0.333, [332, 232, 132, 32]), (1e-9, [1])])
+def test_turbo_begins_between_its_strides_too(share: float, expected: list[float]) -> None:
+    assert t_of(time_grid(TABLE, 4, "turbo").tail(share))[:-1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_turbo_keeps_its_settings_when_it_begins_later() -> None:
+    """Shift, terminal rule and stride; a share of a grid that starts lower is one of what it spans."""
+    part = time_grid(FLOW, 3, "turbo", stride=0.2, shift=3.0, t_start=0.8).tail(0.5)
+    assert t_of(part) == pytest.approx([3 * t / (1 + 2 * t) for t in (0.4, 0.2, 0)], abs=1e-12)
+    assert t_of(time_grid(TABLE, 2, "turbo", terminal="t_min").tail(0.5)) == pytest.approx([499, 399, 0])
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(4, 0.5), (4, 0.33), (8, 0.8), (1, 0.06), (25, 0.5), (4, 1.0)])
+def test_lcm_begins_where_diffusers_does(steps: int, strength: float) -> None:
+    """LCMScheduler's own strength: all steps are taken, of the times taught up to there."""
+    scheduler = LCMScheduler(**SD)
+    scheduler.set_timesteps(steps, strength=strength)
+    assert t_of(time_grid(TABLE, steps, "lcm").tail(strength))[:-1] == scheduler.timesteps.tolist()
+
+
+def test_lcm_takes_no_more_steps_than_it_was_taught() -> None:
+    """Where diffusers raises."""
+    assert t_of(time_grid(TABLE, 8, "lcm").tail(0.06)) == [59, 39, 19, -1]

@@ -640,3 +640,32 @@ def test_schnell_is_told_no_guidance() -> None:
     """Its publisher's network takes none, and was distilled to do without the other kind."""
     with pytest.raises(ValueError, match=r"FLUX.1 \[schnell\] was distilled to draw without guidance.*leave guidance out"):
         samplers.generate(models.miniature("flux-schnell"), "a cat", steps=1, guidance=3.5)
+
+
+@pytest.mark.parametrize("family", ["sd-turbo", "sdxl-turbo", "sd3.5-large-turbo", "flux-schnell"])
+def test_guidance_0_is_off_where_networks_are_meant_without(family: str) -> None:
+    """As their publishers write it: the prompt is followed, as with 1."""
+    model = mini(family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        zero, one, other = (drawn(model, p, guidance=g)[0] for p, g in (("a cat", 0.0), ("a cat", 1.0), ("an owl", 0)))
+    assert torch.equal(zero, one)
+    assert not torch.equal(zero, other)
+
+
+def test_guidance_0_is_no_prompt_elsewhere() -> None:
+    """What the formula says, with a warning: the negative prompt alone is followed."""
+    model = mini("sd1")
+    with pytest.warns(UserWarning, match="0 as the scale of guidance does not follow the prompt: 1 is off"):
+        zero = drawn(model, guidance=0.0, negative="ugly")[0]
+    torch.testing.assert_close(zero, drawn(model, "ugly", guidance=1.0)[0], rtol=0, atol=1e-5)
+    with pytest.warns(UserWarning, match="-1 as the scale"):
+        drawn(model, guidance=-1.0)
+    with pytest.warns(UserWarning, match="0 as the scale"):
+        drawn(mini("flux-dev"), true_cfg=0.0)
+
+
+@pytest.mark.parametrize("family", ["flux-dev", "lcm"])
+def test_embedded_guidance_is_not_negative(family: str) -> None:
+    with pytest.raises(ValueError, match="distilled for positive ones: guidance=-1"):
+        drawn(mini(family), guidance=-1.0)

@@ -187,6 +187,29 @@ def test_turbo(steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     agree(ours(model, steps=steps), peer, steps)
 
 
+@pytest.mark.usefixtures("likeliest")
+def test_turbo_from_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the share of the schedule that strength says, all steps there is room for: the peer's last five of ten trailing ones."""
+    model, image = models.miniature("sdxl-turbo"), picture(3, 0)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor", peers.InTurn())
+    scheduler = diffusers.EulerAncestralDiscreteScheduler(**peers.SD, timestep_spacing="trailing")
+    pipe = peers.turned(opened(model, tmp_path, SDXL, scheduler), SDXL_FROM_IMAGE)
+    sizes: dict[str, Any] = {"original_size": (HEIGHT, WIDTH), "target_size": (HEIGHT, WIDTH)}
+    peer = theirs(pipe, image=image, strength=0.5, generator=peers.generators(), num_inference_steps=10, guidance_scale=0.0, **sizes)
+    agree(ours(model, image=image, strength=0.5, steps=5, guidance=0.0), peer, steps=5)
+
+
+@pytest.mark.usefixtures("likeliest")
+@pytest.mark.parametrize("strength", [0.5, 0.33])
+def test_latent_consistency_from_an_image(strength: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All steps, from the last of the taught times that strength allows."""
+    model, image = models.miniature("lcm"), picture(3, 0)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", peers.InTurn())
+    pipe = peers.turned(opened(model, tmp_path, "LatentConsistencyModelPipeline"), "LatentConsistencyModelImg2ImgPipeline")
+    peer = theirs(pipe, image=image, strength=strength, generator=peers.generators(), num_inference_steps=4, guidance_scale=8.0)
+    agree(ours(model, image=image, strength=strength), peer, steps=4)
+
+
 def test_playground(tmp_path: Path) -> None:
     """EDM's preconditioning and noise levels, latents with a mean and a spread of their own, as saved."""
     model = models.miniature("playground-v2.5")

@@ -329,25 +329,58 @@ def test_families_that_only_their_user_knows(base: str, family: str, load: Load)
         load(base, family="sdxl-trubo")
 
 
-@pytest.mark.parametrize(("family", "found"), [("sd1", "lcm"), ("sdxl", "lcm-sdxl")])
-def test_lcms_scheduler_makes_a_consistency_model(family: str, found: str, configured: Configured) -> None:
-    model = models.load(configured(family, SCHEDULER, _class_name="LCMScheduler"))
-    assert (model.spec["family"], model.distilled) == (found, True)
+TRAILING = {"timestep_spacing": "trailing", "prediction_type": "epsilon"}
 
 
 @pytest.mark.parametrize(
-    ("change", "family"),
+    ("family", "scheduler", "maybe"),
     [
-        ({}, "sd-turbo"),
-        ({"timestep_spacing": "leading"}, "sd2"),
-        ({"prediction_type": "v_prediction"}, "sd2-v"),
-        ({"_class_name": "PNDMScheduler"}, "sd2"),
+        ("sd1", {"_class_name": "LCMScheduler"}, "lcm"),
+        ("sdxl", {"_class_name": "LCMScheduler"}, "lcm-sdxl"),
+        ("sd2", {"_class_name": "EulerDiscreteScheduler", **TRAILING}, "sd-turbo"),
+        ("sd2", {"_class_name": "EulerAncestralDiscreteScheduler", **TRAILING}, "sd-turbo"),
+        ("sdxl", {"_class_name": "EulerAncestralDiscreteScheduler", **TRAILING}, "sdxl-turbo"),
+        ("sdxl", {"_class_name": "EulerDiscreteScheduler", **TRAILING}, ""),
+        ("sd2", {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}, ""),
+        ("sd2", {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing", "prediction_type": "v_prediction"}, ""),
+        ("sd1", {"_class_name": "EulerAncestralDiscreteScheduler", **TRAILING}, ""),
     ],
 )
-def test_the_published_sd_turbo_is_known_by_its_scheduler(change: dict[str, str], family: str, configured: Configured) -> None:
-    """Which is Euler's, at trailing times, for a network that predicts eps."""
-    turbo = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing", "prediction_type": "epsilon"}
-    assert models.load(configured("sd2", SCHEDULER, **(turbo | change))).spec["family"] == family
+def test_a_scheduler_does_not_tell_a_family(family: str, scheduler: dict[str, str], maybe: str, configured: Configured) -> None:
+    """People exchange them: the network is sampled as its own family is, and a note names the other that it may be."""
+    folder = configured(family, SCHEDULER, **scheduler)
+    (folder / "model_index.json").unlink()  # which names the family, where it is ours
+    model = models.load(folder)
+    own = f"{family}-v" if scheduler.get("prediction_type") == "v_prediction" else family
+    assert (model.spec["family"], model.spec["sampling"]) == (own, dict(models.FAMILIES[own].sampling))
+    assert (f"family='{maybe}' is for one" in notes(model)) == bool(maybe)
+
+
+@pytest.mark.parametrize(
+    ("base", "index", "unet", "family"),
+    [
+        ("sdxl", {"_name_or_path": "stabilityai/sdxl-turbo"}, {}, "sdxl-turbo"),
+        ("sdxl", {}, {"_name_or_path": "/x/models--stabilityai--sdxl-turbo/snapshots/7115/unet"}, "sdxl-turbo"),
+        ("sd2", {"_name_or_path": "stabilityai/sd-turbo"}, {}, "sd-turbo"),
+        ("sd2", {"_name_or_path": "stabilityai/sdxl-turbo"}, {}, "sd2"),
+        ("sdxl", {"_name_or_path": "stabilityai/sdxl-turbo-unlike"}, {}, "sdxl"),
+        ("sdxl", {}, {"sample_size": 64}, "sdxl-turbo"),
+        ("sdxl", {}, {"sample_size": 128}, "sdxl"),
+        ("sd2", {}, {"sample_size": 64}, "sd2"),
+        ("sdxl", {"_family": "lcm-sdxl"}, {}, "lcm-sdxl"),
+        ("sdxl", {"_family": ["lcm-sdxl"]}, {}, "sdxl"),
+        ("sdxl", {"_family": "sd1"}, {}, "sdxl"),
+    ],
+)
+def test_what_a_folder_is_named(base: str, index: dict[str, Any], unet: dict[str, Any], family: str, configured: Configured) -> None:
+    """By the repository that its parts were read from, or by us; SDXL-Turbo's as published also by the size it was trained on."""
+    scheduler = {"_class_name": "EulerAncestralDiscreteScheduler", **TRAILING}
+    folder = configured(base, SCHEDULER, **scheduler)
+    for file, change in (("model_index.json", {"_family": None, **index}), ("unet/config.json", unet)):
+        content = json.loads((folder / file).read_text()) | change
+        (folder / file).write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    assert models.load(folder).spec["family"] == family
+    assert models.load(folder, family=base).spec["family"] == base
 
 
 def test_a_full_lcm_is_known_by_its_guidance(load: Load) -> None:
@@ -569,10 +602,17 @@ def test_a_kind_of_preconditioning_that_is_not_known_is_refused(tmp_path: Path) 
             models.load(tmp_path / "folder")
 
 
-def test_a_turbo_folder_is_known_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_a_folder_of_ours_is_of_the_same_family_again(family: str, tmp_path: Path) -> None:
+    """Also where keys and shapes do not tell it."""
+    models.save(tiny(family), tmp_path, layout="diffusers")
+    again, own = models.load(tmp_path).spec, tiny(family).spec
+    assert [again[name] for name in ("family", "grid", "sampling")] == [own[name] for name in ("family", "grid", "sampling")]
+
+
+def test_a_turbo_folder_begins_in_noise_elsewhere_too(tmp_path: Path) -> None:
     """By the scheduler that is saved with it, which begins at the noisiest row, as ours does."""
     models.save(models.miniature("sdxl-turbo"), tmp_path, layout="diffusers")
-    assert models.load(tmp_path).spec["family"] == "sdxl-turbo"
     scheduler = EulerAncestralDiscreteScheduler.from_pretrained(tmp_path / "scheduler")
     scheduler.set_timesteps(1)
     assert scheduler.timesteps.tolist() == [999.0]
