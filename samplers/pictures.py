@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import threading
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +16,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from models.files import replacing, strict
+from samplers.picture_files import png_text, take_apart, webp_size
 
-_OPENING = threading.Lock()  # filters of warnings are the whole program's, and threads that restore them in another order leave others
 MAX_PIXELS = 2**27  # of one picture: a camera's 102 million are read, and what only claims to be huge is refused
+MAX_SETTINGS = 2**20  # characters
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SRGB_ROUNDING = 2  # of 255: what the many versions of the sRGB profile differ by
 SETTINGS = "settings"  # the name of the text in a PNG that holds what it was drawn with, as JSON
 
 
@@ -42,27 +55,52 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 def read_image(path: str | Path, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """A picture as (1, 3, H, W) in [0, 1], upright; with a size, (height, width), made to cover it (`covering`).
 
-    OSError or ValueError in one line for what is no picture, or has transparent pixels, more than 8 bits, or more than `max_pixels`.
+    Errors as in `open_picture`.
     """
-    return covering(_pixels(open_picture(path, max_pixels=max_pixels)), size)
+    return covering(_as_tensor(open_picture(path, max_pixels=max_pixels)), size)
 
 
 def open_picture(
     path: str | Path, mode: Literal["RGB", "L"] = "RGB", content: bytes | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """A picture wholly read and upright, in colour or grey; errors as in `read_image`. May be called by several threads at once.
+    """A picture wholly read and upright, in colour or grey; of an animation the first frame. May be called by several threads at once.
 
-    content  of the file, where that is no file of its own but within another, and `path` only its name
+    PNG, JPEG, WebP and BMP are read, whatever their names end in. Values are those of the file: `open_srgb` heeds colour profiles too.
+    Colours of 16 bits keep the upper 8, CMYK becomes RGB by complement. Of the metadata only orientation and profile are looked at, and
+    what is odd about it is passed over.
+
+    content     of the file, where that is no file of its own but within another, and `path` only its name
+    max_pixels  the most that a picture may have
+
+    FileNotFoundError where there is none, else ValueError, in one line: no picture, a damaged one, one that is transparent in places, has
+    grey values of more than 8 bits, or too many pixels.
     """
-    picture = _opened(path, content, max_pixels)
-    if "A" in picture.getbands() and picture.getchannel("A").getextrema()[0] != 255:
-        raise ValueError(f"{path} is transparent in places: give it a background first")
-    return picture.convert(mode)
+    with _decoded(path, content, max_pixels) as picture:
+        return _in_mode(_opaque(path, picture), mode)
+
+
+def open_srgb(
+    path: str | Path, mode: Literal["RGB", "L"] = "RGB", content: bytes | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """What `open_picture` does, with the colours that the picture's profile means, in sRGB (`to_srgb`): what networks are trained on."""
+    with _decoded(path, content, max_pixels) as picture:
+        return _in_mode(to_srgb(_opaque(path, picture)), mode)
+
+
+def read_pixels(path: str | Path, content: bytes | None = None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """What `open_picture` opens in colour, as uint8 (H, W, 3). Called by several threads, large pictures take turns, which saves memory."""
+    with _decoded(path, content, max_pixels) as picture:
+        return _as_array(_in_mode(_opaque(path, picture), "RGB"))
 
 
 def read_mask(path: str | Path, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """A mask as (1, 1, H, W) in [0, 1], 1, where to paint, where the picture is white; `size` and errors as in `read_image`."""
-    return covering(_pixels(_opened(path, max_pixels=max_pixels).convert("L")), size)
+    """A mask as (1, 1, H, W) in [0, 1]: 1, where to paint, where the picture is white and opaque, 0 where it is black or transparent.
+
+    `size` as in `read_image`, errors as in `open_picture`.
+    """
+    with _decoded(path, None, max_pixels) as picture:
+        white = _as_tensor(_in_mode(picture, "L"))
+        return covering(white * _as_tensor(picture.getchannel("A")) if "A" in picture.getbands() else white, size)
 
 
 def covering(images: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -112,60 +150,170 @@ def save_png(image: Tensor, path: Path, settings: Mapping[str, Any] | None = Non
 
 def read_settings(path: str | Path) -> dict[str, Any]:
     """What a PNG of ours was drawn with. OSError or ValueError in one line for a file that is none."""
-    text = _opened(path).info.get(SETTINGS)
+    content = _read(Path(path), MAX_PIXELS)
     try:
-        settings = json.loads(text) if isinstance(text, str) else None
-    except json.JSONDecodeError:
+        kind = take_apart(content).kind
+        text = png_text(content, SETTINGS.encode()) if kind == "PNG" else None
+    except ValueError as error:
+        raise _unreadable(path, error) from None
+    try:
+        settings = json.loads(text, parse_constant=_finite, parse_float=_finite) if text and len(text) <= MAX_SETTINGS else None
+    except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         raise ValueError(f"{path} does not say what it was drawn with: it is none of our pictures, or was written again by another program")
     return settings
 
 
+def _finite(number: str) -> float:
+    """ValueError for what JSON does not know: NaN, and infinity, by name or by size."""
+    if not isfinite(value := float(number)):
+        raise ValueError(f"{number} is not finite")
+    return value
+
+
 def pixel_difference(a: str | Path, b: str | Path) -> int:
     """The largest difference between two pictures in any channel, 0 ... 255; 255 for pictures of different size or kind."""
-    one, other = _opened(a), _opened(b)
-    if (one.size, one.mode) != (other.size, other.mode):
-        return 255
-    return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
+    with _decoded(a) as one, _decoded(b) as other:
+        if (one.size, one.mode) != (other.size, other.mode):
+            return 255
+        return int(np.abs(_as_array(one).astype(np.int16) - _as_array(other)).max())
 
 
-def _opened(path: str | Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A picture, wholly read and upright."""
-    path = Path(path)
-    if content is None and not path.exists():
-        raise FileNotFoundError(f"no such picture: {path}")
+# Reading -------------------------------------------------------------------------------------------------------------------
+
+
+class _Room:
+    """So many pixels may be decoded at once, by all threads together; a picture of more waits until it is the only one."""
+
+    def __init__(self, pixels: int) -> None:
+        self._all = self._free = pixels
+        self._change = threading.Condition()
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        pixels = min(pixels, self._all)
+        with self._change:
+            self._change.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._change:
+                self._free += pixels
+                self._change.notify_all()
+
+
+_ROOM = _Room(MAX_PIXELS)
+
+
+@contextmanager
+def _decoded(path: str | Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """A picture, wholly read and upright, with an alpha channel where any of it may be transparent."""
+    content = _read(Path(path), max_pixels) if content is None else content
     try:
-        with _OPENING, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            try:
-                picture = Image.open(path if content is None else io.BytesIO(content))
-            finally:
-                Image.MAX_IMAGE_PIXELS = usual
-        with picture:
-            if picture.width * picture.height > max_pixels:
-                size = f"{picture.width}x{picture.height} = {picture.width * picture.height:,} pixels"
-                raise ValueError(f"{size} are more than max_pixels={max_pixels}: make it smaller, or raise max_pixels")
-            picture.load()
-            info = dict(picture.info)
-            upright = ImageOps.exif_transpose(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no picture that can be read: {' '.join(str(error).split())}") from None
-    if upright.mode.startswith(("I", "F")):
-        raise ValueError(f"{path} has pixels of more than 8 bits ({upright.mode}): save it with 8 bits per channel")
-    if upright.mode == "P" or upright.mode == "LA" or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-    upright.info = info
-    return upright
+        file = take_apart(content)
+        picture = None if file.kind == "WEBP" else file.open()
+        width, height = webp_size(content) if picture is None else picture.size
+    except Exception as error:  # whatever Pillow meets in a damaged file, of which it raises many kinds
+        raise _unreadable(path, error) from None
+    if width * height > max_pixels:
+        size = f"{width}x{height} = {width * height:,} pixels"
+        raise ValueError(f"{path} has {size}, more than max_pixels={max_pixels:,}: make it smaller, or raise max_pixels")
+    with _ROOM.take(width * height):
+        try:
+            whole: Image.Image = file.open() if picture is None else picture
+            whole.load()
+        except Exception as error:
+            raise _unreadable(path, error) from None
+        if whole.mode.startswith(("I", "F")):
+            raise ValueError(f"{path} has pixels of more than 8 bits: save it with 8 bits per channel")
+        if file.orientation > 1:
+            whole = whole.transpose(TURNS[file.orientation])
+        if "transparency" in whole.info:
+            whole = whole.convert("RGBA")
+        whole.info = {"icc_profile": file.profile} if file.profile else {}
+        yield whole
 
 
-def _pixels(picture: Image.Image) -> Tensor:
-    pixels = torch.from_numpy(np.array(picture)).reshape(picture.height, picture.width, -1)
-    return rearrange(pixels, "h w c -> 1 c h w").float() / 255
+def _read(path: Path, max_pixels: int) -> bytes:
+    """A file's bytes, which are no more than pictures of so many pixels may need."""
+    if not path.exists():
+        raise FileNotFoundError(f"no such picture: {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} cannot be read as a picture: it is a {'folder' if path.is_dir() else 'device or pipe'}, not a file")
+    if (size := path.stat().st_size) > 8 * max_pixels + 2**20:
+        raise ValueError(
+            f"{path} has {size:,} bytes, more than 8 per pixel of max_pixels={max_pixels:,}: make it smaller, or raise max_pixels"
+        )
+    return path.read_bytes()
+
+
+def _unreadable(path: str | Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be read as a picture: {' '.join(str(error).split()) or type(error).__name__}")
+
+
+def _opaque(path: str | Path, picture: Image.Image) -> Image.Image:
+    if "A" in picture.getbands() and picture.getchannel("A").getextrema()[0] != 255:
+        raise ValueError(f"{path} is transparent in places: give it a background first")
+    return picture
+
+
+def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _as_array(picture: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """uint8 (H, W, C), copied in strips: Pillow's conversion of a whole picture takes its size twice more."""
+    pixels = np.empty((picture.height, picture.width, len(picture.getbands())), np.uint8)
+    rows = max(1, 2**20 // picture.width)
+    for top in range(0, picture.height, rows):
+        strip = picture if rows >= picture.height else picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        pixels[top : top + rows] = np.asarray(strip).reshape(-1, *pixels.shape[1:])
+    return pixels
+
+
+def _as_tensor(picture: Image.Image) -> Tensor:
+    return rearrange(torch.from_numpy(_as_array(picture)), "h w c -> 1 c h w").float() / 255
 
 
 def _picture(pixels: Tensor) -> Image.Image:
     """Of one image (3 or 1, H, W) of whole values."""
     pixels = rearrange(pixels.cpu(), "c h w -> h w c")
     return Image.fromarray(np.ascontiguousarray((pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).numpy()))
+
+
+# Colours -------------------------------------------------------------------------------------------------------------------
+
+
+def to_srgb(picture: Image.Image) -> Image.Image:
+    """A picture in sRGB, of the colours that its ICC profile means (perceptual intent); itself where there is none, or one that is broken,
+    is not for pictures of its kind, or is sRGB's own.
+    """
+    profile = picture.info.get("icc_profile")
+    if not profile:
+        return picture
+    space, convert = _conversion(profile)
+    mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space)
+    fits = picture.mode == mode or (mode == "RGB" and picture.mode != "CMYK") or (mode == "L" and picture.mode in ("1", "LA"))
+    return convert(_in_mode(picture, mode)) if mode and convert and fits else picture
+
+
+@lru_cache(maxsize=16)
+def _conversion(profile: bytes) -> tuple[str, Callable[[Image.Image], Image.Image] | None]:
+    """The colour space of a profile, and what converts pictures of it to sRGB; None for sRGB itself, and for a profile that is broken."""
+    from PIL import ImageCms
+
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = source.profile.xcolor_space.strip()
+        mode = {"GRAY": "L"}.get(space, space)
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return "", None
+    if space == "RGB":
+        probe = np.stack(np.meshgrid(*[np.arange(0, 256, 17, dtype=np.uint8)] * 3), axis=-1).reshape(16, -1, 3)
+        moved = np.asarray(transform.apply(Image.fromarray(probe))).astype(int) - probe
+        if abs(moved).max() <= SRGB_ROUNDING:
+            return space, None
+    return space, transform.apply

@@ -276,7 +276,7 @@ PROMPT_MISTAKES: dict[str, tuple[list[str], str]] = {
     "refiner": ([*SD1, "refiner=sdxl-refiner"], "`python -m models download sdxl-refiner` fetches that model"),
     "other refiner": ([*SD1, "refiner={files}/sdxl.safetensors"], "model and refiner have latents of other units"),
     "no image": ([*SD1, "image={files}/none.png"], "no such picture: {files}/none.png"),
-    "text": ([*SD1, "image={files}/text.png"], "{files}/text.png is no picture that can be read"),
+    "text": ([*SD1, "image={files}/text.png"], "{files}/text.png cannot be read as a picture"),
     "mask alone": ([*SD1, "mask={files}/image.png"], "mask says what is done with an image: give image too"),
     "mask": ([*SD1, "image={files}/image.png", "mask={files}/square.png"], "square.png is 64x64, {files}/image.png 32x64 (height x width)"),
     "strength": ([*SD1, "image={files}/image.png", "strength=0"], "strength is a share of the steps in (0, 1], not 0"),
@@ -288,7 +288,7 @@ PROMPT_MISTAKES: dict[str, tuple[list[str], str]] = {
     "typo": ([*SD1, "negativ=ugly"], "no setting named 'negativ'; did you mean 'negative'?"),
     "from nothing": (["from={files}/none.png"], "no such picture: {files}/none.png"),
     "from another's": (["from={files}/image.png"], "image.png does not say what it was drawn with: it is none of our pictures"),
-    "from no picture": (["from={files}/text.png"], "{files}/text.png is no picture that can be read"),
+    "from no picture": (["from={files}/text.png"], "{files}/text.png cannot be read as a picture"),
     "from what is gone": (["from={files}/moved.png"], "{files}/gone.safetensors, for {files}/moved.png, is not there: weights=... says"),
     "from with labels": (["from={files}/moved.png", "labels=3"], "labels goes with run=FOLDER, a model trained here, and this is weights"),
 }  # fmt: skip

@@ -735,7 +735,7 @@ def spoilt(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("broken", "004.png is no picture that can be read: "),
+        ("broken", "004.png cannot be read as a picture: "),
         ("mixed", "004.png of "),
         ("16 bits", "004.png has pixels of more than 8 bits"),
         ("transparent", "004.png is transparent in places: give it a background first"),

@@ -189,7 +189,7 @@ def test_broken_pictures_are_named(folder: Path, tmp_path: Path) -> None:
     source = FolderPictures(tmp_path)
     (tmp_path / "gone.png").unlink()
     for i, name in enumerate(("cut", "empty", "gone", "text")):
-        said = f"no such picture: {tmp_path}/gone.png" if name == "gone" else f"{tmp_path}/{name}.png is no picture that can be read: "
+        said = f"no such picture: {tmp_path}/gone.png" if name == "gone" else f"{tmp_path}/{name}.png cannot be read as a picture: "
         assert reason(source, i).startswith(said)
 
 
@@ -366,7 +366,7 @@ def test_pictures_of_shards_that_cannot_be_used(
     source = TarPictures(path)
     assert reason(source, 0).startswith(f"{path}/0.png {message}")
     assert reason(source, 0).removeprefix(f"{path}/0.png")[:60] == reason(FolderPictures(tmp_path)).removeprefix(f"{tmp_path}/0.png")[:60]
-    assert reason(source, 1).startswith(f"{path}/1.png is no picture that can be read: ")
+    assert reason(source, 1).startswith(f"{path}/1.png cannot be read as a picture: ")
     assert np.array_equal(only(source, 2).permute(1, 2, 0).numpy(), photographs[0])
 
 

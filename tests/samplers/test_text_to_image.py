@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from configs import compose
 from models.files import read_json
 from samplers import generate, read_image, read_mask
 from samplers.modes import sampled
-from samplers.pictures import pixel_difference, read_settings, save_png, thumbnail
+from samplers.pictures import read_settings, save_png
 from samplers.results import Outcome
 from samplers.text_to_image import text_to_image
 
@@ -338,107 +337,6 @@ def test_a_sheet_is_no_image(files: Path) -> None:
     with pytest.raises(ValueError, match=r"grid\.png is no single image that says what it was drawn with: give one of those in images/"):
         again(out / "grid.png")
     assert read_json(out / "samples.json")["settings"] == read_settings(out / "grid.png")["settings"]
-
-
-# Pictures --------------------------------------------------------------------------------------------------------------
-
-
-def pictured(path: Path, values: Any, mode: str | None = None, **saved: Any) -> Path:
-    Image.fromarray(np.asarray(values, dtype=np.uint8), mode).save(path, **saved)
-    return path
-
-
-def test_reading_pictures(tmp_path: Path) -> None:
-    """Grey, palette, opaque alpha and a turned photograph come as colours in [0, 1]; masks as one channel."""
-    values = np.random.default_rng(0).integers(0, 256, (4, 6, 3))
-    plain = read_image(pictured(tmp_path / "a.png", values))
-    assert plain.shape == (1, 3, 4, 6)
-    assert torch.equal(plain, torch.from_numpy(values).permute(2, 0, 1)[None].float() / 255)
-    opaque = np.concatenate([values, np.full((4, 6, 1), 255)], axis=2)
-    assert torch.equal(read_image(pictured(tmp_path / "b.png", opaque)), plain)
-    grey = read_image(pictured(tmp_path / "c.png", values[..., 0]))
-    assert torch.equal(grey, plain[:, :1].expand(1, 3, 4, 6))
-    assert torch.equal(read_mask(tmp_path / "c.png"), plain[:, :1])
-    turned = Image.Exif()
-    turned[0x0112] = 6  # a quarter clockwise
-    Image.fromarray(values.astype(np.uint8)).save(tmp_path / "d.png", exif=turned)
-    assert torch.equal(read_image(tmp_path / "d.png"), plain.flip(2).transpose(2, 3))
-    Image.fromarray(values[..., 0].astype(np.uint8)).convert("P").save(tmp_path / "e.png")
-    assert read_image(tmp_path / "e.png").shape == (1, 3, 4, 6)
-
-
-def test_covering_a_size(tmp_path: Path) -> None:
-    """A ramp from left to right, 20x40, to 10x10: halved, and a quarter cut off on both sides; upright ramps likewise."""
-    ramp = np.linspace(0, 255, 40)[None].repeat(20, 0)
-    path = pictured(tmp_path / "ramp.png", ramp)
-    half = (np.arange(20) * 2 + 0.5) / 39
-    expected = torch.from_numpy(half[5:15]).float().expand(1, 1, 10, 10)
-    torch.testing.assert_close(read_mask(path, (10, 10)), expected, rtol=0, atol=0.01)
-    torch.testing.assert_close(read_mask(pictured(path, ramp.T), (10, 10)), expected.transpose(2, 3), rtol=0, atol=0.01)
-    assert read_image(path, (33, 7)).shape == (1, 3, 33, 7)
-    assert torch.equal(read_image(path, (40, 20)), read_image(path))
-    edge = pictured(tmp_path / "edge.png", np.eye(16) * 255)
-    assert 0 <= float(read_image(edge, (23, 23)).min()) <= float(read_image(edge, (23, 23)).max()) <= 1
-
-
-def test_large_images_are_small_on_the_sheet() -> None:
-    """By a whole factor, averaged; small ones as they are."""
-    image = torch.rand(3, 600, 300)
-    small = thumbnail(image)
-    assert small.shape == (3, 200, 100)
-    torch.testing.assert_close(small[:, 5, 7], image[:, 15:18, 21:24].mean((1, 2)))
-    assert thumbnail(image, 600) is image
-    assert thumbnail(torch.rand(3, 257, 200)).shape == (3, 129, 100)
-
-
-def test_differences(tmp_path: Path) -> None:
-    """In any channel; another size or kind is as far as can be."""
-    a, b = np.zeros((4, 4, 3)), np.zeros((4, 4, 3))
-    b[2, 1, 1] = 7
-    one, other = pictured(tmp_path / "a.png", a), pictured(tmp_path / "b.png", b)
-    assert (pixel_difference(one, other), pixel_difference(one, one)) == (7, 0)
-    assert pixel_difference(one, pictured(tmp_path / "c.png", a[..., 0])) == 255
-
-
-def transparent(path: Path) -> None:
-    pictured(path, np.zeros((4, 4, 4)))
-
-
-def deep(path: Path) -> None:
-    Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(path)
-
-
-def cut(path: Path) -> None:
-    pictured(path, np.random.default_rng(0).integers(0, 256, (64, 64, 3)))
-    path.write_bytes(path.read_bytes()[:5000])
-
-
-def huge(path: Path) -> None:
-    Image.new("1", (20000, 20000)).save(path)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: path.write_text("no"), "is no picture that can be read: cannot identify image file"),
-        (lambda path: path.write_text(""), "is no picture that can be read"),
-        (lambda path: path.mkdir(), "is no picture that can be read: "),
-        (lambda path: None, "no such picture"),
-        (transparent, "is transparent in places: give it a background first"),
-        (deep, "has pixels of more than 8 bits"),
-        (cut, "is no picture that can be read: "),
-        (huge, "is no picture that can be read: 20000x20000 = 400,000,000 pixels are more than max_pixels=134217728: make it smaller, or"),
-    ],
-    ids=["text", "empty", "folder", "missing", "transparent", "16 bits", "cut off", "huge"],
-)
-def test_what_is_no_picture(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
-    """One line that names the file."""
-    path = tmp_path / "a.png"
-    make(path)
-    with pytest.raises((ValueError, OSError), match=re.escape(message)) as error:
-        read_image(path)
-    assert "\n" not in str(error.value)
-    assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize("text", [None, "no JSON", "[1, 2]", '{"seed": 3}', json.dumps({"run": "x", "seed": 3})])

@@ -136,7 +136,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for content in (b"", b"<html>", whole[: len(whole) // 2], whole.replace(b"IDAT", b"IDAX")):
         path.write_bytes(content)
-        refused(tmp_path, r"a\.png is no picture that can be read: ")
+        refused(tmp_path, r"a\.png cannot be read as a picture: ")
     for make, message in UNREADABLE:
         make(path)
         refused(tmp_path, rf"a\.png {message}")

@@ -443,7 +443,7 @@ def test_a_damaged_image_ends_training_with_one_line(workers: int, tmp_path: Pat
     command = [*folder_command(images, tmp_path / "run"), f"train.workers={workers}"]
     run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stdout) == (1, "")
-    assert re.fullmatch(rf"error: {re.escape(str(damaged))} is no picture that can be read: .*\n", run.stderr), run.stderr
+    assert re.fullmatch(rf"error: {re.escape(str(damaged))} cannot be read as a picture: .*\n", run.stderr), run.stderr
 
 
 def test_a_resumed_run_says_how_it_began(tmp_path: Path) -> None:

@@ -1,0 +1,215 @@
+"""Picture files taken apart: what says the pixels, which is all that Pillow gets to see, and the few things of the rest that are read."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from PIL import ImageFile
+
+MAX_METADATA = 2**24  # bytes of one text or profile, unpacked
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+RAW_EXIF = b"Raw profile type exif"  # how ImageMagick writes EXIF into a text of a PNG
+
+
+class PictureFile(NamedTuple):
+    """A picture's file in parts.
+
+    kind     PNG, JPEG, WEBP or BMP, by its first bytes and not by its name
+    pixels   the file without its metadata
+    exif     the TIFF block, b"" where there is none
+    xmp      the packet
+    profile  of its colours, ICC
+    """
+
+    kind: str
+    pixels: bytes
+    exif: bytes = b""
+    xmp: bytes = b""
+    profile: bytes = b""
+
+    @property
+    def orientation(self) -> int:
+        """1 ... 8, as EXIF numbers them; 1, upright, where nothing that can be read says otherwise."""
+        tag = _orientation(self.exif)
+        said = None if tag else re.search(rb"tiff:Orientation(?:=[\"']|>)([1-8])", self.xmp)
+        return tag or (int(said[1]) if said else 1)
+
+    def open(self) -> ImageFile.ImageFile:
+        """As Pillow opens it, before its pixels are read. Raises what Pillow raises."""
+        from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+        readers: dict[str, type[ImageFile.ImageFile]] = {
+            "PNG": PngImagePlugin.PngImageFile,
+            "JPEG": JpegImagePlugin.JpegImageFile,
+            "WEBP": WebPImagePlugin.WebPImageFile,
+            "BMP": BmpImagePlugin.BmpImageFile,
+        }
+        return readers[self.kind](io.BytesIO(self.pixels))
+
+
+def take_apart(content: bytes) -> PictureFile:
+    """A file in parts. ValueError for one of another kind; damage is Pillow's to find."""
+    if content.startswith(PNG):
+        return _png(content)
+    if content.startswith(b"\xff\xd8\xff"):
+        return _jpeg(content)
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        chunks = {kind: content[start:end] for kind, start, end in _webp_chunks(content) if kind in (b"EXIF", b"XMP ", b"ICCP")}
+        exif = chunks.get(b"EXIF", b"").removeprefix(b"Exif\0\0")
+        return PictureFile("WEBP", content, exif, chunks.get(b"XMP ", b""), chunks.get(b"ICCP", b""))
+    if content.startswith(b"BM"):
+        return PictureFile("BMP", content)
+    raise ValueError("it is not a PNG, JPEG, WebP or BMP file")
+
+
+def png_text(content: bytes, name: bytes) -> str | None:
+    """The text of that name in a PNG, None where there is none; "" for one that is damaged, or longer than MAX_METADATA unpacked."""
+    for kind, start, end in _png_chunks(content):
+        if kind in (b"tEXt", b"zTXt", b"iTXt") and content.startswith(name + b"\0", start):
+            return _text(kind, content[start:end]).decode("utf-8" if kind == b"iTXt" else "latin-1", "replace")
+    return None
+
+
+def webp_size(content: bytes) -> tuple[int, int]:
+    """Width and height of a WebP file, whose reader takes the memory for them at once; (0, 0) where its first chunk does not say it."""
+    kind, head = content[12:16], content[20:30].ljust(10, b"\0")
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
+    if kind == b"VP8L":
+        sides = int.from_bytes(head[1:5], "little")
+        return 1 + (sides & 0x3FFF), 1 + (sides >> 14 & 0x3FFF)
+    width, height = struct.unpack("<HH", head[6:10])
+    return (width & 0x3FFF, height & 0x3FFF) if kind == b"VP8 " else (0, 0)
+
+
+def _png(content: bytes) -> PictureFile:
+    kept, found = [(0, len(PNG))], {}
+    for kind, start, end in _png_chunks(content):
+        if kind in PNG_PIXELS:
+            kept.append((start - 8, end + 4))
+        elif kind in (b"eXIf", b"iCCP") or (kind == b"iTXt" and content.startswith(b"XML:com.adobe.xmp\0", start)):
+            found[kind] = content[start:end]
+        elif kind in (b"tEXt", b"zTXt") and content.startswith(RAW_EXIF + b"\0", start):
+            found[RAW_EXIF] = _raw_exif(_text(kind, content[start:end]))
+        if kind == b"tRNS" and content[25:26] in b"\0\2" and content[24:25] in b"\2\4\x10":
+            raise ValueError(f"its transparent colour is said in {content[24]} bits: save it with an alpha channel of 8 bits")
+    profile = _inflated(found.get(b"iCCP", b"").partition(b"\0")[2][1:])
+    xmp = _text(b"iTXt", found[b"iTXt"]) if b"iTXt" in found else b""
+    return PictureFile("PNG", _joined(content, kept), found.get(b"eXIf") or found.get(RAW_EXIF, b""), xmp, profile)
+
+
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, and first and last byte of what it holds, of every chunk."""
+    at = len(PNG)
+    while at + 8 <= len(content):
+        length, kind = struct.unpack_from(">L4s", content, at)
+        yield kind, at + 8, at + 8 + length
+        at += length + 12
+
+
+def _jpeg(content: bytes) -> PictureFile:
+    """Kept are what the decoder tells colours by (JFIF, Adobe, where they are whole), and all that is no application's and no comment."""
+    found: dict[str, bytes] = {}
+    kept, rest, profiles = [(0, 2)], 2, []
+    for marker, start, end in _jpeg_segments(content):
+        rest = end
+        if marker == 0xE1 and content.startswith(b"Exif\0\0", start):
+            found.setdefault("exif", content[start + 6 : end])
+        elif marker == 0xE1 and content.startswith(b"http://ns.adobe.com/xap/1.0/\0", start):
+            found.setdefault("xmp", content[start + 29 : end])
+        elif marker == 0xE2 and content.startswith(b"ICC_PROFILE\0", start) and end - start > 14:
+            profiles.append((content[start + 12], content[start + 14 : end]))
+        jfif = marker == 0xE0 and content.startswith(b"JFIF\0", start) and end - start >= 14
+        adobe = marker == 0xEE and content.startswith(b"Adobe", start) and end - start >= 12
+        if jfif or adobe or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            kept.append((start - 4, end))
+    pixels = _joined(content, [*kept, (rest, len(content))])
+    return PictureFile("JPEG", pixels, profile=b"".join(part for _, part in sorted(profiles)), **found)
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, and first and last byte of what it holds, of every segment before the pixels, as far as they follow each other."""
+    at = 2
+    while content[at : at + 1] == b"\xff":
+        at += 1
+        while content[at : at + 1] == b"\xff":  # fill bytes
+            at += 1
+        start, end = at + 3, at + 1 + int.from_bytes(content[at + 1 : at + 3], "big")
+        if not start <= end <= len(content) or content[at] < 0xC0 or 0xD0 <= content[at] <= 0xDA:  # the pixels, or no segment
+            return
+        yield content[at], start, end
+        at = end
+
+
+def _webp_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    at = 12
+    while at + 8 <= len(content):
+        kind, length = struct.unpack_from("<4sL", content, at)
+        yield kind, at + 8, at + 8 + length
+        at += 8 + length + length % 2
+
+
+def _orientation(exif: bytes) -> int | None:
+    """The tag 0x0112 of a TIFF block, where it is one of 1 ... 8."""
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(f"{order}L", exif, 4)
+        (entries,) = struct.unpack_from(f"{order}H", exif, start)
+        for at in range(start + 2, start + 2 + 12 * entries, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", exif, at)
+            if tag == 0x0112 and kind in (1, 3, 4):
+                (value,) = struct.unpack_from(order + {1: "B", 3: "H", 4: "L"}[kind], exif, at + 8)
+                return value if 1 <= value <= 8 else None
+    except struct.error:  # cut short
+        pass
+    return None
+
+
+def _raw_exif(text: bytes) -> bytes:
+    """A line feed, a name, a length, and hexadecimal digits in lines."""
+    try:
+        return bytes.fromhex(b"".join(text.split()[2:]).decode("ascii", "replace")).removeprefix(b"Exif\0\0")
+    except ValueError:
+        return b""
+
+
+def _text(kind: bytes, chunk: bytes) -> bytes:
+    """Of a PNG's tEXt, zTXt or iTXt, unpacked."""
+    text, packed = chunk.partition(b"\0")[2], False
+    if kind == b"iTXt":  # flag, method, language, the name in that language
+        packed, text = text[:1] == b"\1", text[2:].split(b"\0", 2)[-1]
+    elif kind == b"zTXt":
+        packed, text = True, text[1:]
+    return _inflated(text) if packed else text
+
+
+def _inflated(packed: bytes) -> bytes:
+    """b"" for what is damaged, or longer than MAX_METADATA."""
+    decoder = zlib.decompressobj()
+    try:
+        plain = decoder.decompress(packed, MAX_METADATA)
+    except zlib.error:
+        return b""
+    return plain if decoder.eof else b""
+
+
+def _joined(content: bytes, spans: Iterable[tuple[int, int]]) -> bytes:
+    """These parts of it; the same object where nothing is left out."""
+    merged: list[tuple[int, int]] = []
+    for start, end in spans:
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((start, end))
+    if merged[0][1] >= len(content):
+        return content
+    view = memoryview(content)
+    return b"".join(view[start:end] for start, end in merged)
