@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from samplers.pictures import open_picture
+from samplers.pictures import open_picture, open_srgb
 from train.data import IMAGE_SUFFIXES, covering, to_tensor
 
 METADATA = "metadata.jsonl"
@@ -64,9 +64,9 @@ class CaptionedImages:
         """An image, resized to cover that size and cropped to its centre, (3, height, width) in [-1, 1], and what SDXL is told of it.
 
         That is, in pixels, height and width of the original, top and left of the crop within the resized image, target_height and
-        target_width of what remains (Podell et al. 2023, section 2.2). Photographs are turned as their EXIF data say.
+        target_width of what remains (Podell et al. 2023, section 2.2). Photographs are turned as their EXIF data say, and are in sRGB.
         """
-        original = open_picture(self.files[index])
+        original = open_srgb(self.files[index])
         image, top, left = covering(original, height, width)
         sizes = {"height": original.height, "width": original.width, "target_height": height, "target_width": width}
         return to_tensor(image), {**sizes, "top": top, "left": left}

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.noise import mix
-from samplers.pictures import open_picture
+from samplers.pictures import open_srgb
 
 Batch = dict[str, Tensor]
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -95,9 +95,9 @@ def digits(split: Literal["train", "held_out", "all"] = "train", held_out: float
 
 
 class ImageFolder:
-    """Images of a folder, decoded when asked for and turned as their EXIF data say.
+    """Images of a folder, decoded when asked for, turned as their EXIF data say, their colours converted from their profiles to sRGB.
 
-    Subfolders, if there are any, are classes: numbers in their order, then names in theirs. Images are refused as `open_picture` does.
+    Subfolders, if there are any, are classes: numbers in their order, then names in theirs. Images are refused as `open_srgb` does.
 
     size      the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None keeps sizes,
               which must then be equal
@@ -136,7 +136,7 @@ class ImageFolder:
         return batch if self.labels is None else {**batch, "label": self.labels[torch.as_tensor(indices)]}
 
     def _read(self, file: Path) -> Tensor:
-        image = open_picture(file, "RGB" if self.channels == 3 else "L")
+        image = open_srgb(file, "RGB" if self.channels == 3 else "L")
         return to_tensor(image if self.size is None else covering(image, self.size, self.size)[0])
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
 
 from eval.images.source import Unreadable
+from samplers.pictures import read_pixels
 
 
-def pixels(picture: Image.Image) -> Tensor:
-    """uint8 (3, H, W) of a picture in colour, channels last in memory, as it was decoded."""
-    return rearrange(torch.from_numpy(np.array(picture)), "h w c -> c h w")
+def pixels(path: str | Path, content: bytes | None = None) -> Tensor:
+    """uint8 (3, H, W) of a picture in colour, channels last in memory; see `read_pixels`.
+
+    Values are those of the file, whatever colour profile it has: published protocols read pictures so, and their figures with it.
+    """
+    return rearrange(torch.from_numpy(read_pixels(path, content)), "h w c -> c h w")
 
 
 def in_threads(read: Callable[[int], Tensor], indices: Sequence[int]) -> list[Tensor | Unreadable]:

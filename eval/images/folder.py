@@ -14,7 +14,6 @@ from torch import Tensor
 from eval.images.decoding import in_threads, pixels
 from eval.images.prompts import Captioned, prompts_for
 from eval.images.source import Unreadable, stamp_of
-from samplers.pictures import open_picture
 from train.captions import METADATA, CaptionedImages
 from train.data import IMAGE_SUFFIXES
 
@@ -60,7 +59,7 @@ class FolderPictures(Captioned):
 
     def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
         """See `Source`."""
-        return in_threads(lambda index: pixels(open_picture(self._files[index])), indices)
+        return in_threads(lambda index: pixels(self._files[index]), indices)
 
 
 def _files(folder: Path) -> tuple[list[Path], Mapping[str, int]]:

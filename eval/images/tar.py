@@ -16,7 +16,6 @@ from torch import Tensor
 from eval.images.decoding import in_threads, pixels
 from eval.images.prompts import KEYS, Captioned, prompts_for
 from eval.images.source import Unreadable, stamp_of
-from samplers.pictures import open_picture
 from train.data import IMAGE_SUFFIXES
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}  # by their first bytes
@@ -60,7 +59,7 @@ class TarPictures(Captioned):
 
     def _pixels(self, index: int) -> Tensor:
         member = self._samples[index].picture
-        return pixels(open_picture(str(member), content=member.read()))
+        return pixels(str(member), member.read())
 
     def _captions(self) -> list[str] | None:
         return self._all("caption", "key.txt, or key.json with a caption", [sample.caption() for sample in self._samples])

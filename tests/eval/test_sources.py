@@ -25,6 +25,7 @@ from eval.images.source import Source, Unreadable
 from eval.images.tar import TarPictures, find_shards
 from eval.images.tensors import TensorPictures
 from samplers.pictures import save_png
+from tests.samplers.test_pictures import of_colours
 from tests.train.test_data import UNREADABLE
 from train.data import digits
 
@@ -482,3 +483,13 @@ EMPTY = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
 def test_tensors_that_are_no_pictures_are_refused(make: Callable[[], TensorPictures], message: str) -> None:
     """Another type, shape, number or range: what is wrong and what would be right."""
     assert message in refusal(make)
+
+
+def test_profiles_change_no_value(tmp_path: Path) -> None:
+    """Published protocols read the values of the file, and so do folders and shards."""
+    Image.new("RGB", (8, 8), (200, 20, 100)).save(tmp_path / "0.png", icc_profile=of_colours("g", "r", "b"))
+    shard = pack(tmp_path / "a.tar", {"0.png": (tmp_path / "0.png").read_bytes()})
+    for source in (FolderPictures(tmp_path), TarPictures(shard)):
+        (picture,) = source.read([0])
+        assert isinstance(picture, torch.Tensor)
+        assert picture[:, 0, 0].tolist() == [200, 20, 100]

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.samplers.test_pictures import encoded, of_colours
+from train.captions import CaptionedImages
 from train.data import ImageFolder, TensorData, digits, shuffled_batches
 
 
@@ -170,3 +172,13 @@ def test_classes_that_are_numbers_come_in_their_order(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         Image.new("L", (4, 4)).save(tmp_path / name / "a.png")
     assert ImageFolder(tmp_path).classes == ["0", "2", "10", "cat"]
+
+
+def test_colours_are_those_that_profiles_mean(tmp_path: Path) -> None:
+    """Folders and captioned images are in sRGB."""
+    profile = of_colours("g", "r", "b")  # linear light, red and green exchanged
+    Image.new("RGB", (8, 8), (200, 20, 100)).save(tmp_path / "a.png", icc_profile=profile)
+    (tmp_path / "a.txt").write_text("a cat")
+    right = torch.from_numpy(encoded(np.array([20, 200, 100]) / 255) / 127.5 - 1).float()[:, None, None].expand(3, 8, 8)
+    torch.testing.assert_close(ImageFolder(tmp_path).__getitems__([0])["x0"][0], right, rtol=0, atol=0.02)
+    torch.testing.assert_close(CaptionedImages(tmp_path).read(0, 8, 8)[0], right, rtol=0, atol=0.02)
