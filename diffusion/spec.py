@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -13,28 +15,37 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 T = TypeVar("T")
 
+_BRIEF = reprlib.Repr()  # for error messages: what a file holds may be megabytes long, and nested deeply
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother, _BRIEF.maxlong = 3, 100, 100, 40
+_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 12
+
+
+def brief(value: Any) -> str:
+    """A value as error messages show it, in a part of a line whatever it is."""
+    return _BRIEF.repr(value)
+
 
 def check_names(what: str, given: Iterable[Any], known: Iterable[str]) -> None:
     """Raise ValueError at the first given name that is not known."""
     known = list(known)
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
+            near = difflib.get_close_matches(str(name)[:100], known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
-            raise ValueError(f"no {what} named {name!r}; {hint}")
+            raise ValueError(f"no {what} named {brief(name)}; {hint}")
 
 
 def check_mapping(what: str, spec: Any) -> dict[str, Any]:
     """The description as a dictionary of its own; ValueError for one that is not a mapping."""
     if not isinstance(spec, Mapping):
-        raise ValueError(f"{what} must be a mapping of names to values, not {spec!r}")
+        raise ValueError(f"{what} must be a mapping of names to values, not {brief(spec)}")
     return dict(spec)
 
 
 def check_type(what: str, value: Any, kind: Any) -> None:
     """Raise ValueError unless a value fits an annotation. NaN is no number, True is none either, and a text stands for a path."""
     if not _fits(value, kind):
-        raise ValueError(f"{what} must be {_said(kind)}, not {value!r}")
+        raise ValueError(f"{what} must be {_said(kind)}, not {brief(value)}")
 
 
 def check_at_least_one(params: Any, *names: str) -> None:
@@ -42,7 +53,16 @@ def check_at_least_one(params: Any, *names: str) -> None:
     for name in names:
         value = getattr(params, name)
         if value is not None and min(value if isinstance(value, tuple) else (value,), default=0) < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
+            raise ValueError(f"{name} must be at least 1, not {brief(value)}")
+
+
+def check_range(params: Any, *names: str, least: float = -math.inf, most: float = math.inf) -> None:
+    """Raise ValueError at the first of these attributes of a parameter dataclass that is outside a range, or a tuple with such a number."""
+    for name in names:
+        value = getattr(params, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not least <= number <= most:
+                raise ValueError(f"{name} must be {least:g} to {most:g}, not {brief(value)}")
 
 
 def lookup(what: str, name: Any, table: Mapping[str, T]) -> T:
@@ -130,7 +150,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if isinstance(origin, type):  # dict[str, Any], Sequence[float], ...; a text is no list of texts
         if not isinstance(value, origin) or isinstance(value, str):
             return False
-        return not isinstance(value, Sequence) or all(_fits(item, parts[0]) for item in value)
+        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, Sequence) else ()
+        return all(_fits(item, parts[-1]) for item in items)
     if getattr(kind, "_is_protocol", False):
         return callable(value)
     return isinstance(value, kind) if isinstance(kind, type) and kind is not Any else True

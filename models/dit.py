@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffusion.spec import check_at_least_one
+from diffusion.spec import check_at_least_one, check_range
 from models.activations import Checkpointing
 from models.attention import CrossAttention, SelfAttention
 from models.conditioning import LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
@@ -47,6 +47,8 @@ class DiTParams:
     def __post_init__(self) -> None:
         check_at_least_one(self, "in_channels", "image_size", "patch_size", "hidden", "depth", "heads")
         check_at_least_one(self, "num_classes", "vector_dim", "context_dim")
+        check_range(self, "dropout", least=0)
+        check_range(self, "time_factor", "mlp_ratio", least=1e-6, most=1e6)
         if self.image_size % self.patch_size:
             raise ValueError(f"an image of {self.image_size} pixels does not divide into patches of {self.patch_size}")
         if self.hidden % self.heads or self.hidden % 4:

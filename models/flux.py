@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffusion.spec import check_at_least_one
+from diffusion.spec import check_at_least_one, check_range
 from models.activations import Checkpointing
 from models.attention import attend
 from models.conditioning import TimeEmbedding, VectorEmbedding, check_conditions, embed
@@ -48,6 +48,7 @@ class FluxParams:
     def __post_init__(self) -> None:
         check_at_least_one(self, "in_channels", "out_channels", "hidden", "heads", "depth", "depth_single", "patch_size")
         check_at_least_one(self, "context_dim", "vector_dim", "guidance_dim", "axes")
+        check_range(self, "theta", "mlp_ratio", least=1e-6, most=1e9)
         if len(self.axes) != 3 or any(dim % 2 for dim in self.axes):
             raise ValueError(f"axes are three even numbers of features, for 0, row and column, not {self.axes}")
         if self.hidden != self.heads * sum(self.axes):

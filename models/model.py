@@ -25,7 +25,7 @@ from diffusion import (
     build_schedule,
     time_grid,
 )
-from diffusion.spec import check_call, check_mapping, check_names, check_type, lookup, make_params
+from diffusion.spec import brief, check_call, check_mapping, check_names, check_type, lookup, make_params
 from models.conditioning import WithImage
 from models.dit import DiT, DiTParams
 from models.finite import lost_weight
@@ -80,6 +80,8 @@ PARTS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "text": (TextEncoder, TextParams),
     "preview": (TAESD, TAESDParams),
 }
+MOST_PIXELS = 4096  # of a sample's sides, and its channels
+MOST_SAMPLING_STEPS = 10_000
 FOLDERS = {"backbone": "network"}  # under which name a part's tensors stand in a file, where it is not its own
 
 
@@ -241,17 +243,33 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
     if missing := [part for part in needed if part not in spec]:
         raise ValueError(f"the model's description lacks {missing[0]!r}")
     prediction = lookup("prediction", spec["prediction"], PREDICTIONS)
-    if "shape" in spec:
-        check_type("shape", spec["shape"], tuple[int, int, int])
+    _check_extras(spec)
     with torch.device(device or torch.get_default_device()):
         network = build_network(spec["network"]) if "network" in spec else None
         parts: dict[str, Any] = {
             name: part(make_params(name, params, spec[name])) for name, (part, params) in PARTS.items() if name in spec
         }
+    if "shape" in spec and not spec["shape"][0] <= (channels := getattr(getattr(network, "params", None), "in_channels", MOST_PIXELS)):
+        raise ValueError(f"shape says that samples have {spec['shape'][0]} channels, and the network takes {channels}")
     model = Model(network, build_schedule(spec["schedule"]), prediction, spec, **parts)
     if network is not None:
         model.check()
     return model
+
+
+def _check_extras(spec: Mapping[str, Any]) -> None:
+    """ValueError where what a description says of samples and sampling cannot be: now, and not when it hangs or fills the memory."""
+    if "shape" in spec:
+        check_type("shape", spec["shape"], tuple[int, int, int])
+        if not all(1 <= size <= MOST_PIXELS for size in spec["shape"]):
+            raise ValueError(f"shape holds sizes from 1 to {MOST_PIXELS:,}, not {brief(spec['shape'])}")
+    check_type("family", spec.get("family", ""), str)
+    sampling = check_mapping("sampling", spec.get("sampling", {}))
+    for name, kind in {"sampler": str, "steps": int, "guidance": float}.items():
+        if name in sampling:
+            check_type(f"sampling.{name}", sampling[name], kind)
+    if not 1 <= sampling.get("steps", 1) <= MOST_SAMPLING_STEPS:
+        raise ValueError(f"sampling.steps must be 1 to {MOST_SAMPLING_STEPS:,}, not {sampling['steps']:,}")
 
 
 def build_network(spec: Mapping[str, Any]) -> nn.Module:

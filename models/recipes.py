@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from diffusion.spec import check_at_least_one, check_names
+from diffusion.spec import check_at_least_one, check_names, check_range
 from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPTextParams
 from models.t5 import T5_XXL, T5Params
 from models.tokenizer import EOS
 
 NUMBER_DIM = 256  # sinusoids per number (Podell et al. 2023, section 2.2)
+LONGEST_T5 = 4096  # rows of context; families have 256 and 512
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,14 @@ class TextParams:
         check_names("rule for null", [self.null], ["empty", "zeros"])
         check_names("tower", [use.tower for use in self.uses], self.towers)
         check_at_least_one(self, "t5_length", "width")
+        check_range(self, "t5_length", most=LONGEST_T5)
         if not self.uses:
             raise ValueError("a text encoder needs at least one use of a tower")
         if "t5" in self.towers:
             raise ValueError("'t5' names T5 among the towers: name this one otherwise")
         for use in self.uses:
-            if not 0 <= (use.blocks or 0) <= (layers := self.towers[use.tower].layers):
+            layers = self.towers[use.tower].layers
+            if not 0 <= (use.blocks or 0) <= layers:
                 raise ValueError(f"the tower {use.tower!r} has {layers} blocks: there is no state after {use.blocks}")
         if len(lengths := {self.towers[use.tower].length for use in self.uses}) > 1:
             raise ValueError(f"towers read {sorted(lengths)} tokens at once: contexts stand side by side, so let all read as many")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffusion.spec import check_at_least_one, check_names
+from diffusion.spec import check_at_least_one, check_names, check_range
 from models.activations import Checkpointing
 from models.attention import CrossAttention, SelfAttention
 from models.conditioning import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
@@ -66,6 +66,8 @@ class UNetParams:
     def __post_init__(self) -> None:
         check_at_least_one(self, "in_channels", "out_channels", "channels", "channel_mult", "blocks", "groups")
         check_at_least_one(self, "heads", "head_dim", "num_classes", "vector_dim", "context_dim", "guidance_dim")
+        check_range(self, "attention", "middle_attention", "dropout", least=0)
+        check_range(self, "time_factor", least=1e-6, most=1e6)
         if len(self.attention) != len(self.channel_mult):
             raise ValueError(
                 f"attention names {len(self.attention)} levels, channel_mult {len(self.channel_mult)}: give one value per level"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch.overrides import TorchFunctionMode
+
+FACTORIES = (torch.empty, torch.zeros, torch.ones)  # what layers make their tensors by
 
 
 class Blank(TorchFunctionMode):
@@ -17,3 +21,26 @@ class Blank(TorchFunctionMode):
         if getattr(function, "__module__", None) == "torch.nn.init":
             return None
         return function(*args, **(kwargs or {}))
+
+
+class BlankWithin(Blank):
+    """The same, for networks whose weights are those of a file: ValueError as soon as they take far more tensors or numbers than it has.
+
+    shapes  of the tensors in the file
+    """
+
+    def __init__(self, shapes: Iterable[tuple[int, ...]]) -> None:
+        super().__init__()
+        sizes = [math.prod(shape) for shape in shapes]
+        self.held = f"{len(sizes):,} tensors of {sum(sizes):,} numbers"
+        self.tensors, self.numbers = 2 * len(sizes) + 100, 2 * sum(sizes) + 1_000_000
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if function in FACTORIES:
+            self.tensors -= 1
+            self.numbers -= math.prod(args[0] if isinstance(args[0], (tuple, list)) else args)
+            if self.tensors < 0 or self.numbers < 0:
+                raise ValueError(f"it takes far more than the {self.held} that are there")
+        return super().__torch_function__(function, types, args, kwargs)

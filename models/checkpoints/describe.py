@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from diffusion.spec import lookup, make_params
+from diffusion.betas import MOST_STEPS
+from diffusion.spec import brief, lookup, make_params
 from models.checkpoints.diffusers_configs import FAMILY_KEY, FLOW_SETTINGS, PREDICTIONS, check_settings
 from models.checkpoints.findings import Findings
 from models.checkpoints.parts import LATENT_STATISTICS, Part
@@ -35,7 +36,6 @@ SCHEDULERS_OF_FEW_STEPS = {  # what networks distilled to few steps are publishe
 }
 TURBO_SIZE = 64  # latents along a side that the UNet of SDXL-Turbo says it was trained on; SDXL's says 128
 MOST_SHIFT = 1000  # of a flow's times; published ones have up to 7
-MOST_STEPS = 100_000  # of a schedule; published ones have 1000
 V_THRESHOLD = 0.09  # see `_guessed`
 SIXTEEN, FOUR = 16, 4  # latent channels, of flows and of others
 MASK_CHANNELS = 64  # of 8x8 pixels, which FLUX.1 Fill sees one beside the other
@@ -228,7 +228,7 @@ def _schedule(found: Findings, own: Mapping[str, Any], prediction: str) -> dict[
         if betas not in ("'linear'", "'scaled_linear'"):
             raise ValueError(f"{where}: its scheduler's configuration has the betas {betas}, which no family here is of")
         if (steps := config.get("num_train_timesteps", 1000)) not in range(2, MOST_STEPS + 1):
-            raise ValueError(f"{where}: its scheduler's configuration has num_train_timesteps={steps!r:.40}, and not 2 ... {MOST_STEPS}")
+            raise ValueError(f"{where}: its scheduler's configuration has num_train_timesteps={brief(steps)}, and not 2 ... {MOST_STEPS}")
         changes = _terminal(found, prediction)
     told = {ours: config[name] for name, ours in names.items() if name in config and config[name] != own[ours]}
     if told:
@@ -266,7 +266,7 @@ def _flow_grid(found: Findings, base: str) -> dict[str, Any]:
         return {"spacing": "mu_shift"}
     shift = config.get("shift", 1.0)
     if not isinstance(shift, int | float) or not 0 < shift < MOST_SHIFT:
-        raise ValueError(f"{where}: its scheduler's configuration has shift={shift!r:.40}, and not a number in (0, {MOST_SHIFT})")
+        raise ValueError(f"{where}: its scheduler's configuration has shift={brief(shift)}, and not a number in (0, {MOST_SHIFT})")
     least = shift / (1000 + shift - 1)  # the time that the scheduler's first of a thousand rows is shifted to
     return {"spacing": "linspace"} | ({"t_end": least} if base.startswith("sd3") else {}) | ({"shift": shift} if shift != 1 else {})
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from models.checkpoints import native
-from models.checkpoints.blank import Blank
+from models.checkpoints.blank import BlankWithin
 from models.checkpoints.describe import describe
 from models.checkpoints.findings import Findings
 from models.checkpoints.folder import PIPELINE, SCHEDULER, config_beside, open_components, read_config, unused
@@ -78,7 +78,7 @@ def load(
     _check_preview([part for part in loading.found.single if part.kind == "preview"])
     spec, towers = describe(loading.found, family, prediction)
     try:
-        with Blank():
+        with BlankWithin(shape for opened in loading.files for shape in opened.file.shapes.values()):
             model = build(spec, device="meta")
     except ValueError as error:
         raise ValueError(f"{', '.join(map(str, places))}: a model that cannot be built: {error}") from None

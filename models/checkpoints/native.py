@@ -10,7 +10,8 @@ Writing is atomic: a file of that name is the old one or the new one, whole, at 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.checkpoints.blank import Blank
+from models.checkpoints.blank import BlankWithin
 from models.checkpoints.parts import AVERAGED, RAW
 from models.checkpoints.stored import Stored, TensorFile
 from models.checkpoints.table import check_dtype, take
@@ -30,6 +31,8 @@ from models.t5_tokenizer import T5Tokenizer
 
 FILE_NAME = "checkpoint.safetensors"
 TOKENIZER = "t5_tokenizer"  # the entry in the metadata
+NETWORKS = ("network", *PARTS)  # the entries of a description that say what tensors there are
+FEW = 4096  # settings that are no tensor's size are below: rows of text, distances of T5
 
 
 def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -55,8 +58,10 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
     file, metadata = _open(path)
     if not isinstance(metadata.get("model"), dict):
         raise ValueError(f"{path} does not say what model it holds: it was not written by models.save or by training")
+    shapes = list(file.shapes.values())
     try:
-        with Blank():
+        _check_numbers("", {key: value for key, value in metadata["model"].items() if key in NETWORKS}, _largest(shapes))
+        with BlankWithin(shapes):
             model = build(metadata["model"], device="meta")
     except ValueError as error:
         raise ValueError(f"{path} describes a model that cannot be built: {error}") from None
@@ -83,6 +88,20 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
         model.text.t5_tokenizer = T5Tokenizer.from_json(metadata[TOKENIZER])
     model.report = Report(tuple(consumed), ignored, files=dict.fromkeys(model.parts, str(path)))
     return model
+
+
+def _largest(shapes: Sequence[tuple[int, ...]]) -> int:
+    """The largest number that the parameters of networks with tensors of these shapes can have: a size, or a count of layers."""
+    return max(FEW, len(shapes), *(size for shape in shapes for size in shape))
+
+
+def _check_numbers(name: str, value: Any, largest: int) -> None:
+    """ValueError at the first whole number in the parameters of networks that is beyond what the tensors there are can fill."""
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_numbers(f"{name}.{key}".strip("."), inner, largest)
+    elif isinstance(value, int) and value > largest and not name.endswith(".pad"):  # which names a token
+        raise ValueError(f"{name} can be at most {largest:,} for the tensors that are there, not {value:,}")
 
 
 def _keys(file: TensorFile, prefix: str) -> dict[str, str]:
@@ -131,6 +150,25 @@ def _open(path: str | Path) -> tuple[TensorFile, dict[str, Any]]:
         path = path / FILE_NAME
     file = open_tensors(path)
     try:
-        return file, {key: json.loads(value) for key, value in file.metadata.items() if key != "format"}
+        return file, {key: _parsed(key, value) for key, value in file.metadata.items() if key != "format"}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or not one of our safetensors files ({error})") from None
+
+
+def _parsed(key: str, text: str) -> Any:
+    """An entry of the metadata. ValueError for numbers in a model's description that are infinite, no numbers, or beyond 64 bits."""
+    if key != "model":
+        return json.loads(text)
+    return json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_whole_number)
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"its description of the model holds {text:.40}, where a finite number is meant")
+    return number
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > 18:
+        raise ValueError(f"its description of the model holds {text:.40}, which is too large a number for anything in it")
+    return int(text)

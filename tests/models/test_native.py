@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import models
 from diffusion import ConsistencyFunction, Denoiser, VarianceExploding, time_grid
 from models import EMA, Model
 from models.checkpoints import native
+from models.checkpoints.tensors import open_tensors
 
 UNET: dict[str, Any] = {
     "network": {
@@ -406,3 +408,104 @@ def test_save_makes_the_folders_it_needs(tmp_path: Path) -> None:
     assert_same(models.load(path).network.state_dict(), fresh(UNET).network.state_dict())
     with pytest.raises(OSError, match=r"model\.safetensors"):
         models.save(fresh(UNET), path / "c.safetensors")
+
+
+# Hostile descriptions --------------------------------------------------------------------------------------------------
+
+ODD = ["1000000", "4000000000000", "4e12", "1e308", "-1", "0", "NaN", "Infinity", "1e999", '"x"', "[]", "{}", "null", "true"]
+ODD += ["[" * 500 + "]" * 500, "[" * 50_000 + "]" * 50_000, "[" + "1," * 20_000 + "1]", "9" * 4000, '"' + "x" * 20_000 + '"']
+HOSTILE: dict[str, dict[str, Any]] = {
+    "unet": {
+        **UNET,
+        "network": {**UNET["network"], "time_factor": 1.0},
+        "shape": [1, 8, 8],
+        "grid": {"spacing": [99.0, 50.0, 10.0], "shift": 1.0},
+    },
+    "dit": {**DIT, "shape": [1, 8, 8], "sampling": {"sampler": "euler", "steps": 20, "guidance": 2.0}},
+    "sd1": {},  # a miniature, of all kinds of parts
+}
+
+
+def leaves(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The places of everything in a description; of a list its first element."""
+    inner = value.items() if isinstance(value, dict) else list(enumerate(value))[:1] if isinstance(value, list) else ()
+    return [place, *(each for key, item in inner for each in leaves(item, (*place, key)))]
+
+
+def replaced(value: Any, place: tuple[Any, ...], text: str) -> str:
+    """A description in JSON with some other JSON in that place."""
+    if not place:
+        return text
+    if isinstance(value, dict):
+        parts = {key: replaced(inner, place[1:], text) if key == place[0] else json.dumps(inner) for key, inner in value.items()}
+        return "{" + ", ".join(f"{json.dumps(key)}: {part}" for key, part in parts.items()) + "}"
+    return f"[{', '.join([replaced(value[0], place[1:], text), *map(json.dumps, value[1:])])}]"
+
+
+def with_description(path: Path, description: str) -> None:
+    """Replace what a file says of its model."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"]["model"] = description
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+def refusal(path: Path) -> str | None:
+    """What loading says of a file, None where it loads, in less than two seconds either way."""
+    start = time.perf_counter()
+    try:
+        models.load(path)
+        return None
+    except (ValueError, OSError) as error:
+        return str(error)
+    finally:
+        assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_odd_value_in_a_description_is_one_line(name: str, tmp_path: Path) -> None:
+    """Whatever stands in any place of it: a model, or one line that names the file, at once."""
+    path, whole = tmp_path / "model.safetensors", tmp_path / "whole.safetensors"
+    model = fresh(HOSTILE[name]) if HOSTILE[name] else models.presets.miniature(name)
+    model.preview = None
+    models.save(model, whole)
+    spec = json.loads(open_tensors(whole).metadata["model"])
+    places = leaves(spec)
+    odd = ODD if HOSTILE[name] else ODD[1:2]  # a miniature takes a while to load
+    for place in places:
+        for text in odd:
+            path.write_bytes(whole.read_bytes())
+            with_description(path, replaced(spec, place, text))
+            said = refusal(path)
+            assert said is None or ("\n" not in said and str(path) in said and len(said) < 700), (place, text[:40], said)
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "message"),
+    [
+        (("network", "blocks"), "1000000", "network.blocks can be at most 4,096"),
+        (("network", "blocks"), "3000", "describes a model that cannot be built: it takes far more than the "),
+        (("network", "channels"), "4000000000000", "network.channels can be at most 4,096"),
+        (("network", "channels"), "4096", "it takes far more than the "),
+        (("network", "num_classes"), "1000000000", "network.num_classes"),
+        (("network", "time_factor"), "1e308", "time_factor must be 1e-06 to 1e[+]06, not 1e[+]308"),
+        (("schedule", "steps"), "1000000000", "2 to 100,000 steps, not 1,000,000,000"),
+        (("shape", 0), "-1", r"shape holds sizes from 1 to 4,096, not \[-1, 8, 8\]"),
+        (("shape", 0), "3", "shape says that samples have 3 channels, and the network takes 1"),
+        (("shape",), "[1, 100000, 8]", "shape holds sizes from 1 to 4,096"),
+        (("prediction",), "1e999", "holds 1e999, where a finite number is meant"),
+        (("sampling",), '{"steps": 1000000000}', "sampling.steps must be 1 to 10,000"),
+        (("sampling",), '{"guidance": "much"}', "sampling.guidance must be a number"),
+        (("family",), "[]", "family must be a text"),
+    ],
+)
+def test_absurd_numbers_are_named(place: tuple[Any, ...], text: str, message: str, tmp_path: Path) -> None:
+    """By the setting and what it may be, before a network is built for them."""
+    spec = {**HOSTILE["unet"], "sampling": {}, "family": "sd1"}
+    models.save(fresh(spec), path := tmp_path / "model.safetensors")
+    with_description(path, replaced(json.loads(json.dumps(spec)), place, text))
+    with pytest.raises(ValueError, match=message) as refused:
+        models.load(path)
+    assert str(path) in str(refused.value)
