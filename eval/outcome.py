@@ -21,6 +21,7 @@ from eval.results import Result, Scored, read_result
 from eval.settings import MACHINE, ScoreParams
 from models.files import check_writable
 from samplers.provenance import provenance
+from train.listing import describe
 
 Gathered = Mapping[Side, Collected]
 
@@ -80,8 +81,7 @@ def _notes(plan: Plan, gathered: Gathered, figures: Mapping[str, Scored]) -> Ite
         if found.skipped:
             yield f"{len(found.skipped)} of {len(plan.sides[side])} {side.removesuffix('s')} pictures could not be used and were left out"
         if ignored := getattr(plan.sides[side], "ignored", None):
-            files = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
-            yield f"files of the {side} that are not read: {files}"
+            yield f"files of the {side} that are not read: {describe(ignored)}"
         if len(found.sizes) > 1:
             yield f"the {side.removesuffix('s')} pictures have {len(found.sizes)} sizes"
     for extractor in plan.extractors.values():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -213,22 +213,22 @@ def _sides(
     params: ScoreParams, metrics: Mapping[str, Metric], statistics: Statistics | None, given: Mapping[Side, Source]
 ) -> dict[Side, Source]:
     """All pictures that the metrics need, opened."""
-    samples = given.get("samples") or open_source(params.samples, params.prompts)
+    samples = given.get("samples") or open_source(params.samples, params.prompts, params.max_pixels)
     if params.n is not None and isinstance(samples, Drawn):
         raise ValueError("n is for pictures that are there: what is drawn says itself how many, samples={run: ..., n: ...}")
     sides: dict[Side, Source] = {"samples": samples if params.n is None else Part(samples, params.n)}
     for side in get_args(Side)[1:]:
         spared = "moments" if side == "reference" and statistics is not None and side not in given else None
         if who := next((name for name, metric in metrics.items() if side in metric.needs and metric.keep != spared), None):
-            sides[side] = given.get(side) or _opened(side, getattr(params, side), who, statistics)
+            sides[side] = given.get(side) or _opened(params, side, who, statistics)
     return sides
 
 
-def _opened(side: Side, asked: Any, who: str, statistics: Statistics | None) -> Source:
-    if asked is None:
+def _opened(params: ScoreParams, side: Side, who: str, statistics: Statistics | None) -> Source:
+    if (asked := getattr(params, side)) is None:
         raise ValueError(f"{who} needs {side} pictures: {side}=FOLDER{', or a file of statistics' * (side == 'reference')}")
     try:
-        return open_source(asked)
+        return open_source(asked, max_pixels=params.max_pixels)
     except ValueError as error:
         if statistics is None:
             raise

@@ -14,6 +14,7 @@ from eval.features.registry import DTYPES, EXTRACTORS, ExtractorParams, build
 from eval.images.open import open_source
 from eval.statistics_file import Statistics, write_statistics
 from models.files import check_writable
+from samplers.pictures import MAX_PIXELS
 from samplers.results import given
 from train.world import world
 
@@ -32,13 +33,14 @@ class StatisticsParams:
     groups: int = 17
     on_error: Literal["refuse", "skip"] = "refuse"
     sizes: Literal["equal", "any"] = "equal"
+    max_pixels: int = MAX_PIXELS
     batch_size: int = 64
     save_every: float = 300.0
     device: str | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "groups", "batch_size")
+        check_at_least_one(self, "groups", "batch_size", "max_pixels")
         check_names("protocol", [self.protocol], PROTOCOLS)
         check_names("extractor", [self.features], EXTRACTORS)
 
@@ -52,7 +54,7 @@ def run(config: Mapping[str, Any]) -> Path | None:
     out, name = Path(params.out), params.features
     if out.suffix != ".safetensors":
         raise ValueError(f"statistics are written as .safetensors: out={out.with_suffix('.safetensors')}")
-    source = open_source(params.samples)
+    source = open_source(params.samples, max_pixels=params.max_pixels)
     with world(params.device) as where:
         if where.leads:
             check_writable(out)

@@ -9,6 +9,7 @@ from diffusion.spec import check_at_least_one, check_names
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import ExtractorParams
 from eval.figures import METRICS
+from samplers.pictures import MAX_PIXELS
 
 MACHINE = ("out", "cache", "report", "wandb", "batch_size", "save_every", "device", "progress")  # what no number depends on
 
@@ -35,6 +36,7 @@ class ScoreParams:
     groups: int = 17
     on_error: Literal["refuse", "skip"] = "refuse"
     sizes: Literal["equal", "any"] = "equal"
+    max_pixels: int = MAX_PIXELS
     out: str | None = None
     report: str | None = None
     cache: str | None = None
@@ -45,7 +47,7 @@ class ScoreParams:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "n", "groups", "batch_size")
+        check_at_least_one(self, "n", "groups", "batch_size", "max_pixels")
         check_names("metric", self.metrics, METRICS)
         check_names("protocol", [self.protocol], PROTOCOLS)
         if len(set(self.metrics)) < len(self.metrics) or not self.metrics:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eval.images.source import Source
 from samplers.pictures import save_png, thumbnail, tile
+from train.listing import class_order
 
 SHOWN = 24  # pictures without classes
 COLUMNS = 12
@@ -52,6 +53,6 @@ def _chosen(source: Source) -> tuple[list[int], int]:
     members: dict[str, list[int]] = {}
     for i, label in enumerate(source.labels):
         members.setdefault(label, []).append(i)
-    columns = sorted(members, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label))[:CLASSES]
+    columns = sorted(members, key=class_order)[:CLASSES]
     each = min(EACH, *(len(members[label]) for label in columns))
     return [members[label][k] for k in range(each) for label in columns], len(columns)

@@ -12,7 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = ("diffusion", "models", "samplers", "train", "eval")
 PACKAGES = (*LAYERS, "configs")
-OF_TRAIN = ("train.data", "train.captions", "train.world", "train.logbook")  # what of train is no training: eval may import it
+OF_TRAIN = (
+    "train.data",
+    "train.captions",
+    "train.listing",
+    "train.world",
+    "train.logbook",
+)  # of train, what eval may import
 OPTIONAL = (
     "torchvision", "transformers", "open_clip", "wandb", "hydra", "scipy", "sklearn", "matplotlib", "PIL", "huggingface_hub",
     "tokenizers", "gguf",

@@ -4,50 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from samplers.pictures import open_picture, open_srgb
-from train.data import IMAGE_SUFFIXES, covering, to_tensor
+from samplers.pictures import MAX_PIXELS, open_picture, open_srgb
+from train.data import covering, to_tensor
+from train.listing import Listing, describe, find_names, list_pictures, one_line, same_text
 
 METADATA = "metadata.jsonl"
+CAPTION, LIST = 2**20, 2**28  # bytes that the text of one caption may have, and a list of them
 
 
 class CaptionedImages:
-    """The images of a folder and its sub-folders, in the order of their names, with a caption each; hidden files are not looked at.
+    """The pictures of a folder and its sub-folders (see `train.listing`), with a caption each (see `read_captions`).
 
-    A caption is the text in cat.txt beside cat.png, or in a line {"file_name": "cat.png", "text": "a cat"} of the folder's metadata.jsonl,
-    whose names are relative to the folder; other entries of a line are not read.
-
-    Raises FileNotFoundError where there is no such folder, else ValueError, in one line: no images, or one without a caption, with an empty
-    one or with two that differ. (Empty captions are mostly those of a captioning tool that failed. To train without captions now and then,
-    for guidance, is the objective's affair: `drop`.)
+    Raises FileNotFoundError where there is no such folder, else ValueError, in one line.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no such folder of captioned images: {folder}")
-        found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        self.files = sorted(path for path in found if not any(name.startswith(".") for name in path.relative_to(folder).parts))
-        if not self.files:
-            raise ValueError(f"no images in {folder}: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
-        listed = _listed(folder / METADATA) if (folder / METADATA).is_file() else {}
-        there = set(self.files)
-        if strange := [path for path in listed if path not in there]:
-            raise ValueError(f"{folder / METADATA} names {strange[0].relative_to(folder)}, but there is no such image in {folder}")
-        captions = {path: _caption(path, listed) for path in self.files}
-        if lacking := [path for path, caption in captions.items() if caption is None]:
-            raise ValueError(
-                f"{len(lacking)} of {len(self.files)} images have no caption, the first is {lacking[0]}: "
-                f"write it into {lacking[0].with_suffix('.txt').name} beside it, or into {METADATA}"
-            )
-        if empty := [path for path, caption in captions.items() if not caption]:
-            raise ValueError(f"the caption of {empty[0]} is empty: write one (objective.drop trains without captions now and then)")
-        self.captions = [caption or "" for caption in captions.values()]
+    def __init__(self, folder: str | Path, max_pixels: int = MAX_PIXELS) -> None:
+        listing = list_pictures(folder)
+        if listing.left_out:
+            warnings.warn(f"files of {folder} that are not read: {describe(listing.left_out)}", stacklevel=2)
+        self.files, self.captions, self.max_pixels = listing.files, read_captions(listing), max_pixels
 
     def __len__(self) -> int:
         return len(self.files)
@@ -56,7 +40,7 @@ class CaptionedImages:
         """SHA-256 of all images and captions in their order, wherever they lie. ValueError at the first image that `read` would refuse."""
         digest = hashlib.sha256()
         with ThreadPoolExecutor() as pool:  # decoding takes longer than a disk reads
-            for image, caption in zip(pool.map(_sha256, self.files), self.captions, strict=True):
+            for image, caption in zip(pool.map(partial(_sha256, max_pixels=self.max_pixels), self.files), self.captions, strict=True):
                 digest.update(image + hashlib.sha256(caption.encode()).digest())
         return digest.hexdigest()
 
@@ -66,49 +50,96 @@ class CaptionedImages:
         That is, in pixels, height and width of the original, top and left of the crop within the resized image, target_height and
         target_width of what remains (Podell et al. 2023, section 2.2). Photographs are turned as their EXIF data say, and are in sRGB.
         """
-        original = open_srgb(self.files[index])
+        original = open_srgb(self.files[index], max_pixels=self.max_pixels)
         image, top, left = covering(original, height, width)
         sizes = {"height": original.height, "width": original.width, "target_height": height, "target_width": width}
         return to_tensor(image), {**sizes, "top": top, "left": left}
 
 
-def _sha256(image: Path) -> bytes:
-    """Of a file that is an image to its end."""
-    open_picture(image)
-    return hashlib.sha256(image.read_bytes()).digest()
+def has_captions(listing: Listing) -> bool:
+    """Whether `read_captions` would find any."""
+    return (listing.folder / METADATA).is_file() or not _texts(listing).keys().isdisjoint(map(_stem, listing.names))
 
 
-def _caption(image: Path, listed: Mapping[Path, str]) -> str | None:
-    beside = image.with_suffix(".txt")
-    if not beside.is_file():
-        return listed.get(image)
-    caption = _text(beside).strip()
-    if listed.get(image, caption) != caption:
-        raise ValueError(f"{image} has two captions, one in {beside.name} and another one in {METADATA}: keep one")
-    return caption
+def read_captions(listing: Listing) -> list[str]:
+    """A caption for each picture: the text in cat.txt beside cat.png, or in a line {"file_name": "cat.png", "text": "a cat"} of the
+    folder's metadata.jsonl, whose names are relative to the folder; other entries of a line are not read.
+
+    ValueError, in one line: a picture without a caption, with an empty one or with two that differ. (Empty captions are mostly those of a
+    captioning tool that failed. To train without captions now and then, for guidance, is the objective's affair: `drop`.)
+    """
+    folder, texts = listing.folder, _texts(listing)
+    listed = _listed(listing) if (folder / METADATA).is_file() else {}
+    captions = [_caption(folder, name, texts.get(_stem(name), []), listed.get(name)) for name in listing.names]
+    if lacking := [name for name, caption in zip(listing.names, captions, strict=True) if caption is None]:
+        raise ValueError(
+            f"{len(lacking)} of {len(captions)} images have no caption, the first is {folder / lacking[0]}: "
+            f"write it into {Path(lacking[0]).with_suffix('.txt').name} beside it, or into {METADATA}"
+        )
+    if empty := [name for name, caption in zip(listing.names, captions, strict=True) if not caption]:
+        raise ValueError(f"the caption of {folder / empty[0]} is empty: write one (objective.drop trains without captions now and then)")
+    return [caption or "" for caption in captions]
 
 
-def _listed(file: Path) -> dict[Path, str]:
-    """Image and caption of every line."""
-    found: dict[Path, str] = {}
-    for number, line in enumerate(_text(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            name, caption = entry["file_name"], entry["text"].strip()
-            path = file.parent / name
-        except (ValueError, TypeError, KeyError, AttributeError):
-            like = '{"file_name": "cat.png", "text": "a cat"}'
-            raise ValueError(f"{file}, line {number} must be like {like}, not {line.strip()[:80]}") from None
-        if path in found:
-            raise ValueError(f"{file}, line {number} is the second one about {name}")
-        found[path] = caption
+def _texts(listing: Listing) -> dict[str, list[str]]:
+    """The .txt files by what they share with the names of their pictures."""
+    texts: dict[str, list[str]] = {}
+    for name in listing.texts:
+        texts.setdefault(_stem(name), []).append(name)
+    return texts
+
+
+def _stem(name: str) -> str:
+    return same_text(os.path.splitext(name)[0])
+
+
+def _caption(folder: Path, name: str, texts: Sequence[str], listed: str | None) -> str | None:
+    found = [(Path(text).name, read_text(folder / text, CAPTION).strip()) for text in texts]
+    found += [] if listed is None else [(METADATA, listed)]
+    for place, caption in found:
+        if caption != found[0][1]:
+            raise ValueError(f"{folder / name} has two captions, one in {found[0][0]} and another one in {place}: keep one")
+    return found[0][1] if found else None
+
+
+def _listed(listing: Listing) -> dict[str, str]:
+    """Picture and caption of every line."""
+    file = listing.folder / METADATA
+    entries = [_entry(file, number, line) for number, line in enumerate(read_text(file).split("\n"), 1) if line.strip()]
+    found: dict[str, str] = {}
+    for (number, name, caption), picture in zip(entries, find_names([name for _, name, _ in entries], listing.names), strict=True):
+        if picture is None:
+            raise ValueError(f"{file} names {one_line(name)}, but there is no such image in {listing.folder}")
+        if picture in found:
+            raise ValueError(f"{file}, line {number} is the second one about {picture}")
+        found[picture] = caption
     return found
 
 
-def _text(file: Path) -> str:
+def _entry(file: Path, number: int, line: str) -> tuple[int, str, str]:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        entry = json.loads(line)
+        name, caption = entry["file_name"], entry["text"]
+        return number, name + "", caption.strip()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        like = '{"file_name": "cat.png", "text": "a cat"}'
+        raise ValueError(f"{file}, line {number} must be like {like}, not {line.strip()[:80]}") from None
+
+
+def _sha256(image: Path, max_pixels: int) -> bytes:
+    """Of a file that is an image to its end."""
+    open_picture(image, max_pixels=max_pixels)
+    return hashlib.sha256(image.read_bytes()).digest()
+
+
+def read_text(file: Path, most: int = LIST) -> str:
+    """A file of at most so many bytes as text. ValueError, in one line, where it is longer or is not UTF-8."""
+    if (size := file.stat().st_size) > most:
+        raise ValueError(f"{file} has {size:,} bytes, more than the {most:,} that such a file may have")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no UTF-8 text: {error}") from None
+    if "\0" in text:
+        raise ValueError(f"{file} is no UTF-8 text: it holds NUL characters, as UTF-16 does; save it as UTF-8")
+    return text

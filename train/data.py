@@ -8,6 +8,7 @@ null.*   what a sample that is to go without a condition is told in its place, w
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -18,10 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.noise import mix
-from samplers.pictures import open_srgb
+from samplers.pictures import MAX_PIXELS, open_srgb
+from train.listing import describe, list_pictures
 
 Batch = dict[str, Tensor]
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 class Dataset(Protocol):
@@ -95,30 +96,28 @@ def digits(split: Literal["train", "held_out", "all"] = "train", held_out: float
 
 
 class ImageFolder:
-    """Images of a folder, decoded when asked for, turned as their EXIF data say, their colours converted from their profiles to sRGB.
+    """Pictures of a folder (which ones: see `train.listing`), decoded when asked for, turned as their EXIF data say, and in sRGB.
 
-    Subfolders, if there are any, are classes: numbers in their order, then names in theirs. Images are refused as `open_srgb` does.
+    Subfolders, if there are any, are classes: numbers in their order, then names in theirs. Pictures are refused as `open_srgb` does.
 
-    size      the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None keeps sizes,
-              which must then be equal
-    channels  3 for colour, 1 for grey
+    size        the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None keeps sizes,
+                which must then be equal
+    channels    3 for colour, 1 for grey
+    max_pixels  of one picture
+    classes     their names, by number
+    kept        what a run must find again when it is resumed: the classes, and SHA-256 of the pictures' names in their order
     """
 
-    def __init__(self, folder: str | Path, size: int | None = None, channels: Literal[1, 3] = 3) -> None:
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no such image folder: {folder}")
-        self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not self.files:
-            raise ValueError(f"no images in {folder}: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
-        names = {p.relative_to(folder).parts[0] for p in self.files if p.parent != folder}
-        classes = sorted(names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
-        loose = [p for p in self.files if p.parent == folder]
-        if classes and loose:
-            raise ValueError(f"{folder} mixes class folders ({classes[0]}, ...) and loose images ({loose[0].name}, ...): keep one kind")
-        self.classes, self.size, self.channels = classes, size, channels
-        self.labels = torch.tensor([classes.index(p.relative_to(folder).parts[0]) for p in self.files]) if classes else None
-        self.num_classes = len(classes) or None
+    def __init__(self, folder: str | Path, size: int | None = None, channels: Literal[1, 3] = 3, max_pixels: int = MAX_PIXELS) -> None:
+        listing = list_pictures(folder)
+        self.files, self.size, self.channels, self.max_pixels = listing.files, size, channels, max_pixels
+        self.classes = listing.classes
+        if listing.left_out:
+            warnings.warn(f"files of {folder} that are not read: {describe(listing.left_out)}", stacklevel=2)
+        number = {name: i for i, name in enumerate(self.classes)}
+        self.labels = torch.tensor([number[label] for label in listing.labels]) if listing.labels else None
+        self.num_classes = len(self.classes) or None
+        self.kept = {"classes": self.classes, "files": listing.sha256}
         first = self._read(self.files[0])
         self.shape = (first.shape[0], first.shape[1], first.shape[2])
 
@@ -136,7 +135,7 @@ class ImageFolder:
         return batch if self.labels is None else {**batch, "label": self.labels[torch.as_tensor(indices)]}
 
     def _read(self, file: Path) -> Tensor:
-        image = open_srgb(file, "RGB" if self.channels == 3 else "L")
+        image = open_srgb(file, "RGB" if self.channels == 3 else "L", max_pixels=self.max_pixels)
         return to_tensor(image if self.size is None else covering(image, self.size, self.size)[0])
 
 

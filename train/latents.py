@@ -24,6 +24,7 @@ from models.checkpoints.tensors import open_tensors
 from models.families import FAMILIES
 from models.files import replacing
 from samplers.generate import image_size
+from samplers.pictures import MAX_PIXELS
 from samplers.prompting import SCORE
 from train.captions import CaptionedImages
 from train.data import Batch
@@ -41,6 +42,7 @@ class LatentParams:
     chunks      pieces of 75 tokens that captions are read in; the rest of a longer one is left out, with a warning
     precision   that the autoencoder and the text encoders compute in
     batch_size  images at once
+    max_pixels  of one image; those with more are refused
     folder      where the result is kept; runs that name the same folder share it; None: the run's own
     """
 
@@ -48,10 +50,11 @@ class LatentParams:
     chunks: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     batch_size: int = 4
+    max_pixels: int = MAX_PIXELS
     folder: str | None = None
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "size", "chunks", "batch_size")
+        check_at_least_one(self, "size", "chunks", "batch_size", "max_pixels")
 
 
 class LatentData:

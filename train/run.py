@@ -105,7 +105,7 @@ def _data(config: Mapping[str, Any], model: Model) -> Dataset:
             raise ValueError("latents are made of a folder of images with captions: give data=FOLDER, or leave them out")
         return make("data set", config["data"], DATASETS)
     params = make_params("latents", LatentParams, config.get("latents", {}))
-    return LatentData(CaptionedImages(config["data"]), model, params, Path(config["run"]))
+    return LatentData(CaptionedImages(config["data"], params.max_pixels), model, params, Path(config["run"]))
 
 
 def _model_and_objective(config: Mapping[str, Any], seed: int, device: torch.device) -> tuple[Model, Objective]:

@@ -11,15 +11,15 @@ from einops import rearrange
 from torch import Tensor
 
 from eval.images.source import Unreadable
-from samplers.pictures import read_pixels
+from samplers.pictures import MAX_PIXELS, read_pixels
 
 
-def pixels(path: str | Path, content: bytes | None = None) -> Tensor:
+def pixels(path: str | Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS) -> Tensor:
     """uint8 (3, H, W) of a picture in colour, channels last in memory; see `read_pixels`.
 
     Values are those of the file, whatever colour profile it has: published protocols read pictures so, and their figures with it.
     """
-    return rearrange(torch.from_numpy(read_pixels(path, content)), "h w c -> c h w")
+    return rearrange(torch.from_numpy(read_pixels(path, content, max_pixels=max_pixels)), "h w c -> c h w")
 
 
 def in_threads(read: Callable[[int], Tensor], indices: Sequence[int]) -> list[Tensor | Unreadable]:

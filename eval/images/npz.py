@@ -14,8 +14,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from eval.images.prompts import prompts_for
-from eval.images.source import Unreadable, stamp_of
+from eval.images.prompts import Prompts, prompts_for
+from eval.images.source import Unreadable, numbered, stamp_of
 
 PICTURES, LABELS = "arr_0", "arr_1"
 
@@ -32,7 +32,7 @@ class NpzPictures:
     prompts: Sequence[str] | None
     _pixels: np.ndarray
 
-    def __init__(self, path: str | Path, prompts: str | Path | Sequence[str] | None = None) -> None:
+    def __init__(self, path: str | Path, prompts: Prompts | None = None) -> None:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no such file of pictures: {path}")
@@ -44,7 +44,7 @@ class NpzPictures:
         if labels is not None and (labels.shape != shape[:1] or labels.dtype.kind not in "iuU"):
             raise ValueError(f"{LABELS} of {path} must hold a class for each of the {shape[0]} pictures, not {labels.dtype} {labels.shape}")
         self.origin, self.stamp = str(path), stamp_of([path])
-        self.names: Sequence[str] = [f"{i:06d}" for i in range(len(self._pixels))]
+        self.names: Sequence[str] = numbered(len(self._pixels))
         self.labels = None if labels is None else [str(label) for label in labels.tolist()]
         self.prompts = None if prompts is None else prompts_for(prompts, self.names)
 

@@ -14,15 +14,17 @@ from eval.images.npz import NpzPictures
 from eval.images.source import Source
 from eval.images.tar import TarPictures
 from eval.images.tensors import TensorPictures
+from samplers.pictures import MAX_PIXELS
 from train.data import digits
 
 
-def open_source(spec: str | Path | Mapping[str, Any], prompts: str | None = None) -> Source:
+def open_source(spec: str | Path | Mapping[str, Any], prompts: str | None = None, max_pixels: int = MAX_PIXELS) -> Source:
     """A source of pictures: a folder, an .npz or .npy file, tar shards ("a-{000000..000009}.tar", "*.tar"), what draws them (`drawn`), or
     a data set, {"name": "digits", "split": "held_out"}.
 
-    prompts  a file of one prompt per picture (`read_prompts`), instead of captions beside the pictures; not for what draws, which is
-             told its own
+    prompts     a file of one prompt per picture (`read_prompts`), instead of captions beside the pictures; not for what draws, which is
+                told its own
+    max_pixels  of one picture that is read from a file
     """
     if isinstance(spec, Mapping):
         if prompts is not None:
@@ -30,11 +32,11 @@ def open_source(spec: str | Path | Mapping[str, Any], prompts: str | None = None
         return _dataset(spec) if "name" in spec else drawn(spec)
     path, name = Path(spec), str(spec).lower()
     if path.is_dir():
-        return FolderPictures(path, prompts)
+        return FolderPictures(path, prompts, max_pixels)
     if name.endswith((".npz", ".npy")):
         return NpzPictures(path, prompts)
     if name.endswith((".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")):
-        return TarPictures(spec, prompts)
+        return TarPictures(spec, prompts, max_pixels)
     if path.exists():
         raise ValueError(f"{path} is no source of pictures: give a folder, an .npz or .npy file, or .tar files")
     raise FileNotFoundError(f"no such folder of pictures: {path}{_near(path)}")

@@ -6,17 +6,20 @@ import csv
 import difflib
 import io
 import json
-import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from diffusion.spec import check_names
+from eval.images.pairing import find_contradiction, find_doubt, order_by_number
+from train.captions import read_text
+from train.listing import find_names, one_line
 
 KEYS = ("prompt", "text", "caption")  # the names that a prompt goes by
+NEAR = 10_000  # names that a wrong one is compared with
 Listed = list[tuple[str | None, str]]  # the name of a picture, None where only the order says it, and its prompt
+Prompts = str | Path | Sequence[str] | Mapping[str, str]
 
 
 class Captioned:
@@ -41,34 +44,57 @@ class Captioned:
         raise NotImplementedError
 
 
-def prompts_for(prompts: str | Path | Sequence[str], names: Sequence[str]) -> list[str]:
-    """One prompt per picture of these names, from a file (`read_prompts`) or as they are. ValueError where they do not fit."""
+def prompts_for(prompts: Prompts, names: Sequence[str]) -> list[str]:
+    """One prompt per picture of these names: from a file (`read_prompts`), by name, {"cat.png": "a cat"}, or in their order.
+
+    ValueError where they do not fit, or where the order is in doubt.
+    """
     if isinstance(prompts, (str, Path)):
         return read_prompts(prompts, names)
+    if isinstance(prompts, Mapping):
+        return _by_name("the mapping of prompts", list(prompts.items()), names)
     _check_filled("the prompts", prompts)
     _check_number("the list of prompts", len(prompts), len(names))
+    if doubt := find_doubt(names):
+        raise ValueError(f"{_doubt('the list of prompts', *doubt)}: give them by name, {{{doubt[1]!r}: prompt, ...}}")
     return list(prompts)
 
 
 def read_prompts(path: str | Path, names: Sequence[str]) -> list[str]:
     """The prompts of pictures of these names, in their order.
 
-    .txt           one per line, in the order of the names
+    .txt           one per line, in the order of the names, or of a number that is in all of them: 1-a.png, 2-b.png, ..., 10-j.png
     .jsonl, .json  {"file_name": "cat.png", "prompt": "a cat"}, one per line or in a list; "text" or "caption" will do for "prompt".
                    A .json file may also be {"cat.png": "a cat", ...}
-    .csv           columns file_name and prompt, or prompt alone, in the order of the names
+    .csv           columns file_name and prompt, or prompt alone, in order as in .txt
 
     FileNotFoundError, or ValueError in one line: pictures without a prompt, prompts without a picture, empty ones, two for one picture.
-    Prompts in order are also refused where sorting by text puts 10.png before 2.png: they were most likely written in the order of the
-    numbers, and every picture would silently be held against another's prompt.
+    So are prompts in order where the order is in doubt (`find_doubt`) and no number tells (`order_by_number`), or where a name has the
+    words of another picture's prompt: otherwise pictures would silently be held against another's prompt.
     """
     path, listed = Path(path), _listed(Path(path))
     prompts = [prompt for _, prompt in listed]
     if any(name is not None for name, _ in listed):
-        return _by_name(path, [(str(name), prompt) for name, prompt in listed], names)
+        return _by_name(str(path), [(str(name), prompt) for name, prompt in listed], names)
     _check_number(str(path), len(prompts), len(names))
-    _check_order(path, names)
+    if doubt := find_doubt(names):
+        order = order_by_number(names)
+        if order is None:
+            raise ValueError(f"{_doubt(str(path), *doubt)}: {_how(doubt[1])}")
+        prompts = [prompt for _, prompt in sorted(zip(order, prompts, strict=True))]
+    if found := find_contradiction(names, prompts):
+        raise ValueError(
+            f"{path} names no pictures, and its order gives {found[0]} another prompt than {found[1][:80]!r}: {_how(found[0])}"
+        )
     return prompts
+
+
+def _doubt(where: str, one: str, other: str) -> str:
+    return f"{where} names no pictures, and it is in doubt which of {one} and {other} comes first"
+
+
+def _how(name: str) -> str:
+    return f'name the pictures in a .jsonl file, {{"file_name": "{name}", "prompt": ...}}, or a .csv file, or put captions beside them'
 
 
 def list_prompts(path: str | Path) -> list[str]:
@@ -85,17 +111,20 @@ def _listed(path: Path) -> Listed:
     return listed
 
 
-def _by_name(path: Path, listed: list[tuple[str, str]], names: Sequence[str]) -> list[str]:
-    twice = [name for name, times in Counter(name for name, _ in listed).items() if times > 1]
-    if twice:
-        raise ValueError(f"{path} has {len(listed)} prompts, and more than one for {twice[0]}: keep one")
-    found, there = dict(listed), set(names)
-    if strange := [name for name in found if name not in there]:
-        near = difflib.get_close_matches(strange[0], names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"the first is {names[0]}" if names else "there are none"
-        raise ValueError(f"{path} has a prompt for {strange[0]}, which is none of the {len(names)} pictures; {hint}")
+def _by_name(where: str, listed: Sequence[tuple[str, str]], names: Sequence[str]) -> list[str]:
+    found: dict[str, str] = {}
+    for (written, prompt), name in zip(listed, find_names([name for name, _ in listed], names), strict=True):
+        if name is None:
+            same = [each for each in names if each.casefold() == written.casefold()]
+            near = same or difflib.get_close_matches(written[:200], names[:NEAR], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the first is {names[0]}" if names else "there are none"
+            raise ValueError(f"{where} has a prompt for {one_line(written)}, which is none of the {len(names)} pictures; {hint}")
+        if name in found:
+            raise ValueError(f"{where} has {len(listed)} prompts, and more than one for {name}: keep one")
+        found[name] = prompt
     if lacking := [name for name in names if name not in found]:
-        raise ValueError(f"{path} has {len(found)} prompts for {len(names)} pictures, and none for {lacking[0]}: add what is missing")
+        raise ValueError(f"{where} has {len(found)} prompts for {len(names)} pictures, and none for {lacking[0]}: add what is missing")
+    _check_filled(where, [found[name] for name in names])
     return [found[name] for name in names]
 
 
@@ -109,39 +138,18 @@ def _check_number(where: str, prompts: int, pictures: int) -> None:
         raise ValueError(f"{where} has {prompts} prompts for {pictures} pictures: give one each, or a .jsonl file that names the pictures")
 
 
-def _check_order(path: Path, names: Sequence[str]) -> None:
-    """ValueError where names that differ in nothing but numbers do not come in the order of these."""
-    stems = [str(Path(name).with_suffix("")) for name in names]
-    numbers = [[int(digits) for digits in re.findall(r"\d+", stem)] for stem in stems]
-    if len({re.sub(r"\d+", "#", stem) for stem in stems}) > 1:
-        return
-    for i in range(1, len(names)):
-        if numbers[i] < numbers[i - 1]:
-            raise ValueError(
-                f"{path} names no pictures, and {names[i - 1]} comes before {names[i]}, so that the order of the prompts is in doubt: "
-                'name them in a .jsonl file, {"file_name": "' + names[i] + '", "prompt": ...}'
-            )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error}") from None
-
-
 def _from_txt(path: Path) -> Listed:
-    lines = _text(path).split("\n")  # not splitlines, which also splits at characters within a prompt
+    lines = read_text(path).split("\n")  # not splitlines, which also splits at characters within a prompt
     return [(None, line.strip()) for line in (lines[:-1] if not lines[-1].strip() else lines)]
 
 
 def _from_jsonl(path: Path) -> Listed:
-    lines = [(number, line) for number, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
     return [_entry(f"{path}, line {number}", _json(f"{path}, line {number}", line)) for number, line in lines]
 
 
 def _from_json(path: Path) -> Listed:
-    content = _json(str(path), _text(path))
+    content = _json(str(path), read_text(path))
     if isinstance(content, Mapping) and all(isinstance(prompt, str) for prompt in content.values()):
         return [(str(name), prompt.strip()) for name, prompt in content.items()]
     if not isinstance(content, list):
@@ -150,14 +158,16 @@ def _from_json(path: Path) -> Listed:
 
 
 def _from_csv(path: Path) -> Listed:
-    rows = csv.DictReader(io.StringIO(_text(path), newline=""), restval="", strict=True)
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="", strict=True)
     try:
         columns = rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
         entries = list(rows)
     except csv.Error as error:
         raise ValueError(f"{path} is no comma-separated text: {error}") from None
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"{path} has two columns of one name: {', '.join(columns)[:200]}")
     if columns != ["prompt"] and not {"file_name", "prompt"} <= set(columns):
-        raise ValueError(f"{path} must have the columns file_name and prompt, or prompt alone, not {', '.join(columns) or 'none'}")
+        raise ValueError(f"{path} must have the columns file_name and prompt, or prompt alone, not {', '.join(columns)[:200] or 'none'}")
     if longer := [number for number, entry in enumerate(entries, 1) if None in entry]:
         raise ValueError(f"row {longer[0]} of {path} has more than {len(columns)} columns: put quotes around prompts with commas in them")
     return [(entry.get("file_name"), entry["prompt"].strip()) for entry in entries]
@@ -165,9 +175,19 @@ def _from_csv(path: Path) -> Listed:
 
 def _json(where: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is no JSON: {error}") from None
+
+
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """ValueError for an object with two entries of one name, of which JSON would keep the last."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"two entries for {one_line(name)}")
+        found[name] = value
+    return found
 
 
 def _entry(where: str, entry: Any) -> tuple[str, str]:

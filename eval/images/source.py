@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
+
+from samplers.pictures import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,20 @@ class Source(Protocol):
         ...
 
 
-def stamp_of(files: Iterable[Path]) -> str:
-    """Of files: SHA-256 of their names, sizes and times."""
+def stamp_of(files: Iterable[Path], max_pixels: int = MAX_PIXELS) -> str:
+    """Of files: SHA-256 of their names, sizes and times; and of a limit that is not the usual one, for it decides what can be read."""
     digest = hashlib.sha256()
     for file in files:
-        about = file.stat()
-        digest.update(f"{file.name} {about.st_size} {about.st_mtime_ns}\n".encode())
+        try:
+            about = file.stat()
+            digest.update(os.fsencode(f"{file.name} {about.st_size} {about.st_mtime_ns}\n"))
+        except OSError:  # a link to nothing: reading it says so
+            digest.update(os.fsencode(f"{file.name} missing\n"))
+    if max_pixels != MAX_PIXELS:
+        digest.update(f"max_pixels {max_pixels}".encode())
     return digest.hexdigest()
+
+
+def numbered(n: int) -> list[str]:
+    """Names for n pictures without names, of equal length."""
+    return [f"{i:0{max(6, len(str(n - 1)))}d}" for i in range(n)]

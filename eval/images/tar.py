@@ -14,9 +14,10 @@ from pathlib import Path, PurePosixPath
 from torch import Tensor
 
 from eval.images.decoding import in_threads, pixels
-from eval.images.prompts import KEYS, Captioned, prompts_for
+from eval.images.prompts import KEYS, Captioned, Prompts, prompts_for
 from eval.images.source import Unreadable, stamp_of
-from train.data import IMAGE_SUFFIXES
+from samplers.pictures import MAX_PIXELS
+from train.listing import PICTURES
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}  # by their first bytes
 
@@ -35,13 +36,14 @@ class TarPictures(Captioned):
     has two of them or none.
     """
 
-    def __init__(self, paths: str | Path | Sequence[str | Path], prompts: str | Path | Sequence[str] | None = None) -> None:
+    def __init__(self, paths: str | Path | Sequence[str | Path], prompts: Prompts | None = None, max_pixels: int = MAX_PIXELS) -> None:
+        self._max_pixels = max_pixels
         given = [paths] if isinstance(paths, (str, Path)) else list(paths)
         shards = [shard for path in given for shard in find_shards(str(path))]
         self._samples = [sample for shard in shards for sample in _samples(shard)]
         if not self._samples:
             raise ValueError(f"no pictures in {', '.join(map(str, given))}: expected members such as 000.png, 000.jpg or 000.webp")
-        self.origin, self.stamp = ", ".join(map(str, given)), stamp_of(shards)
+        self.origin, self.stamp = ", ".join(map(str, given)), stamp_of(shards, max_pixels)
         keys = [sample.key for sample in self._samples]
         unique = len(set(keys)) == len(keys)
         self.names: Sequence[str] = keys if unique else [f"{sample.picture.shard.stem}/{sample.key}" for sample in self._samples]
@@ -59,7 +61,7 @@ class TarPictures(Captioned):
 
     def _pixels(self, index: int) -> Tensor:
         member = self._samples[index].picture
-        return pixels(str(member), member.read())
+        return pixels(str(member), member.read(), self._max_pixels)
 
     def _captions(self) -> list[str] | None:
         return self._all("caption", "key.txt, or key.json with a caption", [sample.caption() for sample in self._samples])
@@ -155,7 +157,7 @@ def _samples(shard: Path) -> list[_Sample]:
         parts[suffix] = member
     samples = []
     for key, parts in found.items():
-        pictures = [part for suffix, part in parts.items() if suffix in IMAGE_SUFFIXES]
+        pictures = [part for suffix, part in parts.items() if suffix in PICTURES]
         if len(pictures) > 1:
             raise ValueError(f"{shard} holds more than one picture called {key}: {pictures[0].name} and {pictures[1].name}")
         if not pictures and parts.keys() & {".txt", ".json", ".cls"}:

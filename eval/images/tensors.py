@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eval.images.prompts import prompts_for
-from eval.images.source import Unreadable
+from eval.images.source import Unreadable, numbered
 from samplers.pictures import to_uint8
 
 
@@ -40,7 +40,7 @@ class TensorPictures:
             raise ValueError(f"{len(labels)} labels for {len(images)} pictures: give one each")
         self._images = images.cpu().expand(-1, 3, -1, -1)
         self.origin = origin
-        self.names: Sequence[str] = [f"{i:06d}" for i in range(len(images))]
+        self.names: Sequence[str] = numbered(len(images))
         given = labels.tolist() if isinstance(labels, Tensor) else labels
         self.labels = None if given is None else [str(label) for label in given]
         self.prompts = None if prompts is None else prompts_for(prompts, self.names)

@@ -100,30 +100,150 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     assert "prompt 2 of the 3 in the prompts is empty" in refusal(lambda: prompts_for(["a", " ", "c"], NAMES))
 
 
+SLUGS = [
+    "red-cat",
+    "blue-cat",
+    "wet-owl",
+    "dry-fox",
+    "old-dog",
+    "new-hen",
+    "big-ant",
+    "low-eel",
+    "hot-bee",
+    "odd-cow",
+    "shy-yak",
+    "far-elk",
+]
+PADDED, BARE = [f"{i:04d}" for i in range(1, 13)], [str(i) for i in range(1, 13)]
+LINES = [f"a {slug.replace('-', ' ')}" for slug in SLUGS]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{number}.png" for number in PADDED],
+        [f"{number}.png" for number in BARE],
+        [f"{number}.jfif" for number in BARE],
+        [str(int(number) - 1) for number in BARE],
+        [f"{int(number) + 41}.png" for number in BARE],
+        [f"seed {int(number) + 91}" for number in BARE],
+        [f"img_{number}_final.png" for number in BARE],
+        [f"{number}-{slug}.png" for number, slug in zip(BARE, SLUGS, strict=True)],
+        [f"{slug}_{number}.png" for number, slug in zip(BARE, SLUGS, strict=True)],
+        [f"{slug}_{number}.png" for number, slug in zip(PADDED, SLUGS, strict=True)],
+        [f"{number}-{3871 * int(number) % 1009}.png" for number in BARE],
+        [f"{3871 * int(number) % 1009:04d}-{number}.png" for number in PADDED],
+        [f"sd15_cfg-7.5-{number}.png" for number in BARE],
+        [f"{int(number) % 3}/{number}.png" for number in PADDED],
+        [f"{number}_of_12_{int(number) % 4}-cats.png" for number in BARE],
+        [f"{int(number):0{1 + int(number) % 3}d}.png" for number in BARE],
+        [f"{2 * int(number):04d}.png" for number in BARE],
+        [f"{int(number) // 3:02d}_{int(number) % 3}.png" for number in BARE],
+        [f"{slug}.png" for slug in sorted(SLUGS)],
+    ],
+    ids=lambda names: names[-1],
+)
+def test_prompts_in_order_go_to_the_pictures_of_their_numbers(names: list[str], tmp_path: Path) -> None:
+    """Line i is of the i-th picture by number, however numbers are written, wherever they begin, and whatever order the source has."""
+    lines = [f"a {name.split('.')[0]}" for name in names] if not any(map(str.isdigit, "".join(names))) else LINES
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    (tmp_path / "a.csv").write_text("\n".join(["prompt", *lines]))
+    wanted = dict(zip(names, lines, strict=True))
+    for order in (names, sorted(names)):
+        assert read_prompts(tmp_path / "a.txt", order) == read_prompts(tmp_path / "a.csv", order) == [wanted[name] for name in order]
+
+
 @pytest.mark.parametrize(
     ("names", "doubtful"),
     [
-        (["1.png", "10.png", "2.png"], ("10.png", "2.png")),
-        (["img_1.png", "img_10.jpg", "img_2.png"], ("img_10.jpg", "img_2.png")),
+        ([*(f"{number}.png" for number in BARE), "overview.png"], ("10.png", "2.png")),
+        ([*(f"{slug}_{number}.png" for number, slug in zip(PADDED, SLUGS, strict=True)), "overview.png"], ("big-ant_0007", "red-cat_0001")),
+        (["1.png", "2.png", "10.png"], ("10.png", "2.png")),
+        (["1.jpg", "1.png", "2.png"], ("1.jpg", "1.png")),
         (["1/7.png", "10/3.png", "2/5.png"], ("10/3.png", "2/5.png")),
-        (["1.png", "2.png", "3.png"], None),
-        (["000001.png", "000002.png", "000010.png"], None),
-        (["seed 9", "seed 10", "seed 11"], None),
-        (["a10.png", "a2.png", "b.png"], None),
-        (["000001.png", "000002.png", "1000000.png"], None),
+        (["a10.png", "a2.png", "b.png"], ("a10.png", "a2.png")),
+        (["cat-1.png", "cat-2.png", "dog-1.png"], ("cat-1.png", "dog-1.png")),
+        (["cat/000.png", "cat/001.png", "dog/000.png", "dog/001.png"], ("cat/000.png", "dog/000.png")),
+        (["8b1f.png", "a3e9.png", "c07d.png"], ("8b1f.png", "a3e9.png")),
+        (["1-3.png", "2-1.png", "3-2.png"], ("1-3.png", "2-1.png")),
+        (["Zebra.png", "apple.png"], ("Zebra.png", "apple.png")),
+        (["an-owl.png", "a-red-cat.png"], ("a-red-cat.png", "an-owl.png")),
+        (["cat-big/a.png", "cat/z.png"], ("cat/z.png", "cat-big/a.png")),
     ],
     ids=str,
 )
-def test_prompts_in_order_need_an_order_without_doubt(names: list[str], doubtful: tuple[str, str] | None, tmp_path: Path) -> None:
-    """10.png before 2.png: prompts written in the order of the numbers would go to other pictures. Named ones are not in doubt."""
-    (tmp_path / "a.txt").write_text("x\ny\nz\n")
-    (tmp_path / "a.csv").write_text("prompt\nx\ny\nz\n")
-    (tmp_path / "a.json").write_text(json.dumps(dict(zip(names, "xyz", strict=True))))
+def test_prompts_whose_order_is_in_doubt_are_refused(names: list[str], doubtful: tuple[str, str], tmp_path: Path) -> None:
+    """Orders that disagree, numbers with gaps that sort as text, that come back, that only some have: one line says how to name them."""
+    names = sorted(names, key=lambda name: name.split("/"))
+    lines = [f"prompt {name}" for name in names]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    (tmp_path / "a.csv").write_text("\n".join(["prompt", *lines]))
     for file in (tmp_path / "a.txt", tmp_path / "a.csv"):
-        if doubtful is None:
-            assert read_prompts(file, names) == ["x", "y", "z"]
-        else:
-            said = refusal(lambda file=file: read_prompts(file, names))  # type: ignore[misc]
-            assert f"{file} names no pictures, and {doubtful[0]} comes before {doubtful[1]}, so that the order of the prompts is" in said
-            assert '.jsonl file, {"file_name": "' + doubtful[1] in said
-    assert read_prompts(tmp_path / "a.json", names) == ["x", "y", "z"]
+        said = refusal(lambda file=file: read_prompts(file, names))  # type: ignore[misc]
+        assert f"{file} names no pictures" in said
+        assert all(name in said for name in doubtful)
+        assert '.jsonl file, {"file_name": "' in said
+    assert "the list of prompts names no pictures" in refusal(lambda: prompts_for(lines, names))
+    wanted = dict(zip(names, lines, strict=True))
+    (tmp_path / "a.json").write_text(json.dumps(wanted))
+    assert read_prompts(tmp_path / "a.json", names) == prompts_for(wanted, names) == lines
+
+
+def test_names_that_read_like_other_prompts_are_refused(tmp_path: Path) -> None:
+    """Pictures called by their prompts, and prompts in another order than the names: nothing but the words tells."""
+    (tmp_path / "a.txt").write_text("a red cat, sleeping\na blue dog\n")
+    said = refusal(lambda: read_prompts(tmp_path / "a.txt", ["a-blue-dog.png", "a-red-cat.png"]))
+    assert "its order gives a-blue-dog.png another prompt than 'a blue dog'" in said
+    (tmp_path / "a.txt").write_text("a blue dog\na red cat, sleeping\n")
+    assert read_prompts(tmp_path / "a.txt", ["a-blue-dog.png", "a-red-cat.png"])[0] == "a blue dog"
+
+
+def test_a_list_in_python_is_never_dealt_out_anew(tmp_path: Path) -> None:
+    """Who gives a list has seen the order of the names: where numbers have another one, it is refused, and a mapping is asked for."""
+    said = refusal(lambda: prompts_for(["x", "y", "z"], ["1.png", "10.png", "2.png"]))
+    assert said.endswith("which of 10.png and 2.png comes first: give them by name, {'2.png': prompt, ...}")
+
+
+def test_names_written_elsewhere_are_found(tmp_path: Path) -> None:
+    """é in one character or in two (macOS), "./" before a name; where both forms are there, each is its own."""
+    one, two = "caf\u00e9.png", "cafe\u0301.png"
+    for names, written in (([one], two), ([two], one), ([two], f"./{one}")):
+        (tmp_path / "a.json").write_text(json.dumps({written: "a"}))
+        assert read_prompts(tmp_path / "a.json", names) == ["a"]
+    (tmp_path / "a.json").write_text(json.dumps({one: "a", two: "b"}))
+    assert read_prompts(tmp_path / "a.json", [two, one]) == ["b", "a"]
+    assert "more than one for caf" in refusal(lambda: read_prompts(tmp_path / "a.json", [one]))
+    (tmp_path / "a.json").write_text(json.dumps({"Cat.PNG": "a"}))
+    assert "has a prompt for Cat.PNG, which is none of the 1 pictures; did you mean cat.png?" in refusal(
+        lambda: read_prompts(tmp_path / "a.json", ["cat.png"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "a red cat\n".encode("utf-16-le"), "is no UTF-8 text: it holds NUL characters, as UTF-16 does"),
+        ("a.csv", b"prompt\na\0b\n", "is no UTF-8 text: it holds NUL characters"),
+        ("a.jsonl", b'{"file_name": "a.png", "prompt": "a", "prompt": "b"}', "line 1 is no JSON: two entries for prompt"),
+        ("a.json", b'{"a.png": "a", "a.png": "b"}', "is no JSON: two entries for a.png"),
+        ("a.csv", b"file_name,prompt,prompt\na.png,a,b\n", "has two columns of one name: file_name, prompt, prompt"),
+        ("a.csv", b'prompt\n"' + b"x" * 200_000 + b'"\n', "is no comma-separated text: field larger than field limit"),
+        ("a.json", b"[" * 100_000, "is no JSON: "),
+        ("a.jsonl", json.dumps({"file_name": "b\n" * 9999, "prompt": "a"}).encode(), "has a prompt for b b b"),
+    ],
+    ids=["utf-16", "nul", "jsonl twice", "json twice", "csv twice", "long field", "deep", "long name"],
+)
+def test_odd_lists_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    """What would otherwise be read as something else, or fill the screen: one line that names the file."""
+    (tmp_path / name).write_bytes(content)
+    said = refusal(lambda: read_prompts(tmp_path / name, ["a.png"]))
+    assert said.startswith(str(tmp_path / name))
+    assert message in said
+    assert len(said) < 600
+
+
+def test_lists_of_gigabytes_are_not_read(tmp_path: Path) -> None:
+    """A file of 4 GB, most of it a hole: refused by its size."""
+    with open(tmp_path / "a.txt", "wb") as file:
+        file.truncate(2**32)
+    assert "has 4,294,967,296 bytes, more than the 268,435,456" in refusal(lambda: read_prompts(tmp_path / "a.txt", ["a.png"]))

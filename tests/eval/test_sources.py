@@ -122,21 +122,23 @@ def test_pictures_of_other_formats_are_counted(tmp_path: Path, folder: Path) -> 
     for name in ("a/x.tif", "a/y.TIF", "b/z.gif", "b/z.txt", "b/z.json", "b/.hidden.gif", ".hidden/z.gif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert refusal(lambda: FolderPictures(tmp_path)).endswith(".png, .webp, not .gif, not .tif")
-    (tmp_path / "b" / "z.png").write_bytes((folder / "000000.png").read_bytes())
+    assert refusal(lambda: FolderPictures(tmp_path)).endswith(".png, .webp, and found 1 .gif, 2 .tif")
+    for name in ("a/z.png", "b/z.png"):
+        (tmp_path / name).write_bytes((folder / "000000.png").read_bytes())
     assert FolderPictures(tmp_path).ignored == {".gif": 1, ".tif": 2}
     assert FolderPictures(folder).ignored == {}
 
 
 def test_linked_class_folders_are_entered(tmp_path: Path, folder: Path) -> None:
-    """As if they were copies. One that is entered twice, or that leads in a circle, is refused; captions behind links are, too."""
+    """As if they were copies, captions included. One that is entered twice, or that leads in a circle, is refused."""
     (tmp_path / "classes" / "a").mkdir(parents=True)
     (tmp_path / "classes" / "a" / "0.png").write_bytes((folder / "000000.png").read_bytes())
     (tmp_path / "classes" / "b").symlink_to(folder, target_is_directory=True)
     source = FolderPictures(tmp_path / "classes")
     assert source.labels == ["a", "b", "b", "b"]
     assert list(source.names) == ["a/0.png", "b/000000.png", "b/000001.png", "b/000002.png"]
-    assert "captions are not looked for behind links such as " in refusal(lambda: source.prompts)
+    (tmp_path / "classes" / "a" / "0.txt").write_text("a copy")
+    assert FolderPictures(tmp_path / "classes").prompts == ["a copy", *CAPTIONS]
     for to in (folder, tmp_path):
         link = tmp_path / "classes" / "c"
         link.symlink_to(to, target_is_directory=True)

@@ -89,7 +89,7 @@ def test_the_fingerprint_is_of_content_and_order(tmp_path: Path) -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, str | None], str]] = {
-    "nothing": ({}, r"no images in {folder}: expected files ending in .*\.png"),
+    "nothing": ({}, r"no pictures in {folder}: expected files ending in .*\.png"),
     "no caption": ({"b.png": "x", "a.png": None, "c.png": None}, r"2 of 3 images have no caption, the first is {folder}/a\.png: write"),
     "empty caption": ({"a.png": " \n"}, r"the caption of {folder}/a\.png is empty: write one \(objective\.drop"),
     "two captions": (
@@ -126,7 +126,7 @@ def test_a_mistake_is_named(tmp_path: Path, files: dict[str, str | None], messag
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     """No folder, no text, no image, half an image, and what samplers refuse too."""
-    with pytest.raises(FileNotFoundError, match=f"no such folder of captioned images: {tmp_path / 'none'}"):
+    with pytest.raises(FileNotFoundError, match=f"no such folder of pictures: {tmp_path / 'none'}"):
         CaptionedImages(tmp_path / "none")
     path = draw(tmp_path / "a.png")
     path.with_suffix(".txt").write_bytes(b"caf\xe9")

@@ -126,9 +126,9 @@ def test_photographs_of_a_folder_are_upright(tmp_path: Path) -> None:
 
 def test_an_image_folder_refuses_what_it_cannot_read(tmp_path: Path) -> None:
     """Missing, empty, mixed, broken and unequal: each is named with what is wrong about it."""
-    with pytest.raises(FileNotFoundError, match=f"no such image folder: {tmp_path / 'none'}"):
+    with pytest.raises(FileNotFoundError, match=f"no such folder of pictures: {tmp_path / 'none'}"):
         ImageFolder(tmp_path / "none")
-    with pytest.raises(ValueError, match=f"no images in {tmp_path}: expected files ending in .*\\.png"):
+    with pytest.raises(ValueError, match=f"no pictures in {tmp_path}: expected files ending in .*\\.png"):
         ImageFolder(tmp_path)
     paint(tmp_path / "a.png")
     paint(tmp_path / "b.png", (9, 8))
@@ -143,7 +143,7 @@ def test_an_image_folder_refuses_what_it_cannot_read(tmp_path: Path) -> None:
             ImageFolder(tmp_path).__getitems__([2])
         assert "\n" not in str(refusal.value)
     paint(tmp_path / "cat" / "a.png")
-    with pytest.raises(ValueError, match=r"mixes class folders \(cat, \.\.\.\) and loose images \(a\.png, \.\.\.\)"):
+    with pytest.raises(ValueError, match=r"mixes class folders \(cat, \.\.\.\) and loose pictures \(a\.png, \.\.\.\)"):
         ImageFolder(tmp_path)
 
 

@@ -1,0 +1,176 @@
+"""Folders of pictures: one listing for training, captions and evaluation, and nothing left out without a word."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eval.images.folder import FolderPictures
+from train.captions import CaptionedImages
+from train.data import ImageFolder
+from train.listing import class_order, list_pictures
+
+
+def put(path: Path, caption: str | None = None) -> Path:
+    """A picture, whatever its name ends in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path, "png")
+    if caption is not None:
+        path.with_suffix(".txt").write_text(caption)
+    return path
+
+
+def refusal(folder: Path) -> str:
+    """What all readers say of a folder, in one line."""
+    found = set()
+    for read in (ImageFolder, FolderPictures):
+        with pytest.raises(ValueError, match=str(folder)) as said:
+            read(folder)
+        found.add(str(said.value))
+    (one,) = found
+    assert "\n" not in one
+    return one
+
+
+def test_all_readers_find_the_same_pictures(tmp_path: Path) -> None:
+    """Hidden entries and those of systems left aside, every suffix in any case, sub-folders of classes and linked ones entered."""
+    store = tmp_path / "store"
+    for name in ("a.png", "deep/b.JPG", "deep/c.Jfif", "d.jpe", "e.jpeg", "f.webp", "g.bmp"):
+        put(store / name, "a picture")
+    root = tmp_path / "root"
+    put(root / "cat" / "z.png", "a cat")
+    (root / "dog").symlink_to(store)
+    for name in (".ipynb_checkpoints/0.png", "cat/.ipynb_checkpoints/0.png", "cat/._z.png", "__MACOSX/cat/z.png", "cat/@eaDir/z.png"):
+        put(root / name)
+    (root / "cat" / "Thumbs.db").touch()
+    (root / "cat" / "notes.md").touch()
+    expected = ["cat/z.png", *(f"dog/{name}" for name in ("a.png", "d.jpe", "deep/b.JPG", "deep/c.Jfif", "e.jpeg", "f.webp", "g.bmp"))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data, captioned, scored = ImageFolder(root), CaptionedImages(root), FolderPictures(root)
+    assert [path.relative_to(root).as_posix() for path in data.files] == expected
+    assert [path.relative_to(root).as_posix() for path in captioned.files] == expected
+    assert list(scored.names) == expected
+    assert captioned.captions == scored.prompts == ["a cat", *["a picture"] * 7]
+    assert data.classes == ["cat", "dog"]
+    assert data.labels is not None
+    assert [data.classes[i] for i in data.labels] == scored.labels == ["cat", *["dog"] * 7]
+    assert data.kept == {"classes": ["cat", "dog"], "files": hashlib.sha256("\n".join(expected).encode()).hexdigest()}
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    """Training warns, evaluation keeps count: other formats in any case, odd suffixes of known ones, and files without any."""
+    put(tmp_path / "a.png", "a")
+    for name in ("b.tif", "c.TIF", "d.heic", "e.jpg_large", "f.gif", "8c7f", "notes.md", "labels.csv"):
+        (tmp_path / name).touch()
+    said = f"files of {tmp_path} that are not read: 1 without a suffix, 1 .gif, 1 .heic, 1 .jpg_large, 2 .tif"
+    for read in (ImageFolder, CaptionedImages):
+        with pytest.warns(UserWarning) as warned:  # noqa: PT030
+            read(tmp_path)
+        assert [str(each.message) for each in warned] == [said]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source = FolderPictures(tmp_path)
+        assert source.prompts == ["a"]
+    assert source.ignored == {"": 1, ".gif": 1, ".heic": 1, ".jpg_large": 1, ".tif": 2}
+
+
+def test_a_class_without_pictures_is_refused(tmp_path: Path) -> None:
+    """One of .tif alone, of text alone, or empty would change the numbers of the classes after it. Beside loose pictures, it is none."""
+    put(tmp_path / "cat" / "a.png")
+    for name in ("ant/a.tif", "ant/a.txt", "ant/.hidden.png", "ant/"):
+        (tmp_path / "ant").mkdir()
+        if not name.endswith("/"):
+            (tmp_path / name).touch()
+        assert refusal(tmp_path).startswith(f"{tmp_path / 'ant'} is a class without a picture that can be read: add some (.bmp, .jfif, ")
+        for path in (tmp_path / "ant").iterdir():
+            path.unlink()
+        (tmp_path / "ant").rmdir()
+    put(tmp_path / "loose" / "b.png")
+    (tmp_path / "loose" / "masks").mkdir()
+    assert ImageFolder(tmp_path / "loose").num_classes is None
+    assert FolderPictures(tmp_path / "loose").labels is None
+
+
+def test_mixed_and_doubled_folders_are_refused_alike(tmp_path: Path) -> None:
+    """Classes beside loose pictures; links in a circle, to themselves, or to one folder twice; one name in two Unicode forms."""
+    put(tmp_path / "mixed" / "cat" / "a.png")
+    put(tmp_path / "mixed" / "b.png")
+    assert "mixes class folders (cat, ...) and loose pictures (b.png, ...)" in refusal(tmp_path / "mixed")
+    put(tmp_path / "circle" / "cat" / "a.png")
+    (tmp_path / "circle" / "cat" / "again").symlink_to(tmp_path / "circle")
+    assert refusal(tmp_path / "circle").endswith(f"again is the same folder as {tmp_path / 'circle'}: keep one of them")
+    (tmp_path / "circle" / "cat" / "again").unlink()
+    (tmp_path / "circle" / "loop").symlink_to("loop")
+    (tmp_path / "circle" / "gone").symlink_to("nothing")
+    with pytest.warns(UserWarning, match="2 without a suffix"):
+        assert ImageFolder(tmp_path / "circle").classes == ["cat"]
+    put(tmp_path / "forms" / "caf\u00e9" / "a.png")
+    put(tmp_path / "forms" / "cafe\u0301" / "a.png")
+    assert "two folders caf\u00e9, whose names differ in Unicode form only" in refusal(tmp_path / "forms")
+
+
+def test_names_that_cannot_be_written_down_are_refused(tmp_path: Path) -> None:
+    """Latin-1, and line breaks, in the name of a picture or of a folder on the way to it: shown so that it can be found."""
+    for name, shown in ((b"caf\xe9.png", r"caf\xe9.png"), (b"caf\xe9/a.png", r"caf\xe9"), (b"a\nb.png", r"a\x0ab.png")):
+        place = tmp_path / str(len(list(tmp_path.iterdir())))
+        put(Path(os.fsdecode(os.path.join(os.fsencode(place), name))))
+        assert refusal(place) == f"a name in {place} is not UTF-8 or holds control characters: rename {shown}"
+
+
+def test_captions_are_found_whatever_the_form_of_names(tmp_path: Path) -> None:
+    """é in two characters beside é in one, .TXT, and metadata.jsonl written on another system; two that differ are refused."""
+    put(tmp_path / "caf\u00e9.png")
+    put(tmp_path / "b.png")
+    put(tmp_path / "na\u00efve.png")
+    (tmp_path / "cafe\u0301.txt").write_text("coffee")
+    (tmp_path / "b.TXT").write_text("b")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "nai\u0308ve.png", "text": "simple"}', encoding="utf-8")
+    expected = {"b.png": "b", "caf\u00e9.png": "coffee", "na\u00efve.png": "simple"}
+    assert dict(zip(list_pictures(tmp_path).names, CaptionedImages(tmp_path).captions, strict=True)) == expected
+    assert FolderPictures(tmp_path).prompts == list(expected.values())
+    (tmp_path / "caf\u00e9.txt").write_text("tea")
+    with pytest.raises(ValueError, match=r"caf\u00e9.png has two captions, one in caf.*txt and another one in caf.*txt: keep one"):
+        CaptionedImages(tmp_path)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not left out, as by os.walk."""
+    put(tmp_path / "cat" / "a.png")
+    put(tmp_path / "dog" / "a.png")
+    scandir = os.scandir
+
+    def guarded(place: Path) -> object:
+        if place.name == "dog":
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(PermissionError, match=f"Permission denied: '{tmp_path / 'dog'}'"):
+        list_pictures(tmp_path)
+
+
+def test_classes_are_in_one_order() -> None:
+    """Numbers first, by value; then names."""
+    assert sorted(["b", "10", "a", "2", "007"], key=class_order) == ["2", "007", "10", "a", "b"]
+
+
+def test_the_limit_of_pixels_can_be_raised(tmp_path: Path) -> None:
+    """By the setting that the message names, in training, captions and evaluation."""
+    put(tmp_path / "a.png", "a")
+    for read in (
+        lambda **limit: ImageFolder(tmp_path, **limit),
+        lambda **limit: CaptionedImages(tmp_path, **limit).read(0, 4, 4),
+        lambda **limit: CaptionedImages(tmp_path, **limit).fingerprint(),
+    ):
+        read(max_pixels=16)
+        with pytest.raises(ValueError, match=r"a\.png .* more than max_pixels=15: .* raise max_pixels"):
+            read(max_pixels=15)
+    (picture,) = FolderPictures(tmp_path, max_pixels=15).read([0])
+    assert "raise max_pixels" in getattr(picture, "reason", "")
+    assert FolderPictures(tmp_path, max_pixels=15).stamp != FolderPictures(tmp_path).stamp
