@@ -178,7 +178,7 @@ ALIGN_YOUR_STEPS = {
 }
 
 
-def align_your_steps(schedule: Schedule, steps: int, t_start: float, t_end: float, table: str = "sd1") -> Tensor:
+def align_your_steps(schedule: Schedule, steps: int, t_start: float, t_end: float, table: str) -> Tensor:
     """Levels optimised for one model in 10 steps, as a table of sigma/alpha (Sabour et al. 2024); tables: sd1, sdxl, svd.
 
     Other numbers of steps interpolate log sigma linearly between its 11 entries, as the authors do. Any schedule has these levels

@@ -33,6 +33,7 @@ class Family:
     sampling  sampler, steps and guidance that it is meant for
     size      pixels of the shorter side that it was trained on
     scale, shift, mean, std  of its latents, see VAEParams
+    table     the one of spacing "align_your_steps" that was fitted to it, if one is published
     """
 
     title: str
@@ -47,6 +48,7 @@ class Family:
     consistency: Mapping[str, Any] | None = None
     grid: Mapping[str, Any] = field(default_factory=lambda: {"spacing": "karras"})
     sampling: Mapping[str, Any] = field(default_factory=lambda: {"sampler": "dpmpp_2m", "steps": 25, "guidance": 7.5})
+    table: str | None = None
 
 
 def _euler(steps: int, guidance: float) -> dict[str, Any]:
@@ -63,13 +65,13 @@ DEV: dict[str, Any] = {**FLUX, "grid": {"spacing": "mu_shift"}}
 SD3: dict[str, Any] = {**FLOW, "scale": 1.5305, "shift": 0.0609, "grid": {"spacing": "linspace", "t_end": 0.003 / 1.002, "shift": 3.0}}
 
 FAMILIES: dict[str, Family] = {
-    "sd1": Family("Stable Diffusion 1.x", "sd1", 512),
+    "sd1": Family("Stable Diffusion 1.x", "sd1", 512, table="sd1"),
     "sd2": Family("Stable Diffusion 2.x, 512 pixels", "sd2", 512),
     "sd2-v": Family("Stable Diffusion 2.x, 768 pixels", "sd2", 768, prediction="v"),
     "sd-turbo": Family("SD-Turbo", "sd2", 512, **TURBO),
     "lcm": Family("LCM of Stable Diffusion 1.x", "sd1", 512, **LCM, sampling={"sampler": "lcm", "steps": 4, "guidance": 8.0}),
-    "sdxl": Family("Stable Diffusion XL", "sdxl", **SDXL),
-    "sdxl-v": Family("Stable Diffusion XL with v-prediction", "sdxl", **SDXL, prediction="v"),
+    "sdxl": Family("Stable Diffusion XL", "sdxl", **SDXL, table="sdxl"),
+    "sdxl-v": Family("Stable Diffusion XL with v-prediction", "sdxl", **SDXL, prediction="v", table="sdxl"),
     "sdxl-refiner": Family("Stable Diffusion XL refiner", "sdxl-refiner", **SDXL),
     "sdxl-turbo": Family("SDXL-Turbo", "sdxl", 512, 0.13025, **TURBO),
     "lcm-sdxl": Family(

@@ -25,9 +25,11 @@ from diffusion import (
     build_schedule,
     time_grid,
 )
+from diffusion.spacing import ALIGN_YOUR_STEPS
 from diffusion.spec import brief, check_call, check_mapping, check_names, check_type, lookup, make_params
 from models.conditioning import WithImage
 from models.dit import DiT, DiTParams
+from models.families import FAMILIES
 from models.finite import lost_weight
 from models.flux import Flux, FluxParams
 from models.packed import unpacked
@@ -182,9 +184,25 @@ class Model:
         """Whether the denoiser is a consistency function, which one or two steps of the `consistency` sampler suffice for."""
         return "consistency" in self.spec
 
-    def grid(self, steps: int | None, /, **settings: Any) -> Grid:
-        """The time grid to sample this model on: its own, which is part of its description, or what the settings of `time_grid` say."""
+    def grid(self, steps: int | None, /, size: tuple[int, int] | None = None, **settings: Any) -> Grid:
+        """The time grid to sample this model on: its own, which is part of its description, or what the settings of `time_grid` say.
+
+        What a spacing needs of the model comes from here, unless it is among the settings: the table of align_your_steps that was fitted to
+        the family, and mu_shift's number of tokens, for samples of `size` (H, W), by default the size it was trained on.
+        ValueError for settings that make no grid, and for align_your_steps where no table is published for the family.
+        """
         settings = settings or check_mapping("grid", self.spec.get("grid", {}))
+        if settings.get("spacing") == "align_your_steps" and "table" not in settings:
+            of = FAMILIES.get(self.spec.get("family", ""))
+            if of is None or of.table is None:
+                raise ValueError(
+                    f"no table of align_your_steps is published for {of.title if of else 'this model'}: name one, "
+                    f"table={' or '.join(ALIGN_YOUR_STEPS)}, or take another spacing"
+                )
+            settings = {**settings, "table": of.table}
+        side, size = getattr(getattr(self.backbone, "params", None), "multiple", None), size or self.spec.get("shape", (0, 0, 0))[1:]
+        if settings.get("spacing") == "mu_shift" and not settings.keys() & {"mu", "tokens"} and side and all(size):
+            settings = {**settings, "tokens": size[0] * size[1] // side**2}
         return time_grid(self.schedule, steps, **check_call("the grid", time_grid, 2, settings))
 
     def check(self) -> None:

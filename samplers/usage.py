@@ -25,12 +25,8 @@ class Usage:
 
     def levels(self, model: Model, size: tuple[int, int] | None = None) -> Grid:
         """The grid itself; size: height and width of the images in pixels, where it depends on them. ValueError for settings of none."""
-        grid = self.grid
-        if size is not None and grid.get("spacing") == "mu_shift" and not grid.keys() & {"mu", "tokens"}:
-            network: Any = model.network
-            side = model.require("vae").factor * network.params.multiple  # of a token
-            grid = {**grid, "tokens": size[0] * size[1] // side**2}
-        return model.grid(self.steps, **grid)
+        factor = 1 if size is None else model.require("vae").factor
+        return model.grid(self.steps, size and (size[0] // factor, size[1] // factor), **self.grid)
 
 
 def usage(

@@ -36,7 +36,8 @@ def within(schedule: Schedule, spacing: str) -> dict[str, Any]:
     few_steps: dict[str, dict[str, Any]] = {
         "lcm": {"taught": 1000},
         "turbo": {"stride": 0.0009},
-    }  # by themselves these two are for few steps
+        "align_your_steps": {"table": "sd1"},
+    }  # by themselves the first two are for few steps, and the last for one model
     return low if spacing == "leading" else few_steps.get(spacing, {})
 
 

@@ -79,8 +79,10 @@ def pair_of(params: Any) -> Pair:
     if isinstance(params, FluxParams):
         return Pair(params, Flux, ("FluxTransformer2DModel", diffusers_configs.flux(params)), _flux, tokens=512, t=0.5)
     if isinstance(params, SD3Params):
-        return Pair(params, SD3, ("SD3Transformer2DModel", diffusers_configs.sd3(params, 128)), _sd3, tokens=333, t=0.5)
-    return Pair(params, UNet, ("UNet2DConditionModel", diffusers_configs.unet(cast(UNetParams, params), 64)), _unet, tokens=77, t=500.0)
+        return Pair(params, SD3, ("SD3Transformer2DModel", diffusers_configs.sd3(params, (128, 128))), _sd3, tokens=333, t=0.5)
+    return Pair(
+        params, UNet, ("UNet2DConditionModel", diffusers_configs.unet(cast(UNetParams, params), (64, 64))), _unet, tokens=77, t=500.0
+    )
 
 
 def _unet(given: Given) -> dict[str, Any]:

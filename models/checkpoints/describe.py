@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,13 @@ from models.recipes import TextParams
 from models.unet import UNetParams
 from models.vae import VAEParams
 
-SAID = {"epsilon": "eps", "v": "v", **{name: ours for ours, name in PREDICTIONS.items()}}  # what files and configurations call predictions
+SAID = {name: ours for ours, name in PREDICTIONS.items()}  # what configurations call predictions
+SPELLED = {  # what texts beside weights call them, without case and all but letters and digits
+    **dict.fromkeys(("eps", "epsilon", "epsilonprediction", "epsprediction", "epspred", "noise"), "eps"),
+    **dict.fromkeys(("v", "velocity", "vprediction", "vpred", "vparam", "vparameterization", "velocityprediction"), "v"),
+    **dict.fromkeys(("x0", "sample", "xstart", "x0prediction", "sampleprediction"), "x0"),
+}
+MOST_SIDE = 4096  # latents along a side that a configuration may call the size it was trained on
 MOST_LATENT_CHANNELS = 64
 PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key")  # in metadata
 V_MARK, COSXL_MARK = "v_pred", "edm_vpred.sigma_max"
@@ -61,6 +68,8 @@ def describe(found: Findings, family: str | None, prediction: str | None) -> tup
         needed = " and ".join(TOWERS[base])
         raise ValueError(f"{found.files[0].path} holds a {found.towers[0].words} alone, of use only beside others: load {needed} together")
     spec = description(name, network, _vae_params(found, of, family), text, preview)
+    if network:
+        spec["shape"][1:] = _trained_size(found) or spec["shape"][1:]
     if said and (prediction or spec["prediction"] != "edm"):
         spec["prediction"] = said
     if of.prediction == "flow":
@@ -170,14 +179,16 @@ def _said(found: Findings) -> str | None:
     if _marked([file], V_MARK):
         found.notes.append("predicts v, as a mark beside the weights says")
         return "v"
-    sources = {"the file's metadata": next((file.metadata[key] for key in PREDICTION_KEYS if key in file.metadata), None)}
-    if not _is_edm(found):
-        sources["its scheduler's configuration"] = found.scheduler.get("prediction_type")
-    for source, name in sources.items():
-        if name:
-            ours = lookup(f"prediction of {file.path}, as {source} has it,", name, SAID)
-            found.notes.append(f"predicts {ours}, as {source} says")
-            return ours
+    for key in PREDICTION_KEYS:
+        if text := file.metadata.get(key, "").strip():
+            if ours := SPELLED.get(re.sub("[^a-z0-9]", "", text.lower())):
+                found.notes.append(f"predicts {ours}, as the file's metadata says")
+                return ours
+            found.notes.append(f"its metadata says {key}={text[:40]!r}, which names no prediction known here: prediction=... chooses one")
+    if not _is_edm(found) and (name := found.scheduler.get("prediction_type")):
+        ours = lookup(f"prediction of {file.path}, as its scheduler's configuration has it,", name, SAID)
+        found.notes.append(f"predicts {ours}, as its scheduler's configuration says")
+        return ours
     return None
 
 
@@ -269,6 +280,17 @@ def _flow_grid(found: Findings, base: str) -> dict[str, Any]:
         raise ValueError(f"{where}: its scheduler's configuration has shift={brief(shift)}, and not a number in (0, {MOST_SHIFT})")
     least = shift / (1000 + shift - 1)  # the time that the scheduler's first of a thousand rows is shifted to
     return {"spacing": "linspace"} | ({"t_end": least} if base.startswith("sd3") else {}) | ({"shift": shift} if shift != 1 else {})
+
+
+def _trained_size(found: Findings) -> list[int] | None:
+    """Height and width of the latents that the backbone was trained on, as its configuration says; None where it does not."""
+    if not (size := found.backbone_hints.get("sample_size")):
+        return None
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) == 2 and all(type(side) is int and 0 < side <= MOST_SIDE for side in sides):
+        return sides
+    found.notes.append(f"its configuration says sample_size={size!r:.40}, which is no size of latents, and is not used")
+    return None
 
 
 # Parts -----------------------------------------------------------------------------------------------------------------

@@ -94,8 +94,8 @@ def check_settings(config: Mapping[str, Any], known: Mapping[str, tuple[Any, ...
             raise ValueError(f"config.json says {name}={config[name]!r}, and what is built here computes with {said}")
 
 
-def unet(p: UNetParams, size: int) -> dict[str, Any]:
-    """For UNet2DConditionModel. `size` is that of the latents it was trained on."""
+def unet(p: UNetParams, size: tuple[int, int]) -> dict[str, Any]:
+    """For UNet2DConditionModel. `size`: height and width of the latents it was trained on."""
     if not p.middle_attention or p.attention[-1] not in (0, p.middle_attention):
         raise ValueError(
             f"in diffusers' folders the middle attends as the coarsest level does, here {p.middle_attention} and {p.attention[-1]} times"
@@ -107,7 +107,7 @@ def unet(p: UNetParams, size: int) -> dict[str, Any]:
     return {
         "_class_name": "UNet2DConditionModel",
         "_diffusers_version": VERSION,
-        "sample_size": size,
+        "sample_size": size[0] if size[0] == size[1] else list(size),
         "in_channels": p.in_channels,
         "out_channels": p.out_channels,
         "block_out_channels": widths,
@@ -147,12 +147,12 @@ def flux(p: FluxParams) -> dict[str, Any]:
     }
 
 
-def sd3(p: SD3Params, size: int) -> dict[str, Any]:
-    """For SD3Transformer2DModel. `size` is that of the latents it was trained on."""
+def sd3(p: SD3Params, size: tuple[int, int]) -> dict[str, Any]:
+    """For SD3Transformer2DModel, which knows squares. `size`: height and width of the latents it was trained on."""
     return {
         "_class_name": "SD3Transformer2DModel",
         "_diffusers_version": VERSION_FLOW,
-        "sample_size": size,
+        "sample_size": max(size),
         "patch_size": p.patch_size,
         "in_channels": p.in_channels,
         "out_channels": p.out_channels,

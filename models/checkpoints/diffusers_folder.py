@@ -51,7 +51,7 @@ def _parts(model: Model) -> dict[str, tuple[str, dict[str, Any], dict[str, Tenso
     parts: dict[str, tuple[str, dict[str, Any], dict[str, Tensor]]] = {}
     if model.backbone is not None:
         of = BACKBONES[type(model.backbone)]
-        config = of.config(model.backbone.params, model.shape[-1])
+        config = of.config(model.backbone.params, model.shape[1:])
         tensors = published(model.backbone, of.diffusers(model.backbone.params), of.recognise, config)
         parts[of.folder] = (file, config, tensors)
     if model.vae is not None:

@@ -29,7 +29,7 @@ class Backbone(NamedTuple):
     single: Callable[[Any], Layout]
     diffusers: Callable[[Any], Layout]
     recognise: Recognise
-    config: Callable[[Any, int], dict[str, Any]]
+    config: Callable[[Any, tuple[int, int]], dict[str, Any]]
     folder: str = "transformer"
 
 

@@ -221,7 +221,7 @@ def test_align_your_steps_interpolates_log_sigma(steps: int) -> None:
 
 def test_align_your_steps_ends_where_the_page_does() -> None:
     """Its last level is SD's least noise, which terminal="t_min" keeps."""
-    grid = time_grid(TABLE, 10, "align_your_steps", terminal="t_min")
+    grid = time_grid(TABLE, 10, "align_your_steps", table="sd1", terminal="t_min")
     assert grid[-1].ratio == pytest.approx(0.029, abs=5e-4)
 
 
@@ -248,8 +248,9 @@ def test_linear_dynamic_shift_of_diffusers_is_a_constant_shift() -> None:
         (lambda: time_grid(TABLE, 5, "simple", t_start=500), r"takes its levels from a table: leave t_start and t_end out"),
         (lambda: time_grid(FLOW, 5, "simple", t_end=0.1), r"cut the grid itself, as in grid\[3:\]"),
         (lambda: time_grid(TABLE, 1001, "simple"), "noise must fall at every step"),
-        (lambda: time_grid(FLOW, 5, "align_your_steps", t_start=0.9), "align_your_steps spacing takes its levels from a table"),
-        (lambda: time_grid(FLOW, 5, "align_your_steps", table="sd15"), "no table of align_your_steps named 'sd15'; did you mean 'sd1'"),
+        (lambda: time_grid(FLOW, 5, "align_your_steps", table="sd1", t_start=0.9), "spacing takes its levels from a table"),
+        (lambda: time_grid(FLOW, 5, "align_your_steps"), "align_your_steps spacing needs table"),
+        (lambda: time_grid(FLOW, 5, "align_your_steps", table="sd15"), "no table of align_your_steps named 'sd15'; did you mean"),
         (
             lambda: time_grid(VE, 5, "align_your_steps", table="svd"),
             "starts at sigma/alpha 700, but this schedule has no more noise than 80",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.schedulers import AysSchedules
 from torch import Tensor, nn
 
 import models
@@ -20,6 +21,7 @@ from diffusion import (
     APG,
     ClassifierFreeGuidance,
     DenoiserLike,
+    Grid,
     Inpainting,
     Thresholded,
     ZeroInit,
@@ -27,6 +29,7 @@ from diffusion import (
     initial_noise,
     interval,
     rescaled,
+    time_grid,
     zero_star,
 )
 from models.packed import Packed, pack
@@ -34,6 +37,7 @@ from models.tiling import decode_tiled
 from samplers import SAMPLERS, Step, generate, preview, sample
 from samplers.generate import placed
 from samplers.image_to_image import image_to_image
+from samplers.usage import usage
 
 SMALL: dict[str, Any] = {"height": 32, "width": 64, "steps": 3}
 SHAPE = (4, 4, 8)
@@ -669,3 +673,43 @@ def test_guidance_0_is_no_prompt_elsewhere() -> None:
 def test_embedded_guidance_is_not_negative(family: str) -> None:
     with pytest.raises(ValueError, match="distilled for positive ones: guidance=-1"):
         drawn(mini(family), guidance=-1.0)
+
+
+# Grids that need something of the model --------------------------------------------------------------------------------
+
+AYS = {"sd1": "StableDiffusionSigmas", "sdxl": "StableDiffusionXLSigmas", "sdxl-v": "StableDiffusionXLSigmas"}
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_align_your_steps_takes_the_table_of_the_family(family: str) -> None:
+    """Wherever a grid is made; where none is published, one has to be named."""
+    model, settings = models.published(family), {"spacing": "align_your_steps"}
+    makers: list[Callable[[dict[str, Any]], Grid]] = [
+        lambda grid: model.grid(10, **grid),
+        lambda grid: usage(model, steps=10, grid=grid).levels(model),
+        lambda grid: usage(model, steps=10, grid=grid).levels(model, (512, 512)),
+    ]
+    for make in makers:
+        if family in AYS:
+            assert [level.ratio for level in make(settings)] == pytest.approx(AysSchedules[AYS[family]], rel=3e-5)
+        else:
+            with pytest.raises(ValueError, match=r"no table of align_your_steps is published for .*: name one, table=sd1 or sdxl or svd"):
+                make(settings)
+        if family != "playground-v2.5":
+            assert make({**settings, "table": "sd1"})[1].ratio == pytest.approx(6.475, rel=1e-4)
+
+
+def test_a_model_of_no_family_names_its_table() -> None:
+    model = models.build({key: value for key, value in mini().spec.items() if key != "family"}, "meta")
+    with pytest.raises(ValueError, match="published for this model: name one"):
+        model.grid(10, spacing="align_your_steps")
+
+
+def test_mu_shift_counts_the_tokens_of_the_model() -> None:
+    """Of the size it was trained on where no other is said, and of any number that is."""
+    model = mini("flux-dev")
+    assert model.shape[1:] == (16, 16)
+    grids = {64: model.grid(4), 128: model.grid(4, (32, 16), spacing="mu_shift"), 9: model.grid(4, spacing="mu_shift", tokens=9)}
+    for tokens, made in grids.items():
+        assert made.levels == time_grid(model.schedule, 4, "mu_shift", tokens=tokens).levels
+    assert models.published("flux-dev").grid(4).levels == time_grid(model.schedule, 4, "mu_shift", tokens=4096).levels

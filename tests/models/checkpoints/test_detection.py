@@ -198,13 +198,27 @@ def test_marks_are_those_of_the_network_that_is_taken(files: Files, load: Load, 
     assert (model.prediction.name, model.spec["schedule"]["zero_terminal_snr"]) == ("v", True)
 
 
-def test_an_unknown_prediction_is_refused(load: Load) -> None:
-    """Rather than taken for eps; by hand it can be said."""
-    with pytest.raises(
-        ValueError, match=r"prediction of .*model\.safetensors, as the file's metadata has it, named 'flow'; known: epsilon, v"
-    ):
-        load("sdxl", {}, {"modelspec.prediction_type": "flow"})
-    assert load("sdxl", {}, {"modelspec.prediction_type": "flow"}, prediction="v").prediction.name == "v"
+@pytest.mark.parametrize(
+    ("text", "prediction"),
+    [(text, "eps") for text in ("eps", "EPSILON", "epsilon-prediction", "eps_pred", " epsilon ")]
+    + [(text, "v") for text in ("V", "velocity", "v-prediction", "v_prediction", "vpred", "v-pred", "V Prediction", "v_param")]
+    + [(text, "x0") for text in ("sample", "x_start", "x0")],
+)
+def test_known_spellings_are_used(text: str, prediction: str, load: Load) -> None:
+    """Of a text that everybody writes as they like."""
+    for key in ("modelspec.prediction_type", "modelspec.predict_key"):
+        assert load("sdxl", {}, {key: text}).prediction.name == prediction
+
+
+@pytest.mark.parametrize("text", ["flow", "None", "unknown", "", "?", "e" * 10_000])
+def test_other_texts_are_a_note(text: str, load: Load) -> None:
+    """What stands beside intact weights ends nothing: the family's own is taken, or what the next source says."""
+    model = load("sdxl", {}, {"modelspec.prediction_type": text})
+    assert model.prediction.name == "eps"
+    assert ("names no prediction known here: prediction=... chooses one" in notes(model)) == bool(text)
+    assert len(notes(model)) < 300
+    assert load("sdxl", {}, {"modelspec.prediction_type": text, "modelspec.predict_key": "v"}).prediction.name == "v"
+    assert load("sdxl", {}, {"modelspec.prediction_type": text}, prediction="v").prediction.name == "v"
     with pytest.raises(ValueError, match="no prediction named 'vv'"):
         load("sdxl", prediction="vv")
 
@@ -386,6 +400,24 @@ def test_what_a_folder_is_named(base: str, index: dict[str, Any], unet: dict[str
 def test_a_full_lcm_is_known_by_its_guidance(load: Load) -> None:
     """Its network takes the guidance scale."""
     assert load("lcm").spec["family"] == "lcm"
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize(
+    ("size", "shape"), [(96, (96, 96)), ([48, 80], (48, 80)), (None, (64, 64)), (0, None), ("96", None), (10**9, None)]
+)
+def test_the_size_it_was_trained_on(family: str, size: Any, shape: tuple[int, int] | None, configured: Configured) -> None:
+    """From the UNet's configuration; what is no size is not used, which a note says (but for none at all)."""
+    model = models.load(configured(family, "unet/config.json", sample_size=size))
+    usual = (models.FAMILIES[family].size // 8,) * 2
+    assert model.shape == (4, *(shape if shape and size else usual))
+    assert ("no size of latents" in notes(model)) == (shape is None and size != 0)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl-refiner", "sd3"])
+def test_the_size_of_a_saved_model_comes_back(family: str, tmp_path: Path) -> None:
+    models.save(models.build({**tiny(family).spec, "shape": [tiny(family).shape[0], 24, 40]}), tmp_path, "diffusers")
+    assert models.load(tmp_path).shape[1:] == ((40, 40) if family == "sd3" else (24, 40))  # in diffusers a transformer's is square
 
 
 # Settings that no shape tells ------------------------------------------------------------------------------------------
