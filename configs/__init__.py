@@ -17,25 +17,16 @@ from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.sweep import combinations, run_all
+from configs import texts
+from configs.sweep import combinations, run_all, shown
 
 FOLDER = Path(__file__).parent
-# Settings of a program that are text as it stands, which Hydra's grammar would take apart at commas, brackets and quotes.
-TEXTS = {
-    "samplers": ("prompt", "negative", "run", "weights", "from", "refiner", "image", "mask", "out"),
-    "eval": (
-        *("samples", "reference", "training", "prompts", "name", "out", "report", "cache", "wandb"),
-        *("extractors.inception", "extractors.clip.weights", "extractors.cmmd.weights", "extractors.dinov2.weights"),
-    ),
-}
-# What makes one of them Hydra's all the same: a list of files; a mapping, or a comma between the values of a sweep.
-HYDRAS = {**dict.fromkeys(("weights", "refiner"), r"\["), **dict.fromkeys(("samples", "reference", "training"), r"\{.*\}$|.*,")}
+APART = ("train", "samplers")  # programs whose runs in a sweep get a folder each
 SWEEPING = ("--multirun", "-m")
 LOOKING = ("--help", "-h", "--cfg", "-c", "--resolve", "--info", "-i", "--version")
 
@@ -71,14 +62,32 @@ def compose_sweep(program: str, overrides: Sequence[str] = (), multirun: bool = 
         own = _compose(program, swept[0], return_hydra_config=True).hydra
         if not multirun and own.mode != RunMode.MULTIRUN:
             return []
-        runs = combinations(given, own.sweeper.params or {})
+        runs = combinations(given, {key: texts.swept(program, key, str(values)) for key, values in (own.sweeper.params or {}).items()})
     except HydraException as error:
         raise ValueError(_explain(program, given, error)) from None
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
     same = set.intersection(*map(set, runs)) if len(runs) > 1 else set()
-    configs = [_resolved(program, [o if o in given else _in_quotes(program, o) for o in run]) for run in runs]
-    return [(" ".join(o for o in run if o not in same) or "as it stands", config) for run, config in zip(runs, configs, strict=True)]
+    special = [" ".join(shown(override) for override in run if override not in same) or "as it stands" for run in runs]
+    if program == "train" and len(runs) > 1 and not any(override.startswith("resume=") for override in given):
+        runs = [[*run, "resume=true"] for run in runs]  # a training that is done, or begun, is not begun again
+    configs = [_resolved(program, run) for run in runs]
+    if program in APART and _share_a_folder(configs, texts.WRITTEN[program]):
+        folders = texts.file_names(special)
+        configs = [_resolved(program, _apart(program, *each)) for each in zip(runs, configs, folders, strict=True)]
+    return list(zip(special, configs, strict=True))
+
+
+def _share_a_folder(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
+    places = [config[key] for config in configs if config[key] is not None]
+    return len(set(places)) < len(places)
+
+
+def _apart(program: str, run: Sequence[str], config: Mapping[str, Any], folder: str) -> list[str]:
+    """The overrides of a run of a sweep that writes into a folder of its own beneath the one that all were to share."""
+    key = texts.WRITTEN[program]
+    own = texts.in_grammar(program, f"{key}={config[key]}/{folder}")
+    return [*(override for override in run if not override.startswith(f"{key}=")), own]
 
 
 def command_line(
@@ -129,23 +138,23 @@ def _is_for_hydra(arguments: Sequence[str]) -> bool:
 
 def _quoted(program: str, overrides: Sequence[str]) -> list[str]:
     """The overrides in Hydra's grammar. ValueError for a text that is given twice, as a shell's unquoted {000..009} gives it."""
-    keys = [override.partition("=")[0] for override in overrides]
-    for key in TEXTS.get(program, ()):
-        if keys.count(key) > 1:
+    keys = [override.partition("=")[0].lstrip("+") for override in overrides]
+    for key in keys:
+        if keys.count(key) > 1 and texts.is_text(program, key):
             advice = f"give it once, and a pattern in quotes, which the shell leaves whole: {key}='shard-{{000..009}}.tar'"
             raise ValueError(f"{key} is given {keys.count(key)} times: {advice}")
-    return [_in_quotes(program, override) for override in overrides]
+    given = [texts.in_grammar(program, override, _settings(program) if "${" in override else ()) for override in overrides]
+    return [part for override in given for part in _whole_section(override)]
 
 
-def _in_quotes(program: str, override: str) -> str:
-    """The override in Hydra's grammar, which takes nothing apart in quotes; $ would still be OmegaConf's."""
-    key, given, value = override.partition("=")
-    if not given or key not in TEXTS.get(program, ()) or value == "null" or (key in HYDRAS and re.match(HYDRAS[key], value)):
-        return override
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and value.count(value[0]) == 2:
-        value = value[1:-1]
-    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
+def _whole_section(override: str) -> list[str]:
+    """data={name: ...} describes another data set: what the file says of its own goes, which Hydra would leave beside it."""
+    return ["~data", f"+{override}"] if re.match(r"data=\{.*\bname\s*:", override) else [override]
+
+
+def _settings(program: str) -> list[str]:
+    """Every setting that the files of a program name."""
+    return [key for path in (FOLDER / program).rglob("*.yaml") for key in _keys(OmegaConf.to_container(OmegaConf.load(path)))]
 
 
 def _compose(program: str, overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:

@@ -29,6 +29,12 @@ def combinations(overrides: Sequence[str], params: Mapping[str, str]) -> list[li
     return [list(run) for run in product(*axes)]
 
 
+def shown(override: str) -> str:
+    """An override as people would write it, without the quotes that Hydra's grammar needs."""
+    value = _parsed([override])[0].value()
+    return f"{override.partition('=')[0]}={value}" if isinstance(value, str) else override
+
+
 def _parsed(overrides: Sequence[str]) -> list[Override]:
     return list(OverridesParser.create().parse_overrides(list(overrides)))
 

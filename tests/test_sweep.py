@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from configs import TEXTS, command_line, compose, compose_sweep
+from configs import command_line, compose, compose_sweep
 from configs.sweep import combinations, run_all
+from configs.texts import is_text
 from eval import __main__ as program
 from eval import scoring
+from eval.settings import ScoreParams
+from samplers.run import SampleParams
+from samplers.text_to_image import TextToImageParams
+from train.data import DATASETS
+from train.latents import LatentParams
+from train.run import OBJECTIVES
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """As in a terminal, also where the tests were started with SIGINT ignored, as shells start what is in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_every_combination_is_a_run_and_the_last_setting_changes_first() -> None:
@@ -48,16 +66,12 @@ def test_without_the_flag_only_a_file_makes_a_sweep() -> None:
         compose("eval", ["experiment=digits", "samples=a,b"])
 
 
-# settings of `python -m eval` that are paths and names, as the shell hands them over, and what they are
-PLAIN = {
-    "samples": ["shard-{000..009}.tar", "{000..009}.tar", "ünï/ö", "run=3/x", "C#1", "dir [1]", "1234", "1e3", "true", "a:b", "it's"],
-    "reference": ["[1]", "50%", "~/x", "a (2)", "a;b", "", "1_000"],
-    "training": ["x{1}y", "a\\b", "${n}", "\\${n}", "a\\\\${n}'"],
-    "prompts": ["p (1).txt", "a, b.txt", "{a: 1}"],
-    "name": ["FLUX.1 [dev]", "SD 3.5, 28 steps", "1e3", "None", 'it\'s "it"', "'a' or 'b'"],
-    "extractors.inception": ["runs/a=b.pth", "random"],
-    "extractors.clip.weights": ["007", "a,b"],
-}
+# paths and prompts as people have them
+AWKWARD = [
+    "runs/lr=1e-4", "runs/try (2)", "runs/李明", "runs/50%", "/data/épreuves, 2024", "[sd] v2.safetensors", "[a], b", "{a} b", "{000..9}",
+    "~/x", "$HOME/x", "${x}", "a b", "it's", 'say "it"', "a@b", "a:b", "!x", "C:\\data\\", "", "3", "1e3", "true", "a'b, c'd", "#1",
+    "a;b|c", "-m", "1_000", "None", "x{1}y", "a\\b", "\\${n}", "a\\\\${n}'", "{a} {b}",
+]  # fmt: skip
 
 
 def at(config: Any, key: str) -> Any:
@@ -67,21 +81,116 @@ def at(config: Any, key: str) -> Any:
     return config
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in PLAIN.items() for value in values])
-def test_paths_and_names_are_text_as_they_stand(key: str, value: str) -> None:
-    """Whatever Hydra's grammar or OmegaConf would make of them, alone and in a sweep; what stands beside them stays."""
-    given = {"samples": "x", key: value}
-    overrides = [f"{name}={text}" for name, text in given.items()]
-    found = compose("eval", overrides)
-    assert at(found, key) == value
-    assert found["extractors"]["clip"]["name"] == "ViT-L-14"
-    swept = [config for _, config in compose_sweep("eval", [*overrides, "n=1,2"])]
-    assert [(at(config, key), config["n"]) for config in swept] == [(value, 1), (value, 2)]
+# program, the overrides before, and settings that are given at once
+TEXT_SETTINGS = [
+    ("train", ["experiment=finetune"], ["run", "weights", "data", "latents.folder"]),
+    ("train", ["experiment=digits_consistency"], ["model.from", "objective.teacher", "+data.folder"]),
+    ("samplers", [], ["run", "weights", "from", "refiner", "image", "mask", "out", "prompt", "negative"]),
+    ("eval", ["samples=x"], ["out", "report", "cache", "name", "extractors.dinov2.weights", "+extractors.digits.folder"]),
+]
+
+
+@pytest.mark.parametrize(("program", "before", "keys"), TEXT_SETTINGS)
+def test_every_path_and_prompt_is_taken_as_it_stands(program: str, before: list[str], keys: list[str]) -> None:
+    """Alone and in a sweep, whatever Hydra's grammar or OmegaConf would make of it, and whichever program asks."""
+    for first in range(0, len(AWKWARD), len(keys)):
+        values = dict(zip(keys, AWKWARD[first:] + AWKWARD, strict=False))
+        found = compose(program, [*before, *(f"{key}={value}" for key, value in values.items())])
+        assert {key: at(found, key.lstrip("+")) for key in keys} == values
+    other = {"train": "train.seed", "samplers": "seed", "eval": "n"}[program]
+    runs = [config for _, config in compose_sweep(program, [*before, *(f"{key}=[a], b=c (1)" for key in keys), f"{other}=1,2"])]
+    assert [at(config, other) for config in runs] == [1, 2]
+    for config in runs:  # the folder that is written to has one beneath it for each run
+        assert all(str(at(config, key.lstrip("+"))).startswith("[a], b=c (1)") for key in keys)
+
+
+@pytest.mark.parametrize("value", ["a=b (1)", "épreuves, 2024", "it's", "shard-{000..009}.tar", "[a] b", "a: b", "50%", "${x}"])
+def test_paths_within_a_mapping_are_taken_as_they_stand(value: str) -> None:
+    """Of the data set to train on, which replaces the experiment's, and of a drawn side of an evaluation."""
+    config = compose("train", ["experiment=digits_unet", f"data={{name: folder, folder: {value}, size: 8}}"])
+    assert config["data"] == {"name": "folder", "folder": value, "size": 8}
+    drawn = compose("eval", [f"samples={{grid: {{spacing: karras, t_end: 1}}, steps: 10, run: {value}}}"])
+    assert drawn["samples"] == {"run": value, "grid": {"spacing": "karras", "t_end": 1}, "steps": 10}
+
+
+def test_a_file_of_that_name_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list is one where brackets close at the end, and each member a path; a mapping likewise; unless such a file is there."""
+    assert compose("samplers", ["weights=[a (1).pt,'b, c.pt',d=e.pt]"])["weights"] == ["a (1).pt", "b, c.pt", "d=e.pt"]
+    assert compose("train", ["experiment=digits_consistency", "model.from=[a (1),b=c]"])["model"]["from"] == ["a (1)", "b=c"]
+    assert compose("eval", ["samples={name: digits, split: all}"])["samples"] == {"name": "digits", "split": "all"}
+    monkeypatch.chdir(tmp_path)
+    for name in ("[a,b]", "{name: digits}", "a,b", "choice(a,b)"):
+        Path(name).touch()
+    assert compose("samplers", ["weights=[a,b]"])["weights"] == "[a,b]"
+    for name in ("{name: digits}", "a,b", "choice(a,b)"):
+        assert compose("eval", [f"samples={name}"])["samples"] == name
+
+
+def test_a_setting_is_text_in_every_program() -> None:
+    """What takes a path or a text by its annotation is quoted; what takes a name of a table is Hydra's, so that it can be swept."""
+    names = {"sampler", "device", "dtype", "family", "prediction", "variant", "memory", "metric", "protocol", "features", "classifier"}
+
+    def texts(program: str, kinds: dict[str, Any]) -> set[str]:
+        return {name for name, kind in kinds.items() if takes_text(kind) and not is_text(program, name)}
+
+    for name, params in (("samplers", SampleParams), ("samplers", TextToImageParams), ("eval", ScoreParams), ("train", LatentParams)):
+        assert texts(name, get_type_hints(params)) <= names
+    for function in (*DATASETS.values(), *OBJECTIVES.values()):
+        assert texts("train", get_type_hints(function)) == set()
+
+
+def takes_text(kind: Any) -> bool:
+    """Whether an annotation takes any text."""
+    return kind in (str, Path) or (get_origin(kind) in (UnionType, Union, tuple) and any(map(takes_text, get_args(kind))))
+
+
+def test_labels_are_numbers_or_names() -> None:
+    """Numbers stay numbers, names are text, quotes make a name of a number, and commas sweep."""
+    assert compose("samplers", ["labels=[3,cat's,African hunting dog (2),'7']"])["labels"] == [3, "cat's", "African hunting dog (2)", "7"]
+    assert compose("samplers", ["labels=3"])["labels"] == 3
+    assert [config["labels"] for _, config in compose_sweep("samplers", ["labels=[1,2],cat,4"])] == [[1, 2], "cat", 4]
+
+
+def test_a_list_of_numbers_named_samples_is_one() -> None:
+    """Where a benchmark's setting has the name of a path."""
+    assert compose("eval", ["experiment=bench_frechet", "samples=[100,50]"])["samples"] == [100, 50]
+
+
+def test_runs_of_a_sweep_of_trainings_have_a_folder_each() -> None:
+    """Named for what is special about each, beneath the one they were to share; and they go on where they were."""
+    runs = compose_sweep("train", ["experiment=digits_unet", "train.seed=0,1", "model.schedule.name=cosine,linear", "run=runs/a=b"])
+    assert [config["run"] for _, config in runs] == [
+        f"runs/a=b/train.seed={seed}-model.schedule.name={name}" for seed in (0, 1) for name in ("cosine", "linear")
+    ]
+    assert all(config["resume"] for _, config in runs)
+    assert not compose_sweep("train", ["experiment=digits_unet", "train.seed=0,1", "resume=false"])[0][1]["resume"]
+    assert compose_sweep("train", ["experiment=digits_unet", "train.seed=0"])[0][1]["run"] == "runs/digits_unet"
+
+
+def test_folders_that_a_sweep_tells_apart_stay() -> None:
+    """By ${...} of a setting, or by the experiments' own; each value makes another name, whatever signs are in it."""
+    runs = compose_sweep("train", ["experiment=digits_unet", "train.seed=0,1", "run=runs/seed-${train.seed}"])
+    assert [config["run"] for _, config in runs] == ["runs/seed-0", "runs/seed-1"]
+    runs = compose_sweep("train", ["experiment=digits_unet,digits_dit"])
+    assert [config["run"] for _, config in runs] == ["runs/digits_unet", "runs/digits_dit"]
+    runs = compose_sweep("train", ["experiment=digits_unet", "+data.folder=choice(/a/b,/a-b,../x)"])
+    folders = [Path(config["run"]) for _, config in runs]
+    assert len(set(folders)) == 3
+    assert {folder.parent for folder in folders} == {Path("runs/digits_unet")}
+    assert [config["data"]["folder"] for _, config in runs] == ["/a/b", "/a-b", "../x"]
+
+
+def test_samples_of_a_sweep_have_a_folder_each() -> None:
+    """Where one is given for all; without one, each is named as the program names it."""
+    runs = compose_sweep("samplers", ["run=x", "out=y", "+options.eta=0,1"])
+    assert [config["out"] for _, config in runs] == ["y/options.eta=0", "y/options.eta=1"]
+    assert [config["out"] for _, config in compose_sweep("samplers", ["run=x", "seed=0,9"])] == [None, None]
 
 
 def test_quotes_of_their_own_and_null_are_not_part_of_a_text() -> None:
     """A path with a comma is given in quotes; null is nothing, and 'null' a name."""
     found = compose("eval", ["samples='a, b'", 'reference="c,[d]"', "name='null'", "training=null", "cache='x y'"])
+    assert compose("eval", ["samples=${n}", "reference=[1]", "training={1}"])["samples"] == "${n}"
     assert [found[key] for key in ("samples", "reference", "name", "training", "cache")] == ["a, b", "c,[d]", "null", None, "x y"]
 
 
@@ -95,10 +204,8 @@ def test_mappings_and_several_values_are_hydras() -> None:
     assert {config["name"] for _, config in runs} == {"d, e"}
 
 
-def test_every_text_is_a_setting_and_others_rest_on_it() -> None:
-    """Each stands in the experiment; an experiment without it says so; ${out} within a file is what was given."""
-    for key in TEXTS["eval"]:
-        at(compose("eval", ["samples=x"]), key)
+def test_other_settings_rest_on_a_text() -> None:
+    """An experiment without it says so; ${out} within a file is what was given."""
     with pytest.raises(ValueError, match="no setting named 'samples'"):
         compose("eval", ["experiment=quickstart", "samples=x"])
     assert compose("eval", ["experiment=quickstart", "out=a [1]"])["unet"]["run"] == "a [1]/unet"
