@@ -136,10 +136,15 @@ def read_text(file: Path, most: int = LIST) -> str:
     """A file of at most so many bytes as text. ValueError, in one line, where it is longer or is not UTF-8."""
     if (size := file.stat().st_size) > most:
         raise ValueError(f"{file} has {size:,} bytes, more than the {most:,} that such a file may have")
+    return as_text(file, file.read_bytes())
+
+
+def as_text(source: object, content: bytes) -> str:
+    """What a file holds as text, with line ends of any system. ValueError, in one line, where it is not UTF-8."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no UTF-8 text: {error}") from None
+        raise ValueError(f"{source} is no UTF-8 text: {error}") from None
     if "\0" in text:
-        raise ValueError(f"{file} is no UTF-8 text: it holds NUL characters, as UTF-16 does; save it as UTF-8")
-    return text
+        raise ValueError(f"{source} is no UTF-8 text: it holds NUL characters, as UTF-16 does; save it as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")

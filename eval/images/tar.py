@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 import json
+import posixpath
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
@@ -17,32 +19,41 @@ from eval.images.decoding import in_threads, pixels
 from eval.images.prompts import KEYS, Captioned, Prompts, prompts_for
 from eval.images.source import Unreadable, stamp_of
 from samplers.pictures import MAX_PIXELS
-from train.listing import PICTURES
+from train.captions import CAPTION, LIST, as_text
+from train.listing import PICTURES, check_name, describe, is_hidden, looks_like_picture, one_line, same_text
 
+BESIDE = (".txt", ".json", ".cls")  # what is read beside a picture
+FILLING = 2**24  # bytes that may follow the end of a tar file, all 0: programs fill up their last record
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}  # by their first bytes
 
 
 class TarPictures(Captioned):
     """The pictures of tar files, in the order of the files and of what is in them; read where they lie, and never unpacked.
 
-    A member's key is its name up to the first dot behind the last slash. A picture is called by its key, and where shards have keys in
-    common by "shard/key". Its caption is in key.txt or, where there is none, in key.json under "prompt", "text" or "caption"; its class in
-    key.cls. Captions are read when they are first asked for; ValueError names the first picture without one, where others have one.
+    A picture is called by its key, its name without its suffix (`split_name`), and where shards have keys in common by "shard/key". Its
+    caption is in key.txt or, where there is none, in key.json under "prompt", "text" or "caption"; its class in key.cls. Captions are read
+    when they are first asked for; ValueError names the first picture without one, where others have one. Links to other members are
+    followed; hidden members are not looked at.
 
-    paths    one or several: a path, a pattern ("shard-*.tar"), or a range ("shard-{000000..000009}.tar")
-    prompts  one per picture, or a file of them (`read_prompts`), instead of what is in the shards
+    paths       one or several: a path, a pattern ("shard-*.tar"), or a range ("shard-{000000..000009}.tar")
+    prompts     one per picture, or a file of them (`read_prompts`), instead of what is in the shards
+    max_pixels  of one picture: those with more cannot be read
+    ignored     how many members look like pictures but are not read, by their suffix: {".tif": 12, ".seg.png": 3}
 
-    FileNotFoundError, or ValueError in one line for shards that are compressed, damaged or cut short, without pictures, or in which a key
-    has two of them or none.
+    FileNotFoundError, or ValueError in one line for shards that are compressed, damaged, cut short or joined, without pictures, or in which
+    a key has two of them or none.
     """
 
     def __init__(self, paths: str | Path | Sequence[str | Path], prompts: Prompts | None = None, max_pixels: int = MAX_PIXELS) -> None:
         self._max_pixels = max_pixels
         given = [paths] if isinstance(paths, (str, Path)) else list(paths)
         shards = [shard for path in given for shard in find_shards(str(path))]
-        self._samples = [sample for shard in shards for sample in _samples(shard)]
+        left_out = Counter[str]()
+        self._samples = [sample for shard in shards for sample in _samples(shard, left_out)]
+        self.ignored: Mapping[str, int] = dict(sorted(left_out.items()))
         if not self._samples:
-            raise ValueError(f"no pictures in {', '.join(map(str, given))}: expected members such as 000.png, 000.jpg or 000.webp")
+            found = f", and found {describe(left_out)}" if left_out else ""
+            raise ValueError(f"no pictures in {', '.join(map(str, given))}: expected members such as 000.png, 000.jpg or 000.webp{found}")
         self.origin, self.stamp = ", ".join(map(str, given)), stamp_of(shards, max_pixels)
         keys = [sample.key for sample in self._samples]
         unique = len(set(keys)) == len(keys)
@@ -87,6 +98,8 @@ def find_shards(pattern: str) -> list[Path]:
     found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []
     if not found:
         raise FileNotFoundError(f"no such tar file: {pattern}")
+    if strange := [path for path in found if not Path(path).is_file()]:
+        raise ValueError(f"{strange[0]} is not a file: give a pattern that only fits tar files")
     return [Path(path) for path in found]
 
 
@@ -104,11 +117,10 @@ class _Member:
             file.seek(self.offset)
             return file.read(self.size)
 
-    def text(self) -> str:
-        try:
-            return self.read().decode("utf-8-sig").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self} is no UTF-8 text: {error}") from None
+    def text(self, most: int = CAPTION) -> str:
+        if self.size > most:
+            raise ValueError(f"{self} has {self.size:,} bytes, more than the {most:,} that it may have")
+        return as_text(self, self.read()).strip()
 
     def __str__(self) -> str:
         return f"{self.shard}/{self.name}"
@@ -123,7 +135,7 @@ class _Sample:
     members: Mapping[str, _Member]
 
     def label(self) -> str | None:
-        return self.members[".cls"].text() if ".cls" in self.members else None
+        return same_text(self.members[".cls"].text()) if ".cls" in self.members else None
 
     def caption(self) -> str | None:
         if ".txt" in self.members:
@@ -132,7 +144,7 @@ class _Sample:
             return None
         member = self.members[".json"]
         try:
-            entry = json.loads(member.text())
+            entry = json.loads(member.text(LIST))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{member} is no JSON: {error}") from None
         texts = [entry[key] for key in KEYS if isinstance(entry.get(key), str)] if isinstance(entry, Mapping) else []
@@ -145,43 +157,96 @@ def _filled(member: _Member, caption: str) -> str:
     return caption
 
 
-def _samples(shard: Path) -> list[_Sample]:
-    """The samples of a shard, in the order of their first members."""
+def split_name(name: str) -> tuple[str, str]:
+    """Key and suffix of a member, as "a/000" and ".seg.png" of "a/000.seg.png".
+
+    Words before the last suffix belong to it, as in WebDataset, where they tell what a member is of its sample; what is no word belongs to
+    the key, as in cfg-7.5-000.png.
+    """
+    folder, slash, own = name.rpartition("/")
+    parts = own.split(".")
+    first = len(parts) - 1
+    while first > 1 and parts[first - 1].isidentifier():
+        first -= 1
+    return (f"{folder}{slash}{'.'.join(parts[:first])}", "." + ".".join(parts[first:]).lower()) if first else (name, "")
+
+
+def _samples(shard: Path, left_out: Counter[str]) -> list[_Sample]:
+    """The samples of a shard, in the order of their first members; what looks like a picture and is none of them is counted."""
     found: dict[str, dict[str, _Member]] = {}
-    for member in _members(shard):
-        path = PurePosixPath(member.name)
-        stem, dot, suffix = path.name.partition(".")
-        parts = found.setdefault(str(path.with_name(stem)), {})
-        if (suffix := dot + suffix.lower()) in parts:
-            raise ValueError(f"{shard} holds {member.name} twice: write the shard again")
-        parts[suffix] = member
+    others: set[str] = set()
+    for name, place in _members(shard):
+        key, suffix = split_name(name)
+        if suffix in PICTURES or suffix in BESIDE:
+            parts = found.setdefault(key, {})
+            if suffix in parts:
+                raise ValueError(f"{shard} holds {name} twice: write the shard again")
+            parts[suffix] = place(check_name(shard, name))
+        elif looks_like_picture(suffix[suffix.rfind(".") :] if suffix else ""):
+            left_out[suffix] += 1
+            others.add(key)
     samples = []
     for key, parts in found.items():
         pictures = [part for suffix, part in parts.items() if suffix in PICTURES]
         if len(pictures) > 1:
             raise ValueError(f"{shard} holds more than one picture called {key}: {pictures[0].name} and {pictures[1].name}")
-        if not pictures and parts.keys() & {".txt", ".json", ".cls"}:
+        if not pictures and key not in others:
             raise ValueError(f"{shard} holds {next(iter(parts.values())).name}, but no picture to it, such as {key}.png: write it again")
         samples += [_Sample(key, picture, parts) for picture in pictures]
     return samples
 
 
-def _members(shard: Path) -> Iterator[_Member]:
-    """The files of a shard but hidden ones. ValueError for one that is compressed, or does not end as tar files end."""
+def _members(shard: Path) -> Iterator[tuple[str, Callable[[str], _Member]]]:
+    """Names of all but folders and hidden files, and what finds out where such a file lies. ValueError where it cannot be read in place."""
+    entries = _entries(shard)
+    there = {posixpath.normpath(entry.name): entry for entry in entries}
+
+    def member(name: str, entry: tarfile.TarInfo) -> _Member:
+        passed = [entry]
+        while entry.islnk() or entry.issym():
+            target = entry.linkname if entry.islnk() else posixpath.join(posixpath.dirname(entry.name), entry.linkname)
+            linked = there.get(posixpath.normpath(target))
+            if linked is None or linked in passed:
+                raise ValueError(f"{shard} holds {name}, a link to {one_line(target)}, which it does not hold: use tar --dereference")
+            passed.append(entry := linked)
+        if not entry.isfile():
+            raise ValueError(f"{shard} holds {name}, which is not a file but a folder, a pipe or a device: write the shard again")
+        if entry.issparse():
+            raise ValueError(f"{shard} holds {name} with its holes left out: write the shard again without --sparse")
+        return _Member(shard, name, entry.offset_data, entry.size)
+
+    for entry in entries:
+        if not entry.isdir() and not any(is_hidden(part) for part in entry.name.split("/") if part not in (".", "..")):
+            yield entry.name, partial(member, entry=entry)
+
+
+def _entries(shard: Path) -> list[tarfile.TarInfo]:
+    """All members. ValueError for a file that is compressed, or does not end as tar files end."""
     with open(shard, "rb") as file:
         start = file.read(8)
     for magic, program in COMPRESSED.items():
         if start.startswith(magic):
             raise ValueError(f"{shard} is compressed, so that no picture in it can be reached by itself: {program} it first")
+    entries: list[tarfile.TarInfo] = []
     try:
         with tarfile.open(shard, "r:") as archive:
             for entry in archive:
-                if entry.isfile() and not PurePosixPath(entry.name).name.startswith("."):
-                    yield _Member(shard, entry.name, entry.offset_data, entry.size)
+                if entry.size < 0:  # from which tarfile would go back, and round in circles
+                    raise tarfile.ReadError(f"a member has {entry.size} bytes")
+                entries.append(entry)
             end = archive.offset  # where tarfile saw no further member, be it the end, or damage
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{shard} is no tar file that can be read: {error}") from None
+    except (tarfile.TarError, EOFError, ValueError, IndexError, OverflowError, OSError) as error:
+        raise ValueError(f"{shard} is no tar file that can be read: {' '.join(str(error).split())[:200]}") from None
+    _check_end(shard, end)
+    return entries
+
+
+def _check_end(shard: Path, end: int) -> None:
+    """ValueError unless nothing but empty blocks follows the last member."""
     with open(shard, "rb") as file:
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise ValueError(f"{shard} is damaged or cut short at byte {end}: a tar file ends with empty blocks; make it again")
+        rest = file.read(FILLING + 1)
+    if len(rest) > FILLING or rest.count(0) < len(rest):
+        raise ValueError(f"{shard} goes on behind its end at byte {end}, as joined tar files do: give them one by one")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import time
 import warnings
@@ -22,7 +23,7 @@ from torch import Tensor
 from eval.images.folder import FolderPictures
 from eval.images.npz import NpzPictures
 from eval.images.source import Source, Unreadable
-from eval.images.tar import TarPictures, find_shards
+from eval.images.tar import TarPictures, find_shards, split_name
 from eval.images.tensors import TensorPictures
 from samplers.pictures import save_png
 from tests.samplers.test_pictures import of_colours
@@ -385,6 +386,149 @@ def test_palettes_grey_and_turned_pictures_are_as_in_folders(photographs: np.nda
     for i in range(len(loose)):
         assert torch.equal(only(loose, i), only(packed, i))
         assert only(packed, i).shape == (3, 48, 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "suffix"),
+    [
+        ("a/000.JPEG", "a/000", ".jpeg"),
+        ("cfg-7.5-000.png", "cfg-7.5-000", ".png"),
+        ("photo.1.png", "photo.1", ".png"),
+        ("n01440764_10026.seg.png", "n01440764_10026", ".seg.png"),
+        ("v1.5/x.0.25.depth.16.txt", "v1.5/x.0.25.depth.16", ".txt"),
+        ("Dr. Who.png", "Dr. Who", ".png"),
+        ("000.clip_b32.npy", "000", ".clip_b32.npy"),
+        ("a.b/000", "a.b/000", ""),
+    ],
+)
+def test_members_have_keys_and_suffixes(name: str, key: str, suffix: str) -> None:
+    """Words behind a dot say what of a sample a member is; numbers belong to its name."""
+    assert split_name(name) == (key, suffix)
+
+
+def test_no_member_of_a_shard_is_left_out_without_a_word(photographs: np.ndarray, tmp_path: Path) -> None:
+    """Dots in names, captions and classes beside them, suffixes in any case, and what is not read is counted; a shard of img2dataset's."""
+    png = as_file(photographs[0])
+    members = {f"x/cfg-7.5-{i:03d}.png": png for i in range(3)} | {f"x/cfg-7.5-{i:03d}.txt": b"a cat" for i in range(3)}
+    more = {
+        "1.tif": b"",
+        "1.txt": b"a",
+        "2.GIF": b"",
+        "x/cfg-7.5-001.seg.png": b"",
+        "noname": b"",
+        "__MACOSX/._0.png": b"",
+        ".x/0.png": b"",
+    }
+    source = TarPictures(pack(tmp_path / "a.tar", {**members, **more}))
+    assert list(source.names) == ["x/cfg-7.5-000", "x/cfg-7.5-001", "x/cfg-7.5-002"]
+    assert source.prompts == ["a cat"] * 3
+    assert source.ignored == {"": 1, ".gif": 1, ".seg.png": 1, ".tif": 1}
+    assert np.array_equal(only(source, 2).permute(1, 2, 0).numpy(), photographs[0])
+    kinds = {"0.JPG": "jpeg", "1.jfif": "jpeg", "2.jpe": "jpeg", "3.Webp": "webp", "4.bmp": "bmp"}
+    odd = TarPictures(pack(tmp_path / "b.tar", {name: as_file(photographs[0], kind) for name, kind in kinds.items()}))
+    assert [only(odd, i).shape for i in range(5)] == [(3, 40, 48)] * 5
+    assert TarPictures(f"{tmp_path}/?.tar").ignored == source.ignored
+    assert "and found 1 .seg.png, 2 .tif" in refusal(
+        lambda: TarPictures(pack(tmp_path / "c.tar", dict.fromkeys(("0.seg.png", "0.tif", "1.tif"), b"")))
+    )
+    shard = {f"{i:09d}.{kind}": png if kind == "jpg" else b'{"caption": "from json"}' for i in range(2) for kind in ("jpg", "json")}
+    shard |= {"000000000.txt": b"from text"}
+    assert TarPictures(pack(tmp_path / "d.tar", shard)).prompts == ["from text", "from json"]
+
+
+def linked(name: str, to: str, kind: bytes) -> tarfile.TarInfo:
+    """A member that is a link."""
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = kind, to
+    return entry
+
+
+def test_links_within_a_shard_are_followed(photographs: np.ndarray, tmp_path: Path) -> None:
+    """Hard ones as GNU tar writes them of doubled files, symbolic ones relative to where they lie, and links to links."""
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(as_file(photographs[i]))
+    (tmp_path / "2.png").hardlink_to(tmp_path / "0.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for i in range(3):
+            archive.add(tmp_path / f"{i}.png", f"x/{i}.png")
+        archive.addfile(linked("y/3.png", "../x/./1.png", tarfile.SYMTYPE))
+        archive.addfile(linked("y/4.png", "3.png", tarfile.SYMTYPE))
+        archive.addfile(linked("gone", "nowhere", tarfile.SYMTYPE))
+    source = TarPictures(tmp_path / "a.tar")
+    assert list(source.names) == ["x/0", "x/1", "x/2", "y/3", "y/4"]
+    for i, photograph in enumerate((0, 1, 0, 1, 1)):
+        assert np.array_equal(only(source, i).permute(1, 2, 0).numpy(), photographs[photograph])
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (linked("1.png", "/etc/passwd", tarfile.SYMTYPE), "holds 1.png, a link to /etc/passwd, which it does not hold: use tar --deref"),
+        (linked("1.png", "1.png", tarfile.SYMTYPE), "holds 1.png, a link to 1.png, which it does not hold"),
+        (linked("1.png", "2.png", tarfile.LNKTYPE), "holds 1.png, a link to 2.png, which it does not hold"),
+        (linked("0.txt", "../0.txt", tarfile.SYMTYPE), "holds 0.txt, a link to ../0.txt"),
+        (linked("1.png", "", tarfile.FIFOTYPE), "holds 1.png, which is not a file but a folder, a pipe or a device"),
+        (linked("caf\udce9.png", "0.png", tarfile.LNKTYPE), "is not UTF-8 or holds control characters: rename caf\\xe9.png"),
+    ],
+    ids=["outside", "itself", "missing", "caption", "pipe", "latin-1"],
+)  # fmt: skip
+def test_members_that_are_no_files_are_refused(entry: tarfile.TarInfo, message: str, photographs: np.ndarray, tmp_path: Path) -> None:
+    """Links out of the shard or in a circle, pipes, names that are not UTF-8: named with the shard."""
+    content = as_file(photographs[0])
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        (whole := tarfile.TarInfo("0.png")).size = len(content)
+        archive.addfile(whole, io.BytesIO(content))
+        archive.addfile(entry)
+    said = refusal(lambda: TarPictures(tmp_path / "a.tar"))
+    assert str(tmp_path / "a.tar") in said
+    assert message in said
+
+
+def with_size(header: bytes, size: bytes, kind: bytes = b"0") -> bytes:
+    """A member's header that claims another size."""
+    changed = bytearray(header)
+    changed[124:136], changed[156:157] = size.ljust(12, b"\0"), kind
+    changed[148:156] = b"        "
+    changed[148:156] = b"%06o\0 " % sum(changed)
+    return bytes(changed)
+
+
+def test_hostile_shards_end_in_one_line(photographs: np.ndarray, tmp_path: Path) -> None:
+    """Holes left out, sizes that are negative (tarfile goes round in circles) or absurd, a second shard joined on, endless filling."""
+    content = as_file(photographs[0])
+    whole = pack(tmp_path / "a.tar", {"0.png": content}).read_bytes()
+    sparse = tarfile.TarInfo("1.png")
+    sparse.pax_headers = {"GNU.sparse.size": "1000000000000000", "GNU.sparse.numblocks": "0", "GNU.sparse.map": "0,1"}
+    with tarfile.open(tmp_path / "sparse.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(sparse)
+    cases = {
+        "negative": with_size(whole[:512], b"\xff" * 12) + whole[512:],
+        "backwards": whole[: len(whole) // 2] + with_size(whole[:512], b"\xff" * 10 + b"\xfa\x00") + bytes(1024),
+        "absurd": with_size(whole[:512], b"\x80" + b"\x7f" * 11) + whole[512:],
+        "longname": with_size(whole[:512], b"\xff" * 12, b"L") + whole[512:],
+        "pax": with_size(whole[:512], b"77777777777", b"x") + whole[512:],
+        "gnu sparse": with_size(whole[:512], b"77777777777", b"S") + bytes(8),
+        "joined": whole + whole,
+        "zeros": bytes(10240),
+    }
+    for name, data in cases.items():
+        (tmp_path / f"{name}.tar").write_bytes(data)
+    (tmp_path / "filled.tar").write_bytes(whole)
+    with open(tmp_path / "filled.tar", "ab") as file:
+        file.truncate(2**40)
+    began = time.monotonic()
+    for name in (*cases, "sparse", "filled"):
+        said = refusal(lambda name=name: TarPictures(tmp_path / f"{name}.tar"))  # type: ignore[misc]
+        assert str(tmp_path / f"{name}.tar") in said, name
+    assert time.monotonic() - began < 10
+    assert "with its holes left out" in refusal(lambda: TarPictures(tmp_path / "sparse.tar"))
+    assert "goes on behind its end at byte" in refusal(lambda: TarPictures(tmp_path / "joined.tar"))
+
+
+def test_a_pattern_that_fits_no_file_is_refused(tmp_path: Path) -> None:
+    """A folder, or a pipe that would never answer."""
+    os.mkfifo(tmp_path / "a.tar")
+    assert refusal(lambda: TarPictures(f"{tmp_path}/*.tar")) == f"{tmp_path}/a.tar is not a file: give a pattern that only fits tar files"
 
 
 @pytest.mark.parametrize(
