@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from diffusion.spec import check_names, make_params
 from eval.features.extractor import Identity
-from eval.images.npz import damage_said
+from eval.images.npz import LARGEST, array_names, damage_said, is_npy, read_array
 from eval.metrics.moments import Moments
 from models.files import replacing, sha256_of_file
 
+MOST = 2**53  # pictures: float64 counts up to there
 FORMAT = "reference statistics 1"
 FOREIGN = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # what pytorch-fid and, with the second, ADM call what we call
 
@@ -75,8 +77,8 @@ def is_statistics(path: str | Path) -> bool:
     """Whether a path names a file of them, rather than pictures: a .safetensors file, or an .npz file with mu and sigma."""
     path = Path(path)
     if path.suffix.lower() == ".npz" and path.is_file():
-        with damage_said(path), np.load(path, allow_pickle=False) as file:
-            return set(FOREIGN["pool"]) <= set(file.files)
+        with damage_said(path):
+            return not is_npy(path) and set(FOREIGN["pool"]) <= set(array_names(path))
     return path.suffix.lower() == ".safetensors"
 
 
@@ -86,6 +88,8 @@ def write_statistics(statistics: Statistics, path: str | Path) -> None:
         raise ValueError(
             f"statistics of {statistics.origin} do not say their extractor and number of pictures: make them from the pictures"
         )
+    if statistics.n < 2:
+        raise ValueError(f"statistics need at least 2 pictures, and {statistics.origin} has {statistics.n}")
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"reference statistics are written as .safetensors, not as {Path(path).name}")
     tensors: dict[str, Tensor] = {}
@@ -126,54 +130,75 @@ def check_width(statistics: Statistics, output: str, width: int) -> None:
 
 
 def _read_foreign(path: Path) -> Statistics:
-    with damage_said(path), np.load(path, allow_pickle=False) as file:
-        there = {output: names for output, names in FOREIGN.items() if set(names) <= set(file.files)}
+    with damage_said(path):
+        found = array_names(path)
+        there = {output: names for output, names in FOREIGN.items() if set(names) <= set(found)}
         if "pool" not in there:
-            raise ValueError(f"{path} holds {', '.join(file.files) or 'nothing'}, and no reference statistics: these are mu and sigma")
-        arrays = {output: [torch.from_numpy(_real(path, name, file[name])) for name in names] for output, names in there.items()}
-    moments = {output: _unit_moments(path, *there[output], mean, covariance) for output, (mean, covariance) in arrays.items()}
+            what = ", ".join(found)[:200] or "nothing"
+            raise ValueError(f"{path} holds {what}, and no reference statistics: these are mu and sigma")
+        arrays = {output: [_real(path, name, read_array(path, name)) for name in names] for output, names in there.items()}
+    moments = {}
+    for output, (mean, covariance) in arrays.items():
+        _check_moments(path, *there[output], mean, covariance)
+        moments[output] = Moments.exactly(mean, covariance)
     return Statistics(moments, None, None, str(path), sha256_of_file(path))
 
 
-def _real(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+def _real(path: Path, name: str, array: np.ndarray) -> Tensor:
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{name} of {path} must hold real numbers, not {array.dtype}")
-    return array.astype(np.float64)
+    return torch.from_numpy(array if array.dtype in (np.float16, np.float32) else array.astype(np.float64))
 
 
 def _read_ours(path: Path) -> Statistics:
     try:
         with safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{path} holds no reference statistics of ours: its format is {metadata.get('format')!r}, not {FORMAT!r}")
+            for name in file.keys():  # noqa: SIM118  (no mapping)
+                if math.prod(shape := file.get_slice(name).get_shape()) * 8 > LARGEST:
+                    raise ValueError(f"{path} says that {name} has the shape {tuple(shape)}: no features are as wide as that")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file that can be read: {' '.join(str(error).split())}") from None
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} holds no reference statistics of ours: its format is {metadata.get('format')!r}, not {FORMAT!r}")
-    said = make_params(f"the description in {path}", _Said, json.loads(metadata["statistics"]))
+    try:
+        content = json.loads(metadata["statistics"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: what it says of its statistics cannot be read ({' '.join(str(error).split())})") from None
+    said = make_params(f"the description in {path}", _Said, content)
+    if not 2 <= said.n <= MOST:
+        raise ValueError(f"{path} says that its statistics are of n={said.n} pictures: they need at least 2")
     moments = {}
     for output in sorted(name.removesuffix(".mean") for name in tensors if name.endswith(".mean")):
         check_names(f"tensor in {path}", [f"{output}.scatter"], tensors)
         mean, scatter = tensors[f"{output}.mean"], tensors[f"{output}.scatter"]
         _check_moments(path, f"{output}.mean", f"{output}.scatter", mean, scatter)
-        moments[output] = Moments.from_state({"n": torch.tensor(said.n), "mean": mean, "scatter": scatter})
+        moments[output] = Moments.from_state({"n": torch.tensor(said.n), "mean": mean.double(), "scatter": scatter.double()})
+    if not moments:
+        raise ValueError(f"{path} holds no moments: make the file again")
     return Statistics(moments, said.n, said.identity, said.origin, sha256_of_file(path), said.pictures)
 
 
 def _check_moments(path: Path, mean_name: str, name: str, mean: Tensor, matrix: Tensor) -> None:
-    """ValueError unless these can be a mean and a covariance, or a multiple of one."""
-    if mean.ndim != 1 or matrix.shape != (len(mean), len(mean)):
+    """ValueError unless these can be a mean and a covariance, or a multiple of one, up to the rounding of their precision."""
+    if mean.ndim != 1 or len(mean) == 0 or matrix.shape != (len(mean), len(mean)):
         shapes = f"{tuple(mean.shape)} and {tuple(matrix.shape)}"
         raise ValueError(f"{mean_name} and {name} of {path} must have shapes (D,) and (D, D), not {shapes}")
-    if not (mean.isfinite().all() and matrix.isfinite().all()):
+    if not (mean.is_floating_point() and matrix.is_floating_point()):
+        raise ValueError(f"{mean_name} and {name} of {path} must hold real numbers, not {mean.dtype} and {matrix.dtype}")
+    rounding, matrix = max(torch.finfo(matrix.dtype).eps, torch.finfo(torch.float32).eps), matrix.double()
+    total = float(matrix.trace())  # no less than any variance in any direction
+    if not (mean.isfinite().all() and matrix.isfinite().all() and math.isfinite(total)):
         raise ValueError(f"{mean_name} or {name} of {path} holds values that are not finite: make the file again")
     difference = float((matrix - matrix.T).abs().max())
-    if difference > 1e-6 * float(matrix.abs().max()):
+    if difference > max(1e-6, rounding) * float(matrix.abs().max()):
         raise ValueError(
             f"{name} of {path} is no covariance: it is not symmetric, but differs by up to {difference:.2g} across its diagonal"
         )
-
-
-def _unit_moments(path: Path, mean_name: str, name: str, mean: Tensor, covariance: Tensor) -> Moments:
-    """With exactly this covariance, of how many pictures is unknown."""
-    _check_moments(path, mean_name, name, mean, covariance)
-    return Moments.exactly(mean, covariance)
+    if not matrix.any():  # of pictures that are all alike
+        return
+    shifted = (matrix + matrix.T) / 2
+    shifted.diagonal().add_(16 * rounding * total)
+    if total <= 0 or int(torch.linalg.cholesky_ex(shifted).info):
+        raise ValueError(f"{name} of {path} is no covariance: its variance is negative in some direction; make the file again")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from eval.images.prompts import Prompts, prompts_for
 from eval.images.source import Unreadable, numbered, stamp_of
+from train.listing import same_text
 
 PICTURES, LABELS = "arr_0", "arr_1"
+LARGEST = 2**29  # bytes of an array that is read whole: a covariance of 8,192 features, labels of millions of pictures
 
 
 class NpzPictures:
@@ -37,7 +40,7 @@ class NpzPictures:
         if not path.is_file():
             raise FileNotFoundError(f"no such file of pictures: {path}")
         with damage_said(path):
-            self._pixels, labels = (np.load(path, mmap_mode="r", allow_pickle=False), None) if _is_npy(path) else _members(path)
+            self._pixels, labels = (np.load(path, mmap_mode="r", allow_pickle=False), None) if is_npy(path) else _members(path)
         shape, dtype = self._pixels.shape, self._pixels.dtype
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise ValueError(f"{path} must hold pictures as uint8 (N, H, W, 3), values 0 ... 255, not {dtype} {shape}")
@@ -45,7 +48,7 @@ class NpzPictures:
             raise ValueError(f"{LABELS} of {path} must hold a class for each of the {shape[0]} pictures, not {labels.dtype} {labels.shape}")
         self.origin, self.stamp = str(path), stamp_of([path])
         self.names: Sequence[str] = numbered(len(self._pixels))
-        self.labels = None if labels is None else [str(label) for label in labels.tolist()]
+        self.labels = None if labels is None else [same_text(str(label)) for label in labels.tolist()]
         self.prompts = None if prompts is None else prompts_for(prompts, self.names)
 
     def __len__(self) -> int:
@@ -61,41 +64,68 @@ def damage_said(path: Path) -> Iterator[None]:
     """What NumPy and zip files say about damage as ValueError in one line that names the file."""
     try:
         yield
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, struct.error) as error:
-        said = " ".join(str(error).split())
+    except Exception as error:  # neither says what it raises: a password, for one, is a RuntimeError
+        said = " ".join(str(error).split())[:300]
         raise ValueError(said if str(path) in said else f"{path} is no NumPy file that can be read: {said}") from None
 
 
-def _is_npy(path: Path) -> bool:
+def array_names(path: Path) -> list[str]:
+    """Of the arrays in an .npz file."""
+    with zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
+def read_array(path: Path, name: str) -> np.ndarray:
+    """An array of an .npz file, if it is not too large: compressed, a small file can claim anything."""
+    with zipfile.ZipFile(path) as archive:
+        with archive.open(f"{name}.npy") as file:
+            shape, _, dtype = _header(path, file)
+        if math.prod(shape) * max(dtype.itemsize, 8) > LARGEST:  # integers become float64
+            raise ValueError(f"{path} says that {name} is {dtype} {shape}, more than the {LARGEST:,} bytes that it may have")
+        with archive.open(f"{name}.npy") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether the first axis comes first in memory, and type of an array, which `file` then stands at."""
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = header(file)
+    if dtype.hasobject:
+        raise ValueError(f"{path} holds pickled objects, which are never read: save plain arrays")
+    if min(shape, default=1) < 0:
+        raise ValueError(f"{path} claims an array of shape {shape}")
+    return shape, fortran, dtype
+
+
+def is_npy(path: Path) -> bool:
+    """Whether a file holds one array alone, whatever it is called."""
     with open(path, "rb") as file:
         return file.read(6) == b"\x93NUMPY"
 
 
 def _members(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Pictures, mapped, and labels."""
+    names = array_names(path)
+    if PICTURES not in names:
+        what = "reference statistics, and" if {"mu", "sigma"} <= set(names) else f"{', '.join(names)[:200] or 'nothing'}, and"
+        raise ValueError(f"{path} holds {what} no pictures: these are an array called {PICTURES}")
     with zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
-        if PICTURES not in names:
-            what = "reference statistics, and" if {"mu", "sigma"} <= set(names) else f"{', '.join(names) or 'nothing'}, and"
-            raise ValueError(f"{path} holds {what} no pictures: these are an array called {PICTURES}")
         pictures = _mapped(path, archive.getinfo(f"{PICTURES}.npy"))
-        if LABELS not in names:
-            return pictures, None
-        with archive.open(f"{LABELS}.npy") as file:
-            return pictures, np.lib.format.read_array(file, allow_pickle=False)
+    return pictures, read_array(path, LABELS) if LABELS in names else None
 
 
 def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
     """An array that a zip file stores as it is: it begins behind the member's own header, which tells its length, and NumPy's."""
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{path} is compressed, and would fill the memory: save it again with np.savez(path, **np.load(path))")
+    if member.flag_bits & 1:
+        raise ValueError(f"{path} is encrypted: save it again without a password")
     with open(path, "rb") as file:
         file.seek(member.header_offset)
         name, extra = struct.unpack("<26x2H", file.read(30))
-        file.seek(name + extra, 1)
-        version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = header(file)
-        if dtype.hasobject:
-            raise ValueError(f"{path} holds pickled objects, which are never read: save plain uint8 arrays")
+        start = file.seek(name + extra, 1)
+        shape, fortran, dtype = _header(path, file)
+        if file.tell() - start + math.prod(shape) * dtype.itemsize > member.file_size:
+            raise ValueError(f"{path} says that {member.filename} is {dtype} {shape}, and has {member.file_size:,} bytes of it")
         return np.memmap(path, dtype, "r", offset=file.tell(), shape=shape, order="F" if fortran else "C")

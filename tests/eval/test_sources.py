@@ -270,7 +270,7 @@ def test_numpy_files_stay_on_disk(tmp_path: Path) -> None:
         ({"mu": np.zeros(3), "sigma": np.eye(3)}, "holds reference statistics, and no pictures"),
         ({"arr_0": np.array([{}, {}], object)}, "holds pickled objects, which are never read"),
         ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.zeros(3, int)}, "arr_1 of {} must hold a class for each of the 2"),
-        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.array([{}, {}], object)}, "allow_pickle=False"),
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.array([{}, {}], object)}, "{} holds pickled objects"),
     ],
 )  # fmt: skip
 def test_numpy_files_of_something_else_are_refused(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -297,6 +297,74 @@ def test_damaged_numpy_files_are_refused(photographs: np.ndarray, tmp_path: Path
     np.save(tmp_path / "e.npy", np.array([{}], object))
     for name in ("b.npz", "c.npy", "d.npz", "e.npy"):
         assert refusal(lambda name=name: NpzPictures(tmp_path / name)).startswith(f"{tmp_path / name} is no NumPy file that can be read: ")  # type: ignore[misc]
+
+
+def array_file(shape: tuple[int, ...], kind: str = "|u1", content: bytes = b"") -> bytes:
+    """The bytes of an .npy file that claims this shape."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+    return file.getvalue() + content
+
+
+def archive(path: Path, members: dict[str, bytes], kind: int = zipfile.ZIP_STORED) -> Path:
+    """An .npz file of these members."""
+    with zipfile.ZipFile(path, "w", kind) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return path
+
+
+ONE = array_file((1, 8, 8, 3), content=bytes(192))
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"arr_0.npy": array_file((10**12, 8, 8, 3))}, "says that arr_0.npy is uint8 (1000000000000, 8, 8, 3), and has "),
+        ({"arr_0.npy": array_file((10**30, 8, 8, 3))}, "says that arr_0.npy is uint8 "),
+        ({"arr_0.npy": array_file((-1, 8, 8, 3))}, "claims an array of shape (-1, 8, 8, 3)"),
+        ({"arr_0.npy": array_file((2, 8, 8, 3), content=bytes(192)), "more": bytes(999)}, "says that arr_0.npy is uint8 (2, 8, 8, 3), and"),
+        ({"arr_0": ONE}, "holds nothing, and no pictures"),
+        ({"arr_0.npy": b"\x93NUMPY\x09\x00"}, "is no NumPy file that can be read: "),
+        ({"arr_0.npy": ONE, "arr_1.npy": array_file((10**12,), "<i8")}, "says that arr_1 is int64 (1000000000000,), more than the"),
+        ({"arr_0.npy": ONE, "arr_1.npy": array_file((1,), "<U199999999")}, "says that arr_1 is <U199999999 (1,), more than the"),
+        ({"arr_0.npy": ONE, "arr_1.npy": array_file((1,), "<i8")}, "is no NumPy file that can be read: "),
+        ({"arr_0.npy": ONE, "arr_1.npy": array_file((-1,), "<i8")}, "claims an array of shape (-1,)"),
+    ],
+    ids=[
+        "10^12",
+        "10^30",
+        "negative",
+        "beyond its member",
+        "no suffix",
+        "version",
+        "labels",
+        "long labels",
+        "cut labels",
+        "negative labels",
+    ],
+)
+def test_hostile_numpy_files_end_in_one_line(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
+    """Shapes that nothing stands behind, stored or deflated: refused before any of it takes memory."""
+    path = archive(tmp_path / "a.npz", members)
+    said = refusal(lambda: NpzPictures(path))
+    assert str(path) in said
+    assert message in said
+    deflated = archive(tmp_path / "b.npz", members, zipfile.ZIP_DEFLATED)
+    assert str(deflated) in refusal(lambda: NpzPictures(deflated))
+
+
+def test_numpy_files_with_passwords_or_bare_headers_are_refused(tmp_path: Path) -> None:
+    """Encrypted pictures would be noise; an .npy file of 10^30 pictures."""
+    path = archive(tmp_path / "a.npz", {"arr_0.npy": ONE})
+    content = bytearray(path.read_bytes())
+    for magic, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(magic) + at] |= 1
+    path.write_bytes(content)
+    assert refusal(lambda: NpzPictures(path)).startswith(f"{path} is encrypted")
+    for n in (10**12, 10**30, -1):
+        (tmp_path / "b.npy").write_bytes(array_file((n, 8, 8, 3)))
+        assert str(tmp_path / "b.npy") in refusal(lambda: NpzPictures(tmp_path / "b.npy"))
 
 
 # Tar shards ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_fid.fid_score import calculate_frechet_distance
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from eval.features.extractor import Identity
@@ -129,21 +133,90 @@ EYE, SKEWED = np.eye(3), np.eye(3) + np.diag([1e-4, 0], k=1)
         ({"mu": np.zeros(3, complex), "sigma": EYE}, "mu of {} must hold real numbers, not complex128"),
         ({"mu": np.zeros(3)}, "{} holds mu, and no reference statistics: these are mu and sigma"),
         ({"arr_0": np.zeros((1, 8, 8, 3), np.uint8)}, "{} holds arr_0, and no reference statistics"),
-        ({"mu": np.array([{}, 1, 2], object), "sigma": EYE}, "{} is no NumPy file that can be read: Object arrays cannot be loaded"),
+        ({"mu": np.array([{}, 1, 2], object), "sigma": EYE}, "{} holds pickled objects, which are never read"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "must have shapes (D,) and (D, D), not (0,) and (0, 0)"),
+        ({"mu": np.zeros(3), "sigma": np.diag([1.0, 1.0, -1e-3])}, "sigma of {} is no covariance: its variance is negative"),
+        ({"mu": np.zeros(3), "sigma": -EYE}, "sigma of {} is no covariance: its variance is negative"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2.0], [2.0, 1.0]])}, "its variance is negative in some direction"),
+        ({"mu": np.zeros(3), "sigma": EYE * 1.7e308}, "mu or sigma of {} holds values that are not finite"),
         ({"mu": np.zeros(3), "sigma": EYE, "mu_s": np.zeros(2), "sigma_s": EYE}, "mu_s and sigma_s of {} must have shapes"),
     ],
 )
 def test_moments_that_are_none_are_refused(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
     """Wrong shapes, no symmetry, NaN, other arrays, pickles: one line that names the file."""
     path = tmp_path / "a.npz"
-    np.savez(path, **arrays)
+    np.savez_compressed(path, **arrays)
     assert message.format(path) in refusal(lambda: read_statistics(path))
+
+
+def test_a_covariance_that_a_small_file_claims_is_not_read(tmp_path: Path) -> None:
+    """Deflated, it would be gigabytes; as integers, it would become so."""
+    np.savez(tmp_path / "a.npz", mu=np.zeros(3))
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|i1", "fortran_order": False, "shape": (9000, 9000)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("sigma.npy", header.getvalue())
+    assert f"{tmp_path / 'a.npz'} says that sigma is int8 (9000, 9000), more than the" in refusal(
+        lambda: read_statistics(tmp_path / "a.npz")
+    )
 
 
 def test_rounding_is_no_asymmetry(tmp_path: Path) -> None:
     """Single precision's rounding passes: 1e-7 of the largest entry."""
     np.savez(tmp_path / "a.npz", mu=np.zeros(3), sigma=1e4 * (np.eye(3) + np.diag([1e-7, 0], k=1)))
     assert len(read_statistics(tmp_path / "a.npz").moments["pool"].mean) == 3
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16])
+def test_rounding_is_no_negative_variance(kind: type, tmp_path: Path) -> None:
+    """Fewer pictures than features, whose covariance has many variances of 0 or, rounded, just below; and pictures that are all alike."""
+    x = features(0, 10, 300).numpy() * np.logspace(-3, 1, 300)
+    sigma: np.ndarray = np.cov(x.T).astype(kind)
+    assert np.linalg.eigvalsh(sigma.astype(np.float64)).min() < 0
+    for matrix in (sigma, 0 * sigma):
+        np.savez(tmp_path / "a.npz", mu=x.mean(0).astype(kind), sigma=matrix)
+        assert read_statistics(tmp_path / "a.npz").moments["pool"].mean.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        ({}, {"statistics": None}, "what it says of its statistics cannot be read"),
+        ({}, {"statistics": "{"}, "what it says of its statistics cannot be read"),
+        ({}, {"statistics": "[" * 99999}, "what it says of its statistics cannot be read"),
+        ({}, {"statistics": "[1]"}, "the description in {}"),
+        ({}, {"n": "many"}, "the description in {}"),
+        ({}, {"n": 0}, "says that its statistics are of n=0 pictures: they need at least 2"),
+        ({}, {"n": -5}, "n=-5"),
+        ({}, {"n": 10**40}, "n=1000"),
+        ({"pool.mean": torch.zeros(0), "pool.scatter": torch.zeros(0, 0)}, {}, "must have shapes (D,) and (D, D), not (0,) and (0, 0)"),
+        ({"pool.scatter": -torch.eye(6)}, {}, "pool.scatter of {} is no covariance: its variance is negative"),
+        ({"pool.mean": torch.zeros(6, dtype=torch.long)}, {}, "must hold real numbers, not torch.int64"),
+        ({"pool.mean": torch.full((6,), torch.nan)}, {}, "not finite"),
+        ({"pool.scatter": torch.eye(6) + torch.diag(torch.ones(5), 1)}, {}, "it is not symmetric"),
+        ({"pool.scatter": torch.zeros(9000, 9000, dtype=torch.int8)}, {}, "says that pool.scatter has the shape (9000, 9000)"),
+    ],
+)
+def test_crafted_files_of_ours_are_refused(
+    tensors: dict[str, torch.Tensor], metadata: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """Damaged descriptions, numbers of pictures that are none, moments that are none: one line that names the file."""
+    path = tmp_path / "a.safetensors"
+    write_statistics(Statistics({"pool": Moments.of(features(0))}, 50, IDENTITY, "a folder"), path)
+    with safe_open(path, "pt") as file:
+        said = dict(file.metadata())
+    if "statistics" in metadata:
+        said = {name: value for name, value in {**said, **metadata}.items() if value is not None}
+    else:
+        said["statistics"] = json.dumps({**json.loads(said["statistics"]), **metadata})
+    save_file({**load_file(path), **tensors}, path, said)
+    assert message.format(path) in refusal(lambda: read_statistics(path))
+
+
+def test_statistics_of_one_picture_are_not_written(tmp_path: Path) -> None:
+    """They would have no covariance."""
+    with pytest.raises(ValueError, match="statistics need at least 2 pictures, and a folder has 1"):
+        write_statistics(Statistics({"pool": Moments.of(features(0, 1))}, 1, IDENTITY, "a folder"), tmp_path / "a.safetensors")
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
