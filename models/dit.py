@@ -55,11 +55,6 @@ class DiTParams:
             raise ValueError(f"hidden={self.hidden} must divide by heads={self.heads} and by 4")
 
     @property
-    def multiple(self) -> int:
-        """What height and width of x divide by."""
-        return self.patch_size
-
-    @property
     def out_channels(self) -> int:
         return self.in_channels * (2 if self.learned_variance else 1)
 

@@ -13,7 +13,7 @@ from diffusion.spec import check_at_least_one, check_range
 from models.activations import Checkpointing
 from models.attention import attend
 from models.conditioning import TimeEmbedding, VectorEmbedding, check_conditions, embed
-from models.joint import HeadNorm, JointBlock, Stream, check_patches, split_heads
+from models.joint import HeadNorm, JointBlock, Stream, split_heads, whole_patches
 from models.modulation import Modulation, gated, modulate, norm, start_at_identity
 from models.products import Linear
 from models.rotary import positions, turn, turns
@@ -55,11 +55,6 @@ class FluxParams:
             raise ValueError(f"hidden={self.hidden} must be heads={self.heads} times the {sum(self.axes)} features of axes={self.axes}")
 
     @property
-    def multiple(self) -> int:
-        """What height and width of x divide by."""
-        return self.patch_size
-
-    @property
     def num_classes(self) -> None:
         """It takes no class label."""
 
@@ -67,7 +62,8 @@ class FluxParams:
 class Flux(Checkpointing):
     """forward(x (B, C, H, W), t (B,) in [0, 1], *, context (B, L, 4096), vector (B, 768), guidance (B,)) -> (B, out_channels, H, W).
 
-    H and W must divide by the patch size. `guidance` is the scale that the network imitates, in FLUX.1-dev 3.5 as a rule.
+    A side that does not divide by the patch size is filled up inside and cut again (`whole_patches`).
+    `guidance` is the scale that the network imitates, in FLUX.1-dev 3.5 as a rule.
     Times and scales are float32 whatever the weights are; the published code rounds them to those first.
     """
 
@@ -106,7 +102,8 @@ class Flux(Checkpointing):
     ) -> Tensor:
         p = self.params
         check_conditions(p, label=label, context=context, vector=vector, guidance=guidance)
-        check_patches(x, p.patch_size)
+        height, width = x.shape[-2:]
+        x = whole_patches(x, p.patch_size)
         h, w = x.shape[-2] // p.patch_size, x.shape[-1] // p.patch_size
         emb = F.silu(embed(t, self.time, (self.guidance, guidance), (self.vector, vector)))  # (B, D)
 
@@ -122,7 +119,8 @@ class Flux(Checkpointing):
 
         image = tokens[:, text.shape[1] :]
         image = self.patch_out(modulate(norm(image), *self.modulation_out(emb)))  # (B, N, C*p*q)
-        return rearrange(image, "b (h w) (c p q) -> b c (h p) (w q)", h=h, p=p.patch_size, q=p.patch_size)
+        image = rearrange(image, "b (h w) (c p q) -> b c (h p) (w q)", h=h, p=p.patch_size, q=p.patch_size)
+        return image[..., :height, :width]
 
 
 class SingleBlock(nn.Module):

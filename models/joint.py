@@ -125,7 +125,10 @@ class JointBlock(nn.Module):
         return self.text.update(text, from_text, of_text), self.image.update(image, from_image, of_image)
 
 
-def check_patches(x: Tensor, size: int) -> None:
-    """Raise unless the images (B, C, H, W) divide into square patches of that size."""
-    if x.shape[-2] % size or x.shape[-1] % size:
-        raise ValueError(f"an image of {x.shape[-2]}x{x.shape[-1]} does not divide into patches of {size}x{size}: cut or resize it")
+def whole_patches(x: Tensor, size: int) -> Tensor:
+    """Images (B, C, H, W) that divide into square patches of that size: rows and columns that lack are taken from the other side.
+
+    So what is added has the noise of the rest. The network's output is cut to the size of x again (as ComfyUI does both).
+    """
+    below, right = -x.shape[-2] % size, -x.shape[-1] % size
+    return F.pad(x, (0, right, 0, below), mode="circular") if below or right else x

@@ -4,6 +4,7 @@ the description that all of it is built from."""
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -200,9 +201,9 @@ class Model:
                     f"table={' or '.join(ALIGN_YOUR_STEPS)}, or take another spacing"
                 )
             settings = {**settings, "table": of.table}
-        side, size = getattr(getattr(self.backbone, "params", None), "multiple", None), size or self.spec.get("shape", (0, 0, 0))[1:]
+        side, size = getattr(getattr(self.backbone, "params", None), "patch_size", None), size or self.spec.get("shape", (0, 0, 0))[1:]
         if settings.get("spacing") == "mu_shift" and not settings.keys() & {"mu", "tokens"} and side and all(size):
-            settings = {**settings, "tokens": size[0] * size[1] // side**2}
+            settings = {**settings, "tokens": math.prod(-(-length // side) for length in size)}
         return time_grid(self.schedule, steps, **check_call("the grid", time_grid, 2, settings))
 
     def check(self) -> None:

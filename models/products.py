@@ -93,14 +93,18 @@ class UpConv2d(Conv2d):
     An image of at least as many pixels as channels goes through one transposed convolution on a CPU. Of nine repeated pixels under the
     kernel four differ, so the weights that meet the same one are added up first: less than half the work, and the repeated pixels are
     never stored.
+
+    forward(x, size): the height and width of the output, None for twice those of x; a last row or column beyond them is not repeated
     """
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.shape[2] * x.shape[3] < self.in_channels:
-            return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
+        height, width = size or (2 * x.shape[2], 2 * x.shape[3])
+        cut = (height, width) != (2 * x.shape[2], 2 * x.shape[3])
+        if cut or x.device.type != "cpu" or x.shape[2] * x.shape[3] < self.in_channels:
+            return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest")[..., :height, :width])
         product = self._transposed
         return widened(product, x, self.weight, self.bias) if emulated(x) else product(x, self.weight, self.bias)
 

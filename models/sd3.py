@@ -12,7 +12,7 @@ from diffusion.spec import check_at_least_one
 from models.activations import Checkpointing
 from models.conditioning import TimeEmbedding, VectorEmbedding, check_conditions, embed
 from models.dit import position_embedding
-from models.joint import DualStream, JointBlock, LastStream, Stream, check_patches
+from models.joint import DualStream, JointBlock, LastStream, Stream, whole_patches
 from models.modulation import Modulation, modulate, norm, start_at_identity
 from models.products import Conv2d, Linear
 
@@ -53,11 +53,6 @@ class SD3Params:
         return HEAD_DIM * (self.heads or self.depth)
 
     @property
-    def multiple(self) -> int:
-        """What height and width of x divide by."""
-        return self.patch_size
-
-    @property
     def largest(self) -> int:
         """The most that height and width of x may be."""
         return self.positions * self.patch_size
@@ -74,7 +69,7 @@ class SD3Params:
 class SD3(Checkpointing):
     """forward(x (B, C, H, W), t (B,) in [0, 1], *, context (B, L, 4096), vector (B, 2048)) -> (B, out_channels, H, W).
 
-    H and W must divide by the patch size, into at most `positions` patches each.
+    H and W make at most `positions` patches each; a side that does not divide by the patch size is filled up inside and cut again.
     """
 
     passed = ("blocks",)  # lists of blocks, in the order in which they are called
@@ -109,7 +104,8 @@ class SD3(Checkpointing):
     ) -> Tensor:
         p = self.params
         check_conditions(p, label=label, context=context, vector=vector, guidance=guidance)
-        check_patches(x, p.patch_size)
+        height, width = x.shape[-2:]
+        x = whole_patches(x, p.patch_size)
         h, w = x.shape[-2] // p.patch_size, x.shape[-1] // p.patch_size
         emb = F.silu(embed(t, self.time, (self.vector, vector)))  # (B, D)
 
@@ -118,7 +114,8 @@ class SD3(Checkpointing):
         for block in self.blocks:
             text, image = self.run(block, text, image, emb)
         image = self.patch_out(modulate(norm(image), *self.modulation_out(emb)))  # (B, N, p*q*C)
-        return rearrange(image, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p.patch_size, q=p.patch_size)
+        image = rearrange(image, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p.patch_size, q=p.patch_size)
+        return image[..., :height, :width]
 
     def positions(self, height: int, width: int) -> Tensor:
         """The middle of the position table, (1, height*width, D)."""

@@ -84,11 +84,6 @@ class UNetParams:
         if depth > 1 and self.attention_kind == "plain":
             raise ValueError(f"plain attention comes once after a residual block, not {depth} times")
 
-    @property
-    def multiple(self) -> int:
-        """What height and width of x divide by."""
-        return int(2 ** (len(self.channel_mult) - 1))
-
     def heads_of(self, width: int) -> int:
         """Attention heads in a block of that width."""
         divisor = self.heads or self.head_dim
@@ -100,7 +95,8 @@ class UNetParams:
 class UNet(Checkpointing):
     """forward(x (B, C, H, W), t (B,), *, label (B,), context (B, L, D), vector (B, V), guidance (B,)) -> (B, out_channels, H, W).
 
-    H and W must be divisible by 2 to the number of levels less one. `guidance` is the scale of classifier-free guidance, 1 is none.
+    H and W may be any: an odd side is halved upwards, and cut to its own size again on the way up.
+    `guidance` is the scale of classifier-free guidance, 1 is none.
     """
 
     def __init__(self, params: UNetParams) -> None:
@@ -163,9 +159,6 @@ class UNet(Checkpointing):
     ) -> Tensor:
         p = self.params
         check_conditions(p, label=label, context=context, vector=vector, guidance=guidance)
-        halvings = len(p.channel_mult) - 1
-        if x.shape[-1] % 2**halvings or x.shape[-2] % 2**halvings:
-            raise ValueError(f"this UNet halves the resolution {halvings} times: {tuple(x.shape[-2:])} must divide by {2**halvings}")
         emb = embed(t, self.time, (self.label, label), (self.vector, vector), guidance=(self.guidance, guidance))
         emb = F.silu(emb)  # (B, 4C)
 
@@ -177,9 +170,10 @@ class UNet(Checkpointing):
         for block in self.middle:
             x = self.run(block, x, emb, context)
         for block in self.up:
-            if isinstance(block, Block):
-                x = torch.cat([x, skips.pop()], dim=1)
-            x = self.run(block, x, emb, context)
+            if isinstance(block, Upsample):
+                x = self.run(block, x, skips[-1].shape[-2:])
+            else:
+                x = self.run(block, torch.cat([x, skips.pop()], dim=1), emb, context)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
@@ -309,14 +303,14 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution: repeat pixels, then convolve."""
+    """Twice the resolution, or one less where the size on the way down was odd: repeat pixels, then convolve."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = UpConv2d(width)
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
-        return self.conv(x)
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        return self.conv(x, size)
 
 
 def _zero(layer: nn.Module) -> None:

@@ -152,12 +152,16 @@ def image_size(model: Model, height: int | None = None, width: int | None = None
             f"the image is {usual[0]}x{usual[1]}, but {size[0]}x{size[1]} (height x width) was asked for: resize it, or leave these out"
         )
     params: Any = model.network.params
-    step = factor * params.multiple
-    if size[0] % step or size[1] % step or min(size) < step:
-        near = [max(step, round(side / step) * step) for side in size]
+    if size[0] % factor or size[1] % factor or min(size) < factor:
+        near = [max(factor, round(side / factor) * factor) for side in size]
         raise ValueError(
-            f"this model makes images whose sides are multiples of {step}, not {size[0]}x{size[1]} (height x width): "
+            f"this model makes images whose sides are multiples of {factor}, not {size[0]}x{size[1]} (height x width): "
             f"{near[0]}x{near[1]} is near"
+        )
+    only = getattr(params, "image_size", None)  # of networks for one size
+    if only is not None and size != (only * factor, only * factor):
+        raise ValueError(
+            f"this model makes images of {only * factor}x{only * factor} pixels alone, not {size[0]}x{size[1]} (height x width)"
         )
     largest = getattr(params, "largest", None)  # of networks with a table of positions
     if largest is not None and max(size) > largest * factor:

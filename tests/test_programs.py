@@ -259,7 +259,7 @@ PROMPT_MISTAKES: dict[str, tuple[list[str], str]] = {
     "prediction": ([*SD1, "prediction=epsilon"], "no prediction named 'epsilon'"),
     "dtype": ([*SD1, "dtype=fp8"], "no dtype named 'fp8'"),
     "part": ([*SD1, "dtype={{unet: fp16}}"], "no part of a model named 'unet'; known: backbone, vae, text"),
-    "size": ([*SD1, "height=100"], "multiples of 16, not 100x64 (height x width): 96x64 is near"),
+    "size": ([*SD1, "height=100"], "multiples of 8, not 100x64 (height x width): 96x64 is near"),
     "half a size": ([*SD1, "height=32.5"], "height must be a whole number or null, not 32.5"),
     "sampler": ([*SD1, "sampler=eulr"], "no sampler named 'eulr'; did you mean 'euler'?"),
     "option": ([*SD1, "sampler=ddim", "+options.etta=1"], "no option of ddim named 'etta'; did you mean 'eta'?"),

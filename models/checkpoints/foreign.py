@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from models.checkpoints.stored import TensorFile
 
 FOREIGN = {
     r"\blora_|^lora|\.lora\.(down|up)\.|_lora\.|\.lora_[AB]\.|lora_linear_layer": "a LoRA, which changes a model and is none",
@@ -16,6 +19,35 @@ FOREIGN = {
     r"temporal_transformer|motion_modules|\.time_stack\.": "a video model, which this library does not know",
     r"^(vision_model|visual)\.": "an image encoder, which no model here has a use for",
 }
+
+
+# How packed weights are told that are not unpacked here: by keys, the most particular first.
+PACKINGS = {
+    r"\.quant_state\.bitsandbytes__nf4$": "bitsandbytes' NF4",
+    r"\.quant_state\.bitsandbytes__fp4$": "bitsandbytes' FP4",
+    r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+)$": "bitsandbytes' 4 bits",
+    r"\.(SCB|weight_format)$": "bitsandbytes' int8",
+    r"\.(wscales|wtscale|wcscales|smooth_factor|smooth_factor_orig)$": "SVDQuant (nunchaku)",
+    r"\.g_idx$": "GPTQ",
+    r"\.(qweight|qzeros)$": "AWQ or GPTQ",
+    r"\.weight\._(data|scale|shift)(\.|$)": "quanto",
+    r"\.(W_q|W_q_meta)$|\.meta\.(scale|zero)$": "HQQ",
+    r"(^|\.)_?\w*weight_(qdata|zero_point)$|:_data$": "torchao",
+    r"\.weight_scale_2$": "NVFP4",
+    r"\.(weight_packed|weight_shape)$": "compressed-tensors",
+}
+
+
+def check_packing(file: TensorFile, hints: Mapping[str, Any]) -> None:
+    """ValueError that names the kind for a file of weights that are packed in a way that is not unpacked here."""
+    remedy = "which this library does not unpack: take the file with plain weights (bf16, fp16), 8-bit floats or GGUF's blocks"
+    keys = list(file.tensors)
+    for pattern, what in PACKINGS.items():
+        if found := next((key for key in keys if re.search(pattern, key)), None):
+            raise ValueError(f"{file.path} holds {found}: its weights are packed by {what}, {remedy}")
+    config = hints.get("quantization_config")
+    if isinstance(config, Mapping):
+        raise ValueError(f"{file.path} is packed by {config.get('quant_method')!s:.40}, as its config.json says, {remedy}")
 
 
 def known(keys: Iterable[str]) -> str | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from models.checkpoints.blank import BlankWithin
 from models.checkpoints.parts import AVERAGED, RAW
+from models.checkpoints.prefixes import unwrapped
 from models.checkpoints.stored import Stored, TensorFile
 from models.checkpoints.table import check_dtype, take
 from models.checkpoints.tensors import open_tensors
@@ -86,7 +88,9 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
         ignored[key] = "training's own" if key.startswith("optimizer.") else AVERAGED if ema else RAW
     if model.text is not None and TOKENIZER in metadata:
         model.text.t5_tokenizer = T5Tokenizer.from_json(metadata[TOKENIZER])
-    model.report = Report(tuple(consumed), ignored, files=dict.fromkeys(model.parts, str(path)))
+    in_file = {key: stored.key for key, stored in file.tensors.items()}
+    ignored = {in_file[key]: why for key, why in ignored.items()}
+    model.report = Report(tuple(in_file[key] for key in consumed), ignored, files=dict.fromkeys(model.parts, str(path)))
     return model
 
 
@@ -149,6 +153,7 @@ def _open(path: str | Path) -> tuple[TensorFile, dict[str, Any]]:
             raise FileNotFoundError(f"no {FILE_NAME} in {path}: is it a training run's folder, and has it saved yet?")
         path = path / FILE_NAME
     file = open_tensors(path)
+    file = replace(file, tensors=unwrapped(file.tensors, path))  # as a compiled network's, which training may have saved
     try:
         return file, {key: _parsed(key, value) for key, value in file.metadata.items() if key != "format"}
     except (ValueError, RecursionError) as error:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from models.checkpoints import clip_keys, flux_keys, foreign, harmless, sd3_keys, t5_keys, taesd_keys, unet_keys, vae_keys
+from models.checkpoints.prefixes import shared_prefix, unwrapped
 from models.checkpoints.scaled import join_scales
 from models.checkpoints.stored import Stored, TensorFile
 from models.checkpoints.table import Layout
 from models.checkpoints.unet_keys import Shapes
 
-# Where latent diffusion's and its successors' single files keep their parts.
+# Where latent diffusion's and its successors' single files keep their parts, ComfyUI's files, and those of trainers with diffusers' names.
 PREFIXES = (
     "model.diffusion_model.",
     "first_stage_model.",
@@ -25,6 +26,11 @@ PREFIXES = (
     "text_encoders.clip_l.transformer.",
     "text_encoders.clip_g.transformer.",
     "text_encoders.t5xxl.transformer.",
+    "diffusion_model.",
+    "unet.",
+    "text_encoder.",
+    "text_encoder_2.",
+    "text_encoder_3.",
 )
 AVERAGED, RAW = "raw weights, and averaged ones are there", "averaged weights, and raw ones were asked for"  # why others are left out
 AVERAGES = "model_ema."
@@ -90,19 +96,25 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
     ema  take averaged weights where the file has them
     """
     hints = hints or {}
+    foreign.check_packing(file, hints)
     joined = join_scales(file.tensors, file.path)
-    file = replace(file, tensors=joined.tensors)
+    file = replace(file, tensors=unwrapped(joined.tensors, file.path))
     groups = {prefix: [key for key in file.tensors if key.startswith(prefix)] for prefix in PREFIXES}
     bare = [key for key in file.tensors if not key.startswith(AVERAGES)]
     groups = {prefix: keys for prefix, keys in groups.items() if keys} or {"": bare}
-    parts, taken, ignored = [], set(), {}
+    parts: list[Part] = []
+    taken: set[str] = set()
+    ignored: dict[str, str] = {}
     for prefix, keys in groups.items():
         names = {key.removeprefix(prefix): key for key in keys}
-        part = _recognised(file, prefix, names, hints)
+        if (part := _recognised(file, prefix, names, hints)) is None and not prefix:  # whatever else may stand before all of it
+            prefix = shared_prefix(key for key in keys if harmless.reason(key) is None)
+            names = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
+            part = _recognised(file, prefix, names, hints) if prefix else None
         if part is None:
             continue
         parts.append(part)
-        taken.update(keys)
+        taken.update(names.values())
         for name, key in names.items():  # of a part's own keys, those that it has no use for
             if name not in part.keys and (why := harmless.reason(name) or harmless.reason(key)):
                 ignored[key] = why
@@ -117,6 +129,8 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
     if unknown := [key for key in file.tensors if key not in used and key not in ignored and key not in LATENT_STATISTICS]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise ValueError(f"{file.path} holds {unknown[0]}{more}, which belongs to no part of a known model ({foreign.guess(unknown)})")
+    parts = [replace(part, keys={name: file.tensors[key].key for name, key in part.keys.items()}) for part in parts]
+    ignored = {file.tensors[key].key: why for key, why in ignored.items()}
     return Found(file, parts, {**ignored, **joined.ignored}, joined.scales)
 
 

@@ -59,9 +59,10 @@ def open_pickle(path: Path) -> TensorFile:
     try:
         if zipped := _is_zip(path):
             _check_zip(path)
-        with torch.serialization.safe_globals(_HARMLESS_CLASSES), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_HARMLESS_CLASSES), warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore")  # what torch says of its own past
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            misnamed = path.suffix == ".safetensors"  # which torch would take for what it is; without its name it is read, not mapped
+            content = torch.load(file if misnamed else path, map_location="cpu", weights_only=True, mmap=zipped and not misnamed)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it asks for {asked[1]}" if asked else first_line(str(error).split("WeightsUnpickler error: ")[-1])

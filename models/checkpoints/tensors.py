@@ -1,19 +1,22 @@
 """Files of tensors, whatever their format: what one holds is known from its header alone; a tensor is read when it is asked for.
 
-.safetensors   safetensors_file.py
-.gguf          gguf_file.py: GGML's format, whose tensors may be packed
-.ckpt .pt ...  pickle_file.py
+safetensors    safetensors_file.py
+GGUF           gguf_file.py: GGML's format, whose tensors may be packed
+pickles        pickle_file.py: .ckpt, .pt, ...
 *.index.json   several files that are one
+
+A file's first bytes say which of these it is, whatever its name; its name decides only where they say nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from models.checkpoints.gguf_file import open_gguf
 from models.checkpoints.pickle_file import open_pickle
 from models.checkpoints.safetensors_file import open_safetensors
-from models.checkpoints.stored import TensorFile
+from models.checkpoints.stored import LARGEST_HEADER, TensorFile
 from models.files import read_json
 
 SAFETENSORS = (".safetensors", ".sft")
@@ -32,18 +35,29 @@ def open_tensors(path: str | Path) -> TensorFile:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     with open(path, "rb") as file:
-        begin = file.read(64).lstrip().lower()
-    if what := next((what for text, what in NO_WEIGHTS.items() if begin.startswith(text)), None if begin else "empty"):
+        begin = file.read(64)
+    text = begin.lstrip().lower()
+    if what := next((what for start, what in NO_WEIGHTS.items() if text.startswith(start)), None if text else "empty"):
         raise ValueError(f"{path} holds no weights: it is {what}")
     if path.suffix == ".json" and ".index." in path.name:
         return _open_shards(path)
-    if path.suffix.lower() in SAFETENSORS:
-        return open_safetensors(path)
-    if path.suffix.lower() in PICKLES:
-        return open_pickle(path)
-    if path.suffix.lower() in GGUF:
-        return open_gguf(path)
+    if reader := _reader_of(begin) or READERS.get(path.suffix.lower()):
+        return reader(path)
     raise ValueError(f"{path} is no file of weights: expected {', '.join((*SAFETENSORS, *PICKLES, *GGUF))} or a shards' .index.json")
+
+
+READERS = dict.fromkeys(SAFETENSORS, open_safetensors) | dict.fromkeys(PICKLES, open_pickle) | dict.fromkeys(GGUF, open_gguf)
+
+
+def _reader_of(begin: bytes) -> Callable[[Path], TensorFile] | None:
+    """What reads a file that begins so, None where that does not tell."""
+    if begin.startswith(b"GGUF"):
+        return open_gguf
+    if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= LARGEST_HEADER:  # its header's length, and the header
+        return open_safetensors
+    if begin.startswith(b"PK\x03\x04") or (begin[:1] == b"\x80" and begin[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+        return open_pickle
+    return None
 
 
 def _open_shards(path: Path) -> TensorFile:

@@ -105,6 +105,22 @@ def test_compiles_as_one_graph_for_all_times(kind: Kind) -> None:
             torch.testing.assert_close(compiled(x, level, **given), network(x, level, **given))
 
 
+@pytest.mark.parametrize(
+    "kind", [KINDS[name] for name in ("UNet, SDXL", "Flux, dev", "SD 3, 3.5 medium")], ids=lambda kind: kind.network.__name__
+)
+def test_odd_sizes_compile_too(kind: Kind) -> None:
+    """One graph, the same result, and a batch that equals its samples alone."""
+    torch._dynamo.reset()
+    network = randomised(smallest(kind))
+    x, t, given = replace(kind, size=(7, 9)).inputs()
+    with torch.no_grad():
+        out = network(x, t, **given)
+        torch.testing.assert_close(torch.compile(network, fullgraph=True, backend="eager")(x, t, **given), out)
+        alone = network(x[:1], t[:1], **{name: value[:1] for name, value in given.items()})
+    assert out.shape[2:] == (7, 9)
+    torch.testing.assert_close(out[:1], alone, rtol=0, atol=1e-5)
+
+
 USELESS = [
     (kind, name)
     for kind in [*UNCONDITIONAL.values(), *KINDS.values()]

@@ -18,8 +18,24 @@ import transformers
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 import models
+from diffusion.noise import initial_noise
 from tests.samplers import pipelines as peers
-from tests.samplers.pipelines import HEIGHT, NEGATIVE, NOISE, WIDTH, Drawn, ddim, dpmpp_2m, error, euler, opened, ours, picture, theirs
+from tests.samplers.pipelines import (
+    HEIGHT,
+    NEGATIVE,
+    NOISE,
+    SEEDS,
+    WIDTH,
+    Drawn,
+    ddim,
+    dpmpp_2m,
+    error,
+    euler,
+    opened,
+    ours,
+    picture,
+    theirs,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what the peers make of NumPy
 CLOSE = 2e-5
@@ -83,6 +99,17 @@ def test_text_to_image(
     pipe.scheduler, settings = solver(PREDICTED[model.prediction.name])
     peer = theirs(pipe, negative_prompt=negative, latents=NOISE, num_inference_steps=20, guidance_scale=6.5, height=HEIGHT, width=WIDTH)
     agree(ours(model, negative=negative, guidance=6.5, **settings), peer)
+
+
+@pytest.mark.parametrize(("family", "pipeline"), [("sd1", SD), ("sd2", SD), ("sdxl", SDXL)])
+def test_sides_that_are_multiples_of_eight(family: str, pipeline: str, peer_of: Open) -> None:
+    """40x72 pixels are 5x9 latents, which the network halves upwards."""
+    model, pipe = peer_of(family, pipeline)
+    size: dict[str, Any] = {"height": 40, "width": 72}
+    pipe.scheduler, settings = ddim(PREDICTED[model.prediction.name])
+    noise = initial_noise(SEEDS, (4, 5, 9))
+    peer = theirs(pipe, latents=noise, num_inference_steps=20, guidance_scale=6.5, **size)
+    agree(ours(model, guidance=6.5, **settings, **size), peer)
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])

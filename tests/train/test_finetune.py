@@ -375,7 +375,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "another setting": (["weights={weights}", "data={photos}", "latents.sise=3"], "'latents.sise'; did you mean 'latents.size'?"),
     "no setting": (["weights={weights}", "data={photos}", "+latents.sise=3"], "no latents parameter named 'sise'; did you mean 'size'?"),
     "three sides": (["weights={weights}", "data={photos}", "latents.size=[1,2,3]"], "latents.size must be a whole number or a list of 2"),
-    "size": (["weights={weights}", "data={photos}", "latents.size=30"], "multiples of 16, not 30x30 (height x width): 32x32 is near"),
+    "size": (["weights={weights}", "data={photos}", "latents.size=30"], "multiples of 8, not 30x30 (height x width): 32x32 is near"),
     "family": (["weights={weights}", "data={photos}", "model.family=sd4"], "no family named 'sd4'"),
     "another family": (
         ["weights={weights}", "data={photos}", "model.family=sdxl"],

@@ -264,7 +264,7 @@ REFUSED: dict[str, tuple[Callable[[], Model], dict[str, Any], str]] = {
     "no text encoder": (without("text"), {}, "has no text"),
     "no network": (without("backbone"), {}, "has no backbone"),
     "parts of two families": (mixed, {}, "makes contexts of 128 and vectors of None, the network takes 64 and None"),
-    "size": (lambda: models.miniature("sd1"), {"size": 500}, "multiples of 16, not 500x500 .*: 496x496 is near"),
+    "size": (lambda: models.miniature("sd1"), {"size": 500}, "multiples of 8, not 500x500 .*: 496x496 is near"),
     "no size": (lambda: models.miniature("sd1"), {"size": 0}, "size must be at least 1, not 0"),
     "no batch": (lambda: models.miniature("sd1"), {"batch_size": 0}, "batch_size must be at least 1, not 0"),
     "no chunk": (lambda: models.miniature("sd1"), {"chunks": 0}, "chunks must be at least 1, not 0"),

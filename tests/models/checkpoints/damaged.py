@@ -142,6 +142,25 @@ def sharded(places: Mapping[str, str], *shards: str) -> Make:
     return write
 
 
+PACKED = {
+    "bitsandbytes' NF4": ("weight.quant_state.bitsandbytes__nf4", "weight.absmax", "weight.quant_map"),
+    "bitsandbytes' FP4": ("weight.quant_state.bitsandbytes__fp4", "weight.absmax", "weight.quant_map"),
+    "bitsandbytes' int8": ("SCB", "weight_format"),
+    "GPTQ": ("g_idx", "qweight", "qzeros", "scales"),
+    "AWQ or GPTQ": ("qweight", "qzeros", "scales"),
+    "SVDQuant (nunchaku)": ("smooth_factor", "qweight", "lora_down", "lora_up", "wscales"),
+    "quanto": ("weight._data", "weight._scale"),
+    "torchao": ("weight_qdata", "weight_scale"),
+    "NVFP4": ("weight_scale_2", "weight_scale"),
+}
+PACKED = {what: tuple(f"double_blocks.0.img_attn.qkv.{key}" for key in keys) for what, keys in PACKED.items()}
+
+
+def packed(*keys: str) -> Make:
+    """A FLUX.1 whose weights a packer has replaced by other tensors."""
+    return lambda path: save_file({"img_in.weight": torch.zeros(64, 64), **{key: torch.zeros(4, dtype=torch.uint8) for key in keys}}, path)
+
+
 def of_keys(manifest: str) -> Make:
     """A file with the keys of a published one."""
     return lambda path: save_file({key: torch.zeros([1] * len(shape)) for key, shape in manifests()[manifest].items()}, path)
@@ -398,8 +417,16 @@ CASES: dict[str, tuple[Make, str]] = {
     # pickles
     "a pickle by another name": (
         lambda path: torch.save({"weight": torch.zeros(2)}, path),
-        "PATH is no safetensors file: it begins with b'PK",
+        "PATH holds no model that is known here: no known network has the keys weight",
     ),
+    "the same weights twice": (
+        lambda path: save_file({"a.weight": torch.zeros(2), "_orig_mod.a.weight": torch.zeros(2)}, path),
+        "the same weights twice: keep one of them",
+    ),
+    **{
+        f"packed by {what}": (packed(*keys), f"PATH holds {keys[0]}: its weights are packed by {what}, which this library does not unpack")
+        for what, keys in PACKED.items()
+    },
     "a pickle that runs code": (
         hostile(".ckpt", True),
         "is no plain file of weights, and nothing in it was run (it asks for posix.system)",

@@ -1,0 +1,30 @@
+"""What programs put into the names of tensors that say nothing of the network: wrappers, and a name for all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from models.checkpoints.stored import Stored
+
+# Parts of names that torch.compile, DistributedDataParallel, DataParallel, FSDP, checkpointing and Lightning add, at any depth.
+WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+
+
+def unwrapped(tensors: Mapping[str, Stored], path: str | Path) -> dict[str, Stored]:
+    """The tensors by their names without wrappers. ValueError where two would have the same name."""
+    found: dict[str, Stored] = {}
+    for key, stored in tensors.items():
+        name = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+        if name in found:
+            raise ValueError(f"{path} holds {found[name].key} and {key}, the same weights twice: keep one of them")
+        found[name] = stored
+    return found
+
+
+def shared_prefix(keys: Iterable[str]) -> str:
+    """What all of these names begin with, as "model.diffusion_model.", "" where that is nothing."""
+    keys = list(keys)
+    parts = [key.split(".")[:-1] for key in (min(keys, default=""), max(keys, default=""))]  # between which the others lie
+    count = next((i for i, (a, b) in enumerate(zip(*parts, strict=False)) if a != b), min(map(len, parts)))
+    return "".join(f"{part}." for part in parts[0][:count])
