@@ -50,6 +50,7 @@ class TextToImageParams:
     negative: str | None = None
     family: str | None = None
     prediction: str | None = None
+    zero_snr: bool | None = None
     variant: str | None = None
     ema: bool = True
     dtype: str | dict[str, str] | None = None
@@ -148,8 +149,8 @@ def loaded(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Mod
             raise FileNotFoundError(
                 f"no such file or folder: {path}; `python -m models download {path}` fetches that model and says where to{how}"
             )
-    family, prediction = (params.family, params.prediction) if key == "weights" else (None, None)
-    model = models.load(*paths, ema=params.ema, variant=params.variant, family=family, prediction=prediction, memory=params.memory)
+    said = {name: getattr(params, name) for name in ("family", "prediction", "zero_snr")} if key == "weights" else {}
+    model = models.load(*paths, ema=params.ema, variant=params.variant, memory=params.memory, **said)
     if model.text is None and getattr(model.network.params, "context_dim", None) is None:
         raise ValueError(f"{paths[0]} is a model that takes no prompts: run={paths[0]} samples it")
     return model

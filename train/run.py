@@ -120,10 +120,11 @@ def _begin(spec: Mapping[str, Any]) -> Model:
     parts = check_mapping("model", spec)
     if "from" not in parts:
         return models.build(parts)
-    check_names("model setting", parts, ("from", "family", "prediction", "variant", "ema"))
+    check_names("model setting", parts, ("from", "family", "prediction", "zero_snr", "variant", "ema"))
     check_type("model.from", parts["from"], Path | list[Path])
     for name in ("family", "prediction", "variant"):
         check_type(f"model.{name}", parts.get(name), str | None)
+    check_type("model.zero_snr", parts.get("zero_snr"), bool | None)
     check_type("model.ema", parts.get("ema", True), bool)
     paths = parts.pop("from")
     model = models.load(*(paths if isinstance(paths, list) else [paths]), **parts)

@@ -16,6 +16,7 @@ from models.checkpoints.findings import Findings
 from models.checkpoints.parts import LATENT_STATISTICS, Part
 from models.checkpoints.stored import TensorFile
 from models.checkpoints.towers import find_towers, text_params
+from models.checkpoints.written_schedule import changed_schedule, prediction_of_yaml, read_yaml_beside, schedule_of_yaml
 from models.clip import CLIP_G, CLIPTextParams
 from models.download import PUBLISHED
 from models.families import FAMILIES, TOWERS, Family, Network, base_of, description, plain
@@ -48,8 +49,12 @@ SIXTEEN, FOUR = 16, 4  # latent channels, of flows and of others
 MASK_CHANNELS = 64  # of 8x8 pixels, which FLUX.1 Fill sees one beside the other
 
 
-def describe(found: Findings, family: str | None, prediction: str | None) -> tuple[dict[str, Any], dict[str, Part]]:
+def describe(
+    found: Findings, family: str | None, prediction: str | None, zero_snr: bool | None = None
+) -> tuple[dict[str, Any], dict[str, Part]]:
     """The model's description, and the text towers by name. ValueError where the parts do not fit each other, or the family does not."""
+    if found.backbone and isinstance(found.backbone.params, UNetParams):
+        found.ldm = read_yaml_beside(found.backbone.file.path, found.notes)
     asked = lookup("family", family, FAMILIES) if family else None
     base = asked.base if asked and not found.backbone else _base(found)  # parts alone are of any family that they fit
     said = _asked(found, prediction) if prediction else _said(found) or (None if family else _guessed(found, base))
@@ -75,7 +80,8 @@ def describe(found: Findings, family: str | None, prediction: str | None) -> tup
     if of.prediction == "flow":
         spec["grid"] = _flow_grid(found, base) or spec["grid"]
     else:
-        spec["schedule"] |= _schedule(found, spec["schedule"], spec["prediction"])
+        spec["schedule"] |= _schedule(found, spec["schedule"])
+    _settle_pure_noise(found, spec, zero_snr)
     if spec["schedule"].get("zero_terminal_snr"):  # whose pure noise other spacings leave out (Lin et al. 2024, section 3.3)
         spec["grid"] = {"spacing": "trailing"}
     return spec, towers if text else {}
@@ -179,12 +185,14 @@ def _said(found: Findings) -> str | None:
     if _marked([file], V_MARK):
         found.notes.append("predicts v, as a mark beside the weights says")
         return "v"
-    for key in PREDICTION_KEYS:
-        if text := file.metadata.get(key, "").strip():
-            if ours := SPELLED.get(re.sub("[^a-z0-9]", "", text.lower())):
-                found.notes.append(f"predicts {ours}, as the file's metadata says")
-                return ours
-            found.notes.append(f"its metadata says {key}={text[:40]!r}, which names no prediction known here: prediction=... chooses one")
+    texts = {"the configuration beside the file": prediction_of_yaml(found.ldm)}
+    texts |= {f"the file's metadata ({key})": file.metadata.get(key) for key in PREDICTION_KEYS}
+    for source, text in texts.items():
+        if text and (ours := SPELLED.get(re.sub("[^a-z0-9]", "", text.lower()))):
+            found.notes.append(f"predicts {ours}, as {source} says")
+            return ours
+        if text and text.strip():
+            found.notes.append(f"{source} says {text[:40]!r}, which names no prediction known here: prediction=... chooses one")
     if not _is_edm(found) and (name := found.scheduler.get("prediction_type")):
         ours = lookup(f"prediction of {file.path}, as its scheduler's configuration has it,", name, SAID)
         found.notes.append(f"predicts {ours}, as its scheduler's configuration says")
@@ -225,41 +233,50 @@ def _marked(files: list[TensorFile], *keys: str) -> bool:
 # The schedule ----------------------------------------------------------------------------------------------------------
 
 
-def _schedule(found: Findings, own: Mapping[str, Any], prediction: str) -> dict[str, Any]:
-    """What marks and a pipeline's configuration change in a family's schedule."""
+def _schedule(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What marks, configurations and a table among the tensors change in a family's schedule: the last of these that says something."""
     config, where = found.scheduler, found.scheduler_file or found.files[0].path
     name = str(config.get("_class_name", ""))
     foreign_edm = _is_edm(found) and (config.get("sigma_data", 0.5) != 0.5 or config.get("prediction_type", "epsilon") != "epsilon")
     if name.startswith(("FlowMatch", "Cosine")) or foreign_edm:
         raise ValueError(f"{where}: its scheduler's configuration names {name} with settings that no family here was trained with")
-    names, changes = {"sigma_min": "sigma_min", "sigma_max": "sigma_max"}, {}
+    names, changes = {"sigma_min": "sigma_min", "sigma_max": "sigma_max"}, dict[str, Any]()
     if own["name"] != "ve":
         names = {"beta_schedule": "name", "beta_start": "start", "beta_end": "end", "num_train_timesteps": "steps"}
         betas = "a list of its own" if config.get("trained_betas") else repr(config.get("beta_schedule", "linear"))
         if betas not in ("'linear'", "'scaled_linear'"):
             raise ValueError(f"{where}: its scheduler's configuration has the betas {betas}, which no family here is of")
         if (steps := config.get("num_train_timesteps", 1000)) not in range(2, MOST_STEPS + 1):
-            raise ValueError(f"{where}: its scheduler's configuration has num_train_timesteps={brief(steps)}, and not 2 ... {MOST_STEPS}")
-        changes = _terminal(found, prediction)
-    told = {ours: config[name] for name, ours in names.items() if name in config and config[name] != own[ours]}
-    if told:
-        found.notes.append(f"the schedule has {', '.join(f'{name}={value}' for name, value in told.items())}, as its configuration says")
-    return changes | told
+            raise ValueError(f"{where}: its scheduler's configuration has num_train_timesteps={steps!r:.40}, and not 2 ... {MOST_STEPS}")
+    sources = {"its scheduler's configuration": {ours: config[name] for name, ours in names.items() if name in config}}
+    if config.get("rescale_betas_zero_snr") and own["name"] != "ve":
+        sources["its scheduler's configuration"]["zero_terminal_snr"] = True
+    if found.backbone:
+        sources["the configuration beside the file"] = schedule_of_yaml(found.ldm) if own["name"] != "ve" else {}
+        sources["a mark beside the weights"] = {"zero_terminal_snr": True} if _marked([found.backbone.file], "ztsnr") else {}
+        key, table = changed_schedule(found.backbone.file, {**own, **{k: v for said in sources.values() for k, v in said.items()}})
+        sources[f"its table {key}"] = table
+    for source, said in sources.items():
+        if told := {name: value for name, value in said.items() if {**own, **changes}.get(name, False) != value}:
+            found.notes.append(f"the schedule has {', '.join(f'{name}={value}' for name, value in told.items())}, as {source} says"[:300])
+            changes |= told
+    return changes
 
 
-def _terminal(found: Findings, prediction: str) -> dict[str, Any]:
-    """Whether the schedule ends in pure noise, as a mark or the configuration says."""
-    if found.backbone and _marked([found.backbone.file], "ztsnr"):
-        source = "a mark beside the weights"
-    elif found.scheduler.get("rescale_betas_zero_snr"):
-        source = "its scheduler's configuration"
-    else:
-        return {}
-    if prediction == "eps":  # in pure noise it is all that there is, and says nothing of x0
-        found.notes.append(f"zero terminal SNR, which {source} asks for, is left out: a network that predicts eps cannot begin there")
-        return {}
-    found.notes.append(f"the schedule ends in pure noise (zero terminal SNR), as {source} says")
-    return {"zero_terminal_snr": True}
+def _settle_pure_noise(found: Findings, spec: dict[str, Any], asked: bool | None) -> None:
+    """Whether the schedule ends in pure noise, where that is asked for; not with a network that can say nothing there."""
+    if asked and spec["schedule"]["name"] not in ("linear", "scaled_linear"):
+        raise ValueError(f"zero_snr rescales a table of betas, and the schedule {spec['schedule']['name']!r} has none: leave it out")
+    if asked is not None:
+        found.notes.append(f"the schedule {'ends' if asked else 'does not end'} in pure noise (zero terminal SNR), as asked for")
+        spec["schedule"] |= {"zero_terminal_snr": True} if asked else {}
+    if asked is False:
+        spec["schedule"].pop("zero_terminal_snr", None)
+    if spec["schedule"].get("zero_terminal_snr") and spec["prediction"] == "eps":  # which is all of pure noise, and says nothing of x0
+        if asked:
+            raise ValueError("zero_snr needs a network that predicts v: one that predicts eps cannot begin in pure noise; prediction='v'?")
+        found.notes.append("zero terminal SNR is left out: a network that predicts eps cannot begin in pure noise")
+        del spec["schedule"]["zero_terminal_snr"]
 
 
 def _flow_grid(found: Findings, base: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Findings:
     files      every file opened
     scheduler  a pipeline's scheduler configuration, and its file
     index      a pipeline's model_index.json
+    ldm        what latent diffusion's configuration beside the backbone's file says of its model
     notes      filled on the way: what was settled otherwise than by keys and shapes
     left_out   filled on the way: towers that a later file's take the place of, or that nothing uses, with the reason
     """
@@ -30,6 +31,7 @@ class Findings:
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     scheduler_file: Path | None = None
     index: Mapping[str, Any] = field(default_factory=dict)
+    ldm: Mapping[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     left_out: list[tuple[Part, str]] = field(default_factory=list)
 

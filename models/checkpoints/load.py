@@ -39,6 +39,7 @@ def load(
     family: str | None = None,
     prediction: str | None = None,
     variant: str | None = None,
+    zero_snr: bool | None = None,
     memory: str | int | None = None,
 ) -> Model:
     """A model from files: one that holds all of it, a diffusers folder, a training run's folder, single parts, or any mix of them.
@@ -52,6 +53,7 @@ def load(
                 weights (8-bit floats, GGUF's blocks) stay as they are, `Model.unpacked` unpacks them, and compute with it
     family      a name in models.FAMILIES, where keys and shapes do not tell: "sdxl-turbo", "lcm-sdxl", ...
     prediction  "eps", "v", ...: what the network predicts, where the guess is wrong (SD 2; the report says what was guessed)
+    zero_snr    whether the schedule ends in pure noise (zero terminal SNR), where the files do not say it: fine-tuned v-models often do
     variant     which weights of a diffusers folder: "fp16", "non_ema", ...; None takes the plain ones, or those that there are
 
     memory      "6GB": what this process may take. Blocks of transformers for which there is no room are read from their files whenever it
@@ -65,7 +67,7 @@ def load(
     check_dtype(dtype, NAMES)
     files = {path: open_tensors(path) for path in places if not path.is_dir()}
     if own := [path for path in places if native.is_native(path, files.get(path))]:
-        if len(places) > 1 or vocabularies or family or prediction or variant:
+        if len(places) > 1 or vocabularies or family or prediction or variant or zero_snr is not None:
             raise ValueError(f"{own[0]} describes a whole model itself: load it alone, with ema and dtype only")
         if memory is not None:
             raise ValueError(f"{own[0]} cannot be read block by block: save it with layout='separate' and load these files with memory=...")
@@ -76,7 +78,7 @@ def load(
     for opened in loading.files:
         loading.add(opened)
     _check_preview([part for part in loading.found.single if part.kind == "preview"])
-    spec, towers = describe(loading.found, family, prediction)
+    spec, towers = describe(loading.found, family, prediction, zero_snr)
     try:
         with BlankWithin(shape for opened in loading.files for shape in opened.file.shapes.values()):
             model = build(spec, device="meta")

@@ -13,6 +13,7 @@ from models.checkpoints.parts import LATENT_STATISTICS
 from models.checkpoints.tensors import SAFETENSORS
 from models.checkpoints.vocabulary import write_tokenizer
 from models.checkpoints.written import BACKBONES, built_like, in_dtype, published, use_of
+from models.checkpoints.written_schedule import write_table
 from models.families import FAMILIES, Family
 from models.model import Model
 from models.t5 import T5
@@ -41,11 +42,12 @@ def save_ldm(model: Model, path: Path, dtype: torch.dtype | None) -> None:
         tensors |= _prefixed(prefixes[name] if name in prefixes else _tower_prefix(base, name), part)
     if "clip_h" in parts and use_of(model, "clip_h").blocks == (layers := model.require("text").tower("clip_h").params.layers):
         tensors |= _unused_block(TOWERS_LDM[base]["clip_h"], tensors, layers)
+    tensors = in_dtype(tensors, dtype)
     if model.backbone is not None:
         tensors |= _marks(model, base)
     if model.vae is not None:
         tensors |= _latent_statistics(model.vae.params, FAMILIES[model.spec.get("family", base)])
-    native.write_tensors(path, in_dtype(tensors, dtype), {"format": "pt", **_said(model)})
+    native.write_tensors(path, tensors, {"format": "pt", **_said(model)})
 
 
 def save_separate(model: Model, folder: Path, dtype: torch.dtype | None) -> None:
@@ -105,14 +107,15 @@ def _marks(model: Model, base: str) -> dict[str, Tensor]:
     of = FAMILIES[model.spec.get("family", base)]
     schedule = {**of.schedule, **model.spec["schedule"]}
     ends_in_noise = schedule.pop("zero_terminal_snr", False)
-    if schedule != of.schedule or model.prediction.name not in (*PREDICTIONS_LDM, of.prediction):
+    table = {} if schedule == of.schedule else write_table(model.schedule, of.schedule)
+    if (schedule != of.schedule and not table) or model.prediction.name not in (*PREDICTIONS_LDM, of.prediction):
         raise ValueError(
             f"single files do not say schedule {model.spec['schedule']} and prediction {model.prediction.name!r}: use another layout"
         )
     if (grid := model.spec.get("grid", of.grid)) != of.grid and model.prediction.name == "flow":
         raise ValueError(f"single files do not say which times are visited, here {grid}: use layout='diffusers' or 'native'")
     v = model.prediction.name == "v" and base.startswith("sdxl")
-    return {mark: torch.tensor([]) for mark, set_ in (("v_pred", v), ("ztsnr", ends_in_noise)) if set_}
+    return table | {mark: torch.tensor([]) for mark, set_ in (("v_pred", v), ("ztsnr", ends_in_noise)) if set_}
 
 
 def _latent_statistics(p: VAEParams, of: Family) -> dict[str, Tensor]:

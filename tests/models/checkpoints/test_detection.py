@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import models
+from diffusion import DiscreteVP, build_schedule
 from models import Model
 from models.checkpoints import unet_keys
 from models.checkpoints.describe import describe
@@ -184,7 +185,7 @@ def test_pure_noise_at_the_end(load: Load) -> None:
     plain, marked = load("sdxl", {"v_pred": MARK}), load("sdxl", {"v_pred": MARK, "ztsnr": MARK})
     assert float(plain.schedule.alpha(999)) > 0
     assert float(marked.schedule.alpha(999)) == 0
-    assert "zero terminal SNR" in notes(marked)
+    assert "zero_terminal_snr=True, as a mark beside the weights says" in notes(marked)
 
 
 def test_marks_are_those_of_the_network_that_is_taken(files: Files, load: Load, tmp_path: Path) -> None:
@@ -260,7 +261,7 @@ def test_scheduler_configurations_say_the_betas(configured: Configured) -> None:
     model = models.load(folder)
     expected = {"name": "linear", "start": 0.0005, "end": 0.015, "steps": 500}
     assert model.spec["schedule"] == expected
-    assert "the schedule has name=linear, start=0.0005, end=0.015, steps=500, as its configuration says" in notes(model)
+    assert "the schedule has name=linear, start=0.0005, end=0.015, steps=500, as its scheduler's configuration says" in notes(model)
     models.save(model, folder.with_name("again"), "diffusers")
     assert models.load(folder.with_name("again")).spec["schedule"] == expected
 
@@ -295,10 +296,150 @@ def test_a_network_that_predicts_eps_does_not_begin_in_pure_noise(configured: Co
     folder = configured("sdxl", SCHEDULER, rescale_betas_zero_snr=True, prediction_type="epsilon")
     model = models.load(folder)
     assert "zero_terminal_snr" not in model.spec["schedule"]
-    assert "zero terminal SNR, which its scheduler's configuration asks for, is left out" in notes(model)
+    assert "zero terminal SNR is left out: a network that predicts eps cannot begin in pure noise" in notes(model)
     asked = models.load(folder, prediction="v")
     assert asked.spec["schedule"]["zero_terminal_snr"]
-    assert "(zero terminal SNR), as its scheduler's configuration says" in notes(asked)
+    assert "zero_terminal_snr=True, as its scheduler's configuration says" in notes(asked)
+
+
+SD_TABLE = {"name": "scaled_linear", "start": 0.00085, "end": 0.012, "steps": 1000}
+KINDS_OF_TABLES: dict[str, Callable[[Tensor], Tensor]] = {
+    "alphas_cumprod": lambda alpha_bar: alpha_bar,
+    "betas": lambda alpha_bar: 1 - alpha_bar / torch.cat([torch.ones(1), alpha_bar[:-1]]),
+    "sqrt_alphas_cumprod": torch.sqrt,
+    "denoiser.sigmas": lambda alpha_bar: (1 / alpha_bar - 1).sqrt(),
+}
+WRITTEN = {
+    "own": SD_TABLE,
+    "zero": {**SD_TABLE, "zero_terminal_snr": True},
+    "linear": {**SD_TABLE, "name": "linear", "start": 1e-4, "end": 0.02},
+    "linear with zero": {**SD_TABLE, "name": "linear", "start": 1e-4, "end": 0.02, "zero_terminal_snr": True},
+    "other betas": {**SD_TABLE, "start": 0.0015, "end": 0.0155},
+    "fewer": {**SD_TABLE, "name": "linear", "start": 0.001, "end": 0.0295, "steps": 500},
+}
+
+
+def alpha_bar_of(spec: Mapping[str, Any]) -> Tensor:
+    schedule = build_schedule(spec)
+    assert isinstance(schedule, DiscreteVP)
+    return schedule.alpha_bar
+
+
+@pytest.mark.parametrize("key", KINDS_OF_TABLES)
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_table_among_the_tensors_is_the_schedule(name: str, key: str, load: Load, tmp_path: Path) -> None:
+    """What its network was trained with, in whichever form; saved again, it is read again. The family's own is nothing to speak of."""
+    table = alpha_bar_of(WRITTEN[name])
+    model = load("sd1", {key: KINDS_OF_TABLES[key](table).float()}, prediction="v")
+    torch.testing.assert_close(alpha_bar_of(model.spec["schedule"]), table, rtol=2e-6, atol=1e-7)
+    assert (f"as its table {key} says" in notes(model)) == (name != "own")
+    assert model.spec["grid"] == ({"spacing": "trailing"} if "zero" in name else {"spacing": "karras"})
+    if key == "alphas_cumprod":
+        for layout in ("native", "ldm", "diffusers"):
+            path = tmp_path / ("folder" if layout == "diffusers" else f"{layout}.safetensors")
+            models.save(model, path, layout, torch.float16)
+            torch.testing.assert_close(alpha_bar_of(models.load(path).spec["schedule"]), table, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_table_in_another_precision_is_the_same(dtype: torch.dtype, load: Load) -> None:
+    """And one in a file of Playground's, which samples on EDM's levels, is of no use there."""
+    table = {"alphas_cumprod": alpha_bar_of(SD_TABLE).to(dtype)}
+    assert "table" not in notes(load("sd2", table, prediction="eps"))
+    assert load("sdxl", table | {"edm_mean": torch.ones(4), "edm_std": torch.ones(4)}).spec["schedule"]["name"] == "ve"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [alpha_bar_of({"name": "cosine"}), torch.full((1000,), torch.nan), torch.ones(3, 3), torch.ones(1), torch.arange(1000)],
+    ids=["cosine", "nan", "square", "one", "numbers"],
+)
+def test_a_table_of_no_schedule_here_is_refused(table: Tensor, load: Load) -> None:
+    with pytest.raises(ValueError, match=r"model\.safetensors holds alphas_cumprod.*") as refusal:
+        load("sd1", {"alphas_cumprod": table})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_pure_noise_as_asked_for(family: str, load: Load, tmp_path: Path) -> None:
+    """zero_snr=True where a file does not say it, zero_snr=False where it says it wrongly; kept in every layout."""
+    model = load(family, prediction="v", zero_snr=True)
+    assert (float(model.schedule.alpha(999)), model.spec["grid"]) == (0, {"spacing": "trailing"})
+    for layout in ("native", "ldm", "diffusers"):
+        path = tmp_path / ("folder" if layout == "diffusers" else f"{layout}.safetensors")
+        models.save(model, path, layout)
+        again = models.load(path)
+        assert (again.prediction.name, float(again.schedule.alpha(999))) == ("v", 0)
+        if layout != "native":
+            assert float(models.load(path, zero_snr=False).schedule.alpha(999)) > 0
+    with pytest.raises(ValueError, match="zero_snr needs a network that predicts v"):
+        load(family, prediction="eps", zero_snr=True)
+    with pytest.raises(ValueError, match="describes a whole model itself"):
+        models.load(tmp_path / "native.safetensors", zero_snr=True)
+
+
+def test_pure_noise_of_no_table(load: Load) -> None:
+    with pytest.raises(ValueError, match="the schedule 've' has none"):
+        load("sdxl", family="playground-v2.5", zero_snr=True)
+
+
+# Configurations of latent diffusion ------------------------------------------------------------------------------------
+
+V_YAML = """
+model:
+  base_learning_rate: 1.0e-4
+  target: ldm.models.diffusion.ddpm.LatentDiffusion
+  params:
+    parameterization: "v"
+    linear_start: 0.00085
+    linear_end: 0.0120
+    timesteps: 1000
+"""
+SGM_YAML = """
+model:
+  params:
+    scale_factor: 0.13025
+    denoiser_config: {params: {scaling_config: {target: sgm.modules.diffusionmodules.denoiser_scaling.VScaling}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "spec"),
+    [
+        ("sd2", V_YAML, {"family": "sd2-v", "prediction": "v", "schedule": SD_TABLE}),
+        ("sd1", V_YAML.replace('"v"', "eps"), {"family": "sd1", "prediction": "eps", "schedule": SD_TABLE}),
+        ("sd1", V_YAML.replace("0.0120", "0.0200"), {"prediction": "v", "schedule": {**SD_TABLE, "end": 0.02}}),
+        ("sdxl", SGM_YAML, {"family": "sdxl-v", "prediction": "v", "schedule": SD_TABLE}),
+        ("sdxl", SGM_YAML.replace("VScaling", "EpsScaling"), {"family": "sdxl", "prediction": "eps"}),
+    ],
+)
+@pytest.mark.parametrize("ending", [".yaml", ".yml"])
+def test_a_configuration_beside_a_file(family: str, text: str, spec: dict[str, Any], ending: str, load: Load, tmp_path: Path) -> None:
+    """model.yaml beside model.safetensors, as Stable Diffusion 2 is published: what it predicts, and its betas."""
+    (tmp_path / "model").with_suffix(ending).write_text(text)
+    (tmp_path / "other.yaml").write_text(V_YAML)
+    model = load(family)
+    assert {name: model.spec[name] for name in spec} == spec
+    assert "as the configuration beside the file says" in notes(model)
+    assert load(family, prediction="x0").prediction.name == "x0"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "model: 3", "a: &a [1]\nb: *c", "- 1", "[" * 10_000, "#" * 70_000, "!!python/object/apply:os.system [ls]", "\x00"]
+)
+def test_a_configuration_that_is_none(text: str, load: Load, tmp_path: Path) -> None:
+    """A note: the weights are intact. It runs nothing, whatever it says."""
+    (tmp_path / "model.yaml").write_text(text)
+    model = load("sd1")
+    assert model.prediction.name == "eps"
+    assert "model.yaml, beside model.safetensors, is not used" in notes(model)
+    assert "\n" not in notes(model)
+
+
+def test_a_configuration_with_absurd_numbers_is_refused(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text(V_YAML.replace("timesteps: 1000", "timesteps: 1000000000"))
+    with pytest.raises(ValueError, match="timesteps=1000000000, and not 2"):
+        load("sd1")
 
 
 # Families --------------------------------------------------------------------------------------------------------------
@@ -575,7 +716,12 @@ def changed(family: str, **spec: Any) -> Model:
         ("ldm", {"vae": {"groups": 16}}, "VAE with groups=16"),
         ("ldm", {"vae": {"scale": 0.3}}, "single files do not say how latents are scaled, here by 0.3"),
         ("ldm", {"prediction": "x0"}, "single files do not say schedule .* and prediction 'x0'"),
-        ("ldm", {"schedule": {"end": 0.02}}, "single files do not say schedule"),
+        ("ldm", {"schedule": {"shift": 2.0}}, "single files do not say schedule"),
+        (
+            "ldm",
+            {"schedule": {"end": 0.02, "zero_terminal_snr": True}, "grid": {"spacing": "trailing"}, "prediction": "v"},
+            "single files do not say schedule",
+        ),
         ("ldm", {"network": {"scale_shift": True}}, "UNet with scale_shift=True"),
         ("diffusers", {"network": {"scale_shift": True}}, "UNet with scale_shift=True"),
         ("diffusers", {"network": {"num_classes": 10}}, "has no words for a UNet with"),
