@@ -87,6 +87,11 @@ class Collected:
         return hashlib.sha256(self.digests.numpy().tobytes()).hexdigest()
 
 
+def size_names(sizes: Iterable[tuple[int, int]]) -> list[str]:
+    """Heights and widths as "640x480", width first as is usual, in their order."""
+    return [f"{width}x{height}" for height, width in sorted(sizes)]
+
+
 Seen = Callable[[int, Tensor], None]
 
 
@@ -314,9 +319,11 @@ class _Work:
             "skipped": self.skipped,
             "sizes": sorted(self.sizes),
         }
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
+        about["sha256"] = _checksum(tensors, about)
         with replacing(path) as temporary:
             try:
-                save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, {"about": json.dumps(about)})
+                save_file(tensors, temporary, {"about": json.dumps(about)})
             except SafetensorError as error:  # as which it says that a disk is full
                 raise OSError(str(error)) from error
 
@@ -331,8 +338,11 @@ class _Work:
                 if about["key"] != self.key() or not self.identities().items() <= about["identities"].items():
                     return
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        except SafetensorError as error:
-            raise ValueError(f"the work that was saved in {path} is damaged: remove it to begin anew ({error})") from None
+            if about.pop("sha256") != _checksum(tensors, about):
+                raise ValueError("its checksum is another one")
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(f"the work that was saved in {path} is damaged: remove it to begin anew ({said})") from None
         self.done, self.skipped, self.sizes = about["done"], about["skipped"], {(h, w) for h, w in about["sizes"]}
         self.indices = tensors["indices"].tolist()
         self.digests = [bytes(row) for row in tensors["digests"].numpy()]
@@ -340,6 +350,15 @@ class _Work:
         for key in self.moments:
             prefix = f"moments/{key}/"
             self.moments[key] = GroupedMoments.from_state({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+
+
+def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    """SHA-256 of all that is saved: what a disk has changed would be a figure that nothing tells from a right one."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _together(own: Collected, where: World) -> Collected | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from eval.collect import Collected
+from eval.collect import Collected, size_names
 from eval.features.protocols import PROTOCOLS
 from eval.figures import METRICS
 from eval.images.drawn import Drawn
@@ -50,7 +50,7 @@ def result_of(plan: Plan, figures: Mapping[str, Scored], gathered: Gathered, bef
     """All of it, for the file, together with the figures that are there already."""
     params, source, samples = plan.params, plan.sides["samples"], gathered["samples"]
     about: dict[str, Any] = {"origin": source.origin, "n": samples.n, "sha256": samples.sha256, "skipped": samples.skipped}
-    about["sizes"] = [f"{width}x{height}" for height, width in sorted(samples.sizes)]
+    about["sizes"] = size_names(samples.sizes)
     if isinstance(source, Drawn):
         about |= {"settings": source.settings, "calls": source.calls, "seconds": source.seconds}
     keys = {name: plan.key(name) for name in figures}
@@ -84,6 +84,9 @@ def _notes(plan: Plan, gathered: Gathered, figures: Mapping[str, Scored]) -> Ite
             yield f"files of the {side} that are not read: {describe(ignored)}"
         if len(found.sizes) > 1:
             yield f"the {side.removesuffix('s')} pictures have {len(found.sizes)} sizes"
+    own, other = size_names(gathered["samples"].sizes), _reference_sizes(plan, gathered)
+    if own and other and not set(own) & set(other):
+        yield f"the samples are {_few(own)}, the reference is {_few(other)}: resizing them to one size is a part of every distance"
     for extractor in plan.extractors.values():
         if extractor.identity.random:
             yield f"{extractor.identity.network} has random weights: its numbers mean nothing outside a trial"
@@ -95,6 +98,17 @@ def _notes(plan: Plan, gathered: Gathered, figures: Mapping[str, Scored]) -> Ite
         yield f"under {plan.params.protocol}, {few[0]} is usually of {usual:,} samples; these are {gathered['samples'].n:,}"
     if plan.statistics is not None and plan.statistics.identity is None:
         yield f"{plan.statistics.origin} does not say which network its statistics are of, nor how pictures were prepared"
+
+
+def _reference_sizes(plan: Plan, gathered: Gathered) -> Sequence[str]:
+    """Of the pictures of the reference, as far as they are known."""
+    if "reference" in gathered:
+        return size_names(gathered["reference"].sizes)
+    return plan.statistics.sizes if plan.statistics is not None else ()
+
+
+def _few(sizes: Sequence[str]) -> str:
+    return ", ".join(sizes[:3]) + f" and {len(sizes) - 3} more" * (len(sizes) > 3)
 
 
 def there(plan: Plan, leads: bool) -> tuple[Path, Result | None]:

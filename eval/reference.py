@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusion.spec import check_at_least_one, check_names, make_params
-from eval.collect import CollectParams, collect, forget
+from eval.collect import CollectParams, collect, forget, size_names
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import DTYPES, EXTRACTORS, ExtractorParams, build
 from eval.images.open import open_source
@@ -67,6 +67,7 @@ def run(config: Mapping[str, Any]) -> Path | None:
         found = collect(source, {name: extractor}, [f"{name}.{o}" for o in outputs], [], how, where, state, progress=params.progress)
     if found is not None:
         moments = {output: found.moments[f"{name}.{output}"].whole() for output in outputs}
-        write_statistics(Statistics(moments, found.n, extractor.identity, source.origin, pictures=found.sha256), out)
+        sizes = tuple(size_names(found.sizes))
+        write_statistics(Statistics(moments, found.n, extractor.identity, source.origin, pictures=found.sha256, sizes=sizes), out)
         forget(state)
     return out if where.leads else None

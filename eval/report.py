@@ -234,7 +234,7 @@ def _together(group: Sequence[str], metrics: Sequence[str]) -> str:
 
 
 def _basis(results: Iterable[Result], metric: str) -> Mapping[str, Any] | None:
-    return next((result.figures[metric].basis for result in results if metric in result.figures), None)
+    return next((result.basis(metric) for result in results if metric in result.figures), None)
 
 
 def _table(members: Sequence[Result], apart: tuple[str, ...], metrics: Sequence[str], hows: Mapping[str, How | None]) -> Table:

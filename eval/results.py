@@ -59,6 +59,15 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
 
+    def basis(self, metric: str) -> dict[str, Any]:
+        """What another result must have in common with this one for the figure to be compared: its basis, and the size of the samples.
+
+        Extractors resize pictures: small ones would be ranked with large ones that they only resemble when both are seen from afar.
+        """
+        sizes = self.samples.get("sizes") or []
+        size = {"size of the samples": sizes[0] if len(sizes) == 1 else "several"} if sizes else {}
+        return {**self.figures[metric].basis, **size}
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for json.dump; NaN becomes null, which strict JSON has."""
         return dict(strict(asdict(self)))
@@ -88,7 +97,7 @@ def check_comparable(results: Sequence[Result], metric: str) -> None:
             raise ValueError(f"{result.name!r} has no {metric}: score it with metric=[{metric}]")
         if first is None:
             first = result
-        elif difference := _difference(first.figures[metric].basis, result.figures[metric].basis):
+        elif difference := _difference(first.basis(metric), result.basis(metric)):
             name, one, other = difference
             raise ValueError(
                 f"{metric} of {first.name!r} and of {result.name!r} cannot be compared: {name} is {one} there and {other} here; "
@@ -101,8 +110,8 @@ def comparable_parts(results: Sequence[Result], metric: str) -> list[list[Result
     parts: list[list[Result]] = []
     for result in results:
         if metric in result.figures:
-            basis = result.figures[metric].basis
-            part = next((part for part in parts if not _difference(part[0].figures[metric].basis, basis)), None)
+            basis = result.basis(metric)
+            part = next((part for part in parts if not _difference(part[0].basis(metric), basis)), None)
             if part is None:
                 parts.append([result])
             else:

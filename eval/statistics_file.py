@@ -34,6 +34,7 @@ class Statistics:
     origin    of the pictures, as results say it; of a file that does not say, its own path
     sha256    of the file; None of what was not read from one
     pictures  SHA-256 of the pictures in their order; None where the file does not say
+    sizes     that the pictures had, as "640x480"; empty where the file does not say
     """
 
     moments: Mapping[str, Moments]
@@ -42,6 +43,7 @@ class Statistics:
     origin: str
     sha256: str | None = None
     pictures: str | None = None
+    sizes: tuple[str, ...] = ()
 
     @property
     def known(self) -> str | None:
@@ -57,6 +59,7 @@ class _Said:
     identity: Identity
     origin: str
     pictures: str | None = None
+    sizes: tuple[str, ...] = ()
 
 
 def read_statistics(path: str | Path) -> Statistics:
@@ -98,7 +101,7 @@ def write_statistics(statistics: Statistics, path: str | Path) -> None:
             raise ValueError(f"moments of {output} are of {moments.n} pictures, and the statistics of {statistics.n}: give one set's")
         state = moments.state_dict()
         tensors |= {f"{output}.{name}": state[name].contiguous().cpu() for name in ("mean", "scatter")}
-    said = _Said(statistics.n, statistics.identity, statistics.origin, statistics.pictures)
+    said = _Said(statistics.n, statistics.identity, statistics.origin, statistics.pictures, statistics.sizes)
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"format": FORMAT, "statistics": json.dumps(asdict(said))})
 
@@ -177,7 +180,7 @@ def _read_ours(path: Path) -> Statistics:
         moments[output] = Moments.from_state({"n": torch.tensor(said.n), "mean": mean.double(), "scatter": scatter.double()})
     if not moments:
         raise ValueError(f"{path} holds no moments: make the file again")
-    return Statistics(moments, said.n, said.identity, said.origin, sha256_of_file(path), said.pictures)
+    return Statistics(moments, said.n, said.identity, said.origin, sha256_of_file(path), said.pictures, said.sizes)
 
 
 def _check_moments(path: Path, mean_name: str, name: str, mean: Tensor, matrix: Tensor) -> None:

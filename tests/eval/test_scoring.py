@@ -17,6 +17,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 import models
@@ -37,7 +38,7 @@ from eval.metrics.inception_score import inception_score, shuffled_splits
 from eval.metrics.kernel import kernel_distance
 from eval.metrics.manifold import density_coverage, precision_recall
 from eval.metrics.moments import Moments
-from eval.report import report_of
+from eval.report import markdown_table, report_of
 from eval.results import Result, check_comparable, read_result
 from eval.sheet import Sheet
 from samplers.run import run as draw
@@ -883,12 +884,37 @@ def test_what_is_in_the_way_is_not_replaced(score: Callable[..., Result], folder
 
 
 def test_work_that_is_damaged_is_named(score: Callable[..., Result], tmp_path: Path) -> None:
-    """It is the user's to give up."""
-    state = tmp_path / ".result.samples.safetensors"
-    state.write_bytes(b"nothing of use")
-    said = refusal(lambda: score(metric="fid"))
-    assert said.startswith(f"the work that was saved in {state} is damaged: remove it to begin anew (")
-    assert left(tmp_path) == [state.name]
+    """It is the user's to give up: another file, one cut short, a bit changed in features or in the description, no description."""
+    cache = tmp_path / "cache"
+    score(metric="kid", cache=str(cache), out=str(tmp_path / "first.json"))
+    (state,) = cache.iterdir()
+    whole = state.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    flipped = [bytes(b ^ (i == at) for i, b in enumerate(whole)) for at in (start + 1, len(whole) - 1, whole.index(b"done") + 8)]
+    for content in (b"nothing of use", whole[:-9], *flipped):
+        state.write_bytes(content)
+        said = refusal(lambda: score(metric="kid", cache=str(cache)))
+        assert said.startswith(f"the work that was saved in {state} is damaged: remove it to begin anew (")
+        assert state.read_bytes() == content
+    save_file({"indices": torch.zeros(1)}, state)
+    assert f"{state} is damaged" in refusal(lambda: score(metric="kid", cache=str(cache)))
+    state.unlink()
+    score(metric="kid", cache=str(cache))
+
+
+def test_samples_of_another_size_are_not_ranked_together(score: Callable[..., Result], folders: Path, tmp_path: Path) -> None:
+    """12 pixels against 24: a note says so, also where the reference is a file of statistics; and no rank is across sizes."""
+    small = str(write(crops(N, side=12), tmp_path / "small"))
+    file = statistics(folders, tmp_path / "real.safetensors")
+    said = "the samples are 12x12, the reference is 24x24: resizing them to one size is a part of every distance"
+    one, other = score(metric="fid", samples=small, out=str(tmp_path / "a.json")), score(metric="fid")
+    assert notes(one) == notes(score(metric="fid", samples=small, reference=file, out=str(tmp_path / "b.json"))) == (said,)
+    assert notes(other) == ()
+    with pytest.raises(ValueError, match="cannot be compared: size of the samples is 12x12 there and 24x24 here"):
+        check_comparable([one, other], "fid")
+    table = markdown_table([replace(one, name="small"), replace(other, name="large")])
+    assert table.count("not to be compared with the others") == 2
+    assert "size of the samples 12x12" in table
 
 
 def test_results_go_to_weights_and_biases_at_last(score: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
