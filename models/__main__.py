@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from models.download import FILES, PUBLISHED, download
+from models.download import FILES, PATIENCE, PUBLISHED, download
 
 
 def main() -> int:
@@ -23,9 +23,10 @@ def main() -> int:
     command.add_argument("files", nargs="*", metavar="file", help="only these of its files")
     command.add_argument("--revision", help="commit, tag or branch")
     command.add_argument("--folder", help="where the cache is, in place of the hub library's own")
+    command.add_argument("--patience", type=float, default=PATIENCE, help="seconds after which a server that stalls is given up")
     options = parser.parse_args()
     try:
-        paths = download(options.name, files=options.files, revision=options.revision, folder=options.folder)
+        paths = download(options.name, files=options.files, revision=options.revision, folder=options.folder, patience=options.patience)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -2,21 +2,28 @@
 
 What the cache holds is taken from there, without a socket. What it lacks is fetched into a partial file, which a later call goes on
 with if the connection is lost, and which takes its place in the cache only once its SHA-256 is the one that the hub names.
+Nothing that a server says names a place here before it is known to be a hash; what it sends is cut at the size that was promised,
+and where it stalls.
 The cache is laid out as the hub's own library does it, so that others share it; HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
+import threading
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import torch
 
@@ -25,6 +32,14 @@ from models.files import replacing, sha256_of_file
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
+
+T = TypeVar("T")
+Count = Callable[[int], object]  # told the number of bytes whenever some have come
+
+PATIENCE = 60.0  # seconds
+LEAST = 2**16  # bytes that have to come in that time
+LARGEST_ANSWER = 2**25  # bytes of what the hub says of a repository
+TRIES, PAUSE = 5, 1.0  # in a row without a byte, and the seconds between them
 
 
 @dataclass(frozen=True)
@@ -171,7 +186,9 @@ FILES = {
 }
 
 
-def download(name: str, *, files: Sequence[str] = (), revision: str | None = None, folder: str | Path | None = None) -> list[Path]:
+def download(
+    name: str, *, files: Sequence[str] = (), revision: str | None = None, folder: str | Path | None = None, patience: float = PATIENCE
+) -> list[Path]:
     """The files of a published model on this machine, in the order of its table: `models.load(*models.download("sdxl"))`.
 
     Of shards that are fetched with their index, the index alone is named, beside which they lie: `load` wants no more.
@@ -182,27 +199,30 @@ def download(name: str, *, files: Sequence[str] = (), revision: str | None = Non
     files     these of its files, pickles (.ckpt, .bin) only so; left out: those of the table, or a repository's only safetensors file
     revision  a commit, tag or branch; left out: that of the table, or "main". A branch stands for what it was when first fetched
     folder    where the cache is; left out: the hub library's own, for FILES torch's, which other tools share
+    patience  seconds without an answer, or with less than 64 KiB of a file, after which a server is given up
     Raises ValueError for a name that is not known, and OSError, in one line, where a file cannot be had: no network, no such file,
     no permission, no room, or other bytes than the hub promised, which are deleted. What has come so far is kept for the next call.
     """
     from huggingface_hub import constants
 
     check_type("files", files, Sequence[str])
+    check_type("patience", patience, float)
+    if not patience > 0:
+        raise ValueError(f"patience, in seconds, must be above 0, not {patience:g}")
     for name_of, value in (*(("file", file) for file in files), ("revision", revision or "")):
-        if ".." in value.split("/") or value.startswith("/"):
-            raise ValueError(f"no {name_of} on the hub is called {value!r}: it has no '..' and does not begin with '/'")
+        _check_name(name_of, value)
     if "/" not in name:
         check_names("published model", [name], [*PUBLISHED, *FILES])
     if name in FILES:
         if files or revision:
             raise ValueError(f"{name} is one file without revisions: leave files and revision out")
-        return [_obtain_plain(name, place(name, folder))]
+        return [_obtain_plain(name, place(name, folder), patience)]
     model = PUBLISHED.get(name, Published(name))
     model = replace(model, files=tuple(files) or model.files, revision=revision or model.revision)
     if not model.files:
-        model = replace(model, files=(_only_safetensors(model),))
+        model = replace(model, files=(_only_safetensors(model, patience),))
     cache = Path(folder or constants.HF_HUB_CACHE).expanduser().absolute()
-    paths = {file: _obtain(model, file, cache) for file in model.files}
+    paths = {file: _obtain(model, file, cache, patience) for file in model.files}
     named = {Path(file).parent for file in model.files if file.endswith(".index.json")}
     return [path for file, path in paths.items() if not (SHARD.search(file) and Path(file).parent in named)]
 
@@ -212,83 +232,192 @@ def place(name: str, folder: str | Path | None = None) -> Path:
     return Path(folder or Path(torch.hub.get_dir()) / "checkpoints").expanduser().absolute() / FILES[name].name
 
 
-def _obtain_plain(name: str, path: Path) -> Path:
+def _check_name(what: str, name: str) -> None:
+    """ValueError for a file or a revision whose name could lead out of its folder."""
+    if ".." in name.split("/") or name.startswith("/") or not name.isprintable() or set(name) & set('\\:*?"<>|'):
+        raise ValueError(f"no {what} on the hub is called {name!r:.200}: it has no '..' or backslash and does not begin with '/'")
+
+
+def _obtain_plain(name: str, path: Path, patience: float) -> Path:
     """OSError, in one line, where it cannot be had or has other bytes than it should; nothing is left behind then."""
     file = FILES[name]
     if not path.exists():
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(file.address, str(path), hash_prefix=file.sha256)
-        except (OSError, RuntimeError) as error:  # torch says with a RuntimeError that the hash is another
+            with replacing(path) as temporary, temporary.open("wb") as out:
+                _within(patience, lambda count: _receive(file.address, out, file.size, file.name, {}, count))
+                out.flush()
+                if (digest := sha256_of_file(temporary)) != file.sha256:
+                    raise OSError(f"its SHA-256 has the hash {digest}, not {file.sha256}")
+        except Exception as error:  # the client's own kinds among them
             raise OSError(f"{name} cannot be had from {file.address}: {' '.join(str(error).split())}") from error
     if (digest := sha256_of_file(path)) != file.sha256:
         raise OSError(f"{path} has SHA-256 {digest}, not {file.sha256}: delete it, and fetch it again")
     return path
 
 
-def _only_safetensors(model: Published) -> str:
-    from huggingface_hub import HfApi
+def _only_safetensors(model: Published, patience: float) -> str:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but not marked so
 
+    address, answer = f"{constants.ENDPOINT}/api/models/{model.repo}/revision/{model.revision}", BytesIO()
     with _in_one_line(model, "the files"):
-        found = [file for file in HfApi().list_repo_files(model.repo, revision=model.revision) if file.endswith(".safetensors")]
+        _within(patience, lambda count: _stream(address, answer, LARGEST_ANSWER, build_hf_headers(), count))
+        try:
+            found = [str(entry["rfilename"]) for entry in json.loads(answer.getvalue())["siblings"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise OSError(f"the hub's answer does not say which files {model.repo} has: does HF_ENDPOINT point to a hub?") from None
+    found = [file for file in found if file.endswith(".safetensors")]
     if len(found) != 1:
-        raise ValueError(f"say which files of {model.repo} to fetch, files=[...]: it holds {', '.join(found) or 'no safetensors file'}")
+        raise ValueError(
+            f"say which files of {model.repo} to fetch, files=[...]: it holds {', '.join(found) or 'no safetensors file':.500}"
+        )
+    _check_name("file", found[0])
     return found[0]
 
 
-def _obtain(model: Published, file: str, cache: Path) -> Path:
+def _obtain(model: Published, file: str, cache: Path, patience: float) -> Path:
     """The path of one file in the cache, where it is put if it is not there yet."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.file_download import repo_folder_name
 
     found = try_to_load_from_cache(model.repo, file, cache_dir=cache, revision=model.revision)
     if isinstance(found, str):
         return Path(found)
     with _in_one_line(model, file):
-        remote = get_hf_file_metadata(hf_hub_url(model.repo, file, revision=model.revision))
+        address = hf_hub_url(model.repo, file, revision=model.revision)
+        remote = _within(patience, lambda count: get_hf_file_metadata(address))
         if (commit := remote.commit_hash) is None:
             raise OSError("the hub's answer names no commit: does HF_ENDPOINT point to a hub?")
-        home = cache / repo_folder_name(repo_id=model.repo, repo_type="model")
-        if re.fullmatch("[0-9a-f]{64}", remote.etag or ""):
-            _fetch(model, file, remote, home)
-        elif not file.endswith((".json", ".txt")):  # which the hub keeps in git, under another hash
+        for what, name, length in (("commit", commit, "40"), (file, remote.etag or "", "40}|[0-9a-f]{64")):
+            if not re.fullmatch(f"[0-9a-f]{{{length}}}", name):
+                raise OSError(f"the hub's answer names {what} by {name!r:.80}, which is not a hash: does HF_ENDPOINT point to a hub?")
+        if remote.size is None or remote.size < 0:
+            raise OSError(f"the hub's answer does not say how large {file} is: does HF_ENDPOINT point to a hub?")
+        if len(remote.etag or "") == 40 and not file.endswith((".json", ".txt")):  # which the hub keeps in git, under another hash
             warnings.warn(f"the hub names no SHA-256 of {file} in {model.repo}: only its size is checked", stacklevel=2)
-        # By its commit: a branch may move meanwhile, and then this would fetch another file, unchecked.
-        path = hf_hub_download(model.repo, file, revision=commit, cache_dir=cache)
+        home = cache / repo_folder_name(repo_id=model.repo, repo_type="model")
+        pointer = home / "snapshots" / commit / file
+        _fetch(model, file, remote, home, pointer, patience)
         if commit != model.revision:
             with replacing(home / "refs" / model.revision) as temporary:
                 temporary.write_text(commit)
-    return Path(path)
+    return pointer
 
 
-def _fetch(model: Published, file: str, remote: HfFileMetadata, home: Path) -> None:
-    """Put a file's content where the cache keeps it, under its SHA-256. Of several processes one fetches and the others wait."""
+def _fetch(model: Published, file: str, remote: HfFileMetadata, home: Path, pointer: Path, patience: float) -> None:
+    """Put a file's content where the cache keeps it, under its hash, and a link to it. Of several processes one fetches, others wait."""
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # public, but not marked so
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers, tqdm  # type: ignore[attr-defined]  # public, but not marked so
 
     blob = home / "blobs" / str(remote.etag)
     partial = blob.with_name(f"{blob.name}.partial")
     lock = home.parent / ".locks" / home.name / f"{blob.name}.lock"
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (blob.parent, lock.parent, pointer.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
-        if blob.exists():
-            return
-        come = partial.stat().st_size if partial.exists() else 0
-        size = remote.size or 0
-        if size - come > (free := shutil.disk_usage(home).free):
-            raise OSError(errno.ENOSPC, f"{(size - come) / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free", str(home))
-        # Plain HTTP also where the hub offers Xet, which starts over after a lost connection. From the hub's own address, as the
-        # signed one that it refers to expires.
-        url = hf_hub_url(model.repo, file, revision=remote.commit_hash)
-        with partial.open("ab" if come <= size else "wb") as out:
-            http_get(url, out, resume_size=out.tell(), headers=build_hf_headers(), expected_size=remote.size, displayed_filename=file)
-            os.fsync(out.fileno())
-        if (digest := sha256_of_file(partial)) != blob.name:
-            partial.unlink()
-            raise OSError(f"{file} of {model.repo} came with SHA-256 {digest}, not {blob.name}, and was deleted: fetch it again")
-        partial.replace(blob)
+        if not blob.exists():
+            come = partial.stat().st_size if partial.exists() else 0
+            size = remote.size or 0
+            if size - come > (free := shutil.disk_usage(home).free):
+                raise OSError(errno.ENOSPC, f"{(size - come) / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free", str(home))
+            # Plain HTTP also where the hub offers Xet, which starts over after a lost connection. From the hub's own address, as the
+            # signed one that it refers to expires; by its commit, as a branch may move meanwhile.
+            address = hf_hub_url(model.repo, file, revision=remote.commit_hash)
+            with (
+                partial.open("ab" if come <= size else "wb") as out,
+                tqdm(total=size, initial=out.tell(), unit="B", unit_scale=True, desc=file) as bar,  # type: ignore[no-untyped-call]
+            ):
+
+                def receive(count: Count) -> None:
+                    def note(came: int) -> None:
+                        count(came)
+                        bar.update(came)
+
+                    _receive(address, out, size, f"{file} of {model.repo}", build_hf_headers(), note)
+
+                _within(patience, receive)
+                out.flush()
+                os.fsync(out.fileno())
+            if len(blob.name) == 64 and (digest := sha256_of_file(partial)) != blob.name:
+                partial.unlink()
+                raise OSError(f"{file} of {model.repo} came with SHA-256 {digest}, not {blob.name}, and was deleted: fetch it again")
+            partial.replace(blob)
+        pointer.unlink(missing_ok=True)  # one whose content is gone
+        try:
+            pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+        except OSError:  # where there are no links
+            shutil.copyfile(blob, pointer)
+
+
+def _within(patience: float, work: Callable[[Count], T]) -> T:
+    """What some work on the network gives. OSError where it does not go on: it is done in a thread, which is left to itself then."""
+    came, left, done = [0], threading.Event(), Future[T]()
+
+    def count(size: int) -> None:
+        if left.is_set():
+            raise OSError("nobody waits for it any more")
+        came[0] += size
+
+    def run() -> None:
+        try:
+            done.set_result(work(count))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        while True:
+            before = came[0]
+            if wait([done], timeout=patience).done:
+                return done.result()
+            if came[0] - before < LEAST:
+                raise OSError(
+                    f"the server stalls: {came[0] - before:,} bytes came in {patience:g} seconds; try again, or with more patience"
+                )
+    finally:
+        left.set()
+
+
+def _receive(address: str, out: BinaryIO, size: int, what: str, headers: Mapping[str, str], count: Count) -> None:
+    """Append what a file lacks to its size. OSError for one that is of another size; a lost connection is tried again."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]  # the client's own
+
+    tries = TRIES
+    while (come := out.tell()) < size:
+        try:
+            _stream(address, out, size, {**headers, "Accept-Encoding": "identity"}, count)
+        except HfHubHTTPError:
+            raise
+        except HTTPError:
+            tries = TRIES if out.tell() > come else tries - 1
+            if tries < 1:
+                raise
+            time.sleep(PAUSE)
+        else:
+            if out.tell() < size:
+                raise OSError(f"{what} should be of size {size} but has size {out.tell()}")
+
+
+def _stream(address: str, out: BinaryIO, most: int, headers: Mapping[str, str], count: Count) -> None:
+    """Append an answer's body, from where `out` ends. OSError where both are longer than `most` bytes."""
+    from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]  # public, but not marked so
+
+    come = out.tell()
+    ranged = {**headers, "Range": f"bytes={come}-"} if come else dict(headers)
+    with get_session().stream("GET", address, headers=ranged, follow_redirects=True, timeout=10) as response:
+        if response.status_code >= 400:
+            response.close()  # an error's text may have no end
+            hf_raise_for_status(response)
+        if come and response.status_code == 200:  # all of it, where only the rest was asked for
+            out.seek(0)
+            out.truncate()
+        for chunk in response.iter_bytes():
+            count(len(chunk))
+            if out.tell() + len(chunk) > most:
+                raise OSError(
+                    f"the server sends more than the {most:,} bytes that were promised or make sense: does it serve another file?"
+                )
+            out.write(chunk)
 
 
 @contextmanager

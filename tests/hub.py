@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -39,6 +40,8 @@ class Hub(ThreadingHTTPServer):
     false     {"file": content}: served in place of the file's content, under the true SHA-256
     lfs       whether files are kept by their SHA-256, and offered over Xet; or in git, under another hash
     ranges    whether parts of a file are served
+    odd       headers in place of the hub's own, {"ETag": ...}
+    pace      {"file": (bytes, seconds)}: its content comes in such pieces, at such intervals, and never ends
     requests  all so far, in order
     """
 
@@ -50,13 +53,15 @@ class Hub(ThreadingHTTPServer):
         self.push(files)
         self.cuts: list[int] = []
         self.reset = False
-        self.gate = threading.Event()
+        self.gate, self.stopped = threading.Event(), threading.Event()
         self.gate.set()
         self.status: int | None = None
         self.code = ""
         self.false: dict[str, bytes] = {}
         self.lfs = True
         self.ranges = True
+        self.odd: dict[str, str] = {}
+        self.pace: dict[str, tuple[int, float]] = {}
         self.requests: list[Request] = []
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
 
@@ -85,6 +90,7 @@ class Hub(ThreadingHTTPServer):
     def stop(self) -> None:
         """From now on there is nobody at this address."""
         self.gate.set()
+        self.stopped.set()
         if self.thread.is_alive():
             self.shutdown()
             self.thread.join()
@@ -113,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
         hub = self.server
         place = "api" if self.path.startswith("/api/") else "store" if self.path.startswith("/store/") else "hub"
         hub.requests.append(Request(self.command, place, self.path, self.headers["Range"], self.headers["Authorization"]))
-        asked = re.fullmatch(r"/api/models/(.+)/tree/([^/?]+)()(\?.*)?|/(?:store/)?(.+)/resolve/([^/]+)/(.+)", self.path)
+        asked = re.fullmatch(r"/api/models/(.+)/revision/([^/?]+)()|/(?:store/)?(.+)/resolve/([^/]+)/(.+)", self.path)
         repo, revision, file = [part for part in asked.groups() if part is not None][:3] if asked else ("", "", "")
         commit = list(hub.commits)[-1] if revision == "main" else revision
         files = hub.commits.get(commit, {}).get(repo, {})
@@ -123,12 +129,17 @@ class Handler(BaseHTTPRequestHandler):
             known = repo in list(hub.commits.values())[-1]
             self.reply(404, {"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"})
         elif place == "api":
-            tree = [{"type": "file", "path": name, "size": len(files[name]), "oid": "0" * 40} for name in files]
-            self.reply(200, {"Content-Type": "application/json"}, json.dumps(tree).encode())
+            if "siblings" in hub.pace:
+                self.drip(*hub.pace["siblings"])
+            else:
+                about = {"sha": commit, "siblings": [{"rfilename": name} for name in files]}
+                self.reply(200, {"Content-Type": "application/json"}, json.dumps(about).encode())
         elif file not in files:
             self.reply(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         elif place == "hub":
             self.refer(commit, files[file])
+        elif file in hub.pace:
+            self.drip(*hub.pace[file])
         else:
             self.serve(hub.false.get(file, files[file]))
 
@@ -143,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.lfs:
             headers["X-Linked-ETag"] = f'"{hashlib.sha256(content).hexdigest()}"'
             headers |= {"X-Xet-Hash": "ab" * 32, "X-Xet-Refresh-Route": f"{self.server.address}/api/xet"}
-        self.reply(302, headers)
+        self.reply(302, headers | self.server.odd)
 
     def serve(self, content: bytes) -> None:
         """The content, from where the client asks for it to where the connection is to be lost."""
@@ -161,6 +172,14 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[start:])
         elif hub.reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def drip(self, size: int, seconds: float) -> None:
+        """An answer without an end, or until nobody listens any more."""
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while not self.server.stopped.wait(seconds):
+                self.wfile.write(bytes(size))
 
     def reply(self, status: int, headers: dict[str, str], body: bytes = b"", cut: int | None = None) -> None:
         self.send_response(status)

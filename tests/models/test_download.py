@@ -14,20 +14,20 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants, file_download
+from huggingface_hub import constants
 from safetensors.torch import load_file, save
 
 import models
 from models import FAMILIES, Model
 from models.__main__ import main
 from models.download import PUBLISHED, Published, download
-from tests.hub import Hub
+from tests.hub import Handler, Hub
 from tests.models.checkpoints.tiny import same, tiny, whole
 
 pytestmark = pytest.mark.loopback
@@ -48,13 +48,12 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
-    """A hub, an empty cache, and a published model "tiny" on it. Content is written in pieces of 1000 bytes, not of 10 MB."""
+    """A hub, an empty cache, and a published model "tiny" on it."""
     with Hub(FILES) as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
-        monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda seconds: None))  # between its tries
+        monkeypatch.setattr(sys.modules["models.download"], "PAUSE", 0.0)  # between its tries
         monkeypatch.setitem(PUBLISHED, "tiny", Published("owner/tiny", ("unet/model.safetensors", "vae.safetensors"), f"{0:040x}"))
         yield hub
 
@@ -181,13 +180,14 @@ def test_a_branch_stays_what_it_was_and_a_commit_is_that_commit(hub: Hub) -> Non
 
 def test_a_branch_that_moves_meanwhile(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of the commit that was asked about, and nothing unchecked."""
-    fetch = file_download.http_get
+    module = sys.modules["models.download"]
+    fetch = module._receive
 
     def slow(*args: Any, **options: Any) -> None:
         hub.push({"owner/tiny": {"unet/model.safetensors": VAE}})
         fetch(*args, **options)
 
-    monkeypatch.setattr(file_download, "http_get", slow)
+    monkeypatch.setattr(module, "_receive", slow)
     assert get(*UNET_ONLY) == UNET
     hub.stop()
     assert get(*UNET_ONLY) == UNET
@@ -257,7 +257,7 @@ def test_wrong_content_is_deleted_and_named(hub: Hub, cache: Path, from_earlier:
 
 def test_less_than_the_hub_said(hub: Hub, cache: Path) -> None:
     hub.false = {"unet/model.safetensors": UNET[:-1]}
-    assert "file should be of size 300000 but has size 299999" in line(*UNET_ONLY)
+    assert "unet/model.safetensors of owner/tiny should be of size 300000 but has size 299999" in line(*UNET_ONLY)
     assert in_cache(cache) == set()
     hub.false = {}
     assert get(*UNET_ONLY) == UNET
@@ -398,16 +398,109 @@ def test_two_processes_at_once(hub: Hub, cache: Path) -> None:
 
 
 def test_a_killed_process(hub: Hub, cache: Path) -> None:
-    """Leaves nothing that is taken for whole, and the next call goes on. It writes pieces of 10 MiB."""
+    """Leaves nothing that is taken for whole, and the next call goes on."""
     content = random.Random(0).randbytes(25 * 2**20)
     hub.push({"owner/tiny": {"unet/model.safetensors": content}})
     hub.gate.clear()
     hub.cuts = [22 * 2**20]
     process = command(hub, cache, "owner/tiny", "unet/model.safetensors")
-    wait(lambda: any(path.stat().st_size == 20 * 2**20 for path in cache.rglob("*.partial")), process)
+    wait(lambda: any(path.stat().st_size > 20 * 2**20 for path in cache.rglob("*.partial")), process)
     process.kill()
     process.wait()
     hub.gate.set()
     assert in_cache(cache) == set()
+    (partial,) = cache.rglob("*.partial")
+    come = partial.stat().st_size
     assert get(*UNET_ONLY) == content
-    assert hub.downloads()[-1].range == f"bytes={20 * 2**20}-"
+    assert hub.downloads()[-1].range == f"bytes={come}-"
+
+
+# Hostile hubs ----------------------------------------------------------------------------------------------------------
+
+
+def everything(folder: Path) -> set[Path]:
+    """All files and links below it."""
+    return {path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../escaped", "/tmp/escaped", "a/b", "..", "", "0" * 39, "A" * 40, "g" * 64, "a" * 64 + "\\..", "x" * 500]
+)
+@pytest.mark.parametrize("header", ["X-Repo-Commit", "X-Linked-ETag"])
+def test_names_of_a_hub_that_are_no_hashes(header: str, name: str, hub: Hub, tmp_path: Path) -> None:
+    """They name no place: nothing is written, neither in the cache nor elsewhere."""
+    hub.odd = {header: name if header == "X-Repo-Commit" else f'"{name}"', "ETag": f'"{name}"'}
+    if header == "X-Linked-ETag" and not name:
+        hub.odd[header] = ""
+    assert re.search("the hub's answer names .*, which is not a hash|names no commit", line(*UNET_ONLY))
+    assert everything(tmp_path) == set()
+
+
+def test_the_second_answer_is_no_way_out_either(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub is asked for a file's hash once: another one later cannot move it."""
+    asked: list[str] = []
+    honest = Handler.refer
+
+    def refer(self: Handler, commit: str, content: bytes) -> None:
+        asked.append(self.command)
+        hub.odd = {"X-Linked-ETag": '"../../../../escaped"', "X-Repo-Commit": "../../escaped"} if len(asked) > 1 else {}
+        honest(self, commit, content)
+
+    monkeypatch.setattr(Handler, "refer", refer)
+    assert get(*UNET_ONLY) == UNET
+    assert asked == ["HEAD", "GET"]
+    assert {path.relative_to(tmp_path).parts[0] for path in everything(tmp_path)} == {"cache"}
+    assert not list(tmp_path.rglob("*escaped*"))
+
+
+@pytest.mark.parametrize(
+    "name", ["../escaped.safetensors", "/escaped.safetensors", "a/../../b.safetensors", "a\\..\\b.safetensors", "a\nb.safetensors"]
+)
+def test_names_of_files_that_a_hub_lists(name: str, hub: Hub, tmp_path: Path) -> None:
+    """Are checked as if they were typed."""
+    hub.push({"owner/odd": {name: VAE}})
+    with pytest.raises(ValueError, match=r"^no file on the hub is called [^\n]+$"):
+        download("owner/odd")
+    assert everything(tmp_path) == set()
+
+
+@pytest.mark.parametrize("size", ["", "-5", "many", "9" * 30])
+def test_sizes_that_cannot_be(size: str, hub: Hub, cache: Path) -> None:
+    """Nothing is fetched for them."""
+    hub.odd = {"X-Linked-Size": size}
+    assert re.search("does not say how large|GB are needed", line(*UNET_ONLY))
+    assert hub.downloads() == []
+
+
+def test_a_stream_without_an_end_is_cut_at_the_promised_size(hub: Hub, cache: Path) -> None:
+    """Not after the disk is full."""
+    hub.pace = {"unet/model.safetensors": (100_000, 0.0)}
+    assert "more than the 300,000 bytes that were promised" in line(*UNET_ONLY)
+    assert sum(path.stat().st_size for path in everything(cache)) <= 300_000
+
+
+def test_a_list_without_an_end_is_cut(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At what the list of a repository's files may take."""
+    monkeypatch.setattr(sys.modules["models.download"], "LARGEST_ANSWER", 2**20)
+    hub.pace = {"siblings": (100_000, 0.0)}
+    assert "more than the 1,048,576 bytes" in line("owner/one", [])
+
+
+@pytest.mark.parametrize("what", ["unet/model.safetensors", "siblings"])
+def test_a_trickle_is_given_up(what: str, hub: Hub) -> None:
+    """A byte now and then keeps every connection alive for ever: patience is for the whole, not for one byte."""
+    hub.pace = {what: (1, 0.05)}
+    start = monotonic()
+    assert re.search(
+        r"the server stalls: \d+ bytes came in 0\.5 seconds", line("owner/tiny", UNET_ONLY[1] if "/" in what else [], patience=0.5)
+    )
+    assert monotonic() - start < 3
+
+
+def test_no_answer_at_all_is_given_up(hub: Hub) -> None:
+    """Not even the beginning of one."""
+    hub.gate.clear()
+    assert "the server stalls: 0 bytes came in 0.3 seconds" in line(*UNET_ONLY, patience=0.3)
+    hub.gate.set()
+    with pytest.raises(ValueError, match="patience, in seconds, must be above 0"):
+        download(*UNET_ONLY[:1], patience=0)
