@@ -11,7 +11,7 @@ import torch
 
 from diffusion.betas import MOST_STEPS
 from diffusion.spec import brief, lookup, make_params
-from models.checkpoints.diffusers_configs import FAMILY_KEY, FLOW_SETTINGS, PREDICTIONS, check_settings
+from models.checkpoints.diffusers_configs import FAMILY_KEY, FLOW_SETTINGS, FLOW_TIMES, PREDICTIONS, check_settings
 from models.checkpoints.findings import Findings
 from models.checkpoints.parts import LATENT_STATISTICS, Part
 from models.checkpoints.stored import TensorFile
@@ -46,6 +46,7 @@ TURBO_SIZE = 64  # latents along a side that the UNet of SDXL-Turbo says it was 
 MOST_SHIFT = 1000  # of a flow's times; published ones have up to 7
 V_THRESHOLD = 0.09  # see `_guessed`
 SIXTEEN, FOUR = 16, 4  # latent channels, of flows and of others
+SCALE = "scale_factor"  # latent diffusion's buffer, where it is measured at the start of training
 MASK_CHANNELS = 64  # of 8x8 pixels, which FLUX.1 Fill sees one beside the other
 
 
@@ -97,10 +98,12 @@ def _base(found: Findings) -> str:
     widths = [part.params.width for part in found.towers if isinstance(part.params, CLIPTextParams)]
     if len(widths) < len(found.towers) or any(part.params.latent_channels == SIXTEEN for part in found.single):  # a T5, or 16 channels
         vae = found.of_kind("vae")
-        scaled = vae is not None and vae.hints.get("scaling_factor") == FAMILIES["sd3"].scale
+        scaled = vae is not None and _near(vae.hints.get("scaling_factor"), FAMILIES["sd3"].scale)
         return "sd3" if scaled or len(set(widths)) > 1 or CLIP_G.width in widths else "flux-dev"
     if len(set(widths)) > 1:
         return "sdxl"
+    if not widths and (vae := found.of_kind("vae")) and (scale := _written_scale(found, vae)[1].get("scale")):
+        return next((of.base for of in FAMILIES.values() if _near(scale, of.scale)), "sd1")
     return {1024: "sd2", 1280: "sdxl-refiner"}.get(widths[0], "sd1") if widths else "sd1"
 
 
@@ -111,7 +114,8 @@ def _family(found: Findings, base: str, asked: str | None, said: str | None) -> 
         return asked
     if base == "flux-canny":
         found.notes.append("told what to draw by an image of edges: family='flux-depth' is for one of depths")
-    if base == "sdxl" and (all(_marked(found.files, key) for key in LATENT_STATISTICS) or _is_edm(found)):
+    marked = [found.backbone.file] if found.backbone else found.files
+    if base == "sdxl" and (all(_marked(marked, key) for key in LATENT_STATISTICS) or _is_edm(found)):
         return "playground-v2.5"
     if found.backbone is not None and found.backbone.params.guidance_dim is not None and base in ("sd1", "sdxl"):
         return "lcm" if base == "sd1" else "lcm-sdxl"
@@ -131,7 +135,7 @@ def _named(found: Findings, base: str, said: str | None) -> str | None:
                 found.notes.append(f"of the family {name}, as the folder's configuration names it; family=... overrides that")
             return name
     config = found.scheduler
-    maybe = SCHEDULERS_OF_FEW_STEPS.get((base, config.get("_class_name", "")))
+    maybe = SCHEDULERS_OF_FEW_STEPS.get((base, str(config.get("_class_name"))))
     if maybe is None or said == "v" or ("turbo" in maybe and config.get("timestep_spacing") != "trailing"):
         return None
     if maybe == "sdxl-turbo" and found.backbone_hints.get("sample_size") == TURBO_SIZE:
@@ -280,19 +284,22 @@ def _settle_pure_noise(found: Findings, spec: dict[str, Any], asked: bool | None
 
 
 def _flow_grid(found: Findings, base: str) -> dict[str, Any]:
-    """What a pipeline's configuration says of the times to visit, {} where it says nothing."""
+    """What a pipeline's configuration says of the times to visit, {} where it says nothing: their shift, as schedulers are exchanged."""
     config, where = found.scheduler, found.scheduler_file or found.files[0].path
     if not config:
         return {}
-    if (name := config.get("_class_name")) != "FlowMatchEulerDiscreteScheduler":
-        raise ValueError(f"{where}: its scheduler's configuration names {name}, which no family here was trained with")
     try:
         check_settings(config, FLOW_SETTINGS)
     except ValueError as error:
         raise ValueError(f"{where}: of its scheduler's, {error}") from None
-    if config.get("use_dynamic_shifting"):
+    if other := [f"{name}={config[name]!r:.40}" for name, value in FLOW_TIMES.items() if config.get(name, value) != value]:
+        found.notes.append(f"its scheduler's {', '.join(other).removeprefix('_')} is not used: times are the family's, and their shift")
+    flow = str(config.get("_class_name")).startswith("FlowMatch")
+    if config.get("use_dynamic_shifting") and (flow or config.get("use_flow_sigmas")):
         return {"spacing": "mu_shift"}
-    shift = config.get("shift", 1.0)
+    shift = config.get("shift", 1.0) if flow else config.get("flow_shift", 1.0) if config.get("use_flow_sigmas") else None
+    if shift is None or (shift == 1 and not flow):  # by default, where the scheduler was made for others
+        return {}
     if not isinstance(shift, int | float) or not 0 < shift < MOST_SHIFT:
         raise ValueError(f"{where}: its scheduler's configuration has shift={brief(shift)}, and not a number in (0, {MOST_SHIFT})")
     least = shift / (1000 + shift - 1)  # the time that the scheduler's first of a thousand rows is shifted to
@@ -314,33 +321,61 @@ def _trained_size(found: Findings) -> list[int] | None:
 
 
 def _vae_params(found: Findings, of: Family, asked: str | None) -> VAEParams | None:
-    """With the scale of the latents, which no tensor tells: from a configuration or Playground's tensors, else the family's."""
+    """With the scale of the latents, which keys and shapes do not tell: as written beside or among the tensors, else the family's.
+
+    ValueError for an autoencoder that makes the latents of another family: its pictures would be wrong, and nothing else.
+    """
     if not (part := found.of_kind("vae")):
         return None
-    hints = part.hints
-    if not found.backbone and not asked and "scaling_factor" not in hints:
+    source, told = _written_scale(found, part)
+    if other := _of_another(found, part, told.get("scale"), of) if found.backbone or asked else None:
+        source = source or "the network beside it"
+        raise ValueError(f"{part.file.path} is the autoencoder of {other.title}, as {source} says: {of.title} has another")
+    if not source and not found.backbone and not asked:
         found.notes.append(f"latents are scaled by {of.scale:g}, as in {of.title}: family=... chooses another one's")
-    told: dict[str, Any] = {"scale": of.scale, "shift": of.shift, "mean": of.mean, "std": of.std}
-    for file in found.files:
-        if present := [key for key in LATENT_STATISTICS if key in file.tensors]:
-            if absent := [key for key in LATENT_STATISTICS if key not in present]:
-                raise ValueError(f"{file.path} holds {present[0]} without {absent[0]}")
-            told["mean"], told["std"] = (_numbers(file, key) for key in LATENT_STATISTICS)
-    if hints.get("scaling_factor"):
-        if other := _of_another(hints["scaling_factor"], of):
-            raise ValueError(f"{part.file.path} is the autoencoder of {other.title}, as its config.json says: {of.title} has another")
-        told = {"scale": hints["scaling_factor"], "shift": hints.get("shift_factor") or 0.0}
-        told |= {key: hints.get(f"latents_{key}") or None for key in ("mean", "std")}
+    elif not source and found.backbone and found.backbone.file is not part.file:
+        found.notes.append(f"{part.file.path.name} does not say whose latents it makes: they are taken for those of {of.title}")
+    elif source and not _near(told["scale"], of.scale):
+        found.notes.append(f"latents are scaled by {brief(told['scale'])}, as {source} says, and not by {of.scale:g}, as in {of.title}")
     try:
-        return make_params("", VAEParams, plain(part.params) | told)
+        usual = {"scale": of.scale, "shift": of.shift, "mean": of.mean, "std": of.std}
+        return make_params("", VAEParams, plain(part.params) | (told or usual))
     except ValueError as error:
         raise ValueError(f"{part.file.path}: its latents cannot be scaled as its configuration says: {error}") from None
 
 
-def _of_another(scale: Any, of: Family) -> Family | None:
-    """The other flow whose autoencoder scales latents so: those of FLUX.1 and Stable Diffusion 3 have the same shapes."""
-    flows = [family for family in FAMILIES.values() if of.prediction == family.prediction == "flow" and scale != of.scale]
-    return next((family for family in flows if family.scale == scale), None)
+def _written_scale(found: Findings, part: Part) -> tuple[str, dict[str, Any]]:
+    """How an autoencoder's latents are scaled and where that is written; "" and {} where it is not."""
+    hints, file = part.hints, part.file
+    # diffusers' class has SD 1's scale where a configuration names none, as those of SD 1 do that are older than the setting.
+    usual = FAMILIES["sd1"].scale if "_class_name" in hints and part.params.latent_channels == FOUR else None
+    if scale := hints.get("scaling_factor", usual):
+        statistics = {key: hints.get(f"latents_{key}") or None for key in ("mean", "std")}
+        return "its config.json", {"scale": scale, "shift": hints.get("shift_factor") or 0.0, **statistics}
+    if present := [key for key in LATENT_STATISTICS if key in file.tensors]:
+        if absent := [key for key in LATENT_STATISTICS if key not in present]:
+            raise ValueError(f"{file.path} holds {present[0]} without {absent[0]}")
+        mean, std = (_numbers(file, key) for key in LATENT_STATISTICS)
+        return present[0], {"scale": FAMILIES["playground-v2.5"].scale, "shift": 0.0, "mean": mean, "std": std}
+    if SCALE in file.tensors:
+        return SCALE, {"scale": next(iter(_numbers(file, SCALE)), 0.0), "shift": 0.0}
+    if found.backbone and file is found.backbone.file and "scale_factor" in found.ldm:
+        return "the configuration beside the file", {"scale": found.ldm["scale_factor"], "shift": 0.0}
+    return "", {}
+
+
+def _of_another(found: Findings, part: Part, scale: Any, of: Family) -> Family | None:
+    """Another family, of latents with as many channels, that an autoencoder is of: by its scale, or by the network in the same file."""
+    alike = [each for each in FAMILIES.values() if (each.prediction == "flow") == (of.prediction == "flow")]
+    beside = found.networks.get(part.file.path)
+    if scale is None and beside is not None and (found.backbone is None or found.backbone.file is not part.file):
+        scale = FAMILIES[base_of(beside)].scale
+    return None if _near(scale, of.scale) else next((each for each in alike if _near(scale, each.scale)), None)
+
+
+def _near(scale: Any, other: float) -> bool:
+    """Whether two scales are the same, one of them perhaps in half precision."""
+    return isinstance(scale, int | float) and math.isclose(scale, other, rel_tol=1e-3)
 
 
 def _numbers(file: TensorFile, key: str) -> tuple[float, ...]:

@@ -68,20 +68,20 @@ UNET_SETTINGS: dict[str, tuple[Any, ...]] = {
     "timestep_post_act": (None,),
 }
 VAE_SETTINGS: dict[str, tuple[Any, ...]] = {"act_fn": ("silu", "swish"), "mid_block_add_attention": (True,)}
-FLOW_SETTINGS: dict[str, tuple[Any, ...]] = {  # of the scheduler: what its times are shifted by is read apart
-    "base_image_seq_len": (256,),
-    "base_shift": (0.5,),
-    "invert_sigmas": (False,),
-    "max_image_seq_len": (4096,),
-    "max_shift": (1.15,),
-    "num_train_timesteps": (1000,),
-    "shift_terminal": (None,),
-    "stochastic_sampling": (False,),
-    "time_shift_type": ("exponential",),
-    "use_dynamic_shifting": (False, True),
-    "use_beta_sigmas": (False,),
-    "use_exponential_sigmas": (False,),
-    "use_karras_sigmas": (False,),
+# Of a flow's scheduler: what the network's own time means, and what its times would be made by; what they are shifted by is read apart.
+FLOW_SETTINGS: dict[str, tuple[Any, ...]] = {"invert_sigmas": (False,), "num_train_timesteps": (1000,)}
+FLOW_TIMES: dict[str, Any] = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "shift_terminal": None,
+    "stochastic_sampling": False,
+    "time_shift_type": "exponential",
+    "use_beta_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_karras_sigmas": False,
 }
 TEXT_SETTINGS: dict[str, tuple[Any, ...]] = {"hidden_act": ("quick_gelu", "gelu"), "layer_norm_eps": (1e-5,)}
 

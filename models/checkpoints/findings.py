@@ -18,6 +18,7 @@ class Findings:
     single     the parts but for text towers: no two of a kind, save the encoder and the decoder of a preview
     towers     text towers in the order of their files
     files      every file opened
+    networks   the backbone's parameters in every file that holds one, whether that is taken or not
     scheduler  a pipeline's scheduler configuration, and its file
     index      a pipeline's model_index.json
     ldm        what latent diffusion's configuration beside the backbone's file says of its model
@@ -28,6 +29,7 @@ class Findings:
     single: list[Part] = field(default_factory=list)
     towers: list[Part] = field(default_factory=list)
     files: list[TensorFile] = field(default_factory=list)
+    networks: dict[Path, Any] = field(default_factory=dict)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     scheduler_file: Path | None = None
     index: Mapping[str, Any] = field(default_factory=dict)

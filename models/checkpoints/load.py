@@ -212,6 +212,8 @@ class _Loading:
         self.found.files.append(opened.file)
         self.ignored |= {self.name(opened.file, key): why for key, why in opened.ignored.items()}
         for part in opened.parts:
+            if part.kind == "backbone":
+                self.found.networks[opened.file.path] = part.params
             if part.kind == "text":  # which of them it is depends on the others: `describe` tells
                 self.found.towers.append(part)
                 continue

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerAncestralDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -644,6 +644,73 @@ def test_the_scale_of_latents(files: Files, configured: Configured, load: Load, 
     assert "latents are scaled" not in notes(named)
 
 
+@pytest.mark.parametrize(
+    ("family", "config", "other"),
+    [
+        ("sdxl", {"scaling_factor": 0.18215}, "Stable Diffusion 1.x"),
+        ("sdxl", {"scaling_factor": None}, "Stable Diffusion 1.x"),  # as its class has it by default
+        ("sdxl", {"scaling_factor": 0.5}, "Playground v2.5"),
+        ("sd1", {"scaling_factor": 0.13025}, "Stable Diffusion XL"),
+        ("sd2", {"scaling_factor": 0.13025}, "Stable Diffusion XL"),
+        ("playground-v2.5", {"scaling_factor": 0.13025, "latents_mean": None, "latents_std": None}, "Stable Diffusion XL"),
+        ("sd1", {"scaling_factor": None}, None),
+        ("sd2", {"scaling_factor": 0.18215}, None),
+    ],
+)
+def test_an_autoencoder_of_another_family_is_refused(
+    family: str, config: dict[str, Any], other: str | None, configured: Configured
+) -> None:
+    """Shapes are the same, and pictures would be wrong."""
+    folder = configured(family, "vae/config.json", **config)
+    if other is None:
+        assert models.load(folder).require("vae").params.scale == models.FAMILIES[family].scale
+        return
+    with pytest.raises(ValueError, match=rf"vae/.*safetensors is the autoencoder of {other}, as its config\.json says") as refusal:
+        models.load(folder)
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(ValueError, match=f"is the autoencoder of {other}"):
+        models.load(folder / "vae", family=family)
+    models.load(folder / "vae")
+
+
+def test_an_autoencoder_beside_another_network_is_refused(files: Files, tmp_path: Path) -> None:
+    """Its file says nothing of its latents, but holds the network that they were made for, which another file replaces."""
+    parts = {
+        family: {key: v for key, v in files(family).items() if key.startswith(("model.", "first_stage"))} for family in ("sd1", "sdxl")
+    }
+    for family, other in (("sd1", "sdxl"), ("sdxl", "sd1")):
+        save_file(parts[other], tmp_path / "both.safetensors")
+        save_file({k: v for k, v in parts[family].items() if k.startswith("model.")}, tmp_path / "unet.safetensors")
+        with pytest.raises(
+            ValueError, match=rf"both\.safetensors is the autoencoder of {models.FAMILIES[other].title}, as the network beside"
+        ):
+            models.load(tmp_path / "both.safetensors", tmp_path / "unet.safetensors")
+        assert models.load(tmp_path / "unet.safetensors", tmp_path / "both.safetensors").spec["family"] == other
+
+
+def test_an_autoencoder_that_says_nothing_is_noted(files: Files, tmp_path: Path) -> None:
+    for name, prefix in (("unet", "model."), ("vae", "first_stage")):
+        save_file({k: v for k, v in files("sdxl").items() if k.startswith(prefix)}, tmp_path / f"{name}.safetensors")
+    model = models.load(tmp_path / "unet.safetensors", tmp_path / "vae.safetensors")
+    assert "vae.safetensors does not say whose latents it makes: they are taken for those of Stable Diffusion XL" in notes(model)
+    assert "whose latents" not in notes(models.load(tmp_path / "vae.safetensors", family="sdxl"))
+
+
+@pytest.mark.parametrize(("scale", "note"), [(0.13025, False), (0.9, True)])
+def test_a_scale_among_the_tensors(scale: float, note: bool, load: Load) -> None:
+    """Latent diffusion's buffer, where the scale was measured at the start of training; or in the configuration beside the file."""
+    model = load("sdxl", {"scale_factor": torch.tensor(scale).half()}, prefix=("model.", "first_stage"))
+    assert model.require("vae").params.scale == pytest.approx(scale, rel=1e-3)
+    assert ("as scale_factor says, and not by 0.13025" in notes(model)) == note
+    with pytest.raises(ValueError, match=r"is the autoencoder of Stable Diffusion 1\.x, as scale_factor says"):
+        load("sdxl", {"scale_factor": torch.tensor(0.18215)}, prefix=("model.", "first_stage"))
+
+
+def test_a_scale_in_the_configuration_beside_a_file(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text(SGM_YAML.replace("0.13025", "0.7"))
+    assert load("sdxl", prefix=("model.", "first_stage")).require("vae").params.scale == 0.7
+
+
 # Parts that do not fit -------------------------------------------------------------------------------------------------
 
 
@@ -791,9 +858,57 @@ def test_a_folder_of_ours_is_of_the_same_family_again(family: str, tmp_path: Pat
 def test_a_turbo_folder_begins_in_noise_elsewhere_too(tmp_path: Path) -> None:
     """By the scheduler that is saved with it, which begins at the noisiest row, as ours does."""
     models.save(models.miniature("sdxl-turbo"), tmp_path, layout="diffusers")
-    scheduler = EulerAncestralDiscreteScheduler.from_pretrained(tmp_path / "scheduler")
+    scheduler = diffusers.EulerAncestralDiscreteScheduler.from_pretrained(tmp_path / "scheduler")
     scheduler.set_timesteps(1)
     assert scheduler.timesteps.tolist() == [999.0]
+
+
+SHIFTED = {"spacing": "linspace", "shift": 2.0, "t_end": 2 / 1001}
+FLOW_PREDICTION: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "grid", "noted"),
+    [
+        (diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0), SHIFTED, ""),
+        (diffusers.FlowMatchHeunDiscreteScheduler(shift=2.0), SHIFTED, "FlowMatchHeun"),
+        (diffusers.FlowMatchLCMScheduler(shift=2.0), SHIFTED, "FlowMatchLCM"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0, use_karras_sigmas=True), SHIFTED, "use_karras_sigmas=True"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0, shift_terminal=0.02), SHIFTED, "shift_terminal=0.02"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=2.0), {"spacing": "mu_shift"}, "max_shift=2.0"),
+        (diffusers.UniPCMultistepScheduler(**FLOW_PREDICTION, flow_shift=2.0), SHIFTED, "UniPC"),
+        (diffusers.DPMSolverMultistepScheduler(**FLOW_PREDICTION, flow_shift=2.0), SHIFTED, "DPMSolver"),
+        (diffusers.UniPCMultistepScheduler(**FLOW_PREDICTION), None, "UniPC"),
+        (diffusers.EulerDiscreteScheduler(), None, "EulerDiscrete"),
+    ],
+)
+def test_flows_open_with_any_scheduler(scheduler: Any, grid: dict[str, Any] | None, noted: str, tmp_path: Path) -> None:
+    """Which says how they were sampled, and not what they are: its shift is kept, the rest is noted."""
+    for family in ("sd3", "flux-dev"):
+        model = models.load(configured_flow(family, scheduler, tmp_path / family))
+        own = dict(models.FAMILIES[family].grid)
+        expected = own if grid is None else {k: v for k, v in grid.items() if k != "t_end" or family == "sd3"}
+        assert (model.spec["grid"], model.spec["sampling"]) == (expected, dict(models.FAMILIES[family].sampling))
+        assert ("is not used: times are the family's" in notes(model)) == bool(noted)
+        assert noted in notes(model)
+
+
+def configured_flow(family: str, scheduler: Any, folder: Path) -> Path:
+    """The transformer of a miniature in a folder with that scheduler."""
+    spec = {name: tiny(family).spec[name] for name in ("family", "network", "schedule", "prediction", "shape")}
+    models.save(models.build(spec), folder, "diffusers")
+    scheduler.save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.mark.parametrize("settings", [{"invert_sigmas": True}, {"num_train_timesteps": 500}, {"shift": "3"}, {"shift": -1.0}])
+def test_a_flow_whose_network_knows_other_times_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    folder = configured_flow("sd3", diffusers.FlowMatchEulerDiscreteScheduler(), tmp_path)
+    config = json.loads((folder / SCHEDULER).read_text())
+    (folder / SCHEDULER).write_text(json.dumps(config | settings))
+    with pytest.raises(ValueError, match=rf"scheduler_config\.json: .*{next(iter(settings))}=") as refusal:
+        models.load(folder)
+    assert "\n" not in str(refusal.value)
 
 
 # Averages --------------------------------------------------------------------------------------------------------------
