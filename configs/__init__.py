@@ -11,7 +11,9 @@ import difflib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +109,8 @@ def command_line(
             return
         overrides = [argument for argument in arguments if argument not in SWEEPING]
         runs = compose_sweep(program, overrides, multirun=overrides != arguments)
-        sys.exit(run_all(runs, main, after) if runs else _run_one(compose(program, overrides), main, after))
+        with _warnings_in_a_line():
+            sys.exit(run_all(runs, main, after) if runs else _run_one(compose(program, overrides), main, after))
     except HydraException as error:  # such as what `evaluate` names, and cannot be made
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -124,6 +127,15 @@ def _run_one(config: dict[str, Any], main: Callable[[dict[str, Any]], int], afte
     status = main(config)
     after([config])
     return status
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Warnings for the user as "warning: ..." on stderr, without the line of code they come from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr, flush=True)
+        yield
 
 
 def _is_for_hydra(arguments: Sequence[str]) -> bool:
@@ -149,7 +161,7 @@ def _quoted(program: str, overrides: Sequence[str]) -> list[str]:
 
 def _whole_section(override: str) -> list[str]:
     """data={name: ...} describes another data set: what the file says of its own goes, which Hydra would leave beside it."""
-    return ["~data", f"+{override}"] if re.match(r"data=\{.*\bname\s*:", override) else [override]
+    return ["data=null", f"++{override}"] if re.match(r"data=\{.*\bname\s*:", override) else [override]
 
 
 def _settings(program: str) -> list[str]:

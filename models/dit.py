@@ -27,7 +27,7 @@ class DiTParams:
     image_size       height and width of x, in pixels or latents; fixed, as the position embedding is
     learned_variance doubles the output channels: prediction, then variance (Nichol & Dhariwal 2021)
     num_classes, vector_dim, context_dim  the conditions it takes: class label, vector, text; None: not that one
-    time_factor      multiplies t before its sinusoid: 1 for training indices, 1000 for t in [0, 1]
+    time_factor      multiplies t before its sinusoid: 1 for training indices, 1000 for t in [0, 1]; `models.build` finds it
     """
 
     in_channels: int = 4

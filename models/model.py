@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -83,6 +83,7 @@ PARTS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "text": (TextEncoder, TextParams),
     "preview": (TAESD, TAESDParams),
 }
+REMEDY = "make it with models.build({...}), of a network in models.model.NETWORKS"
 MOST_PIXELS = 4096  # of a sample's sides, and its channels
 MOST_SAMPLING_STEPS = 10_000
 FOLDERS = {"backbone": "network"}  # under which name a part's tensors stand in a file, where it is not its own
@@ -95,7 +96,8 @@ class Model:
     backbone  the network that denoises; vae, text, preview: autoencoder, text encoder, tiny autoencoder for previews
     report    what loading took from the files and what it left, None for a fresh model
     spec      its whole description in plain values: {"network": {"name": ..., ...}, "schedule": {"name": ..., ...},
-              "prediction": ...}, "shape": [C, H, W] of the samples it was trained on, "grid": {...} it is best sampled on,
+              "prediction": ...}, "shape": [C, H, W] of the samples it was trained on, "classes": their names by number,
+              "drop": the share of them that was trained without its label, "grid": {...} it is best sampled on,
               "consistency": {...} for a distilled model, "vae", "text" and "preview" with the parameters of these parts, "family"
               and "sampling": {...} of a published one; goes into every file that is saved
     """
@@ -211,6 +213,23 @@ class Model:
         spacing = check_mapping("grid", self.spec.get("grid", {})).get("spacing", "")
         self.denoiser(), self.grid(1 if isinstance(spacing, str) else None)
 
+    def check_description(self) -> None:
+        """ValueError unless the description makes this network, schedule and prediction again: a file could not be loaded otherwise."""
+        try:
+            with torch.device("meta"):
+                network: Any = build_network(self.spec.get("network", {}))
+            schedule = build_schedule(self.spec.get("schedule", {}))
+        except ValueError as error:
+            raise ValueError(f"a file of this model could not be loaded again ({error}): {REMEDY}") from None
+        own: Any = self.network
+        if type(own) is not type(network):
+            kinds = f"its network is a {type(own).__name__}, and its description makes a {type(network).__name__}"
+            raise ValueError(f"a file of this model could not be loaded again, for {kinds}: {REMEDY}")
+        same = own.params == network.params and self.spec.get("prediction") == self.prediction.name
+        ends = [[(t, each.level(t)) for t in (each.t_min, each.t_max)] for each in (schedule, self.schedule)]
+        if not same or ends[0] != ends[1]:
+            raise ValueError(f"a file of this model would load as another one, which its description makes: {REMEDY}")
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all weights that images depend on: the same for every copy of them, wherever it lies and in every layout."""
@@ -253,16 +272,21 @@ class Model:
 def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> Model:
     """A model with fresh weights from its description. Unknown names raise and name the nearest known one.
 
+    A network's time_factor that is left out, or None, is derived from the schedule, and stands in the model's own description.
+
     device  where the network is made, default torch's own; "meta" makes it without weights, for those of a file
     """
     spec = {key: dict(value) if isinstance(value, Mapping) else value for key, value in check_mapping("a model", spec).items()}
-    known = ["network", *PARTS, "schedule", "prediction", "shape", "grid", "consistency", "family", "sampling"]
+    known = ["network", *PARTS, "schedule", "prediction", "shape", "classes", "drop", "grid", "consistency", "family", "sampling"]
     check_names("model part", spec, known)
     needed = ["schedule", "prediction"] if spec.keys() & PARTS.keys() else ["network", "schedule", "prediction"]
     if missing := [part for part in needed if part not in spec]:
         raise ValueError(f"the model's description lacks {missing[0]!r}")
     prediction = lookup("prediction", spec["prediction"], PREDICTIONS)
     _check_extras(spec)
+    schedule = build_schedule(spec["schedule"])
+    if takes_time_factor(spec.get("network")) and spec["network"].get("time_factor") is None:
+        spec["network"]["time_factor"] = time_factor(schedule, prediction)
     with torch.device(device or torch.get_default_device()):
         network = build_network(spec["network"]) if "network" in spec else None
         parts: dict[str, Any] = {
@@ -270,7 +294,9 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
         }
     if "shape" in spec and not spec["shape"][0] <= (channels := getattr(getattr(network, "params", None), "in_channels", MOST_PIXELS)):
         raise ValueError(f"shape says that samples have {spec['shape'][0]} channels, and the network takes {channels}")
-    model = Model(network, build_schedule(spec["schedule"]), prediction, spec, **parts)
+    if "classes" in spec and len(spec["classes"]) != (count := getattr(getattr(network, "params", None), "num_classes", None)):
+        raise ValueError(f"classes names {len(spec['classes'])} classes, and the network has num_classes={count}")
+    model = Model(network, schedule, prediction, spec, **parts)
     if network is not None:
         model.check()
     return model
@@ -283,12 +309,36 @@ def _check_extras(spec: Mapping[str, Any]) -> None:
         if not all(1 <= size <= MOST_PIXELS for size in spec["shape"]):
             raise ValueError(f"shape holds sizes from 1 to {MOST_PIXELS:,}, not {brief(spec['shape'])}")
     check_type("family", spec.get("family", ""), str)
+    check_type("classes", classes := spec.get("classes", []), list[str])
+    if twice := [name for name, n in Counter(classes).items() if n > 1]:
+        raise ValueError(f"classes holds {brief(twice[0])} twice: each class has a name of its own")
+    check_type("drop", drop := spec.get("drop", 0.0), float)
+    if not 0 <= drop <= 1:
+        raise ValueError(f"drop is a share of the samples, within [0, 1], not {drop:g}")
     sampling = check_mapping("sampling", spec.get("sampling", {}))
     for name, kind in {"sampler": str, "steps": int, "guidance": float}.items():
         if name in sampling:
             check_type(f"sampling.{name}", sampling[name], kind)
     if not 1 <= sampling.get("steps", 1) <= MOST_SAMPLING_STEPS:
         raise ValueError(f"sampling.steps must be 1 to {MOST_SAMPLING_STEPS:,}, not {sampling['steps']:,}")
+
+
+def takes_time_factor(network: Any) -> bool:
+    """Whether that is the description of a network which multiplies t by a factor."""
+    name = network.get("name") if isinstance(network, Mapping) else None
+    return isinstance(name, str) and name in NETWORKS and "time_factor" in {f.name for f in fields(NETWORKS[name][1])}
+
+
+def time_factor(schedule: Schedule, prediction: Prediction) -> float:
+    """What brings the times that a network sees to a range of 1000, which the frequencies of its time embedding are made for.
+
+    1 for the indices of a table. EDM's network sees log(sigma) / 4 in place of t.
+    """
+    if schedule.rows is not None:
+        return 1.0
+    if prediction.name == "edm" and isinstance(schedule, VarianceExploding):
+        return float(f"{4000 / math.log(schedule.t_max / schedule.t_min):.4g}")
+    return float(f"{1000 / (schedule.t_max - schedule.t_min):.4g}")
 
 
 def build_network(spec: Mapping[str, Any]) -> nn.Module:

@@ -39,7 +39,7 @@ class UNetParams:
     scale_shift        the embedding scales and shifts (ADM) rather than only adds (latent diffusion)
     num_classes, vector_dim, context_dim  the conditions it takes: class label, vector, text; None: not that one
     guidance_dim       frequencies of the guidance scale that a distilled net takes (LCM: 256); None: takes none
-    time_factor        multiplies t before its sinusoid: 1 for training indices, 1000 for t in [0, 1]
+    time_factor        multiplies t before its sinusoid: 1 for training indices, 1000 for t in [0, 1]; `models.build` finds it
     groups             of every group normalisation; divides every width
     """
 

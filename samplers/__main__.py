@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from typing import Any
 
 from configs import command_line
@@ -12,10 +10,7 @@ from samplers.results import SHOWN
 
 
 def main(config: dict[str, Any]) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-        (out, images), said = sampled(config)
+    (out, images), said = sampled(config)
     if len(images) == 1:
         print(f"{images[0]}" + (f"   {said}" if said else ""))
     else:

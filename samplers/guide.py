@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,4 +50,10 @@ def steered(model: Model, guidance: float, clip: bool, guide: Mapping[str, Any] 
     """The denoiser of a model of classes, guided towards its label and limited to pixel range, as asked."""
     if guidance != 1 and not model.null:
         raise ValueError(f"guidance={guidance:g} needs a conditional model, and this one has no classes: leave guidance at 1")
+    if guidance != 1 and model.spec.get("drop") == 0:
+        warnings.warn(
+            f"guidance={guidance:g} leads away from samples without a label, and this model was trained with drop=0, never without: "
+            "leave guidance at 1, or train with objective.drop=0.1",
+            stacklevel=2,
+        )
     return limited(guided(model.denoiser(), guidance, model.null, model.prediction, guide), clip, guide)

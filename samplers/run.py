@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
@@ -14,7 +15,7 @@ import torch
 
 import models
 from diffusion import DenoiserLike, Grid
-from diffusion.spec import check_at_least_one, check_call, make_params
+from diffusion.spec import check_at_least_one, check_call, check_names, make_params
 from models import Model
 from models.checkpoints import native
 from models.device import find_device
@@ -37,7 +38,7 @@ class SampleParams:
     run: str
     out: str | None = None
     n: int = 100
-    labels: int | tuple[int, ...] | None = None
+    labels: int | str | tuple[int | str, ...] | None = None
     seed: int = 0
     sampler: str | None = None
     steps: int | None = None
@@ -107,7 +108,7 @@ def draw(params: SampleParams, only: int | None = None) -> Outcome:
     about = provenance()
     settings = {key: value for key, value in asdict(params).items() if key not in ("out", "n", *MACHINE)}
     settings |= {"run": str(Path(params.run).absolute()), "device": str(device), "provenance": about}
-    drawn = _draw(denoiser, model.shape, grid, params, labels, settings, only)
+    drawn = _draw(denoiser, model.shape, grid, params, labels, model.spec.get("classes", []), settings, only)
     return Outcome(out, fill_folder(out, params.kept, about, drawn, columns=10, low=-1))
 
 
@@ -117,6 +118,7 @@ def _draw(
     grid: Grid,
     params: SampleParams,
     labels: list[int] | None,
+    classes: list[str],
     settings: Mapping[str, Any],
     only: int | None,
 ) -> Iterator[Drawn]:
@@ -135,19 +137,30 @@ def _draw(
             label = None if part is None else part[i]
             name = f"{seed:06d}" if label is None else f"{label}/{seed:06d}"
             if only in (None, seed):
-                yield Drawn(image, name, {**settings, "seed": seed, "labels": label, "batch": batch})
+                named = {} if label is None or not classes else {"class": classes[label]}
+                yield Drawn(image, name, {**settings, "seed": seed, "labels": label, **named, "batch": batch})
 
 
 def labels_in_turn(model: Model, params: SampleParams) -> list[int] | None:
-    """The classes to draw in turn: those wanted, or all; None for a model without classes."""
-    classes = model.null.get("label")
-    wanted = [params.labels] if isinstance(params.labels, int) else params.labels
-    if classes is None:
+    """The classes to draw in turn, by number: those wanted, by number or name, or all; None for a model without classes."""
+    count = model.null.get("label")
+    wanted = [params.labels] if isinstance(params.labels, int | str) else params.labels
+    if count is None:
         if wanted:
             raise ValueError("this model has no classes: leave labels out")
         return None
-    chosen = list(wanted) if wanted else list(range(classes))
-    for label in chosen:
-        if not 0 <= label < classes:
-            raise ValueError(f"label {label} is out of range: classes are 0 to {classes - 1}")
-    return chosen
+    return [_class_number(label, model.spec.get("classes", []), count) for label in wanted] if wanted else list(range(count))
+
+
+def _class_number(label: int | str, names: list[str], count: int) -> int:
+    """The number of a class that is named, or numbered already. ValueError where there is none of that name or number."""
+    if isinstance(label, str):
+        if not names:
+            raise ValueError(f"the classes of this model have no names: labels are numbers, 0 to {count - 1}, not {label!r}")
+        check_names("class", [label], names)
+        return names.index(label)
+    if not 0 <= label < count:
+        raise ValueError(f"label {label} is out of range: classes are 0 to {count - 1}")
+    if names and str(label) in names and names[label] != str(label):
+        warnings.warn(f"label {label} is the number of class {names[label]!r}; labels=['{label}'] is the class of that name", stacklevel=4)
+    return label

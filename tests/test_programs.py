@@ -24,7 +24,7 @@ TINY = ("channels=8", "channel_mult=[1]", "attention=[0]", "middle_attention=0",
 QUIET = ("device=cpu", "progress=false")
 TRAIN = (
     "experiment=digits_unet", *(f"model.network.{setting}" for setting in TINY), "model.network.groups=4",
-    "train.steps=4", "train.batch_size=16", "train.log_every=2", "wandb=false", *QUIET,
+    "train.steps=4", "train.warmup=2", "train.batch_size=16", "train.log_every=2", "wandb=false", *QUIET,
 )  # fmt: skip
 FOLDER = ("data.name=folder", "~data.split")
 IMPORTS = "import hydra, open_clip, sklearn.datasets, torch._dynamo, eval.scoring, eval.digits.quickstart, samplers.modes, train.run"
@@ -168,7 +168,7 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "noise": ("samplers", ["run={run}", "sampler=ddpm", "+options.noise=3", *QUIET], "noise comes from the seeds here"),
     "rho": ("samplers", ["run={run}", "grid.spacing=karras", "grid.t_start=9", "+grid.rho=0", *QUIET], "rho must be greater"),
     "no class": ("samplers", ["run={run}", "labels=10", *QUIET], "label 10 is out of range: classes are 0 to 9"),
-    "no label": ("samplers", ["run={run}", "labels=abc", *QUIET], "labels must be a whole number or a list of whole numbers"),
+    "no label": ("samplers", ["run={run}", "labels=abc", *QUIET], "the classes of this model have no names: labels are numbers, 0 to 9"),
     "no whole steps": ("samplers", ["run={run}", "steps=2.5", *QUIET], "steps must be a whole number or null, not 2.5"),
     "no number": ("samplers", ["run={run}", "guidance=.nan", *QUIET], "guidance must be a number"),
     "no switch": ("samplers", ["run={run}", "clip=maybe", *QUIET], "clip must be true or false, not 'maybe'"),

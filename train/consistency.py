@@ -40,6 +40,8 @@ class ConsistencyDistillation:
     ) -> None:
         if solver not in ("ddim", "heun"):
             raise ValueError(f"the teacher's solver must be 'ddim' or 'heun', not {solver!r}")
+        if huber is not None and not huber > 0:
+            raise ValueError(f"huber must be greater than 0, or null for the squared error, not {huber:g}")
         self.teacher, self.blend, self.solver, self.huber = teacher, blend, solver, huber
         self.kept: dict[str, Any] = {}
         self.table = BatchLevel(*torch.tensor([tuple(level) for level in grid], dtype=torch.float64).T)

@@ -30,6 +30,19 @@ class Density(ABC):
         u = (torch.rand((), dtype=torch.float64) + torch.arange(n, dtype=torch.float64) / n) % 1.0
         return self.quantile(u)
 
+    def gaps(self) -> str:
+        """What to warn of where hardly a sample falls within a fifth of the noise at either end; "" where that is not so.
+
+        Noise is measured by sigma / (alpha + sigma), which is 0 at data and 1 at pure noise.
+        """
+        rare = self.quantile(torch.tensor([1e-4, 1 - 1e-4], dtype=torch.float64))
+        ends = torch.tensor([self.schedule.t_min, self.schedule.t_max], dtype=torch.float64)
+        (low, high), (least, most) = (1 / (1 + 1 / self.schedule.ratio(t)) for t in (rare, ends))
+        missing = [f"below t={rare[0]:.3g}"] * bool(low - least > 0.2) + [f"above t={rare[1]:.3g}"] * bool(most - high > 0.2)
+        if not missing:
+            return ""
+        return f"this density puts fewer than 1 of 10,000 samples {' and '.join(missing)}, where the network will not have learned anything"
+
 
 class Uniform(Density):
     """All times alike; on a table, all its rows (Ho et al. 2020, alg. 1)."""
@@ -48,6 +61,7 @@ class LogitNormal(Density):
 
     def __init__(self, schedule: Schedule, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> None:
         super().__init__(schedule)
+        _check_std(std)
         if (schedule.t_min, schedule.t_max) != (0.0, 1.0):
             raise ValueError("a logit-normal density needs a schedule on [0, 1], such as flow or cosine_vp")
         self.mean, self.std, self.shift = mean, std, shift
@@ -61,12 +75,18 @@ class LogNormal(Density):
 
     def __init__(self, schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> None:
         super().__init__(schedule)
+        _check_std(std)
         if not isinstance(schedule, VarianceExploding):
             raise ValueError("a log-normal density needs a variance-exploding schedule (ve)")
         self.mean, self.std = mean, std
 
     def quantile(self, u: Tensor) -> Tensor:
         return (self.mean + self.std * torch.special.ndtri(u)).exp().clamp(self.schedule.t_min, self.schedule.t_max)
+
+
+def _check_std(std: float) -> None:
+    if not std > 0:
+        raise ValueError(f"std of a density must be greater than 0, not {std:g}: all times would be one")
 
 
 def usual(schedule: Schedule) -> Density:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from diffusion.noise import mix
 from models import EMA, Model
 from train.data import Batch, Dataset, shuffled_batches
+from train.description import describe, warn_of_idle_settings
 from train.logbook import JsonLines, Logger
 from train.objective import Objective
 from train.state import TrainState, is_begun
@@ -128,6 +129,9 @@ def train(
     micro_batch, rank, device = params.micro_batch(world.size), world.rank, world.device
     begun = is_begun(folder, resume)
     network = _set_up(model.network, params).to(device).train()
+    describe(model, objective, data)
+    if world.leads:
+        warn_of_idle_settings(params, objective, evaluate is not None)
     state = TrainState(
         model,
         EMA(network, params.ema),

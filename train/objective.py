@@ -47,6 +47,8 @@ class DenoisingObjective:
     ) -> None:
         if not 0 <= drop <= 1:
             raise ValueError(f"objective.drop is a probability, within [0, 1], not {drop:g}")
+        if bound_weight < 0:
+            raise ValueError(f"objective.bound_weight must not be negative, like {bound_weight:g}")
         self.schedule, self.prediction, self.density, self.weighting = schedule, prediction, density, weighting
         self.null, self.drop, self.bound_weight = dict(null or {}), drop, bound_weight
 
@@ -84,9 +86,17 @@ def null_conditions(batch: Batch) -> dict[str, Tensor]:
 
 
 def drop_conditions(cond: dict[str, Tensor], null: Mapping[str, Any], probability: float) -> dict[str, Tensor]:
-    """Replace the conditions of a random share of the samples by their null values, all of a sample's together."""
-    if not cond or not null or probability == 0:
+    """Replace the conditions of a random share of the samples by their null values, all of a sample's together.
+
+    ValueError for a condition without a null value, unless the share is 0.
+    """
+    if not cond or probability == 0:
         return cond
+    if missing := [name for name in cond if name not in null]:
+        raise ValueError(
+            f"objective.drop={probability:g} needs a null value of {missing[0]!r} to train without it: "
+            "give DenoisingObjective null=model.null, or drop=0"
+        )
     first = next(iter(cond.values()))
     dropped = (torch.rand(len(first)) < probability).to(first.device, non_blocking=True)
     return {

@@ -21,6 +21,7 @@ from train.captions import CaptionedImages
 from train.consistency import ConsistencyDistillation
 from train.data import DATASETS, Dataset
 from train.density import DENSITIES
+from train.description import describe
 from train.export import check_exportable, export
 from train.latents import LatentData, LatentParams
 from train.logbook import Logger, WandB
@@ -63,7 +64,7 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         _check_fit(model, data)
         if isinstance(data, LatentData):
             check_exportable(model)
-        model.spec["shape"] = list(data.shape)
+        describe(model, objective, data)
         if begun:
             _check_resumable(folder, config, model, params.kept(data, where, objective), params.steps)
         if where.leads:

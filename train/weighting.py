@@ -34,6 +34,8 @@ def as_loss_of(other: Prediction) -> Weighting:
 
 def min_snr(gamma: float = 5.0) -> Weighting:
     """Hang et al. 2023: the x0-loss weighted by min(SNR, gamma), so min(1, gamma/SNR) on eps and min(SNR, gamma)/(SNR+1) on v."""
+    if not gamma > 0:
+        raise ValueError(f"gamma of min_snr must be greater than 0, not {gamma:g}: no sample would count")
     eps_loss, x0_loss = as_loss_of(EPS), as_loss_of(X0)
 
     def weighting(level: BatchLevel, prediction: Prediction) -> Tensor:

@@ -28,7 +28,7 @@ from models.checkpoints.stored import Stored, TensorFile
 from models.checkpoints.table import check_dtype, take
 from models.checkpoints.tensors import open_tensors
 from models.files import replacing
-from models.model import FOLDERS, PARTS, Model, Report, build
+from models.model import FOLDERS, PARTS, Model, Report, build, takes_time_factor
 from models.t5_tokenizer import T5Tokenizer
 
 FILE_NAME = "checkpoint.safetensors"
@@ -164,7 +164,10 @@ def _parsed(key: str, text: str) -> Any:
     """An entry of the metadata. ValueError for numbers in a model's description that are infinite, no numbers, or beyond 64 bits."""
     if key != "model":
         return json.loads(text)
-    return json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_whole_number)
+    described = json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_whole_number)
+    if isinstance(described, dict) and takes_time_factor(described.get("network")):
+        described["network"].setdefault("time_factor", 1.0)  # what it was in files that do not say it
+    return described
 
 
 def _number(text: str) -> float:

@@ -352,10 +352,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 BAD |= {
     f"cut at {at:g}": (_cut(at), f"PATH is damaged: {what}")
     for at, what in {
-        0.00001: "its header should be 17,664 bytes long",
-        0.001: "its header should be 17,664 bytes long",
-        0.2: "network.up.4.res.skip.weight ends at byte 963,404, the file at 192,680",
-        0.999: "network.up.4.res.skip.weight ends at byte 963,404, the file at 962,440",
+        0.00001: "its header should be 17,688 bytes long",
+        0.001: "its header should be 17,688 bytes long",
+        0.2: "network.up.4.res.skip.weight ends at byte 963,428, the file at 192,685",
+        0.999: "network.up.4.res.skip.weight ends at byte 963,428, the file at 962,464",
     }.items()
 }
 

@@ -382,7 +382,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "is built like sd1, so it cannot be of the family sdxl",
     ),
     "model": (["weights={weights}", "data={photos}", "+model.network=unet"], "no model setting named 'network'"),
-    "a number": (["weights=3", "data={photos}"], "model.from must be a path or a list of paths, not 3"),
+    "a number": (["weights=3", "data={photos}"], "no such file or folder: 3"),
     "digits": (["weights={weights}", "data={{name: digits}}"], "latents are made of a folder of images with captions: give data=FOLDER"),
     "only an autoencoder": (["weights={vae}", "data={photos}"], "this model has no backbone (it has vae)"),
     "a prediction that single files have no words for": (

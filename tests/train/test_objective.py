@@ -73,10 +73,12 @@ def test_conditions_are_dropped_together_as_often_as_asked(probability: float) -
 
 
 def test_nothing_to_drop_stays() -> None:
-    """Without conditions, or without null values, there is nothing to drop."""
+    """Without conditions, or where none is dropped, all stays; without a null value there is nothing that could stand for one."""
     label = torch.arange(4)
     assert drop_conditions({}, {"label": 10}, 1.0) == {}
-    assert drop_conditions({"label": label}, {}, 1.0)["label"] is label
+    assert drop_conditions({"label": label}, {}, 0.0)["label"] is label
+    with pytest.raises(ValueError, match=r"objective\.drop=0\.5 needs a null value of 'label'"):
+        drop_conditions({"label": label}, {"context": 0}, 0.5)
 
 
 def test_a_batch_may_say_itself_what_no_condition_is() -> None:
@@ -121,7 +123,7 @@ def test_loss_and_gradient_are_those_of_the_usual_training_script(said: str, gam
     network = model.network.train()
     batch = {"x0": initial_noise(range(4), (4, 8, 8)), "context": initial_noise(range(4, 8), (77, 64))}
     weighting = uniform if gamma is None else min_snr(gamma)
-    objective = DenoisingObjective(model.schedule, model.prediction, density := Uniform(model.schedule), weighting)
+    objective = DenoisingObjective(model.schedule, model.prediction, density := Uniform(model.schedule), weighting, drop=0)
     torch.manual_seed(3)
     loss = objective(model.network_denoiser(), batch).mean()
     ours = torch.autograd.grad(loss, list(network.parameters()))

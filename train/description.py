@@ -1,0 +1,51 @@
+"""What training says of a model in the model's own description, and what it says to the user beforehand."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from models import Model
+from train.data import Dataset
+from train.density import Density
+
+
+def describe(model: Model, objective: Any, data: Dataset) -> None:
+    """Write into the description what a model is trained on: the shape of samples, names of classes, and the share without a label.
+
+    ValueError where the description would not make this model again: nothing could load its checkpoints.
+    """
+    model.spec["shape"] = list(data.shape)
+    classes: Sequence[str] = getattr(data, "classes", ())
+    if model.null:
+        if classes:
+            before = model.spec.get("classes", list(classes))
+            if before != list(classes):
+                warnings.warn(f"the model's classes were {', '.join(before)}; from now on they are {', '.join(classes)}", stacklevel=3)
+            model.spec["classes"] = list(classes)
+        if hasattr(objective, "drop"):
+            model.spec["drop"] = objective.drop
+    model.check_description()
+
+
+def warn_of_idle_settings(params: Any, objective: Any, evaluates: bool) -> None:
+    """Warn of settings that cannot do what they say in this run."""
+    for problem in _idle(params, objective, evaluates):
+        warnings.warn(problem, stacklevel=3)
+
+
+def _idle(params: Any, objective: Any, evaluates: bool) -> list[str]:
+    found = []
+    if params.warmup >= params.steps > 1:
+        reached = params.learning_rate_at(params.steps - 1) / params.learning_rate
+        found.append(
+            f"train.warmup={params.warmup} is as long as the run of {params.steps} steps, or longer: "
+            f"the learning rate reaches only {reached:.0%} of train.learning_rate"
+        )
+    if evaluates and not params.evaluate_every:
+        found.append("evaluate is given, and train.evaluate_every=0 says never: give train.evaluate_every=1000, say")
+    density = getattr(objective, "density", None)
+    if isinstance(density, Density) and (gaps := density.gaps()):
+        found.append(gaps)
+    return found
