@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -51,6 +52,14 @@ def schedule(request: pytest.FixtureRequest) -> Schedule:
 def prediction(request: pytest.FixtureRequest) -> Prediction:
     """Runs a test on each prediction."""
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """As in a terminal, here and in programs that a test starts, also where SIGINT is ignored, as in jobs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Copies(TorchDispatchMode):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -22,14 +21,6 @@ from samplers.text_to_image import TextToImageParams
 from train.data import DATASETS
 from train.latents import LatentParams
 from train.run import OBJECTIVES
-
-
-@pytest.fixture(autouse=True)
-def _ctrl_c_interrupts() -> Iterator[None]:
-    """As in a terminal, also where the tests were started with SIGINT ignored, as shells start what is in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def test_every_combination_is_a_run_and_the_last_setting_changes_first() -> None:

@@ -276,13 +276,17 @@ def _leave_signals_to_the_loop(worker: int) -> None:
 
 
 class _StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop reads between steps; a second one interrupts at once."""
+    """Turns the first Ctrl-C or SIGTERM into a flag that the loop reads between steps; a second one interrupts at once.
+
+    What is ignored stays so: a shell lets its jobs in the background ignore the Ctrl-C that is meant for the one in front.
+    """
 
     def __enter__(self) -> _StopRequest:
         self.requested = False
         self._previous = {}
         with contextlib.suppress(ValueError):  # only the main thread may handle signals; elsewhere they go where they went
-            self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+            heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._handle) for number in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:

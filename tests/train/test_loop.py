@@ -173,6 +173,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert steps(folder) == list(range(1, done + 4))
 
 
+def test_an_ignored_ctrl_c_stays_ignored(tmp_path: Path) -> None:
+    """A shell starts jobs in the background so: the Ctrl-C in their terminal is for another program."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which every test gets back
+    go(tmp_path, at_call(2, interrupt, denoising(model := fresh())), model)
+    assert progress(tmp_path)["step"] == QUICK["steps"]
+
+
 KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
