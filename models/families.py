@@ -33,6 +33,7 @@ class Family:
     sampling  sampler, steps and guidance that it is meant for
     size      pixels of the shorter side that it was trained on
     scale, shift, mean, std  of its latents, see VAEParams
+    text      how its text towers are used, where not as the recipe of its base (see models.recipes)
     table     the one of spacing "align_your_steps" that was fitted to it, if one is published
     """
 
@@ -48,6 +49,7 @@ class Family:
     consistency: Mapping[str, Any] | None = None
     grid: Mapping[str, Any] = field(default_factory=lambda: {"spacing": "karras"})
     sampling: Mapping[str, Any] = field(default_factory=lambda: {"sampler": "dpmpp_2m", "steps": 25, "guidance": 7.5})
+    text: Mapping[str, Any] = field(default_factory=dict)
     table: str | None = None
 
 
@@ -90,7 +92,10 @@ FAMILIES: dict[str, Family] = {
         sampling={"sampler": "dpmpp_2m", "steps": 30, "guidance": 3.0},
     ),
     "flux-dev": Family("FLUX.1 [dev]", "flux-dev", **DEV, sampling=_euler(28, 3.5)),
-    "flux-schnell": Family("FLUX.1 [schnell]", "flux-schnell", **FLUX, grid={"spacing": "linspace"}, sampling=_euler(4, 1.0)),
+    "flux-schnell": Family(
+        "FLUX.1 [schnell]", "flux-schnell", **FLUX, grid={"spacing": "linspace"}, sampling=_euler(4, 1.0), text={"length": 256}
+    ),
+    "flux-dedistilled": Family("FLUX.1 [dev], de-distilled", "flux-schnell", **DEV, sampling=_euler(28, 3.5)),  # guided classifier-free
     "flux-fill": Family("FLUX.1 Fill [dev]", "flux-fill", **DEV, sampling=_euler(50, 30.0)),
     "flux-canny": Family("FLUX.1 Canny [dev]", "flux-canny", **DEV, sampling=_euler(50, 30.0)),
     "flux-depth": Family("FLUX.1 Depth [dev]", "flux-canny", **DEV, sampling=_euler(30, 10.0)),
@@ -124,11 +129,9 @@ TOWERS |= dict.fromkeys(("sd3", "sd3.5-medium", "sd3.5-large"), ("clip_l", "clip
 OPTIONAL_TOWERS = {base: ("t5",) for base in TOWERS if base.startswith("sd3")}  # what else it is told is enough, but for long texts
 
 
-def recipe(base: str, towers: Mapping[str, CLIPTextParams | T5Params], **choices: Any) -> TextParams:
+def recipe(of: Family, towers: Mapping[str, CLIPTextParams | T5Params], **choices: Any) -> TextParams:
     """How a family uses its text towers, given by name; `choices` are what is left open there (see models.recipes)."""
-    given: dict[str, Any] = {name: towers[name] for name in TOWERS[base] if name in towers}
-    if base == "flux-schnell":
-        choices = {"length": 256, **choices}
+    given: dict[str, Any] = {name: towers[name] for name in TOWERS[of.base] if name in towers}
     kinds: dict[str, Callable[..., TextParams]] = {
         "flux": recipes.flux,
         "sd3": recipes.sd3,
@@ -137,7 +140,7 @@ def recipe(base: str, towers: Mapping[str, CLIPTextParams | T5Params], **choices
         "sd2": recipes.sd2,
         "sd1": recipes.sd1,
     }
-    return next(make for kind, make in kinds.items() if base.startswith(kind))(**given, **choices)
+    return next(make for kind, make in kinds.items() if of.base.startswith(kind))(**given, **{**of.text, **choices})
 
 
 def description(

@@ -63,7 +63,7 @@ def _vae(of: Family, **params: Any) -> VAEParams:
 
 
 def _text(of: Family, towers: Mapping[str, CLIPTextParams | T5Params], **choices: Any) -> TextParams:
-    return recipe(of.base, {name: towers[name] for name in TOWERS[of.base]}, **choices)
+    return recipe(of, {name: towers[name] for name in TOWERS[of.base]}, **choices)
 
 
 # Tiny ------------------------------------------------------------------------------------------------------------------

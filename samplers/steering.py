@@ -42,7 +42,7 @@ class Steering:
         rule = any(value is not None for value in (self.guide or {}).values())
         if self.true_cfg is not None and not model.embeds_guidance:
             raise ValueError("true_cfg is for networks that are told guidance; this one's guidance is classifier-free itself: leave it out")
-        if self.scale != 1 and isinstance(model.network, Flux) and not model.embeds_guidance and "family" in model.spec:
+        if self.scale != 1 and isinstance(model.network, Flux) and model.spec.get("family") == "flux-schnell":
             raise ValueError("FLUX.1 [schnell] was distilled to draw without guidance, and is told none: leave guidance out")
         if model.embeds_guidance and self.scale < 0:
             raise ValueError(

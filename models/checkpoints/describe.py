@@ -11,7 +11,15 @@ import torch
 
 from diffusion.betas import MOST_STEPS
 from diffusion.spec import brief, lookup, make_params
-from models.checkpoints.diffusers_configs import FAMILY_KEY, FLOW_SETTINGS, FLOW_TIMES, PREDICTIONS, check_settings
+from models.checkpoints.diffusers_configs import (
+    FAMILY_KEY,
+    FLOW_SETTINGS,
+    FLOW_TIMES,
+    LCM_SETTINGS,
+    PREDICTIONS,
+    SCHEDULER_SETTINGS,
+    check_settings,
+)
 from models.checkpoints.findings import Findings
 from models.checkpoints.parts import LATENT_STATISTICS, Part
 from models.checkpoints.stored import TensorFile
@@ -68,7 +76,7 @@ def describe(
         _check_latents(found, name)
     towers = find_towers(found, base)
     network, preview = (part.params if part else None for part in (found.backbone, found.of_kind("preview")))
-    text = text_params(base, towers, found)
+    text = text_params(of, towers, found)
     _check_fit(found, text)
     if not (found.single or text):
         needed = " and ".join(TOWERS[base])
@@ -82,6 +90,10 @@ def describe(
         spec["grid"] = _flow_grid(found, base) or spec["grid"]
     else:
         spec["schedule"] |= _schedule(found, spec["schedule"])
+    for name, (part, ours, usual) in LCM_SETTINGS.items() if of.consistency else ():
+        if (value := found.scheduler.get(name, usual)) != usual:
+            found.notes.append(f"distilled with {name}={brief(value)}, as its scheduler's configuration says")
+            spec[part][ours] = value
     _settle_pure_noise(found, spec, zero_snr)
     if spec["schedule"].get("zero_terminal_snr"):  # whose pure noise other spacings leave out (Lin et al. 2024, section 3.3)
         spec["grid"] = {"spacing": "trailing"}
@@ -121,6 +133,8 @@ def _family(found: Findings, base: str, asked: str | None, said: str | None) -> 
         return "lcm" if base == "sd1" else "lcm-sdxl"
     if named := _named(found, base, said):
         return named
+    if base == "flux-schnell" and found.backbone:
+        found.notes.append("taken for FLUX.1 [schnell], as it is told no guidance: family='flux-dedistilled' is for a de-distilled [dev]")
     return f"{base}-v" if said == "v" and f"{base}-v" in FAMILIES else base
 
 
@@ -244,6 +258,10 @@ def _schedule(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
     foreign_edm = _is_edm(found) and (config.get("sigma_data", 0.5) != 0.5 or config.get("prediction_type", "epsilon") != "epsilon")
     if name.startswith(("FlowMatch", "Cosine")) or foreign_edm:
         raise ValueError(f"{where}: its scheduler's configuration names {name} with settings that no family here was trained with")
+    try:
+        check_settings(config, SCHEDULER_SETTINGS)
+    except ValueError as error:
+        raise ValueError(f"{where}: of its scheduler's, {error}") from None
     names, changes = {"sigma_min": "sigma_min", "sigma_max": "sigma_max"}, dict[str, Any]()
     if own["name"] != "ve":
         names = {"beta_schedule": "name", "beta_start": "start", "beta_end": "end", "num_train_timesteps": "steps"}

@@ -68,6 +68,12 @@ UNET_SETTINGS: dict[str, tuple[Any, ...]] = {
     "timestep_post_act": (None,),
 }
 VAE_SETTINGS: dict[str, tuple[Any, ...]] = {"act_fn": ("silu", "swish"), "mid_block_add_attention": (True,)}
+# Of a scheduler: which time the network is told. All else there says how to sample, and schedulers are exchanged.
+SCHEDULER_SETTINGS: dict[str, tuple[Any, ...]] = {"timestep_type": ("discrete",)}
+LCM_SETTINGS = {  # what a latent consistency model was distilled for: where it stands in a description, and what is usual
+    "original_inference_steps": ("grid", "taught", 50),
+    "timestep_scaling": ("consistency", "scaling", 10.0),
+}
 # Of a flow's scheduler: what the network's own time means, and what its times would be made by; what they are shifted by is read apart.
 FLOW_SETTINGS: dict[str, tuple[Any, ...]] = {"invert_sigmas": (False,), "num_train_timesteps": (1000,)}
 FLOW_TIMES: dict[str, Any] = {
@@ -82,6 +88,13 @@ FLOW_TIMES: dict[str, Any] = {
     "use_beta_sigmas": False,
     "use_exponential_sigmas": False,
     "use_karras_sigmas": False,
+}
+TAESD_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("relu",),
+    "scaling_factor": (1.0,),
+    "shift_factor": (None, 0.0),
+    "upsample_fn": ("nearest",),
+    "upsampling_scaling_factor": (2,),
 }
 TEXT_SETTINGS: dict[str, tuple[Any, ...]] = {"hidden_act": ("quick_gelu", "gelu"), "layer_norm_eps": (1e-5,)}
 
@@ -279,6 +292,7 @@ def scheduler(model: Model) -> dict[str, Any]:
         raise ValueError(f"diffusers' folders have no schedule {said} with prediction {prediction!r}: use layout='native'")
     spacing = model.spec.get("grid", {}).get("spacing")
     name = "LCMScheduler" if model.distilled else "EulerAncestralDiscreteScheduler" if spacing == "turbo" else "EulerDiscreteScheduler"
+    distilled = {theirs: model.spec[part][ours] for theirs, (part, ours, _) in LCM_SETTINGS.items() if ours in model.spec.get(part, {})}
     trailing = spacing in ("trailing", "turbo")  # both begin at the noisiest row, which leading never visits
     return {
         "_class_name": name,
@@ -290,6 +304,7 @@ def scheduler(model: Model) -> dict[str, Any]:
         "rescale_betas_zero_snr": schedule["zero_terminal_snr"],
         "timestep_spacing": "trailing" if trailing else "leading",
         "steps_offset": 0 if trailing else 1,
+        **distilled,
     }
 
 

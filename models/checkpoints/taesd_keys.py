@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from models.checkpoints.diffusers_configs import TAESD_SETTINGS, check_settings
 from models.checkpoints.table import Layout
 from models.checkpoints.unet_keys import Shapes
 from models.taesd import TAESDParams
@@ -31,6 +32,7 @@ def original(half: str) -> Layout:
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[TAESDParams, Layout] | None:
     """Parameters and layout of a tiny autoencoder or of one half of it; None where it is none."""
     if "encoder.layers.0.weight" in shapes and "decoder.layers.0.weight" in shapes:
+        check_settings(hints, TAESD_SETTINGS)
         first = shapes["decoder.layers.0.weight"]
         return TAESDParams(first[1], first[0]), diffusers()
     for half, key in ORIGINAL.items():

@@ -11,7 +11,7 @@ import torch
 from models.checkpoints.findings import Findings
 from models.checkpoints.parts import Part
 from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPTextParams
-from models.families import OPTIONAL_TOWERS, TOWERS, recipe
+from models.families import OPTIONAL_TOWERS, TOWERS, Family, recipe
 from models.recipes import NUMBER_DIM, TextParams
 from models.t5 import T5Params
 from models.text import LEFT_OUT
@@ -68,8 +68,9 @@ def _without_identity(part: Part, found: Findings) -> Part:
     return replace(part, params=replace(part.params, projection=None), stored=stored, keys=keys)
 
 
-def text_params(base: str, towers: Mapping[str, Part], found: Findings) -> TextParams | None:
+def text_params(of: Family, towers: Mapping[str, Part], found: Findings) -> TextParams | None:
     """The family's recipe for its towers, None where one of them is not there that it cannot do without."""
+    base = of.base
     missing = [name for name in TOWERS[base] if name not in towers]
     if needed := [name for name in missing if name not in OPTIONAL_TOWERS.get(base, ())]:
         if towers:
@@ -81,7 +82,7 @@ def text_params(base: str, towers: Mapping[str, Part], found: Findings) -> TextP
         found.notes.append(f"without the text encoder {', '.join(missing)}, which the family can do without")
     params = {name: _activated(name, part) for name, part in towers.items()}
     try:
-        return recipe(base, params, **_choices(base, towers, found))
+        return recipe(of, params, **_choices(base, towers, found))
     except ValueError as error:
         raise ValueError(f"{found.towers[-1].file.path}: {error}") from None
 

@@ -57,7 +57,7 @@ DEV = {
     "max_image_seq_len": 4096,
 }
 SCHEDULERS: dict[str, tuple[dict[str, Any], bool]] = {
-    **dict.fromkeys(("flux-dev", "flux-fill", "flux-canny", "flux-depth"), (DEV, True)),
+    **dict.fromkeys(("flux-dev", "flux-fill", "flux-canny", "flux-depth", "flux-dedistilled"), (DEV, True)),
     "flux-schnell": ({"shift": 1.0, "base_shift": 0.5, "max_shift": 1.15}, True),
     **dict.fromkeys(("sd3", "sd3.5-medium", "sd3.5-large", "sd3.5-large-turbo"), ({"shift": 3.0}, False)),
 }
@@ -210,6 +210,16 @@ def test_flux_canny(peer_of: Open) -> None:
     (model, pipe), image = peer_of("flux-canny"), picture(3, 0)
     peer = theirs_packed(pipe, control_image=2 * both() - 1, latents=packed(noise()), num_inference_steps=20, guidance_scale=30.0)
     agree(ours(model, image=image, steps=20), peer)
+
+
+@pytest.mark.parametrize("negative", [None, NEGATIVE])
+def test_flux_dedistilled(negative: list[str] | None, peer_of: Open) -> None:
+    """[dev] without embedded guidance: classifier-free, at times shifted by the number of tokens, with 512 tokens of T5's."""
+    model, pipe = peer_of("flux-dedistilled")
+    assert (model.embeds_guidance, model.require("text").params.t5_length) == (False, 512)
+    away = ["", ""] if negative is None else negative
+    peer = theirs_packed(pipe, latents=packed(noise()), num_inference_steps=20, true_cfg_scale=3.5, negative_prompt=away)
+    agree(ours(model, negative=negative, steps=20), peer)
 
 
 # Stable Diffusion 3 and 3.5 --------------------------------------------------------------------------------------------

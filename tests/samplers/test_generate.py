@@ -640,6 +640,19 @@ def test_tables_come_home_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name: value.data_ptr() for name, value in (*network.named_parameters(), *network.named_buffers())} == home
 
 
+def test_a_dedistilled_flux_is_guided() -> None:
+    """By the formula, whatever the scale; its base, [schnell], by none."""
+    model, text = mini("flux-dedistilled"), mini("flux-dedistilled").require("text")
+    with torch.no_grad():
+        said, away = text.encode(["a corgi"]), text.encode(["ugly"])
+    cond, null = ({"context": of.context, "vector": of.vector} for of in (said, away))
+    for scale in (3.5, 2.0):
+        by_hand = sample("euler", cfg(model, null, scale), model.grid(3, (4, 8)), shape=(16, 4, 8), seeds=[0], cond=cond)
+        assert torch.equal(drawn(model, negative="ugly", guidance=None if scale == 3.5 else scale)[0], by_hand)
+    with pytest.raises(ValueError, match="true_cfg is for networks that are told guidance"):
+        drawn(model, true_cfg=2.0)
+
+
 def test_schnell_is_told_no_guidance() -> None:
     """Its publisher's network takes none, and was distilled to do without the other kind."""
     with pytest.raises(ValueError, match=r"FLUX.1 \[schnell\] was distilled to draw without guidance.*leave guidance out"):

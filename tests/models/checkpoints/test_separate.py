@@ -279,7 +279,9 @@ def test_a_t5_of_another_width_is_refused(family: str, saved: Saved, tmp_path: P
 # Families and predictions ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("base", "family"), [("flux-canny", "flux-depth"), ("sd3.5-large", "sd3.5-large-turbo")])
+@pytest.mark.parametrize(
+    ("base", "family"), [("flux-canny", "flux-depth"), ("flux-schnell", "flux-dedistilled"), ("sd3.5-large", "sd3.5-large-turbo")]
+)
 def test_families_that_only_their_user_knows(base: str, family: str, saved: Saved) -> None:
     assert models.load(*saved(base, base)).spec["family"] == base
     model = models.load(*saved(base, base), family=family)
