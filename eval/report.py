@@ -32,6 +32,7 @@ from eval.report_plots import (
 )
 from eval.results import Result, Scored, comparable_parts, read_result
 from models.files import replacing
+from train.listing import is_hidden
 
 ACROSS = 372  # CSS pixels that a small sheet may be magnified to
 STORED = 1600  # pixels of a sheet's longer side that a page keeps
@@ -44,7 +45,7 @@ def report_of(folder: str | Path) -> Path:
     path. ValueError where there are no results or a file holds none.
     """
     folder = Path(folder)
-    files = sorted((folder / "results").glob("*.json"))
+    files = sorted(file for file in (folder / "results").glob("*.json") if not is_hidden(file.name))
     if not files:
         raise ValueError(f"{folder} has no results/*.json: python -m eval writes them")
     results = [read_result(file) for file in files]

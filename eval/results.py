@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusion.spec import check_mapping, make_params
+from diffusion.spec import check_mapping, check_type, make_params
 from models.files import read_json, strict, write_json
 
 
@@ -84,9 +84,26 @@ def read_result(path: str | Path) -> Result:
     try:
         found = check_mapping("figures", content.get("figures"))
         figures = {name: make_params("", Scored, _known(check_mapping(name, value))) for name, value in found.items()}
-        return make_params("", Result, {**content, "figures": figures})
-    except ValueError as error:
+        result = make_params("", Result, {**content, "figures": figures})
+        _check_kinds(result)
+        return result
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path} is no result of python -m eval: {error}") from None
+
+
+def _check_kinds(result: Result) -> None:
+    """ValueError or OverflowError for entries that a report could not read; others it writes down as they are."""
+    for name, figure in result.figures.items():
+        check_mapping(f"figures.{name}.basis.extractor", figure.basis.get("extractor", {}))
+    check_mapping("settings.keys", result.settings.get("keys", {}))
+    drawn = check_mapping("samples.settings", result.samples.get("settings") or {})
+    check_type("samples.sizes", result.samples.get("sizes", []), Sequence[str])
+    check_type("samples.settings.steps", drawn.get("steps"), int | None)
+    numbers = {name: result.samples.get(name) for name in ("calls", "seconds")} | {"settings.guidance": drawn.get("guidance")}
+    for name, value in numbers.items():
+        check_type(f"samples.{name}", value, float | None)
+    for number in (*numbers.values(), *(end for figure in result.figures.values() for end in (figure.value, figure.low, figure.high))):
+        float(number or 0)  # JSON knows integers that are larger than any float
 
 
 def check_comparable(results: Sequence[Result], metric: str) -> None:

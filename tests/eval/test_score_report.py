@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 import re
 from dataclasses import replace
@@ -19,7 +20,7 @@ from PIL import Image
 from eval.drawing import pareto_front
 from eval.report import _appendix, cite, make_tables, markdown_table, report_of, write_scores_report
 from eval.report_plots import drawn, main_metrics, metric_name, pareto_plot, save_pareto, short_names, trade_off_plot
-from eval.results import Result, Scored, write_result
+from eval.results import Result, Scored, read_result, write_result
 from tests.eval.test_report import HOSTILE, Page
 
 
@@ -89,6 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     noise = np.random.default_rng(0)
     Image.fromarray(noise.integers(0, 255, (35, 35, 3), np.uint8)).save(folder / "results" / "00.png")
     Image.fromarray(noise.integers(0, 255, (200, 1800, 3), np.uint8)).resize((1800, 1800)).save(folder / "results" / "01.png")
+    (folder / "results" / "._00.json").write_bytes(b"\0\5\26\7")  # as macOS leaves it beside a copy
     report_of(folder)
     return folder
 
@@ -438,3 +440,33 @@ def test_weights_written_anew_are_another_model() -> None:
     names = [how.model for how in drawn([SWEEP[0], again, SWEEP[-1]]) if how]
     assert names == [f"unet {sha('model 0')[:8]}", f"unet {sha('again')[:8]}", "dit"]
     assert short_names(["a/x.safetensors, b/y.safetensors"]) == {"a/x.safetensors, b/y.safetensors": "x.safetensors, y.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("figures", "fid", "value"), 10**400),
+        (("figures", "fid", "basis", "extractor"), None),
+        (("samples", "sizes"), {"a": 1}),
+        (("samples", "settings"), 1),
+        (("samples", "settings", "steps"), "many"),
+        (("samples", "settings", "guidance"), [1]),
+        (("samples", "calls"), "x"),
+        (("samples", "seconds"), 10**400),
+        (("settings",), {"keys": [1]}),
+    ],
+    ids=lambda part: ".".join(part) if isinstance(part, tuple) else "",
+)
+def test_a_damaged_result_is_named(place: tuple[str, ...], value: Any, tmp_path: Path) -> None:
+    """Entries of another kind than a report can read: one line with the file."""
+    path = tmp_path / "a.json"
+    write_result(SWEEP[0], path)
+    assert read_result(path).figures == SWEEP[0].figures
+    content = within = json.loads(path.read_text())
+    for name in place[:-1]:
+        within = within[name]
+    within[place[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{path} is no result of python -m eval: ") as found:
+        read_result(path)
+    assert "\n" not in str(found.value)
