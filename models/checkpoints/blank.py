@@ -33,7 +33,7 @@ class BlankWithin(Blank):
         super().__init__()
         sizes = [math.prod(shape) for shape in shapes]
         self.held = f"{len(sizes):,} tensors of {sum(sizes):,} numbers"
-        self.tensors, self.numbers = 2 * len(sizes) + 100, 2 * sum(sizes) + 1_000_000
+        self.tensors, self.numbers = len(sizes) + 100, 2 * sum(sizes) + 1_000_000
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

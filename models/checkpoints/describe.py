@@ -265,11 +265,11 @@ def _schedule(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
     names, changes = {"sigma_min": "sigma_min", "sigma_max": "sigma_max"}, dict[str, Any]()
     if own["name"] != "ve":
         names = {"beta_schedule": "name", "beta_start": "start", "beta_end": "end", "num_train_timesteps": "steps"}
-        betas = "a list of its own" if config.get("trained_betas") else repr(config.get("beta_schedule", "linear"))
+        betas = "a list of its own" if config.get("trained_betas") else brief(config.get("beta_schedule", "linear"))
         if betas not in ("'linear'", "'scaled_linear'"):
             raise ValueError(f"{where}: its scheduler's configuration has the betas {betas}, which no family here is of")
         if (steps := config.get("num_train_timesteps", 1000)) not in range(2, MOST_STEPS + 1):
-            raise ValueError(f"{where}: its scheduler's configuration has num_train_timesteps={steps!r:.40}, and not 2 ... {MOST_STEPS}")
+            raise ValueError(f"{where}: its scheduler's configuration has num_train_timesteps={brief(steps)}, and not 2 ... {MOST_STEPS}")
     sources = {"its scheduler's configuration": {ours: config[name] for name, ours in names.items() if name in config}}
     if config.get("rescale_betas_zero_snr") and own["name"] != "ve":
         sources["its scheduler's configuration"]["zero_terminal_snr"] = True
@@ -331,7 +331,7 @@ def _trained_size(found: Findings) -> list[int] | None:
     sides = size if isinstance(size, list) else [size, size]
     if len(sides) == 2 and all(type(side) is int and 0 < side <= MOST_SIDE for side in sides):
         return sides
-    found.notes.append(f"its configuration says sample_size={size!r:.40}, which is no size of latents, and is not used")
+    found.notes.append(f"its configuration says sample_size={brief(size)}, which is no size of latents, and is not used")
     return None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion.schedule import SCHEDULES
+from diffusion.spec import brief
 from models.clip import CLIPTextParams
 from models.flux import FluxParams
 from models.model import Model
@@ -104,7 +105,7 @@ def check_settings(config: Mapping[str, Any], known: Mapping[str, tuple[Any, ...
     for name, values in known.items():
         if name in config and config[name] not in values:
             said = " or ".join(map(repr, values))
-            raise ValueError(f"config.json says {name}={config[name]!r}, and what is built here computes with {said}")
+            raise ValueError(f"config.json says {name}={brief(config[name])}, and what is built here computes with {said}")
 
 
 def unet(p: UNetParams, size: tuple[int, int]) -> dict[str, Any]:

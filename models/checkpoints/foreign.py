@@ -41,9 +41,9 @@ PACKINGS = {
 def check_packing(file: TensorFile, hints: Mapping[str, Any]) -> None:
     """ValueError that names the kind for a file of weights that are packed in a way that is not unpacked here."""
     remedy = "which this library does not unpack: take the file with plain weights (bf16, fp16), 8-bit floats or GGUF's blocks"
-    keys = list(file.tensors)
+    lines = "\n".join(file.tensors)
     for pattern, what in PACKINGS.items():
-        if found := next((key for key in keys if re.search(pattern, key)), None):
+        if found := _first(pattern, lines):
             raise ValueError(f"{file.path} holds {found}: its weights are packed by {what}, {remedy}")
     config = hints.get("quantization_config")
     if isinstance(config, Mapping):
@@ -52,11 +52,19 @@ def check_packing(file: TensorFile, hints: Mapping[str, Any]) -> None:
 
 def known(keys: Iterable[str]) -> str | None:
     """What has such keys, None where that is not known."""
-    keys = list(keys)
+    lines = "\n".join(keys)
     for pattern, what in FOREIGN.items():
-        if found := next((key for key in keys if re.search(pattern, key)), None):
+        if found := _first(pattern, lines):
             return f"{found} is of {what}"
     return None
+
+
+def _first(pattern: str, lines: str) -> str | None:
+    """The first of these lines that a pattern fits: one search over all, where a search in each would take seconds."""
+    if not (found := re.search(pattern, lines, re.MULTILINE)):
+        return None
+    end = lines.find("\n", found.start())
+    return lines[lines.rfind("\n", 0, found.start()) + 1 : end if end >= 0 else None]
 
 
 def guess(keys: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 SCHEDULE = "betas|alphas_cumprod|alphas_cumprod_prev|sqrt_alphas_cumprod|sqrt_one_minus_alphas_cumprod|log_one_minus_alphas_cumprod|"
 SCHEDULE += "sqrt_recip_alphas_cumprod|sqrt_recipm1_alphas_cumprod|posterior_variance|posterior_log_variance_clipped|"
@@ -26,6 +27,12 @@ HARMLESS = {
 }
 
 
+_ANY = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLESS))
+
+
+@lru_cache(2**17)
 def reason(key: str) -> str | None:
     """Why this key may be ignored, None where it may not."""
+    if not _ANY.search(key):
+        return None
     return next((why for pattern, why in HARMLESS.items() if re.search(pattern, key)), None)

@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.checkpoints.stored import Stored, TensorFile, check_name, first_line
+from models.checkpoints.stored import MOST_TENSORS, Stored, TensorFile, check_name, first_line
 
 WRAPPERS = ("state_dict", "model", "module")  # what pickles of trainers hold their tensors under
 
@@ -74,10 +75,14 @@ def open_pickle(path: Path) -> TensorFile:
     state = next((content[key] for key in WRAPPERS if isinstance(content.get(key), (Mapping, list))), content)
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__} under state_dict, not tensors by name")
-    tensors = {key: _Unpickled(key, value) for key, value in _flat(state) if isinstance(value, Tensor)}
+    found = list(islice(((key, value) for key, value in _flat(state) if isinstance(value, Tensor)), MOST_TENSORS + 1))
+    if len(found) > MOST_TENSORS:
+        raise ValueError(f"{path} holds no model: no known one has more than {MOST_TENSORS:,} tensors")
+    tensors = {key: _Unpickled(key, value) for key, value in found}
     for key, stored in tensors.items():
         _check_unpickled(path, key, stored.tensor)
-    numbers = {key: float(n) for key, n in content.items() if isinstance(n, (int, float, np.integer, np.floating)) and isinstance(key, str)}
+    kinds = (int, float, np.integer, np.floating)
+    numbers = {key: float(n) for key, n in content.items() if isinstance(key, str) and isinstance(n, kinds) and abs(n) < 2**63}
     return TensorFile(path, tensors, numbers=numbers)
 
 

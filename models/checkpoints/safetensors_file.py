@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 
-from models.checkpoints.stored import DTYPES, LARGEST_HEADER, LARGEST_SIZE, Pages, Region, Stored, TensorFile, check_name
-
-MOST_TENSORS = 50_000  # SDXL's file has 2,515, a training run's of it four times as many
+from models.checkpoints.stored import DTYPES, LARGEST_HEADER, LARGEST_SIZE, MOST_TENSORS, Pages, Region, Stored, TensorFile, check_name
 
 
 def open_safetensors(path: Path) -> TensorFile:
@@ -26,6 +24,8 @@ def open_safetensors(path: Path) -> TensorFile:
         if size < 8 or length > size - 8:
             raise ValueError(f"{path} is damaged: its header should be {length:,} bytes long, and the file has {size:,}; get it again")
         text = file.read(length)
+    if text.count(b"[") + text.count(b"{") > 20 * MOST_TENSORS:  # three for each tensor, and what metadata hold
+        raise ValueError(f"{path} holds no model: its header is of far more parts than any known one's")
     try:
         header = json.loads(text, object_pairs_hook=_no_key_twice)
         if not isinstance(header, dict):

@@ -35,7 +35,8 @@ DTYPES = {
 }
 """By the names that files give them."""
 CHUNK = 2**21  # bytes read at a time, which a processor's cache holds until they are converted
-LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+LARGEST_HEADER = 2**24  # bytes; the safetensors format allows 100 million, whose JSON may fill gigabytes
+MOST_TENSORS = 50_000  # SDXL's file has 2,515, a training run's of it four times as many
 LONGEST_NAME = 1000  # characters
 LARGEST_SIZE = 2**48  # of a dimension or a file: products of more are no numbers that torch can hold
 

@@ -65,8 +65,12 @@ def _open_shards(path: Path) -> TensorFile:
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise ValueError(f"{path} is damaged: it has no weight_map, the table of what lies in which shard")
     shards = sorted(set(places.values()))
-    if odd := [name for name in shards if Path(name).name != name or not name.endswith((*SAFETENSORS, *PICKLES))]:
-        raise ValueError(f"{path} names the shard {odd[0]!r}, which is no file of weights beside it")
+    if odd := [
+        name
+        for name in shards
+        if Path(name).name != name or not name.isprintable() or len(name) > 200 or not name.endswith((*SAFETENSORS, *PICKLES))
+    ]:
+        raise ValueError(f"{path} names the shard {odd[0]!r:.80}, which is no file of weights beside it")
     if lost := [name for name in shards if not (path.parent / name).is_file()]:
         raise FileNotFoundError(f"{path} names the shard {lost[0]}, which is not there ({len(shards) - len(lost)} of {len(shards)} are)")
     opened = {name: open_tensors(path.parent / name) for name in shards}

@@ -31,6 +31,7 @@ Make = Callable[[Path], Any]
 """Writes what is to be loaded at or below a path, and may return another path than that to load."""
 
 ONE = torch.zeros(1)
+MANY = {str(i): ONE for i in range(1000)}
 T5_DISTANCES = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 UNET_KEY = "model.diffusion_model.middle_block.0.in_layers.2.weight"
 
@@ -415,6 +416,17 @@ CASES: dict[str, tuple[Make, str]] = {
     ),
     "a textual inversion of diffusers": (pickled({"<cat>": torch.zeros(768)}), "<cat> is of a textual inversion"),
     # pickles
+    "a header of 20 MB": (written(raw(b"{}" + b" " * 20_000_000)), "PATH is no safetensors file: it begins with"),
+    "a header of a million lists": (written(raw(b"[" + b"[]," * 1_000_000 + b"1]")), "PATH "),
+    "a pickle of one table many times": (
+        pickled({"state_dict": {str(i): MANY for i in range(6000)}}),
+        "PATH holds no model: no known one has more than 50,000 tensors",
+    ),
+    "a pickle of a number without an end": (
+        pickled({"global_step": 10**400, "state_dict": {"a": ONE}}),
+        "PATH holds no model that is known here",
+    ),
+    "a configuration of a gigabyte": (lambda path: _large_configuration(path), "PATH/config.json is damaged: it has 1,073,741,824 bytes"),
     "a pickle by another name": (
         lambda path: torch.save({"weight": torch.zeros(2)}, path),
         "PATH holds no model that is known here: no known network has the keys weight",
@@ -460,6 +472,8 @@ CASES: dict[str, tuple[Make, str]] = {
         "PATH names the shard '../a.safetensors', which is no file of weights",
     ),
     "a shard at the root": (sharded({"a": "/etc/passwd"}), "PATH names the shard '/etc/passwd', which is no file of weights"),
+    "a shard with no name": (sharded({"a": "\0.safetensors"}), r"PATH names the shard '\x00.safetensors', which is no file of weights"),
+    "a shard with a long name": (sharded({"a": "x" * 5000 + ".safetensors"}), "which is no file of weights beside it"),
     "an index of itself": (
         sharded({"a": "diffusion_pytorch_model.safetensors.index.json"}),
         "PATH names the shard 'diffusion_pytorch_model.safetensors.index.json', which is no file of weights",
@@ -480,6 +494,16 @@ CASES: dict[str, tuple[Make, str]] = {
     "a deep index": (lambda path: _named(path, ".safetensors.index.json", nested(100_000)), "PATH is damaged: maximum recursion"),
 }
 CASES |= {f"cut at {at:g}": (cut(at), "PATH is damaged: ") for at in (1e-6, 5e-6, 1e-4, 0.001, 0.01, 0.1, 0.5, 0.9, 0.999, 0.9999999)}
+
+
+def _large_configuration(path: Path) -> Path:
+    """Which takes no place on the disk."""
+    folder = path.with_suffix("")
+    folder.mkdir()
+    save_file({"conv_in.weight": torch.zeros(1)}, folder / "diffusion_pytorch_model.safetensors")
+    with open(folder / "config.json", "wb") as file:
+        file.truncate(2**30)
+    return folder
 
 
 def _named(path: Path, suffix: str, content: bytes) -> Path:
