@@ -76,7 +76,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_run_folder_holds_what_repeats_it(trained: Path) -> None:
     """Config, provenance, metrics and checkpoint; the config is what compose gives Python."""
-    assert sorted(contents(trained)) == ["checkpoint.safetensors", "config.json", "metrics.jsonl", "provenance.json"]
+    assert sorted(contents(trained)) == [".lock", "checkpoint.safetensors", "config.json", "metrics.jsonl", "provenance.json"]
     assert json.loads((trained / "config.json").read_text()) == compose("train", [*TRAIN, f"run={trained}"])
     assert [line["step"] for line in read_json_lines(trained / "metrics.jsonl")] == [2, 4]
     provenance = json.loads((trained / "provenance.json").read_text())

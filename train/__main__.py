@@ -13,8 +13,10 @@ from hydra.utils import instantiate
 import models
 from configs import command_line
 from diffusion.spec import check_type
+from models.checkpoints import native
 from train.export import exported, telling
 from train.run import run
+from train.world import PeerError
 
 
 def main(config: dict[str, Any]) -> int:
@@ -22,12 +24,16 @@ def main(config: dict[str, Any]) -> int:
     if evaluate is not None and not callable(evaluate):
         raise ValueError(f"evaluate must be made by a _target_ and be called with a model, which {evaluate!r} cannot")
     check_type("run", config.get("run", ""), str)
-    finished, folder = run(config, evaluate), Path(config["run"])
+    try:
+        finished, folder = run(config, evaluate), Path(config["run"])
+    except PeerError:
+        return 1  # the process that has failed says why
     if os.environ.get("RANK", "0") == "0":
         if finished:
             print(f"trained: {exported(folder) or folder}   sample it: python -m samplers {_source(folder)}")
         else:
-            print(f"stopped and saved: {config['run']}   go on: {_command()} resume=true", file=sys.stderr)
+            saved = "stopped and saved" if (folder / native.FILE_NAME).exists() else "stopped before the first step"
+            print(f"{saved}: {folder}   go on: {_command()} resume=true", file=sys.stderr)
     return 0 if finished else 130
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -106,15 +104,17 @@ class LatentData:
 
     def prepare(self, where: World, progress: bool = True) -> None:
         """Read the latents from their file. Where there is none, one process computes them on its device and writes it; others wait."""
-        if where.leads and not self.file.exists():
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=self.file.parent, prefix=".latents-") as own:  # other runs may be at the same file
-                self._compute(made := Path(own) / "rows", where.device, progress)
-                with replacing(self.file) as temporary:
-                    os.replace(made, temporary)
-        while not self.file.exists():  # no collective operation: those give up after some minutes
+        where.lead(lambda: self._write(where.device, progress))
+        for _ in range(300):  # a network file system may show the file somewhat later elsewhere
+            if self.file.exists():
+                break
             time.sleep(0.2)
         self._rows = {name: stored.mapped() for name, stored in open_tensors(self.file).tensors.items()}
+
+    def _write(self, device: torch.device, progress: bool) -> None:
+        if not self.file.exists():
+            with replacing(self.file) as temporary:
+                self._compute(temporary, device, progress)
 
     @torch.no_grad()
     def _compute(self, path: Path, device: torch.device, progress: bool) -> None:
@@ -140,7 +140,7 @@ class LatentData:
             warnings.warn(
                 f"{len(dropped)} of {len(self)} captions are longer than {75 * self.params.chunks} tokens and are read up to there, "
                 f"the first that of {self.images.files[dropped[0]]}: latents.chunks={self.params.chunks + 1} reads more",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _encoded(self, vae: VAE, text: TextEncoder, indices: range, device: torch.device) -> tuple[dict[str, Tensor], list[int]]:

@@ -5,27 +5,30 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from diffusion.noise import mix
 from models import EMA, Model
-from train.data import Batch, Dataset, shuffled_batches
+from models.checkpoints import native
+from train.data import Dataset, shuffled_batches
 from train.description import describe, warn_of_idle_settings
-from train.logbook import JsonLines, Logger
+from train.folder import claimed, is_begun
+from train.logbook import Logger, Progress
 from train.objective import Objective
-from train.state import TrainState, is_begun
+from train.reading import Batches, OnError, check_readable, read_batches
+from train.state import TrainState, Window
 from train.world import World
+
+CHECK_EVERY = 100  # steps after which numbers that are not finite are found at the latest: to look, the host waits for the device
+PLACE = ("precision", "compile", "checkpointing")  # how a step is computed, not what
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class TrainParams:
     ema            decay of the averaged weights
     save_every, log_every, evaluate_every   in steps
     workers        processes that decode data; 0 decodes in the loop
+    on_error       of samples that cannot be read: the first one ends the run, or the next one takes its place (see `read_batches`)
+    check_data     read every sample once before the first step, and name all that cannot be read
     compile        torch.compile the network
     checkpointing  keep few activations and compute the others again on the way back: less memory, a third more time
     """
@@ -62,6 +67,8 @@ class TrainParams:
     log_every: int = 50
     evaluate_every: int = 0
     workers: int = 0
+    on_error: OnError = "refuse"
+    check_data: bool = False
     compile: bool = False
     checkpointing: bool = False
 
@@ -80,20 +87,27 @@ class TrainParams:
                 raise ValueError(f"train.{name} must lie in [0, 1), not {getattr(self, name)}")
 
     def kept(self, data: Dataset, world: World, objective: Objective) -> dict[str, Any]:
-        """What a run must keep when it is resumed: all but its length, saving, logging, precision and memory.
+        """What a run must keep when it is resumed: all but its length, saving, logging, precision, memory, and what becomes of errors.
+
+        Parts of a batch, over all processes, are noted: with as many, every sample gets the noise it would have got, whoever computes it.
 
         A longer run has a longer cosine: its learning rate goes on from where the longer one would be.
         """
-        free = ("steps", "save_every", "log_every", "evaluate_every", "workers", "precision", "compile", "checkpointing")
+        free = ("steps", "accumulate", "save_every", "log_every", "evaluate_every", "workers", "on_error", "check_data", *PLACE)
         train = {name: value for name, value in asdict(self).items() if name not in free}
         facts = {"images": len(data), "shape": list(data.shape), **getattr(data, "kept", {})}
-        return {"train": train, "data": facts, "processes": world.size, "objective": getattr(objective, "kept", {})}
+        parts = world.size * self.accumulate
+        return {"train": train, "data": facts, "parts": parts, "objective": getattr(objective, "kept", {})}
 
     def micro_batch(self, processes: int) -> int:
         """Samples per forward pass of one process."""
         if self.batch_size % (processes * self.accumulate):
             raise ValueError(f"train.batch_size={self.batch_size} does not divide into {processes} processes x {self.accumulate} parts")
         return self.batch_size // (processes * self.accumulate)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the model is evaluated after that many steps."""
+        return bool(step and self.evaluate_every) and (step % self.evaluate_every == 0 or step == self.steps)
 
     def learning_rate_at(self, step: int) -> float:
         """Of the step with that number, from 0: linear warm-up, then a cosine down to `final` at the last step."""
@@ -118,28 +132,30 @@ def train(
 ) -> bool:
     """Train `model` in place; afterwards it holds the averaged weights. True when finished, False when interrupted.
 
-    folder    gets checkpoint.safetensors (raw and averaged weights, optimiser, step) and metrics.jsonl
-    resume    go on from that checkpoint, bit for bit as if never stopped; without one, start. A folder that holds a
-              checkpoint is refused otherwise.
+    folder    gets checkpoint.safetensors (raw and averaged weights, optimiser, step), the one before it as
+              checkpoint.previous.safetensors, and metrics.jsonl. One training at a time may use it.
+    resume    go on from that checkpoint, or, with a warning, from the one before where it is damaged, bit for bit as if never stopped;
+              without one, start. A folder that holds a checkpoint is refused otherwise, and one that holds something else.
     loggers   where the numbers go besides
-    evaluate  called with the averaged model every `params.evaluate_every` steps; its numbers are logged
-    Ctrl-C and SIGTERM finish the step, save, and return False. Raises FloatingPointError when loss or gradient is not finite.
+    evaluate  called with the averaged model every `params.evaluate_every` steps, in the leading process; its numbers are logged
+    Ctrl-C and SIGTERM finish the step, save, and return False. An error of the data saves before it is raised, as ValueError or OSError.
+    Raises FloatingPointError when loss or gradient is not finite.
     """
     folder, world = Path(folder), world or World(0, 1, torch.device("cpu"))
     micro_batch, rank, device = params.micro_batch(world.size), world.rank, world.device
-    begun = is_begun(folder, resume)
     network = _set_up(model.network, params).to(device).train()
     describe(model, objective, data)
     if world.leads:
         warn_of_idle_settings(params, objective, evaluate is not None)
+    native.as_text("model", model.spec)  # what could not be saved should not be trained
+    settings = params.kept(data, world, objective)
     state = TrainState(
         model,
         EMA(network, params.ema),
         torch.optim.AdamW(network.parameters(), params.learning_rate, betas=params.betas, weight_decay=params.weight_decay, fused=True),
         torch.amp.GradScaler(device.type, enabled=params.precision == "fp16"),
+        Window(device, skips=params.precision == "fp16"),
     )
-    if begun:
-        state.load(folder, params.kept(data, world, objective), params.steps)
     forward: Any = torch.compile(network) if params.compile else network
     if world.size > 1:
         forward = DistributedDataParallel(forward, device_ids=[device] if device.type == "cuda" else None)
@@ -147,23 +163,49 @@ def train(
     autocast = torch.autocast(
         device.type, torch.float16 if params.precision == "fp16" else torch.bfloat16, enabled=params.precision != "fp32"
     )
-    batches = _batches(data, params, world, micro_batch, state.step)
-    books = [JsonLines(folder / "metrics.jsonl", state.step), *loggers] if world.leads else []
-    bar = tqdm(total=params.steps, initial=state.step, desc=folder.name, unit="step", disable=not (progress and world.leads))
-    losses, norms, clock = [], [], time.perf_counter()
 
-    with _StopRequest() as stop, torch.random.fork_rng([device] if device.type == "cuda" else []), contextlib.ExitStack() as closing:
-        closing.enter_context(bar)
-        closing.callback(batches.close)
-        for book in books:
-            closing.callback(book.close)
+    def save() -> None:
+        world.lead(lambda: state.save(folder, settings))
+        state.saved = state.step
+
+    def score() -> Mapping[str, float] | None:
+        """Of the averaged model; None where it is asked to stop, and finds them missing when it goes on."""
+        if evaluate is None or stop.requested:
+            return None
+        with state.ema.applied_to(network.eval()):
+            found = evaluate(model)
+        network.train()
+        return found
+
+    with contextlib.ExitStack() as closing:
+        closing.enter_context(claimed(folder, world))
+        if is_begun(folder, resume):
+            state.load(folder, settings, params.steps, warn=world.leads)
+        if params.check_data:
+            world.lead(lambda: check_readable(data, micro_batch, params.on_error, params.workers, progress))
+        batches = closing.enter_context(_batches(data, params, world, micro_batch, state.step))
+        log = Progress(folder, params.steps, params.batch_size, loggers, state.step, world.leads, progress)
+        closing.callback(log.close)
+        closing.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stop = closing.enter_context(_StopRequest())
+        stopped = failed = False
+        if evaluate and params.evaluates(state.step):  # where the run was stopped in the middle of it
+            log.log_scores(state.step, world.lead(lambda: score() if log.lacks_scores(state.step) else None))
         while state.step < params.steps:
+            micro_batches = batches.next_step()
+            if batches.error:
+                world.tell(batches.error)
+            stopped, failed = world.any(stop.requested, batches.error is not None)
+            if stopped or failed:
+                break
             for group in state.optimizer.param_groups:
                 group["lr"] = params.learning_rate_at(state.step)
-            for part in range(params.accumulate):
-                batch = {name: value.to(device, non_blocking=True) for name, value in next(batches).items()}
-                # Reseeding per step makes every step its own, so that resuming needs no random state from the past.
-                torch.manual_seed(mix(params.seed, rank, state.step, part))
+            losses = []
+            for part, on_host in enumerate(micro_batches):
+                batch = {name: value.to(device, non_blocking=True) for name, value in on_host.items()}
+                # Reseeding per step makes every step its own, so that resuming needs no random state from the past; by the number of the
+                # part among those of all processes, so that it does not matter which of them computes it.
+                torch.manual_seed(mix(params.seed, rank * params.accumulate + part, state.step, 0))
                 last = part == params.accumulate - 1
                 # Gradients travel between processes once per optimiser step, with the last part.
                 with forward.no_sync() if world.size > 1 and not last else contextlib.nullcontext():
@@ -172,39 +214,31 @@ def train(
                     state.scaler.scale(loss / params.accumulate).backward()
                 losses.append(loss.detach())
             state.scaler.unscale_(state.optimizer)
-            norms.append(nn.utils.clip_grad_norm_(network.parameters(), params.clip))
+            norm = nn.utils.clip_grad_norm_(network.parameters(), params.clip)
             state.scaler.step(state.optimizer)
             state.scaler.update()
             state.optimizer.zero_grad(set_to_none=True)
             state.ema.update(network)
             state.step += 1
-            bar.update()
+            state.window.add(torch.stack(losses).mean(), norm, batches.replaced, world)
+            log.step()
 
             done = state.step == params.steps
             logs, saves = (state.step % every == 0 or done for every in (params.log_every, params.save_every))
-            stopped = world.any(stop.requested)
-            if logs or saves or stopped:  # before anything is saved over the last good checkpoint
-                loss_mean, norm_mean = (float(world.mean(torch.stack(values).mean())) for values in (losses, norms))
-                _require_finite(loss_mean, norm_mean, state, folder)
+            if logs or saves or state.step % CHECK_EVERY == 0:  # before anything is saved over the last good checkpoint
+                state.check(folder, done)
             if logs:
-                speed = len(losses) * micro_batch * world.size / (time.perf_counter() - clock)
-                values = {"loss": loss_mean, "grad_norm": norm_mean, "lr": params.learning_rate_at(state.step - 1)}
-                for book in books:
-                    book.log(state.step, {**values, "samples_per_second": speed})
-                bar.set_postfix(loss=f"{loss_mean:.4f}", samples_per_s=f"{speed:.0f}")
-                losses, norms, clock = [], [], time.perf_counter()
-            if world.leads and (saves or stopped):
-                state.save(folder, params.kept(data, world, objective))
-            if evaluate and params.evaluate_every and (state.step % params.evaluate_every == 0 or done):
-                paused = time.perf_counter()
-                with state.ema.applied_to(network.eval()):
-                    found = evaluate(model) if world.leads else {}
-                network.train()
-                for book in books:
-                    book.log(state.step, {name: float(value) for name, value in found.items()})
-                clock += time.perf_counter() - paused  # speed is that of training
-            if stopped and not done:
-                break
+                log.log(state.step, state.window.line(), params.learning_rate_at(state.step - 1))
+            if saves:
+                save()
+            if evaluate and params.evaluates(state.step):
+                with log.paused():
+                    log.log_scores(state.step, world.lead(score))
+        if (stopped or failed) and state.step > state.saved:
+            state.check(folder, done=False)
+            save()
+    if failed and not stopped:
+        raise _failure(batches.error, folder, state.saved) if batches.error else world.told()
     state.ema.copy_to(network.eval())
     return state.step == params.steps
 
@@ -218,19 +252,8 @@ def _set_up(network: Any, params: TrainParams) -> nn.Module:
     return network
 
 
-def _require_finite(loss: float, norm: float, state: TrainState, folder: Path) -> None:
-    """FloatingPointError unless training can go on. A gradient beyond fp16's range only makes its scaler skip a step."""
-    if math.isfinite(loss) and (math.isfinite(norm) or state.scaler.is_enabled()):
-        return
-    kept = f"the last good checkpoint, of step {state.saved}, is in {folder}" if state.saved else "nothing was saved yet"
-    raise FloatingPointError(
-        f"the loss is {loss:g} and its gradient's norm {norm:g} within the last steps up to {state.step}: "
-        f"lower train.learning_rate, or use bf16 or fp32; {kept}"
-    )
-
-
-def _batches(data: Dataset, params: TrainParams, world: World, micro_batch: int, step: int) -> Generator[Batch, None, None]:
-    """This process's micro-batches from optimiser step `step` on: each global batch is cut into ranks, each rank's share into parts."""
+def _batches(data: Dataset, params: TrainParams, world: World, micro_batch: int, step: int) -> contextlib.AbstractContextManager[Batches]:
+    """This process's micro-batches from optimiser step `step` on: each batch is cut into shares of ranks, each share into parts."""
 
     def mine() -> Iterator[list[int]]:
         share = params.batch_size // world.size
@@ -238,41 +261,16 @@ def _batches(data: Dataset, params: TrainParams, world: World, micro_batch: int,
             own = batch[world.rank * share : (world.rank + 1) * share]
             yield from (own[i : i + micro_batch] for i in range(0, share, micro_batch))
 
-    loader: Any = DataLoader(
-        cast(Any, _Reader(data)),  # torch calls __getitems__ where there is one, but its types do not know it
-        batch_sampler=cast(Any, mine()),  # an iterator will do
-        collate_fn=cast(Any, _as_it_is),
-        worker_init_fn=_leave_signals_to_the_loop,
-        num_workers=params.workers,
-        pin_memory=world.device.type == "cuda",
-    )
-    for batch in loader:  # closing this generator lets go of the loader's processes
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+    return read_batches(data, mine(), params.accumulate, params.on_error, params.workers, pin=world.device.type == "cuda")
 
 
-class _Reader:
-    """A data set whose errors are handed over like batches: torch would wrap those of a worker process in its traceback."""
-
-    def __init__(self, data: Dataset) -> None:
-        self.data = data
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch | Exception:
-        try:
-            return self.data.__getitems__(indices)
-        except (ValueError, OSError) as error:
-            return error
-
-
-def _as_it_is(batch: Batch | Exception) -> Batch | Exception:
-    return batch
-
-
-def _leave_signals_to_the_loop(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; a worker that dies of it would take the loop along before it has saved."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _failure(error: ValueError | OSError, folder: Path, saved: int) -> ValueError | OSError:
+    """An error of the data, and how to go on."""
+    kind = OSError if isinstance(error, OSError) else ValueError
+    kept = f"; the {saved} steps before are saved in {folder}: resume=true goes on from there" if saved else ""
+    again = kind(f"{error}{kept}")
+    again.__cause__ = error.__cause__
+    return again
 
 
 class _StopRequest:

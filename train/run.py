@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -23,15 +23,15 @@ from train.data import DATASETS, Dataset
 from train.density import DENSITIES
 from train.description import describe
 from train.export import check_exportable, export
+from train.folder import NEEDED, claimed, is_begun
 from train.latents import LatentData, LatentParams
 from train.logbook import Logger, WandB
 from train.loop import TrainParams, train
 from train.objective import DenoisingObjective, Objective
-from train.state import is_begun, require_same, resume_point
+from train.state import require_same, resume_point
 from train.weighting import WEIGHTINGS
 from train.world import World, world
 
-NEEDED = ("run", "data", "model", "objective", "train")
 KEYS = (*NEEDED, "resume", "device", "progress", "evaluate", "wandb", "wandb_project", "weights", "latents")
 
 
@@ -39,8 +39,8 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
     """Train what the configuration describes (see configs/train) into its folder. True when finished, False when interrupted.
 
     evaluate  what `evaluate` in a configuration stands for: called with the averaged model, its numbers are logged
-    The folder gets config.json, provenance.json, metrics.jsonl and checkpoint.safetensors. Raises ValueError or OSError,
-    in one line, before anything is overwritten.
+    The folder gets config.json, provenance.json, metrics.jsonl, checkpoint.safetensors and the checkpoint before that. ValueError or
+    OSError, in one line, before anything is overwritten: also for a folder that holds something else, or where another training is at work.
 
     model, weights  the description of a fresh model; or files to train further, as `models.load` takes them, and what it is told
            besides. The network is trained in float32 whatever the precision of its files; other parts are not touched.
@@ -67,24 +67,24 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         describe(model, objective, data)
         if begun:
             _check_resumable(folder, config, model, params.kept(data, where, objective), params.steps)
-        if where.leads:
-            _prepare(folder, config, begun)
-        if isinstance(data, LatentData):
-            data.prepare(where, progress)
-        finished = train(
-            model,
-            objective,
-            data,
-            params,
-            folder,
-            world=where,
-            loggers=_loggers(folder, config, where),
-            evaluate=evaluate,
-            resume=resume,
-            progress=progress,
-        )
-        if finished and where.leads and isinstance(data, LatentData):
-            export(model, folder, stored_as)
+        with claimed(folder, where):
+            where.lead(lambda: _prepare(folder, config, resume))
+            if isinstance(data, LatentData):
+                data.prepare(where, progress)
+            finished = train(
+                model,
+                objective,
+                data,
+                params,
+                folder,
+                world=where,
+                loggers=_loggers(folder, config, where),
+                evaluate=evaluate,
+                resume=resume,
+                progress=progress,
+            )
+            if finished and isinstance(data, LatentData):
+                where.lead(lambda: export(model, folder, stored_as))
         return finished
 
 
@@ -205,20 +205,22 @@ def _check_resumable(folder: Path, config: Mapping[str, Any], model: Model, sett
             require_same(folder, data_was, data_now, "data")
 
 
-def _prepare(folder: Path, config: Mapping[str, Any], begun: bool) -> None:
+def _prepare(folder: Path, config: Mapping[str, Any], resume: bool) -> None:
     """Write config.json and provenance.json, which keeps what was true when the run began and every time it went on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"cannot write to the run folder {folder}")
+    begun = is_begun(folder, resume)  # another run may have begun and ended here while this one was getting ready
     now: dict[str, Any] = dict(provenance())
     record = folder / "provenance.json"
     if begun and record.exists():
         first = read_json(record)
         now = {**first, "resumed": [*first.get("resumed", []), now]}
+    if config.get("wandb"):
+        now.setdefault("wandb", secrets.token_hex(4))
     write_json(folder / "config.json", config)
     write_json(record, now)
 
 
 def _loggers(folder: Path, config: Mapping[str, Any], where: World) -> list[Logger]:
-    wanted = config.get("wandb") and where.leads
-    return [WandB(folder, config, config.get("wandb_project", "plain-diffusion"))] if wanted else []
+    if not (config.get("wandb") and where.leads):
+        return []
+    run = read_json(folder / "provenance.json")["wandb"]
+    return [WandB(folder, config, config.get("wandb_project", "plain-diffusion"), run)]

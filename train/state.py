@@ -1,13 +1,18 @@
 """All that training must remember between two steps, and how it is written and read back: one file, whole at any moment.
 
-The random state is not part of it: every step reseeds from (seed, rank, step).
+The random state is not part of it: every step reseeds from (seed, micro-batch, step).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +21,108 @@ from torch import Tensor
 
 from models import EMA, Model
 from models.checkpoints import native
+from models.files import strict
+from models.finite import is_finite
+from train.world import World
+
+PREVIOUS = "checkpoint.previous.safetensors"
+SAID_LATER = ("drop", "classes")  # entries of a model's description that earlier versions did not write
+LOWER = "lower train.learning_rate, or use bf16 or fp32"
+MOST_SKIPPED = 50  # steps in a row: by then fp16's scale has come down by 2^50, and no finite gradient is too large for it
+
+
+class Window:
+    """Sums over the steps since the last line of metrics, kept on the device so that no step waits for them.
+
+    taken     steps whose gradient was finite; in fp16 the others are skipped, and only `taken` count for grad_norm
+    replaced  samples that others stood in for
+    skipped   steps that fp16 has skipped in a row until now, whenever lines were logged
+    """
+
+    NAMES = ("steps", "loss", "grad_norm", "taken", "replaced", "skipped")
+
+    def __init__(self, device: torch.device, skips: bool) -> None:
+        """`skips` says that a step is skipped where its gradient is not finite."""
+        self.skips = skips
+        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+
+    def add(self, loss: Tensor, norm: Tensor, replaced: int, world: World) -> None:
+        """One step, of all processes."""
+        own = [loss.to(self.sums.dtype), norm.to(self.sums.dtype), torch.full_like(self.sums[0], replaced)]
+        loss, norm, share = world.mean(torch.stack(own))
+        finite = norm.isfinite()
+        counted = torch.where(finite, norm, 0.0) if self.skips else norm
+        self.sums += torch.stack([torch.ones_like(loss), loss, counted, finite.to(loss), share * world.size, torch.ones_like(loss)])
+        self.sums[-1] *= ~finite
+
+    def values(self) -> dict[str, float]:
+        return dict(zip(self.NAMES, self.sums.tolist(), strict=True))
+
+    def load(self, values: Mapping[str, float]) -> None:
+        self.sums.copy_(torch.tensor([values.get(name, 0.0) for name in self.NAMES], dtype=torch.float64))
+
+    def line(self) -> dict[str, float]:
+        """The numbers to log: means over the steps, and counts that are not 0. The next line begins anew."""
+        now = self.values()
+        self.sums[:-1] = 0
+        numbers = {"loss": now["loss"] / now["steps"], "grad_norm": now["grad_norm"] / now["taken"] if now["taken"] else math.nan}
+        counts = {"skipped_steps": now["steps"] - now["taken"], "replaced_samples": now["replaced"]}
+        return numbers | {name: round(count) for name, count in counts.items() if count}
 
 
 @dataclass
 class TrainState:
-    """The model with its raw weights, their average, the optimiser, the loss scale, and the numbers of finished and of saved steps."""
+    """The model with its raw weights, their average, the optimiser, the loss scale, and the numbers of finished and of saved steps.
+
+    fell_back  whether the checkpoint that it continues from is the previous one, because the last one is damaged
+    """
 
     model: Model
     ema: EMA
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    window: Window
     step: int = 0
     saved: int = 0
+    fell_back: bool = False
 
     def save(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Write folder/checkpoint.safetensors atomically, with all parts of the model, so that it can be used without any other file.
 
-        `settings` are kept for `load` to compare.
+        The one before is kept as checkpoint.previous.safetensors. `settings` are kept for `load` to compare. FloatingPointError, and
+        nothing is written, where weights, average or optimiser hold values that are not finite.
         """
         optimizer = self.optimizer.state_dict()
         tensors = self.model.state_dict()
         tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
         for index, state in optimizer["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        progress = {"step": self.step, "ema_updates": self.ema.updates, "param_groups": optimizer["param_groups"]}
-        metadata = {"model": self.model.spec, "progress": {**progress, "scaler": self.scaler.state_dict()}, "settings": dict(settings)}
-        native.write(folder / native.FILE_NAME, tensors, metadata)
-        self.saved = self.step
+        if lost := _lost(tensors):
+            raise FloatingPointError(f"after step {self.step} {lost} holds values that are not finite: {LOWER}; {self.left(folder)}")
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        progress = {
+            "step": self.step,
+            "ema_updates": self.ema.updates,
+            "param_groups": optimizer["param_groups"],
+            "scaler": self.scaler.state_dict(),
+            "window": self.window.values(),
+        }
+        metadata = {"model": self.model.spec, "progress": progress, "settings": strict(settings)}
+        metadata["checksum"] = checksum(tensors, metadata)
+        native.write(folder / native.FILE_NAME, tensors, metadata, None if self.fell_back else folder / PREVIOUS)
+        self.fell_back = False
 
-    def load(self, folder: Path, settings: Mapping[str, Any], steps: int) -> None:
-        """Continue from the folder's checkpoint, up to `steps`. ValueError where it belongs to another model or to other settings."""
-        tensors, progress = resume_point(folder, self.model.spec, settings, steps)
+    def load(self, folder: Path, settings: Mapping[str, Any], steps: int, warn: bool = True) -> None:
+        """Continue from the folder's checkpoint, up to `steps`. ValueError where it belongs to another model or to other settings.
+
+        Where the last checkpoint is damaged it is the one before, with a warning.
+        """
+        file, damage = find_checkpoint(folder)
+        tensors, progress, changed = resume_point(folder, self.model.spec, settings, steps)
+        if warn and damage:
+            warnings.warn(f"{damage}: going on from step {progress['step']}, of {file.name}", stacklevel=2)
+        if warn and changed:
+            warnings.warn(changed, stacklevel=2)
         self.model.network.load_state_dict(_part(tensors, "network."))
         self.ema.load(_part(tensors, "ema."), progress["ema_updates"])
         state: dict[int, dict[str, Tensor]] = {}
@@ -55,30 +131,118 @@ class TrainState:
             state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": progress["param_groups"]})
         self.scaler.load_state_dict(progress["scaler"])
+        self.window.load(progress.get("window", {}))
         self.step = self.saved = progress["step"]
+        self.fell_back = bool(damage)
+
+    def check(self, folder: Path, done: bool) -> None:
+        """FloatingPointError unless training can go on. A gradient beyond fp16's range only makes its scaler skip a step."""
+        now, fp16 = self.window.values(), self.scaler.is_enabled()
+        loss, norm = now["loss"] / max(1, now["steps"]), now["grad_norm"] / max(1, now["taken"])
+        if not math.isfinite(loss) or (now["taken"] < now["steps"] and not fp16):
+            raise FloatingPointError(
+                f"the loss is {loss:g} and its gradient's norm {norm:g} within the last steps up to {self.step}: "
+                f"{LOWER}; {self.left(folder)}"
+            )
+        if now["skipped"] >= MOST_SKIPPED or (done and now["skipped"] >= self.step):
+            raise FloatingPointError(
+                f"the gradient was not finite in any of the last {now['skipped']:.0f} steps up to {self.step}, so fp16 skipped them all, "
+                f"though its scale came down to {self.scaler.get_scale():g}: use bf16 or fp32; {self.left(folder)}"
+            )
+
+    def left(self, folder: Path) -> str:
+        """Where to go on from after an error."""
+        return f"the last good checkpoint, of step {self.saved}, is in {folder}" if self.saved else "nothing was saved yet"
 
 
-def is_begun(folder: Path, resume: bool) -> bool:
-    """Whether the folder holds a checkpoint. ValueError where it does and is not to be resumed."""
-    begun = (folder / native.FILE_NAME).exists()
-    if begun and not resume:
-        raise ValueError(f"{folder} already holds a trained run: resume=true goes on with it, run=... starts another")
-    return begun
+def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """SHA-256 of names, dtypes, shapes and bytes of tensors on the host, and of what is written beside them."""
+    names = sorted(tensors)
+    with ThreadPoolExecutor(4) as pool:  # gigabytes, and hashing leaves the interpreter to others
+        digests = pool.map(lambda name: _sha256(tensors[name]), names)
+        lines = [
+            f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {digest}\n" for name, digest in zip(names, digests, strict=True)
+        ]
+    about = json.dumps(json.loads(json.dumps(metadata)), sort_keys=True)
+    return hashlib.sha256(("".join(lines) + about).encode()).hexdigest()
+
+
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def _lost(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first weight, average or value of the optimiser that is not finite."""
+    return next(
+        (name for name, value in tensors.items() if name.startswith(("network.", "ema.", "optimizer.")) and not is_finite(value)), None
+    )
+
+
+def find_checkpoint(folder: Path) -> tuple[Path, str]:
+    """The last checkpoint of a run that is whole, and, where that is the previous one, what is wrong with the last; else ValueError."""
+    damage = ""
+    for file in (folder / native.FILE_NAME, folder / PREVIOUS):
+        if not file.exists():
+            damage = damage or f"{file} is gone"
+            continue
+        now = file.stat()
+        found = _damage(file, (now.st_ino, now.st_size, now.st_mtime_ns))
+        if not found:
+            return file, damage
+        damage = f"{damage}, and {file.name} before it is no better" if damage else found
+    raise ValueError(f"{damage}: no checkpoint is left to resume from, run=... starts anew in another folder")
+
+
+@lru_cache
+def _damage(file: Path, stamp: tuple[int, ...]) -> str:
+    """What is wrong with a checkpoint as it is, "" for a whole one. Reads all of it, once in a process."""
+    try:
+        tensors, metadata = native.read(file)
+    except ValueError as error:
+        return str(error)
+    expected = metadata.pop("checksum", None)
+    checked = "window" in metadata.get("progress", {})  # earlier versions wrote neither
+    if (checked or expected is not None) and checksum(tensors, metadata) != expected:
+        return f"{file} is damaged: its content does not fit its checksum"
+    lost = _lost(tensors) if "progress" in metadata else None
+    return f"{file} is of no use: {lost} holds values that are not finite" if lost else ""
 
 
 def resume_point(
     folder: Path, spec: Mapping[str, Any], settings: Mapping[str, Any], steps: int
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A checkpoint's tensors and progress, if that model with those settings can go on from it to `steps`; else ValueError."""
-    tensors, metadata = native.read(folder)
+) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """A checkpoint's tensors and progress, if that model with those settings can go on from it to `steps`; else ValueError.
+
+    The third is what will differ all the same, in a sentence, or "".
+    """
+    tensors, metadata = native.read(find_checkpoint(folder)[0])
     if "progress" not in metadata:
         raise ValueError(f"{folder} holds a model, but no training state to resume from")
-    for saved, given in ((metadata["model"], spec), (metadata["settings"], settings)):
-        require_same(folder, saved, given)
+    (parts, saved), (now, given) = (_without_parts(each) for each in (metadata["settings"], settings))
+    model = metadata["model"]
+    require_same(folder, model, {key: value for key, value in spec.items() if key in model or key not in SAID_LATER})
+    require_same(folder, saved, given)
     done = metadata["progress"]["step"]
     if done > steps:
         raise ValueError(f"{folder} has finished {done} steps, more than train.steps={steps}: ask for at least as many")
-    return tensors, metadata["progress"]
+    return tensors, metadata["progress"], _other_noise(folder, parts, now)
+
+
+def _without_parts(settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """How many parts a batch is cut into, over all processes, and the rest of the settings that a checkpoint keeps."""
+    rest = dict(settings)
+    train = dict(rest.get("train", {}))
+    parts = rest.pop("processes", 1) * train.pop("accumulate", 1)  # as earlier versions wrote it
+    return rest.pop("parts", parts), {**rest, "train": train}
+
+
+def _other_noise(folder: Path, before: int, now: int) -> str:
+    if before == now:
+        return ""
+    return (
+        f"{folder} was trained with batches in {before} parts (processes x train.accumulate), and goes on with {now}: "
+        "the same images in the same order, with other noise than if it had never stopped"
+    )
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -90,7 +254,7 @@ def require_same(folder: Path, saved: Any, given: Any, where: str = "") -> None:
     if isinstance(saved, Mapping) and isinstance(given, Mapping):
         for key in sorted(saved.keys() | given.keys()):
             require_same(folder, saved.get(key), given.get(key), f"{where}.{key}" if where else key)
-    elif saved != (given := json.loads(json.dumps(given, default=str))):
+    elif saved != (given := json.loads(json.dumps(strict(given), default=str))):
         raise ValueError(
             f"{folder} was trained with {where}={saved}, not {given}: use that to resume it, or another run folder to start anew"
         )

@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
 from models.device import find_device
+
+T = TypeVar("T")
+DONE = "done"
+FAILED = "failed"  # the entry of the store in which a process says why it ends
+
+
+class PeerError(OSError):
+    """Another process of the run has failed, and says why itself."""
 
 
 @dataclass(frozen=True)
 class World:
-    """rank 0 ... size-1 of this process, and the device it computes on."""
+    """rank 0 ... size-1 of this process, the device it computes on, and where processes leave word for each other."""
 
     rank: int
     size: int
     device: torch.device
+    store: Store | None = None
+    _turns: Iterator[int] = field(default_factory=count, repr=False, compare=False)
 
     @property
     def leads(self) -> bool:
         """Whether this process is the one that writes files and speaks to the user."""
         return self.rank == 0
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process. All agree on the answer."""
-        return flag if self.size == 1 else bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set in any process. All agree on the answer."""
+        if self.size == 1:
+            return list(flags)
+        return [share > 0 for share in self.mean(torch.tensor(flags, dtype=torch.float32, device=self.device)).tolist()]
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The average of a tensor over all processes."""
@@ -37,6 +53,49 @@ class World:
             dist.all_reduce(value)
             value = value / self.size
         return value
+
+    def lead(self, job: Callable[[], T]) -> T | None:
+        """What the leading process does alone, for hours if need be, while the others wait; its result there, None elsewhere.
+
+        They wait in no collective operation, which would give up after some minutes. Where the job raises, so do they: PeerError.
+        """
+        if self.store is None:
+            return job()
+        turn = f"lead {next(self._turns)}"
+        if not self.leads:
+            self._wait(self.store, turn)
+            return None
+        try:
+            result = job()
+        except BaseException as error:
+            self.store.set(turn, _word(self.rank, error))
+            raise
+        self.store.set(turn, DONE)
+        return result
+
+    def tell(self, error: BaseException) -> None:
+        """Leave word for the other processes of why this one will end."""
+        if self.store is not None:
+            self.store.set(FAILED, _word(self.rank, error))
+
+    def told(self) -> PeerError:
+        """The error of another process that has left word."""
+        assert self.store is not None
+        return PeerError(self.store.get(FAILED).decode())
+
+    def _wait(self, store: Store, turn: str) -> None:
+        try:
+            while not store.check([turn]):
+                time.sleep(0.05)
+            word = store.get(turn).decode()
+        except RuntimeError as error:  # the store's, which went with the process that kept it
+            raise ConnectionError("the process that leads this run has ended: its own output says why") from error
+        if word != DONE:
+            raise PeerError(word)
+
+
+def _word(rank: int, error: BaseException) -> str:
+    return f"process {rank} has failed: {' '.join(str(error).split()) or type(error).__name__}"
 
 
 @contextmanager
@@ -47,11 +106,12 @@ def world(device: str | None = None) -> Iterator[World]:
     if chosen == torch.device("cuda"):
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
-    joins = size > 1
-    if joins:
+    store: Store | None = None
+    if size > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        store = PrefixStore("plain-diffusion", _get_default_store())
     try:
-        yield World(rank, size, chosen)
+        yield World(rank, size, chosen, store)
     finally:
-        if joins:
+        if size > 1:
             dist.destroy_process_group()

@@ -126,14 +126,22 @@ def _fit(network: torch.nn.Module, state: Mapping[str, Stored], dtypes: Mapping[
     network.load_state_dict({name: take(stored, dtypes[name], source) for name, stored in state.items()}, assign=True)
 
 
-def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata atomically."""
-    write_tensors(path, tensors, {key: json.dumps(value) for key, value in metadata.items()})
+def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], previous: Path | None = None) -> None:
+    """Write tensors and JSON metadata atomically; `previous` is where the file that it replaces is kept."""
+    write_tensors(path, tensors, {key: as_text(key, value) for key, value in metadata.items()}, previous)
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and texts beside them atomically."""
-    with replacing(path) as temporary:
+def as_text(key: str, value: Any) -> str:
+    """An entry of the metadata as strict JSON. ValueError for a number that it has no word for."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError(f"the description of this {key} holds a number that is not finite, which no file can: give it without") from None
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], previous: Path | None = None) -> None:
+    """Write tensors and texts beside them atomically; `previous` as in `write`."""
+    with replacing(path, previous) as temporary:
         try:
             save_file({key: value.detach().contiguous() for key, value in tensors.items()}, temporary, dict(metadata))
         except SafetensorError as error:  # how the writer reports a full disk or a folder that it may not write to

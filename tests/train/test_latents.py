@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # public, but not marked so
 
 import models
 from models import VAE, Model, TextEncoder
@@ -159,7 +160,7 @@ def test_rows_are_written_as_they_come(photos: Path, monkeypatch: pytest.MonkeyP
     seen: list[Path] = []
 
     def watched(self: VAE, images: Tensor) -> Any:
-        for path in folder.rglob("rows"):
+        for path in folder.rglob("*/latents-*"):
             seen.append(Path(shutil.copy(path, photos.parent / f"{len(seen)}.safetensors")))
         return encode(self, images)
 
@@ -171,7 +172,7 @@ def test_rows_are_written_as_they_come(photos: Path, monkeypatch: pytest.MonkeyP
     data.file.unlink()
 
     def fails(self: VAE, images: Tensor) -> Any:
-        if any(path.stat().st_size for path in folder.rglob("rows")):
+        if any(path.stat().st_size for path in folder.rglob("*/latents-*")):
             raise RuntimeError("no memory")
         return encode(self, images)
 
@@ -227,12 +228,13 @@ def test_other_processes_wait_for_the_first(photos: Path) -> None:
     """One process computes; another one returns when the file is there, with the same rows."""
     model = models.miniature("sd1")
     first, second = latents(photos, model), latents(photos, model)
-    waiting = threading.Thread(target=second.prepare, args=(World(1, 2, torch.device("cpu")), False), daemon=True)
+    store = HashStore()
+    waiting = threading.Thread(target=second.prepare, args=(World(1, 2, torch.device("cpu"), store), False), daemon=True)
     waiting.start()
     waiting.join(0.5)
     assert waiting.is_alive()
     assert not first.file.exists()
-    first.prepare(World(0, 2, torch.device("cpu")), progress=False)
+    first.prepare(World(0, 2, torch.device("cpu"), store), progress=False)
     waiting.join(10)
     assert not waiting.is_alive()
     assert torch.equal(first.__getitems__([1])["x0"], second.__getitems__([1])["x0"])

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,12 @@ def assert_same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
+def lines(folder: Path) -> list[dict[str, float]]:
+    """What was logged, but for the speed."""
+    found = read_json_lines(folder / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name != "samples_per_second"} for line in found]
+
+
 def steps(folder: Path) -> list[float]:
     return [line["step"] for line in read_json_lines(folder / "metrics.jsonl")]
 
@@ -129,11 +136,11 @@ def steps(folder: Path) -> list[float]:
 def test_resumes_bit_for_bit_in_a_new_process(tmp_path: Path) -> None:
     """20 steps at once = 7, a Ctrl-C, and 13 in a new process: raw and averaged weights, optimiser, progress, metrics."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    settings = [f"train.{s}" for s in ("steps=20", "batch_size=100", "accumulate=2", "warmup=5", "evaluate_every=6", "log_every=1")]
+    settings = [f"train.{s}" for s in ("steps=20", "batch_size=100", "accumulate=2", "warmup=5", "evaluate_every=7", "log_every=4")]
     assert run(config(whole, *settings))
 
     def evaluate(model: Model) -> dict[str, float]:
-        interrupt()  # after step 6, so that step 7 is the last
+        interrupt()  # after step 7, in the middle of a line of metrics
         return {"seen": 1.0}
 
     assert not run(config(parts, *settings), evaluate)
@@ -148,9 +155,8 @@ def test_resumes_bit_for_bit_in_a_new_process(tmp_path: Path) -> None:
     assert resumed.returncode == 0, resumed.stderr
     assert_same(state(whole), state(parts))
     assert progress(whole) == progress(parts)
-    losses = [{line["step"]: line["loss"] for line in read_json_lines(f / "metrics.jsonl") if "loss" in line} for f in (whole, parts)]
-    assert losses[0] == losses[1]
-    assert list(losses[0]) == list(range(1, 21))
+    assert lines(whole) == [line for line in lines(parts) if "loss" in line]
+    assert [line["step"] for line in lines(whole)] == [4, 8, 12, 16, 20]
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
@@ -248,7 +254,8 @@ assert program.run(config)
 
 def test_two_processes_are_one_run(tmp_path: Path) -> None:
     """Under torchrun both ranks end with the same weights, one of them writes, and without chance they learn what one process does."""
-    settings = config(tmp_path / "run", "train.steps=4", "train.batch_size=16", "train.accumulate=2", "train.log_every=1", "train.warmup=2")
+    changes = ("steps=4", "batch_size=16", "accumulate=2", "log_every=1", "warmup=2", "final=1")
+    settings = config(tmp_path / "run", *(f"train.{change}" for change in changes))
     (tmp_path / "script.py").write_text(RANKS)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "script.py")]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -259,6 +266,15 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
         assert_same(a, b)
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
     assert_same(first[1], models.load(tmp_path / "run").network.state_dict())
+
+    more = {**settings["train"], "steps": 6, "accumulate": 4}
+    assert run({**settings, "run": str(tmp_path / "alone"), "train": more})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as many parts get the same noise, whoever computes them
+        assert run({**settings, "train": more, "resume": True})
+    for name in ("loss", "grad_norm"):
+        shared, alone = ([line[name] for line in lines(tmp_path / folder)] for folder in ("run", "alone"))
+        assert shared == pytest.approx(alone, rel=1e-4)  # other noise: a tenth
 
     one = models.build({**settings["model"], "network": dict(settings["model"]["network"])})
     one.network.load_state_dict(first[0])
@@ -383,9 +399,12 @@ def test_ctrl_c_does_not_save_a_broken_state(tmp_path: Path) -> None:
 
 # Another value for every setting of training that a resumed run must keep; those below may change.
 OTHER: dict[str, Any] = dict(
-    batch_size=8, accumulate=2, learning_rate=0.5, warmup=3, final=0.5, weight_decay=0.1, betas=(0.5, 0.99), clip=0.5, ema=0.5, seed=7,
+    batch_size=8, learning_rate=0.5, warmup=3, final=0.5, weight_decay=0.1, betas=(0.5, 0.99), clip=0.5, ema=0.5, seed=7,
 )  # fmt: skip
-FREE = {"steps", "precision", "save_every", "log_every", "evaluate_every", "workers", "compile", "checkpointing"}
+FREE = {
+    "steps", "accumulate", "precision", "save_every", "log_every", "evaluate_every", "workers", "on_error", "check_data", "compile",
+    "checkpointing",
+}  # fmt: skip
 
 
 def test_every_setting_is_either_kept_or_free() -> None:
