@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from diffusion.spec import brief
 from models.checkpoints.diffusers_configs import UNET_SETTINGS, check_settings
 from models.checkpoints.table import Layout
 from models.unet import UNetParams
@@ -155,12 +156,12 @@ def _heads(hints: Mapping[str, Any], linear: bool, widths: list[int]) -> tuple[i
     if isinstance(given, int):
         return given, None
     if len(given) != len(widths):
-        raise ValueError(f"attention_head_dim {given} is neither a number nor one for each of {len(widths)} levels")
+        raise ValueError(f"attention_head_dim {brief(given)} is neither a number nor one for each of {len(widths)} levels")
     dims = {width // heads for width, heads in zip(widths, given, strict=True)}
     if len(set(given)) == 1:
         return given[0], None
     if len(dims) > 1:
-        raise ValueError(f"attention_head_dim {given} fixes neither the number of heads nor their width over all levels")
+        raise ValueError(f"attention_head_dim {brief(given)} fixes neither the number of heads nor their width over all levels")
     return None, dims.pop()
 
 
