@@ -123,3 +123,12 @@ for name in {OPTIONAL!r}:  # the stubs do stand in the way
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_importing_reads_no_format_that_is_not_opened() -> None:
+    """`import diffusion, models, samplers` leaves out packages of other programs, and the formats that only some files are in."""
+    heavy = [*(name for name in OPTIONAL if name != "PIL"), "hydra", "pandas", "train", "eval", "configs"]
+    heavy += [f"models.checkpoints.{name}" for name in ("gguf_file", "pickle_file", "single_file", "diffusers_folder")]
+    script = f"import sys, diffusion, models, samplers; print([name for name in {heavy!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("[]\n", "")

@@ -9,15 +9,13 @@ import torch
 
 from diffusion.spec import check_names
 from models.checkpoints import native
-from models.checkpoints.diffusers_folder import save_diffusers
-from models.checkpoints.single_file import save_ldm, save_separate
 from models.checkpoints.table import check_dtype
 from models.checkpoints.written import BACKBONES
 from models.model import Model
 from models.packed import is_packed
 from models.streaming import check_whole
 
-PUBLISHED = {"ldm": save_ldm, "diffusers": save_diffusers, "separate": save_separate}
+PUBLISHED = ("ldm", "diffusers", "separate")
 
 
 def save(
@@ -50,4 +48,7 @@ def save(
     if model.backbone is not None and (type(model.backbone) not in BACKBONES or params.context_dim is None):
         kind = type(model.backbone).__name__
         raise ValueError(f"the layout {layout!r} is for networks that are told a text, which this {kind} is not: use layout='native'")
-    PUBLISHED[layout](model, Path(path), dtype)
+    from models.checkpoints import diffusers_folder, single_file  # here: to import this library needs no layout that is not written
+
+    write = {"ldm": single_file.save_ldm, "diffusers": diffusers_folder.save_diffusers, "separate": single_file.save_separate}
+    write[layout](model, Path(path), dtype)

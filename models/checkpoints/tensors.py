@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from models.checkpoints.gguf_file import open_gguf
-from models.checkpoints.pickle_file import open_pickle
 from models.checkpoints.safetensors_file import open_safetensors
 from models.checkpoints.stored import LARGEST_HEADER, TensorFile
 from models.files import read_json
@@ -44,6 +42,18 @@ def open_tensors(path: str | Path) -> TensorFile:
     if reader := _reader_of(begin) or READERS.get(path.suffix.lower()):
         return reader(path)
     raise ValueError(f"{path} is no file of weights: expected {', '.join((*SAFETENSORS, *PICKLES, *GGUF))} or a shards' .index.json")
+
+
+def open_gguf(path: Path) -> TensorFile:
+    from models.checkpoints import gguf_file  # here, and so below: to import this library needs no format that is not opened
+
+    return gguf_file.open_gguf(path)
+
+
+def open_pickle(path: Path) -> TensorFile:
+    from models.checkpoints import pickle_file
+
+    return pickle_file.open_pickle(path)
 
 
 READERS = dict.fromkeys(SAFETENSORS, open_safetensors) | dict.fromkeys(PICKLES, open_pickle) | dict.fromkeys(GGUF, open_gguf)
