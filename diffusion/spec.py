@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
 
 _BRIEF = reprlib.Repr()  # for error messages: what a file holds may be megabytes long, and nested deeply
 _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother, _BRIEF.maxlong = 3, 100, 100, 40
@@ -144,7 +145,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         if isinstance(value, bool) or not isinstance(value, Real if kind is float else Integral):
             return False
-        return value == value
+        return value == value and (kind is int or not isinstance(value, Integral) or abs(value) < 2**63)  # more is no number to torch
     if kind is Path:
         return isinstance(value, (str, Path))
     if isinstance(origin, type):  # dict[str, Any], Sequence[float], ...; a text is no list of texts
@@ -167,7 +168,9 @@ def _said(kind: Any) -> str:
     if origin in (tuple, list):
         return f"a list of {'' if origin is list or parts[-1] is ... else f'{len(parts)} '}{_plural(parts[0])}"
     if isinstance(origin, type):
-        return "a mapping" if issubclass(origin, Mapping) else f"a list of {_plural(parts[0])}"
+        if not issubclass(origin, Mapping):
+            return f"a list of {_plural(parts[0])}"
+        return f"a mapping to {_plural(parts[1])}" if parts[1] in PLURALS else "a mapping"
     names = {
         Path: "a path",
         int: "a whole number",
@@ -181,4 +184,4 @@ def _said(kind: Any) -> str:
 
 
 def _plural(kind: Any) -> str:
-    return {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}.get(kind, "mappings")
+    return PLURALS.get(kind, "mappings")

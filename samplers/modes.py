@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
-from diffusion.spec import make_params
+from diffusion.spec import check_at_least_one, check_names, check_type, make_params
 from samplers import run, text_to_image
-from samplers.pictures import pixel_difference, read_settings
+from samplers.pictures import MAX_PIXELS, open_picture, pixel_difference, read_settings
 from samplers.results import Outcome, given
 from samplers.run import SampleParams
+from samplers.settings import PICTURE, PLACE, WEIGHTS, named, recorded
 from samplers.text_to_image import TextToImageParams
 
 
@@ -32,9 +35,19 @@ MODES = {
     "run": Mode("run=FOLDER, a model trained here", SampleParams, run.draw),
     "weights": Mode("weights=FILE prompt=TEXT, a published model", TextToImageParams, text_to_image.draw),
 }
-# What may be said of an image that is to be the same again.
-SAME = ("out", "device", "memory", "offload", "progress", "run", "weights", "refiner")
-FILES = ("run", "weights", "refiner", "image", "mask")
+MAX_AGAIN = 1000  # images of the batch that an image is drawn again in
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The batch that an image was drawn in: its first seed, how many there were, and the classes they took in turn."""
+
+    seed: int
+    n: int
+    labels: int | str | tuple[int | str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "n")
 
 
 def sampled(config: Mapping[str, Any]) -> tuple[Outcome, str]:
@@ -60,22 +73,45 @@ def _check_mode(key: str, values: Mapping[str, Any]) -> None:
 
 def _again(path: Path, changes: dict[str, Any]) -> tuple[Outcome, str]:
     """The image once more, in the batch it was drawn in, and how the two compare; or what its settings make where some are changed."""
-    recorded = read_settings(path)
-    key = next((key for key in MODES if key in recorded), None)
-    if key is None or "batch" not in recorded:
-        raise ValueError(f"{path} is no single image that says what it was drawn with: give one of those in images/")
-    _check_mode(key, changes)
-    mode, batch, same = MODES[key], recorded["batch"], changes.keys() <= set(SAME)
-    values = {name: value for name, value in recorded.items() if name in mode.names}
-    values |= {**batch, "batch_size": batch["n"]} if same else {"n": 1}
-    params = make_params("", mode.params, given({**values, "sha256": _pinned(values.get("sha256", {}), changes), **changes}))
-    _check_files(path, params)
-    if not same:
-        return mode.draw(params), ""
-    if params.out and path.resolve().is_relative_to(Path(params.out, "images").resolve()):
-        raise ValueError(f"{path} itself would be written again: out=... names another place")
-    outcome = mode.draw(params, recorded["seed"])
-    return outcome, _compared(path, outcome.images[0], recorded)
+    with _naming(path):
+        says = read_settings(path)
+        key = next((key for key in MODES if key in says), None)
+        if key is None or "batch" not in says:
+            raise ValueError(f"{path} is no single image that says what it was drawn with: give one of those in images/")
+        mode, provenance = MODES[key], says.pop("provenance", {})
+        check_type("provenance", provenance, dict[str, str])
+        check_type("class", says.pop("class", ""), str)  # the name of the label, for people
+        check_names("setting of an image", says, (*recorded(mode.params), "batch"))
+        batch, own = make_params("batch", Batch, says.pop("batch")), make_params("", mode.params, given(says))
+        if own.seed not in range(batch.seed, batch.seed + batch.n):
+            raise ValueError(f"the seed {own.seed} is none of its batch, which are {batch.n} from {batch.seed} on")
+        _check_mode(key, changes)
+        same = changes.keys() <= {*named(mode.params, PLACE, WEIGHTS)}
+        values = says | ({**asdict(batch), "batch_size": batch.n} if same else {"n": 1})
+        params = make_params("", mode.params, given({**values, "sha256": _pinned(own.sha256, changes), **changes}))
+        _check_files(path, params)
+        _check_size(path, params, changes, batch.n if same else 1)
+        _check_place(path, params, changes)
+        if not same:
+            return mode.draw(params), ""
+        outcome = mode.draw(params, own.seed)
+        return outcome, _compared(path, outcome.images[0], provenance)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors about what a picture says name the picture, in one line that is fit to be printed, however long or odd a text it holds."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        kind = next(kind for kind in (FileNotFoundError, OSError, ValueError) if isinstance(error, kind))
+        text = str(error) if str(path) in str(error) else f"{path} cannot be drawn again: {error}"
+        raise kind(_printable(text)) from error
+
+
+def _printable(text: str) -> str:
+    """In one line, without control characters, and of no more than 500 characters."""
+    return "".join(c if c.isprintable() else " " for c in (text if len(text) <= 500 else f"{text[:497]}..."))
 
 
 def _pinned(sha256: Mapping[str, str], changes: Mapping[str, Any]) -> dict[str, str]:
@@ -87,25 +123,53 @@ def _pinned(sha256: Mapping[str, str], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def _check_files(path: Path, params: Any) -> None:
-    """FileNotFoundError for a file that an image was drawn with and that is not there any more."""
-    for name in FILES:
-        files = getattr(params, name, None) or ()
+    """FileNotFoundError for a file that an image was drawn with and that is not there any more, ValueError for a pipe or device."""
+    for name in named(type(params), WEIGHTS, PICTURE):
+        files = getattr(params, name) or ()
         for file in (files,) if isinstance(files, str) else files:
-            if not Path(file).expanduser().exists():
+            place = Path(expanduser(file))
+            if not place.exists():
                 raise FileNotFoundError(f"{file}, for {path}, is not there: {name}=... says where it lies")
+            if not place.is_file() and not place.is_dir():
+                raise ValueError(f"{file}, for {path}, is neither a file nor a folder: {name}=... names another")
 
 
-def _compared(path: Path, image: Path, recorded: Mapping[str, Any]) -> str:
+def _check_size(path: Path, params: Any, changes: Mapping[str, Any], n: int) -> None:
+    """ValueError where a picture says that it has another size than it has, or that it was drawn beside too many others."""
+    width, height = open_picture(path).size
+    for name, side in (("height", height), ("width", width)):
+        if name not in changes and getattr(params, name, None) not in (None, side):
+            raise ValueError(f"{path} says {name}={getattr(params, name)}, and has {side}: it was written again by another program")
+    if n > MAX_AGAIN or n * height * width > MAX_PIXELS:
+        raise ValueError(
+            f"{path} was drawn in a batch of {n} images of {width}x{height}, more than {MAX_AGAIN} or {MAX_PIXELS:,} pixels are not drawn "
+            "together again: n=1 draws it alone, which may differ by rounding"
+        )
+
+
+def _check_place(path: Path, params: Any, changes: Mapping[str, Any]) -> None:
+    """ValueError unless the results go to a place that was said, or to the usual one: a picture names none."""
+    if params.out and path.resolve().is_relative_to(Path(params.out, "images").resolve()):
+        raise ValueError(f"{path} itself would be written again: out=... names another place")
+    if (
+        isinstance(params, SampleParams)
+        and not changes.keys() & {"out", "run"}
+        and not path.resolve().is_relative_to(params.home.resolve())
+    ):
+        raise ValueError(f"{path} does not lie in {params.home}, with the other samples of its run: out=... says where images go")
+
+
+def _compared(path: Path, image: Path, there: Mapping[str, str]) -> str:
     """Whether an image is the same again, and if not, why it may not be."""
     difference = pixel_difference(path, image)
     if difference == 0:
         return f"the same as {path}, to the last bit"
-    there, here = recorded.get("provenance", {}), read_settings(image)["provenance"]
+    here = read_settings(image)["provenance"]
     changed = [
         f"{name} {there[name]}, now {here[name]}"
         for name in here
         if name not in ("command", "model") and there.get(name, here[name]) != here[name]
     ]
-    return (
+    return _printable(
         f"not the same as {path}: it differs by up to {difference} of 255 ({'; '.join(changed) or 'nothing that is recorded has changed'})"
     )

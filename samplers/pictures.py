@@ -24,7 +24,7 @@ from models.files import replacing, strict
 from samplers.picture_files import png_text, take_apart, webp_size
 
 MAX_PIXELS = 2**27  # of one picture: a camera's 102 million are read, and what only claims to be huge is refused
-MAX_SETTINGS = 2**20  # characters
+MAX_SETTINGS, MAX_DEPTH = 2**20, 16  # characters of what a picture says of itself, and how deep it may be nested
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -153,14 +153,14 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     content = _read(Path(path), MAX_PIXELS)
     try:
         kind = take_apart(content).kind
-        text = png_text(content, SETTINGS.encode()) if kind == "PNG" else None
+        text = (png_text(content, SETTINGS.encode()) if kind == "PNG" else None) or ""
     except ValueError as error:
         raise _unreadable(path, error) from None
     try:
-        settings = json.loads(text, parse_constant=_finite, parse_float=_finite) if text and len(text) <= MAX_SETTINGS else None
+        settings = json.loads(text[: MAX_SETTINGS + 1], parse_constant=_finite, parse_float=_finite, parse_int=_whole)
     except (ValueError, RecursionError):
         settings = None
-    if not isinstance(settings, dict):
+    if not isinstance(settings, dict) or _depth(settings) > MAX_DEPTH:
         raise ValueError(f"{path} does not say what it was drawn with: it is none of our pictures, or was written again by another program")
     return settings
 
@@ -170,6 +170,19 @@ def _finite(number: str) -> float:
     if not isfinite(value := float(number)):
         raise ValueError(f"{number} is not finite")
     return value
+
+
+def _whole(number: str) -> int:
+    """ValueError for what has more than 64 bits."""
+    if not -(2**63) <= (value := int(number)) < 2**63:
+        raise ValueError(f"{number} is too large")
+    return value
+
+
+def _depth(value: Any, limit: int = MAX_DEPTH) -> int:
+    """How deep lists and objects are nested, as far as the limit."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max((_depth(each, limit - 1) for each in inner), default=0) if limit >= 0 else 1
 
 
 def pixel_difference(a: str | Path, b: str | Path) -> int:

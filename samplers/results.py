@@ -26,10 +26,12 @@ def given(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None and value != {}}
 
 
-def check_seed(seed: int) -> None:
-    """ValueError unless that is a seed."""
+def check_seed(seed: int, n: int = 1) -> None:
+    """ValueError unless that is a seed, and the n - 1 that follow it are too."""
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"seed must lie in 0 ... 2^63 - 1, not {seed}")
+    if seed + n - 1 > MAX_SEED:
+        raise ValueError(f"seeds must lie in 0 ... 2^63 - 1, and {n} from {seed} on do not")
 
 
 @dataclass(frozen=True)

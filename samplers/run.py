@@ -23,9 +23,8 @@ from samplers.guide import steered
 from samplers.provenance import provenance
 from samplers.results import Drawn, Outcome, beside, check_folder, check_same, check_seed, fill_folder, given
 from samplers.sample import find_sampler, sample
+from samplers.settings import COUNT, PLACE, WEIGHTS, named, recorded
 from samplers.usage import usage
-
-MACHINE = ("batch_size", "device", "progress")
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ class SampleParams:
     sha256  {"run": that of the weights}, which then have to be these
     """
 
-    run: str
-    out: str | None = None
-    n: int = 100
+    run: str = field(metadata=WEIGHTS)
+    out: str | None = field(default=None, metadata=PLACE)
+    n: int = field(default=100, metadata=COUNT)
     labels: int | str | tuple[int | str, ...] | None = None
     seed: int = 0
     sampler: str | None = None
@@ -48,14 +47,15 @@ class SampleParams:
     clip: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     ema: bool = True
-    batch_size: int = 500
-    device: str | None = None
-    progress: bool = True
+    batch_size: int = field(default=500, metadata=COUNT)
+    device: str | None = field(default=None, metadata=PLACE)
+    progress: bool = field(default=True, metadata=PLACE)
     sha256: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "n", "batch_size")
-        check_seed(self.seed)
+        check_seed(self.seed, self.n)
+        check_names("file that has a SHA-256", self.sha256, named(type(self), WEIGHTS))
 
     def completed(self, model: Model) -> SampleParams:
         """With what the model is meant for, and what it is, where nothing is said."""
@@ -65,17 +65,23 @@ class SampleParams:
 
     def folder(self, steps: int) -> Path:
         """`out`, or a folder of the run's that is named for sampler, steps, guidance and how that works."""
-        run, guided = Path(self.run), f"-guidance-{self.guidance:g}" if self.guidance != 1 else ""
+        guided = f"-guidance-{self.guidance:g}" if self.guidance != 1 else ""
         how = re.sub(r"[^\w.-]+", "-", json.dumps(self.guide).replace('"name": ', "")).rstrip("-")  # -interval-0.2-0.8-rule-apg-eta-0
-        default = (run.parent if run.is_file() else run) / "samples" / f"{self.sampler}-{steps}{guided}{how}"
-        return default if self.out is None else Path(self.out)
+        return self.home / f"{self.sampler}-{steps}{guided}{how}" if self.out is None else Path(self.out)
+
+    @property
+    def home(self) -> Path:
+        """Where the samples of the run are, unless `out` says otherwise."""
+        run = Path(self.run)
+        return (run.parent if run.is_file() else run) / "samples"
 
     @property
     def kept(self) -> dict[str, Any]:
         """What all images in one folder have in common, the weights' file and the time of its writing included."""
         run = Path(self.run)
         file = (run / native.FILE_NAME if run.is_dir() else run).resolve()
-        same = {key: value for key, value in asdict(self).items() if key not in ("run", "out", "n", "labels", "seed", *MACHINE)}
+        others = (*named(type(self), PLACE, COUNT, WEIGHTS), "labels", "seed")
+        same = {key: value for key, value in asdict(self).items() if key not in others}
         return {"weights": str(file), "written": file.stat().st_mtime, **same}
 
 
@@ -106,7 +112,7 @@ def draw(params: SampleParams, only: int | None = None) -> Outcome:
     out = params.folder(grid.steps) if only is None or params.out else beside(params.folder(grid.steps))
     check_folder(out, params.kept)
     about = provenance()
-    settings = {key: value for key, value in asdict(params).items() if key not in ("out", "n", *MACHINE)}
+    settings = {key: value for key, value in asdict(params).items() if key in recorded(SampleParams)}
     settings |= {"run": str(Path(params.run).absolute()), "device": str(device), "provenance": about}
     drawn = _draw(denoiser, model.shape, grid, params, labels, model.spec.get("classes", []), settings, only)
     return Outcome(out, fill_folder(out, params.kept, about, drawn, columns=10, low=-1))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil, sqrt
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +26,12 @@ from samplers.provenance import provenance
 from samplers.reference import edits, follows, usual_strength
 from samplers.results import Drawn, Outcome, beside, check_folder, check_same, check_seed, fill_folder, given
 from samplers.sample import find_sampler
+from samplers.settings import COUNT, PICTURE, PLACE, WEIGHTS, named, recorded
 from samplers.steering import IMAGE_SCALE
 from samplers.usage import usage
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 PARTS = ("backbone", "vae", "text")
-FILES = ("weights", "refiner", "image", "mask")
-PLACE = ("out", "n", "batch_size", "device", "memory", "offload", "progress")  # what makes no other image, but for rounding
 ASKED = (
     "negative", "steps", "guidance", "sampler", "grid", "guide", "height", "width", "strength", "image_guidance", "true_cfg",
     "weighted", "long", "numbers", "handover", "device", "offload", "tile", "progress",
@@ -42,10 +42,10 @@ ASKED = (
 class TextToImageParams:
     """What to draw, and with which model: see configs/samplers. None stands for what the model is meant for.
 
-    sha256  of the files of these names (FILES; of weights, as the model has them), which then have to be these
+    sha256  of the files that these settings name (of weights, as the model has them), which then have to be these
     """
 
-    weights: str | tuple[str, ...]
+    weights: str | tuple[str, ...] = field(metadata=WEIGHTS)
     prompt: str
     negative: str | None = None
     family: str | None = None
@@ -54,10 +54,10 @@ class TextToImageParams:
     variant: str | None = None
     ema: bool = True
     dtype: str | dict[str, str] | None = None
-    refiner: str | tuple[str, ...] | None = None
+    refiner: str | tuple[str, ...] | None = field(default=None, metadata=WEIGHTS)
     handover: float | None = None
-    image: str | None = None
-    mask: str | None = None
+    image: str | None = field(default=None, metadata=PICTURE)
+    mask: str | None = field(default=None, metadata=PICTURE)
     strength: float | None = None
     image_guidance: float | None = None
     true_cfg: float | None = None
@@ -66,7 +66,7 @@ class TextToImageParams:
     numbers: dict[str, float] = field(default_factory=dict)
     weighted: bool = False
     long: Literal["chunk", "cut"] = "chunk"
-    n: int = 1
+    n: int = field(default=1, metadata=COUNT)
     seed: int = 0
     sampler: str | None = None
     steps: int | None = None
@@ -75,17 +75,18 @@ class TextToImageParams:
     guide: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     tile: int | None = None
-    batch_size: int = 4
-    memory: str | int | None = None
-    offload: bool = False
-    device: str | None = None
-    out: str | None = None
-    progress: bool = True
+    batch_size: int = field(default=4, metadata=COUNT)
+    memory: str | int | None = field(default=None, metadata=PLACE)
+    offload: bool = field(default=False, metadata=PLACE)
+    device: str | None = field(default=None, metadata=PLACE)
+    out: str | None = field(default=None, metadata=PLACE)
+    progress: bool = field(default=True, metadata=PLACE)
     sha256: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "n", "batch_size")
-        check_seed(self.seed)
+        check_seed(self.seed, self.n)
+        check_names("file that has a SHA-256", self.sha256, named(type(self), WEIGHTS, PICTURE))
         if self.handover is not None and self.refiner is None:
             raise ValueError("handover says when a refiner takes over: give refiner=FILE too, or leave it out")
         check_names("part of a model", dtypes(self), PARTS)
@@ -94,7 +95,8 @@ class TextToImageParams:
     @property
     def kept(self) -> dict[str, Any]:
         """What all images in one folder have in common; files by what they hold, wherever they lie."""
-        return {key: value for key, value in given(asdict(self)).items() if key not in (*PLACE, *FILES, "seed")}
+        others = (*named(type(self), PLACE, COUNT, WEIGHTS, PICTURE), "seed")
+        return {key: value for key, value in given(asdict(self)).items() if key not in others}
 
     @property
     def folder(self) -> Path:
@@ -124,7 +126,7 @@ def draw(params: TextToImageParams, only: int | None = None) -> Outcome:
             if part in each.parts:
                 each.parts[part].to(DTYPES[name])
     about = {**provenance(), "model": _said(model)}
-    settings = {key: value for key, value in given(asdict(params)).items() if key not in PLACE or key == "device"}
+    settings = {key: value for key, value in given(asdict(params)).items() if key in recorded(TextToImageParams)}
     drawn = _draw(params, {**settings, "provenance": about}, only, model, image=image, mask=mask, refiner=refiner)
     return Outcome(out, fill_folder(out, params.kept, about, drawn, columns=ceil(sqrt(params.n)), low=0))
 
@@ -158,7 +160,7 @@ def loaded(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Mod
 
 def _paths(given: str | Sequence[str] | None) -> list[str]:
     """Absolute, where such files are there; names of files that are not, as they are."""
-    paths = [Path(path).expanduser() for path in ([given] if isinstance(given, str) else given or [])]
+    paths = [Path(expanduser(path)) for path in ([given] if isinstance(given, str) else given or [])]
     return [str(path.absolute() if path.exists() else path) for path in paths]
 
 
