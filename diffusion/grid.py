@@ -21,6 +21,8 @@ from diffusion.schedule import Schedule
 from diffusion.spacing import FEW_STEPS, SPACINGS
 from diffusion.spec import check_call, lookup
 
+MAX_STEPS = 100_000  # more is a slip: their table alone would take minutes, and then the memory
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -188,6 +190,8 @@ def _spaced(schedule: Schedule, steps: int | None, spacing: str, t_start: float,
     function = lookup("spacing", spacing, SPACINGS)
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number >= 1, not {steps!r}")
+    if steps > MAX_STEPS:
+        raise ValueError(f"steps must be at most {MAX_STEPS}, not {steps}")
     if not t_start > t_end:
         raise ValueError(f"a grid runs from noise to data: t_start={t_start:g} must be greater than t_end={t_end:g}")
     return function(schedule, steps, t_start, t_end, **check_call(f"{spacing} spacing", function, 4, options))

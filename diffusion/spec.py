@@ -145,7 +145,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         if isinstance(value, bool) or not isinstance(value, Real if kind is float else Integral):
             return False
-        return value == value and (kind is int or not isinstance(value, Integral) or abs(value) < 2**63)  # more is no number to torch
+        return kind is int or _fits_float(value)
     if kind is Path:
         return isinstance(value, (str, Path))
     if isinstance(origin, type):  # dict[str, Any], Sequence[float], ...; a text is no list of texts
@@ -156,6 +156,11 @@ def _fits(value: Any, kind: Any) -> bool:
     if getattr(kind, "_is_protocol", False):
         return callable(value)
     return isinstance(value, kind) if isinstance(kind, type) and kind is not Any else True
+
+
+def _fits_float(value: Any) -> bool:
+    """Whether torch takes it for a float: not NaN, and within float32, as whole number within 64 bits, or infinite."""
+    return bool(value == value and (abs(value) < (2**63 if isinstance(value, Integral) else 3.4028235e38) or abs(value) == float("inf")))
 
 
 def _said(kind: Any) -> str:

@@ -103,8 +103,8 @@ def _naming(path: Path) -> Iterator[None]:
     """Errors about what a picture says name the picture, in one line that is fit to be printed, however long or odd a text it holds."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        kind = next(kind for kind in (FileNotFoundError, OSError, ValueError) if isinstance(error, kind))
+    except (ValueError, OSError, FloatingPointError) as error:
+        kind = next(kind for kind in (FileNotFoundError, OSError, FloatingPointError, ValueError) if isinstance(error, kind))
         text = str(error) if str(path) in str(error) else f"{path} cannot be drawn again: {error}"
         raise kind(_printable(text)) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,13 @@ from samplers import generate, read_image, read_mask
 from samplers.modes import sampled
 from samplers.pictures import read_settings, save_png
 from samplers.results import Outcome
-from samplers.text_to_image import text_to_image
+from samplers.run import SampleParams
+from samplers.settings import PICTURE, WEIGHTS, named, recorded
+from samplers.text_to_image import TextToImageParams, text_to_image
 
 SMALL: dict[str, Any] = {"height": 32, "width": 64, "steps": 2, "device": "cpu"}
+NETWORK = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
+RUN: dict[str, Any] = {"network": NETWORK, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]}
 PROMPT = 'A corgi, (red:1.3) and "wet" on ${grass} = [fun]'
 
 
@@ -307,8 +312,7 @@ def test_an_image_is_never_its_own_copy(files: Path) -> None:
 
 def test_images_of_runs_too(tmp_path: Path) -> None:
     """A trained model with classes: the image again in its batch, with its label, and with changes."""
-    network = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
-    model = models.build({"network": network, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]})
+    model = models.build(RUN)
     for p in model.network.parameters():
         nn.init.normal_(p, std=0.1)
     models.save(model, tmp_path / "run" / "checkpoint.safetensors")
@@ -348,3 +352,127 @@ def test_an_image_that_is_not_ours(text: str | None, tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
     with pytest.raises(ValueError, match=r"a\.png (does not say what it was drawn with|is no single image that says what)"):
         again(Path("a.png"))
+
+
+# What a picture may say ---------------------------------------------------------------------------------------------------
+
+# settings of a picture that was drawn by nobody, and a part of what is said of them
+CRAFTED: dict[str, tuple[dict[str, Any], str]] = {
+    "a place": ({"out": "/etc/x"}, "no setting of an image named 'out'"),
+    "another place": ({"out": "../../x"}, "no setting of an image named 'out'"),
+    "a place in the batch": ({"batch": {"seed": 0, "n": 1, "out": "x"}}, "no batch parameter named 'out'"),
+    "how many": ({"n": 10**9}, "no setting of an image named 'n'"),
+    "how many at once": ({"batch_size": 3}, "no setting of an image named 'batch_size'"),
+    "memory": ({"memory": "6GB"}, "no setting of an image named 'memory'"),
+    "a report": ({"report": "x.html"}, "no setting of an image named 'report'"),
+    "both ways": ({"run": "x"}, "no setting of an image named 'weights'"),
+    "a batch of many": ({"batch": {"seed": 0, "n": 10**9}}, "n=1 draws it alone"),
+    "a batch of none": ({"batch": {"seed": 0, "n": 0}}, "n must be at least 1, not 0"),
+    "a batch of a text": ({"batch": {"seed": 0, "n": "3"}}, "batch.n must be a whole number, not '3'"),
+    "no batch": ({"batch": 3}, "batch must be a mapping"),
+    "labels in the batch": ({"batch": {"seed": 0, "n": 1, "labels": [3]}}, "labels"),
+    "another's seed": ({"seed": 5}, "the seed 5 is none of its batch, which are 1 from 0 on"),
+    "seeds without end": ({"seed": 2**63 - 1, "batch": {"seed": 2**63 - 1, "n": 2}}, "seeds must lie in 0 ... 2^63 - 1, and 2 from"),
+    "more bits": ({"seed": 2**70}, "does not say what it was drawn with"),
+    "a seed of a text": ({"seed": "3"}, "seed must be a whole number, not '3'"),
+    "weights of a number": ({"weights": 3}, "weights must be a text or a list of texts, not 3"),
+    "weights on two lines": ({"weights": "a\nb\x1b[2J"}, "is not there: weights=... says where it lies"),
+    "weights of nobody's": ({"weights": "~nobody9/x"}, "is not there: weights=... says where it lies"),
+    "a pipe for weights": ({"weights": "{pipe}"}, "is neither a file nor a folder"),
+    "a device for an image": ({"image": "/dev/zero", "strength": 0.5}, "is neither a file nor a folder"),
+    "another size": ({"height": 32768}, "says height=32768, and has 32: it was written again by another program"),
+    "no size": ({"height": "tall"}, "height must be a whole number or null, not 'tall'"),
+    "a long text": ({"prompt": [["x" * 10**5]]}, "prompt must be a text, not [["),
+    "a long name": ({"x" * 10**5: 1}, "no setting of an image named"),
+    "steps without end": ({"steps": 10**9}, "steps"),
+    "no steps": ({"steps": -1}, "steps must be a whole number"),
+    "guidance of a list": ({"guidance": [3]}, "guidance must be a number or null, not [3]"),
+    "an infinite guidance": ({"guidance": float("inf")}, "does not say what it was drawn with"),
+    "NaN": ({"guidance": float("nan")}, "does not say what it was drawn with"),
+    "nested without end": ({"options": [[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]}, "does not say what it was drawn with"),
+    "options of a text": ({"options": "eta"}, "options must be a mapping, not 'eta'"),
+    "an option of none": ({"options": {"etta": 1}}, "no option of"),
+    "a grid of a number": ({"grid": {"spacing": 3}}, "spacing"),
+    "a rule of a number": ({"guidance": 3.0, "guide": {"rule": 3}}, "rule"),
+    "a number beyond floats": ({"guidance": 3.0, "guide": {"rule": {"name": "apg", "norm_limit": 2**63 - 1}}}, ""),
+    "numbers of texts": ({"numbers": {"top": "x"}}, "numbers must be a mapping to numbers, not {'top': 'x'}"),
+    "a SHA-256 of a number": ({"sha256": {"weights": 3}}, "sha256 must be a mapping to texts, not {'weights': 3}"),
+    "a SHA-256 of a place": ({"sha256": {"out": "3"}}, "no file that has a SHA-256 named 'out'"),
+    "no SHA-256": ({"sha256": [3]}, "sha256 must be a mapping to texts, not [3]"),
+    "a provenance of a list": ({"provenance": [1]}, "provenance must be a mapping to texts, not [1]"),
+    "a provenance of numbers": ({"provenance": {"torch": 2}}, "provenance must be a mapping to texts, not {'torch': 2}"),
+    "another device": ({"device": "cuda:99"}, "no device 'cuda:99' here"),
+    "a device of a path": ({"device": "/dev/sda"}, "no device '/dev/sda' here"),
+    "an infinite tile": ({"tile": 0}, "tile"),
+    "a dtype of a list": ({"dtype": {"vae": ["bf16"]}}, "dtype must be"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def honest(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture of ours."""
+    given = {"weights": str(files / "sd1.safetensors"), "prompt": "a cat", "progress": False, **SMALL}
+    return sampled({**given, "out": str(tmp_path_factory.mktemp("honest"))})[0].images[0]
+
+
+def crafted(path: Path, honest: Path, says: Any) -> Path:
+    """Its pixels, with something else said of them."""
+    info = PngInfo()
+    info.add_text("settings", json.dumps(says))
+    with Image.open(honest) as picture:
+        picture.save(path, pnginfo=info)
+    return path
+
+
+@pytest.mark.parametrize(("says", "message"), CRAFTED.values(), ids=list(CRAFTED))
+def test_what_a_picture_says_is_checked(says: dict[str, Any], message: str, honest: Path, tmp_path: Path) -> None:
+    """One line that names it and is fit to be printed, and nothing is written; or, where all is sound, one image in the usual place."""
+    os.mkfifo(tmp_path / "pipe")
+    says = {name: str(tmp_path / "pipe") if value == "{pipe}" else value for name, value in says.items()}
+    path = crafted(tmp_path / "crafted.png", honest, {**read_settings(honest), **says})
+    if not message:
+        (out, images), _ = again(path)
+        assert (out.parent, len(images)) == (Path("samples"), 1)
+        return
+    with pytest.raises((ValueError, OSError), match=re.escape(message)) as error:
+        again(path)
+    assert str(path) in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) <= 500
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["crafted.png", "pipe"]
+
+
+def test_a_picture_of_a_run_names_no_place(tmp_path: Path) -> None:
+    """Away from its run's samples it says where these are, and nothing is written there unless that is asked for."""
+    models.save(models.build(RUN), tmp_path / "run" / "checkpoint.safetensors")
+    first = run(run="run", n=1, steps=1, device="cpu")[0].images[0]
+    again(first)
+    before = sorted((tmp_path / "run").rglob("*"))
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match=r"copy\.png does not lie in .*run/samples.*: out=\.\.\. says where images go"):
+        again(copy)
+    with pytest.raises(ValueError, match=r"out=\.\.\. says where images go"):
+        again(copy, steps=2)
+    assert sorted((tmp_path / "run").rglob("*")) == before
+    assert again(copy, out="here")[1] == f"the same as {copy}, to the last bit"
+
+
+def test_each_setting_is_declared_once() -> None:
+    """What an image says of itself is all but places and numbers of images; what is a path is text to the command line, as it stands."""
+    for params in (SampleParams, TextToImageParams):
+        assert {"out", "n", "batch_size", "progress"}.isdisjoint(recorded(params))
+        assert {"seed", "device", "sha256", "steps"} <= {*recorded(params)}
+        for name in (*named(params, WEIGHTS, PICTURE), "out"):
+            assert compose("samplers", [f"{name}=my (cat), 1=2"])[name] == "my (cat), 1=2"
+
+
+def test_a_terminal_is_safe(honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pixels differ, what the picture says of versions is printed without control characters."""
+    says = read_settings(honest)
+    path = crafted(tmp_path / "a.png", honest, {**says, "provenance": {**says["provenance"], "torch": "\x1b[2J\n" + "9" * 10**5}})
+    monkeypatch.setattr("samplers.text_to_image.generate", lambda *args, **kwargs: generate(*args, **kwargs) * 0.9)
+    said = again(path)[1]
+    assert said.startswith(f"not the same as {path}: it differs by up to")
+    assert said.isprintable()
+    assert len(said) <= 500
