@@ -10,17 +10,20 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
+import models
 from configs import command_line, compose, compose_sweep
 from configs.sweep import combinations, run_all
 from configs.texts import is_text
 from eval import __main__ as program
 from eval import scoring
 from eval.settings import ScoreParams
+from models.files import read_json_lines
 from samplers.run import SampleParams
 from samplers.text_to_image import TextToImageParams
 from train.data import DATASETS
 from train.latents import LatentParams
 from train.run import OBJECTIVES
+from train.run import run as train_run
 
 
 def test_every_combination_is_a_run_and_the_last_setting_changes_first() -> None:
@@ -298,3 +301,16 @@ def test_processes_of_torchrun_run_no_sweep(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="torchrun shares one run among processes: start one for each run of a sweep"):
         run_all([("a", {}), ("b", {})], lambda config: 0, lambda configs: None)
+
+
+def test_a_sweep_of_trainings_again_trains_nothing_again(tmp_path: Path) -> None:
+    """Runs that are done are found done, each in its own folder, and what they learned differs by their seeds."""
+    tiny = ["channels=8", "channel_mult=[1]", "attention=[0]", "middle_attention=0", "head_dim=8", "groups=4"]
+    settings = ["experiment=digits_unet", *(f"model.network.{setting}" for setting in tiny), "train.steps=2", "train.warmup=1"]
+    settings += ["wandb=false", "device=cpu", "progress=false", f"run={tmp_path}", "train.seed=0,1"]
+    for _ in range(2):
+        assert run_all(compose_sweep("train", settings), lambda config: 0 if train_run(config) else 1, lambda configs: None) == 0
+    places = [tmp_path / f"train.seed={seed}" for seed in (0, 1)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [place.name for place in places]
+    assert models.load(places[0]).fingerprint != models.load(places[1]).fingerprint
+    assert [line["step"] for line in read_json_lines(places[0] / "metrics.jsonl")] == [2]
