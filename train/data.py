@@ -105,7 +105,7 @@ class ImageFolder:
     channels    3 for colour, 1 for grey
     max_pixels  of one picture
     classes     their names, by number
-    kept        what a run must find again when it is resumed: the classes, and SHA-256 of the pictures' names in their order
+    kept        what a run must find again when it is resumed: the classes, and the pictures' names in their order
     """
 
     def __init__(self, folder: str | Path, size: int | None = None, channels: Literal[1, 3] = 3, max_pixels: int = MAX_PIXELS) -> None:
@@ -117,7 +117,7 @@ class ImageFolder:
         number = {name: i for i, name in enumerate(self.classes)}
         self.labels = torch.tensor([number[label] for label in listing.labels]) if listing.labels else None
         self.num_classes = len(self.classes) or None
-        self.kept = {"classes": self.classes, "files": listing.sha256}
+        self.kept = {"classes": self.classes, "files": listing.summary}
         first = self._read(self.files[0])
         self.shape = (first.shape[0], first.shape[1], first.shape[2])
 

@@ -45,9 +45,10 @@ class Listing:
         return [self.folder / name for name in self.names]
 
     @property
-    def sha256(self) -> str:
-        """Of all names in their order."""
-        return hashlib.sha256("\n".join(self.names).encode()).hexdigest()
+    def summary(self) -> str:
+        """What tells this listing from others: "12 from cat/0.png to dog/5.png, SHA-256 ..." (of all names in their order)."""
+        digest = hashlib.sha256("\n".join(self.names).encode()).hexdigest()
+        return f"{len(self.names)} from {self.names[0]} to {self.names[-1]}, SHA-256 {digest}"
 
     @cached_property
     def labels(self) -> list[str] | None:
@@ -88,6 +89,7 @@ def list_pictures(folder: str | Path) -> Listing:
     lead to one folder twice, a name that is not UTF-8 or holds control characters.
     """
     folder = Path(folder)
+    check_name("the path of the pictures", str(folder))
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no such folder of pictures: {folder}" if not folder.exists() else f"{folder} is a file, not a folder of pictures"

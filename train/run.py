@@ -201,7 +201,8 @@ def _check_resumable(folder: Path, config: Mapping[str, Any], model: Model, sett
         was = read_json(before)
         require_same(folder, was.get("objective"), config["objective"], "objective")
         if not isinstance(config["data"], str | Path):  # what became of captioned images is in the checkpoint's settings
-            data_was, data_now = ({**either["data"], "folder": None} for either in (was, config))  # images may have moved
+            moved = {"folder": None, "max_pixels": None}  # pictures may have moved, and a limit that one of them broke be raised
+            data_was, data_now = ({**either["data"], **moved} for either in (was, config))
             require_same(folder, data_was, data_now, "data")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -249,11 +250,19 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
+def is_names(value: Any) -> bool:
+    """Whether that is a list of texts, such as the names of the classes: the first one that differs says more than all of them."""
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
 def require_same(folder: Path, saved: Any, given: Any, where: str = "") -> None:
     """ValueError at the first setting in which a folder's run differs from what is asked for, as JSON holds it."""
     if isinstance(saved, Mapping) and isinstance(given, Mapping):
         for key in sorted(saved.keys() | given.keys()):
             require_same(folder, saved.get(key), given.get(key), f"{where}.{key}" if where else key)
+    elif is_names(saved) and is_names(given):
+        for i, (before, now) in enumerate(zip_longest(saved, given)):
+            require_same(folder, before, now, f"{where}[{i}]")
     elif saved != (given := json.loads(json.dumps(strict(given), default=str))):
         raise ValueError(
             f"{folder} was trained with {where}={saved}, not {given}: use that to resume it, or another run folder to start anew"

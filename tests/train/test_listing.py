@@ -14,6 +14,7 @@ from eval.images.folder import FolderPictures
 from train.captions import CaptionedImages
 from train.data import ImageFolder
 from train.listing import class_order, list_pictures
+from train.run import run
 
 
 def put(path: Path, caption: str | None = None) -> Path:
@@ -60,7 +61,8 @@ def test_all_readers_find_the_same_pictures(tmp_path: Path) -> None:
     assert data.classes == ["cat", "dog"]
     assert data.labels is not None
     assert [data.classes[i] for i in data.labels] == scored.labels == ["cat", *["dog"] * 7]
-    assert data.kept == {"classes": ["cat", "dog"], "files": hashlib.sha256("\n".join(expected).encode()).hexdigest()}
+    digest = hashlib.sha256("\n".join(expected).encode()).hexdigest()
+    assert data.kept == {"classes": ["cat", "dog"], "files": f"8 from cat/z.png to dog/g.bmp, SHA-256 {digest}"}
 
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
@@ -121,6 +123,8 @@ def test_names_that_cannot_be_written_down_are_refused(tmp_path: Path) -> None:
         place = tmp_path / str(len(list(tmp_path.iterdir())))
         put(Path(os.fsdecode(os.path.join(os.fsencode(place), name))))
         assert refusal(place) == f"a name in {place} is not UTF-8 or holds control characters: rename {shown}"
+    with pytest.raises(ValueError, match=r"a name in the path of the pictures is not UTF-8 .* rename .*caf\\xe9$"):
+        list_pictures(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"1", b"caf\xe9")))
 
 
 def test_captions_are_found_whatever_the_form_of_names(tmp_path: Path) -> None:
@@ -174,3 +178,45 @@ def test_the_limit_of_pixels_can_be_raised(tmp_path: Path) -> None:
     (picture,) = FolderPictures(tmp_path, max_pixels=15).read([0])
     assert "raise max_pixels" in getattr(picture, "reason", "")
     assert FolderPictures(tmp_path, max_pixels=15).stamp != FolderPictures(tmp_path).stamp
+
+
+def test_a_run_goes_on_with_the_same_pictures_and_classes_alone(tmp_path: Path) -> None:
+    """Which number is which class is kept, and what the pictures are called. They may move, and max_pixels may be raised."""
+    for name in ("cat", "horse"):
+        for i in range(2):
+            put(tmp_path / "a" / name / f"{i}.png")
+    network = {"name": "dit", "in_channels": 1, "image_size": 4, "patch_size": 2, "hidden": 8, "depth": 1, "heads": 1, "num_classes": 2}
+    data = {"name": "folder", "channels": 1}
+    config = {
+        "run": str(tmp_path / "run"),
+        "model": {"network": network, "schedule": {"name": "flow"}, "prediction": "flow"},
+        "objective": {"name": "denoising", "weighting": {"name": "uniform"}},
+        "train": {"steps": 1, "batch_size": 2},
+        "progress": False,
+        "wandb": False,
+        "device": "cpu",
+    }
+
+    def go_on(folder: str, steps: int, **more: int) -> None:
+        run(
+            {
+                **config,
+                "data": {**data, "folder": str(tmp_path / folder), **more},
+                "train": {"steps": steps, "batch_size": 2},
+                "resume": True,
+            }
+        )
+
+    go_on("a", 1)
+    (tmp_path / "a").rename(tmp_path / "b")
+    go_on("b", 2, max_pixels=16)
+    (tmp_path / "b" / "horse").rename(tmp_path / "b" / "ant")
+    with pytest.raises(ValueError, match=r"classes\[0\]=cat, not ant"):
+        go_on("b", 3)
+    for i in range(2):
+        (tmp_path / "b" / "ant" / f"{i}.png").rename(put(tmp_path / "b" / "horse" / f"{i}.jpg"))
+    (tmp_path / "b" / "ant").rmdir()
+    with pytest.raises(
+        ValueError, match=r"data\.files=4 from cat/0\.png to horse/1\.png, SHA-256 \w+, not 4 from cat/0\.png to horse/1\.jpg, SHA"
+    ):
+        go_on("b", 3)
