@@ -20,7 +20,7 @@ from diffusion.spec import check_at_least_one, check_call, check_names, make_par
 from models import PUBLISHED, Model
 from models.device import find_device
 from samplers.generate import HANDOVER, generate, image_size
-from samplers.pictures import covering, read_image, read_mask
+from samplers.pictures import MAX_PIXELS, covering, read_image, read_mask
 from samplers.prompting import vector_numbers
 from samplers.provenance import provenance
 from samplers.reference import edits, follows, usual_strength
@@ -58,6 +58,7 @@ class TextToImageParams:
     handover: float | None = None
     image: str | None = field(default=None, metadata=PICTURE)
     mask: str | None = field(default=None, metadata=PICTURE)
+    max_pixels: int = field(default=MAX_PIXELS, metadata=PLACE)
     strength: float | None = None
     image_guidance: float | None = None
     true_cfg: float | None = None
@@ -166,8 +167,8 @@ def _paths(given: str | Sequence[str] | None) -> list[str]:
 
 def _pictures(params: TextToImageParams, model: Model) -> tuple[Tensor | None, Tensor | None]:
     """The image and the mask, made to cover the size that is asked for, if one is."""
-    image = None if params.image is None else read_image(params.image)
-    mask = None if params.mask is None else read_mask(params.mask)
+    image = None if params.image is None else read_image(params.image, max_pixels=params.max_pixels)
+    mask = None if params.mask is None else read_mask(params.mask, max_pixels=params.max_pixels)
     if image is None or mask is None or image.shape[2:] == mask.shape[2:]:
         size = None if params.height is None and params.width is None else image_size(model, params.height, params.width)
         return None if image is None else covering(image, size), None if mask is None else covering(mask, size)

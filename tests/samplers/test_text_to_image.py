@@ -476,3 +476,12 @@ def test_a_terminal_is_safe(honest: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert said.startswith(f"not the same as {path}: it differs by up to")
     assert said.isprintable()
     assert len(said) <= 500
+
+
+def test_the_limit_of_pixels_is_a_setting(files: Path) -> None:
+    """Of image and mask; what it is set to changes no image, and is not recorded."""
+    given: dict[str, Any] = {"weights": files / "sd1.safetensors", "prompt": "a cat", "image": files / "image.png", **SMALL}
+    with pytest.raises(ValueError, match=r"image\.png has 80x48 = 3,840 pixels, more than max_pixels=3,839: make it smaller, or raise"):
+        run(**given, max_pixels=3839)
+    (_, images), _ = run(**given, max_pixels=3840)
+    assert "max_pixels" not in read_settings(images[0])
