@@ -72,6 +72,8 @@ def describe(
     _check_family(found, base, name)
     if of.prediction == "flow" and said not in (None, "flow"):
         raise ValueError(f"{found.files[0].path} is of {of.title}, which predicts flow, and not {said!r}: leave prediction out")
+    if of.prediction != "flow":
+        _check_scheduler(found)
     if asked and not found.backbone:
         _check_latents(found, name)
     towers = find_towers(found, base)
@@ -251,13 +253,18 @@ def _marked(files: list[TensorFile], *keys: str) -> bool:
 # The schedule ----------------------------------------------------------------------------------------------------------
 
 
-def _schedule(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
-    """What marks, configurations and a table among the tensors change in a family's schedule: the last of these that says something."""
+def _check_scheduler(found: Findings) -> None:
+    """ValueError for a scheduler's configuration that calls its network otherwise than families here are called."""
     config, where = found.scheduler, found.scheduler_file or found.files[0].path
     name = str(config.get("_class_name", ""))
     foreign_edm = _is_edm(found) and (config.get("sigma_data", 0.5) != 0.5 or config.get("prediction_type", "epsilon") != "epsilon")
     if name.startswith(("FlowMatch", "Cosine")) or foreign_edm:
         raise ValueError(f"{where}: its scheduler's configuration names {name} with settings that no family here was trained with")
+
+
+def _schedule(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What marks, configurations and a table among the tensors change in a family's schedule: the last of these that says something."""
+    config, where = found.scheduler, found.scheduler_file or found.files[0].path
     try:
         check_settings(config, SCHEDULER_SETTINGS)
     except ValueError as error:
