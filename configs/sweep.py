@@ -68,7 +68,7 @@ def run_all(
     except KeyboardInterrupt:
         _status("after all runs", lambda: after(configs))
         print("stopped: called again, runs that are done are not repeated", file=sys.stderr, flush=True)
-        raise
+        raise KeyboardInterrupt("said") from None
     for what in failed:
         print(f"failed: {what}", file=sys.stderr, flush=True)
     status = _status("after all runs", lambda: after(configs))

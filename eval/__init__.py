@@ -1,5 +1,6 @@
 """Features, metrics, benchmarks and reports."""
 
+import diffusion.starting  # noqa: F401
 from eval.metrics.accuracy import label_accuracy
 from eval.metrics.figure import Figure
 from eval.metrics.frechet import frechet_distance, frechet_infinity

@@ -10,6 +10,7 @@ from typing import Any
 
 from configs import command_line
 from diffusion.spec import lookup
+from diffusion.starting import started
 from eval import reference, scoring
 from eval.bench import features, frechet, loading, networks, orders, samplers
 from eval.digits import quickstart
@@ -55,7 +56,7 @@ def _score(config: dict[str, Any]) -> int:
     except KeyboardInterrupt:
         if _leads():
             print("stopped: called again it goes on from there", file=sys.stderr, flush=True)
-        raise
+        raise KeyboardInterrupt("said") from None
     if written is not None:
         print(*(f"note: {note}" for note in written.result.notes), sep="\n", end="\n" * bool(written.result.notes))
         print(f"result{'' if written.new else ', which was there already'}: {written.path.resolve()}")
@@ -93,4 +94,5 @@ def _benchmark(config: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
+    started()
     command_line("eval", main, after_all)

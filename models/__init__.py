@@ -1,5 +1,6 @@
 """Networks, and `build`, `load`, `save`, `download`: descriptions and files to models and back."""
 
+import diffusion.starting  # noqa: F401
 from models.checkpoints import load, save
 from models.clip import CLIPText, CLIPTextParams
 from models.conditioning import check_labels

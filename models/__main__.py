@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from diffusion.starting import started
 from models.download import FILES, PATIENCE, PUBLISHED, download
 
 
@@ -38,4 +39,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    started()
     sys.exit(main())

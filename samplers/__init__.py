@@ -1,5 +1,6 @@
 """Solvers, one per file; `sample`, which runs any of them by name; `generate`, prompts to images."""
 
+import diffusion.starting  # noqa: F401
 from samplers.consistency import consistency
 from samplers.ddim import ddim
 from samplers.ddpm import ddpm

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from configs import command_line
+from diffusion.starting import started
 from samplers.modes import sampled
 from samplers.results import SHOWN
 
@@ -19,4 +20,5 @@ def main(config: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
+    started()
     command_line("samplers", main)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import UnionType
@@ -314,3 +316,32 @@ def test_a_sweep_of_trainings_again_trains_nothing_again(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == [place.name for place in places]
     assert models.load(places[0]).fingerprint != models.load(places[1]).fingerprint
     assert [line["step"] for line in read_json_lines(places[0] / "metrics.jsonl")] == [2]
+
+
+@pytest.mark.parametrize("program", ["train", "samplers", "eval"])
+def test_ctrl_c_while_a_program_is_imported_is_one_line(program: str, tmp_path: Path) -> None:
+    """Status 130, and no traceback; here within an import of torch that takes long."""
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", program]
+    code = f"import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler); os.execv({command[0]!r}, {command!r})"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=-1, stderr=-1, text=True,
+        cwd=Path(__file__).parents[1], env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate()
+    assert (process.returncode, error) == (130, "stopped before it began\n")
+
+
+def test_ctrl_c_while_a_program_gets_ready_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it composes its configuration, or loads a model: whatever does not say more."""
+
+    def interrupted(config: dict[str, Any]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["eval", "samples=x"])
+    with pytest.raises(SystemExit) as ended:
+        command_line("eval", interrupted)
+    assert (ended.value.code, capsys.readouterr().err) == (130, "stopped\n")

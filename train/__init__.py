@@ -1,5 +1,6 @@
 """Data sets, objectives, the training loop, distillation, and `run`, which does what `python -m train` does."""
 
+import diffusion.starting  # noqa: F401
 from train.loop import TrainParams, train
 from train.run import run
 

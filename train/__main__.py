@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 import models
 from configs import command_line
 from diffusion.spec import check_type
+from diffusion.starting import started
 from models.checkpoints import native
 from train.export import exported, telling
 from train.run import run
@@ -53,4 +54,5 @@ def _command() -> str:
 
 
 if __name__ == "__main__":
+    started()
     command_line("train", main)
