@@ -24,7 +24,7 @@ from samplers.pictures import read_settings, save_png
 from samplers.results import Outcome
 from samplers.run import SampleParams
 from samplers.settings import PICTURE, WEIGHTS, named, recorded
-from samplers.text_to_image import TextToImageParams, text_to_image
+from samplers.text_to_image import TextToImageParams, loaded, text_to_image
 
 SMALL: dict[str, Any] = {"height": 32, "width": 64, "steps": 2, "device": "cpu"}
 NETWORK = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
@@ -485,3 +485,12 @@ def test_the_limit_of_pixels_is_a_setting(files: Path) -> None:
         run(**given, max_pixels=3839)
     (_, images), _ = run(**given, max_pixels=3840)
     assert "max_pixels" not in read_settings(images[0])
+
+
+def test_zero_snr_is_a_setting_of_the_weights(tmp_path: Path) -> None:
+    """As family and prediction are."""
+    models.save(models.miniature("sd1"), tmp_path / "a.safetensors", layout="ldm")
+    settings: dict[str, Any] = {"weights": str(tmp_path / "a.safetensors"), "prompt": "", "prediction": "v"}
+    for zero_snr, last in ((True, True), (None, False)):
+        model = loaded(TextToImageParams(**settings, zero_snr=zero_snr), "weights")
+        assert (float(model.schedule.alpha(999)) == 0) == last
