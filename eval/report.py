@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from PIL import Image
 
 from eval.drawing import guidance_name, svg, unique
 from eval.figures import METRICS
@@ -32,6 +31,7 @@ from eval.report_plots import (
 )
 from eval.results import Result, Scored, comparable_parts, read_result
 from models.files import replacing
+from samplers.pictures import open_picture
 from train.listing import is_hidden
 
 ACROSS = 372  # CSS pixels that a small sheet may be magnified to
@@ -498,14 +498,13 @@ def _pairs(table: Table) -> list[tuple[str, str]]:
 def _sheet(name: str, path: Path) -> dict[str, object]:
     """A sheet within the page: a small one magnified by a whole number, a large one made smaller, and then stored as JPEG."""
     try:
-        with Image.open(path) as file:
-            image = file.convert("RGBA" if "A" in file.getbands() else "RGB")
-    except OSError as error:
+        image = open_picture(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as the picture sheet of {name!r}: {error}") from None
     buffer = io.BytesIO()
     kind = "JPEG" if max(image.size) > STORED else "PNG"
     image.thumbnail((STORED, STORED))
-    image.convert("RGB" if kind == "JPEG" else image.mode).save(buffer, kind, quality=90)
+    image.save(buffer, kind, quality=90)
     times = min(10, max(1, ACROSS // image.width))
     address = picture_address(buffer.getvalue(), kind.lower())
     return {"name": name, "source": address, "width": image.width * times, "pixels": image.width <= ACROSS}

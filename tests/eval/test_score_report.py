@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -323,6 +324,10 @@ def test_refusals_say_what_would_be_right(tmp_path: Path) -> None:
         markdown_table([result("a", {"fid": fid(1.0)})] * 2)
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"a\.png cannot be read as the picture sheet of 'a'"):
+        write_scores_report(tmp_path / "r.html", [result("a", {"fid": fid(1.0)})], {"a": tmp_path / "a.png"})
+    (tmp_path / "a.png").unlink()
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png cannot be read as the picture sheet of 'a': .* device or pipe"):
         write_scores_report(tmp_path / "r.html", [result("a", {"fid": fid(1.0)})], {"a": tmp_path / "a.png"})
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
