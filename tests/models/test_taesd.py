@@ -44,6 +44,9 @@ def test_output_and_gradients_equal_diffusers(channels: int, count: int) -> None
     for out, reference in zip(mine, expected, strict=True):
         assert relative_error(out, reference) <= 1e-5
 
+    # In float64: rounding to float32 puts a ReLU on the other side of zero on some processors, and its gradient with it.
+    ours, theirs, images, latents = ours.double(), theirs.double(), images.double(), latents.double()
+    mine, expected = [ours.encode(images), ours.decode(latents)], [theirs.encode(images).latents, theirs.decode(latents).sample]
     loss, reference = (sum((x * normal(*x.shape)).sum() for x in outputs) for outputs in (mine, expected))
     assert isinstance(loss, Tensor)
     assert isinstance(reference, Tensor)
@@ -52,7 +55,7 @@ def test_output_and_gradients_equal_diffusers(channels: int, count: int) -> None
     for name, p in ours.named_parameters():
         peer = theirs.get_parameter(translated(name))
         assert p.grad is not None
-        assert (p.grad - peer.grad).norm() <= 1e-4 * peer.grad.norm(), name
+        assert (p.grad - peer.grad).norm() <= 1e-11 * peer.grad.norm(), name
 
 
 def test_layers_are_numbered_as_published() -> None:
