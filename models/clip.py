@@ -18,7 +18,7 @@ from models.tokenizer import EOS
 class CLIPTextParams:
     """One text tower; the default is that of OpenAI's ViT-L/14.
 
-    vocab       tokens it knows; more than 49408 for added ones
+    vocab       tokens it knows; 49408, and more for learned words or for a vocabulary of its own
     length      tokens it can read at once, BOS and EOS included
     activation  between the two layers of the MLP: "quick_gelu" (OpenAI), x * sigmoid(1.702 x), or "gelu" (OpenCLIP)
     projection  width of the pooled output; None: that of the tower, for there is no projection
@@ -87,15 +87,15 @@ class CLIPText(nn.Module):
             states.append(x)
         return states
 
-    def pool(self, last_state: Tensor, tokens: Tensor, projected: bool = True) -> Tensor:
-        """The last state (B, L, width) at each row's first EOS, through norm and, if `projected`, projection: (B, projection or width).
+    def pool(self, last_state: Tensor, tokens: Tensor, projected: bool = True, eos: int = EOS) -> Tensor:
+        """The last state (B, L, width) at each row's first `eos`, through norm and, if `projected`, projection: (B, projection or width).
 
         The first, because padding may be EOS as well; and not the greatest id, which may be that of an added token.
         """
-        end = tokens == EOS
+        end = tokens == eos
         # Not on a GPU, where looking would wait for the device.
         if end.device.type == "cpu" and not torch.compiler.is_compiling() and not end.any(dim=1).all():
-            raise ValueError(f"a row of tokens has no end of text ({EOS}): put one behind the prompt")
+            raise ValueError(f"a row of tokens has no end of text ({eos}): put one behind the prompt")
         row = last_state[torch.arange(len(tokens), device=tokens.device), end.int().argmax(dim=1)]  # (B, width)
         row = self.norm(row)
         return self.projection(row) if projected and self.projection is not None else row

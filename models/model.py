@@ -4,6 +4,7 @@ the description that all of it is built from."""
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -152,7 +153,7 @@ class Model:
             copy.require(name).load_state_dict(unpacked(part, dtype), assign=True)
             copy.require(name).train(part.training)
         if copy.text is not None and self.text is not None:
-            copy.text.t5_tokenizer = self.text.t5_tokenizer
+            copy.text.t5_tokenizer, copy.text.tokenizers = self.text.t5_tokenizer, dict(self.text.tokenizers)
         return copy
 
     def network_denoiser(self, network: nn.Module | None = None) -> Denoiser:
@@ -232,12 +233,15 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all weights that images depend on: the same for every copy of them, wherever it lies and in every layout."""
+        """SHA-256 of all weights and own words that images depend on: the same for every copy, wherever it lies and in every layout."""
         parts = {FOLDERS.get(name, name): part for name, part in self.parts.items() if name != "preview"}
         tensors = dict(sorted((f"{name}.{key}", read) for name, part in parts.items() for key, read in values(part)))
         with ThreadPoolExecutor(4) as pool:  # gigabytes: one processor hashes slower than a disk reads, and each holds a tensor
             digests = pool.map(_sha256, tensors.values())
-            return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in zip(tensors, digests, strict=True)).encode()).hexdigest()
+            lines = [f"{name} {digest}\n" for name, digest in zip(tensors, digests, strict=True)]
+        own = {} if self.text is None else {name: tokenizer.describe() for name, tokenizer in sorted(self.text.tokenizers.items())}
+        lines += [f"text.{name} {json.dumps(description, sort_keys=True)}\n" for name, description in own.items()]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def check_finite(self) -> None:
         """ValueError that names the first weight which is not finite, and its file. Reads all weights, which `load` need not."""

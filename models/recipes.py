@@ -43,6 +43,7 @@ class TextParams:
     numbers    names of the numbers behind the pooled part of the vector, 256 sinusoids each (Podell et al. 2023)
     null       what "no prompt" is: the encoded "" ("empty"), or zeros for context and pooled part ("zeros"); numbers stay
     t5         T5's states follow CLIP's context along the sequence, `t5_length` rows; CLIP's are filled up with zeros to T5's width
+    tokens     of a chunk, BOS and EOS included; None: as many as all towers read
     width      where there may be no T5: width of the context, in which zeros stand for T5's rows
     """
 
@@ -53,11 +54,12 @@ class TextParams:
     t5: T5Params | None = None
     t5_length: int = 512
     width: int | None = None
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_names("rule for null", [self.null], ["empty", "zeros"])
         check_names("tower", [use.tower for use in self.uses], self.towers)
-        check_at_least_one(self, "t5_length", "width")
+        check_at_least_one(self, "t5_length", "width", "tokens")
         check_range(self, "t5_length", most=LONGEST_T5)
         if not self.uses:
             raise ValueError("a text encoder needs at least one use of a tower")
@@ -67,8 +69,9 @@ class TextParams:
             layers = self.towers[use.tower].layers
             if not 0 <= (use.blocks or 0) <= layers:
                 raise ValueError(f"the tower {use.tower!r} has {layers} blocks: there is no state after {use.blocks}")
-        if len(lengths := {self.towers[use.tower].length for use in self.uses}) > 1:
-            raise ValueError(f"towers read {sorted(lengths)} tokens at once: contexts stand side by side, so let all read as many")
+        lengths = {self.towers[use.tower].length for use in self.uses}
+        if not 2 < self.length <= min(lengths):
+            raise ValueError(f"a chunk has 3 to {min(lengths)} tokens, as many as all towers read, not {self.length}")
         self._check_widths()
 
     def _check_widths(self) -> None:
@@ -82,7 +85,7 @@ class TextParams:
     @property
     def length(self) -> int:
         """Tokens of a chunk, BOS and EOS included."""
-        return self.towers[self.uses[0].tower].length
+        return self.tokens or min(self.towers[use.tower].length for use in self.uses)
 
     @property
     def joint(self) -> bool:

@@ -6,12 +6,16 @@ with "▁". What is in no piece is the token <unk>.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from diffusion.spec import check_type
+from models.tokenizer_json import LARGEST_FILE, MOST_TOKENS, check_charsmap, check_pieces, check_unigram, parse
+from models.tokenizer_library import guarded, library
 
 PAD, EOS, UNK = 0, 1, 2
 EXTRA = 100  # <extra_id_99> ... <extra_id_0> behind the pieces of spiece.model, marks of T5's training
@@ -27,6 +31,8 @@ class T5Tokenizer:
     @classmethod
     def open(cls, path: str | Path) -> T5Tokenizer:
         """From a `tokenizer.json` or a `spiece.model`, told apart by what is in it. ValueError for any other file."""
+        if (size := Path(path).stat().st_size) > LARGEST_FILE:
+            raise ValueError(f"{path} has {size:,} bytes, and no known tokenizer's has over {LARGEST_FILE:,}")
         data = Path(path).read_bytes()
         try:
             return cls.from_json(data.decode() if data.lstrip()[:1] == b"{" else _converted(data))
@@ -36,9 +42,9 @@ class T5Tokenizer:
     @classmethod
     def from_json(cls, text: str) -> T5Tokenizer:
         """From the contents of a `tokenizer.json`. ValueError where they are not T5's."""
-        if (kind := _model_kind(text)) != "Unigram":
-            raise ValueError(f"it holds the model {kind!r}, where T5's is 'Unigram'")
-        backend = _unharmed(_library().Tokenizer.from_str, text)
+        check_type("a tokenizer.json", text, str)
+        check_unigram(parse(text))
+        backend = _backend(library().Tokenizer.from_str, text)
         first = [backend.id_to_token(i) for i in (PAD, EOS)]
         if first != ["<pad>", "</s>"]:
             raise ValueError(f"its first tokens are not T5's <pad> and </s>, but {first[0]!r} and {first[1]!r}")
@@ -68,7 +74,7 @@ class T5Tokenizer:
         """Token ids, each with the number of characters of the text up to its end."""
         if not isinstance(text, str):
             raise ValueError(f"a prompt is a text, not {text!r}")
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        encoding = guarded(self._backend.encode, text, add_special_tokens=False)
         return [(token, end) for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def detokenize(self, ids: Sequence[int]) -> str:
@@ -76,56 +82,36 @@ class T5Tokenizer:
         for token in ids:
             if not 0 <= token < self.size:
                 raise ValueError(f"{token} is no token: ids are 0 to {self.size - 1}")
-        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+        return str(guarded(self._backend.decode, list(ids), skip_special_tokens=False))
 
 
-def _library() -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ValueError(f"T5's tokens need the package tokenizers ({error}): pip install tokenizers") from error
-    return tokenizers
-
-
-def _model_kind(text: str) -> Any:
-    try:
-        return json.loads(text)["model"]["type"]
-    except (KeyError, TypeError, RecursionError, ValueError) as error:
-        raise ValueError(f"it describes no model ({type(error).__name__}: {error})") from None
-
-
-def _unharmed(make: Callable[..., Any], *args: Any) -> Any:
+def _backend(make: Callable[..., Any], *args: Any) -> Any:
     """The library's tokenizer that `make` returns, if it reads text at all; as long as the text, whatever length its file asks for."""
-    try:
-        backend = make(*args)
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode("a ½ \U0010fffd")  # a letter, one to be mended, one in no piece
-    except BaseException as error:  # the library panics at some damage, which is no Exception
-        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
-            raise
-        raise ValueError(f"it is damaged ({error})") from None
+    backend = guarded(make, *args)
+    guarded(backend.no_truncation)
+    guarded(backend.no_padding)
+    guarded(backend.encode, "a ½ \U0010fffd")  # a letter, one to be mended, one in no piece
     return backend
 
 
 def _converted(data: bytes) -> str:
     """The tokenizer.json that transformers makes of a spiece.model."""
-    return str(_unharmed(_from_pieces, *_read_sentencepiece(data)).to_str())
+    return str(_backend(_from_pieces, *_read_sentencepiece(data)).to_str())
 
 
 def _from_pieces(pieces: list[tuple[str, float]], charsmap: bytes) -> Any:
     """As transformers has it: the marks of T5's training behind the pieces, and words split at blanks of any kind."""
-    library = _library()
+    kit = library()
     marks = [f"<extra_id_{i}>" for i in reversed(range(EXTRA))]
     known = {piece for piece, _ in pieces}
-    backend = library.Tokenizer(library.models.Unigram([*pieces, *((mark, 0.0) for mark in marks if mark not in known)], unk_id=UNK))
-    before, words = library.pre_tokenizers, library.pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    backend = kit.Tokenizer(kit.models.Unigram([*pieces, *((mark, 0.0) for mark in marks if mark not in known)], unk_id=UNK))
+    before, words = kit.pre_tokenizers, kit.pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     if charsmap:
-        backend.normalizer = library.normalizers.Precompiled(charsmap)
+        backend.normalizer = kit.normalizers.Precompiled(charsmap)
     backend.pre_tokenizer = before.Sequence([before.WhitespaceSplit(), words])
-    backend.decoder = library.decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    backend.add_special_tokens([library.AddedToken(name, normalized=False) for name in ("<pad>", "</s>", "<unk>", *marks)])
-    backend.post_processor = library.processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)])
+    backend.decoder = kit.decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    backend.add_special_tokens([kit.AddedToken(name, normalized=False) for name in ("<pad>", "</s>", "<unk>", *marks)])
+    backend.post_processor = kit.processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)])
     return backend
 
 
@@ -139,7 +125,7 @@ CHARSMAP, PREFIX, JOINED = 2, 3, 4  # of the normaliser: its table; "▁" before
 
 def _read_sentencepiece(data: bytes) -> tuple[list[tuple[str, float]], bytes]:
     """Pieces with their scores (log-probabilities), and the normaliser's table. ValueError for what is not a model like T5's."""
-    fields = list(_fields(data))
+    fields = list(islice(_fields(data), MOST_TOKENS))
     pieces = [_piece(value) for number, value in fields if number == PIECES]
     trainer, normalizer = (
         {inner: content for number, value in fields if number == which for inner, content in _fields(value)}
@@ -154,7 +140,11 @@ def _read_sentencepiece(data: bytes) -> tuple[list[tuple[str, float]], bytes]:
     charsmap = normalizer.get(CHARSMAP, b"")
     if not isinstance(charsmap, bytes):
         raise ValueError("its normaliser has no table")
-    return [(name, score) for name, score, _ in pieces], charsmap
+    if charsmap:
+        check_charsmap(charsmap)
+    found = [(name, score) for name, score, _ in pieces]
+    check_pieces(found)
+    return found, charsmap
 
 
 def _piece(data: int | bytes) -> tuple[str, float, int | bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal, cast
 
@@ -22,7 +22,7 @@ from models.t5 import T5
 from models.t5_tokenizer import EOS as T5_EOS
 from models.t5_tokenizer import PAD as T5_PAD
 from models.t5_tokenizer import T5Tokenizer
-from models.tokenizer import BOS, EOS, detokenize, tokenize
+from models.tokenizer import CLIPTokenizer, openai_tokenizer
 
 HEAVIEST = 100.0  # weight of a word, far beyond what a network can make sense of
 LEFT_OUT = "text encoders left out"  # how the note begins that says why there is no text, though some of its encoders are there
@@ -34,9 +34,9 @@ Word = tuple[int, float]  # a token and its weight
 
 @dataclass(frozen=True)
 class Words:
-    """A prompt in the tokens of CLIP and in those of T5, with their weights."""
+    """A prompt in the tokens of every tower of CLIP, by its name, and in those of T5, with their weights."""
 
-    clip: Sequence[Word] = ()
+    clip: Mapping[str, Sequence[Word]]
     t5: Sequence[Word] = ()
 
 
@@ -52,7 +52,8 @@ class TextCondition:
 class TextEncoder(nn.Module):
     """Prompts through the towers of one family. Conditions have the dtype and the device of the towers, the widest dtype if they differ.
 
-    t5_tokenizer  T5's tokens, which come in a file of their own; no part of the state dict
+    tokenizers    by tower, the vocabulary of those of CLIP that have one of their own, such as learned words; the others read OpenAI's
+    t5_tokenizer  T5's tokens, which come in a file of their own; neither is part of the state dict
     """
 
     def __init__(self, params: TextParams) -> None:
@@ -61,6 +62,7 @@ class TextEncoder(nn.Module):
         self.towers = nn.ModuleDict({name: CLIPText(tower) for name, tower in params.towers.items()})
         if params.t5:
             self.towers["t5"] = T5(params.t5)
+        self.tokenizers: dict[str, CLIPTokenizer] = {}
         self.t5_tokenizer: T5Tokenizer | None = None
 
     def encode(
@@ -71,6 +73,7 @@ class TextEncoder(nn.Module):
         weighted: bool = False,
         long: Literal["chunk", "cut"] = "chunk",
         chunks: int = 1,
+        clip_skip: int = 0,
     ) -> TextCondition:
         """The condition of a batch of prompts, L = `params.rows` times the number of chunks.
 
@@ -86,27 +89,34 @@ class TextEncoder(nn.Module):
                   whole: where a weight ends within a token, that of its last letter counts.
         long      "chunk": as many chunks as the longest prompt needs; "cut": what is beyond `chunks` is dropped
         chunks    how many there are at least; for guidance those of prompts and negative prompts together, see `count_chunks`
+        clip_skip take the state so many blocks before the one that the family takes, as in diffusers: 1 is the block before. (A1111 counts
+                  from 1, that is its "clip skip 2".) Pooled outputs and T5 are as ever
         """
         check_names("way with long prompts", [long], ["chunk", "cut"])
         self._check_chunks(chunks)
+        self.check_clip_skip(clip_skip)
         batch = [self._words(pieces) for pieces in _pieces(prompts, weighted)]
         waves = self._waves(numbers, len(batch))
         if long == "chunk":
-            chunks = max(chunks, *map(self._chunks, batch))
-        context, pooled = self._read(batch, chunks)
+            chunks = max(chunks, *(self._chunks(words.clip) for words in batch))
+        context, pooled = self._read(batch, chunks, clip_skip)
         return self._condition(context, pooled, waves, tuple(self._dropped(words, chunks) for words in batch))
 
     def count_chunks(self, prompts: Sequence[str], *, weighted: bool = False) -> int:
         """How many chunks the longest of these prompts needs, at least 1; 1 in families that have no more."""
-        return max(self._chunks(Words(_clip_words(pieces))) for pieces in _pieces(prompts, weighted))
+        return max(self._chunks(self._clip_words(pieces)) for pieces in _pieces(prompts, weighted))
 
-    def null(self, n: int, *, numbers: Numbers | None = None, like: TextCondition | None = None, chunks: int = 1) -> TextCondition:
+    def null(
+        self, n: int, *, numbers: Numbers | None = None, like: TextCondition | None = None, chunks: int = 1, clip_skip: int = 0
+    ) -> TextCondition:
         """What guidance steers away from where there is no negative prompt, n times, by the rule `params.null`.
 
         like    a condition of n prompts that this has to go with: gives the length of the context, and the numbers unless they are given
         chunks  the length of the context where there is no `like`
+        clip_skip  as in `encode`
         """
         p = self.params
+        self.check_clip_skip(clip_skip)
         if like is not None and len(like.context) != n:
             raise ValueError(f"null conditions for {n} prompts cannot be like a condition for {len(like.context)}")
         given = like.vector[:, p.pooled_dim :] if like is not None and like.vector is not None and numbers is None else None
@@ -116,7 +126,7 @@ class TextEncoder(nn.Module):
         if p.null == "zeros":
             context = torch.zeros(n, chunks * p.rows, p.context_dim, dtype=self.dtype, device=self.device)
             return self._condition(context, context.new_zeros(n, p.pooled_dim), waves, ("",) * n)
-        context, pooled = (repeat(x, "1 ... -> n ...", n=n) for x in self._read([Words()], chunks))
+        context, pooled = (repeat(x, "1 ... -> n ...", n=n) for x in self._read([self._words([])], chunks, clip_skip))
         return self._condition(context, pooled, waves, ("",) * n)
 
     @property
@@ -131,8 +141,43 @@ class TextEncoder(nn.Module):
         """One tower of CLIP by its name in `params.towers`."""
         return cast(CLIPText, self.towers[name])
 
+    def tokenizer(self, name: str) -> CLIPTokenizer:
+        """What a tower of CLIP reads."""
+        return self.tokenizers.get(name) or openai_tokenizer()
+
+    def check_vocabularies(self) -> None:
+        """ValueError where a tokenizer that is there has tokens that its tower does not know."""
+        sizes = {name: (tokenizer.size, self.params.towers[name].vocab) for name, tokenizer in self.tokenizers.items()}
+        if self.t5_tokenizer is not None and self.params.t5:
+            sizes["t5"] = (self.t5_tokenizer.size, self.params.t5.vocab)
+        for name, (size, rows) in sizes.items():
+            if size > rows:
+                raise ValueError(f"the tokenizer of {name} has {size} tokens and this tower knows {rows}: load the one that it came with")
+
+    def check_clip_skip(self, clip_skip: int) -> None:
+        """ValueError for a clip_skip that the towers cannot follow."""
+        check_type("clip_skip", clip_skip, int)
+        most = min((use.blocks for use in self.params.uses if use.blocks is not None), default=0) - 1
+        if most < 0 and clip_skip:
+            raise ValueError("no context comes from CLIP in this family: clip_skip has no meaning, leave it out")
+        if clip_skip and not 0 < clip_skip <= most:
+            raise ValueError(f"clip_skip, blocks of CLIP that are left out, lies in 0 ... {most} for this model, not {clip_skip}")
+
     def _words(self, pieces: Sequence[Piece]) -> Words:
-        return Words(_clip_words(pieces), _t5_words(self._tokens_of_t5(), pieces) if self.params.t5 else ())
+        t5 = _t5_words(self._tokens_of_t5(), pieces) if self.params.t5 else ()
+        return Words(self._clip_words(pieces), t5)
+
+    def _clip_words(self, pieces: Sequence[Piece]) -> dict[str, list[Word]]:
+        """By tower, its tokens of every piece apart, so that a weight may end within a word."""
+        self.check_vocabularies()
+        names = {name: self.tokenizer(name) for name in self.params.towers}
+        for name, tower in self.params.towers.items():
+            if names[name].size > tower.vocab:
+                raise ValueError(
+                    f"{name} knows {tower.vocab} words, and not CLIP's {names[name].size}: load the folder of its tokenizer too"
+                )
+        read = {each: [(token, weight) for text, weight in pieces for token in each.expand(each.tokenize(text))] for each in names.values()}
+        return {name: read[each] for name, each in names.items()}
 
     def _tokens_of_t5(self) -> T5Tokenizer:
         if self.t5_tokenizer is None:
@@ -141,30 +186,28 @@ class TextEncoder(nn.Module):
                 "tokenizer_2/ of black-forest-labs/FLUX.1-schnell, in tokenizer_3/ of stabilityai/stable-diffusion-3.5-large and in "
                 "google/t5-v1_1-xxl"
             )
-        if self.params.t5 and self.t5_tokenizer.size > self.params.t5.vocab:
-            raise ValueError(
-                f"the tokenizer has {self.t5_tokenizer.size} tokens and this T5 knows {self.params.t5.vocab}: load the one that it was "
-                "published with"
-            )
         return self.t5_tokenizer
 
     def _check_chunks(self, chunks: int) -> None:
         if chunks < 1 or (chunks > 1 and self.params.joint):
             raise ValueError(f"chunks must be {'1 for this family' if self.params.joint else 'at least 1'}, not {chunks}")
 
-    def _chunks(self, words: Words) -> int:
-        return 1 if self.params.joint else max(1, -(-len(words.clip) // (self.params.length - 2)))
+    def _chunks(self, clip: Mapping[str, Sequence[Word]]) -> int:
+        return 1 if self.params.joint else max(1, *(-(-len(words) // (self.params.length - 2)) for words in clip.values()))
 
     def _dropped(self, words: Words, chunks: int) -> str:
         """The text behind what is read."""
         if self.params.t5:
             return self._tokens_of_t5().detokenize([token for token, _ in words.t5[self.params.t5_length - 1 :]])
-        return detokenize([token for token, _ in words.clip[chunks * (self.params.length - 2) :]])
+        room = chunks * (self.params.length - 2)
+        ends = [self.tokenizer(name).detokenize([token for token, _ in tokens[room:]]) for name, tokens in words.clip.items()]
+        return max(ends, key=len)
 
-    def _read(self, batch: Sequence[Words], chunks: int) -> tuple[Tensor, Tensor]:
+    def _read(self, batch: Sequence[Words], chunks: int, clip_skip: int) -> tuple[Tensor, Tensor]:
         """Context (B, L, D), and pooled outputs (B, pooled_dim) of every tower in use, side by side."""
-        clip = [words.clip for words in batch]
-        states, pooled = zip(*(self._use(use, clip, chunks) for use in self.params.uses), strict=True)
+        skipped = [use if use.blocks is None else replace(use, blocks=use.blocks - clip_skip) for use in self.params.uses]
+        uses = [self._use(use, [words.clip[use.tower] for words in batch], chunks) for use in skipped]
+        states, pooled = zip(*uses, strict=True)
         context = rearrange(torch.cat(states, dim=-1), "(b c) l d -> b (c l) d", c=chunks)
         return self._joined(context, batch) if self.params.joint else context, torch.cat(pooled, dim=-1)[::chunks]
 
@@ -179,18 +222,25 @@ class TextEncoder(nn.Module):
 
     def _use(self, use: TowerUse, batch: Sequence[Sequence[Word]], chunks: int) -> tuple[Tensor, Tensor]:
         """The weighted state (B * chunks, length, width or 0) and the pooled outputs (B * chunks, 0 or more) of one tower."""
-        length = self.params.length
-        rows = [row for words in batch for row in _rows(words, chunks, length, use.pad)]
-        state, pooled = self._run(use, rows)
+
+        def rows(words: Sequence[Word], chunks: int) -> list[list[Word]]:
+            return _rows(words, chunks, self.params.length, self.tokenizer(use.tower), use.pad)
+
+        read = [row for words in batch for row in rows(words, chunks)]
+        state, pooled = self._run(use, read)
         if use.blocks is None:
             return state, pooled
-        return _weighted(state, rows, lambda: self._run(use, _rows([], 1, length, use.pad))[0]), pooled
+        return _weighted(state, read, lambda: self._run(use, rows([], 1))[0]), pooled
 
     def _run(self, use: TowerUse, rows: Sequence[Sequence[Word]]) -> tuple[Tensor, Tensor]:
         tower = self.tower(use.tower)
         tokens = _ids(rows).to(self.device)
         states = tower(tokens)
-        pooled = tower.pool(states[-1], tokens, use.projected) if use.pooled else states[-1].new_empty(len(rows), 0)
+        pooled = (
+            tower.pool(states[-1], tokens, use.projected, self.tokenizer(use.tower).eos)
+            if use.pooled
+            else states[-1].new_empty(len(rows), 0)
+        )
         if use.blocks is None:
             return states[-1][..., :0], pooled
         state = states[use.blocks]
@@ -239,11 +289,6 @@ def _pieces(prompts: Sequence[str], weighted: bool) -> list[list[Piece]]:
     return pieces
 
 
-def _clip_words(pieces: Sequence[Piece]) -> list[Word]:
-    """CLIP's tokens, piece by piece, so a weight may end within a word."""
-    return [(token, weight) for text, weight in pieces for token in tokenize(text)]
-
-
 def _t5_words(tokenizer: T5Tokenizer, pieces: Sequence[Piece]) -> list[Word]:
     """T5's tokens of the whole text, which would be others piece by piece, for each piece would begin a word."""
     ends = list(accumulate(len(text) for text, _ in pieces))
@@ -251,11 +296,11 @@ def _t5_words(tokenizer: T5Tokenizer, pieces: Sequence[Piece]) -> list[Word]:
     return [(token, pieces[bisect_left(ends, end)][1]) for token, end in tokens]
 
 
-def _rows(words: Sequence[Word], chunks: int, length: int, pad: int) -> list[list[Word]]:
+def _rows(words: Sequence[Word], chunks: int, length: int, tokenizer: CLIPTokenizer, pad: int) -> list[list[Word]]:
     """One row of `length` per chunk: BOS, its words, EOS, padding."""
-    room = length - 2
+    room, begin, end = length - 2, (tokenizer.bos, 1.0), (tokenizer.eos, 1.0)
     parts = [words[i * room : (i + 1) * room] for i in range(chunks)]
-    return [[(BOS, 1.0), *part, (EOS, 1.0), *[(pad, 1.0)] * (room - len(part))] for part in parts]
+    return [[begin, *part, end, *[(pad, 1.0)] * (room - len(part))] for part in parts]
 
 
 def _t5_row(words: Sequence[Word], length: int) -> list[Word]:

@@ -48,6 +48,7 @@ def generate(
     true_cfg: float | None = None,
     weighted: bool = False,
     long: Literal["chunk", "cut"] = "chunk",
+    clip_skip: int | None = None,
     numbers: Mapping[str, float] | None = None,
     refiner: Model | None = None,
     handover: float | None = None,
@@ -78,6 +79,8 @@ def generate(
     weighted   read weights in prompts: "(word:1.3)"
     long       of more than 75 tokens: "chunk" reads them in pieces, "cut" drops the rest with a warning that names it. Where T5 reads too
                (SD 3, FLUX.1), it reads up to its length, and what is beyond is dropped
+    clip_skip  blocks of CLIP that are left out before the one that is read, for prompts, negative prompts and none; default 0. As in
+               diffusers, which leaves negative prompts as they are; 1 is what A1111 calls 2
     numbers    of SDXL's vector, where not as usual: height, width, top, left, target_height, target_width, score
     refiner    a model that takes over when the share `handover` of the schedule's time has passed (SDXL's refiner), default 0.8
     device     where to compute, and where the parts stay; default where they are. offload: each is there only while it works
@@ -95,7 +98,7 @@ def generate(
         for part in ("backbone", "text", "vae") if each is model else ("backbone", "text"):
             each.require(part)
     how = usage(model, sampler, steps, grid, guidance)
-    words = Prompts.of(prompts, negative, seeds, weighted, long)
+    words = Prompts.of(prompts, negative, seeds, weighted, long, clip_skip or 0)
     check_reference(model, image, mask, strength, image_guidance, len(words.seeds))
     order = _Order(
         words=words,
@@ -185,6 +188,8 @@ class _Order:
         for model in models:
             self.steering.check(model, any(text is not None for text in self.words.negative))
         check_numbers(self.numbers, models)
+        for model in models:
+            model.require("text").check_clip_skip(self.words.clip_skip)
         if len(models) > 1:
             _check_refiner(*models)
         own = ("sampler", "watch", "progress")

@@ -23,6 +23,7 @@ class Prompts:
     """What to draw: texts, one per image, what to lead away from (None: the family's "no prompt"), and seeds.
 
     weighted  weights are read: "(word:1.3)"
+    clip_skip  blocks of CLIP that are left out, see `TextEncoder.encode`
     long      what is done with more than 75 tokens: "chunk" reads them in pieces, "cut" drops the rest; T5 reads as many as it can in both
     """
 
@@ -31,6 +32,7 @@ class Prompts:
     seeds: tuple[int, ...]
     weighted: bool = False
     long: Literal["chunk", "cut"] = "chunk"
+    clip_skip: int = 0
 
     @classmethod
     def of(
@@ -40,6 +42,7 @@ class Prompts:
         seeds: Sequence[int] | None,
         weighted: bool = False,
         long: Literal["chunk", "cut"] = "chunk",
+        clip_skip: int = 0,
     ) -> Prompts:
         """With single texts repeated as often as there are images. ValueError where numbers of texts and seeds do not fit."""
         check_names("way with long prompts", [long], ["chunk", "cut"])
@@ -59,7 +62,7 @@ class Prompts:
         if len(away) not in (1, n):
             raise ValueError(f"{len(away)} negative prompts for {n} images: give one for all, or one per image")
         drawn, left = given * n if len(given) == 1 else given, away * n if len(away) == 1 else away
-        return cls(tuple(drawn), tuple(left), tuple(range(n) if seeds is None else seeds), weighted, long)
+        return cls(tuple(drawn), tuple(left), tuple(range(n) if seeds is None else seeds), weighted, long, clip_skip)
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,9 @@ def conditions(model: Model, prompts: Prompts, numbers: Mapping[str, float], awa
     @cache
     def read(side: int, prompt: str | None, chunks: int) -> TextCondition:
         if prompt is None:
-            return text.null(1, numbers=told[side], chunks=chunks)
-        return text.encode([prompt], numbers=told[side], weighted=prompts.weighted, long=prompts.long, chunks=chunks)
+            return text.null(1, numbers=told[side], chunks=chunks, clip_skip=prompts.clip_skip)
+        how: dict[str, Any] = {"weighted": prompts.weighted, "long": prompts.long, "clip_skip": prompts.clip_skip}
+        return text.encode([prompt], numbers=told[side], chunks=chunks, **how)
 
     def rows(side: int) -> dict[str, Tensor]:
         found = [(read(side, pair[side], chunks[pair]), length // chunks[pair]) for pair in pairs]

@@ -34,7 +34,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 PARTS = ("backbone", "vae", "text")
 ASKED = (
     "negative", "steps", "guidance", "sampler", "grid", "guide", "height", "width", "strength", "image_guidance", "true_cfg",
-    "weighted", "long", "numbers", "handover", "device", "offload", "tile", "progress",
+    "weighted", "long", "clip_skip", "numbers", "handover", "device", "offload", "tile", "progress",
 )  # fmt: skip
 
 
@@ -67,6 +67,7 @@ class TextToImageParams:
     numbers: dict[str, float] = field(default_factory=dict)
     weighted: bool = False
     long: Literal["chunk", "cut"] = "chunk"
+    clip_skip: int | None = None
     n: int = field(default=1, metadata=COUNT)
     seed: int = 0
     sampler: str | None = None

@@ -108,7 +108,7 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "window": self.window.values(),
         }
-        metadata = {"model": self.model.spec, "progress": progress, "settings": strict(settings)}
+        metadata = {**native.about(self.model), "progress": progress, "settings": strict(settings)}
         metadata["checksum"] = checksum(tensors, metadata)
         native.write(folder / native.FILE_NAME, tensors, metadata, None if self.fell_back else folder / PREVIOUS)
         self.fell_back = False

@@ -39,6 +39,7 @@ OPENCLIP_FORMS: dict[str, Form] = {r"^projection\.": "transposed"}
 # As a linear layer, in Playground's file.
 OPENCLIP_LINEAR = {**OPENCLIP, r"^text_projection$": "text_projection.weight"}
 
+LAYERS = "num_hidden_layers"  # in config.json
 HEAD_DIM = 64  # in every published tower
 PUBLISHED_BLOCKS = {768: (12,), 1024: (23, 24), 1280: (32,)}  # by width: of CLIP-L, of OpenCLIP's H (SD 2 uses 23) and bigG
 
@@ -66,6 +67,7 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams,
                 shapes["text_projection.weight"][0] if "text_projection.weight" in shapes else None,
                 hints.get("hidden_act", "quick_gelu"),
                 hints.get("num_attention_heads"),
+                hints.get(LAYERS),
             ), Layout("transformers", rules)
     if "token_embedding.weight" in shapes and "transformer.resblocks.0.attn.in_proj_weight" in shapes:
         raw, linear = shapes.get("text_projection"), shapes.get("text_projection.weight")
@@ -77,16 +79,26 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams,
             raw[1] if raw else linear[0] if linear else None,
             "gelu",
             None,
+            None,
         )
         return params, Layout("openclip", OPENCLIP_LINEAR) if linear else openclip()
     return None
 
 
+def said_blocks(there: int, said: Any) -> int:
+    """How many of a tower's blocks are used: those that are there, or fewer, where a config.json says so. ValueError where it says more."""
+    if said is None:
+        return there
+    if type(said) is not int or not 0 < said <= there:
+        raise ValueError(f"config.json says {said!r:.40} blocks, and the file holds {there}")
+    return said
+
+
 def _params(
-    shapes: Shapes, token: str, position: str, layers: str, projection: int | None, activation: Any, heads: int | None
+    shapes: Shapes, token: str, position: str, layers: str, projection: int | None, activation: Any, heads: int | None, said: Any
 ) -> CLIPTextParams:
-    blocks, width = count(beginnings(shapes), layers), shapes[token][1]
-    if blocks not in PUBLISHED_BLOCKS.get(width, (blocks,)):
+    blocks, width = said_blocks(count(beginnings(shapes), layers), said), shapes[token][1]
+    if said is None and blocks not in PUBLISHED_BLOCKS.get(width, (blocks,)):
         raise ValueError(f"this is a part of a text encoder: {blocks} of {PUBLISHED_BLOCKS[width][-1]} blocks of width {width}")
     return CLIPTextParams(
         vocab=shapes[token][0],

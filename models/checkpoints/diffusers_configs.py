@@ -16,7 +16,7 @@ from models.t5 import T5Params
 from models.t5_tokenizer import EOS as T5_EOS
 from models.t5_tokenizer import PAD
 from models.taesd import TAESDParams
-from models.tokenizer import BOS, EOS
+from models.tokenizer import BOS, EOS, Vocabulary
 from models.unet import UNetParams
 from models.vae import VAEParams
 
@@ -215,7 +215,7 @@ def class_of(config: Mapping[str, Any]) -> tuple[str, str]:
     return ("diffusers", config["_class_name"]) if "_class_name" in config else ("transformers", config["architectures"][0])
 
 
-def text(p: CLIPTextParams) -> dict[str, Any]:
+def text(p: CLIPTextParams, bos: int = BOS, eos: int = EOS) -> dict[str, Any]:
     """For CLIPTextModel, with projection where there is one."""
     return {
         "architectures": ["CLIPTextModel" if p.projection is None else "CLIPTextModelWithProjection"],
@@ -229,8 +229,8 @@ def text(p: CLIPTextParams) -> dict[str, Any]:
         "max_position_embeddings": p.length,
         "hidden_act": p.activation,
         "layer_norm_eps": 1e-5,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
         "pad_token_id": 1,
     }
 
@@ -259,13 +259,13 @@ def t5(p: T5Params) -> dict[str, Any]:
     }
 
 
-def tokenizer(pad: str, length: int) -> dict[str, Any]:
+def tokenizer(of: Vocabulary, pad: str, length: int) -> dict[str, Any]:
     """For CLIPTokenizer."""
     return {
         "tokenizer_class": "CLIPTokenizer",
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
+        "bos_token": of.bos,
+        "eos_token": of.eos,
+        "unk_token": of.unk,
         "pad_token": pad,
         "model_max_length": length,
         "do_lower_case": True,
@@ -340,7 +340,7 @@ def index(model: Model, base: str, parts: dict[str, tuple[str, str]]) -> dict[st
         name = "LatentConsistencyModelPipeline"
     extra: dict[str, Any] = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     if kind == "sdxl":
-        extra = {"force_zeros_for_empty_prompt": base == "sdxl"}
+        extra = {"force_zeros_for_empty_prompt": (base == "sdxl") if model.text is None else model.text.params.null == "zeros"}
         absent = ["text_encoder", "tokenizer"] if base == "sdxl-refiner" else []
         extra |= {part: [None, None] for part in absent} | ({"requires_aesthetics_score": True} if absent else {})
     return {"_class_name": name, "_diffusers_version": VERSION, **named, **extra, **{part: list(what) for part, what in parts.items()}}

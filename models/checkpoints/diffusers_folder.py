@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +11,16 @@ import torch
 from torch import Tensor
 
 from models.checkpoints import clip_keys, diffusers_configs, native, t5_keys, taesd_keys, vae_keys
+from models.checkpoints.clip_vocabulary import write_clip_tokenizer
 from models.checkpoints.folder import PREVIEW
 from models.checkpoints.table import scatter
 from models.checkpoints.vocabulary import write_tokenizer
-from models.checkpoints.written import BACKBONES, built_like, in_dtype, published, use_of
+from models.checkpoints.written import BACKBONES, built_like, check_text, in_dtype, published, use_of
 from models.families import TOWERS
-from models.files import replacing, write_json
+from models.files import write_json
 from models.model import Model
 from models.t5 import T5
 from models.text import TextEncoder
-from models.tokenizer import vocabulary
 
 
 def save_diffusers(model: Model, folder: Path, dtype: torch.dtype | None) -> None:
@@ -37,6 +36,7 @@ def write_configs(model: Model, folder: Path) -> None:
     for place, (_, config, _) in found.items():
         write_json(folder / place / "config.json", config)
     if model.text is not None:
+        check_text(model, base := built_like(model), {"pad", "blocks"} | ({"null"} if base.startswith("sdxl") else set()))
         classes |= _save_tokenizers(model.text, folder, _places(model))
     if model.backbone is not None:
         config = diffusers_configs.scheduler(model)
@@ -78,7 +78,8 @@ def _places(model: Model) -> dict[str, str]:
 
 
 def _text_tower(model: Model, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A tower as diffusers' folders have it: SD 2's ends with the last block that is used; a projection is there where it is used.
+    """A tower as diffusers' folders have it: one that goes into no vector ends with the last block that is used, or the one behind it where
+    pipelines take the last state but one. A projection is there where it is used.
 
     Pipelines of Stable Diffusion 3 project CLIP-L's pooled output in any case: one that goes unprojected gets the identity.
     """
@@ -87,7 +88,9 @@ def _text_tower(model: Model, name: str) -> tuple[dict[str, Any], dict[str, Tens
     if isinstance(tower, T5):
         return diffusers_configs.t5(tower.params), scatter(t5_keys.transformers().table(state), state)
     params, use = tower.params, use_of(model, name)
-    used = use.blocks if name == "clip_h" and use.blocks else params.layers
+    used = params.layers if use.blocks is None else use.blocks if use.norm else use.blocks + 1
+    if use.pooled and used != params.layers:
+        raise ValueError(f"pipelines of diffusers take another state of {name} than the one after {use.blocks} blocks: use layout='native'")
     projected = use.pooled and use.projected and params.projection is not None
     params = replace(params, layers=used, projection=params.projection if projected else None)
     unused = tuple(f"blocks.{i}." for i in range(used, tower.params.layers)) + ("projection.",) * (not projected)
@@ -95,15 +98,18 @@ def _text_tower(model: Model, name: str) -> tuple[dict[str, Any], dict[str, Tens
     if use.pooled and not projected and built_like(model).startswith("sd3"):
         params = replace(params, projection=params.width)
         state["projection.weight"] = torch.eye(params.width).to(state["norm.weight"])
-    return diffusers_configs.text(params), scatter(clip_keys.transformers().table(state), state)
+    tokenizer = model.require("text").tokenizer(name)
+    return diffusers_configs.text(params, tokenizer.bos, tokenizer.eos), scatter(clip_keys.transformers().table(state), state)
 
 
 def _save_tokenizers(text: TextEncoder, folder: Path, places: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """The tokenizer of every tower in its folder, and the classes that read them."""
     classes = {}
     for use in text.params.uses:
+        if text.tokenizer(use.tower).size > text.params.towers[use.tower].vocab:
+            continue  # the words that it knows are not known
         place = places[use.tower].replace("text_encoder", "tokenizer")
-        _save_tokenizer(folder / place, use.pad, text.params.length)
+        write_clip_tokenizer(text.tokenizer(use.tower), folder / place, use.pad, text.params.length)
         classes[place] = ("transformers", "CLIPTokenizer")
     if "t5" in places and text.t5_tokenizer is not None:
         place = places["t5"].replace("text_encoder", "tokenizer")
@@ -111,13 +117,3 @@ def _save_tokenizers(text: TextEncoder, folder: Path, places: Mapping[str, str])
         write_json(folder / place / "tokenizer_config.json", diffusers_configs.t5_tokenizer(text.params.t5_length))
         classes[place] = ("transformers", "T5TokenizerFast")
     return classes
-
-
-def _save_tokenizer(folder: Path, pad: int, length: int) -> None:
-    ids, merges = vocabulary()
-    texts = {"vocab.json": json.dumps(ids), "merges.txt": "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges)}
-    for file, text in texts.items():
-        with replacing(folder / file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    name = {number: token for token, number in ids.items()}[pad]
-    write_json(folder / "tokenizer_config.json", diffusers_configs.tokenizer(name, length))

@@ -9,6 +9,7 @@ from typing import Any
 
 from models.checkpoints.parts import Part
 from models.checkpoints.stored import TensorFile
+from models.tokenizer import CLIPTokenizer
 
 
 @dataclass
@@ -20,9 +21,11 @@ class Findings:
     files      every file opened
     networks   the backbone's parameters in every file that holds one, whether that is taken or not
     scheduler  a pipeline's scheduler configuration, and its file
+    vocabularies  files and folders of tokenizers that were given beside the weights
     index      a pipeline's model_index.json
     ldm        what latent diffusion's configuration beside the backbone's file says of its model
     notes      filled on the way: what was settled otherwise than by keys and shapes
+    tokenizers filled on the way: by tower, those of CLIP's towers that have a vocabulary of their own
     left_out   filled on the way: towers that a later file's take the place of, or that nothing uses, with the reason
     """
 
@@ -32,6 +35,8 @@ class Findings:
     networks: dict[Path, Any] = field(default_factory=dict)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     scheduler_file: Path | None = None
+    vocabularies: list[Path] = field(default_factory=list)
+    tokenizers: dict[str, CLIPTokenizer] = field(default_factory=dict)
     index: Mapping[str, Any] = field(default_factory=dict)
     ldm: Mapping[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -14,6 +14,7 @@ from torch import nn
 
 from models.checkpoints import native
 from models.checkpoints.blank import BlankWithin
+from models.checkpoints.clip_vocabulary import is_clip
 from models.checkpoints.describe import describe
 from models.checkpoints.findings import Findings
 from models.checkpoints.folder import PIPELINE, SCHEDULER, config_beside, open_components, read_config, unused
@@ -59,7 +60,8 @@ def load(
     memory      "6GB": what this process may take. Blocks of transformers for which there is no room are read from their files whenever it
                 is their turn; a quarter of it is left for what the networks compute with. Images are the same; there are no gradients
 
-    T5 needs its tokenizer, tokenizer.json or spiece.model: it is a path like the others, or lies beside T5's weights.
+    T5 needs its tokenizer, tokenizer.json or spiece.model: it is a path like the others, or lies beside T5's weights. A tower of CLIP with
+    words of its own needs the folder of its tokenizer, which lies beside the tower's in diffusers' folders, or is a path like the others.
 
     Raises FileNotFoundError, or ValueError in one line that names file and key, for what is damaged, foreign, incomplete or unknown.
     """
@@ -77,6 +79,7 @@ def load(
         loading.look_around(path, ema)
     for opened in loading.files:
         loading.add(opened)
+    loading.found.vocabularies = vocabularies
     _check_preview([part for part in loading.found.single if part.kind == "preview"])
     spec, towers = describe(loading.found, family, prediction, zero_snr)
     try:
@@ -84,10 +87,7 @@ def load(
             model = build(spec, device="meta")
     except ValueError as error:
         raise ValueError(f"{', '.join(map(str, places))}: a model that cannot be built: {error}") from None
-    if "t5" in towers:
-        model.require("text").t5_tokenizer = find_tokenizer(towers["t5"], vocabularies, loading.found.notes)
-    elif vocabularies:
-        raise ValueError(f"{vocabularies[0]} is a tokenizer, and there is no T5 that would read it: leave it out, or load T5 too")
+    _give_tokenizers(model, towers, loading.found)
     modules = [(part, model.require(part.kind).get_submodule(part.layout.inside)) for part in loading.found.single]
     modules += [(part, model.require("text").towers[name]) for name, part in towers.items()]
     _fill(modules, dtype, memory)
@@ -95,6 +95,23 @@ def load(
         network.eval()
     model.report = loading.report([part for part, _ in modules], model, any(path.is_dir() for path in places))
     return model
+
+
+def _give_tokenizers(model: Model, towers: Mapping[str, Part], found: Findings) -> None:
+    """The text towers' tokenizers. ValueError for one that is too large for its tower, and for one that was given and has none."""
+    if model.text is not None:
+        model.text.tokenizers = dict(found.tokenizers)
+    if "t5" in towers:
+        model.require("text").t5_tokenizer = find_tokenizer(towers["t5"], found.vocabularies, found.notes)
+    for path in found.vocabularies:
+        who = "text encoder of CLIP" if is_clip(path) else "T5"
+        if not (towers.keys() - {"t5"} if is_clip(path) else towers.keys() & {"t5"}):
+            raise ValueError(f"{path} is a tokenizer, and there is no {who} that would read it: leave it out, or load {who} too")
+    if model.text is not None:
+        try:
+            model.text.check_vocabularies()
+        except ValueError as error:
+            raise ValueError(f"{', '.join(dict.fromkeys(str(part.file.path) for part in towers.values()))}: {error}") from None
 
 
 def _checked(paths: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffusion.spec import check_mapping, check_names
 from models.checkpoints.blank import BlankWithin
 from models.checkpoints.parts import AVERAGED, RAW
 from models.checkpoints.prefixes import unwrapped
@@ -30,9 +31,11 @@ from models.checkpoints.tensors import open_tensors
 from models.files import replacing
 from models.model import FOLDERS, PARTS, Model, Report, build, takes_time_factor
 from models.t5_tokenizer import T5Tokenizer
+from models.text import TextEncoder
+from models.tokenizer import CLIPTokenizer
 
 FILE_NAME = "checkpoint.safetensors"
-TOKENIZER = "t5_tokenizer"  # the entry in the metadata
+TOKENIZER, TOKENIZERS = "t5_tokenizer", "tokenizers"  # entries in the metadata: T5's, and by tower those of CLIP's with words of their own
 NETWORKS = ("network", *PARTS)  # the entries of a description that say what tensors there are
 FEW = 4096  # settings that are no tensor's size are below: rows of text, distances of T5
 
@@ -40,8 +43,17 @@ FEW = 4096  # settings that are no tensor's size are below: rows of text, distan
 def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write a model to one file, in its own dtypes or in one. Raises OSError where the place cannot be written."""
     tensors = {key: value.to(dtype or value.dtype) for key, value in model.state_dict().items()}
-    tokenizer = model.text.t5_tokenizer if model.text is not None else None
-    write(path, tensors, {"model": model.spec} | ({TOKENIZER: tokenizer.to_json()} if tokenizer is not None else {}))
+    write(path, tensors, about(model))
+
+
+def about(model: Model) -> dict[str, Any]:
+    """What a file says of a model beside its tensors: the description, and the tokenizers."""
+    metadata: dict[str, Any] = {"model": model.spec}
+    if model.text is not None and model.text.t5_tokenizer is not None:
+        metadata[TOKENIZER] = model.text.t5_tokenizer.to_json()
+    if model.text is not None and model.text.tokenizers:
+        metadata[TOKENIZERS] = {name: tokenizer.describe() for name, tokenizer in model.text.tokenizers.items()}
+    return metadata
 
 
 def is_native(path: Path, file: TensorFile | None) -> bool:
@@ -86,12 +98,25 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
         if not key.startswith((*known, "ema.", "optimizer.")):
             raise ValueError(f"{path} holds {key}, which belongs to no part of a model: it was not written by models.save or by training")
         ignored[key] = "training's own" if key.startswith("optimizer.") else AVERAGED if ema else RAW
-    if model.text is not None and TOKENIZER in metadata:
-        model.text.t5_tokenizer = T5Tokenizer.from_json(metadata[TOKENIZER])
+    if model.text is not None:
+        try:
+            _give_tokenizers(model.text, metadata)
+        except ValueError as error:
+            raise ValueError(f"{path}: its tokenizers cannot be used: {error}") from None
     in_file = {key: stored.key for key, stored in file.tensors.items()}
     ignored = {in_file[key]: why for key, why in ignored.items()}
     model.report = Report(tuple(in_file[key] for key in consumed), ignored, files=dict.fromkeys(model.parts, str(path)))
     return model
+
+
+def _give_tokenizers(text: TextEncoder, metadata: Mapping[str, Any]) -> None:
+    """The tokenizers that the metadata hold. ValueError for damaged ones, and for those of other towers."""
+    if TOKENIZER in metadata:
+        text.t5_tokenizer = T5Tokenizer.from_json(metadata[TOKENIZER])
+    own = check_mapping(TOKENIZERS, metadata.get(TOKENIZERS, {}))
+    check_names("tower of CLIP", own, text.params.towers)
+    text.tokenizers = {name: CLIPTokenizer.from_description(description) for name, description in own.items()}
+    text.check_vocabularies()
 
 
 def _largest(shapes: Sequence[tuple[int, ...]]) -> int:

@@ -12,11 +12,12 @@ from models.checkpoints import clip_keys, native, t5_keys, taesd_keys, vae_keys
 from models.checkpoints.parts import LATENT_STATISTICS
 from models.checkpoints.tensors import SAFETENSORS
 from models.checkpoints.vocabulary import write_tokenizer
-from models.checkpoints.written import BACKBONES, built_like, in_dtype, published, use_of
+from models.checkpoints.written import BACKBONES, built_like, check_text, in_dtype, published, use_of
 from models.checkpoints.written_schedule import write_table
 from models.families import FAMILIES, Family
 from models.model import Model
 from models.t5 import T5
+from models.text import TextEncoder
 from models.vae import VAEParams
 
 TOWERS_LDM = {
@@ -72,11 +73,23 @@ def _single_parts(model: Model, base: str) -> dict[str, dict[str, Tensor]]:
         parts["backbone"] = published(model.backbone, of.single(model.backbone.params), of.recognise)
     if model.vae is not None:
         parts["vae"] = published(model.vae, vae_keys.ldm(model.vae.params), vae_keys.recognise)
+    if model.text is not None:
+        _check_words(model.text)
+        check_text(model, base, set())
     for name in model.text.towers if model.text is not None else ():
         parts[name] = _single_tower(model, base, name)
     if model.preview is not None:
         parts["preview"] = published(model.preview, taesd_keys.diffusers(), taesd_keys.recognise)
     return parts
+
+
+def _check_words(text: TextEncoder) -> None:
+    """ValueError for vocabularies that single files have no place for."""
+    if text.params.tokens is not None:
+        raise ValueError(f"single files do not say that {text.params.tokens} tokens are read at once: use layout='diffusers' or 'native'")
+    for name, tokenizer in text.tokenizers.items():
+        words = ", ".join(token.content for token in tokenizer.vocabulary.added if not token.special) or "all of it"
+        raise ValueError(f"single files cannot hold the own words of {name} ({words:.100}): use layout='diffusers' or 'native'")
 
 
 def _tower_prefix(base: str, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from models.checkpoints.clip_keys import said_blocks
 from models.checkpoints.diffusers_configs import check_settings
 from models.checkpoints.table import Layout
 from models.checkpoints.unet_keys import Shapes, beginnings, count
@@ -39,7 +40,6 @@ LLAMA = {
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "feed_forward_proj": ("gated-gelu",),
     "layer_norm_epsilon": (1e-6,),
-    "relative_attention_max_distance": (128,),
 }
 
 
@@ -67,10 +67,11 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[T5Params, Layou
             return T5Params(
                 vocab=vocab,
                 width=width,
-                layers=count(beginnings(shapes), blocks),
+                layers=said_blocks(count(beginnings(shapes), blocks), hints.get("num_layers")),
                 heads=heads,
                 head_dim=shapes[first][0] // heads,
                 hidden=shapes[keys["blocks.0.fc1.weight"]][0],
                 buckets=buckets,
+                max_distance=hints.get("relative_attention_max_distance", 128),
             ), layout
     return None

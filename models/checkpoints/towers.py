@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from diffusion.spec import check_type
+from models.checkpoints.clip_keys import LAYERS
+from models.checkpoints.clip_vocabulary import find_clip_tokenizer
 from models.checkpoints.findings import Findings
 from models.checkpoints.parts import Part
 from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPTextParams
@@ -15,6 +19,7 @@ from models.families import OPTIONAL_TOWERS, TOWERS, Family, recipe
 from models.recipes import NUMBER_DIM, TextParams
 from models.t5 import T5Params
 from models.text import LEFT_OUT
+from models.tokenizer import EOS, CLIPTokenizer
 
 WITH_PROJECTION = "CLIPTextModelWithProjection"  # the class of transformers' towers that project their pooled output
 
@@ -32,6 +37,7 @@ def find_towers(found: Findings, base: str) -> dict[str, Part]:
             if named[name].file is part.file:
                 raise ValueError(f"{part.file.path} holds one text encoder too many: {base} has {len(TOWERS[base])}")
             found.left_out.append((named[name], f"replaced by what {part.file.path.name} holds"))
+        part = _without_unused_blocks(part, found)
         named[name] = _without_identity(part, found) if base.startswith("sd3") and name == "clip_l" else part
     return named
 
@@ -68,6 +74,17 @@ def _without_identity(part: Part, found: Findings) -> Part:
     return replace(part, params=replace(part.params, projection=None), stored=stored, keys=keys)
 
 
+def _without_unused_blocks(part: Part, found: Findings) -> Part:
+    """A tower without the blocks beyond the number that its config.json says: clip skip, as it is written into folders."""
+    blocks = {name: re.search(r"\b(?:layers|block)\.(\d+)\.", name) for name in part.keys}
+    beyond = {name for name, block in blocks.items() if block and int(block[1]) >= part.params.layers}
+    if not beyond or part.layout.name != "transformers":
+        return part
+    found.left_out.append((replace(part, keys={name: part.keys[name] for name in beyond}), "beyond the blocks that its config.json says"))
+    stored = {name: value for name, value in part.stored.items() if name not in beyond}
+    return replace(part, stored=stored, keys={name: key for name, key in part.keys.items() if name not in beyond})
+
+
 def text_params(of: Family, towers: Mapping[str, Part], found: Findings) -> TextParams | None:
     """The family's recipe for its towers, None where one of them is not there that it cannot do without."""
     base = of.base
@@ -81,10 +98,53 @@ def text_params(of: Family, towers: Mapping[str, Part], found: Findings) -> Text
     if missing:
         found.notes.append(f"without the text encoder {', '.join(missing)}, which the family can do without")
     params = {name: _activated(name, part) for name, part in towers.items()}
+    tokenizers = _tokenizers(towers, found)
+    found.tokenizers = {name: tokenizer for name, tokenizer in tokenizers.items() if not tokenizer.is_openai}
     try:
-        return recipe(of, params, **_choices(base, towers, found))
+        return _as_configured(recipe(of, params, **_choices(base, towers, found)), towers, tokenizers, found)
     except ValueError as error:
         raise ValueError(f"{found.towers[-1].file.path}: {error}") from None
+
+
+def _tokenizers(towers: Mapping[str, Part], found: Findings) -> dict[str, CLIPTokenizer]:
+    """By tower of CLIP, the tokenizer that came with it."""
+    clips = [name for name, part in towers.items() if isinstance(part.params, CLIPTextParams)]
+    second = {name: None if len(clips) == 1 else name != clips[0] for name in clips}
+    opened = {name: find_clip_tokenizer(towers[name], found.vocabularies, second[name]) for name in clips}
+    tokenizers = {name: tokenizer for name, tokenizer in opened.items() if tokenizer is not None}
+    for name in (name for name in clips if name not in tokenizers):
+        if (unknown := towers[name].params.vocab - (EOS + 1)) > 0:
+            found.notes.append(f"{towers[name].file.path} knows {unknown} words without names: load the folder of its tokenizer beside it")
+    for name, tokenizer in tokenizers.items():
+        if tokenizer.size > (rows := towers[name].params.vocab):
+            raise ValueError(f"{towers[name].file.path} knows {rows} tokens, and its tokenizer has {tokenizer.size}: load its own")
+    return tokenizers
+
+
+def _as_configured(recipe: TextParams, towers: Mapping[str, Part], tokenizers: Mapping[str, CLIPTokenizer], found: Findings) -> TextParams:
+    """With the padding and the number of tokens that the tokenizers say, and what stands for no prompt as model_index.json says."""
+    uses = tuple(use if use.tower not in tokenizers else replace(use, pad=tokenizers[use.tower].pad) for use in recipe.uses)
+    for use in uses:
+        said, eos = towers[use.tower].hints.get("eos_token_id"), tokenizers[use.tower].eos if use.tower in tokenizers else EOS
+        # With 2, as older configurations say, transformers takes the greatest id for the end of text: in OpenAI's vocabulary it is.
+        if use.pooled and said not in (None, 2, eos):
+            raise ValueError(f"config.json of {use.tower} says eos_token_id={said!r:.40}, and its tokenizer ends texts with {eos}")
+    params = replace(recipe, uses=uses, tokens=_chunk(recipe, tokenizers))
+    if str(found.index.get("_class_name")).startswith("StableDiffusionXL"):
+        zeros = found.index.get("force_zeros_for_empty_prompt", True)
+        check_type("force_zeros_for_empty_prompt in model_index.json", zeros, bool)
+        params = replace(params, null="zeros" if zeros else "empty")
+    return params
+
+
+def _chunk(recipe: TextParams, tokenizers: Mapping[str, CLIPTokenizer]) -> int | None:
+    """How many tokens are read at once, None where that is as many as all towers can. ValueError unless all read as many."""
+    most = {use.tower: recipe.towers[use.tower].length for use in recipe.uses}
+    said = {name: tokenizers[name].vocabulary.length if name in tokenizers else None for name in most}
+    lengths = {min(length, said[name] or length) for name, length in most.items()}
+    if len(lengths) > 1:
+        raise ValueError(f"towers read {sorted(lengths)} tokens at once: contexts stand side by side, so let all read as many")
+    return None if lengths == set(most.values()) else lengths.pop()
 
 
 def _choices(base: str, towers: Mapping[str, Part], found: Findings) -> dict[str, Any]:
@@ -103,6 +163,8 @@ def _choices(base: str, towers: Mapping[str, Part], found: Findings) -> dict[str
 def _sd2_blocks(part: Part) -> int:
     """The last state but one of 24: some files hold all the blocks, the last of them unused, and some, in either layout, only the 23."""
     params: CLIPTextParams = part.params
+    if LAYERS in part.hints:
+        return params.layers
     if params.width == CLIP_H.width:
         return CLIP_H.layers - 1
     return params.layers - 1 if part.layout.name == "openclip" else params.layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from models.checkpoints.clip_vocabulary import TABLE, is_clip
 from models.checkpoints.folder import holds_weights
 from models.checkpoints.parts import Part
 from models.files import replacing
@@ -16,7 +17,7 @@ FILES = ("tokenizer.json", "spiece.model")
 def is_vocabulary(path: Path) -> bool:
     """Whether a path is one by its name, tokenizer.json, spiece.model or another .model, or a folder of one without weights."""
     if path.is_dir():
-        return any((path / name).is_file() for name in FILES) and not holds_weights(path)
+        return any((path / name).is_file() for name in (*FILES, TABLE)) and not holds_weights(path)
     return path.name.endswith("tokenizer.json") or path.suffix == ".model"
 
 
@@ -25,10 +26,12 @@ def find_tokenizer(part: Part, given: Iterable[Path], notes: list[str]) -> T5Tok
 
     ValueError for one that was given and is none of T5's; one that merely lies there is left alone, and noted.
     """
-    for file in _files(reversed(list(given))):
+    for file in _files(path for path in reversed(list(given)) if not is_clip(path)):
         return T5Tokenizer.open(file)
     home = part.file.path.absolute().parent
     for file in _files([home, home.parent / home.name.replace("text_encoder", "tokenizer")]):
+        if is_clip(file):
+            continue
         try:
             return T5Tokenizer.open(file)
         except ValueError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict
 from typing import Any, NamedTuple, cast
 
@@ -13,7 +13,7 @@ from diffusion.spec import lookup
 from models.checkpoints import diffusers_configs, flux_keys, sd3_keys, unet_keys
 from models.checkpoints.table import Layout, scatter
 from models.checkpoints.unet_keys import Shapes
-from models.families import FAMILIES, base_of
+from models.families import FAMILIES, base_of, recipe
 from models.flux import Flux
 from models.model import Model
 from models.recipes import TowerUse
@@ -52,6 +52,24 @@ def built_like(model: Model) -> str:
 def use_of(model: Model, name: str) -> TowerUse:
     """What the model takes from a tower of CLIP."""
     return next(use for use in model.require("text").params.uses if use.tower == name)
+
+
+def check_text(model: Model, base: str, said: Set[str]) -> None:
+    """ValueError where prompts are read in a way that readers of a layout would not: its files say of the recipe only the fields `said`."""
+    p = model.require("text").params
+    towers: dict[str, Any] = {**p.towers, **({"t5": p.t5} if p.t5 else {})}
+    blocks = {"blocks": p.uses[0].blocks} if base == "sd2" else {}
+    usual = recipe(FAMILIES[model.spec.get("family", base)], towers, **blocks)
+    for name in {"null", "numbers", "t5_length"} - said:
+        if (mine := getattr(p, name)) != (theirs := getattr(usual, name)):
+            raise ValueError(f"files of this layout do not say {name}={mine!r} of text, readers take {theirs!r}: use layout='native'")
+    for use, other in zip(p.uses, usual.uses, strict=True):
+        for name in {"norm", "pooled", "pad", "blocks"} - said:
+            if (mine := getattr(use, name)) != (theirs := getattr(other, name)):
+                where = "'diffusers' or 'native'" if name in ("pad", "blocks") else "'native'"
+                raise ValueError(
+                    f"files of this layout do not say {name}={mine!r} of {use.tower}, readers take {theirs!r}: use layout={where}"
+                )
 
 
 def published(network: nn.Module, layout: Layout, recognise: Recognise, config: Mapping[str, Any] | None = None) -> dict[str, Tensor]:

@@ -1,0 +1,24 @@
+"""The package tokenizers, held to errors that can be caught: at some damage it panics, which is no Exception."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def library() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ValueError(f"prompts are read with the package tokenizers ({error}): pip install tokenizers") from error
+    return tokenizers
+
+
+def guarded(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What the library returns. ValueError in one line where it fails, in whichever way."""
+    try:
+        return call(*args, **options)
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+            raise
+        raise ValueError(f"it is damaged ({' '.join(str(error).split()):.200})") from None
