@@ -199,7 +199,8 @@ def test_extras_of_other_tools(saved: Saved, tmp_path: Path) -> None:
         state["conditioner.embedders.0.transformer.text_projection.weight"] = torch.eye(64)
         state["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"] = torch.arange(77.0)[None]
         state["conditioner.embedders.1.model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
-        state |= {"conditioner.embedders.0.logit_scale": torch.ones(()), "denoiser.sigmas": torch.ones(1000)}
+        state |= {"conditioner.embedders.0.logit_scale": torch.ones(())}
+        state |= {"denoiser.sigmas": tiny("sdxl").schedule.ratio(torch.arange(1000)).float()}
 
     model = models.load(rewritten(saved("sdxl", "ldm"), tmp_path / "a.safetensors", comfy))
     state = whole(model)
