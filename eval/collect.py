@@ -11,8 +11,9 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
@@ -27,12 +28,13 @@ from tqdm import tqdm
 
 from diffusion.spec import check_at_least_one
 from eval.features.extractor import Extractor
-from eval.images.source import Source, Unreadable
+from eval.images.source import Source, Unreadable, reading
 from eval.metrics.moments import GroupedMoments
 from models.files import replacing
 from train.world import World
 
 LONG = 30.0  # seconds of work that are worth a file of half a gigabyte
+AT_ONCE = 2**24  # pixels, of all pictures together, that are prepared at once; a larger picture is prepared alone
 
 
 @dataclass(frozen=True)
@@ -132,16 +134,18 @@ def collect(
         work.load(state)
     left = work.share[work.done :]
     batches = [left[i : i + params.batch_size] for i in range(0, len(left), params.batch_size)]
+    groups = _groups(source, batches)
     began = saved = time.monotonic()
-    with tqdm(
-        total=len(work.share), initial=work.done, desc=source.origin[-40:], unit="picture", disable=not (progress and where.leads)
-    ) as bar:
+    shown = progress and where.leads
+    with (
+        tqdm(total=len(work.share), initial=work.done, desc=source.origin[-40:], unit="picture", disable=not shown) as bar,
+        closing(_read_ahead(groups) if ahead else groups) as coming,
+    ):
         try:
-            for batch, pictures in _read_ahead(lambda indices: _read(source, indices), batches, ahead):
-                for i, picture in work.take(batch, pictures):
-                    seen(i, picture.pixels)
-                bar.update(len(batch))
-                if state is not None and time.monotonic() - saved > params.save_every:
+            for group in coming:
+                work.take(group, seen)
+                bar.update(len(group.indices))
+                if group.ends_batch and state is not None and time.monotonic() - saved > params.save_every:
                     _save(work, state)
                     saved = time.monotonic()
         except BaseException:  # Ctrl-C included: what is done is kept
@@ -173,30 +177,60 @@ class _Picture:
     digest: bytes
 
 
-def _read(source: Source, indices: Sequence[int]) -> list[_Picture | Unreadable]:
-    found: list[_Picture | Unreadable] = []
-    for picture in source.read(indices):
-        if isinstance(picture, Unreadable):
-            found.append(picture)
-        else:
-            pixels = picture.contiguous()
-            found.append(_Picture(pixels, hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.numpy().tobytes()).digest()))
-    return found
+@dataclass(frozen=True)
+class _Group:
+    """Pictures of a batch that are held in memory together, each by its number."""
+
+    indices: list[int]
+    pictures: list[_Picture | Unreadable]
+    ends_batch: bool
 
 
-def _read_ahead(
-    read: Callable[[Sequence[int]], list[_Picture | Unreadable]], batches: Sequence[Sequence[int]], ahead: bool
-) -> Iterator[tuple[Sequence[int], list[_Picture | Unreadable]]]:
-    """Each batch and its pictures; with `ahead` the next is read meanwhile."""
-    if not ahead:
-        yield from ((batch, read(batch)) for batch in batches)
-        return
-    with ThreadPoolExecutor(1) as pool:
-        coming: Future[list[_Picture | Unreadable]] | None = None
-        for i, batch in enumerate(batches):
-            pictures = read(batch) if coming is None else coming.result()
-            coming = pool.submit(read, batches[i + 1]) if i + 1 < len(batches) else None
-            yield batch, pictures
+def _groups(source: Source, batches: Sequence[Sequence[int]]) -> Generator[_Group]:
+    """All pictures: those of a batch together or, where they are large, as few at a time as have AT_ONCE pixels."""
+    for batch in batches:
+        first, held = 0, list[_Picture | Unreadable]()
+        with reading(source, batch) as pictures:
+            for last, picture in enumerate(pictures, 1):
+                held.append(picture if isinstance(picture, Unreadable) else _digested(picture))
+                del picture
+                if last == len(batch) or sum(each.pixels[0].numel() for each in held if isinstance(each, _Picture)) >= AT_ONCE:
+                    yield _Group(list(batch[first:last]), held, last == len(batch))
+                    first, held = last, []
+
+
+def _digested(picture: Tensor) -> _Picture:
+    pixels = picture.contiguous()
+    digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
+    digest.update(pixels.numpy().data)
+    return _Picture(pixels, digest.digest())
+
+
+def _read_ahead(groups: Generator[_Group]) -> Generator[_Group]:
+    """The same groups; while one is in use, the next is read."""
+    with closing(groups), ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, groups, None)
+        while (group := coming.result()) is not None:
+            coming = pool.submit(next, groups, None)
+            yield group
+
+
+@dataclass
+class _Batch:
+    """What is ready of a batch: numbers and digests of its pictures, why others are left out, and by extractor what its network takes."""
+
+    indices: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    prepared: dict[str, list[Tensor]] = field(default_factory=dict)
+    size: int = 0
+
+    def add(self, indices: list[int], digests: list[bytes], broken: list[str], size: int) -> None:
+        """A group of so many pictures."""
+        self.indices += indices
+        self.digests += digests
+        self.broken += broken
+        self.size += size
 
 
 class _Work:
@@ -219,48 +253,69 @@ class _Work:
         self.skipped: list[str] = []
         self.sizes: set[tuple[int, int]] = set()
         self.done = 0  # of the share
+        self.batch = _Batch()  # that is being read
 
-    def take(self, batch: Sequence[int], read: Sequence[_Picture | Unreadable]) -> list[tuple[int, _Picture]]:
-        """Take in a batch, all of it or, where it raises, nothing; the pictures that were used."""
-        broken = [picture.reason for picture in read if isinstance(picture, Unreadable)]
+    def take(self, group: _Group, seen: Seen) -> None:
+        """Prepare pictures for the networks, and let go of them; take in a batch that is complete, or nothing of it where that raises."""
+        broken = [picture.reason for picture in group.pictures if isinstance(picture, Unreadable)]
         if broken and self.params.on_error == "refuse":
-            self._refuse(batch, broken)
-        used = [(i, picture) for i, picture in zip(batch, read, strict=True) if isinstance(picture, _Picture)]
+            self._refuse(group.indices, broken)
+        used = [(i, picture) for i, picture in zip(group.indices, group.pictures, strict=True) if isinstance(picture, _Picture)]
+        group.pictures.clear()
         self._check_sizes(used)
+        for i, picture in used:
+            seen(i, picture.pixels)
+        self.batch.add([i for i, _ in used], [picture.digest for _, picture in used], broken, len(group.indices))
         if used:
-            features = self._features([picture.pixels for _, picture in used])
-            indices = [i for i, _ in used]
-            self._check_finite(features, indices)
+            self._prepare([picture.pixels for _, picture in used])
+        if group.ends_batch:
+            del used
+            self._take_in(self.batch)
+            self.batch = _Batch()
+
+    def _take_in(self, batch: _Batch) -> None:
+        if batch.indices:
+            features = self._features(batch)
+            self._check_finite(features, batch.indices)
             for key, moments in self.moments.items():
-                moments.update(torch.tensor(indices), features[key])
+                moments.update(torch.tensor(batch.indices), features[key])
             for key, rows in self.rows.items():
                 rows.append(features[key].cpu())
-            self.indices += indices
-            self.digests += [picture.digest for _, picture in used]
-        self.skipped += broken
-        self.done += len(batch)
-        return used
+        self.indices += batch.indices
+        self.digests += batch.digests
+        self.skipped += batch.broken
+        self.done += batch.size
 
     @torch.inference_mode()
-    def _features(self, pixels: list[Tensor]) -> dict[str, Tensor]:
-        """Of these pictures. Networks always see a full batch, in every process, so that the last one rounds as all others do."""
-        filled = pixels + pixels[-1:] * (min(self.params.batch_size, len(self.source)) - len(pixels))
+    def _prepare(self, pictures: list[Tensor]) -> None:
+        alike = all(picture.shape == pictures[0].shape for picture in pictures)
+        for name in self.outputs:
+            extractor = self.extractors[name]
+            given = (
+                list(torch.stack(pictures).to(extractor.device, non_blocking=True)) if alike else [p.to(extractor.device) for p in pictures]
+            )
+            self.batch.prepared.setdefault(name, []).append(extractor.prepare(given))
+
+    @torch.inference_mode()
+    def _features(self, batch: _Batch) -> dict[str, Tensor]:
+        """Of a batch. Networks always see a full one, in every process, so that the last one rounds as all others do."""
+        missing = min(self.params.batch_size, len(self.source)) - len(batch.indices)
         found = {}
         for name, outputs in self.outputs.items():
+            parts = batch.prepared[name]
+            x = torch.cat([*parts, *[parts[-1][-1:]] * missing]) if missing or len(parts) > 1 else parts[0]
             extractor = self.extractors[name]
-            if all(picture.shape == filled[0].shape for picture in filled):
-                given = list(torch.stack(filled).to(extractor.device, non_blocking=True))
-            else:
-                given = [picture.to(extractor.device, non_blocking=True) for picture in filled]
-            for output, values in extractor(given, outputs).items():
-                found[f"{name}.{output}"] = values[: len(pixels)]
+            extractor.check_outputs(outputs)
+            for output, values in extractor.features(x, outputs).items():
+                found[f"{name}.{output}"] = values[: len(batch.indices)]
         return found
 
-    def _refuse(self, batch: Sequence[int], broken: list[str]) -> None:
+    def _refuse(self, indices: Sequence[int], broken: list[str]) -> None:
         """Count all that are broken, and raise."""
-        rest = self.share[self.share.index(batch[-1]) + 1 :]
+        rest = self.share[self.share.index(indices[-1]) + 1 :]
         for i in range(0, len(rest), self.params.batch_size):
-            broken += [p.reason for p in self.source.read(rest[i : i + self.params.batch_size]) if isinstance(p, Unreadable)]
+            with reading(self.source, rest[i : i + self.params.batch_size]) as pictures:
+                broken += [picture.reason for picture in pictures if isinstance(picture, Unreadable)]
         more = f"; {len(broken) - 1} more of {len(self.source)} cannot be used" if len(broken) > 1 else ""
         raise ValueError(f"{broken[0]}{more} (on_error=skip leaves such pictures out)")
 

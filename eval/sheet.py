@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eval.images.source import Source
+from eval.images.source import Source, reading
 from samplers.pictures import save_png, thumbnail, tile
 from train.listing import class_order
 
@@ -32,9 +32,11 @@ class Sheet:
     def save(self, path: str | Path) -> None:
         """Write a PNG; those that did not go by are read now. What cannot be read, or is of another size than the first, is left out."""
         missing = [i for i in self._chosen if i not in self._seen]
-        read = zip(missing, self._source.read(missing), strict=True)
-        pictures = self._seen | {i: _small(pixels) for i, pixels in read if isinstance(pixels, Tensor)}
-        shown = [pictures[i] for i in self._chosen if i in pictures]
+        with reading(self._source, missing) as read:
+            for i, pixels in zip(missing, read, strict=True):
+                if isinstance(pixels, Tensor):
+                    self.see(i, pixels)
+        shown = [self._seen[i] for i in self._chosen if i in self._seen]
         alike = [picture for picture in shown if picture.shape == shown[0].shape]
         if alike:
             columns = self._columns if len(alike) == len(self._chosen) else COLUMNS
@@ -42,8 +44,8 @@ class Sheet:
 
 
 def _small(pixels: Tensor) -> Tensor:
-    """In [-1, 1]."""
-    return thumbnail(pixels.float() / 127.5 - 1)
+    """In [-1, 1]; channel by channel, for a large picture takes four times its size in float32."""
+    return torch.cat([thumbnail(channel.float().div_(127.5).sub_(1)) for channel in pixels.split(1)])
 
 
 def _chosen(source: Source) -> tuple[list[int], int]:

@@ -87,9 +87,18 @@ def open_srgb(
         return _in_mode(to_srgb(_opaque(path, picture)), mode)
 
 
-def read_pixels(path: str | Path, content: bytes | None = None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """What `open_picture` opens in colour, as uint8 (H, W, 3). Called by several threads, large pictures take turns, which saves memory."""
-    with _decoded(path, content, max_pixels) as picture:
+def read_pixels(
+    path: str | Path,
+    content: bytes | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    before: Callable[[int], None] = lambda pixels: None,
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """What `open_picture` opens in colour, as uint8 (H, W, 3). Called by several threads, large pictures take turns, which saves memory.
+
+    before  called with the number of its pixels before a picture is decoded: it may wait until there is memory for them
+    """
+    with _decoded(path, content, max_pixels, before) as picture:
         return _as_array(_in_mode(_opaque(path, picture), "RGB"))
 
 
@@ -221,7 +230,12 @@ _ROOM = _Room(MAX_PIXELS)
 
 
 @contextmanager
-def _decoded(path: str | Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def _decoded(
+    path: str | Path,
+    content: bytes | None = None,
+    max_pixels: int = MAX_PIXELS,
+    before: Callable[[int], None] = lambda pixels: None,
+) -> Iterator[Image.Image]:
     """A picture, wholly read and upright, with an alpha channel where any of it may be transparent."""
     content = _read(Path(path), max_pixels) if content is None else content
     try:
@@ -233,6 +247,7 @@ def _decoded(path: str | Path, content: bytes | None = None, max_pixels: int = M
     if width * height > max_pixels:
         size = f"{width}x{height} = {width * height:,} pixels"
         raise ValueError(f"{path} has {size}, more than max_pixels={max_pixels:,}: make it smaller, or raise max_pixels")
+    before(width * height)
     with _ROOM.take(width * height):
         try:
             whole: Image.Image = file.open() if picture is None else picture

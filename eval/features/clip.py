@@ -62,12 +62,14 @@ class ClipFeatures(Extractor):
         self.tokenizer, self.preparation, self.identity = tokenizer, preparation, identity
         self.widths = {"image": width}
 
+    def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
+        """See `Preparation`."""
+        return by_size(pictures, self.preparation)
+
     @torch.inference_mode()
-    def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
-        self.check_outputs(outputs)
-        if not outputs:
-            return {}
-        return {"image": by_size(pictures, lambda batch: self.model.encode_image(self.preparation(batch), normalize=True)).float()}
+    def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
+        """See `Extractor`."""
+        return {"image": self.model.encode_image(x, normalize=True).float()} if outputs else {}
 
     @torch.inference_mode()
     def text(self, prompts: Sequence[str]) -> TextFeatures:

@@ -17,7 +17,7 @@ class Custom(Extractor):
     fn        batch -> (N, width) floating point; a module is put into inference, and its tensors name the weights
     name      of the network, as results say it
     prepared  what `prepare` does, as results say it
-    prepare   uint8 pictures (3, H, W), of any sizes and on the module's device -> what `fn` takes
+    prepare   uint8 pictures (3, H, W), of any sizes and on the module's device -> what `fn` takes, a row (N, ...) for each
     weights   names the weights of a function that is no module, which has no tensors to show: a version, a hash
     """
 
@@ -34,7 +34,7 @@ class Custom(Extractor):
         super().__init__()
         tensors = dict(fn.eval().state_dict()) if isinstance(fn, nn.Module) else {}
         device = next((tensor.device for tensor in tensors.values()), None)
-        self.fn, self.prepare, self.widths = fn, prepare, {"features": width}
+        self.fn, self._prepare, self.widths = fn, prepare, {"features": width}
         self.place: Tensor
         self.register_buffer(
             "place", torch.empty(0, device=device), persistent=False
@@ -43,12 +43,15 @@ class Custom(Extractor):
             raise ValueError(f"{name} has no tensors that would name its weights: say weights='...', a version or a hash")
         self.identity = Identity(name, weights or sha256_of_tensors(self.state_dict()), prepared)
 
+    def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
+        """As it was given."""
+        return self._prepare(pictures)
+
     @torch.inference_mode()
-    def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
+    def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
         """ValueError where the network gives anything but floating point of shape (N, width)."""
-        self.check_outputs(outputs)
-        rows = self.fn(self.prepare(pictures))
-        expected = (len(pictures), self.widths["features"])
+        rows = self.fn(x)
+        expected = (len(x), self.widths["features"])
         if not isinstance(rows, Tensor) or not rows.is_floating_point() or tuple(rows.shape) != expected:
             found = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else f"a {type(rows).__name__}"
             raise ValueError(f"{self.identity.network} must give floating point of shape {expected}, (pictures, width), not {found}")

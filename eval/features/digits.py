@@ -24,14 +24,17 @@ class DigitFeatures(Extractor):
         self.widths = {"features": classifier.hidden.out_features, "logits": len(self.classes)}
         self.identity = Identity("digit classifier", sha256_of_tensors(classifier.state_dict()), "8x8, mean of the colours, -1 ... 1")
 
-    @torch.inference_mode()
-    def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
-        """ValueError for a picture that is not 8x8."""
-        self.check_outputs(outputs)
+    def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Grey, -1 ... 1. ValueError for a picture that is not 8x8."""
         for picture in pictures:
             if picture.shape != (3, 8, 8):
                 raise ValueError(f"the digit classifier takes pictures of 8x8 pixels, (3, 8, 8), not {tuple(picture.shape)}")
-        features = self.classifier.features(torch.stack(list(pictures)).float().mean(1, keepdim=True) / 127.5 - 1)
+        return torch.stack(list(pictures)).float().mean(1, keepdim=True) / 127.5 - 1
+
+    @torch.inference_mode()
+    def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
+        """See `Extractor`."""
+        features = self.classifier.features(x)
         found = {"features": features, "logits": self.classifier.classes(features)}
         return {name: found[name] for name in outputs}
 

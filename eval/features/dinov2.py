@@ -36,12 +36,14 @@ class Dinov2Features(Extractor):
         self.identity = identity
         self.widths = {"cls": self.model.embed_dim}
 
+    def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
+        """See `Preparation`."""
+        return by_size(pictures, PREPARATION)
+
     @torch.inference_mode()
-    def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
-        self.check_outputs(outputs)
-        if not outputs:
-            return {}
-        return {"cls": by_size(pictures, lambda batch: self.model.forward_features(PREPARATION(batch))[:, 0]).float()}
+    def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
+        """See `Extractor`."""
+        return {"cls": self.model.forward_features(x)[:, 0].float()} if outputs else {}
 
 
 def load_dinov2(path: str | Path, name: str = "vit_large_patch14_dinov2") -> Dinov2Features:

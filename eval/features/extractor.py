@@ -30,7 +30,7 @@ class Identity:
 
 
 class Extractor(nn.Module):
-    """A network, in inference, with its own preparation of pictures.
+    """A network, in inference, with its own preparation of pictures: one of these defines `prepare` and `features`.
 
     widths  what it can give, by name, and how wide a row of each is: {"pool": 2048, "logits": 1008}
     """
@@ -38,11 +38,21 @@ class Extractor(nn.Module):
     identity: Identity
     widths: Mapping[str, int]
 
+    @torch.inference_mode()
     def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
         """pictures: uint8 (3, H, W) each, of any sizes, on this module's device -> {output: float32 (N, width)}, on that device too.
 
         A picture's row does not depend on the others but for rounding.
         """
+        self.check_outputs(outputs)
+        return self.features(self.prepare(pictures), outputs)
+
+    def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
+        """What the network takes: a row (N, ...) for each picture, however large that is, as `forward` takes them."""
+        raise NotImplementedError
+
+    def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
+        """The outputs, as `forward` gives them, of pictures that are prepared."""
         raise NotImplementedError
 
     def check_outputs(self, outputs: Collection[str]) -> None:

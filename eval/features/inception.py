@@ -251,14 +251,13 @@ class Inception(Extractor):
         self.network.fc.float()
         self.protocol, self.identity, self.dtype = protocol, identity, dtype
 
-    @torch.inference_mode()
-    def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
-        self.check_outputs(outputs)
-        return self.features(resized(pictures, RESIZES[self.protocol.resize]), outputs)
+    def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Resized as the protocol says: float (B, 3, 299, 299) in [0, 255]."""
+        return resized(pictures, RESIZES[self.protocol.resize])
 
     @torch.inference_mode()
     def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
-        """Of pictures that are resized: float (B, 3, 299, 299) in [0, 255]. float32 means float32, on a GPU too, and not TF32."""
+        """See `Extractor`. float32 means float32, on a GPU too, and not TF32."""
         x = (x - self.protocol.centre) / self.protocol.scale
         with torch.backends.cudnn.flags(enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False):
             return self.network(x.to(self.dtype, memory_format=torch.channels_last), outputs)

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+AT_ONCE = 2**26  # values, of all pictures together, that are in float64 at once
 FRACTION = 2**22  # Pillow's weights for 8-bit pictures are whole numbers of it
 
 
@@ -37,7 +38,9 @@ def resize(pictures: Tensor, size: tuple[int, int], kernel: str = "bicubic") -> 
     """
     height, width = size
     if width != pictures.shape[-1]:
-        pictures = _rounded(pictures.double() @ weights(pictures.shape[-1], width, kernel).to(pictures.device).T)
+        across = weights(pictures.shape[-1], width, kernel).to(pictures.device).T
+        rows = max(1, AT_ONCE * pictures.shape[-2] // pictures.numel())  # float64 takes eight times the memory
+        pictures = torch.cat([_rounded(part.double() @ across) for part in pictures.split(rows, dim=-2)], dim=-2)
     if height != pictures.shape[-2]:
         pictures = _rounded(weights(pictures.shape[-2], height, kernel).to(pictures.device) @ pictures.double())
     return pictures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -48,6 +48,6 @@ class FolderPictures(Captioned):
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
+    def read(self, indices: Sequence[int]) -> Iterator[Tensor | Unreadable]:
         """See `Source`."""
-        return in_threads(lambda index: pixels(self._listing.files[index], max_pixels=self._max_pixels), indices)
+        return in_threads(lambda i, before: pixels(self._listing.files[i], max_pixels=self._max_pixels, before=before), indices)

@@ -54,9 +54,9 @@ class NpzPictures:
     def __len__(self) -> int:
         return len(self._pixels)
 
-    def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
+    def read(self, indices: Sequence[int]) -> Iterator[Tensor | Unreadable]:
         """See `Source`."""
-        return [rearrange(torch.from_numpy(np.array(self._pixels[i])), "h w c -> c h w") for i in indices]
+        return (rearrange(torch.from_numpy(np.array(self._pixels[i])), "h w c -> c h w") for i in indices)
 
 
 @contextmanager

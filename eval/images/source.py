@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -44,11 +45,22 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
-        """These pictures, uint8 (3, H, W), grey ones with three equal channels. Only what is wrong with one picture comes as Unreadable;
-        what is wrong with the whole source raises ValueError or OSError.
+    def read(self, indices: Sequence[int]) -> Iterable[Tensor | Unreadable]:
+        """These pictures, uint8 (3, H, W), grey ones with three equal channels; large ones one by one as they are asked for. Only what is
+        wrong with one picture comes as Unreadable; what is wrong with the whole source raises ValueError or OSError.
         """
         ...
+
+
+@contextmanager
+def reading(source: Source, indices: Sequence[int]) -> Iterator[Iterable[Tensor | Unreadable]]:
+    """`source.read(indices)`, whose threads end with the block, however many pictures have been asked for."""
+    pictures = source.read(indices)
+    try:
+        yield pictures
+    finally:
+        if isinstance(pictures, Generator):
+            pictures.close()
 
 
 def stamp_of(files: Iterable[Path], max_pixels: int = MAX_PIXELS) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -33,7 +33,7 @@ class Part:
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
+    def read(self, indices: Sequence[int]) -> Iterable[Tensor | Unreadable]:
         """See `Source`."""
         return self._source.read([self._chosen[i] for i in indices])
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from eval.images.decoding import in_threads, pixels
+from eval.images.decoding import Before, in_threads, pixels
 from eval.images.prompts import KEYS, Captioned, Prompts, prompts_for
 from eval.images.source import Unreadable, stamp_of
 from samplers.pictures import MAX_PIXELS
@@ -66,13 +66,13 @@ class TarPictures(Captioned):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
+    def read(self, indices: Sequence[int]) -> Iterator[Tensor | Unreadable]:
         """See `Source`."""
         return in_threads(self._pixels, indices)
 
-    def _pixels(self, index: int) -> Tensor:
+    def _pixels(self, index: int, before: Before) -> Tensor:
         member = self._samples[index].picture
-        return pixels(str(member), member.read(), self._max_pixels)
+        return pixels(str(member), member.read(), self._max_pixels, before)
 
     def _captions(self) -> list[str] | None:
         return self._all("caption", "key.txt, or key.json with a caption", [sample.caption() for sample in self._samples])

@@ -25,10 +25,11 @@ class Small(Extractor):
         drawn = torch.randn(48, sum(WIDTHS.values()), generator=generator, dtype=torch.float64)
         self.weights = torch.nn.Parameter(drawn, requires_grad=False)
 
-    def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
-        self.check_outputs(outputs)
-        self.seen += len(pictures)
-        x = torch.cat([F.adaptive_avg_pool2d(picture[None].double() / 255, 4).flatten(1) for picture in pictures])
+    def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
+        return torch.cat([F.adaptive_avg_pool2d(picture[None].double() / 255, 4).flatten(1) for picture in pictures])
+
+    def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
+        self.seen += len(x)
         wide = (x[:, :, None] * self.weights).sum(1).float()
         found = dict(zip(WIDTHS, wide.split(list(WIDTHS.values()), 1), strict=True))
         return {name: found[name] for name in outputs}

@@ -6,19 +6,26 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from eval.bench.memory import peak_resident
 from eval.collect import Collected, CollectParams, collect
 from eval.features.extractor import Extractor, Identity
+from eval.images import decoding
+from eval.images.folder import FolderPictures
 from eval.images.source import Unreadable
 from eval.images.tensors import TensorPictures
+from eval.sheet import Sheet
 from train.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -34,8 +41,10 @@ class Projected(Extractor):
         weights = torch.randn(3 * side * side, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         self.weights = torch.nn.Parameter(weights, requires_grad=False)
 
-    def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
-        x = torch.stack(list(pictures)).flatten(1).double()
+    def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(pictures)).flatten(1).double()
+
+    def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
         wide = (x[:, :, None] * self.weights).sum(1)
         return {name: {"wide": wide, "rows": wide[:, :3]}[name].float() for name in outputs}
 
@@ -184,8 +193,8 @@ def test_sizes_that_differ_are_refused_unless_any_will_do() -> None:
         go(Mixed(20), batch_size=5)
 
     class Cut(Projected):
-        def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
-            return super().forward([picture[:, :, :4] for picture in pictures], outputs)
+        def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
+            return super().prepare([picture[:, :, :4] for picture in pictures])
 
     assert go(Mixed(20), extractor=Cut(), sizes="any").sizes == {(4, 4), (4, 5)}
 
@@ -194,8 +203,8 @@ def test_features_that_are_not_finite_name_the_picture() -> None:
     """How many, and which first."""
 
     class Overflowing(Projected):
-        def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
-            found = super().forward(pictures, outputs)
+        def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
+            found = super().features(x, outputs)
             found["wide"][2] = torch.nan
             return found
 
@@ -240,6 +249,48 @@ def test_processes_share_the_work_and_find_the_same_bits(processes: int, tmp_pat
     assert_same(found, go(Numbered(101, broken=[8]), on_error="skip"))
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_large_pictures_are_not_held_together(ahead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of 48 pictures: few are in memory at once, what is computed is that of all together, and so is what a sheet shows."""
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 10, 10, 3), dtype=np.uint8)
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(tmp_path / f"{i:02d}.png")
+    held, most, read = [0], [0], decoding.pixels
+
+    def counting(path: Path, max_pixels: int, before: Callable[[int], None]) -> Tensor:
+        found = read(path, max_pixels=max_pixels, before=before)
+        held[0] += 1
+        most[0] = max(most[0], held[0])
+        weakref.finalize(found, lambda: held.__setitem__(0, held[0] - 1))
+        return found
+
+    monkeypatch.setattr("eval.images.folder.pixels", counting)
+    monkeypatch.setattr(decoding, "HELD", 300)
+    monkeypatch.setattr("eval.collect.AT_ONCE", 200)
+    source, params = FolderPictures(tmp_path), CollectParams(64)
+    found = collect(
+        source, {"projected": Projected(10)}, ["projected.wide"], ["projected.rows"], params, ALONE, ahead=ahead, progress=False
+    )
+    assert found is not None
+    assert_same(found, go(TensorPictures(torch.from_numpy(pixels).movedim(-1, 1)), extractor=Projected(10)))
+    Sheet(source).save(tmp_path / "sheet.png")
+    assert held == [0]
+    assert most[0] <= 3 + 2 + 2  # decoded, and two groups: one that is used, and one that is read meanwhile
+
+
+def test_reading_ends_with_the_error_of_one_who_uses_it(tmp_path: Path) -> None:
+    """However large the pictures that wait: no thread is left behind."""
+    for i in range(20):
+        Image.new("RGB", (9, 10)).save(tmp_path / f"{i:02d}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "HELD", 1)
+        patch.setattr("eval.collect.AT_ONCE", 1)
+        before = threading.active_count()
+        with pytest.raises(RuntimeError, match="The size of tensor a"):
+            go(FolderPictures(tmp_path))
+        assert threading.active_count() == before
+
+
 def test_memory_does_not_grow_with_the_number_of_pictures() -> None:
     """Ten times as many pictures, whose features would take 147 MB more, take less than a quarter of that more at the
     peak; what the C library keeps of freed memory is some 10 to 20 MB.
@@ -250,8 +301,8 @@ def test_memory_does_not_grow_with_the_number_of_pictures() -> None:
             super().__init__()
             self.widths = {"rows": 3, "wide": 2048}
 
-        def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
-            wide = super().forward(pictures, ["wide"])["wide"].repeat(1, 256)
+        def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
+            wide = super().features(x, ["wide"])["wide"].repeat(1, 256)
             return {name: {"wide": wide, "rows": wide[:, :3]}[name] for name in outputs}
 
     class Endless(Numbered):

@@ -96,7 +96,7 @@ def test_one_command_scores_a_folder_against_a_folder(place: Path) -> None:
     sides = []
     for side in ("a", "real"):
         source = FolderPictures(place / side)
-        batches = [source.read([i, i + 1]) for i in range(0, len(source), 2)]
+        batches = [list(source.read([i, i + 1])) for i in range(0, len(source), 2)]
         rows = [network(batch, ["pool", "logits_unbiased"]) for batch in batches]
         sides.append({name: torch.cat([row[name] for row in rows]) for name in ("pool", "logits_unbiased")})
     ours, theirs = (side["pool"] for side in sides)

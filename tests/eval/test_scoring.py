@@ -6,7 +6,7 @@ import errno
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -117,7 +117,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
     own = FolderPictures.read
 
-    def reading(self: FolderPictures, indices: Sequence[int]) -> list[Tensor | Unreadable]:
+    def reading(self: FolderPictures, indices: Sequence[int]) -> Iterable[Tensor | Unreadable]:
         asked.extend(self.names[i] for i in indices)
         return own(self, indices)
 
@@ -549,7 +549,7 @@ def test_what_breaks_off_goes_on(
     whole = score(metric=["fid", "kid"], out=str(tmp_path / "whole.json"))
     own = FolderPictures.read
 
-    def breaking(self: FolderPictures, indices: Sequence[int]) -> list[Tensor | Unreadable]:
+    def breaking(self: FolderPictures, indices: Sequence[int]) -> Iterable[Tensor | Unreadable]:
         if self.origin.endswith("real") and 16 in indices:
             raise stopped
         return own(self, indices)
@@ -689,7 +689,7 @@ def test_drawing_that_breaks_off_goes_on(model: str, score: Callable[..., Result
     asked: list[int] = []
     own, stops = Drawn.read, [20]
 
-    def stopping(self: Drawn, indices: Sequence[int]) -> list[Tensor | Unreadable]:
+    def stopping(self: Drawn, indices: Sequence[int]) -> Iterable[Tensor | Unreadable]:
         if stops and stops[0] in indices:
             raise KeyboardInterrupt
         asked.extend(indices)

@@ -80,7 +80,7 @@ def assert_holds(source: Source, photographs: np.ndarray) -> None:
         assert isinstance(picture, Tensor)
         assert picture.dtype == torch.uint8
         assert np.array_equal(picture.permute(1, 2, 0).numpy(), photographs[index])
-    assert source.read([]) == []
+    assert list(source.read([])) == []
 
 
 # Folders ---------------------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_captions_are_read_when_they_are_asked_for(tmp_path: Path, folder: Path)
     for name in ("000000.png", "000001.png", "000000.txt"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     source = FolderPictures(tmp_path)
-    assert len(source.read([0, 1])) == 2
+    assert len(list(source.read([0, 1]))) == 2
     assert f"1 of 2 images have no caption, the first is {tmp_path / '000001.png'}" in refusal(lambda: source.prompts)
     assert FolderPictures(tmp_path, prompts=["a", "b"]).prompts == ["a", "b"]
     (tmp_path / "prompts.csv").write_text("file_name,prompt\n000001.png,second\n000000.png,first\n")
