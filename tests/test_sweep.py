@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
+import diffusion.starting
 import models
 from configs import command_line, compose, compose_sweep
 from configs.sweep import combinations, run_all
@@ -345,3 +346,17 @@ def test_ctrl_c_while_a_program_gets_ready_is_one_line(monkeypatch: pytest.Monke
     with pytest.raises(SystemExit) as ended:
         command_line("eval", interrupted)
     assert (ended.value.code, capsys.readouterr().err) == (130, "stopped\n")
+
+
+@pytest.mark.parametrize(("module", "ours"), [("mylab", False), ("train", True), ("models.presets", True)])
+def test_ctrl_c_of_other_programs_is_theirs(module: str, ours: bool, tmp_path: Path) -> None:
+    """`python -m mylab` that imports this library keeps Python's Ctrl-C, and with it what it does in a `finally`."""
+    package = tmp_path / module.split(".")[0]
+    package.mkdir()
+    (package / "__main__.py").write_text("")
+    (package / "presets.py").write_text("")
+    starting = Path(diffusion.starting.__file__)
+    code = f"import runpy, signal; runpy.run_path({str(starting)!r}); print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    (package / "__init__.py").write_text(code)
+    done = subprocess.run([sys.executable, "-m", module], cwd=tmp_path, text=True, capture_output=True, check=True, timeout=60)
+    assert done.stdout.split() == [str(not ours)]
