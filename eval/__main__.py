@@ -14,7 +14,8 @@ from diffusion.starting import started
 from eval import reference, scoring
 from eval.bench import features, frechet, loading, networks, orders, samplers
 from eval.digits import quickstart
-from eval.report import report_of
+from eval.report import report_of, result_files
+from train.world import PeerError
 
 BENCHMARKS = {
     "bench_samplers": samplers,
@@ -34,7 +35,10 @@ def main(config: dict[str, Any]) -> int:
         "sampler_orders": _sampler_orders,
         **dict.fromkeys(BENCHMARKS, _benchmark),
     }
-    return lookup("program", config["program"], programs)(config)
+    try:
+        return lookup("program", config["program"], programs)(config)
+    except PeerError:
+        sys.exit(1)  # the process that has failed says why
 
 
 def after_all(configs: Sequence[dict[str, Any]]) -> None:
@@ -42,7 +46,7 @@ def after_all(configs: Sequence[dict[str, Any]]) -> None:
     if not _leads():
         return
     for folder in dict.fromkeys(config.get("report") for config in configs):
-        if folder is not None and any(Path(folder, "results").glob("*.json")):
+        if folder is not None and result_files(folder):
             _report({"out": folder})
 
 

@@ -22,7 +22,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,10 +29,11 @@ from diffusion.spec import check_at_least_one
 from eval.features.extractor import Extractor
 from eval.images.source import Source, Unreadable, reading
 from eval.metrics.moments import GroupedMoments
-from models.files import replacing
+from models.checkpoints import native
 from train.world import World
 
 LONG = 30.0  # seconds of work that are worth a file of half a gigabyte
+FORMAT = "work 2"  # of what is saved
 AT_ONCE = 2**24  # pixels, of all pictures together, that are prepared at once; a larger picture is prepared alone
 
 
@@ -352,7 +352,7 @@ class _Work:
     def key(self) -> str:
         """Of all that the work so far depends on, but for what is computed of the pictures."""
         params = [self.params.groups, self.params.on_error, self.params.sizes]
-        content = [self.source.origin, self.source.stamp, len(self.share), self.share[:2], params]
+        content = [FORMAT, self.source.origin, self.source.stamp, len(self.share), self.share[:2], params]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def identities(self) -> dict[str, dict[str, object]]:
@@ -375,12 +375,8 @@ class _Work:
             "sizes": sorted(self.sizes),
         }
         tensors = {name: value.contiguous() for name, value in tensors.items()}
-        about["sha256"] = _checksum(tensors, about)
-        with replacing(path) as temporary:
-            try:
-                save_file(tensors, temporary, {"about": json.dumps(about)})
-            except SafetensorError as error:  # as which it says that a disk is full
-                raise OSError(str(error)) from error
+        about["checksum"] = native.checksum(tensors, about)
+        native.write_tensors(path, tensors, {"about": json.dumps(about)})
 
     def load(self, path: Path) -> None:
         """Go on from there, where it has all that is asked for. Other work is left aside: this pass begins anew, and overwrites it.
@@ -393,7 +389,7 @@ class _Work:
                 if about["key"] != self.key() or not self.identities().items() <= about["identities"].items():
                     return
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-            if about.pop("sha256") != _checksum(tensors, about):
+            if about.pop("checksum") != native.checksum(tensors, about):
                 raise ValueError("its checksum is another one")
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             said = " ".join(str(error).split())[:200]
@@ -407,20 +403,12 @@ class _Work:
             self.moments[key] = GroupedMoments.from_state({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
 
 
-def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
-    """SHA-256 of all that is saved: what a disk has changed would be a figure that nothing tells from a right one."""
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _together(own: Collected, where: World) -> Collected | None:
     """What all processes have found, in the order of the pictures."""
     if where.size == 1:
         return _in_order([own])
     sent = replace(own, moments={}), {key: value.state_dict() for key, value in own.moments.items()}  # groups without pictures are not sent
+    where.meet()  # a process whose pictures are on a slower disk may come an hour after the others
     got: list[Any] | None = [None] * where.size if where.leads else None
     dist.gather_object(sent, got)
     if got is None:

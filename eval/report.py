@@ -38,6 +38,11 @@ ACROSS = 372  # CSS pixels that a small sheet may be magnified to
 STORED = 1600  # pixels of a sheet's longer side that a page keeps
 
 
+def result_files(folder: str | Path) -> list[Path]:
+    """Those that a report is made of, in the order of their names."""
+    return sorted(file for file in Path(folder, "results").glob("*.json") if not is_hidden(file.name))
+
+
 def report_of(folder: str | Path) -> Path:
     """Read folder/results/*.json in the order of their names; write folder/report.html, results.md and, where costs are known, pareto.png.
 
@@ -45,7 +50,7 @@ def report_of(folder: str | Path) -> Path:
     path. ValueError where there are no results or a file holds none.
     """
     folder = Path(folder)
-    files = sorted(file for file in (folder / "results").glob("*.json") if not is_hidden(file.name))
+    files = result_files(folder)
     if not files:
         raise ValueError(f"{folder} has no results/*.json: python -m eval writes them")
     results = [read_result(file) for file in files]

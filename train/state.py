@@ -5,12 +5,10 @@ The random state is not part of it: every step reseeds from (seed, micro-batch, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
@@ -109,7 +107,7 @@ class TrainState:
             "window": self.window.values(),
         }
         metadata = {**native.about(self.model), "progress": progress, "settings": strict(settings)}
-        metadata["checksum"] = checksum(tensors, metadata)
+        metadata["checksum"] = native.checksum(tensors, metadata)
         native.write(folder / native.FILE_NAME, tensors, metadata, None if self.fell_back else folder / PREVIOUS)
         self.fell_back = False
 
@@ -156,22 +154,6 @@ class TrainState:
         return f"the last good checkpoint, of step {self.saved}, is in {folder}" if self.saved else "nothing was saved yet"
 
 
-def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """SHA-256 of names, dtypes, shapes and bytes of tensors on the host, and of what is written beside them."""
-    names = sorted(tensors)
-    with ThreadPoolExecutor(4) as pool:  # gigabytes, and hashing leaves the interpreter to others
-        digests = pool.map(lambda name: _sha256(tensors[name]), names)
-        lines = [
-            f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {digest}\n" for name, digest in zip(names, digests, strict=True)
-        ]
-    about = json.dumps(json.loads(json.dumps(metadata)), sort_keys=True)
-    return hashlib.sha256(("".join(lines) + about).encode()).hexdigest()
-
-
-def _sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
-
-
 def _lost(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first weight, average or value of the optimiser that is not finite."""
     return next(
@@ -203,7 +185,7 @@ def _damage(file: Path, stamp: tuple[int, ...]) -> str:
         return str(error)
     expected = metadata.pop("checksum", None)
     checked = "window" in metadata.get("progress", {})  # earlier versions wrote neither
-    if (checked or expected is not None) and checksum(tensors, metadata) != expected:
+    if (checked or expected is not None) and native.checksum(tensors, metadata) != expected:
         return f"{file} is damaged: its content does not fit its checksum"
     lost = _lost(tensors) if "progress" in metadata else None
     return f"{file} is of no use: {lost} holds values that are not finite" if lost else ""

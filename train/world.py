@@ -18,7 +18,8 @@ from models.device import find_device
 
 T = TypeVar("T")
 DONE = "done"
-FAILED = "failed"  # the entry of the store in which a process says why it ends
+FAILED = "failed"  # the entry of the store in which a process says why training will end, once all have saved
+ENDED = "ended"  # and the one in which it says that it has ended, and why
 
 
 class PeerError(OSError):
@@ -73,10 +74,22 @@ class World:
         self.store.set(turn, DONE)
         return result
 
-    def tell(self, error: BaseException) -> None:
-        """Leave word for the other processes of why this one will end."""
+    def meet(self) -> None:
+        """Wait, for hours if need be, until all processes are here: before a collective operation to which some come much later.
+
+        Where one has ended with an error, the others raise PeerError.
+        """
+        if self.store is None:
+            return
+        turn = f"meet {next(self._turns)}"
+        self.store.set(f"{turn} {self.rank}", DONE)
+        for rank in range(self.size):
+            self._wait(self.store, f"{turn} {rank}")
+
+    def tell(self, error: BaseException, entry: str = FAILED) -> None:
+        """Leave word for the other processes of why this one will end, or, as ENDED, has ended."""
         if self.store is not None:
-            self.store.set(FAILED, _word(self.rank, error))
+            self.store.set(entry, _word(self.rank, error))
 
     def told(self) -> PeerError:
         """The error of another process that has left word."""
@@ -86,6 +99,8 @@ class World:
     def _wait(self, store: Store, turn: str) -> None:
         try:
             while not store.check([turn]):
+                if store.check([ENDED]):
+                    raise PeerError(store.get(ENDED).decode())
                 time.sleep(0.05)
             word = store.get(turn).decode()
         except RuntimeError as error:  # the store's, which went with the process that kept it
@@ -110,8 +125,12 @@ def world(device: str | None = None) -> Iterator[World]:
     if size > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
         store = PrefixStore("plain-diffusion", _get_default_store())
+    own = World(rank, size, chosen, store)
     try:
-        yield World(rank, size, chosen, store)
+        yield own
+    except Exception as error:
+        own.tell(error, ENDED)
+        raise
     finally:
         if size > 1:
             dist.destroy_process_group()

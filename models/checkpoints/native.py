@@ -9,9 +9,11 @@ Writing is atomic: a file of that name is the old one or the new one, whole, at 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,22 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
             save_file({key: value.detach().contiguous() for key, value in tensors.items()}, temporary, dict(metadata))
         except SafetensorError as error:  # how the writer reports a full disk or a folder that it may not write to
             raise OSError(str(error)) from error
+
+
+def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """SHA-256 of names, dtypes, shapes and bytes of tensors on the host, and of what is written beside them."""
+    names = sorted(tensors)
+    with ThreadPoolExecutor(4) as pool:  # gigabytes, and hashing leaves the interpreter to others
+        digests = pool.map(lambda name: _sha256(tensors[name]), names)
+        lines = [
+            f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {digest}\n" for name, digest in zip(names, digests, strict=True)
+        ]
+    about = json.dumps(json.loads(json.dumps(metadata)), sort_keys=True)
+    return hashlib.sha256(("".join(lines) + about).encode()).hexdigest()
+
+
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

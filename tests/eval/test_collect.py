@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # public, but not marked so
 
 from eval.bench.memory import peak_resident
 from eval.collect import Collected, CollectParams, collect
@@ -26,7 +27,7 @@ from eval.images.folder import FolderPictures
 from eval.images.source import Unreadable
 from eval.images.tensors import TensorPictures
 from eval.sheet import Sheet
-from train.world import World
+from train.world import ENDED, PeerError, World
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -289,6 +290,14 @@ def test_reading_ends_with_the_error_of_one_who_uses_it(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="The size of tensor a"):
             go(FolderPictures(tmp_path))
         assert threading.active_count() == before
+
+
+def test_an_error_of_one_process_ends_the_others() -> None:
+    """They wait for its part of the work in no collective operation, of which there could be none here."""
+    store = HashStore()
+    World(1, 2, torch.device("cpu"), store).tell(ValueError("picture 5 is broken"), ENDED)
+    with pytest.raises(PeerError, match=r"^process 1 has failed: picture 5 is broken$"):
+        go(Numbered(20), World(0, 2, torch.device("cpu"), store))
 
 
 def test_memory_does_not_grow_with_the_number_of_pictures() -> None:

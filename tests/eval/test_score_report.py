@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.__main__ import after_all
 from eval.drawing import pareto_front
 from eval.report import _appendix, cite, make_tables, markdown_table, report_of, write_scores_report
 from eval.report_plots import drawn, main_metrics, metric_name, pareto_plot, save_pareto, short_names, trade_off_plot
@@ -475,3 +476,11 @@ def test_a_damaged_result_is_named(place: tuple[str, ...], value: Any, tmp_path:
     with pytest.raises(ValueError, match=rf"{path} is no result of python -m eval: ") as found:
         read_result(path)
     assert "\n" not in str(found.value)
+
+
+def test_hidden_files_are_no_results(tmp_path: Path) -> None:
+    """As macOS leaves them beside copies: a folder that holds only such gets no report at the end of a run, and no error."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "._a.json").write_bytes(b"\0\5\26\7")
+    after_all([{"report": str(tmp_path)}, {"report": None}])
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]

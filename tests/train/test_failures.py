@@ -50,7 +50,7 @@ from train import TrainParams, run, train
 from train.data import Batch, TensorData, digits, shuffled_batches
 from train.folder import LOCK
 from train.state import PREVIOUS
-from train.world import PeerError, World
+from train.world import ENDED, PeerError, World
 
 BAD = 5  # the number of a sample that cannot be read, where there is one
 
@@ -227,6 +227,30 @@ def test_an_error_of_the_one_ends_the_others(error: BaseException) -> None:
     reason = " ".join(str(error).split()) or type(error).__name__
     with pytest.raises(PeerError, match=f"process 0 has failed: {reason}$"):
         second.lead(fail)
+
+
+def test_those_who_come_first_wait_for_the_others() -> None:
+    """Several times, in no collective operation; and where another has ended with an error they end with its line."""
+    first, second = pair()
+    met: list[int] = []
+
+    def wait() -> None:
+        for number in range(2):
+            second.meet()
+            met.append(number)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    for number in range(2):
+        waiting.join(0.2)
+        assert len(met) == number
+        first.meet()
+    waiting.join(10)
+    assert met == [0, 1]
+    first.tell(ValueError("no such\npicture"), ENDED)
+    for wait_for_first in (second.meet, lambda: second.lead(lambda: None)):
+        with pytest.raises(PeerError, match=r"process 0 has failed: no such picture$"):
+            wait_for_first()
 
 
 FOREIGN: dict[str, dict[str, str]] = {

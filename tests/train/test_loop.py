@@ -227,6 +227,7 @@ def test_kill_9_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
 
 RANKS = """
 import copy, json, sys
+from dataclasses import replace
 from pathlib import Path
 import torch
 from models import Model
@@ -239,10 +240,15 @@ folder = Path(config["run"])
 
 def both(model, objective, data, params, path, **rest):
     start = copy.deepcopy(model.network.state_dict())
-    plain = Model(copy.deepcopy(model.network).double(), model.schedule, model.prediction, model.spec)
+    plain, begun, resumed = (
+        Model(copy.deepcopy(model.network).double(), model.schedule, model.prediction, model.spec) for _ in range(3)
+    )
     finished = train(model, objective, data, params, path, **rest)
     data.images = data.images.double()
     train(plain, reconstruction, data, params, folder.with_name("plain"), world=rest["world"], progress=False)
+    half, alone = folder.with_name("half"), replace(params, steps=2, accumulate=4)
+    rest["world"].lead(lambda: train(begun, reconstruction, data, alone, half, progress=False))
+    train(resumed, reconstruction, data, params, half, world=rest["world"], resume=True, progress=False)
     ends = [network.state_dict() for network in (model.network, plain.network)]
     torch.save([start, *ends], folder.with_name(f"rank{rest['world'].rank}.pt"))
     return finished
@@ -279,7 +285,9 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
     one = models.build({**settings["model"], "network": dict(settings["model"]["network"])})
     one.network.load_state_dict(first[0])
     go(tmp_path / "one", reconstruction, as_float64(one), **{**settings["train"], "betas": (0.9, 0.99), "accumulate": 1})
-    assert_close(state(tmp_path / "plain", "network."), state(tmp_path / "one", "network."))
+    for name in ("plain", "half"):  # two processes from the start, and from the middle of what one has begun
+        assert_close(state(tmp_path / name, "network."), state(tmp_path / "one", "network."))
+        assert steps(tmp_path / name) == [1, 2, 3, 4]
 
 
 def test_ctrl_c_stops_all_processes_at_the_same_step(tmp_path: Path) -> None:
