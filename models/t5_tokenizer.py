@@ -6,6 +6,7 @@ with "▁". What is in no piece is the token <unk>.
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.spec import check_type
-from models.tokenizer_json import LARGEST_FILE, MOST_TOKENS, check_charsmap, check_pieces, check_unigram, parse
+from models.tokenizer_json import LARGEST_FILE, MOST_TOKENS, check_charsmap, check_pieces, checked_unigram, parse
 from models.tokenizer_library import guarded, library
 
 PAD, EOS, UNK = 0, 1, 2
@@ -43,7 +44,7 @@ class T5Tokenizer:
     def from_json(cls, text: str) -> T5Tokenizer:
         """From the contents of a `tokenizer.json`. ValueError where they are not T5's."""
         check_type("a tokenizer.json", text, str)
-        check_unigram(parse(text))
+        text = json.dumps(checked_unigram(parse(text)), ensure_ascii=False)
         backend = _backend(library().Tokenizer.from_str, text)
         first = [backend.id_to_token(i) for i in (PAD, EOS)]
         if first != ["<pad>", "</s>"]:
@@ -58,7 +59,7 @@ class T5Tokenizer:
         return cls.from_json(str(_from_pieces(pieces, b"").to_str()))
 
     def to_json(self) -> str:
-        """The contents of a `tokenizer.json`: those it is made of, for the library rounds scores when it reads and writes them again."""
+        """The contents of a `tokenizer.json`: those it is made of, for the library rounds scores when it reads and writes them."""
         return self._json
 
     @property
@@ -86,10 +87,8 @@ class T5Tokenizer:
 
 
 def _backend(make: Callable[..., Any], *args: Any) -> Any:
-    """The library's tokenizer that `make` returns, if it reads text at all; as long as the text, whatever length its file asks for."""
+    """The library's tokenizer that `make` returns, if it reads text at all."""
     backend = guarded(make, *args)
-    guarded(backend.no_truncation)
-    guarded(backend.no_padding)
     guarded(backend.encode, "a ½ \U0010fffd")  # a letter, one to be mended, one in no piece
     return backend
 
@@ -109,9 +108,7 @@ def _from_pieces(pieces: list[tuple[str, float]], charsmap: bytes) -> Any:
     if charsmap:
         backend.normalizer = kit.normalizers.Precompiled(charsmap)
     backend.pre_tokenizer = before.Sequence([before.WhitespaceSplit(), words])
-    backend.decoder = kit.decoders.Metaspace(replacement="▁", prepend_scheme="always")
     backend.add_special_tokens([kit.AddedToken(name, normalized=False) for name in ("<pad>", "</s>", "<unk>", *marks)])
-    backend.post_processor = kit.processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)])
     return backend
 
 

@@ -1,20 +1,21 @@
 """`tokenizer.json`, the file of the package tokenizers, checked before that package sees it.
 
 It describes a small machine: steps that normalise and split the text, with patterns and replacements of the file's choice. Some of these
-multiply the text until memory ends, which no error handling survives, so only steps are let through that T5's published files consist of.
+multiply the text until memory ends, which no error handling survives. So the package is given a description that is made anew, of the
+steps and settings alone that T5's published files consist of.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffusion.spec import check_type
+from diffusion.spec import brief, check_mapping, check_names, check_type
 
 LARGEST_FILE = 2**26  # bytes; T5's has 2.4 million
 MOST_TOKENS, LONGEST_TOKEN = 1_000_000, 200  # published T5s have 32,100, of up to 16 characters
@@ -44,15 +45,25 @@ def parse(text: str) -> dict[str, Any]:
     return dict(content)
 
 
-def check_unigram(content: Mapping[str, Any]) -> None:
-    """ValueError unless a tokenizer.json describes a unigram model with steps that T5's have."""
+def checked_unigram(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json made of what was checked alone: a unigram model, with steps that T5's have. ValueError for another.
+
+    What is done with tokens after that is T5's: truncation, padding, post_processor and decoder of the file are left out.
+    """
     model = content["model"]
     if (kind := model.get("type")) != "Unigram":
-        raise ValueError(f"it holds the model {kind!r:.80}, where T5's is 'Unigram'")
+        raise ValueError(f"it holds the model {brief(kind)}, where T5's is 'Unigram'")
+    check_names("setting of its model", model, MODEL)
     check_pieces(model.get("vocab"))
-    for slot, known in STEPS.items():
-        _check_steps(slot, content.get(slot), known)
-    _check_added(content.get("added_tokens") or [])
+    return {
+        "version": "1.0",
+        "added_tokens": _checked_added(content.get("added_tokens") or []),
+        "normalizer": _checked_steps("normalizer", "normalizers", NORMALIZERS, content.get("normalizer")),
+        "pre_tokenizer": _checked_steps("pre_tokenizer", "pretokenizers", PRE_TOKENIZERS, content.get("pre_tokenizer")),
+        "post_processor": END_OF_TEXT,
+        "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+        "model": dict(model),
+    }
 
 
 def check_pieces(pieces: Any) -> None:
@@ -115,26 +126,29 @@ def _offset(units: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dt
     return (units >> 10) << ((units & 512) >> 6)
 
 
-def _check_steps(slot: str, step: Any, known: Mapping[str, Callable[[Mapping[str, Any]], None]]) -> None:
-    """ValueError unless a step is one of the known, or a sequence of these."""
+def _checked_steps(slot: str, members: str, known: Mapping[str, Sequence[str]], step: Any) -> dict[str, Any] | None:
+    """A step that is one of the known kinds with known settings, or a sequence of them, whose members stand under the given name."""
     if step is None:
-        return
-    check_type(f"its {slot}", step, dict)
-    if step.get("type") == "Sequence":
-        members = next((value for value in step.values() if isinstance(value, list)), [])
-        if len(members) > MOST_STEPS:
-            raise ValueError(f"its {slot} has {len(members):,} steps: known ones have up to {MOST_STEPS}")
-    else:
-        members = [step]
-    for member in members:
-        check_type(f"a step of its {slot}", member, dict)
-        if (kind := member.get("type")) not in known:
-            raise ValueError(f"its {slot} has a step {kind!r:.80}: T5's have {', '.join(known)}")
-        known[kind](member)
+        return None
+    step = check_mapping(f"its {slot}", step)
+    if step.get("type") != "Sequence":
+        return _checked_step(slot, known, step)
+    check_names(f"setting of its {slot}", step, ["type", members])
+    check_type(f"{members} of its {slot}", step.get(members), list)
+    if len(step[members]) > MOST_STEPS:
+        raise ValueError(f"its {slot} has {len(step[members]):,} steps: known ones have up to {MOST_STEPS}")
+    return {"type": "Sequence", members: [_checked_step(slot, known, member) for member in step[members]]}
 
 
-def _check_nothing(step: Mapping[str, Any]) -> None:
-    """A step that can do no harm, whatever it says."""
+def _checked_step(slot: str, known: Mapping[str, Sequence[str]], step: Any) -> dict[str, Any]:
+    step = check_mapping(f"a step of its {slot}", step)
+    kind = step.get("type")
+    if not isinstance(kind, str) or kind not in known:
+        raise ValueError(f"its {slot} has a step {brief(kind)}: T5's have {', '.join(known)}")
+    check_names(f"setting of {kind} in its {slot}", step, ["type", *known[kind]])
+    if kind in CHECKS:
+        CHECKS[kind](step)
+    return step
 
 
 def _check_replace(step: Mapping[str, Any]) -> None:
@@ -157,27 +171,30 @@ def _check_metaspace(step: Mapping[str, Any]) -> None:
             raise ValueError(f"it writes blanks as {step[name]!r:.80}, where T5's writes '▁'")
 
 
-def _check_template(step: Mapping[str, Any]) -> None:
-    if any(isinstance(step.get(part), list) and len(step[part]) > MOST_STEPS for part in ("single", "pair")):
-        raise ValueError("its post_processor is longer than any known one")
-
-
-STEPS: dict[str, dict[str, Callable[[Mapping[str, Any]], None]]] = {
-    "normalizer": {"Precompiled": _check_precompiled, "Replace": _check_replace}
-    | dict.fromkeys(("Strip", "NFC", "NFKC", "Nmt", "Lowercase"), _check_nothing),
-    "pre_tokenizer": {"Metaspace": _check_metaspace, "WhitespaceSplit": _check_nothing},
-    "post_processor": {"TemplateProcessing": _check_template},
-    "decoder": {"Metaspace": _check_metaspace},
+MODEL = ("type", "unk_id", "vocab", "byte_fallback")
+NORMALIZERS = {"Precompiled": ("precompiled_charsmap",), "Replace": ("pattern", "content"), "Strip": ("strip_left", "strip_right")}
+NORMALIZERS |= dict.fromkeys(("NFC", "NFKC", "Nmt", "Lowercase"), ())
+METASPACE = ("replacement", "str_rep", "add_prefix_space", "prepend_scheme", "split")  # the second and third of older versions
+PRE_TOKENIZERS = {"Metaspace": METASPACE, "WhitespaceSplit": ()}
+CHECKS = {"Precompiled": _check_precompiled, "Replace": _check_replace, "Metaspace": _check_metaspace}
+ADDED = ("id", "content", "single_word", "lstrip", "rstrip", "normalized", "special")
+TEXT, END = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}
+END_OF_TEXT = {
+    "type": "TemplateProcessing",
+    "single": [TEXT, END],
+    "pair": [TEXT, END, {"Sequence": {"id": "B", "type_id": 0}}, END],
+    "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
 }
 
 
-def _check_added(tokens: Any) -> None:
+def _checked_added(tokens: Any) -> list[Any]:
     check_type("its list of added tokens", tokens, list)
     if len(tokens) > MOST_ADDED:
         raise ValueError(f"it has {len(tokens):,} added tokens: known ones have up to {MOST_ADDED:,}")
     for token in tokens:
-        check_type("an added token", token, dict)
+        check_names("setting of an added token", check_mapping("an added token", token), ADDED)
         content, number = token.get("content"), token.get("id")
         sound = isinstance(content, str) and 0 < len(content) <= LONGEST_TOKEN and type(number) is int and 0 <= number < MOST_TOKENS
         if not sound:
-            raise ValueError(f"its added token {content!r:.80} has the id {number!r:.80}, and one of these cannot be")
+            raise ValueError(f"its added token {brief(content)} has the id {brief(number)}: ids are whole numbers below {MOST_TOKENS:,}")
+    return list(tokens)

@@ -19,6 +19,7 @@ def guarded(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
     try:
         return call(*args, **options)
     except BaseException as error:
-        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+        failed = isinstance(error, Exception) and not isinstance(error, MemoryError)
+        if not failed and type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"it is damaged ({' '.join(str(error).split()):.200})") from None

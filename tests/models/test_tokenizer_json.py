@@ -6,14 +6,35 @@ import json
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from models import T5Tokenizer
+from models.t5_tokenizer import EOS
+from models.tokenizer_library import guarded
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "multiplies": ({"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 99}}, "only join blanks"),
     "within a sequence": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "a"}]}}, "'Prepend'"),
     "a pattern": ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}}}, "'Split'"),
     "a table": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "////fw=="}}, "damaged"),
+    "a decoy before the members": (
+        {
+            "normalizer": {
+                "type": "Sequence",
+                "x": [],
+                "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 99}],
+            }
+        },
+        "no setting of its normalizer named 'x'",
+    ),
+    "members of another slot": (
+        {"pre_tokenizer": {"type": "Sequence", "normalizers": [], "pretokenizers": [{"type": "ByteLevel"}]}},
+        "no setting of its pre_tokenizer named 'normalizers'",
+    ),
+    "no members": ({"normalizer": {"type": "Sequence"}}, "must be list"),
+    "a sequence within": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}]}}, "'Sequence'"),
+    "a setting more": ({"normalizer": {"type": "NFC", "content": "a" * 99}}, "no setting of NFC in its normalizer named 'content'"),
+    "no kind": ({"normalizer": {"type": ["NFC"]}}, r"a step \['NFC'\]"),
     "a long piece": ({"model": {"type": "Unigram", "vocab": [["a" * 10**6, 0.0]]}}, "1,000,000 characters"),
 }
 
@@ -25,3 +46,36 @@ def test_crafted_files_are_refused_in_one_line(kind: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         T5Tokenizer.from_json(json.dumps({**json.loads(T5Tokenizer.of_letters().to_json()), **changes}))
     assert "\n" not in str(caught.value)
+
+
+def test_what_follows_the_tokens_is_not_the_files() -> None:
+    """Neither a post_processor with a token that is not there, at which the library panics, nor a decoder, truncation and padding."""
+    text = T5Tokenizer.of_letters().to_json()
+    odd = {
+        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "zz", "type_id": 0}}], "special_tokens": {}},
+        "decoder": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10**6},
+        "truncation": {"max_length": 1, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+        "padding": {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"},
+    }
+    tokenizer = T5Tokenizer.from_json(json.dumps({**json.loads(text), **odd}))
+    assert tokenizer.to_json() == text
+    assert tokenizer.detokenize(tokenizer.tokenize("a cat")) == "a cat"
+    assert Tokenizer.from_str(text).encode("a cat").ids == [*tokenizer.tokenize("a cat"), EOS]
+
+
+def test_only_failures_of_the_library_are_damage() -> None:
+    """What stops the program, as a signal's handler does, goes through."""
+
+    class Stop(BaseException):
+        pass
+
+    def fail(error: BaseException) -> None:
+        raise error
+
+    for error in (Stop(), KeyboardInterrupt(), MemoryError()):
+        with pytest.raises(type(error)):
+            guarded(fail, error)
+    failures: tuple[BaseException, ...] = (TypeError("two\nlines"), type("PanicException", (BaseException,), {})("two\nlines"))
+    for failure in failures:
+        with pytest.raises(ValueError, match=r"damaged \(two lines\)"):
+            guarded(fail, failure)
