@@ -22,7 +22,7 @@ from models.t5 import T5
 from models.t5_tokenizer import EOS as T5_EOS
 from models.t5_tokenizer import PAD as T5_PAD
 from models.t5_tokenizer import T5Tokenizer
-from models.tokenizer import CLIPTokenizer, openai_tokenizer
+from models.tokenizer import EOS, CLIPTokenizer, openai_tokenizer
 
 HEAVIEST = 100.0  # weight of a word, far beyond what a network can make sense of
 LEFT_OUT = "text encoders left out"  # how the note begins that says why there is no text, though some of its encoders are there
@@ -146,13 +146,17 @@ class TextEncoder(nn.Module):
         return self.tokenizers.get(name) or openai_tokenizer()
 
     def check_vocabularies(self) -> None:
-        """ValueError where a tokenizer that is there has tokens that its tower does not know."""
-        sizes = {name: (tokenizer.size, self.params.towers[name].vocab) for name, tokenizer in self.tokenizers.items()}
+        """ValueError where a tower does not know all tokens that it would read: words, and the padding behind them."""
+        towers = self.params.towers
+        sizes = {name: (self.tokenizers[name].size if name in self.tokenizers else EOS + 1, of.vocab) for name, of in towers.items()}
         if self.t5_tokenizer is not None and self.params.t5:
             sizes["t5"] = (self.t5_tokenizer.size, self.params.t5.vocab)
         for name, (size, rows) in sizes.items():
             if size > rows:
                 raise ValueError(f"the tokenizer of {name} has {size} tokens and this tower knows {rows}: load the one that it came with")
+        for use in self.params.uses:
+            if not 0 <= use.pad < (rows := towers[use.tower].vocab):
+                raise ValueError(f"{use.tower} is padded with the token pad={use.pad}, and this tower knows 0 to {rows - 1}")
 
     def check_clip_skip(self, clip_skip: int) -> None:
         """ValueError for a clip_skip that the towers cannot follow."""
@@ -171,11 +175,6 @@ class TextEncoder(nn.Module):
         """By tower, its tokens of every piece apart, so that a weight may end within a word."""
         self.check_vocabularies()
         names = {name: self.tokenizer(name) for name in self.params.towers}
-        for name, tower in self.params.towers.items():
-            if names[name].size > tower.vocab:
-                raise ValueError(
-                    f"{name} knows {tower.vocab} words, and not CLIP's {names[name].size}: load the folder of its tokenizer too"
-                )
         read = {each: [(token, weight) for text, weight in pieces for token in each.expand(each.tokenize(text))] for each in names.values()}
         return {name: read[each] for name, each in names.items()}
 

@@ -17,6 +17,7 @@ from diffusion.spec import check_call, check_type
 from models import Model
 from models.device import find_device
 from models.tiling import decode_tiled, sliced
+from samplers.guide import warn_unless_followed
 from samplers.image_to_image import image_to_image
 from samplers.prompting import Conditions, Prompts, check_numbers, conditions, vector_numbers
 from samplers.reference import Reference, begins_from_image, check_reference, read_reference, usual_strength
@@ -109,8 +110,7 @@ def generate(
         sampling={"sampler": how.sampler, "watch": watch, "progress": progress, **options},
     )
     order.check(both)
-    if (followed := order.steering.without_prompt(model)) is not None:
-        warnings.warn(f"{followed:g} as the scale of guidance does not follow the prompt: 1 is off, and follows it alone", stacklevel=2)
+    warn_unless_followed(order.steering.cfg(model), "prompt", stacklevel=2)
     check_tile(tile)
     strength = usual_strength(mask is not None) if strength is None else strength
     levels = how.levels(model, order.size)

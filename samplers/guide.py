@@ -46,6 +46,13 @@ def limited(denoiser: DenoiserLike, clip: bool, guide: Mapping[str, Any] | None 
     return denoiser if how.zero_from is None else ZeroInit(denoiser, how.zero_from)  # not clipped: there its x0 is a share of the noise
 
 
+def warn_unless_followed(scale: float, condition: str, stacklevel: int) -> None:
+    """A warning for a scale of guidance that leaves the condition (a prompt, a label) out, 0, or leads away from it, below 0."""
+    if scale <= 0:
+        text = f"{scale:g} as the scale of guidance does not follow the {condition}: 1 is off, and follows it alone"
+        warnings.warn(text, stacklevel=stacklevel + 1)
+
+
 def steered(model: Model, guidance: float, clip: bool, guide: Mapping[str, Any] | None = None) -> DenoiserLike:
     """The denoiser of a model of classes, guided towards its label and limited to pixel range, as asked."""
     if guidance != 1 and not model.null:
@@ -56,4 +63,5 @@ def steered(model: Model, guidance: float, clip: bool, guide: Mapping[str, Any] 
             "leave guidance at 1, or train with objective.drop=0.1",
             stacklevel=2,
         )
+    warn_unless_followed(guidance, "label", stacklevel=2)
     return limited(guided(model.denoiser(), guidance, model.null, model.prediction, guide), clip, guide)

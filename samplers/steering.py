@@ -52,12 +52,12 @@ class Steering:
             if rule:
                 raise ValueError("a network that edits an image is led by guidance and image_guidance, and no other way: leave guide out")
             return
-        if self._cfg(model) == 1 and (rule or negative) and model.embeds_guidance:
+        if self.cfg(model) == 1 and (rule or negative) and model.embeds_guidance:
             name = "guide" if rule else "negative"
             raise ValueError(
                 f"this network was distilled to follow guidance by itself, from the prompt alone: leave {name} out, or give true_cfg=2, say"
             )
-        if negative and self._cfg(model) == 1:
+        if negative and self.cfg(model) == 1:
             raise ValueError("guidance=1 is off, and leads away from no negative prompt: give guidance=2, say, or leave it out")
         self._towards_prompt(model, {})  # which checks what the guide says
 
@@ -81,16 +81,12 @@ class Steering:
 
     def leads_away(self, model: Model) -> bool:
         """Whether it has to know what to lead away from."""
-        return edits(model) or self._cfg(model) != 1
-
-    def without_prompt(self, model: Model) -> float | None:
-        """The scale of classifier-free guidance where it leaves the prompt out (0) or leads away from it (below), else None."""
-        return scale if (scale := self._cfg(model)) <= 0 else None
+        return edits(model) or self.cfg(model) != 1
 
     def _towards_prompt(self, model: Model, null: Mapping[str, Tensor]) -> DenoiserLike:
-        return limited(guided(model.denoiser(), self._cfg(model), null, model.prediction, self.guide), False, self.guide)
+        return limited(guided(model.denoiser(), self.cfg(model), null, model.prediction, self.guide), False, self.guide)
 
-    def _cfg(self, model: Model) -> float:
+    def cfg(self, model: Model) -> float:
         """The scale of classifier-free guidance."""
         return self.scale if not model.embeds_guidance else 1.0 if self.true_cfg is None else self.true_cfg
 

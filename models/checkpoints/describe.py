@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from diffusion.betas import MOST_STEPS
-from diffusion.spec import brief, lookup, make_params
+from diffusion.spec import brief, check_mapping, check_names, lookup, make_params
+from models.checkpoints import native
 from models.checkpoints.diffusers_configs import (
     FAMILY_KEY,
     FLOW_SETTINGS,
@@ -18,6 +19,8 @@ from models.checkpoints.diffusers_configs import (
     LCM_SETTINGS,
     PREDICTIONS,
     SCHEDULER_SETTINGS,
+    SETTINGS,
+    SETTINGS_KEY,
     check_settings,
 )
 from models.checkpoints.findings import Findings
@@ -83,6 +86,7 @@ def describe(
     if not (found.single or text):
         needed = " and ".join(TOWERS[base])
         raise ValueError(f"{found.files[0].path} holds a {found.towers[0].words} alone, of use only beside others: load {needed} together")
+    _note_preview(found, of)
     spec = description(name, network, _vae_params(found, of, family), text, preview)
     if network:
         spec["shape"][1:] = _trained_size(found) or spec["shape"][1:]
@@ -99,6 +103,8 @@ def describe(
     _settle_pure_noise(found, spec, zero_snr)
     if spec["schedule"].get("zero_terminal_snr"):  # whose pure noise other spacings leave out (Lin et al. 2024, section 3.3)
         spec["grid"] = {"spacing": "trailing"}
+    if not (family or prediction or zero_snr is not None):
+        spec |= _written_settings(found, spec)
     return spec, towers if text else {}
 
 
@@ -126,8 +132,6 @@ def _family(found: Findings, base: str, asked: str | None, said: str | None) -> 
     if asked:
         found.notes.append(f"of the family {asked}, as asked for")
         return asked
-    if base == "flux-canny":
-        found.notes.append("told what to draw by an image of edges: family='flux-depth' is for one of depths")
     marked = [found.backbone.file] if found.backbone else found.files
     if base == "sdxl" and (all(_marked(marked, key) for key in LATENT_STATISTICS) or _is_edm(found)):
         return "playground-v2.5"
@@ -135,20 +139,23 @@ def _family(found: Findings, base: str, asked: str | None, said: str | None) -> 
         return "lcm" if base == "sd1" else "lcm-sdxl"
     if named := _named(found, base, said):
         return named
+    if base == "flux-canny":
+        found.notes.append("told what to draw by an image of edges: family='flux-depth' is for one of depths")
     if base == "flux-schnell" and found.backbone:
         found.notes.append("taken for FLUX.1 [schnell], as it is told no guidance: family='flux-dedistilled' is for a de-distilled [dev]")
     return f"{base}-v" if said == "v" and f"{base}-v" in FAMILIES else base
 
 
 def _named(found: Findings, base: str, said: str | None) -> str | None:
-    """A family that keys and shapes do not tell, where a folder names it, or all about it is as published. Otherwise noted, if it may be.
+    """A family that keys and shapes do not tell, where files name it, or all about it is as published. Otherwise noted, if it may be.
 
     How a pipeline was sampled when it was saved does not tell: people exchange schedulers.
     """
-    for name in (found.index.get(FAMILY_KEY), _family_of_repository(found.index), _family_of_repository(found.backbone_hints)):
+    ours = found.backbone.file.metadata.get(FAMILY_KEY) if found.backbone else None
+    for name in (found.index.get(FAMILY_KEY), ours, _family_of_repository(found.index), _family_of_repository(found.backbone_hints)):
         if isinstance(name, str) and name in FAMILIES and FAMILIES[name].base == base and said in (None, FAMILIES[name].prediction):
             if name != base:
-                found.notes.append(f"of the family {name}, as the folder's configuration names it; family=... overrides that")
+                found.notes.append(f"of the family {name}, as its files name it; family=... overrides that")
             return name
     config = found.scheduler
     maybe = SCHEDULERS_OF_FEW_STEPS.get((base, str(config.get("_class_name"))))
@@ -331,6 +338,19 @@ def _flow_grid(found: Findings, base: str) -> dict[str, Any]:
     return {"spacing": "linspace"} | ({"t_end": least} if base.startswith("sd3") else {}) | ({"shift": shift} if shift != 1 else {})
 
 
+def _written_settings(found: Findings, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What this library wrote of a description beside the backbone's tensors; {} where it is of another family."""
+    file = found.backbone.file if found.backbone else None
+    if file is None or SETTINGS_KEY not in file.metadata or file.metadata.get(FAMILY_KEY) != spec["family"]:
+        return {}
+    try:
+        settings = check_mapping(SETTINGS_KEY, native.parsed("model", file.metadata[SETTINGS_KEY]))
+        check_names("setting", settings, SETTINGS)
+        return dict(settings)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file.path}: its metadata {SETTINGS_KEY} are damaged: {error}") from None
+
+
 def _trained_size(found: Findings) -> list[int] | None:
     """Height and width of the latents that the backbone was trained on, as its configuration says; None where it does not."""
     if not (size := found.backbone_hints.get("sample_size")):
@@ -367,6 +387,16 @@ def _vae_params(found: Findings, of: Family, asked: str | None) -> VAEParams | N
         return make_params("", VAEParams, plain(part.params) | (told or usual))
     except ValueError as error:
         raise ValueError(f"{part.file.path}: its latents cannot be scaled as its configuration says: {error}") from None
+
+
+def _note_preview(found: Findings, of: Family) -> None:
+    """A tiny autoencoder says nothing of the family whose latents it shows, unless it lies in the same folder as the network."""
+    part, network = found.of_kind("preview"), found.backbone
+    if not part or not network:
+        return
+    homes = {each.file.path.absolute().parent.parent for each in (part, network)}
+    if len(homes) > 1 or not found.index:
+        found.notes.append(f"{part.file.path.name} does not say whose latents it shows: they are taken for those of {of.title}")
 
 
 def _written_scale(found: Findings, part: Part) -> tuple[str, dict[str, Any]]:

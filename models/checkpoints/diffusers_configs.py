@@ -39,7 +39,10 @@ WITH_IMAGE = {
 }
 VERSION_FLOW = "0.32.0"  # the oldest that knows all of FLUX.1 and Stable Diffusion 3.5
 VERSION = "0.27.0"  # of diffusers, the oldest that knows all that is written; its pipeline for inpainting wants one named
-FAMILY_KEY = "_family"  # ours in model_index.json, since keys and shapes do not tell all families; diffusers passes over it
+# Ours in model_index.json, and in the metadata of single files, since keys and shapes do not tell all families; others pass over it.
+FAMILY_KEY = "_family"
+SETTINGS_KEY = "_settings"  # ours in the metadata of single files: as JSON, the entries of the description that nothing else there tells
+SETTINGS = ("grid", "sampling", "consistency", "shape")
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 # Settings that no shape tells, with the values that the networks here compute.

@@ -206,12 +206,12 @@ def _open(path: str | Path) -> tuple[TensorFile, dict[str, Any]]:
     file = open_tensors(path)
     file = replace(file, tensors=unwrapped(file.tensors, path))  # as a compiled network's, which training may have saved
     try:
-        return file, {key: _parsed(key, value) for key, value in file.metadata.items() if key != "format"}
+        return file, {key: parsed(key, value) for key, value in file.metadata.items() if key != "format"}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or not one of our safetensors files ({error})") from None
 
 
-def _parsed(key: str, text: str) -> Any:
+def parsed(key: str, text: str) -> Any:
     """An entry of the metadata. ValueError for numbers in a model's description that are infinite, no numbers, or beyond 64 bits."""
     if key != "model":
         return json.loads(text)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoints import clip_keys, native, t5_keys, taesd_keys, vae_keys
+from models.checkpoints.diffusers_configs import FAMILY_KEY, SETTINGS, SETTINGS_KEY
 from models.checkpoints.parts import LATENT_STATISTICS
 from models.checkpoints.tensors import SAFETENSORS
 from models.checkpoints.vocabulary import write_tokenizer
@@ -110,9 +111,11 @@ def _single_tower(model: Model, base: str, name: str) -> dict[str, Tensor]:
 
 
 def _said(model: Model) -> dict[str, str]:
-    """What single files say of the prediction beside their tensors."""
+    """What single files say beside their tensors: the prediction, and for this library what no tensor tells."""
     name = PREDICTIONS_LDM.get(model.prediction.name)
-    return {"modelspec.prediction_type": name} if name else {}
+    settings = {key: model.spec[key] for key in SETTINGS if key in model.spec}
+    ours = {FAMILY_KEY: model.spec["family"], SETTINGS_KEY: native.as_text("model", settings)} if "family" in model.spec else {}
+    return ours | ({"modelspec.prediction_type": name} if name else {})
 
 
 def _marks(model: Model, base: str) -> dict[str, Tensor]:

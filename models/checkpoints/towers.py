@@ -115,9 +115,11 @@ def _tokenizers(towers: Mapping[str, Part], found: Findings) -> dict[str, CLIPTo
     for name in (name for name in clips if name not in tokenizers):
         if (unknown := towers[name].params.vocab - (EOS + 1)) > 0:
             found.notes.append(f"{towers[name].file.path} knows {unknown} words without names: load the folder of its tokenizer beside it")
-    for name, tokenizer in tokenizers.items():
-        if tokenizer.size > (rows := towers[name].params.vocab):
-            raise ValueError(f"{towers[name].file.path} knows {rows} tokens, and its tokenizer has {tokenizer.size}: load its own")
+    for name in clips:
+        size = tokenizers[name].size if name in tokenizers else EOS + 1
+        if size > (rows := towers[name].params.vocab):
+            its = "its tokenizer" if name in tokenizers else "OpenAI's, without one of its own,"
+            raise ValueError(f"{towers[name].file.path} knows {rows} tokens, and {its} has {size}: load the folder of its own too")
     return tokenizers
 
 

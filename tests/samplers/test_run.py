@@ -64,6 +64,14 @@ def test_a_model_is_sampled_as_it_is_meant_to_be(parts: dict[str, Any], sampler:
     assert (kept["sampler"], kept["steps"]) == (sampler, steps)
 
 
+@pytest.mark.parametrize("guidance", [0, -1])
+def test_guidance_that_does_not_follow_the_label_is_warned_of(guidance: float, tmp_path: Path) -> None:
+    """As `generate` warns for prompts: 0 leaves the label out, and below it leads away from it."""
+    path = saved(tmp_path / "model.safetensors")
+    with pytest.warns(UserWarning, match=f"{guidance} as the scale of guidance does not follow the label: 1 is off"):
+        run(settings(path, "steps=1", f"guidance={guidance}"))
+
+
 def test_what_is_drawn_is_saved_before_the_rest_is(tmp_path: Path) -> None:
     """Where the second batch fails, the first one's images are there."""
     calls = 0

@@ -574,7 +574,7 @@ def test_the_size_of_a_saved_model_comes_back(family: str, tmp_path: Path) -> No
         ("unet/config.json", {"norm_num_groups": "many"}, "a setting of an odd kind"),
         ("unet/config.json", {"attention_head_dim": [3, 5]}, r"attention_head_dim \[3, 5\] fixes neither"),
         ("unet/config.json", {"attention_head_dim": [1, 2, 3]}, r"attention_head_dim \[1, 2, 3\] is neither a number nor"),
-        ("unet/config.json", {"attention_head_dim": "8"}, "attention_head_dim 8 is neither a number nor"),
+        ("unet/config.json", {"attention_head_dim": "8"}, "attention_head_dim '8' is neither a number nor"),
         ("unet/config.json", {"attention_head_dim": [0, 0]}, "a setting of an odd kind"),
         ("unet/config.json", {"attention_head_dim": 7}, "do not divide into heads"),
         ("vae/config.json", {"act_fn": "relu"}, "config.json says act_fn='relu'"),

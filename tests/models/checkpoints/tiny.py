@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import models
-from models import FAMILIES, Model, T5Tokenizer
-from models.clip import CLIPTextParams
-from models.families import TOWERS
-from models.presets import TINY_TOWERS, randomise, tiny_description
+from models import Model
+from models.presets import miniature
 
-WORDS = 100  # of the 49,408 that a tower knows
 FLOWS = ("flux-dev", "flux-schnell", "flux-fill", "flux-canny", "sd3", "sd3.5-medium", "sd3.5-large")
 SOME = ("sd1", "sd2", "sd2-v", "lcm", "sdxl", "sdxl-v", "sdxl-refiner", "playground-v2.5", *FLOWS)
 UNETS = ("sd1", "sd2", "sdxl", "sdxl-refiner")
 STRUCTURES = (*UNETS, *FLOWS)  # one family of each structure
 
 
-@cache
-def tiny(family: str, seed: int = 0, **network: Any) -> Model:
-    """A miniature with few words, to be written and read in no time; no test changes it."""
-    towers = {name: replace(tower, vocab=WORDS) if isinstance(tower, CLIPTextParams) else tower for name, tower in TINY_TOWERS.items()}
-    model = models.build(tiny_description(family, towers, **network))
-    if "t5" in TOWERS[FAMILIES[family].base]:
-        model.require("text").t5_tokenizer = T5Tokenizer.of_letters()
-    generator = torch.Generator().manual_seed(seed)
-    for part in model.parts.values():
-        randomise(part, generator)
-    return model
+tiny = cache(miniature)  # that no test changes
 
 
 def same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
