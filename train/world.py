@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TypeVar
@@ -129,7 +129,10 @@ def world(device: str | None = None) -> Iterator[World]:
     try:
         yield own
     except Exception as error:
-        own.tell(error, ENDED)
+        with suppress(RuntimeError):  # of the store, where the process that kept it has gone
+            if store is not None and store.check([ENDED]):  # and a collective operation has broken off because of that
+                raise PeerError(store.get(ENDED).decode()) from error
+            own.tell(error, ENDED)
         raise
     finally:
         if size > 1:

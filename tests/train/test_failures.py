@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -251,6 +252,32 @@ def test_those_who_come_first_wait_for_the_others() -> None:
     for wait_for_first in (second.meet, lambda: second.lead(lambda: None)):
         with pytest.raises(PeerError, match=r"process 0 has failed: no such picture$"):
             wait_for_first()
+
+
+RANK = """
+from pathlib import Path
+import signal, sys
+from train.world import PeerError, world
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as torchrun sends it when the other has ended
+try:
+    with world("cpu") as where:
+        where.any(True)
+        if where.rank == 1:
+            raise RuntimeError("out of\\nmemory")
+        where.any(True)
+except PeerError as error:
+    Path(sys.argv[1]).write_text(str(error))
+"""
+
+
+def test_an_error_of_one_process_ends_a_collective_operation_of_the_others(tmp_path: Path) -> None:
+    """Whatever it is: the others say whose it was, in a line, as soon as they find the connection closed."""
+    (tmp_path / "rank.py").write_text(RANK)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "rank.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([*launch, str(tmp_path / "said")], env=environment, capture_output=True, timeout=100)
+    assert (tmp_path / "said").read_text() == "process 1 has failed: out of memory"
 
 
 FOREIGN: dict[str, dict[str, str]] = {
