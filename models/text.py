@@ -22,7 +22,7 @@ from models.t5 import T5
 from models.t5_tokenizer import EOS as T5_EOS
 from models.t5_tokenizer import PAD as T5_PAD
 from models.t5_tokenizer import T5Tokenizer
-from models.tokenizer import EOS, CLIPTokenizer, openai_tokenizer
+from models.tokenizer import EOS, CLIPTokenizer, openai_tokenizer, uncleaned_tokenizer
 
 HEAVIEST = 100.0  # weight of a word, far beyond what a network can make sense of
 LEFT_OUT = "text encoders left out"  # how the note begins that says why there is no text, though some of its encoders are there
@@ -142,8 +142,8 @@ class TextEncoder(nn.Module):
         return cast(CLIPText, self.towers[name])
 
     def tokenizer(self, name: str) -> CLIPTokenizer:
-        """What a tower of CLIP reads."""
-        return self.tokenizers.get(name) or openai_tokenizer()
+        """What a tower of CLIP reads: its own, or OpenAI's, as transformers reads it where another tower has its own."""
+        return self.tokenizers.get(name) or (uncleaned_tokenizer() if self.tokenizers else openai_tokenizer())
 
     def check_vocabularies(self) -> None:
         """ValueError where a tower does not know all tokens that it would read: words, and the padding behind them."""

@@ -2,7 +2,8 @@
 
 OpenAI's comes with open_clip. With it a text is cleaned as it was when the towers were trained: mojibake and typographic variants are
 mended (ftfy), HTML entities read, white space joined, capitals lowered. Pipelines built on transformers leave the first two out. A
-vocabulary of a model's own is read as transformers reads it, for it was such a pipeline that its words were learned in.
+vocabulary of a model's own is read as transformers reads it, for it was such a pipeline that its words were learned in. So is OpenAI's in
+a model that has one of its own too: contexts of two towers stand side by side, token by token.
 """
 
 from __future__ import annotations
@@ -179,6 +180,13 @@ class CLIPTokenizer:
 def openai_tokenizer() -> CLIPTokenizer:
     """OpenAI's. "<start_of_text>" and "<end_of_text>" in a text are its begin and end, as for open_clip."""
     return CLIPTokenizer(Vocabulary(), _cleaned)
+
+
+@cache
+def uncleaned_tokenizer() -> CLIPTokenizer:
+    """OpenAI's as transformers reads it."""
+    names = (AddedToken(number, name, normalized=False, special=True) for name, number in ((BEGIN, BOS), (END, EOS)))
+    return CLIPTokenizer(Vocabulary(added=tuple(names)))
 
 
 def tokenize(text: str) -> list[int]:

@@ -107,6 +107,18 @@ def test_context_and_vector_equal_diffusers(tmp_path: Path) -> None:
     assert [use.pad for use in text.params.uses] == [EOS, 0]
 
 
+@pytest.mark.parametrize("words", [(["<cat-toy>"], None), ([], ["<cat-toy>"])])
+def test_both_towers_read_one_text_where_one_has_words(words: tuple[list[Any], Any], tmp_path: Path) -> None:
+    """OpenAI's vocabulary beside it is read as transformers reads it too, without mending: contexts stand side by side."""
+    peer = learned("sdxl", tmp_path, *words)
+    text = models.load(tmp_path / "learned").require("text")
+    for prompt in ("it\u2019s a \u201cred\u201d cat &amp; dog", "a <|endoftext|> <|startoftext|> café, 35MM  x", ""):
+        ids = {name: text.tokenizer(name).tokenize(prompt) for name in ("clip_l", "clip_g")}
+        assert ids["clip_l"] == ids["clip_g"] == peer.tokenizer(prompt, add_special_tokens=False).input_ids
+        context, _, _, _ = peer.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)
+        assert torch.allclose(text.encode([prompt], numbers=NUMBERS).context, context, atol=1e-5)
+
+
 def test_words_of_several_vectors_are_read_whole(tmp_path: Path) -> None:
     """As diffusers' pipelines do: behind the first vector come the others, unless they stand there already; weights hold for all."""
     peer = learned("sd1", tmp_path, ["<cat>", "<cat>_1", "<cat>_2"])
