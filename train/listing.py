@@ -169,9 +169,15 @@ def one_line(name: str) -> str:
     return " ".join(name.split())[:200]
 
 
-def class_order(name: str) -> tuple[bool, int, str]:
+def class_order(name: str) -> tuple[bool, tuple[int, str], str]:
     """The sort key of classes: numbers first, in their order, then names in theirs."""
-    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
+    return not name.isdecimal(), by_value(name) if name.isdecimal() else (0, ""), name
+
+
+def by_value(digits: str) -> tuple[int, str]:
+    """The sort key of whole numbers, of any length: the same for 7 and 007."""
+    plain = "".join(str(unicodedata.decimal(digit)) for digit in digits).lstrip("0")
+    return len(plain), plain
 
 
 def same_text(name: str) -> str:

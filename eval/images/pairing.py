@@ -3,100 +3,56 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from os.path import basename, splitext
-from typing import Any
+from collections.abc import Sequence
+from os.path import splitext
 
-from train.listing import PICTURES
+from train.listing import PICTURES, by_value
 
-WORDS = 6  # letters of a name that are no accident where a prompt begins with them
-
-
-def find_doubt(names: Sequence[str]) -> tuple[str, str] | None:
-    """Two pictures that one order puts this way and another one that way; None where all orders of the names agree.
-
-    The orders are that of the source, those of the names as text (by code points, and as `ls` and file managers sort), and that of each
-    number which differs from picture to picture, be it in all names or in some. Numbers that come back (cat-1, cat-2, dog-1) leave in
-    doubt whether the list follows the names or the numbers.
-    """
-    numbers = [_numbers(name) for name in names]
-    for column in _columns(numbers):
-        own, by_value = list(column), sorted(column, key=column.__getitem__)
-        if own != by_value and len(set(column.values())) == len(column):
-            return _first_difference(names, own, by_value)
-    own = list(range(len(names)))
-    for key in TEXT_ORDERS:
-        by_text = sorted(own, key=lambda i, key=key: key(names[i]))  # type: ignore[misc]
-        if by_text != own:
-            return _first_difference(names, own, by_text)
-    numbered = [i for i in own if numbers[i]]
-    first = {tuple(numbers[i]): i for i in reversed(numbered)}
-    if 1 < len(first) < len(numbered):
-        return next((names[first[tuple(numbers[i])]], names[i]) for i in numbered if first[tuple(numbers[i])] != i)
-    return None
+NUMBER = re.compile("([0-9]+)")
 
 
 def order_by_number(names: Sequence[str]) -> list[int] | None:
-    """The pictures in the order of a number that each name has, from some first one on without a gap; None where none or several tell."""
-    found: list[int] | None = None
-    for column in _columns([_numbers(name) for name in names]):
-        values = sorted(column.values())
-        if len(column) == len(names) and values == list(range(values[0], values[0] + len(values))):
-            order = sorted(column, key=column.__getitem__)
-            if found not in (None, order):
-                return None
-            found = order
-    return found
+    """The places of the names in the order of the number that tells them apart; None where no number does so beyond doubt.
 
-
-def find_contradiction(names: Sequence[str], prompts: Sequence[str]) -> tuple[str, str] | None:
-    """A picture whose name has the words of another prompt than its own, and that prompt; None where there is none."""
-    said, named = [_words(prompt) for prompt in prompts], [_words(basename(_stem(name))) for name in names]
-    by_words = sorted(zip(said, prompts, strict=True))
-    if len(set(named)) == 1:
-        return None
-    for name, words, own in zip(names, named, said, strict=True):
-        place = bisect_left(by_words, (words, ""))
-        if len(words) >= WORDS and not own.startswith(words) and place < len(by_words) and by_words[place][0].startswith(words):
-            return name, by_words[place][1]
+    That number is in every name, no two names share it, and no other number goes down where it goes up. Names that differ in more than
+    numbers (1-a-red-cat, 2-a-blue-dog) must count from 0 or 1 without a gap, with the same characters around the number: otherwise they
+    may be prompts that hold a number, times of day, or hexadecimal.
+    """
+    if len(names) < 2:
+        return list(range(len(names)))
+    pieces = [NUMBER.split(_stem(name)) for name in names]  # text and numbers in turn
+    texts = {tuple(piece[::2]) for piece in pieces}
+    for column in _columns([len(piece) // 2 for piece in pieces]):
+        values = [by_value(piece[at]) for piece, at in zip(pieces, column, strict=True)]
+        order = sorted(range(len(names)), key=values.__getitem__)
+        around = {(piece[at - 1][-1:], piece[at + 1][:1]) for piece, at in zip(pieces, column, strict=True)}
+        certain = len(texts) == 1 or (len(around) == 1 and _counts(sorted(values)))
+        if certain and len(set(values)) == len(names) and _never_goes_down([pieces[i] for i in order]):
+            return order
     return None
+
+
+def _columns(counts: Sequence[int]) -> list[list[int]]:
+    """Where the first, second, ... number stands that all names have, and where the last, the last but one, ...; one row per column."""
+    both = range(min(counts))
+    return [[2 * k + 1 for _ in counts] for k in both] + [[2 * (count - k) - 1 for count in counts] for k in both]
+
+
+def _never_goes_down(pieces: Sequence[Sequence[str]]) -> bool:
+    """Whether every number, counted from either end, is at least as large as in the name before that has one."""
+    for numbers in ([piece[1::2] for piece in pieces], [piece[-2::-2] for piece in pieces]):
+        for k in range(max(map(len, numbers))):
+            values = [by_value(each[k]) for each in numbers if len(each) > k]
+            if values != sorted(values):
+                return False
+    return True
+
+
+def _counts(values: Sequence[tuple[int, str]]) -> bool:
+    """Whether they are 0, 1, 2, ... or 1, 2, 3, ..."""
+    return any(list(values) == [by_value(str(first + i)) for i in range(len(values))] for first in (0, 1))
 
 
 def _stem(name: str) -> str:
     stem, suffix = splitext(name)
     return stem if suffix.lower() in PICTURES else name
-
-
-def _numbers(name: str) -> list[int]:
-    return [int(digits) for digits in re.findall(r"\d+", _stem(name))]
-
-
-def _words(text: str) -> str:
-    """Its letters."""
-    return re.sub(r"[\W\d_]+", "", text).casefold()
-
-
-def _columns(numbers: Sequence[Sequence[int]]) -> Iterator[dict[int, int]]:
-    """The first, second, ... number of each name that has one, and the last, the last but one, ...; by the name's place."""
-    for k in range(max(map(len, numbers), default=0)):
-        for place in (k, -k - 1):
-            yield {i: each[place] for i, each in enumerate(numbers) if len(each) > k}
-
-
-def _natural(name: str, ignored: str = "") -> list[list[tuple[str, int]]]:
-    """A sort key: folder by folder, 2 before 10, whatever the case."""
-    pieces = [re.findall(r"(\D*)(\d*)", part)[:-1] for part in _stem(name).casefold().split("/")]
-    return [[(re.sub(ignored, "", text) if ignored else text, int(digits or -1)) for text, digits in part] for part in pieces]
-
-
-def _without_punctuation(name: str) -> list[list[tuple[str, int]]]:
-    return _natural(name, r"[\W_]+")
-
-
-TEXT_ORDERS: tuple[Callable[[str], Any], ...] = (str, _natural, _without_punctuation)
-
-
-def _first_difference(names: Sequence[str], one: Sequence[int], other: Sequence[int]) -> tuple[str, str]:
-    a, b = next(pair for pair in zip(one, other, strict=True) if pair[0] != pair[1])
-    return names[a], names[b]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.spec import check_names
-from eval.images.pairing import find_contradiction, find_doubt, order_by_number
+from eval.images.pairing import order_by_number
 from train.captions import read_text
 from train.listing import find_names, one_line
 
@@ -47,7 +47,7 @@ class Captioned:
 def prompts_for(prompts: Prompts, names: Sequence[str]) -> list[str]:
     """One prompt per picture of these names: from a file (`read_prompts`), by name, {"cat.png": "a cat"}, or in their order.
 
-    ValueError where they do not fit, or where the order is in doubt.
+    ValueError where they do not fit, or where they are a list and the names are not in the order of their number (`order_by_number`).
     """
     if isinstance(prompts, (str, Path)):
         return read_prompts(prompts, names)
@@ -55,46 +55,38 @@ def prompts_for(prompts: Prompts, names: Sequence[str]) -> list[str]:
         return _by_name("the mapping of prompts", list(prompts.items()), names)
     _check_filled("the prompts", prompts)
     _check_number("the list of prompts", len(prompts), len(names))
-    if doubt := find_doubt(names):
-        raise ValueError(f"{_doubt('the list of prompts', *doubt)}: give them by name, {{{doubt[1]!r}: prompt, ...}}")
+    if order_by_number(names) != list(range(len(names))):
+        raise ValueError(f"{_doubt('the list of prompts', names)}: give them by name, {{{names[0]!r}: prompt, ...}}")
     return list(prompts)
 
 
 def read_prompts(path: str | Path, names: Sequence[str]) -> list[str]:
     """The prompts of pictures of these names, in their order.
 
-    .txt           one per line, in the order of the names, or of a number that is in all of them: 1-a.png, 2-b.png, ..., 10-j.png
+    .txt           one per line, in the order of the number in the names: 1-a.png, 2-b.png, ..., 10-j.png
     .jsonl, .json  {"file_name": "cat.png", "prompt": "a cat"}, one per line or in a list; "text" or "caption" will do for "prompt".
                    A .json file may also be {"cat.png": "a cat", ...}
     .csv           columns file_name and prompt, or prompt alone, in order as in .txt
 
     FileNotFoundError, or ValueError in one line: pictures without a prompt, prompts without a picture, empty ones, two for one picture.
-    So are prompts in order where the order is in doubt (`find_doubt`) and no number tells (`order_by_number`), or where a name has the
-    words of another picture's prompt: otherwise pictures would silently be held against another's prompt.
+    So are prompts without names where no number tells the order (`order_by_number`): pictures would silently be held against another's.
     """
     path, listed = Path(path), _listed(Path(path))
     prompts = [prompt for _, prompt in listed]
     if any(name is not None for name, _ in listed):
         return _by_name(str(path), [(str(name), prompt) for name, prompt in listed], names)
     _check_number(str(path), len(prompts), len(names))
-    if doubt := find_doubt(names):
-        order = order_by_number(names)
-        if order is None:
-            raise ValueError(f"{_doubt(str(path), *doubt)}: {_how(doubt[1])}")
-        prompts = [prompt for _, prompt in sorted(zip(order, prompts, strict=True))]
-    if found := find_contradiction(names, prompts):
+    order = order_by_number(names)
+    if order is None:
         raise ValueError(
-            f"{path} names no pictures, and its order gives {found[0]} another prompt than {found[1][:80]!r}: {_how(found[0])}"
+            f'{_doubt(str(path), names)}: name them in a .jsonl file, {{"file_name": "{names[0]}", "prompt": ...}}, or a .csv file, '
+            "or put captions beside them"
         )
-    return prompts
+    return [prompt for _, prompt in sorted(zip(order, prompts, strict=True))]
 
 
-def _doubt(where: str, one: str, other: str) -> str:
-    return f"{where} names no pictures, and it is in doubt which of {one} and {other} comes first"
-
-
-def _how(name: str) -> str:
-    return f'name the pictures in a .jsonl file, {{"file_name": "{name}", "prompt": ...}}, or a .csv file, or put captions beside them'
+def _doubt(where: str, names: Sequence[str]) -> str:
+    return f"{where} names no pictures, and no number in {names[0]}, {names[1]}, ... says for certain which comes first"
 
 
 def list_prompts(path: str | Path) -> list[str]:
@@ -140,7 +132,9 @@ def _check_number(where: str, prompts: int, pictures: int) -> None:
 
 def _from_txt(path: Path) -> Listed:
     lines = read_text(path).split("\n")  # not splitlines, which also splits at characters within a prompt
-    return [(None, line.strip()) for line in (lines[:-1] if not lines[-1].strip() else lines)]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return [(None, line.strip()) for line in lines]
 
 
 def _from_jsonl(path: Path) -> Listed:

@@ -160,8 +160,10 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 def test_classes_are_in_one_order() -> None:
-    """Numbers first, by value; then names."""
-    assert sorted(["b", "10", "a", "2", "007"], key=class_order) == ["2", "007", "10", "a", "b"]
+    """Numbers first, by value, however long; then names."""
+    wanted = ["2", "007", "\u0668", "10", "1" * 5000, "2" * 5000, "a", "b", "\u00b2"]
+    given = sorted(wanted)
+    assert sorted(given, key=class_order) == wanted
 
 
 def test_the_limit_of_pixels_can_be_raised(tmp_path: Path) -> None:
