@@ -19,6 +19,7 @@ from models.families import FAMILIES, Family
 from models.model import Model
 from models.t5 import T5
 from models.text import TextEncoder
+from models.tokenizer import EOS
 from models.vae import VAEParams
 
 TOWERS_LDM = {
@@ -91,6 +92,9 @@ def _check_words(text: TextEncoder) -> None:
     for name, tokenizer in text.tokenizers.items():
         words = ", ".join(token.content for token in tokenizer.vocabulary.added if not token.special) or "all of it"
         raise ValueError(f"single files cannot hold the own words of {name} ({words:.100}): use layout='diffusers' or 'native'")
+    for name, tower in text.params.towers.items():
+        if tower.vocab > EOS + 1:
+            raise ValueError(f"single files do not say which {tower.vocab} tokens {name} knows: use layout='diffusers' or 'native'")
 
 
 def _tower_prefix(base: str, name: str) -> str:

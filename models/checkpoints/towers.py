@@ -112,14 +112,12 @@ def _tokenizers(towers: Mapping[str, Part], found: Findings) -> dict[str, CLIPTo
     second = {name: None if len(clips) == 1 else name != clips[0] for name in clips}
     opened = {name: find_clip_tokenizer(towers[name], found.vocabularies, second[name]) for name in clips}
     tokenizers = {name: tokenizer for name, tokenizer in opened.items() if tokenizer is not None}
-    for name in (name for name in clips if name not in tokenizers):
-        if (unknown := towers[name].params.vocab - (EOS + 1)) > 0:
-            found.notes.append(f"{towers[name].file.path} knows {unknown} words without names: load the folder of its tokenizer beside it")
     for name in clips:
-        size = tokenizers[name].size if name in tokenizers else EOS + 1
-        if size > (rows := towers[name].params.vocab):
-            its = "its tokenizer" if name in tokenizers else "OpenAI's, without one of its own,"
-            raise ValueError(f"{towers[name].file.path} knows {rows} tokens, and {its} has {size}: load the folder of its own too")
+        file, rows = towers[name].file.path, towers[name].params.vocab
+        if name not in tokenizers and rows != EOS + 1:
+            raise ValueError(f"{file} knows {rows} tokens, and OpenAI's tokenizer has {EOS + 1}: load the folder of its own too")
+        if name in tokenizers and tokenizers[name].size > rows:
+            raise ValueError(f"{file} knows {rows} tokens, and its tokenizer has {tokenizers[name].size}: load the folder of its own too")
     return tokenizers
 
 

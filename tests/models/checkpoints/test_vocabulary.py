@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,8 @@ from transformers.tokenization_utils_base import AddedToken
 
 import models
 from models.checkpoints.clip_vocabulary import write_clip_tokenizer
-from models.presets import miniature
+from models.clip import CLIPTextParams
+from models.presets import TINY_TOWERS, miniature, tiny_description
 from models.tokenizer import EOS, Vocabulary, openai_tokenizer, vocabulary
 from models.tokenizer import CLIPTokenizer as Ours
 
@@ -164,6 +166,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     for layout in ("ldm", "separate"):
         with pytest.raises(ValueError, match=r"own words of clip_l \(<cat-toy>\): use layout='diffusers' or 'native'"):
             models.save(model, tmp_path / "out.safetensors", cast(Any, layout))
+    (folder / "tokenizer").rename(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="knows 49409 tokens, and OpenAI's tokenizer has 49408: load the folder of its own"):
+        models.load(folder)
+    assert models.load(folder, tmp_path / "tokenizer").require("text").tokenizer("clip_l").tokenize("<cat-toy>") == [EOS + 1]
+    (tmp_path / "tokenizer").rename(folder / "tokenizer")
     config = folder / "tokenizer/tokenizer_config.json"
     whole = json.loads(config.read_text())
     gap = {"49408": {"content": "<cat-toy>"}, "60000": {"content": "<x>"}}
@@ -206,6 +213,19 @@ def test_damaged_tables_are_one_line(tmp_path: Path, name: str, content: Any, me
     with pytest.raises((ValueError, OSError), match=message) as caught:
         models.load(tmp_path / "m")
     assert "\n" not in str(caught.value)
+
+
+def test_rows_beyond_the_words_of_a_folder_stay(tmp_path: Path) -> None:
+    """A table made a multiple of 64 long, beside OpenAI's tokenizer; single files would not say that these are its words."""
+    towers = {**TINY_TOWERS, "clip_l": replace(cast(CLIPTextParams, TINY_TOWERS["clip_l"]), vocab=49472)}
+    model = models.build(tiny_description("sd1", towers))
+    models.save(model, tmp_path / "m", layout="diffusers")
+    model = models.load(tmp_path / "m")
+    models.save(model, tmp_path / "native.safetensors")
+    assert models.load(tmp_path / "native.safetensors").fingerprint == model.fingerprint
+    for layout in ("ldm", "separate"):
+        with pytest.raises(ValueError, match="which 49472 tokens clip_l knows: use layout='diffusers' or 'native'"):
+            models.save(model, tmp_path / "out.safetensors", cast(Any, layout))
 
 
 def test_a_native_file_with_damaged_words_is_one_line(tmp_path: Path) -> None:
