@@ -249,7 +249,7 @@ def test_linear_dynamic_shift_of_diffusers_is_a_constant_shift() -> None:
         (lambda: time_grid(FLOW, 5, "simple", t_end=0.1), r"cut the grid itself, as in grid\[3:\]"),
         (lambda: time_grid(TABLE, 1001, "simple"), "noise must fall at every step"),
         (lambda: time_grid(FLOW, 5, "align_your_steps", table="sd1", t_start=0.9), "spacing takes its levels from a table"),
-        (lambda: time_grid(FLOW, 5, "align_your_steps"), "align_your_steps spacing needs table"),
+        (lambda: time_grid(FLOW, 5, "align_your_steps"), "give table=sd1 \\| sdxl \\| svd"),
         (lambda: time_grid(FLOW, 5, "align_your_steps", table="sd15"), "no table of align_your_steps named 'sd15'; did you mean"),
         (
             lambda: time_grid(VE, 5, "align_your_steps", table="svd"),
