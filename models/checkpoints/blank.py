@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-FACTORIES = (torch.empty, torch.zeros, torch.ones)  # what layers make their tensors by
+FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange)  # what layers make tensors with
 
 
 class Blank(TorchFunctionMode):
@@ -38,9 +38,10 @@ class BlankWithin(Blank):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        made = super().__torch_function__(function, types, args, kwargs)
         if function in FACTORIES:
             self.tensors -= 1
-            self.numbers -= math.prod(args[0] if isinstance(args[0], (tuple, list)) else args)
+            self.numbers -= made.numel()
             if self.tensors < 0 or self.numbers < 0:
                 raise ValueError(f"it takes far more than the {self.held} that are there")
-        return super().__torch_function__(function, types, args, kwargs)
+        return made
