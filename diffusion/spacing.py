@@ -182,7 +182,8 @@ def align_your_steps(schedule: Schedule, steps: int, t_start: float, t_end: floa
     """Levels optimised for one model in 10 steps, as a table of sigma/alpha (Sabour et al. 2024); tables: sd1, sdxl, svd.
 
     Which table a published model has, `Model.grid` knows. Other numbers of steps interpolate log sigma linearly between its 11 entries,
-    as the authors do. Any schedule has these levels that has the first one: SD's own to the table's three decimals, VarianceExploding(0.002, 700) the one of svd, every flow.
+    as the authors do. Any schedule has these levels that has the first one: SD's own to the table's three decimals,
+    VarianceExploding(0.002, 700) the one of svd, every flow.
     """
     _require_whole_range(schedule, t_start, t_end, "align_your_steps")
     if table is None:
