@@ -86,7 +86,7 @@ def list_pictures(folder: str | Path) -> Listing:
     """The pictures of a folder. Linked folders are entered; hidden ones and those of `SYSTEM` are not looked at.
 
     FileNotFoundError where there is no such folder, OSError for one that may not be read. ValueError, in one line: no pictures, links that
-    lead to one folder twice, a name that is not UTF-8 or holds control characters.
+    lead to one folder twice or nowhere, a name that is not UTF-8 or holds control characters.
     """
     folder = Path(folder)
     check_name("the path of the pictures", str(folder))
@@ -135,10 +135,13 @@ def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
 
 
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
+    """ValueError for a link that leads nowhere, unless it is called like a picture, which is then one that cannot be read."""
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        if os.path.splitext(entry.name)[1].lower() not in PICTURES:
+            where = os.path.dirname(entry.path)
+            raise ValueError(f"{where}/{check_name(where, entry.name)} is a link that cannot be followed: mend or remove it")
         return False
+    return entry.is_dir()
 
 
 def is_hidden(name: str) -> bool:

@@ -44,15 +44,17 @@ class Captioned:
         raise NotImplementedError
 
 
-def prompts_for(prompts: Prompts, names: Sequence[str]) -> list[str]:
+def prompts_for(prompts: Prompts, names: Sequence[str], files: Sequence[str] = ()) -> list[str]:
     """One prompt per picture of these names: from a file (`read_prompts`), by name, {"cat.png": "a cat"}, or in their order.
+
+    files  what the pictures may be called as well, in the order of their names
 
     ValueError where they do not fit, or where they are a list and the names are not in the order of their number (`order_by_number`).
     """
     if isinstance(prompts, (str, Path)):
-        return read_prompts(prompts, names)
+        return read_prompts(prompts, names, files)
     if isinstance(prompts, Mapping):
-        return _by_name("the mapping of prompts", list(prompts.items()), names)
+        return _by_name("the mapping of prompts", list(prompts.items()), names, files)
     _check_filled("the prompts", prompts)
     _check_number("the list of prompts", len(prompts), len(names))
     if order_by_number(names) != list(range(len(names))):
@@ -60,8 +62,8 @@ def prompts_for(prompts: Prompts, names: Sequence[str]) -> list[str]:
     return list(prompts)
 
 
-def read_prompts(path: str | Path, names: Sequence[str]) -> list[str]:
-    """The prompts of pictures of these names, in their order.
+def read_prompts(path: str | Path, names: Sequence[str], files: Sequence[str] = ()) -> list[str]:
+    """The prompts of pictures of these names, in their order; `files` as for `prompts_for`.
 
     .txt           one per line, in the order of the number in the names: 1-a.png, 2-b.png, ..., 10-j.png
     .jsonl, .json  {"file_name": "cat.png", "prompt": "a cat"}, one per line or in a list; "text" or "caption" will do for "prompt".
@@ -74,7 +76,7 @@ def read_prompts(path: str | Path, names: Sequence[str]) -> list[str]:
     path, listed = Path(path), _listed(Path(path))
     prompts = [prompt for _, prompt in listed]
     if any(name is not None for name, _ in listed):
-        return _by_name(str(path), [(str(name), prompt) for name, prompt in listed], names)
+        return _by_name(str(path), [(str(name), prompt) for name, prompt in listed], names, files)
     _check_number(str(path), len(prompts), len(names))
     order = order_by_number(names)
     if order is None:
@@ -103,12 +105,15 @@ def _listed(path: Path) -> Listed:
     return listed
 
 
-def _by_name(where: str, listed: Sequence[tuple[str, str]], names: Sequence[str]) -> list[str]:
+def _by_name(where: str, listed: Sequence[tuple[str, str]], names: Sequence[str], files: Sequence[str]) -> list[str]:
     found: dict[str, str] = {}
-    for (written, prompt), name in zip(listed, find_names([name for name, _ in listed], names), strict=True):
+    written_names, named = [name for name, _ in listed], dict(zip(files, names, strict=False))
+    by_name, by_file = find_names(written_names, names), find_names(written_names, files)
+    for (written, prompt), same, file in zip(listed, by_name, by_file, strict=True):
+        name = same or named.get(file or "")
         if name is None:
-            same = [each for each in names if each.casefold() == written.casefold()]
-            near = same or difflib.get_close_matches(written[:200], names[:NEAR], n=1)
+            alike = [each for each in names if each.casefold() == written.casefold()]
+            near = alike or difflib.get_close_matches(written[:200], names[:NEAR], n=1)
             hint = f"did you mean {near[0]}?" if near else f"the first is {names[0]}" if names else "there are none"
             raise ValueError(f"{where} has a prompt for {one_line(written)}, which is none of the {len(names)} pictures; {hint}")
         if name in found:

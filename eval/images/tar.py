@@ -36,7 +36,7 @@ class TarPictures(Captioned):
     followed; hidden members are not looked at.
 
     paths       one or several: a path, a pattern ("shard-*.tar"), or a range ("shard-{000000..000009}.tar")
-    prompts     one per picture, or a file of them (`read_prompts`), instead of what is in the shards
+    prompts     one per picture, or a file of them (`read_prompts`), by key or by name (a/000, a/000.png), instead of what is in the shards
     max_pixels  of one picture: those with more cannot be read
     ignored     how many members look like pictures but are not read, by their suffix: {".tif": 12, ".seg.png": 3}
 
@@ -61,7 +61,8 @@ class TarPictures(Captioned):
         if doubled := [name for name, times in Counter(self.names).items() if times > 1]:
             raise ValueError(f"{self.origin} gives {doubled[0]} twice: give every shard once, and shards names of their own")
         self.labels: Sequence[str] | None = self._all("class", "key.cls", [sample.label() for sample in self._samples])
-        self.prompts = None if prompts is None else prompts_for(prompts, self.names)
+        files = [name + sample.picture.suffix for name, sample in zip(self.names, self._samples, strict=True)]
+        self.prompts = None if prompts is None else prompts_for(prompts, self.names, files)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -117,6 +118,10 @@ class _Member:
             file.seek(self.offset)
             return file.read(self.size)
 
+    @property
+    def suffix(self) -> str:
+        return posixpath.splitext(self.name)[1]
+
     def text(self, most: int = CAPTION) -> str:
         if self.size > most:
             raise ValueError(f"{self} has {self.size:,} bytes, more than the {most:,} that it may have")
@@ -160,13 +165,13 @@ def _filled(member: _Member, caption: str) -> str:
 def split_name(name: str) -> tuple[str, str]:
     """Key and suffix of a member, as "a/000" and ".seg.png" of "a/000.seg.png".
 
-    Words before the last suffix belong to it, as in WebDataset, where they tell what a member is of its sample; what is no word belongs to
-    the key, as in cfg-7.5-000.png.
+    Words before the last suffix belong to it, as in WebDataset, where they tell what a member is of its sample. What is not a word
+    belongs to the key, as in cfg-7.5-000.png, and so does the suffix of a picture, as in photo.jpg.png.
     """
     folder, slash, own = name.rpartition("/")
     parts = own.split(".")
     first = len(parts) - 1
-    while first > 1 and parts[first - 1].isidentifier():
+    while first > 1 and parts[first - 1].isidentifier() and f".{parts[first - 1].lower()}" not in PICTURES:
         first -= 1
     return (f"{folder}{slash}{'.'.join(parts[:first])}", "." + ".".join(parts[first:]).lower()) if first else (name, "")
 
@@ -190,7 +195,7 @@ def _samples(shard: Path, left_out: Counter[str]) -> list[_Sample]:
         pictures = [part for suffix, part in parts.items() if suffix in PICTURES]
         if len(pictures) > 1:
             raise ValueError(f"{shard} holds more than one picture called {key}: {pictures[0].name} and {pictures[1].name}")
-        if not pictures and key not in others:
+        if not pictures and key not in others and not key.lower().endswith(PICTURES):  # some programs write photo.jpg.txt to photo.jpg
             raise ValueError(f"{shard} holds {next(iter(parts.values())).name}, but no picture to it, such as {key}.png: write it again")
         samples += [_Sample(key, picture, parts) for picture in pictures]
     return samples
@@ -206,8 +211,12 @@ def _members(shard: Path) -> Iterator[tuple[str, Callable[[str], _Member]]]:
         while entry.islnk() or entry.issym():
             target = entry.linkname if entry.islnk() else posixpath.join(posixpath.dirname(entry.name), entry.linkname)
             linked = there.get(posixpath.normpath(target))
-            if linked is None or linked in passed:
+            if linked is None:
                 raise ValueError(f"{shard} holds {name}, a link to {one_line(target)}, which it does not hold: use tar --dereference")
+            if linked in passed:
+                raise ValueError(
+                    f"{shard} holds {name}, a link that leads back to itself by way of {one_line(target)}: write the shard again"
+                )
             passed.append(entry := linked)
         if not entry.isfile():
             raise ValueError(f"{shard} holds {name}, which is not a file but a folder, a pipe or a device: write the shard again")
@@ -216,8 +225,9 @@ def _members(shard: Path) -> Iterator[tuple[str, Callable[[str], _Member]]]:
         return _Member(shard, name, entry.offset_data, entry.size)
 
     for entry in entries:
-        if not entry.isdir() and not any(is_hidden(part) for part in entry.name.split("/") if part not in (".", "..")):
-            yield entry.name, partial(member, entry=entry)
+        name = posixpath.normpath(entry.name)  # `tar cf a.tar .` writes ./000.png
+        if not entry.isdir() and not any(is_hidden(part) for part in name.split("/") if part != ".."):
+            yield name, partial(member, entry=entry)
 
 
 def _entries(shard: Path) -> list[tarfile.TarInfo]:

@@ -100,7 +100,7 @@ def test_a_class_without_pictures_is_refused(tmp_path: Path) -> None:
 
 
 def test_mixed_and_doubled_folders_are_refused_alike(tmp_path: Path) -> None:
-    """Classes beside loose pictures; links in a circle, to themselves, or to one folder twice; one name in two Unicode forms."""
+    """Classes beside loose pictures; links in a circle, to themselves, nowhere, or to one folder twice; one name in two Unicode forms."""
     put(tmp_path / "mixed" / "cat" / "a.png")
     put(tmp_path / "mixed" / "b.png")
     assert "mixes class folders (cat, ...) and loose pictures (b.png, ...)" in refusal(tmp_path / "mixed")
@@ -108,10 +108,13 @@ def test_mixed_and_doubled_folders_are_refused_alike(tmp_path: Path) -> None:
     (tmp_path / "circle" / "cat" / "again").symlink_to(tmp_path / "circle")
     assert refusal(tmp_path / "circle").endswith(f"again is the same folder as {tmp_path / 'circle'}: keep one of them")
     (tmp_path / "circle" / "cat" / "again").unlink()
-    (tmp_path / "circle" / "loop").symlink_to("loop")
-    (tmp_path / "circle" / "gone").symlink_to("nothing")
-    with pytest.warns(UserWarning, match="2 without a suffix"):
-        assert ImageFolder(tmp_path / "circle").classes == ["cat"]
+    for target in ("loop", "nothing"):  # otherwise a class would vanish
+        (tmp_path / "circle" / "loop").symlink_to(target)
+        assert refusal(tmp_path / "circle") == f"{tmp_path / 'circle' / 'loop'} is a link that cannot be followed: mend or remove it"
+        (tmp_path / "circle" / "loop").unlink()
+    (tmp_path / "circle" / "cat" / "b.png").symlink_to("nothing.png")
+    (unreadable,) = FolderPictures(tmp_path / "circle").read([1])
+    assert "b.png" in getattr(unreadable, "reason", "")
     put(tmp_path / "forms" / "caf\u00e9" / "a.png")
     put(tmp_path / "forms" / "cafe\u0301" / "a.png")
     assert "two folders caf\u00e9, whose names differ in Unicode form only" in refusal(tmp_path / "forms")
