@@ -26,13 +26,19 @@ def brief(value: Any) -> str:
     return _BRIEF.repr(value)
 
 
+def brief_list(texts: Sequence[str], separator: str = ", ", most: int = 12) -> str:
+    """The first texts of a list, each cut where it is long, and how many there are besides."""
+    shown = [text if len(text) <= 300 else f"{text[:300]} ..." for text in texts[:most]]
+    return separator.join([*shown, *([f"and {len(texts) - most} more"] if len(texts) > most else [])])
+
+
 def check_names(what: str, given: Iterable[Any], known: Iterable[str]) -> None:
     """Raise ValueError at the first given name that is not known."""
     known = list(known)
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(str(name)[:100], known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {brief_list(known, most=40) or 'none'}"
             raise ValueError(f"no {what} named {brief(name)}; {hint}")
 
 

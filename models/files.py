@@ -191,12 +191,15 @@ def read_json_lines(path: str | Path) -> list[dict[str, float]]:
 
     ValueError that names file and line for any other that is no object.
     """
-    text = Path(path).read_text()
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
     objects: list[dict[str, float]] = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
             objects.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             if number == len(text.splitlines()) and not text.endswith("\n"):
                 break
             raise ValueError(f"{path} is damaged in line {number}: {error}") from None

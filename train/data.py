@@ -26,7 +26,10 @@ Batch = dict[str, Tensor]
 
 
 class Dataset(Protocol):
-    """What training asks of data. `num_classes` is None where there are no labels; shape is (C, H, W)."""
+    """What training asks of data. `num_classes` is None where there are no labels; shape is (C, H, W).
+
+    One that has `labels`, a tensor (N,), lets on_error=skip put samples of the same class in the place of others.
+    """
 
     num_classes: int | None
     shape: tuple[int, int, int]
@@ -118,8 +121,7 @@ class ImageFolder:
         self.labels = torch.tensor([number[label] for label in listing.labels]) if listing.labels else None
         self.num_classes = len(self.classes) or None
         self.kept = {"classes": self.classes, "files": listing.summary}
-        first = self._read(self.files[0])
-        self.shape = (first.shape[0], first.shape[1], first.shape[2])
+        self.shape = (channels, size, size) if size is not None else self._first_shape()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -133,6 +135,18 @@ class ImageFolder:
                 )
         batch = {"x0": torch.stack(images)}
         return batch if self.labels is None else {**batch, "label": self.labels[torch.as_tensor(indices)]}
+
+    def _first_shape(self) -> tuple[int, int, int]:
+        """Of the first picture that can be read: what becomes of the others is for training to say. The first error where there is none."""
+        errors: list[ValueError | OSError] = []
+        for file in self.files:
+            try:
+                channels, height, width = self._read(file).shape
+            except (ValueError, OSError) as error:
+                errors = errors or [error]
+            else:
+                return channels, height, width
+        raise errors[0]
 
     def _read(self, file: Path) -> Tensor:
         image = open_srgb(file, "RGB" if self.channels == 3 else "L", max_pixels=self.max_pixels)

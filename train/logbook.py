@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from diffusion.spec import brief
 from models.files import read_json_lines, replacing
 
 METRICS = "metrics.jsonl"  # in a run's folder
@@ -28,11 +29,15 @@ class Logger(Protocol):
 class JsonLines:
     """One JSON object per line, {"step": ..., "loss": ..., ...}. A resumed run drops the lines after the step it resumes from.
 
-    Numbers that are not finite are left out: JSON has no word for them.
+    Numbers that are not finite are left out: JSON has no word for them. ValueError for a file to be resumed that holds other lines.
     """
 
     def __init__(self, path: Path, resumed_step: int = 0) -> None:
-        kept = [line for line in read_json_lines(path) if line["step"] <= resumed_step] if path.exists() and resumed_step else []
+        earlier = read_json_lines(path) if path.exists() and resumed_step else []
+        for number, line in enumerate(earlier, 1):
+            if "step" not in line or not all(isinstance(value, int | float) for value in line.values()):
+                raise ValueError(f"{path} is damaged in line {number}: it must hold numbers, and step among them, not {brief(line)}")
+        kept = [line for line in earlier if line["step"] <= resumed_step]
         with replacing(path) as temporary:
             temporary.write_text("".join(_line(line) for line in kept))
         self.scored = max((line["step"] for line in kept if "loss" not in line), default=0)  # the last step with numbers of an evaluation

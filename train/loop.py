@@ -183,11 +183,12 @@ def train(
             state.load(folder, settings, params.steps, warn=world.leads)
         if params.check_data:
             world.lead(lambda: check_readable(data, micro_batch, params.on_error, params.workers, progress))
-        batches = closing.enter_context(_batches(data, params, world, micro_batch, state.step))
+        stop = _StopRequest()
+        batches = closing.enter_context(_batches(data, params, world, micro_batch, state.step, lambda: stop.requested))
         log = Progress(folder, params.steps, params.batch_size, loggers, state.step, world.leads, progress)
         closing.callback(log.close)
         closing.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        stop = closing.enter_context(_StopRequest())
+        closing.enter_context(stop)  # after workers have begun, which keep their own handlers
         stopped = failed = False
         if evaluate and params.evaluates(state.step):  # where the run was stopped in the middle of it
             log.log_scores(state.step, world.lead(lambda: score() if log.lacks_scores(state.step) else None))
@@ -252,7 +253,9 @@ def _set_up(network: Any, params: TrainParams) -> nn.Module:
     return network
 
 
-def _batches(data: Dataset, params: TrainParams, world: World, micro_batch: int, step: int) -> contextlib.AbstractContextManager[Batches]:
+def _batches(
+    data: Dataset, params: TrainParams, world: World, micro_batch: int, step: int, stopping: Callable[[], bool]
+) -> contextlib.AbstractContextManager[Batches]:
     """This process's micro-batches from optimiser step `step` on: each batch is cut into shares of ranks, each share into parts."""
 
     def mine() -> Iterator[list[int]]:
@@ -261,7 +264,8 @@ def _batches(data: Dataset, params: TrainParams, world: World, micro_batch: int,
             own = batch[world.rank * share : (world.rank + 1) * share]
             yield from (own[i : i + micro_batch] for i in range(0, share, micro_batch))
 
-    return read_batches(data, mine(), params.accumulate, params.on_error, params.workers, pin=world.device.type == "cuda")
+    pin = world.device.type == "cuda"
+    return read_batches(data, mine(), params.accumulate, params.on_error, params.workers, pin, stopping)
 
 
 def _failure(error: ValueError | OSError, folder: Path, saved: int) -> ValueError | OSError:
@@ -279,9 +283,11 @@ class _StopRequest:
     What is ignored stays so: a shell lets its jobs in the background ignore the Ctrl-C that is meant for the one in front.
     """
 
-    def __enter__(self) -> _StopRequest:
+    def __init__(self) -> None:
         self.requested = False
-        self._previous = {}
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> _StopRequest:
         with contextlib.suppress(ValueError):  # only the main thread may handle signals; elsewhere they go where they went
             heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
             self._previous = {number: signal.signal(number, self._handle) for number in heeded}

@@ -12,7 +12,7 @@ import torch
 import models
 from diffusion import build_blend, time_grid
 from diffusion.noise import mix
-from diffusion.spec import check_call, check_mapping, check_names, check_type, make, make_params
+from diffusion.spec import brief, check_call, check_mapping, check_names, check_type, make, make_params
 from models import Model
 from models.files import read_json, write_json
 from samplers.guide import steered
@@ -53,6 +53,10 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         raise ValueError("evaluate is for the command line: from Python give what it makes, as train.run(config, evaluate)")
     config = {**config, "run": str(config["run"])}
     folder, params = Path(config["run"]), make_params("train", TrainParams, config["train"])
+    if isinstance(config["data"], str | Path) and params.on_error == "skip":
+        raise ValueError(
+            "train.on_error=skip is for pictures that are read step by step, and captioned ones are all read before: leave it out"
+        )
     resume, progress = bool(config.get("resume")), bool(config.get("progress", True))
     begun = is_begun(folder, resume)
     with world(config.get("device")) as where:
@@ -199,10 +203,12 @@ def _check_resumable(folder: Path, config: Mapping[str, Any], model: Model, sett
     resume_point(folder, model.spec, settings, steps)
     if (before := folder / "config.json").exists():
         was = read_json(before)
+        if not isinstance(was.get("data"), str | Mapping):
+            raise ValueError(f"{before} is damaged: its data is {brief(was.get('data'))}")
         require_same(folder, was.get("objective"), config["objective"], "objective")
         if not isinstance(config["data"], str | Path):  # what became of captioned images is in the checkpoint's settings
             moved = {"folder": None, "max_pixels": None}  # pictures may have moved, and a limit that one of them broke be raised
-            data_was, data_now = ({**either["data"], **moved} for either in (was, config))
+            data_was, data_now = ({**data, **moved} if isinstance(data, Mapping) else data for data in (was["data"], config["data"]))
             require_same(folder, data_was, data_now, "data")
 
 
@@ -213,7 +219,9 @@ def _prepare(folder: Path, config: Mapping[str, Any], resume: bool) -> None:
     record = folder / "provenance.json"
     if begun and record.exists():
         first = read_json(record)
-        now = {**first, "resumed": [*first.get("resumed", []), now]}
+        if not isinstance(earlier := first.get("resumed", []), list):
+            raise ValueError(f"{record} is damaged: its resumed is {brief(earlier)}, not a list")
+        now = {**first, "resumed": [*earlier, now]}
     if config.get("wandb"):
         now.setdefault("wandb", secrets.token_hex(4))
     write_json(folder / "config.json", config)

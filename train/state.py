@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion.spec import brief
 from models import EMA, Model
 from models.checkpoints import native
 from models.files import strict
@@ -247,5 +248,6 @@ def require_same(folder: Path, saved: Any, given: Any, where: str = "") -> None:
             require_same(folder, before, now, f"{where}[{i}]")
     elif saved != (given := json.loads(json.dumps(strict(given), default=str))):
         raise ValueError(
-            f"{folder} was trained with {where}={saved}, not {given}: use that to resume it, or another run folder to start anew"
+            f"{folder} was trained with {where}={brief(saved)}, not {brief(given)}: "
+            "use that to resume it, or another run folder to start anew"
         )

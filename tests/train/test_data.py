@@ -14,6 +14,7 @@ from PIL import Image
 from tests.samplers.test_pictures import encoded, of_colours
 from train.captions import CaptionedImages
 from train.data import ImageFolder, TensorData, digits, shuffled_batches
+from train.reading import read_batches
 
 
 def paint(path: Path, size: tuple[int, int] = (8, 8), colour: tuple[int, int, int] = (255, 0, 128)) -> Path:
@@ -182,3 +183,20 @@ def test_colours_are_those_that_profiles_mean(tmp_path: Path) -> None:
     right = torch.from_numpy(encoded(np.array([20, 200, 100]) / 255) / 127.5 - 1).float()[:, None, None].expand(3, 8, 8)
     torch.testing.assert_close(ImageFolder(tmp_path).__getitems__([0])["x0"][0], right, rtol=0, atol=0.02)
     torch.testing.assert_close(CaptionedImages(tmp_path).read(0, 8, 8)[0], right, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("size", [None, 8])
+def test_a_first_picture_that_is_broken_leaves_the_shape_to_others(size: int | None, tmp_path: Path) -> None:
+    """Whether it ends a run or is skipped is for training to say; with no picture at all the first error is raised."""
+    for name in ("0.png", "1.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes()[:45])
+    data = ImageFolder(tmp_path, size)
+    assert data.shape == (3, 8, 8)
+    with read_batches(data, iter([[0, 1]]), 1, "skip", 0, pin=False) as batches, pytest.warns(UserWarning, match=r"0\.png"):
+        (batch,) = batches.next_step()
+    assert (batch["x0"].shape, batches.replaced) == ((2, 3, 8, 8), 1)
+    (tmp_path / "1.png").write_bytes(b"")
+    if size is None:
+        with pytest.raises(ValueError, match=r"0\.png"):
+            ImageFolder(tmp_path)
