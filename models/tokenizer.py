@@ -238,15 +238,20 @@ def _cleaned(text: str) -> str:
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
-def _check(tokens: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Sequence[AddedToken]) -> None:
-    """ValueError for a table that the library would not survive, or that says two things."""
+def check_table(tokens: Any) -> None:
+    """ValueError unless this is a table of tokens: {"a": 0, ...}."""
     check_type("its table of tokens", tokens, dict)
-    if len(tokens) + len(added) > MOST_TOKENS or len(merges) > MOST_TOKENS:
-        raise ValueError(f"it has {len(tokens) + len(added):,} tokens and {len(merges):,} merges: known ones have up to {MOST_TOKENS:,}")
     if wrong := next((name for name, number in tokens.items() if type(number) is not int or not 0 <= number < MOST_TOKENS), None):
         raise ValueError(f"its token {wrong!r:.80} has the id {tokens[wrong]!r:.80}, and ids are whole numbers below {MOST_TOKENS:,}")
     if len(set(tokens.values())) < len(tokens):
         raise ValueError("two of its tokens have the same id")
+
+
+def _check(tokens: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Sequence[AddedToken]) -> None:
+    """ValueError for a table that the library would not survive, or that says two things."""
+    check_table(tokens)
+    if len(tokens) + len(added) > MOST_TOKENS or len(merges) > MOST_TOKENS:
+        raise ValueError(f"it has {len(tokens) + len(added):,} tokens and {len(merges):,} merges: known ones have up to {MOST_TOKENS:,}")
     names = [*tokens, *(token.content for token in added)]
     if wrong := next((name for name in names if len(name) > LONGEST_TOKEN), None):
         raise ValueError(f"it has a token of {len(wrong):,} characters, and no known one has over {LONGEST_TOKEN:,}")

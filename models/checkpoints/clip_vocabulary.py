@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from diffusion.spec import check_type, make_params
+from diffusion.spec import brief, check_mapping, check_type, make_params
 from models.checkpoints import diffusers_configs
 from models.checkpoints.parts import Part
 from models.files import replacing, write_json
-from models.tokenizer import BEGIN, END, WORD_END, AddedToken, CLIPTokenizer, Vocabulary, vocabulary
+from models.tokenizer import BEGIN, END, WORD_END, AddedToken, CLIPTokenizer, Vocabulary, check_table, vocabulary
 from models.tokenizer_json import parse, read_text
 
 WHOLE, TABLE, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 CONFIG, ADDED, NAMES = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
 CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")  # of transformers, which read the tokens of CLIP
+DECODER = "added_tokens_decoder"
 SPECIAL = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}  # and what each is, unless something else is said
+MORE = ("extra_special_tokens", "additional_special_tokens")  # beside these; the first goes before the second
 LONGEST_READ = 100_000  # tokens; transformers writes 1e30 where there is no limit
 
 
@@ -47,10 +50,10 @@ def find_clip_tokenizer(part: Part, given: Iterable[Path], second: bool | None) 
     mine = [path for path, folder in folders.items() if second in (None, folder.name.endswith("_2"))]
     there = [beside] if beside != home and any((beside / name).is_file() for name in (WHOLE, TABLE, CONFIG)) else []
     places = [*mine, *there, *([home] if is_clip(home) else [])]
-    return _opened(places[0]) if places else None
+    return open_tokenizer(places[0]) if places else None
 
 
-def _opened(path: Path) -> CLIPTokenizer:
+def open_tokenizer(path: Path) -> CLIPTokenizer:
     """The tokenizer in a folder of transformers', or of a tokenizer.json alone. ValueError in one line that names it."""
     try:
         tokenizer = CLIPTokenizer(_vocabulary(path if path.is_dir() else path.parent, path if path.is_file() else path / WHOLE))
@@ -66,38 +69,66 @@ def _vocabulary(folder: Path, whole: Path) -> Vocabulary:
     config = _object(folder / CONFIG)
     if (kind := config.get("tokenizer_class")) not in (None, *CLASSES):
         raise ValueError(f"{CONFIG} says tokenizer_class={kind!r:.80}, and the text encoders here read the tokens of a CLIPTokenizer")
-    described = parse(read_text(whole)) if whole.is_file() else {}
-    if described:
-        tokens, merges = described["model"].get("vocab"), described["model"].get("merges", [])
-    else:
-        tokens, merges = _object(folder / TABLE, needed=True), _merges(folder / MERGES)
-    check_type("its table of tokens", tokens, dict)
-    check_type("its list of merges", merges, list)
-    said = config if "added_tokens_decoder" in config else config | _object(folder / NAMES)
-    names = {key: _name(said.get(key) or usual) for key, usual in SPECIAL.items()}
+    length = config.get("model_max_length")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, (int, float))):  # 1e30 may be there as a whole number
+        raise ValueError(f"model_max_length in {CONFIG} must be a number, not {brief(length)}")
+    tokens, merges, described = _table(folder, whole)
+    overriding = {} if DECODER in config else _object(folder / NAMES)
+    special, more = _special(config | overriding, {key: NAMES if key in overriding else CONFIG for key in (*SPECIAL, *MORE)})
+    names = {key: _name(token) for key, token in special.items()}
     added = {token.content: token for token in _added(folder, config, described, set(names.values()))}
-    more = said.get("additional_special_tokens") or said.get("extra_special_tokens") or []
-    for each in (*(said.get(key) or usual for key, usual in SPECIAL.items()), *(more if isinstance(more, list) else [])):
+    for each in (*special.values(), *more):
         if (name := _name(each)) not in added:  # transformers adds it
-            ids = [number for number in (*tokens.values(), *(token.id for token in added.values())) if type(number) is int]
-            flags = {} if isinstance(each, str) else {key: value for key, value in each.items() if key != "__type"}
+            ids = [*tokens.values(), *(token.id for token in added.values())]
+            flags = {} if isinstance(each, str) else each
             number = tokens.get(name, max(ids, default=-1) + 1)
             added[name] = _token(number, {"normalized": False, **flags, "content": name, "special": True})
-    length, openai = config.get("model_max_length"), tokens == vocabulary()[0] and _is_openai(merges)
+    openai = (tokens, merges) == vocabulary()
     return Vocabulary(
         added=tuple(sorted(added.values(), key=lambda token: token.id)),
         bos=names["bos_token"],
         eos=names["eos_token"],
         unk=names["unk_token"],
         pad=names["pad_token"],
-        length=length if isinstance(length, int) and 2 < length < LONGEST_READ else None,
+        length=int(length) if length is not None and 2 < length < LONGEST_READ else None,
         tokens=None if openai else tokens,
-        merges=None if openai else tuple(map(_pair, merges)),
+        merges=None if openai else tuple(merges),
     )
 
 
-def _is_openai(merges: list[Any]) -> bool:
-    return merges == _openai_merges() or (merges[:1] != _openai_merges()[:1] and [_pair(merge) for merge in merges] == vocabulary()[1])
+def _table(folder: Path, whole: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, Any]]:
+    """The ids of tokens, the merges, and all of tokenizer.json where that is there."""
+    described: dict[str, Any] = {}
+    if whole.is_file():
+        text = read_text(whole)
+        with _naming(whole.name):
+            described = parse(text)
+            tokens, merges = described["model"].get("vocab"), described["model"].get("merges", [])
+            check_type("its list of merges", merges, list)
+    elif missing := [name for name in (TABLE, MERGES) if not (folder / name).is_file()]:
+        raise ValueError(f"{missing[0]} is not there: {WHOLE} holds the tokens, or {TABLE} and {MERGES} do")
+    else:
+        tokens, merges = _object(folder / TABLE), _merges(folder / MERGES)
+    with _naming(whole.name if described else TABLE):
+        check_table(tokens)
+    with _naming(whole.name if described else MERGES):
+        return tokens, vocabulary()[1] if merges == _openai_merges() else list(map(_pair, merges)), described
+
+
+def _special(said: Mapping[str, Any], files: Mapping[str, str]) -> tuple[dict[str, Any], list[Any]]:
+    """Special tokens by their role, and those without one, by name or with properties; `files` says where each entry was found."""
+    roles = {key: usual if said.get(key) in (None, "") else said[key] for key, usual in SPECIAL.items()}
+    more: list[Any] = []
+    for key in MORE:
+        entries = said.get(key)
+        check_type(f"{key} in {files[key]}", entries, list | dict | None)
+        entries = list(entries.values() if isinstance(entries, dict) else entries or [])
+        for entry in entries:
+            _check_name(f"an entry of {key} in {files[key]}", entry)
+        more = more or entries
+    for key, token in roles.items():
+        _check_name(f"{key} in {files[key]}", token)
+    return roles, more
 
 
 @cache
@@ -115,41 +146,59 @@ def _pair(merge: Any) -> tuple[str, str]:
 
 def _added(folder: Path, config: Mapping[str, Any], described: Mapping[str, Any], special: set[str]) -> Iterator[AddedToken]:
     """The words beside the table: of the configuration, or of the files that there were before it held them."""
-    if "added_tokens_decoder" in config:
-        for number, entry in config["added_tokens_decoder"].items():
-            yield _token(number, entry)
+    if DECODER in config:
+        with _naming(CONFIG):
+            for number, entry in check_mapping(DECODER, config[DECODER]).items():
+                yield _token(number, entry)
         return
-    for name, number in _object(folder / ADDED).items():
-        yield _token(number, {"content": name, "normalized": name not in special, "special": name in special})
-    for entry in described.get("added_tokens") or []:
-        check_type("an added token", entry, dict)
-        yield _token(entry.get("id"), {key: value for key, value in entry.items() if key != "id"})
+    with _naming(ADDED):
+        for name, number in _object(folder / ADDED).items():
+            yield _token(number, {"content": name, "normalized": name not in special, "special": name in special})
+    with _naming(WHOLE):
+        entries = described.get("added_tokens")
+        check_type("its list of added tokens", entries, list | None)
+        for entry in entries or []:
+            yield _token(check_mapping("an added token", entry).get("id"), {key: value for key, value in entry.items() if key != "id"})
 
 
 def _token(number: Any, entry: Any) -> AddedToken:
-    check_type("an added token", entry, dict)
-    entry = {key: value for key, value in entry.items() if key != "__type"}
+    entry = {key: value for key, value in check_mapping("an added token", entry).items() if key != "__type"}
     if isinstance(number, str) and number.isdecimal():
         number = int(number)
     return make_params("added token", AddedToken, {**entry, "id": number})
 
 
-def _name(said: Any) -> str:
+def _check_name(where: str, token: Any) -> None:
+    """ValueError unless this is a special token: its name, or that with its properties."""
+    check_type(where, token, str | dict)
+    check_type(f"the name of {where}", _name(token), str)
+    if isinstance(token, dict):
+        with _naming(where):
+            _token(0, token)
+
+
+def _name(token: Any) -> Any:
     """The name of a special token, which stands there alone or with its properties."""
-    name = said.get("content") if isinstance(said, dict) else said
-    check_type("the name of a special token", name, str)
-    return str(name)
+    return token.get("content") if isinstance(token, dict) else token
 
 
-def _object(path: Path, needed: bool = False) -> dict[str, Any]:
-    if not (needed or path.is_file()):
-        return {}
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Within it errors begin with the name of the file."""
     try:
-        content = json.loads(read_text(path))
+        yield
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith(file) else f"{file}: {error}") from None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    text = read_text(path)
+    try:
+        return check_mapping(path.name, json.loads(text))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is damaged: {error}") from None
-    check_type(path.name, content, dict)
-    return dict(content)
 
 
 def _merges(path: Path) -> list[str]:
@@ -170,6 +219,6 @@ def write_clip_tokenizer(tokenizer: CLIPTokenizer, folder: Path, pad: int, lengt
     config = diffusers_configs.tokenizer(of, names[pad], length)
     if of.added:
         entries = {str(token.id): {key: value for key, value in asdict(token).items() if key != "id"} for token in of.added}
-        config["added_tokens_decoder"] = entries
+        config[DECODER] = entries
         write_json(folder / ADDED, {token.content: token.id for token in of.added if token.content not in tokens})  # for older readers
     write_json(folder / CONFIG, config)

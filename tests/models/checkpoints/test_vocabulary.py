@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 from transformers.tokenization_utils_base import AddedToken
 
 import models
-from models.checkpoints.clip_vocabulary import write_clip_tokenizer
+from models.checkpoints.clip_vocabulary import open_tokenizer, write_clip_tokenizer
 from models.clip import CLIPTextParams
 from models.presets import TINY_TOWERS, miniature, tiny_description
 from models.tokenizer import EOS, Vocabulary, openai_tokenizer, vocabulary
@@ -213,6 +213,85 @@ def test_damaged_tables_are_one_line(tmp_path: Path, name: str, content: Any, me
     with pytest.raises((ValueError, OSError), match=message) as caught:
         models.load(tmp_path / "m")
     assert "\n" not in str(caught.value)
+
+
+CONFIG, ADDED, MAP, TABLE, WHOLE = (
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "tokenizer.json",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (CONFIG, [], "must be a mapping"),
+        (CONFIG, {"tokenizer_class": ["CLIPTokenizer"]}, "tokenizer_class"),
+        (CONFIG, {"model_max_length": "77"}, "model_max_length"),
+        (CONFIG, {"added_tokens_decoder": None}, "added_tokens_decoder must be a mapping"),
+        (CONFIG, {"added_tokens_decoder": [{"content": "<x>"}]}, "added_tokens_decoder must be a mapping"),
+        (CONFIG, {"added_tokens_decoder": {"49408": "<x>"}}, "an added token must be a mapping"),
+        (CONFIG, {"added_tokens_decoder": {"x": {"content": "<x>"}}}, "added token.id must be"),
+        (CONFIG, {"added_tokens_decoder": {"49408": {"content": 3}}}, "added token.content must be"),
+        (CONFIG, {"added_tokens_decoder": {"49408": {"content": "<x>", "lstrip": "yes"}}}, "added token.lstrip must be"),
+        (CONFIG, {"pad_token": ["!"]}, "pad_token"),
+        (CONFIG, {"pad_token": False}, "pad_token"),
+        (CONFIG, {"unk_token": {"content": None}}, "unk_token"),
+        (CONFIG, {"extra_special_tokens": "<x>"}, "extra_special_tokens"),
+        (CONFIG, {"additional_special_tokens": ["<x>", 1]}, "additional_special_tokens"),
+        (CONFIG, {"additional_special_tokens": [{"content": "<x>", "special": 1}]}, "added token.special must be"),
+        (MAP, {"eos_token": 3}, "eos_token"),
+        (MAP, 3, "must be a mapping"),
+        (ADDED, [], "must be a mapping"),
+        (ADDED, {"<x>": None}, "added token.id must be"),
+        (TABLE, {"a": "b"}, "whole numbers"),
+        (TABLE, None, "must be a mapping"),
+        (WHOLE, {"model": {"vocab": [], "merges": []}}, "table of tokens"),
+        (WHOLE, {"model": {"vocab": {"a": 0.5}, "merges": []}}, "whole numbers"),
+        (WHOLE, {"model": {"vocab": {"a": 0}, "merges": None}}, "list of merges"),
+        (WHOLE, {"model": {"vocab": {"a": 0}, "merges": [3]}}, "pair of tokens"),
+        (WHOLE, {"model": {"vocab": {"a": 0}}, "added_tokens": 3}, "list of added tokens"),
+        (WHOLE, {"model": {"vocab": {"a": 0}}, "added_tokens": ["<x>"]}, "an added token must be a mapping"),
+        (WHOLE, {"model": []}, "describes no model"),
+        (WHOLE, [], "describes no model"),
+    ],
+)
+def test_wrong_types_are_one_line_that_names_the_file(tmp_path: Path, name: str, content: Any, message: str) -> None:
+    """In each file of a tokenizer's folder."""
+    write_clip_tokenizer(openai_tokenizer(), tmp_path, EOS, 77)
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{tmp_path.name}.*{name}.*{message}|{tmp_path.name}.*{message}.*{name}") as caught:
+        open_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", [("vocab.json", "merges.txt"), ("vocab.json",), ("merges.txt",)])
+def test_a_folder_without_its_tokens_says_which_file_lacks(tmp_path: Path, missing: tuple[str, ...]) -> None:
+    write_clip_tokenizer(openai_tokenizer(), tmp_path, EOS, 77)
+    for name in missing:
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=rf"{tmp_path.name}.*{missing[0]} is not there: tokenizer\.json"):
+        open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"extra_special_tokens": {"mark": "<x>"}},
+        {"additional_special_tokens": ["<y>"], "extra_special_tokens": ["<x>"]},
+        {"additional_special_tokens": ["<x>"], "pad_token": ""},
+        {"model_max_length": 1e30, "additional_special_tokens": [{"__type": "AddedToken", "content": "<x>"}]},
+        {"model_max_length": 10**30, "extra_special_tokens": None},
+    ],
+)
+def test_special_tokens_are_those_of_transformers(tmp_path: Path, entries: dict[str, Any]) -> None:
+    write_clip_tokenizer(openai_tokenizer(), tmp_path, EOS, 77)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(config | entries))
+    ids = CLIPTokenizer.from_pretrained(tmp_path)("a <x> <y> cat", add_special_tokens=False).input_ids
+    assert open_tokenizer(tmp_path).tokenize("a <x> <y> cat") == ids
 
 
 def test_rows_beyond_the_words_of_a_folder_stay(tmp_path: Path) -> None:
