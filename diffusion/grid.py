@@ -192,6 +192,8 @@ def _spaced(schedule: Schedule, steps: int | None, spacing: str, t_start: float,
         raise ValueError(f"steps must be a whole number >= 1, not {steps!r}")
     if steps > MAX_STEPS:
         raise ValueError(f"steps must be at most {MAX_STEPS}, not {steps}")
+    if not (math.isfinite(t_start) and math.isfinite(t_end)):
+        raise ValueError(f"a grid runs between finite times, not from t_start={t_start:g} to t_end={t_end:g}")
     if not t_start > t_end:
         raise ValueError(f"a grid runs from noise to data: t_start={t_start:g} must be greater than t_end={t_end:g}")
     return function(schedule, steps, t_start, t_end, **check_call(f"{spacing} spacing", function, 4, options))

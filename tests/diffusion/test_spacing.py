@@ -239,9 +239,9 @@ def test_linear_dynamic_shift_of_diffusers_is_a_constant_shift() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: time_grid(FLOW, 5, "beta", alpha=0.0), r"must lie in \(0, 100\], not 0 and 0.6"),
-        (lambda: time_grid(FLOW, 5, "beta", beta=-1.0), r"must lie in \(0, 100\], not 0.6 and -1"),
-        (lambda: time_grid(FLOW, 5, "beta", beta=math.inf), r"must lie in \(0, 100\]"),
+        (lambda: time_grid(FLOW, 5, "beta", alpha=0.0), r"must lie in \[0.001, 100\], not 0 and 0.6"),
+        (lambda: time_grid(FLOW, 5, "beta", beta=-1.0), r"must lie in \[0.001, 100\], not 0.6 and -1"),
+        (lambda: time_grid(FLOW, 5, "beta", beta=math.inf), r"must lie in \[0.001, 100\]"),
         (lambda: time_grid(FLOW, 5, "beta", gamma=1.0), "no option of beta spacing named 'gamma'"),
         (lambda: time_grid(TABLE, 200, "beta", whole=True), "noise must fall at every step"),
         (lambda: time_grid(FLOW, 5, "sgm_uniform", offset=1), "no option of sgm_uniform spacing named 'offset'"),
@@ -284,11 +284,22 @@ def test_lcm_is_that_of_diffusers(steps: int) -> None:
         ("lcm", 12, {"t_start": 219.0}, "has 11 times to choose from"),
         ("lcm", 4, {"t_end": 100.0}, "leave t_end out"),
         ("turbo", 11, {}, "ends at t=-1: it must stay above data"),
-        ("turbo", 2, {"stride": 0.0}, "it must stay above data"),
+        ("turbo", 2, {"stride": 0.0}, r"stride of turbo spacing must lie in \[1e-06, 1\]"),
+        ("turbo", 1, {"stride": 5e-324}, "stride of turbo spacing"),
+        ("turbo", 1, {"t_end": -math.inf}, "finite times"),
+        ("lcm", 1, {"taught": 10**30}, "taught of lcm spacing must be 1 to 100000"),
+        ("lcm", 1, {"taught": 0}, "taught of lcm spacing"),
+        ("lcm", 1, {"t_start": math.inf}, "finite times"),
+        ("karras", 1, {"rho": 1e-300}, r"rho of karras spacing must lie in \[0.01, 1000\]"),
+        ("karras", 3, {"rho": 1e300}, "rho of karras spacing"),
+        ("beta", 3, {"alpha": 1e-300}, "alpha and beta of beta spacing"),
+        ("mu_shift", 3, {"mu": 1e5}, r"mu must lie in \[-10, 10\]"),
+        ("mu_shift", 3, {"tokens": 10**15}, "mu must lie in"),
+        ("mu_shift", 3, {"tokens": 0}, "tokens of mu_shift spacing"),
     ],
 )
-def test_spacings_for_few_steps_refuse_many(spacing: str, steps: int, options: dict[str, Any], message: str) -> None:
-    """What a distilled model was not made for is one line."""
+def test_options_that_make_no_grid(spacing: str, steps: int, options: dict[str, Any], message: str) -> None:
+    """What a distilled model was not made for, and numbers that nothing can be computed with, are one line."""
     with pytest.raises(ValueError, match=message):
         time_grid(TABLE, steps, spacing, **options)
 
