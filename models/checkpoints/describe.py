@@ -42,7 +42,7 @@ SPELLED = {  # what texts beside weights call them, without case and all but let
     **dict.fromkeys(("v", "velocity", "vprediction", "vpred", "vparam", "vparameterization", "velocityprediction"), "v"),
     **dict.fromkeys(("x0", "sample", "xstart", "x0prediction", "sampleprediction"), "x0"),
 }
-MOST_SIDE = 4096  # latents along a side that a configuration may call the size it was trained on
+MOST_SIDE = 256  # latents along a side that a configuration may call the size it was trained on; published ones have up to 128
 MOST_LATENT_CHANNELS = 64
 PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key")  # in metadata
 V_MARK, COSXL_MARK = "v_pred", "edm_vpred.sigma_max"
@@ -67,6 +67,7 @@ def describe(
     """The model's description, and the text towers by name. ValueError where the parts do not fit each other, or the family does not."""
     if found.backbone and isinstance(found.backbone.params, UNetParams):
         found.ldm = read_yaml_beside(found.backbone.file.path, found.notes)
+    _note_other_pipelines(found)
     asked = lookup("family", family, FAMILIES) if family else None
     base = asked.base if asked and not found.backbone else _base(found)  # parts alone are of any family that they fit
     said = _asked(found, prediction) if prediction else _said(found) or (None if family else _guessed(found, base))
@@ -106,6 +107,14 @@ def describe(
     if not (family or prediction or zero_snr is not None):
         spec |= _written_settings(found, spec)
     return spec, towers if text else {}
+
+
+def _note_other_pipelines(found: Findings) -> None:
+    """What a folder says of its own network is not said of another."""
+    for pipeline in found.pipelines:
+        if found.backbone and not pipeline.holds(found.backbone):
+            said = " and ".join(["its scheduler's configuration"] * bool(pipeline.scheduler) + ["model_index.json"] * bool(pipeline.index))
+            found.notes.append(f"{pipeline.folder}: not used for the backbone, which {found.backbone.file.path.name} holds: {said}")
 
 
 def _base(found: Findings) -> str:
@@ -151,8 +160,8 @@ def _named(found: Findings, base: str, said: str | None) -> str | None:
 
     How a pipeline was sampled when it was saved does not tell: people exchange schedulers.
     """
-    ours = found.backbone.file.metadata.get(FAMILY_KEY) if found.backbone else None
-    for name in (found.index.get(FAMILY_KEY), ours, _family_of_repository(found.index), _family_of_repository(found.backbone_hints)):
+    index, ours = found.pipeline.index, found.backbone.file.metadata.get(FAMILY_KEY) if found.backbone else None
+    for name in (index.get(FAMILY_KEY), ours, _family_of_repository(index), _family_of_repository(found.backbone_hints)):
         if isinstance(name, str) and name in FAMILIES and FAMILIES[name].base == base and said in (None, FAMILIES[name].prediction):
             if name != base:
                 found.notes.append(f"of the family {name}, as its files name it; family=... overrides that")
@@ -262,7 +271,7 @@ def _marked(files: list[TensorFile], *keys: str) -> bool:
 
 def _check_scheduler(found: Findings) -> None:
     """ValueError for a scheduler's configuration that calls its network otherwise than families here are called."""
-    config, where = found.scheduler, found.scheduler_file or found.files[0].path
+    config, where = found.scheduler, found.scheduler_file
     name = str(config.get("_class_name", ""))
     foreign_edm = _is_edm(found) and (config.get("sigma_data", 0.5) != 0.5 or config.get("prediction_type", "epsilon") != "epsilon")
     if name.startswith(("FlowMatch", "Cosine")) or foreign_edm:
@@ -271,7 +280,7 @@ def _check_scheduler(found: Findings) -> None:
 
 def _schedule(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
     """What marks, configurations and a table among the tensors change in a family's schedule: the last of these that says something."""
-    config, where = found.scheduler, found.scheduler_file or found.files[0].path
+    config, where = found.scheduler, found.scheduler_file
     try:
         check_settings(config, SCHEDULER_SETTINGS)
     except ValueError as error:
@@ -317,7 +326,7 @@ def _settle_pure_noise(found: Findings, spec: dict[str, Any], asked: bool | None
 
 def _flow_grid(found: Findings, base: str) -> dict[str, Any]:
     """What a pipeline's configuration says of the times to visit, {} where it says nothing: their shift, as schedulers are exchanged."""
-    config, where = found.scheduler, found.scheduler_file or found.files[0].path
+    config, where = found.scheduler, found.scheduler_file
     if not config:
         return {}
     try:
@@ -356,9 +365,9 @@ def _trained_size(found: Findings) -> list[int] | None:
     if not (size := found.backbone_hints.get("sample_size")):
         return None
     sides = size if isinstance(size, list) else [size, size]
-    if len(sides) == 2 and all(type(side) is int and 0 < side <= MOST_SIDE for side in sides):
-        return sides
-    found.notes.append(f"its configuration says sample_size={brief(size)}, which is no size of latents, and is not used")
+    if len(sides) == 2 and all(type(side) in (int, float) and 0 < side <= MOST_SIDE and side == int(side) for side in sides):
+        return [int(side) for side in sides]
+    found.notes.append(f"its configuration says sample_size={brief(size)}, and not 1 to {MOST_SIDE} latents a side: it is not used")
     return None
 
 

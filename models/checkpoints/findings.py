@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models.checkpoints.folder import PIPELINE, SCHEDULER, read_config
 from models.checkpoints.parts import Part
 from models.checkpoints.stored import TensorFile
 from models.tokenizer import CLIPTokenizer
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What a diffusers folder says of its parts together: its scheduler's configuration and model_index.json, each {} without one."""
+
+    folder: Path | None = None
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    index: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path) -> Pipeline:
+        return cls(folder, read_config(folder, SCHEDULER), read_config(folder, PIPELINE))
+
+    def holds(self, part: Part) -> bool:
+        """Whether the part was read from this folder, or from one within it."""
+        return self.folder is not None and Path(os.path.abspath(self.folder)) in Path(os.path.abspath(part.file.path)).parents
 
 
 @dataclass
@@ -20,9 +39,8 @@ class Findings:
     towers     text towers in the order of their files
     files      every file opened
     networks   the backbone's parameters in every file that holds one, whether that is taken or not
-    scheduler  a pipeline's scheduler configuration, and its file
+    pipelines  what the folders that were given say of their parts together
     vocabularies  files and folders of tokenizers that were given beside the weights
-    index      a pipeline's model_index.json
     ldm        what latent diffusion's configuration beside the backbone's file says of its model
     notes      filled on the way: what was settled otherwise than by keys and shapes
     tokenizers filled on the way: by tower, those of CLIP's towers that have a vocabulary of their own
@@ -33,11 +51,9 @@ class Findings:
     towers: list[Part] = field(default_factory=list)
     files: list[TensorFile] = field(default_factory=list)
     networks: dict[Path, Any] = field(default_factory=dict)
-    scheduler: Mapping[str, Any] = field(default_factory=dict)
-    scheduler_file: Path | None = None
+    pipelines: list[Pipeline] = field(default_factory=list)
     vocabularies: list[Path] = field(default_factory=list)
     tokenizers: dict[str, CLIPTokenizer] = field(default_factory=dict)
-    index: Mapping[str, Any] = field(default_factory=dict)
     ldm: Mapping[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     left_out: list[tuple[Part, str]] = field(default_factory=list)
@@ -53,3 +69,23 @@ class Findings:
     def backbone_hints(self) -> Mapping[str, Any]:
         """The config.json beside the backbone's weights, {} without one."""
         return self.backbone.hints if self.backbone else {}
+
+    def pipeline_of(self, part: Part | None) -> Pipeline:
+        """That of the folder which holds the part; an empty one where none does. Without a part, the last that there is."""
+        return next((each for each in reversed(self.pipelines) if part is None or each.holds(part)), Pipeline())
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The backbone's: how another network was trained says nothing of this one."""
+        return self.pipeline_of(self.backbone)
+
+    @property
+    def scheduler(self) -> Mapping[str, Any]:
+        """The configuration of the scheduler that the backbone was published with, {} without one."""
+        return self.pipeline.scheduler
+
+    @property
+    def scheduler_file(self) -> Path:
+        """Where that is written, for error messages."""
+        folder = self.pipeline.folder
+        return folder / SCHEDULER if folder and self.scheduler else self.files[0].path

@@ -16,8 +16,8 @@ from models.checkpoints import native
 from models.checkpoints.blank import BlankWithin
 from models.checkpoints.clip_vocabulary import is_clip
 from models.checkpoints.describe import describe
-from models.checkpoints.findings import Findings
-from models.checkpoints.folder import PIPELINE, SCHEDULER, config_beside, open_components, read_config, unused
+from models.checkpoints.findings import Findings, Pipeline
+from models.checkpoints.folder import config_beside, open_components, unused
 from models.checkpoints.parts import AVERAGED, LATENT_STATISTICS, Found, Part, find_parts
 from models.checkpoints.stored import TensorFile
 from models.checkpoints.table import check_dtype, supplies
@@ -219,9 +219,9 @@ class _Loading:
 
     def look_around(self, path: Path, ema: bool) -> None:
         """What lies in a folder beside the weights that are taken."""
-        if hints := read_config(path, SCHEDULER):
-            self.found.scheduler, self.found.scheduler_file = hints, path / SCHEDULER
-        self.found.index = read_config(path, PIPELINE) or self.found.index
+        pipeline = Pipeline.of(path)
+        if pipeline.scheduler or pipeline.index:
+            self.found.pipelines.append(pipeline)
         self.ignored |= unused(path, ema)
 
     def add(self, opened: Found) -> None:

@@ -130,8 +130,9 @@ def _as_configured(recipe: TextParams, towers: Mapping[str, Part], tokenizers: M
         if use.pooled and said not in (None, 2, eos):
             raise ValueError(f"config.json of {use.tower} says eos_token_id={said!r:.40}, and its tokenizer ends texts with {eos}")
     params = replace(recipe, uses=uses, tokens=_chunk(recipe, tokenizers))
-    if str(found.index.get("_class_name")).startswith("StableDiffusionXL"):
-        zeros = found.index.get("force_zeros_for_empty_prompt", True)
+    index = found.pipeline_of(next(iter(towers.values()))).index
+    if str(index.get("_class_name")).startswith("StableDiffusionXL"):
+        zeros = index.get("force_zeros_for_empty_prompt", True)
         check_type("force_zeros_for_empty_prompt in model_index.json", zeros, bool)
         params = replace(params, null="zeros" if zeros else "empty")
     return params

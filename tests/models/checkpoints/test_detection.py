@@ -242,14 +242,38 @@ def test_scheduler_configurations_say_the_prediction(family: str, said: str, pre
 
 
 def test_a_networks_own_mark_comes_before_a_pipelines_configuration(configured: Configured, files: Files, tmp_path: Path) -> None:
-    """A v-model put into the folder of an eps-model predicts v; a file that says nothing goes by the folder."""
+    """A v-model put in place of a folder's eps-model predicts v; what the folder says of its own is not said of another, which is noted."""
     folder = configured("sdxl", SCHEDULER, prediction_type="epsilon")
     unet = {key: value for key, value in files("sdxl").items() if key.startswith("model.")}
     save_file(unet | {"v_pred": MARK}, tmp_path / "v.safetensors")
     assert models.load(folder, tmp_path / "v.safetensors").prediction.name == "v"
     (folder / SCHEDULER).write_text(json.dumps({"prediction_type": "v_prediction"}))
     save_file(unet, tmp_path / "unmarked.safetensors")
-    assert models.load(folder, tmp_path / "unmarked.safetensors").prediction.name == "v"
+    assert models.load(folder).prediction.name == "v"
+    model = models.load(folder, tmp_path / "unmarked.safetensors")
+    assert model.prediction.name == "eps"
+    assert f"{folder}: not used for the backbone, which unmarked.safetensors holds: its scheduler's configuration" in notes(model)
+    assert models.load(tmp_path / "unmarked.safetensors", folder).prediction.name == "v"  # whose network it is now
+
+
+@pytest.mark.parametrize(("folder", "file"), [("playground-v2.5", "sdxl"), ("sd2-v", "sd2"), ("lcm-sdxl", "sdxl")])
+def test_a_folder_speaks_of_its_own_network_alone(
+    folder: str, file: str, saved_folder: Callable[[str], Path], files: Files, tmp_path: Path
+) -> None:
+    """Of whichever is taken: the later one, or the only one, where the folder is given for its text encoders."""
+    there, other = saved_folder(folder), tmp_path / "other.safetensors"
+    save_file(files(file), other)
+    alone = models.load(other)
+    for paths, of in (((there, other), alone), ((other, there), models.load(there))):
+        model = models.load(*paths)
+        assert [model.spec.get(key) for key in ("family", "schedule", "grid")] == [
+            of.spec.get(key) for key in ("family", "schedule", "grid")
+        ]
+        assert model.prediction.name == of.prediction.name
+        assert ("not used for the backbone" in notes(model)) == (of is alone)
+    shutil.copytree(there, tmp_path / "text", ignore=shutil.ignore_patterns("unet", "vae"))
+    for paths in ((tmp_path / "text", other), (other, tmp_path / "text")):
+        assert models.load(*paths).spec["family"] == alone.spec["family"]
 
 
 # Schedules -------------------------------------------------------------------------------------------------------------
@@ -545,14 +569,15 @@ def test_a_full_lcm_is_known_by_its_guidance(load: Load) -> None:
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 @pytest.mark.parametrize(
-    ("size", "shape"), [(96, (96, 96)), ([48, 80], (48, 80)), (None, (64, 64)), (0, None), ("96", None), (10**9, None)]
+    ("size", "shape"),
+    [(96, (96, 96)), (96.0, (96, 96)), ([48, 80], (48, 80)), (None, (64, 64)), (0, None), ("96", None), (4096, None), (96.5, None)],
 )
 def test_the_size_it_was_trained_on(family: str, size: Any, shape: tuple[int, int] | None, configured: Configured) -> None:
     """From the UNet's configuration; what is no size is not used, which a note says (but for none at all)."""
     model = models.load(configured(family, "unet/config.json", sample_size=size))
     usual = (models.FAMILIES[family].size // 8,) * 2
     assert model.shape == (4, *(shape if shape and size else usual))
-    assert ("no size of latents" in notes(model)) == (shape is None and size != 0)
+    assert ("and not 1 to 256 latents a side" in notes(model)) == (shape is None and size != 0)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl-refiner", "sd3"])

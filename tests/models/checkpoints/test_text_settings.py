@@ -118,6 +118,19 @@ def test_no_prompt_is_what_model_index_says(family: str, zeros: bool | None, tmp
             models.save(model, tmp_path / "m.safetensors", layout="ldm")
 
 
+def test_no_prompt_is_what_the_text_encoders_folder_says(tmp_path: Path) -> None:
+    """And not what the folder says that another network is from."""
+    for name, zeros in (("zeros", True), ("empty", False)):
+        models.save(miniature("sdxl"), tmp_path / name, layout="diffusers")
+        file = tmp_path / name / "model_index.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"force_zeros_for_empty_prompt": zeros}))
+    models.save(miniature("sdxl"), tmp_path / "unet", layout="separate")
+    unet = tmp_path / "unet/sdxl.safetensors"
+    for paths, null in ((("zeros", "empty"), "empty"), (("empty", "zeros"), "zeros")):
+        assert models.load(*(tmp_path / name for name in paths)).require("text").params.null == null
+        assert models.load(tmp_path / paths[1], unet).require("text").params.null == null
+
+
 def test_padding_is_what_the_folder_says(tmp_path: Path) -> None:
     """The second tokenizer of SDXL pads with "!", unless its files name another token."""
     models.save(miniature("sdxl"), tmp_path / "m", layout="diffusers")
