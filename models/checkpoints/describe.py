@@ -400,11 +400,8 @@ def _vae_params(found: Findings, of: Family, asked: str | None) -> VAEParams | N
 
 def _note_preview(found: Findings, of: Family) -> None:
     """A tiny autoencoder says nothing of the family whose latents it shows, unless it lies in the same folder as the network."""
-    part, network = found.of_kind("preview"), found.backbone
-    if not part or not network:
-        return
-    homes = {each.file.path.absolute().parent.parent for each in (part, network)}
-    if len(homes) > 1 or not found.index:
+    part = found.of_kind("preview")
+    if part and found.backbone and not (found.pipeline.index and found.pipeline.holds(part)):
         found.notes.append(f"{part.file.path.name} does not say whose latents it shows: they are taken for those of {of.title}")
 
 
