@@ -6,7 +6,7 @@ import re
 from itertools import groupby
 
 # What is no plain text: an escaped bracket or backslash, a weight with the bracket that ends it, a bracket.
-_MARK = re.compile(r"\\[\\()\[\]]|:\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*\)|[()\[\]]")
+_MARK = re.compile(r"\\[\\()\[\]]|:\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*\)|[()\[\]]")
 _PARTNER = {")": "(", "]": "["}
 _FACTOR = {"(": 1.1, "[": 1 / 1.1}
 
@@ -21,30 +21,32 @@ def parse_prompt(prompt: str) -> list[tuple[str, float]]:
     without a partner is text, and so is a weight without one: every prompt means something.
     """
     texts: list[str] = []
-    weights: list[float] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}  # the places in texts of brackets without a partner yet
-
-    def add(text: str) -> None:
-        texts.append(text)
-        weights.append(1.0)
-
+    begins, ends = dict[int, float](), dict[int, str]()  # the places where pairs begin and what they multiply by; where each kind ends
     end = 0
     for mark in _MARK.finditer(prompt):
-        add(prompt[end : mark.start()])
+        texts.append(prompt[end : mark.start()])
         end = mark.end()
         bracket = mark[0][-1]
         if mark[0][0] == "\\":
-            add(bracket)
+            texts.append(bracket)
         elif bracket in opened:
             opened[bracket].append(len(texts))
-            add(bracket)
+            texts.append(bracket)
         elif waiting := opened[_PARTNER[bracket]]:
-            start = waiting.pop()
-            factor = float(mark[1]) if mark[1] else _FACTOR[texts[start]]
-            texts[start] = ""
-            weights[start:] = [weight * factor for weight in weights[start:]]
+            begins[waiting.pop()] = float(mark[1]) if mark[1] else _FACTOR[_PARTNER[bracket]]
+            ends[len(texts)] = _PARTNER[bracket]
         else:
-            add(mark[0])
-    add(prompt[end:])
-    pieces = [piece for piece in zip(texts, weights, strict=True) if piece[0]]
+            texts.append(mark[0])
+    texts.append(prompt[end:])
+
+    pieces: list[tuple[str, float]] = []
+    around: dict[str, list[float]] = {"(": [1.0], "[": [1.0]}  # the products of the pairs of a kind around a place: within one they nest
+    for i, text in enumerate(texts):
+        if i in ends:
+            around[ends[i]].pop()
+        if i in begins:
+            around[text].append(around[text][-1] * begins[i])
+        elif text:
+            pieces.append((text, around["("][-1] * around["["][-1]))
     return [("".join(text for text, _ in run), weight) for weight, run in groupby(pieces, key=lambda piece: piece[1])]

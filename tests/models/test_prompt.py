@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from itertools import pairwise
 
 import pytest
@@ -78,6 +79,16 @@ def test_depth_is_an_exponent() -> None:
             [(text, weight)] = parse_prompt(prompt)
             assert text == "a"
             assert weight == pytest.approx(factor**depth)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["(" * 200_000, "(a" * 100_000 + ")" * 100_000, ":" + "1" * 200_000, ":" + " " * 200_000, "[(a:1)]" * 50_000]
+)
+def test_long_prompts_are_read_at_once(prompt: str) -> None:
+    """In time that grows with their length, and not with its square, which would be minutes."""
+    begin = time.process_time()
+    parse_prompt(prompt)
+    assert time.process_time() - begin < 5
 
 
 def test_every_string_has_a_meaning() -> None:
