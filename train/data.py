@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffusion.noise import mix
 from samplers.pictures import MAX_PIXELS, open_srgb
-from train.listing import describe, list_pictures
+from train.listing import PACKED, describe, list_pictures, pack_names
 
 Batch = dict[str, Tensor]
 
@@ -120,7 +120,7 @@ class ImageFolder:
         number = {name: i for i, name in enumerate(self.classes)}
         self.labels = torch.tensor([number[label] for label in listing.labels]) if listing.labels else None
         self.num_classes = len(self.classes) or None
-        self.kept = {"classes": self.classes, "files": listing.summary}
+        self.kept = {"classes": self.classes, PACKED: pack_names(listing.names)}
         self.shape = (channels, size, size) if size is not None else self._first_shape()
 
     def __len__(self) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import base64
 import os
 import posixpath
 import re
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ NOT_READ = (
     ".raw", ".rw2", ".svg", ".tga", ".tif", ".tiff",
 )  # fmt: skip
 SYSTEM = {"#recycle", "$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX", "lost+found"}  # folders nobody made for pictures
+PACKED = "files, packed"  # the setting in which checkpoints keep the names of the pictures: see `pack_names`
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8 as Python reads them
 
 
@@ -43,12 +45,6 @@ class Listing:
     def files(self) -> list[Path]:
         """The paths of the pictures."""
         return [self.folder / name for name in self.names]
-
-    @property
-    def summary(self) -> str:
-        """What tells this listing from others: "12 from cat/0.png to dog/5.png, SHA-256 ..." (of all names in their order)."""
-        digest = hashlib.sha256("\n".join(self.names).encode()).hexdigest()
-        return f"{len(self.names)} from {self.names[0]} to {self.names[-1]}, SHA-256 {digest}"
 
     @cached_property
     def labels(self) -> list[str] | None:
@@ -181,6 +177,20 @@ def by_value(digits: str) -> tuple[int, str]:
     """The sort key of whole numbers, of any length: the same for 7 and 007."""
     plain = "".join(str(unicodedata.decimal(digit)) for digit in digits).lstrip("0")
     return len(plain), plain
+
+
+def pack_names(names: Sequence[str]) -> str:
+    """Names as one text of a few bytes each, which checkpoints keep."""
+    return base64.b64encode(zlib.compress("\n".join(names).encode())).decode()
+
+
+def describe_change(packed_then: str, packed_now: str) -> str:
+    """The first name that went and the first that came between two texts of `pack_names`: "with a.png and without b.png"; "" for none."""
+    before, now = (zlib.decompress(base64.b64decode(each)).decode().split("\n") for each in (packed_then, packed_now))
+    had, have = set(before), set(now)
+    gone = [f"with {name[-60:]}" for name in before if name not in have][:1]
+    new = [f"without {name[-60:]}" for name in now if name not in had][:1]
+    return " and ".join(gone + new) or ("with the pictures in another order" if before != now else "")
 
 
 def same_text(name: str) -> str:

@@ -23,6 +23,7 @@ from models import EMA, Model
 from models.checkpoints import native
 from models.files import strict
 from models.finite import is_finite
+from train.listing import PACKED, describe_change
 from train.world import World
 
 PREVIOUS = "checkpoint.previous.safetensors"
@@ -241,7 +242,9 @@ def is_names(value: Any) -> bool:
 def require_same(folder: Path, saved: Any, given: Any, where: str = "") -> None:
     """ValueError at the first setting in which a folder's run differs from what is asked for, as JSON holds it."""
     if isinstance(saved, Mapping) and isinstance(given, Mapping):
-        for key in sorted(saved.keys() | given.keys()):
+        if PACKED in saved and PACKED in given and (change := describe_change(saved[PACKED], given[PACKED])):
+            raise ValueError(f"{folder} was trained {change}: use the same pictures to resume it, or another run folder")
+        for key in sorted((saved.keys() | given.keys()) - {PACKED}):
             require_same(folder, saved.get(key), given.get(key), f"{where}.{key}" if where else key)
     elif is_names(saved) and is_names(given):
         for i, (before, now) in enumerate(zip_longest(saved, given)):
