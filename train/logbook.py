@@ -90,7 +90,7 @@ class Progress:
     def log_scores(self, step: int, found: Mapping[str, float] | None) -> None:
         """A line of an evaluation, if there is one."""
         if found:
-            self._write(step, {name: float(value) for name, value in found.items()})
+            self._write(step, found)
 
     def close(self) -> None:
         """The bar and all loggers."""

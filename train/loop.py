@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from diffusion.noise import mix
+from diffusion.spec import brief
 from models import EMA, Model
 from models.checkpoints import native
 from train.data import Dataset, shuffled_batches
@@ -138,7 +141,8 @@ def train(
               without one, start. A folder that holds a checkpoint is refused otherwise, and one that holds something else.
     loggers   where the numbers go besides
     evaluate  called with the averaged model every `params.evaluate_every` steps, in the leading process; its numbers are logged
-    Ctrl-C and SIGTERM finish the step, save, and return False. An error of the data saves before it is raised, as ValueError or OSError.
+    Ctrl-C and SIGTERM finish the step, save, and return False. An error of the data saves before it is raised, as ValueError or OSError,
+    and so does whatever else goes wrong, as it is, if the last step was finite.
     Raises FloatingPointError when loss or gradient is not finite.
     """
     folder, world = Path(folder), world or World(0, 1, torch.device("cpu"))
@@ -175,7 +179,7 @@ def train(
         with state.ema.applied_to(network.eval()):
             found = evaluate(model)
         network.train()
-        return found
+        return _numbers(found)
 
     with contextlib.ExitStack() as closing:
         closing.enter_context(claimed(folder, world))
@@ -189,6 +193,7 @@ def train(
         closing.callback(log.close)
         closing.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         closing.enter_context(stop)  # after workers have begun, which keep their own handlers
+        closing.enter_context(_saving_on_error(state, folder, settings, world))
         stopped = failed = False
         if evaluate and params.evaluates(state.step):  # where the run was stopped in the middle of it
             log.log_scores(state.step, world.lead(lambda: score() if log.lacks_scores(state.step) else None))
@@ -216,12 +221,14 @@ def train(
                 losses.append(loss.detach())
             state.scaler.unscale_(state.optimizer)
             norm = nn.utils.clip_grad_norm_(network.parameters(), params.clip)
+            state.whole = False
             state.scaler.step(state.optimizer)
             state.scaler.update()
             state.optimizer.zero_grad(set_to_none=True)
             state.ema.update(network)
             state.step += 1
             state.window.add(torch.stack(losses).mean(), norm, batches.replaced, world)
+            state.whole = True
             log.step()
 
             done = state.step == params.steps
@@ -251,6 +258,34 @@ def _set_up(network: Any, params: TrainParams) -> nn.Module:
     elif params.checkpointing:
         raise ValueError(f"a {type(network).__name__} always keeps its activations: leave train.checkpointing out")
     return network
+
+
+def _numbers(found: Any) -> dict[str, float]:
+    """What an evaluation has found. ValueError where that is not numbers by their names."""
+    sound = isinstance(found, Mapping) and all(isinstance(value, Real) or getattr(value, "ndim", None) == 0 for value in found.values())
+    if not sound:
+        raise ValueError(f"evaluate must return a mapping of names to numbers, not {' '.join(brief(found).split())}")
+    return {name: float(value) for name, value in found.items()}
+
+
+@contextlib.contextmanager
+def _saving_on_error(state: TrainState, folder: Path, settings: Mapping[str, Any], world: World) -> Iterator[None]:
+    """Whatever goes wrong within the block, an evaluation or a second Ctrl-C, the last whole and finite step is saved before it goes on.
+
+    By the leading process alone: the others may no longer be there.
+    """
+    try:
+        yield
+    except BaseException:
+        if world.leads and state.whole and state.step > state.saved:
+            with contextlib.suppress(Exception):  # the error that there is says more
+                state.check(folder, done=False)
+                state.save(folder, settings)
+                state.saved = state.step
+                warnings.warn(
+                    f"the {state.step} steps before the error are saved in {folder}: resume=true goes on from there", stacklevel=2
+                )
+        raise
 
 
 def _batches(

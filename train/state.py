@@ -76,6 +76,7 @@ class TrainState:
     """The model with its raw weights, their average, the optimiser, the loss scale, and the numbers of finished and of saved steps.
 
     fell_back  whether the checkpoint that it continues from is the previous one, because the last one is damaged
+    whole      whether all of it is of one step: not while a step is being taken
     """
 
     model: Model
@@ -86,6 +87,7 @@ class TrainState:
     step: int = 0
     saved: int = 0
     fell_back: bool = False
+    whole: bool = True
 
     def save(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Write folder/checkpoint.safetensors atomically, with all parts of the model, so that it can be used without any other file.

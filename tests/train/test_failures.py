@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]  # public, but not marked so
 
 from diffusion import Denoiser
-from models import Model
+from models import EMA, Model
 from models.checkpoints import native
 from models.files import locked, read_json
 from tests.train.test_loop import (
@@ -284,6 +284,58 @@ def test_captioned_pictures_are_not_skipped(tmp_path: Path) -> None:
     settings = {**config(tmp_path / "run"), "data": str(tmp_path), "train": {"on_error": "skip"}}
     with pytest.raises(ValueError, match=r"train.on_error=skip .* captioned"):
         run(settings)
+
+
+class Ending(Faulty):
+    """Ends the run where the bad sample's turn comes."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        if BAD in indices:
+            raise self.error
+        return super().__getitems__(indices)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=repr)
+def test_whatever_ends_the_loop_saves(error: BaseException, unbroken: Path, tmp_path: Path) -> None:
+    """Also what is no error of the data; it goes on as it is, and the run goes on bit for bit."""
+    with pytest.raises(type(error)), pytest.warns(UserWarning, match=f"the {before(BAD)} steps before the error are saved in"):
+        fit(tmp_path, Ending(error))
+    assert progress(tmp_path)["step"] == before(BAD)
+    fit(tmp_path, Faulty([]), resume=True)
+    assert_same(state(tmp_path), state(unbroken))
+
+
+@pytest.mark.parametrize("found", [crash, lambda: {"a": "text"}, lambda: None, lambda: 0.5, lambda: {"a": torch.zeros(2)}])
+def test_an_evaluation_that_fails_loses_no_step(found: Callable[[], Any], tmp_path: Path) -> None:
+    """Whether it raises, or returns what cannot be logged: that is a ValueError which names it."""
+    model = fresh()
+    params = TrainParams(**{**SMALL, "steps": 5, "evaluate_every": 3})
+    with (
+        pytest.raises(RuntimeError if found is crash else ValueError, match=None if found is crash else "evaluate must return"),
+        pytest.warns(UserWarning, match="the 3 steps before the error are saved"),
+    ):
+        train(model, denoising(model), Faulty([]), params, tmp_path, evaluate=lambda model: found(), progress=False)
+    assert progress(tmp_path)["step"] == 3
+
+
+def test_half_a_step_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the optimiser has moved the weights, and the average has not followed: the checkpoint before stays."""
+    update, calls = EMA.update, []
+
+    def failing(self: EMA, network: torch.nn.Module) -> None:
+        calls.append(0)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        update(self, network)
+
+    monkeypatch.setattr(EMA, "update", failing)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, Faulty([]), save_every=2)
+    assert progress(tmp_path)["step"] == 2
 
 
 def test_an_error_before_the_first_step_leaves_a_folder_that_can_be_used_again(tmp_path: Path) -> None:
