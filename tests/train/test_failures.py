@@ -561,6 +561,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is not."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    go(folder, steps=9, log_every=2)
+    return folder
+
+
 @pytest.fixture
 def stopped(saved: Path, tmp_path: Path) -> Path:
     """A copy of it."""
@@ -569,16 +577,14 @@ def stopped(saved: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("place", [0.0001, 0.01, 0.05, *(k / 10 for k in range(1, 10)), 0.99999])
-def test_a_damaged_checkpoint_is_noticed(place: float, stopped: Path, saved: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [0.0001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.99999])
+def test_a_damaged_checkpoint_is_noticed(place: float, stopped: Path, uninterrupted: Path) -> None:
     """One bit, wherever it is; the run goes on from the checkpoint before, says so, and ends as one that was never damaged."""
     damage(stopped / native.FILE_NAME, place)
     with pytest.warns(UserWarning, match=rf"{native.FILE_NAME}.*: going on from step 6, of {re.escape(PREVIOUS)}"):
         go(stopped, resume=True, steps=9, log_every=2)
-    whole = tmp_path / "whole"
-    go(whole, steps=9, log_every=2)
-    assert_same(state(stopped), state(whole))
-    assert lines(stopped) == lines(whole)
+    assert_same(state(stopped), state(uninterrupted))
+    assert lines(stopped) == lines(uninterrupted)
     assert native.read(stopped / PREVIOUS)[1]["progress"]["step"] == 6  # the damaged one was not kept
 
 
@@ -608,7 +614,7 @@ def test_both_checkpoints_damaged(stopped: Path) -> None:
     }
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on(stopped: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_an_earlier_version_goes_on(stopped: Path, uninterrupted: Path) -> None:
     """It has no checksum, says how many processes there were, and keeps no sums."""
     tensors, metadata = native.read(stopped)
     del metadata["checksum"], metadata["progress"]["window"]
@@ -618,8 +624,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(stopped: Path, tmp_path: Pat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         go(stopped, resume=True, steps=9)
-    go(tmp_path / "whole", steps=9)
-    assert_same(state(stopped), state(tmp_path / "whole"))
+    assert_same(state(stopped), state(uninterrupted))
 
 
 def test_the_previous_checkpoint_is_the_one_before(tmp_path: Path) -> None:
