@@ -137,6 +137,9 @@ def _checked_steps(slot: str, members: str, known: Mapping[str, Sequence[str]], 
     check_type(f"{members} of its {slot}", step.get(members), list)
     if len(step[members]) > MOST_STEPS:
         raise ValueError(f"its {slot} has {len(step[members]):,} steps: known ones have up to {MOST_STEPS}")
+    kinds = [member.get("type") for member in step[members] if isinstance(member, dict)]
+    if kinds.count("Precompiled") > 1:  # their replacements would multiply
+        raise ValueError(f"its {slot} has {kinds.count('Precompiled')} steps 'Precompiled': known ones have one")
     return {"type": "Sequence", members: [_checked_step(slot, known, member) for member in step[members]]}
 
 

@@ -33,6 +33,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no members": ({"normalizer": {"type": "Sequence"}}, "must be list"),
     "a sequence within": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}]}}, "'Sequence'"),
+    "tables upon tables": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled"}] * 2}}, "2 steps 'Precompiled'"),
     "a setting more": ({"normalizer": {"type": "NFC", "content": "a" * 99}}, "no setting of NFC in its normalizer named 'content'"),
     "no kind": ({"normalizer": {"type": ["NFC"]}}, r"a step \['NFC'\]"),
     "a long piece": ({"model": {"type": "Unigram", "vocab": [["a" * 10**6, 0.0]]}}, "1,000,000 characters"),
