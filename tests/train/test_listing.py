@@ -214,7 +214,7 @@ def test_a_run_goes_on_with_the_same_pictures_and_classes_alone(tmp_path: Path) 
     (tmp_path / "a").rename(tmp_path / "b")
     go_on("b", 2, max_pixels=16)
     (tmp_path / "b" / "horse").rename(tmp_path / "b" / "ant")
-    with pytest.raises(ValueError, match=r"classes\[0\]=cat, not ant"):
+    with pytest.raises(ValueError, match=r"classes\[0\]='cat', not 'ant'"):
         go_on("b", 3)
     for i in range(2):
         (tmp_path / "b" / "ant" / f"{i}.png").rename(put(tmp_path / "b" / "horse" / f"{i}.jpg"))
