@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from os.path import expanduser
+from os.path import exists, expanduser
 from pathlib import Path
 from typing import Any
 
-from diffusion.spec import check_at_least_one, check_names, check_type, make_params
+from diffusion.spec import brief, check_at_least_one, check_names, check_type, make_params
 from samplers import run, text_to_image
-from samplers.pictures import MAX_PIXELS, open_picture, pixel_difference, read_settings
+from samplers.pictures import open_picture, pixel_difference, read_settings
 from samplers.results import Outcome, given
 from samplers.run import SampleParams
 from samplers.settings import PICTURE, PLACE, WEIGHTS, named, recorded
@@ -35,7 +35,11 @@ MODES = {
     "run": Mode("run=FOLDER, a model trained here", SampleParams, run.draw),
     "weights": Mode("weights=FILE prompt=TEXT, a published model", TextToImageParams, text_to_image.draw),
 }
+# What a picture may ask for by itself, since anybody may have written it: what is typed beside from= is as free as ever.
 MAX_AGAIN = 1000  # images of the batch that an image is drawn again in
+MAX_DRAWN = 2**23  # pixels of it, and four times as many of its batch
+MAX_STEPS = 1000
+MAX_TEXT = 10_000  # characters of a prompt
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ def _again(path: Path, changes: dict[str, Any]) -> tuple[Outcome, str]:
     """The image once more, in the batch it was drawn in, and how the two compare; or what its settings make where some are changed."""
     with _naming(path):
         says = read_settings(path)
+        if all(key in says for key in MODES):
+            raise ValueError(f"{path} says both run and weights, and an image is drawn with one of them: it is none of our pictures")
         key = next((key for key in MODES if key in says), None)
         if key is None or "batch" not in says:
             raise ValueError(f"{path} is no single image that says what it was drawn with: give one of those in images/")
@@ -82,9 +88,13 @@ def _again(path: Path, changes: dict[str, Any]) -> tuple[Outcome, str]:
         check_type("provenance", provenance, dict[str, str])
         check_type("class", says.pop("class", ""), str)  # the name of the label, for people
         check_names("setting of an image", says, (*recorded(mode.params), "batch"))
+        if "height" in mode.names:  # a model's own size may be larger than the picture
+            says = dict(zip(("width", "height"), open_picture(path).size, strict=True)) | given(says)
         batch, own = make_params("batch", Batch, says.pop("batch")), make_params("", mode.params, given(says))
         if own.seed not in range(batch.seed, batch.seed + batch.n):
             raise ValueError(f"the seed {own.seed} is none of its batch, which are {batch.n} from {batch.seed} on")
+        _check_label(own, batch)
+        _check_work(path, own, changes)
         _check_mode(key, changes)
         same = changes.keys() <= {*named(mode.params, PLACE, WEIGHTS)}
         values = says | ({**asdict(batch), "batch_size": batch.n} if same else {"n": 1})
@@ -122,16 +132,39 @@ def _pinned(sha256: Mapping[str, str], changes: Mapping[str, Any]) -> dict[str, 
     return {name: value for name, value in sha256.items() if name not in other}
 
 
+def _check_label(own: Any, batch: Batch) -> None:
+    """ValueError where a picture of a run says another class than its batch has in that place."""
+    labels = batch.labels if isinstance(batch.labels, tuple) else () if batch.labels is None else (batch.labels,)
+    here = labels[(own.seed - batch.seed) % len(labels)] if labels else None
+    if (label := getattr(own, "labels", None)) != here:
+        raise ValueError(f"it says labels={brief(label)}, and its batch has {brief(here)} in that place")
+
+
+def _check_work(path: Path, own: Any, changes: Mapping[str, Any]) -> None:
+    """ValueError for more work than an image of ours is, where the picture and not the user asks for it."""
+    spacing = own.grid.get("spacing")
+    asked = {"steps": (own.steps or 0, MAX_STEPS, "steps")}
+    asked |= {"grid": (len(spacing) if isinstance(spacing, list | tuple) else 0, MAX_STEPS, "times")}
+    asked |= {name: (len(getattr(own, name, None) or ""), MAX_TEXT, "characters") for name in ("prompt", "negative")}
+    for name, (many, most, units) in asked.items():
+        if many > most and name not in changes:
+            raise ValueError(
+                f"{path} says {name} of {many:,} {units}, more than the {most:,} that a picture may ask for: give {name}=... yourself"
+            )
+
+
 def _check_files(path: Path, params: Any) -> None:
     """FileNotFoundError for a file that an image was drawn with and that is not there any more, ValueError for a pipe or device."""
     for name in named(type(params), WEIGHTS, PICTURE):
-        files = getattr(params, name) or ()
-        for file in (files,) if isinstance(files, str) else files:
+        files = getattr(params, name)
+        for file in (files,) if isinstance(files, str) else files or ():
+            if not file:
+                raise ValueError(f"{path} names no file as {name}: {name}=... says where it lies")
             place = Path(expanduser(file))
-            if not place.exists():
-                raise FileNotFoundError(f"{file}, for {path}, is not there: {name}=... says where it lies")
+            if not exists(place):
+                raise FileNotFoundError(f"{file:.200}, for {path}, is not there: {name}=... says where it lies")
             if not place.is_file() and not place.is_dir():
-                raise ValueError(f"{file}, for {path}, is neither a file nor a folder: {name}=... names another")
+                raise ValueError(f"{file:.200}, for {path}, is neither a file nor a folder: {name}=... names another")
 
 
 def _check_size(path: Path, params: Any, changes: Mapping[str, Any], n: int) -> None:
@@ -140,10 +173,15 @@ def _check_size(path: Path, params: Any, changes: Mapping[str, Any], n: int) -> 
     for name, side in (("height", height), ("width", width)):
         if name not in changes and getattr(params, name, None) not in (None, side):
             raise ValueError(f"{path} says {name}={getattr(params, name)}, and has {side}: it was written again by another program")
-    if n > MAX_AGAIN or n * height * width > MAX_PIXELS:
+    if height * width > MAX_DRAWN and hasattr(params, "height") and not {"height", "width"} <= changes.keys():
         raise ValueError(
-            f"{path} was drawn in a batch of {n} images of {width}x{height}, more than {MAX_AGAIN} or {MAX_PIXELS:,} pixels are not drawn "
-            "together again: n=1 draws it alone, which may differ by rounding"
+            f"{path} has {width}x{height} pixels, more than the {MAX_DRAWN:,} that a picture may ask for: give height=... and "
+            "width=... yourself"
+        )
+    if n > MAX_AGAIN or n * height * width > max(4 * MAX_DRAWN, height * width):
+        raise ValueError(
+            f"{path} was drawn in a batch of {n} images of {width}x{height}, and more than {MAX_AGAIN} or {4 * MAX_DRAWN:,} pixels are not "
+            "drawn together again: n=1 draws it alone, which may differ by rounding"
         )
 
 

@@ -58,7 +58,7 @@ class Steering:
                 f"this network was distilled to follow guidance by itself, from the prompt alone: leave {name} out, or give true_cfg=2, say"
             )
         if negative and self.cfg(model) == 1:
-            raise ValueError("guidance=1 is off, and leads away from no negative prompt: give guidance=2, say, or leave it out")
+            raise ValueError("guidance is off, and leads away from no negative prompt: give guidance=2, say, or leave negative out")
         self._towards_prompt(model, {})  # which checks what the guide says
 
     def denoiser(self, model: Model, told: Conditions, reference: Reference) -> tuple[DenoiserLike, dict[str, Tensor]]:

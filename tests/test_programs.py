@@ -268,7 +268,7 @@ PROMPT_MISTAKES: dict[str, tuple[list[str], str]] = {
     "seed": ([*SD1, "seed=-1"], "seed must lie in 0 ... 2^63 - 1, not -1"),
     "n": ([*SD1, "n=0"], "n must be at least 1, not 0"),
     "guide off": ([*SD1, "guidance=1", "guide.percentile=0.9"], "guidance=1 is off"),
-    "negative off": ([*SD1, "guidance=1", "negative=ugly"], "guidance=1 is off, and leads away from no negative prompt"),
+    "negative off": ([*SD1, "guidance=1", "negative=ugly"], "guidance is off, and leads away from no negative prompt"),
     "negative of lcm": (["weights={files}/lcm.safetensors", "prompt=a", "negative=b", *SMALL], "distilled to follow guidance by itself"),
     "long": ([*SD1, "long=drop"], "long must be one of chunk, cut, not 'drop'"),
     "numbers": ([*SD1, "+numbers.top=3"], "this family is told no numbers beside the prompt: leave top out"),

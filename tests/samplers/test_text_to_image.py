@@ -366,7 +366,7 @@ CRAFTED: dict[str, tuple[dict[str, Any], str]] = {
     "how many at once": ({"batch_size": 3}, "no setting of an image named 'batch_size'"),
     "memory": ({"memory": "6GB"}, "no setting of an image named 'memory'"),
     "a report": ({"report": "x.html"}, "no setting of an image named 'report'"),
-    "both ways": ({"run": "x"}, "no setting of an image named 'weights'"),
+    "both ways": ({"run": "x"}, "says both run and weights"),
     "a batch of many": ({"batch": {"seed": 0, "n": 10**9}}, "n=1 draws it alone"),
     "a batch of none": ({"batch": {"seed": 0, "n": 0}}, "n must be at least 1, not 0"),
     "a batch of a text": ({"batch": {"seed": 0, "n": "3"}}, "batch.n must be a whole number, not '3'"),
@@ -386,6 +386,13 @@ CRAFTED: dict[str, tuple[dict[str, Any], str]] = {
     "a long text": ({"prompt": [["x" * 10**5]]}, "prompt must be a text, not [["),
     "a long name": ({"x" * 10**5: 1}, "no setting of an image named"),
     "steps without end": ({"steps": 10**9}, "steps"),
+    "too many steps": ({"steps": 1001}, "says steps of 1,001 steps, more than the 1,000 that a picture may ask for: give steps=..."),
+    "too many times": ({"grid": {"spacing": [999 - i * 0.016 for i in range(60_000)]}, "steps": None}, "says grid of 60,000 times"),
+    "a long prompt": ({"prompt": "a " * 400_000}, "says prompt of 800,000 characters"),
+    "a long negative prompt": ({"negative": "x y z " * 30_000}, "says negative of 180,000 characters"),
+    "brackets": ({"prompt": "(" * 50_000, "weighted": True}, "says prompt of 50,000 characters"),
+    "weights of a long name": ({"weights": "x" * 5000}, "is not there: weights=... says where it lies"),
+    "no weights": ({"weights": ""}, "names no file as weights: weights=... says where it lies"),
     "no steps": ({"steps": -1}, "steps must be a whole number"),
     "guidance of a list": ({"guidance": [3]}, "guidance must be a number or null, not [3]"),
     "an infinite guidance": ({"guidance": float("inf")}, "does not say what it was drawn with"),
@@ -441,6 +448,31 @@ def test_what_a_picture_says_is_checked(says: dict[str, Any], message: str, hone
     assert str(error.value).isprintable()
     assert len(str(error.value)) <= 500
     assert sorted(place.name for place in tmp_path.iterdir()) == ["crafted.png", "pipe"]
+
+
+def test_what_is_typed_is_free(honest: Path, tmp_path: Path) -> None:
+    """A picture asks for no endless work by itself; a size that it does not say is its own."""
+    says = read_settings(honest)
+    long = crafted(tmp_path / "long.png", honest, {**says, "steps": 50_000, "prompt": "a " * 10_000})
+    assert again(long, steps=1, prompt="a cat")[0].images
+    sizeless = crafted(tmp_path / "sizeless.png", honest, {name: value for name, value in says.items() if name not in ("height", "width")})
+    with Image.open(again(sizeless)[0].images[0]) as new, Image.open(honest) as old:
+        assert new.size == old.size
+    info = PngInfo()
+    info.add_text("settings", json.dumps({**says, "height": 8192, "width": 8192}))
+    Image.new("RGB", (8192, 8192)).save(tmp_path / "huge.png", pnginfo=info)
+    with pytest.raises(ValueError, match=r"huge\.png has 8192x8192 pixels, more than the 8,388,608 .* give height"):
+        again(tmp_path / "huge.png")
+    assert again(tmp_path / "huge.png", height=32, width=32)[0].images
+
+
+def test_a_picture_of_a_run_is_of_the_class_that_its_batch_says(tmp_path: Path) -> None:
+    models.save(models.build(RUN), tmp_path / "run" / "checkpoint.safetensors")
+    first = run(run="run", n=1, steps=1, device="cpu")[0].images[0]
+    for label in ("x", 99):
+        path = crafted(tmp_path / "crafted.png", first, {**read_settings(first), "labels": label})
+        with pytest.raises(ValueError, match=f"says labels={label!r}, and its batch has"):
+            again(path, out="here")
 
 
 def test_a_picture_of_a_run_names_no_place(tmp_path: Path) -> None:
