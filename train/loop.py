@@ -276,8 +276,9 @@ def _saving_on_error(state: TrainState, folder: Path, settings: Mapping[str, Any
     """
     try:
         yield
-    except BaseException:
-        if world.leads and state.whole and state.step > state.saved:
+    except BaseException as error:
+        finite = not isinstance(error, FloatingPointError)
+        if finite and world.leads and state.whole and state.step > state.saved:
             with contextlib.suppress(Exception):  # the error that there is says more
                 state.check(folder, done=False)
                 state.save(folder, settings)
