@@ -27,7 +27,8 @@ from models.checkpoints.findings import Findings
 from models.checkpoints.parts import LATENT_STATISTICS, Part
 from models.checkpoints.stored import TensorFile
 from models.checkpoints.towers import find_towers, text_params
-from models.checkpoints.written_schedule import changed_schedule, prediction_of_yaml, read_yaml_beside, schedule_of_yaml
+from models.checkpoints.written_schedule import changed_schedule
+from models.checkpoints.yaml_beside import read_yaml_beside, schedule_of_yaml
 from models.clip import CLIP_G, CLIPTextParams
 from models.download import PUBLISHED
 from models.families import FAMILIES, TOWERS, Family, Network, base_of, description, plain
@@ -66,7 +67,7 @@ def describe(
 ) -> tuple[dict[str, Any], dict[str, Part]]:
     """The model's description, and the text towers by name. ValueError where the parts do not fit each other, or the family does not."""
     if found.backbone and isinstance(found.backbone.params, UNetParams):
-        found.ldm = read_yaml_beside(found.backbone.file.path, found.notes)
+        found.ldm_file, found.ldm = read_yaml_beside(found.backbone.file.path, found.notes)
     _note_other_pipelines(found)
     asked = lookup("family", family, FAMILIES) if family else None
     base = asked.base if asked and not found.backbone else _base(found)  # parts alone are of any family that they fit
@@ -221,14 +222,14 @@ def _said(found: Findings) -> str | None:
     if _marked([file], V_MARK):
         found.notes.append("predicts v, as a mark beside the weights says")
         return "v"
-    texts = {"the configuration beside the file": prediction_of_yaml(found.ldm)}
+    texts = {found.ldm_file: found.ldm.get("parameterization")}
     texts |= {f"the file's metadata ({key})": file.metadata.get(key) for key in PREDICTION_KEYS}
     for source, text in texts.items():
         if text and (ours := SPELLED.get(re.sub("[^a-z0-9]", "", text.lower()))):
             found.notes.append(f"predicts {ours}, as {source} says")
             return ours
         if text and text.strip():
-            found.notes.append(f"{source} says {text[:40]!r}, which names no prediction known here: prediction=... chooses one")
+            found.notes.append(f"{source} says {brief(text[:40])}, which names no prediction known here: prediction=... chooses one")
     if not _is_edm(found) and (name := found.scheduler.get("prediction_type")):
         ours = lookup(f"prediction of {file.path}, as its scheduler's configuration has it,", name, SAID)
         found.notes.append(f"predicts {ours}, as its scheduler's configuration says")
@@ -297,9 +298,12 @@ def _schedule(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("rescale_betas_zero_snr") and own["name"] != "ve":
         sources["its scheduler's configuration"]["zero_terminal_snr"] = True
     if found.backbone:
-        sources["the configuration beside the file"] = schedule_of_yaml(found.ldm) if own["name"] != "ve" else {}
+        said = {**own, **sources["its scheduler's configuration"]}
+        sources[found.ldm_file] = schedule_of_yaml(found, said) if own["name"] != "ve" else {}
         sources["a mark beside the weights"] = {"zero_terminal_snr": True} if _marked([found.backbone.file], "ztsnr") else {}
-        key, table = changed_schedule(found.backbone.file, {**own, **{k: v for said in sources.values() for k, v in said.items()}})
+        key, table = changed_schedule(
+            found.backbone.file, {**own, **{k: v for said in sources.values() for k, v in said.items()}}, found.notes
+        )
         sources[f"its table {key}"] = table
     for source, said in sources.items():
         if told := {name: value for name, value in said.items() if {**own, **changes}.get(name, False) != value}:
@@ -310,7 +314,7 @@ def _schedule(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _settle_pure_noise(found: Findings, spec: dict[str, Any], asked: bool | None) -> None:
     """Whether the schedule ends in pure noise, where that is asked for; not with a network that can say nothing there."""
-    if asked and spec["schedule"]["name"] not in ("linear", "scaled_linear"):
+    if asked is not None and spec["schedule"]["name"] not in ("linear", "scaled_linear"):
         raise ValueError(f"zero_snr rescales a table of betas, and the schedule {spec['schedule']['name']!r} has none: leave it out")
     if asked is not None:
         found.notes.append(f"the schedule {'ends' if asked else 'does not end'} in pure noise (zero terminal SNR), as asked for")
@@ -382,7 +386,7 @@ def _vae_params(found: Findings, of: Family, asked: str | None) -> VAEParams | N
     if not (part := found.of_kind("vae")):
         return None
     source, told = _written_scale(found, part)
-    if other := _of_another(found, part, told.get("scale"), of) if found.backbone or asked else None:
+    if other := _of_another(found, part, told, of) if found.backbone or asked else None:
         source = source or "the network beside it"
         raise ValueError(f"{part.file.path} is the autoencoder of {other.title}, as {source} says: {of.title} has another")
     if not source and not found.backbone and not asked:
@@ -421,13 +425,18 @@ def _written_scale(found: Findings, part: Part) -> tuple[str, dict[str, Any]]:
     if SCALE in file.tensors:
         return SCALE, {"scale": next(iter(_numbers(file, SCALE)), 0.0), "shift": 0.0}
     if found.backbone and file is found.backbone.file and "scale_factor" in found.ldm:
-        return "the configuration beside the file", {"scale": found.ldm["scale_factor"], "shift": 0.0}
+        return found.ldm_file, {"scale": found.ldm["scale_factor"], "shift": 0.0}
     return "", {}
 
 
-def _of_another(found: Findings, part: Part, scale: Any, of: Family) -> Family | None:
-    """Another family, of latents with as many channels, that an autoencoder is of: by its scale, or by the network in the same file."""
-    alike = [each for each in FAMILIES.values() if (each.prediction == "flow") == (of.prediction == "flow")]
+def _of_another(found: Findings, part: Part, told: Mapping[str, Any], of: Family) -> Family | None:
+    """Another family, of latents with as many channels, that an autoencoder is of: by its scale, or by the network in the same file.
+
+    Playground's scale is a round number: it means something beside the statistics of its latents, or where the rest is built like it.
+    """
+    scale = told.get("scale")
+    known = [each for each in FAMILIES.values() if not told or each.mean is None or told.get("mean") or each.base == of.base]
+    alike = [each for each in known if (each.prediction == "flow") == (of.prediction == "flow")]
     beside = found.networks.get(part.file.path)
     if scale is None and beside is not None and (found.backbone is None or found.backbone.file is not part.file):
         scale = FAMILIES[base_of(beside)].scale

@@ -41,7 +41,7 @@ class Findings:
     networks   the backbone's parameters in every file that holds one, whether that is taken or not
     pipelines  what the folders that were given say of their parts together
     vocabularies  files and folders of tokenizers that were given beside the weights
-    ldm        what latent diffusion's configuration beside the backbone's file says of its model
+    ldm        what latent diffusion's configuration beside the backbone's file says of its model, and how notes and errors call that file
     notes      filled on the way: what was settled otherwise than by keys and shapes
     tokenizers filled on the way: by tower, those of CLIP's towers that have a vocabulary of their own
     left_out   filled on the way: towers that a later file's take the place of, or that nothing uses, with the reason
@@ -55,6 +55,7 @@ class Findings:
     vocabularies: list[Path] = field(default_factory=list)
     tokenizers: dict[str, CLIPTokenizer] = field(default_factory=dict)
     ldm: Mapping[str, Any] = field(default_factory=dict)
+    ldm_file: str = ""
     notes: list[str] = field(default_factory=list)
     left_out: list[tuple[Part, str]] = field(default_factory=list)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffusion.spec import check_type
 from models.checkpoints import native
 from models.checkpoints.blank import BlankWithin
 from models.checkpoints.clip_vocabulary import is_clip
@@ -67,6 +68,7 @@ def load(
     """
     places, vocabularies = _checked(paths)
     check_dtype(dtype, NAMES)
+    check_type("zero_snr", zero_snr, bool | None)
     files = {path: open_tensors(path) for path in places if not path.is_dir()}
     if own := [path for path in places if native.is_native(path, files.get(path))]:
         if len(places) > 1 or vocabularies or family or prediction or variant or zero_snr is not None:

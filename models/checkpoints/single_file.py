@@ -30,6 +30,7 @@ TOWERS_LDM = {
 }
 TOWERS_FLOW = {"clip_l": "clip_l", "clip_g": "clip_g", "t5": "t5xxl"}  # as single files of flows name them
 PREDICTIONS_LDM = {"eps": "epsilon", "v": "v"}  # as the metadata of single files call them
+V_MARK = "v_pred"  # among the tensors
 
 
 def save_ldm(model: Model, path: Path, dtype: torch.dtype | None) -> None:
@@ -55,8 +56,9 @@ def save_ldm(model: Model, path: Path, dtype: torch.dtype | None) -> None:
 
 def save_separate(model: Model, folder: Path, dtype: torch.dtype | None) -> None:
     base = built_like(model)
-    if model.backbone is not None and _marks(model, base):
-        raise ValueError("separate files do not say what the network predicts: use another layout")
+    if model.backbone is not None and (marks := _marks(model, base)):
+        what = "what the network predicts" if V_MARK in marks else f"the schedule {model.spec['schedule']}"
+        raise ValueError(f"separate files do not say {what}: use another layout")
     if model.vae is not None and _latent_statistics(model.vae.params, FAMILIES[model.spec.get("family", base)]):
         raise ValueError("separate files do not say how latents are scaled: use another layout")
     names = {"backbone": model.spec.get("family", base), **TOWERS_FLOW}
@@ -135,7 +137,7 @@ def _marks(model: Model, base: str) -> dict[str, Tensor]:
     if (grid := model.spec.get("grid", of.grid)) != of.grid and model.prediction.name == "flow":
         raise ValueError(f"single files do not say which times are visited, here {grid}: use layout='diffusers' or 'native'")
     v = model.prediction.name == "v" and base.startswith("sdxl")
-    return table | {mark: torch.tensor([]) for mark, set_ in (("v_pred", v), ("ztsnr", ends_in_noise)) if set_}
+    return table | {mark: torch.tensor([]) for mark, set_ in ((V_MARK, v), ("ztsnr", ends_in_noise)) if set_}
 
 
 def _latent_statistics(p: VAEParams, of: Family) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
-"""The noise schedule among a file's tensors, and what a latent-diffusion configuration beside the file says of its model."""
+"""The noise schedule among a file's tensors."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import torch
@@ -22,110 +23,105 @@ ALPHA_BARS: dict[str, Callable[[Tensor], Tensor]] = {
     "model.sigmas": lambda sigmas: 1 / (1 + sigmas.sort().values.square()),
 }
 MOST_ROWS = 100_000  # of a table; published ones have 1000
-SAME = 1e-4  # relative: tables are written in float32, and trained in it
-LARGEST_YAML = 2**16  # bytes; published ones have 2 kB
+SAME = 1e-4  # relative: tables are written in float32, and trained in it, where products of a thousand factors drift
+BETAS = {"scaled_linear": beta_tables.scaled_linear, "linear": beta_tables.linear}
+DIGITS = (2, 3, 4, 5)  # of betas as people choose them
 
 
-def changed_schedule(file: TensorFile, own: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def changed_schedule(file: TensorFile, own: Mapping[str, Any], notes: list[str]) -> tuple[str, dict[str, Any]]:
     """The key of a file's table of noise levels, and how its schedule differs from `own`, a description: {} where it is that one.
 
-    ValueError for a table that no schedule here makes: the network was trained with other noise than it would be sampled with.
+    Other tables in the file that contradict it are noted. ValueError for a table that no schedule here makes: the network was trained
+    with other noise than it would be sampled with.
     """
-    key = next((key for key in ALPHA_BARS if key in file.tensors), None)
-    if key is None or own["name"] not in ("linear", "scaled_linear"):
+    keys = [key for key in ALPHA_BARS if key in file.tensors]
+    if not keys or own["name"] not in BETAS:
         return "", {}
+    alpha_bar, rounding = _read(file, keys[0])
+    if (schedule := _recognised(alpha_bar, own, rounding)) is None:
+        raise ValueError(
+            f"{file.path} holds {keys[0]}, a noise schedule (alpha_bar {float(alpha_bar[0]):.4g} ... {float(alpha_bar[-1]):.4g} in "
+            f"{len(alpha_bar)} rows) that is neither linear nor scaled_linear: this library has no such schedule"
+        )
+    for key in keys[1:]:
+        other, rounding_too = _read(file, key)
+        near = SAME + 8 * (rounding + rounding_too)
+        if other.shape != alpha_bar.shape or not torch.allclose(other, alpha_bar, rtol=near, atol=near):
+            notes.append(f"{file.path.name} holds {key} of another noise schedule than {keys[0]}, which is the one that is used")
+    return keys[0], {name: value for name, value in schedule.items() if own.get(name, False) != value}
+
+
+def write_table(schedule: Schedule, own: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The table as latent diffusion's files hold it, {} for a schedule that is none or that `changed_schedule` would not know again."""
+    if not isinstance(schedule, DiscreteVP):
+        return {}
+    table = schedule.alpha_bar.float()
+    if (known := _recognised(table.double(), own, torch.finfo(table.dtype).eps)) is None:
+        return {}
+    again = build_schedule(known)
+    same = isinstance(again, DiscreteVP) and torch.allclose(again.alpha_bar, schedule.alpha_bar, rtol=1e-6, atol=1e-9)
+    return {"alphas_cumprod": table} if same else {}
+
+
+def _read(file: TensorFile, key: str) -> tuple[Tensor, float]:
+    """The squared factors of the data that follow from a table, and the relative rounding of its numbers."""
     stored = file.tensors[key]
     if len(stored.shape) != 1 or not 2 <= stored.shape[0] <= MOST_ROWS:
         raise ValueError(f"{file.path} holds {key} of shape {stored.shape}: a table of 2 ... {MOST_ROWS} noise levels is meant")
     values = torch.empty(stored.shape, dtype=torch.float64)
     stored.read_into(values)
-    alpha_bar = ALPHA_BARS[key](values)
-    rounding = torch.finfo(stored.dtype).eps if stored.dtype.is_floating_point else 0.0
-    if (schedule := _recognised(alpha_bar, own, max(SAME, 4 * rounding))) is None:
-        raise ValueError(
-            f"{file.path} holds {key}, a noise schedule (alpha_bar {float(alpha_bar[0]):.4g} ... {float(alpha_bar[-1]):.4g} in "
-            f"{len(alpha_bar)} rows) that is neither linear nor scaled_linear: this library has no such schedule"
-        )
-    return key, {name: value for name, value in schedule.items() if own.get(name, False) != value}
+    half = stored.dtype.is_floating_point and stored.dtype.itemsize <= 2
+    return ALPHA_BARS[key](values), torch.finfo(stored.dtype if half else torch.float32).eps
 
 
-def write_table(schedule: Schedule, own: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The table as latent diffusion's files hold it, {} for a schedule that is none or that `changed_schedule` would not know again."""
-    if not isinstance(schedule, DiscreteVP) or _recognised(schedule.alpha_bar, own, SAME) is None:
-        return {}
-    return {"alphas_cumprod": schedule.alpha_bar.float()}
-
-
-def _recognised(alpha_bar: Tensor, own: Mapping[str, Any], near: float) -> dict[str, Any] | None:
-    """The description of the schedule with these squared factors of the data, to a relative error of `near`."""
+def _recognised(alpha_bar: Tensor, own: Mapping[str, Any], rounding: float) -> dict[str, Any] | None:
+    """The description of the schedule with these squared factors of the data: first exactly but for rounding, then as float32 drifts."""
+    if not (alpha_bar.isfinite().all() and alpha_bar.min() >= 0 and alpha_bar.max() < 1 + rounding):
+        return None
+    tables: list[tuple[dict[str, Any], Tensor]] = []
     for schedule in _candidates(alpha_bar, own):
         try:
             built = build_schedule(schedule)
         except ValueError:  # betas that no table has
             continue
-        if isinstance(built, DiscreteVP) and torch.allclose(built.alpha_bar, alpha_bar, rtol=near, atol=1e-6):
-            return schedule
-    return None
+        if isinstance(built, DiscreteVP):
+            if torch.allclose(built.alpha_bar, alpha_bar, rtol=rounding, atol=rounding * 1e-4):
+                return schedule
+            tables.append((schedule, built.alpha_bar))
+    return next((schedule for schedule, table in tables if torch.allclose(table, alpha_bar, rtol=SAME + rounding, atol=1e-6)), None)
 
 
 def _candidates(alpha_bar: Tensor, own: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Schedules that a table may be: the family's, DDPM's, and the two kinds through its ends, with and without zero terminal SNR."""
-    betas = 1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
-    exact = {"start": float(betas[0]), "end": float(betas[-1])}
-    rounded = {name: float(f"{beta:.4g}") for name, beta in exact.items()}  # as people choose them
-    fitted = [{"name": name, **ends} for ends in (rounded, exact) for name in ("scaled_linear", "linear")]
-    for schedule in ({**own}, {"name": "linear", "start": 1e-4, "end": 0.02}, *fitted):
-        for zero in (False, True):
+    """Schedules that a table may be: the family's, DDPM's, and the two kinds fitted to it, with and without zero terminal SNR."""
+    zeros = (False,) if (last := float(alpha_bar[-1])) > 1e-6 else (False, True) if last else (True, False)
+    for schedule in ({**own}, {"name": "linear", "start": 1e-4, "end": 0.02}):
+        for zero in zeros:
             yield {**schedule, "steps": len(alpha_bar), "zero_terminal_snr": zero}
+    fitted = {(name, zero): _fitted(alpha_bar, name, zero) for zero in zeros for name in BETAS}
+    for digits in (*sorted(product(DIGITS, DIGITS), key=sum), (17, 17)):  # the fewest that will do
+        for (name, zero), ends in fitted.items():
+            start, end = (float(f"{beta:.{places}g}") for beta, places in zip(ends, digits, strict=True))
+            yield {"name": name, "start": start, "end": end, "steps": len(alpha_bar), "zero_terminal_snr": zero}
 
 
-# Configurations --------------------------------------------------------------------------------------------------------
+def _fitted(alpha_bar: Tensor, name: str, zero: bool) -> tuple[float, float]:
+    """The first and the last beta whose table is nearest, in the sum of squares over sqrt(alpha_bar), by Gauss-Newton in their logarithms.
 
-
-def read_yaml_beside(file: Path, notes: list[str]) -> dict[str, Any]:
-    """The "params" of the model in latent diffusion's configuration beside a file, model.yaml beside model.ckpt; {} without one.
-
-    One that cannot be read is noted: it is about weights that are intact.
+    Single betas in low precision are mostly rounding: all rows together say what the ends are.
     """
-    path = next((path for ending in (".yaml", ".yml") if (path := file.with_suffix(ending)).is_file()), None)
-    if path is None:
-        return {}
-    try:
-        import yaml  # comes with hydra, without which models are loaded too
-    except ImportError:
-        notes.append(f"{path.name}, beside {file.name}, is not used: to read it takes PyYAML")
-        return {}
-    try:
-        if path.stat().st_size > LARGEST_YAML:
-            raise ValueError(f"more than {LARGEST_YAML} bytes")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
-        notes.append(f"{path.name}, beside {file.name}, is not used: it cannot be read ({' '.join(str(error).split())[:80]})")
-        return {}
-    for name in ("model", "params"):
-        content = content.get(name) if isinstance(content, Mapping) else None
-    if not isinstance(content, Mapping):
-        notes.append(f"{path.name}, beside {file.name}, is not used: it describes no model of latent diffusion's")
-        return {}
-    return {str(key): value for key, value in content.items()}
+    ends = torch.tensor([1e-3, 1e-2], dtype=torch.float64).log()
+    steps = 1e-5 * torch.eye(2, dtype=torch.float64)
 
+    def root(logs: Tensor) -> Tensor:
+        start, end = logs.exp().tolist()
+        made = beta_tables.alpha_bar(BETAS[name](start, end, len(alpha_bar)))
+        return (beta_tables.zero_terminal_snr(made) if zero else made).sqrt()
 
-def schedule_of_yaml(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The schedule there, as far as it is said: latent diffusion calls "linear" what is linear in the square root of beta."""
-    kinds = {"linear": "scaled_linear", "sqrt_linear": "linear"}
-    names = {"linear_start": "start", "linear_end": "end", "timesteps": "steps"}
-    said = {ours: params[name] for name, ours in names.items() if name in params}
-    if said.get("steps", 1000) not in range(2, MOST_ROWS + 1):
-        raise ValueError(f"the configuration beside the weights has timesteps={said['steps']!r:.40}, and not 2 ... {MOST_ROWS}")
-    return said | ({"name": kinds.get(kind, kind)} if (kind := params.get("beta_schedule")) else {})
-
-
-def prediction_of_yaml(params: Mapping[str, Any]) -> str | None:
-    """What the network predicts, in the words there: latent diffusion's, or the scaling of its successor's denoiser (SDXL)."""
-    scaling: Any = params
-    for name in ("denoiser_config", "params", "scaling_config", "target"):
-        scaling = scaling.get(name) if isinstance(scaling, Mapping) else None
-    if isinstance(scaling, str):
-        return {"EpsScaling": "eps", "VScaling": "v"}.get(name := scaling.rpartition(".")[2], name)
-    said = params.get("parameterization")
-    return said if isinstance(said, str) else None
+    for _ in range(30):
+        slopes = torch.stack([(root(ends + step) - root(ends - step)) / 2e-5 for step in steps], dim=1)
+        move = torch.linalg.lstsq(slopes, (alpha_bar.sqrt() - root(ends))[:, None]).solution[:, 0].nan_to_num().clamp(-1, 1)
+        ends = (ends + move).clamp(math.log(1e-9), math.log(0.99))
+        if float(move.abs().max()) < 1e-10:
+            break
+    start, end = ends.exp().tolist()
+    return start, end

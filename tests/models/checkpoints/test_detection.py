@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from models.checkpoints.describe import describe
 from models.checkpoints.findings import Findings
 from models.checkpoints.parts import find_parts
 from models.checkpoints.table import scatter
+from models.checkpoints.tensors import open_tensors
+from models.checkpoints.written_schedule import changed_schedule, write_table
+from models.checkpoints.yaml_beside import read_yaml_beside
 from models.unet import UNet
 from tests.models.checkpoints.published import file_of, manifests
 from tests.models.checkpoints.tiny import same, tiny
@@ -365,6 +369,48 @@ def test_a_table_among_the_tensors_is_the_schedule(name: str, key: str, load: Lo
             torch.testing.assert_close(alpha_bar_of(models.load(path).spec["schedule"]), table, rtol=2e-6, atol=1e-7)
 
 
+def schedule_in(tensors: dict[str, Tensor], folder: Path) -> dict[str, Any]:
+    """What a table in a file changes in SD 1's schedule."""
+    save_file(tensors, folder / "table.safetensors")
+    return changed_schedule(open_tensors(folder / "table.safetensors"), SD_TABLE, [])[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("name", ["linear", "scaled_linear"])
+def test_a_rounded_table_is_known_by_all_its_rows(name: str, zero: bool, dtype: torch.dtype, tmp_path: Path) -> None:
+    for start, end in ((0.001, 0.015), (0.00085, 0.012), (1e-4, 0.02), (0.0015, 0.0195), (0.00085, 0.0125)):
+        spec = {"name": name, "start": start, "end": end, "steps": 1000, "zero_terminal_snr": zero}
+        for key in ("alphas_cumprod", "sqrt_alphas_cumprod"):
+            found = schedule_in({key: KINDS_OF_TABLES[key](alpha_bar_of(spec)).to(dtype)}, tmp_path)
+            assert {**SD_TABLE, "zero_terminal_snr": False, **found} == spec
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["cosine", "sigmoid"])
+def test_a_rounded_table_of_another_kind_is_refused(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither linear nor scaled_linear"):
+        schedule_in({"alphas_cumprod": alpha_bar_of({"name": name}).to(dtype)}, tmp_path)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.001, 0.015), (0.0012345, 0.01234567), (0.00085, 0.012000001), (0.02, 0.001)])
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_table_that_is_written_is_read_again(start: float, end: float, zero: bool, tmp_path: Path) -> None:
+    schedule = build_schedule({"name": "linear", "start": start, "end": end, "steps": 1000, "zero_terminal_snr": zero})
+    assert isinstance(schedule, DiscreteVP)
+    again = {**SD_TABLE, **schedule_in(write_table(schedule, SD_TABLE), tmp_path)}
+    torch.testing.assert_close(alpha_bar_of(again), schedule.alpha_bar, rtol=1e-6, atol=1e-9)
+
+
+def test_tables_that_contradict_each_other_are_noted(load: Load) -> None:
+    table, other = alpha_bar_of(SD_TABLE), alpha_bar_of(WRITTEN["linear"])
+    for betas, contradiction in ((table, False), (other, True)):
+        tables = {"alphas_cumprod": table.half(), "betas": KINDS_OF_TABLES["betas"](betas).half()}
+        model = load("sd1", tables)
+        assert model.spec["schedule"] == SD_TABLE
+        assert ("holds betas of another noise schedule than alphas_cumprod" in notes(model)) == contradiction
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_table_in_another_precision_is_the_same(dtype: torch.dtype, load: Load) -> None:
     """And one in a file of Playground's, which samples on EDM's levels, is of no use there."""
@@ -402,9 +448,16 @@ def test_pure_noise_as_asked_for(family: str, load: Load, tmp_path: Path) -> Non
         models.load(tmp_path / "native.safetensors", zero_snr=True)
 
 
-def test_pure_noise_of_no_table(load: Load) -> None:
+@pytest.mark.parametrize("zero_snr", [True, False])
+def test_pure_noise_of_no_table(zero_snr: bool, load: Load) -> None:
     with pytest.raises(ValueError, match="the schedule 've' has none"):
-        load("sdxl", family="playground-v2.5", zero_snr=True)
+        load("sdxl", family="playground-v2.5", zero_snr=zero_snr)
+
+
+@pytest.mark.parametrize("zero_snr", [0, 1, "false", 1.0])
+def test_pure_noise_is_true_or_false(zero_snr: Any, load: Load) -> None:
+    with pytest.raises(ValueError, match="zero_snr must be true or false"):
+        load("sd1", zero_snr=zero_snr)
 
 
 # Configurations of latent diffusion ------------------------------------------------------------------------------------
@@ -444,7 +497,7 @@ def test_a_configuration_beside_a_file(family: str, text: str, spec: dict[str, A
     (tmp_path / "other.yaml").write_text(V_YAML)
     model = load(family)
     assert {name: model.spec[name] for name in spec} == spec
-    assert "as the configuration beside the file says" in notes(model)
+    assert f"as model{ending}, beside model.safetensors, says" in notes(model)
     assert load(family, prediction="x0").prediction.name == "x0"
 
 
@@ -460,10 +513,67 @@ def test_a_configuration_that_is_none(text: str, load: Load, tmp_path: Path) -> 
     assert "\n" not in notes(model)
 
 
-def test_a_configuration_with_absurd_numbers_is_refused(load: Load, tmp_path: Path) -> None:
-    (tmp_path / "model.yaml").write_text(V_YAML.replace("timesteps: 1000", "timesteps: 1000000000"))
-    with pytest.raises(ValueError, match="timesteps=1000000000, and not 2"):
-        load("sd1")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1}\n  <<: [{','.join([f'*a{i}'] * 10)}]\n" for i in range(9)),
+        "[" * 30_000,
+        "[" * 8000,
+        "{a: " * 2000,
+        "- " * 4000,
+        "a: b\n" * 1600,
+        'a: "\\UFFFFFFFF"',
+        V_YAML + "    first_stage_config: &x {a: *x}",
+    ],
+    ids=["merge keys", "large", "brackets", "braces", "dashes", "pairs", "character", "endless"],
+)
+def test_hostile_yaml_is_noted_at_once(text: str, tmp_path: Path) -> None:
+    found: list[str] = []
+    (tmp_path / "m.yaml").write_text(text)
+    start = time.process_time()
+    assert read_yaml_beside(tmp_path / "m.ckpt", found)[1] == {}
+    assert time.process_time() - start < 1  # it takes a tenth of that, and took minutes
+    assert len(found) == 1
+    assert found[0].startswith("m.yaml, beside m.ckpt, is not used")
+    assert len(found[0]) < 300
+
+
+@pytest.mark.parametrize(
+    ("setting", "note"),
+    [
+        ("timesteps: '1000'", "timesteps='1000'"),
+        ("timesteps: 1000000000", "timesteps=1000000000"),
+        ("scale_factor: null", "scale_factor=None"),
+        ("scale_factor: 0", "scale_factor=0"),
+        ("scale_factor: .nan", "scale_factor='.nan'"),
+        ("beta_schedule: cosine", "beta_schedule='cosine'"),
+        ("beta_schedule: [1]", r"beta_schedule=[1]"),
+        ("beta_schedule: {a: 1}", "beta_schedule={'a': 1}"),
+        ("linear_start: -1", "linear_start=-1"),
+        ("linear_start: 2020-01-01", "linear_start='2020-01-01'"),
+        ("parameterization: [v]", "parameterization=['v']"),
+        ("linear_start: 0.9\n    linear_end: 0.95", "has a schedule"),
+    ],
+)
+def test_a_setting_of_a_configuration_that_cannot_be_is_noted(setting: str, note: str, load: Load, tmp_path: Path) -> None:
+    """With the file's name; the others are used."""
+    name = setting.partition(":")[0]
+    rest = "" if name == "parameterization" else "    parameterization: v\n"
+    (tmp_path / "model.yaml").write_text(f"model:\n  params:\n    {setting}\n{rest}")
+    model = load("sd1", prefix=("model.", "first_stage"))
+    assert model.prediction.name == ("v" if rest else "eps")
+    assert model.spec["schedule"] == SD_TABLE
+    assert model.require("vae").params.scale == 0.18215
+    assert any(line.startswith("model.yaml, beside model.safetensors, has") and note in line for line in notes(model).split("; "))
+
+
+def test_numbers_of_configurations(load: Load, tmp_path: Path) -> None:
+    """1e-3 is a number, as OmegaConf has it; a round scale is not Playground's in a file that is not built like it."""
+    (tmp_path / "model.yaml").write_text("model:\n  params:\n    linear_start: 1e-3\n    timesteps: 500\n    scale_factor: 0.5\n")
+    model = load("sd1", prefix=("model.", "first_stage"))
+    assert model.spec["schedule"] == {**SD_TABLE, "start": 1e-3, "steps": 500}
+    assert model.require("vae").params.scale == 0.5
+    assert "latents are scaled by 0.5, as model.yaml, beside model.safetensors, says" in notes(model)
 
 
 # Families --------------------------------------------------------------------------------------------------------------
@@ -809,10 +919,11 @@ def changed(family: str, **spec: Any) -> Model:
         ("ldm", {"vae": {"scale": 0.3}}, "single files do not say how latents are scaled, here by 0.3"),
         ("ldm", {"prediction": "x0"}, "single files do not say schedule .* and prediction 'x0'"),
         ("ldm", {"schedule": {"shift": 2.0}}, "single files do not say schedule"),
+        ("separate", {"schedule": {"end": 0.02}}, "separate files do not say the schedule .*'end': 0.02"),
         (
-            "ldm",
-            {"schedule": {"end": 0.02, "zero_terminal_snr": True}, "grid": {"spacing": "trailing"}, "prediction": "v"},
-            "single files do not say schedule",
+            "separate",
+            {"schedule": {"zero_terminal_snr": True}, "grid": {"spacing": "trailing"}, "prediction": "v"},
+            "separate files do not say the schedule .*zero_terminal",
         ),
         ("ldm", {"network": {"scale_shift": True}}, "UNet with scale_shift=True"),
         ("diffusers", {"network": {"scale_shift": True}}, "UNet with scale_shift=True"),

@@ -1,0 +1,66 @@
+"""A small part of YAML, for files that come with weights: mappings, lists, texts and numbers.
+
+Aliases, merge keys and tags, with which a few bytes can mean gigabytes, are refused; so is what would take long to read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+LARGEST = 2**13  # characters; published configurations have 2 kB
+MOST_EVENTS, DEEPEST, MOST_BRACKETS = 800, 16, 100  # and 300 values or ends of mappings, 8 levels, 20 brackets
+WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+NUMBER = re.compile(r"[-+]?(\d{1,18}|(?=\.?\d)\d{0,99}\.?\d{0,99}(e[-+]?\d{1,4})?)", re.ASCII | re.IGNORECASE)
+
+
+def read(text: str) -> Any:
+    """The first document of a text, in less than 0.1 s. ValueError where it cannot be read, or is more than a configuration."""
+    if len(text) > LARGEST:
+        raise ValueError(f"more than {LARGEST} characters")
+    if sum(map(text.count, "[{")) > MOST_BRACKETS:  # PyYAML takes seconds for thousands of them before it says anything
+        raise ValueError(f"more than {MOST_BRACKETS} brackets")
+    try:
+        events = _bounded(yaml.parse(text, Loader=yaml.SafeLoader))
+        return _value(next(events), events) if isinstance(next(events), yaml.DocumentStartEvent) else None
+    except (yaml.YAMLError, OverflowError) as error:  # the latter for "\\UFFFFFFFF"
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _bounded(events: Iterator[Any]) -> Iterator[Any]:
+    """Events from the document's start on, as long as they are few, not deep, and mean what is written there and nothing else."""
+    next(events)  # the stream's start
+    depth = 0
+    for count, event in enumerate(events):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if count > MOST_EVENTS or depth > DEEPEST:
+            raise ValueError(f"more than {MOST_EVENTS} values, or more than {DEEPEST} levels")
+        if getattr(event, "anchor", None) or getattr(event, "tag", None):
+            raise ValueError("aliases and tags are not read")
+        yield event
+
+
+def _value(event: Any, events: Iterator[Any]) -> Any:
+    if isinstance(event, yaml.ScalarEvent):
+        return _scalar(event.value) if event.implicit[0] else event.value
+    values: list[Any] = []
+    while not isinstance(event := next(events), yaml.CollectionEndEvent):
+        values.append(_value(event, events))
+    if not isinstance(event, yaml.MappingEndEvent):
+        return values
+    names = values[::2]
+    if not all(isinstance(name, str | int | float | None) for name in names) or "<<" in names:
+        raise ValueError("names must be texts, and merge keys are not read")
+    return dict(zip(names, values[1::2], strict=True))
+
+
+def _scalar(text: str) -> Any:
+    """What a text without quotes means: 1e-4 is a number, which PyYAML takes for a text."""
+    if (word := text.lower()) in WORDS:
+        return WORDS[word]
+    if not NUMBER.fullmatch(text):
+        return text
+    return int(text) if text.lstrip("+-").isdigit() else float(text)

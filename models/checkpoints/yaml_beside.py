@@ -1,0 +1,97 @@
+"""What a configuration of latent diffusion's beside a file says of its model: model.yaml beside model.ckpt.
+
+It is about weights that are intact: what of it cannot be used is noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion.betas import MOST_STEPS
+from diffusion.schedule import build_schedule
+from diffusion.spec import brief, check_type
+from models.checkpoints.findings import Findings
+
+BETA_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "scaled_linear": "scaled_linear"}
+"""Latent diffusion calls "linear" what is linear in the square root of beta."""
+NAMES = {"linear_start": "start", "linear_end": "end", "timesteps": "steps", "beta_schedule": "name"}
+KINDS = {"linear_start": float, "linear_end": float, "timesteps": int, "scale_factor": float, "beta_schedule": str, "parameterization": str}
+SCALING = ("denoiser_config", "params", "scaling_config", "target")
+SCALINGS = {"EpsScaling": "eps", "VScaling": "v"}
+
+
+def read_yaml_beside(file: Path, notes: list[str]) -> tuple[str, dict[str, Any]]:
+    """How to call the configuration beside a file, and those settings of KINDS in it that can be used; "" and {} without one.
+
+    The scaling of the denoiser in configurations of SDXL's is the parameterization by another name.
+    """
+    path = next((path for ending in (".yaml", ".yml") if (path := file.with_suffix(ending)).is_file()), None)
+    if path is None:
+        return "", {}
+    what = f"{path.name}, beside {file.name},"
+    try:
+        params = _settings(path)
+    except ImportError:
+        notes.append(f"{what} is not used: to read it takes PyYAML")
+        return what, {}
+    except (ValueError, OSError) as error:
+        notes.append(f"{what} is not used: {' '.join(str(error).split())[:100]}")
+        return what, {}
+    for name, value in list(params.items()):
+        try:
+            _check(name, value)
+        except ValueError as error:
+            notes.append(f"{what} has {name}={brief(value)}, which is not used: {error}")
+            del params[name]
+    return what, params
+
+
+def schedule_of_yaml(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The schedule there, as far as it is said; {} and a note where it makes no table with the rest of `own`, a description."""
+    said = {ours: found.ldm[name] for name, ours in NAMES.items() if name in found.ldm}
+    if "name" in said:
+        said["name"] = BETA_SCHEDULES[said["name"]]
+    try:
+        build_schedule({**own, **said})
+    except ValueError as error:
+        if said:
+            found.notes.append(f"{found.ldm_file} has a schedule that is not used: {error}"[:300])
+        return {}
+    return said
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """As they stand in the file."""
+    from models.checkpoints import plain_yaml  # PyYAML comes with hydra, without which models are loaded too
+
+    if path.stat().st_size > plain_yaml.LARGEST:
+        raise ValueError(f"it has more than {plain_yaml.LARGEST} bytes")
+    content = plain_yaml.read(path.read_text(encoding="utf-8"))
+    if not isinstance(params := _inside(content, "model", "params"), Mapping):
+        raise ValueError("it describes no model of latent diffusion's")
+    settings = {name: params[name] for name in KINDS if name in params}
+    if isinstance(scaling := _inside(params, *SCALING), str):
+        name = scaling.rpartition(".")[2]
+        settings["parameterization"] = SCALINGS.get(name, name)
+    return settings
+
+
+def _inside(content: Any, *names: str) -> Any:
+    for name in names:
+        content = content.get(name) if isinstance(content, Mapping) else None
+    return content
+
+
+def _check(name: str, value: Any) -> None:
+    """ValueError for a setting that cannot be."""
+    check_type("it", value, KINDS[name])
+    if name == "timesteps" and not 2 <= value <= MOST_STEPS:
+        raise ValueError(f"it must be 2 to {MOST_STEPS}, not {brief(value)}")
+    if name.startswith("linear_") and not 0 < value < 1:
+        raise ValueError(f"it must be above 0 and below 1, not {brief(value)}")
+    if name == "scale_factor" and not 0 < value < float("inf"):
+        raise ValueError(f"it must be a number above 0, not {brief(value)}")
+    if name == "beta_schedule" and value not in BETA_SCHEDULES:
+        raise ValueError(f"known are {', '.join(BETA_SCHEDULES)}, and not {brief(value)}")
