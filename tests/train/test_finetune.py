@@ -367,7 +367,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no weights": (["data={photos}"], "weights must be given: weights="),
     "no data": (["weights={weights}"], "data must be given: data="),
     "missing weights": (["weights={new}", "data={photos}"], "no such file or folder: {new}"),
-    "missing data": (["weights={weights}", "data={new}"], "no such folder of captioned images: {new}"),
+    "missing data": (["weights={weights}", "data={new}"], "no such folder of pictures: {new}"),
     "images without captions": (
         ["weights={weights}", "data={bare}"],
         "1 of 1 images have no caption, the first is {bare}/a.png: write it into",
