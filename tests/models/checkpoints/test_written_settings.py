@@ -19,7 +19,7 @@ from models.presets import TINY_TOWERS, randomise, tiny_description
 from tests.models.checkpoints.tiny import tiny
 
 SETTINGS = ("family", "prediction", "schedule", "grid", "sampling", "consistency", "shape")
-NOT_SEPARATE = ("sd2-v", "sdxl-v", "playground-v2.5")  # whose marks and statistics are tensors of a whole file
+NOT_SEPARATE = ("sdxl-v", "playground-v2.5")  # whose marks and statistics are tensors of a whole file
 
 
 def saved(model: Model, folder: Path, layout: Any) -> list[Path]:
