@@ -850,16 +850,16 @@ def _classifying(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> 
 
 def test_features_that_are_not_finite(score: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Name the picture; what came before it is kept."""
-    own = small_inception.Small.forward
+    own = small_inception.Small.features
 
-    def spoiling(self: small_inception.Small, pictures: Sequence[Tensor], outputs: Any) -> dict[str, Tensor]:
-        found = own(self, pictures, outputs)
+    def spoiling(self: small_inception.Small, x: Tensor, outputs: Any) -> dict[str, Tensor]:
+        found = own(self, x, outputs)
         if self.seen > 8:
             found["pool"] = found["pool"].clone()
             found["pool"][1] = torch.nan
         return found
 
-    monkeypatch.setattr(small_inception.Small, "forward", spoiling)
+    monkeypatch.setattr(small_inception.Small, "features", spoiling)
     said = refusal(lambda: score(metric="fid", batch_size=4))
     assert said.startswith("inception.pool of 1 of 4 pictures is not finite, the first is 009.png of ")
     assert left(tmp_path) == [".result.samples.safetensors"]
