@@ -279,7 +279,7 @@ def test_parts_from_several_files(tmp_path: Path, photos: Path, weights: Path) -
 
 
 def test_resumes_bit_for_bit_in_a_new_process(place: Path, tmp_path: Path, photos: Path, weights: Path) -> None:
-    """6 steps at once = 2, a stop, and 4 in a new process that computes no latents: checkpoint, exported model, losses."""
+    """6 steps at once = 3, a stop, and 3 in a new process that computes no latents: checkpoint, exported model, losses."""
     settings = (
         "train.steps=6", "train.batch_size=4", "train.accumulate=2", "train.warmup=2", "train.precision=bf16", "train.checkpointing=true",
         "train.log_every=1", "train.evaluate_every=1", "train.learning_rate=1e-3", "objective.drop=0.3",
@@ -289,7 +289,7 @@ def test_resumes_bit_for_bit_in_a_new_process(place: Path, tmp_path: Path, photo
     assert run(config(weights, photos, whole, *settings))
     with pytest.raises(KeyboardInterrupt):
         run(config(weights, photos, parts, *settings, "train.save_every=2"), stop_at_third())
-    assert native.read(parts)[1]["progress"]["step"] == 2
+    assert native.read(parts)[1]["progress"]["step"] == 3
     assert not (parts / "model.safetensors").exists()
     latents = next(parts.glob("latents-*"))
     written = latents.stat().st_mtime_ns
@@ -307,7 +307,7 @@ def test_resumes_bit_for_bit_in_a_new_process(place: Path, tmp_path: Path, photo
 
 
 def stop_at_third() -> Any:
-    """An evaluation that breaks off the run after its third step, of which nothing is saved."""
+    """An evaluation that breaks off the run after its third step, which is saved."""
     seen: list[Model] = []
 
     def evaluate(model: Model) -> dict[str, float]:
@@ -354,7 +354,7 @@ def test_resuming_on_other_data_is_refused(tmp_path: Path, photos: Path, weights
     models.save(other, tmp_path / "other.safetensors", layout="ldm")
     refused("data\\.encoders=", weights=tmp_path / "other.safetensors")
     models.save(small("sdxl"), tmp_path / "sdxl.safetensors", layout="ldm")
-    refused("family=sd1, not sdxl", weights=tmp_path / "sdxl.safetensors")
+    refused("family='sd1', not 'sdxl'", weights=tmp_path / "sdxl.safetensors")
     (moved / "3.txt").write_text("an even older steam train")
     refused("data\\.captioned=")
     assert set(folder.rglob("*")) == before.keys()
