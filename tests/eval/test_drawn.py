@@ -204,7 +204,7 @@ def test_pictures_that_are_not_finite_stop_the_drawing(folder: Path) -> None:
         ({"run": "classes", "n": 2, "sampler": "dimm"}, "no sampler named 'dimm'; did you mean 'ddim'?"),
         ({"run": "classes", "n": 2, "options": {"etta": 1.0}}, "no option of ddim named 'etta'; did you mean 'eta'?"),
         ({"run": "classes", "n": 2, "labels": 10}, "label 10 is out of range: classes are 0 to 9"),
-        ({"run": "classes", "n": 2, "seed": 2**63 - 1}, "2 pictures from seed 9223372036854775807 on need seeds beyond 2^63 - 1"),
+        ({"run": "classes", "n": 2, "seed": 2**63 - 1}, "seeds must lie in 0 ... 2^63 - 1, and 2 from 9223372036854775807 on"),
         ({"run": "classes", "n": 2, "sha256": {"run": "0" * 64}}, "has changed: its SHA-256 is"),
         ({"run": "plain", "n": 2, "labels": 1}, "this model has no classes: leave labels out"),
         ({"run": "sd1", "n": 2}, "is a model that takes prompts: weights: "),

@@ -108,7 +108,7 @@ def pair(key: str, kind: int, value: bytes) -> bytes:
 DAMAGED = {
     "empty": (b"", "holds no weights: it is empty"),
     "a web page": (b"<!doctype html><p>", "holds no weights: it is a web page"),
-    "something else": (b"PK\3\4 and so on", r"is no GGUF file: it begins with b'PK"),
+    "something else": (b"PK\3\4 and so on", "is damaged or no file of weights"),
     "two letters": (b"GG", r"is no GGUF file: it begins with b'GG'"),
     "the magic number alone": (b"GGUF", "cannot be read: its header does not end"),
     "an old version": (header(b"", 0, version=1), "cannot be read: Sorry, file appears to be version 1 which we cannot handle"),
