@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.models.checkpoints.tiny import same
 
+NUMBERS: dict[str, Any] = dict(height=64, width=64, top=0, left=0, target_height=64, target_width=64)  # what SDXL is told of an image
 ALIAS = "encoder.embed_tokens.weight"  # T5's embeddings by a second name
 
 

@@ -14,15 +14,9 @@ from torch import Tensor
 import models
 import samplers
 from models.presets import miniature
+from tests.models.checkpoints.pipelines import NUMBERS
 
-NUMBERS: dict[str, Any] = dict(height=64, width=64, top=0, left=0, target_height=64, target_width=64)
-
-
-@pytest.fixture(autouse=True)
-def _quietly() -> Any:
-    diffusers.logging.set_verbosity_error()
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("quietly")
 
 
 def changed(file: Path, **settings: Any) -> None:

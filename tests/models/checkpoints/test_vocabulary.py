@@ -21,16 +21,12 @@ from models.clip import CLIPTextParams
 from models.presets import TINY_TOWERS, miniature, tiny_description
 from models.tokenizer import EOS, Vocabulary, openai_tokenizer, vocabulary
 from models.tokenizer import CLIPTokenizer as Ours
+from tests.models.checkpoints.pipelines import NUMBERS
 
 PROMPTS = ["a photo of <cat-toy>, 35mm", "A <Cat-Toy>! (<sks>) x<sks>y [V] don't", "plain text with café", ""]
-NUMBERS: dict[str, Any] = dict(height=64, width=64, top=0, left=0, target_height=64, target_width=64)
 
 
-@pytest.fixture(autouse=True)
-def _quietly() -> Any:
-    diffusers.logging.set_verbosity_error()
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("quietly")
 
 
 def learned(family: str, folder: Path, words: list[Any], second: list[Any] | None = None) -> Any:
