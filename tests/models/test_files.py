@@ -129,9 +129,9 @@ from files import locked
 
 with locked(sys.argv[1]) as held:
     if os.fork() == 0:  # such as a process that decodes images, which may outlive this one
+        print(held, flush=True)  # says that this one has begun: until then it shares the lock
         time.sleep(20)
         os._exit(0)
-    print(held, flush=True)
     time.sleep(20)
 """
 
