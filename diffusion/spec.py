@@ -6,30 +6,16 @@ import dataclasses
 import difflib
 import inspect
 import math
-import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from diffusion.messages import brief, brief_list
+
 T = TypeVar("T")
 PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
-
-_BRIEF = reprlib.Repr()  # for error messages: what a file holds may be megabytes long, and nested deeply
-_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother, _BRIEF.maxlong = 3, 100, 100, 40
-_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 12
-
-
-def brief(value: Any) -> str:
-    """A value as error messages show it, in a part of a line whatever it is."""
-    return _BRIEF.repr(value)
-
-
-def brief_list(texts: Sequence[str], separator: str = ", ", most: int = 12) -> str:
-    """The first texts of a list, each cut where it is long, and how many there are besides."""
-    shown = [text if len(text) <= 300 else f"{text[:300]} ..." for text in texts[:most]]
-    return separator.join([*shown, *([f"and {len(texts) - most} more"] if len(texts) > most else [])])
 
 
 def check_names(what: str, given: Iterable[Any], known: Iterable[str]) -> None:

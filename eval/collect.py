@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion.messages import one_line
 from diffusion.spec import check_at_least_one
 from eval.features.extractor import Extractor
 from eval.images.source import Source, Unreadable, reading
@@ -392,8 +393,7 @@ class _Work:
             if about.pop("checksum") != native.checksum(tensors, about):
                 raise ValueError("its checksum is another one")
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise ValueError(f"the work that was saved in {path} is damaged: remove it to begin anew ({said})") from None
+            raise ValueError(f"the work that was saved in {path} is damaged: remove it to begin anew ({one_line(error)})") from None
         self.done, self.skipped, self.sizes = about["done"], about["skipped"], {(h, w) for h, w in about["sizes"]}
         self.indices = tensors["indices"].tolist()
         self.digests = [bytes(row) for row in tensors["digests"].numpy()]

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffusion.messages import one_line
 from diffusion.spec import check_names, make_params
 from eval.features.extractor import Identity
 from eval.images.npz import LARGEST, array_names, damage_said, is_npy, read_array
@@ -164,11 +165,11 @@ def _read_ours(path: Path) -> Statistics:
                     raise ValueError(f"{path} says that {name} has the shape {tuple(shape)}: no features are as wide as that")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file that can be read: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is no safetensors file that can be read: {one_line(error)}") from None
     try:
         content = json.loads(metadata["statistics"])
     except (KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: what it says of its statistics cannot be read ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{path} is damaged: what it says of its statistics cannot be read ({one_line(error)})") from None
     said = make_params(f"the description in {path}", _Said, content)
     if not 2 <= said.n <= MOST:
         raise ValueError(f"{path} says that its statistics are of n={said.n} pictures: they need at least 2")

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import torch
 
+from diffusion.messages import brief, first_line, one_line
 from diffusion.spec import check_names, check_type
 from models.files import replacing, sha256_of_file
 
@@ -235,7 +236,7 @@ def place(name: str, folder: str | Path | None = None) -> Path:
 def _check_name(what: str, name: str) -> None:
     """ValueError for a file or a revision whose name could lead out of its folder."""
     if ".." in name.split("/") or name.startswith("/") or not name.isprintable() or set(name) & set('\\:*?"<>|'):
-        raise ValueError(f"no {what} on the hub is called {name!r:.200}: it has no '..' or backslash and does not begin with '/'")
+        raise ValueError(f"no {what} on the hub is called {brief(name)}: it has no '..' or backslash and does not begin with '/'")
 
 
 def _obtain_plain(name: str, path: Path, patience: float) -> Path:
@@ -249,7 +250,7 @@ def _obtain_plain(name: str, path: Path, patience: float) -> Path:
                 if (digest := sha256_of_file(temporary)) != file.sha256:
                     raise OSError(f"its SHA-256 has the hash {digest}, not {file.sha256}")
         except Exception as error:  # the client's own kinds among them
-            raise OSError(f"{name} cannot be had from {file.address}: {' '.join(str(error).split())}") from error
+            raise OSError(f"{name} cannot be had from {file.address}: {one_line(error)}") from error
     if (digest := sha256_of_file(path)) != file.sha256:
         raise OSError(f"{path} has SHA-256 {digest}, not {file.sha256}: delete it, and fetch it again")
     return path
@@ -290,7 +291,7 @@ def _obtain(model: Published, file: str, cache: Path, patience: float) -> Path:
             raise OSError("the hub's answer names no commit: does HF_ENDPOINT point to a hub?")
         for what, name, length in (("commit", commit, "40"), (file, remote.etag or "", "40}|[0-9a-f]{64")):
             if not re.fullmatch(f"[0-9a-f]{{{length}}}", name):
-                raise OSError(f"the hub's answer names {what} by {name!r:.80}, which is not a hash: does HF_ENDPOINT point to a hub?")
+                raise OSError(f"the hub's answer names {what} by {brief(name)}, which is not a hash: does HF_ENDPOINT point to a hub?")
         if remote.size is None or remote.size < 0:
             raise OSError(f"the hub's answer does not say how large {file} is: does HF_ENDPOINT point to a hub?")
         if len(remote.etag or "") == 40 and not file.endswith((".json", ".txt")):  # which the hub keeps in git, under another hash
@@ -440,9 +441,9 @@ def _in_one_line(model: Published, what: str) -> Iterator[None]:
     except OfflineModeIsEnabled as error:
         raise OSError(f"HF_HUB_OFFLINE is set, and the cache lacks {what}") from error
     except HTTPError as error:
-        reason = str(error) or type(error).__name__
+        reason = one_line(error)
         raise OSError(f"no connection to the hub for {what} ({reason}): try again, what has come so far is kept") from error
     except OSError as error:
         if error.errno is not None:
             raise OSError(f"cannot write {error.filename or 'the cache'} for {what}: {error.strerror}") from error
-        raise OSError(str(error).splitlines()[0]) from error
+        raise OSError(first_line(error)) from error

@@ -27,8 +27,9 @@ from diffusion import (
     build_schedule,
     time_grid,
 )
+from diffusion.messages import brief
 from diffusion.spacing import ALIGN_YOUR_STEPS
-from diffusion.spec import brief, check_call, check_mapping, check_names, check_type, lookup, make_params
+from diffusion.spec import check_call, check_mapping, check_names, check_type, lookup, make_params
 from models.conditioning import WithImage
 from models.dit import DiT, DiTParams
 from models.families import FAMILIES

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from diffusion.messages import brief
 from diffusion.spec import check_names, check_type
 from models.clip import CLIPText
 from models.conditioning import sinusoid
@@ -284,7 +285,7 @@ def _pieces(prompts: Sequence[str], weighted: bool) -> list[list[Piece]]:
     for prompt, parts in zip(prompts, pieces, strict=True):
         heaviest = max((weight for _, weight in parts), key=abs, default=0.0)
         if abs(heaviest) > HEAVIEST:
-            raise ValueError(f"words weigh up to {HEAVIEST:g} times the usual, not {heaviest:g}, in the prompt {prompt!r:.80}")
+            raise ValueError(f"words weigh up to {HEAVIEST:g} times the usual, not {heaviest:g}, in the prompt {brief(prompt)}")
     return pieces
 
 

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from diffusion.messages import brief
 from diffusion.spec import check_type, make_params
 from models.tokenizer_library import guarded, library
 
@@ -80,7 +81,7 @@ class CLIPTokenizer:
         known = self.tokens | {token.content: token.id for token in of.added}
         for name in (of.bos, of.eos, of.unk, of.pad):
             if name not in known:
-                raise ValueError(f"it names the special token {name!r:.80}, which is not among its tokens")
+                raise ValueError(f"it names the special token {brief(name)}, which is not among its tokens")
         self.bos, self.eos, self.pad = known[of.bos], known[of.eos], known[of.pad]
         self.size = max(known.values()) + 1
 
@@ -168,7 +169,7 @@ class CLIPTokenizer:
             flags = {name: value for name, value in asdict(token).items() if name not in ("id", "content")}
             guarded(backend.add_tokens, [kit.AddedToken(token.content, **flags)])
             if (number := backend.token_to_id(token.content)) != token.id:
-                raise ValueError(f"its word {token.content!r:.80} has the id {token.id}, where {number} comes next")
+                raise ValueError(f"its word {brief(token.content)} has the id {token.id}, where {number} comes next")
         return backend
 
     def check(self) -> None:
@@ -242,7 +243,7 @@ def check_table(tokens: Any) -> None:
     """ValueError unless this is a table of tokens: {"a": 0, ...}."""
     check_type("its table of tokens", tokens, dict)
     if wrong := next((name for name, number in tokens.items() if type(number) is not int or not 0 <= number < MOST_TOKENS), None):
-        raise ValueError(f"its token {wrong!r:.80} has the id {tokens[wrong]!r:.80}, and ids are whole numbers below {MOST_TOKENS:,}")
+        raise ValueError(f"its token {brief(wrong)} has the id {brief(tokens[wrong])}, and ids are whole numbers below {MOST_TOKENS:,}")
     if len(set(tokens.values())) < len(tokens):
         raise ValueError("two of its tokens have the same id")
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.spec import brief, check_mapping, check_names, check_type
+from diffusion.messages import brief
+from diffusion.spec import check_mapping, check_names, check_type
 
 LARGEST_FILE = 2**26  # bytes; T5's has 2.4 million
 MOST_TOKENS, LONGEST_TOKEN = 1_000_000, 200  # published T5s have 32,100, of up to 16 characters
@@ -69,16 +70,16 @@ def checked_unigram(content: Mapping[str, Any]) -> dict[str, Any]:
 def check_pieces(pieces: Any) -> None:
     """ValueError unless these are pieces with their scores: [["a", -1.0], ...]."""
     if not isinstance(pieces, list):
-        raise ValueError(f"it is damaged: {pieces!r:.80} is not a list of pieces")
+        raise ValueError(f"it is damaged: {brief(pieces)} is not a list of pieces")
     if len(pieces) > MOST_TOKENS:
         raise ValueError(f"it has {len(pieces):,} pieces: known ones have up to {MOST_TOKENS:,}")
     for piece in pieces:
         if not isinstance(piece, (list, tuple)) or len(piece) != 2 or not isinstance(piece[0], str):
-            raise ValueError(f"it is damaged: {piece!r:.80} is not a piece with its score")
+            raise ValueError(f"it is damaged: {brief(piece)} is not a piece with its score")
         if not 0 < len(piece[0]) <= LONGEST_TOKEN:
             raise ValueError(f"it has a piece of {len(piece[0]):,} characters: known ones have 1 to {LONGEST_TOKEN}")
         if isinstance(piece[1], bool) or not isinstance(piece[1], (int, float)) or not abs(piece[1]) < 1e30:
-            raise ValueError(f"it is damaged: the piece {piece[0]!r:.80} has the score {piece[1]!r:.80}")
+            raise ValueError(f"it is damaged: the piece {brief(piece[0])} has the score {brief(piece[1])}")
 
 
 def check_charsmap(table: bytes) -> None:
@@ -156,7 +157,7 @@ def _checked_step(slot: str, known: Mapping[str, Sequence[str]], step: Any) -> d
 
 def _check_replace(step: Mapping[str, Any]) -> None:
     if (step.get("pattern"), step.get("content")) not in REPLACED:
-        raise ValueError(f"its normalizer replaces {step.get('pattern')!r:.80} by {step.get('content')!r:.80}: T5's only join blanks")
+        raise ValueError(f"its normalizer replaces {brief(step.get('pattern'))} by {brief(step.get('content'))}: T5's only join blanks")
 
 
 def _check_precompiled(step: Mapping[str, Any]) -> None:
@@ -171,7 +172,7 @@ def _check_precompiled(step: Mapping[str, Any]) -> None:
 def _check_metaspace(step: Mapping[str, Any]) -> None:
     for name in ("replacement", "str_rep"):
         if name in step and step[name] != "▁":
-            raise ValueError(f"it writes blanks as {step[name]!r:.80}, where T5's writes '▁'")
+            raise ValueError(f"it writes blanks as {brief(step[name])}, where T5's writes '▁'")
 
 
 MODEL = ("type", "unk_id", "vocab", "byte_fallback")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from diffusion.messages import one_line
+
 
 def library() -> Any:
     try:
@@ -22,4 +24,4 @@ def guarded(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
         failed = isinstance(error, Exception) and not isinstance(error, MemoryError)
         if not failed and type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"it is damaged ({' '.join(str(error).split()):.200})") from None
+        raise ValueError(f"it is damaged ({one_line(error)})") from None

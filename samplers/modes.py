@@ -9,7 +9,8 @@ from os.path import exists, expanduser
 from pathlib import Path
 from typing import Any
 
-from diffusion.spec import brief, check_at_least_one, check_names, check_type, make_params
+from diffusion.messages import brief
+from diffusion.spec import check_at_least_one, check_names, check_type, make_params
 from samplers import run, text_to_image
 from samplers.pictures import open_picture, pixel_difference, read_settings
 from samplers.results import Outcome, given

@@ -20,6 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from diffusion.messages import one_line
 from models.files import replacing, strict
 from samplers.picture_files import png_text, take_apart, webp_size
 
@@ -278,7 +279,7 @@ def _read(path: Path, max_pixels: int) -> bytes:
 
 
 def _unreadable(path: str | Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} cannot be read as a picture: {' '.join(str(error).split()) or type(error).__name__}")
+    return ValueError(f"{path} cannot be read as a picture: {one_line(error)}")
 
 
 def _opaque(path: str | Path, picture: Image.Image) -> Image.Image:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from diffusion.messages import one_line
 from samplers.pictures import MAX_PIXELS, open_picture, open_srgb
 from train.data import covering, to_tensor
-from train.listing import Listing, describe, find_names, list_pictures, one_line, same_text
+from train.listing import Listing, describe, find_names, list_pictures, same_text
 
 METADATA = "metadata.jsonl"
 CAPTION, LIST = 2**20, 2**28  # bytes that the text of one caption may have, and a list of them

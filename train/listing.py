@@ -163,11 +163,6 @@ def check_name(place: str | Path, name: str) -> str:
     return name
 
 
-def one_line(name: str) -> str:
-    """A name from a file as messages show it, however long it is and whatever it holds."""
-    return " ".join(name.split())[:200]
-
-
 def class_order(name: str) -> tuple[bool, tuple[int, str], str]:
     """The sort key of classes: numbers first, in their order, then names in theirs."""
     return not name.isdecimal(), by_value(name) if name.isdecimal() else (0, ""), name

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from diffusion.spec import brief
+from diffusion.messages import brief
 from models.files import read_json_lines, replacing
 
 METRICS = "metrics.jsonl"  # in a run's folder

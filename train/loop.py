@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from diffusion.messages import brief
 from diffusion.noise import mix
-from diffusion.spec import brief
 from models import EMA, Model
 from models.checkpoints import native
 from train.data import Dataset, shuffled_batches
@@ -264,7 +264,7 @@ def _numbers(found: Any) -> dict[str, float]:
     """What an evaluation has found. ValueError where that is not numbers by their names."""
     sound = isinstance(found, Mapping) and all(isinstance(value, Real) or getattr(value, "ndim", None) == 0 for value in found.values())
     if not sound:
-        raise ValueError(f"evaluate must return a mapping of names to numbers, not {' '.join(brief(found).split())}")
+        raise ValueError(f"evaluate must return a mapping of names to numbers, not {brief(found)}")
     return {name: float(value) for name, value in found.items()}
 
 

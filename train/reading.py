@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from tqdm import tqdm
 
-from diffusion.spec import brief, brief_list
+from diffusion.messages import brief, brief_list, one_line
 from train.data import Batch, Dataset
 
 LONGEST = 3600.0  # seconds that a worker may take for a micro-batch: a file system that no longer answers would be waited for for ever
@@ -126,10 +126,8 @@ class _Reader:
             read = self.read(indices)
             return read if get_worker_info() is None else read._replace(batch=_shared(read.batch))
         except Exception as error:
-            message = " ".join(str(error).split())
-            if not isinstance(error, UNREADABLE):
-                message = f"{type(error).__name__} while data was read{message and ': '}{message}"
-            return _Failure(message or type(error).__name__, isinstance(error, OSError), traceback.format_exc())
+            kind = "" if isinstance(error, UNREADABLE) else f"{type(error).__name__} while data was read: "
+            return _Failure(f"{kind}{one_line(error)}", isinstance(error, OSError), traceback.format_exc())
 
     def read(self, indices: Sequence[int]) -> _Read:
         try:
@@ -164,7 +162,7 @@ class _Reader:
             if (shape := tuple(sample["x0"].shape[1:])) != tuple(self.data.shape):
                 raise ValueError(f"sample {index} has shape {shape}, others {tuple(self.data.shape)}: give a size to resize to")
         except UNREADABLE as error:
-            unreadable[index] = " ".join(str(error).split())
+            unreadable[index] = one_line(error)
             return None
         return sample
 

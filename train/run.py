@@ -11,8 +11,9 @@ import torch
 
 import models
 from diffusion import build_blend, time_grid
+from diffusion.messages import brief
 from diffusion.noise import mix
-from diffusion.spec import brief, check_call, check_mapping, check_names, check_type, make, make_params
+from diffusion.spec import check_call, check_mapping, check_names, check_type, make, make_params
 from models import Model
 from models.files import read_json, write_json
 from samplers.guide import steered

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.spec import brief
+from diffusion.messages import brief
 from models import EMA, Model
 from models.checkpoints import native
 from models.files import strict

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
+from diffusion.messages import one_line
 from models.device import find_device
 
 T = TypeVar("T")
@@ -110,7 +111,7 @@ class World:
 
 
 def _word(rank: int, error: BaseException) -> str:
-    return f"process {rank} has failed: {' '.join(str(error).split()) or type(error).__name__}"
+    return f"process {rank} has failed: {one_line(error)}"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from diffusion.messages import one_line
 from eval.images.prompts import Prompts, prompts_for
 from eval.images.source import Unreadable, numbered, stamp_of
 from train.listing import same_text
@@ -65,7 +66,7 @@ def damage_said(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # neither says what it raises: a password, for one, is a RuntimeError
-        said = " ".join(str(error).split())[:300]
+        said = one_line(error)
         raise ValueError(said if str(path) in said else f"{path} is no NumPy file that can be read: {said}") from None
 
 

@@ -11,10 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from diffusion.messages import one_line
 from diffusion.spec import check_names
 from eval.images.pairing import order_by_number
 from train.captions import read_text
-from train.listing import find_names, one_line
+from train.listing import find_names
 
 KEYS = ("prompt", "text", "caption")  # the names that a prompt goes by
 NEAR = 10_000  # names that a wrong one is compared with

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from diffusion.messages import one_line
 from eval.images.decoding import Before, in_threads, pixels
 from eval.images.prompts import KEYS, Captioned, Prompts, prompts_for
 from eval.images.source import Unreadable, stamp_of
 from samplers.pictures import MAX_PIXELS
 from train.captions import CAPTION, LIST, as_text
-from train.listing import PICTURES, check_name, describe, is_hidden, looks_like_picture, one_line, same_text
+from train.listing import PICTURES, check_name, describe, is_hidden, looks_like_picture, same_text
 
 BESIDE = (".txt", ".json", ".cls")  # what is read beside a picture
 FILLING = 2**24  # bytes that may follow the end of a tar file, all 0: programs fill up their last record
@@ -246,7 +247,7 @@ def _entries(shard: Path) -> list[tarfile.TarInfo]:
                 entries.append(entry)
             end = archive.offset  # where tarfile saw no further member, be it the end, or damage
     except (tarfile.TarError, EOFError, ValueError, IndexError, OverflowError, OSError) as error:
-        raise ValueError(f"{shard} is no tar file that can be read: {' '.join(str(error).split())[:200]}") from None
+        raise ValueError(f"{shard} is no tar file that can be read: {one_line(error)}") from None
     _check_end(shard, end)
     return entries
 

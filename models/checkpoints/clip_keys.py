@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from diffusion.messages import brief
 from models.checkpoints.diffusers_configs import TEXT_SETTINGS, check_settings
 from models.checkpoints.table import Form, Layout
 from models.checkpoints.unet_keys import Shapes, beginnings, count
@@ -90,7 +91,7 @@ def said_blocks(there: int, said: Any) -> int:
     if said is None:
         return there
     if type(said) is not int or not 0 < said <= there:
-        raise ValueError(f"config.json says {said!r:.40} blocks, and the file holds {there}")
+        raise ValueError(f"config.json says {brief(said)} blocks, and the file holds {there}")
     return said
 
 

@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from diffusion.spec import brief, check_mapping, check_type, make_params
+from diffusion.messages import brief
+from diffusion.spec import check_mapping, check_type, make_params
 from models.checkpoints import diffusers_configs
 from models.checkpoints.parts import Part
 from models.files import replacing, write_json
@@ -68,7 +69,7 @@ def _vocabulary(folder: Path, whole: Path) -> Vocabulary:
     """As transformers puts it together: tokenizer.json goes before vocab.json, and the configuration before what older versions wrote."""
     config = _object(folder / CONFIG)
     if (kind := config.get("tokenizer_class")) not in (None, *CLASSES):
-        raise ValueError(f"{CONFIG} says tokenizer_class={kind!r:.80}, and the text encoders here read the tokens of a CLIPTokenizer")
+        raise ValueError(f"{CONFIG} says tokenizer_class={brief(kind)}, and the text encoders here read the tokens of a CLIPTokenizer")
     length = config.get("model_max_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, (int, float))):  # 1e30 may be there as a whole number
         raise ValueError(f"model_max_length in {CONFIG} must be a number, not {brief(length)}")
@@ -140,7 +141,7 @@ def _pair(merge: Any) -> tuple[str, str]:
     """A merge, ["a", "b"] or, as older versions write it, "a b"."""
     pair = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-        raise ValueError(f"its merges are damaged: {merge!r:.80} is not a pair of tokens")
+        raise ValueError(f"its merges are damaged: {brief(merge)} is not a pair of tokens")
     return pair[0], pair[1]
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from diffusion.betas import MOST_STEPS
-from diffusion.spec import brief, check_mapping, check_names, lookup, make_params
+from diffusion.messages import brief
+from diffusion.spec import check_mapping, check_names, lookup, make_params
 from models.checkpoints import native
 from models.checkpoints.diffusers_configs import (
     FAMILY_KEY,
@@ -337,7 +338,7 @@ def _flow_grid(found: Findings, base: str) -> dict[str, Any]:
         check_settings(config, FLOW_SETTINGS)
     except ValueError as error:
         raise ValueError(f"{where}: of its scheduler's, {error}") from None
-    if other := [f"{name}={config[name]!r:.40}" for name, value in FLOW_TIMES.items() if config.get(name, value) != value]:
+    if other := [f"{name}={brief(config[name])}" for name, value in FLOW_TIMES.items() if config.get(name, value) != value]:
         found.notes.append(f"its scheduler's {', '.join(other).removeprefix('_')} is not used: times are the family's, and their shift")
     flow = str(config.get("_class_name")).startswith("FlowMatch")
     if config.get("use_dynamic_shifting") and (flow or config.get("use_flow_sigmas")):

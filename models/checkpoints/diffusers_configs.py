@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from diffusion.messages import brief
 from diffusion.schedule import SCHEDULES
-from diffusion.spec import brief
 from models.clip import CLIPTextParams
 from models.flux import FluxParams
 from models.model import Model

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from diffusion.messages import brief
 from models.checkpoints.stored import TensorFile
 
 FOREIGN = {
@@ -47,7 +48,7 @@ def check_packing(file: TensorFile, hints: Mapping[str, Any]) -> None:
             raise ValueError(f"{file.path} holds {found}: its weights are packed by {what}, {remedy}")
     config = hints.get("quantization_config")
     if isinstance(config, Mapping):
-        raise ValueError(f"{file.path} is packed by {config.get('quant_method')!s:.40}, as its config.json says, {remedy}")
+        raise ValueError(f"{file.path} is packed by {brief(config.get('quant_method'))}, as its config.json says, {remedy}")
 
 
 def known(keys: Iterable[str]) -> str | None:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.checkpoints.stored import DTYPES, LARGEST_HEADER, LARGEST_SIZE, Pages, Region, Stored, TensorFile, check_name, first_line
+from diffusion.messages import brief, first_line
+from models.checkpoints.stored import DTYPES, LARGEST_HEADER, LARGEST_SIZE, Pages, Region, Stored, TensorFile, check_name
 from models.packed import BLOCKS, CHUNK, unpack_blocks
 
 MOST_READS = 2**19  # numbers and texts in a header: T5's vocabulary is 130,000 of them, which takes a second
@@ -80,7 +81,7 @@ def open_gguf(path: Path) -> TensorFile:
         header = reader(path)
         metadata = {name: field.contents() for name, field in header.fields.items() if not name.startswith("GGUF.")}
     except Exception as error:  # a damaged file may provoke any
-        raise ValueError(f"{path} cannot be read: {first_line(str(error))}") from None
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from None
     if (pieces := metadata.get("split.count", 1)) != 1:
         raise ValueError(f"{path} is one of {pieces} pieces: make one file of them, with llama-gguf-split --merge")
     entries = [_checked(path, *described) for described in header.described]
@@ -124,7 +125,7 @@ def _reader() -> type[Any]:
 def _checked(path: Path, key: str, shape: tuple[int, ...], kind: str, start: int) -> _Entry:
     check_name(path, key)
     if len(shape) > 8 or not all(n < LARGEST_SIZE for n in (*shape, start)):
-        raise ValueError(f"{path} is damaged: {key} has no possible shape {list(shape)!s:.80} or place {start:,}")
+        raise ValueError(f"{path} is damaged: {key} has no possible shape {brief(list(shape))} or place {start:,}")
     if kind not in DTYPES and kind not in BLOCKS:
         raise ValueError(f"{path} cannot be read: {key} has the type {kind}; take a file of one of {', '.join(BLOCKS)}")
     if kind in BLOCKS and (not shape or shape[-1] % BLOCKS[kind].values):
@@ -155,5 +156,5 @@ def _stored(path: Path, entry: _Entry, pages: Pages, metadata: Mapping[str, Any]
 def _original_shape(path: Path, entry: _Entry, metadata: Mapping[str, Any]) -> tuple[int, ...]:
     shape = metadata.get(ORIGINAL_SHAPE + entry.key, list(entry.shape))
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) != math.prod(entry.shape):
-        raise ValueError(f"{path} is damaged: {entry.key} of shape {list(entry.shape)} cannot have been {shape!s:.80}")
+        raise ValueError(f"{path} is damaged: {entry.key} of shape {list(entry.shape)} cannot have been {brief(shape)}")
     return tuple(shape)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffusion.messages import brief
 from diffusion.spec import check_type
 from models.checkpoints import native
 from models.checkpoints.blank import BlankWithin
@@ -122,7 +123,7 @@ def _checked(paths: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
         raise ValueError("load what? Give at least one file or folder")
     for path in paths:
         if not isinstance(path, (str, Path)):
-            raise ValueError(f"paths are given one by one, models.load(*paths), and not as {path!r:.80}")
+            raise ValueError(f"paths are given one by one, models.load(*paths), and not as {brief(path)}")
     places = list(dict.fromkeys(map(Path, paths)))
     for path in places:
         if not path.exists():

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.checkpoints.stored import MOST_TENSORS, Stored, TensorFile, check_name, first_line
+from diffusion.messages import first_line
+from models.checkpoints.stored import MOST_TENSORS, Stored, TensorFile, check_name
 
 WRAPPERS = ("state_dict", "model", "module")  # what pickles of trainers hold their tensors under
 
@@ -69,7 +70,7 @@ def open_pickle(path: Path) -> TensorFile:
         reason = f"it asks for {asked[1]}" if asked else first_line(str(error).split("WeightsUnpickler error: ")[-1])
         raise ValueError(f"{path} is no plain file of weights, and nothing in it was run ({reason}); use its safetensors version") from None
     except Exception as error:  # a damaged pickle may provoke any
-        raise ValueError(f"{path} is damaged or no file of weights ({first_line(str(error))})") from None
+        raise ValueError(f"{path} is damaged or no file of weights ({first_line(error)})") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
     state = next((content[key] for key in WRAPPERS if isinstance(content.get(key), (Mapping, list))), content)

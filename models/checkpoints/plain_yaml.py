@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from diffusion.messages import one_line
+
 LARGEST = 2**13  # characters; published configurations have 2 kB
 MOST_EVENTS, DEEPEST, MOST_BRACKETS = 800, 16, 100  # and 300 values or ends of mappings, 8 levels, 20 brackets
 WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
@@ -27,7 +29,7 @@ def read(text: str) -> Any:
         events = _bounded(yaml.parse(text, Loader=yaml.SafeLoader))
         return _value(next(events), events) if isinstance(next(events), yaml.DocumentStartEvent) else None
     except (yaml.YAMLError, OverflowError) as error:  # the latter for "\\UFFFFFFFF"
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(one_line(error)) from None
 
 
 def _bounded(events: Iterator[Any]) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from diffusion.messages import brief
 from models.checkpoints.stored import DTYPES, LARGEST_HEADER, LARGEST_SIZE, MOST_TENSORS, Pages, Region, Stored, TensorFile, check_name
 
 
@@ -76,7 +77,7 @@ def _check_entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[i
     if not isinstance(name, str) or name not in DTYPES:
         raise ValueError(f"{path} cannot be read: {key} has the dtype {name!r}; known are {', '.join(DTYPES)}")
     if not all(type(n) is int and 0 <= n < LARGEST_SIZE for n in (*shape, first, last)) or len(shape) > 8:
-        raise ValueError(f"{path} is damaged: {key} has no possible shape {list(shape)!s:.80} or place {[first, last]!s:.80}")
+        raise ValueError(f"{path} is damaged: {key} has no possible shape {brief(list(shape))} or place {brief([first, last])}")
     if last - first != math.prod(shape) * DTYPES[name].itemsize:
         raise ValueError(f"{path} is damaged: {key}, {name} of shape {list(shape)}, does not fill its {last - first:,} bytes")
     return DTYPES[name], shape, first, last

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from diffusion.messages import brief, first_line
 from models.packed import Packed
 
 DTYPES = {
@@ -116,7 +117,7 @@ class Pages:
         try:
             return cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(self.path), False, self.size))
         except RuntimeError as error:
-            reason = first_line(str(error))
+            reason = first_line(error)
             raise ValueError(f"{self.path} cannot be mapped ({reason}): has it changed since it was looked into?") from None
 
 
@@ -169,8 +170,4 @@ class Region(Stored):
 def check_name(path: Path, key: Any) -> None:
     """ValueError for a name that no message could show."""
     if not isinstance(key, str) or not key.isprintable() or len(key) > LONGEST_NAME:
-        raise ValueError(f"{path} is damaged: {key!r:.80} is no name of a tensor")
-
-
-def first_line(text: str) -> str:
-    return text.strip().split("\n")[0] or "it is damaged"
+        raise ValueError(f"{path} is damaged: {brief(key)} is no name of a tensor")

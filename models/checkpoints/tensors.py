@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from diffusion.messages import brief
 from models.checkpoints.safetensors_file import open_safetensors
 from models.checkpoints.stored import LARGEST_HEADER, TensorFile
 from models.files import read_json
@@ -80,7 +81,7 @@ def _open_shards(path: Path) -> TensorFile:
         for name in shards
         if Path(name).name != name or not name.isprintable() or len(name) > 200 or not name.endswith((*SAFETENSORS, *PICKLES))
     ]:
-        raise ValueError(f"{path} names the shard {odd[0]!r:.80}, which is no file of weights beside it")
+        raise ValueError(f"{path} names the shard {brief(odd[0])}, which is no file of weights beside it")
     if lost := [name for name in shards if not (path.parent / name).is_file()]:
         raise FileNotFoundError(f"{path} names the shard {lost[0]}, which is not there ({len(shards) - len(lost)} of {len(shards)} are)")
     opened = {name: open_tensors(path.parent / name) for name in shards}

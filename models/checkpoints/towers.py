@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from diffusion.messages import brief
 from diffusion.spec import check_type
 from models.checkpoints.clip_keys import LAYERS
 from models.checkpoints.clip_vocabulary import find_clip_tokenizer
@@ -128,7 +129,7 @@ def _as_configured(recipe: TextParams, towers: Mapping[str, Part], tokenizers: M
         said, eos = towers[use.tower].hints.get("eos_token_id"), tokenizers[use.tower].eos if use.tower in tokenizers else EOS
         # With 2, as older configurations say, transformers takes the greatest id for the end of text: in OpenAI's vocabulary it is.
         if use.pooled and said not in (None, 2, eos):
-            raise ValueError(f"config.json of {use.tower} says eos_token_id={said!r:.40}, and its tokenizer ends texts with {eos}")
+            raise ValueError(f"config.json of {use.tower} says eos_token_id={brief(said)}, and its tokenizer ends texts with {eos}")
     params = replace(recipe, uses=uses, tokens=_chunk(recipe, tokenizers))
     index = found.pipeline_of(next(iter(towers.values()))).index
     if str(index.get("_class_name")).startswith("StableDiffusionXL"):

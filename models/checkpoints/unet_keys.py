@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from diffusion.spec import brief
+from diffusion.messages import brief
 from models.checkpoints.diffusers_configs import UNET_SETTINGS, check_settings
 from models.checkpoints.table import Layout
 from models.unet import UNetParams

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.betas import MOST_STEPS
+from diffusion.messages import brief, one_line
 from diffusion.schedule import build_schedule
-from diffusion.spec import brief, check_type
+from diffusion.spec import check_type
 from models.checkpoints.findings import Findings
 
 BETA_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "scaled_linear": "scaled_linear"}
@@ -37,7 +38,7 @@ def read_yaml_beside(file: Path, notes: list[str]) -> tuple[str, dict[str, Any]]
         notes.append(f"{what} is not used: to read it takes PyYAML")
         return what, {}
     except (ValueError, OSError) as error:
-        notes.append(f"{what} is not used: {' '.join(str(error).split())[:100]}")
+        notes.append(f"{what} is not used: {one_line(error)}")
         return what, {}
     for name, value in list(params.items()):
         try:

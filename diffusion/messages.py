@@ -1,0 +1,35 @@
+"""How error messages show what comes from outside: on one line, and cut where it is long."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Sequence
+from typing import Any
+
+MAX_LINE = 500  # characters
+
+_BRIEF = reprlib.Repr()  # what a file holds may be megabytes long, and nested deeply
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother, _BRIEF.maxlong = 3, 100, 100, 40
+_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 12
+
+
+def brief(value: Any) -> str:
+    """A value as Python writes it, on one line, with its long parts cut."""
+    return one_line(_BRIEF.repr(value))
+
+
+def brief_list(texts: Sequence[str], separator: str = ", ", most: int = 12) -> str:
+    """The first texts of a list, and how many there are besides."""
+    more = [f"and {len(texts) - most} more"] if len(texts) > most else []
+    return separator.join([*map(one_line, texts[:most]), *more])
+
+
+def one_line(text: object) -> str:
+    """A text or an error, on one line. An error without a message is shown by the name of its class."""
+    line = " ".join(str(text).split()) or (type(text).__name__ if isinstance(text, BaseException) else "")
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 4]} ..."
+
+
+def first_line(text: object) -> str:
+    """Only the first line of a text or an error, where a library adds advice or a stack below it."""
+    return one_line(str(text).strip().partition("\n")[0]) or one_line(text)
