@@ -119,9 +119,9 @@ def command_line(
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt as stop:
-        if not stop.args and os.environ.get("RANK", "0") == "0":  # otherwise it has been said what to do about it
-            print("stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # its message, if any, says how to go on
+        if os.environ.get("RANK", "0") == "0":
+            print(": ".join(["stopped", *map(str, stop.args)]), file=sys.stderr)
         sys.exit(130)
 
 

@@ -57,7 +57,7 @@ def run_all(
     runs   what is special about each, and its configuration
     after  is called with the configurations at the end, whatever failed; what it raises is said like the error of a run
 
-    Ctrl-C ends the sweep: `after` is called for what is there, and the KeyboardInterrupt goes on.
+    Ctrl-C ends the sweep: `after` is called for what is there, then KeyboardInterrupt is raised with a message that says how to go on.
     ValueError under torchrun: processes that failed at different runs could no longer speak to each other.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -67,8 +67,7 @@ def run_all(
         failed = _each(runs, main)
     except KeyboardInterrupt:
         _status("after all runs", lambda: after(configs))
-        print("stopped: called again, runs that are done are not repeated", file=sys.stderr, flush=True)
-        raise KeyboardInterrupt("said") from None
+        raise KeyboardInterrupt("called again, runs that are done are not repeated") from None
     for what in failed:
         print(f"failed: {what}", file=sys.stderr, flush=True)
     status = _status("after all runs", lambda: after(configs))

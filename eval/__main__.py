@@ -58,9 +58,7 @@ def _score(config: dict[str, Any]) -> int:
     try:
         written = scoring.run(config, lambda name, figure: print(f"{name:18s} {figure}", flush=True))
     except KeyboardInterrupt:
-        if _leads():
-            print("stopped: called again it goes on from there", file=sys.stderr, flush=True)
-        raise KeyboardInterrupt("said") from None
+        raise KeyboardInterrupt("called again it goes on from there") from None
     if written is not None:
         print(*(f"note: {note}" for note in written.result.notes), sep="\n", end="\n" * bool(written.result.notes))
         print(f"result{'' if written.new else ', which was there already'}: {written.path.resolve()}")
