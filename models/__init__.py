@@ -1,7 +1,8 @@
 """Networks, and `build`, `load`, `save`, `download`: descriptions and files to models and back."""
 
+from typing import TYPE_CHECKING
+
 import diffusion.starting  # noqa: F401
-from models.checkpoints import load, save
 from models.clip import CLIPText, CLIPTextParams
 from models.conditioning import check_labels
 from models.dit import DiT, DiTParams
@@ -19,6 +20,20 @@ from models.taesd import TAESD, TAESDParams
 from models.text import TextCondition, TextEncoder
 from models.unet import UNet, UNetParams
 from models.vae import VAE, VAEParams
+
+if TYPE_CHECKING:
+    from models.checkpoints.load import load
+    from models.checkpoints.save import save
+else:
+
+    def __getattr__(name: str) -> object:
+        """`load` and `save`, imported at their first use: every format of files is a third of all that is imported here."""
+        if name not in {"load", "save"}:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from models import checkpoints
+
+        return getattr(checkpoints, name)
+
 
 __all__ = [
     "EMA",

@@ -9,7 +9,6 @@ a model that has one of its own too: contexts of two towers stand side by side, 
 from __future__ import annotations
 
 import gzip
-import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
@@ -230,6 +229,8 @@ def _bytes(token: str) -> bytes:
 
 def _cleaned(text: str) -> str:
     """As CLIP's training texts were."""
+    import html  # with its table of 2,231 names, which few texts hold
+
     try:
         import ftfy
     except ImportError as error:

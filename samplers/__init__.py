@@ -1,5 +1,7 @@
 """Solvers, one per file; `sample`, which runs any of them by name; `generate`, prompts to images."""
 
+from typing import TYPE_CHECKING
+
 import diffusion.starting  # noqa: F401
 from samplers.consistency import consistency
 from samplers.ddim import ddim
@@ -19,12 +21,24 @@ from samplers.heun import heun
 from samplers.image_to_image import image_to_image
 from samplers.invert import invert
 from samplers.likelihood import log_likelihood
-from samplers.pictures import read_image, read_mask, to_pil
 from samplers.rk4 import rk4
 from samplers.sample import SAMPLERS, network_calls, sample
 from samplers.sit_sde import sit_sde
 from samplers.solver import Solver, Step
 from samplers.unipc import unipc
+
+if TYPE_CHECKING:
+    from samplers.pictures import read_image, read_mask, to_pil
+else:
+
+    def __getattr__(name: str) -> object:
+        """`read_image`, `read_mask` and `to_pil`, imported with Pillow at their first use."""
+        if name not in {"read_image", "read_mask", "to_pil"}:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from samplers import pictures
+
+        return getattr(pictures, name)
+
 
 __all__ = [
     "SAMPLERS",

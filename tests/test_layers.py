@@ -126,9 +126,21 @@ for name in {OPTIONAL!r}:  # the stubs do stand in the way
 
 
 def test_importing_reads_no_format_that_is_not_opened() -> None:
-    """`import diffusion, models, samplers` leaves out packages of other programs, and the formats that only some files are in."""
-    heavy = [*(name for name in OPTIONAL if name != "PIL"), "hydra", "pandas", "train", "eval", "configs"]
-    heavy += [f"models.checkpoints.{name}" for name in ("gguf_file", "pickle_file", "single_file", "diffusers_folder")]
-    script = f"import sys, diffusion, models, samplers; print([name for name in {heavy!r} if name in sys.modules])"
+    """`import diffusion, models, samplers` leaves out other programs, files and pictures; `load`, formats that only some files are in."""
+    heavy = [*OPTIONAL, "hydra", "pandas", "html", "train", "eval", "configs", "models.checkpoints", "samplers.pictures"]
+    formats = [f"models.checkpoints.{name}" for name in ("gguf_file", "pickle_file", "single_file", "diffusers_folder")]
+    script = f"""
+import sys, diffusion, models, samplers
+print([name for name in {heavy!r} if name in sys.modules])
+models.load, models.save, samplers.read_image, samplers.read_mask, samplers.to_pil
+print([name for name in {formats!r} if name in sys.modules])
+from models import *
+from samplers import *
+print(load is models.load, save is models.save, to_pil is samplers.to_pil)
+try:
+    models.lode
+except AttributeError as error:
+    print(error)
+"""
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert (found.stdout, found.stderr) == ("[]\n", "")
+    assert (found.stdout, found.stderr) == ("[]\n[]\nTrue True True\nmodule 'models' has no attribute 'lode'\n", "")
