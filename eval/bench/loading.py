@@ -204,10 +204,7 @@ def _measure(load: Callable[[], list[nn.Module]]) -> None:
     print(json.dumps({"memory": peak_resident(timed), **seconds}))
 
 
+SIDES: dict[str, Callable[..., None]] = {"make": make, "ours": ours, "theirs": theirs}
+
 if __name__ == "__main__":
-    if sys.argv[1] == "make":
-        make(*sys.argv[2:])
-    elif sys.argv[1] == "ours":
-        ours(*sys.argv[2:])
-    else:
-        theirs(*sys.argv[2:])
+    SIDES[sys.argv[1]](*sys.argv[2:])

@@ -21,6 +21,8 @@ from eval.bench.pairs import PAIRS, Pair
 from eval.bench.record import DTYPES, write_bench
 from models.device import find_device
 
+MATRIX = 2048  # rows and columns of the plain product that a step's rate of arithmetic is compared with
+
 
 @dataclass(frozen=True)
 class BenchParams:
@@ -53,7 +55,7 @@ class Timing:
     """Seconds per step, medians over rounds, and the median of the rounds' ratios.
 
     speedup     theirs over ours: above 1 where ours is faster
-    share       our rate of arithmetic over that of a plain product of 2048 x 2048 matrices of the same dtype in the same rounds
+    share       our rate of arithmetic over that of a plain product of MATRIX x MATRIX matrices of the same dtype in the same rounds
     memory, their_memory  bytes that a step needs besides the weights, at its peak; NaN where the system does not tell
     """
 
@@ -80,10 +82,10 @@ def measure(params: BenchParams, dtype: str, device: torch.device) -> Timing:
     """Both networks in one dtype."""
     steps = [_ours(params, DTYPES[dtype], device), _theirs(params, DTYPES[dtype], device)]
     memory = [_peak_memory(step, device) for step in steps]  # which warms up, too, and compiles
-    matrix = torch.randn(2048, 2048, device=device).to(DTYPES[dtype])
+    matrix = torch.randn(MATRIX, MATRIX, device=device).to(DTYPES[dtype])
     rounds = [[_seconds(call, device) for call in (*steps, lambda: matrix @ matrix)] for _ in range(params.rounds)]
     ours, theirs, _ = (statistics.median(column) for column in zip(*rounds, strict=True))
-    work = flops(params) / (2 * 2048**3)
+    work = flops(params) / (2 * MATRIX**3)
     return Timing(
         dtype,
         ours,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import sys
@@ -22,8 +24,23 @@ def settings(out: Path, **changes: Any) -> dict[str, Any]:
     return {**config, "out": str(out), "progress": False, "miniature": True, "rounds": 1, "folder": str(out.parent), **changes}
 
 
-def test_times_both_and_writes(tmp_path: Path) -> None:
-    """A row per dtype, with both times, their ratio and the memory; the file itself is gone again."""
+def test_times_both_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row per dtype, with both times, their ratio and the memory; the file itself is gone again.
+
+    Our first load has a process of its own as every one does outside this test; of the others each would import diffusers anew.
+    """
+    alone = loading._process
+    calls: list[tuple[str, ...]] = []
+
+    def process(side: str, *arguments: str) -> str:
+        calls.append((side, *arguments[2:]))
+        if side == "ours" and sum(call[0] == "ours" for call in calls) == 1:
+            return alone(side, *arguments)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            loading.SIDES[side](*arguments)
+        return said.getvalue()
+
+    monkeypatch.setattr(loading, "_process", process)
     timings = loading.run(settings(tmp_path / "out", family="sd1"))
     assert [t.dtype for t in timings] == ["default", "fp16"]
     for t in timings:
@@ -38,6 +55,7 @@ def test_times_both_and_writes(tmp_path: Path) -> None:
     assert written["settings"]["family"] == "sd1"
     assert written["bytes"] > 100_000
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert calls == [("make", "fp16", "True"), *((side, dtype) for dtype in ("default", "fp16") for side in ("ours", "theirs"))]
 
 
 def test_both_sides_hold_the_same(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_arithmetic_of_a_published_step() -> None:
 def test_times_both_and_writes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row per dtype, with both times, their ratio and the memory."""
     monkeypatch.setitem(PAIRS, name, SMALL[name])
+    monkeypatch.setattr(networks, "MATRIX", 64)
     timings = networks.run(settings(tmp_path, rounds=1, size=16, network=name))
     assert [t.dtype for t in timings] == ["fp32", "bf16"]
     for t in timings:
