@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-MOST_STEPS = 100_000  # published tables have 1000
+MAX_TRAINING_STEPS = 100_000  # noise levels that a model is trained on; published ones have 1000
 
 
 def linear(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> Tensor:
@@ -50,6 +50,6 @@ def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
 
 def _line(start: float, end: float, steps: int, more: int = 0) -> Tensor:
     """A number per step, and `more`, equally spaced with both ends."""
-    if not 2 <= steps <= MOST_STEPS:
-        raise ValueError(f"a table of betas needs 2 to {MOST_STEPS:,} steps, not {steps:,}")
+    if not 2 <= steps <= MAX_TRAINING_STEPS:
+        raise ValueError(f"a table of betas needs 2 to {MAX_TRAINING_STEPS:,} steps, not {steps:,}")
     return torch.linspace(start, end, steps + more, dtype=torch.float64, device="cpu")

@@ -25,8 +25,9 @@ def brief_list(texts: Sequence[str], separator: str = ", ", most: int = 12) -> s
 
 
 def one_line(text: object) -> str:
-    """A text or an error, on one line. An error without a message is shown by the name of its class."""
-    line = " ".join(str(text).split()) or (type(text).__name__ if isinstance(text, BaseException) else "")
+    """A text or an error on one line, without control characters. An error without a message is shown by the name of its class."""
+    printable = "".join(c if c.isprintable() else " " for c in str(text))
+    line = " ".join(printable.split()) or (type(text).__name__ if isinstance(text, BaseException) else "")
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 4]} ..."
 
 

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.betas import MAX_TRAINING_STEPS
 from diffusion.quantile import beta_quantile
 from diffusion.schedule import Schedule
 from diffusion.spec import lookup
 
-MOST_TAUGHT = 100_000  # times that a model may have been distilled on
-LEAST_STRIDE = 1e-6  # of turbo spacing, as a share of the schedule's time
+MIN_STRIDE = 1e-6  # of turbo spacing, as a share of the schedule's time
 RHO = (0.01, 1000.0)  # of karras spacing: (sigma/alpha)^(1/rho) is a float at one end, and not yet the same for all noise at the other
-LEAST_SHAPE = 0.001  # of a Beta distribution: below, quantiles are 0 and 1 alone
-MOST_MU = 10.0  # of mu_shift: a shift by e^10; published ones have up to 1.15
+MIN_SHAPE = 0.001  # of a Beta distribution: below, quantiles are 0 and 1 alone
+MAX_MU = 10.0  # of mu_shift: a shift by e^10; published ones have up to 1.15
 
 
 # Even in t -------------------------------------------------------------------------------------------------------------
@@ -90,8 +90,8 @@ def lcm(schedule: Schedule, steps: int, t_start: float, t_end: float, taught: in
     """
     if t_end != schedule.t_min:
         raise ValueError("lcm spacing always ends one step above data: leave t_end out")
-    if not 1 <= taught <= MOST_TAUGHT:
-        raise ValueError(f"taught of lcm spacing must be 1 to {MOST_TAUGHT}, not {taught}")
+    if not 1 <= taught <= MAX_TRAINING_STEPS:
+        raise ValueError(f"taught of lcm spacing must be 1 to {MAX_TRAINING_STEPS}, not {taught}")
     span, most = schedule.t_max - schedule.t_data, _lcm_room(schedule, t_start, t_end, taught)
     if steps > most:
         raise ValueError(f"lcm spacing has {most} times to choose from: take at most so many steps, or a greater taught=..., not {steps}")
@@ -108,8 +108,8 @@ def turbo(schedule: Schedule, steps: int, t_start: float, t_end: float, stride: 
 
     For networks distilled adversarially (Sauer et al. 2023: SD-Turbo and SDXL-Turbo at 999, 899, 799, 699 of 1000 rows).
     """
-    if not LEAST_STRIDE <= stride <= 1:
-        raise ValueError(f"stride of turbo spacing must lie in [{LEAST_STRIDE:g}, 1], a share of the schedule's time, not {stride:g}")
+    if not MIN_STRIDE <= stride <= 1:
+        raise ValueError(f"stride of turbo spacing must lie in [{MIN_STRIDE:g}, 1], a share of the schedule's time, not {stride:g}")
     t = t_start - stride * (schedule.t_max - schedule.t_data) * torch.arange(steps, dtype=torch.float64, device="cpu")
     if t[-1] < t_end or float(schedule.sigma(max(float(t[-1]), t_end))) == 0:
         raise ValueError(f"turbo spacing of {steps} steps with stride={stride:g} ends at t={t[-1]:g}: it must stay above data, {t_end:g}")
@@ -146,8 +146,8 @@ def beta(schedule: Schedule, steps: int, t_start: float, t_end: float, alpha: fl
     Shapes below 1 crowd the steps at both ends, alpha < 1 near data and beta < 1 near noise; alpha = beta = 1 is sgm_uniform. Both lie
     in [0.001, 100]. On a table, whole=True gives ComfyUI's rows; a row that would come twice, which it drops, is an error here.
     """
-    if not (LEAST_SHAPE <= alpha <= 100 and LEAST_SHAPE <= beta <= 100):
-        raise ValueError(f"alpha and beta of beta spacing must lie in [{LEAST_SHAPE:g}, 100], not {alpha:g} and {beta:g}")
+    if not (MIN_SHAPE <= alpha <= 100 and MIN_SHAPE <= beta <= 100):
+        raise ValueError(f"alpha and beta of beta spacing must lie in [{MIN_SHAPE:g}, 100], not {alpha:g} and {beta:g}")
     return t_end + (t_start - t_end) * beta_quantile(_line(1, 0, steps + 1)[:-1], alpha, beta)
 
 
@@ -221,8 +221,8 @@ def mu_shift(schedule: Schedule, steps: int, t_start: float, t_end: float, mu: f
     if tokens < 1:
         raise ValueError(f"tokens of mu_shift spacing, those of an image, must be at least 1, not {tokens}")
     mu = flux_mu(tokens) if mu is None else mu
-    if not -MOST_MU <= mu <= MOST_MU:
-        raise ValueError(f"mu_shift multiplies sigma/alpha by e^mu, and mu must lie in [-{MOST_MU:g}, {MOST_MU:g}], not {mu:g}")
+    if not -MAX_MU <= mu <= MAX_MU:
+        raise ValueError(f"mu_shift multiplies sigma/alpha by e^mu, and mu must lie in [-{MAX_MU:g}, {MAX_MU:g}], not {mu:g}")
     return schedule.shift_t(linspace(schedule, steps, t_start, t_end), math.exp(mu))
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from diffusion.messages import one_line
 from diffusion.spec import check_names, make_params
 from eval.features.extractor import Identity
-from eval.images.npz import LARGEST, array_names, damage_said, is_npy, read_array
+from eval.images.npz import MAX_ARRAY, array_names, damage_said, is_npy, read_array
 from eval.metrics.moments import Moments
 from models.files import replacing, sha256_of_file
 
-MOST = 2**53  # pictures: float64 counts up to there
+MAX_PICTURES = 2**53  # float64 counts no further
 FORMAT = "reference statistics 1"
 FOREIGN = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # what pytorch-fid and, with the second, ADM call what we call
 
@@ -161,7 +161,7 @@ def _read_ours(path: Path) -> Statistics:
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path} holds no reference statistics of ours: its format is {metadata.get('format')!r}, not {FORMAT!r}")
             for name in file.keys():  # noqa: SIM118  (no mapping)
-                if math.prod(shape := file.get_slice(name).get_shape()) * 8 > LARGEST:
+                if math.prod(shape := file.get_slice(name).get_shape()) * 8 > MAX_ARRAY:
                     raise ValueError(f"{path} says that {name} has the shape {tuple(shape)}: no features are as wide as that")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
@@ -171,7 +171,7 @@ def _read_ours(path: Path) -> Statistics:
     except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: what it says of its statistics cannot be read ({one_line(error)})") from None
     said = make_params(f"the description in {path}", _Said, content)
-    if not 2 <= said.n <= MOST:
+    if not 2 <= said.n <= MAX_PICTURES:
         raise ValueError(f"{path} says that its statistics are of n={said.n} pictures: they need at least 2")
     moments = {}
     for output in sorted(name.removesuffix(".mean") for name in tensors if name.endswith(".mean")):

@@ -38,8 +38,8 @@ T = TypeVar("T")
 Count = Callable[[int], object]  # told the number of bytes whenever some have come
 
 PATIENCE = 60.0  # seconds
-LEAST = 2**16  # bytes that have to come in that time
-LARGEST_ANSWER = 2**25  # bytes of what the hub says of a repository
+MIN_RECEIVED = 2**16  # bytes in that time; a server that sends fewer stalls
+MAX_ANSWER = 2**25  # bytes of the hub's description of a repository
 TRIES, PAUSE = 5, 1.0  # in a row without a byte, and the seconds between them
 
 
@@ -262,7 +262,7 @@ def _only_safetensors(model: Published, patience: float) -> str:
 
     address, answer = f"{constants.ENDPOINT}/api/models/{model.repo}/revision/{model.revision}", BytesIO()
     with _in_one_line(model, "the files"):
-        _within(patience, lambda count: _stream(address, answer, LARGEST_ANSWER, build_hf_headers(), count))
+        _within(patience, lambda count: _stream(address, answer, MAX_ANSWER, build_hf_headers(), count))
         try:
             found = [str(entry["rfilename"]) for entry in json.loads(answer.getvalue())["siblings"]]
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -371,7 +371,7 @@ def _within(patience: float, work: Callable[[Count], T]) -> T:
             before = came[0]
             if wait([done], timeout=patience).done:
                 return done.result()
-            if came[0] - before < LEAST:
+            if came[0] - before < MIN_RECEIVED:
                 raise OSError(
                     f"the server stalls: {came[0] - before:,} bytes came in {patience:g} seconds; try again, or with more patience"
                 )

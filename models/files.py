@@ -18,7 +18,7 @@ from typing import Any
 if sys.platform != "win32":
     import fcntl
 
-LARGEST_JSON = 2**24  # bytes, of configurations, indices and results
+MAX_JSON = 2**24  # bytes, of configurations, indices and results
 _UMASK = os.umask(0)  # reading it sets it, so this is done once, before there are threads
 os.umask(_UMASK)
 
@@ -176,8 +176,8 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
 def read_json(path: str | Path) -> dict[str, Any]:
     """One object. ValueError that names the file where it holds none."""
     try:
-        if (size := Path(path).stat().st_size) > LARGEST_JSON:
-            raise ValueError(f"it has {size:,} bytes, and no such file has more than {LARGEST_JSON:,}")
+        if (size := Path(path).stat().st_size) > MAX_JSON:
+            raise ValueError(f"it has {size:,} bytes, and no such file has more than {MAX_JSON:,}")
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

@@ -86,8 +86,8 @@ PARTS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "preview": (TAESD, TAESDParams),
 }
 REMEDY = "make it with models.build({...}), of a network in models.model.NETWORKS"
-MOST_PIXELS = 4096  # of a sample's sides, and its channels
-MOST_SAMPLING_STEPS = 10_000
+MAX_SIDE = 4096  # pixels or latents along a side of a sample, and its channels
+MAX_SAMPLING_STEPS = 10_000
 FOLDERS = {"backbone": "network"}  # under which name a part's tensors stand in a file, where it is not its own
 
 
@@ -297,7 +297,7 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
         parts: dict[str, Any] = {
             name: part(make_params(name, params, spec[name])) for name, (part, params) in PARTS.items() if name in spec
         }
-    if "shape" in spec and not spec["shape"][0] <= (channels := getattr(getattr(network, "params", None), "in_channels", MOST_PIXELS)):
+    if "shape" in spec and not spec["shape"][0] <= (channels := getattr(getattr(network, "params", None), "in_channels", MAX_SIDE)):
         raise ValueError(f"shape says that samples have {spec['shape'][0]} channels, and the network takes {channels}")
     if "classes" in spec and len(spec["classes"]) != (count := getattr(getattr(network, "params", None), "num_classes", None)):
         raise ValueError(f"classes names {len(spec['classes'])} classes, and the network has num_classes={count}")
@@ -311,8 +311,8 @@ def _check_extras(spec: Mapping[str, Any]) -> None:
     """ValueError where what a description says of samples and sampling cannot be: now, and not when it hangs or fills the memory."""
     if "shape" in spec:
         check_type("shape", spec["shape"], tuple[int, int, int])
-        if not all(1 <= size <= MOST_PIXELS for size in spec["shape"]):
-            raise ValueError(f"shape holds sizes from 1 to {MOST_PIXELS:,}, not {brief(spec['shape'])}")
+        if not all(1 <= size <= MAX_SIDE for size in spec["shape"]):
+            raise ValueError(f"shape holds sizes from 1 to {MAX_SIDE:,}, not {brief(spec['shape'])}")
     check_type("family", spec.get("family", ""), str)
     check_type("classes", classes := spec.get("classes", []), list[str])
     if twice := [name for name, n in Counter(classes).items() if n > 1]:
@@ -324,8 +324,8 @@ def _check_extras(spec: Mapping[str, Any]) -> None:
     for name, kind in {"sampler": str, "steps": int, "guidance": float}.items():
         if name in sampling:
             check_type(f"sampling.{name}", sampling[name], kind)
-    if not 1 <= sampling.get("steps", 1) <= MOST_SAMPLING_STEPS:
-        raise ValueError(f"sampling.steps must be 1 to {MOST_SAMPLING_STEPS:,}, not {sampling['steps']:,}")
+    if not 1 <= sampling.get("steps", 1) <= MAX_SAMPLING_STEPS:
+        raise ValueError(f"sampling.steps must be 1 to {MAX_SAMPLING_STEPS:,}, not {sampling['steps']:,}")
 
 
 def takes_time_factor(network: Any) -> bool:

@@ -23,7 +23,10 @@ from models.products import Linear, emulated, widened
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 CHUNK = 2**18  # values unpacked at a time on a CPU: several passes over them, which its cache holds
 ROWS = 128  # that products take at a time on a GPU: pieces of a weight have a multiple of it
-LARGEST = {"cpu": 2**22, "cuda": 2**24}  # values unpacked at once, 16 or 64 MB: of a CPU's memory, as much as is kept for the next time
+MAX_UNPACKED = {
+    "cpu": 2**22,
+    "cuda": 2**24,
+}  # values at once, 16 or 64 MB: as much of a CPU's memory as is kept for the next time
 
 
 # Blocks ----------------------------------------------------------------------------------------------------------------
@@ -255,7 +258,7 @@ class PackedLinear(Linear):
 
     def wide(self, x: Tensor) -> Tensor:
         x = x.contiguous()  # see Linear
-        step = max(1, LARGEST.get(x.device.type, LARGEST["cuda"]) // self.in_features)
+        step = max(1, MAX_UNPACKED.get(x.device.type, MAX_UNPACKED["cuda"]) // self.in_features)
         step -= step % ROWS if step > ROWS else 0
         parts = [self._product(x, start, start + step) for start in range(0, self.out_features, step)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

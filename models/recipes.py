@@ -12,7 +12,7 @@ from models.t5 import T5_XXL, T5Params
 from models.tokenizer import EOS
 
 NUMBER_DIM = 256  # sinusoids per number (Podell et al. 2023, section 2.2)
-LONGEST_T5 = 4096  # rows of context; families have 256 and 512
+MAX_T5_LENGTH = 4096  # rows of context; families have 256 and 512
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TextParams:
         check_names("rule for null", [self.null], ["empty", "zeros"])
         check_names("tower", [use.tower for use in self.uses], self.towers)
         check_at_least_one(self, "t5_length", "width", "tokens")
-        check_range(self, "t5_length", most=LONGEST_T5)
+        check_range(self, "t5_length", most=MAX_T5_LENGTH)
         if not self.uses:
             raise ValueError("a text encoder needs at least one use of a tower")
         if "t5" in self.towers:

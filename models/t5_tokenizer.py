@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.spec import check_type
-from models.tokenizer_json import LARGEST_FILE, MOST_TOKENS, check_charsmap, check_pieces, checked_unigram, parse
+from models.tokenizer import MAX_TOKENS
+from models.tokenizer_json import MAX_FILE, check_charsmap, check_pieces, checked_unigram, parse
 from models.tokenizer_library import guarded, library
 
 PAD, EOS, UNK = 0, 1, 2
@@ -32,8 +33,8 @@ class T5Tokenizer:
     @classmethod
     def open(cls, path: str | Path) -> T5Tokenizer:
         """From a `tokenizer.json` or a `spiece.model`, told apart by what is in it. ValueError for any other file."""
-        if (size := Path(path).stat().st_size) > LARGEST_FILE:
-            raise ValueError(f"{path} has {size:,} bytes, and no known tokenizer's has over {LARGEST_FILE:,}")
+        if (size := Path(path).stat().st_size) > MAX_FILE:
+            raise ValueError(f"{path} has {size:,} bytes, and no known tokenizer's has over {MAX_FILE:,}")
         data = Path(path).read_bytes()
         try:
             return cls.from_json(data.decode() if data.lstrip()[:1] == b"{" else _converted(data))
@@ -122,7 +123,7 @@ CHARSMAP, PREFIX, JOINED = 2, 3, 4  # of the normaliser: its table; "▁" before
 
 def _read_sentencepiece(data: bytes) -> tuple[list[tuple[str, float]], bytes]:
     """Pieces with their scores (log-probabilities), and the normaliser's table. ValueError for what is not a model like T5's."""
-    fields = list(islice(_fields(data), MOST_TOKENS))
+    fields = list(islice(_fields(data), MAX_TOKENS))
     pieces = [_piece(value) for number, value in fields if number == PIECES]
     trainer, normalizer = (
         {inner: content for number, value in fields if number == which for inner, content in _fields(value)}

@@ -25,7 +25,7 @@ from models.t5_tokenizer import PAD as T5_PAD
 from models.t5_tokenizer import T5Tokenizer
 from models.tokenizer import EOS, CLIPTokenizer, openai_tokenizer, uncleaned_tokenizer
 
-HEAVIEST = 100.0  # weight of a word, far beyond what a network can make sense of
+MAX_WEIGHT = 100.0  # of a word; people use up to 2
 LEFT_OUT = "text encoders left out"  # how the note begins that says why there is no text, though some of its encoders are there
 
 Numbers = Mapping[str, float | Sequence[float]]
@@ -277,15 +277,15 @@ class TextEncoder(nn.Module):
 
 
 def _pieces(prompts: Sequence[str], weighted: bool) -> list[list[Piece]]:
-    """Every prompt in pieces with their weights. ValueError for a weight beyond HEAVIEST."""
+    """Every prompt in pieces with their weights. ValueError for a weight beyond MAX_WEIGHT."""
     check_type("prompts", prompts, Sequence[str])
     if not len(prompts):
         raise ValueError("there is no prompt: give at least one, [''] for none")
     pieces = [parse_prompt(prompt) if weighted else [(prompt, 1.0)] for prompt in prompts]
     for prompt, parts in zip(prompts, pieces, strict=True):
         heaviest = max((weight for _, weight in parts), key=abs, default=0.0)
-        if abs(heaviest) > HEAVIEST:
-            raise ValueError(f"words weigh up to {HEAVIEST:g} times the usual, not {heaviest:g}, in the prompt {brief(prompt)}")
+        if abs(heaviest) > MAX_WEIGHT:
+            raise ValueError(f"words weigh up to {MAX_WEIGHT:g} times the usual, not {heaviest:g}, in the prompt {brief(prompt)}")
     return pieces
 
 

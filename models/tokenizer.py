@@ -24,8 +24,9 @@ BOS, EOS = 49406, 49407  # begin and end of text, the last two of OpenAI's vocab
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"  # their names in published folders
 WORD_END = "</w>"  # how a token ends that ends a word
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-MOST_TOKENS, LONGEST_TOKEN = 1_000_000, 1000
-LONG_TEXT = 10_000  # characters, beyond any prompt
+MAX_TOKENS = 1_000_000  # CLIP has 49,408, T5 32,100
+MAX_TOKEN_LENGTH = 1000  # characters
+LONG_TEXT = 10_000  # characters, more than prompts have
 
 
 @dataclass(frozen=True)
@@ -243,8 +244,8 @@ def _cleaned(text: str) -> str:
 def check_table(tokens: Any) -> None:
     """ValueError unless this is a table of tokens: {"a": 0, ...}."""
     check_type("its table of tokens", tokens, dict)
-    if wrong := next((name for name, number in tokens.items() if type(number) is not int or not 0 <= number < MOST_TOKENS), None):
-        raise ValueError(f"its token {brief(wrong)} has the id {brief(tokens[wrong])}, and ids are whole numbers below {MOST_TOKENS:,}")
+    if wrong := next((name for name, number in tokens.items() if type(number) is not int or not 0 <= number < MAX_TOKENS), None):
+        raise ValueError(f"its token {brief(wrong)} has the id {brief(tokens[wrong])}, and ids are whole numbers below {MAX_TOKENS:,}")
     if len(set(tokens.values())) < len(tokens):
         raise ValueError("two of its tokens have the same id")
 
@@ -252,10 +253,10 @@ def check_table(tokens: Any) -> None:
 def _check(tokens: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Sequence[AddedToken]) -> None:
     """ValueError for a table that the library would not survive, or that says two things."""
     check_table(tokens)
-    if len(tokens) + len(added) > MOST_TOKENS or len(merges) > MOST_TOKENS:
-        raise ValueError(f"it has {len(tokens) + len(added):,} tokens and {len(merges):,} merges: known ones have up to {MOST_TOKENS:,}")
+    if len(tokens) + len(added) > MAX_TOKENS or len(merges) > MAX_TOKENS:
+        raise ValueError(f"it has {len(tokens) + len(added):,} tokens and {len(merges):,} merges: known ones have up to {MAX_TOKENS:,}")
     names = [*tokens, *(token.content for token in added)]
-    if wrong := next((name for name in names if len(name) > LONGEST_TOKEN), None):
-        raise ValueError(f"it has a token of {len(wrong):,} characters, and no known one has over {LONGEST_TOKEN:,}")
+    if wrong := next((name for name in names if len(name) > MAX_TOKEN_LENGTH), None):
+        raise ValueError(f"it has a token of {len(wrong):,} characters, and no known one has over {MAX_TOKEN_LENGTH:,}")
     if any(not token.content for token in added) or len({token.content for token in added}) < len(added):
         raise ValueError("one of its added words is empty, or stands there twice")

@@ -17,19 +17,20 @@ import numpy as np
 
 from diffusion.messages import brief
 from diffusion.spec import check_mapping, check_names, check_type
+from models.tokenizer import MAX_TOKENS
 
-LARGEST_FILE = 2**26  # bytes; T5's has 2.4 million
-MOST_TOKENS, LONGEST_TOKEN = 1_000_000, 200  # published T5s have 32,100, of up to 16 characters
-MOST_ADDED = 10_000
-MOST_STEPS = 8  # in a sequence
-LONGEST_REPLACEMENT = 100  # bytes that stand for one character in the table of a normaliser; 33 in T5's
+MAX_FILE = 2**26  # bytes; T5's has 2.4 million
+MAX_TOKEN_LENGTH = 200  # characters; published T5s have up to 16
+MAX_ADDED = 10_000  # added tokens; T5 has 100
+MAX_STEPS = 8  # of a sequence of normalizers or pre-tokenizers
+MAX_REPLACEMENT = 100  # bytes that a normaliser replaces one character by; T5's has up to 33
 REPLACED = (({"Regex": " {2,}"}, "▁"), ({"Regex": " {2,}"}, " "), ({"String": " "}, "▁"))  # blanks, the only pattern in these files
 
 
 def read_text(path: Path) -> str:
     """A file's text. ValueError for one that is too large to be a tokenizer's, or is no text."""
-    if (size := path.stat().st_size) > LARGEST_FILE:
-        raise ValueError(f"{path.name} has {size:,} bytes, and no known tokenizer's has over {LARGEST_FILE:,}")
+    if (size := path.stat().st_size) > MAX_FILE:
+        raise ValueError(f"{path.name} has {size:,} bytes, and no known tokenizer's has over {MAX_FILE:,}")
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
@@ -71,13 +72,13 @@ def check_pieces(pieces: Any) -> None:
     """ValueError unless these are pieces with their scores: [["a", -1.0], ...]."""
     if not isinstance(pieces, list):
         raise ValueError(f"it is damaged: {brief(pieces)} is not a list of pieces")
-    if len(pieces) > MOST_TOKENS:
-        raise ValueError(f"it has {len(pieces):,} pieces: known ones have up to {MOST_TOKENS:,}")
+    if len(pieces) > MAX_TOKENS:
+        raise ValueError(f"it has {len(pieces):,} pieces: known ones have up to {MAX_TOKENS:,}")
     for piece in pieces:
         if not isinstance(piece, (list, tuple)) or len(piece) != 2 or not isinstance(piece[0], str):
             raise ValueError(f"it is damaged: {brief(piece)} is not a piece with its score")
-        if not 0 < len(piece[0]) <= LONGEST_TOKEN:
-            raise ValueError(f"it has a piece of {len(piece[0]):,} characters: known ones have 1 to {LONGEST_TOKEN}")
+        if not 0 < len(piece[0]) <= MAX_TOKEN_LENGTH:
+            raise ValueError(f"it has a piece of {len(piece[0]):,} characters: known ones have 1 to {MAX_TOKEN_LENGTH}")
         if isinstance(piece[1], bool) or not isinstance(piece[1], (int, float)) or not abs(piece[1]) < 1e30:
             raise ValueError(f"it is damaged: the piece {brief(piece[0])} has the score {brief(piece[1])}")
 
@@ -91,8 +92,8 @@ def check_charsmap(table: bytes) -> None:
     if len(table) < 4 or size % 4 or not 0 < size <= len(table) - 4:
         raise ValueError("the table of its normaliser is damaged")
     units, texts = np.frombuffer(table[4 : 4 + size], dtype="<u4").astype(np.int64), table[4 + size :]
-    if (longest := max(map(len, texts.split(b"\0")), default=0)) > LONGEST_REPLACEMENT:
-        raise ValueError(f"its normaliser replaces characters by up to {longest:,} bytes: known ones by up to {LONGEST_REPLACEMENT}")
+    if (longest := max(map(len, texts.split(b"\0")), default=0)) > MAX_REPLACEMENT:
+        raise ValueError(f"its normaliser replaces characters by up to {longest:,} bytes: known ones by up to {MAX_REPLACEMENT}")
     values = _values(units)
     starts = np.frombuffer(b"\0" + texts, dtype=np.uint8)[: len(texts) + 1]
     if values.size and (values.max() >= len(texts) or (starts[values] != 0).any()):
@@ -136,8 +137,8 @@ def _checked_steps(slot: str, members: str, known: Mapping[str, Sequence[str]], 
         return _checked_step(slot, known, step)
     check_names(f"setting of its {slot}", step, ["type", members])
     check_type(f"{members} of its {slot}", step.get(members), list)
-    if len(step[members]) > MOST_STEPS:
-        raise ValueError(f"its {slot} has {len(step[members]):,} steps: known ones have up to {MOST_STEPS}")
+    if len(step[members]) > MAX_STEPS:
+        raise ValueError(f"its {slot} has {len(step[members]):,} steps: known ones have up to {MAX_STEPS}")
     kinds = [member.get("type") for member in step[members] if isinstance(member, dict)]
     if kinds.count("Precompiled") > 1:  # their replacements would multiply
         raise ValueError(f"its {slot} has {kinds.count('Precompiled')} steps 'Precompiled': known ones have one")
@@ -193,12 +194,12 @@ END_OF_TEXT = {
 
 def _checked_added(tokens: Any) -> list[Any]:
     check_type("its list of added tokens", tokens, list)
-    if len(tokens) > MOST_ADDED:
-        raise ValueError(f"it has {len(tokens):,} added tokens: known ones have up to {MOST_ADDED:,}")
+    if len(tokens) > MAX_ADDED:
+        raise ValueError(f"it has {len(tokens):,} added tokens: known ones have up to {MAX_ADDED:,}")
     for token in tokens:
         check_names("setting of an added token", check_mapping("an added token", token), ADDED)
         content, number = token.get("content"), token.get("id")
-        sound = isinstance(content, str) and 0 < len(content) <= LONGEST_TOKEN and type(number) is int and 0 <= number < MOST_TOKENS
+        sound = isinstance(content, str) and 0 < len(content) <= MAX_TOKEN_LENGTH and type(number) is int and 0 <= number < MAX_TOKENS
         if not sound:
-            raise ValueError(f"its added token {brief(content)} has the id {brief(number)}: ids are whole numbers below {MOST_TOKENS:,}")
+            raise ValueError(f"its added token {brief(content)} has the id {brief(number)}: ids are whole numbers below {MAX_TOKENS:,}")
     return list(tokens)

@@ -9,7 +9,7 @@ from os.path import exists, expanduser
 from pathlib import Path
 from typing import Any
 
-from diffusion.messages import brief
+from diffusion.messages import brief, one_line
 from diffusion.spec import check_at_least_one, check_names, check_type, make_params
 from samplers import run, text_to_image
 from samplers.pictures import open_picture, pixel_difference, read_settings
@@ -111,18 +111,13 @@ def _again(path: Path, changes: dict[str, Any]) -> tuple[Outcome, str]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors about what a picture says name the picture, in one line that is fit to be printed, however long or odd a text it holds."""
+    """Errors about what a picture says name the picture, on one line."""
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
         kind = next(kind for kind in (FileNotFoundError, OSError, FloatingPointError, ValueError) if isinstance(error, kind))
         text = str(error) if str(path) in str(error) else f"{path} cannot be drawn again: {error}"
-        raise kind(_printable(text)) from error
-
-
-def _printable(text: str) -> str:
-    """In one line, without control characters, and of no more than 500 characters."""
-    return "".join(c if c.isprintable() else " " for c in (text if len(text) <= 500 else f"{text[:497]}..."))
+        raise kind(one_line(text)) from error
 
 
 def _pinned(sha256: Mapping[str, str], changes: Mapping[str, Any]) -> dict[str, str]:
@@ -209,6 +204,6 @@ def _compared(path: Path, image: Path, there: Mapping[str, str]) -> str:
         for name in here
         if name not in ("command", "model") and there.get(name, here[name]) != here[name]
     ]
-    return _printable(
+    return one_line(
         f"not the same as {path}: it differs by up to {difference} of 255 ({'; '.join(changed) or 'nothing that is recorded has changed'})"
     )

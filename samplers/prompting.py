@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion.spec import check_names, check_type
 from models import Model, TextCondition, TextEncoder
 
-MOST_PIECES = 60  # that prompts of a batch are repeated to, so that all are equally long: a context as long as SD 1's images
+MAX_PIECES = 60  # of 75 tokens, to which prompts of a batch are repeated to become equally long: about the latents of an SD 1 image
 SCORE, NEGATIVE_SCORE = 6.0, 2.5  # of looks, out of 10: what SDXL's refiner is told of what to draw, and of what to lead away from
 
 
@@ -117,7 +117,7 @@ def conditions(model: Model, prompts: Prompts, numbers: Mapping[str, float], awa
 def _common_length(chunks: Collection[int]) -> int:
     """The length that prompts of so many chunks are repeated to. ValueError where it is far beyond the longest of them."""
     length, longest = math.lcm(*chunks), max(chunks)
-    if length > max(MOST_PIECES, longest):
+    if length > max(MAX_PIECES, longest):
         lengths = ", ".join(map(str, sorted(set(chunks))))
         raise ValueError(
             f"prompts of {lengths} pieces of 75 tokens in one batch would all be read as {length} pieces: draw those of a length together"

@@ -19,7 +19,7 @@ from train.data import covering, to_tensor
 from train.listing import Listing, describe, find_names, list_pictures, same_text
 
 METADATA = "metadata.jsonl"
-CAPTION, LIST = 2**20, 2**28  # bytes that the text of one caption may have, and a list of them
+MAX_CAPTION, MAX_LIST = 2**20, 2**28  # bytes of one caption's file, and of a list of captions
 
 
 class CaptionedImages:
@@ -95,7 +95,7 @@ def _stem(name: str) -> str:
 
 
 def _caption(folder: Path, name: str, texts: Sequence[str], listed: str | None) -> str | None:
-    found = [(Path(text).name, read_text(folder / text, CAPTION).strip()) for text in texts]
+    found = [(Path(text).name, read_text(folder / text, MAX_CAPTION).strip()) for text in texts]
     found += [] if listed is None else [(METADATA, listed)]
     for place, caption in found:
         if caption != found[0][1]:
@@ -133,7 +133,7 @@ def _sha256(image: Path, max_pixels: int) -> bytes:
     return hashlib.sha256(image.read_bytes()).digest()
 
 
-def read_text(file: Path, most: int = LIST) -> str:
+def read_text(file: Path, most: int = MAX_LIST) -> str:
     """A file of at most so many bytes as text. ValueError, in one line, where it is longer or is not UTF-8."""
     if (size := file.stat().st_size) > most:
         raise ValueError(f"{file} has {size:,} bytes, more than the {most:,} that such a file may have")

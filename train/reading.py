@@ -18,7 +18,7 @@ from tqdm import tqdm
 from diffusion.messages import brief, brief_list, one_line
 from train.data import Batch, Dataset
 
-LONGEST = 3600.0  # seconds that a worker may take for a micro-batch: a file system that no longer answers would be waited for for ever
+MAX_WAIT = 3600.0  # seconds that a worker may take for a micro-batch: a file system may never answer
 POLL = 0.5  # seconds after which the wait for a worker looks at whether the run is to stop
 OnError = Literal["refuse", "skip"]
 UNREADABLE = (ValueError, OSError)  # what data sets raise for a sample that cannot be used; anything else is no fault of a sample
@@ -218,8 +218,8 @@ class _Source:
             except (RuntimeError, OSError, EOFError) as error:  # none of the data set's: of torch and the system
                 if not str(error).startswith("DataLoader timed out"):
                     raise OSError("a process that reads data has died; if memory ran out, take fewer train.workers") from error
-            if time.monotonic() - began > LONGEST:
-                raise OSError(f"data was waited for for {LONGEST / 60:.0f} minutes: see whether its disk still answers")
+            if time.monotonic() - began > MAX_WAIT:
+                raise OSError(f"data was waited for for {MAX_WAIT / 60:.0f} minutes: see whether its disk still answers")
         return None
 
     def close(self) -> None:

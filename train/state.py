@@ -29,7 +29,7 @@ from train.world import World
 PREVIOUS = "checkpoint.previous.safetensors"
 SAID_LATER = ("drop", "classes")  # entries of a model's description that earlier versions did not write
 LOWER = "lower train.learning_rate, or use bf16 or fp32"
-MOST_SKIPPED = 50  # steps in a row: by then fp16's scale has come down by 2^50, and no finite gradient is too large for it
+MAX_SKIPPED = 50  # steps in a row: by then fp16's scale has fallen by 2^50, and every finite gradient fits
 
 
 class Window:
@@ -147,7 +147,7 @@ class TrainState:
                 f"the loss is {loss:g} and its gradient's norm {norm:g} within the last steps up to {self.step}: "
                 f"{LOWER}; {self.left(folder)}"
             )
-        if now["skipped"] >= MOST_SKIPPED or (done and now["skipped"] >= self.step):
+        if now["skipped"] >= MAX_SKIPPED or (done and now["skipped"] >= self.step):
             raise FloatingPointError(
                 f"the gradient was not finite in any of the last {now['skipped']:.0f} steps up to {self.step}, so fp16 skipped them all, "
                 f"though its scale came down to {self.scaler.get_scale():g}: use bf16 or fp32; {self.left(folder)}"

@@ -21,7 +21,7 @@ from eval.images.source import Unreadable, numbered, stamp_of
 from train.listing import same_text
 
 PICTURES, LABELS = "arr_0", "arr_1"
-LARGEST = 2**29  # bytes of an array that is read whole: a covariance of 8,192 features, labels of millions of pictures
+MAX_ARRAY = 2**29  # bytes of an array that is read whole: a covariance of 8,192 features, labels of millions of pictures
 
 
 class NpzPictures:
@@ -81,8 +81,8 @@ def read_array(path: Path, name: str) -> np.ndarray:
     with zipfile.ZipFile(path) as archive:
         with archive.open(f"{name}.npy") as file:
             shape, _, dtype = _header(path, file)
-        if math.prod(shape) * max(dtype.itemsize, 8) > LARGEST:  # integers become float64
-            raise ValueError(f"{path} says that {name} is {dtype} {shape}, more than the {LARGEST:,} bytes that it may have")
+        if math.prod(shape) * max(dtype.itemsize, 8) > MAX_ARRAY:  # integers become float64
+            raise ValueError(f"{path} says that {name} is {dtype} {shape}, more than the {MAX_ARRAY:,} bytes that it may have")
         with archive.open(f"{name}.npy") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
 

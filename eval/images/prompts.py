@@ -18,7 +18,7 @@ from train.captions import read_text
 from train.listing import find_names
 
 KEYS = ("prompt", "text", "caption")  # the names that a prompt goes by
-NEAR = 10_000  # names that a wrong one is compared with
+MAX_COMPARED = 10_000  # names that a wrong one is compared with, to suggest the nearest
 Listed = list[tuple[str | None, str]]  # the name of a picture, None where only the order says it, and its prompt
 Prompts = str | Path | Sequence[str] | Mapping[str, str]
 
@@ -114,7 +114,7 @@ def _by_name(where: str, listed: Sequence[tuple[str, str]], names: Sequence[str]
         name = same or named.get(file or "")
         if name is None:
             alike = [each for each in names if each.casefold() == written.casefold()]
-            near = alike or difflib.get_close_matches(written[:200], names[:NEAR], n=1)
+            near = alike or difflib.get_close_matches(written[:200], names[:MAX_COMPARED], n=1)
             hint = f"did you mean {near[0]}?" if near else f"the first is {names[0]}" if names else "there are none"
             raise ValueError(f"{where} has a prompt for {one_line(written)}, which is none of the {len(names)} pictures; {hint}")
         if name in found:

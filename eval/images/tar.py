@@ -20,11 +20,11 @@ from eval.images.decoding import Before, in_threads, pixels
 from eval.images.prompts import KEYS, Captioned, Prompts, prompts_for
 from eval.images.source import Unreadable, stamp_of
 from samplers.pictures import MAX_PIXELS
-from train.captions import CAPTION, LIST, as_text
+from train.captions import MAX_CAPTION, MAX_LIST, as_text
 from train.listing import PICTURES, check_name, describe, is_hidden, looks_like_picture, same_text
 
 BESIDE = (".txt", ".json", ".cls")  # what is read beside a picture
-FILLING = 2**24  # bytes that may follow the end of a tar file, all 0: programs fill up their last record
+MAX_PADDING = 2**24  # zero bytes after the end of an archive: programs fill up their last record
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}  # by their first bytes
 
 
@@ -123,7 +123,7 @@ class _Member:
     def suffix(self) -> str:
         return posixpath.splitext(self.name)[1]
 
-    def text(self, most: int = CAPTION) -> str:
+    def text(self, most: int = MAX_CAPTION) -> str:
         if self.size > most:
             raise ValueError(f"{self} has {self.size:,} bytes, more than the {most:,} that it may have")
         return as_text(self, self.read()).strip()
@@ -150,7 +150,7 @@ class _Sample:
             return None
         member = self.members[".json"]
         try:
-            entry = json.loads(member.text(LIST))
+            entry = json.loads(member.text(MAX_LIST))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{member} is no JSON: {error}") from None
         texts = [entry[key] for key in KEYS if isinstance(entry.get(key), str)] if isinstance(entry, Mapping) else []
@@ -258,6 +258,6 @@ def _check_end(shard: Path, end: int) -> None:
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise ValueError(f"{shard} is damaged or cut short at byte {end}: a tar file ends with empty blocks; make it again")
-        rest = file.read(FILLING + 1)
-    if len(rest) > FILLING or rest.count(0) < len(rest):
+        rest = file.read(MAX_PADDING + 1)
+    if len(rest) > MAX_PADDING or rest.count(0) < len(rest):
         raise ValueError(f"{shard} goes on behind its end at byte {end}, as joined tar files do: give them one by one")

@@ -24,7 +24,7 @@ CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")  # of transformers, which read 
 DECODER = "added_tokens_decoder"
 SPECIAL = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}  # and what each is, unless something else is said
 MORE = ("extra_special_tokens", "additional_special_tokens")  # beside these; the first goes before the second
-LONGEST_READ = 100_000  # tokens; transformers writes 1e30 where there is no limit
+MAX_LENGTH = 100_000  # tokens of a text; transformers writes 1e30 for "no limit"
 
 
 def is_clip(path: Path) -> bool:
@@ -91,7 +91,7 @@ def _vocabulary(folder: Path, whole: Path) -> Vocabulary:
         eos=names["eos_token"],
         unk=names["unk_token"],
         pad=names["pad_token"],
-        length=int(length) if length is not None and 2 < length < LONGEST_READ else None,
+        length=int(length) if length is not None and 2 < length < MAX_LENGTH else None,
         tokens=None if openai else tokens,
         merges=None if openai else tuple(merges),
     )

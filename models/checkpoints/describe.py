@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from diffusion.betas import MOST_STEPS
+from diffusion.betas import MAX_TRAINING_STEPS
 from diffusion.messages import brief
 from diffusion.spec import check_mapping, check_names, lookup, make_params
 from models.checkpoints import native
@@ -44,8 +44,8 @@ SPELLED = {  # what texts beside weights call them, without case and all but let
     **dict.fromkeys(("v", "velocity", "vprediction", "vpred", "vparam", "vparameterization", "velocityprediction"), "v"),
     **dict.fromkeys(("x0", "sample", "xstart", "x0prediction", "sampleprediction"), "x0"),
 }
-MOST_SIDE = 256  # latents along a side that a configuration may call the size it was trained on; published ones have up to 128
-MOST_LATENT_CHANNELS = 64
+MAX_SIDE = 256  # latents along a side, in a configuration's sample_size; published ones have up to 128
+MAX_LATENT_CHANNELS = 64
 PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key")  # in metadata
 V_MARK, COSXL_MARK = "v_pred", "edm_vpred.sigma_max"
 SCHEDULERS_OF_FEW_STEPS = {  # what networks distilled to few steps are published with, and ordinary ones may be saved with too
@@ -56,7 +56,7 @@ SCHEDULERS_OF_FEW_STEPS = {  # what networks distilled to few steps are publishe
     ("sdxl", "LCMScheduler"): "lcm-sdxl",
 }
 TURBO_SIZE = 64  # latents along a side that the UNet of SDXL-Turbo says it was trained on; SDXL's says 128
-MOST_SHIFT = 1000  # of a flow's times; published ones have up to 7
+MAX_SHIFT = 1000  # of a flow's times; published ones are up to 7
 V_THRESHOLD = 0.09  # see `_guessed`
 SIXTEEN, FOUR = 16, 4  # latent channels, of flows and of others
 SCALE = "scale_factor"  # latent diffusion's buffer, where it is measured at the start of training
@@ -293,8 +293,8 @@ def _schedule(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
         betas = "a list of its own" if config.get("trained_betas") else brief(config.get("beta_schedule", "linear"))
         if betas not in ("'linear'", "'scaled_linear'"):
             raise ValueError(f"{where}: its scheduler's configuration has the betas {betas}, which no family here is of")
-        if (steps := config.get("num_train_timesteps", 1000)) not in range(2, MOST_STEPS + 1):
-            raise ValueError(f"{where}: its scheduler's configuration has num_train_timesteps={brief(steps)}, and not 2 ... {MOST_STEPS}")
+        if (steps := config.get("num_train_timesteps", 1000)) not in range(2, MAX_TRAINING_STEPS + 1):
+            raise ValueError(f"{where}: its scheduler has num_train_timesteps={brief(steps)}, and not 2 ... {MAX_TRAINING_STEPS}")
     sources = {"its scheduler's configuration": {ours: config[name] for name, ours in names.items() if name in config}}
     if config.get("rescale_betas_zero_snr") and own["name"] != "ve":
         sources["its scheduler's configuration"]["zero_terminal_snr"] = True
@@ -346,8 +346,8 @@ def _flow_grid(found: Findings, base: str) -> dict[str, Any]:
     shift = config.get("shift", 1.0) if flow else config.get("flow_shift", 1.0) if config.get("use_flow_sigmas") else None
     if shift is None or (shift == 1 and not flow):  # by default, where the scheduler was made for others
         return {}
-    if not isinstance(shift, int | float) or not 0 < shift < MOST_SHIFT:
-        raise ValueError(f"{where}: its scheduler's configuration has shift={brief(shift)}, and not a number in (0, {MOST_SHIFT})")
+    if not isinstance(shift, int | float) or not 0 < shift < MAX_SHIFT:
+        raise ValueError(f"{where}: its scheduler's configuration has shift={brief(shift)}, and not a number in (0, {MAX_SHIFT})")
     least = shift / (1000 + shift - 1)  # the time that the scheduler's first of a thousand rows is shifted to
     return {"spacing": "linspace"} | ({"t_end": least} if base.startswith("sd3") else {}) | ({"shift": shift} if shift != 1 else {})
 
@@ -370,9 +370,9 @@ def _trained_size(found: Findings) -> list[int] | None:
     if not (size := found.backbone_hints.get("sample_size")):
         return None
     sides = size if isinstance(size, list) else [size, size]
-    if len(sides) == 2 and all(type(side) in (int, float) and 0 < side <= MOST_SIDE and side == int(side) for side in sides):
+    if len(sides) == 2 and all(type(side) in (int, float) and 0 < side <= MAX_SIDE and side == int(side) for side in sides):
         return [int(side) for side in sides]
-    found.notes.append(f"its configuration says sample_size={brief(size)}, and not 1 to {MOST_SIDE} latents a side: it is not used")
+    found.notes.append(f"its configuration says sample_size={brief(size)}, and not 1 to {MAX_SIDE} latents a side: it is not used")
     return None
 
 
@@ -450,7 +450,7 @@ def _near(scale: Any, other: float) -> bool:
 
 
 def _numbers(file: TensorFile, key: str) -> tuple[float, ...]:
-    if math.prod(file.tensors[key].shape) > MOST_LATENT_CHANNELS:
+    if math.prod(file.tensors[key].shape) > MAX_LATENT_CHANNELS:
         raise ValueError(f"{file.path} holds {key} of shape {file.tensors[key].shape}: one number per latent channel is meant")
     values = torch.empty(file.tensors[key].shape)
     file.tensors[key].read_into(values)

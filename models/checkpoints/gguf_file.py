@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from diffusion.messages import brief, first_line
-from models.checkpoints.stored import DTYPES, LARGEST_HEADER, LARGEST_SIZE, Pages, Region, Stored, TensorFile, check_name
+from models.checkpoints.stored import DTYPES, MAX_HEADER, MAX_SIZE, Pages, Region, Stored, TensorFile, check_name
 from models.packed import BLOCKS, CHUNK, unpack_blocks
 
-MOST_READS = 2**19  # numbers and texts in a header: T5's vocabulary is 130,000 of them, which takes a second
+MAX_READS = 2**19  # numbers and texts in a header: T5's vocabulary is 130,000 of them, which takes a second
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of tensors that their converter reshaped, so that their rows divide into blocks
 
 
@@ -109,7 +109,7 @@ def _reader() -> type[Any]:
             end = int(offset) + int(count) * np.dtype(dtype).itemsize
             if self.byte_order == "S":
                 raise ValueError("it is of a machine that writes numbers backwards")
-            if end > min(self.data.nbytes, LARGEST_HEADER) or self.reads > MOST_READS:
+            if end > min(self.data.nbytes, MAX_HEADER) or self.reads > MAX_READS:
                 raise ValueError("its header does not end where it should; get it again")
             return np.frombuffer(self.data, dtype, int(count), int(offset))
 
@@ -124,7 +124,7 @@ def _reader() -> type[Any]:
 
 def _checked(path: Path, key: str, shape: tuple[int, ...], kind: str, start: int) -> _Entry:
     check_name(path, key)
-    if len(shape) > 8 or not all(n < LARGEST_SIZE for n in (*shape, start)):
+    if len(shape) > 8 or not all(n < MAX_SIZE for n in (*shape, start)):
         raise ValueError(f"{path} is damaged: {key} has no possible shape {brief(list(shape))} or place {start:,}")
     if kind not in DTYPES and kind not in BLOCKS:
         raise ValueError(f"{path} cannot be read: {key} has the type {kind}; take a file of one of {', '.join(BLOCKS)}")

@@ -39,7 +39,7 @@ from models.tokenizer import CLIPTokenizer
 FILE_NAME = "checkpoint.safetensors"
 TOKENIZER, TOKENIZERS = "t5_tokenizer", "tokenizers"  # entries in the metadata: T5's, and by tower those of CLIP's with words of their own
 NETWORKS = ("network", *PARTS)  # the entries of a description that say what tensors there are
-FEW = 4096  # settings that are no tensor's size are below: rows of text, distances of T5
+MAX_SETTING = 4096  # of a setting that no tensor shows: the rows of a text, T5's distances
 
 
 def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -123,7 +123,7 @@ def _give_tokenizers(text: TextEncoder, metadata: Mapping[str, Any]) -> None:
 
 def _largest(shapes: Sequence[tuple[int, ...]]) -> int:
     """The largest number that the parameters of networks with tensors of these shapes can have: a size, or a count of layers."""
-    return max(FEW, len(shapes), *(size for shape in shapes for size in shape))
+    return max(MAX_SETTING, len(shapes), *(size for shape in shapes for size in shape))
 
 
 def _check_numbers(name: str, value: Any, largest: int) -> None:

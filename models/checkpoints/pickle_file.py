@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffusion.messages import first_line
-from models.checkpoints.stored import MOST_TENSORS, Stored, TensorFile, check_name
+from models.checkpoints.stored import MAX_TENSORS, Stored, TensorFile, check_name
 
 WRAPPERS = ("state_dict", "model", "module")  # what pickles of trainers hold their tensors under
 
@@ -76,9 +76,9 @@ def open_pickle(path: Path) -> TensorFile:
     state = next((content[key] for key in WRAPPERS if isinstance(content.get(key), (Mapping, list))), content)
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__} under state_dict, not tensors by name")
-    found = list(islice(((key, value) for key, value in _flat(state) if isinstance(value, Tensor)), MOST_TENSORS + 1))
-    if len(found) > MOST_TENSORS:
-        raise ValueError(f"{path} holds no model: no known one has more than {MOST_TENSORS:,} tensors")
+    found = list(islice(((key, value) for key, value in _flat(state) if isinstance(value, Tensor)), MAX_TENSORS + 1))
+    if len(found) > MAX_TENSORS:
+        raise ValueError(f"{path} holds no model: no known one has more than {MAX_TENSORS:,} tensors")
     tensors = {key: _Unpickled(key, value) for key, value in found}
     for key, stored in tensors.items():
         _check_unpickled(path, key, stored.tensor)

@@ -13,18 +13,20 @@ import yaml
 
 from diffusion.messages import one_line
 
-LARGEST = 2**13  # characters; published configurations have 2 kB
-MOST_EVENTS, DEEPEST, MOST_BRACKETS = 800, 16, 100  # and 300 values or ends of mappings, 8 levels, 20 brackets
+MAX_TEXT = 2**13  # characters; published configurations have 2 kB
+MAX_EVENTS = 800  # values, and ends of mappings and lists; published ones have 300
+MAX_DEPTH = 16  # levels of nesting; published ones have 8
+MAX_BRACKETS = 100  # [ and {; published ones have 20
 WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 NUMBER = re.compile(r"[-+]?(\d{1,18}|(?=\.?\d)\d{0,99}\.?\d{0,99}(e[-+]?\d{1,4})?)", re.ASCII | re.IGNORECASE)
 
 
 def read(text: str) -> Any:
     """The first document of a text, in less than 0.1 s. ValueError where it cannot be read, or is more than a configuration."""
-    if len(text) > LARGEST:
-        raise ValueError(f"more than {LARGEST} characters")
-    if sum(map(text.count, "[{")) > MOST_BRACKETS:  # PyYAML takes seconds for thousands of them before it says anything
-        raise ValueError(f"more than {MOST_BRACKETS} brackets")
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"more than {MAX_TEXT} characters")
+    if sum(map(text.count, "[{")) > MAX_BRACKETS:  # PyYAML takes seconds for thousands of them before it says anything
+        raise ValueError(f"more than {MAX_BRACKETS} brackets")
     try:
         events = _bounded(yaml.parse(text, Loader=yaml.SafeLoader))
         return _value(next(events), events) if isinstance(next(events), yaml.DocumentStartEvent) else None
@@ -38,8 +40,8 @@ def _bounded(events: Iterator[Any]) -> Iterator[Any]:
     depth = 0
     for count, event in enumerate(events):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if count > MOST_EVENTS or depth > DEEPEST:
-            raise ValueError(f"more than {MOST_EVENTS} values, or more than {DEEPEST} levels")
+        if count > MAX_EVENTS or depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_EVENTS} values, or more than {MAX_DEPTH} levels")
         if getattr(event, "anchor", None) or getattr(event, "tag", None):
             raise ValueError("aliases and tags are not read")
         yield event

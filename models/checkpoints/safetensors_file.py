@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from diffusion.messages import brief
-from models.checkpoints.stored import DTYPES, LARGEST_HEADER, LARGEST_SIZE, MOST_TENSORS, Pages, Region, Stored, TensorFile, check_name
+from models.checkpoints.stored import DTYPES, MAX_HEADER, MAX_SIZE, MAX_TENSORS, Pages, Region, Stored, TensorFile, check_name
 
 
 def open_safetensors(path: Path) -> TensorFile:
@@ -19,13 +19,13 @@ def open_safetensors(path: Path) -> TensorFile:
     with open(path, "rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
-        if length > LARGEST_HEADER:
+        if length > MAX_HEADER:
             pickled = "; it seems to be a pickle, whose name would end in .ckpt or .pt" if start.startswith((b"PK", b"\x80")) else ""
             raise ValueError(f"{path} is no safetensors file: it begins with {start!r}{pickled}")
         if size < 8 or length > size - 8:
             raise ValueError(f"{path} is damaged: its header should be {length:,} bytes long, and the file has {size:,}; get it again")
         text = file.read(length)
-    if text.count(b"[") + text.count(b"{") > 20 * MOST_TENSORS:  # three for each tensor, and what metadata hold
+    if text.count(b"[") + text.count(b"{") > 20 * MAX_TENSORS:  # three for each tensor, and what metadata hold
         raise ValueError(f"{path} holds no model: its header is of far more parts than any known one's")
     try:
         header = json.loads(text, object_pairs_hook=_no_key_twice)
@@ -33,7 +33,7 @@ def open_safetensors(path: Path) -> TensorFile:
             raise ValueError("it is no table of tensors")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file: its header cannot be read ({error})") from None
-    if len(header) > MOST_TENSORS:
+    if len(header) > MAX_TENSORS:
         raise ValueError(f"{path} holds no model: no known one has as many as {len(header):,} tensors")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -76,7 +76,7 @@ def _check_entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[i
         raise ValueError(f"{path} is damaged: {key} lacks dtype, shape or data_offsets") from None
     if not isinstance(name, str) or name not in DTYPES:
         raise ValueError(f"{path} cannot be read: {key} has the dtype {name!r}; known are {', '.join(DTYPES)}")
-    if not all(type(n) is int and 0 <= n < LARGEST_SIZE for n in (*shape, first, last)) or len(shape) > 8:
+    if not all(type(n) is int and 0 <= n < MAX_SIZE for n in (*shape, first, last)) or len(shape) > 8:
         raise ValueError(f"{path} is damaged: {key} has no possible shape {brief(list(shape))} or place {brief([first, last])}")
     if last - first != math.prod(shape) * DTYPES[name].itemsize:
         raise ValueError(f"{path} is damaged: {key}, {name} of shape {list(shape)}, does not fill its {last - first:,} bytes")

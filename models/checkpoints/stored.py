@@ -36,10 +36,10 @@ DTYPES = {
 }
 """By the names that files give them."""
 CHUNK = 2**21  # bytes read at a time, which a processor's cache holds until they are converted
-LARGEST_HEADER = 2**24  # bytes; the safetensors format allows 100 million, whose JSON may fill gigabytes
-MOST_TENSORS = 50_000  # SDXL's file has 2,515, a training run's of it four times as many
-LONGEST_NAME = 1000  # characters
-LARGEST_SIZE = 2**48  # of a dimension or a file: products of more are no numbers that torch can hold
+MAX_HEADER = 2**24  # bytes; the safetensors format allows 100 million, whose JSON may fill gigabytes
+MAX_TENSORS = 50_000  # SDXL's file has 2,515, a training run's of it four times as many
+MAX_NAME = 1000  # characters of a tensor's name
+MAX_SIZE = 2**48  # values along a dimension, and bytes of a file: torch overflows at products of larger ones
 
 
 class Stored(ABC):
@@ -169,5 +169,5 @@ class Region(Stored):
 
 def check_name(path: Path, key: Any) -> None:
     """ValueError for a name that no message could show."""
-    if not isinstance(key, str) or not key.isprintable() or len(key) > LONGEST_NAME:
+    if not isinstance(key, str) or not key.isprintable() or len(key) > MAX_NAME:
         raise ValueError(f"{path} is damaged: {brief(key)} is no name of a tensor")

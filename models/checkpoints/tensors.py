@@ -15,7 +15,7 @@ from pathlib import Path
 
 from diffusion.messages import brief
 from models.checkpoints.safetensors_file import open_safetensors
-from models.checkpoints.stored import LARGEST_HEADER, TensorFile
+from models.checkpoints.stored import MAX_HEADER, TensorFile
 from models.files import read_json
 
 SAFETENSORS = (".safetensors", ".sft")
@@ -64,7 +64,7 @@ def _reader_of(begin: bytes) -> Callable[[Path], TensorFile] | None:
     """What reads a file that begins so, None where that does not tell."""
     if begin.startswith(b"GGUF"):
         return open_gguf
-    if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= LARGEST_HEADER:  # its header's length, and the header
+    if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= MAX_HEADER:  # its header's length, and the header
         return open_safetensors
     if begin.startswith(b"PK\x03\x04") or (begin[:1] == b"\x80" and begin[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
         return open_pickle

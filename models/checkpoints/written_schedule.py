@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion import betas as beta_tables
+from diffusion.betas import MAX_TRAINING_STEPS
 from diffusion.schedule import DiscreteVP, Schedule, build_schedule
 from models.checkpoints.stored import TensorFile
 
@@ -22,7 +23,6 @@ ALPHA_BARS: dict[str, Callable[[Tensor], Tensor]] = {
     "denoiser.sigmas": lambda sigmas: 1 / (1 + sigmas.sort().values.square()),
     "model.sigmas": lambda sigmas: 1 / (1 + sigmas.sort().values.square()),
 }
-MOST_ROWS = 100_000  # of a table; published ones have 1000
 SAME = 1e-4  # relative: tables are written in float32, and trained in it, where products of a thousand factors drift
 BETAS = {"scaled_linear": beta_tables.scaled_linear, "linear": beta_tables.linear}
 DIGITS = (2, 3, 4, 5)  # of betas as people choose them
@@ -66,8 +66,8 @@ def write_table(schedule: Schedule, own: Mapping[str, Any]) -> dict[str, Tensor]
 def _read(file: TensorFile, key: str) -> tuple[Tensor, float]:
     """The squared factors of the data that follow from a table, and the relative rounding of its numbers."""
     stored = file.tensors[key]
-    if len(stored.shape) != 1 or not 2 <= stored.shape[0] <= MOST_ROWS:
-        raise ValueError(f"{file.path} holds {key} of shape {stored.shape}: a table of 2 ... {MOST_ROWS} noise levels is meant")
+    if len(stored.shape) != 1 or not 2 <= stored.shape[0] <= MAX_TRAINING_STEPS:
+        raise ValueError(f"{file.path} holds {key} of shape {stored.shape}: a table has 2 ... {MAX_TRAINING_STEPS} noise levels")
     values = torch.empty(stored.shape, dtype=torch.float64)
     stored.read_into(values)
     half = stored.dtype.is_floating_point and stored.dtype.itemsize <= 2

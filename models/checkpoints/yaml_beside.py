@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion.betas import MOST_STEPS
+from diffusion.betas import MAX_TRAINING_STEPS
 from diffusion.messages import brief, one_line
 from diffusion.schedule import build_schedule
 from diffusion.spec import check_type
@@ -67,8 +67,8 @@ def _settings(path: Path) -> dict[str, Any]:
     """As they stand in the file."""
     from models.checkpoints import plain_yaml  # PyYAML comes with hydra, without which models are loaded too
 
-    if path.stat().st_size > plain_yaml.LARGEST:
-        raise ValueError(f"it has more than {plain_yaml.LARGEST} bytes")
+    if path.stat().st_size > plain_yaml.MAX_TEXT:
+        raise ValueError(f"it has more than {plain_yaml.MAX_TEXT} bytes")
     content = plain_yaml.read(path.read_text(encoding="utf-8"))
     if not isinstance(params := _inside(content, "model", "params"), Mapping):
         raise ValueError("it describes no model of latent diffusion's")
@@ -88,8 +88,8 @@ def _inside(content: Any, *names: str) -> Any:
 def _check(name: str, value: Any) -> None:
     """ValueError for a setting that cannot be."""
     check_type("it", value, KINDS[name])
-    if name == "timesteps" and not 2 <= value <= MOST_STEPS:
-        raise ValueError(f"it must be 2 to {MOST_STEPS}, not {brief(value)}")
+    if name == "timesteps" and not 2 <= value <= MAX_TRAINING_STEPS:
+        raise ValueError(f"it must be 2 to {MAX_TRAINING_STEPS}, not {brief(value)}")
     if name.startswith("linear_") and not 0 < value < 1:
         raise ValueError(f"it must be above 0 and below 1, not {brief(value)}")
     if name == "scale_factor" and not 0 < value < float("inf"):

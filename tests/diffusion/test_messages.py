@@ -11,6 +11,7 @@ from diffusion.messages import MAX_LINE, brief, brief_list, first_line, one_line
     ("shown", "text"),
     [
         (one_line("two\n  lines"), "two lines"),
+        (one_line("\x1b[31mred \udce9"), "[31mred"),
         (one_line(OSError("no space\nleft")), "no space left"),
         (one_line(MemoryError()), "MemoryError"),
         (one_line("x" * 10_000), "x" * (MAX_LINE - 4) + " ..."),

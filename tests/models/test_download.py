@@ -481,7 +481,7 @@ def test_a_stream_without_an_end_is_cut_at_the_promised_size(hub: Hub, cache: Pa
 
 def test_a_list_without_an_end_is_cut(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """At what the list of a repository's files may take."""
-    monkeypatch.setattr(sys.modules["models.download"], "LARGEST_ANSWER", 2**20)
+    monkeypatch.setattr(sys.modules["models.download"], "MAX_ANSWER", 2**20)
     hub.pace = {"siblings": (100_000, 0.0)}
     assert "more than the 1,048,576 bytes" in line("owner/one", [])
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models import packed
 from models.finite import lost_weight
 from models.model import Model, build
-from models.packed import BLOCKS, FLOAT8, LARGEST, Packed, PackedLinear, join, memory, pack, unpack_blocks, unpack_float8
+from models.packed import BLOCKS, FLOAT8, MAX_UNPACKED, Packed, PackedLinear, join, memory, pack, unpack_blocks, unpack_float8
 from models.products import Linear
 
 HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_0": (0,), "Q5_0": (0,), "Q8_0": (0,)}  # where a block has its float16s
@@ -100,7 +100,7 @@ def test_products_in_pieces(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, x = random_packed(kind, 96, 512), torch.randn(3, 512, dtype=torch.float64, requires_grad=True)
     bias = nn.Parameter(torch.randn(96, dtype=torch.float64))
     layer, dense = PackedLinear(weight, bias), weight.dense(torch.float64)
-    monkeypatch.setitem(packed.LARGEST, "cpu", 512 * 7)
+    monkeypatch.setitem(packed.MAX_UNPACKED, "cpu", 512 * 7)
     monkeypatch.setattr(packed, "CHUNK", 512 * 3)
     assert torch.equal(weight.dense(torch.float64), dense)
     out = layer(x)
@@ -237,7 +237,7 @@ def test_a_single_block(kind: str) -> None:
 
 def test_pieces_of_a_weight_suit_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their rows come in whole numbers of what its products take at once."""
-    monkeypatch.setitem(LARGEST, "cpu", 300 * 64)
+    monkeypatch.setitem(MAX_UNPACKED, "cpu", 300 * 64)
     weight, x = random_packed("Q8_0", 700, 64), torch.randn(2, 64)
     pieces: list[tuple[int, int]] = []
     layer = PackedLinear(weight)
