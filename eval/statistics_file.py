@@ -17,7 +17,7 @@ from torch import Tensor
 from diffusion.messages import one_line
 from diffusion.spec import check_names, make_params
 from eval.features.extractor import Identity
-from eval.images.npz import MAX_ARRAY, array_names, damage_said, is_npy, read_array
+from eval.images.npz import MAX_ARRAY, array_names, is_npy, one_line_errors, read_array
 from eval.metrics.moments import Moments
 from models.files import replacing, sha256_of_file
 
@@ -81,7 +81,7 @@ def is_statistics(path: str | Path) -> bool:
     """Whether a path names a file of them, rather than pictures: a .safetensors file, or an .npz file with mu and sigma."""
     path = Path(path)
     if path.suffix.lower() == ".npz" and path.is_file():
-        with damage_said(path):
+        with one_line_errors(path):
             return not is_npy(path) and set(FOREIGN["pool"]) <= set(array_names(path))
     return path.suffix.lower() == ".safetensors"
 
@@ -134,7 +134,7 @@ def check_width(statistics: Statistics, output: str, width: int) -> None:
 
 
 def _read_foreign(path: Path) -> Statistics:
-    with damage_said(path):
+    with one_line_errors(path):
         found = array_names(path)
         there = {output: names for output, names in FOREIGN.items() if set(names) <= set(found)}
         if "pool" not in there:

@@ -40,7 +40,7 @@ class NpzPictures:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no such file of pictures: {path}")
-        with damage_said(path):
+        with one_line_errors(path):
             self._pixels, labels = (np.load(path, mmap_mode="r", allow_pickle=False), None) if is_npy(path) else _members(path)
         shape, dtype = self._pixels.shape, self._pixels.dtype
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
@@ -61,17 +61,17 @@ class NpzPictures:
 
 
 @contextmanager
-def damage_said(path: Path) -> Iterator[None]:
-    """What NumPy and zip files say about damage as ValueError in one line that names the file."""
+def one_line_errors(path: Path) -> Iterator[None]:
+    """Turns errors of NumPy and zipfile about a damaged file into ValueError in one line that names the file."""
     try:
         yield
-    except Exception as error:  # neither says what it raises: a password, for one, is a RuntimeError
-        said = one_line(error)
-        raise ValueError(said if str(path) in said else f"{path} is no NumPy file that can be read: {said}") from None
+    except Exception as error:  # neither documents what it raises: an encrypted member is a RuntimeError
+        reason = one_line(error)
+        raise ValueError(reason if str(path) in reason else f"{path} cannot be read as a NumPy file: {reason}") from None
 
 
 def array_names(path: Path) -> list[str]:
-    """Of the arrays in an .npz file."""
+    """The names of the arrays in an .npz file."""
     with zipfile.ZipFile(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 

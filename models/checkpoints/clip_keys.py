@@ -54,8 +54,10 @@ def openclip() -> Layout:
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams, Layout] | None:
-    """Parameters and layout of a text tower; None where it is none. The activation, which no tensor tells, is OpenCLIP's gelu or OpenAI's
-    quick_gelu by layout, unless `hints`, a config.json, say hidden_act and num_attention_heads.
+    """Parameters and layout of a text encoder; None for other tensors.
+
+    The tensors do not show the activation: it is OpenCLIP's gelu or OpenAI's quick_gelu by layout, unless `hints`, a config.json,
+    give hidden_act and num_attention_heads.
     """
     for prefix, rules in (("text_model.", TRANSFORMERS), ("", BARE)):
         if f"{prefix}embeddings.token_embedding.weight" in shapes:
@@ -86,20 +88,23 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams,
     return None
 
 
-def said_blocks(there: int, said: Any) -> int:
-    """How many of a tower's blocks are used: those that are there, or fewer, where a config.json says so. ValueError where it says more."""
-    if said is None:
-        return there
-    if type(said) is not int or not 0 < said <= there:
-        raise ValueError(f"config.json says {brief(said)} blocks, and the file holds {there}")
-    return said
+def used_blocks(stored: int, configured: Any) -> int:
+    """How many blocks of a text encoder are used: all that are stored, or the first ones, as many as its config.json says.
+
+    ValueError where the file holds fewer than that.
+    """
+    if configured is None:
+        return stored
+    if type(configured) is not int or not 0 < configured <= stored:
+        raise ValueError(f"config.json says {brief(configured)} blocks, and the file holds {stored}")
+    return configured
 
 
 def _params(
-    shapes: Shapes, token: str, position: str, layers: str, projection: int | None, activation: Any, heads: int | None, said: Any
+    shapes: Shapes, token: str, position: str, layers: str, projection: int | None, activation: Any, heads: int | None, configured: Any
 ) -> CLIPTextParams:
-    blocks, width = said_blocks(count(beginnings(shapes), layers), said), shapes[token][1]
-    if said is None and blocks not in PUBLISHED_BLOCKS.get(width, (blocks,)):
+    blocks, width = used_blocks(count(beginnings(shapes), layers), configured), shapes[token][1]
+    if configured is None and blocks not in PUBLISHED_BLOCKS.get(width, (blocks,)):
         raise ValueError(f"this is a part of a text encoder: {blocks} of {PUBLISHED_BLOCKS[width][-1]} blocks of width {width}")
     return CLIPTextParams(
         vocab=shapes[token][0],

@@ -1,4 +1,4 @@
-"""The tokenizers of CLIP's towers, as transformers' folders hold them: a table with words of its own, or OpenAI's."""
+"""Reads and writes the tokenizers of CLIP text encoders, as transformers' folders hold them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from models.tokenizer_json import parse, read_text
 
 WHOLE, TABLE, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 CONFIG, ADDED, NAMES = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
-CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")  # of transformers, which read the tokens of CLIP
+CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")  # of transformers
 DECODER = "added_tokens_decoder"
-SPECIAL = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}  # and what each is, unless something else is said
-MORE = ("extra_special_tokens", "additional_special_tokens")  # beside these; the first goes before the second
+SPECIAL = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}  # by role, with defaults
+MORE = ("extra_special_tokens", "additional_special_tokens")  # those without a role; the first key takes precedence
 MAX_LENGTH = 100_000  # tokens of a text; transformers writes 1e30 for "no limit"
 
 
 def is_clip(path: Path) -> bool:
-    """Whether a tokenizer.json, or a folder of a tokenizer, holds byte pairs, as CLIP's does."""
+    """Whether a tokenizer.json, or the folder of a tokenizer, is CLIP's kind: byte pairs with an end-of-word suffix."""
     file = path / WHOLE if path.is_dir() else path
     if not file.is_file():
         return (path / TABLE).is_file()
@@ -41,23 +41,24 @@ def is_clip(path: Path) -> bool:
 
 
 def find_clip_tokenizer(part: Part, given: Iterable[Path], second: bool | None) -> CLIPTokenizer | None:
-    """The tokenizer of a tower of CLIP: given, beside its weights, or in tokenizer_N beside its text_encoder_N; None where there is none.
+    """The tokenizer of a CLIP text encoder, None without one. Looked for among the given paths, in tokenizer_N beside its text_encoder_N,
+    then in the folder of its weights.
 
-    second  whether the tower is the second of two: a tokenizer that was given is for it if its folder is called tokenizer_2; None: of one
+    second  whether this is the second of two text encoders, to which a given folder named tokenizer_2 belongs; None: there is only one
     """
     home = part.file.path.absolute().parent
     beside = home.parent / home.name.replace("text_encoder", "tokenizer")
     folders = {path: path if path.is_dir() else path.parent for path in reversed(list(given)) if is_clip(path)}
-    mine = [path for path, folder in folders.items() if second in (None, folder.name.endswith("_2"))]
-    there = [beside] if beside != home and any((beside / name).is_file() for name in (WHOLE, TABLE, CONFIG)) else []
-    places = [*mine, *there, *([home] if is_clip(home) else [])]
+    matching = [path for path, folder in folders.items() if second in (None, folder.name.endswith("_2"))]
+    neighbour = [beside] if beside != home and any((beside / name).is_file() for name in (WHOLE, TABLE, CONFIG)) else []
+    places = [*matching, *neighbour, *([home] if is_clip(home) else [])]
     return open_tokenizer(places[0]) if places else None
 
 
 def open_tokenizer(path: Path) -> CLIPTokenizer:
-    """The tokenizer in a folder of transformers', or of a tokenizer.json alone. ValueError in one line that names it."""
+    """The tokenizer in a transformers folder, or in a single tokenizer.json. ValueError in one line that names the path."""
     try:
-        tokenizer = CLIPTokenizer(_vocabulary(path if path.is_dir() else path.parent, path if path.is_file() else path / WHOLE))
+        tokenizer = CLIPTokenizer(_read_vocabulary(path if path.is_dir() else path.parent, path if path.is_file() else path / WHOLE))
         if not tokenizer.is_openai:
             tokenizer.check()
         return tokenizer
@@ -65,21 +66,21 @@ def open_tokenizer(path: Path) -> CLIPTokenizer:
         raise ValueError(f"{path}: this tokenizer cannot be used: {error}") from None
 
 
-def _vocabulary(folder: Path, whole: Path) -> Vocabulary:
-    """As transformers puts it together: tokenizer.json goes before vocab.json, and the configuration before what older versions wrote."""
-    config = _object(folder / CONFIG)
+def _read_vocabulary(folder: Path, whole: Path) -> Vocabulary:
+    """The vocabulary, with transformers' precedence: tokenizer.json over vocab.json, tokenizer_config.json over files of older versions."""
+    config = _read_object(folder / CONFIG)
     if (kind := config.get("tokenizer_class")) not in (None, *CLASSES):
         raise ValueError(f"{CONFIG} says tokenizer_class={brief(kind)}, and the text encoders here read the tokens of a CLIPTokenizer")
     length = config.get("model_max_length")
-    if length is not None and (isinstance(length, bool) or not isinstance(length, (int, float))):  # 1e30 may be there as a whole number
+    if length is not None and (isinstance(length, bool) or not isinstance(length, (int, float))):  # 1e30 may be written as a whole number
         raise ValueError(f"model_max_length in {CONFIG} must be a number, not {brief(length)}")
-    tokens, merges, described = _table(folder, whole)
-    overriding = {} if DECODER in config else _object(folder / NAMES)
-    special, more = _special(config | overriding, {key: NAMES if key in overriding else CONFIG for key in (*SPECIAL, *MORE)})
+    tokens, merges, described = _read_table(folder, whole)
+    special_map = {} if DECODER in config else _read_object(folder / NAMES)
+    special, extra = _special_tokens(config | special_map, {key: NAMES if key in special_map else CONFIG for key in (*SPECIAL, *MORE)})
     names = {key: _name(token) for key, token in special.items()}
-    added = {token.content: token for token in _added(folder, config, described, set(names.values()))}
-    for each in (*special.values(), *more):
-        if (name := _name(each)) not in added:  # transformers adds it
+    added = {token.content: token for token in _added_tokens(folder, config, described, set(names.values()))}
+    for each in (*special.values(), *extra):
+        if (name := _name(each)) not in added:  # transformers adds such a token
             ids = [*tokens.values(), *(token.id for token in added.values())]
             flags = {} if isinstance(each, str) else each
             number = tokens.get(name, max(ids, default=-1) + 1)
@@ -97,39 +98,39 @@ def _vocabulary(folder: Path, whole: Path) -> Vocabulary:
     )
 
 
-def _table(folder: Path, whole: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, Any]]:
-    """The ids of tokens, the merges, and all of tokenizer.json where that is there."""
+def _read_table(folder: Path, whole: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, Any]]:
+    """The ids of tokens, the merges, and the content of tokenizer.json, {} without that file."""
     described: dict[str, Any] = {}
     if whole.is_file():
         text = read_text(whole)
-        with _naming(whole.name):
+        with _name_in_errors(whole.name):
             described = parse(text)
             tokens, merges = described["model"].get("vocab"), described["model"].get("merges", [])
             check_type("its list of merges", merges, list)
     elif missing := [name for name in (TABLE, MERGES) if not (folder / name).is_file()]:
         raise ValueError(f"{missing[0]} is not there: {WHOLE} holds the tokens, or {TABLE} and {MERGES} do")
     else:
-        tokens, merges = _object(folder / TABLE), _merges(folder / MERGES)
-    with _naming(whole.name if described else TABLE):
+        tokens, merges = _read_object(folder / TABLE), _read_merges(folder / MERGES)
+    with _name_in_errors(whole.name if described else TABLE):
         check_table(tokens)
-    with _naming(whole.name if described else MERGES):
-        return tokens, vocabulary()[1] if merges == _openai_merges() else list(map(_pair, merges)), described
+    with _name_in_errors(whole.name if described else MERGES):
+        return tokens, vocabulary()[1] if merges == _openai_merges() else list(map(_split_merge, merges)), described
 
 
-def _special(said: Mapping[str, Any], files: Mapping[str, str]) -> tuple[dict[str, Any], list[Any]]:
-    """Special tokens by their role, and those without one, by name or with properties; `files` says where each entry was found."""
-    roles = {key: usual if said.get(key) in (None, "") else said[key] for key, usual in SPECIAL.items()}
-    more: list[Any] = []
+def _special_tokens(config: Mapping[str, Any], files: Mapping[str, str]) -> tuple[dict[str, Any], list[Any]]:
+    """Special tokens by role, and those without a role, each a name or a mapping. `files` names the file of each entry for errors."""
+    roles = {key: default if config.get(key) in (None, "") else config[key] for key, default in SPECIAL.items()}
+    extra: list[Any] = []
     for key in MORE:
-        entries = said.get(key)
+        entries = config.get(key)
         check_type(f"{key} in {files[key]}", entries, list | dict | None)
         entries = list(entries.values() if isinstance(entries, dict) else entries or [])
         for entry in entries:
             _check_name(f"an entry of {key} in {files[key]}", entry)
-        more = more or entries
+        extra = extra or entries
     for key, token in roles.items():
         _check_name(f"{key} in {files[key]}", token)
-    return roles, more
+    return roles, extra
 
 
 @cache
@@ -137,25 +138,25 @@ def _openai_merges() -> list[str]:
     return [f"{a} {b}" for a, b in vocabulary()[1]]
 
 
-def _pair(merge: Any) -> tuple[str, str]:
-    """A merge, ["a", "b"] or, as older versions write it, "a b"."""
+def _split_merge(merge: Any) -> tuple[str, str]:
+    """The two tokens of a merge: ["a", "b"], or "a b" as older versions write it."""
     pair = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
         raise ValueError(f"its merges are damaged: {brief(merge)} is not a pair of tokens")
     return pair[0], pair[1]
 
 
-def _added(folder: Path, config: Mapping[str, Any], described: Mapping[str, Any], special: set[str]) -> Iterator[AddedToken]:
-    """The words beside the table: of the configuration, or of the files that there were before it held them."""
+def _added_tokens(folder: Path, config: Mapping[str, Any], described: Mapping[str, Any], special: set[str]) -> Iterator[AddedToken]:
+    """Tokens added to the table: from the configuration, or from the files that older versions wrote instead."""
     if DECODER in config:
-        with _naming(CONFIG):
+        with _name_in_errors(CONFIG):
             for number, entry in check_mapping(DECODER, config[DECODER]).items():
                 yield _token(number, entry)
         return
-    with _naming(ADDED):
-        for name, number in _object(folder / ADDED).items():
+    with _name_in_errors(ADDED):
+        for name, number in _read_object(folder / ADDED).items():
             yield _token(number, {"content": name, "normalized": name not in special, "special": name in special})
-    with _naming(WHOLE):
+    with _name_in_errors(WHOLE):
         entries = described.get("added_tokens")
         check_type("its list of added tokens", entries, list | None)
         for entry in entries or []:
@@ -170,29 +171,29 @@ def _token(number: Any, entry: Any) -> AddedToken:
 
 
 def _check_name(where: str, token: Any) -> None:
-    """ValueError unless this is a special token: its name, or that with its properties."""
+    """ValueError unless this is a special token: a name, or a mapping with one."""
     check_type(where, token, str | dict)
     check_type(f"the name of {where}", _name(token), str)
     if isinstance(token, dict):
-        with _naming(where):
+        with _name_in_errors(where):
             _token(0, token)
 
 
 def _name(token: Any) -> Any:
-    """The name of a special token, which stands there alone or with its properties."""
+    """The name of a special token, which is written alone or in a mapping."""
     return token.get("content") if isinstance(token, dict) else token
 
 
 @contextmanager
-def _naming(file: str) -> Iterator[None]:
-    """Within it errors begin with the name of the file."""
+def _name_in_errors(file: str) -> Iterator[None]:
+    """Puts the name of the file before errors that lack it."""
     try:
         yield
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(file) else f"{file}: {error}") from None
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     text = read_text(path)
@@ -202,14 +203,14 @@ def _object(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} is damaged: {error}") from None
 
 
-def _merges(path: Path) -> list[str]:
-    """The pairs of merges.txt, one a line, of which the first may name its version."""
+def _read_merges(path: Path) -> list[str]:
+    """The lines of merges.txt, but for the version in its first line."""
     lines = read_text(path).replace("\r\n", "\n").split("\n")
     return [line for line in lines if line.strip() and not line.startswith("#version")]
 
 
 def write_clip_tokenizer(tokenizer: CLIPTokenizer, folder: Path, pad: int, length: int) -> None:
-    """A folder that transformers' CLIPTokenizer opens; pad is the id of the token behind the end, length how many are read at once."""
+    """Write a folder that transformers' CLIPTokenizer opens. pad: the id of the padding token; length: tokens of a text."""
     tokens, merges = vocabulary() if tokenizer.is_openai else (tokenizer.tokens, tokenizer.merges)
     of = Vocabulary() if tokenizer.is_openai else tokenizer.vocabulary
     texts = {TABLE: json.dumps(tokens), MERGES: "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges)}
@@ -221,5 +222,5 @@ def write_clip_tokenizer(tokenizer: CLIPTokenizer, folder: Path, pad: int, lengt
     if of.added:
         entries = {str(token.id): {key: value for key, value in asdict(token).items() if key != "id"} for token in of.added}
         config[DECODER] = entries
-        write_json(folder / ADDED, {token.content: token.id for token in of.added if token.content not in tokens})  # for older readers
+        write_json(folder / ADDED, {token.content: token.id for token in of.added if token.content not in tokens})  # read by older versions
     write_json(folder / CONFIG, config)

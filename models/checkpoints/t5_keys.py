@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from models.checkpoints.clip_keys import said_blocks
+from models.checkpoints.clip_keys import used_blocks
 from models.checkpoints.diffusers_configs import check_settings
 from models.checkpoints.table import Layout
 from models.checkpoints.unet_keys import Shapes, beginnings, count
@@ -67,7 +67,7 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[T5Params, Layou
             return T5Params(
                 vocab=vocab,
                 width=width,
-                layers=said_blocks(count(beginnings(shapes), blocks), hints.get("num_layers")),
+                layers=used_blocks(count(beginnings(shapes), blocks), hints.get("num_layers")),
                 heads=heads,
                 head_dim=shapes[first][0] // heads,
                 hidden=shapes[keys["blocks.0.fc1.weight"]][0],

@@ -297,7 +297,7 @@ def test_damaged_numpy_files_are_refused(photographs: np.ndarray, tmp_path: Path
     (tmp_path / "d.npz").write_text("text")
     np.save(tmp_path / "e.npy", np.array([{}], object))
     for name in ("b.npz", "c.npy", "d.npz", "e.npy"):
-        assert refusal(lambda name=name: NpzPictures(tmp_path / name)).startswith(f"{tmp_path / name} is no NumPy file that can be read: ")  # type: ignore[misc]
+        assert refusal(lambda name=name: NpzPictures(tmp_path / name)).startswith(f"{tmp_path / name} cannot be read as a NumPy file: ")  # type: ignore[misc]
 
 
 def array_file(shape: tuple[int, ...], kind: str = "|u1", content: bytes = b"") -> bytes:
@@ -326,10 +326,10 @@ ONE = array_file((1, 8, 8, 3), content=bytes(192))
         ({"arr_0.npy": array_file((-1, 8, 8, 3))}, "claims an array of shape (-1, 8, 8, 3)"),
         ({"arr_0.npy": array_file((2, 8, 8, 3), content=bytes(192)), "more": bytes(999)}, "says that arr_0.npy is uint8 (2, 8, 8, 3), and"),
         ({"arr_0": ONE}, "holds nothing, and no pictures"),
-        ({"arr_0.npy": b"\x93NUMPY\x09\x00"}, "is no NumPy file that can be read: "),
+        ({"arr_0.npy": b"\x93NUMPY\x09\x00"}, "cannot be read as a NumPy file: "),
         ({"arr_0.npy": ONE, "arr_1.npy": array_file((10**12,), "<i8")}, "says that arr_1 is int64 (1000000000000,), more than the"),
         ({"arr_0.npy": ONE, "arr_1.npy": array_file((1,), "<U199999999")}, "says that arr_1 is <U199999999 (1,), more than the"),
-        ({"arr_0.npy": ONE, "arr_1.npy": array_file((1,), "<i8")}, "is no NumPy file that can be read: "),
+        ({"arr_0.npy": ONE, "arr_1.npy": array_file((1,), "<i8")}, "cannot be read as a NumPy file: "),
         ({"arr_0.npy": ONE, "arr_1.npy": array_file((-1,), "<i8")}, "claims an array of shape (-1,)"),
     ],
     ids=[

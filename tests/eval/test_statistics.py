@@ -227,7 +227,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         lambda: read_statistics(tmp_path / "a.pkl")
     )
     (tmp_path / "a.npz").write_bytes(b"PK")
-    assert f"{tmp_path / 'a.npz'} is no NumPy file" in refusal(lambda: read_statistics(tmp_path / "a.npz"))
+    assert f"{tmp_path / 'a.npz'} cannot be read as a NumPy file" in refusal(lambda: read_statistics(tmp_path / "a.npz"))
     path = tmp_path / "a.safetensors"
     save_file({"weight": torch.zeros(2)}, path)
     assert f"{path} holds no reference statistics of ours: its format is None" in refusal(lambda: read_statistics(path))
