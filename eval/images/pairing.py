@@ -5,29 +5,33 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from os.path import splitext
+from typing import Any
 
 from train.listing import PICTURES, by_value
 
 NUMBER = re.compile("([0-9]+)")
+DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)\.([0-9]+)(?![0-9]|\.[0-9])")  # 7.5, but neither 1.2.3 nor 10.5.2024
 
 
 def order_by_number(names: Sequence[str]) -> list[int] | None:
     """The places of the names in the order of the number that tells them apart; None where no number does so beyond doubt.
 
-    That number is in every name, no two names share it, and no other number goes down where it goes up. Names that differ in more than
+    That number is in every name, no two names share it, and no other number goes down where it goes up, nor any decimal: 0.25 may come
+    before 0.5, as a scale, or behind it, as a version. Names that differ in more than
     numbers (1-a-red-cat, 2-a-blue-dog) must count from 0 or 1 without a gap, with the same characters around the number: otherwise they
     may be prompts that hold a number, times of day, or hexadecimal.
     """
     if len(names) < 2:
         return list(range(len(names)))
-    pieces = [NUMBER.split(_stem(name)) for name in names]  # text and numbers in turn
+    stems = [_stem(name) for name in names]
+    pieces = [NUMBER.split(stem) for stem in stems]  # text and numbers in turn
     texts = {tuple(piece[::2]) for piece in pieces}
     for column in _columns([len(piece) // 2 for piece in pieces]):
         values = [by_value(piece[at]) for piece, at in zip(pieces, column, strict=True)]
         order = sorted(range(len(names)), key=values.__getitem__)
         around = {(piece[at - 1][-1:], piece[at + 1][:1]) for piece, at in zip(pieces, column, strict=True)}
         certain = len(texts) == 1 or (len(around) == 1 and _counts(sorted(values)))
-        if certain and len(set(values)) == len(names) and _never_goes_down([pieces[i] for i in order]):
+        if certain and len(set(values)) == len(names) and _never_goes_down([stems[i] for i in order]):
             return order
     return None
 
@@ -38,11 +42,14 @@ def _columns(counts: Sequence[int]) -> list[list[int]]:
     return [[2 * k + 1 for _ in counts] for k in both] + [[2 * (count - k) - 1 for count in counts] for k in both]
 
 
-def _never_goes_down(pieces: Sequence[Sequence[str]]) -> bool:
-    """Whether every number, counted from either end, is at least as large as in the name before that has one."""
-    for numbers in ([piece[1::2] for piece in pieces], [piece[-2::-2] for piece in pieces]):
+def _never_goes_down(stems: Sequence[str]) -> bool:
+    """Whether every number and every decimal, counted from either end, is at least as large as in the name before that has one."""
+    whole = [[by_value(number) for number in NUMBER.findall(stem)] for stem in stems]
+    decimals = [[(by_value(number), part.rstrip("0")) for number, part in DECIMAL.findall(stem)] for stem in stems]
+    readings: list[list[list[Any]]] = [whole, decimals]
+    for numbers in [*readings, *([each[::-1] for each in reading] for reading in readings)]:
         for k in range(max(map(len, numbers))):
-            values = [by_value(each[k]) for each in numbers if len(each) > k]
+            values = [each[k] for each in numbers if len(each) > k]
             if values != sorted(values):
                 return False
     return True
