@@ -59,7 +59,7 @@ class CaptionedImages:
 
 def has_captions(listing: Listing) -> bool:
     """Whether `read_captions` would find any."""
-    return (listing.folder / METADATA).is_file() or not _texts(listing).keys().isdisjoint(map(_stem, listing.names))
+    return (listing.folder / METADATA).exists() or not _texts(listing).keys().isdisjoint(map(_stem, listing.names))
 
 
 def read_captions(listing: Listing) -> list[str]:
@@ -70,7 +70,7 @@ def read_captions(listing: Listing) -> list[str]:
     captioning tool that failed. To train without captions now and then, for guidance, is the objective's affair: `drop`.)
     """
     folder, texts = listing.folder, _texts(listing)
-    listed = _listed(listing) if (folder / METADATA).is_file() else {}
+    listed = _listed(listing) if (folder / METADATA).exists() else {}
     captions = [_caption(folder, name, texts.get(_stem(name), []), listed.get(name)) for name in listing.names]
     if lacking := [name for name, caption in zip(listing.names, captions, strict=True) if caption is None]:
         raise ValueError(
@@ -134,7 +134,9 @@ def _sha256(image: Path, max_pixels: int) -> bytes:
 
 
 def read_text(file: Path, most: int = MAX_LIST) -> str:
-    """A file of at most so many bytes as text. ValueError, in one line, where it is longer or is not UTF-8."""
+    """A file of at most so many bytes as text. ValueError, in one line, where it is longer, is not UTF-8, or is no file, as a pipe."""
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} cannot be read as text: it is a folder, device or pipe, not a file")
     if (size := file.stat().st_size) > most:
         raise ValueError(f"{file} has {size:,} bytes, more than the {most:,} that such a file may have")
     return as_text(file, file.read_bytes())

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffusion.noise import mix
 from samplers.pictures import MAX_PIXELS, open_srgb
-from train.listing import PACKED, describe, list_pictures, pack_names
+from train.listing import PACKED, describe, list_pictures
 
 Batch = dict[str, Tensor]
 
@@ -108,7 +108,7 @@ class ImageFolder:
     channels    3 for colour, 1 for grey
     max_pixels  of one picture
     classes     their names, by number
-    kept        what a run must find again when it is resumed: the classes, and the pictures' names in their order
+    kept        what a run must find again when it is resumed: the classes, and the pictures' names in their order (`Listing.packed`)
     """
 
     def __init__(self, folder: str | Path, size: int | None = None, channels: Literal[1, 3] = 3, max_pixels: int = MAX_PIXELS) -> None:
@@ -120,7 +120,7 @@ class ImageFolder:
         number = {name: i for i, name in enumerate(self.classes)}
         self.labels = torch.tensor([number[label] for label in listing.labels]) if listing.labels else None
         self.num_classes = len(self.classes) or None
-        self.kept = {"classes": self.classes, PACKED: pack_names(listing.names)}
+        self.kept = {"classes": self.classes, PACKED: listing.packed}
         self.shape = (channels, size, size) if size is not None else self._first_shape()
 
     def __len__(self) -> int:

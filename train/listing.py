@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import posixpath
 import re
@@ -15,13 +16,13 @@ from functools import cached_property
 from pathlib import Path
 
 PICTURES = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
-NOT_READ = (
-    ".apng", ".arw", ".avif", ".cr2", ".cr3", ".dds", ".dib", ".dng", ".eps", ".exr", ".gif", ".hdr", ".heic", ".heif", ".hif", ".icns",
-    ".ico", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr", ".nef", ".orf", ".pbm", ".pcx", ".pfm", ".pgm", ".pnm", ".ppm", ".psd", ".raf",
-    ".raw", ".rw2", ".svg", ".tga", ".tif", ".tiff",
+NOT_READ = (  # pictures of other formats, and archives, which may hold some
+    ".7z", ".apng", ".arw", ".avif", ".bz2", ".cr2", ".cr3", ".dds", ".dib", ".dng", ".eps", ".exr", ".gif", ".gz", ".hdr", ".heic",
+    ".heif", ".hif", ".icns", ".ico", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr", ".nef", ".orf", ".pbm", ".pcx", ".pfm", ".pgm",
+    ".pnm", ".ppm", ".psd", ".raf", ".rar", ".raw", ".rw2", ".svg", ".tar", ".tga", ".tgz", ".tif", ".tiff", ".xz", ".zip", ".zst",
 )  # fmt: skip
 SYSTEM = {"#recycle", "$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX", "lost+found"}  # folders nobody made for pictures
-PACKED = "files, packed"  # the setting in which checkpoints keep the names of the pictures: see `pack_names`
+PACKED = "files, packed"  # the setting in which checkpoints keep what the pictures were: see `Listing.packed`
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8 as Python reads them
 
 
@@ -32,7 +33,7 @@ class Listing:
     names     relative to the folder, with slashes, in the order of their parts
     texts     names of the .txt files, in no order
     folders   names of the folders directly in it
-    left_out  how many files look like pictures but are not read, by suffix: {".tif": 12}
+    left_out  how many files look like pictures or may hold some, but are not read, by suffix: {".tif": 12}
     """
 
     folder: Path
@@ -77,6 +78,14 @@ class Listing:
         """The names of the classes, by their numbers: see `class_order`."""
         return sorted(set(self.labels or ()), key=class_order)
 
+    @cached_property
+    def packed(self) -> str:
+        """What `describe_change` compares: the names, and of the first picture of each class what is in it. Takes a few bytes each."""
+        first = {label: i for i, label in reversed(list(enumerate(self.labels or ())))}
+        marks = {i: _mark(self.files[i]) for i in first.values()}
+        lines = [same_text(name) + (f"\t{marks[i]}" if i in marks else "") for i, name in enumerate(self.names)]
+        return base64.b64encode(zlib.compress("\n".join(lines).encode())).decode()
+
 
 def list_pictures(folder: str | Path) -> Listing:
     """The pictures of a folder. Linked folders are entered; hidden ones and those of `SYSTEM` are not looked at.
@@ -107,8 +116,20 @@ def list_pictures(folder: str | Path) -> Listing:
     return Listing(folder, sorted(names, key=_parts), texts, folders, dict(sorted(left_out.items())))
 
 
-def _parts(name: str) -> list[str]:
-    return name.split("/")
+def _parts(name: str) -> tuple[list[str], str]:
+    """The sort key of names: the same order whatever the Unicode form in which a file system keeps them."""
+    return same_text(name).split("/"), name
+
+
+def _mark(file: Path) -> str:
+    """Of the size of a file and of how it begins; "" for one that cannot be read, which training has to say."""
+    try:
+        if not file.is_file():
+            return ""
+        with open(file, "rb") as opened:
+            return hashlib.sha256(b"%d " % file.stat().st_size + opened.read(2**16)).hexdigest()[:16]
+    except OSError:
+        return ""
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
@@ -146,7 +167,7 @@ def is_hidden(name: str) -> bool:
 
 
 def looks_like_picture(suffix: str) -> bool:
-    """Whether files with this suffix are probably pictures, such as .tif and .jpg_large; without any, they may be."""
+    """Whether files with this suffix are probably pictures, such as .tif and .jpg_large, or archives; without any, they may be."""
     return not suffix or suffix.startswith(PICTURES + NOT_READ)
 
 
@@ -174,18 +195,28 @@ def by_value(digits: str) -> tuple[int, str]:
     return len(plain), plain
 
 
-def pack_names(names: Sequence[str]) -> str:
-    """Names as one text of a few bytes each, which checkpoints keep."""
-    return base64.b64encode(zlib.compress("\n".join(names).encode())).decode()
-
-
 def describe_change(packed_then: str, packed_now: str) -> str:
-    """The first name that went and the first that came between two texts of `pack_names`: "with a.png and without b.png"; "" for none."""
-    before, now = (zlib.decompress(base64.b64decode(each)).decode().split("\n") for each in (packed_then, packed_now))
-    had, have = set(before), set(now)
-    gone = [f"with {name[-60:]}" for name in before if name not in have][:1]
-    new = [f"without {name[-60:]}" for name in now if name not in had][:1]
-    return " and ".join(gone + new) or ("with the pictures in another order" if before != now else "")
+    """What tells two texts of `Listing.packed` apart, in words: "with a.png and without b.png"; "" for nothing.
+
+    That is the first name that went and the first that came or, if names are the same, a class that has another one's pictures.
+    """
+    before, now = (_unpacked(packed) for packed in (packed_then, packed_now))
+    had, have = dict(before), dict(now)
+    gone = [f"with {name[-60:]}" for name, _ in before if name not in have][:1]
+    new = [f"without {name[-60:]}" for name, _ in now if name not in had][:1]
+    if gone or new:
+        return " and ".join(gone + new)
+    if [name for name, _ in before] != [name for name, _ in now]:
+        return "with the pictures in another order"
+    was = {mark: name for name, mark in before if mark}
+    moved = [(was[mark], name) for name, mark in now if mark in was and had[name] != mark]
+    return "".join(f"with what is now {name[-60:]} as {earlier[-60:]}" for earlier, name in moved[:1])
+
+
+def _unpacked(packed: str) -> list[tuple[str, str]]:
+    """Names and marks; earlier versions wrote no marks, and names in the form that the file system gave them."""
+    lines = zlib.decompress(base64.b64decode(packed)).decode().split("\n")
+    return [(same_text(name), mark) for name, _, mark in (line.partition("\t") for line in lines)]
 
 
 def same_text(name: str) -> str:

@@ -66,12 +66,12 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         stored_as = next(model.network.parameters()).dtype
         model.network.float()  # the steps of training are smaller than the grain of half precision
         data = _data(config, model)
+        describe(model, objective, data)
+        if begun:  # before whether they fit, which does not say what has changed
+            _check_resumable(folder, config, model, params.kept(data, where, objective), params.steps)
         _check_fit(model, data)
         if isinstance(data, LatentData):
             check_exportable(model)
-        describe(model, objective, data)
-        if begun:
-            _check_resumable(folder, config, model, params.kept(data, where, objective), params.steps)
         with claimed(folder, where):
             where.lead(lambda: _prepare(folder, config, resume))
             if isinstance(data, LatentData):

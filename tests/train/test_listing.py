@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+import socket
+import unicodedata
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from eval.images.folder import FolderPictures
+from eval.images.source import Unreadable
 from train.captions import CaptionedImages
 from train.data import ImageFolder
-from train.listing import PACKED, class_order, describe_change, list_pictures, pack_names
+from train.listing import PACKED, Listing, class_order, describe_change, list_pictures
 from train.run import run
 
 
-def put(path: Path, caption: str | None = None) -> Path:
+def put(path: Path, caption: str | None = None, colour: int = 0) -> Path:
     """A picture, whatever its name ends in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4)).save(path, "png")
+    Image.new("RGB", (4, 4), (colour, 0, 0)).save(path, "png")
     if caption is not None:
         path.with_suffix(".txt").write_text(caption)
     return path
@@ -60,15 +65,15 @@ def test_all_readers_find_the_same_pictures(tmp_path: Path) -> None:
     assert data.classes == ["cat", "dog"]
     assert data.labels is not None
     assert [data.classes[i] for i in data.labels] == scored.labels == ["cat", *["dog"] * 7]
-    assert data.kept == {"classes": ["cat", "dog"], PACKED: pack_names(expected)}
+    assert data.kept == {"classes": ["cat", "dog"], PACKED: list_pictures(root).packed}
 
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     """Training warns, evaluation keeps count: other formats in any case, odd suffixes of known ones, and files without any."""
     put(tmp_path / "a.png", "a")
-    for name in ("b.tif", "c.TIF", "d.heic", "e.jpg_large", "f.gif", "8c7f", "notes.md", "labels.csv"):
+    for name in ("b.tif", "c.TIF", "d.heic", "e.jpg_large", "f.gif", "8c7f", "more.tar.gz", "notes.md", "labels.csv"):
         (tmp_path / name).touch()
-    said = f"files of {tmp_path} that are not read: 1 without a suffix, 1 .gif, 1 .heic, 1 .jpg_large, 2 .tif"
+    said = f"files of {tmp_path} that are not read: 1 without a suffix, 1 .gif, 1 .gz, 1 .heic, 1 .jpg_large, 2 .tif"
     for read in (ImageFolder, CaptionedImages):
         with pytest.warns(UserWarning) as warned:  # noqa: PT030
             read(tmp_path)
@@ -77,7 +82,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         source = FolderPictures(tmp_path)
         assert source.prompts == ["a"]
-    assert source.ignored == {"": 1, ".gif": 1, ".heic": 1, ".jpg_large": 1, ".tif": 2}
+    assert source.ignored == {"": 1, ".gif": 1, ".gz": 1, ".heic": 1, ".jpg_large": 1, ".tif": 2}
 
 
 def test_a_class_without_pictures_is_refused(tmp_path: Path) -> None:
@@ -183,51 +188,104 @@ def test_the_limit_of_pixels_can_be_raised(tmp_path: Path) -> None:
     assert FolderPictures(tmp_path, max_pixels=15).stamp != FolderPictures(tmp_path).stamp
 
 
+def test_pipes_and_sockets_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called like a picture, a caption or a list of captions, they are what cannot be read, and nobody waits for them."""
+    put(tmp_path / "a.png", "a")
+    monkeypatch.chdir(tmp_path)  # the path of a socket may have 107 bytes
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("b.png")
+        said = f"{tmp_path / 'b.png'} cannot be read as a picture: it is a device or pipe, not a file"
+        with pytest.raises(ValueError, match=f"^{said}$"):
+            ImageFolder(tmp_path).__getitems__([0, 1])
+        whole, unreadable = FolderPictures(tmp_path).read([0, 1])
+        assert (isinstance(whole, Tensor), unreadable) == (True, Unreadable(said))
+    (tmp_path / "b.png").unlink()
+    for name in ("a.txt", "metadata.jsonl"):
+        (tmp_path / name).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / name)
+        for read in (lambda: CaptionedImages(tmp_path), lambda: FolderPictures(tmp_path).prompts):
+            with pytest.raises(ValueError, match=f"^{tmp_path / name} cannot be read as text: it is a folder, device or pipe, not a file$"):
+                read()
+        (tmp_path / name).unlink()
+
+
+def test_the_form_of_names_changes_no_order(tmp_path: Path) -> None:
+    """\u00e9 in one character, which sorts behind z, or in two, which sort before: the same pictures have the same numbers."""
+    for form in ("NFC", "NFD"):
+        for name in ("caf\u00e9/1.png", "caff/\u00e9.png", "caff/f.png"):
+            put(tmp_path / form / unicodedata.normalize(form, name))
+    one, other = (list_pictures(tmp_path / form) for form in ("NFC", "NFD"))
+    assert [unicodedata.normalize("NFC", name) for name in other.names] == list(one.names)
+    assert (other.classes, other.packed) == (one.classes, one.packed)
+
+
 def test_a_run_goes_on_with_the_same_pictures_and_classes_alone(tmp_path: Path) -> None:
     """Which number is which class is kept, and what the pictures are called. They may move, and max_pixels may be raised."""
     for name in ("cat", "horse"):
         for i in range(2):
-            put(tmp_path / "a" / name / f"{i}.png")
-    network = {"name": "dit", "in_channels": 1, "image_size": 4, "patch_size": 2, "hidden": 8, "depth": 1, "heads": 1, "num_classes": 2}
+            put(tmp_path / "a" / name / f"{i}.png", colour=len(name))
+    network = {"name": "dit", "in_channels": 1, "image_size": 4, "patch_size": 2, "hidden": 8, "depth": 1, "heads": 1}
     data = {"name": "folder", "channels": 1}
     config = {
         "run": str(tmp_path / "run"),
-        "model": {"network": network, "schedule": {"name": "flow"}, "prediction": "flow"},
         "objective": {"name": "denoising", "weighting": {"name": "uniform"}},
-        "train": {"steps": 1, "batch_size": 2},
         "progress": False,
         "wandb": False,
         "device": "cpu",
     }
 
-    def go_on(folder: str, steps: int, **more: int) -> None:
+    def go_on(folder: str, steps: int, classes: int = 2, **more: int) -> None:
         run(
             {
                 **config,
+                "model": {"network": {**network, "num_classes": classes}, "schedule": {"name": "flow"}, "prediction": "flow"},
                 "data": {**data, "folder": str(tmp_path / folder), **more},
                 "train": {"steps": steps, "batch_size": 2},
                 "resume": True,
             }
         )
 
+    def refused(change: str) -> None:
+        with pytest.raises(ValueError, match=change) as said:
+            go_on("b", 3)
+        assert len(str(said.value).replace(str(tmp_path), "")) < 200
+
     go_on("a", 1)
     (tmp_path / "a").rename(tmp_path / "b")
     go_on("b", 2, max_pixels=16)
-    (tmp_path / "b" / "horse").rename(tmp_path / "b" / "ant")
-    with pytest.raises(ValueError, match=r"classes\[0\]='cat', not 'ant'"):
-        go_on("b", 3)
+    cat, horse, eel = (tmp_path / "b" / name for name in ("cat", "horse", "eel"))
+    put(eel / "0.png")
+    refused(r"run was trained with classes\[1\]='horse', not 'eel': use")  # whatever number of classes is asked for
+    with pytest.raises(ValueError, match=r"classes\[1\]='horse', not 'eel': use"):
+        go_on("b", 3, classes=3)
+    (eel / "0.png").unlink()
+    eel.rmdir()
+    cat.rename(eel)
+    horse.rename(cat)
+    eel.rename(horse)
+    refused(r"run was trained with what is now cat/0\.png as horse/0\.png: use the same pictures")
+    cat.rename(eel)
+    horse.rename(cat)
+    eel.rename(horse)
+    put(cat / "0.png", colour=99)  # a picture may be mended
+    (cat / "1.png").write_bytes(b"broken")
+    go_on("b", 2)
     for i in range(2):
-        (tmp_path / "b" / "ant" / f"{i}.png").rename(put(tmp_path / "b" / "horse" / f"{i}.jpg"))
-    (tmp_path / "b" / "ant").rmdir()
-    with pytest.raises(ValueError, match=r"run was trained with horse/0\.png and without horse/0\.jpg: use") as said:
-        go_on("b", 3)
-    assert len(str(said.value).replace(str(tmp_path), "")) < 200
+        (horse / f"{i}.png").rename(horse / f"{i}.jpg")
+    refused(r"run was trained with horse/0\.png and without horse/0\.jpg: use")
+    horse.rename(tmp_path / "b" / "ant")
+    refused(r"classes\[0\]='cat', not 'ant'")
 
 
 def test_changed_names_are_told_shortly() -> None:
     """The first picture that went and the first that came, however many and however long; numbers take few bytes each."""
-    before = [f"{i:07d}.png" for i in range(100_000)]
-    assert len(pack_names(before)) < 4 * len(before)
+
+    def packed(names: Sequence[str]) -> str:
+        return Listing(Path("nowhere"), names, (), (), {}).packed
+
+    before = [f"{i:07d}.png" for i in range(20_000)]
+    then = packed(before)
+    assert len(then) < 4 * len(before)
     for now, change in (
         (before, ""),
         (before[:7] + before[8:], "with 0000007.png"),
@@ -235,4 +293,4 @@ def test_changed_names_are_told_shortly() -> None:
         (["a.png", "b.png", *before[2:]], "with 0000000.png and without a.png"),
         (before[::-1], "with the pictures in another order"),
     ):
-        assert describe_change(pack_names(before), pack_names(now)) == change
+        assert describe_change(then, packed(now)) == change
