@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -18,7 +18,7 @@ from torch import Tensor
 from diffusion.messages import one_line
 from eval.images.prompts import Prompts, prompts_for
 from eval.images.source import Unreadable, numbered, stamp_of
-from train.listing import same_text
+from train.listing import check_name, same_text
 
 PICTURES, LABELS = "arr_0", "arr_1"
 MAX_ARRAY = 2**29  # bytes of an array that is read whole: a covariance of 8,192 features, labels of millions of pictures
@@ -45,11 +45,9 @@ class NpzPictures:
         shape, dtype = self._pixels.shape, self._pixels.dtype
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise ValueError(f"{path} must hold pictures as uint8 (N, H, W, 3), values 0 ... 255, not {dtype} {shape}")
-        if labels is not None and (labels.shape != shape[:1] or labels.dtype.kind not in "iuU"):
-            raise ValueError(f"{LABELS} of {path} must hold a class for each of the {shape[0]} pictures, not {labels.dtype} {labels.shape}")
         self.origin, self.stamp = str(path), stamp_of([path])
         self.names: Sequence[str] = numbered(len(self._pixels))
-        self.labels = None if labels is None else [same_text(str(label)) for label in labels.tolist()]
+        self.labels = None if labels is None else [check_name(path, same_text(str(label))) for label in labels.tolist()]
         self.prompts = None if prompts is None else prompts_for(prompts, self.names)
 
     def __len__(self) -> int:
@@ -76,11 +74,12 @@ def array_names(path: Path) -> list[str]:
         return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
-def read_array(path: Path, name: str) -> np.ndarray:
-    """An array of an .npz file, if it is not too large: compressed, a small file can claim anything."""
+def read_array(path: Path, name: str, check: Callable[[tuple[int, ...], np.dtype], None] = lambda shape, dtype: None) -> np.ndarray:
+    """An array of an .npz file, if `check` passes its shape and type, and it is not too large: a small compressed file can claim any."""
     with zipfile.ZipFile(path) as archive:
         with archive.open(f"{name}.npy") as file:
             shape, _, dtype = _header(path, file)
+        check(shape, dtype)
         if math.prod(shape) * max(dtype.itemsize, 8) > MAX_ARRAY:  # integers become float64
             raise ValueError(f"{path} says that {name} is {dtype} {shape}, more than the {MAX_ARRAY:,} bytes that it may have")
         with archive.open(f"{name}.npy") as file:
@@ -113,7 +112,12 @@ def _members(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise ValueError(f"{path} holds {what} no pictures: these are an array called {PICTURES}")
     with zipfile.ZipFile(path) as archive:
         pictures = _mapped(path, archive.getinfo(f"{PICTURES}.npy"))
-    return pictures, read_array(path, LABELS) if LABELS in names else None
+
+    def check(shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if shape != pictures.shape[:1] or dtype.kind not in "iuU":
+            raise ValueError(f"{LABELS} of {path} must hold a class for each of the {len(pictures)} pictures, not {dtype} {shape}")
+
+    return pictures, read_array(path, LABELS, check) if LABELS in names else None
 
 
 def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray:

@@ -39,7 +39,7 @@ class TarPictures(Captioned):
     paths       one or several: a path, a pattern ("shard-*.tar"), or a range ("shard-{000000..000009}.tar")
     prompts     one per picture, or a file of them (`read_prompts`), by key or by name (a/000, a/000.png), instead of what is in the shards
     max_pixels  of one picture: those with more cannot be read
-    ignored     how many members look like pictures but are not read, by their suffix: {".tif": 12, ".seg.png": 3}
+    ignored     how many members look like pictures or may hold some, but are not read, by suffix: {".tif": 12, ".seg.png": 3}
 
     FileNotFoundError, or ValueError in one line for shards that are compressed, damaged, cut short or joined, without pictures, or in which
     a key has two of them or none.
@@ -141,11 +141,14 @@ class _Sample:
     members: Mapping[str, _Member]
 
     def label(self) -> str | None:
-        return same_text(self.members[".cls"].text()) if ".cls" in self.members else None
+        if ".cls" not in self.members:
+            return None
+        member = self.members[".cls"]
+        return check_name(member.shard, same_text(_filled("class", member, member.text())))
 
     def caption(self) -> str | None:
         if ".txt" in self.members:
-            return _filled(self.members[".txt"], self.members[".txt"].text())
+            return _filled("caption", self.members[".txt"], self.members[".txt"].text())
         if ".json" not in self.members:
             return None
         member = self.members[".json"]
@@ -154,13 +157,13 @@ class _Sample:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{member} is no JSON: {error}") from None
         texts = [entry[key] for key in KEYS if isinstance(entry.get(key), str)] if isinstance(entry, Mapping) else []
-        return _filled(member, texts[0].strip()) if texts else None
+        return _filled("caption", member, texts[0].strip()) if texts else None
 
 
-def _filled(member: _Member, caption: str) -> str:
-    if not caption:
-        raise ValueError(f"the caption in {member} is empty: write one, or leave out its picture")
-    return caption
+def _filled(what: str, member: _Member, text: str) -> str:
+    if not text:
+        raise ValueError(f"the {what} in {member} is empty: write one, or leave out its picture")
+    return text
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -246,7 +249,7 @@ def _entries(shard: Path) -> list[tarfile.TarInfo]:
                     raise tarfile.ReadError(f"a member has {entry.size} bytes")
                 entries.append(entry)
             end = archive.offset  # where tarfile saw no further member, be it the end, or damage
-    except (tarfile.TarError, EOFError, ValueError, IndexError, OverflowError, OSError) as error:
+    except (tarfile.TarError, EOFError, ValueError, IndexError, OverflowError, OSError, RecursionError) as error:
         raise ValueError(f"{shard} is no tar file that can be read: {one_line(error)}") from None
     _check_end(shard, end)
     return entries

@@ -327,10 +327,11 @@ ONE = array_file((1, 8, 8, 3), content=bytes(192))
         ({"arr_0.npy": array_file((2, 8, 8, 3), content=bytes(192)), "more": bytes(999)}, "says that arr_0.npy is uint8 (2, 8, 8, 3), and"),
         ({"arr_0": ONE}, "holds nothing, and no pictures"),
         ({"arr_0.npy": b"\x93NUMPY\x09\x00"}, "cannot be read as a NumPy file: "),
-        ({"arr_0.npy": ONE, "arr_1.npy": array_file((10**12,), "<i8")}, "says that arr_1 is int64 (1000000000000,), more than the"),
+        ({"arr_0.npy": ONE, "arr_1.npy": array_file((10**12,), "<i8")}, "a class for each of the 1 pictures, not int64 (1000000000000,)"),
         ({"arr_0.npy": ONE, "arr_1.npy": array_file((1,), "<U199999999")}, "says that arr_1 is <U199999999 (1,), more than the"),
         ({"arr_0.npy": ONE, "arr_1.npy": array_file((1,), "<i8")}, "cannot be read as a NumPy file: "),
         ({"arr_0.npy": ONE, "arr_1.npy": array_file((-1,), "<i8")}, "claims an array of shape (-1,)"),
+        ({"arr_0.npy": ONE, "arr_1.npy": array_file((1,), "<U2", "a\n".encode("utf-32-le"))}, "control characters: rename a\\x0a"),
     ],
     ids=[
         "10^12",
@@ -343,6 +344,7 @@ ONE = array_file((1, 8, 8, 3), content=bytes(192))
         "long labels",
         "cut labels",
         "negative labels",
+        "labels of two lines",
     ],
 )
 def test_hostile_numpy_files_end_in_one_line(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
@@ -506,13 +508,14 @@ def test_no_member_of_a_shard_is_left_out_without_a_word(photographs: np.ndarray
         "2.GIF": b"",
         "x/cfg-7.5-001.seg.png": b"",
         "noname": b"",
+        "inner.tar": b"",
         "__MACOSX/._0.png": b"",
         ".x/0.png": b"",
     }
     source = TarPictures(pack(tmp_path / "a.tar", {**members, **more}))
     assert list(source.names) == ["x/cfg-7.5-000", "x/cfg-7.5-001", "x/cfg-7.5-002"]
     assert source.prompts == ["a cat"] * 3
-    assert source.ignored == {"": 1, ".gif": 1, ".seg.png": 1, ".tif": 1}
+    assert source.ignored == {"": 1, ".gif": 1, ".seg.png": 1, ".tar": 1, ".tif": 1}
     assert np.array_equal(only(source, 2).permute(1, 2, 0).numpy(), photographs[0])
     kinds = {"0.JPG": "jpeg", "1.jfif": "jpeg", "2.jpe": "jpeg", "3.Webp": "webp", "4.bmp": "bmp"}
     odd = TarPictures(pack(tmp_path / "b.tar", {name: as_file(photographs[0], kind) for name, kind in kinds.items()}))
@@ -598,6 +601,7 @@ def test_hostile_shards_end_in_one_line(photographs: np.ndarray, tmp_path: Path,
         "longname": with_size(whole[:512], b"\xff" * 12, b"L") + whole[512:],
         "pax": with_size(whole[:512], b"77777777777", b"x") + whole[512:],
         "gnu sparse": with_size(whole[:512], b"77777777777", b"S") + bytes(8),
+        "chained": (with_size(whole[:512], b"%011o" % 512, b"x") + b"9 path=x\n".ljust(512, b"\0")) * 2000 + whole,
         "joined": whole + whole,
         "zeros": bytes(10240),
     }
@@ -636,6 +640,9 @@ def test_a_pattern_that_fits_no_file_is_refused(tmp_path: Path) -> None:
         ({"a.md": b""}, "no pictures in "),
         ({}, "no pictures in "),
         ({"0.png": b"", "0.cls": b"1", "1.png": b""}, "1 of 2 pictures of {} have no class, the first is 1: add key.cls"),
+        ({"0.png": b"", "0.cls": b" "}, "the class in {}/0.cls is empty"),
+        ({"0.png": b"", "0.cls": b"3\n4"}, "a name in {} is not UTF-8 or holds control characters: rename 3\\x0a4"),
+        ({"0.tar": b"", "1.tar": b""}, "expected members such as 000.png, 000.jpg or 000.webp, and found 2 .tar"),
     ],
 )
 def test_shards_with_missing_pairs_are_refused(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
