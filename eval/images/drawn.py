@@ -24,7 +24,7 @@ from models.device import find_device
 from samplers.generate import generate
 from samplers.guide import steered
 from samplers.pictures import to_uint8
-from samplers.results import MAX_SEED, check_same
+from samplers.results import check_same
 from samplers.run import SampleParams, labels_in_turn
 from samplers.sample import find_sampler, sample
 from samplers.text_to_image import ASKED, DTYPES, TextToImageParams, completed, dtypes, loaded
@@ -63,8 +63,6 @@ class Drawn:
         """draw: the pictures (B, 3 or 1, H, W), uint8, of these numbers, drawn with this model; `batch_size`: the most at once."""
         self._model, self._draw, self._batch_size = model, draw, batch_size
         self.settings, self.origin, self.labels, self.prompts = dict(settings), origin, labels, prompts
-        if settings["seed"] + n - 1 > MAX_SEED:
-            raise ValueError(f"{n} pictures from seed {settings['seed']} on need seeds beyond 2^63 - 1: begin with a smaller one")
         self.names: Sequence[str] = [f"seed {settings['seed'] + i}" for i in range(n)]
         self.calls = calls_per_image(model, lambda counting: draw(counting, [0]))
         self.stamp = hashlib.sha256(json.dumps([self.settings, n, labels and list(labels)], default=str).encode()).hexdigest()
