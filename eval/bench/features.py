@@ -25,6 +25,7 @@ from eval.bench.record import DTYPES, write_bench
 from eval.features.inception import Inception, InceptionV3, load_inception, published_shapes
 from eval.features.inception_weights import random_state
 from eval.features.resize import SIZE
+from eval.images.decoding import pixels
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
 from models.device import find_device
@@ -98,7 +99,7 @@ def run(config: Mapping[str, Any]) -> list[Timing]:
 
 def measure(params: BenchParams, dtype: str, ours: Side, theirs: Side, files: Sequence[Path], device: torch.device) -> Timing:
     """Both sides on the same pictures, ours in one dtype."""
-    batch = torch.stack([_read(path) for path in files[: params.batch]]).to(device)
+    batch = torch.stack([pixels(path) for path in files[: params.batch]]).to(device)
     matrix = torch.randn(2048, 2048, device=device).to(DTYPES[dtype])
     calls: list[Callable[[], object]] = [
         lambda: ours.batch(batch),
@@ -152,7 +153,7 @@ def _ours(weights: Path, dtype: str, size: int, device: torch.device) -> Side:
 
     def files(paths: Sequence[Path]) -> Tensor:
         with ThreadPoolExecutor(2) as pool:  # reads ahead while the network computes
-            pictures = pool.map(_read, paths)
+            pictures = pool.map(pixels, paths)
             sizes = [len(paths[i : i + size]) for i in range(0, len(paths), size)]
             return torch.cat([batch(torch.stack([next(pictures) for _ in range(n)]).to(device)) for n in sizes])
 
@@ -200,12 +201,6 @@ def _crop(photograph: np.ndarray[Any, Any], size: int, generator: np.random.Rand
     side = min(size, *photograph.shape[:2])
     top, left = (generator.randint(length - side + 1) for length in photograph.shape[:2])
     return Image.fromarray(photograph[top : top + side, left : left + side]).resize((size, size))
-
-
-def _read(path: Path) -> Tensor:
-    """uint8 (3, H, W)."""
-    with Image.open(path) as picture:
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
 
 def _distance(features: Tensor) -> float:
