@@ -59,7 +59,7 @@ def result_of(plan: Plan, figures: Mapping[str, Scored], gathered: Gathered, bef
     if any(output.startswith("inception.") for output in plan.outputs.values()):
         protocol = PROTOCOLS[params.protocol]
         facts |= {"protocol": f"{protocol.name}: {protocol.prepared} ({protocol.citation})"}
-    new = Result(params.name or default_name(source), dict(figures), about, tuple(_notes(plan, gathered, figures)), settings, facts)
+    new = Result(params.name or default_name(source), dict(figures), about, tuple(notes(plan, gathered, figures)), settings, facts)
     return new if before is None else _merged(before, new)
 
 
@@ -76,7 +76,8 @@ def _merged(before: Result, new: Result) -> Result:
     )
 
 
-def _notes(plan: Plan, gathered: Gathered, figures: Mapping[str, Scored]) -> Iterator[str]:
+def notes(plan: Plan, gathered: Gathered, figures: Mapping[str, Scored]) -> Iterator[str]:
+    """What a reader of the figures should know, a line each."""
     for side, found in gathered.items():
         if found.skipped:
             yield f"{len(found.skipped)} of {len(plan.sides[side])} {side.removesuffix('s')} pictures could not be used and were left out"

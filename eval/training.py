@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields
 from typing import Any
 
 from diffusion.spec import make_params
 from eval.collect import Collected
 from eval.images.drawn import drawn_by
+from eval.outcome import notes
 from eval.plan import Plan, Side
 from eval.scoring import compute
 from eval.settings import ScoreParams
@@ -26,7 +28,8 @@ class TrainingScores:
     metric    names; what they need besides (reference, training, extractors, ...) as in configs/eval/experiment/score.yaml
     settings  those, and sampler, steps, guidance, seed, ... of configs/samplers; steps are 10 where nothing is said
 
-    The reference is gone through once. ValueError in one line for settings that do not fit, when it is first called.
+    The reference is gone through once. What a reader of the figures should know is warned of the first time. ValueError in one line for
+    settings that do not fit, when it is first called.
     """
 
     def __init__(self, n: int, metric: str | list[str], **settings: Any) -> None:
@@ -36,6 +39,7 @@ class TrainingScores:
         scoring = {"progress": False, **{name: value for name, value in settings.items() if name in own}}
         self._scoring = make_params("evaluate", ScoreParams, {"samples": "training", "metric": metric, **scoring})
         self._gathered: dict[Side, Collected] = {}
+        self._noted: set[str] = set()
 
     def __call__(self, model: Model) -> dict[str, float]:
         """The figures of the model as it is, with the ends of their intervals."""
@@ -47,6 +51,10 @@ class TrainingScores:
                 assert part is not None
                 self._gathered[side] = part
         figures = dict(compute(plan, self._gathered))
+        for note in notes(plan, self._gathered, figures):
+            if note not in self._noted:
+                self._noted.add(note)
+                warnings.warn(note, stacklevel=2)
         ends = {f"{name}_{end}": getattr(figure, end) for name, figure in figures.items() for end in ("low", "high")}
         values = {name: figure.value for name, figure in figures.items()} | ends
         return {name: value for name, value in values.items() if value == value}  # NaN says that there is no interval

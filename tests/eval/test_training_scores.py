@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import models
 from configs import compose
 from eval import scoring
+from eval.features.registry import ExtractorParams, build
+from eval.metrics.moments import Moments
+from eval.statistics_file import Statistics, write_statistics
 from eval.training import TrainingScores
 from models.files import read_json_lines
 from train.run import run
@@ -23,7 +28,7 @@ TRAIN = [
 
 
 def test_scores_are_logged_and_are_those_of_the_run(tmp_path: Path) -> None:
-    """At every second step; the last ones equal, to the last bit, what python -m eval gives the finished run."""
+    """At every second step; the last ones equal, to the last bit, what python -m eval gives the finished run. Notes are warned of once."""
     folder = tmp_path / "run"
     scores = TrainingScores(metric=["frechet", "accuracy"], **DRAWING, **SETTINGS)
     assert run(compose("train", [*TRAIN, f"run={folder}"]), scores)
@@ -38,6 +43,14 @@ def test_scores_are_logged_and_are_those_of_the_run(tmp_path: Path) -> None:
     last = logged[1]
     assert (last["frechet"], last["frechet_low"], last["frechet_high"]) == (figure.value, figure.low, figure.high)
     assert last["accuracy"] == written.result.figures["accuracy"].value
+    digits = build("digits", ExtractorParams(), "clean", torch.float32)
+    larger = Statistics({"features": Moments.of(torch.randn(99, digits.widths["features"]))}, 99, digits.identity, "?", sizes=("16x16",))
+    write_statistics(larger, tmp_path / "larger.safetensors")
+    scores = TrainingScores(n=40, metric="frechet", steps=2, features="digits", reference=str(tmp_path / "larger.safetensors"))
+    model = models.load(folder)
+    with pytest.warns(UserWarning, match="the samples are 8x8, the reference is 16x16: ") as said:
+        assert scores(model) == scores(model)
+    assert len(said) == 1
 
 
 def test_what_does_not_fit_is_said_in_one_line() -> None:
