@@ -15,7 +15,6 @@ from eval import reference, scoring
 from eval.bench import features, frechet, loading, networks, orders, samplers
 from eval.digits import quickstart
 from eval.report import report_of, result_files
-from train.world import PeerError
 
 BENCHMARKS = {
     "bench_samplers": samplers,
@@ -35,10 +34,7 @@ def main(config: dict[str, Any]) -> int:
         "sampler_orders": _sampler_orders,
         **dict.fromkeys(BENCHMARKS, _benchmark),
     }
-    try:
-        return lookup("program", config["program"], programs)(config)
-    except PeerError:
-        sys.exit(1)  # the process that has failed says why
+    return lookup("program", config["program"], programs)(config)
 
 
 def after_all(configs: Sequence[dict[str, Any]]) -> None:

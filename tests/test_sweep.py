@@ -7,8 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import UnionType
+from types import ModuleType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
@@ -24,10 +25,12 @@ from eval.settings import ScoreParams
 from models.files import read_json_lines
 from samplers.run import SampleParams
 from samplers.text_to_image import TextToImageParams
+from train import __main__ as trainer
 from train.data import DATASETS
 from train.latents import LatentParams
 from train.run import OBJECTIVES
 from train.run import run as train_run
+from train.world import PeerError
 
 
 def test_every_combination_is_a_run_and_the_last_setting_changes_first() -> None:
@@ -292,6 +295,22 @@ def test_interrupted_scoring_says_that_it_can_go_on(rank: int, monkeypatch: pyte
         command_line("eval", program.main, program.after_all)
     assert ended.value.code == 130
     assert capsys.readouterr().err == ("" if rank else "stopped: called again it goes on from there\n")
+
+
+@pytest.mark.parametrize(("name", "main", "module"), [("eval", program.main, scoring), ("train", trainer.main, trainer)])
+def test_a_process_that_ends_because_of_another_says_which(
+    name: str, main: Callable[[dict[str, Any]], int], module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Status 1 and a line, for the output of every process may have a file of its own; and no report of what was not done."""
+
+    def fail(*_: Any) -> None:
+        raise PeerError("process 1 has failed: no such picture")
+
+    monkeypatch.setattr(sys, "argv", [name, *({"eval": ["samples=x"], "train": ["experiment=digits_unet"]}[name])])
+    monkeypatch.setattr(module, "run", fail)
+    with pytest.raises(SystemExit) as ended:
+        command_line(name, main, lambda configs: pytest.fail("a report"))
+    assert ended.value.code == "error: process 1 has failed: no such picture"  # which Python prints, and ends with status 1
 
 
 def test_a_sweep_that_succeeds_has_status_zero(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,6 @@ from diffusion.starting import started
 from models.checkpoints import native
 from train.export import exported, telling
 from train.run import run
-from train.world import PeerError
 
 
 def main(config: dict[str, Any]) -> int:
@@ -25,10 +24,7 @@ def main(config: dict[str, Any]) -> int:
     if evaluate is not None and not callable(evaluate):
         raise ValueError(f"evaluate must be made by a _target_ and be called with a model, which {evaluate!r} cannot")
     check_type("run", config.get("run", ""), str)
-    try:
-        finished, folder = run(config, evaluate), Path(config["run"])
-    except PeerError:
-        return 1  # the process that has failed says why
+    finished, folder = run(config, evaluate), Path(config["run"])
     if os.environ.get("RANK", "0") == "0":
         if finished:
             print(f"trained: {exported(folder) or folder}   sample it: python -m samplers {_source(folder)}")

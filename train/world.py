@@ -24,7 +24,7 @@ ENDED = "ended"  # and the one in which it says that it has ended, and why
 
 
 class PeerError(OSError):
-    """Another process of the run has failed, and says why itself."""
+    """Another process of the run has failed: which, and why, for this one's own output."""
 
 
 @dataclass(frozen=True)
