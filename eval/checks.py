@@ -13,7 +13,7 @@ def check_told(name: str, metric: Metric, samples: Source) -> None:
     """ValueError where a metric needs prompts or classes, and there are none."""
     if "prompts" in metric.needs and samples.prompts is None:
         raise ValueError(
-            f"{name} needs the prompts of {samples.origin}: give prompts=FILE, a line each in the order of the pictures' names"
+            f"{name} needs the prompts of {samples.origin}: give prompts=FILE, which names them (.jsonl, .csv) or is in order (.txt)"
         )
     if "labels" in metric.needs and samples.labels is None:
         raise ValueError(f"{name} needs to know what the pictures of {samples.origin} should show: keep them in a folder per class")

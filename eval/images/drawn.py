@@ -142,7 +142,8 @@ def drawn_by(model: Model, params: SampleParams) -> Drawn:
         return to_uint8(sample(how.sampler, denoiser, grid, shape=model.shape, seeds=seeds, cond=cond, device=device, **params.options))
 
     settings = _settings(params, grid=how.grid, steps=grid.steps, fingerprint=params.sha256["run"])
-    named = None if labels is None else [str(label) for label in labels]
+    names = model.spec.get("classes") or range(model.null.get("label", 0))  # as a reference's class folders are called
+    named = None if labels is None else [str(names[label]) for label in labels]
     return Drawn(model, draw, settings, n=params.n, origin=params.run, batch_size=params.batch_size, labels=named)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import models
 from eval.digits.benchmark import Job
-from eval.images.drawn import Drawn, drawn
+from eval.images.drawn import Drawn, drawn, drawn_by
 from eval.images.folder import FolderPictures
 from eval.images.npz import NpzPictures
 from eval.images.open import open_source
@@ -24,7 +24,7 @@ from eval.images.source import Source
 from eval.images.tar import TarPictures
 from samplers import generate
 from samplers.pictures import save_png, to_uint8
-from samplers.run import run
+from samplers.run import SampleParams, run
 from tests.samplers.test_run import NETWORK, saved
 
 PROMPTS = ["a corgi", "a cat on a mat", "rain"]
@@ -112,9 +112,12 @@ def test_prompts_are_drawn_in_turn(folder: Path) -> None:
 
 
 def test_classes_are_drawn_in_turn(folder: Path) -> None:
-    """All of them, or those asked for, as --labels of python -m samplers; a model without classes has no labels."""
+    """All of them, or those asked for, by name where they have names; a model without classes has no labels."""
     assert of_run(folder).labels == [str(i % 10) for i in range(12)]
     assert of_run(folder, labels=[3, 7], n=3).labels == ["3", "7", "3"]
+    model = models.load(folder / "classes.safetensors")
+    model.spec["classes"] = list("abcdefghij")
+    assert drawn_by(model, SampleParams("a run", n=3, labels=("d", 7), steps=1)).labels == ["d", "h", "d"]
     assert drawn({"run": str(folder / "plain.safetensors"), "n": 2, "steps": 1, "device": "cpu"}).labels is None
 
 
