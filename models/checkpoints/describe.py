@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from models.checkpoints.diffusers_configs import (
     SETTINGS,
     SETTINGS_KEY,
     check_settings,
+    flow_grid,
+    usual_grid,
 )
 from models.checkpoints.findings import Findings
 from models.checkpoints.parts import LATENT_STATISTICS, Part
@@ -56,7 +59,6 @@ SCHEDULERS_OF_FEW_STEPS = {  # what networks distilled to few steps are publishe
     ("sdxl", "LCMScheduler"): "lcm-sdxl",
 }
 TURBO_SIZE = 64  # latents along a side that the UNet of SDXL-Turbo says it was trained on; SDXL's says 128
-MAX_SHIFT = 1000  # of a flow's times; published ones are up to 7
 V_THRESHOLD = 0.09  # see `_guessed`
 SIXTEEN, FOUR = 16, 4  # latent channels, of flows and of others
 SCALE = "scale_factor"  # latent diffusion's buffer, where it is measured at the start of training
@@ -79,7 +81,7 @@ def describe(
     if of.prediction == "flow" and said not in (None, "flow"):
         raise ValueError(f"{found.files[0].path} is of {of.title}, which predicts flow, and not {said!r}: leave prediction out")
     if of.prediction != "flow":
-        _check_scheduler(found)
+        _check_scheduler(found, of)
     if asked and not found.backbone:
         _check_latents(found, name)
     towers = find_towers(found, base)
@@ -104,8 +106,7 @@ def describe(
             found.notes.append(f"distilled with {name}={brief(value)}, as its scheduler's configuration says")
             spec[part][ours] = value
     _settle_pure_noise(found, spec, zero_snr)
-    if spec["schedule"].get("zero_terminal_snr"):  # whose pure noise other spacings leave out (Lin et al. 2024, section 3.3)
-        spec["grid"] = {"spacing": "trailing"}
+    spec["grid"] = usual_grid(spec["grid"], spec["schedule"])
     if not (family or prediction or zero_snr is not None):
         spec |= _written_settings(found, spec)
     return spec, towers if text else {}
@@ -271,11 +272,12 @@ def _marked(files: list[TensorFile], *keys: str) -> bool:
 # The schedule ----------------------------------------------------------------------------------------------------------
 
 
-def _check_scheduler(found: Findings) -> None:
+def _check_scheduler(found: Findings, of: Family) -> None:
     """ValueError for a scheduler's configuration that calls its network otherwise than families here are called."""
     config, where = found.scheduler, found.scheduler_file
     name = str(config.get("_class_name", ""))
-    foreign_edm = _is_edm(found) and (config.get("sigma_data", 0.5) != 0.5 or config.get("prediction_type", "epsilon") != "epsilon")
+    usual = of.base == "sdxl" and config.get("sigma_data", 0.5) == 0.5 and config.get("prediction_type", "epsilon") == "epsilon"
+    foreign_edm = _is_edm(found) and not usual  # Playground's is the only one
     if name.startswith(("FlowMatch", "Cosine")) or foreign_edm:
         raise ValueError(f"{where}: its scheduler's configuration names {name} with settings that no family here was trained with")
 
@@ -336,33 +338,32 @@ def _flow_grid(found: Findings, base: str) -> dict[str, Any]:
         return {}
     try:
         check_settings(config, FLOW_SETTINGS)
+        grid = flow_grid(config, base)
     except ValueError as error:
         raise ValueError(f"{where}: of its scheduler's, {error}") from None
     if other := [f"{name}={brief(config[name])}" for name, value in FLOW_TIMES.items() if config.get(name, value) != value]:
         found.notes.append(f"its scheduler's {', '.join(other).removeprefix('_')} is not used: times are the family's, and their shift")
-    flow = str(config.get("_class_name")).startswith("FlowMatch")
-    if config.get("use_dynamic_shifting") and (flow or config.get("use_flow_sigmas")):
-        return {"spacing": "mu_shift"}
-    shift = config.get("shift", 1.0) if flow else config.get("flow_shift", 1.0) if config.get("use_flow_sigmas") else None
-    if shift is None or (shift == 1 and not flow):  # by default, where the scheduler was made for others
-        return {}
-    if not isinstance(shift, int | float) or not 0 < shift < MAX_SHIFT:
-        raise ValueError(f"{where}: its scheduler's configuration has shift={brief(shift)}, and not a number in (0, {MAX_SHIFT})")
-    least = shift / (1000 + shift - 1)  # the time that the scheduler's first of a thousand rows is shifted to
-    return {"spacing": "linspace"} | ({"t_end": least} if base.startswith("sd3") else {}) | ({"shift": shift} if shift != 1 else {})
+    return grid
 
 
 def _written_settings(found: Findings, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What this library wrote of a description beside the backbone's tensors; {} where it is of another family."""
-    file = found.backbone.file if found.backbone else None
-    if file is None or SETTINGS_KEY not in file.metadata or file.metadata.get(FAMILY_KEY) != spec["family"]:
-        return {}
-    try:
-        settings = check_mapping(SETTINGS_KEY, native.parsed("model", file.metadata[SETTINGS_KEY]))
-        check_names("setting", settings, SETTINGS)
-        return dict(settings)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file.path}: its metadata {SETTINGS_KEY} are damaged: {error}") from None
+    """What this library wrote of a description beside the backbone's tensors or in its folder's index; {} if it is of another family."""
+    written: dict[str, Any] = {}
+    file, index = found.backbone.file if found.backbone else None, found.pipeline.index
+    places = (
+        [] if file is None else [(f"{file.path}: its metadata", file.metadata), (f"{found.pipeline.folder}: model_index.json's", index)]
+    )
+    for where, said in places:
+        if SETTINGS_KEY not in said or said.get(FAMILY_KEY, spec["family"]) != spec["family"]:
+            continue
+        text = said[SETTINGS_KEY]
+        try:
+            settings = check_mapping(SETTINGS_KEY, native.parsed("model", text if isinstance(text, str) else json.dumps(text)))
+            check_names("setting", settings, SETTINGS)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where} {SETTINGS_KEY} are damaged: {error}") from None
+        written |= settings
+    return written
 
 
 def _trained_size(found: Findings) -> list[int] | None:
@@ -394,10 +395,12 @@ def _vae_params(found: Findings, of: Family, asked: str | None) -> VAEParams | N
         found.notes.append(f"latents are scaled by {of.scale:g}, as in {of.title}: family=... chooses another one's")
     elif not source and found.backbone and found.backbone.file is not part.file:
         found.notes.append(f"{part.file.path.name} does not say whose latents it makes: they are taken for those of {of.title}")
-    elif source and not _near(told["scale"], of.scale):
+    usual = {"scale": of.scale, "shift": of.shift, "mean": of.mean, "std": of.std}
+    if source and not _near(told["scale"], of.scale):
         found.notes.append(f"latents are scaled by {brief(told['scale'])}, as {source} says, and not by {of.scale:g}, as in {of.title}")
+    if source and told["shift"] != of.shift and not _near(told["shift"], of.shift):
+        found.notes.append(f"latents are shifted by {brief(told['shift'])}, as {source} says, and not by {of.shift:g}, as in {of.title}")
     try:
-        usual = {"scale": of.scale, "shift": of.shift, "mean": of.mean, "std": of.std}
         return make_params("", VAEParams, plain(part.params) | (told or usual))
     except ValueError as error:
         raise ValueError(f"{part.file.path}: its latents cannot be scaled as its configuration says: {error}") from None

@@ -9,6 +9,7 @@ from typing import Any
 from diffusion.messages import brief
 from diffusion.schedule import SCHEDULES
 from models.clip import CLIPTextParams
+from models.families import description
 from models.flux import FluxParams
 from models.model import Model
 from models.sd3 import HEAD_DIM, SD3Params
@@ -41,8 +42,9 @@ VERSION_FLOW = "0.32.0"  # the oldest that knows all of FLUX.1 and Stable Diffus
 VERSION = "0.27.0"  # of diffusers, the oldest that knows all that is written; its pipeline for inpainting wants one named
 # Ours in model_index.json, and in the metadata of single files, since keys and shapes do not tell all families; others pass over it.
 FAMILY_KEY = "_family"
-SETTINGS_KEY = "_settings"  # ours in the metadata of single files: as JSON, the entries of the description that nothing else there tells
+SETTINGS_KEY = "_settings"  # ours in the same places: entries of the description that nothing else there tells, in metadata as JSON
 SETTINGS = ("grid", "sampling", "consistency", "shape")
+MAX_SHIFT = 1000  # of a flow's times; published ones are up to 7
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 # Settings that no shape tells, with the values that the networks here compute.
@@ -330,9 +332,48 @@ def _flow_scheduler(model: Model) -> dict[str, Any]:
     }
 
 
-def index(model: Model, base: str, parts: dict[str, tuple[str, str]]) -> dict[str, Any]:
-    """model_index.json: the pipeline's class and that of every part, as (library, class)."""
-    named = {FAMILY_KEY: model.spec["family"]} if "family" in model.spec else {}
+def flow_grid(config: Mapping[str, Any], base: str) -> dict[str, Any]:
+    """The grid that a flow's scheduler means, {} where it says nothing: schedulers are exchanged. ValueError for a shift that is none."""
+    flow = str(config.get("_class_name")).startswith("FlowMatch")
+    if config.get("use_dynamic_shifting") and (flow or config.get("use_flow_sigmas")):
+        return {"spacing": "mu_shift"}
+    shift = config.get("shift", 1.0) if flow else config.get("flow_shift", 1.0) if config.get("use_flow_sigmas") else None
+    if shift is None or (shift == 1 and not flow):  # by default, where the scheduler was made for others
+        return {}
+    if not isinstance(shift, int | float) or not 0 < shift < MAX_SHIFT:
+        raise ValueError(f"shift={brief(shift)} is not a number in (0, {MAX_SHIFT})")
+    least = shift / (1000 + shift - 1)  # the time that the scheduler's first of a thousand rows is shifted to
+    return {"spacing": "linspace"} | ({"t_end": least} if base.startswith("sd3") else {}) | ({"shift": shift} if shift != 1 else {})
+
+
+def usual_grid(grid: Mapping[str, Any], schedule: Mapping[str, Any]) -> dict[str, Any]:
+    """A family's grid on a schedule: of pure noise, if that ends in it, only one spacing begins there (Lin et al. 2024, section 3.3)."""
+    return {"spacing": "trailing"} if schedule.get("zero_terminal_snr") else dict(grid)
+
+
+def own_settings(model: Model, base: str, sample_size: Any) -> dict[str, Any]:
+    """The entries of SETTINGS that a folder's other configurations do not say, which readers would take from the family.
+
+    sample_size  in the backbone's configuration, None where it has none
+    """
+    network: Any = model.network
+    usual = description(model.spec.get("family", base), network.params, model.vae.params if model.vae else None, None)
+    config = scheduler(model)
+    for theirs, (part, ours, value) in LCM_SETTINGS.items():
+        if config.get(theirs, value) != value:
+            usual[part][ours] = config[theirs]
+    flow = model.prediction.name == "flow"
+    usual["grid"] = flow_grid(config, base) if flow else usual_grid(usual["grid"], model.spec["schedule"])
+    if sample_size is not None:
+        usual["shape"][1:] = sample_size if isinstance(sample_size, list) else [sample_size] * 2
+    return {name: model.spec[name] for name in SETTINGS if name in model.spec and model.spec[name] != usual.get(name)}
+
+
+def index(model: Model, base: str, parts: dict[str, tuple[str, str]], sample_size: Any) -> dict[str, Any]:
+    """model_index.json: the pipeline's class and that of every part, as (library, class); sample_size as in `own_settings`."""
+    named: dict[str, Any] = {FAMILY_KEY: model.spec["family"]} if "family" in model.spec else {}
+    if own := own_settings(model, base, sample_size):
+        named[SETTINGS_KEY] = own
     if base.startswith(("flux", "sd3")):
         unused = {name: [None, None] for name in ("text_encoder_3", "tokenizer_3") if base.startswith("sd3") and name not in parts}
         present = {part: list(what) for part, what in parts.items()}

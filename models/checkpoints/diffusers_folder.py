@@ -42,7 +42,8 @@ def write_configs(model: Model, folder: Path) -> None:
         config = diffusers_configs.scheduler(model)
         write_json(folder / "scheduler" / "scheduler_config.json", config)
         classes["scheduler"] = ("diffusers", config["_class_name"])
-        write_json(folder / "model_index.json", diffusers_configs.index(model, built_like(model), classes))
+        size = found[BACKBONES[type(model.backbone)].folder][1].get("sample_size")
+        write_json(folder / "model_index.json", diffusers_configs.index(model, built_like(model), classes, size))
 
 
 def _parts(model: Model) -> dict[str, tuple[str, dict[str, Any], dict[str, Tensor]]]:

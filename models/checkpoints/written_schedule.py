@@ -76,7 +76,7 @@ def _read(file: TensorFile, key: str) -> tuple[Tensor, float]:
 
 def _recognised(alpha_bar: Tensor, own: Mapping[str, Any], rounding: float) -> dict[str, Any] | None:
     """The description of the schedule with these squared factors of the data: first exactly but for rounding, then as float32 drifts."""
-    if not (alpha_bar.isfinite().all() and alpha_bar.min() >= 0 and alpha_bar.max() < 1 + rounding):
+    if not (alpha_bar.isfinite().all() and 0 <= alpha_bar.min() < alpha_bar[0] < 1 + rounding):
         return None
     tables: list[tuple[dict[str, Any], Tensor]] = []
     for schedule in _candidates(alpha_bar, own):

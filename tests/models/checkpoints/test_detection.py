@@ -421,8 +421,15 @@ def test_a_table_in_another_precision_is_the_same(dtype: torch.dtype, load: Load
 
 @pytest.mark.parametrize(
     "table",
-    [alpha_bar_of({"name": "cosine"}), torch.full((1000,), torch.nan), torch.ones(3, 3), torch.ones(1), torch.arange(1000)],
-    ids=["cosine", "nan", "square", "one", "numbers"],
+    [
+        alpha_bar_of({"name": "cosine"}),
+        torch.full((1000,), torch.nan),
+        torch.ones(3, 3),
+        torch.ones(1),
+        torch.arange(1000),
+        torch.ones(1000),
+    ],
+    ids=["cosine", "nan", "square", "one", "numbers", "ones"],
 )
 def test_a_table_of_no_schedule_here_is_refused(table: Tensor, load: Load) -> None:
     with pytest.raises(ValueError, match=r"model\.safetensors holds alphas_cumprod.*") as refusal:
@@ -808,6 +815,13 @@ def test_an_autoencoder_of_another_family_is_refused(
     models.load(folder / "vae")
 
 
+@pytest.mark.parametrize(("shift", "noted"), [(0.0, False), (None, False), (0.1, True)])
+def test_a_shift_of_ones_own_is_noted(shift: float | None, noted: bool, configured: Configured) -> None:
+    model = models.load(configured("sdxl", "vae/config.json", shift_factor=shift))
+    assert model.require("vae").params.shift == (shift or 0)
+    assert ("latents are shifted by 0.1, as its config.json says, and not by 0" in notes(model)) == noted
+
+
 def test_an_autoencoder_beside_another_network_is_refused(files: Files, tmp_path: Path) -> None:
     """Its file says nothing of its latents, but holds the network that they were made for, which another file replaces."""
     parts = {
@@ -983,12 +997,21 @@ def test_a_kind_of_preconditioning_that_is_not_known_is_refused(tmp_path: Path) 
             models.load(tmp_path / "folder")
 
 
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl-refiner"])
+def test_edm_is_known_of_networks_like_sdxls_alone(family: str, configured: Configured) -> None:
+    """Playground's preconditioning, which other networks here are not called with."""
+    with pytest.raises(ValueError, match="EDMEulerScheduler with settings that no family here was trained with"):
+        models.load(configured(family, SCHEDULER, _class_name="EDMEulerScheduler", prediction_type="epsilon"))
+
+
 @pytest.mark.parametrize("family", models.FAMILIES)
 def test_a_folder_of_ours_is_of_the_same_family_again(family: str, tmp_path: Path) -> None:
     """Also where keys and shapes do not tell it."""
     models.save(tiny(family), tmp_path, layout="diffusers")
     again, own = models.load(tmp_path).spec, tiny(family).spec
     assert [again[name] for name in ("family", "grid", "sampling")] == [own[name] for name in ("family", "grid", "sampling")]
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index.get("_settings", {}).keys() <= {"shape"}  # which FLUX.1's configuration has no place for
 
 
 def test_a_turbo_folder_begins_in_noise_elsewhere_too(tmp_path: Path) -> None:
