@@ -27,12 +27,12 @@ from samplers.pictures import to_uint8
 from samplers.results import check_same
 from samplers.run import SampleParams, labels_in_turn
 from samplers.sample import find_sampler, sample
+from samplers.settings import COUNT, PLACE, WEIGHTS, named
 from samplers.text_to_image import ASKED, DTYPES, TextToImageParams, completed, dtypes, loaded
 from samplers.usage import usage
 
 ELSEWHERE = {"out", "progress"}  # of the settings of python -m samplers, what is not for pictures that nobody saves
 ONE_EACH = {"prompt", "refiner", "handover", "image", "mask", "strength", "image_guidance"}  # and what goes with one prompt at a time
-PLACE = {"run", "weights", "prompt", "n", "batch_size", "device", "memory", "offload", "sha256"}  # what makes no other picture
 
 Draw = Callable[[Model, Sequence[int]], Tensor]
 
@@ -143,8 +143,8 @@ def drawn_by(model: Model, params: SampleParams) -> Drawn:
 
     settings = _settings(params, grid=how.grid, steps=grid.steps, fingerprint=params.sha256["run"])
     names = model.spec.get("classes") or range(model.null.get("label", 0))  # as a reference's class folders are called
-    named = None if labels is None else [str(names[label]) for label in labels]
-    return Drawn(model, draw, settings, n=params.n, origin=params.run, batch_size=params.batch_size, labels=named)
+    called = None if labels is None else [str(names[label]) for label in labels]
+    return Drawn(model, draw, settings, n=params.n, origin=params.run, batch_size=params.batch_size, labels=called)
 
 
 def _of_prompts(spec: dict[str, Any]) -> Drawn:
@@ -177,5 +177,5 @@ def _of_prompts(spec: dict[str, Any]) -> Drawn:
 
 def _settings(params: SampleParams | TextToImageParams, **more: Any) -> dict[str, Any]:
     """What pictures depend on, as plain values."""
-    left = ELSEWHERE | ONE_EACH | PLACE
+    left = {*named(type(params), PLACE, COUNT, WEIGHTS), *ONE_EACH, "sha256"}
     return {**{name: value for name, value in asdict(params).items() if name not in left}, **more}

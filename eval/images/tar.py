@@ -102,7 +102,7 @@ def find_shards(pattern: str) -> list[Path]:
         raise FileNotFoundError(f"no such tar file: {pattern}")
     if strange := [path for path in found if not Path(path).is_file()]:
         raise ValueError(f"{strange[0]} is not a file: give a pattern that only fits tar files")
-    return [Path(path) for path in found]
+    return [Path(check_name("the shards", path)) for path in found]
 
 
 @dataclass(frozen=True)

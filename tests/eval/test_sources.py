@@ -626,7 +626,9 @@ def test_hostile_shards_end_in_one_line(photographs: np.ndarray, tmp_path: Path,
 
 
 def test_a_pattern_that_fits_no_file_is_refused(tmp_path: Path) -> None:
-    """A folder, or a pipe that would never answer."""
+    """A folder, or a pipe that would never answer; nor one that fits a name which is not UTF-8."""
+    pack(Path(os.fsdecode(os.fsencode(tmp_path / "caf") + b"\xe9.tar")), {"0.png": b""})
+    assert "the shards is not UTF-8 or holds control" in refusal(lambda: TarPictures(f"{tmp_path}/c*.tar"))
     os.mkfifo(tmp_path / "a.tar")
     assert refusal(lambda: TarPictures(f"{tmp_path}/*.tar")) == f"{tmp_path}/a.tar is not a file: give a pattern that only fits tar files"
 
