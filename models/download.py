@@ -10,7 +10,6 @@ The cache is laid out as the hub's own library does it, so that others share it;
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -29,7 +28,7 @@ import torch
 
 from diffusion.messages import brief, first_line, one_line
 from diffusion.spec import check_names, check_type
-from models.files import replacing, sha256_of_file
+from models.files import parse_json, replacing, sha256_of_file
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
@@ -39,7 +38,8 @@ Count = Callable[[int], object]  # told the number of bytes whenever some have c
 
 PATIENCE = 60.0  # seconds
 MIN_RECEIVED = 2**16  # bytes in that time; a server that sends fewer stalls
-MAX_ANSWER = 2**25  # bytes of the hub's description of a repository
+MAX_ANSWER = 2**24  # bytes of the hub's description of a repository
+MAX_NAME = 500  # characters of a file on the hub
 TRIES, PAUSE = 5, 1.0  # in a row without a byte, and the seconds between them
 
 
@@ -235,7 +235,8 @@ def place(name: str, folder: str | Path | None = None) -> Path:
 
 def _check_name(what: str, name: str) -> None:
     """ValueError for a file or a revision whose name could lead out of its folder."""
-    if ".." in name.split("/") or name.startswith("/") or not name.isprintable() or set(name) & set('\\:*?"<>|'):
+    odd = ".." in name.split("/") or name.startswith("/") or not name.isprintable() or set(name) & set('\\:*?"<>|')
+    if odd or len(name) > MAX_NAME:
         raise ValueError(f"no {what} on the hub is called {brief(name)}: it has no '..' or backslash and does not begin with '/'")
 
 
@@ -264,13 +265,13 @@ def _only_safetensors(model: Published, patience: float) -> str:
     with _in_one_line(model, "the files"):
         _within(patience, lambda count: _stream(address, answer, MAX_ANSWER, build_hf_headers(), count))
         try:
-            found = [str(entry["rfilename"]) for entry in json.loads(answer.getvalue())["siblings"]]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            found = [str(entry["rfilename"]) for entry in parse_json(answer.getvalue())["siblings"]]
+        except (ValueError, KeyError, TypeError):
             raise OSError(f"the hub's answer does not say which files {model.repo} has: does HF_ENDPOINT point to a hub?") from None
     found = [file for file in found if file.endswith(".safetensors")]
     if len(found) != 1:
         raise ValueError(
-            f"say which files of {model.repo} to fetch, files=[...]: it holds {', '.join(found) or 'no safetensors file':.500}"
+            f"say which files of {model.repo} to fetch, files=[...]: it holds {brief(found) if found else 'no safetensors file'}"
         )
     _check_name("file", found[0])
     return found[0]
@@ -386,7 +387,7 @@ def _receive(address: str, out: BinaryIO, size: int, what: str, headers: Mapping
     tries = TRIES
     while (come := out.tell()) < size:
         try:
-            _stream(address, out, size, {**headers, "Accept-Encoding": "identity"}, count)
+            _stream(address, out, size, headers, count)
         except HfHubHTTPError:
             raise
         except HTTPError:
@@ -404,7 +405,8 @@ def _stream(address: str, out: BinaryIO, most: int, headers: Mapping[str, str], 
     from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]  # public, but not marked so
 
     come = out.tell()
-    ranged = {**headers, "Range": f"bytes={come}-"} if come else dict(headers)
+    plain = {**headers, "Accept-Encoding": "identity"}  # a few bytes that are compressed may unpack to gigabytes
+    ranged = {**plain, "Range": f"bytes={come}-"} if come else plain
     with get_session().stream("GET", address, headers=ranged, follow_redirects=True, timeout=10) as response:
         if response.status_code >= 400:
             response.close()  # an error's text may have no end
@@ -412,7 +414,9 @@ def _stream(address: str, out: BinaryIO, most: int, headers: Mapping[str, str], 
         if come and response.status_code == 200:  # all of it, where only the rest was asked for
             out.seek(0)
             out.truncate()
-        for chunk in response.iter_bytes():
+        if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+            raise OSError(f"the server sends it compressed ({encoding:.40}), which it was asked not to do")
+        for chunk in response.iter_raw():
             count(len(chunk))
             if out.tell() + len(chunk) > most:
                 raise OSError(
@@ -446,4 +450,7 @@ def _in_one_line(model: Published, what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:
             raise OSError(f"cannot write {error.filename or 'the cache'} for {what}: {error.strerror}") from error
-        raise OSError(first_line(error)) from error
+        text = first_line(error)
+        raise OSError(text if model.repo in text else f"{what}: {text}") from error
+    except ValueError as error:  # such as an address in it that is none
+        raise OSError(f"the hub's answer for {what} cannot be read ({error}): does HF_ENDPOINT point to a hub?") from error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.spec import check_type
+from models.files import decode_text, read_bytes
 from models.tokenizer import MAX_TOKENS
 from models.tokenizer_json import MAX_FILE, check_charsmap, check_pieces, checked_unigram, parse
 from models.tokenizer_library import guarded, library
@@ -33,11 +34,9 @@ class T5Tokenizer:
     @classmethod
     def open(cls, path: str | Path) -> T5Tokenizer:
         """From a `tokenizer.json` or a `spiece.model`, told apart by what is in it. ValueError for any other file."""
-        if (size := Path(path).stat().st_size) > MAX_FILE:
-            raise ValueError(f"{path} has {size:,} bytes, and no known tokenizer's has over {MAX_FILE:,}")
-        data = Path(path).read_bytes()
+        data = read_bytes(path, MAX_FILE)
         try:
-            return cls.from_json(data.decode() if data.lstrip()[:1] == b"{" else _converted(data))
+            return cls.from_json(decode_text("it", data) if data.lstrip()[:1] == b"{" else _converted(data))
         except ValueError as error:
             raise ValueError(f"{path} is no tokenizer of T5, spiece.model or tokenizer.json: {error}") from None
 

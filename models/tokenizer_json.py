@@ -8,15 +8,14 @@ steps and settings alone that T5's published files consist of.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffusion.messages import brief
 from diffusion.spec import check_mapping, check_names, check_type
+from models.files import parse_json
 from models.tokenizer import MAX_TOKENS
 
 MAX_FILE = 2**26  # bytes; T5's has 2.4 million
@@ -27,22 +26,12 @@ MAX_REPLACEMENT = 100  # bytes that a normaliser replaces one character by; T5's
 REPLACED = (({"Regex": " {2,}"}, "▁"), ({"Regex": " {2,}"}, " "), ({"String": " "}, "▁"))  # blanks, the only pattern in these files
 
 
-def read_text(path: Path) -> str:
-    """A file's text. ValueError for one that is too large to be a tokenizer's, or is no text."""
-    if (size := path.stat().st_size) > MAX_FILE:
-        raise ValueError(f"{path.name} has {size:,} bytes, and no known tokenizer's has over {MAX_FILE:,}")
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is no text: {error}") from None
-
-
 def parse(text: str) -> dict[str, Any]:
     """Its content, which describes some model. ValueError where it does not, or is damaged."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         content["model"].keys()
-    except (AttributeError, KeyError, TypeError, RecursionError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"it describes no model ({type(error).__name__}: {error})") from None
     return dict(content)
 

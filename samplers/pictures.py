@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
-from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from diffusion.messages import one_line
-from models.files import replacing, strict
+from models.files import parse_strict_json, read_bytes, replacing, strict
 from samplers.picture_files import png_text, take_apart, webp_size
 
 MAX_PIXELS = 2**27  # of one picture: a camera's 102 million are read, and what only claims to be huge is refused
@@ -167,26 +166,12 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise _unreadable(path, error) from None
     try:
-        settings = json.loads(text[: MAX_SETTINGS + 1], parse_constant=_finite, parse_float=_finite, parse_int=_whole)
-    except (ValueError, RecursionError):
+        settings = parse_strict_json(text[: MAX_SETTINGS + 1])
+    except ValueError:
         settings = None
     if not isinstance(settings, dict) or _depth(settings) > MAX_DEPTH:
         raise ValueError(f"{path} does not say what it was drawn with: it is none of our pictures, or was written again by another program")
     return settings
-
-
-def _finite(number: str) -> float:
-    """ValueError for what JSON does not know: NaN, and infinity, by name or by size."""
-    if not isfinite(value := float(number)):
-        raise ValueError(f"{number} is not finite")
-    return value
-
-
-def _whole(number: str) -> int:
-    """ValueError for what has more than 64 bits."""
-    if not -(2**63) <= (value := int(number)) < 2**63:
-        raise ValueError(f"{number} is too large")
-    return value
 
 
 def _depth(value: Any, limit: int = MAX_DEPTH) -> int:
@@ -269,13 +254,12 @@ def _read(path: Path, max_pixels: int) -> bytes:
     """A file's bytes, which are no more than pictures of so many pixels may need."""
     if not path.exists():
         raise FileNotFoundError(f"no such picture: {path}")
-    if not path.is_file():
-        raise ValueError(f"{path} cannot be read as a picture: it is a {'folder' if path.is_dir() else 'device or pipe'}, not a file")
-    if (size := path.stat().st_size) > 8 * max_pixels + 2**20:
+    most = 8 * max_pixels + 2**20
+    if path.is_file() and (size := path.stat().st_size) > most:
         raise ValueError(
             f"{path} has {size:,} bytes, more than 8 per pixel of max_pixels={max_pixels:,}: make it smaller, or raise max_pixels"
         )
-    return path.read_bytes()
+    return read_bytes(path, most)
 
 
 def _unreadable(path: str | Path, error: Exception) -> ValueError:

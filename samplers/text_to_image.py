@@ -19,6 +19,7 @@ import models
 from diffusion.spec import check_at_least_one, check_call, check_names, make_params
 from models import PUBLISHED, Model
 from models.device import find_device
+from models.files import sha256_of_file
 from samplers.generate import HANDOVER, generate, image_size
 from samplers.pictures import MAX_PIXELS, covering, read_image, read_mask
 from samplers.prompting import vector_numbers
@@ -190,7 +191,7 @@ def completed(params: TextToImageParams, model: Model, refiner: Model | None, im
     elif image is not None and strength is None and not follows(model):
         strength = usual_strength(params.mask is not None)
     files: dict[str, Any] = {name: str(Path(path).absolute()) for name in ("image", "mask") if (path := getattr(params, name)) is not None}
-    sha256 = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in files.items()}
+    sha256 = {name: sha256_of_file(path) for name, path in files.items()}
     sha256 |= {name: each.fingerprint for name, each in (("weights", model), ("refiner", refiner)) if each is not None}
     for name in params.sha256:
         check_same(name, ", ".join(_paths(getattr(params, name))), sha256, params.sha256)

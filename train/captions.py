@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from diffusion.messages import one_line
+from models.files import parse_json, read_text
 from samplers.pictures import MAX_PIXELS, open_picture, open_srgb
 from train.data import covering, to_tensor
 from train.listing import Listing, describe, find_names, list_pictures, same_text
@@ -106,7 +106,7 @@ def _caption(folder: Path, name: str, texts: Sequence[str], listed: str | None) 
 def _listed(listing: Listing) -> dict[str, str]:
     """Picture and caption of every line."""
     file = listing.folder / METADATA
-    entries = [_entry(file, number, line) for number, line in enumerate(read_text(file).split("\n"), 1) if line.strip()]
+    entries = [_entry(file, number, line) for number, line in enumerate(read_text(file, MAX_LIST).split("\n"), 1) if line.strip()]
     found: dict[str, str] = {}
     for (number, name, caption), picture in zip(entries, find_names([name for _, name, _ in entries], listing.names), strict=True):
         if picture is None:
@@ -119,10 +119,10 @@ def _listed(listing: Listing) -> dict[str, str]:
 
 def _entry(file: Path, number: int, line: str) -> tuple[int, str, str]:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         name, caption = entry["file_name"], entry["text"]
         return number, name + "", caption.strip()
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         like = '{"file_name": "cat.png", "text": "a cat"}'
         raise ValueError(f"{file}, line {number} must be like {like}, not {line.strip()[:80]}") from None
 
@@ -131,23 +131,3 @@ def _sha256(image: Path, max_pixels: int) -> bytes:
     """Of a file that is an image to its end."""
     open_picture(image, max_pixels=max_pixels)
     return hashlib.sha256(image.read_bytes()).digest()
-
-
-def read_text(file: Path, most: int = MAX_LIST) -> str:
-    """A file of at most so many bytes as text. ValueError, in one line, where it is longer, is not UTF-8, or is no file, as a pipe."""
-    if file.exists() and not file.is_file():
-        raise ValueError(f"{file} cannot be read as text: it is a folder, device or pipe, not a file")
-    if (size := file.stat().st_size) > most:
-        raise ValueError(f"{file} has {size:,} bytes, more than the {most:,} that such a file may have")
-    return as_text(file, file.read_bytes())
-
-
-def as_text(source: object, content: bytes) -> str:
-    """What a file holds as text, with line ends of any system. ValueError, in one line, where it is not UTF-8."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is no UTF-8 text: {error}") from None
-    if "\0" in text:
-        raise ValueError(f"{source} is no UTF-8 text: it holds NUL characters, as UTF-16 does; save it as UTF-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -14,7 +14,8 @@ from typing import Any
 from diffusion.messages import one_line
 from diffusion.spec import check_names
 from eval.images.pairing import order_by_number
-from train.captions import read_text
+from models.files import read_text
+from train.captions import MAX_LIST
 from train.listing import find_names
 
 KEYS = ("prompt", "text", "caption")  # the names that a prompt goes by
@@ -137,19 +138,19 @@ def _check_number(where: str, prompts: int, pictures: int) -> None:
 
 
 def _from_txt(path: Path) -> Listed:
-    lines = read_text(path).split("\n")  # not splitlines, which also splits at characters within a prompt
+    lines = read_text(path, MAX_LIST).split("\n")  # not splitlines, which also splits at characters within a prompt
     while lines and not lines[-1].strip():
         lines.pop()
     return [(None, line.strip()) for line in lines]
 
 
 def _from_jsonl(path: Path) -> Listed:
-    lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(read_text(path, MAX_LIST).split("\n"), 1) if line.strip()]
     return [_entry(f"{path}, line {number}", _json(f"{path}, line {number}", line)) for number, line in lines]
 
 
 def _from_json(path: Path) -> Listed:
-    content = _json(str(path), read_text(path))
+    content = _json(str(path), read_text(path, MAX_LIST))
     if isinstance(content, Mapping) and all(isinstance(prompt, str) for prompt in content.values()):
         return [(str(name), prompt.strip()) for name, prompt in content.items()]
     if not isinstance(content, list):
@@ -158,7 +159,7 @@ def _from_json(path: Path) -> Listed:
 
 
 def _from_csv(path: Path) -> Listed:
-    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="", strict=True)
+    rows = csv.DictReader(io.StringIO(read_text(path, MAX_LIST), newline=""), restval="", strict=True)
     try:
         columns = rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
         entries = list(rows)

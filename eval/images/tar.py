@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import posixpath
 import re
 import tarfile
@@ -19,8 +18,9 @@ from diffusion.messages import one_line
 from eval.images.decoding import Before, in_threads, pixels
 from eval.images.prompts import KEYS, Captioned, Prompts, prompts_for
 from eval.images.source import Unreadable, stamp_of
+from models.files import decode_text, parse_json
 from samplers.pictures import MAX_PIXELS
-from train.captions import MAX_CAPTION, MAX_LIST, as_text
+from train.captions import MAX_CAPTION, MAX_LIST
 from train.listing import PICTURES, check_name, describe, is_hidden, looks_like_picture, same_text
 
 BESIDE = (".txt", ".json", ".cls")  # what is read beside a picture
@@ -126,7 +126,7 @@ class _Member:
     def text(self, most: int = MAX_CAPTION) -> str:
         if self.size > most:
             raise ValueError(f"{self} has {self.size:,} bytes, more than the {most:,} that it may have")
-        return as_text(self, self.read()).strip()
+        return decode_text(self, self.read()).strip()
 
     def __str__(self) -> str:
         return f"{self.shard}/{self.name}"
@@ -153,8 +153,8 @@ class _Sample:
             return None
         member = self.members[".json"]
         try:
-            entry = json.loads(member.text(MAX_LIST))
-        except (ValueError, RecursionError) as error:
+            entry = parse_json(member.text(MAX_LIST))
+        except ValueError as error:
             raise ValueError(f"{member} is no JSON: {error}") from None
         texts = [entry[key] for key in KEYS if isinstance(entry.get(key), str)] if isinstance(entry, Mapping) else []
         return _filled("caption", member, texts[0].strip()) if texts else None

@@ -14,9 +14,9 @@ from diffusion.messages import brief
 from diffusion.spec import check_mapping, check_type, make_params
 from models.checkpoints import diffusers_configs
 from models.checkpoints.parts import Part
-from models.files import replacing, write_json
+from models.files import read_json, read_text, replacing, write_json
 from models.tokenizer import BEGIN, END, WORD_END, AddedToken, CLIPTokenizer, Vocabulary, check_table, vocabulary
-from models.tokenizer_json import parse, read_text
+from models.tokenizer_json import MAX_FILE, parse
 
 WHOLE, TABLE, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 CONFIG, ADDED, NAMES = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
@@ -34,7 +34,7 @@ def is_clip(path: Path) -> bool:
         return (path / TABLE).is_file()
     if file.name.endswith(".json"):
         try:
-            return bool(parse(read_text(file))["model"].get("end_of_word_suffix") == WORD_END)
+            return bool(parse(read_text(file, MAX_FILE))["model"].get("end_of_word_suffix") == WORD_END)
         except ValueError:
             pass
     return False
@@ -63,7 +63,7 @@ def open_tokenizer(path: Path) -> CLIPTokenizer:
             tokenizer.check()
         return tokenizer
     except ValueError as error:
-        raise ValueError(f"{path}: this tokenizer cannot be used: {error}") from None
+        raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: this tokenizer cannot be used: {error}") from None
 
 
 def _read_vocabulary(folder: Path, whole: Path) -> Vocabulary:
@@ -102,7 +102,7 @@ def _read_table(folder: Path, whole: Path) -> tuple[dict[str, int], list[tuple[s
     """The ids of tokens, the merges, and the content of tokenizer.json, {} without that file."""
     described: dict[str, Any] = {}
     if whole.is_file():
-        text = read_text(whole)
+        text = read_text(whole, MAX_FILE)
         with _name_in_errors(whole.name):
             described = parse(text)
             tokens, merges = described["model"].get("vocab"), described["model"].get("merges", [])
@@ -190,22 +190,16 @@ def _name_in_errors(file: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(file) else f"{file}: {error}") from None
+        raise ValueError(str(error) if file in str(error) else f"{file}: {error}") from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    text = read_text(path)
-    try:
-        return check_mapping(path.name, json.loads(text))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is damaged: {error}") from None
+    return read_json(path, MAX_FILE) if path.is_file() else {}
 
 
 def _read_merges(path: Path) -> list[str]:
     """The lines of merges.txt, but for the version in its first line."""
-    lines = read_text(path).replace("\r\n", "\n").split("\n")
+    lines = read_text(path, MAX_FILE).split("\n")
     return [line for line in lines if line.strip() and not line.startswith("#version")]
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffusion.messages import one_line
 from diffusion.spec import check_mapping, check_names
 from models.checkpoints.blank import BlankWithin
 from models.checkpoints.parts import AVERAGED, RAW
@@ -30,7 +30,7 @@ from models.checkpoints.prefixes import unwrapped
 from models.checkpoints.stored import Stored, TensorFile
 from models.checkpoints.table import check_dtype, take
 from models.checkpoints.tensors import open_tensors
-from models.files import replacing
+from models.files import parse_json, parse_strict_json, replacing
 from models.model import FOLDERS, PARTS, Model, Report, build, takes_time_factor
 from models.t5_tokenizer import T5Tokenizer
 from models.text import TextEncoder
@@ -49,8 +49,9 @@ def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> No
 
 
 def about(model: Model) -> dict[str, Any]:
-    """What a file says of a model beside its tensors: the description, and the tokenizers."""
-    metadata: dict[str, Any] = {"model": model.spec}
+    """What a file says of a model beside its tensors: the description of the parts that are there, and the tokenizers."""
+    absent = [FOLDERS.get(part, part) for part in ("backbone", *PARTS) if part not in model.parts]
+    metadata: dict[str, Any] = {"model": {key: value for key, value in model.spec.items() if key not in absent}}
     if model.text is not None and model.text.t5_tokenizer is not None:
         metadata[TOKENIZER] = model.text.t5_tokenizer.to_json()
     if model.text is not None and model.text.tokenizers:
@@ -80,7 +81,7 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
         with BlankWithin(shapes):
             model = build(metadata["model"], device="meta")
     except ValueError as error:
-        raise ValueError(f"{path} describes a model that cannot be built: {error}") from None
+        raise ValueError(f"{path} describes a model that cannot be built: {one_line(error)}") from None
     consumed: list[str] = []
     for part, module in model.parts.items():
         keys = raw = _keys(file, f"{FOLDERS.get(part, part)}.")
@@ -104,7 +105,7 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
         try:
             _give_tokenizers(model.text, metadata)
         except ValueError as error:
-            raise ValueError(f"{path}: its tokenizers cannot be used: {error}") from None
+            raise ValueError(f"{path}: its tokenizers cannot be used: {one_line(error)}") from None
     in_file = {key: stored.key for key, stored in file.tensors.items()}
     ignored = {in_file[key]: why for key, why in ignored.items()}
     model.report = Report(tuple(in_file[key] for key in consumed), ignored, files=dict.fromkeys(model.parts, str(path)))
@@ -207,27 +208,15 @@ def _open(path: str | Path) -> tuple[TensorFile, dict[str, Any]]:
     file = replace(file, tensors=unwrapped(file.tensors, path))  # as a compiled network's, which training may have saved
     try:
         return file, {key: parsed(key, value) for key, value in file.metadata.items() if key != "format"}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged or not one of our safetensors files ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or not one of our safetensors files ({one_line(error)})") from None
 
 
 def parsed(key: str, text: str) -> Any:
     """An entry of the metadata. ValueError for numbers in a model's description that are infinite, no numbers, or beyond 64 bits."""
     if key != "model":
-        return json.loads(text)
-    described = json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_whole_number)
+        return parse_json(text)
+    described = parse_strict_json(text)
     if isinstance(described, dict) and takes_time_factor(described.get("network")):
         described["network"].setdefault("time_factor", 1.0)  # what it was in files that do not say it
     return described
-
-
-def _number(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"its description of the model holds {text:.40}, where a finite number is meant")
-    return number
-
-
-def _whole_number(text: str) -> int:
-    if len(text) > 18:
-        raise ValueError(f"its description of the model holds {text:.40}, which is too large a number for anything in it")
-    return int(text)

@@ -14,6 +14,7 @@ from diffusion.messages import brief, one_line
 from diffusion.schedule import build_schedule
 from diffusion.spec import check_type
 from models.checkpoints.findings import Findings
+from models.files import read_text
 
 BETA_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "scaled_linear": "scaled_linear"}
 """Latent diffusion calls "linear" what is linear in the square root of beta."""
@@ -67,9 +68,7 @@ def _settings(path: Path) -> dict[str, Any]:
     """As they stand in the file."""
     from models.checkpoints import plain_yaml  # PyYAML comes with hydra, without which models are loaded too
 
-    if path.stat().st_size > plain_yaml.MAX_TEXT:
-        raise ValueError(f"it has more than {plain_yaml.MAX_TEXT} bytes")
-    content = plain_yaml.read(path.read_text(encoding="utf-8"))
+    content = plain_yaml.read(read_text(path, plain_yaml.MAX_TEXT))
     if not isinstance(params := _inside(content, "model", "params"), Mapping):
         raise ValueError("it describes no model of latent diffusion's")
     settings = {name: params[name] for name in KINDS if name in params}

@@ -14,6 +14,7 @@ from diffusion.messages import MAX_LINE, brief, brief_list, first_line, one_line
         (one_line("\x1b[31mred \udce9"), "[31mred"),
         (one_line(OSError("no space\nleft")), "no space left"),
         (one_line(MemoryError()), "MemoryError"),
+        (one_line("a\x1b[2J\ud800b"), "a [2J b"),
         (one_line("x" * 10_000), "x" * (MAX_LINE - 4) + " ..."),
         (first_line(RuntimeError("\nit failed \n\nadvice")), "it failed"),
         (first_line(KeyboardInterrupt()), "KeyboardInterrupt"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -265,7 +266,7 @@ def test_less_than_the_hub_said(hub: Hub, cache: Path) -> None:
 
 def test_not_a_hub(hub: Hub) -> None:
     hub.status = 200
-    assert line(*UNET_ONLY) == "the hub's answer names no commit: does HF_ENDPOINT point to a hub?"
+    assert line(*UNET_ONLY).endswith("of owner/tiny: the hub's answer names no commit: does HF_ENDPOINT point to a hub?")
 
 
 def test_without_a_hash_to_check_it_says_so(hub: Hub) -> None:
@@ -323,7 +324,7 @@ def test_unknown_names(hub: Hub) -> None:
 def test_pickles_only_by_name(hub: Hub) -> None:
     (path,) = download("owner/one")
     assert path.read_bytes() == VAE
-    with pytest.raises(ValueError, match=r"which files of owner/tiny .*: it holds unet/model.safetensors, vae.safetensors$"):
+    with pytest.raises(ValueError, match=r"which files of owner/tiny .*: it holds \['unet/model.safetensors', 'vae.safetensors'\]$"):
         download("owner/tiny")
     with pytest.raises(ValueError, match=r"which files of owner/old .*: it holds no safetensors file$"):
         download("owner/old")
@@ -453,15 +454,18 @@ def test_the_second_answer_is_no_way_out_either(hub: Hub, tmp_path: Path, monkey
     assert not list(tmp_path.rglob("*escaped*"))
 
 
-@pytest.mark.parametrize(
-    "name", ["../escaped.safetensors", "/escaped.safetensors", "a/../../b.safetensors", "a\\..\\b.safetensors", "a\nb.safetensors"]
-)
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../b", "a\\..\\b", "a\x1b\nb", "x" * 501])
 def test_names_of_files_that_a_hub_lists(name: str, hub: Hub, tmp_path: Path) -> None:
     """Are checked as if they were typed."""
+    name = f"{name}.safetensors"
     hub.push({"owner/odd": {name: VAE}})
     with pytest.raises(ValueError, match=r"^no file on the hub is called [^\n]+$"):
         download("owner/odd")
     assert everything(tmp_path) == set()
+    hub.push({"owner/odd": {name: VAE, "b.safetensors": VAE}})
+    with pytest.raises(ValueError, match=r"^say which files of owner/odd to fetch.* it holds .*b\.safetensors") as refused:
+        download("owner/odd")
+    assert str(refused.value).isprintable()
 
 
 @pytest.mark.parametrize("size", ["", "-5", "many", "9" * 30])
@@ -479,6 +483,19 @@ def test_a_stream_without_an_end_is_cut_at_the_promised_size(hub: Hub, cache: Pa
     assert sum(path.stat().st_size for path in everything(cache)) <= 300_000
 
 
+def test_a_body_that_unpacks_to_far_more_is_not_unpacked(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that compresses, though it is asked not to, is told from one that serves another file."""
+    packed = gzip.compress(bytes(2**22))
+    monkeypatch.setattr(Handler, "serve", lambda self, content: self.reply(200, {"Content-Encoding": "gzip"}, packed))
+    assert line(*UNET_ONLY).endswith("of owner/tiny: the server sends it compressed (gzip), which it was asked not to do")
+
+
+def test_an_answer_with_an_address_that_is_none(hub: Hub) -> None:
+    """Where a hub refers to."""
+    hub.odd = {"Location": "http://[::no/x"}
+    assert re.search(r"answer for unet/model.safetensors of owner/tiny cannot be read", line(*UNET_ONLY))
+
+
 def test_a_list_without_an_end_is_cut(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """At what the list of a repository's files may take."""
     monkeypatch.setattr(sys.modules["models.download"], "MAX_ANSWER", 2**20)
@@ -492,7 +509,8 @@ def test_a_trickle_is_given_up(what: str, hub: Hub) -> None:
     hub.pace = {what: (1, 0.05)}
     start = monotonic()
     assert re.search(
-        r"the server stalls: \d+ bytes came in 0\.5 seconds", line("owner/tiny", UNET_ONLY[1] if "/" in what else [], patience=0.5)
+        r"of owner/tiny: the server stalls: \d+ bytes came in 0\.5 seconds",
+        line("owner/tiny", UNET_ONLY[1] if "/" in what else [], patience=0.5),
     )
     assert monotonic() - start < 3
 

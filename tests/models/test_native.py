@@ -467,6 +467,7 @@ def test_an_odd_value_in_a_description_is_one_line(name: str, tmp_path: Path) ->
     model = fresh(HOSTILE[name]) if HOSTILE[name] else models.presets.miniature(name)
     model.preview = None
     models.save(model, whole)
+    assert refusal(whole) is None
     spec = json.loads(open_tensors(whole).metadata["model"])
     places = leaves(spec)
     odd = ODD if HOSTILE[name] else ODD[1:2]  # a miniature takes a while to load

@@ -190,11 +190,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     [
         ("merges.txt", "#version: 0.2\nonly-one\n", "is not a pair of tokens"),
         ("merges.txt", "qqqq zzzz\n", "it is damaged"),
-        ("vocab.json", "[1, 2]", "must be a mapping"),
+        ("vocab.json", "[1, 2]", "holds no JSON object"),
         ("vocab.json", '{"a": "b"}', "ids are whole numbers"),
         ("vocab.json", '{"a": 0, "b": 0}', "same id"),
         ("vocab.json", '{"a": 0}', "it is damaged"),
-        ("vocab.json", "\ud800".encode("utf-16", "surrogatepass"), "no text"),
+        ("vocab.json", "\ud800".encode("utf-16", "surrogatepass"), "no UTF-8 text"),
         ("merges.txt", None, r"merges\.txt"),
     ],
 )
@@ -223,7 +223,7 @@ CONFIG, ADDED, MAP, TABLE, WHOLE = (
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (CONFIG, [], "must be a mapping"),
+        (CONFIG, [], "holds no JSON object"),
         (CONFIG, {"tokenizer_class": ["CLIPTokenizer"]}, "tokenizer_class"),
         (CONFIG, {"model_max_length": "77"}, "model_max_length"),
         (CONFIG, {"added_tokens_decoder": None}, "added_tokens_decoder must be a mapping"),
@@ -239,11 +239,11 @@ CONFIG, ADDED, MAP, TABLE, WHOLE = (
         (CONFIG, {"additional_special_tokens": ["<x>", 1]}, "additional_special_tokens"),
         (CONFIG, {"additional_special_tokens": [{"content": "<x>", "special": 1}]}, "added token.special must be"),
         (MAP, {"eos_token": 3}, "eos_token"),
-        (MAP, 3, "must be a mapping"),
-        (ADDED, [], "must be a mapping"),
+        (MAP, 3, "holds no JSON object"),
+        (ADDED, [], "holds no JSON object"),
         (ADDED, {"<x>": None}, "added token.id must be"),
         (TABLE, {"a": "b"}, "whole numbers"),
-        (TABLE, None, "must be a mapping"),
+        (TABLE, None, "holds no JSON object"),
         (WHOLE, {"model": {"vocab": [], "merges": []}}, "table of tokens"),
         (WHOLE, {"model": {"vocab": {"a": 0.5}, "merges": []}}, "whole numbers"),
         (WHOLE, {"model": {"vocab": {"a": 0}, "merges": None}}, "list of merges"),
