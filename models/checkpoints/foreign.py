@@ -1,4 +1,4 @@
-"""Files that are no model, or none that is known: told by their keys, so that the error can say what they are."""
+"""Recognises files that are no model, or none that this library knows, by their keys, so that errors can say what they are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOREIGN = {
 }
 
 
-# How packed weights are told that are not unpacked here: by keys, the most particular first.
+# Formats of quantised weights that this library does not read, by their keys, the most specific first.
 PACKINGS = {
     r"\.quant_state\.bitsandbytes__nf4$": "bitsandbytes' NF4",
     r"\.quant_state\.bitsandbytes__fp4$": "bitsandbytes' FP4",
@@ -40,7 +40,7 @@ PACKINGS = {
 
 
 def check_packing(file: TensorFile, hints: Mapping[str, Any]) -> None:
-    """ValueError that names the kind for a file of weights that are packed in a way that is not unpacked here."""
+    """ValueError for weights in a quantised format that this library does not read; it names the format."""
     remedy = "which this library does not unpack: take the file with plain weights (bf16, fp16), 8-bit floats or GGUF's blocks"
     lines = "\n".join(file.tensors)
     for pattern, what in PACKINGS.items():
@@ -52,7 +52,7 @@ def check_packing(file: TensorFile, hints: Mapping[str, Any]) -> None:
 
 
 def known(keys: Iterable[str]) -> str | None:
-    """What has such keys, None where that is not known."""
+    """What a file with these keys is, None if unknown."""
     lines = "\n".join(keys)
     for pattern, what in FOREIGN.items():
         if found := _first(pattern, lines):
@@ -61,7 +61,7 @@ def known(keys: Iterable[str]) -> str | None:
 
 
 def _first(pattern: str, lines: str) -> str | None:
-    """The first of these lines that a pattern fits: one search over all, where a search in each would take seconds."""
+    """The first line that matches. One search over all lines is much faster than one for each."""
     if not (found := re.search(pattern, lines, re.MULTILINE)):
         return None
     end = lines.find("\n", found.start())

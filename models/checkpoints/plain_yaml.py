@@ -1,6 +1,6 @@
-"""A small part of YAML, for files that come with weights: mappings, lists, texts and numbers.
+"""Reads the small part of YAML that configurations beside weights need: mappings, lists, texts and numbers.
 
-Aliases, merge keys and tags, with which a few bytes can mean gigabytes, are refused; so is what would take long to read.
+Aliases, merge keys and tags are refused, with which a few bytes can expand to gigabytes; so are texts that would take long to parse.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ NUMBER = re.compile(r"[-+]?(\d{1,18}|(?=\.?\d)\d{0,99}\.?\d{0,99}(e[-+]?\d{1,4})
 
 
 def read(text: str) -> Any:
-    """The first document of a text, in less than 0.1 s. ValueError where it cannot be read, or is more than a configuration."""
+    """The first document of a text, in less than 0.1 s. ValueError where it is invalid or exceeds the limits above."""
     if len(text) > MAX_TEXT:
         raise ValueError(f"more than {MAX_TEXT} characters")
     if sum(map(text.count, "[{")) > MAX_BRACKETS:  # PyYAML takes seconds for thousands of them before it says anything
         raise ValueError(f"more than {MAX_BRACKETS} brackets")
     try:
-        events = _bounded(yaml.parse(text, Loader=yaml.SafeLoader))
+        events = _check_events(yaml.parse(text, Loader=yaml.SafeLoader))
         return _value(next(events), events) if isinstance(next(events), yaml.DocumentStartEvent) else None
     except (yaml.YAMLError, OverflowError) as error:  # the latter for "\\UFFFFFFFF"
         raise ValueError(one_line(error)) from None
 
 
-def _bounded(events: Iterator[Any]) -> Iterator[Any]:
-    """Events from the document's start on, as long as they are few, not deep, and mean what is written there and nothing else."""
+def _check_events(events: Iterator[Any]) -> Iterator[Any]:
+    """The events from the document's start on. ValueError for too many, too deep nesting, aliases and tags."""
     next(events)  # the stream's start
     depth = 0
     for count, event in enumerate(events):

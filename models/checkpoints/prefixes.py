@@ -1,4 +1,4 @@
-"""What programs put into the names of tensors that say nothing of the network: wrappers, and a name for all of it."""
+"""Removes what wrappers of networks, such as torch.compile's, add to the names of tensors."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def unwrapped(tensors: Mapping[str, Stored], path: str | Path) -> dict[str, Stor
 
 
 def shared_prefix(keys: Iterable[str]) -> str:
-    """What all of these names begin with, as "model.diffusion_model.", "" where that is nothing."""
+    """The longest dotted prefix of all names, such as "model.diffusion_model."; "" if there is none."""
     keys = list(keys)
-    parts = [key.split(".")[:-1] for key in (min(keys, default=""), max(keys, default=""))]  # between which the others lie
+    parts = [key.split(".")[:-1] for key in (min(keys, default=""), max(keys, default=""))]  # the others lie between these
     count = next((i for i, (a, b) in enumerate(zip(*parts, strict=False)) if a != b), min(map(len, parts)))
     return "".join(f"{part}." for part in parts[0][:count])

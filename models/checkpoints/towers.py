@@ -1,4 +1,4 @@
-"""Which text towers of a family the files hold, and how the family uses them."""
+"""Finds the text encoders ("towers") of a family among the parts of files, and makes the recipe that uses them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from models.t5 import T5Params
 from models.text import LEFT_OUT
 from models.tokenizer import EOS, CLIPTokenizer
 
-WITH_PROJECTION = "CLIPTextModelWithProjection"  # the class of transformers' towers that project their pooled output
+WITH_PROJECTION = "CLIPTextModelWithProjection"  # transformers' class with a projection of the pooled output
 
 
 def find_towers(found: Findings, base: str) -> dict[str, Part]:
-    """The text towers by name; a later file's take the place of those before. ValueError for one that the family has no use for."""
+    """The text encoders by name; those of later files replace earlier ones. ValueError for one that the family does not use."""
     named: dict[str, Part] = {}
     for part in found.towers:
-        name = _name(part, found, base)
+        name = _name_tower(part, found, base)
         if name not in TOWERS[base]:
             raise ValueError(f"{part.file.path} holds a {part.words}, and models built like {base} have no use for one")
         if name == "clip_g" and part.params.width == CLIP_G.width and part.params.projection is None:
@@ -43,8 +43,8 @@ def find_towers(found: Findings, base: str) -> dict[str, Part]:
     return named
 
 
-def _name(part: Part, found: Findings, base: str) -> str:
-    """Two CLIPs are told apart by their published widths, and those of other sizes by the projection that the pooled vector needs."""
+def _name_tower(part: Part, found: Findings, base: str) -> str:
+    """The name of a text encoder. Two CLIPs are distinguished by published widths, else by the projection that the pooled vector needs."""
     if isinstance(part.params, T5Params):
         return "t5"
     clips = [name for name in TOWERS[base] if name != "t5"]
@@ -52,7 +52,7 @@ def _name(part: Part, found: Findings, base: str) -> str:
         return clips[0]
     width, projection = part.params.width, part.params.projection
     vector = found.backbone.params.vector_dim if found.backbone else None
-    if base.startswith("sd3"):  # both are pooled there
+    if base.startswith("sd3"):  # where both have a pooled output
         widths = [other.params.width for other in found.towers if isinstance(other.params, CLIPTextParams)]
         pooled = projection is not None and width == max(widths)
     else:
@@ -61,7 +61,7 @@ def _name(part: Part, found: Findings, base: str) -> str:
 
 
 def _without_identity(part: Part, found: Findings) -> Part:
-    """A tower without its projection where that is the identity, with which diffusers' folders say that there is none."""
+    """A text encoder without its projection where that is the identity, as diffusers' folders write an encoder without one."""
     key = "text_projection.weight"
     if WITH_PROJECTION not in part.hints.get("architectures", ()) or key not in part.stored:
         return part
@@ -76,18 +76,18 @@ def _without_identity(part: Part, found: Findings) -> Part:
 
 
 def _without_unused_blocks(part: Part, found: Findings) -> Part:
-    """A tower without the blocks beyond the number that its config.json says: clip skip, as it is written into folders."""
+    """A text encoder without the blocks beyond its config.json's number of layers, which is how folders record clip skip."""
     blocks = {name: re.search(r"\b(?:layers|block)\.(\d+)\.", name) for name in part.keys}
     beyond = {name for name, block in blocks.items() if block and int(block[1]) >= part.params.layers}
     if not beyond or part.layout.name != "transformers":
         return part
-    found.left_out.append((replace(part, keys={name: part.keys[name] for name in beyond}), "beyond the blocks that its config.json says"))
+    found.left_out.append((replace(part, keys={name: part.keys[name] for name in beyond}), "beyond the layers that its config.json has"))
     stored = {name: value for name, value in part.stored.items() if name not in beyond}
     return replace(part, stored=stored, keys={name: key for name, key in part.keys.items() if name not in beyond})
 
 
 def text_params(of: Family, towers: Mapping[str, Part], found: Findings) -> TextParams | None:
-    """The family's recipe for its towers, None where one of them is not there that it cannot do without."""
+    """The family's recipe for its text encoders, None where a required one is missing."""
     base = of.base
     missing = [name for name in TOWERS[base] if name not in towers]
     if needed := [name for name in missing if name not in OPTIONAL_TOWERS.get(base, ())]:
@@ -98,17 +98,17 @@ def text_params(of: Family, towers: Mapping[str, Part], found: Findings) -> Text
         return None
     if missing:
         found.notes.append(f"without the text encoder {', '.join(missing)}, which the family can do without")
-    params = {name: _activated(name, part) for name, part in towers.items()}
+    params = {name: _with_activation(name, part) for name, part in towers.items()}
     tokenizers = _tokenizers(towers, found)
     found.tokenizers = {name: tokenizer for name, tokenizer in tokenizers.items() if not tokenizer.is_openai}
     try:
-        return _as_configured(recipe(of, params, **_choices(base, towers, found)), towers, tokenizers, found)
+        return _configure(recipe(of, params, **_recipe_options(base, towers, found)), towers, tokenizers, found)
     except ValueError as error:
         raise ValueError(f"{found.towers[-1].file.path}: {error}") from None
 
 
 def _tokenizers(towers: Mapping[str, Part], found: Findings) -> dict[str, CLIPTokenizer]:
-    """By tower of CLIP, the tokenizer that came with it."""
+    """The tokenizers that came with CLIP text encoders, by the name of the encoder. ValueError for one that does not fit."""
     clips = [name for name, part in towers.items() if isinstance(part.params, CLIPTextParams)]
     second = {name: None if len(clips) == 1 else name != clips[0] for name in clips}
     opened = {name: find_clip_tokenizer(towers[name], found.vocabularies, second[name]) for name in clips}
@@ -122,15 +122,15 @@ def _tokenizers(towers: Mapping[str, Part], found: Findings) -> dict[str, CLIPTo
     return tokenizers
 
 
-def _as_configured(recipe: TextParams, towers: Mapping[str, Part], tokenizers: Mapping[str, CLIPTokenizer], found: Findings) -> TextParams:
-    """With the padding and the number of tokens that the tokenizers say, and what stands for no prompt as model_index.json says."""
+def _configure(recipe: TextParams, towers: Mapping[str, Part], tokenizers: Mapping[str, CLIPTokenizer], found: Findings) -> TextParams:
+    """The recipe with its tokenizers' padding and length, and with model_index.json's choice of what encodes an empty prompt."""
     uses = tuple(use if use.tower not in tokenizers else replace(use, pad=tokenizers[use.tower].pad) for use in recipe.uses)
     for use in uses:
-        said, eos = towers[use.tower].hints.get("eos_token_id"), tokenizers[use.tower].eos if use.tower in tokenizers else EOS
-        # With 2, as older configurations say, transformers takes the greatest id for the end of text: in OpenAI's vocabulary it is.
-        if use.pooled and said not in (None, 2, eos):
-            raise ValueError(f"config.json of {use.tower} says eos_token_id={brief(said)}, and its tokenizer ends texts with {eos}")
-    params = replace(recipe, uses=uses, tokens=_chunk(recipe, tokenizers))
+        configured, eos = towers[use.tower].hints.get("eos_token_id"), tokenizers[use.tower].eos if use.tower in tokenizers else EOS
+        # Older configurations say 2: transformers then takes the greatest id for the end of text, as it is in OpenAI's vocabulary.
+        if use.pooled and configured not in (None, 2, eos):
+            raise ValueError(f"config.json of {use.tower} says eos_token_id={brief(configured)}, and its tokenizer ends texts with {eos}")
+    params = replace(recipe, uses=uses, tokens=_tokens_per_text(recipe, tokenizers))
     index = found.pipeline_of(next(iter(towers.values()))).index
     if str(index.get("_class_name")).startswith("StableDiffusionXL"):
         zeros = index.get("force_zeros_for_empty_prompt", True)
@@ -139,31 +139,31 @@ def _as_configured(recipe: TextParams, towers: Mapping[str, Part], tokenizers: M
     return params
 
 
-def _chunk(recipe: TextParams, tokenizers: Mapping[str, CLIPTokenizer]) -> int | None:
-    """How many tokens are read at once, None where that is as many as all towers can. ValueError unless all read as many."""
+def _tokens_per_text(recipe: TextParams, tokenizers: Mapping[str, CLIPTokenizer]) -> int | None:
+    """How many tokens the encoders read at once, None for as many as they can. ValueError unless that is the same for all."""
     most = {use.tower: recipe.towers[use.tower].length for use in recipe.uses}
-    said = {name: tokenizers[name].vocabulary.length if name in tokenizers else None for name in most}
-    lengths = {min(length, said[name] or length) for name, length in most.items()}
+    configured = {name: tokenizers[name].vocabulary.length if name in tokenizers else None for name in most}
+    lengths = {min(length, configured[name] or length) for name, length in most.items()}
     if len(lengths) > 1:
-        raise ValueError(f"towers read {sorted(lengths)} tokens at once: contexts stand side by side, so let all read as many")
+        raise ValueError(f"text encoders read {sorted(lengths)} tokens at once: their contexts are joined, so all must read as many")
     return None if lengths == set(most.values()) else lengths.pop()
 
 
-def _choices(base: str, towers: Mapping[str, Part], found: Findings) -> dict[str, Any]:
-    """What the recipes leave open."""
+def _recipe_options(base: str, towers: Mapping[str, Part], found: Findings) -> dict[str, Any]:
+    """Options of the recipe that depend on the files."""
     if base == "sd2":
         return {"blocks": _sd2_blocks(towers["clip_h"])}
     if not base.startswith("sd3"):
         return {}
-    # A projection of CLIP-L in files of Stability AI's is not used, one in diffusers' folders is.
+    # CLIP-L's projection is used in diffusers' folders, and not in Stability AI's files.
     clip_l = towers["clip_l"]
     projected = WITH_PROJECTION in clip_l.hints.get("architectures", ()) and clip_l.params.projection is not None
-    width = {"width": found.backbone.params.context_dim} if found.backbone else {}  # of the context where there is no T5
+    width = {"width": found.backbone.params.context_dim} if found.backbone else {}  # of the context without a T5
     return {"projected_l": projected, **width}
 
 
 def _sd2_blocks(part: Part) -> int:
-    """The last state but one of 24: some files hold all the blocks, the last of them unused, and some, in either layout, only the 23."""
+    """The block before the last of 24. Some files, in either layout, leave out the unused last one."""
     params: CLIPTextParams = part.params
     if LAYERS in part.hints:
         return params.layers
@@ -172,8 +172,8 @@ def _sd2_blocks(part: Part) -> int:
     return params.layers - 1 if part.layout.name == "openclip" else params.layers
 
 
-def _activated(name: str, part: Part) -> CLIPTextParams | T5Params:
-    """OpenCLIP's towers have gelu in every layout; a tower of OpenAI's has quick_gelu. A config.json has the last word."""
+def _with_activation(name: str, part: Part) -> CLIPTextParams | T5Params:
+    """The parameters with the activation of its origin: gelu for OpenCLIP, quick_gelu for OpenAI. A config.json decides otherwise."""
     params: CLIPTextParams | T5Params = part.params
     if isinstance(params, T5Params) or "hidden_act" in part.hints:
         return params

@@ -1,6 +1,6 @@
-"""What a configuration of latent diffusion's beside a file says of its model: model.yaml beside model.ckpt.
+"""Reads latent diffusion's configuration of a model, model.yaml beside model.ckpt.
 
-It is about weights that are intact: what of it cannot be used is noted.
+The weights load without it, so what cannot be used of it is noted and is no error.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ SCALINGS = {"EpsScaling": "eps", "VScaling": "v"}
 
 
 def read_yaml_beside(file: Path, notes: list[str]) -> tuple[str, dict[str, Any]]:
-    """How to call the configuration beside a file, and those settings of KINDS in it that can be used; "" and {} without one.
+    """What messages call the configuration beside a file, and its usable settings among KINDS; "" and {} without one.
 
-    The scaling of the denoiser in configurations of SDXL's is the parameterization by another name.
+    SDXL's configurations name the scaling of the denoiser instead of the parameterization.
     """
     path = next((path for ending in (".yaml", ".yml") if (path := file.with_suffix(ending)).is_file()), None)
     if path is None:
@@ -36,7 +36,7 @@ def read_yaml_beside(file: Path, notes: list[str]) -> tuple[str, dict[str, Any]]
     try:
         params = _settings(path)
     except ImportError:
-        notes.append(f"{what} is not used: to read it takes PyYAML")
+        notes.append(f"{what} is not used: reading it needs PyYAML")
         return what, {}
     except (ValueError, OSError) as error:
         notes.append(f"{what} is not used: {one_line(error)}")
@@ -51,41 +51,41 @@ def read_yaml_beside(file: Path, notes: list[str]) -> tuple[str, dict[str, Any]]
 
 
 def schedule_of_yaml(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
-    """The schedule there, as far as it is said; {} and a note where it makes no table with the rest of `own`, a description."""
-    said = {ours: found.ldm[name] for name, ours in NAMES.items() if name in found.ldm}
-    if "name" in said:
-        said["name"] = BETA_SCHEDULES[said["name"]]
+    """The settings of the schedule in the YAML file; {} and a note if they make no valid schedule with `own`, the family's."""
+    settings = {ours: found.ldm[name] for name, ours in NAMES.items() if name in found.ldm}
+    if "name" in settings:
+        settings["name"] = BETA_SCHEDULES[settings["name"]]
     try:
-        build_schedule({**own, **said})
+        build_schedule({**own, **settings})
     except ValueError as error:
-        if said:
+        if settings:
             found.notes.append(f"{found.ldm_file} has a schedule that is not used: {error}"[:300])
         return {}
-    return said
+    return settings
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """As they stand in the file."""
-    from models.checkpoints import plain_yaml  # PyYAML comes with hydra, without which models are loaded too
+    """The unchecked settings in the file."""
+    from models.checkpoints import plain_yaml  # imported here, as loading needs no PyYAML otherwise
 
     content = plain_yaml.read(read_text(path, plain_yaml.MAX_TEXT))
-    if not isinstance(params := _inside(content, "model", "params"), Mapping):
-        raise ValueError("it describes no model of latent diffusion's")
+    if not isinstance(params := _get_nested(content, "model", "params"), Mapping):
+        raise ValueError("it has no model.params, as latent diffusion's configurations have")
     settings = {name: params[name] for name in KINDS if name in params}
-    if isinstance(scaling := _inside(params, *SCALING), str):
+    if isinstance(scaling := _get_nested(params, *SCALING), str):
         name = scaling.rpartition(".")[2]
         settings["parameterization"] = SCALINGS.get(name, name)
     return settings
 
 
-def _inside(content: Any, *names: str) -> Any:
+def _get_nested(content: Any, *names: str) -> Any:
     for name in names:
         content = content.get(name) if isinstance(content, Mapping) else None
     return content
 
 
 def _check(name: str, value: Any) -> None:
-    """ValueError for a setting that cannot be."""
+    """ValueError for a setting of a wrong type or out of range."""
     check_type("it", value, KINDS[name])
     if name == "timesteps" and not 2 <= value <= MAX_TRAINING_STEPS:
         raise ValueError(f"it must be 2 to {MAX_TRAINING_STEPS}, not {brief(value)}")

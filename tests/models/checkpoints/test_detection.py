@@ -604,7 +604,7 @@ def test_playground_is_known_by_its_statistics(load: Load, files: Files) -> None
     [
         (torch.ones(3), "mean has 3 values for 4 latent channels"),
         (torch.full((4,), torch.nan), "mean must be"),
-        (torch.ones(100), r"holds edm_mean of shape \(100,\): one number per latent channel"),
+        (torch.ones(100), r"holds edm_mean of shape \(100,\): it must have one number per latent channel"),
     ],
 )
 def test_statistics_that_cannot_be(values: Tensor, message: str, load: Load) -> None:
