@@ -1,7 +1,7 @@
-"""From pictures to what metrics are computed of, in one pass: shared among the processes of a torchrun, and resumable.
+"""One pass over pictures that computes the features which metrics need: shared among the processes of torchrun, and resumable.
 
-Picture i belongs to group i % groups, and a group to one process. Groups are summed up in the order of their pictures and merged in
-their own order, so that the result does not depend on the number of processes, to the last bit. They also give the error bars
+Picture i belongs to group i % groups, and each group to one process. A group is summed in the order of its pictures, and groups are merged
+in their order, so that the result is bitwise the same for any number of processes. Groups also give the error bars
 (eval.metrics.jackknife).
 """
 
@@ -33,21 +33,21 @@ from eval.metrics.moments import GroupedMoments
 from models.checkpoints import native
 from train.world import World
 
-LONG = 30.0  # seconds of work that are worth a file of half a gigabyte
-FORMAT = "work 2"  # of what is saved
-AT_ONCE = 2**24  # pixels, of all pictures together, that are prepared at once; a larger picture is prepared alone
+WORTH_SAVING = 30.0  # seconds of work; less is not worth a file of half a gigabyte
+FORMAT = "work 2"  # of the saved file
+MAX_PIXELS = 2**24  # of the pictures that are prepared together; a larger picture is prepared alone
 
 
 @dataclass(frozen=True)
 class CollectParams:
-    """How a source is gone through.
+    """How to go through a source.
 
-    batch_size  pictures that the networks see at once
-    groups      parts that processes share and error bars come from; no fewer than there are processes, and better a prime: of 10 classes
-                drawn in turn, each of 16 groups would hold 5, and leaving one out would not be the accident that it should be
-    on_error    what is done about pictures that cannot be used: they end the run, or are left out and counted
-    sizes       "equal": a picture of another size than the rest ends the run; "any": each is resized from its own
-    save_every  seconds after which what is done so far is saved, where it has a place
+    batch_size  pictures per call of a network
+    groups      parts that the pictures are divided into, for processes and error bars; at least as many as processes, better a prime: with
+                10 classes in turn, each of 16 groups would hold only 5 of them, and would be no random part of all pictures
+    on_error    "refuse" ends the run at a picture that cannot be used, "skip" leaves it out and counts it
+    sizes       "equal": a picture of another size than the rest ends the run; "any": each is resized from its own size
+    save_every  seconds between two savings of the work so far
     """
 
     batch_size: int = 64
@@ -62,14 +62,14 @@ class CollectParams:
 
 @dataclass
 class Collected:
-    """What one pass leaves. Outputs are named "extractor.output", as in "inception.pool".
+    """The result of a pass. Outputs are named "extractor.output", as in "inception.pool".
 
-    indices  (n,) which pictures of the source these are, ascending
+    indices  (n,) the numbers of the pictures in the source, ascending
     digests  (n, 32) SHA-256 of each picture's size and pixels
-    moments  of outputs that are only summed up
-    rows     (n, width) of outputs that are kept one by one
-    skipped  why pictures were left out
-    sizes    heights and widths that there were
+    moments  sums of the features, by output
+    rows     (n, width) features of each picture, by output
+    skipped  why pictures were left out, one text each
+    sizes    the heights and widths of the pictures
     """
 
     indices: Tensor
@@ -81,17 +81,17 @@ class Collected:
 
     @property
     def n(self) -> int:
-        """Pictures that were used."""
+        """How many pictures were used."""
         return len(self.indices)
 
     @property
     def sha256(self) -> str:
-        """Of all pictures in their order."""
+        """The hash of all pictures in their order."""
         return hashlib.sha256(self.digests.numpy().tobytes()).hexdigest()
 
 
 def size_names(sizes: Iterable[tuple[int, int]]) -> list[str]:
-    """Heights and widths as "640x480", width first as is usual, in their order."""
+    """Heights and widths as sorted texts such as "640x480", width first as is usual."""
     return [f"{width}x{height}" for height, width in sorted(sizes)]
 
 
@@ -99,7 +99,7 @@ Seen = Callable[[int, Tensor], None]
 
 
 def unseen(index: int, pixels: Tensor) -> None:
-    """Nobody looks."""
+    """The default of `collect`: does nothing."""
 
 
 def collect(
@@ -115,16 +115,16 @@ def collect(
     seen: Seen = unseen,
     progress: bool = True,
 ) -> Collected | None:
-    """Go through the source once. The leading process gets what all have found, the others None.
+    """Go through the source once. Returns the result of all processes in the leading process, and None in the others.
 
-    moments, rows  outputs "extractor.output" to sum up, and to keep
-    state          where the work is saved now and then and whenever it breaks off, to go on from when called again with the same arguments;
-                   what took long stays there when it is done, too, and a later call takes it from there
-    keep           whether it stays there however short it took, for others
-    seen           called with the number and the pixels of every picture that is used, in this process and this time
-    ahead          read a batch while the networks compute on the one before: not for a source that computes on the same device
+    moments, rows  outputs "extractor.output" whose features are summed, and kept one by one
+    state          file in which the work is saved every `save_every` seconds and when it is interrupted; a later call with the same
+                   arguments continues from it. It is kept at the end if the work took long
+    keep           whether to keep it however short the work was
+    seen           called with the number and the pixels of every picture that is used, in this process and this call
+    ahead          read a batch while the networks compute on the previous one; False for a source that computes on the same device
 
-    ValueError for pictures that cannot be used (`params` says which), too few processes' groups, features that are not finite.
+    ValueError for pictures that cannot be used (see `params`), for fewer groups than processes, and for features that are not finite.
     """
     if where.size > params.groups:
         raise ValueError(f"{where.size} processes share {params.groups} groups: give groups={where.size} or more")
@@ -149,25 +149,25 @@ def collect(
                 if group.ends_batch and state is not None and time.monotonic() - saved > params.save_every:
                     _save(work, state)
                     saved = time.monotonic()
-        except BaseException:  # Ctrl-C included: what is done is kept
+        except BaseException:  # Ctrl-C included
             if state is not None and work.done:
                 _save(work, state)
             raise
-    if state is not None and batches and (keep or time.monotonic() - began > LONG):
+    if state is not None and batches and (keep or time.monotonic() - began > WORTH_SAVING):
         _save(work, state)
-    return _together(work.collected(), where)
+    return _gather(work.collected(), where)
 
 
 def _save(work: _Work, state: Path) -> None:
-    """Save the work so far; where it cannot be, say so and go on: the numbers do not depend on it."""
+    """Save the work so far, or warn that it cannot be saved: the result does not depend on it."""
     try:
         work.save(state)
     except OSError as error:
-        warnings.warn(f"the work so far is not saved: {error}", stacklevel=3)
+        warnings.warn(f"the work so far cannot be saved: {error}", stacklevel=3)
 
 
 def forget(state: Path) -> None:
-    """Remove what `collect` has saved there, with however many processes."""
+    """Remove what `collect` has saved there, with any number of processes."""
     for path in (state, *state.parent.glob(f"{escape(state.name)}.*-of-*")):
         path.unlink(missing_ok=True)
 
@@ -180,7 +180,7 @@ class _Picture:
 
 @dataclass(frozen=True)
 class _Group:
-    """Pictures of a batch that are held in memory together, each by its number."""
+    """Pictures of one batch that are in memory together, and their numbers."""
 
     indices: list[int]
     pictures: list[_Picture | Unreadable]
@@ -188,19 +188,19 @@ class _Group:
 
 
 def _groups(source: Source, batches: Sequence[Sequence[int]]) -> Generator[_Group]:
-    """All pictures: those of a batch together or, where they are large, as few at a time as have AT_ONCE pixels."""
+    """The pictures of each batch together, or in smaller groups of about MAX_PIXELS where they are large."""
     for batch in batches:
         first, held = 0, list[_Picture | Unreadable]()
         with reading(source, batch) as pictures:
             for last, picture in enumerate(pictures, 1):
-                held.append(picture if isinstance(picture, Unreadable) else _digested(picture))
+                held.append(picture if isinstance(picture, Unreadable) else _with_digest(picture))
                 del picture
-                if last == len(batch) or sum(each.pixels[0].numel() for each in held if isinstance(each, _Picture)) >= AT_ONCE:
+                if last == len(batch) or sum(each.pixels[0].numel() for each in held if isinstance(each, _Picture)) >= MAX_PIXELS:
                     yield _Group(list(batch[first:last]), held, last == len(batch))
                     first, held = last, []
 
 
-def _digested(picture: Tensor) -> _Picture:
+def _with_digest(picture: Tensor) -> _Picture:
     pixels = picture.contiguous()
     digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
     digest.update(pixels.numpy().data)
@@ -208,7 +208,7 @@ def _digested(picture: Tensor) -> _Picture:
 
 
 def _read_ahead(groups: Generator[_Group]) -> Generator[_Group]:
-    """The same groups; while one is in use, the next is read."""
+    """The same groups, each read in a thread while the previous one is in use."""
     with closing(groups), ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, groups, None)
         while (group := coming.result()) is not None:
@@ -218,7 +218,7 @@ def _read_ahead(groups: Generator[_Group]) -> Generator[_Group]:
 
 @dataclass
 class _Batch:
-    """What is ready of a batch: numbers and digests of its pictures, why others are left out, and by extractor what its network takes."""
+    """The part of a batch that has been read: numbers and digests of pictures, why others are left out, and inputs by extractor."""
 
     indices: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
@@ -227,7 +227,7 @@ class _Batch:
     size: int = 0
 
     def add(self, indices: list[int], digests: list[bytes], broken: list[str], size: int) -> None:
-        """A group of so many pictures."""
+        """Add a group of `size` pictures."""
         self.indices += indices
         self.digests += digests
         self.broken += broken
@@ -235,7 +235,7 @@ class _Batch:
 
 
 class _Work:
-    """This process's part of a pass: what is done, and what is left."""
+    """The work of this process in a pass: what is done, and what remains."""
 
     def __init__(
         self, source: Source, extractors: Mapping[str, Extractor], moments: list[str], rows: list[str], params: CollectParams, where: World
@@ -253,11 +253,11 @@ class _Work:
         self.digests: list[bytes] = []
         self.skipped: list[str] = []
         self.sizes: set[tuple[int, int]] = set()
-        self.done = 0  # of the share
-        self.batch = _Batch()  # that is being read
+        self.done = 0  # pictures of the share
+        self.batch = _Batch()  # being read
 
     def take(self, group: _Group, seen: Seen) -> None:
-        """Prepare pictures for the networks, and let go of them; take in a batch that is complete, or nothing of it where that raises."""
+        """Prepare pictures for the networks and free them. A complete batch is added to the result as a whole, or not at all on errors."""
         broken = [picture.reason for picture in group.pictures if isinstance(picture, Unreadable)]
         if broken and self.params.on_error == "refuse":
             self._refuse(group.indices, broken)
@@ -271,10 +271,10 @@ class _Work:
             self._prepare([picture.pixels for _, picture in used])
         if group.ends_batch:
             del used
-            self._take_in(self.batch)
+            self._finish_batch(self.batch)
             self.batch = _Batch()
 
-    def _take_in(self, batch: _Batch) -> None:
+    def _finish_batch(self, batch: _Batch) -> None:
         if batch.indices:
             features = self._features(batch)
             self._check_finite(features, batch.indices)
@@ -299,7 +299,7 @@ class _Work:
 
     @torch.inference_mode()
     def _features(self, batch: _Batch) -> dict[str, Tensor]:
-        """Of a batch. Networks always see a full one, in every process, so that the last one rounds as all others do."""
+        """The features of a batch. The last batch is filled up, in every process, since results round differently in smaller ones."""
         missing = min(self.params.batch_size, len(self.source)) - len(batch.indices)
         found = {}
         for name, outputs in self.outputs.items():
@@ -312,7 +312,7 @@ class _Work:
         return found
 
     def _refuse(self, indices: Sequence[int], broken: list[str]) -> None:
-        """Count all that are broken, and raise."""
+        """Count all broken pictures, and raise."""
         rest = self.share[self.share.index(indices[-1]) + 1 :]
         for i in range(0, len(rest), self.params.batch_size):
             with reading(self.source, rest[i : i + self.params.batch_size]) as pictures:
@@ -351,18 +351,18 @@ class _Work:
         return Collected(torch.tensor(self.indices, dtype=torch.long), digests.view(-1, 32), self.moments, rows, self.skipped, self.sizes)
 
     def key(self) -> str:
-        """Of all that the work so far depends on, but for what is computed of the pictures."""
+        """A hash of everything that saved work depends on, except for the extractors."""
         params = [self.params.groups, self.params.on_error, self.params.sizes]
         content = [FORMAT, self.source.origin, self.source.stamp, len(self.share), self.share[:2], params]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def identities(self) -> dict[str, dict[str, object]]:
-        """Of what computes each output that is summed up or kept."""
+        """The identity of the extractor of each output."""
         kept = [*(f"moments/{key}" for key in self.moments), *(f"rows/{key}" for key in self.rows)]
         return {key: self.extractors[key.split("/")[1].split(".")[0]].identity.to_json() for key in kept}
 
     def save(self, path: Path) -> None:
-        """Write what is done."""
+        """Write the work so far."""
         now = self.collected()
         tensors = {"indices": now.indices, "digests": now.digests}
         tensors |= {f"rows/{key}": values for key, values in now.rows.items()}
@@ -380,10 +380,7 @@ class _Work:
         native.write_tensors(path, tensors, {"about": json.dumps(about)})
 
     def load(self, path: Path) -> None:
-        """Go on from there, where it has all that is asked for. Other work is left aside: this pass begins anew, and overwrites it.
-
-        ValueError for a damaged file.
-        """
+        """Continue from saved work if it has all outputs; other work is ignored and later overwritten. ValueError for a damaged file."""
         try:
             with safe_open(path, "pt") as file:
                 about: dict[str, Any] = json.loads(file.metadata()["about"])
@@ -391,9 +388,9 @@ class _Work:
                     return
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
             if about.pop("checksum") != native.checksum(tensors, about):
-                raise ValueError("its checksum is another one")
+                raise ValueError("its checksum does not match")
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"the work that was saved in {path} is damaged: remove it to begin anew ({one_line(error)})") from None
+            raise ValueError(f"the work saved in {path} is damaged: remove it to start again ({one_line(error)})") from None
         self.done, self.skipped, self.sizes = about["done"], about["skipped"], {(h, w) for h, w in about["sizes"]}
         self.indices = tensors["indices"].tolist()
         self.digests = [bytes(row) for row in tensors["digests"].numpy()]
@@ -403,22 +400,20 @@ class _Work:
             self.moments[key] = GroupedMoments.from_state({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
 
 
-def _together(own: Collected, where: World) -> Collected | None:
-    """What all processes have found, in the order of the pictures."""
+def _gather(own: Collected, where: World) -> Collected | None:
+    """The results of all processes in the leading one, in the order of the pictures; None in the others."""
     if where.size == 1:
-        return _in_order([own])
-    sent = replace(own, moments={}), {key: value.state_dict() for key, value in own.moments.items()}  # groups without pictures are not sent
-    where.meet()  # a process whose pictures are on a slower disk may come an hour after the others
+        return _merge([own])
+    sent = replace(own, moments={}), {key: value.state_dict() for key, value in own.moments.items()}  # without empty groups
+    where.meet()  # a process with a slower disk may arrive an hour after the others
     got: list[Any] | None = [None] * where.size if where.leads else None
     dist.gather_object(sent, got)
     if got is None:
         return None
-    return _in_order(
-        [own, *(replace(part, moments={k: GroupedMoments.from_state(v) for k, v in state.items()}) for part, state in got[1:])]
-    )
+    return _merge([own, *(replace(part, moments={k: GroupedMoments.from_state(v) for k, v in state.items()}) for part, state in got[1:])])
 
 
-def _in_order(parts: Sequence[Collected]) -> Collected:
+def _merge(parts: Sequence[Collected]) -> Collected:
     indices = torch.cat([part.indices for part in parts])
     order = indices.argsort()
     moments = parts[0].moments

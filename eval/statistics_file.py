@@ -23,19 +23,19 @@ from models.files import replacing, sha256_of_file
 
 MAX_PICTURES = 2**53  # float64 counts no further
 FORMAT = "reference statistics 1"
-FOREIGN = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # what pytorch-fid and, with the second, ADM call what we call
+FOREIGN = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # our outputs, and their arrays in files of pytorch-fid and ADM
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Moments of features, by the output of the extractor that they are of.
+    """Moments of features, by the extractor's output.
 
-    n         pictures; None where the file does not say: figures that need it cannot be computed
-    identity  of the extractor; None where the file does not say
-    origin    of the pictures, as results say it; of a file that does not say, its own path
-    sha256    of the file; None of what was not read from one
-    pictures  SHA-256 of the pictures in their order; None where the file does not say
-    sizes     that the pictures had, as "640x480"; empty where the file does not say
+    n         number of pictures; None if unknown: metrics that need it cannot be computed
+    identity  of the extractor; None if unknown
+    origin    where the pictures come from, for results; the path of a file that does not record it
+    sha256    of the file; None without a file
+    pictures  SHA-256 of the pictures in their order; None if unknown
+    sizes     of the pictures, such as "640x480"; empty if unknown
     """
 
     moments: Mapping[str, Moments]
@@ -48,13 +48,13 @@ class Statistics:
 
     @property
     def known(self) -> str | None:
-        """What tells these from others: the pictures that they are of, or else the file."""
+        """The hash that identifies these statistics: of their pictures, else of the file."""
         return self.pictures or self.sha256
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What a file of ours says of itself."""
+class _Metadata:
+    """The metadata of a file that this library wrote."""
 
     n: int
     identity: Identity
@@ -64,21 +64,21 @@ class _Said:
 
 
 def read_statistics(path: str | Path) -> Statistics:
-    """A file of ours (.safetensors), of pytorch-fid's (.npz: mu, sigma) or of ADM's (with mu_s, sigma_s and, beside them, pictures).
+    """Read a file of this library (.safetensors), of pytorch-fid (.npz with mu, sigma) or of ADM (also with mu_s, sigma_s and pictures).
 
-    The latter two say neither which extractor they were made with, nor of how many pictures. FileNotFoundError, or ValueError in one line
-    for a file that is damaged or holds something else, or moments that are none.
+    The last two record neither the extractor nor the number of pictures. FileNotFoundError; ValueError in one line for a file that is
+    damaged, holds something else, or holds matrices that are no covariances.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file of reference statistics: {path}")
-    readers = {".npz": _read_foreign, ".safetensors": _read_ours}
+    readers = {".npz": _read_npz, ".safetensors": _read_safetensors}
     check_names("kind of file with reference statistics", [path.suffix.lower()], readers)
     return readers[path.suffix.lower()](path)
 
 
 def is_statistics(path: str | Path) -> bool:
-    """Whether a path names a file of them, rather than pictures: a .safetensors file, or an .npz file with mu and sigma."""
+    """Whether a path names a file of statistics, not of pictures: a .safetensors file, or an .npz file with mu and sigma."""
     path = Path(path)
     if path.suffix.lower() == ".npz" and path.is_file():
         with one_line_errors(path):
@@ -87,7 +87,7 @@ def is_statistics(path: str | Path) -> bool:
 
 
 def write_statistics(statistics: Statistics, path: str | Path) -> None:
-    """As a .safetensors file, with moments to the last bit. ValueError where it is not known what they are of."""
+    """Write a .safetensors file with the exact moments. ValueError for statistics of an unknown extractor or number of pictures."""
     if statistics.identity is None or statistics.n is None:
         raise ValueError(
             f"statistics of {statistics.origin} do not say their extractor and number of pictures: make them from the pictures"
@@ -102,13 +102,13 @@ def write_statistics(statistics: Statistics, path: str | Path) -> None:
             raise ValueError(f"moments of {output} are of {moments.n} pictures, and the statistics of {statistics.n}: give one set's")
         state = moments.state_dict()
         tensors |= {f"{output}.{name}": state[name].contiguous().cpu() for name in ("mean", "scatter")}
-    said = _Said(statistics.n, statistics.identity, statistics.origin, statistics.pictures, statistics.sizes)
+    metadata = _Metadata(statistics.n, statistics.identity, statistics.origin, statistics.pictures, statistics.sizes)
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {"format": FORMAT, "statistics": json.dumps(asdict(said))})
+        save_file(tensors, temporary, {"format": FORMAT, "statistics": json.dumps(asdict(metadata))})
 
 
 def check_identity(statistics: Statistics, identity: Identity) -> None:
-    """ValueError that names what differs, where these were made with another extractor; what does not say passes: see `check_width`."""
+    """ValueError that names the difference if the statistics are of another extractor. An unknown one passes: see `check_width`."""
     if statistics.identity is None:
         return
     for each in fields(Identity):
@@ -121,7 +121,7 @@ def check_identity(statistics: Statistics, identity: Identity) -> None:
 
 
 def check_width(statistics: Statistics, output: str, width: int) -> None:
-    """ValueError where there are none of this output, or of another width: all that can be seen where the extractor is unknown."""
+    """ValueError if the statistics lack this output, or have another width: the only check for an unknown extractor."""
     if output not in statistics.moments:
         raise ValueError(f"the statistics of {statistics.origin} are of {', '.join(statistics.moments)}, and there are none of {output!r}")
     found = len(statistics.moments[output].mean)
@@ -133,17 +133,17 @@ def check_width(statistics: Statistics, output: str, width: int) -> None:
         )
 
 
-def _read_foreign(path: Path) -> Statistics:
+def _read_npz(path: Path) -> Statistics:
     with one_line_errors(path):
         found = array_names(path)
-        there = {output: names for output, names in FOREIGN.items() if set(names) <= set(found)}
-        if "pool" not in there:
+        present = {output: names for output, names in FOREIGN.items() if set(names) <= set(found)}
+        if "pool" not in present:
             what = ", ".join(found)[:200] or "nothing"
             raise ValueError(f"{path} holds {what}, and no reference statistics: these are mu and sigma")
-        arrays = {output: [_real(path, name, read_array(path, name)) for name in names] for output, names in there.items()}
+        arrays = {output: [_real(path, name, read_array(path, name)) for name in names] for output, names in present.items()}
     moments = {}
     for output, (mean, covariance) in arrays.items():
-        _check_moments(path, *there[output], mean, covariance)
+        _check_moments(path, *present[output], mean, covariance)
         moments[output] = Moments.exactly(mean, covariance)
     return Statistics(moments, None, None, str(path), sha256_of_file(path))
 
@@ -154,7 +154,7 @@ def _real(path: Path, name: str, array: np.ndarray) -> Tensor:
     return torch.from_numpy(array if array.dtype in (np.float16, np.float32) else array.astype(np.float64))
 
 
-def _read_ours(path: Path) -> Statistics:
+def _read_safetensors(path: Path) -> Statistics:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -165,23 +165,23 @@ def _read_ours(path: Path) -> Statistics:
                     raise ValueError(f"{path} says that {name} has the shape {tuple(shape)}: no features are as wide as that")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file that can be read: {one_line(error)}") from None
+        raise ValueError(f"{path} cannot be read as a safetensors file: {one_line(error)}") from None
     try:
         content = json.loads(metadata["statistics"])
     except (KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: what it says of its statistics cannot be read ({one_line(error)})") from None
-    said = make_params(f"the description in {path}", _Said, content)
-    if not 2 <= said.n <= MAX_PICTURES:
-        raise ValueError(f"{path} says that its statistics are of n={said.n} pictures: they need at least 2")
+        raise ValueError(f"{path} is damaged: its description cannot be read ({one_line(error)})") from None
+    described = make_params(f"the description in {path}", _Metadata, content)
+    if not 2 <= described.n <= MAX_PICTURES:
+        raise ValueError(f"{path} says that its statistics are of n={described.n} pictures: they need at least 2")
     moments = {}
     for output in sorted(name.removesuffix(".mean") for name in tensors if name.endswith(".mean")):
         check_names(f"tensor in {path}", [f"{output}.scatter"], tensors)
         mean, scatter = tensors[f"{output}.mean"], tensors[f"{output}.scatter"]
         _check_moments(path, f"{output}.mean", f"{output}.scatter", mean, scatter)
-        moments[output] = Moments.from_state({"n": torch.tensor(said.n), "mean": mean.double(), "scatter": scatter.double()})
+        moments[output] = Moments.from_state({"n": torch.tensor(described.n), "mean": mean.double(), "scatter": scatter.double()})
     if not moments:
         raise ValueError(f"{path} holds no moments: make the file again")
-    return Statistics(moments, said.n, said.identity, said.origin, sha256_of_file(path), said.pictures, said.sizes)
+    return Statistics(moments, described.n, described.identity, described.origin, sha256_of_file(path), described.pictures, described.sizes)
 
 
 def _check_moments(path: Path, mean_name: str, name: str, mean: Tensor, matrix: Tensor) -> None:

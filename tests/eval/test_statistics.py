@@ -181,9 +181,9 @@ def test_rounding_is_no_negative_variance(kind: type, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "metadata", "message"),
     [
-        ({}, {"statistics": None}, "what it says of its statistics cannot be read"),
-        ({}, {"statistics": "{"}, "what it says of its statistics cannot be read"),
-        ({}, {"statistics": "[" * 99999}, "what it says of its statistics cannot be read"),
+        ({}, {"statistics": None}, "its description cannot be read"),
+        ({}, {"statistics": "{"}, "its description cannot be read"),
+        ({}, {"statistics": "[" * 99999}, "its description cannot be read"),
         ({}, {"statistics": "[1]"}, "the description in {}"),
         ({}, {"n": "many"}, "the description in {}"),
         ({}, {"n": 0}, "says that its statistics are of n=0 pictures: they need at least 2"),
@@ -234,4 +234,4 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     write_statistics(Statistics({"pool": Moments.of(features(0))}, 50, IDENTITY, "a folder"), path)
     assert load_file(path)["pool.mean"].dtype == torch.float64
     path.write_bytes(path.read_bytes()[:-8])
-    assert f"{path} is no safetensors file that can be read" in refusal(lambda: read_statistics(path))
+    assert f"{path} cannot be read as a safetensors file" in refusal(lambda: read_statistics(path))
