@@ -1,4 +1,4 @@
-"""What training says of a model in the model's own description, and what it says to the user beforehand."""
+"""Writes into a model's description what it is trained on, and warns of settings that have no effect."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from train.density import Density
 
 
 def describe(model: Model, objective: Any, data: Dataset) -> None:
-    """Write into the description what a model is trained on: the shape of samples, names of classes, and the share without a label.
+    """Write into the description what a model is trained on: shape of the samples, names of classes, share of samples without a label.
 
-    ValueError where the description would not make this model again: nothing could load its checkpoints.
+    ValueError if the description would not build this model again, since its checkpoints could not be loaded.
     """
     model.spec["shape"] = list(data.shape)
     classes: Sequence[str] = getattr(data, "classes", ())
@@ -30,12 +30,12 @@ def describe(model: Model, objective: Any, data: Dataset) -> None:
 
 
 def warn_of_idle_settings(params: Any, objective: Any, evaluates: bool) -> None:
-    """Warn of settings that cannot do what they say in this run."""
-    for problem in _idle(params, objective, evaluates):
+    """Warn of settings that have no effect, or not the usual one, in this run."""
+    for problem in _find_idle_settings(params, objective, evaluates):
         warnings.warn(problem, stacklevel=3)
 
 
-def _idle(params: Any, objective: Any, evaluates: bool) -> list[str]:
+def _find_idle_settings(params: Any, objective: Any, evaluates: bool) -> list[str]:
     found = []
     if params.warmup >= params.steps > 1:
         reached = params.learning_rate_at(params.steps - 1) / params.learning_rate
@@ -44,7 +44,7 @@ def _idle(params: Any, objective: Any, evaluates: bool) -> list[str]:
             f"the learning rate reaches only {reached:.0%} of train.learning_rate"
         )
     if evaluates and not params.evaluate_every:
-        found.append("evaluate is given, and train.evaluate_every=0 says never: give train.evaluate_every=1000, say")
+        found.append("evaluate is given, but train.evaluate_every=0 means never: give train.evaluate_every=1000, for example")
     density = getattr(objective, "density", None)
     if isinstance(density, Density) and (gaps := density.gaps()):
         found.append(gaps)

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and that one training at a time is at work in it."""
+"""The folder of a run: whether it holds a run or something else, and a lock so that one training at a time uses it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from train.world import World
 
 NEEDED = ("run", "data", "model", "objective", "train")  # of a configuration
 LOCK = ".lock"
-LOGS = (".log", ".out", ".err")  # where shells and clusters are told to write, before anything is in the folder
+LOGS = (".log", ".out", ".err")  # output of shells and clusters, which may be there before a run begins
 
 _CLAIMED: ContextVar[frozenset[Path]] = ContextVar("claimed", default=frozenset())
 
@@ -29,15 +29,15 @@ def is_begun(folder: Path, resume: bool) -> bool:
     if begun and not resume:
         raise ValueError(f"{folder} already holds a trained run: resume=true goes on with it, run=... starts another")
     if not begun:
-        _check_ours(folder)
+        _check_is_run(folder)
     return begun
 
 
 @contextmanager
 def claimed(folder: Path, world: World) -> Iterator[None]:
-    """Within the block the folder, made if missing, is this run's alone, until its process ends. ValueError where another run has it.
+    """Locks the folder, made if missing, for this run, until the block or the process ends. ValueError where another run holds it.
 
-    Blocks within the block are part of it, and so are the processes of one torchrun.
+    A block within the block shares the lock, and so do the processes of one torchrun.
     """
     own = folder.resolve()
     if own in _CLAIMED.get():
@@ -67,31 +67,31 @@ def _lock(folder: Path, stack: ExitStack) -> None:
     if held:
         lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     else:
-        warnings.warn(f"the file system of {folder} has no locks: see to it that no other training uses this folder", stacklevel=2)
+        warnings.warn(f"the file system of {folder} has no locks: make sure that no other training uses this folder", stacklevel=2)
 
 
-def _check_ours(folder: Path) -> None:
-    """ValueError for a folder of somebody else's. One of a run that was killed before its first checkpoint is ours."""
+def _check_is_run(folder: Path) -> None:
+    """ValueError for a folder with files that no run writes. Files of a run without a checkpoint yet are fine."""
     if not folder.is_dir() or _has_keys(folder / "config.json", *NEEDED):
         return
-    strange = sorted(path.name for path in folder.iterdir() if not _may_be_there(path))
-    if strange:
-        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
-        raise ValueError(f"{folder} holds {strange[0]}{more}, which is not of a training run: run=... names a new or an empty folder")
+    foreign = sorted(path.name for path in folder.iterdir() if not _belongs_to_run(path))
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise ValueError(f"{folder} holds {foreign[0]}{more}, which no training run writes: run=... names a new or an empty folder")
 
 
-def _may_be_there(path: Path) -> bool:
-    """What is hidden, logs, and what a run begins with."""
+def _belongs_to_run(path: Path) -> bool:
+    """Whether a run may have written this: hidden files, logs, and what is written before the first checkpoint."""
     if path.name.startswith(".") or path.suffix in LOGS or path.name == "wandb":
         return True
     if path.name == "provenance.json":
         return _has_keys(path, "plain-diffusion", "command")
     if path.name == METRICS:
-        return _is_our_log(path)
+        return _is_metrics_log(path)
     return path.match("latents-*.safetensors")
 
 
-def _is_our_log(path: Path) -> bool:
+def _is_metrics_log(path: Path) -> bool:
     try:
         lines = read_json_lines(path)
     except (ValueError, OSError):

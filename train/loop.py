@@ -200,7 +200,7 @@ def train(
         while state.step < params.steps:
             micro_batches = batches.next_step()
             if batches.error:
-                world.tell(batches.error)
+                world.report(batches.error)
             stopped, failed = world.any(stop.requested, batches.error is not None)
             if stopped or failed:
                 break
@@ -246,7 +246,7 @@ def train(
             state.check(folder, done=False)
             save()
     if failed and not stopped:
-        raise _failure(batches.error, folder, state.saved) if batches.error else world.told()
+        raise _failure(batches.error, folder, state.saved) if batches.error else world.reported()
     state.ema.copy_to(network.eval())
     return state.step == params.steps
 

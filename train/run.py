@@ -39,7 +39,7 @@ KEYS = (*NEEDED, "resume", "device", "progress", "evaluate", "wandb", "wandb_pro
 def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, float]] | None = None) -> bool:
     """Train what the configuration describes (see configs/train) into its folder. True when finished, False when interrupted.
 
-    evaluate  what `evaluate` in a configuration stands for: called with the averaged model, its numbers are logged
+    evaluate  called with the averaged model; its numbers are logged. A configuration describes it as `evaluate`
     The folder gets config.json, provenance.json, metrics.jsonl, checkpoint.safetensors and the checkpoint before that. ValueError or
     OSError, in one line, before anything is overwritten: also for a folder that holds something else, or where another training is at work.
 
@@ -64,7 +64,7 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         params.micro_batch(where.size)
         model, objective = _model_and_objective(config, params.seed, where.device)
         stored_as = next(model.network.parameters()).dtype
-        model.network.float()  # the steps of training are smaller than the grain of half precision
+        model.network.float()  # updates would vanish in the rounding of half precision
         data = _data(config, model)
         describe(model, objective, data)
         if begun:  # before whether they fit, which does not say what has changed
@@ -116,12 +116,12 @@ def _data(config: Mapping[str, Any], model: Model) -> Dataset:
 
 def _model_and_objective(config: Mapping[str, Any], seed: int, device: torch.device) -> tuple[Model, Objective]:
     with torch.random.fork_rng([]):
-        torch.manual_seed(mix(seed))  # the weights a run starts from are its seed's
+        torch.manual_seed(mix(seed))  # so that the seed decides the initial weights
         start = {"from": config["weights"]} if "weights" in config else {}
         return make("objective", config["objective"], OBJECTIVES, {**start, **check_mapping("model", config["model"])}, device)
 
 
-def _begin(spec: Mapping[str, Any]) -> Model:
+def _build_or_load(spec: Mapping[str, Any]) -> Model:
     """A fresh model from its description, or a loaded one from {"from": file, folder or a list of them, and `load`'s settings}."""
     parts = check_mapping("model", spec)
     if "from" not in parts:
@@ -146,10 +146,10 @@ def _denoising(
     drop: float = 0.1,
     bound_weight: float = 0.001,
 ) -> tuple[Model, Objective]:
-    model = _begin(spec)
-    falls = make("density", {"name": "usual"} if density is None else density, DENSITIES, model.schedule)
-    counts = make("weighting", weighting, WEIGHTINGS)
-    return model, DenoisingObjective(model.schedule, model.prediction, falls, counts, model.null, drop, bound_weight)
+    model = _build_or_load(spec)
+    time_density = make("density", {"name": "usual"} if density is None else density, DENSITIES, model.schedule)
+    loss_weighting = make("weighting", weighting, WEIGHTINGS)
+    return model, DenoisingObjective(model.schedule, model.prediction, time_density, loss_weighting, model.null, drop, bound_weight)
 
 
 def _consistency(
@@ -167,14 +167,14 @@ def _consistency(
     if missing := [part for part in ("from", "consistency") if part not in parts]:
         raise ValueError(f"model.{missing[0]} must be given to distil a model")
     check_type("model.from", parts["from"], Path)
-    master, student = models.load(teacher), models.load(parts["from"])
-    master.network.to(device).requires_grad_(False)
+    teacher_model, student = models.load(teacher), models.load(parts["from"])
+    teacher_model.network.to(device).requires_grad_(False)
     own: dict[str, Any] = {key: check_mapping(f"model.{key}", parts[key]) for key in ("grid", "consistency") if key in parts}
     student = Model(student.network, student.schedule, student.prediction, {**student.spec, **own})
     student.check()
-    levels = time_grid(master.schedule, **check_call("objective.grid", time_grid, 1, grid))
-    objective = ConsistencyDistillation(steered(master, guidance, clip), build_blend(own["consistency"]), levels, solver, huber)
-    objective.kept["teacher"] = master.fingerprint
+    levels = time_grid(teacher_model.schedule, **check_call("objective.grid", time_grid, 1, grid))
+    objective = ConsistencyDistillation(steered(teacher_model, guidance, clip), build_blend(own["consistency"]), levels, solver, huber)
+    objective.kept["teacher"] = teacher_model.fingerprint
     return student, objective
 
 
@@ -182,7 +182,7 @@ OBJECTIVES: dict[str, Callable[..., tuple[Model, Objective]]] = {"denoising": _d
 
 
 def _check_fit(model: Model, data: Dataset) -> None:
-    """Raise where the network and the data cannot belong together, before the first step finds out."""
+    """ValueError where the network does not fit the data, before the first step."""
     params: Any = model.network.params
     if params.in_channels != data.shape[0]:
         raise ValueError(f"the data has {data.shape[0]} channels, the network model.network.in_channels={params.in_channels}")
@@ -200,22 +200,22 @@ def _check_fit(model: Model, data: Dataset) -> None:
 
 
 def _check_resumable(folder: Path, config: Mapping[str, Any], model: Model, settings: Mapping[str, Any], steps: int) -> None:
-    """Refuse what cannot go on: the checkpoint knows its model and training, config.json its objective and data."""
+    """ValueError for a run that differs from the saved one: in the checkpoint's model and training, or config.json's objective and data."""
     resume_point(folder, model.spec, settings, steps)
-    if (before := folder / "config.json").exists():
-        was = read_json(before)
-        if not isinstance(was.get("data"), str | Mapping):
-            raise ValueError(f"{before} is damaged: its data is {brief(was.get('data'))}")
-        require_same(folder, was.get("objective"), config["objective"], "objective")
-        if not isinstance(config["data"], str | Path):  # what became of captioned images is in the checkpoint's settings
-            moved = {"folder": None, "max_pixels": None}  # pictures may have moved, and a limit that one of them broke be raised
-            data_was, data_now = ({**data, **moved} if isinstance(data, Mapping) else data for data in (was["data"], config["data"]))
+    if (file := folder / "config.json").exists():
+        saved = read_json(file)
+        if not isinstance(saved.get("data"), str | Mapping):
+            raise ValueError(f"{file} is damaged: its data is {brief(saved.get('data'))}")
+        require_same(folder, saved.get("objective"), config["objective"], "objective")
+        if not isinstance(config["data"], str | Path):  # for captioned images the checkpoint's settings hold the list
+            moved = {"folder": None, "max_pixels": None}  # pictures may be moved, and the limit of their pixels raised
+            data_was, data_now = ({**data, **moved} if isinstance(data, Mapping) else data for data in (saved["data"], config["data"]))
             require_same(folder, data_was, data_now, "data")
 
 
 def _prepare(folder: Path, config: Mapping[str, Any], resume: bool) -> None:
-    """Write config.json and provenance.json, which keeps what was true when the run began and every time it went on."""
-    begun = is_begun(folder, resume)  # another run may have begun and ended here while this one was getting ready
+    """Write config.json and provenance.json, which records the versions at the beginning of the run and at every resume."""
+    begun = is_begun(folder, resume)  # another run may have begun and ended here in the meantime
     now: dict[str, Any] = dict(provenance())
     record = folder / "provenance.json"
     if begun and record.exists():

@@ -1,6 +1,6 @@
-"""All that training must remember between two steps, and how it is written and read back: one file, whole at any moment.
+"""The state of training between two steps, and its checkpoint: one file, which is replaced atomically.
 
-The random state is not part of it: every step reseeds from (seed, micro-batch, step).
+Random states are not part of it: every step reseeds from (seed, micro-batch, step).
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from train.listing import PACKED, describe_change
 from train.world import World
 
 PREVIOUS = "checkpoint.previous.safetensors"
-SAID_LATER = ("drop", "classes")  # entries of a model's description that earlier versions did not write
-LOWER = "lower train.learning_rate, or use bf16 or fp32"
+ADDED_LATER = ("drop", "classes")  # entries of a model's description that earlier versions did not write
+ADVICE = "lower train.learning_rate, or use bf16 or fp32"
 MAX_SKIPPED = 50  # steps in a row: by then fp16's scale has fallen by 2^50, and every finite gradient fits
 
 
 class Window:
-    """Sums over the steps since the last line of metrics, kept on the device so that no step waits for them.
+    """Sums over the steps since the last logged line, on the device so that no step waits for it.
 
-    taken     steps whose gradient was finite; in fp16 the others are skipped, and only `taken` count for grad_norm
-    replaced  samples that others stood in for
-    skipped   steps that fp16 has skipped in a row until now, whenever lines were logged
+    taken     steps with a finite gradient; fp16 skips the others, which do not count for grad_norm
+    replaced  samples that could not be read, and were replaced by others
+    skipped   steps that fp16 has skipped in a row up to now; logging does not reset it
     """
 
     NAMES = ("steps", "loss", "grad_norm", "taken", "replaced", "skipped")
 
     def __init__(self, device: torch.device, skips: bool) -> None:
-        """`skips` says that a step is skipped where its gradient is not finite."""
+        """skips: whether steps with a gradient that is not finite are skipped."""
         self.skips = skips
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
 
     def add(self, loss: Tensor, norm: Tensor, replaced: int, world: World) -> None:
-        """One step, of all processes."""
+        """Add one step of all processes."""
         own = [loss.to(self.sums.dtype), norm.to(self.sums.dtype), torch.full_like(self.sums[0], replaced)]
         loss, norm, share = world.mean(torch.stack(own))
         finite = norm.isfinite()
@@ -63,7 +63,7 @@ class Window:
         self.sums.copy_(torch.tensor([values.get(name, 0.0) for name in self.NAMES], dtype=torch.float64))
 
     def line(self) -> dict[str, float]:
-        """The numbers to log: means over the steps, and counts that are not 0. The next line begins anew."""
+        """The numbers to log, means over the steps and counts above 0. Resets the sums."""
         now = self.values()
         self.sums[:-1] = 0
         numbers = {"loss": now["loss"] / now["steps"], "grad_norm": now["grad_norm"] / now["taken"] if now["taken"] else math.nan}
@@ -73,10 +73,10 @@ class Window:
 
 @dataclass
 class TrainState:
-    """The model with its raw weights, their average, the optimiser, the loss scale, and the numbers of finished and of saved steps.
+    """The model with its raw weights, their average, the optimiser, the loss scale, and the numbers of finished and saved steps.
 
-    fell_back  whether the checkpoint that it continues from is the previous one, because the last one is damaged
-    whole      whether all of it is of one step: not while a step is being taken
+    fell_back  whether it was loaded from the previous checkpoint, because the last one is damaged
+    whole      whether everything belongs to the same step; False during the update
     """
 
     model: Model
@@ -90,18 +90,18 @@ class TrainState:
     whole: bool = True
 
     def save(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Write folder/checkpoint.safetensors atomically, with all parts of the model, so that it can be used without any other file.
+        """Write folder/checkpoint.safetensors atomically, with all parts of the model, so that it needs no other file.
 
-        The one before is kept as checkpoint.previous.safetensors. `settings` are kept for `load` to compare. FloatingPointError, and
-        nothing is written, where weights, average or optimiser hold values that are not finite.
+        The previous one is kept as checkpoint.previous.safetensors. `settings` are compared by `load`. FloatingPointError, before anything
+        is written, where weights, average or optimiser hold values that are not finite.
         """
         optimizer = self.optimizer.state_dict()
         tensors = self.model.state_dict()
         tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
         for index, state in optimizer["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        if lost := _lost(tensors):
-            raise FloatingPointError(f"after step {self.step} {lost} holds values that are not finite: {LOWER}; {self.left(folder)}")
+        if name := _first_not_finite(tensors):
+            raise FloatingPointError(f"after step {self.step} {name} holds values that are not finite: {ADVICE}; {self.left(folder)}")
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         progress = {
             "step": self.step,
@@ -116,9 +116,9 @@ class TrainState:
         self.fell_back = False
 
     def load(self, folder: Path, settings: Mapping[str, Any], steps: int, warn: bool = True) -> None:
-        """Continue from the folder's checkpoint, up to `steps`. ValueError where it belongs to another model or to other settings.
+        """Continue from the folder's checkpoint, up to `steps`. ValueError if it is of another model or other settings.
 
-        Where the last checkpoint is damaged it is the one before, with a warning.
+        If the last checkpoint is damaged, the previous one is loaded with a warning.
         """
         file, damage = find_checkpoint(folder)
         tensors, progress, changed = resume_point(folder, self.model.spec, settings, steps)
@@ -126,10 +126,10 @@ class TrainState:
             warnings.warn(f"{damage}: going on from step {progress['step']}, of {file.name}", stacklevel=2)
         if warn and changed:
             warnings.warn(changed, stacklevel=2)
-        self.model.network.load_state_dict(_part(tensors, "network."))
-        self.ema.load(_part(tensors, "ema."), progress["ema_updates"])
+        self.model.network.load_state_dict(_with_prefix(tensors, "network."))
+        self.ema.load(_with_prefix(tensors, "ema."), progress["ema_updates"])
         state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _part(tensors, "optimizer.").items():
+        for name, value in _with_prefix(tensors, "optimizer.").items():
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": progress["param_groups"]})
@@ -139,13 +139,13 @@ class TrainState:
         self.fell_back = bool(damage)
 
     def check(self, folder: Path, done: bool) -> None:
-        """FloatingPointError unless training can go on. A gradient beyond fp16's range only makes its scaler skip a step."""
+        """FloatingPointError unless training can go on. In fp16 single steps without a finite gradient are skipped, and are no error."""
         now, fp16 = self.window.values(), self.scaler.is_enabled()
         loss, norm = now["loss"] / max(1, now["steps"]), now["grad_norm"] / max(1, now["taken"])
         if not math.isfinite(loss) or (now["taken"] < now["steps"] and not fp16):
             raise FloatingPointError(
                 f"the loss is {loss:g} and its gradient's norm {norm:g} within the last steps up to {self.step}: "
-                f"{LOWER}; {self.left(folder)}"
+                f"{ADVICE}; {self.left(folder)}"
             )
         if now["skipped"] >= MAX_SKIPPED or (done and now["skipped"] >= self.step):
             raise FloatingPointError(
@@ -154,35 +154,35 @@ class TrainState:
             )
 
     def left(self, folder: Path) -> str:
-        """Where to go on from after an error."""
+        """For errors: where the last good checkpoint is."""
         return f"the last good checkpoint, of step {self.saved}, is in {folder}" if self.saved else "nothing was saved yet"
 
 
-def _lost(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first weight, average or value of the optimiser that is not finite."""
+def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first weight, average or optimiser's tensor with values that are not finite, None if there is none."""
     return next(
         (name for name, value in tensors.items() if name.startswith(("network.", "ema.", "optimizer.")) and not is_finite(value)), None
     )
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, str]:
-    """The last checkpoint of a run that is whole, and, where that is the previous one, what is wrong with the last; else ValueError."""
+    """The last undamaged checkpoint of a run, and what is wrong with a later one ("": nothing). ValueError if all are damaged."""
     damage = ""
     for file in (folder / native.FILE_NAME, folder / PREVIOUS):
         if not file.exists():
             damage = damage or f"{file} is gone"
             continue
         now = file.stat()
-        found = _damage(file, (now.st_ino, now.st_size, now.st_mtime_ns))
+        found = _find_damage(file, (now.st_ino, now.st_size, now.st_mtime_ns))
         if not found:
             return file, damage
-        damage = f"{damage}, and {file.name} before it is no better" if damage else found
+        damage = f"{damage}, and {file.name} is damaged too" if damage else found
     raise ValueError(f"{damage}: no checkpoint is left to resume from, run=... starts anew in another folder")
 
 
 @lru_cache
-def _damage(file: Path, stamp: tuple[int, ...]) -> str:
-    """What is wrong with a checkpoint as it is, "" for a whole one. Reads all of it, once in a process."""
+def _find_damage(file: Path, stamp: tuple[int, ...]) -> str:
+    """What is wrong with a checkpoint, "" if nothing is. Reads the whole file, once in a process for the same `stamp`."""
     try:
         tensors, metadata = native.read(file)
     except ValueError as error:
@@ -191,39 +191,39 @@ def _damage(file: Path, stamp: tuple[int, ...]) -> str:
     checked = "window" in metadata.get("progress", {})  # earlier versions wrote neither
     if (checked or expected is not None) and native.checksum(tensors, metadata) != expected:
         return f"{file} is damaged: its content does not fit its checksum"
-    lost = _lost(tensors) if "progress" in metadata else None
-    return f"{file} is of no use: {lost} holds values that are not finite" if lost else ""
+    name = _first_not_finite(tensors) if "progress" in metadata else None
+    return f"{file} cannot be used: {name} holds values that are not finite" if name else ""
 
 
 def resume_point(
     folder: Path, spec: Mapping[str, Any], settings: Mapping[str, Any], steps: int
 ) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """A checkpoint's tensors and progress, if that model with those settings can go on from it to `steps`; else ValueError.
+    """A checkpoint's tensors, its progress, and a warning about what will differ from an uninterrupted run, or "".
 
-    The third is what will differ all the same, in a sentence, or "".
+    ValueError unless that model with those settings can go on from it to `steps`.
     """
     tensors, metadata = native.read(find_checkpoint(folder)[0])
     if "progress" not in metadata:
         raise ValueError(f"{folder} holds a model, but no training state to resume from")
     (parts, saved), (now, given) = (_without_parts(each) for each in (metadata["settings"], settings))
     model = metadata["model"]
-    require_same(folder, model, {key: value for key, value in spec.items() if key in model or key not in SAID_LATER})
+    require_same(folder, model, {key: value for key, value in spec.items() if key in model or key not in ADDED_LATER})
     require_same(folder, saved, given)
     done = metadata["progress"]["step"]
     if done > steps:
         raise ValueError(f"{folder} has finished {done} steps, more than train.steps={steps}: ask for at least as many")
-    return tensors, metadata["progress"], _other_noise(folder, parts, now)
+    return tensors, metadata["progress"], _noise_warning(folder, parts, now)
 
 
 def _without_parts(settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """How many parts a batch is cut into, over all processes, and the rest of the settings that a checkpoint keeps."""
+    """How many parts a batch is divided into, over all processes, and the other settings of a checkpoint."""
     rest = dict(settings)
     train = dict(rest.get("train", {}))
     parts = rest.pop("processes", 1) * train.pop("accumulate", 1)  # as earlier versions wrote it
     return rest.pop("parts", parts), {**rest, "train": train}
 
 
-def _other_noise(folder: Path, before: int, now: int) -> str:
+def _noise_warning(folder: Path, before: int, now: int) -> str:
     if before == now:
         return ""
     return (
@@ -232,23 +232,23 @@ def _other_noise(folder: Path, before: int, now: int) -> str:
     )
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def is_names(value: Any) -> bool:
-    """Whether that is a list of texts, such as the names of the classes: the first one that differs says more than all of them."""
+def _is_names(value: Any) -> bool:
+    """Whether this is a list of texts, such as class names, of which an error names only the first that differs."""
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def require_same(folder: Path, saved: Any, given: Any, where: str = "") -> None:
-    """ValueError at the first setting in which a folder's run differs from what is asked for, as JSON holds it."""
+    """ValueError that names the first setting in which a folder's run differs from what is asked for. Both are compared as JSON."""
     if isinstance(saved, Mapping) and isinstance(given, Mapping):
         if PACKED in saved and PACKED in given and (change := describe_change(saved[PACKED], given[PACKED])):
             raise ValueError(f"{folder} was trained {change}: use the same pictures to resume it, or another run folder")
         for key in sorted((saved.keys() | given.keys()) - {PACKED}):
             require_same(folder, saved.get(key), given.get(key), f"{where}.{key}" if where else key)
-    elif is_names(saved) and is_names(given):
+    elif _is_names(saved) and _is_names(given):
         for i, (before, now) in enumerate(zip_longest(saved, given)):
             require_same(folder, before, now, f"{where}[{i}]")
     elif saved != (given := json.loads(json.dumps(strict(given), default=str))):

@@ -1,4 +1,4 @@
-"""The processes of a run, as torchrun starts them; alone without it."""
+"""The processes of a run under torchrun, or the only process without it."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from models.device import find_device
 
 T = TypeVar("T")
 DONE = "done"
-FAILED = "failed"  # the entry of the store in which a process says why training will end, once all have saved
-ENDED = "ended"  # and the one in which it says that it has ended, and why
+# Entries of the store that hold the error of a process:
+FAILED = "failed"  # it will end, once all processes have saved
+ENDED = "ended"  # it has ended
 
 
 class PeerError(OSError):
-    """Another process of the run has failed: which, and why, for this one's own output."""
+    """Another process of the run has failed. The message names it and its error."""
 
 
 @dataclass(frozen=True)
 class World:
-    """rank 0 ... size-1 of this process, the device it computes on, and where processes leave word for each other."""
+    """This process among all: its rank, 0 ... size-1, its device, and the store through which processes exchange messages."""
 
     rank: int
     size: int
     device: torch.device
     store: Store | None = None
-    _turns: Iterator[int] = field(default_factory=count, repr=False, compare=False)
+    _calls: Iterator[int] = field(default_factory=count, repr=False, compare=False)
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes files and speaks to the user."""
+        """Whether this is the process that writes files and messages, rank 0."""
         return self.rank == 0
 
     def any(self, *flags: bool) -> list[bool]:
@@ -57,60 +58,60 @@ class World:
         return value
 
     def lead(self, job: Callable[[], T]) -> T | None:
-        """What the leading process does alone, for hours if need be, while the others wait; its result there, None elsewhere.
+        """Run a job in the leading process while the others wait, for hours if need be. Returns its result there, None elsewhere.
 
-        They wait in no collective operation, which would give up after some minutes. Where the job raises, so do they: PeerError.
+        A collective operation would time out after some minutes, so they wait for the store. Where the job raises, they raise PeerError.
         """
         if self.store is None:
             return job()
-        turn = f"lead {next(self._turns)}"
+        call = f"lead {next(self._calls)}"
         if not self.leads:
-            self._wait(self.store, turn)
+            self._wait(self.store, call)
             return None
         try:
             result = job()
         except BaseException as error:
-            self.store.set(turn, _word(self.rank, error))
+            self.store.set(call, _describe_error(self.rank, error))
             raise
-        self.store.set(turn, DONE)
+        self.store.set(call, DONE)
         return result
 
     def meet(self) -> None:
-        """Wait, for hours if need be, until all processes are here: before a collective operation to which some come much later.
+        """A barrier without a timeout, for use before a collective operation that some processes reach much later.
 
-        Where one has ended with an error, the others raise PeerError.
+        Raises PeerError where another process has ended with an error.
         """
         if self.store is None:
             return
-        turn = f"meet {next(self._turns)}"
-        self.store.set(f"{turn} {self.rank}", DONE)
+        call = f"meet {next(self._calls)}"
+        self.store.set(f"{call} {self.rank}", DONE)
         for rank in range(self.size):
-            self._wait(self.store, f"{turn} {rank}")
+            self._wait(self.store, f"{call} {rank}")
 
-    def tell(self, error: BaseException, entry: str = FAILED) -> None:
-        """Leave word for the other processes of why this one will end, or, as ENDED, has ended."""
+    def report(self, error: BaseException, entry: str = FAILED) -> None:
+        """Write the error of this process into the store, for the others. entry: FAILED, or ENDED if the process has ended."""
         if self.store is not None:
-            self.store.set(entry, _word(self.rank, error))
+            self.store.set(entry, _describe_error(self.rank, error))
 
-    def told(self) -> PeerError:
-        """The error of another process that has left word."""
+    def reported(self) -> PeerError:
+        """The error that another process has reported as FAILED."""
         assert self.store is not None
         return PeerError(self.store.get(FAILED).decode())
 
-    def _wait(self, store: Store, turn: str) -> None:
+    def _wait(self, store: Store, call: str) -> None:
         try:
-            while not store.check([turn]):
+            while not store.check([call]):
                 if store.check([ENDED]):
                     raise PeerError(store.get(ENDED).decode())
                 time.sleep(0.05)
-            word = store.get(turn).decode()
-        except RuntimeError as error:  # the store's, which went with the process that kept it
+            message = store.get(call).decode()
+        except RuntimeError as error:  # the store ended with the process that held it
             raise ConnectionError("the process that leads this run has ended: its own output says why") from error
-        if word != DONE:
-            raise PeerError(word)
+        if message != DONE:
+            raise PeerError(message)
 
 
-def _word(rank: int, error: BaseException) -> str:
+def _describe_error(rank: int, error: BaseException) -> str:
     return f"process {rank} has failed: {one_line(error)}"
 
 
@@ -130,10 +131,10 @@ def world(device: str | None = None) -> Iterator[World]:
     try:
         yield own
     except Exception as error:
-        with suppress(RuntimeError):  # of the store, where the process that kept it has gone
-            if store is not None and store.check([ENDED]):  # and a collective operation has broken off because of that
+        with suppress(RuntimeError):  # of the store, if the process that held it has ended
+            if store is not None and store.check([ENDED]):  # this error is a consequence, such as a broken collective operation
                 raise PeerError(store.get(ENDED).decode()) from error
-            own.tell(error, ENDED)
+            own.report(error, ENDED)
         raise
     finally:
         if size > 1:

@@ -449,7 +449,7 @@ def test_those_who_come_first_wait_for_the_others() -> None:
         first.meet()
     waiting.join(10)
     assert met == [0, 1]
-    first.tell(ValueError("no such\npicture"), ENDED)
+    first.report(ValueError("no such\npicture"), ENDED)
     for wait_for_first in (second.meet, lambda: second.lead(lambda: None)):
         with pytest.raises(PeerError, match=r"process 0 has failed: no such picture$"):
             wait_for_first()
@@ -501,7 +501,7 @@ def test_a_folder_of_somebody_else_is_refused(files: dict[str, str], resume: boo
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     first = sorted(path.name for path in tmp_path.iterdir())[0]
-    with pytest.raises(ValueError, match=rf"{tmp_path} holds {first}.*, which is not of a training run: run="):
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds {first}.*, which no training run writes: run="):
         run(config(tmp_path, f"resume={str(resume).lower()}"))
     assert {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == files
 
