@@ -1,4 +1,4 @@
-"""A folder of images and a caption to each, as common tools write it."""
+"""A folder of images with captions, as common tools write it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CaptionedImages:
         return len(self.files)
 
     def fingerprint(self) -> str:
-        """SHA-256 of all images and captions in their order, wherever they lie. ValueError at the first image that `read` would refuse."""
+        """SHA-256 of all images and captions in their order, wherever they are. ValueError at the first image that `read` would refuse."""
         digest = hashlib.sha256()
         with ThreadPoolExecutor() as pool:  # decoding takes longer than a disk reads
             for image, caption in zip(pool.map(partial(_sha256, max_pixels=self.max_pixels), self.files), self.captions, strict=True):
@@ -46,9 +46,9 @@ class CaptionedImages:
         return digest.hexdigest()
 
     def read(self, index: int, height: int, width: int) -> tuple[Tensor, dict[str, float]]:
-        """An image, resized to cover that size and cropped to its centre, (3, height, width) in [-1, 1], and what SDXL is told of it.
+        """An image, resized to cover that size and cropped to its centre, (3, height, width) in [-1, 1], and sizes for SDXL's condition.
 
-        That is, in pixels, height and width of the original, top and left of the crop within the resized image, target_height and
+        These are, in pixels, height and width of the original, top and left of the crop within the resized image, target_height and
         target_width of what remains (Podell et al. 2023, section 2.2). Photographs are turned as their EXIF data say, and are in sRGB.
         """
         original = open_srgb(self.files[index], max_pixels=self.max_pixels)
@@ -59,7 +59,7 @@ class CaptionedImages:
 
 def has_captions(listing: Listing) -> bool:
     """Whether `read_captions` would find any."""
-    return (listing.folder / METADATA).exists() or not _texts(listing).keys().isdisjoint(map(_stem, listing.names))
+    return (listing.folder / METADATA).exists() or not _texts_by_stem(listing).keys().isdisjoint(map(_stem, listing.names))
 
 
 def read_captions(listing: Listing) -> list[str]:
@@ -67,10 +67,10 @@ def read_captions(listing: Listing) -> list[str]:
     folder's metadata.jsonl, whose names are relative to the folder; other entries of a line are not read.
 
     ValueError, in one line: a picture without a caption, with an empty one or with two that differ. (Empty captions are mostly those of a
-    captioning tool that failed. To train without captions now and then, for guidance, is the objective's affair: `drop`.)
+    captioning tool that failed. The objective's `drop` trains without captions now and then, for guidance.)
     """
-    folder, texts = listing.folder, _texts(listing)
-    listed = _listed(listing) if (folder / METADATA).exists() else {}
+    folder, texts = listing.folder, _texts_by_stem(listing)
+    listed = _read_metadata(listing) if (folder / METADATA).exists() else {}
     captions = [_caption(folder, name, texts.get(_stem(name), []), listed.get(name)) for name in listing.names]
     if lacking := [name for name, caption in zip(listing.names, captions, strict=True) if caption is None]:
         raise ValueError(
@@ -82,8 +82,8 @@ def read_captions(listing: Listing) -> list[str]:
     return [caption or "" for caption in captions]
 
 
-def _texts(listing: Listing) -> dict[str, list[str]]:
-    """The .txt files by what they share with the names of their pictures."""
+def _texts_by_stem(listing: Listing) -> dict[str, list[str]]:
+    """The .txt files by the path without suffix, which they share with their pictures."""
     texts: dict[str, list[str]] = {}
     for name in listing.texts:
         texts.setdefault(_stem(name), []).append(name)
@@ -103,10 +103,10 @@ def _caption(folder: Path, name: str, texts: Sequence[str], listed: str | None) 
     return found[0][1] if found else None
 
 
-def _listed(listing: Listing) -> dict[str, str]:
-    """Picture and caption of every line."""
+def _read_metadata(listing: Listing) -> dict[str, str]:
+    """The captions in metadata.jsonl, by picture."""
     file = listing.folder / METADATA
-    entries = [_entry(file, number, line) for number, line in enumerate(read_text(file, MAX_LIST).split("\n"), 1) if line.strip()]
+    entries = [_read_entry(file, number, line) for number, line in enumerate(read_text(file, MAX_LIST).split("\n"), 1) if line.strip()]
     found: dict[str, str] = {}
     for (number, name, caption), picture in zip(entries, find_names([name for _, name, _ in entries], listing.names), strict=True):
         if picture is None:
@@ -117,7 +117,7 @@ def _listed(listing: Listing) -> dict[str, str]:
     return found
 
 
-def _entry(file: Path, number: int, line: str) -> tuple[int, str, str]:
+def _read_entry(file: Path, number: int, line: str) -> tuple[int, str, str]:
     try:
         entry = parse_json(line)
         name, caption = entry["file_name"], entry["text"]
@@ -128,6 +128,6 @@ def _entry(file: Path, number: int, line: str) -> tuple[int, str, str]:
 
 
 def _sha256(image: Path, max_pixels: int) -> bytes:
-    """Of a file that is an image to its end."""
+    """The SHA-256 of a file, after checking that its image is complete."""
     open_picture(image, max_pixels=max_pixels)
     return hashlib.sha256(image.read_bytes()).digest()

@@ -137,7 +137,7 @@ class ImageFolder:
         return batch if self.labels is None else {**batch, "label": self.labels[torch.as_tensor(indices)]}
 
     def _first_shape(self) -> tuple[int, int, int]:
-        """Of the first picture that can be read: what becomes of the others is for training to say. The first error where there is none."""
+        """The shape of the first picture that can be read; training decides about the others. If none can, the first error is raised."""
         errors: list[ValueError | OSError] = []
         for file in self.files:
             try:

@@ -31,9 +31,9 @@ class Density(ABC):
         return self.quantile(u)
 
     def gaps(self) -> str:
-        """What to warn of where hardly a sample falls within a fifth of the noise at either end; "" where that is not so.
+        """A warning if a fifth of the noise range at either end gets hardly any samples, else "".
 
-        Noise is measured by sigma / (alpha + sigma), which is 0 at data and 1 at pure noise.
+        Noise is measured by sigma / (alpha + sigma), from 0 at data to 1 at pure noise.
         """
         rare = self.quantile(torch.tensor([1e-4, 1 - 1e-4], dtype=torch.float64))
         ends = torch.tensor([self.schedule.t_min, self.schedule.t_max], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Which files of a folder are its pictures, in which order, and what its classes are: one answer for training and evaluation."""
+"""Lists the pictures of a folder, their order and their classes, for training and evaluation alike."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ NOT_READ = (  # pictures of other formats, and archives, which may hold some
     ".heif", ".hif", ".icns", ".ico", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr", ".nef", ".orf", ".pbm", ".pcx", ".pfm", ".pgm",
     ".pnm", ".ppm", ".psd", ".raf", ".rar", ".raw", ".rw2", ".svg", ".tar", ".tga", ".tgz", ".tif", ".tiff", ".xz", ".zip", ".zst",
 )  # fmt: skip
-SYSTEM = {"#recycle", "$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX", "lost+found"}  # folders nobody made for pictures
-PACKED = "files, packed"  # the setting in which checkpoints keep what the pictures were: see `Listing.packed`
+SYSTEM = {"#recycle", "$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX", "lost+found"}  # folders without pictures
+PACKED = "files, packed"  # the checkpoint's setting that identifies the pictures: see `Listing.packed`
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8 as Python reads them
 
 
@@ -30,10 +30,10 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, 
 class Listing:
     """The pictures of a folder and its sub-folders.
 
-    names     relative to the folder, with slashes, in the order of their parts
-    texts     names of the .txt files, in no order
-    folders   names of the folders directly in it
-    left_out  how many files look like pictures or may hold some, but are not read, by suffix: {".tif": 12}
+    names     paths of the pictures relative to the folder, with slashes, sorted by their parts
+    texts     paths of the .txt files, unsorted
+    folders   names of the immediate sub-folders
+    left_out  counts of files that look like pictures, or may hold some, but are not read, by suffix: {".tif": 12}
     """
 
     folder: Path
@@ -49,10 +49,10 @@ class Listing:
 
     @cached_property
     def labels(self) -> list[str] | None:
-        """The class of each picture: the folder that its name begins with; None where there are no folders with pictures.
+        """The class of each picture, which is its immediate sub-folder; None without sub-folders.
 
-        ValueError where classes and loose pictures are mixed, or a class has no picture that can be read: the numbers of the classes
-        after it would change without a word.
+        ValueError for pictures both in sub-folders and beside them, and for a class without pictures: leaving it out would change the
+        numbers of later classes.
         """
         loose = [name for name in self.names if "/" not in name]
         labels = [same_text(name.split("/", 1)[0]) for name in self.names if "/" in name]
@@ -80,18 +80,18 @@ class Listing:
 
     @cached_property
     def packed(self) -> str:
-        """What `describe_change` compares: the names, and of the first picture of each class what is in it. Takes a few bytes each."""
+        """The names of the pictures, and a hash of the first one of each class, compressed: for `describe_change`."""
         first = {label: i for i, label in reversed(list(enumerate(self.labels or ())))}
-        marks = {i: _mark(self.files[i]) for i in first.values()}
+        marks = {i: _hash_start(self.files[i]) for i in first.values()}
         lines = [same_text(name) + (f"\t{marks[i]}" if i in marks else "") for i, name in enumerate(self.names)]
         return base64.b64encode(zlib.compress("\n".join(lines).encode())).decode()
 
 
 def list_pictures(folder: str | Path) -> Listing:
-    """The pictures of a folder. Linked folders are entered; hidden ones and those of `SYSTEM` are not looked at.
+    """The pictures of a folder. Links to folders are followed; hidden folders and those in `SYSTEM` are left out.
 
-    FileNotFoundError where there is no such folder, OSError for one that may not be read. ValueError, in one line: no pictures, links that
-    lead to one folder twice or nowhere, a name that is not UTF-8 or holds control characters.
+    FileNotFoundError for a missing folder, OSError for one without permission. ValueError in one line: no pictures, links that are broken
+    or lead to the same folder twice, names that are not UTF-8 or hold control characters.
     """
     folder = Path(folder)
     check_name("the path of the pictures", str(folder))
@@ -117,12 +117,12 @@ def list_pictures(folder: str | Path) -> Listing:
 
 
 def _parts(name: str) -> tuple[list[str], str]:
-    """The sort key of names: the same order whatever the Unicode form in which a file system keeps them."""
+    """The sort key of names, independent of the Unicode form in which a file system keeps them."""
     return same_text(name).split("/"), name
 
 
-def _mark(file: Path) -> str:
-    """Of the size of a file and of how it begins; "" for one that cannot be read, which training has to say."""
+def _hash_start(file: Path) -> str:
+    """A hash of a file's size and beginning; "" if it cannot be read, which training reports."""
     try:
         if not file.is_file():
             return ""
@@ -133,7 +133,7 @@ def _mark(file: Path) -> str:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
-    """Relative names of all folders and files that are not hidden, and whether they are folders."""
+    """The relative paths of all folders and files that are not hidden, and whether each is a folder."""
     entered: dict[str, Path] = {}
     waiting = [""]
     while waiting:
@@ -152,7 +152,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
 
 
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    """ValueError for a link that leads nowhere, unless it is called like a picture, which is then one that cannot be read."""
+    """Whether an entry is a folder. ValueError for a broken link, unless it is named like a picture: reading reports that."""
     if entry.is_symlink() and not os.path.exists(entry.path):
         if os.path.splitext(entry.name)[1].lower() not in PICTURES:
             where = os.path.dirname(entry.path)
@@ -162,22 +162,22 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether files and folders of this name are left to the system: hidden ones, and what file managers leave behind."""
+    """Whether files and folders of this name are left out: hidden ones, and those of the system."""
     return name.startswith(".") or name in SYSTEM
 
 
 def looks_like_picture(suffix: str) -> bool:
-    """Whether files with this suffix are probably pictures, such as .tif and .jpg_large, or archives; without any, they may be."""
+    """Whether files with this suffix, or without one, may be pictures, such as .tif and .jpg_large, or archives of them."""
     return not suffix or suffix.startswith(PICTURES + NOT_READ)
 
 
 def describe(left_out: Mapping[str, int]) -> str:
-    """In words: "12 .tif, 3 without a suffix"."""
+    """Counts as text: "12 .tif, 3 without a suffix"."""
     return ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in sorted(left_out.items()))
 
 
 def check_name(place: str | Path, name: str) -> str:
-    """The name as it is. ValueError where it cannot be written down: results, reports and lists of prompts name pictures."""
+    """Return the name. ValueError if it cannot be written to text files, such as results, reports and lists of prompts."""
     if UNPRINTABLE.search(name):
         shown = UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)
         raise ValueError(f"a name in {place} is not UTF-8 or holds control characters: rename {shown}")
@@ -196,9 +196,9 @@ def by_value(digits: str) -> tuple[int, str]:
 
 
 def describe_change(packed_then: str, packed_now: str) -> str:
-    """What tells two texts of `Listing.packed` apart, in words: "with a.png and without b.png"; "" for nothing.
+    """How two texts of `Listing.packed` differ, such as "with a.png and without b.png"; "" if they are equal.
 
-    That is the first name that went and the first that came or, if names are the same, a class that has another one's pictures.
+    Names the first picture that is missing and the first new one. If there is none, a class that has the pictures of another.
     """
     before, now = (_unpacked(packed) for packed in (packed_then, packed_now))
     had, have = dict(before), dict(now)
@@ -214,18 +214,18 @@ def describe_change(packed_then: str, packed_now: str) -> str:
 
 
 def _unpacked(packed: str) -> list[tuple[str, str]]:
-    """Names and marks; earlier versions wrote no marks, and names in the form that the file system gave them."""
+    """Names and hashes; earlier versions wrote no hashes, and names in the file system's Unicode form."""
     lines = zlib.decompress(base64.b64decode(packed)).decode().split("\n")
     return [(same_text(name), mark) for name, _, mark in (line.partition("\t") for line in lines)]
 
 
 def same_text(name: str) -> str:
-    """One form (NFC) for names that look alike: macOS writes é as two characters, others as one."""
+    """The name in Unicode form NFC: macOS writes é as two characters, other systems as one."""
     return unicodedata.normalize("NFC", name)
 
 
 def find_names(wanted: Iterable[str], names: Sequence[str]) -> list[str | None]:
-    """Which of the names each of the wanted ones is, if any: "./é.png" in a list written elsewhere is "é.png" here, whatever its form."""
+    """The name that each wanted one stands for, None if there is none: "./é.png" is "é.png", in any Unicode form."""
     forms = Counter(map(same_text, names))
     index = {form: name for name in names if forms[form := same_text(name)] == 1} | {name: name for name in names}
     plain = (posixpath.normpath(name) for name in wanted)

@@ -29,7 +29,7 @@ class Logger(Protocol):
 class JsonLines:
     """One JSON object per line, {"step": ..., "loss": ..., ...}. A resumed run drops the lines after the step it resumes from.
 
-    Numbers that are not finite are left out: JSON has no word for them. ValueError for a file to be resumed that holds other lines.
+    Numbers that are not finite are left out, since JSON cannot hold them. ValueError if a file to be resumed holds other lines.
     """
 
     def __init__(self, path: Path, resumed_step: int = 0) -> None:
@@ -40,7 +40,7 @@ class JsonLines:
         kept = [line for line in earlier if line["step"] <= resumed_step]
         with replacing(path) as temporary:
             temporary.write_text("".join(_line(line) for line in kept))
-        self.scored = max((line["step"] for line in kept if "loss" not in line), default=0)  # the last step with numbers of an evaluation
+        self.scored = max((line["step"] for line in kept if "loss" not in line), default=0)  # the last step with results of an evaluation
         self._file = path.open("a", buffering=1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -51,9 +51,9 @@ class JsonLines:
 
 
 class Progress:
-    """A run's bar and loggers, and its speed; only the leading process has the first two.
+    """A run's progress bar and loggers, in the leading process only, and its speed.
 
-    resumed  the step that it begins with
+    resumed  the step at which the run begins
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class Progress:
         self._batch_size, self._steps, self._clock = batch_size, 0, time.perf_counter()
 
     def lacks_scores(self, step: int) -> bool:
-        """Whether no evaluation is logged of the step that the run begins with."""
+        """Whether the step at which the run begins has no logged evaluation."""
         return self._lines is not None and self._lines.scored < step
 
     def step(self) -> None:
-        """One more is done."""
+        """Count a finished step."""
         self._steps += 1
         self._bar.update()
 
     def log(self, step: int, values: Mapping[str, float], learning_rate: float) -> None:
-        """A line of training: these values, the learning rate, and the speed since the last one."""
+        """Log these values, the learning rate, and the speed since the last call."""
         speed = self._steps * self._batch_size / (time.perf_counter() - self._clock)
         self._write(step, {**values, "lr": learning_rate, "samples_per_second": speed})
         self._bar.set_postfix(loss=f"{values['loss']:.4f}", samples_per_s=f"{speed:.0f}")
@@ -82,18 +82,18 @@ class Progress:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done within the block is not training, and does not count for its speed."""
+        """Within the block, time does not count for the speed of training."""
         began = time.perf_counter()
         yield
         self._clock += time.perf_counter() - began
 
     def log_scores(self, step: int, found: Mapping[str, float] | None) -> None:
-        """A line of an evaluation, if there is one."""
+        """Log the results of an evaluation, if there are any."""
         if found:
             self._write(step, found)
 
     def close(self) -> None:
-        """The bar and all loggers."""
+        """Close the bar and all loggers."""
         with ExitStack() as closing:
             closing.callback(self._bar.close)
             for logger in self._loggers:
@@ -111,12 +111,12 @@ def _line(values: Mapping[str, float]) -> str:
 class WandB:
     """Weights & Biases: online where the user is logged in (or WANDB_MODE says so), offline and silent otherwise.
 
-    id  of the run there, which one that has it already goes on with; None for a new run
+    id  of the run there, which is resumed if it exists; None for a new run
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], project: str, id: str | None = None) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb  # here, because it takes seconds that a run without it need not pay
+        import wandb  # imported here, as it takes seconds
 
         decided = "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)
         self._run = wandb.init(

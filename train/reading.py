@@ -1,4 +1,4 @@
-"""Data for the loop: micro-batches in the order of their steps, read by worker processes or here, and what happens to errors."""
+"""Reads micro-batches for the training loop, in worker processes or in this one, and handles samples that cannot be read."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from diffusion.messages import brief, brief_list, one_line
 from train.data import Batch, Dataset
 
 MAX_WAIT = 3600.0  # seconds that a worker may take for a micro-batch: a file system may never answer
-POLL = 0.5  # seconds after which the wait for a worker looks at whether the run is to stop
+POLL = 0.5  # seconds between two looks at whether the run is to stop, while a worker is waited for
 OnError = Literal["refuse", "skip"]
-UNREADABLE = (ValueError, OSError)  # what data sets raise for a sample that cannot be used; anything else is no fault of a sample
+UNREADABLE = (ValueError, OSError)  # what data sets raise for a bad sample; anything else is a bug
 
 
 class Batches:
     """The micro-batches of one process, step by step.
 
-    error     why there are no more; set in place of raised, so that a loop can save what it has, and all processes can agree on it
-    replaced  samples of the last step that others stand in for; a warning names each such sample once
+    error     why there are no more. It is not raised, so that the loop can save its state and all processes can agree on it
+    replaced  how many samples of the last step were replaced by others; a warning names each such sample once
     """
 
     def __init__(self, source: _Source, accumulate: int) -> None:
@@ -38,7 +38,7 @@ class Batches:
         self.replaced = 0
 
     def next_step(self) -> list[Batch]:
-        """The micro-batches of the next step; fewer or none where there is an `error`, or the run is to stop while they are waited for."""
+        """The micro-batches of the next step; fewer or none after an `error`, or if the run is to stop in the meantime."""
         found: list[Batch] = []
         self.replaced = 0
         try:
@@ -50,9 +50,7 @@ class Batches:
                 self.replaced += read.replaced
                 for index in read.unreadable.keys() - self._warned:
                     self._warned.add(index)
-                    warnings.warn(
-                        f"left out, the next sample (of its class if there is one) takes its place: {read.unreadable[index]}", stacklevel=2
-                    )
+                    warnings.warn(f"replaced by the next sample (of its class if it has one): {read.unreadable[index]}", stacklevel=2)
         except UNREADABLE as error:
             self.error = error
         return found
@@ -68,19 +66,19 @@ def read_batches(
     pin: bool,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Batches]:
-    """The data set's samples in the order of `parts`, the indices of micro-batches of which `accumulate` make a step.
+    """Reads the samples of `parts`, the indices of micro-batches, of which `accumulate` make a step.
 
-    on_error  what is done about a sample that cannot be read. "skip": the next one that can takes its place, the same one every time;
-              where the data set has `labels`, the next one with the same label, if any can be read
-    workers   processes that read, and end with the block; 0 reads here
-    stopping  whether the run is to stop, asked while a worker is waited for
+    on_error  for samples that cannot be read: "refuse" ends with an error, "skip" always takes the same replacement, the next readable
+              sample, with the same label where the data set has `labels`
+    workers   number of processes that read; 0 reads in this one
+    stopping  called while a worker is waited for: whether the run is to stop
     """
     with _reading(_Reader(data, on_error), parts, workers, pin, stopping) as source:
         yield Batches(source, accumulate)
 
 
 def check_readable(data: Dataset, batch_size: int, on_error: OnError, workers: int, progress: bool) -> None:
-    """Read every sample once. ValueError that names the first that cannot be read and counts all; with "skip" a warning that does."""
+    """Read every sample once. ValueError, or with "skip" a warning, that counts and names those that cannot be read."""
     parts = (list(range(i, min(i + batch_size, len(data)))) for i in range(0, len(data), batch_size))
     unreadable: dict[int, str] = {}
     with (
@@ -100,7 +98,7 @@ def check_readable(data: Dataset, batch_size: int, on_error: OnError, workers: i
 
 
 class _Read(NamedTuple):
-    """A micro-batch, how many of its samples are replaced, and why samples could not be read, by their numbers."""
+    """A micro-batch, how many of its samples were replaced, and the errors of samples that could not be read, by index."""
 
     batch: Batch
     replaced: int
@@ -108,7 +106,7 @@ class _Read(NamedTuple):
 
 
 class _Failure(NamedTuple):
-    """An error as text: torch would wrap that of a worker in its traceback, and not every exception can be sent from there."""
+    """An error as text, since not every exception of a worker can be sent, and torch would add its traceback to the message."""
 
     message: str
     of_system: bool
@@ -116,7 +114,7 @@ class _Failure(NamedTuple):
 
 
 class _Reader:
-    """A data set whose errors are handed over like batches."""
+    """Wraps a data set: returns errors in place of raising them."""
 
     def __init__(self, data: Dataset, on_error: OnError) -> None:
         self.data, self.on_error = data, on_error
@@ -124,14 +122,14 @@ class _Reader:
     def __getitems__(self, indices: Sequence[int]) -> _Read | _Failure:
         try:
             read = self.read(indices)
-            return read if get_worker_info() is None else read._replace(batch=_shared(read.batch))
+            return read if get_worker_info() is None else read._replace(batch=_share_memory(read.batch))
         except Exception as error:
             kind = "" if isinstance(error, UNREADABLE) else f"{type(error).__name__} while data was read: "
             return _Failure(f"{kind}{one_line(error)}", isinstance(error, OSError), traceback.format_exc())
 
     def read(self, indices: Sequence[int]) -> _Read:
         try:
-            return _Read(_checked(self.data.__getitems__(indices), len(indices)), 0, {})
+            return _Read(_check_batch(self.data.__getitems__(indices), len(indices)), 0, {})
         except UNREADABLE:
             if self.on_error == "refuse":
                 raise
@@ -141,13 +139,13 @@ class _Reader:
         return _Read(batch, sum(index in unreadable for index in indices), unreadable)
 
     def _next_readable(self, index: int, unreadable: dict[int, str]) -> Batch:
-        for i in self._in_turn(index):
+        for i in self._candidates(index):
             if i not in unreadable and (sample := self.sample(i, unreadable)):
                 return sample
         raise ValueError(f"none of the {len(self.data)} samples can be read: {unreadable[index]}")
 
-    def _in_turn(self, index: int) -> Iterator[int]:
-        """That sample, the others of its class after it, and then those of other classes: classes keep their shares."""
+    def _candidates(self, index: int) -> Iterator[int]:
+        """The sample itself, then those of its class after it, so that classes keep their shares, then the others."""
         yield index
         order = torch.arange(index + 1, index + len(self.data)) % len(self.data)
         labels: Tensor | None = getattr(self.data, "labels", None)
@@ -156,9 +154,9 @@ class _Reader:
         yield from order[~same].tolist()
 
     def sample(self, index: int, unreadable: dict[int, str]) -> Batch | None:
-        """One sample; None where it cannot be used, and why is noted."""
+        """One sample as a batch; None if it cannot be used, with the reason in `unreadable`."""
         try:
-            sample = _checked(self.data.__getitems__([index]), 1)
+            sample = _check_batch(self.data.__getitems__([index]), 1)
             if (shape := tuple(sample["x0"].shape[1:])) != tuple(self.data.shape):
                 raise ValueError(f"sample {index} has shape {shape}, others {tuple(self.data.shape)}: give a size to resize to")
         except UNREADABLE as error:
@@ -168,7 +166,7 @@ class _Reader:
 
 
 class _Checker(_Reader):
-    """Hands over only what cannot be read."""
+    """Reads samples and returns only the errors."""
 
     def __init__(self, data: Dataset) -> None:
         super().__init__(data, "skip")
@@ -180,30 +178,30 @@ class _Checker(_Reader):
         return _Read({}, 0, unreadable)
 
 
-def _checked(batch: Any, n: int) -> Batch:
-    """What a data set gave for n samples. ValueError where it is no batch of n."""
+def _check_batch(batch: Any, n: int) -> Batch:
+    """The data set's batch. TypeError unless it has n samples."""
     sound = isinstance(batch, Mapping) and "x0" in batch
     if not sound or not all(isinstance(value, Tensor) and value.ndim and len(value) == n for value in batch.values()):
         raise TypeError(f"a data set must give a mapping to tensors with a row for each of {n} samples, x0 among them, not {brief(batch)}")
     return dict(batch)
 
 
-def _shared(batch: Batch) -> Batch:
-    """In memory that processes share, where torch puts what a worker sends: what fails here is said, later it never comes."""
+def _share_memory(batch: Batch) -> Batch:
+    """Move tensors to shared memory, as torch does when a worker sends them: there an error would be lost, and here it is reported."""
     return {name: value.detach().share_memory_() for name, value in batch.items()}
 
 
 class _Source:
-    """Micro-batches as torch's loader gives them."""
+    """Micro-batches from torch's loader."""
 
     def __init__(self, loader: DataLoader[Any], stopping: Callable[[], bool]) -> None:
         self._batches: Any = iter(loader)
         self._workers, self._stopping = loader.num_workers, stopping
 
     def take(self) -> _Read | None:
-        """The next one; None where the run is to stop while a worker is waited for.
+        """The next micro-batch, None if the run is to stop.
 
-        ValueError or OSError in one line, whatever was raised by the data set, wherever; the traceback is its cause's.
+        Errors of the data set become ValueError or OSError in one line, with the traceback as their cause.
         """
         read = self._wait() if self._workers else next(self._batches)
         if isinstance(read, _Failure):
@@ -215,15 +213,15 @@ class _Source:
         while not self._stopping():
             try:
                 return cast("_Read | _Failure", next(self._batches))
-            except (RuntimeError, OSError, EOFError) as error:  # none of the data set's: of torch and the system
+            except (RuntimeError, OSError, EOFError) as error:  # from torch or the system: those of the data set are _Failure
                 if not str(error).startswith("DataLoader timed out"):
                     raise OSError("a process that reads data has died; if memory ran out, take fewer train.workers") from error
             if time.monotonic() - began > MAX_WAIT:
-                raise OSError(f"data was waited for for {MAX_WAIT / 60:.0f} minutes: see whether its disk still answers")
+                raise OSError(f"no data came for {MAX_WAIT / 60:.0f} minutes: check whether its disk still answers")
         return None
 
     def close(self) -> None:
-        """End the workers now, though the traceback of an error may still refer to what holds them."""
+        """End the workers now: a traceback may keep the loader alive, which would otherwise end them when it is collected."""
         if self._workers:
             self._batches._shutdown_workers()
 
@@ -233,16 +231,16 @@ def _reading(
     reader: _Reader, parts: Iterator[list[int]], workers: int, pin: bool, stopping: Callable[[], bool] = lambda: False
 ) -> Iterator[_Source]:
     loader: Any = DataLoader(
-        cast(Any, reader),  # torch calls __getitems__ where there is one, but its types do not know it
-        batch_sampler=cast(Any, parts),  # an iterator will do
-        collate_fn=cast(Any, _as_it_is),
-        worker_init_fn=_leave_ctrl_c_to_the_loop,
+        cast(Any, reader),  # torch calls __getitems__, which its types lack
+        batch_sampler=cast(Any, parts),  # an iterator is enough
+        collate_fn=cast(Any, _identity),
+        worker_init_fn=_ignore_ctrl_c,
         num_workers=workers,
         timeout=POLL if workers else 0,
         pin_memory=pin,
     )
     source = _Source(loader, stopping)
-    with _no_error_between_lines():
+    with _default_sigchld():
         try:
             yield source
         finally:
@@ -250,10 +248,10 @@ def _reading(
 
 
 @contextmanager
-def _no_error_between_lines() -> Iterator[None]:
-    """When a worker dies, torch's handler of SIGCHLD raises in the middle of whatever runs; without it, it does where data is asked for."""
+def _default_sigchld() -> Iterator[None]:
+    """Disables torch's handler of SIGCHLD, which raises at any line when a worker dies. Without it, waiting for data raises."""
     previous: Any = None
-    with suppress(ValueError, AttributeError):  # only the main thread has handlers, and not every platform this signal
+    with suppress(ValueError, AttributeError):  # outside the main thread, or on a platform without the signal
         previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield
@@ -262,10 +260,10 @@ def _no_error_between_lines() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, previous)
 
 
-def _as_it_is(read: _Read | _Failure) -> _Read | _Failure:
+def _identity(read: _Read | _Failure) -> _Read | _Failure:
     return read
 
 
-def _leave_ctrl_c_to_the_loop(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the loop ends its workers once it has saved. SIGTERM, which ends them, stays as it is."""
+def _ignore_ctrl_c(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal, but workers go on until the loop has saved and ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""From picture files to pixels, several at a time, and few of them in memory where they are large."""
+"""Decodes picture files in threads, with a limit on the pixels in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from eval.images.source import Unreadable
 from samplers.pictures import MAX_PIXELS, read_pixels
 
-HELD = 2**26  # pixels, of all pictures together, that are decoded before they are asked for; a larger picture is decoded alone
+MAX_DECODED = 2**26  # pixels of all pictures that are decoded in advance; a larger picture is decoded alone
 
 Before = Callable[[int], None]
 
@@ -30,40 +30,40 @@ def pixels(path: str | Path, content: bytes | None = None, max_pixels: int = MAX
 
 
 def in_threads(read: Callable[[int, Before], Tensor], indices: Sequence[int]) -> Iterator[Tensor | Unreadable]:
-    """read(i, before) of each, in order; decoding leaves Python free, so that it happens side by side, ahead of what is asked for.
+    """read(i, before) of each index, in order, computed by threads in advance: decoding releases Python's lock.
 
-    `read` calls `before` with the number of pixels that it is about to decode, which waits until there is room for them (HELD): a picture
-    counts until the next one is asked for. What ValueError or OSError says becomes Unreadable.
+    `read` calls `before` with the number of pixels that it is about to decode, which waits until they fit into MAX_DECODED. A
+    picture counts until the next one is requested. ValueError and OSError become Unreadable.
     """
-    line = _Line()
+    queue = _Queue()
 
     def attempt(turn: int, index: int) -> Tensor | Unreadable:
         try:
-            return read(index, partial(line.enter, turn))
+            return read(index, partial(queue.enter, turn))
         except (OSError, ValueError) as error:
             return Unreadable(str(error))
         finally:
-            line.enter(turn, 0)
+            queue.enter(turn, 0)
 
     with ThreadPoolExecutor() as pool:
         try:
             for turn, picture in enumerate(pool.map(attempt, range(len(indices)), indices)):
                 yield picture
                 del picture
-                line.leave(turn)
+                queue.leave(turn)
         finally:
-            line.close()
+            queue.close()
 
 
-class _Line:
-    """Pictures enter in order, each when those before it have left room; so the one that is waited for is never kept out by later ones."""
+class _Queue:
+    """Admits pictures in their order, each when it fits, so that later pictures never block the one that is needed next."""
 
     def __init__(self) -> None:
         self._change = threading.Condition()
         self._next, self._held, self._closed = 0, dict[int, int](), False
 
     def enter(self, turn: int, pixels: int) -> None:
-        """Wait for room, if this one has not entered yet. CancelledError where the line is closed meanwhile."""
+        """Wait until this picture fits, unless it was admitted before. CancelledError if the queue is closed in the meantime."""
         with self._change:
             self._change.wait_for(lambda: self._closed or turn < self._next or (turn == self._next and self._has_room(pixels)))
             if self._closed:
@@ -73,16 +73,16 @@ class _Line:
                 self._change.notify_all()
 
     def _has_room(self, pixels: int) -> bool:
-        return not self._held or sum(self._held.values()) + pixels <= HELD
+        return not self._held or sum(self._held.values()) + pixels <= MAX_DECODED
 
     def leave(self, turn: int) -> None:
-        """Make room."""
+        """Free the room of a picture."""
         with self._change:
             del self._held[turn]
             self._change.notify_all()
 
     def close(self) -> None:
-        """Nobody asks for more: all who wait go home."""
+        """Cancel all threads that wait."""
         with self._change:
             self._closed = True
             self._change.notify_all()

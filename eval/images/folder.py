@@ -42,7 +42,7 @@ class FolderPictures(Captioned):
 
     @cached_property
     def stamp(self) -> str:
-        """Of the files, of where each lies, which says its class, and of what makes them readable."""
+        """A hash of the files, of their paths, which include their classes, and of max_pixels."""
         return hashlib.sha256("\n".join([*self.names, stamp_of(self._listing.files, self._max_pixels)]).encode()).hexdigest()
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Which picture each entry of a list without names belongs to: certain, or not at all."""
+"""Matches a list without names, such as lines of prompts, to pictures by the numbers in their names."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)\.([0-9]+)(?![0-9]|\.[0-9])")  # 7.5, 
 
 
 def order_by_number(names: Sequence[str]) -> list[int] | None:
-    """The places of the names in the order of the number that tells them apart; None where no number does so beyond doubt.
+    """The indices of the names, sorted by the number that distinguishes them; None if it is uncertain which number that is.
 
-    That number is in every name, no two names share it, and no other number goes down where it goes up, nor any decimal: 0.25 may come
-    before 0.5, as a scale, or behind it, as a version. Names that differ in more than
-    numbers (1-a-red-cat, 2-a-blue-dog) must count from 0 or 1 without a gap, with the same characters around the number: otherwise they
-    may be prompts that hold a number, times of day, or hexadecimal.
+    The number is in every name, no two names share it, and no other number decreases where it increases. Nor does any decimal: 0.25 comes
+    before 0.5 as a scale, but after it as a version. Names that differ in more than numbers (1-a-red-cat, 2-a-blue-dog) must count from
+    0 or 1 without a gap, with the same characters around the number. Otherwise they may be prompts with a number, times of day, or
+    hexadecimal.
     """
     if len(names) < 2:
         return list(range(len(names)))
@@ -30,20 +30,20 @@ def order_by_number(names: Sequence[str]) -> list[int] | None:
         values = [by_value(piece[at]) for piece, at in zip(pieces, column, strict=True)]
         order = sorted(range(len(names)), key=values.__getitem__)
         around = {(piece[at - 1][-1:], piece[at + 1][:1]) for piece, at in zip(pieces, column, strict=True)}
-        certain = len(texts) == 1 or (len(around) == 1 and _counts(sorted(values)))
+        certain = len(texts) == 1 or (len(around) == 1 and _is_range(sorted(values)))
         if certain and len(set(values)) == len(names) and _never_goes_down([stems[i] for i in order]):
             return order
     return None
 
 
 def _columns(counts: Sequence[int]) -> list[list[int]]:
-    """Where the first, second, ... number stands that all names have, and where the last, the last but one, ...; one row per column."""
+    """Candidates for the number: the k-th from the left and the k-th from the right. A row holds its index in the pieces of each name."""
     both = range(min(counts))
     return [[2 * k + 1 for _ in counts] for k in both] + [[2 * (count - k) - 1 for count in counts] for k in both]
 
 
 def _never_goes_down(stems: Sequence[str]) -> bool:
-    """Whether every number and every decimal, counted from either end, is at least as large as in the name before that has one."""
+    """Whether every number and every decimal, counted from either end, is at least as large as in the previous name that has one."""
     whole = [[by_value(number) for number in NUMBER.findall(stem)] for stem in stems]
     decimals = [[(by_value(number), part.rstrip("0")) for number, part in DECIMAL.findall(stem)] for stem in stems]
     readings: list[list[list[Any]]] = [whole, decimals]
@@ -55,7 +55,7 @@ def _never_goes_down(stems: Sequence[str]) -> bool:
     return True
 
 
-def _counts(values: Sequence[tuple[int, str]]) -> bool:
+def _is_range(values: Sequence[tuple[int, str]]) -> bool:
     """Whether they are 0, 1, 2, ... or 1, 2, 3, ..."""
     return any(list(values) == [by_value(str(first + i)) for i in range(len(values))] for first in (0, 1))
 

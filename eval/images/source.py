@@ -1,4 +1,4 @@
-"""What every source of pictures is."""
+"""The protocol of sources of pictures, and what they share."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Unreadable:
 class Source(Protocol):
     """Pictures in a fixed order, numbered from 0.
 
-    origin   where they are from, as results say it: a path, or how they are drawn
+    origin   where they come from, for results: a path, or how they are generated
     names    one per picture, each once: a path within the folder, a key of a shard, "seed 12"
     labels   the class of each, by name; None where there are no classes
     prompts  the caption of each; None where there are none
-    stamp    changes when the pictures do, and takes no reading of them: sizes and times of files, settings of a model
+    stamp    a hash that changes when the pictures do, made without reading them: of sizes and times of files, or settings of a model
     """
 
     @property
@@ -46,8 +46,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int]) -> Iterable[Tensor | Unreadable]:
-        """These pictures, uint8 (3, H, W), grey ones with three equal channels; large ones one by one as they are asked for. Only what is
-        wrong with one picture comes as Unreadable; what is wrong with the whole source raises ValueError or OSError.
+        """These pictures, uint8 (3, H, W), grey ones with three equal channels. Few large ones are in memory at once.
+
+        A picture that cannot be used becomes Unreadable. Errors of the whole source raise ValueError or OSError.
         """
         ...
 
@@ -64,13 +65,13 @@ def reading(source: Source, indices: Sequence[int]) -> Iterator[Iterable[Tensor 
 
 
 def stamp_of(files: Iterable[Path], max_pixels: int = MAX_PIXELS) -> str:
-    """Of files: SHA-256 of their names, sizes and times; and of a limit that is not the usual one, for it decides what can be read."""
+    """SHA-256 of the names, sizes and times of files, and of max_pixels if it is not the default, as it decides what can be read."""
     digest = hashlib.sha256()
     for file in files:
         try:
             about = file.stat()
             digest.update(os.fsencode(f"{file.name} {about.st_size} {about.st_mtime_ns}\n"))
-        except OSError:  # a link to nothing: reading it says so
+        except OSError:  # a broken link, which reading reports
             digest.update(os.fsencode(f"{file.name} missing\n"))
     if max_pixels != MAX_PIXELS:
         digest.update(f"max_pixels {max_pixels}".encode())

@@ -266,7 +266,7 @@ def test_large_pictures_are_not_held_together(ahead: bool, tmp_path: Path, monke
         return found
 
     monkeypatch.setattr("eval.images.folder.pixels", counting)
-    monkeypatch.setattr(decoding, "HELD", 300)
+    monkeypatch.setattr(decoding, "MAX_DECODED", 300)
     monkeypatch.setattr("eval.collect.AT_ONCE", 200)
     source, params = FolderPictures(tmp_path), CollectParams(64)
     found = collect(
@@ -284,7 +284,7 @@ def test_reading_ends_with_the_error_of_one_who_uses_it(tmp_path: Path) -> None:
     for i in range(20):
         Image.new("RGB", (9, 10)).save(tmp_path / f"{i:02d}.png")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "HELD", 1)
+        patch.setattr(decoding, "MAX_DECODED", 1)
         patch.setattr("eval.collect.AT_ONCE", 1)
         before = threading.active_count()
         with pytest.raises(RuntimeError, match="The size of tensor a"):
