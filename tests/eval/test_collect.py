@@ -267,7 +267,7 @@ def test_large_pictures_are_not_held_together(ahead: bool, tmp_path: Path, monke
 
     monkeypatch.setattr("eval.images.folder.pixels", counting)
     monkeypatch.setattr(decoding, "MAX_DECODED", 300)
-    monkeypatch.setattr("eval.collect.AT_ONCE", 200)
+    monkeypatch.setattr("eval.collect.MAX_PIXELS", 200)
     source, params = FolderPictures(tmp_path), CollectParams(64)
     found = collect(
         source, {"projected": Projected(10)}, ["projected.wide"], ["projected.rows"], params, ALONE, ahead=ahead, progress=False
@@ -285,7 +285,7 @@ def test_reading_ends_with_the_error_of_one_who_uses_it(tmp_path: Path) -> None:
         Image.new("RGB", (9, 10)).save(tmp_path / f"{i:02d}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "MAX_DECODED", 1)
-        patch.setattr("eval.collect.AT_ONCE", 1)
+        patch.setattr("eval.collect.MAX_PIXELS", 1)
         before = threading.active_count()
         with pytest.raises(RuntimeError, match="The size of tensor a"):
             go(FolderPictures(tmp_path))

@@ -103,7 +103,7 @@ def score(folders: Path, tmp_path: Path) -> Callable[..., Result]:
 @pytest.fixture(autouse=True)
 def kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work is saved however short it took."""
-    monkeypatch.setattr(collect, "LONG", -1.0)
+    monkeypatch.setattr(collect, "WORTH_SAVING", -1.0)
 
 
 def notes(result: Result) -> tuple[str, ...]:

@@ -130,7 +130,7 @@ def test_an_evaluation_that_is_never_asked_for(tmp_path: Path) -> None:
     """Is warned of too; and a run of which nothing is to be said is silent."""
     model = fresh()
     objective = DenoisingObjective(model.schedule, model.prediction, Uniform(model.schedule), uniform, model.null)
-    with pytest.warns(UserWarning, match="evaluate is given, and train.evaluate_every=0 says never"):
+    with pytest.warns(UserWarning, match="evaluate is given, but train.evaluate_every=0"):
         train(model, objective, data(), TrainParams(**QUICK), tmp_path / "a", evaluate=lambda model: {}, progress=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
