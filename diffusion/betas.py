@@ -21,6 +21,8 @@ def linear(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> Tensor:
 
 def scaled_linear(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
     """Rombach et al. 2022 (latent diffusion; SD 1, 2 and XL): sqrt(beta) goes linearly from sqrt(start) to sqrt(end)."""
+    if not (start > 0 and end > 0):
+        raise ValueError(f"betas must lie in (0, 1), and not go from {start:g} to {end:g}")
     return _line(math.sqrt(start), math.sqrt(end), steps).square()
 
 

@@ -40,7 +40,12 @@ def cm(ratio_min: float = 0.002, sigma_data: float = 0.5) -> Blend:
 
 
 def lcm(scaling: float = 10.0, sigma_data: float = 0.5) -> Blend:
-    """f = c_skip x_t + c_out x0_hat with c_skip = sd^2 / (s^2 + sd^2), c_out = s / sqrt(s^2 + sd^2), s = scaling * t."""
+    """f = c_skip x_t + c_out x0_hat with c_skip = sd^2 / (s^2 + sd^2), c_out = s / sqrt(s^2 + sd^2), s = scaling * t.
+
+    ValueError unless both are above 0: a consistency function is the identity at the data end alone.
+    """
+    if not (scaling > 0 and sigma_data > 0):
+        raise ValueError(f"scaling and sigma_data of an LCM must be above 0, not {scaling:g} and {sigma_data:g}")
 
     def blend(level: Level) -> tuple[Scalar, Scalar]:
         s = scaling * level.t

@@ -55,6 +55,7 @@ class TextEncoder(nn.Module):
 
     tokenizers    by tower, the vocabulary of those of CLIP that have one of their own, such as learned words; the others read OpenAI's
     t5_tokenizer  T5's tokens, which come in a file of their own; neither is part of the state dict
+    Loading checks that they fit; whoever sets others does so with `check_vocabularies`.
     """
 
     def __init__(self, params: TextParams) -> None:
@@ -174,7 +175,6 @@ class TextEncoder(nn.Module):
 
     def _clip_words(self, pieces: Sequence[Piece]) -> dict[str, list[Word]]:
         """By tower, its tokens of every piece apart, so that a weight may end within a word."""
-        self.check_vocabularies()
         names = {name: self.tokenizer(name) for name in self.params.towers}
         read = {each: [(token, weight) for text, weight in pieces for token in each.expand(each.tokenize(text))] for each in names.values()}
         return {name: read[each] for name, each in names.items()}

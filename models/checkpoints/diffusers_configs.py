@@ -8,6 +8,7 @@ from typing import Any
 
 from diffusion.messages import brief
 from diffusion.schedule import SCHEDULES
+from diffusion.spacing import FEW_STEPS
 from models.clip import CLIPTextParams
 from models.families import description
 from models.flux import FluxParams
@@ -347,8 +348,10 @@ def flow_grid(config: Mapping[str, Any], base: str) -> dict[str, Any]:
 
 
 def usual_grid(grid: Mapping[str, Any], schedule: Mapping[str, Any]) -> dict[str, Any]:
-    """A family's grid on a schedule: of pure noise, if that ends in it, only one spacing begins there (Lin et al. 2024, section 3.3)."""
-    return {"spacing": "trailing"} if schedule.get("zero_terminal_snr") else dict(grid)
+    """A family's grid on a schedule: pure noise, if that ends in it, is left out by spacings but trailing and those for few steps (Lin et
+    al. 2024, section 3.3)."""
+    begins_there = not schedule.get("zero_terminal_snr") or grid.get("spacing") in FEW_STEPS
+    return dict(grid) if begins_there else {"spacing": "trailing"}
 
 
 def own_settings(model: Model, base: str, sample_size: Any) -> dict[str, Any]:

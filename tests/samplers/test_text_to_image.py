@@ -92,7 +92,7 @@ def test_an_image_says_what_it_was_drawn_with(files: Path) -> None:
     """All of it: settings as they came to be, weights and their SHA-256, versions, device, and the batch."""
     (_, images), _ = run(
         weights=[f"{files}/sdxl.safetensors"], refiner=files / "refiner.safetensors", prompt="a cat", negative="ugly, bad", n=2,
-        numbers={"top": 16}, guide={"interval": [0.1, 0.9]}, dtype={"vae": "bf16"}, tile=8, **{**SMALL, "steps": 8},
+        numbers={"top": 16}, guide={"interval": [0.1, 0.9]}, dtype={"vae": "bf16"}, tile=8, clip_skip=1, **{**SMALL, "steps": 8},
     )  # fmt: skip
     said = read_settings(images[1])
     about, sha256 = said.pop("provenance"), said.pop("sha256")
@@ -101,7 +101,7 @@ def test_an_image_says_what_it_was_drawn_with(files: Path) -> None:
         "dtype": {"vae": "bf16"}, "prompt": "a cat", "negative": "ugly, bad", "weighted": False, "long": "chunk", "height": 32, "width": 64,
         "numbers": {"height": 32, "width": 64, "top": 16, "left": 0, "target_height": 32, "target_width": 64, "score": 6}, "seed": 1,
         "sampler": "dpmpp_2m", "steps": 8, "grid": {"spacing": "karras"}, "guidance": 7.0, "guide": {"interval": [0.1, 0.9]},
-        "tile": 8, "device": "cpu", "batch": {"seed": 0, "n": 2},
+        "tile": 8, "clip_skip": 1, "device": "cpu", "batch": {"seed": 0, "n": 2},
     }  # fmt: skip
     for name, file in (("weights", "sdxl"), ("refiner", "refiner")):
         assert sha256[name] == models.load(files / f"{file}.safetensors").fingerprint

@@ -728,6 +728,7 @@ def test_the_size_of_a_saved_model_comes_back(family: str, tmp_path: Path) -> No
         ("text_encoder/config.json", {"num_attention_heads": [1]}, "a setting of an odd kind"),
         (SCHEDULER, {"beta_start": "small"}, "start of schedule 'scaled_linear' must be a number"),
         (SCHEDULER, {"beta_end": 3.0}, "betas must lie in"),
+        (SCHEDULER, {"beta_start": -1.0}, "betas must lie in"),
         *(
             (SCHEDULER, {"num_train_timesteps": n}, "has num_train_timesteps=.*, and not 2 ... 100000")
             for n in (1, 10**6, 10**12, "1000", 2.5)

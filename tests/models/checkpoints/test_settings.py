@@ -115,6 +115,17 @@ def test_what_a_consistency_model_was_distilled_for(tmp_path: Path) -> None:
     models.save(model, tmp_path / "again", "diffusers")
     again = models.load(tmp_path / "again").spec
     assert (again["grid"], again["consistency"]) == (model.spec["grid"], model.spec["consistency"])
+    for wrong in (0, -3.0):  # with which its function would be the identity everywhere, or the negative
+        config = folder_with("lcm", tmp_path / "lcm", "scheduler/scheduler_config.json", timestep_scaling=wrong)
+        with pytest.raises(ValueError, match="scaling and sigma_data of an LCM must be above 0"):
+            models.load(config)
+
+
+def test_a_consistency_model_of_pure_noise_keeps_its_times(tmp_path: Path) -> None:
+    """They begin at the noisiest row in any case, and image to image takes others of them."""
+    settings = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    model = models.load(folder_with("lcm", tmp_path, "scheduler/scheduler_config.json", **settings))
+    assert (model.spec["grid"], float(model.schedule.alpha(999))) == (dict(models.FAMILIES["lcm"].grid), 0)
 
 
 @pytest.mark.parametrize(

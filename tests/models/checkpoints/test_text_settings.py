@@ -29,18 +29,22 @@ def opened(family: str, folder: Path) -> Any:
 
 
 def encoded(pipe: Any, prompt: str, **settings: Any) -> Tensor:
-    return cast(Tensor, pipe.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False, **settings)[0])
+    also = {"prompt_2": None, "prompt_3": None} if hasattr(pipe, "text_encoder_3") else {}
+    how = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False, **also, **settings}
+    return cast(Tensor, pipe.encode_prompt(prompt, **how)[0])
 
 
-FEWER = [("sd1", "text_encoder", 2), ("sd2", "text_encoder", 1), ("sdxl", "text_encoder_2", 2)]
+FEWER = [("sd1", "text_encoder", 2), ("sd2", "text_encoder", 1), ("sdxl", "text_encoder_2", 2), ("sd3", "text_encoder_3", 1)]
 
 
 @pytest.mark.parametrize("written", [True, False])
 @pytest.mark.parametrize(("family", "tower", "blocks"), FEWER)
 def test_blocks_are_as_many_as_config_says(family: str, tower: str, blocks: int, written: bool, tmp_path: Path) -> None:
-    """Clip skip baked into a folder: the weights were saved without the last block, or only config.json was edited, and they are there."""
+    """Clip skip baked into a folder: the weights were saved without the last block, or only config.json was edited, and they are there.
+    So is a T5 that was cut."""
     models.save(miniature(family), tmp_path / "m", layout="diffusers")
-    changed(tmp_path / "m" / tower / "config.json", num_hidden_layers=blocks)
+    key = "num_layers" if tower == "text_encoder_3" else "num_hidden_layers"
+    changed(tmp_path / "m" / tower / "config.json", **{key: blocks})
     pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "m")
     if written:
         getattr(pipe, tower).save_pretrained(tmp_path / "m" / tower)
@@ -52,16 +56,17 @@ def test_blocks_are_as_many_as_config_says(family: str, tower: str, blocks: int,
     models.save(model, tmp_path / "again", layout="diffusers")
     again = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "again")
     assert torch.equal(encoded(again, "a cat"), encoded(pipe, "a cat"))
-    changed(tmp_path / "m" / tower / "config.json", num_hidden_layers=9)
+    changed(tmp_path / "m" / tower / "config.json", **{key: 9})
     with pytest.raises(ValueError, match=r"config\.json says 9 blocks, and the file holds [123]"):
         models.load(tmp_path / "m")
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl", "sd3"])
 def test_clip_skip_is_that_of_diffusers(family: str, tmp_path: Path) -> None:
     """The state before the usual one, as its pipelines take it; here for negative prompts and no prompt too."""
     pipe, text = opened(family, tmp_path / "m"), miniature(family).require("text")
-    vars(pipe.text_encoder)["text_model"] = pipe.text_encoder  # by the name that diffusers 0.42 knows it by, before transformers 5
+    if not hasattr(pipe.text_encoder, "text_model"):
+        vars(pipe.text_encoder)["text_model"] = pipe.text_encoder  # by the name that diffusers 0.42 knows it by, before transformers 5
     numbers = NUMBERS if family == "sdxl" else None
     skips = [0, 1] if family != "sd1" else [0, 1, 2]
     for skip in skips:
@@ -113,11 +118,10 @@ def test_no_prompt_is_what_model_index_says(family: str, zeros: bool | None, tmp
 
 
 def test_no_prompt_is_what_the_text_encoders_folder_says(tmp_path: Path) -> None:
-    """And not what the folder says that another network is from."""
-    for name, zeros in (("zeros", True), ("empty", False)):
+    """And not what the folder says that another network is from; in whichever class of pipeline."""
+    for name, zeros, kind in (("zeros", True, "StableDiffusionXLPipeline"), ("empty", False, "OurPipeline")):
         models.save(miniature("sdxl"), tmp_path / name, layout="diffusers")
-        file = tmp_path / name / "model_index.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"force_zeros_for_empty_prompt": zeros}))
+        changed(tmp_path / name / "model_index.json", force_zeros_for_empty_prompt=zeros, _class_name=kind)
     models.save(miniature("sdxl"), tmp_path / "unet", layout="separate")
     unet = tmp_path / "unet/sdxl.safetensors"
     for paths, null in ((("zeros", "empty"), "empty"), (("empty", "zeros"), "zeros")):
