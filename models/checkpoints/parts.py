@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -99,18 +99,21 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
     foreign.check_packing(file, hints)
     joined = join_scales(file.tensors, file.path)
     file = replace(file, tensors=unwrapped(joined.tensors, file.path))
-    groups = {prefix: [key for key in file.tensors if key.startswith(prefix)] for prefix in PREFIXES}
-    bare = [key for key in file.tensors if not key.startswith(AVERAGES)]
-    groups = {prefix: keys for prefix, keys in groups.items() if keys} or {"": bare}
+    if not (groups := _groups(file.tensors)):
+        whole = shared_prefix(file.tensors)  # before the names of all parts, as of a module that holds the pipeline
+        inner = {key.removeprefix(whole): stored for key, stored in file.tensors.items()}
+        if groups := _groups(inner):
+            file = replace(file, tensors=inner)
+    groups = groups or {"": [key for key in file.tensors if not key.startswith(AVERAGES)]}
     parts: list[Part] = []
     taken: set[str] = set()
     ignored: dict[str, str] = {}
     for prefix, keys in groups.items():
         names = {key.removeprefix(prefix): key for key in keys}
-        if (part := _recognised(file, prefix, names, hints)) is None and not prefix:  # whatever else may stand before all of it
-            prefix = shared_prefix(key for key in keys if harmless.reason(key) is None)
-            names = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
-            part = _recognised(file, prefix, names, hints) if prefix else None
+        if (part := _recognised(file, prefix, names, hints)) is None:  # whatever else may stand before all of it
+            more = shared_prefix(name for name in names if harmless.reason(name) is None)
+            names = {name.removeprefix(more): key for name, key in names.items() if name.startswith(more)}
+            part = _recognised(file, prefix + more, names, hints) if more else None
         if part is None:
             continue
         parts.append(part)
@@ -132,6 +135,12 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
     parts = [replace(part, keys={name: file.tensors[key].key for name, key in part.keys.items()}) for part in parts]
     ignored = {file.tensors[key].key: why for key, why in ignored.items()}
     return Found(file, parts, {**ignored, **joined.ignored}, joined.scales)
+
+
+def _groups(keys: Iterable[str]) -> dict[str, list[str]]:
+    """The keys behind each of PREFIXES that some have."""
+    groups = {prefix: [key for key in keys if key.startswith(prefix)] for prefix in PREFIXES}
+    return {prefix: found for prefix, found in groups.items() if found}
 
 
 def _recognised(file: TensorFile, prefix: str, names: Mapping[str, str], hints: Mapping[str, Any]) -> Part | None:

@@ -31,7 +31,7 @@ PREFIXES: tuple[str, ...] = (
     "module.",
     "module._orig_mod.",
     "diffusion_model.",
-    "model.diffusion_model._orig_mod.",
+    "model.diffusion_model.model._orig_mod.",
     "unet.",
     "unet.module.",
 )
@@ -97,13 +97,23 @@ def test_a_file_of_all_parts_that_was_compiled(tmp_path: Path) -> None:
     check_same(found, tiny("sdxl-v"))
 
 
-def test_parts_in_one_file_as_trainers_call_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["model.", "module.lightning.pipe."])
+def test_what_stands_before_a_file_of_all_parts(prefix: str, tmp_path: Path) -> None:
+    """The names of a trainer's module that holds the whole model, marks and tables of it too."""
+    models.save(tiny("sdxl-v"), tmp_path / "ldm.safetensors", "ldm")
+    found = loaded({prefix + key: value for key, value in load_file(tmp_path / "ldm.safetensors").items()}, tmp_path)
+    assert found.prediction.name == "v"
+    check_same(found, tiny("sdxl-v"))
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_parts_in_one_file_as_trainers_call_them(prefix: str, tmp_path: Path) -> None:
     """unet., vae. and text_encoder. before diffusers' names."""
     models.save(tiny("sd1"), tmp_path / "folder", "diffusers")
     files = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
     state: dict[str, Tensor] = {}
     for part, file in files.items():
-        state |= {f"{part}.{key}": value for key, value in load_file(tmp_path / "folder" / part / f"{file}.safetensors").items()}
+        state |= {f"{prefix}{part}.{key}": value for key, value in load_file(tmp_path / "folder" / part / f"{file}.safetensors").items()}
     found = loaded(state, tmp_path)
     check_same(found, tiny("sd1"))
 
