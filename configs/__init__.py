@@ -44,11 +44,14 @@ def _resolved(program: str, overrides: Sequence[str]) -> dict[str, Any]:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise ValueError(f"{missing[0]} must be given: {missing[0]}=...{_experiments(program, missing[0])}")
-        return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]  # keys of our files are strings
+        resolved: dict[str, Any] = dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]  # keys of our files are strings
     except HydraException as error:
         raise ValueError(_explain(program, overrides, error)) from None
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
+    if key := texts.empty_path(resolved):
+        raise ValueError(f"{key} is empty: give a path, or leave {key} out")
+    return resolved
 
 
 def compose_sweep(program: str, overrides: Sequence[str] = (), multirun: bool = True) -> list[tuple[str, dict[str, Any]]]:

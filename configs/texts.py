@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
 # By the last part of their names, wherever they stand: run, model.from, data.folder, samples.run, extractors.clip.weights, ...
-ANYWHERE = (
-    *("run", "weights", "from", "folder", "data", "teacher", "refiner", "image", "mask", "prompt", "negative", "out"),
-    *("samples", "reference", "training", "prompts", "inception", "labels"),
+PATHS = (
+    *("run", "weights", "from", "folder", "data", "teacher", "refiner", "image", "mask", "out"),
+    *("samples", "reference", "training", "prompts", "inception", "report", "cache"),
 )
-AT_THE_TOP = {"eval": ("name", "report", "cache", "wandb"), "train": ("wandb_project",), "samplers": ()}
+ANYWHERE = (*PATHS, "prompt", "negative", "labels")
+AT_THE_TOP = {"eval": ("name", "wandb"), "train": ("wandb_project",), "samplers": ()}
 LISTS = ("weights", "refiner", "from", "labels")
 MAPPINGS = ("samples", "reference", "training", "data")
 SWEPT = ("samples", "reference", "training", "labels")  # by commas alone
@@ -60,6 +62,17 @@ def in_grammar(program: str, override: str, settings: Iterable[str] = ()) -> str
 def swept(program: str, key: str, values: str) -> str:
     """The values of a setting in `hydra.sweeper.params` of a file, in Hydra's grammar."""
     return in_grammar(program, f"{key}=choice({values})").partition("=")[2] if is_text(program, key) else values
+
+
+def empty_path(config: Any, key: str = "") -> str | None:
+    """The first setting that is an empty text in place of a path, as $UNSET leaves it; None where there is none.
+
+    Read as a path it would be the working folder.
+    """
+    if isinstance(config, Mapping):
+        return next((found for name, value in config.items() if (found := empty_path(value, f"{key}.{name}".strip(".")))), None)
+    values = config if isinstance(config, list) else [config]
+    return key if key.rpartition(".")[2] in PATHS and "" in values else None
 
 
 def file_names(texts: Sequence[str]) -> list[str]:

@@ -163,8 +163,8 @@ def loaded(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Mod
 
 def _paths(given: str | Sequence[str] | None) -> list[str]:
     """Absolute, where such files are there; names of files that are not, as they are."""
-    paths = [Path(expanduser(path)) for path in ([given] if isinstance(given, str) else given or [])]
-    return [str(path.absolute() if path.exists() else path) for path in paths]
+    paths = [expanduser(path) for path in ([given] if isinstance(given, str) else given or [])]
+    return [str(Path(path).absolute()) if path and Path(path).exists() else path for path in paths]
 
 
 def _pictures(params: TextToImageParams, model: Model) -> tuple[Tensor | None, Tensor | None]:

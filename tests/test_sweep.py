@@ -70,7 +70,7 @@ def test_without_the_flag_only_a_file_makes_a_sweep() -> None:
 # paths and prompts as people have them
 AWKWARD = [
     "runs/lr=1e-4", "runs/try (2)", "runs/李明", "runs/50%", "/data/épreuves, 2024", "[sd] v2.safetensors", "[a], b", "{a} b", "{000..9}",
-    "~/x", "$HOME/x", "${x}", "a b", "it's", 'say "it"', "a@b", "a:b", "!x", "C:\\data\\", "", "3", "1e3", "true", "a'b, c'd", "#1",
+    "~/x", "$HOME/x", "${x}", "a b", "it's", 'say "it"', "a@b", "a:b", "!x", "C:\\data\\", "=", "3", "1e3", "true", "a'b, c'd", "#1",
     "a;b|c", "-m", "1_000", "None", "x{1}y", "a\\b", "\\${n}", "a\\\\${n}'", "{a} {b}",
 ]  # fmt: skip
 
@@ -103,6 +103,27 @@ def test_every_path_and_prompt_is_taken_as_it_stands(program: str, before: list[
     assert [at(config, other) for config in runs] == [1, 2]
     for config in runs:  # the folder that is written to has one beneath it for each run
         assert all(str(at(config, key.lstrip("+"))).startswith("[a], b=c (1)") for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("program", "overrides", "key"),
+    [
+        ("samplers", ["weights=", "prompt="], "weights"),
+        ("samplers", ["weights=[a,'']"], "weights"),
+        ("train", ["experiment=finetune", "weights=a", "data="], "data"),
+        ("train", ["experiment=digits_unet", "data={name: folder, folder: '', size: 8}"], "data.folder"),
+        ("train", ["experiment=digits_consistency", 'model.from=""'], "model.from"),
+        ("eval", ["samples=x", "extractors.clip.weights="], "extractors.clip.weights"),
+        ("eval", ["samples=x", "out="], "out"),
+    ],
+)
+def test_an_empty_path_is_refused(program: str, overrides: list[str], key: str) -> None:
+    """As weights=$UNSET leaves it: it would be the working folder; in Python too. An empty prompt is one."""
+    with pytest.raises(ValueError, match=r"^a path of weights is empty: give a file or folder$"):
+        models.load("")
+    with pytest.raises(ValueError, match=f"^{key} is empty: give a path, or leave {key} out$"):
+        compose(program, overrides)
+    assert compose("samplers", ["prompt=", "negative="])["prompt"] == ""
 
 
 @pytest.mark.parametrize("value", ["a=b (1)", "épreuves, 2024", "it's", "shard-{000..009}.tar", "[a] b", "a: b", "50%", "${x}"])

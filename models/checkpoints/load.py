@@ -124,6 +124,8 @@ def _checked(paths: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     for path in paths:
         if not isinstance(path, (str, Path)):
             raise ValueError(f"paths are given one by one, models.load(*paths), and not as {brief(path)}")
+        if path == "":  # which would be the working folder
+            raise ValueError("a path of weights is empty: give a file or folder")
     places = list(dict.fromkeys(map(Path, paths)))
     for path in places:
         if not path.exists():
