@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,13 @@ FLOWS = ("flux-dev", "flux-schnell", "flux-fill", "flux-canny", "sd3", "sd3.5-me
 SOME = ("sd1", "sd2", "sd2-v", "lcm", "sdxl", "sdxl-v", "sdxl-refiner", "playground-v2.5", *FLOWS)
 UNETS = ("sd1", "sd2", "sdxl", "sdxl-refiner")
 STRUCTURES = (*UNETS, *FLOWS)  # one family of each structure
+
+Files = Callable[[str], dict[str, Tensor]]  # the fixture `files`
+Load = Callable[..., Model]  # the fixture `load`
+Configured = Callable[..., Path]  # the fixture `configured`
+SCHEDULER = "scheduler/scheduler_config.json"
+SD_TABLE = {"name": "scaled_linear", "start": 0.00085, "end": 0.012, "steps": 1000}
+MARK = torch.tensor([])  # the value of keys that only mark a file
 
 
 tiny = cache(miniature)  # that no test changes
@@ -50,3 +57,8 @@ def tensors(path: Path) -> dict[str, Tensor]:
 def settings(model: Model) -> dict[str, Any]:
     """The description but for the preview, and for the size of samples, of which a miniature's file says nothing."""
     return {key: value for key, value in model.spec.items() if key not in ("preview", "shape")}
+
+
+def notes(model: Model) -> str:
+    assert model.report is not None
+    return "; ".join(model.report.notes)
