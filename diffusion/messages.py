@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 MAX_LINE = 500  # characters
+MAX_ITEM = 300  # characters of an item in a list
 
 _BRIEF = reprlib.Repr()  # what a file holds may be megabytes long, and nested deeply
 _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother, _BRIEF.maxlong = 3, 100, 100, 40
@@ -21,14 +22,14 @@ def brief(value: Any) -> str:
 def brief_list(texts: Sequence[str], separator: str = ", ", most: int = 12) -> str:
     """The first texts of a list, and how many there are besides."""
     more = [f"and {len(texts) - most} more"] if len(texts) > most else []
-    return separator.join([*map(one_line, texts[:most]), *more])
+    return separator.join([*(one_line(text, MAX_ITEM) for text in texts[:most]), *more])
 
 
-def one_line(text: object) -> str:
+def one_line(text: object, most: int = MAX_LINE) -> str:
     """A text or an error on one line, without control characters. An error without a message is shown by the name of its class."""
     printable = "".join(c if c.isprintable() else " " for c in str(text))
     line = " ".join(printable.split()) or (type(text).__name__ if isinstance(text, BaseException) else "")
-    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 4]} ..."
+    return line if len(line) <= most else f"{line[: most - 4]} ..."
 
 
 def first_line(text: object) -> str:

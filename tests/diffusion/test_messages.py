@@ -19,7 +19,7 @@ from diffusion.messages import MAX_LINE, brief, brief_list, first_line, one_line
         (first_line(RuntimeError("\nit failed \n\nadvice")), "it failed"),
         (first_line(KeyboardInterrupt()), "KeyboardInterrupt"),
         (brief("a\nb"), r"'a\nb'"),
-        (brief_list(list("abcd"), most=2), "a, b, and 2 more"),
+        (brief_list(["a", "b" * 1000, "c", "d"], most=2), "a, " + "b" * 296 + " ..., and 2 more"),
     ],
 )
 def test_one_line(shown: str, text: str) -> None:
