@@ -131,9 +131,11 @@ def there(plan: Plan, leads: bool) -> tuple[Path, Result | None]:
 
 
 def _of_these(plan: Plan, out: Path) -> Result | None:
-    """The result of these samples that a file holds. ValueError where it is no result."""
+    """The result of these samples that a file holds. ValueError where it is no result, OSError for a folder."""
     if not out.exists():
         return None
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder, not the file of a result: out={out / 'result.json'}")
     try:
         found = read_result(out)
     except ValueError as error:

@@ -93,8 +93,7 @@ def list_pictures(folder: str | Path) -> Listing:
     FileNotFoundError for a missing folder, OSError for one without permission. ValueError in one line: no pictures, links that are broken
     or lead to the same folder twice, names that are not UTF-8 or hold control characters.
     """
-    folder = Path(folder)
-    check_name("the path of the pictures", str(folder))
+    folder = Path(check_path(folder))
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no such folder of pictures: {folder}" if not folder.exists() else f"{folder} is a file, not a folder of pictures"
@@ -182,6 +181,13 @@ def check_name(place: str | Path, name: str) -> str:
         shown = UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)
         raise ValueError(f"a name in {place} is not UTF-8 or holds control characters: rename {shown}")
     return name
+
+
+def check_path(path: str | Path) -> str:
+    """The path of pictures, as text. ValueError where it is empty, which Python takes for the folder that one is in, or as `check_name`."""
+    if not str(path):
+        raise ValueError("the path of the pictures is empty: give that of a folder, or . for the one you are in")
+    return check_name("the path of the pictures", str(path))
 
 
 def class_order(name: str) -> tuple[bool, tuple[int, str], str]:

@@ -16,7 +16,7 @@ from eval.images.tar import TarPictures
 from eval.images.tensors import TensorPictures
 from samplers.pictures import MAX_PIXELS
 from train.data import digits
-from train.listing import check_name
+from train.listing import check_path
 
 
 def open_source(spec: str | Path | Mapping[str, Any], prompts: str | None = None, max_pixels: int = MAX_PIXELS) -> Source:
@@ -31,7 +31,7 @@ def open_source(spec: str | Path | Mapping[str, Any], prompts: str | None = None
         if prompts is not None:
             raise ValueError("a model is told its prompts as it draws: give them beside its weights, prompts: FILE")
         return _dataset(spec) if "name" in spec else drawn(spec)
-    path, name = Path(spec), check_name("the path of the pictures", str(spec)).lower()
+    path, name = Path(spec), check_path(spec).lower()
     if path.is_dir():
         return FolderPictures(path, prompts, max_pixels)
     if name.endswith((".npz", ".npy")):

@@ -877,7 +877,8 @@ def test_what_is_in_the_way_is_not_replaced(score: Callable[..., Result], folder
         assert str(tmp_path / name) in said
         assert "out=" in said
         assert (tmp_path / name).read_bytes() == before
-    assert str(tmp_path / "folder") in refusal(lambda: score(metric="fid", out=str(tmp_path / "folder")), OSError)
+    said = refusal(lambda: score(metric="fid", out=str(tmp_path / "folder")), OSError)
+    assert said == f"{tmp_path}/folder is a folder, not the file of a result: out={tmp_path}/folder/result.json"
     assert "cannot write" in refusal(lambda: score(metric="fid", out=str(tmp_path / "text.txt" / "a.json")), OSError)
     assert read == []
     assert left(tmp_path) == ["damaged.json", "folder", "list.json", "text.txt"]

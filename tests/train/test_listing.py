@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from eval.images.folder import FolderPictures
+from eval.images.open import open_source
 from eval.images.source import Unreadable
 from train.captions import CaptionedImages
 from train.data import ImageFolder
@@ -124,11 +125,14 @@ def test_mixed_and_doubled_folders_are_refused_alike(tmp_path: Path) -> None:
 
 
 def test_names_that_cannot_be_written_down_are_refused(tmp_path: Path) -> None:
-    """Latin-1, and line breaks, in the name of a picture or of a folder on the way to it: shown so that it can be found."""
+    """Latin-1, and line breaks, in the name of a picture or of a folder on the way: shown so that it can be found. Empty paths too."""
     for name, shown in ((b"caf\xe9.png", r"caf\xe9.png"), (b"caf\xe9/a.png", r"caf\xe9"), (b"a\nb.png", r"a\x0ab.png")):
         place = tmp_path / str(len(list(tmp_path.iterdir())))
         put(Path(os.fsdecode(os.path.join(os.fsencode(place), name))))
         assert refusal(place) == f"a name in {place} is not UTF-8 or holds control characters: rename {shown}"
+    for read in (list_pictures, ImageFolder, CaptionedImages, open_source):
+        with pytest.raises(ValueError, match=r"^the path of the pictures is empty: give that of a folder, or \. for the one you are in$"):
+            read("")
     with pytest.raises(ValueError, match=r"a name in the path of the pictures is not UTF-8 .* rename .*caf\\xe9$"):
         list_pictures(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"1", b"caf\xe9")))
 
