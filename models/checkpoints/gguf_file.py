@@ -83,7 +83,7 @@ def open_gguf(path: Path) -> TensorFile:
     except Exception as error:  # a damaged file may provoke any
         raise ValueError(f"{path} cannot be read: {first_line(error)}") from None
     if (pieces := metadata.get("split.count", 1)) != 1:
-        raise ValueError(f"{path} is one of {pieces} pieces: make one file of them, with llama-gguf-split --merge")
+        raise ValueError(f"{path} is one of {brief(pieces)} pieces: make one file of them, with llama-gguf-split --merge")
     entries = [_checked(path, *described) for described in header.described]
     _check_places(path, entries)
     pages = Pages(path, path.stat().st_size)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from diffusion.messages import brief
+from diffusion.messages import brief, one_line
 from models.checkpoints.stored import DTYPES, MAX_HEADER, MAX_SIZE, MAX_TENSORS, Pages, Region, Stored, TensorFile, check_name
 
 
@@ -63,7 +63,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add gives None
-        raise ValueError(f"{twice} stands in it twice")
+        raise ValueError(f"{one_line(twice)} stands in it twice")
     return found
 
 
@@ -75,7 +75,7 @@ def _check_entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[i
     except (TypeError, KeyError, ValueError):
         raise ValueError(f"{path} is damaged: {key} lacks dtype, shape or data_offsets") from None
     if not isinstance(name, str) or name not in DTYPES:
-        raise ValueError(f"{path} cannot be read: {key} has the dtype {name!r}; known are {', '.join(DTYPES)}")
+        raise ValueError(f"{path} cannot be read: {key} has the dtype {brief(name)}; known are {', '.join(DTYPES)}")
     if not all(type(n) is int and 0 <= n < MAX_SIZE for n in (*shape, first, last)) or len(shape) > 8:
         raise ValueError(f"{path} is damaged: {key} has no possible shape {brief(list(shape))} or place {brief([first, last])}")
     if last - first != math.prod(shape) * DTYPES[name].itemsize:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from diffusion.messages import brief
 from models.checkpoints.safetensors_file import open_safetensors
-from models.checkpoints.stored import MAX_HEADER, TensorFile
+from models.checkpoints.stored import MAX_HEADER, MAX_TENSORS, TensorFile, check_name
 from models.files import read_json
 
 SAFETENSORS = (".safetensors", ".sft")
@@ -75,6 +75,10 @@ def _open_shards(path: Path) -> TensorFile:
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise ValueError(f"{path} is damaged: it has no weight_map, the table of what lies in which shard")
+    if len(places) > MAX_TENSORS:
+        raise ValueError(f"{path} holds no model: no known one has as many as {len(places):,} tensors")
+    for key in places:
+        check_name(path, key)
     shards = sorted(set(places.values()))
     if odd := [
         name

@@ -245,6 +245,10 @@ CASES: dict[str, tuple[Make, str]] = {
     "a header that is a list": (written(raw(b"[1]")), f"{HEADER} (it is no table of tensors)"),
     "a deep header": (written(raw(nested(100_000))), f"{HEADER} (maximum recursion depth exceeded"),
     "a number without end": (written(raw(b'{"weight": ' + b"9" * 100_000 + b"}")), f"{HEADER} ("),
+    "a key with control characters twice": (
+        written(raw(b'{"\\u001b[2J\\n": 1, "\\u001b[2J\\n": 2}')),
+        f"{HEADER} ([2J stands in it twice)",
+    ),
     "a key twice": (written(raw(b'{"a": 1, "b": {}, "a": 2}')), f"{HEADER} (a stands in it twice)"),
     "metadata of numbers": (written(raw({"__metadata__": {"a": 1}})), "PATH is damaged: __metadata__ must hold texts"),
     "metadata of nothing": (written(raw({"__metadata__": None})), "PATH is damaged: __metadata__ must hold texts"),
@@ -257,6 +261,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "a name of two lines": (one([4], key="two\nlines"), r"PATH is damaged: 'two\nlines' is no name of a tensor"),
     "a name without end": (one([4], key="a" * 5000), "PATH is damaged: 'aaaa"),
     "an unknown dtype": (one([4], dtype="Q4_K"), "PATH cannot be read: weight has the dtype 'Q4_K'; known are F64, F32"),
+    "a dtype without end": (one([4], dtype="\x1b" * 5000), r"PATH cannot be read: weight has the dtype '\x1b\x1b"),
     "a dtype that is a list": (one([4], dtype=["F32"]), "PATH cannot be read: weight has the dtype ['F32']"),
     "a negative shape": (one([-4]), "PATH is damaged: weight has no possible shape [-4]"),
     "a shape of fractions": (one([4.0]), "PATH is damaged: weight has no possible shape [4.0]"),
@@ -426,7 +431,7 @@ CASES: dict[str, tuple[Make, str]] = {
         pickled({"global_step": 10**400, "state_dict": {"a": ONE}}),
         "PATH holds no model that is known here",
     ),
-    "a configuration of a gigabyte": (lambda path: _large_configuration(path), "PATH/config.json is damaged: it has 1,073,741,824 bytes"),
+    "a configuration of a gigabyte": (lambda path: _large_configuration(path), "PATH/config.json has 1,073,741,824 bytes, more than"),
     "a pickle by another name": (
         lambda path: torch.save({"weight": torch.zeros(2)}, path),
         "PATH holds no model that is known here: no known network has the keys weight",
@@ -478,6 +483,11 @@ CASES: dict[str, tuple[Make, str]] = {
         sharded({"a": "diffusion_pytorch_model.safetensors.index.json"}),
         "PATH names the shard 'diffusion_pytorch_model.safetensors.index.json', which is no file of weights",
     ),
+    "an index of far too many": (
+        sharded({f"k{i}": f"s{i}.safetensors" for i in range(50_001)}),
+        "no known one has as many as 50,001 tensors",
+    ),
+    "an index of keys with control characters": (sharded({"a\x1b[2J\n": "a.safetensors"}, "a.safetensors"), "is no name of a tensor"),
     "an index of numbers": (sharded({"a": 3}), "PATH is damaged: it has no weight_map"),  # type: ignore[dict-item]  # as a file may
     "an index of keys that are not there": (
         sharded({"a": "a.safetensors", "c": "a.safetensors"}, "a.safetensors"),
@@ -491,7 +501,7 @@ CASES: dict[str, tuple[Make, str]] = {
         lambda path: _named(path, ".safetensors.index.json", b"["),
         "PATH is damaged: Expecting value",
     ),
-    "a deep index": (lambda path: _named(path, ".safetensors.index.json", nested(100_000)), "PATH is damaged: maximum recursion"),
+    "a deep index": (lambda path: _named(path, ".safetensors.index.json", nested(100_000)), "PATH is damaged: it is nested too deeply"),
 }
 CASES |= {f"cut at {at:g}": (cut(at), "PATH is damaged: ") for at in (1e-6, 5e-6, 1e-4, 0.001, 0.01, 0.1, 0.5, 0.9, 0.999, 0.9999999)}
 
