@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
@@ -25,6 +26,8 @@ from samplers.results import Drawn, Outcome, beside, check_folder, check_same, c
 from samplers.sample import find_sampler, sample
 from samplers.settings import COUNT, PLACE, WEIGHTS, named, recorded
 from samplers.usage import usage
+
+LONGEST_NAME = 150  # characters of a folder's, which a list of times may be longer than
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,14 @@ class SampleParams:
         return SampleParams(**values)
 
     def folder(self, steps: int) -> Path:
-        """`out`, or a folder of the run's that is named for sampler, steps, guidance and how that works."""
+        """`out`, or a folder of the run's whose name tells these settings from others: sampler, steps, guidance, and what is not usual."""
+        if self.out is not None:
+            return Path(self.out)
+        told = {**self.guide, **self.grid, **self.options} | {name: False for name in ("clip", "ema") if not getattr(self, name)}
         guided = f"-guidance-{self.guidance:g}" if self.guidance != 1 else ""
-        how = re.sub(r"[^\w.-]+", "-", json.dumps(self.guide).replace('"name": ', "")).rstrip("-")  # -interval-0.2-0.8-rule-apg-eta-0
-        return self.home / f"{self.sampler}-{steps}{guided}{how}" if self.out is None else Path(self.out)
+        how = re.sub(r"[^\w.-]+", "-", json.dumps(told).replace('"name": ', "")).rstrip("-")  # -interval-0.2-0.8-rule-apg-eta-0
+        name = f"{self.sampler}-{steps}{guided}{how}"
+        return self.home / (name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}")
 
     @property
     def home(self) -> Path:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 import models
-from configs import compose
+from configs import compose, compose_sweep
 from diffusion import (
     APG,
     PREDICTIONS,
@@ -130,6 +130,22 @@ def test_tiles_lie_row_by_row() -> None:
         tile(images[:0], 2)
 
 
+def test_runs_of_a_sweep_without_out_have_a_folder_each(tmp_path: Path) -> None:
+    """Whatever setting they differ in, by a name that says it; what is usual is not said."""
+    path = saved(tmp_path / "model.safetensors")
+    axes = ["clip=true,false", "ema=true,false", "sampler=ddim,euler_ancestral", "grid.spacing=null,trailing", "grid.shift=null,2"]
+    wanted = {key: value for key, value in settings(path).items() if key not in ("n", "steps")}
+    for axis in axes:
+        runs = compose_sweep("samplers", [f"run={path}", "n=1", "steps=2", "progress=false", "device=cpu", axis])
+        assert len({run(config) for _, config in runs}) == 2, axis
+    names = {folder.name for folder in (tmp_path / "samples").iterdir()}
+    assert names >= {"ddim-2", "ddim-2-clip-false", "ddim-2-ema-false", "euler_ancestral-2", "ddim-2-spacing-trailing", "ddim-2-shift-2"}
+    for eta in (0.3, 0.6):
+        assert run({**wanted, "n": 1, "steps": 2, "sampler": "ddim", "options": {"eta": eta}}).name == f"ddim-2-eta-{eta}"
+    times = [1 - i / 60 for i in range(60)]
+    assert len(run({**wanted, "n": 1, "grid": {"spacing": times}}).name) < 200
+
+
 def test_images_are_those_of_their_seeds_and_labels(tmp_path: Path) -> None:
     """Batches, classes in turn, guidance and clipping: each file is what `sample` alone makes of that seed and label, rounded to 8 bits."""
     model = models.load(saved(tmp_path / "model.safetensors"))
@@ -170,12 +186,12 @@ GUIDES: dict[str, tuple[list[str], Callable[[models.Model], DenoiserLike], str]]
         "rule-apg-norm_limit-2-momentum--0.5",
     ),
     "percentile": (["guide.percentile=0.9"], lambda m: Thresholded(cfg(m), 0.9), "percentile-0.9"),
-    "percentile of latents": (["guide.percentile=0.9", "clip=false"], lambda m: Thresholded(cfg(m), 0.9), "percentile-0.9"),
+    "percentile of latents": (["guide.percentile=0.9", "clip=false"], lambda m: Thresholded(cfg(m), 0.9), "percentile-0.9-clip-false"),
     "zero": (["guide.zero_from=0.8"], lambda m: ZeroInit(Clipped(cfg(m)), 0.8), "zero_from-0.8"),
     "all": (
         ["guide.zero_from=1", "guide.rule={name:zero_star}", "guide.percentile=0.9", "guide.interval=[0,0.9]", "clip=false"],
         lambda m: ZeroInit(Thresholded(cfg(m, interval(3.0, 0.0, 0.9), zero_star), 0.9)),
-        "interval-0-0.9-rule-zero_star-percentile-0.9-zero_from-1",
+        "interval-0-0.9-rule-zero_star-percentile-0.9-zero_from-1-clip-false",
     ),
 }
 
