@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from diffusion.messages import brief
 from diffusion.spec import check_type
 from models.files import decode_text, read_bytes
-from models.tokenizer import MAX_TOKENS
+from models.tokenizer import MAX_TOKENS, AddedToken
 from models.tokenizer_json import MAX_FILE, check_charsmap, check_pieces, checked_unigram, parse
 from models.tokenizer_library import guarded, library
 
@@ -57,6 +59,22 @@ class T5Tokenizer:
         letters = ["▁", *map(chr, range(ord("!"), ord("~") + 1))]
         pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -1.0) for letter in letters)]
         return cls.from_json(str(_from_pieces(pieces, b"").to_str()))
+
+    def with_words(self, words: Iterable[AddedToken]) -> T5Tokenizer:
+        """A tokenizer that has these words too, each as one token. ValueError unless their ids follow its own."""
+        if not (added := list(words)):
+            return self
+        content = json.loads(self._json)
+        content["added_tokens"] += [asdict(word) for word in added]
+        longer = T5Tokenizer.from_json(json.dumps(content))
+        for word in added:
+            if (number := longer._backend.token_to_id(word.content)) != word.id:
+                raise ValueError(f"its word {brief(word.content)} has the id {word.id}, where {number} comes next")
+        return longer
+
+    def knows(self, name: str) -> bool:
+        """Whether that is one of its tokens."""
+        return self._backend.token_to_id(name) is not None
 
     def to_json(self) -> str:
         """The contents of a `tokenizer.json`: those it is made of, for the library rounds scores when it reads and writes them."""

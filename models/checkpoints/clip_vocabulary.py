@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
@@ -120,6 +120,13 @@ def _read_table(folder: Path, whole: Path) -> tuple[dict[str, int], list[tuple[s
 def _special_tokens(config: Mapping[str, Any], files: Mapping[str, str]) -> tuple[dict[str, Any], list[Any]]:
     """Special tokens by role, and those without a role, each a name or a mapping. `files` names the file of each entry for errors."""
     roles = {key: default if config.get(key) in (None, "") else config[key] for key, default in SPECIAL.items()}
+    extra = _tokens_without_role(config, files)
+    for key, token in roles.items():
+        _check_name(f"{key} in {files[key]}", token)
+    return roles, extra
+
+
+def _tokens_without_role(config: Mapping[str, Any], files: Mapping[str, str]) -> list[Any]:
     extra: list[Any] = []
     for key in MORE:
         entries = config.get(key)
@@ -128,9 +135,26 @@ def _special_tokens(config: Mapping[str, Any], files: Mapping[str, str]) -> tupl
         for entry in entries:
             _check_name(f"an entry of {key} in {files[key]}", entry)
         extra = extra or entries
-    for key, token in roles.items():
-        _check_name(f"{key} in {files[key]}", token)
-    return roles, extra
+    return extra
+
+
+def words_beside(folder: Path, classes: Collection[str], known: Callable[[str], bool], size: int) -> list[AddedToken]:
+    """The words that configurations in a folder add to a tokenizer of one of these classes, without those that it knows itself.
+
+    size  how many tokens it has: words without an id of their own get the next ones
+    """
+    config = _read_object(folder / CONFIG)
+    if config.get("tokenizer_class") not in (None, *classes):
+        return []
+    overriding = {} if DECODER in config else _read_object(folder / NAMES)
+    extra = _tokens_without_role(config | overriding, {key: NAMES if key in overriding else CONFIG for key in MORE})
+    added = _added_tokens(folder, config, {}, set(map(_name, extra)))
+    words = {token.content: token for token in added if not known(token.content)}
+    for each in extra:
+        if (name := _name(each)) not in words and not known(name):
+            flags = {} if isinstance(each, str) else each
+            words[name] = _token(size + len(words), {"normalized": False, **flags, "content": name, "special": True})
+    return sorted(words.values(), key=lambda token: token.id)
 
 
 @cache

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from models.checkpoints.clip_vocabulary import TABLE, is_clip
+from models.checkpoints.clip_vocabulary import TABLE, is_clip, words_beside
 from models.checkpoints.folder import holds_weights
 from models.checkpoints.parts import Part
 from models.files import replacing
 from models.t5_tokenizer import T5Tokenizer
 
 FILES = ("tokenizer.json", "spiece.model")
+CLASSES = ("T5Tokenizer", "T5TokenizerFast")  # of transformers
 
 
 def is_vocabulary(path: Path) -> bool:
@@ -27,16 +28,25 @@ def find_tokenizer(part: Part, given: Iterable[Path], notes: list[str]) -> T5Tok
     ValueError for one that was given and is none of T5's; one that merely lies there is left alone, and noted.
     """
     for file in _files(path for path in reversed(list(given)) if not is_clip(path)):
-        return T5Tokenizer.open(file)
+        return _opened(file)
     home = part.file.path.absolute().parent
     for file in _files([home, home.parent / home.name.replace("text_encoder", "tokenizer")]):
         if is_clip(file):
             continue
         try:
-            return T5Tokenizer.open(file)
+            return _opened(file)
         except ValueError as error:
             notes.append(f"left alone: {error}")
     return None
+
+
+def _opened(file: Path) -> T5Tokenizer:
+    """The tokenizer in a file, with the words that configurations beside it add: a spiece.model has no place for any."""
+    tokenizer = T5Tokenizer.open(file)
+    try:
+        return tokenizer.with_words(words_beside(file.parent, CLASSES, tokenizer.knows, tokenizer.size))
+    except ValueError as error:
+        raise ValueError(f"{file.parent}: the words beside {file.name} cannot be used: {error}") from None
 
 
 def _files(places: Iterable[Path]) -> Iterator[Path]:

@@ -15,6 +15,10 @@ import sentencepiece
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from models import T5Tokenizer
+from models.checkpoints.parts import Part
+from models.checkpoints.stored import TensorFile
+from models.checkpoints.t5_keys import transformers
+from models.checkpoints.vocabulary import find_tokenizer
 from models.t5_tokenizer import EOS, PAD
 from tests.models.test_tokenizer import ALPHABETS, corpus
 from tests.models.text_peers import spiece, t5_in_folder
@@ -78,6 +82,50 @@ def test_ids_equal_transformers(folder: Path, name: str) -> None:
     assert [[*ours.tokenize(text), EOS] for text in texts] == peer(texts).input_ids
     assert ours.size == len(peer)
     assert (peer.pad_token_id, peer.eos_token_id) == (PAD, EOS)
+
+
+def beside(size: int, **entry: Any) -> dict[str, dict[str, Any]]:
+    """An added token as tokenizer_config.json has it."""
+    return {"1": {"content": "</s>", "special": True}, str(size): {"content": "<cat>", "normalized": True, **entry}}
+
+
+WORDS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "added": lambda size: {"added_tokens.json": {"<cat>": size, "<extra_id_0>": size - 1}},
+    "decoder": lambda size: {"tokenizer_config.json": {"tokenizer_class": "T5Tokenizer", "added_tokens_decoder": beside(size)}},
+    "flags": lambda size: {"tokenizer_config.json": {"added_tokens_decoder": beside(size, single_word=True, lstrip=True)}},
+    "special": lambda size: {"tokenizer_config.json": {"additional_special_tokens": ["<cat>", "<extra_id_0>"]}},
+    "names": lambda size: {"special_tokens_map.json": {"additional_special_tokens": ["<cat>"]}, "added_tokens.json": {"<cat>": size}},
+}
+
+
+@pytest.mark.parametrize("kind", WORDS)
+def test_words_beside_it_are_tokens(kind: str, ours: T5Tokenizer, tmp_path: Path) -> None:
+    """Which spiece.model has no place for: learned words, as transformers reads them."""
+    for name, content in WORDS[kind](ours.size).items():
+        (tmp_path / name).write_text(json.dumps(content))
+    peer, texts = t5_in_folder(tmp_path), ["a <cat> red", "A <CAT>!", "x<cat>y  <cat>", "<extra_id_0> dog", "</s>", ""]
+    words = find_tokenizer(part_of(tmp_path), [tmp_path], [])
+    assert words is not None
+    assert words.size == ours.size + 1
+    for each in (words, T5Tokenizer.from_json(words.to_json())):
+        assert [each.tokenize(text) for text in texts] == [peer(text, add_special_tokens=False).input_ids for text in texts]
+
+
+def test_words_beside_it_that_do_not_fit_are_refused(ours: T5Tokenizer, tmp_path: Path) -> None:
+    """In one line that names the folder; those of another kind of tokenizer are left alone."""
+    (tmp_path / "spiece.model").write_bytes(spiece())
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<cat>": ours.size + 5}))
+    with pytest.raises(ValueError, match=rf"^[^\n]*{tmp_path.name}[^\n]*'<cat>' has the id {ours.size + 5}, where {ours.size} comes next$"):
+        find_tokenizer(part_of(tmp_path), [tmp_path], [])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    found = find_tokenizer(part_of(tmp_path), [tmp_path], [])
+    assert found is not None
+    assert found.size == ours.size
+
+
+def part_of(folder: Path) -> Part:
+    """A T5 in that folder, as far as finding its tokenizer goes."""
+    return Part("text", "T5 text encoder", None, transformers(), TensorFile(folder / "model.safetensors", {}), {}, {})
 
 
 def test_where_sentencepiece_and_transformers_disagree(folder: Path, ours: T5Tokenizer) -> None:
