@@ -261,5 +261,5 @@ def test_pixels_are_rounded_to_the_nearest() -> None:
 def test_times_of_ones_own(tmp_path: Path) -> None:
     """A list of times is a grid too, and brings its own number of steps."""
     out = run(settings(saved(tmp_path / "model.safetensors"), "grid.spacing=[1.0,0.7,0.2]"))
-    assert out.name == "ddim-3"
+    assert out.name == "ddim-3-spacing-1.0-0.7-0.2"
     assert read_json(out / "samples.json")["settings"]["grid"] == {"spacing": [1.0, 0.7, 0.2]}
