@@ -99,7 +99,7 @@ def _png(content: bytes) -> PictureFile:
             found[RAW_EXIF] = _raw_exif(_text(kind, content[start:end]))
         if kind == b"tRNS" and content[25:26] in b"\0\2" and content[24:25] in b"\2\4\x10":
             raise ValueError(f"its transparent colour is said in {content[24]} bits: save it with an alpha channel of 8 bits")
-    profile = _inflated(found.get(b"iCCP", b"").partition(b"\0")[2][1:])
+    profile = inflate(found.get(b"iCCP", b"").partition(b"\0")[2][1:])
     xmp = _text(b"iTXt", found[b"iTXt"]) if b"iTXt" in found else b""
     return PictureFile("PNG", _joined(content, kept), found.get(b"eXIf") or found.get(RAW_EXIF, b""), xmp, profile)
 
@@ -188,14 +188,14 @@ def _text(kind: bytes, chunk: bytes) -> bytes:
         packed, text = text[:1] == b"\1", text[2:].split(b"\0", 2)[-1]
     elif kind == b"zTXt":
         packed, text = True, text[1:]
-    return _inflated(text) if packed else text
+    return inflate(text) if packed else text
 
 
-def _inflated(packed: bytes) -> bytes:
-    """b"" for what is damaged, or longer than MAX_METADATA."""
+def inflate(packed: bytes, most: int = MAX_METADATA) -> bytes:
+    """What zlib compressed; b"" if it is damaged, or has more than so many bytes."""
     decoder = zlib.decompressobj()
     try:
-        plain = decoder.decompress(packed, MAX_METADATA)
+        plain = decoder.decompress(packed, most)
     except zlib.error:
         return b""
     return plain if decoder.eof else b""

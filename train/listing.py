@@ -14,6 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from samplers.picture_files import inflate
 
 PICTURES = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
 NOT_READ = (  # pictures of other formats, and archives, which may hold some
@@ -23,6 +26,7 @@ NOT_READ = (  # pictures of other formats, and archives, which may hold some
 )  # fmt: skip
 SYSTEM = {"#recycle", "$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX", "lost+found"}  # folders without pictures
 PACKED = "files, packed"  # the checkpoint's setting that identifies the pictures: see `Listing.packed`
+MAX_NAMES = 2**28  # bytes of the names of all pictures: those of millions
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8 as Python reads them
 
 
@@ -202,7 +206,7 @@ def by_value(digits: str) -> tuple[int, str]:
 
 
 def describe_change(packed_then: str, packed_now: str) -> str:
-    """How two texts of `Listing.packed` differ, such as "with a.png and without b.png"; "" if they are equal.
+    """How two texts of `Listing.packed` differ, such as "with a.png and without b.png"; "" if they are equal. ValueError if one is damaged.
 
     Names the first picture that is missing and the first new one. If there is none, a class that has the pictures of another.
     """
@@ -219,9 +223,14 @@ def describe_change(packed_then: str, packed_now: str) -> str:
     return "".join(f"with what is now {name[-60:]} as {earlier[-60:]}" for earlier, name in moved[:1])
 
 
-def _unpacked(packed: str) -> list[tuple[str, str]]:
-    """Names and hashes; earlier versions wrote no hashes, and names in the file system's Unicode form."""
-    lines = zlib.decompress(base64.b64decode(packed)).decode().split("\n")
+def _unpacked(packed: Any) -> list[tuple[str, str]]:
+    """Names and hashes; earlier versions wrote no hashes, and names in the file system's Unicode form. ValueError if it is damaged."""
+    try:
+        lines = inflate(base64.b64decode(packed), MAX_NAMES).decode().split("\n")
+    except (TypeError, ValueError):
+        lines = [""]
+    if lines == [""]:
+        raise ValueError("the checkpoint's list of pictures is damaged")
     return [(same_text(name), mark) for name, _, mark in (line.partition("\t") for line in lines)]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.messages import brief
+from diffusion.messages import brief, one_line
 from models import EMA, Model
 from models.checkpoints import native
 from models.files import strict
@@ -244,8 +244,13 @@ def _is_names(value: Any) -> bool:
 def require_same(folder: Path, saved: Any, given: Any, where: str = "") -> None:
     """ValueError that names the first setting in which a folder's run differs from what is asked for. Both are compared as JSON."""
     if isinstance(saved, Mapping) and isinstance(given, Mapping):
-        if PACKED in saved and PACKED in given and (change := describe_change(saved[PACKED], given[PACKED])):
-            raise ValueError(f"{folder} was trained {change}: use the same pictures to resume it, or another run folder")
+        if PACKED in saved and PACKED in given:
+            try:
+                change = describe_change(saved[PACKED], given[PACKED])
+            except ValueError as error:
+                raise ValueError(f"{folder} cannot be resumed: {error}") from None
+            if change:
+                raise ValueError(f"{folder} was trained {one_line(change)}: use the same pictures to resume it, or another run folder")
         for key in sorted((saved.keys() | given.keys()) - {PACKED}):
             require_same(folder, saved.get(key), given.get(key), f"{where}.{key}" if where else key)
     elif _is_names(saved) and _is_names(given):

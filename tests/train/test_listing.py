@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 import unicodedata
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +20,9 @@ from eval.images.open import open_source
 from eval.images.source import Unreadable
 from train.captions import CaptionedImages
 from train.data import ImageFolder
-from train.listing import PACKED, Listing, class_order, describe_change, list_pictures
+from train.listing import MAX_NAMES, PACKED, Listing, class_order, describe_change, list_pictures
 from train.run import run
+from train.state import require_same
 
 
 def put(path: Path, caption: str | None = None, colour: int = 0) -> Path:
@@ -298,3 +301,7 @@ def test_changed_names_are_told_shortly() -> None:
         (before[::-1], "with the pictures in another order"),
     ):
         assert describe_change(then, packed(now)) == change
+    bomb = base64.b64encode(zlib.compress(bytes(MAX_NAMES + 1), 1)).decode()
+    for damaged in (then[:-8], then[:9], "no base64", bomb, 3):
+        with pytest.raises(ValueError, match=r"a run cannot be resumed: the checkpoint's list of pictures is damaged"):
+            require_same(Path("a run"), {PACKED: damaged}, {PACKED: then})
