@@ -144,7 +144,6 @@ def test_masks_paint_where_they_are_white_and_opaque(tmp_path: Path) -> None:
     made: dict[str, tuple[bytes | np.ndarray[Any, Any], float]] = {
         "strokes on nothing": (white, 0.5),
         "soft strokes": (half, 128 / 255),
-        "a hole in black": (np.concatenate([np.zeros((8, 8, 3)), white[..., 3:]], axis=2), 0.0),
         "grey with alpha": (white[..., 2:], 0.5),
         "palette": (png(2, 1, 8, 3, b"\0\0\1", chunk(b"PLTE", bytes([255] * 6)), chunk(b"tRNS", b"\0\xff")), 0.5),
         "palette, one entry soft": (png(2, 1, 8, 3, b"\0\0\1", chunk(b"PLTE", bytes([255] * 6)), chunk(b"tRNS", b"\x33")), 0.6),
@@ -161,6 +160,9 @@ def test_masks_paint_where_they_are_white_and_opaque(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is transparent in places: give it a background first"):
             read_image(path)
     assert read_mask(tmp_path / "strokes on nothing.png", (16, 8)).shape == (1, 1, 16, 8)
+    hole = pictured(tmp_path / "a hole in black.png", np.concatenate([np.zeros((8, 8, 3)), white[..., 3:]], axis=2))
+    with pytest.raises(ValueError, match=r"a hole in black\.png is black or transparent everywhere: a mask is white and opaque where"):
+        read_mask(hole)
 
 
 # Orientation and other metadata ------------------------------------------------------------------------------------------
