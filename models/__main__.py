@@ -1,9 +1,12 @@
-"""python -m models download NAME [FILE ...]: published weights from the hub into its cache; prints their paths."""
+"""python -m models download NAME [FILE ...]: published weights from the hub into its cache; prints their paths.
+python -m models check PATH [PATH ...]: reads all weights of a model, which loading need not; prints its report."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from diffusion.starting import started
 from models.download import FILES, PATIENCE, PUBLISHED, download
@@ -25,8 +28,13 @@ def main() -> int:
     command.add_argument("--revision", help="commit, tag or branch")
     command.add_argument("--folder", help="where the cache is, in place of the hub library's own")
     command.add_argument("--patience", type=float, default=PATIENCE, help="seconds after which a server that stalls is given up")
+    check = commands.add_parser("check", help="whether all weights of a model are finite, and a training run's as they were written")
+    check.add_argument("paths", nargs="+", metavar="path", help="what models.load takes: files, folders, a training run's folder")
     options = parser.parse_args()
     try:
+        if options.command == "check":
+            print(checked(options.paths))
+            return 0
         paths = download(options.name, files=options.files, revision=options.revision, folder=options.folder, patience=options.patience)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -36,6 +44,17 @@ def main() -> int:
     if options.name in PUBLISHED and (family := PUBLISHED[options.name].family):
         print(f"its keys do not tell all of it: load it with family={family}", file=sys.stderr)
     return 0
+
+
+def checked(paths: Sequence[str]) -> str:
+    """The report of a model whose files are sound, after reading all of them; ValueError or OSError for others."""
+    from models.checkpoints import load, native  # which downloading has no use for
+
+    model = load(*paths)
+    for path in map(Path, paths if model.report and model.report.layout == "native" else ()):
+        native.verify(path)
+    model.check_finite()
+    return f"{model.report}\n  all weights are finite"
 
 
 if __name__ == "__main__":

@@ -188,6 +188,16 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     return hashlib.sha256(("".join(lines) + about).encode()).hexdigest()
 
 
+def verify(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `read` gives, less the checksum. Reads all of it: ValueError where it does not fit the checksum that training wrote."""
+    tensors, metadata = read(path)
+    expected = metadata.pop("checksum", None)
+    promised = "window" in metadata.get("progress", {})  # earlier versions wrote neither
+    if (promised or expected is not None) and checksum(tensors, metadata) != expected:
+        raise ValueError(f"{path} is damaged: its content does not fit its checksum")
+    return tensors, metadata
+
+
 def _sha256(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 import models
 from diffusion import ConsistencyFunction, Denoiser, VarianceExploding, time_grid
 from models import EMA, Model
+from models.__main__ import main
 from models.checkpoints import native
 from models.checkpoints.tensors import open_tensors
 
@@ -506,3 +508,25 @@ def test_absurd_numbers_are_named(place: tuple[Any, ...], text: str, message: st
     with pytest.raises(ValueError, match=message) as refused:
         models.load(path)
     assert str(path) in str(refused.value)
+
+
+def test_a_file_is_checked_by_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of it is read: a bit that is not as training wrote it, which loading does not see, and numbers that are not finite."""
+    model = fresh(DIT)
+    values, said = model.state_dict(), native.about(model)
+    native.write(tmp_path / native.FILE_NAME, values, {**said, "checksum": native.checksum(values, said)})
+    first = next(iter(values))
+    monkeypatch.setattr(sys, "argv", ["models", "check", str(tmp_path)])
+    assert main() == 0
+    assert f"{len(values)} tensors taken (native layout)" in (shown := capsys.readouterr().out)
+    assert "all weights are finite" in shown
+    damaged = {**values, first: values[first] + 1e-3}
+    native.write(tmp_path / native.FILE_NAME, damaged, {**said, "checksum": native.checksum(values, said)})
+    models.load(tmp_path)
+    with pytest.raises(SystemExit, match=rf"^error: {tmp_path} is damaged: its content does not fit its checksum$"):
+        main()
+    lost = {**values, first: values[first] * torch.nan}
+    native.write(tmp_path / "model.safetensors", lost, said)
+    monkeypatch.setattr(sys, "argv", ["models", "check", str(tmp_path / "model.safetensors")])
+    with pytest.raises(SystemExit, match=r"^error: .*not finite"):
+        main()
