@@ -96,8 +96,11 @@ def miniature(family: str = "sd1", seed: int = 0, **network: Any) -> Model:
 
     To try code, tests and lessons on, not to look at what it draws; `network` as for `published`. Its T5 reads letters.
     """
+    from models.checkpoints.blank import Blank  # here: to import this library needs no file format
+
     of = lookup("family", family, FAMILIES)
-    model = build({**tiny_description(family, TINY_TOWERS, **network), "shape": [_vae(of).latent_channels, SIZE, SIZE]})
+    with Blank():  # all parameters are drawn below
+        model = build({**tiny_description(family, TINY_TOWERS, **network), "shape": [_vae(of).latent_channels, SIZE, SIZE]})
     if "t5" in TOWERS[of.base]:
         model.require("text").t5_tokenizer = T5Tokenizer.of_letters()
     generator = torch.Generator().manual_seed(seed)

@@ -77,7 +77,7 @@ class CLIPTokenizer:
         tokens, merges = vocabulary()
         self.tokens = tokens if of.tokens is None else of.tokens
         self.merges = merges if of.merges is None else [(a, b) for a, b in of.merges]
-        _check(self.tokens, self.merges, of.added)
+        _check(of.tokens or {}, of.merges or (), of.added)
         known = self.tokens | {token.content: token.id for token in of.added}
         for name in (of.bos, of.eos, of.unk, of.pad):
             if name not in known:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +110,21 @@ def _read_table(folder: Path, whole: Path) -> tuple[dict[str, int], list[tuple[s
     elif missing := [name for name in (TABLE, MERGES) if not (folder / name).is_file()]:
         raise ValueError(f"{missing[0]} is not there: {WHOLE} holds the tokens, or {TABLE} and {MERGES} do")
     else:
-        tokens, merges = _read_object(folder / TABLE), _read_merges(folder / MERGES)
+        tokens, merges = _read_object(folder / TABLE), read_text(folder / MERGES, MAX_FILE)
     with _name_in_errors(whole.name if described else TABLE):
         check_table(tokens)
     with _name_in_errors(whole.name if described else MERGES):
-        return tokens, vocabulary()[1] if merges == _openai_merges() else list(map(_split_merge, merges)), described
+        return tokens, _parse_merges(merges) if isinstance(merges, str) else _split_merges(merges), described
+
+
+@lru_cache(maxsize=2)  # the second tokenizer of a pipeline mostly has the merges of the first
+def _parse_merges(text: str) -> list[tuple[str, str]]:
+    """The merges of a merges.txt, whose first line may name its version. Callers share the list and do not change it."""
+    return _split_merges([line for line in text.split("\n") if line.strip() and not line.startswith("#version")])
+
+
+def _split_merges(merges: list[Any]) -> list[tuple[str, str]]:
+    return vocabulary()[1] if merges == _openai_merges() else list(map(_split_merge, merges))
 
 
 def _special_tokens(config: Mapping[str, Any], files: Mapping[str, str]) -> tuple[dict[str, Any], list[Any]]:
@@ -219,12 +229,6 @@ def _name_in_errors(file: str) -> Iterator[None]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     return read_json(path, MAX_FILE) if path.is_file() else {}
-
-
-def _read_merges(path: Path) -> list[str]:
-    """The lines of merges.txt, but for the version in its first line."""
-    lines = read_text(path, MAX_FILE).split("\n")
-    return [line for line in lines if line.strip() and not line.startswith("#version")]
 
 
 def write_clip_tokenizer(tokenizer: CLIPTokenizer, folder: Path, pad: int, length: int) -> None:
