@@ -44,7 +44,7 @@ from diffusion import (
 from diffusion.oracle import GaussianMixture, PointMass
 from eval.bench.convergence import MIXTURE
 from samplers import SAMPLERS, sample
-from tests.conftest import within
+from tests.conftest import SCHEDULES, within
 from tests.samplers.cases import CASES, DISTINCT_SAMPLERS, F64, PATHS, SHAPE, kept, last
 
 VP, FLOW = DiscreteVP.scaled_linear(), RectifiedFlow()
@@ -52,7 +52,7 @@ VP, FLOW = DiscreteVP.scaled_linear(), RectifiedFlow()
 # Point mass: the exact trajectory --------------------------------------------------------------------------------------
 
 DISTINCT = {function: name for name, function in SPACINGS.items()}.values()  # each spacing once, by one of its names
-STEPS = (1, 2, 3, 7, 13, 50)
+STEPS = (1, 2, 3, 7, 13)
 
 
 @lru_cache(10_000)
@@ -161,9 +161,13 @@ def grids(schedule: Schedule, spacing: str, steps: int) -> Iterator[tuple[Grid, 
 
 @pytest.mark.parametrize("case", CASES)
 def test_point_mass_is_exact(case: str, schedule: Schedule) -> None:
-    """Every solver x schedule x prediction x spacing x steps follows the exact trajectory to 1e-12."""
+    """Every solver x schedule x prediction x spacing x steps follows the exact trajectory to 1e-12.
+
+    Up to 13 steps on every spacing; 50 on one, another one for each solver and schedule.
+    """
+    turn = list(CASES).index(case) + list(SCHEDULES.values()).index(schedule)
     with torch.inference_mode():
-        for spacing, steps in product(DISTINCT, STEPS):
+        for spacing, steps in [*product(DISTINCT, STEPS), (list(DISTINCT)[turn % len(DISTINCT)], 50)]:
             for grid, prediction, n in grids(schedule, spacing, steps):
                 x0 = initial_noise(range(20, 20 + n), SHAPE, F64)
                 network = partial(fake, x0, schedule, prediction, grid)
@@ -244,10 +248,11 @@ def twice(prediction: Prediction) -> Prediction:
 @pytest.mark.parametrize("case", DISTINCT_SAMPLERS)
 @pytest.mark.parametrize(("schedule", "spacings"), [(VP, ["linspace", "trailing", "leading", "karras"]), (FLOW, ["linspace"])])
 def test_point_mass_is_exact_on_long_grids(case: str, schedule: Schedule, spacings: list[str]) -> None:
-    """The same at 999 and 1000 steps on the table of 1000 rows and on flow time."""
-    x0 = initial_noise(range(20, 20 + N), SHAPE, F64)
+    """The same at 999 or 1000 steps, by turns, on the table of 1000 rows and on flow time."""
+    x0, turn = initial_noise(range(20, 20 + N), SHAPE, F64), list(DISTINCT_SAMPLERS).index(case)
     with torch.inference_mode():
-        for spacing, steps in product(spacings, (999, 1000)):
+        for i, spacing in enumerate(spacings):
+            steps = 999 + (i + turn) % 2
             grid = grid_of(schedule, steps, spacing, below_pure_noise=True)
             require_exact(case, partial(fake, x0, schedule, ALL, grid), x0, grid, spacing, steps)
 

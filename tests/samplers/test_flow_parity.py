@@ -42,6 +42,7 @@ from tests.samplers.pipelines import (
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # what the peers make of others
 CLOSE = 2e-5
+STEPS = 10  # where nothing depends on their number: test_times compares those of all, and test_flux_dev takes 20
 FLUX = {"flux-fill": "FluxFillPipeline", "flux-canny": "FluxControlPipeline"}
 Open = Callable[..., tuple[models.Model, Any]]
 SIZE: dict[str, Any] = {"height": HEIGHT, "width": WIDTH}
@@ -98,7 +99,7 @@ def noise(height: int = HEIGHT, width: int = WIDTH) -> Tensor:
     return initial_noise(SEEDS, (16, height // 8, width // 8))
 
 
-def agree(a: Drawn, b: Drawn, steps: int = 20) -> None:
+def agree(a: Drawn, b: Drawn, steps: int = STEPS) -> None:
     assert len(a.latents) == len(b.latents) == steps
     assert error(a.latents[-1], b.latents[-1]) <= CLOSE
     assert error(a.images, b.images) <= CLOSE
@@ -146,7 +147,7 @@ def test_flux_dev(height: int, width: int, peer_of: Open) -> None:
     model, pipe = peer_of("flux-dev")
     size: dict[str, Any] = {"height": height, "width": width}
     peer = theirs_packed(pipe, latents=packed(noise(**size)), num_inference_steps=20, guidance_scale=3.5, **size)
-    agree(ours(model, steps=20, **size), peer)
+    agree(ours(model, steps=20, **size), peer, steps=20)
 
 
 @pytest.mark.parametrize("negative", [NEGATIVE, None])
@@ -155,8 +156,8 @@ def test_flux_with_true_guidance(negative: list[str] | None, peer_of: Open) -> N
     model, pipe = peer_of("flux-dev")
     given: dict[str, Any] = {"true_cfg_scale": 2.5, "negative_prompt": negative or ["", ""], "guidance_scale": 2.0}
     agree(
-        ours(model, steps=20, guidance=2.0, true_cfg=2.5, negative=negative),
-        theirs_packed(pipe, latents=packed(noise()), num_inference_steps=20, **given),
+        ours(model, steps=STEPS, guidance=2.0, true_cfg=2.5, negative=negative),
+        theirs_packed(pipe, latents=packed(noise()), num_inference_steps=STEPS, **given),
     )
 
 
@@ -186,10 +187,10 @@ def test_flux_with_a_mask_it_does_not_see(strength: float, peer_of: Open) -> Non
     (model, pipe), mask = peer_of("flux-dev"), hard()
     peer = theirs_packed(
         turned(pipe, "FluxInpaintPipeline"), image=both(), mask_image=mask, strength=strength, generator=generators(),
-        num_inference_steps=20, guidance_scale=3.5,
+        num_inference_steps=STEPS, guidance_scale=3.5,
     )  # fmt: skip
-    drawn = ours(model, image=picture(3, 0), mask=mask, strength=strength, steps=20)
-    agree(drawn, peer, steps=int(20 * strength))
+    drawn = ours(model, image=picture(3, 0), mask=mask, strength=strength, steps=STEPS)
+    agree(drawn, peer, steps=int(STEPS * strength))
     assert all(error(a, b) <= CLOSE for a, b in zip(drawn.latents, peer.latents, strict=True))
 
 
@@ -199,17 +200,17 @@ def test_flux_fill(strength: float, peer_of: Open) -> None:
     """Latents of what is kept and all the mask's pixels beside x; a soft mask is cut at a half."""
     (model, pipe), image, mask = peer_of("flux-fill"), picture(3, 0), picture(1, 1)
     peer = theirs_packed(
-        pipe, image=both(), mask_image=mask, strength=strength, generator=generators(), num_inference_steps=20, guidance_scale=30.0,
+        pipe, image=both(), mask_image=mask, strength=strength, generator=generators(), num_inference_steps=STEPS, guidance_scale=30.0,
     )  # fmt: skip
-    agree(ours(model, image=image, mask=mask, strength=strength, steps=20), peer, steps=int(20 * strength))
+    agree(ours(model, image=image, mask=mask, strength=strength, steps=STEPS), peer, steps=int(STEPS * strength))
 
 
 @pytest.mark.usefixtures("likeliest")
 def test_flux_canny(peer_of: Open) -> None:
     """Latents of the edges beside x."""
     (model, pipe), image = peer_of("flux-canny"), picture(3, 0)
-    peer = theirs_packed(pipe, control_image=2 * both() - 1, latents=packed(noise()), num_inference_steps=20, guidance_scale=30.0)
-    agree(ours(model, image=image, steps=20), peer)
+    peer = theirs_packed(pipe, control_image=2 * both() - 1, latents=packed(noise()), num_inference_steps=STEPS, guidance_scale=30.0)
+    agree(ours(model, image=image, steps=STEPS), peer)
 
 
 @pytest.mark.parametrize("negative", [None, NEGATIVE])
@@ -218,8 +219,8 @@ def test_flux_dedistilled(negative: list[str] | None, peer_of: Open) -> None:
     model, pipe = peer_of("flux-dedistilled")
     assert (model.embeds_guidance, model.require("text").params.t5_length) == (False, 512)
     away = ["", ""] if negative is None else negative
-    peer = theirs_packed(pipe, latents=packed(noise()), num_inference_steps=20, true_cfg_scale=3.5, negative_prompt=away)
-    agree(ours(model, negative=negative, steps=20), peer)
+    peer = theirs_packed(pipe, latents=packed(noise()), num_inference_steps=STEPS, true_cfg_scale=3.5, negative_prompt=away)
+    agree(ours(model, negative=negative, steps=STEPS), peer)
 
 
 # Stable Diffusion 3 and 3.5 --------------------------------------------------------------------------------------------
@@ -242,9 +243,9 @@ def test_stable_diffusion_3(
     """With and without a negative prompt, guidance and T5."""
     (model, pipe), (height, width) = peer_of(family, t5), size
     peer = theirs(
-        pipe, negative_prompt=negative, latents=noise(*size), num_inference_steps=20, guidance_scale=guidance, height=height, width=width
+        pipe, negative_prompt=negative, latents=noise(*size), num_inference_steps=STEPS, guidance_scale=guidance, height=height, width=width
     )
-    agree(ours(model, negative=negative, guidance=guidance, steps=20, height=height, width=width), peer)
+    agree(ours(model, negative=negative, guidance=guidance, steps=STEPS, height=height, width=width), peer)
 
 
 def test_stable_diffusion_3_turbo(peer_of: Open) -> None:
@@ -257,10 +258,10 @@ def test_stable_diffusion_3_turbo(peer_of: Open) -> None:
 def test_stable_diffusion_3_from_an_image(peer_of: Open) -> None:
     model, pipe = peer_of("sd3")
     peer = theirs(
-        turned(pipe, "StableDiffusion3Img2ImgPipeline"), image=both(), strength=0.5, generator=generators(), num_inference_steps=20,
+        turned(pipe, "StableDiffusion3Img2ImgPipeline"), image=both(), strength=0.5, generator=generators(), num_inference_steps=STEPS,
         guidance_scale=7.0, negative_prompt=NEGATIVE, **SIZE,
     )  # fmt: skip
-    agree(ours(model, image=picture(3, 0), strength=0.5, steps=20, negative=NEGATIVE), peer, steps=10)
+    agree(ours(model, image=picture(3, 0), strength=0.5, steps=STEPS, negative=NEGATIVE), peer, steps=STEPS // 2)
 
 
 @pytest.mark.usefixtures("likeliest")
@@ -269,10 +270,10 @@ def test_stable_diffusion_3_with_a_mask_it_does_not_see(peer_of: Open) -> None:
     (model, pipe), mask = peer_of("sd3"), hard()
     peer = theirs(
         turned(pipe, "StableDiffusion3InpaintPipeline"), image=both(), mask_image=mask, strength=0.5, generator=generators(),
-        num_inference_steps=20, guidance_scale=7.0, **SIZE,
+        num_inference_steps=STEPS, guidance_scale=7.0, **SIZE,
     )  # fmt: skip
-    drawn = ours(model, image=picture(3, 0), mask=mask, strength=0.5, steps=20)
-    assert len(drawn.latents) == 10
+    drawn = ours(model, image=picture(3, 0), mask=mask, strength=0.5, steps=STEPS)
+    assert len(drawn.latents) == STEPS // 2
     assert all(error(a, b) <= CLOSE for a, b in zip(drawn.latents, peer.latents, strict=True))
     params = model.require("vae").params
     with torch.no_grad():

@@ -66,7 +66,8 @@ def test_order_of_convergence(
     The probability-flow ODE in one dimension keeps quantiles, so the exact answer is a quantile: no reference run is needed.
     Grids uniform in t stay off both ends, where a step in log-SNR is never short and solvers in it show their order late.
     """
-    error = [ode_error(sampler, time_grid(schedule, steps, spacing, **ends)[:-1], **options) for steps in (400, 800)]
+    counts = (400, 800) if order == 3 else (200, 400)  # order 3 shows later than the others
+    error = [ode_error(sampler, time_grid(schedule, steps, spacing, **ends)[:-1], **options) for steps in counts]
     assert math.log2(error[0] / error[1]) == pytest.approx(order, abs=0.05)
 
 

@@ -64,8 +64,12 @@ Saved = Callable[[str], Path]
 
 
 def pipeline_of(folder: Path, **parts: Any) -> Any:
-    absent: dict[str, Any] = {name: None for name in ("tokenizer", "tokenizer_2") if not (folder / name).is_dir()}  # of tiny towers
-    return diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, **{**absent, **parts})
+    return diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, **parts)
+
+
+def pipeline_without_clips_words(family: str, folder: Path) -> Any:
+    """Whose tokenizers take longer to open than all the rest."""
+    return pipeline_of(folder, **dict.fromkeys(["tokenizer", "tokenizer_2"][: 1 if family.startswith("flux") else 2]))
 
 
 # What we write ---------------------------------------------------------------------------------------------------------
@@ -74,7 +78,7 @@ def pipeline_of(folder: Path, **parts: Any) -> Any:
 @pytest.mark.parametrize("family", FLOWS)
 def test_pipelines_there_and_back(family: str, saved: Saved, tmp_path: Path) -> None:
     """Our folder is the pipeline that is meant, bit for bit; what it saves, in shards, is our model again, and nothing of it is told."""
-    pipeline = pipeline_of(saved(family))
+    pipeline = pipeline_without_clips_words(family, saved(family))
     assert type(pipeline).__name__ == PIPELINES[family]
     equal(states(pipeline), files(saved(family)))
     pipeline.save_pretrained(tmp_path, max_shard_size="200KB")
@@ -93,7 +97,7 @@ def test_tokenizers(family: str, number: int, saved: Saved) -> None:
     ids = [*ours.t5_tokenizer.tokenize(WORDS), 1]
     for tokenizer in (
         T5TokenizerFast.from_pretrained(saved(family) / f"tokenizer_{number}"),
-        getattr(pipeline_of(saved(family)), f"tokenizer_{number}"),
+        getattr(pipeline_without_clips_words(family, saved(family)), f"tokenizer_{number}"),
     ):
         assert tokenizer(WORDS).input_ids == ids
         assert tokenizer.model_max_length == ours.params.t5_length
