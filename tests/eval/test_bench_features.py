@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-import configs
 from eval.bench import features
 from eval.bench.features import flops
+from tests.composing import composed
 
 
 def settings(out: Path, **changes: Any) -> dict[str, Any]:
     """The experiment's own configuration on the CPU, tiny, with changes."""
     tiny = {"n": 4, "batch": 2, "size": 32, "rounds": 1, "dtypes": ["fp32"], "device": "cpu", "progress": False}
-    return {**configs.compose("eval", ["experiment=bench_features"]), "out": str(out), **tiny, **changes}
+    return {**composed("eval", "experiment=bench_features"), "out": str(out), **tiny, **changes}
 
 
 def test_arithmetic_of_a_picture() -> None:

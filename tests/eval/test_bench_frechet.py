@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-import configs
 from eval.bench import frechet
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
+from tests.composing import composed
 
 
 def settings(out: Path, **changes: Any) -> dict[str, Any]:
     """The experiment's own configuration, of 60 dimensions, with changes."""
-    config = configs.compose("eval", ["experiment=bench_frechet"])
+    config = composed("eval", "experiment=bench_frechet")
     return {**config, "out": str(out), "progress": False, "dim": 60, "samples": [300, 20], "rounds": 1, **changes}
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-import configs
 import models
 from eval.bench import loading
+from tests.composing import composed
 
 
 def settings(out: Path, **changes: Any) -> dict[str, Any]:
     """The experiment's own configuration, of a miniature, with changes."""
-    config = configs.compose("eval", ["experiment=bench_loading"])
+    config = composed("eval", "experiment=bench_loading")
     return {**config, "out": str(out), "progress": False, "miniature": True, "rounds": 1, "folder": str(out.parent), **changes}
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from einops import rearrange
 
-import configs
 from eval.bench import networks
 from eval.bench.networks import BenchParams, flops
 from eval.bench.pairs import PAIRS, pair_of
@@ -20,6 +19,7 @@ from models import UNetParams
 from models.checkpoints.table import scatter
 from models.checkpoints.written import BACKBONES
 from models.presets import TINY_NETWORKS as TINY
+from tests.composing import composed
 from tests.models.small import randomised, relative_error
 
 UNET = UNetParams(channels=32, channel_mult=(1, 2), blocks=1, attention=(1, 0), heads=4, head_dim=None, context_dim=12, groups=8)
@@ -35,8 +35,7 @@ SIZES = {
 
 def settings(out: Path, **changes: Any) -> dict[str, Any]:
     """The experiment's own configuration on the CPU, with changes."""
-    overrides = ["experiment=bench_networks"]
-    return {**configs.compose("eval", overrides), "out": str(out), "progress": False, "device": "cpu", **changes}
+    return {**composed("eval", "experiment=bench_networks"), "out": str(out), "progress": False, "device": "cpu", **changes}
 
 
 @pytest.mark.parametrize("name", PAIRS)

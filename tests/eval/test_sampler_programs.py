@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-import configs
 from eval.bench import orders, samplers
 from eval.bench.convergence import Curve, stated_orders
 from samplers import SAMPLERS
+from tests.composing import composed
 
 
 def settings(program: str, out: Path, **changes: Any) -> dict[str, Any]:
     """The experiment's own configuration, with changes."""
-    return {**configs.compose("eval", [f"experiment={program}"]), "out": str(out), "progress": False, **changes}
+    return {**composed("eval", f"experiment={program}"), "out": str(out), "progress": False, **changes}
 
 
 def test_orders_are_measured_and_written(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 import models
-from configs import compose, compose_sweep
+from configs import compose_sweep
 from diffusion import (
     APG,
     PREDICTIONS,
@@ -35,6 +35,7 @@ from models.files import read_json
 from samplers import sample
 from samplers.pictures import tile, to_uint8
 from samplers.run import run
+from tests.composing import composed
 
 NETWORK = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
 FLOW: dict[str, Any] = {"network": NETWORK, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]}
@@ -49,7 +50,7 @@ def saved(path: Path, **parts: Any) -> Path:
 
 
 def settings(path: Path, *overrides: str) -> dict[str, Any]:
-    return compose("samplers", [f"run={path}", "n=3", "progress=false", "device=cpu", *overrides])
+    return composed("samplers", "n=3", "progress=false", "device=cpu", *overrides, run=str(path))
 
 
 @pytest.mark.parametrize(

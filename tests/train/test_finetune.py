@@ -25,6 +25,7 @@ from models import Model
 from models.checkpoints import native
 from models.checkpoints.tensors import open_tensors
 from models.files import read_json_lines
+from tests.composing import composed
 from train import run
 from train.__main__ import main
 from train.captions import CaptionedImages
@@ -98,7 +99,7 @@ def weights(place: Path) -> Path:
 
 
 def config(weights: object, photos: Path, folder: Path, *overrides: str) -> dict[str, Any]:
-    return compose("train", ["experiment=finetune", f"weights={weights}", f"data={photos}", f"run={folder}", *overrides])
+    return composed("train", "experiment=finetune", f"weights={weights}", f"data={photos}", *overrides, run=str(folder))
 
 
 LEARNING = (

@@ -25,11 +25,11 @@ from PIL import Image
 from torch import Tensor
 
 import models
-from configs import compose
 from diffusion import Denoiser
 from models import Model
 from models.checkpoints import native
 from models.files import read_json, read_json_lines
+from tests.composing import composed
 from train import TrainParams, run, train
 from train.data import Batch, digits
 from train.density import Uniform
@@ -56,7 +56,7 @@ def _one_thread() -> Iterator[None]:
 
 def config(folder: Path, *overrides: str) -> dict[str, Any]:
     """A run of the tiny network."""
-    return compose("train", [*OVERRIDES, f"run={folder}", *overrides])
+    return composed("train", *OVERRIDES, *overrides, run=str(folder))
 
 
 def fresh(width: int = 8) -> Model:
