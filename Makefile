@@ -13,7 +13,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export MALLOC_MMAP_THRESHOLD_ := 268435456
 export MALLOC_TRIM_THRESHOLD_ := 2147483648
 
-.PHONY: quickstart quickstart-unet quickstart-dit quickstart-consistency test test-slow lint format setup notebooks constraints clean
+.PHONY: quickstart quickstart-unet quickstart-dit quickstart-consistency check test test-slow lint format setup notebooks constraints clean
 
 quickstart: $(SETUP)   ## train, sample, distil and score on handwritten digits; a report of what came out
 	OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory --jobs=2 quickstart-consistency quickstart-dit
@@ -28,6 +28,11 @@ quickstart-dit:
 
 quickstart-consistency: quickstart-unet
 	TQDM_POSITION=0 $(BIN)/python -m train experiment=digits_consistency run=$(RUNS)/consistency model.from=$(RUNS)/unet resume=true
+
+check: $(SETUP)        ## what notices most mistakes in a minute: the mathematics, the layers, the README, and each program once
+	OMP_NUM_THREADS=$(HALF) $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests/diffusion tests/samplers/test_exact.py \
+	    tests/samplers/test_contract.py tests/test_layers.py tests/test_readme.py tests/models/test_native.py \
+	    tests/test_programs.py::test_train_sample_score tests/test_programs.py::test_prompts_to_images_and_again
 
 test: $(SETUP)         ## the whole test suite: two files side by side, on half of the cores each
 	OMP_NUM_THREADS=$(HALF) $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile

@@ -302,14 +302,14 @@ def test_a_mistake_with_a_prompt_ends_with_one_line(
 ) -> None:
     """As above: status 1, one line that says what would be right, and nothing is written."""
     places = {"files": files, "run": trained}
-    before = contents(files)
+    before = sorted(files.rglob("*"))
     new = [] if any(argument.startswith("out=") for argument in arguments) else [f"out={tmp_path / 'new'}"]
     status, out, error = command("samplers", *(argument.format(**places) for argument in arguments), *new)
     assert (status, out) == (1, ""), error
     assert error.startswith("error: "), error
     assert error.count("\n") == 1, error
     assert message.format(**places) in error
-    assert contents(files).keys() == before.keys()
+    assert sorted(files.rglob("*")) == before
     assert list(tmp_path.iterdir()) == []
 
 
