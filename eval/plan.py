@@ -126,8 +126,8 @@ class Plan:
         """Of all that the figure of a metric depends on: settings, pictures, weights, and the version of this library."""
         metric, (extractor, output) = METRICS[name], self._source(name)
         stamps = {side: self.sides[side].stamp for side in _of(metric, self.sides)}
-        told = {"prompts": self.sides["samples"].prompts, "labels": self.sides["samples"].labels}
-        needed = {need: list(value or ()) for need, value in told.items() if need in metric.needs}
+        conditions = {"prompts": self.sides["samples"].prompts, "labels": self.sides["samples"].labels}
+        needed = {need: list(value or ()) for need, value in conditions.items() if need in metric.needs}
         statistics = self.statistics.sha256 if self.statistics is not None and "reference" in metric.needs else None
         return _key([VERSION, name, self.params.how, stamps, needed, statistics, extractor.identity.to_json(), output])
 

@@ -220,7 +220,7 @@ def _apart_from(members: Sequence[Result], sets: Sequence[Sequence[Result]], met
         own = flat(_basis(members, metric) or {})
         for key in unique(key for basis in bases for key in basis):
             if any(basis.get(key) != own.get(key) for basis in bases):
-                differing.setdefault(f"{key} {said(own.get(key))}", []).append(metric)
+                differing.setdefault(f"{key} {as_text(own.get(key))}", []).append(metric)
     return tuple(f"{_together(group, there)} here: {'; '.join(entries)}" for group, entries in _by_metrics(differing).items())
 
 
@@ -351,18 +351,18 @@ def flat(values: Mapping[str, Any], within: str = "") -> dict[str, Any]:
     return found
 
 
-def said(value: Any, whole: bool = False) -> str:
+def as_text(value: Any, whole: bool = False) -> str:
     """A plain value in words. A hash by its first digits, a long list by its first entries, unless `whole`."""
     if value is None:
         return "not given"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {said(item, whole)}" for key, item in flat(value).items())
+        return ", ".join(f"{key} {as_text(item, whole)}" for key, item in flat(value).items())
     if isinstance(value, (list, tuple)):
         shown = value if whole or len(value) <= 4 else value[:3]
         more = "" if len(shown) == len(value) else f" and {len(value) - len(shown):,} more"
-        return ", ".join("×".join(map(str, v)) if isinstance(v, (list, tuple)) else said(v, whole) for v in shown) + more or "none"  # noqa: RUF001
+        return ", ".join("×".join(map(str, v)) if isinstance(v, (list, tuple)) else as_text(v, whole) for v in shown) + more or "none"  # noqa: RUF001
     if isinstance(value, float):
         return f"{value:g}"
     return f"{value[:8]}..." if is_hash(value) and not whole else str(value)
@@ -384,15 +384,15 @@ def cite(metric: str, result: Result) -> str:
 def _circumstances(figure: Scored) -> dict[str, str]:
     """Protocol, samples, reference and network of a figure in words, as far as its basis has them."""
     basis, extractor, reference = figure.basis, figure.basis.get("extractor"), figure.basis.get("reference")
-    words = {"protocol": said(basis["protocol"])} if basis.get("protocol") else {}
+    words = {"protocol": as_text(basis["protocol"])} if basis.get("protocol") else {}
     words["samples"] = f"{figure.n:,} samples"
     if isinstance(reference, Mapping):
-        reference = reference.get("sha256") or said(reference)
+        reference = reference.get("sha256") or as_text(reference)
     if reference:
-        words["reference"] = f"vs. reference {'sha256 ' if is_hash(reference) else ''}{said(reference)}"
+        words["reference"] = f"vs. reference {'sha256 ' if is_hash(reference) else ''}{as_text(reference)}"
     if isinstance(extractor, Mapping) and extractor:
         random = " with RANDOM WEIGHTS" if figure.random else ""
-        words["network"] = f"{extractor.get('network', 'network')} {said(extractor.get('weights', ''))}".strip() + random
+        words["network"] = f"{extractor.get('network', 'network')} {as_text(extractor.get('weights', ''))}".strip() + random
     return words
 
 
@@ -520,7 +520,7 @@ def _sheet(name: str, path: Path) -> dict[str, object]:
 
 def _appendix(results: Sequence[Result]) -> dict[str, dict[str, str]]:
     """Per result all that its figures depend on, hashes whole."""
-    return {result.name: {name: said(value, whole=True) for name, value in _fingerprint(result).items()} for result in results}
+    return {result.name: {name: as_text(value, whole=True) for name, value in _fingerprint(result).items()} for result in results}
 
 
 def _fingerprint(result: Result) -> dict[str, Any]:

@@ -113,8 +113,8 @@ def tiny_description(family: str, towers: Mapping[str, CLIPTextParams | T5Params
     """The description of a miniature with these text towers."""
     of = FAMILIES[family]
     text = _text(of, towers, **({"blocks": 2} if of.base == "sd2" else {}))
-    told = {"context_dim": text.context_dim, "vector_dim": text.vector_dim} | ({"guidance_dim": 8} if of.consistency else {})
-    params = replace(TINY_NETWORKS[of.base], **{**told, **network})
+    conditions = {"context_dim": text.context_dim, "vector_dim": text.vector_dim} | ({"guidance_dim": 8} if of.consistency else {})
+    params = replace(TINY_NETWORKS[of.base], **{**conditions, **network})
     vae = _vae(of, channels=32, channel_mult=(1, 1, 2, 2), blocks=1)
     return description(family, params, vae, text, TAESDParams(vae.latent_channels, channels=16))
 

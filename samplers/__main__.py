@@ -11,9 +11,9 @@ from samplers.results import SHOWN
 
 
 def main(config: dict[str, Any]) -> int:
-    (out, images), said = sampled(config)
+    (out, images), comparison = sampled(config)
     if len(images) == 1:
-        print(f"{images[0]}" + (f"   {said}" if said else ""))
+        print(f"{images[0]}" + (f"   {comparison}" if comparison else ""))
     else:
         print(f"{len(images)} images in {out / 'images'}, {'all' if len(images) <= SHOWN else f'the first {SHOWN}'} in {out / 'grid.png'}")
     return 0

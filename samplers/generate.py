@@ -67,7 +67,7 @@ def generate(
     steps, sampler, grid, guide, options  as in `sample`, `time_grid` and `GuideParams`
     guidance   uncond + guidance * (cond - uncond): 1 is off, the prompt alone is followed; 0 follows the negative prompt alone, and below 0
                leads away from the prompt, both with a warning. For networks meant without guidance (Turbo, FLUX.1 [schnell]) 0 is off
-               too, as published; those that are told it (FLUX.1 [dev], LCM) know no negative one
+               too, as published; those that take it as an input (FLUX.1 [dev], LCM) know no negative one
     height, width  in pixels; default what the model was trained on, or the size of `image`
     image      (1 or B, 3, H, W) in [0, 1] to begin from; for a network that edits (pix2pix) what it edits, for one that follows edges or
                depths (FLUX.1 Canny, Depth) a picture of these. `read_image` reads a file
@@ -75,7 +75,7 @@ def generate(
     strength   share of the grid's steps taken from the image on, as in `image_to_image`; default 0.75, with a mask 1. Few-step networks
                (Turbo, LCM) begin at that share of the time, and take all their steps from there
     image_guidance  how closely a network that edits stays with its image, default 1.5
-    true_cfg   classifier-free guidance on top, for networks that are told `guidance` (FLUX.1 [dev], LCM); default 1, off. It is what
+    true_cfg   classifier-free guidance on top, for networks that take `guidance` as input (FLUX.1 [dev], LCM); default 1, off. It is what
                leads away from their negative prompt
     weighted   read weights in prompts: "(word:1.3)"
     long       of more than 75 tokens: "chunk" reads them in pieces, "cut" drops the rest with a warning that names it. Where T5 reads too
@@ -119,16 +119,16 @@ def generate(
     cut = levels.steps if refiner is None else _handover(levels, HANDOVER if handover is None else handover)
 
     with torch.no_grad(), _blamed(both):
-        told = _told(model, order)
-        for dropped in told.dropped:
+        conditions = _encode_prompts(model, order)
+        for dropped in conditions.dropped:
             warnings.warn(f"a prompt is longer than the text encoder reads, and its end was dropped: {dropped!r}", stacklevel=2)
         reference = Reference()
         if image is not None:
             with placed(model.require("vae"), *order.place):
                 reference = read_reference(model, image, mask, strength, tile)
-        latents = _drawn(model, order, told, levels[: cut + 1], reference)
+        latents = _sample_base(model, order, conditions, levels[: cut + 1], reference)
         if refiner is not None:
-            latents = _refined(refiner, order, levels[cut:], latents, reference)
+            latents = _sample_refiner(refiner, order, levels[cut:], latents, reference)
         with placed(model.require("vae"), *order.place) as where:
             return sliced(lambda z: _image(model, z.to(where), tile).cpu(), latents)
 
@@ -226,16 +226,16 @@ def _blamed(models: Sequence[Model]) -> Iterator[None]:
         raise
 
 
-def _told(model: Model, order: _Order) -> Conditions:
-    """The prompts as the network is told them."""
+def _encode_prompts(model: Model, order: _Order) -> Conditions:
+    """The conditions of the network: its prompts, encoded."""
     with placed(model.require("text"), *order.place):
         return conditions(model, order.words, vector_numbers(model, order.size, order.numbers), order.steering.leads_away(model))
 
 
-def _drawn(model: Model, order: _Order, told: Conditions, levels: Grid, reference: Reference) -> Tensor:
+def _sample_base(model: Model, order: _Order, conditions: Conditions, levels: Grid, reference: Reference) -> Tensor:
     """The latents at the last of the levels, from noise or from the reference."""
     with placed(model.network, *order.place) as where:
-        denoiser, cond = order.steering.denoiser(model, told.to(where), reference.to(where))
+        denoiser, cond = order.steering.denoiser(model, conditions.to(where), reference.to(where))
         run: dict[str, Any] = {**order.sampling, "seeds": order.words.seeds, "cond": cond}
         if reference.start is not None:
             return image_to_image(denoiser, reference.start.to(where), levels, 1.0, **run)
@@ -243,11 +243,11 @@ def _drawn(model: Model, order: _Order, told: Conditions, levels: Grid, referenc
         return sample(run.pop("sampler"), denoiser, levels, shape=shape, device=where, **run)
 
 
-def _refined(refiner: Model, order: _Order, levels: Grid, latents: Tensor, reference: Reference) -> Tensor:
+def _sample_refiner(refiner: Model, order: _Order, levels: Grid, latents: Tensor, reference: Reference) -> Tensor:
     """The latents at the end of the levels, from those at their beginning; with other noise on the way than the first model's steps."""
-    told = _told(refiner, order)
+    conditions = _encode_prompts(refiner, order)
     with placed(refiner.network, *order.place) as where:
-        denoiser, cond = order.steering.denoiser(refiner, told.to(where), reference.to(where))
+        denoiser, cond = order.steering.denoiser(refiner, conditions.to(where), reference.to(where))
         run = {**order.sampling, "seeds": [mix(seed, 1) for seed in order.words.seeds], "cond": cond}
         return sample(run.pop("sampler"), denoiser, levels, start=latents.to(where), **run)
 

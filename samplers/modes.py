@@ -1,4 +1,4 @@
-"""The three ways to say what to sample: a run, weights with a prompt, or an image that says what it was drawn with."""
+"""The three ways to choose what to sample: a run, weights with a prompt, or an image that records its settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from samplers.text_to_image import TextToImageParams
 
 @dataclass(frozen=True)
 class Mode:
-    """One way, by the setting that names the model: what it is in words, its parameters, and what draws with them."""
+    """One way to sample: its name in messages, its parameters, and the function that draws with them."""
 
     words: str
     params: type[Any]
@@ -36,16 +36,16 @@ MODES = {
     "run": Mode("run=FOLDER, a model trained here", SampleParams, run.draw),
     "weights": Mode("weights=FILE prompt=TEXT, a published model", TextToImageParams, text_to_image.draw),
 }
-# What a picture may ask for by itself, since anybody may have written it: what is typed beside from= is as free as ever.
-MAX_AGAIN = 1000  # images of the batch that an image is drawn again in
-MAX_DRAWN = 2**23  # pixels of it, and four times as many of its batch
+# Limits for the settings in a picture, which anybody may have written. Settings given beside from= have no such limits.
+MAX_AGAIN = 1000  # images in the batch of an image
+MAX_DRAWN = 2**23  # pixels of an image; its batch may have four times as many
 MAX_STEPS = 1000
 MAX_TEXT = 10_000  # characters of a prompt
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch that an image was drawn in: its first seed, how many there were, and the classes they took in turn."""
+    """The batch in which an image was drawn: its first seed, number of images, and the classes that they took in turn."""
 
     seed: int
     n: int
@@ -56,7 +56,7 @@ class Batch:
 
 
 def sampled(config: Mapping[str, Any]) -> tuple[Outcome, str]:
-    """Sample as a configuration says (see configs/samplers); the results, and what is to be said of them ("": nothing)."""
+    """Sample as a configuration says (see configs/samplers). Returns the results, and how an image drawn again compares, or ""."""
     values = given(config)
     if "from" in values:
         return _again(Path(values.pop("from")), values)
@@ -70,15 +70,15 @@ def sampled(config: Mapping[str, Any]) -> tuple[Outcome, str]:
 
 
 def _check_mode(key: str, values: Mapping[str, Any]) -> None:
-    """ValueError for settings that only the other mode knows."""
+    """ValueError for settings that only the other mode has."""
     for name in values:
         if other := next((other for other in MODES.values() if name in other.names and name not in MODES[key].names), None):
             raise ValueError(f"{name} goes with {other.words}, and this is {MODES[key].words.split('=')[0]}=...: leave one of the two out")
 
 
 def _again(path: Path, changes: dict[str, Any]) -> tuple[Outcome, str]:
-    """The image once more, in the batch it was drawn in, and how the two compare; or what its settings make where some are changed."""
-    with _naming(path):
+    """Draw an image again in its batch, and compare the two; or draw a single image with its settings where some are changed."""
+    with _name_in_errors(path):
         says = read_settings(path)
         if all(key in says for key in MODES):
             raise ValueError(f"{path} says both run and weights, and an image is drawn with one of them: it is none of our pictures")
@@ -87,9 +87,9 @@ def _again(path: Path, changes: dict[str, Any]) -> tuple[Outcome, str]:
             raise ValueError(f"{path} is no single image that says what it was drawn with: give one of those in images/")
         mode, provenance = MODES[key], says.pop("provenance", {})
         check_type("provenance", provenance, dict[str, str])
-        check_type("class", says.pop("class", ""), str)  # the name of the label, for people
+        check_type("class", says.pop("class", ""), str)  # the name of the class, for people
         check_names("setting of an image", says, (*recorded(mode.params), "batch"))
-        if "height" in mode.names:  # a model's own size may be larger than the picture
+        if "height" in mode.names:  # the model's default size may be larger
             says = dict(zip(("width", "height"), open_picture(path).size, strict=True)) | given(says)
         batch, own = make_params("batch", Batch, says.pop("batch")), make_params("", mode.params, given(says))
         if own.seed not in range(batch.seed, batch.seed + batch.n):
@@ -99,7 +99,7 @@ def _again(path: Path, changes: dict[str, Any]) -> tuple[Outcome, str]:
         _check_mode(key, changes)
         same = changes.keys() <= {*named(mode.params, PLACE, WEIGHTS)}
         values = says | ({**asdict(batch), "batch_size": batch.n} if same else {"n": 1})
-        params = make_params("", mode.params, given({**values, "sha256": _pinned(own.sha256, changes), **changes}))
+        params = make_params("", mode.params, given({**values, "sha256": _required_sha256(own.sha256, changes), **changes}))
         _check_files(path, params)
         _check_size(path, params, changes, batch.n if same else 1)
         _check_place(path, params, changes)
@@ -110,8 +110,8 @@ def _again(path: Path, changes: dict[str, Any]) -> tuple[Outcome, str]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors about what a picture says name the picture, on one line."""
+def _name_in_errors(path: Path) -> Iterator[None]:
+    """Makes errors about the settings in a picture name the picture, on one line."""
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
@@ -120,8 +120,8 @@ def _naming(path: Path) -> Iterator[None]:
         raise kind(one_line(text)) from error
 
 
-def _pinned(sha256: Mapping[str, str], changes: Mapping[str, Any]) -> dict[str, str]:
-    """What the files have to hold: all but pictures that are others now, and weights where others are taken from the same file."""
+def _required_sha256(sha256: Mapping[str, str], changes: Mapping[str, Any]) -> dict[str, str]:
+    """The recorded hashes that files must still have: not those of changed pictures, nor of weights if others are chosen from the file."""
     other = {name for name in ("image", "mask") if name in changes}
     if changes.keys() & {"ema", "variant"}:
         other |= {"run", "weights", "refiner"}
@@ -129,7 +129,7 @@ def _pinned(sha256: Mapping[str, str], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def _check_label(own: Any, batch: Batch) -> None:
-    """ValueError where a picture of a run says another class than its batch has in that place."""
+    """ValueError if a picture of a run records another class than its place in the batch has."""
     labels = batch.labels if isinstance(batch.labels, tuple) else () if batch.labels is None else (batch.labels,)
     here = labels[(own.seed - batch.seed) % len(labels)] if labels else None
     if (label := getattr(own, "labels", None)) != here:
@@ -137,7 +137,7 @@ def _check_label(own: Any, batch: Batch) -> None:
 
 
 def _check_work(path: Path, own: Any, changes: Mapping[str, Any]) -> None:
-    """ValueError for more work than an image of ours is, where the picture and not the user asks for it."""
+    """ValueError if the picture, and not the user, asks for more work than the limits above."""
     spacing = own.grid.get("spacing")
     asked = {"steps": (own.steps or 0, MAX_STEPS, "steps")}
     asked |= {"grid": (len(spacing) if isinstance(spacing, list | tuple) else 0, MAX_STEPS, "times")}
@@ -150,7 +150,7 @@ def _check_work(path: Path, own: Any, changes: Mapping[str, Any]) -> None:
 
 
 def _check_files(path: Path, params: Any) -> None:
-    """FileNotFoundError for a file that an image was drawn with and that is not there any more, ValueError for a pipe or device."""
+    """FileNotFoundError for a missing file that the image was drawn with, ValueError for a pipe or device."""
     for name in named(type(params), WEIGHTS, PICTURE):
         files = getattr(params, name)
         for file in (files,) if isinstance(files, str) else files or ():
@@ -164,7 +164,7 @@ def _check_files(path: Path, params: Any) -> None:
 
 
 def _check_size(path: Path, params: Any, changes: Mapping[str, Any], n: int) -> None:
-    """ValueError where a picture says that it has another size than it has, or that it was drawn beside too many others."""
+    """ValueError if a picture records another size than it has, or too large a batch."""
     width, height = open_picture(path).size
     for name, side in (("height", height), ("width", width)):
         if name not in changes and getattr(params, name, None) not in (None, side):
@@ -182,7 +182,7 @@ def _check_size(path: Path, params: Any, changes: Mapping[str, Any], n: int) -> 
 
 
 def _check_place(path: Path, params: Any, changes: Mapping[str, Any]) -> None:
-    """ValueError unless the results go to a place that was said, or to the usual one: a picture names none."""
+    """ValueError unless results go to a folder that the user names, or to the default one: a picture must not choose it."""
     if params.out and path.resolve().is_relative_to(Path(params.out, "images").resolve()):
         raise ValueError(f"{path} itself would be written again: out=... names another place")
     if (
@@ -194,7 +194,7 @@ def _check_place(path: Path, params: Any, changes: Mapping[str, Any]) -> None:
 
 
 def _compared(path: Path, image: Path, there: Mapping[str, str]) -> str:
-    """Whether an image is the same again, and if not, why it may not be."""
+    """Whether an image drawn again is the same, and if not, the possible reasons."""
     difference = pixel_difference(path, image)
     if difference == 0:
         return f"the same as {path}, to the last bit"

@@ -1,4 +1,4 @@
-"""Picture files taken apart: what says the pixels, which is all that Pillow gets to see, and the few things of the rest that are read."""
+"""Takes picture files apart: Pillow gets only what the pixels need; orientation, profile and texts are read here."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import NamedTuple
 
 from PIL import ImageFile
 
-MAX_METADATA = 2**24  # bytes of one text or profile, unpacked
+MAX_METADATA = 2**24  # bytes of one decompressed text or profile
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-RAW_EXIF = b"Raw profile type exif"  # how ImageMagick writes EXIF into a text of a PNG
+RAW_EXIF = b"Raw profile type exif"  # the name of ImageMagick's text chunk with EXIF
 
 
 class PictureFile(NamedTuple):
-    """A picture's file in parts.
+    """The parts of a picture file; b"" for those that are missing.
 
-    kind     PNG, JPEG, WEBP or BMP, by its first bytes and not by its name
-    pixels   the file without its metadata
-    exif     the TIFF block, b"" where there is none
-    xmp      the packet
-    profile  of its colours, ICC
+    kind     PNG, JPEG, WEBP or BMP, by the first bytes
+    pixels   the file without metadata
+    exif     the TIFF block
+    xmp      the XMP packet
+    profile  the ICC colour profile
     """
 
     kind: str
@@ -35,13 +35,13 @@ class PictureFile(NamedTuple):
 
     @property
     def orientation(self) -> int:
-        """1 ... 8, as EXIF numbers them; 1, upright, where nothing that can be read says otherwise."""
+        """EXIF's orientation, 1 ... 8; 1, upright, without a readable one."""
         tag = _orientation(self.exif)
-        said = None if tag else re.search(rb"tiff:Orientation(?:=[\"']|>)([1-8])", self.xmp)
-        return tag or (int(said[1]) if said else 1)
+        found = None if tag else re.search(rb"tiff:Orientation(?:=[\"']|>)([1-8])", self.xmp)
+        return tag or (int(found[1]) if found else 1)
 
     def open(self) -> ImageFile.ImageFile:
-        """As Pillow opens it, before its pixels are read. Raises what Pillow raises."""
+        """Open it with Pillow, without decoding. Raises what Pillow raises."""
         from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
         readers: dict[str, type[ImageFile.ImageFile]] = {
@@ -54,7 +54,7 @@ class PictureFile(NamedTuple):
 
 
 def take_apart(content: bytes) -> PictureFile:
-    """A file in parts. ValueError for one of another kind; damage is Pillow's to find."""
+    """Split a file into its parts. ValueError for other kinds of files; damage is found by Pillow."""
     if content.startswith(PNG):
         return _png(content)
     if content.startswith(b"\xff\xd8\xff"):
@@ -69,15 +69,15 @@ def take_apart(content: bytes) -> PictureFile:
 
 
 def png_text(content: bytes, name: bytes) -> str | None:
-    """The text of that name in a PNG, None where there is none; "" for one that is damaged, or longer than MAX_METADATA unpacked."""
+    """The text of that name in a PNG, None without one; "" for one that is damaged or exceeds MAX_METADATA."""
     for kind, start, end in _png_chunks(content):
         if kind in (b"tEXt", b"zTXt", b"iTXt") and content.startswith(name + b"\0", start):
-            return _text(kind, content[start:end]).decode("utf-8" if kind == b"iTXt" else "latin-1", "replace")
+            return _png_text_chunk(kind, content[start:end]).decode("utf-8" if kind == b"iTXt" else "latin-1", "replace")
     return None
 
 
 def webp_size(content: bytes) -> tuple[int, int]:
-    """Width and height of a WebP file, whose reader takes the memory for them at once; (0, 0) where its first chunk does not say it."""
+    """Width and height of a WebP file from its first chunk, before its reader allocates them; (0, 0) if the chunk is of another kind."""
     kind, head = content[12:16], content[20:30].ljust(10, b"\0")
     if kind == b"VP8X":
         return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
@@ -96,16 +96,16 @@ def _png(content: bytes) -> PictureFile:
         elif kind in (b"eXIf", b"iCCP") or (kind == b"iTXt" and content.startswith(b"XML:com.adobe.xmp\0", start)):
             found[kind] = content[start:end]
         elif kind in (b"tEXt", b"zTXt") and content.startswith(RAW_EXIF + b"\0", start):
-            found[RAW_EXIF] = _raw_exif(_text(kind, content[start:end]))
+            found[RAW_EXIF] = _raw_exif(_png_text_chunk(kind, content[start:end]))
         if kind == b"tRNS" and content[25:26] in b"\0\2" and content[24:25] in b"\2\4\x10":
-            raise ValueError(f"its transparent colour is said in {content[24]} bits: save it with an alpha channel of 8 bits")
+            raise ValueError(f"its transparent colour has {content[24]} bits: save it with an alpha channel of 8 bits")
     profile = inflate(found.get(b"iCCP", b"").partition(b"\0")[2][1:])
-    xmp = _text(b"iTXt", found[b"iTXt"]) if b"iTXt" in found else b""
-    return PictureFile("PNG", _joined(content, kept), found.get(b"eXIf") or found.get(RAW_EXIF, b""), xmp, profile)
+    xmp = _png_text_chunk(b"iTXt", found[b"iTXt"]) if b"iTXt" in found else b""
+    return PictureFile("PNG", _join(content, kept), found.get(b"eXIf") or found.get(RAW_EXIF, b""), xmp, profile)
 
 
 def _png_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, and first and last byte of what it holds, of every chunk."""
+    """The kind of every chunk, and where its content starts and ends."""
     at = len(PNG)
     while at + 8 <= len(content):
         length, kind = struct.unpack_from(">L4s", content, at)
@@ -114,7 +114,7 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _jpeg(content: bytes) -> PictureFile:
-    """Kept are what the decoder tells colours by (JFIF, Adobe, where they are whole), and all that is no application's and no comment."""
+    """Drops application segments and comments, but for complete JFIF and Adobe segments, from which the decoder takes the colour space."""
     found: dict[str, bytes] = {}
     kept, rest, profiles = [(0, 2)], 2, []
     for marker, start, end in _jpeg_segments(content):
@@ -129,12 +129,12 @@ def _jpeg(content: bytes) -> PictureFile:
         adobe = marker == 0xEE and content.startswith(b"Adobe", start) and end - start >= 12
         if jfif or adobe or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             kept.append((start - 4, end))
-    pixels = _joined(content, [*kept, (rest, len(content))])
+    pixels = _join(content, [*kept, (rest, len(content))])
     return PictureFile("JPEG", pixels, profile=b"".join(part for _, part in sorted(profiles)), **found)
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, and first and last byte of what it holds, of every segment before the pixels, as far as they follow each other."""
+    """The marker of every segment before the pixels, and where its content starts and ends. Stops at damage."""
     at = 2
     while content[at : at + 1] == b"\xff":
         at += 1
@@ -156,7 +156,7 @@ def _webp_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _orientation(exif: bytes) -> int | None:
-    """The tag 0x0112 of a TIFF block, where it is one of 1 ... 8."""
+    """The tag 0x0112 of a TIFF block, None unless it is 1 ... 8."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
         return None
@@ -174,15 +174,15 @@ def _orientation(exif: bytes) -> int | None:
 
 
 def _raw_exif(text: bytes) -> bytes:
-    """A line feed, a name, a length, and hexadecimal digits in lines."""
+    """EXIF from ImageMagick's text: a line feed, a name, a length, and lines of hexadecimal digits."""
     try:
         return bytes.fromhex(b"".join(text.split()[2:]).decode("ascii", "replace")).removeprefix(b"Exif\0\0")
     except ValueError:
         return b""
 
 
-def _text(kind: bytes, chunk: bytes) -> bytes:
-    """Of a PNG's tEXt, zTXt or iTXt, unpacked."""
+def _png_text_chunk(kind: bytes, chunk: bytes) -> bytes:
+    """The decompressed text of a PNG's tEXt, zTXt or iTXt chunk."""
     text, packed = chunk.partition(b"\0")[2], False
     if kind == b"iTXt":  # flag, method, language, the name in that language
         packed, text = text[:1] == b"\1", text[2:].split(b"\0", 2)[-1]
@@ -192,7 +192,7 @@ def _text(kind: bytes, chunk: bytes) -> bytes:
 
 
 def inflate(packed: bytes, most: int = MAX_METADATA) -> bytes:
-    """What zlib compressed; b"" if it is damaged, or has more than so many bytes."""
+    """The decompressed bytes of zlib; b"" if they are damaged or more than `most`."""
     decoder = zlib.decompressobj()
     try:
         plain = decoder.decompress(packed, most)
@@ -201,8 +201,8 @@ def inflate(packed: bytes, most: int = MAX_METADATA) -> bytes:
     return plain if decoder.eof else b""
 
 
-def _joined(content: bytes, spans: Iterable[tuple[int, int]]) -> bytes:
-    """These parts of it; the same object where nothing is left out."""
+def _join(content: bytes, spans: Iterable[tuple[int, int]]) -> bytes:
+    """The bytes in these spans; `content` itself if they cover all of it."""
     merged: list[tuple[int, int]] = []
     for start, end in spans:
         if merged and merged[-1][1] == start:

@@ -1,4 +1,4 @@
-"""What the settings of sampling are, for all that treats some of them in another way than the others."""
+"""The kinds of settings of sampling, by which checks, names of folders and records treat them differently."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-# What a setting is, said once, where it is declared: field(metadata=...) of a parameter dataclass. `named` makes the lists of it.
+# A setting's kind is declared with it: field(metadata=...) of a parameter dataclass. `named` lists the settings of a kind.
 PLACE = {"kind": "place"}  # where the work is done and its results go, which changes no pixel but for rounding
 COUNT = {"kind": "count"}  # how many images, in all and at once
 WEIGHTS = {"kind": "weights"}  # paths of a model
@@ -19,6 +19,6 @@ def named(params: type[Any], *kinds: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def recorded(params: type[Any]) -> tuple[str, ...]:
-    """The settings that an image says of itself: not where it was put, nor how many there were; but the device, which has its rounding."""
+    """The settings that an image records: not places and counts, but the device, on which rounding depends."""
     left_out = named(params, PLACE, COUNT)
     return tuple(field.name for field in fields(params) if field.name == "device" or field.name not in left_out)

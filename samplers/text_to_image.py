@@ -154,8 +154,8 @@ def loaded(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Mod
             raise FileNotFoundError(
                 f"no such file or folder: {path}; `python -m models download {path}` fetches that model and says where to{how}"
             )
-    said = {name: getattr(params, name) for name in ("family", "prediction", "zero_snr")} if key == "weights" else {}
-    model = models.load(*paths, ema=params.ema, variant=params.variant, memory=params.memory, **said)
+    options = {name: getattr(params, name) for name in ("family", "prediction", "zero_snr")} if key == "weights" else {}
+    model = models.load(*paths, ema=params.ema, variant=params.variant, memory=params.memory, **options)
     if model.text is None and getattr(model.network.params, "context_dim", None) is None:
         raise ValueError(f"{paths[0]} is a model that takes no prompts: run={paths[0]} samples it")
     return model

@@ -15,7 +15,7 @@ from configs import command_line
 from diffusion.spec import check_type
 from diffusion.starting import started
 from models.checkpoints import native
-from train.export import exported, telling
+from train.export import exported, load_options
 from train.run import run
 
 
@@ -38,8 +38,8 @@ def _source(folder: Path) -> str:
     """What a finished run is sampled from: the model in it, with what its files do not tell, or the run itself."""
     if not (place := exported(folder)):
         return f"run={shlex.quote(str(folder))}"
-    told = telling(models.load(folder), place)
-    return " ".join([f"weights={shlex.quote(str(place))}", *(f"{name}={value}" for name, value in told.items()), "prompt=..."])
+    options = load_options(models.load(folder), place)
+    return " ".join([f"weights={shlex.quote(str(place))}", *(f"{name}={value}" for name, value in options.items()), "prompt=..."])
 
 
 def _command() -> str:

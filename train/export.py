@@ -52,14 +52,14 @@ def check_exportable(model: Model) -> None:
             ) from None
 
 
-def telling(trained: Model, place: Path) -> dict[str, str]:
-    """What `models.load` must be told beside an export's path, `family` or `prediction`, to make of it the model that was trained."""
-    told: dict[str, Any] = {}
+def load_options(trained: Model, place: Path) -> dict[str, str]:
+    """The options that `models.load` needs beside an export's path, `family` or `prediction`, to load the model that was trained."""
+    options: dict[str, Any] = {}
     for name in ("family", "prediction"):
         wanted = trained.spec.get(name)
-        if wanted and models.load(place, **told).spec.get(name) != wanted:
-            told[name] = wanted
-    return told
+        if wanted and models.load(place, **options).spec.get(name) != wanted:
+            options[name] = wanted
+    return options
 
 
 def _layout(model: Model) -> Any:

@@ -163,16 +163,16 @@ def _of_prompts(spec: dict[str, Any]) -> Drawn:
     for part, name in dtypes(params).items():
         if part in model.parts:
             model.parts[part].to(DTYPES[name])
-    told = [prompts[i % len(prompts)] for i in range(params.n)]
+    repeated = [prompts[i % len(prompts)] for i in range(params.n)]
     asked = {name: value for name in ASKED if (value := getattr(params, name)) is not None}
 
     def draw(model: Model, indices: Sequence[int]) -> Tensor:
         seeds = [params.seed + i for i in indices]
-        return to_uint8(generate(model, [told[i] for i in indices], seeds=seeds, **asked, **params.options), low=0.0)
+        return to_uint8(generate(model, [repeated[i] for i in indices], seeds=seeds, **asked, **params.options), low=0.0)
 
     sha256 = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     settings = _settings(params, prompts=sha256, fingerprint=params.sha256["weights"])
-    return Drawn(model, draw, settings, n=params.n, origin=", ".join(params.weights), batch_size=params.batch_size, prompts=told)
+    return Drawn(model, draw, settings, n=params.n, origin=", ".join(params.weights), batch_size=params.batch_size, prompts=repeated)
 
 
 def _settings(params: SampleParams | TextToImageParams, **more: Any) -> dict[str, Any]:

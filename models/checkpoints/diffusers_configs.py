@@ -110,8 +110,8 @@ def check_settings(config: Mapping[str, Any], known: Mapping[str, tuple[Any, ...
     """ValueError where a config.json asks for another computation than ours: weights would fit, and results be wrong."""
     for name, values in known.items():
         if name in config and config[name] not in values:
-            said = " or ".join(map(repr, values))
-            raise ValueError(f"config.json says {name}={brief(config[name])}, and what is built here computes with {said}")
+            supported = " or ".join(map(repr, values))
+            raise ValueError(f"config.json says {name}={brief(config[name])}, and this library computes with {supported}")
 
 
 def unet(p: UNetParams, size: tuple[int, int]) -> dict[str, Any]:
@@ -287,16 +287,16 @@ def t5_tokenizer(length: int) -> dict[str, Any]:
 
 def scheduler(model: Model) -> dict[str, Any]:
     """For a scheduler that fits schedule and prediction."""
-    said = model.spec["schedule"]
-    defaults = {p.name: p.default for p in inspect.signature(SCHEDULES[said["name"]]).parameters.values()}
-    schedule, prediction = {"shift": 1.0, **defaults, **said}, model.prediction.name
+    described = model.spec["schedule"]
+    defaults = {p.name: p.default for p in inspect.signature(SCHEDULES[described["name"]]).parameters.values()}
+    schedule, prediction = {"shift": 1.0, **defaults, **described}, model.prediction.name
     if schedule["name"] == "ve" and prediction == "edm":
         sigmas = {"sigma_min": schedule["sigma_min"], "sigma_max": schedule["sigma_max"], "sigma_data": 0.5}
         return {"_class_name": "EDMDPMSolverMultistepScheduler", **sigmas, "prediction_type": "epsilon", "sigma_schedule": "karras"}
     if (schedule["name"], prediction) == ("flow", "flow") and schedule["shift"] == 1:
         return _flow_scheduler(model)
     if schedule["name"] not in ("linear", "scaled_linear") or prediction not in PREDICTIONS or schedule["shift"] != 1:
-        raise ValueError(f"diffusers' folders have no schedule {said} with prediction {prediction!r}: use layout='native'")
+        raise ValueError(f"diffusers' folders have no schedule {described} with prediction {prediction!r}: use layout='native'")
     spacing = model.spec.get("grid", {}).get("spacing")
     name = "LCMScheduler" if model.distilled else "EulerAncestralDiscreteScheduler" if spacing == "turbo" else "EulerDiscreteScheduler"
     distilled = {theirs: model.spec[part][ours] for theirs, (part, ours, _) in LCM_SETTINGS.items() if ours in model.spec.get(part, {})}

@@ -48,15 +48,15 @@ def save_ldm(model: Model, path: Path, dtype: torch.dtype | None) -> None:
         tensors |= _unused_block(TOWERS_LDM[base]["clip_h"], tensors, layers)
     tensors = in_dtype(tensors, dtype)
     if model.backbone is not None:
-        tensors |= _marks(model, base)
+        tensors |= _marker_tensors(model, base)
     if model.vae is not None:
         tensors |= _latent_statistics(model.vae.params, FAMILIES[model.spec.get("family", base)])
-    native.write_tensors(path, tensors, {"format": "pt", **_said(model)})
+    native.write_tensors(path, tensors, {"format": "pt", **_metadata(model)})
 
 
 def save_separate(model: Model, folder: Path, dtype: torch.dtype | None) -> None:
     base = built_like(model)
-    if model.backbone is not None and (marks := _marks(model, base)):
+    if model.backbone is not None and (marks := _marker_tensors(model, base)):
         what = "what the network predicts" if V_MARK in marks else f"the schedule {model.spec['schedule']}"
         raise ValueError(f"separate files do not say {what}: use another layout")
     if model.vae is not None and _latent_statistics(model.vae.params, FAMILIES[model.spec.get("family", base)]):
@@ -64,7 +64,7 @@ def save_separate(model: Model, folder: Path, dtype: torch.dtype | None) -> None
     names = {"backbone": model.spec.get("family", base), **TOWERS_FLOW}
     for name, part in _single_parts(model, base).items():
         file = folder / f"{names.get(name, name)}.safetensors"
-        native.write_tensors(file, in_dtype(part, dtype), {"format": "pt", **(_said(model) if name == "backbone" else {})})
+        native.write_tensors(file, in_dtype(part, dtype), {"format": "pt", **(_metadata(model) if name == "backbone" else {})})
     if model.text is not None and model.text.t5_tokenizer is not None:
         write_tokenizer(model.text.t5_tokenizer, folder)
 
@@ -116,15 +116,15 @@ def _single_tower(model: Model, base: str, name: str) -> dict[str, Tensor]:
     return published(tower, layout, clip_keys.recognise)
 
 
-def _said(model: Model) -> dict[str, str]:
-    """What single files say beside their tensors: the prediction, and for this library what no tensor tells."""
+def _metadata(model: Model) -> dict[str, str]:
+    """The metadata of single files: the prediction, and for this library the settings that no tensor shows."""
     name = PREDICTIONS_LDM.get(model.prediction.name)
     settings = {key: model.spec[key] for key in SETTINGS if key in model.spec}
     ours = {FAMILY_KEY: model.spec["family"], SETTINGS_KEY: native.as_text("model", settings)} if "family" in model.spec else {}
     return ours | ({"modelspec.prediction_type": name} if name else {})
 
 
-def _marks(model: Model, base: str) -> dict[str, Tensor]:
+def _marker_tensors(model: Model, base: str) -> dict[str, Tensor]:
     """What tells readers of single files a prediction and a schedule. ValueError where they would take it for another."""
     of = FAMILIES[model.spec.get("family", base)]
     schedule = {**of.schedule, **model.spec["schedule"]}

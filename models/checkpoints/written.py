@@ -54,17 +54,17 @@ def use_of(model: Model, name: str) -> TowerUse:
     return next(use for use in model.require("text").params.uses if use.tower == name)
 
 
-def check_text(model: Model, base: str, said: Set[str]) -> None:
-    """ValueError where prompts are read in a way that readers of a layout would not: its files say of the recipe only the fields `said`."""
+def check_text(model: Model, base: str, written: Set[str]) -> None:
+    """ValueError if readers of a layout would encode prompts differently: its files hold only the fields `written` of the recipe."""
     p = model.require("text").params
     towers: dict[str, Any] = {**p.towers, **({"t5": p.t5} if p.t5 else {})}
     blocks = {"blocks": p.uses[0].blocks} if base == "sd2" else {}
     usual = recipe(FAMILIES[model.spec.get("family", base)], towers, **blocks)
-    for name in {"null", "numbers", "t5_length"} - said:
+    for name in {"null", "numbers", "t5_length"} - written:
         if (mine := getattr(p, name)) != (theirs := getattr(usual, name)):
             raise ValueError(f"files of this layout do not say {name}={mine!r} of text, readers take {theirs!r}: use layout='native'")
     for use, other in zip(p.uses, usual.uses, strict=True):
-        for name in {"norm", "pooled", "pad", "blocks"} - said:
+        for name in {"norm", "pooled", "pad", "blocks"} - written:
             if (mine := getattr(use, name)) != (theirs := getattr(other, name)):
                 where = "'diffusers' or 'native'" if name in ("pad", "blocks") else "'native'"
                 raise ValueError(
