@@ -1,4 +1,4 @@
-"""Files of prompts, and which picture each belongs to."""
+"""Reads files of prompts, and matches prompts to pictures."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from models.files import read_text
 from train.captions import MAX_LIST
 from train.listing import find_names
 
-KEYS = ("prompt", "text", "caption")  # the names that a prompt goes by
+KEYS = ("prompt", "text", "caption")  # the names of a prompt's entry
 MAX_COMPARED = 10_000  # names that a wrong one is compared with, to suggest the nearest
 Listed = list[tuple[str | None, str]]  # the name of a picture, None where only the order says it, and its prompt
 Prompts = str | Path | Sequence[str] | Mapping[str, str]
 
 
 class Captioned:
-    """A source with captions of its own, which are read when they are first asked for: most figures need none."""
+    """A source with its own captions, which are read at their first use, since most metrics need none."""
 
     _given: Sequence[str] | None = None
 
     @property
     def prompts(self) -> Sequence[str] | None:
-        """The caption of each picture: those that were set, or else its own; None where there are none."""
+        """The caption of each picture, as set or else its own; None without captions."""
         return self._own if self._given is None else self._given
 
     @prompts.setter
@@ -176,13 +176,13 @@ def _from_csv(path: Path) -> Listed:
 
 def _json(where: str, text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_each_once)
+        return json.loads(text, object_pairs_hook=_check_unique_names)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is no JSON: {error}") from None
 
 
-def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """ValueError for an object with two entries of one name, of which JSON would keep the last."""
+def _check_unique_names(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dictionary. ValueError for two entries of the same name."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

@@ -80,7 +80,7 @@ class TarPictures(Captioned):
         return self._all("caption", "key.txt, or key.json with a caption", [sample.caption() for sample in self._samples])
 
     def _all(self, what: str, where: str, found: Sequence[str | None]) -> list[str] | None:
-        """Of every picture, or none of any."""
+        """The texts of all pictures, None if none has one. ValueError if only some have."""
         lacking = [name for name, text in zip(self.names, found, strict=True) if text is None]
         if lacking and len(lacking) < len(found):
             raise ValueError(
@@ -90,7 +90,7 @@ class TarPictures(Captioned):
 
 
 def find_shards(pattern: str) -> list[Path]:
-    """The files that a path, a pattern or a range stands for, in order. FileNotFoundError where one of them, or any, is not there."""
+    """The files that a path, a pattern or a range names, in order. FileNotFoundError if one is missing, or nothing matches."""
     if span := re.search(r"\{(\d+)\.\.(\d+)\}", pattern):
         first, last = span.groups()
         numbers = range(int(first), int(last) + 1)
@@ -107,7 +107,7 @@ def find_shards(pattern: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Member:
-    """A file within a shard, and where its content begins."""
+    """A file in a shard, and the offset of its content."""
 
     shard: Path
     name: str
@@ -115,7 +115,7 @@ class _Member:
     size: int
 
     def read(self) -> bytes:
-        with open(self.shard, "rb") as file:  # each its own, so that several can be read at once
+        with open(self.shard, "rb") as file:  # opened for each, so that threads can read at once
             file.seek(self.offset)
             return file.read(self.size)
 
@@ -134,7 +134,7 @@ class _Member:
 
 @dataclass(frozen=True)
 class _Sample:
-    """What belongs together, by suffix."""
+    """The members of one sample, by suffix."""
 
     key: str
     picture: _Member
@@ -144,11 +144,11 @@ class _Sample:
         if ".cls" not in self.members:
             return None
         member = self.members[".cls"]
-        return check_name(member.shard, same_text(_filled("class", member, member.text())))
+        return check_name(member.shard, same_text(_check_not_empty("class", member, member.text())))
 
     def caption(self) -> str | None:
         if ".txt" in self.members:
-            return _filled("caption", self.members[".txt"], self.members[".txt"].text())
+            return _check_not_empty("caption", self.members[".txt"], self.members[".txt"].text())
         if ".json" not in self.members:
             return None
         member = self.members[".json"]
@@ -157,10 +157,10 @@ class _Sample:
         except ValueError as error:
             raise ValueError(f"{member} is no JSON: {error}") from None
         texts = [entry[key] for key in KEYS if isinstance(entry.get(key), str)] if isinstance(entry, Mapping) else []
-        return _filled("caption", member, texts[0].strip()) if texts else None
+        return _check_not_empty("caption", member, texts[0].strip()) if texts else None
 
 
-def _filled(what: str, member: _Member, text: str) -> str:
+def _check_not_empty(what: str, member: _Member, text: str) -> str:
     if not text:
         raise ValueError(f"the {what} in {member} is empty: write one, or leave out its picture")
     return text
@@ -181,7 +181,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def _samples(shard: Path, left_out: Counter[str]) -> list[_Sample]:
-    """The samples of a shard, in the order of their first members; what looks like a picture and is none of them is counted."""
+    """The samples of a shard, in the order of their first members. Counts in `left_out` what looks like a picture but is not read."""
     found: dict[str, dict[str, _Member]] = {}
     others: set[str] = set()
     for name, place in _members(shard):
@@ -256,7 +256,7 @@ def _entries(shard: Path) -> list[tarfile.TarInfo]:
 
 
 def _check_end(shard: Path, end: int) -> None:
-    """ValueError unless nothing but empty blocks follows the last member."""
+    """ValueError unless only empty blocks follow the last member."""
     with open(shard, "rb") as file:
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

@@ -16,7 +16,7 @@ from models.tokenizer import CLIPTokenizer
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What a diffusers folder says of its parts together: its scheduler's configuration and model_index.json, each {} without one."""
+    """The configurations of a diffusers folder as a whole: its scheduler's and model_index.json, each {} if missing."""
 
     folder: Path | None = None
     scheduler: Mapping[str, Any] = field(default_factory=dict)
@@ -38,8 +38,8 @@ class Findings:
     single     the parts but for text towers: no two of a kind, save the encoder and the decoder of a preview
     towers     text towers in the order of their files
     files      every file opened
-    networks   the backbone's parameters in every file that holds one, whether that is taken or not
-    pipelines  what the folders that were given say of their parts together
+    networks   the parameters of the backbone in every file that holds one, used or not
+    pipelines  the configurations of the given folders
     vocabularies  files and folders of tokenizers that were given beside the weights
     ldm        what latent diffusion's configuration beside the backbone's file says of its model, and how notes and errors call that file
     notes      filled on the way: what was settled otherwise than by keys and shapes
@@ -72,12 +72,12 @@ class Findings:
         return self.backbone.hints if self.backbone else {}
 
     def pipeline_of(self, part: Part | None) -> Pipeline:
-        """That of the folder which holds the part; an empty one where none does. Without a part, the last that there is."""
+        """The configurations of the folder that holds the part, empty if there is none. Without a part, those of the last folder."""
         return next((each for each in reversed(self.pipelines) if part is None or each.holds(part)), Pipeline())
 
     @property
     def pipeline(self) -> Pipeline:
-        """The backbone's: how another network was trained says nothing of this one."""
+        """The configurations of the backbone's folder, since those of another network say nothing about it."""
         return self.pipeline_of(self.backbone)
 
     @property
@@ -87,6 +87,6 @@ class Findings:
 
     @property
     def scheduler_file(self) -> Path:
-        """Where that is written, for error messages."""
+        """The scheduler's file, for error messages; the first file of weights without one."""
         folder = self.pipeline.folder
         return folder / SCHEDULER if folder and self.scheduler else self.files[0].path

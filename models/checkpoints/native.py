@@ -37,8 +37,8 @@ from models.text import TextEncoder
 from models.tokenizer import CLIPTokenizer
 
 FILE_NAME = "checkpoint.safetensors"
-TOKENIZER, TOKENIZERS = "t5_tokenizer", "tokenizers"  # entries in the metadata: T5's, and by tower those of CLIP's with words of their own
-NETWORKS = ("network", *PARTS)  # the entries of a description that say what tensors there are
+TOKENIZER, TOKENIZERS = "t5_tokenizer", "tokenizers"  # entries in the metadata: T5's, and by encoder those of CLIP other than OpenAI's
+NETWORKS = ("network", *PARTS)  # the entries of a description that decide which tensors there are
 MAX_SETTING = 4096  # of a setting that no tensor shows: the rows of a text, T5's distances
 
 
@@ -49,7 +49,7 @@ def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> No
 
 
 def about(model: Model) -> dict[str, Any]:
-    """What a file says of a model beside its tensors: the description of the parts that are there, and the tokenizers."""
+    """The metadata of a model's file: the description of its parts, and the tokenizers."""
     absent = [FOLDERS.get(part, part) for part in ("backbone", *PARTS) if part not in model.parts]
     metadata: dict[str, Any] = {"model": {key: value for key, value in model.spec.items() if key not in absent}}
     if model.text is not None and model.text.t5_tokenizer is not None:
@@ -113,7 +113,7 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
 
 
 def _give_tokenizers(text: TextEncoder, metadata: Mapping[str, Any]) -> None:
-    """The tokenizers that the metadata hold. ValueError for damaged ones, and for those of other towers."""
+    """Set the tokenizers in the metadata. ValueError for damaged ones, and for those of other text encoders."""
     if TOKENIZER in metadata:
         text.t5_tokenizer = T5Tokenizer.from_json(metadata[TOKENIZER])
     own = check_mapping(TOKENIZERS, metadata.get(TOKENIZERS, {}))
@@ -123,12 +123,12 @@ def _give_tokenizers(text: TextEncoder, metadata: Mapping[str, Any]) -> None:
 
 
 def _largest(shapes: Sequence[tuple[int, ...]]) -> int:
-    """The largest number that the parameters of networks with tensors of these shapes can have: a size, or a count of layers."""
+    """The largest number that parameters of networks with these tensors can have: a size, or a number of layers."""
     return max(MAX_SETTING, len(shapes), *(size for shape in shapes for size in shape))
 
 
 def _check_numbers(name: str, value: Any, largest: int) -> None:
-    """ValueError at the first whole number in the parameters of networks that is beyond what the tensors there are can fill."""
+    """ValueError at the first whole number in the parameters of networks that exceeds `largest`."""
     if isinstance(value, (dict, list)):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             _check_numbers(f"{name}.{key}".strip("."), inner, largest)
@@ -155,12 +155,12 @@ def _fit(network: torch.nn.Module, state: Mapping[str, Stored], dtypes: Mapping[
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], previous: Path | None = None) -> None:
-    """Write tensors and JSON metadata atomically; `previous` is where the file that it replaces is kept."""
+    """Write tensors and JSON metadata atomically. previous: where the replaced file is kept."""
     write_tensors(path, tensors, {key: as_text(key, value) for key, value in metadata.items()}, previous)
 
 
 def as_text(key: str, value: Any) -> str:
-    """An entry of the metadata as strict JSON. ValueError for a number that it has no word for."""
+    """An entry of the metadata as strict JSON. ValueError for numbers that are not finite."""
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
@@ -168,7 +168,7 @@ def as_text(key: str, value: Any) -> str:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], previous: Path | None = None) -> None:
-    """Write tensors and texts beside them atomically; `previous` as in `write`."""
+    """Write tensors and text metadata atomically; `previous` as in `write`."""
     with replacing(path, previous) as temporary:
         try:
             save_file({key: value.detach().contiguous() for key, value in tensors.items()}, temporary, dict(metadata))
@@ -177,9 +177,9 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """SHA-256 of names, dtypes, shapes and bytes of tensors on the host, and of what is written beside them."""
+    """SHA-256 of the names, dtypes, shapes and bytes of tensors on the host, and of the metadata."""
     names = sorted(tensors)
-    with ThreadPoolExecutor(4) as pool:  # gigabytes, and hashing leaves the interpreter to others
+    with ThreadPoolExecutor(4) as pool:  # gigabytes; hashing releases the interpreter's lock
         digests = pool.map(lambda name: _sha256(tensors[name]), names)
         lines = [
             f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {digest}\n" for name, digest in zip(names, digests, strict=True)
@@ -189,7 +189,7 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
 
 
 def verify(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `read` gives, less the checksum. Reads all of it: ValueError where it does not fit the checksum that training wrote."""
+    """As `read`, without the checksum entry. Reads all tensors: ValueError if they do not match the checksum that training wrote."""
     tensors, metadata = read(path)
     expected = metadata.pop("checksum", None)
     promised = "window" in metadata.get("progress", {})  # earlier versions wrote neither
