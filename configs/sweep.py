@@ -19,9 +19,9 @@ from hydra.core.override_parser.types import Override
 
 
 def combinations(overrides: Sequence[str], params: Mapping[str, str]) -> list[list[str]]:
-    """The overrides of every run: all combinations of what has several values, the last setting changing first.
+    """The overrides of every run: all combinations of settings with several values, where the last setting varies fastest.
 
-    params  settings of the experiment's file, which those of the same name in the overrides replace
+    params  settings of the experiment's file; overrides of the same name replace them
     """
     given = _parsed(overrides)
     asked = {override.get_key_element() for override in given}
@@ -52,10 +52,10 @@ def _values(override: Override) -> list[str]:
 def run_all(
     runs: Sequence[tuple[str, dict[str, Any]]], main: Callable[[dict[str, Any]], int], after: Callable[[Sequence[dict[str, Any]]], None]
 ) -> int:
-    """Run one after the other. What fails is said at once and holds up none of the others; the status is 1 then.
+    """Run one after the other. An error is printed at once, the other runs go on, and the status is 1.
 
-    runs   what is special about each, and its configuration
-    after  is called with the configurations at the end, whatever failed; what it raises is said like the error of a run
+    runs   the settings that distinguish each run, and its configuration
+    after  called with all configurations at the end, also after errors; its own errors are printed like those of a run
 
     Ctrl-C ends the sweep: `after` is called for what is there, then KeyboardInterrupt is raised with a message that says how to go on.
     ValueError under torchrun: processes that failed at different runs could no longer speak to each other.
@@ -90,7 +90,7 @@ def _each(runs: Sequence[tuple[str, dict[str, Any]]], main: Callable[[dict[str, 
 
 
 def _status(what: str, job: Callable[[], int | None]) -> int:
-    """The status that the job ends with: 1 where it raises, which is said at once."""
+    """The status of a job: 1 if it raises, which is printed at once."""
     try:
         return job() or 0
     except Exception as error:

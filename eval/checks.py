@@ -1,4 +1,4 @@
-"""What is said before the work: too few pictures for a metric, or none of what it needs to be told of them."""
+"""Checks before the work: whether a metric has enough pictures, and the prompts or labels that it needs."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ def _comparable_sets(results: Sequence[Result], metrics: Sequence[str]) -> list[
 
 
 def _apart_from(members: Sequence[Result], sets: Sequence[Sequence[Result]], metrics: Sequence[str]) -> tuple[str, ...]:
-    """The entries of the metrics' bases that differ between the sets, as they are in this one; what several metrics share is said once."""
+    """The entries of the metrics' bases that differ between the sets, as they are in this one; what metrics share is listed once."""
     differing: dict[str, list[str]] = {}
     there = [metric for metric in metrics if _basis(members, metric)]
     for metric in there:
@@ -225,7 +225,7 @@ def _apart_from(members: Sequence[Result], sets: Sequence[Sequence[Result]], met
 
 
 def _by_metrics(holders: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], list[str]]:
-    """What is said of which metrics, by the metrics that it is said of; of most of them first."""
+    """Groups texts by the metrics that they apply to, those of most metrics first."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for words, metrics in holders.items():
         groups.setdefault(tuple(metrics), []).append(words)

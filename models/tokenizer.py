@@ -31,7 +31,7 @@ LONG_TEXT = 10_000  # characters, more than prompts have
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A word that is one token, found in the text before anything else is: a learned word, or the name of a special token.
+    """A word that is one token and is found in a text before it is split: a learned word, or the name of a special token.
 
     single_word  only where it is no part of a longer word
     lstrip       with the blanks before it; rstrip: with those behind it
@@ -50,7 +50,7 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a `CLIPTokenizer` is made of.
+    """The description of a `CLIPTokenizer`.
 
     added            beside or in place of entries of the table, in the order of their ids, which count on behind the table's
     bos, eos, unk    names of the tokens that begin and end a text, and that stand for what is in no token
@@ -70,7 +70,7 @@ class Vocabulary:
 
 
 class CLIPTokenizer:
-    """A vocabulary that reads texts. ValueError for one that cannot be."""
+    """Encodes texts with a vocabulary. ValueError for an invalid one."""
 
     def __init__(self, of: Vocabulary, clean: Callable[[str], str] | None = None) -> None:
         self.vocabulary, self._clean = of, clean
@@ -87,7 +87,7 @@ class CLIPTokenizer:
 
     @property
     def is_openai(self) -> bool:
-        """Whether this is OpenAI's vocabulary, without words beside it."""
+        """Whether this is OpenAI's vocabulary without added words."""
         of, usual = self.vocabulary, {BEGIN: BOS, END: EOS, self.vocabulary.pad: self.pad}
         named = all(usual.get(token.content) == token.id for token in of.added) and (of.bos, of.eos) == (BEGIN, END)
         return named and (self.tokens, self.merges) == vocabulary()
@@ -97,14 +97,14 @@ class CLIPTokenizer:
 
     @classmethod
     def from_description(cls, description: Any) -> CLIPTokenizer:
-        """What `describe` gave. ValueError for anything else."""
+        """The tokenizer that `describe` described. ValueError for anything else."""
         check_type("a tokenizer's description", description, dict)
         tokenizer = cls(make_params("tokenizer", Vocabulary, description))
         tokenizer.check()
         return tokenizer
 
     def describe(self) -> dict[str, Any]:
-        """In plain values."""
+        """The vocabulary in plain values, for files."""
         return {name: value for name, value in asdict(self.vocabulary).items() if value is not None}
 
     def tokenize(self, text: str) -> list[int]:
@@ -137,7 +137,7 @@ class CLIPTokenizer:
 
     @cached_property
     def _vectors(self) -> dict[int, list[int]]:
-        """By the first vector of an added word, the others."""
+        """The further vectors of each added word, by its first."""
         ids = {token.content: token.id for token in self.vocabulary.added}
         vectors: dict[int, list[int]] = {}
         for name, first in ids.items():
@@ -173,7 +173,7 @@ class CLIPTokenizer:
         return backend
 
     def check(self) -> None:
-        """ValueError unless it can read texts."""
+        """ValueError unless it can encode texts."""
         self.tokenize("a ½ \U0010fffd")  # a letter, one of several bytes, one that is in no word
 
 
@@ -223,13 +223,13 @@ def _letters() -> dict[str, int]:
 
 
 def _bytes(token: str) -> bytes:
-    """What a token of the table stands for, a blank behind the end of a word."""
+    """The bytes of a token, with a space at the end of a word."""
     letters, word = _letters(), token.removesuffix(WORD_END)
     return b"".join(bytes([letters[c]]) if c in letters else c.encode() for c in word) + b" " * (word != token)
 
 
 def _cleaned(text: str) -> str:
-    """As CLIP's training texts were."""
+    """The text, cleaned as CLIP's training texts were."""
     import html  # with its table of 2,231 names, which few texts hold
 
     try:
@@ -251,7 +251,7 @@ def check_table(tokens: Any) -> None:
 
 
 def _check(tokens: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Sequence[AddedToken]) -> None:
-    """ValueError for a table that the library would not survive, or that says two things."""
+    """ValueError for a table that would crash the library, or that is ambiguous."""
     check_table(tokens)
     if len(tokens) + len(added) > MAX_TOKENS or len(merges) > MAX_TOKENS:
         raise ValueError(f"it has {len(tokens) + len(added):,} tokens and {len(merges):,} merges: known ones have up to {MAX_TOKENS:,}")

@@ -27,7 +27,7 @@ REPLACED = (({"Regex": " {2,}"}, "▁"), ({"Regex": " {2,}"}, " "), ({"String": 
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Its content, which describes some model. ValueError where it does not, or is damaged."""
+    """The content of the file. ValueError if it is damaged or describes no model."""
     try:
         content = parse_json(text)
         content["model"].keys()
@@ -94,7 +94,7 @@ def check_charsmap(table: bytes) -> None:
 
 
 def _values(units: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Where the replacements begin, of all characters in the tree. ValueError where it leads out of the array."""
+    """The offsets of the replacements of all characters in the tree. ValueError if the tree leads out of the array."""
     labels, place, found = np.arange(1, 256), _offset(units[:1]), []
     unseen = np.ones(units.size, dtype=bool)
     while place.size:
@@ -118,7 +118,7 @@ def _offset(units: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dt
 
 
 def _checked_steps(slot: str, members: str, known: Mapping[str, Sequence[str]], step: Any) -> dict[str, Any] | None:
-    """A step that is one of the known kinds with known settings, or a sequence of them, whose members stand under the given name."""
+    """Check a step, which is of a known kind with known settings, or a sequence of steps in its entry `members`."""
     if step is None:
         return None
     step = check_mapping(f"its {slot}", step)

@@ -1,4 +1,4 @@
-"""The package tokenizers, held to errors that can be caught: at some damage it panics, which is no Exception."""
+"""Calls the package tokenizers, and turns its panics, which are no Exception, into ValueError."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def library() -> Any:
 
 
 def guarded(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """What the library returns. ValueError in one line where it fails, in whichever way."""
+    """The result of a call of the library. ValueError in one line if it fails in any way."""
     try:
         return call(*args, **options)
     except BaseException as error:

@@ -76,7 +76,7 @@ def _check_pixels(name: str, value: Tensor, channels: int, n: int) -> None:
 
 
 def usual_strength(masked: bool) -> float:
-    """Where nothing is said: an image is changed, what a mask says is painted anew."""
+    """The default strength: 1 with a mask, whose part is painted anew, else 0.75."""
     return 1.0 if masked else 0.75
 
 

@@ -61,7 +61,7 @@ class SampleParams:
         check_names("file that has a SHA-256", self.sha256, named(type(self), WEIGHTS))
 
     def completed(self, model: Model) -> SampleParams:
-        """With what the model is meant for, and what it is, where nothing is said."""
+        """With the model's defaults for settings that are not given, and the hashes of its files."""
         how = usage(model, self.sampler, self.steps, self.grid)
         values = {**asdict(self), "sampler": how.sampler, "steps": how.steps, "sha256": {"run": model.fingerprint}}
         return SampleParams(**values)

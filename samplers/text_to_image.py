@@ -179,7 +179,7 @@ def _pictures(params: TextToImageParams, model: Model) -> tuple[Tensor | None, T
 
 
 def completed(params: TextToImageParams, model: Model, refiner: Model | None, image: Tensor | None) -> TextToImageParams:
-    """With what the models are meant for, and what the files hold, where nothing is said. ValueError for files that hold something else."""
+    """With the models' defaults for settings that are not given, and the hashes of the files. ValueError if given hashes differ."""
     height, width = image_size(model, params.height, params.width, image)
     how = usage(model, params.sampler, params.steps, params.grid, params.guidance)
     how.levels(model)  # mistakes here and in the options are found before the weights are read for their SHA-256

@@ -89,7 +89,7 @@ def _split(name: str) -> tuple[str, ...]:
 
 
 class Stock(Protocol):
-    """Published tensors: where `supplies` takes from. For what is said to people: what they are, and what stands before their keys."""
+    """Published tensors: where `supplies` takes from. Its text and prefix are used in error messages."""
 
     @property
     def stored(self) -> Mapping[str, Stored]: ...
