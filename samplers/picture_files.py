@@ -7,14 +7,20 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from PIL import ImageFile
 
+T = TypeVar("T")
 MAX_METADATA = 2**24  # bytes of one decompressed text or profile
+MAX_PIECES, PIECE = 10_000, 256  # chunks or segments of a small file, and the bytes of a large one that allow one more
+MAX_SCANS = 100  # of a progressive JPEG; encoders write about 10
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-RAW_EXIF = b"Raw profile type exif"  # the name of ImageMagick's text chunk with EXIF
+JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")  # of segments with a length
+JPEG_SCAN = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # the same, and the end of the image
+RAW_EXIF = b"Raw profile type exif\0"  # the name of ImageMagick's text chunk with EXIF
+PNG_METADATA = {b"eXIf": b"", b"iCCP": b"", b"iTXt": b"XML:com.adobe.xmp\0", b"tEXt": RAW_EXIF, b"zTXt": RAW_EXIF}  # and their first bytes
 
 
 class PictureFile(NamedTuple):
@@ -60,7 +66,8 @@ def take_apart(content: bytes) -> PictureFile:
     if content.startswith(b"\xff\xd8\xff"):
         return _jpeg(content)
     if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
-        chunks = {kind: content[start:end] for kind, start, end in _webp_chunks(content) if kind in (b"EXIF", b"XMP ", b"ICCP")}
+        pieces = _counted(content, _webp_chunks(content))
+        chunks = {kind: content[start:end] for kind, start, end in pieces if kind in (b"EXIF", b"XMP ", b"ICCP")}
         exif = chunks.get(b"EXIF", b"").removeprefix(b"Exif\0\0")
         return PictureFile("WEBP", content, exif, chunks.get(b"XMP ", b""), chunks.get(b"ICCP", b""))
     if content.startswith(b"BM"):
@@ -88,20 +95,26 @@ def webp_size(content: bytes) -> tuple[int, int]:
     return (width & 0x3FFF, height & 0x3FFF) if kind == b"VP8 " else (0, 0)
 
 
+def _counted(content: bytes, pieces: Iterator[T]) -> Iterator[T]:
+    """The pieces of a file. ValueError if there are too many for its size."""
+    for count, piece in enumerate(pieces):
+        if count > MAX_PIECES + len(content) // PIECE:
+            raise ValueError("it is cut into far more pieces than a picture is")
+        yield piece
+
+
 def _png(content: bytes) -> PictureFile:
     kept, found = [(0, len(PNG))], {}
-    for kind, start, end in _png_chunks(content):
+    for kind, start, end in _counted(content, _png_chunks(content)):
         if kind in PNG_PIXELS:
             kept.append((start - 8, end + 4))
-        elif kind in (b"eXIf", b"iCCP") or (kind == b"iTXt" and content.startswith(b"XML:com.adobe.xmp\0", start)):
+        elif kind in PNG_METADATA and content.startswith(PNG_METADATA[kind], start):
             found[kind] = content[start:end]
-        elif kind in (b"tEXt", b"zTXt") and content.startswith(RAW_EXIF + b"\0", start):
-            found[RAW_EXIF] = _raw_exif(_png_text_chunk(kind, content[start:end]))
         if kind == b"tRNS" and content[25:26] in b"\0\2" and content[24:25] in b"\2\4\x10":
             raise ValueError(f"its transparent colour has {content[24]} bits: save it with an alpha channel of 8 bits")
     profile = inflate(found.get(b"iCCP", b"").partition(b"\0")[2][1:])
-    xmp = _png_text_chunk(b"iTXt", found[b"iTXt"]) if b"iTXt" in found else b""
-    return PictureFile("PNG", _join(content, kept), found.get(b"eXIf") or found.get(RAW_EXIF, b""), xmp, profile)
+    xmp, *raw = (_png_text_chunk(kind, found[kind]) if kind in found else b"" for kind in (b"iTXt", b"tEXt", b"zTXt"))
+    return PictureFile("PNG", _join(content, kept), found.get(b"eXIf") or _raw_exif(raw[0] or raw[1]), xmp, profile)
 
 
 def _png_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -117,7 +130,7 @@ def _jpeg(content: bytes) -> PictureFile:
     """Drops application segments and comments, but for complete JFIF and Adobe segments, from which the decoder takes the colour space."""
     found: dict[str, bytes] = {}
     kept, rest, profiles = [(0, 2)], 2, []
-    for marker, start, end in _jpeg_segments(content):
+    for marker, start, end in _counted(content, _jpeg_segments(content)):
         rest = end
         if marker == 0xE1 and content.startswith(b"Exif\0\0", start):
             found.setdefault("exif", content[start + 6 : end])
@@ -129,22 +142,32 @@ def _jpeg(content: bytes) -> PictureFile:
         adobe = marker == 0xEE and content.startswith(b"Adobe", start) and end - start >= 12
         if jfif or adobe or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             kept.append((start - 4, end))
-    pixels = _join(content, [*kept, (rest, len(content))])
+    begin = marked.start() if (marked := JPEG_MARKER.search(content, rest)) else len(content)
+    if content.count(b"\xff\xda", begin) > MAX_SCANS and _count_scans(content, begin) > MAX_SCANS:  # the first is fast
+        raise ValueError(f"it has more than {MAX_SCANS} scans")
+    pixels = _join(content, [*kept, (begin, len(content))])
     return PictureFile("JPEG", pixels, profile=b"".join(part for _, part in sorted(profiles)), **found)
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """The marker of every segment before the pixels, and where its content starts and ends. Stops at damage."""
+    """The marker of every segment before the pixels, and where its content starts and ends; what lies between segments is skipped."""
     at = 2
-    while content[at : at + 1] == b"\xff":
-        at += 1
-        while content[at : at + 1] == b"\xff":  # fill bytes
-            at += 1
-        start, end = at + 3, at + 1 + int.from_bytes(content[at + 1 : at + 3], "big")
-        if not start <= end <= len(content) or content[at] < 0xC0 or 0xD0 <= content[at] <= 0xDA:  # the pixels, or no segment
+    while found := JPEG_MARKER.search(content, at):
+        marker, at = content[found.end() - 1], found.end()
+        start, end = at + 2, at + int.from_bytes(content[at : at + 2], "big")
+        if not start <= end <= len(content) or marker == 0xDA:  # the pixels, or no segment
             return
-        yield content[at], start, end
+        yield marker, start, end
         at = end
+
+
+def _count_scans(content: bytes, at: int) -> int:
+    """The scans from there to the end of the image, or up to one more than are allowed."""
+    scans = 0
+    while scans <= MAX_SCANS and (found := JPEG_SCAN.search(content, at)) and found[0] != b"\xff\xd9":
+        scans += found[0] == b"\xff\xda"
+        at = found.end() + max(2, int.from_bytes(content[found.end() : found.end() + 2], "big"))
+    return scans
 
 
 def _webp_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -24,6 +24,7 @@ from models.files import parse_strict_json, read_bytes, replacing, strict
 from samplers.picture_files import png_text, take_apart, webp_size
 
 MAX_PIXELS = 2**27  # of one picture: a camera's 102 million are read, and what only claims to be huge is refused
+MAX_SIDE = 2**20  # pixels; Pillow takes memory for each row, however short it is
 MAX_SETTINGS, MAX_DEPTH = 2**20, 16  # characters of what a picture says of itself, and how deep it may be nested
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -237,6 +238,8 @@ def _decoded(
     if width * height > max_pixels:
         size = f"{width}x{height} = {width * height:,} pixels"
         raise ValueError(f"{path} has {size}, more than max_pixels={max_pixels:,}: make it smaller, or raise max_pixels")
+    if max(width, height) > MAX_SIDE:
+        raise ValueError(f"{path} has {width}x{height} pixels, and a side may have at most {MAX_SIDE:,}")
     before(width * height)
     with _ROOM.take(width * height):
         try:

@@ -208,6 +208,8 @@ ODD_JPEG = {
     "a cut Photoshop block": segment(0xED, b"Photoshop 3.0\x008BIM\4\4") + segment(0xE1, b"Exif\0\0" + exif(turned(6))),
     "other pictures that are none": segment(0xE2, b"MPF\0II*\0\xff\xff\xff\xff") + segment(0xE1, b"Exif\0\0" + exif(turned(6))),
     "half a profile": segment(0xE2, b"ICC_PROFILE\0\1\3half") + segment(0xE1, b"Exif\0\0" + exif(turned(6))),
+    "a million fill bytes": b"\xff" * 10**6 + segment(0xE1, b"Exif\0\0" + exif(turned(6))),
+    "other bytes between segments": segment(0xFE, b"a") + b"\0\xff\0\xff\xd8" * 10**5 + segment(0xE1, b"Exif\0\0" + exif(turned(6))),
     "a profile without an end": segment(0xE2, b"ICC_PROFILE\0") + segment(0xE1, b"Exif\0\0" + exif(turned(6))),
 }
 UPRIGHT = {
@@ -292,6 +294,18 @@ def huge(path: Path) -> None:
     path.write_bytes(png(20000, 20000, 1, 0, b""))
 
 
+def many_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated, behind a comment that holds the mark of the end."""
+    content = photograph(progressive=True)
+    last = content[content.rindex(b"\xff\xda") : -2]
+    scans = count - content.count(b"\xff\xda")
+    return content[:-2] + segment(0xFE, b"\xff\xd9") + last * scans + content[-2:]
+
+
+def thin(path: Path) -> None:
+    path.write_bytes(png(1, 2**27, 8, 2, b""))
+
+
 def huge_webp(path: Path) -> None:
     head = b"VP8X" + struct.pack("<L", 10) + bytes(4) + b"\xff\x3f\0" * 2
     path.write_bytes(b"RIFF" + struct.pack("<L", len(head) + 4) + b"WEBP" + head)
@@ -332,13 +346,17 @@ def animated(path: Path) -> None:
         (cut, "cannot be read as a picture: "),
         (lambda path: path.write_bytes(photograph()[:-200]), "cannot be read as a picture: "),
         (huge, "has 20000x20000 = 400,000,000 pixels, more than max_pixels=134,217,728: make it smaller, or raise max_pixels"),
+        (thin, "has 1x134217728 pixels, and a side may have at most 1,048,576"),
         (huge_webp, "has 16384x16384 = 268,435,456 pixels, more than max_pixels=134,217,728: make it smaller, or raise max_pixels"),
+        (lambda path: path.write_bytes(png(1, 1, 8, 0, b"\0\0", chunk(b"tEXt", b"") * 12_000)), "it is cut into far more pieces than"),
+        (lambda path: path.write_bytes(photograph(segment(0xFE, b"") * 12_000)), "it is cut into far more pieces than a picture is"),
+        (lambda path: path.write_bytes(many_scans(101)), "cannot be read as a picture: it has more than 100 scans"),
         (spread, "has 1,099,511,627,776 bytes"),
     ],
     ids=[
         "text", "empty", "folder", "missing", "PostScript", "GIF", "pipe", "device", "transparent", "16 bits",
         "a transparent colour of 16 bits", "a transparent grey of 2 bits",
-        "cut off", "half a photograph", "huge", "huge WebP", "a file of 1 TB",
+        "cut off", "half a photograph", "huge", "thin", "huge WebP", "many chunks", "many segments", "many scans", "a file of 1 TB",
     ],
 )  # fmt: skip
 def test_what_is_no_picture(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
