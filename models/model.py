@@ -218,19 +218,22 @@ class Model:
     def check_description(self) -> None:
         """ValueError unless the description makes this network, schedule and prediction again: a file could not be loaded otherwise."""
         try:
-            with torch.device("meta"):
-                network: Any = build_network(self.spec.get("network", {}))
-            schedule = build_schedule(self.spec.get("schedule", {}))
+            made = build(completed(self.spec), device="meta")
         except ValueError as error:
             raise ValueError(f"a file of this model could not be loaded again ({error}): {REMEDY}") from None
         own: Any = self.network
-        if type(own) is not type(network):
-            kinds = f"its network is a {type(own).__name__}, and its description makes a {type(network).__name__}"
+        again: Any = made.network
+        if type(own) is not type(again):
+            kinds = f"its network is a {type(own).__name__}, and its description makes a {type(again).__name__}"
             raise ValueError(f"a file of this model could not be loaded again, for {kinds}: {REMEDY}")
-        same = own.params == network.params and self.spec.get("prediction") == self.prediction.name
-        ends = [[(t, each.level(t)) for t in (each.t_min, each.t_max)] for each in (schedule, self.schedule)]
+        mine, theirs = ({name: value.shape for name, value in each.state_dict().items()} for each in (own, again))
+        same = own.params == again.params and self.prediction.name == made.prediction.name
+        ends = [[(t, each.level(t)) for t in (each.t_min, each.t_max)] for each in (made.schedule, self.schedule)]
         if not same or ends[0] != ends[1]:
             raise ValueError(f"a file of this model would load as another one, which its description makes: {REMEDY}")
+        if mine != theirs:
+            odd = next(name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name))
+            raise ValueError(f"a file of this model could not be loaded again, for its description makes another {odd}: {REMEDY}")
 
     @property
     def fingerprint(self) -> str:
@@ -290,7 +293,7 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
     prediction = lookup("prediction", spec["prediction"], PREDICTIONS)
     _check_extras(spec)
     schedule = build_schedule(spec["schedule"])
-    if takes_time_factor(spec.get("network")) and spec["network"].get("time_factor") is None:
+    if _takes_time_factor(spec.get("network")) and spec["network"].get("time_factor") is None:
         spec["network"]["time_factor"] = time_factor(schedule, prediction)
     with torch.device(device or torch.get_default_device()):
         network = build_network(spec["network"]) if "network" in spec else None
@@ -328,7 +331,15 @@ def _check_extras(spec: Mapping[str, Any]) -> None:
         raise ValueError(f"sampling.steps must be 1 to {MAX_SAMPLING_STEPS:,}, not {sampling['steps']:,}")
 
 
-def takes_time_factor(network: Any) -> bool:
+def completed(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The description in a file, with what it means where an earlier version has left it out."""
+    network: Any = spec.get("network")
+    if not _takes_time_factor(network):
+        return dict(spec)
+    return {**spec, "network": {**network, "time_factor": network.get("time_factor", 1.0)}}
+
+
+def _takes_time_factor(network: Any) -> bool:
     """Whether that is the description of a network which multiplies t by a factor."""
     name = network.get("name") if isinstance(network, Mapping) else None
     return isinstance(name, str) and name in NETWORKS and "time_factor" in {f.name for f in fields(NETWORKS[name][1])}

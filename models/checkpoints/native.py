@@ -31,7 +31,7 @@ from models.checkpoints.stored import Stored, TensorFile
 from models.checkpoints.table import check_dtype, take
 from models.checkpoints.tensors import open_tensors
 from models.files import parse_json, parse_strict_json, replacing
-from models.model import FOLDERS, PARTS, Model, Report, build, takes_time_factor
+from models.model import FOLDERS, PARTS, Model, Report, build, completed
 from models.t5_tokenizer import T5Tokenizer
 from models.text import TextEncoder
 from models.tokenizer import CLIPTokenizer
@@ -77,9 +77,10 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
         raise ValueError(f"{path} does not say what model it holds: it was not written by models.save or by training")
     shapes = list(file.shapes.values())
     try:
-        _check_numbers("", {key: value for key, value in metadata["model"].items() if key in NETWORKS}, _largest(shapes))
+        spec = completed(metadata["model"])
+        _check_numbers("", {key: value for key, value in spec.items() if key in NETWORKS}, _largest(shapes))
         with BlankWithin(shapes):
-            model = build(metadata["model"], device="meta")
+            model = build(spec, device="meta")
     except ValueError as error:
         raise ValueError(f"{path} describes a model that cannot be built: {one_line(error)}") from None
     consumed: list[str] = []
@@ -226,7 +227,4 @@ def parsed(key: str, text: str) -> Any:
     """An entry of the metadata. ValueError for numbers in a model's description that are infinite, no numbers, or beyond 64 bits."""
     if key != "model":
         return parse_json(text)
-    described = parse_strict_json(text)
-    if isinstance(described, dict) and takes_time_factor(described.get("network")):
-        described["network"].setdefault("time_factor", 1.0)  # what it was in files that do not say it
-    return described
+    return parse_strict_json(text)
