@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs import texts
-from configs.sweep import combinations, run_all, shown
+from configs.sweep import STOPPED, combinations, run_all, shown
 
 FOLDER = Path(__file__).parent
 APART = ("train", "samplers")  # programs whose runs in a sweep get a folder each
@@ -125,7 +125,7 @@ def command_line(
     except KeyboardInterrupt as stop:  # its message, if any, says how to go on
         if os.environ.get("RANK", "0") == "0":
             print(": ".join(["stopped", *map(str, stop.args)]), file=sys.stderr)
-        sys.exit(130)
+        sys.exit(STOPPED)
 
 
 def _run_one(config: dict[str, Any], main: Callable[[dict[str, Any]], int], after: Callable[[Sequence[dict[str, Any]]], None]) -> int:

@@ -17,6 +17,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
+STOPPED = 130  # the status of a run that Ctrl-C has ended, and that has said so
+
 
 def combinations(overrides: Sequence[str], params: Mapping[str, str]) -> list[list[str]]:
     """The overrides of every run: all combinations of settings with several values, where the last setting varies fastest.
@@ -83,6 +85,8 @@ def _each(runs: Sequence[tuple[str, dict[str, Any]]], main: Callable[[dict[str, 
         print(f"[{number}/{len(runs)}] {what}", flush=True)
         start = time.perf_counter()
         status = _status(what, partial(main, config))
+        if status == STOPPED:
+            raise KeyboardInterrupt
         if status:
             failed.append(what)
         print(f"[{number}/{len(runs)}] {'failed' if status else 'done'} after {time.perf_counter() - start:.0f} s", flush=True)

@@ -281,15 +281,20 @@ def test_failures_are_listed_before_what_comes_after(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == "error: after all runs: no space left for the report\n"
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_an_interrupted_sweep_still_sums_up(fails: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ctrl-C begins no other run; what comes after is called for what is there, and the interruption goes on whatever that does."""
+@pytest.mark.parametrize(("fails", "saves"), [(False, False), (True, False), (False, True)])
+def test_an_interrupted_sweep_still_sums_up(fails: bool, saves: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C begins no other run; what comes after is called for what is there, and the interruption goes on whatever that does.
+
+    Also where a run has taken it, as training does that saves, and says so by its status.
+    """
     begun: list[int] = []
     seen: list[Any] = []
 
     def main(config: dict[str, Any]) -> int:
         begun.append(config["i"])
         if config["i"] == 1:
+            if saves:
+                return 130
             signal.raise_signal(signal.SIGINT)
         return 0
 
