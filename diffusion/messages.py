@@ -1,12 +1,15 @@
-"""How error messages show what comes from outside: on one line, and cut where it is long."""
+"""Messages: what comes from outside is shown on one line, and cut where it is long; warnings point at the user's line."""
 
 from __future__ import annotations
 
 import reprlib
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 MAX_LINE = 500  # characters
+WITHIN = ("diffusion", "models", "samplers", "train", "eval", "configs", "contextlib", "torch")  # modules that are not the user's
 MAX_ITEM = 300  # characters of an item in a list
 
 _BRIEF = reprlib.Repr()  # what a file holds may be megabytes long, and nested deeply
@@ -35,3 +38,11 @@ def one_line(text: object, most: int = MAX_LINE) -> str:
 def first_line(text: object) -> str:
     """Only the first line of a text or an error, where a library adds advice or a stack below it."""
     return one_line(str(text).strip().partition("\n")[0]) or one_line(text)
+
+
+def warn(text: str) -> None:
+    """A UserWarning at the line that called this library, from however deep within."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in WITHIN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, stacklevel=level)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from diffusion.messages import one_line
+from diffusion.messages import one_line, warn
 from models.files import parse_json, read_text
 from samplers.pictures import MAX_PIXELS, open_picture, open_srgb
 from train.data import covering, to_tensor
@@ -31,7 +30,7 @@ class CaptionedImages:
     def __init__(self, folder: str | Path, max_pixels: int = MAX_PIXELS) -> None:
         listing = list_pictures(folder)
         if listing.left_out:
-            warnings.warn(f"files of {folder} that are not read: {describe(listing.left_out)}", stacklevel=2)
+            warn(f"files of {folder} that are not read: {describe(listing.left_out)}")
         self.files, self.captions, self.max_pixels = listing.files, read_captions(listing), max_pixels
 
     def __len__(self) -> int:

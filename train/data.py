@@ -8,7 +8,6 @@ null.*   what a sample that is to go without a condition is told in its place, w
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffusion.messages import warn
 from diffusion.noise import mix
 from samplers.pictures import MAX_PIXELS, open_srgb
 from train.listing import PACKED, describe, list_pictures
@@ -116,7 +116,7 @@ class ImageFolder:
         self.files, self.size, self.channels, self.max_pixels = listing.files, size, channels, max_pixels
         self.classes = listing.classes
         if listing.left_out:
-            warnings.warn(f"files of {folder} that are not read: {describe(listing.left_out)}", stacklevel=2)
+            warn(f"files of {folder} that are not read: {describe(listing.left_out)}")
         number = {name: i for i, name in enumerate(self.classes)}
         self.labels = torch.tensor([number[label] for label in listing.labels]) if listing.labels else None
         self.num_classes = len(self.classes) or None

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion.messages import warn
 from diffusion.spec import check_at_least_one
 from models import VAE, Model, TextEncoder
 from models.checkpoints.tensors import open_tensors
@@ -137,10 +137,9 @@ class LatentData:
                 dropped += lost
                 bar.update(len(indices))
         if dropped:
-            warnings.warn(
+            warn(
                 f"{len(dropped)} of {len(self)} captions are longer than {75 * self.params.chunks} tokens and are read up to there, "
-                f"the first that of {self.images.files[dropped[0]]}: latents.chunks={self.params.chunks + 1} reads more",
-                stacklevel=4,
+                f"the first that of {self.images.files[dropped[0]]}: latents.chunks={self.params.chunks + 1} reads more"
             )
 
     def _encoded(self, vae: VAE, text: TextEncoder, indices: range, device: torch.device) -> tuple[dict[str, Tensor], list[int]]:

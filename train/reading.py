@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple, cast
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from tqdm import tqdm
 
-from diffusion.messages import brief, brief_list, one_line
+from diffusion.messages import brief, brief_list, one_line, warn
 from train.data import Batch, Dataset
 
 MAX_WAIT = 3600.0  # seconds that a worker may take for a micro-batch: a file system may never answer
@@ -50,7 +49,7 @@ class Batches:
                 self.replaced += read.replaced
                 for index in read.unreadable.keys() - self._warned:
                     self._warned.add(index)
-                    warnings.warn(f"replaced by the next sample (of its class if it has one): {read.unreadable[index]}", stacklevel=2)
+                    warn(f"replaced by the next sample (of its class if it has one): {read.unreadable[index]}")
         except UNREADABLE as error:
             self.error = error
         return found
@@ -94,7 +93,7 @@ def check_readable(data: Dataset, batch_size: int, on_error: OnError, workers: i
         found = f"{len(unreadable)} of {len(data)} samples cannot be read: {brief_list([unreadable[i] for i in sorted(unreadable)], '; ')}"
         if on_error == "refuse" or len(unreadable) == len(data):
             raise ValueError(found)
-        warnings.warn(found, stacklevel=2)
+        warn(found)
 
 
 class _Read(NamedTuple):
