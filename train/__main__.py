@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 
 import models
 from configs import command_line
+from configs.sweep import STOPPED
 from diffusion.spec import check_type
 from diffusion.starting import started
 from models.checkpoints import native
@@ -31,7 +32,7 @@ def main(config: dict[str, Any]) -> int:
         else:
             saved = "stopped and saved" if (folder / native.FILE_NAME).exists() else "stopped before the first step"
             print(f"{saved}: {folder}   go on: {_command()} resume=true", file=sys.stderr)
-    return 0 if finished else 130
+    return 0 if finished else STOPPED
 
 
 def _source(folder: Path) -> str:

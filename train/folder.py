@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from diffusion.messages import warn
 from models.checkpoints import native
 from models.files import locked, read_json, read_json_lines
 from train.logbook import METRICS
@@ -53,7 +53,10 @@ def claimed(folder: Path, world: World) -> Iterator[None]:
 
 
 def _lock(folder: Path, stack: ExitStack) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make the run folder {folder}: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"cannot write to the run folder {folder}")
     lock = folder / LOCK
@@ -67,7 +70,7 @@ def _lock(folder: Path, stack: ExitStack) -> None:
     if held:
         lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     else:
-        warnings.warn(f"the file system of {folder} has no locks: make sure that no other training uses this folder", stacklevel=2)
+        warn(f"the file system of {folder} has no locks: make sure that no other training uses this folder")
 
 
 def _check_is_run(folder: Path) -> None:

@@ -26,6 +26,15 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
+def read_lines(path: Path) -> list[dict[str, float]]:
+    """The lines of a run that is to be resumed, none where there is no file. ValueError where one cannot be of a run."""
+    found = read_json_lines(path) if path.exists() else []
+    for number, line in enumerate(found, 1):
+        if "step" not in line or not all(isinstance(value, int | float) for value in line.values()):
+            raise ValueError(f"{path} is damaged in line {number}: it must hold numbers, and step among them, not {brief(line)}")
+    return found
+
+
 class JsonLines:
     """One JSON object per line, {"step": ..., "loss": ..., ...}. A resumed run drops the lines after the step it resumes from.
 
@@ -33,11 +42,7 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, resumed_step: int = 0) -> None:
-        earlier = read_json_lines(path) if path.exists() and resumed_step else []
-        for number, line in enumerate(earlier, 1):
-            if "step" not in line or not all(isinstance(value, int | float) for value in line.values()):
-                raise ValueError(f"{path} is damaged in line {number}: it must hold numbers, and step among them, not {brief(line)}")
-        kept = [line for line in earlier if line["step"] <= resumed_step]
+        kept = [line for line in read_lines(path) if line["step"] <= resumed_step] if resumed_step else []
         with replacing(path) as temporary:
             temporary.write_text("".join(_line(line) for line in kept))
         self.scored = max((line["step"] for line in kept if "loss" not in line), default=0)  # the last step with results of an evaluation

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
@@ -14,14 +13,14 @@ from types import FrameType
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diffusion.messages import brief
+from diffusion.messages import brief, warn
 from diffusion.noise import mix
 from models import EMA, Model
 from models.checkpoints import native
-from train.data import Dataset, shuffled_batches
+from train.data import Batch, Dataset, shuffled_batches
 from train.description import describe, warn_of_idle_settings
 from train.folder import claimed, is_begun
 from train.logbook import Logger, Progress
@@ -140,124 +139,194 @@ def train(
     resume    go on from that checkpoint, or, with a warning, from the one before where it is damaged, bit for bit as if never stopped;
               without one, start. A folder that holds a checkpoint is refused otherwise, and one that holds something else.
     loggers   where the numbers go besides
-    evaluate  called with the averaged model every `params.evaluate_every` steps, in the leading process; its numbers are logged
-    Ctrl-C and SIGTERM finish the step, save, and return False. An error of the data saves before it is raised, as ValueError or OSError,
-    and so does whatever else goes wrong, as it is, if the last step was finite.
+    evaluate  called with the averaged model every `params.evaluate_every` steps, which are saved before, in the leading process; its
+              numbers are logged
+    Ctrl-C, SIGTERM and a terminal that closes finish the step, save, and return False. An error of the data saves before it is raised, as
+    ValueError or OSError, and so does whatever else goes wrong, as it is, if the last step was finite.
     Raises FloatingPointError when loss or gradient is not finite.
     """
-    folder, world = Path(folder), world or World(0, 1, torch.device("cpu"))
-    micro_batch, rank, device = params.micro_batch(world.size), world.rank, world.device
-    network = _set_up(model.network, params).to(device).train()
-    describe(model, objective, data)
-    if world.leads:
-        warn_of_idle_settings(params, objective, evaluate is not None)
-    native.as_text("model", model.spec)  # what could not be saved should not be trained
-    settings = params.kept(data, world, objective)
-    state = TrainState(
-        model,
-        EMA(network, params.ema),
-        torch.optim.AdamW(network.parameters(), params.learning_rate, betas=params.betas, weight_decay=params.weight_decay, fused=True),
-        torch.amp.GradScaler(device.type, enabled=params.precision == "fp16"),
-        Window(device, skips=params.precision == "fp16"),
-    )
-    forward: Any = torch.compile(network) if params.compile else network
-    if world.size > 1:
-        forward = DistributedDataParallel(forward, device_ids=[device] if device.type == "cuda" else None)
-    denoiser = model.network_denoiser(forward)
-    autocast = torch.autocast(
-        device.type, torch.float16 if params.precision == "fp16" else torch.bfloat16, enabled=params.precision != "fp32"
-    )
+    return Training(model, objective, data, params, folder, world, evaluate, resume, progress).run(loggers)
 
-    def save() -> None:
-        world.lead(lambda: state.save(folder, settings))
-        state.saved = state.step
 
-    def score() -> Mapping[str, float] | None:
+class Training:
+    """A run of `train`, which says what its arguments are: described in the model, but not begun.
+
+    settings  what it must keep when it is resumed
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        data: Dataset,
+        params: TrainParams,
+        folder: str | Path,
+        world: World | None = None,
+        evaluate: Callable[[Model], Mapping[str, float]] | None = None,
+        resume: bool = False,
+        progress: bool = True,
+    ) -> None:
+        self.model, self.objective, self.data, self.params, self.folder = model, objective, data, params, Path(folder)
+        self.world, self.evaluate = world or World(0, 1, torch.device("cpu")), evaluate
+        self.resume, self.progress = resume, progress
+        self.micro_batch = params.micro_batch(self.world.size)
+        _set_checkpointing(model.network, params.checkpointing)
+        describe(model, objective, data)
+        self.settings = params.kept(data, self.world, objective)
+
+    def run(self, loggers: Sequence[Logger] = ()) -> bool:
+        """Train; True when finished. ValueError, before anything is written, for a model whose checkpoints could not be saved or loaded."""
+        params, world, folder = self.params, self.world, self.folder
+        self.model.check_description()
+        native.as_text("model", self.model.spec)
+        if world.leads:
+            warn_of_idle_settings(params, self.objective, self.evaluate is not None)
+        with contextlib.ExitStack() as closing:
+            closing.enter_context(claimed(folder, world))
+            state = self._state()
+            stop = _StopRequest(lambda: world.size == 1 and state.whole)
+            if params.check_data:
+                world.lead(lambda: check_readable(self.data, self.micro_batch, params.on_error, params.workers, self.progress))
+            batches = closing.enter_context(self._batches(state.step, lambda: stop.requested))
+            log = Progress(folder, params.steps, params.batch_size, loggers, state.step, world.leads, self.progress)
+            closing.callback(log.close)
+            take_step = _Step(self.model, self.objective, params, world, state)
+            closing.enter_context(torch.random.fork_rng([world.device] if world.device.type == "cuda" else []))
+            closing.enter_context(stop)  # after workers have begun, which keep their own handlers
+            closing.enter_context(_saving_on_error(state, folder, self.settings, world))
+            if self._evaluates(state.step):  # where the run was stopped in the middle of it
+                log.log_scores(state.step, world.lead(lambda: self._scores(state, stop) if log.lacks_scores(state.step) else None))
+            while state.step < params.steps:
+                micro_batches = batches.next_step()
+                if batches.error:
+                    world.report(batches.error)
+                stopped, failed = world.any(stop.requested, batches.error is not None)
+                if stopped or failed:
+                    self._save_unsaved(state)
+                    if stopped:
+                        break
+                    raise _failure(batches.error, folder, state.saved) if batches.error else world.reported()
+                take_step(micro_batches, batches.replaced)
+                log.step()
+
+                done, evaluates = state.step == params.steps, self._evaluates(state.step)
+                logs, saves = (state.step % every == 0 or done for every in (params.log_every, params.save_every))
+                saves |= evaluates  # which may take the process along, by the memory it needs
+                if logs or saves or state.step % CHECK_EVERY == 0:  # before anything is saved over the last good checkpoint
+                    state.check(folder, done)
+                if logs:
+                    log.log(state.step, state.window.line(), params.learning_rate_at(state.step - 1))
+                if saves:
+                    self._save(state)
+                if evaluates:
+                    with log.paused():
+                        log.log_scores(state.step, world.lead(lambda: self._scores(state, stop)))
+        state.ema.copy_to(self.model.network.eval())
+        return state.step == params.steps
+
+    def _state(self) -> TrainState:
+        """That of the first step, or of the checkpoint in the folder."""
+        params, device = self.params, self.world.device
+        network = self.model.network.to(device).train()
+        state = TrainState(
+            self.model,
+            EMA(network, params.ema),
+            torch.optim.AdamW(network.parameters(), params.learning_rate, betas=params.betas, weight_decay=params.weight_decay, fused=True),
+            torch.amp.GradScaler(device.type, enabled=params.precision == "fp16"),
+            Window(device, skips=params.precision == "fp16"),
+        )
+        if is_begun(self.folder, self.resume):
+            state.load(self.folder, self.settings, params.steps, self.world.leads)
+        return state
+
+    def _batches(self, step: int, stopping: Callable[[], bool]) -> contextlib.AbstractContextManager[Batches]:
+        """This process's micro-batches from optimiser step `step` on: each batch is cut into shares of ranks, each share into parts."""
+        params, world = self.params, self.world
+
+        def mine() -> Iterator[list[int]]:
+            share = params.batch_size // world.size
+            for batch in shuffled_batches(len(self.data), params.batch_size, params.seed, step):
+                own = batch[world.rank * share : (world.rank + 1) * share]
+                yield from (own[i : i + self.micro_batch] for i in range(0, share, self.micro_batch))
+
+        pin = world.device.type == "cuda"
+        return read_batches(self.data, mine(), params.accumulate, params.on_error, params.workers, pin, stopping)
+
+    def _evaluates(self, step: int) -> bool:
+        return self.evaluate is not None and self.params.evaluates(step)
+
+    def _scores(self, state: TrainState, stop: _StopRequest) -> Mapping[str, float] | None:
         """Of the averaged model; None where it is asked to stop, and finds them missing when it goes on."""
-        if evaluate is None or stop.requested:
+        if self.evaluate is None or stop.requested:
             return None
-        with state.ema.applied_to(network.eval()):
-            found = evaluate(model)
-        network.train()
+        with state.ema.applied_to(self.model.network.eval()):
+            found = self.evaluate(self.model)
+        self.model.network.train()
         return _numbers(found)
 
-    with contextlib.ExitStack() as closing:
-        closing.enter_context(claimed(folder, world))
-        if is_begun(folder, resume):
-            state.load(folder, settings, params.steps, warn=world.leads)
-        if params.check_data:
-            world.lead(lambda: check_readable(data, micro_batch, params.on_error, params.workers, progress))
-        stop = _StopRequest()
-        batches = closing.enter_context(_batches(data, params, world, micro_batch, state.step, lambda: stop.requested))
-        log = Progress(folder, params.steps, params.batch_size, loggers, state.step, world.leads, progress)
-        closing.callback(log.close)
-        closing.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        closing.enter_context(stop)  # after workers have begun, which keep their own handlers
-        closing.enter_context(_saving_on_error(state, folder, settings, world))
-        stopped = failed = False
-        if evaluate and params.evaluates(state.step):  # where the run was stopped in the middle of it
-            log.log_scores(state.step, world.lead(lambda: score() if log.lacks_scores(state.step) else None))
-        while state.step < params.steps:
-            micro_batches = batches.next_step()
-            if batches.error:
-                world.report(batches.error)
-            stopped, failed = world.any(stop.requested, batches.error is not None)
-            if stopped or failed:
-                break
-            for group in state.optimizer.param_groups:
-                group["lr"] = params.learning_rate_at(state.step)
-            losses = []
-            for part, on_host in enumerate(micro_batches):
-                batch = {name: value.to(device, non_blocking=True) for name, value in on_host.items()}
-                # Reseeding per step makes every step its own, so that resuming needs no random state from the past; by the number of the
-                # part among those of all processes, so that it does not matter which of them computes it.
-                torch.manual_seed(mix(params.seed, rank * params.accumulate + part, state.step, 0))
-                last = part == params.accumulate - 1
-                # Gradients travel between processes once per optimiser step, with the last part.
-                with forward.no_sync() if world.size > 1 and not last else contextlib.nullcontext():
-                    with autocast:
-                        loss = objective(denoiser, batch).mean()
-                    state.scaler.scale(loss / params.accumulate).backward()
-                losses.append(loss.detach())
-            state.scaler.unscale_(state.optimizer)
-            norm = nn.utils.clip_grad_norm_(network.parameters(), params.clip)
-            state.whole = False
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
-            state.optimizer.zero_grad(set_to_none=True)
-            state.ema.update(network)
-            state.step += 1
-            state.window.add(torch.stack(losses).mean(), norm, batches.replaced, world)
-            state.whole = True
-            log.step()
+    def _save(self, state: TrainState) -> None:
+        self.world.lead(lambda: state.save(self.folder, self.settings))
+        state.saved = state.step
 
-            done = state.step == params.steps
-            logs, saves = (state.step % every == 0 or done for every in (params.log_every, params.save_every))
-            if logs or saves or state.step % CHECK_EVERY == 0:  # before anything is saved over the last good checkpoint
-                state.check(folder, done)
-            if logs:
-                log.log(state.step, state.window.line(), params.learning_rate_at(state.step - 1))
-            if saves:
-                save()
-            if evaluate and params.evaluates(state.step):
-                with log.paused():
-                    log.log_scores(state.step, world.lead(score))
-        if (stopped or failed) and state.step > state.saved:
-            state.check(folder, done=False)
-            save()
-    if failed and not stopped:
-        raise _failure(batches.error, folder, state.saved) if batches.error else world.reported()
-    state.ema.copy_to(network.eval())
-    return state.step == params.steps
+    def _save_unsaved(self, state: TrainState) -> None:
+        """If there is anything since the last checkpoint, and it is finite."""
+        if state.step > state.saved:
+            state.check(self.folder, done=False)
+            self._save(state)
 
 
-def _set_up(network: Any, params: TrainParams) -> nn.Module:
-    """The network, with checkpointing as wished; ValueError where it has none."""
+class _Step:
+    """Takes an optimiser step: gradients of this process's parts of a batch, their mean over all processes, weights and their average."""
+
+    def __init__(self, model: Model, objective: Objective, params: TrainParams, world: World, state: TrainState) -> None:
+        self.network, self.objective, self.params, self.world, self.state = model.network, objective, params, world, state
+        self.forward: Any = torch.compile(self.network) if params.compile else self.network
+        if world.size > 1:
+            self.forward = DistributedDataParallel(self.forward, device_ids=[world.device] if world.device.type == "cuda" else None)
+        self.denoiser = model.network_denoiser(self.forward)
+        low = torch.float16 if params.precision == "fp16" else torch.bfloat16
+        self.autocast = torch.autocast(world.device.type, low, enabled=params.precision != "fp32")
+
+    def __call__(self, micro_batches: Sequence[Batch], replaced: int) -> None:
+        """`replaced` of the samples stand in for others, which is counted."""
+        state, params = self.state, self.params
+        for group in state.optimizer.param_groups:
+            group["lr"] = params.learning_rate_at(state.step)
+        losses = [self._backward(part, batch) for part, batch in enumerate(micro_batches)]
+        state.scaler.unscale_(state.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), params.clip)
+        numbers = state.window.numbers(torch.stack(losses).mean(), norm, replaced, self.world)
+        state.whole = False  # while nothing is waited for that another process might break off
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.ema.update(self.network)
+        state.step += 1
+        state.window.add(numbers)
+        state.whole = True
+
+    def _backward(self, part: int, on_host: Batch) -> Tensor:
+        """Add the gradients of one part to those there are; its loss."""
+        params, world, state = self.params, self.world, self.state
+        batch = {name: value.to(world.device, non_blocking=True) for name, value in on_host.items()}
+        # Reseeding per step makes every step its own, so that resuming needs no random state from the past; by the number of the
+        # part among those of all processes, so that it does not matter which of them computes it.
+        torch.manual_seed(mix(params.seed, world.rank * params.accumulate + part, state.step, 0))
+        last = part == params.accumulate - 1
+        # Gradients travel between processes once per optimiser step, with the last part.
+        with self.forward.no_sync() if world.size > 1 and not last else contextlib.nullcontext():
+            with self.autocast:
+                loss = self.objective(self.denoiser, batch).mean()
+            state.scaler.scale(loss / params.accumulate).backward()
+        return loss.detach()
+
+
+def _set_checkpointing(network: Any, wanted: bool) -> None:
+    """ValueError where the network has none."""
     if hasattr(network, "checkpointing"):
-        network.checkpointing = params.checkpointing
-    elif params.checkpointing:
+        network.checkpointing = wanted
+    elif wanted:
         raise ValueError(f"a {type(network).__name__} always keeps its activations: leave train.checkpointing out")
-    return network
 
 
 def _numbers(found: Any) -> dict[str, float]:
@@ -277,31 +346,16 @@ def _saving_on_error(state: TrainState, folder: Path, settings: Mapping[str, Any
     try:
         yield
     except BaseException as error:
-        finite = not isinstance(error, FloatingPointError)
-        if finite and world.leads and state.whole and state.step > state.saved:
-            with contextlib.suppress(Exception):  # the error that there is says more
+        if world.leads and state.whole and state.step > state.saved and not isinstance(error, FloatingPointError):
+            try:
                 state.check(folder, done=False)
                 state.save(folder, settings)
+            except Exception as failure:  # the error that there is says more
+                warn(f"the steps up to {state.step} are not saved, for {failure}; {state.left(folder)}")
+            else:
                 state.saved = state.step
-                warnings.warn(
-                    f"the {state.step} steps before the error are saved in {folder}: resume=true goes on from there", stacklevel=2
-                )
+                warn(f"the {state.step} steps before the error are saved in {folder}: resume=true goes on from there")
         raise
-
-
-def _batches(
-    data: Dataset, params: TrainParams, world: World, micro_batch: int, step: int, stopping: Callable[[], bool]
-) -> contextlib.AbstractContextManager[Batches]:
-    """This process's micro-batches from optimiser step `step` on: each batch is cut into shares of ranks, each share into parts."""
-
-    def mine() -> Iterator[list[int]]:
-        share = params.batch_size // world.size
-        for batch in shuffled_batches(len(data), params.batch_size, params.seed, step):
-            own = batch[world.rank * share : (world.rank + 1) * share]
-            yield from (own[i : i + micro_batch] for i in range(0, share, micro_batch))
-
-    pin = world.device.type == "cuda"
-    return read_batches(data, mine(), params.accumulate, params.on_error, params.workers, pin, stopping)
 
 
 def _failure(error: ValueError | OSError, folder: Path, saved: int) -> ValueError | OSError:
@@ -314,18 +368,23 @@ def _failure(error: ValueError | OSError, folder: Path, saved: int) -> ValueErro
 
 
 class _StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop reads between steps; a second one interrupts at once.
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a flag that the loop reads between steps; a second one interrupts at once.
 
     What is ignored stays so: a shell lets its jobs in the background ignore the Ctrl-C that is meant for the one in front.
+
+    interrupts  whether a second one does so now: not amid an update of the weights, which could not be saved, nor under torchrun, which
+                passes on to its processes what a terminal has sent to them too
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+    def __init__(self, interrupts: Callable[[], bool]) -> None:
+        self.requested, self._interrupts = False, interrupts
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> _StopRequest:
         with contextlib.suppress(ValueError):  # only the main thread may handle signals; elsewhere they go where they went
-            heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+            heeded = [number for number in self.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
             self._previous = {number: signal.signal(number, self._handle) for number in heeded}
         return self
 
@@ -334,6 +393,6 @@ class _StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and self._interrupts():
             raise KeyboardInterrupt
         self.requested = True

@@ -22,12 +22,11 @@ from train.captions import CaptionedImages
 from train.consistency import ConsistencyDistillation
 from train.data import DATASETS, Dataset
 from train.density import DENSITIES
-from train.description import describe
 from train.export import check_exportable, export
 from train.folder import NEEDED, claimed, is_begun
 from train.latents import LatentData, LatentParams
-from train.logbook import Logger, WandB
-from train.loop import TrainParams, train
+from train.logbook import METRICS, Logger, WandB, read_lines
+from train.loop import Training, TrainParams
 from train.objective import DenoisingObjective, Objective
 from train.state import require_same, resume_point
 from train.weighting import WEIGHTINGS
@@ -66,9 +65,9 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         stored_as = next(model.network.parameters()).dtype
         model.network.float()  # updates would vanish in the rounding of half precision
         data = _data(config, model)
-        describe(model, objective, data)
+        training = Training(model, objective, data, params, folder, where, evaluate, resume, progress)
         if begun:  # before whether they fit, which does not say what has changed
-            _check_resumable(folder, config, model, params.kept(data, where, objective), params.steps)
+            _check_resumable(folder, config, model, training.settings, params.steps)
         _check_fit(model, data)
         if isinstance(data, LatentData):
             check_exportable(model)
@@ -76,18 +75,7 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
             where.lead(lambda: _prepare(folder, config, resume))
             if isinstance(data, LatentData):
                 data.prepare(where, progress)
-            finished = train(
-                model,
-                objective,
-                data,
-                params,
-                folder,
-                world=where,
-                loggers=_loggers(folder, config, where),
-                evaluate=evaluate,
-                resume=resume,
-                progress=progress,
-            )
+            finished = training.run(_loggers(folder, config, where))
             if finished and isinstance(data, LatentData):
                 where.lead(lambda: export(model, folder, stored_as))
         return finished
@@ -202,10 +190,8 @@ def _check_fit(model: Model, data: Dataset) -> None:
 def _check_resumable(folder: Path, config: Mapping[str, Any], model: Model, settings: Mapping[str, Any], steps: int) -> None:
     """ValueError for a run that differs from the saved one: in the checkpoint's model and training, or config.json's objective and data."""
     resume_point(folder, model.spec, settings, steps)
-    if (file := folder / "config.json").exists():
-        saved = read_json(file)
-        if not isinstance(saved.get("data"), str | Mapping):
-            raise ValueError(f"{file} is damaged: its data is {brief(saved.get('data'))}")
+    saved, _ = _records(folder)
+    if saved:
         require_same(folder, saved.get("objective"), config["objective"], "objective")
         if not isinstance(config["data"], str | Path):  # for captioned images the checkpoint's settings hold the list
             moved = {"folder": None, "max_pixels": None}  # pictures may be moved, and the limit of their pixels raised
@@ -217,16 +203,27 @@ def _prepare(folder: Path, config: Mapping[str, Any], resume: bool) -> None:
     """Write config.json and provenance.json, which records the versions at the beginning of the run and at every resume."""
     begun = is_begun(folder, resume)  # another run may have begun and ended here in the meantime
     now: dict[str, Any] = dict(provenance())
-    record = folder / "provenance.json"
-    if begun and record.exists():
-        first = read_json(record)
-        if not isinstance(earlier := first.get("resumed", []), list):
-            raise ValueError(f"{record} is damaged: its resumed is {brief(earlier)}, not a list")
-        now = {**first, "resumed": [*earlier, now]}
+    if begun and (first := _records(folder)[1]):
+        now = {**first, "resumed": [*first.get("resumed", []), now]}
     if config.get("wandb"):
         now.setdefault("wandb", secrets.token_hex(4))
     write_json(folder / "config.json", config)
-    write_json(record, now)
+    write_json(folder / "provenance.json", now)
+
+
+def _records(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What config.json and provenance.json hold, {} where they are missing. ValueError where one, or metrics.jsonl, is damaged."""
+    files = folder / "config.json", folder / "provenance.json"
+    try:
+        config, record = (read_json(file) if file.exists() else {} for file in files)
+        if config and not isinstance(config.get("data"), str | Mapping):
+            raise ValueError(f"{files[0]} is damaged: its data is {brief(config.get('data'))}")
+        if not isinstance(record.get("resumed", []), list):
+            raise ValueError(f"{files[1]} is damaged: its resumed is {brief(record['resumed'])}, not a list")
+        read_lines(folder / METRICS)
+    except ValueError as error:
+        raise ValueError(f"{error}; the run can go on without this file: move it elsewhere") from None
+    return config, record
 
 
 def _loggers(folder: Path, config: Mapping[str, Any], where: World) -> list[Logger]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,18 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.messages import brief, one_line
+from diffusion.messages import brief, one_line, warn
 from models import EMA, Model
 from models.checkpoints import native
 from models.files import strict
 from models.finite import is_finite
+from models.model import completed
 from train.listing import PACKED, describe_change
 from train.world import World
 
 PREVIOUS = "checkpoint.previous.safetensors"
 ADDED_LATER = ("drop", "classes")  # entries of a model's description that earlier versions did not write
 ADVICE = "lower train.learning_rate, or use bf16 or fp32"
-MAX_SKIPPED = 50  # steps in a row: by then fp16's scale has fallen by 2^50, and every finite gradient fits
+MAX_LOST = 50  # steps in a row: by then fp16's scale has fallen by 2^50, and every finite gradient fits
 
 
 class Window:
@@ -37,24 +37,29 @@ class Window:
 
     taken     steps with a finite gradient; fp16 skips the others, which do not count for grad_norm
     replaced  samples that could not be read, and were replaced by others
-    skipped   steps that fp16 has skipped in a row up to now; logging does not reset it
+    lost      steps in a row up to now whose gradient fp16 lost: infinite, or 0 because its scale is too small; logging does not reset it
     """
 
-    NAMES = ("steps", "loss", "grad_norm", "taken", "replaced", "skipped")
+    NAMES = ("steps", "loss", "grad_norm", "taken", "replaced", "lost")
 
     def __init__(self, device: torch.device, skips: bool) -> None:
         """skips: whether steps with a gradient that is not finite are skipped."""
         self.skips = skips
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
 
-    def add(self, loss: Tensor, norm: Tensor, replaced: int, world: World) -> None:
-        """Add one step of all processes."""
+    def numbers(self, loss: Tensor, norm: Tensor, replaced: int, world: World) -> Tensor:
+        """What to add for one step of all processes."""
         own = [loss.to(self.sums.dtype), norm.to(self.sums.dtype), torch.full_like(self.sums[0], replaced)]
         loss, norm, share = world.mean(torch.stack(own))
         finite = norm.isfinite()
         counted = torch.where(finite, norm, 0.0) if self.skips else norm
-        self.sums += torch.stack([torch.ones_like(loss), loss, counted, finite.to(loss), share * world.size, torch.ones_like(loss)])
-        self.sums[-1] *= ~finite
+        lost = (~finite | (norm == 0)) if self.skips else torch.zeros_like(finite)
+        return torch.stack([torch.ones_like(loss), loss, counted, finite.to(loss), share * world.size, lost.to(loss)])
+
+    def add(self, numbers: Tensor) -> None:
+        in_a_row = (self.sums[-1] + 1) * numbers[-1]
+        self.sums += numbers
+        self.sums[-1] = in_a_row
 
     def values(self) -> dict[str, float]:
         return dict(zip(self.NAMES, self.sums.tolist(), strict=True))
@@ -115,17 +120,17 @@ class TrainState:
         native.write(folder / native.FILE_NAME, tensors, metadata, None if self.fell_back else folder / PREVIOUS)
         self.fell_back = False
 
-    def load(self, folder: Path, settings: Mapping[str, Any], steps: int, warn: bool = True) -> None:
+    def load(self, folder: Path, settings: Mapping[str, Any], steps: int, leads: bool = True) -> None:
         """Continue from the folder's checkpoint, up to `steps`. ValueError if it is of another model or other settings.
 
-        If the last checkpoint is damaged, the previous one is loaded with a warning.
+        If the last checkpoint is damaged, the previous one is loaded, with a warning by the process that `leads`.
         """
         file, damage = find_checkpoint(folder)
         tensors, progress, changed = resume_point(folder, self.model.spec, settings, steps)
-        if warn and damage:
-            warnings.warn(f"{damage}: going on from step {progress['step']}, of {file.name}", stacklevel=2)
-        if warn and changed:
-            warnings.warn(changed, stacklevel=2)
+        if leads and damage:
+            warn(f"{damage}: going on from step {progress['step']}, of {file.name}")
+        if leads and changed:
+            warn(changed)
         self.model.network.load_state_dict(_with_prefix(tensors, "network."))
         self.ema.load(_with_prefix(tensors, "ema."), progress["ema_updates"])
         state: dict[int, dict[str, Tensor]] = {}
@@ -147,9 +152,9 @@ class TrainState:
                 f"the loss is {loss:g} and its gradient's norm {norm:g} within the last steps up to {self.step}: "
                 f"{ADVICE}; {self.left(folder)}"
             )
-        if now["skipped"] >= MAX_SKIPPED or (done and now["skipped"] >= self.step):
+        if now["lost"] >= MAX_LOST or (done and now["lost"] >= self.step):
             raise FloatingPointError(
-                f"the gradient was not finite in any of the last {now['skipped']:.0f} steps up to {self.step}, so fp16 skipped them all, "
+                f"the gradient was infinite or 0 in each of the last {now['lost']:.0f} steps up to {self.step}, so fp16 trained nothing "
                 f"though its scale came down to {self.scaler.get_scale():g}: use bf16 or fp32; {self.left(folder)}"
             )
 
@@ -202,8 +207,8 @@ def resume_point(
     if "progress" not in metadata:
         raise ValueError(f"{folder} holds a model, but no training state to resume from")
     (parts, saved), (now, given) = (_without_parts(each) for each in (metadata["settings"], settings))
-    model = metadata["model"]
-    require_same(folder, model, {key: value for key, value in spec.items() if key in model or key not in ADDED_LATER})
+    model = completed(metadata["model"])
+    require_same(folder, model, {key: value for key, value in completed(spec).items() if key in model or key not in ADDED_LATER})
     require_same(folder, saved, given)
     done = metadata["progress"]["step"]
     if done > steps:

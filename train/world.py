@@ -21,7 +21,7 @@ T = TypeVar("T")
 DONE = "done"
 # Entries of the store that hold the error of a process:
 FAILED = "failed"  # it will end, once all processes have saved
-ENDED = "ended"  # it has ended
+ENDED = "ended"  # the first of those that have ended
 
 
 class PeerError(OSError):
@@ -88,15 +88,29 @@ class World:
         for rank in range(self.size):
             self._wait(self.store, f"{call} {rank}")
 
-    def report(self, error: BaseException, entry: str = FAILED) -> None:
-        """Write the error of this process into the store, for the others. entry: FAILED, or ENDED if the process has ended."""
+    def report(self, error: BaseException) -> None:
+        """Write into the store, for the others, the error with which this process will end."""
         if self.store is not None:
-            self.store.set(entry, _describe_error(self.rank, error))
+            self.store.set(FAILED, _describe_error(self.rank, error))
 
     def reported(self) -> PeerError:
         """The error that another process has reported as FAILED."""
         assert self.store is not None
         return PeerError(self.store.get(FAILED).decode())
+
+    def explain(self, error: Exception) -> Exception:
+        """The error to end this process with: PeerError if another process has failed before, and this is a consequence.
+
+        Writes into the store whose error was the first, for those that end later.
+        """
+        with suppress(RuntimeError):  # of the store, if the process that held it has ended
+            if self.store is None:
+                return error
+            if not self.store.check([ENDED]):
+                self.store.set(ENDED, str(error) if isinstance(error, PeerError) else _describe_error(self.rank, error))
+            elif not (message := self.store.get(ENDED).decode()).startswith(_prefix(self.rank)):
+                return PeerError(message)
+        return error
 
     def _wait(self, store: Store, call: str) -> None:
         try:
@@ -112,7 +126,11 @@ class World:
 
 
 def _describe_error(rank: int, error: BaseException) -> str:
-    return f"process {rank} has failed: {one_line(error)}"
+    return f"{_prefix(rank)}{one_line(error)}"
+
+
+def _prefix(rank: int) -> str:
+    return f"process {rank} has failed: "
 
 
 @contextmanager
@@ -131,11 +149,10 @@ def world(device: str | None = None) -> Iterator[World]:
     try:
         yield own
     except Exception as error:
-        with suppress(RuntimeError):  # of the store, if the process that held it has ended
-            if store is not None and store.check([ENDED]):  # this error is a consequence, such as a broken collective operation
-                raise PeerError(store.get(ENDED).decode()) from error
-            own.report(error, ENDED)
-        raise
+        cause = own.explain(error)
+        if cause is error:
+            raise
+        raise cause from error
     finally:
         if size > 1:
             dist.destroy_process_group()

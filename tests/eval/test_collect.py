@@ -27,7 +27,7 @@ from eval.images.folder import FolderPictures
 from eval.images.source import Unreadable
 from eval.images.tensors import TensorPictures
 from eval.sheet import Sheet
-from train.world import ENDED, PeerError, World
+from train.world import PeerError, World
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -295,7 +295,7 @@ def test_reading_ends_with_the_error_of_one_who_uses_it(tmp_path: Path) -> None:
 def test_an_error_of_one_process_ends_the_others() -> None:
     """They wait for its part of the work in no collective operation, of which there could be none here."""
     store = HashStore()
-    World(1, 2, torch.device("cpu"), store).report(ValueError("picture 5 is broken"), ENDED)
+    World(1, 2, torch.device("cpu"), store).explain(ValueError("picture 5 is broken"))
     with pytest.raises(PeerError, match=r"^process 1 has failed: picture 5 is broken$"):
         go(Numbered(20), World(0, 2, torch.device("cpu"), store))
 

@@ -108,6 +108,41 @@ def test_a_model_that_nothing_could_load_is_not_trained(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_network_that_was_changed_is_not_trained(tmp_path: Path) -> None:
+    """Its files would hold what its description does not make."""
+    longer, other = fresh(), fresh()
+    longer.network.extra = nn.Linear(2, 2)
+    name = next(name for name, layer in other.network.named_children() if any(True for _ in layer.parameters()))
+    setattr(other.network, name, nn.Identity())
+    for model in (longer, other):
+        with pytest.raises(
+            ValueError, match=r"could not be loaded again, for its description makes another .*: make it with models\.build"
+        ):
+            go(tmp_path / "run", model)
+    unknown = fresh()
+    unknown.spec["mine"] = 1
+    with pytest.raises(ValueError, match=r"could not be loaded again .*mine"):
+        go(tmp_path / "run", unknown)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_description_that_leaves_out_a_default_is_enough(tmp_path: Path) -> None:
+    """Of the factor of time, 1: the run goes on from its checkpoint, which is found whole."""
+
+    def model() -> Model:
+        made = fresh(time_factor=1.0)
+        network = {name: value for name, value in made.spec["network"].items() if name != "time_factor"}
+        return replace(made, spec={**made.spec, "network": network})
+
+    go(tmp_path, model())
+    own = model()
+    objective = DenoisingObjective(own.schedule, own.prediction, Uniform(own.schedule), uniform, own.null)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert train(own, objective, data(), TrainParams(**{**QUICK, "steps": 4}), tmp_path, resume=True, progress=False)
+    assert models.load(tmp_path).spec["network"]["time_factor"] == 1.0
+
+
 def test_a_condition_without_a_null_value_is_not_silently_kept(tmp_path: Path) -> None:
     """drop needs a null value of every condition; without one it must be 0."""
     model = fresh()
@@ -121,9 +156,10 @@ def test_a_condition_without_a_null_value_is_not_silently_kept(tmp_path: Path) -
 def test_a_warm_up_longer_than_the_run_is_said(tmp_path: Path) -> None:
     """And the run goes on, with the learning rate that the warm-up reaches."""
     with pytest.warns(
-        UserWarning, match=r"train.warmup=8 is as long as the run of 2 steps, or longer: the learning rate reaches only 25% of"
-    ):
+        UserWarning, match=r"train.warmup=8 is as long as the run of 2 steps, or longer: the learning rate only rises, to 25% of"
+    ) as said:
         go(tmp_path, warmup=8)
+    assert said[0].filename == __file__
 
 
 def test_an_evaluation_that_is_never_asked_for(tmp_path: Path) -> None:

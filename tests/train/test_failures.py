@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -51,9 +52,10 @@ from tests.train.test_loop import (
 from train import TrainParams, run, train
 from train.data import Batch, TensorData, digits, shuffled_batches
 from train.folder import LOCK
-from train.reading import check_readable, read_batches
-from train.state import PREVIOUS
-from train.world import ENDED, PeerError, World
+from train.loop import _StopRequest
+from train.reading import _Source, check_readable, read_batches
+from train.state import PREVIOUS, TrainState
+from train.world import PeerError, World
 
 BAD = 5  # the number of a sample that cannot be read, where there is one
 
@@ -175,19 +177,19 @@ def test_what_is_no_batch_is_an_error_of_the_data(odd: Callable[[], Any], worker
     assert progress(tmp_path)["step"] == before(BAD)
 
 
-def test_a_stop_does_not_wait_for_data(tmp_path: Path) -> None:
+def test_a_stop_does_not_wait_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that reads for ever: Ctrl-C saves the steps before, and the run goes on."""
-    stalled = before(BAD)
-    data = Faulty(fault=lambda: time.sleep(3600))
-    timer = threading.Timer(1.5, interrupt)
-    model = fresh()
+    stalled, waits, wait = before(BAD), [], _Source._wait
 
-    def objective(denoiser: Denoiser, batch: Batch) -> Tensor:
-        if not timer.is_alive() and timer.ident is None:
-            timer.start()
-        return reconstruction(denoiser, batch)
+    def waiting(source: _Source) -> Any:
+        waits.append(0)
+        if len(waits) == stalled + 1:  # for the batch that never comes
+            threading.Timer(0.2, interrupt).start()
+        return wait(source)
 
-    assert not train(model, objective, data, TrainParams(**{**SMALL, "workers": 1}), tmp_path, progress=False)
+    monkeypatch.setattr(_Source, "_wait", waiting)
+    model, data = fresh(), Faulty(fault=lambda: time.sleep(3600))
+    assert not train(model, denoising(model), data, TrainParams(**{**SMALL, "workers": 1}), tmp_path, progress=False)
     assert progress(tmp_path)["step"] == stalled
     assert multiprocessing.active_children() == []
 
@@ -253,7 +255,7 @@ def test_a_list_of_what_cannot_be_read_is_short(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("metrics.jsonl", '{"loss": 1}\n', "metrics.jsonl is damaged in line 1"),
+        ("metrics.jsonl", '{"loss": 1}\n', "metrics.jsonl is damaged in line 1.*; the run can go on without this file: move it elsewhere"),
         ("metrics.jsonl", '{"step": 1, "loss": "x"}\n', "metrics.jsonl is damaged in line 1"),
         ("metrics.jsonl", '{"step": "a"}\n', "metrics.jsonl is damaged in line 1"),
         ("config.json", '{"data": "x", "objective": OBJECTIVE}', "was trained with data='x', not"),
@@ -266,9 +268,14 @@ def test_odd_files_of_a_run_are_named(name: str, text: str, message: str, begun:
     folder = tmp_path / "run"
     shutil.copytree(begun, folder)
     (folder / name).write_text(text.replace("OBJECTIVE", json.dumps(read_json(folder / "config.json")["objective"])))
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ValueError, match=message) as error:
         run(config(folder, "resume=true", "train.steps=4"))
     assert "\n" not in str(error.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    if "damaged" in message:
+        (folder / name).unlink()
+        assert run(config(folder, "resume=true", "train.steps=4"))
 
 
 @pytest.fixture(scope="module")
@@ -302,8 +309,9 @@ class Ending(Faulty):
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=repr)
 def test_whatever_ends_the_loop_saves(error: BaseException, unbroken: Path, tmp_path: Path) -> None:
     """Also what is no error of the data; it goes on as it is, and the run goes on bit for bit."""
-    with pytest.raises(type(error)), pytest.warns(UserWarning, match=f"the {before(BAD)} steps before the error are saved in"):
+    with pytest.raises(type(error)), pytest.warns(UserWarning, match=f"the {before(BAD)} steps before the error are saved in") as said:
         fit(tmp_path, Ending(error))
+    assert said[0].filename == __file__  # not a line of the library's own
     assert progress(tmp_path)["step"] == before(BAD)
     fit(tmp_path, Faulty([]), resume=True)
     assert_same(state(tmp_path), state(unbroken))
@@ -314,12 +322,56 @@ def test_an_evaluation_that_fails_loses_no_step(found: Callable[[], Any], tmp_pa
     """Whether it raises, or returns what cannot be logged: that is a ValueError which names it."""
     model = fresh()
     params = TrainParams(**{**SMALL, "steps": 5, "evaluate_every": 3})
+
+    def evaluate(model: Model) -> Any:
+        assert progress(tmp_path)["step"] == 3  # before it begins: it may take the process along
+        return found()
+
+    with pytest.raises(RuntimeError if found is crash else ValueError, match=None if found is crash else "evaluate must return"):
+        train(model, denoising(model), Faulty([]), params, tmp_path, evaluate=evaluate, progress=False)
+
+
+def test_what_could_not_be_saved_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error that ended the run stays, and it is said which checkpoint is left."""
+
+    def full(*_: object) -> None:
+        raise OSError("cannot write: No space left on device")
+
+    model = fresh()
+    act = at_call(4, crash, at_call(3, lambda: monkeypatch.setattr(TrainState, "save", full), denoising(model)))
+    params, left = TrainParams(**{**SMALL, "save_every": 2}), "the last good checkpoint, of step 2, is in"
     with (
-        pytest.raises(RuntimeError if found is crash else ValueError, match=None if found is crash else "evaluate must return"),
-        pytest.warns(UserWarning, match="the 3 steps before the error are saved"),
+        pytest.raises(RuntimeError, match=r"^crash$"),
+        pytest.warns(UserWarning, match=f"the steps up to 3 are not saved, for cannot write: No space left on device; {left}"),
     ):
-        train(model, denoising(model), Faulty([]), params, tmp_path, evaluate=lambda model: found(), progress=False)
-    assert progress(tmp_path)["step"] == 3
+        train(model, act, Faulty([]), params, tmp_path, progress=False)
+    assert progress(tmp_path)["step"] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_interrupts_where_it_may(number: signal.Signals) -> None:
+    """The first one is a request, whichever it is."""
+    for may in (False, True):
+        stop = _StopRequest(lambda may=may: may)  # type: ignore[misc]  # bound in the loop
+        with stop:
+            signal.raise_signal(number)
+            assert stop.requested
+            with pytest.raises(KeyboardInterrupt) if may else contextlib.nullcontext():
+                signal.raise_signal(number)
+
+
+def test_ctrl_c_twice_does_not_halve_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the second one comes as the weights are updated, that step is finished and saved."""
+    update = EMA.update
+
+    def interrupted(self: EMA, network: torch.nn.Module) -> None:
+        for _ in range(2):
+            interrupt()
+        update(self, network)
+
+    monkeypatch.setattr(EMA, "update", interrupted)
+    fit(tmp_path, Faulty([]))
+    assert progress(tmp_path)["step"] == 1
 
 
 def test_half_a_step_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,10 +501,22 @@ def test_those_who_come_first_wait_for_the_others() -> None:
         first.meet()
     waiting.join(10)
     assert met == [0, 1]
-    first.report(ValueError("no such\npicture"), ENDED)
+    first.explain(ValueError("no such\npicture"))
     for wait_for_first in (second.meet, lambda: second.lead(lambda: None)):
         with pytest.raises(PeerError, match=r"process 0 has failed: no such picture$"):
             wait_for_first()
+
+
+def test_who_has_failed_says_why_though_others_end_before() -> None:
+    """They say whose error it was, and it is still raised by the one whose it is."""
+    first, second = pair()
+    error = ValueError("no such picture")
+    first.report(error)
+    told = second.reported()
+    assert second.explain(told) is told
+    assert first.explain(error) is error
+    broken = RuntimeError("connection closed by peer")
+    assert str(second.explain(broken)) == "process 0 has failed: no such picture"
 
 
 RANK = """
@@ -504,6 +568,15 @@ def test_a_folder_of_somebody_else_is_refused(files: dict[str, str], resume: boo
     with pytest.raises(ValueError, match=rf"{tmp_path} holds {first}.*, which no training run writes: run="):
         run(config(tmp_path, f"resume={str(resume).lower()}"))
     assert {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    """A file of that name, or in its way, a link that leads nowhere: the line names the folder."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "x")
+    for name in ("file", "file/run", "link"):
+        with pytest.raises(OSError, match=rf"^cannot make the run folder {tmp_path / name}: "):
+            go(tmp_path / name)
 
 
 def test_leftovers_do_not_block(tmp_path: Path) -> None:
@@ -664,7 +737,7 @@ def square_root_at_zero(denoiser: Denoiser, batch: Batch) -> Tensor:
 @pytest.mark.parametrize("length", [20, 200])
 def test_fp16_that_never_steps_is_an_error(length: int, tmp_path: Path) -> None:
     """After fifty steps in a row, or where a shorter run ends without any; nothing is saved, and metrics.jsonl is strict JSON."""
-    with pytest.raises(FloatingPointError, match=rf"the last {min(length, 60)} steps up to .* fp16 skipped them all.*: use bf16 or fp32"):
+    with pytest.raises(FloatingPointError, match=rf"the last {min(length, 60)} steps up to .* fp16 trained nothing.*: use bf16 or fp32"):
         go(tmp_path, square_root_at_zero, precision="fp16", steps=length, log_every=20, save_every=1000)
     assert not (tmp_path / native.FILE_NAME).exists()
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
@@ -681,6 +754,30 @@ def test_fp16_that_looks_for_its_scale_is_none(tmp_path: Path) -> None:
     (line,) = lines(tmp_path)
     assert 5 < line["skipped_steps"] < 35
     assert math.isfinite(line["grad_norm"])
+
+
+def test_fp16_whose_gradient_is_lost_is_an_error(tmp_path: Path) -> None:
+    """Where its scale, after steps that overflowed, is so small that every gradient is 0: such a run would end, and train nothing."""
+
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, x: Tensor, factor: float) -> Tensor:
+            context.factor = factor
+            return x.clone()
+
+        @staticmethod
+        def backward(context: Any, *gradients: Tensor) -> Any:
+            return gradients[0] * context.factor, None
+
+    calls = 0
+
+    def objective(denoiser: Denoiser, batch: Batch) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return cast(Tensor, Scaled.apply(reconstruction(denoiser, batch), math.inf if calls <= 49 else 1.0))
+
+    with pytest.raises(FloatingPointError, match=r"infinite or 0 in each of the last 60 steps up to 60.*: use bf16 or fp32"):
+        go(tmp_path, objective, precision="fp16", steps=200, log_every=20, save_every=1000)
 
 
 def test_metrics_are_strict_json(tmp_path: Path) -> None:

@@ -232,28 +232,31 @@ from pathlib import Path
 import torch
 from models import Model
 from train import train
+from train.loop import Training
 from tests.train.test_loop import reconstruction
 
 program = sys.modules["train.run"]  # the module: train.run itself is the function
 config = json.loads(sys.argv[1])
 folder = Path(config["run"])
 
-def both(model, objective, data, params, path, **rest):
-    start = copy.deepcopy(model.network.state_dict())
-    plain, begun, resumed = (
-        Model(copy.deepcopy(model.network).double(), model.schedule, model.prediction, model.spec) for _ in range(3)
-    )
-    finished = train(model, objective, data, params, path, **rest)
-    data.images = data.images.double()
-    train(plain, reconstruction, data, params, folder.with_name("plain"), world=rest["world"], progress=False)
-    half, alone = folder.with_name("half"), replace(params, steps=2, accumulate=4)
-    rest["world"].lead(lambda: train(begun, reconstruction, data, alone, half, progress=False))
-    train(resumed, reconstruction, data, params, half, world=rest["world"], resume=True, progress=False)
-    ends = [network.state_dict() for network in (model.network, plain.network)]
-    torch.save([start, *ends], folder.with_name(f"rank{rest['world'].rank}.pt"))
-    return finished
+class Both(Training):
+    def run(self, loggers=()):
+        model, data, params, world = self.model, self.data, self.params, self.world
+        start = copy.deepcopy(model.network.state_dict())
+        plain, begun, resumed = (
+            Model(copy.deepcopy(model.network).double(), model.schedule, model.prediction, model.spec) for _ in range(3)
+        )
+        finished = super().run(loggers)
+        data.images = data.images.double()
+        train(plain, reconstruction, data, params, folder.with_name("plain"), world=world, progress=False)
+        half, alone = folder.with_name("half"), replace(params, steps=2, accumulate=4)
+        world.lead(lambda: train(begun, reconstruction, data, alone, half, progress=False))
+        train(resumed, reconstruction, data, params, half, world=world, resume=True, progress=False)
+        ends = [network.state_dict() for network in (model.network, plain.network)]
+        torch.save([start, *ends], folder.with_name(f"rank{world.rank}.pt"))
+        return finished
 
-program.train = both
+program.Training = Both
 assert program.run(config)
 """
 
