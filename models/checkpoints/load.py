@@ -229,6 +229,13 @@ class _Loading:
             self.found.pipelines.append(pipeline)
         self.ignored |= unused(path, ema)
 
+    def look_above(self, part: Part) -> None:
+        """What the pipeline says whose index names the part's folder, where that folder or its file was given in place of the whole."""
+        home = Path(os.path.abspath(part.file.path)).parent
+        pipeline = Pipeline.of(home.parent)
+        if part.hints and home.name in pipeline.index and not any(each.holds(part) for each in self.found.pipelines):
+            self.found.pipelines.append(pipeline)
+
     def add(self, opened: Found) -> None:
         """Take a file's parts, in place of those of the same kind in files before it."""
         self.found.files.append(opened.file)
@@ -236,6 +243,7 @@ class _Loading:
         for part in opened.parts:
             if part.kind == "backbone":
                 self.found.networks[opened.file.path] = part.params
+                self.look_above(part)
             if part.kind == "text":  # which of them it is depends on the others: `describe` tells
                 self.found.towers.append(part)
                 continue

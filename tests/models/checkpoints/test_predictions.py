@@ -49,6 +49,7 @@ def test_the_guess_does_not_depend_on_the_layout_nor_on_the_order_of_keys(files:
         models.save(Model(model.backbone, model.schedule, model.prediction, model.spec), path, layout)  # type: ignore[arg-type]
     file = tmp_path / "a" / "unet" / "diffusion_pytorch_model.safetensors"
     save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "a.safetensors")
+    shutil.rmtree(tmp_path / "a" / "scheduler")
     for path in (tmp_path / "a.safetensors", file):
         assert models.load(path).prediction.name == "v"
         assert "standard deviation 0.2" in notes(models.load(path))
@@ -182,3 +183,16 @@ def test_a_folder_speaks_of_its_own_network_alone(
     shutil.copytree(there, tmp_path / "text", ignore=shutil.ignore_patterns("unet", "vae"))
     for paths in ((tmp_path / "text", other), (other, tmp_path / "text")):
         assert models.load(*paths).spec["family"] == alone.spec["family"]
+
+
+def test_a_part_of_a_folder_alone_is_as_its_scheduler_says(configured: Configured, tmp_path: Path) -> None:
+    """Folders of parts, or a file in one, in place of the whole: a pipeline's configuration is about them, and about no other network."""
+    folder = configured("sdxl", SCHEDULER, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    (file,) = (folder / "unet").glob("*.safetensors")
+    models.save(tiny("sdxl"), tmp_path / "base", "diffusers")
+    for paths in ([folder / "unet"], [file], [tmp_path / "base", folder / "unet"]):
+        model = models.load(*paths)
+        assert (model.prediction.name, model.spec["schedule"].get("zero_terminal_snr")) == ("v", True)
+    assert models.load(folder, tmp_path / "base" / "unet").prediction.name == "eps"
+    shutil.copy(file, tmp_path / "unet.safetensors")
+    assert models.load(tmp_path / "unet.safetensors").prediction.name == "eps"
