@@ -50,7 +50,7 @@ def _resolved(program: str, overrides: Sequence[str]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
     if key := texts.empty_path(resolved):
-        raise ValueError(f"{key} is empty: give a path, or leave {key} out")
+        raise ValueError(f"{key} is empty: give a path, or leave the setting out")
     return resolved
 
 

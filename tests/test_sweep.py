@@ -121,7 +121,7 @@ def test_an_empty_path_is_refused(program: str, overrides: list[str], key: str) 
     """As weights=$UNSET leaves it: it would be the working folder; in Python too. An empty prompt is one."""
     with pytest.raises(ValueError, match=r"^a path of weights is empty: give a file or folder$"):
         models.load("")
-    with pytest.raises(ValueError, match=f"^{key} is empty: give a path, or leave {key} out$"):
+    with pytest.raises(ValueError, match=f"^{key} is empty: give a path, or leave the setting out$"):
         compose(program, overrides)
     assert compose("samplers", ["prompt=", "negative="])["prompt"] == ""
 
