@@ -77,9 +77,15 @@ def compose_sweep(program: str, overrides: Sequence[str] = (), multirun: bool = 
     if program == "train" and len(runs) > 1 and not any(override.startswith("resume=") for override in given):
         runs = [[*run, "resume=true"] for run in runs]  # a training that is done, or begun, is not begun again
     configs = [_resolved(program, run) for run in runs]
-    if program in APART and _share_a_folder(configs, texts.WRITTEN[program]):
-        folders = texts.file_names(special)
-        configs = [_resolved(program, _apart(program, *each)) for each in zip(runs, configs, folders, strict=True)]
+    if _share_a_folder(configs, key := texts.WRITTEN[program]):
+        if program in APART:
+            folders = texts.file_names(special)
+            configs = [_resolved(program, _apart(program, *each)) for each in zip(runs, configs, folders, strict=True)]
+        elif others := sorted(
+            {override.partition("=")[0].lstrip("+") for run in runs for override in run if override not in same} - {"metric"}
+        ):
+            advice = f"name it by what differs, {key}='results/${{{others[0]}}}.json'"
+            raise ValueError(f"runs of this sweep would replace each other's results in {key}={configs[0][key]}: {advice}")
     return list(zip(special, configs, strict=True))
 
 

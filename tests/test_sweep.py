@@ -98,9 +98,11 @@ def test_every_path_and_prompt_is_taken_as_it_stands(program: str, before: list[
         values = dict(zip(keys, AWKWARD[first:] + AWKWARD, strict=False))
         found = compose(program, [*before, *(f"{key}={value}" for key, value in values.items())])
         assert {key: at(found, key.lstrip("+")) for key in keys} == values
-    other = {"train": "train.seed", "samplers": "seed", "eval": "n"}[program]
-    runs = [config for _, config in compose_sweep(program, [*before, *(f"{key}=[a], b=c (1)" for key in keys), f"{other}=1,2"])]
-    assert [at(config, other) for config in runs] == [1, 2]
+    other = {"train": "train.seed", "samplers": "seed", "eval": "metric"}[program]
+    swept = ["fid", "kid"] if program == "eval" else [0, 1]
+    axis = f"{other}={swept[0]},{swept[1]}"
+    runs = [config for _, config in compose_sweep(program, [*before, *(f"{key}=[a], b=c (1)" for key in keys), axis])]
+    assert [at(config, other) for config in runs] == swept
     for config in runs:  # the folder that is written to has one beneath it for each run
         assert all(str(at(config, key.lstrip("+"))).startswith("[a], b=c (1)") for key in keys)
 
@@ -207,6 +209,16 @@ def test_samples_of_a_sweep_have_a_folder_each() -> None:
     runs = compose_sweep("samplers", ["run=x", "out=y", "+options.eta=0,1"])
     assert [config["out"] for _, config in runs] == ["y/options.eta=0", "y/options.eta=1"]
     assert [config["out"] for _, config in compose_sweep("samplers", ["run=x", "seed=0,9"])] == [None, None]
+
+
+def test_results_of_a_sweep_do_not_replace_each_other() -> None:
+    """Runs that share a file are refused before the first one, except where it gathers their metrics."""
+    score = ["reference=c", "out=x.json"]
+    for shared in (["samples=a,b", *score], ["experiment=quickstart", "n=10,20"]):
+        with pytest.raises(ValueError, match="replace each other's results in out="):
+            compose_sweep("eval", shared)
+    for apart in (["metric=[fid],[kid]", "samples=a", *score], ["samples=a,b", "reference=c", "out=scores/${samples}.json"]):
+        assert len(compose_sweep("eval", apart)) == 2
 
 
 def test_quotes_of_their_own_and_null_are_not_part_of_a_text() -> None:
