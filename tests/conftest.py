@@ -55,11 +55,14 @@ def prediction(request: pytest.FixtureRequest) -> Prediction:
 
 
 @pytest.fixture(autouse=True)
-def _ctrl_c_interrupts() -> Iterator[None]:
-    """As in a terminal, here and in programs that a test starts, also where SIGINT is ignored, as in jobs in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _signals_as_in_a_terminal() -> Iterator[None]:
+    """As in a terminal, here and in programs that a test starts, also where they are ignored: in background jobs, and under nohup."""
+    handlers: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    handlers |= {signal.SIGHUP: signal.SIG_DFL} if hasattr(signal, "SIGHUP") else {}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class Copies(TorchDispatchMode):
