@@ -86,7 +86,9 @@ def test_pipelines_there_and_back(family: str, saved: Saved, tmp_path: Path) -> 
     again, model = models.load(tmp_path), models.load(saved(family))
     model.preview = None
     same(again.state_dict(), model.state_dict())
-    assert again.spec == {key: value for key, value in model.spec.items() if key != "preview"}
+    dropped = {"preview", *(["shape"] if family.startswith("flux") else [])}  # a size that only our entry in model_index.json says
+    found, meant = ({key: value for key, value in each.spec.items() if key not in dropped} for each in (again, model))
+    assert found == meant
     assert again.require("text").t5_tokenizer.tokenize(WORDS) == model.require("text").t5_tokenizer.tokenize(WORDS)
 
 
