@@ -106,13 +106,15 @@ def read_pixels(
 def read_mask(path: str | Path, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """A mask as (1, 1, H, W) in [0, 1]: 1, where to paint, where the picture is white and opaque, 0 where it is black or transparent.
 
-    `size` as in `read_image`, errors as in `open_picture`; ValueError too for a hole in black, which some programs paint: all of it is 0.
+    `size` as in `read_image`, errors as in `open_picture`; ValueError too for a hole in black, which some programs paint: all of it would
+    be 0. A mask that is black and opaque everywhere is read, and paints nothing.
     """
     with _decoded(path, None, max_pixels) as picture:
         mask = _as_tensor(_in_mode(picture, "L"))
         if "A" in picture.getbands():
-            mask = mask * _as_tensor(picture.getchannel("A"))
-            if not mask.any():
+            alpha = _as_tensor(picture.getchannel("A"))
+            mask = mask * alpha
+            if alpha.min() < 1 and not mask.any():
                 raise ValueError(f"{path} is black or transparent everywhere: a mask is white and opaque where to paint")
         return covering(mask, size)
 

@@ -163,6 +163,13 @@ def test_masks_paint_where_they_are_white_and_opaque(tmp_path: Path) -> None:
     hole = pictured(tmp_path / "a hole in black.png", np.concatenate([np.zeros((8, 8, 3)), white[..., 3:]], axis=2))
     with pytest.raises(ValueError, match=r"a hole in black\.png is black or transparent everywhere: a mask is white and opaque where"):
         read_mask(hole)
+    black = np.zeros((2, 2, 4))
+    black[..., 3] = 255
+    for name, pixels in (("colour", black[..., :3]), ("with alpha", black), ("grey with alpha", black[..., 2:])):
+        assert not read_mask(pictured(tmp_path / f"black, {name}.png", pixels)).any(), name
+    unused = tmp_path / "black, an unused transparent entry.png"
+    unused.write_bytes(png(2, 1, 8, 3, b"\0\0\0", chunk(b"PLTE", bytes(6)), chunk(b"tRNS", b"\xff\0")))
+    assert not read_mask(unused).any()
 
 
 # Orientation and other metadata ------------------------------------------------------------------------------------------
