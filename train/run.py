@@ -189,7 +189,7 @@ def _check_fit(model: Model, data: Dataset) -> None:
 
 def _check_resumable(folder: Path, config: Mapping[str, Any], model: Model, settings: Mapping[str, Any], steps: int) -> None:
     """ValueError for a run that differs from the saved one: in the checkpoint's model and training, or config.json's objective and data."""
-    resume_point(folder, model.spec, settings, steps)
+    resume_point(folder, model, settings, steps)
     saved, _ = _records(folder)
     if saved:
         require_same(folder, saved.get("objective"), config["objective"], "objective")

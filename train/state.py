@@ -126,7 +126,7 @@ class TrainState:
         If the last checkpoint is damaged, the previous one is loaded, with a warning by the process that `leads`.
         """
         file, damage = find_checkpoint(folder)
-        tensors, progress, changed = resume_point(folder, self.model.spec, settings, steps)
+        tensors, progress, changed = resume_point(folder, self.model, settings, steps)
         if leads and damage:
             warn(f"{damage}: going on from step {progress['step']}, of {file.name}")
         if leads and changed:
@@ -196,9 +196,7 @@ def _find_damage(file: Path, stamp: tuple[int, ...]) -> str:
     return f"{file} cannot be used: {name} holds values that are not finite" if name else ""
 
 
-def resume_point(
-    folder: Path, spec: Mapping[str, Any], settings: Mapping[str, Any], steps: int
-) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+def resume_point(folder: Path, model: Model, settings: Mapping[str, Any], steps: int) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """A checkpoint's tensors, its progress, and a warning about what will differ from an uninterrupted run, or "".
 
     ValueError unless that model with those settings can go on from it to `steps`.
@@ -207,8 +205,10 @@ def resume_point(
     if "progress" not in metadata:
         raise ValueError(f"{folder} holds a model, but no training state to resume from")
     (parts, saved), (now, given) = (_without_parts(each) for each in (metadata["settings"], settings))
-    model = completed(metadata["model"])
-    require_same(folder, model, {key: value for key, value in completed(spec).items() if key in model or key not in ADDED_LATER})
+    # Earlier versions also described parts that were not there.
+    before = completed(native.without_missing(metadata["model"], {name.partition(".")[0] for name in tensors}))
+    spec = completed(native.about(model)["model"])
+    require_same(folder, before, {key: value for key, value in spec.items() if key in before or key not in ADDED_LATER})
     require_same(folder, saved, given)
     done = metadata["progress"]["step"]
     if done > steps:

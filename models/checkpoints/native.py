@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -50,13 +50,17 @@ def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> No
 
 def about(model: Model) -> dict[str, Any]:
     """The metadata of a model's file: the description of its parts, and the tokenizers."""
-    absent = [FOLDERS.get(part, part) for part in ("backbone", *PARTS) if part not in model.parts]
-    metadata: dict[str, Any] = {"model": {key: value for key, value in model.spec.items() if key not in absent}}
+    metadata: dict[str, Any] = {"model": without_missing(model.spec, [FOLDERS.get(part, part) for part in model.parts])}
     if model.text is not None and model.text.t5_tokenizer is not None:
         metadata[TOKENIZER] = model.text.t5_tokenizer.to_json()
     if model.text is not None and model.text.tokenizers:
         metadata[TOKENIZERS] = {name: tokenizer.describe() for name, tokenizer in model.text.tokenizers.items()}
     return metadata
+
+
+def without_missing(spec: Mapping[str, Any], there: Collection[str]) -> dict[str, Any]:
+    """A description of a model of which only some parts are there, by the names of their tensors in a file."""
+    return {key: value for key, value in spec.items() if key not in NETWORKS or key in there}
 
 
 def is_native(path: Path, file: TensorFile | None) -> bool:

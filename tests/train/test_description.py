@@ -14,6 +14,7 @@ from torch import nn
 import models
 from diffusion import CosineVP, DiscreteVP, RectifiedFlow, Schedule, VarianceExploding
 from models import Model
+from models.checkpoints import native
 from samplers.pictures import read_settings
 from samplers.run import SampleParams, labels_in_turn
 from samplers.run import run as sample_run
@@ -141,6 +142,29 @@ def test_a_description_that_leaves_out_a_default_is_enough(tmp_path: Path) -> No
         warnings.simplefilter("error")
         assert train(own, objective, data(), TrainParams(**{**QUICK, "steps": 4}), tmp_path, resume=True, progress=False)
     assert models.load(tmp_path).spec["network"]["time_factor"] == 1.0
+
+
+def test_a_description_of_a_part_that_is_not_there_is_enough(tmp_path: Path) -> None:
+    """The run goes on, also from a checkpoint of an earlier version, which described such parts; not with the part."""
+    taesd = models.miniature("sd1").spec["preview"]
+
+    def go_on(steps: int, model: Model) -> None:
+        objective = DenoisingObjective(model.schedule, model.prediction, Uniform(model.schedule), uniform, model.null)
+        train(model, objective, data(), TrainParams(**{**QUICK, "steps": steps}), tmp_path, resume=True, progress=False)
+
+    def lacking() -> Model:
+        return replace(fresh(), spec={**fresh().spec, "preview": taesd})
+
+    for steps in (1, 2):
+        go_on(steps, lacking())
+    tensors, metadata = native.verify(tmp_path)
+    assert "preview" not in metadata["model"]
+    metadata["model"]["preview"] = taesd
+    native.write(tmp_path / native.FILE_NAME, tensors, {**metadata, "checksum": native.checksum(tensors, metadata)})
+    go_on(3, lacking())
+    assert models.load(tmp_path).preview is None
+    with pytest.raises(ValueError, match="was trained with preview=None, not"):
+        go_on(4, models.build({**fresh().spec, "preview": taesd}))
 
 
 def test_a_condition_without_a_null_value_is_not_silently_kept(tmp_path: Path) -> None:
