@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os.path import splitext
 from typing import Any
 
@@ -17,9 +17,9 @@ def order_by_number(names: Sequence[str]) -> list[int] | None:
     """The indices of the names, sorted by the number that distinguishes them; None if it is uncertain which number that is.
 
     The number is in every name, no two names share it, and no other number decreases where it increases. Nor does any decimal: 0.25 comes
-    before 0.5 as a scale, but after it as a version. Names that differ in more than numbers (1-a-red-cat, 2-a-blue-dog) must count from
-    0 or 1 without a gap, with the same characters around the number. Otherwise they may be prompts with a number, times of day, or
-    hexadecimal.
+    before 0.5 as a scale, but after it as a version; 0.9, 0.10, 0.11 can only be versions. Names that differ in more than numbers
+    (1-a-red-cat, 2-a-blue-dog) must count from 0 or 1 without a gap, with the same characters around the number. Otherwise they may be
+    prompts with a number, times of day, or hexadecimal.
     """
     if len(names) < 2:
         return list(range(len(names)))
@@ -44,15 +44,29 @@ def _columns(counts: Sequence[int]) -> list[list[int]]:
 
 def _never_goes_down(stems: Sequence[str]) -> bool:
     """Whether every number and every decimal, counted from either end, is at least as large as in the previous name that has one."""
-    whole = [[by_value(number) for number in NUMBER.findall(stem)] for stem in stems]
-    decimals = [[(by_value(number), part.rstrip("0")) for number, part in DECIMAL.findall(stem)] for stem in stems]
-    readings: list[list[list[Any]]] = [whole, decimals]
-    for numbers in [*readings, *([each[::-1] for each in reading] for reading in readings)]:
-        for k in range(max(map(len, numbers))):
-            values = [each[k] for each in numbers if len(each) > k]
-            if values != sorted(values):
-                return False
-    return True
+    numbers = _by_position([[by_value(number) for number in NUMBER.findall(stem)] for stem in stems])
+    decimals = _by_position([[(by_value(number), part) for number, part in DECIMAL.findall(stem)] for stem in stems])
+    return all(column == sorted(column) for column in numbers) and all(
+        _are_counters(column) or (values := _as_decimals(column)) == sorted(values) for column in decimals
+    )
+
+
+def _by_position(rows: Sequence[Sequence[Any]]) -> Iterator[list[Any]]:
+    """For each k, the k-th from the left of every row that has one; then the same from the right."""
+    for each in (rows, [row[::-1] for row in rows]):
+        for k in range(max(map(len, each))):
+            yield [row[k] for row in each if len(row) > k]
+
+
+def _are_counters(column: Sequence[tuple[Any, str]]) -> bool:
+    """Whether numbers with a fraction can be no decimals: the fractions count without a gap (9, 10, 11), or two are one decimal (1, 10)."""
+    parts = sorted({part for _, part in column}, key=by_value)
+    first = int(parts[0][:18])  # names may hold longer numbers than int() reads
+    return parts == [str(first + i) for i in range(len(parts))] or len(set(_as_decimals(column))) < len(set(column))
+
+
+def _as_decimals(column: Sequence[tuple[Any, str]]) -> list[tuple[Any, str]]:
+    return [(number, part.rstrip("0")) for number, part in column]
 
 
 def _is_range(values: Sequence[tuple[int, str]]) -> bool:
