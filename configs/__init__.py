@@ -84,8 +84,9 @@ def compose_sweep(program: str, overrides: Sequence[str] = (), multirun: bool = 
         elif others := sorted(
             {override.partition("=")[0].lstrip("+") for run in runs for override in run if override not in same} - {"metric"}
         ):
-            advice = f"name it by what differs, {key}='results/${{{others[0]}}}.json'"
-            raise ValueError(f"runs of this sweep would replace each other's results in {key}={configs[0][key]}: {advice}")
+            stem, ending = os.path.splitext(configs[0][key])
+            advice = f"name it by what differs, {key}='{stem}-{'-'.join(f'${{{other}}}' for other in others)}{ending}'"
+            raise ValueError(f"runs of this sweep would replace each other's results in {key}={stem}{ending}: {advice}")
     return list(zip(special, configs, strict=True))
 
 

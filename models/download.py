@@ -39,6 +39,7 @@ Count = Callable[[int], object]  # told the number of bytes whenever some have c
 PATIENCE = 60.0  # seconds
 MIN_RECEIVED = 2**16  # bytes in that time; a server that sends fewer stalls
 MAX_ANSWER = 2**24  # bytes of the hub's description of a repository
+COMPRESSED = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress")  # values of Content-Encoding
 MAX_NAME = 500  # characters of a file on the hub
 TRIES, PAUSE = 5, 1.0  # in a row without a byte, and the seconds between them
 
@@ -414,8 +415,8 @@ def _stream(address: str, out: BinaryIO, most: int, headers: Mapping[str, str], 
         if come and response.status_code == 200:  # all of it, where only the rest was asked for
             out.seek(0)
             out.truncate()
-        if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
-            raise OSError(f"the server sends it compressed ({encoding:.40}), which it was asked not to do")
+        if (encoding := response.headers.get("Content-Encoding", "").lower()) in COMPRESSED:
+            raise OSError(f"the server sends it compressed ({encoding}), which it was asked not to do")
         for chunk in response.iter_raw():
             count(len(chunk))
             if out.tell() + len(chunk) > most:

@@ -55,7 +55,7 @@ class TextEncoder(nn.Module):
 
     tokenizers    by tower, the vocabulary of those of CLIP that have one of their own, such as learned words; the others read OpenAI's
     t5_tokenizer  T5's tokens, which come in a file of their own; neither is part of the state dict
-    Loading checks that they fit; whoever sets others does so with `check_vocabularies`.
+    Loading and `encode` check that they fit.
     """
 
     def __init__(self, params: TextParams) -> None:
@@ -95,6 +95,7 @@ class TextEncoder(nn.Module):
                   from 1, that is its "clip skip 2".) Pooled outputs and T5 are as ever
         """
         check_names("way with long prompts", [long], ["chunk", "cut"])
+        self.check_vocabularies()
         self._check_chunks(chunks)
         self.check_clip_skip(clip_skip)
         batch = [self._words(pieces) for pieces in _pieces(prompts, weighted)]

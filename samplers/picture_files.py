@@ -99,7 +99,7 @@ def _counted(content: bytes, pieces: Iterator[T]) -> Iterator[T]:
     """The pieces of a file. ValueError if there are too many for its size."""
     for count, piece in enumerate(pieces):
         if count > MAX_PIECES + len(content) // PIECE:
-            raise ValueError("it is cut into far more pieces than a picture is")
+            raise ValueError("it is cut into far more pieces than a picture is: save it again with any program")
         yield piece
 
 
@@ -144,7 +144,7 @@ def _jpeg(content: bytes) -> PictureFile:
             kept.append((start - 4, end))
     begin = marked.start() if (marked := JPEG_MARKER.search(content, rest)) else len(content)
     if content.count(b"\xff\xda", begin) > MAX_SCANS and _count_scans(content, begin) > MAX_SCANS:  # the first is fast
-        raise ValueError(f"it has more than {MAX_SCANS} scans")
+        raise ValueError(f"it has more than {MAX_SCANS} scans: save it again with any program")
     pixels = _join(content, [*kept, (begin, len(content))])
     return PictureFile("JPEG", pixels, profile=b"".join(part for _, part in sorted(profiles)), **found)
 

@@ -27,7 +27,7 @@ from samplers.sample import find_sampler, sample
 from samplers.settings import COUNT, PLACE, WEIGHTS, named, recorded
 from samplers.usage import usage
 
-LONGEST_NAME = 150  # characters of a folder's, which a list of times may be longer than
+MAX_FOLDER_NAME = 150  # characters of a folder's, which a list of times may be longer than
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ class SampleParams:
         guided = f"-guidance-{self.guidance:g}" if self.guidance != 1 else ""
         how = re.sub(r"[^\w.-]+", "-", json.dumps(told).replace('"name": ', "")).rstrip("-")  # -interval-0.2-0.8-rule-apg-eta-0
         name = f"{self.sampler}-{steps}{guided}{how}"
-        return self.home / (name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}")
+        if len(name) > MAX_FOLDER_NAME:
+            name = f"{name[:MAX_FOLDER_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return self.home / name
 
     @property
     def home(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -214,9 +215,12 @@ def test_samples_of_a_sweep_have_a_folder_each() -> None:
 def test_results_of_a_sweep_do_not_replace_each_other() -> None:
     """Runs that share a file are refused before the first one, except where it gathers their metrics."""
     score = ["reference=c", "out=x.json"]
-    for shared in (["samples=a,b", *score], ["experiment=quickstart", "n=10,20"]):
-        with pytest.raises(ValueError, match="replace each other's results in out="):
+    networks = ["experiment=bench_networks", "network=sd15,sdxl", "batch=1,2"]
+    for shared, right in ((["samples=a,b", *score], "x-${samples}.json"), (networks, "runs/bench_networks-${batch}-${network}")):
+        with pytest.raises(ValueError, match=re.escape(f"by what differs, out='{right}'")):
             compose_sweep("eval", shared)
+        runs = compose_sweep("eval", [*(override for override in shared if not override.startswith("out=")), f"out={right}"])
+        assert len({config["out"] for _, config in runs}) == len(runs)
     for apart in (["metric=[fid],[kid]", "samples=a", *score], ["samples=a,b", "reference=c", "out=scores/${samples}.json"]):
         assert len(compose_sweep("eval", apart)) == 2
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache, partial
 from itertools import pairwise, product
 from typing import Any
@@ -163,11 +163,23 @@ def grids(schedule: Schedule, spacing: str, steps: int) -> Iterator[tuple[Grid, 
 def test_point_mass_is_exact(case: str, schedule: Schedule) -> None:
     """Every solver x schedule x prediction x spacing x steps follows the exact trajectory to 1e-12.
 
-    Up to 13 steps on every spacing; 50 on one, another one for each solver and schedule.
+    Up to 13 steps on every spacing; 50 on one, another one for each solver and schedule, and on every one in the slow test.
     """
     turn = list(CASES).index(case) + list(SCHEDULES.values()).index(schedule)
+    require_all_exact(case, schedule, [*product(DISTINCT, STEPS), (list(DISTINCT)[turn % len(DISTINCT)], 50)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_fifty_steps_of_every_spacing(case: str, schedule: Schedule) -> None:
+    """The same for 50 steps."""
+    require_all_exact(case, schedule, product(DISTINCT, [50]))
+
+
+def require_all_exact(case: str, schedule: Schedule, runs: Iterable[tuple[str, int]]) -> None:
+    """For all predictions, on grids of these spacings and steps."""
     with torch.inference_mode():
-        for spacing, steps in [*product(DISTINCT, STEPS), (list(DISTINCT)[turn % len(DISTINCT)], 50)]:
+        for spacing, steps in runs:
             for grid, prediction, n in grids(schedule, spacing, steps):
                 x0 = initial_noise(range(20, 20 + n), SHAPE, F64)
                 network = partial(fake, x0, schedule, prediction, grid)
@@ -247,12 +259,13 @@ def twice(prediction: Prediction) -> Prediction:
 
 @pytest.mark.parametrize("case", DISTINCT_SAMPLERS)
 @pytest.mark.parametrize(("schedule", "spacings"), [(VP, ["linspace", "trailing", "leading", "karras"]), (FLOW, ["linspace"])])
-def test_point_mass_is_exact_on_long_grids(case: str, schedule: Schedule, spacings: list[str]) -> None:
-    """The same at 999 or 1000 steps, by turns, on the table of 1000 rows and on flow time."""
+@pytest.mark.parametrize("other", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_point_mass_is_exact_on_long_grids(case: str, schedule: Schedule, spacings: list[str], other: int) -> None:
+    """The same at 999 or 1000 steps, by turns, on the table of 1000 rows and on flow time; the other number where time allows."""
     x0, turn = initial_noise(range(20, 20 + N), SHAPE, F64), list(DISTINCT_SAMPLERS).index(case)
     with torch.inference_mode():
         for i, spacing in enumerate(spacings):
-            steps = 999 + (i + turn) % 2
+            steps = 999 + (i + turn + other) % 2
             grid = grid_of(schedule, steps, spacing, below_pure_noise=True)
             require_exact(case, partial(fake, x0, schedule, ALL, grid), x0, grid, spacing, steps)
 
