@@ -31,7 +31,8 @@ quickstart-consistency: quickstart-unet
 
 check: $(SETUP)        ## what notices most mistakes, in a minute or two: the mathematics, layers, README, and each program once
 	OMP_NUM_THREADS=$(HALF) $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests/diffusion tests/samplers/test_contract.py \
-	    tests/samplers/test_exact.py::test_guided_point_masses_are_exact tests/test_layers.py tests/test_readme.py \
+	    tests/samplers/test_exact.py::test_guided_point_masses_are_exact tests/samplers/test_order.py::test_order_of_convergence \
+	    tests/test_layers.py tests/test_readme.py \
 	    tests/test_programs.py::test_train_sample_score tests/test_programs.py::test_prompts_to_images_and_again
 
 test: $(SETUP)         ## the whole test suite: two files side by side, on half of the cores each

@@ -71,10 +71,11 @@ def test_pictures_come_before_equations(path: Path) -> None:
 
 
 @pytest.mark.loopback  # which a kernel is spoken to over
-def test_runs_in_jupyter(tmp_path: Path) -> None:
-    """The first notebook, from top to bottom in a fresh kernel."""
-    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+@pytest.mark.parametrize("path", [NOTEBOOKS[0], *(pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS[1:])])
+def test_runs_in_jupyter(path: Path, tmp_path: Path) -> None:
+    """From top to bottom in a fresh kernel, as it is committed; the first one always, the others where time allows."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
 
 @pytest.fixture(scope="module")
