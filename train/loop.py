@@ -20,6 +20,7 @@ from diffusion.messages import brief, warn
 from diffusion.noise import mix
 from models import EMA, Model
 from models.checkpoints import native
+from models.packed import is_packed
 from train.data import Batch, Dataset, shuffled_batches
 from train.description import describe, warn_of_idle_settings
 from train.folder import claimed, is_begun
@@ -145,7 +146,9 @@ def train(
     ValueError or OSError, and so does whatever else goes wrong, as it is, if the last step was finite.
     Raises FloatingPointError when loss or gradient is not finite.
     """
-    return Training(model, objective, data, params, folder, world, evaluate, resume, progress).run(loggers)
+    training = Training(model, objective, data, params, folder, world, evaluate, resume, progress)
+    training.check()
+    return training.run(loggers)
 
 
 class Training:
@@ -174,11 +177,21 @@ class Training:
         describe(model, objective, data)
         self.settings = params.kept(data, self.world, objective)
 
-    def run(self, loggers: Sequence[Logger] = ()) -> bool:
-        """Train; True when finished. ValueError, before anything is written, for a model whose checkpoints could not be saved or loaded."""
-        params, world, folder = self.params, self.world, self.folder
+    def check(self) -> None:
+        """ValueError for a model whose checkpoints could not be saved or loaded. To be called before anything is written."""
+        for name, part in self.model.parts.items():
+            if is_packed(part):
+                raise ValueError(
+                    f"the {name}'s weights are packed (8-bit floats or GGUF's blocks), and training needs plain ones: train "
+                    "model.unpacked(torch.float32), or a file of it, "
+                    "models.save(models.load(...).unpacked(torch.float32), 'plain.safetensors')"
+                )
         self.model.check_description()
         native.as_text("model", self.model.spec)
+
+    def run(self, loggers: Sequence[Logger] = ()) -> bool:
+        """Train what `check` has passed; True when finished."""
+        params, world, folder = self.params, self.world, self.folder
         if world.leads:
             warn_of_idle_settings(params, self.objective, self.evaluate is not None)
         with contextlib.ExitStack() as closing:

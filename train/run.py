@@ -69,6 +69,7 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         if begun:  # before whether they fit, which does not say what has changed
             _check_resumable(folder, config, model, training.settings, params.steps)
         _check_fit(model, data)
+        training.check()
         if isinstance(data, LatentData):
             check_exportable(model)
         with claimed(folder, where):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 import models
@@ -269,6 +270,23 @@ def test_what_cannot_be_saved_is_found_before_training(tmp_path: Path, family: s
     refused = pytest.raises(ValueError, match=r"once trained, this model could not be saved as its weights came .*how latents are scaled")
     with nullcontext() if layout == "diffusers" else refused:
         check_exportable(model)
+
+
+def test_packed_weights_are_refused_before_anything_is_written(photos: Path, weights: Path, tmp_path: Path) -> None:
+    """By that name, with what to do; a file of the unpacked model is trained."""
+    eight = {
+        name: value.to(torch.float8_e4m3fn) if value.ndim == 2 and name.startswith("model.") and name.endswith("weight") else value
+        for name, value in tensors(weights).items()
+    }
+    save_file(eight, tmp_path / "eight.safetensors")
+    packed, folder = models.load(tmp_path / "eight.safetensors"), tmp_path / "run"
+    with pytest.raises(
+        ValueError, match=r"^the backbone's weights are packed .*: train model\.unpacked\(torch\.float32\), or a file of it, ."
+    ):
+        run(config(tmp_path / "eight.safetensors", photos, folder, *QUICK))
+    assert not folder.exists()
+    models.save(packed.unpacked(torch.float32), tmp_path / "plain.safetensors")
+    assert run(config(tmp_path / "plain.safetensors", photos, folder, *QUICK, "train.steps=1"))
 
 
 def test_parts_from_several_files(tmp_path: Path, photos: Path, weights: Path) -> None:
