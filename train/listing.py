@@ -206,9 +206,10 @@ def by_value(digits: str) -> tuple[int, str]:
 
 
 def describe_change(packed_then: str, packed_now: str) -> str:
-    """How two texts of `Listing.packed` differ, such as "with a.png and without b.png"; "" if they are equal. ValueError if one is damaged.
+    """How two texts of `Listing.packed` differ, such as "with a.png and without b.png"; "" if they are equal.
 
-    Names the first picture that is missing and the first new one. If there is none, a class that has the pictures of another.
+    Names the first picture that is missing and the first new one. If there is none, a class that has the pictures of another, which then
+    has those of another too. ValueError if a text is damaged, or an earlier version sorted the same names differently.
     """
     before, now = (_unpacked(packed) for packed in (packed_then, packed_now))
     had, have = dict(before), dict(now)
@@ -217,10 +218,13 @@ def describe_change(packed_then: str, packed_now: str) -> str:
     if gone or new:
         return " and ".join(gone + new)
     if [name for name, _ in before] != [name for name, _ in now]:
-        return "with the pictures in another order"
+        raise ValueError(
+            "an earlier version began it, which sorted these pictures by another Unicode form of their names: start anew in another folder"
+        )
     was = {mark: name for name, mark in before if mark}
-    moved = [(was[mark], name) for name, mark in now if mark in was and had[name] != mark]
-    return "".join(f"with what is now {name[-60:]} as {earlier[-60:]}" for earlier, name in moved[:1])
+    moved = {name: was[mark] for name, mark in now if mark in was and had[name] != mark}
+    swapped = [f"with what is now {name[-60:]} as {earlier[-60:]}" for name, earlier in moved.items() if earlier in moved]
+    return swapped[0] if swapped else ""
 
 
 def _unpacked(packed: Any) -> list[tuple[str, str]]:
