@@ -46,7 +46,7 @@ class TrainParams:
     clip           limit of the gradient's norm
     precision      of the forward and backward pass; weights, average and optimiser stay float32
     ema            decay of the averaged weights
-    save_every, log_every, evaluate_every   in steps
+    save_every, log_every, evaluate_every   in steps; what is evaluated is saved before, also between the steps of save_every
     workers        processes that decode data; 0 decodes in the loop
     on_error       of samples that cannot be read: the first one ends the run, or the next one takes its place (see `read_batches`)
     check_data     read every sample once before the first step, and name all that cannot be read
@@ -197,7 +197,7 @@ class Training:
         with contextlib.ExitStack() as closing:
             closing.enter_context(claimed(folder, world))
             state = self._state()
-            stop = _StopRequest(lambda: world.size == 1 and state.whole)
+            stop = _StopRequest(lambda: world.size == 1 and state.whole and not state.saving)
             if params.check_data:
                 world.lead(lambda: check_readable(self.data, self.micro_batch, params.on_error, params.workers, self.progress))
             batches = closing.enter_context(self._batches(state.step, lambda: stop.requested))
@@ -278,8 +278,10 @@ class Training:
         return _numbers(found)
 
     def _save(self, state: TrainState) -> None:
+        state.saving = True  # and stays so on an error: `_saving_on_error` comes next
         self.world.lead(lambda: state.save(self.folder, self.settings))
         state.saved = state.step
+        state.saving = False
 
     def _save_unsaved(self, state: TrainState) -> None:
         """If there is anything since the last checkpoint, and it is finite."""
@@ -359,6 +361,7 @@ def _saving_on_error(state: TrainState, folder: Path, settings: Mapping[str, Any
     try:
         yield
     except BaseException as error:
+        state.saving = True
         if world.leads and state.whole and state.step > state.saved and not isinstance(error, FloatingPointError):
             try:
                 state.check(folder, done=False)
@@ -385,8 +388,8 @@ class _StopRequest:
 
     What is ignored stays so: a shell lets its jobs in the background ignore the Ctrl-C that is meant for the one in front.
 
-    interrupts  whether a second one does so now: not amid an update of the weights, which could not be saved, nor under torchrun, which
-                passes on to its processes what a terminal has sent to them too
+    interrupts  whether a second one does so now: not amid an update of the weights, which could not be saved, nor while they are saved,
+                nor under torchrun, which passes on to its processes what a terminal has sent to them too
     """
 
     SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))

@@ -82,6 +82,7 @@ class TrainState:
 
     fell_back  whether it was loaded from the previous checkpoint, because the last one is damaged
     whole      whether everything belongs to the same step; False during the update
+    saving     whether it is being saved
     """
 
     model: Model
@@ -93,6 +94,7 @@ class TrainState:
     saved: int = 0
     fell_back: bool = False
     whole: bool = True
+    saving: bool = False
 
     def save(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Write folder/checkpoint.safetensors atomically, with all parts of the model, so that it needs no other file.

@@ -374,6 +374,27 @@ def test_ctrl_c_twice_does_not_halve_a_step(tmp_path: Path, monkeypatch: pytest.
     assert progress(tmp_path)["step"] == 1
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_no_signal_interrupts_a_save(times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the one that a first signal asks for, nor the one after a second, which has interrupted a step."""
+    write = native.write
+
+    def interrupted(*arguments: Any) -> None:
+        for _ in range(2):
+            interrupt()
+        write(*arguments)
+
+    def stop() -> None:
+        for _ in range(times):
+            interrupt()
+
+    monkeypatch.setattr(native, "write", interrupted)
+    model = fresh()
+    with pytest.raises(KeyboardInterrupt) if times == 2 else contextlib.nullcontext():
+        assert not train(model, at_call(3, stop, denoising(model)), Faulty([]), TrainParams(**SMALL), tmp_path, progress=False)
+    assert progress(tmp_path)["step"] == {1: 3, 2: 2}[times]
+
+
 def test_half_a_step_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the optimiser has moved the weights, and the average has not followed: the checkpoint before stays."""
     update, calls = EMA.update, []
