@@ -29,6 +29,7 @@ from train.world import World
 PREVIOUS = "checkpoint.previous.safetensors"
 ADDED_LATER = ("drop", "classes")  # entries of a model's description that earlier versions did not write
 ADVICE = "lower train.learning_rate, or use bf16 or fp32"
+MAX_SHOWN = 150  # characters of a setting in an error
 MAX_LOST = 50  # steps in a row: by then fp16's scale has fallen by 2^50, and every finite gradient fits
 
 
@@ -244,6 +245,11 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
+def _short(value: Any) -> str:
+    """A value within an error that holds two of them."""
+    return one_line(brief(value), MAX_SHOWN)
+
+
 def require_same(folder: Path, saved: Any, given: Any, where: str = "") -> None:
     """ValueError that names the first setting in which a folder's run differs from what is asked for. Both are compared as JSON."""
     if isinstance(saved, Mapping) and isinstance(given, Mapping):
@@ -261,6 +267,6 @@ def require_same(folder: Path, saved: Any, given: Any, where: str = "") -> None:
             require_same(folder, before, now, f"{where}[{i}]")
     elif saved != (given := json.loads(json.dumps(strict(given), default=str))):
         raise ValueError(
-            f"{folder} was trained with {where}={brief(saved)}, not {brief(given)}: "
+            f"{folder} was trained with {where}={_short(saved)}, not {_short(given)}: "
             "use that to resume it, or another run folder to start anew"
         )

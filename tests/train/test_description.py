@@ -22,6 +22,7 @@ from train import TrainParams, train
 from train.data import TensorData
 from train.density import Density, LogitNormal, LogNormal, Uniform, usual
 from train.objective import DenoisingObjective
+from train.state import require_same
 from train.weighting import min_snr, uniform
 
 NETWORK = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 3}
@@ -165,6 +166,15 @@ def test_a_description_of_a_part_that_is_not_there_is_enough(tmp_path: Path) -> 
     assert models.load(tmp_path).preview is None
     with pytest.raises(ValueError, match="was trained with preview=None, not"):
         go_on(4, models.build({**fresh().spec, "preview": taesd}))
+
+
+def test_settings_that_differ_are_told_shortly() -> None:
+    """However much they hold: a line says how both begin."""
+    vast = {f"setting {i} {'x' * 60}": list(range(50)) for i in range(50)}
+    for saved, given in ((vast, None), ("b" * 900, vast), (None, [vast] * 12)):
+        with pytest.raises(ValueError, match=r"^run was trained with part=.+, not .+: use that to resume it, or") as refusal:
+            require_same(Path("run"), {"part": saved}, {"part": given})
+        assert len(str(refusal.value)) < 400
 
 
 def test_a_condition_without_a_null_value_is_not_silently_kept(tmp_path: Path) -> None:
