@@ -150,6 +150,8 @@ class Model:
         for part in self.parts.values():
             check_whole(part)
         copy = build(self.spec, device="meta")
+        for name in copy.parts.keys() - self.parts.keys():
+            setattr(copy, name, None)
         for name, part in self.parts.items():
             copy.require(name).load_state_dict(unpacked(part, dtype), assign=True)
             copy.require(name).train(part.training)

@@ -74,6 +74,13 @@ def test_files_keep_the_factor_they_were_written_with(tmp_path: Path) -> None:
     assert loaded.time.factor == 1
 
 
+def test_an_unpacked_model_has_the_parts_of_its_own() -> None:
+    """Not those that are only described, without weights."""
+    model = models.miniature("sd1")
+    model.text = None
+    assert model.unpacked(torch.float32).parts.keys() == {"backbone", "vae", "preview"}
+
+
 def test_classes_are_named_in_files(tmp_path: Path) -> None:
     """Their names come back; as many as the network has, all texts, each once."""
     model = models.build({"network": DIT, **FLOW, "classes": ["cat", "dog", "3"]})
