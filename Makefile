@@ -29,7 +29,7 @@ quickstart-dit:
 quickstart-consistency: quickstart-unet
 	TQDM_POSITION=0 $(BIN)/python -m train experiment=digits_consistency run=$(RUNS)/consistency model.from=$(RUNS)/unet resume=true
 
-check: $(SETUP)        ## what notices most mistakes, in a minute or two: the mathematics, layers, README, and each program once
+check: $(SETUP)        ## what notices most mistakes, in minutes: the mathematics, layers, README, and each program once
 	OMP_NUM_THREADS=$(HALF) $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests/diffusion tests/samplers/test_contract.py \
 	    tests/samplers/test_exact.py::test_guided_point_masses_are_exact tests/samplers/test_order.py::test_order_of_convergence \
 	    tests/test_layers.py tests/test_readme.py \
