@@ -146,36 +146,34 @@ def train(
     ValueError or OSError, and so does whatever else goes wrong, as it is, if the last step was finite.
     Raises FloatingPointError when loss or gradient is not finite.
     """
-    training = Training(model, objective, data, params, folder, world, evaluate, resume, progress)
+    world = world or World(0, 1, torch.device("cpu"))
+    training = Training(model, objective, data, params, Path(folder), world, evaluate, resume, progress)
     training.check()
     return training.run(loggers)
 
 
+@dataclass(eq=False)
 class Training:
     """A run of `train`, which says what its arguments are: described in the model, but not begun.
 
     settings  what it must keep when it is resumed
     """
 
-    def __init__(
-        self,
-        model: Model,
-        objective: Objective,
-        data: Dataset,
-        params: TrainParams,
-        folder: str | Path,
-        world: World | None = None,
-        evaluate: Callable[[Model], Mapping[str, float]] | None = None,
-        resume: bool = False,
-        progress: bool = True,
-    ) -> None:
-        self.model, self.objective, self.data, self.params, self.folder = model, objective, data, params, Path(folder)
-        self.world, self.evaluate = world or World(0, 1, torch.device("cpu")), evaluate
-        self.resume, self.progress = resume, progress
-        self.micro_batch = params.micro_batch(self.world.size)
-        _set_checkpointing(model.network, params.checkpointing)
-        describe(model, objective, data)
-        self.settings = params.kept(data, self.world, objective)
+    model: Model
+    objective: Objective
+    data: Dataset
+    params: TrainParams
+    folder: Path
+    world: World
+    evaluate: Callable[[Model], Mapping[str, float]] | None = None
+    resume: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        self.micro_batch = self.params.micro_batch(self.world.size)
+        _set_checkpointing(self.model.network, self.params.checkpointing)
+        describe(self.model, self.objective, self.data)
+        self.settings = self.params.kept(self.data, self.world, self.objective)
 
     def check(self) -> None:
         """ValueError for a model whose checkpoints could not be saved or loaded. To be called before anything is written."""
