@@ -9,7 +9,7 @@ an offset. So the values are the same, to the last bit, however and on whatever 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -211,15 +211,6 @@ class Packed:
             assert self.scale is not None
             return unpack_float8(self.data, self.scale)
         return unpack_blocks(self.packing, self.data).view(self.shape)
-
-
-def join(pieces: Sequence[Packed]) -> Packed | None:
-    """Matrices of one width under each other, as query, key and value are in one product. None where their packing differs."""
-    first = pieces[0]
-    if any(piece.packing != first.packing or piece.data.dtype != first.data.dtype for piece in pieces):
-        return None
-    scales = [piece.scale.expand(piece.shape[0], 1) for piece in pieces if piece.scale is not None]
-    return Packed(first.packing, torch.cat([piece.data for piece in pieces]), torch.cat(scales) if scales else None)
 
 
 # Layers ----------------------------------------------------------------------------------------------------------------

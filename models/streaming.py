@@ -10,58 +10,23 @@ import math
 import mmap
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.packed import PackedLinear
 
+if TYPE_CHECKING:
+    from models.checkpoints.table import Supplies, Supply
+
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 WORK = 0.25  # of a budget, for what networks compute with
 ALIGN = 64  # bytes
-
-
-class Supply(Protocol):
-    """A tensor that can be read whenever it is needed."""
-
-    @property
-    def shape(self) -> torch.Size: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    def take(self) -> Tensor: ...
-    def read(self) -> Tensor: ...
-    def read_into(self, out: Tensor) -> None: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Cast:
-    """Another one's tensor, converted whenever it is read."""
-
-    supply: Supply
-    dtype: torch.dtype
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.supply.shape
-
-    def take(self) -> Tensor:
-        return self.supply.take().to(self.dtype)
-
-    def read(self) -> Tensor:
-        return self.supply.read().to(self.dtype)
-
-    def read_into(self, out: Tensor) -> None:
-        out.copy_(_fresh(self.supply))
-
-
-Supplies = Mapping[str, Supply]
-"""By the names of a module's tensors."""
 
 
 def parse_bytes(memory: str | int) -> int:
@@ -148,7 +113,7 @@ class Streamed(nn.Module):
             layer, _, tensor = name.rpartition(".")
             dtype = fn(torch.empty(0, dtype=supply.dtype)).dtype
             if dtype != supply.dtype and not (layer in packed and tensor in ("packed", "scale")):
-                self.supplies = {**self.supplies, name: Cast(supply, dtype)}
+                self.supplies = {**self.supplies, name: supply.cast(dtype)}
         self.conveyor.widen(needed(self.supplies))
         return self
 

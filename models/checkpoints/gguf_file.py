@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from diffusion.messages import brief, first_line
-from models.checkpoints.stored import DTYPES, MAX_HEADER, MAX_SIZE, Pages, Region, Stored, TensorFile, check_name
+from models.checkpoints.stored import DTYPES, MAX_HEADER, MAX_SIZE, Region, Stored, TensorFile, check_name, map_file
 from models.packed import BLOCKS, CHUNK, unpack_blocks
 
 MAX_READS = 2**19  # numbers and texts in a header: T5's vocabulary is 130,000 of them, which takes a second
@@ -25,27 +25,10 @@ ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of tensors that their converter res
 
 @dataclass(frozen=True, eq=False)
 class _InBlocks(Stored):
-    """A tensor in blocks, `data` (rows, bytes of a row); one that is no matrix of whole blocks is only given unpacked."""
+    """A tensor in blocks of that kind, whose bytes are `data`."""
 
-    key: str
-    shape: tuple[int, ...]
     kind: str
     data: Region
-    dtype: torch.dtype = torch.float32
-
-    @property
-    def packing(self) -> str | None:  # type: ignore[override]
-        return self.kind if len(self.shape) == 2 and self.shape[1] % BLOCKS[self.kind].values == 0 else None
-
-    @property
-    def raw(self) -> Stored | None:  # type: ignore[override]
-        rows = self.shape[0]
-        return replace(self.data, shape=(rows, self.data.shape[0] // rows)) if self.packing else None
-
-    def mapped(self) -> Tensor:
-        out = torch.empty(self.shape)
-        self.read_into(out)
-        return out
 
     def chunks(self, of: int = 1) -> Iterator[Tensor]:
         kind = BLOCKS[self.kind]
@@ -86,7 +69,7 @@ def open_gguf(path: Path) -> TensorFile:
         raise ValueError(f"{path} is one of {brief(pieces)} pieces: make one file of them, with llama-gguf-split --merge")
     entries = [_checked(path, *described) for described in header.described]
     _check_places(path, entries)
-    pages = Pages(path, path.stat().st_size)
+    pages = cache(partial(map_file, path, path.stat().st_size))
     tensors = {entry.key: _stored(path, entry, pages, metadata) for entry in entries}
     return TensorFile(path, tensors, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
 
@@ -146,11 +129,15 @@ def _check_places(path: Path, entries: list[_Entry]) -> None:
             raise ValueError(f"{path} is damaged: {other.key} overlaps {one.key}")
 
 
-def _stored(path: Path, entry: _Entry, pages: Pages, metadata: Mapping[str, Any]) -> Stored:
-    shape = _original_shape(path, entry, metadata)
+def _stored(path: Path, entry: _Entry, pages: Callable[[], UntypedStorage], metadata: Mapping[str, Any]) -> Stored:
+    shape, keys = _original_shape(path, entry, metadata), (entry.key,)
     if entry.kind in DTYPES:
-        return Region(entry.key, shape, DTYPES[entry.kind], pages, entry.start)
-    return _InBlocks(entry.key, shape, entry.kind, Region(entry.key, (entry.size,), torch.uint8, pages, entry.start))
+        return Region(path, keys, shape, DTYPES[entry.kind], entry.start, pages)
+    data = Region(path, keys, (entry.size,), torch.uint8, entry.start, pages)
+    found = _InBlocks(path, keys, shape, torch.float32, entry.kind, data)
+    if len(shape) == 2 and shape[1] % BLOCKS[entry.kind].values == 0:  # else it is only given unpacked
+        return replace(found, packing=entry.kind, raw=replace(data, shape=(shape[0], entry.size // shape[0])))
+    return found
 
 
 def _original_shape(path: Path, entry: _Entry, metadata: Mapping[str, Any]) -> tuple[int, ...]:

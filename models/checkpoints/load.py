@@ -22,14 +22,14 @@ from models.checkpoints.findings import Findings, Pipeline
 from models.checkpoints.folder import config_beside, open_components, unused
 from models.checkpoints.parts import AVERAGED, LATENT_STATISTICS, Found, Part, find_parts
 from models.checkpoints.stored import TensorFile
-from models.checkpoints.table import check_dtype, supplies
+from models.checkpoints.table import Supplies, check_dtype, supplies
 from models.checkpoints.tensors import open_tensors
 from models.checkpoints.vocabulary import find_tokenizer, is_vocabulary
 from models.download import PUBLISHED
 from models.model import Model, Report, build
 from models.packed import FLOAT8, Packed, PackedLinear, pack
 from models.products import Linear
-from models.streaming import Budget, Supplies, layers
+from models.streaming import Budget, layers
 
 DTypes = torch.dtype | Mapping[str, torch.dtype] | None
 NAMES = ("backbone", "vae", "text", "preview")

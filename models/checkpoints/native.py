@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from models.checkpoints.blank import BlankWithin
 from models.checkpoints.parts import AVERAGED, RAW
 from models.checkpoints.prefixes import unwrapped
 from models.checkpoints.stored import Stored, TensorFile
-from models.checkpoints.table import check_dtype, take
+from models.checkpoints.table import check_dtype
 from models.checkpoints.tensors import open_tensors
 from models.files import parse_json, parse_strict_json, replacing
 from models.model import FOLDERS, PARTS, Model, Report, build, completed
@@ -156,7 +155,7 @@ def _fit(network: torch.nn.Module, state: Mapping[str, Stored], dtypes: Mapping[
     for problem, found in problems.items():
         if found:
             raise ValueError(f"{source} {problem} {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else ""))
-    network.load_state_dict({name: take(stored, dtypes[name], source) for name, stored in state.items()}, assign=True)
+    network.load_state_dict({name: stored.take(dtypes[name]) for name, stored in state.items()}, assign=True)
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], previous: Path | None = None) -> None:
@@ -219,8 +218,7 @@ def _open(path: str | Path) -> tuple[TensorFile, dict[str, Any]]:
         if not (path / FILE_NAME).exists():
             raise FileNotFoundError(f"no {FILE_NAME} in {path}: is it a training run's folder, and has it saved yet?")
         path = path / FILE_NAME
-    file = open_tensors(path)
-    file = replace(file, tensors=unwrapped(file.tensors, path))  # as a compiled network's, which training may have saved
+    file = unwrapped(open_tensors(path))  # as a compiled network's, which training may have saved
     try:
         return file, {key: parsed(key, value) for key, value in file.metadata.items() if key != "format"}
     except ValueError as error:

@@ -97,8 +97,7 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
     """
     hints = hints or {}
     foreign.check_packing(file, hints)
-    joined = join_scales(file.tensors, file.path)
-    file = replace(file, tensors=unwrapped(joined.tensors, file.path))
+    file = unwrapped(join_scales(file))
     if not (groups := _groups(file.tensors)):
         whole = shared_prefix(file.tensors)  # before the names of all parts, as of a module that holds the pipeline
         inner = {key.removeprefix(whole): stored for key, stored in file.tensors.items()}
@@ -134,7 +133,8 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
         raise ValueError(f"{file.path} holds {unknown[0]}{more}, which belongs to no part of a known model ({foreign.guess(unknown)})")
     parts = [replace(part, keys={name: file.tensors[key].key for name, key in part.keys.items()}) for part in parts]
     ignored = {file.tensors[key].key: why for key, why in ignored.items()}
-    return Found(file, parts, {**ignored, **joined.ignored}, joined.scales)
+    scales = {scale: stored.key for stored in file.tensors.values() for scale in stored.keys[1:]}
+    return Found(file, parts, {**ignored, **file.ignored}, scales)
 
 
 def _groups(keys: Iterable[str]) -> dict[str, list[str]]:

@@ -8,7 +8,6 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,29 +17,9 @@ import torch
 from torch import Tensor
 
 from diffusion.messages import first_line
-from models.checkpoints.stored import MAX_TENSORS, Stored, TensorFile, check_name
+from models.checkpoints.stored import MAX_TENSORS, Held, TensorFile, check_name
 
 WRAPPERS = ("state_dict", "model", "module")  # what pickles of trainers hold their tensors under
-
-
-@dataclass(frozen=True, eq=False)
-class _Unpickled(Stored):
-    key: str
-    tensor: Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return tuple(self.tensor.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
-        return self.tensor.dtype
-
-    def mapped(self) -> Tensor:
-        return self.tensor.detach().contiguous()
-
-    def chunks(self, of: int = 1) -> Iterator[Tensor]:
-        yield self.tensor.detach().flatten()
 
 
 class _Callback:
@@ -79,9 +58,9 @@ def open_pickle(path: Path) -> TensorFile:
     found = list(islice(((key, value) for key, value in _flat(state) if isinstance(value, Tensor)), MAX_TENSORS + 1))
     if len(found) > MAX_TENSORS:
         raise ValueError(f"{path} holds no model: no known one has more than {MAX_TENSORS:,} tensors")
-    tensors = {key: _Unpickled(key, value) for key, value in found}
-    for key, stored in tensors.items():
-        _check_unpickled(path, key, stored.tensor)
+    for key, value in found:
+        _check_unpickled(path, key, value)
+    tensors = {key: Held.of(path, key, value) for key, value in found}
     kinds = (int, float, np.integer, np.floating)
     numbers = {key: float(n) for key, n in content.items() if isinstance(key, str) and isinstance(n, kinds) and abs(n) < 2**63}
     return TensorFile(path, tensors, numbers=numbers)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import replace
 
-from models.checkpoints.stored import Stored
+from models.checkpoints.stored import Stored, TensorFile
 
 # Parts of names that torch.compile, DistributedDataParallel, DataParallel, FSDP, checkpointing and Lightning add, at any depth.
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 
 
-def unwrapped(tensors: Mapping[str, Stored], path: str | Path) -> dict[str, Stored]:
-    """The tensors by their names without wrappers. ValueError where two would have the same name."""
+def unwrapped(file: TensorFile) -> TensorFile:
+    """The file's tensors by their names without wrappers. ValueError where two would have the same name."""
     found: dict[str, Stored] = {}
-    for key, stored in tensors.items():
+    for key, stored in file.tensors.items():
         name = ".".join(part for part in key.split(".") if part not in WRAPPERS)
         if name in found:
-            raise ValueError(f"{path} holds {found[name].key} and {key}, the same weights twice: keep one of them")
+            raise ValueError(f"{file.path} holds {found[name].key} and {key}, the same weights twice: keep one of them")
         found[name] = stored
-    return found
+    return replace(file, tensors=found)
 
 
 def shared_prefix(keys: Iterable[str]) -> str:

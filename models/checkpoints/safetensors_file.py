@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from diffusion.messages import brief, one_line
-from models.checkpoints.stored import DTYPES, MAX_HEADER, MAX_SIZE, MAX_TENSORS, Pages, Region, Stored, TensorFile, check_name
+from models.checkpoints.stored import DTYPES, MAX_HEADER, MAX_SIZE, MAX_TENSORS, Region, Stored, TensorFile, check_name, map_file
 
 
 def open_safetensors(path: Path) -> TensorFile:
@@ -38,23 +39,21 @@ def open_safetensors(path: Path) -> TensorFile:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f"{path} is damaged: __metadata__ must hold texts")
-    begin, pages = 8 + length, Pages(path, size)
+    begin, pages = 8 + length, cache(partial(map_file, path, size))
     ends: list[tuple[int, int, str]] = []
     tensors: dict[str, Stored] = {}
     for key, entry in header.items():
         dtype, shape, first, last = _check_entry(path, key, entry)
         ends.append((first, last, key))
-        tensors[key] = Region(key, shape, dtype, pages, begin + first)
+        tensors[key] = Region(path, (key,), shape, dtype, begin + first, pages)
     ends.sort()
     for (_, last, key), (first, _, other) in pairwise([(0, 0, "the header"), *ends]):
         if first != last:
             what = "overlaps" if first < last else "leaves a gap after"
             raise ValueError(f"{path} is damaged: {other} {what} {key} (it starts at byte {first:,} of the data, not {last:,})")
-    if begin + (ends[-1][1] if ends else 0) != size:
-        last_key = ends[-1][2] if ends else "the header"
-        raise ValueError(
-            f"{path} is damaged: {last_key} ends at byte {begin + (ends[-1][1] if ends else 0):,}, the file at {size:,}; get it again"
-        )
+    _, last, key = ends[-1] if ends else (0, 0, "the header")
+    if begin + last != size:
+        raise ValueError(f"{path} is damaged: {key} ends at byte {begin + last:,}, the file at {size:,}; get it again")
     return TensorFile(path, tensors, metadata)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from models.checkpoints.stored import Stored
+from models.checkpoints.stored import Stored, TensorFile
 from models.packed import CHUNK, FLOAT8, unpack_float8
 
 SCALES = ("scale_weight", "weight_scale")  # beside "weight"
@@ -23,89 +22,63 @@ IGNORED = {
 }
 
 
-@dataclass(frozen=True)
-class Joined:
-    """The tensors of a file, scales in their weights.
-
-    scales   the key of each scale that was taken, and of the weight that it is in
-    ignored  the other keys that belong to 8-bit weights, and why they are left out
-    """
-
-    tensors: Mapping[str, Stored]
-    scales: Mapping[str, str]
-    ignored: Mapping[str, str]
-
-
 @dataclass(frozen=True, eq=False)
 class _Scaled(Stored):
-    """A weight times its scale, () or (rows, 1); packed if it is a matrix of 8-bit floats."""
+    """A weight times its scale; packed if it is a matrix of 8-bit floats."""
 
     weight: Stored
-    scale: Tensor
-    dtype: torch.dtype = torch.float32
-
-    @property
-    def key(self) -> str:  # type: ignore[override]
-        return self.weight.key
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.weight.shape
-
-    @property
-    def packing(self) -> str | None:  # type: ignore[override]
-        return "fp8" if self.weight.dtype in FLOAT8 and len(self.shape) == 2 else None
-
-    @property
-    def raw(self) -> Stored | None:  # type: ignore[override]
-        return self.weight if self.packing else None
-
-    def mapped(self) -> Tensor:
-        out = torch.empty(self.shape)
-        self.read_into(out)
-        return out
+    factors: Tensor  # () or (rows, 1)
 
     def chunks(self, of: int = 1) -> Iterator[Tensor]:
         row = max(1, math.prod(self.shape[1:]))
         unit = math.lcm(of, row)
-        scale, done = self.scale.expand(self.shape[0] if self.shape else 1, 1), 0
+        factors, done = self.factors.expand(self.shape[0] if self.shape else 1, 1), 0
         for chunk in self.weight.chunks(unit):
             for rows in chunk.view(-1, row).split(max(1, CHUNK // unit) * unit // row):
-                factor = scale[done : done + len(rows)]
+                factor = factors[done : done + len(rows)]
                 values = unpack_float8(rows, factor) if rows.dtype in FLOAT8 else rows.float().mul_(factor)
                 yield values.view(-1)
                 done += len(rows)
 
 
-def join_scales(tensors: Mapping[str, Stored], path: str | Path) -> Joined:
-    """Each X.weight with its X.scale_weight or X.weight_scale; matrices of 8-bit floats without one have the scale 1.
+def join_scales(file: TensorFile) -> TensorFile:
+    """The file with each X.scale_weight or X.weight_scale in its X.weight; matrices of 8-bit floats without one have the scale 1.
 
-    A scale is one number, or one for each row: of shape (), (1,), (rows,) or (rows, 1). ValueError, with the path, where one is of another
-    shape, without a weight, or anything but a finite number above zero.
+    The other keys that belong to 8-bit weights are left out. A scale is one number, or one for each row: of shape (), (1,), (rows,) or
+    (rows, 1). ValueError where one is of another shape, without a weight, or anything but a finite number above zero.
     """
-    scales: dict[str, str] = {}
-    ignored: dict[str, str] = {}
-    for key in tensors:
+    tensors, ignored, scales = dict(file.tensors), dict(file.ignored), dict[str, Stored]()
+    for key in file.tensors:
         layer, _, name = key.rpartition(".")
-        if name in SCALES:
-            scales[key] = f"{layer}.weight" if layer else "weight"
-        elif name in IGNORED:
+        if name in IGNORED:
             ignored[key] = IGNORED[name]
-    if twice := [key for key, weight in scales.items() if all(f"{weight[:-6]}{name}" in scales for name in SCALES)]:
-        raise ValueError(f"{path} is damaged: {sorted(twice)[0]} and {sorted(twice)[1]} are scales of the same weight")
-    joined = {key: stored for key, stored in tensors.items() if key not in scales and key not in ignored}
-    for key, stored in joined.items():
-        if stored.dtype in FLOAT8 and len(stored.shape) == 2:
-            joined[key] = _Scaled(stored, torch.ones(()))
-    for key, weight in scales.items():
-        if weight not in joined:
-            raise ValueError(f"{path} is damaged: {key} is a scale, and there is no {weight}")
-        joined[weight] = _Scaled(tensors[weight], _read_scale(tensors[key], tensors[weight], path))
-    return Joined(joined, scales, ignored)
+            del tensors[key]
+        elif name in SCALES:
+            weight = f"{layer}.weight" if layer else "weight"
+            if weight not in file.tensors:
+                raise ValueError(f"{file.path} is damaged: {key} is a scale, and there is no {weight}")
+            if weight in scales:
+                one, other = sorted((scales[weight].key, key))
+                raise ValueError(f"{file.path} is damaged: {one} and {other} are scales of the same weight")
+            scales[weight] = tensors.pop(key)
+    for key, stored in tensors.items():
+        if key in scales:
+            tensors[key] = _scaled(stored, _read_scale(scales[key], stored), scales[key].keys)
+        elif stored.dtype in FLOAT8 and len(stored.shape) == 2:
+            tensors[key] = _scaled(stored, torch.ones(()))
+    return replace(file, tensors=tensors, ignored=ignored)
 
 
-def _read_scale(stored: Stored, weight: Stored, path: str | Path) -> Tensor:
+def _scaled(weight: Stored, scale: Tensor, keys: tuple[str, ...] = ()) -> Stored:
+    """A weight and its scale, () or (rows, 1), with the scale's keys, as one tensor."""
+    found = _Scaled(weight.path, (*weight.keys, *keys), weight.shape, torch.float32, weight, scale)
+    packed = weight.dtype in FLOAT8 and len(weight.shape) == 2
+    return replace(found, packing="fp8", raw=weight, scale=scale) if packed else found
+
+
+def _read_scale(stored: Stored, weight: Stored) -> Tensor:
     """() or (rows, 1) in float32."""
+    path = stored.path
     if not stored.dtype.is_floating_point or not weight.dtype.is_floating_point:
         raise ValueError(f"{path} cannot be read: {stored.key} is {stored.dtype} and scales {weight.dtype}; only floats are known to be")
     rows = weight.shape[0] if weight.shape else 1

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from diffusion.spec import check_names
-from models.checkpoints.stored import Stored, TensorFile
-from models.finite import is_finite
+from models.checkpoints.stored import Held, Stored, TensorFile
 
 T = TypeVar("T")
-EDGE = 4096  # values at either end of a mapped tensor: a page or a few
 
 Form = Literal["same", "conv", "transposed", "swapped"]
 """How a published tensor is written: as ours, as a 1x1 convolution where ours is a linear layer, with its two dimensions exchanged, or
@@ -103,48 +100,61 @@ class Stock(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Supply:
-    """One tensor of ours as it is to be had from published ones."""
+    """One tensor of ours as it is to be had from published ones, whenever it is needed.
+
+    before  the same, before a network that reads it again and again was cast: every cast rounds
+    """
 
     shape: torch.Size
     dtype: torch.dtype
     source: Source
     pieces: tuple[Stored, ...]
-    path: Path
+    before: Supply | None = None
 
     def take(self) -> Tensor:
         """The tensor: the file's memory-mapped pages where it is one to one and of the right dtype, else new memory.
 
-        ValueError where it is not finite, see `take`.
+        ValueError where it is not finite, see `Stored.take`.
         """
-        if len(self.pieces) == 1 and self.source.form in ("same", "conv"):
-            return take(self.pieces[0], self.dtype, self.path).view(self.shape)
+        if len(self.pieces) == 1 and self.source.form in ("same", "conv") and not self.before:
+            return self.pieces[0].take(self.dtype).view(self.shape)
         return self.read()
 
     def read(self) -> Tensor:
         """The tensor in new memory. ValueError where it is not finite."""
         value = torch.empty(self.shape, dtype=self.dtype)
-        self._put(value, lambda stored, out: _copy(stored, out, self.path))
+        self._put(value, lambda stored, out: stored.read_finite(out))
         return value
 
     def read_into(self, out: Tensor) -> None:
         """Copy it, piece by piece: nothing of a safetensors file stays in memory, and nothing is looked at."""
         self._put(out, lambda stored, part: stored.read_into(part))
 
-    def packed(self) -> dict[str, Supply | Fixed] | None:
+    def cast(self, dtype: torch.dtype) -> Supply:
+        """This, converted whenever it is read."""
+        return replace(self, dtype=dtype, before=self)
+
+    def packed(self) -> dict[str, Supply] | None:
         """The matrix as it is packed in the file, and its scale ("packed", "scale"); None where it is not, or its pieces differ in that."""
         kinds = {(piece.packing, piece.raw.dtype if piece.raw else None) for piece in self.pieces}
         if len(kinds) > 1 or self.pieces[0].packing is None or self.source.form != "same":
             return None
         raw = tuple(piece.raw for piece in self.pieces if piece.raw)
-        shape = torch.Size((self.shape[0], raw[0].shape[1]))
-        found: dict[str, Supply | Fixed] = {"packed": Supply(shape, raw[0].dtype, self.source, raw, self.path)}
+        found = {"packed": Supply(torch.Size((self.shape[0], raw[0].shape[1])), raw[0].dtype, self.source, raw)}
         scales = [piece.scale for piece in self.pieces if piece.scale is not None]
         if scales:
             rows = [scale.expand(piece.shape[0], 1) for piece, scale in zip(self.pieces, scales, strict=True)]
-            found["scale"] = Fixed(scales[0] if len(scales) == 1 else torch.cat(rows))
+            scale = scales[0] if len(scales) == 1 else torch.cat(rows)
+            held = Held.of(self.pieces[0].path, self.pieces[0].keys[-1], scale)
+            found["scale"] = Supply(scale.shape, scale.dtype, Source(held.keys), (held,))
         return found
 
     def _put(self, value: Tensor, copy: Callable[[Stored, Tensor], None]) -> None:
+        if self.before:
+            uncast = torch.empty(self.shape, dtype=self.before.dtype)
+            self.before._put(uncast, copy)
+            value.copy_(uncast)
+            return
         for piece, part in zip(self.pieces, value.split(self.source.sizes(len(value))) if len(self.pieces) > 1 else (value,), strict=True):
             if self.source.form in ("transposed", "swapped"):
                 raw = torch.empty(piece.shape, dtype=value.dtype)
@@ -154,28 +164,8 @@ class Supply:
                 copy(piece, part)
 
 
-@dataclass(frozen=True, eq=False)
-class Fixed:
-    """A small tensor that was read before."""
-
-    value: Tensor
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.value.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.value.dtype
-
-    def take(self) -> Tensor:
-        return self.value
-
-    def read(self) -> Tensor:
-        return self.value
-
-    def read_into(self, out: Tensor) -> None:
-        out.copy_(self.value)
+Supplies = Mapping[str, Supply]
+"""By the names of a module's tensors."""
 
 
 def supplies(table: Table, shapes: Mapping[str, torch.Size], stock: Stock, dtype: torch.dtype) -> dict[str, Supply]:
@@ -191,9 +181,7 @@ def supplies(table: Table, shapes: Mapping[str, torch.Size], stock: Stock, dtype
         raise ValueError(f"{path} holds {unknown[0]}{_more(unknown)}, for which its {stock.words} has no place")
     for name, source in table.items():
         _check_shapes(shapes[name], source, stock)
-    return {
-        name: Supply(shapes[name], dtype, source, tuple(stock.stored[key] for key in source.keys), path) for name, source in table.items()
-    }
+    return {name: Supply(shapes[name], dtype, source, tuple(stock.stored[key] for key in source.keys)) for name, source in table.items()}
 
 
 def _more(keys: list[str]) -> str:
@@ -203,37 +191,6 @@ def _more(keys: list[str]) -> str:
 def _swapped(value: Tensor) -> Tensor:
     """The halves of the first dimension exchanged."""
     return value.roll(len(value) // 2, 0)
-
-
-def take(stored: Stored, dtype: torch.dtype, path: str | Path) -> Tensor:
-    """A tensor of a file in that dtype: its mapped pages, or new memory where it is converted. ValueError where it is not finite.
-
-    Of mapped pages only the ends are looked at, so that opening a file does not read all of it: `Model.check_finite` does.
-    """
-    if stored.dtype == dtype:
-        value = stored.mapped()
-        flat = value.view(-1)
-        if not (is_finite(flat[:EDGE]) and is_finite(flat[-EDGE:])):
-            raise _damaged(stored, path)
-    else:
-        value = torch.empty(stored.shape, dtype=dtype)
-        _copy(stored, value, path)
-    return value
-
-
-def _copy(stored: Stored, out: Tensor, path: str | Path) -> None:
-    """Copy a tensor of a file to a contiguous one of any dtype. ValueError where it is not finite there."""
-    for chunk, part in stored.copied(out):
-        if not is_finite(part):
-            raise _too_large(stored, part.dtype, path) if is_finite(chunk) else _damaged(stored, path)
-
-
-def _damaged(stored: Stored, path: str | Path) -> ValueError:
-    return ValueError(f"{path} is damaged: {stored.key} holds values that are not finite")
-
-
-def _too_large(stored: Stored, dtype: torch.dtype, path: str | Path) -> ValueError:
-    return ValueError(f"{path} holds values in {stored.key} that are too large for {dtype}: choose another dtype")
 
 
 def check_dtype(dtype: torch.dtype | Mapping[str, torch.dtype] | None, parts: Iterable[str]) -> None:

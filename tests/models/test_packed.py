@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models import packed
 from models.finite import lost_weight
 from models.model import Model, build
-from models.packed import BLOCKS, FLOAT8, MAX_UNPACKED, Packed, PackedLinear, join, memory, pack, unpack_blocks, unpack_float8
+from models.packed import BLOCKS, FLOAT8, MAX_UNPACKED, Packed, PackedLinear, memory, pack, unpack_blocks, unpack_float8
 from models.products import Linear
 
 HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_0": (0,), "Q5_0": (0,), "Q8_0": (0,)}  # where a block has its float16s
@@ -173,20 +173,6 @@ def test_packing_layers_of_a_network() -> None:
             pack(network, name, weight)
     with pytest.raises(ValueError, match=r"a is \(64, 32\), and the packed weight \(64, 64\)"):
         pack(network, "a", random_packed("Q8_0", 64, 64))
-
-
-def test_joining_rows() -> None:
-    """Query, key and value, each with its scale or in blocks; what differs cannot be."""
-    for kinds in (["fp8", "fp8 of rows", "fp8"], ["Q4_K"] * 3):
-        pieces = [random_packed(kind, 32 * (i + 1), 256, seed=i) for i, kind in enumerate(kinds)]
-        joined = join(pieces)
-        assert joined is not None
-        assert torch.equal(joined.dense(), torch.cat([piece.dense() for piece in pieces]))
-        assert torch.equal(joined.rows(20, 50).dense(), joined.dense()[20:50])
-    five = Packed("fp8", torch.ones(32, 256).to(torch.float8_e5m2), torch.ones(()))
-    assert join([pieces[0], random_packed("Q8_0", 32, 256)]) is None
-    assert join([pieces[0], random_packed("fp8", 32, 256)]) is None
-    assert join([random_packed("fp8", 32, 256), five]) is None
 
 
 @pytest.mark.parametrize("kind", ["fp8", "fp8 of rows", *BLOCKS])

@@ -81,8 +81,8 @@ def blocks(tensors: Tensors, kinds: tuple[str, ...], path: Path) -> Tensors:
             dense = torch.from_numpy(gguf.dequantize(packed, gguf.GGMLQuantizationType[kind]))
             values[key] = dense.bfloat16()
             writer.add_tensor(key, packed, raw_dtype=gguf.GGMLQuantizationType[kind])
-        else:  # converters write what they do not pack in float32
-            writer.add_tensor(key, value.float().numpy())
+        else:  # converters write what they do not pack in float32, whose last bits bfloat16 rounds away
+            writer.add_tensor(key, value.float().mul(1 + 2**-12).numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
@@ -18,17 +19,12 @@ import torch
 from models.checkpoints.stored import Stored, TensorFile
 
 
+@dataclass(frozen=True, eq=False)
 class Declared(Stored):
     """A tensor of which a header speaks, and which is not there to be read."""
 
-    def __init__(self, key: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float16) -> None:
-        self.key, self.shape, self.dtype = key, shape, dtype
-
-    def mapped(self) -> NoReturn:
-        raise AssertionError(f"{self.key} was read, where keys and shapes must do")
-
     def chunks(self, of: int = 1) -> NoReturn:
-        self.mapped()
+        raise AssertionError(f"{self.key} was read, where keys and shapes must do")
 
 
 @cache
@@ -44,4 +40,4 @@ def declared(name: str, **more: tuple[int, ...]) -> TensorFile:
 
 
 def file_of(shapes: Mapping[str, tuple[int, ...]], name: str = "file.safetensors") -> TensorFile:
-    return TensorFile(Path(name), {key: Declared(key, shape) for key, shape in shapes.items()})
+    return TensorFile(Path(name), {key: Declared(Path(name), (key,), shape, torch.float16) for key, shape in shapes.items()})

@@ -10,18 +10,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.checkpoints.scaled import Joined, join_scales
-from models.checkpoints.stored import Stored
+from models.checkpoints.scaled import join_scales
+from models.checkpoints.stored import TensorFile
 from models.checkpoints.tensors import open_tensors
+from models.packed import Packed
 
 
-def stored(path: Path, tensors: Mapping[str, Tensor]) -> Mapping[str, Stored]:
+def joined(path: Path, tensors: Mapping[str, Tensor]) -> TensorFile:
     save_file(dict(tensors), path / "a.safetensors")
-    return open_tensors(path / "a.safetensors").tensors
-
-
-def joined(path: Path, tensors: Mapping[str, Tensor]) -> Joined:
-    return join_scales(stored(path, tensors), "FILE")
+    return join_scales(open_tensors(path / "a.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["scale_weight", "weight_scale"])
@@ -32,11 +29,13 @@ def test_a_weight_and_its_scale_are_one(name: str, shape: tuple[int, ...], dtype
     weight, scale = torch.randn(700, 4096).to(dtype), torch.rand(shape) + 0.1
     found = joined(tmp_path, {"a.weight": weight, f"a.{name}": scale, "a.bias": torch.ones(700)})
     assert set(found.tensors) == {"a.weight", "a.bias"}
-    assert found.scales == {f"a.{name}": "a.weight"}
     one = found.tensors["a.weight"]
+    assert one.keys == ("a.weight", f"a.{name}")
     assert (one.key, one.shape, one.dtype, one.packing) == ("a.weight", (700, 4096), torch.float32, "fp8")
     wanted = weight.float() * (scale if scale.numel() == 1 else scale.view(-1, 1))
-    packed = one.packed()
+    assert one.packing
+    assert one.raw
+    packed = Packed(one.packing, one.raw.mapped(), one.scale)
     assert torch.equal(packed.data.view(torch.uint8), weight.view(torch.uint8))
     assert packed.scale is not None
     assert (packed.scale.shape, packed.scale.dtype) == ((700, 1) if scale.numel() > 1 else (), torch.float32)
@@ -68,8 +67,9 @@ def test_the_rest_of_such_a_file(tmp_path: Path) -> None:
     }
     found = joined(tmp_path, tensors)
     assert set(found.ignored) == {"scaled_fp8", "model.scaled_fp8", "a.scale_input", "b.input_scale", "b.comfy_quant"}
-    assert set(found.scales) == {"a.scale_weight", "conv.weight_scale", "half.scale_weight"}
-    assert set(found.tensors) | set(found.ignored) | set(found.scales) == set(tensors)
+    scales = {key for one in found.tensors.values() for key in one.keys[1:]}
+    assert scales == {"a.scale_weight", "conv.weight_scale", "half.scale_weight"}
+    assert set(found.tensors) | set(found.ignored) | scales == set(tensors)
     packing = {key: one.packing for key, one in found.tensors.items() if one.packing}
     assert packing == {"a.weight": "fp8", "b.weight": "fp8"}
     assert torch.equal(found.tensors["a.weight"].mapped(), eight.float() * 2)
@@ -84,7 +84,7 @@ def test_pickled_tensors_are_joined_too(tmp_path: Path) -> None:
     """Whose values come all at once."""
     weight = torch.randn(600, 1000).to(torch.float8_e4m3fn)
     torch.save({"a.weight": weight, "a.scale_weight": torch.arange(1.0, 601)}, tmp_path / "a.pt")
-    found = join_scales(open_tensors(tmp_path / "a.pt").tensors, "FILE").tensors["a.weight"]
+    found = join_scales(open_tensors(tmp_path / "a.pt")).tensors["a.weight"]
     assert torch.equal(found.mapped(), weight.float() * torch.arange(1.0, 601)[:, None])
 
 
@@ -102,14 +102,14 @@ def test_pickled_tensors_are_joined_too(tmp_path: Path) -> None:
     ],
 )
 def test_scales_that_are_none(scale: Tensor, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"FILE .*{message}"):
+    with pytest.raises(ValueError, match=rf"a\.safetensors .*{message}"):
         joined(tmp_path, {"a.weight": torch.ones(4, 8).to(torch.float8_e4m3fn), "a.scale_weight": scale})
 
 
 def test_scales_without_a_weight_or_with_two(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"FILE is damaged: b\.scale_weight is a scale, and there is no b\.weight"):
+    with pytest.raises(ValueError, match=r"a\.safetensors is damaged: b\.scale_weight is a scale, and there is no b\.weight"):
         joined(tmp_path, {"a.weight": torch.ones(4, 8), "b.scale_weight": torch.ones(())})
-    with pytest.raises(ValueError, match=r"FILE is damaged: a\.scale_weight and a\.weight_scale are scales of the same weight"):
+    with pytest.raises(ValueError, match=r"a\.safetensors is damaged: a\.scale_weight and a\.weight_scale are scales of the same weight"):
         joined(tmp_path, {"a.weight": torch.ones(4, 8), "a.scale_weight": torch.ones(()), "a.weight_scale": torch.ones(())})
     with pytest.raises(ValueError, match=r"a\.weight_scale is torch\.float32 and scales torch\.uint8"):
         joined(tmp_path, {"a.weight": torch.ones(4, 8).byte(), "a.weight_scale": torch.ones(4, 1)})

@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 import models
-from models.checkpoints.stored import DTYPES
-from models.checkpoints.table import EDGE, take
+from models.checkpoints.stored import DTYPES, EDGE
 from models.checkpoints.tensors import open_tensors
 from models.finite import is_finite
 from tests.models.checkpoints.damaged import entry, raw
@@ -154,12 +153,12 @@ def test_what_is_not_finite_is_told_from_what_is_too_large(tmp_path: Path) -> No
         {"large": torch.tensor([1e5]), "nan": torch.tensor([math.nan]), "eight": torch.tensor([math.nan]).to(torch.float8_e4m3fn)}, path
     )
     tensors = open_tensors(path).tensors
-    assert take(tensors["large"], torch.bfloat16, path).item() == 99840
+    assert tensors["large"].take(torch.bfloat16).item() == 99840
     with pytest.raises(ValueError, match=r"holds values in large that are too large for torch\.float16: choose another dtype"):
-        take(tensors["large"], torch.float16, path)
+        tensors["large"].take(torch.float16)
     for key in ("nan", "eight"):
         with pytest.raises(ValueError, match=rf"is damaged: {key} holds values that are not finite"):
-            take(tensors[key], torch.float16, path)
+            tensors[key].take(torch.float16)
 
 
 def test_of_mapped_pages_the_ends_are_looked_at(tmp_path: Path) -> None:
@@ -172,7 +171,7 @@ def test_of_mapped_pages_the_ends_are_looked_at(tmp_path: Path) -> None:
         stored = open_tensors(path).tensors["a"]
         for dtype in (torch.float32, torch.float16):
             with pytest.raises(ValueError, match="is damaged: a holds") if seen or dtype == torch.float16 else contextlib.nullcontext():
-                take(stored, dtype, path)
+                stored.take(dtype)
 
 
 @pytest.mark.parametrize("layout", ["native", "ldm", "diffusers"])
