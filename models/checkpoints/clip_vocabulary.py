@@ -13,7 +13,7 @@ from typing import Any
 from diffusion.messages import brief
 from diffusion.spec import check_mapping, check_type, make_params
 from models.checkpoints import diffusers_configs
-from models.checkpoints.parts import Part
+from models.checkpoints.table import Part
 from models.files import read_json, read_text, replacing, write_json
 from models.tokenizer import BEGIN, END, WORD_END, AddedToken, CLIPTokenizer, Vocabulary, check_table, vocabulary
 from models.tokenizer_json import MAX_FILE, parse

@@ -28,8 +28,9 @@ from models.checkpoints.diffusers_configs import (
     usual_grid,
 )
 from models.checkpoints.findings import Findings
-from models.checkpoints.parts import LATENT_STATISTICS, Part
+from models.checkpoints.parts import LATENT_STATISTICS
 from models.checkpoints.stored import TensorFile
+from models.checkpoints.table import Part
 from models.checkpoints.towers import find_towers, text_params
 from models.checkpoints.written_schedule import changed_schedule
 from models.checkpoints.yaml_beside import read_yaml_beside, schedule_of_yaml

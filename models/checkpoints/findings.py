@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os.path
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from models.checkpoints.folder import PIPELINE, SCHEDULER, read_config
-from models.checkpoints.parts import Part
 from models.checkpoints.stored import TensorFile
+from models.checkpoints.table import Part
 from models.tokenizer import CLIPTokenizer
 
 
@@ -33,7 +33,7 @@ class Pipeline:
 
 @dataclass
 class Findings:
-    """What `describe` decides from, and what it notes on the way.
+    """What `describe` decides from, what it notes on the way, and what is left out.
 
     single     the parts but for text towers: no two of a kind, save the encoder and the decoder of a preview
     towers     text towers in the order of their files
@@ -44,7 +44,7 @@ class Findings:
     ldm        what latent diffusion's configuration beside the backbone's file says of its model, and how notes and errors call that file
     notes      filled on the way: what was settled otherwise than by keys and shapes
     tokenizers filled on the way: by tower, those of CLIP's towers that have a vocabulary of their own
-    left_out   filled on the way: towers that a later file's take the place of, or that nothing uses, with the reason
+    left_out   filled on the way: parts that a later file's take the place of, and towers that nothing uses, with the reason
     """
 
     single: list[Part] = field(default_factory=list)
@@ -58,6 +58,27 @@ class Findings:
     ldm_file: str = ""
     notes: list[str] = field(default_factory=list)
     left_out: list[tuple[Part, str]] = field(default_factory=list)
+
+    def add(self, parts: Sequence[Part]) -> None:
+        """Take the parts of a file, in place of those of the same kind in files before it."""
+        self.files.append(parts[0].file)
+        for part in parts:
+            if part.kind == "text":  # which of them it is depends on the others: `describe` tells
+                self.towers.append(part)
+                continue
+            if part.kind == "backbone":
+                self.networks[part.file.path] = part.params
+                self._look_above(part)
+            replaced = [other for other in self.single if _same_place(part, other)]
+            self.single = [other for other in self.single if other not in replaced] + [part]
+            self.left_out += [(other, f"replaced by what {part.file.path.name} holds") for other in replaced]
+
+    def _look_above(self, part: Part) -> None:
+        """Add what the pipeline says whose index names the part's folder, where that folder or its file was given in place of the whole."""
+        home = Path(os.path.abspath(part.file.path)).parent
+        pipeline = Pipeline.of(home.parent)
+        if part.hints and home.name in pipeline.index and not any(each.holds(part) for each in self.pipelines):
+            self.pipelines.append(pipeline)
 
     def of_kind(self, kind: str) -> Part | None:
         return next((part for part in self.single if part.kind == kind), None)
@@ -90,3 +111,9 @@ class Findings:
         """The scheduler's file, for error messages; the first file of weights without one."""
         folder = self.pipeline.folder
         return folder / SCHEDULER if folder and self.scheduler else self.files[0].path
+
+
+def _same_place(part: Part, other: Part) -> bool:
+    """Whether two parts hold the same of a network: a layout whose `inside` is "" holds all of it."""
+    a, b = part.layout.inside, other.layout.inside
+    return part.kind == other.kind and (a == b or not (a and b))

@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,9 +19,8 @@ from models.checkpoints.clip_vocabulary import is_clip
 from models.checkpoints.describe import describe
 from models.checkpoints.findings import Findings, Pipeline
 from models.checkpoints.folder import config_beside, open_components, unused
-from models.checkpoints.parts import AVERAGED, LATENT_STATISTICS, Found, Part, find_parts
-from models.checkpoints.stored import TensorFile
-from models.checkpoints.table import Supplies, check_dtype, supplies
+from models.checkpoints.parts import AVERAGED, LATENT_STATISTICS, find_parts
+from models.checkpoints.table import Part, Supplies, check_dtype, supplies
 from models.checkpoints.tensors import open_tensors
 from models.checkpoints.vocabulary import find_tokenizer, is_vocabulary
 from models.download import PUBLISHED
@@ -77,26 +75,25 @@ def load(
         if memory is not None:
             raise ValueError(f"{own[0]} cannot be read block by block: save it with layout='separate' and load these files with memory=...")
         return native.load(own[0], ema=ema, dtype=dtype)
-    loading = _Loading(list(_opened(places, files, variant, ema)))
+    pipelines = [pipeline for pipeline in map(Pipeline.of, places) if pipeline.scheduler or pipeline.index]
+    found = Findings(pipelines=pipelines, vocabularies=vocabularies)
     for path in places:
-        loading.look_around(path, ema)
-    for opened in loading.files:
-        loading.add(opened)
-    loading.found.vocabularies = vocabularies
-    _check_preview([part for part in loading.found.single if part.kind == "preview"])
-    spec, towers = describe(loading.found, family, prediction, zero_snr)
+        for file, hints in [(files[path], config_beside(path))] if path in files else open_components(path, variant, ema):
+            found.add(find_parts(file, hints, ema))
+    _check_preview([part for part in found.single if part.kind == "preview"])
+    spec, towers = describe(found, family, prediction, zero_snr)
     try:
-        with BlankWithin(shape for opened in loading.files for shape in opened.file.shapes.values()):
+        with BlankWithin(shape for file in found.files for shape in file.shapes.values()):
             model = build(spec, device="meta")
     except ValueError as error:
         raise ValueError(f"{', '.join(map(str, places))}: a model that cannot be built: {error}") from None
-    _give_tokenizers(model, towers, loading.found)
-    modules = [(part, model.require(part.kind).get_submodule(part.layout.inside)) for part in loading.found.single]
+    _give_tokenizers(model, towers, found)
+    modules = [(part, model.require(part.kind).get_submodule(part.layout.inside)) for part in found.single]
     modules += [(part, model.require("text").towers[name]) for name, part in towers.items()]
     _fill(modules, dtype, memory)
     for network in model.parts.values():
         network.eval()
-    model.report = loading.report([part for part, _ in modules], model, any(path.is_dir() for path in places))
+    model.report = _report(found, [part for part, _ in modules], model, places, ema)
     return model
 
 
@@ -153,9 +150,7 @@ def prepare(module: nn.Module, part: Part, dtype: torch.dtype | None) -> Supplie
 
     Linear layers whose weights are packed in the file become packed ones.
     """
-    state = module.state_dict()
-    shapes = {name: value.shape for name, value in state.items()}
-    found: dict[str, Any] = {**supplies(part.layout.table(state), shapes, part, dtype or _main_dtype(part))}
+    found = supplies(part, module.state_dict(), dtype or _main_dtype(part))
     for name, supply in list(found.items()):
         layer, _, tensor = name.rpartition(".")
         if tensor == "weight" and isinstance(module.get_submodule(layer), Linear) and (packed := supply.packed()):
@@ -193,12 +188,6 @@ def _packed(model: Model) -> Iterator[str]:
             yield f"weights of the {name} stay packed as in the file ({kinds})"
 
 
-def _opened(places: list[Path], files: Mapping[Path, TensorFile], variant: str | None, ema: bool) -> Iterator[Found]:
-    for path in places:
-        for file, hints in [(files[path], config_beside(path))] if path in files else open_components(path, variant, ema):
-            yield find_parts(file, hints, ema)
-
-
 def _check_preview(parts: list[Part]) -> None:
     """ValueError for one half of TAESD alone."""
     halves = {part.layout.inside: part for part in parts}
@@ -210,72 +199,25 @@ def _check_preview(parts: list[Part]) -> None:
         raise ValueError(f"{parts[0].file.path} and {parts[1].file.path} are halves of different autoencoders")
 
 
-def _same_place(a: str, b: str) -> bool:
-    """Whether two layouts hold the same of a network: "" holds all of it."""
-    return a == b or not (a and b)
+def _report(found: Findings, taken: Sequence[Part], model: Model, places: Sequence[Path], ema: bool) -> Report:
+    """What became of every key: with its file's place where there are several, in the folder that they have in common."""
+    folder = os.path.commonpath([file.path.absolute().parent for file in found.files])
+    before = {file.path: f"{os.path.relpath(file.path.absolute(), folder)}: " if len(found.files) > 1 else "" for file in found.files}
 
+    def keys(part: Part) -> Iterator[str]:
+        return (before[part.file.path] + key for stored in part.stored.values() for key in stored.keys)
 
-class _Loading:
-    """The parts that are taken of all that the files hold, and the account of every key."""
-
-    def __init__(self, files: list[Found]) -> None:
-        self.files, self.ignored, self.found = files, dict[str, str](), Findings()
-        self.folder = os.path.commonpath([opened.file.path.absolute().parent for opened in files])
-
-    def look_around(self, path: Path, ema: bool) -> None:
-        """What lies in a folder beside the weights that are taken."""
-        pipeline = Pipeline.of(path)
-        if pipeline.scheduler or pipeline.index:
-            self.found.pipelines.append(pipeline)
-        self.ignored |= unused(path, ema)
-
-    def look_above(self, part: Part) -> None:
-        """What the pipeline says whose index names the part's folder, where that folder or its file was given in place of the whole."""
-        home = Path(os.path.abspath(part.file.path)).parent
-        pipeline = Pipeline.of(home.parent)
-        if part.hints and home.name in pipeline.index and not any(each.holds(part) for each in self.found.pipelines):
-            self.found.pipelines.append(pipeline)
-
-    def add(self, opened: Found) -> None:
-        """Take a file's parts, in place of those of the same kind in files before it."""
-        self.found.files.append(opened.file)
-        self.ignored |= {self.name(opened.file, key): why for key, why in opened.ignored.items()}
-        for part in opened.parts:
-            if part.kind == "backbone":
-                self.found.networks[opened.file.path] = part.params
-                self.look_above(part)
-            if part.kind == "text":  # which of them it is depends on the others: `describe` tells
-                self.found.towers.append(part)
-                continue
-            replaced = [
-                other for other in self.found.single if other.kind == part.kind and _same_place(part.layout.inside, other.layout.inside)
-            ]
-            self.found.single = [other for other in self.found.single if other not in replaced] + [part]
-            self.leave_out(replaced, f"replaced by what {part.file.path.name} holds")
-
-    def leave_out(self, parts: list[Part], why: str) -> None:
-        for part in parts:
-            self.ignored |= {self.name(part.file, key): why for key in part.keys.values()}
-
-    def name(self, file: TensorFile, key: str) -> str:
-        """How the report calls a key: with its file's name where there are several, from the folder that they have in common."""
-        return f"{os.path.relpath(file.path.absolute(), self.folder)}: {key}" if len(self.files) > 1 else key
-
-    def report(self, taken: list[Part], model: Model, folder: bool) -> Report:
-        for part, why in self.found.left_out:
-            self.leave_out([part], why)
-        self.found.notes += _packed(model)
-        consumed = [self.name(part.file, key) for part in taken for key in part.keys.values()]
-        used = set(consumed)
-        scales = {self.name(each.file, scale): self.name(each.file, key) for each in self.files for scale, key in each.scales.items()}
-        consumed += [scale for scale, key in scales.items() if key in used]
-        self.ignored |= {scale: self.ignored[key] for scale, key in scales.items() if key in self.ignored}
-        consumed += [self.name(file, key) for file in self.found.files for key in LATENT_STATISTICS if key in file.tensors]
-        missing = tuple(name for name in ("backbone", "vae", "text") if name not in model.parts)
-        layouts = {part.layout.name for part in taken}
-        layout = "diffusers" if folder or layouts <= {"diffusers", "transformers"} else "ldm" if len(self.files) == 1 else "separate"
-        if AVERAGED in self.ignored.values():
-            self.found.notes.append("averaged weights (EMA) are taken; ema=False takes the raw ones")
-        files = {kind: dict.fromkeys(str(part.file.path) for part in taken if part.kind == kind) for kind in model.parts}
-        sources = {kind: " or ".join(paths) for kind, paths in files.items()}
-        return Report(tuple(consumed), self.ignored, missing, tuple(self.found.notes), layout, sources)
+    consumed = [key for part in taken for key in keys(part)]
+    consumed += [before[file.path] + key for file in found.files for key in LATENT_STATISTICS if key in file.tensors]
+    ignored = {name: why for path in places for name, why in unused(path, ema).items()}
+    ignored |= {before[file.path] + key: why for file in found.files for key, why in file.ignored.items()}
+    ignored |= {key: why for part, why in found.left_out for key in keys(part)}
+    notes = [*found.notes, *_packed(model)]
+    if AVERAGED in ignored.values():
+        notes.append("averaged weights (EMA) are taken; ema=False takes the raw ones")
+    layouts = {part.layout.name for part in taken}
+    in_folder = layouts <= {"diffusers", "transformers"} or any(path.is_dir() for path in places)
+    layout = "diffusers" if in_folder else "ldm" if len(found.files) == 1 else "separate"
+    missing = tuple(name for name in ("backbone", "vae", "text") if name not in model.parts)
+    sources = {kind: " or ".join(dict.fromkeys(str(part.file.path) for part in taken if part.kind == kind)) for kind in model.parts}
+    return Report(tuple(consumed), ignored, missing, tuple(notes), layout, sources)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from models.checkpoints import clip_keys, flux_keys, foreign, harmless, sd3_keys, t5_keys, taesd_keys, unet_keys, vae_keys
 from models.checkpoints.prefixes import shared_prefix, unwrapped
 from models.checkpoints.scaled import join_scales
-from models.checkpoints.stored import Stored, TensorFile
-from models.checkpoints.table import Layout
+from models.checkpoints.stored import TensorFile
+from models.checkpoints.table import Layout, Part
 from models.checkpoints.unet_keys import Shapes
 
 # Where latent diffusion's and its successors' single files keep their parts, ComfyUI's files, and those of trainers with diffusers' names.
@@ -57,43 +57,11 @@ KINDS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One network in a file, or the half of one that `layout.inside` names.
-
-    kind    "backbone", "vae", "text" (one tower) or "preview"
-    words   what people call it
-    stored  its tensors by the layout's keys
-    keys    the key in the file of each of these
-    prefix  what stands before the layout's keys in the file
-    hints   what a configuration beside the file says
-    """
-
-    kind: str
-    words: str
-    params: Any
-    layout: Layout
-    file: TensorFile
-    stored: Mapping[str, Stored]
-    keys: Mapping[str, str]
-    prefix: str = ""
-    hints: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Found:
-    """A file, its parts, and the reason why each other key is left out. Scales: of 8-bit weights, by whose keys each is read."""
-
-    file: TensorFile
-    parts: list[Part]
-    ignored: dict[str, str]
-    scales: Mapping[str, str] = field(default_factory=dict)
-
-
-def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bool = True) -> Found:
-    """Everything in a file. ValueError where it holds none of our networks, or a key that is neither of one nor known to be harmless.
+def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bool = True) -> list[Part]:
+    """The networks in a file: at least one. `ignored` of the file that they are parts of says why each other key of it is left out.
 
     ema  take averaged weights where the file has them
+    ValueError where it holds none of our networks, or a key that is neither of one nor known to be harmless.
     """
     hints = hints or {}
     foreign.check_packing(file, hints)
@@ -103,38 +71,26 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
         inner = {key.removeprefix(whole): stored for key, stored in file.tensors.items()}
         if groups := _groups(inner):
             file = replace(file, tensors=inner)
-    groups = groups or {"": [key for key in file.tensors if not key.startswith(AVERAGES)]}
-    parts: list[Part] = []
-    taken: set[str] = set()
-    ignored: dict[str, str] = {}
-    for prefix, keys in groups.items():
-        names = {key.removeprefix(prefix): key for key in keys}
-        if (part := _recognised(file, prefix, names, hints)) is None:  # whatever else may stand before all of it
-            more = shared_prefix(name for name in names if harmless.reason(name) is None)
-            names = {name.removeprefix(more): key for name, key in names.items() if name.startswith(more)}
-            part = _recognised(file, prefix + more, names, hints) if more else None
-        if part is None:
-            continue
-        parts.append(part)
-        taken.update(names.values())
-        for name, key in names.items():  # of a part's own keys, those that it has no use for
-            if name not in part.keys and (why := harmless.reason(name) or harmless.reason(key)):
-                ignored[key] = why
     averages = [key for key in file.tensors if key.startswith(AVERAGES)]
-    if len(averages) > EMA_NOTES:
-        parts, ignored = _with_averages(file, parts, ignored, averages, ema)
-    rest = [key for key in file.tensors if key not in taken and key not in ignored and key not in LATENT_STATISTICS]
-    ignored |= {key: why for key in rest if (why := harmless.reason(key))}
+    groups = groups or {"": [key for key in file.tensors if not key.startswith(AVERAGES)]}
+    parts = [part for prefix, keys in groups.items() if (part := _recognised(file, prefix, keys, hints))]
     if not parts:
         raise ValueError(f"{file.path} holds no model that is known here: {foreign.guess(file.tensors)}")
-    used = {key for part in parts for key in part.keys.values()}
-    if unknown := [key for key in file.tensors if key not in used and key not in ignored and key not in LATENT_STATISTICS]:
+    reasons = dict[str, str | None]()
+    if len(averages) > EMA_NOTES and ema:
+        reasons = {part.prefix + name: AVERAGED for part in parts for name in part.stored}
+        parts = [_averaged(part) for part in parts]
+    elif len(averages) > EMA_NOTES:
+        reasons = dict.fromkeys(averages, RAW)
+    used = {stored.key for part in parts for stored in part.stored.values()}
+    rest = [key for key, stored in file.tensors.items() if stored.key not in used and key not in LATENT_STATISTICS]
+    reasons = {key: reasons.get(key) or _harmless(key, parts) for key in rest}
+    if unknown := [key for key, why in reasons.items() if not why]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise ValueError(f"{file.path} holds {unknown[0]}{more}, which belongs to no part of a known model ({foreign.guess(unknown)})")
-    parts = [replace(part, keys={name: file.tensors[key].key for name, key in part.keys.items()}) for part in parts]
-    ignored = {file.tensors[key].key: why for key, why in ignored.items()}
-    scales = {scale: stored.key for stored in file.tensors.values() for scale in stored.keys[1:]}
-    return Found(file, parts, {**ignored, **file.ignored}, scales)
+    ignored = {key: str(why) for name, why in reasons.items() for key in file.tensors[name].keys}
+    file = replace(file, ignored={**file.ignored, **ignored})
+    return [replace(part, file=file) for part in parts]
 
 
 def _groups(keys: Iterable[str]) -> dict[str, list[str]]:
@@ -143,22 +99,28 @@ def _groups(keys: Iterable[str]) -> dict[str, list[str]]:
     return {prefix: found for prefix, found in groups.items() if found}
 
 
-def _recognised(file: TensorFile, prefix: str, names: Mapping[str, str], hints: Mapping[str, Any]) -> Part | None:
-    """The network whose keys, without their prefix, are these."""
-    keys = {name: key for name, key in names.items() if harmless.reason(name) is None}
-    shapes = {name: file.tensors[key].shape for name, key in keys.items()}
+def _harmless(key: str, parts: Iterable[Part]) -> str | None:
+    """Why a key may be ignored, under the name that it has in its part, or under its own; None where it may not."""
+    names = (key.removeprefix(prefix) for prefix in (*(part.prefix for part in parts), "") if key.startswith(prefix))
+    return next(filter(None, map(harmless.reason, names)), None)
+
+
+def _recognised(file: TensorFile, prefix: str, keys: Iterable[str], hints: Mapping[str, Any]) -> Part | None:
+    """The network that these keys are of, behind a prefix, and behind whatever else may stand before all of them."""
+    names = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+    stored = {name: file.tensors[prefix + name] for name in names if harmless.reason(name) is None}
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
     for kind in KINDS:
         try:
             found = kind.recognise(shapes, hints)
         except (KeyError, IndexError, ZeroDivisionError, TypeError, ValueError) as error:
             raise ValueError(_not_recognised(file, prefix, kind.words, error)) from None
         if found:
-            params, layout = found
-            if empty := [keys[name] for name, shape in shapes.items() if 0 in shape]:
-                raise ValueError(f"{file.path} is damaged: {empty[0]} has no values")
-            stored = {name: file.tensors[key] for name, key in keys.items()}
-            return Part(kind.part, kind.words, params, layout, file, stored, keys, prefix, hints)
-    return None
+            if empty := [name for name, shape in shapes.items() if 0 in shape]:
+                raise ValueError(f"{file.path} is damaged: {prefix}{empty[0]} has no values")
+            return Part(kind.part, kind.words, *found, file, stored, prefix, hints)
+    more = shared_prefix(stored)
+    return _recognised(file, prefix + more, keys, hints) if more else None
 
 
 def _not_recognised(file: TensorFile, prefix: str, kind: str, error: Exception) -> str:
@@ -172,19 +134,12 @@ def _not_recognised(file: TensorFile, prefix: str, kind: str, error: Exception) 
     return f"{file.path} holds a {kind} with a tensor of an odd shape, or its config.json a setting of an odd kind ({error})"
 
 
-def _with_averages(
-    file: TensorFile, parts: list[Part], ignored: dict[str, str], averages: list[str], ema: bool
-) -> tuple[list[Part], dict[str, str]]:
-    """Parts with their averaged weights, those of the backbone mostly, in place of the raw ones: their names are those without dots."""
-    if not ema:
-        return parts, ignored | dict.fromkeys(averages, RAW)
-    result = []
-    for part in parts:
-        keys = {name: f"model_ema.{key.removeprefix('model.').replace('.', '')}" for name, key in part.keys.items()}
-        if part.kind == "backbone" or any(key in file.tensors for key in keys.values()):
-            if lost := [key for key in keys.values() if key not in file.tensors]:
-                raise ValueError(f"{file.path} averages only some of its weights: it lacks {lost[0]}; ema=False takes the raw ones")
-            ignored = ignored | dict.fromkeys(part.keys.values(), AVERAGED)
-            part = replace(part, keys=keys, stored={name: file.tensors[key] for name, key in keys.items()})
-        result.append(part)
-    return result, ignored
+def _averaged(part: Part) -> Part:
+    """A part with its averaged weights, if it has any, as the backbone must: their names are those of the raw ones without dots."""
+    tensors = part.file.tensors
+    averages = {name: AVERAGES + f"{part.prefix}{name}".removeprefix("model.").replace(".", "") for name in part.stored}
+    if part.kind != "backbone" and not any(key in tensors for key in averages.values()):
+        return part
+    if lost := [key for key in averages.values() if key not in tensors]:
+        raise ValueError(f"{part.file.path} averages only some of its weights: it lacks {lost[0]}; ema=False takes the raw ones")
+    return replace(part, stored={name: tensors[key] for name, key in averages.items()})

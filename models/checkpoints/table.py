@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -85,17 +86,25 @@ def _split(name: str) -> tuple[str, ...]:
     return tuple(name.replace(found[0], part) for part in found[1].split(","))
 
 
-class Stock(Protocol):
-    """Published tensors: where `supplies` takes from. Its text and prefix are used in error messages."""
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One network in a file, or the half of one that `layout.inside` names.
 
-    @property
-    def stored(self) -> Mapping[str, Stored]: ...
-    @property
-    def words(self) -> str: ...
-    @property
-    def prefix(self) -> str: ...
-    @property
-    def file(self) -> TensorFile: ...
+    kind    "backbone", "vae", "text" (one tower) or "preview"
+    words   what people call it, for messages
+    stored  its tensors by the layout's keys
+    prefix  what stands before these keys in the file
+    hints   what a configuration beside the file says
+    """
+
+    kind: str
+    words: str
+    params: Any
+    layout: Layout
+    file: TensorFile
+    stored: Mapping[str, Stored]
+    prefix: str = ""
+    hints: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,20 +177,23 @@ Supplies = Mapping[str, Supply]
 """By the names of a module's tensors."""
 
 
-def supplies(table: Table, shapes: Mapping[str, torch.Size], stock: Stock, dtype: torch.dtype) -> dict[str, Supply]:
-    """Where each of our tensors is to be had.
+def supplies(part: Part, state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Supply]:
+    """Where each tensor of a network's state is to be had.
 
     ValueError names the first key that is missing, without a place, of another shape, or of a type that is no weight.
     """
-    path = stock.file.path
+    table, path = part.layout.table(state), part.file.path
     known = dict.fromkeys(key for source in table.values() for key in source.keys)
-    if missing := [key for key in known if key not in stock.stored]:
-        raise ValueError(f"{path} lacks {stock.prefix}{missing[0]}{_more(missing)}")
-    if unknown := sorted(stored.key for key, stored in stock.stored.items() if key not in known):
-        raise ValueError(f"{path} holds {unknown[0]}{_more(unknown)}, for which its {stock.words} has no place")
-    for name, source in table.items():
-        _check_shapes(shapes[name], source, stock)
-    return {name: Supply(shapes[name], dtype, source, tuple(stock.stored[key] for key in source.keys)) for name, source in table.items()}
+    if missing := [key for key in known if key not in part.stored]:
+        raise ValueError(f"{path} lacks {part.prefix}{missing[0]}{_more(missing)}")
+    if unknown := sorted(stored.key for key, stored in part.stored.items() if key not in known):
+        raise ValueError(f"{path} holds {unknown[0]}{_more(unknown)}, for which its {part.words} has no place")
+    found = {
+        name: Supply(state[name].shape, dtype, source, tuple(part.stored[key] for key in source.keys)) for name, source in table.items()
+    }
+    for supply in found.values():
+        _check_shapes(supply, path)
+    return found
 
 
 def _more(keys: list[str]) -> str:
@@ -225,15 +237,15 @@ def _is_conv(shape: torch.Size, source: Source) -> bool:
     return source.form == "conv" and len(shape) == 2  # biases are written as they are
 
 
-def _check_shapes(shape: torch.Size, source: Source, stock: Stock) -> None:
+def _check_shapes(supply: Supply, path: Path) -> None:
     """ValueError unless the published tensors are of the shapes that ours asks for, and weights."""
+    shape, source = supply.shape, supply.source
     sizes = source.sizes(shape[0]) if shape else [0]
-    for key, size in zip(source.keys, sizes, strict=True):
+    for stored, size in zip(supply.pieces, sizes, strict=True):
         part = torch.Size((size, *shape[1:])) if shape else shape
         wanted = part[::-1] if source.form == "transposed" else torch.Size((*part, 1, 1)) if _is_conv(part, source) else part
-        stored = stock.stored[key]
         # A 1x1 convolution may have been saved as the linear layer that it is, and GGUF leaves a leading 1 out.
         if stored.shape not in (tuple(wanted), tuple(part)) and (1, *stored.shape) != tuple(part):
-            raise ValueError(f"{stock.file.path} is of another architecture: {stored.key} is {stored.shape}, not {tuple(wanted)}")
+            raise ValueError(f"{path} is of another architecture: {stored.key} is {stored.shape}, not {tuple(wanted)}")
         if not stored.dtype.is_floating_point:
-            raise ValueError(f"{stock.file.path} holds no weights: {stored.key} is {stored.dtype}")
+            raise ValueError(f"{path} holds no weights: {stored.key} is {stored.dtype}")

@@ -14,7 +14,7 @@ from diffusion.spec import check_type
 from models.checkpoints.clip_keys import LAYERS
 from models.checkpoints.clip_vocabulary import find_clip_tokenizer
 from models.checkpoints.findings import Findings
-from models.checkpoints.parts import Part
+from models.checkpoints.table import Part
 from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPTextParams
 from models.families import OPTIONAL_TOWERS, TOWERS, Family, recipe
 from models.recipes import NUMBER_DIM, TextParams
@@ -69,21 +69,20 @@ def _without_identity(part: Part, found: Findings) -> Part:
     part.stored[key].read_into(projection)
     if not torch.equal(projection, torch.eye(*projection.shape)):
         return part
-    found.left_out.append((replace(part, keys={key: part.keys[key]}), "the identity, for a pooled output that is not projected"))
+    found.left_out.append((replace(part, stored={key: part.stored[key]}), "the identity, for a pooled output that is not projected"))
     stored = {name: value for name, value in part.stored.items() if name != key}
-    keys = {name: value for name, value in part.keys.items() if name != key}
-    return replace(part, params=replace(part.params, projection=None), stored=stored, keys=keys)
+    return replace(part, params=replace(part.params, projection=None), stored=stored)
 
 
 def _without_unused_blocks(part: Part, found: Findings) -> Part:
     """A text encoder without the blocks beyond its config.json's number of layers, which is how folders record clip skip."""
-    blocks = {name: re.search(r"\b(?:layers|block)\.(\d+)\.", name) for name in part.keys}
+    blocks = {name: re.search(r"\b(?:layers|block)\.(\d+)\.", name) for name in part.stored}
     beyond = {name for name, block in blocks.items() if block and int(block[1]) >= part.params.layers}
     if not beyond or part.layout.name != "transformers":
         return part
-    found.left_out.append((replace(part, keys={name: part.keys[name] for name in beyond}), "beyond the layers that its config.json has"))
-    stored = {name: value for name, value in part.stored.items() if name not in beyond}
-    return replace(part, stored=stored, keys={name: key for name, key in part.keys.items() if name not in beyond})
+    unused = {name: part.stored[name] for name in beyond}
+    found.left_out.append((replace(part, stored=unused), "beyond the layers that its config.json has"))
+    return replace(part, stored={name: value for name, value in part.stored.items() if name not in beyond})
 
 
 def text_params(of: Family, towers: Mapping[str, Part], found: Findings) -> TextParams | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models.checkpoints.clip_vocabulary import TABLE, is_clip, words_beside
 from models.checkpoints.folder import holds_weights
-from models.checkpoints.parts import Part
+from models.checkpoints.table import Part
 from models.files import replacing
 from models.t5_tokenizer import T5Tokenizer
 

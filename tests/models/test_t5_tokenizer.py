@@ -15,9 +15,9 @@ import sentencepiece
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from models import T5Tokenizer
-from models.checkpoints.parts import Part
 from models.checkpoints.stored import TensorFile
 from models.checkpoints.t5_keys import transformers
+from models.checkpoints.table import Part
 from models.checkpoints.vocabulary import find_tokenizer
 from models.t5_tokenizer import EOS, PAD
 from tests.models.test_tokenizer import ALPHABETS, corpus
@@ -125,7 +125,7 @@ def test_words_beside_it_that_do_not_fit_are_refused(ours: T5Tokenizer, tmp_path
 
 def part_of(folder: Path) -> Part:
     """A T5 in that folder, as far as finding its tokenizer goes."""
-    return Part("text", "T5 text encoder", None, transformers(), TensorFile(folder / "model.safetensors", {}), {}, {})
+    return Part("text", "T5 text encoder", None, transformers(), TensorFile(folder / "model.safetensors", {}), {})
 
 
 def test_where_sentencepiece_and_transformers_disagree(folder: Path, ours: T5Tokenizer) -> None:

@@ -390,9 +390,9 @@ def test_an_autoencoder_with_an_average_of_its_own(ema: bool, prefix: str, files
 
 def findings_of(shapes: Mapping[str, tuple[int, ...]]) -> Findings:
     """Of a file with these keys and shapes."""
-    found = find_parts(file_of(shapes))
-    single, towers = ([part for part in found.parts if (part.kind == "text") == text] for text in (False, True))
-    return Findings(single, towers, [found.file])
+    found = Findings()
+    found.add(find_parts(file_of(shapes)))
+    return found
 
 
 @pytest.mark.parametrize("blocks", [23, 24])

@@ -15,7 +15,7 @@ from torch import nn
 import models
 from models.checkpoints.blank import Blank
 from models.checkpoints.parts import LATENT_STATISTICS, find_parts
-from models.checkpoints.table import scatter
+from models.checkpoints.table import Part, scatter
 from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPText, CLIPTextParams
 from models.flux import Flux, FluxParams
 from models.presets import NETWORKS as PUBLISHED
@@ -156,20 +156,25 @@ def test_every_manifest_is_tested() -> None:
     assert all(name in OURS or any(part in name for part in FOREIGN) for name in manifests())
 
 
+def keys(part: Part) -> list[str]:
+    """Those in the file."""
+    return [key for stored in part.stored.values() for key in stored.keys]
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_keys_and_shapes_map_without_a_remainder(name: str) -> None:
     """What is found is the published configuration; its table takes every key of the file, and writes every key of it in its shape."""
     found = find_parts(declared(name))
-    assert [(part.kind, part.layout.name, part.params) for part in found.parts] == OURS[name]
+    assert [(part.kind, part.layout.name, part.params) for part in found] == OURS[name]
     used: list[str] = []
-    for part in found.parts:
+    for part in found:
         state = network(part.params).get_submodule(part.layout.inside).state_dict()
         table = part.layout.table(state)
         assert sorted(key for source in table.values() for key in source.keys) == sorted(part.stored)
         written = {key: tuple(value.shape) for key, value in scatter(table, state).items()}
         assert written == {key: stored.shape for key, stored in part.stored.items()}
-        used += part.keys.values()
-    assert sorted([*used, *found.ignored]) == sorted(manifests()[name])
+        used += keys(part)
+    assert sorted([*used, *found[0].file.ignored]) == sorted(manifests()[name])
 
 
 @pytest.mark.parametrize("params", VALUES, ids=lambda params: f"{type(params).__name__}-{VALUES[params]}")
@@ -210,12 +215,12 @@ def test_what_is_no_model_of_ours_is_told_so_from_a_file(name: str, tmp_path: Pa
 def test_averages_take_the_place_of_raw_weights() -> None:
     """A file with all of them gives the backbone's averages, or the raw weights on demand; each is left out where the other is taken."""
     file = declared("sd15_full_with_ema_ldm")
-    averaged, raw = (find_parts(file, ema=ema) for ema in (True, False))
-    assert all(key.startswith("model_ema.") for key in averaged.parts[0].keys.values())
-    assert all(key.startswith("model.") for key in raw.parts[0].keys.values())
-    assert set(raw.parts[0].keys.values()) <= averaged.ignored.keys()
-    assert set(averaged.parts[0].keys.values()) <= raw.ignored.keys()
-    shapes = [{name: stored.shape for name, stored in found.parts[0].stored.items()} for found in (averaged, raw)]
+    averaged, raw = (find_parts(file, ema=ema)[0] for ema in (True, False))
+    assert all(key.startswith("model_ema.") for key in keys(averaged))
+    assert all(key.startswith("model.") for key in keys(raw))
+    assert set(keys(raw)) <= averaged.file.ignored.keys()
+    assert set(keys(averaged)) <= raw.file.ignored.keys()
+    shapes = [{name: stored.shape for name, stored in part.stored.items()} for part in (averaged, raw)]
     assert shapes[0] == shapes[1]
 
 
@@ -225,7 +230,7 @@ def test_an_average_with_a_gap_is_refused() -> None:
     tensors = {key: stored for key, stored in file.tensors.items() if key != "model_ema.diffusion_modelout2bias"}
     with pytest.raises(ValueError, match=r"averages only some .* lacks model_ema\.diffusion_modelout2bias; ema=False"):
         find_parts(replace(file, tensors=tensors))
-    assert find_parts(replace(file, tensors=tensors), ema=False).parts
+    assert find_parts(replace(file, tensors=tensors), ema=False)
 
 
 @pytest.mark.parametrize(
@@ -242,8 +247,8 @@ def test_an_average_with_a_gap_is_refused() -> None:
 def test_what_tools_add_is_known(extra: str) -> None:
     """Marks, tables and leftovers that training and other tools leave in SDXL's file."""
     found = find_parts(declared("sdxl_base_full_sgm", **{extra: (4,)}))
-    assert [(part.kind, part.layout.name, part.params) for part in found.parts] == OURS["sdxl_base_full_sgm"]
-    assert extra in found.ignored or extra in LATENT_STATISTICS
+    assert [(part.kind, part.layout.name, part.params) for part in found] == OURS["sdxl_base_full_sgm"]
+    assert extra in found[0].file.ignored or extra in LATENT_STATISTICS
 
 
 def test_towers_that_other_tools_write() -> None:
@@ -254,8 +259,8 @@ def test_towers_that_other_tools_write() -> None:
         tensors[key.replace("embedders.1.model.text_projection", "embedders.1.model.text_projection.weight")] = shape
     tensors["conditioner.embedders.0.transformer.text_projection.weight"] = (768, 768)
     found = find_parts(file_of(tensors))
-    assert [part.params for part in found.parts[2:]] == [replace(CLIP_L, projection=768), CLIP_G]
-    for part in found.parts[2:]:
+    assert [part.params for part in found[2:]] == [replace(CLIP_L, projection=768), CLIP_G]
+    for part in found[2:]:
         state = network(part.params).state_dict()
         assert sorted(key for source in part.layout.table(state).values() for key in source.keys) == sorted(part.stored)
 
@@ -264,5 +269,5 @@ def test_a_whole_clip_model_gives_its_text_tower() -> None:
     """OpenAI's own file holds an image tower too, and the projections of both."""
     image = {"vision_model.post_layernorm.bias": (1024,), "visual_projection.weight": (768, 1024), "logit_scale": ()}
     found = find_parts(declared("clip_l_text_proj_transformers", **image))
-    assert [part.params for part in found.parts] == [replace(CLIP_L, projection=768)]
-    assert found.ignored.keys() == image.keys()
+    assert [part.params for part in found] == [replace(CLIP_L, projection=768)]
+    assert found[0].file.ignored.keys() == image.keys()
