@@ -33,18 +33,18 @@ class Pipeline:
 
 @dataclass
 class Findings:
-    """What `describe` decides from, what it notes on the way, and what is left out.
+    """What `describe` decides from, and what was noted and left out on the way.
 
-    single     the parts but for text towers: no two of a kind, save the encoder and the decoder of a preview
-    towers     text towers in the order of their files
-    files      every file opened
-    networks   the parameters of the backbone in every file that holds one, used or not
-    pipelines  the configurations of the given folders
+    single        the parts except text towers: one of each kind, or the encoder and the decoder of a preview
+    towers        text towers in the order of their files
+    files         every file opened; `ignored` of each accounts for the keys that are in no part
+    networks      the parameters of the backbone in every file that holds one, used or not
+    pipelines     the configurations of the given folders
     vocabularies  files and folders of tokenizers that were given beside the weights
-    ldm        what latent diffusion's configuration beside the backbone's file says of its model, and how notes and errors call that file
-    notes      filled on the way: what was settled otherwise than by keys and shapes
-    tokenizers filled on the way: by tower, those of CLIP's towers that have a vocabulary of their own
-    left_out   filled on the way: parts that a later file's take the place of, and towers that nothing uses, with the reason
+    ldm           latent diffusion's configuration of the model, from beside the backbone's file; `ldm_file` is its name in notes and errors
+    notes         filled on the way: what was settled by something other than keys and shapes
+    tokenizers    filled on the way: by tower, those of CLIP's towers that have a vocabulary of their own
+    left_out      filled on the way: parts that were replaced by a later file's, and towers that nothing uses, with the reason
     """
 
     single: list[Part] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Findings:
     left_out: list[tuple[Part, str]] = field(default_factory=list)
 
     def add(self, parts: Sequence[Part]) -> None:
-        """Take the parts of a file, in place of those of the same kind in files before it."""
+        """Take the parts of a file; they replace those of the same kind from earlier files."""
         self.files.append(parts[0].file)
         for part in parts:
             if part.kind == "text":  # which of them it is depends on the others: `describe` tells
@@ -69,12 +69,12 @@ class Findings:
             if part.kind == "backbone":
                 self.networks[part.file.path] = part.params
                 self._look_above(part)
-            replaced = [other for other in self.single if _same_place(part, other)]
+            replaced = [other for other in self.single if _replaces(part, other)]
             self.single = [other for other in self.single if other not in replaced] + [part]
             self.left_out += [(other, f"replaced by what {part.file.path.name} holds") for other in replaced]
 
     def _look_above(self, part: Part) -> None:
-        """Add what the pipeline says whose index names the part's folder, where that folder or its file was given in place of the whole."""
+        """Add the configurations of the pipeline around the part's folder, if its index names that folder and it was not given itself."""
         home = Path(os.path.abspath(part.file.path)).parent
         pipeline = Pipeline.of(home.parent)
         if part.hints and home.name in pipeline.index and not any(each.holds(part) for each in self.pipelines):
@@ -113,7 +113,7 @@ class Findings:
         return folder / SCHEDULER if folder and self.scheduler else self.files[0].path
 
 
-def _same_place(part: Part, other: Part) -> bool:
-    """Whether two parts hold the same of a network: a layout whose `inside` is "" holds all of it."""
+def _replaces(part: Part, other: Part) -> bool:
+    """Whether a part replaces the other: both hold the same half of a network, or one holds all of it (`inside` is "")."""
     a, b = part.layout.inside, other.layout.inside
     return part.kind == other.kind and (a == b or not (a and b))

@@ -135,7 +135,7 @@ def _stored(path: Path, entry: _Entry, pages: Callable[[], UntypedStorage], meta
         return Region(path, keys, shape, DTYPES[entry.kind], entry.start, pages)
     data = Region(path, keys, (entry.size,), torch.uint8, entry.start, pages)
     found = _InBlocks(path, keys, shape, torch.float32, entry.kind, data)
-    if len(shape) == 2 and shape[1] % BLOCKS[entry.kind].values == 0:  # else it is only given unpacked
+    if len(shape) == 2 and shape[1] % BLOCKS[entry.kind].values == 0:  # others are only given unpacked
         return replace(found, packing=entry.kind, raw=replace(data, shape=(shape[0], entry.size // shape[0])))
     return found
 

@@ -139,14 +139,17 @@ def _checked(paths: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
 def _fill(modules: Sequence[tuple[Part, nn.Module]], dtype: DTypes, memory: str | int | None) -> None:
     """Give networks on the meta device their weights."""
     wanted = [dtype.get(part.kind) if isinstance(dtype, Mapping) else dtype for part, _ in modules]
-    found = [(module, prepare(module, part, each)) for (part, module), each in zip(modules, wanted, strict=True)]
+    found = [(module, _prepare(module, part, each)) for (part, module), each in zip(modules, wanted, strict=True)]
     budget = None if memory is None else Budget(memory, found)
     for module, supply in found:
-        fill(module, supply) if budget is None else budget.fill(module, supply)
+        if budget is None:
+            module.load_state_dict({name: each.take() for name, each in supply.items()}, assign=True)
+        else:
+            budget.fill(module, supply)
 
 
-def prepare(module: nn.Module, part: Part, dtype: torch.dtype | None) -> Supplies:
-    """Where every tensor of a network on the meta device is to be had. ValueError unless keys and shapes are exactly those of the layout.
+def _prepare(module: nn.Module, part: Part, dtype: torch.dtype | None) -> Supplies:
+    """A supply for every tensor of a network on the meta device. ValueError unless keys and shapes are exactly those of the layout.
 
     Linear layers whose weights are packed in the file become packed ones.
     """
@@ -161,15 +164,10 @@ def prepare(module: nn.Module, part: Part, dtype: torch.dtype | None) -> Supplie
     return found
 
 
-def fill(module: nn.Module, supplies: Supplies) -> None:
-    """Give a network on the meta device its weights."""
-    module.load_state_dict({name: supply.take() for name, supply in supplies.items()}, assign=True)
-
-
 def _main_dtype(part: Part) -> torch.dtype:
-    """That of most of a part's values, since a network computes in one; bfloat16 where these are packed or 8-bit floats.
+    """The dtype of most of a part's values, since a network computes in one; bfloat16 if most are packed or 8-bit floats.
 
-    What converters leave unpacked in a file of packed weights they write in whichever type their readers have for it.
+    Converters write what they leave unpacked in any dtype that their readers know, so that one says nothing.
     """
     counts: Counter[torch.dtype] = Counter()
     for stored in part.stored.values():
@@ -200,7 +198,7 @@ def _check_preview(parts: list[Part]) -> None:
 
 
 def _report(found: Findings, taken: Sequence[Part], model: Model, places: Sequence[Path], ema: bool) -> Report:
-    """What became of every key: with its file's place where there are several, in the folder that they have in common."""
+    """What became of every key. If there are several files, each key comes after its file's path from the folder that they share."""
     folder = os.path.commonpath([file.path.absolute().parent for file in found.files])
     before = {file.path: f"{os.path.relpath(file.path.absolute(), folder)}: " if len(found.files) > 1 else "" for file in found.files}
 

@@ -1,4 +1,4 @@
-"""Which networks a file holds: told by the prefixes, keys and shapes of its tensors alone."""
+"""Which networks a file holds, recognised by the prefixes, keys and shapes of its tensors alone."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ KINDS = (
 
 
 def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bool = True) -> list[Part]:
-    """The networks in a file: at least one. `ignored` of the file that they are parts of says why each other key of it is left out.
+    """The networks in a file, at least one; `part.file.ignored` gives the reason for every key that is in none of them.
 
-    ema  take averaged weights where the file has them
-    ValueError where it holds none of our networks, or a key that is neither of one nor known to be harmless.
+    ema  take averaged weights if the file has them
+    ValueError if it holds none of our networks, or a key that belongs to none and is not known to be harmless.
     """
     hints = hints or {}
     foreign.check_packing(file, hints)
@@ -100,13 +100,13 @@ def _groups(keys: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _harmless(key: str, parts: Iterable[Part]) -> str | None:
-    """Why a key may be ignored, under the name that it has in its part, or under its own; None where it may not."""
+    """Why a key may be ignored, by its name within a part or by its whole name; None if it may not."""
     names = (key.removeprefix(prefix) for prefix in (*(part.prefix for part in parts), "") if key.startswith(prefix))
     return next(filter(None, map(harmless.reason, names)), None)
 
 
 def _recognised(file: TensorFile, prefix: str, keys: Iterable[str], hints: Mapping[str, Any]) -> Part | None:
-    """The network that these keys are of, behind a prefix, and behind whatever else may stand before all of them."""
+    """The network with these keys, without the prefix and without any other prefix that they all share; None if it is unknown."""
     names = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
     stored = {name: file.tensors[prefix + name] for name in names if harmless.reason(name) is None}
     shapes = {name: tensor.shape for name, tensor in stored.items()}
@@ -135,7 +135,7 @@ def _not_recognised(file: TensorFile, prefix: str, kind: str, error: Exception) 
 
 
 def _averaged(part: Part) -> Part:
-    """A part with its averaged weights, if it has any, as the backbone must: their names are those of the raw ones without dots."""
+    """The part with averaged weights, which the backbone must have and others may: their names are those of the raw ones without dots."""
     tensors = part.file.tensors
     averages = {name: AVERAGES + f"{part.prefix}{name}".removeprefix("model.").replace(".", "") for name in part.stored}
     if part.kind != "backbone" and not any(key in tensors for key in averages.values()):

@@ -12,7 +12,7 @@ WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 
 
 def unwrapped(file: TensorFile) -> TensorFile:
-    """The file's tensors by their names without wrappers. ValueError where two would have the same name."""
+    """The file with its tensors named without wrappers. ValueError if two would have the same name."""
     found: dict[str, Stored] = {}
     for key, stored in file.tensors.items():
         name = ".".join(part for part in key.split(".") if part not in WRAPPERS)

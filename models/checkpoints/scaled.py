@@ -1,4 +1,4 @@
-"""8-bit floats in files: a weight and its scale, which lie there apart, as one tensor."""
+"""8-bit floats in files: a weight and its scale, which are two tensors there, as one."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ class _Scaled(Stored):
 
 
 def join_scales(file: TensorFile) -> TensorFile:
-    """The file with each X.scale_weight or X.weight_scale in its X.weight; matrices of 8-bit floats without one have the scale 1.
+    """The file with each X.weight multiplied by its X.scale_weight or X.weight_scale, if any; matrices of 8-bit floats without one get the
+    scale 1. What else belongs to 8-bit weights is ignored.
 
-    The other keys that belong to 8-bit weights are left out. A scale is one number, or one for each row: of shape (), (1,), (rows,) or
-    (rows, 1). ValueError where one is of another shape, without a weight, or anything but a finite number above zero.
+    A scale is one number, or one for each row: of shape (), (1,), (rows,) or (rows, 1). ValueError if one has another shape, no weight, or
+    is anything but a finite number above zero.
     """
     tensors, ignored, scales = dict(file.tensors), dict(file.ignored), dict[str, Stored]()
     for key in file.tensors:
@@ -70,7 +71,7 @@ def join_scales(file: TensorFile) -> TensorFile:
 
 
 def _scaled(weight: Stored, scale: Tensor, keys: tuple[str, ...] = ()) -> Stored:
-    """A weight and its scale, () or (rows, 1), with the scale's keys, as one tensor."""
+    """A weight and its scale, () or (rows, 1), as one tensor. keys: the scale's, () if the file has none."""
     found = _Scaled(weight.path, (*weight.keys, *keys), weight.shape, torch.float32, weight, scale)
     packed = weight.dtype in FLOAT8 and len(weight.shape) == 2
     return replace(found, packing="fp8", raw=weight, scale=scale) if packed else found

@@ -1,4 +1,4 @@
-"""Tensors in files, by name, and regions of files that are memory-mapped when they are asked for.
+"""The tensors of files, whatever the format: regions of a file that are memory-mapped on request, and tensors held in memory.
 
 Whatever is wrong with a file is one ValueError that names the file and the key, before memory is taken for it.
 """
@@ -33,7 +33,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""By the names that files give them."""
+"""By their names in safetensors and GGUF files."""
 EDGE = 4096  # values at either end of a mapped tensor that are looked at when it is opened: a page or a few
 CHUNK = 2**21  # bytes read at a time, which a processor's cache holds until they are converted
 MAX_HEADER = 2**24  # bytes; the safetensors format allows 100 million, whose JSON may fill gigabytes
@@ -66,9 +66,9 @@ class Stored(ABC):
 
     @abstractmethod
     def chunks(self, of: int = 1) -> Iterator[Tensor]:
-        """Its values in order, some at a time, flat, each valid until the next: nothing of a safetensors file stays in memory.
+        """Its values in order, flat, in chunks that are valid until the next one: nothing of a safetensors file stays in memory.
 
-        of  how many must stay together
+        of  values that must stay together: each chunk has a multiple of so many
         """
 
     def mapped(self) -> Tensor:
@@ -83,15 +83,15 @@ class Stored(ABC):
             pass
 
     def read_finite(self, out: Tensor) -> None:
-        """The same. ValueError where a value is not finite, in the file or in the dtype of `out`."""
+        """The same. ValueError if a value is not finite, in the file or in the dtype of `out`."""
         for chunk, part in self._copied(out):
             if not is_finite(part):
                 raise self._too_large(part.dtype) if is_finite(chunk) else self._damaged()
 
     def take(self, dtype: torch.dtype) -> Tensor:
-        """The tensor in that dtype: `mapped`, or new memory if it is converted. ValueError where it is not finite.
+        """The tensor in that dtype: `mapped`, or in new memory if it is converted. ValueError if it is not finite.
 
-        Of mapped pages only the ends are looked at, so that opening a file does not read all of it: `Model.check_finite` does.
+        Only the ends of mapped pages are checked, so that opening a file does not read all of it: `Model.check_finite` does.
         """
         if self.dtype != dtype:
             value = torch.empty(self.shape, dtype=dtype)
@@ -104,7 +104,7 @@ class Stored(ABC):
         return value
 
     def _copied(self, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Copy it, some values at a time: gives them as they are stored, and as they are in `out`."""
+        """Copy it chunk by chunk; yields each as it is stored, and as it is in `out`."""
         flat, start = out.view(-1), 0
         for chunk in self.chunks():
             yield chunk, flat[start : start + len(chunk)].copy_(chunk)
@@ -121,10 +121,10 @@ class Stored(ABC):
 class TensorFile:
     """What a file, or a set of shards, holds.
 
-    tensors   by key; wrappers' names may have been removed from these, and a scale may have gone into its weight
+    tensors   by name: the key, without what wrappers of networks add to it
     metadata  texts beside the tensors in a safetensors file
     numbers   plain numbers beside the tensors in a pickle ("global_step", ...)
-    ignored   the keys that are left out, each with the reason
+    ignored   the reason for each key that is left out
     """
 
     path: Path
@@ -177,7 +177,7 @@ class Region(Stored):
     def mapped(self) -> Tensor:
         if self.start % self.dtype.itemsize:  # such a tensor cannot be viewed, only copied
             return super().mapped()
-        # A storage of its own: who copies or pickles this tensor does not take the whole file along.
+        # A storage of its own, so that a copy or a pickle of this tensor does not take the whole file along.
         storage = self.pages()[self.start : self.start + math.prod(self.shape) * self.dtype.itemsize]
         return torch.tensor([], dtype=self.dtype).set_(storage).view(self.shape)
 
@@ -211,6 +211,6 @@ class Region(Stored):
 
 
 def check_name(path: Path, key: Any) -> None:
-    """ValueError for a name that no message could show."""
+    """ValueError for a name that does not fit into an error message."""
     if not isinstance(key, str) or not key.isprintable() or len(key) > MAX_NAME:
         raise ValueError(f"{path} is damaged: {brief(key)} is no name of a tensor")

@@ -1,7 +1,10 @@
 """The names of tensors here and in a published layout, as data: one table serves loading and, read backwards, saving.
 
-A layout is a list of rules that turn names of ours into published ones. Where one tensor of ours is several published ones (query, key
-and value are one product here), the rule's result names them in brackets, "attn1.to_[q,k,v]", in the order in which they are stacked.
+A layout is a list of rules that turn our names into published ones. If one tensor of ours is several published ones (query, key and value
+are one product here), the rule's result names them in brackets, "attn1.to_[q,k,v]", in the order in which they are stacked.
+
+From a file to a parameter: a `TensorFile` holds `Stored` tensors; a `Part` is those of one network; a `Source` is a row of the table, and a
+`Supply` that row with its stored tensors, which gives the parameter.
 """
 
 from __future__ import annotations
@@ -21,20 +24,25 @@ from models.checkpoints.stored import Held, Stored, TensorFile
 T = TypeVar("T")
 
 Form = Literal["same", "conv", "transposed", "swapped"]
-"""How a published tensor is written: as ours, as a 1x1 convolution where ours is a linear layer, with its two dimensions exchanged, or
-with the two halves of its first dimension exchanged."""
+"""How a published tensor is written: as ours, as a 1x1 convolution (ours is a linear layer), with its two dimensions exchanged, or with
+the two halves of its first dimension exchanged."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The published keys of one tensor of ours, stacked along its first dimension, their form, and their shares where they are unequal."""
+    """The published tensors that one of ours is made of.
+
+    keys    in the order in which they are stacked along the first dimension
+    form    how they are written
+    shares  the ratios of their sizes along that dimension, () if these are equal
+    """
 
     keys: tuple[str, ...]
     form: Form = "same"
     shares: tuple[int, ...] = ()
 
     def sizes(self, total: int) -> list[int]:
-        """What of so many rows belongs to each key."""
+        """How many of so many rows each key has."""
         shares = self.shares or (1,) * len(self.keys)
         return [total * share // sum(shares) for share in shares]
 
@@ -47,10 +55,10 @@ Table = dict[str, Source]
 class Layout:
     """How one kind of network is written in one family of files.
 
-    rules   patterns over our names and what replaces them, all applied, in order
-    forms   patterns over our names of those tensors that are written in another form
-    shares  patterns over our names of those tensors whose published parts are of different sizes, and the sizes' ratios
-    number  applied to our names before the rules: how blocks are counted there
+    rules   patterns over our names, and their replacements: all are applied, in order
+    forms   patterns over our names, for tensors that are written in another form
+    shares  patterns over our names, for tensors whose published parts differ in size: the ratios of the sizes
+    number  applied to our names before the rules, for layouts that count blocks differently
     inside  the sub-module that such a file holds, "" for the whole network
     """
 
@@ -109,9 +117,10 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Supply:
-    """One tensor of ours as it is to be had from published ones, whenever it is needed.
+    """One tensor of ours and the stored tensors that it is read from, whenever it is needed.
 
-    before  the same, before a network that reads it again and again was cast: every cast rounds
+    dtype   what it is converted to
+    before  the supply that was cast to this dtype, if any: the values are rounded to both dtypes, as in a network that was loaded whole
     """
 
     shape: torch.Size
@@ -121,30 +130,30 @@ class Supply:
     before: Supply | None = None
 
     def take(self) -> Tensor:
-        """The tensor: the file's memory-mapped pages where it is one to one and of the right dtype, else new memory.
+        """The tensor: the file's memory-mapped pages if nothing has to be converted or stacked, else new memory.
 
-        ValueError where it is not finite, see `Stored.take`.
+        ValueError if it is not finite, see `Stored.take`.
         """
         if len(self.pieces) == 1 and self.source.form in ("same", "conv") and not self.before:
             return self.pieces[0].take(self.dtype).view(self.shape)
         return self.read()
 
     def read(self) -> Tensor:
-        """The tensor in new memory. ValueError where it is not finite."""
+        """The tensor in new memory. ValueError if it is not finite."""
         value = torch.empty(self.shape, dtype=self.dtype)
         self._put(value, lambda stored, out: stored.read_finite(out))
         return value
 
     def read_into(self, out: Tensor) -> None:
-        """Copy it, piece by piece: nothing of a safetensors file stays in memory, and nothing is looked at."""
+        """Copy it to `out`, piece by piece, unchecked: nothing of a safetensors file stays in memory."""
         self._put(out, lambda stored, part: stored.read_into(part))
 
     def cast(self, dtype: torch.dtype) -> Supply:
-        """This, converted whenever it is read."""
+        """The same tensor, converted whenever it is read."""
         return replace(self, dtype=dtype, before=self)
 
     def packed(self) -> dict[str, Supply] | None:
-        """The matrix as it is packed in the file, and its scale ("packed", "scale"); None where it is not, or its pieces differ in that."""
+        """The packed matrix as in the file, and its scale ("packed", "scale"). None if it is not packed, or in more than one way."""
         kinds = {(piece.packing, piece.raw.dtype if piece.raw else None) for piece in self.pieces}
         if len(kinds) > 1 or self.pieces[0].packing is None or self.source.form != "same":
             return None
@@ -178,9 +187,9 @@ Supplies = Mapping[str, Supply]
 
 
 def supplies(part: Part, state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Supply]:
-    """Where each tensor of a network's state is to be had.
+    """A supply for each tensor of a network's state.
 
-    ValueError names the first key that is missing, without a place, of another shape, or of a type that is no weight.
+    ValueError names the first key that is missing, unknown to the layout, of another shape, or not of a floating-point type.
     """
     table, path = part.layout.table(state), part.file.path
     known = dict.fromkeys(key for source in table.values() for key in source.keys)
@@ -238,7 +247,7 @@ def _is_conv(shape: torch.Size, source: Source) -> bool:
 
 
 def _check_shapes(supply: Supply, path: Path) -> None:
-    """ValueError unless the published tensors are of the shapes that ours asks for, and weights."""
+    """ValueError unless the stored tensors have the shapes that ours needs, and are floats."""
     shape, source = supply.shape, supply.source
     sizes = source.sizes(shape[0]) if shape else [0]
     for stored, size in zip(supply.pieces, sizes, strict=True):
