@@ -6,12 +6,10 @@ import diffusion.starting  # noqa: F401
 from models.clip import CLIPText, CLIPTextParams
 from models.conditioning import check_labels
 from models.dit import DiT, DiTParams
-from models.download import PUBLISHED, download
+from models.download import download
 from models.ema import EMA
-from models.families import FAMILIES
 from models.flux import Flux, FluxParams
-from models.model import NETWORKS, Model, Report, build, build_network
-from models.presets import miniature, published
+from models.model import Model, Report, build, build_network
 from models.recipes import TextParams
 from models.sd3 import SD3, SD3Params
 from models.t5 import T5, T5Params
@@ -24,15 +22,21 @@ from models.vae import VAE, VAEParams
 if TYPE_CHECKING:
     from models.checkpoints.load import load
     from models.checkpoints.save import save
+    from models.families import FAMILIES, NETWORKS, PUBLISHED
+    from models.presets import miniature, published
 else:
+    _AT_FIRST_USE = {"load": "checkpoints.load", "save": "checkpoints.save", "miniature": "presets", "published": "presets"}
+    _AT_FIRST_USE |= dict.fromkeys(("FAMILIES", "NETWORKS", "PUBLISHED"), "families")
 
     def __getattr__(name: str) -> object:
-        """`load` and `save`, imported at their first use: every format of files is a third of all that is imported here."""
-        if name not in {"load", "save"}:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from models import checkpoints
+        """Families and formats of files, imported at their first use: they are half of all that would be imported here."""
+        from importlib import import_module
 
-        return getattr(checkpoints, name)
+        if name in _AT_FIRST_USE:
+            return getattr(import_module(f"models.{_AT_FIRST_USE[name]}"), name)
+        if name in ("families", "presets"):
+            return import_module(f"models.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [

@@ -1,5 +1,6 @@
 """python -m models download NAME [FILE ...]: published weights from the hub into its cache; prints their paths.
-python -m models check PATH [PATH ...]: reads all weights of a model, which loading need not; prints its report."""
+python -m models check PATH [PATH ...]: reads all weights of a model, which loading need not; prints its report.
+python -m models families: prints a table of the families that are known."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion.starting import started
-from models.download import FILES, PATIENCE, PUBLISHED, download
+from models.download import FILES, PATIENCE, download
+from models.families import PUBLISHED, table
 
 
 def main() -> int:
@@ -30,8 +32,12 @@ def main() -> int:
     command.add_argument("--patience", type=float, default=PATIENCE, help="seconds after which a server that stalls is given up")
     check = commands.add_parser("check", help="whether all weights of a model are finite, and a training run's as they were written")
     check.add_argument("paths", nargs="+", metavar="path", help="what models.load takes: files, folders, a training run's folder")
+    commands.add_parser("families", help="a table of the families that are known")
     options = parser.parse_args()
     try:
+        if options.command == "families":
+            print(table())
+            return 0
         if options.command == "check":
             print(checked(options.paths))
             return 0
@@ -48,7 +54,8 @@ def main() -> int:
 
 def checked(paths: Sequence[str]) -> str:
     """The report of a model whose files are sound, after reading all of them; ValueError or OSError for others."""
-    from models.checkpoints import load, native  # which downloading has no use for
+    from models.checkpoints import native  # which downloading has no use for
+    from models.checkpoints.load import load
 
     model = load(*paths)
     for path in map(Path, paths if model.report and model.report.layout == "native" else ()):

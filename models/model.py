@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from typing import Any
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,18 +33,16 @@ from diffusion.messages import brief
 from diffusion.spacing import ALIGN_YOUR_STEPS
 from diffusion.spec import check_call, check_mapping, check_names, check_type, lookup, make_params
 from models.conditioning import WithImage
-from models.dit import DiT, DiTParams
-from models.families import FAMILIES
 from models.finite import lost_weight
-from models.flux import Flux, FluxParams
 from models.packed import unpacked
 from models.recipes import TextParams
-from models.sd3 import SD3, SD3Params
 from models.streaming import check_whole, values
 from models.taesd import TAESD, TAESDParams
 from models.text import LEFT_OUT, TextEncoder
-from models.unet import UNet, UNetParams
 from models.vae import VAE, VAEParams
+
+if TYPE_CHECKING:
+    from models.families import Family, Role
 
 
 @dataclass(frozen=True)
@@ -74,20 +74,15 @@ class Report:
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
 
-NETWORKS: dict[str, tuple[type[nn.Module], type[Any]]] = {
-    "unet": (UNet, UNetParams),
-    "dit": (DiT, DiTParams),
-    "flux": (Flux, FluxParams),
-    "sd3": (SD3, SD3Params),
-}
 PARTS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "vae": (VAE, VAEParams),
     "text": (TextEncoder, TextParams),
     "preview": (TAESD, TAESDParams),
 }
-REMEDY = "make it with models.build({...}), of a network in models.model.NETWORKS"
+REMEDY = "make it with models.build({...}), of a network in models.NETWORKS"
 MAX_SIDE = 4096  # pixels or latents along a side of a sample, and its channels
 MAX_SAMPLING_STEPS = 10_000
+ROLES = ("inpaint", "edit", "control")  # see Model.role
 FOLDERS = {"backbone": "network"}  # under which name a part's tensors stand in a file, where it is not its own
 
 
@@ -101,7 +96,8 @@ class Model:
               "prediction": ...}, "shape": [C, H, W] of the samples it was trained on, "classes": their names by number,
               "drop": the share of them that was trained without its label, "grid": {...} it is best sampled on,
               "consistency": {...} for a distilled model, "vae", "text" and "preview" with the parameters of these parts, "family"
-              and "sampling": {...} of a published one; goes into every file that is saved
+              and "sampling": {...} of a published one, "role" of a network of one's own that sees an image beside x; it goes into every
+              file that is saved
     """
 
     backbone: nn.Module | None
@@ -182,6 +178,21 @@ class Model:
         return max(0, inner - self.spec["shape"][0]) if "shape" in self.spec else 0
 
     @property
+    def family(self) -> Family | None:
+        """The published family that it is of, None for a model of one's own."""
+        return families().FAMILIES.get(self.spec.get("family", ""))
+
+    @property
+    def role(self) -> Role | None:
+        """What the network does with an image that it sees beside x, None where it sees none.
+
+        As the family has it; in a model of one's own as "role" in its description, by default "inpaint".
+        """
+        if not (channels := self.image_channels):
+            return None
+        return self.family.architecture.roles[channels] if self.family else self.spec.get("role", "inpaint")
+
+    @property
     def embeds_guidance(self) -> bool:
         """Whether the network was distilled to follow the scale of guidance, which it is told (LCM, FLUX.1 [dev])."""
         return getattr(getattr(self.backbone, "params", None), "guidance_dim", None) is not None
@@ -200,7 +211,7 @@ class Model:
         """
         settings = settings or check_mapping("grid", self.spec.get("grid", {}))
         if settings.get("spacing") == "align_your_steps" and "table" not in settings:
-            of = FAMILIES.get(self.spec.get("family", ""))
+            of = self.family
             if of is None or of.table is None:
                 raise ValueError(
                     f"no table of align_your_steps is published for {of.title if of else 'this model'}: name one, "
@@ -279,6 +290,11 @@ class Model:
         return {} if classes is None else {"label": classes}
 
 
+def families() -> ModuleType:
+    """models.families, imported at its first use: it brings the names of all tensors in files along."""
+    return import_module("models.families")
+
+
 def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> Model:
     """A model with fresh weights from its description. Unknown names raise and name the nearest known one.
 
@@ -287,7 +303,7 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
     device  where the network is made, default torch's own; "meta" makes it without weights, for those of a file
     """
     spec = {key: dict(value) if isinstance(value, Mapping) else value for key, value in check_mapping("a model", spec).items()}
-    known = ["network", *PARTS, "schedule", "prediction", "shape", "classes", "drop", "grid", "consistency", "family", "sampling"]
+    known = ["network", *PARTS, "schedule", "prediction", "shape", "classes", "drop", "grid", "consistency", "family", "role", "sampling"]
     check_names("model part", spec, known)
     needed = ["schedule", "prediction"] if spec.keys() & PARTS.keys() else ["network", "schedule", "prediction"]
     if missing := [part for part in needed if part not in spec]:
@@ -319,6 +335,7 @@ def _check_extras(spec: Mapping[str, Any]) -> None:
         if not all(1 <= size <= MAX_SIDE for size in spec["shape"]):
             raise ValueError(f"shape holds sizes from 1 to {MAX_SIDE:,}, not {brief(spec['shape'])}")
     check_type("family", spec.get("family", ""), str)
+    check_names("role", [spec.get("role", "inpaint")], ROLES)
     check_type("classes", classes := spec.get("classes", []), list[str])
     if twice := [name for name, n in Counter(classes).items() if n > 1]:
         raise ValueError(f"classes holds {brief(twice[0])} twice: each class has a name of its own")
@@ -344,7 +361,8 @@ def completed(spec: Mapping[str, Any]) -> dict[str, Any]:
 def _takes_time_factor(network: Any) -> bool:
     """Whether that is the description of a network which multiplies t by a factor."""
     name = network.get("name") if isinstance(network, Mapping) else None
-    return isinstance(name, str) and name in NETWORKS and "time_factor" in {f.name for f in fields(NETWORKS[name][1])}
+    known = families().NETWORKS
+    return isinstance(name, str) and name in known and "time_factor" in {f.name for f in fields(known[name][1])}
 
 
 def time_factor(schedule: Schedule, prediction: Prediction) -> float:
@@ -363,7 +381,7 @@ def build_network(spec: Mapping[str, Any]) -> nn.Module:
     """A network from {"name": "unet" or "dit", **parameters}; what is left out has the parameter class's default."""
     values = check_mapping("network", spec)
     name = values.pop("name", None)
-    network, params = lookup("network", name, NETWORKS)
+    network, params = lookup("network", name, families().NETWORKS)
     return network(make_params(str(name), params, values))
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from diffusion.spec import check_at_least_one, check_names, check_range
-from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPTextParams
-from models.t5 import T5_XXL, T5Params
-from models.tokenizer import EOS
+from models.clip import CLIPTextParams
+from models.t5 import T5Params
 
 NUMBER_DIM = 256  # sinusoids per number (Podell et al. 2023, section 2.2)
 MAX_T5_LENGTH = 4096  # rows of context; families have 256 and 512
@@ -117,67 +116,3 @@ class TextParams:
     def vector_dim(self) -> int | None:
         """Width of the vector, None where the family has none."""
         return self.pooled_dim + NUMBER_DIM * len(self.numbers) or None
-
-
-def sd1(clip_l: CLIPTextParams = CLIP_L) -> TextParams:
-    """Stable Diffusion 1: the last state of CLIP-L through its norm, padded with EOS."""
-    return TextParams({"clip_l": clip_l}, (TowerUse("clip_l", clip_l.layers, norm=True, pad=EOS, pooled=False),))
-
-
-def sd2(clip_h: CLIPTextParams = CLIP_H, blocks: int = 23) -> TextParams:
-    """Stable Diffusion 2: the state of OpenCLIP-H after 23 blocks through its norm, whether the tower holds 24 or only those 23."""
-    return TextParams({"clip_h": clip_h}, (TowerUse("clip_h", blocks, norm=True, pad=0, pooled=False),))
-
-
-def sdxl(clip_l: CLIPTextParams = CLIP_L, clip_g: CLIPTextParams = CLIP_G) -> TextParams:
-    """SDXL: the last states but one of CLIP-L and OpenCLIP-bigG; bigG's pooled output and three sizes in pixels."""
-    return TextParams(
-        towers={"clip_l": clip_l, "clip_g": clip_g},
-        uses=(
-            TowerUse("clip_l", clip_l.layers - 1, norm=False, pad=EOS, pooled=False),
-            TowerUse("clip_g", clip_g.layers - 1, norm=False, pad=0, pooled=True),
-        ),
-        numbers=("height", "width", "top", "left", "target_height", "target_width"),
-        null="zeros",
-    )
-
-
-def refiner(clip_g: CLIPTextParams = CLIP_G) -> TextParams:
-    """SDXL's refiner: bigG alone, and an aesthetic score (6.0 for the prompt, 2.5 for its negative) in place of the target size."""
-    return TextParams(
-        towers={"clip_g": clip_g},
-        uses=(TowerUse("clip_g", clip_g.layers - 1, norm=False, pad=0, pooled=True),),
-        numbers=("height", "width", "top", "left", "score"),
-    )
-
-
-def flux(clip_l: CLIPTextParams = CLIP_L, t5: T5Params = T5_XXL, length: int = 512) -> TextParams:
-    """FLUX.1: T5's states alone, 512 rows (256 for schnell); CLIP-L's pooled output, without a projection."""
-    pooled = TowerUse("clip_l", None, norm=False, pad=EOS, pooled=True, projected=False)
-    return TextParams({"clip_l": clip_l}, (pooled,), t5=t5, t5_length=length)
-
-
-def sd3(
-    clip_l: CLIPTextParams = CLIP_L,
-    clip_g: CLIPTextParams = CLIP_G,
-    t5: T5Params | None = None,
-    length: int = 256,
-    projected_l: bool = False,
-    width: int = 4096,
-) -> TextParams:
-    """Stable Diffusion 3 and 3.5: the last states but one of CLIP-L and bigG, then T5's, or as many rows of zeros without one; both pooled
-    outputs (Esser et al. 2024, section 4).
-
-    projected_l  CLIP-L's goes through a projection, as diffusers' folders hold one; the original files do without
-    width        of the context where there is no T5
-    """
-    return TextParams(
-        towers={"clip_l": clip_l, "clip_g": clip_g},
-        uses=(
-            TowerUse("clip_l", clip_l.layers - 1, norm=False, pad=EOS, pooled=True, projected=projected_l),
-            TowerUse("clip_g", clip_g.layers - 1, norm=False, pad=0, pooled=True),
-        ),
-        t5=t5,
-        t5_length=length,
-        width=t5.width if t5 else width,
-    )

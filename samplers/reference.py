@@ -42,18 +42,18 @@ def check_reference(
         for name, value in (("mask", mask), ("strength", strength), ("image_guidance", image_guidance)):
             if value is not None:
                 raise ValueError(f"{name} says what is done with an image: give image too, or leave {name} out")
-        if model.image_channels:
-            what = "an image to edit" if edits(model) else "an image of edges or depths" if follows(model) else "an image and a mask"
+        if model.role is not None:
+            what = {"edit": "an image to edit", "control": "an image of edges or depths", "inpaint": "an image and a mask"}[model.role]
             raise ValueError(f"this network sees {model.image_channels} channels beside x: give it {what}")
-    if edits(model) and (strength is not None or mask is not None):
+    if model.role == "edit" and (strength is not None or mask is not None):
         name = "mask" if strength is None else "strength"
         raise ValueError(f"this network edits the whole image, as close to it as image_guidance says: leave {name} out")
-    if follows(model) and (strength is not None or mask is not None):
+    if model.role == "control" and (strength is not None or mask is not None):
         name = "mask" if strength is None else "strength"
         raise ValueError(f"this network draws anew what the image gives the outlines of: leave {name} out")
-    if image_guidance is not None and not edits(model):
+    if image_guidance is not None and (model.role != "edit" or model.embeds_guidance):
         raise ValueError("image_guidance is for networks that edit an image (pix2pix), and this is none: leave it out; see strength")
-    if model.image_channels and not edits(model) and not follows(model) and mask is None:
+    if model.role == "inpaint" and mask is None:
         raise ValueError("this network is for inpainting: give a mask, 1 where to paint")
     if strength is not None and not 0 < strength <= 1:
         raise ValueError(f"strength is a share of the steps in (0, 1], not {strength:g}")
@@ -82,7 +82,7 @@ def usual_strength(masked: bool) -> float:
 
 def begins_from_image(model: Model, image: Tensor | None, mask: Tensor | None, strength: float) -> bool:
     """Whether samples begin from the image with noise, and not from noise alone: what is completed does so only at a strength below 1."""
-    return image is not None and not edits(model) and not follows(model) and (mask is None or strength < 1)
+    return image is not None and model.role not in ("edit", "control") and (mask is None or strength < 1)
 
 
 def read_reference(model: Model, image: Tensor, mask: Tensor | None, strength: float, tile: int | None = None) -> Reference:
@@ -90,9 +90,9 @@ def read_reference(model: Model, image: Tensor, mask: Tensor | None, strength: f
     vae: VAE = model.require("vae")
     image = 2 * image.to(next(vae.parameters()).device, torch.float32) - 1
     latents = _encoded(vae, image, tile)
-    if edits(model):  # pix2pix was trained on latents in the autoencoder's own units (Brooks et al. 2023, in their code)
+    if model.role == "edit":  # pix2pix was trained on latents in the autoencoder's own units (Brooks et al. 2023, in their code)
         return Reference(beside=vae.unscaled(latents))
-    if follows(model):
+    if model.role == "control":
         return Reference(beside=latents)
     start = latents if begins_from_image(model, image, mask, strength) else None
     if mask is None:
@@ -117,17 +117,3 @@ def _encoded(vae: VAE, images: Tensor, tile: int | None) -> Tensor:
         return sliced(lambda image: vae.encode(image).mode, images)
     side = tile * vae.factor
     return sliced(lambda image: encode_tiled(vae, image, side, tile // 4 * vae.factor).mode, images)
-
-
-def edits(model: Model) -> bool:
-    """Whether the network sees an image to edit beside x, as many channels as x has, and not one to complete."""
-    return _sees_latents(model) and not model.embeds_guidance
-
-
-def follows(model: Model) -> bool:
-    """Whether the network sees an image of edges or depths beside x, and draws what fits to it."""
-    return _sees_latents(model) and model.embeds_guidance
-
-
-def _sees_latents(model: Model) -> bool:
-    return model.image_channels > 0 and model.image_channels == model.shape[0]

@@ -11,12 +11,17 @@ from torch import Tensor
 
 from diffusion import ComposedGuidance, DenoiserLike, Inpainting
 from diffusion.spec import check_type
-from models import Flux, Model
+from models import Model
 from samplers.guide import guided, limited
 from samplers.prompting import Conditions
-from samplers.reference import Reference, edits
+from samplers.reference import Reference
 
 IMAGE_SCALE = 1.5  # of networks that edit, as published (Brooks et al. 2023)
+
+
+def two_scales(model: Model) -> bool:
+    """Whether one scale leads to the image that is edited and one to the prompt: networks that are told their scale have one."""
+    return model.role == "edit" and not model.embeds_guidance
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,13 @@ class Steering:
         rule = any(value is not None for value in (self.guide or {}).values())
         if self.true_cfg is not None and not model.embeds_guidance:
             raise ValueError("true_cfg is for networks that are told guidance; this one's guidance is classifier-free itself: leave it out")
-        if self.scale != 1 and isinstance(model.network, Flux) and model.spec.get("family") == "flux-schnell":
-            raise ValueError("FLUX.1 [schnell] was distilled to draw without guidance, and is told none: leave guidance out")
+        if self.scale != 1 and model.family is not None and not model.family.guided:
+            raise ValueError(f"{model.family.title} was distilled to draw without guidance, and is told none: leave guidance out")
         if model.embeds_guidance and self.scale < 0:
             raise ValueError(
                 f"this network is told guidance, and was distilled for positive ones: guidance={self.scale:g} means nothing to it"
             )
-        if edits(model):
+        if two_scales(model):
             if rule:
                 raise ValueError("a network that edits an image is led by guidance and image_guidance, and no other way: leave guide out")
             return
@@ -67,7 +72,7 @@ class Steering:
         n, where = len(cond["context"]), cond["context"].device
         if model.image_channels and reference.beside is not None:
             beside = {"image": reference.beside.expand(n, -1, -1, -1)}
-            if edits(model):
+            if two_scales(model):
                 return self._towards_both(model, cond, null, beside), {}
             cond, null = {**cond, **beside}, {**null, **beside}
         if model.embeds_guidance:
@@ -81,7 +86,7 @@ class Steering:
 
     def leads_away(self, model: Model) -> bool:
         """Whether it has to know what to lead away from."""
-        return edits(model) or self.cfg(model) != 1
+        return two_scales(model) or self.cfg(model) != 1
 
     def _towards_prompt(self, model: Model, null: Mapping[str, Tensor]) -> DenoiserLike:
         return limited(guided(model.denoiser(), self.cfg(model), null, model.prediction, self.guide), False, self.guide)

@@ -24,11 +24,11 @@ from samplers.generate import HANDOVER, generate, image_size
 from samplers.pictures import MAX_PIXELS, covering, read_image, read_mask
 from samplers.prompting import vector_numbers
 from samplers.provenance import provenance
-from samplers.reference import edits, follows, usual_strength
+from samplers.reference import usual_strength
 from samplers.results import Drawn, Outcome, beside, check_folder, check_same, check_seed, fill_folder, given
 from samplers.sample import find_sampler
 from samplers.settings import COUNT, PICTURE, PLACE, WEIGHTS, named, recorded
-from samplers.steering import IMAGE_SCALE
+from samplers.steering import IMAGE_SCALE, two_scales
 from samplers.usage import usage
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -186,9 +186,9 @@ def completed(params: TextToImageParams, model: Model, refiner: Model | None, im
     check_call(how.sampler, find_sampler(how.sampler), 3, params.options)
     numbers = {**({} if refiner is None else vector_numbers(refiner, (height, width))), **vector_numbers(model, (height, width))}
     strength, image_guidance = params.strength, params.image_guidance
-    if image is not None and edits(model):
+    if image is not None and two_scales(model):
         image_guidance = IMAGE_SCALE if image_guidance is None else image_guidance
-    elif image is not None and strength is None and not follows(model):
+    elif image is not None and strength is None and model.role not in ("edit", "control"):
         strength = usual_strength(params.mask is not None)
     files: dict[str, Any] = {name: str(Path(path).absolute()) for name in ("image", "mask") if (path := getattr(params, name)) is not None}
     sha256 = {name: sha256_of_file(path) for name, path in files.items()}

@@ -127,7 +127,7 @@ for name in {OPTIONAL!r}:  # the stubs do stand in the way
 
 def test_importing_reads_no_format_that_is_not_opened() -> None:
     """`import diffusion, models, samplers` leaves out other programs, files and pictures; `load`, formats that only some files are in."""
-    heavy = [*OPTIONAL, "hydra", "pandas", "html", "train", "eval", "configs", "models.checkpoints", "samplers.pictures"]
+    heavy = [*OPTIONAL, "hydra", "pandas", "html", "train", "eval", "configs", "models.checkpoints.load", "samplers.pictures"]
     formats = [f"models.checkpoints.{name}" for name in ("gguf_file", "pickle_file", "single_file", "diffusers_folder")]
     script = f"""
 import sys, diffusion, models, samplers

@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 import models
+from models.families import table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -45,3 +46,7 @@ def test_what_it_names_is_there() -> None:
         assert (ROOT / path).exists(), path
     for path in re.findall(r"`((?:diffusion|models|samplers|train|eval|notebooks)/[\w./]*)`", README):
         assert (ROOT / path).exists(), path
+
+
+def test_its_table_of_families_is_that_of_the_library() -> None:
+    assert table() in README, "put what `python -m models families` prints into the README"

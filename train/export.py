@@ -11,7 +11,7 @@ import torch
 
 import models
 from models import VAE, Model
-from models.families import plain
+from models.families.family import plain
 
 FILE_NAME, FOLDER_NAME = "model.safetensors", "model"
 

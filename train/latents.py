@@ -19,7 +19,6 @@ from diffusion.messages import warn
 from diffusion.spec import check_at_least_one
 from models import VAE, Model, TextEncoder
 from models.checkpoints.tensors import open_tensors
-from models.families import FAMILIES
 from models.files import replacing
 from samplers.generate import image_size
 from samplers.pictures import MAX_PIXELS
@@ -169,9 +168,10 @@ def _check_trainable(model: Model) -> None:
             "this model is distilled, to a few steps or to follow guidance, which training it further would undo: "
             "train the one it was made from"
         )
-    of = FAMILIES.get(model.spec.get("family", ""))
+    of = model.family
     if of and of.sampling["steps"] <= FEW:
-        plain = "" if FAMILIES[of.base] is of else f", or with model.family={of.base} its network as a plain one"
+        built = of.architecture.name
+        plain = "" if built == of.name else f", or with model.family={built} its network as a plain one"
         raise ValueError(
             f"{of.title} is distilled to a few steps, which training it further would undo: train the one it was made from{plain}"
         )

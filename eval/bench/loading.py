@@ -26,8 +26,8 @@ import models
 from diffusion.spec import check_at_least_one, lookup, make_params
 from eval.bench.memory import peak_resident
 from eval.bench.record import DTYPES, write_bench
-from models.checkpoints.diffusers_configs import PIPELINES
 from models.checkpoints.diffusers_folder import write_configs
+from models.families import ARCHITECTURES
 
 DEFAULT = "default"  # neither side is told a dtype: ours is then the file's own, diffusers' float32
 
@@ -47,7 +47,7 @@ class BenchParams:
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "rounds")
-        lookup("family with a pipeline of diffusers'", self.family, PIPELINES)
+        lookup("family with a pipeline of diffusers'", self.family, ARCHITECTURES)
         lookup("dtype", self.stored, DTYPES)
         for dtype in self.dtypes:
             lookup("dtype", dtype, {**DTYPES, DEFAULT: None})
@@ -173,7 +173,7 @@ def ours(folder: str, family: str, dtype: str) -> None:
 
 
 def theirs(folder: str, family: str, dtype: str) -> None:
-    pipeline = getattr(_require_diffusers(), PIPELINES[family])
+    pipeline = getattr(_require_diffusers(), ARCHITECTURES[family].pipelines[None])
     options = {"config": str(Path(folder) / "configs"), "local_files_only": True}
     if dtype != DEFAULT:
         options["torch_dtype"] = DTYPES[dtype]

@@ -10,10 +10,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from models import SD3, Flux, FluxParams, SD3Params, UNet, UNetParams
-from models.checkpoints import diffusers_configs
-from models.presets import NETWORKS
+from models.families import ARCHITECTURES, BACKBONES
 from models.rotary import positions
+from models.unet import UNetParams
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Pair:
         """The same with fewer blocks: {"depth": 1, "depth_single": 1}. ValueError where there are no such numbers."""
         if not layers:
             return self
-        if not isinstance(self.params, FluxParams | SD3Params):
+        if isinstance(self.params, UNetParams):
             raise ValueError("layers shortens flux and sd3.5, whose blocks are alike: leave it out")
         if unknown := [name for name in layers if name not in ("depth", "depth_single", "dual") or not hasattr(self.params, name)]:
             raise ValueError(f"layers has no {unknown[0]!r}: depth, and depth_single of flux or dual of sd3.5")
@@ -76,13 +75,10 @@ class Pair:
 
 def pair_of(params: Any) -> Pair:
     """A network of ours beside diffusers' of the same parameters."""
-    if isinstance(params, FluxParams):
-        return Pair(params, Flux, ("FluxTransformer2DModel", diffusers_configs.flux(params)), _flux, tokens=512, t=0.5)
-    if isinstance(params, SD3Params):
-        return Pair(params, SD3, ("SD3Transformer2DModel", diffusers_configs.sd3(params, (128, 128))), _sd3, tokens=333, t=0.5)
-    return Pair(
-        params, UNet, ("UNet2DConditionModel", diffusers_configs.unet(cast(UNetParams, params), (64, 64))), _unet, tokens=77, t=500.0
-    )
+    kind = next(kind for kind in BACKBONES.values() if isinstance(params, kind.params))
+    asked, tokens, t, side = {"unet": (_unet, 77, 500.0, 64), "flux": (_flux, 512, 0.5, 128), "sd3": (_sd3, 333, 0.5, 128)}[kind.name]
+    config = kind.config(params, (side, side))
+    return Pair(params, kind.network, (config["_class_name"], config), asked, tokens, t)
 
 
 def _unet(given: Given) -> dict[str, Any]:
@@ -118,7 +114,7 @@ def _sd3(given: Given) -> dict[str, Any]:
 
 
 PAIRS = {
-    name: pair_of(NETWORKS[family])
+    name: pair_of(ARCHITECTURES[family].network)
     for name, family in {
         "sd15": "sd1",
         "sdxl": "sdxl",

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion.messages import brief
-from models.checkpoints.diffusers_configs import TEXT_SETTINGS, check_settings
+from models.checkpoints.structure import Kind, Settings, Shapes, beginnings, check_settings, count
 from models.checkpoints.table import Form, Layout
-from models.checkpoints.unet_keys import Shapes, beginnings, count
-from models.clip import CLIPTextParams
+from models.clip import CLIPText, CLIPTextParams
+from models.tokenizer import BOS, EOS
 
 TRANSFORMERS = {
     r"^token\.": "text_model.embeddings.token_embedding.",
@@ -40,6 +40,7 @@ OPENCLIP_FORMS: dict[str, Form] = {r"^projection\.": "transposed"}
 # As a linear layer, in Playground's file.
 OPENCLIP_LINEAR = {**OPENCLIP, r"^text_projection$": "text_projection.weight"}
 
+SETTINGS: Settings = {"hidden_act": ("quick_gelu", "gelu"), "layer_norm_eps": (1e-5,)}
 LAYERS = "num_hidden_layers"  # in config.json
 HEAD_DIM = 64  # in every published tower
 PUBLISHED_BLOCKS = {768: (12,), 1024: (23, 24), 1280: (32,)}  # by width: of CLIP-L, of OpenCLIP's H (SD 2 uses 23) and bigG
@@ -61,7 +62,7 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams,
     """
     for prefix, rules in (("text_model.", TRANSFORMERS), ("", BARE)):
         if f"{prefix}embeddings.token_embedding.weight" in shapes:
-            check_settings(hints, TEXT_SETTINGS)
+            check_settings(hints, SETTINGS)
             return _params(
                 shapes,
                 f"{prefix}embeddings.token_embedding.weight",
@@ -115,3 +116,37 @@ def _params(
         activation=activation,
         projection=projection,
     )
+
+
+def config(p: CLIPTextParams, bos: int = BOS, eos: int = EOS) -> dict[str, Any]:
+    """For CLIPTextModel, with projection where there is one."""
+    return {
+        "architectures": ["CLIPTextModel" if p.projection is None else "CLIPTextModelWithProjection"],
+        "model_type": "clip_text_model",
+        "vocab_size": p.vocab,
+        "hidden_size": p.width,
+        "intermediate_size": 4 * p.width,
+        "projection_dim": p.projection or p.width,
+        "num_hidden_layers": p.layers,
+        "num_attention_heads": p.heads,
+        "max_position_embeddings": p.length,
+        "hidden_act": p.activation,
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": 1,
+    }
+
+
+CLIP = Kind(
+    "clip",
+    "text",
+    "text encoder",
+    CLIPText,
+    CLIPTextParams,
+    recognise,
+    lambda _: transformers(),
+    lambda _: transformers(),
+    lambda p, _: config(p),
+    "text_encoder",
+)

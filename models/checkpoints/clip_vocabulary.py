@@ -12,7 +12,6 @@ from typing import Any
 
 from diffusion.messages import brief
 from diffusion.spec import check_mapping, check_type, make_params
-from models.checkpoints import diffusers_configs
 from models.checkpoints.table import Part
 from models.files import read_json, read_text, replacing, write_json
 from models.tokenizer import BEGIN, END, WORD_END, AddedToken, CLIPTokenizer, Vocabulary, check_table, vocabulary
@@ -240,9 +239,24 @@ def write_clip_tokenizer(tokenizer: CLIPTokenizer, folder: Path, pad: int, lengt
         with replacing(folder / file) as temporary:
             temporary.write_text(text, encoding="utf-8")
     names = {token.id: token.content for token in of.added} | {number: token for token, number in tokens.items()}
-    config = diffusers_configs.tokenizer(of, names[pad], length)
+    config = _config(of, names[pad], length)
     if of.added:
         entries = {str(token.id): {key: value for key, value in asdict(token).items() if key != "id"} for token in of.added}
         config[DECODER] = entries
         write_json(folder / ADDED, {token.content: token.id for token in of.added if token.content not in tokens})  # read by older versions
     write_json(folder / CONFIG, config)
+
+
+def _config(of: Vocabulary, pad: str, length: int) -> dict[str, Any]:
+    """For CLIPTokenizer."""
+    return {
+        "tokenizer_class": "CLIPTokenizer",
+        "bos_token": of.bos,
+        "eos_token": of.eos,
+        "unk_token": of.unk,
+        "pad_token": pad,
+        "model_max_length": length,
+        "do_lower_case": True,
+        "errors": "replace",
+        "add_prefix_space": False,
+    }

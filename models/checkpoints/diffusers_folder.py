@@ -10,17 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.checkpoints import clip_keys, diffusers_configs, native, t5_keys, taesd_keys, vae_keys
+from models.checkpoints import clip_keys, native, t5_keys
 from models.checkpoints.clip_vocabulary import write_clip_tokenizer
-from models.checkpoints.folder import PREVIEW
+from models.checkpoints.own_settings import FAMILY_KEY, SETTINGS_KEY, untold_settings
+from models.checkpoints.scheduler import scheduler
 from models.checkpoints.table import scatter
+from models.checkpoints.taesd_keys import PREVIEW
+from models.checkpoints.vae_keys import AUTOENCODER
 from models.checkpoints.vocabulary import write_tokenizer
-from models.checkpoints.written import BACKBONES, built_like, check_text, in_dtype, published, use_of
-from models.families import TOWERS
+from models.checkpoints.written import check_text, family_of_model, in_dtype, published, use_of
+from models.families import Family, Tower
 from models.files import write_json
 from models.model import Model
 from models.t5 import T5
 from models.text import TextEncoder
+
+FILE, TEXT_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
+Written = tuple[str, dict[str, Any], dict[str, Tensor]]
+"""Of a part: the file of its weights, its configuration, and its tensors."""
 
 
 def save_diffusers(model: Model, folder: Path, dtype: torch.dtype | None) -> None:
@@ -32,62 +39,83 @@ def save_diffusers(model: Model, folder: Path, dtype: torch.dtype | None) -> Non
 def write_configs(model: Model, folder: Path) -> None:
     """All of a diffusers folder but the weights, which the model need not have: configurations, tokenizers and the index."""
     found = _parts(model)
-    classes = {place: diffusers_configs.class_of(config) for place, (_, config, _) in found.items() if place not in ("", PREVIEW)}
+    classes = {place: _class_of(config) for place, (_, config, _) in found.items() if place not in ("", PREVIEW.folder)}
     for place, (_, config, _) in found.items():
         write_json(folder / place / "config.json", config)
     if model.text is not None:
-        check_text(model, base := built_like(model), {"pad", "blocks"} | ({"null"} if base.startswith("sdxl") else set()))
-        classes |= _save_tokenizers(model.text, folder, _places(model))
+        of = family_of_model(model)
+        check_text(model, of, {"pad", "blocks"} | ({"null"} if model.text.params.numbers else set()))
+        classes |= _save_tokenizers(model.text, of, folder)
     if model.backbone is not None:
-        config = diffusers_configs.scheduler(model)
+        of = family_of_model(model)
+        config = scheduler(model)
         write_json(folder / "scheduler" / "scheduler_config.json", config)
         classes["scheduler"] = ("diffusers", config["_class_name"])
-        size = found[BACKBONES[type(model.backbone)].folder][1].get("sample_size")
-        write_json(folder / "model_index.json", diffusers_configs.index(model, built_like(model), classes, size))
+        size = found[of.architecture.kind.folder][1].get("sample_size")
+        write_json(folder / "model_index.json", _index(model, of, classes, size))
 
 
-def _parts(model: Model) -> dict[str, tuple[str, dict[str, Any], dict[str, Tensor]]]:
-    """By sub-folder: the file of the weights, the configuration, and the tensors."""
-    file = "diffusion_pytorch_model.safetensors"
-    parts: dict[str, tuple[str, dict[str, Any], dict[str, Tensor]]] = {}
+def _parts(model: Model) -> dict[str, Written]:
+    """By sub-folder."""
+    parts: dict[str, Written] = {}
     if model.backbone is not None:
-        of = BACKBONES[type(model.backbone)]
-        config = of.config(model.backbone.params, model.shape[1:])
-        tensors = published(model.backbone, of.diffusers(model.backbone.params), of.recognise, config)
-        parts[of.folder] = (file, config, tensors)
+        kind = family_of_model(model).architecture.kind
+        config = kind.config(model.network.params, model.shape[1:])
+        parts[kind.folder] = (FILE, config, published(model.backbone, kind.diffusers(model.network.params), kind, config))
     if model.vae is not None:
-        config = diffusers_configs.vae(model.vae.params)
-        layout = vae_keys.diffusers(model.vae.params)
-        parts["vae"] = (file, config, published(model.vae, layout, vae_keys.recognise, config))
-    for name, place in _places(model).items():
-        config, tensors = _text_tower(model, name)
-        parts[place] = ("model.safetensors", config, tensors)
+        config = AUTOENCODER.config(model.vae.params, (0, 0))
+        parts["vae"] = (FILE, config, published(model.vae, AUTOENCODER.diffusers(model.vae.params), AUTOENCODER, config))
+    if model.text is not None:
+        towers = [tower for tower in family_of_model(model).architecture.towers if tower.name in model.text.towers]
+        parts |= {tower.folder: (TEXT_FILE, *_text_tower(model, tower)) for tower in towers}
     if model.preview is not None:
-        config = diffusers_configs.taesd(model.preview.params)
-        tensors = published(model.preview, taesd_keys.diffusers(), taesd_keys.recognise)
-        parts[PREVIEW if parts else ""] = (file, config, tensors)
+        config = PREVIEW.config(model.preview.params, (0, 0))
+        tensors = published(model.preview, PREVIEW.diffusers(model.preview.params), PREVIEW)
+        parts[PREVIEW.folder if parts else ""] = (FILE, config, tensors)
     return parts
 
 
-def _places(model: Model) -> dict[str, str]:
-    """The sub-folder of every text tower: the first, second and third in their family's order, but for the refiner's only one."""
-    if model.text is None:
-        return {}
-    towers = TOWERS[built_like(model)]
-    numbers = {name: i + 1 + (towers == ("clip_g",)) for i, name in enumerate(towers)}
-    return {name: "text_encoder" + (f"_{numbers[name]}" if numbers[name] > 1 else "") for name in model.text.towers}
+def _class_of(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Library and class of the part that has this configuration."""
+    return ("diffusers", config["_class_name"]) if "_class_name" in config else ("transformers", config["architectures"][0])
 
 
-def _text_tower(model: Model, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _index(model: Model, of: Family, parts: Mapping[str, tuple[str, str]], sample_size: Any) -> dict[str, Any]:
+    """model_index.json: the pipeline's class and that of every part, as (library, class); sample_size is the one in the backbone's
+    configuration, None where it has none."""
+    built = of.architecture
+    named: dict[str, Any] = {FAMILY_KEY: model.spec["family"]} if "family" in model.spec else {}
+    if own := untold_settings(model, of, sample_size):
+        named[SETTINGS_KEY] = own
+    absent = [tower.folder for tower in built.towers if tower.optional and tower.folder not in parts]
+    unused = {place: [None, None] for folder in absent for place in (folder, _tokenizer_of(folder))}
+    text = model.text.params if model.text is not None else built.text()
+    zeros = {"force_zeros_for_empty_prompt": text.null == "zeros"} if text.numbers else {}
+    return {
+        "_class_name": of.pipeline or built.pipelines[model.role],
+        "_diffusers_version": built.diffusers,
+        **named,
+        **zeros,
+        **built.index,
+        **unused,
+        **{part: list(what) for part, what in parts.items()},
+    }
+
+
+def _tokenizer_of(folder: str) -> str:
+    return folder.replace("text_encoder", "tokenizer")
+
+
+def _text_tower(model: Model, encoder: Tower) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A tower as diffusers' folders have it: one that goes into no vector ends with the last block that is used, or the one behind it where
     pipelines take the last state but one. A projection is there where it is used.
 
     Pipelines of Stable Diffusion 3 project CLIP-L's pooled output in any case: one that goes unprojected gets the identity.
     """
-    tower = model.require("text").towers[name]
+    name, tower = encoder.name, model.require("text").towers[encoder.name]
     state = tower.state_dict()
     if isinstance(tower, T5):
-        return diffusers_configs.t5(tower.params), scatter(t5_keys.transformers().table(state), state)
+        return t5_keys.config(tower.params), scatter(t5_keys.transformers().table(state), state)
     params, use = tower.params, use_of(model, name)
     used = params.layers if use.blocks is None else use.blocks if use.norm else use.blocks + 1
     if use.pooled and used != params.layers:
@@ -96,25 +124,31 @@ def _text_tower(model: Model, name: str) -> tuple[dict[str, Any], dict[str, Tens
     params = replace(params, layers=used, projection=params.projection if projected else None)
     unused = tuple(f"blocks.{i}." for i in range(used, tower.params.layers)) + ("projection.",) * (not projected)
     state = {key: value for key, value in state.items() if not key.startswith(unused)}
-    if use.pooled and not projected and built_like(model).startswith("sd3"):
+    if use.pooled and not projected and encoder.identity:
         params = replace(params, projection=params.width)
         state["projection.weight"] = torch.eye(params.width).to(state["norm.weight"])
     tokenizer = model.require("text").tokenizer(name)
-    return diffusers_configs.text(params, tokenizer.bos, tokenizer.eos), scatter(clip_keys.transformers().table(state), state)
+    return clip_keys.config(params, tokenizer.bos, tokenizer.eos), scatter(clip_keys.transformers().table(state), state)
 
 
-def _save_tokenizers(text: TextEncoder, folder: Path, places: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """The tokenizer of every tower in its folder, and the classes that read them."""
+def _save_tokenizers(text: TextEncoder, of: Family, folder: Path) -> dict[str, tuple[str, str]]:
+    """The tokenizer of every text encoder in its folder, and the classes that read them."""
+    places = {tower.name: _tokenizer_of(tower.folder) for tower in of.architecture.towers}
     classes = {}
     for use in text.params.uses:
         if text.tokenizer(use.tower).size > text.params.towers[use.tower].vocab:
             continue  # the words that it knows are not known
-        place = places[use.tower].replace("text_encoder", "tokenizer")
+        place = places[use.tower]
         write_clip_tokenizer(text.tokenizer(use.tower), folder / place, use.pad, text.params.length)
         classes[place] = ("transformers", "CLIPTokenizer")
-    if "t5" in places and text.t5_tokenizer is not None:
-        place = places["t5"].replace("text_encoder", "tokenizer")
+    if text.params.t5 and text.t5_tokenizer is not None:
+        place = places["t5"]
         write_tokenizer(text.t5_tokenizer, folder / place)
-        write_json(folder / place / "tokenizer_config.json", diffusers_configs.t5_tokenizer(text.params.t5_length))
+        write_json(folder / place / "tokenizer_config.json", _t5_config(text.params.t5_length))
         classes[place] = ("transformers", "T5TokenizerFast")
     return classes
+
+
+def _t5_config(length: int) -> dict[str, Any]:
+    """For T5TokenizerFast."""
+    return {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "model_max_length": length}

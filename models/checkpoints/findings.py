@@ -107,6 +107,11 @@ class Findings:
         return self.pipeline.scheduler
 
     @property
+    def is_edm(self) -> bool:
+        """Whether the scheduler is EDM's. It preconditions the network, so its prediction_type is not the network's own prediction."""
+        return str(self.scheduler.get("_class_name")).startswith("EDM")
+
+    @property
     def scheduler_file(self) -> Path:
         """The scheduler's file, for error messages; the first file of weights without one."""
         folder = self.pipeline.folder

@@ -19,11 +19,12 @@ from models.checkpoints.clip_vocabulary import is_clip
 from models.checkpoints.describe import describe
 from models.checkpoints.findings import Findings, Pipeline
 from models.checkpoints.folder import config_beside, open_components, unused
-from models.checkpoints.parts import AVERAGED, LATENT_STATISTICS, find_parts
+from models.checkpoints.parts import AVERAGED, find_parts
 from models.checkpoints.table import Part, Supplies, check_dtype, supplies
 from models.checkpoints.tensors import open_tensors
+from models.checkpoints.vae_keys import LATENT_STATISTICS
 from models.checkpoints.vocabulary import find_tokenizer, is_vocabulary
-from models.download import PUBLISHED
+from models.families import PUBLISHED
 from models.model import Model, Report, build
 from models.packed import FLOAT8, Packed, PackedLinear, pack
 from models.products import Linear

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-from models.checkpoints import clip_keys, flux_keys, foreign, harmless, sd3_keys, t5_keys, taesd_keys, unet_keys, vae_keys
+from models.checkpoints import foreign, harmless
+from models.checkpoints.clip_keys import CLIP
 from models.checkpoints.prefixes import shared_prefix, unwrapped
 from models.checkpoints.scaled import join_scales
 from models.checkpoints.stored import TensorFile
-from models.checkpoints.table import Layout, Part
-from models.checkpoints.unet_keys import Shapes
+from models.checkpoints.t5_keys import ENCODER
+from models.checkpoints.table import Part
+from models.checkpoints.taesd_keys import PREVIEW
+from models.checkpoints.vae_keys import AUTOENCODER, LATENT_STATISTICS
+from models.families import BACKBONES
 
 # Where latent diffusion's and its successors' single files keep their parts, ComfyUI's files, and those of trainers with diffusers' names.
 PREFIXES = (
@@ -34,27 +38,10 @@ PREFIXES = (
 )
 AVERAGED, RAW = "raw weights, and averaged ones are there", "averaged weights, and raw ones were asked for"  # why others are left out
 AVERAGES = "model_ema."
-LATENT_STATISTICS = ("edm_mean", "edm_std")  # Playground's
 EMA_NOTES = 100  # more keys than this under model_ema. are weights, fewer are numbers about them
 
 
-class Kind(NamedTuple):
-    """One kind of network: the part of a model that it is, what people call it, and what knows it by keys and shapes."""
-
-    part: str
-    words: str
-    recognise: Callable[[Shapes, Mapping[str, Any]], tuple[Any, Layout] | None]
-
-
-KINDS = (
-    Kind("backbone", "UNet", unet_keys.recognise),
-    Kind("backbone", "FLUX transformer", flux_keys.recognise),
-    Kind("backbone", "Stable Diffusion 3 transformer", sd3_keys.recognise),
-    Kind("vae", "autoencoder", vae_keys.recognise),
-    Kind("text", "text encoder", clip_keys.recognise),
-    Kind("text", "T5 text encoder", t5_keys.recognise),
-    Kind("preview", "tiny autoencoder", taesd_keys.recognise),
-)
+KINDS = (*BACKBONES.values(), AUTOENCODER, CLIP, ENCODER, PREVIEW)
 
 
 def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bool = True) -> list[Part]:

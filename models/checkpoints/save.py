@@ -10,7 +10,7 @@ import torch
 from diffusion.spec import check_names
 from models.checkpoints import native
 from models.checkpoints.table import check_dtype
-from models.checkpoints.written import BACKBONES
+from models.families import BACKBONES
 from models.model import Model
 from models.packed import is_packed
 from models.streaming import check_whole
@@ -44,9 +44,9 @@ def save(
     if layout == "native":
         native.save(model, path, dtype)
         return
-    params: Any = getattr(model.backbone, "params", None)
-    if model.backbone is not None and (type(model.backbone) not in BACKBONES or params.context_dim is None):
-        kind = type(model.backbone).__name__
+    network: Any = model.backbone
+    if network is not None and not (type(network) in [kind.network for kind in BACKBONES.values()] and network.params.context_dim):
+        kind = type(network).__name__
         raise ValueError(f"the layout {layout!r} is for networks that are told a text, which this {kind} is not: use layout='native'")
     from models.checkpoints import diffusers_folder, single_file  # here: to import this library needs no layout that is not written
 

@@ -8,82 +8,80 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.checkpoints import clip_keys, native, t5_keys, taesd_keys, vae_keys
-from models.checkpoints.diffusers_configs import FAMILY_KEY, SETTINGS, SETTINGS_KEY
-from models.checkpoints.parts import LATENT_STATISTICS
+from models.checkpoints import clip_keys, native
+from models.checkpoints.clip_keys import CLIP
+from models.checkpoints.own_settings import FAMILY_KEY, SETTINGS, SETTINGS_KEY
+from models.checkpoints.t5_keys import ENCODER
+from models.checkpoints.taesd_keys import PREVIEW
 from models.checkpoints.tensors import SAFETENSORS
+from models.checkpoints.vae_keys import AUTOENCODER, LATENT_STATISTICS
 from models.checkpoints.vocabulary import write_tokenizer
-from models.checkpoints.written import BACKBONES, built_like, check_text, in_dtype, published, use_of
+from models.checkpoints.written import check_text, family_of_model, in_dtype, published, use_of
 from models.checkpoints.written_schedule import write_table
-from models.families import FAMILIES, Family
+from models.clip import CLIPTextParams
+from models.families import Family, Tower
 from models.model import Model
 from models.t5 import T5
 from models.text import TextEncoder
 from models.tokenizer import EOS
 from models.vae import VAEParams
 
-TOWERS_LDM = {
-    "sd1": {"clip_l": "cond_stage_model.transformer."},
-    "sd2": {"clip_h": "cond_stage_model.model."},
-    "sdxl": {"clip_l": "conditioner.embedders.0.transformer.", "clip_g": "conditioner.embedders.1.model."},
-    "sdxl-refiner": {"clip_g": "conditioner.embedders.0.model."},
-}
-TOWERS_FLOW = {"clip_l": "clip_l", "clip_g": "clip_g", "t5": "t5xxl"}  # as single files of flows name them
 PREDICTIONS_LDM = {"eps": "epsilon", "v": "v"}  # as the metadata of single files call them
-V_MARK = "v_pred"  # among the tensors
 
 
 def save_ldm(model: Model, path: Path, dtype: torch.dtype | None) -> None:
     if path.suffix not in SAFETENSORS:
         raise ValueError(f"{path} is to be a single file, which readers know by its ending: name it {path.name}.safetensors")
-    base = built_like(model) if model.parts.keys() - {"preview"} else ""
-    prefixes = {"backbone": "model.diffusion_model.", "vae": "vae." if base.startswith("flux") else "first_stage_model.", "preview": ""}
-    parts = _single_parts(model, base)
+    of = family_of_model(model) if model.parts.keys() - {"preview"} else None
+    prefixes = {"backbone": "model.diffusion_model.", "preview": ""}
+    if of:
+        prefixes |= {"vae": of.architecture.vae_prefix, **{tower.name: tower.prefix for tower in of.architecture.towers}}
+    parts = _single_parts(model, of)
     if len(parts) > 1:  # with no place for it
         parts.pop("preview", None)
     tensors: dict[str, Tensor] = {}
     for name, part in parts.items():
-        tensors |= _prefixed(prefixes[name] if name in prefixes else _tower_prefix(base, name), part)
-    if "clip_h" in parts and use_of(model, "clip_h").blocks == (layers := model.require("text").tower("clip_h").params.layers):
-        tensors |= _unused_block(TOWERS_LDM[base]["clip_h"], tensors, layers)
+        tensors |= {prefixes[name] + key: value for key, value in part.items()}
+    for tower in of.architecture.towers if of else ():
+        if tower.unused and tower.name in parts:
+            tensors |= _unused_block(model, tower, tensors)
     tensors = in_dtype(tensors, dtype)
-    if model.backbone is not None:
-        tensors |= _marker_tensors(model, base)
-    if model.vae is not None:
-        tensors |= _latent_statistics(model.vae.params, FAMILIES[model.spec.get("family", base)])
+    if of and model.backbone is not None:
+        tensors |= _marker_tensors(model, of)
+    if of and model.vae is not None:
+        tensors |= _latent_statistics(model.vae.params, of)
     native.write_tensors(path, tensors, {"format": "pt", **_metadata(model)})
 
 
 def save_separate(model: Model, folder: Path, dtype: torch.dtype | None) -> None:
-    base = built_like(model)
-    if model.backbone is not None and (marks := _marker_tensors(model, base)):
-        what = "what the network predicts" if V_MARK in marks else f"the schedule {model.spec['schedule']}"
+    of = family_of_model(model)
+    if model.backbone is not None and (marks := _marker_tensors(model, of)):
+        what = "what the network predicts" if of.architecture.v_mark in marks else f"the schedule {model.spec['schedule']}"
         raise ValueError(f"separate files do not say {what}: use another layout")
-    if model.vae is not None and _latent_statistics(model.vae.params, FAMILIES[model.spec.get("family", base)]):
+    if model.vae is not None and _latent_statistics(model.vae.params, of):
         raise ValueError("separate files do not say how latents are scaled: use another layout")
-    names = {"backbone": model.spec.get("family", base), **TOWERS_FLOW}
-    for name, part in _single_parts(model, base).items():
+    names = {"backbone": of.name, "t5": "t5xxl"}
+    for name, part in _single_parts(model, of).items():
         file = folder / f"{names.get(name, name)}.safetensors"
         native.write_tensors(file, in_dtype(part, dtype), {"format": "pt", **(_metadata(model) if name == "backbone" else {})})
     if model.text is not None and model.text.t5_tokenizer is not None:
         write_tokenizer(model.text.t5_tokenizer, folder)
 
 
-def _single_parts(model: Model, base: str) -> dict[str, dict[str, Tensor]]:
-    """The tensors of every part, towers by their names, as single files hold them but for what stands before their keys."""
+def _single_parts(model: Model, of: Family | None) -> dict[str, dict[str, Tensor]]:
+    """The tensors of every part, text encoders by their names, as single files hold them but for what stands before their keys."""
     parts: dict[str, dict[str, Tensor]] = {}
-    if model.backbone is not None:
-        of = BACKBONES[type(model.backbone)]
-        parts["backbone"] = published(model.backbone, of.single(model.backbone.params), of.recognise)
+    if of and model.backbone is not None:
+        kind = of.architecture.kind
+        parts["backbone"] = published(model.backbone, kind.single(model.network.params), kind)
     if model.vae is not None:
-        parts["vae"] = published(model.vae, vae_keys.ldm(model.vae.params), vae_keys.recognise)
-    if model.text is not None:
+        parts["vae"] = published(model.vae, AUTOENCODER.single(model.vae.params), AUTOENCODER)
+    if of and model.text is not None:
         _check_words(model.text)
-        check_text(model, base, set())
-    for name in model.text.towers if model.text is not None else ():
-        parts[name] = _single_tower(model, base, name)
+        check_text(model, of, set())
+        parts |= {tower.name: _single_tower(model, tower) for tower in of.architecture.towers if tower.name in model.text.towers}
     if model.preview is not None:
-        parts["preview"] = published(model.preview, taesd_keys.diffusers(), taesd_keys.recognise)
+        parts["preview"] = published(model.preview, PREVIEW.single(model.preview.params), PREVIEW)
     return parts
 
 
@@ -99,21 +97,20 @@ def _check_words(text: TextEncoder) -> None:
             raise ValueError(f"single files do not say which {tower.vocab} tokens {name} knows: use layout='diffusers' or 'native'")
 
 
-def _tower_prefix(base: str, name: str) -> str:
-    return TOWERS_LDM[base][name] if base in TOWERS_LDM else f"text_encoders.{TOWERS_FLOW[name]}.transformer."
-
-
-def _single_tower(model: Model, base: str, name: str) -> dict[str, Tensor]:
-    tower = model.require("text").towers[name]
-    if isinstance(tower, T5):
-        return published(tower, t5_keys.transformers(), t5_keys.recognise)
-    if tower.params.activation != (activation := "quick_gelu" if name == "clip_l" else "gelu"):
-        raise ValueError(f"readers of single files compute {name} with {activation}, not {tower.params.activation}: use another layout")
-    use = use_of(model, name)
-    if name == "clip_l" and use.pooled and use.projected and tower.params.projection is not None:
+def _single_tower(model: Model, tower: Tower) -> dict[str, Tensor]:
+    network = model.require("text").towers[tower.name]
+    if isinstance(network, T5):
+        return published(network, ENCODER.single(network.params), ENCODER)
+    assert isinstance(tower.params, CLIPTextParams)
+    if network.params.activation != (activation := tower.params.activation):
+        raise ValueError(
+            f"readers of single files compute {tower.name} with {activation}, not {network.params.activation}: use another layout"
+        )
+    use = use_of(model, tower.name)
+    if tower.identity and use.pooled and use.projected and network.params.projection is not None:
         raise ValueError("readers of single files leave CLIP-L's pooled output as it is, here it is projected: use another layout")
-    layout = clip_keys.openclip() if _tower_prefix(base, name).endswith(".model.") else clip_keys.transformers()
-    return published(tower, layout, clip_keys.recognise)
+    layout = clip_keys.openclip() if tower.prefix.endswith(".model.") else clip_keys.transformers()
+    return published(network, layout, CLIP)
 
 
 def _metadata(model: Model) -> dict[str, str]:
@@ -124,9 +121,8 @@ def _metadata(model: Model) -> dict[str, str]:
     return ours | ({"modelspec.prediction_type": name} if name else {})
 
 
-def _marker_tensors(model: Model, base: str) -> dict[str, Tensor]:
+def _marker_tensors(model: Model, of: Family) -> dict[str, Tensor]:
     """What tells readers of single files a prediction and a schedule. ValueError where they would take it for another."""
-    of = FAMILIES[model.spec.get("family", base)]
     schedule = {**of.schedule, **model.spec["schedule"]}
     ends_in_noise = schedule.pop("zero_terminal_snr", False)
     table = {} if schedule == of.schedule else write_table(model.schedule, of.schedule)
@@ -136,8 +132,8 @@ def _marker_tensors(model: Model, base: str) -> dict[str, Tensor]:
         )
     if (grid := model.spec.get("grid", of.grid)) != of.grid and model.prediction.name == "flow":
         raise ValueError(f"single files do not say which times are visited, here {grid}: use layout='diffusers' or 'native'")
-    v = model.prediction.name == "v" and base.startswith("sdxl")
-    return table | {mark: torch.tensor([]) for mark, set_ in ((V_MARK, v), ("ztsnr", ends_in_noise)) if set_}
+    marks = [of.architecture.v_mark] * (model.prediction.name == "v") + ["ztsnr"] * ends_in_noise
+    return table | {mark: torch.tensor([]) for mark in marks if mark}
 
 
 def _latent_statistics(p: VAEParams, of: Family) -> dict[str, Tensor]:
@@ -149,11 +145,10 @@ def _latent_statistics(p: VAEParams, of: Family) -> dict[str, Tensor]:
     return {key: torch.tensor(values)[None, :, None, None] for key, values in zip(LATENT_STATISTICS, (p.mean, p.std), strict=True)}
 
 
-def _unused_block(prefix: str, tensors: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """OpenCLIP's last block, which SD 2 has no use for and diffusers' folders lack, as zeros: readers of this layout count on it."""
-    last, new = f"{prefix}transformer.resblocks.{layers - 1}.", f"{prefix}transformer.resblocks.{layers}."
+def _unused_block(model: Model, tower: Tower, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The last block of an encoder that is never read, where the model lacks it, as zeros: readers of this layout count on it."""
+    layers = model.require("text").tower(tower.name).params.layers
+    if use_of(model, tower.name).blocks != layers:
+        return {}
+    last, new = (f"{tower.prefix}transformer.resblocks.{i}." for i in (layers - 1, layers))
     return {key.replace(last, new): torch.zeros_like(value) for key, value in tensors.items() if key.startswith(last)}
-
-
-def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + key: value for key, value in tensors.items()}

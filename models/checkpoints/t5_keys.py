@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.checkpoints.clip_keys import used_blocks
-from models.checkpoints.diffusers_configs import check_settings
+from models.checkpoints.structure import Kind, Settings, Shapes, beginnings, check_settings, count
 from models.checkpoints.table import Layout
-from models.checkpoints.unet_keys import Shapes, beginnings, count
-from models.t5 import T5Params
+from models.t5 import T5, T5Params
+from models.t5_tokenizer import EOS, PAD
 
 TRANSFORMERS = {
     r"^token\.": "shared.",
@@ -37,7 +37,7 @@ LLAMA = {
     r"\.fc1\.": ".ffn_up.",
     r"\.fc2\.": ".ffn_down.",
 }
-SETTINGS: dict[str, tuple[Any, ...]] = {
+SETTINGS: Settings = {
     "feed_forward_proj": ("gated-gelu",),
     "layer_norm_epsilon": (1e-6,),
 }
@@ -75,3 +75,41 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[T5Params, Layou
                 max_distance=hints.get("relative_attention_max_distance", 128),
             ), layout
     return None
+
+
+def config(p: T5Params) -> dict[str, Any]:
+    """For T5EncoderModel."""
+    return {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "vocab_size": p.vocab,
+        "d_model": p.width,
+        "d_kv": p.head_dim,
+        "d_ff": p.hidden,
+        "num_layers": p.layers,
+        "num_heads": p.heads,
+        "relative_attention_num_buckets": p.buckets,
+        "relative_attention_max_distance": p.max_distance,
+        "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": "gated-gelu",
+        "is_encoder_decoder": False,
+        "use_cache": False,
+        "tie_word_embeddings": False,
+        "pad_token_id": PAD,
+        "eos_token_id": EOS,
+        "decoder_start_token_id": PAD,
+    }
+
+
+ENCODER = Kind(
+    "t5",
+    "text",
+    "T5 text encoder",
+    T5,
+    T5Params,
+    recognise,
+    lambda _: transformers(),
+    lambda _: transformers(),
+    lambda p, _: config(p),
+    "text_encoder",
+)

@@ -6,12 +6,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from models.checkpoints.diffusers_configs import TAESD_SETTINGS, check_settings
+from models.checkpoints.structure import Kind, Settings, Shapes, check_settings
 from models.checkpoints.table import Layout
-from models.checkpoints.unet_keys import Shapes
-from models.taesd import TAESDParams
+from models.taesd import TAESD, TAESDParams
 
 CONVOLUTIONS = {rf"\.conv{i + 1}\.": f".conv.{2 * i}." for i in range(3)}
+SETTINGS: Settings = {
+    "act_fn": ("relu",),
+    "scaling_factor": (1.0,),
+    "shift_factor": (None, 0.0),
+    "upsample_fn": ("nearest",),
+    "upsampling_scaling_factor": (2,),
+}
 ORIGINAL = {"encoder": "0.weight", "decoder": "1.weight"}  # the first tensor of each file
 
 
@@ -32,7 +38,7 @@ def original(half: str) -> Layout:
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[TAESDParams, Layout] | None:
     """Parameters and layout of a tiny autoencoder or of one half of it; None where it is none."""
     if "encoder.layers.0.weight" in shapes and "decoder.layers.0.weight" in shapes:
-        check_settings(hints, TAESD_SETTINGS)
+        check_settings(hints, SETTINGS)
         first = shapes["decoder.layers.0.weight"]
         return TAESDParams(first[1], first[0]), diffusers()
     for half, key in ORIGINAL.items():
@@ -40,3 +46,23 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[TAESDParams, La
             latents = shapes["14.weight"][0] if half == "encoder" else shapes[key][1]
             return TAESDParams(latents, shapes[key][0]), original(half)
     return None
+
+
+def config(p: TAESDParams) -> dict[str, Any]:
+    """For AutoencoderTiny."""
+    widths = {f"{half}_block_out_channels": [p.channels] * 4 for half in ("encoder", "decoder")}
+    return {"_class_name": "AutoencoderTiny", "latent_channels": p.latent_channels, **widths}
+
+
+PREVIEW = Kind(
+    "preview",
+    "preview",
+    "tiny autoencoder",
+    TAESD,
+    TAESDParams,
+    recognise,
+    lambda _: diffusers(),
+    lambda _: diffusers(),
+    lambda p, _: config(p),
+    "preview",  # ours, which no index of diffusers' has a name for
+)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from diffusion.messages import brief
 from diffusion.spec import check_type
-from models.checkpoints.clip_keys import LAYERS
 from models.checkpoints.clip_vocabulary import find_clip_tokenizer
 from models.checkpoints.findings import Findings
 from models.checkpoints.table import Part
-from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPTextParams
-from models.families import OPTIONAL_TOWERS, TOWERS, Family, recipe
-from models.recipes import NUMBER_DIM, TextParams
+from models.clip import CLIPTextParams
+from models.families import Architecture, Family, Tower
+from models.recipes import TextParams
 from models.t5 import T5Params
 from models.text import LEFT_OUT
 from models.tokenizer import EOS, CLIPTokenizer
@@ -25,39 +23,37 @@ from models.tokenizer import EOS, CLIPTokenizer
 WITH_PROJECTION = "CLIPTextModelWithProjection"  # transformers' class with a projection of the pooled output
 
 
-def find_towers(found: Findings, base: str) -> dict[str, Part]:
+def find_towers(found: Findings, architecture: Architecture) -> dict[str, Part]:
     """The text encoders by name; those of later files replace earlier ones. ValueError for one that the family does not use."""
     named: dict[str, Part] = {}
     for part in found.towers:
-        name = _name_tower(part, found, base)
-        if name not in TOWERS[base]:
-            raise ValueError(f"{part.file.path} holds a {part.words}, and models built like {base} have no use for one")
-        if name == "clip_g" and part.params.width == CLIP_G.width and part.params.projection is None:
-            raise ValueError(f"{part.file.path} holds OpenCLIP's bigG without its text_projection, which the pooled vector needs")
+        if (tower := _tower_of(part, found, architecture)) is None:
+            raise ValueError(f"{part.file.path} holds a {part.words}, and models built like {architecture.name} have no use for one")
+        projected = any(use.tower == tower.name and use.pooled and use.projected for use in architecture.text().uses)
+        if projected and part.params.width == tower.params.width and part.params.projection is None:
+            raise ValueError(f"{part.file.path} holds {tower.name} without its text_projection, which the pooled vector needs")
+        name = tower.name
         if name in named:
             if named[name].file is part.file:
-                raise ValueError(f"{part.file.path} holds one text encoder too many: {base} has {len(TOWERS[base])}")
+                raise ValueError(f"{part.file.path} holds one text encoder too many: {architecture.name} has {len(architecture.towers)}")
             found.left_out.append((named[name], f"replaced by what {part.file.path.name} holds"))
         part = _without_unused_blocks(part, found)
-        named[name] = _without_identity(part, found) if base.startswith("sd3") and name == "clip_l" else part
+        named[name] = _without_identity(part, found) if tower.identity else part
     return named
 
 
-def _name_tower(part: Part, found: Findings, base: str) -> str:
-    """The name of a text encoder. Two CLIPs are distinguished by published widths, else by the projection that the pooled vector needs."""
-    if isinstance(part.params, T5Params):
-        return "t5"
-    clips = [name for name in TOWERS[base] if name != "t5"]
-    if len(clips) == 1:
-        return clips[0]
-    width, projection = part.params.width, part.params.projection
-    vector = found.backbone.params.vector_dim if found.backbone else None
-    if base.startswith("sd3"):  # where both have a pooled output
-        widths = [other.params.width for other in found.towers if isinstance(other.params, CLIPTextParams)]
-        pooled = projection is not None and width == max(widths)
-    else:
-        pooled = projection is not None and (vector is None or projection == vector - 6 * NUMBER_DIM)
-    return {CLIP_L.width: "clip_l", CLIP_G.width: "clip_g"}.get(width, "clip_g" if pooled else "clip_l")
+def _tower_of(part: Part, found: Findings, architecture: Architecture) -> Tower | None:
+    """Which of an architecture's text encoders a part is, None where it has none of that kind.
+
+    Two CLIPs are distinguished by their published widths, else by the projection of the pooled output, which the wider one has.
+    """
+    alike = [tower for tower in architecture.towers if type(tower.params) is type(part.params)]
+    if len(alike) < 2:
+        return next(iter(alike), None)
+    if published := next((tower for tower in alike if tower.params.width == part.params.width), None):
+        return published
+    widest = max(other.params.width for other in found.towers if type(other.params) is type(part.params))
+    return alike[part.params.projection is not None and part.params.width == widest]
 
 
 def _without_identity(part: Part, found: Findings) -> Part:
@@ -87,21 +83,22 @@ def _without_unused_blocks(part: Part, found: Findings) -> Part:
 
 def text_params(of: Family, towers: Mapping[str, Part], found: Findings) -> TextParams | None:
     """The family's recipe for its text encoders, None where a required one is missing."""
-    base = of.base
-    missing = [name for name in TOWERS[base] if name not in towers]
-    if needed := [name for name in missing if name not in OPTIONAL_TOWERS.get(base, ())]:
+    missing = [tower for tower in of.architecture.towers if tower.name not in towers]
+    if needed := [tower.name for tower in missing if not tower.optional]:
         if towers:
             are, lack = ("are" if len(names) > 1 else "is" for names in (towers, needed))
             found.notes.append(f"{LEFT_OUT}: {', '.join(towers)} {are} there, but {', '.join(needed)} {lack} not")
             found.left_out += [(part, "a text encoder of no use without the other") for part in towers.values()]
         return None
     if missing:
-        found.notes.append(f"without the text encoder {', '.join(missing)}, which the family can do without")
-    params = {name: _with_activation(name, part) for name, part in towers.items()}
+        names = ", ".join(tower.name for tower in missing)
+        found.notes.append(f"without the text encoder {names}, which the family can do without")
+    params = {tower.name: _with_activation(tower, towers[tower.name]) for tower in of.architecture.towers if tower.name in towers}
+    choices = of.architecture.choices(towers, found.backbone.params if found.backbone else None)
     tokenizers = _tokenizers(towers, found)
     found.tokenizers = {name: tokenizer for name, tokenizer in tokenizers.items() if not tokenizer.is_openai}
     try:
-        return _configure(recipe(of, params, **_recipe_options(base, towers, found)), towers, tokenizers, found)
+        return _configure(of.text_params(params, **choices), towers, tokenizers, found)
     except ValueError as error:
         raise ValueError(f"{found.towers[-1].file.path}: {error}") from None
 
@@ -148,32 +145,9 @@ def _tokens_per_text(recipe: TextParams, tokenizers: Mapping[str, CLIPTokenizer]
     return None if lengths == set(most.values()) else lengths.pop()
 
 
-def _recipe_options(base: str, towers: Mapping[str, Part], found: Findings) -> dict[str, Any]:
-    """Options of the recipe that depend on the files."""
-    if base == "sd2":
-        return {"blocks": _sd2_blocks(towers["clip_h"])}
-    if not base.startswith("sd3"):
-        return {}
-    # CLIP-L's projection is used in diffusers' folders, and not in Stability AI's files.
-    clip_l = towers["clip_l"]
-    projected = WITH_PROJECTION in clip_l.hints.get("architectures", ()) and clip_l.params.projection is not None
-    width = {"width": found.backbone.params.context_dim} if found.backbone else {}  # of the context without a T5
-    return {"projected_l": projected, **width}
-
-
-def _sd2_blocks(part: Part) -> int:
-    """The block before the last of 24. Some files, in either layout, leave out the unused last one."""
-    params: CLIPTextParams = part.params
-    if LAYERS in part.hints:
-        return params.layers
-    if params.width == CLIP_H.width:
-        return CLIP_H.layers - 1
-    return params.layers - 1 if part.layout.name == "openclip" else params.layers
-
-
-def _with_activation(name: str, part: Part) -> CLIPTextParams | T5Params:
-    """The parameters with the activation of its origin: gelu for OpenCLIP, quick_gelu for OpenAI. A config.json decides otherwise."""
+def _with_activation(tower: Tower, part: Part) -> CLIPTextParams | T5Params:
+    """The parameters with the activation of the published encoder, which no tensor shows. A config.json decides otherwise."""
     params: CLIPTextParams | T5Params = part.params
-    if isinstance(params, T5Params) or "hidden_act" in part.hints:
+    if not isinstance(params, CLIPTextParams) or not isinstance(tower.params, CLIPTextParams) or "hidden_act" in part.hints:
         return params
-    return replace(params, activation="quick_gelu" if name == "clip_l" else "gelu")
+    return replace(params, activation=tower.params.activation)

@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from models.checkpoints.diffusers_configs import VAE_SETTINGS, check_settings
+from models.checkpoints.structure import Kind, Settings, Shapes, beginnings, check_settings, count
 from models.checkpoints.table import Form, Layout
-from models.checkpoints.unet_keys import Shapes, beginnings, count
-from models.vae import VAEParams
+from models.vae import VAE, VAEParams
 
 COMMON = {
     r"^quant\.": "quant_conv.",
@@ -42,6 +41,9 @@ DIFFUSERS = {
     r"\.skip\.": ".conv_shortcut.",
 }
 LEGACY = {**DIFFUSERS, r"\.to_\[q,k,v\]\.": ".[query,key,value].", r"\.to_out\.0\.": ".proj_attn."}
+
+SETTINGS: Settings = {"act_fn": ("silu", "swish"), "mid_block_add_attention": (True,)}
+LATENT_STATISTICS = ("edm_mean", "edm_std")  # per channel, among the tensors of Playground's file
 
 
 def ldm(params: VAEParams) -> Layout:
@@ -76,7 +78,7 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[VAEParams, Layo
         params = _params(shapes, "encoder.down", "block", hints)
         return params, ldm(params)
     if "encoder.down_blocks.0.resnets.0.conv1.weight" in shapes:
-        check_settings(hints, VAE_SETTINGS)
+        check_settings(hints, SETTINGS)
         params = _params(shapes, "encoder.down_blocks", "resnets", hints)
         old = "encoder.mid_block.attentions.0.query.weight" in shapes
         return params, diffusers(params, LEGACY if old else DIFFUSERS)
@@ -95,3 +97,28 @@ def _params(shapes: Shapes, levels: str, blocks: str, hints: Mapping[str, Any]) 
         groups=hints.get("norm_num_groups") or 32,
         quant_conv="quant_conv.weight" in shapes,
     )
+
+
+def config(p: VAEParams) -> dict[str, Any]:
+    """For AutoencoderKL."""
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": p.image_channels,
+        "out_channels": p.image_channels,
+        "latent_channels": p.latent_channels,
+        "block_out_channels": [p.channels * m for m in p.channel_mult],
+        "down_block_types": ["DownEncoderBlock2D"] * len(p.channel_mult),
+        "up_block_types": ["UpDecoderBlock2D"] * len(p.channel_mult),
+        "layers_per_block": p.blocks,
+        "norm_num_groups": p.groups,
+        "use_quant_conv": p.quant_conv,
+        "use_post_quant_conv": p.quant_conv,
+        "scaling_factor": p.scale,
+        "shift_factor": p.shift or None,
+        "latents_mean": p.mean,
+        "latents_std": p.std,
+        "sample_size": 512,
+    }
+
+
+AUTOENCODER = Kind("vae", "vae", "autoencoder", VAE, VAEParams, recognise, ldm, diffusers, lambda p, _: config(p), "vae")

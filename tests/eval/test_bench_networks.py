@@ -17,12 +17,12 @@ from eval.bench.networks import BenchParams, flops
 from eval.bench.pairs import PAIRS, pair_of
 from models import UNetParams
 from models.checkpoints.table import scatter
-from models.checkpoints.written import BACKBONES
-from models.presets import TINY_NETWORKS as TINY
+from models.families import ARCHITECTURES, BACKBONES
 from tests.composing import composed
 from tests.models.small import randomised, relative_error
 
 UNET = UNetParams(channels=32, channel_mult=(1, 2), blocks=1, attention=(1, 0), heads=4, head_dim=None, context_dim=12, groups=8)
+TINY = {name: each.tiny for name, each in ARCHITECTURES.items()}
 SMALL = {"sd15": pair_of(UNET), "flux": pair_of(TINY["flux-dev"]), "sd3.5-medium": pair_of(TINY["sd3.5-medium"])}
 SIZES = {
     "sd15": 859_520_964,
@@ -58,7 +58,7 @@ def test_both_sides_are_asked_the_same(name: str) -> None:
     pair = SMALL[name]
     kind, config = pair.theirs
     ours, theirs = randomised(pair.network(pair.params)), getattr(diffusers, kind).from_config(config).eval()
-    of = BACKBONES[type(ours)]
+    of = next(kind for kind in BACKBONES.values() if kind.network is type(ours))
     state = ours.state_dict()
     theirs.load_state_dict(scatter(of.diffusers(pair.params).table(state), state))
     given = pair.given(2, 16, torch.float32, torch.device("cpu"))

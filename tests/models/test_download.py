@@ -27,7 +27,8 @@ from safetensors.torch import load_file, save
 import models
 from models import FAMILIES, Model
 from models.__main__ import main
-from models.download import PUBLISHED, Published, download
+from models.download import download
+from models.families import PUBLISHED, Published
 from tests.hub import Handler, Hub
 from tests.models.checkpoints.tiny import same, tiny, whole
 
@@ -97,7 +98,7 @@ def test_flows_load_as_they_are_fetched(name: str, hub: Hub, tmp_path: Path) -> 
     """A miniature under the published names: every file is fetched once, and makes up the whole model, T5's shards by their index."""
     table = PUBLISHED[name]
     family = table.family or name.replace("sd3-medium", "sd3")
-    model = tiny(FAMILIES[family].base)
+    model = tiny(FAMILIES[family].architecture.name)
     hub.push({table.repo: dict(published_files(model, table, tmp_path))})
     paths = download(name)
     assert not any("-of-" in path.name for path in paths)

@@ -22,7 +22,13 @@ from torch import Tensor
 
 from models.clip import CLIP_H, CLIP_L, CLIPText, CLIPTextParams
 from models.conditioning import sinusoid
-from models.recipes import TextParams, TowerUse, flux, refiner, sd1, sd2, sd3, sdxl
+from models.families.flux import text as flux
+from models.families.sd import text_sd1 as sd1
+from models.families.sd import text_sd2 as sd2
+from models.families.sd3 import text as sd3
+from models.families.sdxl import text_refiner as refiner
+from models.families.sdxl import text_sdxl as sdxl
+from models.recipes import TextParams, TowerUse
 from models.t5 import T5, T5_XXL, T5Params
 from models.t5_tokenizer import T5Tokenizer
 from models.text import TextCondition, TextEncoder
@@ -511,7 +517,7 @@ def test_refuses_prompts_that_are_none(encoders: dict[str, TextEncoder]) -> None
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: sd2(H), "the tower 'clip_h' has 3 blocks: there is no state after 23"),
+        (lambda: sd2(H, blocks=23), "the tower 'clip_h' has 3 blocks: there is no state after 23"),
         (lambda: replace(sdxl(L, replace(G, length=64)), tokens=77), "a chunk has 3 to 64 tokens, as many as all towers read, not 77"),
         (lambda: TextParams({"clip_l": L}, (TowerUse("clip_g", 1, True, 0, False),)), "no tower named 'clip_g'; did you mean 'clip_l'"),
         (lambda: TextParams({"clip_l": L}, ()), "at least one use of a tower"),

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from models.checkpoints import clip_keys, flux_keys, t5_keys, vae_keys
+from models.checkpoints import clip_keys, t5_keys, vae_keys
 from models.checkpoints.table import Layout, scatter
+from models.families import flux
 from models.presets import published
 from models.t5_tokenizer import T5Tokenizer
 from train.rows import write_header
@@ -39,7 +40,7 @@ def test_the_whole_model_in_six_gigabytes(tmp_path: Path) -> None:
     model = published("flux-dev")
     towers = model.require("text").towers
     parts = {
-        "flux1-dev": (model.network, flux_keys.bfl()),
+        "flux1-dev": (model.network, flux.bfl()),
         "t5xxl": (towers["t5"], t5_keys.transformers()),
         "clip_l": (towers["clip_l"], clip_keys.transformers()),
         "ae": (model.require("vae"), vae_keys.ldm(model.require("vae").params)),

@@ -18,7 +18,8 @@ import samplers
 from diffusion import SeededNoise, initial_noise
 from models import presets
 from models.clip import CLIPTextParams
-from models.families import FAMILIES, plain, recipe
+from models.families import FAMILIES
+from models.families.family import plain
 from models.t5 import T5Params
 from models.t5_tokenizer import T5Tokenizer
 
@@ -88,7 +89,7 @@ def stable_diffusion_3(family: str, t5: bool = True, seed: int = 0) -> models.Mo
     tiny = presets.tiny_description(family, presets.TINY_TOWERS)
     towers = {**presets.TINY_TOWERS, "clip_l": replace(cast(CLIPTextParams, presets.TINY_TOWERS["clip_l"]), projection=64)}
     width = cast(T5Params, towers["t5"] if t5 else towers.pop("t5")).width
-    text = recipe(FAMILIES[family], towers, projected_l=True, width=width)
+    text = FAMILIES[family].text_params(towers, projected_l=True, width=width)
     model = models.build({**tiny, "text": plain(text), "shape": [16, 16, 16]})
     if t5:
         model.require("text").t5_tokenizer = T5Tokenizer.of_letters()

@@ -41,7 +41,7 @@ from samplers.usage import usage
 
 SMALL: dict[str, Any] = {"height": 32, "width": 64, "steps": 3}
 SHAPE = (4, 4, 8)
-FLOWS = [name for name, family in models.FAMILIES.items() if family.prediction == "flow" and family.base == name]
+FLOWS = [name for name, family in models.FAMILIES.items() if family.prediction == "flow" and family.architecture.name == name]
 LONG = "a very long story of many words " * 15  # 105 tokens
 
 
@@ -70,6 +70,17 @@ def told(model: models.Model, prompt: str = "a corgi") -> tuple[dict[str, Tensor
     with torch.no_grad():
         text = model.require("text").encode([prompt])
         return {"context": text.context}, {"context": model.require("text").null(1, like=text).context}
+
+
+def test_a_distilled_network_that_edits_is_told_its_scale() -> None:
+    """It sees the latents to edit in the autoencoder's own units, as pix2pix does, and is asked once a step; it follows no edges."""
+    model = mini("lcm", in_channels=8)
+    assert model.role == "edit"
+    with torch.no_grad():
+        beside = model.require("vae").unscaled(model.require("vae").encode(2 * RGB - 1).mode)
+    cond = {"context": told(model)[0]["context"], "image": beside, "guidance": torch.tensor([6.0])}
+    latents = sample("lcm", model.denoiser(), model.grid(3), shape=SHAPE, seeds=[5], cond=cond)
+    assert torch.equal(drawn(model, image=RGB, guidance=6.0, seeds=[5])[0], latents)
 
 
 def decoded(model: models.Model, latents: Tensor) -> Tensor:
@@ -514,6 +525,11 @@ MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
     "editing": (lambda: mini(in_channels=8), {}, "sees 4 channels beside x: give it an image to edit"),
     "editing half": (lambda: mini(in_channels=8), {"image": RGB, "strength": 0.5}, "this network edits the whole image"),
     "editing a part": (lambda: mini(in_channels=8), {"image": RGB, "mask": MASK}, "leave mask out"),
+    "distilled editing": (
+        lambda: mini("lcm", in_channels=8),
+        {"image": RGB, "image_guidance": 2.0},
+        "image_guidance is for networks that edit an image",
+    ),
     "editing rule": (lambda: mini(in_channels=8), {"image": RGB, "guide": {"percentile": 0.9}}, "leave guide out"),
     "lengths": (mini, {"prompts": ["a " * n for n in (370, 445, 520)]}, "prompts of 5, 6, 7 pieces of 75 tokens in one batch would"),
     "weight": (mini, {"prompts": f"(a:{'9' * 400})", "weighted": True}, "words weigh up to 100 times the usual, not inf, in the prompt"),

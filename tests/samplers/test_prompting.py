@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from diffusion import PREDICTIONS, RectifiedFlow
 from models import CLIPTextParams, Model, T5Params, T5Tokenizer, TextEncoder, TextParams
-from models.recipes import flux, sd1, sd3
+from models.families.flux import text as flux
+from models.families.sd import text_sd1 as sd1
+from models.families.sd3 import text as sd3
 from samplers.prompting import Prompts, conditions
 from tests.models.small import randomised
 from tests.models.text_peers import spiece

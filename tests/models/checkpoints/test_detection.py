@@ -16,11 +16,11 @@ from torch import Tensor
 
 import models
 from models import Model
-from models.checkpoints import unet_keys
 from models.checkpoints.describe import describe
 from models.checkpoints.findings import Findings
 from models.checkpoints.parts import find_parts
 from models.checkpoints.table import scatter
+from models.families import sd
 from models.unet import UNet
 from tests.models.checkpoints.published import file_of, manifests
 from tests.models.checkpoints.tiny import SCHEDULER, Configured, Files, Load, notes, same, tiny
@@ -350,7 +350,7 @@ def test_unclip_is_no_sdxl(tmp_path: Path) -> None:
     network = model.network
     assert isinstance(network, UNet)
     state = network.state_dict()
-    save_file(scatter(unet_keys.ldm(network.params).table(state), state), tmp_path / "unclip.safetensors")
+    save_file(scatter(sd.ldm(network.params).table(state), state), tmp_path / "unclip.safetensors")
     with pytest.raises(ValueError, match=r"unclip\.safetensors holds a UNet like SD 2\.1 unCLIP's, which this library does not know"):
         models.load(tmp_path / "unclip.safetensors")
 
@@ -410,7 +410,7 @@ def test_a_tower_without_its_projection_is_named() -> None:
     """At published sizes width alone tells SDXL's towers apart."""
     shapes = {key: shape for key, shape in manifests()["sdxl_base_full_sgm"].items() if not key.endswith("1.model.text_projection")}
     findings = findings_of(shapes)
-    with pytest.raises(ValueError, match="holds OpenCLIP's bigG without its text_projection"):
+    with pytest.raises(ValueError, match="holds clip_g without its text_projection"):
         describe(findings, None, None)
 
 

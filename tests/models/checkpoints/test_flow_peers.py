@@ -18,8 +18,8 @@ from transformers import T5EncoderModel, T5TokenizerFast
 
 import models
 from models import Model
-from models.checkpoints import flux_keys
 from models.checkpoints.table import scatter
+from models.families import flux
 from models.flux import Flux, FluxParams
 from models.presets import miniature
 from tests.models.checkpoints.pipelines import equal, files, states
@@ -214,8 +214,8 @@ def test_names_and_places_of_flux_are_those_of_diffusers_converter(guidance_dim:
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in Flux(params).state_dict().items()}
     state = {name: torch.randn(shape[0], 1) if len(shape) > 1 else torch.randn(shape) for name, shape in shapes.items()}
-    published = scatter(flux_keys.bfl().table(state), state)
-    same(convert_flux_transformer_checkpoint_to_diffusers(published), scatter(flux_keys.diffusers(params).table(state), state))
+    published = scatter(flux.bfl().table(state), state)
+    same(convert_flux_transformer_checkpoint_to_diffusers(published), scatter(flux.diffusers(params).table(state), state))
 
 
 # What they write -------------------------------------------------------------------------------------------------------

@@ -14,11 +14,12 @@ from torch import nn
 
 import models
 from models.checkpoints.blank import Blank
-from models.checkpoints.parts import LATENT_STATISTICS, find_parts
+from models.checkpoints.parts import find_parts
 from models.checkpoints.table import Part, scatter
+from models.checkpoints.vae_keys import LATENT_STATISTICS
 from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPText, CLIPTextParams
+from models.families import ARCHITECTURES
 from models.flux import Flux, FluxParams
-from models.presets import NETWORKS as PUBLISHED
 from models.sd3 import SD3, SD3Params
 from models.t5 import T5, T5Params
 from models.taesd import TAESD, TAESDParams
@@ -35,6 +36,7 @@ NETWORKS: dict[type[Any], type[nn.Module]] = {
     T5Params: T5,
     TAESDParams: TAESD,
 }
+PUBLISHED = {name: each.network for name, each in ARCHITECTURES.items()}
 SD1, SD2, SDXL, REFINER = (cast(UNetParams, PUBLISHED[name]) for name in ("sd1", "sd2", "sdxl", "sdxl-refiner"))
 FLUX, SCHNELL, FILL, CANNY = (PUBLISHED[f"flux-{name}"] for name in ("dev", "schnell", "fill", "canny"))
 SD3_MEDIUM, SD35_MEDIUM, SD35_LARGE = (PUBLISHED[name] for name in ("sd3", "sd3.5-medium", "sd3.5-large"))

@@ -15,9 +15,10 @@ from torch import Tensor
 
 import models
 from models import Model
-from models.families import TOWERS
+from models.families import ARCHITECTURES
 from tests.models.checkpoints.tiny import FLOWS, same, settings, tensors, tiny, whole
 
+TOWERS = {name: [tower.name for tower in each.towers] for name, each in ARCHITECTURES.items()}
 FLUX, SD3 = ("flux-dev", "vae", "clip_l", "t5xxl"), ("sd3", "vae", "clip_l", "clip_g", "t5xxl")
 
 
@@ -80,7 +81,7 @@ def test_every_layout_there_and_back(family: str, dtype: torch.dtype | None, tmp
 @pytest.mark.parametrize("family", FLOWS)
 def test_separate_files_come_back(family: str, saved: Saved, tmp_path: Path) -> None:
     """Each part under its publisher's keys; every key is accounted for, and written again they are the same files."""
-    towers = [{"t5": "t5xxl"}.get(name, name) for name in TOWERS[models.FAMILIES[family].base]]
+    towers = [{"t5": "t5xxl"}.get(name, name) for name in TOWERS[models.FAMILIES[family].architecture.name]]
     paths = saved(family, family, "vae", *towers)
     model = models.load(*paths)
     same(whole(model), whole(tiny(family)))
@@ -290,7 +291,7 @@ def test_families_that_only_their_user_knows(base: str, family: str, saved: Save
 
 @pytest.mark.parametrize("family", ["flux-depth", "flux-schnell", "sd3", "sdxl"])
 def test_a_family_that_does_not_fit_is_refused(family: str, saved: Saved) -> None:
-    base = models.FAMILIES[family].base
+    base = models.FAMILIES[family].architecture.name
     said = refusal(*saved("flux-dev", "flux-dev"), family=family)
     assert f"is built like flux-dev, so it cannot be of the family {family}, which is built like {base}" in said
 

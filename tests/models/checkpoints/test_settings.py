@@ -11,8 +11,8 @@ import diffusers
 import pytest
 
 import models
-from models.checkpoints import diffusers_configs as configs
-from models.checkpoints import flux_keys, sd3_keys
+from models.checkpoints import scheduler, taesd_keys, vae_keys
+from models.families import flux, sd, sd3
 from tests.models.checkpoints.tiny import tiny
 
 KEYS = "told by keys and shapes, which must fit exactly"
@@ -55,11 +55,11 @@ TAESD = {
     "force_upcast": PRECISION,
 }
 NETWORKS = {
-    "UNet2DConditionModel": (UNET, configs.UNET_SETTINGS),
-    "AutoencoderKL": (VAE, configs.VAE_SETTINGS),
-    "FluxTransformer2DModel": (FLUX, flux_keys.SETTINGS),
-    "SD3Transformer2DModel": (SD3, sd3_keys.SETTINGS),
-    "AutoencoderTiny": (TAESD, configs.TAESD_SETTINGS),
+    "UNet2DConditionModel": (UNET, sd.SETTINGS),
+    "AutoencoderKL": (VAE, vae_keys.SETTINGS),
+    "FluxTransformer2DModel": (FLUX, flux.SETTINGS),
+    "SD3Transformer2DModel": (SD3, sd3.SETTINGS),
+    "AutoencoderTiny": (TAESD, taesd_keys.SETTINGS),
 }
 
 
@@ -73,8 +73,8 @@ def test_every_setting_of_a_network_is_accounted_for(name: str) -> None:
 
 # Of schedulers: what says something of the network. The rest says how to sample, which is the user's to choose.
 READ = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type", "rescale_betas_zero_snr"}
-READ |= {"sigma_data", "sigma_min", "sigma_max", "shift", "flow_shift", "use_flow_sigmas", "use_dynamic_shifting", *configs.LCM_SETTINGS}
-READ |= configs.FLOW_SETTINGS.keys() | configs.SCHEDULER_SETTINGS.keys() | configs.FLOW_TIMES.keys()
+READ |= {"sigma_data", "sigma_min", "sigma_max", "shift", "flow_shift", "use_flow_sigmas", "use_dynamic_shifting", *scheduler.LCM_SETTINGS}
+READ |= scheduler.FLOW_SETTINGS.keys() | scheduler.SETTINGS.keys() | scheduler.FLOW_TIMES.keys()
 SAMPLING = {
     "algorithm_type", "clip_sample", "clip_sample_range", "corrector_order", "disable_corrector", "dynamic_thresholding_ratio",
     "euler_at_final", "final_sigmas_type", "interpolation_type", "lambda_min_clipped", "lower_order_final", "predict_x0", "predictor_order",

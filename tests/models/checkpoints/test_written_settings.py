@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import models
 from models import FAMILIES, Model
 from models.checkpoints import native
-from models.checkpoints.diffusers_configs import flow_grid
+from models.checkpoints.scheduler import flow_grid
 from models.clip import CLIPTextParams
 from models.presets import TINY_TOWERS, randomise, tiny_description
 from tests.models.checkpoints.tiny import tiny
@@ -82,7 +82,7 @@ def test_settings_of_ones_own_come_back(family: str, layout: str, tmp_path: Path
 
 def test_a_folders_configurations_that_are_edited_later_count(tmp_path: Path) -> None:
     """For what they say is not written twice."""
-    model, grid = tiny("sd3"), flow_grid({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}, "sd3")
+    model, grid = tiny("sd3"), flow_grid({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}, FAMILIES["sd3"])
     spec = {**model.spec, "grid": grid, "shape": [16, 24, 24]}
     [folder] = saved(Model(model.network, model.schedule, model.prediction, spec), tmp_path, "diffusers")
     assert settings(models.load(folder)) == settings(Model(model.network, model.schedule, model.prediction, spec))

@@ -1,0 +1,193 @@
+"""What a family of published models is made of and how it is sampled, as data. Each line of families has a file beside this one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from models.checkpoints.structure import Kind
+from models.clip import CLIPTextParams
+from models.recipes import TextParams
+from models.t5 import T5Params
+from models.taesd import TAESDParams
+from models.vae import VAEParams
+
+if TYPE_CHECKING:
+    from models.checkpoints.findings import Findings
+    from models.checkpoints.table import Part
+
+Role = Literal["inpaint", "edit", "control"]
+"""What a network does with an image that it sees beside x: completes it where a mask says so, edits it, or follows its edges or depths."""
+
+OLDEST = "0.27.0"  # the oldest diffusers that knows all that is written for it; its pipeline for inpainting wants one named
+OLDEST_FLOW = "0.32.0"  # the oldest that knows all of FLUX.1 and Stable Diffusion 3.5
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One text encoder of an architecture.
+
+    name      "clip_l", "t5", ...: in the model, and in messages
+    params    at its published size; tiny: in a miniature
+    prefix    what stands before its keys in single files
+    folder    its place in a diffusers folder
+    optional  the architecture works without it
+    identity  diffusers' pipelines project its pooled output in any case, so an encoder without a projection is written with the identity
+    unused    so many of its last blocks are never read; files may leave them out, and single files hold them
+    """
+
+    name: str
+    params: CLIPTextParams | T5Params
+    tiny: CLIPTextParams | T5Params
+    prefix: str
+    folder: str = "text_encoder"
+    optional: bool = False
+    identity: bool = False
+    unused: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """What several families have in common: the same parts, so that files of one load as those of another.
+
+    name       that of the plain family that is built so
+    kind       of its network, and how files hold it
+    network    the network's parameters at the published size; tiny: in a miniature
+    matches    whether a network with these parameters is of this architecture and of no other of its kind
+    towers     its text encoders, in the order in which they are read
+    text       how their states are joined, by the parameters of each, and by the `choices` that are left to files
+    choices    which choices of `text` files show, from the text encoders found and the network's parameters
+    vae        its autoencoder
+    roles      what is done with an image beside x, by its number of channels
+    predicts   the family for a prediction that files name, where that is another than the plain one
+    shows      the family that keys and configurations prove, None for the plain one
+    hints      notes of what keys do not tell
+    guess      the prediction where no file names it
+    told       entries of the text's description that files show, beside those that `choices` gives
+    pipelines  diffusers' classes by role, None for the plain one
+    index      further entries of model_index.json
+    diffusers  the oldest version of diffusers that opens it
+    vae_prefix what stands before the autoencoder's keys in single files
+    v_mark     the empty tensor in single files that says that the network predicts v, "" where readers guess
+    """
+
+    name: str
+    kind: Kind
+    network: Any
+    tiny: Any
+    matches: Callable[[Any], bool]
+    towers: tuple[Tower, ...]
+    text: Callable[..., TextParams]
+    pipelines: Mapping[Role | None, str]
+    choices: Callable[[Mapping[str, Part], Any], dict[str, Any]] = lambda towers, network: {}
+    vae: VAEParams = field(default_factory=VAEParams)
+    roles: Mapping[int, Role] = field(default_factory=dict)
+    predicts: Mapping[str, str] = field(default_factory=dict)
+    shows: Callable[[Findings], str | None] = lambda found: None
+    hints: Callable[[Findings], list[str]] = lambda found: []
+    guess: Callable[[Part, list[str]], str | None] = lambda part, notes: None
+    index: Mapping[str, Any] = field(default_factory=dict)
+    diffusers: str = OLDEST
+    vae_prefix: str = "first_stage_model."
+    v_mark: str = ""
+    told: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Family:
+    """One published family.
+
+    name, title   for code and for people
+    architecture  what it is built like
+    licence       of its weights, in a line
+    size          pixels of the shorter side that it was trained on
+    schedule, grid, prediction, consistency  as in a model's description
+    sampling      sampler, steps and guidance that it is meant for
+    scale, shift, mean, std  of its latents, see VAEParams
+    text          choices of how its text encoders are read, where not the architecture's
+    table         the one of spacing "align_your_steps" that was fitted to it, if one is published
+    schedulers    diffusers' schedulers with which this distilled network is published: a hint, no proof, as ordinary ones are saved so too
+    sample_size   of its UNet's configuration, which proves it together with such a scheduler
+    guided        False for a network that was distilled to draw without guidance, and refuses it
+    pipeline      diffusers' class, where not the architecture's
+    """
+
+    name: str
+    title: str
+    architecture: Architecture
+    licence: str
+    size: int
+    schedule: Mapping[str, Any]
+    grid: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    prediction: str = "eps"
+    consistency: Mapping[str, Any] | None = None
+    scale: float = 0.18215
+    shift: float = 0.0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    text: Mapping[str, Any] = field(default_factory=dict)
+    table: str | None = None
+    schedulers: tuple[str, ...] = ()
+    sample_size: int | None = None
+    guided: bool = True
+    pipeline: str | None = None
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether it predicts the velocity of a flow, on times of its own; the others are told rows of a table, or a noise level."""
+        return self.prediction == "flow"
+
+    def text_params(self, towers: Mapping[str, CLIPTextParams | T5Params], **choices: Any) -> TextParams:
+        """How it reads prompts with these text encoders, given by name; `choices` are those that `Architecture.text` leaves open."""
+        own = {tower.name: towers[tower.name] for tower in self.architecture.towers if tower.name in towers}
+        return self.architecture.text(**own, **{**self.text, **choices})
+
+    def vae_params(self, **params: Any) -> VAEParams:
+        """Its autoencoder: the architecture's, in the units of its latents."""
+        return replace(self.architecture.vae, scale=self.scale, shift=self.shift, mean=self.mean, std=self.std, **params)
+
+    def description(
+        self, network: Any | None, vae: VAEParams | None, text: TextParams | None, preview: TAESDParams | None = None
+    ) -> dict[str, Any]:
+        """The description, as `build` takes it, of a model of this family with these parts."""
+        spec: dict[str, Any] = {"family": self.name, "schedule": dict(self.schedule), "prediction": self.prediction}
+        spec |= {"grid": dict(self.grid), "sampling": dict(self.sampling)}
+        if self.consistency:
+            spec["consistency"] = dict(self.consistency)
+            if network and network.guidance_dim is None:  # merged from an adapter, it is not told the scale, and guided as usual, if at all
+                spec["sampling"]["guidance"] = 1.0
+        if network:
+            factor = vae.factor if vae else 8
+            channels = vae.latent_channels if vae else min(network.out_channels, network.in_channels)
+            spec |= {"network": {"name": self.architecture.kind.name, **plain(network)}}
+            spec |= {"shape": [channels, self.size // factor, self.size // factor]}
+        parts = {"vae": vae, "text": text, "preview": preview}
+        return spec | {part: plain(params) for part, params in parts.items() if params is not None}
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a model is published, and under which licence.
+
+    revision  a commit, so that the name means the same bytes next year; or a branch
+    family    what to tell `load`, where keys and shapes do not say it
+    """
+
+    repo: str
+    files: tuple[str, ...] = ()
+    revision: str = "main"
+    licence: str = ""
+    family: str = ""
+
+
+def euler(steps: int, guidance: float) -> dict[str, Any]:
+    """How flows are sampled."""
+    return {"sampler": "euler", "steps": steps, "guidance": guidance}
+
+
+def plain(params: Any) -> dict[str, Any]:
+    """A parameter dataclass as a file's metadata holds it: lists, not tuples."""
+    return dict(json.loads(json.dumps(asdict(params))))

@@ -1,0 +1,280 @@
+"""FLUX.1 (Black Forest Labs 2024): [dev], [schnell], Fill, Canny and Depth, and what others made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from models.checkpoints.structure import Kind, Settings, Shapes, beginnings, check_settings, count
+from models.checkpoints.table import Form, Layout
+from models.clip import CLIP_L, CLIPTextParams
+from models.families.family import OLDEST_FLOW, Architecture, Family, Published, Tower, euler
+from models.families.sd import ONE, TINY_CLIP_L
+from models.flux import Flux, FluxParams
+from models.recipes import TextParams, TowerUse
+from models.t5 import T5_XXL, T5Params
+from models.tokenizer import EOS
+from models.vae import VAEParams
+
+if TYPE_CHECKING:
+    from models.checkpoints.findings import Findings
+
+# The network in files ---------------------------------------------------------------------------------------------------
+
+BFL = {
+    r"^patch_in\.": "img_in.",
+    r"^context_in\.": "txt_in.",
+    r"^vector\.mlp\.0\.": "vector_in.in_layer.",
+    r"^vector\.mlp\.2\.": "vector_in.out_layer.",
+    r"^(time|guidance)\.fc1\.": r"\1_in.in_layer.",
+    r"^(time|guidance)\.fc2\.": r"\1_in.out_layer.",
+    r"^modulation_out\.": "final_layer.adaLN_modulation.1.",
+    r"^patch_out\.": "final_layer.linear.",
+    r"^joint\.(\d+)\.image\.": r"double_blocks.\1.img_",
+    r"^joint\.(\d+)\.text\.": r"double_blocks.\1.txt_",
+    r"(img|txt)_modulation\.": r"\1_mod.lin.",
+    r"(img|txt)_attention\.": r"\1_attn.",
+    r"^single\.(\d+)\.modulation\.": r"single_blocks.\1.modulation.lin.",
+    r"^single\.(\d+)\.qkv_mlp\.": r"single_blocks.\1.linear1.",
+    r"^single\.(\d+)\.out\.": r"single_blocks.\1.linear2.",
+    r"^single\.": "single_blocks.",
+    r"\.norm_q\.weight$": ".norm.query_norm.scale",
+    r"\.norm_k\.weight$": ".norm.key_norm.scale",
+    r"_attn\.out\.": "_attn.proj.",
+}
+DIFFUSERS = {
+    r"^patch_in\.": "x_embedder.",
+    r"^context_in\.": "context_embedder.",
+    r"^vector\.mlp\.0\.": "time_text_embed.text_embedder.linear_1.",
+    r"^vector\.mlp\.2\.": "time_text_embed.text_embedder.linear_2.",
+    r"^time\.fc(\d)\.": r"time_text_embed.timestep_embedder.linear_\1.",
+    r"^guidance\.fc(\d)\.": r"time_text_embed.guidance_embedder.linear_\1.",
+    r"^modulation_out\.": "norm_out.linear.",
+    r"^patch_out\.": "proj_out.",
+    r"^joint\.": "transformer_blocks.",
+    r"^single\.(\d+)\.modulation\.": r"single_transformer_blocks.\1.norm.linear.",
+    r"^single\.(\d+)\.qkv_mlp\.": r"single_transformer_blocks.\1.[attn.to_q,attn.to_k,attn.to_v,proj_mlp].",
+    r"^single\.(\d+)\.out\.": r"single_transformer_blocks.\1.proj_out.",
+    r"^single\.(\d+)\.": r"single_transformer_blocks.\1.attn.",
+}
+# The blocks of two streams, which diffusers names alike in FLUX.1 and Stable Diffusion 3.
+DIFFUSERS_STREAMS = {
+    r"\.image\.modulation\.": ".norm1.linear.",
+    r"\.text\.modulation\.": ".norm1_context.linear.",
+    r"\.image\.attention(2?)\.qkv\.": r".attn\1.to_[q,k,v].",
+    r"\.image\.attention(2?)\.out\.": r".attn\1.to_out.0.",
+    r"\.image\.attention(2?)\.": r".attn\1.",
+    r"\.text\.attention\.qkv\.": ".attn.add_[q,k,v]_proj.",
+    r"\.text\.attention\.out\.": ".attn.to_add_out.",
+    r"\.text\.attention\.norm_": ".attn.norm_added_",
+    r"\.image\.mlp\.0\.": ".ff.net.0.proj.",
+    r"\.image\.mlp\.2\.": ".ff.net.2.",
+    r"\.text\.mlp\.0\.": ".ff_context.net.0.proj.",
+    r"\.text\.mlp\.2\.": ".ff_context.net.2.",
+}
+DIFFUSERS_FORMS: dict[str, Form] = {r"^modulation_out\.": "swapped"}  # scale before shift
+SETTINGS: Settings = {"patch_size": (1,)}  # diffusers packs pixels outside of its network
+
+
+def bfl() -> Layout:
+    return Layout("bfl", BFL)
+
+
+def diffusers(params: FluxParams) -> Layout:
+    """The one product of a single block is four there, of which the MLP's is the largest."""
+    return Layout(
+        "diffusers",
+        DIFFUSERS | DIFFUSERS_STREAMS,
+        DIFFUSERS_FORMS,
+        shares={r"\.qkv_mlp\.": (params.hidden, params.hidden, params.hidden, int(params.hidden * params.mlp_ratio))},
+    )
+
+
+def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[FluxParams, Layout] | None:
+    """Parameters and layout of a FLUX.1 network with these keys and shapes; None where it is none.
+
+    hints  what keys and shapes do not say and a config.json beside them may: axes_dims_rope
+    """
+    if "img_in.weight" in shapes or any(key.startswith("double_blocks.") for key in shapes):
+        names = ("img_in", "txt_in", "vector_in.in_layer", "guidance_in.in_layer", "final_layer.linear")
+        blocks = ("double_blocks", "single_blocks", "img_mlp.0", "img_attn.norm.key_norm.scale")
+        return _params(shapes, names, blocks, hints), bfl()
+    if "x_embedder.weight" in shapes and "transformer_blocks.0.attn.add_k_proj.weight" in shapes:
+        check_settings(hints, SETTINGS)
+        embedders = "time_text_embed.text_embedder.linear_1", "time_text_embed.guidance_embedder.linear_1"
+        names = ("x_embedder", "context_embedder", *embedders, "proj_out")
+        blocks = ("transformer_blocks", "single_transformer_blocks", "ff.net.0.proj", "attn.norm_k.weight")
+        params = _params(shapes, names, blocks, hints)
+        return params, diffusers(params)
+    return None
+
+
+def _params(shapes: Shapes, names: tuple[str, ...], blocks: tuple[str, ...], hints: Mapping[str, Any]) -> FluxParams:
+    patch_in, context_in, vector_in, guidance_in, patch_out = names
+    double, single, mlp, norm = blocks
+    tree = beginnings(shapes)
+    guided = any(key.startswith(f"{guidance_in}.") for key in shapes)
+    hidden, values = shapes[f"{patch_in}.weight"]
+    head_dim = shapes[f"{double}.0.{norm}"][0]
+    patch = FluxParams.patch_size**2
+    return FluxParams(
+        in_channels=values // patch,
+        out_channels=shapes[f"{patch_out}.weight"][0] // patch,
+        hidden=hidden,
+        heads=hidden // head_dim,
+        depth=count(tree, double),
+        depth_single=count(tree, single),
+        context_dim=shapes[f"{context_in}.weight"][1],
+        vector_dim=shapes[f"{vector_in}.weight"][1],
+        guidance_dim=shapes[f"{guidance_in}.weight"][1] if guided else None,
+        axes=tuple(hints.get("axes_dims_rope") or (head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16)),  # published: 16, 56, 56 of 128
+        mlp_ratio=shapes[f"{double}.0.{mlp}.weight"][0] / hidden,
+    )
+
+
+def config(p: FluxParams, size: tuple[int, int]) -> dict[str, Any]:
+    """For FluxTransformer2DModel, which is given pixels that are packed already."""
+    patch = p.patch_size**2
+    return {
+        "_class_name": "FluxTransformer2DModel",
+        "_diffusers_version": OLDEST_FLOW,
+        "patch_size": 1,
+        "in_channels": p.in_channels * patch,
+        "out_channels": p.out_channels * patch,
+        "num_layers": p.depth,
+        "num_single_layers": p.depth_single,
+        "attention_head_dim": p.hidden // p.heads,
+        "num_attention_heads": p.heads,
+        "joint_attention_dim": p.context_dim,
+        "pooled_projection_dim": p.vector_dim,
+        "guidance_embeds": p.guidance_dim is not None,
+        "axes_dims_rope": p.axes,
+    }
+
+
+FLUX = Kind("flux", "backbone", "FLUX transformer", Flux, FluxParams, recognise, lambda _: bfl(), diffusers, config)
+
+# Text -------------------------------------------------------------------------------------------------------------------
+
+
+def text(clip_l: CLIPTextParams = CLIP_L, t5: T5Params = T5_XXL, length: int = 512) -> TextParams:
+    """T5's states alone, 512 rows (256 for schnell); CLIP-L's pooled output, without a projection."""
+    pooled = TowerUse("clip_l", None, norm=False, pad=EOS, pooled=True, projected=False)
+    return TextParams({"clip_l": clip_l}, (pooled,), t5=t5, t5_length=length)
+
+
+# Families ---------------------------------------------------------------------------------------------------------------
+
+MASK = 64  # channels: the 8x8 mask pixels of a latent
+TINY_T5 = T5Params(vocab=256, width=224, layers=2, heads=4, head_dim=16, hidden=128)
+TOWERS = (
+    Tower("clip_l", CLIP_L, TINY_CLIP_L, "text_encoders.clip_l.transformer."),
+    Tower("t5", T5_XXL, TINY_T5, "text_encoders.t5xxl.transformer.", "text_encoder_2"),
+)
+LATENTS = VAEParams(latent_channels=16, quant_conv=False)
+DEV_NETWORK = FluxParams()
+TINY_NETWORK = FluxParams(hidden=64, heads=2, depth=2, depth_single=2, axes=(4, 14, 14))
+
+
+def _beside(p: FluxParams) -> int:
+    """Channels that the network sees beside x."""
+    return p.in_channels - p.out_channels
+
+
+def _maybe_depth(found: Findings) -> list[str]:
+    return ["its control image shows edges: family='flux-depth' is for control by depth"]
+
+
+def _maybe_dedistilled(found: Findings) -> list[str]:
+    what = "taken for FLUX.1 [schnell], as it has no guidance embedding: family='flux-dedistilled' is for de-distilled [dev]"
+    return [what] if found.backbone else []
+
+
+COMMON: dict[str, Any] = {
+    "kind": FLUX,
+    "towers": TOWERS,
+    "text": text,
+    "vae": LATENTS,
+    "roles": {LATENTS.latent_channels: "control", LATENTS.latent_channels + MASK: "inpaint"},
+    "pipelines": {None: "FluxPipeline", "control": "FluxControlPipeline", "inpaint": "FluxFillPipeline"},
+    "diffusers": OLDEST_FLOW,
+    "vae_prefix": "vae.",
+}
+DEV = Architecture(
+    name="flux-dev",
+    network=DEV_NETWORK,
+    tiny=TINY_NETWORK,
+    matches=lambda p: p.guidance_dim is not None and _beside(p) == 0,
+    **COMMON,
+)
+SCHNELL = Architecture(
+    name="flux-schnell",
+    network=replace(DEV_NETWORK, guidance_dim=None),
+    tiny=replace(TINY_NETWORK, guidance_dim=None),
+    matches=lambda p: p.guidance_dim is None,
+    hints=_maybe_dedistilled,
+    **COMMON,
+)
+FILL = Architecture(
+    name="flux-fill",
+    network=replace(DEV_NETWORK, in_channels=96),
+    tiny=replace(TINY_NETWORK, in_channels=96),
+    matches=lambda p: p.guidance_dim is not None and _beside(p) not in (0, p.out_channels),
+    **COMMON,
+)
+CANNY = Architecture(
+    name="flux-canny",
+    network=replace(DEV_NETWORK, in_channels=32),
+    tiny=replace(TINY_NETWORK, in_channels=32),
+    matches=lambda p: p.guidance_dim is not None and _beside(p) == p.out_channels,
+    hints=_maybe_depth,
+    **COMMON,
+)
+ARCHITECTURES = (DEV, SCHNELL, FILL, CANNY)
+
+FLOW: dict[str, Any] = {"size": 1024, "scale": 0.3611, "shift": 0.1159, "schedule": {"name": "flow"}, "prediction": "flow"}
+BY_SIZE: dict[str, Any] = {"spacing": "mu_shift"}
+
+
+APACHE, NON_COMMERCIAL = "Apache 2.0", "FLUX.1 [dev] Non-Commercial"
+FAMILIES = (
+    Family("flux-dev", "FLUX.1 [dev]", DEV, NON_COMMERCIAL, **FLOW, grid=BY_SIZE, sampling=euler(28, 3.5)),
+    Family(
+        "flux-schnell",
+        "FLUX.1 [schnell]",
+        SCHNELL,
+        APACHE,
+        **FLOW,
+        grid={"spacing": "linspace"},
+        sampling=euler(4, 1.0),
+        text={"length": 256},
+        guided=False,
+    ),
+    # Guided classifier-free, since it is not told the scale.
+    Family("flux-dedistilled", "FLUX.1 [dev], de-distilled", SCHNELL, NON_COMMERCIAL, **FLOW, grid=BY_SIZE, sampling=euler(28, 3.5)),
+    Family("flux-fill", "FLUX.1 Fill [dev]", FILL, NON_COMMERCIAL, **FLOW, grid=BY_SIZE, sampling=euler(50, 30.0)),
+    Family("flux-canny", "FLUX.1 Canny [dev]", CANNY, NON_COMMERCIAL, **FLOW, grid=BY_SIZE, sampling=euler(50, 30.0)),
+    Family("flux-depth", "FLUX.1 Depth [dev]", CANNY, NON_COMMERCIAL, **FLOW, grid=BY_SIZE, sampling=euler(30, 10.0)),
+)
+
+# Beside the single file: T5 in two shards, which their index names to `load`, and its tokenizer.
+PARTS = (
+    "ae.safetensors",
+    "text_encoder/model.safetensors",
+    "text_encoder_2/model-00001-of-00002.safetensors",
+    "text_encoder_2/model-00002-of-00002.safetensors",
+    "text_encoder_2/model.safetensors.index.json",
+    "tokenizer_2/tokenizer.json",
+)
+# These name a branch: it stands for what it was when first fetched.
+PUBLISHED = {
+    "flux-schnell": Published("black-forest-labs/FLUX.1-schnell", ("flux1-schnell.safetensors", *PARTS), licence=APACHE),
+    "flux-dev": Published("black-forest-labs/FLUX.1-dev", ("flux1-dev.safetensors", *PARTS), licence=NON_COMMERCIAL),
+    "flux-fill": Published("black-forest-labs/FLUX.1-Fill-dev", ("flux1-fill-dev.safetensors", *PARTS), licence=NON_COMMERCIAL),
+    "flux-canny": Published("black-forest-labs/FLUX.1-Canny-dev", ("flux1-canny-dev.safetensors", *PARTS), licence=NON_COMMERCIAL),
+    "flux-depth": Published(
+        "black-forest-labs/FLUX.1-Depth-dev", ("flux1-depth-dev.safetensors", *PARTS), licence=NON_COMMERCIAL, family="flux-depth"
+    ),
+    "taef1": Published("madebyollin/taef1", ONE, licence="MIT"),
+}

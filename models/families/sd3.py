@@ -1,0 +1,239 @@
+"""Stable Diffusion 3 and 3.5 (Esser et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from models.checkpoints.structure import Kind, Settings, Shapes, beginnings, check_settings, count
+from models.checkpoints.table import Form, Layout
+from models.clip import CLIP_G, CLIP_L, CLIPTextParams
+from models.families.family import OLDEST_FLOW, Architecture, Family, Published, Tower, euler
+from models.families.flux import DIFFUSERS_FORMS, DIFFUSERS_STREAMS, LATENTS, TINY_T5
+from models.families.sd import ONE, TINY_CLIP_L
+from models.families.sdxl import TINY_CLIP_G
+from models.recipes import TextParams, TowerUse
+from models.sd3 import HEAD_DIM, SD3, SD3Params
+from models.t5 import T5_XXL, T5Params
+from models.tokenizer import EOS
+
+if TYPE_CHECKING:
+    from models.checkpoints.table import Part
+
+# The network in files ---------------------------------------------------------------------------------------------------
+
+SAI = {
+    r"^patch_in\.": "x_embedder.proj.",
+    r"^position$": "pos_embed",
+    r"^context_in\.": "context_embedder.",
+    r"^vector\.": "y_embedder.",
+    r"^time\.fc1\.": "t_embedder.mlp.0.",
+    r"^time\.fc2\.": "t_embedder.mlp.2.",
+    r"^modulation_out\.": "final_layer.adaLN_modulation.1.",
+    r"^patch_out\.": "final_layer.linear.",
+    r"^blocks\.(\d+)\.image\.": r"joint_blocks.\1.x_block.",
+    r"^blocks\.(\d+)\.text\.": r"joint_blocks.\1.context_block.",
+    r"\.modulation\.": ".adaLN_modulation.1.",
+    r"\.attention(2?)\.norm_(\w)\.": r".attn\1.ln_\2.",
+    r"\.attention(2?)\.out\.": r".attn\1.proj.",
+    r"\.attention(2?)\.": r".attn\1.",
+    r"_block\.mlp\.0\.": "_block.mlp.fc1.",
+    r"_block\.mlp\.2\.": "_block.mlp.fc2.",
+}
+DIFFUSERS = {
+    r"^patch_in\.": "pos_embed.proj.",
+    r"^position$": "pos_embed.pos_embed",
+    r"^context_in\.": "context_embedder.",
+    r"^vector\.mlp\.0\.": "time_text_embed.text_embedder.linear_1.",
+    r"^vector\.mlp\.2\.": "time_text_embed.text_embedder.linear_2.",
+    r"^time\.fc(\d)\.": r"time_text_embed.timestep_embedder.linear_\1.",
+    r"^modulation_out\.": "norm_out.linear.",
+    r"^patch_out\.": "proj_out.",
+    r"^blocks\.": "transformer_blocks.",
+    **DIFFUSERS_STREAMS,
+}
+SETTINGS: Settings = {"attention_head_dim": (HEAD_DIM,), "patch_size": (2,), "qk_norm": (None, "rms_norm")}
+
+
+def sai() -> Layout:
+    return Layout("sai", SAI)
+
+
+def diffusers(params: SD3Params) -> Layout:
+    """There the modulation behind the network, and that of the last block's text, are scale before shift."""
+    forms: dict[str, Form] = {**DIFFUSERS_FORMS, rf"^blocks\.{params.depth - 1}\.text\.modulation\.": "swapped"}
+    return Layout("diffusers", DIFFUSERS, forms)
+
+
+def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[SD3Params, Layout] | None:
+    """Parameters and layout of a network of Stable Diffusion 3 with these keys and shapes; None where it is none."""
+    if any(key.startswith("joint_blocks.") for key in shapes):
+        names = ("x_embedder.proj.weight", "pos_embed", "context_embedder.weight", "y_embedder.mlp.0.weight", "final_layer.linear.weight")
+        return _params(shapes, names, ("joint_blocks", "x_block.attn.ln_k.weight", "x_block.attn2.qkv.weight")), sai()
+    if "pos_embed.proj.weight" in shapes and "transformer_blocks.0.attn.add_k_proj.weight" in shapes:
+        check_settings(hints, SETTINGS)
+        text = "time_text_embed.text_embedder.linear_1.weight"
+        names = ("pos_embed.proj.weight", "pos_embed.pos_embed", "context_embedder.weight", text, "proj_out.weight")
+        params = _params(shapes, names, ("transformer_blocks", "attn.norm_k.weight", "attn2.to_k.weight"))
+        return params, diffusers(params)
+    return None
+
+
+def _params(shapes: Shapes, names: tuple[str, ...], blocks: tuple[str, str, str]) -> SD3Params:
+    patch_in, position, context_in, vector_in, patch_out = names
+    block, norm, second = blocks
+    hidden, channels, patch, _ = shapes[patch_in]
+    depth = count(beginnings(shapes), block)
+    dual = [i for i in range(depth) if f"{block}.{i}.{second}" in shapes]
+    if dual != list(range(len(dual))):
+        raise ValueError(f"the blocks {dual} of this network attend twice: known are those at its beginning")
+    return SD3Params(
+        in_channels=channels,
+        out_channels=shapes[patch_out][0] // patch**2,
+        patch_size=patch,
+        depth=depth,
+        heads=None if hidden == depth * HEAD_DIM else hidden // HEAD_DIM,
+        context_dim=shapes[context_in][1],
+        vector_dim=shapes[vector_in][1],
+        positions=math.isqrt(shapes[position][-2]),  # some writers leave the leading 1 out
+        qk_norm=f"{block}.0.{norm}" in shapes,
+        dual=len(dual),
+    )
+
+
+def config(p: SD3Params, size: tuple[int, int]) -> dict[str, Any]:
+    """For SD3Transformer2DModel, which knows squares. `size`: height and width of the latents it was trained on."""
+    return {
+        "_class_name": "SD3Transformer2DModel",
+        "_diffusers_version": OLDEST_FLOW,
+        "sample_size": max(size),
+        "patch_size": p.patch_size,
+        "in_channels": p.in_channels,
+        "out_channels": p.out_channels,
+        "num_layers": p.depth,
+        "attention_head_dim": HEAD_DIM,
+        "num_attention_heads": p.hidden // HEAD_DIM,
+        "joint_attention_dim": p.context_dim,
+        "caption_projection_dim": p.hidden,
+        "pooled_projection_dim": p.vector_dim,
+        "pos_embed_max_size": p.positions,
+        "qk_norm": "rms_norm" if p.qk_norm else None,
+        "dual_attention_layers": tuple(range(p.dual)),
+    }
+
+
+MMDIT = Kind("sd3", "backbone", "Stable Diffusion 3 transformer", SD3, SD3Params, recognise, lambda _: sai(), diffusers, config)
+
+# Text -------------------------------------------------------------------------------------------------------------------
+
+
+def text(
+    clip_l: CLIPTextParams = CLIP_L,
+    clip_g: CLIPTextParams = CLIP_G,
+    t5: T5Params | None = None,
+    length: int = 256,
+    projected_l: bool = False,
+    width: int = 4096,
+) -> TextParams:
+    """The last states but one of CLIP-L and bigG, then T5's, or as many rows of zeros without one; both pooled outputs (section 4).
+
+    projected_l  CLIP-L's goes through a projection, as diffusers' folders hold one; the original files do without
+    width        of the context where there is no T5
+    """
+    return TextParams(
+        towers={"clip_l": clip_l, "clip_g": clip_g},
+        uses=(
+            TowerUse("clip_l", clip_l.layers - 1, norm=False, pad=EOS, pooled=True, projected=projected_l),
+            TowerUse("clip_g", clip_g.layers - 1, norm=False, pad=0, pooled=True),
+        ),
+        t5=t5,
+        t5_length=length,
+        width=t5.width if t5 else width,
+    )
+
+
+def _choices_in_files(towers: Mapping[str, Part], network: SD3Params | None) -> dict[str, Any]:
+    """CLIP-L's projection is used in diffusers' folders, and not in Stability AI's files."""
+    clip_l = towers["clip_l"]
+    projected = "CLIPTextModelWithProjection" in clip_l.hints.get("architectures", ()) and clip_l.params.projection is not None
+    return {"projected_l": projected, **({"width": network.context_dim} if network else {})}
+
+
+# Families ---------------------------------------------------------------------------------------------------------------
+
+TOWERS = (
+    Tower("clip_l", CLIP_L, TINY_CLIP_L, "text_encoders.clip_l.transformer.", identity=True),
+    Tower("clip_g", CLIP_G, TINY_CLIP_G, "text_encoders.clip_g.transformer.", "text_encoder_2"),
+    Tower("t5", T5_XXL, TINY_T5, "text_encoders.t5xxl.transformer.", "text_encoder_3", optional=True),
+)
+COMMON: dict[str, Any] = {
+    "kind": MMDIT,
+    "towers": TOWERS,
+    "text": text,
+    "choices": _choices_in_files,
+    "vae": LATENTS,
+    "pipelines": {None: "StableDiffusion3Pipeline"},
+    "diffusers": OLDEST_FLOW,
+}
+SD3_MEDIUM = Architecture(
+    name="sd3",
+    network=SD3Params(),
+    tiny=SD3Params(depth=2, positions=32),
+    matches=lambda p: not p.dual and not p.qk_norm,
+    **COMMON,
+)
+SD35_MEDIUM = Architecture(
+    name="sd3.5-medium",
+    network=SD3Params(positions=384, qk_norm=True, dual=13),
+    tiny=SD3Params(depth=3, positions=32, qk_norm=True, dual=1),
+    matches=lambda p: p.dual > 0,
+    **COMMON,
+)
+SD35_LARGE = Architecture(
+    name="sd3.5-large",
+    network=SD3Params(depth=38, qk_norm=True),
+    tiny=SD3Params(depth=3, positions=32, qk_norm=True),
+    matches=lambda p: not p.dual and p.qk_norm,
+    **COMMON,
+)
+ARCHITECTURES = (SD3_MEDIUM, SD35_MEDIUM, SD35_LARGE)
+
+FLOW: dict[str, Any] = {
+    "size": 1024,
+    "scale": 1.5305,
+    "shift": 0.0609,
+    "schedule": {"name": "flow"},
+    "prediction": "flow",
+    # Its publisher shifts times twice: those from 1 to a thousandth, and again, evenly spaced, those from 1 to the shifted thousandth.
+    "grid": {"spacing": "linspace", "t_end": 0.003 / 1.002, "shift": 3.0},
+}
+
+
+COMMUNITY = "Stability AI Community"
+FAMILIES = (
+    Family("sd3", "Stable Diffusion 3 Medium", SD3_MEDIUM, COMMUNITY, **FLOW, sampling=euler(28, 7.0)),
+    Family("sd3.5-medium", "Stable Diffusion 3.5 Medium", SD35_MEDIUM, COMMUNITY, **FLOW, sampling=euler(40, 4.5)),
+    Family("sd3.5-large", "Stable Diffusion 3.5 Large", SD35_LARGE, COMMUNITY, **FLOW, sampling=euler(28, 3.5)),
+    Family("sd3.5-large-turbo", "Stable Diffusion 3.5 Large Turbo", SD35_LARGE, COMMUNITY, **FLOW, sampling=euler(4, 1.0)),
+)
+
+CLIPS = ("text_encoders/clip_l.safetensors", "text_encoders/clip_g.safetensors")
+ENCODERS = (*CLIPS, "text_encoders/t5xxl_fp16.safetensors", "tokenizer_3/tokenizer.json")
+# These name a branch: it stands for what it was when first fetched.
+PUBLISHED = {
+    "sd3-medium": Published(
+        "stabilityai/stable-diffusion-3-medium",
+        ("sd3_medium.safetensors", *CLIPS),  # without T5, whose tokenizer lies in no folder of this repository
+        licence=COMMUNITY,
+    ),
+    "sd3.5-medium": Published("stabilityai/stable-diffusion-3.5-medium", ("sd3.5_medium.safetensors", *ENCODERS), licence=COMMUNITY),
+    "sd3.5-large": Published("stabilityai/stable-diffusion-3.5-large", ("sd3.5_large.safetensors", *ENCODERS), licence=COMMUNITY),
+    "sd3.5-large-turbo": Published(
+        "stabilityai/stable-diffusion-3.5-large-turbo",
+        ("sd3.5_large_turbo.safetensors", *ENCODERS),
+        licence=COMMUNITY,
+        family="sd3.5-large-turbo",
+    ),
+    "taesd3": Published("madebyollin/taesd3", ONE, licence="MIT"),
+}

@@ -1,0 +1,178 @@
+"""Stable Diffusion XL and its refiner (Podell et al. 2023), and what others made of them: Turbo, LCM, Playground v2.5."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from models.checkpoints.vae_keys import LATENT_STATISTICS
+from models.clip import CLIP_G, CLIP_L, CLIPTextParams
+from models.families.family import Architecture, Family, Published, Role, Tower
+from models.families.sd import BETAS, KARRAS, LCM, ONE, RAIL_PP, ROLES, STABILITY, TINY_CLIP_L, TURBO, UNET
+from models.recipes import NUMBER_DIM, TextParams, TowerUse
+from models.tokenizer import EOS
+from models.unet import UNetParams
+
+if TYPE_CHECKING:
+    from models.checkpoints.findings import Findings
+
+# Text -------------------------------------------------------------------------------------------------------------------
+
+
+def text_sdxl(clip_l: CLIPTextParams = CLIP_L, clip_g: CLIPTextParams = CLIP_G) -> TextParams:
+    """The last states but one of CLIP-L and OpenCLIP-bigG; bigG's pooled output and three sizes in pixels."""
+    return TextParams(
+        towers={"clip_l": clip_l, "clip_g": clip_g},
+        uses=(
+            TowerUse("clip_l", clip_l.layers - 1, norm=False, pad=EOS, pooled=False),
+            TowerUse("clip_g", clip_g.layers - 1, norm=False, pad=0, pooled=True),
+        ),
+        numbers=("height", "width", "top", "left", "target_height", "target_width"),
+        null="zeros",
+    )
+
+
+def text_refiner(clip_g: CLIPTextParams = CLIP_G) -> TextParams:
+    """bigG alone, and an aesthetic score (6.0 for the prompt, 2.5 for its negative) in place of the target size."""
+    return TextParams(
+        towers={"clip_g": clip_g},
+        uses=(TowerUse("clip_g", clip_g.layers - 1, norm=False, pad=0, pooled=True),),
+        numbers=("height", "width", "top", "left", "score"),
+    )
+
+
+# What files show --------------------------------------------------------------------------------------------------------
+
+
+def _is_refiner(p: UNetParams) -> bool:
+    """Whether the vector is a pooled text as wide as the context, and five numbers."""
+    return p.vector_dim is not None and p.vector_dim == (p.context_dim or 0) + 5 * NUMBER_DIM
+
+
+def _refuse_unclip(found: Findings) -> None:
+    """ValueError for a UNet that is told a vector too, and is not of SDXL's shape."""
+    if found.backbone is not None and found.backbone.params.attention[0]:
+        raise ValueError(f"{found.backbone.file.path} holds a UNet like SD 2.1 unCLIP's, which this library does not know")
+
+
+def _shown(found: Findings) -> str | None:
+    """Playground's files hold statistics of its latents, and its folders EDM's scheduler; an LCM is told the scale of guidance."""
+    _refuse_unclip(found)
+    files = [found.backbone.file] if found.backbone else found.files
+    if all(any(key in file.tensors for file in files) for key in LATENT_STATISTICS) or found.is_edm:
+        return "playground-v2.5"
+    return "lcm-sdxl" if found.backbone and found.backbone.params.guidance_dim is not None else None
+
+
+# Families ---------------------------------------------------------------------------------------------------------------
+
+PIPELINES: dict[Role | None, str] = {
+    None: "StableDiffusionXLPipeline",
+    "inpaint": "StableDiffusionXLInpaintPipeline",
+    "edit": "StableDiffusionXLInstructPix2PixPipeline",
+}
+TINY_CLIP_G = CLIPTextParams(width=128, layers=3, heads=2, activation="gelu", projection=128)
+
+SDXL = Architecture(
+    name="sdxl",
+    kind=UNET,
+    network=UNetParams(
+        channel_mult=(1, 2, 4), attention=(0, 2, 10), middle_attention=10, context_dim=2048, vector_dim=2816, linear_projection=True
+    ),
+    tiny=UNetParams(channels=64, channel_mult=(1, 2), blocks=1, attention=(0, 2), middle_attention=2, linear_projection=True),
+    matches=lambda p: p.vector_dim is not None and not _is_refiner(p),
+    towers=(
+        Tower("clip_l", CLIP_L, TINY_CLIP_L, "conditioner.embedders.0.transformer."),
+        Tower("clip_g", CLIP_G, TINY_CLIP_G, "conditioner.embedders.1.model.", "text_encoder_2"),
+    ),
+    text=text_sdxl,
+    roles=ROLES,
+    predicts={"v": "sdxl-v"},
+    shows=_shown,
+    pipelines=PIPELINES,
+    v_mark="v_pred",
+)
+REFINER = Architecture(
+    name="sdxl-refiner",
+    kind=UNET,
+    network=UNetParams(channels=384, attention=(0, 4, 4, 0), middle_attention=4, context_dim=1280, vector_dim=2560, linear_projection=True),
+    tiny=UNetParams(channels=64, channel_mult=(1, 2, 2), blocks=1, attention=(0, 1, 0), linear_projection=True),
+    matches=_is_refiner,
+    towers=(Tower("clip_g", CLIP_G, TINY_CLIP_G, "conditioner.embedders.0.model.", "text_encoder_2"),),
+    text=text_refiner,
+    roles=ROLES,
+    shows=_refuse_unclip,
+    pipelines={**PIPELINES, None: "StableDiffusionXLImg2ImgPipeline"},
+    index={"text_encoder": [None, None], "tokenizer": [None, None], "requires_aesthetics_score": True},
+    v_mark="v_pred",
+)
+ARCHITECTURES = (SDXL, REFINER)
+
+PLAIN: dict[str, Any] = {
+    "size": 1024,
+    "scale": 0.13025,
+    "schedule": BETAS,
+    "grid": KARRAS,
+    "sampling": {"sampler": "dpmpp_2m", "steps": 30, "guidance": 7.0},
+}
+PLAYGROUND = "Playground v2.5 Community"
+FAMILIES = (
+    Family("sdxl", "Stable Diffusion XL", SDXL, RAIL_PP, **PLAIN, table="sdxl"),
+    Family("sdxl-v", "Stable Diffusion XL with v-prediction", SDXL, RAIL_PP, **PLAIN, prediction="v", table="sdxl"),
+    Family("sdxl-refiner", "Stable Diffusion XL refiner", REFINER, RAIL_PP, **PLAIN),
+    Family(
+        "sdxl-turbo",
+        "SDXL-Turbo",
+        SDXL,
+        STABILITY,
+        size=512,
+        scale=0.13025,
+        **TURBO,
+        schedulers=("EulerAncestralDiscreteScheduler",),
+        sample_size=64,
+    ),
+    Family("lcm-sdxl", "LCM of Stable Diffusion XL", SDXL, RAIL_PP, size=1024, scale=0.13025, **LCM),
+    Family(
+        "playground-v2.5",
+        "Playground v2.5",
+        SDXL,
+        PLAYGROUND,
+        size=1024,
+        scale=0.5,
+        mean=(-1.6574, 1.886, -1.383, 2.5155),
+        std=(8.4927, 5.9022, 6.5498, 5.2299),
+        schedule={"name": "ve", "sigma_min": 0.002, "sigma_max": 80.0},
+        prediction="edm",
+        grid={"spacing": "karras", "initial": "unit"},
+        sampling={"sampler": "dpmpp_2m", "steps": 30, "guidance": 3.0},
+    ),
+)
+
+PUBLISHED = {
+    "sdxl": Published(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        ("sd_xl_base_1.0.safetensors",),
+        "462165984030d82259a11f4367a4eed129e94a7b",
+        RAIL_PP,
+    ),
+    "sdxl-refiner": Published(
+        "stabilityai/stable-diffusion-xl-refiner-1.0",
+        ("sd_xl_refiner_1.0.safetensors",),
+        "5d4cfe854c9a9a87939ff3653551c2b3c99a4356",
+        RAIL_PP,
+    ),
+    "sdxl-turbo": Published(
+        "stabilityai/sdxl-turbo",
+        ("sd_xl_turbo_1.0_fp16.safetensors",),
+        "71153311d3dbb46851df1931d3ca6e939de83304",
+        STABILITY,
+        "sdxl-turbo",
+    ),
+    "playground-v2.5": Published(
+        "playgroundai/playground-v2.5-1024px-aesthetic",
+        ("playground-v2.5-1024px-aesthetic.fp16.safetensors",),
+        "1e032f13f2fe6db2dc49947dbdbd196e753de573",
+        PLAYGROUND,
+    ),
+    "taesdxl": Published("madebyollin/taesdxl", ONE, "b20258aaef75ef61e659c1e0f14f251cf0ad153e", "MIT"),
+    "sdxl-vae-fp16-fix": Published("madebyollin/sdxl-vae-fp16-fix", ONE, "207b116dae70ace3637169f1ddd2434b91b3a8cd", "MIT", "sdxl"),
+}
