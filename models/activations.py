@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from models.half import enough_precision
 
 
 class Checkpointing(nn.Module):
@@ -20,5 +23,10 @@ class Checkpointing(nn.Module):
 
     def run(self, block: nn.Module, *inputs: Any) -> Any:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
+            return checkpoint(_run_in, enough_precision(self), block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+
+def _run_in(precision: AbstractContextManager[object], block: nn.Module, *inputs: Any) -> Any:
+    with precision:  # on the way back nothing else enters it
         return block(*inputs)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffusion.spec import check_at_least_one, check_names
 from models.attention import SelfAttention
+from models.half import with_enough_precision
 from models.tokenizer import EOS
 
 
@@ -75,6 +76,7 @@ class CLIPText(nn.Module):
         if self.projection is not None:
             nn.init.normal_(self.projection.weight, std=width**-0.5)
 
+    @with_enough_precision
     def forward(self, tokens: Tensor) -> list[Tensor]:
         if tokens.ndim != 2 or tokens.shape[1] > self.params.length:
             raise ValueError(
@@ -87,6 +89,7 @@ class CLIPText(nn.Module):
             states.append(x)
         return states
 
+    @with_enough_precision
     def pool(self, last_state: Tensor, tokens: Tensor, projected: bool = True, eos: int = EOS) -> Tensor:
         """The last state (B, L, width) at each row's first `eos`, through norm and, if `projected`, projection: (B, projection or width).
 

@@ -29,15 +29,16 @@ class TimeEmbedding(nn.Module):
         self.fc1, self.fc2 = nn.Linear(frequencies, dim), nn.Linear(dim, dim)
 
     def forward(self, t: Tensor, guidance: Tensor | None = None) -> Tensor:
-        wave = sinusoid(t * self.factor, self.frequencies).to(self.fc1.weight.dtype)
-        return self.fc2(F.silu(self.fc1(wave if guidance is None else wave + guidance)))
+        wave = sinusoid(t * self.factor, self.frequencies)
+        wave = wave if guidance is None else wave + guidance
+        return self.fc2(F.silu(self.fc1(wave.to(self.fc1.bias.dtype))))
 
 
 class GuidanceEmbedding(nn.Linear):
     """The guidance scale a distilled network imitates, to be added to the sinusoid of t (Luo et al. 2023, LCM; Meng et al. 2023).
 
-    forward(scale (B,)) -> (B, dim). Embedded is (scale - 1) * 1000, so that scale 1, guidance off, is zero. Unlike those of t its
-    waves are sines first, and the last frequency is 1/10000 itself.
+    forward(scale (B,)) -> (B, dim). Embedded is (scale - 1) * 1000, so that scale 1, guidance off, is zero. Unlike those of t
+    its waves are sines first, and the last frequency is 1/10000 itself.
     """
 
     def __init__(self, frequencies: int, dim: int) -> None:
@@ -51,7 +52,8 @@ class GuidanceEmbedding(nn.Linear):
         step = torch.full((), 10_000.0, device=scale.device).log() / (half - 1)
         frequency = torch.exp(torch.arange(half, dtype=torch.float32, device=scale.device) * -step)
         angle = ((scale.float() - 1) * 1000)[:, None] * frequency
-        return super().forward(torch.cat([angle.sin(), angle.cos()], dim=-1).to(self.weight.dtype))
+        dtype = next(self.parameters(), scale).dtype  # a packed weight is none
+        return super().forward(torch.cat([angle.sin(), angle.cos()], dim=-1).to(dtype))
 
 
 class LabelEmbedding(nn.Module):

@@ -16,8 +16,8 @@ from diffusion.spec import check_at_least_one, check_range
 from models.activations import Checkpointing
 from models.attention import CrossAttention, SelfAttention
 from models.conditioning import LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
+from models.half import with_enough_precision
 from models.modulation import Modulation, gated, modulate, norm, start_at_identity
-from models.products import Linear
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class DiT(Checkpointing):
     def __init__(self, params: DiTParams) -> None:
         super().__init__()
         self.params = p = params
-        self.patch_in = Linear(p.in_channels * p.patch_size**2, p.hidden)
+        self.patch_in = nn.Linear(p.in_channels * p.patch_size**2, p.hidden)
         self.time = TimeEmbedding(256, p.hidden, p.time_factor)
         self.label = None if p.num_classes is None else LabelEmbedding(p.num_classes, p.hidden)
         self.vector = None if p.vector_dim is None else VectorEmbedding(p.vector_dim, p.hidden)
         self.register_buffer("position", position_embedding(p.image_size // p.patch_size, p.hidden))
         self.blocks = nn.ModuleList(DiTBlock(p) for _ in range(p.depth))
         self.modulation_out = Modulation(p.hidden, 2)
-        self.patch_out = Linear(p.hidden, p.out_channels * p.patch_size**2)
+        self.patch_out = nn.Linear(p.hidden, p.out_channels * p.patch_size**2)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -85,6 +85,7 @@ class DiT(Checkpointing):
             if isinstance(module, CrossAttention):
                 nn.init.zeros_(module.out.weight)
 
+    @with_enough_precision
     def forward(
         self,
         x: Tensor,
@@ -119,7 +120,7 @@ class DiTBlock(nn.Module):
         self.modulation = Modulation(p.hidden, 6)
         self.self_attention = SelfAttention(p.hidden, p.heads)
         self.cross_attention = None if p.context_dim is None else CrossAttention(p.hidden, p.context_dim, p.heads)
-        self.mlp = nn.Sequential(Linear(p.hidden, inner), nn.GELU(approximate="tanh"), nn.Dropout(p.dropout), Linear(inner, p.hidden))
+        self.mlp = nn.Sequential(nn.Linear(p.hidden, inner), nn.GELU(approximate="tanh"), nn.Dropout(p.dropout), nn.Linear(inner, p.hidden))
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)

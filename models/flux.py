@@ -13,9 +13,9 @@ from diffusion.spec import check_at_least_one, check_range
 from models.activations import Checkpointing
 from models.attention import attend
 from models.conditioning import TimeEmbedding, VectorEmbedding, check_conditions, embed
+from models.half import with_enough_precision
 from models.joint import HeadNorm, JointBlock, Stream, split_heads, whole_patches
 from models.modulation import Modulation, gated, modulate, norm, start_at_identity
-from models.products import Linear
 from models.rotary import positions, turn, turns
 
 
@@ -72,8 +72,8 @@ class Flux(Checkpointing):
     def __init__(self, params: FluxParams) -> None:
         super().__init__()
         self.params = p = params
-        self.patch_in = Linear(p.in_channels * p.patch_size**2, p.hidden)
-        self.context_in = Linear(p.context_dim, p.hidden)
+        self.patch_in = nn.Linear(p.in_channels * p.patch_size**2, p.hidden)
+        self.context_in = nn.Linear(p.context_dim, p.hidden)
         self.time = TimeEmbedding(256, p.hidden, factor=1000.0)
         self.guidance = None if p.guidance_dim is None else TimeEmbedding(p.guidance_dim, p.hidden, factor=1000.0)
         self.vector = VectorEmbedding(p.vector_dim, p.hidden)
@@ -82,7 +82,7 @@ class Flux(Checkpointing):
         )
         self.single = nn.ModuleList(SingleBlock(p) for _ in range(p.depth_single))
         self.modulation_out = Modulation(p.hidden, 2)
-        self.patch_out = Linear(p.hidden, p.out_channels * p.patch_size**2)
+        self.patch_out = nn.Linear(p.hidden, p.out_channels * p.patch_size**2)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -90,6 +90,7 @@ class Flux(Checkpointing):
         start_at_identity(self)
         nn.init.zeros_(self.patch_out.weight)
 
+    @with_enough_precision
     def forward(
         self,
         x: Tensor,
@@ -130,10 +131,10 @@ class SingleBlock(nn.Module):
         super().__init__()
         self.heads, self.inner = p.heads, int(p.hidden * p.mlp_ratio)
         self.modulation = Modulation(p.hidden, 3)
-        self.qkv_mlp = Linear(p.hidden, 3 * p.hidden + self.inner)
+        self.qkv_mlp = nn.Linear(p.hidden, 3 * p.hidden + self.inner)
         self.norm_q = HeadNorm(p.hidden // p.heads)
         self.norm_k = HeadNorm(p.hidden // p.heads)
-        self.out = Linear(p.hidden + self.inner, p.hidden)
+        self.out = nn.Linear(p.hidden + self.inner, p.hidden)
 
     def forward(self, x: Tensor, emb: Tensor, angles: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(emb)

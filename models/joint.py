@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from models.attention import attend
 from models.modulation import Modulation, gated, modulate, norm
-from models.products import Linear
 from models.rotary import turn
 
 Heads = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, each (B, H, L, d)
@@ -37,7 +36,7 @@ class Projection(nn.Module):
     def __init__(self, dim: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
         self.norm_q = HeadNorm(dim // heads) if qk_norm else nn.Identity()
         self.norm_k = HeadNorm(dim // heads) if qk_norm else nn.Identity()
 
@@ -51,7 +50,7 @@ class Attention(Projection):
 
     def __init__(self, dim: int, heads: int, qk_norm: bool) -> None:
         super().__init__(dim, heads, qk_norm)
-        self.out = Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
 
 
 class Stream(nn.Module):
@@ -64,7 +63,7 @@ class Stream(nn.Module):
         inner = int(dim * mlp_ratio)
         self.modulation = Modulation(dim, self.parts)
         self.attention = Attention(dim, heads, qk_norm)
-        self.mlp = nn.Sequential(Linear(dim, inner), nn.GELU(approximate="tanh"), Linear(inner, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, dim))
 
     def project(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Heads:
         """What the tokens bring to the attention."""
@@ -121,7 +120,8 @@ class JointBlock(nn.Module):
         q, k, v = (torch.cat(pair, dim=2) for pair in both)
         if angles is not None:
             q, k = turn(q, angles), turn(k, angles)
-        from_text, from_image = attend(q, k, v).split([text.shape[1], image.shape[1]], dim=1)
+        # Tokens that lie apart would go through other kernels, which round otherwise, where a weight is trained than where it is not.
+        from_text, from_image = (part.contiguous() for part in attend(q, k, v).split([text.shape[1], image.shape[1]], dim=1))
         return self.text.update(text, from_text, of_text), self.image.update(image, from_image, of_image)
 
 

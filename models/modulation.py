@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.conditioning import TimeEmbedding
-from models.products import Linear
 
 
-class Modulation(Linear):
+class Modulation(nn.Linear):
     """One linear layer of the embedding, in n parts: forward(emb (B, D), already through SiLU) -> n tensors (B, 1, D)."""
 
     def __init__(self, dim: int, n: int) -> None:

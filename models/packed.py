@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.products import Linear, emulated, widened
-
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 CHUNK = 2**18  # values unpacked at a time on a CPU: several passes over them, which its cache holds
 ROWS = 128  # that products take at a time on a GPU: pieces of a weight have a multiple of it
@@ -216,7 +214,7 @@ class Packed:
 # Layers ----------------------------------------------------------------------------------------------------------------
 
 
-class PackedLinear(Linear):
+class PackedLinear(nn.Linear):
     """x W^T + b in the dtype of x, with W (out_features, in_features) packed: unpacked some rows at a time, for their product only.
 
     It has no parameter but the bias, and is not trained; gradients reach x. Its packed weight moves between devices and is not cast.
@@ -245,10 +243,6 @@ class PackedLinear(Linear):
         return self.held.dense(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.wide(x)
-
-    def wide(self, x: Tensor) -> Tensor:
-        x = x.contiguous()  # see Linear
         step = max(1, MAX_UNPACKED.get(x.device.type, MAX_UNPACKED["cuda"]) // self.in_features)
         step -= step % ROWS if step > ROWS else 0
         parts = [self._product(x, start, start + step) for start in range(0, self.out_features, step)]
@@ -257,7 +251,7 @@ class PackedLinear(Linear):
     def _product(self, x: Tensor, start: int, stop: int) -> Tensor:
         weight = self.held.rows(start, stop).dense(x.dtype)
         bias = None if self.bias is None else self.bias[start:stop]
-        return widened(F.linear, x, weight, bias) if emulated(x) else F.linear(x, weight, bias)
+        return F.linear(x, weight, bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         """Move or cast: the packed weight goes as the whole numbers that its bits are, which no cast to a float touches."""

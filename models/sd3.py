@@ -12,9 +12,9 @@ from diffusion.spec import check_at_least_one
 from models.activations import Checkpointing
 from models.conditioning import TimeEmbedding, VectorEmbedding, check_conditions, embed
 from models.dit import position_embedding
+from models.half import with_enough_precision
 from models.joint import DualStream, JointBlock, LastStream, Stream, whole_patches
 from models.modulation import Modulation, modulate, norm, start_at_identity
-from models.products import Conv2d, Linear
 
 HEAD_DIM = 64
 POSITIONS = 64  # the side, in patches, of the images whose positions are counted by ones
@@ -77,14 +77,14 @@ class SD3(Checkpointing):
     def __init__(self, params: SD3Params) -> None:
         super().__init__()
         self.params = p = params
-        self.patch_in = Conv2d(p.in_channels, p.hidden, p.patch_size, stride=p.patch_size)
+        self.patch_in = nn.Conv2d(p.in_channels, p.hidden, p.patch_size, stride=p.patch_size)
         self.register_buffer("position", position_embedding(p.positions, p.hidden, POSITIONS / p.positions)[None])
-        self.context_in = Linear(p.context_dim, p.hidden)
+        self.context_in = nn.Linear(p.context_dim, p.hidden)
         self.time = TimeEmbedding(256, p.hidden, factor=1000.0)
         self.vector = VectorEmbedding(p.vector_dim, p.hidden)
         self.blocks = nn.ModuleList(_block(p, i) for i in range(p.depth))
         self.modulation_out = Modulation(p.hidden, 2)
-        self.patch_out = Linear(p.hidden, p.out_channels * p.patch_size**2)
+        self.patch_out = nn.Linear(p.hidden, p.out_channels * p.patch_size**2)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -92,6 +92,7 @@ class SD3(Checkpointing):
         start_at_identity(self)
         nn.init.zeros_(self.patch_out.weight)
 
+    @with_enough_precision
     def forward(
         self,
         x: Tensor,

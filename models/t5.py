@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusion.spec import check_at_least_one
 from models.attention import attend
-from models.products import Linear
+from models.half import InFloat32, with_enough_precision
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class T5(nn.Module):
                 per_head = p.head_dim if name.endswith(".q") else 1
                 nn.init.normal_(module.weight, std=(module.in_features * per_head) ** -0.5)
 
+    @with_enough_precision
     def forward(self, tokens: Tensor) -> Tensor:
         if tokens.ndim != 2:
             raise ValueError(f"tokens are (B, L), not {tuple(tokens.shape)}")
@@ -111,14 +112,17 @@ class Block(nn.Module):
         self.norm1 = RMSNorm(p.width)
         self.attention = BiasedAttention(p.width, p.heads, p.head_dim)
         self.norm2 = RMSNorm(p.width)
-        self.gate, self.fc1 = Linear(p.width, p.hidden, bias=False), Linear(p.width, p.hidden, bias=False)
-        self.fc2 = WideLinear(p.hidden, p.width, bias=False)
+        self.gate, self.fc1 = nn.Linear(p.width, p.hidden, bias=False), nn.Linear(p.width, p.hidden, bias=False)
+        self.fc2 = nn.Linear(p.hidden, p.width, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x), bias)
         y = self.norm2(x)
-        gate = F.gelu(self.gate(y), approximate="tanh")
-        return x + self.fc2(gate.to(x.dtype) * self.fc1(y), y.dtype)
+        hidden = F.gelu(self.gate(y), approximate="tanh").to(x.dtype) * self.fc1(y)
+        if y.dtype != torch.float16:
+            return x + self.fc2(hidden.to(y.dtype))
+        with InFloat32():  # it exceeds the range of float16
+            return x + self.fc2(hidden)
 
 
 class BiasedAttention(nn.Module):
@@ -127,8 +131,8 @@ class BiasedAttention(nn.Module):
     def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v = (Linear(width, heads * head_dim, bias=False) for _ in range(3))
-        self.out = Linear(heads * head_dim, width, bias=False)
+        self.q, self.k, self.v = (nn.Linear(width, heads * head_dim, bias=False) for _ in range(3))
+        self.out = nn.Linear(heads * head_dim, width, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         q, k, v = (rearrange(part(x), "b l (h d) -> b h l d", h=self.heads) for part in (self.q, self.k, self.v))
@@ -143,10 +147,3 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(self.weight.dtype)
-
-
-class WideLinear(Linear):
-    """x W^T for an x of at least float32, in the dtype of the network; where that is float16, whose range it exceeds, in that of x."""
-
-    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:  # type: ignore[override]  # the product, in a dtype that is said
-        return self.wide(x) if dtype == torch.float16 else super().forward(x.to(dtype))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.spec import check_at_least_one
-from models.products import Conv2d
 from models.vae import check_batch, run_finite
 
 
@@ -89,5 +88,5 @@ class SoftClamp(nn.Module):
         return torch.tanh(x / 3) * 3
 
 
-def _conv(width_in: int, width: int, stride: int = 1, bias: bool = True) -> Conv2d:
-    return Conv2d(width_in, width, 3, stride=stride, padding=1, bias=bias)
+def _conv(width_in: int, width: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=bias)

@@ -20,7 +20,8 @@ from diffusion.spec import check_at_least_one, check_names, check_range
 from models.activations import Checkpointing
 from models.attention import CrossAttention, SelfAttention
 from models.conditioning import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
-from models.products import Conv2d, Linear, UpConv2d, best_layout
+from models.half import with_enough_precision
+from models.upsample import Upsample
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class UNet(Checkpointing):
         self.vector = None if p.vector_dim is None else VectorEmbedding(p.vector_dim, emb)
         self.guidance = None if p.guidance_dim is None else GuidanceEmbedding(p.guidance_dim, p.channels)
 
-        self.conv_in = Conv2d(p.in_channels, p.channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(p.in_channels, p.channels, 3, padding=1)
         skips = [p.channels]  # the width of every skip, in the order of the way down
         self.down = nn.ModuleList()
         for level, (width_in, width) in enumerate(pairwise([p.channels, *widths])):
@@ -131,7 +132,7 @@ class UNet(Checkpointing):
                 self.up.append(Upsample(width))
 
         self.norm_out = nn.GroupNorm(p.groups, p.channels)
-        self.conv_out = Conv2d(p.channels, p.out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(p.channels, p.out_channels, 3, padding=1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -147,6 +148,7 @@ class UNet(Checkpointing):
         if self.label is not None:
             nn.init.normal_(self.label.table.weight, std=0.02)
 
+    @with_enough_precision
     def forward(
         self,
         x: Tensor,
@@ -162,7 +164,7 @@ class UNet(Checkpointing):
         emb = embed(t, self.time, (self.label, label), (self.vector, vector), guidance=(self.guidance, guidance))
         emb = F.silu(emb)  # (B, 4C)
 
-        x = self.conv_in(x.to(memory_format=best_layout(x)))
+        x = self.conv_in(x)
         skips = [x]
         for block in self.down:
             x = self.run(block, x, emb, context)
@@ -199,12 +201,12 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift = p.scale_shift
         self.norm1 = nn.GroupNorm(p.groups, width_in)
-        self.conv1 = Conv2d(width_in, width, 3, padding=1)
+        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
         self.emb = nn.Linear(emb, 2 * width if p.scale_shift else width)
         self.norm2 = nn.GroupNorm(p.groups, width)
         self.dropout = nn.Dropout(p.dropout)
-        self.conv2 = Conv2d(width, width, 3, padding=1)
-        self.skip = nn.Identity() if width_in == width else Conv2d(width_in, width, 1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -237,9 +239,9 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.linear = p.linear_projection
         self.norm = nn.GroupNorm(p.groups, width, eps=1e-6)
-        self.proj_in = Linear(width, width) if self.linear else Conv2d(width, width, 1)
+        self.proj_in = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
         self.blocks = nn.ModuleList(TransformerBlock(width, p.context_dim, p.heads_of(width)) for _ in range(depth))
-        self.proj_out = Linear(width, width) if self.linear else Conv2d(width, width, 1)
+        self.proj_out = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         height = x.shape[2]
@@ -283,8 +285,8 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.proj_in = Linear(width, 8 * width)
-        self.proj_out = Linear(4 * width, width)
+        self.proj_in = nn.Linear(width, 8 * width)
+        self.proj_out = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj_in(x).chunk(2, dim=-1)
@@ -296,21 +298,10 @@ class Downsample(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = Conv2d(width, width, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         return self.conv(x)
-
-
-class Upsample(nn.Module):
-    """Twice the resolution, or one less where the size on the way down was odd: repeat pixels, then convolve."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = UpConv2d(width)
-
-    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
-        return self.conv(x, size)
 
 
 def _zero(layer: nn.Module) -> None:

@@ -21,7 +21,8 @@ from diffusion.noise import initial_noise, require_seeds
 from diffusion.spec import check_at_least_one
 from models.attention import SelfAttention
 from models.finite import lost_weight
-from models.products import Conv2d, UpConv2d
+from models.half import InFloat32, enough_precision
+from models.upsample import Upsample
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ class VAE(nn.Module):
         self.params = p = params
         self.encoder = Encoder(p)
         self.decoder = Decoder(p)
-        self.quant = Conv2d(2 * p.latent_channels, 2 * p.latent_channels, 1) if p.quant_conv else None
-        self.post_quant = Conv2d(p.latent_channels, p.latent_channels, 1) if p.quant_conv else None
+        self.quant = nn.Conv2d(2 * p.latent_channels, 2 * p.latent_channels, 1) if p.quant_conv else None
+        self.post_quant = nn.Conv2d(p.latent_channels, p.latent_channels, 1) if p.quant_conv else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -171,7 +172,7 @@ class Encoder(nn.Module):
 
     def __init__(self, p: VAEParams) -> None:
         super().__init__()
-        self.conv_in = Conv2d(p.image_channels, p.channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(p.image_channels, p.channels, 3, padding=1)
         layers: list[nn.Module] = []
         for level, (width_in, width) in enumerate(pairwise([p.channels, *p.widths])):
             layers += [ResBlock(p, width if i else width_in, width) for i in range(p.blocks)]
@@ -180,7 +181,7 @@ class Encoder(nn.Module):
         self.down = nn.Sequential(*layers)
         self.middle = nn.Sequential(ResBlock(p, width, width), MiddleAttention(p, width), ResBlock(p, width, width))
         self.norm_out = _norm(p, width)
-        self.conv_out = Conv2d(width, 2 * p.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, 2 * p.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.middle(self.down(self.conv_in(x)))
@@ -193,7 +194,7 @@ class Decoder(nn.Module):
     def __init__(self, p: VAEParams) -> None:
         super().__init__()
         widths = p.widths[::-1]
-        self.conv_in = Conv2d(p.latent_channels, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(p.latent_channels, widths[0], 3, padding=1)
         self.middle = nn.Sequential(ResBlock(p, widths[0], widths[0]), MiddleAttention(p, widths[0]), ResBlock(p, widths[0], widths[0]))
         layers: list[nn.Module] = []
         for level, (width_in, width) in enumerate(pairwise([widths[0], *widths])):
@@ -202,7 +203,7 @@ class Decoder(nn.Module):
                 layers.append(Upsample(width))
         self.up = nn.Sequential(*layers)
         self.norm_out = _norm(p, p.channels * p.channel_mult[0])
-        self.conv_out = Conv2d(p.channels * p.channel_mult[0], p.image_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(p.channels * p.channel_mult[0], p.image_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(self.middle(self.conv_in(x)))
@@ -215,10 +216,10 @@ class ResBlock(nn.Module):
     def __init__(self, p: VAEParams, width_in: int, width: int) -> None:
         super().__init__()
         self.norm1 = _norm(p, width_in)
-        self.conv1 = Conv2d(width_in, width, 3, padding=1)
+        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
         self.norm2 = _norm(p, width)
-        self.conv2 = Conv2d(width, width, 3, padding=1)
-        self.skip = nn.Identity() if width_in == width else Conv2d(width_in, width, 1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         # In place, as nobody else holds what the normalisation made: at full resolution the memory costs as much as the mathematics.
@@ -245,21 +246,10 @@ class Downsample(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = Conv2d(width, width, 3, stride=2)
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Twice the resolution."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = UpConv2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
 
 
 def run_finite(network: nn.Module, x: Tensor) -> Tensor:
@@ -272,7 +262,8 @@ def run_finite(network: nn.Module, x: Tensor) -> Tensor:
     dtype = next(network.parameters()).dtype
     wide = torch.promote_types(dtype, torch.float32)
     # Channels last: convolutions on the CPU are up to a quarter faster.
-    out = network(x.to(dtype, memory_format=torch.channels_last))
+    with enough_precision(network):
+        out = network(x.to(dtype, memory_format=torch.channels_last))
     if not torch.isfinite(out).all():
         _check_finite(network, x)
         if out.dtype == wide:
@@ -282,9 +273,8 @@ def run_finite(network: nn.Module, x: Tensor) -> Tensor:
             RuntimeWarning,
             stacklevel=3,
         )
-        weights = {name: value.to(wide) for name, value in network.named_parameters()}
-        with torch.autocast(x.device.type, enabled=False):
-            out = torch.func.functional_call(network, weights, x.to(wide, memory_format=torch.channels_last))
+        with torch.autocast(x.device.type, enabled=False), InFloat32():
+            out = network(x.to(wide, memory_format=torch.channels_last))
         if not torch.isfinite(out).all():
             raise FloatingPointError(f"the autoencoder overflows even {wide}: its weights, or what it was given, are far out of range")
     return out.to(wide, memory_format=torch.contiguous_format)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion import PREDICTIONS, CosineVP, DiscreteVP, Prediction, RectifiedFlow, Schedule, Shifted, VarianceExploding
+from models import half
 
 SCHEDULES: dict[str, Schedule] = {
     "scaled_linear": DiscreteVP.scaled_linear(),
@@ -52,6 +53,13 @@ def schedule(request: pytest.FixtureRequest) -> Schedule:
 def prediction(request: pytest.FixtureRequest) -> Prediction:
     """Runs a test on each prediction."""
     return request.param
+
+
+@pytest.fixture
+def native_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision as on a CPU that has instructions for it, whichever this one is."""
+    for dtype in half.HALVES:
+        monkeypatch.setitem(half.NATIVE, dtype, True)
 
 
 @pytest.fixture(autouse=True)

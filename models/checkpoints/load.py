@@ -27,7 +27,6 @@ from models.checkpoints.vocabulary import find_tokenizer, is_vocabulary
 from models.families import PUBLISHED
 from models.model import Model, Report, build
 from models.packed import FLOAT8, Packed, PackedLinear, pack
-from models.products import Linear
 from models.streaming import Budget, layers
 
 DTypes = torch.dtype | Mapping[str, torch.dtype] | None
@@ -157,7 +156,7 @@ def _prepare(module: nn.Module, part: Part, dtype: torch.dtype | None) -> Suppli
     found = supplies(part, module.state_dict(), dtype or _main_dtype(part))
     for name, supply in list(found.items()):
         layer, _, tensor = name.rpartition(".")
-        if tensor == "weight" and isinstance(module.get_submodule(layer), Linear) and (packed := supply.packed()):
+        if tensor == "weight" and isinstance(module.get_submodule(layer), nn.Linear) and (packed := supply.packed()):
             del found[name]
             blank = {inner: torch.empty(each.shape, dtype=each.dtype, device="meta") for inner, each in packed.items()}
             pack(module, layer, Packed(str(supply.pieces[0].packing), blank["packed"], blank.get("scale")))

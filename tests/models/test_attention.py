@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import linear
 
-from models import products
 from models.attention import CrossAttention, SelfAttention, attend, attention
 
 
@@ -79,32 +75,3 @@ def test_cross_attention_takes_key_and_value_from_the_context(bias: bool) -> Non
 
 def _biases(bias: Tensor | None, parts: int) -> list[Tensor | None]:
     return [None] * parts if bias is None else list(bias.chunk(parts))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("queries", "keys"), [(1024, 1024), (700, 1100), (5, 1024)])
-def test_attention_in_blocks(queries: int, keys: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU with tiles, 512 queries at a time give the same to rounding, and only where no gradient is wanted."""
-    monkeypatch.setitem(products.TILES, dtype, True)
-    fused: list[torch.dtype] = []
-    kernel = F.scaled_dot_product_attention
-
-    def watched(q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Tensor:
-        fused.append(q.dtype)
-        return kernel(q, k, v, **settings)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-    q, k, v = (x.to(dtype) for x in (normal(2, queries, 12), normal(2, keys, 12), normal(2, keys, 12)))
-    out = attention(q, k, v, 3)
-    assert (out.dtype, fused) == (dtype, [])
-    exact = plain(q.double(), k.double(), v.double(), 3)
-    assert (out.double() - exact).norm() <= 4 * torch.finfo(dtype).eps * exact.norm()
-    heads = [x.unflatten(-1, (3, 4)).transpose(1, 2) for x in (q, k, v)]
-    exact = plain(q.double() * 0.6, k.double(), v.double(), 3)  # 0.3 for 1/sqrt(4)
-    assert (attend(*heads, scale=0.3).double() - exact).norm() <= 4 * torch.finfo(dtype).eps * exact.norm()
-    assert fused == []
-
-    attention(q.requires_grad_(), k, v, 3)
-    attention(q.detach(), k[:, :1023], v[:, :1023], 3)
-    attention(q.detach().float(), k.float(), v.float(), 3)
-    assert fused == [dtype, dtype, torch.float32]

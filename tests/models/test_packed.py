@@ -16,7 +16,6 @@ from models import packed
 from models.finite import lost_weight
 from models.model import Model, build
 from models.packed import BLOCKS, FLOAT8, MAX_UNPACKED, Packed, PackedLinear, memory, pack, unpack_blocks, unpack_float8
-from models.products import Linear
 
 HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_0": (0,), "Q5_0": (0,), "Q8_0": (0,)}  # where a block has its float16s
 KINDS = ["fp8", "fp8 of rows", "Q8_0", "Q4_K"]
@@ -85,7 +84,7 @@ def test_every_8_bit_float(dtype: torch.dtype) -> None:
 def test_a_packed_layer_is_the_layer_of_its_unpacked_weight(kind: str, bias: bool, dtype: torch.dtype) -> None:
     """In the dtype of x, to the last bit."""
     weight = random_packed(kind, 96, 512)
-    plain = Linear(512, 96, bias).to(dtype)
+    plain = nn.Linear(512, 96, bias).to(dtype)
     plain.weight = nn.Parameter(weight.dense().to(dtype))
     layer = PackedLinear(weight, plain.bias)
     x = torch.randn(2, 5, 512, dtype=dtype)
@@ -141,7 +140,7 @@ def test_casts_leave_the_packed_weight_alone(kind: str) -> None:
     assert torch.equal(empty(x), wanted)
 
 
-class InParts(Linear):
+class InParts(nn.Linear):
     """A linear layer with a forward of its own, as a modulation is."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,9 +151,9 @@ def test_packing_layers_of_a_network() -> None:
     """In their place, on the meta device or not; a layer of a class of its own goes on to be of that."""
     weight = random_packed("Q8_0", 64, 32)
     with torch.device("meta"):
-        network = nn.ModuleDict({"a": nn.Linear(32, 64), "b": InParts(32, 64, bias=False), "c": Linear(32, 64)})
+        network = nn.ModuleDict({"a": nn.Linear(32, 64), "b": InParts(32, 64, bias=False), "c": nn.Linear(32, 64)})
     network["a"].bias = nn.Parameter(torch.ones(64))
-    network["c"] = Linear(32, 64)
+    network["c"] = nn.Linear(32, 64)
     x = torch.randn(3, 32)
     for name in "abc":
         pack(network, name, weight)

@@ -91,6 +91,7 @@ def test_fresh_blocks_are_the_identity() -> None:
         assert torch.equal(block(x), x)
 
 
+@pytest.mark.usefixtures("native_halves")
 def test_overflow_in_fp16_is_computed_again_in_float32() -> None:
     """The result is that of the fp16 weights in float32, with a warning."""
     network = made(TAESDParams(channels=8)).half()

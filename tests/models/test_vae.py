@@ -194,6 +194,7 @@ def test_fresh_blocks_are_the_identity() -> None:
     assert vae(pictures(vae.params, 8, 12)).std() > 1e-3
 
 
+@pytest.mark.usefixtures("native_halves")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_computes_in_the_dtype_of_its_weights_and_returns_float32(dtype: torch.dtype) -> None:
     """Half precision costs its rounding, and no more; the input may have any floating dtype."""
@@ -220,6 +221,7 @@ def overflowing(part: str) -> VAE:
     return vae
 
 
+@pytest.mark.usefixtures("native_halves")
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_overflow_in_fp16_is_computed_again_in_float32(part: str) -> None:
     """The result is that of the fp16 weights in float32, with a warning once, gradients and all; the module stays as it was."""
@@ -252,6 +254,7 @@ def test_overflow_in_fp16_is_computed_again_in_float32(part: str) -> None:
     assert caught[0].filename == __file__
 
 
+@pytest.mark.usefixtures("native_halves")
 def test_what_float32_cannot_hold_raises_and_names_the_cause() -> None:
     """Not finite: what was given, a weight, or the computation itself; never the output."""
     vae = overflowing("decoder").bfloat16()
