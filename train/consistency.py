@@ -62,7 +62,7 @@ class ConsistencyDistillation:
         """f(x_s) where the teacher's step leads; on the last pair x_s is data, and its own target."""
         x0, eps = self.teacher(x_t, t, **cond)
         x_s = marginal(x0, eps, s)
-        at_data = (s.sigma == 0).to(x_t.device).view(-1, *[1] * (x_t.ndim - 1))
+        at_data = (s.sigma == 0).to(x_t.device, non_blocking=True).view(-1, *[1] * (x_t.ndim - 1))
         # Data has no level to ask a network about; those samples ask at t, and their answers are not used.
         inside = BatchLevel(*(torch.where(s.sigma == 0, a, b) for a, b in zip(t, s, strict=True)))
         x_inside = torch.where(at_data, x_t, x_s)

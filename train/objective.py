@@ -99,9 +99,9 @@ def drop_conditions(cond: dict[str, Tensor], null: Mapping[str, Any], probabilit
         )
     first = next(iter(cond.values()))
     dropped = (torch.rand(len(first)) < probability).to(first.device, non_blocking=True)
-    return {
-        name: torch.where(
-            dropped.view(-1, *[1] * (value.ndim - 1)), torch.as_tensor(null[name], dtype=value.dtype, device=value.device), value
-        )
-        for name, value in cond.items()
-    }
+    return {name: torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), _like(value, null[name]), value) for name, value in cond.items()}
+
+
+def _like(value: Tensor, null: Any) -> Tensor:
+    """A null value in the dtype and on the device of a condition. From the host it is sent: made there, it would be waited for."""
+    return torch.as_tensor(null, dtype=value.dtype).to(value.device, non_blocking=True)

@@ -26,7 +26,7 @@ def variational_bound(schedule: Schedule, x0: Tensor, x_t: Tensor, x0_hat: Tenso
     std = learned_std(variance, exact.std, torch.where(first, level.sigma, above.sigma * tau(above, below) ** 0.5))
     divergence = gaussian_kl(exact.mean, broadcast(exact.std, x_t), guess.mean, std)
     likelihood = -discretised_log_likelihood(x0, x0_hat, std)
-    nats = torch.where(first.to(x0.device), likelihood.flatten(1).mean(1), divergence.flatten(1).mean(1))
+    nats = torch.where(first.to(x0.device, non_blocking=True), likelihood.flatten(1).mean(1), divergence.flatten(1).mean(1))
     return schedule.rows * nats / math.log(2)
 
 
