@@ -100,7 +100,7 @@ def buckets(distance: Tensor, count: int, max_distance: int) -> Tensor:
     half, near = count // 2, count // 4
     # Edges rather than a logarithm of each distance: 16, 32 and 64 lie on edges, where rounding differs between devices.
     far = [near * (max_distance / near) ** (i / (half - near)) - 1e-6 for i in range(1, half - near)]
-    edges = torch.tensor([*range(1, near + 1), *far], dtype=torch.float32, device=distance.device)
+    edges = torch.tensor([*range(1, near + 1), *far], dtype=torch.float32).to(distance.device, non_blocking=True)
     return torch.bucketize(distance.abs(), edges, right=True) + half * (distance > 0)
 
 

@@ -235,7 +235,7 @@ class TextEncoder(nn.Module):
 
     def _run(self, use: TowerUse, rows: Sequence[Sequence[Word]]) -> tuple[Tensor, Tensor]:
         tower = self.tower(use.tower)
-        tokens = _ids(rows).to(self.device)
+        tokens = _ids(rows).to(self.device, non_blocking=True)
         states = tower(tokens)
         pooled = (
             tower.pool(states[-1], tokens, use.projected, self.tokenizer(use.tower).eos)
@@ -252,7 +252,7 @@ class TextEncoder(nn.Module):
         tower, length = cast(T5, self.towers["t5"]), self.params.t5_length
 
         def run(rows: Sequence[Sequence[Word]]) -> Tensor:
-            return tower(_ids(rows).to(tower.token.weight.device))
+            return tower(_ids(rows).to(tower.token.weight.device, non_blocking=True))
 
         rows = [_t5_row(words, length) for words in batch]
         return _weighted(run(rows), rows, lambda: run([_t5_row([], length)]))
@@ -270,7 +270,8 @@ class TextEncoder(nn.Module):
             if column.ndim and len(column) != n:
                 raise ValueError(f"{name} has {len(column)} values for {n} prompts: give one for all, or one per prompt")
             columns.append(sinusoid(column.expand(n), NUMBER_DIM))
-        return torch.cat(columns, dim=-1) if columns else torch.empty(n, 0)
+        waves = torch.cat(columns, dim=-1) if columns else torch.empty(n, 0)
+        return waves.to(self.device, non_blocking=True)
 
     def _condition(self, context: Tensor, pooled: Tensor, waves: Tensor, dropped: tuple[str, ...]) -> TextCondition:
         vector = None if self.params.vector_dim is None else torch.cat([pooled, waves.to(pooled)], dim=-1)
@@ -318,4 +319,6 @@ def _weighted(state: Tensor, rows: Sequence[Sequence[Word]], empty: Callable[[],
     """The states (B, L, D) of rows of words, moved from those of the empty prompt by their weights."""
     weights = torch.tensor([[weight for _, weight in row] for row in rows])
     # A lerp rather than its formula: at weight 1 it is exact.
-    return torch.lerp(empty(), state, weights.to(state)[..., None]) if (weights != 1).any() else state
+    if (weights == 1).all():
+        return state
+    return torch.lerp(empty(), state, weights.to(state.device, state.dtype, non_blocking=True)[..., None])

@@ -163,8 +163,10 @@ class VAE(nn.Module):
 
     def _units(self, like: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(like.dtype, torch.float32)
-        origin, unit = (torch.tensor(values, dtype=dtype, device=like.device) for values in (self.params.origin, self.params.unit))
-        return origin[:, None, None], unit[:, None, None]
+        origin, unit = (torch.tensor(values, dtype=dtype) for values in (self.params.origin, self.params.unit))
+        # Made on the host and sent: with device=..., torch.tensor waits for the device.
+        origin, unit = (values[:, None, None].to(like.device, non_blocking=True) for values in (origin, unit))
+        return origin, unit
 
 
 class Encoder(nn.Module):

@@ -130,7 +130,11 @@ def generate(
         if refiner is not None:
             latents = _sample_refiner(refiner, order, levels[cut:], latents, reference)
         with placed(model.require("vae"), *order.place) as where:
-            return sliced(lambda z: _image(model, z.to(where), tile).cpu(), latents)
+
+            def decoded(part: Tensor) -> Tensor:
+                return _image(model, part.to(where), tile).cpu()
+
+            return sliced(decoded, latents)
 
 
 def preview(model: Model, step: Step) -> Tensor:
