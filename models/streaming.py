@@ -197,6 +197,7 @@ class _Buffer:
         self.here, self.copies = self.there, None
         if device.type == "cuda":
             self.here, self.copies = torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Stream(device)
+            self.used()  # this memory may have been another tensor's, which something already told to compute still reads
 
     def fill(self, block: Streamed) -> dict[str, Tensor]:
         if self.copies is not None:
