@@ -55,12 +55,12 @@ class Evidence:
     classes: tuple[Tensor, Tensor] | None = None
     turns: Tensor | None = None
 
-    @property
+    @cached_property
     def rows(self) -> Tensor:
         """(n, width) features of the samples."""
         return self.samples.rows[self.output].to(self.device)
 
-    @property
+    @cached_property
     def real(self) -> Tensor:
         """(N, width) features of the reference."""
         assert self.reference is not None

@@ -80,7 +80,7 @@ class ClipFeatures(Extractor):
             )
         length = self.tokenizer.context_length
         longer = self.tokenizer(list(prompts), length + 1)  # a caption that is too long has a token in the last column
-        tokens = self.tokenizer(list(prompts), length).to(self.device)
+        tokens = self.tokenizer(list(prompts), length).to(self.device, non_blocking=True)
         rows = self.model.encode_text(tokens, normalize=True).float()
         return TextFeatures(rows, tuple((longer[:, length] != 0).tolist()))
 

@@ -37,7 +37,7 @@ class Preparation:
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> float32 (B, 3, size, size), equal to what torchvision makes of the same picture in Pillow."""
-        mean, std = (torch.tensor(values, device=pictures.device)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (torch.tensor(each)[:, None, None].to(pictures.device, non_blocking=True) for each in (self.mean, self.std))
         return (self._fitted(pictures).float() / 255 - mean) / std
 
     def _fitted(self, pictures: Tensor) -> Tensor:

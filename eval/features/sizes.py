@@ -14,5 +14,5 @@ def by_size(pictures: Sequence[Tensor], fn: Callable[[Tensor], Tensor]) -> Tenso
     for index, picture in enumerate(pictures):
         groups.setdefault(picture.shape, []).append(index)
     rows = torch.cat([fn(torch.stack([pictures[i] for i in group])) for group in groups.values()])
-    order = torch.tensor([i for group in groups.values() for i in group], device=rows.device)
-    return rows[order.argsort()]
+    places = torch.tensor([i for group in groups.values() for i in group]).argsort()
+    return rows[places.to(rows.device, non_blocking=True)]

@@ -53,10 +53,12 @@ def subset_kernel_distance(x: Tensor, y: Tensor, subsets: int = 100, size: int =
         raise ValueError(f"{subsets} subsets of {size} samples cannot be drawn from {len(x)} and {len(y)}: take 1 or more, of 2 or more")
     random, values = np.random.RandomState(seed), []
     for _ in range(subsets):
-        a, b = (z[torch.from_numpy(random.choice(len(z), size, replace=False)).to(z.device)] for z in (x, y))
+        rows = (torch.from_numpy(random.choice(len(z), size, replace=False)) for z in (x, y))
+        a, b = (z[some.to(z.device, non_blocking=True)] for z, some in zip((x, y), rows, strict=True))
         within = (_cubic(a, a).fill_diagonal_(0).sum() + _cubic(b, b).fill_diagonal_(0).sum()) / (size * (size - 1))
-        values.append(float(within - 2 * _cubic(a, b).mean()))
-    return KernelDistance(float(np.mean(values)), float(np.std(values)))
+        values.append(within - 2 * _cubic(a, b).mean())
+    found = torch.stack(values).cpu().numpy()  # read once: the loop waits for nothing
+    return KernelDistance(float(np.mean(found)), float(np.std(found)))
 
 
 def gaussian_distance(x: Tensor, y: Tensor, sigma: float = 10.0) -> KernelDistance:
@@ -103,7 +105,7 @@ def _classes(x: Tensor, labels: Tensor | None) -> Tensor:
     fewest = int(classes.bincount().min())
     if fewest < 3:
         raise ValueError(f"kernel distance needs at least 3 samples in every set and class, not {fewest}")
-    return classes.to(x.device)
+    return classes.to(x.device, non_blocking=True)
 
 
 def _cubic(a: Tensor, b: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> Precisio
     """
     samples, reference = _checked(samples, reference)
     precision, recall = (
-        sum(int((distance <= radius).any(1).sum()) for distance in _distances(points, centres, radius)) / len(points)
+        int(sum((distance <= radius).any(1).sum() for distance in _distances(points, centres, radius))) / len(points)
         for points, centres in ((samples, reference), (reference, samples))
         for radius in (nearest_others(centres, k).distance[:, -1],)
     )

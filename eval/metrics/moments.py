@@ -85,6 +85,8 @@ class Moments:
 
     def _add(self, n: int, mean: Tensor, scatter: Tensor) -> None:
         device = mean.device if mean.is_cuda else self.mean.device
+        if not self.n:  # zeros, which need not travel
+            self.mean, self._scatter = (torch.zeros_like(each, device=device) for each in (self.mean, self._scatter))
         self.mean, self._scatter = self.mean.to(device), self._scatter.to(device)
         mean, scatter = mean.to(device), scatter.to(device)
         total, delta = self.n + n, mean - self.mean
@@ -159,7 +161,7 @@ class GroupedMoments:
             self._groups[g].check(indices[rows])
         self._whole = None
         for g, rows in members.items():
-            self._groups[g].add(x[rows.to(x.device)], int(indices[rows[-1]]), self.block)
+            self._groups[g].add(x[rows.to(x.device, non_blocking=True)], int(indices[rows[-1]]), self.block)
 
     def merge(self, other: GroupedMoments) -> None:
         """Take in all that `other` has seen, which must be other samples. Groups that only one of the two has seen stay bitwise as they
