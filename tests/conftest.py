@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion import PREDICTIONS, CosineVP, DiscreteVP, Prediction, RectifiedFlow, Schedule, Shifted, VarianceExploding
 from models import half
@@ -71,20 +69,6 @@ def _signals_as_in_a_terminal() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-class Copies(TorchDispatchMode):
-    """Counts the copies between devices."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's own is not annotated
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        copied = isinstance(out, Tensor) and args and isinstance(args[0], Tensor) and args[0].device != out.device
-        self.count += bool(copied and function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default))
-        return out
 
 
 THIS_MACHINE = ("127.0.0.1", "localhost", "::1")

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from diffusion import (
     APG,
-    FLOW,
     X0,
     AutoGuidance,
     ClassifierFreeGuidance,
@@ -40,7 +39,6 @@ from diffusion import (
 )
 from diffusion.oracle import GaussianMixture, PointMass
 from samplers import SAMPLERS, sample
-from tests.conftest import Copies
 
 F64 = torch.float64
 LEVEL = RectifiedFlow().level(0.6)
@@ -484,34 +482,6 @@ def test_momentum_starts_anew_with_every_run_of_every_solver(sampler: str, steps
 
 
 # Cost and errors --------------------------------------------------------------------------------------------------------
-
-
-def meta(*labels: int) -> Tensor:
-    return torch.tensor(labels, device="meta")
-
-
-PLAIN = Denoiser(lambda x, t, label: x * 1.0, RectifiedFlow(), V)
-
-
-@pytest.mark.parametrize(
-    "denoiser",
-    [
-        *(guide(PLAIN, interval(3.0, 0.2, 0.9), make()) for make in RULES.values()),
-        guide(PLAIN, 3.0, rescaled(0.5, APG(0.1, 2.0, -0.5), FLOW)),
-        ClassifierFreeGuidance(PLAIN, 3.0, {"label": meta(4, 5)}),
-        AutoGuidance(PLAIN, PLAIN, 2.0, rule=zero_star),
-        drop(ComposedGuidance(PLAIN, [({"label": 1}, 3.0), ({"label": meta(2, 3)}, interval(2.0, 0.2, 0.5))], {"label": 10})),
-        ZeroInit(Thresholded(guide(PLAIN, 2.0))),
-    ],
-)
-def test_nothing_waits_for_the_device(denoiser: DenoiserLike) -> None:
-    """No number is read from the device (there is none on this one) and none is copied to it."""
-    with Copies() as copies:
-        for _ in SAMPLERS["heun"](
-            partial(denoiser, label=meta(1, 2)), torch.ones(2, 2, 2, 2, device="meta"), time_grid(RectifiedFlow(), 6)
-        ):
-            pass
-    assert copies.count == 0
 
 
 def composed(*conditions: tuple[dict[str, Any], Any], null: dict[str, Any] | None = None) -> ComposedGuidance:

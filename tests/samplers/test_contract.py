@@ -1,10 +1,9 @@
-"""What every solver promises: samples that do not know their batch, a generator of steps, no waiting for the device, clear errors."""
+"""What every solver promises: samples that do not know their batch, a generator of steps, clear errors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion import (
-    BrownianPath,
     ClassifierFreeGuidance,
-    Clipped,
-    Denoiser,
     DenoiserLike,
     DiscreteVP,
     Estimate,
@@ -23,16 +19,13 @@ from diffusion import (
     RectifiedFlow,
     Schedule,
     SeededNoise,
-    V,
-    VarianceExploding,
     initial_noise,
     time_grid,
 )
 from diffusion.oracle import GaussianMixture, PointMass
 from eval.bench.convergence import MIXTURE
 from samplers import SAMPLERS, network_calls, sample
-from tests.conftest import Copies
-from tests.samplers.cases import CASES, DISTINCT_SAMPLERS, F64, PATHS, SHAPE, STD, WEIGHT, kept, last
+from tests.samplers.cases import CASES, DISTINCT_SAMPLERS, F64, SHAPE, STD, WEIGHT, kept, last
 
 VP, FLOW = DiscreteVP.scaled_linear(), RectifiedFlow()
 
@@ -135,34 +128,6 @@ def test_conditions_and_guidance_reach_any_solver(sampler: str) -> None:
     got = sample(sampler, denoiser, time_grid(FLOW, 5), shape=SHAPE, seeds=[0, 1], dtype=F64, cond={"label": torch.tensor([2, 5])})
     expected = torch.tensor([1 + 3 * (2 - 1), 1 + 3 * (5 - 1)], dtype=F64).view(2, 1, 1, 1).expand(2, *SHAPE)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("schedule", [VP, FLOW, VarianceExploding()], ids=["vp", "flow", "ve"])
-def test_nothing_is_copied_to_the_device_but_noise(case: str, schedule: Schedule) -> None:
-    """A copy waits for the device. The loop makes none but of noise, which is drawn on the host: not for levels, times or null labels."""
-    sampler, options, rule = CASES[case]
-    network = lambda x, t, label: x * 1.0  # noqa: E731
-    plain = Denoiser.edm(network, schedule) if isinstance(schedule, VarianceExploding) else Denoiser(network, schedule, V)
-    guided = Clipped(ClassifierFreeGuidance(plain, 2.0, {"label": 10}))
-    grid, start = time_grid(schedule, 8), torch.ones(2, *SHAPE, device="meta")
-    label, drawn = torch.tensor([1, 2], device="meta"), 0
-
-    def counted(noise: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def draw(x: Tensor, *keys: float) -> Tensor:
-            nonlocal drawn
-            drawn += 1
-            return noise(x, *keys)
-
-        return draw
-
-    if rule is not kept:
-        options = {**options, **({"path": counted(BrownianPath([0, 1]))} if sampler in PATHS else {"noise": counted(SeededNoise([0, 1]))})}
-    with Copies() as copies:
-        for _ in SAMPLERS[sampler](partial(guided, label=label), start, grid, **options):
-            pass
-    assert copies.count == drawn
-    assert (drawn > 0) == (rule is not kept)
 
 
 GRID = time_grid(FLOW, 3)
