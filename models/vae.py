@@ -255,7 +255,7 @@ class Downsample(nn.Module):
 
 
 def run_finite(network: nn.Module, x: Tensor) -> Tensor:
-    """network(x) in the dtype of its weights, returned in float32 (float64 stays), and never with NaN or infinity in it.
+    """network(x) in the dtype of its weights (`enough_precision`), returned in float32 (float64 stays), never with NaN or infinity in it.
 
     The widest activations of published autoencoders exceed 65504, where fp16 ends. Where the output of a narrow dtype is not finite, all of
     it is computed again in float32, with a RuntimeWarning that says so; the weights stay as they are. What is not finite even then raises
@@ -263,7 +263,7 @@ def run_finite(network: nn.Module, x: Tensor) -> Tensor:
     """
     dtype = next(network.parameters()).dtype
     wide = torch.promote_types(dtype, torch.float32)
-    # Channels last: convolutions on the CPU are up to a quarter faster.
+    # Channels last: on a CPU with AVX2 decoding takes 1 / 1.11 of the time, encoding 1 / 1.09.
     with enough_precision(network):
         out = network(x.to(dtype, memory_format=torch.channels_last))
     if not torch.isfinite(out).all():
