@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from diffusion.spec import check_mapping, check_names
 from models.checkpoints.blank import BlankWithin
 from models.checkpoints.parts import AVERAGED, RAW
 from models.checkpoints.prefixes import unwrapped
-from models.checkpoints.stored import Stored, TensorFile
-from models.checkpoints.table import check_dtype
+from models.checkpoints.stored import TensorFile
+from models.checkpoints.table import Layout, Part, check_dtype, supplies
 from models.checkpoints.tensors import open_tensors
 from models.files import parse_json, parse_strict_json, replacing
 from models.model import FOLDERS, PARTS, Model, Report, build, completed
@@ -36,6 +37,7 @@ from models.text import TextEncoder
 from models.tokenizer import CLIPTokenizer
 
 FILE_NAME = "checkpoint.safetensors"
+LAYOUT = Layout("native", {})
 TOKENIZER, TOKENIZERS = "t5_tokenizer", "tokenizers"  # entries in the metadata: T5's, and by encoder those of CLIP other than OpenAI's
 NETWORKS = ("network", *PARTS)  # the entries of a description that decide which tensors there are
 MAX_SETTING = 4096  # of a setting that no tensor shows: the rows of a text, T5's distances
@@ -87,19 +89,22 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
     except ValueError as error:
         raise ValueError(f"{path} describes a model that cannot be built: {one_line(error)}") from None
     consumed: list[str] = []
-    for part, module in model.parts.items():
-        keys = raw = _keys(file, f"{FOLDERS.get(part, part)}.")
-        if ema and part == "backbone" and (average := _keys(file, "ema.")):
-            if lost := [name for name, _ in module.named_parameters() if name not in average]:
+    prefixes = {name: f"{FOLDERS.get(name, name)}." for name in model.parts}
+    for name, module in model.parts.items():
+        keys = raw = _keys(file, prefixes[name])
+        if ema and name == "backbone" and (average := _keys(file, "ema.")):
+            if lost := [key for key, _ in module.named_parameters() if key not in average]:
                 raise ValueError(f"{path} averages only some of its weights: it lacks ema.{lost[0]}")
             keys = raw | average
-        wanted = dtype.get(part) if isinstance(dtype, Mapping) else dtype
+        part = Part(name, name, None, LAYOUT, file, {ours: file.tensors[key] for ours, key in keys.items()}, prefixes[name])
+        supply = supplies(part, module.state_dict(), torch.float32)
+        wanted = dtype.get(name) if isinstance(dtype, Mapping) else dtype
         # The average is kept in float32; the model has the dtype of its raw weights.
-        dtypes = {name: wanted or file.tensors[raw.get(name, key)].dtype for name, key in keys.items()}
-        _fit(module, {name: file.tensors[key] for name, key in keys.items()}, dtypes, path)
+        dtypes = {ours: wanted or file.tensors[raw.get(ours, key)].dtype for ours, key in keys.items()}
+        module.load_state_dict({ours: replace(each, dtype=dtypes[ours]).take() for ours, each in supply.items()}, assign=True)
         module.eval()
         consumed += keys.values()
-    known = tuple(f"{FOLDERS.get(part, part)}." for part in model.parts)
+    known = tuple(prefixes.values())
     ignored: dict[str, str] = {}
     for key in sorted(file.tensors.keys() - set(consumed)):
         if not key.startswith((*known, "ema.", "optimizer.")):
@@ -143,19 +148,6 @@ def _check_numbers(name: str, value: Any, largest: int) -> None:
 def _keys(file: TensorFile, prefix: str) -> dict[str, str]:
     """The network's name of each tensor under a prefix, and its key in the file."""
     return {key.removeprefix(prefix): key for key in file.tensors if key.startswith(prefix)}
-
-
-def _fit(network: torch.nn.Module, state: Mapping[str, Stored], dtypes: Mapping[str, torch.dtype], source: str | Path) -> None:
-    """Give the network these tensors. Every key must match in name and shape, or ValueError says which do not."""
-    own = network.state_dict()
-    missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
-    shapes = [f"{k} is {state[k].shape}, not {tuple(own[k].shape)}" for k in own if k in state and own[k].shape != state[k].shape]
-    kinds = [f"{k} is {state[k].dtype}" for k in own if k in state and state[k].dtype.is_floating_point != own[k].is_floating_point()]
-    problems = {"lacks": missing, "holds unknown": unknown, "is of another architecture:": shapes, "holds no weights:": kinds}
-    for problem, found in problems.items():
-        if found:
-            raise ValueError(f"{source} {problem} {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else ""))
-    network.load_state_dict({name: stored.take(dtypes[name]) for name, stored in state.items()}, assign=True)
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], previous: Path | None = None) -> None:
@@ -227,6 +219,4 @@ def _open(path: str | Path) -> tuple[TensorFile, dict[str, Any]]:
 
 def parsed(key: str, text: str) -> Any:
     """An entry of the metadata. ValueError for numbers in a model's description that are infinite, no numbers, or beyond 64 bits."""
-    if key != "model":
-        return parse_json(text)
-    return parse_strict_json(text)
+    return parse_strict_json(text) if key == "model" else parse_json(text)

@@ -310,25 +310,28 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "wrong shape": (
         _changed(lambda state: state.update({"network.conv_in.weight": torch.zeros(16, 3, 3, 3)})),
-        "PATH is of another architecture: conv_in.weight is (16, 3, 3, 3), not (16, 1, 3, 3)",
+        "PATH is of another architecture: network.conv_in.weight is (16, 3, 3, 3), not (16, 1, 3, 3)",
     ),
     "wrong shapes": (
         _changed(lambda state: None, {**UNET, "network": {**UNET["network"], "num_classes": 7, "in_channels": 2}}),
-        "PATH is of another architecture: label.table.weight is (11, 64), not (8, 64) and 1 more",
+        "PATH is of another architecture: network.label.table.weight is (11, 64), not (8, 64)",
     ),
-    "missing key": (_changed(lambda state: state.pop("network.conv_in.weight")), "PATH lacks conv_in.weight"),
+    "missing key": (_changed(lambda state: state.pop("network.conv_in.weight")), "PATH lacks network.conv_in.weight"),
     "missing keys": (
         _changed(lambda state: [state.pop(f"network.conv_in.{p}") for p in ("bias", "weight")]),
-        "PATH lacks conv_in.weight and 1",
+        "PATH lacks network.conv_in.weight and 1",
     ),
-    "ghost key": (_changed(lambda state: state.update({"network.ghost": torch.zeros(2)})), "PATH holds unknown ghost"),
+    "ghost key": (
+        _changed(lambda state: state.update({"network.ghost": torch.zeros(2)})),
+        "PATH holds network.ghost, for which its backbone",
+    ),
     "ghost average": (
         _changed(
             lambda state: state.update(
                 {f"ema.{k.removeprefix('network.')}": v + 1 for k, v in state.items()} | {"ema.ghost": torch.ones(1)}
             )
         ),
-        "PATH holds unknown ghost",
+        "PATH holds ema.ghost, for which its backbone has no place",
     ),
     "half an average": (
         _changed(lambda state: state.update({"ema.conv_in.weight": state["network.conv_in.weight"] + 1})),
