@@ -255,7 +255,7 @@ def assert_drawn_alike(model: Model, **settings: Any) -> None:
 @pytest.mark.parametrize("family", models.FAMILIES)
 def test_families(family: str, gpu: FakeGPU) -> None:
     """With what each is meant to see, and as many steps as a history takes."""
-    model = mini(family)
+    model = models.miniature(family)
     sees: dict[str, Any] = {None: {}, "inpaint": {**IMAGE, **MASK}}.get(model.role, IMAGE)
     assert generate(model, **SMALL, device=str(CUDA), **sees).shape == (1, 3, 32, 64)
     assert gpu.waits["samplers/sample.py require_finite"] == 1
