@@ -6,11 +6,12 @@ with "▁". What is in no piece is the token <unk>.
 
 from __future__ import annotations
 
+import base64
 import json
-import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,8 @@ from typing import Any
 from diffusion.messages import brief
 from diffusion.spec import check_type
 from models.files import decode_text, read_bytes
-from models.tokenizer import MAX_TOKENS, AddedToken
-from models.tokenizer_json import MAX_FILE, check_charsmap, check_pieces, checked_unigram, parse
-from models.tokenizer_library import guarded, library
+from models.tokenizer import MAX_TOKENS, TRIAL, AddedToken, guarded, library
+from models.tokenizer_json import MAX_FILE, checked_unigram, parse
 
 PAD, EOS, UNK = 0, 1, 2
 EXTRA = 100  # <extra_id_99> ... <extra_id_0> behind the pieces of spiece.model, marks of T5's training
@@ -28,56 +28,57 @@ NORMAL, UNKNOWN, CONTROL = 1, 2, 3  # kinds of pieces
 
 
 class T5Tokenizer:
-    """Made by `open` or `from_json`."""
+    """Encodes texts by the content of a tokenizer.json. ValueError where that is not T5's."""
 
-    def __init__(self, backend: Any, text: str) -> None:
-        self._backend, self._json = backend, text  # a tokenizers.Tokenizer, and the tokenizer.json it is made of
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self._json = json.dumps(checked_unigram(content), ensure_ascii=False)
+        self._backend = guarded(library().Tokenizer.from_str, self._json)
+        guarded(self._backend.encode, TRIAL)
+        first = [self._backend.id_to_token(i) for i in (PAD, EOS)]
+        if first != ["<pad>", "</s>"]:
+            raise ValueError(f"its first tokens are not T5's <pad> and </s>, but {first[0]!r} and {first[1]!r}")
 
     @classmethod
     def open(cls, path: str | Path) -> T5Tokenizer:
         """From a `tokenizer.json` or a `spiece.model`, told apart by what is in it. ValueError for any other file."""
         data = read_bytes(path, MAX_FILE)
         try:
-            return cls.from_json(decode_text("it", data) if data.lstrip()[:1] == b"{" else _converted(data))
+            return cls.from_json(decode_text("it", data)) if data.lstrip()[:1] == b"{" else cls(_read_sentencepiece(data))
         except ValueError as error:
             raise ValueError(f"{path} is no tokenizer of T5, spiece.model or tokenizer.json: {error}") from None
 
     @classmethod
     def from_json(cls, text: str) -> T5Tokenizer:
-        """From the contents of a `tokenizer.json`. ValueError where they are not T5's."""
+        """From the text of a `tokenizer.json`."""
         check_type("a tokenizer.json", text, str)
-        text = json.dumps(checked_unigram(parse(text)), ensure_ascii=False)
-        backend = _backend(library().Tokenizer.from_str, text)
-        first = [backend.id_to_token(i) for i in (PAD, EOS)]
-        if first != ["<pad>", "</s>"]:
-            raise ValueError(f"its first tokens are not T5's <pad> and </s>, but {first[0]!r} and {first[1]!r}")
-        return cls(backend, text)
+        return cls(parse(text))
 
     @classmethod
     def of_letters(cls) -> T5Tokenizer:
         """One that spells: the printable characters of ASCII, for models too small to know words."""
         letters = ["▁", *map(chr, range(ord("!"), ord("~") + 1))]
-        pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -1.0) for letter in letters)]
-        return cls.from_json(str(_from_pieces(pieces, b"").to_str()))
+        return cls(_describe([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -1.0) for letter in letters)]))
 
     def with_words(self, words: Iterable[AddedToken]) -> T5Tokenizer:
-        """A tokenizer that has these words too, each as one token. ValueError unless their ids follow its own."""
-        if not (added := list(words)):
+        """A tokenizer that has these words too, each as one token. ValueError unless the ids of those that are new follow its own."""
+        added = [word for word in words if word.content not in self.tokens]
+        if not added:
             return self
         content = json.loads(self._json)
-        content["added_tokens"] += [asdict(word) for word in added]
-        longer = T5Tokenizer.from_json(json.dumps(content))
+        content["added_tokens"] += map(asdict, added)
+        longer = T5Tokenizer(content)
         for word in added:
-            if (number := longer._backend.token_to_id(word.content)) != word.id:
+            if (number := longer.tokens[word.content]) != word.id:
                 raise ValueError(f"its word {brief(word.content)} has the id {word.id}, where {number} comes next")
         return longer
 
-    def knows(self, name: str) -> bool:
-        """Whether that is one of its tokens."""
-        return self._backend.token_to_id(name) is not None
+    @cached_property
+    def tokens(self) -> dict[str, int]:
+        """Every token's id."""
+        return dict(self._backend.get_vocab())
 
     def to_json(self) -> str:
-        """The contents of a `tokenizer.json`: those it is made of, for the library rounds scores when it reads and writes them."""
+        """The text of a `tokenizer.json`: the one it is made of, for the library rounds scores when it reads and writes them."""
         return self._json
 
     @property
@@ -104,30 +105,21 @@ class T5Tokenizer:
         return str(guarded(self._backend.decode, list(ids), skip_special_tokens=False))
 
 
-def _backend(make: Callable[..., Any], *args: Any) -> Any:
-    """The library's tokenizer that `make` returns, if it reads text at all."""
-    backend = guarded(make, *args)
-    guarded(backend.encode, "a ½ \U0010fffd")  # a letter, one to be mended, one in no piece
-    return backend
-
-
-def _converted(data: bytes) -> str:
-    """The tokenizer.json that transformers makes of a spiece.model."""
-    return str(_backend(_from_pieces, *_read_sentencepiece(data)).to_str())
-
-
-def _from_pieces(pieces: list[tuple[str, float]], charsmap: bytes) -> Any:
-    """As transformers has it: the marks of T5's training behind the pieces, and words split at blanks of any kind."""
-    kit = library()
+def _describe(pieces: Sequence[tuple[str, float]], charsmap: bytes = b"") -> dict[str, Any]:
+    """The tokenizer.json that transformers makes of pieces: the marks of T5's training behind them, words split at blanks of any kind."""
     marks = [f"<extra_id_{i}>" for i in reversed(range(EXTRA))]
     known = {piece for piece, _ in pieces}
-    backend = kit.Tokenizer(kit.models.Unigram([*pieces, *((mark, 0.0) for mark in marks if mark not in known)], unk_id=UNK))
-    before, words = kit.pre_tokenizers, kit.pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    if charsmap:
-        backend.normalizer = kit.normalizers.Precompiled(charsmap)
-    backend.pre_tokenizer = before.Sequence([before.WhitespaceSplit(), words])
-    backend.add_special_tokens([kit.AddedToken(name, normalized=False) for name in ("<pad>", "</s>", "<unk>", *marks)])
-    return backend
+    vocab = [*pieces, *((mark, 0.0) for mark in marks if mark not in known)]
+    special = {"<pad>", "</s>", "<unk>", *marks}
+    added = [AddedToken(i, name, normalized=False, special=True) for i, (name, _) in enumerate(vocab) if name in special]
+    words = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    table = base64.b64encode(charsmap).decode()
+    return {
+        "added_tokens": list(map(asdict, added)),
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": table} if charsmap else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, words]},
+        "model": {"type": "Unigram", "unk_id": UNK, "vocab": vocab, "byte_fallback": False},
+    }
 
 
 # ---- sentencepiece's file: a protocol buffer, of which these fields matter (sentencepiece_model.proto)
@@ -138,8 +130,8 @@ MODEL_KIND, UNK_ID = 3, 40  # of the trainer: 1 is a unigram model
 CHARSMAP, PREFIX, JOINED = 2, 3, 4  # of the normaliser: its table; "▁" before the text; blanks joined
 
 
-def _read_sentencepiece(data: bytes) -> tuple[list[tuple[str, float]], bytes]:
-    """Pieces with their scores (log-probabilities), and the normaliser's table. ValueError for what is not a model like T5's."""
+def _read_sentencepiece(data: bytes) -> dict[str, Any]:
+    """The tokenizer.json of a spiece.model. ValueError for what is not a model like T5's."""
     fields = list(islice(_fields(data), MAX_TOKENS))
     pieces = [_piece(value) for number, value in fields if number == PIECES]
     trainer, normalizer = (
@@ -155,22 +147,16 @@ def _read_sentencepiece(data: bytes) -> tuple[list[tuple[str, float]], bytes]:
     charsmap = normalizer.get(CHARSMAP, b"")
     if not isinstance(charsmap, bytes):
         raise ValueError("its normaliser has no table")
-    if charsmap:
-        check_charsmap(charsmap)
-    found = [(name, score) for name, score, _ in pieces]
-    check_pieces(found)
-    return found, charsmap
+    return _describe([(name, score) for name, score, _ in pieces], charsmap)
 
 
 def _piece(data: int | bytes) -> tuple[str, float, int | bytes]:
+    """The text of a piece, its score (a log-probability) and its kind."""
     fields = dict(_fields(data))
     name, score = fields.get(PIECE), fields.get(SCORE, bytes(4))
     if not isinstance(name, bytes) or not isinstance(score, bytes) or len(score) != 4:
         raise ValueError("a piece has no name or no score")
-    (value,) = struct.unpack("<f", score)
-    if not math.isfinite(value):
-        raise ValueError(f"a piece has the score {value}")
-    return name.decode(), value, fields.get(KIND, NORMAL)
+    return name.decode(), struct.unpack("<f", score)[0], fields.get(KIND, NORMAL)
 
 
 def _fields(data: int | bytes) -> Iterator[tuple[int, int | bytes]]:

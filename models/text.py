@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, cast
 
@@ -29,16 +30,8 @@ MAX_WEIGHT = 100.0  # of a word; people use up to 2
 LEFT_OUT = "text encoders left out"  # how the note begins that says why there is no text, though some of its encoders are there
 
 Numbers = Mapping[str, float | Sequence[float]]
-Piece = tuple[str, float]  # of a prompt, and its weight
-Word = tuple[int, float]  # a token and its weight
-
-
-@dataclass(frozen=True)
-class Words:
-    """A prompt in the tokens of every tower of CLIP, by its name, and in those of T5, with their weights."""
-
-    clip: Mapping[str, Sequence[Word]]
-    t5: Sequence[Word] = ()
+Pieces = Sequence[tuple[str, float]]  # a prompt in pieces, each with its weight
+Tokens = list[tuple[int, float]]  # token ids, each with its weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,16 +91,16 @@ class TextEncoder(nn.Module):
         self.check_vocabularies()
         self._check_chunks(chunks)
         self.check_clip_skip(clip_skip)
-        batch = [self._words(pieces) for pieces in _pieces(prompts, weighted)]
+        batch = [self._tokenize(pieces) for pieces in _parse(prompts, weighted)]
         waves = self._waves(numbers, len(batch))
         if long == "chunk":
-            chunks = max(chunks, *(self._chunks(words.clip) for words in batch))
+            chunks = max(chunks, self._chunks(batch))
         context, pooled = self._read(batch, chunks, clip_skip)
-        return self._condition(context, pooled, waves, tuple(self._dropped(words, chunks) for words in batch))
+        return TextCondition(context, self._vector(pooled, waves), tuple(self._dropped(tokens, chunks) for tokens in batch))
 
     def count_chunks(self, prompts: Sequence[str], *, weighted: bool = False) -> int:
         """How many chunks the longest of these prompts needs, at least 1; 1 in families that have no more."""
-        return max(self._chunks(self._clip_words(pieces)) for pieces in _pieces(prompts, weighted))
+        return self._chunks([self._tokenize_for_clip(pieces) for pieces in _parse(prompts, weighted)])
 
     def null(
         self, n: int, *, numbers: Numbers | None = None, like: TextCondition | None = None, chunks: int = 1, clip_skip: int = 0
@@ -120,17 +113,21 @@ class TextEncoder(nn.Module):
         """
         p = self.params
         self.check_clip_skip(clip_skip)
+        self._check_chunks(chunks)
         if like is not None and len(like.context) != n:
             raise ValueError(f"null conditions for {n} prompts cannot be like a condition for {len(like.context)}")
-        given = like.vector[:, p.pooled_dim :] if like is not None and like.vector is not None and numbers is None else None
-        waves = self._waves(numbers, n) if given is None else given
-        self._check_chunks(chunks)
-        chunks = chunks if like is None else like.context.shape[1] // p.rows
+        if like is not None and like.vector is not None and numbers is None:
+            waves = like.vector[:, p.pooled_dim :]
+        else:
+            waves = self._waves(numbers, n)
+        if like is not None:
+            chunks = like.context.shape[1] // p.rows
         if p.null == "zeros":
             context = torch.zeros(n, chunks * p.rows, p.context_dim, dtype=self.dtype, device=self.device)
-            return self._condition(context, context.new_zeros(n, p.pooled_dim), waves, ("",) * n)
-        context, pooled = (repeat(x, "1 ... -> n ...", n=n) for x in self._read([self._words([])], chunks, clip_skip))
-        return self._condition(context, pooled, waves, ("",) * n)
+            pooled = context.new_zeros(n, p.pooled_dim)
+        else:
+            context, pooled = (repeat(x, "1 ... -> n ...", n=n) for x in self._read([self._tokenize([])], chunks, clip_skip))
+        return TextCondition(context, self._vector(pooled, waves), ("",) * n)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -170,17 +167,20 @@ class TextEncoder(nn.Module):
         if clip_skip and not 0 < clip_skip <= most:
             raise ValueError(f"clip_skip, blocks of CLIP that are left out, lies in 0 ... {most} for this model, not {clip_skip}")
 
-    def _words(self, pieces: Sequence[Piece]) -> Words:
-        t5 = _t5_words(self._tokens_of_t5(), pieces) if self.params.t5 else ()
-        return Words(self._clip_words(pieces), t5)
+    def _tokenize(self, pieces: Pieces) -> dict[str, Tokens]:
+        """By tower, the tokens of a prompt."""
+        tokens = self._tokenize_for_clip(pieces)
+        return tokens | {"t5": _tokenize_whole(self._require_t5_tokenizer(), pieces)} if self.params.t5 else tokens
 
-    def _clip_words(self, pieces: Sequence[Piece]) -> dict[str, list[Word]]:
-        """By tower, its tokens of every piece apart, so that a weight may end within a word."""
-        names = {name: self.tokenizer(name) for name in self.params.towers}
-        read = {each: [(token, weight) for text, weight in pieces for token in each.expand(each.tokenize(text))] for each in names.values()}
-        return {name: read[each] for name, each in names.items()}
+    def _tokenize_for_clip(self, pieces: Pieces) -> dict[str, Tokens]:
+        """By tower of CLIP, the tokens of a prompt, each piece apart, so that a weight may end within a word."""
+        readers = {name: self.tokenizer(name) for name in self.params.towers}
+        return {
+            name: [(token, weight) for text, weight in pieces for token in reader.expand(reader.tokenize(text))]
+            for name, reader in readers.items()
+        }
 
-    def _tokens_of_t5(self) -> T5Tokenizer:
+    def _require_t5_tokenizer(self) -> T5Tokenizer:
         if self.t5_tokenizer is None:
             raise ValueError(
                 "T5 is here without its tokens: load its spiece.model or tokenizer.json too, models.load(..., 'spiece.model'); it is in "
@@ -193,69 +193,66 @@ class TextEncoder(nn.Module):
         if chunks < 1 or (chunks > 1 and self.params.joint):
             raise ValueError(f"chunks must be {'1 for this family' if self.params.joint else 'at least 1'}, not {chunks}")
 
-    def _chunks(self, clip: Mapping[str, Sequence[Word]]) -> int:
-        return 1 if self.params.joint else max(1, *(-(-len(words) // (self.params.length - 2)) for words in clip.values()))
+    def _chunks(self, batch: Sequence[Mapping[str, Tokens]]) -> int:
+        """How many chunks the longest of some prompts needs."""
+        longest = max(len(tokens) for prompt in batch for tokens in prompt.values())
+        return 1 if self.params.joint else max(1, math.ceil(longest / (self.params.length - 2)))
 
-    def _dropped(self, words: Words, chunks: int) -> str:
-        """The text behind what is read."""
+    def _dropped(self, prompt: Mapping[str, Tokens], chunks: int) -> str:
+        """The end of a prompt that is not read: by T5 where there is one, else by the tower of CLIP that drops the most."""
+        ids = {name: [token for token, _ in tokens] for name, tokens in prompt.items()}
         if self.params.t5:
-            return self._tokens_of_t5().detokenize([token for token, _ in words.t5[self.params.t5_length - 1 :]])
+            return self._require_t5_tokenizer().detokenize(ids["t5"][self.params.t5_length - 1 :])
         room = chunks * (self.params.length - 2)
-        ends = [self.tokenizer(name).detokenize([token for token, _ in tokens[room:]]) for name, tokens in words.clip.items()]
-        return max(ends, key=len)
+        return max((self.tokenizer(name).detokenize(tokens[room:]) for name, tokens in ids.items()), key=len)
 
-    def _read(self, batch: Sequence[Words], chunks: int, clip_skip: int) -> tuple[Tensor, Tensor]:
+    def _read(self, batch: Sequence[Mapping[str, Tokens]], chunks: int, clip_skip: int) -> tuple[Tensor, Tensor]:
         """Context (B, L, D), and pooled outputs (B, pooled_dim) of every tower in use, side by side."""
-        skipped = [use if use.blocks is None else replace(use, blocks=use.blocks - clip_skip) for use in self.params.uses]
-        uses = [self._use(use, [words.clip[use.tower] for words in batch], chunks) for use in skipped]
-        states, pooled = zip(*uses, strict=True)
-        context = rearrange(torch.cat(states, dim=-1), "(b c) l d -> b (c l) d", c=chunks)
-        return self._joined(context, batch) if self.params.joint else context, torch.cat(pooled, dim=-1)[::chunks]
-
-    def _joined(self, context: Tensor, batch: Sequence[Words]) -> Tensor:
-        """CLIP's rows, if there are any, at full width, and T5's behind them."""
         p = self.params
-        if p.t5:
-            behind = self._use_t5([words.t5 for words in batch]).to(context.device)
-        else:
-            behind = context.new_zeros(len(batch), p.t5_length, p.context_dim)
-        return torch.cat([F.pad(context, (0, p.context_dim - p.clip_dim)), behind], dim=1) if p.clip_dim else behind
+        read = [self._read_clip(use, [prompt[use.tower] for prompt in batch], chunks, clip_skip) for use in p.uses]
+        states, pooled = zip(*read, strict=True)
+        context = rearrange(torch.cat(states, dim=-1), "(b c) l d -> b (c l) d", c=chunks)
+        if p.joint:  # T5's rows, or zeros in their place, stand behind CLIP's
+            if p.t5:
+                behind = self._read_t5([prompt["t5"] for prompt in batch]).to(context.device)
+            else:
+                behind = context.new_zeros(len(batch), p.t5_length, p.context_dim)
+            context = torch.cat([F.pad(context, (0, p.context_dim - p.clip_dim)), behind], dim=1) if p.clip_dim else behind
+        return context, torch.cat(pooled, dim=-1)[::chunks]
 
-    def _use(self, use: TowerUse, batch: Sequence[Sequence[Word]], chunks: int) -> tuple[Tensor, Tensor]:
+    def _read_clip(self, use: TowerUse, batch: Sequence[Tokens], chunks: int, clip_skip: int) -> tuple[Tensor, Tensor]:
         """The weighted state (B * chunks, length, width or 0) and the pooled outputs (B * chunks, 0 or more) of one tower."""
+        tower, tokenizer, room = self.tower(use.tower), self.tokenizer(use.tower), self.params.length - 2
 
-        def rows(words: Sequence[Word], chunks: int) -> list[list[Word]]:
-            return _rows(words, chunks, self.params.length, self.tokenizer(use.tower), use.pad)
+        def row(tokens: Tokens) -> Tokens:
+            return [(tokenizer.bos, 1.0), *tokens, (tokenizer.eos, 1.0), *[(use.pad, 1.0)] * (room - len(tokens))]
 
-        read = [row for words in batch for row in rows(words, chunks)]
-        state, pooled = self._run(use, read)
+        rows = [row(tokens[i * room : (i + 1) * room]) for tokens in batch for i in range(chunks)]
+        ids = _ids(rows, self.device)
+        states = tower(ids)
+        last = states[-1]
+        pooled = tower.pool(last, ids, use.projected, tokenizer.eos) if use.pooled else last.new_empty(len(rows), 0)
         if use.blocks is None:
-            return state, pooled
-        return _weighted(state, read, lambda: self._run(use, rows([], 1))[0]), pooled
+            return last[..., :0], pooled
+        taken = use.blocks - clip_skip
 
-    def _run(self, use: TowerUse, rows: Sequence[Sequence[Word]]) -> tuple[Tensor, Tensor]:
-        tower = self.tower(use.tower)
-        tokens = _ids(rows).to(self.device, non_blocking=True)
-        states = tower(tokens)
-        pooled = (
-            tower.pool(states[-1], tokens, use.projected, self.tokenizer(use.tower).eos)
-            if use.pooled
-            else states[-1].new_empty(len(rows), 0)
-        )
-        if use.blocks is None:
-            return states[-1][..., :0], pooled
-        state = states[use.blocks]
-        return tower.norm(state) if use.norm else state, pooled
+        def state(states: Sequence[Tensor]) -> Tensor:
+            return tower.norm(states[taken]) if use.norm else states[taken]
 
-    def _use_t5(self, batch: Sequence[Sequence[Word]]) -> Tensor:
+        return _weighted(state(states), rows, lambda: state(tower(_ids([row([])], self.device)))), pooled
+
+    def _read_t5(self, batch: Sequence[Tokens]) -> Tensor:
         """T5's weighted states (B, t5_length, width)."""
-        tower, length = cast(T5, self.towers["t5"]), self.params.t5_length
+        tower, room = cast(T5, self.towers["t5"]), self.params.t5_length - 1
 
-        def run(rows: Sequence[Sequence[Word]]) -> Tensor:
-            return tower(_ids(rows).to(tower.token.weight.device, non_blocking=True))
+        def row(tokens: Tokens) -> Tokens:
+            return [*tokens[:room], (T5_EOS, 1.0), *[(T5_PAD, 1.0)] * (room - len(tokens))]
 
-        rows = [_t5_row(words, length) for words in batch]
-        return _weighted(run(rows), rows, lambda: run([_t5_row([], length)]))
+        def run(rows: Sequence[Tokens]) -> Tensor:
+            return tower(_ids(rows, tower.token.weight.device))
+
+        rows = [row(tokens) for tokens in batch]
+        return _weighted(run(rows), rows, lambda: run([row([])]))
 
     def _waves(self, numbers: Numbers | None, n: int) -> Tensor:
         """The sinusoids (n, 256 * len(params.numbers)) of the numbers, in float32."""
@@ -273,52 +270,38 @@ class TextEncoder(nn.Module):
         waves = torch.cat(columns, dim=-1) if columns else torch.empty(n, 0)
         return waves.to(self.device, non_blocking=True)
 
-    def _condition(self, context: Tensor, pooled: Tensor, waves: Tensor, dropped: tuple[str, ...]) -> TextCondition:
-        vector = None if self.params.vector_dim is None else torch.cat([pooled, waves.to(pooled)], dim=-1)
-        return TextCondition(context, vector, dropped)
+    def _vector(self, pooled: Tensor, waves: Tensor) -> Tensor | None:
+        return None if self.params.vector_dim is None else torch.cat([pooled, waves.to(pooled)], dim=-1)
 
 
-def _pieces(prompts: Sequence[str], weighted: bool) -> list[list[Piece]]:
+def _parse(prompts: Sequence[str], weighted: bool) -> list[Pieces]:
     """Every prompt in pieces with their weights. ValueError for a weight beyond MAX_WEIGHT."""
     check_type("prompts", prompts, Sequence[str])
     if not len(prompts):
         raise ValueError("there is no prompt: give at least one, [''] for none")
-    pieces = [parse_prompt(prompt) if weighted else [(prompt, 1.0)] for prompt in prompts]
-    for prompt, parts in zip(prompts, pieces, strict=True):
-        heaviest = max((weight for _, weight in parts), key=abs, default=0.0)
+    parsed: list[Pieces] = [parse_prompt(prompt) if weighted else [(prompt, 1.0)] for prompt in prompts]
+    for prompt, pieces in zip(prompts, parsed, strict=True):
+        heaviest = max((weight for _, weight in pieces), key=abs, default=0.0)
         if abs(heaviest) > MAX_WEIGHT:
             raise ValueError(f"words weigh up to {MAX_WEIGHT:g} times the usual, not {heaviest:g}, in the prompt {brief(prompt)}")
-    return pieces
+    return parsed
 
 
-def _t5_words(tokenizer: T5Tokenizer, pieces: Sequence[Piece]) -> list[Word]:
+def _tokenize_whole(tokenizer: T5Tokenizer, pieces: Pieces) -> Tokens:
     """T5's tokens of the whole text, which would be others piece by piece, for each piece would begin a word."""
     ends = list(accumulate(len(text) for text, _ in pieces))
     tokens = tokenizer.tokenize_with_ends("".join(text for text, _ in pieces))
     return [(token, pieces[bisect_left(ends, end)][1]) for token, end in tokens]
 
 
-def _rows(words: Sequence[Word], chunks: int, length: int, tokenizer: CLIPTokenizer, pad: int) -> list[list[Word]]:
-    """One row of `length` per chunk: BOS, its words, EOS, padding."""
-    room, begin, end = length - 2, (tokenizer.bos, 1.0), (tokenizer.eos, 1.0)
-    parts = [words[i * room : (i + 1) * room] for i in range(chunks)]
-    return [[begin, *part, end, *[(pad, 1.0)] * (room - len(part))] for part in parts]
+def _ids(rows: Sequence[Tokens], device: torch.device) -> Tensor:
+    return torch.tensor([[token for token, _ in row] for row in rows]).to(device, non_blocking=True)
 
 
-def _t5_row(words: Sequence[Word], length: int) -> list[Word]:
-    """The first words, EOS, padding."""
-    kept = words[: length - 1]
-    return [*kept, (T5_EOS, 1.0), *[(T5_PAD, 1.0)] * (length - 1 - len(kept))]
-
-
-def _ids(rows: Sequence[Sequence[Word]]) -> Tensor:
-    return torch.tensor([[token for token, _ in row] for row in rows])
-
-
-def _weighted(state: Tensor, rows: Sequence[Sequence[Word]], empty: Callable[[], Tensor]) -> Tensor:
-    """The states (B, L, D) of rows of words, moved from those of the empty prompt by their weights."""
+def _weighted(states: Tensor, rows: Sequence[Tokens], empty: Callable[[], Tensor]) -> Tensor:
+    """The states (B, L, D) of rows of tokens, moved by their weights from those of the empty prompt, `empty()` (1, L, D)."""
     weights = torch.tensor([[weight for _, weight in row] for row in rows])
-    # A lerp rather than its formula: at weight 1 it is exact.
     if (weights == 1).all():
-        return state
-    return torch.lerp(empty(), state, weights.to(state.device, state.dtype, non_blocking=True)[..., None])
+        return states
+    # A lerp rather than its formula: at weight 1 it is exact.
+    return torch.lerp(empty(), states, weights.to(states.device, states.dtype, non_blocking=True)[..., None])

@@ -9,23 +9,23 @@ a model that has one of its own too: contexts of two towers stand side by side, 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from diffusion.messages import brief
+from diffusion.messages import brief, one_line
 from diffusion.spec import check_type, make_params
-from models.tokenizer_library import guarded, library
 
 BOS, EOS = 49406, 49407  # begin and end of text, the last two of OpenAI's vocabulary
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"  # their names in published folders
 WORD_END = "</w>"  # how a token ends that ends a word
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 MAX_TOKENS = 1_000_000  # CLIP has 49,408, T5 32,100
-MAX_TOKEN_LENGTH = 1000  # characters
+MAX_TOKEN_LENGTH = 1000  # characters; CLIP's have up to 32, T5's up to 16
+TRIAL = "a ½ \U0010fffd"  # a letter, one of several bytes, one that is in no word: a tokenizer that reads these reads all texts
 LONG_TEXT = 10_000  # characters, more than prompts have
 
 
@@ -46,6 +46,12 @@ class AddedToken:
     rstrip: bool = False
     normalized: bool = True
     special: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.id < MAX_TOKENS:
+            raise ValueError(f"its added token {brief(self.content)} has the id {brief(self.id)}: ids are 0 to {MAX_TOKENS - 1:,}")
+        if not 0 < len(self.content) <= MAX_TOKEN_LENGTH:
+            raise ValueError(f"it has an added token of {len(self.content):,} characters: known ones have 1 to {MAX_TOKEN_LENGTH:,}")
 
 
 @dataclass(frozen=True)
@@ -68,16 +74,26 @@ class Vocabulary:
     tokens: dict[str, int] | None = None
     merges: tuple[tuple[str, str], ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.tokens is not None:
+            check_table(self.tokens)
+        if self.merges is not None and len(self.merges) > MAX_TOKENS:
+            raise ValueError(f"it has {len(self.merges):,} merges: known ones have up to {MAX_TOKENS:,}")
+        if len({token.content for token in self.added}) < len(self.added):
+            raise ValueError("one of its added words stands there twice")
+
 
 class CLIPTokenizer:
-    """Encodes texts with a vocabulary. ValueError for an invalid one."""
+    """Encodes texts with a vocabulary. ValueError for one without its special tokens.
+
+    clean  what is done with a text before it is split; None: what transformers does
+    """
 
     def __init__(self, of: Vocabulary, clean: Callable[[str], str] | None = None) -> None:
         self.vocabulary, self._clean = of, clean
         tokens, merges = vocabulary()
         self.tokens = tokens if of.tokens is None else of.tokens
         self.merges = merges if of.merges is None else [(a, b) for a, b in of.merges]
-        _check(of.tokens or {}, of.merges or (), of.added)
         known = self.tokens | {token.content: token.id for token in of.added}
         for name in (of.bos, of.eos, of.unk, of.pad):
             if name not in known:
@@ -89,8 +105,8 @@ class CLIPTokenizer:
     def is_openai(self) -> bool:
         """Whether this is OpenAI's vocabulary without added words."""
         of, usual = self.vocabulary, {BEGIN: BOS, END: EOS, self.vocabulary.pad: self.pad}
-        named = all(usual.get(token.content) == token.id for token in of.added) and (of.bos, of.eos) == (BEGIN, END)
-        return named and (self.tokens, self.merges) == vocabulary()
+        words = [token for token in of.added if usual.get(token.content) != token.id]
+        return not words and (of.tokens, of.merges, of.bos, of.eos) == (None, None, BEGIN, END)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_backend"}
@@ -100,7 +116,7 @@ class CLIPTokenizer:
         """The tokenizer that `describe` described. ValueError for anything else."""
         check_type("a tokenizer's description", description, dict)
         tokenizer = cls(make_params("tokenizer", Vocabulary, description))
-        tokenizer.check()
+        tokenizer.tokenize(TRIAL)
         return tokenizer
 
     def describe(self) -> dict[str, Any]:
@@ -119,14 +135,15 @@ class CLIPTokenizer:
         for i, token in enumerate(ids):
             found.append(token)
             vectors = self._vectors.get(token, [])
-            if vectors and list(ids[i + 1 : i + 2]) != vectors[:1]:
+            if list(ids[i + 1 : i + 2]) != vectors[:1]:
                 found += vectors
         return found
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of token ids: lower case, with a space after every word. ValueError for an id outside the vocabulary."""
-        if wrong := next((token for token in ids if token not in self._names), None):
-            raise ValueError(f"{wrong} is no token: ids are 0 to {self.size - 1}")
+        for token in ids:
+            if token not in self._names:
+                raise ValueError(f"{token} is no token: ids are 0 to {self.size - 1}")
         added = {token.id for token in self.vocabulary.added}
         parts = [f" {self._names[token]} ".encode() if token in added else _bytes(self._names[token]) for token in ids]
         return " ".join(b"".join(parts).decode(errors="replace").split())
@@ -171,10 +188,6 @@ class CLIPTokenizer:
             if (number := backend.token_to_id(token.content)) != token.id:
                 raise ValueError(f"its word {brief(token.content)} has the id {token.id}, where {number} comes next")
         return backend
-
-    def check(self) -> None:
-        """ValueError unless it can encode texts."""
-        self.tokenize("a ½ \U0010fffd")  # a letter, one of several bytes, one that is in no word
 
 
 @cache
@@ -242,21 +255,31 @@ def _cleaned(text: str) -> str:
 
 
 def check_table(tokens: Any) -> None:
-    """ValueError unless this is a table of tokens: {"a": 0, ...}."""
+    """ValueError unless this is a table of tokens, {"a": 0, ...}, that is unambiguous and does not crash the library."""
     check_type("its table of tokens", tokens, dict)
     if wrong := next((name for name, number in tokens.items() if type(number) is not int or not 0 <= number < MAX_TOKENS), None):
         raise ValueError(f"its token {brief(wrong)} has the id {brief(tokens[wrong])}, and ids are whole numbers below {MAX_TOKENS:,}")
     if len(set(tokens.values())) < len(tokens):
         raise ValueError("two of its tokens have the same id")
+    if (longest := max(map(len, tokens), default=0)) > MAX_TOKEN_LENGTH:
+        raise ValueError(f"it has a token of {longest:,} characters, and no known one has over {MAX_TOKEN_LENGTH:,}")
 
 
-def _check(tokens: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Sequence[AddedToken]) -> None:
-    """ValueError for a table that would crash the library, or that is ambiguous."""
-    check_table(tokens)
-    if len(tokens) + len(added) > MAX_TOKENS or len(merges) > MAX_TOKENS:
-        raise ValueError(f"it has {len(tokens) + len(added):,} tokens and {len(merges):,} merges: known ones have up to {MAX_TOKENS:,}")
-    names = [*tokens, *(token.content for token in added)]
-    if wrong := next((name for name in names if len(name) > MAX_TOKEN_LENGTH), None):
-        raise ValueError(f"it has a token of {len(wrong):,} characters, and no known one has over {MAX_TOKEN_LENGTH:,}")
-    if any(not token.content for token in added) or len({token.content for token in added}) < len(added):
-        raise ValueError("one of its added words is empty, or stands there twice")
+def library() -> Any:
+    """The package tokenizers. ValueError that says what to install without it."""
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ValueError(f"prompts are read with the package tokenizers ({error}): pip install tokenizers") from error
+    return tokenizers
+
+
+def guarded(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """The result of a call of the library. ValueError in one line if it fails in any way, also by a panic, which is no Exception."""
+    try:
+        return call(*args, **options)
+    except BaseException as error:
+        failed = isinstance(error, Exception) and not isinstance(error, MemoryError)
+        if not failed and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"it is damaged ({one_line(error)})") from None

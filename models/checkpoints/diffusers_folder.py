@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from models.checkpoints import clip_keys, native, t5_keys
-from models.checkpoints.clip_vocabulary import write_clip_tokenizer
 from models.checkpoints.own_settings import FAMILY_KEY, SETTINGS_KEY, untold_settings
 from models.checkpoints.scheduler import scheduler
 from models.checkpoints.table import scatter
 from models.checkpoints.taesd_keys import PREVIEW
 from models.checkpoints.vae_keys import AUTOENCODER
-from models.checkpoints.vocabulary import write_tokenizer
+from models.checkpoints.vocabulary import write_clip_tokenizer, write_t5_tokenizer
 from models.checkpoints.written import check_text, family_of_model, in_dtype, published, use_of
 from models.families import Family, Tower
 from models.files import write_json
@@ -143,7 +142,7 @@ def _save_tokenizers(text: TextEncoder, of: Family, folder: Path) -> dict[str, t
         classes[place] = ("transformers", "CLIPTokenizer")
     if text.params.t5 and text.t5_tokenizer is not None:
         place = places["t5"]
-        write_tokenizer(text.t5_tokenizer, folder / place)
+        write_t5_tokenizer(text.t5_tokenizer, folder / place)
         write_json(folder / place / "tokenizer_config.json", _t5_config(text.params.t5_length))
         classes[place] = ("transformers", "T5TokenizerFast")
     return classes

@@ -15,7 +15,6 @@ from diffusion.messages import brief
 from diffusion.spec import check_type
 from models.checkpoints import native
 from models.checkpoints.blank import BlankWithin
-from models.checkpoints.clip_vocabulary import is_clip
 from models.checkpoints.describe import describe
 from models.checkpoints.findings import Findings, Pipeline
 from models.checkpoints.folder import config_beside, open_components, unused
@@ -23,7 +22,7 @@ from models.checkpoints.parts import AVERAGED, find_parts
 from models.checkpoints.table import Part, Supplies, check_dtype, supplies
 from models.checkpoints.tensors import open_tensors
 from models.checkpoints.vae_keys import LATENT_STATISTICS
-from models.checkpoints.vocabulary import find_tokenizer, is_vocabulary
+from models.checkpoints.vocabulary import find_t5_tokenizer, is_clip, is_vocabulary
 from models.families import PUBLISHED
 from models.model import Model, Report, build
 from models.packed import FLOAT8, Packed, PackedLinear, pack
@@ -102,7 +101,7 @@ def _give_tokenizers(model: Model, towers: Mapping[str, Part], found: Findings) 
     if model.text is not None:
         model.text.tokenizers = dict(found.tokenizers)
     if "t5" in towers:
-        model.require("text").t5_tokenizer = find_tokenizer(towers["t5"], found.vocabularies, found.notes)
+        model.require("text").t5_tokenizer = find_t5_tokenizer(towers["t5"], found.vocabularies, found.notes)
     for path in found.vocabularies:
         who = "text encoder of CLIP" if is_clip(path) else "T5"
         if not (towers.keys() - {"t5"} if is_clip(path) else towers.keys() & {"t5"}):

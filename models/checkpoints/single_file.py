@@ -15,7 +15,7 @@ from models.checkpoints.t5_keys import ENCODER
 from models.checkpoints.taesd_keys import PREVIEW
 from models.checkpoints.tensors import SAFETENSORS
 from models.checkpoints.vae_keys import AUTOENCODER, LATENT_STATISTICS
-from models.checkpoints.vocabulary import write_tokenizer
+from models.checkpoints.vocabulary import write_t5_tokenizer
 from models.checkpoints.written import check_text, family_of_model, in_dtype, published, use_of
 from models.checkpoints.written_schedule import write_table
 from models.clip import CLIPTextParams
@@ -65,7 +65,7 @@ def save_separate(model: Model, folder: Path, dtype: torch.dtype | None) -> None
         file = folder / f"{names.get(name, name)}.safetensors"
         native.write_tensors(file, in_dtype(part, dtype), {"format": "pt", **(_metadata(model) if name == "backbone" else {})})
     if model.text is not None and model.text.t5_tokenizer is not None:
-        write_tokenizer(model.text.t5_tokenizer, folder)
+        write_t5_tokenizer(model.text.t5_tokenizer, folder)
 
 
 def _single_parts(model: Model, of: Family | None) -> dict[str, dict[str, Tensor]]:

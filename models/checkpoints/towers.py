@@ -10,9 +10,9 @@ import torch
 
 from diffusion.messages import brief
 from diffusion.spec import check_type
-from models.checkpoints.clip_vocabulary import find_clip_tokenizer
 from models.checkpoints.findings import Findings
 from models.checkpoints.table import Part
+from models.checkpoints.vocabulary import find_clip_tokenizer
 from models.clip import CLIPTextParams
 from models.families import Architecture, Family, Tower
 from models.recipes import TextParams
@@ -104,17 +104,16 @@ def text_params(of: Family, towers: Mapping[str, Part], found: Findings) -> Text
 
 
 def _tokenizers(towers: Mapping[str, Part], found: Findings) -> dict[str, CLIPTokenizer]:
-    """The tokenizers that came with CLIP text encoders, by the name of the encoder. ValueError for one that does not fit."""
+    """The tokenizers that came with CLIP text encoders, by the name of the encoder. ValueError where one is missing."""
     clips = [name for name, part in towers.items() if isinstance(part.params, CLIPTextParams)]
-    second = {name: None if len(clips) == 1 else name != clips[0] for name in clips}
-    opened = {name: find_clip_tokenizer(towers[name], found.vocabularies, second[name]) for name in clips}
-    tokenizers = {name: tokenizer for name, tokenizer in opened.items() if tokenizer is not None}
+    tokenizers = {}
     for name in clips:
         file, rows = towers[name].file.path, towers[name].params.vocab
-        if name not in tokenizers and rows != EOS + 1:
+        tokenizer = find_clip_tokenizer(towers[name], found.vocabularies, second=None if len(clips) == 1 else name != clips[0])
+        if tokenizer is not None:
+            tokenizers[name] = tokenizer
+        elif rows != EOS + 1:
             raise ValueError(f"{file} knows {rows} tokens, and OpenAI's tokenizer has {EOS + 1}: load the folder of its own too")
-        if name in tokenizers and tokenizers[name].size > rows:
-            raise ValueError(f"{file} knows {rows} tokens, and its tokenizer has {tokenizers[name].size}: load the folder of its own too")
     return tokenizers
 
 

@@ -18,7 +18,7 @@ from models import T5Tokenizer
 from models.checkpoints.stored import TensorFile
 from models.checkpoints.t5_keys import transformers
 from models.checkpoints.table import Part
-from models.checkpoints.vocabulary import find_tokenizer
+from models.checkpoints.vocabulary import find_t5_tokenizer
 from models.t5_tokenizer import EOS, PAD
 from tests.models.test_tokenizer import ALPHABETS, corpus
 from tests.models.text_peers import spiece, t5_in_folder
@@ -104,7 +104,7 @@ def test_words_beside_it_are_tokens(kind: str, ours: T5Tokenizer, tmp_path: Path
     for name, content in WORDS[kind](ours.size).items():
         (tmp_path / name).write_text(json.dumps(content))
     peer, texts = t5_in_folder(tmp_path), ["a <cat> red", "A <CAT>!", "x<cat>y  <cat>", "<extra_id_0> dog", "</s>", ""]
-    words = find_tokenizer(part_of(tmp_path), [tmp_path], [])
+    words = find_t5_tokenizer(part_of(tmp_path), [tmp_path], [])
     assert words is not None
     assert words.size == ours.size + 1
     for each in (words, T5Tokenizer.from_json(words.to_json())):
@@ -116,9 +116,9 @@ def test_words_beside_it_that_do_not_fit_are_refused(ours: T5Tokenizer, tmp_path
     (tmp_path / "spiece.model").write_bytes(spiece())
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<cat>": ours.size + 5}))
     with pytest.raises(ValueError, match=rf"^[^\n]*{tmp_path.name}[^\n]*'<cat>' has the id {ours.size + 5}, where {ours.size} comes next$"):
-        find_tokenizer(part_of(tmp_path), [tmp_path], [])
+        find_t5_tokenizer(part_of(tmp_path), [tmp_path], [])
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
-    found = find_tokenizer(part_of(tmp_path), [tmp_path], [])
+    found = find_t5_tokenizer(part_of(tmp_path), [tmp_path], [])
     assert found is not None
     assert found.size == ours.size
 

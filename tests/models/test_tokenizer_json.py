@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from models import T5Tokenizer
 from models.t5_tokenizer import EOS
-from models.tokenizer_library import guarded
+from models.tokenizer import guarded
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "multiplies": ({"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 99}}, "only join blanks"),

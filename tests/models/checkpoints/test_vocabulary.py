@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 from transformers.tokenization_utils_base import AddedToken
 
 import models
-from models.checkpoints.clip_vocabulary import open_tokenizer, write_clip_tokenizer
+from models.checkpoints.vocabulary import open_clip_tokenizer, write_clip_tokenizer
 from models.clip import CLIPTextParams
 from models.presets import TINY_TOWERS, miniature, tiny_description
 from models.tokenizer import EOS, Vocabulary, openai_tokenizer, vocabulary
@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         "tokenizer_class='BertTokenizer'": json.dumps({**whole, "tokenizer_class": "BertTokenizer"}),
         "tokenizer_config.json is damaged": "{",
         "60000": json.dumps({**whole, "added_tokens_decoder": gap}),
-        "knows 49409 tokens, and its tokenizer has 49411": json.dumps({**whole, "added_tokens_decoder": many}),
+        "tokenizer of clip_l has 49411 tokens and this tower knows 49409": json.dumps({**whole, "added_tokens_decoder": many}),
     }
     for message, content in damages.items():
         config.write_text(content)
@@ -259,7 +259,7 @@ def test_wrong_types_are_one_line_that_names_the_file(tmp_path: Path, name: str,
     write_clip_tokenizer(openai_tokenizer(), tmp_path, EOS, 77)
     (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"{tmp_path.name}.*{name}.*{message}|{tmp_path.name}.*{message}.*{name}") as caught:
-        open_tokenizer(tmp_path)
+        open_clip_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -269,7 +269,7 @@ def test_a_folder_without_its_tokens_says_which_file_lacks(tmp_path: Path, missi
     for name in missing:
         (tmp_path / name).unlink()
     with pytest.raises(ValueError, match=rf"{tmp_path.name}.*{missing[0]} is not there: tokenizer\.json"):
-        open_tokenizer(tmp_path)
+        open_clip_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_special_tokens_are_those_of_transformers(tmp_path: Path, entries: dict[
     config = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps(config | entries))
     ids = CLIPTokenizer.from_pretrained(tmp_path)("a <x> <y> cat", add_special_tokens=False).input_ids
-    assert open_tokenizer(tmp_path).tokenize("a <x> <y> cat") == ids
+    assert open_clip_tokenizer(tmp_path).tokenize("a <x> <y> cat") == ids
 
 
 def test_rows_beyond_the_words_of_a_folder_stay(tmp_path: Path) -> None:
