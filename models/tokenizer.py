@@ -91,7 +91,7 @@ class CLIPTokenizer:
 
     def __init__(self, of: Vocabulary, clean: Callable[[str], str] | None = None) -> None:
         self.vocabulary, self._clean = of, clean
-        tokens, merges = vocabulary()
+        tokens, merges = openai_tables()
         self.tokens = tokens if of.tokens is None else of.tokens
         self.merges = merges if of.merges is None else [(a, b) for a, b in of.merges]
         known = self.tokens | {token.content: token.id for token in of.added}
@@ -214,7 +214,7 @@ def detokenize(ids: Sequence[int]) -> str:
 
 
 @cache
-def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def openai_tables() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Every token's id, and the merges in their order, as vocab.json and merges.txt of published folders hold them."""
     package = find_spec("open_clip")
     if package is None or not package.submodule_search_locations:

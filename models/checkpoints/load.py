@@ -103,8 +103,8 @@ def _give_tokenizers(model: Model, towers: Mapping[str, Part], found: Findings) 
     if "t5" in towers:
         model.require("text").t5_tokenizer = find_t5_tokenizer(towers["t5"], found.vocabularies, found.notes)
     for path in found.vocabularies:
-        who = "text encoder of CLIP" if is_clip(path) else "T5"
-        if not (towers.keys() - {"t5"} if is_clip(path) else towers.keys() & {"t5"}):
+        who, readers = ("text encoder of CLIP", towers.keys() - {"t5"}) if is_clip(path) else ("T5", towers.keys() & {"t5"})
+        if not readers:
             raise ValueError(f"{path} is a tokenizer, and there is no {who} that would read it: leave it out, or load {who} too")
     if model.text is not None:
         try:

@@ -20,7 +20,7 @@ from models.checkpoints.folder import holds_weights
 from models.checkpoints.table import Part
 from models.files import read_json, read_text, replacing, write_json
 from models.t5_tokenizer import T5Tokenizer
-from models.tokenizer import BEGIN, END, TRIAL, WORD_END, AddedToken, CLIPTokenizer, Vocabulary, check_table, vocabulary
+from models.tokenizer import BEGIN, END, TRIAL, WORD_END, AddedToken, CLIPTokenizer, Vocabulary, check_table, openai_tables
 from models.tokenizer_json import MAX_FILE, parse
 
 WHOLE, SPIECE, TABLE, MERGES = "tokenizer.json", "spiece.model", "vocab.json", "merges.txt"
@@ -136,7 +136,7 @@ def _read_vocabulary(folder: Path, whole: Path) -> Vocabulary:
     tokens, merges, described = _read_table(folder, whole)
     roles, more = _special_tokens(folder, config, ROLES)
     added = _added_tokens(folder, config, described, [*roles.values(), *more], tokens)
-    openai = (tokens, merges) == vocabulary()
+    openai = (tokens, merges) == openai_tables()
     return Vocabulary(
         added=tuple(added),
         bos=roles["bos_token"].content,
@@ -171,7 +171,7 @@ def _read_table(folder: Path, whole: Path) -> tuple[dict[str, int], list[tuple[s
 def _split_merges(merges: list[Any]) -> list[tuple[str, str]]:
     """Pairs of tokens. A merge is ["a", "b"], or "a b" as older versions write it."""
     if merges == _openai_merges():  # as most are, and splitting takes longer than comparing
-        return vocabulary()[1]
+        return openai_tables()[1]
     pairs = []
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
@@ -183,7 +183,7 @@ def _split_merges(merges: list[Any]) -> list[tuple[str, str]]:
 
 @cache
 def _openai_merges() -> list[str]:
-    return [f"{a} {b}" for a, b in vocabulary()[1]]
+    return [f"{a} {b}" for a, b in openai_tables()[1]]
 
 
 def _special_tokens(folder: Path, config: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[dict[str, AddedToken], list[AddedToken]]:

@@ -14,7 +14,7 @@ from open_clip.tokenizer import basic_clean
 from transformers import CLIPTokenizer
 
 from models import tokenizer
-from models.tokenizer import BOS, EOS, detokenize, tokenize, vocabulary
+from models.tokenizer import BOS, EOS, detokenize, openai_tables, tokenize
 from tests.models.text_peers import padded, transformers_tokenizer
 
 ALPHABETS = {
@@ -124,9 +124,12 @@ def test_detokenize_is_the_inverse_up_to_spelling() -> None:
 
 
 def test_detokenize_refuses_what_is_no_token() -> None:
-    """An id outside the vocabulary raises."""
+    """An id outside the vocabulary raises, also one before its first."""
     with pytest.raises(ValueError, match="49408 is no token: ids are 0 to 49407"):
         detokenize([320, 49408])
+    own = tokenizer.Vocabulary(bos="a", eos="a", unk="a", pad="a", tokens={"a": 1}, merges=())
+    with pytest.raises(ValueError, match="0 is no token: ids are 0 to 1"):
+        tokenizer.CLIPTokenizer(own).detokenize([1, 0])
 
 
 def test_tokenize_refuses_what_is_no_text() -> None:
@@ -137,7 +140,7 @@ def test_tokenize_refuses_what_is_no_text() -> None:
 
 def test_vocabulary_is_that_of_published_folders(tmp_path: Path) -> None:
     """49408 tokens with BOS and EOS under their published names; vocab.json and merges.txt written from it load in transformers."""
-    tokens, merges = vocabulary()
+    tokens, merges = openai_tables()
     assert sorted(tokens.values()) == list(range(49408))
     assert (tokens["!"], tokens["a</w>"], tokens["<|startoftext|>"], tokens["<|endoftext|>"]) == (0, 320, BOS, EOS)
     assert (len(merges), merges[0]) == (48894, ("i", "n"))
@@ -168,7 +171,7 @@ assert not sys.modules.keys() & {{"open_clip", "torchvision", "transformers", "t
 def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without open_clip, and with one that lacks a package, there is one error that names the remedy."""
     tokenizer.openai_tokenizer.cache_clear()
-    tokenizer.vocabulary.cache_clear()
+    tokenizer.openai_tables.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(tokenizer, "find_spec", lambda name: None)
         with pytest.raises(ValueError, match="pip install open-clip-torch"):

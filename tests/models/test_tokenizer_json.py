@@ -36,6 +36,9 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "tables upon tables": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled"}] * 2}}, "2 steps 'Precompiled'"),
     "a setting more": ({"normalizer": {"type": "NFC", "content": "a" * 99}}, "no setting of NFC in its normalizer named 'content'"),
     "no kind": ({"normalizer": {"type": ["NFC"]}}, r"a step \['NFC'\]"),
+    "an added token far away": ({"added_tokens": [{"id": 10**12, "content": "a"}]}, "ids are 0 to 999,999"),
+    "an added token without a name": ({"added_tokens": [{"id": 1, "content": ""}]}, "an added token of 0 characters"),
+    "an added token with a setting more": ({"added_tokens": [{"id": 1, "content": "a", "x": 1}]}, "no added token parameter named 'x'"),
     "a long piece": ({"model": {"type": "Unigram", "vocab": [["a" * 10**6, 0.0]]}}, "1,000,000 characters"),
 }
 

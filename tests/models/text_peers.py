@@ -26,7 +26,7 @@ from transformers import (
 
 from models.clip import CLIPText
 from models.t5 import T5
-from models.tokenizer import BOS, EOS, vocabulary
+from models.tokenizer import BOS, EOS, openai_tables
 from tests.models.small import renamed
 
 TRANSFORMERS = {
@@ -138,7 +138,7 @@ def in_open_clip(tower: CLIPText) -> TextTransformer:
 @cache
 def transformers_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     """What from_pretrained makes of a published tokenizer folder: CLIP-L pads with <|endoftext|>, OpenCLIP's towers with "!", token 0."""
-    tokens, merges = vocabulary()
+    tokens, merges = openai_tables()
     return CLIPTokenizer(vocab=tokens, merges=merges, pad_token=pad_token, model_max_length=77)
 
 

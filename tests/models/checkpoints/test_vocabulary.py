@@ -19,7 +19,7 @@ import models
 from models.checkpoints.vocabulary import open_clip_tokenizer, write_clip_tokenizer
 from models.clip import CLIPTextParams
 from models.presets import TINY_TOWERS, miniature, tiny_description
-from models.tokenizer import EOS, Vocabulary, openai_tokenizer, vocabulary
+from models.tokenizer import EOS, Vocabulary, openai_tables, openai_tokenizer
 from models.tokenizer import CLIPTokenizer as Ours
 from tests.models.checkpoints.pipelines import NUMBERS
 
@@ -280,14 +280,16 @@ def test_a_folder_without_its_tokens_says_which_file_lacks(tmp_path: Path, missi
         {"additional_special_tokens": ["<x>"], "pad_token": ""},
         {"model_max_length": 1e30, "additional_special_tokens": [{"__type": "AddedToken", "content": "<x>"}]},
         {"model_max_length": 10**30, "extra_special_tokens": None},
+        {"extra_special_tokens": ["<x>"], ADDED: {"<x>": EOS + 1, "<y>": EOS + 2}},  # the first is special, and so not found in capitals
     ],
 )
 def test_special_tokens_are_those_of_transformers(tmp_path: Path, entries: dict[str, Any]) -> None:
     write_clip_tokenizer(openai_tokenizer(), tmp_path, EOS, 77)
     config = json.loads((tmp_path / CONFIG).read_text())
-    (tmp_path / CONFIG).write_text(json.dumps(config | entries))
-    ids = CLIPTokenizer.from_pretrained(tmp_path)("a <x> <y> cat", add_special_tokens=False).input_ids
-    assert open_clip_tokenizer(tmp_path).tokenize("a <x> <y> cat") == ids
+    (tmp_path / CONFIG).write_text(json.dumps(config | {key: value for key, value in entries.items() if key != ADDED}))
+    (tmp_path / ADDED).write_text(json.dumps(entries.get(ADDED, {})))
+    ids = CLIPTokenizer.from_pretrained(tmp_path)("a <x> <y> <X> <Y> cat", add_special_tokens=False).input_ids
+    assert open_clip_tokenizer(tmp_path).tokenize("a <x> <y> <X> <Y> cat") == ids
 
 
 def test_rows_beyond_the_words_of_a_folder_stay(tmp_path: Path) -> None:
@@ -331,4 +333,4 @@ def test_openai_vocabulary_needs_no_words_of_its_own(tmp_path: Path) -> None:
         assert model.require("text").tokenizers == {}
         assert model.spec["text"] == miniature("sdxl").spec["text"]
         assert model.fingerprint == miniature("sdxl").fingerprint
-    assert len(vocabulary()[0]) == EOS + 1
+    assert len(openai_tables()[0]) == EOS + 1
