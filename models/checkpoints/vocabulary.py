@@ -207,7 +207,8 @@ def _special_tokens(folder: Path, config: Mapping[str, Any], roles: Mapping[str,
 
 def _special_token(entry: Any) -> AddedToken:
     check_type("a special token", entry, str | dict)
-    token = _token(0, {"normalized": False, **({"content": entry} if isinstance(entry, str) else entry)})
+    settings = {"content": entry} if isinstance(entry, str) else entry
+    token = _token(0, {"normalized": "__type" in settings, **settings})  # as transformers has it, which makes an AddedToken of those
     return replace(token, special=True)
 
 
