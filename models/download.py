@@ -1,10 +1,10 @@
 """Published weights by name, from where they are published into a cache here. The one function of the library that opens a socket.
 
-What the cache holds is taken from there, without a socket. What it lacks is fetched into a partial file, which a later call goes on
-with if the connection is lost, and which takes its place in the cache only once its SHA-256 is the one that the hub names.
-Nothing that a server says names a place here before it is known to be a hash; what it sends is cut at the size that was promised,
-and where it stalls.
-The cache is laid out as the hub's own library does it, so that others share it; HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold.
+What the cache holds is taken from there, without a socket. What it lacks is fetched into a partial file, which a later call continues
+if the connection is lost, and which enters the cache only if its SHA-256 is the one that the hub names.
+A server is not trusted: what it says becomes part of a path only if it is a hash, and it is given up when it sends more than it promised,
+or stalls.
+The cache is laid out as the hub's own library does it, and shared with it; HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ MAX_ANSWER = 2**24  # bytes of the hub's description of a repository
 COMPRESSED = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress")  # values of Content-Encoding
 MAX_NAME = 500  # characters of a file on the hub
 TRIES, PAUSE = 5, 1.0  # in a row without a byte, and the seconds between them
-
-
-SHARD = re.compile(r"-\d+-of-\d+\.\w+$")  # how the file of one ends
+SHARD = re.compile(r"-\d+-of-\d+\.\w+$")  # the end of a shard's name
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,8 @@ def download(
 ) -> list[Path]:
     """The files of a published model on this machine, in the order of its table: `models.load(*models.download("sdxl"))`.
 
-    Of shards that are fetched with their index, the index alone is named, beside which they lie: `load` wants no more.
-
-    Keys and shapes do not tell all of some: `models.load(*models.download("sdxl-turbo"), family="sdxl-turbo")`, as PUBLISHED says.
+    Shards that are fetched with their index are not among the paths returned: `load` takes the index.
+    Some models need their family named, see PUBLISHED: `models.load(*models.download("sdxl-turbo"), family="sdxl-turbo")`.
 
     name      one of PUBLISHED or FILES, or any repository on the hub, "owner/name"
     files     these of its files, pickles (.ckpt, .bin) only so; left out: those of the table, or a repository's only safetensors file
@@ -242,7 +239,7 @@ def _fetch(model: Published, file: str, remote: HfFileMetadata, home: Path, poin
 
 
 def _within(patience: float, work: Callable[[Count], T]) -> T:
-    """What some work on the network gives. OSError where it does not go on: it is done in a thread, which is left to itself then."""
+    """The result of some work on the network. OSError if it stalls: it runs in a thread, which is then abandoned."""
     came, left, done = [0], threading.Event(), Future[T]()
 
     def count(size: int) -> None:
@@ -271,7 +268,7 @@ def _within(patience: float, work: Callable[[Count], T]) -> T:
 
 
 def _receive(address: str, out: BinaryIO, size: int, what: str, headers: Mapping[str, str], count: Count) -> None:
-    """Append what a file lacks to its size. OSError for one that is of another size; a lost connection is tried again."""
+    """Append to a file what it lacks of `size` bytes; after a lost connection, try again. OSError for an answer of another size."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]  # the client's own
 
     tries = TRIES
@@ -291,7 +288,7 @@ def _receive(address: str, out: BinaryIO, size: int, what: str, headers: Mapping
 
 
 def _stream(address: str, out: BinaryIO, most: int, headers: Mapping[str, str], count: Count) -> None:
-    """Append an answer's body, from where `out` ends. OSError where both are longer than `most` bytes."""
+    """Append the rest of an answer's body to `out`. OSError if that makes more than `most` bytes."""
     from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]  # public, but not marked so
 
     come = out.tell()
@@ -317,7 +314,7 @@ def _stream(address: str, out: BinaryIO, most: int, headers: Mapping[str, str], 
 
 @contextmanager
 def _in_one_line(model: Published, what: str) -> Iterator[None]:
-    """OSError in one line, with what to do, for everything that network, hub and disk come up with."""
+    """Turn every error of network, hub and disk into an OSError in one line that says what to do."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]  # the client's own
 
     what = f"{what} of {model.repo}"

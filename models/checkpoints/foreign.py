@@ -1,4 +1,4 @@
-"""Recognises files that are no model, or none that this library knows, by their keys, so that errors can say what they are."""
+"""Tells by its keys what a file is that this library cannot load, for error messages."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ FOREIGN = {
     r"temporal_transformer|motion_modules|\.time_stack\.": "a video model, which this library does not know",
     r"^(vision_model|visual)\.": "an image encoder, which no model here has a use for",
 }
-
-
 # Formats of quantised weights that this library does not read, by their keys, the most specific first.
 PACKINGS = {
     r"\.quant_state\.bitsandbytes__nf4$": "bitsandbytes' NF4",

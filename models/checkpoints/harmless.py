@@ -1,4 +1,4 @@
-"""Keys that published files hold and no model needs, each with the reason: they may be ignored, and are named in the report."""
+"""Keys in published files that no model needs, each with the reason. They are ignored, and named in the report."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ HARMLESS = {
     r"^(v_pred|ztsnr|edm_vpred\.sigma_max|edm_vpred\.sigma_min)$": "a mark of what the network predicts",
     r"^(cond_stage_model\.model\.)?visual\.|^vision_model\.|^visual_projection\.": "CLIP's image tower",
 }
-
-
 _ANY = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLESS))
 
 
