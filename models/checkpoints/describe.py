@@ -12,11 +12,12 @@ from models.checkpoints.findings import Findings
 from models.checkpoints.latents import note_preview, read_scale, same_scale, vae_params
 from models.checkpoints.own_settings import FAMILY_KEY, read_settings
 from models.checkpoints.scheduler import (
-    LCM_SETTINGS,
     PREDICTIONS,
+    V_MARK,
     check_scheduler,
     read_flow_grid,
     read_schedule,
+    set_distilled,
     set_terminal_snr,
     usual_grid,
 )
@@ -24,7 +25,7 @@ from models.checkpoints.stored import TensorFile
 from models.checkpoints.table import Part
 from models.checkpoints.towers import find_towers, text_params
 from models.checkpoints.yaml_beside import read_yaml_beside
-from models.families import ARCHITECTURES, FAMILIES, PUBLISHED, Architecture, Family, architecture_of
+from models.families import ARCHITECTURES, FAMILIES, PUBLISHED, TOWERS, Architecture, Family, architecture_of
 from models.recipes import TextParams
 from models.t5 import T5Params
 
@@ -36,7 +37,6 @@ PREDICTION_SPELLINGS = {  # in metadata and YAML files, in lower case, letters a
 }
 MAX_SIDE = 256  # latents along a side, in a configuration's sample_size; published ones have up to 128
 PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key")  # in metadata
-V_MARK, COSXL_MARK = "v_pred", "edm_vpred.sigma_max"
 
 
 def describe(
@@ -46,27 +46,14 @@ def describe(
     asked = lookup("family", family, FAMILIES) if family else None
     # Parts alone may be of any family that they fit.
     architecture = asked.architecture if asked and not found.backbone else _find_architecture(found)
-    is_flow = FAMILIES[architecture.name].is_flow
-    if found.backbone and not is_flow:
+    architecture.check(found)
+    if found.backbone and not FAMILIES[architecture.name].is_flow:
         found.ldm_file, found.ldm = read_yaml_beside(found.backbone.file.path, found.notes)
     _note_other_pipelines(found)
-    if prediction:
-        found.notes.append(f"predicts {prediction}, as asked for")
-    predicted = prediction
-    if predicted is None and found.backbone and not is_flow:  # marks of other families mean nothing in the files of flows
-        predicted = _written_prediction(found, found.backbone.file)
-        if predicted is None and not asked:
-            predicted = architecture.guess(found.backbone, found.notes)
+    predicted = _find_prediction(found, architecture, asked, prediction)
     of = _choose_family(found, architecture, asked, predicted)
-    if of.architecture is not architecture:
-        built, other = architecture.name, of.architecture.name
-        raise ValueError(
-            f"{found.files[0].path} is built like {built}, so it cannot be of the family {of.name}, which is built like {other}"
-        )
     if of.is_flow and predicted not in (None, "flow"):
         raise ValueError(f"{found.files[0].path} is of {of.title}, which predicts flow, and not {predicted!r}: leave prediction out")
-    if not of.is_flow:
-        check_scheduler(found, of)
     if asked and not found.backbone:
         _check_latents(found, of)
     towers = find_towers(found, architecture)
@@ -82,19 +69,23 @@ def describe(
         spec["shape"][1:] = _read_sample_size(found) or spec["shape"][1:]
     if predicted and (prediction or spec["prediction"] != "edm"):
         spec["prediction"] = predicted
-    if of.is_flow:
-        spec["grid"] = read_flow_grid(found, of) or spec["grid"]
-    else:
-        spec["schedule"] |= read_schedule(found, spec["schedule"])
-    for name, (part, ours, usual) in LCM_SETTINGS.items() if of.consistency else ():
-        if (value := found.scheduler.get(name, usual)) != usual:
-            found.notes.append(f"distilled with {name}={brief(value)}, as its scheduler's configuration says")
-            spec[part][ours] = value
-    set_terminal_snr(found, spec, zero_snr)
-    spec["grid"] = usual_grid(spec["grid"], spec["schedule"])
+    _set_times(found, spec, of, zero_snr)
     if not (family or prediction or zero_snr is not None):
         spec |= read_settings(found, spec)
     return spec, towers if text else {}
+
+
+def _set_times(found: Findings, spec: dict[str, Any], of: Family, zero_snr: bool | None) -> None:
+    """Set what the files change of the family's schedule and of the times that are visited."""
+    if of.is_flow:
+        spec["grid"] = read_flow_grid(found, of) or spec["grid"]
+    else:
+        check_scheduler(found, of)
+        spec["schedule"] = read_schedule(found, spec["schedule"])
+    if of.consistency:
+        found.notes += [f"distilled with {what}, as its scheduler's configuration says" for what in set_distilled(spec, found.scheduler)]
+    set_terminal_snr(found, spec, zero_snr)
+    spec["grid"] = usual_grid(spec["grid"], spec["schedule"])
 
 
 def _note_other_pipelines(found: Findings) -> None:
@@ -110,7 +101,7 @@ def _note_other_pipelines(found: Findings) -> None:
 
 
 def _find_architecture(found: Findings) -> Architecture:
-    """What the network is built like; without one, the first architecture that the text encoders and the latents fit best."""
+    """The architecture of the network; without one, the first that text encoders and latents fit best."""
     if found.backbone:
         return architecture_of(found.backbone.params)
     channels = {part.params.latent_channels for part in found.single}
@@ -127,9 +118,9 @@ def _find_architecture(found: Findings) -> Architecture:
 
 
 def _has_towers(architecture: Architecture, towers: Sequence[Part]) -> bool:
-    """Whether an architecture has text encoders like these, CLIPs of an unknown width standing for any."""
+    """Whether an architecture has text encoders like these; a CLIP of unpublished width may be any."""
     own = [tower.params for tower in architecture.towers]
-    known = {each.width for every in ARCHITECTURES.values() for each in (tower.params for tower in every.towers)}
+    known = {tower.params.width for tower in TOWERS}
     for part in towers:
         alike = [each for each in own if type(each) is type(part.params)]
         if isinstance(part.params, T5Params) or part.params.width not in known:
@@ -145,6 +136,11 @@ def _has_towers(architecture: Architecture, towers: Sequence[Part]) -> bool:
 def _choose_family(found: Findings, architecture: Architecture, asked: Family | None, predicted: str | None) -> Family:
     """The family: the one asked for, else the one that keys and configurations show, else the plain one of this architecture."""
     if asked:
+        if asked.architecture is not architecture:
+            built, other = architecture.name, asked.architecture.name
+            raise ValueError(
+                f"{found.files[0].path} is built like {built}, so it cannot be of the family {asked.name}, which is built like {other}"
+            )
         found.notes.append(f"of the family {asked.name}, as asked for")
         return asked
     name = architecture.shows(found) or _named_family(found, architecture, predicted) or _likely_family(found, architecture, predicted)
@@ -166,9 +162,9 @@ def _named_family(found: Findings, architecture: Architecture, predicted: str | 
 
 
 def _likely_family(found: Findings, architecture: Architecture, predicted: str | None) -> str | None:
-    """A family of few steps whose scheduler and sample_size the files have.
+    """A family of few steps, if the files have its scheduler and its sample_size.
 
-    A scheduler alone is no proof, since people exchange them: then the family is only noted.
+    Its scheduler alone proves nothing, since people exchange schedulers: then there is only a note.
     """
     config = found.scheduler
     for of in FAMILIES.values():
@@ -195,10 +191,18 @@ def _family_of_repository(config: Mapping[str, Any]) -> str:
 # What the network predicts, and its size --------------------------------------------------------------------------------
 
 
+def _find_prediction(found: Findings, architecture: Architecture, asked: Family | None, prediction: str | None) -> str | None:
+    """The prediction asked for, else the one that the files name or that is guessed from them; None for the family's own."""
+    if prediction:
+        found.notes.append(f"predicts {prediction}, as asked for")
+        return prediction
+    if not found.backbone or FAMILIES[architecture.name].is_flow:  # marks of other families mean nothing in the files of flows
+        return None
+    return _written_prediction(found, found.backbone.file) or (None if asked else architecture.guess(found.backbone, found.notes))
+
+
 def _written_prediction(found: Findings, file: TensorFile) -> str | None:
-    """The prediction that the files name: marker keys and metadata of the weights first, then the scheduler's configuration."""
-    if COSXL_MARK in file.tensors:
-        raise ValueError(f"{file.path} holds {COSXL_MARK}: it is CosXL's kind, EDM with v-prediction, which this library does not know")
+    """The prediction that the files name: a mark or the metadata beside the weights first, then the scheduler's configuration."""
     if V_MARK in file.tensors:
         found.notes.append("predicts v, as a mark beside the weights says")
         return "v"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoints import clip_keys, native, t5_keys
+from models.checkpoints.folder import PIPELINE, SCHEDULER
 from models.checkpoints.own_settings import FAMILY_KEY, SETTINGS_KEY, untold_settings
 from models.checkpoints.scheduler import scheduler
 from models.checkpoints.table import scatter
@@ -25,8 +26,9 @@ from models.t5 import T5
 from models.text import TextEncoder
 
 FILE, TEXT_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
+T5_CONFIG = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}  # its tokenizer's
 Written = tuple[str, dict[str, Any], dict[str, Tensor]]
-"""Of a part: the file of its weights, its configuration, and its tensors."""
+"""A part as it is written: the name of its file of weights, its configuration, its tensors."""
 
 
 def save_diffusers(model: Model, folder: Path, dtype: torch.dtype | None) -> None:
@@ -48,10 +50,10 @@ def write_configs(model: Model, folder: Path) -> None:
     if model.backbone is not None:
         of = family_of_model(model)
         config = scheduler(model)
-        write_json(folder / "scheduler" / "scheduler_config.json", config)
+        write_json(folder / SCHEDULER, config)
         classes["scheduler"] = ("diffusers", config["_class_name"])
         size = found[of.architecture.kind.folder][1].get("sample_size")
-        write_json(folder / "model_index.json", _index(model, of, classes, size))
+        write_json(folder / PIPELINE, _index(model, of, classes, size))
 
 
 def _parts(model: Model) -> dict[str, Written]:
@@ -80,8 +82,7 @@ def _class_of(config: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _index(model: Model, of: Family, parts: Mapping[str, tuple[str, str]], sample_size: Any) -> dict[str, Any]:
-    """model_index.json: the pipeline's class and that of every part, as (library, class); sample_size is the one in the backbone's
-    configuration, None where it has none."""
+    """model_index.json, with the pipeline's class and every part's, as (library, class); sample_size: see `untold_settings`."""
     built = of.architecture
     named: dict[str, Any] = {FAMILY_KEY: model.spec["family"]} if "family" in model.spec else {}
     if own := untold_settings(model, of, sample_size):
@@ -106,10 +107,10 @@ def _tokenizer_of(folder: str) -> str:
 
 
 def _text_tower(model: Model, encoder: Tower) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A tower as diffusers' folders have it: one that goes into no vector ends with the last block that is used, or the one behind it where
-    pipelines take the last state but one. A projection is there where it is used.
+    """Configuration and tensors of a text encoder, cut to what pipelines of diffusers read of it.
 
-    Pipelines of Stable Diffusion 3 project CLIP-L's pooled output in any case: one that goes unprojected gets the identity.
+    They take either the last state through its norm, or the one before it: so the encoder ends with the block that gives the context, or
+    with the next. A projection is written only if it is used; an encoder that pipelines always project gets the identity in its place.
     """
     name, tower = encoder.name, model.require("text").towers[encoder.name]
     state = tower.state_dict()
@@ -136,18 +137,13 @@ def _save_tokenizers(text: TextEncoder, of: Family, folder: Path) -> dict[str, t
     classes = {}
     for use in text.params.uses:
         if text.tokenizer(use.tower).size > text.params.towers[use.tower].vocab:
-            continue  # the words that it knows are not known
+            continue  # the encoder has words of its own, and their tokenizer was not loaded
         place = places[use.tower]
         write_clip_tokenizer(text.tokenizer(use.tower), folder / place, use.pad, text.params.length)
         classes[place] = ("transformers", "CLIPTokenizer")
     if text.params.t5 and text.t5_tokenizer is not None:
         place = places["t5"]
         write_t5_tokenizer(text.t5_tokenizer, folder / place)
-        write_json(folder / place / "tokenizer_config.json", _t5_config(text.params.t5_length))
+        write_json(folder / place / "tokenizer_config.json", T5_CONFIG | {"model_max_length": text.params.t5_length})
         classes[place] = ("transformers", "T5TokenizerFast")
     return classes
-
-
-def _t5_config(length: int) -> dict[str, Any]:
-    """For T5TokenizerFast."""
-    return {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "model_max_length": length}

@@ -18,7 +18,7 @@ from models.tokenizer import CLIPTokenizer
 class Pipeline:
     """The configurations of a diffusers folder as a whole: its scheduler's and model_index.json, each {} if missing."""
 
-    folder: Path | None = None
+    folder: Path = Path()
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     index: Mapping[str, Any] = field(default_factory=dict)
 
@@ -28,7 +28,7 @@ class Pipeline:
 
     def holds(self, part: Part) -> bool:
         """Whether the part was read from this folder, or from one within it."""
-        return self.folder is not None and Path(os.path.abspath(self.folder)) in Path(os.path.abspath(part.file.path)).parents
+        return Path(os.path.abspath(self.folder)) in Path(os.path.abspath(part.file.path)).parents
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Findings:
     vocabularies  files and folders of tokenizers that were given beside the weights
     ldm           latent diffusion's configuration of the model, from beside the backbone's file; `ldm_file` is its name in notes and errors
     notes         filled on the way: what was settled by something other than keys and shapes
-    tokenizers    filled on the way: by tower, those of CLIP's towers that have a vocabulary of their own
+    tokenizers    filled on the way: the tokenizers of CLIP towers that have a vocabulary of their own, by tower
     left_out      filled on the way: parts that were replaced by a later file's, and towers that nothing uses, with the reason
     """
 
@@ -74,7 +74,7 @@ class Findings:
             self.left_out += [(other, f"replaced by what {part.file.path.name} holds") for other in replaced]
 
     def _look_above(self, part: Part) -> None:
-        """Add the configurations of the pipeline around the part's folder, if its index names that folder and it was not given itself."""
+        """Add the configurations of the pipeline that the part's folder lies in, unless that pipeline was given itself."""
         home = Path(os.path.abspath(part.file.path)).parent
         pipeline = Pipeline.of(home.parent)
         if part.hints and home.name in pipeline.index and not any(each.holds(part) for each in self.pipelines):
@@ -113,9 +113,8 @@ class Findings:
 
     @property
     def scheduler_file(self) -> Path:
-        """The scheduler's file, for error messages; the first file of weights without one."""
-        folder = self.pipeline.folder
-        return folder / SCHEDULER if folder and self.scheduler else self.files[0].path
+        """Where that configuration is, for error messages about it."""
+        return self.pipeline.folder / SCHEDULER
 
 
 def _replaces(part: Part, other: Part) -> bool:

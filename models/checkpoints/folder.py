@@ -10,12 +10,13 @@ from typing import Any
 from models.checkpoints.parts import AVERAGED, RAW
 from models.checkpoints.stored import TensorFile
 from models.checkpoints.tensors import PICKLES, SAFETENSORS, open_tensors
+from models.families import BACKBONES, TOWERS
 from models.files import read_json
 
-PREVIEW = "preview"  # ours, which no index of diffusers' has a name for
+PREVIEW = "preview"  # our folder for one: diffusers has none
 SCHEDULER = "scheduler/scheduler_config.json"
 PIPELINE = "model_index.json"
-COMPONENTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+COMPONENTS = tuple(dict.fromkeys([kind.folder for kind in BACKBONES.values()] + ["vae"] + [tower.folder for tower in TOWERS]))
 UNUSED = {"safety_checker": "a filter for finished images", "image_encoder": "for image prompts"}
 STEM = "(diffusion_pytorch_model|model|pytorch_model)"
 WHOLE = re.compile(STEM + r"(\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")
@@ -26,7 +27,7 @@ SHARD = re.compile(STEM + r"(\.\w+)?-\d+-of-\d+\.(safetensors|bin)")
 def components(folder: Path, ema: bool = True) -> list[Path]:
     """The folders that hold weights: those of a pipeline's parts, or the folder itself. FileNotFoundError where there are none.
 
-    A part that is not known is among them, for its keys tell what it is; one that model_index.json leaves out is not.
+    Parts of unknown names are included, since their keys tell what they are; parts that model_index.json does not name are not.
     """
     found = [path for path, why in _inside(folder, ema).items() if not why]
     if found or holds_weights(folder):
@@ -75,9 +76,9 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _is_named(place: Path) -> bool:
-    """Whether a pipeline's index, where there is one, names this folder: some repositories hold older parts beside those in use.
+    """Whether the pipeline's index, if there is one, names this folder: some repositories keep older parts beside those in use.
 
-    A preview is named by none, for diffusers has no place for it.
+    A preview, which diffusers has no place for, need not be named.
     """
     named = {name for name, what in read_config(place.parent, PIPELINE).items() if what != [None, None]}
     return place.name == PREVIEW or place.name in named or not any((place.parent / name).is_dir() for name in named)

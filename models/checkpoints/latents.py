@@ -37,11 +37,10 @@ def vae_params(found: Findings, of: Family, asked: str | None) -> VAEParams | No
         found.notes.append(f"latents are scaled by {of.scale:g}, as in {of.title}: family=... chooses another one's")
     elif not source and found.backbone and found.backbone.file is not part.file:
         found.notes.append(f"{part.file.path.name} does not say whose latents it makes: they are taken for those of {of.title}")
+    for verb, value, usual in (("scaled", scaling.get("scale"), of.scale), ("shifted", scaling.get("shift"), of.shift)):
+        if source and value != usual and not same_scale(value, usual):
+            found.notes.append(f"latents are {verb} by {brief(value)}, as {source} says, and not by {usual:g}, as in {of.title}")
     default = {"scale": of.scale, "shift": of.shift, "mean": of.mean, "std": of.std}
-    if source and not same_scale(scaling["scale"], of.scale):
-        found.notes.append(f"latents are scaled by {brief(scaling['scale'])}, as {source} says, and not by {of.scale:g}, as in {of.title}")
-    if source and scaling["shift"] != of.shift and not same_scale(scaling["shift"], of.shift):
-        found.notes.append(f"latents are shifted by {brief(scaling['shift'])}, as {source} says, and not by {of.shift:g}, as in {of.title}")
     try:
         return make_params("", VAEParams, plain(part.params) | (scaling or default))
     except ValueError as error:

@@ -24,12 +24,11 @@ from models.checkpoints.tensors import open_tensors
 from models.checkpoints.vae_keys import LATENT_STATISTICS
 from models.checkpoints.vocabulary import find_t5_tokenizer, is_clip, is_vocabulary
 from models.families import PUBLISHED
-from models.model import Model, Report, build
+from models.model import PARTS, Model, Report, build
 from models.packed import FLOAT8, Packed, PackedLinear, pack
 from models.streaming import Budget, layers
 
 DTypes = torch.dtype | Mapping[str, torch.dtype] | None
-NAMES = ("backbone", "vae", "text", "preview")
 
 
 def load(
@@ -65,7 +64,7 @@ def load(
     Raises FileNotFoundError, or ValueError in one line that names file and key, for what is damaged, foreign, incomplete or unknown.
     """
     places, vocabularies = _checked(paths)
-    check_dtype(dtype, NAMES)
+    check_dtype(dtype, ("backbone", *PARTS))
     check_type("zero_snr", zero_snr, bool | None)
     files = {path: open_tensors(path) for path in places if not path.is_dir()}
     if own := [path for path in places if native.is_native(path, files.get(path))]:

@@ -1,6 +1,6 @@
-"""What this library adds to published layouts, so that a model comes back as it was: its family, and the settings that nothing else tells.
+"""What this library adds to published layouts, so that a model comes back as it was: its family, and settings that have no other place.
 
-Both stand in model_index.json, and in the metadata of single files, where others pass over them.
+Both stand in model_index.json or in the metadata of single files, where other readers ignore them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from diffusion.spec import check_mapping, check_names
 from models.checkpoints import native
 from models.checkpoints.findings import Findings
-from models.checkpoints.scheduler import LCM_SETTINGS, flow_grid, scheduler, usual_grid
+from models.checkpoints.scheduler import flow_grid, scheduler, set_distilled, usual_grid
 from models.families import Family
 from models.model import Model
 
@@ -21,13 +21,14 @@ SETTINGS = ("grid", "sampling", "consistency", "shape")  # entries of a descript
 
 
 def read_settings(found: Findings, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that this library wrote into the file's metadata or into model_index.json, without those for another family."""
+    """Settings that this library wrote into the backbone's metadata or into model_index.json, without those for another family."""
+    if not found.backbone:
+        return {}
     written: dict[str, Any] = {}
-    file, index = found.backbone.file if found.backbone else None, found.pipeline.index
-    places = (
-        [] if file is None else [(f"{file.path}: its metadata", file.metadata), (f"{found.pipeline.folder}: model_index.json's", index)]
-    )
-    for where, content in places:
+    file, pipeline = found.backbone.file, found.pipeline
+    places: dict[str, Mapping[str, Any]] = {f"{file.path}: its metadata": file.metadata}
+    places |= {f"{pipeline.folder}: model_index.json's": pipeline.index}
+    for where, content in places.items():
         if SETTINGS_KEY not in content or content.get(FAMILY_KEY, spec["family"]) != spec["family"]:
             continue
         text = content[SETTINGS_KEY]
@@ -41,16 +42,14 @@ def read_settings(found: Findings, spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def untold_settings(model: Model, of: Family, sample_size: Any) -> dict[str, Any]:
-    """The entries of SETTINGS that a folder's other configurations do not say, which readers would take from the family.
+    """The entries of SETTINGS that would not come back from the family and a folder's other configurations.
 
     sample_size  in the backbone's configuration, None where it has none
     """
     network: Any = model.network
     usual = of.description(network.params, model.vae.params if model.vae else None, None)
     config = scheduler(model)
-    for theirs, (part, ours, value) in LCM_SETTINGS.items():
-        if config.get(theirs, value) != value:
-            usual[part][ours] = config[theirs]
+    set_distilled(usual, config)
     usual["grid"] = flow_grid(config, of) if of.is_flow else usual_grid(usual["grid"], model.spec["schedule"])
     if sample_size is not None:
         usual["shape"][1:] = sample_size if isinstance(sample_size, list) else [sample_size] * 2

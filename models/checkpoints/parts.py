@@ -15,32 +15,15 @@ from models.checkpoints.t5_keys import ENCODER
 from models.checkpoints.table import Part
 from models.checkpoints.taesd_keys import PREVIEW
 from models.checkpoints.vae_keys import AUTOENCODER, LATENT_STATISTICS
-from models.families import BACKBONES
+from models.families import ARCHITECTURES, BACKBONES, TOWERS
 
-# Where latent diffusion's and its successors' single files keep their parts, ComfyUI's files, and those of trainers with diffusers' names.
-PREFIXES = (
-    "model.diffusion_model.",
-    "first_stage_model.",
-    "cond_stage_model.transformer.",
-    "cond_stage_model.model.",
-    "conditioner.embedders.0.transformer.",
-    "conditioner.embedders.0.model.",
-    "conditioner.embedders.1.model.",
-    "vae.",
-    "text_encoders.clip_l.transformer.",
-    "text_encoders.clip_g.transformer.",
-    "text_encoders.t5xxl.transformer.",
-    "diffusion_model.",
-    "unet.",
-    "text_encoder.",
-    "text_encoder_2.",
-    "text_encoder_3.",
-)
+BACKBONE = "model.diffusion_model."  # stands before a backbone's keys in a single file of several parts
+# What single files put before the keys of a part: the families' own, those of ComfyUI, and of trainers with diffusers' names.
+_FAMILIES = [BACKBONE, *(architecture.vae_prefix for architecture in ARCHITECTURES.values()), *(tower.prefix for tower in TOWERS)]
+PREFIXES = tuple(dict.fromkeys((*_FAMILIES, "diffusion_model.", "unet.", *(f"{tower.folder}." for tower in TOWERS))))
 AVERAGED, RAW = "raw weights, and averaged ones are there", "averaged weights, and raw ones were asked for"  # why others are left out
 AVERAGES = "model_ema."
 EMA_NOTES = 100  # more keys than this under model_ema. are weights, fewer are numbers about them
-
-
 KINDS = (*BACKBONES.values(), AUTOENCODER, CLIP, ENCODER, PREVIEW)
 
 
@@ -111,7 +94,7 @@ def _recognised(file: TensorFile, prefix: str, keys: Iterable[str], hints: Mappi
 
 
 def _not_recognised(file: TensorFile, prefix: str, kind: str, error: Exception) -> str:
-    """What is wrong with a file that looks like a network of this kind and cannot be one."""
+    """What is wrong with a file that looks like a network of this kind and is none."""
     if what := foreign.known(file.tensors):
         return f"{file.path} holds no model that is known here: {what}"
     if isinstance(error, KeyError):  # which shapes are looked up by
@@ -122,7 +105,7 @@ def _not_recognised(file: TensorFile, prefix: str, kind: str, error: Exception) 
 
 
 def _averaged(part: Part) -> Part:
-    """The part with averaged weights, which the backbone must have and others may: their names are those of the raw ones without dots."""
+    """The part with averaged weights, whose names are the raw ones without dots: a backbone's are all there, another part may have none."""
     tensors = part.file.tensors
     averages = {name: AVERAGES + f"{part.prefix}{name}".removeprefix("model.").replace(".", "") for name in part.stored}
     if part.kind != "backbone" and not any(key in tensors for key in averages.values()):

@@ -21,6 +21,7 @@ from models.families import FAMILIES, Family
 from models.families.family import OLDEST_FLOW
 from models.model import Model
 
+V_MARK, SNR_MARK = "v_pred", "ztsnr"  # empty tensors in single files: the network predicts v, the schedule ends in pure noise
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 MAX_SHIFT = 1000  # of a flow's times; published ones are up to 7
 SETTINGS: Settings = {"timestep_type": ("discrete",)}  # which time the network is told
@@ -28,14 +29,12 @@ LCM_SETTINGS = {  # what a latent consistency model was distilled for: where it 
     "original_inference_steps": ("grid", "taught", 50),
     "timestep_scaling": ("consistency", "scaling", 10.0),
 }
-# Of a flow's scheduler: what the network's own time means, and what its times would be made by; what they are shifted by is read apart.
-FLOW_SETTINGS: Settings = {"invert_sigmas": (False,), "num_train_timesteps": (1000,)}
+FLOW_SETTINGS: Settings = {"invert_sigmas": (False,), "num_train_timesteps": (1000,)}  # what the time means that the network is told
+# How a flow's scheduler makes times, but for the factor that shifts them: by the size of the image, see spacing "mu_shift", and else.
+FLOW: dict[str, Any] = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+FLOW |= {"base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15}
 FLOW_TIMES: dict[str, Any] = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "base_image_seq_len": 256,
-    "base_shift": 0.5,
-    "max_image_seq_len": 4096,
-    "max_shift": 1.15,
+    **FLOW,
     "shift_terminal": None,
     "stochastic_sampling": False,
     "time_shift_type": "exponential",
@@ -57,53 +56,64 @@ def check_scheduler(found: Findings, of: Family) -> None:
         raise ValueError(f"{where}: its scheduler's configuration names {name} with settings that no family here was trained with")
 
 
-def read_schedule(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
-    """What the files change in a family's schedule. Later sources win: scheduler, YAML file, marker key, table of tensors."""
-    config, where = found.scheduler, found.scheduler_file
-    try:
-        check_settings(config, SETTINGS)
-    except ValueError as error:
-        raise ValueError(f"{where}: of its scheduler's, {error}") from None
-    names, changes = {"sigma_min": "sigma_min", "sigma_max": "sigma_max"}, dict[str, Any]()
-    if own["name"] != "ve":
-        names = {"beta_schedule": "name", "beta_start": "start", "beta_end": "end", "num_train_timesteps": "steps"}
-        betas = "a list of its own" if config.get("trained_betas") else brief(config.get("beta_schedule", "linear"))
-        if betas not in ("'linear'", "'scaled_linear'"):
-            raise ValueError(f"{where}: its scheduler's configuration has the betas {betas}, which no family here is of")
-        if (steps := config.get("num_train_timesteps", 1000)) not in range(2, MAX_TRAINING_STEPS + 1):
-            raise ValueError(f"{where}: its scheduler has num_train_timesteps={brief(steps)}, and not 2 ... {MAX_TRAINING_STEPS}")
-    sources = {"its scheduler's configuration": {ours: config[name] for name, ours in names.items() if name in config}}
-    if config.get("rescale_betas_zero_snr") and own["name"] != "ve":
-        sources["its scheduler's configuration"]["zero_terminal_snr"] = True
-    if found.backbone:
-        configured = {**own, **sources["its scheduler's configuration"]}
-        sources[found.ldm_file] = schedule_of_yaml(found, configured) if own["name"] != "ve" else {}
-        sources["a mark beside the weights"] = {"zero_terminal_snr": True} if "ztsnr" in found.backbone.file.tensors else {}
-        key, table = changed_schedule(
-            found.backbone.file, {**own, **{k: v for settings in sources.values() for k, v in settings.items()}}, found.notes
-        )
-        sources[f"its table {key}"] = table
-    for source, settings in sources.items():
-        if new := {name: value for name, value in settings.items() if {**own, **changes}.get(name, False) != value}:
+def read_schedule(found: Findings, own: dict[str, Any]) -> dict[str, Any]:
+    """A family's schedule with what the files change in it. Later sources win: scheduler, YAML file, mark, table of tensors."""
+    schedule = dict(own)
+
+    def change(source: str, settings: Mapping[str, Any]) -> None:
+        if new := {name: value for name, value in settings.items() if schedule.get(name, False) != value}:
             found.notes.append(f"the schedule has {', '.join(f'{name}={value}' for name, value in new.items())}, as {source} says"[:300])
-            changes |= new
-    return changes
+            schedule.update(new)
+
+    change("its scheduler's configuration", _configured_schedule(found, own["name"] == "ve"))
+    if found.backbone:
+        if own["name"] != "ve":
+            change(found.ldm_file, schedule_of_yaml(found, schedule))
+        change("a mark beside the weights", {"zero_terminal_snr": True} if SNR_MARK in found.backbone.file.tensors else {})
+        key, table = changed_schedule(found.backbone.file, schedule, found.notes)
+        change(f"its table {key}", table)
+    return schedule
+
+
+def _configured_schedule(found: Findings, sigmas: bool) -> dict[str, Any]:
+    """The settings of the schedule in the scheduler's configuration: of a table of betas, or the range of `sigmas`."""
+    config, where = found.scheduler, found.scheduler_file
+    check_settings(config, SETTINGS, str(where))
+    if sigmas:
+        return {name: config[name] for name in ("sigma_min", "sigma_max") if name in config}
+    betas = "a list of its own" if config.get("trained_betas") else brief(config.get("beta_schedule", "linear"))
+    if betas not in ("'linear'", "'scaled_linear'"):
+        raise ValueError(f"{where}: its scheduler's configuration has the betas {betas}, which no family here is of")
+    if (steps := config.get("num_train_timesteps", 1000)) not in range(2, MAX_TRAINING_STEPS + 1):
+        raise ValueError(f"{where}: its scheduler has num_train_timesteps={brief(steps)}, and not 2 ... {MAX_TRAINING_STEPS}")
+    names = {"beta_schedule": "name", "beta_start": "start", "beta_end": "end", "num_train_timesteps": "steps"}
+    settings = {ours: config[name] for name, ours in names.items() if name in config}
+    return settings | ({"zero_terminal_snr": True} if config.get("rescale_betas_zero_snr") else {})
+
+
+def set_distilled(spec: dict[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Set what a scheduler's configuration says that a latent consistency model was distilled for, and name what is unusual."""
+    unusual = {name: config[name] for name, (_, _, usual) in LCM_SETTINGS.items() if config.get(name, usual) != usual}
+    for name, value in unusual.items():
+        part, ours, _ = LCM_SETTINGS[name]
+        spec[part][ours] = value
+    return [f"{name}={brief(value)}" for name, value in unusual.items()]
 
 
 def set_terminal_snr(found: Findings, spec: dict[str, Any], asked: bool | None) -> None:
     """Set zero terminal SNR as asked for, and leave it out for a network that predicts eps, which cannot sample from pure noise."""
-    if asked is not None and spec["schedule"]["name"] not in ("linear", "scaled_linear"):
-        raise ValueError(f"zero_snr rescales a table of betas, and the schedule {spec['schedule']['name']!r} has none: leave it out")
+    schedule = spec["schedule"]
     if asked is not None:
+        if schedule["name"] not in ("linear", "scaled_linear"):
+            raise ValueError(f"zero_snr rescales a table of betas, and the schedule {schedule['name']!r} has none: leave it out")
         found.notes.append(f"the schedule {'ends' if asked else 'does not end'} in pure noise (zero terminal SNR), as asked for")
-        spec["schedule"] |= {"zero_terminal_snr": True} if asked else {}
-    if asked is False:
-        spec["schedule"].pop("zero_terminal_snr", None)
-    if spec["schedule"].get("zero_terminal_snr") and spec["prediction"] == "eps":  # at zero SNR eps is the input, and shows nothing of x0
+        schedule.pop("zero_terminal_snr", None)
+        schedule |= {"zero_terminal_snr": True} if asked else {}
+    if schedule.get("zero_terminal_snr") and spec["prediction"] == "eps":  # at zero SNR eps is the input, and shows nothing of x0
         if asked:
             raise ValueError("zero_snr needs a network that predicts v: one that predicts eps cannot begin in pure noise; prediction='v'?")
         found.notes.append("zero terminal SNR is left out: a network that predicts eps cannot begin in pure noise")
-        del spec["schedule"]["zero_terminal_snr"]
+        del schedule["zero_terminal_snr"]
 
 
 def read_flow_grid(found: Findings, of: Family) -> dict[str, Any]:
@@ -111,11 +121,11 @@ def read_flow_grid(found: Findings, of: Family) -> dict[str, Any]:
     config, where = found.scheduler, found.scheduler_file
     if not config:
         return {}
+    check_settings(config, FLOW_SETTINGS, str(where))
     try:
-        check_settings(config, FLOW_SETTINGS)
         grid = flow_grid(config, of)
     except ValueError as error:
-        raise ValueError(f"{where}: of its scheduler's, {error}") from None
+        raise ValueError(f"{where}: {error}") from None
     if other := [f"{name}={brief(config[name])}" for name, value in FLOW_TIMES.items() if config.get(name, value) != value]:
         found.notes.append(f"its scheduler's {', '.join(other).removeprefix('_')} is not used: times are the family's, and their shift")
     return grid
@@ -136,8 +146,8 @@ def flow_grid(config: Mapping[str, Any], of: Family) -> dict[str, Any]:
 
 
 def usual_grid(grid: Mapping[str, Any], schedule: Mapping[str, Any]) -> dict[str, Any]:
-    """A family's grid on a schedule: pure noise, if that ends in it, is left out by spacings but trailing and those for few steps (Lin et
-    al. 2024, section 3.3)."""
+    """A family's grid on a schedule: on one that ends in pure noise it begins there, which most spacings leave out (Lin et al. 2024,
+    section 3.3)."""
     begins_there = not schedule.get("zero_terminal_snr") or grid.get("spacing") in FEW_STEPS
     return dict(grid) if begins_there else {"spacing": "trailing"}
 
@@ -181,13 +191,9 @@ def _flow_scheduler(model: Model) -> dict[str, Any]:
     if grid.get("spacing", "linspace") not in ("linspace", "mu_shift"):
         raise ValueError(f"diffusers' folders have no times {grid} for a flow: use layout='native'")
     return {
-        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        **FLOW,
         "_diffusers_version": OLDEST_FLOW,
         "num_train_timesteps": 1000,
         "shift": grid.get("shift", 1.0),
         "use_dynamic_shifting": grid.get("spacing") == "mu_shift",
-        "base_image_seq_len": 256,
-        "max_image_seq_len": 4096,
-        "base_shift": 0.5,
-        "max_shift": 1.15,
     }

@@ -11,6 +11,8 @@ from torch import Tensor
 from models.checkpoints import clip_keys, native
 from models.checkpoints.clip_keys import CLIP
 from models.checkpoints.own_settings import FAMILY_KEY, SETTINGS, SETTINGS_KEY
+from models.checkpoints.parts import BACKBONE
+from models.checkpoints.scheduler import SNR_MARK, V_MARK
 from models.checkpoints.t5_keys import ENCODER
 from models.checkpoints.taesd_keys import PREVIEW
 from models.checkpoints.tensors import SAFETENSORS
@@ -33,7 +35,7 @@ def save_ldm(model: Model, path: Path, dtype: torch.dtype | None) -> None:
     if path.suffix not in SAFETENSORS:
         raise ValueError(f"{path} is to be a single file, which readers know by its ending: name it {path.name}.safetensors")
     of = family_of_model(model) if model.parts.keys() - {"preview"} else None
-    prefixes = {"backbone": "model.diffusion_model.", "preview": ""}
+    prefixes = {"backbone": BACKBONE, "preview": ""}
     if of:
         prefixes |= {"vae": of.architecture.vae_prefix, **{tower.name: tower.prefix for tower in of.architecture.towers}}
     parts = _single_parts(model, of)
@@ -56,7 +58,7 @@ def save_ldm(model: Model, path: Path, dtype: torch.dtype | None) -> None:
 def save_separate(model: Model, folder: Path, dtype: torch.dtype | None) -> None:
     of = family_of_model(model)
     if model.backbone is not None and (marks := _marker_tensors(model, of)):
-        what = "what the network predicts" if of.architecture.v_mark in marks else f"the schedule {model.spec['schedule']}"
+        what = "what the network predicts" if V_MARK in marks else f"the schedule {model.spec['schedule']}"
         raise ValueError(f"separate files do not say {what}: use another layout")
     if model.vae is not None and _latent_statistics(model.vae.params, of):
         raise ValueError("separate files do not say how latents are scaled: use another layout")
@@ -132,12 +134,12 @@ def _marker_tensors(model: Model, of: Family) -> dict[str, Tensor]:
         )
     if (grid := model.spec.get("grid", of.grid)) != of.grid and model.prediction.name == "flow":
         raise ValueError(f"single files do not say which times are visited, here {grid}: use layout='diffusers' or 'native'")
-    marks = [of.architecture.v_mark] * (model.prediction.name == "v") + ["ztsnr"] * ends_in_noise
-    return table | {mark: torch.tensor([]) for mark in marks if mark}
+    marks = [V_MARK] * (of.architecture.marks_v and model.prediction.name == "v") + [SNR_MARK] * ends_in_noise
+    return table | {mark: torch.tensor([]) for mark in marks}
 
 
 def _latent_statistics(p: VAEParams, of: Family) -> dict[str, Tensor]:
-    """Playground's two tensors, or none. ValueError for a scale that readers of single files would not know."""
+    """Mean and standard deviation of latents that are scaled by them. ValueError for a scale that readers would not know."""
     if (p.scale, p.shift) != (of.scale, of.shift):
         raise ValueError(f"single files do not say how latents are scaled, here by {p.scale:g}: use another layout")
     if p.mean is None or p.std is None:

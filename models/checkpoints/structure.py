@@ -34,12 +34,12 @@ def count(tree: Tree, place: str) -> int:
     return len(tree.get(place, ()))
 
 
-def check_settings(config: Mapping[str, Any], known: Settings) -> None:
-    """ValueError where a config.json asks for another computation than ours: weights would fit, and results be wrong."""
+def check_settings(config: Mapping[str, Any], known: Settings, file: str = "config.json") -> None:
+    """ValueError where a configuration asks for another computation than ours: weights would fit, and results be wrong."""
     for name, values in known.items():
         if name in config and config[name] not in values:
             supported = " or ".join(map(repr, values))
-            raise ValueError(f"config.json says {name}={brief(config[name])}, and this library computes with {supported}")
+            raise ValueError(f"{file} says {name}={brief(config[name])}, and this library computes with {supported}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Kind:
     part       of a model that it is: "backbone", "vae", "text" (one of its encoders) or "preview"
     words      what people call it, for error messages
     network    its class
-    params     the class of its parameters
+    params     the class of its parameters; a backbone's have in_channels, out_channels, context_dim and vector_dim
     recognise  the parameters and the layout of a network with these keys and shapes, None where it is none; beside them, what a config.json
                says. KeyError for a key that lacks, ValueError in a sentence for what is known to be wrong
     single     how its publisher's single files hold it, by its parameters

@@ -127,8 +127,8 @@ def _configure(recipe: TextParams, towers: Mapping[str, Part], tokenizers: Mappi
             raise ValueError(f"config.json of {use.tower} says eos_token_id={brief(configured)}, and its tokenizer ends texts with {eos}")
     params = replace(recipe, uses=uses, tokens=_tokens_per_text(recipe, tokenizers))
     index = found.pipeline_of(next(iter(towers.values()))).index
-    key = "force_zeros_for_empty_prompt"  # which pipelines of SDXL's kind know, of whatever name
-    if recipe.numbers and (key in index or str(index.get("_class_name")).startswith("StableDiffusionXL")):
+    key = "force_zeros_for_empty_prompt"  # of pipelines that tell the network numbers too, by default True
+    if recipe.numbers and index:
         check_type(f"{key} in model_index.json", zeros := index.get(key, True), bool)
         params = replace(params, null="zeros" if zeros else "empty")
     return params

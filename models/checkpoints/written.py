@@ -1,4 +1,4 @@
-"""How the parts of a model are written in published layouts, by whichever of them."""
+"""What all published layouts share when they write a model."""
 
 from __future__ import annotations
 
@@ -29,20 +29,17 @@ def use_of(model: Model, name: str) -> TowerUse:
 
 
 def check_text(model: Model, of: Family, written: Set[str]) -> None:
-    """ValueError if readers of a layout would encode prompts differently: its files hold only the fields `written` of the recipe."""
+    """ValueError if readers of a layout would encode prompts differently: of the recipe, its files hold only the fields `written`."""
     p = model.require("text").params
     usual = of.text_params({**p.towers, **({"t5": p.t5} if p.t5 else {})})
-    told = written | of.architecture.told
-    for name in {"null", "numbers", "t5_length"} - told:
-        if (mine := getattr(p, name)) != (theirs := getattr(usual, name)):
-            raise ValueError(f"files of this layout do not say {name}={mine!r} of text, readers take {theirs!r}: use layout='native'")
-    for use, other in zip(p.uses, usual.uses, strict=True):
-        for name in {"norm", "pooled", "pad", "blocks"} - told:
-            if (mine := getattr(use, name)) != (theirs := getattr(other, name)):
-                where = "'diffusers' or 'native'" if name in ("pad", "blocks") else "'native'"
-                raise ValueError(
-                    f"files of this layout do not say {name}={mine!r} of {use.tower}, readers take {theirs!r}: use layout={where}"
-                )
+    compared: list[tuple[str, Any, Any, tuple[str, ...]]] = [("text", p, usual, ("null", "numbers", "t5_length"))]
+    compared += [(use.tower, use, other, ("norm", "pooled", "pad", "blocks")) for use, other in zip(p.uses, usual.uses, strict=True)]
+    for what, own, others, names in compared:
+        for name in names:
+            if name in written | of.architecture.told or (mine := getattr(own, name)) == (theirs := getattr(others, name)):
+                continue
+            where = "'diffusers' or 'native'" if name in ("pad", "blocks") else "'native'"
+            raise ValueError(f"files of this layout do not say {name}={mine!r} of {what}, readers take {theirs!r}: use layout={where}")
 
 
 def published(network: nn.Module, layout: Layout, kind: Kind, config: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
@@ -65,7 +62,7 @@ def published(network: nn.Module, layout: Layout, kind: Kind, config: Mapping[st
 
 
 def _structure(params: Any) -> dict[str, Any]:
-    """What of a network's parameters a reader has to find out from its tensors."""
+    """The parameters of a network that a reader has to find out from its tensors."""
     known = asdict(params)
     for name in ("dropout", "activation", "scale", "shift", "mean", "std"):
         known.pop(name, None)

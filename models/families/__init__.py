@@ -17,6 +17,7 @@ from models.families.family import Architecture, Family, Published, Role, Tower
 LINES = (sd, sdxl, flux, sd3)
 FAMILIES: dict[str, Family] = {family.name: family for line in LINES for family in line.FAMILIES}
 ARCHITECTURES: dict[str, Architecture] = {each.name: each for line in LINES for each in line.ARCHITECTURES}
+TOWERS: list[Tower] = [tower for each in ARCHITECTURES.values() for tower in each.towers]
 PUBLISHED: dict[str, Published] = {name: published for line in LINES for name, published in line.PUBLISHED.items()}
 """By the names that `download` knows."""
 BACKBONES = {each.kind.name: each.kind for each in ARCHITECTURES.values()}
@@ -54,6 +55,7 @@ __all__ = [
     "BACKBONES",
     "FAMILIES",
     "PUBLISHED",
+    "TOWERS",
     "Architecture",
     "Family",
     "Published",

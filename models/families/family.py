@@ -23,6 +23,11 @@ Role = Literal["inpaint", "edit", "control"]
 
 OLDEST = "0.27.0"  # the oldest diffusers that knows all that is written for it; its pipeline for inpainting wants one named
 OLDEST_FLOW = "0.32.0"  # the oldest that knows all of FLUX.1 and Stable Diffusion 3.5
+ONE = ("diffusion_pytorch_model.safetensors",)  # the file of a part that is published alone, as diffusers names it
+# Text encoders of miniatures: CLIP-L's, those of OpenCLIP, and T5's.
+TINY_CLIP_L = CLIPTextParams(width=64, layers=3, heads=1)
+TINY_CLIP = CLIPTextParams(width=128, layers=3, heads=2, activation="gelu", projection=128)
+TINY_T5 = T5Params(vocab=256, width=224, layers=2, heads=4, head_dim=16, hidden=128)
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,8 @@ class Tower:
     prefix    what stands before its keys in single files
     folder    its place in a diffusers folder
     optional  the architecture works without it
-    identity  diffusers' pipelines project its pooled output in any case, so an encoder without a projection is written with the identity
-    unused    so many of its last blocks are never read; files may leave them out, and single files hold them
+    identity  diffusers' pipelines always project its pooled output: without a projection of its own it is written with the identity there
+    unused    how many of its last blocks are never read: files may leave them out, and single files are written with them
     """
 
     name: str
@@ -52,25 +57,26 @@ class Tower:
 class Architecture:
     """What several families have in common: the same parts, so that files of one load as those of another.
 
-    name       that of the plain family that is built so
+    name       that of its plain family, which files are taken for where nothing says otherwise
     kind       of its network, and how files hold it
     network    the network's parameters at the published size; tiny: in a miniature
     matches    whether a network with these parameters is of this architecture and of no other of its kind
     towers     its text encoders, in the order in which they are read
-    text       how their states are joined, by the parameters of each, and by the `choices` that are left to files
-    choices    which choices of `text` files show, from the text encoders found and the network's parameters
+    text       how their states are joined: takes the parameters of each by its tower's name, and choices by theirs
+    choices    which choices of `text` files show, from the text encoders found and the network's parameters (None without one)
     vae        its autoencoder
     roles      what is done with an image beside x, by its number of channels
     predicts   the family for a prediction that files name, where that is another than the plain one
-    shows      the family that keys and configurations prove, None for the plain one
-    hints      notes of what keys do not tell
-    guess      the prediction where no file names it
-    told       entries of the text's description that files show, beside those that `choices` gives
-    pipelines  diffusers' classes by role, None for the plain one
+    shows      the family that keys and configurations prove, None where they prove none
+    hints      notes for the plain family: what keys do not tell
+    guess      the prediction where no file names it, with a note of how it was guessed; None for the family's
+    told       fields of a TowerUse that every layout's files show, so that they need not be the family's to be saved
+    pipelines  diffusers' classes by role, under None that of a network that sees x alone
     index      further entries of model_index.json
     diffusers  the oldest version of diffusers that opens it
     vae_prefix what stands before the autoencoder's keys in single files
-    v_mark     the empty tensor in single files that says that the network predicts v, "" where readers guess
+    marks_v    its single files say by an empty tensor that the network predicts v; without it, readers guess
+    check      ValueError for files that look like its own and hold a model of another kind
     """
 
     name: str
@@ -91,7 +97,8 @@ class Architecture:
     index: Mapping[str, Any] = field(default_factory=dict)
     diffusers: str = OLDEST
     vae_prefix: str = "first_stage_model."
-    v_mark: str = ""
+    marks_v: bool = False
+    check: Callable[[Findings], None] = lambda found: None
     told: frozenset[str] = frozenset()
 
 
@@ -172,7 +179,8 @@ class Family:
 class Published:
     """Where a model is published, and under which licence.
 
-    revision  a commit, so that the name means the same bytes next year; or a branch
+    files     to download, in the order in which `load` takes them
+    revision  a commit, so that the name means the same bytes next year; or a branch, which stands for what it was when first fetched
     family    what to tell `load`, where keys and shapes do not say it
     """
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from models.checkpoints.structure import Kind, Settings, Shapes, beginnings, check_settings, count
 from models.checkpoints.table import Form, Layout
 from models.clip import CLIP_L, CLIPTextParams
-from models.families.family import OLDEST_FLOW, Architecture, Family, Published, Tower, euler
-from models.families.sd import ONE, TINY_CLIP_L
+from models.families.family import OLDEST_FLOW, ONE, TINY_CLIP_L, TINY_T5, Architecture, Family, Published, Tower, euler
 from models.flux import Flux, FluxParams
 from models.recipes import TextParams, TowerUse
 from models.t5 import T5_XXL, T5Params
@@ -167,14 +166,12 @@ def text(clip_l: CLIPTextParams = CLIP_L, t5: T5Params = T5_XXL, length: int = 5
 # Families ---------------------------------------------------------------------------------------------------------------
 
 MASK = 64  # channels: the 8x8 mask pixels of a latent
-TINY_T5 = T5Params(vocab=256, width=224, layers=2, heads=4, head_dim=16, hidden=128)
 TOWERS = (
     Tower("clip_l", CLIP_L, TINY_CLIP_L, "text_encoders.clip_l.transformer."),
     Tower("t5", T5_XXL, TINY_T5, "text_encoders.t5xxl.transformer.", "text_encoder_2"),
 )
 LATENTS = VAEParams(latent_channels=16, quant_conv=False)
-DEV_NETWORK = FluxParams()
-TINY_NETWORK = FluxParams(hidden=64, heads=2, depth=2, depth_single=2, axes=(4, 14, 14))
+TINY = FluxParams(hidden=64, heads=2, depth=2, depth_single=2, axes=(4, 14, 14))
 
 
 def _beside(p: FluxParams) -> int:
@@ -191,52 +188,47 @@ def _maybe_dedistilled(found: Findings) -> list[str]:
     return [what] if found.backbone else []
 
 
-COMMON: dict[str, Any] = {
-    "kind": FLUX,
-    "towers": TOWERS,
-    "text": text,
-    "vae": LATENTS,
-    "roles": {LATENTS.latent_channels: "control", LATENTS.latent_channels + MASK: "inpaint"},
-    "pipelines": {None: "FluxPipeline", "control": "FluxControlPipeline", "inpaint": "FluxFillPipeline"},
-    "diffusers": OLDEST_FLOW,
-    "vae_prefix": "vae.",
-}
 DEV = Architecture(
     name="flux-dev",
-    network=DEV_NETWORK,
-    tiny=TINY_NETWORK,
+    kind=FLUX,
+    network=FluxParams(),
+    tiny=TINY,
     matches=lambda p: p.guidance_dim is not None and _beside(p) == 0,
-    **COMMON,
+    towers=TOWERS,
+    text=text,
+    vae=LATENTS,
+    roles={LATENTS.latent_channels: "control", LATENTS.latent_channels + MASK: "inpaint"},
+    pipelines={None: "FluxPipeline", "control": "FluxControlPipeline", "inpaint": "FluxFillPipeline"},
+    diffusers=OLDEST_FLOW,
+    vae_prefix="vae.",
 )
-SCHNELL = Architecture(
+SCHNELL = replace(
+    DEV,
     name="flux-schnell",
-    network=replace(DEV_NETWORK, guidance_dim=None),
-    tiny=replace(TINY_NETWORK, guidance_dim=None),
+    network=FluxParams(guidance_dim=None),
+    tiny=replace(TINY, guidance_dim=None),
     matches=lambda p: p.guidance_dim is None,
     hints=_maybe_dedistilled,
-    **COMMON,
 )
-FILL = Architecture(
+FILL = replace(
+    DEV,
     name="flux-fill",
-    network=replace(DEV_NETWORK, in_channels=96),
-    tiny=replace(TINY_NETWORK, in_channels=96),
+    network=FluxParams(in_channels=96),
+    tiny=replace(TINY, in_channels=96),
     matches=lambda p: p.guidance_dim is not None and _beside(p) not in (0, p.out_channels),
-    **COMMON,
 )
-CANNY = Architecture(
+CANNY = replace(
+    DEV,
     name="flux-canny",
-    network=replace(DEV_NETWORK, in_channels=32),
-    tiny=replace(TINY_NETWORK, in_channels=32),
+    network=FluxParams(in_channels=32),
+    tiny=replace(TINY, in_channels=32),
     matches=lambda p: p.guidance_dim is not None and _beside(p) == p.out_channels,
     hints=_maybe_depth,
-    **COMMON,
 )
 ARCHITECTURES = (DEV, SCHNELL, FILL, CANNY)
 
 FLOW: dict[str, Any] = {"size": 1024, "scale": 0.3611, "shift": 0.1159, "schedule": {"name": "flow"}, "prediction": "flow"}
 BY_SIZE: dict[str, Any] = {"spacing": "mu_shift"}
-
-
 APACHE, NON_COMMERCIAL = "Apache 2.0", "FLUX.1 [dev] Non-Commercial"
 FAMILIES = (
     Family("flux-dev", "FLUX.1 [dev]", DEV, NON_COMMERCIAL, **FLOW, grid=BY_SIZE, sampling=euler(28, 3.5)),
@@ -267,7 +259,6 @@ PARTS = (
     "text_encoder_2/model.safetensors.index.json",
     "tokenizer_2/tokenizer.json",
 )
-# These name a branch: it stands for what it was when first fetched.
 PUBLISHED = {
     "flux-schnell": Published("black-forest-labs/FLUX.1-schnell", ("flux1-schnell.safetensors", *PARTS), licence=APACHE),
     "flux-dev": Published("black-forest-labs/FLUX.1-dev", ("flux1-dev.safetensors", *PARTS), licence=NON_COMMERCIAL),

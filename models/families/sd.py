@@ -12,7 +12,7 @@ from diffusion.messages import brief
 from models.checkpoints.structure import Kind, Settings, Shapes, Tree, beginnings, check_settings, count
 from models.checkpoints.table import Layout
 from models.clip import CLIP_H, CLIP_L, CLIPTextParams
-from models.families.family import OLDEST, Architecture, Family, Published, Role, Tower
+from models.families.family import OLDEST, ONE, TINY_CLIP, TINY_CLIP_L, Architecture, Family, Published, Role, Tower
 from models.recipes import TextParams, TowerUse
 from models.tokenizer import EOS
 from models.unet import UNet, UNetParams
@@ -335,8 +335,6 @@ PIPELINES: dict[Role | None, str] = {
     "inpaint": "StableDiffusionInpaintPipeline",
     "edit": "StableDiffusionInstructPix2PixPipeline",
 }
-TINY_CLIP_L = CLIPTextParams(width=64, layers=3, heads=1)
-TINY_CLIP_H = CLIPTextParams(width=128, layers=3, heads=2, activation="gelu", projection=128)
 
 SD1 = Architecture(
     name="sd1",
@@ -357,7 +355,7 @@ SD2 = Architecture(
     network=UNetParams(context_dim=1024, linear_projection=True),
     tiny=UNetParams(channels=64, channel_mult=(1, 2), blocks=1, attention=(1, 0), linear_projection=True),
     matches=lambda p: p.vector_dim is None and p.linear_projection,
-    towers=(Tower("clip_h", CLIP_H, TINY_CLIP_H, "cond_stage_model.model.", unused=1),),
+    towers=(Tower("clip_h", CLIP_H, TINY_CLIP, "cond_stage_model.model.", unused=1),),
     text=text_sd2,
     choices=_blocks_in_files,
     told=frozenset({"blocks"}),
@@ -396,7 +394,6 @@ FAMILIES = (
     ),
 )
 
-ONE = ("diffusion_pytorch_model.safetensors",)
 PARTS = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
 PARTS_FP16 = tuple(part.replace(".safetensors", ".fp16.safetensors") for part in PARTS)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from models.checkpoints.structure import Kind, Settings, Shapes, beginnings, check_settings, count
 from models.checkpoints.table import Form, Layout
 from models.clip import CLIP_G, CLIP_L, CLIPTextParams
-from models.families.family import OLDEST_FLOW, Architecture, Family, Published, Tower, euler
-from models.families.flux import DIFFUSERS_FORMS, DIFFUSERS_STREAMS, LATENTS, TINY_T5
-from models.families.sd import ONE, TINY_CLIP_L
-from models.families.sdxl import TINY_CLIP_G
+from models.families.family import OLDEST_FLOW, ONE, TINY_CLIP, TINY_CLIP_L, TINY_T5, Architecture, Family, Published, Tower, euler
+from models.families.flux import DIFFUSERS_FORMS, DIFFUSERS_STREAMS, LATENTS
 from models.recipes import TextParams, TowerUse
 from models.sd3 import HEAD_DIM, SD3, SD3Params
 from models.t5 import T5_XXL, T5Params
@@ -164,38 +163,35 @@ def _choices_in_files(towers: Mapping[str, Part], network: SD3Params | None) -> 
 
 TOWERS = (
     Tower("clip_l", CLIP_L, TINY_CLIP_L, "text_encoders.clip_l.transformer.", identity=True),
-    Tower("clip_g", CLIP_G, TINY_CLIP_G, "text_encoders.clip_g.transformer.", "text_encoder_2"),
+    Tower("clip_g", CLIP_G, TINY_CLIP, "text_encoders.clip_g.transformer.", "text_encoder_2"),
     Tower("t5", T5_XXL, TINY_T5, "text_encoders.t5xxl.transformer.", "text_encoder_3", optional=True),
 )
-COMMON: dict[str, Any] = {
-    "kind": MMDIT,
-    "towers": TOWERS,
-    "text": text,
-    "choices": _choices_in_files,
-    "vae": LATENTS,
-    "pipelines": {None: "StableDiffusion3Pipeline"},
-    "diffusers": OLDEST_FLOW,
-}
 SD3_MEDIUM = Architecture(
     name="sd3",
+    kind=MMDIT,
     network=SD3Params(),
     tiny=SD3Params(depth=2, positions=32),
     matches=lambda p: not p.dual and not p.qk_norm,
-    **COMMON,
+    towers=TOWERS,
+    text=text,
+    choices=_choices_in_files,
+    vae=LATENTS,
+    pipelines={None: "StableDiffusion3Pipeline"},
+    diffusers=OLDEST_FLOW,
 )
-SD35_MEDIUM = Architecture(
+SD35_MEDIUM = replace(
+    SD3_MEDIUM,
     name="sd3.5-medium",
     network=SD3Params(positions=384, qk_norm=True, dual=13),
     tiny=SD3Params(depth=3, positions=32, qk_norm=True, dual=1),
     matches=lambda p: p.dual > 0,
-    **COMMON,
 )
-SD35_LARGE = Architecture(
+SD35_LARGE = replace(
+    SD3_MEDIUM,
     name="sd3.5-large",
     network=SD3Params(depth=38, qk_norm=True),
     tiny=SD3Params(depth=3, positions=32, qk_norm=True),
     matches=lambda p: not p.dual and p.qk_norm,
-    **COMMON,
 )
 ARCHITECTURES = (SD3_MEDIUM, SD35_MEDIUM, SD35_LARGE)
 
@@ -208,8 +204,6 @@ FLOW: dict[str, Any] = {
     # Its publisher shifts times twice: those from 1 to a thousandth, and again, evenly spaced, those from 1 to the shifted thousandth.
     "grid": {"spacing": "linspace", "t_end": 0.003 / 1.002, "shift": 3.0},
 }
-
-
 COMMUNITY = "Stability AI Community"
 FAMILIES = (
     Family("sd3", "Stable Diffusion 3 Medium", SD3_MEDIUM, COMMUNITY, **FLOW, sampling=euler(28, 7.0)),
@@ -220,7 +214,6 @@ FAMILIES = (
 
 CLIPS = ("text_encoders/clip_l.safetensors", "text_encoders/clip_g.safetensors")
 ENCODERS = (*CLIPS, "text_encoders/t5xxl_fp16.safetensors", "tokenizer_3/tokenizer.json")
-# These name a branch: it stands for what it was when first fetched.
 PUBLISHED = {
     "sd3-medium": Published(
         "stabilityai/stable-diffusion-3-medium",

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from models.checkpoints.vae_keys import LATENT_STATISTICS
 from models.clip import CLIP_G, CLIP_L, CLIPTextParams
-from models.families.family import Architecture, Family, Published, Role, Tower
-from models.families.sd import BETAS, KARRAS, LCM, ONE, RAIL_PP, ROLES, STABILITY, TINY_CLIP_L, TURBO, UNET
+from models.families.family import ONE, TINY_CLIP, TINY_CLIP_L, Architecture, Family, Published, Role, Tower
+from models.families.sd import BETAS, KARRAS, LCM, RAIL_PP, ROLES, STABILITY, TURBO, UNET
 from models.recipes import NUMBER_DIM, TextParams, TowerUse
 from models.tokenizer import EOS
 from models.unet import UNetParams
@@ -48,15 +48,22 @@ def _is_refiner(p: UNetParams) -> bool:
     return p.vector_dim is not None and p.vector_dim == (p.context_dim or 0) + 5 * NUMBER_DIM
 
 
-def _refuse_unclip(found: Findings) -> None:
-    """ValueError for a UNet that is told a vector too, and is not of SDXL's shape."""
-    if found.backbone is not None and found.backbone.params.attention[0]:
-        raise ValueError(f"{found.backbone.file.path} holds a UNet like SD 2.1 unCLIP's, which this library does not know")
+COSXL_MARK = "edm_vpred.sigma_max"
+
+
+def _check(found: Findings) -> None:
+    """ValueError for a UNet that is told a vector too and is not of SDXL's shape, and for one whose times are EDM's."""
+    if not found.backbone:
+        return
+    file = found.backbone.file
+    if found.backbone.params.attention[0]:
+        raise ValueError(f"{file.path} holds a UNet like SD 2.1 unCLIP's, which this library does not know")
+    if COSXL_MARK in file.tensors:
+        raise ValueError(f"{file.path} holds {COSXL_MARK}: it is CosXL's kind, EDM with v-prediction, which this library does not know")
 
 
 def _shown(found: Findings) -> str | None:
     """Playground's files hold statistics of its latents, and its folders EDM's scheduler; an LCM is told the scale of guidance."""
-    _refuse_unclip(found)
     files = [found.backbone.file] if found.backbone else found.files
     if all(any(key in file.tensors for file in files) for key in LATENT_STATISTICS) or found.is_edm:
         return "playground-v2.5"
@@ -70,7 +77,6 @@ PIPELINES: dict[Role | None, str] = {
     "inpaint": "StableDiffusionXLInpaintPipeline",
     "edit": "StableDiffusionXLInstructPix2PixPipeline",
 }
-TINY_CLIP_G = CLIPTextParams(width=128, layers=3, heads=2, activation="gelu", projection=128)
 
 SDXL = Architecture(
     name="sdxl",
@@ -82,14 +88,15 @@ SDXL = Architecture(
     matches=lambda p: p.vector_dim is not None and not _is_refiner(p),
     towers=(
         Tower("clip_l", CLIP_L, TINY_CLIP_L, "conditioner.embedders.0.transformer."),
-        Tower("clip_g", CLIP_G, TINY_CLIP_G, "conditioner.embedders.1.model.", "text_encoder_2"),
+        Tower("clip_g", CLIP_G, TINY_CLIP, "conditioner.embedders.1.model.", "text_encoder_2"),
     ),
     text=text_sdxl,
     roles=ROLES,
     predicts={"v": "sdxl-v"},
     shows=_shown,
     pipelines=PIPELINES,
-    v_mark="v_pred",
+    marks_v=True,
+    check=_check,
 )
 REFINER = Architecture(
     name="sdxl-refiner",
@@ -97,13 +104,13 @@ REFINER = Architecture(
     network=UNetParams(channels=384, attention=(0, 4, 4, 0), middle_attention=4, context_dim=1280, vector_dim=2560, linear_projection=True),
     tiny=UNetParams(channels=64, channel_mult=(1, 2, 2), blocks=1, attention=(0, 1, 0), linear_projection=True),
     matches=_is_refiner,
-    towers=(Tower("clip_g", CLIP_G, TINY_CLIP_G, "conditioner.embedders.0.model.", "text_encoder_2"),),
+    towers=(Tower("clip_g", CLIP_G, TINY_CLIP, "conditioner.embedders.0.model.", "text_encoder_2"),),
     text=text_refiner,
     roles=ROLES,
-    shows=_refuse_unclip,
     pipelines={**PIPELINES, None: "StableDiffusionXLImg2ImgPipeline"},
     index={"text_encoder": [None, None], "tokenizer": [None, None], "requires_aesthetics_score": True},
-    v_mark="v_pred",
+    marks_v=True,
+    check=_check,
 )
 ARCHITECTURES = (SDXL, REFINER)
 

@@ -134,8 +134,8 @@ OURS: dict[str, list[tuple[str, str, Any]]] = {
     "sd35_large_full_sai": [("backbone", "sai", SD35_LARGE), ("vae", "ldm", VAE16)],
     "sd3_text_encoders_allinone": [
         ("text", "transformers", replace(CLIP_L, projection=768)),
-        ("text", "transformers", G_TRANSFORMERS),
         ("text", "transformers", T5Params()),
+        ("text", "transformers", G_TRANSFORMERS),
     ],
     "t5_xxl_encoder_transformers": [("text", "transformers", T5Params())],
 }
