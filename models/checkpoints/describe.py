@@ -54,6 +54,8 @@ def describe(
     of = _choose_family(found, architecture, asked, predicted)
     if of.is_flow and predicted not in (None, "flow"):
         raise ValueError(f"{found.files[0].path} is of {of.title}, which predicts flow, and not {predicted!r}: leave prediction out")
+    if not of.is_flow:
+        check_scheduler(found, of)
     if asked and not found.backbone:
         _check_latents(found, of)
     towers = find_towers(found, architecture)
@@ -80,7 +82,6 @@ def _set_times(found: Findings, spec: dict[str, Any], of: Family, zero_snr: bool
     if of.is_flow:
         spec["grid"] = read_flow_grid(found, of) or spec["grid"]
     else:
-        check_scheduler(found, of)
         spec["schedule"] = read_schedule(found, spec["schedule"])
     if of.consistency:
         found.notes += [f"distilled with {what}, as its scheduler's configuration says" for what in set_distilled(spec, found.scheduler)]

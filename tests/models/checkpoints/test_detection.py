@@ -231,7 +231,7 @@ def test_a_flow_whose_network_knows_other_times_is_refused(settings: dict[str, A
     folder = configured_flow("sd3", diffusers.FlowMatchEulerDiscreteScheduler(), tmp_path)
     config = json.loads((folder / SCHEDULER).read_text())
     (folder / SCHEDULER).write_text(json.dumps(config | settings))
-    with pytest.raises(ValueError, match=rf"scheduler_config\.json: .*{next(iter(settings))}=") as refusal:
+    with pytest.raises(ValueError, match=rf"scheduler_config\.json:? .*{next(iter(settings))}=") as refusal:
         models.load(folder)
     assert "\n" not in str(refusal.value)
 
