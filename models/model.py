@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,6 @@ PARTS: dict[str, tuple[type[nn.Module], type[Any]]] = {
 REMEDY = "make it with models.build({...}), of a network in models.NETWORKS"
 MAX_SIDE = 4096  # pixels or latents along a side of a sample, and its channels
 MAX_SAMPLING_STEPS = 10_000
-ROLES = ("inpaint", "edit", "control")  # see Model.role
 FOLDERS = {"backbone": "network"}  # under which name a part's tensors stand in a file, where it is not its own
 
 
@@ -335,7 +334,7 @@ def _check_extras(spec: Mapping[str, Any]) -> None:
         if not all(1 <= size <= MAX_SIDE for size in spec["shape"]):
             raise ValueError(f"shape holds sizes from 1 to {MAX_SIDE:,}, not {brief(spec['shape'])}")
     check_type("family", spec.get("family", ""), str)
-    check_names("role", [spec.get("role", "inpaint")], ROLES)
+    check_names("role", [spec.get("role", "inpaint")], get_args(families().Role))
     check_type("classes", classes := spec.get("classes", []), list[str])
     if twice := [name for name, n in Counter(classes).items() if n > 1]:
         raise ValueError(f"classes holds {brief(twice[0])} twice: each class has a name of its own")

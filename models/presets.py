@@ -11,14 +11,13 @@ from torch import nn
 
 from diffusion.spec import lookup
 from models.clip import CLIPTextParams
-from models.families import ARCHITECTURES, FAMILIES
+from models.families import FAMILIES, TOWERS
 from models.model import Model, build
 from models.t5 import T5Params
 from models.t5_tokenizer import T5Tokenizer
 from models.taesd import TAESDParams
 
-TOWERS = {tower.name: tower for each in ARCHITECTURES.values() for tower in each.towers}
-TINY_TOWERS: dict[str, CLIPTextParams | T5Params] = {name: tower.tiny for name, tower in TOWERS.items()}
+TINY_TOWERS: dict[str, CLIPTextParams | T5Params] = {tower.name: tower.tiny for tower in TOWERS}
 SIZE = 16  # latents along each side of a miniature's sample
 
 
@@ -30,7 +29,7 @@ def published(family: str, device: torch.device | str = "meta", **network: Any) 
     of = lookup("family", family, FAMILIES)
     if of.consistency:
         network = {"guidance_dim": 256, **network}
-    text = of.text_params({name: tower.params for name, tower in TOWERS.items()})
+    text = of.text_params({tower.name: tower.params for tower in TOWERS})
     return build(of.description(replace(of.architecture.network, **network), of.vae_params(), text), device)
 
 

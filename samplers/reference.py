@@ -51,7 +51,7 @@ def check_reference(
     if model.role == "control" and (strength is not None or mask is not None):
         name = "mask" if strength is None else "strength"
         raise ValueError(f"this network draws anew what the image gives the outlines of: leave {name} out")
-    if image_guidance is not None and (model.role != "edit" or model.embeds_guidance):
+    if image_guidance is not None and not two_scales(model):
         raise ValueError("image_guidance is for networks that edit an image (pix2pix), and this is none: leave it out; see strength")
     if model.role == "inpaint" and mask is None:
         raise ValueError("this network is for inpainting: give a mask, 1 where to paint")
@@ -117,3 +117,8 @@ def _encoded(vae: VAE, images: Tensor, tile: int | None) -> Tensor:
         return sliced(lambda image: vae.encode(image).mode, images)
     side = tile * vae.factor
     return sliced(lambda image: encode_tiled(vae, image, side, tile // 4 * vae.factor).mode, images)
+
+
+def two_scales(model: Model) -> bool:
+    """Whether one scale leads to the image that is edited and one to the prompt: networks that are told their scale have one."""
+    return model.role == "edit" and not model.embeds_guidance

@@ -14,14 +14,9 @@ from diffusion.spec import check_type
 from models import Model
 from samplers.guide import guided, limited
 from samplers.prompting import Conditions
-from samplers.reference import Reference
+from samplers.reference import Reference, two_scales
 
 IMAGE_SCALE = 1.5  # of networks that edit, as published (Brooks et al. 2023)
-
-
-def two_scales(model: Model) -> bool:
-    """Whether one scale leads to the image that is edited and one to the prompt: networks that are told their scale have one."""
-    return model.role == "edit" and not model.embeds_guidance
 
 
 @dataclass(frozen=True)

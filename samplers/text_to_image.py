@@ -24,11 +24,11 @@ from samplers.generate import HANDOVER, generate, image_size
 from samplers.pictures import MAX_PIXELS, covering, read_image, read_mask
 from samplers.prompting import vector_numbers
 from samplers.provenance import provenance
-from samplers.reference import usual_strength
+from samplers.reference import two_scales, usual_strength
 from samplers.results import Drawn, Outcome, beside, check_folder, check_same, check_seed, fill_folder, given
 from samplers.sample import find_sampler
 from samplers.settings import COUNT, PICTURE, PLACE, WEIGHTS, named, recorded
-from samplers.steering import IMAGE_SCALE, two_scales
+from samplers.steering import IMAGE_SCALE
 from samplers.usage import usage
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}

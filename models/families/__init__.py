@@ -54,6 +54,7 @@ __all__ = [
     "ARCHITECTURES",
     "BACKBONES",
     "FAMILIES",
+    "NETWORKS",
     "PUBLISHED",
     "TOWERS",
     "Architecture",

@@ -20,7 +20,7 @@ import models
 from models import Model
 from models.checkpoints import vae_keys
 from models.checkpoints.parts import PREFIXES
-from models.presets import TOWERS
+from models.clip import CLIP_G, CLIP_L
 from tests.models.checkpoints.tiny import SOME, STRUCTURES, same, settings, tensors, tiny, used, whole
 
 LAYOUTS = ("native", "ldm", "diffusers")
@@ -456,4 +456,4 @@ def test_half_a_preview_is_refused(saved: Saved, tmp_path: Path) -> None:
 
 def test_towers_of_miniatures_differ() -> None:
     """Else a mix-up of SDXL's two could not be seen here."""
-    assert TOWERS["clip_l"].params.width != TOWERS["clip_g"].params.width
+    assert CLIP_L.width != CLIP_G.width
