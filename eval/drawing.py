@@ -24,7 +24,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from PIL import Image
 from torch import Tensor
 
-from models.files import replacing
+from models.files.writing import replacing
 from samplers.pictures import tile, to_uint8
 
 # Light colours by name; the page's style sheet holds the dark ones under the same names. The series are Okabe and Ito's (2008).

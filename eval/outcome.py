@@ -19,7 +19,7 @@ from eval.metrics.figure import Figure
 from eval.plan import Plan, Side
 from eval.results import Result, Scored, read_result
 from eval.settings import MACHINE, ScoreParams
-from models.files import check_writable
+from models.files.writing import check_writable
 from samplers.provenance import provenance
 from train.listing import describe
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from models.files import replacing
+from models.files.writing import replacing
 
 NOTHING = "–"
 

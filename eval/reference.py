@@ -13,7 +13,7 @@ from eval.features.protocols import PROTOCOLS
 from eval.features.registry import DTYPES, EXTRACTORS, ExtractorParams, build
 from eval.images.open import open_source
 from eval.statistics_file import Statistics, write_statistics
-from models.files import check_writable
+from models.files.writing import check_writable
 from samplers.pictures import MAX_PIXELS
 from samplers.results import given
 from train.world import world

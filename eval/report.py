@@ -30,7 +30,7 @@ from eval.report_plots import (
     trade_off_plot,
 )
 from eval.results import Result, Scored, comparable_parts, read_result
-from models.files import replacing
+from models.files.writing import replacing
 from samplers.pictures import open_picture
 from train.listing import is_hidden
 

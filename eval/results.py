@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusion.spec import check_mapping, check_type, make_params
-from models.files import read_json, strict, write_json
+from models.files.text import read_json, strict, write_json
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from diffusion.spec import check_names, make_params
 from eval.features.extractor import Identity
 from eval.images.npz import MAX_ARRAY, array_names, is_npy, one_line_errors, read_array
 from eval.metrics.moments import Moments
-from models.files import replacing, sha256_of_file
+from models.files.text import sha256_of_file
+from models.files.writing import replacing
 
 MAX_PICTURES = 2**53  # float64 counts no further
 FORMAT = "reference statistics 1"

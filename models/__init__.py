@@ -3,29 +3,29 @@
 from typing import TYPE_CHECKING
 
 import diffusion.starting  # noqa: F401
-from models.clip import CLIPText, CLIPTextParams
-from models.conditioning import check_labels
-from models.dit import DiT, DiTParams
 from models.download import download
 from models.ema import EMA
-from models.flux import Flux, FluxParams
+from models.layers.conditioning import check_labels
 from models.model import Model, Report, build, build_network
-from models.recipes import TextParams
-from models.sd3 import SD3, SD3Params
-from models.t5 import T5, T5Params
-from models.t5_tokenizer import T5Tokenizer
-from models.taesd import TAESD, TAESDParams
-from models.text import TextCondition, TextEncoder
-from models.unet import UNet, UNetParams
-from models.vae import VAE, VAEParams
+from models.networks.clip import CLIPText, CLIPTextParams
+from models.networks.dit import DiT, DiTParams
+from models.networks.flux import Flux, FluxParams
+from models.networks.sd3 import SD3, SD3Params
+from models.networks.t5 import T5, T5Params
+from models.networks.taesd import TAESD, TAESDParams
+from models.networks.unet import UNet, UNetParams
+from models.networks.vae import VAE, VAEParams
+from models.text.encoder import TextCondition, TextEncoder
+from models.text.recipes import TextParams
+from models.text.t5_tokenizer import T5Tokenizer
 
 if TYPE_CHECKING:
-    from models.checkpoints.load import load
-    from models.checkpoints.save import save
     from models.families import FAMILIES, NETWORKS, PUBLISHED
+    from models.layouts.load import load
+    from models.layouts.save import save
     from models.presets import miniature, published
 else:
-    _AT_FIRST_USE = {"load": "checkpoints.load", "save": "checkpoints.save", "miniature": "presets", "published": "presets"}
+    _AT_FIRST_USE = {"load": "layouts.load", "save": "layouts.save", "miniature": "presets", "published": "presets"}
     _AT_FIRST_USE |= dict.fromkeys(("FAMILIES", "NETWORKS", "PUBLISHED"), "families")
 
     def __getattr__(name: str) -> object:

@@ -54,8 +54,8 @@ def main() -> int:
 
 def checked(paths: Sequence[str]) -> str:
     """The report of a model whose files are sound, after reading all of them; ValueError or OSError for others."""
-    from models.checkpoints import native  # which downloading has no use for
-    from models.checkpoints.load import load
+    from models.layouts import native  # which downloading has no use for
+    from models.layouts.load import load
 
     model = load(*paths)
     for path in map(Path, paths if model.report and model.report.layout == "native" else ()):

@@ -28,7 +28,8 @@ import torch
 
 from diffusion.messages import brief, first_line, one_line
 from diffusion.spec import check_names, check_type
-from models.files import parse_json, replacing, sha256_of_file
+from models.files.text import parse_json, sha256_of_file
+from models.files.writing import replacing
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata

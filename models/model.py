@@ -32,14 +32,14 @@ from diffusion import (
 from diffusion.messages import brief
 from diffusion.spacing import ALIGN_YOUR_STEPS
 from diffusion.spec import check_call, check_mapping, check_names, check_type, lookup, make_params
-from models.conditioning import WithImage
-from models.finite import lost_weight
-from models.packed import unpacked
-from models.recipes import TextParams
-from models.streaming import check_whole, values
-from models.taesd import TAESD, TAESDParams
-from models.text import LEFT_OUT, TextEncoder
-from models.vae import VAE, VAEParams
+from models.layers.conditioning import WithImage
+from models.layers.finite import lost_weight
+from models.layers.packed import unpacked
+from models.layers.streaming import check_whole, values
+from models.networks.taesd import TAESD, TAESDParams
+from models.networks.vae import VAE, VAEParams
+from models.text.encoder import LEFT_OUT, TextEncoder
+from models.text.recipes import TextParams
 
 if TYPE_CHECKING:
     from models.families import Family, Role

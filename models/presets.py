@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from diffusion.spec import lookup
-from models.clip import CLIPTextParams
 from models.families import FAMILIES, TOWERS
 from models.model import Model, build
-from models.t5 import T5Params
-from models.t5_tokenizer import T5Tokenizer
-from models.taesd import TAESDParams
+from models.networks.clip import CLIPTextParams
+from models.networks.t5 import T5Params
+from models.networks.taesd import TAESDParams
+from models.text.t5_tokenizer import T5Tokenizer
 
 TINY_TOWERS: dict[str, CLIPTextParams | T5Params] = {tower.name: tower.tiny for tower in TOWERS}
 SIZE = 16  # latents along each side of a miniature's sample
@@ -38,7 +38,7 @@ def miniature(family: str = "sd1", seed: int = 0, **network: Any) -> Model:
 
     To try code, tests and lessons on, not to look at what it draws; `network` as for `published`. Its T5 reads letters.
     """
-    from models.checkpoints.blank import Blank  # here: to import this library needs no file format
+    from models.files.blank import Blank  # here: to import this library needs no file format
 
     of = lookup("family", family, FAMILIES)
     with Blank():  # all parameters are drawn below

@@ -20,7 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from diffusion.messages import one_line
-from models.files import parse_strict_json, read_bytes, replacing, strict
+from models.files.text import parse_strict_json, read_bytes, strict
+from models.files.writing import replacing
 from samplers.picture_files import png_text, take_apart, webp_size
 
 MAX_PIXELS = 2**27  # of one picture: a camera's 102 million are read, and what only claims to be huge is refused

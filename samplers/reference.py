@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion.spec import check_type
 from models import VAE, Model
-from models.tiling import encode_tiled, sliced
+from models.networks.tiling import encode_tiled, sliced
 
 
 @dataclass(frozen=True)

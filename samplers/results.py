@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.files import read_json, strict, write_json
+from models.files.text import read_json, strict, write_json
 from samplers.pictures import save_png, thumbnail, tile
 
 SHOWN = 200  # images on the sheet

@@ -18,8 +18,8 @@ import models
 from diffusion import DenoiserLike, Grid
 from diffusion.spec import check_at_least_one, check_call, check_names, make_params
 from models import Model
-from models.checkpoints import native
 from models.device import find_device
+from models.layouts import native
 from samplers.guide import steered
 from samplers.provenance import provenance
 from samplers.results import Drawn, Outcome, beside, check_folder, check_same, check_seed, fill_folder, given

@@ -19,7 +19,7 @@ import models
 from diffusion.spec import check_at_least_one, check_call, check_names, make_params
 from models import PUBLISHED, Model
 from models.device import find_device
-from models.files import sha256_of_file
+from models.files.text import sha256_of_file
 from samplers.generate import HANDOVER, generate, image_size
 from samplers.pictures import MAX_PIXELS, covering, read_image, read_mask
 from samplers.prompting import vector_numbers

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffusion import PREDICTIONS, CosineVP, DiscreteVP, Prediction, RectifiedFlow, Schedule, Shifted, VarianceExploding
-from models import half
+from models.layers import half
 
 SCHEDULES: dict[str, Schedule] = {
     "scaled_linear": DiscreteVP.scaled_linear(),

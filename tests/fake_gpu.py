@@ -105,7 +105,7 @@ class OnFakeGPU(Tensor):
 
 
 class FakeGPU(TorchDispatchMode):
-    """Within it cuda:0 is there. `allowed` are the functions that may wait for it, "models/vae.py run_finite", each with its reason.
+    """Within it cuda:0 is there. `allowed` are the functions that may wait for it, "models/networks/vae.py run_finite", each with a reason.
 
     waits  how often each of them has waited
     """

@@ -50,8 +50,8 @@ import models
 import samplers
 from configs import compose
 from models import Model
-from models.files import read_json_lines
-from models.tiling import decode_tiled, encode_tiled
+from models.files.text import read_json_lines
+from models.networks.tiling import decode_tiled, encode_tiled
 from samplers.prompting import Prompts, conditions, vector_numbers
 from samplers.usage import usage
 from tests.models import small
@@ -232,7 +232,7 @@ def _miniature(family: str, network: dict[str, Any]) -> Model:
 
 def _with_words(family: str) -> Model:
     from models.presets import TINY_TOWERS, tiny_description  # here, as below: where there are weights, this is not needed
-    from models.tokenizer import EOS, AddedToken, CLIPTokenizer, Vocabulary
+    from models.text.clip_tokenizer import EOS, AddedToken, CLIPTokenizer, Vocabulary
 
     towers = {**TINY_TOWERS, "clip_l": replace(cast(models.CLIPTextParams, TINY_TOWERS["clip_l"]), vocab=EOS + 3)}
     model = models.build({**tiny_description(family, towers), "shape": [4, 16, 16]})

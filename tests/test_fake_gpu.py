@@ -56,9 +56,10 @@ from eval.features.registry import EXTRACTORS
 from eval.figures import METRICS, Evidence
 from eval.images.tensors import TensorPictures
 from eval.metrics.moments import GroupedMoments
-from models import NETWORKS, Model, streaming
-from models.finite import is_finite
-from models.packed import BLOCKS, PackedLinear, pack
+from models import NETWORKS, Model
+from models.layers import streaming
+from models.layers.finite import is_finite
+from models.layers.packed import BLOCKS, PackedLinear, pack
 from samplers import generate, preview, sample
 from tests.eval.test_clip_features import CONFIG
 from tests.fake_gpu import CUDA, FakeGPU, OnFakeGPU, WaitedError
@@ -82,14 +83,14 @@ WAITS = {
     "samplers/generate.py decoded": "images come to the CPU as they are finished, one by one",
     "samplers/reference.py read_reference": "image and mask come to the device, before anything is computed there",
     "models/model.py to": "weights come to the device",
-    "models/packed.py _apply": "packed weights come to the device",
-    "models/streaming.py fill": "page-locked memory is filled again when its last copy has ended; another thread than that of the networks",
-    "models/vae.py run_finite": "what overflowed is computed again in float32: one look at each output",
+    "models/layers/packed.py _apply": "packed weights come to the device",
+    "models/layers/streaming.py fill": "page-locked memory is filled again when its last copy has ended, by a thread of its own",
+    "models/networks/vae.py run_finite": "what overflowed is computed again in float32: one look at each output",
     "diffusion/inpainting.py __init__": "a mask beyond 0 ... 1 is refused, before sampling begins",
     "train/loop.py _state": "weights come to the device before the first step",
     "train/state.py values": "loss and norm are read where they are logged, checked or saved, every so many steps",
     "train/state.py save": "a checkpoint goes to its file",
-    "models/finite.py is_finite": "nothing that is not finite is saved",
+    "models/layers/finite.py is_finite": "nothing that is not finite is saved",
     "eval/collect.py _prepare": "pictures come to the device, batch by batch",
     "eval/collect.py _finish_batch": "features that are kept come to the CPU, batch by batch",
     "eval/collect.py _check_finite": "a picture whose features are not finite is named: one look at each batch",
@@ -259,7 +260,7 @@ def test_families(family: str, gpu: FakeGPU) -> None:
     sees: dict[str, Any] = {None: {}, "inpaint": {**IMAGE, **MASK}}.get(model.role, IMAGE)
     assert generate(model, **SMALL, device=str(CUDA), **sees).shape == (1, 3, 32, 64)
     assert gpu.waits["samplers/sample.py require_finite"] == 1
-    assert gpu.waits["models/vae.py run_finite"] == 1 + len(sees)
+    assert gpu.waits["models/networks/vae.py run_finite"] == 1 + len(sees)
 
 
 WORDS: dict[str, Any] = {"prompts": "a (red:1.3) cat", "weighted": True}
@@ -298,7 +299,7 @@ def test_previews(gpu: FakeGPU) -> None:
     model.to(CUDA)
     generate(model, **SMALL, watch=lambda step: shown.append(preview(model, step)))
     assert [image.device for image in shown] == [CUDA] * 2
-    assert gpu.waits["models/vae.py run_finite"] == 3
+    assert gpu.waits["models/networks/vae.py run_finite"] == 3
 
 
 # Weights ---------------------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import torch
 
 import models
 from configs import compose
-from models import streaming
-from models.files import read_json_lines
-from models.packed import BLOCKS, PackedLinear
+from models.files.text import read_json_lines
+from models.layers import streaming
+from models.layers.packed import BLOCKS, PackedLinear
 from samplers import SAMPLERS, generate, sample
 from tests.models.test_packed import random_packed
 from train.run import run

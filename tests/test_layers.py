@@ -74,6 +74,34 @@ def test_the_ground_of_eval_stands_on_nothing_of_it(folder: str, others: tuple[s
     assert [pair for pair in names if not pair[1].startswith((f"eval.{folder}.", *others))] == []
 
 
+# What each room of models may import of the others. What only annotations name does not count.
+ROOMS = {
+    "layers": (),
+    "networks": ("layers",),
+    "files": ("layers",),
+    "text": ("layers", "networks", "files"),
+    "families": ("layers", "networks", "files", "text"),
+    "layouts": ("layers", "networks", "files", "text", "families", "model"),
+}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_rooms_of_models_stand_on_each_other(room: str) -> None:
+    """Layers know no network, files know no family, and a family's file knows nothing of the layouts that are made of it."""
+    found = {module: path.read_text() for module, path in modules().items() if module.startswith(f"models.{room}.")}
+    assert len(found) > 5
+    names = {(module, name) for module, source in found.items() for name in imported(at_run_time(source), module)}
+    rooms = tuple(f"models.{each}" for each in (room, *ROOMS[room]))
+    assert [pair for pair in names if pair[1].startswith("models") and not pair[1].startswith(rooms)] == []
+
+
+def at_run_time(source: str) -> str:
+    """A module's source without what stands under `if TYPE_CHECKING:`."""
+    tree = ast.parse(source)
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")]
+    return ast.unparse(tree)
+
+
 @pytest.mark.parametrize(
     ("module", "source", "ok"),
     [
@@ -82,8 +110,8 @@ def test_the_ground_of_eval_stands_on_nothing_of_it(folder: str, others: tuple[s
         ("diffusion.grid", "import scipy.stats", False),
         ("diffusion.grid", "import einops", False),
         ("diffusion.grid", "def f():\n    from models import UNet", False),
-        ("models.unet", "import einops\nfrom diffusion import Schedule", True),
-        ("models.unet", "from samplers import sample", False),
+        ("models.networks.unet", "import einops\nfrom diffusion import Schedule", True),
+        ("models.networks.unet", "from samplers import sample", False),
         ("samplers.__main__", "import models, diffusion, configs", True),
         ("samplers.run", "import configs", False),
         ("samplers.run", "if TYPE_CHECKING:\n    import train.loop", False),
@@ -127,8 +155,8 @@ for name in {OPTIONAL!r}:  # the stubs do stand in the way
 
 def test_importing_reads_no_format_that_is_not_opened() -> None:
     """`import diffusion, models, samplers` leaves out other programs, files and pictures; `load`, formats that only some files are in."""
-    heavy = [*OPTIONAL, "hydra", "pandas", "html", "train", "eval", "configs", "models.checkpoints.load", "samplers.pictures"]
-    formats = [f"models.checkpoints.{name}" for name in ("gguf_file", "pickle_file", "single_file", "diffusers_folder")]
+    heavy = [*OPTIONAL, "hydra", "pandas", "html", "train", "eval", "configs", "models.layouts.load", "samplers.pictures"]
+    formats = ["models.files.gguf_file", "models.files.pickle_file", "models.layouts.single_file", "models.layouts.diffusers_folder"]
     script = f"""
 import sys, diffusion, models, samplers
 print([name for name in {heavy!r} if name in sys.modules])

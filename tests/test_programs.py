@@ -15,7 +15,7 @@ from PIL import Image
 
 import models
 from configs import compose
-from models.files import read_json_lines
+from models.files.text import read_json_lines
 from samplers.pictures import save_png
 from tests.forking import ENVIRONMENT, Command, forking
 

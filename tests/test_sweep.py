@@ -23,7 +23,7 @@ from configs.texts import is_text
 from eval import __main__ as program
 from eval import scoring
 from eval.settings import ScoreParams
-from models.files import read_json_lines
+from models.files.text import read_json_lines
 from samplers.run import SampleParams
 from samplers.text_to_image import TextToImageParams
 from train import __main__ as trainer

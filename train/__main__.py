@@ -15,7 +15,7 @@ from configs import command_line
 from configs.sweep import STOPPED
 from diffusion.spec import check_type
 from diffusion.starting import started
-from models.checkpoints import native
+from models.layouts import native
 from train.export import exported, load_options
 from train.run import run
 

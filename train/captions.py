@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from diffusion.messages import one_line, warn
-from models.files import parse_json, read_text
+from models.files.text import parse_json, read_text
 from samplers.pictures import MAX_PIXELS, open_picture, open_srgb
 from train.data import covering, to_tensor
 from train.listing import Listing, describe, find_names, list_pictures, same_text

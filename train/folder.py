@@ -10,8 +10,9 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from diffusion.messages import warn
-from models.checkpoints import native
-from models.files import locked, read_json, read_json_lines
+from models.files.text import read_json, read_json_lines
+from models.files.writing import locked
+from models.layouts import native
 from train.logbook import METRICS
 from train.state import PREVIOUS
 from train.world import World

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from diffusion.messages import warn
 from diffusion.spec import check_at_least_one
 from models import VAE, Model, TextEncoder
-from models.checkpoints.tensors import open_tensors
-from models.files import replacing
+from models.files.tensors import open_tensors
+from models.files.writing import replacing
 from samplers.generate import image_size
 from samplers.pictures import MAX_PIXELS
 from samplers.prompting import SCORE

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from diffusion.messages import brief
-from models.files import read_json_lines, replacing
+from models.files.text import read_json_lines
+from models.files.writing import replacing
 
 METRICS = "metrics.jsonl"  # in a run's folder
 

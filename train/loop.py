@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from diffusion.messages import brief, warn
 from diffusion.noise import mix
 from models import EMA, Model
-from models.checkpoints import native
-from models.packed import is_packed
+from models.layers.packed import is_packed
+from models.layouts import native
 from train.data import Batch, Dataset, shuffled_batches
 from train.description import describe, warn_of_idle_settings
 from train.folder import claimed, is_begun

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from models.checkpoints.stored import DTYPES
+from models.files.stored import DTYPES
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

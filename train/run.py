@@ -15,7 +15,7 @@ from diffusion.messages import brief
 from diffusion.noise import mix
 from diffusion.spec import check_call, check_mapping, check_names, check_type, make, make_params
 from models import Model
-from models.files import read_json, write_json
+from models.files.text import read_json, write_json
 from samplers.guide import steered
 from samplers.provenance import provenance
 from train.captions import CaptionedImages

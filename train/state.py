@@ -19,9 +19,9 @@ from torch import Tensor
 
 from diffusion.messages import brief, one_line, warn
 from models import EMA, Model
-from models.checkpoints import native
-from models.files import strict
-from models.finite import is_finite
+from models.files.text import strict
+from models.layers.finite import is_finite
+from models.layouts import native
 from models.model import completed
 from train.listing import PACKED, describe_change
 from train.world import World

@@ -29,7 +29,7 @@ from eval.images.decoding import pixels
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
 from models.device import find_device
-from models.files import sha256_of_file
+from models.files.text import sha256_of_file
 
 
 @dataclass(frozen=True)

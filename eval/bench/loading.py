@@ -26,8 +26,8 @@ import models
 from diffusion.spec import check_at_least_one, lookup, make_params
 from eval.bench.memory import peak_resident
 from eval.bench.record import DTYPES, write_bench
-from models.checkpoints.diffusers_folder import write_configs
 from models.families import ARCHITECTURES
+from models.layouts.diffusers_folder import write_configs
 
 DEFAULT = "default"  # neither side is told a dtype: ours is then the file's own, diffusers' float32
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from models.streaming import resident
+from models.layers.streaming import resident
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -15,7 +15,8 @@ from diffusion.spec import check_at_least_one, check_call, lookup, make_params
 from eval.bench.convergence import Curve, ode_curve, sde_curve, stated_orders
 from eval.bench.solver_plots import convergence_plot
 from eval.drawing import save_figure
-from models.files import replacing, write_json
+from models.files.text import write_json
+from models.files.writing import replacing
 from samplers import SAMPLERS
 from samplers.provenance import provenance
 

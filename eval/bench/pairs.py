@@ -11,8 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from models.families import ARCHITECTURES, BACKBONES
-from models.rotary import positions
-from models.unet import UNetParams
+from models.layers.rotary import positions
+from models.networks.unet import UNetParams
 
 
 @dataclass(frozen=True)

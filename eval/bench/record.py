@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from models.files import replacing, write_json
+from models.files.text import write_json
+from models.files.writing import replacing
 from samplers.provenance import provenance
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -20,7 +20,7 @@ from eval.digits.plots import quality_plot
 from eval.digits.report import Gallery, write_report
 from eval.digits.score import Score, Target, reference
 from eval.drawing import save_figure
-from models.files import read_json_lines, write_json
+from models.files.text import read_json_lines, write_json
 from samplers import SAMPLERS
 from samplers.guide import steered
 from samplers.pictures import save_png, tile

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from models.files import strict
+from models.files.text import strict
 
 Metric = Literal["frechet", "kernel", "accuracy", "nearest", "copies"]
 

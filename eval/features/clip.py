@@ -16,7 +16,7 @@ from eval.features.extractor import Extractor, Identity
 from eval.features.preparation import Preparation
 from eval.features.sizes import by_size
 from eval.features.weights import fill, is_torchscript, read_tensors, sha256_of_tensors
-from models.files import sha256_of_file
+from models.files.text import sha256_of_file
 
 OPENAI = {
     "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762": "RN50",

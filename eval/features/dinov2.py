@@ -15,7 +15,7 @@ from eval.features.extractor import Extractor, Identity
 from eval.features.preparation import Preparation
 from eval.features.sizes import by_size
 from eval.features.weights import fill, read_tensors, sha256_of_tensors
-from models.files import sha256_of_file
+from models.files.text import sha256_of_file
 
 NAMES = ("vit_small_patch14_dinov2", "vit_base_patch14_dinov2", "vit_large_patch14_dinov2", "vit_giant_patch14_dinov2")
 """As timm names them; Meta's files are dinov2_vits14_pretrain.pth, vitb14, vitl14 and vitg14."""

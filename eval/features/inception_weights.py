@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eval.features.weights import is_torchscript
 from models.download import FILES
-from models.files import sha256_of_file
+from models.files.text import sha256_of_file
 
 EPS = 1e-3  # of the batch normalisation
 NORMALISATION = ("weight", "bias", "running_mean", "running_var")

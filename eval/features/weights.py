@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.checkpoints.tensors import open_tensors
+from models.files.tensors import open_tensors
 
 
 def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from diffusion.messages import one_line
 from diffusion.spec import check_names
 from eval.images.pairing import order_by_number
-from models.files import read_text
+from models.files.text import read_text
 from train.captions import MAX_LIST
 from train.listing import find_names
 

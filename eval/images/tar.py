@@ -18,7 +18,7 @@ from diffusion.messages import one_line
 from eval.images.decoding import Before, in_threads, pixels
 from eval.images.prompts import KEYS, Captioned, Prompts, prompts_for
 from eval.images.source import Unreadable, stamp_of
-from models.files import decode_text, parse_json
+from models.files.text import decode_text, parse_json
 from samplers.pictures import MAX_PIXELS
 from train.captions import MAX_CAPTION, MAX_LIST
 from train.listing import PICTURES, check_name, describe, is_hidden, looks_like_picture, same_text

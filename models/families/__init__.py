@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from models.dit import DiT, DiTParams
 from models.families import flux, sd, sd3, sdxl
 from models.families.family import Architecture, Family, Published, Role, Tower
+from models.networks.dit import DiT, DiTParams
 
 LINES = (sd, sdxl, flux, sd3)
 FAMILIES: dict[str, Family] = {family.name: family for line in LINES for family in line.FAMILIES}

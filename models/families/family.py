@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from models.checkpoints.structure import Kind
-from models.clip import CLIPTextParams
-from models.recipes import TextParams
-from models.t5 import T5Params
-from models.taesd import TAESDParams
-from models.vae import VAEParams
+from models.files.structure import Kind
+from models.networks.clip import CLIPTextParams
+from models.networks.t5 import T5Params
+from models.networks.taesd import TAESDParams
+from models.networks.vae import VAEParams
+from models.text.recipes import TextParams
 
 if TYPE_CHECKING:
-    from models.checkpoints.findings import Findings
-    from models.checkpoints.table import Part
+    from models.files.table import Part
+    from models.layouts.findings import Findings
 
 Role = Literal["inpaint", "edit", "control"]
 """What a network does with an image that it sees beside x: completes it where a mask says so, edits it, or follows its edges or depths."""

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from models.checkpoints.structure import Kind, Settings, Shapes, beginnings, check_settings, count
-from models.checkpoints.table import Form, Layout
-from models.clip import CLIP_L, CLIPTextParams
 from models.families.family import OLDEST_FLOW, ONE, TINY_CLIP_L, TINY_T5, Architecture, Family, Published, Tower, euler
-from models.flux import Flux, FluxParams
-from models.recipes import TextParams, TowerUse
-from models.t5 import T5_XXL, T5Params
-from models.tokenizer import EOS
-from models.vae import VAEParams
+from models.files.structure import Kind, Settings, Shapes, beginnings, check_settings, count
+from models.files.table import Form, Layout
+from models.networks.clip import CLIP_L, CLIPTextParams
+from models.networks.flux import Flux, FluxParams
+from models.networks.t5 import T5_XXL, T5Params
+from models.networks.vae import VAEParams
+from models.text.clip_tokenizer import EOS
+from models.text.recipes import TextParams, TowerUse
 
 if TYPE_CHECKING:
-    from models.checkpoints.findings import Findings
+    from models.layouts.findings import Findings
 
 # The network in files ---------------------------------------------------------------------------------------------------
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffusion.messages import brief
-from models.checkpoints.structure import Kind, Settings, Shapes, Tree, beginnings, check_settings, count
-from models.checkpoints.table import Layout
-from models.clip import CLIP_H, CLIP_L, CLIPTextParams
 from models.families.family import OLDEST, ONE, TINY_CLIP, TINY_CLIP_L, Architecture, Family, Published, Role, Tower
-from models.recipes import TextParams, TowerUse
-from models.tokenizer import EOS
-from models.unet import UNet, UNetParams
+from models.files.structure import Kind, Settings, Shapes, Tree, beginnings, check_settings, count
+from models.files.table import Layout
+from models.networks.clip import CLIP_H, CLIP_L, CLIPTextParams
+from models.networks.unet import UNet, UNetParams
+from models.text.clip_tokenizer import EOS
+from models.text.recipes import TextParams, TowerUse
 
 if TYPE_CHECKING:
-    from models.checkpoints.findings import Findings
-    from models.checkpoints.table import Part
+    from models.files.table import Part
+    from models.layouts.findings import Findings
 
 # The UNet in files ------------------------------------------------------------------------------------------------------
 

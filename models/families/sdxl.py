@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from models.checkpoints.vae_keys import LATENT_STATISTICS
-from models.clip import CLIP_G, CLIP_L, CLIPTextParams
 from models.families.family import ONE, TINY_CLIP, TINY_CLIP_L, Architecture, Family, Published, Role, Tower
 from models.families.sd import BETAS, KARRAS, LCM, RAIL_PP, ROLES, STABILITY, TURBO, UNET
-from models.recipes import NUMBER_DIM, TextParams, TowerUse
-from models.tokenizer import EOS
-from models.unet import UNetParams
+from models.families.vae_keys import LATENT_STATISTICS
+from models.networks.clip import CLIP_G, CLIP_L, CLIPTextParams
+from models.networks.unet import UNetParams
+from models.text.clip_tokenizer import EOS
+from models.text.recipes import NUMBER_DIM, TextParams, TowerUse
 
 if TYPE_CHECKING:
-    from models.checkpoints.findings import Findings
+    from models.layouts.findings import Findings
 
 # Text -------------------------------------------------------------------------------------------------------------------
 

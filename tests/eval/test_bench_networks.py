@@ -16,8 +16,8 @@ from eval.bench import networks
 from eval.bench.networks import BenchParams, flops
 from eval.bench.pairs import PAIRS, pair_of
 from models import UNetParams
-from models.checkpoints.table import scatter
 from models.families import ARCHITECTURES, BACKBONES
+from models.files.table import scatter
 from tests.composing import composed
 from tests.models.small import randomised, relative_error
 

@@ -20,7 +20,7 @@ from eval.features.clip import CMMD, ClipFeatures, load_clip, random_clip
 from eval.features.pillow import resize
 from eval.features.preparation import Preparation
 from eval.features.weights import sha256_of_tensors
-from models.files import sha256_of_file
+from models.files.text import sha256_of_file
 
 SIZES = [(64, 64), (40, 90), (97, 33), (32, 35), (9, 8), (64, 64)]
 LONG = "a photograph of " + " ".join(f"cat {i}" for i in range(60))

@@ -17,7 +17,7 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize
 from transformers import Dinov2Config, Dinov2Model
 
 from eval.features.dinov2 import PREPARATION, Dinov2Features, load_dinov2, positions, random_dinov2
-from models.files import sha256_of_file
+from models.files.text import sha256_of_file
 
 SMALL = "vit_small_patch14_dinov2"
 

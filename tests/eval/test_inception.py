@@ -21,7 +21,7 @@ from eval.features.inception_weights import FROM_TORCHSCRIPT, PUBLISHED, from_to
 from eval.features.protocols import PROTOCOLS, Splits
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
-from models.files import sha256_of_file
+from models.files.text import sha256_of_file
 from tests.eval.photographs import photographs
 
 NAMES = ("pool", "logits_unbiased")

@@ -9,7 +9,7 @@ import pytest
 
 import configs
 from eval.digits import quickstart
-from models.files import read_json
+from models.files.text import read_json
 from train import run
 
 SMALL = ("train.steps=4", "train.batch_size=16", "progress=false", "wandb=false")

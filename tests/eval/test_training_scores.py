@@ -15,7 +15,7 @@ from eval.features.registry import ExtractorParams, build
 from eval.metrics.moments import Moments
 from eval.statistics_file import Statistics, write_statistics
 from eval.training import TrainingScores
-from models.files import read_json_lines
+from models.files.text import read_json_lines
 from train.run import run
 
 DRAWING: dict[str, Any] = {"n": 40, "steps": 2, "guidance": 1.5}

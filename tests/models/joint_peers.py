@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.checkpoints.blank import Blank
+from models.files.blank import Blank
 from tests.models.small import randomised, relative_error, renamed
 
 # House names to diffusers names, of what both networks have in common.

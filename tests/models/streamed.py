@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import models
-from models.streaming import WORK, resident
+from models.layers.streaming import WORK, resident
 from samplers import generate
 
 

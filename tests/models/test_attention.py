@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from models.attention import CrossAttention, SelfAttention, attend, attention
+from models.layers.attention import CrossAttention, SelfAttention, attend, attention
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

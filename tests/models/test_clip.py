@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.clip import CLIP_G, CLIP_H, CLIP_L, CLIPText, CLIPTextParams, quick_gelu
-from models.tokenizer import BOS, EOS
+from models.networks.clip import CLIP_G, CLIP_H, CLIP_L, CLIPText, CLIPTextParams, quick_gelu
+from models.text.clip_tokenizer import BOS, EOS
 from tests.models.small import randomised, relative_error
 from tests.models.text_peers import in_open_clip, in_transformers
 

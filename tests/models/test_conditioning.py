@@ -9,7 +9,7 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
 from models import DiT, DiTParams
-from models.conditioning import LabelEmbedding, TimeEmbedding, check_conditions, check_labels, sinusoid
+from models.layers.conditioning import LabelEmbedding, TimeEmbedding, check_conditions, check_labels, sinusoid
 
 TIMES = [0.0, 0.25, 1.0, 17.3, 500.0, 999.0]
 

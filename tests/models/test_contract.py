@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models import SD3, DiT, DiTParams, Flux, UNet, UNetParams
-from models.conditioning import TimeEmbedding
+from models.layers.conditioning import TimeEmbedding
 from tests.models.small import ADM, CLASSES, DIT, KINDS, UNET, Kind, randomised
 
 UNCONDITIONAL = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, silu
 
 from models import DiT, DiTParams
-from models.conditioning import sinusoid
+from models.layers.conditioning import sinusoid
 from tests.models.small import CLASSES, DIT, DITS, TEXT, VARIANCE, inputs, randomised, relative_error, renamed
 
 # Peebles & Xie 2023, table 1: hidden, depth, heads, and the parameters in millions (table 4) at patch size 2.

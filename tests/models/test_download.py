@@ -30,7 +30,7 @@ from models.__main__ import main
 from models.download import download
 from models.families import PUBLISHED, Published
 from tests.hub import Handler, Hub
-from tests.models.checkpoints.tiny import same, tiny, whole
+from tests.models.files.tiny import same, tiny, whole
 
 pytestmark = pytest.mark.loopback
 ROOT = Path(__file__).parents[2]

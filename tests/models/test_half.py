@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import CLIPTextParams, half
-from models.activations import Checkpointing
-from models.clip import CLIPText
-from models.half import HALVES, InFloat32, with_enough_precision
-from models.packed import PackedLinear
-from models.t5 import T5, T5Params
-from models.taesd import TAESD, TAESDParams
-from models.vae import VAE, VAEParams
+from models import CLIPTextParams
+from models.layers import half
+from models.layers.activations import Checkpointing
+from models.layers.half import HALVES, InFloat32, with_enough_precision
+from models.layers.packed import PackedLinear
+from models.networks.clip import CLIPText
+from models.networks.t5 import T5, T5Params
+from models.networks.taesd import TAESD, TAESDParams
+from models.networks.vae import VAE, VAEParams
 from tests.models.small import KINDS, randomised
 from tests.models.test_packed import random_packed
 

@@ -20,8 +20,8 @@ import models
 from diffusion import ConsistencyFunction, Denoiser, VarianceExploding, time_grid
 from models import EMA, Model
 from models.__main__ import main
-from models.checkpoints import native
-from models.checkpoints.tensors import open_tensors
+from models.files.tensors import open_tensors
+from models.layouts import native
 
 UNET: dict[str, Any] = {
     "network": {

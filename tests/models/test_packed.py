@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import packed
-from models.finite import lost_weight
+from models.layers import packed
+from models.layers.finite import lost_weight
+from models.layers.packed import BLOCKS, FLOAT8, MAX_UNPACKED, Packed, PackedLinear, memory, pack, unpack_blocks, unpack_float8
 from models.model import Model, build
-from models.packed import BLOCKS, FLOAT8, MAX_UNPACKED, Packed, PackedLinear, memory, pack, unpack_blocks, unpack_float8
 
 HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_0": (0,), "Q5_0": (0,), "Q8_0": (0,)}  # where a block has its float16s
 KINDS = ["fp8", "fp8 of rows", "Q8_0", "Q4_K"]

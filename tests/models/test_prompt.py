@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from models.prompt import parse_prompt
+from models.text.prompt import parse_prompt
 
 UP, DOWN = 1.1, 1 / 1.1
 

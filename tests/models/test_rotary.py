@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.rotary import positions, turn, turns
+from models.layers.rotary import positions, turn, turns
 
 CPU = torch.device("cpu")
 AXES = (4, 6, 6)

@@ -19,13 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import models
-from models import Model, T5Tokenizer, streaming
-from models.checkpoints import t5_keys
-from models.checkpoints.table import scatter
-from models.packed import PackedLinear, is_packed, memory
+from models import Model, T5Tokenizer
+from models.files.table import scatter
+from models.layers import streaming
+from models.layers.packed import PackedLinear, is_packed, memory
+from models.layers.streaming import Streamed, in_words, is_streamed, parse_bytes, resident
+from models.networks.t5 import T5Params
 from models.presets import TINY_TOWERS, randomise, tiny_description
-from models.streaming import Streamed, in_words, is_streamed, parse_bytes, resident
-from models.t5 import T5Params
+from models.text import t5_keys
 from samplers import generate
 from tests.models.test_packed import random_packed
 

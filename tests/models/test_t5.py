@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
 from models import T5, T5Params
-from models.packed import Packed, pack
-from models.t5 import T5_XXL, buckets
+from models.layers.packed import Packed, pack
+from models.networks.t5 import T5_XXL, buckets
 from tests.models.small import randomised, relative_error
 from tests.models.text_peers import t5_in_transformers
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
-from models.taesd import TAESD, TAESDParams
+from models.networks.taesd import TAESD, TAESDParams
 from tests.models.small import randomised, relative_error
 
 

@@ -20,19 +20,19 @@ from diffusers import (
 )
 from torch import Tensor
 
-from models.clip import CLIP_H, CLIP_L, CLIPText, CLIPTextParams
-from models.conditioning import sinusoid
 from models.families.flux import text as flux
 from models.families.sd import text_sd1 as sd1
 from models.families.sd import text_sd2 as sd2
 from models.families.sd3 import text as sd3
 from models.families.sdxl import text_refiner as refiner
 from models.families.sdxl import text_sdxl as sdxl
-from models.recipes import TextParams, TowerUse
-from models.t5 import T5, T5_XXL, T5Params
-from models.t5_tokenizer import T5Tokenizer
-from models.text import TextCondition, TextEncoder
-from models.tokenizer import BOS, EOS, detokenize, tokenize
+from models.layers.conditioning import sinusoid
+from models.networks.clip import CLIP_H, CLIP_L, CLIPText, CLIPTextParams
+from models.networks.t5 import T5, T5_XXL, T5Params
+from models.text.clip_tokenizer import BOS, EOS, detokenize, tokenize
+from models.text.encoder import TextCondition, TextEncoder
+from models.text.recipes import TextParams, TowerUse
+from models.text.t5_tokenizer import T5Tokenizer
 from tests.models.small import randomised, relative_error
 from tests.models.text_peers import in_open_clip, in_transformers, padded, t5_in_folder, t5_in_transformers, transformers_tokenizer
 

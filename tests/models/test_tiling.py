@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.taesd import TAESD, TAESDParams
-from models.tiling import decode_tiled, encode_tiled, sliced, tiled
-from models.vae import VAE, VAEParams
+from models.networks.taesd import TAESD, TAESDParams
+from models.networks.tiling import decode_tiled, encode_tiled, sliced, tiled
+from models.networks.vae import VAE, VAEParams
 from tests.models.small import randomised
 
 LOCAL: dict[str, tuple[Callable[[Tensor], Tensor], int | Fraction]] = {

@@ -13,8 +13,8 @@ import pytest
 from open_clip.tokenizer import basic_clean
 from transformers import CLIPTokenizer
 
-from models import tokenizer
-from models.tokenizer import BOS, EOS, detokenize, openai_tables, tokenize
+from models.text import clip_tokenizer
+from models.text.clip_tokenizer import BOS, EOS, detokenize, openai_tables, tokenize
 from tests.models.text_peers import padded, transformers_tokenizer
 
 ALPHABETS = {
@@ -127,9 +127,9 @@ def test_detokenize_refuses_what_is_no_token() -> None:
     """An id outside the vocabulary raises, also one before its first."""
     with pytest.raises(ValueError, match="49408 is no token: ids are 0 to 49407"):
         detokenize([320, 49408])
-    own = tokenizer.Vocabulary(bos="a", eos="a", unk="a", pad="a", tokens={"a": 1}, merges=())
+    own = clip_tokenizer.Vocabulary(bos="a", eos="a", unk="a", pad="a", tokens={"a": 1}, merges=())
     with pytest.raises(ValueError, match="0 is no token: ids are 0 to 1"):
-        tokenizer.CLIPTokenizer(own).detokenize([1, 0])
+        clip_tokenizer.CLIPTokenizer(own).detokenize([1, 0])
 
 
 def test_tokenize_refuses_what_is_no_text() -> None:
@@ -158,8 +158,8 @@ def test_needs_nothing_of_open_clip_but_its_one_file(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name} is broken')\n")
     script = f"""
 import sys
-sys.path[:0] = [{str(tmp_path)!r}, {str(Path(tokenizer.__file__).parents[1])!r}]
-from models.tokenizer import tokenize
+sys.path[:0] = [{str(tmp_path)!r}, {str(Path(clip_tokenizer.__file__).parents[2])!r}]
+from models.text.clip_tokenizer import tokenize
 assert not sys.modules.keys() & {{"open_clip", "ftfy", "regex"}}
 assert tokenize("a photo of a cat") == [320, 1125, 539, 320, 2368]
 assert not sys.modules.keys() & {{"open_clip", "torchvision", "transformers", "timm"}}
@@ -170,10 +170,10 @@ assert not sys.modules.keys() & {{"open_clip", "torchvision", "transformers", "t
 
 def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without open_clip, and with one that lacks a package, there is one error that names the remedy."""
-    tokenizer.openai_tokenizer.cache_clear()
-    tokenizer.openai_tables.cache_clear()
+    clip_tokenizer.openai_tokenizer.cache_clear()
+    clip_tokenizer.openai_tables.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(tokenizer, "find_spec", lambda name: None)
+        patch.setattr(clip_tokenizer, "find_spec", lambda name: None)
         with pytest.raises(ValueError, match="pip install open-clip-torch"):
             tokenize("a cat")
     with monkeypatch.context() as patch:

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from models.checkpoints import clip_keys, t5_keys, vae_keys
-from models.checkpoints.table import Layout, scatter
-from models.families import flux
+from models.families import flux, vae_keys
+from models.files.table import Layout, scatter
 from models.presets import published
-from models.t5_tokenizer import T5Tokenizer
+from models.text import clip_keys, t5_keys
+from models.text.t5_tokenizer import T5Tokenizer
 from train.rows import write_header
 
 PROGRAM = """
 import sys, models, samplers
 from eval.bench.memory import peak_resident
-from models.streaming import resident
+from models.layers.streaming import resident
 before = resident()
 peak = peak_resident(lambda: samplers.generate(models.load(*sys.argv[1:], memory="6GB"), "a corgi", steps=1, height=128, width=128))
 print(before + peak)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import models
 from models import UNet, UNetParams
-from models.checkpoints.blank import Blank
-from models.conditioning import sinusoid
+from models.files.blank import Blank
+from models.layers.conditioning import sinusoid
 from tests.models.small import ADM, LCM, SD1, SD2, SDXL, UNET, UNETS, inputs, randomised, relative_error, renamed
 
 PUBLISHED = {

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.upsample import Upsample
+from models.layers.upsample import Upsample
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from diffusion.noise import initial_noise
-from models.vae import VAE, LatentDistribution, VAEParams
+from models.networks.vae import VAE, LatentDistribution, VAEParams
 from tests.models.small import randomised, relative_error, renamed
 
 SMALL: dict[str, Any] = dict(channels=16, channel_mult=(1, 2), blocks=1, groups=4)

@@ -24,9 +24,9 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from models.clip import CLIPText
-from models.t5 import T5
-from models.tokenizer import BOS, EOS, openai_tables
+from models.networks.clip import CLIPText
+from models.networks.t5 import T5
+from models.text.clip_tokenizer import BOS, EOS, openai_tables
 from tests.models.small import renamed
 
 TRANSFORMERS = {

@@ -17,11 +17,11 @@ import models
 import samplers
 from diffusion import SeededNoise, initial_noise
 from models import presets
-from models.clip import CLIPTextParams
 from models.families import FAMILIES
 from models.families.family import plain
-from models.t5 import T5Params
-from models.t5_tokenizer import T5Tokenizer
+from models.networks.clip import CLIPTextParams
+from models.networks.t5 import T5Params
+from models.text.t5_tokenizer import T5Tokenizer
 
 SEEDS = [3, 4]
 HEIGHT, WIDTH = 32, 64

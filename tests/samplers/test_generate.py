@@ -32,8 +32,8 @@ from diffusion import (
     time_grid,
     zero_star,
 )
-from models.packed import Packed, pack
-from models.tiling import decode_tiled
+from models.layers.packed import Packed, pack
+from models.networks.tiling import decode_tiled
 from samplers import SAMPLERS, Step, generate, preview, sample
 from samplers.generate import placed
 from samplers.image_to_image import image_to_image

@@ -10,7 +10,7 @@ import torch
 
 import models
 from configs import compose
-from models import streaming
+from models.layers import streaming
 from samplers.modes import sampled
 from samplers.pictures import read_settings
 from samplers.results import Outcome
@@ -50,7 +50,7 @@ def run(**settings: Any) -> tuple[Outcome, str]:
 @pytest.mark.parametrize("dtype", [None, "fp32", {"backbone": "fp32", "text": "bf16"}])
 def test_the_same_image_with_little_memory(dtype: Any, weights: list[str], least: str) -> None:
     """And drawn again from what it says of itself, either way. The budget is nothing that an image, or its folder's name, speaks of."""
-    assert models.streaming.is_streamed(models.load(*weights, memory=least).network)
+    assert models.layers.streaming.is_streamed(models.load(*weights, memory=least).network)
     (out, [free]), _ = run(weights=weights, dtype=dtype)
     (small, [streamed]), _ = run(weights=weights, dtype=dtype, memory=least, out="small")
     assert streamed.read_bytes() == free.read_bytes() or read_settings(streamed).keys() == read_settings(free).keys()

@@ -31,7 +31,7 @@ from diffusion import (
     rescaled,
     zero_star,
 )
-from models.files import read_json
+from models.files.text import read_json
 from samplers import sample
 from samplers.pictures import tile, to_uint8
 from samplers.run import run

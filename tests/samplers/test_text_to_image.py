@@ -17,7 +17,7 @@ from torch import nn
 
 import models
 from configs import compose
-from models.files import read_json
+from models.files.text import read_json
 from samplers import generate, read_image, read_mask
 from samplers.modes import sampled
 from samplers.pictures import read_settings, save_png

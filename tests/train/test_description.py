@@ -14,7 +14,7 @@ from torch import nn
 import models
 from diffusion import CosineVP, DiscreteVP, RectifiedFlow, Schedule, VarianceExploding
 from models import Model
-from models.checkpoints import native
+from models.layouts import native
 from samplers.pictures import read_settings
 from samplers.run import SampleParams, labels_in_turn
 from samplers.run import run as sample_run

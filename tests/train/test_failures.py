@@ -30,8 +30,9 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # public,
 
 from diffusion import Denoiser
 from models import EMA, Model
-from models.checkpoints import native
-from models.files import locked, read_json
+from models.files.text import read_json
+from models.files.writing import locked
+from models.layouts import native
 from tests.train.test_loop import (
     QUICK,
     _one_thread,  # noqa: F401  # a fixture, which this module uses too

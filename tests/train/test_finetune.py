@@ -23,9 +23,9 @@ import models
 import samplers
 from configs import compose
 from models import Model
-from models.checkpoints import native
-from models.checkpoints.tensors import open_tensors
-from models.files import read_json_lines
+from models.files.tensors import open_tensors
+from models.files.text import read_json_lines
+from models.layouts import native
 from tests.composing import composed
 from train import run
 from train.__main__ import main

@@ -17,7 +17,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # public,
 
 import models
 from models import VAE, Model, TextEncoder
-from models.checkpoints.tensors import open_tensors
+from models.files.tensors import open_tensors
 from tests.train.test_captions import draw
 from train.captions import CaptionedImages
 from train.latents import LatentData, LatentParams

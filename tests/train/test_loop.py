@@ -27,8 +27,8 @@ from torch import Tensor
 import models
 from diffusion import Denoiser
 from models import Model
-from models.checkpoints import native
-from models.files import read_json, read_json_lines
+from models.files.text import read_json, read_json_lines
+from models.layouts import native
 from tests.composing import composed
 from train import TrainParams, run, train
 from train.data import Batch, digits
@@ -190,7 +190,7 @@ KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import sklearn.datasets, torch, torch._dynamo  # here once, not in every child
-from models.checkpoints import native
+from models.layouts import native
 from train import run
 
 config = json.loads(sys.argv[1])

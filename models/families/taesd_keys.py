@@ -1,0 +1,68 @@
+"""TAESD as diffusers has it, in one file, and as it was published: the encoder in one file, the decoder in another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from models.files.structure import Kind, Settings, Shapes, check_settings
+from models.files.table import Layout
+from models.networks.taesd import TAESD, TAESDParams
+
+CONVOLUTIONS = {rf"\.conv{i + 1}\.": f".conv.{2 * i}." for i in range(3)}
+SETTINGS: Settings = {
+    "act_fn": ("relu",),
+    "scaling_factor": (1.0,),
+    "shift_factor": (None, 0.0),
+    "upsample_fn": ("nearest",),
+    "upsampling_scaling_factor": (2,),
+}
+ORIGINAL = {"encoder": "0.weight", "decoder": "1.weight"}  # the first tensor of each file
+
+
+def diffusers() -> Layout:
+    """Layers are counted in each half; the clamp before the decoder is no layer."""
+    return Layout("diffusers", CONVOLUTIONS, number=lambda name: re.sub(r"^(encoder|decoder)\.(\d+)\.", _layer, name))
+
+
+def _layer(match: re.Match[str]) -> str:
+    return f"{match[1]}.layers.{int(match[2]) - (match[1] == 'decoder')}."
+
+
+def original(half: str) -> Layout:
+    """The encoder's file or the decoder's."""
+    return Layout(f"TAESD's {half}", CONVOLUTIONS, inside=half)
+
+
+def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[TAESDParams, Layout] | None:
+    """Parameters and layout of a tiny autoencoder or of one half of it; None where it is none."""
+    if "encoder.layers.0.weight" in shapes and "decoder.layers.0.weight" in shapes:
+        check_settings(hints, SETTINGS)
+        first = shapes["decoder.layers.0.weight"]
+        return TAESDParams(first[1], first[0]), diffusers()
+    for half, key in ORIGINAL.items():
+        if key in shapes and "3.conv.0.weight" in shapes and "8.conv.4.weight" in shapes:
+            latents = shapes["14.weight"][0] if half == "encoder" else shapes[key][1]
+            return TAESDParams(latents, shapes[key][0]), original(half)
+    return None
+
+
+def config(p: TAESDParams) -> dict[str, Any]:
+    """For AutoencoderTiny."""
+    widths = {f"{half}_block_out_channels": [p.channels] * 4 for half in ("encoder", "decoder")}
+    return {"_class_name": "AutoencoderTiny", "latent_channels": p.latent_channels, **widths}
+
+
+PREVIEW = Kind(
+    "preview",
+    "preview",
+    "tiny autoencoder",
+    TAESD,
+    TAESDParams,
+    recognise,
+    lambda _: diffusers(),
+    lambda _: diffusers(),
+    lambda p, _: config(p),
+    "preview",  # ours, which no index of diffusers' has a name for
+)

@@ -1,0 +1,124 @@
+"""The KL autoencoder as latent diffusion's own files have it ("ldm"), as diffusers has it, and as diffusers had it before 0.18."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from models.files.structure import Kind, Settings, Shapes, beginnings, check_settings, count
+from models.files.table import Form, Layout
+from models.networks.vae import VAE, VAEParams
+
+COMMON = {
+    r"^quant\.": "quant_conv.",
+    r"^post_quant\.": "post_quant_conv.",
+}
+LDM = {
+    **COMMON,
+    r"\.middle\.0\.": ".mid.block_1.",
+    r"\.middle\.1\.norm\.": ".mid.attn_1.norm.",
+    r"\.middle\.1\.attention\.qkv\.": ".mid.attn_1.[q,k,v].",
+    r"\.middle\.1\.attention\.out\.": ".mid.attn_1.proj_out.",
+    r"\.middle\.2\.": ".mid.block_2.",
+    r"\.down\.(\d+)\.\d+\.conv\.": r".down.\1.downsample.conv.",
+    r"\.up\.(\d+)\.\d+\.conv\.": r".up.\1.upsample.conv.",
+    r"\.(down|up)\.(\d+)\.(\d+)\.": r".\1.\2.block.\3.",
+    r"\.skip\.": ".nin_shortcut.",
+}
+LDM_FORMS: dict[str, Form] = {r"\.attention\.": "conv"}
+DIFFUSERS = {
+    **COMMON,
+    r"\.middle\.0\.": ".mid_block.resnets.0.",
+    r"\.middle\.1\.norm\.": ".mid_block.attentions.0.group_norm.",
+    r"\.middle\.1\.attention\.qkv\.": ".mid_block.attentions.0.to_[q,k,v].",
+    r"\.middle\.1\.attention\.out\.": ".mid_block.attentions.0.to_out.0.",
+    r"\.middle\.2\.": ".mid_block.resnets.1.",
+    r"\.norm_out\.": ".conv_norm_out.",
+    r"\.down\.(\d+)\.\d+\.conv\.": r".down_blocks.\1.downsamplers.0.conv.",
+    r"\.up\.(\d+)\.\d+\.conv\.": r".up_blocks.\1.upsamplers.0.conv.",
+    r"\.(down|up)\.(\d+)\.(\d+)\.": r".\1_blocks.\2.resnets.\3.",
+    r"\.skip\.": ".conv_shortcut.",
+}
+LEGACY = {**DIFFUSERS, r"\.to_\[q,k,v\]\.": ".[query,key,value].", r"\.to_out\.0\.": ".proj_attn."}
+
+SETTINGS: Settings = {"act_fn": ("silu", "swish"), "mid_block_add_attention": (True,)}
+LATENT_STATISTICS = ("edm_mean", "edm_std")  # per channel, among the tensors of Playground's file
+
+
+def ldm(params: VAEParams) -> Layout:
+    """Levels count from the finest, also on the way up."""
+    return Layout("ldm", LDM, LDM_FORMS, lambda name: _by_level(name, params, len(params.channel_mult) - 1))
+
+
+def diffusers(params: VAEParams, rules: Mapping[str, str] = DIFFUSERS) -> Layout:
+    """Levels count in the order in which they are passed."""
+    return Layout("diffusers", rules, number=lambda name: _by_level(name, params, None))
+
+
+def _by_level(name: str, params: VAEParams, top: int | None) -> str:
+    """encoder.down.7. -> encoder.down.2.1.; with `top`, levels on the way up count down from it."""
+    stage = {"down": params.blocks + 1, "up": params.blocks + 2}
+
+    def numbered(match: re.Match[str]) -> str:
+        level, i = divmod(int(match[2]), stage[match[1]])
+        return f".{match[1]}.{top - level if match[1] == 'up' and top is not None else level}.{i}."
+
+    return re.sub(r"\.(down|up)\.(\d+)\.", numbered, name)
+
+
+def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[VAEParams, Layout] | None:
+    """Parameters (but for the scale of the latents, which no tensor tells) and layout of an autoencoder; None where it is none.
+
+    hints  what a config.json beside the tensors says: norm_num_groups
+    """
+    if "encoder.conv_in.weight" not in shapes or "decoder.conv_in.weight" not in shapes:
+        return None
+    if "encoder.down.0.block.0.conv1.weight" in shapes:
+        params = _params(shapes, "encoder.down", "block", hints)
+        return params, ldm(params)
+    if "encoder.down_blocks.0.resnets.0.conv1.weight" in shapes:
+        check_settings(hints, SETTINGS)
+        params = _params(shapes, "encoder.down_blocks", "resnets", hints)
+        old = "encoder.mid_block.attentions.0.query.weight" in shapes
+        return params, diffusers(params, LEGACY if old else DIFFUSERS)
+    return None
+
+
+def _params(shapes: Shapes, levels: str, blocks: str, hints: Mapping[str, Any]) -> VAEParams:
+    channels, latents = shapes["encoder.conv_in.weight"][0], shapes["decoder.conv_in.weight"][1]
+    tree = beginnings(shapes)
+    return VAEParams(
+        image_channels=shapes["encoder.conv_in.weight"][1],
+        latent_channels=latents,
+        channels=channels,
+        channel_mult=tuple(shapes[f"{levels}.{i}.{blocks}.0.conv1.weight"][0] // channels for i in range(count(tree, levels))),
+        blocks=count(tree, f"{levels}.0.{blocks}"),
+        groups=hints.get("norm_num_groups") or 32,
+        quant_conv="quant_conv.weight" in shapes,
+    )
+
+
+def config(p: VAEParams) -> dict[str, Any]:
+    """For AutoencoderKL."""
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": p.image_channels,
+        "out_channels": p.image_channels,
+        "latent_channels": p.latent_channels,
+        "block_out_channels": [p.channels * m for m in p.channel_mult],
+        "down_block_types": ["DownEncoderBlock2D"] * len(p.channel_mult),
+        "up_block_types": ["UpDecoderBlock2D"] * len(p.channel_mult),
+        "layers_per_block": p.blocks,
+        "norm_num_groups": p.groups,
+        "use_quant_conv": p.quant_conv,
+        "use_post_quant_conv": p.quant_conv,
+        "scaling_factor": p.scale,
+        "shift_factor": p.shift or None,
+        "latents_mean": p.mean,
+        "latents_std": p.std,
+        "sample_size": 512,
+    }
+
+
+AUTOENCODER = Kind("vae", "vae", "autoencoder", VAE, VAEParams, recognise, ldm, diffusers, lambda p, _: config(p), "vae")

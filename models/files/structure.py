@@ -1,0 +1,71 @@
+"""Reads the structure of networks off the names and shapes of tensors, and what a config.json says that no tensor shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from diffusion.messages import brief
+from models.files.table import Layout
+
+Shapes = Mapping[str, tuple[int, ...]]
+Tree = Mapping[str, set[str]]
+"""What follows each beginning of a key: "a.0.b" puts "0" under "a", and "b" under "a.0"."""
+Settings = Mapping[str, tuple[Any, ...]]
+"""Entries of a config.json that no shape tells, with the values that the networks here compute."""
+
+
+def beginnings(keys: Iterable[str]) -> Tree:
+    """All places in these keys."""
+    tree: dict[str, set[str]] = {}
+    for key in keys:
+        place = ""
+        for part in key.split("."):
+            tree.setdefault(place, set()).add(part)
+            place = f"{place}.{part}" if place else part
+    return tree
+
+
+def count(tree: Tree, place: str) -> int:
+    """How many numbered things stand in a place."""
+    return len(tree.get(place, ()))
+
+
+def check_settings(config: Mapping[str, Any], known: Settings, file: str = "config.json") -> None:
+    """ValueError where a configuration asks for another computation than ours: weights would fit, and results be wrong."""
+    for name, values in known.items():
+        if name in config and config[name] not in values:
+            supported = " or ".join(map(repr, values))
+            raise ValueError(f"{file} says {name}={brief(config[name])}, and this library computes with {supported}")
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """One kind of network, and how files hold it.
+
+    name       of a backbone, in a model's description: {"network": {"name": "unet", ...}}
+    part       of a model that it is: "backbone", "vae", "text" (one of its encoders) or "preview"
+    words      what people call it, for error messages
+    network    its class
+    params     the class of its parameters; a backbone's have in_channels, out_channels, context_dim and vector_dim
+    recognise  the parameters and the layout of a network with these keys and shapes, None where it is none; beside them, what a config.json
+               says. KeyError for a key that lacks, ValueError in a sentence for what is known to be wrong
+    single     how its publisher's single files hold it, by its parameters
+    diffusers  how a diffusers (or transformers) folder holds it
+    config     the config.json there, by its parameters and the height and width of the latents that it was trained on
+    folder     the name of that folder
+    """
+
+    name: str
+    part: str
+    words: str
+    network: type[nn.Module]
+    params: type[Any]
+    recognise: Callable[[Shapes, Mapping[str, Any]], tuple[Any, Layout] | None]
+    single: Callable[[Any], Layout]
+    diffusers: Callable[[Any], Layout]
+    config: Callable[[Any, tuple[int, int]], dict[str, Any]]
+    folder: str = "transformer"

@@ -1,0 +1,1 @@
+"""What networks are made of: torch's own layers, put together. Nothing here knows a network or a file."""

@@ -1,0 +1,103 @@
+"""The units of an autoencoder's latents: where files say them, and whose they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from diffusion.messages import brief
+from diffusion.spec import make_params
+from models.families import FAMILIES, Family, architecture_of
+from models.families.family import plain
+from models.families.vae_keys import LATENT_STATISTICS
+from models.files.stored import TensorFile
+from models.files.table import Part
+from models.layouts.findings import Findings
+from models.networks.vae import VAEParams
+
+SCALE = "scale_factor"  # the key of latent diffusion's buffer, for a scale that is measured at the start of training
+MAX_LATENT_CHANNELS = 64  # published autoencoders have up to 16
+
+
+def vae_params(found: Findings, of: Family, asked: str | None) -> VAEParams | None:
+    """The autoencoder's parameters with the scale of its latents, as a configuration or a tensor gives it, else the family's.
+
+    ValueError for the autoencoder of another family, whose pictures would be wrong without any other sign.
+    """
+    if not (part := found.of_kind("vae")):
+        return None
+    source, scaling = read_scale(found, part)
+    if other := _other_family(found, part, scaling, of) if found.backbone or asked else None:
+        source = source or "the network beside it"
+        raise ValueError(f"{part.file.path} is the autoencoder of {other.title}, as {source} says: {of.title} has another")
+    if not source and not found.backbone and not asked:
+        found.notes.append(f"latents are scaled by {of.scale:g}, as in {of.title}: family=... chooses another one's")
+    elif not source and found.backbone and found.backbone.file is not part.file:
+        found.notes.append(f"{part.file.path.name} does not say whose latents it makes: they are taken for those of {of.title}")
+    for verb, value, usual in (("scaled", scaling.get("scale"), of.scale), ("shifted", scaling.get("shift"), of.shift)):
+        if source and value != usual and not same_scale(value, usual):
+            found.notes.append(f"latents are {verb} by {brief(value)}, as {source} says, and not by {usual:g}, as in {of.title}")
+    default = {"scale": of.scale, "shift": of.shift, "mean": of.mean, "std": of.std}
+    try:
+        return make_params("", VAEParams, plain(part.params) | (scaling or default))
+    except ValueError as error:
+        raise ValueError(f"{part.file.path}: its latents cannot be scaled as its configuration says: {error}") from None
+
+
+def note_preview(found: Findings, of: Family) -> None:
+    """Notes that a tiny autoencoder from elsewhere than the network's folder does not show whose latents it decodes."""
+    part = found.of_kind("preview")
+    if part and found.backbone and not (found.pipeline.index and found.pipeline.holds(part)):
+        found.notes.append(f"{part.file.path.name} does not say whose latents it shows: they are taken for those of {of.title}")
+
+
+def read_scale(found: Findings, part: Part) -> tuple[str, dict[str, Any]]:
+    """Where the scale of an autoencoder's latents is written, and the scaling parameters; "" and {} if nowhere."""
+    hints, file = part.hints, part.file
+    # A configuration of diffusers without a scale means SD 1's: those of SD 1 are older than the setting.
+    default = VAEParams.scale if "_class_name" in hints and part.params.latent_channels == VAEParams.latent_channels else None
+    if scale := hints.get("scaling_factor", default):
+        statistics = {key: hints.get(f"latents_{key}") or None for key in ("mean", "std")}
+        return "its config.json", {"scale": scale, "shift": hints.get("shift_factor") or 0.0, **statistics}
+    if present := [key for key in LATENT_STATISTICS if key in file.tensors]:
+        if absent := [key for key in LATENT_STATISTICS if key not in present]:
+            raise ValueError(f"{file.path} holds {present[0]} without {absent[0]}")
+        of_statistics = next(of for of in FAMILIES.values() if of.mean is not None)
+        mean, std = (_read_numbers(file, key) for key in LATENT_STATISTICS)
+        return present[0], {"scale": of_statistics.scale, "shift": 0.0, "mean": mean, "std": std}
+    if SCALE in file.tensors:
+        return SCALE, {"scale": next(iter(_read_numbers(file, SCALE)), 0.0), "shift": 0.0}
+    if found.backbone and file is found.backbone.file and "scale_factor" in found.ldm:
+        return found.ldm_file, {"scale": found.ldm["scale_factor"], "shift": 0.0}
+    return "", {}
+
+
+def _other_family(found: Findings, part: Part, scaling: Mapping[str, Any], of: Family) -> Family | None:
+    """The other family with as many latent channels that an autoencoder belongs to, by its scale or by the network in the same file.
+
+    Playground's scale is a round number: it counts only with the statistics of its latents, or for the same architecture.
+    """
+    scale = scaling.get("scale")
+    statistics = not scaling or scaling.get("mean") is not None
+    known = [each for each in FAMILIES.values() if statistics or each.mean is None or each.architecture is of.architecture]
+    alike = [each for each in known if each.is_flow == of.is_flow]
+    neighbour = found.networks.get(part.file.path)
+    if scale is None and neighbour is not None and (found.backbone is None or found.backbone.file is not part.file):
+        scale = FAMILIES[architecture_of(neighbour).name].scale
+    return None if same_scale(scale, of.scale) else next((each for each in alike if same_scale(scale, each.scale)), None)
+
+
+def same_scale(scale: Any, other: float) -> bool:
+    """Whether two scales agree to the rounding of half precision."""
+    return isinstance(scale, int | float) and math.isclose(scale, other, rel_tol=1e-3)
+
+
+def _read_numbers(file: TensorFile, key: str) -> tuple[float, ...]:
+    if math.prod(file.tensors[key].shape) > MAX_LATENT_CHANNELS:
+        raise ValueError(f"{file.path} holds {key} of shape {file.tensors[key].shape}: it must have one number per latent channel")
+    values = torch.empty(file.tensors[key].shape)
+    file.tensors[key].read_into(values)
+    return tuple(round(value, 6) for value in values.flatten().tolist())

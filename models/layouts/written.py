@@ -1,0 +1,75 @@
+"""What all published layouts share when they write a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.spec import lookup
+from models.families import FAMILIES, Family, architecture_of
+from models.files.structure import Kind
+from models.files.table import Layout, scatter
+from models.model import Model
+from models.networks.unet import UNetParams
+from models.text.recipes import TowerUse
+
+
+def family_of_model(model: Model) -> Family:
+    """The family that the model is of, or the plain one that it is built like. ValueError for one of no published family."""
+    return lookup("family", model.spec.get("family") or architecture_of(getattr(model.backbone, "params", None)).name, FAMILIES)
+
+
+def use_of(model: Model, name: str) -> TowerUse:
+    """What the model takes from a tower of CLIP."""
+    return next(use for use in model.require("text").params.uses if use.tower == name)
+
+
+def check_text(model: Model, of: Family, written: Set[str]) -> None:
+    """ValueError if readers of a layout would encode prompts differently: of the recipe, its files hold only the fields `written`."""
+    p = model.require("text").params
+    usual = of.text_params({**p.towers, **({"t5": p.t5} if p.t5 else {})})
+    compared: list[tuple[str, Any, Any, tuple[str, ...]]] = [("text", p, usual, ("null", "numbers", "t5_length"))]
+    compared += [(use.tower, use, other, ("norm", "pooled", "pad", "blocks")) for use, other in zip(p.uses, usual.uses, strict=True)]
+    for what, own, others, names in compared:
+        for name in names:
+            if name in written | of.architecture.told or (mine := getattr(own, name)) == (theirs := getattr(others, name)):
+                continue
+            where = "'diffusers' or 'native'" if name in ("pad", "blocks") else "'native'"
+            raise ValueError(f"files of this layout do not say {name}={mine!r} of {what}, readers take {theirs!r}: use layout={where}")
+
+
+def published(network: nn.Module, layout: Layout, kind: Kind, config: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+    """The network's tensors under their published names. ValueError unless a reader makes the same network of them."""
+    state = network.state_dict()
+    tensors = scatter(layout.table(state), state)
+    try:
+        read = kind.recognise({key: tuple(value.shape) for key, value in tensors.items()}, config or {})
+    except (KeyError, IndexError, ValueError):
+        read = None
+    mine, theirs = _structure(network.params), _structure(read[0]) if read else {}
+    for name, value in mine.items():
+        if theirs.get(name, "no network of theirs") != value:
+            ours = f"a {type(network).__name__} with {name}={value}"
+            raise ValueError(
+                f"the layout {layout.name!r} has no words for {ours}, and readers would take it for "
+                f"{theirs.get(name, 'none of theirs')}: use layout='native'"
+            )
+    return tensors
+
+
+def _structure(params: Any) -> dict[str, Any]:
+    """The parameters of a network that a reader has to find out from its tensors."""
+    known = asdict(params)
+    for name in ("dropout", "activation", "scale", "shift", "mean", "std"):
+        known.pop(name, None)
+    if isinstance(params, UNetParams):  # which fix either of two
+        known |= {"heads": [params.heads_of(params.channels * m) for m in params.channel_mult], "head_dim": None}
+    return known
+
+
+def in_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    return {key: value.to(dtype or value.dtype) for key, value in tensors.items()}

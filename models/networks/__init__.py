@@ -1,0 +1,1 @@
+"""The networks, one file each: a frozen dataclass of parameters and the modules that it describes."""

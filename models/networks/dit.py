@@ -1,0 +1,144 @@
+"""DiT: a transformer over patches, steered by adaptive layer norms that start at zero (Peebles & Xie 2023).
+
+Class-conditional as published; with `context_dim`, each block also attends to a text (as in PixArt-alpha, Chen et al. 2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from diffusion.spec import check_at_least_one, check_range
+from models.layers.activations import Checkpointing
+from models.layers.attention import CrossAttention, SelfAttention
+from models.layers.conditioning import LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
+from models.layers.half import with_enough_precision
+from models.layers.modulation import Modulation, gated, modulate, norm, start_at_identity
+
+
+@dataclass(frozen=True)
+class DiTParams:
+    """One DiT; the defaults are DiT-XL/2 on 32x32 latents.
+
+    image_size       height and width of x, in pixels or latents; fixed, as the position embedding is
+    learned_variance doubles the output channels: prediction, then variance (Nichol & Dhariwal 2021)
+    num_classes, vector_dim, context_dim  the conditions it takes: class label, vector, text; None: not that one
+    time_factor      multiplies t before its sinusoid: 1 for training indices, 1000 for t in [0, 1]; `models.build` finds it
+    """
+
+    in_channels: int = 4
+    image_size: int = 32
+    patch_size: int = 2
+    hidden: int = 1152
+    depth: int = 28
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    learned_variance: bool = False
+    num_classes: int | None = 1000
+    vector_dim: int | None = None
+    context_dim: int | None = None
+    time_factor: float = 1.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "in_channels", "image_size", "patch_size", "hidden", "depth", "heads")
+        check_at_least_one(self, "num_classes", "vector_dim", "context_dim")
+        check_range(self, "dropout", least=0)
+        check_range(self, "time_factor", "mlp_ratio", least=1e-6, most=1e6)
+        if self.image_size % self.patch_size:
+            raise ValueError(f"an image of {self.image_size} pixels does not divide into patches of {self.patch_size}")
+        if self.hidden % self.heads or self.hidden % 4:
+            raise ValueError(f"hidden={self.hidden} must divide by heads={self.heads} and by 4")
+
+    @property
+    def out_channels(self) -> int:
+        return self.in_channels * (2 if self.learned_variance else 1)
+
+
+class DiT(Checkpointing):
+    """forward(x (B, C, H, W), t (B,), *, label (B,), context (B, L, D), vector (B, V)) -> (B, out_channels, H, W)."""
+
+    def __init__(self, params: DiTParams) -> None:
+        super().__init__()
+        self.params = p = params
+        self.patch_in = nn.Linear(p.in_channels * p.patch_size**2, p.hidden)
+        self.time = TimeEmbedding(256, p.hidden, p.time_factor)
+        self.label = None if p.num_classes is None else LabelEmbedding(p.num_classes, p.hidden)
+        self.vector = None if p.vector_dim is None else VectorEmbedding(p.vector_dim, p.hidden)
+        self.register_buffer("position", position_embedding(p.image_size // p.patch_size, p.hidden))
+        self.blocks = nn.ModuleList(DiTBlock(p) for _ in range(p.depth))
+        self.modulation_out = Modulation(p.hidden, 2)
+        self.patch_out = nn.Linear(p.hidden, p.out_channels * p.patch_size**2)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier for linear layers, 0.02 for embeddings; every modulation and the output start at zero (adaLN-zero)."""
+        start_at_identity(self)
+        if self.label is not None:
+            nn.init.normal_(self.label.table.weight, std=0.02)
+        nn.init.zeros_(self.patch_out.weight)
+        for module in self.modules():
+            if isinstance(module, CrossAttention):
+                nn.init.zeros_(module.out.weight)
+
+    @with_enough_precision
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        *,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        vector: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        p = self.params
+        check_conditions(p, label=label, context=context, vector=vector, guidance=guidance)
+        if x.shape[-2:] != (p.image_size, p.image_size):
+            raise ValueError(f"this DiT was built for {p.image_size}x{p.image_size}, not {x.shape[-2]}x{x.shape[-1]}")
+        emb = F.silu(embed(t, self.time, (self.label, label), (self.vector, vector)))  # (B, D)
+
+        size = p.patch_size
+        x = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=size, q=size)
+        x = self.patch_in(x) + self.position  # (B, L, D)
+        for block in self.blocks:
+            x = self.run(block, x, emb, context)
+        x = self.patch_out(modulate(norm(x), *self.modulation_out(emb)))  # (B, L, p*q*C)
+        return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=p.image_size // size, p=size, q=size)
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP, each normed, shifted and scaled before and gated after by the embedding."""
+
+    def __init__(self, p: DiTParams) -> None:
+        super().__init__()
+        inner = int(p.hidden * p.mlp_ratio)
+        self.modulation = Modulation(p.hidden, 6)
+        self.self_attention = SelfAttention(p.hidden, p.heads)
+        self.cross_attention = None if p.context_dim is None else CrossAttention(p.hidden, p.context_dim, p.heads)
+        self.mlp = nn.Sequential(nn.Linear(p.hidden, inner), nn.GELU(approximate="tanh"), nn.Dropout(p.dropout), nn.Linear(inner, p.hidden))
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)
+        x = gated(x, gate1, self.self_attention(modulate(norm(x), shift1, scale1)))
+        if self.cross_attention is not None and context is not None:
+            x = x + self.cross_attention(x, context)
+        return gated(x, gate2, self.mlp(modulate(norm(x), shift2, scale2)))
+
+
+def position_embedding(size: int, dim: int, step: float = 1.0) -> Tensor:
+    """Fixed 2-D sinusoids (size*size, dim): the first half of the features tells the column, the second the row.
+
+    step  from one column or row to the next
+    """
+    if torch.get_default_device().type == "meta":  # where arithmetic is slow to begin, and has no result
+        return torch.empty(size * size, dim)
+    frequency = 10_000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angle = step * torch.arange(size, dtype=torch.float64)[:, None] * frequency
+    line = torch.cat([angle.sin(), angle.cos()], dim=-1).float()  # (size, dim/2)
+    column, row = line[None].expand(size, -1, -1), line[:, None].expand(-1, size, -1)
+    return torch.cat([column, row], dim=-1).flatten(0, 1)

@@ -1,0 +1,149 @@
+"""T5's encoder (Raffel et al. 2020), version 1.1: a transformer over all tokens at once. Every published size is a configuration of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from diffusion.spec import check_at_least_one
+from models.layers.attention import attend
+from models.layers.half import InFloat32, with_enough_precision
+
+
+@dataclass(frozen=True)
+class T5Params:
+    """One encoder; the default is that of T5 v1.1 XXL.
+
+    vocab         rows of the table of tokens, more than the tokenizer has
+    head_dim      of queries, keys and values; heads * head_dim need not be the width
+    hidden        width within the gated MLP
+    buckets       of distances between tokens, half of them for either direction
+    max_distance  from which on all distances share a bucket
+    """
+
+    vocab: int = 32128
+    width: int = 4096
+    layers: int = 24
+    heads: int = 64
+    head_dim: int = 64
+    hidden: int = 10240
+    buckets: int = 32
+    max_distance: int = 128
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "vocab", "width", "layers", "heads", "head_dim", "hidden")
+        if self.buckets < 4 or self.buckets % 4:
+            raise ValueError(f"buckets={self.buckets} must divide by 4: two directions, each in near and far")
+        if self.max_distance <= self.buckets // 4:
+            raise ValueError(f"max_distance={self.max_distance} must be more than buckets / 4 = {self.buckets // 4}, where far ones begin")
+
+
+T5_XXL = T5Params()
+
+
+class T5(nn.Module):
+    """forward(tokens (B, L) of whole numbers) -> the last state (B, L, width) through the final norm, in the dtype of the weights.
+
+    Every token attends to every other, padding included: FLUX.1 and Stable Diffusion 3 mask none of it. L has no limit.
+    Published weights lead the states beyond float16's range, so between the blocks they are at least float32.
+    """
+
+    passed = ("blocks",)  # lists of blocks, in the order in which they are called
+
+    def __init__(self, params: T5Params) -> None:
+        super().__init__()
+        self.params = p = params
+        self.token = nn.Embedding(p.vocab, p.width)
+        self.relative = nn.Embedding(p.buckets, p.heads)
+        self.blocks = nn.ModuleList(Block(p) for _ in range(p.layers))
+        self.norm = RMSNorm(p.width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As T5 was trained from: normal, narrower by the number of inputs, and the queries by a head's too, for scores are not scaled."""
+        p = self.params
+        nn.init.normal_(self.token.weight)
+        nn.init.normal_(self.relative.weight, std=p.width**-0.5)
+        for name, module in self.blocks.named_modules():
+            if isinstance(module, nn.Linear):
+                per_head = p.head_dim if name.endswith(".q") else 1
+                nn.init.normal_(module.weight, std=(module.in_features * per_head) ** -0.5)
+
+    @with_enough_precision
+    def forward(self, tokens: Tensor) -> Tensor:
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens are (B, L), not {tuple(tokens.shape)}")
+        x = self.token(tokens)
+        bias = self._bias(tokens.shape[1], x)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        for block in self.blocks:
+            x = block(x, bias)
+        return self.norm(x)
+
+    def _bias(self, length: int, like: Tensor) -> Tensor:
+        """What is added to every block's scores, (1, heads, L, L)."""
+        place = torch.arange(length, device=like.device)
+        bucket = buckets(place - place[:, None], self.params.buckets, self.params.max_distance)
+        return rearrange(self.relative(bucket), "i j h -> 1 h i j").contiguous()
+
+
+def buckets(distance: Tensor, count: int, max_distance: int) -> Tensor:
+    """The bucket of a key so many tokens behind (above 0) or before (up to 0) its query, 0 ... count - 1 (Raffel et al. 2020, section 2.1).
+
+    Either direction has half of them: one for each distance up to a quarter of `count`, then wider ones, evenly spaced in the logarithm
+    up to max_distance, and all that is further away in the last.
+    """
+    half, near = count // 2, count // 4
+    # Edges rather than a logarithm of each distance: 16, 32 and 64 lie on edges, where rounding differs between devices.
+    far = [near * (max_distance / near) ** (i / (half - near)) - 1e-6 for i in range(1, half - near)]
+    edges = torch.tensor([*range(1, near + 1), *far], dtype=torch.float32).to(distance.device, non_blocking=True)
+    return torch.bucketize(distance.abs(), edges, right=True) + half * (distance > 0)
+
+
+class Block(nn.Module):
+    """Self-attention, then a gated MLP (Shazeer 2020, GEGLU); each pre-normed and added."""
+
+    def __init__(self, p: T5Params) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(p.width)
+        self.attention = BiasedAttention(p.width, p.heads, p.head_dim)
+        self.norm2 = RMSNorm(p.width)
+        self.gate, self.fc1 = nn.Linear(p.width, p.hidden, bias=False), nn.Linear(p.width, p.hidden, bias=False)
+        self.fc2 = nn.Linear(p.hidden, p.width, bias=False)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x), bias)
+        y = self.norm2(x)
+        hidden = F.gelu(self.gate(y), approximate="tanh").to(x.dtype) * self.fc1(y)
+        if y.dtype != torch.float16:
+            return x + self.fc2(hidden.to(y.dtype))
+        with InFloat32():  # it exceeds the range of float16
+            return x + self.fc2(hidden)
+
+
+class BiasedAttention(nn.Module):
+    """Scores are q k^T + bias, not divided by sqrt(d): the weights are trained for that. Four products, as files hold them."""
+
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v = (nn.Linear(width, heads * head_dim, bias=False) for _ in range(3))
+        self.out = nn.Linear(heads * head_dim, width, bias=False)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        q, k, v = (rearrange(part(x), "b l (h d) -> b h l d", h=self.heads) for part in (self.q, self.k, self.v))
+        return self.out(attend(q, k, v, bias=bias, scale=1.0))
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + 1e-6) * weight, computed in the dtype of x, rounded to that of the weight (Zhang & Sennrich 2019)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(self.weight.dtype)

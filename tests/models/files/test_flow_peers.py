@@ -1,0 +1,270 @@
+"""FLUX.1 and Stable Diffusion 3: diffusers and transformers read what we write and compute the same; we read what they write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
+from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+from einops import rearrange
+from torch import Tensor
+from transformers import T5EncoderModel, T5TokenizerFast
+
+import models
+from models import Model
+from models.families import flux
+from models.files.table import scatter
+from models.networks.flux import Flux, FluxParams
+from models.presets import miniature
+from tests.models.files.pipelines import equal, files, states
+from tests.models.files.tiny import FLOWS, same, tiny
+from tests.models.small import inputs, relative_error
+
+BOUND = 1e-5
+PIPELINES = {
+    "flux-dev": "FluxPipeline",
+    "flux-schnell": "FluxPipeline",
+    "flux-fill": "FluxFillPipeline",
+    "flux-canny": "FluxControlPipeline",
+    **dict.fromkeys(("sd3", "sd3.5-medium", "sd3.5-large"), "StableDiffusion3Pipeline"),
+}
+WORDS = "a corgi, 35mm"
+
+
+@pytest.fixture(autouse=True)
+def _quietly() -> Any:
+    diffusers.logging.set_verbosity_error()
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A miniature's folder, written once, with its single file and the folder of its separate files beside it."""
+    root = tmp_path_factory.mktemp("saved")
+
+    def path(family: str) -> Path:
+        folder = root / family
+        if not folder.exists():
+            models.save(tiny(family), folder, "diffusers")
+            models.save(tiny(family), root / f"{family}.safetensors", "ldm")
+            models.save(tiny(family), root / f"{family}-separate", "separate")
+        return folder
+
+    return path
+
+
+Saved = Callable[[str], Path]
+
+
+def pipeline_of(folder: Path, **parts: Any) -> Any:
+    return diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, **parts)
+
+
+def pipeline_without_clips_words(family: str, folder: Path) -> Any:
+    """Whose tokenizers take longer to open than all the rest."""
+    return pipeline_of(folder, **dict.fromkeys(["tokenizer", "tokenizer_2"][: 1 if family.startswith("flux") else 2]))
+
+
+# What we write ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FLOWS)
+def test_pipelines_there_and_back(family: str, saved: Saved, tmp_path: Path) -> None:
+    """Our folder is the pipeline that is meant, bit for bit; what it saves, in shards, is our model again, and nothing of it is told."""
+    pipeline = pipeline_without_clips_words(family, saved(family))
+    assert type(pipeline).__name__ == PIPELINES[family]
+    equal(states(pipeline), files(saved(family)))
+    pipeline.save_pretrained(tmp_path, max_shard_size="200KB")
+    assert len(list((tmp_path / "transformer").glob("*-of-*.safetensors"))) > 1
+    again, model = models.load(tmp_path), models.load(saved(family))
+    model.preview = None
+    same(again.state_dict(), model.state_dict())
+    dropped = {"preview", *(["shape"] if family.startswith("flux") else [])}  # a size that only our entry in model_index.json says
+    found, meant = ({key: value for key, value in each.spec.items() if key not in dropped} for each in (again, model))
+    assert found == meant
+    assert again.require("text").t5_tokenizer.tokenize(WORDS) == model.require("text").t5_tokenizer.tokenize(WORDS)
+
+
+@pytest.mark.parametrize(("family", "number"), [("flux-dev", 2), ("flux-schnell", 2), ("sd3", 3)])
+def test_tokenizers(family: str, number: int, saved: Saved) -> None:
+    """T5's of our folder gives the same ids, padded to the same length; so does the pipeline's own."""
+    ours = tiny(family).require("text")
+    ids = [*ours.t5_tokenizer.tokenize(WORDS), 1]
+    for tokenizer in (
+        T5TokenizerFast.from_pretrained(saved(family) / f"tokenizer_{number}"),
+        getattr(pipeline_without_clips_words(family, saved(family)), f"tokenizer_{number}"),
+    ):
+        assert tokenizer(WORDS).input_ids == ids
+        assert tokenizer.model_max_length == ours.params.t5_length
+        assert tokenizer(WORDS, padding="max_length").input_ids == ids + [0] * (ours.params.t5_length - len(ids))
+
+
+@pytest.mark.parametrize(("family", "most"), [("flux-dev", 512), ("flux-schnell", 256), ("sd3", 256)])
+def test_pipelines_are_told_the_same(family: str, most: int, tmp_path: Path) -> None:
+    """Context and vector of the same prompt; CLIP-L's pooled output goes unprojected, in Stable Diffusion 3 through the identity."""
+    models.save(miniature(family), tmp_path, "diffusers")
+    ours = models.load(tmp_path).require("text").encode([WORDS])
+    pipeline = pipeline_of(tmp_path)
+    if family == "sd3":
+        context, _, vector, _ = pipeline.encode_prompt(WORDS, None, None, do_classifier_free_guidance=False, max_sequence_length=most)
+    else:
+        context, vector, _ = pipeline.encode_prompt(WORDS, None, max_sequence_length=most)
+    assert relative_error(ours.context, context) <= BOUND
+    assert relative_error(ours.vector, vector) <= BOUND
+
+
+def test_stable_diffusion_3_without_t5(tmp_path: Path) -> None:
+    """Its folder says that there is none, which diffusers wants to be told too; the pipeline fills up with zeros as we do."""
+    models.save(miniature("sd3"), tmp_path / "separate", "separate")
+    parts = [tmp_path / "separate" / f"{name}.safetensors" for name in ("sd3", "vae", "clip_l", "clip_g")]
+    model = models.load(*parts)
+    models.save(model, tmp_path / "folder", "diffusers")
+    index = json.loads((tmp_path / "folder" / "model_index.json").read_text())
+    assert index["text_encoder_3"] == index["tokenizer_3"] == [None, None]
+    pipeline = pipeline_of(tmp_path / "folder", text_encoder_3=None, tokenizer_3=None)
+    equal(states(pipeline), files(tmp_path / "folder"))
+    again = models.load(tmp_path / "folder")
+    same(again.state_dict(), model.state_dict())
+    ours = again.require("text").encode([WORDS])
+    assert not ours.context[:, 77:].any()
+    pipeline.transformer.register_to_config(joint_attention_dim=ours.context.shape[-1])
+    context, _, vector, _ = pipeline.encode_prompt(WORDS, None, None, do_classifier_free_guidance=False)
+    assert relative_error(ours.context, context) <= BOUND
+    assert relative_error(ours.vector, vector) <= BOUND
+
+
+def test_a_projected_pooled_output_stays_projected(tmp_path: Path) -> None:
+    """CLIP-L's in a folder of Stable Diffusion 3 whose projection is not the identity: computed, saved, and refused for single files."""
+    models.save(miniature("sd3"), tmp_path, "diffusers")
+    pipeline = pipeline_of(tmp_path)
+    pipeline.text_encoder.text_projection.weight.normal_()
+    pipeline.save_pretrained(tmp_path / "f")
+    model = models.load(tmp_path / "f")
+    _, _, vector, _ = pipeline.encode_prompt(WORDS, None, None, do_classifier_free_guidance=False)
+    assert relative_error(model.require("text").encode([WORDS]).vector, vector) <= BOUND
+    models.save(model, tmp_path / "g", "diffusers")
+    same(models.load(tmp_path / "g").state_dict(), model.state_dict())
+    for layout in ("ldm", "separate"):
+        with pytest.raises(ValueError, match="readers of single files leave CLIP-L's pooled output as it is, here it is projected"):
+            models.save(model, tmp_path / "h.safetensors", layout)
+
+
+def theirs_of(peer: Any, x: Tensor, t: Tensor, *, context: Tensor, vector: Tensor, guidance: Tensor | None = None) -> Tensor:
+    """A transformer of diffusers told the same as ours: FLUX.1 packed, and SD 3 in a thousand times."""
+    told = dict(encoder_hidden_states=context, pooled_projections=vector)
+    if isinstance(peer, SD3Transformer2DModel):
+        return peer(x, timestep=1000 * t, **told).sample
+    height, width = x.shape[2] // 2, x.shape[3] // 2
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1)
+    packed = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+    out = peer(packed, timestep=t, guidance=guidance, img_ids=ids, txt_ids=torch.zeros(context.shape[1], 3), **told).sample
+    return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=2, q=2)
+
+
+@pytest.mark.parametrize("family", FLOWS)
+def test_diffusers_computes_the_same_network(family: str, saved: Saved) -> None:
+    """With the weights and the configuration of our folder."""
+    kind = FluxTransformer2DModel if family.startswith("flux") else SD3Transformer2DModel
+    peer = kind.from_pretrained(saved(family) / "transformer", local_files_only=True).eval()
+    ours: Any = models.load(saved(family) / "transformer").network
+    x, t, cond = inputs(ours.params, (8, 12))
+    assert relative_error(ours(x, t, **cond), theirs_of(peer, x, t, **cond)) <= BOUND
+
+
+@pytest.mark.parametrize("family", ["flux-dev", "sd3"])
+def test_the_autoencoder_computes_the_same(family: str, saved: Saved) -> None:
+    """Up to scale and shift, which diffusers leaves to its pipelines."""
+    peer = AutoencoderKL.from_pretrained(saved(family) / "vae", local_files_only=True)
+    ours = models.load(saved(family) / "vae").require("vae")
+    scale, shift = peer.config.scaling_factor, peer.config.shift_factor
+    assert (ours.params.scale, ours.params.shift) == (scale, shift) == (models.FAMILIES[family].scale, models.FAMILIES[family].shift)
+    images, latents = torch.rand(1, 3, 32, 48) * 2 - 1, torch.randn(1, 16, 4, 6)
+    assert relative_error(ours.encode(images).mean, (peer.encode(images).latent_dist.mean - shift) * scale) <= BOUND
+    assert relative_error(ours.decode(latents), peer.decode(latents / scale + shift).sample) <= BOUND
+
+
+# Single files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["flux-dev", "sd3", "sd3.5-medium"])
+def test_diffusers_reads_our_single_files(family: str, saved: Saved) -> None:
+    """Autoencoder and Stable Diffusion 3's network; FLUX.1's of its published width alone, see below."""
+    folder = saved(family)
+    whole, apart = folder.parent / f"{family}.safetensors", folder.parent / f"{family}-separate"
+    for backbone, vae in ((whole, whole), (apart / f"{family}.safetensors", apart / "vae.safetensors")):
+        if family.startswith("sd3"):
+            network = SD3Transformer2DModel.from_single_file(str(backbone), config=str(folder / "transformer"), local_files_only=True)
+            same(dict(network.state_dict()), files(folder)["transformer"])
+        autoencoder = AutoencoderKL.from_single_file(str(vae), config=str(folder / "vae"), local_files_only=True)
+        same(dict(autoencoder.state_dict()), files(folder)["vae"])
+
+
+@pytest.mark.parametrize("guidance_dim", [256, None])
+def test_names_and_places_of_flux_are_those_of_diffusers_converter(guidance_dim: int | None) -> None:
+    """Which knows FLUX.1's published width only: with tensors that are so high, and one column wide."""
+    params = FluxParams(depth=2, depth_single=2, guidance_dim=guidance_dim)
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in Flux(params).state_dict().items()}
+    state = {name: torch.randn(shape[0], 1) if len(shape) > 1 else torch.randn(shape) for name, shape in shapes.items()}
+    published = scatter(flux.bfl().table(state), state)
+    same(convert_flux_transformer_checkpoint_to_diffusers(published), scatter(flux.diffusers(params).table(state), state))
+
+
+# What they write -------------------------------------------------------------------------------------------------------
+
+
+def saved_by_diffusers(network: Any, folder: Path) -> Model:
+    network.save_pretrained(folder, max_shard_size="100KB")
+    return models.load(folder)
+
+
+@pytest.mark.parametrize("guidance", [True, False])
+def test_flux_of_diffusers(guidance: bool, tmp_path: Path) -> None:
+    """Axes of the heads come from the configuration, which no shape tells."""
+    torch.manual_seed(0)
+    sizes = dict(num_layers=2, num_single_layers=3, attention_head_dim=24, num_attention_heads=2, axes_dims_rope=(8, 8, 8))
+    peer = FluxTransformer2DModel(
+        in_channels=16, **sizes, joint_attention_dim=20, pooled_projection_dim=12, guidance_embeds=guidance
+    ).eval()
+    ours: Any = saved_by_diffusers(peer, tmp_path).network
+    assert (ours.params.axes, ours.params.guidance_dim) == ((8, 8, 8), 256 if guidance else None)
+    x, t, cond = inputs(ours.params, (8, 12))
+    assert relative_error(ours(x, t, **cond), theirs_of(peer, x, t, **cond)) <= BOUND
+
+
+@pytest.mark.parametrize("dual", [(), (0,), (0, 1, 2)])
+@pytest.mark.parametrize("qk_norm", [None, "rms_norm"])
+def test_stable_diffusion_3_of_diffusers(dual: tuple[int, ...], qk_norm: str | None, tmp_path: Path) -> None:
+    """Heads that are not as many as blocks, blocks that attend twice, queries and keys that are normalised: from shapes alone."""
+    torch.manual_seed(0)
+    sizes = dict(sample_size=8, num_layers=3, num_attention_heads=2, caption_projection_dim=128, pos_embed_max_size=12)
+    peer = SD3Transformer2DModel(
+        **sizes,
+        attention_head_dim=64,
+        joint_attention_dim=20,
+        pooled_projection_dim=12,
+        out_channels=16,
+        qk_norm=qk_norm,
+        dual_attention_layers=dual,
+    ).eval()
+    ours: Any = saved_by_diffusers(peer, tmp_path).network
+    assert (ours.params.heads, ours.params.dual, ours.params.qk_norm) == (2, len(dual), qk_norm is not None)
+    x, t, cond = inputs(ours.params, (8, 12))
+    assert relative_error(ours(x, t, **cond), theirs_of(peer, x, t, **cond)) <= BOUND
+
+
+def test_t5_of_transformers(saved: Saved, tmp_path: Path) -> None:
+    """In shards, and beside the alias of its embeddings that older versions wrote."""
+    peer = T5EncoderModel.from_pretrained(saved("flux-dev") / "text_encoder_2", local_files_only=True).eval()
+    peer.save_pretrained(tmp_path, max_shard_size="100KB")
+    text = models.load(tmp_path, saved("flux-dev") / "text_encoder", saved("flux-dev") / "transformer").require("text")
+    tokens = torch.randint(0, 100, (2, 9))
+    assert relative_error(text.towers["t5"](tokens), peer(tokens).last_hidden_state) <= BOUND
