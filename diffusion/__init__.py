@@ -5,6 +5,7 @@ Needs torch and numpy only.
 """
 
 import diffusion.starting  # noqa: F401
+from diffusion.condition import NONE, Condition
 from diffusion.consistency import PARAMETRISATIONS, ConsistencyFunction, build_blend, cm, lcm
 from diffusion.denoiser import Clipped, Denoiser, DenoiserLike, OnSchedule, Thresholded
 from diffusion.grid import Grid, time_grid
@@ -32,6 +33,7 @@ __all__ = [
     "EDM",
     "EPS",
     "FLOW",
+    "NONE",
     "PARAMETRISATIONS",
     "PREDICTIONS",
     "RULES",
@@ -44,6 +46,7 @@ __all__ = [
     "ClassifierFreeGuidance",
     "Clipped",
     "ComposedGuidance",
+    "Condition",
     "ConsistencyFunction",
     "CosineVP",
     "Denoiser",

@@ -1,0 +1,158 @@
+"""What a network is told beside x and t, as one object: per sample, so that batches are cut, joined and moved as samples are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+C = TypeVar("C", bound="Condition")
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """Conditions of B samples, one row per sample; None where there is none.
+
+    context   text or other tokens (B, L, D)
+    mask      which of them are there, (B, L) bool; None: all. Attention passes over the others, so a batch equals its samples alone
+    vector    pooled text, sizes, ... (B, V)
+    label     the class, whole numbers (B,)
+    guidance  the scale that a distilled network imitates (B,)
+    image     what the network sees beside x: channels of the same height and width (B, C', H, W)
+
+    A subclass may have more fields; all operations run over the fields there are. ValueError where the numbers of rows differ.
+    """
+
+    context: Tensor | None = None
+    mask: Tensor | None = None
+    vector: Tensor | None = None
+    label: Tensor | None = None
+    guidance: Tensor | None = None
+    image: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        rows = {name: len(value) for name, value in self.given.items()}
+        if len(set(rows.values())) > 1:
+            told = ", ".join(f"{name} {n}" for name, n in rows.items())
+            raise ValueError(f"conditions have one row per sample, and these have different numbers: {told}")
+        if self.mask is not None and (self.context is None or self.mask.shape != self.context.shape[:2]):
+            of = "no context" if self.context is None else f"a context {tuple(self.context.shape)}"
+            raise ValueError(f"the mask {tuple(self.mask.shape)} says which tokens of a context are there, and goes with {of}")
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """The conditions that there are, by name."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+
+    def __bool__(self) -> bool:
+        return bool(self.given)
+
+    def __len__(self) -> int:
+        """B. ValueError where nothing is given, which fits any number of samples."""
+        for value in self.given.values():
+            return len(value)
+        raise ValueError("an empty condition has no number of rows")
+
+    def to(self: C, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> C:
+        """On another device, without waiting for it; dtype: of what is floating point."""
+        return replace(
+            self,
+            **{
+                name: value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+                for name, value in self.given.items()
+            },
+        )
+
+    def __getitem__(self: C, rows: slice | Sequence[int] | Tensor) -> C:
+        """Some of the samples: condition[:4], condition[[0, 2]]."""
+        return replace(self, **{name: value[rows] for name, value in self.given.items()})
+
+    def expand(self: C, n: int) -> C:
+        """The same for n samples, from one row or from n."""
+        return replace(self, **{name: _expanded(name, value, n) for name, value in self.given.items()})
+
+    def updated(self: C, other: Condition) -> C:
+        """This condition with what `other` gives in place of its own, in the dtype and on the device of its own; one row serves all.
+
+        So a null condition takes the place of those that guidance leads away from, and what it does not name stays. A context brings
+        its mask along. ValueError where `other` gives what is not given here.
+        """
+        own = self.given
+        changes: dict[str, Tensor | None] = {"mask": None} if other.context is not None and self.mask is not None else {}
+        for name, value in other.given.items():
+            like = own.get("context" if name == "mask" else name)
+            if like is None:
+                raise ValueError(f"the condition {name!r} is not given, and was to be replaced: {_told(own)}")
+            dtype = None if name == "mask" else like.dtype
+            changes[name] = _expanded(name, value.to(like.device, dtype, non_blocking=True), len(self))
+        return replace(self, **changes)
+
+    def where(self: C, keep: Tensor, other: Condition) -> C:
+        """Per sample this condition or, where `keep` (B,) is False, `other`'s (`updated`): how training drops conditions."""
+        others = self.updated(other)
+        mine, theirs = _with_masks(self, others)
+
+        def chosen(name: str, a: Tensor) -> Tensor:
+            return torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, theirs.given[name])
+
+        return replace(mine, **{name: chosen(name, value) for name, value in mine.given.items()})
+
+    @staticmethod
+    def cat(conditions: Sequence[C]) -> C:
+        """The rows of several, one after the other. Contexts of different lengths are filled up, and masks say so.
+
+        ValueError where one gives what another does not, but for masks.
+        """
+        joined = _with_masks(*conditions)
+        names = joined[0].given.keys()
+        for other in joined[1:]:
+            if odd := sorted(names ^ other.given.keys()):
+                raise ValueError(f"some of these samples have the condition {odd[0]!r} and some have not: they cannot be one batch")
+        return replace(joined[0], **{name: torch.cat([each.given[name] for each in joined]) for name in names})
+
+    def require(self, takes: Collection[str]) -> None:
+        """ValueError unless exactly what a network takes is given: an ignored condition is as wrong as a missing one.
+
+        A mask may come with every context.
+        """
+        given = self.given
+        for name in takes:
+            if name not in given:
+                raise ValueError(f"this network needs the condition {name!r}: {_told(given)}")
+        for name in given:
+            if name not in takes and not (name == "mask" and "context" in takes):
+                raise ValueError(f"this network has no use for the condition {name!r}; it takes: {', '.join(takes) or 'none'}")
+
+
+NONE = Condition()
+"""Nothing is told but x and t."""
+
+
+def _told(given: Collection[str]) -> str:
+    return f"given is {', '.join(given)}" if given else "none is given"
+
+
+def _expanded(name: str, value: Tensor, n: int) -> Tensor:
+    if len(value) not in (1, n):
+        raise ValueError(f"the condition {name!r} has {len(value)} rows for {n} samples: give one for each, or one for all")
+    return value.expand(n, *value.shape[1:])
+
+
+def _with_masks(*conditions: C) -> list[C]:
+    """The same conditions with contexts of one length. Those that are filled up get a mask, and the others with them."""
+    lengths = [each.context.shape[1] for each in conditions if each.context is not None]
+    if not lengths or (len(set(lengths)) == 1 and len({each.mask is None for each in conditions if each.context is not None}) == 1):
+        return list(conditions)
+    most, filled = max(lengths), []
+    for each in conditions:
+        if each.context is None:
+            filled.append(each)
+            continue
+        mask = each.context.new_ones(each.context.shape[:2], dtype=torch.bool) if each.mask is None else each.mask
+        more = most - each.context.shape[1]
+        filled.append(replace(each, context=F.pad(each.context, (0, 0, 0, more)), mask=F.pad(mask, (0, more))))
+    return filled
