@@ -207,7 +207,7 @@ def _written_prediction(found: Findings, file: TensorFile) -> str | None:
     if V_MARK in file.tensors:
         found.notes.append("predicts v, as a mark beside the weights says")
         return "v"
-    texts = {found.ldm_file: found.ldm.get("parameterization")}
+    texts = {found.ldm_file: found.ldm.get("prediction")}
     texts |= {f"the file's metadata ({key})": file.metadata.get(key) for key in PREDICTION_KEYS}
     for source, text in texts.items():
         if text and (ours := PREDICTION_SPELLINGS.get(re.sub("[^a-z0-9]", "", text.lower()))):

@@ -70,8 +70,8 @@ def read_scale(found: Findings, part: Part) -> tuple[str, dict[str, Any]]:
         return present[0], {"scale": of_statistics.scale, "shift": 0.0, "mean": mean, "std": std}
     if SCALE in file.tensors:
         return SCALE, {"scale": next(iter(_read_numbers(file, SCALE)), 0.0), "shift": 0.0}
-    if found.backbone and file is found.backbone.file and "scale_factor" in found.ldm:
-        return found.ldm_file, {"scale": found.ldm["scale_factor"], "shift": 0.0}
+    if found.backbone and file is found.backbone.file and "scale" in found.ldm:
+        return found.ldm_file, {"scale": found.ldm["scale"], "shift": 0.0}
     return "", {}
 
 
