@@ -213,22 +213,39 @@ def align_your_steps(schedule: Schedule, steps: int, t_start: float, t_end: floa
 # Shifts ----------------------------------------------------------------------------------------------------------------
 
 
-def mu_shift(schedule: Schedule, steps: int, t_start: float, t_end: float, mu: float | None = None, tokens: int = 4096) -> Tensor:
-    """Flux's resolution-dependent shift: linspace with sigma/alpha multiplied by e^mu, by default `flux_mu` of the image's tokens.
+Line = tuple[float, float, float, float]
+FLUX_LINE: Line = (256, 0.5, 4096, 1.15)
+
+
+def mu_shift(
+    schedule: Schedule,
+    steps: int,
+    t_start: float,
+    t_end: float,
+    mu: float | None = None,
+    tokens: int = 4096,
+    line: Line = FLUX_LINE,
+) -> Tensor:
+    """A shift that depends on the resolution (FLUX.1): linspace with sigma/alpha multiplied by e^mu, by default `flux_mu` of the image.
+
+    tokens  of the image; line: two numbers of tokens, each with its mu, which are a family's own
 
     Any spacing takes a constant factor as `time_grid(..., shift=factor)`: SD3's 3.0, diffusers' time_shift_type="linear".
     """
     if tokens < 1:
         raise ValueError(f"tokens of mu_shift spacing, those of an image, must be at least 1, not {tokens}")
-    mu = flux_mu(tokens) if mu is None else mu
+    mu = flux_mu(tokens, line) if mu is None else mu
     if not -MAX_MU <= mu <= MAX_MU:
         raise ValueError(f"mu_shift multiplies sigma/alpha by e^mu, and mu must lie in [-{MAX_MU:g}, {MAX_MU:g}], not {mu:g}")
     return schedule.shift_t(linspace(schedule, steps, t_start, t_end), math.exp(mu))
 
 
-def flux_mu(tokens: int) -> float:
-    """Flux's mu for an image of that many tokens: a line through 256 -> 0.5 and 4096 (1024^2 pixels) -> 1.15."""
-    return 0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)
+def flux_mu(tokens: int, line: Line = FLUX_LINE) -> float:
+    """mu for an image of that many tokens: on the line through two, FLUX.1's 256 -> 0.5 and 4096 (1024^2 pixels) -> 1.15."""
+    few, least, many, most = line
+    if not few < many:
+        raise ValueError(f"line of mu_shift spacing goes from few tokens to many, not from {few:g} to {many:g}")
+    return least + (tokens - few) * (most - least) / (many - few)
 
 
 SPACINGS: dict[str, Callable[..., Tensor]] = {

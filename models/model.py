@@ -205,10 +205,11 @@ class Model:
         """The time grid to sample this model on: its own, which is part of its description, or what the settings of `time_grid` say.
 
         What a spacing needs of the model comes from here, unless it is among the settings: the table of align_your_steps that was fitted to
-        the family, and mu_shift's number of tokens, for samples of `size` (H, W), by default the size it was trained on.
+        the family, mu_shift's line, and its number of tokens, for samples of `size` (H, W), by default the size it was trained on.
         ValueError for settings that make no grid, and for align_your_steps where no table is published for the family.
         """
-        settings = settings or check_mapping("grid", self.spec.get("grid", {}))
+        own = check_mapping("grid", self.spec.get("grid", {}))
+        settings = settings or own
         if settings.get("spacing") == "align_your_steps" and "table" not in settings:
             of = self.family
             if of is None or of.table is None:
@@ -218,6 +219,8 @@ class Model:
                 )
             settings = {**settings, "table": of.table}
         side, size = getattr(getattr(self.backbone, "params", None), "patch_size", None), size or self.spec.get("shape", (0, 0, 0))[1:]
+        if settings.get("spacing") == "mu_shift" and "line" in own:
+            settings = {"line": own["line"], **settings}
         if settings.get("spacing") == "mu_shift" and not settings.keys() & {"mu", "tokens"} and side and all(size):
             settings = {**settings, "tokens": math.prod(-(-length // side) for length in size)}
         return time_grid(self.schedule, steps, **check_call("the grid", time_grid, 2, settings))

@@ -12,7 +12,8 @@ from typing import Any
 from diffusion.betas import MAX_TRAINING_STEPS
 from diffusion.messages import brief
 from diffusion.schedule import SCHEDULES
-from diffusion.spacing import FEW_STEPS
+from diffusion.spacing import FEW_STEPS, FLUX_LINE, Line
+from diffusion.spec import check_type
 from models.families import FAMILIES, Family
 from models.families.family import OLDEST_FLOW
 from models.files.structure import Settings, check_settings
@@ -30,11 +31,10 @@ LCM_SETTINGS = {  # what a latent consistency model was distilled for: where it 
     "timestep_scaling": ("consistency", "scaling", 10.0),
 }
 FLOW_SETTINGS: Settings = {"invert_sigmas": (False,), "num_train_timesteps": (1000,)}  # what the time means that the network is told
-# How a flow's scheduler makes times, but for the factor that shifts them: by the size of the image, see spacing "mu_shift", and else.
-FLOW: dict[str, Any] = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
-FLOW |= {"base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15}
+FLOW_LINE = ("base_image_seq_len", "base_shift", "max_image_seq_len", "max_shift")  # the line of spacing "mu_shift"
+# How a flow's scheduler makes times, but for what shifts them.
 FLOW_TIMES: dict[str, Any] = {
-    **FLOW,
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
     "shift_terminal": None,
     "stochastic_sampling": False,
     "time_shift_type": "exponential",
@@ -117,7 +117,7 @@ def set_terminal_snr(found: Findings, spec: dict[str, Any], asked: bool | None) 
 
 
 def read_flow_grid(found: Findings, of: Family) -> dict[str, Any]:
-    """The grid that a flow pipeline's scheduler configures, {} for the family's own. Only the shift is read: people exchange schedulers."""
+    """The grid that a flow pipeline's scheduler configures, {} for the family's own: only what shifts times is read."""
     config, where = found.scheduler, found.scheduler_file
     if not config:
         return {}
@@ -135,7 +135,9 @@ def flow_grid(config: Mapping[str, Any], of: Family) -> dict[str, Any]:
     """The grid that a flow's scheduler means, {} where it says nothing: schedulers are exchanged. ValueError for a shift that is none."""
     flow = str(config.get("_class_name")).startswith("FlowMatch")
     if config.get("use_dynamic_shifting") and (flow or config.get("use_flow_sigmas")):
-        return {"spacing": "mu_shift"}
+        line = [config.get(name, usual) for name, usual in zip(FLOW_LINE, FLUX_LINE, strict=True)]
+        check_type(", ".join(FLOW_LINE), line, Line)
+        return {"spacing": "mu_shift"} | ({"line": line} if line != list(FLUX_LINE) else {})
     shift = config.get("shift", 1.0) if flow else config.get("flow_shift", 1.0) if config.get("use_flow_sigmas") else None
     if shift is None or (shift == 1 and not flow):  # by default, where the scheduler was made for others
         return {}
@@ -191,7 +193,8 @@ def _flow_scheduler(model: Model) -> dict[str, Any]:
     if grid.get("spacing", "linspace") not in ("linspace", "mu_shift"):
         raise ValueError(f"diffusers' folders have no times {grid} for a flow: use layout='native'")
     return {
-        **FLOW,
+        "_class_name": FLOW_TIMES["_class_name"],
+        **dict(zip(FLOW_LINE, grid.get("line", FLUX_LINE), strict=True)),
         "_diffusers_version": OLDEST_FLOW,
         "num_train_timesteps": 1000,
         "shift": grid.get("shift", 1.0),

@@ -296,6 +296,7 @@ def test_lcm_is_that_of_diffusers(steps: int) -> None:
         ("mu_shift", 3, {"mu": 1e5}, r"mu must lie in \[-10, 10\]"),
         ("mu_shift", 3, {"tokens": 10**15}, "mu must lie in"),
         ("mu_shift", 3, {"tokens": 0}, "tokens of mu_shift spacing"),
+        ("mu_shift", 3, {"line": (256, 0.5, 256, 0.9)}, "from few tokens to many"),
     ],
 )
 def test_options_that_make_no_grid(spacing: str, steps: int, options: dict[str, Any], message: str) -> None:

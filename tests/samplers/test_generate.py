@@ -743,3 +743,6 @@ def test_mu_shift_counts_the_tokens_of_the_model() -> None:
     for tokens, made in grids.items():
         assert made.levels == time_grid(model.schedule, 4, "mu_shift", tokens=tokens).levels
     assert models.published("flux-dev").grid(4).levels == time_grid(model.schedule, 4, "mu_shift", tokens=4096).levels
+    line = (256, 0.5, 8192, 0.9)
+    other = models.build({**model.spec, "grid": {"spacing": "mu_shift", "line": line}})
+    assert other.grid(4, spacing="mu_shift", tokens=9).levels == time_grid(model.schedule, 4, "mu_shift", tokens=9, line=line).levels

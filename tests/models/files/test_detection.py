@@ -189,6 +189,7 @@ def test_a_turbo_folder_begins_in_noise_elsewhere_too(tmp_path: Path) -> None:
 
 
 SHIFTED = {"spacing": "linspace", "shift": 2.0, "t_end": 2 / 1001}
+OWN_LINE = {"spacing": "mu_shift", "line": [256, 0.5, 4096, 0.9]}
 FLOW_PREDICTION: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
 
@@ -200,7 +201,8 @@ FLOW_PREDICTION: dict[str, Any] = {"prediction_type": "flow_prediction", "use_fl
         (diffusers.FlowMatchLCMScheduler(shift=2.0), SHIFTED, "FlowMatchLCM"),
         (diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0, use_karras_sigmas=True), SHIFTED, "use_karras_sigmas=True"),
         (diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0, shift_terminal=0.02), SHIFTED, "shift_terminal=0.02"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=2.0), {"spacing": "mu_shift"}, "max_shift=2.0"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), {"spacing": "mu_shift"}, ""),
+        (diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=0.9), OWN_LINE, ""),
         (diffusers.UniPCMultistepScheduler(**FLOW_PREDICTION, flow_shift=2.0), SHIFTED, "UniPC"),
         (diffusers.DPMSolverMultistepScheduler(**FLOW_PREDICTION, flow_shift=2.0), SHIFTED, "DPMSolver"),
         (diffusers.UniPCMultistepScheduler(**FLOW_PREDICTION), None, "UniPC"),

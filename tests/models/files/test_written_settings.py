@@ -55,7 +55,7 @@ OWN: dict[str, dict[str, Any]] = {
     "sd1": {"grid": {"spacing": "trailing"}, "sampling": HEUN, "shape": [4, 24, 40]},
     "lcm": {"grid": {"spacing": "lcm", "initial": "unit", "taught": 100}, "sampling": {"sampler": "lcm", "steps": 2, "guidance": 1.0}},
     "flux-dev": {
-        "grid": {"spacing": "mu_shift", "mu": 0.7},
+        "grid": {"spacing": "mu_shift", "line": [256, 0.5, 8192, 0.9], "mu": 0.7},
         "sampling": {"sampler": "heun", "steps": 9, "guidance": 3.0},
         "shape": [16, 8, 12],
     },
