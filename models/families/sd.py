@@ -10,7 +10,7 @@ import torch
 
 from diffusion.messages import brief
 from models.families.family import OLDEST, ONE, TINY_CLIP, TINY_CLIP_L, Architecture, Family, Published, Role, Tower
-from models.files.structure import Kind, Settings, Shapes, Tree, beginnings, check_settings, count
+from models.files.structure import ByOurNames, Kind, Settings, Shapes, beginnings, check_settings, count
 from models.files.table import Layout
 from models.networks.clip import CLIP_H, CLIP_L, CLIPTextParams
 from models.networks.unet import UNet, UNetParams
@@ -110,47 +110,35 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[UNetParams, Lay
     hints  what keys and shapes do not say and a config.json beside them may: attention_head_dim, norm_num_groups
     """
     if "input_blocks.0.0.weight" in shapes and "out.2.weight" in shapes:
-        tree = beginnings(shapes)
-        names = ("input_blocks.0.0", "out.2", "label_emb.0.0", "time_embed")
-        params = _params(shapes, _ldm_levels(shapes, tree), names, _depth(tree, "middle_block.1"), hints)
-        return params, ldm(params)
-    if "conv_in.weight" in shapes and "down_blocks.0.resnets.0.time_emb_proj.weight" in shapes:
-        tree = beginnings(shapes)
+        rules, levels = LDM, _ldm_levels(shapes)
+    elif "conv_in.weight" in shapes and "down_blocks.0.resnets.0.time_emb_proj.weight" in shapes:
         check_settings(hints, SETTINGS)
-        names = ("conv_in", "conv_out", "add_embedding.linear_1", "time_embedding")
-        params = _params(shapes, _diffusers_levels(shapes, tree), names, _depth(tree, "mid_block.attentions.0"), hints)
-        return params, diffusers(params)
-    return None
-
-
-Level = list[tuple[int, int]]
-"""The residual blocks of a level on the way down: width, and depth of the transformer after it."""
-
-
-def _params(shapes: Shapes, levels: list[Level], names: tuple[str, ...], middle: int, hints: Mapping[str, Any]) -> UNetParams:
-    conv_in, conv_out, vector, time = names
-    channels = shapes[f"{conv_in}.weight"][0]
+        rules, levels = DIFFUSERS, _diffusers_levels(shapes)
+    else:
+        return None
+    at = ByOurNames(shapes, Layout("", rules))  # but for those of levels, which each layout counts in its own way
+    channels = at["conv_in.weight"][0]
     if any(level[0][0] % channels or len(set(level)) > 1 or len(level) != len(levels[0]) for level in levels):
         raise ValueError(f"the blocks of this UNet differ within a level or between levels, which none that is known does: {levels}")
-    context = next((shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")), None)
     linear = any(key.endswith("proj_in.weight") and len(shape) == 2 for key, shape in shapes.items())
     heads, head_dim = _heads(hints, linear, [level[0][0] for level in levels])
-    return UNetParams(
-        in_channels=shapes[f"{conv_in}.weight"][1],
-        out_channels=shapes[f"{conv_out}.weight"][0],
+    params = UNetParams(
+        in_channels=at["conv_in.weight"][1],
+        out_channels=at["conv_out.weight"][0],
         channels=channels,
         channel_mult=tuple(level[0][0] // channels for level in levels),
         blocks=len(levels[0]),
         attention=tuple(level[0][1] for level in levels),
-        middle_attention=middle,
+        middle_attention=at.count("middle.0.attention.blocks.{}.norm1.weight"),
         heads=heads,
         head_dim=head_dim,
         linear_projection=linear,
-        context_dim=context,
-        vector_dim=shapes[f"{vector}.weight"][1] if f"{vector}.weight" in shapes else None,
-        guidance_dim=shapes[f"{time}.cond_proj.weight"][1] if f"{time}.cond_proj.weight" in shapes else None,
+        context_dim=next((shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")), None),
+        vector_dim=at["vector.mlp.0.weight"][1] if "vector.mlp.0.weight" in at else None,
+        guidance_dim=at["guidance.weight"][1] if "guidance.weight" in at else None,
         groups=hints.get("norm_num_groups") or 32,
     )
+    return params, ldm(params) if rules is LDM else diffusers(params)
 
 
 def _heads(hints: Mapping[str, Any], linear: bool, widths: list[int]) -> tuple[int | None, int | None]:
@@ -173,28 +161,28 @@ def _heads(hints: Mapping[str, Any], linear: bool, widths: list[int]) -> tuple[i
     return None, dims.pop()
 
 
-def _ldm_levels(shapes: Shapes, tree: Tree) -> list[Level]:
-    levels: list[Level] = [[]]
+Level = list[tuple[int, int]]
+"""The residual blocks of a level on the way down: width, and depth of the transformer after it."""
+
+
+def _ldm_levels(shapes: Shapes) -> list[Level]:
+    tree, levels = beginnings(shapes), list[Level]([[]])
     for i in range(1, count(tree, "input_blocks")):
         if f"input_blocks.{i}.0.op.weight" in shapes:
             levels.append([])
         else:
-            levels[-1].append((shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0], _depth(tree, f"input_blocks.{i}.1")))
+            depth = count(tree, f"input_blocks.{i}.1.transformer_blocks")
+            levels[-1].append((shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0], depth))
     return levels
 
 
-def _diffusers_levels(shapes: Shapes, tree: Tree) -> list[Level]:
-    return [
-        [
-            (shapes[f"down_blocks.{i}.resnets.{j}.conv2.weight"][0], _depth(tree, f"down_blocks.{i}.attentions.{j}"))
-            for j in range(count(tree, f"down_blocks.{i}.resnets"))
-        ]
-        for i in range(count(tree, "down_blocks"))
-    ]
-
-
-def _depth(tree: Tree, place: str) -> int:
-    return count(tree, f"{place}.transformer_blocks")
+def _diffusers_levels(shapes: Shapes) -> list[Level]:
+    tree, levels = beginnings(shapes), list[Level]()
+    for block in (f"down_blocks.{i}" for i in range(count(tree, "down_blocks"))):
+        places = range(count(tree, f"{block}.resnets"))
+        depths = [count(tree, f"{block}.attentions.{j}.transformer_blocks") for j in places]
+        levels.append([(shapes[f"{block}.resnets.{j}.conv2.weight"][0], depths[j]) for j in places])
+    return levels
 
 
 SETTINGS: Settings = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.families.family import OLDEST_FLOW, ONE, TINY_CLIP, TINY_CLIP_L, TINY_T5, Architecture, Family, Published, Tower, euler
 from models.families.flux import DIFFUSERS_FORMS, DIFFUSERS_STREAMS, LATENTS
-from models.files.structure import Kind, Settings, Shapes, beginnings, check_settings, count
+from models.files.structure import ByOurNames, Kind, Settings, Shapes, check_settings
 from models.files.table import Form, Layout
 from models.networks.clip import CLIP_G, CLIP_L, CLIPTextParams
 from models.networks.sd3 import HEAD_DIM, SD3, SD3Params
@@ -68,37 +68,31 @@ def diffusers(params: SD3Params) -> Layout:
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[SD3Params, Layout] | None:
     """Parameters and layout of a network of Stable Diffusion 3 with these keys and shapes; None where it is none."""
     if any(key.startswith("joint_blocks.") for key in shapes):
-        names = ("x_embedder.proj.weight", "pos_embed", "context_embedder.weight", "y_embedder.mlp.0.weight", "final_layer.linear.weight")
-        return _params(shapes, names, ("joint_blocks", "x_block.attn.ln_k.weight", "x_block.attn2.qkv.weight")), sai()
-    if "pos_embed.proj.weight" in shapes and "transformer_blocks.0.attn.add_k_proj.weight" in shapes:
+        layout = sai()
+    elif "pos_embed.proj.weight" in shapes and "transformer_blocks.0.attn.add_k_proj.weight" in shapes:
         check_settings(hints, SETTINGS)
-        text = "time_text_embed.text_embedder.linear_1.weight"
-        names = ("pos_embed.proj.weight", "pos_embed.pos_embed", "context_embedder.weight", text, "proj_out.weight")
-        params = _params(shapes, names, ("transformer_blocks", "attn.norm_k.weight", "attn2.to_k.weight"))
-        return params, diffusers(params)
-    return None
-
-
-def _params(shapes: Shapes, names: tuple[str, ...], blocks: tuple[str, str, str]) -> SD3Params:
-    patch_in, position, context_in, vector_in, patch_out = names
-    block, norm, second = blocks
-    hidden, channels, patch, _ = shapes[patch_in]
-    depth = count(beginnings(shapes), block)
-    dual = [i for i in range(depth) if f"{block}.{i}.{second}" in shapes]
+        layout = diffusers(SD3Params())  # its names
+    else:
+        return None
+    at = ByOurNames(shapes, layout)
+    hidden, channels, patch, _ = at["patch_in.weight"]
+    depth = at.count("blocks.{}.image.attention.qkv.weight")
+    dual = [i for i in range(depth) if f"blocks.{i}.image.attention2.qkv.weight" in at]
     if dual != list(range(len(dual))):
         raise ValueError(f"the blocks {dual} of this network attend twice: known are those at its beginning")
-    return SD3Params(
+    params = SD3Params(
         in_channels=channels,
-        out_channels=shapes[patch_out][0] // patch**2,
+        out_channels=at["patch_out.weight"][0] // patch**2,
         patch_size=patch,
         depth=depth,
         heads=None if hidden == depth * HEAD_DIM else hidden // HEAD_DIM,
-        context_dim=shapes[context_in][1],
-        vector_dim=shapes[vector_in][1],
-        positions=math.isqrt(shapes[position][-2]),  # some writers leave the leading 1 out
-        qk_norm=f"{block}.0.{norm}" in shapes,
+        context_dim=at["context_in.weight"][1],
+        vector_dim=at["vector.mlp.0.weight"][1],
+        positions=math.isqrt(at["position"][-2]),  # some writers leave the leading 1 out
+        qk_norm="blocks.0.image.attention.norm_k.weight" in at,
         dual=len(dual),
     )
+    return params, layout if layout.name == "sai" else diffusers(params)
 
 
 def config(p: SD3Params, size: tuple[int, int]) -> dict[str, Any]:

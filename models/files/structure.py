@@ -34,6 +34,28 @@ def count(tree: Tree, place: str) -> int:
     return len(tree.get(place, ()))
 
 
+@dataclass(frozen=True)
+class ByOurNames:
+    """The shapes of a file's tensors by our names for them, where the layout needs no parameters for these. KeyError has the file's key."""
+
+    shapes: Shapes
+    layout: Layout
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        return self.shapes[self._key(name)]
+
+    def __contains__(self, name: str) -> bool:
+        return self._key(name) in self.shapes
+
+    def count(self, name: str) -> int:
+        """How many there are in the place of {} in a name: of the blocks, for "joint.{}.image.mlp.0.weight"."""
+        place = self._key(name.format(1_000_000)).partition("1000000")[0]
+        return len({key.removeprefix(place).partition(".")[0] for key in self.shapes if key.startswith(place)})
+
+    def _key(self, name: str) -> str:
+        return self.layout.table([name])[name].keys[0]
+
+
 def check_settings(config: Mapping[str, Any], known: Settings, file: str = "config.json") -> None:
     """ValueError where a configuration asks for another computation than ours: weights would fit, and results be wrong."""
     for name, values in known.items():
