@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffusion.condition import NONE, Condition
 from diffusion.denoiser import Denoiser, Wrapper
 from diffusion.level import Level, Scalar, broadcast
 from diffusion.prediction import Estimate
@@ -64,9 +65,9 @@ class ConsistencyFunction(Wrapper):
         super().__init__(denoiser)
         self.blend = blend
 
-    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         skip, out = self.blend(level)
-        x0_hat = self.denoiser(x_t, level, **cond).x0
+        x0_hat = self.denoiser(x_t, level, condition).x0
         return Estimate.from_x0(x_t, broadcast(skip, x_t) * x_t + broadcast(out, x_t) * x0_hat, level)
 
 

@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from diffusion.condition import NONE, Condition
 from diffusion.level import BatchLevel, Level, Scalar, broadcast
 from diffusion.prediction import Estimate, Prediction, edm
 from diffusion.schedule import Schedule, VarianceExploding
 
 
 class DenoiserLike(Protocol):
-    """What solvers ask (at one level for the batch) and distillation too (one per sample). `cond` goes to the network."""
+    """What solvers ask (at one level for the batch) and distillation too (one per sample). The condition goes to the network."""
 
-    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate: ...
+    def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate: ...
 
 
 class Denoiser:
     """network + schedule + prediction.
 
-    The network is called as network(x, t, **cond): x in its own dtype, t a float32 tensor (B,) (float64 beside float64
+    The network is called as network(x, t, condition): x in its own dtype, t a float32 tensor (B,) (float64 beside float64
     samples) whatever the network's dtype. A network with twice x's channels carries a learned variance in the second half.
     It is told the level's own t, also within the one index between a table's first row (t = 0) and data (t = -1).
 
@@ -59,17 +60,17 @@ class Denoiser:
 
         return cls(network, schedule, edm(sigma_data), input_scale=c_in, network_time=c_noise)
 
-    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
-        out = self.output(x_t, level, **cond)
+    def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
+        out = self.output(x_t, level, condition)
         if out.shape[1] == 2 * x_t.shape[1]:
             out, variance = out.chunk(2, dim=1)
             return self.prediction.estimate(x_t, out, level, variance)
         return self.prediction.estimate(x_t, out, level)
 
-    def output(self, x_t: Tensor, level: Level, /, **cond: Any) -> Tensor:
+    def output(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Tensor:
         """The raw network output at a level, in x_t's dtype: what a training loss compares with `prediction.target`."""
         x = x_t if self.input_scale is None else broadcast(self.input_scale(level), x_t) * x_t
-        out = self.network(x.to(self.dtype or x.dtype), self._time(level, x_t), **cond)
+        out = self.network(x.to(self.dtype or x.dtype), self._time(level, x_t), condition)
         if out.shape[2:] != x_t.shape[2:] or out.shape[:2] not in (x_t.shape[:2], (len(x_t), 2 * x_t.shape[1])):
             raise ValueError(
                 f"the network made {tuple(out.shape)} of x {tuple(x_t.shape)}: the same shape is needed, or twice the channels"
@@ -118,8 +119,8 @@ class Clipped(Wrapper):
         super().__init__(denoiser)
         self.low, self.high = low, high
 
-    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
-        estimate = self.denoiser(x_t, level, **cond)
+    def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
+        estimate = self.denoiser(x_t, level, condition)
         return Estimate.from_x0(x_t, estimate.x0.clamp(self.low, self.high), level, estimate.variance)
 
 
@@ -136,8 +137,8 @@ class Thresholded(Wrapper):
         super().__init__(denoiser)
         self.percentile = percentile
 
-    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
-        estimate = self.denoiser(x_t, level, **cond)
+    def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
+        estimate = self.denoiser(x_t, level, condition)
         x0 = estimate.x0.reshape(len(x_t), -1)
         s = x0.abs().to(torch.promote_types(x0.dtype, torch.float32)).quantile(self.percentile, dim=1, keepdim=True).clamp(min=1)
         return Estimate.from_x0(x_t, (x0.clamp(-s, s) / s).view_as(x_t), level, estimate.variance)
@@ -154,11 +155,11 @@ class OnSchedule(Wrapper):
         super().__init__(denoiser)
         self.schedule = schedule
 
-    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         own: Level
         if isinstance(level, BatchLevel):
             own = self.schedule.levels(self.schedule.t_from_ratio(level.sigma / level.alpha))
         else:
             own = self.schedule.level(float(self.schedule.t_from_ratio(level.ratio)))
         # sigma is positive wherever a denoiser is asked, alpha is not: scale by sigma.
-        return self.denoiser(broadcast(own.sigma / level.sigma, x_t) * x_t, own, **cond)
+        return self.denoiser(broadcast(own.sigma / level.sigma, x_t) * x_t, own, condition)

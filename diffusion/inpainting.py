@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from diffusion.condition import NONE, Condition
 from diffusion.denoiser import DenoiserLike, Wrapper
 from diffusion.level import Level
 from diffusion.prediction import Estimate
@@ -33,11 +32,11 @@ class Inpainting(Wrapper):
         self.known, self.mask = known, mask
         self._copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         if self.known.shape[1:] != x_t.shape[1:] or len(self.known) not in (1, len(x_t)):
             raise ValueError(f"the known image is {tuple(self.known.shape)}, but samples are {tuple(x_t.shape)}")
         known, mask = self._like(x_t)
-        estimate = self.denoiser(x_t, level, **cond)
+        estimate = self.denoiser(x_t, level, condition)
         return Estimate.from_x0(x_t, known + mask * (estimate.x0 - known), level, estimate.variance)
 
     def _like(self, x_t: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,11 @@ they do not know. Samples may have any shape (B, ...); computation is in x_t's d
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffusion.condition import NONE, Condition
 from diffusion.level import Level, Scalar, broadcast
 from diffusion.prediction import Estimate
 
@@ -23,7 +23,7 @@ class PointMass:
         """x0: one sample (...), or a batch that matches x_t."""
         self.x0 = x0
 
-    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         return Estimate.from_x0(x_t, self.x0.to(x_t).expand_as(x_t), level)
 
 
@@ -36,7 +36,7 @@ class GaussianMixture:
             raise ValueError("a mixture needs as many positive stds and weights as means")
         self.mean, self.std, self.weight = mean, std, weight / weight.sum()
 
-    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         flat, mean, variance, log_joint = self._terms(x_t, level)
         alpha, sigma = broadcast(level.alpha, flat), broadcast(level.sigma, flat)
         responsibility = log_joint.softmax(1)
@@ -87,15 +87,15 @@ class EmpiricalData:
     """The data set itself, each image a point: what a network of unlimited capacity would learn, perfect memory.
 
     x0 is the average of the training images, each weighted by how well it explains x_t (Karras et al. 2022, eq. 57).
-    With labels (N,), a condition label=(B,) restricts each sample to its class; labels beyond those known mean any class.
+    With labels (N,), a condition's label (B,) restricts each sample to its class; labels beyond those known mean any class.
     """
 
     def __init__(self, data: Tensor, labels: Tensor | None = None) -> None:
         self.data, self.labels = data, labels
 
-    def __call__(self, x_t: Tensor, level: Level, /, label: Tensor | None = None, **cond: Any) -> Estimate:
+    def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         data = self.data.to(x_t).flatten(1)
-        weight = self.weights(x_t, level, label)
+        weight = self.weights(x_t, level, condition.label)
         return Estimate.from_x0(x_t, (weight @ data).view_as(x_t), level)
 
     def weights(self, x_t: Tensor, level: Level, label: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from models.networks.t5 import T5, T5Params
 from models.networks.taesd import TAESD, TAESDParams
 from models.networks.unet import UNet, UNetParams
 from models.networks.vae import VAE, VAEParams
-from models.text.encoder import TextCondition, TextEncoder
+from models.text.encoder import TextEncoder
 from models.text.recipes import TextParams
 from models.text.t5_tokenizer import T5Tokenizer
 
@@ -60,7 +60,6 @@ __all__ = [
     "T5Params",
     "T5Tokenizer",
     "TAESDParams",
-    "TextCondition",
     "TextEncoder",
     "TextParams",
     "UNet",

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from diffusion import (
+    NONE,
     PREDICTIONS,
+    Condition,
     ConsistencyFunction,
     Denoiser,
     Grid,
@@ -32,7 +34,6 @@ from diffusion import (
 from diffusion.messages import brief
 from diffusion.spacing import ALIGN_YOUR_STEPS
 from diffusion.spec import check_call, check_mapping, check_names, check_type, lookup, make_params
-from models.layers.conditioning import WithImage
 from models.layers.finite import lost_weight
 from models.layers.packed import unpacked
 from models.layers.streaming import check_whole, values
@@ -157,8 +158,6 @@ class Model:
     def network_denoiser(self, network: nn.Module | None = None) -> Denoiser:
         """The plain denoiser of the backbone, or of another network in its place (one wrapped for parallel training)."""
         network = network or self.network
-        if self.image_channels:
-            network = WithImage(network)
         if self.prediction.name == "edm":
             if not isinstance(self.schedule, VarianceExploding):
                 raise ValueError("prediction 'edm' scales the input as EDM does, which needs schedule 've': choose it, or 'v'")
@@ -194,7 +193,7 @@ class Model:
     @property
     def embeds_guidance(self) -> bool:
         """Whether the network was distilled to follow the scale of guidance, which it is told (LCM, FLUX.1 [dev])."""
-        return getattr(getattr(self.backbone, "params", None), "guidance_dim", None) is not None
+        return "guidance" in getattr(getattr(self.backbone, "params", None), "takes", ())
 
     @property
     def distilled(self) -> bool:
@@ -286,10 +285,16 @@ class Model:
         return channels, height, width
 
     @property
-    def null(self) -> dict[str, Any]:
-        """What stands for "no condition", per condition the network takes that has such a value: for guidance."""
-        classes = getattr(getattr(self.backbone, "params", None), "num_classes", None)
-        return {} if classes is None else {"label": classes}
+    def num_classes(self) -> int | None:
+        """How many classes the network knows, None for one that is told no label."""
+        return getattr(getattr(self.backbone, "params", None), "num_classes", None)
+
+    @property
+    def null(self) -> Condition:
+        """What stands for "no class", (1,) on the network's device, for guidance; empty for a network without classes."""
+        if self.num_classes is None:
+            return NONE
+        return Condition(label=torch.full((1,), self.num_classes, device=next(self.network.parameters()).device))
 
 
 def families() -> ModuleType:

@@ -239,8 +239,8 @@ def _encode_prompts(model: Model, order: _Order) -> Conditions:
 def _sample_base(model: Model, order: _Order, conditions: Conditions, levels: Grid, reference: Reference) -> Tensor:
     """The latents at the last of the levels, from noise or from the reference."""
     with placed(model.network, *order.place) as where:
-        denoiser, cond = order.steering.denoiser(model, conditions.to(where), reference.to(where))
-        run: dict[str, Any] = {**order.sampling, "seeds": order.words.seeds, "cond": cond}
+        denoiser, condition = order.steering.denoiser(model, conditions.to(where), reference.to(where))
+        run: dict[str, Any] = {**order.sampling, "seeds": order.words.seeds, "condition": condition}
         if reference.start is not None:
             return image_to_image(denoiser, reference.start.to(where), levels, 1.0, **run)
         shape = model.require("vae").latent_shape(*order.size)
@@ -251,8 +251,8 @@ def _sample_refiner(refiner: Model, order: _Order, levels: Grid, latents: Tensor
     """The latents at the end of the levels, from those at their beginning; with other noise on the way than the first model's steps."""
     conditions = _encode_prompts(refiner, order)
     with placed(refiner.network, *order.place) as where:
-        denoiser, cond = order.steering.denoiser(refiner, conditions.to(where), reference.to(where))
-        run = {**order.sampling, "seeds": [mix(seed, 1) for seed in order.words.seeds], "cond": cond}
+        denoiser, condition = order.steering.denoiser(refiner, conditions.to(where), reference.to(where))
+        run = {**order.sampling, "seeds": [mix(seed, 1) for seed in order.words.seeds], "condition": condition}
         return sample(run.pop("sampler"), denoiser, levels, start=latents.to(where), **run)
 
 

@@ -7,7 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion import ClassifierFreeGuidance, Clipped, DenoiserLike, Prediction, Thresholded, ZeroInit, build_rule, extrapolate, interval
+from diffusion import (
+    ClassifierFreeGuidance,
+    Clipped,
+    Condition,
+    DenoiserLike,
+    Prediction,
+    Thresholded,
+    ZeroInit,
+    build_rule,
+    extrapolate,
+    interval,
+)
 from diffusion.spec import make_params
 from models import Model
 
@@ -23,7 +34,7 @@ class GuideParams:
 
 
 def guided(
-    denoiser: DenoiserLike, scale: float, null: Mapping[str, Any], prediction: Prediction, guide: Mapping[str, Any] | None = None
+    denoiser: DenoiserLike, scale: float, null: Condition, prediction: Prediction, guide: Mapping[str, Any] | None = None
 ) -> DenoiserLike:
     """The denoiser led away from `null` as `guide` describes (GuideParams), but for what is done to x0 afterwards (`limited`)."""
     how = make_params("guide", GuideParams, guide or {})

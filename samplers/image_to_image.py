@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from diffusion import DenoiserLike, Grid, initial_noise, marginal
+from diffusion import NONE, Condition, DenoiserLike, Grid, initial_noise, marginal
 from samplers.sample import sample
 from samplers.solver import Solver, Step
 
@@ -20,7 +20,7 @@ def image_to_image(
     *,
     seeds: Sequence[int],
     sampler: str | Solver = "dpmpp_2m",
-    cond: Mapping[str, Any] | None = None,
+    condition: Condition = NONE,
     progress: bool = False,
     watch: Callable[[Step], None] | None = None,
     **options: Any,
@@ -38,4 +38,4 @@ def image_to_image(
     if len(image) not in (1, len(noise)):
         raise ValueError(f"{len(image)} images for {len(noise)} seeds: give one image per seed, or one for all")
     start = marginal(image.expand_as(noise), noise, part[0])
-    return sample(sampler, denoiser, part, start=start, seeds=seeds, cond=cond, progress=progress, watch=watch, **options)
+    return sample(sampler, denoiser, part, start=start, seeds=seeds, condition=condition, progress=progress, watch=watch, **options)

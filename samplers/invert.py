@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from diffusion import DenoiserLike, Grid
+from diffusion import NONE, Condition, DenoiserLike, Grid
 from samplers.sample import sample
 from samplers.solver import Solver
 
@@ -18,7 +17,7 @@ def invert(
     grid: Grid,
     sampler: str | Solver = "heun",
     *,
-    cond: Mapping[str, Any] | None = None,
+    condition: Condition = NONE,
     progress: bool = False,
     **options: Any,
 ) -> Tensor:
@@ -29,4 +28,4 @@ def invert(
     ValueError for a stochastic solver, whose steps nothing undoes.
     """
     upwards = grid.reversed()
-    return sample(sampler, denoiser, upwards, start=upwards[0].alpha * x0, cond=cond, progress=progress, **options)
+    return sample(sampler, denoiser, upwards, start=upwards[0].alpha * x0, condition=condition, progress=progress, **options)

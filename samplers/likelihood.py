@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffusion import DenoiserLike, Grid, NoiseLevel, initial_noise
+from diffusion import NONE, Condition, DenoiserLike, Grid, NoiseLevel, initial_noise
 from diffusion.noise import mix, require_seeds
 from diffusion.spec import lookup
 from samplers.coordinate import FLOW_TIME as C
@@ -30,7 +30,7 @@ def log_likelihood(
     trace: Literal["hutchinson", "exact"] = "hutchinson",
     seeds: Sequence[int] | None = None,
     probes: int = 1,
-    cond: Mapping[str, Any] | None = None,
+    condition: Condition = NONE,
 ) -> Tensor:
     """log p(x0) in nats, (B,), of images x0 (B, ...) (Chen et al. 2018; Song et al. 2021, section 4.3).
 
@@ -60,7 +60,7 @@ def log_likelihood(
         """d/dr of (u, what the log density has lost)."""
         with torch.enable_grad():
             u = y[:, :-1].detach().requires_grad_()
-            slope = C.slope(denoiser(C.norm(level) * u.view_as(x), level, **(cond or {}))).flatten(1)
+            slope = C.slope(denoiser(C.norm(level) * u.view_as(x), level, condition)).flatten(1)
             lost = divergence(u, slope)
         return torch.cat([slope.detach(), lost[:, None]], 1)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
+from diffusion import NONE, Condition
 from diffusion.spec import check_names, check_type
-from models import Model, TextCondition, TextEncoder
+from models import Model, TextEncoder
+from models.text.encoder import Encoded
 
 MAX_PIECES = 60  # of 75 tokens, to which prompts of a batch are repeated to become equally long: about the latents of an SD 1 image
 SCORE, NEGATIVE_SCORE = 6.0, 2.5  # of looks, out of 10: what SDXL's refiner is told of what to draw, and of what to lead away from
@@ -67,19 +68,18 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a network is told of each image, and what stands for nothing: {"context": ..., "vector": ...}, rows (B, ...).
+    """What a network is told of each image, and what guidance leads away from; both of B rows, or null is empty.
 
     dropped  the ends of prompts that are too long, which it is not told
     """
 
-    cond: dict[str, Tensor]
-    null: dict[str, Tensor]
+    condition: Condition
+    null: Condition
     dropped: tuple[str, ...]
 
-    def to(self, *where: Any) -> Conditions:
-        """On another device, or in another dtype."""
-        cond, null = ({name: value.to(*where) for name, value in part.items()} for part in (self.cond, self.null))
-        return Conditions(cond, null, self.dropped)
+    def to(self, device: torch.device) -> Conditions:
+        """On another device."""
+        return Conditions(self.condition.to(device), self.null.to(device), self.dropped)
 
 
 def conditions(model: Model, prompts: Prompts, numbers: Mapping[str, float], away: bool = True) -> Conditions:
@@ -97,21 +97,27 @@ def conditions(model: Model, prompts: Prompts, numbers: Mapping[str, float], awa
     dtype = next(model.network.parameters()).dtype
 
     @cache
-    def read(side: int, prompt: str | None, chunks: int) -> TextCondition:
+    def read(side: int, prompt: str | None, chunks: int) -> Encoded:
         if prompt is None:
-            return text.null(1, numbers=told[side], chunks=chunks, clip_skip=prompts.clip_skip)
+            return Encoded(text.null(1, numbers=told[side], chunks=chunks, clip_skip=prompts.clip_skip), ("",))
         how: dict[str, Any] = {"weighted": prompts.weighted, "long": prompts.long, "clip_skip": prompts.clip_skip}
         return text.encode([prompt], numbers=told[side], chunks=chunks, **how)
 
-    def rows(side: int) -> dict[str, Tensor]:
-        found = [(read(side, pair[side], chunks[pair]), length // chunks[pair]) for pair in pairs]
-        values = {"context": torch.cat([condition.context.repeat(1, times, 1) for condition, times in found])}
-        vectors = [condition.vector for condition, _ in found if condition.vector is not None]
-        return {name: value.to(dtype) for name, value in (values | ({"vector": torch.cat(vectors)} if vectors else {})).items()}
+    def rows(side: int) -> Condition:
+        found = [(read(side, pair[side], chunks[pair]).condition, length // chunks[pair]) for pair in pairs]
+        return Condition.cat([_repeated(condition, times) for condition, times in found]).to(dtype=dtype)
 
-    cond, null = rows(0), rows(1) if away else {}
+    condition, null = rows(0), rows(1) if away else NONE
     ends = [read(side, pair[side], n).dropped[0] for pair, n in chunks.items() for side in range(1 + away)]
-    return Conditions(cond, null, tuple(dict.fromkeys(filter(None, ends))))
+    return Conditions(condition, null, tuple(dict.fromkeys(filter(None, ends))))
+
+
+def _repeated(condition: Condition, times: int) -> Condition:
+    """With its context so many times in a row."""
+    if times == 1 or condition.context is None:
+        return condition
+    mask = None if condition.mask is None else condition.mask.repeat(1, times)
+    return replace(condition, context=condition.context.repeat(1, times, 1), mask=mask)
 
 
 def _common_length(chunks: Collection[int]) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import models
-from diffusion import DenoiserLike, Grid
+from diffusion import NONE, Condition, DenoiserLike, Grid
 from diffusion.spec import check_at_least_one, check_call, check_names, make_params
 from models import Model
 from models.device import find_device
@@ -142,9 +142,9 @@ def _draw(
     for first in range(0, params.n, params.batch_size):
         seeds = range(params.seed + first, params.seed + min(first + params.batch_size, params.n))
         part = None if labels is None else list(islice(cycle(labels), first, first + len(seeds)))
-        cond = {} if part is None else {"label": torch.tensor(part, device=device)}
+        condition = NONE if part is None else Condition(label=torch.tensor(part, device=device))
         images = sample(
-            str(params.sampler), denoiser, grid, shape=shape, seeds=seeds, cond=cond,
+            str(params.sampler), denoiser, grid, shape=shape, seeds=seeds, condition=condition,
             device=device, progress=params.progress, **params.options,
         ).cpu()  # fmt: skip
         batch = {"seed": seeds[0], "n": len(seeds), "labels": part and part[: len(labels or ())]}
@@ -158,7 +158,7 @@ def _draw(
 
 def labels_in_turn(model: Model, params: SampleParams) -> list[int] | None:
     """The classes to draw in turn, by number: those wanted, by number or name, or all; None for a model without classes."""
-    count = model.null.get("label")
+    count = model.num_classes
     wanted = [params.labels] if isinstance(params.labels, int | str) else params.labels
     if count is None:
         if wanted:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion import BrownianPath, DenoiserLike, Estimate, Grid, Level, SeededNoise, initial_noise
+from diffusion import NONE, BrownianPath, Condition, DenoiserLike, Estimate, Grid, Level, SeededNoise, initial_noise
 from diffusion.noise import require_seeds
 from diffusion.spec import check_names, lookup
 from samplers.consistency import consistency
@@ -63,7 +62,7 @@ def sample(
     shape: Sequence[int] | None = None,
     seeds: Sequence[int] | None = None,
     start: Tensor | None = None,
-    cond: Mapping[str, Any] | None = None,
+    condition: Condition = NONE,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
@@ -75,7 +74,7 @@ def sample(
     sampler  a name in SAMPLERS, or a solver function
     shape    of one sample, with seeds: one per sample, for its initial noise and for the noise of stochastic solvers
     start    instead of shape, dtype and device: the samples at the grid's first level, used as they are
-    cond     conditions for the network, e.g. {"label": tensor of (B,)}
+    condition  what the network is told, e.g. Condition(label=tensor of (B,))
     dtype    of the samples, default float32; the network runs in its own
     device   where to sample; default the denoiser's own device
     watch    called with every step as it is finished: for previews
@@ -101,7 +100,10 @@ def sample(
         raise ValueError(f"noise must fall, but this grid rises: {name} draws noise, which nothing undoes; use a deterministic solver")
     if seeds is not None:
         options = {**{name: draw(seeds) for name, draw in (("noise", SeededNoise), ("path", BrownianPath)) if name in known}, **options}
-    denoise = partial(denoiser, **cond) if cond else denoiser
+
+    def denoise(x_t: Tensor, level: Level) -> Estimate:
+        return denoiser(x_t, level, condition) if condition else denoiser(x_t, level)
+
     x, sums = start, []
     with torch.no_grad():
         for step in tqdm(solver(denoise, start, grid, **options), total=grid.steps, desc=name, disable=not progress):
@@ -119,7 +121,7 @@ def network_calls(sampler: str | Solver, grid: Grid, **options: Any) -> int:
     """How often a solver asks its denoiser on this grid."""
     calls = 0
 
-    def counting(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def counting(x_t: Tensor, level: Level) -> Estimate:
         nonlocal calls
         calls += 1
         return Estimate(x_t, x_t, x_t)

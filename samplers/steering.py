@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusion import ComposedGuidance, DenoiserLike, Inpainting
+from diffusion import NONE, ComposedGuidance, Condition, DenoiserLike, Inpainting
 from diffusion.spec import check_type
 from models import Model
 from samplers.guide import guided, limited
@@ -59,40 +59,38 @@ class Steering:
             )
         if negative and self.cfg(model) == 1:
             raise ValueError("guidance is off, and leads away from no negative prompt: give guidance=2, say, or leave negative out")
-        self._towards_prompt(model, {})  # which checks what the guide says
+        self._towards_prompt(model, NONE)  # which checks what the guide says
 
-    def denoiser(self, model: Model, told: Conditions, reference: Reference) -> tuple[DenoiserLike, dict[str, Tensor]]:
-        """The denoiser, and the conditions to call it with. All on the network's device, one row per sample but for the reference's."""
-        cond, null = told.cond, told.null
-        n, where = len(cond["context"]), cond["context"].device
+    def denoiser(self, model: Model, told: Conditions, reference: Reference) -> tuple[DenoiserLike, Condition]:
+        """The denoiser, and the condition to call it with. All on the network's device, one row per sample but for the reference's."""
+        condition, null = told.condition, told.null
+        n = len(condition)
         if model.image_channels and reference.beside is not None:
-            beside = {"image": reference.beside.expand(n, -1, -1, -1)}
+            image = reference.beside.expand(n, -1, -1, -1)
             if two_scales(model):
-                return self._towards_both(model, cond, null, beside), {}
-            cond, null = {**cond, **beside}, {**null, **beside}
+                return self._towards_both(model, condition, null, image), NONE
+            condition = replace(condition, image=image)
         if model.embeds_guidance:
-            scale = {"guidance": torch.full((n,), self.scale, device=where)}
-            cond, null = {**cond, **scale}, {**null, **scale}
+            condition = replace(condition, guidance=torch.full((n,), self.scale, device=next(iter(condition.given.values())).device))
         denoiser = self._towards_prompt(model, null)
         if reference.known is not None and reference.mask is not None and not model.image_channels:
             known, mask = (value.expand(n, -1, -1, -1) for value in (reference.known, reference.mask))
             denoiser = Inpainting(denoiser, known, mask)
-        return denoiser, cond
+        return denoiser, condition
 
     def leads_away(self, model: Model) -> bool:
         """Whether it has to know what to lead away from."""
         return two_scales(model) or self.cfg(model) != 1
 
-    def _towards_prompt(self, model: Model, null: Mapping[str, Tensor]) -> DenoiserLike:
+    def _towards_prompt(self, model: Model, null: Condition) -> DenoiserLike:
         return limited(guided(model.denoiser(), self.cfg(model), null, model.prediction, self.guide), False, self.guide)
 
     def cfg(self, model: Model) -> float:
         """The scale of classifier-free guidance."""
         return self.scale if not model.embeds_guidance else 1.0 if self.true_cfg is None else self.true_cfg
 
-    def _towards_both(
-        self, model: Model, cond: Mapping[str, Tensor], null: Mapping[str, Tensor], beside: Mapping[str, Tensor]
-    ) -> DenoiserLike:
+    def _towards_both(self, model: Model, condition: Condition, null: Condition, image: Tensor) -> DenoiserLike:
         """One scale towards the image, and one from there towards the prompt (Brooks et al. 2023, eq. 3)."""
-        seen = [({**null, **beside}, self.image_scale - self.scale), ({**cond, **beside}, self.scale)]
-        return ComposedGuidance(model.denoiser(), seen, {**null, "image": torch.zeros_like(beside["image"])})
+        scales = [(null, self.image_scale - self.scale), (condition, self.scale)]
+        seen = [(replace(each, image=image), scale) for each, scale in scales]
+        return ComposedGuidance(model.denoiser(), seen, replace(null, image=torch.zeros_like(image)))

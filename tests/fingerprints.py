@@ -49,6 +49,7 @@ from torch import Tensor, nn
 import models
 import samplers
 from configs import compose
+from diffusion import Condition
 from models import Model
 from models.files.text import read_json_lines
 from models.networks.tiling import decode_tiled, encode_tiled
@@ -81,13 +82,13 @@ def inputs(params: Any, size: tuple[int, int] = (4, 8)) -> tuple[Tensor, Tensor,
     generator = torch.Generator().manual_seed(1)
     told: dict[str, Tensor] = {}
     x = torch.randn(2, params.in_channels, *size, generator=generator)
-    if params.num_classes is not None:
+    if "label" in params.takes:
         told["label"] = torch.tensor([3, params.num_classes])
-    if params.context_dim is not None:
+    if "context" in params.takes:
         told["context"] = torch.randn(2, 154, params.context_dim, generator=generator)
-    if params.vector_dim is not None:
+    if "vector" in params.takes:
         told["vector"] = torch.randn(2, params.vector_dim, generator=generator)
-    if getattr(params, "guidance_dim", None) is not None:
+    if "guidance" in params.takes:
         told["guidance"] = torch.tensor([1.75, 8.5])
     flows = isinstance(params, models.FluxParams | models.SD3Params)
     return x, torch.tensor([0.00325, 0.9876] if flows else [3.25, 987.6]), told
@@ -95,28 +96,27 @@ def inputs(params: Any, size: tuple[int, int] = (4, 8)) -> tuple[Tensor, Tensor,
 
 def call(network: nn.Module, x: Tensor, t: Tensor, told: Mapping[str, Tensor]) -> Tensor:
     """The network's output for conditions by name: label, context, vector, guidance."""
-    return network(x, t, **told)
+    return network(x, t, Condition(**told))
 
 
 def encode(model: Model, *prompts: str, **how: Any) -> Results:
     """What the network is told of prompts, and the ends of them that it is not told."""
-    return _told(model.require("text").encode(prompts, numbers=vector_numbers(model, SIZE), **how))
+    return _told(*model.require("text").encode(prompts, numbers=vector_numbers(model, SIZE), **how))
 
 
 def encode_nothing(model: Model, n: int, **how: Any) -> Results:
     """What it is told where there is no prompt."""
-    return _told(model.require("text").null(n, numbers=vector_numbers(model, SIZE), **how))
+    return _told(model.require("text").null(n, numbers=vector_numbers(model, SIZE), **how), [""] * n)
 
 
-def _told(condition: Any) -> Results:
-    vector = {} if condition.vector is None else {"vector": condition.vector}
-    return {"context": condition.context, **vector, "dropped": "\n".join(condition.dropped)}
+def _told(condition: Condition, dropped: Sequence[str]) -> Results:
+    return {**condition.given, "dropped": "\n".join(dropped)}
 
 
 def encode_batch(model: Model, prompts: Sequence[str], negative: Sequence[str | None], **how: Any) -> Results:
     """What it is told of a batch for guidance, prompts and negative prompts, as `generate` does it."""
     read = conditions(model, Prompts(tuple(prompts), tuple(negative), tuple(range(len(prompts))), **how), vector_numbers(model, SIZE))
-    sides = {"cond": read.cond, "null": read.null}
+    sides = {"cond": read.condition.given, "null": read.null.given}
     return {f"{side} {name}": value for side, values in sides.items() for name, value in values.items()}
 
 
@@ -537,9 +537,9 @@ def _digits(file: Path, name: str, scratch: Path) -> Results:
     results = train({**config, "run": str(folder / "run"), "model": {"from": str(start)}})
     model = open_model(folder / "run")
     with torch.no_grad():
-        told = {"label": torch.tensor([3, 7])}
+        told = Condition(label=torch.tensor([3, 7]))
         grid = model.grid(3)
-        return results | {"sample": samplers.sample("ddim", model.denoiser(), grid, shape=(1, 8, 8), seeds=SEEDS, cond=told)}
+        return results | {"sample": samplers.sample("ddim", model.denoiser(), grid, shape=(1, 8, 8), seeds=SEEDS, condition=told)}
 
 
 def _consistency(file: Path, scratch: Path) -> Results:

@@ -24,10 +24,12 @@ import models
 from diffusion import (
     APG,
     FLOW,
+    NONE,
     AutoGuidance,
     ClassifierFreeGuidance,
     Clipped,
     ComposedGuidance,
+    Condition,
     Denoiser,
     DenoiserLike,
     DiscreteVP,
@@ -167,11 +169,12 @@ def test_every_network_is_among_the_small_ones() -> None:
 def test_networks(kind: Kind, gpu: FakeGPU) -> None:
     """With all their conditions, in float32 and bfloat16, and nothing waits."""
     network = randomised(kind.fresh()).requires_grad_(False)
-    x, t, given = kind.inputs()
-    expected, given = network(x, t, **given), there(given)
-    assert_near(network.to(CUDA)(x.to(CUDA), t.to(CUDA), **given), expected, 1e-5)
-    given |= {name: given[name].bfloat16() for name in ("context", "vector") if name in given}
-    found = network.bfloat16()(x.to(CUDA, torch.bfloat16), t.to(CUDA), **given)
+    x, t, condition = kind.inputs()
+    expected, condition = network(x, t, condition), condition.to(CUDA)
+    assert_near(network.to(CUDA)(x.to(CUDA), t.to(CUDA), condition), expected, 1e-5)
+    narrow = {name: condition.given[name].bfloat16() for name in ("context", "vector") if name in condition.given}
+    condition = replace(condition, **narrow)
+    found = network.bfloat16()(x.to(CUDA, torch.bfloat16), t.to(CUDA), condition)
     assert (found.device, found.dtype) == (CUDA, torch.bfloat16)
     assert not gpu.waits
 
@@ -179,7 +182,8 @@ def test_networks(kind: Kind, gpu: FakeGPU) -> None:
 # Solvers and guidance --------------------------------------------------------------------------------------------------
 
 LATENT = (2, 64, 128)  # 64 kB: a batch of noise, if it were not page-locked, would wait
-PLAIN = Denoiser(lambda x, t, label: x * 1.0, RectifiedFlow(), V)
+NULL = Condition(label=torch.tensor([10]))
+PLAIN = Denoiser(lambda x, t, condition: x * 1.0, RectifiedFlow(), V)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -187,14 +191,14 @@ PLAIN = Denoiser(lambda x, t, label: x * 1.0, RectifiedFlow(), V)
 def test_solvers(case: str, schedule: Schedule, gpu: FakeGPU) -> None:
     """Levels, times, null labels and noise come from the host, and the loop waits for none of them: guided, limited and with a mask."""
     sampler, options, _ = CASES[case]
-    network = lambda x, t, label: x * 1.0  # noqa: E731
+    network = lambda x, t, condition: x * 1.0  # noqa: E731
     plain = Denoiser.edm(network, schedule) if isinstance(schedule, VarianceExploding) else Denoiser(network, schedule, V)
 
     def drawn(device: torch.device) -> Tensor:
         known, mask = torch.zeros(2, *LATENT, device=device), torch.ones(2, 1, *LATENT[1:], device=device)
-        denoiser = Inpainting(Clipped(ClassifierFreeGuidance(plain, 2.0, {"label": 10})), known, mask)
-        cond = {"label": torch.tensor([1, 2]).to(device)}
-        return sample(sampler, denoiser, time_grid(schedule, 5), shape=LATENT, seeds=[0, 1], cond=cond, device=device, **options)
+        denoiser = Inpainting(Clipped(ClassifierFreeGuidance(plain, 2.0, NULL)), known, mask)
+        condition = Condition(label=torch.tensor([1, 2]).to(device))
+        return sample(sampler, denoiser, time_grid(schedule, 5), shape=LATENT, seeds=[0, 1], condition=condition, device=device, **options)
 
     expected = drawn(torch.device("cpu"))
     assert_near(drawn(CUDA), expected, 1e-5)
@@ -202,13 +206,17 @@ def test_solvers(case: str, schedule: Schedule, gpu: FakeGPU) -> None:
 
 
 def guided(scale: Any, **how: Any) -> DenoiserLike:
-    return ClassifierFreeGuidance(PLAIN, scale, {"label": 10}, **how)
+    return ClassifierFreeGuidance(PLAIN, scale, Condition(label=torch.tensor([10])), **how)
 
 
 def composed() -> DenoiserLike:
     """Which has its conditions, and takes none of the same name."""
-    both = ComposedGuidance(PLAIN, [({"label": 1}, 3.0), ({"label": numbers(2, 3)}, interval(2.0, 0.2, 0.5))], {"label": 10})
-    return lambda x_t, level, /, **cond: both(x_t, level)
+    both = ComposedGuidance(
+        PLAIN,
+        [(Condition(label=torch.tensor([1])), 3.0), (Condition(label=numbers(2, 3)), interval(2.0, 0.2, 0.5))],
+        Condition(label=torch.tensor([10])),
+    )
+    return lambda x_t, level, condition=NONE: both(x_t, level)
 
 
 def numbers(*values: int) -> Tensor:
@@ -218,7 +226,7 @@ def numbers(*values: int) -> Tensor:
 GUIDANCES: dict[str, Callable[[], DenoiserLike]] = {
     **{name: partial(lambda make: guided(interval(3.0, 0.2, 0.9), rule=make()), make) for name, make in RULES.items()},
     "rule within a rule": lambda: guided(3.0, rule=rescaled(0.5, APG(0.1, 2.0, -0.5), FLOW)),
-    "null of each sample": lambda: ClassifierFreeGuidance(PLAIN, 3.0, {"label": numbers(4, 5)}),
+    "null of each sample": lambda: ClassifierFreeGuidance(PLAIN, 3.0, Condition(label=numbers(4, 5))),
     "autoguidance": lambda: AutoGuidance(PLAIN, PLAIN, 2.0, rule=RULES["zero_star"]()),
     "composed": composed,
     "thresholded": lambda: ZeroInit(Thresholded(guided(2.0))),
@@ -228,7 +236,9 @@ GUIDANCES: dict[str, Callable[[], DenoiserLike]] = {
 @pytest.mark.parametrize("make", GUIDANCES.values(), ids=GUIDANCES)
 def test_guidance(make: Callable[[], DenoiserLike], gpu: FakeGPU) -> None:
     """Scales, rules and null conditions wait for nothing either."""
-    found = sample("heun", make(), time_grid(RectifiedFlow(), 6), shape=(2, 4, 4), seeds=[0, 1], cond={"label": numbers(1, 2)}, device=CUDA)
+    found = sample(
+        "heun", make(), time_grid(RectifiedFlow(), 6), shape=(2, 4, 4), seeds=[0, 1], condition=Condition(label=numbers(1, 2)), device=CUDA
+    )
     assert found.device == CUDA
     assert gpu.waits == ONCE
 

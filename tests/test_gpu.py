@@ -10,6 +10,7 @@ import torch
 
 import models
 from configs import compose
+from diffusion import Condition
 from models.files.text import read_json_lines
 from models.layers import streaming
 from models.layers.packed import BLOCKS, PackedLinear
@@ -36,7 +37,9 @@ def test_a_seed_gives_the_same_image_on_every_device(experiment: str, sampler: s
         model.network.to(device).requires_grad_(False)
         label = torch.arange(4, device=device)
         images.append(
-            sample(sampler, model.denoiser(), model.grid(4), shape=model.shape, seeds=range(4), cond={"label": label}, device=device)
+            sample(
+                sampler, model.denoiser(), model.grid(4), shape=model.shape, seeds=range(4), condition=Condition(label=label), device=device
+            )
         )
     assert images[1].device.type == "cuda"
     torch.testing.assert_close(images[1].cpu(), images[0], rtol=0, atol=1e-2 * float(images[0].abs().max()))

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffusion import BatchLevel, ConsistencyFunction, Denoiser, DenoiserLike, Grid, marginal
+from diffusion import BatchLevel, Condition, ConsistencyFunction, Denoiser, DenoiserLike, Grid, marginal
 from diffusion.consistency import Blend
 from diffusion.level import broadcast
 from train.data import Batch
-from train.objective import clean, conditions
+from train.objective import clean, condition_of
 
 
 class ConsistencyDistillation:
@@ -47,29 +47,29 @@ class ConsistencyDistillation:
         self.table = BatchLevel(*torch.tensor([tuple(level) for level in grid], dtype=torch.float64).T)
 
     def __call__(self, denoiser: Denoiser, batch: Batch) -> Tensor:
-        x0, cond = clean(batch), conditions(batch)
+        x0, condition = clean(batch), condition_of(batch)
         row = torch.randint(len(self.table.t) - 1, (len(x0),))
         t, s = self._levels(row), self._levels(row + 1)
         student = ConsistencyFunction(denoiser, self.blend)
         x_t = marginal(x0, torch.randn_like(x0), t)
-        out = student(x_t, t, **cond).x0
+        out = student(x_t, t, condition).x0
         with torch.no_grad():
-            target = self._target(student, x_t, t, s, cond)
+            target = self._target(student, x_t, t, s, condition)
         return self._distance(out - target)
 
     @torch.no_grad()
-    def _target(self, student: ConsistencyFunction, x_t: Tensor, t: BatchLevel, s: BatchLevel, cond: dict[str, Tensor]) -> Tensor:
+    def _target(self, student: ConsistencyFunction, x_t: Tensor, t: BatchLevel, s: BatchLevel, condition: Condition) -> Tensor:
         """f(x_s) where the teacher's step leads; on the last pair x_s is data, and its own target."""
-        x0, eps = self.teacher(x_t, t, **cond)
+        x0, eps = self.teacher(x_t, t, condition)
         x_s = marginal(x0, eps, s)
         at_data = (s.sigma == 0).to(x_t.device, non_blocking=True).view(-1, *[1] * (x_t.ndim - 1))
         # Data has no level to ask a network about; those samples ask at t, and their answers are not used.
         inside = BatchLevel(*(torch.where(s.sigma == 0, a, b) for a, b in zip(t, s, strict=True)))
         x_inside = torch.where(at_data, x_t, x_s)
         if self.solver == "heun":
-            x0_next, eps_next = self.teacher(x_inside, inside, **cond)
+            x0_next, eps_next = self.teacher(x_inside, inside, condition)
             x_inside = torch.where(at_data, x_t, self._heun(x_t, t, s, eps - x0, eps_next - x0_next))
-        return torch.where(at_data, x_s, student(x_inside, inside, **cond).x0)
+        return torch.where(at_data, x_s, student(x_inside, inside, condition).x0)
 
     @staticmethod
     def _heun(x_t: Tensor, t: BatchLevel, s: BatchLevel, slope_t: Tensor, slope_s: Tensor) -> Tensor:

@@ -147,12 +147,12 @@ class LatentData:
         latents = vae.encode(torch.stack(pictures).to(device))
         numbers = {name: [{**each, "score": SCORE}[name] for each in told] for name in text.params.numbers}
         captions = [self.images.captions[i] for i in indices]
-        condition = text.encode(captions, numbers=numbers, long="cut", chunks=self.params.chunks)
+        condition, dropped = text.encode(captions, numbers=numbers, long="cut", chunks=self.params.chunks)
         null = text.null(len(indices), like=condition)
-        rows = {"x0": latents.mean, "x0_std": latents.std, "context": condition.context, "null.context": null.context[:1]}
-        if condition.vector is not None and null.vector is not None:
-            rows |= {"vector": condition.vector, "null.pooled": null.vector[:1, : text.params.pooled_dim]}
-        return rows, [i for i, rest in zip(indices, condition.dropped, strict=True) if rest]
+        rows = {"x0": latents.mean, "x0_std": latents.std, **condition.given, "null.context": null.given["context"][:1]}
+        if null.vector is not None:
+            rows |= {"null.pooled": null.vector[:1, : text.params.pooled_dim]}
+        return rows, [i for i, rest in zip(indices, dropped, strict=True) if rest]
 
 
 def _check_trainable(model: Model) -> None:
@@ -163,7 +163,7 @@ def _check_trainable(model: Model) -> None:
         raise ValueError(
             f"this network sees {model.image_channels} channels beside x, for inpainting or editing: captioned images do not train it"
         )
-    if model.distilled or getattr(network, "guidance_dim", None) is not None:
+    if model.distilled or model.embeds_guidance:
         raise ValueError(
             "this model is distilled, to a few steps or to follow guidance, which training it further would undo: "
             "train the one it was made from"

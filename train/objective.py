@@ -5,14 +5,15 @@ Random numbers come from torch's global generators, which the loop reseeds at ev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from diffusion import BatchLevel, Denoiser, Prediction, Schedule, marginal
+from diffusion import NONE, BatchLevel, Condition, Denoiser, Prediction, Schedule, marginal
 from diffusion.level import broadcast
+from diffusion.spec import check_names
 from train.data import Batch
 from train.density import Density
 from train.variational import variational_bound
@@ -30,7 +31,8 @@ class DenoisingObjective:
 
     density    where the times fall
     weighting  what each counts
-    null, drop with probability `drop` a sample's conditions are replaced by their null values, for guidance; those of a batch come first
+    null, drop with probability `drop` a sample's conditions are replaced by null ones, all of them together, so that guidance can lead away
+               from these; what a batch names under null.* comes before `null`
     bound_weight  factor of the variational bound over all steps that trains a learned variance (Nichol & Dhariwal 2021, eq. 16,
                   estimated from one step per sample, so for times drawn evenly)
     """
@@ -41,7 +43,7 @@ class DenoisingObjective:
         prediction: Prediction,
         density: Density,
         weighting: Weighting,
-        null: Mapping[str, Any] | None = None,
+        null: Condition = NONE,
         drop: float = 0.1,
         bound_weight: float = 0.001,
     ) -> None:
@@ -50,14 +52,15 @@ class DenoisingObjective:
         if bound_weight < 0:
             raise ValueError(f"objective.bound_weight must not be negative, like {bound_weight:g}")
         self.schedule, self.prediction, self.density, self.weighting = schedule, prediction, density, weighting
-        self.null, self.drop, self.bound_weight = dict(null or {}), drop, bound_weight
+        self.null, self.drop, self.bound_weight = null, drop, bound_weight
 
     def __call__(self, denoiser: Denoiser, batch: Batch) -> Tensor:
-        x0, cond = clean(batch), conditions(batch)
+        x0 = clean(batch)
         level = self.schedule.levels(self.density.sample(len(x0)))
         eps = torch.randn_like(x0)
         x_t = marginal(x0, eps, level)
-        out = denoiser.output(x_t, level, **drop_conditions(cond, {**self.null, **null_conditions(batch)}, self.drop))
+        null = {**self.null.expand(len(x0)).given, **null_condition_of(batch).given}
+        out = denoiser.output(x_t, level, drop_condition(condition_of(batch), Condition(**null), self.drop))
         bound: float | Tensor = 0.0
         if out.shape[1] == 2 * x0.shape[1]:
             out, variance = out.chunk(2, dim=1)
@@ -75,33 +78,34 @@ def clean(batch: Batch) -> Tensor:
     return batch["x0"] + batch["x0_std"] * torch.randn_like(batch["x0"]) if "x0_std" in batch else batch["x0"]
 
 
-def conditions(batch: Batch) -> dict[str, Tensor]:
+def condition_of(batch: Batch) -> Condition:
     """All of a batch that the network is told."""
-    return {name: value for name, value in batch.items() if name not in ("x0", "x0_std") and not name.startswith("null.")}
+    return _named({name: value for name, value in batch.items() if name not in ("x0", "x0_std") and not name.startswith("null.")})
 
 
-def null_conditions(batch: Batch) -> dict[str, Tensor]:
+def null_condition_of(batch: Batch) -> Condition:
     """What the batch says that its samples are told where they go without a condition."""
-    return {name.removeprefix("null."): value for name, value in batch.items() if name.startswith("null.")}
+    return _named({name.removeprefix("null."): value for name, value in batch.items() if name.startswith("null.")})
 
 
-def drop_conditions(cond: dict[str, Tensor], null: Mapping[str, Any], probability: float) -> dict[str, Tensor]:
-    """Replace the conditions of a random share of the samples by their null values, all of a sample's together.
+def _named(values: Batch) -> Condition:
+    """The condition of these entries of a batch. ValueError for a name that is no condition's."""
+    check_names("entry of a batch", values, [field.name for field in fields(Condition)])
+    return Condition(**values)
 
-    ValueError for a condition without a null value, unless the share is 0.
+
+def drop_condition(given: Condition, null: Condition, probability: float) -> Condition:
+    """Replace the conditions of a random share of the samples by null ones, all of a sample's together.
+
+    ValueError for a condition that `null` does not name, unless the share is 0.
     """
-    if not cond or probability == 0:
-        return cond
-    if missing := [name for name in cond if name not in null]:
+    if not given or probability == 0:
+        return given
+    if missing := [name for name in given.given if name not in (*null.given, "mask")]:
         raise ValueError(
             f"objective.drop={probability:g} needs a null value of {missing[0]!r} to train without it: "
             "give DenoisingObjective null=model.null, or drop=0"
         )
-    first = next(iter(cond.values()))
-    dropped = (torch.rand(len(first)) < probability).to(first.device, non_blocking=True)
-    return {name: torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), _like(value, null[name]), value) for name, value in cond.items()}
-
-
-def _like(value: Tensor, null: Any) -> Tensor:
-    """A null value in the dtype and on the device of a condition. From the host it is sent: made there, it would be waited for."""
-    return torch.as_tensor(null, dtype=value.dtype).to(value.device, non_blocking=True)
+    x = next(iter(given.given.values()))
+    keep = (torch.rand(len(given)) >= probability).to(x.device, non_blocking=True)
+    return given.where(keep, null)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion import Estimate, Grid, Level
+from diffusion import NONE, Condition, Estimate, Grid, Level
 from diffusion.oracle import GaussianMixture
 from samplers import SAMPLERS, network_calls, sample
 
@@ -75,7 +75,7 @@ def _cost(sampler: str, grids: Sequence[Grid]) -> tuple[tuple[int, ...], tuple[i
     return tuple(grid.steps for grid in grids), tuple(network_calls(sampler, grid) for grid in grids)
 
 
-def each_number(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+def each_number(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
     """A mixture's denoiser for samples whose every number is a draw of its own."""
     x0, eps = GENTLE(x_t.reshape(-1, 1), level)
     return Estimate(x0.view_as(x_t), eps.view_as(x_t))

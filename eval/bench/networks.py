@@ -120,7 +120,7 @@ def _ours(params: BenchParams, dtype: torch.dtype, device: torch.device) -> Call
     network = _filled(lambda: pair.network(pair.params), dtype, device)
     call = torch.compile(network, fullgraph=True) if params.compile else network
     given = pair.given(params.batch, params.size, dtype, device)
-    return lambda: call(given.x, given.t, **given.conditions)
+    return lambda: call(given.x, given.t, given.condition)
 
 
 def _theirs(params: BenchParams, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:

@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from diffusion import Condition
 from models.families import ARCHITECTURES, BACKBONES
 from models.layers.rotary import positions
 from models.networks.unet import UNetParams
@@ -17,18 +18,11 @@ from models.networks.unet import UNetParams
 
 @dataclass(frozen=True)
 class Given:
-    """What both networks are given: x (B, C, H, W), t in our units, and the conditions; all ones but for t, which speed does not mind."""
+    """What both networks are given: x (B, C, H, W), t in our units, and the condition; all ones but for t, which speed does not mind."""
 
     x: Tensor
     t: Tensor
-    context: Tensor
-    vector: Tensor | None
-    guidance: Tensor | None
-
-    @property
-    def conditions(self) -> dict[str, Tensor]:
-        named = {"context": self.context, "vector": self.vector, "guidance": self.guidance}
-        return {name: value for name, value in named.items() if value is not None}
+    condition: Condition
 
 
 @dataclass(frozen=True)
@@ -52,14 +46,12 @@ class Pair:
     def given(self, batch: int, size: int, dtype: torch.dtype, device: torch.device) -> Given:
         """Inputs for latents of size x size."""
         p = self.params
-        vector = None if p.vector_dim is None else torch.ones(batch, p.vector_dim, dtype=dtype, device=device)
-        return Given(
-            x=torch.ones(batch, p.in_channels, size, size, dtype=dtype, device=device),
-            t=torch.full((batch,), self.t, device=device),
-            context=torch.ones(batch, self.tokens, p.context_dim, dtype=dtype, device=device),
-            vector=vector,
-            guidance=None if p.guidance_dim is None else torch.full((batch,), 3.5, device=device),
-        )
+        rows = {"context": (self.tokens, p.context_dim), "vector": (p.vector_dim,)}
+        told = {name: torch.ones(batch, *shape, dtype=dtype, device=device) for name, shape in rows.items() if name in p.takes}
+        if "guidance" in p.takes:
+            told["guidance"] = torch.full((batch,), 3.5, device=device)
+        x = torch.ones(batch, p.in_channels, size, size, dtype=dtype, device=device)
+        return Given(x, torch.full((batch,), self.t, device=device), Condition(**told))
 
     def shortened(self, layers: Mapping[str, int]) -> Pair:
         """The same with fewer blocks: {"depth": 1, "depth_single": 1}. ValueError where there are no such numbers."""
@@ -83,22 +75,22 @@ def pair_of(params: Any) -> Pair:
 
 def _unet(given: Given) -> dict[str, Any]:
     added = None
-    if given.vector is not None:  # pooled text, and six numbers that become 256 sinusoids each
-        added = {"text_embeds": given.vector[:, : -6 * 256], "time_ids": given.vector[:, :6]}
-    return {"sample": given.x, "timestep": given.t, "encoder_hidden_states": given.context, "added_cond_kwargs": added}
+    if given.condition.vector is not None:  # pooled text, and six numbers that become 256 sinusoids each
+        added = {"text_embeds": given.condition.vector[:, : -6 * 256], "time_ids": given.condition.vector[:, :6]}
+    return {"sample": given.x, "timestep": given.t, "encoder_hidden_states": given.condition.context, "added_cond_kwargs": added}
 
 
 def _flux(given: Given) -> dict[str, Any]:
     """Packed, and with the place of every token, which diffusers' pipelines make outside of the network."""
     packed = rearrange(given.x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2).contiguous()
-    ids = positions(given.context.shape[1], given.x.shape[2] // 2, given.x.shape[3] // 2, given.x.device).to(given.x.dtype)
-    text = given.context.shape[1]
+    text = given.condition.given["context"].shape[1]
+    ids = positions(text, given.x.shape[2] // 2, given.x.shape[3] // 2, given.x.device).to(given.x.dtype)
     return {
         "hidden_states": packed,
-        "encoder_hidden_states": given.context,
-        "pooled_projections": given.vector,
+        "encoder_hidden_states": given.condition.context,
+        "pooled_projections": given.condition.vector,
         "timestep": given.t,
-        "guidance": given.guidance,
+        "guidance": given.condition.guidance,
         "img_ids": ids[text:],
         "txt_ids": ids[:text],
     }
@@ -108,8 +100,8 @@ def _sd3(given: Given) -> dict[str, Any]:
     return {
         "hidden_states": given.x,
         "timestep": 1000 * given.t,
-        "encoder_hidden_states": given.context,
-        "pooled_projections": given.vector,
+        "encoder_hidden_states": given.condition.context,
+        "pooled_projections": given.condition.vector,
     }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import models
-from diffusion import Grid, initial_noise
+from diffusion import Condition, Grid, initial_noise
 from diffusion.spec import check_at_least_one, check_call, check_mapping, make_params
 from eval.digits.judge import DigitJudge, Figures
 from eval.digits.score import Score, Spread
@@ -136,7 +136,9 @@ def _side_by_side(function: Callable[[Part], Result], parts: Sequence[Part], wor
 def draw(model: Model, job: Job, labels: Tensor, seeds: Sequence[int]) -> Tensor:
     """Images of these classes from these seeds."""
     denoiser = steered(model, job.guidance, clip=True, guide=job.guide)
-    return sample(job.sampler, denoiser, job.levels(model), shape=model.shape, seeds=seeds, cond={"label": labels}, **job.options)
+    return sample(
+        job.sampler, denoiser, job.levels(model), shape=model.shape, seeds=seeds, condition=Condition(label=labels), **job.options
+    )
 
 
 def references(judge: DigitJudge, n: int, seeds: int = 20) -> list[Score]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import models
-from diffusion import initial_noise
+from diffusion import Condition, initial_noise
 from diffusion.spec import check_names, check_type, make
 from eval.digits.benchmark import Job, jobs, measure, references
 from eval.digits.judge import DigitJudge
@@ -148,7 +148,7 @@ def _trajectories(part: Mapping[str, str], steps: int = 12) -> list[Gallery]:
     grid = model.grid(steps)
     denoiser, label = steered(model, 1.0, clip=True), torch.tensor([2, 3, 5, 8])
     x = grid.start(initial_noise(range(4), model.shape))
-    trace = list(SAMPLERS["ddim"](lambda x_t, level: denoiser(x_t, level, label=label), x, grid))
+    trace = list(SAMPLERS["ddim"](lambda x_t, level: denoiser(x_t, level, Condition(label=label)), x, grid))
     captions = {
         "the sample x_t": [step.x for step in trace],
         "the estimate of x0": [step.x0 for step in trace],

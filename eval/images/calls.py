@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from diffusion import Condition
 from models import Model
 
 
@@ -30,6 +31,6 @@ class _Counting(nn.Module):
         self.params, self.calls = getattr(network, "params", None), 0
         self.place = nn.Parameter(torch.zeros((), dtype=like.dtype, device=like.device), requires_grad=False)
 
-    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         self.calls += len(x)
         return torch.zeros_like(x)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import models
+from diffusion import NONE, Condition
 from diffusion.spec import check_call, check_mapping, check_names, check_type, make_params
 from eval.images.calls import calls_per_image
 from eval.images.prompts import list_prompts
@@ -137,12 +138,13 @@ def drawn_by(model: Model, params: SampleParams) -> Drawn:
 
     def draw(model: Model, indices: Sequence[int]) -> Tensor:
         denoiser = steered(model, params.guidance, params.clip, params.guide)
-        cond = {} if labels is None else {"label": torch.tensor([labels[i] for i in indices], device=device)}
+        condition = NONE if labels is None else Condition(label=torch.tensor([labels[i] for i in indices], device=device))
         seeds = [params.seed + i for i in indices]
-        return to_uint8(sample(how.sampler, denoiser, grid, shape=model.shape, seeds=seeds, cond=cond, device=device, **params.options))
+        images = sample(how.sampler, denoiser, grid, shape=model.shape, seeds=seeds, condition=condition, device=device, **params.options)
+        return to_uint8(images)
 
     settings = _settings(params, grid=how.grid, steps=grid.steps, fingerprint=params.sha256["run"])
-    names = model.spec.get("classes") or range(model.null.get("label", 0))  # as a reference's class folders are called
+    names = model.spec.get("classes") or range(model.num_classes or 0)  # as a reference's class folders are called
     called = None if labels is None else [str(names[label]) for label in labels]
     return Drawn(model, draw, settings, n=params.n, origin=params.run, batch_size=params.batch_size, labels=called)
 

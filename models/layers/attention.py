@@ -7,21 +7,26 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
     """Multi-head attention of q, k and v (B, L, heads*d), see `attend`."""
     q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=heads) for x in (q, k, v))
-    return attend(q, k, v, causal=causal)
+    return attend(q, k, v, causal=causal, mask=mask)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """softmax(scale * q k^T + bias) v over heads (B, H, L, d), side by side in (B, L, H*d) (Vaswani et al. 2017, eq. 1).
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """softmax(scale * q k^T + mask) v over heads (B, H, L, d), side by side in (B, L, H*d) (Vaswani et al. 2017, eq. 1).
 
     causal  query i attends to the keys 0 ... i only
-    bias    added to the scores, (B or 1, H or 1, queries, keys)
+    mask    (B or 1, H or 1, queries or 1, keys): added to the scores or, where it is bool, True where a key is attended to
     scale   None: 1/sqrt(d)
     """
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
     return rearrange(out, "b h l d -> b l (h d)")
+
+
+def key_mask(mask: Tensor | None, more: int = 0) -> Tensor | None:
+    """Which tokens of a context are there (B, L), as `attend` takes it, (B, 1, 1, L + more): `more` tokens behind them are all there."""
+    return None if mask is None else F.pad(mask, (0, more), value=True)[:, None, None]
 
 
 class SelfAttention(nn.Module):
@@ -35,7 +40,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.out(attention(q, k, v, self.heads, self.causal))
+        return self.out(attention(q, k, v, self.heads, causal=self.causal))
 
 
 class CrossAttention(nn.Module):
@@ -48,6 +53,6 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(context_dim, 2 * dim, bias=bias)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         k, v = self.kv(context).chunk(2, dim=-1)
-        return self.out(attention(self.q(x), k, v, self.heads))
+        return self.out(attention(self.q(x), k, v, self.heads, mask=mask))

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion.condition import Condition
+
 
 def sinusoid(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """(B,) -> (B, dim): cosines, then sines, at geometrically falling frequencies from 1 to 1/max_period. In float32."""
@@ -82,27 +84,6 @@ class VectorEmbedding(nn.Module):
         return self.mlp(vector)
 
 
-Condition = tuple[nn.Module | None, Tensor | None]  # what embeds it, and its value; one is None if and only if the other is
-
-
-def embed(t: Tensor, time: TimeEmbedding, *conditions: Condition, guidance: Condition = (None, None)) -> Tensor:
-    """The embedding of t, and of the guidance scale within it, plus that of every condition there is, (B, dim)."""
-    emb = time(t, _embedded(guidance, len(t)))
-    for condition in conditions:
-        added = _embedded(condition, len(t))
-        emb = emb if added is None else emb + added
-    return emb
-
-
-def _embedded(condition: Condition, batch: int) -> Tensor | None:
-    embedding, value = condition
-    if embedding is None or value is None:
-        return None
-    if len(value) != batch:
-        raise ValueError(f"{len(value)} conditions for a batch of {batch}: one per sample is needed")
-    return embedding(value)
-
-
 def check_labels(label: Tensor, num_classes: int) -> None:
     """Raise unless every label is a class 0 ... num_classes-1 or the null label num_classes."""
     if label.ndim != 1 or label.is_floating_point():
@@ -112,29 +93,18 @@ def check_labels(label: Tensor, num_classes: int) -> None:
         raise ValueError(f"label {int(wrong[0])} is out of range: classes are 0 to {num_classes - 1}, and {num_classes} means no class")
 
 
-def check_conditions(params: Any, **given: Any) -> None:
-    """Raise unless exactly the conditions that the parameters ask for are given: an ignored one is as wrong as a missing one."""
-    sizes = {"label": params.num_classes, "context": params.context_dim, "vector": params.vector_dim}
-    sizes["guidance"] = getattr(params, "guidance_dim", None)  # which only distilled networks have
-    expected = [name for name, size in sizes.items() if size is not None]
-    for name, value in given.items():
-        if value is None and name in expected:
-            raise ValueError(f"this network needs the condition {name!r}: {name}=None was given")
-        if value is not None and name not in expected:
-            raise ValueError(f"this network has no use for the condition {name!r}; it takes: {', '.join(expected) or 'none'}")
+def see(x: Tensor, condition: Condition, params: Any) -> Tensor:
+    """x, and behind its channels the image that the network sees beside it: (B, in_channels, H, W). The one place that refuses conditions.
 
-
-class WithImage(nn.Module):
-    """A network that sees an image of several channels beside x (inpainting: mask and masked latents; pix2pix: the latents to edit).
-
-    forward(x, t, *, image (B, C', H, W), **conditions): the channels of x first.
+    params  of the network: `takes`, the names of what it is told, and in_channels; more channels than x has are those of an image
+    ValueError unless exactly what the network takes is given, for as many samples as x has.
     """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor, t: Tensor, *, image: Tensor | None = None, **conditions: Tensor) -> Tensor:
-        if image is None:
-            raise ValueError("this network needs the condition 'image' beside x: for inpainting the mask and the masked latents")
-        return self.network(torch.cat([x, image.to(x.dtype)], dim=1), t, **conditions)
+    beside = params.in_channels - x.shape[1]
+    condition.require((*params.takes, "image") if beside > 0 else params.takes)
+    if condition and len(condition) != len(x):
+        raise ValueError(f"{len(condition)} conditions for a batch of {len(x)}: one per sample is needed")
+    if condition.image is not None:
+        x = torch.cat([x, condition.image.to(x.dtype)], dim=1)
+    if x.shape[1] != params.in_channels:
+        raise ValueError(f"this network takes {params.in_channels} channels, x and the image beside it together, not {x.shape[1]}")
+    return x

@@ -108,20 +108,25 @@ class LastStream(nn.Module):
 
 
 class JointBlock(nn.Module):
-    """Text (B, L, D) and image (B, N, D) attend to both, each through its own stream; emb (B, D), `angles` as rotary.turns has them."""
+    """Text (B, L, D) and image (B, N, D) attend to both, each through its own stream.
+
+    emb (B, D); angles as `rotary.turns` has them, None for none; mask as `key_mask` has it, None for all tokens
+    """
 
     def __init__(self, image: Stream, text: Stream | LastStream) -> None:
         super().__init__()
         self.image, self.text = image, text
 
-    def forward(self, text: Tensor, image: Tensor, emb: Tensor, angles: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, text: Tensor, image: Tensor, emb: Tensor, angles: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         of_text, of_image = self.text.modulation(emb), self.image.modulation(emb)
         both = zip(self.text.project(text, of_text), self.image.project(image, of_image), strict=True)
         q, k, v = (torch.cat(pair, dim=2) for pair in both)
         if angles is not None:
             q, k = turn(q, angles), turn(k, angles)
         # Tokens that lie apart would go through other kernels, which round otherwise, where a weight is trained than where it is not.
-        from_text, from_image = (part.contiguous() for part in attend(q, k, v).split([text.shape[1], image.shape[1]], dim=1))
+        from_text, from_image = (part.contiguous() for part in attend(q, k, v, mask=mask).split([text.shape[1], image.shape[1]], dim=1))
         return self.text.update(text, from_text, of_text), self.image.update(image, from_image, of_image)
 
 

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from diffusion.condition import NONE, Condition
 from diffusion.spec import check_at_least_one, check_range
 from models.layers.activations import Checkpointing
-from models.layers.attention import CrossAttention, SelfAttention
-from models.layers.conditioning import LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
+from models.layers.attention import CrossAttention, SelfAttention, key_mask
+from models.layers.conditioning import LabelEmbedding, TimeEmbedding, VectorEmbedding, see
 from models.layers.half import with_enough_precision
 from models.layers.modulation import Modulation, gated, modulate, norm, start_at_identity
 
@@ -55,12 +56,18 @@ class DiTParams:
             raise ValueError(f"hidden={self.hidden} must divide by heads={self.heads} and by 4")
 
     @property
+    def takes(self) -> tuple[str, ...]:
+        """What it is told beside x and t."""
+        sizes = {"label": self.num_classes, "context": self.context_dim, "vector": self.vector_dim}
+        return tuple(name for name, size in sizes.items() if size is not None)
+
+    @property
     def out_channels(self) -> int:
         return self.in_channels * (2 if self.learned_variance else 1)
 
 
 class DiT(Checkpointing):
-    """forward(x (B, C, H, W), t (B,), *, label (B,), context (B, L, D), vector (B, V)) -> (B, out_channels, H, W)."""
+    """forward(x (B, C, H, W), t (B,), condition) -> (B, out_channels, H, W); label (B,), context (B, L, D), vector (B, V)."""
 
     def __init__(self, params: DiTParams) -> None:
         super().__init__()
@@ -86,27 +93,24 @@ class DiT(Checkpointing):
                 nn.init.zeros_(module.out.weight)
 
     @with_enough_precision
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        *,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        vector: Tensor | None = None,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         p = self.params
-        check_conditions(p, label=label, context=context, vector=vector, guidance=guidance)
+        x = see(x, condition, p)
         if x.shape[-2:] != (p.image_size, p.image_size):
             raise ValueError(f"this DiT was built for {p.image_size}x{p.image_size}, not {x.shape[-2]}x{x.shape[-1]}")
-        emb = F.silu(embed(t, self.time, (self.label, label), (self.vector, vector)))  # (B, D)
+        emb = self.time(t)
+        if self.label is not None:
+            emb = emb + self.label(condition.label)
+        if self.vector is not None:
+            emb = emb + self.vector(condition.vector)
+        emb = F.silu(emb)  # (B, D)
 
         size = p.patch_size
         x = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=size, q=size)
         x = self.patch_in(x) + self.position  # (B, L, D)
+        mask = key_mask(condition.mask)
         for block in self.blocks:
-            x = self.run(block, x, emb, context)
+            x = self.run(block, x, emb, condition.context, mask)
         x = self.patch_out(modulate(norm(x), *self.modulation_out(emb)))  # (B, L, p*q*C)
         return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=p.image_size // size, p=size, q=size)
 
@@ -122,11 +126,11 @@ class DiTBlock(nn.Module):
         self.cross_attention = None if p.context_dim is None else CrossAttention(p.hidden, p.context_dim, p.heads)
         self.mlp = nn.Sequential(nn.Linear(p.hidden, inner), nn.GELU(approximate="tanh"), nn.Dropout(p.dropout), nn.Linear(inner, p.hidden))
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)
         x = gated(x, gate1, self.self_attention(modulate(norm(x), shift1, scale1)))
         if self.cross_attention is not None and context is not None:
-            x = x + self.cross_attention(x, context)
+            x = x + self.cross_attention(x, context, mask)
         return gated(x, gate2, self.mlp(modulate(norm(x), shift2, scale2)))
 
 

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from diffusion.condition import NONE, Condition
 from diffusion.spec import check_at_least_one, check_range
 from models.layers.activations import Checkpointing
-from models.layers.attention import attend
-from models.layers.conditioning import TimeEmbedding, VectorEmbedding, check_conditions, embed
+from models.layers.attention import attend, key_mask
+from models.layers.conditioning import TimeEmbedding, VectorEmbedding, see
 from models.layers.half import with_enough_precision
 from models.layers.joint import HeadNorm, JointBlock, Stream, split_heads, whole_patches
 from models.layers.modulation import Modulation, gated, modulate, norm, start_at_identity
@@ -55,12 +56,15 @@ class FluxParams:
             raise ValueError(f"hidden={self.hidden} must be heads={self.heads} times the {sum(self.axes)} features of axes={self.axes}")
 
     @property
-    def num_classes(self) -> None:
-        """It takes no class label."""
+    def takes(self) -> tuple[str, ...]:
+        """What it is told beside x and t."""
+        return ("context", "vector") if self.guidance_dim is None else ("context", "vector", "guidance")
 
 
 class Flux(Checkpointing):
-    """forward(x (B, C, H, W), t (B,) in [0, 1], *, context (B, L, 4096), vector (B, 768), guidance (B,)) -> (B, out_channels, H, W).
+    """forward(x (B, C, H, W), t (B,) in [0, 1], condition) -> (B, out_channels, H, W).
+
+    Told are the context (B, L, 4096), a vector (B, 768) and, by [dev], the guidance scale (B,).
 
     A side that does not divide by the patch size is filled up inside and cut again (`whole_patches`).
     `guidance` is the scale that the network imitates, in FLUX.1-dev 3.5 as a rule.
@@ -91,32 +95,27 @@ class Flux(Checkpointing):
         nn.init.zeros_(self.patch_out.weight)
 
     @with_enough_precision
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        *,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        vector: Tensor | None = None,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         p = self.params
-        check_conditions(p, label=label, context=context, vector=vector, guidance=guidance)
+        x = see(x, condition, p)
         height, width = x.shape[-2:]
         x = whole_patches(x, p.patch_size)
         h, w = x.shape[-2] // p.patch_size, x.shape[-1] // p.patch_size
-        emb = F.silu(embed(t, self.time, (self.guidance, guidance), (self.vector, vector)))  # (B, D)
+        emb = self.time(t)
+        if self.guidance is not None:
+            emb = emb + self.guidance(condition.guidance)
+        emb = F.silu(emb + self.vector(condition.vector))  # (B, D)
 
         image = self.patch_in(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", h=h, w=w))  # (B, N, D)
-        text = self.context_in(context)  # (B, L, D)
+        text = self.context_in(condition.context)  # (B, L, D)
+        mask = key_mask(condition.mask, image.shape[1])
         angles = turns(positions(text.shape[1], h, w, x.device), p.axes, p.theta)
         for block in self.joint:
-            text, image = self.run(block, text, image, emb, angles)
+            text, image = self.run(block, text, image, emb, angles, mask)
 
         tokens = torch.cat([text, image], dim=1)  # (B, L + N, D)
         for block in self.single:
-            tokens = self.run(block, tokens, emb, angles)
+            tokens = self.run(block, tokens, emb, angles, mask)
 
         image = tokens[:, text.shape[1] :]
         image = self.patch_out(modulate(norm(image), *self.modulation_out(emb)))  # (B, N, C*p*q)
@@ -136,9 +135,9 @@ class SingleBlock(nn.Module):
         self.norm_k = HeadNorm(p.hidden // p.heads)
         self.out = nn.Linear(p.hidden + self.inner, p.hidden)
 
-    def forward(self, x: Tensor, emb: Tensor, angles: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, angles: Tensor, mask: Tensor | None = None) -> Tensor:
         shift, scale, gate = self.modulation(emb)
         qkv, mlp = self.qkv_mlp(modulate(norm(x), shift, scale)).split([3 * x.shape[-1], self.inner], dim=-1)
         q, k, v = split_heads(qkv, self.heads)
-        attended = attend(turn(self.norm_q(q), angles), turn(self.norm_k(k), angles), v)
+        attended = attend(turn(self.norm_q(q), angles), turn(self.norm_k(k), angles), v, mask=mask)
         return gated(x, gate, self.out(torch.cat([attended, F.gelu(mlp, approximate="tanh")], dim=-1)))

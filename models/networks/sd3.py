@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from diffusion.condition import NONE, Condition
 from diffusion.spec import check_at_least_one
 from models.layers.activations import Checkpointing
-from models.layers.conditioning import TimeEmbedding, VectorEmbedding, check_conditions, embed
+from models.layers.attention import key_mask
+from models.layers.conditioning import TimeEmbedding, VectorEmbedding, see
 from models.layers.half import with_enough_precision
 from models.layers.joint import DualStream, JointBlock, LastStream, Stream, whole_patches
 from models.layers.modulation import Modulation, modulate, norm, start_at_identity
@@ -58,16 +60,13 @@ class SD3Params:
         return self.positions * self.patch_size
 
     @property
-    def num_classes(self) -> None:
-        """It takes no class label."""
-
-    @property
-    def guidance_dim(self) -> None:
-        """It takes no guidance scale."""
+    def takes(self) -> tuple[str, ...]:
+        """What it is told beside x and t."""
+        return "context", "vector"
 
 
 class SD3(Checkpointing):
-    """forward(x (B, C, H, W), t (B,) in [0, 1], *, context (B, L, 4096), vector (B, 2048)) -> (B, out_channels, H, W).
+    """forward(x (B, C, H, W), t (B,) in [0, 1], condition) -> (B, out_channels, H, W); context (B, L, 4096), vector (B, 2048).
 
     H and W make at most `positions` patches each; a side that does not divide by the patch size is filled up inside and cut again.
     """
@@ -93,27 +92,19 @@ class SD3(Checkpointing):
         nn.init.zeros_(self.patch_out.weight)
 
     @with_enough_precision
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        *,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        vector: Tensor | None = None,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         p = self.params
-        check_conditions(p, label=label, context=context, vector=vector, guidance=guidance)
+        x = see(x, condition, p)
         height, width = x.shape[-2:]
         x = whole_patches(x, p.patch_size)
         h, w = x.shape[-2] // p.patch_size, x.shape[-1] // p.patch_size
-        emb = F.silu(embed(t, self.time, (self.vector, vector)))  # (B, D)
+        emb = F.silu(self.time(t) + self.vector(condition.vector))  # (B, D)
 
         image = rearrange(self.patch_in(x), "b c h w -> b (h w) c") + self.positions(h, w)  # (B, N, D)
-        text = self.context_in(context)  # (B, L, D)
+        text = self.context_in(condition.context)  # (B, L, D)
+        mask = key_mask(condition.mask, image.shape[1])
         for block in self.blocks:
-            text, image = self.run(block, text, image, emb)
+            text, image = self.run(block, text, image, emb, None, mask)
         image = self.patch_out(modulate(norm(image), *self.modulation_out(emb)))  # (B, N, p*q*C)
         image = rearrange(image, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p.patch_size, q=p.patch_size)
         return image[..., :height, :width]

@@ -136,7 +136,7 @@ class BiasedAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         q, k, v = (rearrange(part(x), "b l (h d) -> b h l d", h=self.heads) for part in (self.q, self.k, self.v))
-        return self.out(attend(q, k, v, bias=bias, scale=1.0))
+        return self.out(attend(q, k, v, mask=bias, scale=1.0))
 
 
 class RMSNorm(nn.RMSNorm):

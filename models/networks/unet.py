@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from diffusion.condition import NONE, Condition
 from diffusion.spec import check_at_least_one, check_names, check_range
 from models.layers.activations import Checkpointing
-from models.layers.attention import CrossAttention, SelfAttention
-from models.layers.conditioning import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, VectorEmbedding, check_conditions, embed
+from models.layers.attention import CrossAttention, SelfAttention, key_mask
+from models.layers.conditioning import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, VectorEmbedding, see
 from models.layers.half import with_enough_precision
 from models.layers.upsample import Upsample
 
@@ -85,6 +86,12 @@ class UNetParams:
         if depth > 1 and self.attention_kind == "plain":
             raise ValueError(f"plain attention comes once after a residual block, not {depth} times")
 
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """What it is told beside x and t."""
+        sizes = {"label": self.num_classes, "context": self.context_dim, "vector": self.vector_dim, "guidance": self.guidance_dim}
+        return tuple(name for name, size in sizes.items() if size is not None)
+
     def heads_of(self, width: int) -> int:
         """Attention heads in a block of that width."""
         divisor = self.heads or self.head_dim
@@ -94,7 +101,7 @@ class UNetParams:
 
 
 class UNet(Checkpointing):
-    """forward(x (B, C, H, W), t (B,), *, label (B,), context (B, L, D), vector (B, V), guidance (B,)) -> (B, out_channels, H, W).
+    """forward(x (B, C, H, W), t (B,), condition) -> (B, out_channels, H, W); label (B,), context (B, L, D), vector (B, V), guidance (B,).
 
     H and W may be any: an odd side is halved upwards, and cut to its own size again on the way up.
     `guidance` is the scale of classifier-free guidance, 1 is none.
@@ -149,33 +156,29 @@ class UNet(Checkpointing):
             nn.init.normal_(self.label.table.weight, std=0.02)
 
     @with_enough_precision
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        *,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        vector: Tensor | None = None,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         p = self.params
-        check_conditions(p, label=label, context=context, vector=vector, guidance=guidance)
-        emb = embed(t, self.time, (self.label, label), (self.vector, vector), guidance=(self.guidance, guidance))
+        x = see(x, condition, p)
+        emb = self.time(t, None if self.guidance is None else self.guidance(condition.guidance))
+        if self.label is not None:
+            emb = emb + self.label(condition.label)
+        if self.vector is not None:
+            emb = emb + self.vector(condition.vector)
         emb = F.silu(emb)  # (B, 4C)
+        shared = emb, condition.context, key_mask(condition.mask)
 
         x = self.conv_in(x)
         skips = [x]
         for block in self.down:
-            x = self.run(block, x, emb, context)
+            x = self.run(block, x, *shared)
             skips.append(x)
         for block in self.middle:
-            x = self.run(block, x, emb, context)
+            x = self.run(block, x, *shared)
         for block in self.up:
             if isinstance(block, Upsample):
                 x = self.run(block, x, skips[-1].shape[-2:])
             else:
-                x = self.run(block, torch.cat([x, skips.pop()], dim=1), emb, context)
+                x = self.run(block, torch.cat([x, skips.pop()], dim=1), *shared)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
@@ -189,9 +192,9 @@ class Block(nn.Module):
         if depth:
             self.attention = PlainAttention(p, width) if p.attention_kind == "plain" else SpatialTransformer(p, width, depth)
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         x = self.res(x, emb)
-        return x if self.attention is None else self.attention(x, context)
+        return x if self.attention is None else self.attention(x, context, mask)
 
 
 class ResBlock(nn.Module):
@@ -227,7 +230,7 @@ class PlainAttention(nn.Module):
         self.norm = nn.GroupNorm(p.groups, width)
         self.attention = SelfAttention(width, p.heads_of(width))
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
         return x + rearrange(self.attention(tokens), "b (h w) c -> b c h w", h=x.shape[2])
 
@@ -243,7 +246,7 @@ class SpatialTransformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(width, p.context_dim, p.heads_of(width)) for _ in range(depth))
         self.proj_out = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         height = x.shape[2]
         h = self.norm(x)
         if not self.linear:
@@ -252,7 +255,7 @@ class SpatialTransformer(nn.Module):
         if self.linear:
             h = self.proj_in(h)
         for block in self.blocks:
-            h = block(h, context)
+            h = block(h, context, mask)
         if self.linear:
             h = self.proj_out(h)
         h = rearrange(h, "b (h w) c -> b c h w", h=height)
@@ -273,10 +276,10 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.feed_forward = GatedFeedForward(width)
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         x = x + self.self_attention(self.norm1(x))
         if self.cross_attention is not None and self.norm2 is not None and context is not None:
-            x = x + self.cross_attention(self.norm2(x), context)
+            x = x + self.cross_attention(self.norm2(x), context, mask)
         return x + self.feed_forward(self.norm3(x))
 
 
@@ -300,7 +303,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
         return self.conv(x)
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from diffusion.condition import Condition
 from diffusion.messages import brief
 from diffusion.spec import check_names, check_type
 from models.layers.conditioning import sinusoid
@@ -34,12 +34,10 @@ Pieces = Sequence[tuple[str, float]]  # a prompt in pieces, each with its weight
 Tokens = list[tuple[int, float]]  # token ids, each with its weight
 
 
-@dataclass(frozen=True, eq=False)
-class TextCondition:
-    """What a network is told: context (B, L, D), vector (B, V) or None; and per prompt the text it is not told, "" if it is told all."""
+class Encoded(NamedTuple):
+    """Prompts as a network is told them, and per prompt the end of its text that is not read, "" where all is."""
 
-    context: Tensor
-    vector: Tensor | None
+    condition: Condition
     dropped: tuple[str, ...]
 
 
@@ -69,8 +67,8 @@ class TextEncoder(nn.Module):
         long: Literal["chunk", "cut"] = "chunk",
         chunks: int = 1,
         clip_skip: int = 0,
-    ) -> TextCondition:
-        """The condition of a batch of prompts, L = `params.rows` times the number of chunks.
+    ) -> Encoded:
+        """A batch of prompts; the context has `params.rows` rows times the number of chunks.
 
         A tower of CLIP reads 75 tokens at once. Longer prompts are read in chunks of 75, each with its own BOS and EOS, whose
         contexts follow each other; the vector knows the first. Shorter prompts of the batch are filled up with empty chunks.
@@ -96,15 +94,16 @@ class TextEncoder(nn.Module):
         if long == "chunk":
             chunks = max(chunks, self._chunks(batch))
         context, pooled = self._read(batch, chunks, clip_skip)
-        return TextCondition(context, self._vector(pooled, waves), tuple(self._dropped(tokens, chunks) for tokens in batch))
+        dropped = tuple(self._dropped(tokens, chunks) for tokens in batch)
+        return Encoded(Condition(context, vector=self._vector(pooled, waves)), dropped)
 
     def count_chunks(self, prompts: Sequence[str], *, weighted: bool = False) -> int:
         """How many chunks the longest of these prompts needs, at least 1; 1 in families that have no more."""
         return self._chunks([self._tokenize_for_clip(pieces) for pieces in _parse(prompts, weighted)])
 
     def null(
-        self, n: int, *, numbers: Numbers | None = None, like: TextCondition | None = None, chunks: int = 1, clip_skip: int = 0
-    ) -> TextCondition:
+        self, n: int, *, numbers: Numbers | None = None, like: Condition | None = None, chunks: int = 1, clip_skip: int = 0
+    ) -> Condition:
         """What guidance steers away from where there is no negative prompt, n times, by the rule `params.null`.
 
         like    a condition of n prompts that this has to go with: gives the length of the context, and the numbers unless they are given
@@ -114,20 +113,20 @@ class TextEncoder(nn.Module):
         p = self.params
         self.check_clip_skip(clip_skip)
         self._check_chunks(chunks)
-        if like is not None and len(like.context) != n:
-            raise ValueError(f"null conditions for {n} prompts cannot be like a condition for {len(like.context)}")
+        if like is not None and len(like) != n:
+            raise ValueError(f"null conditions for {n} prompts cannot be like a condition for {len(like)}")
         if like is not None and like.vector is not None and numbers is None:
             waves = like.vector[:, p.pooled_dim :]
         else:
             waves = self._waves(numbers, n)
-        if like is not None:
+        if like is not None and like.context is not None:
             chunks = like.context.shape[1] // p.rows
         if p.null == "zeros":
             context = torch.zeros(n, chunks * p.rows, p.context_dim, dtype=self.dtype, device=self.device)
             pooled = context.new_zeros(n, p.pooled_dim)
         else:
             context, pooled = (repeat(x, "1 ... -> n ...", n=n) for x in self._read([self._tokenize([])], chunks, clip_skip))
-        return TextCondition(context, self._vector(pooled, waves), ("",) * n)
+        return Condition(context, vector=self._vector(pooled, waves))
 
     @property
     def dtype(self) -> torch.dtype:

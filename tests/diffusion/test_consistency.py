@@ -12,7 +12,9 @@ from torch import Tensor
 
 from diffusion import (
     EPS,
+    NONE,
     PREDICTIONS,
+    Condition,
     ConsistencyFunction,
     CosineVP,
     Denoiser,
@@ -33,7 +35,7 @@ F64 = torch.float64
 X = initial_noise([0, 1, 2], (2, 2, 2), F64)
 
 
-def network(x: Tensor, t: Tensor) -> Tensor:
+def network(x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
     """Any smooth function of x and t."""
     return (2 * x).sin() + t.view(-1, 1, 1, 1).cos()
 

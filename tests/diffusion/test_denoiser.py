@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from diffusion import (
     EPS,
     FLOW,
+    NONE,
     X0,
     ClassifierFreeGuidance,
     Clipped,
+    Condition,
     CosineVP,
     Denoiser,
     DiscreteVP,
@@ -39,16 +41,16 @@ MIXTURE = GaussianMixture(initial_noise([1, 2, 3], (2, 2, 2), F64), torch.tensor
 X = initial_noise([4, 5], (2, 2, 2), F64)
 
 
-def told(x_t: Tensor, level: Level, denoiser: Denoiser, **cond: Any) -> dict[str, Any]:
+def told(x_t: Tensor, level: Level, denoiser: Denoiser, condition: Condition = NONE) -> dict[str, Any]:
     """What the denoiser's network is called with."""
     seen: dict[str, Any] = {}
 
-    def network(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        seen.update(x=x, t=t, cond=cond)
+    def network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        seen.update(x=x, t=t, condition=condition)
         return x
 
     Denoiser(network, denoiser.schedule, denoiser.prediction, input_scale=denoiser.input_scale, network_time=denoiser.network_time)(
-        x_t, level, **cond
+        x_t, level, condition
     )
     return seen
 
@@ -56,7 +58,7 @@ def told(x_t: Tensor, level: Level, denoiser: Denoiser, **cond: Any) -> dict[str
 def fake(schedule: Schedule, prediction: Prediction) -> Denoiser:
     """A perfect network of that prediction for the mixture: it outputs the target of the closed-form estimate."""
 
-    def network(x: Tensor, t: Tensor) -> Tensor:
+    def network(x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         level = schedule.level(float(t[0]))
         x0, eps = MIXTURE(x, level)
         return prediction.target(x0, eps, level)
@@ -76,12 +78,12 @@ def test_a_perfect_network_gives_the_oracle_back(schedule: Schedule, prediction:
 
 def test_the_network_is_told_the_schedules_own_time() -> None:
     """t is (B,): float64 beside float64 samples, else float32; conditions go through untouched."""
-    denoiser, level = Denoiser(lambda x, t: x, DiscreteVP.linear(), EPS), DiscreteVP.linear().level(123.25)
-    seen = told(X, level, denoiser, label=torch.tensor([3, 4]))
+    denoiser, level = Denoiser(lambda x, t, condition: x, DiscreteVP.linear(), EPS), DiscreteVP.linear().level(123.25)
+    seen = told(X, level, denoiser, Condition(label=torch.tensor([3, 4])))
     assert seen["t"].tolist() == [123.25, 123.25]
     assert seen["t"].dtype == F64
     assert seen["x"] is X
-    assert seen["cond"]["label"].tolist() == [3, 4]
+    assert seen["condition"].label.tolist() == [3, 4]
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert told(X.to(dtype), level, denoiser)["t"].dtype == torch.float32
 
@@ -89,7 +91,7 @@ def test_the_network_is_told_the_schedules_own_time() -> None:
 def test_a_batch_of_levels_tells_each_sample_its_own_time() -> None:
     """In training every sample has its own t."""
     levels = RectifiedFlow().levels(torch.tensor([0.25, 0.75]))
-    assert told(X, levels, Denoiser(lambda x, t: x, RectifiedFlow(), FLOW))["t"].tolist() == [0.25, 0.75]
+    assert told(X, levels, Denoiser(lambda x, t, condition: x, RectifiedFlow(), FLOW))["t"].tolist() == [0.25, 0.75]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
@@ -101,7 +103,7 @@ def test_the_network_runs_in_its_own_dtype(dtype: torch.dtype) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(1, dtype=dtype))
 
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
             assert (x.dtype, t.dtype) == (dtype, torch.float32)
             return x * self.weight
 
@@ -115,8 +117,8 @@ def test_the_network_runs_in_its_own_dtype(dtype: torch.dtype) -> None:
 def test_learned_variance_is_the_second_half_of_the_channels() -> None:
     """Twice the channels: the first half predicts, the second is handed on as it is; the same channels carry none."""
     level = DiscreteVP.linear().level(500)
-    wide = Denoiser(lambda x, t: torch.cat([x.sin(), x.cos()], 1), DiscreteVP.linear(), EPS)(X, level)
-    narrow = Denoiser(lambda x, t: x.sin(), DiscreteVP.linear(), EPS)(X, level)
+    wide = Denoiser(lambda x, t, condition: torch.cat([x.sin(), x.cos()], 1), DiscreteVP.linear(), EPS)(X, level)
+    narrow = Denoiser(lambda x, t, condition: x.sin(), DiscreteVP.linear(), EPS)(X, level)
     assert torch.equal(wide.x0, narrow.x0)
     assert torch.equal(wide.eps, narrow.eps)
     assert wide.variance is not None
@@ -132,7 +134,7 @@ def test_edm_preconditioning_is_table_1(sigma: float, sigma_data: float) -> None
     q = (sigma**2 + sigma_data**2) ** 0.5
     c_noise = torch.tensor(sigma, dtype=F64).log() / 4
     expected = sigma_data**2 / q**2 * x + sigma * sigma_data / q * ((x / q).sin() + c_noise)
-    denoiser = Denoiser.edm(lambda x, t: x.sin() + t.view(-1, 1, 1, 1), schedule, sigma_data)
+    denoiser = Denoiser.edm(lambda x, t, condition: x.sin() + t.view(-1, 1, 1, 1), schedule, sigma_data)
     torch.testing.assert_close(denoiser(x, level).x0, expected, rtol=1e-12, atol=1e-12)
     each = denoiser(x, schedule.levels(torch.tensor([sigma, sigma], dtype=F64))).x0
     torch.testing.assert_close(each, expected, rtol=1e-12, atol=1e-12)
@@ -160,7 +162,7 @@ def test_a_level_beyond_the_denoisers_own_schedule_raises() -> None:
 def test_clipping_limits_x0_and_eps_follows() -> None:
     """x0 within the range, x_t = alpha x0 + sigma eps still true, variance kept; inside the range nothing changes."""
     level, x = CosineVP().level(0.4), 3 * X
-    wide = Denoiser(lambda x, t: torch.cat([x, x.cos()], 1), CosineVP(), X0)
+    wide = Denoiser(lambda x, t, condition: torch.cat([x, x.cos()], 1), CosineVP(), X0)
     got = Clipped(wide, -0.5, 1.5)(x, level)
     assert torch.equal(got.x0, x.clamp(-0.5, 1.5))
     torch.testing.assert_close(marginal(got.x0, got.eps, level), x, rtol=0, atol=1e-14)
@@ -177,7 +179,7 @@ def test_dynamic_thresholding_is_the_formula() -> None:
     numpy's percentile is the peer. A sample within [-1, 1] at its percentile is only clipped to that range.
     """
     level, x = CosineVP().level(0.4), torch.cat([4 * X[:1], X[1:] / X[1:].abs().amax()])
-    wide = Denoiser(lambda x, t: torch.cat([x, x.cos()], 1), CosineVP(), X0)
+    wide = Denoiser(lambda x, t, condition: torch.cat([x, x.cos()], 1), CosineVP(), X0)
     for percentile in (0.6, 0.995, 1.0):
         got = Thresholded(wide, percentile)(x, level)
         for x0, sample in zip(got.x0, x, strict=True):
@@ -203,7 +205,7 @@ def test_dynamic_thresholding_equals_diffusers() -> None:
     """Its `_threshold_sample`, without the largest s that it allows for."""
     scheduler = DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=math.inf)
     x, level = 3 * initial_noise([1, 2], (3, 5, 5), F64), CosineVP().level(0.4)
-    got = Thresholded(Denoiser(lambda x, t: x, CosineVP(), X0), 0.9)(x, level)
+    got = Thresholded(Denoiser(lambda x, t, condition: x, CosineVP(), X0), 0.9)(x, level)
     torch.testing.assert_close(got.x0, scheduler._threshold_sample(x), rtol=0, atol=1e-15)
 
 
@@ -219,9 +221,9 @@ def test_wrappers_live_where_the_network_lives() -> None:
 def test_wrappers_take_a_level_per_sample(schedule: Schedule) -> None:
     """Distillation asks at one level per sample: a wrapped denoiser gives each sample what its own level gives."""
     own, t = CosineVP(), torch.tensor([0.7, 0.2], dtype=F64) * schedule.t_max
-    wrapped = ClassifierFreeGuidance(Clipped(OnSchedule(MIXTURE, own), -0.5, 0.5), 2.0, {"label": 0})
-    batch = wrapped(X, schedule.levels(t), label=torch.tensor([1, 2]))
+    wrapped = ClassifierFreeGuidance(Clipped(OnSchedule(MIXTURE, own), -0.5, 0.5), 2.0, Condition(label=torch.tensor([0])))
+    batch = wrapped(X, schedule.levels(t), Condition(label=torch.tensor([1, 2])))
     for i in range(2):
-        alone = wrapped(X[i : i + 1], schedule.level(float(t[i])), label=torch.tensor([1 + i]))
+        alone = wrapped(X[i : i + 1], schedule.level(float(t[i])), Condition(label=torch.tensor([1 + i])))
         torch.testing.assert_close(batch.x0[i], alone.x0[0], rtol=1e-11, atol=1e-11)
         torch.testing.assert_close(batch.eps[i], alone.eps[0], rtol=1e-11, atol=1e-11)

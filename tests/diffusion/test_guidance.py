@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from diffusion import (
     APG,
+    NONE,
     X0,
     AutoGuidance,
     ClassifierFreeGuidance,
     ComposedGuidance,
+    Condition,
     CosineVP,
     Denoiser,
     DenoiserLike,
@@ -53,6 +56,10 @@ RULES: dict[str, Callable[[], Rule]] = {
 }
 
 
+def labelled(*values: int) -> Condition:
+    return Condition(label=torch.tensor(values))
+
+
 def close(got: Tensor, expected: Tensor, atol: float = 1e-13) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=atol)
 
@@ -65,14 +72,16 @@ class Counting:
         self.inner = Denoiser(self.network, RectifiedFlow(), V)
         self.wide = wide
 
-    def network(self, x: Tensor, t: Tensor, label: Tensor, context: Tensor | None = None) -> Tensor:
+    def network(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         self.batches.append(len(x))
-        shift = label.to(x) if context is None else label.to(x) + context.mean((1, 2))
+        shift = condition.given["label"].to(x)
+        if condition.context is not None:
+            shift = shift + condition.context.mean((1, 2))
         out = (x + shift.view(-1, 1, 1, 1)).sin()
         return torch.cat([out, out.cos()], 1) if self.wide else out
 
-    def __call__(self, x_t: Tensor, level: Any, /, **cond: Any) -> Estimate:
-        return self.inner(x_t, level, **cond)
+    def __call__(self, x_t: Tensor, level: Any, condition: Condition = NONE, /) -> Estimate:
+        return self.inner(x_t, level, condition)
 
 
 @pytest.mark.parametrize("batched", [True, False])
@@ -80,33 +89,31 @@ class Counting:
 def test_formula(scale: float, batched: bool) -> None:
     """x0 and eps are uncond + w (cond - uncond) of two plain calls, and still explain x_t."""
     plain = Counting()
-    cond, uncond = plain(X, LEVEL, label=LABEL), plain(X, LEVEL, label=torch.full_like(LABEL, 10))
-    got = ClassifierFreeGuidance(plain, scale, {"label": 10}, batched=batched)(X, LEVEL, label=LABEL)
+    cond, uncond = plain(X, LEVEL, Condition(label=LABEL)), plain(X, LEVEL, Condition(label=torch.full_like(LABEL, 10)))
+    got = ClassifierFreeGuidance(plain, scale, labelled(10), batched=batched)(X, LEVEL, Condition(label=LABEL))
     torch.testing.assert_close(got.x0, uncond.x0 + scale * (cond.x0 - uncond.x0), rtol=0, atol=1e-13)
     torch.testing.assert_close(got.eps, uncond.eps + scale * (cond.eps - uncond.eps), rtol=0, atol=1e-13)
     torch.testing.assert_close(LEVEL.alpha * got.x0 + LEVEL.sigma * got.eps, X, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("cond", [{}, {"context": torch.ones(3, 4, 2)}])
-def test_guidance_without_its_condition_is_refused(cond: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("condition", [NONE, Condition(context=torch.ones(3, 4, 2))], ids=["nothing", "another"])
+def test_guidance_without_its_condition_is_refused(condition: Condition) -> None:
     """Both halves would be the same, and guidance silently off at twice the cost."""
     with pytest.raises(ValueError, match="guidance needs the condition 'label'"):
-        ClassifierFreeGuidance(Counting(), 3.0, {"label": 10})(X, LEVEL, **cond)
+        ClassifierFreeGuidance(Counting(), 3.0, labelled(10))(X, LEVEL, condition)
     with pytest.raises(ValueError, match="finite"):
-        ClassifierFreeGuidance(Counting(), float("inf"), {"label": 10})
-    with pytest.raises(ValueError, match="condition 'label' as a tensor with one row per sample, not None"):
-        ClassifierFreeGuidance(Counting(), 3.0, {"label": 10})(X, LEVEL, label=None)
+        ClassifierFreeGuidance(Counting(), float("inf"), labelled(10))
 
 
 def test_one_doubled_call_equals_two_calls() -> None:
     """Batched guidance makes one call on twice the batch, the other way makes two; the numbers agree, the learned variance too."""
     once, twice = Counting(wide=True), Counting(wide=True)
-    a = ClassifierFreeGuidance(once, 3.0, {"label": 10})(X, LEVEL, label=LABEL)
-    b = ClassifierFreeGuidance(twice, 3.0, {"label": 10}, batched=False)(X, LEVEL, label=LABEL)
+    a = ClassifierFreeGuidance(once, 3.0, labelled(10))(X, LEVEL, Condition(label=LABEL))
+    b = ClassifierFreeGuidance(twice, 3.0, labelled(10), batched=False)(X, LEVEL, Condition(label=LABEL))
     assert (once.batches, twice.batches) == ([6], [3, 3])
     for name in ("x0", "eps", "variance"):
         torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=1e-14)
-    expected = Counting(wide=True)(X, LEVEL, label=LABEL).variance
+    expected = Counting(wide=True)(X, LEVEL, Condition(label=LABEL)).variance
     torch.testing.assert_close(a.variance, expected, rtol=0, atol=1e-14)
 
 
@@ -115,20 +122,20 @@ def test_one_doubled_call_equals_two_calls() -> None:
 def test_scale_one_and_zero_cost_one_plain_call(scale: float, label: Tensor, batched: bool) -> None:
     """w = 1 is the conditional denoiser and w = 0 the unconditional one, to the last bit, for one call of the plain batch."""
     counting = Counting()
-    got = ClassifierFreeGuidance(counting, scale, {"label": 10}, batched=batched)(X, LEVEL, label=LABEL)
+    got = ClassifierFreeGuidance(counting, scale, labelled(10), batched=batched)(X, LEVEL, Condition(label=LABEL))
     assert counting.batches == [3]
-    assert torch.equal(got.x0, Counting()(X, LEVEL, label=label).x0)
+    assert torch.equal(got.x0, Counting()(X, LEVEL, Condition(label=label)).x0)
 
 
 @pytest.mark.parametrize("make", RULES.values(), ids=list(RULES))
 def test_a_rule_is_given_what_two_plain_calls_say(make: Callable[[], Rule]) -> None:
     """Any rule, in one doubled call or in two; at scale 1 it is not asked, and at scale 0 only another than the formula is."""
-    good, bad = (Counting()(X, LEVEL, label=label) for label in (LABEL, NULL))
+    good, bad = (Counting()(X, LEVEL, Condition(label=label)) for label in (LABEL, NULL))
     for scale, calls in ((4.0, [6]), (0.0, [3] if make() is extrapolate else [6]), (1.0, [3])):
         once, twice = Counting(), Counting()
         expected = make()(X, LEVEL, good, bad, scale)
-        got = ClassifierFreeGuidance(once, scale, {"label": 10}, rule=make())(X, LEVEL, label=LABEL)
-        other = ClassifierFreeGuidance(twice, scale, {"label": 10}, rule=make(), batched=False)(X, LEVEL, label=LABEL)
+        got = ClassifierFreeGuidance(once, scale, labelled(10), rule=make())(X, LEVEL, Condition(label=LABEL))
+        other = ClassifierFreeGuidance(twice, scale, labelled(10), rule=make(), batched=False)(X, LEVEL, Condition(label=LABEL))
         for estimate in (got, other):
             close(estimate.x0, expected.x0)
             close(estimate.eps, expected.eps)
@@ -138,35 +145,42 @@ def test_a_rule_is_given_what_two_plain_calls_say(make: Callable[[], Rule]) -> N
 def test_a_negative_prompt_is_a_null_condition() -> None:
     """What to lead away from may be any condition: of one sample for all, or of each sample. Samples are led from it to their own."""
     prompt, negative = initial_noise([3, 4, 5], (4, 5), F64), initial_noise([6, 7, 8], (4, 5), F64)
-    cond, away = (Counting()(X, LEVEL, label=LABEL, context=context) for context in (prompt, negative))
-    got = ClassifierFreeGuidance(Counting(), 3.0, {"label": LABEL, "context": negative})(X, LEVEL, label=LABEL, context=prompt)
+    cond, away = (Counting()(X, LEVEL, Condition(label=LABEL, context=context)) for context in (prompt, negative))
+    got = ClassifierFreeGuidance(Counting(), 3.0, Condition(label=LABEL, context=negative))(
+        X, LEVEL, Condition(label=LABEL, context=prompt)
+    )
     close(got.x0, away.x0 + 3 * (cond.x0 - away.x0))
-    one = ClassifierFreeGuidance(Counting(), 3.0, {"label": LABEL, "context": negative[1]})(X, LEVEL, label=LABEL, context=prompt)
+    one = ClassifierFreeGuidance(Counting(), 3.0, Condition(context=negative[1:2]))(X, LEVEL, Condition(label=LABEL, context=prompt))
     close(one.x0[1], got.x0[1])
 
 
 def test_null_of_one_sample_and_of_a_batch() -> None:
-    """The unconditional input may be a number, one sample's tensor, or a whole batch: the same result."""
-    empty = initial_noise([9], (4, 5), F64)[0]
+    """What guidance leads away from may be one row or a whole batch, in another dtype: the same result."""
+    empty = initial_noise([9], (4, 5), F64)
     context = initial_noise([3, 4, 5], (4, 5), F64)
-    nulls: list[dict[str, Any]] = [
-        {"label": 10, "context": empty},
-        {"label": torch.tensor(10), "context": empty[None]},
-        {"label": torch.full_like(LABEL, 10), "context": empty.expand(3, 4, 5)},
-    ]
-    results = [ClassifierFreeGuidance(Counting(), 4.0, null)(X, LEVEL, label=LABEL, context=context).x0 for null in nulls]
-    uncond = Counting()(X, LEVEL, label=torch.full_like(LABEL, 10), context=empty.expand(3, 4, 5))
-    cond = Counting()(X, LEVEL, label=LABEL, context=context)
+    one = Condition(label=torch.tensor([10], dtype=torch.int32), context=empty)
+    nulls = [one, one.expand(3)]
+    results = [ClassifierFreeGuidance(Counting(), 4.0, null)(X, LEVEL, Condition(label=LABEL, context=context)).x0 for null in nulls]
+    uncond = Counting()(X, LEVEL, Condition(label=torch.full_like(LABEL, 10), context=empty.expand(3, 4, 5)))
+    cond = Counting()(X, LEVEL, Condition(label=LABEL, context=context))
     for x0 in results:
         torch.testing.assert_close(x0, uncond.x0 + 4 * (cond.x0 - uncond.x0), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("scale", [0.0, 2.0])
-def test_a_condition_without_a_null_value_raises(scale: float) -> None:
-    """The message names the condition and how to give its null value; at scale 1 none is needed."""
-    with pytest.raises(ValueError, match=r"null value for the condition 'label'"):
-        ClassifierFreeGuidance(Counting(), scale, {})(X, LEVEL, label=LABEL)
-    ClassifierFreeGuidance(Counting(), 1.0, {})(X, LEVEL, label=LABEL)
+def test_an_empty_null_raises(scale: float) -> None:
+    """The message says how to give one; at scale 1 none is needed."""
+    with pytest.raises(ValueError, match=r"this one is empty: give null=Condition"):
+        ClassifierFreeGuidance(Counting(), scale, NONE)(X, LEVEL, Condition(label=LABEL))
+    ClassifierFreeGuidance(Counting(), 1.0, NONE)(X, LEVEL, Condition(label=LABEL))
+
+
+def test_what_a_null_does_not_name_stays() -> None:
+    """Guidance by the context alone, under the label of each sample on both sides."""
+    prompt, empty = initial_noise([3, 4, 5], (4, 5), F64), initial_noise([9], (4, 5), F64)
+    got = ClassifierFreeGuidance(Counting(), 4.0, Condition(context=empty))(X, LEVEL, Condition(label=LABEL, context=prompt))
+    cond, uncond = (Counting()(X, LEVEL, Condition(label=LABEL, context=each.expand(3, 4, 5))).x0 for each in (prompt, empty))
+    close(got.x0, uncond + 4 * (cond - uncond))
 
 
 # Scales that change with the level --------------------------------------------------------------------------------------
@@ -180,8 +194,8 @@ def test_a_scale_may_be_a_function_of_the_level() -> None:
 
     for t, calls in ((0.1, [6]), (0.6, [6]), (1.0, [3])):
         level, counting = RectifiedFlow().level(t), Counting()
-        got = ClassifierFreeGuidance(counting, cosine, {"label": 10})(X, level, label=LABEL)
-        constant = ClassifierFreeGuidance(Counting(), cosine(level), {"label": 10})(X, level, label=LABEL)
+        got = ClassifierFreeGuidance(counting, cosine, labelled(10))(X, level, Condition(label=LABEL))
+        constant = ClassifierFreeGuidance(Counting(), cosine(level), labelled(10))(X, level, Condition(label=LABEL))
         assert torch.equal(got.x0, constant.x0)
         assert torch.equal(got.eps, constant.eps)
         assert counting.batches == calls
@@ -196,7 +210,7 @@ def test_interval_guides_inside_and_is_the_plain_denoiser_outside(schedule: Sche
         guides = 0.3 <= level.sigma / (level.alpha + level.sigma) <= 0.6
         assert scale(level) == (5.0 if guides else 1.0)
         oracle = Points({0: torch.zeros(2, 2, 2, dtype=F64), 1: torch.ones(2, 2, 2, dtype=F64)})
-        got = ClassifierFreeGuidance(oracle, scale, {"label": 0})(X, level, label=torch.ones(3))
+        got = ClassifierFreeGuidance(oracle, scale, labelled(0))(X, level, Condition(label=torch.ones(3)))
         assert torch.equal(got.x0, torch.full_like(X, 5.0 if guides else 1.0))
         assert oracle.asked == (6 if guides else 3)
         inside += guides
@@ -210,19 +224,19 @@ def test_a_level_per_sample_is_guided_by_its_own_scale(make: Callable[[], Rule] 
     """Distillation asks so: what a batch of levels gives is what each sample gives alone, inside the interval and outside."""
     schedule, times = CosineVP(), torch.tensor([0.9, 0.5, 0.2], dtype=F64)
     scale = interval(lambda level: 3.0 + level.sigma, 0.3, 0.7)
-    network = Denoiser(lambda x, t, label: (x + label.to(x).view(-1, 1, 1, 1) * t.view(-1, 1, 1, 1)).sin(), schedule, V)
+    network = Denoiser(lambda x, t, told: (x + told.label.to(x).view(-1, 1, 1, 1) * t.view(-1, 1, 1, 1)).sin(), schedule, V)
     if make is None:
         guidance: list[DenoiserLike] = [
-            ComposedGuidance(network, [({"label": n}, scale), ({"label": 2}, -1.0)], {"label": 0}) for n in (1, 5, 3)
+            ComposedGuidance(network, [(labelled(n), scale), (labelled(2), -1.0)], labelled(0)) for n in (1, 5, 3)
         ]
-        per_sample = ComposedGuidance(network, [({"label": LABEL}, scale), ({"label": 2}, -1.0)], {"label": 0})
+        per_sample = ComposedGuidance(network, [(Condition(label=LABEL), scale), (labelled(2), -1.0)], labelled(0))
         batch = per_sample(X, schedule.levels(times))
         alone = [guidance[i](X[i : i + 1], schedule.level(float(times[i]))) for i in range(3)]
     else:
         rule = APG(norm_limit=2.0) if isinstance(make(), APG) else make()  # momentum needs one level
-        guided = ClassifierFreeGuidance(network, scale, {"label": 0}, rule=rule)
-        batch = guided(X, schedule.levels(times), label=LABEL)
-        alone = [guided(X[i : i + 1], schedule.level(float(times[i])), label=LABEL[i : i + 1]) for i in range(3)]
+        guided = ClassifierFreeGuidance(network, scale, labelled(0), rule=rule)
+        batch = guided(X, schedule.levels(times), Condition(label=LABEL))
+        alone = [guided(X[i : i + 1], schedule.level(float(times[i])), Condition(label=LABEL[i : i + 1])) for i in range(3)]
     for i in range(3):
         close(batch.x0[i], alone[i].x0[0], 1e-12)
         close(batch.eps[i], alone[i].eps[0], 1e-12)
@@ -235,14 +249,14 @@ def test_a_level_per_sample_is_guided_by_its_own_scale(make: Callable[[], Rule] 
 def test_autoguidance_leads_away_from_a_weaker_network(make: Callable[[], Rule]) -> None:
     """The rule of both networks under the same conditions; a weak one that is as good changes nothing, and at scale 1 is not asked."""
     strong, weak = Counting(wide=True), Counting()
-    weak.inner = Denoiser(lambda x, t, label: (0.5 * x - label.to(x).view(-1, 1, 1, 1)).cos(), RectifiedFlow(), V)
-    good, bad = strong(X, LEVEL, label=LABEL), weak(X, LEVEL, label=LABEL)
-    got, expected = AutoGuidance(strong, weak, 2.5, rule=make())(X, LEVEL, label=LABEL), make()(X, LEVEL, good, bad, 2.5)
+    weak.inner = Denoiser(lambda x, t, told: (0.5 * x - told.label.to(x).view(-1, 1, 1, 1)).cos(), RectifiedFlow(), V)
+    good, bad = strong(X, LEVEL, Condition(label=LABEL)), weak(X, LEVEL, Condition(label=LABEL))
+    got, expected = AutoGuidance(strong, weak, 2.5, rule=make())(X, LEVEL, Condition(label=LABEL)), make()(X, LEVEL, good, bad, 2.5)
     for name in ("x0", "eps", "variance"):
         close(getattr(got, name), getattr(expected, name))
-    close(AutoGuidance(strong, strong, 2.5, rule=make())(X, LEVEL, label=LABEL).x0, good.x0)
+    close(AutoGuidance(strong, strong, 2.5, rule=make())(X, LEVEL, Condition(label=LABEL)).x0, good.x0)
     never = AutoGuidance(strong, Points({}), interval(2.5, 0.7, 1.0), rule=make())
-    assert torch.equal(never(X, LEVEL, label=LABEL).x0, good.x0)
+    assert torch.equal(never(X, LEVEL, Condition(label=LABEL)).x0, good.x0)
 
 
 # Several conditions -----------------------------------------------------------------------------------------------------
@@ -253,9 +267,9 @@ def test_autoguidance_leads_away_from_a_weaker_network(make: Callable[[], Rule])
 def test_composed_guidance_is_the_formula(weights: tuple[float, float], batched: bool) -> None:
     """uncond + sum_i w_i (cond_i - uncond) of plain calls, in x0 and eps; what has no share in the sum is not asked."""
     counting = Counting()
-    conditions: list[tuple[dict[str, Any], float]] = [({"label": 3}, weights[0]), ({"label": LABEL}, weights[1])]
-    got = ComposedGuidance(counting, conditions, {"label": 10}, batched=batched)(X, LEVEL)
-    first, second, uncond = (Counting()(X, LEVEL, label=label) for label in (torch.full_like(LABEL, 3), LABEL, NULL))
+    conditions: list[tuple[Condition, Scale]] = [(labelled(3), weights[0]), (Condition(label=LABEL), weights[1])]
+    got = ComposedGuidance(counting, conditions, labelled(10), batched=batched)(X, LEVEL)
+    first, second, uncond = (Counting()(X, LEVEL, Condition(label=label)) for label in (torch.full_like(LABEL, 3), LABEL, NULL))
     for name in ("x0", "eps"):
         one, two, none = (getattr(estimate, name) for estimate in (first, second, uncond))
         close(getattr(got, name), none + weights[0] * (one - none) + weights[1] * (two - none))
@@ -267,27 +281,27 @@ def test_one_composed_condition_is_classifier_free_guidance() -> None:
     """At any scale, for the same calls, and to the last bit where one call suffices; equal conditions add their weights up."""
     for scale in (-1.0, 0.0, 0.5, 1.0, 7.5):
         composing, guiding = Counting(wide=True), Counting(wide=True)
-        got = ComposedGuidance(composing, [({"label": LABEL}, scale)], {"label": 10})(X, LEVEL)
-        expected = ClassifierFreeGuidance(guiding, scale, {"label": 10})(X, LEVEL, label=LABEL)
+        got = ComposedGuidance(composing, [(Condition(label=LABEL), scale)], labelled(10))(X, LEVEL)
+        expected = ClassifierFreeGuidance(guiding, scale, labelled(10))(X, LEVEL, Condition(label=LABEL))
         for name in ("x0", "eps", "variance"):
             close(getattr(got, name), getattr(expected, name), 0 if scale in (0, 1) else 1e-13)
         assert composing.batches == guiding.batches
-    twice = ComposedGuidance(Counting(), [({"label": 3}, 5.0), ({"label": 3}, -2.0)], {"label": 10})(X, LEVEL)
-    once = ComposedGuidance(Counting(), [({"label": torch.tensor([3])}, 3.0)], {"label": 10})(X, LEVEL)
+    twice = ComposedGuidance(Counting(), [(labelled(3), 5.0), (labelled(3), -2.0)], labelled(10))(X, LEVEL)
+    once = ComposedGuidance(Counting(), [(labelled(3), 3.0)], labelled(10))(X, LEVEL)
     close(twice.x0, once.x0)
 
 
 def test_composed_conditions_of_different_names() -> None:
-    """What a condition leaves out is null there. A value is a number, one row for all or one per sample; the call's own go to all."""
-    prompt, empty = initial_noise([3], (4, 5), F64), initial_noise([9], (4, 5), F64)[0]
-    null = {"label": torch.tensor(10), "context": empty}
-    got = ComposedGuidance(Counting(), [({"label": 5}, 2.0), ({"context": prompt}, 3.0)], null)(X, LEVEL)
-    both = [(torch.full_like(LABEL, 5), empty[None]), (NULL, prompt), (NULL, empty[None])]
-    by_label, by_context, none = (Counting()(X, LEVEL, label=a, context=b.expand(3, 4, 5)).x0 for a, b in both)
+    """What a condition leaves out is null there. A condition is one row for all or one per sample; the call's own go to all."""
+    prompt, empty = initial_noise([3], (4, 5), F64), initial_noise([9], (4, 5), F64)
+    null = replace(labelled(10), context=empty)
+    got = ComposedGuidance(Counting(), [(labelled(5), 2.0), (Condition(context=prompt), 3.0)], null)(X, LEVEL)
+    both = [(torch.full_like(LABEL, 5), empty), (NULL, prompt), (NULL, empty)]
+    by_label, by_context, none = (Counting()(X, LEVEL, Condition(label=a, context=b.expand(3, 4, 5))).x0 for a, b in both)
     close(got.x0, none + 2 * (by_label - none) + 3 * (by_context - none))
 
-    shared = ComposedGuidance(Counting(), [({"context": prompt}, 3.0)], null)(X, LEVEL, label=LABEL)
-    by_context, none = (Counting()(X, LEVEL, label=LABEL, context=b.expand(3, 4, 5)).x0 for b in (prompt, empty[None]))
+    shared = ComposedGuidance(Counting(), [(Condition(context=prompt), 3.0)], null)(X, LEVEL, Condition(label=LABEL))
+    by_context, none = (Counting()(X, LEVEL, Condition(label=LABEL, context=b.expand(3, 4, 5))).x0 for b in (prompt, empty))
     close(shared.x0, none + 3 * (by_context - none))
 
 
@@ -301,7 +315,7 @@ def test_zero_init_does_not_move_from_pure_noise(schedule: Schedule) -> None:
         level = schedule.level(share * schedule.t_max)
         for zero_from in (1.0, 0.4):
             oracle.asked = 0
-            got = ZeroInit(oracle, zero_from)(X, level, label=torch.ones(3))
+            got = ZeroInit(oracle, zero_from)(X, level, Condition(label=torch.ones(3)))
             if level.sigma >= zero_from * (level.alpha + level.sigma):
                 assert torch.equal(got.combine(-1.0, 1.0), torch.zeros_like(X))
                 close(level.alpha * got.x0 + level.sigma * got.eps, X)
@@ -309,9 +323,11 @@ def test_zero_init_does_not_move_from_pure_noise(schedule: Schedule) -> None:
             else:
                 assert torch.equal(got.x0, torch.ones_like(X))
                 assert oracle.asked == 3
-    batch = ZeroInit(oracle, 0.4)(X, schedule.levels(torch.tensor([0.1, 0.5, 1.0], dtype=F64) * schedule.t_max), label=torch.ones(3))
+    batch = ZeroInit(oracle, 0.4)(
+        X, schedule.levels(torch.tensor([0.1, 0.5, 1.0], dtype=F64) * schedule.t_max), Condition(label=torch.ones(3))
+    )
     for i, share in enumerate((0.1, 0.5, 1.0)):
-        alone = ZeroInit(oracle, 0.4)(X[i : i + 1], schedule.level(share * schedule.t_max), label=torch.ones(1))
+        alone = ZeroInit(oracle, 0.4)(X[i : i + 1], schedule.level(share * schedule.t_max), Condition(label=torch.ones(1)))
         close(batch.x0[i], alone.x0[0], 1e-12)
         close(batch.eps[i], alone.eps[0], 1e-12 * max(1.0, 1 / schedule.level(share * schedule.t_max).sigma))
 
@@ -319,7 +335,7 @@ def test_zero_init_does_not_move_from_pure_noise(schedule: Schedule) -> None:
 def test_a_first_step_of_zero_init_stays_where_it_starts() -> None:
     """In flow time a step of Euler from pure noise does nothing, and the next one starts from the same x (Fan et al. 2025, K = 1)."""
     grid, oracle = time_grid(RectifiedFlow(), 4), Points({1: torch.ones(2, 2, 2, dtype=F64)})
-    first, second, *_ = SAMPLERS["euler"](partial(ZeroInit(oracle), label=torch.ones(3)), X, grid)
+    first, second, *_ = SAMPLERS["euler"](lambda x, t: ZeroInit(oracle)(x, t, Condition(label=torch.ones(3))), X, grid)
     assert torch.equal(first.x, X)
     close(second.x, X + (grid[2].t - grid[1].t) * (X - 1) / grid[1].t)
 
@@ -333,18 +349,18 @@ class Points:
     def __init__(self, points: dict[int, Tensor]) -> None:
         self.points, self.asked = points, 0
 
-    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         self.asked += len(x_t)
-        return PointMass(torch.stack([self.points[int(n)] for n in cond["label"]]))(x_t, level)
+        return PointMass(torch.stack([self.points[int(n)] for n in condition.given["label"]]))(x_t, level)
 
 
-NONE, CAT, HAT = initial_noise([30, 31, 32], (2, 2, 2), F64)
-POINTS = Points({0: NONE, 1: CAT, 2: HAT})
+NOTHING, CAT, HAT = initial_noise([30, 31, 32], (2, 2, 2), F64)
+POINTS = Points({0: NOTHING, 1: CAT, 2: HAT})
 
 
 def projected(eta: float, limit: float) -> Tensor:
-    """Where APG at scale 4 leads from NONE to CAT."""
-    d = (CAT - NONE) * min(1.0, limit / float((CAT - NONE).norm()))
+    """Where APG at scale 4 leads from NOTHING to CAT."""
+    d = (CAT - NOTHING) * min(1.0, limit / float((CAT - NOTHING).norm()))
     along = float((d * CAT).sum() / (CAT * CAT).sum()) * CAT
     return CAT + 3 * (d - along + eta * along)
 
@@ -360,27 +376,27 @@ def thresholded(x0: Tensor) -> Tensor:
 
 
 def guide(denoiser: DenoiserLike, scale: Scale, rule: Rule = extrapolate) -> ClassifierFreeGuidance:
-    return ClassifierFreeGuidance(denoiser, scale, {"label": 0}, rule=rule)
+    return ClassifierFreeGuidance(denoiser, scale, labelled(0), rule=rule)
 
 
 # A guided denoiser whose x0 is one point at every level, and the point.
 FIXED: dict[str, tuple[Callable[[], DenoiserLike], Tensor]] = {
-    "extrapolate": (lambda: guide(POINTS, 4.0), NONE + 4 * (CAT - NONE)),
-    "interval over all": (lambda: guide(POINTS, interval(4.0, 0.0, 1.0)), NONE + 4 * (CAT - NONE)),
+    "extrapolate": (lambda: guide(POINTS, 4.0), NOTHING + 4 * (CAT - NOTHING)),
+    "interval over all": (lambda: guide(POINTS, interval(4.0, 0.0, 1.0)), NOTHING + 4 * (CAT - NOTHING)),
     "apg": (lambda: guide(POINTS, 4.0, APG(0.25, norm_limit=1.5)), projected(0.25, 1.5)),
     # The average of equal differences is at least half of one: with this limit only its direction counts, which stays.
     "apg with momentum": (lambda: guide(POINTS, 4.0, APG(0.0, norm_limit=0.5, momentum=-0.5)), projected(0.0, 0.5)),
-    "rescaled": (lambda: guide(POINTS, 4.0, rescaled(0.7, space=X0)), contrasted(NONE + 4 * (CAT - NONE), 0.7)),
+    "rescaled": (lambda: guide(POINTS, 4.0, rescaled(0.7, space=X0)), contrasted(NOTHING + 4 * (CAT - NOTHING), 0.7)),
     "rescaled apg": (lambda: guide(POINTS, 4.0, rescaled(0.7, APG(0.0, 1.5), X0)), contrasted(projected(0.0, 1.5), 0.7)),
     "autoguidance": (lambda: AutoGuidance(POINTS, PointMass(HAT), 3.0), HAT + 3 * (CAT - HAT)),
     "autoguidance over guidance": (
         lambda: AutoGuidance(guide(POINTS, 2.0), guide(PointMass(HAT), 2.0), 3.0),
-        HAT + 3 * (NONE + 2 * (CAT - NONE) - HAT),
+        HAT + 3 * (NOTHING + 2 * (CAT - NOTHING) - HAT),
     ),
-    "thresholded": (lambda: Thresholded(guide(POINTS, 9.0)), thresholded(NONE + 9 * (CAT - NONE))),
+    "thresholded": (lambda: Thresholded(guide(POINTS, 9.0)), thresholded(NOTHING + 9 * (CAT - NOTHING))),
     "composed": (
-        lambda: drop(ComposedGuidance(POINTS, [({"label": 1}, 3.0), ({"label": 2}, -1.0)], {"label": 0})),
-        NONE + 3 * (CAT - NONE) - (HAT - NONE),
+        lambda: drop(ComposedGuidance(POINTS, [(labelled(1), 3.0), (labelled(2), -1.0)], labelled(0))),
+        NOTHING + 3 * (CAT - NOTHING) - (HAT - NOTHING),
     ),
     "all at once": (
         lambda: Thresholded(AutoGuidance(guide(POINTS, 4.0, rescaled(0.7, APG(0.0, 1.5), X0)), PointMass(HAT), 2.0)),
@@ -391,7 +407,7 @@ FIXED: dict[str, tuple[Callable[[], DenoiserLike], Tensor]] = {
 
 def drop(denoiser: DenoiserLike) -> DenoiserLike:
     """Composed guidance has its conditions and takes none of the same name."""
-    return lambda x_t, level, /, **cond: denoiser(x_t, level)
+    return lambda x_t, level, condition=NONE: denoiser(x_t, level)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -403,7 +419,13 @@ def test_every_solver_ends_at_the_guided_point(kind: str, sampler: str) -> None:
     for schedule in (RectifiedFlow(), DiscreteVP.scaled_linear()):
         for steps in (1, 5):
             got = sample(
-                sampler, denoiser, time_grid(schedule, steps), shape=(2, 2, 2), seeds=[0, 1], dtype=F64, cond={"label": torch.ones(2)}
+                sampler,
+                denoiser,
+                time_grid(schedule, steps),
+                shape=(2, 2, 2),
+                seeds=[0, 1],
+                dtype=F64,
+                condition=Condition(label=torch.ones(2)),
             )
             close(got, point.expand_as(got), 1e-11)
 
@@ -414,8 +436,8 @@ class Clouds:
     def __init__(self, mean: dict[int, float]) -> None:
         self.mean = mean
 
-    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
-        estimates = [cloud(self.mean[int(n)])(x[None], level) for n, x in zip(cond["label"], x_t, strict=True)]
+    def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
+        estimates = [cloud(self.mean[int(n)])(x[None], level) for n, x in zip(condition.given["label"], x_t, strict=True)]
         return Estimate(*(torch.cat(parts) for parts in zip(*estimates, strict=True)))
 
 
@@ -423,7 +445,7 @@ def cloud(mean: float) -> GaussianMixture:
     return GaussianMixture(torch.full((1, 2, 1), mean, dtype=F64), torch.tensor([0.6], dtype=F64))
 
 
-CLOUDS, ONES = Clouds({0: -0.5, 1: 1.0, 2: 0.3}), {"label": torch.ones(2)}
+CLOUDS, ONES = Clouds({0: -0.5, 1: 1.0, 2: 0.3}), Condition(label=torch.ones(2))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -431,28 +453,28 @@ def test_guidance_between_two_gaussians_is_a_third(sampler: str) -> None:
     """E[x0 | x_t] is linear in the mean where the spread is equal, so guidance samples N(m_u + w (m_c - m_u), std) itself: each solver
     makes the very samples of that Gaussian from the same seeds, noise of the loop included.
     """
-    composed = ComposedGuidance(CLOUDS, [({"label": 1}, 2.0), ({"label": 2}, -1.5)], {"label": 0})
-    kinds: list[tuple[DenoiserLike, dict[str, Tensor], float]] = [
+    composed = ComposedGuidance(CLOUDS, [(labelled(1), 2.0), (labelled(2), -1.5)], labelled(0))
+    kinds: list[tuple[DenoiserLike, Condition, float]] = [
         (guide(CLOUDS, 3.0), ONES, -0.5 + 3 * 1.5),
         (AutoGuidance(CLOUDS, cloud(0.2), 2.0), ONES, 0.2 + 2 * 0.8),
-        (composed, {}, -0.5 + 2 * 1.5 - 1.5 * 0.8),
+        (composed, NONE, -0.5 + 2 * 1.5 - 1.5 * 0.8),
         (guide(CLOUDS, 3.0, APG(1.0)), ONES, -0.5 + 3 * 1.5),
     ]
     for schedule in (RectifiedFlow(), DiscreteVP.scaled_linear()):
         run = partial(sample, sampler, grid=time_grid(schedule, 6), shape=(2, 1), seeds=[0, 1], dtype=F64)
-        for denoiser, cond, mean in kinds:
-            close(run(denoiser, cond=cond), run(cloud(mean)), 1e-11)
+        for denoiser, condition, mean in kinds:
+            close(run(denoiser, condition=condition), run(cloud(mean)), 1e-11)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_interval_switches_between_two_denoisers(sampler: str) -> None:
     """Where it guides the solver asks the guided Gaussian, elsewhere the conditional one: the same samples as from such a pair."""
 
-    def pair(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def pair(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         return cloud(4.0 if 0.3 <= level.flow_time <= 0.8 else 1.0)(x_t, level)
 
     run = partial(sample, sampler, grid=time_grid(RectifiedFlow(), 6), shape=(2, 1), seeds=[0, 1], dtype=F64)
-    close(run(guide(CLOUDS, interval(3.0, 0.3, 0.8)), cond=ONES), run(pair), 1e-11)
+    close(run(guide(CLOUDS, interval(3.0, 0.3, 0.8)), condition=ONES), run(pair), 1e-11)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 6])
@@ -484,8 +506,8 @@ def test_momentum_starts_anew_with_every_run_of_every_solver(sampler: str, steps
 # Cost and errors --------------------------------------------------------------------------------------------------------
 
 
-def composed(*conditions: tuple[dict[str, Any], Any], null: dict[str, Any] | None = None) -> ComposedGuidance:
-    return ComposedGuidance(Counting(), conditions, {"label": 10} if null is None else null)
+def composed(*conditions: tuple[Condition, Any], null: Condition = labelled(10)) -> ComposedGuidance:  # noqa: B008
+    return ComposedGuidance(Counting(), conditions, null)
 
 
 @pytest.mark.parametrize(
@@ -496,18 +518,20 @@ def composed(*conditions: tuple[dict[str, Any], Any], null: dict[str, Any] | Non
         (lambda: interval(3.0, 0.5, 0.5), "0 <= low < high <= 1, not 0.5 and 0.5"),
         (lambda: interval(3.0, math.nan, 0.5), "0 <= low < high <= 1, not nan and 0.5"),
         (lambda: interval(math.nan, 0.0, 0.5), "finite number, not nan"),
-        (lambda: guide(POINTS, lambda level: math.inf)(X, LEVEL, label=LABEL), "finite number, not inf"),
-        (lambda: guide(POINTS, lambda level: torch.tensor([1.0, math.nan, 2.0]))(X, LEVEL, label=LABEL), "finite number, not tensor"),
+        (lambda: guide(POINTS, lambda level: math.inf)(X, LEVEL, Condition(label=LABEL)), "finite number, not inf"),
+        (
+            lambda: guide(POINTS, lambda level: torch.tensor([1.0, math.nan, 2.0]))(X, LEVEL, Condition(label=LABEL)),
+            "finite number, not tensor",
+        ),
         (lambda: AutoGuidance(POINTS, POINTS, math.inf), "finite number, not inf"),
-        (lambda: AutoGuidance(POINTS, POINTS, lambda level: math.nan)(X, LEVEL, label=torch.ones(3)), "finite number, not nan"),
+        (lambda: AutoGuidance(POINTS, POINTS, lambda level: math.nan)(X, LEVEL, Condition(label=torch.ones(3))), "finite number, not nan"),
         (lambda: composed(), "at least one condition, and no empty one"),
-        (lambda: composed(({"label": 1}, 2.0), ({}, 1.0)), "at least one condition, and no empty one"),
-        (lambda: composed(({"label": None}, 2.0)), "condition 'label' is None: leave it out"),
-        (lambda: composed(({"label": 1}, math.nan)), "finite number, not nan"),
-        (lambda: composed(({"label": 1}, lambda level: math.inf))(X, LEVEL), "finite number, not inf"),
-        (lambda: composed(({"label": 1}, 2.0), null={})(X, LEVEL), "null value for the condition 'label': give null={'label': ...}"),
-        (lambda: composed(({"label": torch.tensor([1, 2])}, 2.0))(X, LEVEL), "condition 'label' has 2 rows for a batch of 3"),
-        (lambda: composed(({"label": 1}, 2.0))(X, LEVEL, label=LABEL), "condition 'label' is one of those composed"),
+        (lambda: composed((labelled(1), 2.0), (NONE, 1.0)), "at least one condition, and no empty one"),
+        (lambda: composed((labelled(1), math.nan)), "finite number, not nan"),
+        (lambda: composed((labelled(1), lambda level: math.inf))(X, LEVEL), "finite number, not inf"),
+        (lambda: composed((labelled(1), 2.0), null=NONE), r"null value for the condition 'label': give null=Condition\(label=...\)"),
+        (lambda: composed((labelled(1, 2), 2.0))(X, LEVEL), "condition 'label' has 2 rows for 3 samples"),
+        (lambda: composed((labelled(1), 2.0))(X, LEVEL, Condition(label=LABEL)), "condition 'label' is one of those composed"),
         (lambda: ZeroInit(POINTS, 0.0), r"flow time in \(0, 1\], not 0"),
         (lambda: ZeroInit(POINTS, 1.1), r"flow time in \(0, 1\], not 1.1"),
     ],

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from diffusion import NoiseLevel, Schedule, initial_noise, marginal
+from diffusion import NONE, Condition, NoiseLevel, Schedule, initial_noise, marginal
 from diffusion.oracle import EmpiricalData, GaussianMixture, PointMass
 
 F64 = torch.float64
@@ -91,7 +90,7 @@ def test_point_mass_knows_the_noise(schedule: Schedule) -> None:
     points, eps = initial_noise([0, 1], (3,), F64), initial_noise([2, 3], (3,), F64)
     level = schedule.level(0.5 * schedule.t_max)
     for point in (points, points[0]):
-        got = PointMass(point)(marginal(point.expand(2, 3), eps, level), level, label=torch.tensor([0, 1]))
+        got = PointMass(point)(marginal(point.expand(2, 3), eps, level), level, Condition(label=torch.tensor([0, 1])))
         assert torch.equal(got.x0, point.expand(2, 3))
         torch.testing.assert_close(got.eps, eps, rtol=0, atol=1e-12)
 
@@ -108,11 +107,11 @@ def test_empirical_data_is_brute_force(schedule: Schedule, label: list[int] | No
     """Karras et al. 2022, eq. 57, image by image; a label keeps its own class, one beyond those known means any class."""
     data, labels = initial_noise(range(12), (1, 2, 2), F64), torch.arange(12) % 3
     oracle = EmpiricalData(data, labels)
-    cond: dict[str, Any] = {} if label is None else {"label": torch.tensor(label)}
+    condition = NONE if label is None else Condition(label=torch.tensor(label))
     for t in (1.0, 0.4, 0.02):
         level = schedule.level(t * schedule.t_max)
         x_t = marginal(initial_noise(range(50, 54), (1, 2, 2), F64), initial_noise(range(60, 64), (1, 2, 2), F64), level)
-        got = oracle(x_t, level, **cond)
+        got = oracle(x_t, level, condition)
         for i, wanted in enumerate(label or [9] * 4):
             known = [image for image, own in zip(data, labels.tolist(), strict=True) if own == wanted or wanted == 9]
             torch.testing.assert_close(got.x0[i], brute_force(x_t[i], level, known), rtol=0, atol=1e-11)
@@ -132,7 +131,7 @@ def test_empirical_weights_are_a_posterior() -> None:
 def test_empirical_data_without_labels_ignores_them() -> None:
     """A condition it does not know changes nothing."""
     oracle, level, x = EmpiricalData(initial_noise(range(6), (3,), F64)), NoiseLevel(0.5, 0.5, 0.5), initial_noise([8], (3,), F64)
-    assert torch.equal(oracle(x, level, label=torch.tensor([1])).x0, oracle(x, level).x0)
+    assert torch.equal(oracle(x, level, Condition(label=torch.tensor([1]))).x0, oracle(x, level).x0)
 
 
 @pytest.mark.parametrize("oracle", [LINE, PLANE, EmpiricalData(initial_noise(range(6), (2, 3), F64), torch.arange(6) % 2)])
@@ -140,11 +139,11 @@ def test_a_level_per_sample_is_each_level_alone(schedule: Schedule, oracle: Gaus
     """Distillation asks oracles at one level per sample: each gets what its own level gives, the density too."""
     shape = (1,) if oracle is LINE else (2, 3)
     x_t, t = initial_noise(range(3), shape, F64), torch.tensor([0.9, 0.5, 0.1], dtype=F64) * schedule.t_max
-    cond: dict[str, Any] = {"label": torch.tensor([0, 1, 5])}
-    batch = oracle(x_t, schedule.levels(t), **cond)
+    condition = Condition(label=torch.tensor([0, 1, 5]))
+    batch = oracle(x_t, schedule.levels(t), condition)
     for i in range(3):
-        level, one = schedule.level(float(t[i])), {"label": cond["label"][i : i + 1]}
-        alone = oracle(x_t[i : i + 1], level, **one)
+        level = schedule.level(float(t[i]))
+        alone = oracle(x_t[i : i + 1], level, condition[i : i + 1])
         torch.testing.assert_close(batch.x0[i], alone.x0[0], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(batch.eps[i], alone.eps[0], rtol=1e-12, atol=1e-12 * max(1, 1 / level.sigma))
         if isinstance(oracle, GaussianMixture):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import models
-from diffusion import APG, ClassifierFreeGuidance, Clipped, interval
+from diffusion import APG, ClassifierFreeGuidance, Clipped, Condition, interval
 from eval.digits.benchmark import Job, _side_by_side, draw, jobs, measure, references
 from eval.digits.classifier import train_classifier
 from eval.digits.judge import DigitJudge
@@ -108,7 +108,7 @@ def test_a_row_is_drawn_with_its_own_guidance() -> None:
     model, labels = small(), torch.arange(5)
     rule, guide = APG(momentum=-0.5), {"interval": [0.1, 0.8], "rule": {"name": "apg", "momentum": -0.5}}
     by_hand = Clipped(ClassifierFreeGuidance(model.denoiser(), interval(4.0, 0.1, 0.8), model.null, rule=rule))
-    expected = sample("ddim", by_hand, model.grid(6), shape=model.shape, seeds=range(5), cond={"label": labels})
+    expected = sample("ddim", by_hand, model.grid(6), shape=model.shape, seeds=range(5), condition=Condition(label=labels))
     assert torch.equal(draw(model, Job("a", "r", "ddim", 6, 4.0, guide=guide), labels, range(5)), expected)
     assert not torch.allclose(draw(model, Job("a", "r", "ddim", 6, 4.0), labels, range(5)), expected, atol=1e-3)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion import Condition
 from models.files.blank import Blank
 from tests.models.small import randomised, relative_error, renamed
 
@@ -51,7 +52,7 @@ def assert_equal_at_full_width(
     make_theirs: Callable[[], nn.Module],
     to_theirs: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
     call_theirs: Callable[..., Tensor],
-    inputs: tuple[Tensor, Tensor, dict[str, Tensor]],
+    inputs: tuple[Tensor, Tensor, Condition],
 ) -> None:
     """Outputs within 1e-5. Gigabytes: nothing is initialised twice, and both hold the same tensors."""
     with Blank():
@@ -59,9 +60,9 @@ def assert_equal_at_full_width(
     with torch.device("meta"):
         theirs = make_theirs()
     theirs.load_state_dict(to_theirs(ours.state_dict()), strict=True, assign=True)
-    x, t, given = inputs
+    x, t, condition = inputs
     with torch.no_grad():
-        assert relative_error(ours(x, t, **given), call_theirs(theirs, x, t, **given)) <= 1e-5
+        assert relative_error(ours(x, t, condition), call_theirs(theirs, x, t, **condition.given)) <= 1e-5
 
 
 def assert_equal_in_value_and_gradient(
@@ -69,16 +70,16 @@ def assert_equal_in_value_and_gradient(
     theirs: nn.Module,
     to_theirs: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
     call_theirs: Callable[..., Tensor],
-    inputs: tuple[Tensor, Tensor, dict[str, Tensor]],
+    inputs: tuple[Tensor, Tensor, Condition],
     tolerance: float,
 ) -> None:
     """Output within `tolerance`; gradients of image, text, vector and every parameter within ten times as much; no tensor left over."""
     theirs.load_state_dict(to_theirs(ours.state_dict()), strict=True)
-    x, t, given = inputs
-    wanted: dict[str, Any] = {"x": x, "context": given["context"], "vector": given["vector"]}
+    x, t, condition = inputs
+    wanted: dict[str, Any] = {"x": x, "context": condition.context, "vector": condition.vector}
     for value in wanted.values():
         value.requires_grad_()
-    out, expected = ours(x, t, **given), call_theirs(x, t, **given)
+    out, expected = ours(x, t, condition), call_theirs(x, t, **condition.given)
     assert out.shape == expected.shape
     assert relative_error(out, expected) <= tolerance
 

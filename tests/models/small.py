@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion import Condition
 from models import SD3, DiT, DiTParams, Flux, FluxParams, SD3Params, UNet, UNetParams
 
 UNET: dict[str, Any] = dict(in_channels=3, out_channels=3, channels=32, channel_mult=(1, 2), blocks=1, head_dim=8, groups=8)
@@ -47,7 +48,7 @@ class Kind:
     def fresh(self) -> nn.Module:
         return self.network(self.params)
 
-    def inputs(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def inputs(self) -> tuple[Tensor, Tensor, Condition]:
         return inputs(self.params, self.size)
 
 
@@ -70,20 +71,20 @@ def randomised(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def inputs(params: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """x, t and the conditions for a batch of two, at times far apart; the second label is the null label."""
+def inputs(params: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor, Condition]:
+    """x, t and the condition of a batch of two, at times far apart; the second label is the null label."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, params.in_channels, *size, generator=generator)
-    conditions = {}
-    if params.num_classes is not None:
-        conditions["label"] = torch.tensor([3, params.num_classes])
-    if params.context_dim is not None:
-        conditions["context"] = torch.randn(2, 5, params.context_dim, generator=generator)
-    if params.vector_dim is not None:
-        conditions["vector"] = torch.randn(2, params.vector_dim, generator=generator)
-    if getattr(params, "guidance_dim", None) is not None:
-        conditions["guidance"] = torch.tensor([1.75, 8.5])
-    return x, torch.tensor([0.00325, 0.9876] if isinstance(params, FluxParams | SD3Params) else [3.25, 987.6]), conditions
+    told: dict[str, Tensor] = {}
+    if "label" in params.takes:
+        told["label"] = torch.tensor([3, params.num_classes])
+    if "context" in params.takes:
+        told["context"] = torch.randn(2, 5, params.context_dim, generator=generator)
+    if "vector" in params.takes:
+        told["vector"] = torch.randn(2, params.vector_dim, generator=generator)
+    if "guidance" in params.takes:
+        told["guidance"] = torch.tensor([1.75, 8.5])
+    return x, torch.tensor([0.00325, 0.9876] if isinstance(params, FluxParams | SD3Params) else [3.25, 987.6]), Condition(**told)
 
 
 def renamed(name: str, value: Tensor, rules: Mapping[str, str]) -> dict[str, Tensor]:

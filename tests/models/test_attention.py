@@ -42,7 +42,7 @@ def test_attend_scales_and_biases_the_scores(shape: tuple[int, ...] | None, scal
     bias = None if shape is None else normal(*shape)
     weight = ((4**-0.5 if scale is None else scale) * torch.einsum("bhid,bhjd->bhij", q, k) + (0 if bias is None else bias)).exp()
     expected = torch.einsum("bhij,bhjd->bihd", weight / weight.sum(-1, keepdim=True), v).flatten(2)
-    torch.testing.assert_close(attend(q, k, v, bias=bias, scale=scale), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(attend(q, k, v, mask=bias, scale=scale), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_attend_causally() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
+from diffusion import NONE, Condition
 from models import DiT, DiTParams
-from models.layers.conditioning import LabelEmbedding, TimeEmbedding, check_conditions, check_labels, sinusoid
+from models.layers.conditioning import LabelEmbedding, TimeEmbedding, check_labels, see, sinusoid
 
 TIMES = [0.0, 0.25, 1.0, 17.3, 500.0, 999.0]
 
@@ -85,19 +88,32 @@ def test_labels_in_range_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("change", "message"),
     [
-        (dict(label=None, context=1), "this network needs the condition 'label': label=None was given"),
-        (dict(label=1, context=1, guidance=1), "this network has no use for the condition 'guidance'; it takes: label, context"),
-        (dict(label=1, context=1, vector=1), "this network has no use for the condition 'vector'; it takes: label, context"),
+        (dict(label=None), "this network needs the condition 'label': given is context"),
+        (dict(guidance=torch.ones(2)), "this network has no use for the condition 'guidance'; it takes: label, context"),
+        (dict(vector=torch.ones(2, 3)), "this network has no use for the condition 'vector'; it takes: label, context"),
+        (dict(image=torch.ones(2, 1, 4, 4)), "this network has no use for the condition 'image'; it takes: label, context"),
     ],
 )
-def test_conditions_must_be_exactly_those_expected(given: dict[str, int | None], message: str) -> None:
+def test_conditions_must_be_exactly_those_expected(change: dict[str, Any], message: str) -> None:
     """A missing condition and a superfluous one raise and are named."""
-    params = DiTParams(num_classes=10, context_dim=8)
-    check_conditions(params, label=0, context=0, vector=None, guidance=None)
+    params, x = DiTParams(in_channels=1, num_classes=10, context_dim=8), torch.zeros(2, 1, 4, 4)
+    condition = Condition(label=torch.zeros(2), context=torch.zeros(2, 3, 8))
+    assert see(x, condition, params) is x
     with pytest.raises(ValueError, match=message):
-        check_conditions(params, **given)
+        see(x, replace(condition, **change), params)
+
+
+def test_an_image_beside_x() -> None:
+    """Its channels come behind those of x; where it is missing or too wide, the error says what the network takes."""
+    params, x, image = DiTParams(in_channels=3, num_classes=None), torch.zeros(2, 1, 4, 4), torch.ones(2, 2, 4, 4, dtype=torch.float64)
+    seen = see(x, Condition(image=image), params)
+    assert torch.equal(seen, torch.cat([x, image.float()], dim=1))
+    with pytest.raises(ValueError, match="needs the condition 'image'"):
+        see(x, NONE, params)
+    with pytest.raises(ValueError, match="takes 3 channels, x and the image beside it together, not 2"):
+        see(x, Condition(image=image[:, :1]), params)
 
 
 @pytest.mark.parametrize("label", [torch.tensor(3), torch.tensor([[3], [4]]), torch.tensor([3.0, 4.0])])
@@ -110,4 +126,4 @@ def test_one_condition_per_sample() -> None:
     """A single condition is not spread over a batch in silence."""
     network = DiT(DiTParams(in_channels=1, image_size=8, hidden=16, depth=1, heads=2, num_classes=10))
     with pytest.raises(ValueError, match="1 conditions for a batch of 3"):
-        network(torch.zeros(3, 1, 8, 8), torch.zeros(3), label=torch.tensor([1]))
+        network(torch.zeros(3, 1, 8, 8), torch.zeros(3), Condition(label=torch.tensor([1])))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffusion import Condition
 from models import SD3, DiT, DiTParams, Flux, UNet, UNetParams
 from models.layers.conditioning import TimeEmbedding
 from tests.models.small import ADM, CLASSES, DIT, KINDS, UNET, Kind, randomised
@@ -23,16 +24,16 @@ CLASS_CONDITIONAL = {"unet": Kind(UNet, ADM, (8, 12)), "dit": Kind(DiT, CLASSES,
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_fresh_network_outputs_zero(kind: Kind) -> None:
     """Before training the output is exactly zero, whatever the input."""
-    x, t, given = kind.inputs()
-    assert not kind.fresh()(x, t, **given).any()
+    x, t, condition = kind.inputs()
+    assert not kind.fresh()(x, t, condition).any()
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_gradient_reaches_every_parameter(kind: Kind) -> None:
     """No parameter is without influence on the output, but one that published files hold: SD 3's last text tokens ask nothing."""
     network = randomised(kind.fresh())
-    x, t, given = kind.inputs()
-    network(x, t, **given).square().sum().backward()
+    x, t, condition = kind.inputs()
+    network(x, t, condition).square().sum().backward()
     idle = ["blocks.1.text.attention.norm_q.weight"] if kind.network is SD3 and kind.params.qk_norm else []
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == idle
 
@@ -41,12 +42,12 @@ def test_gradient_reaches_every_parameter(kind: Kind) -> None:
 def test_every_condition_changes_the_output(kind: Kind) -> None:
     """Time and each condition of one sample change that sample's output, and no other's."""
     network = randomised(kind.fresh())
-    x, t, given = kind.inputs()
+    x, t, condition = kind.inputs()
     with torch.no_grad():
-        before = network(x, t, **given)
-        for name, value in {"t": t, **given}.items():
+        before = network(x, t, condition)
+        for name, value in {"t": t, **condition.given}.items():
             other = torch.cat([value[:1] - 1, value[1:]])
-            after = network(x, **{"t": t, **given, name: other})
+            after = network(x, other, condition) if name == "t" else network(x, t, replace(condition, **{name: other}))
             assert (after[0] - before[0]).abs().max() > 1e-3, name
             torch.testing.assert_close(after[1], before[1], rtol=0, atol=1e-5)
 
@@ -54,7 +55,7 @@ def test_every_condition_changes_the_output(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_time_factor_brings_t_to_the_range_of_indices(kind: Kind) -> None:
     """A network for t in [0, 1], by its time_factor 1000 or by its kind, is at t the one with factor 1 at 1000 t."""
-    x, _, given = kind.inputs()
+    x, _, condition = kind.inputs()
     t = torch.tensor([0.25, 0.5])
     params = replace(kind.params, time_factor=1000.0) if hasattr(kind.params, "time_factor") else kind.params
     scaled, plain = (randomised(kind.network(params)) for _ in range(2))
@@ -62,23 +63,23 @@ def test_time_factor_brings_t_to_the_range_of_indices(kind: Kind) -> None:
     assert isinstance(time, TimeEmbedding)
     time.factor = 1.0
     with torch.no_grad():
-        torch.testing.assert_close(scaled(x, t, **given), plain(x, 1000 * t, **given), rtol=0, atol=1e-5)
-        assert not torch.allclose(scaled(x, t, **given), plain(x, t, **given), atol=1e-3)
+        torch.testing.assert_close(scaled(x, t, condition), plain(x, 1000 * t, condition), rtol=0, atol=1e-5)
+        assert not torch.allclose(scaled(x, t, condition), plain(x, t, condition), atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_dropout_is_for_training_only(kind: Kind) -> None:
     """It makes the output random in training mode, and does nothing in evaluation mode; without it both modes compute the same."""
-    x, t, given = kind.inputs()
+    x, t, condition = kind.inputs()
     plain = randomised(kind.fresh())
     with torch.no_grad():
-        expected = plain(x, t, **given)
-        assert torch.equal(plain.train()(x, t, **given), expected)
+        expected = plain(x, t, condition)
+        assert torch.equal(plain.train()(x, t, condition), expected)
         if hasattr(kind.params, "dropout"):
             dropping = randomised(kind.network(replace(kind.params, dropout=0.5)))
-            assert torch.equal(dropping(x, t, **given), expected)
+            assert torch.equal(dropping(x, t, condition), expected)
             dropping.train()
-            assert not torch.allclose(dropping(x, t, **given), dropping(x, t, **given), atol=1e-3)
+            assert not torch.allclose(dropping(x, t, condition), dropping(x, t, condition), atol=1e-3)
 
 
 def smallest(kind: Kind) -> nn.Module:
@@ -96,13 +97,13 @@ def test_compiles_as_one_graph_for_all_times(kind: Kind) -> None:
     torch._dynamo.reset()
     network = randomised(smallest(kind))
     compiled = torch.compile(network, fullgraph=True, backend="eager")
-    x, t, given = kind.inputs()
+    x, t, condition = kind.inputs()
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
         for part in (0.999, 0.8755, 0.75, 0.5, 0.3333, 0.25, 0.125, 0.01, 0.001, 0.0):
             level = (part if t.max() < 1 else 1000 * part) * torch.ones(2)
-            if "guidance" in given:
-                given["guidance"] = 10 * part * torch.ones(2)
-            torch.testing.assert_close(compiled(x, level, **given), network(x, level, **given))
+            if condition.guidance is not None:
+                condition = replace(condition, guidance=10 * part * torch.ones(2))
+            torch.testing.assert_close(compiled(x, level, condition), network(x, level, condition))
 
 
 @pytest.mark.parametrize(
@@ -112,38 +113,56 @@ def test_odd_sizes_compile_too(kind: Kind) -> None:
     """One graph, the same result, and a batch that equals its samples alone."""
     torch._dynamo.reset()
     network = randomised(smallest(kind))
-    x, t, given = replace(kind, size=(7, 9)).inputs()
+    x, t, condition = replace(kind, size=(7, 9)).inputs()
     with torch.no_grad():
-        out = network(x, t, **given)
-        torch.testing.assert_close(torch.compile(network, fullgraph=True, backend="eager")(x, t, **given), out)
-        alone = network(x[:1], t[:1], **{name: value[:1] for name, value in given.items()})
+        out = network(x, t, condition)
+        torch.testing.assert_close(torch.compile(network, fullgraph=True, backend="eager")(x, t, condition), out)
+        alone = network(x[:1], t[:1], condition[:1])
     assert out.shape[2:] == (7, 9)
     torch.testing.assert_close(out[:1], alone, rtol=0, atol=1e-5)
+
+
+READERS = {name: kind for name, kind in KINDS.items() if "context" in kind.params.takes}
+
+
+@pytest.mark.parametrize("kind", READERS.values(), ids=READERS)
+def test_contexts_of_two_lengths_in_one_batch(kind: Kind) -> None:
+    """Filled up and masked, each sample is what it is alone; without the mask the longer context would be another one."""
+    network = randomised(kind.fresh())
+    x, t, condition = kind.inputs()
+    short = replace(condition, context=condition.given["context"][:, :2])
+    both = Condition.cat([condition[:1], short[1:]])
+    with torch.no_grad():
+        out = network(x, t, both)
+        alone = torch.cat([network(x[:1], t[:1], condition[:1]), network(x[1:], t[1:], short[1:])])
+        unmasked = network(x, t, replace(both, mask=None))
+    torch.testing.assert_close(out, alone, rtol=0, atol=1e-5)
+    assert (unmasked[1] - alone[1]).abs().max() > 1e-3
 
 
 USELESS = [
     (kind, name)
     for kind in [*UNCONDITIONAL.values(), *KINDS.values()]
     for name in ("label", "context", "vector", "guidance")
-    if name not in kind.inputs()[2]
+    if name not in kind.params.takes
 ]
 
 
 @pytest.mark.parametrize(("kind", "name"), USELESS)
 def test_refuses_a_condition_it_has_no_use_for(kind: Kind, name: str) -> None:
     """A condition that would be ignored raises, and the error names it and those that are taken."""
-    x, t, given = kind.inputs()
-    with pytest.raises(ValueError, match=f"has no use for the condition '{name}'; it takes: {', '.join(given) or 'none'}"):
-        kind.fresh()(x, t, **given, **{name: torch.zeros(2, dtype=torch.long)})
+    x, t, condition = kind.inputs()
+    with pytest.raises(ValueError, match=f"has no use for the condition '{name}'; it takes: {', '.join(kind.params.takes) or 'none'}"):
+        kind.fresh()(x, t, replace(condition, **{name: torch.zeros(2, dtype=torch.long)}))
 
 
-@pytest.mark.parametrize(("kind", "name"), [(name, condition) for name, kind in KINDS.items() for condition in kind.inputs()[2]])
+@pytest.mark.parametrize(("kind", "name"), [(name, condition) for name, kind in KINDS.items() for condition in kind.params.takes])
 def test_refuses_to_do_without_a_condition(kind: str, name: str) -> None:
     """A missing condition raises, and the error names it."""
-    x, t, given = KINDS[kind].inputs()
-    del given[name]
+    x, t, condition = KINDS[kind].inputs()
+    condition = replace(condition, **{name: None})
     with pytest.raises(ValueError, match=f"needs the condition '{name}'"):
-        KINDS[kind].fresh()(x, t, **given)
+        KINDS[kind].fresh()(x, t, condition)
 
 
 @pytest.mark.parametrize("label", [-1, 11])
@@ -152,7 +171,7 @@ def test_refuses_labels_out_of_range(kind: Kind, label: int) -> None:
     """Classes are 0 to 9 and the null label is 10; any other label raises."""
     x, t, _ = kind.inputs()
     with pytest.raises(ValueError, match=f"label {label} is out of range"):
-        kind.fresh()(x, t, label=torch.tensor([0, label]))
+        kind.fresh()(x, t, Condition(label=torch.tensor([0, label])))
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -160,7 +179,7 @@ def test_checkpointing_changes_memory_only(kind: Kind) -> None:
     """The same output and gradients, dropout included, from half of what the graph keeps otherwise; two thirds in two small blocks."""
     params = replace(kind.params, dropout=0.1) if hasattr(kind.params, "dropout") else kind.params
     network: Any = randomised(kind.network(params)).train()
-    x, t, given = replace(kind, size=(16, 16) if kind.network is UNet else kind.size).inputs()
+    x, t, condition = replace(kind, size=(16, 16) if kind.network is UNet else kind.size).inputs()
     results: list[tuple[list[Tensor | None], int]] = []
     for checkpointing in (False, True):
         network.checkpointing = checkpointing
@@ -172,7 +191,7 @@ def test_checkpointing_changes_memory_only(kind: Kind) -> None:
 
         torch.manual_seed(0)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-            out = network(x, t, **given)
+            out = network(x, t, condition)
         weights = sum(kept.pop(p.untyped_storage().data_ptr(), 0) for p in network.parameters())
         assert weights > 0
         results.append(([out, *torch.autograd.grad(out.square().sum(), list(network.parameters()), allow_unused=True)], sum(kept.values())))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import models
-from diffusion import RectifiedFlow
+from diffusion import Condition, RectifiedFlow
 from models import Model
 
 DIT = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 64, "depth": 1, "heads": 2, "num_classes": 3}
@@ -32,7 +32,7 @@ def similarity(model: Model, low: float, high: float) -> float:
     network.time.fc1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     denoiser = model.network_denoiser()
     for t in (low, high):
-        denoiser(torch.zeros(1, 1, 8, 8), model.schedule.level(t), label=torch.tensor([0]))
+        denoiser(torch.zeros(1, 1, 8, 8), model.schedule.level(t), Condition(label=torch.tensor([0])))
     return float(torch.cosine_similarity(seen[0], seen[1]))
 
 

@@ -13,6 +13,7 @@ from diffusers import DiTTransformer2DModel
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
+from diffusion import Condition
 from models import DiT, DiTParams
 from models.layers.conditioning import sinusoid
 from tests.models.small import CLASSES, DIT, DITS, TEXT, VARIANCE, inputs, randomised, relative_error, renamed
@@ -89,9 +90,9 @@ def test_output_and_gradient_equal_diffusers(params: DiTParams, dtype: torch.dty
     # Both tables are float64 rounded to float32, by torch and by numpy: at most the last bit differs.
     torch.testing.assert_close(theirs.pos_embed.pos_embed[0], ours.get_buffer("position"), rtol=0, atol=1e-7)
     theirs.pos_embed.pos_embed.copy_(ours.get_buffer("position"))
-    x, t, given = inputs(params, (8, 8))
+    x, t, condition = inputs(params, (8, 8))
     x = x.to(dtype).requires_grad_()
-    out, expected = ours(x, t, **given), theirs(x, t, class_labels=given["label"]).sample
+    out, expected = ours(x, t, condition), theirs(x, t, class_labels=condition.given["label"]).sample
     assert relative_error(out, expected) <= tolerance
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)  # a different one for every output
     grad, expected_grad = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (out, expected))
@@ -110,8 +111,8 @@ def test_text_and_vector_by_hand() -> None:
     params = replace(TEXT, depth=1)
     network = randomised(DiT(params)).double()
     w = {name: value.double() for name, value in network.state_dict().items()}
-    x, t, given = inputs(params, (8, 8))
-    x, context, vector = x.double(), given["context"].double(), given["vector"].double()
+    x, t, condition = inputs(params, (8, 8))
+    x, context, vector = x.double(), condition.given["context"].double(), condition.given["vector"].double()
 
     def linear(name: str, value: Tensor) -> Tensor:
         bias = w.get(f"{name}.bias")
@@ -132,7 +133,7 @@ def test_text_and_vector_by_hand() -> None:
     h = h + gate2 * linear("blocks.0.mlp.3", gelu(linear("blocks.0.mlp.0", normed(h) * (1 + scale2) + shift2), approximate="tanh"))
     shift, scale = linear("modulation_out", emb)[:, None].chunk(2, -1)
     out = linear("patch_out", normed(h) * (1 + scale) + shift).view(2, 4, 4, 2, 2, 3).permute(0, 5, 1, 3, 2, 4).reshape(2, 3, 8, 8)
-    assert relative_error(network(x, t, context=context, vector=vector), out) <= 1e-11
+    assert relative_error(network(x, t, Condition(context=context, vector=vector)), out) <= 1e-11
 
 
 @pytest.mark.parametrize("kind", DITS)
@@ -147,25 +148,25 @@ def test_fresh_blocks_are_the_identity(kind: str) -> None:
 def test_position_matters() -> None:
     """Transposed in, it is not transposed out: rows and columns have embeddings of their own."""
     network = randomised(DiT(CLASSES))
-    x, t, given = inputs(CLASSES, (8, 8))
+    x, t, condition = inputs(CLASSES, (8, 8))
     with torch.no_grad():
-        out, across = network(x, t, **given), network(x.mT, t, **given).mT
+        out, across = network(x, t, condition), network(x.mT, t, condition).mT
     assert (out - across).abs().max() > 0.1 * out.abs().max()
 
 
 def test_learned_variance_doubles_the_channels() -> None:
     """With a learned variance the output has twice the channels of x, the same size, and otherwise those of x."""
     for params, channels in ((CLASSES, 3), (VARIANCE, 6)):
-        x, t, given = inputs(params, (8, 8))
-        assert DiT(params)(x, t, **given).shape == (2, channels, 8, 8)
+        x, t, condition = inputs(params, (8, 8))
+        assert DiT(params)(x, t, condition).shape == (2, channels, 8, 8)
 
 
 @pytest.mark.parametrize("size", [(8, 10), (16, 8), (4, 4)])
 def test_refuses_any_size_but_its_own(size: tuple[int, int]) -> None:
     """The position table fixes the image size; another one raises, and the error names both."""
-    _, t, given = inputs(CLASSES, (8, 8))
+    _, t, condition = inputs(CLASSES, (8, 8))
     with pytest.raises(ValueError, match=f"built for 8x8, not {size[0]}x{size[1]}"):
-        DiT(CLASSES)(torch.zeros(2, 3, *size), t, **given)
+        DiT(CLASSES)(torch.zeros(2, 3, *size), t, condition)
 
 
 @pytest.mark.parametrize(

@@ -93,10 +93,9 @@ def turned(x: Tensor, cos_sin: tuple[Tensor, Tensor], sequence_dim: int) -> Tens
 
 def assert_equals_diffusers(params: FluxParams, size: tuple[int, int], dtype: torch.dtype, tolerance: float) -> None:
     ours, theirs = randomised(Flux(params)).to(dtype), peer(params).to(dtype)
-    x, t, given = inputs(params, size)
-    given = {name: value.to(dtype) for name, value in given.items()}
+    x, t, condition = inputs(params, size)
     to_theirs, call = partial(to_diffusers, params), partial(call_peer, theirs)
-    assert_equal_in_value_and_gradient(ours, theirs, to_theirs, call, (x.to(dtype), t.to(dtype), given), tolerance)
+    assert_equal_in_value_and_gradient(ours, theirs, to_theirs, call, (x.to(dtype), t.to(dtype), condition.to(dtype=dtype)), tolerance)
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)
@@ -130,9 +129,9 @@ def test_equals_diffusers_at_full_width(kind: str) -> None:
 def test_position_matters() -> None:
     """Transposed in, it is not transposed out: rows and columns turn features of their own."""
     network = randomised(Flux(SCHNELL))
-    x, t, given = inputs(SCHNELL, (8, 8))
+    x, t, condition = inputs(SCHNELL, (8, 8))
     with torch.no_grad():
-        out, across = network(x, t, **given), network(x.mT, t, **given).mT
+        out, across = network(x, t, condition), network(x.mT, t, condition).mT
     assert (out - across).abs().max() > 0.01 * out.abs().max()
 
 
@@ -148,19 +147,19 @@ def test_fresh_blocks_are_the_identity() -> None:
 
 def test_output_has_its_own_channels() -> None:
     """What an inpainting net is given beside x is not in its output."""
-    x, t, given = inputs(FILL, (8, 12))
+    x, t, condition = inputs(FILL, (8, 12))
     assert x.shape[1] == 10
-    assert Flux(FILL)(x, t, **given).shape == (2, 3, 8, 12)
+    assert Flux(FILL)(x, t, condition).shape == (2, 3, 8, 12)
 
 
 @pytest.mark.parametrize("size", [(7, 12), (8, 5), (7, 7), (1, 1)])
 def test_half_patches_are_filled_up_and_cut_again(size: tuple[int, int]) -> None:
     """With the first row and column, as ComfyUI does it; diffusers' pipeline makes no such images."""
     network = randomised(Flux(DEV))
-    x, t, given = inputs(DEV, size)
+    x, t, condition = inputs(DEV, size)
     whole = torch.cat([x, x[:, :, : size[0] % 2]], dim=2)
     whole = torch.cat([whole, whole[..., : size[1] % 2]], dim=3)
-    assert torch.equal(network(x, t, **given), network(whole, t, **given)[..., : size[0], : size[1]])
+    assert torch.equal(network(x, t, condition), network(whole, t, condition)[..., : size[0], : size[1]])
 
 
 @pytest.mark.parametrize(

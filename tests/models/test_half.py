@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffusion import Condition
 from models import CLIPTextParams
 from models.layers import half
 from models.layers.activations import Checkpointing
@@ -62,8 +63,9 @@ def out_of(network: nn.Module) -> list[Tensor]:
     if isinstance(network, VAE | TAESD):
         return [network(torch.linspace(-1, 1, 2 * 3 * 16 * 16).view(2, 3, 16, 16))]
     kind = next(kind for kind in KINDS.values() if kind.params == network.params)
-    x, t, given = kind.inputs()
-    return [network(x.to(dtype), t, **{name: value.to(dtype) if value.ndim > 1 else value for name, value in given.items()})]
+    x, t, condition = kind.inputs()
+    told = {name: value.to(dtype) if value.ndim > 1 else value for name, value in condition.given.items()}
+    return [network(x.to(dtype), t, Condition(**told))]
 
 
 NETWORKS = ["UNet, SDXL", "UNet, ADM", "UNet, LCM", "DiT, classes", "Flux, dev", "SD 3, 3.5 medium", "clip", "t5", "vae", "taesd"]
@@ -119,14 +121,14 @@ def test_compiles_whole_or_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     kind = KINDS["DiT, text"]
     network = randomised(kind.network(replace(kind.params, depth=1))).bfloat16()
-    x, t, given = kind.inputs()
+    x, t, condition = kind.inputs()
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
-        told = {name: value.bfloat16() for name, value in given.items()}
-        expected = network(x.bfloat16(), t, **told)
+        told = condition.to(dtype=torch.bfloat16)
+        expected = network(x.bfloat16(), t, told)
         whole = torch.compile(network, fullgraph=True, backend="eager")
-        assert torch.equal(whole(x.bfloat16(), t, **told), expected)
+        assert torch.equal(whole(x.bfloat16(), t, told), expected)
         network.get_submodule("blocks.0").compile(fullgraph=True, backend="eager")
-        assert all(torch.equal(network(x.bfloat16(), t, **told), expected) for _ in range(2))
+        assert all(torch.equal(network(x.bfloat16(), t, told), expected) for _ in range(2))
 
 
 def test_nothing_of_it_stays(dtype: torch.dtype) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import models
-from diffusion import ConsistencyFunction, Denoiser, VarianceExploding, time_grid
+from diffusion import NONE, Condition, ConsistencyFunction, Denoiser, VarianceExploding, time_grid
 from models import EMA, Model
 from models.__main__ import main
 from models.files.tensors import open_tensors
@@ -66,7 +66,7 @@ def tensors(model: Model) -> dict[str, Tensor]:
 def output(model: Model) -> Tensor:
     """What the model's denoiser makes of a fixed input, x0 and eps."""
     level = model.schedule.level(0.5 * model.schedule.t_max)
-    estimate = model.denoiser()(torch.linspace(-1, 1, 128).view(2, 1, 8, 8), level, label=torch.tensor([3, 10]))
+    estimate = model.denoiser()(torch.linspace(-1, 1, 128).view(2, 1, 8, 8), level, Condition(label=torch.tensor([3, 10])))
     return torch.cat([estimate.x0, estimate.eps]).detach()
 
 
@@ -149,16 +149,17 @@ def test_an_edm_model_is_preconditioned_as_edm() -> None:
     spec = {**UNET, "schedule": {"name": "ve"}, "prediction": "edm"}
     model = fresh(spec)
     level, x, label = model.schedule.level(3.0), torch.randn(2, 1, 8, 8), torch.tensor([3, 10])
-    expected = Denoiser.edm(model.network, VarianceExploding())(x, level, label=label)
-    assert torch.equal(model.denoiser()(x, level, label=label).x0, expected.x0)
+    expected = Denoiser.edm(model.network, VarianceExploding())(x, level, Condition(label=label))
+    assert torch.equal(model.denoiser()(x, level, Condition(label=label)).x0, expected.x0)
     with pytest.raises(ValueError, match="needs schedule 've'"):
         models.build({**UNET, "prediction": "edm"})
 
 
 def test_null_is_the_label_after_the_last() -> None:
     """What guidance replaces a label by is the class that means none."""
-    assert fresh(UNET).null == {"label": 10}
-    assert fresh({**UNET, "network": {**UNET["network"], "num_classes": None}}).null == {}
+    null = fresh(UNET).null
+    assert {name: value.tolist() for name, value in null.given.items()} == {"label": [10]}
+    assert fresh({**UNET, "network": {**UNET["network"], "num_classes": None}}).null is NONE
 
 
 @pytest.mark.parametrize(

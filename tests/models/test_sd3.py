@@ -53,10 +53,9 @@ def call_peer(network: SD3Transformer2DModel, x: Tensor, t: Tensor, context: Ten
 
 def assert_equals_diffusers(params: SD3Params, size: tuple[int, int], dtype: torch.dtype, tolerance: float) -> None:
     ours, theirs = randomised(SD3(params)).to(dtype), peer(params).to(dtype)
-    x, t, given = inputs(params, size)
-    given = {name: value.to(dtype) for name, value in given.items()}
+    x, t, condition = inputs(params, size)
     to_theirs, call = partial(to_diffusers, params), partial(call_peer, theirs)
-    assert_equal_in_value_and_gradient(ours, theirs, to_theirs, call, (x.to(dtype), t.to(dtype), given), tolerance)
+    assert_equal_in_value_and_gradient(ours, theirs, to_theirs, call, (x.to(dtype), t.to(dtype), condition.to(dtype=dtype)), tolerance)
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)
@@ -107,19 +106,19 @@ def test_fresh_blocks_are_the_identity() -> None:
 def test_refuses_images_it_has_no_positions_for() -> None:
     """Beyond the table on either side raises, and the error names both sizes."""
     for size in ((26, 8), (8, 26)):
-        x, t, given = inputs(MEDIUM, size)
+        x, t, condition = inputs(MEDIUM, size)
         with pytest.raises(ValueError, match=f"an image of {size[0]}x{size[1]} is larger than the 24x24"):
-            SD3(MEDIUM)(x, t, **given)
+            SD3(MEDIUM)(x, t, condition)
 
 
 @pytest.mark.parametrize("size", [(7, 12), (8, 5), (7, 7), (1, 1)])
 def test_half_patches_are_filled_up_and_cut_again(size: tuple[int, int]) -> None:
     """With the first row and column, as ComfyUI does it; diffusers' pipeline makes no such images."""
     network = randomised(SD3(MEDIUM))
-    x, t, given = inputs(MEDIUM, size)
+    x, t, condition = inputs(MEDIUM, size)
     whole = torch.cat([x, x[:, :, : size[0] % 2]], dim=2)
     whole = torch.cat([whole, whole[..., : size[1] % 2]], dim=3)
-    assert torch.equal(network(x, t, **given), network(whole, t, **given)[..., : size[0], : size[1]])
+    assert torch.equal(network(x, t, condition), network(whole, t, condition)[..., : size[0], : size[1]])
 
 
 @pytest.mark.parametrize(

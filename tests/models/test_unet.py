@@ -15,6 +15,7 @@ from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel, UNet
 from torch import Tensor, nn
 
 import models
+from diffusion import Condition
 from models import UNet, UNetParams
 from models.files.blank import Blank
 from models.layers.conditioning import sinusoid
@@ -188,9 +189,9 @@ def guidance_wave(scale: Tensor) -> Tensor:
     return LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, scale.float() - 1, embedding_dim=256)
 
 
-def for_both(given: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The conditions of two samples as we take them and as diffusers does, in that dtype."""
-    ours = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
+def for_both(condition: Condition, dtype: torch.dtype) -> tuple[Condition, dict[str, Any]]:
+    """The condition of two samples as we take it and as diffusers does, in that dtype."""
+    given, ours = condition.given, condition.to(dtype=dtype).given
     theirs: dict[str, Any] = {}
     if "label" in given:
         theirs["class_labels"] = given["label"]
@@ -202,7 +203,7 @@ def for_both(given: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[dict[str,
         theirs["added_cond_kwargs"] = {"text_embeds": text, "time_ids": sizes}
     if "guidance" in given:
         theirs["timestep_cond"] = guidance_wave(given["guidance"]).to(dtype)
-    return ours, theirs
+    return Condition(**ours), theirs
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -221,10 +222,10 @@ def test_output_and_gradients_equal_diffusers(kind: str, dtype: torch.dtype, tol
     peer = PEERS[kind]
     ours, theirs = randomised(UNet(peer.params)).to(dtype), peer.network(**peer.config).to(dtype).eval()
     theirs.load_state_dict(translated(ours.state_dict(), peer.params.blocks, peer.names), strict=True)
-    x, t, given = inputs(peer.params, (8, 12))
+    x, t, condition = inputs(peer.params, (8, 12))
     x = x.to(dtype).requires_grad_()
-    given, asked = for_both(given, dtype)
-    out, expected = ours(x, t, **given), theirs(x, t, **asked).sample
+    condition, asked = for_both(condition, dtype)
+    out, expected = ours(x, t, condition), theirs(x, t, **asked).sample
     assert relative_error(out, expected) <= tolerance
 
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)  # a different one for every output
@@ -282,15 +283,15 @@ def test_published_widths_equal_diffusers(name: str) -> None:
     theirs.load_state_dict(published, strict=True, assign=True)
     generator = torch.Generator().manual_seed(1)
     x, context = torch.randn(1, 4, 16, 16, generator=generator), torch.randn(1, 77, params.context_dim or 0, generator=generator)
-    given: dict[str, Any] = {"context": context}
+    told: dict[str, Any] = {"context": context}
     asked: dict[str, Any] = {"encoder_hidden_states": context}
     if params.vector_dim is not None:
         sizes, text = torch.tensor([[1024.0, 768.0, 0.0, 64.0, 1024.0, 1024.0]]), torch.randn(1, 1280, generator=generator)
-        given["vector"] = torch.cat([text, sinusoid(sizes.flatten(), 256).view(1, -1)], dim=-1)
+        told["vector"] = torch.cat([text, sinusoid(sizes.flatten(), 256).view(1, -1)], dim=-1)
         asked["added_cond_kwargs"] = {"text_embeds": text, "time_ids": sizes}
     t = torch.tensor([741.0])
     with torch.inference_mode():
-        assert relative_error(ours(x, t, **given), theirs(x, t, **asked).sample) <= 1e-5
+        assert relative_error(ours(x, t, Condition(**told)), theirs(x, t, **asked).sample) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -300,13 +301,13 @@ def test_half_precision_is_no_worse_than_that_of_diffusers(kind: str, dtype: tor
     peer = PEERS[kind]
     ours, theirs = randomised(UNet(peer.params)), peer.network(**peer.config).eval()
     theirs.load_state_dict(translated(ours.state_dict(), peer.params.blocks, peer.names), strict=True)
-    x, t, conditions = inputs(peer.params, (16, 24))
+    x, t, condition = inputs(peer.params, (16, 24))
     outputs = []
     for precision in (torch.float64, dtype):
-        given, asked = for_both(conditions, precision)
+        told, asked = for_both(condition, precision)
         ours.to(precision), theirs.to(precision)
         with torch.inference_mode():
-            outputs.append((ours(x.to(precision), t, **given).double(), theirs(x.to(precision), t, **asked).sample.double()))
+            outputs.append((ours(x.to(precision), t, told).double(), theirs(x.to(precision), t, **asked).sample.double()))
     mine, other = (float((half - exact).norm() / exact.norm()) for exact, half in zip(*outputs, strict=True))
     assert 0 < mine <= 1.2 * other
 
@@ -330,10 +331,10 @@ def test_sizes_that_do_not_halve_equal_diffusers(size: tuple[int, int], tmp_path
     ours = randomised(model.network)
     models.save(model, tmp_path, "diffusers")
     theirs = UNet2DConditionModel.from_pretrained(tmp_path / "unet").double()
-    x, t, given = inputs(params, size)
+    x, t, condition = inputs(params, size)
     x = x.double().requires_grad_()
-    out = ours.double()(x, t, context=given["context"].double())
-    expected = theirs(x, t, given["context"].double()).sample
+    out = ours.double()(x, t, Condition(context=condition.given["context"].double()))
+    expected = theirs(x, t, condition.given["context"].double()).sample
     assert out.shape == x.shape
     assert relative_error(out, expected) <= 1e-11
     mine, others = (torch.autograd.grad(each.square().sum(), x)[0] for each in (out, expected))

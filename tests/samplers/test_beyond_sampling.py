@@ -12,6 +12,8 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from torch import Tensor
 
 from diffusion import (
+    NONE,
+    Condition,
     CosineVP,
     DiscreteVP,
     Estimate,
@@ -78,16 +80,16 @@ def test_inversion_reaches_pure_noise(sampler: str, schedule: Schedule) -> None:
 
 
 def test_inversion_takes_conditions_and_refuses_noise() -> None:
-    """cond reaches the denoiser; a solver that draws noise is refused by name, DDIM only with eta."""
-    told: list[Any] = []
+    """The condition reaches the denoiser; a solver that draws noise is refused by name, DDIM only with eta."""
+    told: list[Condition] = []
 
-    def denoiser(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
-        told.append(cond)
+    def denoiser(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
+        told.append(condition)
         return MIXTURE(x_t, level)
 
-    grid, x0 = time_grid(VP, 5), torch.zeros(2, 1, dtype=F64)
-    invert(denoiser, x0, grid, "ddim", cond={"label": 3})
-    assert told == [{"label": 3}] * 4
+    grid, x0, condition = time_grid(VP, 5), torch.zeros(2, 1, dtype=F64), Condition(label=torch.tensor([3, 3]))
+    invert(denoiser, x0, grid, "ddim", condition=condition)
+    assert told == [condition] * 4
     refused: list[tuple[str, dict[str, Any]]] = [("ddpm", {}), ("ddim", {"eta": 0.5}), ("dpmpp_2m_sde", {}), ("edm", {})]
     for sampler, options in refused:
         with pytest.raises(ValueError, match=f"this grid rises: {sampler} draws noise, which nothing undoes"):
@@ -106,7 +108,7 @@ def test_any_strength_starts_at_its_own_level(schedule: Schedule, strength: floa
     grid, seen = time_grid(schedule, 20, "trailing"), []
     image = initial_noise([5], SHAPE, F64)
 
-    def denoiser(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def denoiser(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         seen.append((x_t, level))
         return PointMass(image[0])(x_t, level)
 
@@ -124,7 +126,7 @@ def test_a_sliver_of_a_step_magnifies_nothing(sampler: str, beyond: float) -> No
     """Strengths just above a whole number of steps: a network that rounds to bfloat16 stays within a few of its roundings."""
     data = GaussianMixture(initial_noise([1, 2], SHAPE), torch.tensor([0.3, 0.4]))
 
-    def rounded(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def rounded(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         return Estimate.from_x0(x_t, data(x_t, level).x0.bfloat16().float(), level)
 
     image, strength = initial_noise([5], SHAPE), 20 / 30 + beyond
@@ -235,7 +237,7 @@ def test_probes_know_nothing_of_the_samples() -> None:
 def test_a_lost_likelihood_is_named() -> None:
     """NaN from the network is an error that names sample and level."""
 
-    def denoiser(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def denoiser(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         return Estimate.from_x0(x_t, x_t * (math.nan if level.t > 0.5 else 0.5), level)
 
     with pytest.raises(FloatingPointError, match=r"2 of 2 samples are not finite, the first of seed 0, from step \d+ on, at t="):
@@ -257,15 +259,16 @@ def test_likelihood_takes_images_and_conditions() -> None:
     mean, std = torch.zeros(1, *SHAPE), torch.tensor([0.7])
     data, told = GaussianMixture(mean, std), []
 
-    def denoiser(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
-        told.append(cond)
+    def denoiser(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
+        told.append(condition)
         return data(x_t, level)
 
     x, grid = initial_noise([1, 2], SHAPE), time_grid(FLOW, 40, t_end=0.01)
-    got = log_likelihood(denoiser, x, grid, trace="exact", cond={"label": 1})
+    condition = Condition(label=torch.tensor([1, 1]))
+    got = log_likelihood(denoiser, x, grid, trace="exact", condition=condition)
     torch.testing.assert_close(got, log_density(data, x, grid), rtol=0, atol=1e-3)
     assert not got.requires_grad
-    assert told[0] == {"label": 1}
+    assert told[0] is condition
 
 
 KNOWN, MASK = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion import ClassifierFreeGuidance, Clipped, Denoiser, DiscreteVP, RectifiedFlow, Schedule, V, initial_noise, time_grid
+from diffusion import ClassifierFreeGuidance, Clipped, Condition, Denoiser, DiscreteVP, RectifiedFlow, Schedule, V, initial_noise, time_grid
 from samplers import sample
 from tests.samplers.cases import DISTINCT_SAMPLERS
 
@@ -22,8 +22,8 @@ class Tiny(nn.Module):
         super().__init__()
         self.mix, self.classes = nn.Conv2d(2, 2, 3, padding=1), nn.Embedding(4, 2)
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        return torch.tanh(self.mix(x) + self.classes(label)[:, :, None, None] + t.sin()[:, None, None, None])
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return torch.tanh(self.mix(x) + self.classes(condition.label)[:, :, None, None] + t.sin()[:, None, None, None])
 
 
 @pytest.fixture(autouse=True)
@@ -41,12 +41,12 @@ def test_a_compiled_network_is_compiled_once(schedule: Schedule) -> None:
     torch.manual_seed(0)
     network = Tiny().eval().requires_grad_(False)
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
-    label = torch.tensor([1, 2])
+    condition, null = Condition(label=torch.tensor([1, 2])), Condition(label=torch.tensor([0]))
     for name in DISTINCT_SAMPLERS:
         plain, fast = (
             sample(
-                name, Clipped(ClassifierFreeGuidance(Denoiser(f, schedule, V), 2.0, {"label": 0})), time_grid(schedule, 7),
-                shape=SHAPE, seeds=[0, 1], cond={"label": label},
+                name, Clipped(ClassifierFreeGuidance(Denoiser(f, schedule, V), 2.0, null)), time_grid(schedule, 7),
+                shape=SHAPE, seeds=[0, 1], condition=condition,
             )
             for f in (network, compiled)
         )  # fmt: skip

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from diffusion import (
+    NONE,
     ClassifierFreeGuidance,
+    Condition,
     DenoiserLike,
     DiscreteVP,
     Estimate,
@@ -37,7 +38,7 @@ def test_a_sample_does_not_know_its_batch(sampler: str, schedule: Schedule) -> N
     """Sample i of a batch of 4 is its seed alone: noise to the last bit, images to float tolerance."""
     grid, seeds, starts = time_grid(schedule, 6, "trailing"), [11, 3, 11, 8], []
 
-    def denoiser(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def denoiser(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         if level == grid[0]:
             starts.append(x_t)
         return IMAGES(x_t, level)
@@ -55,7 +56,7 @@ def test_a_solver_is_a_generator_of_steps(sampler: str, schedule: Schedule) -> N
     """It calls the network only when asked, yields one Step per row, ends at the terminal row, and leaves its start alone."""
     calls, grid = [], time_grid(schedule, 5, "trailing")
 
-    def denoiser(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def denoiser(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         calls.append(level)
         return IMAGES(x_t, level)
 
@@ -121,11 +122,13 @@ def test_noise_defaults_to_the_first_seeds(case: str) -> None:
 def test_conditions_and_guidance_reach_any_solver(sampler: str) -> None:
     """cond goes to the denoiser at every step; guidance is a denoiser, so every solver ends at the guided point."""
 
-    def towards(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
-        return Estimate.from_x0(x_t, cond["label"].to(x_t).view(-1, 1, 1, 1).expand_as(x_t), level)
+    def towards(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
+        return Estimate.from_x0(x_t, condition.given["label"].to(x_t).view(-1, 1, 1, 1).expand_as(x_t), level)
 
-    denoiser: DenoiserLike = ClassifierFreeGuidance(towards, 3.0, {"label": 1})
-    got = sample(sampler, denoiser, time_grid(FLOW, 5), shape=SHAPE, seeds=[0, 1], dtype=F64, cond={"label": torch.tensor([2, 5])})
+    denoiser: DenoiserLike = ClassifierFreeGuidance(towards, 3.0, Condition(label=torch.tensor([1])))
+    got = sample(
+        sampler, denoiser, time_grid(FLOW, 5), shape=SHAPE, seeds=[0, 1], dtype=F64, condition=Condition(label=torch.tensor([2, 5]))
+    )
     expected = torch.tensor([1 + 3 * (2 - 1), 1 + 3 * (5 - 1)], dtype=F64).view(2, 1, 1, 1).expand(2, *SHAPE)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
@@ -176,7 +179,7 @@ def test_a_network_that_fails_is_named(sampler: str) -> None:
     """NaN for one sample at one level: an error at that step that names seed, step and level, and no silently wrong picture."""
     grid, asked = time_grid(FLOW, 6), []
 
-    def denoiser(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def denoiser(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         asked.append(level)
         x0 = torch.zeros_like(x_t)
         x0[1] = math.nan if level.t <= grid[3].t else 0.0

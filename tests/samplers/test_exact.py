@@ -15,11 +15,13 @@ from torch import Tensor
 from diffusion import (
     APG,
     EPS,
+    NONE,
     PREDICTIONS,
     SPACINGS,
     X0,
     AutoGuidance,
     ClassifierFreeGuidance,
+    Condition,
     CosineVP,
     Denoiser,
     DenoiserLike,
@@ -64,7 +66,7 @@ def fake(x0: Tensor, schedule: Schedule, prediction: Prediction, grid: Grid, wro
     """A perfect network for data that is one point, or one that errs by that much: it finds its level by the time it is told."""
     oracle, levels = PointMass(x0), {level.t: level for level in grid}
 
-    def network(x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         time = float(t[0])
         level = levels[time] if time in levels else level_at(schedule, time)  # some solvers ask between two rows
         x0, eps = oracle(x, level)
@@ -190,8 +192,8 @@ def batched(scale: float, rule: Rule = extrapolate) -> Callable[[Denoiser, Denoi
     """Classifier-free guidance of a network that knows both points."""
 
     def guide(network: Denoiser, _: Denoiser) -> DenoiserLike:
-        guided = ClassifierFreeGuidance(network, scale, {"label": 0}, rule=rule)
-        return lambda x_t, level, /, **cond: guided(x_t, level, label=torch.ones(len(x_t)))
+        guided = ClassifierFreeGuidance(network, scale, Condition(label=torch.tensor([0])), rule=rule)
+        return lambda x_t, level, condition=NONE: guided(x_t, level, Condition(label=torch.ones(len(x_t))))
 
     return guide
 
@@ -314,7 +316,7 @@ def test_ddpm_variances_are_the_published_ones(row: int, variance: str, v: float
     w = {"posterior": 0.0, "upper": 1.0}.get(variance, ((v or 0.0) + 1) / 2)
     expected = math.exp(w * math.log(high) + (1 - w) * math.log(low))
 
-    def denoiser(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def denoiser(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         return Estimate(x_t.sin(), x_t, None if v is None else torch.full_like(x_t, v))
 
     grid = time_grid(DiscreteVP.linear(), spacing=[row, row - 1])[:2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -20,6 +20,7 @@ import samplers
 from diffusion import (
     APG,
     ClassifierFreeGuidance,
+    Condition,
     DenoiserLike,
     Grid,
     Inpainting,
@@ -65,11 +66,11 @@ def drawn(model: models.Model, prompts: Any = "a corgi", **settings: Any) -> tup
     return steps[-1].x, images
 
 
-def told(model: models.Model, prompt: str = "a corgi") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A prompt, and nothing, as SD 1 reads them."""
+def told(model: models.Model, prompt: str = "a corgi") -> tuple[Condition, Condition]:
+    """A prompt, and nothing, as the model reads them."""
     with torch.no_grad():
-        text = model.require("text").encode([prompt])
-        return {"context": text.context}, {"context": model.require("text").null(1, like=text).context}
+        condition = model.require("text").encode([prompt]).condition
+        return condition, model.require("text").null(1, like=condition)
 
 
 def test_a_distilled_network_that_edits_is_told_its_scale() -> None:
@@ -78,8 +79,8 @@ def test_a_distilled_network_that_edits_is_told_its_scale() -> None:
     assert model.role == "edit"
     with torch.no_grad():
         beside = model.require("vae").unscaled(model.require("vae").encode(2 * RGB - 1).mode)
-    cond = {"context": told(model)[0]["context"], "image": beside, "guidance": torch.tensor([6.0])}
-    latents = sample("lcm", model.denoiser(), model.grid(3), shape=SHAPE, seeds=[5], cond=cond)
+    condition = replace(told(model)[0], image=beside, guidance=torch.tensor([6.0]))
+    latents = sample("lcm", model.denoiser(), model.grid(3), shape=SHAPE, seeds=[5], condition=condition)
     assert torch.equal(drawn(model, image=RGB, guidance=6.0, seeds=[5])[0], latents)
 
 
@@ -99,20 +100,20 @@ def picture(channels: int, seed: int = 0, n: int = 1) -> Tensor:
 def test_any_solver(sampler: str) -> None:
     """Prompt, guidance, solver and autoencoder by hand give the same latents and image, to the last bit."""
     model = mini()
-    cond, null = told(model)
+    condition, null = told(model)
     denoiser = ClassifierFreeGuidance(model.denoiser(), 4.0, null)
-    by_hand = sample(sampler, denoiser, model.grid(3), shape=SHAPE, seeds=[7], cond=cond)
+    by_hand = sample(sampler, denoiser, model.grid(3), shape=SHAPE, seeds=[7], condition=condition)
     latents, images = drawn(model, seeds=[7], sampler=sampler, guidance=4.0)
     assert torch.equal(latents, by_hand)
     assert torch.equal(images, decoded(model, by_hand))
     assert images.shape == (1, 3, 32, 64)
 
 
-def cfg(model: models.Model, null: Mapping[str, Tensor], scale: Any = 4.0, **how: Any) -> DenoiserLike:
+def cfg(model: models.Model, null: Condition, scale: Any = 4.0, **how: Any) -> DenoiserLike:
     return ClassifierFreeGuidance(model.denoiser(), scale, null, **how)
 
 
-GUIDES: dict[str, tuple[dict[str, Any], Callable[[models.Model, dict[str, Tensor]], DenoiserLike]]] = {
+GUIDES: dict[str, tuple[dict[str, Any], Callable[[models.Model, Condition], DenoiserLike]]] = {
     "interval": ({"interval": (0.2, 0.8)}, lambda m, null: cfg(m, null, interval(4.0, 0.2, 0.8))),
     "rescaled": ({"rule": {"name": "rescaled", "phi": 0.6}}, lambda m, null: cfg(m, null, rule=rescaled(0.6, space=m.prediction))),
     "apg": ({"rule": {"name": "apg", "eta": 0.2}}, lambda m, null: cfg(m, null, rule=APG(eta=0.2))),
@@ -125,9 +126,9 @@ GUIDES: dict[str, tuple[dict[str, Any], Callable[[models.Model, dict[str, Tensor
 def test_any_guidance(guide: dict[str, Any], by_hand: Callable[..., DenoiserLike]) -> None:
     """Rules, intervals, thresholds: as the denoiser made by hand, and not as plain guidance."""
     model = mini()
-    cond, null = told(model)
+    condition, null = told(model)
     expected, plain = (
-        sample("dpmpp_2m", denoiser, model.grid(3), shape=SHAPE, seeds=[0], cond=cond)
+        sample("dpmpp_2m", denoiser, model.grid(3), shape=SHAPE, seeds=[0], condition=condition)
         for denoiser in (by_hand(model, null), cfg(model, null))
     )
     latents, _ = drawn(model, guidance=4.0, guide=guide)
@@ -212,8 +213,8 @@ def test_weights_are_read_where_asked_for() -> None:
 def test_a_negative_prompt_is_what_guidance_leads_away_from() -> None:
     """The formula by hand, in which it stands for nothing."""
     model = mini()
-    (cond, _), (away, _) = told(model), told(model, "ugly")
-    by_hand = sample("dpmpp_2m", cfg(model, away), model.grid(3), shape=SHAPE, seeds=[0], cond=cond)
+    (condition, _), (away, _) = told(model), told(model, "ugly")
+    by_hand = sample("dpmpp_2m", cfg(model, away), model.grid(3), shape=SHAPE, seeds=[0], condition=condition)
     assert torch.equal(drawn(model, negative="ugly", guidance=4.0)[0], by_hand)
 
 
@@ -258,10 +259,10 @@ def test_numbers_of_the_vector() -> None:
 def test_an_image_to_begin_from() -> None:
     """The last share of the steps from its latents, each seed with noise of its own; one image serves all."""
     model, image = mini(), picture(3)
-    cond, null = told(model)
+    condition, null = told(model)
     with torch.no_grad():
         latents = model.require("vae").encode(2 * image - 1).mode
-    by_hand = image_to_image(cfg(model, null), latents, model.grid(6), 0.5, seeds=[3, 4], cond={"context": cond["context"].repeat(2, 1, 1)})
+    by_hand = image_to_image(cfg(model, null), latents, model.grid(6), 0.5, seeds=[3, 4], condition=condition.expand(2))
     seen, images = drawn(model, image=image, strength=0.5, seeds=[3, 4], guidance=4.0, steps=6)
     assert torch.equal(seen, by_hand)
     each = generate(model, "a corgi", image=image.repeat(2, 1, 1, 1), strength=0.5, seeds=[3, 4], guidance=4.0, steps=6)
@@ -275,11 +276,11 @@ def test_what_a_mask_keeps_is_kept() -> None:
     model, image = mini(), picture(3)
     mask = torch.zeros(1, 1, 32, 64)
     mask[..., 32:] = 1
-    cond, null = told(model)
+    condition, null = told(model)
     with torch.no_grad():
         known = model.require("vae").encode(2 * image - 1).mode
     denoiser = Inpainting(cfg(model, null), known, mask[..., ::8, ::8])
-    by_hand = sample("dpmpp_2m", denoiser, model.grid(3), shape=SHAPE, seeds=[0], cond=cond)
+    by_hand = sample("dpmpp_2m", denoiser, model.grid(3), shape=SHAPE, seeds=[0], condition=condition)
     latents, _ = drawn(model, image=image, mask=mask, guidance=4.0)
     assert torch.equal(latents, by_hand)
     torch.testing.assert_close(latents[..., :4], known[..., :4], rtol=1e-5, atol=1e-5)
@@ -304,13 +305,12 @@ def test_true_guidance_stands_beside_the_embedded_one() -> None:
     """FLUX.1 [dev]: the formula by hand, with the same scale told on both sides."""
     model, text = mini("flux-dev"), mini("flux-dev").require("text")
     with torch.no_grad():
-        said, away = text.encode(["a corgi"]), text.encode(["ugly"])
-    scale = {"guidance": torch.tensor([3.0])}
-    cond, null = ({"context": of.context, "vector": of.vector, **scale} for of in (said, away))
+        condition, null = (text.encode([prompt]).condition for prompt in ("a corgi", "ugly"))
+    condition = replace(condition, guidance=torch.tensor([3.0]))
     grid = model.grid(3, spacing="mu_shift", tokens=8)
-    by_hand = sample("euler", cfg(model, null, 2.5), grid, shape=(16, 4, 8), seeds=[0], cond=cond)
+    by_hand = sample("euler", cfg(model, null, 2.5), grid, shape=(16, 4, 8), seeds=[0], condition=condition)
     assert torch.equal(drawn(model, negative="ugly", guidance=3.0, true_cfg=2.5)[0], by_hand)
-    plain = sample("euler", model.denoiser(), grid, shape=(16, 4, 8), seeds=[0], cond=cond)
+    plain = sample("euler", model.denoiser(), grid, shape=(16, 4, 8), seeds=[0], condition=condition)
     assert torch.equal(drawn(model, guidance=3.0)[0], plain)
     assert torch.equal(drawn(model, guidance=3.0, true_cfg=1.0)[0], plain)
 
@@ -358,9 +358,9 @@ def test_strength_and_refiner_share_the_steps() -> None:
         for name, model in (("base", base), ("refiner", refiner)):
             forward = model.network.forward
 
-            def asked(x: Tensor, t: Tensor, name: str = name, forward: Any = forward, **cond: Any) -> Tensor:
+            def asked(x: Tensor, t: Tensor, condition: Condition, name: str = name, forward: Any = forward) -> Tensor:
                 calls[name].append(float(t[0]))
-                return forward(x, t, **cond)
+                return forward(x, t, condition)
 
             patch.setattr(model.network, "forward", asked)
         drawn(base, image=picture(3), strength=0.5, refiner=refiner, steps=10, grid={"spacing": "trailing"}, sampler="euler")
@@ -450,7 +450,7 @@ def test_it_starts_from_the_noise_of_the_seeds() -> None:
     """One Euler step of a network that sees nothing but noise: what is left of it is what the seeds draw."""
     model = mini()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.network, "forward", lambda x, t, **cond: torch.zeros_like(x))
+        patch.setattr(model.network, "forward", lambda x, t, condition: torch.zeros_like(x))
         latents, _ = drawn(model, seeds=[11, 12], steps=1, sampler="euler", guidance=1.0)
     level = model.grid(1)[0]
     torch.testing.assert_close(latents, initial_noise([11, 12], SHAPE) * level.sigma / level.alpha)
@@ -661,10 +661,9 @@ def test_a_dedistilled_flux_is_guided() -> None:
     """By the formula, whatever the scale; its base, [schnell], by none."""
     model, text = mini("flux-dedistilled"), mini("flux-dedistilled").require("text")
     with torch.no_grad():
-        said, away = text.encode(["a corgi"]), text.encode(["ugly"])
-    cond, null = ({"context": of.context, "vector": of.vector} for of in (said, away))
+        condition, null = (text.encode([prompt]).condition for prompt in ("a corgi", "ugly"))
     for scale in (3.5, 2.0):
-        by_hand = sample("euler", cfg(model, null, scale), model.grid(3, (4, 8)), shape=(16, 4, 8), seeds=[0], cond=cond)
+        by_hand = sample("euler", cfg(model, null, scale), model.grid(3, (4, 8)), shape=(16, 4, 8), seeds=[0], condition=condition)
         assert torch.equal(drawn(model, negative="ugly", guidance=None if scale == 3.5 else scale)[0], by_hand)
     with pytest.raises(ValueError, match="true_cfg is for networks that are told guidance"):
         drawn(model, true_cfg=2.0)

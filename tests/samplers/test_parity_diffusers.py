@@ -37,7 +37,9 @@ from torch import Tensor
 from diffusion import (
     EPS,
     FLOW,
+    NONE,
     PREDICTIONS,
+    Condition,
     ConsistencyFunction,
     CosineVP,
     Denoiser,
@@ -80,7 +82,7 @@ class Asked:
         self.calls: list[tuple[Tensor, float]] = []
         self.wide = wide
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         self.calls.append((x, float(t[0])))
         out = (1.3 * x + 0.002 * t.view(-1, 1, 1, 1)).sin() + 0.5 * x
         return torch.cat([out, x.cos()], 1) if self.wide else out
@@ -544,7 +546,7 @@ def test_lcm_with_strength_ends_in_noise(exactly: Exactly) -> None:
         x = peer.step(PERFECT(x, VP.level(int(t))).eps, t, x, generator=torch.Generator().manual_seed(3)).prev_sample
     assert float((x - POINT).abs().max()) > 0.5
     grid = time_grid(VP, spacing=[999, 759, 499, 259])[2:]
-    denoiser = ConsistencyFunction(Denoiser(lambda x, t: PERFECT(x, VP.level(float(t[0]))).eps, VP, EPS), lcm())
+    denoiser = ConsistencyFunction(Denoiser(lambda x, t, condition: PERFECT(x, VP.level(float(t[0]))).eps, VP, EPS), lcm())
     *_, last = SAMPLERS["lcm"](denoiser, marginal(POINT, NOISE, grid[0]), grid)
     torch.testing.assert_close(last.x, POINT, rtol=0, atol=1e-5)  # its blend keeps 0.0025 / t^2 of x, as it must
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion import Estimate, Grid, Level, VarianceExploding, time_grid
+from diffusion import NONE, Condition, Estimate, Grid, Level, VarianceExploding, time_grid
 from samplers import SAMPLERS
 from tests.peers import k_sampling
 from tests.samplers.parity import F64, NOISE, STRAIGHT, VP, Z
@@ -42,7 +42,7 @@ class Asked:
         scaled = y / math.hypot(1, ratio)
         return (1.3 * scaled + 0.3 * math.log(ratio)).sin() + 0.4 * scaled
 
-    def denoiser(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def denoiser(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         """As our solvers ask."""
         return Estimate.from_x0(x_t, self(x_t / level.alpha, torch.tensor([level.sigma / level.alpha], dtype=F64)), level)
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffusion import PREDICTIONS, RectifiedFlow
 from models import CLIPTextParams, Model, T5Params, T5Tokenizer, TextEncoder, TextParams
@@ -51,15 +51,15 @@ def test_conditions_of_families_that_read_text_beside_the_image(name: str, tmp_p
         found = conditions(made, prompts, {})
         empty = made.text.null(1)
         expected = {
-            "cond": [made.text.encode([prompt]) for prompt in texts],
-            "null": [empty if prompt is None else made.text.encode([prompt]) for prompt in negative],
+            "cond": [made.text.encode([prompt]).condition for prompt in texts],
+            "null": [empty if prompt is None else made.text.encode([prompt]).condition for prompt in negative],
         }
-        for side, given in (("cond", found.cond), ("null", found.null)):
+        for side, given in (("cond", found.condition.given), ("null", found.null.given)):
             assert given["context"].shape == (3, JOINT[name].rows, 96)
             for part in ("context", "vector"):
                 assert given[part].dtype == torch.bfloat16
-                assert torch.equal(given[part], torch.cat([cast(Tensor, getattr(row, part)) for row in expected[side]]).bfloat16())
-        assert found.dropped == expected["cond"][1].dropped != ("",)
+                assert torch.equal(given[part], torch.cat([row.given[part] for row in expected[side]]).bfloat16())
+        assert found.dropped == made.text.encode([LONG]).dropped != ("",)
 
 
 def test_no_prompt_is_read_twice(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from diffusion import (
     PREDICTIONS,
     ClassifierFreeGuidance,
     Clipped,
+    Condition,
     DenoiserLike,
     Rule,
     Scale,
@@ -154,7 +155,7 @@ def test_images_are_those_of_their_seeds_and_labels(tmp_path: Path) -> None:
     assert out.name == "ddim-2-guidance-2"
     for i, label in enumerate((7, 3, 7, 3, 7)):
         denoiser = Clipped(ClassifierFreeGuidance(model.denoiser(), 2, model.null))
-        x = sample("ddim", denoiser, model.grid(2), shape=model.shape, seeds=[4 + i], cond={"label": torch.tensor([label])})
+        x = sample("ddim", denoiser, model.grid(2), shape=model.shape, seeds=[4 + i], condition=Condition(label=torch.tensor([label])))
         exact = (x[0, 0].clamp(-1, 1) + 1) * 127.5
         with Image.open(out / "images" / str(label) / f"{4 + i:06d}.png") as image:
             assert np.abs(np.asarray(image) - exact.numpy()).max() <= 0.501
@@ -213,7 +214,7 @@ def test_how_guidance_works_is_as_told(
     monkeypatch.setattr("samplers.run.sample", sampled)
     out = run(given)
     expected, plain = (
-        sample("ddim", denoiser, model.grid(4), shape=model.shape, seeds=range(3), cond={"label": torch.arange(3)})
+        sample("ddim", denoiser, model.grid(4), shape=model.shape, seeds=range(3), condition=Condition(label=torch.arange(3)))
         for denoiser in (by_hand(model), Clipped(cfg(model)))
     )
     assert torch.equal(torch.cat(drawn), expected)

@@ -17,7 +17,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from diffusion import Estimate, Grid, Level, NoiseLevel, time_grid
+from diffusion import NONE, Condition, Estimate, Grid, Level, NoiseLevel, time_grid
 from eval.bench.convergence import MIXTURE
 from samplers import SAMPLERS
 from tests.peers import k_sampling
@@ -34,7 +34,7 @@ def parabola(lambda_: float) -> float:
     return A + B * lambda_ + C * lambda_**2
 
 
-def denoiser(x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+def denoiser(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
     """x0 follows the parabola, whatever x is."""
     assert isinstance(level, NoiseLevel)
     return Estimate.from_x0(x_t, torch.full_like(x_t, parabola(level.half_log_snr)), level)

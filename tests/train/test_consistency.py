@@ -16,8 +16,10 @@ import models
 from configs import compose
 from diffusion import (
     FLOW,
+    NONE,
     X0,
     BatchLevel,
+    Condition,
     ConsistencyFunction,
     CosineVP,
     Denoiser,
@@ -59,10 +61,10 @@ class Watched:
     def __init__(self, denoiser: DenoiserLike) -> None:
         self.denoiser, self.levels = denoiser, list[BatchLevel]()
 
-    def __call__(self, x_t: Tensor, level: Level, /, **cond: Any) -> Estimate:
+    def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         assert isinstance(level, BatchLevel)
         self.levels.append(level)
-        return self.denoiser(x_t, level, **cond)
+        return self.denoiser(x_t, level, condition)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -71,7 +73,7 @@ def test_a_perfect_student_of_a_point_has_no_loss(solver: Literal["ddim", "heun"
     """All data is one point: every step of either solver is exact, so the student that always names it has loss 0."""
     point = initial_noise([7], (1, 2, 2), F64)[0]
     distillation = ConsistencyDistillation(PointMass(point), plain, time_grid(RectifiedFlow(), 5), solver, huber)
-    perfect = Denoiser(lambda x, t: point.expand_as(x), RectifiedFlow(), X0)
+    perfect = Denoiser(lambda x, t, condition: point.expand_as(x), RectifiedFlow(), X0)
     assert float(distillation(perfect, batch(64, 1, 2, 2)).abs().max()) < (1e-25 if huber is None else 1e-13)
 
 
@@ -81,7 +83,7 @@ def test_a_perfect_student_of_a_gaussian_has_no_loss(schedule: CosineVP | Rectif
     teacher = GaussianMixture(torch.zeros(1, 1, 1, 1, dtype=F64), torch.tensor([STD], dtype=F64))
 
     def student(share: float) -> Denoiser:
-        def end(x: Tensor, t: Tensor) -> Tensor:
+        def end(x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
             level = schedule.levels(t)
             return x * (share * STD / (level.alpha**2 * STD**2 + level.sigma**2).sqrt()).view(-1, 1, 1, 1)
 
@@ -104,7 +106,7 @@ def test_the_last_target_is_data(solver: Literal["ddim", "heun"]) -> None:
     teacher = Watched(PointMass(torch.full((1, 2, 2), 0.25, dtype=F64)))
     asked: list[Tensor] = []
 
-    def network(x: Tensor, t: Tensor) -> Tensor:
+    def network(x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         asked.append(t)
         return torch.full_like(x, 2.0)
 
@@ -125,9 +127,9 @@ def test_the_target_at_sigma_min_is_the_sample(solver: Literal["ddim", "heun"]) 
     distillation = ConsistencyDistillation(PointMass(point), cm(schedule.t_min), grid, solver)
     x0, eps = batch(3, 1, 2, 2)["x0"], initial_noise(range(5, 8), (1, 2, 2), F64)
     t, s = (schedule.levels(torch.full((3,), time, dtype=F64)) for time in (5.0, schedule.t_min))
-    junk = ConsistencyFunction(Denoiser(lambda x, t: (3 * x).sin(), schedule, X0), cm(schedule.t_min))
+    junk = ConsistencyFunction(Denoiser(lambda x, t, condition: (3 * x).sin(), schedule, X0), cm(schedule.t_min))
     x_t = x0 + 5.0 * eps
-    target = distillation._target(junk, x_t, t, s, {})
+    target = distillation._target(junk, x_t, t, s, NONE)
     torch.testing.assert_close(target, point + schedule.t_min / 5.0 * (x_t - point), rtol=1e-12, atol=1e-12)
 
 
@@ -141,7 +143,7 @@ def test_the_target_gets_no_gradient(solver: Literal["ddim", "heun"]) -> None:
             super().__init__()
             self.w = nn.Parameter(torch.tensor(0.7, dtype=F64))
 
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
             seen.append(x.detach())
             return self.w * x
 
@@ -180,7 +182,7 @@ def test_the_teacher_is_clipped_where_asked(clip: bool, limit: float, tmp_path: 
     student, objective = OBJECTIVES["consistency"](spec, torch.device("cpu"), str(path), {"steps": 4}, solver="ddim", clip=clip)
     assert isinstance(objective, ConsistencyDistillation)
     x_t, level = 3 * torch.randn(4, 1, 8, 8), student.schedule.level(0.5)
-    x0 = objective.teacher(x_t, level, label=torch.arange(4)).x0
+    x0 = objective.teacher(x_t, level, Condition(label=torch.arange(4))).x0
     assert x0.abs().max() == pytest.approx(min(limit, float(x_t.abs().max())), rel=1e-6)  # a fresh network says 0: x0 = x_t
 
 
@@ -218,7 +220,7 @@ class MLP(nn.Module):
             nn.Linear(6, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2)
         )
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         angle = t[:, None] * (math.pi / 2)
         features = torch.cat([x.flatten(1), angle.sin(), angle.cos(), (4 * angle).sin(), angle.tan().log() / 4], 1)
         return self.layers(features).view_as(x)

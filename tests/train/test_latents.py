@@ -62,7 +62,7 @@ def test_a_batch_is_what_the_encoders_make(photos: Path, family: str) -> None:
         images = torch.stack([data.images.read(i, 32, 32)[0] for i in (2, 0, 1)])
         distribution = model.require("vae").encode(images)
         text: TextEncoder = model.require("text")
-        told = text.encode(["a cat", *CAPTIONS[:2]], numbers={name: numbers[name] for name in text.params.numbers})
+        told, _ = text.encode(["a cat", *CAPTIONS[:2]], numbers={name: numbers[name] for name in text.params.numbers})
         null = text.null(3, like=told)
     expected: dict[str, Tensor | None] = {
         "x0": distribution.mean,
@@ -81,7 +81,9 @@ def test_a_batch_is_what_the_encoders_make(photos: Path, family: str) -> None:
         assert not batch["null.vector"][:, :pooled].any()
         assert torch.equal(batch["null.vector"][:, pooled:], batch["vector"][:, pooled:])
     else:
-        torch.testing.assert_close(batch["null.context"][0], text.encode([""], numbers=numbers_of(text)).context[0], **TOLERANCE)
+        torch.testing.assert_close(
+            batch["null.context"][0], text.encode([""], numbers=numbers_of(text)).condition.given["context"][0], **TOLERANCE
+        )
 
 
 def numbers_of(text: TextEncoder) -> dict[str, float]:

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 import models
-from diffusion import Denoiser
+from diffusion import Condition, Denoiser
 from models import Model
 from models.files.text import read_json, read_json_lines
 from models.layouts import native
@@ -74,7 +74,7 @@ def denoising(model: Model) -> Objective:
 def reconstruction(denoiser: Denoiser, batch: Batch) -> Tensor:
     """An objective without chance: the output should be the image."""
     level = denoiser.schedule.levels(torch.full((len(batch["x0"]),), 50.0))
-    return (denoiser.output(batch["x0"], level, label=batch["label"]) - batch["x0"]).square().flatten(1).mean(1)
+    return (denoiser.output(batch["x0"], level, Condition(label=batch["label"])) - batch["x0"]).square().flatten(1).mean(1)
 
 
 def go(folder: Path, objective: Objective | None = None, model: Model | None = None, resume: bool = False, **params: Any) -> Model:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 import models
-from diffusion import EPS, Denoiser, DiscreteVP, Prediction, RectifiedFlow, Schedule, V, initial_noise, marginal
+from diffusion import EPS, NONE, Condition, Denoiser, DiscreteVP, Prediction, RectifiedFlow, Schedule, V, initial_noise, marginal
 from train.density import Uniform
-from train.objective import DenoisingObjective, clean, conditions, drop_conditions
+from train.objective import DenoisingObjective, clean, condition_of, drop_condition
 from train.variational import variational_bound
 from train.weighting import min_snr, uniform
 
@@ -27,7 +27,7 @@ def test_the_ideal_denoiser_of_a_point_has_no_loss(schedule: Schedule, predictio
     """Whose data is one point knows the noise: the loss is 0 for every prediction on every schedule, and is not for another point."""
     point = initial_noise([3], (1, 2, 2), F64)
 
-    def ideal(x: Tensor, t: Tensor) -> Tensor:
+    def ideal(x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         level = schedule.levels(t)
         alpha, sigma = (value.view(-1, 1, 1, 1) for value in (level.alpha, level.sigma))
         return prediction.target(point.expand_as(x), (x - alpha * point) / sigma, level)
@@ -44,7 +44,7 @@ def test_the_loss_is_the_weighted_mean_square() -> None:
     x0 = initial_noise(range(8), (1, 2, 2), F64)
     seen: list[Tensor] = []
 
-    def network(x: Tensor, t: Tensor) -> Tensor:
+    def network(x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         seen.extend([x, t])
         return torch.zeros_like(x)
 
@@ -61,12 +61,13 @@ def test_the_loss_is_the_weighted_mean_square() -> None:
 def test_conditions_are_dropped_together_as_often_as_asked(probability: float) -> None:
     """A share of the samples gets the null value of every condition; the others keep theirs. The share is within 4 standard errors."""
     n = 4000
-    cond = {"label": torch.arange(n) % 10, "vector": torch.ones(n, 3, 2)}
+    condition = Condition(label=torch.arange(n) % 10, vector=torch.ones(n, 2))
     torch.manual_seed(0)
-    found = drop_conditions(cond, {"label": 10, "vector": torch.tensor([5.0, 7.0])}, probability)
+    null = Condition(label=torch.tensor([10]), vector=torch.tensor([[5.0, 7.0]]))
+    found, cond = drop_condition(condition, null, probability).given, condition.given
     dropped = found["label"] == 10
     assert torch.equal(found["label"][~dropped], cond["label"][~dropped])
-    assert torch.equal(found["vector"][dropped], torch.tensor([5.0, 7.0]).expand(int(dropped.sum()), 3, 2))
+    assert torch.equal(found["vector"][dropped], torch.tensor([5.0, 7.0]).expand(int(dropped.sum()), 2))
     assert torch.equal(found["vector"][~dropped], cond["vector"][~dropped])
     assert abs(float(dropped.double().mean()) - probability) <= 4 * math.sqrt(probability * (1 - probability) / n)
     assert {name: value.dtype for name, value in found.items()} == {name: value.dtype for name, value in cond.items()}
@@ -74,24 +75,25 @@ def test_conditions_are_dropped_together_as_often_as_asked(probability: float) -
 
 def test_nothing_to_drop_stays() -> None:
     """Without conditions, or where none is dropped, all stays; without a null value there is nothing that could stand for one."""
-    label = torch.arange(4)
-    assert drop_conditions({}, {"label": 10}, 1.0) == {}
-    assert drop_conditions({"label": label}, {}, 0.0)["label"] is label
+    label = Condition(label=torch.arange(4))
+    assert drop_condition(NONE, Condition(label=torch.tensor([10])), 1.0) is NONE
+    assert drop_condition(label, NONE, 0.0) is label
     with pytest.raises(ValueError, match=r"objective\.drop=0\.5 needs a null value of 'label'"):
-        drop_conditions({"label": label}, {"context": 0}, 0.5)
+        drop_condition(label, Condition(context=torch.zeros(1, 2, 3)), 0.5)
 
 
 def test_a_batch_may_say_itself_what_no_condition_is() -> None:
     """Its null.* go before the model's own, one per sample or one for all, and the network is never told them beside the conditions."""
     seen: list[dict[str, Tensor]] = []
 
-    def network(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        seen.append(cond)
+    def network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        seen.append(condition.given)
         return torch.zeros_like(x)
 
     rows = torch.arange(64.0)[:, None]
     batch = {"x0": torch.zeros(64, 1, 2, 2), "vector": rows, "null.vector": -rows - 1, "label": torch.ones(64).long()}
-    objective = DenoisingObjective(TABLE, EPS, Uniform(TABLE), uniform, {"label": 10, "vector": 0.5}, drop=0.5)
+    null = Condition(label=torch.tensor([10]), vector=torch.tensor([[0.5]]))
+    objective = DenoisingObjective(TABLE, EPS, Uniform(TABLE), uniform, null, drop=0.5)
     torch.manual_seed(0)
     objective(Denoiser(network, TABLE, EPS), batch)
     vector, label = seen[0]["vector"], seen[0]["label"]
@@ -111,7 +113,7 @@ def test_latents_are_drawn_anew_from_their_distribution() -> None:
         assert abs(float(x0.std()) - 0.5) < 5 * 0.5 / math.sqrt(2 * 16000)
     assert abs(float(((first - 3) * (second - 3)).mean())) < 5 * 0.25 / math.sqrt(16000)
     assert clean({"x0": mean}) is mean
-    assert conditions({"x0": mean, "x0_std": std, "null.context": mean, "context": std}).keys() == {"context"}
+    assert condition_of({"x0": mean, "x0_std": std, "null.context": mean, "context": std}).given.keys() == {"context"}
 
 
 @pytest.mark.parametrize("gamma", [None, 1.0, 5.0])
@@ -134,7 +136,7 @@ def test_loss_and_gradient_are_those_of_the_usual_training_script(said: str, gam
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=said)
     noisy = scheduler.add_noise(batch["x0"], noise, timesteps)
     target = noise if said == "epsilon" else scheduler.get_velocity(batch["x0"], noise, timesteps)
-    out = network(noisy, timesteps.float(), context=batch["context"])
+    out = network(noisy, timesteps.float(), Condition(context=batch["context"]))
     if gamma is None:
         expected = F.mse_loss(out, target)
     else:
@@ -204,7 +206,7 @@ def test_the_bound_trains_the_variance_only() -> None:
             TABLE, EPS, Uniform(TABLE), lambda level, prediction: torch.full_like(level.t, weight), bound_weight=bound_weight
         )
         torch.manual_seed(0)
-        objective(Denoiser(lambda x, t: out, TABLE, EPS), {"x0": belief(16)[0]}).sum().backward()
+        objective(Denoiser(lambda x, t, condition: out, TABLE, EPS), {"x0": belief(16)[0]}).sum().backward()
         assert out.grad is not None
         return out.grad
 

@@ -110,7 +110,7 @@ def test_tokenizers(family: str, number: int, saved: Saved) -> None:
 def test_pipelines_are_told_the_same(family: str, most: int, tmp_path: Path) -> None:
     """Context and vector of the same prompt; CLIP-L's pooled output goes unprojected, in Stable Diffusion 3 through the identity."""
     models.save(miniature(family), tmp_path, "diffusers")
-    ours = models.load(tmp_path).require("text").encode([WORDS])
+    ours = models.load(tmp_path).require("text").encode([WORDS]).condition
     pipeline = pipeline_of(tmp_path)
     if family == "sd3":
         context, _, vector, _ = pipeline.encode_prompt(WORDS, None, None, do_classifier_free_guidance=False, max_sequence_length=most)
@@ -132,7 +132,7 @@ def test_stable_diffusion_3_without_t5(tmp_path: Path) -> None:
     equal(states(pipeline), files(tmp_path / "folder"))
     again = models.load(tmp_path / "folder")
     same(again.state_dict(), model.state_dict())
-    ours = again.require("text").encode([WORDS])
+    ours = again.require("text").encode([WORDS]).condition
     assert not ours.context[:, 77:].any()
     pipeline.transformer.register_to_config(joint_attention_dim=ours.context.shape[-1])
     context, _, vector, _ = pipeline.encode_prompt(WORDS, None, None, do_classifier_free_guidance=False)
@@ -148,7 +148,7 @@ def test_a_projected_pooled_output_stays_projected(tmp_path: Path) -> None:
     pipeline.save_pretrained(tmp_path / "f")
     model = models.load(tmp_path / "f")
     _, _, vector, _ = pipeline.encode_prompt(WORDS, None, None, do_classifier_free_guidance=False)
-    assert relative_error(model.require("text").encode([WORDS]).vector, vector) <= BOUND
+    assert relative_error(model.require("text").encode([WORDS]).condition.vector, vector) <= BOUND
     models.save(model, tmp_path / "g", "diffusers")
     same(models.load(tmp_path / "g").state_dict(), model.state_dict())
     for layout in ("ldm", "separate"):
@@ -175,8 +175,8 @@ def test_diffusers_computes_the_same_network(family: str, saved: Saved) -> None:
     kind = FluxTransformer2DModel if family.startswith("flux") else SD3Transformer2DModel
     peer = kind.from_pretrained(saved(family) / "transformer", local_files_only=True).eval()
     ours: Any = models.load(saved(family) / "transformer").network
-    x, t, cond = inputs(ours.params, (8, 12))
-    assert relative_error(ours(x, t, **cond), theirs_of(peer, x, t, **cond)) <= BOUND
+    x, t, condition = inputs(ours.params, (8, 12))
+    assert relative_error(ours(x, t, condition), theirs_of(peer, x, t, **condition.given)) <= BOUND
 
 
 @pytest.mark.parametrize("family", ["flux-dev", "sd3"])
@@ -236,8 +236,8 @@ def test_flux_of_diffusers(guidance: bool, tmp_path: Path) -> None:
     ).eval()
     ours: Any = saved_by_diffusers(peer, tmp_path).network
     assert (ours.params.axes, ours.params.guidance_dim) == ((8, 8, 8), 256 if guidance else None)
-    x, t, cond = inputs(ours.params, (8, 12))
-    assert relative_error(ours(x, t, **cond), theirs_of(peer, x, t, **cond)) <= BOUND
+    x, t, condition = inputs(ours.params, (8, 12))
+    assert relative_error(ours(x, t, condition), theirs_of(peer, x, t, **condition.given)) <= BOUND
 
 
 @pytest.mark.parametrize("dual", [(), (0,), (0, 1, 2)])
@@ -257,8 +257,8 @@ def test_stable_diffusion_3_of_diffusers(dual: tuple[int, ...], qk_norm: str | N
     ).eval()
     ours: Any = saved_by_diffusers(peer, tmp_path).network
     assert (ours.params.heads, ours.params.dual, ours.params.qk_norm) == (2, len(dual), qk_norm is not None)
-    x, t, cond = inputs(ours.params, (8, 12))
-    assert relative_error(ours(x, t, **cond), theirs_of(peer, x, t, **cond)) <= BOUND
+    x, t, condition = inputs(ours.params, (8, 12))
+    assert relative_error(ours(x, t, condition), theirs_of(peer, x, t, **condition.given)) <= BOUND
 
 
 def test_t5_of_transformers(saved: Saved, tmp_path: Path) -> None:

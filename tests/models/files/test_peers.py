@@ -102,14 +102,14 @@ def test_diffusers_loads_our_previews(saved: Saved) -> None:
     assert relative_error(ours.decode(latents), peer.decode(latents).sample) <= BOUND
 
 
-def output(peer: Any, params: Any, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+def output(peer: Any, params: Any, x: Tensor, t: Tensor, told: Mapping[str, Tensor]) -> Tensor:
     """A UNet of diffusers told the same as ours: the vector behind its own sinusoids, w as the embedding that pipelines make."""
-    options: dict[str, Any] = {"encoder_hidden_states": cond["context"]}
-    if "guidance" in cond:
+    options: dict[str, Any] = {"encoder_hidden_states": told["context"]}
+    if "guidance" in told:
         embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
-        options["timestep_cond"] = embed(None, cond["guidance"] - 1, embedding_dim=params.guidance_dim)
-    if "vector" in cond:
-        peer.get_aug_embed = lambda *args, **kwargs: peer.add_embedding(cond["vector"])
+        options["timestep_cond"] = embed(None, told["guidance"] - 1, embedding_dim=params.guidance_dim)
+    if "vector" in told:
+        peer.get_aug_embed = lambda *args, **kwargs: peer.add_embedding(told["vector"])
     return peer(x, t, **options).sample
 
 
@@ -119,8 +119,8 @@ def test_diffusers_computes_the_same_network(family: str, saved: Saved) -> None:
     peer = UNet2DConditionModel.from_pretrained(saved(family)[0] / "unet", local_files_only=True)
     ours = models.load(saved(family)[0] / "unet").network
     assert isinstance(ours, UNet)
-    x, t, cond = inputs(ours.params, (16, 24))
-    assert relative_error(ours(x, t, **cond), output(peer, ours.params, x, t, cond)) <= BOUND
+    x, t, condition = inputs(ours.params, (16, 24))
+    assert relative_error(ours(x, t, condition), output(peer, ours.params, x, t, condition.given)) <= BOUND
 
 
 def test_diffusers_computes_the_same_autoencoder(saved: Saved) -> None:
@@ -212,8 +212,8 @@ def test_networks_of_diffusers(kind: str, tmp_path: Path) -> None:
     peer.save_pretrained(tmp_path)
     ours = models.load(tmp_path).network
     assert isinstance(ours, UNet)
-    x, t, cond = inputs(ours.params, (16, 24))
-    assert relative_error(ours(x, t, **cond), output(peer, ours.params, x, t, cond)) <= BOUND
+    x, t, condition = inputs(ours.params, (16, 24))
+    assert relative_error(ours(x, t, condition), output(peer, ours.params, x, t, condition.given)) <= BOUND
 
 
 @pytest.mark.parametrize(

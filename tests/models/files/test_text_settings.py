@@ -50,7 +50,7 @@ def test_blocks_are_as_many_as_config_says(family: str, tower: str, blocks: int,
         getattr(pipe, tower).save_pretrained(tmp_path / "m" / tower)
     model = models.load(tmp_path / "m")
     numbers = NUMBERS if family == "sdxl" else None
-    assert torch.allclose(model.require("text").encode(["a cat"], numbers=numbers).context, encoded(pipe, "a cat"), atol=1e-5)
+    assert torch.allclose(model.require("text").encode(["a cat"], numbers=numbers).condition.context, encoded(pipe, "a cat"), atol=1e-5)
     assert model.report is not None
     assert any("config.json" in reason for reason in model.report.ignored.values()) != written
     models.save(model, tmp_path / "again", layout="diffusers")
@@ -70,7 +70,7 @@ def test_clip_skip_is_that_of_diffusers(family: str, tmp_path: Path) -> None:
     numbers = NUMBERS if family == "sdxl" else None
     skips = [0, 1] if family != "sd1" else [0, 1, 2]
     for skip in skips:
-        ours = text.encode(["a cat"], numbers=numbers, clip_skip=skip)
+        ours = text.encode(["a cat"], numbers=numbers, clip_skip=skip).condition
         assert torch.allclose(ours.context, encoded(pipe, "a cat", clip_skip=skip), atol=1e-5)
         if family != "sdxl":
             assert torch.allclose(text.null(1, clip_skip=skip).context, encoded(pipe, "", clip_skip=skip), atol=1e-5)
@@ -138,7 +138,7 @@ def test_padding_is_what_the_folder_says(tmp_path: Path) -> None:
     config.write_text(json.dumps(told))
     (config.parent / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<|endoftext|>"}))
     pipe, model = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "m"), models.load(tmp_path / "m")
-    ours = model.require("text").encode(["a cat"], numbers=NUMBERS).context
+    ours = model.require("text").encode(["a cat"], numbers=NUMBERS).condition.context
     assert torch.allclose(ours, encoded(pipe, "a cat"), atol=1e-5)
     assert [use.pad for use in miniature("sdxl").require("text").params.uses] == [49407, 0]
     assert [use.pad for use in model.require("text").params.uses] == [49407, 49407]
@@ -170,7 +170,7 @@ def test_longer_towers_read_as_many_tokens_as_their_tokenizer_says(tmp_path: Pat
         changed(tmp_path / "m/tokenizer/tokenizer_config.json", model_max_length=length)
         ours = models.load(tmp_path / "m")
         right = encoded(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "m"), "a cat " * 20)
-        assert ours.require("text").encode(["a cat " * 20]).context.shape == (1, length, 64)
-        assert torch.allclose(ours.require("text").encode(["a cat " * 20]).context, right, atol=1e-5)
+        assert ours.require("text").encode(["a cat " * 20]).condition.context.shape == (1, length, 64)
+        assert torch.allclose(ours.require("text").encode(["a cat " * 20]).condition.context, right, atol=1e-5)
     models.save(ours, tmp_path / "again", layout="diffusers")
     assert models.load(tmp_path / "again").spec["text"] == ours.spec["text"]

@@ -98,7 +98,7 @@ def test_context_and_vector_equal_diffusers(tmp_path: Path) -> None:
     assert [text.tokenizer(name).tokenize("<cat-toy>") for name in ("clip_l", "clip_g")] == [[EOS + 1], [EOS + 2]]
     prompt = "a <cat-toy> and <other>"
     context, _, pooled, _ = peer.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)
-    ours = text.encode([prompt], numbers=NUMBERS)
+    ours = text.encode([prompt], numbers=NUMBERS).condition
     assert torch.allclose(ours.context, context, atol=1e-5)
     assert torch.allclose(ours.vector[:, : pooled.shape[1]], pooled, atol=1e-5)
     assert text.tokenizer("clip_g").tokenize("hi!") == openai_tokenizer().tokenize("hi!")
@@ -114,7 +114,7 @@ def test_both_towers_read_one_text_where_one_has_words(words: tuple[list[Any], A
         ids = {name: text.tokenizer(name).tokenize(prompt) for name in ("clip_l", "clip_g")}
         assert ids["clip_l"] == ids["clip_g"] == peer.tokenizer(prompt, add_special_tokens=False).input_ids
         context, _, _, _ = peer.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)
-        assert torch.allclose(text.encode([prompt], numbers=NUMBERS).context, context, atol=1e-5)
+        assert torch.allclose(text.encode([prompt], numbers=NUMBERS).condition.context, context, atol=1e-5)
 
 
 def test_words_of_several_vectors_are_read_whole(tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ def test_words_of_several_vectors_are_read_whole(tmp_path: Path) -> None:
     text = models.load(tmp_path / "learned").require("text")
     right = peer.encode_prompt("a <cat> on a mat", "cpu", 1, False)[0]
     for prompt in ("a <cat> on a mat", "a <cat> <cat>_1 <cat>_2 on a mat"):
-        assert torch.allclose(text.encode([prompt]).context, right, atol=1e-5)
-    plain, empty = right[0], text.encode([""]).context[0]
-    weighted = text.encode(["a (<cat>:1.5) on a mat"], weighted=True).context[0]
+        assert torch.allclose(text.encode([prompt]).condition.context, right, atol=1e-5)
+    plain, empty = right[0], text.encode([""]).condition.context[0]
+    weighted = text.encode(["a (<cat>:1.5) on a mat"], weighted=True).condition.context[0]
     expected = plain.clone()
     expected[2:5] = empty[2:5] + 1.5 * (plain[2:5] - empty[2:5])
     assert torch.allclose(weighted, expected, atol=1e-5)
@@ -150,7 +150,7 @@ def test_a_table_of_its_own(tmp_path: Path) -> None:
         text = models.load(tmp_path / f"model-{kind}").require("text")
         assert text.tokenizer("clip_l").tokenize("cat cab") == peer("cat cab", add_special_tokens=False).input_ids
         right = pipe.encode_prompt("a cat", "cpu", 1, False)[0]
-        assert torch.allclose(text.encode(["a cat"]).context, right, atol=1e-5)
+        assert torch.allclose(text.encode(["a cat"]).condition.context, right, atol=1e-5)
         assert text.encode(["cat " * 100], long="cut").dropped == (" ".join(["cat"] * 25),)
 
 
