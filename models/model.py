@@ -322,9 +322,7 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
         spec["network"]["time_factor"] = time_factor(schedule, prediction)
     with torch.device(device or torch.get_default_device()):
         network = build_network(spec["network"]) if "network" in spec else None
-        parts: dict[str, Any] = {
-            name: part(make_params(name, params, spec[name])) for name, (part, params) in PARTS.items() if name in spec
-        }
+        parts: dict[str, Any] = {name: _build_part(name, spec[name]) for name in PARTS if name in spec}
     if "shape" in spec and not spec["shape"][0] <= (channels := getattr(getattr(network, "params", None), "in_channels", MAX_SIDE)):
         raise ValueError(f"shape says that samples have {spec['shape'][0]} channels, and the network takes {channels}")
     if "classes" in spec and len(spec["classes"]) != (count := getattr(getattr(network, "params", None), "num_classes", None)):
@@ -390,6 +388,15 @@ def build_network(spec: Mapping[str, Any]) -> nn.Module:
     name = values.pop("name", None)
     network, params = lookup("network", name, families().NETWORKS)
     return network(make_params(str(name), params, values))
+
+
+def _build_part(name: str, spec: Mapping[str, Any]) -> nn.Module:
+    """An autoencoder ("name" says of which kind, "kl" unless it does), the text encoders, or a tiny autoencoder, from its parameters."""
+    values, (part, params) = check_mapping(name, spec), PARTS[name]
+    if name == "vae":
+        kind = lookup("autoencoder", values.pop("name", "kl"), families().AUTOENCODERS)
+        part, params = kind.network, kind.params
+    return part(make_params(name, params, values))
 
 
 def _sha256(read: Callable[[], Tensor]) -> str:

@@ -30,7 +30,7 @@ def published(family: str, device: torch.device | str = "meta", **network: Any) 
     if of.consistency:
         network = {"guidance_dim": 256, **network}
     text = of.text_params({tower.name: tower.params for tower in TOWERS})
-    return build(of.description(replace(of.architecture.network, **network), of.vae_params(), text), device)
+    return build(of.description(replace(of.architecture.network, **network), of.vae, text), device)
 
 
 def miniature(family: str = "sd1", seed: int = 0, **network: Any) -> Model:
@@ -57,7 +57,7 @@ def tiny_description(family: str, towers: Mapping[str, CLIPTextParams | T5Params
     text = of.text_params(towers)
     conditions = {"context_dim": text.context_dim, "vector_dim": text.vector_dim} | ({"guidance_dim": 8} if of.consistency else {})
     params = replace(of.architecture.tiny, **{**conditions, **network})
-    vae = of.vae_params(channels=32, channel_mult=(1, 1, 2, 2), blocks=1)
+    vae = replace(of.vae, **of.architecture.tiny_vae)
     return of.description(params, vae, text, TAESDParams(vae.latent_channels, channels=16))
 
 

@@ -21,6 +21,7 @@ TOWERS: list[Tower] = [tower for each in ARCHITECTURES.values() for tower in eac
 PUBLISHED: dict[str, Published] = {name: published for line in LINES for name, published in line.PUBLISHED.items()}
 """By the names that `download` knows."""
 BACKBONES = {each.kind.name: each.kind for each in ARCHITECTURES.values()}
+AUTOENCODERS = {each.autoencoder.name: each.autoencoder for each in ARCHITECTURES.values()}
 NETWORKS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "dit": (DiT, DiTParams),
     **{name: (kind.network, kind.params) for name, kind in BACKBONES.items()},
@@ -52,6 +53,7 @@ def table() -> str:
 
 __all__ = [
     "ARCHITECTURES",
+    "AUTOENCODERS",
     "BACKBONES",
     "FAMILIES",
     "NETWORKS",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from models.families.vae_keys import AUTOENCODER
 from models.files.structure import Kind
 from models.networks.clip import CLIPTextParams
 from models.networks.t5 import T5Params
@@ -64,7 +65,8 @@ class Architecture:
     towers     its text encoders, in the order in which they are read
     text       how their states are joined: takes the parameters of each by its tower's name, and choices by theirs
     choices    which choices of `text` files show, from the text encoders found and the network's parameters (None without one)
-    vae        its autoencoder
+    autoencoder  the kind of it
+    vae        its parameters at the published size, in the units of the latents; tiny_vae: what of them is another in a miniature
     roles      what is done with an image beside x, by its number of channels
     predicts   the family for a prediction that files name, where that is another than the plain one
     shows      the family that keys and configurations prove, None where they prove none
@@ -88,7 +90,9 @@ class Architecture:
     text: Callable[..., TextParams]
     pipelines: Mapping[Role | None, str]
     choices: Callable[[Mapping[str, Part], Any], dict[str, Any]] = lambda towers, network: {}
-    vae: VAEParams = field(default_factory=VAEParams)
+    autoencoder: Kind = AUTOENCODER
+    vae: Any = field(default_factory=VAEParams)
+    tiny_vae: Mapping[str, Any] = field(default_factory=lambda: {"channels": 32, "channel_mult": (1, 1, 2, 2), "blocks": 1})
     roles: Mapping[int, Role] = field(default_factory=dict)
     predicts: Mapping[str, str] = field(default_factory=dict)
     shows: Callable[[Findings], str | None] = lambda found: None
@@ -112,7 +116,7 @@ class Family:
     size          pixels of the shorter side that it was trained on
     schedule, grid, prediction, consistency  as in a model's description
     sampling      sampler, steps and guidance that it is meant for
-    scale, shift, mean, std  of its latents, see VAEParams
+    latents       their units, where they are not those of the architecture's autoencoder: parameters of it
     text          choices of how its text encoders are read, where not the architecture's
     table         the one of spacing "align_your_steps" that was fitted to it, if one is published
     schedulers    diffusers' schedulers with which this distilled network is published: a hint, no proof, as ordinary ones are saved so too
@@ -131,10 +135,7 @@ class Family:
     sampling: Mapping[str, Any]
     prediction: str = "eps"
     consistency: Mapping[str, Any] | None = None
-    scale: float = 0.18215
-    shift: float = 0.0
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    latents: Mapping[str, Any] = field(default_factory=dict)
     text: Mapping[str, Any] = field(default_factory=dict)
     table: str | None = None
     schedulers: tuple[str, ...] = ()
@@ -152,12 +153,13 @@ class Family:
         own = {tower.name: towers[tower.name] for tower in self.architecture.towers if tower.name in towers}
         return self.architecture.text(**own, **{**self.text, **choices})
 
-    def vae_params(self, **params: Any) -> VAEParams:
-        """Its autoencoder: the architecture's, in the units of its latents."""
-        return replace(self.architecture.vae, scale=self.scale, shift=self.shift, mean=self.mean, std=self.std, **params)
+    @property
+    def vae(self) -> Any:
+        """The parameters of its autoencoder: the architecture's, in the units of its latents."""
+        return replace(self.architecture.vae, **self.latents)
 
     def description(
-        self, network: Any | None, vae: VAEParams | None, text: TextParams | None, preview: TAESDParams | None = None
+        self, network: Any | None, vae: Any | None, text: TextParams | None, preview: TAESDParams | None = None
     ) -> dict[str, Any]:
         """The description, as `build` takes it, of a model of this family with these parts."""
         spec: dict[str, Any] = {"family": self.name, "schedule": dict(self.schedule), "prediction": self.prediction}
@@ -167,12 +169,13 @@ class Family:
             if network and network.guidance_dim is None:  # merged from an adapter, it is not told the scale, and guided as usual, if at all
                 spec["sampling"]["guidance"] = 1.0
         if network:
-            factor = vae.factor if vae else 8
+            factor = (vae or self.vae).factor
             channels = vae.latent_channels if vae else min(network.out_channels, network.in_channels)
             spec |= {"network": {"name": self.architecture.kind.name, **plain(network)}}
             spec |= {"shape": [channels, self.size // factor, self.size // factor]}
-        parts = {"vae": vae, "text": text, "preview": preview}
-        return spec | {part: plain(params) for part, params in parts.items() if params is not None}
+        if vae:
+            spec["vae"] = {"name": self.architecture.autoencoder.name, **plain(vae)}
+        return spec | {part: plain(params) for part, params in {"text": text, "preview": preview}.items() if params is not None}
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ TOWERS = (
     Tower("clip_l", CLIP_L, TINY_CLIP_L, "text_encoders.clip_l.transformer."),
     Tower("t5", T5_XXL, TINY_T5, "text_encoders.t5xxl.transformer.", "text_encoder_2"),
 )
-LATENTS = VAEParams(latent_channels=16, quant_conv=False)
+LATENTS = VAEParams(latent_channels=16, quant_conv=False, scale=0.3611, shift=0.1159)
 TINY = FluxParams(hidden=64, heads=2, depth=2, depth_single=2, axes=(4, 14, 14))
 
 
@@ -227,7 +227,7 @@ CANNY = replace(
 )
 ARCHITECTURES = (DEV, SCHNELL, FILL, CANNY)
 
-FLOW: dict[str, Any] = {"size": 1024, "scale": 0.3611, "shift": 0.1159, "schedule": {"name": "flow"}, "prediction": "flow"}
+FLOW: dict[str, Any] = {"size": 1024, "schedule": {"name": "flow"}, "prediction": "flow"}
 BY_SIZE: dict[str, Any] = {"spacing": "mu_shift"}
 APACHE, NON_COMMERCIAL = "Apache 2.0", "FLUX.1 [dev] Non-Commercial"
 FAMILIES = (

@@ -169,7 +169,7 @@ SD3_MEDIUM = Architecture(
     towers=TOWERS,
     text=text,
     choices=_choices_in_files,
-    vae=LATENTS,
+    vae=replace(LATENTS, scale=1.5305, shift=0.0609),
     pipelines={None: "StableDiffusion3Pipeline"},
     diffusers=OLDEST_FLOW,
 )
@@ -191,8 +191,6 @@ ARCHITECTURES = (SD3_MEDIUM, SD35_MEDIUM, SD35_LARGE)
 
 FLOW: dict[str, Any] = {
     "size": 1024,
-    "scale": 1.5305,
-    "shift": 0.0609,
     "schedule": {"name": "flow"},
     "prediction": "flow",
     # Its publisher shifts times twice: those from 1 to a thousandth, and again, evenly spaced, those from 1 to the shifted thousandth.

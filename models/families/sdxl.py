@@ -9,6 +9,7 @@ from models.families.sd import BETAS, KARRAS, LCM, RAIL_PP, ROLES, STABILITY, TU
 from models.families.vae_keys import LATENT_STATISTICS
 from models.networks.clip import CLIP_G, CLIP_L, CLIPTextParams
 from models.networks.unet import UNetParams
+from models.networks.vae import VAEParams
 from models.text.clip_tokenizer import EOS
 from models.text.recipes import NUMBER_DIM, TextParams, TowerUse
 
@@ -78,6 +79,8 @@ PIPELINES: dict[Role | None, str] = {
     "edit": "StableDiffusionXLInstructPix2PixPipeline",
 }
 
+LATENTS = VAEParams(scale=0.13025)
+
 SDXL = Architecture(
     name="sdxl",
     kind=UNET,
@@ -91,6 +94,7 @@ SDXL = Architecture(
         Tower("clip_g", CLIP_G, TINY_CLIP, "conditioner.embedders.1.model.", "text_encoder_2"),
     ),
     text=text_sdxl,
+    vae=LATENTS,
     roles=ROLES,
     predicts={"v": "sdxl-v"},
     shows=_shown,
@@ -106,6 +110,7 @@ REFINER = Architecture(
     matches=_is_refiner,
     towers=(Tower("clip_g", CLIP_G, TINY_CLIP, "conditioner.embedders.0.model.", "text_encoder_2"),),
     text=text_refiner,
+    vae=LATENTS,
     roles=ROLES,
     pipelines={**PIPELINES, None: "StableDiffusionXLImg2ImgPipeline"},
     index={"text_encoder": [None, None], "tokenizer": [None, None], "requires_aesthetics_score": True},
@@ -116,7 +121,6 @@ ARCHITECTURES = (SDXL, REFINER)
 
 PLAIN: dict[str, Any] = {
     "size": 1024,
-    "scale": 0.13025,
     "schedule": BETAS,
     "grid": KARRAS,
     "sampling": {"sampler": "dpmpp_2m", "steps": 30, "guidance": 7.0},
@@ -132,21 +136,18 @@ FAMILIES = (
         SDXL,
         STABILITY,
         size=512,
-        scale=0.13025,
         **TURBO,
         schedulers=("EulerAncestralDiscreteScheduler",),
         sample_size=64,
     ),
-    Family("lcm-sdxl", "LCM of Stable Diffusion XL", SDXL, RAIL_PP, size=1024, scale=0.13025, **LCM),
+    Family("lcm-sdxl", "LCM of Stable Diffusion XL", SDXL, RAIL_PP, size=1024, **LCM),
     Family(
         "playground-v2.5",
         "Playground v2.5",
         SDXL,
         PLAYGROUND,
         size=1024,
-        scale=0.5,
-        mean=(-1.6574, 1.886, -1.383, 2.5155),
-        std=(8.4927, 5.9022, 6.5498, 5.2299),
+        latents={"scale": 0.5, "mean": (-1.6574, 1.886, -1.383, 2.5155), "std": (8.4927, 5.9022, 6.5498, 5.2299)},
         schedule={"name": "ve", "sigma_min": 0.002, "sigma_max": 80.0},
         prediction="edm",
         grid={"spacing": "karras", "initial": "unit"},

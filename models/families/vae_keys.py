@@ -43,7 +43,7 @@ DIFFUSERS = {
 LEGACY = {**DIFFUSERS, r"\.to_\[q,k,v\]\.": ".[query,key,value].", r"\.to_out\.0\.": ".proj_attn."}
 
 SETTINGS: Settings = {"act_fn": ("silu", "swish"), "mid_block_add_attention": (True,)}
-LATENT_STATISTICS = ("edm_mean", "edm_std")  # per channel, among the tensors of Playground's file
+LATENT_STATISTICS = ("edm_mean", "edm_std")  # tensors of Playground's file, per channel: parameters of its autoencoder
 
 
 def ldm(params: VAEParams) -> Layout:
@@ -121,4 +121,4 @@ def config(p: VAEParams) -> dict[str, Any]:
     }
 
 
-AUTOENCODER = Kind("vae", "vae", "autoencoder", VAE, VAEParams, recognise, ldm, diffusers, lambda p, _: config(p), "vae")
+AUTOENCODER = Kind("kl", "vae", "autoencoder", VAE, VAEParams, recognise, ldm, diffusers, lambda p, _: config(p), "vae")

@@ -111,7 +111,7 @@ def _find_architecture(found: Findings) -> Architecture:
     scale = read_scale(found, vae)[1].get("scale") if vae else None
 
     def distance(each: Architecture) -> tuple[bool, int, bool]:
-        own = [of.scale for of in FAMILIES.values() if of.architecture is each]
+        own = [getattr(of.vae, "scale", None) for of in FAMILIES.values() if of.architecture is each]
         other_scale = scale is not None and not any(same_scale(scale, value) for value in own)
         return not _has_towers(each, found.towers), abs(len(each.towers) - len(found.towers)) if found.towers else 0, other_scale
 

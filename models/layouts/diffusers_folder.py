@@ -12,7 +12,6 @@ from torch import Tensor
 
 from models.families import Family, Tower
 from models.families.taesd_keys import PREVIEW
-from models.families.vae_keys import AUTOENCODER
 from models.files.table import scatter
 from models.files.text import write_json
 from models.layouts import native
@@ -65,8 +64,9 @@ def _parts(model: Model) -> dict[str, Written]:
         config = kind.config(model.network.params, model.shape[1:])
         parts[kind.folder] = (FILE, config, published(model.backbone, kind.diffusers(model.network.params), kind, config))
     if model.vae is not None:
-        config = AUTOENCODER.config(model.vae.params, (0, 0))
-        parts["vae"] = (FILE, config, published(model.vae, AUTOENCODER.diffusers(model.vae.params), AUTOENCODER, config))
+        kind = family_of_model(model).architecture.autoencoder
+        config = kind.config(model.vae.params, (0, 0))
+        parts[kind.folder] = (FILE, config, published(model.vae, kind.diffusers(model.vae.params), kind, config))
     if model.text is not None:
         towers = [tower for tower in family_of_model(model).architecture.towers if tower.name in model.text.towers]
         parts |= {tower.folder: (TEXT_FILE, *_text_tower(model, tower)) for tower in towers}

@@ -11,6 +11,7 @@ SCHEDULE += "posterior_mean_coef1|posterior_mean_coef2|lvlb_weights|denoiser\\.s
 FIRST_TOWER = r"conditioner\.embedders\.0|cond_stage_model|text_encoders"
 
 HARMLESS = {
+    r"^edm_(mean|std)$": "statistics of latents, which are parameters of the autoencoder",
     rf"^({SCHEDULE})$": "a table of the noise schedule, which is computed here",
     r"^logvar$": "learned weights of the training loss",
     r"(^|\.)position_ids$": "0 ... 76, counted here",

@@ -18,31 +18,32 @@ from models.files.table import Part
 from models.layouts.findings import Findings
 from models.networks.vae import VAEParams
 
+UNITS = ("scale", "shift", "mean", "std")  # parameters of an autoencoder that no shape shows
 SCALE = "scale_factor"  # the key of latent diffusion's buffer, for a scale that is measured at the start of training
 MAX_LATENT_CHANNELS = 64  # published autoencoders have up to 16
 
 
-def vae_params(found: Findings, of: Family, asked: str | None) -> VAEParams | None:
-    """The autoencoder's parameters with the scale of its latents, as a configuration or a tensor gives it, else the family's.
+def vae_params(found: Findings, of: Family, asked: str | None) -> Any | None:
+    """The autoencoder's parameters, with the units of its latents where it has parameters for them: as files give them, else the family's.
 
     ValueError for the autoencoder of another family, whose pictures would be wrong without any other sign.
     """
-    if not (part := found.of_kind("vae")):
-        return None
+    part, usual = found.of_kind("vae"), of.vae
+    if not part or not (isinstance(part.params, VAEParams) and isinstance(usual, VAEParams)):
+        return part.params if part else None
     source, scaling = read_scale(found, part)
     if other := _other_family(found, part, scaling, of) if found.backbone or asked else None:
         source = source or "the network beside it"
         raise ValueError(f"{part.file.path} is the autoencoder of {other.title}, as {source} says: {of.title} has another")
     if not source and not found.backbone and not asked:
-        found.notes.append(f"latents are scaled by {of.scale:g}, as in {of.title}: family=... chooses another one's")
+        found.notes.append(f"latents are scaled by {usual.scale:g}, as in {of.title}: family=... chooses another one's")
     elif not source and found.backbone and found.backbone.file is not part.file:
         found.notes.append(f"{part.file.path.name} does not say whose latents it makes: they are taken for those of {of.title}")
-    for verb, value, usual in (("scaled", scaling.get("scale"), of.scale), ("shifted", scaling.get("shift"), of.shift)):
-        if source and value != usual and not same_scale(value, usual):
-            found.notes.append(f"latents are {verb} by {brief(value)}, as {source} says, and not by {usual:g}, as in {of.title}")
-    default = {"scale": of.scale, "shift": of.shift, "mean": of.mean, "std": of.std}
+    for verb, value, own in (("scaled", scaling.get("scale"), usual.scale), ("shifted", scaling.get("shift"), usual.shift)):
+        if source and value != own and not same_scale(value, own):
+            found.notes.append(f"latents are {verb} by {brief(value)}, as {source} says, and not by {own:g}, as in {of.title}")
     try:
-        return make_params("", VAEParams, plain(part.params) | (scaling or default))
+        return make_params("", VAEParams, plain(part.params) | (scaling or {name: getattr(usual, name) for name in UNITS}))
     except ValueError as error:
         raise ValueError(f"{part.file.path}: its latents cannot be scaled as its configuration says: {error}") from None
 
@@ -65,9 +66,9 @@ def read_scale(found: Findings, part: Part) -> tuple[str, dict[str, Any]]:
     if present := [key for key in LATENT_STATISTICS if key in file.tensors]:
         if absent := [key for key in LATENT_STATISTICS if key not in present]:
             raise ValueError(f"{file.path} holds {present[0]} without {absent[0]}")
-        of_statistics = next(of for of in FAMILIES.values() if of.mean is not None)
+        scale = next(of.vae.scale for of in FAMILIES.values() if getattr(of.vae, "mean", None) is not None)
         mean, std = (_read_numbers(file, key) for key in LATENT_STATISTICS)
-        return present[0], {"scale": of_statistics.scale, "shift": 0.0, "mean": mean, "std": std}
+        return present[0], {"scale": scale, "shift": 0.0, "mean": mean, "std": std}
     if SCALE in file.tensors:
         return SCALE, {"scale": next(iter(_read_numbers(file, SCALE)), 0.0), "shift": 0.0}
     if found.backbone and file is found.backbone.file and "scale" in found.ldm:
@@ -82,17 +83,17 @@ def _other_family(found: Findings, part: Part, scaling: Mapping[str, Any], of: F
     """
     scale = scaling.get("scale")
     statistics = not scaling or scaling.get("mean") is not None
-    known = [each for each in FAMILIES.values() if statistics or each.mean is None or each.architecture is of.architecture]
-    alike = [each for each in known if each.is_flow == of.is_flow]
+    alike = [each for each in FAMILIES.values() if isinstance(each.vae, VAEParams) and each.is_flow == of.is_flow]
+    known = [each for each in alike if statistics or each.vae.mean is None or each.architecture is of.architecture]
     neighbour = found.networks.get(part.file.path)
     if scale is None and neighbour is not None and (found.backbone is None or found.backbone.file is not part.file):
-        scale = FAMILIES[architecture_of(neighbour).name].scale
-    return None if same_scale(scale, of.scale) else next((each for each in alike if same_scale(scale, each.scale)), None)
+        scale = getattr(architecture_of(neighbour).vae, "scale", None)
+    return None if same_scale(scale, of.vae.scale) else next((each for each in known if same_scale(scale, each.vae.scale)), None)
 
 
-def same_scale(scale: Any, other: float) -> bool:
-    """Whether two scales agree to the rounding of half precision."""
-    return isinstance(scale, int | float) and math.isclose(scale, other, rel_tol=1e-3)
+def same_scale(scale: Any, other: Any) -> bool:
+    """Whether two scales are numbers that agree to the rounding of half precision."""
+    return isinstance(scale, int | float) and isinstance(other, int | float) and math.isclose(scale, other, rel_tol=1e-3)
 
 
 def _read_numbers(file: TensorFile, key: str) -> tuple[float, ...]:

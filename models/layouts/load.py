@@ -14,7 +14,6 @@ from torch import nn
 from diffusion.messages import brief
 from diffusion.spec import check_type
 from models.families import PUBLISHED
-from models.families.vae_keys import LATENT_STATISTICS
 from models.files.blank import BlankWithin
 from models.files.table import Part, Supplies, check_dtype, supplies
 from models.files.tensors import open_tensors
@@ -204,7 +203,6 @@ def _report(found: Findings, taken: Sequence[Part], model: Model, places: Sequen
         return (before[part.file.path] + key for stored in part.stored.values() for key in stored.keys)
 
     consumed = [key for part in taken for key in keys(part)]
-    consumed += [before[file.path] + key for file in found.files for key in LATENT_STATISTICS if key in file.tensors]
     ignored = {name: why for path in places for name, why in unused(path, ema).items()}
     ignored |= {before[file.path] + key: why for file in found.files for key, why in file.ignored.items()}
     ignored |= {key: why for part, why in found.left_out for key in keys(part)}

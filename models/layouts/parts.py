@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from models.families import ARCHITECTURES, BACKBONES, TOWERS
+from models.families import ARCHITECTURES, AUTOENCODERS, BACKBONES, TOWERS
 from models.families.taesd_keys import PREVIEW
-from models.families.vae_keys import AUTOENCODER, LATENT_STATISTICS
 from models.files.prefixes import shared_prefix, unwrapped
 from models.files.scaled import join_scales
 from models.files.stored import TensorFile
@@ -24,7 +23,7 @@ PREFIXES = tuple(dict.fromkeys((*_FAMILIES, "diffusion_model.", "unet.", *(f"{to
 AVERAGED, RAW = "raw weights, and averaged ones are there", "averaged weights, and raw ones were asked for"  # why others are left out
 AVERAGES = "model_ema."
 EMA_NOTES = 100  # more keys than this under model_ema. are weights, fewer are numbers about them
-KINDS = (*BACKBONES.values(), AUTOENCODER, CLIP, ENCODER, PREVIEW)
+KINDS = (*BACKBONES.values(), *AUTOENCODERS.values(), CLIP, ENCODER, PREVIEW)
 
 
 def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bool = True) -> list[Part]:
@@ -53,7 +52,7 @@ def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bo
     elif len(averages) > EMA_NOTES:
         reasons = dict.fromkeys(averages, RAW)
     used = {stored.key for part in parts for stored in part.stored.values()}
-    rest = [key for key, stored in file.tensors.items() if stored.key not in used and key not in LATENT_STATISTICS]
+    rest = [key for key, stored in file.tensors.items() if stored.key not in used]
     reasons = {key: reasons.get(key) or _harmless(key, parts) for key in rest}
     if unknown := [key for key, why in reasons.items() if not why]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""

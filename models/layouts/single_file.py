@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.families import Family, Tower
 from models.families.taesd_keys import PREVIEW
-from models.families.vae_keys import AUTOENCODER, LATENT_STATISTICS
+from models.families.vae_keys import LATENT_STATISTICS
 from models.files.tensors import SAFETENSORS
 from models.layouts import native
 from models.layouts.own_settings import FAMILY_KEY, SETTINGS, SETTINGS_KEY
@@ -52,7 +53,7 @@ def save_ldm(model: Model, path: Path, dtype: torch.dtype | None) -> None:
     if of and model.backbone is not None:
         tensors |= _marker_tensors(model, of)
     if of and model.vae is not None:
-        tensors |= _latent_statistics(model.vae.params, of)
+        tensors |= _latent_statistics(model.vae.params, of.vae)
     native.write_tensors(path, tensors, {"format": "pt", **_metadata(model)})
 
 
@@ -61,7 +62,7 @@ def save_separate(model: Model, folder: Path, dtype: torch.dtype | None) -> None
     if model.backbone is not None and (marks := _marker_tensors(model, of)):
         what = "what the network predicts" if V_MARK in marks else f"the schedule {model.spec['schedule']}"
         raise ValueError(f"separate files do not say {what}: use another layout")
-    if model.vae is not None and _latent_statistics(model.vae.params, of):
+    if model.vae is not None and _latent_statistics(model.vae.params, of.vae):
         raise ValueError("separate files do not say how latents are scaled: use another layout")
     names = {"backbone": of.name, "t5": "t5xxl"}
     for name, part in _single_parts(model, of).items():
@@ -77,8 +78,9 @@ def _single_parts(model: Model, of: Family | None) -> dict[str, dict[str, Tensor
     if of and model.backbone is not None:
         kind = of.architecture.kind
         parts["backbone"] = published(model.backbone, kind.single(model.network.params), kind)
-    if model.vae is not None:
-        parts["vae"] = published(model.vae, AUTOENCODER.single(model.vae.params), AUTOENCODER)
+    if of and model.vae is not None:
+        kind = of.architecture.autoencoder
+        parts["vae"] = published(model.vae, kind.single(model.vae.params), kind)
     if of and model.text is not None:
         _check_words(model.text)
         check_text(model, of, set())
@@ -139,9 +141,11 @@ def _marker_tensors(model: Model, of: Family) -> dict[str, Tensor]:
     return table | {mark: torch.tensor([]) for mark in marks}
 
 
-def _latent_statistics(p: VAEParams, of: Family) -> dict[str, Tensor]:
+def _latent_statistics(p: Any, usual: Any) -> dict[str, Tensor]:
     """Mean and standard deviation of latents that are scaled by them. ValueError for a scale that readers would not know."""
-    if (p.scale, p.shift) != (of.scale, of.shift):
+    if not isinstance(p, VAEParams):
+        return {}
+    if (p.scale, p.shift) != (usual.scale, usual.shift):
         raise ValueError(f"single files do not say how latents are scaled, here by {p.scale:g}: use another layout")
     if p.mean is None or p.std is None:
         return {}

@@ -36,7 +36,7 @@ def test_playground_is_known_by_its_statistics(load: Load, files: Files) -> None
         assert (model.spec["family"], model.prediction.name) == ("playground-v2.5", "edm")
         vae = model.require("vae").params
         assert (vae.scale, vae.mean, vae.std) == (0.5, (1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0))
-        assert {"edm_mean", "edm_std"} <= set(model.report.consumed)  # type: ignore[union-attr]  # there is one
+        assert {"edm_mean", "edm_std"} <= set(model.report.ignored)  # type: ignore[union-attr]  # there is one
     with pytest.raises(ValueError, match=r"model\.safetensors holds edm_mean without edm_std"):
         load("sdxl", {"edm_mean": mean}, prefix=("model.", "first_stage"))
 

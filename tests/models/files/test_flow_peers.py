@@ -185,7 +185,8 @@ def test_the_autoencoder_computes_the_same(family: str, saved: Saved) -> None:
     peer = AutoencoderKL.from_pretrained(saved(family) / "vae", local_files_only=True)
     ours = models.load(saved(family) / "vae").require("vae")
     scale, shift = peer.config.scaling_factor, peer.config.shift_factor
-    assert (ours.params.scale, ours.params.shift) == (scale, shift) == (models.FAMILIES[family].scale, models.FAMILIES[family].shift)
+    usual = models.FAMILIES[family].vae
+    assert (ours.params.scale, ours.params.shift) == (scale, shift) == (usual.scale, usual.shift)
     images, latents = torch.rand(1, 3, 32, 48) * 2 - 1, torch.randn(1, 16, 4, 6)
     assert relative_error(ours.encode(images).mean, (peer.encode(images).latent_dist.mean - shift) * scale) <= BOUND
     assert relative_error(ours.decode(latents), peer.decode(latents / scale + shift).sample) <= BOUND

@@ -50,7 +50,7 @@ def test_an_autoencoder_of_another_family_is_refused(
     """Shapes are the same, and pictures would be wrong."""
     folder = configured(family, "vae/config.json", **config)
     if other is None:
-        assert models.load(folder).require("vae").params.scale == models.FAMILIES[family].scale
+        assert models.load(folder).require("vae").params.scale == models.FAMILIES[family].vae.scale
         return
     with pytest.raises(ValueError, match=rf"vae/.*safetensors is the autoencoder of {other}, as its config\.json says") as refusal:
         models.load(folder)

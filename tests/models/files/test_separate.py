@@ -224,7 +224,7 @@ def test_an_autoencoder_alone(family: str | None, saved: Saved) -> None:
     """Of 16 channels it is FLUX.1's, unless one says that it is Stable Diffusion 3's: shapes are the same, the latents' scale is not."""
     model = models.load(*saved("sd3", "vae"), family=family)
     of = models.FAMILIES[family or "flux-dev"]
-    assert (model.require("vae").params.scale, model.require("vae").params.shift) == (of.scale, of.shift)
+    assert (model.require("vae").params.scale, model.require("vae").params.shift) == (of.vae.scale, of.vae.shift)
     assert ("family=... chooses another one's" in notes(model)) == (family is None)
 
 
