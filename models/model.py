@@ -7,8 +7,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from types import ModuleType
@@ -34,6 +33,7 @@ from diffusion import (
 from diffusion.messages import brief
 from diffusion.spacing import ALIGN_YOUR_STEPS
 from diffusion.spec import check_call, check_mapping, check_names, check_type, lookup, make_params
+from models.files.text import sha256_of_tensors
 from models.layers.finite import lost_weight
 from models.layers.packed import unpacked
 from models.layers.streaming import check_whole, values
@@ -232,7 +232,7 @@ class Model:
     def check_description(self) -> None:
         """ValueError unless the description makes this network, schedule and prediction again: a file could not be loaded otherwise."""
         try:
-            made = build(completed(self.spec), device="meta")
+            made = build(self.spec, device="meta")
         except ValueError as error:
             raise ValueError(f"a file of this model could not be loaded again ({error}): {REMEDY}") from None
         own: Any = self.network
@@ -254,9 +254,7 @@ class Model:
         """SHA-256 of all weights and own words that images depend on: the same for every copy, wherever it lies and in every layout."""
         parts = {FOLDERS.get(name, name): part for name, part in self.parts.items() if name != "preview"}
         tensors = dict(sorted((f"{name}.{key}", read) for name, part in parts.items() for key, read in values(part)))
-        with ThreadPoolExecutor(4) as pool:  # gigabytes: one processor hashes slower than a disk reads, and each holds a tensor
-            digests = pool.map(_sha256, tensors.values())
-            lines = [f"{name} {digest}\n" for name, digest in zip(tensors, digests, strict=True)]
+        lines = [f"{name} {digest}\n" for name, digest in sha256_of_tensors(tensors).items()]
         own = {} if self.text is None else {name: tokenizer.describe() for name, tokenizer in sorted(self.text.tokenizers.items())}
         lines += [f"text.{name} {json.dumps(description, sort_keys=True)}\n" for name, description in own.items()]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -355,14 +353,6 @@ def _check_extras(spec: Mapping[str, Any]) -> None:
         raise ValueError(f"sampling.steps must be 1 to {MAX_SAMPLING_STEPS:,}, not {sampling['steps']:,}")
 
 
-def completed(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The description in a file, with what it means where an earlier version has left it out."""
-    network: Any = spec.get("network")
-    if not _takes_time_factor(network):
-        return dict(spec)
-    return {**spec, "network": {**network, "time_factor": network.get("time_factor", 1.0)}}
-
-
 def _takes_time_factor(network: Any) -> bool:
     """Whether that is the description of a network which multiplies t by a factor."""
     name = network.get("name") if isinstance(network, Mapping) else None
@@ -397,7 +387,3 @@ def _build_part(name: str, spec: Mapping[str, Any]) -> nn.Module:
         kind = lookup("autoencoder", values.pop("name", "kl"), families().AUTOENCODERS)
         part, params = kind.network, kind.params
     return part(make_params(name, params, values))
-
-
-def _sha256(read: Callable[[], Tensor]) -> str:
-    return hashlib.sha256(read().cpu().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()

@@ -22,7 +22,6 @@ from models import EMA, Model
 from models.files.text import strict
 from models.layers.finite import is_finite
 from models.layouts import native
-from models.model import completed
 from train.listing import PACKED, describe_change
 from train.world import World
 
@@ -209,8 +208,8 @@ def resume_point(folder: Path, model: Model, settings: Mapping[str, Any], steps:
         raise ValueError(f"{folder} holds a model, but no training state to resume from")
     (parts, saved), (now, given) = (_without_parts(each) for each in (metadata["settings"], settings))
     # Earlier versions also described parts that were not there.
-    before = completed(native.without_missing(metadata["model"], {name.partition(".")[0] for name in tensors}))
-    spec = completed(native.about(model)["model"])
+    before = native.without_missing(metadata["model"], {name.partition(".")[0] for name in tensors})
+    spec = native.about(model)["model"]
     require_same(folder, before, {key: value for key, value in spec.items() if key in before or key not in ADDED_LATER})
     require_same(folder, saved, given)
     done = metadata["progress"]["step"]

@@ -1,4 +1,4 @@
-"""Text and JSON in files: read within limits, and told in one line where they are damaged."""
+"""Text and JSON in files: read within limits, and told in one line where they are damaged. Hashes of files and tensors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from models.files.writing import replacing
 
@@ -126,3 +130,13 @@ def sha256_of_file(path: str | Path) -> str:
         while block := file.read(2**24):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_of_tensors(tensors: Mapping[str, Callable[[], Tensor]]) -> dict[str, str]:
+    """Of the bytes of each, in hexadecimal, by name. Several at once, since a processor hashes slower than a disk reads: each holds one."""
+
+    def digest(read: Callable[[], Tensor]) -> str:
+        return hashlib.sha256(read().cpu().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
+
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(tensors, pool.map(digest, tensors.values()), strict=True))

@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,10 @@ from models.files.prefixes import unwrapped
 from models.files.stored import TensorFile
 from models.files.table import Layout, Part, check_dtype, supplies
 from models.files.tensors import open_tensors
-from models.files.text import parse_json, parse_strict_json
+from models.files.text import parse_json, parse_strict_json, sha256_of_tensors
 from models.files.writing import replacing
 from models.layouts.parts import AVERAGED, RAW
-from models.model import FOLDERS, PARTS, Model, Report, build, completed
+from models.model import FOLDERS, PARTS, Model, Report, build
 from models.text.clip_tokenizer import CLIPTokenizer
 from models.text.encoder import TextEncoder
 from models.text.t5_tokenizer import T5Tokenizer
@@ -83,7 +83,7 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
         raise ValueError(f"{path} does not say what model it holds: it was not written by models.save or by training")
     shapes = list(file.shapes.values())
     try:
-        spec = completed(metadata["model"])
+        spec = metadata["model"]
         _check_numbers("", {key: value for key, value in spec.items() if key in NETWORKS}, _largest(shapes))
         with BlankWithin(shapes):
             model = build(spec, device="meta")
@@ -175,12 +175,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     """SHA-256 of the names, dtypes, shapes and bytes of tensors on the host, and of the metadata."""
-    names = sorted(tensors)
-    with ThreadPoolExecutor(4) as pool:  # gigabytes; hashing releases the interpreter's lock
-        digests = pool.map(lambda name: _sha256(tensors[name]), names)
-        lines = [
-            f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {digest}\n" for name, digest in zip(names, digests, strict=True)
-        ]
+    digests = sha256_of_tensors({name: partial(Tensor.detach, value) for name, value in sorted(tensors.items())})
+    lines = [f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {digest}\n" for name, digest in digests.items()]
     about = json.dumps(json.loads(json.dumps(metadata)), sort_keys=True)
     return hashlib.sha256(("".join(lines) + about).encode()).hexdigest()
 
@@ -193,10 +189,6 @@ def verify(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if (promised or expected is not None) and checksum(tensors, metadata) != expected:
         raise ValueError(f"{path} is damaged: its content does not fit its checksum")
     return tensors, metadata
-
-
-def _sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -128,23 +128,6 @@ def test_a_network_that_was_changed_is_not_trained(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_description_that_leaves_out_a_default_is_enough(tmp_path: Path) -> None:
-    """Of the factor of time, 1: the run goes on from its checkpoint, which is found whole."""
-
-    def model() -> Model:
-        made = fresh(time_factor=1.0)
-        network = {name: value for name, value in made.spec["network"].items() if name != "time_factor"}
-        return replace(made, spec={**made.spec, "network": network})
-
-    go(tmp_path, model())
-    own = model()
-    objective = DenoisingObjective(own.schedule, own.prediction, Uniform(own.schedule), uniform, own.null)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert train(own, objective, data(), TrainParams(**{**QUICK, "steps": 4}), tmp_path, resume=True, progress=False)
-    assert models.load(tmp_path).spec["network"]["time_factor"] == 1.0
-
-
 def test_a_description_of_a_part_that_is_not_there_is_enough(tmp_path: Path) -> None:
     """The run goes on, also from a checkpoint of an earlier version, which described such parts; not with the part."""
     taesd = models.miniature("sd1").spec["preview"]
