@@ -70,7 +70,7 @@ class Architecture:
     roles      what is done with an image beside x, by its number of channels
     predicts   the family for a prediction that files name, where that is another than the plain one
     shows      the family that keys and configurations prove, None where they prove none
-    hints      notes for the plain family: what keys do not tell
+    hint       a note for a network taken for the plain family: what its keys do not tell
     guess      the prediction where no file names it, with a note of how it was guessed; None for the family's
     told       fields of a TowerUse that every layout's files show, so that they need not be the family's to be saved
     pipelines  diffusers' classes by role, under None that of a network that sees x alone
@@ -96,7 +96,7 @@ class Architecture:
     roles: Mapping[int, Role] = field(default_factory=dict)
     predicts: Mapping[str, str] = field(default_factory=dict)
     shows: Callable[[Findings], str | None] = lambda found: None
-    hints: Callable[[Findings], list[str]] = lambda found: []
+    hint: str = ""
     guess: Callable[[Part, list[str]], str | None] = lambda part, notes: None
     index: Mapping[str, Any] = field(default_factory=dict)
     diffusers: str = OLDEST

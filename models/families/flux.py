@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from models.families.family import OLDEST_FLOW, ONE, TINY_CLIP_L, TINY_T5, Architecture, Family, Published, Tower, euler
 from models.files.structure import Kind, Settings, Shapes, beginnings, check_settings, count
@@ -15,9 +15,6 @@ from models.networks.t5 import T5_XXL, T5Params
 from models.networks.vae import VAEParams
 from models.text.clip_tokenizer import EOS
 from models.text.recipes import TextParams, TowerUse
-
-if TYPE_CHECKING:
-    from models.layouts.findings import Findings
 
 # The network in files ---------------------------------------------------------------------------------------------------
 
@@ -179,15 +176,6 @@ def _beside(p: FluxParams) -> int:
     return p.in_channels - p.out_channels
 
 
-def _maybe_depth(found: Findings) -> list[str]:
-    return ["its control image shows edges: family='flux-depth' is for control by depth"]
-
-
-def _maybe_dedistilled(found: Findings) -> list[str]:
-    what = "taken for FLUX.1 [schnell], as it has no guidance embedding: family='flux-dedistilled' is for de-distilled [dev]"
-    return [what] if found.backbone else []
-
-
 DEV = Architecture(
     name="flux-dev",
     kind=FLUX,
@@ -208,7 +196,7 @@ SCHNELL = replace(
     network=FluxParams(guidance_dim=None),
     tiny=replace(TINY, guidance_dim=None),
     matches=lambda p: p.guidance_dim is None,
-    hints=_maybe_dedistilled,
+    hint="taken for FLUX.1 [schnell], as it has no guidance embedding: family='flux-dedistilled' is for de-distilled [dev]",
 )
 FILL = replace(
     DEV,
@@ -223,7 +211,7 @@ CANNY = replace(
     network=FluxParams(in_channels=32),
     tiny=replace(TINY, in_channels=32),
     matches=lambda p: p.guidance_dim is not None and _beside(p) == p.out_channels,
-    hints=_maybe_depth,
+    hint="its control image shows edges: family='flux-depth' is for control by depth",
 )
 ARCHITECTURES = (DEV, SCHNELL, FILL, CANNY)
 

@@ -145,8 +145,8 @@ def _choose_family(found: Findings, architecture: Architecture, asked: Family | 
         found.notes.append(f"of the family {asked.name}, as asked for")
         return asked
     name = architecture.shows(found) or _named_family(found, architecture, predicted) or _likely_family(found, architecture, predicted)
-    if name is None:
-        found.notes += architecture.hints(found)
+    if name is None and found.backbone:
+        found.notes += [architecture.hint] * bool(architecture.hint)
     return FAMILIES[name or architecture.predicts.get(predicted or "", architecture.name)]
 
 
