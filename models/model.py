@@ -43,7 +43,7 @@ from models.text.encoder import LEFT_OUT, TextEncoder
 from models.text.recipes import TextParams
 
 if TYPE_CHECKING:
-    from models.families import Family, Role
+    from models.families import Beside, Family, Role
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,13 @@ class Model:
         """
         if not (channels := self.image_channels):
             return None
-        return self.family.architecture.roles[channels] if self.family else self.spec.get("role", "inpaint")
+        return self.family.architecture.channels[channels] if self.family else self.spec.get("role", "inpaint")
+
+    @property
+    def sees(self) -> tuple[Beside, ...]:
+        """What the network sees of an image beside x, in the order of its channels; () where it sees x alone."""
+        roles = self.family.architecture.roles if self.family else families().OWN_ROLES
+        return roles[self.role] if self.role else ()
 
     @property
     def embeds_guidance(self) -> bool:

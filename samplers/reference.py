@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from diffusion.spec import check_type
 from models import VAE, Model
+from models.families import Beside
 from models.networks.tiling import encode_tiled, sliced
 
 
@@ -90,25 +92,20 @@ def read_reference(model: Model, image: Tensor, mask: Tensor | None, strength: f
     vae: VAE = model.require("vae")
     image = 2 * image.to(next(vae.parameters()).device, torch.float32) - 1
     latents = _encoded(vae, image, tile)
-    if model.role == "edit":  # pix2pix was trained on latents in the autoencoder's own units (Brooks et al. 2023, in their code)
-        return Reference(beside=vae.unscaled(latents))
-    if model.role == "control":
-        return Reference(beside=latents)
     start = latents if begins_from_image(model, image, mask, strength) else None
-    if mask is None:
-        return Reference(start)
-    mask = mask.to(image)
-    small = F.interpolate(mask, latents.shape[2:], mode="nearest")
-    if not model.image_channels:
-        return Reference(start, latents, small)
-    # Inpainting networks were trained on masks of 0 and 1, and on images that are grey where to paint.
-    shown = _encoded(vae, image * (mask < 0.5), tile)
-    if model.image_channels == len(shown[0]) + 1:
-        beside = [(small >= 0.5).to(small), shown]
-    else:  # all the mask's pixels, those of a latent one beside the other (FLUX.1 Fill)
-        beside = [shown, F.pixel_unshuffle((mask >= 0.5).to(mask), vae.factor)]
-    n = max(map(len, beside))
-    return Reference(start, latents, small, torch.cat([part.expand(n, -1, -1, -1) for part in beside], dim=1))
+    make: dict[Beside, Callable[[], Tensor]] = {"latents": lambda: latents, "unscaled": lambda: vae.unscaled(latents)}
+    small: Tensor | None = None
+    if mask is not None:
+        mask = mask.to(image)
+        small = F.interpolate(mask, latents.shape[2:], mode="nearest")
+        # Inpainting networks were trained on masks of 0 and 1, and on images that are grey where to paint.
+        shown, binary, pixels = image * (mask < 0.5), (small >= 0.5).to(small), (mask >= 0.5).to(mask)
+        make["masked"], make["mask"] = lambda: _encoded(vae, shown, tile), lambda: binary
+        make["mask_pixels"] = lambda: F.pixel_unshuffle(pixels, vae.factor)
+    seen = [make[each]() for each in model.sees]
+    n = max(map(len, seen), default=1)
+    beside = torch.cat([each.expand(n, -1, -1, -1) for each in seen], dim=1) if seen else None
+    return Reference(start, None if small is None else latents, small, beside)
 
 
 def _encoded(vae: VAE, images: Tensor, tile: int | None) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from models.families import flux, sd, sd3, sdxl
-from models.families.family import Architecture, Family, Published, Role, Tower
+from models.families.family import OWN_ROLES, Architecture, Beside, Family, Published, Role, Tower
 from models.networks.dit import DiT, DiTParams
 
 LINES = (sd, sdxl, flux, sd3)
@@ -57,9 +57,11 @@ __all__ = [
     "BACKBONES",
     "FAMILIES",
     "NETWORKS",
+    "OWN_ROLES",
     "PUBLISHED",
     "TOWERS",
     "Architecture",
+    "Beside",
     "Family",
     "Published",
     "Role",

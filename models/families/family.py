@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 Role = Literal["inpaint", "edit", "control"]
 """What a network does with an image that it sees beside x: completes it where a mask says so, edits it, or follows its edges or depths."""
+Beside = Literal["latents", "unscaled", "masked", "mask", "mask_pixels"]
+"""What it sees of that image: its latents, in the model's units or in the autoencoder's own; those of the image made grey where to paint;
+a mask, 1 where to paint, at the latents' size, or with all its pixels, those of a latent one beside the other."""
+OWN_ROLES: dict[Role, tuple[Beside, ...]] = {"inpaint": ("mask", "masked"), "edit": ("unscaled",), "control": ("latents",)}
+"""Of networks of no published family."""
 
 OLDEST = "0.27.0"  # the oldest diffusers that knows all that is written for it; its pipeline for inpainting wants one named
 OLDEST_FLOW = "0.32.0"  # the oldest that knows all of FLUX.1 and Stable Diffusion 3.5
@@ -67,7 +72,7 @@ class Architecture:
     choices    which choices of `text` files show, from the text encoders found and the network's parameters (None without one)
     autoencoder  the kind of it
     vae        its parameters at the published size, in the units of the latents; tiny_vae: what of them is another in a miniature
-    roles      what is done with an image beside x, by its number of channels
+    roles      what is done with an image beside x, and what the network sees of it for that, in the order of its channels
     predicts   the family for a prediction that files name, where that is another than the plain one
     shows      the family that keys and configurations prove, None where they prove none
     hint       a note for a network taken for the plain family: what its keys do not tell
@@ -93,7 +98,7 @@ class Architecture:
     autoencoder: Kind = AUTOENCODER
     vae: Any = field(default_factory=VAEParams)
     tiny_vae: Mapping[str, Any] = field(default_factory=lambda: {"channels": 32, "channel_mult": (1, 1, 2, 2), "blocks": 1})
-    roles: Mapping[int, Role] = field(default_factory=dict)
+    roles: Mapping[Role, tuple[Beside, ...]] = field(default_factory=dict)
     predicts: Mapping[str, str] = field(default_factory=dict)
     shows: Callable[[Findings], str | None] = lambda found: None
     hint: str = ""
@@ -104,6 +109,12 @@ class Architecture:
     marks_v: bool = False
     check: Callable[[Findings], None] = lambda found: None
     told: frozenset[str] = frozenset()
+
+    @property
+    def channels(self) -> dict[int, Role]:
+        """The role of a network by the number of channels that it sees beside x."""
+        of = {"mask": 1, "mask_pixels": self.vae.factor**2}
+        return {sum(of.get(each, self.vae.latent_channels) for each in sees): role for role, sees in self.roles.items()}
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,6 @@ def text(clip_l: CLIPTextParams = CLIP_L, t5: T5Params = T5_XXL, length: int = 5
 
 # Families ---------------------------------------------------------------------------------------------------------------
 
-MASK = 64  # channels: the 8x8 mask pixels of a latent
 TOWERS = (
     Tower("clip_l", CLIP_L, TINY_CLIP_L, "text_encoders.clip_l.transformer."),
     Tower("t5", T5_XXL, TINY_T5, "text_encoders.t5xxl.transformer.", "text_encoder_2"),
@@ -185,7 +184,7 @@ DEV = Architecture(
     towers=TOWERS,
     text=text,
     vae=LATENTS,
-    roles={LATENTS.latent_channels: "control", LATENTS.latent_channels + MASK: "inpaint"},
+    roles={"control": ("latents",), "inpaint": ("masked", "mask_pixels")},
     pipelines={None: "FluxPipeline", "control": "FluxControlPipeline", "inpaint": "FluxFillPipeline"},
     diffusers=OLDEST_FLOW,
     vae_prefix="vae.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffusion.messages import brief
-from models.families.family import OLDEST, ONE, TINY_CLIP, TINY_CLIP_L, Architecture, Family, Published, Role, Tower
+from models.families.family import OLDEST, ONE, TINY_CLIP, TINY_CLIP_L, Architecture, Beside, Family, Published, Role, Tower
 from models.files.structure import ByOurNames, Kind, Settings, Shapes, beginnings, check_settings, count
 from models.files.table import Layout
 from models.networks.clip import CLIP_H, CLIP_L, CLIPTextParams
@@ -314,7 +314,8 @@ def _lcm(found: Findings) -> str | None:
 
 # Families ---------------------------------------------------------------------------------------------------------------
 
-ROLES: dict[int, Role] = {5: "inpaint", 4: "edit"}  # a mask and the latents that it leaves; the latents to edit (Brooks et al. 2023)
+# pix2pix was trained on latents in the autoencoder's own units (Brooks et al. 2023, in their code).
+ROLES: dict[Role, tuple[Beside, ...]] = {"inpaint": ("mask", "masked"), "edit": ("unscaled",)}
 BETAS: dict[str, Any] = {"name": "scaled_linear", "start": 0.00085, "end": 0.012, "steps": 1000}
 KARRAS: dict[str, Any] = {"spacing": "karras"}
 INDEX: dict[str, Any] = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}

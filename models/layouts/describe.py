@@ -250,8 +250,8 @@ def _check_fit(found: Findings, architecture: Architecture, text: TextParams | N
         return
     params: Any = found.backbone.params
     latents, network = params.out_channels, found.backbone.words
-    if (beside := params.in_channels - latents) not in architecture.roles and beside > 0:
-        known = " or ".join(f"{channels} ({role})" for channels, role in architecture.roles.items()) or "none"
+    if (beside := params.in_channels - latents) not in (roles := architecture.channels) and beside > 0:
+        known = " or ".join(f"{channels} ({role})" for channels, role in roles.items()) or "none"
         raise ValueError(
             f"{found.backbone.file.path} holds a {network} that sees {beside} channels beside its sample: known for {architecture.name} "
             f"are {known}"
