@@ -219,11 +219,8 @@ def _fetch(model: Published, file: str, remote: HfFileMetadata, home: Path, poin
             ):
 
                 def receive(count: Count) -> None:
-                    def note(came: int) -> None:
-                        count(came)
-                        bar.update(came)
-
-                    _receive(address, out, size, f"{file} of {model.repo}", build_hf_headers(), note)
+                    what, headers = f"{file} of {model.repo}", build_hf_headers()
+                    _receive(address, out, size, what, headers, lambda came: (count(came), bar.update(came)))
 
                 _within(patience, receive)
                 out.flush()

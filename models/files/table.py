@@ -41,10 +41,16 @@ class Source:
     form: Form = "same"
     shares: tuple[int, ...] = ()
 
-    def sizes(self, total: int) -> list[int]:
-        """How many of so many rows each key has."""
+    def split(self, value: Tensor) -> tuple[Tensor, ...]:
+        """What each key has of a tensor of ours."""
         shares = self.shares or (1,) * len(self.keys)
-        return [total * share // sum(shares) for share in shares]
+        return value.split([len(value) * share // sum(shares) for share in shares]) if len(self.keys) > 1 else (value,)
+
+    def turned(self, part: Tensor) -> Tensor:
+        """Ours as it is published. But for a convolution, what is published as ours too."""
+        if self.form == "conv" and part.ndim == 2:  # biases are written as they are
+            return part[..., None, None]
+        return part.T if self.form == "transposed" else part.roll(len(part) // 2, 0) if self.form == "swapped" else part
 
 
 Table = dict[str, Source]
@@ -173,13 +179,13 @@ class Supply:
             self.before._put(uncast, copy)
             value.copy_(uncast)
             return
-        for piece, part in zip(self.pieces, value.split(self.source.sizes(len(value))) if len(self.pieces) > 1 else (value,), strict=True):
-            if self.source.form in ("transposed", "swapped"):
+        for piece, part in zip(self.pieces, self.source.split(value), strict=True):
+            if self.source.form in ("same", "conv"):
+                copy(piece, part)
+            else:
                 raw = torch.empty(piece.shape, dtype=value.dtype)
                 copy(piece, raw)
-                part.copy_(raw.T if self.source.form == "transposed" else _swapped(raw))
-            else:
-                copy(piece, part)
+                part.copy_(self.source.turned(raw))
 
 
 Supplies = Mapping[str, Supply]
@@ -209,11 +215,6 @@ def _more(keys: list[str]) -> str:
     return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
 
 
-def _swapped(value: Tensor) -> Tensor:
-    """The halves of the first dimension exchanged."""
-    return value.roll(len(value) // 2, 0)
-
-
 def check_dtype(dtype: torch.dtype | Mapping[str, torch.dtype] | None, parts: Iterable[str]) -> None:
     """ValueError unless networks can compute in these dtypes, given for all or by part."""
     given = dtype if isinstance(dtype, Mapping) else {} if dtype is None else {"": dtype}
@@ -227,34 +228,18 @@ def scatter(table: Table, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The published tensors from ours: `supplies` backwards, without a copy where ours need none."""
     published: dict[str, Tensor] = {}
     for name, source in table.items():
-        value = state[name].detach()
-        parts = value.split(source.sizes(len(value))) if len(source.keys) > 1 else (value,)
-        for key, part in zip(source.keys, parts, strict=True):
-            published[key] = _written(part, source).contiguous()
+        for key, part in zip(source.keys, source.split(state[name].detach()), strict=True):
+            published[key] = source.turned(part).contiguous()
     return published
-
-
-def _written(part: Tensor, source: Source) -> Tensor:
-    if source.form == "transposed":
-        return part.T
-    if source.form == "swapped":
-        return _swapped(part)
-    return part[..., None, None] if _is_conv(part.shape, source) else part
-
-
-def _is_conv(shape: torch.Size, source: Source) -> bool:
-    return source.form == "conv" and len(shape) == 2  # biases are written as they are
 
 
 def _check_shapes(supply: Supply, path: Path) -> None:
     """ValueError unless the stored tensors have the shapes that ours needs, and are floats."""
-    shape, source = supply.shape, supply.source
-    sizes = source.sizes(shape[0]) if shape else [0]
-    for stored, size in zip(supply.pieces, sizes, strict=True):
-        part = torch.Size((size, *shape[1:])) if shape else shape
-        wanted = part[::-1] if source.form == "transposed" else torch.Size((*part, 1, 1)) if _is_conv(part, source) else part
+    blank = torch.empty(supply.shape, device="meta")
+    for stored, part in zip(supply.pieces, supply.source.split(blank), strict=True):
+        own, wanted = tuple(part.shape), tuple(supply.source.turned(part).shape)
         # A 1x1 convolution may have been saved as the linear layer that it is, and GGUF leaves a leading 1 out.
-        if stored.shape not in (tuple(wanted), tuple(part)) and (1, *stored.shape) != tuple(part):
-            raise ValueError(f"{path} is of another architecture: {stored.key} is {stored.shape}, not {tuple(wanted)}")
+        if stored.shape not in (wanted, own) and (1, *stored.shape) != own:
+            raise ValueError(f"{path} is of another architecture: {stored.key} is {stored.shape}, not {wanted}")
         if not stored.dtype.is_floating_point:
             raise ValueError(f"{path} holds no weights: {stored.key} is {stored.dtype}")

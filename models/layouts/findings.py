@@ -38,7 +38,6 @@ class Findings:
     single        the parts except text towers: one of each kind, or the encoder and the decoder of a preview
     towers        text towers in the order of their files
     files         every file opened; `ignored` of each accounts for the keys that are in no part
-    networks      the parameters of the backbone in every file that holds one, used or not
     pipelines     the configurations of the given folders
     vocabularies  files and folders of tokenizers that were given beside the weights
     ldm           latent diffusion's configuration of the model, from beside the backbone's file; `ldm_file` is its name in notes and errors
@@ -50,7 +49,6 @@ class Findings:
     single: list[Part] = field(default_factory=list)
     towers: list[Part] = field(default_factory=list)
     files: list[TensorFile] = field(default_factory=list)
-    networks: dict[Path, Any] = field(default_factory=dict)
     pipelines: list[Pipeline] = field(default_factory=list)
     vocabularies: list[Path] = field(default_factory=list)
     tokenizers: dict[str, CLIPTokenizer] = field(default_factory=dict)
@@ -67,7 +65,6 @@ class Findings:
                 self.towers.append(part)
                 continue
             if part.kind == "backbone":
-                self.networks[part.file.path] = part.params
                 self._look_above(part)
             replaced = [other for other in self.single if _replaces(part, other)]
             self.single = [other for other in self.single if other not in replaced] + [part]

@@ -77,7 +77,7 @@ def read_scale(found: Findings, part: Part) -> tuple[str, dict[str, Any]]:
 
 
 def _other_family(found: Findings, part: Part, scaling: Mapping[str, Any], of: Family) -> Family | None:
-    """The other family with as many latent channels that an autoencoder belongs to, by its scale or by the network in the same file.
+    """The other family with as many latent channels that an autoencoder is of, by its scale or the network in its file that is replaced.
 
     Playground's scale is a round number: it counts only with the statistics of its latents, or for the same architecture.
     """
@@ -85,9 +85,9 @@ def _other_family(found: Findings, part: Part, scaling: Mapping[str, Any], of: F
     statistics = not scaling or scaling.get("mean") is not None
     alike = [each for each in FAMILIES.values() if isinstance(each.vae, VAEParams) and each.is_flow == of.is_flow]
     known = [each for each in alike if statistics or each.vae.mean is None or each.architecture is of.architecture]
-    neighbour = found.networks.get(part.file.path)
-    if scale is None and neighbour is not None and (found.backbone is None or found.backbone.file is not part.file):
-        scale = getattr(architecture_of(neighbour).vae, "scale", None)
+    replaced = next((each for each, _ in found.left_out if each.kind == "backbone" and each.file is part.file), None)
+    if scale is None and replaced:
+        scale = getattr(architecture_of(replaced.params).vae, "scale", None)
     return None if same_scale(scale, of.vae.scale) else next((each for each in known if same_scale(scale, each.vae.scale)), None)
 
 
