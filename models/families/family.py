@@ -63,7 +63,7 @@ class Tower:
 class Architecture:
     """What several families have in common: the same parts, so that files of one load as those of another.
 
-    name       that of its plain family, which files are taken for where nothing says otherwise
+    name       that of its plain family, which files are taken for where nothing says otherwise, and which stands first among its own
     kind       of its network, and how files hold it
     network    the network's parameters at the published size; tiny: in a miniature
     matches    whether a network with these parameters is of this architecture and of no other of its kind
@@ -73,7 +73,6 @@ class Architecture:
     autoencoder  the kind of it
     vae        its parameters at the published size, in the units of the latents; tiny_vae: what of them is another in a miniature
     roles      what is done with an image beside x, and what the network sees of it for that, in the order of its channels
-    predicts   the family for a prediction that files name, where that is another than the plain one
     shows      the family that keys and configurations prove, None where they prove none
     hint       a note for a network taken for the plain family: what its keys do not tell
     guess      the prediction where no file names it, with a note of how it was guessed; None for the family's
@@ -99,7 +98,6 @@ class Architecture:
     vae: Any = field(default_factory=VAEParams)
     tiny_vae: Mapping[str, Any] = field(default_factory=lambda: {"channels": 32, "channel_mult": (1, 1, 2, 2), "blocks": 1})
     roles: Mapping[Role, tuple[Beside, ...]] = field(default_factory=dict)
-    predicts: Mapping[str, str] = field(default_factory=dict)
     shows: Callable[[Findings], str | None] = lambda found: None
     hint: str = ""
     guess: Callable[[Part, list[str]], str | None] = lambda part, notes: None

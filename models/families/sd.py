@@ -349,7 +349,6 @@ SD2 = Architecture(
     choices=_blocks_in_files,
     told=frozenset({"blocks"}),
     roles=ROLES,
-    predicts={"v": "sd2-v"},
     guess=_guess_prediction,
     pipelines=PIPELINES,
     index=INDEX,

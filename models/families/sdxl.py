@@ -96,7 +96,6 @@ SDXL = Architecture(
     text=text_sdxl,
     vae=LATENTS,
     roles=ROLES,
-    predicts={"v": "sdxl-v"},
     shows=_shown,
     pipelines=PIPELINES,
     marks_v=True,

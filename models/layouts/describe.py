@@ -147,7 +147,8 @@ def _choose_family(found: Findings, architecture: Architecture, asked: Family | 
     name = architecture.shows(found) or _named_family(found, architecture, predicted) or _likely_family(found, architecture, predicted)
     if name is None and found.backbone:
         found.notes += [architecture.hint] * bool(architecture.hint)
-    return FAMILIES[name or architecture.predicts.get(predicted or "", architecture.name)]
+    alike = [each.name for each in FAMILIES.values() if each.architecture is architecture and each.prediction == predicted]
+    return FAMILIES[name or next(iter(alike), architecture.name)]
 
 
 def _named_family(found: Findings, architecture: Architecture, predicted: str | None) -> str | None:
