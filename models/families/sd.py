@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import torch
 
 from diffusion.messages import brief
 from models.families.family import OLDEST, ONE, TINY_CLIP, TINY_CLIP_L, Architecture, Beside, Family, Published, Role, Tower
-from models.files.structure import ByOurNames, Kind, Settings, Shapes, beginnings, check_settings, count
+from models.files.structure import ByOurNames, Kind, Settings, Shapes, beginnings, by_level, check_settings, count
 from models.files.table import Layout
 from models.networks.clip import CLIP_H, CLIP_L, CLIPTextParams
 from models.networks.unet import UNet, UNetParams
@@ -95,13 +94,7 @@ def ldm(params: UNetParams) -> Layout:
 
 def diffusers(params: UNetParams) -> Layout:
     """Level by level."""
-    stage = {"down": params.blocks + 1, "up": params.blocks + 2}
-
-    def by_level(match: re.Match[str]) -> str:
-        level, i = divmod(int(match[2]), stage[match[1]])
-        return f"{match[1]}.{level}.{i}."
-
-    return Layout("diffusers", DIFFUSERS, number=lambda name: re.sub(r"^(down|up)\.(\d+)\.", by_level, name))
+    return Layout("diffusers", DIFFUSERS, number=lambda name: by_level(name, params.blocks))
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[UNetParams, Layout] | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from models.files.structure import Kind, Settings, Shapes, beginnings, check_settings, count
+from models.files.structure import Kind, Settings, Shapes, beginnings, by_level, check_settings, count
 from models.files.table import Form, Layout
 from models.networks.vae import VAE, VAEParams
 
@@ -48,23 +47,12 @@ LATENT_STATISTICS = ("edm_mean", "edm_std")  # tensors of Playground's file, per
 
 def ldm(params: VAEParams) -> Layout:
     """Levels count from the finest, also on the way up."""
-    return Layout("ldm", LDM, LDM_FORMS, lambda name: _by_level(name, params, len(params.channel_mult) - 1))
+    return Layout("ldm", LDM, LDM_FORMS, lambda name: by_level(name, params.blocks, len(params.channel_mult) - 1))
 
 
 def diffusers(params: VAEParams, rules: Mapping[str, str] = DIFFUSERS) -> Layout:
     """Levels count in the order in which they are passed."""
-    return Layout("diffusers", rules, number=lambda name: _by_level(name, params, None))
-
-
-def _by_level(name: str, params: VAEParams, top: int | None) -> str:
-    """encoder.down.7. -> encoder.down.2.1.; with `top`, levels on the way up count down from it."""
-    stage = {"down": params.blocks + 1, "up": params.blocks + 2}
-
-    def numbered(match: re.Match[str]) -> str:
-        level, i = divmod(int(match[2]), stage[match[1]])
-        return f".{match[1]}.{top - level if match[1] == 'up' and top is not None else level}.{i}."
-
-    return re.sub(r"\.(down|up)\.(\d+)\.", numbered, name)
+    return Layout("diffusers", rules, number=lambda name: by_level(name, params.blocks))
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[VAEParams, Layout] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,20 @@ class ByOurNames:
 
     def _key(self, name: str) -> str:
         return self.layout.table([name])[name].keys[0]
+
+
+def by_level(name: str, blocks: int, top: int | None = None) -> str:
+    """One of our names with the place in its level: encoder.down.7.conv is encoder.down.2.1.conv where levels have two blocks.
+
+    They have so many on the way down, one more on the way up, and then what changes the resolution. With `top`, levels on the way up count
+    down from it.
+    """
+
+    def numbered(match: re.Match[str]) -> str:
+        level, i = divmod(int(match[2]), blocks + (1 if match[1] == "down" else 2))
+        return f"{match[1]}.{top - level if match[1] == 'up' and top is not None else level}.{i}."
+
+    return re.sub(r"\b(down|up)\.(\d+)\.", numbered, name, count=1)
 
 
 def check_settings(config: Mapping[str, Any], known: Settings, file: str = "config.json") -> None:
