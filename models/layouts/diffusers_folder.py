@@ -18,7 +18,7 @@ from models.layouts import native
 from models.layouts.folder import PIPELINE, SCHEDULER
 from models.layouts.own_settings import FAMILY_KEY, SETTINGS_KEY, untold_settings
 from models.layouts.scheduler import scheduler
-from models.layouts.written import check_text, family_of_model, in_dtype, published, use_of
+from models.layouts.written import check_text, family_of_model, in_dtype, kinds_of, published, use_of
 from models.model import Model
 from models.networks.t5 import T5
 from models.text import clip_keys, t5_keys
@@ -59,22 +59,15 @@ def write_configs(model: Model, folder: Path) -> None:
 def _parts(model: Model) -> dict[str, Written]:
     """By sub-folder."""
     parts: dict[str, Written] = {}
-    if model.backbone is not None:
-        kind = family_of_model(model).architecture.kind
-        config = kind.config(model.network.params, model.shape[1:])
-        parts[kind.folder] = (FILE, config, published(model.backbone, kind.diffusers(model.network.params), kind, config))
-    if model.vae is not None:
-        kind = family_of_model(model).architecture.autoencoder
-        config = kind.config(model.vae.params, (0, 0))
-        parts[kind.folder] = (FILE, config, published(model.vae, kind.diffusers(model.vae.params), kind, config))
+    size = (0, 0) if model.backbone is None else model.shape[1:]
+    for name, kind in kinds_of(model).items():
+        network = model.require(name)
+        config = kind.config(network.params, size)
+        parts[kind.folder] = (FILE, config, published(network, kind.diffusers(network.params), kind, config))
     if model.text is not None:
         towers = [tower for tower in family_of_model(model).architecture.towers if tower.name in model.text.towers]
         parts |= {tower.folder: (TEXT_FILE, *_text_tower(model, tower)) for tower in towers}
-    if model.preview is not None:
-        config = PREVIEW.config(model.preview.params, (0, 0))
-        tensors = published(model.preview, PREVIEW.diffusers(model.preview.params), PREVIEW)
-        parts[PREVIEW.folder if parts else ""] = (FILE, config, tensors)
-    return parts
+    return {"": parts[PREVIEW.folder]} if parts.keys() == {PREVIEW.folder} else parts
 
 
 def _class_of(config: Mapping[str, Any]) -> tuple[str, str]:

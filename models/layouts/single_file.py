@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from models.families import Family, Tower
-from models.families.taesd_keys import PREVIEW
 from models.families.vae_keys import LATENT_STATISTICS
 from models.files.tensors import SAFETENSORS
 from models.layouts import native
 from models.layouts.own_settings import FAMILY_KEY, SETTINGS, SETTINGS_KEY
 from models.layouts.parts import BACKBONE
 from models.layouts.scheduler import SNR_MARK, V_MARK
-from models.layouts.written import check_text, family_of_model, in_dtype, published, use_of
+from models.layouts.written import check_text, family_of_model, in_dtype, kinds_of, published, use_of
 from models.layouts.written_schedule import write_table
 from models.model import Model
 from models.networks.clip import CLIPTextParams
@@ -74,19 +73,12 @@ def save_separate(model: Model, folder: Path, dtype: torch.dtype | None) -> None
 
 def _single_parts(model: Model, of: Family | None) -> dict[str, dict[str, Tensor]]:
     """The tensors of every part, text encoders by their names, as single files hold them but for what stands before their keys."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    if of and model.backbone is not None:
-        kind = of.architecture.kind
-        parts["backbone"] = published(model.backbone, kind.single(model.network.params), kind)
-    if of and model.vae is not None:
-        kind = of.architecture.autoencoder
-        parts["vae"] = published(model.vae, kind.single(model.vae.params), kind)
+    networks = {name: (model.require(name), kind) for name, kind in kinds_of(model).items()}
+    parts = {name: published(network, kind.single(network.params), kind) for name, (network, kind) in networks.items()}
     if of and model.text is not None:
         _check_words(model.text)
         check_text(model, of, set())
         parts |= {tower.name: _single_tower(model, tower) for tower in of.architecture.towers if tower.name in model.text.towers}
-    if model.preview is not None:
-        parts["preview"] = published(model.preview, PREVIEW.single(model.preview.params), PREVIEW)
     return parts
 
 

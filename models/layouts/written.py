@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffusion.spec import lookup
 from models.families import FAMILIES, Family, architecture_of
+from models.families.taesd_keys import PREVIEW
 from models.files.structure import Kind
 from models.files.table import Layout, scatter
 from models.model import Model
@@ -21,6 +22,15 @@ from models.text.recipes import TowerUse
 def family_of_model(model: Model) -> Family:
     """The family that the model is of, or the plain one that it is built like. ValueError for one of no published family."""
     return lookup("family", model.spec.get("family") or architecture_of(getattr(model.backbone, "params", None)).name, FAMILIES)
+
+
+def kinds_of(model: Model) -> dict[str, Kind]:
+    """The kinds of a model's parts but its text encoders, by part. ValueError for a network of no published family."""
+    kinds = {"preview": PREVIEW}
+    if model.backbone is not None or model.vae is not None:
+        built = family_of_model(model).architecture
+        kinds |= {"backbone": built.kind, "vae": built.autoencoder}
+    return {name: kinds[name] for name in model.parts if name in kinds}
 
 
 def use_of(model: Model, name: str) -> TowerUse:
