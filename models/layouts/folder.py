@@ -6,16 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from models.families import BACKBONES, TOWERS
+from models.families import AUTOENCODERS, BACKBONES, TOWERS
+from models.families.taesd_keys import PREVIEW
 from models.files.stored import TensorFile
 from models.files.tensors import INDEX, PICKLES, SAFETENSORS, WHOLE, holds_weights, open_tensors
 from models.files.text import read_json
 from models.layouts.parts import AVERAGED, RAW
 
-PREVIEW = "preview"  # our folder for one: diffusers has none
 SCHEDULER = "scheduler/scheduler_config.json"
 PIPELINE = "model_index.json"
-COMPONENTS = tuple(dict.fromkeys([kind.folder for kind in BACKBONES.values()] + ["vae"] + [tower.folder for tower in TOWERS]))
+_NETWORKS = [kind.folder for kind in (*BACKBONES.values(), *AUTOENCODERS.values())]
+COMPONENTS = tuple(dict.fromkeys([*_NETWORKS, *(tower.folder for tower in TOWERS)]))
 UNUSED = {"safety_checker": "a filter for finished images", "image_encoder": "for image prompts"}
 
 
@@ -76,7 +77,7 @@ def _is_named(place: Path) -> bool:
     A preview, which diffusers has no place for, need not be named.
     """
     named = {name for name, what in read_config(place.parent, PIPELINE).items() if what != [None, None]}
-    return place.name == PREVIEW or place.name in named or not any((place.parent / name).is_dir() for name in named)
+    return place.name == PREVIEW.folder or place.name in named or not any((place.parent / name).is_dir() for name in named)
 
 
 def _offers(folder: Path) -> dict[tuple[str, str], str]:
