@@ -7,6 +7,7 @@ from models.download import download
 from models.ema import EMA
 from models.layers.conditioning import check_labels
 from models.model import Model, Report, build, build_network
+from models.networks.chroma import Chroma, ChromaParams
 from models.networks.clip import CLIPText, CLIPTextParams
 from models.networks.dit import DiT, DiTParams
 from models.networks.flux import Flux, FluxParams
@@ -50,6 +51,8 @@ __all__ = [
     "VAE",
     "CLIPText",
     "CLIPTextParams",
+    "Chroma",
+    "ChromaParams",
     "DiT",
     "DiTParams",
     "Flux",

@@ -54,14 +54,17 @@ class Attention(Projection):
 
 
 class Stream(nn.Module):
-    """One kind of tokens within a block: all of it but the attention, in which the kinds meet."""
+    """One kind of tokens within a block: all of it but the attention, in which the kinds meet.
+
+    modulation  gives the `parts` of its modulation from the network's embedding; None: a product of its own
+    """
 
     parts = 6
 
-    def __init__(self, dim: int, heads: int, qk_norm: bool, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, dim: int, heads: int, qk_norm: bool, mlp_ratio: float = 4.0, modulation: nn.Module | None = None) -> None:
         super().__init__()
         inner = int(dim * mlp_ratio)
-        self.modulation = Modulation(dim, self.parts)
+        self.modulation = modulation or Modulation(dim, self.parts)
         self.attention = Attention(dim, heads, qk_norm)
         self.mlp = nn.Sequential(nn.Linear(dim, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, dim))
 

@@ -20,6 +20,18 @@ class Modulation(nn.Linear):
         return super().forward(emb)[:, None].chunk(self.n, dim=-1)
 
 
+class ModulationRows(nn.Module):
+    """A modulation without weights, of n rows in a table of all, from `first` on: forward(table (B, R, D)) -> n tensors (B, 1, D)."""
+
+    def __init__(self, first: int, n: int) -> None:
+        super().__init__()
+        self.rows = slice(first, first + n)
+        self.n = n
+
+    def forward(self, table: Tensor) -> tuple[Tensor, ...]:
+        return table[:, self.rows].chunk(self.n, dim=1)
+
+
 def norm(x: Tensor) -> Tensor:
     """Layer norm without weights of its own: those come from the modulation."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)

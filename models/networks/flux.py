@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +22,12 @@ from models.layers.rotary import positions, turn, turns
 
 
 @dataclass(frozen=True)
-class FluxParams:
-    """One Flux; the defaults are FLUX.1-dev.
+class TrunkParams:
+    """What FLUX.1 and the networks made from it have in common; the defaults are theirs.
 
     in_channels   of x and of what it is given beside it: 96 in Fill (x 16, masked latents 16, mask 64), 32 in Canny and Depth
     depth, depth_single  blocks of two streams, and blocks of one behind them
-    context_dim   width of the text tokens (T5); vector_dim: of the pooled text (CLIP)
-    guidance_dim  frequencies of the guidance scale that a distilled net takes; None: takes none (schnell)
+    context_dim   width of the text tokens (T5)
     axes          features of a head that turn with each of three coordinates, 0, row and column; theta: their longest wavelength / 2 pi
     patch_size    pixels of x to a token, in height and width
     """
@@ -39,8 +39,6 @@ class FluxParams:
     depth: int = 19
     depth_single: int = 38
     context_dim: int = 4096
-    vector_dim: int = 768
-    guidance_dim: int | None = 256
     axes: tuple[int, int, int] = (16, 56, 56)
     theta: float = 10_000.0
     mlp_ratio: float = 4.0
@@ -48,12 +46,28 @@ class FluxParams:
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "in_channels", "out_channels", "hidden", "heads", "depth", "depth_single", "patch_size")
-        check_at_least_one(self, "context_dim", "vector_dim", "guidance_dim", "axes")
+        check_at_least_one(self, "context_dim", "axes")
         check_range(self, "theta", "mlp_ratio", least=1e-6, most=1e9)
         if len(self.axes) != 3 or any(dim % 2 for dim in self.axes):
             raise ValueError(f"axes are three even numbers of features, for 0, row and column, not {self.axes}")
         if self.hidden != self.heads * sum(self.axes):
             raise ValueError(f"hidden={self.hidden} must be heads={self.heads} times the {sum(self.axes)} features of axes={self.axes}")
+
+
+@dataclass(frozen=True)
+class FluxParams(TrunkParams):
+    """One Flux; the defaults are FLUX.1-dev.
+
+    vector_dim    width of the pooled text (CLIP)
+    guidance_dim  frequencies of the guidance scale that a distilled net takes; None: takes none (schnell)
+    """
+
+    vector_dim: int = 768
+    guidance_dim: int | None = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_one(self, "vector_dim", "guidance_dim")
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -61,51 +75,40 @@ class FluxParams:
         return ("context", "vector") if self.guidance_dim is None else ("context", "vector", "guidance")
 
 
-class Flux(Checkpointing):
-    """forward(x (B, C, H, W), t (B,) in [0, 1], condition) -> (B, out_channels, H, W).
+class Trunk(Checkpointing):
+    """Blocks of two streams, then of one, over tokens of text and patches of x: all of FLUX.1 but the embedding of what modulates them.
 
-    Told are the context (B, L, 4096), a vector (B, 768) and, by [dev], the guidance scale (B,).
-
-    A side that does not divide by the patch size is filled up inside and cut again (`whole_patches`).
-    `guidance` is the scale that the network imitates, in FLUX.1-dev 3.5 as a rule.
-    Times and scales are float32 whatever the weights are; the published code rounds them to those first.
+    modulations  makes the module that gives a block, or one of its streams, its modulation of n parts from the embedding: called with a
+                 place ("image", "text", "single" or "out"), the number of the block there, and n
     """
 
     passed = ("joint", "single")  # lists of blocks, in the order in which they are called
 
-    def __init__(self, params: FluxParams) -> None:
+    def __init__(self, params: TrunkParams, modulations: Callable[[str, int, int], nn.Module]) -> None:
         super().__init__()
         self.params = p = params
         self.patch_in = nn.Linear(p.in_channels * p.patch_size**2, p.hidden)
         self.context_in = nn.Linear(p.context_dim, p.hidden)
-        self.time = TimeEmbedding(256, p.hidden, factor=1000.0)
-        self.guidance = None if p.guidance_dim is None else TimeEmbedding(p.guidance_dim, p.hidden, factor=1000.0)
-        self.vector = VectorEmbedding(p.vector_dim, p.hidden)
-        self.joint = nn.ModuleList(
-            JointBlock(*(Stream(p.hidden, p.heads, qk_norm=True, mlp_ratio=p.mlp_ratio) for _ in range(2))) for _ in range(p.depth)
-        )
-        self.single = nn.ModuleList(SingleBlock(p) for _ in range(p.depth_single))
-        self.modulation_out = Modulation(p.hidden, 2)
+
+        def stream(place: str, i: int) -> Stream:
+            return Stream(p.hidden, p.heads, qk_norm=True, mlp_ratio=p.mlp_ratio, modulation=modulations(place, i, Stream.parts))
+
+        self.joint = nn.ModuleList(JointBlock(stream("image", i), stream("text", i)) for i in range(p.depth))
+        self.single = nn.ModuleList(SingleBlock(p, modulations("single", i, SingleBlock.parts)) for i in range(p.depth_single))
+        self.modulation_out = modulations("out", 0, 2)
         self.patch_out = nn.Linear(p.hidden, p.out_channels * p.patch_size**2)
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Every block starts as the identity, and the output at zero."""
         start_at_identity(self)
         nn.init.zeros_(self.patch_out.weight)
 
-    @with_enough_precision
-    def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
+    def through_blocks(self, x: Tensor, emb: Tensor, condition: Condition) -> Tensor:
+        """The output (B, out_channels, H, W) from x (B, in_channels, H, W), `emb` as the modulations take it, and text."""
         p = self.params
-        x = see(x, condition, p)
         height, width = x.shape[-2:]
         x = whole_patches(x, p.patch_size)
         h, w = x.shape[-2] // p.patch_size, x.shape[-1] // p.patch_size
-        emb = self.time(t)
-        if self.guidance is not None:
-            emb = emb + self.guidance(condition.guidance)
-        emb = F.silu(emb + self.vector(condition.vector))  # (B, D)
-
         image = self.patch_in(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", h=h, w=w))  # (B, N, D)
         text = self.context_in(condition.context)  # (B, L, D)
         mask = key_mask(condition.mask, image.shape[1])
@@ -123,13 +126,45 @@ class Flux(Checkpointing):
         return image[..., :height, :width]
 
 
+class Flux(Trunk):
+    """forward(x (B, C, H, W), t (B,) in [0, 1], condition) -> (B, out_channels, H, W).
+
+    Told are the context (B, L, 4096), a vector (B, 768) and, by [dev], the guidance scale (B,).
+
+    A side that does not divide by the patch size is filled up inside and cut again (`whole_patches`).
+    `guidance` is the scale that the network imitates, in FLUX.1-dev 3.5 as a rule.
+    Times and scales are float32 whatever the weights are; the published code rounds them to those first.
+    """
+
+    params: FluxParams
+
+    def __init__(self, params: FluxParams) -> None:
+        p = params
+        super().__init__(p, lambda place, i, n: Modulation(p.hidden, n))
+        self.time = TimeEmbedding(256, p.hidden, factor=1000.0)
+        self.guidance = None if p.guidance_dim is None else TimeEmbedding(p.guidance_dim, p.hidden, factor=1000.0)
+        self.vector = VectorEmbedding(p.vector_dim, p.hidden)
+        self.reset_parameters()
+
+    @with_enough_precision
+    def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
+        x = see(x, condition, self.params)
+        emb = self.time(t)
+        if self.guidance is not None:
+            emb = emb + self.guidance(condition.guidance)
+        emb = F.silu(emb + self.vector(condition.vector))  # (B, D)
+        return self.through_blocks(x, emb, condition)
+
+
 class SingleBlock(nn.Module):
     """Attention and MLP side by side, between two products (as in Dehghani et al. 2023), over text and image tokens alike."""
 
-    def __init__(self, p: FluxParams) -> None:
+    parts = 3
+
+    def __init__(self, p: TrunkParams, modulation: nn.Module) -> None:
         super().__init__()
         self.heads, self.inner = p.heads, int(p.hidden * p.mlp_ratio)
-        self.modulation = Modulation(p.hidden, 3)
+        self.modulation = modulation
         self.qkv_mlp = nn.Linear(p.hidden, 3 * p.hidden + self.inner)
         self.norm_q = HeadNorm(p.hidden // p.heads)
         self.norm_k = HeadNorm(p.hidden // p.heads)

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and FLUX.1 beside their counterparts in diffusers: names, and what has to be equal."""
+"""Stable Diffusion 3, FLUX.1 and Chroma beside their counterparts in diffusers: names, and what has to be equal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from diffusion import Condition
@@ -47,6 +48,23 @@ def translated(state: Mapping[str, Tensor], rules: Mapping[str, str], swapped: t
     return result
 
 
+def call_with_tokens(network: nn.Module, x: Tensor, t: Tensor, context: Tensor, **told: Any) -> Tensor:
+    """Diffusers' FLUX.1 and Chroma take packed latents and positions: what their pipelines do stands here."""
+    height, width = x.shape[-2] // 2, x.shape[-1] // 2
+    ids = torch.zeros(height, width, 3)
+    ids[..., 1] += torch.arange(height)[:, None]
+    ids[..., 2] += torch.arange(width)[None]
+    out = network(
+        hidden_states=rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2),
+        encoder_hidden_states=context,
+        timestep=t,
+        img_ids=ids.flatten(0, 1),
+        txt_ids=torch.zeros(context.shape[1], 3),
+        **told,
+    ).sample
+    return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=2, q=2)
+
+
 def assert_equal_at_full_width(
     make: Callable[[], nn.Module],
     make_theirs: Callable[[], nn.Module],
@@ -76,7 +94,7 @@ def assert_equal_in_value_and_gradient(
     """Output within `tolerance`; gradients of image, text, vector and every parameter within ten times as much; no tensor left over."""
     theirs.load_state_dict(to_theirs(ours.state_dict()), strict=True)
     x, t, condition = inputs
-    wanted: dict[str, Any] = {"x": x, "context": condition.context, "vector": condition.vector}
+    wanted = {"x": x, **{name: value for name, value in condition.given.items() if name in ("context", "vector")}}
     for value in wanted.values():
         value.requires_grad_()
     out, expected = ours(x, t, condition), call_theirs(x, t, **condition.given)

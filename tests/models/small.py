@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion import Condition
-from models import SD3, DiT, DiTParams, Flux, FluxParams, SD3Params, UNet, UNetParams
+from models import SD3, Chroma, ChromaParams, DiT, DiTParams, Flux, FluxParams, SD3Params, UNet, UNetParams
+from models.networks.flux import TrunkParams
 
 UNET: dict[str, Any] = dict(in_channels=3, out_channels=3, channels=32, channel_mult=(1, 2), blocks=1, head_dim=8, groups=8)
 SD1 = UNetParams(**{**UNET, "heads": 4, "head_dim": None}, attention=(1, 0), context_dim=12)
@@ -26,10 +27,12 @@ CLASSES = DiTParams(**DIT, num_classes=10)
 VARIANCE = DiTParams(**DIT, num_classes=10, learned_variance=True)
 TEXT = DiTParams(**DIT, num_classes=None, context_dim=12, vector_dim=6)
 
-FLUX: dict[str, Any] = dict(out_channels=3, hidden=48, heads=3, depth=2, depth_single=2, axes=(4, 6, 6), context_dim=12, vector_dim=6)
+TRUNK: dict[str, Any] = dict(out_channels=3, hidden=48, heads=3, depth=2, depth_single=2, axes=(4, 6, 6), context_dim=12)
+FLUX = {**TRUNK, "vector_dim": 6}
 DEV = FluxParams(**FLUX, in_channels=3)
 SCHNELL = FluxParams(**FLUX, in_channels=3, guidance_dim=None)
 FILL = FluxParams(**FLUX, in_channels=10)
+CHROMA = ChromaParams(**TRUNK, in_channels=3, waves=16, width_approximator=20, depth_approximator=2)
 
 MMDIT: dict[str, Any] = dict(in_channels=3, out_channels=3, depth=2, context_dim=12, vector_dim=6, positions=12)
 SD3_0 = SD3Params(**MMDIT)
@@ -59,6 +62,7 @@ KINDS |= {f"DiT, {name}": Kind(DiT, params, (8, 8)) for name, params in DITS.ite
 FLUXES = {"dev": DEV, "schnell": SCHNELL, "Fill": FILL}
 SD3S = {"3.0": SD3_0, "3.5 large": LARGE, "3.5 medium": MEDIUM}
 KINDS |= {f"Flux, {name}": Kind(Flux, params, (8, 12)) for name, params in FLUXES.items()}
+KINDS["Chroma"] = Kind(Chroma, CHROMA, (8, 12))
 KINDS |= {f"SD 3, {name}": Kind(SD3, params, (8, 12)) for name, params in SD3S.items()}
 
 
@@ -84,7 +88,7 @@ def inputs(params: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor, Conditio
         told["vector"] = torch.randn(2, params.vector_dim, generator=generator)
     if "guidance" in params.takes:
         told["guidance"] = torch.tensor([1.75, 8.5])
-    return x, torch.tensor([0.00325, 0.9876] if isinstance(params, FluxParams | SD3Params) else [3.25, 987.6]), Condition(**told)
+    return x, torch.tensor([0.00325, 0.9876] if isinstance(params, TrunkParams | SD3Params) else [3.25, 987.6]), Condition(**told)
 
 
 def renamed(name: str, value: Tensor, rules: Mapping[str, str]) -> dict[str, Tensor]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from diffusion import Condition
-from models import SD3, DiT, DiTParams, Flux, UNet, UNetParams
+from models import SD3, DiT, DiTParams, UNet, UNetParams
 from models.layers.conditioning import TimeEmbedding
+from models.networks.flux import TrunkParams
 from tests.models.small import ADM, CLASSES, DIT, KINDS, UNET, Kind, randomised
 
 UNCONDITIONAL = {
@@ -52,7 +53,7 @@ def test_every_condition_changes_the_output(kind: Kind) -> None:
             torch.testing.assert_close(after[1], before[1], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("kind", [KINDS[name] for name in KINDS if name != "Chroma"], ids=[name for name in KINDS if name != "Chroma"])
 def test_time_factor_brings_t_to_the_range_of_indices(kind: Kind) -> None:
     """A network for t in [0, 1], by its time_factor 1000 or by its kind, is at t the one with factor 1 at 1000 t."""
     x, _, condition = kind.inputs()
@@ -86,12 +87,14 @@ def smallest(kind: Kind) -> nn.Module:
     """Every kind of layer once, for tracing takes seconds."""
     if isinstance(kind.params, UNetParams):
         return UNet(replace(kind.params, blocks=1, attention=(0, 0), middle_attention=1))
-    if kind.network is Flux:
-        return Flux(replace(kind.params, depth=1, depth_single=1))
+    if isinstance(kind.params, TrunkParams):
+        return kind.network(replace(kind.params, depth=1, depth_single=1))
     return kind.network(replace(kind.params, depth=1)) if kind.network is DiT else kind.fresh()
 
 
-@pytest.mark.parametrize("kind", [kind for name, kind in KINDS.items() if name != "DiT, variance"], ids=lambda kind: kind.network.__name__)
+@pytest.mark.parametrize(
+    "kind", [kind for name, kind in KINDS.items() if name not in ("DiT, variance", "Flux, Fill")], ids=lambda kind: kind.network.__name__
+)
 def test_compiles_as_one_graph_for_all_times(kind: Kind) -> None:
     """torch.compile makes one graph without a break, does not recompile as t and guidance change, and computes the same."""
     torch._dynamo.reset()

@@ -14,7 +14,8 @@ from diffusers.models.transformers import transformer_flux
 from torch import Tensor
 
 from models import Flux, FluxParams
-from tests.models.joint_peers import assert_equal_at_full_width, assert_equal_in_value_and_gradient, translated
+from models.networks.flux import TrunkParams
+from tests.models.joint_peers import assert_equal_at_full_width, assert_equal_in_value_and_gradient, call_with_tokens, translated
 from tests.models.small import DEV, FILL, FLUX, FLUXES, SCHNELL, inputs, randomised
 
 # The parameters of the published files.
@@ -34,7 +35,7 @@ NAMES = {
 }
 
 
-def to_diffusers(params: FluxParams, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_diffusers(params: TrunkParams, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict under diffusers' names, where a single block's one product is four."""
     parts: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -64,23 +65,7 @@ def peer(p: FluxParams) -> FluxTransformer2DModel:
 def call_peer(
     network: FluxTransformer2DModel, x: Tensor, t: Tensor, context: Tensor, vector: Tensor, guidance: Tensor | None = None
 ) -> Tensor:
-    """Diffusers' network takes packed latents and positions: what its pipeline does stands here."""
-    b, c, height, width = x.shape
-    h, w = height // 2, width // 2
-    packed = x.view(b, c, h, 2, w, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w, 4 * c)
-    ids = torch.zeros(h, w, 3)
-    ids[..., 1] += torch.arange(h)[:, None]
-    ids[..., 2] += torch.arange(w)[None]
-    out = network(
-        hidden_states=packed,
-        encoder_hidden_states=context,
-        pooled_projections=vector,
-        timestep=t,
-        img_ids=ids.flatten(0, 1),
-        txt_ids=torch.zeros(context.shape[1], 3),
-        guidance=guidance,
-    ).sample
-    return out.view(b, h, w, -1, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, -1, height, width)
+    return call_with_tokens(network, x, t, context, pooled_projections=vector, guidance=guidance)
 
 
 def turned(x: Tensor, cos_sin: tuple[Tensor, Tensor], sequence_dim: int) -> Tensor:
