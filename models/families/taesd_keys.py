@@ -21,7 +21,7 @@ SETTINGS: Settings = {
 ORIGINAL = {"encoder": "0.weight", "decoder": "1.weight"}  # the first tensor of each file
 
 
-def diffusers() -> Layout:
+def diffusers(params: TAESDParams) -> Layout:
     """Layers are counted in each half; the clamp before the decoder is no layer."""
     return Layout("diffusers", CONVOLUTIONS, number=lambda name: re.sub(r"^(encoder|decoder)\.(\d+)\.", _layer, name))
 
@@ -40,7 +40,8 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[TAESDParams, La
     if "encoder.layers.0.weight" in shapes and "decoder.layers.0.weight" in shapes:
         check_settings(hints, SETTINGS)
         first = shapes["decoder.layers.0.weight"]
-        return TAESDParams(first[1], first[0]), diffusers()
+        params = TAESDParams(first[1], first[0])
+        return params, diffusers(params)
     for half, key in ORIGINAL.items():
         if key in shapes and "3.conv.0.weight" in shapes and "8.conv.4.weight" in shapes:
             latents = shapes["14.weight"][0] if half == "encoder" else shapes[key][1]
@@ -48,21 +49,11 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[TAESDParams, La
     return None
 
 
-def config(p: TAESDParams) -> dict[str, Any]:
+def config(p: TAESDParams, size: tuple[int, int]) -> dict[str, Any]:
     """For AutoencoderTiny."""
     widths = {f"{half}_block_out_channels": [p.channels] * 4 for half in ("encoder", "decoder")}
     return {"_class_name": "AutoencoderTiny", "latent_channels": p.latent_channels, **widths}
 
 
-PREVIEW = Kind(
-    "preview",
-    "preview",
-    "tiny autoencoder",
-    TAESD,
-    TAESDParams,
-    recognise,
-    lambda _: diffusers(),
-    lambda _: diffusers(),
-    lambda p, _: config(p),
-    "preview",  # ours, which no index of diffusers' has a name for
-)
+# Its folder is ours, which no index of diffusers' has a name for.
+PREVIEW = Kind("preview", "preview", "tiny autoencoder", TAESD, TAESDParams, recognise, diffusers, diffusers, config, "preview")

@@ -87,7 +87,7 @@ def _params(shapes: Shapes, levels: str, blocks: str, hints: Mapping[str, Any]) 
     )
 
 
-def config(p: VAEParams) -> dict[str, Any]:
+def config(p: VAEParams, size: tuple[int, int]) -> dict[str, Any]:
     """For AutoencoderKL."""
     return {
         "_class_name": "AutoencoderKL",
@@ -109,4 +109,4 @@ def config(p: VAEParams) -> dict[str, Any]:
     }
 
 
-AUTOENCODER = Kind("kl", "vae", "autoencoder", VAE, VAEParams, recognise, ldm, diffusers, lambda p, _: config(p), "vae")
+AUTOENCODER = Kind("kl", "vae", "autoencoder", VAE, VAEParams, recognise, ldm, diffusers, config, "vae")

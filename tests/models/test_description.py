@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import models
 from diffusion import Condition, RectifiedFlow
 from models import Model
+from models.families import AUTOENCODERS
+from models.families.taesd_keys import PREVIEW
 
 DIT = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 64, "depth": 1, "heads": 2, "num_classes": 3}
 UNET = {
@@ -70,6 +72,16 @@ def test_an_unpacked_model_has_the_parts_of_its_own() -> None:
     model = models.miniature("sd1")
     model.text = None
     assert model.unpacked(torch.float32).parts.keys() == {"backbone", "vae", "preview"}
+
+
+def test_an_autoencoder_is_of_the_kind_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one of Stable Diffusion where none is."""
+    monkeypatch.setitem(AUTOENCODERS, "tiny", PREVIEW)
+    for name, kind in (({}, models.VAE), ({"name": "kl"}, models.VAE), ({"name": "tiny"}, models.TAESD)):
+        spec = {**FLOW, "vae": {**name, "latent_channels": 16}}
+        assert type(models.build(spec, device="meta").require("vae")) is kind
+    with pytest.raises(ValueError, match="no autoencoder named 'k1'"):
+        models.build({**FLOW, "vae": {"name": "k1"}})
 
 
 def test_classes_are_named_in_files(tmp_path: Path) -> None:
