@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from models.families.family import OLDEST_FLOW, ONE, TINY_CLIP_L, TINY_T5, Architecture, Family, Published, Tower, euler
-from models.files.structure import Kind, Settings, Shapes, beginnings, check_settings, count
+from models.files.structure import ByOurNames, Kind, Settings, Shapes, check_settings
 from models.files.table import Form, Layout
 from models.networks.clip import CLIP_L, CLIPTextParams
-from models.networks.flux import Flux, FluxParams
+from models.networks.flux import Flux, FluxParams, TrunkParams
 from models.networks.t5 import T5_XXL, T5Params
 from models.networks.vae import VAEParams
 from models.text.clip_tokenizer import EOS
@@ -77,7 +77,7 @@ def bfl() -> Layout:
     return Layout("bfl", BFL)
 
 
-def diffusers(params: FluxParams) -> Layout:
+def diffusers(params: TrunkParams) -> Layout:
     """The one product of a single block is four there, of which the MLP's is the largest."""
     return Layout(
         "diffusers",
@@ -92,49 +92,54 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[FluxParams, Lay
 
     hints  what keys and shapes do not say and a config.json beside them may: axes_dims_rope
     """
+    layout = find_layout(shapes, hints)
+    if layout is None or not any(key.startswith(("vector_in.", "time_text_embed.")) for key in shapes):  # Chroma has neither
+        return None
+    at = ByOurNames(shapes, layout)
+    guidance_dim = at["guidance.fc1.weight"][1] if any("guidance_" in key for key in shapes) else None
+    params = FluxParams(**trunk(at, hints), vector_dim=at["vector.mlp.0.weight"][1], guidance_dim=guidance_dim)
+    return params, bfl() if layout.name == "bfl" else diffusers(params)
+
+
+def find_layout(shapes: Shapes, hints: Mapping[str, Any]) -> Layout | None:
+    """How the blocks of a FLUX.1, or of a network made from one, are named in these keys; None where there are none."""
     if "img_in.weight" in shapes or any(key.startswith("double_blocks.") for key in shapes):
-        names = ("img_in", "txt_in", "vector_in.in_layer", "guidance_in.in_layer", "final_layer.linear")
-        blocks = ("double_blocks", "single_blocks", "img_mlp.0", "img_attn.norm.key_norm.scale")
-        return _params(shapes, names, blocks, hints), bfl()
+        return bfl()
     if "x_embedder.weight" in shapes and "transformer_blocks.0.attn.add_k_proj.weight" in shapes:
         check_settings(hints, SETTINGS)
-        embedders = "time_text_embed.text_embedder.linear_1", "time_text_embed.guidance_embedder.linear_1"
-        names = ("x_embedder", "context_embedder", *embedders, "proj_out")
-        blocks = ("transformer_blocks", "single_transformer_blocks", "ff.net.0.proj", "attn.norm_k.weight")
-        params = _params(shapes, names, blocks, hints)
-        return params, diffusers(params)
+        return diffusers(TrunkParams())  # its names
     return None
 
 
-def _params(shapes: Shapes, names: tuple[str, ...], blocks: tuple[str, ...], hints: Mapping[str, Any]) -> FluxParams:
-    patch_in, context_in, vector_in, guidance_in, patch_out = names
-    double, single, mlp, norm = blocks
-    tree = beginnings(shapes)
-    guided = any(key.startswith(f"{guidance_in}.") for key in shapes)
-    hidden, values = shapes[f"{patch_in}.weight"]
-    head_dim = shapes[f"{double}.0.{norm}"][0]
-    patch = FluxParams.patch_size**2
-    return FluxParams(
-        in_channels=values // patch,
-        out_channels=shapes[f"{patch_out}.weight"][0] // patch,
-        hidden=hidden,
-        heads=hidden // head_dim,
-        depth=count(tree, double),
-        depth_single=count(tree, single),
-        context_dim=shapes[f"{context_in}.weight"][1],
-        vector_dim=shapes[f"{vector_in}.weight"][1],
-        guidance_dim=shapes[f"{guidance_in}.weight"][1] if guided else None,
-        axes=tuple(hints.get("axes_dims_rope") or (head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16)),  # published: 16, 56, 56 of 128
-        mlp_ratio=shapes[f"{double}.0.{mlp}.weight"][0] / hidden,
-    )
+def trunk(at: ByOurNames, hints: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that all networks with FLUX.1's blocks have."""
+    patch = TrunkParams.patch_size**2
+    hidden, values = at["patch_in.weight"]
+    head_dim = at["joint.0.image.attention.norm_k.weight"][0]
+    axes = (head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16)  # published: 16, 56, 56 of 128
+    return {
+        "in_channels": values // patch,
+        "out_channels": at["patch_out.weight"][0] // patch,
+        "hidden": hidden,
+        "heads": hidden // head_dim,
+        "depth": at.count("joint.{}.image.attention.norm_k.weight"),
+        "depth_single": at.count("single.{}.norm_k.weight"),
+        "context_dim": at["context_in.weight"][1],
+        "axes": tuple(hints.get("axes_dims_rope") or axes),
+        "mlp_ratio": at["joint.0.image.mlp.0.weight"][0] / hidden,
+    }
 
 
 def config(p: FluxParams, size: tuple[int, int]) -> dict[str, Any]:
-    """For FluxTransformer2DModel, which is given pixels that are packed already."""
+    """For FluxTransformer2DModel."""
+    own = {"pooled_projection_dim": p.vector_dim, "guidance_embeds": p.guidance_dim is not None}
+    return {"_class_name": "FluxTransformer2DModel", "_diffusers_version": OLDEST_FLOW, **trunk_config(p, own)}
+
+
+def trunk_config(p: TrunkParams, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What diffusers calls the parameters of FLUX.1's blocks, and a network's own: it is given pixels that are packed already."""
     patch = p.patch_size**2
     return {
-        "_class_name": "FluxTransformer2DModel",
-        "_diffusers_version": OLDEST_FLOW,
         "patch_size": 1,
         "in_channels": p.in_channels * patch,
         "out_channels": p.out_channels * patch,
@@ -143,8 +148,7 @@ def config(p: FluxParams, size: tuple[int, int]) -> dict[str, Any]:
         "attention_head_dim": p.hidden // p.heads,
         "num_attention_heads": p.heads,
         "joint_attention_dim": p.context_dim,
-        "pooled_projection_dim": p.vector_dim,
-        "guidance_embeds": p.guidance_dim is not None,
+        **own,
         "axes_dims_rope": p.axes,
     }
 
