@@ -74,7 +74,7 @@ def test_every_setting_of_a_network_is_accounted_for(name: str) -> None:
 # Of schedulers: what says something of the network. The rest says how to sample, which is the user's to choose.
 READ = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type", "rescale_betas_zero_snr"}
 READ |= {"sigma_data", "sigma_min", "sigma_max", "shift", "flow_shift", "use_flow_sigmas", "use_dynamic_shifting", *scheduler.LCM_SETTINGS}
-READ |= scheduler.FLOW_SETTINGS.keys() | scheduler.SETTINGS.keys() | scheduler.FLOW_TIMES.keys()
+READ |= scheduler.FLOW_SETTINGS.keys() | scheduler.SETTINGS.keys() | scheduler.FLOW_TIMES.keys() | set(scheduler.FLOW_LINE)
 SAMPLING = {
     "algorithm_type", "clip_sample", "clip_sample_range", "corrector_order", "disable_corrector", "dynamic_thresholding_ratio",
     "euler_at_final", "final_sigmas_type", "interpolation_type", "lambda_min_clipped", "lower_order_final", "predict_x0", "predictor_order",
