@@ -40,6 +40,7 @@ from models.layers.streaming import check_whole, values
 from models.networks.taesd import TAESD, TAESDParams
 from models.networks.vae import VAE, VAEParams
 from models.text.encoder import LEFT_OUT, TextEncoder
+from models.text.reader import Reader
 from models.text.recipes import TextParams
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class Model:
             copy.require(name).load_state_dict(unpacked(part, dtype), assign=True)
             copy.require(name).train(part.training)
         if copy.text is not None and self.text is not None:
-            copy.text.t5_tokenizer, copy.text.tokenizers = self.text.t5_tokenizer, dict(self.text.tokenizers)
+            copy.text.tokenizers = dict(self.text.tokenizers)
         return copy
 
     def network_denoiser(self, network: nn.Module | None = None) -> Denoiser:
@@ -261,8 +262,8 @@ class Model:
         parts = {FOLDERS.get(name, name): part for name, part in self.parts.items() if name != "preview"}
         tensors = dict(sorted((f"{name}.{key}", read) for name, part in parts.items() for key, read in values(part)))
         lines = [f"{name} {digest}\n" for name, digest in sha256_of_tensors(tensors).items()]
-        own = {} if self.text is None else {name: tokenizer.describe() for name, tokenizer in sorted(self.text.tokenizers.items())}
-        lines += [f"text.{name} {json.dumps(description, sort_keys=True)}\n" for name, description in own.items()]
+        words = {} if self.text is None else self.text.words
+        lines += [f"text.{name} {json.dumps(own, sort_keys=True)}\n" for name, own in sorted(words.items())]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def check_finite(self) -> None:
@@ -392,4 +393,13 @@ def _build_part(name: str, spec: Mapping[str, Any]) -> nn.Module:
     if name == "vae":
         kind = lookup("autoencoder", values.pop("name", "kl"), families().AUTOENCODERS)
         part, params = kind.network, kind.params
+    if name == "text":
+        readers = check_mapping("text.readers", values.get("readers"))
+        values["readers"] = {key: _build_reader(f"text.readers.{key}", each) for key, each in readers.items()}
     return part(make_params(name, params, values))
+
+
+def _build_reader(name: str, spec: Any) -> Reader:
+    """How one text encoder is read, by its "kind"."""
+    values = check_mapping(name, spec)
+    return make_params(name, lookup(f"kind of {name}", values.get("kind"), families().READERS), values)

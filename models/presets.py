@@ -12,12 +12,9 @@ from torch import nn
 from diffusion.spec import lookup
 from models.families import FAMILIES, TOWERS
 from models.model import Model, build
-from models.networks.clip import CLIPTextParams
-from models.networks.t5 import T5Params
 from models.networks.taesd import TAESDParams
-from models.text.t5_tokenizer import T5Tokenizer
 
-TINY_TOWERS: dict[str, CLIPTextParams | T5Params] = {tower.name: tower.tiny for tower in TOWERS}
+TINY_TOWERS: dict[str, Any] = {tower.name: tower.tiny for tower in TOWERS}
 SIZE = 16  # latents along each side of a miniature's sample
 
 
@@ -29,8 +26,7 @@ def published(family: str, device: torch.device | str = "meta", **network: Any) 
     of = lookup("family", family, FAMILIES)
     if of.consistency:
         network = {"guidance_dim": 256, **network}
-    text = of.text_params({tower.name: tower.params for tower in TOWERS})
-    return build(of.description(replace(of.architecture.network, **network), of.vae, text), device)
+    return build(of.description(replace(of.architecture.network, **network), of.vae, of.joined(of.readers)), device)
 
 
 def miniature(family: str = "sd1", seed: int = 0, **network: Any) -> Model:
@@ -43,15 +39,16 @@ def miniature(family: str = "sd1", seed: int = 0, **network: Any) -> Model:
     of = lookup("family", family, FAMILIES)
     with Blank():  # all parameters are drawn below
         model = build({**tiny_description(family, TINY_TOWERS, **network), "shape": [of.architecture.vae.latent_channels, SIZE, SIZE]})
-    if model.text is not None and model.text.params.t5:
-        model.text.t5_tokenizer = T5Tokenizer.of_letters()
+    text = model.require("text")
+    letters = {name: reader.letters() for name, reader in text.params.readers.items()}
+    text.tokenizers = {name: tokenizer for name, tokenizer in letters.items() if tokenizer is not None}
     generator = torch.Generator().manual_seed(seed)
     for part in model.parts.values():
         randomise(part, generator)
     return model
 
 
-def tiny_description(family: str, towers: Mapping[str, CLIPTextParams | T5Params], **network: Any) -> dict[str, Any]:
+def tiny_description(family: str, towers: Mapping[str, Any], **network: Any) -> dict[str, Any]:
     """The description of a miniature with these text towers."""
     of = FAMILIES[family]
     text = of.text_params(towers)

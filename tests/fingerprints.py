@@ -232,7 +232,8 @@ def _miniature(family: str, network: dict[str, Any]) -> Model:
 
 def _with_words(family: str) -> Model:
     from models.presets import TINY_TOWERS, tiny_description  # here, as below: where there are weights, this is not needed
-    from models.text.clip_tokenizer import EOS, AddedToken, CLIPTokenizer, Vocabulary
+    from models.text.clip_tokenizer import EOS, CLIPTokenizer, Vocabulary
+    from models.text.vocabulary import AddedToken
 
     towers = {**TINY_TOWERS, "clip_l": replace(cast(models.CLIPTextParams, TINY_TOWERS["clip_l"]), vocab=EOS + 3)}
     model = models.build({**tiny_description(family, towers), "shape": [4, 16, 16]})

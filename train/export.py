@@ -12,6 +12,7 @@ import torch
 import models
 from models import VAE, Model
 from models.families.family import plain
+from models.layouts.single_file import tokenizers_beside
 
 FILE_NAME, FOLDER_NAME = "model.safetensors", "model"
 
@@ -63,10 +64,10 @@ def load_options(trained: Model, place: Path) -> dict[str, str]:
 
 
 def _layout(model: Model) -> Any:
-    """That of its files; several single files become one, or a folder where there is T5's tokenizer, which one file cannot hold."""
+    """That of its files; several single files become one, or a folder where there is a tokenizer (T5's) that one file cannot hold."""
     layout = model.report.layout if model.report else "native"
     if layout in ("ldm", "separate"):
-        return "ldm" if model.text is None or model.text.t5_tokenizer is None else "diffusers"
+        return "diffusers" if tokenizers_beside(model) else "ldm"
     return layout
 
 

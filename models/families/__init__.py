@@ -13,6 +13,7 @@ from torch import nn
 from models.families import flux, sd, sd3, sdxl
 from models.families.family import OWN_ROLES, Architecture, Beside, Family, Published, Role, Tower
 from models.networks.dit import DiT, DiTParams
+from models.text.reader import Reader
 
 LINES = (sd, sdxl, flux, sd3)
 FAMILIES: dict[str, Family] = {family.name: family for line in LINES for family in line.FAMILIES}
@@ -20,6 +21,8 @@ ARCHITECTURES: dict[str, Architecture] = {each.name: each for line in LINES for 
 TOWERS: list[Tower] = [tower for each in ARCHITECTURES.values() for tower in each.towers]
 PUBLISHED: dict[str, Published] = {name: published for line in LINES for name, published in line.PUBLISHED.items()}
 """By the names that `download` knows."""
+READERS: dict[str, type[Reader]] = {tower.reader.kind: type(tower.reader) for tower in TOWERS}
+"""What reads prompts, by kind."""
 BACKBONES = {each.kind.name: each.kind for each in ARCHITECTURES.values()}
 AUTOENCODERS = {each.autoencoder.name: each.autoencoder for each in ARCHITECTURES.values()}
 NETWORKS: dict[str, tuple[type[nn.Module], type[Any]]] = {
@@ -59,6 +62,7 @@ __all__ = [
     "NETWORKS",
     "OWN_ROLES",
     "PUBLISHED",
+    "READERS",
     "TOWERS",
     "Architecture",
     "Beside",

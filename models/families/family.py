@@ -13,10 +13,11 @@ from models.networks.clip import CLIPTextParams
 from models.networks.t5 import T5Params
 from models.networks.taesd import TAESDParams
 from models.networks.vae import VAEParams
+from models.text.reader import Reader
 from models.text.recipes import TextParams
 
 if TYPE_CHECKING:
-    from models.files.table import Part
+    from models.files.table import Layout, Part
     from models.layouts.findings import Findings
 
 Role = Literal["inpaint", "edit", "control"]
@@ -41,19 +42,24 @@ class Tower:
     """One text encoder of an architecture.
 
     name      "clip_l", "t5", ...: in the model, and in messages
-    params    at its published size; tiny: in a miniature
+    reader    how it is read, at its published size
+    tiny      parameters of its network in a miniature
     prefix    what stands before its keys in single files
     folder    its place in a diffusers folder
-    optional  the architecture works without it
+    layout    of its keys in single files, where not the one that its kind has there
+    file      the name of a file of its own, where not `name`
+    optional  the architecture works without it: rows of zeros stand in the place of its own
     identity  diffusers' pipelines always project its pooled output: without a projection of its own it is written with the identity there
     unused    how many of its last blocks are never read: files may leave them out, and single files are written with them
     """
 
     name: str
-    params: CLIPTextParams | T5Params
-    tiny: CLIPTextParams | T5Params
+    reader: Reader
+    tiny: Any
     prefix: str
     folder: str = "text_encoder"
+    layout: Layout | None = None
+    file: str = ""
     optional: bool = False
     identity: bool = False
     unused: int = 0
@@ -68,15 +74,16 @@ class Architecture:
     network    the network's parameters at the published size; tiny: in a miniature
     matches    whether a network with these parameters is of this architecture and of no other of its kind
     towers     its text encoders, in the order in which they are read
-    text       how their states are joined: takes the parameters of each by its tower's name, and choices by theirs
-    choices    which choices of `text` files show, from the text encoders found and the network's parameters (None without one)
+    join       how their states are joined, where not side by side: entries of TextParams
+    as_found   how prompts are read after all, as files show: takes that, the text encoders found, and the network's parameters (None
+               without one)
     autoencoder  the kind of it
     vae        its parameters at the published size, in the units of the latents; tiny_vae: what of them is another in a miniature
     roles      what is done with an image beside x, and what the network sees of it for that, in the order of its channels
     shows      the family that keys and configurations prove, None where they prove none
     hint       a note for a network taken for the plain family: what its keys do not tell
     guess      the prediction where no file names it, with a note of how it was guessed; None for the family's
-    told       fields of a TowerUse that every layout's files show, so that they need not be the family's to be saved
+    told       parameters of readers that every layout's files show, so that they need not be the family's to be saved
     pipelines  diffusers' classes by role, under None that of a network that sees x alone
     index      further entries of model_index.json
     diffusers  the oldest version of diffusers that opens it
@@ -91,9 +98,9 @@ class Architecture:
     tiny: Any
     matches: Callable[[Any], bool]
     towers: tuple[Tower, ...]
-    text: Callable[..., TextParams]
     pipelines: Mapping[Role | None, str]
-    choices: Callable[[Mapping[str, Part], Any], dict[str, Any]] = lambda towers, network: {}
+    join: Mapping[str, Any] = field(default_factory=dict)
+    as_found: Callable[[TextParams, Mapping[str, Part], Any], TextParams] = lambda text, towers, network: text
     autoencoder: Kind = AUTOENCODER
     vae: Any = field(default_factory=VAEParams)
     tiny_vae: Mapping[str, Any] = field(default_factory=lambda: {"channels": 32, "channel_mult": (1, 1, 2, 2), "blocks": 1})
@@ -126,7 +133,7 @@ class Family:
     schedule, grid, prediction, consistency  as in a model's description
     sampling      sampler, steps and guidance that it is meant for
     latents       their units, where they are not those of the architecture's autoencoder: parameters of it
-    text          choices of how its text encoders are read, where not the architecture's
+    text          how its text encoders are read, where not as the architecture's: parameters of their readers, by name
     table         the one of spacing "align_your_steps" that was fitted to it, if one is published
     schedulers    diffusers' schedulers with which this distilled network is published: a hint, no proof, as ordinary ones are saved so too
     sample_size   of its UNet's configuration, which proves it together with such a scheduler
@@ -145,7 +152,7 @@ class Family:
     prediction: str = "eps"
     consistency: Mapping[str, Any] | None = None
     latents: Mapping[str, Any] = field(default_factory=dict)
-    text: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     table: str | None = None
     schedulers: tuple[str, ...] = ()
     sample_size: int | None = None
@@ -157,10 +164,22 @@ class Family:
         """Whether it predicts the velocity of a flow, on times of its own; the others are told rows of a table, or a noise level."""
         return self.prediction == "flow"
 
-    def text_params(self, towers: Mapping[str, CLIPTextParams | T5Params], **choices: Any) -> TextParams:
-        """How it reads prompts with these text encoders, given by name; `choices` are those that `Architecture.text` leaves open."""
-        own = {tower.name: towers[tower.name] for tower in self.architecture.towers if tower.name in towers}
-        return self.architecture.text(**own, **{**self.text, **choices})
+    @property
+    def readers(self) -> dict[str, Reader]:
+        """How its text encoders are read, by name."""
+        return {tower.name: replace(tower.reader, **self.text.get(tower.name, {})) for tower in self.architecture.towers}
+
+    def joined(self, readers: Mapping[str, Reader]) -> TextParams:
+        """How it reads prompts with these of its text encoders."""
+        usual, join = self.readers, dict(self.architecture.join)
+        if absent := [usual[name] for name in join.get("behind", ()) if name not in readers]:
+            join["behind"] = tuple(name for name in join["behind"] if name in readers)
+            join |= {"zeros": sum(reader.rows for reader in absent), "width": max(reader.context_dim for reader in absent)}
+        return TextParams({name: readers[name] for name in usual if name in readers}, **join)
+
+    def text_params(self, networks: Mapping[str, Any]) -> TextParams:
+        """How it reads prompts with text encoders of these networks' parameters, given by name."""
+        return self.joined({name: replace(reader, network=networks[name]) for name, reader in self.readers.items() if name in networks})
 
     @property
     def vae(self) -> Any:

@@ -9,12 +9,11 @@ from typing import Any
 from models.families.family import OLDEST_FLOW, ONE, TINY_CLIP_L, TINY_T5, Architecture, Family, Published, Tower, euler
 from models.files.structure import ByOurNames, Kind, Settings, Shapes, check_settings
 from models.files.table import Form, Layout
-from models.networks.clip import CLIP_L, CLIPTextParams
+from models.networks.clip import CLIP_L
 from models.networks.flux import Flux, FluxParams, TrunkParams
-from models.networks.t5 import T5_XXL, T5Params
 from models.networks.vae import VAEParams
-from models.text.clip_tokenizer import EOS
-from models.text.recipes import TextParams, TowerUse
+from models.text.clip import CLIPReader
+from models.text.t5 import T5Reader
 
 # The network in files ---------------------------------------------------------------------------------------------------
 
@@ -155,20 +154,11 @@ def trunk_config(p: TrunkParams, own: Mapping[str, Any]) -> dict[str, Any]:
 
 FLUX = Kind("flux", "backbone", "FLUX transformer", Flux, FluxParams, recognise, lambda _: bfl(), diffusers, config)
 
-# Text -------------------------------------------------------------------------------------------------------------------
-
-
-def text(clip_l: CLIPTextParams = CLIP_L, t5: T5Params = T5_XXL, length: int = 512) -> TextParams:
-    """T5's states alone, 512 rows (256 for schnell); CLIP-L's pooled output, without a projection."""
-    pooled = TowerUse("clip_l", None, norm=False, pad=EOS, pooled=True, projected=False)
-    return TextParams({"clip_l": clip_l}, (pooled,), t5=t5, t5_length=length)
-
-
 # Families ---------------------------------------------------------------------------------------------------------------
 
-TOWERS = (
-    Tower("clip_l", CLIP_L, TINY_CLIP_L, "text_encoders.clip_l.transformer."),
-    Tower("t5", T5_XXL, TINY_T5, "text_encoders.t5xxl.transformer.", "text_encoder_2"),
+TOWERS = (  # T5's states alone are the context; CLIP-L gives its pooled output, without a projection
+    Tower("clip_l", CLIPReader(CLIP_L, skip=None, pooled=True, projected=False), TINY_CLIP_L, "text_encoders.clip_l.transformer."),
+    Tower("t5", T5Reader(), TINY_T5, "text_encoders.t5xxl.transformer.", "text_encoder_2", file="t5xxl"),
 )
 LATENTS = VAEParams(latent_channels=16, quant_conv=False, scale=0.3611, shift=0.1159)
 TINY = FluxParams(hidden=64, heads=2, depth=2, depth_single=2, axes=(4, 14, 14))
@@ -186,7 +176,6 @@ DEV = Architecture(
     tiny=TINY,
     matches=lambda p: p.guidance_dim is not None and _beside(p) == 0,
     towers=TOWERS,
-    text=text,
     vae=LATENTS,
     roles={"control": ("latents",), "inpaint": ("masked", "mask_pixels")},
     pipelines={None: "FluxPipeline", "control": "FluxControlPipeline", "inpaint": "FluxFillPipeline"},
@@ -231,7 +220,7 @@ FAMILIES = (
         **FLOW,
         grid={"spacing": "linspace"},
         sampling=euler(4, 1.0),
-        text={"length": 256},
+        text={"t5": {"length": 256}},
         guided=False,
     ),
     # Guided classifier-free, since it is not told the scale.

@@ -13,8 +13,8 @@ from models.files.structure import ByOurNames, Kind, Settings, Shapes, beginning
 from models.files.table import Layout
 from models.networks.clip import CLIP_H, CLIP_L, CLIPTextParams
 from models.networks.unet import UNet, UNetParams
-from models.text.clip_tokenizer import EOS
-from models.text.recipes import TextParams, TowerUse
+from models.text.clip import CLIPReader, openclip
+from models.text.recipes import TextParams
 
 if TYPE_CHECKING:
     from models.files.table import Part
@@ -243,30 +243,17 @@ UNET = Kind("unet", "backbone", "UNet", UNet, UNetParams, recognise, ldm, diffus
 # Text -------------------------------------------------------------------------------------------------------------------
 
 
-def text_sd1(clip_l: CLIPTextParams = CLIP_L) -> TextParams:
-    """The last state of CLIP-L through its norm, padded with EOS."""
-    return TextParams({"clip_l": clip_l}, (TowerUse("clip_l", clip_l.layers, norm=True, pad=EOS, pooled=False),))
-
-
-def text_sd2(clip_h: CLIPTextParams = CLIP_H, blocks: int | None = None) -> TextParams:
-    """The state of OpenCLIP-H before the last of its 24 blocks through its norm.
-
-    blocks  after how many blocks; None: 23, whether the encoder holds 24 or only those 23, and all but the last of a smaller one
-    """
-    if blocks is None:
-        blocks = min(CLIP_H.layers, clip_h.layers + (clip_h.layers == CLIP_H.layers - 1)) - 1
-    return TextParams({"clip_h": clip_h}, (TowerUse("clip_h", blocks, norm=True, pad=0, pooled=False),))
-
-
-def _blocks_in_files(towers: Mapping[str, Part], network: Any) -> dict[str, Any]:
+def _blocks_in_files(text: TextParams, towers: Mapping[str, Part], network: Any) -> TextParams:
     """Whether the last block, which nothing reads, is among those in the file: by its config.json, by its width, or by its layout."""
     part = towers["clip_h"]
     params: CLIPTextParams = part.params
     if "num_hidden_layers" in part.hints:
-        return {"blocks": params.layers}
-    if params.width == CLIP_H.width:
-        return {"blocks": CLIP_H.layers - 1}
-    return {"blocks": params.layers - 1 if part.layout.name == "openclip" else params.layers}
+        holds = False
+    elif params.width == CLIP_H.width:
+        holds = params.layers == CLIP_H.layers
+    else:
+        holds = part.layout.name == "openclip"
+    return text.changed("clip_h", skip=int(holds))
 
 
 # What files show --------------------------------------------------------------------------------------------------------
@@ -324,8 +311,7 @@ SD1 = Architecture(
     network=UNetParams(heads=8, head_dim=None, context_dim=768),
     tiny=UNetParams(channels=32, channel_mult=(1, 2), blocks=1, attention=(1, 0), heads=8, head_dim=None),
     matches=lambda p: p.vector_dim is None and not p.linear_projection,
-    towers=(Tower("clip_l", CLIP_L, TINY_CLIP_L, "cond_stage_model.transformer."),),
-    text=text_sd1,
+    towers=(Tower("clip_l", CLIPReader(CLIP_L), TINY_CLIP_L, "cond_stage_model.transformer."),),
     roles=ROLES,
     shows=_lcm,
     pipelines=PIPELINES,
@@ -337,10 +323,10 @@ SD2 = Architecture(
     network=UNetParams(context_dim=1024, linear_projection=True),
     tiny=UNetParams(channels=64, channel_mult=(1, 2), blocks=1, attention=(1, 0), linear_projection=True),
     matches=lambda p: p.vector_dim is None and p.linear_projection,
-    towers=(Tower("clip_h", CLIP_H, TINY_CLIP, "cond_stage_model.model.", unused=1),),
-    text=text_sd2,
-    choices=_blocks_in_files,
-    told=frozenset({"blocks"}),
+    # OpenCLIP-H before the last of its 24 blocks.
+    towers=(Tower("clip_h", CLIPReader(CLIP_H, skip=1, pad=0), TINY_CLIP, "cond_stage_model.model.", layout=openclip(), unused=1),),
+    as_found=_blocks_in_files,
+    told=frozenset({"skip"}),
     roles=ROLES,
     guess=_guess_prediction,
     pipelines=PIPELINES,

@@ -11,14 +11,14 @@ from models.families.family import OLDEST_FLOW, ONE, TINY_CLIP, TINY_CLIP_L, TIN
 from models.families.flux import DIFFUSERS_FORMS, DIFFUSERS_STREAMS, LATENTS
 from models.files.structure import ByOurNames, Kind, Settings, Shapes, check_settings
 from models.files.table import Form, Layout
-from models.networks.clip import CLIP_G, CLIP_L, CLIPTextParams
+from models.networks.clip import CLIP_G
 from models.networks.sd3 import HEAD_DIM, SD3, SD3Params
-from models.networks.t5 import T5_XXL, T5Params
-from models.text.clip_tokenizer import EOS
-from models.text.recipes import TextParams, TowerUse
+from models.text.clip import CLIPReader
+from models.text.t5 import T5Reader
 
 if TYPE_CHECKING:
     from models.files.table import Part
+    from models.text.recipes import TextParams
 
 # The network in files ---------------------------------------------------------------------------------------------------
 
@@ -118,47 +118,24 @@ def config(p: SD3Params, size: tuple[int, int]) -> dict[str, Any]:
 
 MMDIT = Kind("sd3", "backbone", "Stable Diffusion 3 transformer", SD3, SD3Params, recognise, lambda _: sai(), diffusers, config)
 
-# Text -------------------------------------------------------------------------------------------------------------------
+# What files show --------------------------------------------------------------------------------------------------------
 
 
-def text(
-    clip_l: CLIPTextParams = CLIP_L,
-    clip_g: CLIPTextParams = CLIP_G,
-    t5: T5Params | None = None,
-    length: int = 256,
-    projected_l: bool = False,
-    width: int = 4096,
-) -> TextParams:
-    """The last states but one of CLIP-L and bigG, then T5's, or as many rows of zeros without one; both pooled outputs (section 4).
-
-    projected_l  CLIP-L's goes through a projection, as diffusers' folders hold one; the original files do without
-    width        of the context where there is no T5
-    """
-    return TextParams(
-        towers={"clip_l": clip_l, "clip_g": clip_g},
-        uses=(
-            TowerUse("clip_l", clip_l.layers - 1, norm=False, pad=EOS, pooled=True, projected=projected_l),
-            TowerUse("clip_g", clip_g.layers - 1, norm=False, pad=0, pooled=True),
-        ),
-        t5=t5,
-        t5_length=length,
-        width=t5.width if t5 else width,
-    )
-
-
-def _choices_in_files(towers: Mapping[str, Part], network: SD3Params | None) -> dict[str, Any]:
-    """CLIP-L's projection is used in diffusers' folders, and not in Stability AI's files."""
+def _projection_in_files(text: TextParams, towers: Mapping[str, Part], network: SD3Params | None) -> TextParams:
+    """CLIP-L's pooled output goes through a projection in diffusers' folders, and not in Stability AI's files."""
     clip_l = towers["clip_l"]
     projected = "CLIPTextModelWithProjection" in clip_l.hints.get("architectures", ()) and clip_l.params.projection is not None
-    return {"projected_l": projected, **({"width": network.context_dim} if network else {})}
+    text = text.changed("clip_l", projected=projected)
+    return replace(text, width=network.context_dim) if network and text.width else text
 
 
 # Families ---------------------------------------------------------------------------------------------------------------
 
+BEFORE_LAST = CLIPReader(skip=1, norm=False, pooled=True)
 TOWERS = (
-    Tower("clip_l", CLIP_L, TINY_CLIP_L, "text_encoders.clip_l.transformer.", identity=True),
-    Tower("clip_g", CLIP_G, TINY_CLIP, "text_encoders.clip_g.transformer.", "text_encoder_2"),
-    Tower("t5", T5_XXL, TINY_T5, "text_encoders.t5xxl.transformer.", "text_encoder_3", optional=True),
+    Tower("clip_l", replace(BEFORE_LAST, projected=False), TINY_CLIP_L, "text_encoders.clip_l.transformer.", identity=True),
+    Tower("clip_g", replace(BEFORE_LAST, network=CLIP_G, pad=0), TINY_CLIP, "text_encoders.clip_g.transformer.", "text_encoder_2"),
+    Tower("t5", T5Reader(length=256), TINY_T5, "text_encoders.t5xxl.transformer.", "text_encoder_3", file="t5xxl", optional=True),
 )
 SD3_MEDIUM = Architecture(
     name="sd3",
@@ -167,8 +144,8 @@ SD3_MEDIUM = Architecture(
     tiny=SD3Params(depth=2, positions=32),
     matches=lambda p: not p.dual and not p.qk_norm,
     towers=TOWERS,
-    text=text,
-    choices=_choices_in_files,
+    join={"behind": ("t5",)},
+    as_found=_projection_in_files,
     vae=replace(LATENTS, scale=1.5305, shift=0.0609),
     pipelines={None: "StableDiffusion3Pipeline"},
     diffusers=OLDEST_FLOW,

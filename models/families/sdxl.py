@@ -7,39 +7,14 @@ from typing import TYPE_CHECKING, Any
 from models.families.family import ONE, TINY_CLIP, TINY_CLIP_L, Architecture, Family, Published, Role, Tower
 from models.families.sd import BETAS, KARRAS, LCM, RAIL_PP, ROLES, STABILITY, TURBO, UNET
 from models.families.vae_keys import LATENT_STATISTICS
-from models.networks.clip import CLIP_G, CLIP_L, CLIPTextParams
+from models.networks.clip import CLIP_G, CLIP_L
 from models.networks.unet import UNetParams
 from models.networks.vae import VAEParams
-from models.text.clip_tokenizer import EOS
-from models.text.recipes import NUMBER_DIM, TextParams, TowerUse
+from models.text.clip import CLIPReader, openclip
+from models.text.recipes import NUMBER_DIM
 
 if TYPE_CHECKING:
     from models.layouts.findings import Findings
-
-# Text -------------------------------------------------------------------------------------------------------------------
-
-
-def text_sdxl(clip_l: CLIPTextParams = CLIP_L, clip_g: CLIPTextParams = CLIP_G) -> TextParams:
-    """The last states but one of CLIP-L and OpenCLIP-bigG; bigG's pooled output and three sizes in pixels."""
-    return TextParams(
-        towers={"clip_l": clip_l, "clip_g": clip_g},
-        uses=(
-            TowerUse("clip_l", clip_l.layers - 1, norm=False, pad=EOS, pooled=False),
-            TowerUse("clip_g", clip_g.layers - 1, norm=False, pad=0, pooled=True),
-        ),
-        numbers=("height", "width", "top", "left", "target_height", "target_width"),
-        null="zeros",
-    )
-
-
-def text_refiner(clip_g: CLIPTextParams = CLIP_G) -> TextParams:
-    """bigG alone, and an aesthetic score (6.0 for the prompt, 2.5 for its negative) in place of the target size."""
-    return TextParams(
-        towers={"clip_g": clip_g},
-        uses=(TowerUse("clip_g", clip_g.layers - 1, norm=False, pad=0, pooled=True),),
-        numbers=("height", "width", "top", "left", "score"),
-    )
-
 
 # What files show --------------------------------------------------------------------------------------------------------
 
@@ -80,6 +55,7 @@ PIPELINES: dict[Role | None, str] = {
 }
 
 LATENTS = VAEParams(scale=0.13025)
+BIGG = CLIPReader(CLIP_G, skip=1, norm=False, pad=0, pooled=True)
 
 SDXL = Architecture(
     name="sdxl",
@@ -90,10 +66,10 @@ SDXL = Architecture(
     tiny=UNetParams(channels=64, channel_mult=(1, 2), blocks=1, attention=(0, 2), middle_attention=2, linear_projection=True),
     matches=lambda p: p.vector_dim is not None and not _is_refiner(p),
     towers=(
-        Tower("clip_l", CLIP_L, TINY_CLIP_L, "conditioner.embedders.0.transformer."),
-        Tower("clip_g", CLIP_G, TINY_CLIP, "conditioner.embedders.1.model.", "text_encoder_2"),
+        Tower("clip_l", CLIPReader(CLIP_L, skip=1, norm=False), TINY_CLIP_L, "conditioner.embedders.0.transformer."),
+        Tower("clip_g", BIGG, TINY_CLIP, "conditioner.embedders.1.model.", "text_encoder_2", openclip()),
     ),
-    text=text_sdxl,
+    join={"numbers": ("height", "width", "top", "left", "target_height", "target_width"), "null": "zeros"},
     vae=LATENTS,
     roles=ROLES,
     shows=_shown,
@@ -107,8 +83,9 @@ REFINER = Architecture(
     network=UNetParams(channels=384, attention=(0, 4, 4, 0), middle_attention=4, context_dim=1280, vector_dim=2560, linear_projection=True),
     tiny=UNetParams(channels=64, channel_mult=(1, 2, 2), blocks=1, attention=(0, 1, 0), linear_projection=True),
     matches=_is_refiner,
-    towers=(Tower("clip_g", CLIP_G, TINY_CLIP, "conditioner.embedders.0.model.", "text_encoder_2"),),
-    text=text_refiner,
+    towers=(Tower("clip_g", BIGG, TINY_CLIP, "conditioner.embedders.0.model.", "text_encoder_2", openclip()),),
+    # An aesthetic score (6.0 for the prompt, 2.5 for its negative) in place of the target size.
+    join={"numbers": ("height", "width", "top", "left", "score")},
     vae=LATENTS,
     roles=ROLES,
     pipelines={**PIPELINES, None: "StableDiffusionXLImg2ImgPipeline"},

@@ -79,6 +79,18 @@ def check_settings(config: Mapping[str, Any], known: Settings, file: str = "conf
             raise ValueError(f"{file} says {name}={brief(config[name])}, and this library computes with {supported}")
 
 
+def used_blocks(stored: int, configured: Any) -> int:
+    """How many blocks of a text encoder are used: all that are stored, or the first ones, as many as its config.json says.
+
+    ValueError where the file holds fewer than that.
+    """
+    if configured is None:
+        return stored
+    if type(configured) is not int or not 0 < configured <= stored:
+        raise ValueError(f"config.json says {brief(configured)} blocks, and the file holds {stored}")
+    return configured
+
+
 @dataclass(frozen=True, eq=False)
 class Kind:
     """One kind of network, and how files hold it.

@@ -31,8 +31,13 @@ def strict(value: Any) -> Any:
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """One object, indented for people; paths as text, numbers that are not finite as null."""
+    write_text(path, json.dumps(strict(content), indent=2, default=str, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """A text file in UTF-8, whole."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(strict(content), indent=2, default=str, allow_nan=False) + "\n")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def parse_json(text: str | bytes) -> Any:

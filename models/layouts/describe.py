@@ -26,7 +26,6 @@ from models.layouts.scheduler import (
 )
 from models.layouts.towers import find_towers, text_params
 from models.layouts.yaml_beside import read_yaml_beside
-from models.networks.t5 import T5Params
 from models.text.recipes import TextParams
 
 PREDICTION_NAMES = {name: ours for ours, name in PREDICTIONS.items()}  # in configurations of diffusers
@@ -119,12 +118,12 @@ def _find_architecture(found: Findings) -> Architecture:
 
 
 def _has_towers(architecture: Architecture, towers: Sequence[Part]) -> bool:
-    """Whether an architecture has text encoders like these; a CLIP of unpublished width may be any."""
-    own = [tower.params for tower in architecture.towers]
-    known = {tower.params.width for tower in TOWERS}
+    """Whether an architecture has text encoders like these; one of unpublished width may be any of its kind."""
+    own = [tower.reader.network for tower in architecture.towers]
+    known = {(type(tower.reader.network), tower.reader.network.width) for tower in TOWERS}
     for part in towers:
         alike = [each for each in own if type(each) is type(part.params)]
-        if isinstance(part.params, T5Params) or part.params.width not in known:
+        if (type(part.params), part.params.width) not in known:
             match = next(iter(alike), None)
         else:
             match = next((each for each in alike if each.width == part.params.width), None)

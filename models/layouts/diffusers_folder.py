@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.families import Family, Tower
+from models.families import Family
 from models.families.taesd_keys import PREVIEW
-from models.files.table import scatter
 from models.files.text import write_json
 from models.layouts import native
 from models.layouts.folder import PIPELINE, SCHEDULER
 from models.layouts.own_settings import FAMILY_KEY, SETTINGS_KEY, untold_settings
 from models.layouts.scheduler import scheduler
-from models.layouts.written import check_text, family_of_model, in_dtype, kinds_of, published, use_of
+from models.layouts.written import IN_FOLDERS, check_text, family_of_model, in_dtype, kinds_of, published
 from models.model import Model
-from models.networks.t5 import T5
-from models.text import clip_keys, t5_keys
 from models.text.encoder import TextEncoder
-from models.text.vocabulary import write_clip_tokenizer, write_t5_tokenizer
 
 FILE, TEXT_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
-T5_CONFIG = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}  # its tokenizer's
 Written = tuple[str, dict[str, Any], dict[str, Tensor]]
 """A part as it is written: the name of its file of weights, its configuration, its tensors."""
 
@@ -45,7 +39,7 @@ def write_configs(model: Model, folder: Path) -> None:
         write_json(folder / place / "config.json", config)
     if model.text is not None:
         of = family_of_model(model)
-        check_text(model, of, {"pad", "blocks"} | ({"null"} if model.text.params.numbers else set()))
+        check_text(model, of, IN_FOLDERS | ({"null"} if model.text.params.numbers else set()))
         classes |= _save_tokenizers(model.text, of, folder)
     if model.backbone is not None:
         of = family_of_model(model)
@@ -66,7 +60,9 @@ def _parts(model: Model) -> dict[str, Written]:
         parts[kind.folder] = (FILE, config, published(network, kind.diffusers(network.params), kind, config))
     if model.text is not None:
         towers = [tower for tower in family_of_model(model).architecture.towers if tower.name in model.text.towers]
-        parts |= {tower.folder: (TEXT_FILE, *_text_tower(model, tower)) for tower in towers}
+        for tower in towers:
+            reader, own = model.text.params.readers[tower.name], model.text.tokenizers.get(tower.name)
+            parts[tower.folder] = (TEXT_FILE, *reader.in_folder(model.text.towers[tower.name], own, tower.identity))
     return {"": parts[PREVIEW.folder]} if parts.keys() == {PREVIEW.folder} else parts
 
 
@@ -83,7 +79,7 @@ def _index(model: Model, of: Family, parts: Mapping[str, tuple[str, str]], sampl
         named[SETTINGS_KEY] = own
     absent = [tower.folder for tower in built.towers if tower.optional and tower.folder not in parts]
     unused = {place: [None, None] for folder in absent for place in (folder, _tokenizer_of(folder))}
-    text = model.text.params if model.text is not None else built.text()
+    text = model.text.params if model.text is not None else of.joined(of.readers)
     zeros = {"force_zeros_for_empty_prompt": text.null == "zeros"} if text.numbers else {}
     return {
         "_class_name": of.pipeline or built.pipelines[model.role],
@@ -100,44 +96,9 @@ def _tokenizer_of(folder: str) -> str:
     return folder.replace("text_encoder", "tokenizer")
 
 
-def _text_tower(model: Model, encoder: Tower) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and tensors of a text encoder, cut to what pipelines of diffusers read of it.
-
-    They take either the last state through its norm, or the one before it: so the encoder ends with the block that gives the context, or
-    with the next. A projection is written only if it is used; an encoder that pipelines always project gets the identity in its place.
-    """
-    name, tower = encoder.name, model.require("text").towers[encoder.name]
-    state = tower.state_dict()
-    if isinstance(tower, T5):
-        return t5_keys.config(tower.params), scatter(t5_keys.transformers().table(state), state)
-    params, use = tower.params, use_of(model, name)
-    used = params.layers if use.blocks is None else use.blocks if use.norm else use.blocks + 1
-    if use.pooled and used != params.layers:
-        raise ValueError(f"pipelines of diffusers take another state of {name} than the one after {use.blocks} blocks: use layout='native'")
-    projected = use.pooled and use.projected and params.projection is not None
-    params = replace(params, layers=used, projection=params.projection if projected else None)
-    unused = tuple(f"blocks.{i}." for i in range(used, tower.params.layers)) + ("projection.",) * (not projected)
-    state = {key: value for key, value in state.items() if not key.startswith(unused)}
-    if use.pooled and not projected and encoder.identity:
-        params = replace(params, projection=params.width)
-        state["projection.weight"] = torch.eye(params.width).to(state["norm.weight"])
-    tokenizer = model.require("text").tokenizer(name)
-    return clip_keys.config(params, tokenizer.bos, tokenizer.eos), scatter(clip_keys.transformers().table(state), state)
-
-
 def _save_tokenizers(text: TextEncoder, of: Family, folder: Path) -> dict[str, tuple[str, str]]:
     """The tokenizer of every text encoder in its folder, and the classes that read them."""
     places = {tower.name: _tokenizer_of(tower.folder) for tower in of.architecture.towers}
-    classes = {}
-    for use in text.params.uses:
-        if text.tokenizer(use.tower).size > text.params.towers[use.tower].vocab:
-            continue  # the encoder has words of its own, and their tokenizer was not loaded
-        place = places[use.tower]
-        write_clip_tokenizer(text.tokenizer(use.tower), folder / place, use.pad, text.params.length)
-        classes[place] = ("transformers", "CLIPTokenizer")
-    if text.params.t5 and text.t5_tokenizer is not None:
-        place = places["t5"]
-        write_t5_tokenizer(text.t5_tokenizer, folder / place)
-        write_json(folder / place / "tokenizer_config.json", T5_CONFIG | {"model_max_length": text.params.t5_length})
-        classes[place] = ("transformers", "T5TokenizerFast")
-    return classes
+    readers = text.params.readers.items()
+    classes = {places[name]: reader.write_tokenizer(text.tokenizers.get(name), folder / places[name]) for name, reader in readers}
+    return {place: ("transformers", name) for place, name in classes.items() if name}

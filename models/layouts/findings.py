@@ -11,7 +11,6 @@ from typing import Any
 from models.files.stored import TensorFile
 from models.files.table import Part
 from models.layouts.folder import PIPELINE, SCHEDULER, read_config
-from models.text.clip_tokenizer import CLIPTokenizer
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Findings:
     vocabularies  files and folders of tokenizers that were given beside the weights
     ldm           latent diffusion's configuration of the model, from beside the backbone's file; `ldm_file` is its name in notes and errors
     notes         filled on the way: what was settled by something other than keys and shapes
-    tokenizers    filled on the way: the tokenizers of CLIP towers that have a vocabulary of their own, by tower
+    tokenizers    filled on the way: the tokenizers of text towers, where they came with some, by tower
     left_out      filled on the way: parts that were replaced by a later file's, and towers that nothing uses, with the reason
     """
 
@@ -51,7 +50,7 @@ class Findings:
     files: list[TensorFile] = field(default_factory=list)
     pipelines: list[Pipeline] = field(default_factory=list)
     vocabularies: list[Path] = field(default_factory=list)
-    tokenizers: dict[str, CLIPTokenizer] = field(default_factory=dict)
+    tokenizers: dict[str, Any] = field(default_factory=dict)
     ldm: Mapping[str, Any] = field(default_factory=dict)
     ldm_file: str = ""
     notes: list[str] = field(default_factory=list)

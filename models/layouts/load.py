@@ -16,7 +16,7 @@ from diffusion.spec import check_type
 from models.families import PUBLISHED
 from models.files.blank import BlankWithin
 from models.files.table import Part, Supplies, check_dtype, supplies
-from models.files.tensors import open_tensors
+from models.files.tensors import holds_weights, open_tensors
 from models.layers.packed import FLOAT8, Packed, PackedLinear, pack
 from models.layers.streaming import Budget, layers
 from models.layouts import native
@@ -25,7 +25,7 @@ from models.layouts.findings import Findings, Pipeline
 from models.layouts.folder import config_beside, open_components, unused
 from models.layouts.parts import AVERAGED, find_parts
 from models.model import PARTS, Model, Report, build
-from models.text.vocabulary import find_t5_tokenizer, is_clip, is_vocabulary
+from models.text.vocabulary import SPIECE, TABLE, WHOLE
 
 DTypes = torch.dtype | Mapping[str, torch.dtype] | None
 
@@ -84,7 +84,14 @@ def load(
             model = build(spec, device="meta")
     except ValueError as error:
         raise ValueError(f"{', '.join(map(str, places))}: a model that cannot be built: {error}") from None
-    _give_tokenizers(model, towers, found)
+    if model.text is not None:
+        model.text.tokenizers = found.tokenizers
+        try:
+            model.text.check()
+        except ValueError as error:
+            raise ValueError(f"{', '.join(dict.fromkeys(str(part.file.path) for part in towers.values()))}: {error}") from None
+    elif found.vocabularies:
+        raise ValueError(f"{found.vocabularies[0]} is a tokenizer, and there is no text encoder that would read it: leave it out")
     modules = [(part, model.require(part.kind).get_submodule(part.layout.inside)) for part in found.single]
     modules += [(part, model.require("text").towers[name]) for name, part in towers.items()]
     _fill(modules, dtype, memory)
@@ -92,23 +99,6 @@ def load(
         network.eval()
     model.report = _report(found, [part for part, _ in modules], model, places, ema)
     return model
-
-
-def _give_tokenizers(model: Model, towers: Mapping[str, Part], found: Findings) -> None:
-    """The text towers' tokenizers. ValueError for one that is too large for its tower, and for one that was given and has none."""
-    if model.text is not None:
-        model.text.tokenizers = dict(found.tokenizers)
-    if "t5" in towers:
-        model.require("text").t5_tokenizer = find_t5_tokenizer(towers["t5"], found.vocabularies, found.notes)
-    for path in found.vocabularies:
-        who, readers = ("text encoder of CLIP", towers.keys() - {"t5"}) if is_clip(path) else ("T5", towers.keys() & {"t5"})
-        if not readers:
-            raise ValueError(f"{path} is a tokenizer, and there is no {who} that would read it: leave it out, or load {who} too")
-    if model.text is not None:
-        try:
-            model.text.check_vocabularies()
-        except ValueError as error:
-            raise ValueError(f"{', '.join(dict.fromkeys(str(part.file.path) for part in towers.values()))}: {error}") from None
 
 
 def _checked(paths: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
@@ -127,10 +117,17 @@ def _checked(paths: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
             how = f", family={known.family!r}" if known and known.family else ""
             fetch = f"; models.load(*models.download({str(path)!r}){how}) fetches the published model" if known else ""
             raise FileNotFoundError(f"no such file or folder: {path}{fetch}")
-    weights, vocabularies = [path for path in places if not is_vocabulary(path)], [path for path in places if is_vocabulary(path)]
+    weights, vocabularies = [path for path in places if not _is_vocabulary(path)], [path for path in places if _is_vocabulary(path)]
     if not weights:
         raise ValueError(f"{vocabularies[0]} is a tokenizer: load it with the weights of the text encoder that reads it")
     return weights, vocabularies
+
+
+def _is_vocabulary(path: Path) -> bool:
+    """Whether a path is a tokenizer: by its name tokenizer.json, spiece.model or another .model, or a folder of one without weights."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in (WHOLE, SPIECE, TABLE)) and not holds_weights(path)
+    return path.name.endswith(WHOLE) or path.suffix == ".model"
 
 
 def _fill(modules: Sequence[tuple[Part, nn.Module]], dtype: DTypes, memory: str | int | None) -> None:

@@ -33,13 +33,11 @@ from models.files.text import parse_json, parse_strict_json, sha256_of_tensors
 from models.files.writing import replacing
 from models.layouts.parts import AVERAGED, RAW
 from models.model import FOLDERS, PARTS, Model, Report, build
-from models.text.clip_tokenizer import CLIPTokenizer
 from models.text.encoder import TextEncoder
-from models.text.t5_tokenizer import T5Tokenizer
 
 FILE_NAME = "checkpoint.safetensors"
 LAYOUT = Layout("native", {})
-TOKENIZER, TOKENIZERS = "t5_tokenizer", "tokenizers"  # entries in the metadata: T5's, and by encoder those of CLIP other than OpenAI's
+TOKENIZERS = "tokenizers"  # in the metadata, by text encoder
 NETWORKS = ("network", *PARTS)  # the entries of a description that decide which tensors there are
 MAX_SETTING = 4096  # of a setting that no tensor shows: the rows of a text, T5's distances
 
@@ -53,8 +51,6 @@ def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> No
 def about(model: Model) -> dict[str, Any]:
     """The metadata of a model's file: the description of its parts, and the tokenizers."""
     metadata: dict[str, Any] = {"model": without_missing(model.spec, [FOLDERS.get(part, part) for part in model.parts])}
-    if model.text is not None and model.text.t5_tokenizer is not None:
-        metadata[TOKENIZER] = model.text.t5_tokenizer.to_json()
     if model.text is not None and model.text.tokenizers:
         metadata[TOKENIZERS] = {name: tokenizer.describe() for name, tokenizer in model.text.tokenizers.items()}
     return metadata
@@ -124,12 +120,10 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
 
 def _give_tokenizers(text: TextEncoder, metadata: Mapping[str, Any]) -> None:
     """Set the tokenizers in the metadata. ValueError for damaged ones, and for those of other text encoders."""
-    if TOKENIZER in metadata:
-        text.t5_tokenizer = T5Tokenizer.from_json(metadata[TOKENIZER])
     own = check_mapping(TOKENIZERS, metadata.get(TOKENIZERS, {}))
-    check_names("tower of CLIP", own, text.params.towers)
-    text.tokenizers = {name: CLIPTokenizer.from_description(description) for name, description in own.items()}
-    text.check_vocabularies()
+    check_names("text encoder", own, text.params.readers)
+    text.tokenizers = {name: text.params.readers[name].open_tokenizer(description) for name, description in own.items()}
+    text.check()
 
 
 def _largest(shapes: Sequence[tuple[int, ...]]) -> int:

@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from models.families import ARCHITECTURES, AUTOENCODERS, BACKBONES, TOWERS
+from models.families import ARCHITECTURES, AUTOENCODERS, BACKBONES, READERS, TOWERS
 from models.families.taesd_keys import PREVIEW
 from models.files.prefixes import shared_prefix, unwrapped
 from models.files.scaled import join_scales
 from models.files.stored import TensorFile
+from models.files.structure import Kind
 from models.files.table import Part
 from models.layouts import foreign, harmless
-from models.text.clip_keys import CLIP
-from models.text.t5_keys import ENCODER
 
 BACKBONE = "model.diffusion_model."  # stands before a backbone's keys in a single file of several parts
 # What single files put before the keys of a part: the families' own, those of ComfyUI, and of trainers with diffusers' names.
@@ -23,7 +22,7 @@ PREFIXES = tuple(dict.fromkeys((*_FAMILIES, "diffusion_model.", "unet.", *(f"{to
 AVERAGED, RAW = "raw weights, and averaged ones are there", "averaged weights, and raw ones were asked for"  # why others are left out
 AVERAGES = "model_ema."
 EMA_NOTES = 100  # more keys than this under model_ema. are weights, fewer are numbers about them
-KINDS = (*BACKBONES.values(), *AUTOENCODERS.values(), CLIP, ENCODER, PREVIEW)
+KINDS: tuple[Kind, ...] = (*BACKBONES.values(), *AUTOENCODERS.values(), *(reader.NETWORK for reader in READERS.values()), PREVIEW)
 
 
 def find_parts(file: TensorFile, hints: Mapping[str, Any] | None = None, ema: bool = True) -> list[Part]:

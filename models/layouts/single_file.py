@@ -12,22 +12,17 @@ from torch import Tensor
 from models.families import Family, Tower
 from models.families.vae_keys import LATENT_STATISTICS
 from models.files.tensors import SAFETENSORS
+from models.files.text import write_text
 from models.layouts import native
 from models.layouts.own_settings import FAMILY_KEY, SETTINGS, SETTINGS_KEY
 from models.layouts.parts import BACKBONE
 from models.layouts.scheduler import SNR_MARK, V_MARK
-from models.layouts.written import check_text, family_of_model, in_dtype, kinds_of, published, use_of
+from models.layouts.written import check_text, family_of_model, in_dtype, kinds_of, published
 from models.layouts.written_schedule import write_table
 from models.model import Model
-from models.networks.clip import CLIPTextParams
-from models.networks.t5 import T5
 from models.networks.vae import VAEParams
-from models.text import clip_keys
-from models.text.clip_keys import CLIP
-from models.text.clip_tokenizer import EOS
 from models.text.encoder import TextEncoder
-from models.text.t5_keys import ENCODER
-from models.text.vocabulary import write_t5_tokenizer
+from models.text.vocabulary import WHOLE
 
 PREDICTIONS_LDM = {"eps": "epsilon", "v": "v"}  # as the metadata of single files call them
 
@@ -63,12 +58,20 @@ def save_separate(model: Model, folder: Path, dtype: torch.dtype | None) -> None
         raise ValueError(f"separate files do not say {what}: use another layout")
     if model.vae is not None and _latent_statistics(model.vae.params, of.vae):
         raise ValueError("separate files do not say how latents are scaled: use another layout")
-    names = {"backbone": of.name, "t5": "t5xxl"}
+    names = {"backbone": of.name, **{tower.name: tower.file for tower in of.architecture.towers if tower.file}}
     for name, part in _single_parts(model, of).items():
         file = folder / f"{names.get(name, name)}.safetensors"
         native.write_tensors(file, in_dtype(part, dtype), {"format": "pt", **(_metadata(model) if name == "backbone" else {})})
-    if model.text is not None and model.text.t5_tokenizer is not None:
-        write_t5_tokenizer(model.text.t5_tokenizer, folder)
+    for text in tokenizers_beside(model):
+        write_text(folder / WHOLE, text)
+
+
+def tokenizers_beside(model: Model) -> list[str]:
+    """The tokenizer.json files that have to lie beside single files of its text encoders."""
+    if model.text is None:
+        return []
+    texts = [model.text.params.readers[name].tokenizer_json(own) for name, own in model.text.tokenizers.items()]
+    return [text for text in texts if text is not None]
 
 
 def _single_parts(model: Model, of: Family | None) -> dict[str, dict[str, Tensor]]:
@@ -76,38 +79,16 @@ def _single_parts(model: Model, of: Family | None) -> dict[str, dict[str, Tensor
     networks = {name: (model.require(name), kind) for name, kind in kinds_of(model).items()}
     parts = {name: published(network, kind.single(network.params), kind) for name, (network, kind) in networks.items()}
     if of and model.text is not None:
-        _check_words(model.text)
         check_text(model, of, set())
-        parts |= {tower.name: _single_tower(model, tower) for tower in of.architecture.towers if tower.name in model.text.towers}
+        parts |= {tower.name: _single_tower(model.text, tower) for tower in of.architecture.towers if tower.name in model.text.towers}
     return parts
 
 
-def _check_words(text: TextEncoder) -> None:
-    """ValueError for vocabularies that single files have no place for."""
-    if text.params.tokens is not None:
-        raise ValueError(f"single files do not say that {text.params.tokens} tokens are read at once: use layout='diffusers' or 'native'")
-    for name, tokenizer in text.tokenizers.items():
-        words = ", ".join(token.content for token in tokenizer.vocabulary.added if not token.special) or "all of it"
-        raise ValueError(f"single files cannot hold the own words of {name} ({words:.100}): use layout='diffusers' or 'native'")
-    for name, tower in text.params.towers.items():
-        if tower.vocab > EOS + 1:
-            raise ValueError(f"single files do not say which {tower.vocab} tokens {name} knows: use layout='diffusers' or 'native'")
-
-
-def _single_tower(model: Model, tower: Tower) -> dict[str, Tensor]:
-    network = model.require("text").towers[tower.name]
-    if isinstance(network, T5):
-        return published(network, ENCODER.single(network.params), ENCODER)
-    assert isinstance(tower.params, CLIPTextParams)
-    if network.params.activation != (activation := tower.params.activation):
-        raise ValueError(
-            f"readers of single files compute {tower.name} with {activation}, not {network.params.activation}: use another layout"
-        )
-    use = use_of(model, tower.name)
-    if tower.identity and use.pooled and use.projected and network.params.projection is not None:
-        raise ValueError("readers of single files leave CLIP-L's pooled output as it is, here it is projected: use another layout")
-    layout = clip_keys.openclip() if tower.prefix.endswith(".model.") else clip_keys.transformers()
-    return published(network, layout, CLIP)
+def _single_tower(text: TextEncoder, tower: Tower) -> dict[str, Tensor]:
+    reader = text.params.readers[tower.name]
+    if why := reader.unsaid(tower.name, text.tokenizers.get(tower.name), tower.reader):
+        raise ValueError(why)
+    return published(text.towers[tower.name], tower.layout or reader.NETWORK.single(reader.network), reader.NETWORK)
 
 
 def _metadata(model: Model) -> dict[str, str]:
@@ -146,8 +127,9 @@ def _latent_statistics(p: Any, usual: Any) -> dict[str, Tensor]:
 
 def _unused_block(model: Model, tower: Tower, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The last block of an encoder that is never read, where the model lacks it, as zeros: readers of this layout count on it."""
-    layers = model.require("text").tower(tower.name).params.layers
-    if use_of(model, tower.name).blocks != layers:
+    reader: Any = model.require("text").params.readers[tower.name]
+    layers = reader.network.layers
+    if reader.skip:
         return {}
     last, new = (f"{tower.prefix}transformer.resblocks.{i}." for i in (layers - 1, layers))
     return {key.replace(last, new): torch.zeros_like(value) for key, value in tensors.items() if key.startswith(last)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -16,7 +16,9 @@ from models.files.structure import Kind
 from models.files.table import Layout, scatter
 from models.model import Model
 from models.networks.unet import UNetParams
-from models.text.recipes import TowerUse
+
+IN_FOLDERS = {"pad", "tokens", "skip", "projected"}
+"""What folders say of how a text encoder is read, and single files do not."""
 
 
 def family_of_model(model: Model) -> Family:
@@ -33,22 +35,18 @@ def kinds_of(model: Model) -> dict[str, Kind]:
     return {name: kinds[name] for name in model.parts if name in kinds}
 
 
-def use_of(model: Model, name: str) -> TowerUse:
-    """What the model takes from a tower of CLIP."""
-    return next(use for use in model.require("text").params.uses if use.tower == name)
-
-
 def check_text(model: Model, of: Family, written: Set[str]) -> None:
-    """ValueError if readers of a layout would encode prompts differently: of the recipe, its files hold only the fields `written`."""
-    p = model.require("text").params
-    usual = of.text_params({**p.towers, **({"t5": p.t5} if p.t5 else {})})
-    compared: list[tuple[str, Any, Any, tuple[str, ...]]] = [("text", p, usual, ("null", "numbers", "t5_length"))]
-    compared += [(use.tower, use, other, ("norm", "pooled", "pad", "blocks")) for use, other in zip(p.uses, usual.uses, strict=True)]
+    """ValueError if readers of a layout would encode prompts differently: its files say only the parameters `written`."""
+    text = model.require("text").params
+    usual = of.text_params({name: reader.network for name, reader in text.readers.items()})
+    compared: list[tuple[str, Any, Any, tuple[str, ...]]] = [("text", text, usual, ("null", "numbers", "zeros"))]
+    for name, reader in text.readers.items():
+        compared += [(name, reader, usual.readers[name], tuple(field.name for field in fields(reader) if field.name != "network"))]
     for what, own, others, names in compared:
         for name in names:
             if name in written | of.architecture.told or (mine := getattr(own, name)) == (theirs := getattr(others, name)):
                 continue
-            where = "'diffusers' or 'native'" if name in ("pad", "blocks") else "'native'"
+            where = "'diffusers' or 'native'" if name in IN_FOLDERS else "'native'"
             raise ValueError(f"files of this layout do not say {name}={mine!r} of {what}, readers take {theirs!r}: use layout={where}")
 
 

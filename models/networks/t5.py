@@ -48,7 +48,8 @@ T5_XXL = T5Params()
 class T5(nn.Module):
     """forward(tokens (B, L) of whole numbers) -> the last state (B, L, width) through the final norm, in the dtype of the weights.
 
-    Every token attends to every other, padding included: FLUX.1 and Stable Diffusion 3 mask none of it. L has no limit.
+    mask  (B, L) bool, which tokens are attended to, at least one of each row; None: all, padding included, as in FLUX.1 and
+          Stable Diffusion 3. L has no limit
     Published weights lead the states beyond float16's range, so between the blocks they are at least float32.
     """
 
@@ -74,11 +75,13 @@ class T5(nn.Module):
                 nn.init.normal_(module.weight, std=(module.in_features * per_head) ** -0.5)
 
     @with_enough_precision
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         if tokens.ndim != 2:
             raise ValueError(f"tokens are (B, L), not {tuple(tokens.shape)}")
         x = self.token(tokens)
         bias = self._bias(tokens.shape[1], x)
+        if mask is not None:
+            bias = bias.masked_fill(~mask[:, None, None, :], -torch.inf)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         for block in self.blocks:
             x = block(x, bias)

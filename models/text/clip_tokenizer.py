@@ -9,50 +9,51 @@ a model that has one of its own too: contexts of two towers stand side by side, 
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusion.messages import brief, one_line
+from diffusion.messages import brief
 from diffusion.spec import check_type, make_params
+from models.files.text import read_text, write_json, write_text
 from models.networks.clip import EOS as EOS
+from models.text.tokenizer_json import model_of, parse
+from models.text.vocabulary import (
+    ADDED,
+    CONFIG,
+    DECODER,
+    MAX_FILE,
+    MAX_TOKEN_LENGTH,
+    MAX_TOKENS,
+    MERGES,
+    TABLE,
+    TRIAL,
+    WHOLE,
+    AddedToken,
+    added_tokens,
+    folders_beside,
+    guarded,
+    library,
+    name_in_errors,
+    read_object,
+    special_tokens,
+)
+
+if TYPE_CHECKING:
+    from models.files.table import Part
 
 BOS = 49406  # the begin of text; it and EOS are the last two of OpenAI's vocabulary
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"  # their names in published folders
 WORD_END = "</w>"  # how a token ends that ends a word
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-MAX_TOKENS = 1_000_000  # CLIP has 49,408, T5 32,100
-MAX_TOKEN_LENGTH = 1000  # characters; CLIP's have up to 32, T5's up to 16
-TRIAL = "a ½ \U0010fffd"  # a letter, one of several bytes, one that is in no word: a tokenizer that reads these reads all texts
 LONG_TEXT = 10_000  # characters, more than prompts have
-
-
-@dataclass(frozen=True)
-class AddedToken:
-    """A word that is one token and is found in a text before it is split: a learned word, or the name of a special token.
-
-    single_word  only where it is no part of a longer word
-    lstrip       with the blanks before it; rstrip: with those behind it
-    normalized   in the text with capitals lowered and blanks joined, so that capitals do not matter; else in the text as it stands
-    special      a name such as that of the end of text
-    """
-
-    id: int
-    content: str
-    single_word: bool = False
-    lstrip: bool = False
-    rstrip: bool = False
-    normalized: bool = True
-    special: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.id < MAX_TOKENS:
-            raise ValueError(f"its added token {brief(self.content)} has the id {brief(self.id)}: ids are 0 to {MAX_TOKENS - 1:,}")
-        if not 0 < len(self.content) <= MAX_TOKEN_LENGTH:
-            raise ValueError(f"it has an added token of {len(self.content):,} characters: known ones have 1 to {MAX_TOKEN_LENGTH:,}")
+CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")  # of transformers
+ROLES = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}  # special tokens, with defaults
+MAX_LENGTH = 100_000  # tokens of a text; transformers writes 1e30 for "no limit"
 
 
 @dataclass(frozen=True)
@@ -266,21 +267,123 @@ def check_table(tokens: Any) -> None:
         raise ValueError(f"it has a token of {longest:,} characters, and no known one has over {MAX_TOKEN_LENGTH:,}")
 
 
-def library() -> Any:
-    """The package tokenizers. ValueError that says what to install without it."""
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ValueError(f"prompts are read with the package tokenizers ({error}): pip install tokenizers") from error
-    return tokenizers
+# ---- in files
 
 
-def guarded(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """The result of a call of the library. ValueError in one line if it fails in any way, also by a panic, which is no Exception."""
+def is_clip(path: Path) -> bool:
+    """Whether a tokenizer's file or folder is CLIP's kind: byte pairs with an end-of-word suffix."""
+    file = path / WHOLE if path.is_dir() else path
+    if not file.is_file():
+        return (path / TABLE).is_file()
+    return file.suffix == ".json" and model_of(file).get("end_of_word_suffix") == WORD_END
+
+
+def find_clip_tokenizer(part: Part, given: Sequence[Path], second: bool | None) -> CLIPTokenizer | None:
+    """The tokenizer of a CLIP text encoder: the last of the given paths that is one, or one beside the weights; None without one.
+
+    second  whether this is the second of two text encoders, to which a given folder named tokenizer_2 belongs; None: there is only one
+    """
+    neighbour, home = folders_beside(part)
+    places = [path for path in reversed(given) if second in (None, (path if path.is_dir() else path.parent).name.endswith("_2"))]
+    if neighbour != home and any((neighbour / name).is_file() for name in (WHOLE, TABLE, CONFIG)):
+        places.append(neighbour)
+    if is_clip(home):
+        places.append(home)
+    return open_clip_tokenizer(places[0]) if places else None
+
+
+def open_clip_tokenizer(path: Path) -> CLIPTokenizer:
+    """The tokenizer in a transformers folder, or in a single tokenizer.json. ValueError in one line that names the path."""
     try:
-        return call(*args, **options)
-    except BaseException as error:
-        failed = isinstance(error, Exception) and not isinstance(error, MemoryError)
-        if not failed and type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(f"it is damaged ({one_line(error)})") from None
+        tokenizer = CLIPTokenizer(_read_vocabulary(path if path.is_dir() else path.parent, path if path.is_file() else path / WHOLE))
+        if not tokenizer.is_openai:
+            tokenizer.tokenize(TRIAL)
+        return tokenizer
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: this tokenizer cannot be used: {error}") from None
+
+
+def _read_vocabulary(folder: Path, whole: Path) -> Vocabulary:
+    """CLIP's vocabulary, with transformers' precedence: tokenizer.json before vocab.json."""
+    config = read_object(folder / CONFIG)
+    if (kind := config.get("tokenizer_class")) not in (None, *CLASSES):
+        raise ValueError(f"{CONFIG} says tokenizer_class={brief(kind)}, and the text encoders here read the tokens of a CLIPTokenizer")
+    length = config.get("model_max_length")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, (int, float))):  # 1e30 may be written as a whole number
+        raise ValueError(f"model_max_length in {CONFIG} must be a number, not {brief(length)}")
+    tokens, merges, described = _read_table(folder, whole)
+    roles, more = special_tokens(folder, config, ROLES)
+    added = added_tokens(folder, config, described, [*roles.values(), *more], tokens)
+    openai = (tokens, merges) == openai_tables()
+    return Vocabulary(
+        added=tuple(added),
+        bos=roles["bos_token"].content,
+        eos=roles["eos_token"].content,
+        unk=roles["unk_token"].content,
+        pad=roles["pad_token"].content,
+        length=int(length) if length is not None and 2 < length < MAX_LENGTH else None,
+        tokens=None if openai else tokens,
+        merges=None if openai else tuple(merges),
+    )
+
+
+def _read_table(folder: Path, whole: Path) -> tuple[dict[str, int], list[tuple[str, str]], list[Any]]:
+    """The ids of tokens, the merges, and the added tokens as tokenizer.json describes them."""
+    if whole.is_file():
+        with name_in_errors(whole.name):
+            content = parse(read_text(whole, MAX_FILE))
+            tokens, merges, added = content["model"].get("vocab"), content["model"].get("merges", []), content.get("added_tokens")
+            check_table(tokens)
+            check_type("its list of merges", merges, list)
+            check_type("its list of added tokens", added, list | None)
+            return tokens, _split_merges(merges), added or []
+    if missing := [name for name in (TABLE, MERGES) if not (folder / name).is_file()]:
+        raise ValueError(f"{missing[0]} is not there: {WHOLE} holds the tokens, or {TABLE} and {MERGES} do")
+    tokens, lines = read_object(folder / TABLE), read_text(folder / MERGES, MAX_FILE).split("\n")
+    with name_in_errors(TABLE):
+        check_table(tokens)
+    with name_in_errors(MERGES):
+        return tokens, _split_merges([line for line in lines if line.strip() and not line.startswith("#version")]), []
+
+
+def _split_merges(merges: list[Any]) -> list[tuple[str, str]]:
+    """Pairs of tokens. A merge is ["a", "b"], or "a b" as older versions write it."""
+    if merges == _openai_merges():  # as most are, and splitting takes longer than comparing
+        return openai_tables()[1]
+    pairs = []
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(token, str) for token in pair):
+            raise ValueError(f"its merges are damaged: {brief(merge)} is not a pair of tokens")
+        pairs.append((pair[0], pair[1]))
+    return pairs
+
+
+@cache
+def _openai_merges() -> list[str]:
+    return [f"{a} {b}" for a, b in openai_tables()[1]]
+
+
+def write_clip_tokenizer(tokenizer: CLIPTokenizer, folder: Path, pad: int, length: int) -> None:
+    """Write a folder that transformers' CLIPTokenizer opens. pad: the id of the padding token; length: tokens of a text."""
+    merges = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in tokenizer.merges)
+    for file, text in ((TABLE, json.dumps(tokenizer.tokens)), (MERGES, merges)):
+        write_text(folder / file, text)
+    of = Vocabulary() if tokenizer.is_openai else tokenizer.vocabulary
+    names = {token.id: token.content for token in of.added} | {number: token for token, number in tokenizer.tokens.items()}
+    config = {
+        "tokenizer_class": CLASSES[0],
+        "bos_token": of.bos,
+        "eos_token": of.eos,
+        "unk_token": of.unk,
+        "pad_token": names[pad],
+        "model_max_length": length,
+        "do_lower_case": True,
+        "errors": "replace",
+        "add_prefix_space": False,
+    }
+    if of.added:
+        config[DECODER] = {str(token.id): {key: value for key, value in asdict(token).items() if key != "id"} for token in of.added}
+        # For older versions.
+        write_json(folder / ADDED, {token.content: token.id for token in of.added if token.content not in tokenizer.tokens})
+    write_json(folder / CONFIG, config)

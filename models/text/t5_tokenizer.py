@@ -14,17 +14,35 @@ from dataclasses import asdict
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusion.messages import brief
 from diffusion.spec import check_type
 from models.files.text import decode_text, read_bytes
-from models.text.clip_tokenizer import MAX_TOKENS, TRIAL, AddedToken, guarded, library
-from models.text.tokenizer_json import MAX_FILE, checked_unigram, parse
+from models.text.tokenizer_json import checked_unigram, model_of, parse
+from models.text.vocabulary import (
+    CONFIG,
+    MAX_FILE,
+    MAX_TOKENS,
+    SPIECE,
+    TRIAL,
+    WHOLE,
+    AddedToken,
+    added_tokens,
+    folders_beside,
+    guarded,
+    library,
+    read_object,
+    special_tokens,
+)
+
+if TYPE_CHECKING:
+    from models.files.table import Part
 
 PAD, EOS, UNK = 0, 1, 2
 EXTRA = 100  # <extra_id_99> ... <extra_id_0> behind the pieces of spiece.model, marks of T5's training
 NORMAL, UNKNOWN, CONTROL = 1, 2, 3  # kinds of pieces
+CLASSES = ("T5Tokenizer", "T5TokenizerFast")  # of transformers
 
 
 class T5Tokenizer:
@@ -76,6 +94,10 @@ class T5Tokenizer:
     def tokens(self) -> dict[str, int]:
         """Every token's id."""
         return dict(self._backend.get_vocab())
+
+    def describe(self) -> str:
+        """In plain values, for files: see `to_json`."""
+        return self._json
 
     def to_json(self) -> str:
         """The text of a `tokenizer.json`: the one it is made of, for the library rounds scores when it reads and writes them."""
@@ -191,3 +213,49 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if data[at - 1] < 128:
             return value, at
     raise ValueError("it is neither JSON nor sentencepiece's")
+
+
+# ---- beside weights
+
+
+def is_t5(path: Path) -> bool:
+    """Whether a tokenizer's file or folder is T5's kind, as far as can be seen at once: pieces with scores, and not byte pairs."""
+    file = path / WHOLE if path.is_dir() else path
+    if not file.is_file():
+        return (path / SPIECE).is_file()
+    return file.suffix != ".json" or model_of(file).get("type") != "BPE"
+
+
+def find_t5_tokenizer(part: Part, given: Sequence[Path], notes: list[str]) -> T5Tokenizer | None:
+    """The tokenizer of a T5: the last of the given paths, or one beside the weights; None without one.
+
+    ValueError for one that was given and is none of T5's; one that merely lies beside the weights is then left alone, and noted.
+    """
+    for file in _t5_files(reversed(given)):
+        return open_t5_tokenizer(file)
+    for file in _t5_files(dict.fromkeys(folders_beside(part))):
+        try:
+            if is_t5(file):
+                return open_t5_tokenizer(file)
+        except ValueError as error:
+            notes.append(f"left alone: {error}")
+    return None
+
+
+def _t5_files(places: Iterable[Path]) -> Iterator[Path]:
+    """The files of T5's tokenizers among these paths, or within those that are folders."""
+    for place in places:
+        yield from (file for file in ([place / WHOLE, place / SPIECE] if place.is_dir() else [place]) if file.is_file())
+
+
+def open_t5_tokenizer(file: Path) -> T5Tokenizer:
+    """T5's tokenizer in a file, with the words that configurations beside it add: a spiece.model has no place for any."""
+    tokenizer, folder = T5Tokenizer.open(file), file.parent
+    try:
+        config = read_object(folder / CONFIG)
+        if config.get("tokenizer_class") not in (None, *CLASSES):
+            return tokenizer  # a configuration of another tokenizer
+        _, more = special_tokens(folder, config, {})
+        return tokenizer.with_words(added_tokens(folder, config, [], more, tokenizer.tokens))
+    except ValueError as error:
+        raise ValueError(f"{folder}: the words beside {file.name} cannot be used: {error}") from None

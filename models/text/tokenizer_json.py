@@ -10,16 +10,16 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffusion.messages import brief
 from diffusion.spec import check_mapping, check_names, check_type, make_params
-from models.files.text import parse_json
-from models.text.clip_tokenizer import MAX_TOKEN_LENGTH, MAX_TOKENS, AddedToken
+from models.files.text import parse_json, read_text
+from models.text.vocabulary import MAX_FILE, MAX_TOKEN_LENGTH, MAX_TOKENS, AddedToken
 
-MAX_FILE = 2**26  # bytes; T5's has 2.4 million
 MAX_ADDED = 10_000  # added tokens; T5 has 100
 MAX_STEPS = 8  # of a sequence of normalizers or pre-tokenizers
 MAX_REPLACEMENT = 100  # bytes that a normaliser replaces one character by; T5's has up to 33
@@ -55,6 +55,14 @@ def parse(text: str) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"it describes no model ({type(error).__name__}: {error})") from None
     return dict(content)
+
+
+def model_of(file: Path) -> dict[str, Any]:
+    """What a tokenizer.json says of its model, {} where it is damaged or describes none."""
+    try:
+        return dict(parse(read_text(file, MAX_FILE))["model"])
+    except ValueError:
+        return {}
 
 
 def checked_unigram(content: Mapping[str, Any]) -> dict[str, Any]:

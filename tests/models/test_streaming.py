@@ -26,7 +26,7 @@ from models.layers.packed import PackedLinear, is_packed, memory
 from models.layers.streaming import Streamed, in_words, is_streamed, parse_bytes, resident
 from models.networks.t5 import T5Params
 from models.presets import TINY_TOWERS, randomise, tiny_description
-from models.text import t5_keys
+from models.text import t5
 from samplers import generate
 from tests.models.test_packed import random_packed
 
@@ -46,7 +46,7 @@ Tensors = dict[str, Tensor]
 def source(family: str) -> Model:
     model = models.build(tiny_description(family, TINY_TOWERS | {"t5": WIDE}, **NETWORKS[family]))
     model.preview = None
-    model.require("text").t5_tokenizer = T5Tokenizer.of_letters()
+    model.require("text").tokenizers["t5"] = T5Tokenizer.of_letters()
     generator = torch.Generator().manual_seed(0)
     for part in model.parts.values():
         randomise(part, generator)
@@ -122,8 +122,8 @@ class Files:
             tensors = load_file(separate / name)
             if kind in ("Q8_0", "K"):
                 if name.startswith("t5"):
-                    state = source(family).require("text").tower("t5").state_dict()
-                    tensors = scatter(t5_keys.llama().table(state), state)
+                    state = source(family).require("text").towers["t5"].state_dict()
+                    tensors = scatter(t5.llama().table(state), state)
                 packed.append(place / name.replace("safetensors", "gguf"))
                 values = blocks(tensors, ("Q8_0",) if kind == "Q8_0" else ("Q4_K", "Q5_K", "Q6_K"), packed[-1])
             else:
@@ -185,7 +185,7 @@ def test_packed_files_equal_their_values(family: str, kind: str, files: Files) -
     linear = {name for name, layer in model.network.named_modules() if isinstance(layer, nn.Linear)}
     assert {name for name in linear if name.startswith(("joint.", "single.", "blocks."))} <= layers.keys()
     assert {layer.packing for layer in layers.values()} == {"Q8_0": {"Q8_0"}, "K": {"Q4_K", "Q5_K", "Q6_K"}}.get(kind, {"fp8"})
-    for part, dense_part in ((model.network, wanted.network), tuple(each.require("text").tower("t5") for each in (model, wanted))):
+    for part, dense_part in ((model.network, wanted.network), tuple(each.require("text").towers["t5"] for each in (model, wanted))):
         assert {value.dtype for value in part.parameters()} == {torch.bfloat16}
         assert memory(part) < 0.75 * memory(dense_part)
     assert model.report is not None
@@ -254,7 +254,7 @@ def streamed(paths: list[Path], **given: Any) -> Model:
     """With as few blocks in memory as can be."""
     model = models.load(*paths, memory=least(paths, **given), **given)
     assert is_streamed(model.network)
-    assert is_streamed(model.require("text").tower("t5"))
+    assert is_streamed(model.require("text").towers["t5"])
     return model
 
 
@@ -361,7 +361,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         part.bfloat16().to_empty(device="cpu")
         for value in part.parameters():
             value.data.uniform_(-0.03, 0.03, generator=generator)
-    model.require("text").t5_tokenizer = T5Tokenizer.of_letters()
+    model.require("text").tokenizers["t5"] = T5Tokenizer.of_letters()
     folder = tmp_path_factory.mktemp("large")
     models.save(model, folder, "separate")
     return sorted(folder.iterdir())

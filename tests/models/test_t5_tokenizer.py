@@ -17,9 +17,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from models import T5Tokenizer
 from models.files.stored import TensorFile
 from models.files.table import Part
-from models.text.t5_keys import transformers
-from models.text.t5_tokenizer import EOS, PAD
-from models.text.vocabulary import find_t5_tokenizer
+from models.text.t5 import transformers
+from models.text.t5_tokenizer import EOS, PAD, find_t5_tokenizer
 from tests.models.test_tokenizer import ALPHABETS, corpus
 from tests.models.text_peers import spiece, t5_in_folder
 

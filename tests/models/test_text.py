@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from diffusers import (
+    ChromaPipeline,
     FluxPipeline,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
@@ -21,28 +22,38 @@ from diffusers import (
 from torch import Tensor
 
 from diffusion import Condition
-from models.families.flux import text as flux
-from models.families.sd import text_sd1 as sd1
-from models.families.sd import text_sd2 as sd2
-from models.families.sd3 import text as sd3
-from models.families.sdxl import text_refiner as refiner
-from models.families.sdxl import text_sdxl as sdxl
 from models.layers.conditioning import sinusoid
-from models.networks.clip import CLIP_H, CLIP_L, CLIPText, CLIPTextParams
+from models.networks.clip import CLIP_G, CLIP_H, CLIP_L, CLIPText, CLIPTextParams
 from models.networks.t5 import T5, T5_XXL, T5Params
+from models.text.clip import CLIPReader
 from models.text.clip_tokenizer import BOS, EOS, detokenize, tokenize
 from models.text.encoder import TextEncoder
-from models.text.recipes import TextParams, TowerUse
+from models.text.recipes import TextParams
+from models.text.t5 import T5Reader
 from models.text.t5_tokenizer import T5Tokenizer
 from tests.models.small import randomised, relative_error
-from tests.models.text_peers import in_open_clip, in_transformers, padded, t5_in_folder, t5_in_transformers, transformers_tokenizer
+from tests.models.text_peers import (
+    in_open_clip,
+    in_transformers,
+    padded,
+    t5_in_folder,
+    t5_in_transformers,
+    text_of,
+    transformers_tokenizer,
+)
 
 L = CLIPTextParams(width=32, layers=3, heads=4)
 G = CLIPTextParams(width=40, layers=4, heads=5, activation="gelu", projection=24)
 H = CLIPTextParams(width=48, layers=3, heads=3, activation="gelu", projection=16)
 X = T5Params(vocab=250, width=96, layers=2, heads=2, head_dim=32, hidden=64)
-FAMILIES: dict[str, TextParams] = {"sd1": sd1(L), "sd2": sd2(H, blocks=2), "sdxl": sdxl(L, G), "refiner": refiner(G)}
+FAMILIES: dict[str, TextParams] = {
+    "sd1": text_of("sd1", clip_l=L),
+    "sd2": text_of("sd2", clip_h=H),
+    "sdxl": text_of("sdxl", clip_l=L, clip_g=G),
+    "refiner": text_of("sdxl-refiner", clip_g=G),
+}
 
+PROJECTED: dict[str, Any] = {"clip_l": {"projected": True}}
 SIZES: dict[str, Any] = dict(height=768, width=1024, top=0, left=128)
 TARGET: dict[str, Any] = dict(target_height=512, target_width=640)
 NUMBERS: dict[str, Any] = {"sd1": None, "sd2": None, "sdxl": {**SIZES, **TARGET}, "refiner": {**SIZES, "score": 6.0}}
@@ -165,14 +176,15 @@ def test_sd2_reads_the_state_after_23_blocks(layers: int) -> None:
     Published files hold OpenCLIP-H's 24 blocks, or (diffusers) the 23 that matter; both give the same.
     """
     narrow = replace(CLIP_H, width=48, heads=3, projection=16)
-    whole = encoder(sd2(narrow))
+    whole = encoder(text_of("sd2", clip_h=narrow))
     peer = in_open_clip(tower(whole, "clip_h"))
     x = peer.token_embedding(padded(PROMPTS)) + peer.positional_embedding
     for block in peer.transformer.resblocks[:-1]:
         x = block(x, attn_mask=peer.attn_mask)
     expected = peer.ln_final(x)
 
-    params = sd2(replace(narrow, layers=layers, projection=None if layers == 23 else 16))
+    held = replace(narrow, layers=layers, projection=None if layers == 23 else 16)
+    params = text_of("sd2", {"clip_h": {"skip": layers - 23}}, clip_h=held)
     ours = TextEncoder(params)
     ours.load_state_dict({name: whole.state_dict()[name] for name in ours.state_dict()})
     close(encode(ours, PROMPTS, long="cut").context, expected)
@@ -181,7 +193,7 @@ def test_sd2_reads_the_state_after_23_blocks(layers: int) -> None:
 
 def test_sd2_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
     """The same from a diffusers pipeline, whose tower ends where the context is taken."""
-    short = sd2(replace(H, layers=2, projection=None), blocks=2)
+    short = text_of("sd2", {"clip_h": {"skip": 0}}, clip_h=replace(H, layers=2, projection=None))
     text = encoder(short)
     pipe = StableDiffusionPipeline(
         vae=None,
@@ -271,21 +283,22 @@ def test_bigg_equals_open_clip(encoders: dict[str, TextEncoder]) -> None:
 @pytest.mark.parametrize(
     ("params", "context", "vector", "blocks", "pads"),
     [
-        (sd1(), 768, None, [12], [EOS]),
-        (sd2(), 1024, None, [23], [0]),
-        (sd2(replace(CLIP_H, layers=23, projection=None)), 1024, None, [23], [0]),
-        (sdxl(), 2048, 2816, [11, 31], [EOS, 0]),
-        (refiner(), 1280, 2560, [31], [0]),
-        (flux(), 4096, 768, [None], [EOS]),
-        (sd3(), 4096, 2048, [11, 31], [EOS, 0]),
-        (sd3(replace(CLIP_L, projection=768), t5=T5_XXL, projected_l=True), 4096, 2048, [11, 31], [EOS, 0]),
+        (text_of("sd1", clip_l=CLIP_L), 768, None, [12], [EOS]),
+        (text_of("sd2", clip_h=CLIP_H), 1024, None, [23], [0]),
+        (text_of("sdxl", clip_l=CLIP_L, clip_g=CLIP_G), 2048, 2816, [11, 31], [EOS, 0]),
+        (text_of("sdxl-refiner", clip_g=CLIP_G), 1280, 2560, [31], [0]),
+        (text_of("flux-dev", clip_l=CLIP_L, t5=T5_XXL), 4096, 768, [None], [EOS]),
+        (text_of("sd3", clip_l=CLIP_L, clip_g=CLIP_G), 4096, 2048, [11, 31], [EOS, 0]),
+        (text_of("sd3", PROJECTED, clip_l=replace(CLIP_L, projection=768), clip_g=CLIP_G, t5=T5_XXL), 4096, 2048, [11, 31], [EOS, 0]),
     ],
 )
 def test_published_sizes(params: TextParams, context: int, vector: int | None, blocks: list[int | None], pads: list[int]) -> None:
     """The presets have the widths that the published UNets take, and read the states that their code reads."""
-    assert (params.context_dim, params.vector_dim, params.length) == (context, vector, 77)
-    assert [use.blocks for use in params.uses] == blocks
-    assert [use.pad for use in params.uses] == pads
+    assert (params.context_dim, params.vector_dim) == (context, vector)
+    clips = [reader for reader in params.readers.values() if isinstance(reader, CLIPReader)]
+    assert [None if reader.skip is None else reader.network.layers - reader.skip for reader in clips] == blocks
+    assert [reader.pad for reader in clips] == pads
+    assert {reader.rows for reader in clips} == {77}
 
 
 # ---- prompts longer than a tower reads
@@ -366,7 +379,7 @@ def test_weight_one_changes_nothing(family: tuple[TextEncoder, Callable[..., Rea
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weight_one_changes_nothing_in_any_dtype(dtype: torch.dtype) -> None:
     """Also where the towers are narrow, and some other row is weighted."""
-    text = encoder(sd1(L)).to(dtype)
+    text = encoder(FAMILIES["sd1"]).to(dtype)
     plain, weighted = encode(text, ["a red cat"]), encode(text, ["a (red:1.3) cat"], weighted=True)
     assert plain.context.dtype == weighted.context.dtype == dtype
     same = (plain.context == weighted.context).all(dim=-1)[0]
@@ -451,7 +464,7 @@ def test_numbers_are_one_for_all_or_one_per_prompt(encoders: dict[str, TextEncod
 
 def test_numbers_are_exact_beside_towers_in_half_precision() -> None:
     """A size that bfloat16 cannot hold is not rounded before its sinusoids are taken."""
-    narrow = encoder(refiner(G)).to(torch.bfloat16)
+    narrow = encoder(FAMILIES["refiner"]).to(torch.bfloat16)
     ours = encode(narrow, ["a"], numbers={**NUMBERS["refiner"], "height": 1023})
     assert ours.vector is not None
     assert ours.vector.dtype == ours.context.dtype == torch.bfloat16
@@ -494,7 +507,7 @@ def test_a_prompt_does_not_depend_on_its_batch(family: tuple[TextEncoder, Callab
 
 def test_towers_of_another_length(encoders: dict[str, TextEncoder]) -> None:
     """Chunks are as long as the towers read: 14 tokens between BOS and EOS for a miniature of 16."""
-    text = encoder(sdxl(replace(L, length=16), replace(G, length=16)))
+    text = encoder(text_of("sdxl", clip_l=replace(L, length=16), clip_g=replace(G, length=16)))
     ours = encode(text, ["cat " * 20, "a"], numbers=NUMBERS["sdxl"])
     assert ours.context.shape == (2, 32, 72)
     assert encode(text, ["cat " * 20], numbers=NUMBERS["sdxl"], long="cut").dropped == ("cat cat cat cat cat cat",)
@@ -505,7 +518,7 @@ def test_towers_of_another_length(encoders: dict[str, TextEncoder]) -> None:
 
 def test_towers_learn(encoders: dict[str, TextEncoder]) -> None:
     """Conditions carry gradients: text encoders are fine-tuned too. What the family does not read, the last block of CLIP-L, gets none."""
-    text = encoder(sdxl(L, G))
+    text = encoder(FAMILIES["sdxl"])
     with torch.enable_grad():
         out = encode(text, ["a (cat:1.2)", LONG], numbers=NUMBERS["sdxl"], weighted=True)
         assert out.vector is not None
@@ -541,17 +554,18 @@ def test_refuses_prompts_that_are_none(encoders: dict[str, TextEncoder]) -> None
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: sd2(H, blocks=23), "the tower 'clip_h' has 3 blocks: there is no state after 23"),
-        (lambda: replace(sdxl(L, replace(G, length=64)), tokens=77), "a chunk has 3 to 64 tokens, as many as all towers read, not 77"),
-        (lambda: TextParams({"clip_l": L}, (TowerUse("clip_g", 1, True, 0, False),)), "no tower named 'clip_g'; did you mean 'clip_l'"),
-        (lambda: TextParams({"clip_l": L}, ()), "at least one use of a tower"),
-        (lambda: TextParams({"clip_l": L}, (TowerUse("clip_l", None, False, 0, True),)), "no tower gives a context"),
-        (lambda: TextParams({"t5": L}, (TowerUse("t5", 1, False, 0, True),)), "'t5' names T5 among the towers"),
-        (lambda: sd3(L, G, replace(X, width=71)), "contexts of 72 together, more than the 71 of all rows"),
-        (lambda: sd3(L, G, width=71), "contexts of 72 together, more than the 71 of all rows"),
-        (lambda: replace(flux(L, X), width=100), "as wide as T5, 96, not width=100"),
-        (lambda: flux(L, X, length=0), "t5_length must be at least 1, not 0"),
-        (lambda: replace(sd1(L), null=cast(Any, "zero")), "no rule for null named 'zero'; did you mean 'zeros'"),
+        (lambda: text_of("sd2", {"clip_h": {"skip": 4}}, clip_h=H), "a tower of 3 blocks has no state 4 blocks before its last"),
+        (lambda: text_of("sd1", {"clip_l": {"tokens": 78}}, clip_l=L), "a tower reads 3 to 77 tokens at once, not 78"),
+        (lambda: text_of("sdxl", clip_l=L, clip_g=replace(G, length=64)), r"read \[64, 77\] tokens at once: .* all must read as many"),
+        (lambda: TextParams({"clip_l": CLIPReader(L)}, behind=("clip_g",)), "no text encoder named 'clip_g'; did you mean 'clip_l'"),
+        (lambda: TextParams({"clip_l": CLIPReader(L, skip=None)}), "no text encoder gives a context"),
+        (
+            lambda: text_of("sd3", clip_l=L, clip_g=G, t5=replace(X, width=71)),
+            "of 72 together, more than the 71 of the rows behind",
+        ),
+        (lambda: replace(FAMILIES["sdxl"], width=71, zeros=24), "of 72 together, more than the 71 of the rows behind"),
+        (lambda: text_of("flux-dev", {"t5": {"length": 0}}, clip_l=L, t5=X), "length must be 1 to 4096, not 0"),
+        (lambda: replace(FAMILIES["sd1"], null=cast(Any, "zero")), "no rule for null named 'zero'; did you mean 'zeros'"),
     ],
 )
 def test_refuses_parameters_that_do_not_fit(make: Callable[[], TextParams], message: str) -> None:
@@ -564,10 +578,11 @@ def test_refuses_parameters_that_do_not_fit(make: Callable[[], TextParams], mess
 
 
 LP = replace(L, projection=20)
+SHORT: dict[str, Any] = {"t5": {"length": 24}}
 JOINT: dict[str, TextParams] = {
-    "flux": flux(L, X, 24),
-    "sd3": sd3(LP, G, X, 24, projected_l=True),
-    "sd3 without T5": sd3(LP, G, None, 24, projected_l=True, width=96),
+    "flux": text_of("flux-dev", SHORT, clip_l=L, t5=X),
+    "sd3": text_of("sd3", PROJECTED | SHORT, clip_l=LP, clip_g=G, t5=X),
+    "sd3 without T5": replace(text_of("sd3", PROJECTED, clip_l=LP, clip_g=G), zeros=24, width=96),
 }
 TOLD = ["a photo of an astronaut riding the horse on mars", "", "two cats, café déjà-vu; " * 30]
 NOT_TOLD = ["(x) dog", "red", "don't word1 " * 40]
@@ -586,7 +601,7 @@ def joint(t5_peer: tuple[T5Tokenizer, Any]) -> dict[str, TextEncoder]:
     """One of every family with random weights and T5's tokenizer, which no test changes."""
     made = {name: encoder(params) for name, params in JOINT.items()}
     for text in made.values():
-        text.t5_tokenizer = t5_peer[0]
+        text.tokenizers["t5"] = t5_peer[0]
     return made
 
 
@@ -603,7 +618,7 @@ def in_diffusers(text: TextEncoder, tokenizer: Any) -> StableDiffusion3Pipeline:
         tokenizer=transformers_tokenizer(),
         text_encoder_2=in_transformers(tower(text, "clip_g")),
         tokenizer_2=transformers_tokenizer(pad_token="!"),
-        text_encoder_3=t5_in_transformers(cast(T5, text.towers["t5"])) if text.params.t5 else None,
+        text_encoder_3=t5_in_transformers(cast(T5, text.towers["t5"])) if "t5" in text.towers else None,
         tokenizer_3=tokenizer,
     )
 
@@ -633,14 +648,15 @@ def test_sd3_without_a_projection_of_clip_l(joint: dict[str, TextEncoder], t5_pe
 
     It is the same for a tower that holds a projection which the family does not use.
     """
-    with_projection = encoder(sd3(replace(L, projection=32), G, X, 24))
-    plain = TextEncoder(sd3(L, G, X, 24))
+    square = replace(L, projection=32)
+    with_projection = encoder(text_of("sd3", SHORT, clip_l=square, clip_g=G, t5=X))
+    plain = TextEncoder(text_of("sd3", SHORT, clip_l=L, clip_g=G, t5=X))
     plain.load_state_dict({name: with_projection.state_dict()[name] for name in plain.state_dict()})
-    same = encoder(sd3(replace(L, projection=32), G, X, 24, projected_l=True))
+    same = encoder(text_of("sd3", PROJECTED | SHORT, clip_l=square, clip_g=G, t5=X))
     same.load_state_dict({**with_projection.state_dict(), "towers.clip_l.projection.weight": torch.eye(32)})
     *_, pooled, _ = in_diffusers(same, t5_peer[1]).encode_prompt(TOLD, None, None, "cpu", max_sequence_length=24)
     for text in (with_projection, plain):
-        text.t5_tokenizer = t5_peer[0]
+        text.tokenizers["t5"] = t5_peer[0]
         close(encode(text, TOLD).vector, pooled)
 
 
@@ -672,7 +688,7 @@ def test_flux_equals_diffusers(joint: dict[str, TextEncoder], t5_peer: tuple[T5T
 def test_a_joint_context_has_one_length(joint: dict[str, TextEncoder], name: str) -> None:
     """Whatever the prompts: long ones are not read in chunks, and what no tower reads comes back."""
     text = joint[name]
-    assert text.params.joint
+    assert not text.params.chunked
     assert text.count_chunks(TOLD) == text.count_chunks([""]) == 1
     ours = encode(text, TOLD)
     assert ours.context.shape[1] == text.params.rows == (24 if name == "flux" else 101)
@@ -680,7 +696,7 @@ def test_a_joint_context_has_one_length(joint: dict[str, TextEncoder], name: str
     assert torch.equal(cut.context, ours.context)
     assert cut.dropped == ours.dropped
     assert ours.dropped[1] == ""
-    assert ours.dropped[2].endswith("déjà-vu;" if text.params.t5 else "déjà - vu ;")
+    assert ours.dropped[2].endswith("déjà-vu;" if "t5" in text.towers else "déjà - vu ;")
     with pytest.raises(ValueError, match="chunks must be 1 for this family, not 2"):
         encode(text, TOLD, chunks=2)
     with pytest.raises(ValueError, match="chunks must be 1 for this family, not 2"):
@@ -691,7 +707,7 @@ def test_what_is_dropped_is_behind_what_is_read(joint: dict[str, TextEncoder]) -
     """With T5, what it does not read: its length less one for its EOS; without, what CLIP does not."""
     told = "two cats; " * 20
     for name in ("flux", "sd3"):
-        tokenizer = cast(T5Tokenizer, joint[name].t5_tokenizer)
+        tokenizer = joint[name].tokenizer("t5")
         ids = tokenizer.tokenize(told)
         assert encode(joint[name], [told, "a"]).dropped == (tokenizer.detokenize(ids[23:]), "")
         assert encode(joint[name], [tokenizer.detokenize(ids[:23])]).dropped == ("",)
@@ -712,10 +728,10 @@ def test_joint_weights_follow_their_formula(joint: dict[str, TextEncoder], name:
 
     parts = [("two cats", 1.5), (", ", 1.0), ("a dog", 1 / 1.1)]
     weights: list[float] = []
-    if text.params.clip_dim:
+    if name != "flux":
         weights += behind([(token, weight) for piece, weight in parts for token in tokenize(piece)], 77, 1)
-    if text.params.t5:
-        tokenizer = cast(T5Tokenizer, text.t5_tokenizer)
+    if "t5" in text.towers:
+        tokenizer = text.tokenizer("t5")
         ends = tokenizer.tokenize_with_ends("two cats, a dog")
         weights += behind([(token, 1.5 if end <= 8 else 1.0 if end <= 10 else 1 / 1.1) for token, end in ends], 24, 0)
     else:
@@ -731,7 +747,7 @@ def test_t5_reads_words_whole(joint: dict[str, TextEncoder]) -> None:
     """A bracket within or at the end of a word gives T5 the tokens of the text without it; the last letter's weight counts."""
     text = joint["flux"]
     plain, empty = encode(text, ["astronaut, cats"]), encode(text, [""])
-    end = len(cast(T5Tokenizer, text.t5_tokenizer).tokenize("astronaut"))
+    end = len(text.tokenizer("t5").tokenize("astronaut"))
     ours = encode(text, ["astro(naut:2), cats"], weighted=True)
     close(ours.context[:, end - 1], (2 * plain.context - empty.context)[:, end - 1])
     assert torch.equal(ours.context[:, end:], plain.context[:, end:])
@@ -753,7 +769,7 @@ def test_a_joint_prompt_does_not_depend_on_its_batch(joint: dict[str, TextEncode
 def test_towers_of_different_dtypes(joint: dict[str, TextEncoder], t5_peer: tuple[T5Tokenizer, Any]) -> None:
     """T5 may be narrower than CLIP, or CLIP than T5: the context has the widest dtype."""
     text = encoder(JOINT["sd3"])
-    text.t5_tokenizer = t5_peer[0]
+    text.tokenizers["t5"] = t5_peer[0]
     text.towers["t5"].to(torch.bfloat16)
     ours = encode(text, TOLD[:2])
     assert ours.context.dtype == torch.float32
@@ -768,10 +784,25 @@ def test_t5_without_its_tokens_says_what_to_load(t5_peer: tuple[T5Tokenizer, Any
     with pytest.raises(ValueError, match=message):
         encode(text, ["a cat"])
     assert text.count_chunks(["a cat"]) == 1
-    small = encoder(flux(L, replace(X, vocab=100)))
-    small.t5_tokenizer = t5_peer[0]
+    small = encoder(text_of("flux-dev", SHORT, clip_l=L, t5=replace(X, vocab=100)))
+    small.tokenizers["t5"] = t5_peer[0]
     with pytest.raises(ValueError, match=r"the tokenizer of t5 has \d+ tokens and this tower knows 100"):
         encode(small, ["a cat"])
+
+
+def test_padding_is_masked_as_in_chroma(t5_peer: tuple[T5Tokenizer, Any]) -> None:
+    """T5 passes over all of it, the network over all but the first row; other families attend to it, and have no mask."""
+    text = encoder(TextParams({"t5": T5Reader(X, length=24, masked=True)}))
+    text.tokenizers["t5"] = t5_peer[0]
+    pipe = ChromaPipeline(None, None, t5_in_transformers(cast(T5, text.towers["t5"])), t5_peer[1], None)
+    told = [*TOLD, t5_peer[0].detokenize(t5_peer[0].tokenize(TOLD[2])[:22]), t5_peer[0].detokenize(t5_peer[0].tokenize(TOLD[2])[:23])]
+    context, mask = pipe._get_t5_prompt_embeds(told, max_sequence_length=24, device="cpu")
+    ours = text.encode(told).condition
+    close(ours.context, context)
+    assert ours.mask is not None
+    assert torch.equal(ours.mask, mask.bool())
+    assert [int(row.sum()) for row in ours.mask[1:]] == [2, 24, 24, 24]
+    assert torch.equal(text.null(2).given["mask"], ours.mask[[1, 1]])
 
 
 def test_the_tokenizer_is_no_part_of_the_state(joint: dict[str, TextEncoder]) -> None:
@@ -783,8 +814,8 @@ def test_the_tokenizer_is_no_part_of_the_state(joint: dict[str, TextEncoder]) ->
 
 def test_joint_towers_learn(t5_peer: tuple[T5Tokenizer, Any]) -> None:
     """Conditions carry gradients to T5 and to CLIP's towers; what the family does not read gets none."""
-    text = encoder(sd3(LP, G, X, 24))
-    text.t5_tokenizer = t5_peer[0]
+    text = encoder(text_of("sd3", SHORT, clip_l=LP, clip_g=G, t5=X))
+    text.tokenizers["t5"] = t5_peer[0]
     with torch.enable_grad():
         out = encode(text, ["a (cats:1.2)"], weighted=True)
         assert out.vector is not None

@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from models import T5Tokenizer
-from models.text.clip_tokenizer import guarded
 from models.text.t5_tokenizer import EOS
+from models.text.vocabulary import guarded
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "multiplies": ({"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 99}}, "only join blanks"),

@@ -13,7 +13,7 @@ from torch import nn
 from models.families import flux, vae_keys
 from models.files.table import Layout, scatter
 from models.presets import published
-from models.text import clip_keys, t5_keys
+from models.text import clip, t5
 from models.text.t5_tokenizer import T5Tokenizer
 from train.rows import write_header
 
@@ -41,8 +41,8 @@ def test_the_whole_model_in_six_gigabytes(tmp_path: Path) -> None:
     towers = model.require("text").towers
     parts = {
         "flux1-dev": (model.network, flux.bfl()),
-        "t5xxl": (towers["t5"], t5_keys.transformers()),
-        "clip_l": (towers["clip_l"], clip_keys.transformers()),
+        "t5xxl": (towers["t5"], t5.transformers()),
+        "clip_l": (towers["clip_l"], clip.transformers()),
         "ae": (model.require("vae"), vae_keys.ldm(model.require("vae").params)),
     }
     for name, (network, layout) in parts.items():

@@ -24,9 +24,11 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from models.families import FAMILIES
 from models.networks.clip import CLIPText
 from models.networks.t5 import T5
 from models.text.clip_tokenizer import BOS, EOS, openai_tables
+from models.text.recipes import TextParams
 from tests.models.small import renamed
 
 TRANSFORMERS = {
@@ -145,6 +147,14 @@ def transformers_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
 def padded(prompts: list[str], length: int = 77) -> Tensor:
     """open_clip's ids: BOS, prompt, EOS, zeros."""
     return open_clip.tokenize(prompts, context_length=length).to(torch.long)
+
+
+def text_of(family: str, changes: Mapping[str, Mapping[str, Any]] | None = None, **networks: Any) -> TextParams:
+    """How a family reads prompts with text encoders of these parameters, by name, but for `changes` of their readers."""
+    params = FAMILIES[family].text_params(networks)
+    for name, each in (changes or {}).items():
+        params = params.changed(name, **each)
+    return params
 
 
 TAUGHT = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -19,8 +19,6 @@ from diffusion import SeededNoise, initial_noise
 from models import presets
 from models.families import FAMILIES
 from models.families.family import plain
-from models.networks.clip import CLIPTextParams
-from models.networks.t5 import T5Params
 from models.text.t5_tokenizer import T5Tokenizer
 
 SEEDS = [3, 4]
@@ -87,12 +85,15 @@ def turned(pipe: Any, pipeline: str) -> Any:
 def stable_diffusion_3(family: str, t5: bool = True, seed: int = 0) -> models.Model:
     """A miniature as diffusers' folders have it: its CLIP-L has a projection, without which their pipeline fails; on request without T5."""
     tiny = presets.tiny_description(family, presets.TINY_TOWERS)
-    towers = {**presets.TINY_TOWERS, "clip_l": replace(cast(CLIPTextParams, presets.TINY_TOWERS["clip_l"]), projection=64)}
-    width = cast(T5Params, towers["t5"] if t5 else towers.pop("t5")).width
-    text = FAMILIES[family].text_params(towers, projected_l=True, width=width)
+    towers = {**presets.TINY_TOWERS, "clip_l": replace(presets.TINY_TOWERS["clip_l"], projection=64)}
+    width = towers["t5"].width
+    if not t5:
+        del towers["t5"]
+    text = FAMILIES[family].text_params(towers).changed("clip_l", projected=True)
+    text = text if t5 else replace(text, width=width)
     model = models.build({**tiny, "text": plain(text), "shape": [16, 16, 16]})
     if t5:
-        model.require("text").t5_tokenizer = T5Tokenizer.of_letters()
+        model.require("text").tokenizers["t5"] = T5Tokenizer.of_letters()
     generator = torch.Generator().manual_seed(seed)
     for part in model.parts.values():
         presets.randomise(part, generator)

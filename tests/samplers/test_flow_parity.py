@@ -217,7 +217,7 @@ def test_flux_canny(peer_of: Open) -> None:
 def test_flux_dedistilled(negative: list[str] | None, peer_of: Open) -> None:
     """[dev] without embedded guidance: classifier-free, at times shifted by the number of tokens, with 512 tokens of T5's."""
     model, pipe = peer_of("flux-dedistilled")
-    assert (model.embeds_guidance, model.require("text").params.t5_length) == (False, 512)
+    assert (model.embeds_guidance, model.require("text").params.readers["t5"].length) == (False, 512)
     away = ["", ""] if negative is None else negative
     peer = theirs_packed(pipe, latents=packed(noise()), num_inference_steps=STEPS, true_cfg_scale=3.5, negative_prompt=away)
     agree(ours(model, negative=negative, steps=STEPS), peer)

@@ -319,7 +319,7 @@ def test_true_guidance_stands_beside_the_embedded_one() -> None:
 def test_what_t5_does_not_read_is_said(family: str) -> None:
     """It reads its length less the end of the text, 511 or 255 pieces; these letters are one each, and so is every blank."""
     model = mini(family)
-    kept = "a " * (model.require("text").params.t5_length // 2 - 2) + "bb"  # far more than CLIP reads
+    kept = "a " * (model.require("text").params.readers["t5"].length // 2 - 2) + "bb"  # far more than CLIP reads
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         whole, _ = drawn(model, kept, steps=1)
@@ -471,7 +471,7 @@ def without(part: str) -> models.Model:
 def mute(family: str) -> models.Model:
     """One whose T5 has no tokenizer."""
     model = models.miniature(family)
-    model.require("text").t5_tokenizer = None
+    del model.require("text").tokenizers["t5"]
     return model
 
 

@@ -12,17 +12,19 @@ from torch import nn
 
 from diffusion import PREDICTIONS, RectifiedFlow
 from models import CLIPTextParams, Model, T5Params, T5Tokenizer, TextEncoder, TextParams
-from models.families.flux import text as flux
-from models.families.sd import text_sd1 as sd1
-from models.families.sd3 import text as sd3
 from samplers.prompting import Prompts, conditions
 from tests.models.small import randomised
-from tests.models.text_peers import spiece
+from tests.models.text_peers import spiece, text_of
 
 L = CLIPTextParams(width=32, layers=2, heads=2)
 G = replace(L, width=40, activation="gelu", projection=24)
 X = T5Params(vocab=250, width=96, layers=1, heads=2, head_dim=32, hidden=64)
-JOINT = {"flux": flux(L, X, 24), "sd3": sd3(L, G, X, 24), "sd3 without T5": sd3(L, G, None, 24, width=96)}
+SHORT = {"t5": {"length": 24}}
+JOINT = {
+    "flux": text_of("flux-dev", SHORT, clip_l=L, t5=X),
+    "sd3": text_of("sd3", SHORT, clip_l=L, clip_g=G, t5=X),
+    "sd3 without T5": replace(text_of("sd3", clip_l=L, clip_g=G), zeros=24, width=96),
+}
 LONG = "two cats, " * 60
 
 
@@ -35,9 +37,9 @@ def _without_gradients() -> Any:
 def model(params: TextParams, folder: Path) -> Model:
     """Text towers beside a network of another dtype."""
     text = cast(TextEncoder, randomised(TextEncoder(params)))
-    if params.t5:
+    if "t5" in params.readers:
         (folder / "spiece.model").write_bytes(spiece())
-        text.t5_tokenizer = T5Tokenizer.open(folder / "spiece.model")
+        text.tokenizers["t5"] = T5Tokenizer.open(folder / "spiece.model")
     return Model(nn.Linear(2, 2).to(torch.bfloat16), RectifiedFlow(), PREDICTIONS["flow"], text=text)
 
 
@@ -76,7 +78,7 @@ def test_no_prompt_is_read_twice(tmp_path: Path) -> None:
 
 def test_what_is_left_out_of_either_prompt_is_said_once(tmp_path: Path) -> None:
     """In the order of the images, a prompt before its negative one; nothing for what is read whole."""
-    made = model(sd1(L), tmp_path)
+    made = model(text_of("sd1", clip_l=L), tmp_path)
     told = Prompts((LONG, "a cat", LONG), ("a dog", "red " * 80, None), (0, 1, 2), long="cut")
     assert conditions(made, told, {}).dropped == (" ".join(["two cats ,"] * 35), " ".join(["red"] * 5))
     assert conditions(made, Prompts.of([LONG], None, None), {}).dropped == ()

@@ -404,15 +404,16 @@ def test_sd2_reads_the_state_before_the_last_of_24_blocks(blocks: int) -> None:
     shapes = {key: shape for key, shape in published.items() if blocks == 24 or ".resblocks.23." not in key}
     findings = findings_of(shapes)
     spec, towers = describe(findings, None, "v")
-    assert spec["text"]["towers"]["clip_h"]["layers"] == towers["clip_h"].params.layers == blocks
-    assert [use["blocks"] for use in spec["text"]["uses"]] == [23]
+    reader = spec["text"]["readers"]["clip_h"]
+    assert reader["network"]["layers"] == towers["clip_h"].params.layers == blocks
+    assert reader["network"]["layers"] - reader["skip"] == 23
 
 
 def test_a_tower_without_its_projection_is_named() -> None:
     """At published sizes width alone tells SDXL's towers apart."""
     shapes = {key: shape for key, shape in manifests()["sdxl_base_full_sgm"].items() if not key.endswith("1.model.text_projection")}
     findings = findings_of(shapes)
-    with pytest.raises(ValueError, match="holds clip_g without its text_projection"):
+    with pytest.raises(ValueError, match="holds clip_g: it lacks its text_projection"):
         describe(findings, None, None)
 
 

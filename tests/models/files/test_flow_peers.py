@@ -89,21 +89,21 @@ def test_pipelines_there_and_back(family: str, saved: Saved, tmp_path: Path) -> 
     dropped = {"preview", *(["shape"] if family.startswith("flux") else [])}  # a size that only our entry in model_index.json says
     found, meant = ({key: value for key, value in each.spec.items() if key not in dropped} for each in (again, model))
     assert found == meant
-    assert again.require("text").t5_tokenizer.tokenize(WORDS) == model.require("text").t5_tokenizer.tokenize(WORDS)
+    assert again.require("text").tokenizer("t5").tokenize(WORDS) == model.require("text").tokenizer("t5").tokenize(WORDS)
 
 
 @pytest.mark.parametrize(("family", "number"), [("flux-dev", 2), ("flux-schnell", 2), ("sd3", 3)])
 def test_tokenizers(family: str, number: int, saved: Saved) -> None:
     """T5's of our folder gives the same ids, padded to the same length; so does the pipeline's own."""
     ours = tiny(family).require("text")
-    ids = [*ours.t5_tokenizer.tokenize(WORDS), 1]
+    ids = [*ours.tokenizer("t5").tokenize(WORDS), 1]
     for tokenizer in (
         T5TokenizerFast.from_pretrained(saved(family) / f"tokenizer_{number}"),
         getattr(pipeline_without_clips_words(family, saved(family)), f"tokenizer_{number}"),
     ):
         assert tokenizer(WORDS).input_ids == ids
-        assert tokenizer.model_max_length == ours.params.t5_length
-        assert tokenizer(WORDS, padding="max_length").input_ids == ids + [0] * (ours.params.t5_length - len(ids))
+        assert tokenizer.model_max_length == ours.params.readers["t5"].length
+        assert tokenizer(WORDS, padding="max_length").input_ids == ids + [0] * (ours.params.readers["t5"].length - len(ids))
 
 
 @pytest.mark.parametrize(("family", "most"), [("flux-dev", 512), ("flux-schnell", 256), ("sd3", 256)])

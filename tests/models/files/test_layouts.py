@@ -62,8 +62,9 @@ def test_a_model_comes_back(family: str, layout: str, saved: Saved) -> None:
     same(kept(loaded), kept(model))
     ours, theirs = settings(model), settings(loaded)
     if layout == "diffusers" and family.startswith("sd2"):
-        text = ours["text"]["towers"]["clip_h"]
-        ours["text"] = {**ours["text"], "towers": {"clip_h": {**text, "layers": 2, "projection": None}}}
+        reader = ours["text"]["readers"]["clip_h"]
+        network = {**reader["network"], "layers": 2, "projection": None}
+        ours["text"] = {**ours["text"], "readers": {"clip_h": {**reader, "network": network, "skip": 0}}}
     assert json.loads(json.dumps(theirs)) == json.loads(json.dumps(ours))
     assert report(loaded).layout == layout
     assert report(loaded).missing == ()

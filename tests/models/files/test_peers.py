@@ -142,7 +142,7 @@ def test_text_towers_compute_the_same(family: str, tmp_path: Path) -> None:
     models.save(model, tmp_path / "f.safetensors", "ldm")
     for loaded in (models.load(tmp_path / "f"), models.load(tmp_path / "f.safetensors")):
         for name, module in loaded.require("text").towers.items():
-            tower = loaded.require("text").tower(name)
+            tower = loaded.require("text").towers[name]
             states = tower(TOKENS)
             if name == "clip_l" or (loaded.report and loaded.report.layout == "diffusers"):
                 place = tmp_path / "f" / ("text_encoder_2" if name == "clip_g" else "text_encoder")
@@ -259,7 +259,7 @@ def test_text_towers_of_transformers(kind: Any, activation: str, tmp_path: Path)
     peer = kind(CLIPTextConfig(**sizes, hidden_act=activation, bos_token_id=BOS, eos_token_id=EOS)).eval()
     peer.save_pretrained(tmp_path)
     text = models.load(tmp_path).require("text")
-    tower = text.tower("clip_l")
+    tower = text.towers["clip_l"]
     theirs = peer(TOKENS, output_hidden_states=True)
     states = tower(TOKENS)
     pooled = theirs.text_embeds if kind is CLIPTextModelWithProjection else theirs.pooler_output
@@ -279,9 +279,10 @@ def test_previews_of_diffusers(tmp_path: Path) -> None:
 def test_pipelines_of_diffusers(saved: Saved, tmp_path: Path) -> None:
     """One that it loaded from our folder reads words as we do; saved again it loads here, bit for bit."""
     pipeline = diffusers.DiffusionPipeline.from_pretrained(saved("sdxl")[0], local_files_only=True)
-    for tokenizer, use in zip((pipeline.tokenizer, pipeline.tokenizer_2), tiny("sdxl").require("text").params.uses, strict=True):
+    readers = tiny("sdxl").require("text").params.readers
+    for tokenizer, reader in zip((pipeline.tokenizer, pipeline.tokenizer_2), readers.values(), strict=True):
         words = [BOS, *tokenize("a corgi, 35mm"), EOS]
-        assert tokenizer("a corgi, 35mm", padding="max_length").input_ids == words + [use.pad] * (77 - len(words))
+        assert tokenizer("a corgi, 35mm", padding="max_length").input_ids == words + [reader.pad] * (77 - len(words))
     pipeline.save_pretrained(tmp_path / "again")
     ours, theirs = (models.load(path) for path in (saved("sdxl")[0], tmp_path / "again"))
     theirs.preview = ours.preview

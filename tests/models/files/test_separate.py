@@ -98,7 +98,7 @@ def test_in_any_order(saved: Saved) -> None:
     for order in permutations(saved("flux-dev", *FLUX)):
         model = models.load(*order)
         assert (model.spec["family"], list(model.require("text").towers)) == ("flux-dev", ["clip_l", "t5"])
-        assert model.require("text").t5_tokenizer is not None
+        assert "t5" in model.require("text").tokenizers
         assert notes(model) == "vae.safetensors does not say whose latents it makes: they are taken for those of FLUX.1 [dev]"
     for paths in (saved("sd3", *SD3), saved("sd3", *SD3[::-1])):
         same(whole(models.load(*paths)), whole(tiny("sd3")))
@@ -110,7 +110,7 @@ def test_flux_leaves_the_projection_of_its_clip_unused(projection: int | None, s
     state = load_file(saved("flux-dev", "clip_l")[0])
     save_file(state | ({"text_projection.weight": torch.ones(projection, 64)} if projection else {}), tmp_path / "clip_l.safetensors")
     text = models.load(tmp_path / "clip_l.safetensors", *saved("flux-dev", "flux-dev", "vae", "t5xxl")).require("text")
-    assert (text.params.vector_dim, text.tower("clip_l").params.projection) == (64, projection)
+    assert (text.params.vector_dim, text.towers["clip_l"].params.projection) == (64, projection)
 
 
 # T5's tokenizer --------------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_the_tokenizer_is_found_or_given(saved: Saved, t5_alone: Path, tmp_path:
     """Beside T5's weights; as a path, whatever its place among the others; as the folder that it lies in; in a folder of diffusers."""
     others, (tokenizer,) = saved("flux-dev", *FLUX[:3]), saved("flux-dev", "tokenizer.json")
     without = models.load(*others, t5_alone).require("text")
-    assert without.t5_tokenizer is None
+    assert "t5" not in without.tokenizers
     with pytest.raises(ValueError, match=r"T5 is here without its tokens: load its spiece\.model or tokenizer\.json too"):
         without.encode(["a corgi"])
     models.save(tiny("flux-dev"), tmp_path / "f", "diffusers")
@@ -132,8 +132,8 @@ def test_the_tokenizer_is_found_or_given(saved: Saved, t5_alone: Path, tmp_path:
         [*others, tmp_path / "f" / "text_encoder_2"],
         [*others, tmp_path / "f" / "text_encoder_2" / "model.safetensors"],
     ):
-        found = models.load(*paths).require("text").t5_tokenizer
-        assert found.tokenize("a corgi") == tiny("flux-dev").require("text").t5_tokenizer.tokenize("a corgi")
+        found = models.load(*paths).require("text").tokenizers["t5"]
+        assert found.tokenize("a corgi") == tiny("flux-dev").require("text").tokenizer("t5").tokenize("a corgi")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_wrong_tokenizer_is_refused(name: str, content: bytes, message: str, s
     said = f"{path} is no tokenizer of T5, spiece.model or tokenizer.json: {message}"
     assert said in refusal(*others, t5_alone, path)
     model = models.load(*others, t5_alone)
-    assert model.require("text").t5_tokenizer is None
+    assert "t5" not in model.require("text").tokenizers
     assert model.report is not None
     assert [note for note in model.report.notes if said in note]
 

@@ -140,8 +140,8 @@ def test_padding_is_what_the_folder_says(tmp_path: Path) -> None:
     pipe, model = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "m"), models.load(tmp_path / "m")
     ours = model.require("text").encode(["a cat"], numbers=NUMBERS).condition.context
     assert torch.allclose(ours, encoded(pipe, "a cat"), atol=1e-5)
-    assert [use.pad for use in miniature("sdxl").require("text").params.uses] == [49407, 0]
-    assert [use.pad for use in model.require("text").params.uses] == [49407, 49407]
+    for each, pads in ((miniature("sdxl"), [49407, 0]), (model, [49407, 49407])):
+        assert [reader.pad for reader in each.require("text").params.readers.values()] == pads
 
 
 def test_an_end_of_text_that_the_tokenizer_does_not_write_is_refused(tmp_path: Path) -> None:

@@ -18,9 +18,8 @@ from transformers.tokenization_utils_base import AddedToken
 import models
 from models.networks.clip import CLIPTextParams
 from models.presets import TINY_TOWERS, miniature, tiny_description
-from models.text.clip_tokenizer import EOS, Vocabulary, openai_tables, openai_tokenizer
+from models.text.clip_tokenizer import EOS, Vocabulary, open_clip_tokenizer, openai_tables, openai_tokenizer, write_clip_tokenizer
 from models.text.clip_tokenizer import CLIPTokenizer as Ours
-from models.text.vocabulary import open_clip_tokenizer, write_clip_tokenizer
 from tests.models.files.pipelines import NUMBERS
 
 PROMPTS = ["a photo of <cat-toy>, 35mm", "A <Cat-Toy>! (<sks>) x<sks>y [V] don't", "plain text with café", ""]
@@ -102,7 +101,7 @@ def test_context_and_vector_equal_diffusers(tmp_path: Path) -> None:
     assert torch.allclose(ours.context, context, atol=1e-5)
     assert torch.allclose(ours.vector[:, : pooled.shape[1]], pooled, atol=1e-5)
     assert text.tokenizer("clip_g").tokenize("hi!") == openai_tokenizer().tokenize("hi!")
-    assert [use.pad for use in text.params.uses] == [EOS, 0]
+    assert [reader.pad for reader in text.params.readers.values()] == [EOS, 0]
 
 
 @pytest.mark.parametrize("words", [(["<cat-toy>"], None), ([], ["<cat-toy>"])])

@@ -141,7 +141,7 @@ def test_padding_that_is_no_token_is_refused_when_loading(pad: int, tmp_path: Pa
     model = tiny("sd1")
     [path] = saved(model, tmp_path, "native")
     tensors, metadata = native.read(path)
-    metadata["model"]["text"]["uses"][0]["pad"] = pad
+    metadata["model"]["text"]["readers"]["clip_l"]["pad"] = pad
     native.write(file := tmp_path / "padded.safetensors", tensors, metadata)
     with pytest.raises(ValueError, match=f"padded.safetensors.*clip_l.*pad={pad}.*0 to 49407"):
         models.load(file)

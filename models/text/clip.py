@@ -1,0 +1,332 @@
+"""CLIP reads prompts, 75 tokens at once, with weights and added words; and its text tower as transformers and OpenCLIP store it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from diffusion.messages import brief
+from diffusion.spec import check_at_least_one
+from models.files.structure import Kind, Settings, Shapes, beginnings, check_settings, count, used_blocks
+from models.files.table import Form, Layout, Part, scatter
+from models.networks.clip import CLIP_L, CLIPText, CLIPTextParams
+from models.text.clip_tokenizer import (
+    BOS,
+    EOS,
+    CLIPTokenizer,
+    find_clip_tokenizer,
+    is_clip,
+    openai_tokenizer,
+    uncleaned_tokenizer,
+    write_clip_tokenizer,
+)
+from models.text.reader import Pieces, Reader, Reading, Tokens, ids, weighted
+
+# The network in files ---------------------------------------------------------------------------------------------------
+
+TRANSFORMERS = {
+    r"^token\.": "text_model.embeddings.token_embedding.",
+    r"^position$": "text_model.embeddings.position_embedding.weight",
+    r"^blocks\.": "text_model.encoder.layers.",
+    r"\.norm(\d)\.": r".layer_norm\1.",
+    r"\.attention\.qkv\.": ".self_attn.[q,k,v]_proj.",
+    r"\.attention\.out\.": ".self_attn.out_proj.",
+    r"\.fc(\d)\.": r".mlp.fc\1.",
+    r"^norm\.": "text_model.final_layer_norm.",
+    r"^projection\.": "text_projection.",
+}
+# Some files leave the prefix out (NovelAI's and what was merged with it).
+BARE = {**TRANSFORMERS, r"^text_model\.": ""}
+OPENCLIP = {
+    r"^token\.": "token_embedding.",
+    r"^position$": "positional_embedding",
+    r"^blocks\.": "transformer.resblocks.",
+    r"\.norm(\d)\.": r".ln_\1.",
+    r"\.attention\.qkv\.": ".attn.in_proj_",
+    r"\.attention\.out\.": ".attn.out_proj.",
+    r"\.fc1\.": ".mlp.c_fc.",
+    r"\.fc2\.": ".mlp.c_proj.",
+    r"^norm\.": "ln_final.",
+    r"^projection\.weight$": "text_projection",
+}
+OPENCLIP_FORMS: dict[str, Form] = {r"^projection\.": "transposed"}
+# As a linear layer, in Playground's file.
+OPENCLIP_LINEAR = {**OPENCLIP, r"^text_projection$": "text_projection.weight"}
+
+SETTINGS: Settings = {"hidden_act": ("quick_gelu", "gelu"), "layer_norm_eps": (1e-5,)}
+LAYERS = "num_hidden_layers"  # in config.json
+HEAD_DIM = 64  # in every published tower
+PUBLISHED_BLOCKS = {768: (12,), 1024: (23, 24), 1280: (32,)}  # by width: of CLIP-L, of OpenCLIP's H (SD 2 uses 23) and bigG
+
+
+def transformers() -> Layout:
+    return Layout("transformers", TRANSFORMERS)
+
+
+def openclip() -> Layout:
+    return Layout("openclip", OPENCLIP, OPENCLIP_FORMS)
+
+
+def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams, Layout] | None:
+    """Parameters and layout of a text encoder; None for other tensors.
+
+    The tensors do not show the activation: it is OpenCLIP's gelu or OpenAI's quick_gelu by layout, unless `hints`, a config.json,
+    give hidden_act and num_attention_heads.
+    """
+    for prefix, rules in (("text_model.", TRANSFORMERS), ("", BARE)):
+        if f"{prefix}embeddings.token_embedding.weight" in shapes:
+            check_settings(hints, SETTINGS)
+            return _params(
+                shapes,
+                f"{prefix}embeddings.token_embedding.weight",
+                f"{prefix}embeddings.position_embedding.weight",
+                f"{prefix}encoder.layers",
+                shapes["text_projection.weight"][0] if "text_projection.weight" in shapes else None,
+                hints.get("hidden_act", "quick_gelu"),
+                hints.get("num_attention_heads"),
+                hints.get(LAYERS),
+            ), Layout("transformers", rules)
+    if "token_embedding.weight" in shapes and "transformer.resblocks.0.attn.in_proj_weight" in shapes:
+        raw, linear = shapes.get("text_projection"), shapes.get("text_projection.weight")
+        params = _params(
+            shapes,
+            "token_embedding.weight",
+            "positional_embedding",
+            "transformer.resblocks",
+            raw[1] if raw else linear[0] if linear else None,
+            "gelu",
+            None,
+            None,
+        )
+        return params, Layout("openclip", OPENCLIP_LINEAR) if linear else openclip()
+    return None
+
+
+def _params(
+    shapes: Shapes, token: str, position: str, layers: str, projection: int | None, activation: Any, heads: int | None, configured: Any
+) -> CLIPTextParams:
+    blocks, width = used_blocks(count(beginnings(shapes), layers), configured), shapes[token][1]
+    if configured is None and blocks not in PUBLISHED_BLOCKS.get(width, (blocks,)):
+        raise ValueError(f"this is a part of a text encoder: {blocks} of {PUBLISHED_BLOCKS[width][-1]} blocks of width {width}")
+    return CLIPTextParams(
+        vocab=shapes[token][0],
+        length=shapes[position][0],
+        width=width,
+        layers=blocks,
+        heads=heads or width // HEAD_DIM,
+        activation=activation,
+        projection=projection,
+    )
+
+
+def config(p: CLIPTextParams, bos: int = BOS, eos: int = EOS) -> dict[str, Any]:
+    """For CLIPTextModel, with projection where there is one."""
+    return {
+        "architectures": ["CLIPTextModel" if p.projection is None else "CLIPTextModelWithProjection"],
+        "model_type": "clip_text_model",
+        "vocab_size": p.vocab,
+        "hidden_size": p.width,
+        "intermediate_size": 4 * p.width,
+        "projection_dim": p.projection or p.width,
+        "num_hidden_layers": p.layers,
+        "num_attention_heads": p.heads,
+        "max_position_embeddings": p.length,
+        "hidden_act": p.activation,
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": 1,
+    }
+
+
+NETWORK = Kind(
+    "clip",
+    "text",
+    "text encoder",
+    CLIPText,
+    CLIPTextParams,
+    recognise,
+    lambda _: transformers(),
+    lambda _: transformers(),
+    lambda p, _: config(p),
+    "text_encoder",
+)
+
+# The reader -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CLIPReader(Reader):
+    """What a family takes from one tower of CLIP; by default what Stable Diffusion 1 does.
+
+    skip       the context is the state so many blocks before the last; None: it gives no context
+    norm       that state goes through the tower's final norm
+    pad        the token behind the end of text
+    pooled     the tower's pooled output goes into the vector
+    projected  through its projection, if it has one
+    tokens     how many are read at once, BOS and EOS included; None: as many as the tower can
+    """
+
+    network: CLIPTextParams = CLIP_L
+    kind: Literal["clip"] = "clip"
+    skip: int | None = 0
+    norm: bool = True
+    pad: int = EOS
+    pooled: bool = False
+    projected: bool = True
+    tokens: int | None = None
+
+    NETWORK = NETWORK
+    chunked = True
+    usual_size = EOS + 1
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "tokens")
+        if not 0 <= (self.skip or 0) <= self.network.layers:
+            raise ValueError(f"a tower of {self.network.layers} blocks has no state {self.skip} blocks before its last")
+        if not 2 < self.rows <= self.network.length:
+            raise ValueError(f"a tower reads 3 to {self.network.length} tokens at once, not {self.rows}")
+
+    @property
+    def rows(self) -> int:
+        return self.tokens or self.network.length
+
+    @property
+    def room(self) -> int:
+        return self.rows - 2
+
+    @property
+    def context_dim(self) -> int:
+        return 0 if self.skip is None else self.network.width
+
+    @property
+    def pooled_dim(self) -> int:
+        return ((self.network.projection if self.projected else None) or self.network.width) * self.pooled
+
+    @property
+    def skippable(self) -> int | None:
+        return None if self.skip is None else self.network.layers - self.skip - 1
+
+    def tokenize(self, tokenizer: CLIPTokenizer, pieces: Pieces) -> Tokens:
+        """Each piece apart, so that a weight may end within a word."""
+        return [(token, weight) for text, weight in pieces for token in tokenizer.expand(tokenizer.tokenize(text))]
+
+    def read(self, network: CLIPText, tokenizer: CLIPTokenizer, batch: Sequence[Tokens], chunks: int, clip_skip: int) -> Reading:
+        """Weighted states, of the chunks one after the other, and the pooled output of the first."""
+        room = self.room
+
+        def row(tokens: Tokens) -> Tokens:
+            return [(tokenizer.bos, 1.0), *tokens, (tokenizer.eos, 1.0), *[(self.pad, 1.0)] * (room - len(tokens))]
+
+        rows = [row(tokens[i * room : (i + 1) * room]) for tokens in batch for i in range(chunks)]
+        tokens = ids(rows, network)
+        states = network(tokens)
+        pooled = network.pool(states[-1], tokens, self.projected, tokenizer.eos)[::chunks] if self.pooled else None
+        if self.skip is None:
+            return Reading(states[-1][::chunks, :, :0], pooled=pooled)
+        taken = self.network.layers - self.skip - clip_skip
+
+        def state(states: Sequence[Tensor]) -> Tensor:
+            return network.norm(states[taken]) if self.norm else states[taken]
+
+        context = weighted(state(states), rows, lambda: state(network(ids([row([])], network))))
+        return Reading(rearrange(context, "(b c) l d -> b (c l) d", c=chunks), pooled=pooled)
+
+    def tokenizer(self, own: CLIPTokenizer | None) -> CLIPTokenizer:
+        return own or openai_tokenizer()
+
+    def check(self, name: str, own: CLIPTokenizer | None) -> None:
+        super().check(name, own)
+        if not 0 <= self.pad < self.network.vocab:
+            raise ValueError(f"{name} is padded with the token pad={self.pad}, and this tower knows 0 to {self.network.vocab - 1}")
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        return is_clip(path)
+
+    @classmethod
+    def find_tokenizers(cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]) -> dict[str, CLIPTokenizer]:
+        """None for a tower without one, which reads OpenAI's. ValueError where that cannot be its own."""
+        tokenizers = {}
+        for name, part in parts.items():
+            tokenizer = find_clip_tokenizer(part, given, second=None if len(parts) == 1 else name != next(iter(parts)))
+            if tokenizer is not None:
+                tokenizers[name] = tokenizer
+            elif part.params.vocab != EOS + 1:
+                file, rows = part.file.path, part.params.vocab
+                raise ValueError(f"{file} knows {rows} tokens, and OpenAI's tokenizer has {EOS + 1}: load the folder of its own too")
+        return tokenizers
+
+    @classmethod
+    def kept(cls, found: dict[str, CLIPTokenizer], names: Sequence[str]) -> dict[str, CLIPTokenizer]:
+        """None where all are OpenAI's, for which texts are cleaned. Beside one with own words it is read as transformers reads it."""
+        own = {name: tokenizer for name, tokenizer in found.items() if not tokenizer.is_openai}
+        return {name: own.get(name) or uncleaned_tokenizer() for name in names} if own else {}
+
+    @classmethod
+    def open_tokenizer(cls, description: Any) -> CLIPTokenizer:
+        return CLIPTokenizer.from_description(description)
+
+    def words(self, own: CLIPTokenizer) -> Any:
+        return None if own.is_openai else own.describe()
+
+    def as_found(self, part: Part, tokenizer: CLIPTokenizer | None) -> CLIPReader:
+        """With padding and length of its tokenizer. The activation, which no tensor shows, is the published one or config.json's."""
+        network: CLIPTextParams = part.params
+        if "hidden_act" not in part.hints:
+            network = replace(network, activation=self.network.activation)
+        if self.pooled and self.projected and network.projection is None and network.width == self.network.width:
+            raise ValueError("it lacks its text_projection, which the pooled vector needs")
+        configured, eos = part.hints.get("eos_token_id"), tokenizer.eos if tokenizer else EOS
+        # Older configurations say 2: transformers then takes the greatest id for the end of text, as it is in OpenAI's vocabulary.
+        if self.pooled and configured not in (None, 2, eos):
+            raise ValueError(f"config.json says eos_token_id={brief(configured)}, and its tokenizer ends texts with {eos}")
+        if tokenizer is None:
+            return replace(self, network=network)
+        length = tokenizer.vocabulary.length or network.length
+        return replace(self, network=network, pad=tokenizer.pad, tokens=length if length < network.length else None)
+
+    def unsaid(self, name: str, own: CLIPTokenizer | None, usual: CLIPReader) -> str | None:
+        """Single files hold no words and no tokenizer, and say neither the size of the vocabulary nor the activation."""
+        remedy = "use layout='diffusers' or 'native'"
+        if own is not None and not own.is_openai:
+            words = ", ".join(token.content for token in own.vocabulary.added if not token.special) or "all of it"
+            return f"single files cannot hold the own words of {name} ({words:.100}): {remedy}"
+        if self.network.vocab > EOS + 1:
+            return f"single files do not say which {self.network.vocab} tokens {name} knows: {remedy}"
+        if (mine := self.network.activation) != (theirs := usual.network.activation):
+            return f"readers of single files compute {name} with {theirs}, not {mine}: use another layout"
+        return None
+
+    def in_folder(self, network: CLIPText, own: CLIPTokenizer | None, identity: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Cut to what pipelines of diffusers read of it.
+
+        They take either the last state through its norm, or the one before it: so the encoder ends with the block that gives the context,
+        or with the next. A projection is written only if it is used; an encoder that pipelines always project gets the identity there.
+        """
+        p, state, tokenizer = self.network, network.state_dict(), self.tokenizer(own)
+        used = p.layers if self.skip is None else p.layers - self.skip + (not self.norm)
+        if self.pooled and used != p.layers:
+            raise ValueError(f"pipelines of diffusers do not take the state {self.skip} blocks before the last: use layout='native'")
+        projected = self.pooled and self.projected and p.projection is not None
+        unused = tuple(f"blocks.{i}." for i in range(used, p.layers)) + ("projection.",) * (not projected)
+        state = {key: value for key, value in state.items() if not key.startswith(unused)}
+        written = replace(p, layers=used, projection=p.projection if projected else None)
+        if self.pooled and not projected and identity:
+            written = replace(written, projection=p.width)
+            state["projection.weight"] = torch.eye(p.width).to(state["norm.weight"])
+        return config(written, tokenizer.bos, tokenizer.eos), scatter(transformers().table(state), state)
+
+    def write_tokenizer(self, own: CLIPTokenizer | None, folder: Path) -> str | None:
+        """None where the tower has words of its own whose tokenizer was not loaded."""
+        tokenizer = self.tokenizer(own)
+        if tokenizer.size > self.network.vocab:
+            return None
+        write_clip_tokenizer(tokenizer, folder, self.pad, self.rows)
+        return "CLIPTokenizer"

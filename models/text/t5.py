@@ -1,0 +1,230 @@
+"""T5 reads prompts, each to one length; and its encoder as transformers and llama.cpp's GGUF files store it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from diffusion.spec import check_range
+from models.files.structure import Kind, Settings, Shapes, beginnings, check_settings, count, used_blocks
+from models.files.table import Layout, Part, scatter
+from models.files.text import write_json, write_text
+from models.networks.t5 import T5, T5_XXL, T5Params
+from models.text.reader import Pieces, Reader, Reading, Tokens, ids, weighted
+from models.text.t5_tokenizer import EOS, PAD, T5Tokenizer, find_t5_tokenizer, is_t5
+from models.text.vocabulary import CONFIG, WHOLE
+
+MAX_LENGTH = 4096  # rows of context; families have 256 and 512
+
+# The network in files ---------------------------------------------------------------------------------------------------
+
+TRANSFORMERS = {
+    r"^token\.": "shared.",
+    r"^relative\.": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.",
+    r"^norm\.": "encoder.final_layer_norm.",
+    r"^blocks\.": "encoder.block.",
+    r"\.norm1\.": ".layer.0.layer_norm.",
+    r"\.attention\.out\.": ".layer.0.SelfAttention.o.",
+    r"\.attention\.": ".layer.0.SelfAttention.",
+    r"\.norm2\.": ".layer.1.layer_norm.",
+    r"\.gate\.": ".layer.1.DenseReluDense.wi_0.",
+    r"\.fc1\.": ".layer.1.DenseReluDense.wi_1.",
+    r"\.fc2\.": ".layer.1.DenseReluDense.wo.",
+}
+LLAMA = {
+    r"^token\.": "token_embd.",
+    r"^relative\.": "enc.blk.0.attn_rel_b.",
+    r"^norm\.": "enc.output_norm.",
+    r"^blocks\.": "enc.blk.",
+    r"\.norm1\.": ".attn_norm.",
+    r"\.attention\.out\.": ".attn_o.",
+    r"\.attention\.": ".attn_",
+    r"\.norm2\.": ".ffn_norm.",
+    r"\.gate\.": ".ffn_gate.",
+    r"\.fc1\.": ".ffn_up.",
+    r"\.fc2\.": ".ffn_down.",
+}
+SETTINGS: Settings = {
+    "feed_forward_proj": ("gated-gelu",),
+    "layer_norm_epsilon": (1e-6,),
+}
+
+
+def transformers() -> Layout:
+    return Layout("transformers", TRANSFORMERS)
+
+
+def llama() -> Layout:
+    return Layout("llama.cpp", LLAMA)
+
+
+def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[T5Params, Layout] | None:
+    """Parameters and layout of a T5 encoder with these keys and shapes; None where it is none."""
+    for first, layout, blocks in (
+        ("encoder.block.0.layer.0.SelfAttention.q.weight", transformers(), "encoder.block"),
+        ("enc.blk.0.attn_q.weight", llama(), "enc.blk"),
+    ):
+        if first in shapes:
+            check_settings(hints, SETTINGS)
+            keys = {ours: layout.table([ours])[ours].keys[0] for ours in ("token.weight", "relative.weight", "blocks.0.fc1.weight")}
+            if keys["blocks.0.fc1.weight"] not in shapes:
+                raise ValueError("this is a T5 of the first version, whose MLPs have no gate, and no model here was trained with one")
+            vocab, width = shapes[keys["token.weight"]]
+            buckets, heads = shapes[keys["relative.weight"]]
+            return T5Params(
+                vocab=vocab,
+                width=width,
+                layers=used_blocks(count(beginnings(shapes), blocks), hints.get("num_layers")),
+                heads=heads,
+                head_dim=shapes[first][0] // heads,
+                hidden=shapes[keys["blocks.0.fc1.weight"]][0],
+                buckets=buckets,
+                max_distance=hints.get("relative_attention_max_distance", 128),
+            ), layout
+    return None
+
+
+def config(p: T5Params) -> dict[str, Any]:
+    """For T5EncoderModel."""
+    return {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "vocab_size": p.vocab,
+        "d_model": p.width,
+        "d_kv": p.head_dim,
+        "d_ff": p.hidden,
+        "num_layers": p.layers,
+        "num_heads": p.heads,
+        "relative_attention_num_buckets": p.buckets,
+        "relative_attention_max_distance": p.max_distance,
+        "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": "gated-gelu",
+        "is_encoder_decoder": False,
+        "use_cache": False,
+        "tie_word_embeddings": False,
+        "pad_token_id": PAD,
+        "eos_token_id": EOS,
+        "decoder_start_token_id": PAD,
+    }
+
+
+NETWORK = Kind(
+    "t5",
+    "text",
+    "T5 text encoder",
+    T5,
+    T5Params,
+    recognise,
+    lambda _: transformers(),
+    lambda _: transformers(),
+    lambda p, _: config(p),
+    "text_encoder",
+)
+
+# The reader -------------------------------------------------------------------------------------------------------------
+
+TOKENIZER = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}  # its configuration
+
+
+@dataclass(frozen=True)
+class T5Reader(Reader):
+    """T5's states of a prompt and its EOS, filled up with padding to `length` rows.
+
+    masked  padding is passed over, by T5 itself and, but for its first row, by the network (Chroma); else both attend to it, as in FLUX.1
+            and Stable Diffusion 3
+    """
+
+    network: T5Params = T5_XXL
+    kind: Literal["t5"] = "t5"
+    length: int = 512
+    masked: bool = False
+
+    NETWORK = NETWORK
+
+    def __post_init__(self) -> None:
+        check_range(self, "length", least=1, most=MAX_LENGTH)
+
+    @property
+    def rows(self) -> int:
+        return self.length
+
+    @property
+    def room(self) -> int:
+        return self.length - 1
+
+    @property
+    def context_dim(self) -> int:
+        return self.network.width
+
+    def tokenize(self, tokenizer: T5Tokenizer, pieces: Pieces) -> Tokens:
+        """Those of the whole text, which would be others piece by piece, for each piece would begin a word."""
+        ends = list(accumulate(len(text) for text, _ in pieces))
+        tokens = tokenizer.tokenize_with_ends("".join(text for text, _ in pieces))
+        return [(token, pieces[bisect_left(ends, end)][1]) for token, end in tokens]
+
+    def read(self, network: T5, tokenizer: T5Tokenizer, batch: Sequence[Tokens], chunks: int, clip_skip: int) -> Reading:
+        """Weighted states (B, length, width)."""
+
+        def row(tokens: Tokens) -> Tokens:
+            return [*tokens[: self.room], (EOS, 1.0), *[(PAD, 1.0)] * (self.room - len(tokens))]
+
+        def mask(batch: Sequence[Tokens], padding: int) -> Tensor | None:
+            """Which rows (B, length) are a token, EOS, or one of so many of the padding behind it."""
+            lengths = torch.tensor([min(len(tokens), self.room) + 1 + padding for tokens in batch])
+            there = torch.arange(self.length) < lengths[:, None]
+            return there.to(network.token.weight.device, non_blocking=True) if self.masked else None
+
+        def run(batch: Sequence[Tokens]) -> Tensor:
+            return cast(Tensor, network(ids([row(tokens) for tokens in batch], network), mask(batch, 0)))
+
+        return Reading(weighted(run(batch), [row(tokens) for tokens in batch], lambda: run([[]])), mask(batch, 1))
+
+    def tokenizer(self, own: T5Tokenizer | None) -> T5Tokenizer:
+        if own is None:
+            raise ValueError(
+                "T5 is here without its tokens: load its spiece.model or tokenizer.json too, models.load(..., 'spiece.model'); it is in "
+                "tokenizer_2/ of black-forest-labs/FLUX.1-schnell, in tokenizer_3/ of stabilityai/stable-diffusion-3.5-large and in "
+                "google/t5-v1_1-xxl"
+            )
+        return own
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        return is_t5(path)
+
+    @classmethod
+    def find_tokenizers(cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]) -> dict[str, T5Tokenizer]:
+        found = {name: find_t5_tokenizer(part, given, notes) for name, part in parts.items()}
+        return {name: tokenizer for name, tokenizer in found.items() if tokenizer is not None}
+
+    @classmethod
+    def open_tokenizer(cls, description: Any) -> T5Tokenizer:
+        return T5Tokenizer.from_json(description)
+
+    @classmethod
+    def letters(cls) -> T5Tokenizer:
+        return T5Tokenizer.of_letters()
+
+    def as_found(self, part: Part, tokenizer: T5Tokenizer | None) -> T5Reader:
+        return replace(self, network=part.params)
+
+    def tokenizer_json(self, own: T5Tokenizer | None) -> str | None:
+        return None if own is None else own.to_json()
+
+    def in_folder(self, network: T5, own: T5Tokenizer | None, identity: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        state = network.state_dict()
+        return config(self.network), scatter(transformers().table(state), state)
+
+    def write_tokenizer(self, own: T5Tokenizer | None, folder: Path) -> str | None:
+        if own is None:
+            return None
+        write_text(folder / WHOLE, own.to_json())
+        write_json(folder / CONFIG, TOKENIZER | {"model_max_length": self.length})
+        return "T5TokenizerFast"
