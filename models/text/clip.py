@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion.messages import brief
 from diffusion.spec import check_at_least_one
-from models.files.structure import Kind, Settings, Shapes, beginnings, check_settings, count, used_blocks
+from models.files.structure import ByOurNames, Kind, Settings, Shapes, check_settings, used_blocks
 from models.files.table import Form, Layout, Part, scatter
 from models.networks.clip import CLIP_L, CLIPText, CLIPTextParams
 from models.text.clip_tokenizer import (
@@ -79,50 +79,29 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams,
     The tensors do not show the activation: it is OpenCLIP's gelu or OpenAI's quick_gelu by layout, unless `hints`, a config.json,
     give hidden_act and num_attention_heads.
     """
-    for prefix, rules in (("text_model.", TRANSFORMERS), ("", BARE)):
-        if f"{prefix}embeddings.token_embedding.weight" in shapes:
-            check_settings(hints, SETTINGS)
-            return _params(
-                shapes,
-                f"{prefix}embeddings.token_embedding.weight",
-                f"{prefix}embeddings.position_embedding.weight",
-                f"{prefix}encoder.layers",
-                shapes["text_projection.weight"][0] if "text_projection.weight" in shapes else None,
-                hints.get("hidden_act", "quick_gelu"),
-                hints.get("num_attention_heads"),
-                hints.get(LAYERS),
-            ), Layout("transformers", rules)
-    if "token_embedding.weight" in shapes and "transformer.resblocks.0.attn.in_proj_weight" in shapes:
-        raw, linear = shapes.get("text_projection"), shapes.get("text_projection.weight")
-        params = _params(
-            shapes,
-            "token_embedding.weight",
-            "positional_embedding",
-            "transformer.resblocks",
-            raw[1] if raw else linear[0] if linear else None,
-            "gelu",
-            None,
-            None,
-        )
-        return params, Layout("openclip", OPENCLIP_LINEAR) if linear else openclip()
-    return None
-
-
-def _params(
-    shapes: Shapes, token: str, position: str, layers: str, projection: int | None, activation: Any, heads: int | None, configured: Any
-) -> CLIPTextParams:
-    blocks, width = used_blocks(count(beginnings(shapes), layers), configured), shapes[token][1]
+    linear = "text_projection.weight" in shapes
+    for layout in (transformers(), Layout("transformers", BARE), Layout("openclip", OPENCLIP_LINEAR) if linear else openclip()):
+        at = ByOurNames(shapes, layout)
+        if "token.weight" in at and (layout.name == "transformers" or "blocks.0.norm1.weight" in at):
+            break
+    else:
+        return None
+    if layout.name == "openclip":
+        hints = {"hidden_act": "gelu"}
+    check_settings(hints, SETTINGS)
+    width, configured = at["token.weight"][1], hints.get(LAYERS)
+    blocks = used_blocks(at.count("blocks.{}.norm1.weight"), configured)
     if configured is None and blocks not in PUBLISHED_BLOCKS.get(width, (blocks,)):
         raise ValueError(f"this is a part of a text encoder: {blocks} of {PUBLISHED_BLOCKS[width][-1]} blocks of width {width}")
     return CLIPTextParams(
-        vocab=shapes[token][0],
-        length=shapes[position][0],
+        vocab=at["token.weight"][0],
+        length=at["position"][0],
         width=width,
         layers=blocks,
-        heads=heads or width // HEAD_DIM,
-        activation=activation,
-        projection=projection,
-    )
+        heads=hints.get("num_attention_heads") or width // HEAD_DIM,
+        activation=hints.get("hidden_act", "quick_gelu"),
+        projection=at["projection.weight"][bool(layout.forms)] if "projection.weight" in at else None,  # transposed
+    ), layout
 
 
 def config(p: CLIPTextParams, bos: int = BOS, eos: int = EOS) -> dict[str, Any]:

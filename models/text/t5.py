@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion.spec import check_range
-from models.files.structure import Kind, Settings, Shapes, beginnings, check_settings, count, used_blocks
+from models.files.structure import ByOurNames, Kind, Settings, Shapes, check_settings, used_blocks
 from models.files.table import Layout, Part, scatter
 from models.files.text import write_json, write_text
 from models.networks.t5 import T5, T5_XXL, T5Params
@@ -67,27 +67,25 @@ def llama() -> Layout:
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[T5Params, Layout] | None:
     """Parameters and layout of a T5 encoder with these keys and shapes; None where it is none."""
-    for first, layout, blocks in (
-        ("encoder.block.0.layer.0.SelfAttention.q.weight", transformers(), "encoder.block"),
-        ("enc.blk.0.attn_q.weight", llama(), "enc.blk"),
-    ):
-        if first in shapes:
-            check_settings(hints, SETTINGS)
-            keys = {ours: layout.table([ours])[ours].keys[0] for ours in ("token.weight", "relative.weight", "blocks.0.fc1.weight")}
-            if keys["blocks.0.fc1.weight"] not in shapes:
-                raise ValueError("this is a T5 of the first version, whose MLPs have no gate, and no model here was trained with one")
-            vocab, width = shapes[keys["token.weight"]]
-            buckets, heads = shapes[keys["relative.weight"]]
-            return T5Params(
-                vocab=vocab,
-                width=width,
-                layers=used_blocks(count(beginnings(shapes), blocks), hints.get("num_layers")),
-                heads=heads,
-                head_dim=shapes[first][0] // heads,
-                hidden=shapes[keys["blocks.0.fc1.weight"]][0],
-                buckets=buckets,
-                max_distance=hints.get("relative_attention_max_distance", 128),
-            ), layout
+    for layout in (transformers(), llama()):
+        at = ByOurNames(shapes, layout)
+        if "blocks.0.attention.q.weight" not in at:
+            continue
+        check_settings(hints, SETTINGS)
+        if "blocks.0.fc1.weight" not in at:
+            raise ValueError("this is a T5 of the first version, whose MLPs have no gate, and no model here was trained with one")
+        vocab, width = at["token.weight"]
+        buckets, heads = at["relative.weight"]
+        return T5Params(
+            vocab=vocab,
+            width=width,
+            layers=used_blocks(at.count("blocks.{}.norm1.weight"), hints.get("num_layers")),
+            heads=heads,
+            head_dim=at["blocks.0.attention.q.weight"][0] // heads,
+            hidden=at["blocks.0.fc1.weight"][0],
+            buckets=buckets,
+            max_distance=hints.get("relative_attention_max_distance", 128),
+        ), layout
     return None
 
 
