@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from diffusion.noise import mix
 from diffusion.spec import check_call, check_type
 from models import Model
 from models.device import find_device
+from models.layers.activations import check_compiles, compiled
 from models.networks.tiling import decode_tiled, sliced
 from samplers.guide import warn_unless_followed
 from samplers.image_to_image import image_to_image
@@ -55,6 +56,7 @@ def generate(
     handover: float | None = None,
     device: torch.device | str | None = None,
     offload: bool = False,
+    compile: bool = False,
     tile: int | None = None,
     watch: Callable[[Step], None] | None = None,
     progress: bool = False,
@@ -85,6 +87,7 @@ def generate(
     numbers    of SDXL's vector, where not as usual: height, width, top, left, target_height, target_width, score
     refiner    a model that takes over when the share `handover` of the schedule's time has passed (SDXL's refiner), default 0.8
     device     where to compute, and where the parts stay; default where they are. offload: each is there only while it works
+    compile    torch compiles the network's blocks at their first call, which takes a minute or so and changes images by rounding only
     tile       the autoencoder works in tiles of so many latents
     watch      called with every step; `preview` makes an image of one
 
@@ -107,6 +110,7 @@ def generate(
         numbers=numbers or {},
         steering=Steering(how.guidance, IMAGE_SCALE if image_guidance is None else image_guidance, guide, true_cfg),
         place=(None if device is None else find_device(str(device)), offload),
+        compile=compile,
         sampling={"sampler": how.sampler, "watch": watch, "progress": progress, **options},
     )
     order.check(both)
@@ -185,6 +189,7 @@ class _Order:
     numbers: Mapping[str, float]
     steering: Steering
     place: tuple[torch.device | None, bool]
+    compile: bool
     sampling: Mapping[str, Any]
 
     def check(self, models: Sequence[Model]) -> None:
@@ -200,6 +205,8 @@ class _Order:
         check_call(name := self.sampling["sampler"], find_sampler(name), 3, {k: v for k, v in self.sampling.items() if k not in own})
         if self.place[1] and self.place[0] is None:
             raise ValueError("offload keeps parts on the CPU while others work elsewhere: say where, device='cuda'")
+        for model in models if self.compile else ():
+            check_compiles(model.network, self.place[0])
 
 
 @contextmanager
@@ -236,9 +243,16 @@ def _encode_prompts(model: Model, order: _Order) -> Conditions:
         return conditions(model, order.words, vector_numbers(model, order.size, order.numbers), order.steering.leads_away(model))
 
 
+@contextmanager
+def _at_work(network: nn.Module, order: _Order) -> Iterator[torch.device]:
+    """The network where it computes, and compiled if it is to be."""
+    with placed(network, *order.place) as where, compiled(network) if order.compile else nullcontext():
+        yield where
+
+
 def _sample_base(model: Model, order: _Order, conditions: Conditions, levels: Grid, reference: Reference) -> Tensor:
     """The latents at the last of the levels, from noise or from the reference."""
-    with placed(model.network, *order.place) as where:
+    with _at_work(model.network, order) as where:
         denoiser, condition = order.steering.denoiser(model, conditions.to(where), reference.to(where))
         run: dict[str, Any] = {**order.sampling, "seeds": order.words.seeds, "condition": condition}
         if reference.start is not None:
@@ -250,7 +264,7 @@ def _sample_base(model: Model, order: _Order, conditions: Conditions, levels: Gr
 def _sample_refiner(refiner: Model, order: _Order, levels: Grid, latents: Tensor, reference: Reference) -> Tensor:
     """The latents at the end of the levels, from those at their beginning; with other noise on the way than the first model's steps."""
     conditions = _encode_prompts(refiner, order)
-    with placed(refiner.network, *order.place) as where:
+    with _at_work(refiner.network, order) as where:
         denoiser, condition = order.steering.denoiser(refiner, conditions.to(where), reference.to(where))
         run = {**order.sampling, "seeds": [mix(seed, 1) for seed in order.words.seeds], "condition": condition}
         return sample(run.pop("sampler"), denoiser, levels, start=latents.to(where), **run)

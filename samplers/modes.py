@@ -15,7 +15,7 @@ from samplers import run, text_to_image
 from samplers.pictures import open_picture, pixel_difference, read_settings
 from samplers.results import Outcome, given
 from samplers.run import SampleParams
-from samplers.settings import PICTURE, PLACE, WEIGHTS, named, recorded
+from samplers.settings import PICTURE, PLACE, ROUNDING, WEIGHTS, named, recorded
 from samplers.text_to_image import TextToImageParams
 
 
@@ -97,7 +97,7 @@ def _again(path: Path, changes: dict[str, Any]) -> tuple[Outcome, str]:
         _check_label(own, batch)
         _check_work(path, own, changes)
         _check_mode(key, changes)
-        same = changes.keys() <= {*named(mode.params, PLACE, WEIGHTS)}
+        same = changes.keys() <= {*named(mode.params, PLACE, ROUNDING, WEIGHTS)}
         values = says | ({**asdict(batch), "batch_size": batch.n} if same else {"n": 1})
         params = make_params("", mode.params, given({**values, "sha256": _required_sha256(own.sha256, changes), **changes}))
         _check_files(path, params)

@@ -7,6 +7,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -19,12 +20,13 @@ from diffusion import NONE, Condition, DenoiserLike, Grid
 from diffusion.spec import check_at_least_one, check_call, check_names, make_params
 from models import Model
 from models.device import find_device
+from models.layers.activations import check_compiles, compiled
 from models.layouts import native
 from samplers.guide import steered
 from samplers.provenance import provenance
 from samplers.results import Drawn, Outcome, beside, check_folder, check_same, check_seed, fill_folder, given
 from samplers.sample import find_sampler, sample
-from samplers.settings import COUNT, PLACE, WEIGHTS, named, recorded
+from samplers.settings import COUNT, PLACE, ROUNDING, WEIGHTS, named, recorded
 from samplers.usage import usage
 
 MAX_FOLDER_NAME = 150  # characters of a folder's, which a list of times may be longer than
@@ -51,7 +53,8 @@ class SampleParams:
     options: dict[str, Any] = field(default_factory=dict)
     ema: bool = True
     batch_size: int = field(default=500, metadata=COUNT)
-    device: str | None = field(default=None, metadata=PLACE)
+    device: str | None = field(default=None, metadata=ROUNDING)
+    compile: bool = field(default=False, metadata=ROUNDING)
     progress: bool = field(default=True, metadata=PLACE)
     sha256: dict[str, str] = field(default_factory=dict)
 
@@ -89,7 +92,7 @@ class SampleParams:
         """What all images in one folder have in common, the weights' file and the time of its writing included."""
         run = Path(self.run)
         file = (run / native.FILE_NAME if run.is_dir() else run).resolve()
-        others = (*named(type(self), PLACE, COUNT, WEIGHTS), "labels", "seed")
+        others = (*named(type(self), PLACE, ROUNDING, COUNT, WEIGHTS), "labels", "seed")
         same = {key: value for key, value in asdict(self).items() if key not in others}
         return {"weights": str(file), "written": file.stat().st_mtime, **same}
 
@@ -112,6 +115,8 @@ def draw(params: SampleParams, only: int | None = None) -> Outcome:
     check_same("run", params.run, params.sha256, wanted)
     device = find_device(params.device)
     model.network.to(device).eval().requires_grad_(False)
+    if params.compile:
+        check_compiles(model.network)
     if "noise" in params.options:
         raise ValueError("noise comes from the seeds here: samplers.sample takes another")
     check_call(str(params.sampler), find_sampler(str(params.sampler)), 3, params.options)
@@ -124,7 +129,8 @@ def draw(params: SampleParams, only: int | None = None) -> Outcome:
     settings = {key: value for key, value in asdict(params).items() if key in recorded(SampleParams)}
     settings |= {"run": str(Path(params.run).absolute()), "device": str(device), "provenance": about}
     drawn = _draw(denoiser, model.shape, grid, params, labels, model.spec.get("classes", []), settings, only)
-    return Outcome(out, fill_folder(out, params.kept, about, drawn, columns=10, low=-1))
+    with compiled(model.network) if params.compile else nullcontext():
+        return Outcome(out, fill_folder(out, params.kept, about, drawn, columns=10, low=-1))
 
 
 def _draw(

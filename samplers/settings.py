@@ -7,7 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 # A setting's kind is declared with it: field(metadata=...) of a parameter dataclass. `named` lists the settings of a kind.
-PLACE = {"kind": "place"}  # where the work is done and its results go, which changes no pixel but for rounding
+PLACE = {"kind": "place"}  # where results go and what the work may take, which changes no pixel
+ROUNDING = {"kind": "rounding"}  # what computes, and how: changes pixels by rounding only, and is recorded for that
 COUNT = {"kind": "count"}  # how many images, in all and at once
 WEIGHTS = {"kind": "weights"}  # paths of a model
 PICTURE = {"kind": "picture"}  # the path of a picture that is read
@@ -19,6 +20,6 @@ def named(params: type[Any], *kinds: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def recorded(params: type[Any]) -> tuple[str, ...]:
-    """The settings that an image records: not places and counts, but the device, on which rounding depends."""
+    """The settings that an image records: all but places and counts."""
     left_out = named(params, PLACE, COUNT)
-    return tuple(field.name for field in fields(params) if field.name == "device" or field.name not in left_out)
+    return tuple(field.name for field in fields(params) if field.name not in left_out)

@@ -27,7 +27,7 @@ from samplers.provenance import provenance
 from samplers.reference import two_scales, usual_strength
 from samplers.results import Drawn, Outcome, beside, check_folder, check_same, check_seed, fill_folder, given
 from samplers.sample import find_sampler
-from samplers.settings import COUNT, PICTURE, PLACE, WEIGHTS, named, recorded
+from samplers.settings import COUNT, PICTURE, PLACE, ROUNDING, WEIGHTS, named, recorded
 from samplers.steering import IMAGE_SCALE
 from samplers.usage import usage
 
@@ -35,7 +35,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 PARTS = ("backbone", "vae", "text")
 ASKED = (
     "negative", "steps", "guidance", "sampler", "grid", "guide", "height", "width", "strength", "image_guidance", "true_cfg",
-    "weighted", "long", "clip_skip", "numbers", "handover", "device", "offload", "tile", "progress",
+    "weighted", "long", "clip_skip", "numbers", "handover", "device", "offload", "compile", "tile", "progress",
 )  # fmt: skip
 
 
@@ -81,7 +81,8 @@ class TextToImageParams:
     batch_size: int = field(default=4, metadata=COUNT)
     memory: str | int | None = field(default=None, metadata=PLACE)
     offload: bool = field(default=False, metadata=PLACE)
-    device: str | None = field(default=None, metadata=PLACE)
+    device: str | None = field(default=None, metadata=ROUNDING)
+    compile: bool = field(default=False, metadata=ROUNDING)
     out: str | None = field(default=None, metadata=PLACE)
     progress: bool = field(default=True, metadata=PLACE)
     sha256: dict[str, str] = field(default_factory=dict)
@@ -98,7 +99,7 @@ class TextToImageParams:
     @property
     def kept(self) -> dict[str, Any]:
         """What all images in one folder have in common; files by what they hold, wherever they lie."""
-        others = (*named(type(self), PLACE, COUNT, WEIGHTS, PICTURE), "seed")
+        others = (*named(type(self), PLACE, ROUNDING, COUNT, WEIGHTS, PICTURE), "seed")
         return {key: value for key, value in given(asdict(self)).items() if key not in others}
 
     @property

@@ -6,7 +6,8 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from eval.bench.memory import peak_resident
 from eval.bench.pairs import PAIRS, Pair
 from eval.bench.record import DTYPES, write_bench
 from models.device import find_device
+from models.layers.activations import compiled
 
 MATRIX = 2048  # rows and columns of the plain product that a step's rate of arithmetic is compared with
 
@@ -100,7 +102,7 @@ def measure(params: BenchParams, dtype: str, device: torch.device) -> Timing:
 def flops(params: BenchParams) -> int:
     """Floating point operations of one step's products; a multiplication and its addition are two."""
     with FlopCounterMode(display=False) as counter:
-        _ours(params, torch.float32, torch.device("meta"))()
+        _ours(replace(params, compile=False), torch.float32, torch.device("meta"))()
     return counter.get_total_flops()
 
 
@@ -118,9 +120,13 @@ def _ours(params: BenchParams, dtype: torch.dtype, device: torch.device) -> Call
     """One step of our network."""
     pair = params.pair
     network = _filled(lambda: pair.network(pair.params), dtype, device)
-    call = torch.compile(network, fullgraph=True) if params.compile else network
     given = pair.given(params.batch, params.size, dtype, device)
-    return lambda: call(given.x, given.t, given.condition)
+
+    def step() -> Tensor:
+        with compiled(network) if params.compile else nullcontext():
+            return network(given.x, given.t, given.condition)
+
+    return step
 
 
 def _theirs(params: BenchParams, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:

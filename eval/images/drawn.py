@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from eval.images.prompts import list_prompts
 from eval.images.source import Unreadable
 from models import Model
 from models.device import find_device
+from models.layers.activations import compiled
 from samplers.generate import generate
 from samplers.guide import steered
 from samplers.pictures import to_uint8
 from samplers.results import check_same
 from samplers.run import SampleParams, labels_in_turn
 from samplers.sample import find_sampler, sample
-from samplers.settings import COUNT, PLACE, WEIGHTS, named
+from samplers.settings import COUNT, PLACE, ROUNDING, WEIGHTS, named
 from samplers.text_to_image import ASKED, DTYPES, TextToImageParams, completed, dtypes, loaded
 from samplers.usage import usage
 
@@ -140,8 +142,9 @@ def drawn_by(model: Model, params: SampleParams) -> Drawn:
         denoiser = steered(model, params.guidance, params.clip, params.guide)
         condition = NONE if labels is None else Condition(label=torch.tensor([labels[i] for i in indices], device=device))
         seeds = [params.seed + i for i in indices]
-        images = sample(how.sampler, denoiser, grid, shape=model.shape, seeds=seeds, condition=condition, device=device, **params.options)
-        return to_uint8(images)
+        with compiled(model.network) if params.compile else nullcontext():
+            run: dict[str, Any] = {"shape": model.shape, "seeds": seeds, "condition": condition, "device": device, **params.options}
+            return to_uint8(sample(how.sampler, denoiser, grid, **run))
 
     settings = _settings(params, grid=how.grid, steps=grid.steps, fingerprint=params.sha256["run"])
     names = model.spec.get("classes") or range(model.num_classes or 0)  # as a reference's class folders are called
@@ -179,5 +182,5 @@ def _of_prompts(spec: dict[str, Any]) -> Drawn:
 
 def _settings(params: SampleParams | TextToImageParams, **more: Any) -> dict[str, Any]:
     """What pictures depend on, as plain values."""
-    left = {*named(type(params), PLACE, COUNT, WEIGHTS), *ONE_EACH, "sha256"}
+    left = {*named(type(params), PLACE, ROUNDING, COUNT, WEIGHTS), *ONE_EACH, "sha256"}
     return {**{name: value for name, value in asdict(params).items() if name not in left}, **more}

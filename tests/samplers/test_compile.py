@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
+import models
 from diffusion import ClassifierFreeGuidance, Clipped, Condition, Denoiser, DiscreteVP, RectifiedFlow, Schedule, V, initial_noise, time_grid
-from samplers import sample
+from models.layers import activations
+from samplers import generate, sample
 from tests.samplers.cases import DISTINCT_SAMPLERS
 
 SHAPE = (2, 4, 4)
@@ -26,7 +30,7 @@ class Tiny(nn.Module):
         return torch.tanh(self.mix(x) + self.classes(condition.label)[:, :, None, None] + t.sin()[:, None, None, None])
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def strict_compilation() -> Iterator[None]:
     """A second compilation of the same network is an error."""
     torch._dynamo.reset()
@@ -35,6 +39,7 @@ def strict_compilation() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.mark.usefixtures("strict_compilation")
 @pytest.mark.parametrize("schedule", [DiscreteVP.scaled_linear(), RectifiedFlow()], ids=["vp", "flow"])
 def test_a_compiled_network_is_compiled_once(schedule: Schedule) -> None:
     """Under fullgraph=True and error_on_recompile every solver, guided and clipped, gives what the plain network gives."""
@@ -53,6 +58,7 @@ def test_a_compiled_network_is_compiled_once(schedule: Schedule) -> None:
         torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("strict_compilation")
 def test_the_test_notices() -> None:
     """A network told its time as a number is compiled anew at every level, which is an error here."""
 
@@ -64,3 +70,22 @@ def test_the_test_notices() -> None:
     compiled(x, 0.5)
     with pytest.raises(torch._dynamo.exc.RecompileError):
         compiled(x, 0.25)
+
+
+def test_generate_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other prompts, seeds, steps, samplers and sizes are drawn with the graphs of the first call, and come out as without them."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(activations, "BACKEND", "eager")
+    model = models.miniature("sd3.5-medium")
+    first = {"steps": 2, "height": 64, "width": 64}
+    calls: list[dict[str, Any]] = [
+        first,
+        {**first, "width": 96, "sampler": "heun", "seeds": [3, 4]},
+        {**first, "steps": 3, "guidance": 2.0},
+    ]
+    graphs = []
+    for prompt, call in zip(("a cat", "a longer one, of a dog", "a fox"), calls, strict=True):
+        image = generate(model, prompt, compile=True, **call)
+        graphs.append(counters["stats"]["unique_graphs"])
+        torch.testing.assert_close(image, generate(model, prompt, **call))
+    assert graphs == graphs[:1] * 3

@@ -495,7 +495,7 @@ def test_each_setting_is_declared_once() -> None:
     """What an image says of itself is all but places and numbers of images; what is a path is text to the command line, as it stands."""
     for params in (SampleParams, TextToImageParams):
         assert {"out", "n", "batch_size", "progress"}.isdisjoint(recorded(params))
-        assert {"seed", "device", "sha256", "steps"} <= {*recorded(params)}
+        assert {"seed", "device", "compile", "sha256", "steps"} <= {*recorded(params)}
         for name in (*named(params, WEIGHTS, PICTURE), "out"):
             assert compose("samplers", [f"{name}=my (cat), 1=2"])[name] == "my (cat), 1=2"
 
