@@ -509,7 +509,9 @@ def test_what_it_refuses() -> None:
         with pytest.raises(RuntimeError, match="on the same device"):
             torch.ones(4).add_(x.sum())
         assert not gpu.waits  # what a test reads is its own affair
-        with pytest.raises(WaitedError, match=r"^models/finite\.py is_finite, line \d+, waits for the device: aten\._local_scalar_dense"):
+        with pytest.raises(
+            WaitedError, match=r"^models/layers/finite\.py is_finite, line \d+, waits for the device: aten\._local_scalar_dense"
+        ):
             is_finite(x)
 
 

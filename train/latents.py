@@ -175,10 +175,11 @@ def _check_trainable(model: Model) -> None:
         raise ValueError(
             f"{of.title} is distilled to a few steps, which training it further would undo: train the one it was made from{plain}"
         )
-    if (network.context_dim, network.vector_dim) != (text.params.context_dim, text.params.vector_dim):
+    vector_dim = network.vector_dim if "vector" in network.takes else None
+    if (network.context_dim, vector_dim) != (text.params.context_dim, text.params.vector_dim):
         raise ValueError(
             f"the text encoder makes contexts of {text.params.context_dim} and vectors of {text.params.vector_dim}, "
-            f"the network takes {network.context_dim} and {network.vector_dim}: load those that belong together"
+            f"the network takes {network.context_dim} and {vector_dim}: load those that belong together"
         )
 
 

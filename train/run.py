@@ -184,8 +184,8 @@ def _check_fit(model: Model, data: Dataset) -> None:
         raise ValueError("a learned variance is trained on the steps of a table: choose a schedule with steps, or out_channels=in_channels")
     if size is not None and data.shape[1:] != (size, size):
         raise ValueError(f"the data is {data.shape[1]}x{data.shape[2]}, the network model.network.image_size={size}")
-    if params.num_classes != data.num_classes:
-        raise ValueError(f"the data has num_classes={data.num_classes}, the network model.network.num_classes={params.num_classes}")
+    if model.num_classes != data.num_classes:
+        raise ValueError(f"the data has num_classes={data.num_classes}, the network model.network.num_classes={model.num_classes}")
 
 
 def _check_resumable(folder: Path, config: Mapping[str, Any], model: Model, settings: Mapping[str, Any], steps: int) -> None:

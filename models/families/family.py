@@ -194,7 +194,9 @@ class Family:
         spec |= {"grid": dict(self.grid), "sampling": dict(self.sampling)}
         if self.consistency:
             spec["consistency"] = dict(self.consistency)
-            if network and network.guidance_dim is None:  # merged from an adapter, it is not told the scale, and guided as usual, if at all
+            if (
+                network and "guidance" not in network.takes
+            ):  # merged from an adapter, it is not told the scale, and guided as usual, if at all
                 spec["sampling"]["guidance"] = 1.0
         if network:
             factor = (vae or self.vae).factor
