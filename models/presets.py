@@ -52,8 +52,8 @@ def tiny_description(family: str, towers: Mapping[str, Any], **network: Any) -> 
     """The description of a miniature with these text towers."""
     of = FAMILIES[family]
     text = of.text_params(towers)
-    conditions = {"context_dim": text.context_dim, "vector_dim": text.vector_dim} | ({"guidance_dim": 8} if of.consistency else {})
-    params = replace(of.architecture.tiny, **{**conditions, **network})
+    told = {"context_dim": text.context_dim, "vector_dim": text.vector_dim, "guidance_dim": 8 if of.consistency else None}
+    params = replace(of.architecture.tiny, **{**{name: size for name, size in told.items() if size is not None}, **network})
     vae = replace(of.vae, **of.architecture.tiny_vae)
     return of.description(params, vae, text, TAESDParams(vae.latent_channels, channels=16))
 

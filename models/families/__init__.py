@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from models.families import flux, sd, sd3, sdxl
+from models.families import chroma, flux, sd, sd3, sdxl
 from models.families.family import OWN_ROLES, Architecture, Beside, Family, Published, Role, Tower
 from models.networks.dit import DiT, DiTParams
 from models.text.reader import Reader
 
-LINES = (sd, sdxl, flux, sd3)
+LINES = (sd, sdxl, flux, sd3, chroma)
 FAMILIES: dict[str, Family] = {family.name: family for line in LINES for family in line.FAMILIES}
 ARCHITECTURES: dict[str, Architecture] = {each.name: each for line in LINES for each in line.ARCHITECTURES}
 TOWERS: list[Tower] = [tower for each in ARCHITECTURES.values() for tower in each.towers]

@@ -14,7 +14,6 @@ FOREIGN = {
     r"\.hada_w|\.lokr_|\.oft_": "a LyCORIS file, which changes a model and is none",
     r"^control_model\.|^controlnet_|^zero_convs\.|^input_hint_block\.": "a ControlNet, which steers a model and is none",
     r"^(string_to_param|string_to_token)(\.|$)|^(emb_params|clip_[lg])$|^<.*>$": "a textual inversion, words and no model",
-    r"(^|\.)distilled_guidance_layer\.": "Chroma, which this library does not know",
     r"(^|\.)double_stream_modulation": "FLUX.2, which this library does not know",
     r"^redux_(up|down)\.": "FLUX.1 Redux, which makes prompts of images, and which this library does not know",
     r"temporal_transformer|motion_modules|\.time_stack\.": "a video model, which this library does not know",

@@ -6,6 +6,7 @@ Published as weights by Lodestone Rock (2025): the modulations of FLUX.1 depend 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ class ChromaParams(TrunkParams):
     waves       that tell the approximator which modulation to make and at which time, a multiple of 8
     width_approximator, depth_approximator  of its residual blocks
     """
+
+    vector_dim: ClassVar[None] = None  # it is told none
 
     waves: int = 64
     width_approximator: int = 5120

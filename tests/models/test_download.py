@@ -31,6 +31,7 @@ from models.download import download
 from models.families import PUBLISHED, Published
 from tests.hub import Handler, Hub
 from tests.models.files.tiny import same, tiny, whole
+from tests.models.text_peers import spiece
 
 pytestmark = pytest.mark.loopback
 ROOT = Path(__file__).parents[2]
@@ -84,8 +85,8 @@ def test_every_published_model_is_safetensors_of_one_commit() -> None:
     for name, model in PUBLISHED.items():
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", model.repo), name
         assert model.files, name
-        flow = name.startswith(("flux", "sd3", "tae"))
-        endings = (".safetensors", ".safetensors.index.json", "tokenizer.json") if flow else (".safetensors",)
+        flow = name.startswith(("flux", "sd3", "chroma", "tae"))
+        endings = (".safetensors", ".safetensors.index.json", "tokenizer.json", "spiece.model") if flow else (".safetensors",)
         assert all(file.endswith(endings) for file in model.files), name
         assert re.fullmatch(r"[0-9a-f]{40}", model.revision) or (flow and model.revision == "main"), name
         assert model.licence, name
@@ -93,7 +94,7 @@ def test_every_published_model_is_safetensors_of_one_commit() -> None:
     assert len({(model.repo, model.revision) for model in PUBLISHED.values()}) == len(PUBLISHED)
 
 
-@pytest.mark.parametrize("name", ["flux-schnell", "flux-fill", "sd3-medium", "sd3.5-large-turbo"])
+@pytest.mark.parametrize("name", ["flux-schnell", "flux-fill", "sd3-medium", "sd3.5-large-turbo", "chroma"])
 def test_flows_load_as_they_are_fetched(name: str, hub: Hub, tmp_path: Path) -> None:
     """A miniature under the published names: every file is fetched once, and makes up the whole model, T5's shards by their index."""
     table = PUBLISHED[name]
@@ -116,13 +117,15 @@ def test_flows_load_as_they_are_fetched(name: str, hub: Hub, tmp_path: Path) -> 
 def published_files(model: Model, table: Published, folder: Path) -> Iterator[tuple[str, bytes]]:
     """The files of a table, as its publisher has them, of a miniature."""
     models.save(model, folder / "separate", "separate")
-    names = {"ae": "vae", "model": "clip_l", "t5xxl_fp16": "t5xxl"}
+    names = {"ae": "vae", "model": "clip_l", "t5xxl_fp16": "t5xxl", "diffusion_pytorch_model": "vae"}
     t5 = load_file(folder / "separate" / "t5xxl.safetensors")
     shards = [dict(list(t5.items())[i::2]) for i in range(2)]
     for file in table.files:
         stem = Path(file).name.removesuffix(".safetensors")
         if file.endswith("tokenizer.json"):
             yield file, (folder / "separate" / "tokenizer.json").read_bytes()
+        elif file.endswith("spiece.model"):
+            yield file, spiece()
         elif file.endswith(".index.json"):
             places = {key: f"model-0000{i + 1}-of-00002.safetensors" for i, shard in enumerate(shards) for key in shard}
             yield file, json.dumps({"weight_map": places}).encode()

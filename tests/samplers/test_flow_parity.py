@@ -1,4 +1,4 @@
-"""FLUX.1 and Stable Diffusion 3 / 3.5: `generate` and the pipelines of diffusers, end to end on random weights.
+"""FLUX.1, Chroma and Stable Diffusion 3 / 3.5: `generate` and the pipelines of diffusers, end to end on random weights.
 
 As in test_generate_parity: the same noise, and the relative error of latents and images after all steps below 2e-5 in float32.
 """
@@ -6,6 +6,7 @@ As in test_generate_parity: the same noise, and the relative error of latents an
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import ChromaPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
@@ -22,9 +23,11 @@ from torch import Tensor
 import models
 from diffusion import initial_noise
 from samplers.usage import usage
+from tests.models.joint_peers import call_with_tokens
 from tests.samplers.pipelines import (
     HEIGHT,
     NEGATIVE,
+    PROMPTS,
     SEEDS,
     WIDTH,
     Drawn,
@@ -43,7 +46,7 @@ from tests.samplers.pipelines import (
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # what the peers make of others
 CLOSE = 2e-5
 STEPS = 10  # where nothing depends on their number: test_times compares those of all, and test_flux_dev takes 20
-FLUX = {"flux-fill": "FluxFillPipeline", "flux-canny": "FluxControlPipeline"}
+PIPELINES = {"flux-fill": "FluxFillPipeline", "flux-canny": "FluxControlPipeline", "chroma": "ChromaPipeline"}
 Open = Callable[..., tuple[models.Model, Any]]
 SIZE: dict[str, Any] = {"height": HEIGHT, "width": WIDTH}
 
@@ -60,6 +63,7 @@ DEV = {
 SCHEDULERS: dict[str, tuple[dict[str, Any], bool]] = {
     **dict.fromkeys(("flux-dev", "flux-fill", "flux-canny", "flux-depth", "flux-dedistilled"), (DEV, True)),
     "flux-schnell": ({"shift": 1.0, "base_shift": 0.5, "max_shift": 1.15}, True),
+    "chroma": ({"shift": 3.0}, True),
     **dict.fromkeys(("sd3", "sd3.5-medium", "sd3.5-large", "sd3.5-large-turbo"), ({"shift": 3.0}, False)),
 }
 
@@ -79,10 +83,10 @@ def peer_of(tmp_path_factory: pytest.TempPathFactory) -> Open:
 
     @cache
     def found(family: str, t5: bool = True) -> tuple[models.Model, Any]:
-        flux = family.startswith("flux")
-        model = models.miniature(family) if flux else stable_diffusion_3(family, t5)
-        name = FLUX.get(family, "FluxPipeline") if flux else "StableDiffusion3Pipeline"
-        without: dict[str, Any] = {} if flux or t5 else {"text_encoder_3": None, "tokenizer_3": None}  # which has to be said
+        sd3 = family.startswith("sd3")
+        model = stable_diffusion_3(family, t5) if sd3 else models.miniature(family)
+        name = "StableDiffusion3Pipeline" if sd3 else PIPELINES.get(family, "FluxPipeline")
+        without: dict[str, Any] = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}  # which has to be said
         scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULERS[family][0])
         return model, opened(model, tmp_path_factory.mktemp("saved"), name, scheduler, **without)
 
@@ -221,6 +225,43 @@ def test_flux_dedistilled(negative: list[str] | None, peer_of: Open) -> None:
     away = ["", ""] if negative is None else negative
     peer = theirs_packed(pipe, latents=packed(noise()), num_inference_steps=STEPS, true_cfg_scale=3.5, negative_prompt=away)
     agree(ours(model, negative=negative, steps=STEPS), peer)
+
+
+# Chroma ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("negative", "size"), [(NEGATIVE, (HEIGHT, WIDTH)), (None, (96, 80))])
+def test_chroma(negative: list[str] | None, size: tuple[int, int], peer_of: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classifier-free guidance, masks of the prompts' own lengths, and times shifted by 3; with diffusers' mask as a mask, see below."""
+    masks = ChromaPipeline._prepare_attention_mask
+    monkeypatch.setattr(ChromaPipeline, "_prepare_attention_mask", lambda *args, **kwargs: masks(*args, **kwargs).bool())
+    (model, pipe), (height, width) = peer_of("chroma"), size
+    peer = theirs_packed(
+        pipe, height, width, negative_prompt=negative, latents=packed(noise(*size)), num_inference_steps=STEPS, guidance_scale=3.0
+    )
+    agree(ours(model, negative=negative, steps=STEPS, height=height, width=width), peer)
+
+
+def test_chroma_of_diffusers_does_not_mask(peer_of: Open) -> None:
+    """What is masked has no influence: with ours none at all, with what their pipeline hands over, ones and zeros that are added, a lot."""
+    model, pipe = peer_of("chroma")
+    x, t, prompt = noise()[:1], torch.tensor([0.5]), model.require("text").encode(PROMPTS[:1]).condition
+    assert prompt.context is not None
+    assert prompt.mask is not None
+    other = replace(prompt, context=torch.where(prompt.mask[..., None], prompt.context, 3.0))
+    _, _, mask, *_ = pipe.encode_prompt(PROMPTS[:1], do_classifier_free_guidance=False)
+    whole = pipe._prepare_attention_mask(1, x.shape[2] * x.shape[3] // 4, x.dtype, mask)
+    with torch.no_grad():
+        mine = [model.network(x, t, each) for each in (prompt, other)]
+        added, masked = (
+            [call_with_tokens(pipe.transformer, x, t, each.context, attention_mask=given) for each in (prompt, other)]
+            for given in (whole, whole.bool())
+        )
+    assert torch.equal(*mine)
+    assert error(masked[0], mine[0]) <= CLOSE
+    assert error(masked[1], masked[0]) <= CLOSE
+    assert error(added[0], mine[0]) > 0.01
+    assert error(added[1], added[0]) > 0.01
 
 
 # Stable Diffusion 3 and 3.5 --------------------------------------------------------------------------------------------

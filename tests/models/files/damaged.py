@@ -340,7 +340,7 @@ CASES: dict[str, tuple[Make, str]] = {
     ),
     "Chroma": (
         flow("flux-schnell", lambda state: without(state, "vector_in.", "time_in.") | {"distilled_guidance_layer.in_proj.bias": ONE}),
-        "distilled_guidance_layer.in_proj.bias is of Chroma, which this library does not know",
+        "an incomplete Chroma transformer: it lacks distilled_guidance_layer.in_proj.weight",
     ),
     "FLUX.2": (
         flow("flux-dev", lambda state: without(state, "vector_in.", "txt_in.") | {"double_stream_modulation_img.lin.weight": ONE}),

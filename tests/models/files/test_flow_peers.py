@@ -1,8 +1,9 @@
-"""FLUX.1 and Stable Diffusion 3: diffusers and transformers read what we write and compute the same; we read what they write."""
+"""FLUX.1, Chroma and Stable Diffusion 3: diffusers and transformers read what we write and compute the same; we read what they write."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,24 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
-from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
-from einops import rearrange
+from diffusers import AutoencoderKL, ChromaTransformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel
+from diffusers.loaders.single_file_utils import (
+    convert_chroma_transformer_checkpoint_to_diffusers,
+    convert_flux_transformer_checkpoint_to_diffusers,
+)
 from torch import Tensor
 from transformers import T5EncoderModel, T5TokenizerFast
 
 import models
 from models import Model
-from models.families import flux
+from models.families import chroma, flux
 from models.files.table import scatter
-from models.networks.flux import Flux, FluxParams
+from models.networks.chroma import ChromaParams
+from models.networks.flux import FluxParams
 from models.presets import miniature
 from tests.models.files.pipelines import equal, files, states
 from tests.models.files.tiny import FLOWS, same, tiny
+from tests.models.joint_peers import call_with_tokens
 from tests.models.small import inputs, relative_error
 
 BOUND = 1e-5
@@ -33,7 +38,9 @@ PIPELINES = {
     "flux-fill": "FluxFillPipeline",
     "flux-canny": "FluxControlPipeline",
     **dict.fromkeys(("sd3", "sd3.5-medium", "sd3.5-large"), "StableDiffusion3Pipeline"),
+    "chroma": "ChromaPipeline",
 }
+CLIPS = {"flux": 1, "sd3": 2, "chroma": 0}
 WORDS = "a corgi, 35mm"
 
 
@@ -69,7 +76,7 @@ def pipeline_of(folder: Path, **parts: Any) -> Any:
 
 def pipeline_without_clips_words(family: str, folder: Path) -> Any:
     """Whose tokenizers take longer to open than all the rest."""
-    return pipeline_of(folder, **dict.fromkeys(["tokenizer", "tokenizer_2"][: 1 if family.startswith("flux") else 2]))
+    return pipeline_of(folder, **dict.fromkeys(["tokenizer", "tokenizer_2"][: CLIPS[re.split("[-.]", family)[0]]]))
 
 
 # What we write ---------------------------------------------------------------------------------------------------------
@@ -86,20 +93,22 @@ def test_pipelines_there_and_back(family: str, saved: Saved, tmp_path: Path) -> 
     again, model = models.load(tmp_path), models.load(saved(family))
     model.preview = None
     same(again.state_dict(), model.state_dict())
-    dropped = {"preview", *(["shape"] if family.startswith("flux") else [])}  # a size that only our entry in model_index.json says
+    dropped = {"preview", *([] if family.startswith("sd3") else ["shape"])}  # a size that only our entry in model_index.json says
     found, meant = ({key: value for key, value in each.spec.items() if key not in dropped} for each in (again, model))
     assert found == meant
     assert again.require("text").tokenizer("t5").tokenize(WORDS) == model.require("text").tokenizer("t5").tokenize(WORDS)
 
 
-@pytest.mark.parametrize(("family", "number"), [("flux-dev", 2), ("flux-schnell", 2), ("sd3", 3)])
-def test_tokenizers(family: str, number: int, saved: Saved) -> None:
+@pytest.mark.parametrize(
+    ("family", "place"), [("flux-dev", "tokenizer_2"), ("flux-schnell", "tokenizer_2"), ("sd3", "tokenizer_3"), ("chroma", "tokenizer")]
+)
+def test_tokenizers(family: str, place: str, saved: Saved) -> None:
     """T5's of our folder gives the same ids, padded to the same length; so does the pipeline's own."""
     ours = tiny(family).require("text")
     ids = [*ours.tokenizer("t5").tokenize(WORDS), 1]
     for tokenizer in (
-        T5TokenizerFast.from_pretrained(saved(family) / f"tokenizer_{number}"),
-        getattr(pipeline_without_clips_words(family, saved(family)), f"tokenizer_{number}"),
+        T5TokenizerFast.from_pretrained(saved(family) / place),
+        getattr(pipeline_without_clips_words(family, saved(family)), place),
     ):
         assert tokenizer(WORDS).input_ids == ids
         assert tokenizer.model_max_length == ours.params.readers["t5"].length
@@ -118,6 +127,17 @@ def test_pipelines_are_told_the_same(family: str, most: int, tmp_path: Path) -> 
         context, vector, _ = pipeline.encode_prompt(WORDS, None, max_sequence_length=most)
     assert relative_error(ours.context, context) <= BOUND
     assert relative_error(ours.vector, vector) <= BOUND
+
+
+def test_chroma_is_told_the_same(saved: Saved) -> None:
+    """T5 sees no padding, and the network one row of it; of a prompt too long for all of its rows there is none."""
+    prompts = [WORDS, "", "long " * 200]
+    ours = models.load(saved("chroma")).require("text").encode(prompts).condition
+    assert ours.mask is not None
+    context, _, mask, *_ = pipeline_of(saved("chroma")).encode_prompt(prompts, do_classifier_free_guidance=False)
+    assert relative_error(ours.context, context) <= BOUND
+    assert torch.equal(ours.mask, mask.bool())
+    assert ours.mask.sum(1).tolist() == [len(WORDS) + 3, 2, 512]
 
 
 def test_stable_diffusion_3_without_t5(tmp_path: Path) -> None:
@@ -156,24 +176,21 @@ def test_a_projected_pooled_output_stays_projected(tmp_path: Path) -> None:
             models.save(model, tmp_path / "h.safetensors", layout)
 
 
-def theirs_of(peer: Any, x: Tensor, t: Tensor, *, context: Tensor, vector: Tensor, guidance: Tensor | None = None) -> Tensor:
-    """A transformer of diffusers told the same as ours: FLUX.1 packed, and SD 3 in a thousand times."""
-    told = dict(encoder_hidden_states=context, pooled_projections=vector)
+def theirs_of(peer: Any, x: Tensor, t: Tensor, *, context: Tensor, vector: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+    """A transformer of diffusers told the same as ours: FLUX.1 and Chroma packed, and SD 3 in a thousand times."""
     if isinstance(peer, SD3Transformer2DModel):
-        return peer(x, timestep=1000 * t, **told).sample
-    height, width = x.shape[2] // 2, x.shape[3] // 2
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1)
-    packed = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
-    out = peer(packed, timestep=t, guidance=guidance, img_ids=ids, txt_ids=torch.zeros(context.shape[1], 3), **told).sample
-    return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=2, q=2)
+        return peer(x, timestep=1000 * t, encoder_hidden_states=context, pooled_projections=vector).sample
+    told = {} if vector is None else {"pooled_projections": vector, "guidance": guidance}
+    return call_with_tokens(peer, x, t, context, **told)
+
+
+NETWORKS = {"flux": FluxTransformer2DModel, "sd3": SD3Transformer2DModel, "chroma": ChromaTransformer2DModel}
 
 
 @pytest.mark.parametrize("family", FLOWS)
 def test_diffusers_computes_the_same_network(family: str, saved: Saved) -> None:
     """With the weights and the configuration of our folder."""
-    kind = FluxTransformer2DModel if family.startswith("flux") else SD3Transformer2DModel
-    peer = kind.from_pretrained(saved(family) / "transformer", local_files_only=True).eval()
+    peer = NETWORKS[re.split("[-.]", family)[0]].from_pretrained(saved(family) / "transformer", local_files_only=True).eval()
     ours: Any = models.load(saved(family) / "transformer").network
     x, t, condition = inputs(ours.params, (8, 12))
     assert relative_error(ours(x, t, condition), theirs_of(peer, x, t, **condition.given)) <= BOUND
@@ -208,15 +225,22 @@ def test_diffusers_reads_our_single_files(family: str, saved: Saved) -> None:
         same(dict(autoencoder.state_dict()), files(folder)["vae"])
 
 
-@pytest.mark.parametrize("guidance_dim", [256, None])
-def test_names_and_places_of_flux_are_those_of_diffusers_converter(guidance_dim: int | None) -> None:
-    """Which knows FLUX.1's published width only: with tensors that are so high, and one column wide."""
-    params = FluxParams(depth=2, depth_single=2, guidance_dim=guidance_dim)
+CONVERTED: list[tuple[Any, Any, Callable[..., dict[str, Tensor]]]] = [
+    (flux, FluxParams(depth=2, depth_single=2), convert_flux_transformer_checkpoint_to_diffusers),
+    (flux, FluxParams(depth=2, depth_single=2, guidance_dim=None), convert_flux_transformer_checkpoint_to_diffusers),
+    (chroma, ChromaParams(depth=2, depth_single=2), convert_chroma_transformer_checkpoint_to_diffusers),
+]
+
+
+@pytest.mark.parametrize(("line", "params", "convert"), CONVERTED, ids=["dev", "schnell", "chroma"])
+def test_names_and_places_are_those_of_diffusers_converter(line: Any, params: Any, convert: Callable[..., dict[str, Tensor]]) -> None:
+    """Which knows the published width only: with tensors that are so high, and one column wide."""
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in Flux(params).state_dict().items()}
+        network = line.ARCHITECTURES[0].kind.network(params)
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
     state = {name: torch.randn(shape[0], 1) if len(shape) > 1 else torch.randn(shape) for name, shape in shapes.items()}
-    published = scatter(flux.bfl().table(state), state)
-    same(convert_flux_transformer_checkpoint_to_diffusers(published), scatter(flux.diffusers(params).table(state), state))
+    published = scatter(line.bfl().table(state), state)
+    same(convert(published), scatter(line.diffusers(params).table(state), state))
 
 
 # What they write -------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from models.families.vae_keys import LATENT_STATISTICS
 from models.files.blank import Blank
 from models.files.table import Part, scatter
 from models.layouts.parts import find_parts
+from models.networks.chroma import Chroma, ChromaParams
 from models.networks.clip import CLIP_G, CLIP_H, CLIP_L, CLIPText, CLIPTextParams
 from models.networks.flux import Flux, FluxParams
 from models.networks.sd3 import SD3, SD3Params
@@ -30,6 +31,7 @@ from tests.models.files.published import declared, file_of, manifests
 NETWORKS: dict[type[Any], type[nn.Module]] = {
     UNetParams: UNet,
     FluxParams: Flux,
+    ChromaParams: Chroma,
     SD3Params: SD3,
     VAEParams: VAE,
     CLIPTextParams: CLIPText,
@@ -39,6 +41,7 @@ NETWORKS: dict[type[Any], type[nn.Module]] = {
 PUBLISHED = {name: each.network for name, each in ARCHITECTURES.items()}
 SD1, SD2, SDXL, REFINER = (cast(UNetParams, PUBLISHED[name]) for name in ("sd1", "sd2", "sdxl", "sdxl-refiner"))
 FLUX, SCHNELL, FILL, CANNY = (PUBLISHED[f"flux-{name}"] for name in ("dev", "schnell", "fill", "canny"))
+CHROMA = PUBLISHED["chroma"]
 SD3_MEDIUM, SD35_MEDIUM, SD35_LARGE = (PUBLISHED[name] for name in ("sd3", "sd3.5-medium", "sd3.5-large"))
 VAE16 = VAEParams(latent_channels=16, quant_conv=False)
 VALUES = {  # as their publishers count them
@@ -60,6 +63,7 @@ VALUES = {  # as their publishers count them
     SCHNELL: 11_891_178_560,
     FILL: 11_902_391_360,
     CANNY: 11_901_604_928,
+    CHROMA: 8_899_983_424,
     SD3_MEDIUM: 2_028_328_000,
     SD35_MEDIUM: 2_243_171_520,
     SD35_LARGE: 8_056_627_520,
@@ -119,6 +123,8 @@ OURS: dict[str, list[tuple[str, str, Any]]] = {
     "flux1_dev_fill_diffusers": [("backbone", "diffusers", FILL)],
     "flux1_dev_canny_depth_bfl": [("backbone", "bfl", CANNY)],
     "flux1_dev_canny_depth_diffusers": [("backbone", "diffusers", CANNY)],
+    "chroma1_hd_bfl": [("backbone", "bfl", CHROMA)],
+    "chroma1_hd_diffusers": [("backbone", "diffusers", CHROMA)],
     "flux1_ae_bfl": [("vae", "ldm", VAE16)],
     "flux1_vae_diffusers": [("vae", "diffusers", VAE16)],
     "sd3_vae_sai": [("vae", "ldm", VAE16)],
@@ -154,7 +160,7 @@ def network(params: Any) -> nn.Module:
 
 def test_every_manifest_is_tested() -> None:
     """None is forgotten: it is one of ours, or foreign and told what it is."""
-    assert len(manifests()) == 71
+    assert len(manifests()) == 73
     assert all(name in OURS or any(part in name for part in FOREIGN) for name in manifests())
 
 

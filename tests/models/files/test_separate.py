@@ -229,13 +229,14 @@ def test_an_autoencoder_alone(family: str | None, saved: Saved) -> None:
 
 
 def test_text_encoders_alone(saved: Saved) -> None:
-    """Those of Stable Diffusion 3 are SDXL's too, without T5; T5 is of no use alone."""
+    """Those of Stable Diffusion 3 are SDXL's too, without T5; T5 alone is Chroma's, and of no use for FLUX.1."""
     clips = saved("sd3", "clip_l", "clip_g")
     assert models.load(*clips).spec["family"] == "sdxl"
     assert models.load(*clips, family="sd3").spec["family"] == models.load(*clips, *saved("sd3", "vae")).spec["family"] == "sd3"
     assert models.load(*clips, *saved("sd3", "t5xxl")).spec["family"] == "sd3"
     assert models.load(*saved("flux-dev", "clip_l", "t5xxl")).spec["family"] == "flux-dev"
-    said = refusal(*saved("flux-dev", "t5xxl"))
+    assert models.load(*saved("flux-dev", "t5xxl")).spec["family"] == "chroma"
+    said = refusal(*saved("flux-dev", "t5xxl"), family="flux-dev")
     assert "t5xxl.safetensors holds a T5 text encoder alone, of use only beside others: load clip_l and t5 together" in said
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from models import Model
 from models.presets import miniature
 
-FLOWS = ("flux-dev", "flux-schnell", "flux-fill", "flux-canny", "sd3", "sd3.5-medium", "sd3.5-large")
+FLOWS = ("flux-dev", "flux-schnell", "flux-fill", "flux-canny", "sd3", "sd3.5-medium", "sd3.5-large", "chroma")
 SOME = ("sd1", "sd2", "sd2-v", "lcm", "sdxl", "sdxl-v", "sdxl-refiner", "playground-v2.5", *FLOWS)
 UNETS = ("sd1", "sd2", "sdxl", "sdxl-refiner")
 STRUCTURES = (*UNETS, *FLOWS)  # one family of each structure
