@@ -40,8 +40,7 @@ def miniature(family: str = "sd1", seed: int = 0, **network: Any) -> Model:
     with Blank():  # all parameters are drawn below
         model = build({**tiny_description(family, TINY_TOWERS, **network), "shape": [of.architecture.vae.latent_channels, SIZE, SIZE]})
     text = model.require("text")
-    letters = {name: reader.letters() for name, reader in text.params.readers.items()}
-    text.tokenizers = {name: tokenizer for name, tokenizer in letters.items() if tokenizer is not None}
+    text.tokenizers = {name: reader.letters() for name, reader in text.params.readers.items() if reader.letters}
     generator = torch.Generator().manual_seed(seed)
     for part in model.parts.values():
         randomise(part, generator)

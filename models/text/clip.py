@@ -65,7 +65,7 @@ HEAD_DIM = 64  # in every published tower
 PUBLISHED_BLOCKS = {768: (12,), 1024: (23, 24), 1280: (32,)}  # by width: of CLIP-L, of OpenCLIP's H (SD 2 uses 23) and bigG
 
 
-def transformers() -> Layout:
+def transformers(_: Any = None) -> Layout:
     return Layout("transformers", TRANSFORMERS)
 
 
@@ -104,7 +104,7 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams,
     ), layout
 
 
-def config(p: CLIPTextParams, bos: int = BOS, eos: int = EOS) -> dict[str, Any]:
+def config(p: CLIPTextParams, size: Any = None, bos: int = BOS, eos: int = EOS) -> dict[str, Any]:
     """For CLIPTextModel, with projection where there is one."""
     return {
         "architectures": ["CLIPTextModel" if p.projection is None else "CLIPTextModelWithProjection"],
@@ -124,18 +124,7 @@ def config(p: CLIPTextParams, bos: int = BOS, eos: int = EOS) -> dict[str, Any]:
     }
 
 
-NETWORK = Kind(
-    "clip",
-    "text",
-    "text encoder",
-    CLIPText,
-    CLIPTextParams,
-    recognise,
-    lambda _: transformers(),
-    lambda _: transformers(),
-    lambda p, _: config(p),
-    "text_encoder",
-)
+NETWORK = Kind("clip", "text", "text encoder", CLIPText, CLIPTextParams, recognise, transformers, transformers, config, "text_encoder")
 
 # The reader -------------------------------------------------------------------------------------------------------------
 
@@ -162,6 +151,8 @@ class CLIPReader(Reader):
     tokens: int | None = None
 
     NETWORK = NETWORK
+    claims = staticmethod(is_clip)
+    open_tokenizer = staticmethod(CLIPTokenizer.from_description)
     chunked = True
     usual_size = EOS + 1
 
@@ -226,10 +217,6 @@ class CLIPReader(Reader):
             raise ValueError(f"{name} is padded with the token pad={self.pad}, and this tower knows 0 to {self.network.vocab - 1}")
 
     @classmethod
-    def claims(cls, path: Path) -> bool:
-        return is_clip(path)
-
-    @classmethod
     def find_tokenizers(cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]) -> dict[str, CLIPTokenizer]:
         """None for a tower without one, which reads OpenAI's. ValueError where that cannot be its own."""
         tokenizers = {}
@@ -247,10 +234,6 @@ class CLIPReader(Reader):
         """None where all are OpenAI's, for which texts are cleaned. Beside one with own words it is read as transformers reads it."""
         own = {name: tokenizer for name, tokenizer in found.items() if not tokenizer.is_openai}
         return {name: own.get(name) or uncleaned_tokenizer() for name in names} if own else {}
-
-    @classmethod
-    def open_tokenizer(cls, description: Any) -> CLIPTokenizer:
-        return CLIPTokenizer.from_description(description)
 
     def words(self, own: CLIPTokenizer) -> Any:
         return None if own.is_openai else own.describe()
@@ -300,7 +283,7 @@ class CLIPReader(Reader):
         if self.pooled and not projected and identity:
             written = replace(written, projection=p.width)
             state["projection.weight"] = torch.eye(p.width).to(state["norm.weight"])
-        return config(written, tokenizer.bos, tokenizer.eos), scatter(transformers().table(state), state)
+        return config(written, None, tokenizer.bos, tokenizer.eos), scatter(transformers().table(state), state)
 
     def write_tokenizer(self, own: CLIPTokenizer | None, folder: Path) -> str | None:
         """None where the tower has words of its own whose tokenizer was not loaded."""

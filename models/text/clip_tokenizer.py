@@ -21,7 +21,6 @@ from diffusion.messages import brief
 from diffusion.spec import check_type, make_params
 from models.files.text import read_text, write_json, write_text
 from models.networks.clip import EOS as EOS
-from models.text.tokenizer_json import model_of, parse
 from models.text.vocabulary import (
     ADDED,
     CONFIG,
@@ -38,7 +37,9 @@ from models.text.vocabulary import (
     folders_beside,
     guarded,
     library,
+    model_of,
     name_in_errors,
+    parse,
     read_object,
     special_tokens,
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -47,6 +47,9 @@ class Reader(ABC):
     kind: str = ""
 
     NETWORK: ClassVar[Any]  # the Kind of its network
+    claims: ClassVar[Any]  # whether a file or folder holds a tokenizer of this kind
+    open_tokenizer: ClassVar[Any]  # the tokenizer that its `describe` described in plain values, or ValueError
+    letters: ClassVar[Any] = None  # a tokenizer that spells, for miniatures, where none is at hand without files
     chunked: ClassVar[bool] = False  # whether a prompt that is longer than `rows` can be read in parts, one after the other
     rows: ClassVar[Any]  # of states, for each part of a prompt
     room: ClassVar[Any]  # how many of its tokens are read
@@ -77,11 +80,6 @@ class Reader(ABC):
 
     @classmethod
     @abstractmethod
-    def claims(cls, path: Path) -> bool:
-        """Whether a file or folder holds a tokenizer of this kind."""
-
-    @classmethod
-    @abstractmethod
     def find_tokenizers(cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]) -> dict[str, Any]:
         """Those of all text encoders of this kind in a model, by name: among paths that were given, or beside their weights."""
 
@@ -90,25 +88,15 @@ class Reader(ABC):
         """What the text encoders of these names keep of what was found."""
         return found
 
-    @classmethod
-    @abstractmethod
-    def open_tokenizer(cls, description: Any) -> Any:
-        """The tokenizer that its `describe` described in plain values. ValueError for anything else."""
-
     def words(self, own: Any) -> Any:
         """What of its tokenizer is no copy of a published one, and images depend on, in plain values: added words. None where it is one."""
-        return None
-
-    @classmethod
-    def letters(cls) -> Any:
-        """A tokenizer that spells, for miniatures; None where one is at hand without files."""
         return None
 
     # In published files
 
     def as_found(self: R, part: Part, tokenizer: Any) -> R:
         """With what the weights, the config.json beside them and the tokenizer that came along change. ValueError for wrong ones."""
-        return self
+        return replace(self, network=part.params)
 
     def unsaid(self, name: str, own: Any, usual: Any) -> str | None:
         """Why single files cannot hold it, None if they can: what they do not say is taken from the family's `usual`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -57,7 +57,7 @@ SETTINGS: Settings = {
 }
 
 
-def transformers() -> Layout:
+def transformers(_: Any = None) -> Layout:
     return Layout("transformers", TRANSFORMERS)
 
 
@@ -89,7 +89,7 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[T5Params, Layou
     return None
 
 
-def config(p: T5Params) -> dict[str, Any]:
+def config(p: T5Params, size: Any = None) -> dict[str, Any]:
     """For T5EncoderModel."""
     return {
         "architectures": ["T5EncoderModel"],
@@ -113,18 +113,7 @@ def config(p: T5Params) -> dict[str, Any]:
     }
 
 
-NETWORK = Kind(
-    "t5",
-    "text",
-    "T5 text encoder",
-    T5,
-    T5Params,
-    recognise,
-    lambda _: transformers(),
-    lambda _: transformers(),
-    lambda p, _: config(p),
-    "text_encoder",
-)
+NETWORK = Kind("t5", "text", "T5 text encoder", T5, T5Params, recognise, transformers, transformers, config, "text_encoder")
 
 # The reader -------------------------------------------------------------------------------------------------------------
 
@@ -145,6 +134,9 @@ class T5Reader(Reader):
     masked: bool = False
 
     NETWORK = NETWORK
+    claims = staticmethod(is_t5)
+    open_tokenizer = staticmethod(T5Tokenizer.from_json)
+    letters = staticmethod(T5Tokenizer.of_letters)
 
     def __post_init__(self) -> None:
         check_range(self, "length", least=1, most=MAX_LENGTH)
@@ -194,24 +186,9 @@ class T5Reader(Reader):
         return own
 
     @classmethod
-    def claims(cls, path: Path) -> bool:
-        return is_t5(path)
-
-    @classmethod
     def find_tokenizers(cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]) -> dict[str, T5Tokenizer]:
         found = {name: find_t5_tokenizer(part, given, notes) for name, part in parts.items()}
         return {name: tokenizer for name, tokenizer in found.items() if tokenizer is not None}
-
-    @classmethod
-    def open_tokenizer(cls, description: Any) -> T5Tokenizer:
-        return T5Tokenizer.from_json(description)
-
-    @classmethod
-    def letters(cls) -> T5Tokenizer:
-        return T5Tokenizer.of_letters()
-
-    def as_found(self, part: Part, tokenizer: T5Tokenizer | None) -> T5Reader:
-        return replace(self, network=part.params)
 
     def tokenizer_json(self, own: T5Tokenizer | None) -> str | None:
         return None if own is None else own.to_json()

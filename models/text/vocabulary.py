@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion.messages import brief, one_line
 from diffusion.spec import check_mapping, check_type, make_params
-from models.files.text import read_json
+from models.files.text import parse_json, read_json, read_text
 
 if TYPE_CHECKING:
     from models.files.table import Part
@@ -53,6 +53,24 @@ class AddedToken:
             raise ValueError(f"its added token {brief(self.content)} has the id {brief(self.id)}: ids are 0 to {MAX_TOKENS - 1:,}")
         if not 0 < len(self.content) <= MAX_TOKEN_LENGTH:
             raise ValueError(f"it has an added token of {len(self.content):,} characters: known ones have 1 to {MAX_TOKEN_LENGTH:,}")
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The content of the file. ValueError if it is damaged or describes no model."""
+    try:
+        content = parse_json(text)
+        content["model"].keys()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"it describes no model ({type(error).__name__}: {error})") from None
+    return dict(content)
+
+
+def model_of(file: Path) -> dict[str, Any]:
+    """What a tokenizer.json says of its model, {} where it is damaged or describes none."""
+    try:
+        return dict(parse(read_text(file, MAX_FILE))["model"])
+    except ValueError:
+        return {}
 
 
 def folders_beside(part: Part) -> tuple[Path, Path]:
