@@ -108,10 +108,8 @@ def _find_tokenizers(of: Family, towers: Mapping[str, Part], found: Findings) ->
     used = [reader for reader in READERS.values() if any(of.readers[name].kind == reader.kind for name in towers)]
     for path in found.vocabularies:
         if not any(reader.claims(path) for reader in used):
-            kinds = " or ".join(reader.NETWORK.words for reader in used)
-            raise ValueError(
-                f"{path} is a tokenizer, and none that a {kinds} reads: leave it out, or load the text encoder of its kind too"
-            )
+            names = " or ".join(towers)
+            raise ValueError(f"{path} is a tokenizer, and not of {names}: leave it out, or load the text encoder that reads it too")
     tokenizers: dict[str, Any] = {}
     for reader in used:
         parts = {name: part for name, part in towers.items() if of.readers[name].kind == reader.kind}

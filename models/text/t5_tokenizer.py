@@ -386,8 +386,7 @@ def find_t5_tokenizer(part: Part, given: Sequence[Path], notes: list[str]) -> T5
         return open_t5_tokenizer(file)
     for file in _t5_files(dict.fromkeys(folders_beside(part))):
         try:
-            if is_t5(file):
-                return open_t5_tokenizer(file)
+            return open_t5_tokenizer(file)
         except ValueError as error:
             notes.append(f"left alone: {error}")
     return None
