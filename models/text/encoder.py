@@ -110,21 +110,13 @@ class TextEncoder(nn.Module):
         if like is not None and like.context is not None:
             chunks = like.context.shape[1] // p.rows
         if p.null == "zeros":
-            context = torch.zeros(n, chunks * p.rows, p.context_dim, dtype=self.dtype, device=self.device)
+            context = self._table.new_zeros(n, chunks * p.rows, p.context_dim)
             return Condition(context, vector=self._vector(context.new_zeros(n, p.pooled_dim), waves))
         return self._condition([self._tokenize([])], chunks, clip_skip, waves)
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self._table.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._table.device
-
-    @property
     def _table(self) -> Tensor:
-        """The tokens of the first text encoder."""
+        """The tokens of the first text encoder, whose dtype and device conditions have that are not read."""
         first: Any = self.towers[next(iter(self.params.readers))]
         return cast(Tensor, first.token.weight)
 
@@ -204,7 +196,7 @@ class TextEncoder(nn.Module):
                 raise ValueError(f"{name} has {len(column)} values for {n} prompts: give one for all, or one per prompt")
             columns.append(sinusoid(column.expand(n), NUMBER_DIM))
         waves = torch.cat(columns, dim=-1) if columns else torch.empty(n, 0)
-        return waves.to(self.device, non_blocking=True)
+        return waves.to(self._table.device, non_blocking=True)
 
     def _vector(self, pooled: Tensor, waves: Tensor) -> Tensor | None:
         return None if self.params.vector_dim is None else torch.cat([pooled, waves.to(pooled)], dim=-1)
