@@ -21,15 +21,14 @@ class Modulation(nn.Linear):
 
 
 class ModulationRows(nn.Module):
-    """A modulation without weights, of n rows in a table of all, from `first` on: forward(table (B, R, D)) -> n tensors (B, 1, D)."""
+    """A modulation that is given: n rows, from `first` on, of those of its block, forward(rows (B, R, D)) -> n tensors (B, 1, D)."""
 
     def __init__(self, first: int, n: int) -> None:
         super().__init__()
-        self.rows = slice(first, first + n)
-        self.n = n
+        self.first, self.n = first, n
 
-    def forward(self, table: Tensor) -> tuple[Tensor, ...]:
-        return table[:, self.rows].chunk(self.n, dim=1)
+    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows[:, self.first : self.first + self.n].chunk(self.n, dim=1)
 
 
 def norm(x: Tensor) -> Tensor:

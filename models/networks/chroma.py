@@ -57,11 +57,10 @@ class Chroma(Trunk):
     params: ChromaParams
 
     def __init__(self, params: ChromaParams) -> None:
+        super().__init__(params, ModulationRows)
         # As published: rows of all single blocks, then those of all image streams, of all text streams, and of the output.
-        singles, streams = params.depth_single * SingleBlock.parts, params.depth * Stream.parts
-        first = {"single": 0, "image": singles, "text": singles + streams, "out": singles + 2 * streams}
-        super().__init__(params, lambda place, i, n: ModulationRows(first[place] + i * n, n))
-        self.approximator = Approximator(params, rows=first["out"] + 2)
+        self.rows = [params.depth_single * SingleBlock.parts, params.depth * Stream.parts, params.depth * Stream.parts, 2]
+        self.approximator = Approximator(params, sum(self.rows))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -71,7 +70,9 @@ class Chroma(Trunk):
     @with_enough_precision
     def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         x = see(x, condition, self.params)
-        return self.through_blocks(x, self.approximator(t), condition)
+        single, image, text, out = self.approximator(t).split(self.rows, dim=1)
+        joint = (torch.cat(both, dim=1) for both in zip(image.split(Stream.parts, dim=1), text.split(Stream.parts, dim=1), strict=True))
+        return self.through_blocks(x, [*joint, *single.split(SingleBlock.parts, dim=1), out], condition)
 
 
 class Approximator(nn.Module):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -78,24 +79,24 @@ class FluxParams(TrunkParams):
 class Trunk(Checkpointing):
     """Blocks of two streams, then of one, over tokens of text and patches of x: all of FLUX.1 but the embedding of what modulates them.
 
-    modulations  makes the module that gives a block, or one of its streams, its modulation of n parts from the embedding: called with a
-                 place ("image", "text", "single" or "out"), the number of the block there, and n
+    modulation  makes a module that gives a block, or one of its streams, its modulation from the block's embedding: called with the number
+                of parts that streams before it in the block take, and of those that it takes
     """
 
     passed = ("joint", "single")  # lists of blocks, in the order in which they are called
 
-    def __init__(self, params: TrunkParams, modulations: Callable[[str, int, int], nn.Module]) -> None:
+    def __init__(self, params: TrunkParams, modulation: Callable[[int, int], nn.Module]) -> None:
         super().__init__()
         self.params = p = params
         self.patch_in = nn.Linear(p.in_channels * p.patch_size**2, p.hidden)
         self.context_in = nn.Linear(p.context_dim, p.hidden)
 
-        def stream(place: str, i: int) -> Stream:
-            return Stream(p.hidden, p.heads, qk_norm=True, mlp_ratio=p.mlp_ratio, modulation=modulations(place, i, Stream.parts))
+        def stream(before: int) -> Stream:
+            return Stream(p.hidden, p.heads, qk_norm=True, mlp_ratio=p.mlp_ratio, modulation=modulation(before, Stream.parts))
 
-        self.joint = nn.ModuleList(JointBlock(stream("image", i), stream("text", i)) for i in range(p.depth))
-        self.single = nn.ModuleList(SingleBlock(p, modulations("single", i, SingleBlock.parts)) for i in range(p.depth_single))
-        self.modulation_out = modulations("out", 0, 2)
+        self.joint = nn.ModuleList(JointBlock(stream(0), stream(Stream.parts)) for _ in range(p.depth))
+        self.single = nn.ModuleList(SingleBlock(p, modulation(0, SingleBlock.parts)) for _ in range(p.depth_single))
+        self.modulation_out = modulation(0, 2)
         self.patch_out = nn.Linear(p.hidden, p.out_channels * p.patch_size**2)
 
     def reset_parameters(self) -> None:
@@ -103,8 +104,8 @@ class Trunk(Checkpointing):
         start_at_identity(self)
         nn.init.zeros_(self.patch_out.weight)
 
-    def through_blocks(self, x: Tensor, emb: Tensor, condition: Condition) -> Tensor:
-        """The output (B, out_channels, H, W) from x (B, in_channels, H, W), `emb` as the modulations take it, and text."""
+    def through_blocks(self, x: Tensor, embs: Iterable[Tensor], condition: Condition) -> Tensor:
+        """The output (B, out_channels, H, W) from x (B, in_channels, H, W), text, and for each block and the output what modulates it."""
         p = self.params
         height, width = x.shape[-2:]
         x = whole_patches(x, p.patch_size)
@@ -113,15 +114,16 @@ class Trunk(Checkpointing):
         text = self.context_in(condition.context)  # (B, L, D)
         mask = key_mask(condition.mask, image.shape[1])
         angles = turns(positions(text.shape[1], h, w, x.device), p.axes, p.theta)
+        rest = iter(embs)
         for block in self.joint:
-            text, image = self.run(block, text, image, emb, angles, mask)
+            text, image = self.run(block, text, image, next(rest), angles, mask)
 
         tokens = torch.cat([text, image], dim=1)  # (B, L + N, D)
         for block in self.single:
-            tokens = self.run(block, tokens, emb, angles, mask)
+            tokens = self.run(block, tokens, next(rest), angles, mask)
 
         image = tokens[:, text.shape[1] :]
-        image = self.patch_out(modulate(norm(image), *self.modulation_out(emb)))  # (B, N, C*p*q)
+        image = self.patch_out(modulate(norm(image), *self.modulation_out(next(rest))))  # (B, N, C*p*q)
         image = rearrange(image, "b (h w) (c p q) -> b c (h p) (w q)", h=h, p=p.patch_size, q=p.patch_size)
         return image[..., :height, :width]
 
@@ -140,7 +142,7 @@ class Flux(Trunk):
 
     def __init__(self, params: FluxParams) -> None:
         p = params
-        super().__init__(p, lambda place, i, n: Modulation(p.hidden, n))
+        super().__init__(p, lambda before, n: Modulation(p.hidden, n))
         self.time = TimeEmbedding(256, p.hidden, factor=1000.0)
         self.guidance = None if p.guidance_dim is None else TimeEmbedding(p.guidance_dim, p.hidden, factor=1000.0)
         self.vector = VectorEmbedding(p.vector_dim, p.hidden)
@@ -153,7 +155,7 @@ class Flux(Trunk):
         if self.guidance is not None:
             emb = emb + self.guidance(condition.guidance)
         emb = F.silu(emb + self.vector(condition.vector))  # (B, D)
-        return self.through_blocks(x, emb, condition)
+        return self.through_blocks(x, repeat(emb), condition)
 
 
 class SingleBlock(nn.Module):

@@ -36,8 +36,8 @@ def graphs() -> int:
 
 @pytest.mark.parametrize(
     ("kind", "kinds"),
-    [(KINDS["DiT, text"], 1), (KINDS["Flux, dev"], 2), (LEVELS, 10)],
-    ids=["DiT", "Flux", "UNet"],
+    [(KINDS["DiT, text"], 1), (KINDS["Flux, dev"], 2), (KINDS["Chroma"], 2), (LEVELS, 10)],
+    ids=["DiT", "Flux", "Chroma", "UNet"],
 )
 def test_one_graph_for_each_kind_of_block(kind: Kind, kinds: int) -> None:
     """Without a break; none is made for other times, prompts, scales of guidance, batches and sizes. Results are the plain network's."""
