@@ -32,12 +32,9 @@ NETWORKS: dict[str, tuple[type[nn.Module], type[Any]]] = {
 """What a description of a model can name, with the class of its parameters."""
 
 
-def architecture_of(params: Any) -> Architecture:
-    """The architecture of a backbone with these parameters. ValueError for one of no published family."""
-    for each in ARCHITECTURES.values():
-        if isinstance(params, each.kind.params) and each.matches(params):
-            return each
-    raise ValueError("this model is of no published family: use layout='native'")
+def architecture_of(params: Any) -> Architecture | None:
+    """The architecture of a backbone with these parameters, None for one of no published family."""
+    return next((each for each in ARCHITECTURES.values() if isinstance(params, each.kind.params) and each.matches(params)), None)
 
 
 def table() -> str:

@@ -18,7 +18,6 @@ from models.text.recipes import TextParams
 
 if TYPE_CHECKING:
     from models.files.table import Layout, Part
-    from models.layouts.findings import Findings
 
 Role = Literal["inpaint", "edit", "control"]
 """What a network does with an image that it sees beside x: completes it where a mask says so, edits it, or follows its edges or depths."""
@@ -80,7 +79,6 @@ class Architecture:
     autoencoder  the kind of it
     vae        its parameters at the published size, in the units of the latents; tiny_vae: what of them is another in a miniature
     roles      what is done with an image beside x, and what the network sees of it for that, in the order of its channels
-    shows      the family that keys and configurations prove, None where they prove none
     hint       a note for a network taken for the plain family: what its keys do not tell
     guess      the prediction where no file names it, with a note of how it was guessed; None for the family's
     told       parameters of readers that every layout's files show, so that they need not be the family's to be saved
@@ -89,7 +87,6 @@ class Architecture:
     diffusers  the oldest version of diffusers that opens it
     vae_prefix what stands before the autoencoder's keys in single files
     marks_v    its single files say by an empty tensor that the network predicts v; without it, readers guess
-    check      ValueError for files that look like its own and hold a model of another kind
     """
 
     name: str
@@ -105,14 +102,12 @@ class Architecture:
     vae: Any = field(default_factory=VAEParams)
     tiny_vae: Mapping[str, Any] = field(default_factory=lambda: {"channels": 32, "channel_mult": (1, 1, 2, 2), "blocks": 1})
     roles: Mapping[Role, tuple[Beside, ...]] = field(default_factory=dict)
-    shows: Callable[[Findings], str | None] = lambda found: None
     hint: str = ""
     guess: Callable[[Part, list[str]], str | None] = lambda part, notes: None
     index: Mapping[str, Any] = field(default_factory=dict)
     diffusers: str = OLDEST
     vae_prefix: str = "first_stage_model."
     marks_v: bool = False
-    check: Callable[[Findings], None] = lambda found: None
     told: frozenset[str] = frozenset()
 
     @property

@@ -18,7 +18,6 @@ from models.text.recipes import TextParams
 
 if TYPE_CHECKING:
     from models.files.table import Part
-    from models.layouts.findings import Findings
 
 # The UNet in files ------------------------------------------------------------------------------------------------------
 
@@ -287,11 +286,6 @@ def _guess_prediction(part: Part, notes: list[str]) -> str | None:
     return guess
 
 
-def _lcm(found: Findings) -> str | None:
-    """A network that is told the scale of guidance is a latent consistency model."""
-    return "lcm" if found.backbone and found.backbone.params.guidance_dim is not None else None
-
-
 # Families ---------------------------------------------------------------------------------------------------------------
 
 # pix2pix was trained on latents in the autoencoder's own units (Brooks et al. 2023, in their code).
@@ -313,7 +307,6 @@ SD1 = Architecture(
     matches=lambda p: p.vector_dim is None and not p.linear_projection,
     towers=(Tower("clip_l", CLIPReader(CLIP_L), TINY_CLIP_L, "cond_stage_model.transformer."),),
     roles=ROLES,
-    shows=_lcm,
     pipelines=PIPELINES,
     index=INDEX,
 )

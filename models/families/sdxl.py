@@ -2,51 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from models.families.family import ONE, TINY_CLIP, TINY_CLIP_L, Architecture, Family, Published, Role, Tower
 from models.families.sd import BETAS, KARRAS, LCM, RAIL_PP, ROLES, STABILITY, TURBO, UNET
-from models.families.vae_keys import LATENT_STATISTICS
 from models.networks.clip import CLIP_G, CLIP_L
 from models.networks.unet import UNetParams
 from models.networks.vae import VAEParams
 from models.text.clip import CLIPReader, openclip
 from models.text.recipes import NUMBER_DIM
 
-if TYPE_CHECKING:
-    from models.layouts.findings import Findings
-
-# What files show --------------------------------------------------------------------------------------------------------
+# Families ---------------------------------------------------------------------------------------------------------------
 
 
 def _is_refiner(p: UNetParams) -> bool:
     """Whether the vector is a pooled text as wide as the context, and five numbers."""
     return p.vector_dim is not None and p.vector_dim == (p.context_dim or 0) + 5 * NUMBER_DIM
 
-
-COSXL_MARK = "edm_vpred.sigma_max"
-
-
-def _check(found: Findings) -> None:
-    """ValueError for a UNet that is told a vector too and is not of SDXL's shape, and for one whose times are EDM's."""
-    if not found.backbone:
-        return
-    file = found.backbone.file
-    if found.backbone.params.attention[0]:
-        raise ValueError(f"{file.path} holds a UNet like SD 2.1 unCLIP's, which this library does not know")
-    if COSXL_MARK in file.tensors:
-        raise ValueError(f"{file.path} holds {COSXL_MARK}: it is CosXL's kind, EDM with v-prediction, which this library does not know")
-
-
-def _shown(found: Findings) -> str | None:
-    """Playground's files hold statistics of its latents, and its folders EDM's scheduler; an LCM is told the scale of guidance."""
-    files = [found.backbone.file] if found.backbone else found.files
-    if all(any(key in file.tensors for file in files) for key in LATENT_STATISTICS) or found.is_edm:
-        return "playground-v2.5"
-    return "lcm-sdxl" if found.backbone and found.backbone.params.guidance_dim is not None else None
-
-
-# Families ---------------------------------------------------------------------------------------------------------------
 
 PIPELINES: dict[Role | None, str] = {
     None: "StableDiffusionXLPipeline",
@@ -64,7 +36,7 @@ SDXL = Architecture(
         channel_mult=(1, 2, 4), attention=(0, 2, 10), middle_attention=10, context_dim=2048, vector_dim=2816, linear_projection=True
     ),
     tiny=UNetParams(channels=64, channel_mult=(1, 2), blocks=1, attention=(0, 2), middle_attention=2, linear_projection=True),
-    matches=lambda p: p.vector_dim is not None and not _is_refiner(p),
+    matches=lambda p: p.vector_dim is not None and not _is_refiner(p) and not p.attention[0],  # which SD 2.1 unCLIP has
     towers=(
         Tower("clip_l", CLIPReader(CLIP_L, skip=1, norm=False), TINY_CLIP_L, "conditioner.embedders.0.transformer."),
         Tower("clip_g", BIGG, TINY_CLIP, "conditioner.embedders.1.model.", "text_encoder_2", openclip()),
@@ -72,10 +44,8 @@ SDXL = Architecture(
     join={"numbers": ("height", "width", "top", "left", "target_height", "target_width"), "null": "zeros"},
     vae=LATENTS,
     roles=ROLES,
-    shows=_shown,
     pipelines=PIPELINES,
     marks_v=True,
-    check=_check,
 )
 REFINER = Architecture(
     name="sdxl-refiner",
@@ -91,7 +61,6 @@ REFINER = Architecture(
     pipelines={**PIPELINES, None: "StableDiffusionXLImg2ImgPipeline"},
     index={"text_encoder": [None, None], "tokenizer": [None, None], "requires_aesthetics_score": True},
     marks_v=True,
-    check=_check,
 )
 ARCHITECTURES = (SDXL, REFINER)
 

@@ -12,7 +12,7 @@ from models.families import ARCHITECTURES, FAMILIES, PUBLISHED, TOWERS, Architec
 from models.files.stored import TensorFile
 from models.files.table import Part
 from models.layouts.findings import Findings
-from models.layouts.latents import note_preview, read_scale, same_scale, vae_params
+from models.layouts.latents import has_statistics, note_preview, read_scale, same_scale, vae_params
 from models.layouts.own_settings import FAMILY_KEY, read_settings
 from models.layouts.scheduler import (
     PREDICTIONS,
@@ -45,7 +45,6 @@ def describe(
     asked = lookup("family", family, FAMILIES) if family else None
     # Parts alone may be of any family that they fit.
     architecture = asked.architecture if asked and not found.backbone else _find_architecture(found)
-    architecture.check(found)
     if found.backbone and not FAMILIES[architecture.name].is_flow:
         found.ldm_file, found.ldm = read_yaml_beside(found.backbone.file.path, found.notes)
     _note_other_pipelines(found)
@@ -103,7 +102,9 @@ def _note_other_pipelines(found: Findings) -> None:
 def _find_architecture(found: Findings) -> Architecture:
     """The architecture of the network; without one, the first that text encoders and latents fit best."""
     if found.backbone:
-        return architecture_of(found.backbone.params)
+        if built := architecture_of(found.backbone.params):
+            return built
+        raise ValueError(f"{found.backbone.file.path} holds a {found.backbone.words} that is built like no family known here")
     channels = {part.params.latent_channels for part in found.single}
     same_channels = [each for each in ARCHITECTURES.values() if channels <= {each.vae.latent_channels}]
     vae = found.of_kind("vae")
@@ -143,11 +144,24 @@ def _choose_family(found: Findings, architecture: Architecture, asked: Family | 
             )
         found.notes.append(f"of the family {asked.name}, as asked for")
         return asked
-    name = architecture.shows(found) or _named_family(found, architecture, predicted) or _likely_family(found, architecture, predicted)
+    name = (
+        _shown_family(found, architecture)
+        or _named_family(found, architecture, predicted)
+        or _likely_family(found, architecture, predicted)
+    )
     if name is None and found.backbone:
         found.notes += [architecture.hint] * bool(architecture.hint)
     alike = [each.name for each in FAMILIES.values() if each.architecture is architecture and each.prediction == predicted]
     return FAMILIES[name or next(iter(alike), architecture.name)]
+
+
+def _shown_family(found: Findings, architecture: Architecture) -> str | None:
+    """The family that keys and configurations prove: a network that is told the scale of guidance is a latent consistency model, and one
+    beside statistics of its latents, or with EDM's scheduler, is preconditioned as EDM's."""
+    told = getattr(found.backbone.params, "guidance_dim", None) is not None if found.backbone else False
+    edm = found.is_edm or has_statistics(found)
+    own = [each for each in FAMILIES.values() if each.architecture is architecture]
+    return next((each.name for each in own if (edm and each.prediction == "edm") or (told and each.consistency)), None)
 
 
 def _named_family(found: Findings, architecture: Architecture, predicted: str | None) -> str | None:

@@ -15,6 +15,7 @@ FOREIGN = {
     r"^control_model\.|^controlnet_|^zero_convs\.|^input_hint_block\.": "a ControlNet, which steers a model and is none",
     r"^(string_to_param|string_to_token)(\.|$)|^(emb_params|clip_[lg])$|^<.*>$": "a textual inversion, words and no model",
     r"(^|\.)double_stream_modulation": "FLUX.2, which this library does not know",
+    r"^edm_vpred\.": "CosXL, EDM with v-prediction, which this library does not know",
     r"^redux_(up|down)\.": "FLUX.1 Redux, which makes prompts of images, and which this library does not know",
     r"temporal_transformer|motion_modules|\.time_stack\.": "a video model, which this library does not know",
     r"^(vision_model|visual)\.": "an image encoder, which no model here has a use for",

@@ -23,7 +23,7 @@ HARMLESS = {
     r"^decoder\.(block\.|final_layer_norm\.|embed_tokens\.)|^lm_head\.": "T5's decoder",
     r"^text_encoders\.(clip_l|clip_g|t5xxl)\.text_projection(\.weight)?$": "a projection that the family does not use",
     r"(^|\.)attn_mask$": "the causal mask, made here",
-    r"^(v_pred|ztsnr|edm_vpred\.sigma_max|edm_vpred\.sigma_min)$": "a mark of what the network predicts",
+    r"^(v_pred|ztsnr)$": "a mark of what the network predicts",
     r"^(cond_stage_model\.model\.)?visual\.|^vision_model\.|^visual_projection\.": "CLIP's image tower",
 }
 _ANY = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLESS))

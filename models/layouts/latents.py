@@ -48,6 +48,12 @@ def vae_params(found: Findings, of: Family, asked: str | None) -> Any | None:
         raise ValueError(f"{part.file.path}: its latents cannot be scaled as its configuration says: {error}") from None
 
 
+def has_statistics(found: Findings) -> bool:
+    """Whether statistics of latents are beside the network, or where there is none, in the files."""
+    files = [found.backbone.file] if found.backbone else found.files
+    return all(any(key in file.tensors for file in files) for key in LATENT_STATISTICS)
+
+
 def note_preview(found: Findings, of: Family) -> None:
     """Notes that a tiny autoencoder from elsewhere than the network's folder does not show whose latents it decodes."""
     part = found.of_kind("preview")
@@ -87,7 +93,7 @@ def _other_family(found: Findings, part: Part, scaling: Mapping[str, Any], of: F
     known = [each for each in alike if statistics or each.vae.mean is None or each.architecture is of.architecture]
     replaced = next((each for each, _ in found.left_out if each.kind == "backbone" and each.file is part.file), None)
     if scale is None and replaced:
-        scale = getattr(architecture_of(replaced.params).vae, "scale", None)
+        scale = getattr(getattr(architecture_of(replaced.params), "vae", None), "scale", None)
     return None if same_scale(scale, of.vae.scale) else next((each for each in known if same_scale(scale, each.vae.scale)), None)
 
 

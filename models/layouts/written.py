@@ -23,7 +23,10 @@ IN_FOLDERS = {"pad", "tokens", "skip", "projected"}
 
 def family_of_model(model: Model) -> Family:
     """The family that the model is of, or the plain one that it is built like. ValueError for one of no published family."""
-    return lookup("family", model.spec.get("family") or architecture_of(getattr(model.backbone, "params", None)).name, FAMILIES)
+    built = architecture_of(getattr(model.backbone, "params", None))
+    if not (name := model.spec.get("family") or (built and built.name)):
+        raise ValueError("this model is of no published family: use layout='native'")
+    return lookup("family", name, FAMILIES)
 
 
 def kinds_of(model: Model) -> dict[str, Kind]:
