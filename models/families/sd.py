@@ -9,7 +9,7 @@ import torch
 
 from diffusion.messages import brief
 from models.families.family import OLDEST, ONE, TINY_CLIP, TINY_CLIP_L, Architecture, Beside, Family, Published, Role, Tower
-from models.files.structure import ByOurNames, Kind, Settings, Shapes, beginnings, by_level, check_settings, count
+from models.files.structure import ByOurNames, Kind, Settings, Shapes, by_level, check_settings
 from models.files.table import Layout
 from models.networks.clip import CLIP_H, CLIP_L, CLIPTextParams
 from models.networks.unet import UNet, UNetParams
@@ -102,14 +102,14 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[UNetParams, Lay
     hints  what keys and shapes do not say and a config.json beside them may: attention_head_dim, norm_num_groups
     """
     if "input_blocks.0.0.weight" in shapes and "out.2.weight" in shapes:
-        rules, levels = LDM, _ldm_levels(shapes)
+        rules = LDM
     elif "conv_in.weight" in shapes and "down_blocks.0.resnets.0.time_emb_proj.weight" in shapes:
         check_settings(hints, SETTINGS)
-        rules, levels = DIFFUSERS, _diffusers_levels(shapes)
+        rules = DIFFUSERS
     else:
         return None
     at = ByOurNames(shapes, Layout("", rules))  # but for those of levels, which each layout counts in its own way
-    channels = at["conv_in.weight"][0]
+    channels, levels = at["conv_in.weight"][0], _ldm_levels(at) if rules is LDM else _diffusers_levels(at)
     if any(level[0][0] % channels or len(set(level)) > 1 or len(level) != len(levels[0]) for level in levels):
         raise ValueError(f"the blocks of this UNet differ within a level or between levels, which none that is known does: {levels}")
     linear = any(key.endswith("proj_in.weight") and len(shape) == 2 for key, shape in shapes.items())
@@ -157,23 +157,21 @@ Level = list[tuple[int, int]]
 """The residual blocks of a level on the way down: width, and depth of the transformer after it."""
 
 
-def _ldm_levels(shapes: Shapes) -> list[Level]:
-    tree, levels = beginnings(shapes), list[Level]([[]])
-    for i in range(1, count(tree, "input_blocks")):
-        if f"input_blocks.{i}.0.op.weight" in shapes:
+def _ldm_levels(at: ByOurNames) -> list[Level]:
+    levels: list[Level] = [[]]
+    for block in (f"input_blocks.{i}" for i in range(1, at.count("input_blocks.{}.0.weight"))):
+        if f"{block}.0.op.weight" in at.shapes:
             levels.append([])
         else:
-            depth = count(tree, f"input_blocks.{i}.1.transformer_blocks")
-            levels[-1].append((shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0], depth))
+            levels[-1].append((at.shapes[f"{block}.0.out_layers.3.weight"][0], at.count(f"{block}.1.transformer_blocks.{{}}.norm1.weight")))
     return levels
 
 
-def _diffusers_levels(shapes: Shapes) -> list[Level]:
-    tree, levels = beginnings(shapes), list[Level]()
-    for block in (f"down_blocks.{i}" for i in range(count(tree, "down_blocks"))):
-        places = range(count(tree, f"{block}.resnets"))
-        depths = [count(tree, f"{block}.attentions.{j}.transformer_blocks") for j in places]
-        levels.append([(shapes[f"{block}.resnets.{j}.conv2.weight"][0], depths[j]) for j in places])
+def _diffusers_levels(at: ByOurNames) -> list[Level]:
+    levels: list[Level] = []
+    for level in (f"down.{i}" for i in range(at.count("down.{}.0.res.conv2.weight"))):
+        blocks = [f"{level}.{j}" for j in range(at.count(f"{level}.{{}}.res.conv2.weight"))]
+        levels.append([(at[f"{each}.res.conv2.weight"][0], at.count(f"{each}.attention.blocks.{{}}.norm1.weight")) for each in blocks])
     return levels
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from models.files.structure import Kind, Settings, Shapes, beginnings, by_level, check_settings, count
+from models.files.structure import ByOurNames, Kind, Settings, Shapes, by_level, check_settings
 from models.files.table import Form, Layout
 from models.networks.vae import VAE, VAEParams
 
@@ -63,28 +63,26 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[VAEParams, Layo
     if "encoder.conv_in.weight" not in shapes or "decoder.conv_in.weight" not in shapes:
         return None
     if "encoder.down.0.block.0.conv1.weight" in shapes:
-        params = _params(shapes, "encoder.down", "block", hints)
-        return params, ldm(params)
-    if "encoder.down_blocks.0.resnets.0.conv1.weight" in shapes:
+        rules: Mapping[str, str] = LDM
+    elif "encoder.down_blocks.0.resnets.0.conv1.weight" in shapes:
         check_settings(hints, SETTINGS)
-        params = _params(shapes, "encoder.down_blocks", "resnets", hints)
-        old = "encoder.mid_block.attentions.0.query.weight" in shapes
-        return params, diffusers(params, LEGACY if old else DIFFUSERS)
-    return None
-
-
-def _params(shapes: Shapes, levels: str, blocks: str, hints: Mapping[str, Any]) -> VAEParams:
-    channels, latents = shapes["encoder.conv_in.weight"][0], shapes["decoder.conv_in.weight"][1]
-    tree = beginnings(shapes)
-    return VAEParams(
-        image_channels=shapes["encoder.conv_in.weight"][1],
-        latent_channels=latents,
+        rules = LEGACY if "encoder.mid_block.attentions.0.query.weight" in shapes else DIFFUSERS
+    else:
+        return None
+    at = ByOurNames(shapes, Layout("", rules))  # with the places of blocks in their levels
+    channels = at["encoder.conv_in.weight"][0]
+    params = VAEParams(
+        image_channels=at["encoder.conv_in.weight"][1],
+        latent_channels=at["decoder.conv_in.weight"][1],
         channels=channels,
-        channel_mult=tuple(shapes[f"{levels}.{i}.{blocks}.0.conv1.weight"][0] // channels for i in range(count(tree, levels))),
-        blocks=count(tree, f"{levels}.0.{blocks}"),
+        channel_mult=tuple(
+            at[f"encoder.down.{i}.0.conv1.weight"][0] // channels for i in range(at.count("encoder.down.{}.0.conv1.weight"))
+        ),
+        blocks=at.count("encoder.down.0.{}.conv1.weight"),
         groups=hints.get("norm_num_groups") or 32,
-        quant_conv="quant_conv.weight" in shapes,
+        quant_conv="quant.weight" in at,
     )
+    return params, ldm(params) if rules is LDM else diffusers(params, rules)
 
 
 def config(p: VAEParams, size: tuple[int, int]) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -13,26 +14,8 @@ from diffusion.messages import brief
 from models.files.table import Layout
 
 Shapes = Mapping[str, tuple[int, ...]]
-Tree = Mapping[str, set[str]]
-"""What follows each beginning of a key: "a.0.b" puts "0" under "a", and "b" under "a.0"."""
 Settings = Mapping[str, tuple[Any, ...]]
 """Entries of a config.json that no shape tells, with the values that the networks here compute."""
-
-
-def beginnings(keys: Iterable[str]) -> Tree:
-    """All places in these keys."""
-    tree: dict[str, set[str]] = {}
-    for key in keys:
-        place = ""
-        for part in key.split("."):
-            tree.setdefault(place, set()).add(part)
-            place = f"{place}.{part}" if place else part
-    return tree
-
-
-def count(tree: Tree, place: str) -> int:
-    """How many numbered things stand in a place."""
-    return len(tree.get(place, ()))
 
 
 @dataclass(frozen=True)
@@ -50,8 +33,18 @@ class ByOurNames:
 
     def count(self, name: str) -> int:
         """How many there are in the place of {} in a name: of the blocks, for "joint.{}.image.mlp.0.weight"."""
-        place = self._key(name.format(1_000_000)).partition("1000000")[0]
-        return len({key.removeprefix(place).partition(".")[0] for key in self.shapes if key.startswith(place)})
+        return len(self._places.get(self._key(name.format(1_000_000)).partition(".1000000")[0], ()))
+
+    @cached_property
+    def _places(self) -> Mapping[str, set[str]]:
+        """What follows each beginning of a key: "a.0.b" puts "0" under "a", and "b" under "a.0"."""
+        places: dict[str, set[str]] = {}
+        for key in self.shapes:
+            place = ""
+            for part in key.split("."):
+                places.setdefault(place, set()).add(part)
+                place = f"{place}.{part}" if place else part
+        return places
 
     def _key(self, name: str) -> str:
         return self.layout.table([name])[name].keys[0]
