@@ -55,13 +55,13 @@ class Chroma(Trunk):
     """
 
     params: ChromaParams
+    approximator: Approximator
 
     def __init__(self, params: ChromaParams) -> None:
-        super().__init__(params, ModulationRows)
         # As published: rows of all single blocks, then those of all image streams, of all text streams, and of the output.
-        self.rows = [params.depth_single * SingleBlock.parts, params.depth * Stream.parts, params.depth * Stream.parts, 2]
-        self.approximator = Approximator(params, sum(self.rows))
-        self.reset_parameters()
+        rows = [params.depth_single * SingleBlock.parts, params.depth * Stream.parts, params.depth * Stream.parts, 2]
+        super().__init__(params, ModulationRows, approximator=Approximator(params, sum(rows)))
+        self.rows = rows
 
     def reset_parameters(self) -> None:
         super().reset_parameters()

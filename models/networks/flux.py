@@ -81,15 +81,18 @@ class Trunk(Checkpointing):
 
     modulation  makes a module that gives a block, or one of its streams, its modulation from the block's embedding: called with the number
                 of parts that streams before it in the block take, and of those that it takes
+    embeddings  what makes these embeddings, by name
     """
 
     passed = ("joint", "single")  # lists of blocks, in the order in which they are called
 
-    def __init__(self, params: TrunkParams, modulation: Callable[[int, int], nn.Module]) -> None:
+    def __init__(self, params: TrunkParams, modulation: Callable[[int, int], nn.Module], **embeddings: nn.Module | None) -> None:
         super().__init__()
         self.params = p = params
         self.patch_in = nn.Linear(p.in_channels * p.patch_size**2, p.hidden)
         self.context_in = nn.Linear(p.context_dim, p.hidden)
+        for name, embedding in embeddings.items():
+            self.add_module(name, embedding)
 
         def stream(before: int) -> Stream:
             return Stream(p.hidden, p.heads, qk_norm=True, mlp_ratio=p.mlp_ratio, modulation=modulation(before, Stream.parts))
@@ -98,6 +101,7 @@ class Trunk(Checkpointing):
         self.single = nn.ModuleList(SingleBlock(p, modulation(0, SingleBlock.parts)) for _ in range(p.depth_single))
         self.modulation_out = modulation(0, 2)
         self.patch_out = nn.Linear(p.hidden, p.out_channels * p.patch_size**2)
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Every block starts as the identity, and the output at zero."""
@@ -139,14 +143,19 @@ class Flux(Trunk):
     """
 
     params: FluxParams
+    time: TimeEmbedding
+    guidance: TimeEmbedding | None
+    vector: VectorEmbedding
 
     def __init__(self, params: FluxParams) -> None:
         p = params
-        super().__init__(p, lambda before, n: Modulation(p.hidden, n))
-        self.time = TimeEmbedding(256, p.hidden, factor=1000.0)
-        self.guidance = None if p.guidance_dim is None else TimeEmbedding(p.guidance_dim, p.hidden, factor=1000.0)
-        self.vector = VectorEmbedding(p.vector_dim, p.hidden)
-        self.reset_parameters()
+        super().__init__(
+            p,
+            lambda before, n: Modulation(p.hidden, n),
+            time=TimeEmbedding(256, p.hidden, factor=1000.0),
+            guidance=None if p.guidance_dim is None else TimeEmbedding(p.guidance_dim, p.hidden, factor=1000.0),
+            vector=VectorEmbedding(p.vector_dim, p.hidden),
+        )
 
     @with_enough_precision
     def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
