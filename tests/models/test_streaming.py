@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import models
+from diffusion import Condition
 from models import Model, T5Tokenizer
 from models.files.table import scatter
 from models.layers import streaming
@@ -143,15 +144,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(tmp_path_factory.mktemp("files"))
 
 
-def told(model: Model, batch: int = 2) -> dict[str, Tensor]:
-    """What the network is given beside its size: noise, times, and conditions of no meaning."""
+def told(model: Model, batch: int = 2) -> tuple[Tensor, Tensor, Condition]:
+    """What the network is given: noise, times, and a condition of no meaning."""
     generator = torch.Generator().manual_seed(1)
     p: Any = model.network.params
     shapes = {"x": (batch, p.in_channels, 8, 12), "context": (batch, 7, p.context_dim), "vector": (batch, p.vector_dim)}
     dtype = next(model.network.parameters()).dtype
-    given = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
-    guidance = {"guidance": torch.full((batch,), 3.5)} if p.guidance_dim else {}
-    return {**given, "t": torch.linspace(0.9, 0.1, batch), **guidance}
+    x, context, vector = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes.values())
+    guidance = torch.full((batch,), 3.5) if "guidance" in p.takes else None
+    return x, torch.linspace(0.9, 0.1, batch), Condition(context, vector=vector, guidance=guidance)
 
 
 @torch.no_grad()
@@ -159,7 +160,7 @@ def outputs(model: Model, batch: int = 2) -> Tensors:
     """Of the network and of every tower."""
     towers = model.require("text").towers
     ids = torch.arange(5, 5 + batch * 6).view(batch, 6)
-    found = {"network": model.network(**told(model, batch)), "t5": towers["t5"](ids)}
+    found = {"network": model.network(*told(model, batch)), "t5": towers["t5"](ids)}
     return found | {"clip": torch.stack(towers["clip_l"](ids))}
 
 
@@ -396,9 +397,9 @@ def test_no_gradients_through_blocks_that_come_and_go(files: Files) -> None:
     """Their weights are others by the time a gradient would need them: refused in one line, and nothing is kept of the buffers."""
     paths, _ = files("flux-dev", "fp8")
     model = streamed(paths)
-    given = told(model, 1)
+    x, t, condition = told(model, 1)
     with pytest.raises(ValueError, match=r"a model loaded with memory=\.\.\. has no gradients.*load it without"):
-        model.network(**{**given, "x": given["x"].requires_grad_()})
+        model.network(x.requires_grad_(), t, condition)
     for call in (model.state_dict, lambda: model.unpacked(torch.float32)):
         with pytest.raises(ValueError, match=r"blocks of this model are in its files only: load it without memory"):
             call()
