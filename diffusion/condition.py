@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from diffusion.messages import brief
 
 C = TypeVar("C", bound="Condition")
 
@@ -24,7 +26,8 @@ class Condition:
     guidance  the scale that a distilled network imitates (B,)
     image     what the network sees beside x: channels of the same height and width (B, C', H, W)
 
-    A subclass may have more fields; all operations run over the fields there are. ValueError where the numbers of rows differ.
+    A subclass may have more fields; all operations run over the fields there are. (Batches of training name those that stand here.)
+    ValueError for what is no tensor of that rank, a mask that is not bool, and numbers of rows that differ.
     """
 
     context: Tensor | None = None
@@ -35,6 +38,8 @@ class Condition:
     image: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for name, value in self.given.items():
+            _check(name, value)
         rows = {name: len(value) for name, value in self.given.items()}
         if len(set(rows.values())) > 1:
             told = ", ".join(f"{name} {n}" for name, n in rows.items())
@@ -57,19 +62,25 @@ class Condition:
             return len(value)
         raise ValueError("an empty condition has no number of rows")
 
-    def to(self: C, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> C:
-        """On another device, without waiting for it; dtype: of what is floating point."""
-        return replace(
-            self,
-            **{
-                name: value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
-                for name, value in self.given.items()
-            },
-        )
+    @property
+    def device(self) -> torch.device | None:
+        """Where it is, None where nothing is given."""
+        return next((value.device for value in self.given.values()), None)
 
-    def __getitem__(self: C, rows: slice | Sequence[int] | Tensor) -> C:
-        """Some of the samples: condition[:4], condition[[0, 2]]."""
-        return replace(self, **{name: value[rows] for name, value in self.given.items()})
+    def to(self: C, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> C:
+        """On another device; dtype: of what is floating point, but for the guidance scale, which half precision would round by a step."""
+
+        def moved(name: str, value: Tensor) -> Tensor:
+            return _moved(value, device, dtype if value.is_floating_point() and name != "guidance" else None)
+
+        return replace(self, **{name: moved(name, value) for name, value in self.given.items()})
+
+    def __getitem__(self: C, rows: int | slice | Sequence[int] | Tensor) -> C:
+        """Some of the samples: condition[:4], condition[[0, 2]]; condition[0] is a batch of one."""
+        if isinstance(rows, int):
+            rows = [rows]
+        index = rows if isinstance(rows, (slice, Tensor)) else list(rows)
+        return replace(self, **{name: value[index] for name, value in self.given.items()})
 
     def expand(self: C, n: int) -> C:
         """The same for n samples, from one row or from n."""
@@ -86,13 +97,15 @@ class Condition:
         for name, value in other.given.items():
             like = own.get("context" if name == "mask" else name)
             if like is None:
-                raise ValueError(f"the condition {name!r} is not given, and was to be replaced: {_told(own)}")
+                raise ValueError(f"the condition {name!r} cannot be replaced, since there is none: {_listed(own)}")
             dtype = None if name == "mask" else like.dtype
-            changes[name] = _expanded(name, value.to(like.device, dtype, non_blocking=True), len(self))
+            changes[name] = _expanded(name, _moved(value, like.device, dtype), len(self))
         return replace(self, **changes)
 
     def where(self: C, keep: Tensor, other: Condition) -> C:
         """Per sample this condition or, where `keep` (B,) is False, `other`'s (`updated`): how training drops conditions."""
+        if len(keep) != len(self):
+            raise ValueError(f"{len(keep)} flags for {len(self)} samples: one per sample is needed")
         others = self.updated(other)
         mine, theirs = _with_masks(self, others)
 
@@ -107,6 +120,8 @@ class Condition:
 
         ValueError where one gives what another does not, but for masks.
         """
+        if not conditions:
+            raise ValueError("there is no condition to join: give at least one")
         joined = _with_masks(*conditions)
         names = joined[0].given.keys()
         for other in joined[1:]:
@@ -122,7 +137,7 @@ class Condition:
         given = self.given
         for name in takes:
             if name not in given:
-                raise ValueError(f"this network needs the condition {name!r}: {_told(given)}")
+                raise ValueError(f"this network needs the condition {name!r}: {_listed(given)}")
         for name in given:
             if name not in takes and not (name == "mask" and "context" in takes):
                 raise ValueError(f"this network has no use for the condition {name!r}; it takes: {', '.join(takes) or 'none'}")
@@ -131,9 +146,29 @@ class Condition:
 NONE = Condition()
 """Nothing is told but x and t."""
 
+RANKS = {"context": 3, "mask": 2, "vector": 2, "label": 1, "guidance": 1, "image": 4}
 
-def _told(given: Collection[str]) -> str:
+
+def _check(name: str, value: Any) -> None:
+    """ValueError unless it is a tensor of its rank and kind. Looks at no value: that would wait for a device."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"the condition {name!r} must be a tensor with one row per sample, not {brief(value)}")
+    rank = RANKS.get(name)
+    if value.ndim < 1 or rank not in (None, value.ndim):
+        raise ValueError(
+            f"the condition {name!r} has {rank or 'at least 1'} dimensions, one row per sample, not shape {tuple(value.shape)}"
+        )
+    if name == "mask" and value.dtype != torch.bool:
+        raise ValueError(f"the mask says by True which tokens are there, and is {value.dtype}: give mask.bool()")
+
+
+def _listed(given: Collection[str]) -> str:
     return f"given is {', '.join(given)}" if given else "none is given"
+
+
+def _moved(value: Tensor, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
+    """A copy to a GPU is not waited for; one from it is, for the host reads at once what may not have come yet."""
+    return value.to(device, dtype, non_blocking=device is not None and torch.device(device).type != "cpu")
 
 
 def _expanded(name: str, value: Tensor, n: int) -> Tensor:

@@ -20,7 +20,10 @@ from diffusion.schedule import Schedule, VarianceExploding
 
 
 class DenoiserLike(Protocol):
-    """What solvers ask (at one level for the batch) and distillation too (one per sample). The condition goes to the network."""
+    """What solvers ask (at one level for the batch) and distillation too (one per sample). The condition goes to the network.
+
+    Denoisers that wrap others always hand it on; a function of (x_t, level) alone does for a solver, and for `sample` without a condition.
+    """
 
     def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate: ...
 

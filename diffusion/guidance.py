@@ -98,7 +98,8 @@ class ComposedGuidance(Wrapper):
                 condition leaves out and another gives is null there
     null        as for ClassifierFreeGuidance, to which one condition is equal; it names all that `conditions` name
     batched     one network call for all of them; False makes one call each, for when memory is short. Same result.
-    What is given at the call goes to all, the unconditional one too, and must be something else. What has no share is not asked: conditions
+    What is given at the call goes to all, the unconditional one too, and must be something else. A null that is not where the samples
+    are is copied at every call. What has no share is not asked: conditions
     of weight 0, and the unconditional one where the weights sum to 1. A learned variance is that of the first one asked.
     """
 
@@ -112,13 +113,15 @@ class ComposedGuidance(Wrapper):
             raise ValueError(f"guidance needs a null value for the condition {missing[0]!r}: give null=Condition({missing[0]}=...)")
         super().__init__(denoiser)
         self.conditions = [(condition, _checked(weight)) for condition, weight in conditions]
-        self.null = replace(null, **dict.fromkeys(null.given.keys() - named - {"mask"}))
+        unused = null.given.keys() - named - ({"mask"} if "context" in named else set())
+        self.null = replace(null, **dict.fromkeys(unused))
         self.batched = batched
 
     def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         weights = [_scale_at(weight, level) for _, weight in self.conditions]
         weights.append(1 - sum(weights))  # of the unconditional one, with the terms of the formula in another order
-        null = self.null.to(x_t.device).expand(len(x_t))
+        dtype = next((value.dtype for each, _ in self.conditions for value in each.given.values() if value.is_floating_point()), None)
+        null = self.null.to(x_t.device, dtype).expand(len(x_t))
         if taken := condition.given.keys() & null.given.keys():
             raise ValueError(f"the condition {taken.pop()!r} is one of those composed: give it to ComposedGuidance only")
         inputs = [*(null.updated(each) for each, _ in self.conditions), null]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from diffusion.messages import brief
 from diffusion.spacing import ALIGN_YOUR_STEPS
 from diffusion.spec import check_call, check_mapping, check_names, check_type, lookup, make_params
 from models.files.text import sha256_of_tensors
+from models.layers.conditioning import NetworkParams
 from models.layers.finite import lost_weight
 from models.layers.packed import unpacked
 from models.layers.streaming import check_whole, values
@@ -173,8 +174,8 @@ class Model:
     @property
     def image_channels(self) -> int:
         """Channels that the network sees beside the sample's, under the condition "image": 5 for inpainting, 4 for editing, else 0."""
-        inner = getattr(getattr(self.backbone, "params", None), "in_channels", 0)
-        return max(0, inner - self.spec["shape"][0]) if "shape" in self.spec else 0
+        params = getattr(self.backbone, "params", None)
+        return cast(Any, params).in_channels - params.sample_channels if isinstance(params, NetworkParams) else 0
 
     @property
     def family(self) -> Family | None:
@@ -328,7 +329,7 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
     with torch.device(device or torch.get_default_device()):
         network = build_network(spec["network"]) if "network" in spec else None
         parts: dict[str, Any] = {name: _build_part(name, spec[name]) for name in PARTS if name in spec}
-    if "shape" in spec and not spec["shape"][0] <= (channels := getattr(getattr(network, "params", None), "in_channels", MAX_SIDE)):
+    if "shape" in spec and network is not None and spec["shape"][0] != (channels := cast(Any, network.params).sample_channels):
         raise ValueError(f"shape says that samples have {spec['shape'][0]} channels, and the network takes {channels}")
     if "classes" in spec and len(spec["classes"]) != (count := getattr(getattr(network, "params", None), "num_classes", None)):
         raise ValueError(f"classes names {len(spec['classes'])} classes, and the network has num_classes={count}")

@@ -71,7 +71,7 @@ class Steering:
                 return self._towards_both(model, condition, null, image), NONE
             condition = replace(condition, image=image)
         if model.embeds_guidance:
-            condition = replace(condition, guidance=torch.full((n,), self.scale, device=next(iter(condition.given.values())).device))
+            condition = replace(condition, guidance=torch.full((n,), self.scale, device=condition.device))
         denoiser = self._towards_prompt(model, null)
         if reference.known is not None and reference.mask is not None and not model.image_channels:
             known, mask = (value.expand(n, -1, -1, -1) for value in (reference.known, reference.mask))

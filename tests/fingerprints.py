@@ -81,7 +81,10 @@ def inputs(params: Any, size: tuple[int, int] = (4, 8)) -> tuple[Tensor, Tensor,
     """x, t and the conditions for a batch of two, at times far apart; the second label is the null label."""
     generator = torch.Generator().manual_seed(1)
     told: dict[str, Tensor] = {}
-    x = torch.randn(2, params.in_channels, *size, generator=generator)
+    whole = torch.randn(2, params.in_channels, *size, generator=generator)
+    x = whole[:, : params.sample_channels]
+    if "image" in params.takes:
+        told["image"] = whole[:, params.sample_channels :]
     if "label" in params.takes:
         told["label"] = torch.tensor([3, params.num_classes])
     if "context" in params.takes:

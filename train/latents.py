@@ -94,8 +94,10 @@ class LatentData:
         if not self._rows:
             raise RuntimeError("these latents are not computed yet: call prepare first")
         index, rows = torch.as_tensor(indices), self._rows
-        batch = {name: value[index].float() for name, value in rows.items() if not name.startswith("null.")}
-        batch["null.context"] = rows["null.context"].float().expand_as(batch["context"])
+        batch = {name: _widened(value[index]) for name, value in rows.items() if not name.startswith("null.")}
+        for name in ("null.context", "null.mask"):
+            if name in rows:
+                batch[name] = _widened(rows[name]).expand(len(index), *rows[name].shape[1:])
         if "vector" in batch:
             pooled = rows["null.pooled"].float().expand(len(index), -1)
             batch["null.vector"] = torch.cat([pooled, batch["vector"][:, pooled.shape[1] :]], dim=1)
@@ -137,8 +139,8 @@ class LatentData:
                 bar.update(len(indices))
         if dropped:
             warn(
-                f"{len(dropped)} of {len(self)} captions are longer than {75 * self.params.chunks} tokens and are read up to there, "
-                f"the first that of {self.images.files[dropped[0]]}: latents.chunks={self.params.chunks + 1} reads more"
+                f"{len(dropped)} of {len(self)} captions are longer than is read of them, the first that of {self.images.files[dropped[0]]}"
+                + (f": latents.chunks={self.params.chunks + 1} reads more" if text.params.chunked else "")
             )
 
     def _encoded(self, vae: VAE, text: TextEncoder, indices: range, device: torch.device) -> tuple[dict[str, Tensor], list[int]]:
@@ -149,10 +151,16 @@ class LatentData:
         captions = [self.images.captions[i] for i in indices]
         condition, dropped = text.encode(captions, numbers=numbers, long="cut", chunks=self.params.chunks)
         null = text.null(len(indices), like=condition)
-        rows = {"x0": latents.mean, "x0_std": latents.std, **condition.given, "null.context": null.given["context"][:1]}
+        rows = {"x0": latents.mean, "x0_std": latents.std, **condition.given}
+        rows |= {f"null.{name}": null.given[name][:1] for name in ("context", "mask") if name in null.given}
         if null.vector is not None:
             rows |= {"null.pooled": null.vector[:1, : text.params.pooled_dim]}
         return rows, [i for i, rest in zip(indices, dropped, strict=True) if rest]
+
+
+def _widened(value: Tensor) -> Tensor:
+    """Half precision, in which rows are kept, as float32; masks stay masks."""
+    return value.float() if value.is_floating_point() else value
 
 
 def _check_trainable(model: Model) -> None:

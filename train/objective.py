@@ -59,7 +59,9 @@ class DenoisingObjective:
         level = self.schedule.levels(self.density.sample(len(x0)))
         eps = torch.randn_like(x0)
         x_t = marginal(x0, eps, level)
-        null = {**self.null.expand(len(x0)).given, **null_condition_of(batch).given}
+        own = null_condition_of(batch)
+        without = {"mask"} if own.context is not None else set()  # a context comes with its own mask, or with none
+        null = {name: value for name, value in self.null.expand(len(x0)).given.items() if name not in without} | own.given
         out = denoiser.output(x_t, level, drop_condition(condition_of(batch), Condition(**null), self.drop))
         bound: float | Tensor = 0.0
         if out.shape[1] == 2 * x0.shape[1]:
@@ -106,6 +108,5 @@ def drop_condition(given: Condition, null: Condition, probability: float) -> Con
             f"objective.drop={probability:g} needs a null value of {missing[0]!r} to train without it: "
             "give DenoisingObjective null=model.null, or drop=0"
         )
-    x = next(iter(given.given.values()))
-    keep = (torch.rand(len(given)) >= probability).to(x.device, non_blocking=True)
+    keep = (torch.rand(len(given)) >= probability).to(given.device, non_blocking=True)
     return given.where(keep, null)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.condition import Condition
+from diffusion.messages import brief
 
 
 def sinusoid(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -93,18 +94,47 @@ def check_labels(label: Tensor, num_classes: int) -> None:
         raise ValueError(f"label {int(wrong[0])} is out of range: classes are 0 to {num_classes - 1}, and {num_classes} means no class")
 
 
-def see(x: Tensor, condition: Condition, params: Any) -> Tensor:
-    """x, and behind its channels the image that the network sees beside it: (B, in_channels, H, W). The one place that refuses conditions.
+class NetworkParams:
+    """Base of the parameters of networks that denoise: what they say of the network's input.
 
-    params  of the network: `takes`, the names of what it is told, and in_channels; more channels than x has are those of an image
-    ValueError unless exactly what the network takes is given, for as many samples as x has.
+    They have in_channels and out_channels, and of num_classes, context_dim, vector_dim and guidance_dim those that it is told.
     """
-    beside = params.in_channels - x.shape[1]
-    condition.require((*params.takes, "image") if beside > 0 else params.takes)
+
+    @property
+    def sample_channels(self) -> int:
+        """Channels of x. A first layer with more of them sees an image beside x; twice as many come out with a learned variance."""
+        own: Any = self
+        return min(own.in_channels, own.out_channels)
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The conditions that it is told: all of these, and no others."""
+        own: Any = self
+        names = [name for name, size in SIZES.items() if getattr(self, size, None) is not None]
+        return (*names, "image") if own.in_channels > self.sample_channels else tuple(names)
+
+
+SIZES = {"label": "num_classes", "context": "context_dim", "vector": "vector_dim", "guidance": "guidance_dim"}
+
+
+def network_input(x: Tensor, condition: Condition, params: Any) -> Tensor:
+    """What a network's first layer is given, (B, in_channels, H, W): x, and the image beside it. The one place that refuses conditions.
+
+    params  of the network: `NetworkParams`, or what has their three numbers
+    ValueError unless x has its channels, and exactly what the network takes is given, for as many samples.
+    """
+    if not isinstance(condition, Condition):
+        raise ValueError(f"networks are called as network(x, t, condition), with a Condition(context=..., ...), not {brief(condition)}")
+    if x.shape[1] != params.sample_channels:
+        raise ValueError(f"this network takes samples of {params.sample_channels} channels, not {x.shape[1]}")
+    condition.require(params.takes)
     if condition and len(condition) != len(x):
-        raise ValueError(f"{len(condition)} conditions for a batch of {len(x)}: one per sample is needed")
-    if condition.image is not None:
-        x = torch.cat([x, condition.image.to(x.dtype)], dim=1)
-    if x.shape[1] != params.in_channels:
-        raise ValueError(f"this network takes {params.in_channels} channels, x and the image beside it together, not {x.shape[1]}")
-    return x
+        raise ValueError(
+            f"{len(condition)} conditions for {len(x)} samples: one per sample is needed, condition.expand({len(x)}) repeats one"
+        )
+    if condition.image is None:
+        return x
+    wanted = (params.in_channels - params.sample_channels, *x.shape[2:])
+    if condition.image.shape[1:] != wanted:
+        raise ValueError(f"this network sees images of shape {wanted} beside x, not {tuple(condition.image.shape[1:])}")
+    return torch.cat([x, condition.image.to(x.dtype)], dim=1)

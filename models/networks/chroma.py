@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffusion.condition import NONE, Condition
 from diffusion.spec import check_at_least_one
-from models.layers.conditioning import see, sinusoid
+from models.layers.conditioning import network_input, sinusoid
 from models.layers.half import with_enough_precision
 from models.layers.joint import HeadNorm, Stream
 from models.layers.modulation import ModulationRows
@@ -41,11 +41,6 @@ class ChromaParams(TrunkParams):
         if self.waves % 8:
             raise ValueError(f"waves={self.waves} must divide by 8: a quarter tells the time, a quarter guidance, a half the modulation")
 
-    @property
-    def takes(self) -> tuple[str, ...]:
-        """What it is told beside x and t."""
-        return ("context",)
-
 
 class Chroma(Trunk):
     """forward(x (B, C, H, W), t (B,) in [0, 1], condition) -> (B, out_channels, H, W).
@@ -69,7 +64,7 @@ class Chroma(Trunk):
 
     @with_enough_precision
     def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
-        x = see(x, condition, self.params)
+        x = network_input(x, condition, self.params)
         single, image, text, out = self.approximator(t).split(self.rows, dim=1)
         joint = (torch.cat(both, dim=1) for both in zip(image.split(Stream.parts, dim=1), text.split(Stream.parts, dim=1), strict=True))
         return self.through_blocks(x, [*joint, *single.split(SingleBlock.parts, dim=1), out], condition)

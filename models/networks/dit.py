@@ -16,13 +16,13 @@ from diffusion.condition import NONE, Condition
 from diffusion.spec import check_at_least_one, check_range
 from models.layers.activations import Checkpointing
 from models.layers.attention import CrossAttention, SelfAttention, key_mask
-from models.layers.conditioning import LabelEmbedding, TimeEmbedding, VectorEmbedding, see
+from models.layers.conditioning import LabelEmbedding, NetworkParams, TimeEmbedding, VectorEmbedding, network_input
 from models.layers.half import with_enough_precision
 from models.layers.modulation import Modulation, gated, modulate, norm, start_at_identity
 
 
 @dataclass(frozen=True)
-class DiTParams:
+class DiTParams(NetworkParams):
     """One DiT; the defaults are DiT-XL/2 on 32x32 latents.
 
     image_size       height and width of x, in pixels or latents; fixed, as the position embedding is
@@ -54,12 +54,6 @@ class DiTParams:
             raise ValueError(f"an image of {self.image_size} pixels does not divide into patches of {self.patch_size}")
         if self.hidden % self.heads or self.hidden % 4:
             raise ValueError(f"hidden={self.hidden} must divide by heads={self.heads} and by 4")
-
-    @property
-    def takes(self) -> tuple[str, ...]:
-        """What it is told beside x and t."""
-        sizes = {"label": self.num_classes, "context": self.context_dim, "vector": self.vector_dim}
-        return tuple(name for name, size in sizes.items() if size is not None)
 
     @property
     def out_channels(self) -> int:
@@ -95,7 +89,7 @@ class DiT(Checkpointing):
     @with_enough_precision
     def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         p = self.params
-        x = see(x, condition, p)
+        x = network_input(x, condition, p)
         if x.shape[-2:] != (p.image_size, p.image_size):
             raise ValueError(f"this DiT was built for {p.image_size}x{p.image_size}, not {x.shape[-2]}x{x.shape[-1]}")
         emb = self.time(t)
@@ -126,10 +120,10 @@ class DiTBlock(nn.Module):
         self.cross_attention = None if p.context_dim is None else CrossAttention(p.hidden, p.context_dim, p.heads)
         self.mlp = nn.Sequential(nn.Linear(p.hidden, inner), nn.GELU(approximate="tanh"), nn.Dropout(p.dropout), nn.Linear(inner, p.hidden))
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None = None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)
         x = gated(x, gate1, self.self_attention(modulate(norm(x), shift1, scale1)))
-        if self.cross_attention is not None and context is not None:
+        if self.cross_attention is not None:
             x = x + self.cross_attention(x, context, mask)
         return gated(x, gate2, self.mlp(modulate(norm(x), shift2, scale2)))
 

@@ -15,7 +15,7 @@ from diffusion.condition import NONE, Condition
 from diffusion.spec import check_at_least_one, check_range
 from models.layers.activations import Checkpointing
 from models.layers.attention import attend, key_mask
-from models.layers.conditioning import TimeEmbedding, VectorEmbedding, see
+from models.layers.conditioning import NetworkParams, TimeEmbedding, VectorEmbedding, network_input
 from models.layers.half import with_enough_precision
 from models.layers.joint import HeadNorm, JointBlock, Stream, split_heads, whole_patches
 from models.layers.modulation import Modulation, gated, modulate, norm, start_at_identity
@@ -23,7 +23,7 @@ from models.layers.rotary import positions, turn, turns
 
 
 @dataclass(frozen=True)
-class TrunkParams:
+class TrunkParams(NetworkParams):
     """What FLUX.1 and the networks made from it have in common; the defaults are theirs.
 
     in_channels   of x and of what it is given beside it: 96 in Fill (x 16, masked latents 16, mask 64), 32 in Canny and Depth
@@ -69,11 +69,6 @@ class FluxParams(TrunkParams):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "vector_dim", "guidance_dim")
-
-    @property
-    def takes(self) -> tuple[str, ...]:
-        """What it is told beside x and t."""
-        return ("context", "vector") if self.guidance_dim is None else ("context", "vector", "guidance")
 
 
 class Trunk(Checkpointing):
@@ -159,7 +154,7 @@ class Flux(Trunk):
 
     @with_enough_precision
     def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
-        x = see(x, condition, self.params)
+        x = network_input(x, condition, self.params)
         emb = self.time(t)
         if self.guidance is not None:
             emb = emb + self.guidance(condition.guidance)

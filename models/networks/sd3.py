@@ -12,7 +12,7 @@ from diffusion.condition import NONE, Condition
 from diffusion.spec import check_at_least_one
 from models.layers.activations import Checkpointing
 from models.layers.attention import key_mask
-from models.layers.conditioning import TimeEmbedding, VectorEmbedding, see
+from models.layers.conditioning import NetworkParams, TimeEmbedding, VectorEmbedding, network_input
 from models.layers.half import with_enough_precision
 from models.layers.joint import DualStream, JointBlock, LastStream, Stream, whole_patches
 from models.layers.modulation import Modulation, modulate, norm, start_at_identity
@@ -23,7 +23,7 @@ POSITIONS = 64  # the side, in patches, of the images whose positions are counte
 
 
 @dataclass(frozen=True)
-class SD3Params:
+class SD3Params(NetworkParams):
     """One Stable Diffusion 3; the defaults are SD 3 medium. Its width goes with its depth (section 5.3).
 
     depth        blocks; 24 in both media, 38 in 3.5 large
@@ -59,11 +59,6 @@ class SD3Params:
         """The most that height and width of x may be."""
         return self.positions * self.patch_size
 
-    @property
-    def takes(self) -> tuple[str, ...]:
-        """What it is told beside x and t."""
-        return "context", "vector"
-
 
 class SD3(Checkpointing):
     """forward(x (B, C, H, W), t (B,) in [0, 1], condition) -> (B, out_channels, H, W); context (B, L, 4096), vector (B, 2048).
@@ -94,7 +89,7 @@ class SD3(Checkpointing):
     @with_enough_precision
     def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         p = self.params
-        x = see(x, condition, p)
+        x = network_input(x, condition, p)
         height, width = x.shape[-2:]
         x = whole_patches(x, p.patch_size)
         h, w = x.shape[-2] // p.patch_size, x.shape[-1] // p.patch_size

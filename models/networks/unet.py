@@ -20,13 +20,13 @@ from diffusion.condition import NONE, Condition
 from diffusion.spec import check_at_least_one, check_names, check_range
 from models.layers.activations import Checkpointing
 from models.layers.attention import CrossAttention, SelfAttention, key_mask
-from models.layers.conditioning import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, VectorEmbedding, see
+from models.layers.conditioning import GuidanceEmbedding, LabelEmbedding, NetworkParams, TimeEmbedding, VectorEmbedding, network_input
 from models.layers.half import with_enough_precision
 from models.layers.upsample import Upsample
 
 
 @dataclass(frozen=True)
-class UNetParams:
+class UNetParams(NetworkParams):
     """One UNet. Per level means from the finest resolution to the coarsest.
 
     in_channels, out_channels  twice the sample's channels out for a learned variance
@@ -85,12 +85,6 @@ class UNetParams:
             raise ValueError("nothing in this UNet attends to a context: set context_dim to null, or choose transformer attention")
         if depth > 1 and self.attention_kind == "plain":
             raise ValueError(f"plain attention comes once after a residual block, not {depth} times")
-
-    @property
-    def takes(self) -> tuple[str, ...]:
-        """What it is told beside x and t."""
-        sizes = {"label": self.num_classes, "context": self.context_dim, "vector": self.vector_dim, "guidance": self.guidance_dim}
-        return tuple(name for name, size in sizes.items() if size is not None)
 
     def heads_of(self, width: int) -> int:
         """Attention heads in a block of that width."""
@@ -158,7 +152,7 @@ class UNet(Checkpointing):
     @with_enough_precision
     def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         p = self.params
-        x = see(x, condition, p)
+        x = network_input(x, condition, p)
         emb = self.time(t, None if self.guidance is None else self.guidance(condition.guidance))
         if self.label is not None:
             emb = emb + self.label(condition.label)
@@ -192,7 +186,7 @@ class Block(nn.Module):
         if depth:
             self.attention = PlainAttention(p, width) if p.attention_kind == "plain" else SpatialTransformer(p, width, depth)
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None = None) -> Tensor:
         x = self.res(x, emb)
         return x if self.attention is None else self.attention(x, context, mask)
 
@@ -246,7 +240,7 @@ class SpatialTransformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(width, p.context_dim, p.heads_of(width)) for _ in range(depth))
         self.proj_out = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None = None) -> Tensor:
         height = x.shape[2]
         h = self.norm(x)
         if not self.linear:
@@ -276,9 +270,9 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.feed_forward = GatedFeedForward(width)
 
-    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None = None) -> Tensor:
         x = x + self.self_attention(self.norm1(x))
-        if self.cross_attention is not None and self.norm2 is not None and context is not None:
+        if self.cross_attention is not None and self.norm2 is not None:
             x = x + self.cross_attention(self.norm2(x), context, mask)
         return x + self.feed_forward(self.norm3(x))
 

@@ -108,7 +108,9 @@ class TextEncoder(nn.Module):
         else:
             waves = self._waves(numbers, n)
         if like is not None and like.context is not None:
-            chunks = like.context.shape[1] // p.rows
+            chunks, rest = divmod(like.context.shape[1], p.rows)
+            if rest or not chunks:
+                raise ValueError(f"a context of this family has {p.rows} rows, or a multiple of them, not {like.context.shape[1]}")
         if p.null == "zeros":
             context = self._table.new_zeros(n, chunks * p.rows, p.context_dim)
             return Condition(context, vector=self._vector(context.new_zeros(n, p.pooled_dim), waves))
@@ -171,7 +173,7 @@ class TextEncoder(nn.Module):
             for name, reader in p.readers.items()
         }
         states = [torch.cat([read[name].states for name in group], dim=-1) for group in p.groups]
-        masks = [read[group[0]].mask for group in p.groups]
+        masks = [_both(*(read[name].mask for name in group)) for group in p.groups]
         context = states[0]
         if p.zeros:
             states, masks = [*states, context.new_zeros(len(batch), p.zeros, p.context_dim)], [*masks, None]
@@ -213,6 +215,12 @@ def _parse(prompts: Sequence[str], weighted: bool) -> list[Pieces]:
         if abs(heaviest) > MAX_WEIGHT:
             raise ValueError(f"words weigh up to {MAX_WEIGHT:g} times the usual, not {heaviest:g}, in the prompt {brief(prompt)}")
     return parsed
+
+
+def _both(*masks: Tensor | None) -> Tensor | None:
+    """Rows that stand side by side are there where all of their parts are."""
+    there = [mask for mask in masks if mask is not None]
+    return torch.stack(there).all(0) if there else None
 
 
 def _joined(masks: Sequence[Tensor | None], states: Sequence[Tensor]) -> Tensor | None:

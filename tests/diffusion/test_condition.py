@@ -52,7 +52,7 @@ def test_a_null_takes_the_place_of_what_it_names() -> None:
     whole = Condition(context=torch.randn(2, 4, 5).half(), mask=torch.ones(2, 4, dtype=torch.bool), label=torch.tensor([3, 4]))
     null = whole.updated(Condition(context=torch.zeros(1, 6, 5)))
     same(null, Condition(context=torch.zeros(2, 6, 5).half(), label=whole.label))
-    with pytest.raises(ValueError, match="'vector' is not given"):
+    with pytest.raises(ValueError, match="'vector' cannot be replaced, since there is none"):
         whole.updated(Condition(vector=torch.zeros(1, 2)))
     with pytest.raises(ValueError, match="'label' has 3 rows for 2 samples"):
         whole.updated(Condition(label=torch.zeros(3, dtype=torch.long)))
@@ -75,7 +75,7 @@ def test_rows_and_masks_have_to_fit() -> None:
     with pytest.raises(ValueError, match="different numbers: context 2, label 3"):
         Condition(context=torch.zeros(2, 4, 5), label=torch.zeros(3))
     with pytest.raises(ValueError, match=r"the mask \(2, 3\) .* goes with a context \(2, 4, 5\)"):
-        Condition(context=torch.zeros(2, 4, 5), mask=torch.ones(2, 3))
+        Condition(context=torch.zeros(2, 4, 5), mask=torch.ones(2, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="the condition 'label' and some have not"):
         Condition.cat([some(), Condition(context=torch.zeros(1, 4, 5))])
     with pytest.raises(ValueError, match="no number of rows"):

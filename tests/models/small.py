@@ -78,7 +78,8 @@ def randomised(network: nn.Module) -> nn.Module:
 def inputs(params: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor, Condition]:
     """x, t and the condition of a batch of two, at times far apart; the second label is the null label."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2, params.in_channels, *size, generator=generator)
+    whole = torch.randn(2, params.in_channels, *size, generator=generator)
+    x = whole[:, : params.sample_channels]
     told: dict[str, Tensor] = {}
     if "label" in params.takes:
         told["label"] = torch.tensor([3, params.num_classes])
@@ -88,7 +89,14 @@ def inputs(params: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor, Conditio
         told["vector"] = torch.randn(2, params.vector_dim, generator=generator)
     if "guidance" in params.takes:
         told["guidance"] = torch.tensor([1.75, 8.5])
+    if "image" in params.takes:
+        told["image"] = whole[:, params.sample_channels :]
     return x, torch.tensor([0.00325, 0.9876] if isinstance(params, TrunkParams | SD3Params) else [3.25, 987.6]), Condition(**told)
+
+
+def beside(x: Tensor, image: Tensor | None) -> Tensor:
+    """All channels, as peers are given them."""
+    return x if image is None else torch.cat([x, image], dim=1)
 
 
 def renamed(name: str, value: Tensor, rules: Mapping[str, str]) -> dict[str, Tensor]:

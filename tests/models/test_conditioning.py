@@ -11,8 +11,8 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
 from diffusion import NONE, Condition
-from models import DiT, DiTParams
-from models.layers.conditioning import LabelEmbedding, TimeEmbedding, check_labels, see, sinusoid
+from models import DiT, DiTParams, UNetParams
+from models.layers.conditioning import LabelEmbedding, TimeEmbedding, check_labels, network_input, sinusoid
 
 TIMES = [0.0, 0.25, 1.0, 17.3, 500.0, 999.0]
 
@@ -99,21 +99,28 @@ def test_labels_in_range_pass() -> None:
 def test_conditions_must_be_exactly_those_expected(change: dict[str, Any], message: str) -> None:
     """A missing condition and a superfluous one raise and are named."""
     params, x = DiTParams(in_channels=1, num_classes=10, context_dim=8), torch.zeros(2, 1, 4, 4)
-    condition = Condition(label=torch.zeros(2), context=torch.zeros(2, 3, 8))
-    assert see(x, condition, params) is x
+    condition = Condition(label=torch.zeros(2, dtype=torch.long), context=torch.zeros(2, 3, 8))
+    assert network_input(x, condition, params) is x
     with pytest.raises(ValueError, match=message):
-        see(x, replace(condition, **change), params)
+        network_input(x, replace(condition, **change), params)
 
 
 def test_an_image_beside_x() -> None:
-    """Its channels come behind those of x; where it is missing or too wide, the error says what the network takes."""
-    params, x, image = DiTParams(in_channels=3, num_classes=None), torch.zeros(2, 1, 4, 4), torch.ones(2, 2, 4, 4, dtype=torch.float64)
-    seen = see(x, Condition(image=image), params)
-    assert torch.equal(seen, torch.cat([x, image.float()], dim=1))
-    with pytest.raises(ValueError, match="needs the condition 'image'"):
-        see(x, NONE, params)
-    with pytest.raises(ValueError, match="takes 3 channels, x and the image beside it together, not 2"):
-        see(x, Condition(image=image[:, :1]), params)
+    """Its channels come behind those of x; what has other channels or another size is refused, with what the network takes."""
+    params, x = UNetParams(in_channels=3, out_channels=1), torch.zeros(2, 1, 4, 4)
+    image = torch.ones(2, 2, 4, 4, dtype=torch.float64)
+    assert torch.equal(network_input(x, Condition(image=image), params), torch.cat([x, image.float()], dim=1))
+    for told, message in (
+        (NONE, "needs the condition 'image'"),
+        (Condition(image=image[:, :1]), r"sees images of shape \(2, 4, 4\) beside x, not \(1, 4, 4\)"),
+        (Condition(image=image[..., :2]), r"not \(2, 4, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            network_input(x, told, params)
+    with pytest.raises(ValueError, match="takes samples of 1 channels, not 3"):
+        network_input(torch.zeros(2, 3, 4, 4), Condition(image=image), params)
+    with pytest.raises(ValueError, match="network\\(x, t, condition\\), with a Condition"):
+        network_input(x, {"image": image}, params)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("label", [torch.tensor(3), torch.tensor([[3], [4]]), torch.tensor([3.0, 4.0])])
@@ -125,5 +132,5 @@ def test_labels_are_one_whole_number_per_sample(label: torch.Tensor) -> None:
 def test_one_condition_per_sample() -> None:
     """A single condition is not spread over a batch in silence."""
     network = DiT(DiTParams(in_channels=1, image_size=8, hidden=16, depth=1, heads=2, num_classes=10))
-    with pytest.raises(ValueError, match="1 conditions for a batch of 3"):
+    with pytest.raises(ValueError, match="1 conditions for 3 samples"):
         network(torch.zeros(3, 1, 8, 8), torch.zeros(3), Condition(label=torch.tensor([1])))

@@ -16,7 +16,7 @@ from torch import Tensor
 from models import Flux, FluxParams
 from models.networks.flux import TrunkParams
 from tests.models.joint_peers import assert_equal_at_full_width, assert_equal_in_value_and_gradient, call_with_tokens, translated
-from tests.models.small import DEV, FILL, FLUX, FLUXES, SCHNELL, inputs, randomised
+from tests.models.small import DEV, FILL, FLUX, FLUXES, SCHNELL, beside, inputs, randomised
 
 # The parameters of the published files.
 PUBLISHED = {
@@ -63,9 +63,15 @@ def peer(p: FluxParams) -> FluxTransformer2DModel:
 
 
 def call_peer(
-    network: FluxTransformer2DModel, x: Tensor, t: Tensor, context: Tensor, vector: Tensor, guidance: Tensor | None = None
+    network: FluxTransformer2DModel,
+    x: Tensor,
+    t: Tensor,
+    context: Tensor,
+    vector: Tensor,
+    guidance: Tensor | None = None,
+    image: Tensor | None = None,
 ) -> Tensor:
-    return call_with_tokens(network, x, t, context, pooled_projections=vector, guidance=guidance)
+    return call_with_tokens(network, beside(x, image), t, context, pooled_projections=vector, guidance=guidance)
 
 
 def turned(x: Tensor, cos_sin: tuple[Tensor, Tensor], sequence_dim: int) -> Tensor:
@@ -133,7 +139,7 @@ def test_fresh_blocks_are_the_identity() -> None:
 def test_output_has_its_own_channels() -> None:
     """What an inpainting net is given beside x is not in its output."""
     x, t, condition = inputs(FILL, (8, 12))
-    assert x.shape[1] == 10
+    assert beside(x, condition.image).shape[1] == 10
     assert Flux(FILL)(x, t, condition).shape == (2, 3, 8, 12)
 
 

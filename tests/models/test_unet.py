@@ -19,7 +19,7 @@ from diffusion import Condition
 from models import UNet, UNetParams
 from models.files.blank import Blank
 from models.layers.conditioning import sinusoid
-from tests.models.small import ADM, LCM, SD1, SD2, SDXL, UNET, UNETS, inputs, randomised, relative_error, renamed
+from tests.models.small import ADM, LCM, SD1, SD2, SDXL, UNET, UNETS, beside, inputs, randomised, relative_error, renamed
 
 PUBLISHED = {
     "SD 1.5": (UNetParams(heads=8, head_dim=None, context_dim=768), 859_520_964),
@@ -225,7 +225,7 @@ def test_output_and_gradients_equal_diffusers(kind: str, dtype: torch.dtype, tol
     x, t, condition = inputs(peer.params, (8, 12))
     x = x.to(dtype).requires_grad_()
     condition, asked = for_both(condition, dtype)
-    out, expected = ours(x, t, condition), theirs(x, t, **asked).sample
+    out, expected = ours(x, t, condition), theirs(beside(x, condition.image), t, **asked).sample
     assert relative_error(out, expected) <= tolerance
 
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)  # a different one for every output

@@ -47,12 +47,12 @@ def prepared(photos: Path, model: Model, **params: Any) -> LatentData:
     return data
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2-v", "sdxl", "playground-v2.5", "sdxl-refiner"])
+@pytest.mark.parametrize("family", ["sd1", "sd2-v", "sdxl", "playground-v2.5", "sdxl-refiner", "chroma"])
 def test_a_batch_is_what_the_encoders_make(photos: Path, family: str) -> None:
     """Mean and deviation of the latents in the diffusion model's units, the context, the vector with each image's sizes, and no prompt."""
     model = models.miniature(family)
     data = prepared(photos, model)
-    assert (len(data), data.shape, data.num_classes) == (3, (4, 4, 4), None)
+    assert (len(data), data.shape, data.num_classes) == (3, (model.shape[0], 4, 4), None)
     batch = data.__getitems__([2, 0, 1])
     numbers: dict[str, Any] = {
         "height": [64, 32, 64], "width": [64, 40, 32], "top": [0, 0, 16], "left": [0, 4, 0],
@@ -64,15 +64,10 @@ def test_a_batch_is_what_the_encoders_make(photos: Path, family: str) -> None:
         text: TextEncoder = model.require("text")
         told, _ = text.encode(["a cat", *CAPTIONS[:2]], numbers={name: numbers[name] for name in text.params.numbers})
         null = text.null(3, like=told)
-    expected: dict[str, Tensor | None] = {
-        "x0": distribution.mean,
-        "x0_std": distribution.std,
-        "context": told.context,
-        "vector": told.vector,
-    }
-    expected |= {"null.context": null.context, "null.vector": null.vector}
-    wanted = {name: value for name, value in expected.items() if value is not None}
+    wanted = {"x0": distribution.mean, "x0_std": distribution.std, **told.given}
+    wanted |= {f"null.{name}": value for name, value in null.expand(3).given.items()}
     assert batch.keys() == wanted.keys()
+    assert ("mask" in batch, "null.mask" in batch) == (family == "chroma",) * 2
     for name, value in wanted.items():
         torch.testing.assert_close(batch[name], value, **TOLERANCE)
     if family in ("sdxl", "playground-v2.5"):
@@ -216,7 +211,9 @@ def test_long_captions_are_cut_with_a_warning_or_read_in_pieces(photos: Path) ->
     """75 tokens by default; chunks=2 reads 150, gives every caption and "no prompt" that length, and is silent."""
     photos.joinpath("b.txt").write_text("word " * 100)
     model = models.miniature("sd1")
-    with pytest.warns(UserWarning, match=r"1 of 3 captions are longer than 75 tokens .* that of .*b\.png: latents\.chunks=2 reads more"):
+    with pytest.warns(
+        UserWarning, match=r"1 of 3 captions are longer than is read of them, the first that of .*b\.png: latents\.chunks=2 reads more"
+    ):
         short = prepared(photos, model).__getitems__([0, 1])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

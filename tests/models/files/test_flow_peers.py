@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import T5EncoderModel, T5TokenizerFast
 
 import models
+from diffusion import Condition
 from models import Model
 from models.families import chroma, flux
 from models.files.table import scatter
@@ -29,7 +30,7 @@ from models.presets import miniature
 from tests.models.files.pipelines import equal, files, states
 from tests.models.files.tiny import FLOWS, same, tiny
 from tests.models.joint_peers import call_with_tokens
-from tests.models.small import inputs, relative_error
+from tests.models.small import beside, inputs, relative_error
 
 BOUND = 1e-5
 PIPELINES = {
@@ -176,8 +177,10 @@ def test_a_projected_pooled_output_stays_projected(tmp_path: Path) -> None:
             models.save(model, tmp_path / "h.safetensors", layout)
 
 
-def theirs_of(peer: Any, x: Tensor, t: Tensor, *, context: Tensor, vector: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+def theirs_of(peer: Any, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
     """A transformer of diffusers told the same as ours: FLUX.1 and Chroma packed, and SD 3 in a thousand times."""
+    context, vector, guidance = condition.given["context"], condition.vector, condition.guidance
+    x = beside(x, condition.image)
     if isinstance(peer, SD3Transformer2DModel):
         return peer(x, timestep=1000 * t, encoder_hidden_states=context, pooled_projections=vector).sample
     told = {} if vector is None else {"pooled_projections": vector, "guidance": guidance}
@@ -193,7 +196,7 @@ def test_diffusers_computes_the_same_network(family: str, saved: Saved) -> None:
     peer = NETWORKS[re.split("[-.]", family)[0]].from_pretrained(saved(family) / "transformer", local_files_only=True).eval()
     ours: Any = models.load(saved(family) / "transformer").network
     x, t, condition = inputs(ours.params, (8, 12))
-    assert relative_error(ours(x, t, condition), theirs_of(peer, x, t, **condition.given)) <= BOUND
+    assert relative_error(ours(x, t, condition), theirs_of(peer, x, t, condition)) <= BOUND
 
 
 @pytest.mark.parametrize("family", ["flux-dev", "sd3"])
@@ -262,7 +265,7 @@ def test_flux_of_diffusers(guidance: bool, tmp_path: Path) -> None:
     ours: Any = saved_by_diffusers(peer, tmp_path).network
     assert (ours.params.axes, ours.params.guidance_dim) == ((8, 8, 8), 256 if guidance else None)
     x, t, condition = inputs(ours.params, (8, 12))
-    assert relative_error(ours(x, t, condition), theirs_of(peer, x, t, **condition.given)) <= BOUND
+    assert relative_error(ours(x, t, condition), theirs_of(peer, x, t, condition)) <= BOUND
 
 
 @pytest.mark.parametrize("dual", [(), (0,), (0, 1, 2)])
@@ -283,7 +286,7 @@ def test_stable_diffusion_3_of_diffusers(dual: tuple[int, ...], qk_norm: str | N
     ours: Any = saved_by_diffusers(peer, tmp_path).network
     assert (ours.params.heads, ours.params.dual, ours.params.qk_norm) == (2, len(dual), qk_norm is not None)
     x, t, condition = inputs(ours.params, (8, 12))
-    assert relative_error(ours(x, t, condition), theirs_of(peer, x, t, **condition.given)) <= BOUND
+    assert relative_error(ours(x, t, condition), theirs_of(peer, x, t, condition)) <= BOUND
 
 
 def test_t5_of_transformers(saved: Saved, tmp_path: Path) -> None:
