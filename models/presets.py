@@ -40,7 +40,7 @@ def miniature(family: str = "sd1", seed: int = 0, **network: Any) -> Model:
     with Blank():  # all parameters are drawn below
         model = build({**tiny_description(family, TINY_TOWERS, **network), "shape": [of.architecture.vae.latent_channels, SIZE, SIZE]})
     text = model.require("text")
-    text.tokenizers = {name: reader.letters() for name, reader in text.params.readers.items() if reader.letters}
+    text.tokenizers = {name: letters for name, reader in text.params.readers.items() if (letters := reader.letters()) is not None}
     generator = torch.Generator().manual_seed(seed)
     for part in model.parts.values():
         randomise(part, generator)

@@ -16,7 +16,7 @@ from diffusion.noise import mix
 from diffusion.spec import check_call, check_type
 from models import Model
 from models.device import find_device
-from models.layers.activations import check_compiles, compiled
+from models.layers.blocks import check_compiles, compiled
 from models.networks.tiling import decode_tiled, sliced
 from samplers.guide import warn_unless_followed
 from samplers.image_to_image import image_to_image

@@ -20,7 +20,7 @@ from diffusion import NONE, Condition, DenoiserLike, Grid
 from diffusion.spec import check_at_least_one, check_call, check_names, make_params
 from models import Model
 from models.device import find_device
-from models.layers.activations import check_compiles, compiled
+from models.layers.blocks import check_compiles, compiled
 from models.layouts import native
 from samplers.guide import steered
 from samplers.provenance import provenance

@@ -21,7 +21,7 @@ from eval.bench.memory import peak_resident
 from eval.bench.pairs import PAIRS, Pair
 from eval.bench.record import DTYPES, write_bench
 from models.device import find_device
-from models.layers.activations import compiled
+from models.layers.blocks import compiled
 
 MATRIX = 2048  # rows and columns of the plain product that a step's rate of arithmetic is compared with
 

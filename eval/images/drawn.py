@@ -23,7 +23,7 @@ from eval.images.prompts import list_prompts
 from eval.images.source import Unreadable
 from models import Model
 from models.device import find_device
-from models.layers.activations import compiled
+from models.layers.blocks import compiled
 from samplers.generate import generate
 from samplers.guide import steered
 from samplers.pictures import to_uint8

@@ -69,7 +69,17 @@ def config(p: ChromaParams, size: tuple[int, int]) -> dict[str, Any]:
     return {"_class_name": "ChromaTransformer2DModel", "_diffusers_version": OLDEST, **flux.trunk_config(p, own)}
 
 
-CHROMA = Kind("chroma", "backbone", "Chroma transformer", Chroma, ChromaParams, recognise, lambda _: bfl(), diffusers, config)
+CHROMA = Kind(
+    name="chroma",
+    part="backbone",
+    words="Chroma transformer",
+    network=Chroma,
+    params=ChromaParams,
+    recognise=recognise,
+    single=lambda _: bfl(),
+    diffusers=diffusers,
+    config=config,
+)
 
 # Family ------------------------------------------------------------------------------------------------------------------
 

@@ -152,7 +152,17 @@ def trunk_config(p: TrunkParams, own: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-FLUX = Kind("flux", "backbone", "FLUX transformer", Flux, FluxParams, recognise, lambda _: bfl(), diffusers, config)
+FLUX = Kind(
+    name="flux",
+    part="backbone",
+    words="FLUX transformer",
+    network=Flux,
+    params=FluxParams,
+    recognise=recognise,
+    single=lambda _: bfl(),
+    diffusers=diffusers,
+    config=config,
+)
 
 # Families ---------------------------------------------------------------------------------------------------------------
 

@@ -235,7 +235,18 @@ def config(p: UNetParams, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-UNET = Kind("unet", "backbone", "UNet", UNet, UNetParams, recognise, ldm, diffusers, config, "unet")
+UNET = Kind(
+    name="unet",
+    part="backbone",
+    words="UNet",
+    network=UNet,
+    params=UNetParams,
+    recognise=recognise,
+    single=ldm,
+    diffusers=diffusers,
+    config=config,
+    folder="unet",
+)
 
 # Text -------------------------------------------------------------------------------------------------------------------
 

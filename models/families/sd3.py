@@ -116,7 +116,17 @@ def config(p: SD3Params, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-MMDIT = Kind("sd3", "backbone", "Stable Diffusion 3 transformer", SD3, SD3Params, recognise, lambda _: sai(), diffusers, config)
+MMDIT = Kind(
+    name="sd3",
+    part="backbone",
+    words="Stable Diffusion 3 transformer",
+    network=SD3,
+    params=SD3Params,
+    recognise=recognise,
+    single=lambda _: sai(),
+    diffusers=diffusers,
+    config=config,
+)
 
 # What files show --------------------------------------------------------------------------------------------------------
 

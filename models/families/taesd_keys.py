@@ -56,4 +56,15 @@ def config(p: TAESDParams, size: tuple[int, int]) -> dict[str, Any]:
 
 
 # Its folder is ours, which no index of diffusers' has a name for.
-PREVIEW = Kind("preview", "preview", "tiny autoencoder", TAESD, TAESDParams, recognise, diffusers, diffusers, config, "preview")
+PREVIEW = Kind(
+    name="preview",
+    part="preview",
+    words="tiny autoencoder",
+    network=TAESD,
+    params=TAESDParams,
+    recognise=recognise,
+    single=diffusers,
+    diffusers=diffusers,
+    config=config,
+    folder="preview",
+)

@@ -107,4 +107,15 @@ def config(p: VAEParams, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-AUTOENCODER = Kind("kl", "vae", "autoencoder", VAE, VAEParams, recognise, ldm, diffusers, config, "vae")
+AUTOENCODER = Kind(
+    name="kl",
+    part="vae",
+    words="autoencoder",
+    network=VAE,
+    params=VAEParams,
+    recognise=recognise,
+    single=ldm,
+    diffusers=diffusers,
+    config=config,
+    folder="vae",
+)

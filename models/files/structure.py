@@ -84,7 +84,7 @@ def used_blocks(stored: int, configured: Any) -> int:
     return configured
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Kind:
     """One kind of network, and how files hold it.
 
@@ -92,12 +92,13 @@ class Kind:
     part       of a model that it is: "backbone", "vae", "text" (one of its encoders) or "preview"
     words      what people call it, for error messages
     network    its class
-    params     the class of its parameters; a backbone's have in_channels, out_channels, context_dim and vector_dim
+    params     the class of its parameters; a backbone's are `NetworkParams` with context_dim and vector_dim
     recognise  the parameters and the layout of a network with these keys and shapes, None where it is none; beside them, what a config.json
                says. KeyError for a key that lacks, ValueError in a sentence for what is known to be wrong
-    single     how its publisher's single files hold it, by its parameters
+    single     how single files hold it, its publisher's or ComfyUI's, by its parameters
     diffusers  how a diffusers (or transformers) folder holds it
-    config     the config.json there, by its parameters and the height and width of the latents that it was trained on
+    config     the config.json there, with `_class_name`, or `architectures` of transformers, by its parameters and the height and width of
+               the latents that it was trained on
     folder     the name of that folder
     """
 

@@ -63,8 +63,10 @@ def resident() -> int:
 
 
 def blocks_of(network: nn.Module) -> dict[str, nn.Module]:
-    """The blocks that a network calls one after the other, in order: the members of the lists of modules that its class names `passed`."""
-    return {f"{name}.{i}": block for name in getattr(network, "passed", ()) for i, block in network.get_submodule(name).named_children()}
+    """The blocks that a network calls one after the other, in order: the members of its class's `block_lists`."""
+    return {
+        f"{name}.{i}": block for name in getattr(network, "block_lists", ()) for i, block in network.get_submodule(name).named_children()
+    }
 
 
 def needed(supplies: Supplies) -> int:

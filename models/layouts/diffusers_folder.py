@@ -16,7 +16,7 @@ from models.layouts import native
 from models.layouts.folder import PIPELINE, SCHEDULER
 from models.layouts.own_settings import FAMILY_KEY, SETTINGS_KEY, untold_settings
 from models.layouts.scheduler import scheduler
-from models.layouts.written import IN_FOLDERS, check_text, family_of_model, in_dtype, kinds_of, published
+from models.layouts.written import check_text, family_of_model, in_dtype, kinds_of, published, said_in_folders
 from models.model import Model
 from models.text.encoder import TextEncoder
 
@@ -39,7 +39,7 @@ def write_configs(model: Model, folder: Path) -> None:
         write_json(folder / place / "config.json", config)
     if model.text is not None:
         of = family_of_model(model)
-        check_text(model, of, IN_FOLDERS | ({"null"} if model.text.params.numbers else set()))
+        check_text(model, of, said_in_folders(model.text.params))
         classes |= _save_tokenizers(model.text, of, folder)
     if model.backbone is not None:
         of = family_of_model(model)

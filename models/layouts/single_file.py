@@ -79,7 +79,7 @@ def _single_parts(model: Model, of: Family | None) -> dict[str, dict[str, Tensor
     networks = {name: (model.require(name), kind) for name, kind in kinds_of(model).items()}
     parts = {name: published(network, kind.single(network.params), kind) for name, (network, kind) in networks.items()}
     if of and model.text is not None:
-        check_text(model, of, set())
+        check_text(model, of, {})
         parts |= {tower.name: _single_tower(model.text, tower) for tower in of.architecture.towers if tower.name in model.text.towers}
     return parts
 

@@ -115,7 +115,7 @@ def _find_tokenizers(of: Family, towers: Mapping[str, Part], found: Findings) ->
         parts = {name: part for name, part in towers.items() if of.readers[name].kind == reader.kind}
         given = [path for path in found.vocabularies if reader.claims(path)]
         these = reader.find_tokenizers(parts, given, found.notes)
-        found.tokenizers |= reader.kept(these, list(parts))
+        found.tokenizers |= reader.tokenizers_of(these, list(parts))
         tokenizers |= these
     return tokenizers
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -16,9 +16,7 @@ from models.files.structure import Kind
 from models.files.table import Layout, scatter
 from models.model import Model
 from models.networks.unet import UNetParams
-
-IN_FOLDERS = {"pad", "tokens", "skip", "projected"}
-"""What folders say of how a text encoder is read, and single files do not."""
+from models.text.recipes import TextParams
 
 
 def family_of_model(model: Model) -> Family:
@@ -38,19 +36,23 @@ def kinds_of(model: Model) -> dict[str, Kind]:
     return {name: kinds[name] for name in model.parts if name in kinds}
 
 
-def check_text(model: Model, of: Family, written: Set[str]) -> None:
-    """ValueError if readers of a layout would encode prompts differently: its files say only the parameters `written`."""
+def said_in_folders(text: TextParams) -> dict[str, Set[str]]:
+    """What diffusers' folders say of how prompts are read, by text encoder, and under "text" of all."""
+    return {"text": {"null"} if text.numbers else set(), **{name: reader.IN_FOLDERS for name, reader in text.readers.items()}}
+
+
+def check_text(model: Model, of: Family, said: Mapping[str, Set[str]]) -> None:
+    """ValueError if readers of a layout would encode prompts differently: its files say only the parameters `said`."""
     text = model.require("text").params
     usual = of.text_params({name: reader.network for name, reader in text.readers.items()})
-    compared: list[tuple[str, Any, Any, tuple[str, ...]]] = [("text", text, usual, ("null", "numbers", "zeros"))]
+    compared: list[tuple[str, Any, Any, Sequence[str]]] = [("text", text, usual, ("null", "numbers", "zeros"))]
     for name, reader in text.readers.items():
-        compared += [(name, reader, usual.readers[name], tuple(field.name for field in fields(reader) if field.name != "network"))]
+        compared.append((name, reader, usual.readers[name], [field.name for field in fields(reader) if field.name != "network"]))
     for what, own, others, names in compared:
-        for name in names:
-            if name in written | of.architecture.told or (mine := getattr(own, name)) == (theirs := getattr(others, name)):
-                continue
-            where = "'diffusers' or 'native'" if name in IN_FOLDERS else "'native'"
-            raise ValueError(f"files of this layout do not say {name}={mine!r} of {what}, readers take {theirs!r}: use layout={where}")
+        for name in sorted(set(names) - said.get(what, set()) - of.architecture.told, key=names.index):
+            if (mine := getattr(own, name)) != (theirs := getattr(others, name)):
+                where = "'diffusers' or 'native'" if name in said_in_folders(text)[what] else "'native'"
+                raise ValueError(f"files of this layout do not say {name}={mine!r} of {what}, readers take {theirs!r}: use layout={where}")
 
 
 def published(network: nn.Module, layout: Layout, kind: Kind, config: Mapping[str, Any] | None = None) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ class CLIPText(nn.Module):
     None of them has been through the final `norm`. L is at most `length`.
     """
 
-    passed = ("blocks",)  # lists of blocks, in the order in which they are called
+    block_lists = ("blocks",)  # in the order in which they are called
 
     def __init__(self, params: CLIPTextParams) -> None:
         super().__init__()

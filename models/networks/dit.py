@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from diffusion.condition import NONE, Condition
 from diffusion.spec import check_at_least_one, check_range
-from models.layers.activations import Checkpointing
 from models.layers.attention import CrossAttention, SelfAttention, key_mask
+from models.layers.blocks import BlockNetwork
 from models.layers.conditioning import LabelEmbedding, NetworkParams, TimeEmbedding, VectorEmbedding, network_input
 from models.layers.half import with_enough_precision
 from models.layers.modulation import Modulation, gated, modulate, norm, start_at_identity
@@ -60,7 +60,7 @@ class DiTParams(NetworkParams):
         return self.in_channels * (2 if self.learned_variance else 1)
 
 
-class DiT(Checkpointing):
+class DiT(BlockNetwork):
     """forward(x (B, C, H, W), t (B,), condition) -> (B, out_channels, H, W); label (B,), context (B, L, D), vector (B, V)."""
 
     def __init__(self, params: DiTParams) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from diffusion.condition import NONE, Condition
 from diffusion.spec import check_at_least_one, check_range
-from models.layers.activations import Checkpointing
 from models.layers.attention import attend, key_mask
+from models.layers.blocks import BlockNetwork
 from models.layers.conditioning import NetworkParams, TimeEmbedding, VectorEmbedding, network_input
 from models.layers.half import with_enough_precision
 from models.layers.joint import HeadNorm, JointBlock, Stream, split_heads, whole_patches
@@ -71,7 +71,7 @@ class FluxParams(TrunkParams):
         check_at_least_one(self, "vector_dim", "guidance_dim")
 
 
-class Trunk(Checkpointing):
+class Trunk(BlockNetwork):
     """Blocks of two streams, then of one, over tokens of text and patches of x: all of FLUX.1 but the embedding of what modulates them.
 
     modulation  makes a module that gives a block, or one of its streams, its modulation from the block's embedding: called with the number
@@ -79,7 +79,7 @@ class Trunk(Checkpointing):
     embeddings  what makes these embeddings, by name
     """
 
-    passed = ("joint", "single")  # lists of blocks, in the order in which they are called
+    block_lists = ("joint", "single")  # in the order in which they are called
 
     def __init__(self, params: TrunkParams, modulation: Callable[[int, int], nn.Module], **embeddings: nn.Module | None) -> None:
         super().__init__()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from diffusion.condition import NONE, Condition
 from diffusion.spec import check_at_least_one
-from models.layers.activations import Checkpointing
 from models.layers.attention import key_mask
+from models.layers.blocks import BlockNetwork
 from models.layers.conditioning import NetworkParams, TimeEmbedding, VectorEmbedding, network_input
 from models.layers.half import with_enough_precision
 from models.layers.joint import DualStream, JointBlock, LastStream, Stream, whole_patches
@@ -60,13 +60,13 @@ class SD3Params(NetworkParams):
         return self.positions * self.patch_size
 
 
-class SD3(Checkpointing):
+class SD3(BlockNetwork):
     """forward(x (B, C, H, W), t (B,) in [0, 1], condition) -> (B, out_channels, H, W); context (B, L, 4096), vector (B, 2048).
 
     H and W make at most `positions` patches each; a side that does not divide by the patch size is filled up inside and cut again.
     """
 
-    passed = ("blocks",)  # lists of blocks, in the order in which they are called
+    block_lists = ("blocks",)  # in the order in which they are called
 
     def __init__(self, params: SD3Params) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ class T5(nn.Module):
     Published weights lead the states beyond float16's range, so between the blocks they are at least float32.
     """
 
-    passed = ("blocks",)  # lists of blocks, in the order in which they are called
+    block_lists = ("blocks",)  # in the order in which they are called
 
     def __init__(self, params: T5Params) -> None:
         super().__init__()

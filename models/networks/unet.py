@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from diffusion.condition import NONE, Condition
 from diffusion.spec import check_at_least_one, check_names, check_range
-from models.layers.activations import Checkpointing
 from models.layers.attention import CrossAttention, SelfAttention, key_mask
+from models.layers.blocks import BlockNetwork
 from models.layers.conditioning import GuidanceEmbedding, LabelEmbedding, NetworkParams, TimeEmbedding, VectorEmbedding, network_input
 from models.layers.half import with_enough_precision
 from models.layers.upsample import Upsample
@@ -94,7 +94,7 @@ class UNetParams(NetworkParams):
         return self.heads or width // divisor
 
 
-class UNet(Checkpointing):
+class UNet(BlockNetwork):
     """forward(x (B, C, H, W), t (B,), condition) -> (B, out_channels, H, W); label (B,), context (B, L, D), vector (B, V), guidance (B,).
 
     H and W may be any: an odd side is halved upwards, and cut to its own size again on the way up.

@@ -124,7 +124,18 @@ def config(p: CLIPTextParams, size: Any = None, bos: int = BOS, eos: int = EOS) 
     }
 
 
-NETWORK = Kind("clip", "text", "text encoder", CLIPText, CLIPTextParams, recognise, transformers, transformers, config, "text_encoder")
+NETWORK = Kind(
+    name="clip",
+    part="text",
+    words="text encoder",
+    network=CLIPText,
+    params=CLIPTextParams,
+    recognise=recognise,
+    single=transformers,
+    diffusers=transformers,
+    config=config,
+    folder="text_encoder",
+)
 
 # The reader -------------------------------------------------------------------------------------------------------------
 
@@ -151,6 +162,7 @@ class CLIPReader(Reader):
     tokens: int | None = None
 
     NETWORK = NETWORK
+    IN_FOLDERS = frozenset({"pad", "tokens", "skip", "projected"})
     claims = staticmethod(is_clip)
     open_tokenizer = staticmethod(CLIPTokenizer.from_description)
     chunked = True
@@ -230,7 +242,7 @@ class CLIPReader(Reader):
         return tokenizers
 
     @classmethod
-    def kept(cls, found: dict[str, CLIPTokenizer], names: Sequence[str]) -> dict[str, CLIPTokenizer]:
+    def tokenizers_of(cls, found: dict[str, CLIPTokenizer], names: Sequence[str]) -> dict[str, CLIPTokenizer]:
         """None where all are OpenAI's, for which texts are cleaned. Beside one with own words it is read as transformers reads it."""
         own = {name: tokenizer for name, tokenizer in found.items() if not tokenizer.is_openai}
         return {name: own.get(name) or uncleaned_tokenizer() for name in names} if own else {}

@@ -47,24 +47,46 @@ class Reader(ABC):
     kind: str = ""
 
     NETWORK: ClassVar[Any]  # the Kind of its network
-    claims: ClassVar[Any]  # whether a file or folder holds a tokenizer of this kind
-    open_tokenizer: ClassVar[Any]  # the tokenizer that its `describe` described in plain values, or ValueError
-    letters: ClassVar[Any] = None  # a tokenizer that spells, for miniatures, where none is at hand without files
-    chunked: ClassVar[bool] = False  # whether a prompt that is longer than `rows` can be read in parts, one after the other
-    rows: ClassVar[Any]  # of states, for each part of a prompt
-    room: ClassVar[Any]  # how many of its tokens are read
-    context_dim: ClassVar[Any]  # width of the states, 0 where they are not for the context
-    pooled_dim: ClassVar[Any] = 0  # width of its part of the vector
+    IN_FOLDERS: ClassVar[frozenset[str]] = frozenset()  # its fields that diffusers' folders say, and single files do not
+    chunked: ClassVar[bool] = False  # whether a longer prompt can be read in chunks, whose states follow each other
     usual_size: ClassVar[int] = 0  # tokens of the tokenizer that stands in where none came along
-    skippable: ClassVar[Any] = None  # how many blocks more can be left out (clip skip); None where that has no meaning
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """Length of the states of a chunk."""
+
+    @property
+    @abstractmethod
+    def room(self) -> int:
+        """How many tokens of a prompt are read in a chunk."""
+
+    @property
+    @abstractmethod
+    def context_dim(self) -> int:
+        """Width of the states, 0 where they are not for the context."""
+
+    @property
+    def pooled_dim(self) -> int:
+        """Width of its part of the vector."""
+        return 0
+
+    @property
+    def skippable(self) -> int | None:
+        """How many blocks more can be left out (clip skip); None where that has no meaning."""
+        return None
 
     @abstractmethod
     def tokenize(self, tokenizer: Any, pieces: Pieces) -> Tokens:
-        """All tokens of a prompt, without those that begin and end a text."""
+        """All tokens of a prompt, of which `read` takes the first of each chunk and puts begin and end around them."""
 
     @abstractmethod
     def read(self, network: Any, tokenizer: Any, batch: Sequence[Tokens], chunks: int, clip_skip: int) -> Reading:
-        """What prompts in so many parts each give; `clip_skip`: blocks that are left out beyond those that the family leaves out."""
+        """The states of prompts, in so many chunks each, with the mask and the pooled output.
+
+        clip_skip  blocks that are left out beyond those that the family leaves out; 0 where `skippable` is None
+        A batch always has `rows` rows a chunk: shorter prompts are filled up, and a mask says so where the network was trained with one.
+        """
 
     # Its tokenizer, which has `size`, `detokenize` and `describe`
 
@@ -78,18 +100,33 @@ class Reader(ABC):
         if size > rows:
             raise ValueError(f"the tokenizer of {name} has {size} tokens and this tower knows {rows}: load the one that it came with")
 
+    @staticmethod
+    @abstractmethod
+    def claims(path: Path) -> bool:
+        """Whether a file or folder holds a tokenizer of this kind."""
+
+    @staticmethod
+    @abstractmethod
+    def open_tokenizer(description: Any) -> Any:
+        """The tokenizer that its `describe` described in plain values. ValueError for anything else."""
+
+    @staticmethod
+    def letters() -> Any:
+        """A tokenizer that spells, for miniatures; None where one is at hand without files."""
+        return None
+
     @classmethod
     @abstractmethod
     def find_tokenizers(cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]) -> dict[str, Any]:
         """Those of all text encoders of this kind in a model, by name: among paths that were given, or beside their weights."""
 
     @classmethod
-    def kept(cls, found: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-        """What the text encoders of these names keep of what was found."""
+    def tokenizers_of(cls, found: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """The tokenizers that the text encoders of these names have, from those that were found; the others read the usual one."""
         return found
 
     def words(self, own: Any) -> Any:
-        """What of its tokenizer is no copy of a published one, and images depend on, in plain values: added words. None where it is one."""
+        """Added words, which change images, in plain values; None for a published tokenizer."""
         return None
 
     # In published files

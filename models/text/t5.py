@@ -113,7 +113,18 @@ def config(p: T5Params, size: Any = None) -> dict[str, Any]:
     }
 
 
-NETWORK = Kind("t5", "text", "T5 text encoder", T5, T5Params, recognise, transformers, transformers, config, "text_encoder")
+NETWORK = Kind(
+    name="t5",
+    part="text",
+    words="T5 text encoder",
+    network=T5,
+    params=T5Params,
+    recognise=recognise,
+    single=transformers,
+    diffusers=transformers,
+    config=config,
+    folder="text_encoder",
+)
 
 # The reader -------------------------------------------------------------------------------------------------------------
 
@@ -135,7 +146,6 @@ class T5Reader(Reader):
 
     NETWORK = NETWORK
     claims = staticmethod(is_t5)
-    open_tokenizer = staticmethod(T5Tokenizer.from_json)
     letters = staticmethod(T5Tokenizer.of_letters)
 
     def __post_init__(self) -> None:
@@ -167,9 +177,10 @@ class T5Reader(Reader):
 
         def mask(batch: Sequence[Tokens], padding: int) -> Tensor | None:
             """Which rows (B, length) are a token, EOS, or one of so many of the padding behind it."""
+            if not self.masked:
+                return None
             lengths = torch.tensor([min(len(tokens), self.room) + 1 + padding for tokens in batch])
-            there = torch.arange(self.length) < lengths[:, None]
-            return there.to(network.token.weight.device, non_blocking=True) if self.masked else None
+            return (torch.arange(self.length) < lengths[:, None]).to(network.token.weight.device, non_blocking=True)
 
         def run(batch: Sequence[Tokens]) -> Tensor:
             return cast(Tensor, network(ids([row(tokens) for tokens in batch], network), mask(batch, 0)))
@@ -184,6 +195,10 @@ class T5Reader(Reader):
                 "google/t5-v1_1-xxl"
             )
         return own
+
+    @staticmethod
+    def open_tokenizer(description: Any) -> T5Tokenizer:
+        return T5Tokenizer.from_json(description)
 
     @classmethod
     def find_tokenizers(cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]) -> dict[str, T5Tokenizer]:

@@ -11,8 +11,8 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from models import DiT, UNet, UNetParams
-from models.layers import activations, half
-from models.layers.activations import check_compiles, compiled
+from models.layers import blocks, half
+from models.layers.blocks import check_compiles, compiled
 from models.layers.packed import pack
 from models.layers.streaming import Conveyor, Streamed
 from tests.models.small import KINDS, UNET, Kind, randomised
@@ -25,7 +25,7 @@ LEVELS = Kind(UNet, UNetParams(**UNET, attention=(0, 0), middle_attention=1, con
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Graphs are made, and then run as they stand: what a compiler makes of them is torch's affair."""
     torch._dynamo.reset()
-    monkeypatch.setattr(activations, "BACKEND", "eager")
+    monkeypatch.setattr(blocks, "BACKEND", "eager")
     yield
     torch._dynamo.reset()
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_compiled_is_refused() -> None:
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to be installed is said before anything is computed."""
-    monkeypatch.setattr(activations, "BACKEND", "inductor")
+    monkeypatch.setattr(blocks, "BACKEND", "inductor")
     from torch._inductor import config  # takes seconds
 
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))

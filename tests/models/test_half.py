@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from diffusion import Condition
 from models import CLIPTextParams
 from models.layers import half
-from models.layers.activations import Checkpointing
+from models.layers.blocks import BlockNetwork
 from models.layers.half import HALVES, InFloat32, with_enough_precision
 from models.layers.packed import PackedLinear
 from models.networks.clip import CLIPText
@@ -94,7 +94,7 @@ def test_gradients_and_checkpointing(dtype: torch.dtype) -> None:
     narrow = made("DiT, text").to(dtype)
     wide = copy.deepcopy(narrow).float()
     (out,), (exact,) = out_of(narrow), out_of(wide)
-    assert isinstance(narrow, Checkpointing)
+    assert isinstance(narrow, BlockNetwork)
     narrow.checkpointing = True
     (again,) = out_of(narrow)
     grads = [

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 import models
 from diffusion import ClassifierFreeGuidance, Clipped, Condition, Denoiser, DiscreteVP, RectifiedFlow, Schedule, V, initial_noise, time_grid
-from models.layers import activations
+from models.layers import blocks
 from samplers import generate, sample
 from tests.samplers.cases import DISTINCT_SAMPLERS
 
@@ -75,7 +75,7 @@ def test_the_test_notices() -> None:
 def test_generate_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other prompts, seeds, steps, samplers and sizes are drawn with the graphs of the first call, and come out as without them."""
     torch._dynamo.reset()
-    monkeypatch.setattr(activations, "BACKEND", "eager")
+    monkeypatch.setattr(blocks, "BACKEND", "eager")
     model = models.miniature("sd3.5-medium")
     first = {"steps": 2, "height": 64, "width": 64}
     calls: list[dict[str, Any]] = [

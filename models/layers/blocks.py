@@ -21,7 +21,7 @@ TOOLS = "g++ and Python's headers (apt install g++ python3-dev), for a GPU trito
 MAX_KINDS = 256  # of blocks that are not built alike, in all networks of a process: SD 1.5 has 22, and torch gives up at 8 unless told
 
 
-class Checkpointing(nn.Module):
+class BlockNetwork(nn.Module):
     """Base of networks made of blocks, which call each by `run`.
 
     checkpointing  False; set it to True to train in less memory: every block's activations are computed again on the way back
@@ -51,7 +51,7 @@ def compiled(network: nn.Module) -> Iterator[None]:
     ValueError as `check_compiles` says.
     """
     check_compiles(network)
-    assert isinstance(network, Checkpointing)
+    assert isinstance(network, BlockNetwork)
     # Sizes that are the same, as those of a square, need not be so in the next call.
     apart = symbolic_shapes.patch(use_duck_shape=False)  # type: ignore[attr-defined]  # which torch adds when it is imported
     with apart, torch._dynamo.config.patch(recompile_limit=MAX_KINDS):
@@ -64,7 +64,7 @@ def compiled(network: nn.Module) -> Iterator[None]:
 
 def check_compiles(network: nn.Module, device: torch.device | None = None) -> None:
     """ValueError where a network has no blocks, or not all in memory, or where torch cannot compile for the device (None: where it is)."""
-    if not isinstance(network, Checkpointing):
+    if not isinstance(network, BlockNetwork):
         raise ValueError(f"compile works block by block, and {type(network).__name__} does not call its blocks by `run`: leave compile out")
     check_whole(network)
     _check_compiler(BACKEND, str(device or next(network.parameters()).device))
