@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion import Condition
+from diffusion.condition import RANKS
 from models import SD3, DiT, DiTParams, UNet, UNetParams
 from models.layers.conditioning import TimeEmbedding
 from models.networks.flux import TrunkParams
@@ -156,7 +157,7 @@ def test_refuses_a_condition_it_has_no_use_for(kind: Kind, name: str) -> None:
     """A condition that would be ignored raises, and the error names it and those that are taken."""
     x, t, condition = kind.inputs()
     with pytest.raises(ValueError, match=f"has no use for the condition '{name}'; it takes: {', '.join(kind.params.takes) or 'none'}"):
-        kind.fresh()(x, t, replace(condition, **{name: torch.zeros(2, dtype=torch.long)}))
+        kind.fresh()(x, t, replace(condition, **{name: torch.zeros(2, *[1] * (RANKS[name] - 1))}))
 
 
 @pytest.mark.parametrize(("kind", "name"), [(name, condition) for name, kind in KINDS.items() for condition in kind.params.takes])
