@@ -24,7 +24,7 @@ from models.presets import miniature
 from models.text.clip_tokenizer import BOS, EOS, tokenize
 from tests.models.files.pipelines import equal, files, states
 from tests.models.files.tiny import UNETS, same, tiny
-from tests.models.small import inputs, relative_error
+from tests.models.small import beside, inputs, relative_error
 
 BOUND = 1e-5
 PIPELINES = {
@@ -110,7 +110,7 @@ def output(peer: Any, params: Any, x: Tensor, t: Tensor, told: Mapping[str, Tens
         options["timestep_cond"] = embed(None, told["guidance"] - 1, embedding_dim=params.guidance_dim)
     if "vector" in told:
         peer.get_aug_embed = lambda *args, **kwargs: peer.add_embedding(told["vector"])
-    return peer(x, t, **options).sample
+    return peer(beside(x, told.get("image")), t, **options).sample
 
 
 @pytest.mark.parametrize("family", [*UNETS, "lcm"])
