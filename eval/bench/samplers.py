@@ -99,7 +99,7 @@ def _ours(name: str, params: BenchParams) -> Callable[[], float]:
     """Microseconds per step of our solver, from a network that costs nothing."""
     x, out = initial_noise([0], params.shape[1:]).expand(*params.shape), torch.zeros(params.shape)
     grid = time_grid(DiscreteVP.scaled_linear(), params.steps)
-    denoiser = Denoiser(lambda x, t: out, grid.schedule, EPS)
+    denoiser = Denoiser(lambda x, t, condition: out, grid.schedule, EPS)
 
     def once() -> float:
         start = time.perf_counter()
