@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from diffusion.spec import check_type
 from models import VAE, Model
-from models.families import Beside
 from models.networks.tiling import encode_tiled, sliced
+
+if TYPE_CHECKING:
+    from models.families import Beside
 
 
 @dataclass(frozen=True)

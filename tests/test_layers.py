@@ -155,7 +155,8 @@ for name in {OPTIONAL!r}:  # the stubs do stand in the way
 
 def test_importing_reads_no_format_that_is_not_opened() -> None:
     """`import diffusion, models, samplers` leaves out other programs, files and pictures; `load`, formats that only some files are in."""
-    heavy = [*OPTIONAL, "hydra", "pandas", "html", "train", "eval", "configs", "models.layouts.load", "samplers.pictures"]
+    others = ["hydra", "pandas", "html", "train", "eval", "configs"]
+    heavy = [*OPTIONAL, *others, "models.families", "models.layouts.load", "samplers.pictures"]
     formats = ["models.files.gguf_file", "models.files.pickle_file", "models.layouts.single_file", "models.layouts.diffusers_folder"]
     script = f"""
 import sys, diffusion, models, samplers
