@@ -38,9 +38,10 @@ class Condition:
     image: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name, value in self.given.items():
+        given = self.given
+        for name, value in given.items():
             _check(name, value)
-        rows = {name: len(value) for name, value in self.given.items()}
+        rows = {name: len(value) for name, value in given.items()}
         if len(set(rows.values())) > 1:
             told = ", ".join(f"{name} {n}" for name, n in rows.items())
             raise ValueError(f"conditions have one row per sample, and these have different numbers: {told}")
@@ -52,6 +53,15 @@ class Condition:
     def given(self) -> dict[str, Tensor]:
         """The conditions that there are, by name."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the conditions that there are. The mask has none of its own: it goes with its context."""
+        return [name for name in self.given if name != "mask"]
+
+    def without(self: C, names: Collection[str]) -> C:
+        """But for the conditions of these names; a context takes its mask along."""
+        return replace(self, **dict.fromkeys([*names, "mask"] if "context" in names else names))
 
     def __bool__(self) -> bool:
         return bool(self.given)
@@ -134,12 +144,12 @@ class Condition:
 
         A mask may come with every context.
         """
-        given = self.given
+        names = self.names
         for name in takes:
-            if name not in given:
-                raise ValueError(f"this network needs the condition {name!r}: {_listed(given)}")
-        for name in given:
-            if name not in takes and not (name == "mask" and "context" in takes):
+            if name not in names:
+                raise ValueError(f"this network needs the condition {name!r}: {_listed(self.given)}")
+        for name in names:
+            if name not in takes:
                 raise ValueError(f"this network has no use for the condition {name!r}; it takes: {', '.join(takes) or 'none'}")
 
 

@@ -65,7 +65,7 @@ class ClassifierFreeGuidance(Wrapper):
             return self.denoiser(x_t, level, condition)
         if not self.null:
             raise ValueError("guidance leads away from a null condition, and this one is empty: give null=Condition(label=...), say")
-        if missing := [name for name in self.null.given if name not in (*condition.given, "mask")]:
+        if missing := [name for name in self.null.names if name not in condition.names]:
             raise ValueError(f"guidance needs the condition {missing[0]!r}: give it beside x and level, or as sample(..., condition=...)")
         null = condition.updated(self.null)
         if _everywhere(scale, 0) and self.rule is extrapolate:
@@ -108,13 +108,12 @@ class ComposedGuidance(Wrapper):
     ) -> None:
         if not conditions or not all(condition for condition, _ in conditions):
             raise ValueError("composed guidance needs at least one condition, and no empty one: [(Condition(label=...), 4.0), ...]")
-        named = {name for condition, _ in conditions for name in condition.given}
-        if missing := sorted(named - null.given.keys() - {"mask"}):
+        named = {name for condition, _ in conditions for name in condition.names}
+        if missing := sorted(named - set(null.names)):
             raise ValueError(f"guidance needs a null value for the condition {missing[0]!r}: give null=Condition({missing[0]}=...)")
         super().__init__(denoiser)
         self.conditions = [(condition, _checked(weight)) for condition, weight in conditions]
-        unused = null.given.keys() - named - ({"mask"} if "context" in named else set())
-        self.null = replace(null, **dict.fromkeys(unused))
+        self.null = null.without(set(null.names) - named)
         self.batched = batched
 
     def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:

@@ -68,7 +68,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a network is told of each image, and what guidance leads away from; both of B rows, or null is empty.
+    """The condition of each image, and the null condition that guidance leads away from: B rows each. null is empty without guidance.
 
     dropped  the ends of prompts that are too long, which it is not told
     """

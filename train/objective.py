@@ -5,7 +5,7 @@ Random numbers come from torch's global generators, which the loop reseeds at ev
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Protocol
 
 import torch
@@ -60,9 +60,8 @@ class DenoisingObjective:
         eps = torch.randn_like(x0)
         x_t = marginal(x0, eps, level)
         own = null_condition_of(batch)
-        without = {"mask"} if own.context is not None else set()  # a context comes with its own mask, or with none
-        null = {name: value for name, value in self.null.expand(len(x0)).given.items() if name not in without} | own.given
-        out = denoiser.output(x_t, level, drop_condition(condition_of(batch), Condition(**null), self.drop))
+        null = replace(self.null.expand(len(x0)).without(own.names), **own.given)
+        out = denoiser.output(x_t, level, drop_condition(condition_of(batch), null, self.drop))
         bound: float | Tensor = 0.0
         if out.shape[1] == 2 * x0.shape[1]:
             out, variance = out.chunk(2, dim=1)
@@ -103,7 +102,7 @@ def drop_condition(given: Condition, null: Condition, probability: float) -> Con
     """
     if not given or probability == 0:
         return given
-    if missing := [name for name in given.given if name not in (*null.given, "mask")]:
+    if missing := [name for name in given.names if name not in null.names]:
         raise ValueError(
             f"objective.drop={probability:g} needs a null value of {missing[0]!r} to train without it: "
             "give DenoisingObjective null=model.null, or drop=0"

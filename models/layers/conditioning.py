@@ -108,7 +108,7 @@ class NetworkParams:
 
     @property
     def takes(self) -> tuple[str, ...]:
-        """The conditions that it is told: all of these, and no others."""
+        """The conditions that it has to be given, and the only ones that it accepts."""
         own: Any = self
         names = [name for name, size in SIZES.items() if getattr(self, size, None) is not None]
         return (*names, "image") if own.in_channels > self.sample_channels else tuple(names)

@@ -1,6 +1,6 @@
 """How prompts are read by one text encoder, and what files hold of it.
 
-Each kind of text encoder (CLIP, T5) has a file beside this one, and a family's file uses it: nothing else knows it by name.
+Each kind of text encoder (CLIP, T5) has a file beside this one, and a family's file uses it.
 """
 
 from __future__ import annotations
