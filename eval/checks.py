@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from eval.figures import Metric
-from eval.images.source import Source
+from train.data.source import Source
 
 
 def check_told(name: str, metric: Metric, samples: Source) -> None:

@@ -28,9 +28,9 @@ from tqdm import tqdm
 from diffusion.messages import one_line
 from diffusion.spec import check_at_least_one
 from eval.features.extractor import Extractor
-from eval.images.source import Source, Unreadable, reading
 from eval.metrics.moments import GroupedMoments
 from models.layouts import native
+from train.data.source import Source, Unreadable, reading
 from train.world import World
 
 WORTH_SAVING = 30.0  # seconds of work; less is not worth a file of half a gigabyte

@@ -14,14 +14,14 @@ from eval.collect import Collected, size_names
 from eval.features.protocols import PROTOCOLS
 from eval.figures import METRICS
 from eval.images.drawn import Drawn
-from eval.images.source import Source
 from eval.metrics.figure import Figure
 from eval.plan import Plan, Side
 from eval.results import Result, Scored, read_result
 from eval.settings import MACHINE, ScoreParams
 from models.files.writing import check_writable
 from samplers.provenance import provenance
-from train.listing import describe
+from train.data.listing import describe
+from train.data.source import Source
 
 Gathered = Mapping[Side, Collected]
 

@@ -24,11 +24,11 @@ from eval.features.registry import DTYPES, EXTRACTORS, build, check_dtype
 from eval.figures import METRICS, Evidence, Metric
 from eval.images.drawn import Drawn
 from eval.images.open import open_source
-from eval.images.source import Source
 from eval.images.subset import Part, turns
 from eval.settings import ScoreParams
 from eval.statistics_file import Statistics, check_identity, check_width, is_statistics, read_statistics
 from samplers.provenance import VERSION
+from train.data.source import Source
 from train.world import World
 
 Side = Literal["samples", "reference", "training"]

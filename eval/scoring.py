@@ -10,7 +10,6 @@ from diffusion.spec import make_params
 from eval.collect import unseen
 from eval.features.extractor import Extractor
 from eval.figures import METRICS
-from eval.images.source import Source
 from eval.outcome import Gathered, result_of, scored, there
 from eval.plan import Plan, Side
 from eval.results import Result, Scored, write_result
@@ -18,6 +17,7 @@ from eval.settings import ScoreParams
 from eval.sheet import Sheet
 from eval.tracking import log_result
 from samplers.results import given
+from train.data.source import Source
 from train.world import World, world
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eval.images.source import Source, reading
 from samplers.pictures import save_png, thumbnail, tile
-from train.listing import class_order
+from train.data.listing import class_order
+from train.data.source import Source, reading
 
 SHOWN = 24  # pictures without classes
 COLUMNS = 12

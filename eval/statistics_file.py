@@ -17,10 +17,10 @@ from torch import Tensor
 from diffusion.messages import one_line
 from diffusion.spec import check_names, make_params
 from eval.features.extractor import Identity
-from eval.images.npz import MAX_ARRAY, array_names, is_npy, one_line_errors, read_array
 from eval.metrics.moments import Moments
 from models.files.text import sha256_of_file
 from models.files.writing import replacing
+from train.data.npz import MAX_ARRAY, array_names, is_npy, one_line_errors, read_array
 
 MAX_PICTURES = 2**53  # float64 counts no further
 FORMAT = "reference statistics 1"

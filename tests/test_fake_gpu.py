@@ -56,7 +56,6 @@ from eval.features.inception import random_inception
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import EXTRACTORS
 from eval.figures import METRICS, Evidence
-from eval.images.tensors import TensorPictures
 from eval.metrics.moments import GroupedMoments
 from models import NETWORKS, Model
 from models.layers import streaming
@@ -71,6 +70,7 @@ from tests.samplers.cases import CASES
 from train import TrainParams, train
 from train.consistency import ConsistencyDistillation
 from train.data import Batch, Dataset, TensorData
+from train.data.tensors import TensorPictures
 from train.density import DENSITIES
 from train.objective import DenoisingObjective, Objective
 from train.weighting import WEIGHTINGS

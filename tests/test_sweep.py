@@ -28,7 +28,7 @@ from samplers.run import SampleParams
 from samplers.text_to_image import TextToImageParams
 from train import __main__ as trainer
 from train.data import DATASETS
-from train.latents import LatentParams
+from train.data.latents import LatentParams
 from train.run import OBJECTIVES
 from train.run import run as train_run
 from train.world import PeerError

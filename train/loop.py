@@ -22,11 +22,11 @@ from models import EMA, Model
 from models.layers.packed import is_packed
 from models.layouts import native
 from train.data import Batch, Dataset, shuffled_batches
+from train.data.reading import Batches, OnError, check_readable, read_batches
 from train.description import describe, warn_of_idle_settings
 from train.folder import claimed, is_begun
 from train.logbook import Logger, Progress
 from train.objective import Objective
-from train.reading import Batches, OnError, check_readable, read_batches
 from train.state import TrainState, Window
 from train.world import World
 

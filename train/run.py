@@ -18,13 +18,13 @@ from models import Model
 from models.files.text import read_json, write_json
 from samplers.guide import steered
 from samplers.provenance import provenance
-from train.captions import CaptionedImages
 from train.consistency import ConsistencyDistillation
 from train.data import DATASETS, Dataset
+from train.data.captions import CaptionedImages
+from train.data.latents import LatentData, LatentParams
 from train.density import DENSITIES
 from train.export import check_exportable, export
 from train.folder import NEEDED, claimed, is_begun
-from train.latents import LatentData, LatentParams
 from train.logbook import METRICS, Logger, WandB, read_lines
 from train.loop import Training, TrainParams
 from train.objective import DenoisingObjective, Objective

@@ -25,11 +25,11 @@ from eval.bench.record import DTYPES, write_bench
 from eval.features.inception import Inception, InceptionV3, load_inception, published_shapes
 from eval.features.inception_weights import random_state
 from eval.features.resize import SIZE
-from eval.images.decoding import pixels
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
 from models.device import find_device
 from models.files.text import sha256_of_file
+from train.data.decoding import pixels
 
 
 @dataclass(frozen=True)

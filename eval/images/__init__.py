@@ -1,1 +1,1 @@
-"""Where pictures come from: folders, tar shards, arrays, models."""
+"""Pictures that a model draws, and any source of pictures from its description."""

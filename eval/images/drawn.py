@@ -19,8 +19,6 @@ import models
 from diffusion import NONE, Condition
 from diffusion.spec import check_call, check_mapping, check_names, check_type, make_params
 from eval.images.calls import calls_per_image
-from eval.images.prompts import list_prompts
-from eval.images.source import Unreadable
 from models import Model
 from models.device import find_device
 from models.layers.blocks import compiled
@@ -33,6 +31,8 @@ from samplers.sample import find_sampler, sample
 from samplers.settings import COUNT, PLACE, ROUNDING, WEIGHTS, named
 from samplers.text_to_image import ASKED, DTYPES, TextToImageParams, completed, dtypes, loaded
 from samplers.usage import usage
+from train.data.prompts import list_prompts
+from train.data.source import Unreadable
 
 ELSEWHERE = {"out", "progress"}  # of the settings of python -m samplers, what is not for pictures that nobody saves
 ONE_EACH = {"prompt", "refiner", "handover", "image", "mask", "strength", "image_guidance"}  # and what goes with one prompt at a time

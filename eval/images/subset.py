@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from eval.images.source import Source, Unreadable
+from train.data.source import Source, Unreadable
 
 
 class Part:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from eval.bench.memory import peak_resident
 from eval.collect import CollectParams, collect
-from eval.images.source import Unreadable
 from tests.eval.test_collect import ALONE, Numbered, Projected
+from train.data.source import Unreadable
 
 
 class Wide(Projected):

@@ -22,11 +22,11 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # public,
 from eval.bench.memory import RESET
 from eval.collect import Collected, CollectParams, collect
 from eval.features.extractor import Extractor, Identity
-from eval.images import decoding
-from eval.images.folder import FolderPictures
-from eval.images.source import Unreadable
-from eval.images.tensors import TensorPictures
 from eval.sheet import Sheet
+from train.data import decoding
+from train.data.folder import FolderPictures
+from train.data.source import Unreadable
+from train.data.tensors import TensorPictures
 from train.world import PeerError, World
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -265,7 +265,7 @@ def test_large_pictures_are_not_held_together(ahead: bool, tmp_path: Path, monke
         weakref.finalize(found, lambda: held.__setitem__(0, held[0] - 1))
         return found
 
-    monkeypatch.setattr("eval.images.folder.pixels", counting)
+    monkeypatch.setattr("train.data.folder.pixels", counting)
     monkeypatch.setattr(decoding, "MAX_DECODED", 300)
     monkeypatch.setattr("eval.collect.MAX_PIXELS", 200)
     source, params = FolderPictures(tmp_path), CollectParams(64)

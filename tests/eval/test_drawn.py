@@ -17,15 +17,15 @@ from torch import Tensor
 import models
 from eval.digits.benchmark import Job
 from eval.images.drawn import Drawn, drawn, drawn_by
-from eval.images.folder import FolderPictures
-from eval.images.npz import NpzPictures
 from eval.images.open import open_source
-from eval.images.source import Source
-from eval.images.tar import TarPictures
 from samplers import generate
 from samplers.pictures import save_png, to_uint8
 from samplers.run import SampleParams, run
 from tests.samplers.test_run import NETWORK, saved
+from train.data.folder import FolderPictures
+from train.data.npz import NpzPictures
+from train.data.source import Source
+from train.data.tar import TarPictures
 
 PROMPTS = ["a corgi", "a cat on a mat", "rain"]
 SMALL: dict[str, Any] = {"height": 32, "width": 64, "steps": 2, "device": "cpu"}

@@ -16,7 +16,6 @@ import torch
 from configs import compose
 from eval import scoring
 from eval.features.inception import random_inception
-from eval.images.folder import FolderPictures
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.inception_score import inception_score, shuffled_splits
 from eval.metrics.kernel import kernel_distance
@@ -24,6 +23,7 @@ from eval.metrics.manifold import precision_recall
 from eval.metrics.moments import Moments
 from tests.eval.test_scoring import crops, inception, write
 from tests.forking import ENVIRONMENT, Command, forking
+from train.data.folder import FolderPictures
 
 QUIET = ("device=cpu", "progress=false")
 SMALL = """from eval.features.registry import EXTRACTORS

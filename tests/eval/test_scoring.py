@@ -29,10 +29,7 @@ from eval.features.protocols import PROTOCOLS, Splits
 from eval.features.registry import EXTRACTORS, ExtractorParams, Tower, build
 from eval.figures import METRICS, Evidence
 from eval.images.drawn import Drawn
-from eval.images.folder import FolderPictures
-from eval.images.source import Source, Unreadable
 from eval.images.subset import Part
-from eval.images.tensors import TensorPictures
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.inception_score import inception_score, shuffled_splits
 from eval.metrics.kernel import kernel_distance
@@ -46,6 +43,9 @@ from tests.eval import small_inception
 from tests.eval.photographs import photographs
 from tests.eval.test_clip_features import CONFIG
 from tests.samplers.test_run import saved
+from train.data.folder import FolderPictures
+from train.data.source import Source, Unreadable
+from train.data.tensors import TensorPictures
 
 N = 20
 

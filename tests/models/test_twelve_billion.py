@@ -15,7 +15,7 @@ from models.files.table import Layout, scatter
 from models.presets import published
 from models.text import clip, t5
 from models.text.t5_tokenizer import T5Tokenizer
-from train.rows import write_header
+from train.data.rows import write_header
 
 PROGRAM = """
 import sys, models, samplers

@@ -52,9 +52,9 @@ from tests.train.test_loop import (
 )  # fmt: skip
 from train import TrainParams, run, train
 from train.data import Batch, TensorData, digits, shuffled_batches
+from train.data.reading import _Source, check_readable, read_batches
 from train.folder import LOCK
 from train.loop import _StopRequest
-from train.reading import _Source, check_readable, read_batches
 from train.state import PREVIOUS, TrainState
 from train.world import PeerError, World
 

@@ -29,10 +29,10 @@ from models.layouts import native
 from tests.composing import composed
 from train import run
 from train.__main__ import main
-from train.captions import CaptionedImages
+from train.data.captions import CaptionedImages
+from train.data.latents import LatentData, LatentParams
 from train.density import Density, LogNormal, Uniform
 from train.export import check_exportable
-from train.latents import LatentData, LatentParams
 from train.objective import DenoisingObjective
 from train.run import OBJECTIVES
 from train.weighting import uniform

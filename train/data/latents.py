@@ -23,9 +23,9 @@ from models.files.writing import replacing
 from samplers.generate import image_size
 from samplers.pictures import MAX_PIXELS
 from samplers.prompting import SCORE
-from train.captions import CaptionedImages
-from train.data import Batch
-from train.rows import write_header, write_rows
+from train.data.captions import CaptionedImages
+from train.data.dataset import Batch
+from train.data.rows import write_header, write_rows
 from train.world import World
 
 FEW = 4  # steps that distilled models are meant for

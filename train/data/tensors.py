@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from eval.images.prompts import prompts_for
-from eval.images.source import Unreadable, numbered
 from samplers.pictures import to_uint8
+from train.data.prompts import prompts_for
+from train.data.source import Unreadable, numbered
 
 
 class TensorPictures:

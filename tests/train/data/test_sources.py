@@ -21,15 +21,15 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from eval.images.folder import FolderPictures
-from eval.images.npz import NpzPictures
-from eval.images.source import Source, Unreadable
-from eval.images.tar import TarPictures, find_shards, split_name
-from eval.images.tensors import TensorPictures
 from samplers.pictures import save_png
 from tests.samplers.test_pictures import of_colours
-from tests.train.test_data import UNREADABLE
+from tests.train.data.test_dataset import UNREADABLE
 from train.data import digits
+from train.data.folder import FolderPictures
+from train.data.npz import NpzPictures
+from train.data.source import Source, Unreadable
+from train.data.tar import TarPictures, find_shards, split_name
+from train.data.tensors import TensorPictures
 
 CAPTIONS = ["a palace", "a dahlia\u2028in flower", "a roof"]
 

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from eval.images.folder import FolderPictures
 from eval.images.open import open_source
-from eval.images.source import Unreadable
-from train.captions import CaptionedImages
 from train.data import ImageFolder
-from train.listing import MAX_NAMES, PACKED, Listing, class_order, describe_change, list_pictures
+from train.data.captions import CaptionedImages
+from train.data.folder import FolderPictures
+from train.data.listing import MAX_NAMES, PACKED, Listing, class_order, describe_change, list_pictures
+from train.data.source import Unreadable
 from train.run import run
 from train.state import require_same
 

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from eval.images.decoding import in_threads, pixels
-from eval.images.prompts import Captioned, Prompts, prompts_for
-from eval.images.source import Unreadable, stamp_of
 from samplers.pictures import MAX_PIXELS
-from train.captions import has_captions, read_captions
-from train.listing import list_pictures
+from train.data.captions import has_captions, read_captions
+from train.data.decoding import in_threads, pixels
+from train.data.listing import list_pictures
+from train.data.prompts import Captioned, Prompts, prompts_for
+from train.data.source import Unreadable, stamp_of
 
 
 class FolderPictures(Captioned):
-    """The pictures of a folder and its sub-folders, by their paths within it, in the order of these: those that `train.listing` finds.
+    """The pictures of a folder and its sub-folders, by their paths within it, in the order of these: those that `train.data.listing` finds.
 
     Sub-folders, if there are any, are classes, as python -m samplers writes them. Pictures are turned as their EXIF data say.
 

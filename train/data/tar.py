@@ -15,13 +15,13 @@ from pathlib import Path
 from torch import Tensor
 
 from diffusion.messages import one_line
-from eval.images.decoding import Before, in_threads, pixels
-from eval.images.prompts import KEYS, Captioned, Prompts, prompts_for
-from eval.images.source import Unreadable, stamp_of
 from models.files.text import decode_text, parse_json
 from samplers.pictures import MAX_PIXELS
-from train.captions import MAX_CAPTION, MAX_LIST
-from train.listing import PICTURES, check_name, describe, is_hidden, looks_like_picture, same_text
+from train.data.captions import MAX_CAPTION, MAX_LIST
+from train.data.decoding import Before, in_threads, pixels
+from train.data.listing import PICTURES, check_name, describe, is_hidden, looks_like_picture, same_text
+from train.data.prompts import KEYS, Captioned, Prompts, prompts_for
+from train.data.source import Unreadable, stamp_of
 
 BESIDE = (".txt", ".json", ".cls")  # what is read beside a picture
 MAX_PADDING = 2**24  # zero bytes after the end of an archive: programs fill up their last record

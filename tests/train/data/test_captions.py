@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.train.test_data import UNREADABLE
-from train.captions import CaptionedImages
+from tests.train.data.test_dataset import UNREADABLE
+from train.data.captions import CaptionedImages
 
 
 def draw(path: Path, width: int = 8, height: int = 8, caption: str | None = "a picture") -> Path:

@@ -16,9 +16,9 @@ from einops import rearrange
 from torch import Tensor
 
 from diffusion.messages import one_line
-from eval.images.prompts import Prompts, prompts_for
-from eval.images.source import Unreadable, numbered, stamp_of
-from train.listing import check_name, same_text
+from train.data.listing import check_name, same_text
+from train.data.prompts import Prompts, prompts_for
+from train.data.source import Unreadable, numbered, stamp_of
 
 PICTURES, LABELS = "arr_0", "arr_1"
 MAX_ARRAY = 2**29  # bytes of an array that is read whole: a covariance of 8,192 features, labels of millions of pictures

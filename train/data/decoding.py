@@ -12,8 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from eval.images.source import Unreadable
 from samplers.pictures import MAX_PIXELS, read_pixels
+from train.data.source import Unreadable
 
 MAX_DECODED = 2**26  # pixels of all pictures that are decoded in advance; a larger picture is decoded alone
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from tests.samplers.test_pictures import encoded, of_colours
-from train.captions import CaptionedImages
 from train.data import ImageFolder, TensorData, digits, shuffled_batches
-from train.reading import read_batches
+from train.data.captions import CaptionedImages
+from train.data.reading import read_batches
 
 
 def paint(path: Path, size: tuple[int, int] = (8, 8), colour: tuple[int, int, int] = (255, 0, 128)) -> Path:

@@ -13,10 +13,10 @@ from typing import Any
 
 from diffusion.messages import one_line
 from diffusion.spec import check_names
-from eval.images.pairing import order_by_number
 from models.files.text import read_text
-from train.captions import MAX_LIST
-from train.listing import find_names
+from train.data.captions import MAX_LIST
+from train.data.listing import find_names
+from train.data.pairing import order_by_number
 
 KEYS = ("prompt", "text", "caption")  # the names of a prompt's entry
 MAX_COMPARED = 10_000  # names that a wrong one is compared with, to suggest the nearest

@@ -18,10 +18,10 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # public,
 import models
 from models import VAE, Model, TextEncoder
 from models.files.tensors import open_tensors
-from tests.train.test_captions import draw
-from train.captions import CaptionedImages
-from train.latents import LatentData, LatentParams
-from train.rows import write_header, write_rows
+from tests.train.data.test_captions import draw
+from train.data.captions import CaptionedImages
+from train.data.latents import LatentData, LatentParams
+from train.data.rows import write_header, write_rows
 from train.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from tqdm import tqdm
 
 from diffusion.messages import brief, brief_list, one_line, warn
-from train.data import Batch, Dataset
+from train.data.dataset import Batch, Dataset
 
 MAX_WAIT = 3600.0  # seconds that a worker may take for a micro-batch: a file system may never answer
 POLL = 0.5  # seconds between two looks at whether the run is to stop, while a worker is waited for

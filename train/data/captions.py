@@ -14,15 +14,15 @@ from torch import Tensor
 from diffusion.messages import one_line, warn
 from models.files.text import parse_json, read_text
 from samplers.pictures import MAX_PIXELS, open_picture, open_srgb
-from train.data import covering, to_tensor
-from train.listing import Listing, describe, find_names, list_pictures, same_text
+from train.data.listing import Listing, describe, find_names, list_pictures, same_text
+from train.data.pictures import covering, to_tensor
 
 METADATA = "metadata.jsonl"
 MAX_CAPTION, MAX_LIST = 2**20, 2**28  # bytes of one caption's file, and of a list of captions
 
 
 class CaptionedImages:
-    """The pictures of a folder and its sub-folders (see `train.listing`), with a caption each (see `read_captions`).
+    """The pictures of a folder and its sub-folders (see `train.data.listing`), with a caption each (see `read_captions`).
 
     Raises FileNotFoundError where there is no such folder, else ValueError, in one line.
     """
