@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from configs import command_line
 from diffusion.spec import lookup
 from diffusion.starting import started
-from eval import reference, scoring
-from eval.bench import features, frechet, loading, networks, orders, samplers
-from eval.digits import quickstart
-from eval.report import report_of, result_files
+from eval import scoring
 
-BENCHMARKS = {
-    "bench_samplers": samplers,
-    "bench_networks": networks,
-    "bench_loading": loading,
-    "bench_features": features,
-    "bench_frechet": frechet,
-}
+BENCHMARKS = ("bench_samplers", "bench_networks", "bench_loading", "bench_features", "bench_frechet")
 
 
 def main(config: dict[str, Any]) -> int:
@@ -40,7 +32,12 @@ def after_all(configs: Sequence[dict[str, Any]]) -> None:
     """The report of every folder that results were gathered in, by the process that leads."""
     if not _leads():
         return
-    for folder in dict.fromkeys(config.get("report") for config in configs):
+    folders = dict.fromkeys(config.get("report") for config in configs)
+    if not any(folders):
+        return
+    from eval.report import result_files  # draws with matplotlib
+
+    for folder in folders:
         if folder is not None and result_files(folder):
             _report({"out": folder})
 
@@ -61,12 +58,16 @@ def _score(config: dict[str, Any]) -> int:
 
 
 def _report(config: dict[str, Any]) -> int:
+    from eval.report import report_of
+
     page = report_of(config["out"])
     print(f"{(page.parent / 'results.md').read_text()}report: {page.resolve()}")
     return 0
 
 
 def _statistics(config: dict[str, Any]) -> int:
+    from eval import reference
+
     out = reference.run(config)
     if out is not None:
         print(f"statistics: {out.resolve()}")
@@ -74,18 +75,22 @@ def _statistics(config: dict[str, Any]) -> int:
 
 
 def _quickstart(config: dict[str, Any]) -> int:
+    from eval.digits import quickstart
+
     met = quickstart.run(config)
     print(f"{'every target met' if met else 'targets missed, see the report'}\nreport: {(Path(config['out']) / 'report.html').resolve()}")
     return 0
 
 
 def _sampler_orders(config: dict[str, Any]) -> int:
+    from eval.bench import orders
+
     print(orders.table(orders.run(config)) + f"picture: {(Path(config['out']) / 'orders.png').resolve()}")
     return 0
 
 
 def _benchmark(config: dict[str, Any]) -> int:
-    bench: Any = BENCHMARKS[config["program"]]
+    bench = import_module(f"eval.bench.{config['program'].removeprefix('bench_')}")
     print(bench.table(bench.run(config)), end="")
     return 0
 

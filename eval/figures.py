@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eval.collect import Collected
-from eval.features.clip import TextFeatures
+from eval.features.extractor import TextFeatures
 from eval.features.protocols import Protocol
 from eval.metrics.accuracy import label_accuracy, share
 from eval.metrics.alignment import CONVENTIONS

@@ -17,8 +17,7 @@ from torch import Tensor
 from diffusion.spec import check_names, lookup
 from eval.checks import check_classes, check_number, check_told
 from eval.collect import Collected, CollectParams, Seen, collect, forget, unseen
-from eval.features.clip import ClipFeatures, TextFeatures
-from eval.features.extractor import Extractor
+from eval.features.extractor import Extractor, TextFeatures
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import DTYPES, EXTRACTORS, build, check_dtype
 from eval.figures import METRICS, Evidence, Metric
@@ -99,7 +98,7 @@ class Plan:
         if "labels" in metric.needs:
             check_names("class", sorted(set(samples.labels or ())), _classes(extractor))
         if "prompts" in metric.needs:
-            _clip(extractor).text(list(samples.prompts or ())[:1])
+            extractor.text(list(samples.prompts or ())[:1])
 
     def _source(self, name: str) -> tuple[Extractor, str]:
         """The extractor and the output that a metric is computed of."""
@@ -178,16 +177,16 @@ class Plan:
             statistics=self.statistics,
             reference=gathered.get("reference"),
             training=gathered.get("training"),
-            embedded=(lambda prefix: self._texts(_clip(extractor), prefix, samples)) if "prompts" in needs else None,
+            embedded=(lambda prefix: self._texts(extractor, prefix, samples)) if "prompts" in needs else None,
             wanted=_numbered(self.labels("samples", samples), _classes(extractor)) if "labels" in needs else None,
             classes=self.common_classes(gathered),
             turns=torch.tensor(turns(labels)) if (labels := self.labels("samples", samples)) else None,
         )
 
-    def _texts(self, clip: ClipFeatures, prefix: str, samples: Collected) -> TextFeatures:
+    def _texts(self, extractor: Extractor, prefix: str, samples: Collected) -> TextFeatures:
         """The prompts of the samples that were used, with the prefix before each, embedded."""
         prompts, size = [prefix + prompt for prompt in self.prompts(samples)], self.params.batch_size
-        parts = [clip.text(prompts[i : i + size]) for i in range(0, len(prompts), size)]
+        parts = [extractor.text(prompts[i : i + size]) for i in range(0, len(prompts), size)]
         return TextFeatures(torch.cat([part.rows for part in parts]), tuple(chain(*(part.truncated for part in parts))))
 
     def prompts(self, samples: Collected) -> list[str]:
@@ -251,12 +250,6 @@ def _output(metric: Metric, params: ScoreParams, own: Mapping[str, Extractor]) -
 def _names(outputs: Mapping[str, str]) -> list[str]:
     """Of the extractors."""
     return list(dict.fromkeys(output.split(".")[0] for output in outputs.values()))
-
-
-def _clip(extractor: Extractor) -> ClipFeatures:
-    if not isinstance(extractor, ClipFeatures):
-        raise ValueError(f"{extractor.identity.network} reads no prompts")
-    return extractor
 
 
 def _classes(extractor: Extractor) -> list[str]:

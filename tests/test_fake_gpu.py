@@ -48,10 +48,10 @@ from diffusion.guidance_rules import RULES, rescaled
 from eval import figures
 from eval.collect import Collected, CollectParams, collect
 from eval.digits.classifier import DigitClassifier
-from eval.features.clip import CMMD, TextFeatures, random_clip
+from eval.features.clip import CMMD, random_clip
 from eval.features.digits import DigitFeatures
 from eval.features.dinov2 import random_dinov2
-from eval.features.extractor import Extractor
+from eval.features.extractor import Extractor, TextFeatures
 from eval.features.inception import random_inception
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import EXTRACTORS

@@ -152,9 +152,12 @@ for name in {OPTIONAL!r}:  # the stubs do stand in the way
 
 
 def test_importing_reads_no_format_that_is_not_opened() -> None:
-    """`import diffusion, models, samplers` leaves out other programs, files and pictures; `load`, formats that only some files are in."""
+    """`import diffusion, models, samplers` leaves out other programs, files and pictures; `load`, formats that only some files are in;
+    `eval.scoring`, the networks of extractors that are not built.
+    """
     others = ["hydra", "pandas", "html", "train", "eval", "configs"]
     heavy = [*OPTIONAL, *others, "models.families", "models.layouts.load", "samplers.pictures"]
+    networks = ["open_clip", "timm", "torchvision", "transformers", "sklearn", "scipy", "matplotlib", "wandb", "hydra", "torch._dynamo"]
     formats = ["models.files.gguf_file", "models.files.pickle_file", "models.layouts.single_file", "models.layouts.diffusers_folder"]
     script = f"""
 import sys, diffusion, models, samplers
@@ -168,6 +171,8 @@ try:
     models.lode
 except AttributeError as error:
     print(error)
+import eval.scoring, eval.training
+print([name for name in {networks!r} if name in sys.modules])
 """
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert (found.stdout, found.stderr) == ("[]\n[]\nTrue True True\nmodule 'models' has no attribute 'lode'\n", "")
+    assert (found.stdout, found.stderr) == ("[]\n[]\nTrue True True\nmodule 'models' has no attribute 'lode'\n[]\n", "")

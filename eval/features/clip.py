@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import open_clip
 import open_clip.convert
 import torch
 from torch import Tensor, nn
 
-from eval.features.extractor import Extractor, Identity
+from eval.features.extractor import Extractor, Identity, TextFeatures
 from eval.features.preparation import Preparation
 from eval.features.sizes import by_size
 from eval.features.weights import fill, is_torchscript, read_tensors, sha256_of_tensors
@@ -36,13 +36,6 @@ OWN = "own"  # the tag of weights that nobody published
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 CMMD = Preparation(336, MEAN, STD, fit="square")
 """Of CMMD (Jayasumana et al. 2024), as its reference code has it: the centre, then resized to 336 pixels, for OpenAI's ViT-L-14-336."""
-
-
-class TextFeatures(NamedTuple):
-    """rows (N, D), each of length 1; and which captions were longer than the network can read, and were cut."""
-
-    rows: Tensor
-    truncated: tuple[bool, ...]
 
 
 class ClipFeatures(Extractor):

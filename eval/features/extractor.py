@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,13 @@ class Identity:
     def to_json(self) -> dict[str, object]:
         """Plain values for json.dump."""
         return asdict(self)
+
+
+class TextFeatures(NamedTuple):
+    """rows (N, D), each of length 1; and which captions were longer than the network can read, and were cut."""
+
+    rows: Tensor
+    truncated: tuple[bool, ...]
 
 
 class Extractor(nn.Module):
@@ -54,6 +62,10 @@ class Extractor(nn.Module):
     def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
         """The outputs, as `forward` gives them, of pictures that are prepared."""
         raise NotImplementedError
+
+    def text(self, prompts: Sequence[str]) -> TextFeatures:
+        """Embeddings of captions, by networks that read them; ValueError by all others."""
+        raise ValueError(f"{self.identity.network} reads no prompts")
 
     def check_outputs(self, outputs: Collection[str]) -> None:
         """ValueError at the first of these outputs that there is not."""

@@ -1,4 +1,7 @@
-"""The extractors by name, from plain values: which weights, and what stands in for them in a trial."""
+"""The extractors by name, from plain values: which weights, and what stands in for them in a trial.
+
+Each is imported when it is built: open_clip and timm take five seconds that an evaluation without them need not pay.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,7 @@ from typing import Any
 import torch
 
 from diffusion.spec import check_names, make, make_params
-from eval.features.clip import CMMD, load_clip, random_clip
-from eval.features.digits import digit_features
-from eval.features.dinov2 import load_dinov2, random_dinov2
 from eval.features.extractor import Extractor
-from eval.features.inception import load_inception, random_inception
 from models.download import place
 from train.data import digits
 
@@ -83,6 +82,8 @@ def _built(name: str, params: str, protocol: str, dtype: torch.dtype) -> Extract
 
 
 def _inception(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    from eval.features.inception import load_inception, random_inception
+
     if params.inception == RANDOM:
         return random_inception(protocol, dtype=dtype)
     path = params.inception or place("inception")
@@ -95,6 +96,8 @@ def _inception(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Ex
 
 
 def _clip(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    from eval.features.clip import load_clip, random_clip
+
     tower = params.clip
     if tower.weights == RANDOM:
         return random_clip(tower.name)
@@ -102,6 +105,8 @@ def _clip(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extract
 
 
 def _cmmd(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    from eval.features.clip import CMMD, load_clip, random_clip
+
     tower = params.cmmd
     if tower.weights == RANDOM:
         return random_clip(tower.name, preparation=CMMD)
@@ -109,11 +114,15 @@ def _cmmd(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extract
 
 
 def _dinov2(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    from eval.features.dinov2 import load_dinov2, random_dinov2
+
     tower = params.dinov2
     return random_dinov2(tower.name) if tower.weights == RANDOM else load_dinov2(_given("dinov2", tower), tower.name)
 
 
 def _digits(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    from eval.features.digits import digit_features
+
     return digit_features(make("data set", params.digits, {"digits": digits}))
 
 
