@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -246,7 +246,7 @@ def _encode_prompts(model: Model, order: _Order) -> Conditions:
 @contextmanager
 def _at_work(network: nn.Module, order: _Order) -> Iterator[torch.device]:
     """The network where it computes, and compiled if it is to be."""
-    with placed(network, *order.place) as where, compiled(network) if order.compile else nullcontext():
+    with placed(network, *order.place) as where, compiled(network, order.compile):
         yield where
 
 

@@ -7,7 +7,6 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -129,7 +128,7 @@ def draw(params: SampleParams, only: int | None = None) -> Outcome:
     settings = {key: value for key, value in asdict(params).items() if key in recorded(SampleParams)}
     settings |= {"run": str(Path(params.run).absolute()), "device": str(device), "provenance": about}
     drawn = _draw(denoiser, model.shape, grid, params, labels, model.spec.get("classes", []), settings, only)
-    with compiled(model.network) if params.compile else nullcontext():
+    with compiled(model.network, params.compile):
         return Outcome(out, fill_folder(out, params.kept, about, drawn, columns=10, low=-1))
 
 

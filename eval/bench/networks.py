@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,10 +82,11 @@ def run(config: Mapping[str, Any]) -> list[Timing]:
 @torch.inference_mode()
 def measure(params: BenchParams, dtype: str, device: torch.device) -> Timing:
     """Both networks in one dtype."""
-    steps = [_ours(params, DTYPES[dtype], device), _theirs(params, DTYPES[dtype], device)]
-    memory = [_peak_memory(step, device) for step in steps]  # which warms up, too, and compiles
     matrix = torch.randn(MATRIX, MATRIX, device=device).to(DTYPES[dtype])
-    rounds = [[_seconds(call, device) for call in (*steps, lambda: matrix @ matrix)] for _ in range(params.rounds)]
+    with _ours(params, DTYPES[dtype], device) as step:
+        steps = [step, _theirs(params, DTYPES[dtype], device)]
+        memory = [_peak_memory(step, device) for step in steps]  # which warms up, too, and compiles
+        rounds = [[_seconds(call, device) for call in (*steps, lambda: matrix @ matrix)] for _ in range(params.rounds)]
     ours, theirs, _ = (statistics.median(column) for column in zip(*rounds, strict=True))
     work = flops(params) / (2 * MATRIX**3)
     return Timing(
@@ -101,8 +102,9 @@ def measure(params: BenchParams, dtype: str, device: torch.device) -> Timing:
 
 def flops(params: BenchParams) -> int:
     """Floating point operations of one step's products; a multiplication and its addition are two."""
-    with FlopCounterMode(display=False) as counter:
-        _ours(replace(params, compile=False), torch.float32, torch.device("meta"))()
+    uncompiled = replace(params, compile=False)
+    with _ours(uncompiled, torch.float32, torch.device("meta")) as step, FlopCounterMode(display=False) as counter:
+        step()
     return counter.get_total_flops()
 
 
@@ -116,17 +118,14 @@ def table(timings: Sequence[Timing]) -> str:
     return head + "\n".join(rows) + "\n"
 
 
-def _ours(params: BenchParams, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
-    """One step of our network."""
+@contextmanager
+def _ours(params: BenchParams, dtype: torch.dtype, device: torch.device) -> Iterator[Callable[[], Tensor]]:
+    """One step of our network, which stays compiled between the steps, as it does in a run."""
     pair = params.pair
     network = _filled(lambda: pair.network(pair.params), dtype, device)
     given = pair.given(params.batch, params.size, dtype, device)
-
-    def step() -> Tensor:
-        with compiled(network) if params.compile else nullcontext():
-            return network(given.x, given.t, given.condition)
-
-    return step
+    with compiled(network, params.compile):
+        yield lambda: network(given.x, given.t, given.condition)
 
 
 def _theirs(params: BenchParams, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:

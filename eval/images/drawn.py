@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -142,7 +141,7 @@ def drawn_by(model: Model, params: SampleParams) -> Drawn:
         denoiser = steered(model, params.guidance, params.clip, params.guide)
         condition = NONE if labels is None else Condition(label=torch.tensor([labels[i] for i in indices], device=device))
         seeds = [params.seed + i for i in indices]
-        with compiled(model.network) if params.compile else nullcontext():
+        with compiled(model.network, params.compile):
             run: dict[str, Any] = {"shape": model.shape, "seeds": seeds, "condition": condition, "device": device, **params.options}
             return to_uint8(sample(how.sampler, denoiser, grid, **run))
 

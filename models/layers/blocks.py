@@ -44,22 +44,25 @@ def _run_in(precision: AbstractContextManager[object], block: nn.Module, *inputs
 
 
 @contextmanager
-def compiled(network: nn.Module) -> Iterator[None]:
+def compiled(network: nn.Module, enabled: bool = True) -> Iterator[None]:
     """While it is entered, a network's blocks are compiled, each kind at its first call: blocks that are built alike share one graph.
 
     A graph serves any values and sizes, but for a batch of one, which torch compiles for itself. Compiled results differ by rounding.
-    ValueError as `check_compiles` says.
+    enabled=False changes nothing, as in `torch.autocast`. ValueError as `check_compiles` says.
     """
+    if not enabled:
+        yield
+        return
     check_compiles(network)
     assert isinstance(network, BlockNetwork)
     # Sizes that are the same, as those of a square, need not be so in the next call.
     apart = symbolic_shapes.patch(use_duck_shape=False)  # type: ignore[attr-defined]  # which torch adds when it is imported
     with apart, torch._dynamo.config.patch(recompile_limit=MAX_KINDS):
-        network.compiled = True
+        before, network.compiled = network.compiled, True
         try:
             yield
         finally:
-            network.compiled = False
+            network.compiled = before
 
 
 def check_compiles(network: nn.Module, device: torch.device | None = None) -> None:

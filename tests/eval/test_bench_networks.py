@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from einops import rearrange
+from torch import nn
+from torch._dynamo.utils import counters
 
 from eval.bench import networks
 from eval.bench.networks import BenchParams, flops
@@ -18,6 +20,7 @@ from eval.bench.pairs import PAIRS, pair_of
 from models import UNetParams
 from models.families import ARCHITECTURES, BACKBONES
 from models.files.table import scatter
+from models.layers import blocks
 from tests.composing import composed
 from tests.models.small import randomised, relative_error
 
@@ -140,3 +143,23 @@ def test_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(PAIRS, "sd15", SMALL["sd15"])
     with pytest.raises(ValueError, match="not installed: pip install diffusers"):
         networks.run(settings(tmp_path / "out"))
+
+
+def test_compiling_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks are compiled at the first step, and stay so: a later step makes no graph, and checks nothing again."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(blocks, "BACKEND", "eager")
+    monkeypatch.setitem(PAIRS, "flux", SMALL["flux"])
+    checked: list[nn.Module] = []
+    monkeypatch.setattr(blocks, "check_compiles", checked.append)
+    with (
+        torch.no_grad(),
+        networks._ours(BenchParams(out="", network="flux", size=16, compile=True), torch.float32, torch.device("cpu")) as step,
+    ):
+        step()
+        made = counters["stats"]["unique_graphs"]
+        step()
+    assert made > 0
+    assert counters["stats"]["unique_graphs"] == made
+    assert len(checked) == 1
+    torch._dynamo.reset()
