@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import plain_diffusion
 from configs import texts
 from configs.sweep import STOPPED, combinations, run_all, shown
 
@@ -113,6 +114,9 @@ def command_line(
     """
     arguments = sys.argv[1:]
     try:
+        if "--version" in arguments:
+            print(f"plain-diffusion {plain_diffusion.__version__}")
+            return
         if _is_for_hydra(arguments):
             sys.argv[1:] = _quoted(program, arguments)
             hydra.main(version_base="1.3", config_path=str(FOLDER / program), config_name="config")(lambda config: None)()

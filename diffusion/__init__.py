@@ -4,7 +4,7 @@ Time is oriented so that x0 is data and noise grows with t. Everything follows f
 Needs torch and numpy only.
 """
 
-import diffusion.starting  # noqa: F401
+import plain_diffusion  # noqa: F401
 from diffusion.condition import NONE, Condition
 from diffusion.consistency import PARAMETRISATIONS, ConsistencyFunction, build_blend, cm, lcm
 from diffusion.denoiser import Clipped, Denoiser, DenoiserLike, OnSchedule, Thresholded

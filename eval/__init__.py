@@ -1,6 +1,9 @@
 """Features, metrics, benchmarks and reports."""
 
-import diffusion.starting  # noqa: F401
+import plain_diffusion
+
+plain_diffusion.check("diffusion", "models", "samplers", "train")
+
 from eval.metrics.accuracy import label_accuracy
 from eval.metrics.figure import Figure
 from eval.metrics.frechet import frechet_distance, frechet_infinity

@@ -10,8 +10,8 @@ from typing import Any
 
 from configs import command_line
 from diffusion.spec import lookup
-from diffusion.starting import started
 from eval import scoring
+from plain_diffusion.starting import started
 
 BENCHMARKS = ("bench_samplers", "bench_networks", "bench_loading", "bench_features", "bench_frechet")
 

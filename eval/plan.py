@@ -26,7 +26,7 @@ from eval.images.open import open_source
 from eval.images.subset import Part, turns
 from eval.settings import ScoreParams
 from eval.statistics_file import Statistics, check_identity, check_width, is_statistics, read_statistics
-from samplers.provenance import VERSION
+from plain_diffusion import __version__
 from train.data.source import Source
 from train.world import World
 
@@ -128,7 +128,7 @@ class Plan:
         conditions = {"prompts": self.sides["samples"].prompts, "labels": self.sides["samples"].labels}
         needed = {need: list(value or ()) for need, value in conditions.items() if need in metric.needs}
         statistics = self.statistics.sha256 if self.statistics is not None and "reference" in metric.needs else None
-        return _key([VERSION, name, self.params.how, stamps, needed, statistics, extractor.identity.to_json(), output])
+        return _key([__version__, name, self.params.how, stamps, needed, statistics, extractor.identity.to_json(), output])
 
     def gather(self, side: Side, where: World, state: Path | None = None, keep: bool = False, seen: Seen = unseen) -> Collected | None:
         """Go through the pictures of a side once, for all metrics. state, keep, seen: as in `collect`."""

@@ -2,7 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-import diffusion.starting  # noqa: F401
+import plain_diffusion
+
+plain_diffusion.check("diffusion")
+
 from models.download import download
 from models.ema import EMA
 from models.layers.conditioning import check_labels

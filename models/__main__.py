@@ -9,13 +9,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion.starting import started
+import plain_diffusion
 from models.download import FILES, PATIENCE, download
 from models.families import PUBLISHED, table
+from plain_diffusion.starting import started
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m models")
+    parser.add_argument("--version", action="version", version=f"plain-diffusion {plain_diffusion.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     known = "\n".join(f"  {name:20} {model.repo} ({model.licence})" for name, model in PUBLISHED.items())
     known += "\n" + "\n".join(f"  {name:20} {file.name} ({file.licence})" for name, file in FILES.items())

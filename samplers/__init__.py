@@ -2,7 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-import diffusion.starting  # noqa: F401
+import plain_diffusion
+
+plain_diffusion.check("diffusion", "models")
+
 from samplers.consistency import consistency
 from samplers.ddim import ddim
 from samplers.ddpm import ddpm

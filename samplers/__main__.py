@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from configs import command_line
-from diffusion.starting import started
+from plain_diffusion.starting import started
 from samplers.modes import sampled
 from samplers.results import SHOWN
 

@@ -5,34 +5,26 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import torch
+
+import plain_diffusion
 
 
 def provenance() -> dict[str, str]:
     """Versions, git commit, command and device, as plain strings."""
     return {
-        "plain-diffusion": _version("plain-diffusion"),
+        "plain-diffusion": plain_diffusion.__version__,
         "git": _git_state(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": _version("numpy"),
+        "numpy": np.__version__,
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
         "command": " ".join(sys.argv),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-VERSION = _version("plain-diffusion")
 
 
 def _git_state() -> str:

@@ -15,8 +15,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-import diffusion.starting
 import models
+import plain_diffusion.starting
 from configs import command_line, compose, compose_sweep
 from configs.sweep import combinations, run_all
 from configs.texts import is_text
@@ -410,6 +410,13 @@ def test_ctrl_c_while_a_program_gets_ready_is_one_line(monkeypatch: pytest.Monke
     assert (ended.value.code, capsys.readouterr().err) == (130, "stopped\n")
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["experiment=digits_unet", "--version"]])
+def test_the_version_is_ours(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    command_line("train", lambda config: 1)
+    assert capsys.readouterr().out == f"plain-diffusion {plain_diffusion.__version__}\n"
+
+
 @pytest.mark.parametrize(("module", "ours"), [("mylab", False), ("train", True), ("models.presets", True)])
 def test_ctrl_c_of_other_programs_is_theirs(module: str, ours: bool, tmp_path: Path) -> None:
     """`python -m mylab` that imports this library keeps Python's Ctrl-C, and with it what it does in a `finally`."""
@@ -417,7 +424,7 @@ def test_ctrl_c_of_other_programs_is_theirs(module: str, ours: bool, tmp_path: P
     package.mkdir()
     (package / "__main__.py").write_text("")
     (package / "presets.py").write_text("")
-    shutil.copy(diffusion.starting.__file__, tmp_path / "starting.py")  # without torch, which diffusion imports
+    shutil.copy(plain_diffusion.starting.__file__, tmp_path / "starting.py")  # alone
     code = "import signal, starting; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     (package / "__init__.py").write_text(code)
     done = subprocess.run([sys.executable, "-m", module], cwd=tmp_path, text=True, capture_output=True, check=True, timeout=60)

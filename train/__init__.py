@@ -1,6 +1,9 @@
 """Data sets, objectives, the training loop, distillation, and `run`, which does what `python -m train` does."""
 
-import diffusion.starting  # noqa: F401
+import plain_diffusion
+
+plain_diffusion.check("diffusion", "models", "samplers")
+
 from train.loop import TrainParams, train
 from train.run import run
 

@@ -14,8 +14,8 @@ import models
 from configs import command_line
 from configs.sweep import STOPPED
 from diffusion.spec import check_type
-from diffusion.starting import started
 from models.layouts import native
+from plain_diffusion.starting import started
 from train.export import exported, load_options
 from train.run import run
 

@@ -9,10 +9,23 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from types import FrameType
 
-PROGRAMS = ("models", "samplers", "train", "eval")
+PROGRAMS = ("train", "samplers", "eval", "models")
+
+
+def program() -> str | None:
+    """Which of our programs `python -m` is starting, while it imports the package; None for everything else."""
+    if sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv:  # argv is that while -m imports
+        return None
+    package = sys.orig_argv[sys.orig_argv.index("-m") + 1].split(".")[0]
+    return package if package in PROGRAMS else None
+
+
+def end_on_interrupt() -> None:
+    """From now until `started`, Ctrl-C ends the process."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
 
 
 def started() -> None:
@@ -27,12 +40,5 @@ def _end(number: int, frame: FrameType | None) -> None:
     os._exit(130)
 
 
-def _is_ours(command: Sequence[str]) -> bool:
-    """Whether python is asked to run one of our packages, or a module of one."""
-    module = command[command.index("-m") + 1 :][:1] if "-m" in command else []
-    return any(name.split(".")[0] in PROGRAMS for name in module)
-
-
-# argv is that while -m imports.
-if sys.argv[:1] == ["-m"] and _is_ours(sys.orig_argv) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _end)
+if program():
+    end_on_interrupt()
