@@ -47,6 +47,8 @@ def _leads() -> bool:
 
 
 def _score(config: dict[str, Any]) -> int:
+    if config.get("report") and _leads():
+        import_module("eval.report")  # where what draws it is not installed, that is said before the work
     try:
         written = scoring.run(config, lambda name, figure: print(f"{name:18s} {figure}", flush=True))
     except KeyboardInterrupt:

@@ -15,17 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
 from models.files.writing import replacing
+from plain_diffusion.extras import extra
 from samplers.pictures import tile, to_uint8
+
+with extra("plots"):
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 # Light colours by name; the page's style sheet holds the dark ones under the same names. The series are Okabe and Ito's (2008).
 PALETTE = {

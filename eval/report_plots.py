@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from eval.drawing import (
     INK,
@@ -31,6 +30,10 @@ from eval.drawing import (
 )
 from eval.figures import METRICS
 from eval.results import Result, Scored, comparable_parts
+from plain_diffusion.extras import extra
+
+with extra("plots"):
+    from matplotlib.figure import Figure
 
 DISTANCE = re.compile(r"(^|_)(s?fid|fd|frechet)(_|$)")
 CLIP_SCORE = re.compile(r"(^|_)clip_?score(_|$)")

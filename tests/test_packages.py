@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
 
 import plain_diffusion
+from eval import __main__ as evaluation
+from models.files import gguf_file
 from plain_diffusion.packages import PACKAGES, ROOT, prefer_own
+from train.data import digits
 
 # An editable installation: ours are found after everything on sys.path, even after folders without __init__.py.
 EDITABLE = f"""
@@ -101,3 +105,35 @@ def test_the_command_says_what_there_is(tmp_path: Path) -> None:
     assert "\n  plain-diffusion train experiment=digits_unet" in usage.stdout
     assert wrong.returncode == 2
     assert wrong.stderr.endswith("invalid choice: 'trian' (choose from 'train', 'samplers', 'eval', 'models')\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("eval.drawing", "matplotlib"),
+        ("eval.report_plots", "matplotlib.figure"),
+        ("eval.digits.plots", "matplotlib.ticker"),
+        ("eval.bench.solver_plots", "matplotlib.ticker"),
+    ],
+)
+def test_a_module_that_draws_names_the_extra_for_plots(module: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=rf"^plots and reports: .* \(.*{package}.*\): pip install 'plain-diffusion\[plots\]'$"):
+        import_module(module)
+
+
+def test_a_feature_without_its_extra_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything of it is done."""
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ValueError, match=r"handwritten digits: .* pip install 'plain-diffusion\[digits\]'$"):
+        digits()
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    gguf_file._reader.cache_clear()
+    with pytest.raises(ValueError, match=r"GGUF files: .* pip install 'plain-diffusion\[gguf\]'$"):
+        gguf_file._reader()
+    monkeypatch.delitem(sys.modules, "eval.report", raising=False)
+    monkeypatch.delitem(sys.modules, "eval.drawing", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match=r"plots and reports: .* pip install 'plain-diffusion\[plots\]'$"):
+        evaluation.main({"program": "score", "samples": str(tmp_path / "gone"), "report": str(tmp_path)})

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -29,6 +28,7 @@ from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
 from models.device import find_device
 from models.files.text import sha256_of_file
+from plain_diffusion.extras import extra
 from train.data.decoding import pixels
 
 
@@ -162,12 +162,10 @@ def _ours(weights: Path, dtype: str, size: int, device: torch.device) -> Side:
 
 def _theirs(weights: Path, size: int, device: torch.device) -> Side:
     """torch-fidelity's extractor, and its own loop over files. ValueError where it is not installed."""
-    try:  # a peer to measure against, which the library itself does not need
+    with extra("bench"):
         from torch_fidelity.datasets import ImagesPathDataset
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         from torch_fidelity.utils import get_featuresdict_from_dataset
-    except ImportError as error:
-        raise ValueError("this benchmark times torch-fidelity beside us, which is not installed: pip install torch-fidelity") from error
     network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(weights)).to(device)
 
     @torch.inference_mode()
@@ -185,6 +183,8 @@ def _theirs(weights: Path, size: int, device: torch.device) -> Side:
 @contextmanager
 def _folder(params: BenchParams) -> Iterator[tuple[Path, list[Path]]]:
     """A file of random weights and a folder of PNGs, while they are needed: crops of scikit-learn's photographs, one for each half."""
+    with extra("bench"):
+        from sklearn.datasets import load_sample_images
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pth"
         torch.save(random_state(published_shapes()), weights)

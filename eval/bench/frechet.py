@@ -18,6 +18,7 @@ from diffusion.spec import check_at_least_one, make_params
 from eval.bench.record import write_bench
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
+from plain_diffusion.extras import extra
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,6 @@ def _timed(compute: Callable[[], float]) -> tuple[float, float]:
 
 
 def _scipy_sqrtm() -> Callable[[Any], Any]:
-    try:
-        from scipy.linalg import sqrtm  # a peer to measure against, which the library itself does not need
-    except ImportError as error:
-        raise ValueError("this benchmark times scipy beside us, which is not installed: pip install scipy") from error
+    with extra("bench"):
+        from scipy.linalg import sqrtm
     return sqrtm

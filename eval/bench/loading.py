@@ -28,6 +28,7 @@ from eval.bench.memory import peak_resident
 from eval.bench.record import DTYPES, write_bench
 from models.families import ARCHITECTURES
 from models.layouts.diffusers_folder import write_configs
+from plain_diffusion.extras import extra
 
 DEFAULT = "default"  # neither side is told a dtype: ours is then the file's own, diffusers' float32
 
@@ -143,10 +144,8 @@ def _into_page_cache(file: Path) -> None:
 
 
 def _require_diffusers() -> Any:
-    try:
-        import diffusers  # a peer to measure against, which the library itself does not need
-    except ImportError as error:
-        raise ValueError("this benchmark times diffusers beside us, which is not installed: pip install diffusers") from error
+    with extra("bench"):
+        import diffusers
     diffusers.logging.set_verbosity_error()
     return diffusers
 

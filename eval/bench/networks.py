@@ -22,6 +22,7 @@ from eval.bench.pairs import PAIRS, Pair
 from eval.bench.record import DTYPES, write_bench
 from models.device import find_device
 from models.layers.blocks import compiled
+from plain_diffusion.extras import extra
 
 MATRIX = 2048  # rows and columns of the plain product that a step's rate of arithmetic is compared with
 
@@ -130,10 +131,8 @@ def _ours(params: BenchParams, dtype: torch.dtype, device: torch.device) -> Iter
 
 def _theirs(params: BenchParams, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
     """The same of diffusers' network. ValueError where diffusers is not installed."""
-    try:
-        import diffusers  # a peer to measure against, which the library itself does not need
-    except ImportError as error:
-        raise ValueError("this benchmark times diffusers beside us, which is not installed: pip install diffusers") from error
+    with extra("bench"):
+        import diffusers
     diffusers.logging.set_verbosity_error()
     name, config = params.pair.theirs
     network = _filled(lambda: getattr(diffusers, name).from_config(config), dtype, device)

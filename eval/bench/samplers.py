@@ -17,6 +17,7 @@ from tqdm import tqdm
 from diffusion import EPS, Denoiser, DiscreteVP, initial_noise, time_grid
 from diffusion.spec import check_at_least_one, make_params
 from eval.bench.record import write_bench
+from plain_diffusion.extras import extra
 from samplers import SAMPLERS
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -112,10 +113,8 @@ def _ours(name: str, params: BenchParams) -> Callable[[], float]:
 
 def _theirs(scheduler: str, options: Mapping[str, Any], timesteps: int, params: BenchParams) -> Callable[[], float]:
     """The same of a scheduler of diffusers, as its pipelines call it. ValueError where diffusers is not installed."""
-    try:
-        import diffusers  # a peer to measure against, which the library itself does not need
-    except ImportError as error:
-        raise ValueError("this benchmark times diffusers beside us, which is not installed: pip install diffusers torchsde") from error
+    with extra("bench"):
+        import diffusers
     kind, settings = getattr(diffusers, scheduler), {**SD, **options}
     x, out = initial_noise([0], params.shape[1:]).expand(*params.shape), torch.zeros(params.shape)
     diffusers.logging.set_verbosity_error()

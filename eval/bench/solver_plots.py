@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterSciNotation
 
 from diffusion import Schedule, time_grid
 from eval.bench.convergence import Curve
 from eval.drawing import GRID, INK, MUTED, PALETTE, SURFACE, label_axes, legend, log_x, log_y, make_panels, unique
+from plain_diffusion.extras import extra
+
+with extra("plots"):
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatterSciNotation
 
 # Kinds of spacings with their colour, and the rows of each on the picture of grids: (name there, spacing, options).
 GRIDS: dict[tuple[str, str], tuple[tuple[str, str, dict[str, Any]], ...]] = {

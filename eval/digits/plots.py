@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from diffusion import Schedule
 from eval.digits.score import Metric, Score, Spread, reference
@@ -31,6 +29,11 @@ from eval.drawing import (
     sampler_style,
     unique,
 )
+from plain_diffusion.extras import extra
+
+with extra("plots"):
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 AXIS_NAMES = {
     "frechet": "Fréchet distance (lower is better)",

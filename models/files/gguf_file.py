@@ -18,6 +18,7 @@ from torch import Tensor, UntypedStorage
 from diffusion.messages import brief, first_line
 from models.files.stored import DTYPES, MAX_HEADER, MAX_SIZE, Region, Stored, TensorFile, check_name, map_file
 from models.layers.packed import BLOCKS, CHUNK, unpack_blocks
+from plain_diffusion.extras import extra
 
 MAX_READS = 2**19  # numbers and texts in a header: T5's vocabulary is 130,000 of them, which takes a second
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of tensors that their converter reshaped, so that their rows divide into blocks
@@ -77,10 +78,8 @@ def open_gguf(path: Path) -> TensorFile:
 @cache
 def _reader() -> type[Any]:
     """GGML's reader, for a file's header only, and without its trust in the counts there."""
-    try:
+    with extra("gguf"):
         import gguf
-    except ImportError:
-        raise ValueError("GGUF files are read by the package gguf, which is not there: pip install gguf") from None
     kinds = {kind.value: kind.name for kind in gguf.GGMLQuantizationType}
 
     class Header(gguf.GGUFReader):  # type: ignore[misc]  # it has no types

@@ -61,5 +61,5 @@ def test_errors(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
 def test_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without torch-fidelity there is nobody to compare with, and the error says how to get it."""
     monkeypatch.setitem(sys.modules, "torch_fidelity.datasets", None)
-    with pytest.raises(ValueError, match="not installed: pip install torch-fidelity"):
+    with pytest.raises(ValueError, match=r"pip install 'plain-diffusion\[bench\]'"):
         features.run(settings(tmp_path / "out"))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusion.noise import mix
+from plain_diffusion.extras import extra
 
 Batch = dict[str, Tensor]
 
@@ -71,7 +72,8 @@ def digits(split: Literal["train", "held_out", "all"] = "train", held_out: float
 
     split  "held_out" is a random share of each class that training never sees; the same for the same seed
     """
-    from sklearn.datasets import load_digits  # not at the top: half a second that other data sets need not pay
+    with extra("digits"):
+        from sklearn.datasets import load_digits  # not at the top: half a second that other data sets need not pay
 
     raw = load_digits()
     labels = torch.from_numpy(raw.target).long()

@@ -1,0 +1,24 @@
+"""Packages that one feature needs, and that a plain installation leaves out: `pip install 'plain-diffusion[gguf]'`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# The extras of pyproject.toml, and what each is for.
+EXTRAS = {
+    "bench": "benchmarks beside other libraries",
+    "digits": "the data set of handwritten digits",
+    "gguf": "GGUF files",
+    "plots": "plots and reports",
+}
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Import what an extra brings within this: `with extra("gguf"): import gguf`. ValueError that names the extra where it is missing."""
+    try:
+        yield
+    except ImportError as error:
+        need = f"{EXTRAS[name]}: packages for that are not installed ({error})"
+        raise ValueError(f"{need}: pip install 'plain-diffusion[{name}]'") from error
