@@ -20,7 +20,7 @@ from eval.results import Result, Scored, read_result
 from eval.settings import MACHINE, ScoreParams
 from models.files.writing import check_writable
 from samplers.provenance import provenance
-from train.data.listing import describe
+from train.data.names import describe
 from train.data.source import Source
 
 Gathered = Mapping[Side, Collected]

@@ -32,7 +32,7 @@ from eval.report_plots import (
 from eval.results import Result, Scored, comparable_parts, read_result
 from models.files.writing import replacing
 from samplers.pictures import open_picture
-from train.data.listing import is_hidden
+from train.data.names import is_hidden
 
 ACROSS = 372  # CSS pixels that a small sheet may be magnified to
 STORED = 1600  # pixels of a sheet's longer side that a page keeps

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.pictures import save_png, thumbnail, tile
-from train.data.listing import class_order
+from train.data.names import class_order
 from train.data.source import Source, reading
 
 SHOWN = 24  # pictures without classes

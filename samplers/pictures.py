@@ -167,7 +167,7 @@ def save_png(image: Tensor, path: Path, settings: Mapping[str, Any] | None = Non
 
 def read_settings(path: str | Path) -> dict[str, Any]:
     """What a PNG of ours was drawn with. OSError or ValueError in one line for a file that is none."""
-    content = _read(Path(path), MAX_PIXELS)
+    content = read_file(path, MAX_PIXELS)
     try:
         kind = take_apart(content).kind
         text = (png_text(content, SETTINGS.encode()) if kind == "PNG" else None) or ""
@@ -231,7 +231,7 @@ def _decoded(
     before: Callable[[int], None] = lambda pixels: None,
 ) -> Iterator[Image.Image]:
     """A picture, wholly read and upright, with an alpha channel where any of it may be transparent."""
-    content = _read(Path(path), max_pixels) if content is None else content
+    content = read_file(path, max_pixels) if content is None else content
     try:
         file = take_apart(content)
         picture = None if file.kind == "WEBP" else file.open()
@@ -260,8 +260,9 @@ def _decoded(
         yield whole
 
 
-def _read(path: Path, max_pixels: int) -> bytes:
-    """A file's bytes, which are no more than pictures of so many pixels may need."""
+def read_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of a picture's file. FileNotFoundError; ValueError, also for more bytes than a picture of so many pixels may need."""
+    path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such picture: {path}")
     most = 8 * max_pixels + 2**20

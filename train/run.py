@@ -20,8 +20,8 @@ from samplers.guide import steered
 from samplers.provenance import provenance
 from train.consistency import ConsistencyDistillation
 from train.data import DATASETS, Dataset
-from train.data.captions import CaptionedImages
 from train.data.latents import LatentData, LatentParams
+from train.data.pictures import CaptionedImages
 from train.density import DENSITIES
 from train.export import check_exportable, export
 from train.folder import NEEDED, claimed, is_begun

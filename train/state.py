@@ -22,7 +22,7 @@ from models import EMA, Model
 from models.files.text import strict
 from models.layers.finite import is_finite
 from models.layouts import native
-from train.data.listing import PACKED, describe_change
+from train.data.change import PACKED, describe_change
 from train.world import World
 
 PREVIOUS = "checkpoint.previous.safetensors"

@@ -30,7 +30,7 @@ from samplers.sample import find_sampler, sample
 from samplers.settings import COUNT, PLACE, ROUNDING, WEIGHTS, named
 from samplers.text_to_image import ASKED, DTYPES, TextToImageParams, completed, dtypes, loaded
 from samplers.usage import usage
-from train.data.prompts import list_prompts
+from train.data.captions import list_prompts
 from train.data.source import Unreadable
 
 ELSEWHERE = {"out", "progress"}  # of the settings of python -m samplers, what is not for pictures that nobody saves

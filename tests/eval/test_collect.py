@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,14 +258,14 @@ def test_large_pictures_are_not_held_together(ahead: bool, tmp_path: Path, monke
         Image.fromarray(picture).save(tmp_path / f"{i:02d}.png")
     held, most, read = [0], [0], decoding.pixels
 
-    def counting(path: Path, max_pixels: int, before: Callable[[int], None]) -> Tensor:
-        found = read(path, max_pixels=max_pixels, before=before)
+    def counting(*arguments: Any) -> Tensor:
+        found = read(*arguments)
         held[0] += 1
         most[0] = max(most[0], held[0])
         weakref.finalize(found, lambda: held.__setitem__(0, held[0] - 1))
         return found
 
-    monkeypatch.setattr("train.data.folder.pixels", counting)
+    monkeypatch.setattr("train.data.files.pixels", counting)
     monkeypatch.setattr(decoding, "MAX_DECODED", 300)
     monkeypatch.setattr("eval.collect.MAX_PIXELS", 200)
     source, params = FolderPictures(tmp_path), CollectParams(64)

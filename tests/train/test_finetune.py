@@ -29,8 +29,8 @@ from models.layouts import native
 from tests.composing import composed
 from train import run
 from train.__main__ import main
-from train.data.captions import CaptionedImages
 from train.data.latents import LatentData, LatentParams
+from train.data.pictures import CaptionedImages
 from train.density import Density, LogNormal, Uniform
 from train.export import check_exportable
 from train.objective import DenoisingObjective
@@ -389,7 +389,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "missing data": (["weights={weights}", "data={new}"], "no such folder of pictures: {new}"),
     "images without captions": (
         ["weights={weights}", "data={bare}"],
-        "1 of 1 images have no caption, the first is {bare}/a.png: write it into",
+        "1 of 1 pictures have no caption, the first is {bare}/a.png: write it into",
     ),
     "another setting": (["weights={weights}", "data={photos}", "latents.sise=3"], "'latents.sise'; did you mean 'latents.size'?"),
     "no setting": (["weights={weights}", "data={photos}", "+latents.sise=3"], "no latents parameter named 'sise'; did you mean 'size'?"),

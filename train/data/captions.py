@@ -1,132 +1,202 @@
-"""A folder of images with captions, as common tools write it."""
+"""Captions of pictures, or prompts for them, from files; and which caption belongs to which picture."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+import csv
+import difflib
+import io
+import json
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from diffusion.messages import one_line
+from diffusion.spec import check_names
+from models.files.text import read_text
+from train.data.names import same_text
+from train.data.pairing import order_by_number
 
-from diffusion.messages import one_line, warn
-from models.files.text import parse_json, read_text
-from samplers.pictures import MAX_PIXELS, open_picture, open_srgb
-from train.data.listing import Listing, describe, find_names, list_pictures, same_text
-from train.data.pictures import covering, to_tensor
-
-METADATA = "metadata.jsonl"
+KEYS = ("prompt", "text", "caption")  # the names of a prompt's entry
 MAX_CAPTION, MAX_LIST = 2**20, 2**28  # bytes of one caption's file, and of a list of captions
+MAX_COMPARED = 10_000  # names that a wrong one is compared with, to suggest the nearest
+Listed = Sequence[tuple[str | None, str]]  # the name of a picture, None where only the order says it, and its prompt
+Prompts = str | Path | Sequence[str] | Mapping[str, str]
 
 
-class CaptionedImages:
-    """The pictures of a folder and its sub-folders (see `train.data.listing`), with a caption each (see `read_captions`).
+def prompts_for(prompts: Prompts, names: Sequence[str], files: Sequence[str] = ()) -> list[str]:
+    """One prompt per picture of these names: from a file (`read_prompts`), by name, {"cat.png": "a cat"}, or in their order.
 
-    Raises FileNotFoundError where there is no such folder, else ValueError, in one line.
+    files  what the pictures may be called as well, in the order of their names
+
+    ValueError where they do not fit, or where they are a list and the names are not in the order of their number (`order_by_number`).
     """
-
-    def __init__(self, folder: str | Path, max_pixels: int = MAX_PIXELS) -> None:
-        listing = list_pictures(folder)
-        if listing.left_out:
-            warn(f"files of {folder} that are not read: {describe(listing.left_out)}")
-        self.files, self.captions, self.max_pixels = listing.files, read_captions(listing), max_pixels
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def fingerprint(self) -> str:
-        """SHA-256 of all images and captions in their order, wherever they are. ValueError at the first image that `read` would refuse."""
-        digest = hashlib.sha256()
-        with ThreadPoolExecutor() as pool:  # decoding takes longer than a disk reads
-            for image, caption in zip(pool.map(partial(_sha256, max_pixels=self.max_pixels), self.files), self.captions, strict=True):
-                digest.update(image + hashlib.sha256(caption.encode()).digest())
-        return digest.hexdigest()
-
-    def read(self, index: int, height: int, width: int) -> tuple[Tensor, dict[str, float]]:
-        """An image, resized to cover that size and cropped to its centre, (3, height, width) in [-1, 1], and sizes for SDXL's condition.
-
-        These are, in pixels, height and width of the original, top and left of the crop within the resized image, target_height and
-        target_width of what remains (Podell et al. 2023, section 2.2). Photographs are turned as their EXIF data say, and are in sRGB.
-        """
-        original = open_srgb(self.files[index], max_pixels=self.max_pixels)
-        image, top, left = covering(original, height, width)
-        sizes = {"height": original.height, "width": original.width, "target_height": height, "target_width": width}
-        return to_tensor(image), {**sizes, "top": top, "left": left}
+    if isinstance(prompts, (str, Path)):
+        return read_prompts(prompts, names, files)
+    if isinstance(prompts, Mapping):
+        return _by_name("the mapping of prompts", list(prompts.items()), names, files)
+    _check_filled("the prompts", prompts)
+    _check_number("the list of prompts", len(prompts), len(names))
+    if order_by_number(names) != list(range(len(names))):
+        raise ValueError(f"{_doubt('the list of prompts', names)}: give them by name, {{{names[0]!r}: prompt, ...}}")
+    return list(prompts)
 
 
-def has_captions(listing: Listing) -> bool:
-    """Whether `read_captions` would find any."""
-    return (listing.folder / METADATA).exists() or not _texts_by_stem(listing).keys().isdisjoint(map(_stem, listing.names))
+def read_prompts(path: str | Path, names: Sequence[str], files: Sequence[str] = ()) -> list[str]:
+    """The prompts of pictures of these names, in their order; `files` as for `prompts_for`.
 
+    .txt           one per line, in the order of the number in the names: 1-a.png, 2-b.png, ..., 10-j.png
+    .jsonl, .json  {"file_name": "cat.png", "prompt": "a cat"}, one per line or in a list; "text" or "caption" will do for "prompt".
+                   A .json file may also be {"cat.png": "a cat", ...}
+    .csv           columns file_name and prompt, or prompt alone, in order as in .txt
 
-def read_captions(listing: Listing) -> list[str]:
-    """A caption for each picture: the text in cat.txt beside cat.png, or in a line {"file_name": "cat.png", "text": "a cat"} of the
-    folder's metadata.jsonl, whose names are relative to the folder; other entries of a line are not read.
-
-    ValueError, in one line: a picture without a caption, with an empty one or with two that differ. (Empty captions are mostly those of a
-    captioning tool that failed. The objective's `drop` trains without captions now and then, for guidance.)
+    FileNotFoundError, or ValueError in one line: pictures without a prompt, prompts without a picture, empty ones, two for one picture.
+    So are prompts without names where no number tells the order (`order_by_number`): pictures would silently be held against another's.
     """
-    folder, texts = listing.folder, _texts_by_stem(listing)
-    listed = _read_metadata(listing) if (folder / METADATA).exists() else {}
-    captions = [_caption(folder, name, texts.get(_stem(name), []), listed.get(name)) for name in listing.names]
-    if lacking := [name for name, caption in zip(listing.names, captions, strict=True) if caption is None]:
+    path, listed = Path(path), _listed(Path(path))
+    prompts = [prompt for _, prompt in listed]
+    if any(name is not None for name, _ in listed):
+        return _by_name(str(path), [(str(name), prompt) for name, prompt in listed], names, files)
+    _check_number(str(path), len(prompts), len(names))
+    order = order_by_number(names)
+    if order is None:
         raise ValueError(
-            f"{len(lacking)} of {len(captions)} images have no caption, the first is {folder / lacking[0]}: "
-            f"write it into {Path(lacking[0]).with_suffix('.txt').name} beside it, or into {METADATA}"
+            f'{_doubt(str(path), names)}: name them in a .jsonl file, {{"file_name": "{names[0]}", "prompt": ...}}, or a .csv file, '
+            "or put captions beside them"
         )
-    if empty := [name for name, caption in zip(listing.names, captions, strict=True) if not caption]:
-        raise ValueError(f"the caption of {folder / empty[0]} is empty: write one (objective.drop trains without captions now and then)")
-    return [caption or "" for caption in captions]
+    return [prompt for _, prompt in sorted(zip(order, prompts, strict=True))]
 
 
-def _texts_by_stem(listing: Listing) -> dict[str, list[str]]:
-    """The .txt files by the path without suffix, which they share with their pictures."""
-    texts: dict[str, list[str]] = {}
-    for name in listing.texts:
-        texts.setdefault(_stem(name), []).append(name)
-    return texts
+def _doubt(where: str, names: Sequence[str]) -> str:
+    return f"{where} names no pictures, and no number in {names[0]}, {names[1]}, ... says for certain which comes first"
 
 
-def _stem(name: str) -> str:
-    return same_text(os.path.splitext(name)[0])
+def list_prompts(path: str | Path) -> list[str]:
+    """All prompts of such a file, in its own order, for pictures that are yet to be drawn. Errors as from `read_prompts`."""
+    return [prompt for _, prompt in _listed(Path(path))]
 
 
-def _caption(folder: Path, name: str, texts: Sequence[str], listed: str | None) -> str | None:
-    found = [(Path(text).name, read_text(folder / text, MAX_CAPTION).strip()) for text in texts]
-    found += [] if listed is None else [(METADATA, listed)]
-    for place, caption in found:
-        if caption != found[0][1]:
-            raise ValueError(f"{folder / name} has two captions, one in {found[0][0]} and another one in {place}: keep one")
-    return found[0][1] if found else None
+def _listed(path: Path) -> Listed:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file of prompts: {path}")
+    check_names("kind of file with prompts", [path.suffix.lower()], READERS)
+    listed = READERS[path.suffix.lower()](path)
+    _check_filled(str(path), [prompt for _, prompt in listed])
+    return listed
 
 
-def _read_metadata(listing: Listing) -> dict[str, str]:
-    """The captions in metadata.jsonl, by picture."""
-    file = listing.folder / METADATA
-    entries = [_read_entry(file, number, line) for number, line in enumerate(read_text(file, MAX_LIST).split("\n"), 1) if line.strip()]
+def read_metadata(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """The captions of a metadata.jsonl, {"file_name": "cat.png", "text": "a cat"}, by the pictures' names. Errors as in `read_prompts`."""
+    return _find_pictures(str(path), _from_jsonl(path, ("text",)), names)
+
+
+def _by_name(where: str, listed: Sequence[tuple[str, str]], names: Sequence[str], files: Sequence[str]) -> list[str]:
+    found = _find_pictures(where, listed, names, files)
+    if lacking := [name for name in names if name not in found]:
+        raise ValueError(f"{where} has {len(found)} prompts for {len(names)} pictures, and none for {lacking[0]}: add what is missing")
+    _check_filled(where, [found[name] for name in names])
+    return [found[name] for name in names]
+
+
+def _find_pictures(where: str, listed: Sequence[tuple[str, str]], names: Sequence[str], files: Sequence[str] = ()) -> dict[str, str]:
+    """What is listed, by the name of the picture that it is about. ValueError for one that is not there, and for two about one picture."""
     found: dict[str, str] = {}
-    for (number, name, caption), picture in zip(entries, find_names([name for _, name, _ in entries], listing.names), strict=True):
-        if picture is None:
-            raise ValueError(f"{file} names {one_line(name)}, but there is no such image in {listing.folder}")
-        if picture in found:
-            raise ValueError(f"{file}, line {number} is the second one about {picture}")
-        found[picture] = caption
+    written_names, named = [name for name, _ in listed], dict(zip(files, names, strict=False))
+    by_name, by_file = find_names(written_names, names), find_names(written_names, files)
+    for (written, prompt), same, file in zip(listed, by_name, by_file, strict=True):
+        name = same or named.get(file or "")
+        if name is None:
+            alike = [each for each in names if each.casefold() == written.casefold()]
+            near = alike or difflib.get_close_matches(written[:200], names[:MAX_COMPARED], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the first is {names[0]}" if names else "there are none"
+            raise ValueError(f"{where} has a prompt for {one_line(written)}, which is none of the {len(names)} pictures; {hint}")
+        if name in found:
+            raise ValueError(f"{where} has {len(listed)} prompts, and more than one for {name}: keep one")
+        found[name] = prompt
     return found
 
 
-def _read_entry(file: Path, number: int, line: str) -> tuple[int, str, str]:
+def find_names(wanted: Iterable[str], names: Sequence[str]) -> list[str | None]:
+    """The name that each wanted one stands for, None if there is none: "./é.png" is "é.png", in any Unicode form."""
+    forms = Counter(map(same_text, names))
+    index = {form: name for name in names if forms[form := same_text(name)] == 1} | {name: name for name in names}
+    plain = (posixpath.normpath(name) for name in wanted)
+    return [index.get(name) or index.get(same_text(name)) for name in plain]
+
+
+def _check_filled(where: str, prompts: Sequence[str]) -> None:
+    if empty := [number for number, prompt in enumerate(prompts, 1) if not prompt.strip()]:
+        raise ValueError(f"prompt {empty[0]} of the {len(prompts)} in {where} is empty: write one, or leave out its picture")
+
+
+def _check_number(where: str, prompts: int, pictures: int) -> None:
+    if prompts != pictures:
+        raise ValueError(f"{where} has {prompts} prompts for {pictures} pictures: give one each, or a .jsonl file that names the pictures")
+
+
+def _from_txt(path: Path) -> Listed:
+    lines = read_text(path, MAX_LIST).split("\n")  # not splitlines, which also splits at characters within a prompt
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return [(None, line.strip()) for line in lines]
+
+
+def _from_jsonl(path: Path, keys: Sequence[str] = KEYS) -> list[tuple[str, str]]:
+    lines = [(f"{path}, line {number}", line) for number, line in enumerate(read_text(path, MAX_LIST).split("\n"), 1) if line.strip()]
+    return [_entry(where, read_json(where, line), keys) for where, line in lines]
+
+
+def _from_json(path: Path) -> Listed:
+    content = read_json(str(path), read_text(path, MAX_LIST))
+    if isinstance(content, Mapping) and all(isinstance(prompt, str) for prompt in content.values()):
+        return [(str(name), prompt.strip()) for name, prompt in content.items()]
+    if not isinstance(content, list):
+        raise ValueError(f'{path} must hold {{"cat.png": "a cat", ...}} or a list of {{"file_name": "cat.png", "prompt": "a cat"}}')
+    return [_entry(f"{path}, entry {number}", entry) for number, entry in enumerate(content, 1)]
+
+
+def _from_csv(path: Path) -> Listed:
+    rows = csv.DictReader(io.StringIO(read_text(path, MAX_LIST), newline=""), restval="", strict=True)
     try:
-        entry = parse_json(line)
-        name, caption = entry["file_name"], entry["text"]
-        return number, name + "", caption.strip()
-    except (ValueError, TypeError, KeyError, AttributeError):
-        like = '{"file_name": "cat.png", "text": "a cat"}'
-        raise ValueError(f"{file}, line {number} must be like {like}, not {line.strip()[:80]}") from None
+        columns = rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
+        entries = list(rows)
+    except csv.Error as error:
+        raise ValueError(f"{path} is no comma-separated text: {error}") from None
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"{path} has two columns of one name: {', '.join(columns)[:200]}")
+    if columns != ["prompt"] and not {"file_name", "prompt"} <= set(columns):
+        raise ValueError(f"{path} must have the columns file_name and prompt, or prompt alone, not {', '.join(columns)[:200] or 'none'}")
+    if longer := [number for number, entry in enumerate(entries, 1) if None in entry]:
+        raise ValueError(f"row {longer[0]} of {path} has more than {len(columns)} columns: put quotes around prompts with commas in them")
+    return [(entry.get("file_name"), entry["prompt"].strip()) for entry in entries]
 
 
-def _sha256(image: Path, max_pixels: int) -> bytes:
-    """The SHA-256 of a file, after checking that its image is complete."""
-    open_picture(image, max_pixels=max_pixels)
-    return hashlib.sha256(image.read_bytes()).digest()
+def read_json(where: str, text: str) -> Any:
+    """What a JSON text holds. ValueError that says where it stands if it is none, or has two entries of one name."""
+    try:
+        return json.loads(text, object_pairs_hook=_check_unique_names)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is no JSON: {error}") from None
+
+
+def _check_unique_names(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dictionary. ValueError for two entries of the same name."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"two entries for {one_line(name)}")
+        found[name] = value
+    return found
+
+
+def _entry(where: str, entry: Any, keys: Sequence[str] = KEYS) -> tuple[str, str]:
+    found = [key for key in keys if key in entry] if isinstance(entry, Mapping) else []
+    if len(found) > 1:
+        raise ValueError(f"{where} has both {found[0]} and {found[1]}: keep one")
+    if not found or not isinstance(entry.get("file_name"), str) or not isinstance(entry[found[0]], str):
+        raise ValueError(f'{where} must be like {{"file_name": "cat.png", "{keys[0]}": "a cat"}}, not {json.dumps(entry)[:80]}')
+    return entry["file_name"], entry[found[0]].strip()
+
+
+READERS: dict[str, Callable[[Path], Listed]] = {".txt": _from_txt, ".jsonl": _from_jsonl, ".json": _from_json, ".csv": _from_csv}

@@ -3,51 +3,135 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from torch import Tensor
+from models.files.text import read_text
+from samplers.pictures import MAX_PIXELS, read_file
+from train.data.captions import MAX_CAPTION, Prompts, prompts_for, read_metadata
+from train.data.files import FilePictures
+from train.data.names import PICTURES, check_name, check_path, is_hidden, looks_like_picture, same_text
+from train.data.source import stamp_of
 
-from samplers.pictures import MAX_PIXELS
-from train.data.captions import has_captions, read_captions
-from train.data.decoding import in_threads, pixels
-from train.data.listing import list_pictures
-from train.data.prompts import Captioned, Prompts, prompts_for
-from train.data.source import Unreadable, stamp_of
+METADATA = "metadata.jsonl"
 
 
-class FolderPictures(Captioned):
-    """The pictures of a folder and its sub-folders, by their paths within it, in the order of these: those that `train.data.listing` finds.
+class FolderPictures(FilePictures):
+    """The pictures of a folder and its sub-folders, by their paths within it, with slashes, in the order of the parts of these.
 
-    Sub-folders, if there are any, are classes, as python -m samplers writes them. Pictures are turned as their EXIF data say.
+    Links to folders are followed; hidden folders and those in `SYSTEM` are left out. Sub-folders, if there are any, are classes, as
+    python -m samplers writes them. A caption is the text in cat.txt beside cat.png, or in a line {"file_name": "cat.png", "text": "a cat"}
+    of the folder's metadata.jsonl, whose names are relative to the folder; other entries of a line are not read.
 
-    ignored     how many files look like pictures but are not read, by their suffix, {".tif": 12}
-    prompts     one per picture, or a file of them (`read_prompts`); None: the captions beside the pictures or in metadata.jsonl, as
-                `read_captions` reads them, if there are any. That happens when they are first asked for, and raises ValueError where
-                a picture has none
-    max_pixels  of one picture: those with more cannot be read
+    FileNotFoundError for a missing folder, OSError for one without permission. ValueError in one line: no pictures; pictures both in
+    sub-folders and beside them; a class without pictures; links that are broken or lead to the same folder twice; names that are not UTF-8
+    or hold control characters.
     """
 
-    def __init__(self, folder: str | Path, prompts: Prompts | None = None, max_pixels: int = MAX_PIXELS) -> None:
-        self._listing, self._max_pixels = list_pictures(folder), max_pixels
-        self.origin = str(folder)
-        self.ignored: Mapping[str, int] = self._listing.left_out
-        self.names: Sequence[str] = self._listing.names
-        self.labels: Sequence[str] | None = self._listing.labels
-        self.prompts = None if prompts is None else prompts_for(prompts, self.names)
+    remedy = f"write it into a .txt file of its name beside it, or into {METADATA}"
 
-    def _captions(self) -> Sequence[str] | None:
-        return read_captions(self._listing) if has_captions(self._listing) else None
+    def __init__(self, folder: str | Path, prompts: Prompts | None = None, max_pixels: int = MAX_PIXELS, classes: bool = True) -> None:
+        self.folder, self.max_pixels, self.origin = Path(check_path(folder)), max_pixels, str(folder)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} is a file, not a folder of pictures" if self.folder.exists() else f"no such folder of pictures: {folder}"
+            )
+        names, left_out, folders = [], Counter[str](), []
+        self._texts: dict[str, list[str]] = {}  # the .txt files by their path without suffix, which they share with their pictures
+        for name, is_folder in _walk(self.folder):
+            stem, suffix = os.path.splitext(name)
+            if is_folder:
+                folders += [name] * ("/" not in name)
+            elif suffix.lower() in PICTURES:
+                names.append(check_name(folder, name))
+            elif suffix.lower() == ".txt":
+                self._texts.setdefault(same_text(stem), []).append(name)
+            elif looks_like_picture(suffix.lower()):
+                left_out[suffix.lower()] += 1
+        self.ignored = dict(sorted(left_out.items()))
+        if not names:
+            raise ValueError(f"no pictures in {folder}: expected files ending in {', '.join(PICTURES)}{self._found()}")
+        self.names = sorted(names, key=lambda name: (same_text(name).split("/"), name))  # whatever Unicode form a file system keeps
+        self.labels = self._classes(folders) if classes else None
+        if prompts is not None:
+            self.prompts = prompts_for(prompts, self.names)
+
+    @cached_property
+    def files(self) -> Sequence[Path]:
+        """The paths of the pictures."""
+        return [self.folder / name for name in self.names]
 
     @cached_property
     def stamp(self) -> str:
         """A hash of the files, of their paths, which include their classes, and of max_pixels."""
-        return hashlib.sha256("\n".join([*self.names, stamp_of(self._listing.files, self._max_pixels)]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([*self.names, stamp_of(self.files, self.max_pixels)]).encode()).hexdigest()
 
-    def __len__(self) -> int:
-        return len(self.names)
+    def content(self, index: int) -> bytes:
+        """See `StoredPictures`."""
+        return read_file(self.files[index], self.max_pixels)
 
-    def read(self, indices: Sequence[int]) -> Iterator[Tensor | Unreadable]:
-        """See `Source`."""
-        return in_threads(lambda i, before: pixels(self._listing.files[i], max_pixels=self._max_pixels, before=before), indices)
+    def _classes(self, folders: Sequence[str]) -> list[str] | None:
+        """The class of each picture, its immediate sub-folder. None may be empty: that would change the numbers of later ones."""
+        loose = [name for name in self.names if "/" not in name]
+        labels = [same_text(name.split("/", 1)[0]) for name in self.names if "/" in name]
+        if not labels:
+            return None
+        if loose:
+            raise ValueError(
+                f"{self.folder} mixes class folders ({labels[0]}, ...) and loose pictures ({loose[0]}, ...): "
+                f"keep one kind, or give a folder in it, such as {self.folder / labels[0]}"
+            )
+        there = set(labels)
+        if empty := sorted(name for name in folders if same_text(name) not in there):
+            raise ValueError(
+                f"{self.folder / empty[0]} is a class without a picture that can be read: "
+                f"add some ({', '.join(PICTURES)}), or move the folder elsewhere"
+            )
+        if twice := [name for name, times in Counter(map(same_text, folders)).items() if times > 1]:
+            raise ValueError(f"{self.folder} has two folders {twice[0]}, whose names differ in Unicode form only: make them one")
+        return labels
+
+    def _captions(self) -> list[str | None]:
+        listed = read_metadata(self.folder / METADATA, self.names) if (self.folder / METADATA).exists() else {}
+        return [self._caption(name, listed.get(name)) for name in self.names]
+
+    def _caption(self, name: str, listed: str | None) -> str | None:
+        texts = self._texts.get(same_text(os.path.splitext(name)[0]), ())
+        found = [(os.path.basename(text), read_text(self.folder / text, MAX_CAPTION).strip()) for text in texts]
+        found += [] if listed is None else [(METADATA, listed)]
+        for place, caption in found:
+            if caption != found[0][1]:
+                raise ValueError(f"{self.folder / name} has two captions, one in {found[0][0]} and another one in {place}: keep one")
+        return found[0][1] if found else None
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
+    """The relative paths of all folders and files that are not hidden, and whether each is a folder."""
+    entered: dict[str, Path] = {}
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        place = folder / inside
+        if place != (first := entered.setdefault(os.path.realpath(place), place)):
+            raise ValueError(f"{place} is the same folder as {first}: keep one of them")
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                name = f"{inside}/{entry.name}" if inside else entry.name
+                if is_folder := _leads_to_folder(entry):
+                    waiting.append(check_name(folder, name))
+                yield name, is_folder
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder. ValueError for a broken link, unless it is named like a picture: reading reports that."""
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        if os.path.splitext(entry.name)[1].lower() not in PICTURES:
+            where = os.path.dirname(entry.path)
+            raise ValueError(f"{where}/{check_name(where, entry.name)} is a link that cannot be followed: mend or remove it")
+        return False
+    return entry.is_dir()

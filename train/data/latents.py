@@ -23,8 +23,8 @@ from models.files.writing import replacing
 from samplers.generate import image_size
 from samplers.pictures import MAX_PIXELS
 from samplers.prompting import SCORE
-from train.data.captions import CaptionedImages
 from train.data.dataset import Batch
+from train.data.pictures import CaptionedImages
 from train.data.rows import write_header, write_rows
 from train.world import World
 
@@ -138,8 +138,9 @@ class LatentData:
                 dropped += lost
                 bar.update(len(indices))
         if dropped:
+            first = self.images.pictures.names[dropped[0]]
             warn(
-                f"{len(dropped)} of {len(self)} captions are longer than is read of them, the first that of {self.images.files[dropped[0]]}"
+                f"{len(dropped)} of {len(self)} captions are longer than is read of them, the first that of {first}"
                 + (f": latents.chunks={self.params.chunks + 1} reads more" if text.params.chunked else "")
             )
 

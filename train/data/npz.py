@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 import torch
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 from diffusion.messages import one_line
-from train.data.listing import check_name, same_text
-from train.data.prompts import Prompts, prompts_for
-from train.data.source import Unreadable, numbered, stamp_of
+from train.data.captions import Prompts, prompts_for
+from train.data.names import check_name, numbered, same_text
+from train.data.source import Unreadable, stamp_of
 
 PICTURES, LABELS = "arr_0", "arr_1"
 MAX_ARRAY = 2**29  # bytes of an array that is read whole: a covariance of 8,192 features, labels of millions of pictures
@@ -34,6 +35,7 @@ class NpzPictures:
 
     labels: Sequence[str] | None
     prompts: Sequence[str] | None
+    ignored: Mapping[str, int] = {}
     _pixels: np.ndarray
 
     def __init__(self, path: str | Path, prompts: Prompts | None = None) -> None:
@@ -52,6 +54,14 @@ class NpzPictures:
 
     def __len__(self) -> int:
         return len(self._pixels)
+
+    def content(self, index: int) -> bytes:
+        """See `StoredPictures`."""
+        return self._pixels[index].tobytes()
+
+    def open(self, index: int, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
+        """See `StoredPictures`."""
+        return Image.fromarray(np.ascontiguousarray(self._pixels[index])).convert(mode)
 
     def read(self, indices: Sequence[int]) -> Iterator[Tensor | Unreadable]:
         """See `Source`."""

@@ -7,25 +7,26 @@ from pathlib import Path
 
 from samplers.pictures import MAX_PIXELS
 from train.data.folder import FolderPictures
-from train.data.listing import check_path
+from train.data.names import check_path
 from train.data.npz import NpzPictures
-from train.data.source import Source
+from train.data.source import StoredPictures
 from train.data.tar import TarPictures
 
 
-def open_pictures(path: str | Path, prompts: str | None = None, max_pixels: int = MAX_PIXELS) -> Source:
+def open_pictures(path: str | Path, prompts: str | None = None, max_pixels: int = MAX_PIXELS, classes: bool = True) -> StoredPictures:
     """The pictures of a folder, an .npz or .npy file, or tar shards ("a-{000000..000009}.tar", "*.tar").
 
     prompts     a file of one prompt per picture (`read_prompts`), instead of captions beside the pictures
     max_pixels  of one picture that is read from a file of its own
+    classes     whether sub-folders, and what shards say of classes, are looked at
     """
     name, place = check_path(path).lower(), Path(path)
     if place.is_dir():
-        return FolderPictures(place, prompts, max_pixels)
+        return FolderPictures(place, prompts, max_pixels, classes)
     if name.endswith((".npz", ".npy")):
         return NpzPictures(place, prompts)
     if name.endswith((".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")):
-        return TarPictures(path, prompts, max_pixels)
+        return TarPictures(path, prompts, max_pixels, classes)
     if place.exists():
         raise ValueError(f"{place} is no source of pictures: give a folder, an .npz or .npy file, or .tar files")
     raise FileNotFoundError(f"no such folder of pictures: {place}{_near(place)}")

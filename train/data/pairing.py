@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from os.path import splitext
 from typing import Any
 
-from train.data.listing import PICTURES, by_value
+from train.data.names import PICTURES, by_value
 
 NUMBER = re.compile("([0-9]+)")
 DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)\.([0-9]+)(?![0-9]|\.[0-9])")  # 7.5, but neither 1.2.3 nor 10.5.2024

@@ -1,8 +1,10 @@
-"""Pictures to train on."""
+"""Pictures to train on: with classes, or with captions."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -12,45 +14,47 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.messages import warn
-from samplers.pictures import MAX_PIXELS, open_srgb
+from samplers.pictures import MAX_PIXELS
+from train.data.change import PACKED, pack
 from train.data.dataset import Batch, Dataset, digits
-from train.data.listing import PACKED, describe, list_pictures
+from train.data.names import class_order, describe
+from train.data.open import open_pictures
+from train.data.source import StoredPictures
 
 
-class ImageFolder:
-    """Pictures of a folder (which ones: see `train.data.listing`), decoded when asked for, turned as their EXIF data say, and in sRGB.
+class PictureData:
+    """Pictures of a folder, of tar shards or of a NumPy file (`open_pictures`), decoded when asked for, in sRGB.
 
-    Subfolders, if there are any, are classes: numbers in their order, then names in theirs. Pictures are refused as `open_srgb` does.
+    Their classes, if they have any, are numbered in one order: numbers by value, then names.
 
     size        the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None keeps sizes,
                 which must then be equal
     channels    3 for colour, 1 for grey
     max_pixels  of one picture
     classes     their names, by number
-    kept        what a run must find again when it is resumed: the classes, and the pictures' names in their order (`Listing.packed`)
+    kept        what a run must find again when it is resumed: the classes, and the pictures' names in their order (`pack`)
     """
 
     def __init__(self, folder: str | Path, size: int | None = None, channels: Literal[1, 3] = 3, max_pixels: int = MAX_PIXELS) -> None:
-        listing = list_pictures(folder)
-        self.files, self.size, self.channels, self.max_pixels = listing.files, size, channels, max_pixels
-        self.classes = listing.classes
-        if listing.left_out:
-            warn(f"files of {folder} that are not read: {describe(listing.left_out)}")
+        self.pictures = opened = _opened(folder, max_pixels, classes=True)
+        self.size, self.channels = size, channels
+        self.classes = sorted(set(opened.labels or ()), key=class_order)
         number = {name: i for i, name in enumerate(self.classes)}
-        self.labels = torch.tensor([number[label] for label in listing.labels]) if listing.labels else None
+        self.labels = torch.tensor([number[label] for label in opened.labels]) if opened.labels else None
         self.num_classes = len(self.classes) or None
-        self.kept = {"classes": self.classes, PACKED: listing.packed}
+        self.kept = {"classes": self.classes, PACKED: pack(opened.names, opened.labels, opened.content)}
         self.shape = (channels, size, size) if size is not None else self._first_shape()
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.pictures)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        images = [self._read(self.files[i]) for i in indices]
+        images = [self._read(i) for i in indices]
         for i, image in zip(indices, images, strict=True):
             if image.shape != images[0].shape:
                 raise ValueError(
-                    f"{self.files[i]} has shape {tuple(image.shape)}, others {tuple(images[0].shape)}: give a size to resize to"
+                    f"{self.pictures.origin}/{self.pictures.names[i]} has shape {tuple(image.shape)}, others {tuple(images[0].shape)}: "
+                    "give a size to resize to"
                 )
         batch = {"x0": torch.stack(images)}
         return batch if self.labels is None else {**batch, "label": self.labels[torch.as_tensor(indices)]}
@@ -58,18 +62,68 @@ class ImageFolder:
     def _first_shape(self) -> tuple[int, int, int]:
         """The shape of the first picture that can be read; training decides about the others. If none can, the first error is raised."""
         errors: list[ValueError | OSError] = []
-        for file in self.files:
+        for index in range(len(self)):
             try:
-                channels, height, width = self._read(file).shape
+                channels, height, width = self._read(index).shape
             except (ValueError, OSError) as error:
                 errors = errors or [error]
             else:
                 return channels, height, width
         raise errors[0]
 
-    def _read(self, file: Path) -> Tensor:
-        image = open_srgb(file, "RGB" if self.channels == 3 else "L", max_pixels=self.max_pixels)
+    def _read(self, index: int) -> Tensor:
+        image = self.pictures.open(index, "RGB" if self.channels == 3 else "L")
         return to_tensor(image if self.size is None else covering(image, self.size, self.size)[0])
+
+
+class CaptionedImages:
+    """Pictures with a caption each: of a folder and its sub-folders, or of tar shards (`open_pictures`).
+
+    FileNotFoundError where there are none, else ValueError, in one line.
+    """
+
+    def __init__(self, path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
+        self.pictures = _opened(path, max_pixels, classes=False)
+        n, prompts = len(self.pictures), self.pictures.prompts
+        if prompts is None:
+            first = f"{path}/{self.pictures.names[0]}"
+            raise ValueError(f"{n} of {n} pictures have no caption, the first is {first}: write it into a .txt file of its name beside it")
+        self.captions = prompts
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all images and captions in their order, wherever they are. ValueError at the first image that `read` would refuse."""
+        digest = hashlib.sha256()
+        with ThreadPoolExecutor() as pool:  # decoding takes longer than a disk reads
+            for image, caption in zip(pool.map(self._sha256, range(len(self))), self.captions, strict=True):
+                digest.update(image + hashlib.sha256(caption.encode()).digest())
+        return digest.hexdigest()
+
+    def _sha256(self, index: int) -> bytes:
+        """The SHA-256 of a file, after checking that its image is complete."""
+        self.pictures.open(index, "RGB")
+        return hashlib.sha256(self.pictures.content(index)).digest()
+
+    def read(self, index: int, height: int, width: int) -> tuple[Tensor, dict[str, float]]:
+        """An image, resized to cover that size and cropped to its centre, (3, height, width) in [-1, 1], and sizes for SDXL's condition.
+
+        These are, in pixels, height and width of the original, top and left of the crop within the resized image, target_height and
+        target_width of what remains (Podell et al. 2023, section 2.2). Photographs are turned as their EXIF data say, and are in sRGB.
+        """
+        original = self.pictures.open(index, "RGB")
+        image, top, left = covering(original, height, width)
+        sizes = {"height": original.height, "width": original.width, "target_height": height, "target_width": width}
+        return to_tensor(image), {**sizes, "top": top, "left": left}
+
+
+def _opened(path: str | Path, max_pixels: int, classes: bool) -> StoredPictures:
+    """Those pictures, with a warning of what is not read of them."""
+    pictures = open_pictures(path, max_pixels=max_pixels, classes=classes)
+    if pictures.ignored:
+        warn(f"files of {path} that are not read: {describe(pictures.ignored)}")
+    return pictures
 
 
 def covering(image: Image.Image, height: int, width: int) -> tuple[Image.Image, int, int]:
@@ -87,4 +141,4 @@ def to_tensor(image: Image.Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "folder": ImageFolder}
+DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "folder": PictureData}

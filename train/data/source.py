@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+from PIL import Image
 from torch import Tensor
 
 from samplers.pictures import MAX_PIXELS
@@ -53,6 +54,24 @@ class Source(Protocol):
         ...
 
 
+class StoredPictures(Source, Protocol):
+    """Pictures in files, which networks can be trained on too.
+
+    ignored   how many files look like pictures, or may hold some, but are not read, by suffix: {".tif": 12}
+    """
+
+    @property
+    def ignored(self) -> Mapping[str, int]: ...
+
+    def content(self, index: int) -> bytes:
+        """The bytes that a picture is kept in. ValueError or OSError where they cannot be read."""
+        ...
+
+    def open(self, index: int, mode: Literal["RGB", "L"]) -> Image.Image:
+        """A picture, upright, in colour or grey, and in sRGB: what networks are trained on. ValueError or OSError, in one line."""
+        ...
+
+
 @contextmanager
 def reading(source: Source, indices: Sequence[int]) -> Iterator[Iterable[Tensor | Unreadable]]:
     """`source.read(indices)`, whose threads end with the block, however many pictures have been asked for."""
@@ -76,8 +95,3 @@ def stamp_of(files: Iterable[Path], max_pixels: int = MAX_PIXELS) -> str:
     if max_pixels != MAX_PIXELS:
         digest.update(f"max_pixels {max_pixels}".encode())
     return digest.hexdigest()
-
-
-def numbered(n: int) -> list[str]:
-    """Names for n pictures without names, of equal length."""
-    return [f"{i:0{max(6, len(str(n - 1)))}d}" for i in range(n)]

@@ -9,84 +9,73 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
-from torch import Tensor
-
 from diffusion.messages import one_line
-from models.files.text import decode_text, parse_json
+from models.files.text import decode_text
 from samplers.pictures import MAX_PIXELS
-from train.data.captions import MAX_CAPTION, MAX_LIST
-from train.data.decoding import Before, in_threads, pixels
-from train.data.listing import PICTURES, check_name, describe, is_hidden, looks_like_picture, same_text
-from train.data.prompts import KEYS, Captioned, Prompts, prompts_for
-from train.data.source import Unreadable, stamp_of
+from train.data.captions import KEYS, MAX_CAPTION, MAX_LIST, Prompts, prompts_for, read_json
+from train.data.files import FilePictures
+from train.data.names import PICTURES, check_name, is_hidden, looks_like_picture, same_text
+from train.data.source import stamp_of
 
 BESIDE = (".txt", ".json", ".cls")  # what is read beside a picture
 MAX_PADDING = 2**24  # zero bytes after the end of an archive: programs fill up their last record
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}  # by their first bytes
 
 
-class TarPictures(Captioned):
+class TarPictures(FilePictures):
     """The pictures of tar files, in the order of the files and of what is in them; read where they lie, and never unpacked.
 
     A picture is called by its key, its name without its suffix (`split_name`), and where shards have keys in common by "shard/key". Its
-    caption is in key.txt or, where there is none, in key.json under "prompt", "text" or "caption"; its class in key.cls. Captions are read
-    when they are first asked for; ValueError names the first picture without one, where others have one. Links to other members are
-    followed; hidden members are not looked at.
+    caption is in key.txt or, where there is none, in key.json under "prompt", "text" or "caption"; its class in key.cls. Links to other
+    members are followed; hidden members are not looked at.
 
-    paths       one or several: a path, a pattern ("shard-*.tar"), or a range ("shard-{000000..000009}.tar")
-    prompts     one per picture, or a file of them (`read_prompts`), by key or by name (a/000, a/000.png), instead of what is in the shards
-    max_pixels  of one picture: those with more cannot be read
-    ignored     how many members look like pictures or may hold some, but are not read, by suffix: {".tif": 12, ".seg.png": 3}
+    paths     one or several: a path, a pattern ("shard-*.tar"), or a range ("shard-{000000..000009}.tar")
+    prompts   one per picture, or a file of them (`read_prompts`), by key or by name (a/000, a/000.png), instead of what is in the shards
+    ignored   how many members look like pictures or may hold some, but are not read, by suffix: {".tif": 12, ".seg.png": 3}
 
     FileNotFoundError, or ValueError in one line for shards that are compressed, damaged, cut short or joined, without pictures, or in which
-    a key has two of them or none.
+    a key has two of them or none, and where some pictures have a class and others have none.
     """
 
-    def __init__(self, paths: str | Path | Sequence[str | Path], prompts: Prompts | None = None, max_pixels: int = MAX_PIXELS) -> None:
-        self._max_pixels = max_pixels
+    remedy = "add key.txt, or key.json with a caption"
+
+    def __init__(
+        self,
+        paths: str | Path | Sequence[str | Path],
+        prompts: Prompts | None = None,
+        max_pixels: int = MAX_PIXELS,
+        classes: bool = True,
+    ) -> None:
         given = [paths] if isinstance(paths, (str, Path)) else list(paths)
-        shards = [shard for path in given for shard in find_shards(str(path))]
-        left_out = Counter[str]()
+        shards, left_out = [shard for path in given for shard in find_shards(str(path))], Counter[str]()
         self._samples = [sample for shard in shards for sample in _samples(shard, left_out)]
-        self.ignored: Mapping[str, int] = dict(sorted(left_out.items()))
+        self.origin, self.stamp, self.max_pixels = ", ".join(map(str, given)), stamp_of(shards, max_pixels), max_pixels
+        self.ignored = dict(sorted(left_out.items()))
         if not self._samples:
-            found = f", and found {describe(left_out)}" if left_out else ""
-            raise ValueError(f"no pictures in {', '.join(map(str, given))}: expected members such as 000.png, 000.jpg or 000.webp{found}")
-        self.origin, self.stamp = ", ".join(map(str, given)), stamp_of(shards, max_pixels)
+            raise ValueError(f"no pictures in {self.origin}: expected members such as 000.png, 000.jpg or 000.webp{self._found()}")
         keys = [sample.key for sample in self._samples]
-        unique = len(set(keys)) == len(keys)
-        self.names: Sequence[str] = keys if unique else [f"{sample.picture.shard.stem}/{sample.key}" for sample in self._samples]
+        self.names = keys if len(set(keys)) == len(keys) else [f"{sample.picture.shard.stem}/{sample.key}" for sample in self._samples]
         if doubled := [name for name, times in Counter(self.names).items() if times > 1]:
             raise ValueError(f"{self.origin} gives {doubled[0]} twice: give every shard once, and shards names of their own")
-        self.labels: Sequence[str] | None = self._all("class", "key.cls", [sample.label() for sample in self._samples])
-        files = [name + sample.picture.suffix for name, sample in zip(self.names, self._samples, strict=True)]
-        self.prompts = None if prompts is None else prompts_for(prompts, self.names, files)
+        self.labels = self._all("class", [sample.label() for sample in self._samples], "add key.cls") if classes else None
+        if prompts is not None:
+            files = [name + file.suffix for name, file in zip(self.names, self.files, strict=True)]
+            self.prompts = prompts_for(prompts, self.names, files)
 
-    def __len__(self) -> int:
-        return len(self._samples)
+    @cached_property
+    def files(self) -> Sequence[Member]:
+        """The members that are pictures."""
+        return [sample.picture for sample in self._samples]
 
-    def read(self, indices: Sequence[int]) -> Iterator[Tensor | Unreadable]:
-        """See `Source`."""
-        return in_threads(self._pixels, indices)
+    def content(self, index: int) -> bytes:
+        """See `StoredPictures`."""
+        return self.files[index].read()
 
-    def _pixels(self, index: int, before: Before) -> Tensor:
-        member = self._samples[index].picture
-        return pixels(str(member), member.read(), self._max_pixels, before)
-
-    def _captions(self) -> list[str] | None:
-        return self._all("caption", "key.txt, or key.json with a caption", [sample.caption() for sample in self._samples])
-
-    def _all(self, what: str, where: str, found: Sequence[str | None]) -> list[str] | None:
-        """The texts of all pictures, None if none has one. ValueError if only some have."""
-        lacking = [name for name, text in zip(self.names, found, strict=True) if text is None]
-        if lacking and len(lacking) < len(found):
-            raise ValueError(
-                f"{len(lacking)} of {len(found)} pictures of {self.origin} have no {what}, the first is {lacking[0]}: add {where}"
-            )
-        return None if lacking else [text for text in found if text is not None]
+    def _captions(self) -> list[str | None]:
+        return [sample.caption() for sample in self._samples]
 
 
 def find_shards(pattern: str) -> list[Path]:
@@ -106,7 +95,7 @@ def find_shards(pattern: str) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class _Member:
+class Member:
     """A file in a shard, and the offset of its content."""
 
     shard: Path
@@ -137,33 +126,20 @@ class _Sample:
     """The members of one sample, by suffix."""
 
     key: str
-    picture: _Member
-    members: Mapping[str, _Member]
+    picture: Member
+    members: Mapping[str, Member]
 
     def label(self) -> str | None:
-        if ".cls" not in self.members:
-            return None
-        member = self.members[".cls"]
-        return check_name(member.shard, same_text(_check_not_empty("class", member, member.text())))
+        member = self.members.get(".cls")
+        return None if member is None else check_name(member.shard, same_text(member.text()))
 
     def caption(self) -> str | None:
         if ".txt" in self.members:
-            return _check_not_empty("caption", self.members[".txt"], self.members[".txt"].text())
-        if ".json" not in self.members:
-            return None
-        member = self.members[".json"]
-        try:
-            entry = parse_json(member.text(MAX_LIST))
-        except ValueError as error:
-            raise ValueError(f"{member} is no JSON: {error}") from None
+            return self.members[".txt"].text()
+        member = self.members.get(".json")
+        entry = None if member is None else read_json(str(member), member.text(MAX_LIST))
         texts = [entry[key] for key in KEYS if isinstance(entry.get(key), str)] if isinstance(entry, Mapping) else []
-        return _check_not_empty("caption", member, texts[0].strip()) if texts else None
-
-
-def _check_not_empty(what: str, member: _Member, text: str) -> str:
-    if not text:
-        raise ValueError(f"the {what} in {member} is empty: write one, or leave out its picture")
-    return text
+        return texts[0].strip() if texts else None
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -182,7 +158,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 def _samples(shard: Path, left_out: Counter[str]) -> list[_Sample]:
     """The samples of a shard, in the order of their first members. Counts in `left_out` what looks like a picture but is not read."""
-    found: dict[str, dict[str, _Member]] = {}
+    found: dict[str, dict[str, Member]] = {}
     others: set[str] = set()
     for name, place in _members(shard):
         key, suffix = split_name(name)
@@ -205,12 +181,12 @@ def _samples(shard: Path, left_out: Counter[str]) -> list[_Sample]:
     return samples
 
 
-def _members(shard: Path) -> Iterator[tuple[str, Callable[[str], _Member]]]:
+def _members(shard: Path) -> Iterator[tuple[str, Callable[[str], Member]]]:
     """Names of all but folders and hidden files, and what finds out where such a file lies. ValueError where it cannot be read in place."""
     entries = _entries(shard)
     there = {posixpath.normpath(entry.name): entry for entry in entries}
 
-    def member(name: str, entry: tarfile.TarInfo) -> _Member:
+    def member(name: str, entry: tarfile.TarInfo) -> Member:
         passed = [entry]
         while entry.islnk() or entry.issym():
             target = entry.linkname if entry.islnk() else posixpath.join(posixpath.dirname(entry.name), entry.linkname)
@@ -226,7 +202,7 @@ def _members(shard: Path) -> Iterator[tuple[str, Callable[[str], _Member]]]:
             raise ValueError(f"{shard} holds {name}, which is not a file but a folder, a pipe or a device: write the shard again")
         if entry.issparse():
             raise ValueError(f"{shard} holds {name} with its holes left out: write the shard again without --sparse")
-        return _Member(shard, name, entry.offset_data, entry.size)
+        return Member(shard, name, entry.offset_data, entry.size)
 
     for entry in entries:
         name = posixpath.normpath(entry.name)  # `tar cf a.tar .` writes ./000.png

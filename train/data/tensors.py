@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from samplers.pictures import to_uint8
-from train.data.prompts import prompts_for
-from train.data.source import Unreadable, numbered
+from train.data.captions import prompts_for
+from train.data.names import numbered
+from train.data.source import Unreadable
 
 
 class TensorPictures:

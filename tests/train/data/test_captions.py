@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.train.data.test_dataset import UNREADABLE
-from train.data.captions import CaptionedImages
+from train.data.pictures import CaptionedImages
 
 
 def draw(path: Path, width: int = 8, height: int = 8, caption: str | None = "a picture") -> Path:
@@ -33,7 +33,7 @@ def test_captions_beside_images_and_in_a_list(tmp_path: Path) -> None:
     lines = '{"file_name": "a.JPEG", "text": "first\u2028line", "score": 3}\n\n{"file_name": "./deep/c.png", "text": " third "}\n'
     (tmp_path / "metadata.jsonl").write_text(lines, encoding="utf-8")
     images = CaptionedImages(tmp_path)
-    assert [path.relative_to(tmp_path).as_posix() for path in images.files] == ["a.JPEG", "b.png", "deep/c.png"]
+    assert images.pictures.names == ["a.JPEG", "b.png", "deep/c.png"]
     assert images.captions == ["first\u2028line", "a café", "third"]
     assert len(images) == 3
 
@@ -90,21 +90,21 @@ def test_the_fingerprint_is_of_content_and_order(tmp_path: Path) -> None:
 
 MISTAKES: dict[str, tuple[dict[str, str | None], str]] = {
     "nothing": ({}, r"no pictures in {folder}: expected files ending in .*\.png"),
-    "no caption": ({"b.png": "x", "a.png": None, "c.png": None}, r"2 of 3 images have no caption, the first is {folder}/a\.png: write"),
-    "empty caption": ({"a.png": " \n"}, r"the caption of {folder}/a\.png is empty: write one \(objective\.drop"),
+    "no caption": ({"b.png": "x", "a.png": None, "c.png": None}, r"2 of 3 pictures have no caption, the first is {folder}/a\.png: write"),
+    "empty caption": ({"a.png": " \n"}, r"the caption of {folder}/a\.png is empty: write it .*\(objective\.drop"),
     "two captions": (
         {"a.png": "a cat", "metadata.jsonl": '{"file_name": "a.png", "text": "a dog"}'},
         r"{folder}/a\.png has two captions, one in a\.txt and another one in metadata\.jsonl: keep one",
     ),
     "strange name": (
         {"a.png": "a cat", "metadata.jsonl": '{"file_name": "b.png", "text": "a dog"}'},
-        r"metadata\.jsonl names b\.png, but there is no such image in {folder}",
+        r"metadata\.jsonl has a prompt for b\.png, which is none of the 1 pictures; did you mean a\.png\?",
     ),
     "a line twice": (
         {"a.png": None, "metadata.jsonl": '{"file_name": "a.png", "text": "a"}\n{"file_name": "a.png", "text": "b"}'},
-        r"metadata\.jsonl, line 2 is the second one about a\.png",
+        r"metadata\.jsonl has 2 prompts, and more than one for a\.png: keep one",
     ),
-    "no json": ({"a.png": None, "metadata.jsonl": "\na.png a cat"}, r'line 2 must be like {{"file_name": .*not a\.png a cat'),
+    "no json": ({"a.png": None, "metadata.jsonl": "\na.png a cat"}, r"metadata\.jsonl, line 2 is no JSON: "),
     "no text": ({"a.png": None, "metadata.jsonl": '{"file_name": "a.png"}'}, r"metadata\.jsonl, line 1 must be like"),
     "a number": ({"a.png": None, "metadata.jsonl": '{"file_name": "a.png", "text": 3}'}, r"metadata\.jsonl, line 1 must be like"),
     "a list": ({"a.png": None, "metadata.jsonl": '["a.png", "a cat"]'}, r"metadata\.jsonl, line 1 must be like"),

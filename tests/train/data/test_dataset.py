@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from tests.samplers.test_pictures import encoded, of_colours
-from train.data import ImageFolder, TensorData, digits, shuffled_batches
-from train.data.captions import CaptionedImages
+from train.data import PictureData, TensorData, digits, shuffled_batches
+from train.data.pictures import CaptionedImages
 from train.data.reading import read_batches
 
 
@@ -80,13 +80,13 @@ def test_an_image_folder_reads_classes_and_colours(tmp_path: Path) -> None:
     paint(tmp_path / "dog" / "b.png", colour=(255, 0, 51))
     paint(tmp_path / "cat" / "deep" / "a.PNG", colour=(0, 255, 0))
     (tmp_path / "dog" / "notes.txt").write_text("not an image")
-    data = ImageFolder(tmp_path)
+    data = PictureData(tmp_path)
     assert (data.classes, len(data), data.num_classes, data.shape) == (["cat", "dog"], 2, 2, (3, 8, 8))
     batch = data.__getitems__([1, 0])
     assert batch["label"].tolist() == [1, 0]
     assert batch["x0"].dtype == torch.float32
     torch.testing.assert_close(batch["x0"][:, :, 0, 0], torch.tensor([[1.0, -1.0, -0.6], [-1.0, 1.0, -1.0]]))
-    assert ImageFolder(tmp_path, channels=1).shape == (1, 8, 8)
+    assert PictureData(tmp_path, channels=1).shape == (1, 8, 8)
 
 
 @pytest.mark.parametrize("size", [(20, 10), (10, 20), (10, 10), (5, 9)], ids=str)
@@ -101,7 +101,7 @@ def test_an_image_folder_resizes_and_crops_the_centre(tmp_path: Path, size: tupl
         else (0, height // 2 - (height % 2 == 0), width, height // 2 + 1),
     )
     image.save(tmp_path / "a.png")
-    data = ImageFolder(tmp_path, size=8, channels=1)
+    data = PictureData(tmp_path, size=8, channels=1)
     assert data.shape == (1, 8, 8)
     picture = data.__getitems__([0])["x0"][0, 0]
     profile = picture.mean(0) if width >= height else picture.mean(1)
@@ -122,30 +122,30 @@ def test_photographs_of_a_folder_are_upright(tmp_path: Path) -> None:
     exif = photo.getexif()
     exif[0x0112] = 6
     photo.save(tmp_path / "a.jpg", exif=exif)
-    assert ImageFolder(tmp_path).shape == (3, 16, 8)
+    assert PictureData(tmp_path).shape == (3, 16, 8)
 
 
 def test_an_image_folder_refuses_what_it_cannot_read(tmp_path: Path) -> None:
     """Missing, empty, mixed, broken and unequal: each is named with what is wrong about it."""
     with pytest.raises(FileNotFoundError, match=f"no such folder of pictures: {tmp_path / 'none'}"):
-        ImageFolder(tmp_path / "none")
+        PictureData(tmp_path / "none")
     with pytest.raises(ValueError, match=f"no pictures in {tmp_path}: expected files ending in .*\\.png"):
-        ImageFolder(tmp_path)
+        PictureData(tmp_path)
     paint(tmp_path / "a.png")
     paint(tmp_path / "b.png", (9, 8))
     with pytest.raises(ValueError, match=r"b\.png has shape \(3, 8, 9\), others \(3, 8, 8\): give a size"):
-        ImageFolder(tmp_path).__getitems__([0, 1])
+        PictureData(tmp_path).__getitems__([0, 1])
     (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     with pytest.raises(ValueError, match=f"{tmp_path / 'c.png'} cannot be read as a picture: "):
-        ImageFolder(tmp_path).__getitems__([2])
+        PictureData(tmp_path).__getitems__([2])
     for make, message in UNREADABLE:
         make(tmp_path / "c.png")
         with pytest.raises(ValueError, match=f"{tmp_path / 'c.png'} {message}") as refusal:
-            ImageFolder(tmp_path).__getitems__([2])
+            PictureData(tmp_path).__getitems__([2])
         assert "\n" not in str(refusal.value)
     paint(tmp_path / "cat" / "a.png")
     with pytest.raises(ValueError, match=r"mixes class folders \(cat, \.\.\.\) and loose pictures \(a\.png, \.\.\.\)"):
-        ImageFolder(tmp_path)
+        PictureData(tmp_path)
 
 
 @pytest.mark.parametrize(("n", "size"), [(10, 4), (10, 10), (7, 3), (3, 8)])
@@ -172,7 +172,7 @@ def test_classes_that_are_numbers_come_in_their_order(tmp_path: Path) -> None:
     for name in ("10", "2", "0", "cat"):
         (tmp_path / name).mkdir()
         Image.new("L", (4, 4)).save(tmp_path / name / "a.png")
-    assert ImageFolder(tmp_path).classes == ["0", "2", "10", "cat"]
+    assert PictureData(tmp_path).classes == ["0", "2", "10", "cat"]
 
 
 def test_colours_are_those_that_profiles_mean(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_colours_are_those_that_profiles_mean(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), (200, 20, 100)).save(tmp_path / "a.png", icc_profile=profile)
     (tmp_path / "a.txt").write_text("a cat")
     right = torch.from_numpy(encoded(np.array([20, 200, 100]) / 255) / 127.5 - 1).float()[:, None, None].expand(3, 8, 8)
-    torch.testing.assert_close(ImageFolder(tmp_path).__getitems__([0])["x0"][0], right, rtol=0, atol=0.02)
+    torch.testing.assert_close(PictureData(tmp_path).__getitems__([0])["x0"][0], right, rtol=0, atol=0.02)
     torch.testing.assert_close(CaptionedImages(tmp_path).read(0, 8, 8)[0], right, rtol=0, atol=0.02)
 
 
@@ -191,7 +191,7 @@ def test_a_first_picture_that_is_broken_leaves_the_shape_to_others(size: int | N
     for name in ("0.png", "1.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes()[:45])
-    data = ImageFolder(tmp_path, size)
+    data = PictureData(tmp_path, size)
     assert data.shape == (3, 8, 8)
     with read_batches(data, iter([[0, 1]]), 1, "skip", 0, pin=False) as batches, pytest.warns(UserWarning, match=r"0\.png"):
         (batch,) = batches.next_step()
@@ -199,4 +199,4 @@ def test_a_first_picture_that_is_broken_leaves_the_shape_to_others(size: int | N
     (tmp_path / "1.png").write_bytes(b"")
     if size is None:
         with pytest.raises(ValueError, match=r"0\.png"):
-            ImageFolder(tmp_path)
+            PictureData(tmp_path)

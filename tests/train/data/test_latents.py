@@ -19,8 +19,8 @@ import models
 from models import VAE, Model, TextEncoder
 from models.files.tensors import open_tensors
 from tests.train.data.test_captions import draw
-from train.data.captions import CaptionedImages
 from train.data.latents import LatentData, LatentParams
+from train.data.pictures import CaptionedImages
 from train.data.rows import write_header, write_rows
 from train.world import World
 

@@ -8,7 +8,6 @@ import socket
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from eval.images.open import open_source
-from train.data import ImageFolder
-from train.data.captions import CaptionedImages
+from train.data import PictureData
+from train.data.change import MAX_NAMES, PACKED, describe_change, pack
 from train.data.folder import FolderPictures
-from train.data.listing import MAX_NAMES, PACKED, Listing, class_order, describe_change, list_pictures
+from train.data.names import class_order
+from train.data.pictures import CaptionedImages
 from train.data.source import Unreadable
 from train.run import run
 from train.state import require_same
@@ -34,10 +34,14 @@ def put(path: Path, caption: str | None = None, colour: int = 0) -> Path:
     return path
 
 
+def packed(folder: Path) -> str:
+    return str(PictureData(folder).kept[PACKED])
+
+
 def refusal(folder: Path) -> str:
     """What all readers say of a folder, in one line."""
     found = set()
-    for read in (ImageFolder, FolderPictures):
+    for read in (PictureData, FolderPictures):
         with pytest.raises(ValueError, match=str(folder)) as said:
             read(folder)
         found.add(str(said.value))
@@ -61,15 +65,14 @@ def test_all_readers_find_the_same_pictures(tmp_path: Path) -> None:
     expected = ["cat/z.png", *(f"dog/{name}" for name in ("a.png", "d.jpe", "deep/b.JPG", "deep/c.Jfif", "e.jpeg", "f.webp", "g.bmp"))]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data, captioned, scored = ImageFolder(root), CaptionedImages(root), FolderPictures(root)
-    assert [path.relative_to(root).as_posix() for path in data.files] == expected
-    assert [path.relative_to(root).as_posix() for path in captioned.files] == expected
-    assert list(scored.names) == expected
+        data, captioned, scored = PictureData(root), CaptionedImages(root), FolderPictures(root)
+    assert list(data.pictures.names) == list(captioned.pictures.names) == list(scored.names) == expected
+    assert scored.files == [root / name for name in expected]
     assert captioned.captions == scored.prompts == ["a cat", *["a picture"] * 7]
     assert data.classes == ["cat", "dog"]
     assert data.labels is not None
     assert [data.classes[i] for i in data.labels] == scored.labels == ["cat", *["dog"] * 7]
-    assert data.kept == {"classes": ["cat", "dog"], PACKED: list_pictures(root).packed}
+    assert data.kept == {"classes": ["cat", "dog"], PACKED: packed(root)}
 
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
@@ -78,7 +81,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     for name in ("b.tif", "c.TIF", "d.heic", "e.jpg_large", "f.gif", "8c7f", "more.tar.gz", "notes.md", "labels.csv"):
         (tmp_path / name).touch()
     said = f"files of {tmp_path} that are not read: 1 without a suffix, 1 .gif, 1 .gz, 1 .heic, 1 .jpg_large, 2 .tif"
-    for read in (ImageFolder, CaptionedImages):
+    for read in (PictureData, CaptionedImages):
         with pytest.warns(UserWarning) as warned:  # noqa: PT030
             read(tmp_path)
         assert [str(each.message) for each in warned] == [said]
@@ -102,7 +105,7 @@ def test_a_class_without_pictures_is_refused(tmp_path: Path) -> None:
         (tmp_path / "ant").rmdir()
     put(tmp_path / "loose" / "b.png")
     (tmp_path / "loose" / "masks").mkdir()
-    assert ImageFolder(tmp_path / "loose").num_classes is None
+    assert PictureData(tmp_path / "loose").num_classes is None
     assert FolderPictures(tmp_path / "loose").labels is None
 
 
@@ -133,11 +136,11 @@ def test_names_that_cannot_be_written_down_are_refused(tmp_path: Path) -> None:
         place = tmp_path / str(len(list(tmp_path.iterdir())))
         put(Path(os.fsdecode(os.path.join(os.fsencode(place), name))))
         assert refusal(place) == f"a name in {place} is not UTF-8 or holds control characters: rename {shown}"
-    for read in (list_pictures, ImageFolder, CaptionedImages, open_source):
+    for read in (FolderPictures, PictureData, CaptionedImages, open_source):
         with pytest.raises(ValueError, match=r"^the path of the pictures is empty: give that of a folder, or \. for the one you are in$"):
             read("")
     with pytest.raises(ValueError, match=r"a name in the path of the pictures is not UTF-8 .* rename .*caf\\xe9$"):
-        list_pictures(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"1", b"caf\xe9")))
+        FolderPictures(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"1", b"caf\xe9")))
 
 
 def test_captions_are_found_whatever_the_form_of_names(tmp_path: Path) -> None:
@@ -149,7 +152,7 @@ def test_captions_are_found_whatever_the_form_of_names(tmp_path: Path) -> None:
     (tmp_path / "b.TXT").write_text("b")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "nai\u0308ve.png", "text": "simple"}', encoding="utf-8")
     expected = {"b.png": "b", "caf\u00e9.png": "coffee", "na\u00efve.png": "simple"}
-    assert dict(zip(list_pictures(tmp_path).names, CaptionedImages(tmp_path).captions, strict=True)) == expected
+    assert dict(zip(FolderPictures(tmp_path).names, CaptionedImages(tmp_path).captions, strict=True)) == expected
     assert FolderPictures(tmp_path).prompts == list(expected.values())
     (tmp_path / "caf\u00e9.txt").write_text("tea")
     with pytest.raises(ValueError, match=r"caf\u00e9.png has two captions, one in caf.*txt and another one in caf.*txt: keep one"):
@@ -169,7 +172,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "scandir", guarded)
     with pytest.raises(PermissionError, match=f"Permission denied: '{tmp_path / 'dog'}'"):
-        list_pictures(tmp_path)
+        FolderPictures(tmp_path)
 
 
 def test_classes_are_in_one_order() -> None:
@@ -183,7 +186,7 @@ def test_the_limit_of_pixels_can_be_raised(tmp_path: Path) -> None:
     """By the setting that the message names, in training, captions and evaluation."""
     put(tmp_path / "a.png", "a")
     for read in (
-        lambda **limit: ImageFolder(tmp_path, **limit),
+        lambda **limit: PictureData(tmp_path, **limit),
         lambda **limit: CaptionedImages(tmp_path, **limit).read(0, 4, 4),
         lambda **limit: CaptionedImages(tmp_path, **limit).fingerprint(),
     ):
@@ -203,7 +206,7 @@ def test_pipes_and_sockets_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         listening.bind("b.png")
         said = f"{tmp_path / 'b.png'} cannot be read: it is a device or pipe, not a file"
         with pytest.raises(ValueError, match=f"^{said}$"):
-            ImageFolder(tmp_path).__getitems__([0, 1])
+            PictureData(tmp_path).__getitems__([0, 1])
         whole, unreadable = FolderPictures(tmp_path).read([0, 1])
         assert (isinstance(whole, Tensor), unreadable) == (True, Unreadable(said))
     (tmp_path / "b.png").unlink()
@@ -221,9 +224,9 @@ def test_the_form_of_names_changes_no_order(tmp_path: Path) -> None:
     for form in ("NFC", "NFD"):
         for name in ("caf\u00e9/1.png", "caff/\u00e9.png", "caff/f.png"):
             put(tmp_path / form / unicodedata.normalize(form, name))
-    one, other = (list_pictures(tmp_path / form) for form in ("NFC", "NFD"))
-    assert [unicodedata.normalize("NFC", name) for name in other.names] == list(one.names)
-    assert (other.classes, other.packed) == (one.classes, one.packed)
+    one, other = (PictureData(tmp_path / form) for form in ("NFC", "NFD"))
+    assert [unicodedata.normalize("NFC", name) for name in other.pictures.names] == list(one.pictures.names)
+    assert other.kept == one.kept
 
 
 def test_a_run_goes_on_with_the_same_pictures_and_classes_alone(tmp_path: Path) -> None:
@@ -277,9 +280,9 @@ def test_a_run_goes_on_with_the_same_pictures_and_classes_alone(tmp_path: Path) 
     put(cat / "0.png", colour=99)  # a picture may be mended
     (cat / "1.png").write_bytes(b"broken")
     go_on("b", 2)
-    before = list_pictures(tmp_path / "b").packed
+    before = packed(tmp_path / "b")
     (cat / "0.png").write_bytes((horse / "0.png").read_bytes())  # no class has moved
-    assert describe_change(before, list_pictures(tmp_path / "b").packed) == ""
+    assert describe_change(before, packed(tmp_path / "b")) == ""
     for i in range(2):
         (horse / f"{i}.png").rename(horse / f"{i}.jpg")
     refused(r"run was trained with horse/0\.png and without horse/0\.jpg: use")
@@ -290,11 +293,8 @@ def test_a_run_goes_on_with_the_same_pictures_and_classes_alone(tmp_path: Path) 
 def test_changed_names_are_told_shortly() -> None:
     """The first picture that went and the first that came, however many and however long; numbers take few bytes each."""
 
-    def packed(names: Sequence[str]) -> str:
-        return Listing(Path("nowhere"), names, (), (), {}).packed
-
     before = [f"{i:07d}.png" for i in range(20_000)]
-    then = packed(before)
+    then = pack(before)
     assert len(then) < 4 * len(before)
     for now, change in (
         (before, ""),
@@ -302,9 +302,9 @@ def test_changed_names_are_told_shortly() -> None:
         ([*before, "a" * 9000], "without " + "a" * 60),
         (["a.png", "b.png", *before[2:]], "with 0000000.png and without a.png"),
     ):
-        assert describe_change(then, packed(now)) == change
-    earlier = packed(sorted(f"{name}/0.png" for name in ("a", "e\u0301te\u0301", "f", "zebra")))  # names as macOS keeps them
-    sorted_now = packed([f"{name}/0.png" for name in ("a", "f", "zebra", "\u00e9t\u00e9")])
+        assert describe_change(then, pack(now)) == change
+    earlier = pack(sorted(f"{name}/0.png" for name in ("a", "e\u0301te\u0301", "f", "zebra")))  # names as macOS keeps them
+    sorted_now = pack([f"{name}/0.png" for name in ("a", "f", "zebra", "\u00e9t\u00e9")])
     with pytest.raises(ValueError, match=r"^a run cannot be resumed: an earlier version .* Unicode form .*: start anew in another"):
         require_same(Path("a run"), {PACKED: earlier}, {PACKED: sorted_now})
     bomb = base64.b64encode(zlib.compress(bytes(MAX_NAMES + 1), 1)).decode()

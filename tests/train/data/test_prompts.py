@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from diffusion.messages import MAX_LINE
-from train.data.prompts import prompts_for, read_prompts
+from train.data.captions import prompts_for, read_prompts
 
 NAMES = ["a.png", "b.png", "cats/c.png"]
 NUMBERED = ["a1.png", "a2.png", "a3.png"]

@@ -166,7 +166,7 @@ def test_captions_are_read_when_they_are_asked_for(tmp_path: Path, folder: Path)
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     source = FolderPictures(tmp_path)
     assert len(list(source.read([0, 1]))) == 2
-    assert f"1 of 2 images have no caption, the first is {tmp_path / '000001.png'}" in refusal(lambda: source.prompts)
+    assert f"1 of 2 pictures have no caption, the first is {tmp_path / '000001.png'}" in refusal(lambda: source.prompts)
     assert FolderPictures(tmp_path, prompts=["a", "b"]).prompts == ["a", "b"]
     (tmp_path / "prompts.csv").write_text("file_name,prompt\n000001.png,second\n000000.png,first\n")
     assert FolderPictures(tmp_path, prompts=tmp_path / "prompts.csv").prompts == ["first", "second"]
@@ -641,8 +641,8 @@ def test_a_pattern_that_fits_no_file_is_refused(tmp_path: Path) -> None:
         ({"0.png": b"", "0.PNG": b""}, "holds 0.PNG twice"),
         ({"a.md": b""}, "no pictures in "),
         ({}, "no pictures in "),
-        ({"0.png": b"", "0.cls": b"1", "1.png": b""}, "1 of 2 pictures of {} have no class, the first is 1: add key.cls"),
-        ({"0.png": b"", "0.cls": b" "}, "the class in {}/0.cls is empty"),
+        ({"0.png": b"", "0.cls": b"1", "1.png": b""}, "1 of 2 pictures have no class, the first is {}/1.png: add key.cls"),
+        ({"0.png": b"", "0.cls": b" "}, "the class of {}/0.png is empty"),
         ({"0.png": b"", "0.cls": b"3\n4"}, "a name in {} is not UTF-8 or holds control characters: rename 3\\x0a4"),
         ({"0.tar": b"", "1.tar": b""}, "expected members such as 000.png, 000.jpg or 000.webp, and found 2 .tar"),
     ],
@@ -658,8 +658,8 @@ def test_shards_with_missing_pairs_are_refused(members: dict[str, bytes], messag
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"0.png": b"", "0.txt": b"a", "1.png": b""}, "1 of 2 pictures of {} have no caption, the first is 1: add key.txt"),
-        ({"0.png": b"", "0.txt": b" "}, "the caption in {}/0.txt is empty"),
+        ({"0.png": b"", "0.txt": b"a", "1.png": b""}, "1 of 2 pictures have no caption, the first is {}/1.png: add key.txt"),
+        ({"0.png": b"", "0.txt": b" "}, "the caption of {}/0.png is empty"),
         ({"0.png": b"", "0.json": b"{"}, "{}/0.json is no JSON: "),
         ({"0.png": b"", "0.txt": b"\xff"}, "{}/0.txt is no UTF-8 text: "),
     ],

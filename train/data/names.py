@@ -1,0 +1,68 @@
+"""Which files are pictures, what may be written of their names, and the order of classes."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+
+PICTURES = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
+NOT_READ = (  # pictures of other formats, and archives, which may hold some
+    ".7z", ".apng", ".arw", ".avif", ".bz2", ".cr2", ".cr3", ".dds", ".dib", ".dng", ".eps", ".exr", ".gif", ".gz", ".hdr", ".heic",
+    ".heif", ".hif", ".icns", ".ico", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr", ".nef", ".orf", ".pbm", ".pcx", ".pfm", ".pgm",
+    ".pnm", ".ppm", ".psd", ".raf", ".rar", ".raw", ".rw2", ".svg", ".tar", ".tga", ".tgz", ".tif", ".tiff", ".xz", ".zip", ".zst",
+)  # fmt: skip
+SYSTEM = {"#recycle", "$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX", "lost+found"}  # folders without pictures
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8 as Python reads them
+
+
+def is_hidden(name: str) -> bool:
+    """Whether files and folders of this name are left out: hidden ones, and those of the system."""
+    return name.startswith(".") or name in SYSTEM
+
+
+def looks_like_picture(suffix: str) -> bool:
+    """Whether files with this suffix, or without one, may be pictures, such as .tif and .jpg_large, or archives of them."""
+    return not suffix or suffix.startswith(PICTURES + NOT_READ)
+
+
+def describe(left_out: Mapping[str, int]) -> str:
+    """Counts as text: "12 .tif, 3 without a suffix"."""
+    return ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in sorted(left_out.items()))
+
+
+def check_name(place: str | Path, name: str) -> str:
+    """Return the name. ValueError if it cannot be written to text files, such as results, reports and lists of prompts."""
+    if UNPRINTABLE.search(name):
+        shown = UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)
+        raise ValueError(f"a name in {place} is not UTF-8 or holds control characters: rename {shown}")
+    return name
+
+
+def check_path(path: str | Path) -> str:
+    """The path of pictures, as text. ValueError where it is empty, which Python takes for the folder that one is in, or as `check_name`."""
+    if not str(path):
+        raise ValueError("the path of the pictures is empty: give that of a folder, or . for the one you are in")
+    return check_name("the path of the pictures", str(path))
+
+
+def class_order(name: str) -> tuple[bool, tuple[int, str], str]:
+    """The sort key of classes: numbers first, in their order, then names in theirs."""
+    return not name.isdecimal(), by_value(name) if name.isdecimal() else (0, ""), name
+
+
+def by_value(digits: str) -> tuple[int, str]:
+    """The sort key of whole numbers, of any length: the same for 7 and 007."""
+    plain = "".join(str(unicodedata.decimal(digit)) for digit in digits).lstrip("0")
+    return len(plain), plain
+
+
+def same_text(name: str) -> str:
+    """The name in Unicode form NFC: macOS writes é as two characters, other systems as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def numbered(n: int) -> list[str]:
+    """Names for n pictures without names, of equal length."""
+    return [f"{i:0{max(6, len(str(n - 1)))}d}" for i in range(n)]
