@@ -14,7 +14,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export MALLOC_MMAP_THRESHOLD_ := 268435456
 export MALLOC_TRIM_THRESHOLD_ := 2147483648
 
-.PHONY: quickstart quickstart-unet quickstart-dit quickstart-consistency check test test-slow lint format setup notebooks constraints clean
+.PHONY: quickstart quickstart-unet quickstart-dit quickstart-consistency check test test-slow wheel-test lint format setup notebooks constraints clean
 
 quickstart: $(SETUP)   ## train, sample, distil and score on handwritten digits; a report of what came out
 	OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory --jobs=2 quickstart-consistency quickstart-dit
@@ -41,6 +41,9 @@ test: $(SETUP)         ## the whole test suite: two files side by side, on half 
 
 test-slow: $(SETUP)    ## the tests at full published size, one after the other: minutes, and 16 GB of memory
 	$(BIN)/python -m pytest -m slow
+
+wheel-test: $(SETUP)   ## build a wheel, install it into an environment of its own, and train, sample and score with it; no downloads
+	$(BIN)/python -m pytest -m slow tests/test_wheel.py
 
 lint: $(SETUP)         ## style and types
 	$(BIN)/ruff check .
