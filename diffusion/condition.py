@@ -26,8 +26,9 @@ class Condition:
     guidance  the scale that a distilled network imitates (B,)
     image     what the network sees beside x: channels of the same height and width (B, C', H, W)
 
-    A subclass may have more fields; all operations run over the fields there are. (Batches of training name those that stand here.)
-    ValueError for what is no tensor of that rank, a mask that is not bool, and numbers of rows that differ.
+    Where no kind of number is named, they are floating point. A subclass may have more fields; all operations run over the fields there
+    are. (Batches of training name those that stand here.)
+    ValueError for what is no tensor of that rank and kind, and for numbers of rows that differ.
     """
 
     context: Tensor | None = None
@@ -108,14 +109,18 @@ class Condition:
             like = own.get("context" if name == "mask" else name)
             if like is None:
                 raise ValueError(f"the condition {name!r} cannot be replaced, since there is none: {_listed(own)}")
+            if name != "mask" and value.shape[1 + (name == "context") :] != like.shape[1 + (name == "context") :]:  # of any length
+                raise ValueError(
+                    f"the condition {name!r} {tuple(value.shape)} cannot take the place of one {tuple(like.shape)}: it has another width"
+                )
             dtype = None if name == "mask" else like.dtype
             changes[name] = _expanded(name, _moved(value, like.device, dtype), len(self))
         return replace(self, **changes)
 
     def where(self: C, keep: Tensor, other: Condition) -> C:
         """Per sample this condition or, where `keep` (B,) is False, `other`'s (`updated`): how training drops conditions."""
-        if len(keep) != len(self):
-            raise ValueError(f"{len(keep)} flags for {len(self)} samples: one per sample is needed")
+        if keep.dtype != torch.bool or keep.shape != (len(self),):
+            raise ValueError(f"one flag per sample is needed, bool ({len(self)},), not {keep.dtype} {tuple(keep.shape)}")
         others = self.updated(other)
         mine, theirs = _with_masks(self, others)
 
@@ -157,6 +162,7 @@ NONE = Condition()
 """Nothing is told but x and t."""
 
 RANKS = {"context": 3, "mask": 2, "vector": 2, "label": 1, "guidance": 1, "image": 4}
+KINDS = {"mask": "bool", "label": "whole numbers"}  # all others are floating point
 
 
 def _check(name: str, value: Any) -> None:
@@ -168,8 +174,10 @@ def _check(name: str, value: Any) -> None:
         raise ValueError(
             f"the condition {name!r} has {rank or 'at least 1'} dimensions, one row per sample, not shape {tuple(value.shape)}"
         )
-    if name == "mask" and value.dtype != torch.bool:
-        raise ValueError(f"the mask says by True which tokens are there, and is {value.dtype}: give mask.bool()")
+    kind = KINDS.get(name, "floating point")
+    fits = {"bool": value.dtype == torch.bool, "whole numbers": value.dtype in (torch.int32, torch.int64)}
+    if rank and not fits.get(kind, value.is_floating_point()):
+        raise ValueError(f"the condition {name!r} must be {kind}, not {value.dtype}")
 
 
 def _listed(given: Collection[str]) -> str:

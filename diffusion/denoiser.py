@@ -31,7 +31,7 @@ class DenoiserLike(Protocol):
 class Denoiser:
     """network + schedule + prediction.
 
-    The network is called as network(x, t, condition): x in its own dtype, t a float32 tensor (B,) (float64 beside float64
+    The network is called as network(x, t, condition): x and the condition in its own dtype, t a float32 tensor (B,) (float64 beside float64
     samples) whatever the network's dtype. A network with twice x's channels carries a learned variance in the second half.
     It is told the level's own t, also within the one index between a table's first row (t = 0) and data (t = -1).
 
@@ -73,7 +73,8 @@ class Denoiser:
     def output(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Tensor:
         """The raw network output at a level, in x_t's dtype: what a training loss compares with `prediction.target`."""
         x = x_t if self.input_scale is None else broadcast(self.input_scale(level), x_t) * x_t
-        out = self.network(x.to(self.dtype or x.dtype), self._time(level, x_t), condition)
+        dtype = self.dtype
+        out = self.network(x.to(dtype or x.dtype), self._time(level, x_t), condition.to(dtype=dtype))
         if out.shape[2:] != x_t.shape[2:] or out.shape[:2] not in (x_t.shape[:2], (len(x_t), 2 * x_t.shape[1])):
             raise ValueError(
                 f"the network made {tuple(out.shape)} of x {tuple(x_t.shape)}: the same shape is needed, or twice the channels"

@@ -18,6 +18,7 @@ from diffusion.denoiser import DenoiserLike, Wrapper
 from diffusion.guidance_rules import Rule, extrapolate
 from diffusion.level import BatchLevel, Level, Scalar, broadcast
 from diffusion.prediction import FLOW, Estimate
+from diffusion.spec import check_type
 
 Scale = float | Callable[[Level], Scalar]
 """A guidance scale: one number, or a function of the level (at a BatchLevel it may give one per sample, (B,), on the host)."""
@@ -56,6 +57,7 @@ class ClassifierFreeGuidance(Wrapper):
     """
 
     def __init__(self, denoiser: DenoiserLike, scale: Scale, null: Condition, *, rule: Rule = extrapolate, batched: bool = True) -> None:
+        check_type("null", null, Condition)
         super().__init__(denoiser)
         self.scale, self.null, self.rule, self.batched = _checked(scale), null, rule, batched
 

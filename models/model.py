@@ -186,11 +186,17 @@ class Model:
     def role(self) -> Role | None:
         """What the network does with an image that it sees beside x, None where it sees none.
 
-        As the family has it; in a model of one's own as "role" in its description, by default "inpaint".
+        As the family has it; in a model of one's own as "role" in its description, by default "inpaint". ValueError for a network of a
+        family that sees more or fewer channels than any of its roles has.
         """
         if not (channels := self.image_channels):
             return None
-        return self.family.architecture.channels[channels] if self.family else self.spec.get("role", "inpaint")
+        if self.family is None:
+            return self.spec.get("role", "inpaint")
+        if channels not in (roles := self.family.architecture.channels):
+            known = " or ".join(f"{n} ({role})" for n, role in roles.items()) or "none"
+            raise ValueError(f"this network sees {channels} channels beside its sample: known for {self.family.title} are {known}")
+        return roles[channels]
 
     @property
     def sees(self) -> tuple[Beside, ...]:
@@ -233,9 +239,9 @@ class Model:
         return time_grid(self.schedule, steps, **check_call("the grid", time_grid, 2, settings))
 
     def check(self) -> None:
-        """ValueError where the description of denoiser or grid is wrong: now, and not when the model is first used."""
+        """ValueError where the description of denoiser, grid or role is wrong: now, and not when the model is first used."""
         spacing = check_mapping("grid", self.spec.get("grid", {})).get("spacing", "")
-        self.denoiser(), self.grid(1 if isinstance(spacing, str) else None)
+        self.denoiser(), self.grid(1 if isinstance(spacing, str) else None), self.role  # each checks what it reads
 
     def check_description(self) -> None:
         """ValueError unless the description makes this network, schedule and prediction again: a file could not be loaded otherwise."""
@@ -345,8 +351,11 @@ def _check_extras(spec: Mapping[str, Any]) -> None:
         check_type("shape", spec["shape"], tuple[int, int, int])
         if not all(1 <= size <= MAX_SIDE for size in spec["shape"]):
             raise ValueError(f"shape holds sizes from 1 to {MAX_SIDE:,}, not {brief(spec['shape'])}")
-    check_type("family", spec.get("family", ""), str)
+    if "family" in spec:
+        check_names("family", [spec["family"]], families().FAMILIES)
     check_names("role", [spec.get("role", "inpaint")], get_args(families().Role))
+    if "role" in spec and spec.get("family"):
+        raise ValueError(f"role is for networks of one's own, and what those of {spec['family']} do is known: leave role out")
     check_type("classes", classes := spec.get("classes", []), list[str])
     if twice := [name for name, n in Counter(classes).items() if n > 1]:
         raise ValueError(f"classes holds {brief(twice[0])} twice: each class has a name of its own")

@@ -52,10 +52,12 @@ def check_reference(
             raise ValueError(f"this network sees {model.image_channels} channels beside x: give it {what}")
     if model.role == "edit" and (strength is not None or mask is not None):
         name = "mask" if strength is None else "strength"
-        raise ValueError(f"this network edits the whole image, as close to it as image_guidance says: leave {name} out")
+        raise ValueError(f"this network edits the whole image: leave {name} out; image_guidance says how close to it a plain one stays")
     if model.role == "control" and (strength is not None or mask is not None):
         name = "mask" if strength is None else "strength"
         raise ValueError(f"this network draws anew what the image gives the outlines of: leave {name} out")
+    if image_guidance is not None and model.role == "edit" and model.embeds_guidance:
+        raise ValueError("this network was distilled to keep to its image by itself, and is told guidance alone: leave image_guidance out")
     if image_guidance is not None and not two_scales(model):
         raise ValueError("image_guidance is for networks that edit an image (pix2pix), and this is none: leave it out; see strength")
     if model.role == "inpaint" and mask is None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from diffusion import NONE, BrownianPath, Condition, DenoiserLike, Estimate, Grid, Level, SeededNoise, initial_noise
 from diffusion.noise import require_seeds
-from diffusion.spec import check_names, lookup
+from diffusion.spec import check_names, check_type, lookup
 from samplers.consistency import consistency
 from samplers.ddim import ddim
 from samplers.ddpm import ddpm
@@ -82,6 +82,7 @@ def sample(
 
     FloatingPointError names the step and level from which on samples were not finite: at that step on the CPU, after the last on a GPU.
     """
+    check_type("condition", condition, Condition)
     solver, name = find_sampler(sampler), sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "solver")
     known = inspect.signature(solver).parameters
     check_names(f"option of {name}", options, list(known)[3:])

@@ -133,7 +133,7 @@ class Family:
     schedulers    diffusers' schedulers with which this distilled network is published: a hint, no proof, as ordinary ones are saved so too
     sample_size   of its UNet's configuration, which proves it together with such a scheduler
     guided        False for a network that was distilled to draw without guidance, and refuses it
-    pipeline      diffusers' class, where not the architecture's
+    pipeline      diffusers' class for a network that sees x alone, where not the architecture's
     """
 
     name: str

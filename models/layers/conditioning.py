@@ -121,13 +121,17 @@ def network_input(x: Tensor, condition: Condition, params: Any) -> Tensor:
     """What a network's first layer is given, (B, in_channels, H, W): x, and the image beside it. The one place that refuses conditions.
 
     params  of the network: `NetworkParams`, or what has their three numbers
-    ValueError unless x has its channels, and exactly what the network takes is given, for as many samples.
+    ValueError unless x has its channels, and exactly what the network takes is given, in its widths and for as many samples.
     """
     if not isinstance(condition, Condition):
         raise ValueError(f"networks are called as network(x, t, condition), with a Condition(context=..., ...), not {brief(condition)}")
     if x.shape[1] != params.sample_channels:
         raise ValueError(f"this network takes samples of {params.sample_channels} channels, not {x.shape[1]}")
     condition.require(params.takes)
+    for name in ("context", "vector"):
+        value, width = getattr(condition, name), getattr(params, SIZES[name], None)
+        if value is not None and width not in (None, value.shape[-1]):
+            raise ValueError(f"this network takes {width} numbers in a row of the condition {name!r}, not {value.shape[-1]}")
     if condition and len(condition) != len(x):
         raise ValueError(
             f"{len(condition)} conditions for {len(x)} samples: one per sample is needed, condition.expand({len(x)}) repeats one"

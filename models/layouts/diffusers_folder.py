@@ -82,7 +82,7 @@ def _index(model: Model, of: Family, parts: Mapping[str, tuple[str, str]], sampl
     text = model.text.params if model.text is not None else of.joined(of.readers)
     zeros = {"force_zeros_for_empty_prompt": text.null == "zeros"} if text.numbers else {}
     return {
-        "_class_name": of.pipeline or built.pipelines[model.role],
+        "_class_name": of.pipeline if of.pipeline and model.role is None else built.pipelines[model.role],
         "_diffusers_version": built.diffusers,
         **named,
         **zeros,

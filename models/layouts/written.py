@@ -20,11 +20,18 @@ from models.text.recipes import TextParams
 
 
 def family_of_model(model: Model) -> Family:
-    """The family that the model is of, or the plain one that it is built like. ValueError for one of no published family."""
+    """The family that the model is of, or the plain one that it is built like.
+
+    ValueError for one of no published family, and for a network that readers would use in another role than its own.
+    """
     built = architecture_of(getattr(model.backbone, "params", None))
     if not (name := model.spec.get("family") or (built and built.name)):
         raise ValueError("this model is of no published family: use layout='native'")
-    return lookup("family", name, FAMILIES)
+    of = lookup("family", name, FAMILIES)
+    theirs = of.architecture.channels.get(model.image_channels)
+    if model.sees != (of.architecture.roles[theirs] if theirs else ()):
+        raise ValueError(f"readers would take this network, which is for {model.role}, for one for {theirs}: use layout='native'")
+    return of
 
 
 def kinds_of(model: Model) -> dict[str, Kind]:

@@ -73,13 +73,35 @@ def test_some_samples_lose_their_condition() -> None:
 def test_rows_and_masks_have_to_fit() -> None:
     """One line that names what does not."""
     with pytest.raises(ValueError, match="different numbers: context 2, label 3"):
-        Condition(context=torch.zeros(2, 4, 5), label=torch.zeros(3))
+        Condition(context=torch.zeros(2, 4, 5), label=torch.arange(3))
     with pytest.raises(ValueError, match=r"the mask \(2, 3\) .* goes with a context \(2, 4, 5\)"):
         Condition(context=torch.zeros(2, 4, 5), mask=torch.ones(2, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="the condition 'label' and some have not"):
         Condition.cat([some(), Condition(context=torch.zeros(1, 4, 5))])
     with pytest.raises(ValueError, match="no number of rows"):
         len(NONE)
+    with pytest.raises(ValueError, match=r"'context' \(1, 3, 6\) cannot take the place of one \(3, 4, 5\)"):
+        some().updated(Condition(context=torch.zeros(1, 3, 6)))
+    for keep in (torch.ones(3), torch.ones(3, 1, dtype=torch.bool), torch.ones(2, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"one flag per sample is needed, bool \(3,\)"):
+            some().where(keep, NONE)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"image": torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)}, "'image' must be floating point, not torch.uint8"),
+        ({"context": torch.ones(1, 2, 3, dtype=torch.long)}, "'context' must be floating point"),
+        ({"guidance": torch.tensor([3])}, "'guidance' must be floating point"),
+        ({"label": torch.tensor([1.0])}, "'label' must be whole numbers, not torch.float32"),
+        ({"label": torch.tensor([True])}, "'label' must be whole numbers"),
+        ({"context": torch.ones(1, 2, 3), "mask": torch.ones(1, 2)}, "'mask' must be bool, not torch.float32"),
+    ],
+)
+def test_numbers_of_another_kind_are_refused(told: dict[str, Tensor], message: str) -> None:
+    """Pixels of 0 to 255 would make another picture in silence."""
+    with pytest.raises(ValueError, match=message):
+        Condition(**told)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_a_batch_of_levels_tells_each_sample_its_own_time() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
 def test_the_network_runs_in_its_own_dtype(dtype: torch.dtype) -> None:
-    """x is cast to the weights' dtype on the way in and back on the way out; time keeps its precision."""
+    """x and the condition are cast to the weights' dtype on the way in, and x back on the way out; time and the scale keep theirs."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -105,11 +105,13 @@ def test_the_network_runs_in_its_own_dtype(dtype: torch.dtype) -> None:
 
         def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
             assert (x.dtype, t.dtype) == (dtype, torch.float32)
+            assert [value.dtype for value in condition.given.values()] == [dtype, torch.int64, torch.float32]
             return x * self.weight
 
     denoiser = Denoiser(Net(), RectifiedFlow(), X0)
     x = X.float()
-    estimate = denoiser(x, RectifiedFlow().level(0.7))
+    condition = Condition(torch.ones(len(x), 1, 2), label=torch.ones(len(x), dtype=torch.long), guidance=torch.ones(len(x)))
+    estimate = denoiser(x, RectifiedFlow().level(0.7), condition)
     assert (denoiser.dtype, estimate.x0.dtype, estimate.eps.dtype) == (dtype, torch.float32, torch.float32)
     assert torch.equal(estimate.x0, x.to(dtype).float())
 

@@ -210,7 +210,7 @@ def test_interval_guides_inside_and_is_the_plain_denoiser_outside(schedule: Sche
         guides = 0.3 <= level.sigma / (level.alpha + level.sigma) <= 0.6
         assert scale(level) == (5.0 if guides else 1.0)
         oracle = Points({0: torch.zeros(2, 2, 2, dtype=F64), 1: torch.ones(2, 2, 2, dtype=F64)})
-        got = ClassifierFreeGuidance(oracle, scale, labelled(0))(X, level, Condition(label=torch.ones(3)))
+        got = ClassifierFreeGuidance(oracle, scale, labelled(0))(X, level, Condition(label=torch.ones(3, dtype=torch.long)))
         assert torch.equal(got.x0, torch.full_like(X, 5.0 if guides else 1.0))
         assert oracle.asked == (6 if guides else 3)
         inside += guides
@@ -315,7 +315,7 @@ def test_zero_init_does_not_move_from_pure_noise(schedule: Schedule) -> None:
         level = schedule.level(share * schedule.t_max)
         for zero_from in (1.0, 0.4):
             oracle.asked = 0
-            got = ZeroInit(oracle, zero_from)(X, level, Condition(label=torch.ones(3)))
+            got = ZeroInit(oracle, zero_from)(X, level, Condition(label=torch.ones(3, dtype=torch.long)))
             if level.sigma >= zero_from * (level.alpha + level.sigma):
                 assert torch.equal(got.combine(-1.0, 1.0), torch.zeros_like(X))
                 close(level.alpha * got.x0 + level.sigma * got.eps, X)
@@ -324,10 +324,12 @@ def test_zero_init_does_not_move_from_pure_noise(schedule: Schedule) -> None:
                 assert torch.equal(got.x0, torch.ones_like(X))
                 assert oracle.asked == 3
     batch = ZeroInit(oracle, 0.4)(
-        X, schedule.levels(torch.tensor([0.1, 0.5, 1.0], dtype=F64) * schedule.t_max), Condition(label=torch.ones(3))
+        X, schedule.levels(torch.tensor([0.1, 0.5, 1.0], dtype=F64) * schedule.t_max), Condition(label=torch.ones(3, dtype=torch.long))
     )
     for i, share in enumerate((0.1, 0.5, 1.0)):
-        alone = ZeroInit(oracle, 0.4)(X[i : i + 1], schedule.level(share * schedule.t_max), Condition(label=torch.ones(1)))
+        alone = ZeroInit(oracle, 0.4)(
+            X[i : i + 1], schedule.level(share * schedule.t_max), Condition(label=torch.ones(1, dtype=torch.long))
+        )
         close(batch.x0[i], alone.x0[0], 1e-12)
         close(batch.eps[i], alone.eps[0], 1e-12 * max(1.0, 1 / schedule.level(share * schedule.t_max).sigma))
 
@@ -335,7 +337,7 @@ def test_zero_init_does_not_move_from_pure_noise(schedule: Schedule) -> None:
 def test_a_first_step_of_zero_init_stays_where_it_starts() -> None:
     """In flow time a step of Euler from pure noise does nothing, and the next one starts from the same x (Fan et al. 2025, K = 1)."""
     grid, oracle = time_grid(RectifiedFlow(), 4), Points({1: torch.ones(2, 2, 2, dtype=F64)})
-    first, second, *_ = SAMPLERS["euler"](lambda x, t: ZeroInit(oracle)(x, t, Condition(label=torch.ones(3))), X, grid)
+    first, second, *_ = SAMPLERS["euler"](lambda x, t: ZeroInit(oracle)(x, t, Condition(label=torch.ones(3, dtype=torch.long))), X, grid)
     assert torch.equal(first.x, X)
     close(second.x, X + (grid[2].t - grid[1].t) * (X - 1) / grid[1].t)
 
@@ -425,7 +427,7 @@ def test_every_solver_ends_at_the_guided_point(kind: str, sampler: str) -> None:
                 shape=(2, 2, 2),
                 seeds=[0, 1],
                 dtype=F64,
-                condition=Condition(label=torch.ones(2)),
+                condition=Condition(label=torch.ones(2, dtype=torch.long)),
             )
             close(got, point.expand_as(got), 1e-11)
 
@@ -445,7 +447,7 @@ def cloud(mean: float) -> GaussianMixture:
     return GaussianMixture(torch.full((1, 2, 1), mean, dtype=F64), torch.tensor([0.6], dtype=F64))
 
 
-CLOUDS, ONES = Clouds({0: -0.5, 1: 1.0, 2: 0.3}), Condition(label=torch.ones(2))
+CLOUDS, ONES = Clouds({0: -0.5, 1: 1.0, 2: 0.3}), Condition(label=torch.ones(2, dtype=torch.long))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -523,8 +525,12 @@ def composed(*conditions: tuple[Condition, Any], null: Condition = labelled(10))
             lambda: guide(POINTS, lambda level: torch.tensor([1.0, math.nan, 2.0]))(X, LEVEL, Condition(label=LABEL)),
             "finite number, not tensor",
         ),
+        (lambda: ClassifierFreeGuidance(POINTS, 2.0, LABEL), "null must be "),  # type: ignore[arg-type]
         (lambda: AutoGuidance(POINTS, POINTS, math.inf), "finite number, not inf"),
-        (lambda: AutoGuidance(POINTS, POINTS, lambda level: math.nan)(X, LEVEL, Condition(label=torch.ones(3))), "finite number, not nan"),
+        (
+            lambda: AutoGuidance(POINTS, POINTS, lambda level: math.nan)(X, LEVEL, Condition(label=torch.ones(3, dtype=torch.long))),
+            "finite number, not nan",
+        ),
         (lambda: composed(), "at least one condition, and no empty one"),
         (lambda: composed((labelled(1), 2.0), (NONE, 1.0)), "at least one condition, and no empty one"),
         (lambda: composed((labelled(1), math.nan)), "finite number, not nan"),

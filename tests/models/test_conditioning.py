@@ -94,6 +94,7 @@ def test_labels_in_range_pass() -> None:
         (dict(guidance=torch.ones(2)), "this network has no use for the condition 'guidance'; it takes: label, context"),
         (dict(vector=torch.ones(2, 3)), "this network has no use for the condition 'vector'; it takes: label, context"),
         (dict(image=torch.ones(2, 1, 4, 4)), "this network has no use for the condition 'image'; it takes: label, context"),
+        (dict(context=torch.ones(2, 3, 7)), "this network takes 8 numbers in a row of the condition 'context', not 7"),
     ],
 )
 def test_conditions_must_be_exactly_those_expected(change: dict[str, Any], message: str) -> None:

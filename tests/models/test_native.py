@@ -172,6 +172,7 @@ def test_null_is_the_label_after_the_last() -> None:
         ({"grid": 3}, "grid must be a mapping"),
         ({"grid": {"steps": 3}}, "steps is no option of the grid"),
         ({"grid": {"terminal": "dta"}}, "terminal of the grid must be one of data, t_min, not 'dta'"),
+        ({"family": "sdlx"}, "no family named 'sdlx'; did you mean 'sdxl'"),
         ({"shape": "big"}, "shape must be a list of 3 whole numbers"),
         *(
             ({"network": {**UNET["network"], name: value}}, message)

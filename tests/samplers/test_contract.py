@@ -159,6 +159,10 @@ GRID = time_grid(FLOW, 3)
         (lambda: sample("ddim", MIXTURE, time_grid(FLOW, spacing=[0.7, 0.7, 0.2]), shape=(1,), seeds=[0]), "noise must fall at every step"),
         (lambda: sample("ddpm", MIXTURE, time_grid(FLOW, 4).reversed(), start=torch.zeros(1, 1)), "noise must fall, but this grid rises"),
         (lambda: sample("ddim", MIXTURE, GRID, shape=(1,), seeds=[]), "at least one seed"),
+        (
+            lambda: sample("ddim", MIXTURE, GRID, shape=(1,), seeds=[0], condition=torch.zeros(2)),  # type: ignore[arg-type]
+            "condition must be Condition, not tensor",
+        ),
         (lambda: sample("ddim", MIXTURE, GRID, start=torch.zeros(1, 1), shape=(1,)), "start brings its own shape"),
         (lambda: sample("ddim", MIXTURE, GRID, shape=(1,)), "shape and seeds, or start"),
         (lambda: sample("ddim", MIXTURE, GRID, seeds=[0]), "shape and seeds, or start"),

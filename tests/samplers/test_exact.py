@@ -193,7 +193,7 @@ def batched(scale: float, rule: Rule = extrapolate) -> Callable[[Denoiser, Denoi
 
     def guide(network: Denoiser, _: Denoiser) -> DenoiserLike:
         guided = ClassifierFreeGuidance(network, scale, Condition(label=torch.tensor([0])), rule=rule)
-        return lambda x_t, level, condition=NONE: guided(x_t, level, Condition(label=torch.ones(len(x_t))))
+        return lambda x_t, level, condition=NONE: guided(x_t, level, Condition(label=torch.ones(len(x_t), dtype=torch.long)))
 
     return guide
 

@@ -528,7 +528,7 @@ MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
     "distilled editing": (
         lambda: mini("lcm", in_channels=8),
         {"image": RGB, "image_guidance": 2.0},
-        "image_guidance is for networks that edit an image",
+        "distilled to keep to its image by itself, and is told guidance alone: leave image_guidance out",
     ),
     "editing rule": (lambda: mini(in_channels=8), {"image": RGB, "guide": {"percentile": 0.9}}, "leave guide out"),
     "lengths": (mini, {"prompts": ["a " * n for n in (370, 445, 520)]}, "prompts of 5, 6, 7 pieces of 75 tokens in one batch would"),

@@ -18,7 +18,8 @@ from torch import Tensor
 
 import models
 from models import Model
-from models.families import vae_keys
+from models.families import FAMILIES, vae_keys
+from models.files.text import read_json
 from models.layouts.parts import PREFIXES
 from models.networks.clip import CLIP_G, CLIP_L
 from tests.models.files.tiny import SOME, STRUCTURES, same, settings, tensors, tiny, used, whole
@@ -104,7 +105,7 @@ def test_saving_in_another_dtype(family: str, layout: str, tmp_path: Path) -> No
     same(mixed, {key: value.to(dtypes[key.split(".")[0]]) for key, value in half.items()})
 
 
-@pytest.mark.parametrize(("family", "channels"), [("sd1", 8), ("sdxl", 9)])
+@pytest.mark.parametrize(("family", "channels"), [("sd1", 8), ("sdxl", 9), ("lcm", 9)])
 def test_a_network_that_sees_an_image_comes_back(family: str, channels: int, tmp_path: Path) -> None:
     """Inpainting (9 channels) and editing by words (8)."""
     model = tiny(family, in_channels=channels)
@@ -114,6 +115,19 @@ def test_a_network_that_sees_an_image_comes_back(family: str, channels: int, tmp
         same(whole(loaded), whole(model))
         assert loaded.image_channels == channels - 4
         assert loaded.spec["shape"][0] == 4
+    pipeline = read_json(tmp_path / "a" / "model_index.json")["_class_name"]
+    assert pipeline == FAMILIES[family].architecture.pipelines[model.role]  # and not the one that the family has for text alone
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_another_role_than_readers_take_is_refused(layout: Any, tmp_path: Path) -> None:
+    """A network of one's own that follows edges has as many channels as pix2pix."""
+    spec = tiny("sd1", in_channels=8).spec
+    model = models.build({**{key: value for key, value in spec.items() if key != "family"}, "role": "control"})
+    with pytest.raises(ValueError, match="this network, which is for control, for one for edit: use layout='native'"):
+        models.save(model, tmp_path / "a.safetensors", layout)
+    models.save(model, tmp_path / "a.safetensors")
+    assert models.load(tmp_path / "a.safetensors").role == "control"
 
 
 def test_loaded_weights_are_the_users_own(saved: Saved) -> None:
