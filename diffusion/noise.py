@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
+MAX_SEED = 2**63 - 1
 
 
 class Noise(Protocol):
@@ -42,6 +43,14 @@ def require_seeds(seeds: Sequence[int], x: Tensor) -> None:
     """ValueError unless there is one seed per sample."""
     if len(seeds) != len(x):
         raise ValueError(f"{len(seeds)} seeds for a batch of {len(x)}: one seed per sample is needed")
+
+
+def check_seed(seed: int, n: int = 1) -> None:
+    """ValueError unless that is a seed, and the n - 1 that follow it are too."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must lie in 0 ... 2^63 - 1, not {seed}")
+    if seed + n - 1 > MAX_SEED:
+        raise ValueError(f"seeds must lie in 0 ... 2^63 - 1, and {n} from {seed} on do not")
 
 
 class SeededNoise:

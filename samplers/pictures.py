@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -38,6 +37,13 @@ TURNS = {
 }
 SRGB_ROUNDING = 2  # of 255: what the many versions of the sRGB profile differ by
 SETTINGS = "settings"  # the name of the text in a PNG that holds what it was drawn with, as JSON
+
+
+Before = Callable[[int], None]  # is called with the number of pixels of a picture before it is decoded
+
+
+def no_wait(pixels: int) -> None:
+    """The usual `before`: there is memory enough."""
 
 
 def to_uint8(images: Tensor, low: float = -1.0) -> Tensor:
@@ -82,21 +88,25 @@ def open_picture(
 
 
 def open_srgb(
-    path: str | Path, mode: Literal["RGB", "L"] = "RGB", content: bytes | None = None, *, max_pixels: int = MAX_PIXELS
+    path: str | Path,
+    mode: Literal["RGB", "L"] = "RGB",
+    content: bytes | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    before: Before = no_wait,
 ) -> Image.Image:
-    """What `open_picture` does, with the colours that the picture's profile means, in sRGB (`to_srgb`): what networks are trained on."""
-    with _decoded(path, content, max_pixels) as picture:
+    """What `open_picture` does, with the colours that the picture's profile means, in sRGB (`to_srgb`): what networks are trained on.
+
+    before  as in `read_pixels`
+    """
+    with _decoded(path, content, max_pixels, before) as picture:
         return _in_mode(to_srgb(_opaque(path, picture)), mode)
 
 
 def read_pixels(
-    path: str | Path,
-    content: bytes | None = None,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    before: Callable[[int], None] = lambda pixels: None,
+    path: str | Path, content: bytes | None = None, *, max_pixels: int = MAX_PIXELS, before: Before = no_wait
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """What `open_picture` opens in colour, as uint8 (H, W, 3). Called by several threads, large pictures take turns, which saves memory.
+    """What `open_picture` opens in colour, as uint8 (H, W, 3).
 
     before  called with the number of its pixels before a picture is decoded: it may wait until there is memory for them
     """
@@ -124,11 +134,16 @@ def covering(images: Tensor, size: tuple[int, int] | None) -> Tensor:
     """(B, C, H, W) in [0, 1], scaled until it just covers the size (height, width), and what stands over cut off evenly; None: as it is."""
     if size is None or images.shape[2:] == size:
         return images
-    scale = max(wanted / side for wanted, side in zip(size, images.shape[2:], strict=True))
-    height, width = (max(wanted, round(scale * side)) for wanted, side in zip(size, images.shape[2:], strict=True))
+    height, width, top, left = cover(images.shape[2], images.shape[3], size)
     scaled = F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = (height - size[0]) // 2, (width - size[1]) // 2
     return scaled[:, :, top : top + size[0], left : left + size[1]]
+
+
+def cover(height: int, width: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Height and width to scale a picture to, so that it just covers the size (height, width); top and left of its centre in that."""
+    scale = max(size[0] / height, size[1] / width)
+    height, width = max(size[0], round(scale * height)), max(size[1], round(scale * width))
+    return height, width, (height - size[0]) // 2, (width - size[1]) // 2
 
 
 def tile(images: Tensor, columns: int, gap: int = 1, fill: float = 1.0) -> Tensor:
@@ -199,36 +214,9 @@ def pixel_difference(a: str | Path, b: str | Path) -> int:
 # Reading -------------------------------------------------------------------------------------------------------------------
 
 
-class _Room:
-    """So many pixels may be decoded at once, by all threads together; a picture of more waits until it is the only one."""
-
-    def __init__(self, pixels: int) -> None:
-        self._all = self._free = pixels
-        self._change = threading.Condition()
-
-    @contextmanager
-    def take(self, pixels: int) -> Iterator[None]:
-        pixels = min(pixels, self._all)
-        with self._change:
-            self._change.wait_for(lambda: self._free >= pixels)
-            self._free -= pixels
-        try:
-            yield
-        finally:
-            with self._change:
-                self._free += pixels
-                self._change.notify_all()
-
-
-_ROOM = _Room(MAX_PIXELS)
-
-
 @contextmanager
 def _decoded(
-    path: str | Path,
-    content: bytes | None = None,
-    max_pixels: int = MAX_PIXELS,
-    before: Callable[[int], None] = lambda pixels: None,
+    path: str | Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS, before: Before = no_wait
 ) -> Iterator[Image.Image]:
     """A picture, wholly read and upright, with an alpha channel where any of it may be transparent."""
     content = read_file(path, max_pixels) if content is None else content
@@ -244,20 +232,19 @@ def _decoded(
     if max(width, height) > MAX_SIDE:
         raise ValueError(f"{path} has {width}x{height} pixels, and a side may have at most {MAX_SIDE:,}")
     before(width * height)
-    with _ROOM.take(width * height):
-        try:
-            whole: Image.Image = file.open() if picture is None else picture
-            whole.load()
-        except Exception as error:
-            raise _unreadable(path, error) from None
-        if whole.mode.startswith(("I", "F")):
-            raise ValueError(f"{path} has pixels of more than 8 bits: save it with 8 bits per channel")
-        if file.orientation > 1:
-            whole = whole.transpose(TURNS[file.orientation])
-        if "transparency" in whole.info:
-            whole = whole.convert("RGBA")
-        whole.info = {"icc_profile": file.profile} if file.profile else {}
-        yield whole
+    try:
+        whole: Image.Image = file.open() if picture is None else picture
+        whole.load()
+    except Exception as error:
+        raise _unreadable(path, error) from None
+    if whole.mode.startswith(("I", "F")):
+        raise ValueError(f"{path} has pixels of more than 8 bits: save it with 8 bits per channel")
+    if file.orientation > 1:
+        whole = whole.transpose(TURNS[file.orientation])
+    if "transparency" in whole.info:
+        whole = whole.convert("RGBA")
+    whole.info = {"icc_profile": file.profile} if file.profile else {}
+    yield whole
 
 
 def read_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from diffusion import NONE, Condition
+from diffusion.noise import check_seed
 from diffusion.spec import check_names, check_type
 from models import Model, TextEncoder
 from models.text.encoder import Encoded
@@ -57,8 +58,7 @@ class Prompts:
         if len(given) not in (1, n):
             raise ValueError(f"{len(given)} prompts for {n} seeds: give one prompt for all, or one per seed")
         for seed in seeds or ():
-            if not 0 <= seed < 2**63:
-                raise ValueError(f"a seed must lie in 0 ... 2^63 - 1, not {seed}")
+            check_seed(seed)
         away: list[str | None] = [negative] if negative is None or isinstance(negative, str) else list(negative)
         if len(away) not in (1, n):
             raise ValueError(f"{len(away)} negative prompts for {n} images: give one for all, or one per image")

@@ -17,21 +17,12 @@ from models.files.text import read_json, strict, write_json
 from samplers.pictures import save_png, thumbnail, tile
 
 SHOWN = 200  # images on the sheet
-MAX_SEED = 2**63 - 1
 
 
 def given(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a configuration is not null; sections without anything in them are left out too."""
     values = {key: given(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     return {key: value for key, value in values.items() if value is not None and value != {}}
-
-
-def check_seed(seed: int, n: int = 1) -> None:
-    """ValueError unless that is a seed, and the n - 1 that follow it are too."""
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed must lie in 0 ... 2^63 - 1, not {seed}")
-    if seed + n - 1 > MAX_SEED:
-        raise ValueError(f"seeds must lie in 0 ... 2^63 - 1, and {n} from {seed} on do not")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 
 import models
 from diffusion import NONE, Condition, DenoiserLike, Grid
+from diffusion.noise import check_seed
 from diffusion.spec import check_at_least_one, check_call, check_names, make_params
 from models import Model
 from models.device import find_device
@@ -23,7 +24,7 @@ from models.layers.blocks import check_compiles, compiled
 from models.layouts import native
 from samplers.guide import steered
 from samplers.provenance import provenance
-from samplers.results import Drawn, Outcome, beside, check_folder, check_same, check_seed, fill_folder, given
+from samplers.results import Drawn, Outcome, beside, check_folder, check_same, fill_folder, given
 from samplers.sample import find_sampler, sample
 from samplers.settings import COUNT, PLACE, ROUNDING, WEIGHTS, named, recorded
 from samplers.usage import usage

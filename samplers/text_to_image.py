@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import models
+from diffusion.noise import check_seed
 from diffusion.spec import check_at_least_one, check_call, check_names, make_params
 from models import PUBLISHED, Model
 from models.device import find_device
@@ -25,7 +26,7 @@ from samplers.pictures import MAX_PIXELS, covering, read_image, read_mask
 from samplers.prompting import vector_numbers
 from samplers.provenance import provenance
 from samplers.reference import two_scales, usual_strength
-from samplers.results import Drawn, Outcome, beside, check_folder, check_same, check_seed, fill_folder, given
+from samplers.results import Drawn, Outcome, beside, check_folder, check_same, fill_folder, given
 from samplers.sample import find_sampler
 from samplers.settings import COUNT, PICTURE, PLACE, ROUNDING, WEIGHTS, named, recorded
 from samplers.steering import IMAGE_SCALE

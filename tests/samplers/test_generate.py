@@ -485,7 +485,7 @@ MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
     "prompt": (mini, {"prompts": [3]}, "prompts must be a text or a list of texts"),
     "no seeds": (mini, {"seeds": []}, "nothing to draw"),
     "seeds": (mini, {"prompts": ["a", "b"], "seeds": [1, 2, 3]}, "2 prompts for 3 seeds"),
-    "seed": (mini, {"seeds": [-1]}, "a seed must lie in 0 ... 2^63 - 1, not -1"),
+    "seed": (mini, {"seeds": [-1]}, "seed must lie in 0 ... 2^63 - 1, not -1"),
     "half a seed": (mini, {"seeds": [0.5]}, "seeds must be a list of whole numbers or null"),
     "negative": (mini, {"negative": ["a", "b"]}, "2 negative prompts for 1 images"),
     "negative of nothing": (mini, {"negative": "ugly", "guidance": 1.0}, "guidance is off"),

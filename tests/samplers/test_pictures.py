@@ -6,10 +6,8 @@ import io
 import os
 import re
 import struct
-import threading
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
-from PIL.PngImagePlugin import PngImageFile
 
 from samplers import read_image, read_mask
 from samplers.picture_files import PNG, take_apart
-from samplers.pictures import MAX_PIXELS, _Room, open_picture, open_srgb, pixel_difference, read_pixels, read_settings, thumbnail, to_srgb
+from samplers.pictures import MAX_PIXELS, open_picture, open_srgb, pixel_difference, read_pixels, read_settings, thumbnail, to_srgb
 
 VALUES = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
 
@@ -414,34 +411,6 @@ def test_the_limit_can_be_raised(tmp_path: Path) -> None:
         assert read(path, max_pixels=24) is not None
         with pytest.raises(ValueError, match=r"a\.png has 6x4 = 24 pixels, more than max_pixels=23: make it smaller, or raise max_pixels"):
             read(path, max_pixels=23)
-
-
-def test_large_pictures_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two that fit are decoded side by side, two that do not one after the other, and one that is larger than all room alone."""
-    lock, now, most = threading.Lock(), [0], [0]
-    both = threading.Barrier(2)
-    load = PngImageFile.load
-
-    def slow(self: PngImageFile) -> Any:
-        with lock:
-            now[0] += self.width * self.height
-            most[0] = max(most[0], now[0])
-        if self.width == 20:
-            both.wait(timeout=30)
-        try:
-            return load(self)
-        finally:
-            with lock:
-                now[0] -= self.width * self.height
-
-    monkeypatch.setattr(PngImageFile, "load", slow)
-    monkeypatch.setattr("samplers.pictures._ROOM", _Room(1000))
-    for side, together in ((20, 800), (30, 900), (50, 2500)):
-        most[0] = 0
-        content = png(side, side, 8, 0, bytes(side * (side + 1)))
-        with ThreadPoolExecutor(4) as pool:
-            assert [picture.size for picture in pool.map(lambda _: open_picture("a.png", content=content), range(4))] == [(side, side)] * 4  # noqa: B023
-        assert most[0] == together
 
 
 def test_strips_are_the_whole_picture() -> None:

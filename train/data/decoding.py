@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from samplers.pictures import MAX_PIXELS, read_pixels
+from samplers.pictures import MAX_PIXELS, Before, no_wait, read_pixels
 from train.data.source import Unreadable
 
+T = TypeVar("T")
 MAX_DECODED = 2**26  # pixels of all pictures that are decoded in advance; a larger picture is decoded alone
 
-Before = Callable[[int], None]
 
-
-def pixels(path: str | Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS, before: Before = lambda pixels: None) -> Tensor:
+def pixels(path: str | Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS, before: Before = no_wait) -> Tensor:
     """uint8 (3, H, W) of a picture in colour; see `read_pixels`.
 
     Values are those of the file, whatever colour profile it has: published protocols read pictures so, and their figures with it.
@@ -29,7 +29,7 @@ def pixels(path: str | Path, content: bytes | None = None, max_pixels: int = MAX
     return rearrange(torch.from_numpy(read), "h w c -> c h w").contiguous()
 
 
-def in_threads(read: Callable[[int, Before], Tensor], indices: Sequence[int]) -> Iterator[Tensor | Unreadable]:
+def in_threads(read: Callable[[int, Before], T], indices: Sequence[int]) -> Iterator[T | Unreadable]:
     """read(i, before) of each index, in order, computed by threads in advance: decoding releases Python's lock.
 
     `read` calls `before` with the number of pixels that it is about to decode, which waits until they fit into MAX_DECODED. A
@@ -37,7 +37,7 @@ def in_threads(read: Callable[[int, Before], Tensor], indices: Sequence[int]) ->
     """
     queue = _Queue()
 
-    def attempt(turn: int, index: int) -> Tensor | Unreadable:
+    def attempt(turn: int, index: int) -> T | Unreadable:
         try:
             return read(index, partial(queue.enter, turn))
         except (OSError, ValueError) as error:

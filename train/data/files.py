@@ -10,8 +10,8 @@ from typing import Literal
 from PIL import Image
 from torch import Tensor
 
-from samplers.pictures import open_srgb
-from train.data.decoding import Before, in_threads, pixels
+from samplers.pictures import Before, no_wait, open_srgb
+from train.data.decoding import in_threads, pixels
 from train.data.names import describe
 from train.data.source import Unreadable
 
@@ -55,9 +55,9 @@ class FilePictures(ABC):
     def _captions(self) -> Sequence[str | None]:
         """What is written of each picture."""
 
-    def open(self, index: int, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
+    def open(self, index: int, mode: Literal["RGB", "L"] = "RGB", before: Before = no_wait) -> Image.Image:
         """See `StoredPictures`. Pictures are refused as `open_srgb` does."""
-        return open_srgb(str(self.files[index]), mode, self.content(index), max_pixels=self.max_pixels)
+        return open_srgb(str(self.files[index]), mode, self.content(index), max_pixels=self.max_pixels, before=before)
 
     def read(self, indices: Sequence[int]) -> Iterator[Tensor | Unreadable]:
         """See `Source`, and `pixels`."""

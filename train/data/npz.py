@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.messages import one_line
+from samplers.pictures import Before, no_wait
 from train.data.captions import Prompts, prompts_for
 from train.data.names import check_name, numbered, same_text
 from train.data.source import Unreadable, stamp_of
@@ -59,7 +60,7 @@ class NpzPictures:
         """See `StoredPictures`."""
         return self._pixels[index].tobytes()
 
-    def open(self, index: int, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
+    def open(self, index: int, mode: Literal["RGB", "L"] = "RGB", before: Before = no_wait) -> Image.Image:
         """See `StoredPictures`."""
         return Image.fromarray(np.ascontiguousarray(self._pixels[index])).convert(mode)
 

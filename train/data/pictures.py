@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -14,12 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.messages import warn
-from samplers.pictures import MAX_PIXELS
+from samplers.pictures import MAX_PIXELS, Before, cover
 from train.data.change import PACKED, pack
 from train.data.dataset import Batch, Dataset, digits
+from train.data.decoding import in_threads
 from train.data.names import class_order, describe
 from train.data.open import open_pictures
-from train.data.source import StoredPictures
+from train.data.source import StoredPictures, Unreadable
 
 
 class PictureData:
@@ -96,14 +96,15 @@ class CaptionedImages:
     def fingerprint(self) -> str:
         """SHA-256 of all images and captions in their order, wherever they are. ValueError at the first image that `read` would refuse."""
         digest = hashlib.sha256()
-        with ThreadPoolExecutor() as pool:  # decoding takes longer than a disk reads
-            for image, caption in zip(pool.map(self._sha256, range(len(self))), self.captions, strict=True):
-                digest.update(image + hashlib.sha256(caption.encode()).digest())
+        for image, caption in zip(in_threads(self._sha256, range(len(self))), self.captions, strict=True):
+            if isinstance(image, Unreadable):
+                raise ValueError(image.reason)
+            digest.update(image + hashlib.sha256(caption.encode()).digest())
         return digest.hexdigest()
 
-    def _sha256(self, index: int) -> bytes:
+    def _sha256(self, index: int, before: Before) -> bytes:
         """The SHA-256 of a file, after checking that its image is complete."""
-        self.pictures.open(index, "RGB")
+        self.pictures.open(index, "RGB", before)
         return hashlib.sha256(self.pictures.content(index)).digest()
 
     def read(self, index: int, height: int, width: int) -> tuple[Tensor, dict[str, float]]:
@@ -128,10 +129,8 @@ def _opened(path: str | Path, max_pixels: int, classes: bool) -> StoredPictures:
 
 def covering(image: Image.Image, height: int, width: int) -> tuple[Image.Image, int, int]:
     """The picture resized (bicubic, antialiased) to just cover that size, and its centre cut out; and the crop's top and left."""
-    scale = max(width / image.width, height / image.height)
-    resized = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    image = image.resize(resized, Image.Resampling.BICUBIC)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
+    scaled_height, scaled_width, top, left = cover(image.height, image.width, (height, width))
+    image = image.resize((scaled_width, scaled_height), Image.Resampling.BICUBIC)
     return image.crop((left, top, left + width, top + height)), top, left
 
 

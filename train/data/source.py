@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from PIL import Image
 from torch import Tensor
 
-from samplers.pictures import MAX_PIXELS
+from samplers.pictures import MAX_PIXELS, Before, no_wait
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class StoredPictures(Source, Protocol):
         """The bytes that a picture is kept in. ValueError or OSError where they cannot be read."""
         ...
 
-    def open(self, index: int, mode: Literal["RGB", "L"]) -> Image.Image:
-        """A picture, upright, in colour or grey, and in sRGB: what networks are trained on. ValueError or OSError, in one line."""
+    def open(self, index: int, mode: Literal["RGB", "L"], before: Before = no_wait) -> Image.Image:
+        """A picture to train on: upright, in colour or grey, in sRGB, as `open_srgb` opens it. ValueError or OSError, in one line."""
         ...
 
 

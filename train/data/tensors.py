@@ -14,6 +14,8 @@ from train.data.captions import prompts_for
 from train.data.names import numbered
 from train.data.source import Unreadable
 
+Labels = Sequence[str | int] | Tensor
+
 
 class TensorPictures:
     """Pictures uint8 (N, 3 or 1, H, W), values 0 ... 255. Others come by `from_unit` and `from_signed`: no range is guessed.
@@ -26,13 +28,7 @@ class TensorPictures:
     labels: Sequence[str] | None
     prompts: Sequence[str] | None
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Sequence[str | int] | Tensor | None = None,
-        prompts: Sequence[str] | None = None,
-        origin: str = "memory",
-    ) -> None:
+    def __init__(self, images: Tensor, labels: Labels | None = None, prompts: Sequence[str] | None = None, origin: str = "memory") -> None:
         if images.dtype != torch.uint8:
             raise ValueError(f"pictures are uint8, 0 ... 255, not {images.dtype}: from_unit takes [0, 1], from_signed [-1, 1]")
         if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
@@ -48,11 +44,7 @@ class TensorPictures:
 
     @classmethod
     def from_unit(
-        cls,
-        images: Tensor,
-        labels: Sequence[str | int] | Tensor | None = None,
-        prompts: Sequence[str] | None = None,
-        origin: str = "memory",
+        cls, images: Tensor, labels: Labels | None = None, prompts: Sequence[str] | None = None, origin: str = "memory"
     ) -> TensorPictures:
         """Of images in [0, 1], as `generate` makes them, rounded to the nearest. ValueError where some lie outside."""
         low, high = (0.0, 1.0) if images.numel() == 0 else (float(images.min()), float(images.max()))
@@ -62,11 +54,7 @@ class TensorPictures:
 
     @classmethod
     def from_signed(
-        cls,
-        images: Tensor,
-        labels: Sequence[str | int] | Tensor | None = None,
-        prompts: Sequence[str] | None = None,
-        origin: str = "memory",
+        cls, images: Tensor, labels: Labels | None = None, prompts: Sequence[str] | None = None, origin: str = "memory"
     ) -> TensorPictures:
         """Of images in [-1, 1], as `sample` makes them, rounded to the nearest; what samples overshoot is cut off."""
         return cls(to_uint8(images), labels, prompts, origin)
