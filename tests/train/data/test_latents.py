@@ -18,7 +18,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # public,
 import models
 from models import VAE, Model, TextEncoder
 from models.files.tensors import open_tensors
-from tests.train.data.test_captions import draw
+from tests.train.data.test_pictures import draw
 from train.data.latents import LatentData, LatentParams
 from train.data.pictures import CaptionedImages
 from train.data.rows import write_header, write_rows

@@ -6,8 +6,6 @@ import io
 import json
 import os
 import tarfile
-import time
-import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -21,16 +19,18 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from samplers.pictures import save_png
 from tests.samplers.test_pictures import of_colours
-from tests.train.data.test_dataset import UNREADABLE
-from train.data import digits
 from train.data.folder import FolderPictures
 from train.data.npz import NpzPictures
 from train.data.source import Source, Unreadable
 from train.data.tar import TarPictures, find_shards, split_name
 from train.data.tensors import TensorPictures
 
+UNREADABLE: list[tuple[Callable[[Path], None], str]] = [
+    (lambda path: Image.fromarray(np.full((8, 8), 300, np.uint16)).save(path), "has pixels of more than 8 bits"),
+    (lambda path: Image.new("RGBA", (8, 8), (255, 0, 0, 128)).save(path), "is transparent in places: give it a background first"),
+    (lambda path: Image.new("1", (14000, 14000)).save(path), "has 14000x14000 = 196,000,000 pixels, more than max_pixels="),
+]
 CAPTIONS = ["a palace", "a dahlia\u2028in flower", "a roof"]
 
 
@@ -97,69 +97,6 @@ def test_a_folder_gives_its_pictures_and_captions(folder: Path, photographs: np.
     assert source.prompts == CAPTIONS
 
 
-def test_class_folders_give_labels(tmp_path: Path) -> None:
-    """As python -m samplers writes digits: a folder per class, grey, which become three equal channels; hidden files are not looked at."""
-    data = digits("held_out")
-    assert data.labels is not None
-    for i, label in enumerate(data.labels[:20].tolist()):
-        save_png(data.images[i], tmp_path / "images" / str(label) / f"{i:06d}.png")
-    (tmp_path / "images" / ".thumbnails").mkdir()
-    (tmp_path / "images" / ".thumbnails" / "x.png").write_bytes(b"")
-    (tmp_path / "images" / "notes.txt").write_text("not a picture")
-    source = FolderPictures(tmp_path / "images")
-    assert source.labels == [name.split("/")[0] for name in source.names]
-    assert list(source.names) == sorted(source.names)
-    assert source.prompts is None
-    order = [int(Path(name).stem) for name in source.names]
-    assert [str(label) for label in data.labels[order].tolist()] == source.labels
-    for picture, i in zip(source.read(range(20)), order, strict=True):
-        assert isinstance(picture, Tensor)
-        assert torch.equal(picture, ((data.images[i] + 1) * 127.5).round().byte().expand(3, -1, -1))
-
-
-def test_pictures_of_other_formats_are_counted(tmp_path: Path, folder: Path) -> None:
-    """By suffix, whatever its case, in sub-folders too, hidden ones apart; text beside pictures is none. Where there is nothing else, it is
-    said what there is.
-    """
-    for name in ("a/x.tif", "a/y.TIF", "b/z.gif", "b/z.txt", "b/z.json", "b/.hidden.gif", ".hidden/z.gif"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert refusal(lambda: FolderPictures(tmp_path)).endswith(".png, .webp, and found 1 .gif, 2 .tif")
-    for name in ("a/z.png", "b/z.png"):
-        (tmp_path / name).write_bytes((folder / "000000.png").read_bytes())
-    assert FolderPictures(tmp_path).ignored == {".gif": 1, ".tif": 2}
-    assert FolderPictures(folder).ignored == {}
-
-
-def test_linked_class_folders_are_entered(tmp_path: Path, folder: Path) -> None:
-    """As if they were copies, captions included. One that is entered twice, or that leads in a circle, is refused."""
-    (tmp_path / "classes" / "a").mkdir(parents=True)
-    (tmp_path / "classes" / "a" / "0.png").write_bytes((folder / "000000.png").read_bytes())
-    (tmp_path / "classes" / "b").symlink_to(folder, target_is_directory=True)
-    source = FolderPictures(tmp_path / "classes")
-    assert source.labels == ["a", "b", "b", "b"]
-    assert list(source.names) == ["a/0.png", "b/000000.png", "b/000001.png", "b/000002.png"]
-    (tmp_path / "classes" / "a" / "0.txt").write_text("a copy")
-    assert FolderPictures(tmp_path / "classes").prompts == ["a copy", *CAPTIONS]
-    for to in (folder, tmp_path):
-        link = tmp_path / "classes" / "c"
-        link.symlink_to(to, target_is_directory=True)
-        assert "is the same folder as" in refusal(lambda: FolderPictures(tmp_path / "classes"))
-        link.unlink()
-
-
-def test_what_samples_write_is_read(tmp_path: Path) -> None:
-    """Beside images/ lies a sheet of them all: the folder above is refused, and images/ is named."""
-    save_png(torch.zeros(1, 8, 8), tmp_path / "images" / "0" / "000000.png")
-    save_png(torch.zeros(1, 8, 8), tmp_path / "grid.png")
-    said = refusal(lambda: FolderPictures(tmp_path))
-    assert said == (
-        f"{tmp_path} mixes class folders (images, ...) and loose pictures (grid.png, ...): "
-        f"keep one kind, or give a folder in it, such as {tmp_path / 'images'}"
-    )
-    assert FolderPictures(tmp_path / "images").labels == ["0"]
-
-
 def test_captions_are_read_when_they_are_asked_for(tmp_path: Path, folder: Path) -> None:
     """A folder with a picture that has no caption can be read, and names it where prompts are needed; a list or file goes before."""
     for name in ("000000.png", "000001.png", "000000.txt"):
@@ -176,16 +113,6 @@ def test_captions_are_read_when_they_are_asked_for(tmp_path: Path, folder: Path)
     assert FolderPictures(tmp_path).prompts == ["line 0", "line 1"]
 
 
-@pytest.mark.parametrize(("make", "message"), UNREADABLE, ids=["16-bit", "transparent", "bomb"])
-def test_pictures_that_cannot_be_used_are_named(make: Callable[[Path], None], message: str, folder: Path, tmp_path: Path) -> None:
-    """16 bits, transparency and bombs come as Unreadable in one line; the pictures beside them are read."""
-    (tmp_path / "a.png").write_bytes((folder / "000000.png").read_bytes())
-    make(tmp_path / "b.png")
-    source = FolderPictures(tmp_path)
-    assert reason(source, 1).startswith(f"{tmp_path / 'b.png'} {message}")
-    assert torch.equal(only(source), only(FolderPictures(folder)))
-
-
 def test_broken_pictures_are_named(folder: Path, tmp_path: Path) -> None:
     """A PNG that ends in its middle, one that is text, an empty file, one that has gone since."""
     whole = (folder / "000000.png").read_bytes()
@@ -198,37 +125,12 @@ def test_broken_pictures_are_named(folder: Path, tmp_path: Path) -> None:
         assert reason(source, i).startswith(said)
 
 
-def test_threads_leave_the_filters_of_warnings_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opening side by side, however long it takes, changes nothing for the rest of the program: bombs are refused by way of a warning."""
-    opened = Image.open
-
-    def slowly(file: Path) -> Image.Image:
-        time.sleep(0.001 * (int(file.stem) * 7 % 5))
-        return opened(file)
-
-    for i in range(50):
-        (tmp_path / f"{i:03d}.png").symlink_to(folder / "000000.png")
-    before = list(warnings.filters)
-    monkeypatch.setattr(Image, "open", slowly)
-    assert all(isinstance(picture, Tensor) for picture in FolderPictures(tmp_path).read(range(50)))
-    assert warnings.filters == before
-
-
 def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
     """Missing, a file, empty."""
     (tmp_path / "file").write_text("")
     assert refusal(lambda: FolderPictures(tmp_path / "none"), OSError) == f"no such folder of pictures: {tmp_path / 'none'}"
     assert refusal(lambda: FolderPictures(tmp_path / "file"), OSError) == f"{tmp_path / 'file'} is a file, not a folder of pictures"
     assert refusal(lambda: FolderPictures(tmp_path)).startswith(f"no pictures in {tmp_path}: expected files ending in .bmp, ")
-
-
-def test_photographs_are_upright(tmp_path: Path) -> None:
-    """Orientation 6: what the file holds lying on its side."""
-    photo = Image.new("RGB", (16, 8))
-    exif = photo.getexif()
-    exif[0x0112] = 6
-    photo.save(tmp_path / "a.jpg", exif=exif)
-    assert only(FolderPictures(tmp_path)).shape == (3, 16, 8)
 
 
 # NumPy files -----------------------------------------------------------------------------------------------------------
@@ -450,18 +352,18 @@ def test_shards_with_the_same_keys(photographs: np.ndarray, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("make", "message"), UNREADABLE, ids=["16-bit", "transparent", "bomb"])
-def test_pictures_of_shards_that_cannot_be_used(
+def test_pictures_that_cannot_be_used_are_named(
     make: Callable[[Path], None], message: str, photographs: np.ndarray, tmp_path: Path
 ) -> None:
-    """What folders refuse, in the same words, with shard and member; and a picture that is cut short. Those beside them are read."""
+    """Of folders and shards in the same words, for evaluation and for training; the pictures beside them are read."""
     make(tmp_path / "0.png")
-    whole = as_file(photographs[0])
-    path = pack(tmp_path / "a.tar", {"0.png": (tmp_path / "0.png").read_bytes(), "1.png": whole[:1000], "2.png": whole})
-    source = TarPictures(path)
-    assert reason(source, 0).startswith(f"{path}/0.png {message}")
-    assert reason(source, 0).removeprefix(f"{path}/0.png")[:60] == reason(FolderPictures(tmp_path)).removeprefix(f"{tmp_path}/0.png")[:60]
-    assert reason(source, 1).startswith(f"{path}/1.png cannot be read as a picture: ")
-    assert np.array_equal(only(source, 2).permute(1, 2, 0).numpy(), photographs[0])
+    (tmp_path / "1.png").write_bytes(as_file(photographs[0]))
+    shard = pack(tmp_path / "a.tar", {name: (tmp_path / name).read_bytes() for name in ("0.png", "1.png")})
+    for source, place in ((FolderPictures(tmp_path), tmp_path), (TarPictures(shard), shard)):
+        said = reason(source)
+        assert said.startswith(f"{place}/0.png {message}")
+        assert refusal(lambda source=source: source.open(0)) == said  # type: ignore[misc]  # bound in the loop
+        assert np.array_equal(only(source, 1).permute(1, 2, 0).numpy(), photographs[0])
 
 
 def test_palettes_grey_and_turned_pictures_are_as_in_folders(photographs: np.ndarray, tmp_path: Path) -> None:
