@@ -156,8 +156,9 @@ USELESS = [
 def test_refuses_a_condition_it_has_no_use_for(kind: Kind, name: str) -> None:
     """A condition that would be ignored raises, and the error names it and those that are taken."""
     x, t, condition = kind.inputs()
+    useless = torch.zeros(2, *[1] * (RANKS[name] - 1), dtype=torch.long if name == "label" else None)
     with pytest.raises(ValueError, match=f"has no use for the condition '{name}'; it takes: {', '.join(kind.params.takes) or 'none'}"):
-        kind.fresh()(x, t, replace(condition, **{name: torch.zeros(2, *[1] * (RANKS[name] - 1))}))
+        kind.fresh()(x, t, replace(condition, **{name: useless}))
 
 
 @pytest.mark.parametrize(("kind", "name"), [(name, condition) for name, kind in KINDS.items() for condition in kind.params.takes])
