@@ -113,7 +113,8 @@ class TextEncoder(nn.Module):
                 raise ValueError(f"a context of this family has {p.rows} rows, or a multiple of them, not {like.context.shape[1]}")
         if p.null == "zeros":
             context = self._table.new_zeros(n, chunks * p.rows, p.context_dim)
-            return Condition(context, vector=self._vector(context.new_zeros(n, p.pooled_dim), waves))
+            pooled = [context.new_zeros(n, p.pooled_dim)] if p.pooled_dim else []
+            return Condition(context, vector=self._vector(pooled, waves))
         return self._condition([self._tokenize([])], chunks, clip_skip, waves)
 
     @property
@@ -179,10 +180,9 @@ class TextEncoder(nn.Module):
             states, masks = [*states, context.new_zeros(len(batch), p.zeros, p.context_dim)], [*masks, None]
         if len(states) > 1:
             context = torch.cat([F.pad(each, (0, p.context_dim - each.shape[-1])).to(context.device) for each in states], dim=1)
-        given = [each.pooled for each in read.values() if each.pooled is not None]
-        pooled = torch.cat(given, dim=-1) if given else context[:, 0, :0]
-        found = Condition(context, _joined(masks, states), vector=pooled).expand(len(waves))
-        return replace(found, vector=self._vector(cast(Tensor, found.vector), waves))
+        n = len(waves)
+        pooled = [each.pooled.expand(n, -1) for each in read.values() if each.pooled is not None]
+        return replace(Condition(context, _joined(masks, states)).expand(n), vector=self._vector(pooled, waves))
 
     def _waves(self, numbers: Numbers | None, n: int) -> Tensor:
         """The sinusoids (n, 256 * len(params.numbers)) of the numbers, in float32."""
@@ -200,8 +200,12 @@ class TextEncoder(nn.Module):
         waves = torch.cat(columns, dim=-1) if columns else torch.empty(n, 0)
         return waves.to(self._table.device, non_blocking=True)
 
-    def _vector(self, pooled: Tensor, waves: Tensor) -> Tensor | None:
-        return None if self.params.vector_dim is None else torch.cat([pooled, waves.to(pooled)], dim=-1)
+    def _vector(self, pooled: Sequence[Tensor], waves: Tensor) -> Tensor | None:
+        """Pooled outputs, each (B, P), and behind them the waves of the numbers; None where the family has neither."""
+        if not pooled:
+            return waves.to(self._table) if self.params.numbers else None
+        side_by_side = torch.cat(list(pooled), dim=-1)
+        return torch.cat([side_by_side, waves.to(side_by_side)], dim=-1)
 
 
 def _parse(prompts: Sequence[str], weighted: bool) -> list[Pieces]:

@@ -173,19 +173,23 @@ class T5Reader(Reader):
         """Weighted states (B, length, width)."""
 
         def row(tokens: Tokens) -> Tokens:
-            return [*tokens[: self.room], (EOS, 1.0), *[(PAD, 1.0)] * (self.room - len(tokens))]
+            return [*tokens, *[(PAD, 1.0)] * (self.length - len(tokens))]
 
-        def mask(batch: Sequence[Tokens], padding: int) -> Tensor | None:
-            """Which rows (B, length) are a token, EOS, or one of so many of the padding behind it."""
+        def mask(lengths: Sequence[int]) -> Tensor | None:
+            """The first so many of each text's rows, (B, length)."""
             if not self.masked:
                 return None
-            lengths = torch.tensor([min(len(tokens), self.room) + 1 + padding for tokens in batch])
-            return (torch.arange(self.length) < lengths[:, None]).to(network.token.weight.device, non_blocking=True)
+            there = torch.arange(self.length) < torch.tensor(lengths)[:, None]
+            return there.to(network.token.weight.device, non_blocking=True)
 
-        def run(batch: Sequence[Tokens]) -> Tensor:
-            return cast(Tensor, network(ids([row(tokens) for tokens in batch], network), mask(batch, 0)))
+        def run(rows: Sequence[Tokens], lengths: Sequence[int]) -> Tensor:
+            return cast(Tensor, network(ids(rows, network), mask(lengths)))
 
-        return Reading(weighted(run(batch), [row(tokens) for tokens in batch], lambda: run([[]])), mask(batch, 1))
+        end = [(EOS, 1.0)]
+        texts = [[*tokens[: self.room], *end] for tokens in batch]
+        rows, lengths = [row(text) for text in texts], [len(text) for text in texts]
+        states = weighted(run(rows, lengths), rows, lambda: run([row(end)], [1]))
+        return Reading(states, mask([length + 1 for length in lengths]))  # with the first row of padding
 
     def tokenizer(self, own: T5Tokenizer | None) -> T5Tokenizer:
         if own is None:
