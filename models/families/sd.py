@@ -251,17 +251,17 @@ UNET = Kind(
 # Text -------------------------------------------------------------------------------------------------------------------
 
 
-def _blocks_in_files(text: TextParams, towers: Mapping[str, Part], network: Any) -> TextParams:
-    """Whether the last block, which nothing reads, is among those in the file: by its config.json, by its width, or by its layout."""
+def _before_the_last(text: TextParams, towers: Mapping[str, Part], network: Any) -> TextParams:
+    """SD 2 reads the state before the last block of OpenCLIP-H. Some files leave that block out: then it is the state after all blocks."""
     part = towers["clip_h"]
     params: CLIPTextParams = part.params
-    if "num_hidden_layers" in part.hints:
-        holds = False
+    if "num_hidden_layers" in part.hints:  # of a folder, and diffusers writes none with the last block
+        has_last = False
     elif params.width == CLIP_H.width:
-        holds = params.layers == CLIP_H.layers
-    else:
-        holds = part.layout.name == "openclip"
-    return text.changed("clip_h", skip=int(holds))
+        has_last = params.layers == CLIP_H.layers
+    else:  # of another size, so that its number of blocks shows nothing: OpenCLIP's own files have all
+        has_last = part.layout.name == "openclip"
+    return text.changed("clip_h", skip=int(has_last))
 
 
 # What files show --------------------------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ SD2 = Architecture(
     matches=lambda p: p.vector_dim is None and p.linear_projection,
     # OpenCLIP-H before the last of its 24 blocks.
     towers=(Tower("clip_h", CLIPReader(CLIP_H, skip=1, pad=0), TINY_CLIP, "cond_stage_model.model.", layout=openclip(), unused=1),),
-    as_found=_blocks_in_files,
+    as_found=_before_the_last,
     told=frozenset({"skip"}),
     roles=ROLES,
     guess=_guess_prediction,

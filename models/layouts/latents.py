@@ -83,18 +83,28 @@ def read_scale(found: Findings, part: Part) -> tuple[str, dict[str, Any]]:
 
 
 def _other_family(found: Findings, part: Part, scaling: Mapping[str, Any], of: Family) -> Family | None:
-    """The other family with as many latent channels that an autoencoder is of, by its scale or the network in its file that is replaced.
+    """The family that an autoencoder belongs to by the scale of its latents, where that is not `of`; None where nothing shows another."""
+    scale = _shown_scale(found, part, scaling)
+    if same_scale(scale, of.vae.scale):
+        return None
+    for other in FAMILIES.values():
+        if not isinstance(other.vae, VAEParams) or other.is_flow != of.is_flow or not same_scale(scale, other.vae.scale):
+            continue
+        # Playground's scale is a round number, which others may have by chance: only its statistics, or its architecture, prove it.
+        by_chance = other.vae.mean is not None and scaling and scaling.get("mean") is None and other.architecture is not of.architecture
+        if not by_chance:
+            return other
+    return None
 
-    Playground's scale is a round number: it counts only with the statistics of its latents, or for the same architecture.
-    """
-    scale = scaling.get("scale")
-    statistics = not scaling or scaling.get("mean") is not None
-    alike = [each for each in FAMILIES.values() if isinstance(each.vae, VAEParams) and each.is_flow == of.is_flow]
-    known = [each for each in alike if statistics or each.vae.mean is None or each.architecture is of.architecture]
-    replaced = next((each for each, _ in found.left_out if each.kind == "backbone" and each.file is part.file), None)
-    if scale is None and replaced:
-        scale = getattr(getattr(architecture_of(replaced.params), "vae", None), "scale", None)
-    return None if same_scale(scale, of.vae.scale) else next((each for each in known if same_scale(scale, each.vae.scale)), None)
+
+def _shown_scale(found: Findings, part: Part, scaling: Mapping[str, Any]) -> Any:
+    """The scale that is written for an autoencoder's latents, else that of the network which came in its file and which another file's
+    replaced; None where there is neither."""
+    if (written := scaling.get("scale")) is not None:
+        return written
+    came_along = next((each for each, _ in found.left_out if each.kind == "backbone" and each.file is part.file), None)
+    built = architecture_of(came_along.params) if came_along else None
+    return getattr(built.vae, "scale", None) if built else None
 
 
 def same_scale(scale: Any, other: Any) -> bool:
