@@ -28,7 +28,7 @@ import models
 from models import FAMILIES, Model
 from models.__main__ import main
 from models.download import download
-from models.families import PUBLISHED, Published
+from models.families import LINES, PUBLISHED, Published
 from tests.hub import Handler, Hub
 from tests.models.files.tiny import same, tiny, whole
 from tests.models.text_peers import spiece
@@ -82,10 +82,11 @@ def in_cache(cache: Path) -> set[str]:
 
 def test_every_published_model_is_safetensors_of_one_commit() -> None:
     """Those of flows name a branch; what is no safetensors file there is an index of shards or a tokenizer."""
+    flows = {name for line in LINES if all(of.is_flow for of in line.FAMILIES) for name in line.PUBLISHED}
     for name, model in PUBLISHED.items():
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", model.repo), name
         assert model.files, name
-        flow = name.startswith(("flux", "sd3", "chroma", "tae"))
+        flow = name in flows
         endings = (".safetensors", ".safetensors.index.json", "tokenizer.json", "spiece.model") if flow else (".safetensors",)
         assert all(file.endswith(endings) for file in model.files), name
         assert re.fullmatch(r"[0-9a-f]{40}", model.revision) or (flow and model.revision == "main"), name

@@ -13,31 +13,21 @@ from safetensors.torch import save_file
 from torch import nn
 
 import models
-from models.families import ARCHITECTURES
+from models.families import ARCHITECTURES, AUTOENCODERS, BACKBONES, READERS
+from models.families.taesd_keys import PREVIEW
 from models.families.vae_keys import LATENT_STATISTICS
 from models.files.blank import Blank
 from models.files.table import Part, scatter
 from models.layouts.parts import find_parts
-from models.networks.chroma import Chroma, ChromaParams
-from models.networks.clip import CLIP_G, CLIP_H, CLIP_L, CLIPText, CLIPTextParams
-from models.networks.flux import Flux, FluxParams
-from models.networks.sd3 import SD3, SD3Params
-from models.networks.t5 import T5, T5Params
-from models.networks.taesd import TAESD, TAESDParams
-from models.networks.unet import UNet, UNetParams
-from models.networks.vae import VAE, VAEParams
+from models.networks.clip import CLIP_G, CLIP_H, CLIP_L
+from models.networks.t5 import T5Params
+from models.networks.taesd import TAESDParams
+from models.networks.unet import UNetParams
+from models.networks.vae import VAEParams
 from tests.models.files.published import declared, file_of, manifests
 
-NETWORKS: dict[type[Any], type[nn.Module]] = {
-    UNetParams: UNet,
-    FluxParams: Flux,
-    ChromaParams: Chroma,
-    SD3Params: SD3,
-    VAEParams: VAE,
-    CLIPTextParams: CLIPText,
-    T5Params: T5,
-    TAESDParams: TAESD,
-}
+KINDS = (*BACKBONES.values(), *AUTOENCODERS.values(), *(reader.NETWORK for reader in READERS.values()), PREVIEW)
+NETWORKS: dict[type[Any], type[nn.Module]] = {kind.params: kind.network for kind in KINDS}
 PUBLISHED = {name: each.network for name, each in ARCHITECTURES.items()}
 SD1, SD2, SDXL, REFINER = (cast(UNetParams, PUBLISHED[name]) for name in ("sd1", "sd2", "sdxl", "sdxl-refiner"))
 FLUX, SCHNELL, FILL, CANNY = (PUBLISHED[f"flux-{name}"] for name in ("dev", "schnell", "fill", "canny"))

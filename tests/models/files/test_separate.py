@@ -18,8 +18,9 @@ from models import Model
 from models.families import ARCHITECTURES
 from tests.models.files.tiny import FLOWS, same, settings, tensors, tiny, whole
 
-TOWERS = {name: [tower.name for tower in each.towers] for name, each in ARCHITECTURES.items()}
-FLUX, SD3 = ("flux-dev", "vae", "clip_l", "t5xxl"), ("sd3", "vae", "clip_l", "clip_g", "t5xxl")
+TOWERS = {name: {tower.name: tower.file or tower.name for tower in each.towers} for name, each in ARCHITECTURES.items()}  # and their files
+FILES = {name: (name, "vae", *towers.values()) for name, towers in TOWERS.items()}
+FLUX, SD3 = FILES["flux-dev"], FILES["sd3"]
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +82,7 @@ def test_every_layout_there_and_back(family: str, dtype: torch.dtype | None, tmp
 @pytest.mark.parametrize("family", FLOWS)
 def test_separate_files_come_back(family: str, saved: Saved, tmp_path: Path) -> None:
     """Each part under its publisher's keys; every key is accounted for, and written again they are the same files."""
-    towers = [{"t5": "t5xxl"}.get(name, name) for name in TOWERS[models.FAMILIES[family].architecture.name]]
-    paths = saved(family, family, "vae", *towers)
+    paths = saved(family, *FILES[family])
     model = models.load(*paths)
     same(whole(model), whole(tiny(family)))
     assert model.report is not None
@@ -208,7 +208,7 @@ def test_single_files_of_stable_diffusion_3(of: tuple[str, ...], saved: Saved, t
     model = models.load(tmp_path / "a.safetensors")
     assert model.report is not None
     assert model.report.ignored.keys() == extra.keys()
-    towers = [name for name in TOWERS["sd3"] if any({"t5": "t5xxl"}.get(name, name) in key for key in state)]
+    towers = [name for name, file in TOWERS["sd3"].items() if any(file in key for key in state)]
     assert list(model.text.towers if model.text else []) == towers
     left_out = tuple(f"text.towers.{name}." for name in TOWERS["sd3"] if name not in towers)
     same(whole(model), {key: value for key, value in whole(tiny("sd3")).items() if not key.startswith(left_out)})

@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models import Model
+from models.families import ARCHITECTURES, FAMILIES
 from models.presets import miniature
 
-FLOWS = ("flux-dev", "flux-schnell", "flux-fill", "flux-canny", "sd3", "sd3.5-medium", "sd3.5-large", "chroma")
-SOME = ("sd1", "sd2", "sd2-v", "lcm", "sdxl", "sdxl-v", "sdxl-refiner", "playground-v2.5", *FLOWS)
-UNETS = ("sd1", "sd2", "sdxl", "sdxl-refiner")
-STRUCTURES = (*UNETS, *FLOWS)  # one family of each structure
+STRUCTURES = tuple(ARCHITECTURES)  # one family of each structure: an architecture has the name of its plain one
+FLOWS = tuple(name for name in STRUCTURES if FAMILIES[name].is_flow)
+UNETS = tuple(name for name in STRUCTURES if name not in FLOWS)
+SOME = (*STRUCTURES, *(of.name for of in FAMILIES.values() if of.prediction != FAMILIES[of.architecture.name].prediction or of.consistency))
 
 Files = Callable[[str], dict[str, Tensor]]  # the fixture `files`
 Load = Callable[..., Model]  # the fixture `load`
