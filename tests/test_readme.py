@@ -14,6 +14,7 @@ from models.families import table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+FOLDERS = ("diffusion", "models", "samplers", "train", "eval", "configs", "tests")
 
 
 def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +47,16 @@ def test_what_it_names_is_there() -> None:
         assert (ROOT / path).exists(), path
     for path in re.findall(r"`((?:diffusion|models|samplers|train|eval|notebooks)/[\w./]*)`", README):
         assert (ROOT / path).exists(), path
+
+
+def test_what_contributing_names_is_there() -> None:
+    """Of `file.py: NAME`, both."""
+    files = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] in FOLDERS]
+    named = re.findall(r"`([\w/]+\.py): (\w+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 5
+    for place, name in named:
+        found = [path for path in files if path.as_posix().endswith(f"/{place}")]
+        assert any(re.search(rf"^(def |class )?{name}\b", path.read_text(), re.MULTILINE) for path in found), f"{place}: {name}"
 
 
 def test_its_table_of_families_is_that_of_the_library() -> None:
