@@ -248,16 +248,25 @@ def _decoded(
 
 
 def read_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> bytes:
-    """The bytes of a picture's file. FileNotFoundError; ValueError, also for more bytes than a picture of so many pixels may need."""
+    """The bytes of a picture's file. FileNotFoundError; ValueError as from `check_size`, and for a folder or a pipe."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such picture: {path}")
-    most = 8 * max_pixels + 2**20
-    if path.is_file() and (size := path.stat().st_size) > most:
+    if path.is_file():
+        check_size(path, path.stat().st_size, max_pixels)
+    return read_bytes(path, _most_bytes(max_pixels))
+
+
+def check_size(path: object, size: int, max_pixels: int) -> None:
+    """ValueError if a picture's file has more bytes than so many pixels may need."""
+    if size > _most_bytes(max_pixels):
         raise ValueError(
             f"{path} has {size:,} bytes, more than 8 per pixel of max_pixels={max_pixels:,}: make it smaller, or raise max_pixels"
         )
-    return read_bytes(path, most)
+
+
+def _most_bytes(max_pixels: int) -> int:
+    return 8 * max_pixels + 2**20
 
 
 def _unreadable(path: str | Path, error: Exception) -> ValueError:

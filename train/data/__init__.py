@@ -1,4 +1,4 @@
-"""What training and evaluation know of data: where pictures lie, their order, classes and captions; data sets, and what reads them."""
+"""Data: pictures in folders, tar shards and NumPy files, their classes and captions; data sets to train on, and what reads them."""
 
 from train.data.dataset import Batch, Dataset, TensorData, digits, shuffled_batches
 from train.data.pictures import DATASETS, PictureData

@@ -1,4 +1,4 @@
-"""Captions of pictures, or prompts for them, from files; and which caption belongs to which picture."""
+"""Files of captions or prompts, and which of them belongs to which picture."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Prompts = str | Path | Sequence[str] | Mapping[str, str]
 
 
 def prompts_for(prompts: Prompts, names: Sequence[str], files: Sequence[str] = ()) -> list[str]:
-    """One prompt per picture of these names: from a file (`read_prompts`), by name, {"cat.png": "a cat"}, or in their order.
+    """One prompt for each picture, by the names of the pictures: from a file (`read_prompts`), a mapping {"cat.png": "a cat"}, or a list.
 
-    files  what the pictures may be called as well, in the order of their names
+    files  other names of the same pictures, in the same order
 
-    ValueError where they do not fit, or where they are a list and the names are not in the order of their number (`order_by_number`).
+    ValueError for prompts that do not fit, and for a list if the names are not in the order of their numbers (`order_by_number`).
     """
     if isinstance(prompts, (str, Path)):
         return read_prompts(prompts, names, files)
@@ -44,15 +44,15 @@ def prompts_for(prompts: Prompts, names: Sequence[str], files: Sequence[str] = (
 
 
 def read_prompts(path: str | Path, names: Sequence[str], files: Sequence[str] = ()) -> list[str]:
-    """The prompts of pictures of these names, in their order; `files` as for `prompts_for`.
+    """The prompts in a file, one for each of these names and in their order; `files` as in `prompts_for`.
 
     .txt           one per line, in the order of the number in the names: 1-a.png, 2-b.png, ..., 10-j.png
     .jsonl, .json  {"file_name": "cat.png", "prompt": "a cat"}, one per line or in a list; "text" or "caption" will do for "prompt".
                    A .json file may also be {"cat.png": "a cat", ...}
     .csv           columns file_name and prompt, or prompt alone, in order as in .txt
 
-    FileNotFoundError, or ValueError in one line: pictures without a prompt, prompts without a picture, empty ones, two for one picture.
-    So are prompts without names where no number tells the order (`order_by_number`): pictures would silently be held against another's.
+    FileNotFoundError, or ValueError in one line: a picture without a prompt or with two, a prompt without a picture, an empty one; and
+    prompts without names if no number in the names gives the order (`order_by_number`), since a picture could get another's prompt.
     """
     path, listed = Path(path), _listed(Path(path))
     prompts = [prompt for _, prompt in listed]
@@ -73,7 +73,7 @@ def _doubt(where: str, names: Sequence[str]) -> str:
 
 
 def list_prompts(path: str | Path) -> list[str]:
-    """All prompts of such a file, in its own order, for pictures that are yet to be drawn. Errors as from `read_prompts`."""
+    """All prompts of such a file, in its order, to draw pictures from. Errors as in `read_prompts`."""
     return [prompt for _, prompt in _listed(Path(path))]
 
 
@@ -100,7 +100,7 @@ def _by_name(where: str, listed: Sequence[tuple[str, str]], names: Sequence[str]
 
 
 def _find_pictures(where: str, listed: Sequence[tuple[str, str]], names: Sequence[str], files: Sequence[str] = ()) -> dict[str, str]:
-    """What is listed, by the name of the picture that it is about. ValueError for one that is not there, and for two about one picture."""
+    """The prompts by the names of their pictures. ValueError for a picture that is not there, and for two prompts of one picture."""
     found: dict[str, str] = {}
     written_names, named = [name for name, _ in listed], dict(zip(files, names, strict=False))
     by_name, by_file = find_names(written_names, names), find_names(written_names, files)
@@ -173,7 +173,7 @@ def _from_csv(path: Path) -> Listed:
 
 
 def read_json(where: str, text: str) -> Any:
-    """What a JSON text holds. ValueError that says where it stands if it is none, or has two entries of one name."""
+    """The value of a JSON text. ValueError that begins with `where` if it is not JSON, or has two entries of one name."""
     try:
         return json.loads(text, object_pairs_hook=_check_unique_names)
     except (ValueError, RecursionError) as error:

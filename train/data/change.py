@@ -1,4 +1,4 @@
-"""Whether a run that is resumed finds the pictures and classes that it began with."""
+"""Checks that a resumed run finds the pictures and classes that it began with."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MAX_NAMES = 2**28  # bytes of the names of all pictures: those of millions
 
 
 def pack(names: Sequence[str], labels: Sequence[str] | None = None, content: Callable[[int], bytes] = lambda i: b"") -> str:
-    """The names of pictures, and a hash of the first one of each class, compressed: for `describe_change`.
+    """The names of pictures, and a hash of the first picture of each class, compressed: for `describe_change`.
 
-    content  called with the number of a picture: the bytes of its file
+    content  returns the bytes of picture number i
     """
     first = {label: i for i, label in reversed(list(enumerate(labels or ())))}
     marks = {i: _mark(content, i) for i in first.values()}

@@ -2,8 +2,8 @@
 
 x0       float32 (B, C, H, W): images in [-1, 1], or latents in the diffusion model's units
 x0_std   where the data is a distribution, an autoencoder's: its standard deviation, and x0 is its mean
-label, context, vector   the conditions that the network is told
-null.*   what a sample that is to go without a condition is told in its place, where that is not the model's to say
+label, context, vector   the conditions of the network
+null.*   conditions for samples that are trained without their own, where the model does not define them
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Batch = dict[str, Tensor]
 
 
 class Dataset(Protocol):
-    """What training asks of data. `num_classes` is None where there are no labels; shape is (C, H, W).
+    """What training needs of data. `num_classes` is None if there are no labels; shape is (C, H, W).
 
-    One that has `labels`, a tensor (N,), lets on_error=skip put samples of the same class in the place of others.
+    A data set with `labels`, a tensor (N,), lets on_error=skip replace a sample by one of the same class.
     """
 
     num_classes: int | None

@@ -23,7 +23,7 @@ MAX_DECODED = 2**26  # pixels of all pictures that are decoded in advance; a lar
 def pixels(path: str | Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS, before: Before = no_wait) -> Tensor:
     """uint8 (3, H, W) of a picture in colour; see `read_pixels`.
 
-    Values are those of the file, whatever colour profile it has: published protocols read pictures so, and their figures with it.
+    Values are those of the file, whatever its colour profile: published protocols, and with them published figures, ignore profiles.
     """
     read = read_pixels(path, content, max_pixels=max_pixels, before=before)
     return rearrange(torch.from_numpy(read), "h w c -> c h w").contiguous()
@@ -32,8 +32,8 @@ def pixels(path: str | Path, content: bytes | None = None, max_pixels: int = MAX
 def in_threads(read: Callable[[int, Before], T], indices: Sequence[int]) -> Iterator[T | Unreadable]:
     """read(i, before) of each index, in order, computed by threads in advance: decoding releases Python's lock.
 
-    `read` calls `before` with the number of pixels that it is about to decode, which waits until they fit into MAX_DECODED. A
-    picture counts until the next one is requested. ValueError and OSError become Unreadable.
+    `read` must call `before` with the number of pixels that it is about to decode: that waits until they fit into MAX_DECODED. A picture
+    counts until the next one is requested. ValueError and OSError become Unreadable.
     """
     queue = _Queue()
 

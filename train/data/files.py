@@ -1,4 +1,4 @@
-"""What pictures of folders and of tar shards have in common."""
+"""What folders and tar shards have in common: each picture is a file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from train.data.source import Unreadable
 
 
 class FilePictures(ABC):
-    """Pictures in files of their own, turned as their EXIF data say: see `StoredPictures`.
+    """Pictures of which each is a file, turned as its EXIF data say: see `StoredPictures`.
 
-    max_pixels  of one picture: those with more cannot be read
-    remedy      where a caption is to be written
+    max_pixels  of one picture; larger ones cannot be read
+    remedy      for errors: where to write a missing caption
     """
 
     origin: str
@@ -35,17 +35,16 @@ class FilePictures(ABC):
 
     @cached_property
     def prompts(self) -> Sequence[str] | None:
-        """The caption of each picture; None without captions. They are read at their first use, since most metrics need none.
+        """The caption of each picture; None if there are no captions. They are read when first used: most metrics need none.
 
-        ValueError for a picture without a caption where others have one, with an empty one, or with two that differ. (Empty captions are
-        mostly those of a captioning tool that failed.)
+        ValueError if only some pictures have a caption, or one has an empty one (often a captioning tool that failed), or two that differ.
         """
         return self._all("caption", self._captions(), f"{self.remedy} (objective.drop trains without captions now and then)")
 
     @property
     @abstractmethod
     def files(self) -> Sequence[object]:
-        """The place of each picture, whose text names it in errors."""
+        """The file of each picture; as text, it names the picture in errors."""
 
     @abstractmethod
     def content(self, index: int) -> bytes:
@@ -53,10 +52,10 @@ class FilePictures(ABC):
 
     @abstractmethod
     def _captions(self) -> Sequence[str | None]:
-        """What is written of each picture."""
+        """The caption of each picture, None for those without one."""
 
     def open(self, index: int, mode: Literal["RGB", "L"] = "RGB", before: Before = no_wait) -> Image.Image:
-        """See `StoredPictures`. Pictures are refused as `open_srgb` does."""
+        """See `StoredPictures`; errors as in `open_srgb`."""
         return open_srgb(str(self.files[index]), mode, self.content(index), max_pixels=self.max_pixels, before=before)
 
     def read(self, indices: Sequence[int]) -> Iterator[Tensor | Unreadable]:
@@ -67,7 +66,7 @@ class FilePictures(ABC):
         return pixels(str(self.files[index]), self.content(index), self.max_pixels, before)
 
     def _all(self, what: str, found: Sequence[str | None], remedy: str) -> list[str] | None:
-        """The texts of all pictures, None if none has one. ValueError if only some have one, or one is empty."""
+        """The texts, if all pictures have one; None if none has. ValueError if only some have one, or one is empty."""
         lacking = [i for i, text in enumerate(found) if text is None]
         if lacking and len(lacking) < len(found):
             raise ValueError(f"{len(lacking)} of {len(found)} pictures have no {what}, the first is {self.files[lacking[0]]}: {remedy}")
@@ -76,5 +75,5 @@ class FilePictures(ABC):
         return None if lacking else [text for text in found if text is not None]
 
     def _found(self) -> str:
-        """For errors where there are no pictures."""
+        """What there is instead of pictures, for an error."""
         return f", and found {describe(self.ignored)}" if self.ignored else ""

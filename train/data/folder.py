@@ -20,11 +20,11 @@ METADATA = "metadata.jsonl"
 
 
 class FolderPictures(FilePictures):
-    """The pictures of a folder and its sub-folders, by their paths within it, with slashes, in the order of the parts of these.
+    """The pictures of a folder and its sub-folders, named by their paths in it (with slashes), sorted part by part.
 
     Links to folders are followed; hidden folders and those in `SYSTEM` are left out. Sub-folders, if there are any, are classes, as
-    python -m samplers writes them. A caption is the text in cat.txt beside cat.png, or in a line {"file_name": "cat.png", "text": "a cat"}
-    of the folder's metadata.jsonl, whose names are relative to the folder; other entries of a line are not read.
+    python -m samplers writes them. The caption of cat.png is the text of cat.txt beside it, or that of a line
+    {"file_name": "cat.png", "text": "a cat"} in metadata.jsonl, with paths relative to the folder; other entries of a line are not read.
 
     FileNotFoundError for a missing folder, OSError for one without permission. ValueError in one line: no pictures; pictures both in
     sub-folders and beside them; a class without pictures; links that are broken or lead to the same folder twice; names that are not UTF-8

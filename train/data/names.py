@@ -1,4 +1,4 @@
-"""Which files are pictures, what may be written of their names, and the order of classes."""
+"""Names of files: which are pictures, which can be written down, and in which order classes come."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_hidden(name: str) -> bool:
 
 
 def looks_like_picture(suffix: str) -> bool:
-    """Whether files with this suffix, or without one, may be pictures, such as .tif and .jpg_large, or archives of them."""
+    """Whether files with this suffix may be pictures or archives of them: .tif, .jpg_large, .zip, or none at all."""
     return not suffix or suffix.startswith(PICTURES + NOT_READ)
 
 
@@ -41,7 +41,7 @@ def check_name(place: str | Path, name: str) -> str:
 
 
 def check_path(path: str | Path) -> str:
-    """The path of pictures, as text. ValueError where it is empty, which Python takes for the folder that one is in, or as `check_name`."""
+    """The path of pictures, as text. ValueError if it is empty, which Python takes for the current folder, and as in `check_name`."""
     if not str(path):
         raise ValueError("the path of the pictures is empty: give that of a folder, or . for the one you are in")
     return check_name("the path of the pictures", str(path))

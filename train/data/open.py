@@ -18,7 +18,7 @@ def open_pictures(path: str | Path, prompts: str | None = None, max_pixels: int 
 
     prompts     a file of one prompt per picture (`read_prompts`), instead of captions beside the pictures
     max_pixels  of one picture that is read from a file of its own
-    classes     whether sub-folders, and what shards say of classes, are looked at
+    classes     whether sub-folders, or .cls members of shards, are classes
     """
     name, place = check_path(path).lower(), Path(path)
     if place.is_dir():
@@ -33,7 +33,7 @@ def open_pictures(path: str | Path, prompts: str | None = None, max_pixels: int 
 
 
 def _near(path: Path) -> str:
-    """What is there by a similar name."""
+    """A hint at a file or folder of a similar name."""
     beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, n=1)
     return f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -25,7 +25,7 @@ from train.data.source import StoredPictures, Unreadable
 class PictureData:
     """Pictures of a folder, of tar shards or of a NumPy file (`open_pictures`), decoded when asked for, in sRGB.
 
-    Their classes, if they have any, are numbered in one order: numbers by value, then names.
+    Classes, if there are any, are numbered in the order of `class_order`: numbers by value, then names.
 
     size        the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None keeps sizes,
                 which must then be equal
@@ -120,7 +120,7 @@ class CaptionedImages:
 
 
 def _opened(path: str | Path, max_pixels: int, classes: bool) -> StoredPictures:
-    """Those pictures, with a warning of what is not read of them."""
+    """The pictures there; warns of files that are not read."""
     pictures = open_pictures(path, max_pixels=max_pixels, classes=classes)
     if pictures.ignored:
         warn(f"files of {path} that are not read: {describe(pictures.ignored)}")
@@ -128,7 +128,7 @@ def _opened(path: str | Path, max_pixels: int, classes: bool) -> StoredPictures:
 
 
 def covering(image: Image.Image, height: int, width: int) -> tuple[Image.Image, int, int]:
-    """The picture resized (bicubic, antialiased) to just cover that size, and its centre cut out; and the crop's top and left."""
+    """The picture resized (bicubic, antialiased) to just cover the size and cropped to its centre; then top and left of the crop."""
     scaled_height, scaled_width, top, left = cover(image.height, image.width, (height, width))
     image = image.resize((scaled_width, scaled_height), Image.Resampling.BICUBIC)
     return image.crop((left, top, left + width, top + height)), top, left

@@ -1,4 +1,4 @@
-"""The protocol of sources of pictures, and what they share."""
+"""What a source of pictures is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from samplers.pictures import MAX_PIXELS, Before, no_wait
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A picture that cannot be used, and why, in one line that names it."""
+    """Stands in for a picture that cannot be used; the reason is one line that names it."""
 
     reason: str
 
@@ -55,16 +55,16 @@ class Source(Protocol):
 
 
 class StoredPictures(Source, Protocol):
-    """Pictures in files, which networks can be trained on too.
+    """Pictures in files: they can be trained on too.
 
-    ignored   how many files look like pictures, or may hold some, but are not read, by suffix: {".tif": 12}
+    ignored   counts of files that look like pictures, or may hold some, but are not read, by suffix: {".tif": 12}
     """
 
     @property
     def ignored(self) -> Mapping[str, int]: ...
 
     def content(self, index: int) -> bytes:
-        """The bytes that a picture is kept in. ValueError or OSError where they cannot be read."""
+        """The bytes of a picture's file, or of its pixels in an array. ValueError or OSError if they cannot be read."""
         ...
 
     def open(self, index: int, mode: Literal["RGB", "L"], before: Before = no_wait) -> Image.Image:
@@ -74,7 +74,7 @@ class StoredPictures(Source, Protocol):
 
 @contextmanager
 def reading(source: Source, indices: Sequence[int]) -> Iterator[Iterable[Tensor | Unreadable]]:
-    """`source.read(indices)`, whose threads end with the block, however many pictures have been asked for."""
+    """`source.read(indices)`; its threads end with the block, even if not all pictures were taken."""
     pictures = source.read(indices)
     try:
         yield pictures

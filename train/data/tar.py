@@ -14,7 +14,7 @@ from pathlib import Path
 
 from diffusion.messages import one_line
 from models.files.text import decode_text
-from samplers.pictures import MAX_PIXELS
+from samplers.pictures import MAX_PIXELS, check_size
 from train.data.captions import KEYS, MAX_CAPTION, MAX_LIST, Prompts, prompts_for, read_json
 from train.data.files import FilePictures
 from train.data.names import PICTURES, check_name, is_hidden, looks_like_picture, same_text
@@ -72,7 +72,9 @@ class TarPictures(FilePictures):
 
     def content(self, index: int) -> bytes:
         """See `StoredPictures`."""
-        return self.files[index].read()
+        member = self.files[index]
+        check_size(member, member.size, self.max_pixels)
+        return member.read()
 
     def _captions(self) -> list[str | None]:
         return [sample.caption() for sample in self._samples]
@@ -143,10 +145,10 @@ class _Sample:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and suffix of a member, as "a/000" and ".seg.png" of "a/000.seg.png".
+    """Key and suffix of a member: "a/000.seg.png" is "a/000" and ".seg.png".
 
-    Words before the last suffix belong to it, as in WebDataset, where they tell what a member is of its sample. What is not a word
-    belongs to the key, as in cfg-7.5-000.png, and so does the suffix of a picture, as in photo.jpg.png.
+    As in WebDataset, words before the last suffix belong to the suffix: they say which part of its sample a member is. What is not a
+    word belongs to the key, as in cfg-7.5-000.png, and so does the suffix of a picture, as in photo.jpg.png.
     """
     folder, slash, own = name.rpartition("/")
     parts = own.split(".")
@@ -182,7 +184,7 @@ def _samples(shard: Path, left_out: Counter[str]) -> list[_Sample]:
 
 
 def _members(shard: Path) -> Iterator[tuple[str, Callable[[str], Member]]]:
-    """Names of all but folders and hidden files, and what finds out where such a file lies. ValueError where it cannot be read in place."""
+    """The names of all files that are not hidden, and a function that finds the file. ValueError if it cannot be read in place."""
     entries = _entries(shard)
     there = {posixpath.normpath(entry.name): entry for entry in entries}
 
@@ -211,7 +213,7 @@ def _members(shard: Path) -> Iterator[tuple[str, Callable[[str], Member]]]:
 
 
 def _entries(shard: Path) -> list[tarfile.TarInfo]:
-    """All members. ValueError for a file that is compressed, or does not end as tar files end."""
+    """All members. ValueError for a file that is compressed, damaged, or without the end of a tar file."""
     with open(shard, "rb") as file:
         start = file.read(8)
     for magic, program in COMPRESSED.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import socket
+import tarfile
 import unicodedata
 import warnings
 import zlib
@@ -21,6 +22,7 @@ from train.data.folder import FolderPictures
 from train.data.names import class_order
 from train.data.pictures import CaptionedImages
 from train.data.source import Unreadable
+from train.data.tar import TarPictures
 from train.run import run
 from train.state import require_same
 
@@ -196,6 +198,12 @@ def test_the_limit_of_pixels_can_be_raised(tmp_path: Path) -> None:
     (picture,) = FolderPictures(tmp_path, max_pixels=15).read([0])
     assert "raise max_pixels" in getattr(picture, "reason", "")
     assert FolderPictures(tmp_path, max_pixels=15).stamp != FolderPictures(tmp_path).stamp
+    (tmp_path / "a.png").write_bytes(bytes(2**20 + 9))
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        shard.add(tmp_path / "a.png", "a.png")
+    for source, place in ((FolderPictures(tmp_path, max_pixels=1), tmp_path), (TarPictures(tmp_path / "a.tar", max_pixels=1), "a.tar")):
+        (picture,) = source.read([0])  # not even opened
+        assert f"{place}/a.png has 1,048,585 bytes, more than 8 per pixel of max_pixels=1: " in getattr(picture, "reason", "")
 
 
 def test_pipes_and_sockets_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
