@@ -1,4 +1,4 @@
-"""python -m eval samples=... reference=... metric=[...], or python -m eval experiment=NAME: see configs/eval."""
+"""plain-diffusion eval samples=... reference=... metric=[...], or plain-diffusion eval experiment=NAME: see configs/eval."""
 
 from __future__ import annotations
 

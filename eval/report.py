@@ -52,7 +52,7 @@ def report_of(folder: str | Path) -> Path:
     folder = Path(folder)
     files = result_files(folder)
     if not files:
-        raise ValueError(f"{folder} has no results/*.json: python -m eval writes them")
+        raise ValueError(f"{folder} has no results/*.json: plain-diffusion eval writes them")
     results = [read_result(file) for file in files]
     names = [result.name for result in results]
     results = [

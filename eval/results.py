@@ -88,7 +88,7 @@ def read_result(path: str | Path) -> Result:
         _check_kinds(result)
         return result
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is no result of python -m eval: {error}") from None
+        raise ValueError(f"{path} is no result of plain-diffusion eval: {error}") from None
 
 
 def _check_kinds(result: Result) -> None:

@@ -21,8 +21,8 @@ from train.world import World
 class TrainingScores:
     """What a model draws, scored: {"frechet": 1.2, "frechet_low": 1.1, "frechet_high": 1.3, ...}, to be logged beside the loss.
 
-        python -m train experiment=digits_unet train.evaluate_every=500 +evaluate._target_=eval.training.TrainingScores +evaluate.n=539
-            '+evaluate.metric=[frechet]' +evaluate.features=digits '+evaluate.reference={name: digits, split: held_out}'
+        plain-diffusion train experiment=digits_unet train.evaluate_every=500 +evaluate._target_=eval.training.TrainingScores
+            +evaluate.n=539 '+evaluate.metric=[frechet]' +evaluate.features=digits '+evaluate.reference={name: digits, split: held_out}'
 
     n         pictures, the same seeds every time
     metric    names; what they need besides (reference, training, extractors, ...) as in configs/eval/experiment/score.yaml

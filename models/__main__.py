@@ -1,6 +1,6 @@
-"""python -m models download NAME [FILE ...]: published weights from the hub into its cache; prints their paths.
-python -m models check PATH [PATH ...]: reads all weights of a model, which loading need not; prints its report.
-python -m models families: prints a table of the families that are known."""
+"""plain-diffusion models download NAME [FILE ...]: published weights from the hub into its cache; prints their paths.
+plain-diffusion models check PATH [PATH ...]: reads all weights of a model, which loading need not; prints its report.
+plain-diffusion models families: prints a table of the families that are known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plain_diffusion.starting import started
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m models")
+    parser = argparse.ArgumentParser(prog="plain-diffusion models")
     parser.add_argument("--version", action="version", version=f"plain-diffusion {plain_diffusion.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     known = "\n".join(f"  {name:20} {model.repo} ({model.licence})" for name, model in PUBLISHED.items())

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 # The extras of pyproject.toml, and what each is for.
 EXTRAS = {
     "bench": "benchmarks beside other libraries",
-    "digits": "the data set of handwritten digits",
+    "digits": "handwritten digits",
     "gguf": "GGUF files",
     "plots": "plots and reports",
 }
@@ -20,5 +20,5 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        need = f"{EXTRAS[name]}: packages for that are not installed ({error})"
+        need = f"{EXTRAS[name]} need a package that cannot be imported ({error})"
         raise ValueError(f"{need}: pip install 'plain-diffusion[{name}]'") from error

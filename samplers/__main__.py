@@ -1,4 +1,4 @@
-"""python -m samplers run=FOLDER | weights=FILE prompt=TEXT | from=IMAGE [key=value ...]: see configs/samplers."""
+"""plain-diffusion samplers run=FOLDER | weights=FILE prompt=TEXT | from=IMAGE [key=value ...]: see configs/samplers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts to image files: what `python -m samplers weights=... prompt=...` does, callable with a plain dictionary."""
+"""Prompts to image files: what `plain-diffusion samplers weights=... prompt=...` does, callable with a plain dictionary."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def loaded(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Mod
         if path in PUBLISHED and not Path(path).exists():
             how = f" (sample it with family={PUBLISHED[path].family})" if PUBLISHED[path].family else ""
             raise FileNotFoundError(
-                f"no such file or folder: {path}; `python -m models download {path}` fetches that model and says where to{how}"
+                f"no such file or folder: {path}; `plain-diffusion models download {path}` fetches that model and says where to{how}"
             )
     options = {name: getattr(params, name) for name in ("family", "prediction", "zero_snr")} if key == "weights" else {}
     model = models.load(*paths, ema=params.ema, variant=params.variant, memory=params.memory, **options)

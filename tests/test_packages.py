@@ -119,21 +119,21 @@ def test_the_command_says_what_there_is(tmp_path: Path) -> None:
 def test_a_module_that_draws_names_the_extra_for_plots(module: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=rf"^plots and reports: .* \(.*{package}.*\): pip install 'plain-diffusion\[plots\]'$"):
+    with pytest.raises(ValueError, match=rf"^plots and reports need .* \(.*{package}.*\): pip install 'plain-diffusion\[plots\]'$"):
         import_module(module)
 
 
 def test_a_feature_without_its_extra_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything of it is done."""
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ValueError, match=r"handwritten digits: .* pip install 'plain-diffusion\[digits\]'$"):
+    with pytest.raises(ValueError, match=r"handwritten digits need .* pip install 'plain-diffusion\[digits\]'$"):
         digits()
     monkeypatch.setitem(sys.modules, "gguf", None)
     gguf_file._reader.cache_clear()
-    with pytest.raises(ValueError, match=r"GGUF files: .* pip install 'plain-diffusion\[gguf\]'$"):
+    with pytest.raises(ValueError, match=r"GGUF files need .* pip install 'plain-diffusion\[gguf\]'$"):
         gguf_file._reader()
     monkeypatch.delitem(sys.modules, "eval.report", raising=False)
     monkeypatch.delitem(sys.modules, "eval.drawing", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=r"plots and reports: .* pip install 'plain-diffusion\[plots\]'$"):
+    with pytest.raises(ValueError, match=r"plots and reports need .* pip install 'plain-diffusion\[plots\]'$"):
         evaluation.main({"program": "score", "samples": str(tmp_path / "gone"), "report": str(tmp_path)})

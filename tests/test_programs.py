@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     status, out, error = command("train", *TRAIN, f"run={folder}")
     assert (status, error) == (0, "")
-    assert out == f"trained: {folder}   sample it: python -m samplers run={folder}\n"
+    assert out == f"trained: {folder}   sample it: plain-diffusion samplers run={folder}\n"
     return folder
 
 
@@ -194,7 +194,7 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "samples with signs": ("eval", ["samples={new} [1]=#1", "metric=inception_score"], "no such folder of pictures: {new} [1]=#1"),
     "samples with braces": ("eval", ["samples={new}-{{000..009}}.tar", "metric=inception_score"], "{new}-"),
     "no statistics": ("eval", ["experiment=statistics", "samples={empty}", "out={new}.npz"], "statistics are written as .safetensors: out={new}.safetensors"),  # noqa: E501
-    "no results": ("eval", ["experiment=report", "out={empty}"], "{empty} has no results/*.json: python -m eval writes them"),
+    "no results": ("eval", ["experiment=report", "out={empty}"], "{empty} has no results/*.json: plain-diffusion eval writes them"),
     "many runs": ("samplers", ["-m", "run={run}", "steps=interval(1,2)"], "names no values that could be listed: give steps=1,2,3 or"),
     "no flag": ("samplers", ["--multi", "run={run}"], "no flag --multi: settings are given as name=value"),
     "evaluator": ("train", [*TRAIN, "run={new}", "evaluate={{_target_:no.such}}"], "no.such"),
@@ -239,9 +239,9 @@ def test_a_mistake_ends_with_one_line(
 
 SMALL = ("height=32", "width=64", "steps=1", *QUIET)
 SD1 = ("weights={files}/sd1.safetensors", "prompt=a cat", *SMALL)
-# the arguments of `python -m samplers` (in braces the files, and a new folder that all results would go to), and what the line must say
+# the arguments of `plain-diffusion samplers` (in braces the files, and a new folder for all results), and what the line must say
 PROMPT_MISTAKES: dict[str, tuple[list[str], str]] = {
-    "name": (["weights=sd15", "prompt=a cat"], "no such file or folder: sd15; `python -m models download sd15` fetches that model and says"),  # noqa: E501
+    "name": (["weights=sd15", "prompt=a cat"], "no such file or folder: sd15; `plain-diffusion models download sd15` fetches that model and says"),  # noqa: E501
     "no weights": (["weights={files}/none.safetensors", "prompt=a cat"], "no such file or folder: {files}/none.safetensors"),
     "no prompt": (["weights={files}/sd1.safetensors", *SMALL], "prompt must be given"),
     "prompt alone": (["prompt=a cat"], "say what to sample, by one of: run=FOLDER"),
@@ -275,7 +275,7 @@ PROMPT_MISTAKES: dict[str, tuple[list[str], str]] = {
     "numbers": ([*SD1, "+numbers.top=3"], "this family is told no numbers beside the prompt: leave top out"),
     "number": (["weights={files}/sdxl.safetensors", "prompt=a", "+numbers.tpo=3", *SMALL], "no number named 'tpo'; did you mean 'top'?"),
     "handover": ([*SD1, "handover=0.5"], "handover says when a refiner takes over: give refiner=FILE too"),
-    "refiner": ([*SD1, "refiner=sdxl-refiner"], "`python -m models download sdxl-refiner` fetches that model"),
+    "refiner": ([*SD1, "refiner=sdxl-refiner"], "`plain-diffusion models download sdxl-refiner` fetches that model"),
     "other refiner": ([*SD1, "refiner={files}/sdxl.safetensors"], "model and refiner have latents of other units"),
     "no image": ([*SD1, "image={files}/none.png"], "no such picture: {files}/none.png"),
     "text": ([*SD1, "image={files}/text.png"], "{files}/text.png cannot be read as a picture"),
@@ -347,5 +347,5 @@ def test_weights_and_biases_stay_silent_without_a_login(tmp_path: Path) -> None:
         command, env={**environment, "HOME": str(home)}, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     assert (run.returncode, run.stderr) == (0, "")
-    assert run.stdout == f"trained: {folder}   sample it: python -m samplers run={folder}\n"
+    assert run.stdout == f"trained: {folder}   sample it: plain-diffusion samplers run={folder}\n"
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))

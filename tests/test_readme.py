@@ -60,4 +60,4 @@ def test_what_contributing_names_is_there() -> None:
 
 
 def test_its_table_of_families_is_that_of_the_library() -> None:
-    assert table() in README, "put what `python -m models families` prints into the README"
+    assert table() in README, "put what `plain-diffusion models families` prints into the README"

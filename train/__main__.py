@@ -1,4 +1,4 @@
-"""python -m train experiment=digits_unet [key=value ...]: see configs/train."""
+"""plain-diffusion train experiment=digits_unet [key=value ...]: see configs/train."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main(config: dict[str, Any]) -> int:
     finished, folder = run(config, evaluate), Path(config["run"])
     if os.environ.get("RANK", "0") == "0":
         if finished:
-            print(f"trained: {exported(folder) or folder}   sample it: python -m samplers {_source(folder)}")
+            print(f"trained: {exported(folder) or folder}   sample it: plain-diffusion samplers {_source(folder)}")
         else:
             saved = "stopped and saved" if (folder / native.FILE_NAME).exists() else "stopped before the first step"
             print(f"{saved}: {folder}   go on: {_command()} resume=true", file=sys.stderr)
@@ -46,7 +46,7 @@ def _source(folder: Path) -> str:
 def _command() -> str:
     """This command line, ready to paste, without its `resume`."""
     processes = os.environ.get("WORLD_SIZE", "1")
-    program = "python -m train" if processes == "1" else f"torchrun --nproc-per-node {processes} -m train"
+    program = "plain-diffusion train" if processes == "1" else f"torchrun --nproc-per-node {processes} -m plain_diffusion train"
     return f"{program} {shlex.join(argument for argument in sys.argv[1:] if not argument.startswith('resume='))}"
 
 

@@ -35,7 +35,7 @@ class Tower:
 class ExtractorParams:
     """Where the weights of each extractor are.
 
-    inception  the published file; None: where `python -m models download inception` puts it
+    inception  the published file; None: where `plain-diffusion models download inception` puts it
     clip       any model of open_clip's, for CLIP scores
     cmmd       the one of the CMMD paper
     dinov2     by timm's name
@@ -89,8 +89,8 @@ def _inception(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Ex
     path = params.inception or place("inception")
     if params.inception is None and not place("inception").exists():
         raise ValueError(
-            "Inception's weights are not here: `python -m models download inception` fetches them, extractors.inception=FILE names them, "
-            "extractors.inception=random is a trial without"
+            "Inception's weights are not here: `plain-diffusion models download inception` fetches them, extractors.inception=FILE names "
+            "them, extractors.inception=random is a trial without"
         )
     return load_inception(path, protocol, dtype=dtype)
 

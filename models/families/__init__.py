@@ -38,7 +38,7 @@ def architecture_of(params: Any) -> Architecture | None:
 
 
 def table() -> str:
-    """All families as a table in Markdown: the README has it, and `python -m models families` prints it."""
+    """All families as a table in Markdown: the README has it, and `plain-diffusion models families` prints it."""
     lines = [
         "| `family=` | model | network | text encoders | pixels | sampled by default with | licence of the weights |",
         "|---" * 7 + "|",

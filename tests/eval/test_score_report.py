@@ -317,7 +317,7 @@ def test_sparse_results_make_whole_pages(tmp_path: Path, results: list[Result]) 
 
 def test_refusals_say_what_would_be_right(tmp_path: Path) -> None:
     """No results, two of one name, a sheet that is no picture: one line each, and no file is left."""
-    with pytest.raises(ValueError, match=r"has no results/\*\.json: python -m eval writes them"):
+    with pytest.raises(ValueError, match=r"has no results/\*\.json: plain-diffusion eval writes them"):
         report_of(tmp_path)
     with pytest.raises(ValueError, match="give at least one result"):
         write_scores_report(tmp_path / "r.html", [], {})
@@ -473,7 +473,7 @@ def test_a_damaged_result_is_named(place: tuple[str, ...], value: Any, tmp_path:
         within = within[name]
     within[place[-1]] = value
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"{path} is no result of python -m eval: ") as found:
+    with pytest.raises(ValueError, match=rf"{path} is no result of plain-diffusion eval: ") as found:
         read_result(path)
     assert "\n" not in str(found.value)
 

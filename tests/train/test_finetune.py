@@ -218,7 +218,7 @@ def test_what_the_files_do_not_tell_is_in_the_command(tmp_path: Path, photos: Pa
     overrides = ("model.family=sdxl", "model.prediction=v", *QUICK, "train.steps=1")
     assert main(config(tmp_path / "sdxl.safetensors", photos, tmp_path / "run", *overrides)) == 0
     file = tmp_path / "run" / "model.safetensors"
-    assert capsys.readouterr().out == f"trained: {file}   sample it: python -m samplers weights={file} family=sdxl prompt=...\n"
+    assert capsys.readouterr().out == f"trained: {file}   sample it: plain-diffusion samplers weights={file} family=sdxl prompt=...\n"
     assert models.load(file).spec["family"] == "sdxl-v"
     trained, again = models.load(tmp_path / "run").spec, models.load(file, family="sdxl").spec
     assert {**trained, "shape": None} == {**again, "shape": None}
@@ -316,7 +316,7 @@ def test_resumes_bit_for_bit_in_a_new_process(place: Path, tmp_path: Path, photo
     resumed = subprocess.run([sys.executable, "-m", "train", *arguments], env=ENVIRONMENT, capture_output=True, text=True)
     assert (resumed.returncode, resumed.stderr) == (0, "")
     file = parts / "model.safetensors"
-    assert resumed.stdout == f"trained: {file}   sample it: python -m samplers weights={file} prompt=...\n"
+    assert resumed.stdout == f"trained: {file}   sample it: plain-diffusion samplers weights={file} prompt=...\n"
     assert latents.stat().st_mtime_ns == written
     for name in ("checkpoint.safetensors", "model.safetensors"):
         assert same(tensors(whole / name), tensors(parts / name))

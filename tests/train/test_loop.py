@@ -171,7 +171,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
         out, error = process.communicate()
     assert (process.returncode, out) == (130, "")
     assert error.count("\n") == 1
-    assert error.startswith(f"stopped and saved: {folder}   go on: python -m train {shlex.join(OVERRIDES)}")
+    assert error.startswith(f"stopped and saved: {folder}   go on: plain-diffusion train {shlex.join(OVERRIDES)}")
     assert error.endswith(" resume=true\n")
     done = progress(folder)["step"]
     assert done == steps(folder)[-1] > 0
@@ -305,7 +305,7 @@ def test_ctrl_c_stops_all_processes_at_the_same_step(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         _, error = process.communicate()
     assert error.count("stopped and saved") == 1, error
-    assert f"torchrun --nproc-per-node 2 -m train {shlex.join(OVERRIDES)}" in error
+    assert f"torchrun --nproc-per-node 2 -m plain_diffusion train {shlex.join(OVERRIDES)}" in error
     assert "forcefully" not in error
     assert progress(folder)["step"] >= 3
 
