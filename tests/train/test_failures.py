@@ -52,7 +52,7 @@ from tests.train.test_loop import (
 )  # fmt: skip
 from train import TrainParams, run, train
 from train.data import Batch, TensorData, digits, shuffled_batches
-from train.data.reading import _Source, check_readable, read_batches
+from train.data.reading import Batches, check_readable, read_batches
 from train.folder import LOCK
 from train.loop import _StopRequest
 from train.state import PREVIOUS, TrainState
@@ -180,15 +180,15 @@ def test_what_is_no_batch_is_an_error_of_the_data(odd: Callable[[], Any], worker
 
 def test_a_stop_does_not_wait_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that reads for ever: Ctrl-C saves the steps before, and the run goes on."""
-    stalled, waits, wait = before(BAD), [], _Source._wait
+    stalled, waits, wait = before(BAD), [], Batches._wait
 
-    def waiting(source: _Source) -> Any:
+    def waiting(source: Batches) -> Any:
         waits.append(0)
         if len(waits) == stalled + 1:  # for the batch that never comes
             threading.Timer(0.2, interrupt).start()
         return wait(source)
 
-    monkeypatch.setattr(_Source, "_wait", waiting)
+    monkeypatch.setattr(Batches, "_wait", waiting)
     model, data = fresh(), Faulty(fault=lambda: time.sleep(3600))
     assert not train(model, denoising(model), data, TrainParams(**{**SMALL, "workers": 1}), tmp_path, progress=False)
     assert progress(tmp_path)["step"] == stalled

@@ -6,7 +6,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -24,14 +24,32 @@ UNREADABLE = (ValueError, OSError)  # what data sets raise for a bad sample; any
 
 
 class Batches:
-    """The micro-batches of one process, step by step.
+    """The micro-batches of one process, step by step, from torch's loader.
 
     error     why there are no more. It is not raised, so that the loop can save its state and all processes can agree on it
     replaced  how many samples of the last step were replaced by others; a warning names each such sample once
     """
 
-    def __init__(self, source: _Source, accumulate: int) -> None:
-        self._source, self._accumulate = source, accumulate
+    def __init__(
+        self,
+        reader: _Reader,
+        parts: Iterator[list[int]],
+        accumulate: int = 1,
+        workers: int = 0,
+        pin: bool = False,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        loader: Any = DataLoader(
+            cast(Any, reader),  # torch calls __getitems__, which its types lack
+            batch_sampler=cast(Any, parts),  # an iterator is enough
+            collate_fn=cast(Any, _identity),
+            worker_init_fn=_ignore_ctrl_c,
+            num_workers=workers,
+            timeout=POLL if workers else 0,
+            pin_memory=pin,
+        )
+        self._batches: Any = iter(loader)
+        self._accumulate, self._workers, self._stopping = accumulate, workers, stopping
         self._warned: set[int] = set()
         self.error: ValueError | OSError | None = None
         self.replaced = 0
@@ -41,10 +59,7 @@ class Batches:
         found: list[Batch] = []
         self.replaced = 0
         try:
-            for _ in range(self._accumulate):
-                read = self._source.take()
-                if read is None:
-                    break
+            while len(found) < self._accumulate and (read := self.take()):
                 found.append(read.batch)
                 self.replaced += read.replaced
                 for index in read.unreadable.keys() - self._warned:
@@ -54,8 +69,34 @@ class Batches:
             self.error = error
         return found
 
+    def take(self) -> _Read | None:
+        """The next micro-batch, None if the run is to stop.
 
-@contextmanager
+        Errors of the data set become ValueError or OSError in one line, with the traceback as their cause.
+        """
+        read = self._wait() if self._workers else next(self._batches)
+        if isinstance(read, _Failure):
+            raise (OSError if read.of_system else ValueError)(read.message) from RuntimeError(f"\n{read.traceback}")
+        return cast("_Read | None", read)
+
+    def _wait(self) -> _Read | _Failure | None:
+        began = time.monotonic()
+        while not self._stopping():
+            try:
+                return cast("_Read | _Failure", next(self._batches))
+            except (RuntimeError, OSError, EOFError) as error:  # from torch or the system: those of the data set are _Failure
+                if not str(error).startswith("DataLoader timed out"):
+                    raise OSError("a process that reads data has died; if memory ran out, take fewer train.workers") from error
+            if time.monotonic() - began > MAX_WAIT:
+                raise OSError(f"no data came for {MAX_WAIT / 60:.0f} minutes: check whether its disk still answers")
+        return None
+
+    def close(self) -> None:
+        """End the workers now: a traceback may keep the loader alive, which would otherwise end them when it is collected."""
+        if self._workers:
+            self._batches._shutdown_workers()
+
+
 def read_batches(
     data: Dataset,
     parts: Iterator[list[int]],
@@ -64,7 +105,7 @@ def read_batches(
     workers: int,
     pin: bool,
     stopping: Callable[[], bool] = lambda: False,
-) -> Iterator[Batches]:
+) -> AbstractContextManager[Batches]:
     """Reads the samples of `parts`, the indices of micro-batches, of which `accumulate` make a step.
 
     on_error  for samples that cannot be read: "refuse" ends with an error, "skip" always takes the same replacement, the next readable
@@ -72,28 +113,44 @@ def read_batches(
     workers   number of processes that read; 0 reads in this one
     stopping  called while a worker is waited for: whether the run is to stop
     """
-    with _reading(_Reader(data, on_error), parts, workers, pin, stopping) as source:
-        yield Batches(source, accumulate)
+    return _closing(Batches(_Reader(data, on_error), parts, accumulate, workers, pin, stopping))
 
 
 def check_readable(data: Dataset, batch_size: int, on_error: OnError, workers: int, progress: bool) -> None:
     """Read every sample once. ValueError, or with "skip" a warning, that counts and names those that cannot be read."""
-    parts = (list(range(i, min(i + batch_size, len(data)))) for i in range(0, len(data), batch_size))
+    parts = [list(range(i, min(i + batch_size, len(data)))) for i in range(0, len(data), batch_size)]
     unreadable: dict[int, str] = {}
     with (
-        _reading(_Checker(data), parts, workers, pin=False) as source,
+        _closing(Batches(_Checker(data, "skip"), iter(parts), workers=workers)) as batches,
         tqdm(total=len(data), desc="checking data", unit="sample", disable=not progress) as bar,
     ):
-        for first in range(0, len(data), batch_size):
-            read = source.take()
+        for part in parts:
+            read = batches.take()
             assert read is not None
             unreadable |= read.unreadable
-            bar.update(min(batch_size, len(data) - first))
+            bar.update(len(part))
     if unreadable:
         found = f"{len(unreadable)} of {len(data)} samples cannot be read: {brief_list([unreadable[i] for i in sorted(unreadable)], '; ')}"
         if on_error == "refuse" or len(unreadable) == len(data):
             raise ValueError(found)
         warn(found)
+
+
+@contextmanager
+def _closing(batches: Batches) -> Iterator[Batches]:
+    """Ends the workers with the block, in which torch's handler of SIGCHLD is off: it raises at any line when a worker dies.
+
+    Without it, waiting for data raises.
+    """
+    previous: Any = None
+    with suppress(ValueError, AttributeError):  # outside the main thread, or on a platform without the signal
+        previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield batches
+    finally:
+        batches.close()
+        if previous is not None:
+            signal.signal(signal.SIGCHLD, previous)
 
 
 class _Read(NamedTuple):
@@ -167,9 +224,6 @@ class _Reader:
 class _Checker(_Reader):
     """Reads samples and returns only the errors."""
 
-    def __init__(self, data: Dataset) -> None:
-        super().__init__(data, "skip")
-
     def read(self, indices: Sequence[int]) -> _Read:
         unreadable: dict[int, str] = {}
         for index in indices:
@@ -188,75 +242,6 @@ def _check_batch(batch: Any, n: int) -> Batch:
 def _share_memory(batch: Batch) -> Batch:
     """Move tensors to shared memory, as torch does when a worker sends them: there an error would be lost, and here it is reported."""
     return {name: value.detach().share_memory_() for name, value in batch.items()}
-
-
-class _Source:
-    """Micro-batches from torch's loader."""
-
-    def __init__(self, loader: DataLoader[Any], stopping: Callable[[], bool]) -> None:
-        self._batches: Any = iter(loader)
-        self._workers, self._stopping = loader.num_workers, stopping
-
-    def take(self) -> _Read | None:
-        """The next micro-batch, None if the run is to stop.
-
-        Errors of the data set become ValueError or OSError in one line, with the traceback as their cause.
-        """
-        read = self._wait() if self._workers else next(self._batches)
-        if isinstance(read, _Failure):
-            raise (OSError if read.of_system else ValueError)(read.message) from RuntimeError(f"\n{read.traceback}")
-        return cast("_Read | None", read)
-
-    def _wait(self) -> _Read | _Failure | None:
-        began = time.monotonic()
-        while not self._stopping():
-            try:
-                return cast("_Read | _Failure", next(self._batches))
-            except (RuntimeError, OSError, EOFError) as error:  # from torch or the system: those of the data set are _Failure
-                if not str(error).startswith("DataLoader timed out"):
-                    raise OSError("a process that reads data has died; if memory ran out, take fewer train.workers") from error
-            if time.monotonic() - began > MAX_WAIT:
-                raise OSError(f"no data came for {MAX_WAIT / 60:.0f} minutes: check whether its disk still answers")
-        return None
-
-    def close(self) -> None:
-        """End the workers now: a traceback may keep the loader alive, which would otherwise end them when it is collected."""
-        if self._workers:
-            self._batches._shutdown_workers()
-
-
-@contextmanager
-def _reading(
-    reader: _Reader, parts: Iterator[list[int]], workers: int, pin: bool, stopping: Callable[[], bool] = lambda: False
-) -> Iterator[_Source]:
-    loader: Any = DataLoader(
-        cast(Any, reader),  # torch calls __getitems__, which its types lack
-        batch_sampler=cast(Any, parts),  # an iterator is enough
-        collate_fn=cast(Any, _identity),
-        worker_init_fn=_ignore_ctrl_c,
-        num_workers=workers,
-        timeout=POLL if workers else 0,
-        pin_memory=pin,
-    )
-    source = _Source(loader, stopping)
-    with _default_sigchld():
-        try:
-            yield source
-        finally:
-            source.close()
-
-
-@contextmanager
-def _default_sigchld() -> Iterator[None]:
-    """Disables torch's handler of SIGCHLD, which raises at any line when a worker dies. Without it, waiting for data raises."""
-    previous: Any = None
-    with suppress(ValueError, AttributeError):  # outside the main thread, or on a platform without the signal
-        previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGCHLD, previous)
 
 
 def _identity(read: _Read | _Failure) -> _Read | _Failure:

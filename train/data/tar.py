@@ -9,7 +9,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 from diffusion.messages import one_line
@@ -52,23 +52,25 @@ class TarPictures(FilePictures):
         given = [paths] if isinstance(paths, (str, Path)) else list(paths)
         shards, left_out = [shard for path in given for shard in find_shards(str(path))], Counter[str]()
         self._samples = [sample for shard in shards for sample in _samples(shard, left_out)]
+        self._pictures = [next(sample[suffix] for suffix in sample if suffix in PICTURES) for sample in self._samples]
         self.origin, self.stamp, self.max_pixels = ", ".join(map(str, given)), stamp_of(shards, max_pixels), max_pixels
         self.ignored = dict(sorted(left_out.items()))
         if not self._samples:
             raise ValueError(f"no pictures in {self.origin}: expected members such as 000.png, 000.jpg or 000.webp{self._found()}")
-        keys = [sample.key for sample in self._samples]
-        self.names = keys if len(set(keys)) == len(keys) else [f"{sample.picture.shard.stem}/{sample.key}" for sample in self._samples]
+        self.names = [split_name(file.name)[0] for file in self.files]
+        if len(set(self.names)) < len(self.names):
+            self.names = [f"{file.shard.stem}/{key}" for file, key in zip(self.files, self.names, strict=True)]
         if doubled := [name for name, times in Counter(self.names).items() if times > 1]:
             raise ValueError(f"{self.origin} gives {doubled[0]} twice: give every shard once, and shards names of their own")
-        self.labels = self._all("class", [sample.label() for sample in self._samples], "add key.cls") if classes else None
+        self.labels = self._all("class", [_label(sample) for sample in self._samples], "add key.cls") if classes else None
         if prompts is not None:
             files = [name + file.suffix for name, file in zip(self.names, self.files, strict=True)]
             self.prompts = prompts_for(prompts, self.names, files)
 
-    @cached_property
+    @property
     def files(self) -> Sequence[Member]:
         """The members that are pictures."""
-        return [sample.picture for sample in self._samples]
+        return self._pictures
 
     def content(self, index: int) -> bytes:
         """See `StoredPictures`."""
@@ -77,7 +79,7 @@ class TarPictures(FilePictures):
         return member.read()
 
     def _captions(self) -> list[str | None]:
-        return [sample.caption() for sample in self._samples]
+        return [_caption(sample) for sample in self._samples]
 
 
 def find_shards(pattern: str) -> list[Path]:
@@ -123,25 +125,20 @@ class Member:
         return f"{self.shard}/{self.name}"
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """The members of one sample, by suffix."""
+Sample = Mapping[str, Member]  # a picture and what belongs to it, by suffix
 
-    key: str
-    picture: Member
-    members: Mapping[str, Member]
 
-    def label(self) -> str | None:
-        member = self.members.get(".cls")
-        return None if member is None else check_name(member.shard, same_text(member.text()))
+def _label(sample: Sample) -> str | None:
+    member = sample.get(".cls")
+    return None if member is None else check_name(member.shard, same_text(member.text()))
 
-    def caption(self) -> str | None:
-        if ".txt" in self.members:
-            return self.members[".txt"].text()
-        member = self.members.get(".json")
-        entry = None if member is None else read_json(str(member), member.text(MAX_LIST))
-        texts = [entry[key] for key in KEYS if isinstance(entry.get(key), str)] if isinstance(entry, Mapping) else []
-        return texts[0].strip() if texts else None
+
+def _caption(sample: Sample) -> str | None:
+    if ".txt" in sample:
+        return sample[".txt"].text()
+    entry = read_json(str(sample[".json"]), sample[".json"].text(MAX_LIST)) if ".json" in sample else None
+    texts = [entry[key] for key in KEYS if isinstance(entry.get(key), str)] if isinstance(entry, Mapping) else []
+    return texts[0].strip() if texts else None
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -158,7 +155,7 @@ def split_name(name: str) -> tuple[str, str]:
     return (f"{folder}{slash}{'.'.join(parts[:first])}", "." + ".".join(parts[first:]).lower()) if first else (name, "")
 
 
-def _samples(shard: Path, left_out: Counter[str]) -> list[_Sample]:
+def _samples(shard: Path, left_out: Counter[str]) -> list[Sample]:
     """The samples of a shard, in the order of their first members. Counts in `left_out` what looks like a picture but is not read."""
     found: dict[str, dict[str, Member]] = {}
     others: set[str] = set()
@@ -172,15 +169,13 @@ def _samples(shard: Path, left_out: Counter[str]) -> list[_Sample]:
         elif looks_like_picture(suffix[suffix.rfind(".") :] if suffix else ""):
             left_out[suffix] += 1
             others.add(key)
-    samples = []
     for key, parts in found.items():
         pictures = [part for suffix, part in parts.items() if suffix in PICTURES]
         if len(pictures) > 1:
             raise ValueError(f"{shard} holds more than one picture called {key}: {pictures[0].name} and {pictures[1].name}")
         if not pictures and key not in others and not key.lower().endswith(PICTURES):  # some programs write photo.jpg.txt to photo.jpg
             raise ValueError(f"{shard} holds {next(iter(parts.values())).name}, but no picture to it, such as {key}.png: write it again")
-        samples += [_Sample(key, picture, parts) for picture in pictures]
-    return samples
+    return [parts for parts in found.values() if any(suffix in PICTURES for suffix in parts)]
 
 
 def _members(shard: Path) -> Iterator[tuple[str, Callable[[str], Member]]]:
