@@ -352,6 +352,7 @@ def _check_extras(spec: Mapping[str, Any]) -> None:
         if not all(1 <= size <= MAX_SIDE for size in spec["shape"]):
             raise ValueError(f"shape holds sizes from 1 to {MAX_SIDE:,}, not {brief(spec['shape'])}")
     if "family" in spec:
+        check_type("family", spec["family"], str)
         check_names("family", [spec["family"]], families().FAMILIES)
     check_names("role", [spec.get("role", "inpaint")], get_args(families().Role))
     if "role" in spec and spec.get("family"):
