@@ -36,6 +36,12 @@ QUIET = ("device=cpu", "progress=false")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def pip(*arguments: str, here: Path) -> None:
+    """Without the settings of this machine, and without looking anywhere for other packages."""
+    options = ["--isolated", "--quiet", "--no-input", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", *options, *arguments, "--no-deps", "--no-index"], cwd=here, check=True)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, as building leaves files beside the sources."""
@@ -44,8 +50,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, source / name, ignore=SOURCES)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", "dist", "."]
-    subprocess.run(pip, cwd=source, check=True)
+    pip("wheel", "--no-build-isolation", "--wheel-dir", "dist", ".", here=source)
     (built,) = (source / "dist").iterdir()
     return built
 
@@ -62,8 +67,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(pip, check=True)
+    pip("--python", str(python), "install", str(wheel), here=folder)
     ask = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     site = Path(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip())
     (site / "dependencies.pth").write_text("".join(f"{sysconfig.get_path(kind)}\n" for kind in ("purelib", "platlib")))

@@ -29,6 +29,7 @@ from eval.bench.record import DTYPES, write_bench
 from models.families import ARCHITECTURES
 from models.layouts.diffusers_folder import write_configs
 from plain_diffusion.extras import extra
+from plain_diffusion.packages import ROOT
 
 DEFAULT = "default"  # neither side is told a dtype: ours is then the file's own, diffusers' float32
 
@@ -131,8 +132,7 @@ def _process(*arguments: str) -> str:
 
 def _environment() -> dict[str, str]:
     """This process's own, with the library to be found from any folder, and no network."""
-    root = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
