@@ -36,10 +36,10 @@ QUIET = ("device=cpu", "progress=false")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def pip(*arguments: str, here: Path) -> None:
+def pip(python: str | Path, *arguments: str, here: Path) -> None:
     """Without the settings of this machine, and without looking anywhere for other packages."""
     options = ["--isolated", "--quiet", "--no-input", "--disable-pip-version-check"]
-    subprocess.run([sys.executable, "-m", "pip", *options, *arguments, "--no-deps", "--no-index"], cwd=here, check=True)
+    subprocess.run([str(python), "-m", "pip", *options, *arguments, "--no-deps", "--no-index"], cwd=here, check=True)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, source / name, ignore=SOURCES)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    pip("wheel", "--no-build-isolation", "--wheel-dir", "dist", ".", here=source)
+    pip(sys.executable, "wheel", "--no-build-isolation", "--wheel-dir", "dist", ".", here=source)
     (built,) = (source / "dist").iterdir()
     return built
 
@@ -65,9 +65,9 @@ def metadata(wheel: Path) -> Message:
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the programs of an environment that has the wheel."""
     folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = folder / "bin" / "python"
-    pip("--python", str(python), "install", str(wheel), here=folder)
+    pip(python, "install", str(wheel), here=folder)
     ask = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     site = Path(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip())
     (site / "dependencies.pth").write_text("".join(f"{sysconfig.get_path(kind)}\n" for kind in ("purelib", "platlib")))
