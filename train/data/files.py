@@ -41,10 +41,9 @@ class FilePictures(ABC):
         """
         return self._all("caption", self._captions(), f"{self.remedy} (objective.drop trains without captions now and then)")
 
-    @property
     @abstractmethod
-    def files(self) -> Sequence[object]:
-        """The file of each picture; as text, it names the picture in errors."""
+    def file(self, index: int) -> object:
+        """The file of a picture; as text, it names the picture in errors."""
 
     @abstractmethod
     def content(self, index: int) -> bytes:
@@ -56,22 +55,22 @@ class FilePictures(ABC):
 
     def open(self, index: int, mode: Literal["RGB", "L"] = "RGB", before: Before = no_wait) -> Image.Image:
         """See `StoredPictures`; errors as in `open_srgb`."""
-        return open_srgb(str(self.files[index]), mode, self.content(index), max_pixels=self.max_pixels, before=before)
+        return open_srgb(str(self.file(index)), mode, self.content(index), max_pixels=self.max_pixels, before=before)
 
     def read(self, indices: Sequence[int]) -> Iterator[Tensor | Unreadable]:
         """See `Source`, and `pixels`."""
         return in_threads(self._pixels, indices)
 
     def _pixels(self, index: int, before: Before) -> Tensor:
-        return pixels(str(self.files[index]), self.content(index), self.max_pixels, before)
+        return pixels(str(self.file(index)), self.content(index), self.max_pixels, before)
 
     def _all(self, what: str, found: Sequence[str | None], remedy: str) -> list[str] | None:
         """The texts, if all pictures have one; None if none has. ValueError if only some have one, or one is empty."""
         lacking = [i for i, text in enumerate(found) if text is None]
         if lacking and len(lacking) < len(found):
-            raise ValueError(f"{len(lacking)} of {len(found)} pictures have no {what}, the first is {self.files[lacking[0]]}: {remedy}")
+            raise ValueError(f"{len(lacking)} of {len(found)} pictures have no {what}, the first is {self.file(lacking[0])}: {remedy}")
         if "" in found:
-            raise ValueError(f"the {what} of {self.files[found.index('')]} is empty: {remedy}")
+            raise ValueError(f"the {what} of {self.file(found.index(''))} is empty: {remedy}")
         return None if lacking else [text for text in found if text is not None]
 
     def _found(self) -> str:

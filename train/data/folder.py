@@ -59,19 +59,18 @@ class FolderPictures(FilePictures):
         if prompts is not None:
             self.prompts = prompts_for(prompts, self.names)
 
-    @cached_property
-    def files(self) -> Sequence[Path]:
-        """The paths of the pictures."""
-        return [self.folder / name for name in self.names]
+    def file(self, index: int) -> Path:
+        """The path of a picture."""
+        return self.folder / self.names[index]
 
     @cached_property
     def stamp(self) -> str:
         """A hash of the files, of their paths, which include their classes, and of max_pixels."""
-        return hashlib.sha256("\n".join([*self.names, stamp_of(self.files, self.max_pixels)]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([*self.names, stamp_of(map(self.file, range(len(self))), self.max_pixels)]).encode()).hexdigest()
 
     def content(self, index: int) -> bytes:
         """See `StoredPictures`."""
-        return read_file(self.files[index], self.max_pixels)
+        return read_file(self.file(index), self.max_pixels)
 
     def _classes(self, folders: Sequence[str]) -> list[str] | None:
         """The class of each picture, its immediate sub-folder. None may be empty: that would change the numbers of later ones."""

@@ -57,24 +57,23 @@ class TarPictures(FilePictures):
         self.ignored = dict(sorted(left_out.items()))
         if not self._samples:
             raise ValueError(f"no pictures in {self.origin}: expected members such as 000.png, 000.jpg or 000.webp{self._found()}")
-        self.names = [split_name(file.name)[0] for file in self.files]
+        self.names = [split_name(file.name)[0] for file in self._pictures]
         if len(set(self.names)) < len(self.names):
-            self.names = [f"{file.shard.stem}/{key}" for file, key in zip(self.files, self.names, strict=True)]
+            self.names = [f"{file.shard.stem}/{key}" for file, key in zip(self._pictures, self.names, strict=True)]
         if doubled := [name for name, times in Counter(self.names).items() if times > 1]:
             raise ValueError(f"{self.origin} gives {doubled[0]} twice: give every shard once, and shards names of their own")
         self.labels = self._all("class", [_label(sample) for sample in self._samples], "add key.cls") if classes else None
         if prompts is not None:
-            files = [name + file.suffix for name, file in zip(self.names, self.files, strict=True)]
+            files = [name + file.suffix for name, file in zip(self.names, self._pictures, strict=True)]
             self.prompts = prompts_for(prompts, self.names, files)
 
-    @property
-    def files(self) -> Sequence[Member]:
-        """The members that are pictures."""
-        return self._pictures
+    def file(self, index: int) -> Member:
+        """The member that is a picture."""
+        return self._pictures[index]
 
     def content(self, index: int) -> bytes:
         """See `StoredPictures`."""
-        member = self.files[index]
+        member = self._pictures[index]
         check_size(member, member.size, self.max_pixels)
         return member.read()
 
