@@ -74,6 +74,14 @@ def test_the_ground_of_eval_stands_on_nothing_of_it(folder: str, others: tuple[s
     assert [pair for pair in names if not pair[1].startswith((f"eval.{folder}.", *others))] == []
 
 
+def test_data_stands_on_nothing_of_training_but_its_processes() -> None:
+    """Evaluation reads it too: a picture's file needs no loop, objective or run."""
+    own = {module: path.read_text() for module, path in modules().items() if module.startswith("train.data.")}
+    names = [(module, name) for module, source in own.items() for name in imported(source, module) if name.startswith("train.")]
+    assert [pair for pair in names if not pair[1].startswith(("train.data.", "train.world."))] == []
+    assert len(names) > 20
+
+
 # What each room of models may import of the others. What only annotations name does not count.
 ROOMS = {
     "layers": (),
