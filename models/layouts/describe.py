@@ -59,6 +59,8 @@ def describe(
     towers = find_towers(found, architecture)
     network, preview = (part.params if part else None for part in (found.backbone, found.of_kind("preview")))
     text = text_params(of, towers, found)
+    if text and not (found.backbone or asked):
+        found.notes.append(f"prompts are read as in {of.title}: family=... chooses another one's")
     _check_fit(found, architecture, text)
     if not (found.single or text):
         needed = " and ".join(tower.name for tower in architecture.towers)

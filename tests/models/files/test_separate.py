@@ -235,7 +235,9 @@ def test_text_encoders_alone(saved: Saved) -> None:
     assert models.load(*clips, family="sd3").spec["family"] == models.load(*clips, *saved("sd3", "vae")).spec["family"] == "sd3"
     assert models.load(*clips, *saved("sd3", "t5xxl")).spec["family"] == "sd3"
     assert models.load(*saved("flux-dev", "clip_l", "t5xxl")).spec["family"] == "flux-dev"
-    assert models.load(*saved("flux-dev", "t5xxl")).spec["family"] == "chroma"
+    alone = models.load(*saved("flux-dev", "t5xxl"))
+    assert alone.spec["family"] == "chroma"
+    assert "prompts are read as in Chroma1-HD: family=... chooses another one's" in notes(alone)
     said = refusal(*saved("flux-dev", "t5xxl"), family="flux-dev")
     assert "t5xxl.safetensors holds a T5 text encoder alone, of use only beside others: load clip_l and t5 together" in said
 
