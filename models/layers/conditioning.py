@@ -14,7 +14,12 @@ from diffusion.messages import brief
 
 
 def sinusoid(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """(B,) -> (B, dim): cosines, then sines, at geometrically falling frequencies from 1 to 1/max_period. In float32."""
+    """(B,) -> (B, dim): cosines, then sines, at geometrically falling frequencies from 1 to 1/max_period. In float32.
+
+    ValueError for another shape.
+    """
+    if t.ndim != 1:
+        raise ValueError(f"times are a tensor (B,), one per sample, not of shape {tuple(t.shape)}: t.expand(B) repeats one")
     half = dim // 2
     frequency = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angle = t.float()[:, None] * frequency

@@ -65,6 +65,12 @@ def test_time_embedding_refuses_an_odd_number_of_frequencies() -> None:
         TimeEmbedding(33, 16)
 
 
+@pytest.mark.parametrize("t", [torch.tensor(0.5), torch.zeros(2, 1)])
+def test_times_are_one_per_sample(t: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"times are a tensor \(B,\), one per sample, not of shape"):
+        sinusoid(t, 4)
+
+
 def test_label_embedding_has_a_row_per_class_and_one_for_none() -> None:
     """Label k gives row k of the table, the null label `num_classes` the last one."""
     embedding = LabelEmbedding(10, 6)
