@@ -17,7 +17,7 @@ from samplers.pictures import MAX_PIXELS, Before, no_wait, read_pixels
 from train.data.source import Unreadable
 
 T = TypeVar("T")
-MAX_DECODED = 2**26  # pixels of all pictures that are decoded in advance; a larger picture is decoded alone
+MAX_DECODED = 2**27  # pixels of all pictures that are decoded in advance, 400 MB in colour; a larger picture is decoded alone
 
 
 def pixels(path: str | Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS, before: Before = no_wait) -> Tensor:
