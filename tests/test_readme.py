@@ -1,4 +1,4 @@
-"""The README's code runs as it stands, and the files it names are there."""
+"""The Python of README and docs/ runs as it stands, and the files they name are there."""
 
 from __future__ import annotations
 
@@ -7,45 +7,77 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import models
 from models.families import table
+from samplers.pictures import save_png
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("diffusion", "models", "samplers", "train", "eval", "configs", "tests")
 
 
-def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All blocks in order, with small models where `make quickstart` leaves its DiT and where SDXL's file would lie; and fewer steps."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small models where `make quickstart` leaves its DiT and where SDXL's and FLUX.1's files would lie, and pictures to score."""
+    folder = tmp_path_factory.mktemp("readme")
     network = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
     model = models.build({"network": network, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]})
     for p in model.network.parameters():
         nn.init.normal_(p, std=0.1)
-    models.save(model, tmp_path / "runs" / "quickstart" / "dit" / "checkpoint.safetensors")
-    models.save(models.miniature("sdxl"), tmp_path / "sd_xl_base_1.0.safetensors", layout="ldm")
-    models.save(models.miniature("flux-dev"), tmp_path, layout="separate")
+    models.save(model, folder / "runs" / "quickstart" / "dit" / "checkpoint.safetensors")
+    models.save(models.miniature("sdxl"), folder / "sd_xl_base_1.0.safetensors", layout="ldm")
+    models.save(models.miniature("flux-dev"), folder, layout="separate")
     for name, published in {"flux-dev": "flux1-dev", "vae": "ae"}.items():
-        (tmp_path / f"{name}.safetensors").rename(tmp_path / f"{published}.safetensors")
-    monkeypatch.chdir(tmp_path)
+        (folder / f"{name}.safetensors").rename(folder / f"{published}.safetensors")
+    for i, picture in enumerate(torch.rand(20, 1, 8, 8)):
+        (folder / ("samples", "reference")[i % 2]).mkdir(exist_ok=True)
+        save_png(picture, folder / ("samples", "reference")[i % 2] / f"{i}.png", low=0.0)
+    return folder
+
+
+def run_blocks(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names that a page's Python leaves, run block by block with fewer steps."""
+    monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
         block = block.replace('memory="6GB"', 'memory="60GB"')  # a process that has run other tests has more in memory than that
-        exec(compile(re.sub(r"steps=(30|28)", "steps=1, height=128, width=128", block), "README.md", "exec"), names)
-    assert names["images"].shape == (1, 3, 128, 128)
-    assert (tmp_path / "sdxl" / "model_index.json").exists()
+        exec(compile(re.sub(r"steps=(30|28)", "steps=1, height=128, width=128", block), page, "exec"), names)
+    return names
+
+
+def test_the_readme_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_blocks("README.md", folder, monkeypatch)
     assert names["x0"].shape == (10, 1, 8, 8)
-    assert names["step"].x.shape == (10, 1, 8, 8)
+    *solvers, distance = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in solvers] == ["ddim", "heun", "dpm2", "dpmpp_2m", "unipc", "rk4"]
+    assert all(float(line.split()[-1]) < 0.1 for line in solvers)
+    assert float(distance) > 0
+
+
+def test_sampling_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run_blocks("docs/sampling.md", folder, monkeypatch)
+    assert names["step"].x.shape == names["completed"].shape == (10, 1, 8, 8)
     assert (names["step"].x - names["x0"]).abs().max() < 1e-5  # both blocks sample the same digits
 
 
-def test_what_it_names_is_there() -> None:
-    """No blank is left; pictures, and the files of the table of papers."""
-    assert "@@" not in README
-    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (ROOT / path).exists(), path
-    for path in re.findall(r"`((?:diffusion|models|samplers|train|eval|notebooks)/[\w./]*)`", README):
+def test_models_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_blocks("docs/models.md", folder, monkeypatch)["images"].shape == (1, 3, 128, 128)
+    assert (folder / "sdxl" / "model_index.json").exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_is_there(page: Path) -> None:
+    """Links and pictures, and the files of the table of papers."""
+    text = page.read_text()
+    for link in re.findall(r"\]\(([\w./-]+)\)", text):
+        assert (page.parent / link).exists(), link
+    for path in re.findall(r"`((?:diffusion|models|samplers|train|eval|notebooks)/[\w./]*)`", text):
         assert (ROOT / path).exists(), path
 
 

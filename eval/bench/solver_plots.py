@@ -62,7 +62,7 @@ def convergence_plot(curves: Sequence[Curve]) -> Figure:
 def grids_plot(schedules: Mapping[str, Schedule], steps: int = 12) -> Figure:
     """The levels that every spacing visits, a panel per schedule and a row per spacing: a dot per network call, then a ring at data.
 
-    The README's picture is `save_figure(grids_plot({"Stable Diffusion's table": DiscreteVP.scaled_linear(), "Rectified flow":
+    The picture in docs/samplers.md is `save_figure(grids_plot({"Stable Diffusion's table": DiscreteVP.scaled_linear(), "Rectified flow":
     RectifiedFlow()}), "notebooks/pictures/grids.png")`.
     """
     rows = [(kind, color, *row) for (kind, color), part in GRIDS.items() for row in part]
