@@ -1,6 +1,6 @@
 """Configurations of the three programs, and the one place that knows Hydra.
 
-    configs/train, configs/samplers, configs/eval    one folder per program: config.yaml and its experiments
+    configs/train, configs/samplers, configs/eval    the experiments of each program; its settings stand in dataclasses (`programs`)
 
 `compose` gives a notebook the same plain dictionary that the command line would give the program.
 """
@@ -14,10 +14,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -25,12 +28,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import plain_diffusion
-from configs import texts
+from configs.programs import PROGRAMS, help_page
 from configs.sweep import STOPPED, combinations, run_all, shown
+from configs.texts import file_names, texts
+from diffusion.settings import values
 
 FOLDER = Path(__file__).parent
 APART = ("train", "samplers")  # programs whose runs in a sweep get a folder each
 SWEEPING = ("--multirun", "-m")
+ENDINGS = (".yaml", ".yml")
 LOOKING = ("--help", "-h", "--cfg", "-c", "--resolve", "--info", "-i", "--version")
 
 
@@ -50,7 +56,7 @@ def _resolved(program: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise ValueError(_explain(program, overrides, error)) from None
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
-    if key := texts.empty_path(resolved):
+    if key := texts(program).empty_path(resolved):
         raise ValueError(f"{key} is empty: give a path, or leave the setting out")
     return resolved
 
@@ -68,7 +74,7 @@ def compose_sweep(program: str, overrides: Sequence[str] = (), multirun: bool = 
         own = _compose(program, swept[0], return_hydra_config=True).hydra
         if not multirun and own.mode != RunMode.MULTIRUN:
             return []
-        runs = combinations(given, {key: texts.swept(program, key, str(values)) for key, values in (own.sweeper.params or {}).items()})
+        runs = combinations(given, {key: texts(program).swept(key, str(values)) for key, values in (own.sweeper.params or {}).items()})
     except HydraException as error:
         raise ValueError(_explain(program, given, error)) from None
     except OmegaConfBaseException as error:
@@ -78,9 +84,9 @@ def compose_sweep(program: str, overrides: Sequence[str] = (), multirun: bool = 
     if program == "train" and len(runs) > 1 and not any(override.startswith("resume=") for override in given):
         runs = [[*run, "resume=true"] for run in runs]  # a training that is done, or begun, is not begun again
     configs = [_resolved(program, run) for run in runs]
-    if _share_a_folder(configs, key := texts.WRITTEN[program]):
+    if _share_a_folder(configs, key := PROGRAMS[program].written):
         if program in APART:
-            folders = texts.file_names(special)
+            folders = file_names(special)
             configs = [_resolved(program, _apart(program, *each)) for each in zip(runs, configs, folders, strict=True)]
         elif others := sorted(
             {override.partition("=")[0].lstrip("+") for run in runs for override in run if override not in same} - {"metric"}
@@ -98,8 +104,8 @@ def _share_a_folder(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
 
 def _apart(program: str, run: Sequence[str], config: Mapping[str, Any], folder: str) -> list[str]:
     """The overrides of a run of a sweep that writes into a folder of its own beneath the one that all were to share."""
-    key = texts.WRITTEN[program]
-    own = texts.in_grammar(program, f"{key}={config[key]}/{folder}")
+    key = PROGRAMS[program].written
+    own = texts(program).in_grammar(f"{key}={config[key]}/{folder}")
     return [*(override for override in run if not override.startswith(f"{key}=")), own]
 
 
@@ -117,9 +123,13 @@ def command_line(
         if "--version" in arguments:
             print(f"plain-diffusion {plain_diffusion.__version__}")
             return
+        if help_asked := {"--help", "-h"} & set(arguments):
+            print(help_page(program, [argument for argument in arguments if argument not in help_asked]))
+            return
         if _is_for_hydra(arguments):
             sys.argv[1:] = _quoted(program, arguments)
-            hydra.main(version_base="1.3", config_path=str(FOLDER / program), config_name="config")(lambda config: None)()
+            _store(program)
+            hydra.main(version_base="1.3", config_path=str(FOLDER / program), config_name=program)(lambda config: None)()
             return
         overrides = [argument for argument in arguments if argument not in SWEEPING]
         runs = compose_sweep(program, overrides, multirun=overrides != arguments)
@@ -168,26 +178,70 @@ def _quoted(program: str, overrides: Sequence[str]) -> list[str]:
     """The overrides in Hydra's grammar. ValueError for a text that is given twice, as a shell's unquoted {000..009} gives it."""
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
     for key in keys:
-        if keys.count(key) > 1 and texts.is_text(program, key):
+        if keys.count(key) > 1 and key in texts(program):
             advice = f"give it once, and a pattern in quotes, which the shell leaves whole: {key}='shard-{{000..009}}.tar'"
             raise ValueError(f"{key} is given {keys.count(key)} times: {advice}")
-    given = [texts.in_grammar(program, override, _settings(program) if "${" in override else ()) for override in overrides]
+    overrides = [_own_experiment(program, override) for override in overrides]
+    given = [texts(program).in_grammar(override, _settings(program) if "${" in override else ()) for override in overrides]
     return [part for override in given for part in _whole_section(override)]
 
 
 def _whole_section(override: str) -> list[str]:
-    """data={name: ...} describes another data set: what the file says of its own goes, which Hydra would leave beside it."""
-    return ["data=null", f"++{override}"] if re.match(r"data=\{.*\bname\s*:", override) else [override]
+    """data={name: ...} describes another data set, model.network={name: ...} another network: what the file says of its own goes, which
+    Hydra would leave beside it.
+    """
+    described = re.match(r"(?:\+\+?)?([\w.]+)=\{.*\bname\s*:", override)
+    return [f"++{described[1]}=null", f"++{override.lstrip('+')}"] if described else [override]
+
+
+def _own_experiment(program: str, override: str) -> str:
+    """experiment=folder/mine.yaml chooses a file of the user's own, and brings those beside it along, which it may build on."""
+    key, _, value = override.partition("=")
+    if key != "experiment":
+        return override
+    names = []
+    for path in map(Path, value.split(",")):
+        if path.suffix in ENDINGS or path.parent != Path():
+            _register(program, path if path.suffix in ENDINGS else path.with_name(f"{path.name}.yaml"))
+            path = Path(path.stem)
+        names.append(str(path))
+    return f"{key}={','.join(names)}"
+
+
+def _register(program: str, path: Path) -> None:
+    """Make the experiments in the folder of this one known to Hydra. ValueError or OSError where that cannot be."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no such experiment: {path}")
+    if path.stem in (own := _options(program, "experiment")):
+        raise ValueError(f"an experiment {path.stem} comes with this library: give {path} another name")
+    for file in sorted(each for each in path.parent.iterdir() if each.suffix in ENDINGS and each.stem not in own):
+        try:
+            content = OmegaConf.load(file)
+        except (yaml.YAMLError, OmegaConfBaseException, UnicodeError) as error:
+            if file == path:
+                raise ValueError(f"{path} is no YAML that can be read: {' '.join(str(error).split())}") from None
+            continue  # a file beside it, which may be anything
+        ConfigStore.instance().store(group="experiment", name=file.stem, node=content, package="_global_")
 
 
 def _settings(program: str) -> list[str]:
-    """Every setting that the files of a program name."""
-    return [key for path in (FOLDER / program).rglob("*.yaml") for key in _keys(OmegaConf.to_container(OmegaConf.load(path)))]
+    """Every setting that a program and its experiments name."""
+    files = [OmegaConf.to_container(OmegaConf.load(path)) for path in (FOLDER / program).rglob("*.yaml")]
+    return [key for each in (values(PROGRAMS[program].settings()), *files) for key in _keys(each)]
 
 
 def _compose(program: str, overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
+    _store(program)
     with hydra.initialize_config_dir(str(FOLDER / program), version_base="1.3"):
-        return hydra.compose("config", list(overrides), return_hydra_config=return_hydra_config)
+        return hydra.compose(program, list(overrides), return_hydra_config=return_hydra_config)
+
+
+@cache
+def _store(program: str) -> None:
+    """Make a program's settings known to Hydra, as the file that its experiments add to."""
+    of = PROGRAMS[program]
+    base = {"defaults": ["_self_", {"experiment": of.experiment}], **values(of.settings())}
+    ConfigStore.instance().store(name=program, node=OmegaConf.create(base))
 
 
 def _explain(program: str, overrides: Sequence[str], error: HydraException) -> str:

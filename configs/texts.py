@@ -14,65 +14,100 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-# By the last part of their names, wherever they stand: run, model.from, data.folder, samples.run, extractors.clip.weights, ...
-PATHS = (
-    *("run", "weights", "from", "folder", "data", "teacher", "refiner", "image", "mask", "out"),
-    *("samples", "reference", "training", "prompts", "inception", "report", "cache"),
-)
-ANYWHERE = (*PATHS, "prompt", "negative", "labels")
-AT_THE_TOP = {"eval": ("name", "wandb"), "train": ("wandb_project",), "samplers": ()}
-LISTS = ("weights", "refiner", "from", "labels")
-MAPPINGS = ("samples", "reference", "training", "data")
-SWEPT = ("samples", "reference", "training", "labels")  # by commas alone
-NUMBERED = {"labels": r"-?\d+$", "samples": r"\[[\d\s,]+\]$"}  # numbers there are numbers
-WRITTEN = {"train": "run", "samplers": "out", "eval": "out"}  # where a program's results go
+from configs.programs import PROGRAMS
+from diffusion.settings import Setting
 
-_MEMBER = re.compile(
-    rf"(?P<head>(?:^|[{{,])\s*(?P<name>{'|'.join(ANYWHERE)})\s*:\s*)"
-    r"""(?P<value>'[^']*'|"[^"]*"|(?:\{[^{}]*\}|\[[^\]]*\]|.)+?)"""
-    r"(?=\s*(?:,\s*[\w.]+\s*:|\}\s*(?:[,}\]]|$)))"
-)
+NAME = "name"  # of a row of results; within a mapping it is that of what the mapping describes
+_NUMBERS = re.compile(r"\[[\d\s,]+\]")
 _ELEMENT = re.compile(r"""\s*(?:'[^']*'|"[^"]*")\s*(?=,|$)|(?:\{(?:[^{}]|\{[^{}]*\})*\}|\[[^\]]*\]|[^,])+""")
 
 
-def is_text(program: str, key: str) -> bool:
-    """Whether a setting is text or a path."""
-    return key in AT_THE_TOP[program] or key.rpartition(".")[2] in ANYWHERE
+class Texts:
+    """The settings of a program that are text, by the last part of their names, wherever they stand: run, model.from, samples.run, ..."""
+
+    def __init__(self, settings: Iterable[Setting], written: str) -> None:
+        """written: the setting of the folder or file that results go to."""
+        text = [each for part in settings for each in part.everything if each.about.text]
+        self.written, self.names = written, {each.name for each in text}
+        self.paths = {each.name for each in text if each.about.text == "path"}
+        self._swept = {each.name for each in text if each.about.swept}
+        self._lists, self._mappings, self._numbers = (
+            {each.name for each in text if _takes(each.type, *kinds)} for kinds in ((tuple, list), (dict,), (int,))
+        )
+        self._member = re.compile(
+            rf"(?P<head>(?:^|[{{,])\s*(?P<name>{'|'.join(sorted(self.names - {NAME}))})\s*:\s*)"
+            r"""(?P<value>'[^']*'|"[^"]*"|(?:\{[^{}]*\}|\[[^\]]*\]|.)+?)"""
+            r"(?=\s*(?:,\s*[\w.]+\s*:|\}\s*(?:[,}\]]|$)))"
+        )
+
+    def __contains__(self, key: str) -> bool:
+        *within, name = key.split(".")
+        return name in self.names and not (within and name == NAME)
+
+    def in_grammar(self, override: str, settings: Iterable[str] = ()) -> str:
+        """An override as people write it, in Hydra's grammar.
+
+        settings  the names that ${...} may refer to in the folder that is written to
+        """
+        key, given, value = override.partition("=")
+        name = key.lstrip("+")
+        if not given or name.startswith("~"):
+            return override
+        if name not in self:
+            return f"{key}={self._within(value)}" if value[:1] + value[-1:] in ("{}", "[]") else override
+        return f"{key}={self._value(name.rpartition('.')[2], value, settings if name == self.written else ())}"
+
+    def swept(self, key: str, values: str) -> str:
+        """The values of a setting in `hydra.sweeper.params` of a file, in Hydra's grammar."""
+        return self.in_grammar(f"{key}=choice({values})").partition("=")[2] if key in self else values
+
+    def empty_path(self, config: Any, key: str = "") -> str | None:
+        """The first setting that is an empty text in place of a path, as $UNSET leaves it; None where there is none.
+
+        Read as a path it would be the working folder.
+        """
+        if isinstance(config, Mapping):
+            return next((found for name, value in config.items() if (found := self.empty_path(value, f"{key}.{name}".strip(".")))), None)
+        values = config if isinstance(config, list) else [config]
+        return key if key.rpartition(".")[2] in self.paths and "" in values else None
+
+    def _value(self, name: str, value: str, settings: Iterable[str] = ()) -> str:
+        """The value of a setting that is text."""
+        number = name in self._numbers and re.fullmatch(r"-?\d+", value)
+        if value == "null" or number or (name in self._mappings and _NUMBERS.fullmatch(value)):
+            return value
+        if Path(value).name and _exists(value):
+            return _quoted(value)
+        if value.startswith("choice(") and value.endswith(")"):
+            return ",".join(self._value(name, element, settings) for element in _elements(value[len("choice(") : -1]))
+        if name in self._mappings and _closes(value, "{}") and ":" in value:
+            return self._within(value)
+        if name in self._lists and _closes(value, "[]"):
+            return f"[{','.join(self._value(name, element) for element in _elements(value[1:-1]))}]"
+        if name in self._swept and len(elements := list(_elements(value))) > 1:
+            return ",".join(self._value(name, element) for element in elements)
+        return _quoted(_unquoted(value), settings)
+
+    def _within(self, value: str) -> str:
+        """A mapping, or a list of them, in which the members that are text are in quotes."""
+        return self._member.sub(lambda found: found["head"] + self._value(found["name"], found["value"]), value)
 
 
-def in_grammar(program: str, override: str, settings: Iterable[str] = ()) -> str:
-    """An override as people write it, in Hydra's grammar.
-
-    settings  the names that ${...} may refer to in the folder that is written to
-    """
-    key, given, value = override.partition("=")
-    name = key.lstrip("+")
-    if not given or name.startswith("~"):
-        return override
-    if not is_text(program, name):
-        return f"{key}={_within(value)}" if value[:1] + value[-1:] in ("{}", "[]") else override
-    return f"{key}={_value(name.rpartition('.')[2], value, settings if name == WRITTEN[program] else ())}"
+@cache
+def texts(program: str) -> Texts:
+    """Those of a program, by its name."""
+    return Texts(PROGRAMS[program].texts(), PROGRAMS[program].written)
 
 
-def swept(program: str, key: str, values: str) -> str:
-    """The values of a setting in `hydra.sweeper.params` of a file, in Hydra's grammar."""
-    return in_grammar(program, f"{key}=choice({values})").partition("=")[2] if is_text(program, key) else values
-
-
-def empty_path(config: Any, key: str = "") -> str | None:
-    """The first setting that is an empty text in place of a path, as $UNSET leaves it; None where there is none.
-
-    Read as a path it would be the working folder.
-    """
-    if isinstance(config, Mapping):
-        return next((found for name, value in config.items() if (found := empty_path(value, f"{key}.{name}".strip(".")))), None)
-    values = config if isinstance(config, list) else [config]
-    return key if key.rpartition(".")[2] in PATHS and "" in values else None
+def _takes(annotation: Any, *kinds: type) -> bool:
+    """Whether an annotation admits one of these types."""
+    return any(part in kinds or get_origin(part) in kinds for part in (annotation, *get_args(annotation)))
 
 
 def file_names(texts: Sequence[str]) -> list[str]:
@@ -83,28 +118,6 @@ def file_names(texts: Sequence[str]) -> list[str]:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _value(name: str, value: str, settings: Iterable[str] = ()) -> str:
-    """The value of a setting that is text."""
-    if value == "null" or (name in NUMBERED and re.match(NUMBERED[name], value)):
-        return value
-    if Path(value).name and _exists(value):
-        return _quoted(value)
-    if value.startswith("choice(") and value.endswith(")"):
-        return ",".join(_value(name, element, settings) for element in _elements(value[len("choice(") : -1]))
-    if name in MAPPINGS and _closes(value, "{}") and ":" in value:
-        return _within(value)
-    if name in LISTS and _closes(value, "[]"):
-        return f"[{','.join(_value(name, element) for element in _elements(value[1:-1]))}]"
-    if name in SWEPT and len(elements := list(_elements(value))) > 1:
-        return ",".join(_value(name, element) for element in elements)
-    return _quoted(_unquoted(value), settings)
-
-
-def _within(value: str) -> str:
-    """A mapping, or a list of them, in which the members that are text are in quotes."""
-    return _MEMBER.sub(lambda found: found["head"] + _value(found["name"], found["value"]), value)
 
 
 def _elements(text: str) -> Iterator[str]:

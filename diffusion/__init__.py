@@ -14,7 +14,7 @@ from diffusion.guidance_rules import APG, RULES, Rule, build_rule, extrapolate, 
 from diffusion.inpainting import Inpainting
 from diffusion.level import BatchLevel, Level, NoiseLevel
 from diffusion.noise import BrownianPath, Noise, Path, SeededNoise, initial_noise
-from diffusion.prediction import EDM, EPS, FLOW, PREDICTIONS, X0, Estimate, Prediction, V, edm
+from diffusion.prediction import EDM, EPS, FLOW, PREDICTIONS, X0, Estimate, Prediction, V, build_prediction, edm
 from diffusion.process import Gaussian, decay, learned_std, marginal, posterior, tau, transition
 from diffusion.schedule import (
     SCHEDULES,
@@ -73,6 +73,7 @@ __all__ = [
     "VarianceExploding",
     "ZeroInit",
     "build_blend",
+    "build_prediction",
     "build_rule",
     "build_schedule",
     "cm",

@@ -6,7 +6,6 @@ of it works with any solver.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.condition import NONE, Condition
-from diffusion.level import BatchLevel, Level, Scalar, broadcast
-from diffusion.prediction import Estimate, Prediction, edm
-from diffusion.schedule import Schedule, VarianceExploding
+from diffusion.level import BatchLevel, Level, broadcast
+from diffusion.prediction import Estimate, Prediction
+from diffusion.schedule import Schedule
 
 
 class DenoiserLike(Protocol):
@@ -33,35 +32,12 @@ class Denoiser:
 
     The network is called as network(x, t, condition): x and the condition in its own dtype, t a float32 tensor (B,) (float64 beside float64
     samples) whatever the network's dtype. A network with twice x's channels carries a learned variance in the second half.
-    It is told the level's own t, also within the one index between a table's first row (t = 0) and data (t = -1).
-
-    input_scale   factor of x_t at a level before the network sees it (EDM's c_in); default 1
-    network_time  the network's own time at a level (EDM's c_noise); default the schedule's t
+    It is told the level's own t, also within the one index between a table's first row (t = 0) and data (t = -1), unless the prediction
+    says otherwise (EDM's preconditioning).
     """
 
-    def __init__(
-        self,
-        network: Callable[..., Tensor],
-        schedule: Schedule,
-        prediction: Prediction,
-        *,
-        input_scale: Callable[[Level], Scalar] | None = None,
-        network_time: Callable[[Level], Scalar] | None = None,
-    ) -> None:
+    def __init__(self, network: Callable[..., Tensor], schedule: Schedule, prediction: Prediction) -> None:
         self.network, self.schedule, self.prediction = network, schedule, prediction
-        self.input_scale, self.network_time = input_scale, network_time
-
-    @classmethod
-    def edm(cls, network: Callable[..., Tensor], schedule: VarianceExploding, sigma_data: float = 0.5) -> Denoiser:
-        """EDM's preconditioning around a raw network F (Karras et al. 2022, table 1): c_in, and c_noise = log(sigma)/4."""
-
-        def c_in(level: Level) -> Scalar:
-            return 1 / (level.sigma**2 + sigma_data**2) ** 0.5
-
-        def c_noise(level: Level) -> Scalar:
-            return level.sigma.log() / 4 if isinstance(level.sigma, Tensor) else math.log(level.sigma) / 4
-
-        return cls(network, schedule, edm(sigma_data), input_scale=c_in, network_time=c_noise)
 
     def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         out = self.output(x_t, level, condition)
@@ -72,8 +48,8 @@ class Denoiser:
 
     def output(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Tensor:
         """The raw network output at a level, in x_t's dtype: what a training loss compares with `prediction.target`."""
-        x = x_t if self.input_scale is None else broadcast(self.input_scale(level), x_t) * x_t
-        dtype = self.dtype
+        scale, dtype = self.prediction.input_scale, self.dtype
+        x = x_t if scale is None else broadcast(scale(level), x_t) * x_t
         out = self.network(x.to(dtype or x.dtype), self._time(level, x_t), condition.to(dtype=dtype))
         if out.shape[2:] != x_t.shape[2:] or out.shape[:2] not in (x_t.shape[:2], (len(x_t), 2 * x_t.shape[1])):
             raise ValueError(
@@ -84,7 +60,8 @@ class Denoiser:
     def _time(self, level: Level, x_t: Tensor) -> Tensor:
         """The network's time (B,), on x_t's device."""
         dtype = torch.promote_types(x_t.dtype, torch.float32)
-        t = level.t if self.network_time is None else self.network_time(level)
+        own = self.prediction.network_time
+        t = level.t if own is None else own(level)
         if isinstance(t, Tensor):
             return t.to(x_t.device, dtype, non_blocking=True).expand(len(x_t))
         return torch.full((len(x_t),), t, dtype=dtype, device=x_t.device)  # filled there: a copy would wait for the device

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from diffusion.level import Level, NoiseLevel, Scalar, broadcast, linear
-from diffusion.prediction import FLOW, PREDICTIONS, Estimate, Prediction, V
-from diffusion.spec import check_mapping, lookup, make
+from diffusion.prediction import FLOW, Estimate, Prediction, V, build_prediction
+from diffusion.spec import check_mapping, make
 
 Rule = Callable[[Tensor, Level, Estimate, Estimate, Scalar], Estimate]
 """(x_t, level, good, bad, scale) -> Estimate; the scale w is one number, or (B,) where the level is one per sample."""
@@ -124,7 +124,7 @@ def build_rule(spec: Mapping[str, Any], prediction: Prediction) -> Rule:
     if "rule" in options:
         options["rule"] = build_rule(options["rule"], prediction)
     if "space" in options:
-        options["space"] = lookup("prediction", options["space"], PREDICTIONS)
+        options["space"] = build_prediction(options["space"])
     elif options.get("name") == "rescaled":
         options["space"] = prediction
     return make("guidance rule", options, RULES)

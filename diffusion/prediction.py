@@ -3,17 +3,22 @@
 eps   (0, 1)             Ho et al. 2020                x0    (1, 0)
 v     (-sigma, alpha)    Salimans & Ho 2022            flow  (-1, 1)    Liu et al. 2022, Lipman et al. 2023
 edm   (sigma/(sd*q), -sd/q), q = sqrt(sigma^2 + sd^2)  Karras et al. 2022: the raw network F, alpha = 1
+
+A prediction also says how the network's input is conditioned at a level, where that is not x_t and t themselves (EDM's c_in and c_noise).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
 from diffusion.level import Level, Scalar, linear
+from diffusion.spec import make
 
 Rows = tuple[tuple[Scalar, Scalar], tuple[Scalar, Scalar]]
 
@@ -62,10 +67,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One parametrisation: `coefficients(level) -> (a, b)`, arithmetic that works on floats and on (B,) tensors alike."""
+    """One parametrisation: functions of a level, in arithmetic that works on floats and on (B,) tensors alike.
+
+    coefficients  (a, b) of the network's output a * x0 + b * eps
+    input_scale   factor of x_t before the network sees it (EDM's c_in); None: 1
+    network_time  the time that the network is given (EDM's c_noise); None: the schedule's own t
+    """
 
     name: str
     coefficients: Callable[[Level], tuple[Scalar, Scalar]]
+    input_scale: Callable[[Level], Scalar] | None = None
+    network_time: Callable[[Level], Scalar] | None = None
 
     def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
         """What the network should output for a sample made of x0 and eps, same shape."""
@@ -100,13 +112,24 @@ class Prediction:
 
 
 def edm(sigma_data: float = 0.5) -> Prediction:
-    """EDM's raw network F for data of standard deviation `sigma_data`: x0 = c_skip*x_t + c_out*F (Karras et al. 2022, table 1)."""
+    """EDM's raw network F for data of standard deviation `sigma_data`, with its preconditioning (Karras et al. 2022, table 1):
+    x0 = c_skip * x_t + c_out * F(c_in * x_t, c_noise). Its formulas are for alpha = 1, the schedule "ve".
+    """
+    if not sigma_data > 0:
+        raise ValueError(f"sigma_data is a standard deviation, above 0, not {sigma_data:g}")
 
     def coefficients(level: Level) -> tuple[Scalar, Scalar]:
         q = (level.sigma**2 + sigma_data**2) ** 0.5
         return level.sigma / (sigma_data * q), -sigma_data / q
 
-    return Prediction("edm", coefficients)
+    def c_in(level: Level) -> Scalar:
+        return 1 / (level.sigma**2 + sigma_data**2) ** 0.5
+
+    def c_noise(level: Level) -> Scalar:
+        return level.sigma.log() / 4 if isinstance(level.sigma, Tensor) else math.log(level.sigma) / 4
+
+    name = "edm" if sigma_data == 0.5 else f"edm, sigma_data={sigma_data:g}"
+    return Prediction(name, coefficients, c_in, c_noise)
 
 
 EPS = Prediction("eps", lambda level: (0.0, 1.0))
@@ -115,4 +138,15 @@ V = Prediction("v", lambda level: (-level.sigma, level.alpha))
 FLOW = Prediction("flow", lambda level: (-1.0, 1.0))
 EDM = edm()
 
-PREDICTIONS: dict[str, Prediction] = {p.name: p for p in (EPS, X0, V, FLOW, EDM)}
+PREDICTIONS: dict[str, Callable[..., Prediction]] = {
+    "eps": lambda: EPS,
+    "x0": lambda: X0,
+    "v": lambda: V,
+    "flow": lambda: FLOW,
+    "edm": edm,
+}
+
+
+def build_prediction(spec: str | Mapping[str, Any]) -> Prediction:
+    """A prediction from its name, or from a description of one that has settings: {"name": "edm", "sigma_data": 0.5}."""
+    return make("prediction", {"name": spec} if isinstance(spec, str) else spec, PREDICTIONS)

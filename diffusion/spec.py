@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from diffusion import outside
 from diffusion.messages import brief, brief_list
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ def check_names(what: str, given: Iterable[Any], known: Iterable[str]) -> None:
         if name not in known:
             near = difflib.get_close_matches(str(name)[:100], known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {brief_list(known, most=40) or 'none'}"
-            raise ValueError(f"no {what} named {brief(name)}; {hint}")
+            raise ValueError(f"no {what} named {brief(name)}; {outside.remedy(name) or hint}")
 
 
 def check_mapping(what: str, spec: Any) -> dict[str, Any]:
@@ -59,7 +60,10 @@ def check_range(params: Any, *names: str, least: float = -math.inf, most: float 
 
 
 def lookup(what: str, name: Any, table: Mapping[str, T]) -> T:
-    """table[name], or ValueError that names the nearest entry."""
+    """table[name], or what a trusted name from outside stands for (see `diffusion.outside`). ValueError names the nearest entry."""
+    known = isinstance(name, str) and name in table
+    if not known and (found := outside.find(what, name)) is not None:
+        return cast(T, found)
     check_names(what, [name], table)
     return table[name]
 

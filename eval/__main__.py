@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import command_line
+from diffusion.outside import trust
 from diffusion.spec import lookup
 from eval import scoring
 from plain_diffusion.starting import started
@@ -25,6 +26,7 @@ def main(config: dict[str, Any]) -> int:
         "sampler_orders": _sampler_orders,
         **dict.fromkeys(BENCHMARKS, _benchmark),
     }
+    trust(config)
     return lookup("program", config["program"], programs)(config)
 
 

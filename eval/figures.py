@@ -110,6 +110,10 @@ class Metric:
     of_class: int = 0
     by_groups: bool = False
 
+    def __str__(self) -> str:
+        needs = f"; needs {', '.join(self.needs)}" if self.needs else ""
+        return f"{self.title}; {self.better} is better{needs}"
+
 
 def _frechet(evidence: Evidence) -> Figure:
     """Its interval says how it varies with the samples; the reference is held."""

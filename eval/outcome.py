@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from diffusion.settings import of_kind
 from eval.collect import Collected, size_names
 from eval.features.protocols import PROTOCOLS
 from eval.figures import METRICS
@@ -17,7 +18,7 @@ from eval.images.drawn import Drawn
 from eval.metrics.figure import Figure
 from eval.plan import Plan, Side
 from eval.results import Result, Scored, read_result
-from eval.settings import MACHINE, ScoreParams
+from eval.settings import ScoreParams
 from models.files.writing import check_writable
 from samplers.provenance import provenance
 from train.data.names import describe
@@ -164,7 +165,7 @@ def _place(params: ScoreParams, samples: Source) -> Path:
 
 def _digest(params: ScoreParams) -> str:
     """Of all settings that make another row: not of metrics, which one row gathers."""
-    row = {key: value for key, value in asdict(params).items() if key not in (*MACHINE, "metric")}
+    row = {key: value for key, value in asdict(params).items() if key not in (*of_kind(ScoreParams, "place"), "metric")}
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -40,7 +40,7 @@ class Scored:
         return bool(self.basis.get("extractor", {}).get("random"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What one evaluation found.
 
@@ -58,6 +58,12 @@ class Result:
     notes: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Its name, the number of samples, and at most four figures."""
+        lines = [f"{self.name}: {self.samples.get('n', 0):,} samples"]
+        lines += [f"  {name:18} {figure}" for name, figure in self.figures.items()]
+        return "\n".join(lines if len(lines) <= 6 else [*lines[:5], f"  ... and {len(lines) - 5} more figures"])
 
     def basis(self, metric: str) -> dict[str, Any]:
         """What another result must have in common with this one for the figure to be compared: its basis, and the size of the samples.

@@ -1,50 +1,85 @@
-"""What `python -m eval` is told."""
+"""What `plain-diffusion eval` is told."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from diffusion.settings import setting
 from diffusion.spec import check_at_least_one, check_names
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import ExtractorParams
 from eval.figures import METRICS
 from samplers.pictures import MAX_PIXELS
 
-MACHINE = ("out", "cache", "report", "wandb", "batch_size", "save_every", "device", "progress")  # what no number depends on
-
 
 @dataclass(frozen=True)
 class ScoreParams:
-    """What to score, and how: see configs/eval/experiment/score.yaml.
+    """What to score, and how."""
 
-    samples, reference, training  a path, or a mapping, as `open_source` takes them; reference also a file of statistics
-    """
-
-    samples: str | dict[str, Any]
-    metric: str | tuple[str, ...]
-    reference: str | dict[str, Any] | None = None
-    training: str | dict[str, Any] | None = None
-    prompts: str | None = None
-    name: str | None = None
-    n: int | None = None
-    protocol: str = "clean"
-    features: str = "inception"
-    classifier: str = "digits"
-    extractors: ExtractorParams = field(default_factory=ExtractorParams)
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    groups: int = 17
-    on_error: Literal["refuse", "skip"] = "refuse"
-    sizes: Literal["equal", "any"] = "equal"
-    max_pixels: int = MAX_PIXELS
-    out: str | None = None
-    report: str | None = None
-    cache: str | None = None
-    wandb: str | None = None
-    batch_size: int = 64
-    save_every: float = 300.0
-    device: str | None = None
-    progress: bool = True
+    samples: str | dict[str, Any] = setting(
+        ...,
+        "a folder, tar shards ('shard-{000..009}.tar', quoted for the shell), an .npz of pictures; or what a model draws, and nothing "
+        "is written: {run: runs/x, sampler: ddim, steps: 10} or {weights: FILES, prompts: FILE, ...}. Paths and names are taken as they "
+        "stand; but a comma in samples, reference or training parts the values of a sweep (-m samples=a,b), and a path that has one "
+        "needs quotes of its own: samples='\"a, b\"'",
+        text="path",
+        swept=True,
+        heading="What",
+    )
+    reference: str | dict[str, Any] | None = setting(
+        None,
+        "what they are compared with: the same, {name: digits, split: held_out}, or a file of statistics (.npz of pytorch-fid or ADM, "
+        ".safetensors of `plain-diffusion eval experiment=statistics`)",
+        text="path",
+        swept=True,
+    )
+    training: str | dict[str, Any] | None = setting(None, "what the samples' model has seen, for memorised", text="path", swept=True)
+    prompts: str | None = setting(
+        None,
+        "for clip_score: .jsonl or .csv that name the pictures, or .txt in the order of the numbers in their names; null: captions beside",
+        text="path",
+    )
+    metric: str | tuple[str, ...] = setting(("fid", "kid"), "the figures (--help metric); frechet and kernel are fid and kid of `features`")
+    name: str | None = setting(None, "of the row in tables; null: where the samples are from", text="text")
+    n: int | None = setting(None, "only the first n of the samples")
+    protocol: str = setting(
+        "clean", "clean, legacy_pytorch, torch_fidelity or adm (--help protocol): of all that Inception computes", heading="How"
+    )
+    features: str = setting(
+        "inception", "what frechet, kernel, precision, recall, density, coverage and memorised compare: inception, dinov2, clip or digits"
+    )
+    classifier: str = setting("digits", "what accuracy asks")
+    extractors: ExtractorParams = setting(
+        ExtractorParams, 'weights, all local files; "random" stands in for them in a trial, and the result says so'
+    )
+    dtype: Literal["fp32", "bf16"] = setting(
+        "fp32", "of Inception, which bf16 makes faster on a GPU; such numbers are only compared with their like"
+    )
+    groups: int = setting(
+        17,
+        "parts that processes share and error bars come from: a prime, so that no regular order of classes falls together with it; 31 "
+        "shares well among eight processes",
+    )
+    on_error: Literal["refuse", "skip"] = setting("refuse", "skip: pictures that cannot be used are left out and counted")
+    sizes: Literal["equal", "any"] = setting("equal", "any: pictures may differ in size")
+    max_pixels: int = setting(
+        MAX_PIXELS,
+        "of one picture: those with more cannot be used. Colour profiles are not heeded, as in published protocols",
+    )
+    out: str | None = setting(None, "the result; null: beside the samples, as NAME.scores.json", kind="place", text="path", heading="Where")
+    report: str | None = setting(
+        None,
+        "a folder in which results gather: out is results/NAME.json there, and the report is made of all of them",
+        kind="place",
+        text="path",
+    )
+    cache: str | None = setting(None, "a folder that keeps the features of references for the next time", kind="place", text="path")
+    wandb: str | None = setting(None, "a project of Weights & Biases", kind="place", text="text")
+    batch_size: int = setting(64, "pictures at once", kind="place")
+    save_every: float = setting(300.0, "seconds after which the work so far is saved; started again, it goes on from there", kind="place")
+    device: str | None = setting(None, "null: a GPU where there is one", kind="place")
+    progress: bool = setting(True, "false: no bar", kind="place")
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "n", "groups", "batch_size", "max_pixels")

@@ -26,7 +26,7 @@ class TrainingScores:
 
     n         pictures, the same seeds every time
     metric    names; what they need besides (reference, training, extractors, ...) as in configs/eval/experiment/score.yaml
-    settings  those, and sampler, steps, guidance, seed, ... of configs/samplers; steps are 10 where nothing is said
+    settings  those, and sampler, steps, guidance, seed, ... of `python -m samplers`; steps are 10 where nothing is said
 
     The reference is gone through once. What a reader of the figures should know is warned of the first time. ValueError in one line for
     settings that do not fit, when it is first called.

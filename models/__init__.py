@@ -8,7 +8,7 @@ plain_diffusion.check("diffusion")
 
 from models.download import download
 from models.ema import EMA
-from models.layers.conditioning import check_labels
+from models.layers.conditioning import NetworkParams, check_labels, network_input
 from models.model import Model, Report, build, build_network
 from models.networks.chroma import Chroma, ChromaParams
 from models.networks.clip import CLIPText, CLIPTextParams
@@ -61,6 +61,7 @@ __all__ = [
     "Flux",
     "FluxParams",
     "Model",
+    "NetworkParams",
     "Report",
     "SD3Params",
     "T5Params",
@@ -77,6 +78,7 @@ __all__ = [
     "download",
     "load",
     "miniature",
+    "network_input",
     "published",
     "save",
 ]

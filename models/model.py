@@ -8,17 +8,16 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from diffusion import (
     NONE,
-    PREDICTIONS,
     Condition,
     ConsistencyFunction,
     Denoiser,
@@ -27,7 +26,9 @@ from diffusion import (
     Schedule,
     VarianceExploding,
     build_blend,
+    build_prediction,
     build_schedule,
+    outside,
     time_grid,
 )
 from diffusion.messages import brief
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from models.families import Beside, Family, Role
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """Every key of the files that were loaded.
 
@@ -76,6 +77,11 @@ class Report:
         lines += [f"  not there: {', '.join(self.missing)}"] * bool(self.missing)
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
+    def __repr__(self) -> str:
+        """At most six lines of it; print shows all."""
+        lines = str(self).splitlines()
+        return "\n".join(lines if len(lines) <= 6 else [*lines[:5], f"  ... {len(lines) - 5} more lines: print(model.report)"])
+
 
 PARTS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "vae": (VAE, VAEParams),
@@ -88,7 +94,7 @@ MAX_SAMPLING_STEPS = 10_000
 FOLDERS = {"backbone": "network"}  # under which name a part's tensors stand in a file, where it is not its own
 
 
-@dataclass
+@dataclass(repr=False)
 class Model:
     """What `build` makes and `load` returns. Parts that are not there are None; `network` and `require` name what is missing.
 
@@ -110,6 +116,20 @@ class Model:
     vae: VAE | None = None
     text: TextEncoder | None = None
     preview: TAESD | None = None
+
+    def __repr__(self) -> str:
+        """A line of what it is, and one for each part: its class, size, dtype and device."""
+        spec = self.spec
+        what = f"Model of {self.family.title}" if self.family else "Model"
+        schedule = spec["schedule"]["name"] if "schedule" in spec else type(self.schedule).__name__
+        size = f", samples {'x'.join(map(str, spec['shape']))}" if "shape" in spec else ""
+        lines = [f"{what}: predicts {self.prediction.name} on the schedule {schedule}{size}"]
+        for name, part in self.parts.items():
+            tensors = [*part.parameters(), *part.buffers()]
+            count = sum(tensor.numel() for tensor in tensors)
+            kinds = sorted({f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}" for tensor in tensors})
+            lines.append(f"  {name:8} {type(part).__name__}, {count / 1e6:,.4g} M parameters, {', '.join(kinds)}")
+        return "\n".join(lines)
 
     @property
     def network(self) -> nn.Module:
@@ -159,12 +179,11 @@ class Model:
 
     def network_denoiser(self, network: nn.Module | None = None) -> Denoiser:
         """The plain denoiser of the backbone, or of another network in its place (one wrapped for parallel training)."""
-        network = network or self.network
-        if self.prediction.name == "edm":
-            if not isinstance(self.schedule, VarianceExploding):
-                raise ValueError("prediction 'edm' scales the input as EDM does, which needs schedule 've': choose it, or 'v'")
-            return Denoiser.edm(network, self.schedule)
-        return Denoiser(network, self.schedule, self.prediction)
+        if self.prediction.input_scale is not None and not isinstance(self.schedule, VarianceExploding):
+            raise ValueError(
+                f"prediction {self.prediction.name!r} scales the input as EDM does, which needs schedule 've': choose it, or 'v'"
+            )
+        return Denoiser(network or self.network, self.schedule, self.prediction)
 
     def denoiser(self) -> Denoiser | ConsistencyFunction:
         """The model as solvers take it; for a distilled model its consistency function."""
@@ -318,6 +337,7 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
     """A model with fresh weights from its description. Unknown names raise and name the nearest known one.
 
     A network's time_factor that is left out, or None, is derived from the schedule, and stands in the model's own description.
+    The name of a network can be a class of one's own: see `find_network`.
 
     device  where the network is made, default torch's own; "meta" makes it without weights, for those of a file
     """
@@ -327,11 +347,11 @@ def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> 
     needed = ["schedule", "prediction"] if spec.keys() & PARTS.keys() else ["network", "schedule", "prediction"]
     if missing := [part for part in needed if part not in spec]:
         raise ValueError(f"the model's description lacks {missing[0]!r}")
-    prediction = lookup("prediction", spec["prediction"], PREDICTIONS)
+    prediction = build_prediction(spec["prediction"])
     _check_extras(spec)
     schedule = build_schedule(spec["schedule"])
-    if _takes_time_factor(spec.get("network")) and spec["network"].get("time_factor") is None:
-        spec["network"]["time_factor"] = time_factor(schedule, prediction)
+    if "network" in spec:
+        spec["network"] = _describe_network(check_mapping("network", spec["network"]), schedule, prediction)
     with torch.device(device or torch.get_default_device()):
         network = build_network(spec["network"]) if "network" in spec else None
         parts: dict[str, Any] = {name: _build_part(name, spec[name]) for name in PARTS if name in spec}
@@ -371,11 +391,33 @@ def _check_extras(spec: Mapping[str, Any]) -> None:
         raise ValueError(f"sampling.steps must be 1 to {MAX_SAMPLING_STEPS:,}, not {sampling['steps']:,}")
 
 
-def _takes_time_factor(network: Any) -> bool:
-    """Whether that is the description of a network which multiplies t by a factor."""
-    name = network.get("name") if isinstance(network, Mapping) else None
-    known = families().NETWORKS
-    return isinstance(name, str) and name in known and "time_factor" in {f.name for f in fields(known[name][1])}
+def _describe_network(network: dict[str, Any], schedule: Schedule, prediction: Prediction) -> dict[str, Any]:
+    """A network's description in plain values: a class by its name, and the factor of the times that it sees."""
+    if isinstance(network.get("name"), type):
+        network["name"] = outside.provide("network", network["name"])
+    _, params = find_network(network.get("name"))
+    if "time_factor" in {field.name for field in fields(params)} and network.get("time_factor") is None:
+        network["time_factor"] = time_factor(schedule, prediction)
+    return network
+
+
+def find_network(name: Any) -> tuple[type[nn.Module], type[Any]]:
+    """The network of that name in models.NETWORKS, or from outside (see `diffusion.outside`), and the class of its parameters.
+
+    One from outside is built as Network(params): the annotation of `params` is a dataclass that derives from `NetworkParams`.
+    ValueError for a name that is unknown, and for a class that is built otherwise.
+    """
+    found: Any = lookup("network", name, families().NETWORKS)
+    if isinstance(found, tuple):
+        return found
+    hints = get_type_hints(found.__init__) if isinstance(found, type) and issubclass(found, nn.Module) else {}
+    params = next(iter(hints.values()), None)
+    if not (isinstance(params, type) and is_dataclass(params) and issubclass(params, NetworkParams)):
+        raise ValueError(
+            f"the network {name!r} must be an nn.Module that is built from one dataclass, which derives from models.NetworkParams: "
+            "def __init__(self, params: MyParams)"
+        )
+    return found, params
 
 
 def time_factor(schedule: Schedule, prediction: Prediction) -> float:
@@ -385,7 +427,7 @@ def time_factor(schedule: Schedule, prediction: Prediction) -> float:
     """
     if schedule.rows is not None:
         return 1.0
-    if prediction.name == "edm" and isinstance(schedule, VarianceExploding):
+    if prediction.network_time is not None and isinstance(schedule, VarianceExploding):
         return float(f"{4000 / math.log(schedule.t_max / schedule.t_min):.4g}")
     return float(f"{1000 / (schedule.t_max - schedule.t_min):.4g}")
 
@@ -394,8 +436,12 @@ def build_network(spec: Mapping[str, Any]) -> nn.Module:
     """A network from {"name": "unet" or "dit", **parameters}; what is left out has the parameter class's default."""
     values = check_mapping("network", spec)
     name = values.pop("name", None)
-    network, params = lookup("network", name, families().NETWORKS)
-    return network(make_params(str(name), params, values))
+    network, kind = find_network(name)
+    params = make_params(str(name), kind, values)
+    built = network(params)
+    if getattr(built, "params", None) != params:
+        raise ValueError(f"the network {name!r} must keep its parameters: self.params = params")
+    return built
 
 
 def _build_part(name: str, spec: Mapping[str, Any]) -> nn.Module:

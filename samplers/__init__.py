@@ -31,16 +31,18 @@ from samplers.solver import Solver, Step
 from samplers.unipc import unipc
 
 if TYPE_CHECKING:
+    from samplers.display import show
     from samplers.pictures import read_image, read_mask, to_pil
 else:
+    _AT_FIRST_USE = {**dict.fromkeys(("read_image", "read_mask", "to_pil"), "pictures"), "show": "display"}
 
     def __getattr__(name: str) -> object:
-        """`read_image`, `read_mask` and `to_pil`, imported with Pillow at their first use."""
-        if name not in {"read_image", "read_mask", "to_pil"}:
+        """What works on pictures, imported with Pillow at its first use."""
+        if name not in _AT_FIRST_USE:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from samplers import pictures
+        from importlib import import_module
 
-        return getattr(pictures, name)
+        return getattr(import_module(f"samplers.{_AT_FIRST_USE[name]}"), name)
 
 
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "read_mask",
     "rk4",
     "sample",
+    "show",
     "sit_sde",
     "to_pil",
     "unipc",

@@ -1,4 +1,4 @@
-"""plain-diffusion samplers run=FOLDER | weights=FILE prompt=TEXT | from=IMAGE [key=value ...]: see configs/samplers."""
+"""plain-diffusion samplers run=FOLDER | weights=FILE prompt=TEXT | from=IMAGE [key=value ...]: see `plain-diffusion samplers --help`."""
 
 from __future__ import annotations
 

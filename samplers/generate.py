@@ -23,7 +23,7 @@ from samplers.image_to_image import image_to_image
 from samplers.prompting import Conditions, Prompts, check_numbers, conditions, vector_numbers
 from samplers.reference import Reference, begins_from_image, check_reference, read_reference, usual_strength
 from samplers.sample import find_sampler, sample
-from samplers.solver import Step
+from samplers.solver import Solver, Step
 from samplers.steering import IMAGE_SCALE, Steering
 from samplers.usage import usage
 
@@ -34,26 +34,32 @@ def generate(
     model: Model,
     prompts: str | Sequence[str],
     *,
+    # What to draw
     negative: str | Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    sampler: str | None = None,
-    grid: Mapping[str, Any] | None = None,
-    guide: Mapping[str, Any] | None = None,
     height: int | None = None,
     width: int | None = None,
-    image: Tensor | None = None,
-    mask: Tensor | None = None,
-    strength: float | None = None,
-    image_guidance: float | None = None,
-    true_cfg: float | None = None,
+    # How prompts are read
     weighted: bool = False,
     long: Literal["chunk", "cut"] = "chunk",
     clip_skip: int | None = None,
     numbers: Mapping[str, float] | None = None,
+    # How it is sampled
+    sampler: str | Solver | None = None,
+    steps: int | None = None,
+    grid: Mapping[str, Any] | None = None,
+    guidance: float | None = None,
+    guide: Mapping[str, Any] | None = None,
+    true_cfg: float | None = None,
+    # From an image
+    image: Tensor | None = None,
+    mask: Tensor | None = None,
+    strength: float | None = None,
+    image_guidance: float | None = None,
+    # With a second model
     refiner: Model | None = None,
     handover: float | None = None,
+    # Where it is computed, and what is seen of it
     device: torch.device | str | None = None,
     offload: bool = False,
     compile: bool = False,
@@ -64,32 +70,39 @@ def generate(
 ) -> Tensor:
     """Images (B, 3, H, W) in [0, 1], float32, on the CPU. What is None is as the model is meant to be used (`model.spec["sampling"]`).
 
-    prompts, negative  one for all images, or one each; negative None is the family's own "no prompt"
-    seeds      one per image, default 0, 1, ...; one prompt with several seeds is drawn several times
-    steps, sampler, grid, guide, options  as in `sample`, `time_grid` and `GuideParams`
-    guidance   uncond + guidance * (cond - uncond): 1 is off, the prompt alone is followed; 0 follows the negative prompt alone, and below 0
-               leads away from the prompt, both with a warning. For networks meant without guidance (Turbo, FLUX.1 [schnell]) 0 is off
-               too, as published; those that take it as an input (FLUX.1 [dev], LCM) know no negative one
-    height, width  in pixels; default what the model was trained on, or the size of `image`
-    image      (1 or B, 3, H, W) in [0, 1] to begin from; for a network that edits (pix2pix) what it edits, for one that follows edges or
-               depths (FLUX.1 Canny, Depth) a picture of these. `read_image` reads a file
-    mask       (1 or B, 1, H, W) in [0, 1], 1 where to paint; by a network for inpainting, or with any other by `Inpainting`
-    strength   share of the grid's steps taken from the image on, as in `image_to_image`; default 0.75, with a mask 1. Few-step networks
-               (Turbo, LCM) begin at that share of the time, and take all their steps from there
-    image_guidance  how closely a network that edits stays with its image, default 1.5
-    true_cfg   classifier-free guidance on top, for networks that take `guidance` as input (FLUX.1 [dev], LCM); default 1, off. It is what
-               leads away from their negative prompt
-    weighted   read weights in prompts: "(word:1.3)"
-    long       of more than 75 tokens: "chunk" reads them in pieces, "cut" drops the rest with a warning that names it. Where T5 reads too
-               (SD 3, FLUX.1), it reads up to its length, and what is beyond is dropped
-    clip_skip  blocks of CLIP that are left out before the one that is read, for prompts, negative prompts and none; default 0. As in
-               diffusers, which leaves negative prompts as they are; 1 is what A1111 calls 2
-    numbers    of SDXL's vector, where not as usual: height, width, top, left, target_height, target_width, score
-    refiner    a model that takes over when the share `handover` of the schedule's time has passed (SDXL's refiner), default 0.8
-    device     where to compute, and where the parts stay; default where they are. offload: each is there only while it works
-    compile    torch compiles the network's blocks at their first call, which takes a minute or so and changes images by rounding only
-    tile       the autoencoder works in tiles of so many latents
-    watch      called with every step; `preview` makes an image of one
+    What to draw
+      prompts, negative  one for all images, or one each; negative None is the family's own "no prompt"
+      seeds      one per image, default 0, 1, ...; one prompt with several seeds is drawn several times
+      height, width  in pixels; default what the model was trained on, or the size of `image`
+    How prompts are read
+      weighted   read weights in prompts: "(word:1.3)"
+      long       of more than 75 tokens: "chunk" reads them in pieces, "cut" drops the rest with a warning that names it. Where T5 reads
+                 too (SD 3, FLUX.1), it reads up to its length, and what is beyond is dropped
+      clip_skip  blocks of CLIP that are left out before the one that is read, for prompts, negative prompts and none; default 0. As in
+                 diffusers, which leaves negative prompts as they are; 1 is what A1111 calls 2
+      numbers    of SDXL's vector, where not as usual: height, width, top, left, target_height, target_width, score
+    How it is sampled
+      sampler, steps, grid, options  as in `sample` and `time_grid`
+      guidance   uncond + guidance * (cond - uncond): 1 is off, the prompt alone is followed; 0 follows the negative prompt alone, and
+                 below 0 leads away from the prompt, both with a warning. For networks meant without guidance (Turbo, FLUX.1 [schnell]) 0
+                 is off too, as published; those that take it as an input (FLUX.1 [dev], LCM) know no negative one
+      guide      how guidance works: `GuideParams`
+      true_cfg   classifier-free guidance on top, for networks that take `guidance` as an input (FLUX.1 [dev], LCM); default 1, off. It
+                 is what leads away from their negative prompt
+    From an image
+      image      (1 or B, 3, H, W) in [0, 1] to begin from; for a network that edits (pix2pix) what it edits, for one that follows edges
+                 or depths (FLUX.1 Canny, Depth) a picture of these. `read_image` reads a file
+      mask       (1 or B, 1, H, W) in [0, 1], 1 where to paint; by a network for inpainting, or with any other by `Inpainting`
+      strength   share of the grid's steps taken from the image on, as in `image_to_image`; default 0.75, with a mask 1. Few-step networks
+                 (Turbo, LCM) begin at that share of the time, and take all their steps from there
+      image_guidance  how closely a network that edits stays with its image, default 1.5
+    With a second model
+      refiner    takes over when the share `handover` of the schedule's time has passed (SDXL's refiner), default 0.8
+    Where it is computed, and what is seen of it
+      device     where to compute, and where the parts stay; default where they are. offload: each is there only while it works
+      compile    torch compiles the network's blocks at their first call, which takes a minute or so and changes images by rounding only
+      tile       the autoencoder works in tiles of so many latents
+      watch      called with every step; `preview` makes an image of one
 
     An image depends on its own prompt and seed, not on the others in its batch, but for rounding. Raises ValueError before anything is
     computed, or where a weight is not finite; FloatingPointError for samples or images that are not.
@@ -202,7 +215,8 @@ class _Order:
         if len(models) > 1:
             _check_refiner(*models)
         own = ("sampler", "watch", "progress")
-        check_call(name := self.sampling["sampler"], find_sampler(name), 3, {k: v for k, v in self.sampling.items() if k not in own})
+        solver, options = self.sampling["sampler"], {name: value for name, value in self.sampling.items() if name not in own}
+        check_call(getattr(solver, "__name__", solver), find_sampler(solver), 3, options)
         if self.place[1] and self.place[0] is None:
             raise ValueError("offload keeps parts on the CPU while others work elsewhere: say where, device='cuda'")
         for model in models if self.compile else ():

@@ -19,18 +19,25 @@ from diffusion import (
     extrapolate,
     interval,
 )
+from diffusion.settings import setting
 from diffusion.spec import make_params
 from models import Model
 
 
 @dataclass(frozen=True)
 class GuideParams:
-    """How guidance works, beside its scale: see configs/samplers. None throughout is the plain formula at every level."""
+    """How guidance works, beside its scale. None throughout is the plain formula at every level."""
 
-    interval: tuple[float, float] | None = None
-    rule: dict[str, Any] | None = None
-    percentile: float | None = None
-    zero_from: float | None = None
+    interval: tuple[float, float] | None = setting(None, "guide only where flow time sigma / (alpha + sigma) lies within, e.g. [0.2,0.8]")
+    rule: dict[str, Any] | None = setting(
+        None,
+        "{name: rescaled, phi: 0.7}, {name: apg, eta: 0, norm_limit: 15, momentum: -0.5}, {name: zero_star} (--help rule); in a shell "
+        "'guide.rule={name: apg, eta: 0}', or +guide.rule.name=apg +guide.rule.eta=0",
+    )
+    percentile: float | None = setting(
+        None, "dynamic thresholding: divide each x0 by this quantile of its |x0|, if above 1, and cut what exceeds 1; e.g. 0.995"
+    )
+    zero_from: float | None = setting(None, "no movement at this flow time and above; 1, pure noise, with the rule zero_star is CFG-Zero*")
 
 
 def guided(

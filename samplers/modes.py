@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.messages import brief, one_line
+from diffusion.outside import trust
+from diffusion.settings import of_kind, recorded
 from diffusion.spec import check_at_least_one, check_names, check_type, make_params
 from samplers import run, text_to_image
 from samplers.pictures import open_picture, pixel_difference, read_settings
 from samplers.results import Outcome, given
 from samplers.run import SampleParams
-from samplers.settings import PICTURE, PLACE, ROUNDING, WEIGHTS, named, recorded
 from samplers.text_to_image import TextToImageParams
 
 
@@ -56,7 +57,8 @@ class Batch:
 
 
 def sampled(config: Mapping[str, Any]) -> tuple[Outcome, str]:
-    """Sample as a configuration says (see configs/samplers). Returns the results, and how an image drawn again compares, or ""."""
+    """Draw as a configuration says (`plain-diffusion samplers --help`). The results, and how an image drawn again compares, or ""."""
+    trust(config)
     values = given(config)
     if "from" in values:
         return _again(Path(values.pop("from")), values)
@@ -97,7 +99,8 @@ def _again(path: Path, changes: dict[str, Any]) -> tuple[Outcome, str]:
         _check_label(own, batch)
         _check_work(path, own, changes)
         _check_mode(key, changes)
-        same = changes.keys() <= {*named(mode.params, PLACE, ROUNDING, WEIGHTS)}
+        changed = {name for name, value in changes.items() if value != says.get(name)}
+        same = changed <= {*of_kind(mode.params, "place", "rounding", "weights")}
         values = says | ({**asdict(batch), "batch_size": batch.n} if same else {"n": 1})
         params = make_params("", mode.params, given({**values, "sha256": _required_sha256(own.sha256, changes), **changes}))
         _check_files(path, params)
@@ -151,7 +154,7 @@ def _check_work(path: Path, own: Any, changes: Mapping[str, Any]) -> None:
 
 def _check_files(path: Path, params: Any) -> None:
     """FileNotFoundError for a missing file that the image was drawn with, ValueError for a pipe or device."""
-    for name in named(type(params), WEIGHTS, PICTURE):
+    for name in of_kind(type(params), "weights", "picture"):
         files = getattr(params, name)
         for file in (files,) if isinstance(files, str) else files or ():
             if not file:

@@ -7,8 +7,9 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import cycle, islice
+from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 
 import models
 from diffusion import NONE, Condition, DenoiserLike, Grid
-from diffusion.noise import check_seed
-from diffusion.spec import check_at_least_one, check_call, check_names, make_params
+from diffusion.outside import trust
+from diffusion.settings import of_kind, recorded, setting
+from diffusion.spec import check_call, check_names, make_params
 from models import Model
 from models.device import find_device
 from models.layers.blocks import check_compiles, compiled
@@ -26,42 +28,25 @@ from samplers.guide import steered
 from samplers.provenance import provenance
 from samplers.results import Drawn, Outcome, beside, check_folder, check_same, fill_folder, given
 from samplers.sample import find_sampler, sample
-from samplers.settings import COUNT, PLACE, ROUNDING, WEIGHTS, named, recorded
+from samplers.settings import DrawParams
 from samplers.usage import usage
 
 MAX_FOLDER_NAME = 150  # characters of a folder's, which a list of times may be longer than
 
 
-@dataclass(frozen=True)
-class SampleParams:
-    """What to sample: see configs/samplers. None stands for what the model is meant for.
+@dataclass(frozen=True, kw_only=True)
+class SampleParams(DrawParams):
+    """What to draw with a run. None stands for what the model is meant for."""
 
-    sha256  {"run": that of the weights}, which then have to be these
-    """
-
-    run: str = field(metadata=WEIGHTS)
-    out: str | None = field(default=None, metadata=PLACE)
-    n: int = field(default=100, metadata=COUNT)
-    labels: int | str | tuple[int | str, ...] | None = None
-    seed: int = 0
-    sampler: str | None = None
-    steps: int | None = None
-    grid: dict[str, Any] = field(default_factory=dict)
-    guidance: float = 1.0
-    guide: dict[str, Any] = field(default_factory=dict)
-    clip: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
-    ema: bool = True
-    batch_size: int = field(default=500, metadata=COUNT)
-    device: str | None = field(default=None, metadata=ROUNDING)
-    compile: bool = field(default=False, metadata=ROUNDING)
-    progress: bool = field(default=True, metadata=PLACE)
-    sha256: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_at_least_one(self, "n", "batch_size")
-        check_seed(self.seed, self.n)
-        check_names("file that has a SHA-256", self.sha256, named(type(self), WEIGHTS))
+    run: str = setting(..., "a training run's folder, or a checkpoint file", kind="weights")
+    labels: int | str | tuple[int | str, ...] | None = setting(
+        None, "classes to draw, in turn, by number or name: 3 or [3,7]; null: all of them", text="text", swept=True, heading="With a run"
+    )
+    clip: bool = setting(True, "false: do not keep estimates within [-1, 1]")
+    trust: bool = setting(False, "true: import the parts of your own that the run names (mynet:Tiny), which runs that code", kind="place")
+    n: int = setting(100, "how many images; null: 100 of a run, 1 of a prompt", kind="count", heading="How many, and how")
+    guidance: float = setting(1.0, "classifier-free; 1 is off; null: the family's, and off for a run")
+    batch_size: int = setting(500, "images at once; null: 500 of a run, 4 of a prompt", kind="count")
 
     def completed(self, model: Model) -> SampleParams:
         """With the model's defaults for settings that are not given, and the hashes of its files."""
@@ -76,7 +61,7 @@ class SampleParams:
         told = {**self.guide, **self.grid, **self.options} | {name: False for name in ("clip", "ema") if not getattr(self, name)}
         guided = f"-guidance-{self.guidance:g}" if self.guidance != 1 else ""
         how = re.sub(r"[^\w.-]+", "-", json.dumps(told).replace('"name": ', "")).rstrip("-")  # -interval-0.2-0.8-rule-apg-eta-0
-        name = f"{self.sampler}-{steps}{guided}{how}"
+        name = f"{str(self.sampler).replace(':', '.')}-{steps}{guided}{how}"
         if len(name) > MAX_FOLDER_NAME:
             name = f"{name[:MAX_FOLDER_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         return self.home / name
@@ -92,23 +77,24 @@ class SampleParams:
         """What all images in one folder have in common, the weights' file and the time of its writing included."""
         run = Path(self.run)
         file = (run / native.FILE_NAME if run.is_dir() else run).resolve()
-        others = (*named(type(self), PLACE, ROUNDING, COUNT, WEIGHTS), "labels", "seed")
+        others = (*of_kind(type(self), "place", "rounding", "count", "weights"), "labels", "seed")
         same = {key: value for key, value in asdict(self).items() if key not in others}
         return {"weights": str(file), "written": file.stat().st_mtime, **same}
 
 
 def run(config: Mapping[str, Any]) -> Path:
-    """Sample as the configuration says (see configs/samplers); the folder of the results, see `fill_folder`.
+    """Sample as the configuration says (see `plain-diffusion samplers --help`); the folder of the results, see `fill_folder`.
 
     Images are named by their seeds, in a folder per class where there are classes. Images of other settings that are in that folder are
     never mixed with these: ValueError.
     """
+    trust(config)
     return draw(make_params("", SampleParams, given(config))).out
 
 
 def draw(params: SampleParams, only: int | None = None) -> Outcome:
     """What `run` does, with parameters of its own; `only`: the image of that seed is saved, and those beside it in its batch are not."""
-    model = models.load(params.run, ema=params.ema)
+    model = models.load(params.run, ema=params.ema, trust=params.trust)
     if model.text is not None or getattr(model.network.params, "context_dim", None) is not None:
         raise ValueError(f"{params.run} is a model that takes prompts: weights={params.run} prompt=... draws with it")
     wanted, params = params.sha256, params.completed(model)
@@ -130,7 +116,7 @@ def draw(params: SampleParams, only: int | None = None) -> Outcome:
     settings |= {"run": str(Path(params.run).absolute()), "device": str(device), "provenance": about}
     drawn = _draw(denoiser, model.shape, grid, params, labels, model.spec.get("classes", []), settings, only)
     with compiled(model.network, params.compile):
-        return Outcome(out, fill_folder(out, params.kept, about, drawn, columns=10, low=-1))
+        return Outcome(out, fill_folder(out, params.kept, about, drawn, columns=len(labels) if labels else ceil(sqrt(params.n)), low=-1))
 
 
 def _draw(

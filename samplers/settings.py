@@ -1,25 +1,63 @@
-"""The kinds of settings of sampling, by which checks, names of folders and records treat them differently."""
+"""What drawing images can be told, with a run of one's own or with published weights: each setting once, with its comment."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass
 from typing import Any
 
-# A setting's kind is declared with it: field(metadata=...) of a parameter dataclass. `named` lists the settings of a kind.
-PLACE = {"kind": "place"}  # where results go and what the work may take, which changes no pixel
-ROUNDING = {"kind": "rounding"}  # what computes, and how: changes pixels by rounding only, and is recorded for that
-COUNT = {"kind": "count"}  # how many images, in all and at once
-WEIGHTS = {"kind": "weights"}  # paths of a model
-PICTURE = {"kind": "picture"}  # the path of a picture that is read
+from diffusion.noise import check_seed
+from diffusion.settings import of_kind, setting
+from diffusion.spec import check_at_least_one, check_names
+from samplers.guide import GuideParams
 
 
-def named(params: type[Any], *kinds: Mapping[str, str]) -> tuple[str, ...]:
-    """The settings of a parameter dataclass that are of these kinds."""
-    return tuple(field.name for field in fields(params) if field.metadata in kinds)
+@dataclass(frozen=True)
+class GridSettings:
+    """Members of `grid`, the settings of `time_grid`; a spacing's own options are added."""
+
+    spacing: str | list[float] | None = setting(
+        None, "linspace, trailing, karras, ... (--help spacing), or a list of times; a spacing's own options are added: +grid.rho=5"
+    )
+    t_start: float | None = setting(None, "the noisiest time; null: the schedule's")
+    t_end: float | None = setting(None, "the last time above data; null: the schedule's")
+    shift: float | None = setting(None, "of flow times towards noise, as Stable Diffusion 3 does; null: 1")
 
 
-def recorded(params: type[Any]) -> tuple[str, ...]:
-    """The settings that an image records: all but places and counts."""
-    left_out = named(params, PLACE, COUNT)
-    return tuple(field.name for field in fields(params) if field.name not in left_out)
+@dataclass(frozen=True, kw_only=True)
+class DrawParams:
+    """What both ways of drawing can be told. None stands for what the model is meant for."""
+
+    n: int = setting(1, "how many images", kind="count", heading="How many, and how")
+    seed: int = setting(0, "of the first image; the others count up from it")
+    ema: bool = setting(True, "false: raw weights instead of averaged ones")
+    sampler: str | None = setting(None, "ddim, dpmpp_2m, heun, ... (--help sampler); null: the model's own, else ddim")
+    steps: int | None = setting(None, "null: the model's own, else 50; 2 of a distilled model")
+    grid: dict[str, Any] = setting(
+        dict, "the times that are visited; all null: the model's own, and what is given here replaces all of that", members=GridSettings
+    )
+    guidance: float | None = setting(None, "classifier-free; 1 is off; null: the family's, and off for a run")
+    guide: dict[str, Any] = setting(
+        dict, "how guidance works; all null: uncond + guidance * (cond - uncond) at every level", members=GuideParams
+    )
+    options: dict[str, Any] = setting(dict, "the sampler's own, e.g. +options.eta=0.5")
+    out: str | None = setting(
+        None,
+        "folder of the images; null: samples/SAMPLER-STEPS in the run's folder, or samples/PROMPT-... here",
+        kind="place",
+        text="path",
+        heading="Where, and with what",
+    )
+    batch_size: int = setting(4, "images at once; null: 4 of a prompt, 500 of a run", kind="count")
+    device: str | None = setting(None, "null takes a GPU where there is one", kind="rounding")
+    compile: bool = setting(
+        False,
+        "true: torch compiles the blocks of the network first, which takes a minute or so; changes images by rounding only",
+        kind="rounding",
+    )
+    progress: bool = setting(True, "false: no bar", kind="place")
+    sha256: dict[str, str] = setting(dict, "of files that these settings name, which then have to be these")
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "n", "batch_size")
+        check_seed(self.seed, self.n)
+        check_names("file that has a SHA-256", self.sha256, of_kind(type(self), "weights", "picture"))

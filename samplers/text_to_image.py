@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil, sqrt
 from os.path import expanduser
 from pathlib import Path
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 import models
-from diffusion.noise import check_seed
-from diffusion.spec import check_at_least_one, check_call, check_names, make_params
+from diffusion.outside import trust
+from diffusion.settings import of_kind, recorded, setting
+from diffusion.spec import check_call, check_names, make_params
 from models import PUBLISHED, Model
 from models.device import find_device
 from models.files.text import sha256_of_file
@@ -28,70 +30,67 @@ from samplers.provenance import provenance
 from samplers.reference import two_scales, usual_strength
 from samplers.results import Drawn, Outcome, beside, check_folder, check_same, fill_folder, given
 from samplers.sample import find_sampler
-from samplers.settings import COUNT, PICTURE, PLACE, ROUNDING, WEIGHTS, named, recorded
+from samplers.settings import DrawParams
 from samplers.steering import IMAGE_SCALE
 from samplers.usage import usage
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 PARTS = ("backbone", "vae", "text")
-ASKED = (
-    "negative", "steps", "guidance", "sampler", "grid", "guide", "height", "width", "strength", "image_guidance", "true_cfg",
-    "weighted", "long", "clip_skip", "numbers", "handover", "device", "offload", "compile", "tile", "progress",
-)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TextToImageParams:
-    """What to draw, and with which model: see configs/samplers. None stands for what the model is meant for.
+@dataclass(frozen=True, kw_only=True)
+class TextToImageParams(DrawParams):
+    """What to draw, and with which published model. None stands for what the model is meant for."""
 
-    sha256  of the files that these settings name (of weights, as the model has them), which then have to be these
-    """
-
-    weights: str | tuple[str, ...] = field(metadata=WEIGHTS)
-    prompt: str
-    negative: str | None = None
-    family: str | None = None
-    prediction: str | None = None
-    zero_snr: bool | None = None
-    variant: str | None = None
-    ema: bool = True
-    dtype: str | dict[str, str] | None = None
-    refiner: str | tuple[str, ...] | None = field(default=None, metadata=WEIGHTS)
-    handover: float | None = None
-    image: str | None = field(default=None, metadata=PICTURE)
-    mask: str | None = field(default=None, metadata=PICTURE)
-    max_pixels: int = field(default=MAX_PIXELS, metadata=PLACE)
-    strength: float | None = None
-    image_guidance: float | None = None
-    true_cfg: float | None = None
-    height: int | None = None
-    width: int | None = None
-    numbers: dict[str, float] = field(default_factory=dict)
-    weighted: bool = False
-    long: Literal["chunk", "cut"] = "chunk"
-    clip_skip: int | None = None
-    n: int = field(default=1, metadata=COUNT)
-    seed: int = 0
-    sampler: str | None = None
-    steps: int | None = None
-    grid: dict[str, Any] = field(default_factory=dict)
-    guidance: float | None = None
-    guide: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    tile: int | None = None
-    batch_size: int = field(default=4, metadata=COUNT)
-    memory: str | int | None = field(default=None, metadata=PLACE)
-    offload: bool = field(default=False, metadata=PLACE)
-    device: str | None = field(default=None, metadata=ROUNDING)
-    compile: bool = field(default=False, metadata=ROUNDING)
-    out: str | None = field(default=None, metadata=PLACE)
-    progress: bool = field(default=True, metadata=PLACE)
-    sha256: dict[str, str] = field(default_factory=dict)
+    weights: str | tuple[str, ...] = setting(
+        ...,
+        "a file, a diffusers folder, or a list that holds the parts: [unet.safetensors,vae.safetensors,...]; what is not here yet, "
+        "`plain-diffusion models download NAME` fetches",
+        kind="weights",
+    )
+    prompt: str = setting(..., "all behind the = is text, commas and brackets too", text="text", heading="With weights: what to draw")
+    negative: str | None = setting(None, 'what to lead away from; null: the family\'s own "no prompt"', text="text")
+    weighted: bool = setting(False, 'true: read weights, "a (red:1.3) cat"')
+    long: Literal["chunk", "cut"] = setting("chunk", "of more than 75 tokens: chunk (null), read in pieces, or cut, with a warning")
+    clip_skip: int | None = setting(
+        None, "blocks of CLIP that are left out before the one that is read, as in diffusers: 1 is what A1111 calls 2; null: 0"
+    )
+    height: int | None = setting(None, "in pixels; null: what the model was trained on, or the image's")
+    width: int | None = setting(None, "in pixels")
+    image: str | None = setting(
+        None, "a picture to begin from, or to edit; with height or width given, scaled and cropped to cover that size", kind="picture"
+    )
+    mask: str | None = setting(None, "a picture of the same size, white where to paint", kind="picture")
+    max_pixels: int = setting(MAX_PIXELS, f"the most that image and mask may have; null: {MAX_PIXELS}", kind="place")
+    strength: float | None = setting(None, "how much of the image to change, in (0, 1]; null: 0.75, or 1 with a mask")
+    image_guidance: float | None = setting(None, "how closely a network that edits (pix2pix) stays with its image; null: 1.5")
+    true_cfg: float | None = setting(
+        None, "classifier-free guidance on top, for networks that take guidance as an input (FLUX.1 dev, LCM); null: off"
+    )
+    numbers: dict[str, float] = setting(
+        dict, "of SDXL's vector, e.g. +numbers.top=256: height, width, top, left, target_height, target_width, score"
+    )
+    family: str | None = setting(
+        None, "where the weights do not tell: sdxl-turbo, lcm-sdxl, ... (--help family)", heading="With weights: the model"
+    )
+    prediction: str | None = setting(None, "eps or v: where the guess is wrong")
+    zero_snr: bool | None = setting(None, "true: the schedule ends in pure noise (zero terminal SNR), where the files do not say it")
+    variant: str | None = setting(None, "of the files in a diffusers folder: fp16, ...")
+    dtype: str | dict[str, str] | None = setting(None, "fp32, bf16, fp16, or by part {backbone: bf16, vae: fp32}; null: as in the files")
+    refiner: str | tuple[str, ...] | None = setting(
+        None, "weights of a model that takes over towards the end (SDXL's refiner)", kind="weights"
+    )
+    handover: float | None = setting(None, "at which share of the schedule's time; null: 0.8")
+    tile: int | None = setting(None, "the autoencoder in tiles of so many latents, where memory is short")
+    memory: str | int | None = setting(
+        None,
+        "6GB: what this process may take; blocks of transformers for which there is no room are read when it is their turn",
+        kind="place",
+    )
+    offload: bool = setting(False, "true: each part is on the device only while it works", kind="place")
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "n", "batch_size")
-        check_seed(self.seed, self.n)
-        check_names("file that has a SHA-256", self.sha256, named(type(self), WEIGHTS, PICTURE))
+        super().__post_init__()
         if self.handover is not None and self.refiner is None:
             raise ValueError("handover says when a refiner takes over: give refiner=FILE too, or leave it out")
         check_names("part of a model", dtypes(self), PARTS)
@@ -100,7 +99,7 @@ class TextToImageParams:
     @property
     def kept(self) -> dict[str, Any]:
         """What all images in one folder have in common; files by what they hold, wherever they lie."""
-        others = (*named(type(self), PLACE, ROUNDING, COUNT, WEIGHTS, PICTURE), "seed")
+        others = (*of_kind(type(self), "place", "rounding", "count", "weights", "picture"), "seed")
         return {key: value for key, value in given(asdict(self)).items() if key not in others}
 
     @property
@@ -112,10 +111,11 @@ class TextToImageParams:
 
 
 def text_to_image(config: Mapping[str, Any]) -> Path:
-    """Draw as the configuration says (see configs/samplers); the folder of the results, see `fill_folder`.
+    """Draw as the configuration says (see `plain-diffusion samplers --help`); the folder of the results, see `fill_folder`.
 
     Images are named by their seeds. Images of other settings that are in that folder are never mixed with these: ValueError.
     """
+    trust(config)
     return draw(make_params("", TextToImageParams, given(config))).out
 
 
@@ -138,13 +138,18 @@ def draw(params: TextToImageParams, only: int | None = None) -> Outcome:
 
 def _draw(params: TextToImageParams, settings: Mapping[str, Any], only: int | None, model: Model, **given: Any) -> Iterator[Drawn]:
     """The images one after the other, drawn a batch at a time: what is drawn can be saved before the rest is."""
-    asked = {name: value for name in ASKED if (value := getattr(params, name)) is not None}
     for first in range(0, params.n, params.batch_size):
         seeds = range(params.seed + first, params.seed + min(first + params.batch_size, params.n))
-        images = generate(model, params.prompt, seeds=seeds, **given, **asked, **params.options)
+        images = generate(model, params.prompt, seeds=seeds, **given, **asked(params), **params.options)
         for image, seed in zip(images, seeds, strict=True):
             if only in (None, seed):
                 yield Drawn(image, f"{seed:06d}", {**settings, "seed": seed, "batch": {"seed": seeds[0], "n": len(seeds)}})
+
+
+def asked(params: TextToImageParams) -> dict[str, Any]:
+    """The settings that `generate` takes as they are: pictures and models are read before, options are its own."""
+    names = inspect.signature(generate).parameters.keys() - {*of_kind(TextToImageParams, "weights", "picture"), "options"}
+    return {name: value for name in names if (value := getattr(params, name, None)) is not None}
 
 
 def loaded(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Model:
@@ -185,7 +190,7 @@ def completed(params: TextToImageParams, model: Model, refiner: Model | None, im
     height, width = image_size(model, params.height, params.width, image)
     how = usage(model, params.sampler, params.steps, params.grid, params.guidance)
     how.levels(model)  # mistakes here and in the options are found before the weights are read for their SHA-256
-    check_call(how.sampler, find_sampler(how.sampler), 3, params.options)
+    check_call(str(how.sampler), find_sampler(how.sampler), 3, params.options)
     numbers = {**({} if refiner is None else vector_numbers(refiner, (height, width))), **vector_numbers(model, (height, width))}
     strength, image_guidance = params.strength, params.image_guidance
     if image is not None and two_scales(model):
@@ -199,7 +204,7 @@ def completed(params: TextToImageParams, model: Model, refiner: Model | None, im
         check_same(name, ", ".join(_paths(getattr(params, name))), sha256, params.sha256)
     return replace(
         params, weights=tuple(_paths(params.weights)), refiner=None if refiner is None else tuple(_paths(params.refiner)), **files,
-        sha256=sha256, height=height, width=width, sampler=how.sampler, steps=how.steps, grid=how.grid, guidance=how.guidance,
+        sha256=sha256, height=height, width=width, sampler=str(how.sampler), steps=how.steps, grid=how.grid, guidance=how.guidance,
         numbers={**numbers, **params.numbers}, strength=strength, image_guidance=image_guidance,
         handover=HANDOVER if refiner is not None and params.handover is None else params.handover, device=str(find_device(params.device)),
     )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffusion import Grid
 from models import Model
+from samplers.solver import Solver
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Usage:
     grid   settings of `time_grid`; {} is that function's defaults
     """
 
-    sampler: str
+    sampler: str | Solver
     steps: int | None
     grid: dict[str, Any]
     guidance: float
@@ -31,7 +32,7 @@ class Usage:
 
 def usage(
     model: Model,
-    sampler: str | None = None,
+    sampler: str | Solver | None = None,
     steps: int | None = None,
     grid: Mapping[str, Any] | None = None,
     guidance: float | None = None,

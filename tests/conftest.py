@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from diffusion import PREDICTIONS, CosineVP, DiscreteVP, Prediction, RectifiedFlow, Schedule, Shifted, VarianceExploding
+from diffusion import EDM, EPS, FLOW, X0, CosineVP, DiscreteVP, Prediction, RectifiedFlow, Schedule, Shifted, V, VarianceExploding
 from models.layers import half
 
 SCHEDULES: dict[str, Schedule] = {
@@ -22,6 +23,8 @@ SCHEDULES: dict[str, Schedule] = {
     "shifted_vp": Shifted(DiscreteVP.cosine(steps=100), 2.0),
     "ve": VarianceExploding(),
 }
+# EDM's without its preconditioning, so that oracles are given x_t and t themselves, on every schedule.
+PREDICTIONS = {each.name: each for each in (EPS, X0, V, FLOW, replace(EDM, input_scale=None, network_time=None))}
 
 
 def within(schedule: Schedule, spacing: str) -> dict[str, Any]:

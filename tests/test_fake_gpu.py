@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import models
 from diffusion import (
     APG,
+    EDM,
     FLOW,
     NONE,
     AutoGuidance,
@@ -192,7 +193,7 @@ def test_solvers(case: str, schedule: Schedule, gpu: FakeGPU) -> None:
     """Levels, times, null labels and noise come from the host, and the loop waits for none of them: guided, limited and with a mask."""
     sampler, options, _ = CASES[case]
     network = lambda x, t, condition: x * 1.0  # noqa: E731
-    plain = Denoiser.edm(network, schedule) if isinstance(schedule, VarianceExploding) else Denoiser(network, schedule, V)
+    plain = Denoiser(network, schedule, EDM if isinstance(schedule, VarianceExploding) else V)
 
     def drawn(device: torch.device) -> Tensor:
         known, mask = torch.zeros(2, *LATENT, device=device), torch.ones(2, 1, *LATENT[1:], device=device)

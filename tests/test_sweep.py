@@ -19,7 +19,7 @@ import models
 import plain_diffusion.starting
 from configs import command_line, compose, compose_sweep
 from configs.sweep import combinations, run_all
-from configs.texts import is_text
+from configs.texts import texts
 from eval import __main__ as program
 from eval import scoring
 from eval.settings import ScoreParams
@@ -28,9 +28,9 @@ from samplers.run import SampleParams
 from samplers.text_to_image import TextToImageParams
 from train import __main__ as trainer
 from train.data import DATASETS
-from train.data.latents import LatentParams
 from train.run import OBJECTIVES
 from train.run import run as train_run
+from train.settings import RunSettings
 from train.world import PeerError
 
 
@@ -155,13 +155,18 @@ def test_a_setting_is_text_in_every_program() -> None:
     """What takes a path or a text by its annotation is quoted; what takes a name of a table is Hydra's, so that it can be swept."""
     names = {"sampler", "device", "dtype", "family", "prediction", "variant", "memory", "metric", "protocol", "features", "classifier"}
 
-    def texts(program: str, kinds: dict[str, Any]) -> set[str]:
-        return {name for name, kind in kinds.items() if takes_text(kind) and not is_text(program, name)}
+    def missed(program: str, kinds: dict[str, Any]) -> set[str]:
+        return {name for name, kind in kinds.items() if takes_text(kind) and name not in texts(program)}
 
-    for name, params in (("samplers", SampleParams), ("samplers", TextToImageParams), ("eval", ScoreParams), ("train", LatentParams)):
-        assert texts(name, get_type_hints(params)) <= names
+    for name, params in (("samplers", SampleParams), ("samplers", TextToImageParams), ("eval", ScoreParams), ("train", RunSettings)):
+        assert missed(name, get_type_hints(params)) <= names
     for function in (*DATASETS.values(), *OBJECTIVES.values()):
-        assert texts("train", get_type_hints(function)) == set()
+        assert missed("train", get_type_hints(init_of(function))) == set()
+
+
+def init_of(function: Any) -> Any:
+    """What takes the parameters of a class or a function."""
+    return vars(function)["__init__"] if isinstance(function, type) else function
 
 
 def takes_text(kind: Any) -> bool:

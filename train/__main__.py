@@ -1,4 +1,4 @@
-"""plain-diffusion train experiment=digits_unet [key=value ...]: see configs/train."""
+"""plain-diffusion train experiment=digits_unet [key=value ...]: `plain-diffusion train --help` lists all settings."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import models
 from configs import command_line
 from configs.sweep import STOPPED
 from diffusion.spec import check_type
+from models.files.text import read_json
 from models.layouts import native
 from plain_diffusion.starting import started
 from train.export import exported, load_options
@@ -38,7 +39,8 @@ def main(config: dict[str, Any]) -> int:
 def _source(folder: Path) -> str:
     """What a finished run is sampled from: the model in it, with what its files do not tell, or the run itself."""
     if not (place := exported(folder)):
-        return f"run={shlex.quote(str(folder))}"
+        own = read_json(folder / "config.json")["model"].get("network", {}).get("name", "") not in models.NETWORKS
+        return f"run={shlex.quote(str(folder))}{' trust=true' * own}"
     options = load_options(models.load(folder), place)
     return " ".join([f"weights={shlex.quote(str(place))}", *(f"{name}={value}" for name, value in options.items()), "prompt=..."])
 

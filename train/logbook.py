@@ -21,7 +21,7 @@ METRICS = "metrics.jsonl"  # in a run's folder
 
 
 class Logger(Protocol):
-    """Takes the numbers of one step."""
+    """Takes the numbers of one step. It may have show(step, path), which takes a picture."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
@@ -98,6 +98,12 @@ class Progress:
         if found:
             self._write(step, found)
 
+    def show(self, step: int, picture: Path | None) -> None:
+        """Pass a picture, if there is one, to the loggers that take some."""
+        for logger in self._loggers if picture else ():
+            if hasattr(logger, "show"):
+                logger.show(step, picture)
+
     def close(self) -> None:
         """Close the bar and all loggers."""
         with ExitStack() as closing:
@@ -137,6 +143,11 @@ class WandB:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
+
+    def show(self, step: int, picture: Path) -> None:
+        import wandb
+
+        self._run.log({"pictures": wandb.Image(str(picture))}, step=step)
 
     def close(self) -> None:
         self._run.finish()

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from diffusion.messages import brief, warn
 from diffusion.noise import mix
+from diffusion.settings import setting
 from models import EMA, Model
 from models.layers.packed import is_packed
 from models.layouts import native
@@ -27,6 +28,7 @@ from train.description import describe, warn_of_idle_settings
 from train.folder import claimed, is_begun
 from train.logbook import Logger, Progress
 from train.objective import Objective
+from train.pictures import Pictures
 from train.state import TrainState, Window
 from train.world import World
 
@@ -36,44 +38,32 @@ PLACE = ("precision", "compile", "checkpointing")  # how a step is computed, not
 
 @dataclass(frozen=True)
 class TrainParams:
-    """How to train.
+    """How to train. Weights, average and optimiser are float32; learning rate and everything else counts optimiser steps."""
 
-    steps          optimiser steps; learning rate and everything else counts these
-    batch_size     samples per optimiser step, over all processes and accumulated parts
-    accumulate     parts that each process splits its share of a batch into, when memory is short
-    warmup         steps over which the learning rate rises from 0
-    final          share of the learning rate that is left at the last step; the cosine between (1: constant)
-    clip           limit of the gradient's norm
-    precision      of the forward and backward pass; weights, average and optimiser stay float32
-    ema            decay of the averaged weights
-    save_every, log_every, evaluate_every   in steps; what is evaluated is saved before, also between the steps of save_every
-    workers        processes that decode data; 0 decodes in the loop
-    on_error       of samples that cannot be read: the first one ends the run, or the next one takes its place (see `read_batches`)
-    check_data     read every sample once before the first step, and name all that cannot be read
-    compile        torch.compile the network
-    checkpointing  keep few activations and compute the others again on the way back: less memory, a third more time
-    """
-
-    steps: int = 10_000
-    batch_size: int = 128
-    accumulate: int = 1
+    steps: int = setting(10_000, "optimiser steps")
+    batch_size: int = setting(128, "samples per step, over all processes and accumulated parts")
+    accumulate: int = setting(1, "parts that each process splits its share of a batch into, when memory is short")
     learning_rate: float = 1e-3
-    warmup: int = 100
-    final: float = 1.0
+    warmup: int = setting(100, "steps over which the learning rate rises from 0")
+    final: float = setting(1.0, "share of the learning rate that is left at the last step, by a cosine; 1: constant")
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
-    clip: float = 1.0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    ema: float = 0.999
+    clip: float = setting(1.0, "limit of the gradient's norm")
+    precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "of the forward and backward pass: fp32, bf16 or fp16")
+    ema: float = setting(0.999, "decay of the averaged weights")
     seed: int = 0
-    save_every: int = 1000
-    log_every: int = 50
-    evaluate_every: int = 0
-    workers: int = 0
-    on_error: OnError = "refuse"
-    check_data: bool = False
-    compile: bool = False
-    checkpointing: bool = False
+    save_every: int = setting(1000, "steps")
+    log_every: int = setting(50, "steps")
+    evaluate_every: int = setting(0, "steps; 0: never. A checkpoint is saved before each evaluation")
+    workers: int = setting(0, "processes that decode images; 0 decodes in the loop")
+    on_error: OnError = setting(
+        "refuse",
+        "samples that cannot be read: refuse ends the run, saved; skip puts the next one of their class in their place, and warns (not for "
+        "captioned images)",
+    )
+    check_data: bool = setting(False, "read every sample once before the first step, and name all that cannot be read")
+    compile: bool = setting(False, "torch.compile the network")
+    checkpointing: bool = setting(False, "keep few activations and compute the others again: less memory, a third more time")
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "save_every", "log_every"):
@@ -130,6 +120,7 @@ def train(
     world: World | None = None,
     loggers: Sequence[Logger] = (),
     evaluate: Callable[[Model], Mapping[str, float]] | None = None,
+    pictures: Pictures | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> bool:
@@ -142,12 +133,13 @@ def train(
     loggers   where the numbers go besides
     evaluate  called with the averaged model every `params.evaluate_every` steps, which are saved before, in the leading process; its
               numbers are logged
+    pictures  what is drawn now and then
     Ctrl-C, SIGTERM and a terminal that closes finish the step, save, and return False. An error of the data saves before it is raised, as
     ValueError or OSError, and so does whatever else goes wrong, as it is, if the last step was finite.
     Raises FloatingPointError when loss or gradient is not finite.
     """
     world = world or World(0, 1, torch.device("cpu"))
-    training = Training(model, objective, data, params, Path(folder), world, evaluate, resume, progress)
+    training = Training(model, objective, data, params, Path(folder), world, evaluate, pictures, resume, progress)
     training.check()
     return training.run(loggers)
 
@@ -166,6 +158,7 @@ class Training:
     folder: Path
     world: World
     evaluate: Callable[[Model], Mapping[str, float]] | None = None
+    pictures: Pictures | None = None
     resume: bool = False
     progress: bool = True
 
@@ -185,6 +178,8 @@ class Training:
                     "models.save(models.load(...).unpacked(torch.float32), 'plain.safetensors')"
                 )
         self.model.check_description()
+        if self.pictures is not None:
+            self.pictures.check(self.model)
         native.as_text("model", self.model.spec)
 
     def run(self, loggers: Sequence[Logger] = ()) -> bool:
@@ -232,6 +227,9 @@ class Training:
                 if evaluates:
                     with log.paused():
                         log.log_scores(state.step, world.lead(lambda: self._scores(state, stop)))
+                if self.pictures is not None and self.pictures.due(state.step, params.steps):
+                    with log.paused():
+                        log.show(state.step, world.lead(lambda: self._pictures(state, stop)))
         state.ema.copy_to(self.model.network.eval())
         return state.step == params.steps
 
@@ -274,6 +272,15 @@ class Training:
             found = self.evaluate(self.model)
         self.model.network.train()
         return _numbers(found)
+
+    def _pictures(self, state: TrainState, stop: _StopRequest) -> Path | None:
+        """Of the averaged model; None where it is asked to stop."""
+        if self.pictures is None or stop.requested:
+            return None
+        with state.ema.applied_to(self.model.network.eval()):
+            path = self.pictures.draw(self.model, state.step)
+        self.model.network.train()
+        return path
 
     def _save(self, state: TrainState) -> None:
         state.saving = True  # and stays so on an error: `_saving_on_error` comes next

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import models
 from diffusion import build_blend, time_grid
 from diffusion.messages import brief
 from diffusion.noise import mix
+from diffusion.outside import trust
 from diffusion.spec import check_call, check_mapping, check_names, check_type, make, make_params
 from models import Model
 from models.files.text import read_json, write_json
@@ -28,15 +30,15 @@ from train.folder import NEEDED, claimed, is_begun
 from train.logbook import METRICS, Logger, WandB, read_lines
 from train.loop import Training, TrainParams
 from train.objective import DenoisingObjective, Objective
+from train.pictures import PictureParams, Pictures
+from train.settings import RunSettings
 from train.state import require_same, resume_point
 from train.weighting import WEIGHTINGS
 from train.world import World, world
 
-KEYS = (*NEEDED, "resume", "device", "progress", "evaluate", "wandb", "wandb_project", "weights", "latents")
-
 
 def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, float]] | None = None) -> bool:
-    """Train what the configuration describes (see configs/train) into its folder. True when finished, False when interrupted.
+    """Train what the configuration describes (`plain-diffusion train --help`) into its folder. True when finished, False when interrupted.
 
     evaluate  called with the averaged model; its numbers are logged. A configuration describes it as `evaluate`
     The folder gets config.json, provenance.json, metrics.jsonl, checkpoint.safetensors and the checkpoint before that. ValueError or
@@ -48,6 +50,7 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
            translate as `latents` says. When such a run is finished, its folder also gets the whole model as a file of the
            layout and precision that it came in: see `export`.
     """
+    trust(config)
     _check(config)
     if config.get("evaluate") and evaluate is None:
         raise ValueError("evaluate is for the command line: from Python give what it makes, as train.run(config, evaluate)")
@@ -65,7 +68,7 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         stored_as = next(model.network.parameters()).dtype
         model.network.float()  # updates would vanish in the rounding of half precision
         data = _data(config, model)
-        training = Training(model, objective, data, params, folder, where, evaluate, resume, progress)
+        training = Training(model, objective, data, params, folder, where, evaluate, _pictures(config, folder), resume, progress)
         if begun:  # before whether they fit, which does not say what has changed
             _check_resumable(folder, config, model, training.settings, params.steps)
         _check_fit(model, data)
@@ -84,29 +87,32 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
 
 def _check(config: Mapping[str, Any]) -> None:
     """ValueError for a setting that is unknown, missing or of the wrong kind."""
-    check_names("setting", config, KEYS)
+    check_names("setting", config, [each.name for each in fields(RunSettings)])
     if missing := [key for key in NEEDED if key not in config]:
         raise ValueError(f"{missing[0]} must be given: {missing[0]}=...")
-    check_type("wandb_project", config.get("wandb_project", ""), str)
-    for key in ("resume", "progress", "wandb"):
-        check_type(key, config.get(key, False), bool)
-    if "weights" in config and "from" in check_mapping("model", config["model"]):
+    make_params("", RunSettings, {name: value for name, value in config.items() if name not in ("train", "run", "evaluate")} | {"run": ""})
+    if config.get("weights") and "from" in check_mapping("model", config["model"]):
         raise ValueError("weights and model.from both say what to train further: give one of them")
 
 
+def _pictures(config: Mapping[str, Any], folder: Path) -> Pictures | None:
+    params = make_params("pictures", PictureParams, config.get("pictures", {}))
+    return Pictures(params, folder) if params.every else None
+
+
 def _data(config: Mapping[str, Any], model: Model) -> Dataset:
+    params = make_params("latents", LatentParams, config.get("latents", {}))
     if not isinstance(config["data"], str | Path):
-        if "latents" in config:
+        if params != LatentParams():
             raise ValueError("latents are made of a folder of images with captions: give data=FOLDER, or leave them out")
         return make("data set", config["data"], DATASETS)
-    params = make_params("latents", LatentParams, config.get("latents", {}))
     return LatentData(CaptionedImages(config["data"], params.max_pixels), model, params, Path(config["run"]))
 
 
 def _model_and_objective(config: Mapping[str, Any], seed: int, device: torch.device) -> tuple[Model, Objective]:
     with torch.random.fork_rng([]):
         torch.manual_seed(mix(seed))  # so that the seed decides the initial weights
-        start = {"from": config["weights"]} if "weights" in config else {}
+        start = {"from": config["weights"]} if config.get("weights") else {}
         return make("objective", config["objective"], OBJECTIVES, {**start, **check_mapping("model", config["model"])}, device)
 
 
@@ -115,12 +121,13 @@ def _build_or_load(spec: Mapping[str, Any]) -> Model:
     parts = check_mapping("model", spec)
     if "from" not in parts:
         return models.build(parts)
-    check_names("model setting", parts, ("from", "family", "prediction", "zero_snr", "variant", "ema"))
+    check_names("model setting", parts, ("from", "family", "prediction", "zero_snr", "variant", "ema", "trust"))
     check_type("model.from", parts["from"], Path | list[Path])
     for name in ("family", "prediction", "variant"):
         check_type(f"model.{name}", parts.get(name), str | None)
     check_type("model.zero_snr", parts.get("zero_snr"), bool | None)
-    check_type("model.ema", parts.get("ema", True), bool)
+    for name in ("ema", "trust"):
+        check_type(f"model.{name}", parts.get(name, False), bool)
     paths = parts.pop("from")
     model = models.load(*(paths if isinstance(paths, list) else [paths]), **parts)
     model.check_finite()
@@ -135,6 +142,7 @@ def _denoising(
     drop: float = 0.1,
     bound_weight: float = 0.001,
 ) -> tuple[Model, Objective]:
+    """Predict what the model's prediction says of a noised sample: weight * |out - target|^2 (Ho et al. 2020, eq. 14)."""
     model = _build_or_load(spec)
     time_density = make("density", {"name": "usual"} if density is None else density, DENSITIES, model.schedule)
     loss_weighting = make("weighting", weighting, WEIGHTINGS)
@@ -151,12 +159,14 @@ def _consistency(
     clip: bool = False,
     huber: float | None = 0.03,
 ) -> tuple[Model, Objective]:
+    """Distil a teacher into a student that maps every point of a trajectory to the same data (Song et al. 2023, alg. 2)."""
     parts = check_mapping("model", spec)
-    check_names("model setting", parts, ("from", "grid", "consistency"))
+    check_names("model setting", parts, ("from", "grid", "consistency", "trust"))
     if missing := [part for part in ("from", "consistency") if part not in parts]:
         raise ValueError(f"model.{missing[0]} must be given to distil a model")
     check_type("model.from", parts["from"], Path)
-    teacher_model, student = models.load(teacher), models.load(parts["from"])
+    check_type("model.trust", trusted := parts.get("trust", False), bool)
+    teacher_model, student = models.load(teacher, trust=trusted), models.load(parts["from"], trust=trusted)
     teacher_model.network.to(device).requires_grad_(False)
     own: dict[str, Any] = {key: check_mapping(f"model.{key}", parts[key]) for key in ("grid", "consistency") if key in parts}
     student = Model(student.network, student.schedule, student.prediction, {**student.spec, **own})

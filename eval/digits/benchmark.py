@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 class Job:
     """One row to measure: `seeds` sets of images, as many as asked for, with classes as frequent as among the held-out digits.
 
-    guide, grid, options  as for `python -m samplers` (configs/samplers); the row's name should say them, for no column does
+    guide, grid, options  as for `python -m samplers`; the row's name should say them, for no column does
     """
 
     name: str

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 
+from diffusion.settings import setting
 from diffusion.spec import check_names, make, make_params
 from eval.features.extractor import Extractor
 from models.download import place
@@ -24,29 +25,22 @@ RANDOM = "random"  # in place of a path: random weights stand in
 
 @dataclass(frozen=True)
 class Tower:
-    """A network by its name, and its weights: a path, or "random". tag: of open_clip's, where the file does not say it."""
+    """A network and its weights."""
 
-    name: str
-    weights: str | None = None
-    tag: str | None = None
+    name: str = setting(..., "of the network")
+    weights: str | None = setting(None, 'a path, or "random"', text="path")
+    tag: str | None = setting(None, "whose weights these are, where a file of open_clip's does not tell")
 
 
 @dataclass(frozen=True)
 class ExtractorParams:
-    """Where the weights of each extractor are.
+    """Where the weights of each extractor are."""
 
-    inception  the published file; None: where `plain-diffusion models download inception` puts it
-    clip       any model of open_clip's, for CLIP scores
-    cmmd       the one of the CMMD paper
-    dinov2     by timm's name
-    digits     the digits that the classifier learns from
-    """
-
-    inception: str | None = None
-    clip: Tower = Tower("ViT-L-14")
-    cmmd: Tower = Tower("ViT-L-14-336")
-    dinov2: Tower = Tower("vit_large_patch14_dinov2")
-    digits: dict[str, Any] = field(default_factory=lambda: {"name": "digits", "split": "train"})
+    inception: str | None = setting(None, "null: where `plain-diffusion models download inception` has put it", text="path")
+    clip: Tower = setting(lambda: Tower("ViT-L-14"), "any model of open_clip's, for CLIP scores")
+    cmmd: Tower = setting(lambda: Tower("ViT-L-14-336"), "the one of the CMMD paper")
+    dinov2: Tower = setting(lambda: Tower("vit_large_patch14_dinov2"), "by timm's name")
+    digits: dict[str, Any] = setting(lambda: {"name": "digits", "split": "train"}, "what the classifier of digits learns from")
 
 
 @dataclass(frozen=True)

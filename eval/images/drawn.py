@@ -16,6 +16,7 @@ from torch import Tensor
 
 import models
 from diffusion import NONE, Condition
+from diffusion.settings import of_kind
 from diffusion.spec import check_call, check_mapping, check_names, check_type, make_params
 from eval.images.calls import calls_per_image
 from models import Model
@@ -27,8 +28,7 @@ from samplers.pictures import to_uint8
 from samplers.results import check_same
 from samplers.run import SampleParams, labels_in_turn
 from samplers.sample import find_sampler, sample
-from samplers.settings import COUNT, PLACE, ROUNDING, WEIGHTS, named
-from samplers.text_to_image import ASKED, DTYPES, TextToImageParams, completed, dtypes, loaded
+from samplers.text_to_image import DTYPES, TextToImageParams, asked, completed, dtypes, loaded
 from samplers.usage import usage
 from train.data.captions import list_prompts
 from train.data.source import Unreadable
@@ -103,7 +103,7 @@ class Drawn:
 def drawn(spec: Mapping[str, Any]) -> Drawn:
     """From {"run": FOLDER, "n": ...}, a model trained here, or {"weights": FILE, "prompts": FILE or list}, a published one.
 
-    The other settings are those of python -m samplers (configs/samplers). Of a run, classes are drawn in turn; of prompts, the prompts,
+    The other settings are those of `plain-diffusion samplers --help`. Of a run, classes are drawn in turn; of prompts, the prompts,
     as often as n asks for, by default each once. ValueError or OSError in one line for settings that do not fit, before anything is drawn.
     """
     values = check_mapping("what is to be drawn", spec)
@@ -117,7 +117,7 @@ def _of_run(spec: dict[str, Any]) -> Drawn:
     if "n" not in spec:
         raise ValueError("say how many pictures to draw: n: 10000, say")
     params = make_params("", SampleParams, spec)
-    model = models.load(params.run, ema=params.ema)
+    model = models.load(params.run, ema=params.ema, trust=params.trust)
     if model.text is not None or getattr(model.network.params, "context_dim", None) is not None:
         raise ValueError(f"{params.run} is a model that takes prompts: weights: {params.run} and prompts: draw with it")
     check_same("run", params.run, params.completed(model).sha256, params.sha256)
@@ -132,7 +132,7 @@ def drawn_by(model: Model, params: SampleParams) -> Drawn:
     """
     params, device = params.completed(model), next(model.network.parameters()).device
     how = usage(model, params.sampler, params.steps, params.grid, params.guidance)
-    check_call(how.sampler, find_sampler(how.sampler), 3, params.options)
+    check_call(str(how.sampler), find_sampler(how.sampler), 3, params.options)
     grid = how.levels(model)
     classes = labels_in_turn(model, params)
     labels = None if classes is None else [classes[i % len(classes)] for i in range(params.n)]
@@ -168,11 +168,11 @@ def _of_prompts(spec: dict[str, Any]) -> Drawn:
         if part in model.parts:
             model.parts[part].to(DTYPES[name])
     repeated = [prompts[i % len(prompts)] for i in range(params.n)]
-    asked = {name: value for name in ASKED if (value := getattr(params, name)) is not None}
+    options = {**asked(params), **params.options}
 
     def draw(model: Model, indices: Sequence[int]) -> Tensor:
         seeds = [params.seed + i for i in indices]
-        return to_uint8(generate(model, [repeated[i] for i in indices], seeds=seeds, **asked, **params.options), low=0.0)
+        return to_uint8(generate(model, [repeated[i] for i in indices], seeds=seeds, **options), low=0.0)
 
     sha256 = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     settings = _settings(params, prompts=sha256, fingerprint=params.sha256["weights"])
@@ -181,5 +181,5 @@ def _of_prompts(spec: dict[str, Any]) -> Drawn:
 
 def _settings(params: SampleParams | TextToImageParams, **more: Any) -> dict[str, Any]:
     """What pictures depend on, as plain values."""
-    left = {*named(type(params), PLACE, ROUNDING, COUNT, WEIGHTS), *ONE_EACH, "sha256"}
+    left = {*of_kind(type(params), "place", "rounding", "count", "weights"), *ONE_EACH, "sha256"}
     return {**{name: value for name, value in asdict(params).items() if name not in left}, **more}

@@ -154,6 +154,9 @@ class Family:
     guided: bool = True
     pipeline: str | None = None
 
+    def __str__(self) -> str:
+        return self.title
+
     @property
     def is_flow(self) -> bool:
         """Whether it predicts the velocity of a flow, on times of its own; the others are told rows of a table, or a noise level."""

@@ -39,6 +39,8 @@ def load(
     variant: str | None = None,
     zero_snr: bool | None = None,
     memory: str | int | None = None,
+    network: type[nn.Module] | None = None,
+    trust: bool = False,
 ) -> Model:
     """A model from files: one that holds all of it, a diffusers folder, a training run's folder, single parts, or any mix of them.
 
@@ -53,7 +55,8 @@ def load(
     prediction  "eps", "v", ...: what the network predicts, where the guess is wrong (SD 2; the report says what was guessed)
     zero_snr    whether the schedule ends in pure noise (zero terminal SNR), where the files do not say it: fine-tuned v-models often do
     variant     which weights of a diffusers folder: "fp16", "non_ema", ...; None takes the plain ones, or those that there are
-
+    network     the class of a network of one's own, for a file whose network is not in models.NETWORKS
+    trust       import what such a file names ("mynet:Tiny"; also a schedule, a spacing, ...), which runs that code: for files of one's own
     memory      "6GB": what this process may take. Blocks of transformers for which there is no room are read from their files whenever it
                 is their turn; a quarter of it is left for what the networks compute with. Images are the same; there are no gradients
 
@@ -71,7 +74,9 @@ def load(
             raise ValueError(f"{own[0]} describes a whole model itself: load it alone, with ema and dtype only")
         if memory is not None:
             raise ValueError(f"{own[0]} cannot be read block by block: save it with layout='separate' and load these files with memory=...")
-        return native.load(own[0], ema=ema, dtype=dtype)
+        return native.load(own[0], ema=ema, dtype=dtype, network=network, trust=trust)
+    if network is not None or trust:
+        raise ValueError(f"{places[0]} holds a network of a published kind: network and trust are for files with one of your own")
     pipelines = [pipeline for pipeline in map(Pipeline.of, places) if pipeline.scheduler or pipeline.index]
     found = Findings(pipelines=pipelines, vocabularies=vocabularies)
     for path in places:
@@ -95,8 +100,8 @@ def load(
     modules = [(part, model.require(part.kind).get_submodule(part.layout.inside)) for part in found.single]
     modules += [(part, model.require("text").towers[name]) for name, part in towers.items()]
     _fill(modules, dtype, memory)
-    for network in model.parts.values():
-        network.eval()
+    for part in model.parts.values():
+        part.eval()
     model.report = _report(found, [part for part, _ in modules], model, places, ema)
     return model
 

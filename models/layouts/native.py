@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffusion.messages import one_line
+from diffusion import outside
+from diffusion.messages import brief, one_line
 from diffusion.spec import check_mapping, check_names
 from models.files.blank import BlankWithin
 from models.files.prefixes import unwrapped
@@ -32,7 +33,7 @@ from models.files.tensors import open_tensors
 from models.files.text import parse_json, parse_strict_json, sha256_of_tensors
 from models.files.writing import replacing
 from models.layouts.parts import AVERAGED, RAW
-from models.model import FOLDERS, PARTS, Model, Report, build
+from models.model import FOLDERS, PARTS, Model, Report, build, families
 from models.text.encoder import TextEncoder
 
 FILE_NAME = "checkpoint.safetensors"
@@ -66,11 +67,19 @@ def is_native(path: Path, file: TensorFile | None) -> bool:
     return (path / FILE_NAME).exists() if file is None else file.metadata.get("model", "").startswith("{")
 
 
-def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str, torch.dtype] | None = None) -> Model:
+def load(
+    path: str | Path,
+    *,
+    ema: bool = True,
+    dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+    network: type[nn.Module] | None = None,
+    trust: bool = False,
+) -> Model:
     """Read a model from a file of ours, or from a training run's folder; its networks come in evaluation mode.
 
     ema    take the averaged weights where the file has them; False takes the raw ones
     dtype  of the weights: None as in the file, one for all, or by part
+    network, trust  for a network that is not in models.NETWORKS: its class, or leave to import what the file names (see `models.load`)
     Raises FileNotFoundError, or ValueError for a file that is damaged, foreign, or does not fit its own description.
     """
     check_dtype(dtype, (*PARTS, "backbone"))
@@ -80,6 +89,7 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
     shapes = list(file.shapes.values())
     try:
         spec = metadata["model"]
+        _find_outside_network(spec, network, trust)
         _check_numbers("", {key: value for key, value in spec.items() if key in NETWORKS}, _largest(shapes))
         with BlankWithin(shapes):
             model = build(spec, device="meta")
@@ -116,6 +126,17 @@ def load(path: str | Path, *, ema: bool = True, dtype: torch.dtype | Mapping[str
     ignored = {in_file[key]: why for key, why in ignored.items()}
     model.report = Report(tuple(in_file[key] for key in consumed), ignored, files=dict.fromkeys(model.parts, str(path)))
     return model
+
+
+def _find_outside_network(spec: Mapping[str, Any], network: type[nn.Module] | None, trust: bool) -> None:
+    """Let the name of the network stand for this class; or trust all names of the description. ValueError for a class without need."""
+    name = check_mapping("network", spec.get("network", {})).get("name")
+    if network is not None and (not isinstance(name, str) or name in families().NETWORKS):
+        raise ValueError(f"its network is {brief(name)}, of this library: leave network=... out")
+    if network is not None:
+        outside.provide("network", network, name)
+    if trust:
+        outside.trust(spec)
 
 
 def _give_tokenizers(text: TextEncoder, metadata: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from diffusion import (
     EPS,
     NONE,
-    PREDICTIONS,
     Condition,
     ConsistencyFunction,
     CosineVP,
@@ -26,10 +25,12 @@ from diffusion import (
     VarianceExploding,
     build_blend,
     cm,
+    edm,
     initial_noise,
     lcm,
     marginal,
 )
+from tests.conftest import PREDICTIONS
 
 F64 = torch.float64
 X = initial_noise([0, 1, 2], (2, 2, 2), F64)
@@ -84,7 +85,7 @@ def test_cm_is_edm_moved_by_sigma_min(sigma: float, sigma_data: float) -> None:
     c_in = 1 / math.sqrt(sigma**2 + sigma_data**2)
     x = sigma * X
     expected = c_skip * x + c_out * network(c_in * x, torch.full((3,), sigma, dtype=F64).log() / 4)
-    function = ConsistencyFunction(Denoiser.edm(network, VarianceExploding(), sigma_data), cm(low, sigma_data))
+    function = ConsistencyFunction(Denoiser(network, VarianceExploding(), edm(sigma_data)), cm(low, sigma_data))
     torch.testing.assert_close(function(x, NoiseLevel(sigma, 1.0, sigma)).x0, expected, rtol=1e-12, atol=1e-12)
 
 

@@ -31,6 +31,7 @@ from diffusion import (
     Thresholded,
     V,
     VarianceExploding,
+    edm,
     initial_noise,
     marginal,
 )
@@ -49,9 +50,7 @@ def told(x_t: Tensor, level: Level, denoiser: Denoiser, condition: Condition = N
         seen.update(x=x, t=t, condition=condition)
         return x
 
-    Denoiser(network, denoiser.schedule, denoiser.prediction, input_scale=denoiser.input_scale, network_time=denoiser.network_time)(
-        x_t, level, condition
-    )
+    Denoiser(network, denoiser.schedule, denoiser.prediction)(x_t, level, condition)
     return seen
 
 
@@ -136,7 +135,7 @@ def test_edm_preconditioning_is_table_1(sigma: float, sigma_data: float) -> None
     q = (sigma**2 + sigma_data**2) ** 0.5
     c_noise = torch.tensor(sigma, dtype=F64).log() / 4
     expected = sigma_data**2 / q**2 * x + sigma * sigma_data / q * ((x / q).sin() + c_noise)
-    denoiser = Denoiser.edm(lambda x, t, condition: x.sin() + t.view(-1, 1, 1, 1), schedule, sigma_data)
+    denoiser = Denoiser(lambda x, t, condition: x.sin() + t.view(-1, 1, 1, 1), schedule, edm(sigma_data))
     torch.testing.assert_close(denoiser(x, level).x0, expected, rtol=1e-12, atol=1e-12)
     each = denoiser(x, schedule.levels(torch.tensor([sigma, sigma], dtype=F64))).x0
     torch.testing.assert_close(each, expected, rtol=1e-12, atol=1e-12)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion import EPS, FLOW, PREDICTIONS, X0, CosineVP, Estimate, NoiseLevel, Prediction, RectifiedFlow, Schedule, V, edm, initial_noise
+from diffusion import EPS, FLOW, X0, CosineVP, Estimate, NoiseLevel, Prediction, RectifiedFlow, Schedule, V, edm, initial_noise
 from diffusion import marginal as noised
+from tests.conftest import PREDICTIONS
 
 F64 = torch.float64
 

@@ -117,7 +117,7 @@ def test_classes_are_drawn_in_turn(folder: Path) -> None:
     assert of_run(folder, labels=[3, 7], n=3).labels == ["3", "7", "3"]
     model = models.load(folder / "classes.safetensors")
     model.spec["classes"] = list("abcdefghij")
-    assert drawn_by(model, SampleParams("a run", n=3, labels=("d", 7), steps=1)).labels == ["d", "h", "d"]
+    assert drawn_by(model, SampleParams(run="a run", n=3, labels=("d", 7), steps=1)).labels == ["d", "h", "d"]
     assert drawn({"run": str(folder / "plain.safetensors"), "n": 2, "steps": 1, "device": "cpu"}).labels is None
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import models
-from diffusion import NONE, Condition, ConsistencyFunction, Denoiser, VarianceExploding, time_grid
+from diffusion import EDM, NONE, Condition, ConsistencyFunction, Denoiser, VarianceExploding, time_grid
 from models import EMA, Model
 from models.__main__ import main
 from models.files.tensors import open_tensors
@@ -149,7 +149,7 @@ def test_an_edm_model_is_preconditioned_as_edm() -> None:
     spec = {**UNET, "schedule": {"name": "ve"}, "prediction": "edm"}
     model = fresh(spec)
     level, x, label = model.schedule.level(3.0), torch.randn(2, 1, 8, 8), torch.tensor([3, 10])
-    expected = Denoiser.edm(model.network, VarianceExploding())(x, level, Condition(label=label))
+    expected = Denoiser(model.network, VarianceExploding(), EDM)(x, level, Condition(label=label))
     assert torch.equal(model.denoiser()(x, level, Condition(label=label)).x0, expected.x0)
     with pytest.raises(ValueError, match="needs schedule 've'"):
         models.build({**UNET, "prediction": "edm"})

@@ -16,7 +16,6 @@ from diffusion import (
     APG,
     EPS,
     NONE,
-    PREDICTIONS,
     SPACINGS,
     X0,
     AutoGuidance,
@@ -46,7 +45,7 @@ from diffusion import (
 from diffusion.oracle import GaussianMixture, PointMass
 from eval.bench.convergence import MIXTURE
 from samplers import SAMPLERS, sample
-from tests.conftest import SCHEDULES, within
+from tests.conftest import PREDICTIONS, SCHEDULES, within
 from tests.samplers.cases import CASES, DISTINCT_SAMPLERS, F64, PATHS, SHAPE, kept, last
 
 VP, FLOW = DiscreteVP.scaled_linear(), RectifiedFlow()

@@ -66,7 +66,7 @@ def test_as_it_is_typed(weights: list[str], least: str) -> None:
     """A size with a unit, or a number of bytes; of a prompt's model only, and said where there is too little."""
     given = [f"weights=[{','.join(weights)}]", *(f"{name}={value}" for name, value in SMALL.items())]
     assert sampled(compose("samplers", [*given, f"memory={least}"]))[0].images
-    assert TextToImageParams("a", "b").memory is None
+    assert TextToImageParams(weights="a", prompt="b").memory is None
     with pytest.raises(ValueError, match=r"^memory='1MB' is too little for this model: give at least \d+MB"):
         sampled(compose("samplers", [*given, "memory=1MB"]))
     with pytest.raises(ValueError, match=r"^memory=2000000 is too little"):

@@ -35,10 +35,10 @@ from packaging.version import Version
 from torch import Tensor
 
 from diffusion import (
+    EDM,
     EPS,
     FLOW,
     NONE,
-    PREDICTIONS,
     Condition,
     ConsistencyFunction,
     CosineVP,
@@ -57,6 +57,7 @@ from diffusion import (
 )
 from diffusion.oracle import PointMass
 from samplers import SAMPLERS
+from tests.conftest import PREDICTIONS
 from tests.samplers.parity import F64, NOISE, STRAIGHT, VP
 
 SD: dict[str, Any] = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
@@ -124,7 +125,7 @@ def consistent(prediction: str = "epsilon") -> Callable[[Asked], ConsistencyFunc
 
 
 def flow(network: Asked) -> Denoiser:
-    return Denoiser(network, STRAIGHT, FLOW, network_time=lambda level: 1000 * level.t)
+    return Denoiser(network, STRAIGHT, replace(FLOW, network_time=lambda level: 1000 * level.t))
 
 
 def flow_grid(peer: Any) -> Grid:
@@ -133,7 +134,7 @@ def flow_grid(peer: Any) -> Grid:
 
 
 def edm(network: Asked) -> Denoiser:
-    return Denoiser.edm(network, VarianceExploding())
+    return Denoiser(network, VarianceExploding(), EDM)
 
 
 @pytest.mark.parametrize(

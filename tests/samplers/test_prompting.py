@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion import PREDICTIONS, RectifiedFlow
+from diffusion import FLOW, RectifiedFlow
 from models import CLIPTextParams, Model, T5Params, T5Tokenizer, TextEncoder, TextParams
 from samplers.prompting import Prompts, conditions
 from tests.models.small import randomised
@@ -40,7 +40,7 @@ def model(params: TextParams, folder: Path) -> Model:
     if "t5" in params.readers:
         (folder / "spiece.model").write_bytes(spiece())
         text.tokenizers["t5"] = T5Tokenizer.open(folder / "spiece.model")
-    return Model(nn.Linear(2, 2).to(torch.bfloat16), RectifiedFlow(), PREDICTIONS["flow"], text=text)
+    return Model(nn.Linear(2, 2).to(torch.bfloat16), RectifiedFlow(), FLOW, text=text)
 
 
 @pytest.mark.parametrize("name", JOINT)

@@ -17,7 +17,6 @@ import models
 from configs import compose_sweep
 from diffusion import (
     APG,
-    PREDICTIONS,
     ClassifierFreeGuidance,
     Clipped,
     Condition,
@@ -27,6 +26,7 @@ from diffusion import (
     Thresholded,
     V,
     ZeroInit,
+    build_prediction,
     extrapolate,
     interval,
     rescaled,
@@ -174,7 +174,7 @@ GUIDES: dict[str, tuple[list[str], Callable[[models.Model], DenoiserLike], str]]
     "interval": (["guide.interval=[0.2,0.8]"], lambda m: Clipped(cfg(m, interval(3.0, 0.2, 0.8))), "interval-0.2-0.8"),
     "rescaled": (
         ["guide.rule={name: rescaled, phi: 0.5}"],
-        lambda m: Clipped(cfg(m, rule=rescaled(0.5, space=PREDICTIONS["flow"]))),
+        lambda m: Clipped(cfg(m, rule=rescaled(0.5, space=build_prediction("flow")))),
         "rule-rescaled-phi-0.5",
     ),
     "rescaled in v": (

@@ -17,13 +17,13 @@ from torch import nn
 
 import models
 from configs import compose
+from diffusion.settings import of_kind, recorded
 from models.files.text import read_json
 from samplers import generate, read_image, read_mask
 from samplers.modes import sampled
 from samplers.pictures import read_settings, save_png
 from samplers.results import Outcome
 from samplers.run import SampleParams
-from samplers.settings import PICTURE, WEIGHTS, named, recorded
 from samplers.text_to_image import TextToImageParams, loaded, text_to_image
 
 SMALL: dict[str, Any] = {"height": 32, "width": 64, "steps": 2, "device": "cpu"}
@@ -496,7 +496,7 @@ def test_each_setting_is_declared_once() -> None:
     for params in (SampleParams, TextToImageParams):
         assert {"out", "n", "batch_size", "progress"}.isdisjoint(recorded(params))
         assert {"seed", "device", "compile", "sha256", "steps"} <= {*recorded(params)}
-        for name in (*named(params, WEIGHTS, PICTURE), "out"):
+        for name in (*of_kind(params, "weights", "picture"), "out"):
             assert compose("samplers", [f"{name}=my (cat), 1=2"])[name] == "my (cat), 1=2"
 
 

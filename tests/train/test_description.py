@@ -62,19 +62,19 @@ def test_labels_are_names_or_numbers(labels: Any, numbers: list[int]) -> None:
     """A text is a name, also one of digits; a number is a number."""
     model = fresh()
     model.spec["classes"] = ["cat", "dog", "2"]
-    assert labels_in_turn(model, SampleParams("x", labels=labels)) == numbers
+    assert labels_in_turn(model, SampleParams(run="x", labels=labels)) == numbers
 
 
 def test_labels_that_are_not_there() -> None:
     """The nearest name is said; a model without names takes numbers; a number that is another class's name is warned of."""
     model = fresh()
     with pytest.raises(ValueError, match="classes of this model have no names: labels are numbers, 0 to 2, not 'cat'"):
-        labels_in_turn(model, SampleParams("x", labels="cat"))
+        labels_in_turn(model, SampleParams(run="x", labels="cat"))
     model.spec["classes"] = ["1", "2", "golden retriever"]
     with pytest.raises(ValueError, match=r"no class named 'goldn retriever'; did you mean 'golden retriever'"):
-        labels_in_turn(model, SampleParams("x", labels="goldn retriever"))
+        labels_in_turn(model, SampleParams(run="x", labels="goldn retriever"))
     with pytest.warns(UserWarning, match=r"label 1 is the number of class '2'; labels=\['1'\] is the class of that name"):
-        assert labels_in_turn(model, SampleParams("x", labels=1)) == [1]
+        assert labels_in_turn(model, SampleParams(run="x", labels=1)) == [1]
 
 
 def test_other_classes_are_said(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor
 from diffusion import (
     EPS,
     FLOW,
-    PREDICTIONS,
     X0,
     BatchLevel,
     CosineVP,
@@ -21,6 +20,7 @@ from diffusion import (
     initial_noise,
     marginal,
 )
+from tests.conftest import PREDICTIONS
 from train.weighting import WEIGHTINGS, Weighting, as_loss_of, min_snr, uniform
 
 F64 = torch.float64

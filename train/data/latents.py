@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.messages import warn
+from diffusion.settings import setting
 from diffusion.spec import check_at_least_one
 from models import VAE, Model, TextEncoder
 from models.files.tensors import open_tensors
@@ -33,22 +34,16 @@ FEW = 4  # steps that distilled models are meant for
 
 @dataclass(frozen=True)
 class LatentParams:
-    """How captioned images become what the network sees.
+    """How captioned images become what the network sees."""
 
-    size        pixels that images are resized and cropped to: of both sides, or (height, width); None: what the model was trained on
-    chunks      pieces of 75 tokens that captions are read in; the rest of a longer one is left out, with a warning
-    precision   that the autoencoder and the text encoders compute in
-    batch_size  images at once
-    max_pixels  of one image; those with more are refused
-    folder      where the result is kept; runs that name the same folder share it; None: the run's own
-    """
-
-    size: int | tuple[int, int] | None = None
-    chunks: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
-    batch_size: int = 4
-    max_pixels: int = MAX_PIXELS
-    folder: str | None = None
+    size: int | tuple[int, int] | None = setting(
+        None, "pixels that images are resized and cropped to: 512, or [height, width]; null: what the model was trained on"
+    )
+    chunks: int = setting(1, "pieces of 75 tokens that captions are read in; the rest of a longer one is left out, with a warning")
+    precision: Literal["fp32", "bf16"] = setting("fp32", "of the encoders: fp32 or bf16")
+    batch_size: int = setting(4, "images at once")
+    max_pixels: int = setting(MAX_PIXELS, "of one image; those with more are refused")
+    folder: str | None = setting(None, "where they are kept; runs that name the same folder share them; null: the run's own", text="path")
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "size", "chunks", "batch_size", "max_pixels")

@@ -1,0 +1,88 @@
+"""Settings are declared once: pages of --help, defaults, what is text, and what is recorded derive from the dataclasses."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import yaml
+
+from configs import compose
+from configs.programs import PROGRAMS, help_page
+from diffusion.settings import find, merged, nulled, of_kind, page, recorded, setting, settings, values
+from train.settings import RunSettings
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = setting(1e-3, "of learning")
+    ends: tuple[int, int] = (1, 2)
+
+
+@dataclass(frozen=True)
+class Outer:
+    run: str = setting(..., "a folder", text="path", kind="weights", heading="Which")
+    n: int = setting(3, "how many " * 20, kind="count")
+    inner: Inner = setting(lambda: Inner(rate=0.5), "what is within")
+    free: dict[str, Any] = setting(dict, "", members=Inner)
+    bare: list[str] = field(default_factory=list)
+
+
+def test_a_page_is_yaml_that_says_all() -> None:
+    """Read back, it is the defaults; every comment is on it, on lines that fit."""
+    shown = page(settings(Outer))
+    assert yaml.safe_load(shown) == {
+        "run": "???",
+        "n": 3,
+        "inner": {"rate": 0.5, "ends": [1, 2]},
+        "free": {"rate": 0.001, "ends": [1, 2]},
+        "bare": [],
+    }
+    assert values(settings(Outer)) == yaml.safe_load(shown)
+    words = " ".join(re.sub(r"\n *# ", " ", shown).split())
+    assert all(text in words for text in ("Which --", "# a folder", ("how many " * 20).strip()))
+    assert max(map(len, shown.splitlines())) <= 140
+    nothing = {"rate": None, "ends": None}
+    assert values(nulled(settings(Outer))) == {"run": None, "n": None, "inner": nothing, "free": nothing, "bare": None}
+
+
+def test_what_derives_from_a_field() -> None:
+    assert (of_kind(Outer, "count"), of_kind(Outer, "weights", "count")) == (("n",), ("run", "n"))
+    assert recorded(Outer) == ("run", "inner", "free", "bare")
+    assert [*find(settings(Outer), "rate")] == ["inner.rate", "free.rate"]
+    assert [*find(settings(Outer), "inner.rate")] == ["inner.rate"]
+    first, second = settings(Outer)[:2], settings(Inner)
+    assert [each.name for each in merged(second, first, settings(Outer))] == ["rate", "ends", "run", "n", "inner", "free", "bare"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_each_program_tells_what_can_be_set(program: str) -> None:
+    """Every setting at the top, every table of names, and each entry of it, in lines that fit."""
+    of, shown = PROGRAMS[program], help_page(program, [])
+    assert shown.startswith(of.usage)
+    for each in of.settings():
+        assert re.search(rf"^{each.name}:", shown, re.MULTILINE)
+        assert each.name in help_page(program, [each.name])
+    for topic, table in of.choices().items():
+        listed = help_page(program, [topic])
+        assert all(re.search(rf"^  {re.escape(name)}\b", listed, re.MULTILINE) for name in table), topic
+        assert max(map(len, listed.splitlines())) <= 140
+    assert "folder/mine.yaml" in help_page(program, ["experiment"])
+    with pytest.raises(ValueError, match="no setting or choice named 'sampelr'"):
+        help_page(program, ["sampelr"])
+
+
+def test_samplers_are_listed_with_order_and_options() -> None:
+    listed = " ".join(help_page("samplers", ["sampler"]).split())
+    assert "Heun (Karras et al. 2022, alg. 1)" in listed
+    assert "Order 2, two calls a step. [coordinate=flow_time]" in listed
+
+
+def test_defaults_are_those_of_the_dataclass() -> None:
+    """Of training all; of drawing null, which is left to the way of drawing."""
+    config = compose("train", ["run=x", "data=y", "model={}", "objective={}"])
+    assert config["train"] == values(settings(RunSettings))["train"]
+    drawing = compose("samplers", ["run=x"])
+    assert {value for name, value in drawing.items() if not isinstance(value, dict)} == {"x", None}
