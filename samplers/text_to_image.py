@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import ceil, sqrt
 from os.path import expanduser
 from pathlib import Path
@@ -19,18 +20,19 @@ from torch import Tensor
 import models
 from diffusion.outside import trust
 from diffusion.settings import of_kind, recorded, setting
-from diffusion.spec import check_call, check_names, make_params
+from diffusion.spec import check_at_least_one, check_call, check_names, make_params
 from models import PUBLISHED, Model
 from models.device import find_device
 from models.files.text import sha256_of_file
-from samplers.generate import HANDOVER, generate, image_size
-from samplers.pictures import MAX_PIXELS, covering, read_image, read_mask
+from samplers.generate import HANDOVER, generate, image_size, preview
+from samplers.pictures import MAX_PIXELS, covering, read_image, read_mask, save_png, tile
 from samplers.prompting import vector_numbers
 from samplers.provenance import provenance
 from samplers.reference import two_scales, usual_strength
 from samplers.results import Drawn, Outcome, beside, check_folder, check_same, fill_folder, given
 from samplers.sample import find_sampler
 from samplers.settings import DrawParams
+from samplers.solver import Step
 from samplers.steering import IMAGE_SCALE
 from samplers.usage import usage
 
@@ -89,8 +91,13 @@ class TextToImageParams(DrawParams):
     )
     offload: bool = setting(False, "true: each part is on the device only while it works", kind="place")
 
+    preview: int | None = setting(
+        None, "after every so many steps, preview.png beside images/ shows what the model expects; null: never", kind="place"
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_at_least_one(self, "preview")
         if self.handover is not None and self.refiner is None:
             raise ValueError("handover says when a refiner takes over: give refiner=FILE too, or leave it out")
         check_names("part of a model", dtypes(self), PARTS)
@@ -132,7 +139,8 @@ def draw(params: TextToImageParams, only: int | None = None) -> Outcome:
                 each.parts[part].to(DTYPES[name])
     about = {**provenance(), "model": _said(model)}
     settings = {key: value for key, value in given(asdict(params)).items() if key in recorded(TextToImageParams)}
-    drawn = _draw(params, {**settings, "provenance": about}, only, model, image=image, mask=mask, refiner=refiner)
+    watch = None if params.preview is None else partial(_show, model, out / "preview.png", params.preview)
+    drawn = _draw(params, {**settings, "provenance": about}, only, model, image=image, mask=mask, refiner=refiner, watch=watch)
     return Outcome(out, fill_folder(out, params.kept, about, drawn, columns=ceil(sqrt(params.n)), low=0))
 
 
@@ -144,6 +152,13 @@ def _draw(params: TextToImageParams, settings: Mapping[str, Any], only: int | No
         for image, seed in zip(images, seeds, strict=True):
             if only in (None, seed):
                 yield Drawn(image, f"{seed:06d}", {**settings, "seed": seed, "batch": {"seed": seeds[0], "n": len(seeds)}})
+
+
+def _show(model: Model, path: Path, every: int, step: Step) -> None:
+    """Write what the model expects of a batch, at every so many steps."""
+    if (step.i + 1) % every == 0:
+        images = preview(model, step).cpu()
+        save_png(tile(images, ceil(sqrt(len(images)))), path, {"step": step.i + 1}, low=0.0)
 
 
 def asked(params: TextToImageParams) -> dict[str, Any]:

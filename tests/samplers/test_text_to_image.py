@@ -88,6 +88,20 @@ def test_images_are_those_of_generate(files: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["grid.png", "images", "samples.json"]
 
 
+def test_a_preview_is_written_while_it_draws(files: Path) -> None:
+    """After every second of four steps, of the batch together; the images are those of a drawing without, in the same folder."""
+    same = {"weights": str(files / "sd1.safetensors"), "prompt": "a cat", **SMALL, "steps": 4, "n": 2}
+    (out, images), _ = run(**same, preview=2)
+    assert read_settings(out / "preview.png") == {"step": 4}
+    with Image.open(out / "preview.png") as shown:
+        assert shown.size == (2 * 64 + 1, 32)
+    before = [pixels(image) for image in images]
+    (again_out, images), _ = run(**same)
+    assert (again_out, [pixels(image) for image in images]) == (out, before)
+    with pytest.raises(ValueError, match="preview must be at least 1"):
+        run(**same, preview=0)
+
+
 def test_an_image_says_what_it_was_drawn_with(files: Path) -> None:
     """All of it: settings as they came to be, weights and their SHA-256, versions, device, and the batch."""
     (_, images), _ = run(
