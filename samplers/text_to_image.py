@@ -163,8 +163,10 @@ def _show(model: Model, path: Path, every: int, step: Step) -> None:
 
 def asked(params: TextToImageParams) -> dict[str, Any]:
     """The settings that `generate` takes as they are: pictures and models are read before, options are its own."""
-    names = inspect.signature(generate).parameters.keys() - {*of_kind(TextToImageParams, "weights", "picture"), "options"}
-    return {name: value for name in names if (value := getattr(params, name, None)) is not None}
+    return {name: value for name in ASKED if (value := getattr(params, name, None)) is not None}
+
+
+ASKED = inspect.signature(generate).parameters.keys() - {*of_kind(TextToImageParams, "weights", "picture"), "options"}
 
 
 def loaded(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Model:
