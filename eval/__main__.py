@@ -22,7 +22,7 @@ def main(config: dict[str, Any]) -> int:
         "score": _score,
         "report": _report,
         "statistics": _statistics,
-        "quickstart": _quickstart,
+        "compare": _compare,
         "sampler_orders": _sampler_orders,
         **dict.fromkeys(BENCHMARKS, _benchmark),
     }
@@ -78,10 +78,10 @@ def _statistics(config: dict[str, Any]) -> int:
     return 0
 
 
-def _quickstart(config: dict[str, Any]) -> int:
-    from eval.digits import quickstart
+def _compare(config: dict[str, Any]) -> int:
+    from eval import compare
 
-    met = quickstart.run(config)
+    met = compare.run(config)
     print(f"{'every target met' if met else 'targets missed, see the report'}\nreport: {(Path(config['out']) / 'report.html').resolve()}")
     return 0
 

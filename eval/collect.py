@@ -413,18 +413,23 @@ def _gather(own: Collected, where: World) -> Collected | None:
     return _merge([own, *(replace(part, moments={k: GroupedMoments.from_state(v) for k, v in state.items()}) for part, state in got[1:])])
 
 
-def _merge(parts: Sequence[Collected]) -> Collected:
-    indices = torch.cat([part.indices for part in parts])
-    order = indices.argsort()
-    moments = parts[0].moments
-    for part in parts[1:]:
-        for key, value in part.moments.items():
-            moments[key].merge(value)
+def joined(parts: Sequence[Collected]) -> Collected:
+    """What a pass over parts of a source, one after the other, says of all its pictures; without features."""
     return Collected(
-        indices[order],
-        torch.cat([part.digests for part in parts])[order],
-        moments,
-        {key: torch.cat([part.rows[key] for part in parts])[order] for key in parts[0].rows},
+        torch.cat([part.indices for part in parts]),
+        torch.cat([part.digests for part in parts]),
+        {},
+        {},
         [reason for part in parts for reason in part.skipped],
         set().union(*(part.sizes for part in parts)),
     )
+
+
+def _merge(parts: Sequence[Collected]) -> Collected:
+    whole, moments = joined(parts), parts[0].moments
+    order = whole.indices.argsort()
+    for part in parts[1:]:
+        for key, value in part.moments.items():
+            moments[key].merge(value)
+    rows = {key: torch.cat([part.rows[key] for part in parts])[order] for key in parts[0].rows}
+    return replace(whole, indices=whole.indices[order], digests=whole.digests[order], moments=moments, rows=rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -19,14 +19,16 @@ from eval.metrics.alignment import CONVENTIONS
 from eval.metrics.figure import Figure
 from eval.metrics.frechet import Reference, frechet_distance, frechet_infinity
 from eval.metrics.inception_score import inception_score, ordered_splits, shuffled_splits
-from eval.metrics.jackknife import jackknife, student_quantile
+from eval.metrics.jackknife import jackknife, mean_of, student_quantile
 from eval.metrics.kernel import gaussian_distance, kernel_distance, subset_kernel_distance
 from eval.metrics.manifold import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
-from eval.metrics.neighbours import memorised
+from eval.metrics.neighbours import memorised, nearest_distance
+from eval.results import Better
 from eval.statistics_file import Statistics
 
 Need = Literal["reference", "training", "prompts", "labels"]
 NORMAL = 1.959963984540054  # standard errors that hold 95 % of a normal distribution
+SHARE = (0.0, 1.0)
 SUBSETS = {"subsets": 100, "size": 1000}  # of the kernel distance, as papers cite it
 
 
@@ -40,7 +42,7 @@ class Evidence:
     embedded    of each sample's prompt, with a prefix before it, an embedding
     wanted      (n,) the class that each sample was asked to show
     classes     (n,) of the samples and (N,) of the reference, where both have the same ones
-    turns       (n,) which each sample is among those of its class; None without classes
+    numbers     (n,) the number of each sample among those of its class; None without classes
     """
 
     output: str
@@ -53,7 +55,7 @@ class Evidence:
     embedded: Callable[[str], TextFeatures] | None = None
     wanted: Tensor | None = None
     classes: tuple[Tensor, Tensor] | None = None
-    turns: Tensor | None = None
+    numbers: Tensor | None = None
 
     @cached_property
     def rows(self) -> Tensor:
@@ -65,6 +67,12 @@ class Evidence:
         """(N, width) features of the reference."""
         assert self.reference is not None
         return self.reference.rows[self.output].to(self.device)
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """(M, width) features of the pictures that the samples' model has seen."""
+        assert self.training is not None
+        return self.training.rows[self.output].to(self.device)
 
     @cached_property
     def real_moments(self) -> Reference:
@@ -90,29 +98,43 @@ class Metric:
     """How a metric is computed.
 
     title     as tables say it
-    output    extractor and output. "features" and "classifier" stand for those that the settings name; "" for the extractor's main output
+    output    extractor and output. "features", "neighbours" and "classifier" stand for those that the settings name; "" for the
+              extractor's main output
     keep      whether features are summed up, in memory that does not grow, or kept one by one
     needs     besides the samples
     settings  that its value depends on, as the result's basis says them
     least     pictures that it needs of each side
     of_class  and of each class, where samples and reference have the same ones and their numbers count as fixed; 0: they never do
     by_groups whether its value, and not its interval only, depends on the number of groups
+    per_picture  whether it is a mean over pictures, which does not depend on how many they are
+    bounds    no value lies outside, and no interval needs to
     """
 
     title: str
     output: tuple[str, str]
     keep: Literal["moments", "rows"]
-    better: Literal["lower", "higher"]
+    better: Better
     compute: Callable[[Evidence], Figure]
     needs: tuple[Need, ...] = ("reference",)
     settings: dict[str, Any] = field(default_factory=dict)
     least: int = 2
     of_class: int = 0
     by_groups: bool = False
+    per_picture: bool = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    def figure(self, parts: Sequence[Evidence]) -> Figure:
+        """The metric of samples or, where they come in parts, its mean over these, with its interval within the bounds."""
+        found = mean_of([self.compute(evidence) for evidence in parts])
+        return replace(found, low=_clipped(found.low, self.bounds), high=_clipped(found.high, self.bounds))
 
     def __str__(self) -> str:
-        needs = f"; needs {', '.join(self.needs)}" if self.needs else ""
-        return f"{self.title}; {self.better} is better{needs}"
+        better = "" if self.better == "neither" else f"; {self.better} is better"
+        return f"{self.title}{better}" + (f"; needs {', '.join(self.needs)}" if self.needs else "")
+
+
+def _clipped(end: float, bounds: tuple[float, float]) -> float:
+    return end if math.isnan(end) else min(max(end, bounds[0]), bounds[1])
 
 
 def _frechet(evidence: Evidence) -> Figure:
@@ -124,8 +146,7 @@ def _frechet(evidence: Evidence) -> Figure:
 
     if samples.groups < 2 or samples.n < 2 * samples.groups:
         return Figure(distance(None))
-    figure = jackknife(distance, samples.groups)
-    return replace(figure, low=max(0.0, figure.low))  # no distance is below
+    return jackknife(distance, samples.groups)
 
 
 def _frechet_infinity(evidence: Evidence) -> Figure:
@@ -158,10 +179,10 @@ def _cmmd(evidence: Evidence) -> Figure:
 
 def _inception_score(evidence: Evidence) -> Figure:
     """Its interval is that of a mean over splits."""
-    rule, n, turns = evidence.protocol.splits, evidence.samples.n, evidence.turns
+    rule, n, numbers = evidence.protocol.splits, evidence.samples.n, evidence.numbers
     splits = ordered_splits(n, rule.size) if rule.size else shuffled_splits(n, rule.count or 1, rule.shuffle_seed or 0)
-    if rule.size and turns is not None:  # classes in turn: a folder has them one after the other, and a split of one class scores 1
-        splits = splits[turns.argsort(stable=True).argsort()]
+    if rule.size and numbers is not None:  # classes in turn: a folder has them one after the other, and a split of one class scores 1
+        splits = splits[numbers.argsort(stable=True).argsort()]
     found = inception_score(evidence.rows, splits)
     count = int(found.extra["splits"])
     if count < 2:
@@ -207,17 +228,20 @@ def _accuracy(evidence: Evidence) -> Figure:
 
 
 def _memorised(evidence: Evidence) -> Figure:
-    assert evidence.training is not None
-    found = memorised(evidence.rows, evidence.training.rows[evidence.output].to(evidence.device), evidence.real)
-    share = found.share
-    return Figure(share.value, share.low, share.high, {"threshold": found.threshold, "nearest": float(found.distance.mean())})
+    found = memorised(evidence.rows, evidence.seen, evidence.real)
+    return replace(found.share, extra={"threshold": found.threshold})
+
+
+def _nearest(evidence: Evidence) -> Figure:
+    distance = nearest_distance(evidence.rows, evidence.seen)
+    return _within(float(distance.mean()), float(distance.std()) / math.sqrt(len(distance)))
 
 
 def _distance(title: str, extractor: str, output: str = "") -> Metric:
-    return Metric(title, (extractor, output), "moments", "lower", _frechet)
+    return Metric(title, (extractor, output), "moments", "lower", _frechet, bounds=(0.0, math.inf))
 
 
-def _rows(title: str, extractor: str, better: Literal["lower", "higher"], compute: Callable[[Evidence], Figure], **more: Any) -> Metric:
+def _rows(title: str, extractor: str, better: Better, compute: Callable[[Evidence], Figure], **more: Any) -> Metric:
     return Metric(title, (extractor, ""), "rows", better, compute, **more)
 
 
@@ -239,10 +263,23 @@ METRICS = {
     "clip_score_hessel": _score("CLIPScore, x2.5", "hessel"),
     "frechet": _distance("Frechet distance", "features"),
     "kernel": _rows("Kernel distance", "features", "lower", _kernel, least=3, of_class=3),
-    "precision": _rows("Precision", "features", "higher", _precision, settings={"k": 3}, least=4),
-    "recall": _rows("Recall", "features", "higher", _recall, settings={"k": 3}, least=4),
+    "precision": _rows("Precision", "features", "higher", _precision, settings={"k": 3}, least=4, bounds=SHARE),
+    "recall": _rows("Recall", "features", "higher", _recall, settings={"k": 3}, least=4, bounds=SHARE),
     "density": _rows("Density", "features", "higher", _density, settings={"k": 5}, least=6),
-    "coverage": _rows("Coverage", "features", "higher", _coverage, settings={"k": 5}, least=6),
-    "accuracy": Metric("Label accuracy", ("classifier", "logits"), "rows", "higher", _accuracy, needs=("labels",), least=1),
-    "memorised": _rows("Memorised", "features", "lower", _memorised, needs=("reference", "training"), settings={"quantile": 0.01}),
+    "coverage": _rows("Coverage", "features", "higher", _coverage, settings={"k": 5}, least=6, bounds=SHARE),
+    "accuracy": Metric(
+        "Label accuracy", ("classifier", "logits"), "rows", "higher", _accuracy, ("labels",), least=1, per_picture=True, bounds=SHARE
+    ),
+    "nearest": _rows("Nearest training image", "neighbours", "neither", _nearest, needs=("training",), per_picture=True),
+    "memorised": Metric(
+        "Memorised",
+        ("neighbours", ""),
+        "rows",
+        "lower",
+        _memorised,
+        ("reference", "training"),
+        {"quantile": 0.01},
+        per_picture=True,
+        bounds=SHARE,
+    ),
 }

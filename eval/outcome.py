@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.settings import of_kind
-from eval.collect import Collected, size_names
+from eval.collect import Collected, joined, size_names
 from eval.features.protocols import PROTOCOLS
 from eval.figures import METRICS
 from eval.images.drawn import Drawn
@@ -28,9 +28,11 @@ Gathered = Mapping[Side, Collected]
 
 
 def scored(plan: Plan, name: str, figure: Figure, gathered: Gathered) -> Scored:
-    """A figure with all that it depends on."""
+    """A figure with all that it depends on; of samples in parts, the plan and the pictures of the first."""
     metric, (extractor, output), samples = METRICS[name], plan.outputs[name].split("."), gathered["samples"]
-    basis: dict[str, Any] = {"metric": metric.title, "settings": dict(metric.settings), "n": samples.n}
+    basis: dict[str, Any] = {"metric": metric.title, "settings": dict(metric.settings)}
+    if not metric.per_picture:
+        basis["n"] = samples.n
     if extractor == "inception":
         basis["protocol"] = plan.params.protocol
     if metric.by_groups:
@@ -47,11 +49,12 @@ def scored(plan: Plan, name: str, figure: Figure, gathered: Gathered) -> Scored:
     return Scored(figure.value, metric.better, samples.n, basis, figure.low, figure.high, dict(figure.extra))
 
 
-def result_of(plan: Plan, figures: Mapping[str, Scored], gathered: Gathered, before: Result | None) -> Result:
+def result_of(plan: Plan, figures: Mapping[str, Scored], parts: Sequence[Gathered], before: Result | None) -> Result:
     """All of it, for the file, together with the figures that are there already."""
-    params, source, samples = plan.params, plan.sides["samples"], gathered["samples"]
+    params, source, samples = plan.params, plan.sides["samples"], joined([part["samples"] for part in parts])
     about: dict[str, Any] = {"origin": source.origin, "n": samples.n, "sha256": samples.sha256, "skipped": samples.skipped}
     about["sizes"] = size_names(samples.sizes)
+    about |= {name: value for name, value in (("role", params.role), ("model", params.model)) if value is not None}
     if isinstance(source, Drawn):
         about |= {"settings": source.settings, "calls": source.calls, "seconds": source.seconds}
     keys = {name: plan.key(name) for name in figures}
@@ -60,7 +63,8 @@ def result_of(plan: Plan, figures: Mapping[str, Scored], gathered: Gathered, bef
     if any(output.startswith("inception.") for output in plan.outputs.values()):
         protocol = PROTOCOLS[params.protocol]
         facts |= {"protocol": f"{protocol.name}: {protocol.prepared} ({protocol.citation})"}
-    new = Result(params.name or default_name(source), dict(figures), about, tuple(notes(plan, gathered, figures)), settings, facts)
+    said = tuple(notes(plan, {**parts[0], "samples": samples}, figures))
+    new = Result(params.name or default_name(source), dict(figures), about, said, settings, facts)
     return new if before is None else _merged(before, new)
 
 
@@ -97,7 +101,7 @@ def notes(plan: Plan, gathered: Gathered, figures: Mapping[str, Scored]) -> Iter
             yield f"{name}: {cut:g} of {figure.n} prompts are longer than the network reads, and were cut"
     usual = PROTOCOLS[plan.params.protocol].usual_n
     if few := [name for name, figure in figures.items() if "protocol" in figure.basis and "reference" in figure.basis and figure.n < usual]:
-        yield f"under {plan.params.protocol}, {few[0]} is usually of {usual:,} samples; these are {gathered['samples'].n:,}"
+        yield f"under {plan.params.protocol}, {few[0]} is usually of {usual:,} samples; these are {figures[few[0]].n:,}"
     if plan.statistics is not None and plan.statistics.identity is None:
         yield f"{plan.statistics.origin} does not say which network its statistics are of, nor how pictures were prepared"
 
@@ -113,8 +117,8 @@ def _few(sizes: Sequence[str]) -> str:
     return ", ".join(sizes[:3]) + f" and {len(sizes) - 3} more" * (len(sizes) > 3)
 
 
-def there(plan: Plan, leads: bool) -> tuple[Path, Result | None]:
-    """Where the result goes, and what is there already of these samples that the new figures may join.
+def find_existing(plan: Plan, leads: bool) -> tuple[Path, Result | None]:
+    """The result's path, and an existing result that these figures can be added to.
 
     Asked for other metrics, a result gathers figures. One of other samples, or of the same metric with other settings, is replaced where
     `out` or a report's folder names its place, and otherwise left alone. ValueError where something else is in the way, OSError where

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -21,9 +21,8 @@ from eval.features.extractor import Extractor, TextFeatures
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import DTYPES, EXTRACTORS, build, check_dtype
 from eval.figures import METRICS, Evidence, Metric
-from eval.images.drawn import Drawn
 from eval.images.open import open_source
-from eval.images.subset import Part, turns
+from eval.images.subset import equal_parts, first_of, index_within_class, proportional_classes
 from eval.settings import ScoreParams
 from eval.statistics_file import Statistics, check_identity, check_width, is_statistics, read_statistics
 from plain_diffusion import __version__
@@ -68,13 +67,15 @@ class Plan:
         if isinstance(params.reference, str) and is_statistics(params.reference):
             statistics = read_statistics(params.reference)
         sides = _sides(params, metrics, statistics, sources or {})
+        part: dict[Side, Source] = {**sides, "samples": equal_parts(sides["samples"], params.parts)[0]}
         for name, metric in metrics.items():
-            check_told(name, metric, sides["samples"])
-            for side in _of(metric, sides):
-                check_number(name, metric, side, sides[side], len(sides[side]))
-            check_classes(name, metric, [sides[side] for side in get_args(Side)[:2] if side in sides])
+            check_told(name, metric, part["samples"])
+            for side in sides_needed(metric, part):
+                check_number(name, metric, side, part[side], len(part[side]))
+            check_classes(name, metric, [part[side] for side in get_args(Side)[:2] if side in part])
         own = dict(extractors or {})
-        check_names("extractor", [params.features, params.classifier], [*EXTRACTORS, *own])
+        named = [params.features, params.classifier, *filter(None, [params.neighbours])]
+        check_names("extractor", [name.split(".")[0] for name in named], [*EXTRACTORS, *own])
         outputs = {name: _output(metric, params, own) for name, metric in metrics.items()}
         for name in _names(outputs):
             if name not in own:
@@ -105,13 +106,19 @@ class Plan:
         extractor, output = self.outputs[name].split(".")
         return self.extractors[extractor], output
 
+    @cached_property
+    def parts(self) -> list[Plan]:
+        """The same for each of the equal parts that the samples are scored in."""
+        parts = equal_parts(self.sides["samples"], self.params.parts)
+        return [replace(self, sides={**self.sides, "samples": part}) for part in parts]
+
     def only(self, names: Collection[str]) -> Plan:
         """The same for these metrics alone."""
         outputs = {name: output for name, output in self.outputs.items() if name in names}
         sides: dict[Side, Source] = {
             side: source
             for side, source in self.sides.items()
-            if side == "samples" or any(side in _of(METRICS[name], self.sides) for name in outputs)
+            if side == "samples" or any(side in sides_needed(METRICS[name], self.sides) for name in outputs)
         }
         used = {name: self.extractors[name] for name in _names(outputs)}
         return Plan(self.params, sides, self.statistics, outputs, used, self.device)
@@ -124,7 +131,7 @@ class Plan:
     def key(self, name: str) -> str:
         """Of all that the figure of a metric depends on: settings, pictures, weights, and the version of this library."""
         metric, (extractor, output) = METRICS[name], self._source(name)
-        stamps = {side: self.sides[side].stamp for side in _of(metric, self.sides)}
+        stamps = {side: self.sides[side].stamp for side in sides_needed(metric, self.sides)}
         conditions = {"prompts": self.sides["samples"].prompts, "labels": self.sides["samples"].labels}
         needed = {need: list(value or ()) for need, value in conditions.items() if need in metric.needs}
         statistics = self.statistics.sha256 if self.statistics is not None and "reference" in metric.needs else None
@@ -135,13 +142,13 @@ class Plan:
         source, (moments, rows), p = self.sides[side], self._wanted(side), self.params
         used = {name: self.extractors[name] for name in dict.fromkeys(output.split(".")[0] for output in (*moments, *rows))}
         params = CollectParams(p.batch_size, p.groups, p.on_error, p.sizes, p.save_every)
-        ahead = not isinstance(source, Drawn)
+        ahead = not getattr(source, "computes", False)
         return collect(source, used, moments, rows, params, where, state, keep=keep, ahead=ahead, seen=seen, progress=p.progress)
 
-    def state(self, side: Side, out: Path) -> Path:
-        """Where the work on a side is saved: beside the result or, of what many results share, in the cache."""
+    def state(self, side: Side, out: Path, part: int = 0) -> Path:
+        """Where the work on a side or a part of the samples is saved: beside the result or, of what many results share, in the cache."""
         if side == "samples" or self.params.cache is None:
-            return out.with_name(f".{out.stem}.{side}.safetensors")
+            return out.with_name(f".{out.stem}.{side}{f'-{part}' * (part > 0)}.safetensors")
         wanted = self._wanted(side)
         identities = [self.extractors[output.split(".")[0]].identity.to_json() for output in chain(*wanted)]
         key = _key([self.sides[side].origin, self.sides[side].stamp, wanted, identities, self.params.how])
@@ -151,7 +158,8 @@ class Plan:
         """Remove the work that no other result shares, for when this one is written."""
         for side in self.sides:
             if side == "samples" or self.params.cache is None:
-                forget(self.state(side, out))
+                for part in range(self.params.parts):
+                    forget(self.state(side, out, part))
 
     def _wanted(self, side: Side) -> tuple[list[str], list[str]]:
         """The outputs to sum up, and to keep, of the pictures of a side."""
@@ -167,7 +175,7 @@ class Plan:
         metrics = {name: METRICS[name] for name, other in self.outputs.items() if other == output}
         needs = {need for metric in metrics.values() for need in metric.needs}
         for name, metric in metrics.items():
-            for side in _of(metric, gathered):
+            for side in sides_needed(metric, gathered):
                 check_number(name, metric, side, self.sides[side], gathered[side].n)
         return Evidence(
             output,
@@ -180,7 +188,7 @@ class Plan:
             embedded=(lambda prefix: self._texts(extractor, prefix, samples)) if "prompts" in needs else None,
             wanted=_numbered(self.labels("samples", samples), _classes(extractor)) if "labels" in needs else None,
             classes=self.common_classes(gathered),
-            turns=torch.tensor(turns(labels)) if (labels := self.labels("samples", samples)) else None,
+            numbers=torch.tensor(index_within_class(labels)) if (labels := self.labels("samples", samples)) else None,
         )
 
     def _texts(self, extractor: Extractor, prefix: str, samples: Collected) -> TextFeatures:
@@ -211,16 +219,31 @@ class Plan:
 def _sides(
     params: ScoreParams, metrics: Mapping[str, Metric], statistics: Statistics | None, given: Mapping[Side, Source]
 ) -> dict[Side, Source]:
-    """All pictures that the metrics need, opened."""
-    samples = given.get("samples") or open_source(params.samples, params.prompts, params.max_pixels)
-    if params.n is not None and isinstance(samples, Drawn):
-        raise ValueError("n is for pictures that are there: what is drawn says itself how many, samples={run: ..., n: ...}")
-    sides: dict[Side, Source] = {"samples": samples if params.n is None else Part(samples, params.n)}
+    """All pictures that the metrics need, opened; the reference before the samples, which may show its classes."""
+    others: dict[Side, Source] = {}
     for side in get_args(Side)[1:]:
         spared = "moments" if side == "reference" and statistics is not None and side not in given else None
         if who := next((name for name, metric in metrics.items() if side in metric.needs and metric.keep != spared), None):
-            sides[side] = given.get(side) or _opened(params, side, who, statistics)
-    return sides
+            others[side] = given.get(side) or _opened(params, side, who, statistics)
+    return {"samples": given.get("samples") or _samples(params, others.get("reference")), **others}
+
+
+def _samples(params: ScoreParams, reference: Source | None) -> Source:
+    """The samples that the settings name: the first n of them, or as many as they are."""
+    classes = None
+    if params.classes == "reference":
+        if reference is None or reference.labels is None:
+            raise ValueError("classes=reference needs a reference of pictures with classes, and a metric that compares with it")
+        if not isinstance(params.samples, Mapping):
+            raise ValueError("classes=reference is for what is drawn: pictures that are there have the classes that they have")
+        if (n := params.samples.get("n")) is not None:
+            classes = [proportional_classes(reference.labels, n // params.parts)] * params.parts
+    samples = open_source(params.samples, params.prompts, params.max_pixels, classes)
+    if params.n is None:
+        return samples
+    if getattr(samples, "computes", False):
+        raise ValueError("n is for pictures that are there: what is drawn says itself how many, samples={run: ..., n: ...}")
+    return first_of(samples, params.n)
 
 
 def _opened(params: ScoreParams, side: Side, who: str, statistics: Statistics | None) -> Source:
@@ -234,17 +257,18 @@ def _opened(params: ScoreParams, side: Side, who: str, statistics: Statistics | 
         raise ValueError(f"{who} compares picture by picture: {error}") from None
 
 
-def _of(metric: Metric, sides: Mapping[Side, object]) -> list[Side]:
-    """The sides, of these, whose pictures a metric is computed of."""
+def sides_needed(metric: Metric, sides: Mapping[Side, object]) -> list[Side]:
+    """Which of these picture sets a metric reads."""
     return [side for side in sides if side == "samples" or side in metric.needs]
 
 
 def _output(metric: Metric, params: ScoreParams, own: Mapping[str, Extractor]) -> str:
     """The output that a metric is computed of: its own, or that of the extractor which the settings name in its place."""
     extractor, output = metric.output
-    chosen = {"features": params.features, "classifier": params.classifier}.get(extractor, extractor)
+    settings = {"features": params.features, "neighbours": params.neighbours or params.features, "classifier": params.classifier}
+    chosen, _, asked = settings.get(extractor, extractor).partition(".")
     main = next(iter(own[chosen].widths)) if chosen in own else lookup("extractor", chosen, EXTRACTORS).main
-    return f"{chosen}.{output or main}"
+    return f"{chosen}.{output or asked or main}"
 
 
 def _names(outputs: Mapping[str, str]) -> list[str]:

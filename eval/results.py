@@ -11,19 +11,23 @@ from typing import Any, Literal
 from diffusion.spec import check_mapping, check_type, make_params
 from models.files.text import read_json, strict, write_json
 
+Better = Literal["lower", "higher", "neither"]
+Role = Literal["floor", "held_out", "ceiling"]
+"""What a row is to the others: real pictures scored as samples are, those that they are compared with, and noise."""
+
 
 @dataclass(frozen=True)
 class Scored:
     """A number that can be cited.
 
-    n          samples
+    n          samples; of each part, where the value is a mean over parts
     basis      what another number must have in common with it to be compared: metric, protocol, extractor, reference, n, settings
     low, high  95 % confidence interval; NaN where none is known
-    extra      what else is known, such as the spread over the splits of an Inception Score
+    extra      what else is known: `std` over `parts`, or over the splits of an Inception Score
     """
 
     value: float
-    better: Literal["lower", "higher"]
+    better: Better
     n: int
     basis: dict[str, Any]
     low: float = math.nan
@@ -46,7 +50,8 @@ class Result:
 
     name      of its row in tables
     figures   by metric
-    samples   where they are from, how many, the SHA-256 of their pixels; sampler, steps, network calls and seconds where they were drawn
+    samples   where they are from, how many, the SHA-256 of their pixels; sampler, steps, network calls and seconds where they were drawn;
+              what the model is called, and the row's role, where these are given
     notes     what a reader should know: pictures left out, captions cut, stand-ins
     settings  it was asked for with
     facts     versions and machine
@@ -64,6 +69,12 @@ class Result:
         lines = [f"{self.name}: {self.samples.get('n', 0):,} samples"]
         lines += [f"  {name:18} {figure}" for name, figure in self.figures.items()]
         return "\n".join(lines if len(lines) <= 6 else [*lines[:5], f"  ... and {len(lines) - 5} more figures"])
+
+    @property
+    def role(self) -> Role | None:
+        """What it is to the other rows of a table; None for samples."""
+        found: Role | None = self.samples.get("role")
+        return found
 
     def basis(self, metric: str) -> dict[str, Any]:
         """What another result must have in common with this one for the figure to be compared: its basis, and the size of the samples.
@@ -103,6 +114,8 @@ def _check_kinds(result: Result) -> None:
         check_mapping(f"figures.{name}.basis.extractor", figure.basis.get("extractor", {}))
     check_mapping("settings.keys", result.settings.get("keys", {}))
     drawn = check_mapping("samples.settings", result.samples.get("settings") or {})
+    check_type("samples.role", result.samples.get("role"), Role | None)
+    check_type("samples.model", result.samples.get("model"), str | None)
     check_type("samples.sizes", result.samples.get("sizes", []), Sequence[str])
     check_type("samples.settings.steps", drawn.get("steps"), int | None)
     numbers = {name: result.samples.get(name) for name in ("calls", "seconds")} | {"settings.guidance": drawn.get("guidance")}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusion.spec import make_params
-from eval.collect import unseen
+from eval.collect import Seen, unseen
 from eval.features.extractor import Extractor
 from eval.figures import METRICS
-from eval.outcome import Gathered, result_of, scored, there
+from eval.outcome import Gathered, find_existing, result_of, scored
 from eval.plan import Plan, Side
 from eval.results import Result, Scored, write_result
 from eval.settings import ScoreParams
@@ -49,11 +49,11 @@ def run(
     params = make_params("", ScoreParams, given(plain))
     with world(params.device) as where:
         plan = Plan.of(params, where, sources, extractors)
-        out, before = there(plan, where.leads)
+        out, before = find_existing(plan, where.leads)
         known = {name: before.figures[name] for name in plan.outputs if before is not None and name in before.figures}
         left = plan.only([name for name in plan.outputs if name not in known])
-        sheet = Sheet(plan.sides["samples"])
-        gathered = _gather(left, where, out, sheet) if left.outputs else {}
+        sheet = Sheet(plan.parts[0].sides["samples"])
+        gathered = gather(left, where, out, sheet.see) if left.outputs else []
     if not where.leads:
         return None
     for name, figure in known.items():
@@ -76,25 +76,38 @@ def run(
     return Written(result, out, new=result is not before)
 
 
-def _gather(plan: Plan, where: World, out: Path, sheet: Sheet) -> Gathered:
-    """All sides that the metrics need; nothing in the processes that do not lead."""
-    parts = {}
+def gather(plan: Plan, where: World, out: Path | None = None, seen: Seen = unseen, others: Gathered | None = None) -> list[Gathered]:
+    """All that the metrics need, for each part of the samples; nothing in the processes that do not lead.
+
+    out     of the result: beside it the work is saved
+    seen    called with the pictures of the first part
+    others  what was gathered of the other sides before
+    """
+    samples, found = [], dict(others or {})
+    for k, part in enumerate(plan.parts):
+        samples.append(part.gather("samples", where, out and plan.state("samples", out, k), seen=seen if k == 0 else unseen))
     for side in plan.sides:
-        keep = plan.params.cache is not None and side != "samples"
-        parts[side] = plan.gather(side, where, plan.state(side, out), keep, sheet.see if side == "samples" else unseen)
-    return {side: part for side, part in parts.items() if part is not None}
+        if side not in ("samples", *found):
+            one = plan.gather(side, where, out and plan.state(side, out), keep=plan.params.cache is not None)
+            if one is not None:
+                found[side] = one
+    return [{"samples": part, **found} for part in samples if part is not None]
 
 
-def _results(plan: Plan, gathered: Gathered, before: Result | None) -> Iterator[tuple[Result, str]]:
+def _results(plan: Plan, parts: Sequence[Gathered], before: Result | None) -> Iterator[tuple[Result, str]]:
     """The result as it grows, and the name of the figure that is new in it."""
     figures: dict[str, Scored] = {}
-    for name, figure in compute(plan, gathered):
+    for name, figure in compute(plan, parts):
         figures[name] = figure
-        yield result_of(plan, figures, gathered, before), name
+        yield result_of(plan, figures, parts, before), name
 
 
-def compute(plan: Plan, gathered: Gathered) -> Iterator[tuple[str, Scored]]:
-    """Metric by metric, of what was gathered of each side."""
-    evidence = {output: plan.evidence(output, gathered) for output in dict.fromkeys(plan.outputs.values())}
+def compute(plan: Plan, parts: Sequence[Gathered]) -> Iterator[tuple[str, Scored]]:
+    """Metric by metric, of what was gathered; of several parts, the mean over them."""
+    outputs = dict.fromkeys(plan.outputs.values())
+    evidence = {
+        output: [part.evidence(output, gathered) for part, gathered in zip(plan.parts, parts, strict=True)] for output in outputs if parts
+    }
     for name, output in plan.outputs.items():
-        yield name, scored(plan, name, METRICS[name].compute(evidence[output]), gathered)
+        if parts:
+            yield name, scored(plan.parts[0], name, METRICS[name].figure(evidence[output]), parts[0])

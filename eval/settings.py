@@ -10,6 +10,7 @@ from diffusion.spec import check_at_least_one, check_names
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import ExtractorParams
 from eval.figures import METRICS
+from eval.results import Role
 from samplers.pictures import MAX_PIXELS
 
 
@@ -20,7 +21,8 @@ class ScoreParams:
     samples: str | dict[str, Any] = setting(
         ...,
         "a folder, tar shards ('shard-{000..009}.tar', quoted for the shell), an .npz of pictures; or what a model draws, and nothing "
-        "is written: {run: runs/x, sampler: ddim, steps: 10} or {weights: FILES, prompts: FILE, ...}. Paths and names are taken as they "
+        "is written: {run: runs/x, sampler: ddim, steps: 10} or {weights: FILES, prompts: FILE, ...}; or a data set, {name: digits, "
+        "split: held_out}, or noise, {noise: [3, 32, 32], n: 1000}. Paths and names are taken as they "
         "stand; but a comma in samples, reference or training parts the values of a sweep (-m samples=a,b), and a path that has one "
         "needs quotes of its own: samples='\"a, b\"'",
         text="path",
@@ -42,13 +44,24 @@ class ScoreParams:
     )
     metric: str | tuple[str, ...] = setting(("fid", "kid"), "the figures (--help metric); frechet and kernel are fid and kid of `features`")
     name: str | None = setting(None, "of the row in tables; null: where the samples are from", text="text")
+    model: str | None = setting(None, "what tables call the model that draws; null: its folder", text="text")
+    role: Role | None = setting(
+        None,
+        "floor (real pictures, scored as samples are), held_out (real ones that no model has seen) or ceiling (noise): what samples are "
+        "judged by in a report, and not ranked with",
+    )
     n: int | None = setting(None, "only the first n of the samples")
+    parts: int = setting(1, "score the samples in so many equal parts, as many seeds, say: figures are means over them, with their spread")
+    classes: Literal["own", "reference"] = setting("own", "reference: what is drawn shows each class as often as the reference does")
     protocol: str = setting(
         "clean", "clean, legacy_pytorch, torch_fidelity or adm (--help protocol): of all that Inception computes", heading="How"
     )
     features: str = setting(
-        "inception", "what frechet, kernel, precision, recall, density, coverage and memorised compare: inception, dinov2, clip or digits"
+        "inception",
+        "what frechet, kernel, precision, recall, density and coverage compare: inception, dinov2, clip or digits; or one output of it: "
+        "digits.pixels",
     )
+    neighbours: str | None = setting(None, "what nearest and memorised compare; null: as features")
     classifier: str = setting("digits", "what accuracy asks")
     extractors: ExtractorParams = setting(
         ExtractorParams, 'weights, all local files; "random" stands in for them in a trial, and the result says so'
@@ -82,7 +95,7 @@ class ScoreParams:
     progress: bool = setting(True, "false: no bar", kind="place")
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "n", "groups", "batch_size", "max_pixels")
+        check_at_least_one(self, "n", "parts", "groups", "batch_size", "max_pixels")
         check_names("metric", self.metrics, METRICS)
         check_names("protocol", [self.protocol], PROTOCOLS)
         if len(set(self.metrics)) < len(self.metrics) or not self.metrics:
@@ -96,4 +109,4 @@ class ScoreParams:
     @property
     def how(self) -> dict[str, Any]:
         """What every figure depends on besides pictures, weights and its own settings."""
-        return {name: getattr(self, name) for name in ("protocol", "dtype", "groups", "on_error", "sizes")}
+        return {name: getattr(self, name) for name in ("protocol", "dtype", "groups", "parts", "on_error", "sizes")}

@@ -7,11 +7,10 @@ from dataclasses import fields
 from typing import Any
 
 from diffusion.spec import make_params
-from eval.collect import Collected
 from eval.images.drawn import drawn_by
-from eval.outcome import notes
-from eval.plan import Plan, Side
-from eval.scoring import compute
+from eval.outcome import Gathered, notes
+from eval.plan import Plan
+from eval.scoring import compute, gather
 from eval.settings import ScoreParams
 from models import Model
 from samplers.run import SampleParams
@@ -38,20 +37,17 @@ class TrainingScores:
         self._drawing = make_params("evaluate", SampleParams, {"run": "training", "n": n, "steps": 10, "progress": False, **drawing})
         scoring = {"progress": False, **{name: value for name, value in settings.items() if name in own}}
         self._scoring = make_params("evaluate", ScoreParams, {"samples": "training", "metric": metric, **scoring})
-        self._gathered: dict[Side, Collected] = {}
+        self._others: Gathered = {}
         self._noted: set[str] = set()
 
     def __call__(self, model: Model) -> dict[str, float]:
         """The figures of the model as it is, with the ends of their intervals."""
         where = World(0, 1, next(model.network.parameters()).device)
         plan = Plan.of(self._scoring, where, {"samples": drawn_by(model, self._drawing)})
-        for side in plan.sides:
-            if side == "samples" or side not in self._gathered:
-                part = plan.gather(side, where)
-                assert part is not None
-                self._gathered[side] = part
-        figures = dict(compute(plan, self._gathered))
-        for note in notes(plan, self._gathered, figures):
+        parts = gather(plan, where, others=self._others)
+        self._others = {side: part for side, part in parts[0].items() if side != "samples"}
+        figures = dict(compute(plan, parts))
+        for note in notes(plan, parts[0], figures):
             if note not in self._noted:
                 self._noted.add(note)
                 warnings.warn(note, stacklevel=2)

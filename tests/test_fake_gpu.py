@@ -48,9 +48,8 @@ from diffusion.consistency import cm
 from diffusion.guidance_rules import RULES, rescaled
 from eval import figures
 from eval.collect import Collected, CollectParams, collect
-from eval.digits.classifier import DigitClassifier
 from eval.features.clip import CMMD, random_clip
-from eval.features.digits import DigitFeatures
+from eval.features.digits import DigitClassifier, DigitFeatures
 from eval.features.dinov2 import random_dinov2
 from eval.features.extractor import Extractor, TextFeatures
 from eval.features.inception import random_inception
@@ -489,7 +488,7 @@ def test_metrics(name: str, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> No
             embedded=lambda _: TextFeatures(sides[1].rows["any.rows"], (False,) * N),
             wanted=torch.arange(N) % WIDTH,
             classes=(classes, classes),
-            turns=torch.arange(N) // 3,
+            numbers=torch.arange(N) // 3,
         )
         return METRICS[name].compute(evidence).value
 

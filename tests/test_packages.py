@@ -111,8 +111,7 @@ def test_the_command_says_what_there_is(tmp_path: Path) -> None:
     ("module", "package"),
     [
         ("eval.drawing", "matplotlib"),
-        ("eval.report_plots", "matplotlib.figure"),
-        ("eval.digits.plots", "matplotlib.ticker"),
+        ("eval.plots", "matplotlib.figure"),
         ("eval.bench.solver_plots", "matplotlib.ticker"),
     ],
 )

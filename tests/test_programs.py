@@ -27,7 +27,7 @@ TRAIN = (
     "train.steps=4", "train.warmup=2", "train.batch_size=16", "train.log_every=2", "wandb=false", *QUIET,
 )  # fmt: skip
 FOLDER = ("data.name=folder", "~data.split")
-IMPORTS = "import hydra, open_clip, sklearn.datasets, torch._dynamo, eval.scoring, eval.digits.quickstart, samplers.modes, train.run"
+IMPORTS = "import hydra, open_clip, sklearn.datasets, torch._dynamo, eval.scoring, eval.compare, samplers.modes, train.run"
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "less than nothing held out": ("train", [*TRAIN, "run={new}", "+data.held_out=-0.3"], "held_out is a share of each class"),
     "a time that is none": ("samplers", ["run={run}", "grid.spacing=[900,null]"], "must be a text or a list of numbers"),
     "figures of too few": ("eval", ["experiment=quickstart", "n=abc"], "n must be a whole number, not 'abc'"),
-    "no list of rows": ("eval", ["experiment=quickstart", "jobs=abc"], "jobs must be a list of mappings, not 'abc'"),
+    "no list of rows": ("eval", ["experiment=quickstart", "rows=abc"], "rows must be a list of mappings, not 'abc'"),
     "nothing to sample": ("samplers", ["n=3"], "say what to sample, by one of: run=FOLDER, a model trained here; weights=FILE prompt=TEXT"),
     "two ways": ("samplers", ["run={run}", "weights={new}"], "say what to sample, by one of: run=FOLDER"),
     "a prompt for a run": ("samplers", ["run={run}", "prompt=a cat"], "prompt goes with weights=FILE prompt=TEXT, a published model, and this"),  # noqa: E501

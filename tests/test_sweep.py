@@ -153,7 +153,20 @@ def test_a_file_of_that_name_is_that_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_setting_is_text_in_every_program() -> None:
     """What takes a path or a text by its annotation is quoted; what takes a name of a table is Hydra's, so that it can be swept."""
-    names = {"sampler", "device", "dtype", "family", "prediction", "variant", "memory", "metric", "protocol", "features", "classifier"}
+    names = {
+        "sampler",
+        "device",
+        "dtype",
+        "family",
+        "prediction",
+        "variant",
+        "memory",
+        "metric",
+        "protocol",
+        "features",
+        "neighbours",
+        "classifier",
+    }
 
     def missed(program: str, kinds: dict[str, Any]) -> set[str]:
         return {name for name, kind in kinds.items() if takes_text(kind) and name not in texts(program)}
@@ -251,7 +264,7 @@ def test_other_settings_rest_on_a_text() -> None:
     """An experiment without it says so; ${out} within a file is what was given."""
     with pytest.raises(ValueError, match="no setting named 'samples'"):
         compose("eval", ["experiment=quickstart", "samples=x"])
-    assert compose("eval", ["experiment=quickstart", "out=a [1]"])["unet"]["run"] == "a [1]/unet"
+    assert compose("eval", ["experiment=quickstart", "out=a [1]"])["models"]["unet"]["run"] == "a [1]/unet"
 
 
 def test_a_text_that_is_given_twice_is_refused() -> None:

@@ -106,7 +106,7 @@ def test_it_holds_every_file_of_our_packages(wheel: Path) -> None:
         str(path.relative_to(ROOT)) for name in OURS for path in (ROOT / name).rglob("*") if path.is_file() and path.suffix != ".pyc"
     }
     assert {f"{name}/py.typed" for name in OURS} <= inside
-    assert {"configs/train/experiment/digits_unet.yaml", "eval/templates/scores.html.j2"} <= inside
+    assert {"configs/train/experiment/digits_unet.yaml", "eval/templates/report.html.j2"} <= inside
 
 
 def test_its_metadata_agree_with_the_source(metadata: Message) -> None:

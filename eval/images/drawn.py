@@ -46,9 +46,12 @@ class Drawn:
     calls     network calls per picture, counted
     stamp     SHA-256 of them
     name      for a row of a table: what draws, sampler, steps and guidance
+    computes  that reading them computes on the device: nothing is gained by reading ahead
 
     FloatingPointError, which names the seed, for pictures that are not finite.
     """
+
+    computes = True
 
     def __init__(
         self,
@@ -100,19 +103,22 @@ class Drawn:
         return found
 
 
-def drawn(spec: Mapping[str, Any]) -> Drawn:
+def drawn(spec: Mapping[str, Any], classes: Sequence[str] | None = None) -> Drawn:
     """From {"run": FOLDER, "n": ...}, a model trained here, or {"weights": FILE, "prompts": FILE or list}, a published one.
 
-    The other settings are those of `plain-diffusion samplers --help`. Of a run, classes are drawn in turn; of prompts, the prompts,
-    as often as n asks for, by default each once. ValueError or OSError in one line for settings that do not fit, before anything is drawn.
+    The other settings are those of `plain-diffusion samplers --help`. Of a run, classes are drawn in turn, or these `classes`, by name;
+    of prompts, the prompts, as often as n asks for, by default each once. ValueError or OSError in one line for settings that do not
+    fit, before anything is drawn.
     """
     values = check_mapping("what is to be drawn", spec)
     if ("run" in values) == ("weights" in values):
         raise ValueError("say what draws: run, a model trained here, or weights and prompts, a published model")
-    return _of_run(values) if "run" in values else _of_prompts(values)
+    if classes is not None and "run" not in values:
+        raise ValueError("a published model draws prompts, and no classes: leave classes out")
+    return _of_run(values, classes) if "run" in values else _of_prompts(values)
 
 
-def _of_run(spec: dict[str, Any]) -> Drawn:
+def _of_run(spec: dict[str, Any], classes: Sequence[str] | None) -> Drawn:
     check_names("setting of what a run draws", spec, [field.name for field in fields(SampleParams) if field.name not in ELSEWHERE])
     if "n" not in spec:
         raise ValueError("say how many pictures to draw: n: 10000, say")
@@ -122,10 +128,10 @@ def _of_run(spec: dict[str, Any]) -> Drawn:
         raise ValueError(f"{params.run} is a model that takes prompts: weights: {params.run} and prompts: draw with it")
     check_same("run", params.run, params.completed(model).sha256, params.sha256)
     model.network.to(find_device(params.device)).eval().requires_grad_(False)
-    return drawn_by(model, params)
+    return drawn_by(model, params, classes)
 
 
-def drawn_by(model: Model, params: SampleParams) -> Drawn:
+def drawn_by(model: Model, params: SampleParams, classes: Sequence[str] | None = None) -> Drawn:
     """By a model that takes no prompts, as it is and where it is, without its own folder: while it is trained, say.
 
     Of `params` what belongs to files is not looked at, but `run` as what results call it. ValueError for settings that do not fit.
@@ -134,8 +140,12 @@ def drawn_by(model: Model, params: SampleParams) -> Drawn:
     how = usage(model, params.sampler, params.steps, params.grid, params.guidance)
     check_call(str(how.sampler), find_sampler(how.sampler), 3, params.options)
     grid = how.levels(model)
-    classes = labels_in_turn(model, params)
-    labels = None if classes is None else [classes[i % len(classes)] for i in range(params.n)]
+    numbers = labels_in_turn(model, params)
+    names = [str(name) for name in model.spec.get("classes") or range(model.num_classes or 0)]  # as a reference's class folders are called
+    if classes is not None:
+        check_names("class of the model", classes, names)
+        numbers = [names.index(name) for name in classes]
+    labels = None if numbers is None else [numbers[i % len(numbers)] for i in range(params.n)]
 
     def draw(model: Model, indices: Sequence[int]) -> Tensor:
         denoiser = steered(model, params.guidance, params.clip, params.guide)
@@ -146,8 +156,7 @@ def drawn_by(model: Model, params: SampleParams) -> Drawn:
             return to_uint8(sample(how.sampler, denoiser, grid, **run))
 
     settings = _settings(params, grid=how.grid, steps=grid.steps, fingerprint=params.sha256["run"])
-    names = model.spec.get("classes") or range(model.num_classes or 0)  # as a reference's class folders are called
-    called = None if labels is None else [str(names[label]) for label in labels]
+    called = None if labels is None else [names[label] for label in labels]
     return Drawn(model, draw, settings, n=params.n, origin=params.run, batch_size=params.batch_size, labels=called)
 
 

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
+from train.data.names import class_order
 from train.data.source import Source, Unreadable
 
 
-class Part:
-    """n pictures of a source, in its order: the first ones or, where there are classes, the first of each in turn, as a folder that is
-    sorted by class would otherwise lose the last ones. ValueError where it has fewer.
-    """
+class Subset:
+    """The pictures of a source with these numbers, which ascend."""
 
-    def __init__(self, source: Source, n: int) -> None:
-        if n > len(source):
-            raise ValueError(f"{source.origin} has {len(source)} pictures, fewer than n={n}")
-        self._source, self._chosen = source, _chosen(source, n)
-        self.origin, self.stamp = source.origin, f"{source.stamp} {n}"
-        self.names = [source.names[i] for i in self._chosen]
+    def __init__(self, source: Source, chosen: Sequence[int]) -> None:
+        self._source, self._chosen = source, chosen
+        numbers = hashlib.sha256(json.dumps(list(chosen)).encode()).hexdigest()
+        self.origin, self.stamp = source.origin, f"{source.stamp} {numbers}"
+        self.names = [source.names[i] for i in chosen]
         labels = source.labels
-        self.labels = None if labels is None else [labels[i] for i in self._chosen]
+        self.labels = None if labels is None else [labels[i] for i in chosen]
         self.ignored = getattr(source, "ignored", {})
+        self.computes = getattr(source, "computes", False)
 
     @property
     def prompts(self) -> Sequence[str] | None:
@@ -38,19 +40,42 @@ class Part:
         return self._source.read([self._chosen[i] for i in indices])
 
 
-def _chosen(source: Source, n: int) -> list[int]:
-    """Which pictures, ascending."""
+def first_of(source: Source, n: int) -> Subset:
+    """The first n pictures or, where there are classes, the first of each class in turn: a folder that is sorted by class would
+    otherwise lose the last ones. ValueError where it has fewer.
+    """
+    if n > len(source):
+        raise ValueError(f"{source.origin} has {len(source)} pictures, fewer than n={n}")
     if source.labels is None:
-        return list(range(n))
-    in_turn = sorted((turn, i) for i, turn in enumerate(turns(source.labels)))
-    return sorted(i for _, i in in_turn[:n])
+        return Subset(source, range(n))
+    in_turn = sorted((number, i) for i, number in enumerate(index_within_class(source.labels)))
+    return Subset(source, sorted(i for _, i in in_turn[:n]))
 
 
-def turns(labels: Sequence[str]) -> list[int]:
-    """The number of each picture among those of its class: in the order of these, classes come in turn, as from a sampler."""
+def equal_parts(source: Source, parts: int) -> list[Source]:
+    """The source in so many parts of equal size, in its order. ValueError where its pictures do not divide so."""
+    size, left = divmod(len(source), parts)
+    if left or not size:
+        raise ValueError(f"{source.origin} has {len(source)} pictures, which do not divide into parts={parts} equal parts")
+    return [source] if parts == 1 else [Subset(source, range(k * size, (k + 1) * size)) for k in range(parts)]
+
+
+def index_within_class(labels: Sequence[str]) -> list[int]:
+    """Of each picture its number among those of its class: in the order of these numbers, classes come in turn, as from a sampler."""
     seen: dict[str, int] = {}
     found = []
     for label in labels:
         found.append(seen.setdefault(label, 0))
         seen[label] += 1
     return found
+
+
+def proportional_classes(labels: Sequence[str], n: int) -> list[str]:
+    """n classes in random order, the same every time: each as often as among `labels`, to within one.
+
+    Another proportion would be a distance of its own. ValueError where n is larger than the number of labels.
+    """
+    if not 1 <= n <= len(labels):
+        raise ValueError(f"n must lie in 1 ... {len(labels)}, the number of pictures of the reference, not {n}")
+    ordered = sorted(labels, key=class_order)
+    return [ordered[i * len(labels) // n] for i in torch.randperm(n, generator=torch.Generator().manual_seed(0)).tolist()]

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eval.digits.classifier import DigitClassifier
 from eval.features.custom import Custom
-from eval.features.digits import DigitFeatures, digit_features
+from eval.features.digits import DigitClassifier, DigitFeatures, digit_features
 from eval.features.sizes import by_size
 from eval.features.weights import sha256_of_tensors
 from train.data import TensorData

@@ -1,1 +1,0 @@
-"""The benchmark of `make quickstart`: handwritten digits, judged by a classifier of them."""
