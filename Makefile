@@ -14,7 +14,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export MALLOC_MMAP_THRESHOLD_ := 268435456
 export MALLOC_TRIM_THRESHOLD_ := 2147483648
 
-.PHONY: quickstart quickstart-unet quickstart-dit quickstart-consistency check test test-slow wheel-test lint format setup notebooks constraints clean
+.PHONY: quickstart quickstart-unet quickstart-dit quickstart-consistency check test test-slow wheel-test lint format setup notebooks docs constraints clean
 
 quickstart: $(SETUP)   ## train, sample, distil and score on handwritten digits; a report of what came out
 	OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory --jobs=2 quickstart-consistency quickstart-dit
@@ -65,6 +65,10 @@ $(SETUP): pyproject.toml constraints.txt
 
 notebooks: $(SETUP)    ## run the notebooks again and keep their outputs
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+
+docs: $(SETUP)         ## the documentation site, in build/docs; a warning is an error, and nothing is fetched
+	$(BIN)/python -m sphinx -W --keep-going --quiet -c docs . build/docs
+	@echo build/docs/index.html
 
 # Needs every Python that it names on the PATH; each resolves what it would install.
 constraints:

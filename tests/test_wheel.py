@@ -112,7 +112,7 @@ def test_it_holds_every_file_of_our_packages(wheel: Path) -> None:
 def test_its_metadata_agree_with_the_source(metadata: Message) -> None:
     """One version; the extras that messages name; and everything it needs is pinned in constraints.txt."""
     assert metadata["Version"] == __version__
-    assert set(metadata.get_all("Provides-Extra", [])) == {*EXTRAS, "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {*EXTRAS, "docs", "dev"}
     needed = {re.split(r"[<>=\[ ;]", line)[0].lower() for line in metadata.get_all("Requires-Dist", [])} - {"plain-diffusion"}
     pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")}
     assert len(needed) > 25
