@@ -94,8 +94,9 @@ def _sampler_orders(config: dict[str, Any]) -> int:
 
 
 def _benchmark(config: dict[str, Any]) -> int:
-    bench = import_module(f"eval.bench.{config['program'].removeprefix('bench_')}")
-    print(bench.table(bench.run(config)), end="")
+    from eval.bench import harness
+
+    print(harness.table(harness.run(config)), end="")
     return 0
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from diffusion.spec import check_at_least_one, lookup, make_params
-from eval.bench.record import DTYPES, write_bench
+from diffusion.spec import check_at_least_one, lookup
+from eval.bench.harness import DTYPES, MATRIX, column, in_turn, product, timed
 from eval.features.inception import Inception, InceptionV3, load_inception, published_shapes
 from eval.features.inception_weights import random_state
 from eval.features.resize import SIZE
@@ -33,7 +32,7 @@ from train.data.decoding import pixels
 
 
 @dataclass(frozen=True)
-class BenchParams:
+class Params:
     """What to time: see configs/eval/experiment/bench_features.yaml."""
 
     out: str
@@ -59,20 +58,20 @@ class Timing:
 
     ours, theirs  of one batch that lies in memory, where the network is
     speedup       ours over theirs: above 1 where ours is faster
-    share         our rate of arithmetic over that of a plain product of 2048 x 2048 matrices of the same dtype in the same rounds
+    share         our rate of arithmetic over that of a plain product of matrices of the same dtype in the same rounds
     folder, their_folder, folder_speedup  the same from a folder of PNGs to features in memory
     distance      of our Frechet distance between two halves of the pictures from theirs, relative
     """
 
-    dtype: str
-    ours: float
-    theirs: float
-    speedup: float
-    share: float
-    folder: float
-    their_folder: float
-    folder_speedup: float
-    distance: float
+    dtype: str = column("dtype")
+    ours: float = column("pictures a second", ".3g")
+    theirs: float = column("torch-fidelity", ".3g")
+    speedup: float = column("times as fast", ".2f")
+    share: float = column("of the rate of a product", ".0%")
+    folder: float = column("from a folder", ".3g")
+    their_folder: float = column("torch-fidelity", ".3g")
+    folder_speedup: float = column("times as fast", ".2f")
+    distance: float = column("its distance differs by", "+.1e")
 
 
 @dataclass(frozen=True)
@@ -83,46 +82,34 @@ class Side:
     files: Callable[[Sequence[Path]], Tensor]
 
 
-def run(config: Mapping[str, Any]) -> list[Timing]:
-    """Time both in turn, round after round, in every dtype, and write out/bench.json and out/bench.md."""
-    params = make_params("", BenchParams, {key: value for key, value in config.items() if key != "program"})
+def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
+    """Both in every dtype of ours."""
     device = find_device(params.device)
     with _folder(params) as (weights, files):
         theirs = _theirs(weights, params.batch, device)
-        timings = [
-            measure(params, dtype, _ours(weights, dtype, params.batch, device), theirs, files, device)
+        rows = [
+            _timing(params, dtype, _ours(weights, dtype, params.batch, device), theirs, files, device)
             for dtype in tqdm(params.dtypes, desc="timing", disable=not params.progress)
         ]
-    write_bench(Path(params.out), timings, table(timings), settings=asdict(params), flops=flops())
-    return timings
+    return rows, {"flops": flops()}
 
 
-def measure(params: BenchParams, dtype: str, ours: Side, theirs: Side, files: Sequence[Path], device: torch.device) -> Timing:
+def _timing(params: Params, dtype: str, ours: Side, theirs: Side, files: Sequence[Path], device: torch.device) -> Timing:
     """Both sides on the same pictures, ours in one dtype."""
     batch = torch.stack([pixels(path) for path in files[: params.batch]]).to(device)
-    matrix = torch.randn(2048, 2048, device=device).to(DTYPES[dtype])
-    calls: list[Callable[[], object]] = [
-        lambda: ours.batch(batch),
-        lambda: theirs.batch(batch),
-        lambda: ours.files(files),
-        lambda: theirs.files(files),
-        lambda: float((matrix @ matrix)[0, 0]),
-    ]
-    for call in calls:
-        call()  # warms up
-    rounds = [[_seconds(call) for call in calls] for _ in range(params.rounds)]
-    ours_s, theirs_s, folder, their_folder, _ = (statistics.median(column) for column in zip(*rounds, strict=True))
-    work = flops() * len(batch) / (2 * 2048**3)
+    calls: list[Callable[[], object]] = [partial(ours.batch, batch), partial(theirs.batch, batch)]
+    calls += [partial(ours.files, files), partial(theirs.files, files), product(DTYPES[dtype], device)]
+    rounds = in_turn([timed(call, device) for call in calls], params.rounds)
     distance, expected = (_distance(side.files(files)) for side in (ours, theirs))
     return Timing(
         dtype,
-        ours=len(batch) / ours_s,
-        theirs=len(batch) / theirs_s,
-        speedup=statistics.median(b / a for a, b, *_ in rounds),
-        share=statistics.median(work * row[4] / row[0] for row in rounds),
-        folder=len(files) / folder,
-        their_folder=len(files) / their_folder,
-        folder_speedup=statistics.median(row[3] / row[2] for row in rounds),
+        ours=len(batch) / rounds.median(0),
+        theirs=len(batch) / rounds.median(1),
+        speedup=rounds.ratio(1, 0),
+        share=flops() * len(batch) / (2 * MATRIX**3) * rounds.ratio(4, 0),
+        folder=len(files) / rounds.median(2),
+        their_folder=len(files) / rounds.median(3),
+        folder_speedup=rounds.ratio(3, 2),
         distance=distance / expected - 1,
     )
 
@@ -132,17 +119,6 @@ def flops() -> int:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         InceptionV3()(torch.empty(1, 3, SIZE, SIZE), ["pool"])
     return counter.get_total_flops()
-
-
-def table(timings: Sequence[Timing]) -> str:
-    """A Markdown table, one row per dtype."""
-    rows = []
-    for t in timings:
-        memory = f"{t.ours:.3g} | {t.theirs:.3g} | {t.speedup:.2f} | {t.share:.0%}"
-        rows.append(f"| {t.dtype} | {memory} | {t.folder:.3g} | {t.their_folder:.3g} | {t.folder_speedup:.2f} | {t.distance:+.1e} |")
-    head = "| dtype | pictures a second | torch-fidelity | times as fast | of the rate of a product "
-    head += "| from a folder | torch-fidelity | times as fast | its distance differs by |\n|---|---|---|---|---|---|---|---|---|\n"
-    return head + "\n".join(rows) + "\n"
 
 
 def _ours(weights: Path, dtype: str, size: int, device: torch.device) -> Side:
@@ -181,7 +157,7 @@ def _theirs(weights: Path, size: int, device: torch.device) -> Side:
 
 
 @contextmanager
-def _folder(params: BenchParams) -> Iterator[tuple[Path, list[Path]]]:
+def _folder(params: Params) -> Iterator[tuple[Path, list[Path]]]:
     """A file of random weights and a folder of PNGs, while they are needed: crops of scikit-learn's photographs, one for each half."""
     with extra("bench"):
         from sklearn.datasets import load_sample_images
@@ -206,10 +182,3 @@ def _crop(photograph: np.ndarray[Any, Any], size: int, generator: np.random.Rand
 def _distance(features: Tensor) -> float:
     """Between the first half and the second."""
     return frechet_distance(*(Moments.of(half) for half in features.tensor_split(2)))
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    """Wall-clock time of a call, whose result lies on the CPU."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

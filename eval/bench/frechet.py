@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion.spec import check_at_least_one, make_params
-from eval.bench.record import write_bench
+from diffusion.spec import check_at_least_one
+from eval.bench.harness import column, in_turn, timed
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
 from plain_diffusion.extras import extra
 
 
 @dataclass(frozen=True)
-class BenchParams:
+class Params:
     """What to time: see configs/eval/experiment/bench_frechet.yaml."""
 
     out: str
@@ -44,43 +42,28 @@ class Timing:
     The truth is from singular values of the features themselves, without a covariance.
     """
 
-    samples: int
-    dim: int
-    ours: float
-    theirs: float
-    speedup: float  # the median of the rounds' ratios
-    error: float
-    their_error: float
+    samples: int = column("samples")
+    dim: int = column("dimensions")
+    ours: float = column("s", ".2f")
+    theirs: float = column("scipy, s", ".2f")
+    speedup: float = column("speed-up", ".1f")  # the median of the rounds' ratios
+    error: float = column("error", ".0e")
+    their_error: float = column("scipy's error", ".0e")
 
 
-def run(config: Mapping[str, Any]) -> list[Timing]:
-    """Time both on sets of each size, round after round, and write out/bench.json and out/bench.md."""
-    params = make_params("", BenchParams, {key: value for key, value in config.items() if key != "program"})
-    sqrtm = _scipy_sqrtm()
-    timings = [_time(n, params, sqrtm) for n in tqdm(params.samples, desc="timing", disable=not params.progress)]
-    write_bench(Path(params.out), timings, table(timings), threads=torch.get_num_threads())
-    return timings
-
-
-def table(timings: Sequence[Timing]) -> str:
-    """A Markdown table, one row per size of the sets."""
-    rows = [
-        f"| {t.samples} | {t.dim} | {t.ours:.2f} | {t.theirs:.2f} | {t.speedup:.1f} | {t.error:.0e} | {t.their_error:.0e} |"
-        for t in timings
-    ]
-    head = "| samples | dimensions | s | scipy, s | speed-up | error | scipy's error |\n|---|---|---|---|---|---|---|\n"
-    return head + "\n".join(rows) + "\n"
-
-
-def _time(n: int, params: BenchParams, sqrtm: Callable[[Any], Any]) -> Timing:
-    x, y = (features(n, params.dim, seed) for seed in (0, 1))
-    a, b = Moments.of(x), Moments.of(y)
-    results = [(_timed(lambda: frechet_distance(a, b)), _timed(lambda: peer_distance(a, b, sqrtm))) for _ in range(params.rounds + 1)]
-    truth, rounds = distance_of_features(x, y), results[1:]  # the first round warms up
-    ours, theirs = (statistics.median(one[k][1] for one in rounds) for k in (0, 1))
-    speedup = statistics.median(theirs[1] / ours[1] for ours, theirs in rounds)
-    error, their_error = (abs(one[0] - truth) / truth for one in rounds[0])
-    return Timing(n, params.dim, ours, theirs, speedup, error, their_error)
+def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
+    """Both on sets of each size."""
+    with extra("bench"):
+        from scipy.linalg import sqrtm
+    rows = []
+    for n in tqdm(params.samples, desc="timing", disable=not params.progress):
+        x, y = (features(n, params.dim, seed) for seed in (0, 1))
+        a, b, truth = Moments.of(x), Moments.of(y), distance_of_features(x, y)
+        sides = [partial(frechet_distance, a, b), partial(peer_distance, a, b, sqrtm)]
+        rounds = in_turn([timed(side) for side in sides], params.rounds)
+        error, their_error = (abs(side() - truth) / truth for side in sides)
+        rows.append(Timing(n, params.dim, rounds.median(0), rounds.median(1), rounds.ratio(1, 0), error, their_error))
+    return rows, {"threads": torch.get_num_threads()}
 
 
 def features(n: int, dim: int, seed: int) -> Tensor:
@@ -104,16 +87,3 @@ def distance_of_features(x: Tensor, y: Tensor) -> float:
     cross = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
     difference = (x.mean(0) - y.mean(0)).square().sum()
     return float(difference + sum(root.square().sum() for root in roots) - 2 * cross)
-
-
-def _timed(compute: Callable[[], float]) -> tuple[float, float]:
-    """The result, and the seconds it took."""
-    start = time.perf_counter()
-    result = compute()
-    return result, time.perf_counter() - start
-
-
-def _scipy_sqrtm() -> Callable[[Any], Any]:
-    with extra("bench"):
-        from scipy.linalg import sqrtm
-    return sqrtm

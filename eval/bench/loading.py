@@ -7,14 +7,11 @@ The file lies in the system's page cache, so that neither side waits for the dis
 from __future__ import annotations
 
 import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +20,17 @@ from torch import nn
 from tqdm import tqdm
 
 import models
-from diffusion.spec import check_at_least_one, lookup, make_params
-from eval.bench.memory import peak_resident
-from eval.bench.record import DTYPES, write_bench
+from diffusion.spec import check_at_least_one, lookup
+from eval.bench.harness import DTYPES, Rounds, column, gigabytes, peak_resident, process
 from models.families import ARCHITECTURES
 from models.layouts.diffusers_folder import write_configs
 from plain_diffusion.extras import extra
-from plain_diffusion.packages import ROOT
 
 DEFAULT = "default"  # neither side is told a dtype: ours is then the file's own, diffusers' float32
 
 
 @dataclass(frozen=True)
-class BenchParams:
+class Params:
     """What to time: see configs/eval/experiment/bench_loading.yaml."""
 
     out: str
@@ -64,76 +59,46 @@ class Timing:
     memory, theirs_memory       bytes resident at the peak of both, beyond those before; NaN where the system does not tell
     """
 
-    dtype: str
-    ours: float
-    theirs: float
-    speedup: float
-    touched: float
-    theirs_touched: float
-    speedup_touched: float
-    memory: float
-    theirs_memory: float
+    dtype: str = column("dtype")
+    ours: float = column("s to open", ".2f")
+    theirs: float = column("diffusers", ".2f")
+    speedup: float = column("times as fast", ".1f")
+    touched: float = column("and read once", ".2f")
+    theirs_touched: float = column("diffusers", ".2f")
+    speedup_touched: float = column("times as fast", ".1f")
+    memory: float = column("GB", gigabytes)
+    theirs_memory: float = column("diffusers", gigabytes)
 
 
-def run(config: Mapping[str, Any]) -> list[Timing]:
-    """Write a file of random weights, time both sides in turn, round after round, and write out/bench.json and out/bench.md."""
-    params = make_params("", BenchParams, {key: value for key, value in config.items() if key != "program"})
+def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
+    """Write a file of random weights, and open it on both sides."""
     _require_diffusers()
     with tempfile.TemporaryDirectory(dir=params.folder) as folder:
-        _process("make", folder, params.family, params.stored, str(params.miniature))
-        timings = [_timed(params, dtype, Path(folder)) for dtype in params.dtypes]
+        process("loading", "make", folder, params.family, params.stored, str(params.miniature))
+        rows = [_timing(params, dtype, Path(folder)) for dtype in params.dtypes]
         size = (Path(folder) / "model.safetensors").stat().st_size
-    write_bench(Path(params.out), timings, table(timings), bytes=size, settings=asdict(params))
-    return timings
+    return rows, {"bytes": size}
 
 
-def table(timings: Sequence[Timing]) -> str:
-    """A Markdown table, one row per dtype."""
-    rows = []
-    for t in timings:
-        seconds = f"{t.ours:.2f} | {t.theirs:.2f} | {t.speedup:.1f} | {t.touched:.2f} | {t.theirs_touched:.2f} | {t.speedup_touched:.1f}"
-        rows.append(f"| {t.dtype} | {seconds} | {t.memory / 1e9:.2f} | {t.theirs_memory / 1e9:.2f} |")
-    head = "| dtype | s to open | diffusers | times as fast | and read once | diffusers | times as fast | GB | diffusers |\n"
-    return head + "|---|---|---|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
-
-
-def _timed(params: BenchParams, dtype: str, folder: Path) -> Timing:
-    rounds: list[tuple[dict[str, float], dict[str, float]]] = []
+def _timing(params: Params, dtype: str, folder: Path) -> Timing:
+    loads: list[list[dict[str, float]]] = []
     for _ in tqdm(range(params.rounds), desc=f"timing {dtype}", disable=not params.progress):
-        sides = []
+        loads.append([])
         for side in ("ours", "theirs"):
             _into_page_cache(folder / "model.safetensors")
-            sides.append(json.loads(_process(side, str(folder), params.family, dtype)))
-        rounds.append((sides[0], sides[1]))
-
-    def median(value: Callable[[dict[str, float], dict[str, float]], float]) -> float:
-        return statistics.median(value(ours, theirs) for ours, theirs in rounds)
-
+            loads[-1].append(json.loads(process("loading", side, str(folder), params.family, dtype)))
+    opened, touched, memory = (Rounds([[side[key] for side in row] for row in loads]) for key in ("opened", "touched", "memory"))
     return Timing(
         dtype,
-        ours=median(lambda a, b: a["opened"]),
-        theirs=median(lambda a, b: b["opened"]),
-        speedup=median(lambda a, b: b["opened"] / a["opened"]),
-        touched=median(lambda a, b: a["touched"]),
-        theirs_touched=median(lambda a, b: b["touched"]),
-        speedup_touched=median(lambda a, b: b["touched"] / a["touched"]),
-        memory=median(lambda a, b: a["memory"]),
-        theirs_memory=median(lambda a, b: b["memory"]),
+        ours=opened.median(0),
+        theirs=opened.median(1),
+        speedup=opened.ratio(1, 0),
+        touched=touched.median(0),
+        theirs_touched=touched.median(1),
+        speedup_touched=touched.ratio(1, 0),
+        memory=memory.median(0),
+        theirs_memory=memory.median(1),
     )
-
-
-def _process(*arguments: str) -> str:
-    """What a fresh process of this module prints. ValueError with its last line of errors where it fails."""
-    done = subprocess.run([sys.executable, "-m", "eval.bench.loading", *arguments], capture_output=True, text=True, env=_environment())
-    if done.returncode:
-        raise ValueError(f"{arguments[0]}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'the process was ended'}")
-    return done.stdout
-
-
-def _environment() -> dict[str, str]:
-    """This process's own, with the library to be found from any folder, and no network."""
-    path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
 def _into_page_cache(file: Path) -> None:

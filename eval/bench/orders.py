@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,10 @@ from tqdm import tqdm
 from diffusion import Grid, build_schedule, time_grid
 from diffusion.spec import check_at_least_one, check_call, lookup, make_params
 from eval.bench.convergence import Curve, ode_curve, sde_curve, stated_orders
+from eval.bench.harness import write
 from eval.bench.solver_plots import convergence_plot
 from eval.drawing import save_figure
-from models.files.text import write_json
-from models.files.writing import replacing
 from samplers import SAMPLERS
-from samplers.provenance import provenance
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,7 @@ def run(config: Mapping[str, Any]) -> list[Curve]:
             curves.append(sde_curve(sampler, order, path_name, path_grids, params.path_samples))
             bar.update()
     out = Path(params.out)
-    write_json(out / "orders.json", {"curves": [asdict(curve) for curve in curves], "facts": provenance()})
-    with replacing(out / "orders.md") as temporary:
-        temporary.write_text(table(curves))
+    write(out, "orders", curves, table(curves))
     save_figure(convergence_plot(curves), out / "orders.png")
     return curves
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion import EPS, Denoiser, DiscreteVP, initial_noise, time_grid
-from diffusion.spec import check_at_least_one, make_params
-from eval.bench.record import write_bench
+from diffusion.spec import check_at_least_one
+from eval.bench.harness import column, in_turn
 from plain_diffusion.extras import extra
 from samplers import SAMPLERS
 
@@ -44,7 +42,7 @@ PEERS: dict[str, tuple[str, dict[str, Any], int]] = {
 
 
 @dataclass(frozen=True)
-class BenchParams:
+class Params:
     """What to time: see configs/eval/experiment/bench_samplers.yaml."""
 
     out: str
@@ -63,40 +61,28 @@ class BenchParams:
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds per step, the median over rounds, and the median of the rounds' ratios."""
+    """Microseconds per step, and the median of the rounds' ratios."""
 
-    sampler: str
-    ours: float
-    peer: str
-    theirs: float
-    ratio: float
-    ratio_to_euler: float  # to diffusers' EulerDiscreteScheduler in the same rounds
-
-
-def run(config: Mapping[str, Any]) -> list[Timing]:
-    """Time every pair in turn, round after round, and write out/bench.json and out/bench.md."""
-    params = make_params("", BenchParams, {key: value for key, value in config.items() if key != "program"})
-    first = _theirs(FIRST, {}, 1, params)
-    timings = []
-    with torch.inference_mode():
-        for name in tqdm(params.samplers, desc="timing", disable=not params.progress):
-            ours, theirs = _ours(name, params), _theirs(*PEERS[name], params)
-            rounds = [(ours(), theirs(), first()) for _ in range(params.rounds + 1)][1:]  # the first round warms up
-            a, b = (statistics.median(column) for column in list(zip(*rounds, strict=True))[:2])
-            ratio, to_euler = (statistics.median(row[0] / row[k] for row in rounds) for k in (1, 2))
-            timings.append(Timing(name, a, PEERS[name][0], b, ratio, to_euler))
-    write_bench(Path(params.out), timings, table(timings))
-    return timings
+    sampler: str = column("solver", "`{}`".format)
+    ours: float = column("us a step", ".0f")
+    theirs: float = column("diffusers", ".0f")
+    ratio: float = column("ratio", ".2f")
+    ratio_to_euler: float = column("to its Euler", ".2f")  # diffusers' EulerDiscreteScheduler in the same rounds
+    peer: str = column("counterpart")
 
 
-def table(timings: Sequence[Timing]) -> str:
-    """A Markdown table, one row per solver."""
-    rows = [f"| `{t.sampler}` | {t.ours:.0f} | {t.theirs:.0f} | {t.ratio:.2f} | {t.ratio_to_euler:.2f} | {t.peer} |" for t in timings]
-    head = "| solver | us a step | diffusers | ratio | to its Euler | counterpart |\n|---|---|---|---|---|---|\n"
-    return head + "\n".join(rows) + "\n"
+@torch.inference_mode()
+def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
+    """Every pair in turn, and diffusers' Euler with each."""
+    euler = _theirs(FIRST, {}, 1, params)
+    rows = []
+    for name in tqdm(params.samplers, desc="timing", disable=not params.progress):
+        rounds = in_turn([_ours(name, params), _theirs(*PEERS[name], params), euler], params.rounds)
+        rows.append(Timing(name, rounds.median(0), rounds.median(1), rounds.ratio(0, 1), rounds.ratio(0, 2), PEERS[name][0]))
+    return rows, {}
 
 
-def _ours(name: str, params: BenchParams) -> Callable[[], float]:
+def _ours(name: str, params: Params) -> Callable[[], float]:
     """Microseconds per step of our solver, from a network that costs nothing."""
     x, out = initial_noise([0], params.shape[1:]).expand(*params.shape), torch.zeros(params.shape)
     grid = time_grid(DiscreteVP.scaled_linear(), params.steps)
@@ -111,7 +97,7 @@ def _ours(name: str, params: BenchParams) -> Callable[[], float]:
     return once
 
 
-def _theirs(scheduler: str, options: Mapping[str, Any], timesteps: int, params: BenchParams) -> Callable[[], float]:
+def _theirs(scheduler: str, options: Mapping[str, Any], timesteps: int, params: Params) -> Callable[[], float]:
     """The same of a scheduler of diffusers, as its pipelines call it. ValueError where diffusers is not installed."""
     with extra("bench"):
         import diffusers

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from eval.bench.memory import peak_resident
+from eval.bench.harness import peak_resident
 from eval.collect import CollectParams, collect
 from tests.eval.test_collect import ALONE, Numbered, Projected
 from train.data.source import Unreadable

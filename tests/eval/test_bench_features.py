@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eval.bench import features
+from eval.bench import features, harness
 from eval.bench.features import flops
 from tests.composing import composed
 
@@ -30,7 +30,7 @@ def test_times_both_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(features, "_distance", lambda rows: float(rows.square().sum()))  # the distance itself takes seconds
     # torch-fidelity starts workers by the number of processors; they would hand pictures over through sockets.
     monkeypatch.setattr("multiprocessing.cpu_count", lambda: 0)
-    (timing,) = features.run(settings(tmp_path))
+    (timing,) = harness.run(settings(tmp_path))
     assert timing.speedup == pytest.approx(timing.ours / timing.theirs)
     assert timing.folder_speedup == pytest.approx(timing.folder / timing.their_folder)
     assert min(timing.ours, timing.theirs, timing.folder, timing.their_folder, timing.share) > 0
@@ -54,7 +54,7 @@ def test_times_both_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_errors(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     """Before anything is measured, and nothing is written."""
     with pytest.raises(ValueError, match=message):
-        features.run(settings(tmp_path / "out", **changes))
+        harness.run(settings(tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
 
 
@@ -62,4 +62,4 @@ def test_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """Without torch-fidelity there is nobody to compare with, and the error says how to get it."""
     monkeypatch.setitem(sys.modules, "torch_fidelity.datasets", None)
     with pytest.raises(ValueError, match=r"pip install 'plain-diffusion\[bench\]'"):
-        features.run(settings(tmp_path / "out"))
+        harness.run(settings(tmp_path / "out"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eval.bench import frechet
+from eval.bench import frechet, harness
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
 from tests.composing import composed
@@ -23,7 +23,7 @@ def settings(out: Path, **changes: Any) -> dict[str, Any]:
 
 def test_times_both_and_writes(tmp_path: Path) -> None:
     """A row per size with both times and their ratio; ours within 1e-9 of what the features themselves say, at full rank and below."""
-    timings = frechet.run(settings(tmp_path))
+    timings = harness.run(settings(tmp_path))
     assert [(t.samples, t.dim) for t in timings] == [(300, 60), (20, 60)]
     for t in timings:
         assert t.speedup == pytest.approx(t.theirs / t.ours)
@@ -31,7 +31,7 @@ def test_times_both_and_writes(tmp_path: Path) -> None:
         assert t.their_error < 1e-3
     rows = (tmp_path / "bench.md").read_text().splitlines()
     assert [row.split("|")[1].strip() for row in rows] == ["samples", "---", "300", "20"]
-    assert len(json.loads((tmp_path / "bench.json").read_text())["timings"]) == 2
+    assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == 2
 
 
 def test_the_truth_is_another_way_to_the_distance() -> None:
@@ -45,11 +45,11 @@ def test_the_truth_is_another_way_to_the_distance() -> None:
 def test_what_cannot_be_timed_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     """Sets without a covariance, and nothing to do."""
     with pytest.raises(ValueError, match=f"{next(iter(changes))} must"):
-        frechet.run(settings(tmp_path, **changes))
+        harness.run(settings(tmp_path, **changes))
 
 
 def test_without_scipy_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line that names the package."""
     monkeypatch.setitem(sys.modules, "scipy.linalg", None)
     with pytest.raises(ValueError, match=r"pip install 'plain-diffusion\[bench\]'"):
-        frechet.run(settings(tmp_path))
+        harness.run(settings(tmp_path))

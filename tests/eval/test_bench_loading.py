@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import models
-from eval.bench import loading
+from eval.bench import harness, loading
 from tests.composing import composed
 
 
@@ -29,19 +29,19 @@ def test_times_both_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     Our first load has a process of its own as every one does outside this test; of the others each would import diffusers anew.
     """
-    alone = loading._process
+    alone = harness.process
     calls: list[tuple[str, ...]] = []
 
-    def process(side: str, *arguments: str) -> str:
+    def process(module: str, side: str, *arguments: str) -> str:
         calls.append((side, *arguments[2:]))
         if side == "ours" and sum(call[0] == "ours" for call in calls) == 1:
-            return alone(side, *arguments)
+            return alone(module, side, *arguments)
         with contextlib.redirect_stdout(io.StringIO()) as said:
             loading.SIDES[side](*arguments)
         return said.getvalue()
 
-    monkeypatch.setattr(loading, "_process", process)
-    timings = loading.run(settings(tmp_path / "out", family="sd1"))
+    monkeypatch.setattr(loading, "process", process)
+    timings = harness.run(settings(tmp_path / "out", family="sd1"))
     assert [t.dtype for t in timings] == ["default", "fp16"]
     for t in timings:
         assert 0 < t.ours < t.touched
@@ -83,7 +83,7 @@ def test_both_sides_hold_the_same(tmp_path: Path) -> None:
 def test_errors(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     """Before anything is measured, and nothing is written."""
     with pytest.raises(ValueError, match=message):
-        loading.run(settings(tmp_path / "out", **changes))
+        harness.run(settings(tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
 
 
@@ -91,4 +91,4 @@ def test_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """Without diffusers there is nobody to compare with, and the error says how to get it."""
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ValueError, match=r"pip install 'plain-diffusion\[bench\]'"):
-        loading.run(settings(tmp_path / "out"))
+        harness.run(settings(tmp_path / "out"))

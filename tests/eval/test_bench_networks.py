@@ -14,8 +14,8 @@ from einops import rearrange
 from torch import nn
 from torch._dynamo.utils import counters
 
-from eval.bench import networks
-from eval.bench.networks import BenchParams, flops
+from eval.bench import harness, networks
+from eval.bench.networks import Params, flops
 from eval.bench.pairs import PAIRS, pair_of
 from models import UNetParams
 from models.families import ARCHITECTURES, BACKBONES
@@ -95,17 +95,17 @@ def test_fewer_blocks_of_full_width(name: str, layers: dict[str, int], blocks: d
 
 def test_arithmetic_of_a_published_step() -> None:
     """A step of SD 1.5 at batch 2 is 1.6 TFLOP, and in proportion to the batch."""
-    two = flops(BenchParams(out=""))
+    two = flops(Params(out=""))
     assert two == pytest.approx(1.61e12, rel=0.01)
-    assert flops(BenchParams(out="", batch=4)) == pytest.approx(2 * two, rel=1e-3)
+    assert flops(Params(out="", batch=4)) == pytest.approx(2 * two, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_times_both_and_writes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row per dtype, with both times, their ratio and the memory."""
     monkeypatch.setitem(PAIRS, name, SMALL[name])
-    monkeypatch.setattr(networks, "MATRIX", 64)
-    timings = networks.run(settings(tmp_path, rounds=1, size=16, network=name))
+    monkeypatch.setattr(harness, "MATRIX", 64)
+    timings = harness.run(settings(tmp_path, rounds=1, size=16, network=name))
     assert [t.dtype for t in timings] == ["fp32", "bf16"]
     for t in timings:
         assert t.ours > 0 < t.theirs
@@ -133,7 +133,7 @@ def test_times_both_and_writes(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_errors(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     """Before anything is measured, and nothing is written."""
     with pytest.raises(ValueError, match=message):
-        networks.run(settings(tmp_path / "out", **changes))
+        harness.run(settings(tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
 
 
@@ -142,7 +142,7 @@ def test_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.setitem(PAIRS, "sd15", SMALL["sd15"])
     with pytest.raises(ValueError, match=r"pip install 'plain-diffusion\[bench\]'"):
-        networks.run(settings(tmp_path / "out"))
+        harness.run(settings(tmp_path / "out"))
 
 
 def test_compiling_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_compiling_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "check_compiles", checked.append)
     with (
         torch.no_grad(),
-        networks._ours(BenchParams(out="", network="flux", size=16, compile=True), torch.float32, torch.device("cpu")) as step,
+        networks._ours(Params(out="", network="flux", size=16, compile=True), torch.float32, torch.device("cpu")) as step,
     ):
         step()
         made = counters["stats"]["unique_graphs"]

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]  # public, but not marked so
 
-from eval.bench.memory import RESET
+from eval.bench.harness import RESET
 from eval.collect import Collected, CollectParams, collect
 from eval.features.extractor import Extractor, Identity
 from eval.sheet import Sheet

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from eval.bench import orders, samplers
+from eval.bench import harness, orders, samplers
 from eval.bench.convergence import Curve, stated_orders
 from samplers import SAMPLERS
 from tests.composing import composed
@@ -38,7 +38,7 @@ def test_orders_are_measured_and_written(tmp_path: Path) -> None:
         f"| `rk4` | 4 | 4 | {' | '.join(measured['rk4', name] for name in names)} |  |",
         f"| `sit_sde` | 1 | 1 (strong) |  |  |  | {measured['sit_sde', 'path']} |",
     ]
-    assert len(json.loads((tmp_path / "orders.json").read_text())["curves"]) == 7
+    assert len(json.loads((tmp_path / "orders.json").read_text())["rows"]) == 7
     assert (tmp_path / "orders.png").stat().st_size > 10_000
 
 
@@ -57,16 +57,13 @@ def test_every_solver_states_an_order_or_draws_independent_noise() -> None:
 
 def test_the_benchmark_times_pairs(tmp_path: Path) -> None:
     """A row per pair with both times and their ratio; nothing is asserted of the clock."""
-    timings = samplers.run(settings("bench_samplers", tmp_path, steps=3, rounds=1, shape=[1, 2, 4, 4]))
+    timings = harness.run(settings("bench_samplers", tmp_path, steps=3, rounds=1, shape=[1, 2, 4, 4]))
     assert [t.sampler for t in timings] == list(samplers.PEERS)
     for t in timings:
         assert t.ours > 0 < t.theirs
         assert t.ratio == pytest.approx(t.ours / t.theirs)
     assert (tmp_path / "bench.md").read_text().count("\n") == 2 + len(timings)
     assert json.loads((tmp_path / "bench.json").read_text())["facts"]["torch"]
-
-
-RUN = {"sampler_orders": orders.run, "bench_samplers": samplers.run}
 
 
 @pytest.mark.parametrize(
@@ -85,5 +82,5 @@ RUN = {"sampler_orders": orders.run, "bench_samplers": samplers.run}
 def test_errors(tmp_path: Path, program: str, changes: dict[str, Any], message: str) -> None:
     """Before anything is measured, and nothing is written."""
     with pytest.raises(ValueError, match=message):
-        {"sampler_orders": orders.run, "bench_samplers": samplers.run}[program](settings(program, tmp_path / "out", **changes))
+        {"sampler_orders": orders.run, "bench_samplers": harness.run}[program](settings(program, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ from train.data.rows import write_header
 
 PROGRAM = """
 import sys, models, samplers
-from eval.bench.memory import peak_resident
+from eval.bench.harness import peak_resident
 from models.layers.streaming import resident
 before = resident()
 peak = peak_resident(lambda: samplers.generate(models.load(*sys.argv[1:], memory="6GB"), "a corgi", steps=1, height=128, width=128))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import models
-from eval.bench.memory import give_back, peak_resident
+from eval.bench.harness import give_back, peak_resident
 from models.layers.streaming import resident
 
 
