@@ -6,13 +6,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import nn
 
 import models
+from diffusion import SPACINGS
 from models.families import table
+from samplers import SAMPLERS
 from samplers.pictures import save_png
+from tests.peers import k_sampling
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -79,6 +83,18 @@ def test_what_a_page_names_is_there(page: Path) -> None:
         assert (page.parent / link).exists(), link
     for path in re.findall(r"`((?:diffusion|models|samplers|train|eval|notebooks)/[\w./]*)`", text):
         assert (ROOT / path).exists(), path
+
+
+def test_names_of_the_peers() -> None:
+    """What docs/names.md calls by name is there; and it has every sampler and spacing of ours."""
+    text = (ROOT / "docs" / "names.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
+    ours = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert ours >= {*SAMPLERS, *SPACINGS}
+    theirs = set(re.findall(r"\b\w+(?:Scheduler|Transformer2DModel)\b", text)) - {"SDTurboScheduler", "AlignYourStepsScheduler"}
+    assert len(theirs) >= 20
+    assert theirs - set(dir(diffusers)) == set()
+    assert set(re.findall(r"`((?:sample|get_sigmas)_\w+)`", text)) - set(dir(k_sampling())) == set()
 
 
 def test_what_contributing_names_is_there() -> None:
