@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ import torch
 from torch import nn
 
 import models
+import train
+from configs import compose
 from diffusion import SPACINGS
 from models.families import table
 from samplers import SAMPLERS
+from samplers.modes import sampled
 from samplers.pictures import save_png
 from tests.peers import k_sampling
 
@@ -50,6 +55,8 @@ def run_blocks(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
+        if block.startswith("# mine.py"):  # a file, and no line to type
+            continue
         block = block.replace('memory="6GB"', 'memory="60GB"')  # a process that has run other tests has more in memory than that
         exec(compile(re.sub(r"steps=(30|28)", "steps=1, height=128, width=128", block), page, "exec"), names)
     return names
@@ -62,6 +69,26 @@ def test_the_readme_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert [line.split()[0] for line in solvers] == ["ddim", "heun", "dpm2", "dpmpp_2m", "unipc", "rk4"]
     assert all(float(line.split()[-1]) < 0.1 for line in solvers)
     assert float(distance) > 0
+
+
+def test_parts_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's module and experiment: trained, sampled and opened again as its lines say, in fewer steps."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (module,) = re.findall(r"```python\n(# mine.py\n.*?)```", README, re.DOTALL)
+    (experiment,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "mine.py").write_text(module)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "mine.yaml").write_text(experiment)
+    lines = re.findall(r"    plain-diffusion (.*mine.*)", README)
+    by_line, draw, by_file = (shlex.split(line, comments=True)[1:] for line in lines)
+    few = ["train.steps=2", "train.warmup=1", "train.batch_size=4", "wandb=false", "progress=false", "device=cpu"]
+    assert train.run(compose("train", [*by_line, *few]))
+    assert train.run(compose("train", [*by_file, *few]))
+    network = importlib.import_module("mine").Tiny
+    assert models.load("runs/mine", network=network).spec["network"] == {"name": "mine:Tiny", "width": 64}
+    assert models.load("runs/wide").spec["network"]["channels"] == 64
+    assert sampled(compose("samplers", [*draw, "n=1", "steps=2", "progress=false", "device=cpu"]))
 
 
 def test_sampling_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
