@@ -76,7 +76,10 @@ def run(config: Mapping[str, Any]) -> bool:
     params = make_params("", CompareParams, {key: value for key, value in config.items() if key != "program"})
     start, out = time.perf_counter(), Path(params.out)
     rows = read_rows(params)
-    check_rows(params.targets, rows)  # before the work
+    check_rows(params.targets, rows)
+    for row in rows.values():  # what is wrong with the last row is said before the first is drawn
+        if "run" in row["samples"]:
+            open_source(row["samples"])
     sources: dict[Side, Source] = {
         side: open_source(spec) for side in get_args(Side)[1:] if isinstance(spec := params.score.get(side), Mapping)
     }  # once for all rows

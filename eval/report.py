@@ -122,6 +122,8 @@ def write_report(path: str | Path, results: Sequence[Result], sheets: Mapping[st
         targets=[_target(target) for target in story.targets],
         met=sum(target.met for target in story.targets),
         results=len(results),
+        parts=any("parts" in figure.extra for result in results for figure in result.figures.values()),
+        bars=any(cell.bar is not None for table in tables for row in table.rows for cell in row.cells),
         tables=tables,
         metrics=metrics,
         networks=unique(figure.basis.get("extractor", {}).get("network") for result in results for figure in result.figures.values()),

@@ -189,7 +189,7 @@ def _row(result: Result, how: How | None, columns: Sequence[Column]) -> Row:
         cells=tuple(column.cell(result) for column in columns),
         calls=number(how.calls, 4) if how else NOTHING,
         seconds=number(how.seconds) if how else NOTHING,
-        n=", ".join(sizes),
+        n=" or ".join(sizes),
         notes=notes_of(result),
     )
 

@@ -295,9 +295,12 @@ def test_report_scores_and_pictures(config: dict[str, Any]) -> None:
 
 
 def test_a_row_that_a_target_needs_is_missed_before_the_work(config: dict[str, Any]) -> None:
-    """Taking the guided rows out is refused at once, and nothing is written."""
+    """Taking the guided rows out is refused at once, as is a last row that cannot be drawn, and nothing is written."""
     rows = [row for row in config["rows"] if "guidance" not in row]
     out = Path(config["out"]) / "elsewhere"
     with pytest.raises(ValueError, match=r"needs the row 'UNet, eps, ddim, 50 steps, guidance 1\.5': add it to rows"):
         compare.run({**config, "rows": rows, "out": str(out)})
+    wrong = {"model": "dit", "sampler": "ddim", "steps": 2, "name": "wrong", "guide": {"zero_from": 1}}
+    with pytest.raises(ValueError, match="guide says how guidance works, but guidance=1 is off"):
+        compare.run({**config, "rows": [*config["rows"], wrong], "out": str(out)})
     assert not out.exists()
