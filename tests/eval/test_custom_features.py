@@ -104,15 +104,16 @@ def test_what_is_no_row_of_features_is_refused(fn: Callable[[Tensor], Tensor], f
 
 
 def test_digits() -> None:
-    """Both outputs equal the classifier's own on grey pictures in -1 ... 1; ten classes; other sizes are refused."""
+    """All outputs equal the classifier's own on grey pictures in -1 ... 1; ten classes; other sizes are refused."""
     network = DigitClassifier()
     extractor = DigitFeatures(network)
     grey = [picture[:1].expand(3, -1, -1) for picture in pictures(5, 8, 8)]
     images = torch.stack([picture[:1] for picture in grey]).float() / 127.5 - 1
-    found = extractor(grey, ["features", "logits"])
+    found = extractor(grey, ["features", "logits", "pixels"])
     torch.testing.assert_close(found["features"], network.features(images), rtol=0, atol=1e-6)
     torch.testing.assert_close(found["logits"], network(images), rtol=0, atol=1e-6)
-    assert extractor.widths == {"features": 64, "logits": len(extractor.classes)}
+    torch.testing.assert_close(found["pixels"], images.flatten(1), rtol=0, atol=1e-6)
+    assert extractor.widths == {"features": 64, "logits": len(extractor.classes), "pixels": 64}
     assert list(extractor(grey, ["logits"])) == ["logits"]
     assert extractor.identity.weights == sha256_of_tensors(network.state_dict())
     with pytest.raises(ValueError, match=r"takes pictures of 8x8 pixels, \(3, 8, 8\), not \(3, 8, 9\)"):
