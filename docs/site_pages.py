@@ -6,7 +6,7 @@ import ast
 import inspect
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -129,13 +129,22 @@ def _families() -> str:
 
 
 def _help() -> str:
-    parts = ["# Help of the programs"]
-    for program in ("", "train", "samplers", "eval", "models"):
-        command = f"plain-diffusion {program} --help".replace("  ", " ")
-        parts.append(f"## {program or 'plain-diffusion'}\n\n```text\n$ {command}\n{''.join(_printed(program))}```")
+    """Each program's own page, and those on what there is to choose from."""
+    from configs.programs import PROGRAMS, help_page
+
+    parts = ["# Help of the programs", "## plain-diffusion", _shown("plain-diffusion --help", _printed())]
+    for program, of in PROGRAMS.items():
+        parts += [f"## {program}", _shown(f"plain-diffusion {program} --help", help_page(program, []))]
+        for topic in ("experiment", *of.choices()):
+            parts += [f"### {program} --help {topic}", _shown(f"plain-diffusion {program} --help {topic}", help_page(program, [topic]))]
+    parts += ["## models", _shown("plain-diffusion models --help", _printed("models"))]
     return "\n\n".join(parts) + "\n"
 
 
-def _printed(program: str) -> Iterator[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "plain_diffusion", *program.split(), "--help"]
-    yield subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+def _shown(command: str, output: str) -> str:
+    return f"```text\n$ {command}\n{output.rstrip()}\n```"
+
+
+def _printed(*program: str) -> str:
+    command = [sys.executable, "-W", "ignore", "-m", "plain_diffusion", *program, "--help"]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout

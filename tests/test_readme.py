@@ -124,14 +124,15 @@ def test_names_of_the_peers() -> None:
     assert set(re.findall(r"`((?:sample|get_sigmas)_\w+)`", text)) - set(dir(k_sampling())) == set()
 
 
-def test_what_contributing_names_is_there() -> None:
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/paper_to_code.md"])
+def test_what_a_page_names_in_files_is_there(page: str) -> None:
     """Of `file.py: NAME`, both."""
-    files = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] in FOLDERS]
-    named = re.findall(r"`([\w/]+\.py): (\w+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    sources = {path: path.read_text() for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] in FOLDERS}
+    named = re.findall(r"`([\w/]+\.py): (\w+)`", (ROOT / page).read_text())
     assert len(named) > 5
     for place, name in named:
-        found = [path for path in files if path.as_posix().endswith(f"/{place}")]
-        assert any(re.search(rf"^(def |class )?{name}\b", path.read_text(), re.MULTILINE) for path in found), f"{place}: {name}"
+        found = [text for path, text in sources.items() if path.as_posix().endswith(f"/{place}")]
+        assert any(re.search(rf"^(def |class )?{name}\b", text, re.MULTILINE) for text in found), f"{place}: {name}"
 
 
 def test_its_table_of_families_is_that_of_the_library() -> None:
