@@ -84,7 +84,8 @@ def _directive(names: list[str], introduction: str, package: str) -> str:
     for name in names:
         value = _value(name)
         kind = "class" if inspect.isclass(value) else "function" if inspect.isroutine(value) else "data"
-        lines += [f".. auto{kind}:: {name}", *(["   :members:", "   :show-inheritance:"] if kind == "class" else [])]
+        lines += [f".. auto{kind}:: {name}", *["   :members:"] * (kind == "class")]
+        lines += ["   :show-inheritance:"] * (kind == "class" and value.__bases__ != (object,))
         lines += ["   :no-value:", ""] if kind == "data" else [""]
     return "```{eval-rst}\n" + "\n".join(lines) + "\n```"
 
