@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import plain_diffusion
-from configs.programs import PROGRAMS, help_page
+from configs.programs import PROGRAMS, help_page, subprograms
 from configs.sweep import STOPPED, combinations, run_all, shown
 from configs.texts import file_names, texts
 from diffusion.settings import values
@@ -240,8 +240,11 @@ def _compose(program: str, overrides: Sequence[str], return_hydra_config: bool =
 def _store(program: str) -> None:
     """Make a program's settings known to Hydra, as the file that its experiments add to."""
     of = PROGRAMS[program]
-    base = {"defaults": ["_self_", {"experiment": of.experiment}], **values(of.settings())}
+    several = subprograms(program)
+    base = {"defaults": ["_self_", {"experiment": of.experiment}], **({} if several else values(of.settings()))}
     ConfigStore.instance().store(name=program, node=OmegaConf.create(base))
+    for name, own in several.items():
+        ConfigStore.instance().store(group="program", name=name, node={"program": name, **values(own)}, package="_global_")
 
 
 def _explain(program: str, overrides: Sequence[str], error: HydraException) -> str:

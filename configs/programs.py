@@ -28,7 +28,7 @@ class Program:
 
     usage     how it is called, for the top of its --help
     written   the setting that names the folder or file of its results
-    settings  all at the top; () where its experiments' own files have them
+    settings  all at the top, those of `experiment` where there is one
     texts     these, and those of what their mappings describe, to tell which are text
     choices   what there is to choose from, by the setting that chooses; imported when asked for
     experiment  that is taken where none is chosen
@@ -75,10 +75,10 @@ def _training_texts() -> tuple[Setting, ...]:
 
 def _scoring_texts() -> tuple[Setting, ...]:
     """With those of what draws samples."""
-    from eval.settings import ScoreParams
     from train.data import DATASETS
 
-    return (*settings(ScoreParams), *_samplers(), *(each for entry in DATASETS.values() for each in _paths(entry)))
+    scored = [each for of in subprograms("eval").values() for each in of]
+    return (*scored, *_samplers(), *(each for entry in DATASETS.values() for each in _paths(entry)))
 
 
 def _paths(entry: Callable[..., Any]) -> list[Setting]:
@@ -87,8 +87,19 @@ def _paths(entry: Callable[..., Any]) -> list[Setting]:
     return [Setting(name, None, About(text="path"), kind) for name, kind in hints.items() if {str, Path} & {kind, *get_args(kind)}]
 
 
-def _none() -> tuple[Setting, ...]:
-    return ()
+def _scoring() -> tuple[Setting, ...]:
+    return subprograms("eval")["score"]
+
+
+@cache
+def subprograms(program: str) -> dict[str, tuple[Setting, ...]]:
+    """Of a program whose experiments name one of several by `program`, the settings of those that declare theirs in a dataclass."""
+    if program != "eval":
+        return {}
+    from eval.reference import StatisticsParams
+    from eval.settings import ScoreParams
+
+    return {"score": settings(ScoreParams), "statistics": settings(StatisticsParams)}
 
 
 def _training_choices() -> dict[str, Mapping[str, Any]]:
@@ -151,7 +162,7 @@ PROGRAMS = {
         "plain-diffusion eval samples=FOLDER reference=FOLDER metric=[fid,kid]      scores pictures\n"
         "plain-diffusion eval experiment=NAME [...]                            compares runs, measures speed, ...: see --help experiment",
         "out",
-        _none,
+        _scoring,
         _scoring_texts,
         _scoring_choices,
         experiment="score",
@@ -188,11 +199,13 @@ def _topic(program: str, topic: str) -> str:
         lines += [describe(name, entry) for name, entry in tables[topic].items()]
         own = next((words for words, topics in OWN.items() if topic in topics), "")
         lines.append(f"  {'package.module:name':<20} one of your own: {own}" if own else "")
+    if topic in subprograms(program):
+        lines.append(page(subprograms(program)[topic]))
     if topic == "experiment":
         lines += [f"  {path.stem:<20} {_first_comment(path)}" for path in sorted((FOLDER / program / topic).glob("*.yaml"))]
         lines.append("  folder/mine.yaml     a file of your own, which may build on these")
     if not lines:
-        check_names("setting or choice", [topic], [each.name for each in of.settings()] + ["experiment", *tables])
+        check_names("setting or choice", [topic], [each.name for each in of.settings()] + ["experiment", *tables, *subprograms(program)])
     return "\n".join(line for line in lines if line)
 
 

@@ -84,9 +84,10 @@ class Setting:
 
 
 def settings(params: type[Any]) -> tuple[Setting, ...]:
-    """All settings of a parameter dataclass, in their order."""
+    """All settings of a parameter dataclass, its own first, then those that it shares with others by a base."""
     kinds = get_type_hints(params)
-    return tuple(_setting(each, kinds[each.name]) for each in fields(params))
+    shared = {each.name for base in params.__bases__ if is_dataclass(base) for each in fields(base)}
+    return tuple(_setting(each, kinds[each.name]) for each in sorted(fields(params), key=lambda each: each.name in shared))
 
 
 def _setting(each: Field[Any], kind: Any) -> Setting:

@@ -1,47 +1,34 @@
-"""Statistics of a reference, computed once for all that is compared with it: `python -m eval experiment=statistics`."""
+"""Statistics of a reference, computed once for all that is compared with it: `plain-diffusion eval experiment=statistics`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from diffusion.spec import check_at_least_one, check_names, make_params
+from diffusion.settings import setting
+from diffusion.spec import check_names, make_params
 from eval.collect import CollectParams, collect, forget, size_names
-from eval.features.protocols import PROTOCOLS
-from eval.features.registry import DTYPES, EXTRACTORS, ExtractorParams, build
+from eval.features.registry import DTYPES, EXTRACTORS, build
 from eval.images.open import open_source
+from eval.settings import PassParams
 from eval.statistics_file import Statistics, write_statistics
 from models.files.writing import check_writable
-from samplers.pictures import MAX_PIXELS
 from samplers.results import given
 from train.world import world
 
 
-@dataclass(frozen=True)
-class StatisticsParams:
-    """Of what to compute statistics, and with what: see configs/eval/experiment/statistics.yaml."""
+@dataclass(frozen=True, kw_only=True)
+class StatisticsParams(PassParams):
+    """Of what to compute statistics, and with what."""
 
-    samples: str | dict[str, Any]
-    out: str
-    features: str = "inception"
-    outputs: tuple[str, ...] | None = None
-    protocol: str = "clean"
-    extractors: ExtractorParams = field(default_factory=ExtractorParams)
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    groups: int = 17
-    on_error: Literal["refuse", "skip"] = "refuse"
-    sizes: Literal["equal", "any"] = "equal"
-    max_pixels: int = MAX_PIXELS
-    batch_size: int = 64
-    save_every: float = 300.0
-    device: str | None = None
-    progress: bool = True
+    samples: str | dict[str, Any] = setting(..., "the pictures: as those that are scored", text="path", swept=True, heading="What")
+    out: str = setting(..., "a .safetensors file", kind="place", text="path")
+    outputs: tuple[str, ...] | None = setting(None, "of inception [pool, spatial] for fid and sfid; null: the one that distances compare")
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "groups", "batch_size", "max_pixels")
-        check_names("protocol", [self.protocol], PROTOCOLS)
+        super().__post_init__()
         check_names("extractor", [self.features], EXTRACTORS)
 
 

@@ -241,7 +241,7 @@ def _fingerprint(result: Result) -> dict[str, Any]:
     for metric, figure in result.figures.items():
         found |= {f"{metric_name(metric)}: {name}": value for name, value in flat(figure.basis).items()}
         found |= {f"{metric_name(metric)}: {name}": value for name, value in figure.extra.items()}
-    usual = flat(asdict(ScoreParams("", "fid")))
+    usual = flat(asdict(ScoreParams(samples="", metric="fid")))
     found |= {f"asked for: {name}": value for name, value in flat(result.settings).items() if value != usual.get(name)}
     return found | dict(result.facts)
 

@@ -14,8 +14,47 @@ from eval.results import Role
 from samplers.pictures import MAX_PIXELS
 
 
-@dataclass(frozen=True)
-class ScoreParams:
+@dataclass(frozen=True, kw_only=True)
+class PassParams:
+    """How pictures are gone through: for scores, and for the statistics of a reference."""
+
+    protocol: str = setting(
+        "clean", "clean, legacy_pytorch, torch_fidelity or adm (--help protocol): of all that Inception computes", heading="How"
+    )
+    features: str = setting(
+        "inception",
+        "what frechet, kernel, precision, recall, density and coverage compare: inception, dinov2, clip or digits; or one output of it: "
+        "digits.pixels",
+    )
+    extractors: ExtractorParams = setting(
+        ExtractorParams, 'weights, all local files; "random" stands in for them in a trial, and the result says so'
+    )
+    dtype: Literal["fp32", "bf16"] = setting(
+        "fp32", "of Inception, which bf16 makes faster on a GPU; such numbers are only compared with their like"
+    )
+    groups: int = setting(
+        17,
+        "parts that processes share and error bars come from: a prime, so that no regular order of classes falls together with it; 31 "
+        "shares well among eight processes",
+    )
+    on_error: Literal["refuse", "skip"] = setting("refuse", "skip: pictures that cannot be used are left out and counted")
+    sizes: Literal["equal", "any"] = setting("equal", "any: pictures may differ in size")
+    max_pixels: int = setting(
+        MAX_PIXELS,
+        "of one picture: those with more cannot be used. Colour profiles are not heeded, as in published protocols",
+    )
+    batch_size: int = setting(64, "pictures at once", kind="place")
+    save_every: float = setting(300.0, "seconds after which the work so far is saved; started again, it goes on from there", kind="place")
+    device: str | None = setting(None, "null: a GPU where there is one", kind="place")
+    progress: bool = setting(True, "false: no bar", kind="place")
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "groups", "batch_size", "max_pixels")
+        check_names("protocol", [self.protocol], PROTOCOLS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreParams(PassParams):
     """What to score, and how."""
 
     samples: str | dict[str, Any] = setting(
@@ -53,33 +92,8 @@ class ScoreParams:
     n: int | None = setting(None, "only the first n of the samples")
     parts: int = setting(1, "score the samples in so many equal parts, as many seeds, say: figures are means over them, with their spread")
     classes: Literal["own", "reference"] = setting("own", "reference: what is drawn shows each class as often as the reference does")
-    protocol: str = setting(
-        "clean", "clean, legacy_pytorch, torch_fidelity or adm (--help protocol): of all that Inception computes", heading="How"
-    )
-    features: str = setting(
-        "inception",
-        "what frechet, kernel, precision, recall, density and coverage compare: inception, dinov2, clip or digits; or one output of it: "
-        "digits.pixels",
-    )
     neighbours: str | None = setting(None, "what nearest and memorised compare; null: as features")
     classifier: str = setting("digits", "what accuracy asks")
-    extractors: ExtractorParams = setting(
-        ExtractorParams, 'weights, all local files; "random" stands in for them in a trial, and the result says so'
-    )
-    dtype: Literal["fp32", "bf16"] = setting(
-        "fp32", "of Inception, which bf16 makes faster on a GPU; such numbers are only compared with their like"
-    )
-    groups: int = setting(
-        17,
-        "parts that processes share and error bars come from: a prime, so that no regular order of classes falls together with it; 31 "
-        "shares well among eight processes",
-    )
-    on_error: Literal["refuse", "skip"] = setting("refuse", "skip: pictures that cannot be used are left out and counted")
-    sizes: Literal["equal", "any"] = setting("equal", "any: pictures may differ in size")
-    max_pixels: int = setting(
-        MAX_PIXELS,
-        "of one picture: those with more cannot be used. Colour profiles are not heeded, as in published protocols",
-    )
     out: str | None = setting(None, "the result; null: beside the samples, as NAME.scores.json", kind="place", text="path", heading="Where")
     report: str | None = setting(
         None,
@@ -89,15 +103,11 @@ class ScoreParams:
     )
     cache: str | None = setting(None, "a folder that keeps the features of references for the next time", kind="place", text="path")
     wandb: str | None = setting(None, "a project of Weights & Biases", kind="place", text="text")
-    batch_size: int = setting(64, "pictures at once", kind="place")
-    save_every: float = setting(300.0, "seconds after which the work so far is saved; started again, it goes on from there", kind="place")
-    device: str | None = setting(None, "null: a GPU where there is one", kind="place")
-    progress: bool = setting(True, "false: no bar", kind="place")
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "n", "parts", "groups", "batch_size", "max_pixels")
+        super().__post_init__()
+        check_at_least_one(self, "n", "parts")
         check_names("metric", self.metrics, METRICS)
-        check_names("protocol", [self.protocol], PROTOCOLS)
         if len(set(self.metrics)) < len(self.metrics) or not self.metrics:
             raise ValueError(f"metric must name metrics, each once, not {', '.join(self.metrics) or 'none'}")
 

@@ -74,6 +74,12 @@ def test_each_program_tells_what_can_be_set(program: str) -> None:
         help_page(program, ["sampelr"])
 
 
+def test_programs_within_evaluation_have_pages_of_their_own() -> None:
+    assert "outputs: null" in help_page("eval", ["statistics"])
+    assert compose("eval", ["experiment=statistics", "samples=x", "out=y"])["program"] == "statistics"
+    assert compose("eval", ["samples=x"])["save_every"] == 300
+
+
 def test_samplers_are_listed_with_order_and_options() -> None:
     listed = " ".join(help_page("samplers", ["sampler"]).split())
     assert "Heun (Karras et al. 2022, alg. 1)" in listed
