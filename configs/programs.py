@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent  # of the experiments, a folder per program
 LINE = 140
 GIVEN = ("noise", "path")  # options of samplers that come from the seeds
 OWN = {  # what may come from outside
-    "its name alone": ("sampler", "spacing", "prediction"),
+    "its name alone": ("sampler", "spacing", "prediction", "metric", "features"),
     "{name: package.module:name, and its settings}": ("data", "network", "schedule", "objective", "density", "weighting", "rule"),
 }
 

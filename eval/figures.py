@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from diffusion.spec import lookup
 from eval.collect import Collected
 from eval.features.extractor import TextFeatures
 from eval.features.protocols import Protocol
@@ -250,7 +251,7 @@ def _score(title: str, convention: str) -> Metric:
     return _rows(title, "clip", "higher", _alignment(convention), needs=("prompts",), settings=settings, least=1)
 
 
-METRICS = {
+METRICS: dict[str, Metric] = {
     "fid": _distance("FID", "inception"),
     "fid_infinity": Metric("FID-infinity", ("inception", ""), "moments", "lower", _frechet_infinity, least=30, by_groups=True),
     "sfid": _distance("sFID", "inception", "spatial"),
@@ -283,3 +284,11 @@ METRICS = {
         bounds=SHARE,
     ),
 }
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of that name, or one from outside (see `diffusion.outside`). ValueError for a name that is unknown."""
+    found = lookup("metric", name, METRICS)
+    if not isinstance(found, Metric):
+        raise ValueError(f"the metric {name!r} must be an eval.figures.Metric, not a {type(found).__name__}")
+    return found

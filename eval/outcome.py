@@ -13,7 +13,7 @@ from typing import Any
 from diffusion.settings import of_kind
 from eval.collect import Collected, joined, size_names
 from eval.features.protocols import PROTOCOLS
-from eval.figures import METRICS
+from eval.figures import find_metric
 from eval.images.drawn import Drawn
 from eval.metrics.figure import Figure
 from eval.plan import Plan, Side
@@ -29,7 +29,7 @@ Gathered = Mapping[Side, Collected]
 
 def scored(plan: Plan, name: str, figure: Figure, gathered: Gathered) -> Scored:
     """A figure with all that it depends on; of samples in parts, the plan and the pictures of the first."""
-    metric, (extractor, output), samples = METRICS[name], plan.outputs[name].split("."), gathered["samples"]
+    metric, (extractor, output), samples = find_metric(name), plan.outputs[name].split("."), gathered["samples"]
     basis: dict[str, Any] = {"metric": metric.title, "settings": dict(metric.settings)}
     if not metric.per_picture:
         basis["n"] = samples.n

@@ -9,18 +9,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from diffusion import outside
 from diffusion.spec import check_names, lookup
 from eval.checks import check_classes, check_number, check_told
 from eval.collect import Collected, CollectParams, Seen, collect, forget, unseen
 from eval.features.extractor import Extractor, TextFeatures
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import DTYPES, EXTRACTORS, build, check_dtype
-from eval.figures import METRICS, Evidence, Metric
+from eval.figures import Evidence, Metric, find_metric
 from eval.images.open import open_source
 from eval.images.subset import equal_parts, first_of, index_within_class, proportional_classes
 from eval.settings import ScoreParams
@@ -62,7 +63,7 @@ class Plan:
         sources     pictures of one's own, in place of what `params` names
         extractors  of one's own, by the names that `params.features` and `params.classifier` call them
         """
-        metrics = {name: METRICS[name] for name in params.metrics}
+        metrics = {name: find_metric(name) for name in params.metrics}
         statistics = None
         if isinstance(params.reference, str) and is_statistics(params.reference):
             statistics = read_statistics(params.reference)
@@ -73,7 +74,8 @@ class Plan:
             for side in sides_needed(metric, part):
                 check_number(name, metric, side, part[side], len(part[side]))
             check_classes(name, metric, [part[side] for side in get_args(Side)[:2] if side in part])
-        own = dict(extractors or {})
+        params, own = _with_outside(params)
+        own |= extractors or {}
         named = [params.features, params.classifier, *filter(None, [params.neighbours])]
         check_names("extractor", [name.split(".")[0] for name in named], [*EXTRACTORS, *own])
         outputs = {name: _output(metric, params, own) for name, metric in metrics.items()}
@@ -90,7 +92,7 @@ class Plan:
 
     def _check_output(self, name: str) -> None:
         """ValueError where the extractor of a metric does not give what it needs, or statistics are those of another."""
-        metric, samples = METRICS[name], self.sides["samples"]
+        metric, samples = find_metric(name), self.sides["samples"]
         extractor, output = self._source(name)
         extractor.check_outputs([output])
         if self.statistics is not None and "reference" in metric.needs and metric.keep == "moments":
@@ -118,7 +120,7 @@ class Plan:
         sides: dict[Side, Source] = {
             side: source
             for side, source in self.sides.items()
-            if side == "samples" or any(side in sides_needed(METRICS[name], self.sides) for name in outputs)
+            if side == "samples" or any(side in sides_needed(find_metric(name), self.sides) for name in outputs)
         }
         used = {name: self.extractors[name] for name in _names(outputs)}
         return Plan(self.params, sides, self.statistics, outputs, used, self.device)
@@ -130,7 +132,7 @@ class Plan:
 
     def key(self, name: str) -> str:
         """Of all that the figure of a metric depends on: settings, pictures, weights, and the version of this library."""
-        metric, (extractor, output) = METRICS[name], self._source(name)
+        metric, (extractor, output) = find_metric(name), self._source(name)
         stamps = {side: self.sides[side].stamp for side in sides_needed(metric, self.sides)}
         conditions = {"prompts": self.sides["samples"].prompts, "labels": self.sides["samples"].labels}
         needed = {need: list(value or ()) for need, value in conditions.items() if need in metric.needs}
@@ -163,7 +165,7 @@ class Plan:
 
     def _wanted(self, side: Side) -> tuple[list[str], list[str]]:
         """The outputs to sum up, and to keep, of the pictures of a side."""
-        asked = [(METRICS[name].keep, output) for name, output in self.outputs.items() if side in ("samples", *METRICS[name].needs)]
+        asked = [(find_metric(name).keep, output) for name, output in self.outputs.items() if side in ("samples", *find_metric(name).needs)]
         if side == "reference" and self.statistics is not None:
             asked = [(keep, output) for keep, output in asked if keep == "rows"]
         moments, rows = ([output for keep, output in dict.fromkeys(asked) if keep == kind] for kind in ("moments", "rows"))
@@ -172,7 +174,7 @@ class Plan:
     def evidence(self, output: str, gathered: Mapping[Side, Collected]) -> Evidence:
         """What the metrics of an output are computed of. ValueError where too few pictures are left for one of them."""
         samples, extractor = gathered["samples"], self.extractors[output.split(".")[0]]
-        metrics = {name: METRICS[name] for name, other in self.outputs.items() if other == output}
+        metrics = {name: find_metric(name) for name, other in self.outputs.items() if other == output}
         needs = {need for metric in metrics.values() for need in metric.needs}
         for name, metric in metrics.items():
             for side in sides_needed(metric, gathered):
@@ -269,6 +271,21 @@ def _output(metric: Metric, params: ScoreParams, own: Mapping[str, Extractor]) -
     chosen, _, asked = settings.get(extractor, extractor).partition(".")
     main = next(iter(own[chosen].widths)) if chosen in own else lookup("extractor", chosen, EXTRACTORS).main
     return f"{chosen}.{output or asked or main}"
+
+
+def _with_outside(params: ScoreParams) -> tuple[ScoreParams, dict[str, Extractor]]:
+    """Extractors from outside that the settings name, under names without dots, which part an extractor from its output."""
+    names, own = dict[str, Any](), dict[str, Extractor]()
+    for field in ("features", "neighbours", "classifier"):
+        name = getattr(params, field)
+        if name is None or name.split(".")[0] in EXTRACTORS or (found := outside.find("extractor", name)) is None:
+            continue
+        made = found if isinstance(found, Extractor) else found()
+        if not isinstance(made, Extractor):
+            raise ValueError(f"the extractor {name!r} must be an eval.features.extractor.Extractor, or make one")
+        names[field] = name.replace(".", "/")
+        own[names[field]] = made
+    return replace(params, **names), own
 
 
 def _names(outputs: Mapping[str, str]) -> list[str]:

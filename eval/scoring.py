@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diffusion.outside import trust
 from diffusion.spec import make_params
 from eval.collect import Seen, unseen
 from eval.features.extractor import Extractor
-from eval.figures import METRICS
+from eval.figures import find_metric
 from eval.outcome import Gathered, find_existing, result_of, scored
 from eval.plan import Plan, Side
 from eval.results import Result, Scored, write_result
@@ -44,6 +45,7 @@ def run(
     Figures that are there already, of the same settings, pictures and weights, are not computed again; what is new joins them. ValueError
     for anything that cannot be scored, as far as possible before the work; OSError where the result cannot be written.
     """
+    trust(config)
     own = {side: source.origin for side, source in (sources or {}).items()}
     plain = {"samples": own.get("samples"), **{key: value for key, value in config.items() if key != "program"}}
     params = make_params("", ScoreParams, given(plain))
@@ -110,4 +112,4 @@ def compute(plan: Plan, parts: Sequence[Gathered]) -> Iterator[tuple[str, Scored
     }
     for name, output in plan.outputs.items():
         if parts:
-            yield name, scored(plan.parts[0], name, METRICS[name].figure(evidence[output]), parts[0])
+            yield name, scored(plan.parts[0], name, find_metric(name).figure(evidence[output]), parts[0])

@@ -9,7 +9,7 @@ from diffusion.settings import setting
 from diffusion.spec import check_at_least_one, check_names
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import ExtractorParams
-from eval.figures import METRICS
+from eval.figures import find_metric
 from eval.results import Role
 from samplers.pictures import MAX_PIXELS
 
@@ -107,7 +107,8 @@ class ScoreParams(PassParams):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "n", "parts")
-        check_names("metric", self.metrics, METRICS)
+        for name in self.metrics:
+            find_metric(name)
         if len(set(self.metrics)) < len(self.metrics) or not self.metrics:
             raise ValueError(f"metric must name metrics, each once, not {', '.join(self.metrics) or 'none'}")
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from diffusion.spec import check_names
-from eval.figures import METRICS
+from eval.figures import find_metric
 from eval.results import Result, Scored
 from models.files.text import strict
 
@@ -30,7 +30,7 @@ class Promise:
     note: str = ""
 
     def __post_init__(self) -> None:
-        check_names("metric", [self.metric], METRICS)
+        find_metric(self.metric)
         if (self.at_most is None) == (self.at_least is None):
             raise ValueError(f"the target {self.name!r} needs one limit: at_most or at_least")
 

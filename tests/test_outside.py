@@ -14,11 +14,14 @@ import torch
 import models
 from configs import compose
 from diffusion import outside
-from diffusion.spec import lookup
+from diffusion.spec import lookup, make_params
+from eval.scoring import run as score
+from eval.settings import ScoreParams
 from models.layouts import native
 from samplers import ddim, generate
 from samplers.modes import sampled
 from samplers.pictures import read_settings
+from train.data import digits
 from train.run import run
 
 MINE = """
@@ -31,6 +34,9 @@ from torch import nn
 from diffusion import RectifiedFlow
 from diffusion.guidance_rules import extrapolate
 from diffusion.spacing import SPACINGS
+from eval.features.custom import Custom
+from eval.figures import Metric
+from eval.metrics.figure import Figure
 from models import NetworkParams, network_input
 from samplers.solver import Step
 from train.data import TensorData
@@ -88,6 +94,16 @@ def digits(rows: int = 32):
     return TensorData(torch.randn(rows, 1, 8, 8), torch.arange(rows) % 10, 10)
 
 
+brightness = Metric("Brightness", ("features", ""), "rows", "neither", lambda evidence: Figure(float(evidence.rows.mean())), needs=())
+
+
+def pixels():
+    def prepare(pictures):
+        return torch.stack([picture.float().mean(0) / 255 for picture in pictures])
+
+    return Custom(lambda x: x.flatten(1), name="pixels", prepared="grey", width=64, prepare=prepare, weights="none")
+
+
 density, weighting, objective = DENSITIES["uniform"], WEIGHTINGS["uniform"], OBJECTIVES["denoising"]
 """
 DIT: dict[str, Any] = {"network": {"name": "dit", "depth": 1, "hidden": 16, "heads": 1}, "schedule": {"name": "flow"}, "prediction": "flow"}
@@ -137,6 +153,20 @@ def test_everything_from_outside_in_a_run_and_back(mine: Path) -> None:
     own: dict[str, Any] = {"sampler": "mine:alternate", "guide": {"rule": {"name": "mine:rule"}}}
     own["grid"] = {"spacing": "mine:spaced", "power": 2.0}
     assert "the same" in sampled({"from": str(image), "trust": True, "progress": False, **own})[1]
+
+
+def test_scores_of_an_own_metric_and_extractor(mine: Path) -> None:
+    """Both by name from a configuration: the mean of all pixels is what they are."""
+    data = digits("held_out")
+    given = ["samples={name: digits, split: held_out}", "metric=[mine:brightness]", "features=mine:pixels", f"out={mine / 'score.json'}"]
+    written = score(compose("eval", [*given, "progress=false", "device=cpu"]))
+    assert written is not None
+    figure = written.result.figures["mine:brightness"]
+    assert figure.value == pytest.approx(float(data.images.add(1).div(2).mean()), abs=2e-3)
+    assert figure.basis["extractor"]["network"] == "pixels"
+    forget()
+    with pytest.raises(ValueError, match="no metric named 'mine:brightness'; names of your own"):
+        make_params("", ScoreParams, {"samples": "x", "metric": ["mine:brightness"]})
 
 
 def test_files_with_an_own_network(mine: Path) -> None:
