@@ -124,7 +124,7 @@ def command_line(
             print(f"plain-diffusion {plain_diffusion.__version__}")
             return
         if help_asked := {"--help", "-h"} & set(arguments):
-            print(help_page(program, [argument for argument in arguments if argument not in help_asked]))
+            print(help_page(program, [argument for argument in arguments if argument not in help_asked]), flush=True)
             return
         if _is_for_hydra(arguments):
             sys.argv[1:] = _quoted(program, arguments)
@@ -139,6 +139,9 @@ def command_line(
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         sys.exit(f"error: {' '.join(str(error).split())}")
+    except BrokenPipeError:  # whoever read stdout has seen enough: | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise

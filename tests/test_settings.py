@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,8 @@ from configs import compose
 from configs.programs import PROGRAMS, help_page
 from diffusion.settings import find, merged, nulled, of_kind, page, recorded, setting, settings, values
 from train.settings import RunSettings
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -92,3 +97,13 @@ def test_defaults_are_those_of_the_dataclass() -> None:
     assert config["train"] == values(settings(RunSettings))["train"]
     drawing = compose("samplers", ["run=x"])
     assert {value for name, value in drawing.items() if not isinstance(value, dict)} == {"x", None}
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """As head is, behind a pipe."""
+    process = subprocess.Popen([sys.executable, "-m", "samplers", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
