@@ -190,14 +190,15 @@ class _Group:
 def _groups(source: Source, batches: Sequence[Sequence[int]]) -> Generator[_Group]:
     """The pictures of each batch together, or in smaller groups of about MAX_PIXELS where they are large."""
     for batch in batches:
-        first, held = 0, list[_Picture | Unreadable]()
+        first, size, held = 0, 0, list[_Picture | Unreadable]()
         with reading(source, batch) as pictures:
             for last, picture in enumerate(pictures, 1):
+                size += 0 if isinstance(picture, Unreadable) else picture[0].numel()
                 held.append(picture if isinstance(picture, Unreadable) else _with_digest(picture))
                 del picture
-                if last == len(batch) or sum(each.pixels[0].numel() for each in held if isinstance(each, _Picture)) >= MAX_PIXELS:
+                if last == len(batch) or size >= MAX_PIXELS:
                     yield _Group(list(batch[first:last]), held, last == len(batch))
-                    first, held = last, []
+                    first, size, held = last, 0, []
 
 
 def _with_digest(picture: Tensor) -> _Picture:

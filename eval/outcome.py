@@ -169,7 +169,8 @@ def _place(params: ScoreParams, samples: Source) -> Path:
 
 def _digest(params: ScoreParams) -> str:
     """Of all settings that make another row: not of metrics, which one row gathers."""
-    row = {key: value for key, value in asdict(params).items() if key not in (*of_kind(ScoreParams, "place"), "metric")}
+    left_out = (*of_kind(ScoreParams, "place"), "metric")
+    row = {key: value for key, value in asdict(params).items() if key not in left_out}
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]
 
 
