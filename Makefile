@@ -30,9 +30,10 @@ quickstart-dit:
 quickstart-consistency: quickstart-unet
 	TQDM_POSITION=0 $(BIN)/python -m train experiment=digits_consistency run=$(RUNS)/consistency model.from=$(RUNS)/unet resume=true
 
-check: $(SETUP)        ## what notices most mistakes, in minutes: the mathematics, layers, README, and each program once
-	OMP_NUM_THREADS=$(HALF) $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests/diffusion tests/samplers/test_contract.py \
-	    tests/samplers/test_exact.py::test_guided_point_masses_are_exact tests/samplers/test_order.py::test_order_of_convergence \
+# Of every matrix the cells in which each solver, schedule or family occurs once, and none that a peer is needed for.
+check: $(SETUP)        ## what notices most mistakes: the mathematics, solvers, layers, README, and each program once
+	OMP_NUM_THREADS=$(HALF) $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m "not matrix and not peer" -k "not long_grids" \
+	    tests/diffusion tests/samplers/test_contract.py tests/samplers/test_exact.py tests/samplers/test_order.py::test_order_of_convergence \
 	    tests/test_layers.py tests/test_readme.py \
 	    tests/test_programs.py::test_train_sample_score tests/test_programs.py::test_prompts_to_images_and_again
 
@@ -40,7 +41,7 @@ test: $(SETUP)         ## the whole test suite: two files side by side, on half 
 	OMP_NUM_THREADS=$(HALF) $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 test-slow: $(SETUP)    ## the tests at full published size, one after the other: minutes, and 16 GB of memory
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow or bench"
 
 wheel-test: $(SETUP)   ## build a wheel, install it into an environment of its own, and train, sample and score with it; no downloads
 	$(BIN)/python -m pytest -m slow tests/test_wheel.py

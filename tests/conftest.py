@@ -13,6 +13,7 @@ import torch
 
 from diffusion import EDM, EPS, FLOW, X0, CosineVP, DiscreteVP, Prediction, RectifiedFlow, Schedule, Shifted, V, VarianceExploding
 from models.layers import half
+from tests.marks import mark
 
 SCHEDULES: dict[str, Schedule] = {
     "scaled_linear": DiscreteVP.scaled_linear(),
@@ -103,9 +104,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark(items)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked gpu are skipped where there is none, those marked slow unless asked for; the summary says so."""
+    """Tests marked gpu are skipped where there is none, those marked slow or bench unless asked for; the summary says so."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     if item.get_closest_marker("slow") and "slow" not in item.config.option.markexpr:
         pytest.skip("takes minutes and gigabytes: make test-slow")
+    if item.get_closest_marker("bench") and "bench" not in item.config.option.markexpr:
+        pytest.skip("times us and our peers: make test-slow")

@@ -1,4 +1,4 @@
-"""Peers that do not import the usual way."""
+"""The libraries that we compare with, imported by the first test that uses one: together they take longer than most tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,32 @@ import importlib.util
 import sys
 import types
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+
+class Peer:
+    """A module that is imported when something of it is used: within a test, not at the top of its file."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)  # pytest looks for marks on everything that a module holds
+        try:
+            return getattr(importlib.import_module(self._name), name)
+        except AttributeError:
+            return importlib.import_module(f"{self._name}.{name}")
+
+
+if TYPE_CHECKING:
+    import diffusers as diffusers
+    import open_clip as open_clip
+    import scipy as scipy
+    import sklearn as sklearn
+    import transformers as transformers
+else:
+    diffusers, open_clip, scipy, sklearn, transformers = map(Peer, ("diffusers", "open_clip", "scipy", "sklearn", "transformers"))
 
 
 @cache

@@ -14,7 +14,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,6 +65,7 @@ from tests.eval.test_clip_features import CONFIG
 from tests.fake_gpu import CUDA, FakeGPU, OnFakeGPU, WaitedError
 from tests.models.small import KINDS, Kind, randomised
 from tests.models.test_packed import random_packed
+from tests.peers import open_clip
 from tests.samplers.cases import CASES
 from train import TrainParams, train
 from train.consistency import ConsistencyDistillation

@@ -46,6 +46,7 @@ def test_a_seed_gives_the_same_image_on_every_device(experiment: str, sampler: s
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.learns
 def test_training_learns_in_every_precision(precision: str, tmp_path: Path) -> None:
     """The loss falls, resuming goes on, and weights stay float32."""
     for steps in (100, 200):

@@ -85,6 +85,7 @@ def test_a_run_folder_holds_what_repeats_it(trained: Path) -> None:
     assert models.load(trained).shape == (1, 8, 8)
 
 
+@pytest.mark.learns
 def test_train_sample_score(trained: Path, tmp_path: Path) -> None:
     """The whole way in processes of its own: images named by seed in class folders, each with its settings; figures printed and kept."""
     out = tmp_path / "samples"

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from diffusion import (
@@ -36,6 +35,7 @@ from diffusion import (
     marginal,
 )
 from diffusion.oracle import GaussianMixture
+from tests.peers import diffusers
 
 F64 = torch.float64
 MIXTURE = GaussianMixture(initial_noise([1, 2, 3], (2, 2, 2), F64), torch.tensor([0.3, 0.5, 0.2], dtype=F64))
@@ -204,7 +204,7 @@ def test_a_percentile_beyond_its_range_is_refused(percentile: float) -> None:
 
 def test_dynamic_thresholding_equals_diffusers() -> None:
     """Its `_threshold_sample`, without the largest s that it allows for."""
-    scheduler = DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=math.inf)
+    scheduler = diffusers.DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=math.inf)
     x, level = 3 * initial_noise([1, 2], (3, 5, 5), F64), CosineVP().level(0.4)
     got = Thresholded(Denoiser(lambda x, t, condition: x, CosineVP(), X0), 0.9)(x, level)
     torch.testing.assert_close(got.x0, scheduler._threshold_sample(x), rtol=0, atol=1e-15)

@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeZeroStarGuidance
-from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
 import diffusion
@@ -37,6 +34,7 @@ from diffusion import (
     rescaled,
     zero_star,
 )
+from tests.peers import diffusers
 
 F64 = torch.float64
 LEVEL = RectifiedFlow().level(0.6)
@@ -176,7 +174,8 @@ def test_rescaled_equals_diffusers(space: Prediction) -> None:
     """Its rescale_noise_cfg on the network output of the same prediction."""
     good, bad = pair(LEVEL)
     out_good, out_bad = (space.target(estimate.x0, estimate.eps, LEVEL) for estimate in (good, bad))
-    theirs = rescale_noise_cfg(out_bad + 6 * (out_good - out_bad), out_good, guidance_rescale=0.7)
+    rescale = diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion.rescale_noise_cfg
+    theirs = rescale(out_bad + 6 * (out_good - out_bad), out_good, guidance_rescale=0.7)
     ours = guided(rescaled(0.7, space=space), 6.0)
     close(space.target(ours.x0, ours.eps, LEVEL), theirs)
 
@@ -222,7 +221,7 @@ def test_zero_star_knows_no_schedule(schedule: Schedule) -> None:
 def test_zero_star_equals_diffusers() -> None:
     """Its guider past the first steps, on velocities; it computes s in float32."""
     good, bad = pair(LEVEL)
-    peer = ClassifierFreeZeroStarGuidance(guidance_scale=5.0, zero_init_steps=0)
+    peer = diffusers.guiders.ClassifierFreeZeroStarGuidance(guidance_scale=5.0, zero_init_steps=0)
     peer.set_state(3, 10, torch.tensor(600))
     theirs = peer.forward(good.combine(-1.0, 1.0), bad.combine(-1.0, 1.0)).pred
     close(guided(zero_star, 5.0).combine(-1.0, 1.0), theirs, 2e-6)
@@ -265,10 +264,11 @@ def test_apg_around_a_good_x0_of_zero() -> None:
 @pytest.mark.parametrize("momentum", [None, -0.5])
 def test_apg_equals_diffusers_where_it_follows_the_paper(momentum: float | None) -> None:
     """Its `normalized_guidance` in the original formulation, given x0 and the scale less one, over the steps of a run."""
-    ours, buffer = APG(0.25, norm_limit=4.0, momentum=momentum or 0.0), None if momentum is None else MomentumBuffer(momentum)
+    peer = diffusers.guiders.adaptive_projected_guidance
+    ours, buffer = APG(0.25, norm_limit=4.0, momentum=momentum or 0.0), None if momentum is None else peer.MomentumBuffer(momentum)
     for step, t in enumerate((1.0, 0.8, 0.5, 0.1)):
         good, bad = GOOD.roll(step, 0) * t, BAD * t
-        theirs = normalized_guidance(good, bad, 6.0 - 1, buffer, 0.25, 4.0, use_original_formulation=True)
+        theirs = peer.normalized_guidance(good, bad, 6.0 - 1, buffer, 0.25, 4.0, use_original_formulation=True)
         close(guided(ours, 6.0, RectifiedFlow().level(t), good=good, bad=bad).x0, theirs)
 
 
@@ -276,7 +276,7 @@ def test_apg_of_diffusers_by_default_is_not_the_papers() -> None:
     """It adds w times the projected difference to the bad estimate: as w falls to 1 the parallel part of `good` is missing, and at 1,
     where it is switched off, jumps in. The paper's rule is `good` there.
     """
-    peer = AdaptiveProjectedGuidance(guidance_scale=1 + 1e-6, eta=0.0, adaptive_projected_guidance_rescale=0.0)
+    peer = diffusers.guiders.AdaptiveProjectedGuidance(guidance_scale=1 + 1e-6, eta=0.0, adaptive_projected_guidance_rescale=0.0)
     peer.set_state(3, 10, torch.tensor(600))
     parallel = ((GOOD - BAD) * GOOD).sum((1, 2, 3), True) / GOOD.square().sum((1, 2, 3), True) * GOOD
     close(peer.forward(GOOD, BAD).pred, GOOD - parallel, 1e-5)

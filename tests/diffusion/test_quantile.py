@@ -8,11 +8,11 @@ from itertools import product
 
 import numpy as np
 import pytest
-import scipy.special
 import torch
 from torch import Tensor
 
 from diffusion.quantile import beta_quantile
+from tests.peers import scipy
 
 P = torch.linspace(0, 1, 201, dtype=torch.float64)
 SHAPES = (0.05, 0.3, 0.6, 1.0, 1.7, 5.0, 20.0, 100.0)

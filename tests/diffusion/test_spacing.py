@@ -12,14 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
-from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
-from diffusers.pipelines.ltx import pipeline_ltx_condition
-from diffusers.pipelines.mochi import pipeline_mochi
-from diffusers.schedulers import AysSchedules
 
 from diffusion import CosineVP, DiscreteVP, Grid, RectifiedFlow, Schedule, Shifted, VarianceExploding, time_grid
-from tests.peers import k_sampling
+from tests.peers import diffusers, k_sampling, scipy
 
 FLOW, TABLE, VE, SVD = RectifiedFlow(), DiscreteVP.scaled_linear(), VarianceExploding(), VarianceExploding(0.002, 700.0)
 SD: dict[str, Any] = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
@@ -102,7 +97,7 @@ def test_beta_is_comfyuis(steps: int, shapes: tuple[float, float]) -> None:
 
 def test_beta_of_diffusers_agrees_on_flows() -> None:
     """There sigma is t. It also puts the cleanest level on the grid, which makes its n + 1 levels our n and t_end."""
-    peer = FlowMatchEulerDiscreteScheduler(use_beta_sigmas=True)
+    peer = diffusers.FlowMatchEulerDiscreteScheduler(use_beta_sigmas=True)
     peer.set_timesteps(11)
     grid = time_grid(FLOW, 10, "beta", t_end=0.001)
     assert t_of(grid)[:-1] == pytest.approx(peer.sigmas.tolist()[:-2], rel=1e-6)
@@ -111,7 +106,7 @@ def test_beta_of_diffusers_agrees_on_flows() -> None:
 
 def test_beta_of_diffusers_is_no_distribution_of_time_on_tables() -> None:
     """It takes the quantiles of sigma/alpha in place of t. The paper's are symmetric in t; of its 20 steps 16 lie in the noisier half."""
-    peer = EulerDiscreteScheduler(**SD, use_beta_sigmas=True)
+    peer = diffusers.EulerDiscreteScheduler(**SD, use_beta_sigmas=True)
     peer.alphas_cumprod = TABLE.alpha_bar.numpy()
     peer.set_timesteps(20)
     assert sum(t > 499.5 for t in peer.timesteps.tolist()) == 16
@@ -142,7 +137,7 @@ def test_karras_and_exponential_are_diffusers(spacing: str, ends: str, steps: in
     It spaces between the first and the last time of its timestep_spacing, which with "leading" (the default of SD) are not the
     table's ends.
     """
-    peer = EulerDiscreteScheduler(**SD, timestep_spacing=ends, steps_offset=1, **{f"use_{spacing}_sigmas": True})
+    peer = diffusers.EulerDiscreteScheduler(**SD, timestep_spacing=ends, steps_offset=1, **{f"use_{spacing}_sigmas": True})
     peer.alphas_cumprod = TABLE.alpha_bar.numpy()
     peer.set_timesteps(steps)
     between: dict[str, Any] = {"t_start": 1000 / steps * (steps - 1) + 1, "t_end": 1.0} if ends == "leading" else {}
@@ -153,7 +148,7 @@ def test_karras_and_exponential_are_diffusers(spacing: str, ends: str, steps: in
 
 def test_karras_of_diffusers_is_in_flow_time_on_flows() -> None:
     """Its flow scheduler puts flow time in for eq. 5's sigma, which is sigma/alpha: other levels, and no longer those of a VP model."""
-    peer = FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
+    peer = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
     peer.set_timesteps(10)
     in_flow_time = np.linspace(1, 0.001 ** (1 / 7), 10) ** 7
     assert peer.sigmas.tolist()[:-1] == pytest.approx(in_flow_time.tolist(), rel=1e-5)
@@ -168,15 +163,15 @@ def test_karras_of_diffusers_is_in_flow_time_on_flows() -> None:
 @pytest.mark.parametrize("steps", [7, 30, 64])
 def test_linear_quadratic_is_mochis(steps: int, threshold: float, linear: int | None) -> None:
     """diffusers' function for Mochi, which ComfyUI's is too, and its copy for LTX: to 1e-14 and float32's 1e-6 in flow time."""
+    mochi, ltx = diffusers.pipelines.mochi.pipeline_mochi, diffusers.pipelines.ltx.pipeline_ltx_condition
     if linear is not None and threshold >= 2 * linear / (steps + linear):
         with pytest.raises(ValueError, match="threshold must lie between 0 and"):
             time_grid(FLOW, steps, "linear_quadratic", threshold=threshold, linear_steps=linear)
-        assert np.diff([*pipeline_mochi.linear_quadratic_schedule(steps, threshold, linear), 0]).max() > 0  # its noise rises again
+        assert np.diff([*mochi.linear_quadratic_schedule(steps, threshold, linear), 0]).max() > 0  # its noise rises again
         return
     ours = t_of(time_grid(FLOW, steps, "linear_quadratic", threshold=threshold, linear_steps=linear))
-    assert ours == pytest.approx([*pipeline_mochi.linear_quadratic_schedule(steps, threshold, linear), 0], abs=1e-14)
-    ltx = pipeline_ltx_condition.linear_quadratic_schedule(steps, threshold, linear)
-    assert ours[:-1] == pytest.approx(ltx.tolist(), abs=1e-6)
+    assert ours == pytest.approx([*mochi.linear_quadratic_schedule(steps, threshold, linear), 0], abs=1e-14)
+    assert ours[:-1] == pytest.approx(ltx.linear_quadratic_schedule(steps, threshold, linear).tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize("schedule", [TABLE, CosineVP(), FLOW], ids=["table", "cosine", "flow"])
@@ -187,21 +182,21 @@ def test_align_your_steps_are_the_published_levels(schedule: Schedule, table: st
     The integer times that were published beside the sigmas are those sigmas' rows, to one row.
     """
     grid = time_grid(schedule, 10, "align_your_steps", table=table)
-    assert ratios(grid) == pytest.approx(AysSchedules[f"{name}Sigmas"], rel=3e-5 if schedule is TABLE else 1e-13)
+    assert ratios(grid) == pytest.approx(diffusers.schedulers.AysSchedules[f"{name}Sigmas"], rel=3e-5 if schedule is TABLE else 1e-13)
     if schedule is TABLE:
-        peer = EulerDiscreteScheduler(**SD)
+        peer = diffusers.EulerDiscreteScheduler(**SD)
         peer.alphas_cumprod = TABLE.alpha_bar.numpy()
-        peer.set_timesteps(sigmas=AysSchedules[f"{name}Sigmas"])
+        peer.set_timesteps(sigmas=diffusers.schedulers.AysSchedules[f"{name}Sigmas"])
         assert grid[0].t == pytest.approx(999, abs=1e-9)
         assert t_of(grid)[:-1] == pytest.approx(peer.timesteps.tolist(), abs=1e-4)
-        assert t_of(grid)[:-1] == pytest.approx(AysSchedules[f"{name}Timesteps"], abs=1)
+        assert t_of(grid)[:-1] == pytest.approx(diffusers.schedulers.AysSchedules[f"{name}Timesteps"], abs=1)
 
 
 def test_align_your_steps_of_svd() -> None:
     """Video diffusion starts at 700: every schedule with that much noise has its levels, and others say that they have not."""
     for schedule in (SVD, FLOW, Shifted(FLOW, 3.0), DiscreteVP.scaled_linear(zero_terminal_snr=True)):
         grid = time_grid(schedule, 10, "align_your_steps", table="svd")
-        assert ratios(grid) == pytest.approx(AysSchedules["StableDiffusionVideoSigmas"], rel=1e-12)
+        assert ratios(grid) == pytest.approx(diffusers.schedulers.AysSchedules["StableDiffusionVideoSigmas"], rel=1e-12)
 
 
 @pytest.mark.parametrize("steps", [1, 5, 20, 33])
@@ -231,7 +226,7 @@ def test_align_your_steps_ends_where_the_page_does() -> None:
 def test_linear_dynamic_shift_of_diffusers_is_a_constant_shift() -> None:
     """time_shift_type="linear" multiplies sigma/alpha by mu itself, "exponential" (Flux, mu_shift) by e^mu."""
     for kind, options in (("linear", {"shift": 2.5}), ("exponential", {"spacing": "mu_shift", "mu": 2.5})):
-        peer = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
+        peer = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
         peer.set_timesteps(sigmas=np.linspace(1.0, 0.1, 10), mu=2.5)
         assert t_of(wrong_grid(FLOW, 10, **options)) == pytest.approx(peer.sigmas.tolist(), abs=1e-6)
 
@@ -272,7 +267,7 @@ def test_errors(make: Callable[[], object], message: str) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 8, 13, 50])
 def test_lcm_is_that_of_diffusers(steps: int) -> None:
     """The rows that LCMScheduler visits, at every number of steps."""
-    scheduler = LCMScheduler(**SD)
+    scheduler = diffusers.LCMScheduler(**SD)
     scheduler.set_timesteps(steps)
     assert t_of(time_grid(TABLE, steps, "lcm"))[:-1] == scheduler.timesteps.tolist()
 
@@ -331,7 +326,7 @@ def test_turbo_keeps_its_settings_when_it_begins_later() -> None:
 @pytest.mark.parametrize(("steps", "strength"), [(4, 0.5), (4, 0.33), (8, 0.8), (1, 0.06), (25, 0.5), (4, 1.0)])
 def test_lcm_begins_where_diffusers_does(steps: int, strength: float) -> None:
     """LCMScheduler's own strength: all steps are taken, of the times taught up to there."""
-    scheduler = LCMScheduler(**SD)
+    scheduler = diffusers.LCMScheduler(**SD)
     scheduler.set_timesteps(steps, strength=strength)
     assert t_of(time_grid(TABLE, steps, "lcm").tail(strength))[:-1] == scheduler.timesteps.tolist()
 

@@ -8,8 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from diffusers import ChromaTransformer2DModel
-from diffusers.models.transformers import transformer_flux
 from torch import Tensor
 
 from diffusion import Condition
@@ -17,6 +15,7 @@ from models import Chroma, ChromaParams
 from tests.models import test_flux
 from tests.models.joint_peers import assert_equal_at_full_width, assert_equal_in_value_and_gradient, call_with_tokens
 from tests.models.small import CHROMA, inputs, randomised, renamed
+from tests.peers import diffusers
 
 NAMES = {
     r"^approximator\.fc_in\.": "distilled_guidance_layer.in_proj.",
@@ -32,8 +31,8 @@ def to_diffusers(params: ChromaParams, state: Mapping[str, Tensor]) -> dict[str,
     return test_flux.to_diffusers(params, {key: part for name, value in state.items() for key, part in renamed(name, value, NAMES).items()})
 
 
-def peer(p: ChromaParams) -> ChromaTransformer2DModel:
-    network = ChromaTransformer2DModel(
+def peer(p: ChromaParams) -> diffusers.ChromaTransformer2DModel:
+    network = diffusers.ChromaTransformer2DModel(
         in_channels=p.in_channels * p.patch_size**2,
         num_layers=p.depth,
         num_single_layers=p.depth_single,
@@ -53,7 +52,7 @@ def peer(p: ChromaParams) -> ChromaTransformer2DModel:
     return network
 
 
-def call_peer(network: ChromaTransformer2DModel, x: Tensor, t: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+def call_peer(network: diffusers.ChromaTransformer2DModel, x: Tensor, t: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
     """Its mask is of text and image, and bool: what is not bool, as in its pipelines, it adds to the scores."""
     pixels = x.shape[-2] * x.shape[-1] // 4
     whole = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), pixels)], dim=1)
@@ -73,7 +72,7 @@ def test_output_and_gradients_equal_diffusers(
 ) -> None:
     """With the same random weights."""
     if dtype == torch.float64:  # which diffusers rounds to float32 before it turns
-        monkeypatch.setattr(transformer_flux, "apply_rotary_emb", test_flux.turned)
+        monkeypatch.setattr(diffusers.models.transformers.transformer_flux, "apply_rotary_emb", test_flux.turned)
     ours, theirs = randomised(Chroma(CHROMA)).to(dtype), peer(CHROMA).to(dtype)
     x, t, condition = inputs(CHROMA, size)
     told = replace(condition.to(dtype=dtype), mask=mask)

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.utils import counters
 
 from models import DiT, UNet, UNetParams
 from models.layers import blocks, half
@@ -31,7 +30,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def graphs() -> int:
-    return int(counters["stats"]["unique_graphs"])
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 @pytest.mark.parametrize(
@@ -52,7 +51,7 @@ def test_one_graph_for_each_kind_of_block(kind: Kind, kinds: int) -> None:
                 out = network(*given)
             assert graphs() - before == kinds
             torch.testing.assert_close(out, network(*given))
-    assert not counters["graph_break"]
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def test_packed_and_half(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.embeddings import get_timestep_embedding
 
 from diffusion import NONE, Condition
 from models import DiT, DiTParams, UNetParams
 from models.layers.conditioning import LabelEmbedding, TimeEmbedding, check_labels, network_input, sinusoid
+from tests.peers import diffusers
 
 TIMES = [0.0, 0.25, 1.0, 17.3, 500.0, 999.0]
 
@@ -31,7 +31,7 @@ def test_sinusoid_follows_its_formula(dim: int, max_period: float) -> None:
 def test_sinusoid_equals_diffusers(dim: int) -> None:
     """It is diffusers' embedding as SD and DiT use it: cosines first, no frequency shift."""
     t = torch.tensor(TIMES)
-    expected = get_timestep_embedding(t, dim, flip_sin_to_cos=True, downscale_freq_shift=0)
+    expected = diffusers.models.embeddings.get_timestep_embedding(t, dim, flip_sin_to_cos=True, downscale_freq_shift=0)
     torch.testing.assert_close(sinusoid(t, dim), expected, rtol=0, atol=1e-6)
 
 

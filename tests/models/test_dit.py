@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
@@ -17,6 +16,7 @@ from diffusion import Condition
 from models import DiT, DiTParams
 from models.layers.conditioning import sinusoid
 from tests.models.small import CLASSES, DIT, DITS, TEXT, VARIANCE, inputs, randomised, relative_error, renamed
+from tests.peers import diffusers
 
 # Peebles & Xie 2023, table 1: hidden, depth, heads, and the parameters in millions (table 4) at patch size 2.
 PUBLISHED = {"S": (384, 12, 6, 33), "B": (768, 12, 12, 130), "L": (1024, 24, 16, 458), "XL": (1152, 28, 16, 675)}
@@ -69,7 +69,7 @@ def test_parameter_count_of_dit_xl_2() -> None:
 def test_output_and_gradient_equal_diffusers(params: DiTParams, dtype: torch.dtype, tolerance: float) -> None:
     """With the same random weights, the output and its gradient are those of diffusers, and no tensor is left over."""
     ours = randomised(DiT(params)).to(dtype)
-    theirs = DiTTransformer2DModel(
+    theirs = diffusers.DiTTransformer2DModel(
         num_attention_heads=params.heads,
         attention_head_dim=params.hidden // params.heads,
         in_channels=params.in_channels,

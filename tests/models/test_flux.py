@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
-from diffusers.models.transformers import transformer_flux
 from torch import Tensor
 
 from models import Flux, FluxParams
 from models.networks.flux import TrunkParams
 from tests.models.joint_peers import assert_equal_at_full_width, assert_equal_in_value_and_gradient, call_with_tokens, translated
 from tests.models.small import DEV, FILL, FLUX, FLUXES, SCHNELL, beside, inputs, randomised
+from tests.peers import diffusers
 
 # The parameters of the published files.
 PUBLISHED = {
@@ -47,8 +46,8 @@ def to_diffusers(params: TrunkParams, state: Mapping[str, Tensor]) -> dict[str, 
     return translated(parts, NAMES, swapped=("modulation_out",))
 
 
-def peer(p: FluxParams) -> FluxTransformer2DModel:
-    return FluxTransformer2DModel(
+def peer(p: FluxParams) -> diffusers.FluxTransformer2DModel:
+    return diffusers.FluxTransformer2DModel(
         in_channels=p.in_channels * p.patch_size**2,
         out_channels=p.out_channels * p.patch_size**2,
         num_layers=p.depth,
@@ -63,7 +62,7 @@ def peer(p: FluxParams) -> FluxTransformer2DModel:
 
 
 def call_peer(
-    network: FluxTransformer2DModel,
+    network: diffusers.FluxTransformer2DModel,
     x: Tensor,
     t: Tensor,
     context: Tensor,
@@ -105,7 +104,7 @@ def test_output_and_gradients_equal_diffusers(
 ) -> None:
     """With the same random weights; with and without guidance, and with more channels in than out."""
     if dtype == torch.float64:  # which diffusers rounds to float32 before it turns
-        monkeypatch.setattr(transformer_flux, "apply_rotary_emb", turned)
+        monkeypatch.setattr(diffusers.models.transformers.transformer_flux, "apply_rotary_emb", turned)
     assert_equals_diffusers(FLUXES[kind], size, dtype, tolerance)
 
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel
-from diffusers.models import normalization
 from torch import Tensor, nn
 
 from models import SD3, SD3Params
 from tests.models.joint_peers import assert_equal_at_full_width, assert_equal_in_value_and_gradient, translated
 from tests.models.small import MEDIUM, MMDIT, SD3S, inputs, randomised
+from tests.peers import diffusers
 
 # The numbers in the published files, position table included.
 PUBLISHED = {
@@ -30,8 +29,8 @@ def to_diffusers(params: SD3Params, state: Mapping[str, Tensor]) -> dict[str, Te
     return translated(state, NAMES, swapped=("modulation_out", f"blocks.{params.depth - 1}.text.modulation"))
 
 
-def peer(p: SD3Params) -> SD3Transformer2DModel:
-    return SD3Transformer2DModel(
+def peer(p: SD3Params) -> diffusers.SD3Transformer2DModel:
+    return diffusers.SD3Transformer2DModel(
         sample_size=128,
         patch_size=p.patch_size,
         in_channels=p.in_channels,
@@ -47,7 +46,7 @@ def peer(p: SD3Params) -> SD3Transformer2DModel:
     ).eval()
 
 
-def call_peer(network: SD3Transformer2DModel, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> Tensor:
+def call_peer(network: diffusers.SD3Transformer2DModel, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> Tensor:
     return network(hidden_states=x, encoder_hidden_states=context, pooled_projections=vector, timestep=1000 * t).sample
 
 
@@ -74,7 +73,7 @@ def test_output_and_gradients_equal_diffusers(
 ) -> None:
     """With the same random weights; every kind of block, and even, odd and whole cuts of the position table."""
     if dtype == torch.float64:  # which diffusers' own norm rounds to float32
-        monkeypatch.setattr(normalization, "RMSNorm", nn.RMSNorm)
+        monkeypatch.setattr(diffusers.models.normalization, "RMSNorm", nn.RMSNorm)
     assert_equals_diffusers(SD3S[kind], size, dtype, tolerance)
 
 

@@ -9,13 +9,13 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor
-from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
 from models import T5, T5Params
 from models.layers.packed import Packed, pack
 from models.networks.t5 import T5_XXL, buckets
 from tests.models.small import randomised, relative_error
 from tests.models.text_peers import t5_in_transformers
+from tests.peers import transformers
 
 TINY = T5Params(vocab=100, width=32, layers=3, heads=3, head_dim=8, hidden=48)
 
@@ -47,11 +47,11 @@ def test_states_equal_transformers(length: int, dtype: torch.dtype, bound: float
     In float64 transformers still takes its norms' mean squares in float32, 1e-7 off: there its norms are given them in float64.
     """
 
-    def exact(norm: T5LayerNorm, x: Tensor) -> Tensor:
+    def exact(norm: Any, x: Tensor) -> Tensor:
         return norm.weight * (x / (x.square().mean(dim=-1, keepdim=True) + norm.variance_epsilon).sqrt())
 
     if dtype == torch.float64:
-        monkeypatch.setattr(T5LayerNorm, "forward", exact)
+        monkeypatch.setattr(transformers.models.t5.modeling_t5.T5LayerNorm, "forward", exact)
     ours = tower(TINY)
     torch.nn.init.normal_(ours.relative.weight, std=2.0)  # so that a wrong bucket cannot be missed
     assert error(ours.to(dtype), tokens(length)) <= bound
@@ -67,7 +67,8 @@ def test_buckets_equal_transformers() -> None:
     """For every distance, with the published numbers and others."""
     distance = torch.arange(-3000, 3001)
     for count, furthest in [(32, 128), (8, 20), (64, 512), (16, 128), (4, 2)]:
-        theirs = T5Attention._relative_position_bucket(distance, num_buckets=count, max_distance=furthest)
+        peer = transformers.models.t5.modeling_t5.T5Attention
+        theirs = peer._relative_position_bucket(distance, num_buckets=count, max_distance=furthest)
         assert torch.equal(buckets(distance, count, furthest), theirs)
 
 

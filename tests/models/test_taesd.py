@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from models.networks.taesd import TAESD, TAESDParams
 from tests.models.small import randomised, relative_error
+from tests.peers import diffusers
 
 
 def made(params: TAESDParams) -> TAESD:
@@ -36,7 +36,7 @@ def translated(name: str) -> str:
 def test_output_and_gradients_equal_diffusers(channels: int, count: int) -> None:
     """Latents, images (of latents far beyond the clamp too) and the gradients of all weights, at the published sizes."""
     ours = made(TAESDParams(channels))
-    theirs: Any = AutoencoderTiny(latent_channels=channels)
+    theirs: Any = diffusers.AutoencoderTiny(latent_channels=channels)
     assert sum(p.numel() for p in ours.parameters()) == count
     theirs.load_state_dict({translated(name): value for name, value in ours.state_dict().items()}, strict=True)
     images, latents = normal(2, 3, 16, 24).tanh(), 4 * normal(2, channels, 3, 2)

@@ -6,19 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
-import open_clip
 import pytest
 import torch
-from diffusers import (
-    ChromaPipeline,
-    FluxPipeline,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
 from torch import Tensor
 
 from diffusion import Condition
@@ -41,6 +30,7 @@ from tests.models.text_peers import (
     text_of,
     transformers_tokenizer,
 )
+from tests.peers import diffusers, open_clip
 
 L = CLIPTextParams(width=32, layers=3, heads=4)
 G = CLIPTextParams(width=40, layers=4, heads=5, activation="gelu", projection=24)
@@ -129,7 +119,7 @@ def aug_input(time_ids: list[list[float]], pooled: Tensor) -> Tensor:
     """What diffusers' SDXL UNet feeds its vector embedding: pooled text and the numbers' sinusoids."""
     time_ids_ = torch.tensor(time_ids)
     size = pooled.shape[1] + 256 * time_ids_.shape[1]
-    unet = UNet2DConditionModel(
+    unet = diffusers.UNet2DConditionModel(
         block_out_channels=(4,),
         norm_num_groups=1,
         down_block_types=("DownBlock2D",),
@@ -150,7 +140,7 @@ def aug_input(time_ids: list[list[float]], pooled: Tensor) -> Tensor:
 def test_sd1_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
     """Context of prompts and negative prompts, cut at 77 tokens; and of no negative prompt."""
     text = encoders["sd1"]
-    pipe = StableDiffusionPipeline(
+    pipe = diffusers.StableDiffusionPipeline(
         vae=None,
         text_encoder=in_transformers(tower(text, "clip_l"), eos_token_id=2),
         tokenizer=transformers_tokenizer(),
@@ -195,7 +185,7 @@ def test_sd2_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
     """The same from a diffusers pipeline, whose tower ends where the context is taken."""
     short = text_of("sd2", {"clip_h": {"skip": 0}}, clip_h=replace(H, layers=2, projection=None))
     text = encoder(short)
-    pipe = StableDiffusionPipeline(
+    pipe = diffusers.StableDiffusionPipeline(
         vae=None,
         text_encoder=in_transformers(tower(text, "clip_h")),
         tokenizer=transformers_tokenizer(pad_token="!"),
@@ -213,7 +203,7 @@ def test_sd2_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
 def test_sdxl_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
     """Context and vector of prompts and negative prompts, and the zeros for no negative prompt, which keep the numbers."""
     text = encoders["sdxl"]
-    pipe = StableDiffusionXLPipeline(
+    pipe = diffusers.StableDiffusionXLPipeline(
         vae=None,
         text_encoder=in_transformers(tower(text, "clip_l"), eos_token_id=2),
         text_encoder_2=in_transformers(tower(text, "clip_g")),
@@ -243,7 +233,7 @@ def test_sdxl_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
 def test_refiner_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
     """bigG alone; the score is 6.0 beside prompts and 2.5 beside negative ones; no negative prompt is the empty one."""
     text = encoders["refiner"]
-    pipe = StableDiffusionXLImg2ImgPipeline(
+    pipe = diffusers.StableDiffusionXLImg2ImgPipeline(
         vae=None,
         text_encoder=None,
         text_encoder_2=in_transformers(tower(text, "clip_g")),
@@ -512,6 +502,7 @@ def test_towers_of_another_length(encoders: dict[str, TextEncoder]) -> None:
     assert torch.equal(tokens, open_clip.tokenize("a", context_length=16))
 
 
+@pytest.mark.learns
 def test_towers_learn(encoders: dict[str, TextEncoder]) -> None:
     """Conditions carry gradients: text encoders are fine-tuned too. What the family does not read, the last block of CLIP-L, gets none."""
     text = encoder(FAMILIES["sdxl"])
@@ -600,12 +591,12 @@ def joint(t5_peer: tuple[T5Tokenizer, Any]) -> dict[str, TextEncoder]:
     return made
 
 
-def in_diffusers(text: TextEncoder, tokenizer: Any) -> StableDiffusion3Pipeline:
+def in_diffusers(text: TextEncoder, tokenizer: Any) -> diffusers.StableDiffusion3Pipeline:
     """The text parts of SD 3's pipeline, on the same weights; its transformer, for the width of the context."""
-    network = SD3Transformer2DModel(
+    network = diffusers.SD3Transformer2DModel(
         sample_size=4, num_layers=1, attention_head_dim=4, num_attention_heads=1, joint_attention_dim=96, caption_projection_dim=4
     )
-    return StableDiffusion3Pipeline(
+    return diffusers.StableDiffusion3Pipeline(
         transformer=network,
         scheduler=None,
         vae=None,
@@ -658,7 +649,7 @@ def test_sd3_without_a_projection_of_clip_l(joint: dict[str, TextEncoder], t5_pe
 def test_flux_equals_diffusers(joint: dict[str, TextEncoder], t5_peer: tuple[T5Tokenizer, Any]) -> None:
     """Context and vector of prompts, of negative prompts, and of the empty one."""
     text = joint["flux"]
-    pipe = FluxPipeline(
+    pipe = diffusers.FluxPipeline(
         transformer=None,
         scheduler=None,
         vae=None,
@@ -785,7 +776,7 @@ def test_padding_is_masked_as_in_chroma(t5_peer: tuple[T5Tokenizer, Any]) -> Non
     """T5 passes over all of it, the network over all but the first row; other families attend to it, and have no mask."""
     text = encoder(TextParams({"t5": T5Reader(X, length=24, masked=True)}))
     text.tokenizers["t5"] = t5_peer[0]
-    pipe = ChromaPipeline(None, None, t5_in_transformers(cast(T5, text.towers["t5"])), t5_peer[1], None)
+    pipe = diffusers.ChromaPipeline(None, None, t5_in_transformers(cast(T5, text.towers["t5"])), t5_peer[1], None)
     told = [*TOLD, t5_peer[0].detokenize(t5_peer[0].tokenize(TOLD[2])[:22]), t5_peer[0].detokenize(t5_peer[0].tokenize(TOLD[2])[:23])]
     context, mask = pipe._get_t5_prompt_embeds(told, max_sequence_length=24, device="cpu")
     ours = text.encode(told).condition
@@ -803,6 +794,7 @@ def test_the_tokenizer_is_no_part_of_the_state(joint: dict[str, TextEncoder]) ->
     assert {name for name in names if name.startswith("towers.t5.")} == {f"towers.t5.{name}" for name in T5(X).state_dict()}
 
 
+@pytest.mark.learns
 def test_joint_towers_learn(t5_peer: tuple[T5Tokenizer, Any]) -> None:
     """Conditions carry gradients to T5 and to CLIP's towers; what the family does not read gets none."""
     text = encoder(text_of("sd3", SHORT, clip_l=LP, clip_g=G, t5=X))

@@ -8,14 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import open_clip
 import pytest
-from open_clip.tokenizer import basic_clean
-from transformers import CLIPTokenizer
 
 from models.text import clip_tokenizer
 from models.text.clip_tokenizer import BOS, EOS, detokenize, openai_tables, tokenize
 from tests.models.text_peers import padded, transformers_tokenizer
+from tests.peers import open_clip, transformers
 
 ALPHABETS = {
     "ascii": [chr(c) for c in range(32, 127)],
@@ -63,7 +61,7 @@ def test_ids_equal_transformers_on_clean_text(alphabet: str) -> None:
     """Once a text is cleaned as CLIP's training texts were, transformers' tokenizer, an implementation of its own, gives our ids."""
     peer = transformers_tokenizer()
     for text in corpus(alphabet):
-        assert peer(basic_clean(text)).input_ids == [BOS, *tokenize(text), EOS], repr(text)
+        assert peer(open_clip.tokenizer.basic_clean(text)).input_ids == [BOS, *tokenize(text), EOS], repr(text)
 
 
 @pytest.mark.parametrize("alphabet", ["ascii", "words", "greek and cyrillic", "cjk", "emoji"])
@@ -147,7 +145,7 @@ def test_vocabulary_is_that_of_published_folders(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps(tokens), encoding="utf-8")
     (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n", encoding="utf-8")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}')
-    peer = CLIPTokenizer.from_pretrained(tmp_path)
+    peer = transformers.CLIPTokenizer.from_pretrained(tmp_path)
     text = "A photograph of an astronaut riding a horse, 35mm"
     assert peer(text).input_ids == [BOS, *tokenize(text), EOS]
 

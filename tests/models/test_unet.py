@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 import models
@@ -20,6 +19,7 @@ from models import UNet, UNetParams
 from models.files.blank import Blank
 from models.layers.conditioning import sinusoid
 from tests.models.small import ADM, LCM, SD1, SD2, SDXL, UNET, UNETS, beside, inputs, randomised, relative_error, renamed
+from tests.peers import diffusers
 
 PUBLISHED = {
     "SD 1.5": (UNetParams(heads=8, head_dim=None, context_dim=768), 859_520_964),
@@ -102,7 +102,7 @@ class Peer:
     """One of our small nets, and the diffusers net and the names that should make the same of it."""
 
     params: UNetParams
-    network: type[nn.Module]
+    network: str
     config: dict[str, Any]
     names: dict[str, str]
 
@@ -115,13 +115,13 @@ PEERS = {
     # attention_head_dim of UNet2DConditionModel is the number of heads.
     "SD 1": Peer(
         SD1,
-        UNet2DConditionModel,
+        "UNet2DConditionModel",
         {**DIFFUSERS, **FINE_ATTENTION, "attention_head_dim": 4, "cross_attention_dim": 12},
         LATENT_DIFFUSION,
     ),
     "SD 2": Peer(
         SD2,
-        UNet2DConditionModel,
+        "UNet2DConditionModel",
         {
             **DIFFUSERS,
             **FINE_ATTENTION,
@@ -134,7 +134,7 @@ PEERS = {
     ),
     "SDXL": Peer(
         SDXL,
-        UNet2DConditionModel,
+        "UNet2DConditionModel",
         {
             **DIFFUSERS,
             **COARSE_ATTENTION,
@@ -150,27 +150,27 @@ PEERS = {
     ),
     "LCM": Peer(
         LCM,
-        UNet2DConditionModel,
+        "UNet2DConditionModel",
         {**DIFFUSERS, **FINE_ATTENTION, "attention_head_dim": 4, "cross_attention_dim": 12, "time_cond_proj_dim": 256},
         LATENT_DIFFUSION,
     ),
     # Inpainting and pix2pix: the first layer takes the image, or its mask and the image, too.
     "9 channels": Peer(
         replace(SD1, in_channels=9, out_channels=4),
-        UNet2DConditionModel,
+        "UNet2DConditionModel",
         {**DIFFUSERS, **FINE_ATTENTION, "in_channels": 9, "out_channels": 4, "attention_head_dim": 4, "cross_attention_dim": 12},
         LATENT_DIFFUSION,
     ),
     "8 channels": Peer(
         replace(SD1, in_channels=8, out_channels=4),
-        UNet2DConditionModel,
+        "UNet2DConditionModel",
         {**DIFFUSERS, **FINE_ATTENTION, "in_channels": 8, "out_channels": 4, "attention_head_dim": 4, "cross_attention_dim": 12},
         LATENT_DIFFUSION,
     ),
     # ADM itself resamples inside residual blocks; diffusers, as we do, by a convolution of its own.
     "ADM": Peer(
         ADM,
-        UNet2DModel,
+        "UNet2DModel",
         {
             **DIFFUSERS,
             **PLAIN_ATTENTION,
@@ -186,7 +186,7 @@ PEERS = {
 
 def guidance_wave(scale: Tensor) -> Tensor:
     """What LCM's pipeline gives the network for this scale; it calls the scale less one w."""
-    return LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, scale.float() - 1, embedding_dim=256)
+    return diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, scale.float() - 1, embedding_dim=256)
 
 
 def for_both(condition: Condition, dtype: torch.dtype) -> tuple[Condition, dict[str, Any]]:
@@ -220,7 +220,7 @@ def test_parameter_count_of_published_nets(name: str) -> None:
 def test_output_and_gradients_equal_diffusers(kind: str, dtype: torch.dtype, tolerance: float) -> None:
     """With the same random weights, the output and the gradient of every parameter and of x are those of diffusers."""
     peer = PEERS[kind]
-    ours, theirs = randomised(UNet(peer.params)).to(dtype), peer.network(**peer.config).to(dtype).eval()
+    ours, theirs = randomised(UNet(peer.params)).to(dtype), getattr(diffusers, peer.network)(**peer.config).to(dtype).eval()
     theirs.load_state_dict(translated(ours.state_dict(), peer.params.blocks, peer.names), strict=True)
     x, t, condition = inputs(peer.params, (8, 12))
     x = x.to(dtype).requires_grad_()
@@ -278,7 +278,7 @@ def test_published_widths_equal_diffusers(name: str) -> None:
     """At published widths, in float32, too; both sides hold the same tensors, so that there is memory for them."""
     params, config = FULL_WIDTH[name]
     with torch.device("meta"), Blank():
-        ours, theirs = UNet(params), UNet2DConditionModel(**config).eval()
+        ours, theirs = UNet(params), diffusers.UNet2DConditionModel(**config).eval()
     published = translated(filled(ours).state_dict(), params.blocks, LATENT_DIFFUSION)
     theirs.load_state_dict(published, strict=True, assign=True)
     generator = torch.Generator().manual_seed(1)
@@ -299,7 +299,7 @@ def test_published_widths_equal_diffusers(name: str) -> None:
 def test_half_precision_is_no_worse_than_that_of_diffusers(kind: str, dtype: torch.dtype) -> None:
     """The distance of the output to that in float64 is at most 1.2 times the same of diffusers."""
     peer = PEERS[kind]
-    ours, theirs = randomised(UNet(peer.params)), peer.network(**peer.config).eval()
+    ours, theirs = randomised(UNet(peer.params)), getattr(diffusers, peer.network)(**peer.config).eval()
     theirs.load_state_dict(translated(ours.state_dict(), peer.params.blocks, peer.names), strict=True)
     x, t, condition = inputs(peer.params, (16, 24))
     outputs = []
@@ -330,7 +330,7 @@ def test_sizes_that_do_not_halve_equal_diffusers(size: tuple[int, int], tmp_path
     model = models.build({**spec, "family": "sd1"})
     ours = randomised(model.network)
     models.save(model, tmp_path, "diffusers")
-    theirs = UNet2DConditionModel.from_pretrained(tmp_path / "unet").double()
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "unet").double()
     x, t, condition = inputs(params, size)
     x = x.double().requires_grad_()
     out = ours.double()(x, t, Condition(context=condition.given["context"].double()))

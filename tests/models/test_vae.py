@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from diffusion.noise import initial_noise
 from models.networks.vae import VAE, LatentDistribution, VAEParams
 from tests.models.small import randomised, relative_error, renamed
+from tests.peers import diffusers
 
 SMALL: dict[str, Any] = dict(channels=16, channel_mult=(1, 2), blocks=1, groups=4)
 PLAYGROUND: dict[str, Any] = dict(scale=0.5, mean=(-1.6574, 1.886, -1.383, 2.5155), std=(8.4927, 5.9022, 6.5498, 5.2299))
@@ -62,7 +62,7 @@ def translated(state: Mapping[str, Tensor], blocks: int) -> dict[str, Tensor]:
 def peer(p: VAEParams) -> Any:
     """The same autoencoder by diffusers."""
     levels = len(p.channel_mult)
-    return AutoencoderKL(
+    return diffusers.AutoencoderKL(
         in_channels=p.image_channels,
         out_channels=p.image_channels,
         latent_channels=p.latent_channels,

@@ -9,20 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import sentencepiece
 import torch
-from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5TokenizerFast,
-)
 
 from models.families import FAMILIES
 from models.networks.clip import CLIPText
@@ -30,6 +19,7 @@ from models.networks.t5 import T5
 from models.text.clip_tokenizer import BOS, EOS, openai_tables
 from models.text.recipes import TextParams
 from tests.models.small import renamed
+from tests.peers import open_clip, transformers
 
 TRANSFORMERS = {
     r"^token\.": "embeddings.token_embedding.",
@@ -77,7 +67,7 @@ def translated(state: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[st
 def in_transformers(tower: CLIPText, eos_token_id: int = EOS) -> Any:
     """The tower as transformers has it. With eos_token_id 2, as in the published CLIP-L, it pools at the greatest token id."""
     p = tower.params
-    config = CLIPTextConfig(
+    config = transformers.CLIPTextConfig(
         vocab_size=p.vocab,
         hidden_size=p.width,
         intermediate_size=4 * p.width,
@@ -90,7 +80,7 @@ def in_transformers(tower: CLIPText, eos_token_id: int = EOS) -> Any:
         eos_token_id=eos_token_id,
     )
     with torch.device("meta"):  # drawing weights that are then replaced would take seconds
-        peer: nn.Module = (CLIPTextModel if p.projection is None else CLIPTextModelWithProjection)(config)
+        peer: nn.Module = (transformers.CLIPTextModel if p.projection is None else transformers.CLIPTextModelWithProjection)(config)
     names = peer.state_dict().keys()
     state = translated(tower.state_dict(), TRANSFORMERS)
     prefixed = {name if name in names else f"text_model.{name}": value for name, value in state.items()}
@@ -104,7 +94,7 @@ def in_transformers(tower: CLIPText, eos_token_id: int = EOS) -> Any:
 def t5_in_transformers(tower: T5) -> Any:
     """The encoder as transformers has it, on the same weights."""
     p = tower.params
-    config = T5Config(
+    config = transformers.T5Config(
         vocab_size=p.vocab,
         d_model=p.width,
         d_kv=p.head_dim,
@@ -116,19 +106,21 @@ def t5_in_transformers(tower: T5) -> Any:
         feed_forward_proj="gated-gelu",
     )
     with torch.device("meta"):
-        peer = T5EncoderModel(config)
+        peer = transformers.T5EncoderModel(config)
     state = translated(tower.state_dict(), TRANSFORMERS_T5)
     # transformers knows the table of tokens by two names.
     peer.load_state_dict(state | {"encoder.embed_tokens.weight": state["shared.weight"]}, assign=True)
     return peer.eval()
 
 
-def in_open_clip(tower: CLIPText) -> TextTransformer:
+def in_open_clip(tower: CLIPText) -> open_clip.transformer.TextTransformer:
     """The tower as open_clip has it; it pools at the greatest token id."""
     p = tower.params
-    activation = QuickGELU if p.activation == "quick_gelu" else nn.GELU
+    activation = open_clip.transformer.QuickGELU if p.activation == "quick_gelu" else nn.GELU
     with torch.device("meta"):
-        peer = TextTransformer(p.length, p.vocab, p.width, p.heads, p.layers, output_dim=p.projection, act_layer=activation)
+        peer = open_clip.transformer.TextTransformer(
+            p.length, p.vocab, p.width, p.heads, p.layers, output_dim=p.projection, act_layer=activation
+        )
     state = translated(tower.state_dict(), OPEN_CLIP)
     if "text_projection" in state:  # a matrix from the left, where a linear layer multiplies from the right
         state["text_projection"] = nn.Parameter(state["text_projection"].T)
@@ -138,10 +130,10 @@ def in_open_clip(tower: CLIPText) -> TextTransformer:
 
 
 @cache
-def transformers_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+def transformers_tokenizer(pad_token: str = "<|endoftext|>") -> transformers.CLIPTokenizer:
     """What from_pretrained makes of a published tokenizer folder: CLIP-L pads with <|endoftext|>, OpenCLIP's towers with "!", token 0."""
     tokens, merges = openai_tables()
-    return CLIPTokenizer(vocab=tokens, merges=merges, pad_token=pad_token, model_max_length=77)
+    return transformers.CLIPTokenizer(vocab=tokens, merges=merges, pad_token=pad_token, model_max_length=77)
 
 
 def padded(prompts: list[str], length: int = 77) -> Tensor:
@@ -175,4 +167,4 @@ def spiece(**changes: Any) -> bytes:
 def t5_in_folder(folder: Path) -> Any:
     """What from_pretrained makes of a folder with the small spiece.model, which is written into it."""
     (folder / "spiece.model").write_bytes(spiece())
-    return T5TokenizerFast.from_pretrained(folder)
+    return transformers.T5TokenizerFast.from_pretrained(folder)

@@ -7,9 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import diffusers
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from einops import rearrange
 from torch import Tensor
 
@@ -20,6 +18,7 @@ from models import presets
 from models.families import FAMILIES
 from models.families.family import plain
 from models.text.t5_tokenizer import T5Tokenizer
+from tests.peers import diffusers
 
 SEEDS = [3, 4]
 HEIGHT, WIDTH = 32, 64
@@ -109,28 +108,31 @@ def error(a: Tensor, b: Tensor) -> float:
 
 
 def ddim(prediction: str) -> tuple[Any, dict[str, Any]]:
-    peer = DDIMScheduler(**SD, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction)
+    peer = diffusers.DDIMScheduler(**SD, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction)
     return peer, {"sampler": "ddim", "steps": 20, "grid": {"spacing": "leading", "offset": 1.0, "terminal": "t_min", "initial": "unit"}}
 
 
 def euler(prediction: str) -> tuple[Any, dict[str, Any]]:
-    peer = EulerDiscreteScheduler(**SD, timestep_spacing="leading", steps_offset=1, prediction_type=prediction)
+    peer = diffusers.EulerDiscreteScheduler(**SD, timestep_spacing="leading", steps_offset=1, prediction_type=prediction)
     return peer, {"sampler": "euler", "steps": 20, "grid": {"spacing": "leading", "offset": 1.0, "initial": "unit"}}
 
 
 def dpmpp_2m(prediction: str) -> tuple[Any, dict[str, Any]]:
-    peer = DPMSolverMultistepScheduler(**SD, prediction_type=prediction)
+    peer = diffusers.DPMSolverMultistepScheduler(**SD, prediction_type=prediction)
     peer.set_timesteps(20)
     return peer, {"sampler": "dpmpp_2m", "grid": {"spacing": [float(t) for t in peer.timesteps], "initial": "unit"}}
 
 
-class Turbo(EulerAncestralDiscreteScheduler):  # type: ignore[misc]  # diffusers is not annotated
+def turbo() -> Any:
     """The first of ten trailing steps, and from there to data, as the authors of SDXL-Turbo do it (999, 899, 799, 699)."""
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        super().set_timesteps(10, device=device)
-        timesteps, sigmas = vars(self)["timesteps"], vars(self)["sigmas"]
-        self.timesteps, self.sigmas = timesteps[:num_inference_steps], torch.cat([sigmas[:num_inference_steps], torch.zeros(1)])
+    class Turbo(diffusers.EulerAncestralDiscreteScheduler):  # type: ignore[misc]  # diffusers is not annotated
+        def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+            super().set_timesteps(10, device=device)
+            timesteps, sigmas = vars(self)["timesteps"], vars(self)["sigmas"]
+            self.timesteps, self.sigmas = timesteps[:num_inference_steps], torch.cat([sigmas[:num_inference_steps], torch.zeros(1)])
+
+    return Turbo(**SD, timestep_spacing="trailing")
 
 
 class InTurn:

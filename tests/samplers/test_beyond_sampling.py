@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
 from torch import Tensor
 
 from diffusion import (
@@ -31,6 +30,7 @@ from diffusion import (
 from diffusion.oracle import EmpiricalData, GaussianMixture, PointMass
 from eval.bench.convergence import MIXTURE
 from samplers import SAMPLERS, image_to_image, invert, log_likelihood, sample
+from tests.peers import diffusers
 from tests.samplers.cases import F64, ORDER
 
 VP, FLOW, COSINE = DiscreteVP.scaled_linear(), RectifiedFlow(), CosineVP()
@@ -143,7 +143,7 @@ def test_strength_counts_steps_as_pipelines_do() -> None:
 
     pipeline: Any = type("Pipeline", (), {"scheduler": Scheduler()})()
     for strength in (0.1, 0.3, 0.5, 0.8, 1.0):
-        timesteps, count = StableDiffusionImg2ImgPipeline.get_timesteps(pipeline, 30, strength, "cpu")
+        timesteps, count = diffusers.StableDiffusionImg2ImgPipeline.get_timesteps(pipeline, 30, strength, "cpu")
         part = time_grid(VP, 30).tail(strength)
         assert (part.steps, part.levels) == (count, time_grid(VP, 30).levels[int(timesteps[0]) :])
 

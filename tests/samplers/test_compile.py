@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 
 import models
 from diffusion import ClassifierFreeGuidance, Clipped, Condition, Denoiser, DiscreteVP, RectifiedFlow, Schedule, V, initial_noise, time_grid
@@ -86,6 +85,6 @@ def test_generate_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = []
     for prompt, call in zip(("a cat", "a longer one, of a dog", "a fox"), calls, strict=True):
         image = generate(model, prompt, compile=True, **call)
-        graphs.append(counters["stats"]["unique_graphs"])
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
         torch.testing.assert_close(image, generate(model, prompt, **call))
     assert graphs == graphs[:1] * 3

@@ -10,20 +10,16 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
-import transformers
-from diffusers import ChromaPipeline, FlowMatchEulerDiscreteScheduler
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 import models
 from diffusion import initial_noise
 from samplers.usage import usage
 from tests.models.joint_peers import call_with_tokens
+from tests.peers import diffusers, transformers
 from tests.samplers.pipelines import (
     HEIGHT,
     NEGATIVE,
@@ -87,7 +83,7 @@ def peer_of(tmp_path_factory: pytest.TempPathFactory) -> Open:
         model = stable_diffusion_3(family, t5) if sd3 else models.miniature(family)
         name = "StableDiffusion3Pipeline" if sd3 else PIPELINES.get(family, "FluxPipeline")
         without: dict[str, Any] = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}  # which has to be said
-        scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULERS[family][0])
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**SCHEDULERS[family][0])
         return model, opened(model, tmp_path_factory.mktemp("saved"), name, scheduler, **without)
 
     return found
@@ -96,7 +92,7 @@ def peer_of(tmp_path_factory: pytest.TempPathFactory) -> Open:
 @pytest.fixture
 def likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
     """diffusers draws the latents of an image, we take the likeliest: let both see the same."""
-    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
+    monkeypatch.setattr(diffusers.models.autoencoders.vae.DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
 
 
 def noise(height: int = HEIGHT, width: int = WIDTH) -> Tensor:
@@ -133,9 +129,10 @@ def test_times(family: str) -> None:
     model = models.published(family)
     config, given = SCHEDULERS[family]
     for height, width in ((1024, 1024), (768, 1344), (256, 256)):
-        mu = calculate_shift(height // 16 * (width // 16)) if config.get("use_dynamic_shifting") else None
+        shift = diffusers.pipelines.flux.pipeline_flux.calculate_shift
+        mu = shift(height // 16 * (width // 16)) if config.get("use_dynamic_shifting") else None
         for steps in (1, 2, 4, 20, 28, 50):
-            peer = FlowMatchEulerDiscreteScheduler(**config)
+            peer = diffusers.FlowMatchEulerDiscreteScheduler(**config)
             peer.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps) if given else None, mu=mu)
             levels = usage(model, steps=steps).levels(model, (height, width))
             assert [level.sigma for level in levels] == pytest.approx(peer.sigmas.tolist(), abs=1e-6)
@@ -233,8 +230,8 @@ def test_flux_dedistilled(negative: list[str] | None, peer_of: Open) -> None:
 @pytest.mark.parametrize(("negative", "size"), [(NEGATIVE, (HEIGHT, WIDTH)), (None, (96, 80))])
 def test_chroma(negative: list[str] | None, size: tuple[int, int], peer_of: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Classifier-free guidance, masks of the prompts' own lengths, and times shifted by 3; with diffusers' mask as a mask, see below."""
-    masks = ChromaPipeline._prepare_attention_mask
-    monkeypatch.setattr(ChromaPipeline, "_prepare_attention_mask", lambda *args, **kwargs: masks(*args, **kwargs).bool())
+    masks = diffusers.ChromaPipeline._prepare_attention_mask
+    monkeypatch.setattr(diffusers.ChromaPipeline, "_prepare_attention_mask", lambda *args, **kwargs: masks(*args, **kwargs).bool())
     (model, pipe), (height, width) = peer_of("chroma"), size
     peer = theirs_packed(
         pipe, height, width, negative_prompt=negative, latents=packed(noise(*size)), num_inference_steps=STEPS, guidance_scale=3.0

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.schedulers import AysSchedules
 from torch import Tensor, nn
 
 import models
@@ -39,6 +38,7 @@ from samplers import SAMPLERS, Step, generate, preview, sample
 from samplers.generate import placed
 from samplers.image_to_image import image_to_image
 from samplers.usage import usage
+from tests.peers import diffusers
 
 SMALL: dict[str, Any] = {"height": 32, "width": 64, "steps": 3}
 SHAPE = (4, 4, 8)
@@ -538,15 +538,15 @@ MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
     "score": (lambda: mini("sdxl"), {"numbers": {"score": 5}}, "no number named 'score'"),
     "number's value": (lambda: mini("sdxl"), {"numbers": {"top": "5"}}, "the number top must be a number, not '5'"),
     "refiner": (mini, {"refiner": without("text")}, "this model has no text"),
-    "other refiner": (mini, {"refiner": mini("sdxl-refiner")}, "latents of other units"),
-    "refiner's schedule": (lambda: mini("playground-v2.5"), {"refiner": mini("sdxl-refiner")}, "latents of other units"),
-    "refiner that edits": (mini, {"refiner": mini(in_channels=8)}, "this refiner sees an image beside x"),
+    "other refiner": (mini, {"refiner": lambda: mini("sdxl-refiner")}, "latents of other units"),
+    "refiner's schedule": (lambda: mini("playground-v2.5"), {"refiner": lambda: mini("sdxl-refiner")}, "latents of other units"),
+    "refiner that edits": (mini, {"refiner": lambda: mini(in_channels=8)}, "this refiner sees an image beside x"),
     "refiner's kind": (mini, {"refiner": "refiner.safetensors"}, "refiner must be Model or null, not 'refiner.safetensors'"),
     "handover of nothing": (mini, {"handover": 0.8}, "give refiner too, or leave it out"),
-    "handover's kind": (mini, {"refiner": mini(), "handover": "late"}, "handover must be a number, not 'late'"),
-    "handover": (mini, {"refiner": mini(), "handover": 1.0}, "lies in (0, 1), not 1"),
-    "nothing to refine": (mini, {"refiner": mini(), "grid": {"spacing": "trailing"}}, "the refiner has none of the 3 steps to do"),
-    "nothing before": (mini, {"refiner": mini(), "image": RGB, "strength": 0.1}, "the first model has none of the 1 steps to do"),
+    "handover's kind": (mini, {"refiner": lambda: mini(), "handover": "late"}, "handover must be a number, not 'late'"),
+    "handover": (mini, {"refiner": lambda: mini(), "handover": 1.0}, "lies in (0, 1), not 1"),
+    "nothing to refine": (mini, {"refiner": lambda: mini(), "grid": {"spacing": "trailing"}}, "the refiner has none of the 3 steps to do"),
+    "nothing before": (mini, {"refiner": lambda: mini(), "image": RGB, "strength": 0.1}, "the first model has none of the 1 steps to do"),
     "tile": (mini, {"tile": 0}, "must be at least 1, not 0"),
     "device": (mini, {"device": "gpu"}, "no device 'gpu' here"),
     "offload": (mini, {"offload": True}, "say where, device='cuda'"),
@@ -570,10 +570,10 @@ MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
     "beyond its positions": (lambda: mini("sd3"), {"height": 528}, "up to 512 pixels a side, not 528x64 (height x width)"),
     "no tokens of flux": (lambda: mute("flux-dev"), {}, "T5 is here without its tokens: load its spiece.model or tokenizer.json too"),
     "no tokens of sd3": (lambda: mute("sd3"), {}, "T5 is here without its tokens: load its spiece.model or tokenizer.json too"),
-    "refiner of a flow": (lambda: mini("sd3"), {"refiner": mini("sdxl-refiner")}, "latents of other units"),
-    "flow for a refiner": (lambda: mini("sdxl"), {"refiner": mini("flux-dev")}, "latents of other units"),
-    "flow of another kind": (lambda: mini("sd3"), {"refiner": mini("flux-dev")}, "latents of other units"),
-    "refiner that fills": (lambda: mini("flux-dev"), {"refiner": mini("flux-fill")}, "this refiner sees an image beside x"),
+    "refiner of a flow": (lambda: mini("sd3"), {"refiner": lambda: mini("sdxl-refiner")}, "latents of other units"),
+    "flow for a refiner": (lambda: mini("sdxl"), {"refiner": lambda: mini("flux-dev")}, "latents of other units"),
+    "flow of another kind": (lambda: mini("sd3"), {"refiner": lambda: mini("flux-dev")}, "latents of other units"),
+    "refiner that fills": (lambda: mini("flux-dev"), {"refiner": lambda: mini("flux-fill")}, "this refiner sees an image beside x"),
     "numbers of flux": (lambda: mini("flux-dev"), {"numbers": {"height": 5}}, "this family is told no numbers beside the prompt"),
 }  # fmt: skip
 
@@ -589,6 +589,8 @@ def test_mistakes_are_found_before_anything_is_computed(
 
     monkeypatch.setattr(nn.Module, "__call__", computes)  # of every network and every layer in it
     settings = {**({} if "image" in given else SMALL), "steps": 3, **given}
+    if callable(refiner := given.get("refiner")):
+        settings["refiner"] = refiner()
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         generate(model(), settings.pop("prompts", "a corgi"), **settings)
     assert "\n" not in str(error.value)
@@ -720,7 +722,7 @@ def test_align_your_steps_takes_the_table_of_the_family(family: str) -> None:
     ]
     for make in makers:
         if family in AYS:
-            assert [level.ratio for level in make(settings)] == pytest.approx(AysSchedules[AYS[family]], rel=3e-5)
+            assert [level.ratio for level in make(settings)] == pytest.approx(diffusers.schedulers.AysSchedules[AYS[family]], rel=3e-5)
         else:
             with pytest.raises(ValueError, match=r"no table of align_your_steps is published for .*: name one, table=sd1 or sdxl or svd"):
                 make(settings)

@@ -11,14 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
-import transformers
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 import models
 from diffusion.noise import initial_noise
+from tests.peers import diffusers, transformers
 from tests.samplers import pipelines as peers
 from tests.samplers.pipelines import (
     HEIGHT,
@@ -66,7 +64,7 @@ def peer_of(tmp_path_factory: pytest.TempPathFactory) -> Open:
 @pytest.fixture
 def likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
     """diffusers draws the latents of an image, we take the likeliest: let both see the same."""
-    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
+    monkeypatch.setattr(diffusers.models.autoencoders.vae.DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
 
 
 def agree(a: Drawn, b: Drawn, steps: int = 20) -> None:
@@ -209,7 +207,7 @@ def test_turbo(steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """Ancestral steps at the noisiest levels, without guidance."""
     model = models.miniature("sdxl-turbo")
     monkeypatch.setattr("diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor", peers.InTurn())
-    pipe = opened(model, tmp_path, SDXL, peers.Turbo(**peers.SD, timestep_spacing="trailing"))
+    pipe = opened(model, tmp_path, SDXL, peers.turbo())
     peer = theirs(pipe, latents=NOISE, num_inference_steps=steps, guidance_scale=0.0, height=HEIGHT, width=WIDTH)
     agree(ours(model, steps=steps), peer, steps)
 

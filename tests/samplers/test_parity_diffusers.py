@@ -9,28 +9,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
-    EDMDPMSolverMultistepScheduler,
-    EDMEulerScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    HeunDiscreteScheduler,
-    KDPM2DiscreteScheduler,
-    LCMScheduler,
-    UniPCMultistepScheduler,
-)
 from packaging.version import Version
 from torch import Tensor
 
@@ -58,16 +42,17 @@ from diffusion import (
 from diffusion.oracle import PointMass
 from samplers import SAMPLERS
 from tests.conftest import PREDICTIONS
+from tests.peers import diffusers
 from tests.samplers.parity import F64, NOISE, STRAIGHT, VP
 
 SD: dict[str, Any] = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 FLOWS: dict[str, Any] = dict(use_flow_sigmas=True, prediction_type="flow_prediction")
 NAMES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-K_DIFFUSION: list[tuple[Any, str, dict[str, Any]]] = [
-    (EulerDiscreteScheduler, "euler", {}),
-    (HeunDiscreteScheduler, "heun", {"coordinate": "ratio"}),
-    (KDPM2DiscreteScheduler, "dpm2", {}),
-    (EulerAncestralDiscreteScheduler, "euler_ancestral", {}),
+K_DIFFUSION: list[tuple[str, str, dict[str, Any]]] = [
+    ("EulerDiscreteScheduler", "euler", {}),
+    ("HeunDiscreteScheduler", "heun", {"coordinate": "ratio"}),
+    ("KDPM2DiscreteScheduler", "dpm2", {}),
+    ("EulerAncestralDiscreteScheduler", "euler_ancestral", {}),
 ]
 TWO_M = [("dpmpp_2m", "dpmsolver++"), ("dpmpp_2m_sde", "sde-dpmsolver++")]
 
@@ -148,14 +133,14 @@ def edm(network: Asked) -> Denoiser:
 )
 def test_tables(name: str, options: dict[str, float], ours: Tensor) -> None:
     """betas agree to float32's 1e-6, and so does alpha_bar, whose relative error grows with the product to 1e-4."""
-    peer = DDPMScheduler(beta_schedule=name, **options)
+    peer = diffusers.DDPMScheduler(beta_schedule=name, **options)
     torch.testing.assert_close(peer.betas.to(F64), ours, rtol=2e-6, atol=2e-7)
     torch.testing.assert_close(peer.alphas_cumprod.to(F64), betas.alpha_bar(ours), rtol=1e-4, atol=1e-9)
 
 
 def test_zero_terminal_snr_table() -> None:
     """The rescaled table agrees to float32's 1e-6, and the last row is exactly empty."""
-    peer = DDIMScheduler(**SD, rescale_betas_zero_snr=True)
+    peer = diffusers.DDIMScheduler(**SD, rescale_betas_zero_snr=True)
     torch.testing.assert_close(peer.alphas_cumprod.to(F64), DiscreteVP.scaled_linear(zero_terminal_snr=True).alpha_bar, rtol=0, atol=1e-6)
 
 
@@ -169,7 +154,9 @@ def test_zero_terminal_snr_table() -> None:
 )
 def test_ddim_leading(exactly: Exactly, prediction: str, steps: int, offset: int, to_one: bool, eta: float) -> None:
     """DDIM with leading spacing, both terminal rules, any eta and prediction."""
-    peer = exactly(DDIMScheduler)(**SD, clip_sample=False, set_alpha_to_one=to_one, steps_offset=offset, prediction_type=prediction)
+    peer = exactly(diffusers.DDIMScheduler)(
+        **SD, clip_sample=False, set_alpha_to_one=to_one, steps_offset=offset, prediction_type=prediction
+    )
     peer.set_timesteps(steps)
     grid = time_grid(VP, steps, "leading", offset=offset, terminal="data" if to_one else "t_min", initial="unit")
     agree(peer, grid, "ddim", vp(prediction), {"eta": eta}, eta=eta)
@@ -180,7 +167,7 @@ def test_ddim_leading(exactly: Exactly, prediction: str, steps: int, offset: int
 @pytest.mark.parametrize("steps", [7, 50])
 def test_ddpm_strided(exactly: Exactly, prediction: str, variance: str, ours: str, steps: int) -> None:
     """DDPM over strided rows, with each variance it gets right."""
-    peer = exactly(DDPMScheduler)(**SD, clip_sample=False, variance_type=variance, prediction_type=prediction)
+    peer = exactly(diffusers.DDPMScheduler)(**SD, clip_sample=False, variance_type=variance, prediction_type=prediction)
     peer.set_timesteps(steps)
     agree(peer, time_grid(VP, steps, "leading", initial="unit"), "ddpm", vp(prediction), {"variance": ours}, wide=ours == "learned")
 
@@ -189,14 +176,14 @@ def test_ddpm_strided(exactly: Exactly, prediction: str, variance: str, ours: st
 @pytest.mark.parametrize(("spacing", "steps"), [("linspace", 10), ("linspace", 28), ("leading", 25), ("trailing", 20)])
 @pytest.mark.parametrize(("scheduler", "sampler", "options"), K_DIFFUSION)
 def test_in_sigma_over_alpha(
-    exactly: Exactly, scheduler: Any, sampler: str, options: dict[str, Any], spacing: str, steps: int, prediction: str
+    exactly: Exactly, scheduler: str, sampler: str, options: dict[str, Any], spacing: str, steps: int, prediction: str
 ) -> None:
     """The schedulers that came from k-diffusion, as Stable Diffusion is sampled: x / alpha there is x here.
 
     Step counts at which times fall on rows: between rows they interpolate sigma linearly, we (as k-diffusion) its logarithm.
     Their initial scale, which depends on the spacing, is the grid's `initial`.
     """
-    peer = exactly(scheduler)(**SD, timestep_spacing=spacing, prediction_type=prediction)
+    peer = exactly(getattr(diffusers, scheduler))(**SD, timestep_spacing=spacing, prediction_type=prediction)
     peer.set_timesteps(steps)
     grid = time_grid(VP, steps, spacing, initial="unit" if spacing == "leading" else "noise")
     agree(peer, grid, sampler, vp(prediction), options)
@@ -204,9 +191,9 @@ def test_in_sigma_over_alpha(
 
 @pytest.mark.parametrize(("option", "spacing"), [("use_karras_sigmas", "karras"), ("use_exponential_sigmas", "exponential")])
 @pytest.mark.parametrize(("scheduler", "sampler", "options"), K_DIFFUSION[:2])
-def test_spaced_in_sigma(exactly: Exactly, scheduler: Any, sampler: str, options: dict[str, Any], option: str, spacing: str) -> None:
+def test_spaced_in_sigma(exactly: Exactly, scheduler: str, sampler: str, options: dict[str, Any], option: str, spacing: str) -> None:
     """Karras's and exponential sigmas, with the times between rows that belong to them."""
-    peer = exactly(scheduler)(**SD, **{option: True})
+    peer = exactly(getattr(diffusers, scheduler))(**SD, **{option: True})
     peer.set_timesteps(12)
     agree(peer, time_grid(VP, 12, spacing), sampler, vp(), options)
 
@@ -225,7 +212,7 @@ def test_flow_match_euler(
     exactly: Exactly, peer_options: dict[str, Any], mu: float | None, spacing: str, options: dict[str, Any], steps: int
 ) -> None:
     """Flow-match Euler as the SD3 and Flux pipelines call it, shifts included."""
-    peer = exactly(FlowMatchEulerDiscreteScheduler)(**peer_options)
+    peer = exactly(diffusers.FlowMatchEulerDiscreteScheduler)(**peer_options)
     peer.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     agree(peer, time_grid(STRAIGHT, steps, spacing, **options), "euler", flow)
 
@@ -234,7 +221,7 @@ def test_flow_match_euler(
 @pytest.mark.parametrize("steps", [1, 3, 4])
 def test_lcm(exactly: Exactly, prediction: str, steps: int) -> None:
     """Latent consistency models: jump, renew all noise, jump again; at the times of their training."""
-    peer = exactly(LCMScheduler)(**SD, prediction_type=prediction)
+    peer = exactly(diffusers.LCMScheduler)(**SD, prediction_type=prediction)
     peer.set_timesteps(steps)
     agree(peer, time_grid(VP, spacing=peer.timesteps.tolist(), initial="unit"), "lcm", consistent(prediction))
 
@@ -242,7 +229,7 @@ def test_lcm(exactly: Exactly, prediction: str, steps: int) -> None:
 @pytest.mark.parametrize("spacing", ["karras", "exponential"])
 def test_edm_euler(exactly: Exactly, spacing: str) -> None:
     """EDM's preconditioning around a raw network. It starts from sqrt(sigma_max^2 + 1) n, where EDM itself does from sigma_max n."""
-    peer = exactly(EDMEulerScheduler)(sigma_schedule=spacing)
+    peer = exactly(diffusers.EDMEulerScheduler)(sigma_schedule=spacing)
     peer.set_timesteps(12)
     agree(peer, time_grid(VarianceExploding(), 12, spacing, initial="unit"), "euler", edm)
 
@@ -254,7 +241,7 @@ def test_edm_euler(exactly: Exactly, spacing: str) -> None:
 @pytest.mark.parametrize("steps", [2, 4, 28])
 def test_flow_match_heun(exactly: Exactly, shift: float, steps: int) -> None:
     """Heun in flow time, at its own times (of which the last is shifted twice, see below)."""
-    peer = exactly(FlowMatchHeunDiscreteScheduler)(shift=shift)
+    peer = exactly(diffusers.FlowMatchHeunDiscreteScheduler)(shift=shift)
     peer.set_timesteps(steps)
     agree(peer, time_grid(STRAIGHT, spacing=peer.sigmas[[0, *range(1, 2 * steps - 1, 2)]].tolist()), "heun", flow)
 
@@ -267,7 +254,7 @@ def test_flow_match_heun(exactly: Exactly, shift: float, steps: int) -> None:
 )
 def test_dpmpp_2m(exactly: Exactly, sampler: str, algorithm: str, prediction: str, spacing: str, steps: int, end: str) -> None:
     """DPM-Solver++(2M) and its SDE, to data and to the lowest row."""
-    peer = exactly(DPMSolverMultistepScheduler)(
+    peer = exactly(diffusers.DPMSolverMultistepScheduler)(
         **SD, algorithm_type=algorithm, prediction_type=prediction, timestep_spacing=spacing, final_sigmas_type=end
     )
     peer.set_timesteps(steps)
@@ -279,7 +266,7 @@ def test_dpmpp_2m(exactly: Exactly, sampler: str, algorithm: str, prediction: st
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_dpmpp_2m_on_flows(exactly: Exactly, sampler: str, algorithm: str, shift: float) -> None:
     """The same on flows, as Sana is sampled, at times that are not cut to whole numbers (see below)."""
-    peer = exactly(DPMSolverMultistepScheduler)(algorithm_type=algorithm, flow_shift=shift, **FLOWS)
+    peer = exactly(diffusers.DPMSolverMultistepScheduler)(algorithm_type=algorithm, flow_shift=shift, **FLOWS)
     peer.set_timesteps(20)
     agree(peer, flow_grid(peer), sampler, flow, times=(1000 * peer.sigmas[:-1]).tolist())
 
@@ -287,7 +274,7 @@ def test_dpmpp_2m_on_flows(exactly: Exactly, sampler: str, algorithm: str, shift
 @pytest.mark.parametrize(("sampler", "algorithm"), TWO_M)
 def test_edm_dpmpp_2m(exactly: Exactly, sampler: str, algorithm: str) -> None:
     """The same around EDM's raw network."""
-    peer = exactly(EDMDPMSolverMultistepScheduler)(algorithm_type=algorithm)
+    peer = exactly(diffusers.EDMDPMSolverMultistepScheduler)(algorithm_type=algorithm)
     peer.set_timesteps(12)
     agree(peer, time_grid(VarianceExploding(), 12, "karras", initial="unit"), sampler, edm)
 
@@ -296,7 +283,7 @@ def test_edm_dpmpp_2m(exactly: Exactly, sampler: str, algorithm: str) -> None:
 @pytest.mark.parametrize("steps", [3, 7, 15])
 def test_dpmpp_2s(exactly: Exactly, prediction: str, steps: int) -> None:
     """DPM-Solver++(2S). Two of its steps are one of ours where its rows are uniform in lambda: every other one is halfway then."""
-    peer = exactly(DPMSolverSinglestepScheduler)(**SD, prediction_type=prediction, use_exponential_sigmas=True)
+    peer = exactly(diffusers.DPMSolverSinglestepScheduler)(**SD, prediction_type=prediction, use_exponential_sigmas=True)
     peer.set_timesteps(steps)
     rows = time_grid(VP, steps, "log_snr", initial="unit")
     times = [level.t for level in rows[:-1]]  # which it cuts to whole numbers
@@ -307,7 +294,7 @@ def test_dpmpp_2s(exactly: Exactly, prediction: str, steps: int) -> None:
 @pytest.mark.parametrize(("spacing", "steps"), [("linspace", 2), ("linspace", 10), ("linspace", 27), ("leading", 19), ("trailing", 20)])
 def test_unipc_to_data(exactly: Exactly, prediction: str, spacing: str, steps: int) -> None:
     """UniPC of order 2, predictor and corrector."""
-    peer = exactly(UniPCMultistepScheduler)(**SD, prediction_type=prediction, timestep_spacing=spacing)
+    peer = exactly(diffusers.UniPCMultistepScheduler)(**SD, prediction_type=prediction, timestep_spacing=spacing)
     peer.set_timesteps(steps)
     agree(peer, time_grid(VP, spacing=peer.timesteps.tolist(), initial="unit"), "unipc", vp(prediction))
 
@@ -316,7 +303,7 @@ def test_unipc_to_data(exactly: Exactly, prediction: str, spacing: str, steps: i
 @pytest.mark.parametrize("order", [2, 3])
 def test_unipc_to_the_lowest_row(exactly: Exactly, prediction: str, order: int) -> None:
     """UniPC of order 2 and 3, in full to the end. (To data theirs of order 3 already lowers its order one step earlier.)"""
-    peer = exactly(UniPCMultistepScheduler)(
+    peer = exactly(diffusers.UniPCMultistepScheduler)(
         **SD, prediction_type=prediction, solver_order=order, lower_order_final=False, final_sigmas_type="sigma_min"
     )
     peer.set_timesteps(20)
@@ -327,7 +314,7 @@ def test_unipc_to_the_lowest_row(exactly: Exactly, prediction: str, order: int) 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_unipc_on_flows(exactly: Exactly, shift: float) -> None:
     """UniPC as Wan is sampled; it starts 1e-6 below pure noise, which has no lambda, and so do we here."""
-    peer = exactly(UniPCMultistepScheduler)(flow_shift=shift, **FLOWS)
+    peer = exactly(diffusers.UniPCMultistepScheduler)(flow_shift=shift, **FLOWS)
     peer.set_timesteps(20)
     agree(peer, flow_grid(peer), "unipc", flow, times=(1000 * peer.sigmas[:-1]).tolist())
 
@@ -335,7 +322,7 @@ def test_unipc_on_flows(exactly: Exactly, shift: float) -> None:
 @pytest.mark.parametrize(("algorithm", "eta"), [("dpmsolver++", 0.0), ("sde-dpmsolver++", 1.0)])
 def test_dpmpp_3m_until_its_parabola(exactly: Exactly, algorithm: str, eta: float) -> None:
     """Order 3, two steps and the one to data: the third estimate does not count yet, and there it is wrong, see test_third_order.py."""
-    peer = exactly(DPMSolverMultistepScheduler)(**SD, algorithm_type=algorithm, solver_order=3, solver_type="heun")
+    peer = exactly(diffusers.DPMSolverMultistepScheduler)(**SD, algorithm_type=algorithm, solver_order=3, solver_type="heun")
     peer.set_timesteps(3)
     agree(peer, time_grid(VP, spacing=peer.timesteps.tolist(), initial="unit"), "dpmpp_3m_sde", vp(), {"eta": eta})
 
@@ -357,7 +344,7 @@ def our_error(sampler: str, grid: Grid) -> float:
 @pytest.mark.parametrize(("spacing", "steps"), [("trailing", 13), ("linspace", 10), ("linspace", 50)])
 def test_ddim_leaves_the_trajectory(exactly: Exactly, spacing: str, steps: int) -> None:
     """It steps to t - 1000 // steps, whatever the spacing's next time is, and misses it by over 1e-2; ours is exact at the same times."""
-    peer = exactly(DDIMScheduler)(**SD, clip_sample=False, timestep_spacing=spacing)
+    peer = exactly(diffusers.DDIMScheduler)(**SD, clip_sample=False, timestep_spacing=spacing)
     peer.set_timesteps(steps)
     grid = time_grid(VP, spacing=[float(t) for t in peer.timesteps])
     theirs, error = marginal(POINT, NOISE, grid[0]), 0.0
@@ -370,7 +357,7 @@ def test_ddim_leaves_the_trajectory(exactly: Exactly, spacing: str, steps: int) 
 
 def test_ddim_does_not_reach_the_data(exactly: Exactly) -> None:
     """At 13 trailing steps its last step ends on row 0 and not on data: the image keeps 1e-2 of noise; ours is the point."""
-    peer = exactly(DDIMScheduler)(**SD, clip_sample=False, timestep_spacing="trailing")
+    peer = exactly(diffusers.DDIMScheduler)(**SD, clip_sample=False, timestep_spacing="trailing")
     peer.set_timesteps(13)
     theirs = marginal(POINT, NOISE, VP.level(999))
     for t in peer.timesteps:
@@ -381,7 +368,7 @@ def test_ddim_does_not_reach_the_data(exactly: Exactly) -> None:
 
 def test_ddim_at_1000_steps_with_offset() -> None:
     """Stable Diffusion's offset of 1 with 1000 steps asks for row 1000: an IndexError there, and here an error that says so."""
-    peer = DDIMScheduler(**SD, steps_offset=1)
+    peer = diffusers.DDIMScheduler(**SD, steps_offset=1)
     peer.set_timesteps(1000)
     with pytest.raises(IndexError):
         peer.step(NOISE, peer.timesteps[0], NOISE)
@@ -391,18 +378,18 @@ def test_ddim_at_1000_steps_with_offset() -> None:
 
 def test_ddpm_with_fixed_large_log(exactly: Exactly) -> None:
     """It takes the square root of a log variance, which is NaN; variance="upper" is the number that was meant."""
-    peer = exactly(DDPMScheduler)(**SD, clip_sample=False, variance_type="fixed_large_log")
+    peer = exactly(diffusers.DDPMScheduler)(**SD, clip_sample=False, variance_type="fixed_large_log")
     peer.set_timesteps(10)
     assert peer.step(NOISE.sin(), 900, NOISE).prev_sample.isnan().all()
     first = next(SAMPLERS["ddpm"](vp()(Asked(wide=False)), NOISE, time_grid(VP, 10, "leading", initial="unit"), variance="upper"))
     assert first.x.isfinite().all()
 
 
-@pytest.mark.skipif(Version(diffusers.__version__) < Version("0.42"), reason="the defect of the peer came with diffusers 0.42")
+@pytest.mark.skipif(Version(version("diffusers")) < Version("0.42"), reason="the defect of the peer came with diffusers 0.42")
 def test_flow_match_with_explicit_timesteps() -> None:
     """Given times and shift 3 it shifts the noise but not the time it tells: 500 at 750. It ends far off; ours on the point."""
     times = [1000.0, 750.0, 500.0, 250.0]
-    peer = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    peer = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     peer.set_timesteps(timesteps=times)
     assert peer.timesteps[2] == 500
     assert float(peer.sigmas[2]) == 0.75
@@ -416,10 +403,10 @@ def test_flow_match_with_explicit_timesteps() -> None:
     assert our_error("euler", grid) <= 1e-12
 
 
-@pytest.mark.parametrize("scheduler", [FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler])
-def test_flow_match_shifts_its_last_time_twice(exactly: Exactly, scheduler: Any) -> None:
+@pytest.mark.parametrize("scheduler", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"])
+def test_flow_match_shifts_its_last_time_twice(exactly: Exactly, scheduler: str) -> None:
     """With shift 3 the cleanest training time, 0.001, becomes 0.003, and there 0.0089 (diffusers #13243)."""
-    peer = exactly(scheduler)(shift=3.0)
+    peer = exactly(getattr(diffusers, scheduler))(shift=3.0)
     peer.set_timesteps(10)
     once = time_grid(STRAIGHT, 10, "linspace", t_end=0.001, shift=3.0)[-2]
     assert once.sigma == pytest.approx(0.003 / 1.002)
@@ -445,26 +432,26 @@ def row_of(ratio: float) -> NoiseLevel:
     return VP.level(float(VP.t_from_ratio(ratio)))
 
 
-MULTISTEP = [DPMSolverMultistepScheduler, UniPCMultistepScheduler]
+MULTISTEP = ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
 
 
-@pytest.mark.parametrize("scheduler", [*MULTISTEP, DPMSolverSinglestepScheduler])
+@pytest.mark.parametrize("scheduler", [*MULTISTEP, "DPMSolverSinglestepScheduler"])
 @pytest.mark.parametrize(
     ("option", "spacing", "at_least"), [("use_exponential_sigmas", "exponential", 1e-2), ("use_karras_sigmas", "karras", 2e-3)]
 )
-def test_the_time_told_is_not_the_time(exactly: Exactly, scheduler: Any, option: str, spacing: str, at_least: float) -> None:
+def test_the_time_told_is_not_the_time(exactly: Exactly, scheduler: str, option: str, spacing: str, at_least: float) -> None:
     """Exponential sigmas tell times cut to whole numbers, Karras's rounded ones: off by 2e-2 and 4e-3. Ours tells them as they are."""
-    peer = exactly(scheduler)(**SD, **{option: True})
+    peer = exactly(getattr(diffusers, scheduler))(**SD, **{option: True})
     peer.set_timesteps(20)
     grid = time_grid(VP, 20, spacing)
     assert trajectory_error(peer, marginal(POINT, NOISE, grid[0]), row_of, VP.level, "eps") > at_least
     assert our_error("dpmpp_2m", grid) <= 1e-12
 
 
-@pytest.mark.parametrize("scheduler", [*MULTISTEP, DPMSolverSinglestepScheduler])
-def test_the_time_told_on_flows_is_not_the_time(exactly: Exactly, scheduler: Any) -> None:
+@pytest.mark.parametrize("scheduler", [*MULTISTEP, "DPMSolverSinglestepScheduler"])
+def test_the_time_told_on_flows_is_not_the_time(exactly: Exactly, scheduler: str) -> None:
     """Flow sigmas tell times cut to whole thousandths: off by 4e-3. Ours tells them as they are."""
-    peer = exactly(scheduler)(**FLOWS)
+    peer = exactly(getattr(diffusers, scheduler))(**FLOWS)
     peer.set_timesteps(20)
     start = marginal(POINT, NOISE, STRAIGHT.level(float(peer.sigmas[0])))
     assert trajectory_error(peer, start, STRAIGHT.level, lambda t: STRAIGHT.level(t / 1000), "flow") > 2e-3
@@ -472,9 +459,9 @@ def test_the_time_told_on_flows_is_not_the_time(exactly: Exactly, scheduler: Any
 
 
 @pytest.mark.parametrize("scheduler", MULTISTEP)
-def test_multistep_at_1000_steps(scheduler: Any) -> None:
+def test_multistep_at_1000_steps(scheduler: str) -> None:
     """One step for each row: it rounds 1001 times to 1000 rows, so that one comes twice, and divides by a step of 0: NaN."""
-    peer = scheduler(**SD)
+    peer = getattr(diffusers, scheduler)(**SD)
     peer.set_timesteps(1000)
     x = NOISE.float()
     for t in peer.timesteps:
@@ -485,7 +472,7 @@ def test_multistep_at_1000_steps(scheduler: Any) -> None:
 
 def test_cosine_table_with_karras_sigmas() -> None:
     """Its first times are one row, of which it takes the second: it starts a step late and runs off the end (diffusers #12771)."""
-    peer = DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", use_karras_sigmas=True)
+    peer = diffusers.DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", use_karras_sigmas=True)
     peer.set_timesteps(20)
     assert (peer.timesteps[0] == peer.timesteps[1]).all()
     for t in peer.timesteps[:-1]:
@@ -497,27 +484,27 @@ def test_cosine_table_with_karras_sigmas() -> None:
 
 @pytest.mark.parametrize(
     ("scheduler", "option"),
-    [*((scheduler, "use_exponential_sigmas") for scheduler in MULTISTEP), (DPMSolverMultistepScheduler, "use_karras_sigmas")],
+    [*((scheduler, "use_exponential_sigmas") for scheduler in MULTISTEP), ("DPMSolverMultistepScheduler", "use_karras_sigmas")],
 )
-def test_flows_spaced_in_sigma(scheduler: Any, option: str) -> None:
+def test_flows_spaced_in_sigma(scheduler: str, option: str) -> None:
     """It takes sigma / alpha of a VP table for a flow's sigma, and starts at 14.6, where alpha = 1 - sigma < 0. Ours stays on the flow."""
-    peer = scheduler(**{**SD, **FLOWS, option: True})
+    peer = getattr(diffusers, scheduler)(**{**SD, **FLOWS, option: True})
     peer.set_timesteps(10)
     assert float(peer.sigmas[0]) == pytest.approx(float(VP.ratio(999)), rel=1e-3)
     assert our_error("dpmpp_2m", time_grid(STRAIGHT, 10, "karras", t_start=0.999, t_end=0.001)) <= 1e-12
 
 
-@pytest.mark.parametrize(("scheduler", "options", "at_least"), [(EulerDiscreteScheduler, SD, 1.0), (EDMEulerScheduler, {}, 0.1)])
-def test_churn_comes_after_the_network_has_looked(exactly: Exactly, scheduler: Any, options: dict[str, Any], at_least: float) -> None:
+@pytest.mark.parametrize(("scheduler", "options", "at_least"), [("EulerDiscreteScheduler", SD, 1.0), ("EDMEulerScheduler", {}, 0.1)])
+def test_churn_comes_after_the_network_has_looked(exactly: Exactly, scheduler: str, options: dict[str, Any], at_least: float) -> None:
     """Noise is added to x in `step`, when the output is already there, of x without it: x0 of a point is off. `edm` adds it first."""
-    peer, error = exactly(scheduler)(**options), 0.0
+    peer, error = exactly(getattr(diffusers, scheduler))(**options), 0.0
     for i in range(10):
         peer.set_timesteps(10)
         peer.set_begin_index(i)
         t, sigma = peer.timesteps[i], float(peer.sigmas[i])
         x = POINT + sigma * NOISE
         peer.scale_model_input(x, t)
-        out = NOISE if scheduler is EulerDiscreteScheduler else PREDICTIONS["edm"].target(POINT, NOISE, NoiseLevel(0.0, 1.0, sigma))
+        out = NOISE if scheduler == "EulerDiscreteScheduler" else PREDICTIONS["edm"].target(POINT, NOISE, NoiseLevel(0.0, 1.0, sigma))
         off = peer.step(out, t, x, s_churn=10.0, generator=torch.Generator().manual_seed(3)).pred_original_sample - POINT
         error = max(error, float(off.abs().max()))
     assert error > at_least
@@ -527,7 +514,7 @@ def test_churn_on_flows_keeps_alpha(exactly: Exactly) -> None:
     """It raises a flow's sigma and leaves alpha: two points, from equal noise, are 0.61 apart where the level's alpha is 0.22."""
     ends = []
     for point in (POINT, torch.zeros_like(POINT)):
-        peer = exactly(FlowMatchHeunDiscreteScheduler)()
+        peer = exactly(diffusers.FlowMatchHeunDiscreteScheduler)()
         peer.set_timesteps(10)
         same, x = torch.Generator().manual_seed(3), marginal(point, NOISE, STRAIGHT.level(1.0))
         for t in peer.timesteps[:3]:
@@ -540,7 +527,7 @@ def test_churn_on_flows_keeps_alpha(exactly: Exactly) -> None:
 
 def test_lcm_with_strength_ends_in_noise(exactly: Exactly) -> None:
     """Given times of its own and a strength, it takes the number of times before the strength for that of steps: the last adds noise."""
-    peer = exactly(LCMScheduler)(**SD)
+    peer = exactly(diffusers.LCMScheduler)(**SD)
     peer.set_timesteps(timesteps=[999, 759, 499, 259], strength=0.5)
     x = marginal(POINT, NOISE, VP.level(499))
     for t in peer.timesteps:
@@ -552,11 +539,13 @@ def test_lcm_with_strength_ends_in_noise(exactly: Exactly) -> None:
     torch.testing.assert_close(last.x, POINT, rtol=0, atol=1e-5)  # its blend keeps 0.0025 / t^2 of x, as it must
 
 
-@pytest.mark.parametrize("scheduler", [*MULTISTEP, EulerDiscreteScheduler])
-def test_zero_terminal_snr_is_clamped(exactly: Exactly, scheduler: Any) -> None:
+@pytest.mark.parametrize("scheduler", [*MULTISTEP, "EulerDiscreteScheduler"])
+def test_zero_terminal_snr_is_clamped(exactly: Exactly, scheduler: str) -> None:
     """Its last row is 2^-12 of data and not pure noise: v-prediction starts 6e-4 off. Ours starts exactly."""
     table = DiscreteVP.scaled_linear(zero_terminal_snr=True)
-    peer = exactly(scheduler)(**SD, rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
+    peer = exactly(getattr(diffusers, scheduler))(
+        **SD, rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"
+    )
     peer.set_timesteps(13)
     t = peer.timesteps[0]
     ve = float(peer.init_noise_sigma)

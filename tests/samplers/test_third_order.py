@@ -14,13 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from diffusion import NONE, Condition, Estimate, Grid, Level, NoiseLevel, time_grid
 from eval.bench.convergence import MIXTURE
 from samplers import SAMPLERS
-from tests.peers import k_sampling
+from tests.peers import diffusers, k_sampling
 from tests.samplers.parity import F64, NOISE, VP
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what the peers make of NumPy
@@ -98,7 +97,9 @@ def test_k_diffusion_takes_half(eta: float) -> None:
 @pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++"])
 def test_diffusers_takes_half_and_in_its_sde_the_wrong_sign(exactly: Callable[[Any], Any], algorithm: str) -> None:
     """The ODE lacks phi_3 f''/2 h^2. The SDE counts phi_3 - 1 where 2 phi_3 is right, a number that does not shrink with the step."""
-    peer = exactly(DPMSolverMultistepScheduler)(solver_order=3, algorithm_type=algorithm, lower_order_final=False, prediction_type="sample")
+    peer = exactly(diffusers.DPMSolverMultistepScheduler)(
+        solver_order=3, algorithm_type=algorithm, lower_order_final=False, prediction_type="sample"
+    )
     peer.set_timesteps(GRID.steps)
     peer.sigmas = torch.tensor([level.ratio for level in GRID], dtype=F64)
     steps, noise = [GRID.start(NOISE)], torch.zeros_like(NOISE)

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 import models
@@ -36,6 +35,7 @@ from diffusion.level import Scalar
 from diffusion.oracle import GaussianMixture, PointMass
 from models import EMA
 from samplers import sample
+from tests.peers import scipy
 from train import TrainParams, train
 from train.consistency import ConsistencyDistillation
 from train.data import digits
@@ -229,9 +229,10 @@ class MLP(nn.Module):
 def wasserstein(x: Tensor, y: Tensor) -> float:
     """The 2-Wasserstein distance of two sets of equally many points, by the best of all assignments."""
     cost = torch.cdist(x.flatten(1).double(), y.flatten(1).double()).square()
-    return math.sqrt(float(cost[linear_sum_assignment(cost.numpy())].mean()))
+    return math.sqrt(float(cost[scipy.optimize.linear_sum_assignment(cost.numpy())].mean()))
 
 
+@pytest.mark.learns
 def test_one_step_learns_what_many_steps_do() -> None:
     """Four Gaussians in the plane: distilled, one step is at least 5 times closer to the data than the teacher's one step."""
     signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]).view(4, 1, 2, 1, 1)

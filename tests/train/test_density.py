@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 
 from diffusion import CosineVP, DiscreteVP, RectifiedFlow, Shifted, VarianceExploding
+from tests.peers import scipy
 from train.density import DENSITIES, Density, LogitNormal, LogNormal, Uniform
 
 N, BATCHES = 16, 400
@@ -50,7 +50,7 @@ def test_times_have_the_stated_distribution(density: Density, cdf: Callable[[Ten
     assert t.dtype == torch.float64
     assert density.schedule.t_min <= float(t.min())
     assert float(t.max()) <= density.schedule.t_max
-    assert stats.kstest(cdf(t).numpy(), "uniform").pvalue > 0.01
+    assert scipy.stats.kstest(cdf(t).numpy(), "uniform").pvalue > 0.01
 
 
 @pytest.mark.parametrize(("density", "cdf"), CASES.values(), ids=list(CASES))

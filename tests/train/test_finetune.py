@@ -144,6 +144,7 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
 
 
+@pytest.mark.learns
 def test_it_learns_which_picture_belongs_to_which_caption(weights: Path, photos: Path, trained: Path) -> None:
     """The loss falls below half of its start, and with each other's captions it does not."""
     start, end = models.load(weights, prediction="v", dtype=torch.float32), models.load(trained)

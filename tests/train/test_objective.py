@@ -7,13 +7,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 import models
 from diffusion import EPS, NONE, Condition, Denoiser, DiscreteVP, Prediction, RectifiedFlow, Schedule, V, initial_noise, marginal
+from tests.peers import diffusers
 from train.density import Uniform
 from train.objective import DenoisingObjective, clean, condition_of, drop_condition
 from train.variational import variational_bound
@@ -134,14 +133,14 @@ def test_loss_and_gradient_are_those_of_the_usual_training_script(said: str, gam
     torch.manual_seed(3)
     timesteps = density.sample(4).long()
     noise = torch.randn_like(batch["x0"])
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=said)
+    scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=said)
     noisy = scheduler.add_noise(batch["x0"], noise, timesteps)
     target = noise if said == "epsilon" else scheduler.get_velocity(batch["x0"], noise, timesteps)
     out = network(noisy, timesteps.float(), Condition(context=batch["context"]))
     if gamma is None:
         expected = F.mse_loss(out, target)
     else:
-        snr = compute_snr(scheduler, timesteps)
+        snr = diffusers.training_utils.compute_snr(scheduler, timesteps)
         weights = snr.clamp(max=gamma) / (snr if said == "epsilon" else snr + 1)
         expected = (F.mse_loss(out, target, reduction="none").mean((1, 2, 3)) * weights).mean()
     theirs = torch.autograd.grad(expected, list(network.parameters()))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +16,7 @@ from torch import Tensor
 import models
 from models import Model
 from tests.models.files.tiny import Files, tiny
+from tests.peers import diffusers
 
 
 @pytest.fixture

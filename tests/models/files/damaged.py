@@ -287,7 +287,7 @@ CASES: dict[str, tuple[Make, str]] = {
     ),
     "a gap at the start": (one([3], 4, 16), "PATH is damaged: weight leaves a gap after the header"),
     "a hundred thousand tensors": (
-        written(raw({str(i): entry([], i, i + 1, "U8") for i in range(200_000)}, bytes(200_000))),
+        lambda path: path.write_bytes(raw({str(i): entry([], i, i + 1, "U8") for i in range(200_000)}, bytes(200_000))),
         "PATH holds no model: no known one has as many as 200,000 tensors",
     ),
     # weights

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +23,7 @@ from models.layouts.parts import find_parts
 from models.networks.unet import UNet
 from tests.models.files.published import file_of, manifests
 from tests.models.files.tiny import SCHEDULER, Configured, Files, Load, notes, same, tiny
+from tests.peers import diffusers
 
 # Families -------------------------------------------------------------------------------------------------------------
 
@@ -194,25 +194,27 @@ FLOW_PREDICTION: dict[str, Any] = {"prediction_type": "flow_prediction", "use_fl
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "grid", "noted"),
+    ("scheduler", "settings", "grid", "noted"),
     [
-        (diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0), SHIFTED, ""),
-        (diffusers.FlowMatchHeunDiscreteScheduler(shift=2.0), SHIFTED, "FlowMatchHeun"),
-        (diffusers.FlowMatchLCMScheduler(shift=2.0), SHIFTED, "FlowMatchLCM"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0, use_karras_sigmas=True), SHIFTED, "use_karras_sigmas=True"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0, shift_terminal=0.02), SHIFTED, "shift_terminal=0.02"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), {"spacing": "mu_shift"}, ""),
-        (diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=0.9), OWN_LINE, ""),
-        (diffusers.UniPCMultistepScheduler(**FLOW_PREDICTION, flow_shift=2.0), SHIFTED, "UniPC"),
-        (diffusers.DPMSolverMultistepScheduler(**FLOW_PREDICTION, flow_shift=2.0), SHIFTED, "DPMSolver"),
-        (diffusers.UniPCMultistepScheduler(**FLOW_PREDICTION), None, "UniPC"),
-        (diffusers.EulerDiscreteScheduler(), None, "EulerDiscrete"),
+        ("FlowMatchEulerDiscreteScheduler", dict(shift=2.0), SHIFTED, ""),
+        ("FlowMatchHeunDiscreteScheduler", dict(shift=2.0), SHIFTED, "FlowMatchHeun"),
+        ("FlowMatchLCMScheduler", dict(shift=2.0), SHIFTED, "FlowMatchLCM"),
+        ("FlowMatchEulerDiscreteScheduler", dict(shift=2.0, use_karras_sigmas=True), SHIFTED, "use_karras_sigmas=True"),
+        ("FlowMatchEulerDiscreteScheduler", dict(shift=2.0, shift_terminal=0.02), SHIFTED, "shift_terminal=0.02"),
+        ("FlowMatchEulerDiscreteScheduler", dict(use_dynamic_shifting=True), {"spacing": "mu_shift"}, ""),
+        ("FlowMatchEulerDiscreteScheduler", dict(use_dynamic_shifting=True, max_shift=0.9), OWN_LINE, ""),
+        ("UniPCMultistepScheduler", {**FLOW_PREDICTION, "flow_shift": 2.0}, SHIFTED, "UniPC"),
+        ("DPMSolverMultistepScheduler", {**FLOW_PREDICTION, "flow_shift": 2.0}, SHIFTED, "DPMSolver"),
+        ("UniPCMultistepScheduler", FLOW_PREDICTION, None, "UniPC"),
+        ("EulerDiscreteScheduler", {}, None, "EulerDiscrete"),
     ],
 )
-def test_flows_open_with_any_scheduler(scheduler: Any, grid: dict[str, Any] | None, noted: str, tmp_path: Path) -> None:
+def test_flows_open_with_any_scheduler(
+    scheduler: str, settings: dict[str, Any], grid: dict[str, Any] | None, noted: str, tmp_path: Path
+) -> None:
     """Which says how they were sampled, and not what they are: its shift is kept, the rest is noted."""
     for family in ("sd3", "flux-dev"):
-        model = models.load(configured_flow(family, scheduler, tmp_path / family))
+        model = models.load(configured_flow(family, getattr(diffusers, scheduler)(**settings), tmp_path / family))
         own = dict(models.FAMILIES[family].grid)
         expected = own if grid is None else {k: v for k, v in grid.items() if k != "t_end" or family == "sd3"}
         assert (model.spec["grid"], model.spec["sampling"]) == (expected, dict(models.FAMILIES[family].sampling))

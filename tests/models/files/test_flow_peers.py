@@ -8,16 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKL, ChromaTransformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel
-from diffusers.loaders.single_file_utils import (
-    convert_chroma_transformer_checkpoint_to_diffusers,
-    convert_flux_transformer_checkpoint_to_diffusers,
-)
 from torch import Tensor
-from transformers import T5EncoderModel, T5TokenizerFast
 
 import models
 from diffusion import Condition
@@ -31,6 +24,7 @@ from tests.models.files.pipelines import equal, files, states
 from tests.models.files.tiny import FLOWS, same, tiny
 from tests.models.joint_peers import call_with_tokens
 from tests.models.small import beside, inputs, relative_error
+from tests.peers import diffusers, transformers
 
 BOUND = 1e-5
 PIPELINES = {
@@ -108,7 +102,7 @@ def test_tokenizers(family: str, place: str, saved: Saved) -> None:
     ours = tiny(family).require("text")
     ids = [*ours.tokenizer("t5").tokenize(WORDS), 1]
     for tokenizer in (
-        T5TokenizerFast.from_pretrained(saved(family) / place),
+        transformers.T5TokenizerFast.from_pretrained(saved(family) / place),
         getattr(pipeline_without_clips_words(family, saved(family)), place),
     ):
         assert tokenizer(WORDS).input_ids == ids
@@ -181,19 +175,23 @@ def theirs_of(peer: Any, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
     """A transformer of diffusers told the same as ours: FLUX.1 and Chroma packed, and SD 3 in a thousand times."""
     context, vector, guidance = condition.given["context"], condition.vector, condition.guidance
     x = beside(x, condition.image)
-    if isinstance(peer, SD3Transformer2DModel):
+    if isinstance(peer, diffusers.SD3Transformer2DModel):
         return peer(x, timestep=1000 * t, encoder_hidden_states=context, pooled_projections=vector).sample
     told = {} if vector is None else {"pooled_projections": vector, "guidance": guidance}
     return call_with_tokens(peer, x, t, context, **told)
 
 
-NETWORKS = {"flux": FluxTransformer2DModel, "sd3": SD3Transformer2DModel, "chroma": ChromaTransformer2DModel}
+NETWORKS = {"flux": "FluxTransformer2DModel", "sd3": "SD3Transformer2DModel", "chroma": "ChromaTransformer2DModel"}
 
 
 @pytest.mark.parametrize("family", FLOWS)
 def test_diffusers_computes_the_same_network(family: str, saved: Saved) -> None:
     """With the weights and the configuration of our folder."""
-    peer = NETWORKS[re.split("[-.]", family)[0]].from_pretrained(saved(family) / "transformer", local_files_only=True).eval()
+    peer = (
+        getattr(diffusers, NETWORKS[re.split("[-.]", family)[0]])
+        .from_pretrained(saved(family) / "transformer", local_files_only=True)
+        .eval()
+    )
     ours: Any = models.load(saved(family) / "transformer").network
     x, t, condition = inputs(ours.params, (8, 12))
     assert relative_error(ours(x, t, condition), theirs_of(peer, x, t, condition)) <= BOUND
@@ -202,7 +200,7 @@ def test_diffusers_computes_the_same_network(family: str, saved: Saved) -> None:
 @pytest.mark.parametrize("family", ["flux-dev", "sd3"])
 def test_the_autoencoder_computes_the_same(family: str, saved: Saved) -> None:
     """Up to scale and shift, which diffusers leaves to its pipelines."""
-    peer = AutoencoderKL.from_pretrained(saved(family) / "vae", local_files_only=True)
+    peer = diffusers.AutoencoderKL.from_pretrained(saved(family) / "vae", local_files_only=True)
     ours = models.load(saved(family) / "vae").require("vae")
     scale, shift = peer.config.scaling_factor, peer.config.shift_factor
     usual = models.FAMILIES[family].vae
@@ -222,28 +220,30 @@ def test_diffusers_reads_our_single_files(family: str, saved: Saved) -> None:
     whole, apart = folder.parent / f"{family}.safetensors", folder.parent / f"{family}-separate"
     for backbone, vae in ((whole, whole), (apart / f"{family}.safetensors", apart / "vae.safetensors")):
         if family.startswith("sd3"):
-            network = SD3Transformer2DModel.from_single_file(str(backbone), config=str(folder / "transformer"), local_files_only=True)
+            network = diffusers.SD3Transformer2DModel.from_single_file(
+                str(backbone), config=str(folder / "transformer"), local_files_only=True
+            )
             same(dict(network.state_dict()), files(folder)["transformer"])
-        autoencoder = AutoencoderKL.from_single_file(str(vae), config=str(folder / "vae"), local_files_only=True)
+        autoencoder = diffusers.AutoencoderKL.from_single_file(str(vae), config=str(folder / "vae"), local_files_only=True)
         same(dict(autoencoder.state_dict()), files(folder)["vae"])
 
 
-CONVERTED: list[tuple[Any, Any, Callable[..., dict[str, Tensor]]]] = [
-    (flux, FluxParams(depth=2, depth_single=2), convert_flux_transformer_checkpoint_to_diffusers),
-    (flux, FluxParams(depth=2, depth_single=2, guidance_dim=None), convert_flux_transformer_checkpoint_to_diffusers),
-    (chroma, ChromaParams(depth=2, depth_single=2), convert_chroma_transformer_checkpoint_to_diffusers),
+CONVERTED: list[tuple[Any, Any, str]] = [
+    (flux, FluxParams(depth=2, depth_single=2), "convert_flux_transformer_checkpoint_to_diffusers"),
+    (flux, FluxParams(depth=2, depth_single=2, guidance_dim=None), "convert_flux_transformer_checkpoint_to_diffusers"),
+    (chroma, ChromaParams(depth=2, depth_single=2), "convert_chroma_transformer_checkpoint_to_diffusers"),
 ]
 
 
 @pytest.mark.parametrize(("line", "params", "convert"), CONVERTED, ids=["dev", "schnell", "chroma"])
-def test_names_and_places_are_those_of_diffusers_converter(line: Any, params: Any, convert: Callable[..., dict[str, Tensor]]) -> None:
+def test_names_and_places_are_those_of_diffusers_converter(line: Any, params: Any, convert: str) -> None:
     """Which knows the published width only: with tensors that are so high, and one column wide."""
     with torch.device("meta"):
         network = line.ARCHITECTURES[0].kind.network(params)
     shapes = {name: value.shape for name, value in network.state_dict().items()}
     state = {name: torch.randn(shape[0], 1) if len(shape) > 1 else torch.randn(shape) for name, shape in shapes.items()}
     published = scatter(line.bfl().table(state), state)
-    same(convert(published), scatter(line.diffusers(params).table(state), state))
+    same(getattr(diffusers.loaders.single_file_utils, convert)(published), scatter(line.diffusers(params).table(state), state))
 
 
 # What they write -------------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def test_flux_of_diffusers(guidance: bool, tmp_path: Path) -> None:
     """Axes of the heads come from the configuration, which no shape tells."""
     torch.manual_seed(0)
     sizes = dict(num_layers=2, num_single_layers=3, attention_head_dim=24, num_attention_heads=2, axes_dims_rope=(8, 8, 8))
-    peer = FluxTransformer2DModel(
+    peer = diffusers.FluxTransformer2DModel(
         in_channels=16, **sizes, joint_attention_dim=20, pooled_projection_dim=12, guidance_embeds=guidance
     ).eval()
     ours: Any = saved_by_diffusers(peer, tmp_path).network
@@ -274,7 +274,7 @@ def test_stable_diffusion_3_of_diffusers(dual: tuple[int, ...], qk_norm: str | N
     """Heads that are not as many as blocks, blocks that attend twice, queries and keys that are normalised: from shapes alone."""
     torch.manual_seed(0)
     sizes = dict(sample_size=8, num_layers=3, num_attention_heads=2, caption_projection_dim=128, pos_embed_max_size=12)
-    peer = SD3Transformer2DModel(
+    peer = diffusers.SD3Transformer2DModel(
         **sizes,
         attention_head_dim=64,
         joint_attention_dim=20,
@@ -291,7 +291,7 @@ def test_stable_diffusion_3_of_diffusers(dual: tuple[int, ...], qk_norm: str | N
 
 def test_t5_of_transformers(saved: Saved, tmp_path: Path) -> None:
     """In shards, and beside the alias of its embeddings that older versions wrote."""
-    peer = T5EncoderModel.from_pretrained(saved("flux-dev") / "text_encoder_2", local_files_only=True).eval()
+    peer = transformers.T5EncoderModel.from_pretrained(saved("flux-dev") / "text_encoder_2", local_files_only=True).eval()
     peer.save_pretrained(tmp_path, max_shard_size="100KB")
     text = models.load(tmp_path, saved("flux-dev") / "text_encoder", saved("flux-dev") / "transformer").require("text")
     tokens = torch.randint(0, 100, (2, 9))

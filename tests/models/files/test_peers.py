@@ -9,14 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from open_clip.transformer import TextTransformer
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import models
 from models.networks.unet import UNet
@@ -25,6 +21,7 @@ from models.text.clip_tokenizer import BOS, EOS, tokenize
 from tests.models.files.pipelines import equal, files, states
 from tests.models.files.tiny import UNETS, same, tiny
 from tests.models.small import beside, inputs, relative_error
+from tests.peers import diffusers, open_clip, transformers
 
 BOUND = 1e-5
 PIPELINES = {
@@ -94,7 +91,7 @@ def test_diffusers_loads_our_single_files(family: str, saved: Saved) -> None:
 
 def test_diffusers_loads_our_previews(saved: Saved) -> None:
     """Bit for bit, and computes the same."""
-    peer = AutoencoderTiny.from_pretrained(saved("sd1")[0] / "preview", local_files_only=True)
+    peer = diffusers.AutoencoderTiny.from_pretrained(saved("sd1")[0] / "preview", local_files_only=True)
     ours = tiny("sd1").require("preview")
     same(dict(peer.state_dict()), load_file(saved("sd1")[0] / "preview" / "diffusion_pytorch_model.safetensors"))
     images, latents = torch.rand(2, 3, 32, 40) * 2 - 1, torch.randn(2, 4, 5, 6)
@@ -116,7 +113,7 @@ def output(peer: Any, params: Any, x: Tensor, t: Tensor, told: Mapping[str, Tens
 @pytest.mark.parametrize("family", [*UNETS, "lcm"])
 def test_diffusers_computes_the_same_network(family: str, saved: Saved) -> None:
     """With the weights and the configuration of our folder."""
-    peer = UNet2DConditionModel.from_pretrained(saved(family)[0] / "unet", local_files_only=True)
+    peer = diffusers.UNet2DConditionModel.from_pretrained(saved(family)[0] / "unet", local_files_only=True)
     ours = models.load(saved(family)[0] / "unet").network
     assert isinstance(ours, UNet)
     x, t, condition = inputs(ours.params, (16, 24))
@@ -125,7 +122,7 @@ def test_diffusers_computes_the_same_network(family: str, saved: Saved) -> None:
 
 def test_diffusers_computes_the_same_autoencoder(saved: Saved) -> None:
     """Up to the scale, which diffusers leaves to its pipelines."""
-    peer = AutoencoderKL.from_pretrained(saved("sdxl")[0] / "vae", local_files_only=True)
+    peer = diffusers.AutoencoderKL.from_pretrained(saved("sdxl")[0] / "vae", local_files_only=True)
     ours = models.load(saved("sdxl")[0] / "vae").require("vae")
     images, latents = torch.rand(2, 3, 32, 48) * 2 - 1, torch.randn(2, 4, 4, 6)
     scale = peer.config.scaling_factor
@@ -146,7 +143,7 @@ def test_text_towers_compute_the_same(family: str, tmp_path: Path) -> None:
             states = tower(TOKENS)
             if name == "clip_l" or (loaded.report and loaded.report.layout == "diffusers"):
                 place = tmp_path / "f" / ("text_encoder_2" if name == "clip_g" else "text_encoder")
-                kind = CLIPTextModelWithProjection if name == "clip_g" else CLIPTextModel
+                kind = transformers.CLIPTextModelWithProjection if name == "clip_g" else transformers.CLIPTextModel
                 peer = kind.from_pretrained(place, local_files_only=True).eval()
                 theirs = peer(TOKENS, output_hidden_states=True)
                 hidden, last = theirs.hidden_states, theirs.last_hidden_state
@@ -162,7 +159,7 @@ def test_text_towers_compute_the_same(family: str, tmp_path: Path) -> None:
 
 def in_open_clip(file: Path, p: Any) -> tuple[list[Tensor], Tensor, Tensor]:
     """States, last state and pooled output of the one OpenCLIP tower in a single file."""
-    peer = TextTransformer(p.length, p.vocab, p.width, p.heads, p.layers, output_dim=p.projection)
+    peer = open_clip.transformer.TextTransformer(p.length, p.vocab, p.width, p.heads, p.layers, output_dim=p.projection)
     state = {key.split(".model.")[1]: value for key, value in load_file(file).items() if ".model." in key}
     peer.load_state_dict(state)
     hidden = [peer.eval().token_embedding(TOKENS) + peer.positional_embedding[: TOKENS.shape[1]]]
@@ -192,7 +189,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def random_unet(**changes: Any) -> UNet2DConditionModel:
+def random_unet(**changes: Any) -> diffusers.UNet2DConditionModel:
     torch.manual_seed(0)
     settings: dict[str, Any] = dict(
         sample_size=8,
@@ -202,7 +199,7 @@ def random_unet(**changes: Any) -> UNet2DConditionModel:
         down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
         up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
     )
-    return UNet2DConditionModel(**{**settings, **changes}).eval()
+    return diffusers.UNet2DConditionModel(**{**settings, **changes}).eval()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -234,7 +231,7 @@ def test_autoencoders_of_diffusers(tmp_path: Path) -> None:
     """Groups, scale and shift of the configuration; without the convolutions around the latents."""
     torch.manual_seed(0)
     levels = dict(down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3, block_out_channels=[16, 32, 16])
-    peer = AutoencoderKL(
+    peer = diffusers.AutoencoderKL(
         **levels,
         latent_channels=16,
         norm_num_groups=8,
@@ -251,25 +248,27 @@ def test_autoencoders_of_diffusers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
-@pytest.mark.parametrize("kind", [CLIPTextModel, CLIPTextModelWithProjection])
-def test_text_towers_of_transformers(kind: Any, activation: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["CLIPTextModel", "CLIPTextModelWithProjection"])
+def test_text_towers_of_transformers(kind: str, activation: str, tmp_path: Path) -> None:
     """Heads and activation of the configuration."""
     torch.manual_seed(0)
     sizes = dict(hidden_size=32, intermediate_size=128, projection_dim=24, num_hidden_layers=2, num_attention_heads=4)
-    peer = kind(CLIPTextConfig(**sizes, hidden_act=activation, bos_token_id=BOS, eos_token_id=EOS)).eval()
+    peer = getattr(transformers, kind)(
+        transformers.CLIPTextConfig(**sizes, hidden_act=activation, bos_token_id=BOS, eos_token_id=EOS)
+    ).eval()
     peer.save_pretrained(tmp_path)
     text = models.load(tmp_path).require("text")
     tower = text.towers["clip_l"]
     theirs = peer(TOKENS, output_hidden_states=True)
     states = tower(TOKENS)
-    pooled = theirs.text_embeds if kind is CLIPTextModelWithProjection else theirs.pooler_output
+    pooled = theirs.text_embeds if kind == "CLIPTextModelWithProjection" else theirs.pooler_output
     for ours, expected in zip([*states, tower.pool(states[-1], TOKENS)], [*theirs.hidden_states, pooled], strict=True):
         assert relative_error(ours, expected) <= BOUND
 
 
 def test_previews_of_diffusers(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    peer = AutoencoderTiny().eval()
+    peer = diffusers.AutoencoderTiny().eval()
     peer.save_pretrained(tmp_path)
     ours = models.load(tmp_path).require("preview")
     latents = torch.randn(1, 4, 4, 6)

@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 
 import models
 from models.families import flux, sd, sd3, taesd_keys, vae_keys
 from models.layouts import scheduler
 from tests.models.files.tiny import tiny
+from tests.peers import diffusers
 
 KEYS = "told by keys and shapes, which must fit exactly"
 TRAINING = "of training alone"

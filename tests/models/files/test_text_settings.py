@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ import models
 import samplers
 from models.presets import miniature
 from tests.models.files.pipelines import NUMBERS
+from tests.peers import diffusers
 
 pytestmark = pytest.mark.usefixtures("quietly")
 

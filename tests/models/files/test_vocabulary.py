@@ -9,11 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import diffusers
 import pytest
 import torch
-from transformers import CLIPTokenizer
-from transformers.tokenization_utils_base import AddedToken
 
 import models
 from models.networks.clip import CLIPTextParams
@@ -21,6 +18,7 @@ from models.presets import TINY_TOWERS, miniature, tiny_description
 from models.text.clip_tokenizer import EOS, Vocabulary, open_clip_tokenizer, openai_tables, openai_tokenizer, write_clip_tokenizer
 from models.text.clip_tokenizer import CLIPTokenizer as Ours
 from tests.models.files.pipelines import NUMBERS
+from tests.peers import diffusers, transformers
 
 PROMPTS = ["a photo of <cat-toy>, 35mm", "A <Cat-Toy>! (<sks>) x<sks>y [V] don't", "plain text with café", ""]
 
@@ -41,18 +39,20 @@ def learned(family: str, folder: Path, words: list[Any], second: list[Any] | Non
     return diffusers.DiffusionPipeline.from_pretrained(folder / "learned")
 
 
-FLAGGED = [
-    "<cat-toy>",
-    AddedToken("<sks>", single_word=True),
-    AddedToken("[V]", lstrip=True, rstrip=True, normalized=False),
-    AddedToken("Ünicode", normalized=False, special=True),
-    "two words",
-]
+def flagged() -> list[Any]:
+    token = transformers.tokenization_utils_base.AddedToken
+    return [
+        "<cat-toy>",
+        token("<sks>", single_word=True),
+        token("[V]", lstrip=True, rstrip=True, normalized=False),
+        token("Ünicode", normalized=False, special=True),
+        "two words",
+    ]
 
 
 def test_ids_equal_transformers(tmp_path: Path) -> None:
     """Of texts with the words in capitals, within others, beside blanks and punctuation; and after saving and opening again."""
-    peer = learned("sd1", tmp_path, FLAGGED).tokenizer
+    peer = learned("sd1", tmp_path, flagged()).tokenizer
     model = models.load(tmp_path / "learned")
     draw, symbols = (
         random.Random(0),
@@ -75,7 +75,7 @@ def test_ids_equal_transformers(tmp_path: Path) -> None:
     texts = [*PROMPTS, *("".join(draw.choices(symbols, k=draw.randrange(12))) for _ in range(500))]
     models.save(model, tmp_path / "again", layout="diffusers")
     models.save(model, tmp_path / "native.safetensors")
-    again = CLIPTokenizer.from_pretrained(tmp_path / "again/tokenizer")
+    again = transformers.CLIPTokenizer.from_pretrained(tmp_path / "again/tokenizer")
     for opened in (
         model,
         models.load(tmp_path / "again"),
@@ -136,7 +136,7 @@ def test_a_table_of_its_own(tmp_path: Path) -> None:
     table = {name: i for i, name in enumerate(["<s>", "</s>", "<pad>", *letters, *(f"{c}</w>" for c in letters), "ca", "cat</w>"])}
     own = Ours(Vocabulary(bos="<s>", eos="</s>", unk="</s>", pad="<pad>", tokens=table, merges=(("c", "a"), ("ca", "t</w>"))))
     write_clip_tokenizer(own, tmp_path / "files", table["<pad>"], 77)
-    peer = CLIPTokenizer.from_pretrained(tmp_path / "files")
+    peer = transformers.CLIPTokenizer.from_pretrained(tmp_path / "files")
     peer.save_pretrained(tmp_path / "json")
     model = miniature("sd1")
     models.save(model, tmp_path / "base", layout="diffusers")
@@ -144,7 +144,7 @@ def test_a_table_of_its_own(tmp_path: Path) -> None:
     pipe.text_encoder.resize_token_embeddings(len(table), mean_resizing=False)
     pipe.text_encoder.config.eos_token_id = table["</s>"]
     for kind in ("files", "json"):
-        pipe.tokenizer = CLIPTokenizer.from_pretrained(tmp_path / kind)
+        pipe.tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path / kind)
         pipe.save_pretrained(tmp_path / f"model-{kind}")
         text = models.load(tmp_path / f"model-{kind}").require("text")
         assert text.tokenizer("clip_l").tokenize("cat cab") == peer("cat cab", add_special_tokens=False).input_ids
@@ -287,7 +287,7 @@ def test_special_tokens_are_those_of_transformers(tmp_path: Path, entries: dict[
     config = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps(config | {key: value for key, value in entries.items() if key != ADDED}))
     (tmp_path / ADDED).write_text(json.dumps(entries.get(ADDED, {})))
-    ids = CLIPTokenizer.from_pretrained(tmp_path)("a <x> <y> <X> <Y> cat", add_special_tokens=False).input_ids
+    ids = transformers.CLIPTokenizer.from_pretrained(tmp_path)("a <x> <y> <X> <Y> cat", add_special_tokens=False).input_ids
     assert open_clip_tokenizer(tmp_path).tokenize("a <x> <y> <X> <Y> cat") == ids
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,6 +18,7 @@ from models.layouts.scheduler import flow_grid
 from models.networks.clip import CLIPTextParams
 from models.presets import TINY_TOWERS, randomise, tiny_description
 from tests.models.files.tiny import tiny
+from tests.peers import diffusers
 
 SETTINGS = ("family", "prediction", "schedule", "grid", "sampling", "consistency", "shape")
 NOT_SEPARATE = ("sdxl-v", "playground-v2.5")  # whose marks and statistics are tensors of a whole file

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_image
 from torch import Tensor
 
+from tests.peers import sklearn
 from tests.samplers.test_pictures import of_colours
 from train.data.folder import FolderPictures
 from train.data.npz import NpzPictures
@@ -37,7 +37,7 @@ CAPTIONS = ["a palace", "a dahlia\u2028in flower", "a roof"]
 @pytest.fixture(scope="module")
 def photographs() -> np.ndarray:
     """Three real pictures (3, 40, 48, 3)."""
-    china, flower = load_sample_image("china.jpg"), load_sample_image("flower.jpg")
+    china, flower = sklearn.datasets.load_sample_image("china.jpg"), sklearn.datasets.load_sample_image("flower.jpg")
     return np.stack([np.asarray(Image.fromarray(picture).resize((48, 40))) for picture in (china, flower, china[200:300, 200:300])])
 
 
