@@ -21,6 +21,7 @@ def settings(out: Path, **changes: Any) -> dict[str, Any]:
     return {**config, "out": str(out), "progress": False, "dim": 60, "samples": [300, 20], "rounds": 1, **changes}
 
 
+@pytest.mark.bench
 def test_times_both_and_writes(tmp_path: Path) -> None:
     """A row per size with both times and their ratio; ours within 1e-9 of what the features themselves say, at full rank and below."""
     timings = harness.run(settings(tmp_path))

@@ -100,6 +100,7 @@ def test_arithmetic_of_a_published_step() -> None:
     assert flops(Params(out="", batch=4)) == pytest.approx(2 * two, rel=1e-3)
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize("name", SMALL)
 def test_times_both_and_writes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row per dtype, with both times, their ratio and the memory."""
