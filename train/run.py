@@ -36,6 +36,8 @@ from train.state import require_same, resume_point
 from train.weighting import WEIGHTINGS
 from train.world import World, world
 
+LOADING = frozenset({"family", "zero_snr", "variant", "ema", "trust"})  # of `model`, what only a loaded one is told
+
 
 def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, float]] | None = None) -> bool:
     """Train what the configuration describes (`plain-diffusion train --help`) into its folder. True when finished, False when interrupted.
@@ -91,7 +93,10 @@ def _check(config: Mapping[str, Any]) -> None:
     if missing := [key for key in NEEDED if key not in config]:
         raise ValueError(f"{missing[0]} must be given: {missing[0]}=...")
     make_params("", RunSettings, {name: value for name, value in config.items() if name not in ("train", "run", "evaluate")} | {"run": ""})
-    if config.get("weights") and "from" in check_mapping("model", config["model"]):
+    model = check_mapping("model", config["model"])
+    if not config.get("weights") and model.keys() & LOADING and not model.keys() & {"network", "from"}:
+        raise ValueError("weights must be given: weights=FILE, the model to train further")
+    if config.get("weights") and "from" in model:
         raise ValueError("weights and model.from both say what to train further: give one of them")
 
 
@@ -121,7 +126,7 @@ def _build_or_load(spec: Mapping[str, Any]) -> Model:
     parts = check_mapping("model", spec)
     if "from" not in parts:
         return models.build(parts)
-    check_names("model setting", parts, ("from", "family", "prediction", "zero_snr", "variant", "ema", "trust"))
+    check_names("model setting", parts, ("from", "prediction", *sorted(LOADING)))
     check_type("model.from", parts["from"], Path | list[Path])
     for name in ("family", "prediction", "variant"):
         check_type(f"model.{name}", parts.get(name), str | None)
@@ -184,7 +189,8 @@ def _check_fit(model: Model, data: Dataset) -> None:
     """ValueError where the network does not fit the data, before the first step."""
     params: Any = model.network.params
     if params.in_channels != data.shape[0]:
-        raise ValueError(f"the data has {data.shape[0]} channels, the network model.network.in_channels={params.in_channels}")
+        remedy = "; latents are made of a folder of images with captions: give data=FOLDER" if model.vae is not None else ""
+        raise ValueError(f"the data has {data.shape[0]} channels, the network model.network.in_channels={params.in_channels}{remedy}")
     size = getattr(params, "image_size", None)
     if params.out_channels not in (params.in_channels, 2 * params.in_channels):
         raise ValueError(
