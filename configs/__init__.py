@@ -168,7 +168,9 @@ def _warnings_in_a_line() -> Iterator[None]:
 
 
 def _is_for_hydra(arguments: Sequence[str]) -> bool:
-    """--help, --cfg job and --info only look at the configuration: Hydra's own command line answers them. No other flag has a meaning."""
+    """Whether a flag such as --cfg job or --info only looks at the configuration, which Hydra's own command line answers. ValueError for
+    a flag that has no meaning.
+    """
     flags = [argument.split("=")[0] for argument in arguments if argument.startswith("-") and argument not in SWEEPING]
     for flag in flags:
         if flag not in LOOKING:

@@ -10,11 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from diffusion.settings import About, Setting, find, merged, nulled, page, settings
+from diffusion.settings import LINE, About, Setting, find, merged, nulled, page, settings
 from diffusion.spec import check_names
 
 FOLDER = Path(__file__).parent  # of the experiments, a folder per program
-LINE = 140
 GIVEN = ("noise", "path")  # options of samplers that come from the seeds
 OWN = {  # what may come from outside
     "its name alone": ("sampler", "spacing", "prediction", "metric", "features"),

@@ -90,8 +90,14 @@ def settings(params: type[Any]) -> tuple[Setting, ...]:
     return tuple(_setting(each, kinds[each.name]) for each in sorted(fields(params), key=lambda each: each.name in shared))
 
 
+def about(each: Field[Any]) -> About:
+    """What a field says of itself; of one that is declared without `setting`, nothing."""
+    found: About = each.metadata.get("about", About())
+    return found
+
+
 def _setting(each: Field[Any], kind: Any) -> Setting:
-    own = each.metadata.get("about", About())
+    own = about(each)
     within = own.members or next((part for part in (kind, *get_args(kind)) if isinstance(part, type) and is_dataclass(part)), None)
     inner: tuple[Setting, ...] = settings(within) if within else ()
     default, fresh = each.default, cast(Any, each.default_factory)
@@ -122,7 +128,7 @@ def values(of: Iterable[Setting]) -> dict[str, Any]:
 
 def of_kind(params: type[Any], *kinds: Kind) -> tuple[str, ...]:
     """The settings of a parameter dataclass that are of these kinds."""
-    return tuple(each.name for each in settings(params) if each.about.kind in kinds)
+    return tuple(each.name for each in fields(params) if about(each).kind in kinds)
 
 
 def recorded(params: type[Any]) -> tuple[str, ...]:

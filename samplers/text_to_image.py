@@ -90,7 +90,6 @@ class TextToImageParams(DrawParams):
         kind="place",
     )
     offload: bool = setting(False, "true: each part is on the device only while it works", kind="place")
-
     preview: int | None = setting(
         None, "after every so many steps, preview.png beside images/ shows what the model expects; null: never", kind="place"
     )
@@ -161,12 +160,12 @@ def _show(model: Model, path: Path, every: int, step: Step) -> None:
         save_png(tile(images, ceil(sqrt(len(images)))), path, {"step": step.i + 1}, low=0.0)
 
 
+ASKED = inspect.signature(generate).parameters.keys() - {*of_kind(TextToImageParams, "weights", "picture"), "options"}
+
+
 def asked(params: TextToImageParams) -> dict[str, Any]:
     """The settings that `generate` takes as they are: pictures and models are read before, options are its own."""
     return {name: value for name in ASKED if (value := getattr(params, name, None)) is not None}
-
-
-ASKED = inspect.signature(generate).parameters.keys() - {*of_kind(TextToImageParams, "weights", "picture"), "options"}
 
 
 def loaded(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Model:

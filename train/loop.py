@@ -133,7 +133,7 @@ def train(
     loggers   where the numbers go besides
     evaluate  called with the averaged model every `params.evaluate_every` steps, which are saved before, in the leading process; its
               numbers are logged
-    pictures  what is drawn now and then
+    pictures  what the averaged model draws after every so many steps, see `Pictures`
     Ctrl-C, SIGTERM and a terminal that closes finish the step, save, and return False. An error of the data saves before it is raised, as
     ValueError or OSError, and so does whatever else goes wrong, as it is, if the last step was finite.
     Raises FloatingPointError when loss or gradient is not finite.
