@@ -117,8 +117,8 @@ def _made(what: str, value: Any, kind: Any) -> Any:
     """The value, with every description of a parameter dataclass that the annotation asks for replaced by one."""
     parts = get_args(kind)
     if get_origin(kind) in (Union, UnionType) and len(parts) == 2 and parts[1] is type(None):  # a description or none
-        return _made(what, value, parts[0])
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        return None if value is None else _made(what, value, parts[0])
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and not isinstance(value, kind):
         return make_params(what, kind, value)
     if get_origin(kind) is tuple and dataclasses.is_dataclass(parts[0]) and isinstance(value, (list, tuple)):
         return tuple(_made(f"{what}[{i}]", item, parts[0]) for i, item in enumerate(value))

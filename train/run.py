@@ -28,9 +28,9 @@ from train.density import DENSITIES
 from train.export import check_exportable, export
 from train.folder import NEEDED, claimed, is_begun
 from train.logbook import METRICS, Logger, WandB, read_lines
-from train.loop import Training, TrainParams
+from train.loop import Training
 from train.objective import DenoisingObjective, Objective
-from train.pictures import PictureParams, Pictures
+from train.pictures import Pictures
 from train.settings import RunSettings
 from train.state import require_same, resume_point
 from train.weighting import WEIGHTINGS
@@ -53,11 +53,11 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
            layout and precision that it came in: see `export`.
     """
     trust(config)
-    _check(config)
+    own = _check(config)
     if config.get("evaluate") and evaluate is None:
         raise ValueError("evaluate is for the command line: from Python give what it makes, as train.run(config, evaluate)")
     config = {**config, "run": str(config["run"])}
-    folder, params = Path(config["run"]), make_params("train", TrainParams, config["train"])
+    folder, params = Path(config["run"]), own.train
     if isinstance(config["data"], str | Path) and params.on_error == "skip":
         raise ValueError(
             "train.on_error=skip is for pictures that are read step by step, and captioned ones are all read before: leave it out"
@@ -69,8 +69,9 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         model, objective = _model_and_objective(config, params.seed, where.device)
         stored_as = next(model.network.parameters()).dtype
         model.network.float()  # updates would vanish in the rounding of half precision
-        data = _data(config, model)
-        training = Training(model, objective, data, params, folder, where, evaluate, _pictures(config, folder), resume, progress)
+        data = _data(config["data"], own.latents, model, folder)
+        pictures = Pictures(own.pictures, folder) if own.pictures.every else None
+        training = Training(model, objective, data, params, folder, where, evaluate, pictures, resume, progress)
         if begun:  # before whether they fit, which does not say what has changed
             _check_resumable(folder, config, model, training.settings, params.steps)
         _check_fit(model, data)
@@ -87,31 +88,27 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         return finished
 
 
-def _check(config: Mapping[str, Any]) -> None:
-    """ValueError for a setting that is unknown, missing or of the wrong kind."""
+def _check(config: Mapping[str, Any]) -> RunSettings:
+    """The settings with their defaults. ValueError for one that is unknown, missing or of the wrong kind."""
     check_names("setting", config, [each.name for each in fields(RunSettings)])
     if missing := [key for key in NEEDED if key not in config]:
         raise ValueError(f"{missing[0]} must be given: {missing[0]}=...")
-    make_params("", RunSettings, {name: value for name, value in config.items() if name not in ("train", "run", "evaluate")} | {"run": ""})
+    plain = {name: value for name, value in config.items() if name != "evaluate"}
+    own = make_params("", RunSettings, {**plain, "run": str(config["run"])})
     model = check_mapping("model", config["model"])
     if not config.get("weights") and model.keys() & LOADING and not model.keys() & {"network", "from"}:
         raise ValueError("weights must be given: weights=FILE, the model to train further")
     if config.get("weights") and "from" in model:
         raise ValueError("weights and model.from both say what to train further: give one of them")
+    return own
 
 
-def _pictures(config: Mapping[str, Any], folder: Path) -> Pictures | None:
-    params = make_params("pictures", PictureParams, config.get("pictures", {}))
-    return Pictures(params, folder) if params.every else None
-
-
-def _data(config: Mapping[str, Any], model: Model) -> Dataset:
-    params = make_params("latents", LatentParams, config.get("latents", {}))
-    if not isinstance(config["data"], str | Path):
-        if params != LatentParams():
+def _data(described: Any, latents: LatentParams, model: Model, folder: Path) -> Dataset:
+    if not isinstance(described, str | Path):
+        if latents != LatentParams():
             raise ValueError("latents are made of a folder of images with captions: give data=FOLDER, or leave them out")
-        return make("data set", config["data"], DATASETS)
-    return LatentData(CaptionedImages(config["data"], params.max_pixels), model, params, Path(config["run"]))
+        return make("data set", described, DATASETS)
+    return LatentData(CaptionedImages(described, latents.max_pixels), model, latents, folder)
 
 
 def _model_and_objective(config: Mapping[str, Any], seed: int, device: torch.device) -> tuple[Model, Objective]:
