@@ -68,6 +68,24 @@ def shift(base: int, factor: float, *, whole: bool = False) -> tuple[int, float,
     return base, factor, whole
 
 
+@dataclass(frozen=True)
+class Outer:
+    inner: Params
+    other: Params | None = None
+
+
+def test_what_must_be_a_mapping_says_so_wherever_it_stands() -> None:
+    """A description within a description, one that may be left out, and a finished object in its place."""
+    values = {"name": "a"}
+    params = make_params("", Params, values)
+    assert make_params("", Outer, {"inner": values, "other": None}) == Outer(params)
+    assert make_params("", Outer, {"inner": params}) == Outer(params)
+    cases: list[dict[str, Any]] = [{"inner": 3}, {"inner": None}, {"inner": values, "other": "x"}]
+    for wrong in cases:
+        with pytest.raises(ValueError, match=rf"{list(wrong)[-1]} must be a mapping of names to values, not"):
+            make_params("", Outer, wrong)
+
+
 def test_calls_from_plain_values() -> None:
     """Options of a function after the arguments it is given otherwise."""
     assert make("shift", {"name": "a", "factor": 2}, {"a": shift}, 1) == (1, 2, False)
