@@ -1,7 +1,8 @@
-"""Make constraints.txt from pip's reports, one per Python: python .ci/constraints.py 3.10=a.json 3.11=b.json ... > constraints.txt
+"""Make constraints.txt from pip's reports, one per Python: python .ci/constraints.py 3.10=a.json 3.11=b.json
+... > constraints.txt
 
-Each report comes from that Python's own `pip install --dry-run --ignore-installed --report FILE '.[dev]'`. Versions alone are
-kept, no addresses. The last Python's versions hold for all newer ones too.
+Each report comes from that Python's own `pip install --dry-run --ignore-installed --report FILE '.[dev]'`.
+Versions alone are kept, no addresses. The last Python's versions hold for all newer ones too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import sys
 from pathlib import Path
 
 HEADER = """\
-# Every package of `pip install '.[dev]'`, pinned for each supported Python, so that a set-up made next year still works.
+# Every package of `pip install '.[dev]'`, pinned for each supported Python, so that a set-up made next year
+# still works.
 # Made by .ci/constraints.py; the library itself accepts what pyproject.toml says.
 """
 
@@ -34,7 +36,10 @@ def lines(name: str, versions: dict[str, str], pythons: list[str]) -> list[str]:
     if len(set(versions.values())) == 1:
         return [f"{name}=={next(iter(versions.values()))}"]
     operator = dict.fromkeys(pythons, "==") | {pythons[-1]: ">="}
-    return [f'{name}=={version} ; python_version {operator[python]} "{python}"' for python, version in versions.items()]
+    return [
+        f'{name}=={version} ; python_version {operator[python]} "{python}"'
+        for python, version in versions.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Configurations of the three programs, and the one place that knows Hydra.
 
-    configs/train, configs/samplers, configs/eval    the experiments of each program; its settings stand in dataclasses (`programs`)
+    configs/train, configs/samplers, configs/eval    the experiments of each program; its settings stand in
+                                                     dataclasses (`programs`)
 
 `compose` gives a notebook the same plain dictionary that the command line would give the program.
 """
@@ -41,7 +42,8 @@ LOOKING = ("--help", "-h", "--cfg", "-c", "--resolve", "--info", "-i", "--versio
 
 
 def compose(program: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The resolved configuration of `python -m program override ...`. ValueError in one line for anything wrong with it."""
+    """The resolved configuration of `python -m program override ...`. ValueError in one line for anything
+    wrong with it."""
     return _resolved(program, _quoted(program, overrides))
 
 
@@ -50,7 +52,9 @@ def _resolved(program: str, overrides: Sequence[str]) -> dict[str, Any]:
         config = _compose(program, overrides)
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
-            raise ValueError(f"{missing[0]} must be given: {missing[0]}=...{_experiments(program, missing[0])}")
+            raise ValueError(
+                f"{missing[0]} must be given: {missing[0]}=...{_experiments(program, missing[0])}"
+            )
         resolved: dict[str, Any] = dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]  # keys of our files are strings
     except HydraException as error:
         raise ValueError(_explain(program, overrides, error)) from None
@@ -61,10 +65,14 @@ def _resolved(program: str, overrides: Sequence[str]) -> dict[str, Any]:
     return resolved
 
 
-def compose_sweep(program: str, overrides: Sequence[str] = (), multirun: bool = True) -> list[tuple[str, dict[str, Any]]]:
-    """The configuration of every run of a sweep, and what is special about each; all are composed before the first is run.
+def compose_sweep(
+    program: str, overrides: Sequence[str] = (), multirun: bool = True
+) -> list[tuple[str, dict[str, Any]]]:
+    """The configuration of every run of a sweep, and what is special about each; all are composed before the
+    first is run.
 
-    multirun  False: only where the experiment's own file says that it is a sweep (hydra.mode: MULTIRUN); otherwise there are none
+    multirun  False: only where the experiment's own file says that it is a sweep (hydra.mode: MULTIRUN);
+              otherwise there are none
 
     ValueError as in `compose`.
     """
@@ -74,26 +82,51 @@ def compose_sweep(program: str, overrides: Sequence[str] = (), multirun: bool = 
         own = _compose(program, swept[0], return_hydra_config=True).hydra
         if not multirun and own.mode != RunMode.MULTIRUN:
             return []
-        runs = combinations(given, {key: texts(program).swept(key, str(values)) for key, values in (own.sweeper.params or {}).items()})
+        runs = combinations(
+            given,
+            {
+                key: texts(program).swept(key, str(values))
+                for key, values in (own.sweeper.params or {}).items()
+            },
+        )
     except HydraException as error:
         raise ValueError(_explain(program, given, error)) from None
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
     same = set.intersection(*map(set, runs)) if len(runs) > 1 else set()
-    special = [" ".join(shown(override) for override in run if override not in same) or "as it stands" for run in runs]
+    special = [
+        " ".join(shown(override) for override in run if override not in same) or "as it stands"
+        for run in runs
+    ]
     if program == "train" and len(runs) > 1 and not any(override.startswith("resume=") for override in given):
-        runs = [[*run, "resume=true"] for run in runs]  # a training that is done, or begun, is not begun again
+        runs = [
+            [*run, "resume=true"] for run in runs
+        ]  # a training that is done, or begun, is not begun again
     configs = [_resolved(program, run) for run in runs]
     if _share_a_folder(configs, key := PROGRAMS[program].written):
         if program in APART:
             folders = file_names(special)
-            configs = [_resolved(program, _apart(program, *each)) for each in zip(runs, configs, folders, strict=True)]
+            configs = [
+                _resolved(program, _apart(program, *each))
+                for each in zip(runs, configs, folders, strict=True)
+            ]
         elif others := sorted(
-            {override.partition("=")[0].lstrip("+") for run in runs for override in run if override not in same} - {"metric"}
+            {
+                override.partition("=")[0].lstrip("+")
+                for run in runs
+                for override in run
+                if override not in same
+            }
+            - {"metric"}
         ):
             stem, ending = os.path.splitext(configs[0][key])
-            advice = f"name it by what differs, {key}='{stem}-{'-'.join(f'${{{other}}}' for other in others)}{ending}'"
-            raise ValueError(f"runs of this sweep would replace each other's results in {key}={stem}{ending}: {advice}")
+            advice = (
+                "name it by what differs, "
+                f"{key}='{stem}-{'-'.join(f'${{{other}}}' for other in others)}{ending}'"
+            )
+            raise ValueError(
+                f"runs of this sweep would replace each other's results in {key}={stem}{ending}: {advice}"
+            )
     return list(zip(special, configs, strict=True))
 
 
@@ -103,20 +136,25 @@ def _share_a_folder(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
 
 
 def _apart(program: str, run: Sequence[str], config: Mapping[str, Any], folder: str) -> list[str]:
-    """The overrides of a run of a sweep that writes into a folder of its own beneath the one that all were to share."""
+    """The overrides of a run of a sweep that writes into a folder of its own beneath the one that all were to
+    share."""
     key = PROGRAMS[program].written
     own = texts(program).in_grammar(f"{key}={config[key]}/{folder}")
     return [*(override for override in run if not override.startswith(f"{key}=")), own]
 
 
 def command_line(
-    program: str, main: Callable[[dict[str, Any]], int], after: Callable[[Sequence[dict[str, Any]]], None] = lambda configs: None
+    program: str,
+    main: Callable[[dict[str, Any]], int],
+    after: Callable[[Sequence[dict[str, Any]]], None] = lambda configs: None,
 ) -> None:
-    """Run a program with the overrides of the command line and exit with its status; with -m (--multirun) all combinations of them.
+    """Run a program with the overrides of the command line and exit with its status; with -m (--multirun) all
+    combinations of them.
 
     after  called at the end with all configurations, of a sweep or of one run
 
-    An error that the user can mend ends with one line and status 1; HYDRA_FULL_ERROR=1 shows where it came from.
+    An error that the user can mend ends with one line and status 1; HYDRA_FULL_ERROR=1 shows where it came
+    from.
     """
     arguments = sys.argv[1:]
     try:
@@ -124,17 +162,24 @@ def command_line(
             print(f"plain-diffusion {plain_diffusion.__version__}")
             return
         if help_asked := {"--help", "-h"} & set(arguments):
-            print(help_page(program, [argument for argument in arguments if argument not in help_asked]), flush=True)
+            print(
+                help_page(program, [argument for argument in arguments if argument not in help_asked]),
+                flush=True,
+            )
             return
         if _is_for_hydra(arguments):
             sys.argv[1:] = _quoted(program, arguments)
             _store(program)
-            hydra.main(version_base="1.3", config_path=str(FOLDER / program), config_name=program)(lambda config: None)()
+            hydra.main(version_base="1.3", config_path=str(FOLDER / program), config_name=program)(
+                lambda config: None
+            )()
             return
         overrides = [argument for argument in arguments if argument not in SWEEPING]
         runs = compose_sweep(program, overrides, multirun=overrides != arguments)
         with _warnings_in_a_line():
-            sys.exit(run_all(runs, main, after) if runs else _run_one(compose(program, overrides), main, after))
+            sys.exit(
+                run_all(runs, main, after) if runs else _run_one(compose(program, overrides), main, after)
+            )
     except HydraException as error:  # such as what `evaluate` names, and cannot be made
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -152,7 +197,11 @@ def command_line(
         sys.exit(STOPPED)
 
 
-def _run_one(config: dict[str, Any], main: Callable[[dict[str, Any]], int], after: Callable[[Sequence[dict[str, Any]]], None]) -> int:
+def _run_one(
+    config: dict[str, Any],
+    main: Callable[[dict[str, Any]], int],
+    after: Callable[[Sequence[dict[str, Any]]], None],
+) -> int:
     status = main(config)
     after([config])
     return status
@@ -163,44 +212,61 @@ def _warnings_in_a_line() -> Iterator[None]:
     """Warnings for the user as "warning: ..." on stderr, without the line of code they come from."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr, flush=True)
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"warning: {message}", file=sys.stderr, flush=True
+        )
         yield
 
 
 def _is_for_hydra(arguments: Sequence[str]) -> bool:
-    """Whether a flag such as --cfg job or --info only looks at the configuration, which Hydra's own command line answers. ValueError for
-    a flag that has no meaning.
+    """Whether a flag such as --cfg job or --info only looks at the configuration, which Hydra's own command
+    line answers. ValueError for a flag that has no meaning.
     """
-    flags = [argument.split("=")[0] for argument in arguments if argument.startswith("-") and argument not in SWEEPING]
+    flags = [
+        argument.split("=")[0]
+        for argument in arguments
+        if argument.startswith("-") and argument not in SWEEPING
+    ]
     for flag in flags:
         if flag not in LOOKING:
             shown = ", ".join(LOOKING)
-            raise ValueError(f"no flag {flag}: settings are given as name=value, {shown} show them, and -m runs every combination")
+            raise ValueError(
+                f"no flag {flag}: settings are given as name=value, {shown} show them, and -m runs every "
+                "combination"
+            )
     return bool(flags)
 
 
 def _quoted(program: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides in Hydra's grammar. ValueError for a text that is given twice, as a shell's unquoted {000..009} gives it."""
+    """The overrides in Hydra's grammar. ValueError for a text that is given twice, as a shell's unquoted
+    {000..009} gives it."""
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
     for key in keys:
         if keys.count(key) > 1 and key in texts(program):
-            advice = f"give it once, and a pattern in quotes, which the shell leaves whole: {key}='shard-{{000..009}}.tar'"
+            advice = (
+                "give it once, and a pattern in quotes, which the shell leaves whole: "
+                f"{key}='shard-{{000..009}}.tar'"
+            )
             raise ValueError(f"{key} is given {keys.count(key)} times: {advice}")
     overrides = [_own_experiment(program, override) for override in overrides]
-    given = [texts(program).in_grammar(override, _settings(program) if "${" in override else ()) for override in overrides]
+    given = [
+        texts(program).in_grammar(override, _settings(program) if "${" in override else ())
+        for override in overrides
+    ]
     return [part for override in given for part in _whole_section(override)]
 
 
 def _whole_section(override: str) -> list[str]:
-    """data={name: ...} describes another data set, model.network={name: ...} another network: what the file says of its own goes, which
-    Hydra would leave beside it.
+    """data={name: ...} describes another data set, model.network={name: ...} another network: what the file
+    says of its own goes, which Hydra would leave beside it.
     """
     described = re.match(r"(?:\+\+?)?([\w.]+)=\{.*\bname\s*:", override)
     return [f"++{described[1]}=null", f"++{override.lstrip('+')}"] if described else [override]
 
 
 def _own_experiment(program: str, override: str) -> str:
-    """experiment=folder/mine.yaml chooses a file of the user's own, and brings those beside it along, which it may build on."""
+    """experiment=folder/mine.yaml chooses a file of the user's own, and brings those beside it along, which
+    it may build on."""
     key, _, value = override.partition("=")
     if key != "experiment":
         return override
@@ -214,17 +280,22 @@ def _own_experiment(program: str, override: str) -> str:
 
 
 def _register(program: str, path: Path) -> None:
-    """Make the experiments in the folder of this one known to Hydra. ValueError or OSError where that cannot be."""
+    """Make the experiments in the folder of this one known to Hydra. ValueError or OSError where that cannot
+    be."""
     if not path.is_file():
         raise FileNotFoundError(f"no such experiment: {path}")
     if path.stem in (own := _options(program, "experiment")):
         raise ValueError(f"an experiment {path.stem} comes with this library: give {path} another name")
-    for file in sorted(each for each in path.parent.iterdir() if each.suffix in ENDINGS and each.stem not in own):
+    for file in sorted(
+        each for each in path.parent.iterdir() if each.suffix in ENDINGS and each.stem not in own
+    ):
         try:
             content = OmegaConf.load(file)
         except (yaml.YAMLError, OmegaConfBaseException, UnicodeError) as error:
             if file == path:
-                raise ValueError(f"{path} is no YAML that can be read: {' '.join(str(error).split())}") from None
+                raise ValueError(
+                    f"{path} is no YAML that can be read: {' '.join(str(error).split())}"
+                ) from None
             continue  # a file beside it, which may be anything
         ConfigStore.instance().store(group="experiment", name=file.stem, node=content, package="_global_")
 
@@ -246,10 +317,15 @@ def _store(program: str) -> None:
     """Make a program's settings known to Hydra, as the file that its experiments add to."""
     of = PROGRAMS[program]
     several = subprograms(program)
-    base = {"defaults": ["_self_", {"experiment": of.experiment}], **({} if several else values(of.settings()))}
+    base = {
+        "defaults": ["_self_", {"experiment": of.experiment}],
+        **({} if several else values(of.settings())),
+    }
     ConfigStore.instance().store(name=program, node=OmegaConf.create(base))
     for name, own in several.items():
-        ConfigStore.instance().store(group="program", name=name, node={"program": name, **values(own)}, package="_global_")
+        ConfigStore.instance().store(
+            group="program", name=name, node={"program": name, **values(own)}, package="_global_"
+        )
 
 
 def _explain(program: str, overrides: Sequence[str], error: HydraException) -> str:
@@ -258,17 +334,27 @@ def _explain(program: str, overrides: Sequence[str], error: HydraException) -> s
     if found := re.search(r"Could not (?:override|delete) '([^'@=]+)'", text):
         key = found[1]
         choices = [o for o in overrides if o.split("=")[0] in _groups(program)]
-        known = list(_keys(OmegaConf.to_container(_compose(program, choices if key not in "".join(choices) else []))))
+        known = list(
+            _keys(OmegaConf.to_container(_compose(program, choices if key not in "".join(choices) else [])))
+        )
         if key in known:  # data={nam: folder}: the section is there, a name within it is not
-            given = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(list(overrides))}
+            given = {
+                o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(list(overrides))
+            }
             key = next((name for name in _keys(given.get(key), f"{key}.") if name not in known), key)
         near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known at the top: {', '.join(k for k in known if '.' not in k)}"
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"known at the top: {', '.join(k for k in known if '.' not in k)}"
+        )
         return f"no setting named {key!r}; {hint} (+{key}=... adds one that the file leaves at its default)"
     if found := re.search(r"Could not find '([\w-]+)/([^']+)'", text):
         options = _options(program, found[1])
         near = difflib.get_close_matches(found[2], options, n=1)
-        return f"no {found[1]} named {found[2]!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options)}")
+        return f"no {found[1]} named {found[2]!r}; " + (
+            f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options)}"
+        )
     return " ".join(text.split())
 
 
@@ -283,7 +369,11 @@ def _options(program: str, group: str) -> list[str]:
 def _experiments(program: str, missing: str) -> str:
     """What to add to "must be given" where choosing an experiment would give it."""
     options = _options(program, "experiment")
-    return f", or choose an experiment: experiment={' | '.join(options)}" if options and missing != "experiment" else ""
+    return (
+        f", or choose an experiment: experiment={' | '.join(options)}"
+        if options and missing != "experiment"
+        else ""
+    )
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:

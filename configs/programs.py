@@ -1,4 +1,5 @@
-"""What each program can be told: its settings, from the dataclasses that declare them, and what there is to choose from."""
+"""What each program can be told: its settings, from the dataclasses that declare them, and what there is to
+choose from."""
 
 from __future__ import annotations
 
@@ -17,7 +18,15 @@ FOLDER = Path(__file__).parent  # of the experiments, a folder per program
 GIVEN = ("noise", "path")  # options of samplers that come from the seeds
 OWN = {  # what may come from outside
     "its name alone": ("sampler", "spacing", "prediction", "metric", "features"),
-    "{name: package.module:name, and its settings}": ("data", "network", "schedule", "objective", "density", "weighting", "rule"),
+    "{name: package.module:name, and its settings}": (
+        "data",
+        "network",
+        "schedule",
+        "objective",
+        "density",
+        "weighting",
+        "rule",
+    ),
 }
 
 
@@ -56,7 +65,10 @@ def _samplers() -> tuple[Setting, ...]:
 
     run, text = settings(SampleParams), settings(TextToImageParams)
     first = {each.name: each for each in (*run, *text)}
-    again = "a PNG drawn here: its settings, and what is given beside it instead of them; alone, the same to the last bit"
+    again = (
+        "a PNG drawn here: its settings, and what is given beside it instead of them; alone, the same to "
+        "the last bit"
+    )
     chosen = (first["run"], first["weights"], Setting("from", None, About(again, text="path")))
     shared = {each.name for each in run} & {each.name for each in text}
     own = [each for part in (text, run) for each in part if each.name not in shared]
@@ -69,7 +81,11 @@ def _training_texts() -> tuple[Setting, ...]:
     from train.run import OBJECTIVES
 
     further = Setting("from", None, About(text="path"), list[str])  # of model
-    return (*_train(), further, *(each for entry in (*DATASETS.values(), *OBJECTIVES.values()) for each in _paths(entry)))
+    return (
+        *_train(),
+        further,
+        *(each for entry in (*DATASETS.values(), *OBJECTIVES.values()) for each in _paths(entry)),
+    )
 
 
 def _scoring_texts() -> tuple[Setting, ...]:
@@ -83,7 +99,11 @@ def _scoring_texts() -> tuple[Setting, ...]:
 def _paths(entry: Callable[..., Any]) -> list[Setting]:
     """The parameters that a path can be given to."""
     hints = get_type_hints(entry.__init__ if inspect.isclass(entry) else entry)
-    return [Setting(name, None, About(text="path"), kind) for name, kind in hints.items() if {str, Path} & {kind, *get_args(kind)}]
+    return [
+        Setting(name, None, About(text="path"), kind)
+        for name, kind in hints.items()
+        if {str, Path} & {kind, *get_args(kind)}
+    ]
 
 
 def _scoring() -> tuple[Setting, ...]:
@@ -92,7 +112,8 @@ def _scoring() -> tuple[Setting, ...]:
 
 @cache
 def subprograms(program: str) -> dict[str, tuple[Setting, ...]]:
-    """Of a program whose experiments name one of several by `program`, the settings of those that declare theirs in a dataclass."""
+    """Of a program whose experiments name one of several by `program`, the settings of those that declare
+    theirs in a dataclass."""
     if program != "eval":
         return {}
     from eval.reference import StatisticsParams
@@ -139,18 +160,24 @@ def _scoring_choices() -> dict[str, Mapping[str, Any]]:
 
 PROGRAMS = {
     "train": Program(
-        "plain-diffusion train experiment=digits_unet [train.steps=2000 ...]              a model from scratch, or a distilled one\n"
-        "plain-diffusion train experiment=finetune weights=FILE data=FOLDER [...]         a published model, on captioned pictures\n"
-        "plain-diffusion train experiment=folder/mine.yaml [...]                          an experiment of your own",
+        "plain-diffusion train experiment=digits_unet [train.steps=2000 ...]              a model from "
+        "scratch, or a distilled one\n"
+        "plain-diffusion train experiment=finetune weights=FILE data=FOLDER [...]         a published "
+        "model, on captioned pictures\n"
+        "plain-diffusion train experiment=folder/mine.yaml [...]                          an experiment of "
+        "your own",
         "run",
         _train,
         _training_texts,
         _training_choices,
     ),
     "samplers": Program(
-        "plain-diffusion samplers run=runs/digits_unet [labels=[3,7] ...]                              with a model trained here\n"
-        'plain-diffusion samplers weights=sd_xl_base_1.0.safetensors prompt="a corgi" [n=4 ...]        with a published one\n'
-        "plain-diffusion samplers from=samples/a-corgi-1f2e3d4c/images/000000.png [steps=40 ...]       an image once more, or changed\n\n"
+        "plain-diffusion samplers run=runs/digits_unet [labels=[3,7] ...]                              with "
+        "a model trained here\n"
+        'plain-diffusion samplers weights=sd_xl_base_1.0.safetensors prompt="a corgi" [n=4 ...]        with '
+        "a published one\n"
+        "plain-diffusion samplers from=samples/a-corgi-1f2e3d4c/images/000000.png [steps=40 ...]       an "
+        "image once more, or changed\n\n"
         "null, everywhere: what the model is meant for, or what is said beside it.",
         "out",
         _samplers,
@@ -159,7 +186,8 @@ PROGRAMS = {
     ),
     "eval": Program(
         "plain-diffusion eval samples=FOLDER reference=FOLDER metric=[fid,kid]      scores pictures\n"
-        "plain-diffusion eval experiment=NAME [...]                            compares runs, measures speed, ...: see --help experiment",
+        "plain-diffusion eval experiment=NAME [...]                            compares runs, measures "
+        "speed, ...: see --help experiment",
         "out",
         _scoring,
         _scoring_texts,
@@ -170,7 +198,8 @@ PROGRAMS = {
 
 
 def help_page(program: str, topics: Sequence[str]) -> str:
-    """What --help prints: all settings, or what is known of those that are named. ValueError for one that is not."""
+    """What --help prints: all settings, or what is known of those that are named. ValueError for one that is
+    not."""
     of = PROGRAMS[program]
     if topics:
         return "\n\n".join(_topic(program, topic) for topic in topics)
@@ -181,7 +210,8 @@ def help_page(program: str, topics: Sequence[str]) -> str:
 
 
 FLAGS = {
-    "-m, --multirun": "run every combination of several values: seed=0,9, and of texts and paths 'prompt=choice(a cat,a dog)'",
+    "-m, --multirun": "run every combination of several values: seed=0,9, and of texts and paths "
+    "'prompt=choice(a cat,a dog)'",
     "--help NAME": "what a setting is, and what there is to choose from",
     "--cfg job": "the settings as they come out, without running",
     "--version": "of this library",
@@ -201,10 +231,17 @@ def _topic(program: str, topic: str) -> str:
     if topic in subprograms(program):
         lines.append(page(subprograms(program)[topic]))
     if topic == "experiment":
-        lines += [f"  {path.stem:<20} {_first_comment(path)}" for path in sorted((FOLDER / program / topic).glob("*.yaml"))]
+        lines += [
+            f"  {path.stem:<20} {_first_comment(path)}"
+            for path in sorted((FOLDER / program / topic).glob("*.yaml"))
+        ]
         lines.append("  folder/mine.yaml     a file of your own, which may build on these")
     if not lines:
-        check_names("setting or choice", [topic], [each.name for each in of.settings()] + ["experiment", *tables, *subprograms(program)])
+        check_names(
+            "setting or choice",
+            [topic],
+            [each.name for each in of.settings()] + ["experiment", *tables, *subprograms(program)],
+        )
     return "\n".join(line for line in lines if line)
 
 
@@ -219,7 +256,9 @@ def describe(name: str, entry: Any) -> str:
     own = [f"{each.name}={_shown(each.default)}" for each in _own_parameters(entry)]
     if not (about := " ".join([words, f"[{', '.join(own)}]" if own else ""]).strip()):
         return f"  {name}"
-    return textwrap.fill(about, LINE, initial_indent=f"  {name:<20} ", subsequent_indent=" " * 23, break_on_hyphens=False)
+    return textwrap.fill(
+        about, LINE, initial_indent=f"  {name:<20} ", subsequent_indent=" " * 23, break_on_hyphens=False
+    )
 
 
 def _summary(entry: Any) -> str:
@@ -234,7 +273,11 @@ def _own_parameters(entry: Any) -> list[inspect.Parameter]:
     if not callable(entry):
         return []
     plain = (bool, int, float, str, tuple, type(None))
-    return [each for each in inspect.signature(entry).parameters.values() if isinstance(each.default, plain) and each.name not in GIVEN]
+    return [
+        each
+        for each in inspect.signature(entry).parameters.values()
+        if isinstance(each.default, plain) and each.name not in GIVEN
+    ]
 
 
 def _shown(value: Any) -> str:

@@ -1,12 +1,15 @@
-"""Settings that are text or paths: taken as they stand, though Hydra's grammar would take them apart at commas, brackets, quotes or "=".
+"""Settings that are text or paths: taken as they stand, though Hydra's grammar would take them apart at
+commas, brackets, quotes or "=".
 
-Everything behind the "=" is the text, but for: quotes around all of it, null, and a name that stands for the file or folder of that name
-whatever else it looks like. Otherwise, where a setting takes them,
+Everything behind the "=" is the text, but for: quotes around all of it, null, and a name that stands for the
+file or folder of that name whatever else it looks like. Otherwise, where a setting takes them,
 
     [a, b]        closed at the very end, is a list, and each of its members a text
-    {run: a}      closed at the very end and with a colon, is a mapping, and those of its members that are texts are taken as they stand too
+    {run: a}      closed at the very end and with a colon, is a mapping, and those of its members that are
+                  texts are taken as they stand too
     a,b           are the values of a sweep (-m); choice(a,b) are so for every text
-    ${train.seed} in the folder that a program writes to is the value of that setting, ${oc.env:HOME} of the environment
+    ${train.seed} in the folder that a program writes to is the value of that setting, ${oc.env:HOME} of the
+    environment
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ _ELEMENT = re.compile(r"""\s*(?:'[^']*'|"[^"]*")\s*(?=,|$)|(?:\{(?:[^{}]|\{[^{}]
 
 
 class Texts:
-    """The settings of a program that are text, by the last part of their names, wherever they stand: run, model.from, samples.run, ..."""
+    """The settings of a program that are text, by the last part of their names, wherever they stand: run,
+    model.from, samples.run, ..."""
 
     def __init__(self, settings: Iterable[Setting], written: str) -> None:
         """written: the setting of the folder or file that results go to."""
@@ -38,7 +42,8 @@ class Texts:
         self.paths = {each.name for each in text if each.about.text == "path"}
         self._swept = {each.name for each in text if each.about.swept}
         self._lists, self._mappings, self._numbers = (
-            {each.name for each in text if _takes(each.type, *kinds)} for kinds in ((tuple, list), (dict,), (int,))
+            {each.name for each in text if _takes(each.type, *kinds)}
+            for kinds in ((tuple, list), (dict,), (int,))
         )
         self._member = re.compile(
             rf"(?P<head>(?:^|[{{,])\s*(?P<name>{'|'.join(sorted(self.names - {NAME}))})\s*:\s*)"
@@ -61,19 +66,29 @@ class Texts:
             return override
         if name not in self:
             return f"{key}={self._within(value)}" if value[:1] + value[-1:] in ("{}", "[]") else override
-        return f"{key}={self._value(name.rpartition('.')[2], value, settings if name == self.written else ())}"
+        return (
+            f"{key}={self._value(name.rpartition('.')[2], value, settings if name == self.written else ())}"
+        )
 
     def swept(self, key: str, values: str) -> str:
         """The values of a setting in `hydra.sweeper.params` of a file, in Hydra's grammar."""
         return self.in_grammar(f"{key}=choice({values})").partition("=")[2] if key in self else values
 
     def empty_path(self, config: Any, key: str = "") -> str | None:
-        """The first setting that is an empty text in place of a path, as $UNSET leaves it; None where there is none.
+        """The first setting that is an empty text in place of a path, as $UNSET leaves it; None where there
+        is none.
 
         Read as a path it would be the working folder.
         """
         if isinstance(config, Mapping):
-            return next((found for name, value in config.items() if (found := self.empty_path(value, f"{key}.{name}".strip(".")))), None)
+            return next(
+                (
+                    found
+                    for name, value in config.items()
+                    if (found := self.empty_path(value, f"{key}.{name}".strip(".")))
+                ),
+                None,
+            )
         values = config if isinstance(config, list) else [config]
         return key if key.rpartition(".")[2] in self.paths and "" in values else None
 
@@ -85,7 +100,9 @@ class Texts:
         if Path(value).name and _exists(value):
             return _quoted(value)
         if value.startswith("choice(") and value.endswith(")"):
-            return ",".join(self._value(name, element, settings) for element in _elements(value[len("choice(") : -1]))
+            return ",".join(
+                self._value(name, element, settings) for element in _elements(value[len("choice(") : -1])
+            )
         if name in self._mappings and _closes(value, "{}") and ":" in value:
             return self._within(value)
         if name in self._lists and _closes(value, "[]"):
@@ -96,7 +113,9 @@ class Texts:
 
     def _within(self, value: str) -> str:
         """A mapping, or a list of them, in which the members that are text are in quotes."""
-        return self._member.sub(lambda found: found["head"] + self._value(found["name"], found["value"]), value)
+        return self._member.sub(
+            lambda found: found["head"] + self._value(found["name"], found["value"]), value
+        )
 
 
 @cache
@@ -113,7 +132,10 @@ def _takes(annotation: Any, *kinds: type) -> bool:
 def file_names(texts: Sequence[str]) -> list[str]:
     """A name for each of these texts that a folder may have, and no two have."""
     names = [re.sub(r"[^\w.,=+-]+", "-", text).strip("-.+")[:100] for text in texts]
-    return [f"{name}-{_digest(text)}" if names.count(name) > 1 else name for name, text in zip(names, texts, strict=True)]
+    return [
+        f"{name}-{_digest(text)}" if names.count(name) > 1 else name
+        for name, text in zip(names, texts, strict=True)
+    ]
 
 
 def _digest(text: str) -> str:

@@ -1,7 +1,8 @@
-"""The mathematics of diffusion: schedules, forward process, predictions, denoisers, guidance, grids, noise, oracles.
+"""The mathematics of diffusion: schedules, forward process, predictions, denoisers, guidance, grids, noise,
+oracles.
 
-Time is oriented so that x0 is data and noise grows with t. Everything follows from x_t = alpha * x0 + sigma * eps.
-Needs torch and numpy only.
+Time is oriented so that x0 is data and noise grows with t. Everything follows from x_t = alpha * x0 + sigma *
+eps. Needs torch and numpy only.
 """
 
 import plain_diffusion  # noqa: F401
@@ -9,12 +10,30 @@ from diffusion.condition import NONE, Condition
 from diffusion.consistency import PARAMETRISATIONS, ConsistencyFunction, build_blend, cm, lcm
 from diffusion.denoiser import Clipped, Denoiser, DenoiserLike, OnSchedule, Thresholded
 from diffusion.grid import Grid, time_grid
-from diffusion.guidance import AutoGuidance, ClassifierFreeGuidance, ComposedGuidance, Scale, ZeroInit, interval
+from diffusion.guidance import (
+    AutoGuidance,
+    ClassifierFreeGuidance,
+    ComposedGuidance,
+    Scale,
+    ZeroInit,
+    interval,
+)
 from diffusion.guidance_rules import APG, RULES, Rule, build_rule, extrapolate, rescaled, zero_star
 from diffusion.inpainting import Inpainting
 from diffusion.level import BatchLevel, Level, NoiseLevel
 from diffusion.noise import BrownianPath, Noise, Path, SeededNoise, initial_noise
-from diffusion.prediction import EDM, EPS, FLOW, PREDICTIONS, X0, Estimate, Prediction, V, build_prediction, edm
+from diffusion.prediction import (
+    EDM,
+    EPS,
+    FLOW,
+    PREDICTIONS,
+    X0,
+    Estimate,
+    Prediction,
+    V,
+    build_prediction,
+    edm,
+)
 from diffusion.process import Gaussian, decay, learned_std, marginal, posterior, tau, transition
 from diffusion.schedule import (
     SCHEDULES,

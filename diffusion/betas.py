@@ -1,4 +1,5 @@
-"""Tables of beta_i, the variance added by training step i of a discrete VP process: alpha_bar_i = prod(1 - beta_j), j <= i.
+"""Tables of beta_i, the variance added by training step i of a discrete VP process: alpha_bar_i = prod(1 -
+beta_j), j <= i.
 
 Each function returns a float64 tensor (steps,). Building them in float32, as some published code does, moves
 alpha_bar by 1e-6 relative; parity tests account for it.
@@ -20,7 +21,8 @@ def linear(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> Tensor:
 
 
 def scaled_linear(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
-    """Rombach et al. 2022 (latent diffusion; SD 1, 2 and XL): sqrt(beta) goes linearly from sqrt(start) to sqrt(end)."""
+    """Rombach et al. 2022 (latent diffusion; SD 1, 2 and XL): sqrt(beta) goes linearly from sqrt(start) to
+    sqrt(end)."""
     if not (start > 0 and end > 0):
         raise ValueError(f"betas must lie in (0, 1), and not go from {start:g} to {end:g}")
     return _line(math.sqrt(start), math.sqrt(end), steps).square()
@@ -34,7 +36,8 @@ def cosine(offset: float = 0.008, max_beta: float = 0.999, steps: int = 1000) ->
 
 
 def sigmoid(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> Tensor:
-    """Xu et al. 2022 (GeoDiff), as in DDPM code bases: beta follows a sigmoid on [-6, 6] from start to end."""
+    """Xu et al. 2022 (GeoDiff), as in DDPM code bases: beta follows a sigmoid on [-6, 6] from start to
+    end."""
     return _line(-6, 6, steps).sigmoid() * (end - start) + start
 
 
@@ -44,7 +47,8 @@ def alpha_bar(betas: Tensor) -> Tensor:
 
 
 def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
-    """Lin et al. 2024, algorithm 1: shift and scale sqrt(alpha_bar) so that the last step is pure noise and the first is kept."""
+    """Lin et al. 2024, algorithm 1: shift and scale sqrt(alpha_bar) so that the last step is pure noise and
+    the first is kept."""
     root = alpha_bar.sqrt()
     first, last = root[0], root[-1]
     return ((root - last) * first / (first - last)).square()

@@ -1,7 +1,7 @@
 """A denoiser: a network, its schedule and its prediction, seen as one function (x_t, level) -> (x0, eps).
 
-Everything that steers sampling (guidance, clipping, another schedule) is a denoiser that wraps a denoiser, so that any
-of it works with any solver.
+Everything that steers sampling (guidance, clipping, another schedule) is a denoiser that wraps a denoiser, so
+that any of it works with any solver.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from diffusion.schedule import Schedule
 
 
 class DenoiserLike(Protocol):
-    """What solvers ask (at one level for the batch) and distillation too (one per sample). The condition goes to the network.
+    """What solvers ask (at one level for the batch) and distillation too (one per sample). The condition goes
+    to the network.
 
-    Denoisers that wrap others always hand it on; a function of (x_t, level) alone does for a solver, and for `sample` without a condition.
+    Denoisers that wrap others always hand it on; a function of (x_t, level) alone does for a solver, and for
+    `sample` without a condition.
     """
 
     def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate: ...
@@ -30,10 +32,11 @@ class DenoiserLike(Protocol):
 class Denoiser:
     """network + schedule + prediction.
 
-    The network is called as network(x, t, condition): x and the condition in its own dtype, t a float32 tensor (B,) (float64 beside float64
-    samples) whatever the network's dtype. A network with twice x's channels carries a learned variance in the second half.
-    It is told the level's own t, also within the one index between a table's first row (t = 0) and data (t = -1), unless the prediction
-    says otherwise (EDM's preconditioning).
+    The network is called as network(x, t, condition): x and the condition in its own dtype, t a float32
+    tensor (B,) (float64 beside float64 samples) whatever the network's dtype. A network with twice x's
+    channels carries a learned variance in the second half. It is told the level's own t, also within the one
+    index between a table's first row (t = 0) and data (t = -1), unless the prediction says otherwise (EDM's
+    preconditioning).
     """
 
     def __init__(self, network: Callable[..., Tensor], schedule: Schedule, prediction: Prediction) -> None:
@@ -47,13 +50,18 @@ class Denoiser:
         return self.prediction.estimate(x_t, out, level)
 
     def output(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Tensor:
-        """The raw network output at a level, in x_t's dtype: what a training loss compares with `prediction.target`."""
+        """The raw network output at a level, in x_t's dtype: what a training loss compares with
+        `prediction.target`."""
         scale, dtype = self.prediction.input_scale, self.dtype
         x = x_t if scale is None else broadcast(scale(level), x_t) * x_t
         out = self.network(x.to(dtype or x.dtype), self._time(level, x_t), condition.to(dtype=dtype))
-        if out.shape[2:] != x_t.shape[2:] or out.shape[:2] not in (x_t.shape[:2], (len(x_t), 2 * x_t.shape[1])):
+        if out.shape[2:] != x_t.shape[2:] or out.shape[:2] not in (
+            x_t.shape[:2],
+            (len(x_t), 2 * x_t.shape[1]),
+        ):
             raise ValueError(
-                f"the network made {tuple(out.shape)} of x {tuple(x_t.shape)}: the same shape is needed, or twice the channels"
+                f"the network made {tuple(out.shape)} of x {tuple(x_t.shape)}: the same shape is needed, or "
+                "twice the channels"
             )
         return out.to(x_t.dtype)
 
@@ -64,7 +72,9 @@ class Denoiser:
         t = level.t if own is None else own(level)
         if isinstance(t, Tensor):
             return t.to(x_t.device, dtype, non_blocking=True).expand(len(x_t))
-        return torch.full((len(x_t),), t, dtype=dtype, device=x_t.device)  # filled there: a copy would wait for the device
+        return torch.full(
+            (len(x_t),), t, dtype=dtype, device=x_t.device
+        )  # filled there: a copy would wait for the device
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -94,7 +104,8 @@ class Wrapper:
 
 
 class Clipped(Wrapper):
-    """Limit x0 to a range and let eps follow (`clip_denoised` of DDPM). For pixels in [-1, 1]; latents have no such range."""
+    """Limit x0 to a range and let eps follow (`clip_denoised` of DDPM). For pixels in [-1, 1]; latents have
+    no such range."""
 
     def __init__(self, denoiser: DenoiserLike, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__(denoiser)
@@ -106,10 +117,12 @@ class Clipped(Wrapper):
 
 
 class Thresholded(Wrapper):
-    """Dynamic thresholding: limit x0 to [-s, s], divide by s, and let eps follow (Saharia et al. 2022, sec. 2.3).
+    """Dynamic thresholding: limit x0 to [-s, s], divide by s, and let eps follow (Saharia et al. 2022, sec.
+    2.3).
 
-    s is the percentile of |x0| in each sample, at least 1: what high guidance saturates comes back within [-1, 1], not cut flat. For
-    pixels; latents have no such range. percentile in (0, 1], the share of values that s bounds.
+    s is the percentile of |x0| in each sample, at least 1: what high guidance saturates comes back within
+    [-1, 1], not cut flat. For pixels; latents have no such range. percentile in (0, 1], the share of values
+    that s bounds.
     """
 
     def __init__(self, denoiser: DenoiserLike, percentile: float = 0.995) -> None:
@@ -121,12 +134,18 @@ class Thresholded(Wrapper):
     def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         estimate = self.denoiser(x_t, level, condition)
         x0 = estimate.x0.reshape(len(x_t), -1)
-        s = x0.abs().to(torch.promote_types(x0.dtype, torch.float32)).quantile(self.percentile, dim=1, keepdim=True).clamp(min=1)
+        s = (
+            x0.abs()
+            .to(torch.promote_types(x0.dtype, torch.float32))
+            .quantile(self.percentile, dim=1, keepdim=True)
+            .clamp(min=1)
+        )
         return Estimate.from_x0(x_t, (x0.clamp(-s, s) / s).view_as(x_t), level, estimate.variance)
 
 
 class OnSchedule(Wrapper):
-    """A denoiser at the levels of any other schedule: the level of equal sigma/alpha on its own one, x rescaled to match.
+    """A denoiser at the levels of any other schedule: the level of equal sigma/alpha on its own one, x
+    rescaled to match.
 
     So a VP network samples on EDM's sigmas, or a flow network on a cosine schedule, with the same x0 and eps.
     """

@@ -1,7 +1,8 @@
-"""Time grids: the levels a solver visits, from noise to data. Built once, immutable, the terminal row included.
+"""Time grids: the levels a solver visits, from noise to data. Built once, immutable, the terminal row
+included.
 
-Spacing, terminal rule and initial noise scale are properties of the grid, never of a solver, and nobody looks a step up
-by its time value or recomputes a stride.
+Spacing, terminal rule and initial noise scale are properties of the grid, never of a solver, and nobody looks
+a step up by its time value or recomputes a stride.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ MAX_STEPS = 100_000  # more is a slip: their table alone would take minutes, and
 
 @dataclass(frozen=True)
 class Grid:
-    """Levels with strictly falling sigma/alpha; the last is where sampling ends, usually data (alpha 1, sigma 0).
+    """Levels with strictly falling sigma/alpha; the last is where sampling ends, usually data (alpha 1, sigma
+    0).
 
     `reversed` makes the one kind of grid on which they rise.
 
     initial_scale  standard deviation of the noise a sample starts from at the first level
     schedule       where the levels are from, and those between them that some solvers ask at
-    begun_at       for few-step spacings (turbo, lcm), which are spaced anew from where image to image begins: the grid from a share of
-                   the schedule's time on; None where the last steps of the grid itself are taken
+    begun_at       for few-step spacings (turbo, lcm), which are spaced anew from where image to image begins:
+                   the grid from a share of the schedule's time on; None where the last steps of the grid
+                   itself are taken
     """
 
     levels: tuple[NoiseLevel, ...]
@@ -43,18 +46,25 @@ class Grid:
 
     def __post_init__(self) -> None:
         if len(self.levels) < 2:
-            raise ValueError("a grid needs at least 2 levels, the one to start from and the one to end at: steps must be >= 1")
+            raise ValueError(
+                "a grid needs at least 2 levels, the one to start from and the one to end at: steps must be "
+                ">= 1"
+            )
         rises = self.rises
         for i, (t, s) in enumerate(pairwise(self.levels)):
             if not (t.alpha >= 0 and s.alpha >= 0 and t.alpha + t.sigma + s.alpha + s.sigma < math.inf):
-                raise ValueError(f"levels need finite alpha >= 0 and sigma >= 0, but step {i} goes from {t} to {s}")
+                raise ValueError(
+                    f"levels need finite alpha >= 0 and sigma >= 0, but step {i} goes from {t} to {s}"
+                )
             if not s.sigma >= 0:
                 raise ValueError(f"a level's sigma must not be negative, but it is {s.sigma:g} at t={s.t:g}")
             below, above = (t, s) if rises else (s, t)
             if not below.sigma * above.alpha < above.sigma * below.alpha:
                 raise ValueError(
-                    f"noise must fall at every step of a grid, but step {i} goes from t={t.t:g} (sigma/alpha {t.ratio:g}) "
-                    f"to t={s.t:g} ({s.ratio:g}): fewer steps, another spacing or another t_end avoid such a step"
+                    f"noise must fall at every step of a grid, but step {i} goes from t={t.t:g} "
+                    f"(sigma/alpha {t.ratio:g}) "
+                    f"to t={s.t:g} ({s.ratio:g}): fewer steps, another spacing or another t_end avoid such "
+                    "a step"
                 )
 
     @property
@@ -69,17 +79,23 @@ class Grid:
         return len(self.levels) - 1
 
     def reversed(self) -> Grid:
-        """The levels with noise from the cleanest to the noisiest: for inversion and likelihood, which run the ODE upwards."""
+        """The levels with noise from the cleanest to the noisiest: for inversion and likelihood, which run
+        the ODE upwards."""
         noisy = tuple(level for level in self.levels if level.sigma > 0)[::-1]
         if len(noisy) < 2:
-            raise ValueError("a grid runs upwards between levels with noise, and this one has a single one: take more steps")
+            raise ValueError(
+                "a grid runs upwards between levels with noise, and this one has a single one: take more "
+                "steps"
+            )
         return Grid(noisy, noisy[0].sigma, self.schedule)
 
     def tail(self, share: float) -> Grid:
-        """The last part of the grid, `share` in (0, 1] of its steps. Where that falls within a step, the level there is its start.
+        """The last part of the grid, `share` in (0, 1] of its steps. Where that falls within a step, the
+        level there is its start.
 
-        What is left of that step joins the next one if it is below a twentieth: a sliver of a step is no base to extrapolate from.
-        Few-step spacings (turbo, lcm) begin at that share of the schedule's time, and take as many of their steps from there as fit.
+        What is left of that step joins the next one if it is below a twentieth: a sliver of a step is no base
+        to extrapolate from. Few-step spacings (turbo, lcm) begin at that share of the schedule's time, and
+        take as many of their steps from there as fit.
         """
         if not 0 < share <= 1:
             raise ValueError(f"the share of a grid's steps to take must lie in (0, 1], not {share:g}")
@@ -117,7 +133,9 @@ class Grid:
         if isinstance(index, slice):
             levels = self.levels[index]
             kept_start = bool(levels) and levels[0] == self.levels[0]
-            return Grid(levels, self.initial_scale if kept_start or not levels else levels[0].sigma, self.schedule)
+            return Grid(
+                levels, self.initial_scale if kept_start or not levels else levels[0].sigma, self.schedule
+            )
         return self.levels[index]
 
 
@@ -146,15 +164,20 @@ def time_grid(
     t_start, t_end  the noisiest and the cleanest time with noise; default the schedule's t_max and t_min
     shift     multiply every level's sigma/alpha by this (SD3: 3.0); the network is told the shifted t
     whole     round times to training indices, as DDIM and DDPM pipelines do (DiscreteVP)
-    terminal  where the last step lands: clean data, or the schedule's t_min (`set_alpha_to_one=False` elsewhere)
-    initial   what a sample starts from: "noise", sigma * n, what a perfect x_T holds besides its trace of data; or "unit",
-              norm(alpha, sigma) * n. Published pipelines use the first for linspace and trailing, the second for leading.
+    terminal  where the last step lands: clean data, or the schedule's t_min (`set_alpha_to_one=False`
+              elsewhere)
+    initial   what a sample starts from: "noise", sigma * n, what a perfect x_T holds besides its trace of
+              data; or "unit", norm(alpha, sigma) * n. Published pipelines use the first for linspace and
+              trailing, the second for leading.
 
     Raises ValueError for unknown names, steps < 1, and levels that do not fall.
     """
     begun_at = None
     if isinstance(spacing, str):
-        start, end = schedule.t_max if t_start is None else t_start, schedule.t_min if t_end is None else t_end
+        start, end = (
+            schedule.t_max if t_start is None else t_start,
+            schedule.t_min if t_end is None else t_end,
+        )
         t = _spaced(schedule, steps, spacing, start, end, options)
         if room := FEW_STEPS.get(spacing):
 
@@ -162,7 +185,12 @@ def time_grid(
                 least = end + (schedule.t_max - schedule.t_data) / 1000
                 later = max(least, schedule.t_data + share * (start - schedule.t_data))
                 fitting = min(len(t), room(schedule, later, end, **options))
-                how: dict[str, Any] = {"shift": shift, "whole": whole, "terminal": terminal, "initial": initial}
+                how: dict[str, Any] = {
+                    "shift": shift,
+                    "whole": whole,
+                    "terminal": terminal,
+                    "initial": initial,
+                }
                 return time_grid(schedule, fitting, spacing, t_start=later, t_end=end, **how, **options)
 
     else:
@@ -176,17 +204,32 @@ def time_grid(
     t = schedule.shift_t(t, shift)
     if whole:
         if schedule.rows is None:
-            raise ValueError("whole=True rounds to training indices, which only a table such as DiscreteVP has")
+            raise ValueError(
+                "whole=True rounds to training indices, which only a table such as DiscreteVP has"
+            )
         t = t.round()
-    levels = [NoiseLevel(*row) for row in zip(t.tolist(), schedule.alpha(t).tolist(), schedule.sigma(t).tolist(), strict=True)]
+    levels = [
+        NoiseLevel(*row)
+        for row in zip(t.tolist(), schedule.alpha(t).tolist(), schedule.sigma(t).tolist(), strict=True)
+    ]
     if not levels or levels[-1].sigma > 0:
-        levels.append(lookup("terminal rule", terminal, {"data": schedule.terminal, "t_min": schedule.level(schedule.t_min)}))
+        levels.append(
+            lookup(
+                "terminal rule",
+                terminal,
+                {"data": schedule.terminal, "t_min": schedule.level(schedule.t_min)},
+            )
+        )
     first = levels[0]
-    scale = lookup("initial noise", initial, {"noise": first.sigma, "unit": math.hypot(first.alpha, first.sigma)})
+    scale = lookup(
+        "initial noise", initial, {"noise": first.sigma, "unit": math.hypot(first.alpha, first.sigma)}
+    )
     return Grid(tuple(levels), scale, schedule, begun_at)
 
 
-def _spaced(schedule: Schedule, steps: int | None, spacing: str, t_start: float, t_end: float, options: dict[str, Any]) -> Tensor:
+def _spaced(
+    schedule: Schedule, steps: int | None, spacing: str, t_start: float, t_end: float, options: dict[str, Any]
+) -> Tensor:
     function = lookup("spacing", spacing, SPACINGS)
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number >= 1, not {steps!r}")
@@ -195,5 +238,7 @@ def _spaced(schedule: Schedule, steps: int | None, spacing: str, t_start: float,
     if not (math.isfinite(t_start) and math.isfinite(t_end)):
         raise ValueError(f"a grid runs between finite times, not from t_start={t_start:g} to t_end={t_end:g}")
     if not t_start > t_end:
-        raise ValueError(f"a grid runs from noise to data: t_start={t_start:g} must be greater than t_end={t_end:g}")
+        raise ValueError(
+            f"a grid runs from noise to data: t_start={t_start:g} must be greater than t_end={t_end:g}"
+        )
     return function(schedule, steps, t_start, t_end, **check_call(f"{spacing} spacing", function, 4, options))

@@ -1,4 +1,5 @@
-"""One row of noise: how much signal (alpha) and how much noise (sigma) a sample holds, x_t = alpha * x0 + sigma * eps."""
+"""One row of noise: how much signal (alpha) and how much noise (sigma) a sample holds, x_t = alpha * x0 +
+sigma * eps."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ Scalar = float | Tensor
 
 
 class NoiseLevel(NamedTuple):
-    """The level of a whole batch, as solvers use it. Plain float64 numbers on the host: a solver never waits for a device.
+    """The level of a whole batch, as solvers use it. Plain float64 numbers on the host: a solver never waits
+    for a device.
 
     t      the schedule's own time (a training index for DiscreteVP, [0, 1] for flows, sigma for EDM)
     alpha  factor of the data, >= 0
@@ -26,12 +28,14 @@ class NoiseLevel(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """sigma / alpha, the noise-to-signal ratio: 0 at data, inf at pure noise. EDM and k-diffusion call it sigma."""
+        """sigma / alpha, the noise-to-signal ratio: 0 at data, inf at pure noise. EDM and k-diffusion call it
+        sigma."""
         return self.sigma / self.alpha if self.alpha > 0 else math.inf
 
     @property
     def flow_time(self) -> float:
-        """sigma / (alpha + sigma), the time of a straight line from data to noise: 0 at data, 1 at pure noise, on every schedule."""
+        """sigma / (alpha + sigma), the time of a straight line from data to noise: 0 at data, 1 at pure
+        noise, on every schedule."""
         return self.sigma / (self.alpha + self.sigma)
 
     @property
@@ -42,7 +46,8 @@ class NoiseLevel(NamedTuple):
 
 
 class BatchLevel(NamedTuple):
-    """One level per sample, as training draws them: t, alpha and sigma are float64 tensors (B,), kept on the host."""
+    """One level per sample, as training draws them: t, alpha and sigma are float64 tensors (B,), kept on the
+    host."""
 
     t: Tensor
     alpha: Tensor
@@ -58,7 +63,8 @@ Level = NoiseLevel | BatchLevel
 
 
 def broadcast(coefficient: Scalar, x: Tensor) -> Scalar:
-    """A coefficient ready to multiply x: floats as they are, (B,) tensors as (B, 1, ..., 1) in x's dtype and on its device."""
+    """A coefficient ready to multiply x: floats as they are, (B,) tensors as (B, 1, ..., 1) in x's dtype and
+    on its device."""
     if isinstance(coefficient, Tensor):
         return coefficient.to(x.device, x.dtype, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))
     return coefficient

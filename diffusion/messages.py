@@ -1,4 +1,5 @@
-"""Messages: what comes from outside is shown on one line, and cut where it is long; warnings point at the user's line."""
+"""Messages: what comes from outside is shown on one line, and cut where it is long; warnings point at the
+user's line."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 MAX_LINE = 500  # characters
-WITHIN = ("diffusion", "models", "samplers", "train", "eval", "configs", "contextlib", "torch")  # modules that are not the user's
+WITHIN = (
+    "diffusion",
+    "models",
+    "samplers",
+    "train",
+    "eval",
+    "configs",
+    "contextlib",
+    "torch",
+)  # modules that are not the user's
 MAX_ITEM = 300  # characters of an item in a list
 
 _BRIEF = reprlib.Repr()  # what a file holds may be megabytes long, and nested deeply
@@ -29,7 +39,8 @@ def brief_list(texts: Sequence[str], separator: str = ", ", most: int = 12) -> s
 
 
 def one_line(text: object, most: int = MAX_LINE) -> str:
-    """A text or an error on one line, without control characters. An error without a message is shown by the name of its class."""
+    """A text or an error on one line, without control characters. An error without a message is shown by the
+    name of its class."""
     printable = "".join(c if c.isprintable() else " " for c in str(text))
     line = " ".join(printable.split()) or (type(text).__name__ if isinstance(text, BaseException) else "")
     return line if len(line) <= most else f"{line[: most - 4]} ..."

@@ -1,7 +1,9 @@
-"""Seeded noise. Every sample has a seed of its own, so that it does not depend on its batch, device or process.
+"""Seeded noise. Every sample has a seed of its own, so that it does not depend on its batch, device or
+process.
 
-The initial noise of seed k is what `torch.Generator().manual_seed(k)` draws on the CPU for one sample in float32, so
-published seeds reproduce. Noise inside a solver is keyed by (seed, step), or follows a Brownian motion that belongs to the seed.
+The initial noise of seed k is what `torch.Generator().manual_seed(k)` draws on the CPU for one sample in
+float32, so published seeds reproduce. Noise inside a solver is keyed by (seed, step), or follows a Brownian
+motion that belongs to the seed.
 """
 
 from __future__ import annotations
@@ -25,15 +27,20 @@ class Noise(Protocol):
 
 
 class Path(Protocol):
-    """Where an SDE solver gets its noise: (W(stop) - W(start)) / sqrt(stop - start) like x, W a Brownian motion, 0 <= start < stop."""
+    """Where an SDE solver gets its noise: (W(stop) - W(start)) / sqrt(stop - start) like x, W a Brownian
+    motion, 0 <= start < stop."""
 
     def __call__(self, x: Tensor, start: float, stop: float) -> Tensor: ...
 
 
 def initial_noise(
-    seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Standard normal (len(seeds), *shape), one generator per sample. Drawn in float32 on the CPU, then converted."""
+    """Standard normal (len(seeds), *shape), one generator per sample. Drawn in float32 on the CPU, then
+    converted."""
     if not len(seeds):
         raise ValueError("noise needs at least one seed, one per sample")
     return _onto(torch.stack([_normal(seed, shape) for seed in seeds]), dtype, device)
@@ -65,11 +72,13 @@ class SeededNoise:
 
 
 class BrownianPath:
-    """One Brownian motion W per seed, on all of [0, inf): the same seed on a finer grid follows the same path, ever more closely.
+    """One Brownian motion W per seed, on all of [0, inf): the same seed on a finer grid follows the same
+    path, ever more closely.
 
-    A virtual tree: the clock is bisected down to one of 2^16 cells, each bisection with noise keyed by (seed, place), so that nothing
-    depends on what was asked before. Cells have a width of 0.0005 in (log c) / 2, log-SNR where c is the signal-to-noise ratio, and hold
-    one point of the path each: a step must leave its cell. W is drawn as the bridge W(c) / (1 + c) over c / (1 + c), 0 at both ends.
+    A virtual tree: the clock is bisected down to one of 2^16 cells, each bisection with noise keyed by (seed,
+    place), so that nothing depends on what was asked before. Cells have a width of 0.0005 in (log c) / 2,
+    log-SNR where c is the signal-to-noise ratio, and hold one point of the path each: a step must leave its
+    cell. W is drawn as the bridge W(c) / (1 + c) over c / (1 + c), 0 at both ends.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -82,10 +91,13 @@ class BrownianPath:
         i, j = _place(start), _place(stop)
         if int(i) >= int(j):
             raise ValueError(
-                f"a Brownian path resolves steps of 0.001 in log(clock) within e^-32 ... e^32, not one from {start:.9g} to {stop:.9g}: "
+                "a Brownian path resolves steps of 0.001 in log(clock) within e^-32 ... e^32, not one from "
+                f"{start:.9g} to {stop:.9g}: "
                 "take fewer steps, or another eta or diffusion"
             )
-        like = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device="meta")  # halves would be too coarse
+        like = torch.empty(
+            x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device="meta"
+        )  # halves would be too coarse
         if (self._known and next(iter(self._known.values())).shape != x.shape) or self._dtype != like.dtype:
             self._known, self._dtype = {}, like.dtype
         visited: dict[int, Tensor] = {}
@@ -119,7 +131,8 @@ class BrownianPath:
 
 
 def mix(*keys: int) -> int:
-    """One well-spread 63-bit seed from several integers (SplitMix64's finaliser, Steele et al. 2014), order matters."""
+    """One well-spread 63-bit seed from several integers (SplitMix64's finaliser, Steele et al. 2014), order
+    matters."""
     state = 0
     for key in keys:
         state = (state * 0x9E3779B97F4A7C15 + (key & _MASK) + 0x9E3779B97F4A7C15) & _MASK
@@ -130,7 +143,12 @@ def mix(*keys: int) -> int:
 
 
 def _normal(seed: int, shape: Sequence[int]) -> Tensor:
-    return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(int(seed)), dtype=torch.float32, device="cpu")
+    return torch.randn(
+        tuple(shape),
+        generator=torch.Generator("cpu").manual_seed(int(seed)),
+        dtype=torch.float32,
+        device="cpu",
+    )
 
 
 def _onto(noise: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -1,7 +1,9 @@
-"""Closed-form denoisers: distributions whose ideal E[x0 | x_t] is known exactly, at every level and on every schedule.
+"""Closed-form denoisers: distributions whose ideal E[x0 | x_t] is known exactly, at every level and on every
+schedule.
 
-Every solver answers to these; notebooks use them to show what an ideal network would see. They ignore the conditions
-they do not know. Samples may have any shape (B, ...); computation is in x_t's dtype, float64 for proofs.
+Every solver answers to these; notebooks use them to show what an ideal network would see. They ignore the
+conditions they do not know. Samples may have any shape (B, ...); computation is in x_t's dtype, float64 for
+proofs.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class PointMass:
 
 
 class GaussianMixture:
-    """A mixture of isotropic Gaussians: mean (K, *shape), std (K,), weight (K,) (default equal). Exact at both ends."""
+    """A mixture of isotropic Gaussians: mean (K, *shape), std (K,), weight (K,) (default equal). Exact at
+    both ends."""
 
     def __init__(self, mean: Tensor, std: Tensor, weight: Tensor | None = None) -> None:
         weight = torch.ones_like(std) if weight is None else weight
@@ -40,7 +43,9 @@ class GaussianMixture:
         flat, mean, variance, log_joint = self._terms(x_t, level)
         alpha, sigma = broadcast(level.alpha, flat), broadcast(level.sigma, flat)
         responsibility = log_joint.softmax(1)
-        pull = (flat[:, None] - _column(alpha) * mean) / variance[..., None]  # (B, K, D), minus each component's score
+        pull = (flat[:, None] - _column(alpha) * mean) / variance[
+            ..., None
+        ]  # (B, K, D), minus each component's score
         shrink = _column(alpha) * (self.std.to(flat) ** 2)[:, None]
         x0 = (responsibility[..., None] * (mean + shrink * pull)).sum(1)
         eps = sigma * (responsibility[..., None] * pull).sum(1)
@@ -52,15 +57,21 @@ class GaussianMixture:
         return log_joint.logsumexp(1) - 0.5 * mean.shape[1] * math.log(2 * math.pi)
 
     def quantile(self, u: Tensor, level: Level) -> Tensor:
-        """x_t (N, 1) at which the noised mixture's distribution function is u (N,), by bisection to the last bits; one dimension only.
+        """x_t (N, 1) at which the noised mixture's distribution function is u (N,), by bisection to the last
+        bits; one dimension only.
 
-        The probability-flow ODE in one dimension keeps quantiles, so that this is its exact solution at every level.
+        The probability-flow ODE in one dimension keeps quantiles, so that this is its exact solution at every
+        level.
         """
         if self.mean[0].numel() != 1:
-            raise ValueError(f"quantiles are of mixtures in one dimension, not of shape {tuple(self.mean.shape[1:])}")
+            raise ValueError(
+                f"quantiles are of mixtures in one dimension, not of shape {tuple(self.mean.shape[1:])}"
+            )
         mean = level.alpha * self.mean.flatten()
         std = (level.alpha**2 * self.std**2 + level.sigma**2) ** 0.5
-        low, high = (torch.full_like(u, float(end)) for end in ((mean - 40 * std).min(), (mean + 40 * std).max()))
+        low, high = (
+            torch.full_like(u, float(end)) for end in ((mean - 40 * std).min(), (mean + 40 * std).max())
+        )
         for _ in range(80):
             middle = 0.5 * (low + high)
             below = (self.weight * torch.special.ndtr((middle[:, None] - mean) / std)).sum(1) < u
@@ -74,7 +85,8 @@ class GaussianMixture:
         return self.mean[k] + self.std[k].view(-1, *[1] * (self.mean.ndim - 1)) * noise
 
     def _terms(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x_t (B, D), means (K, D), noised variances (1 or B, K), log weight + log density without its constant (B, K)."""
+        """x_t (B, D), means (K, D), noised variances (1 or B, K), log weight + log density without its
+        constant (B, K)."""
         flat, mean = x_t.flatten(1), self.mean.to(x_t).flatten(1)
         alpha, sigma = broadcast(level.alpha, flat), broadcast(level.sigma, flat)
         variance = (alpha**2 * self.std.to(x_t)[None] ** 2) + sigma**2
@@ -84,10 +96,12 @@ class GaussianMixture:
 
 
 class EmpiricalData:
-    """The data set itself, each image a point: what a network of unlimited capacity would learn, perfect memory.
+    """The data set itself, each image a point: what a network of unlimited capacity would learn, perfect
+    memory.
 
-    x0 is the average of the training images, each weighted by how well it explains x_t (Karras et al. 2022, eq. 57).
-    With labels (N,), a condition's label (B,) restricts each sample to its class; labels beyond those known mean any class.
+    x0 is the average of the training images, each weighted by how well it explains x_t (Karras et al. 2022,
+    eq. 57). With labels (N,), a condition's label (B,) restricts each sample to its class; labels beyond
+    those known mean any class.
     """
 
     def __init__(self, data: Tensor, labels: Tensor | None = None) -> None:

@@ -1,12 +1,15 @@
-"""Names from outside this library, wherever it asks for one: "package.module:name", or an entry point of an installed package.
+"""Names from outside this library, wherever it asks for one: "package.module:name", or an entry point of an
+installed package.
 
-    sampler=mysampler:alternate         the function `alternate` of mysampler.py in the working folder, or of an installed package
+    sampler=mysampler:alternate         the function `alternate` of mysampler.py in the working folder, or of
+                                        an installed package
     model.network.name=mynet:Tiny       a class
-    sampler=alternate                   where an installed package has the entry point `alternate` in the group plain_diffusion.sampler
+    sampler=alternate                   where an installed package has the entry point `alternate` in the
+                                        group plain_diffusion.sampler
 
-Following such a name runs other people's code. So only names that a person wrote are followed: a program passes its configuration to
-`trust`, and Python code passes the function or class itself. A name in a picture is never followed, and one in a model's file only where
-the caller says trust=True of that file.
+Following such a name runs other people's code. So only names that a person wrote are followed: a program
+passes its configuration to `trust`, and Python code passes the function or class itself. A name in a picture
+is never followed, and one in a model's file only where the caller says trust=True of that file.
 """
 
 from __future__ import annotations
@@ -31,14 +34,16 @@ def trust(settings: Any) -> None:
 
 
 def provide(kind: str, what: Any, name: str | None = None) -> str:
-    """Let a name stand for this function or class from now on, by default the one that imports it. Returns the name."""
+    """Let a name stand for this function or class from now on, by default the one that imports it. Returns
+    the name."""
     name = f"{what.__module__}:{what.__qualname__}" if name is None else name
     _known[kind, name] = what
     return name
 
 
 def find(kind: str, name: Any) -> Any | None:
-    """What a name from outside stands for; None for one that is none, or is not trusted. ValueError where it cannot be imported.
+    """What a name from outside stands for; None for one that is none, or is not trusted. ValueError where it
+    cannot be imported.
 
     kind  what is asked for, in words: "sampler", "guidance rule", ...
     """
@@ -58,7 +63,10 @@ def remedy(name: Any) -> str:
     """For error messages: why a name that looks like one from outside is not followed; "" for others."""
     if not (isinstance(name, str) and OUTSIDE.fullmatch(name)):
         return ""
-    return "names of your own code are followed where you write them (command line, configuration), and in a model's file with trust=true"
+    return (
+        "names of your own code are followed where you write them (command line, configuration), and in a "
+        "model's file with trust=true"
+    )
 
 
 def _import(kind: str, name: str) -> Any:
@@ -68,7 +76,9 @@ def _import(kind: str, name: str) -> Any:
         for attribute in attributes.split("."):
             found = getattr(found, attribute)
     except Exception as error:  # whatever the code of somebody else raises
-        raise ValueError(f"the {kind} {name!r} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
+        raise ValueError(
+            f"the {kind} {name!r} cannot be imported: {type(error).__name__}: {one_line(error)}"
+        ) from error
     return found
 
 
@@ -77,7 +87,9 @@ def _entry_point(kind: str, name: str) -> Any | None:
         try:
             return entry.load()
         except Exception as error:  # whatever the code of somebody else raises
-            raise ValueError(f"the {kind} {name!r} ({entry.value}) cannot be imported: {one_line(error)}") from error
+            raise ValueError(
+                f"the {kind} {name!r} ({entry.value}) cannot be imported: {one_line(error)}"
+            ) from error
     return None
 
 

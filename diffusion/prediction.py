@@ -1,10 +1,12 @@
-"""What a network outputs, as two coefficients: out = a * x0 + b * eps. Target, inversion and loss scale follow from them.
+"""What a network outputs, as two coefficients: out = a * x0 + b * eps. Target, inversion and loss scale
+follow from them.
 
 eps   (0, 1)             Ho et al. 2020                x0    (1, 0)
 v     (-sigma, alpha)    Salimans & Ho 2022            flow  (-1, 1)    Liu et al. 2022, Lipman et al. 2023
 edm   (sigma/(sd*q), -sd/q), q = sqrt(sigma^2 + sd^2)  Karras et al. 2022: the raw network F, alpha = 1
 
-A prediction also says how the network's input is conditioned at a level, where that is not x_t and t themselves (EDM's c_in and c_noise).
+A prediction also says how the network's input is conditioned at a level, where that is not x_t and t
+themselves (EDM's c_in and c_noise).
 """
 
 from __future__ import annotations
@@ -24,16 +26,22 @@ Rows = tuple[tuple[Scalar, Scalar], tuple[Scalar, Scalar]]
 
 
 class Estimate:
-    """A denoiser's belief about a noisy sample: x_t = alpha * x0 + sigma * eps holds for the pair. Unpacks as `x0, eps`.
+    """A denoiser's belief about a noisy sample: x_t = alpha * x0 + sigma * eps holds for the pair. Unpacks as
+    `x0, eps`.
 
-    Kept as combinations of two tensors, x0 = i p + j q and eps = m p + n q, which for a network are x_t and its output. So a
-    step that needs only `at(s)` makes one pass over x_t and the output, and never x0 or eps themselves.
+    Kept as combinations of two tensors, x0 = i p + j q and eps = m p + n q, which for a network are x_t and
+    its output. So a step that needs only `at(s)` makes one pass over x_t and the output, and never x0 or eps
+    themselves.
 
-    variance  what a network with a learned variance says of it, in [-1, 1] (Nichol & Dhariwal 2021, eq. 15), else None
+    variance  what a network with a learned variance says of it, in [-1, 1] (Nichol & Dhariwal 2021, eq. 15),
+              else None
     """
 
-    def __init__(self, p: Tensor, q: Tensor, variance: Tensor | None = None, *, rows: Rows = ((1.0, 0.0), (0.0, 1.0))) -> None:
-        """Estimate(x0, eps), or with `rows` ((i, j), (m, n)) the combinations of p and q that x0 and eps are."""
+    def __init__(
+        self, p: Tensor, q: Tensor, variance: Tensor | None = None, *, rows: Rows = ((1.0, 0.0), (0.0, 1.0))
+    ) -> None:
+        """Estimate(x0, eps), or with `rows` ((i, j), (m, n)) the combinations of p and q that x0 and eps
+        are."""
         self._p, self._q, self._rows, self.variance = p, q, rows, variance
 
     @classmethod
@@ -67,7 +75,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One parametrisation: functions of a level, in arithmetic that works on floats and on (B,) tensors alike.
+    """One parametrisation: functions of a level, in arithmetic that works on floats and on (B,) tensors
+    alike.
 
     coefficients  (a, b) of the network's output a * x0 + b * eps
     input_scale   factor of x_t before the network sees it (EDM's c_in); None: 1
@@ -85,20 +94,25 @@ class Prediction:
         return linear(a, b, x0, eps)
 
     def determinant(self, level: Level) -> Scalar:
-        """D = alpha*b - sigma*a, the determinant of (x0, eps) -> (x_t, out). 0: the output says nothing about x0.
+        """D = alpha*b - sigma*a, the determinant of (x0, eps) -> (x_t, out). 0: the output says nothing about
+        x0.
 
-        An error d in the output is an error -sigma/D * d in x0 and alpha/D * d in eps: losses convert by these.
+        An error d in the output is an error -sigma/D * d in x0 and alpha/D * d in eps: losses convert by
+        these.
         """
         a, b = self.coefficients(level)
         return level.alpha * b - level.sigma * a
 
     def estimate(self, x_t: Tensor, out: Tensor, level: Level, variance: Tensor | None = None) -> Estimate:
-        """Solve x_t = alpha*x0 + sigma*eps, out = a*x0 + b*eps for (x0, eps). Raises where that has no solution."""
+        """Solve x_t = alpha*x0 + sigma*eps, out = a*x0 + b*eps for (x0, eps). Raises where that has no
+        solution."""
         a, b = self.coefficients(level)
         det = self.determinant(level)
         if bool((det == 0).any()) if isinstance(det, Tensor) else det == 0:
             raise ValueError(f"{self.name}-prediction {self._silence(level)}")
-        return Estimate(x_t, out, variance, rows=((b / det, -level.sigma / det), (-a / det, level.alpha / det)))
+        return Estimate(
+            x_t, out, variance, rows=((b / det, -level.sigma / det), (-a / det, level.alpha / det))
+        )
 
     def _silence(self, level: Level) -> str:
         """What the output leaves open where the determinant is 0, and the way out."""
@@ -112,8 +126,9 @@ class Prediction:
 
 
 def edm(sigma_data: float = 0.5) -> Prediction:
-    """EDM's raw network F for data of standard deviation `sigma_data`, with its preconditioning (Karras et al. 2022, table 1):
-    x0 = c_skip * x_t + c_out * F(c_in * x_t, c_noise). Its formulas are for alpha = 1, the schedule "ve".
+    """EDM's raw network F for data of standard deviation `sigma_data`, with its preconditioning (Karras et
+    al. 2022, table 1): x0 = c_skip * x_t + c_out * F(c_in * x_t, c_noise). Its formulas are for alpha = 1,
+    the schedule "ve".
     """
     if not sigma_data > 0:
         raise ValueError(f"sigma_data is a standard deviation, above 0, not {sigma_data:g}")
@@ -148,5 +163,6 @@ PREDICTIONS: dict[str, Callable[..., Prediction]] = {
 
 
 def build_prediction(spec: str | Mapping[str, Any]) -> Prediction:
-    """A prediction from its name, or from a description of one that has settings: {"name": "edm", "sigma_data": 0.5}."""
+    """A prediction from its name, or from a description of one that has settings: {"name": "edm",
+    "sigma_data": 0.5}."""
     return make("prediction", {"name": spec} if isinstance(spec, str) else spec, PREDICTIONS)

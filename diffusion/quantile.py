@@ -1,4 +1,5 @@
-"""Quantiles of the Beta distribution, for the beta spacing: scipy has them, but the core needs torch and numpy only."""
+"""Quantiles of the Beta distribution, for the beta spacing: scipy has them, but the core needs torch and
+numpy only."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from torch import Tensor
 
 
 def beta_quantile(p: Tensor, a: float, b: float) -> Tensor:
-    """x in [0, 1] whose regularised incomplete beta function I_x(a, b) is p in [0, 1], elementwise in float64. a, b in (0, 100].
+    """x in [0, 1] whose regularised incomplete beta function I_x(a, b) is p in [0, 1], elementwise in
+    float64. a, b in (0, 100].
 
-    Beyond the centre (a+1) / (a+b+2), x is found as 1 - x from I_x(a, b) = 1 - I_(1-x)(b, a) (DLMF 8.17.4): the fraction below
-    converges fast on one side of the centre only.
+    Beyond the centre (a+1) / (a+b+2), x is found as 1 - x from I_x(a, b) = 1 - I_(1-x)(b, a) (DLMF 8.17.4):
+    the fraction below converges fast on one side of the centre only.
     """
     p, centre = p.to(torch.float64), (a + 1) / (a + b + 2)
     x = _lower_quantile(p, a, b, centre)
@@ -22,8 +24,9 @@ def beta_quantile(p: Tensor, a: float, b: float) -> Tensor:
 def _lower_quantile(p: Tensor, a: float, b: float, most: float) -> Tensor:
     """The quantile where it is less than `most`, and `most` where it is not.
 
-    Newton's method on log I_x = log p over u = log x, where d log I_x / du = a / ((1 - x) F). It begins on the tangent at x = 0,
-    I_x ~ x^a / (a B(a, b)), and cannot overshoot: log I_x is convex in u for b < 1 and concave for b > 1.
+    Newton's method on log I_x = log p over u = log x, where d log I_x / du = a / ((1 - x) F). It begins on
+    the tangent at x = 0, I_x ~ x^a / (a B(a, b)), and cannot overshoot: log I_x is convex in u for b < 1 and
+    concave for b > 1.
     """
     log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
     target = p.clamp(min=torch.finfo(p.dtype).tiny).log() + math.log(a) + log_beta
@@ -40,7 +43,8 @@ def _lower_quantile(p: Tensor, a: float, b: float, most: float) -> Tensor:
 
 
 def _fraction(x: Tensor, a: float, b: float) -> Tensor:
-    """F in I_x(a, b) = x^a (1 - x)^b F / (a B(a, b)): the continued fraction 1 / (1 + d_1 / (1 + d_2 / ...)) of DLMF 8.17.22."""
+    """F in I_x(a, b) = x^a (1 - x)^b F / (a B(a, b)): the continued fraction 1 / (1 + d_1 / (1 + d_2 / ...))
+    of DLMF 8.17.22."""
     f = torch.ones_like(x)
     for m in range(40, 0, -1):  # 40 pairs reach 1e-13 up to a = b = 100
         odd = -(a + m - 1) * (a + b + m - 1) / ((a + 2 * m - 2) * (a + 2 * m - 1))

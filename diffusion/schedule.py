@@ -1,10 +1,12 @@
 """Noise schedules: how alpha and sigma follow time. x_t = alpha(t) * x0 + sigma(t) * eps, t grows with noise.
 
-A schedule is a pure function of t. It knows nothing of steps, networks or solvers: those meet it in `time_grid` and
-`Denoiser`. Times may be floats or tensors of any shape on any device; results are float64 tensors of that shape on the CPU.
+A schedule is a pure function of t. It knows nothing of steps, networks or solvers: those meet it in
+`time_grid` and `Denoiser`. Times may be floats or tensors of any shape on any device; results are float64
+tensors of that shape on the CPU.
 
-Three families differ only in how the pair (alpha, sigma) is scaled for a given noise-to-signal ratio sigma / alpha:
-variance preserving (alpha^2 + sigma^2 = 1), flow (alpha + sigma = 1) and variance exploding (alpha = 1).
+Three families differ only in how the pair (alpha, sigma) is scaled for a given noise-to-signal ratio sigma /
+alpha: variance preserving (alpha^2 + sigma^2 = 1), flow (alpha + sigma = 1) and variance exploding (alpha =
+1).
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class Schedule(ABC):
 
     @abstractmethod
     def t_from_ratio(self, ratio: float | Tensor) -> Tensor:
-        """The time at which sigma / alpha equals `ratio` (0 at data, inf at pure noise where the schedule reaches it)."""
+        """The time at which sigma / alpha equals `ratio` (0 at data, inf at pure noise where the schedule
+        reaches it)."""
 
     @abstractmethod
     def family_norm(self, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -76,8 +79,8 @@ class Schedule(ABC):
     def shift_t(self, t: float | Tensor, factor: float) -> Tensor:
         """The time whose noise-to-signal ratio is `factor` times that of t.
 
-        On a flow this is t' = factor*t / (1 + (factor-1)*t) (Esser et al. 2024, eq. 23); on VP schedules it lowers
-        log-SNR by 2 log(factor) (Hoogeboom et al. 2023).
+        On a flow this is t' = factor*t / (1 + (factor-1)*t) (Esser et al. 2024, eq. 23); on VP schedules it
+        lowers log-SNR by 2 log(factor) (Hoogeboom et al. 2023).
         """
         if factor <= 0:
             raise ValueError(f"a shift multiplies sigma/alpha and must be positive, not {factor:g}")
@@ -85,17 +88,22 @@ class Schedule(ABC):
 
 
 class DiscreteVP(Schedule):
-    """A variance-preserving process given as a table (DDPM, SD 1 / 2 / XL): t is the training index 0 ... N-1.
+    """A variance-preserving process given as a table (DDPM, SD 1 / 2 / XL): t is the training index 0 ...
+    N-1.
 
-    Between rows log(sigma/alpha) is linear in t, as in k-diffusion. Towards data (t = -1) the ratio itself falls
-    linearly to 0; towards a terminal row of zero SNR, alpha/sigma does. So both ends are exact, without clamps.
+    Between rows log(sigma/alpha) is linear in t, as in k-diffusion. Towards data (t = -1) the ratio itself
+    falls linearly to 0; towards a terminal row of zero SNR, alpha/sigma does. So both ends are exact, without
+    clamps.
     """
 
     def __init__(self, alpha_bar: Tensor) -> None:
-        """alpha_bar (N,): the squared data factor of each row, strictly decreasing within [0, 1); at least two rows."""
+        """alpha_bar (N,): the squared data factor of each row, strictly decreasing within [0, 1); at least
+        two rows."""
         alpha_bar = alpha_bar.detach().to("cpu", torch.float64)
         if alpha_bar.ndim != 1 or len(alpha_bar) < 2:
-            raise ValueError(f"alpha_bar needs one dimension and at least 2 rows, not shape {tuple(alpha_bar.shape)}")
+            raise ValueError(
+                f"alpha_bar needs one dimension and at least 2 rows, not shape {tuple(alpha_bar.shape)}"
+            )
         if not (alpha_bar[0] < 1 and alpha_bar[-1] >= 0 and (alpha_bar.diff() < 0).all()):
             raise ValueError("alpha_bar must decrease strictly within [0, 1): betas must lie in (0, 1)")
         self.alpha_bar = alpha_bar
@@ -104,27 +112,40 @@ class DiscreteVP(Schedule):
 
     @classmethod
     def from_betas(cls, betas: Tensor, zero_terminal_snr: bool = False) -> DiscreteVP:
-        """From any table of betas (N,), optionally rescaled so that the last row is pure noise (Lin et al. 2024)."""
+        """From any table of betas (N,), optionally rescaled so that the last row is pure noise (Lin et al.
+        2024)."""
         alpha_bar = beta_tables.alpha_bar(betas)
         return cls(beta_tables.zero_terminal_snr(alpha_bar) if zero_terminal_snr else alpha_bar)
 
     @classmethod
-    def linear(cls, start: float = 1e-4, end: float = 0.02, steps: int = 1000, zero_terminal_snr: bool = False) -> DiscreteVP:
+    def linear(
+        cls, start: float = 1e-4, end: float = 0.02, steps: int = 1000, zero_terminal_snr: bool = False
+    ) -> DiscreteVP:
         """DDPM's betas: see `diffusion.betas.linear`."""
         return cls.from_betas(beta_tables.linear(start, end, steps), zero_terminal_snr)
 
     @classmethod
-    def scaled_linear(cls, start: float = 0.00085, end: float = 0.012, steps: int = 1000, zero_terminal_snr: bool = False) -> DiscreteVP:
+    def scaled_linear(
+        cls, start: float = 0.00085, end: float = 0.012, steps: int = 1000, zero_terminal_snr: bool = False
+    ) -> DiscreteVP:
         """Latent diffusion's betas: see `diffusion.betas.scaled_linear`."""
         return cls.from_betas(beta_tables.scaled_linear(start, end, steps), zero_terminal_snr)
 
     @classmethod
-    def cosine(cls, offset: float = 0.008, max_beta: float = 0.999, steps: int = 1000, zero_terminal_snr: bool = False) -> DiscreteVP:
+    def cosine(
+        cls,
+        offset: float = 0.008,
+        max_beta: float = 0.999,
+        steps: int = 1000,
+        zero_terminal_snr: bool = False,
+    ) -> DiscreteVP:
         """Improved DDPM's betas: see `diffusion.betas.cosine`."""
         return cls.from_betas(beta_tables.cosine(offset, max_beta, steps), zero_terminal_snr)
 
     @classmethod
-    def sigmoid(cls, start: float = 1e-4, end: float = 0.02, steps: int = 1000, zero_terminal_snr: bool = False) -> DiscreteVP:
+    def sigmoid(
+        cls, start: float = 1e-4, end: float = 0.02, steps: int = 1000, zero_terminal_snr: bool = False
+    ) -> DiscreteVP:
         """Sigmoid betas: see `diffusion.betas.sigmoid`."""
         return cls.from_betas(beta_tables.sigmoid(start, end, steps), zero_terminal_snr)
 
@@ -133,15 +154,20 @@ class DiscreteVP(Schedule):
         row = t.floor().clamp(0, self.t_max - 1).long()
         low, high = self._log_ratio[row], self._log_ratio[row + 1]
         fraction = t - row
-        # A terminal row of zero SNR has an infinite ratio: its last cell goes linearly in alpha/sigma instead.
+        # A terminal row of zero SNR has an infinite ratio: its last cell goes linearly in alpha/sigma
+        # instead.
         inside = torch.where(high.isinf(), low.exp() / (1 - fraction), (low + fraction * (high - low)).exp())
         return torch.where(t < 0, (t + 1) * self._log_ratio[0].exp(), inside)
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        return self._exact(t, self.alpha_bar.sqrt(), lambda ratio: 1 / torch.hypot(torch.ones_like(ratio), ratio))
+        return self._exact(
+            t, self.alpha_bar.sqrt(), lambda ratio: 1 / torch.hypot(torch.ones_like(ratio), ratio)
+        )
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        return self._exact(t, (1 - self.alpha_bar).sqrt(), lambda ratio: 1 / torch.hypot(torch.ones_like(ratio), 1 / ratio))
+        return self._exact(
+            t, (1 - self.alpha_bar).sqrt(), lambda ratio: 1 / torch.hypot(torch.ones_like(ratio), 1 / ratio)
+        )
 
     def t_from_ratio(self, ratio: float | Tensor) -> Tensor:
         ratio = _float64(ratio)
@@ -165,13 +191,16 @@ class DiscreteVP(Schedule):
         """t as float64, rounding noise at the ends removed; an error where it lies outside the table."""
         t = _float64(t)
         _require(
-            t, (t >= self.t_data - 1e-6) & (t <= self.t_max + 1e-6), f"[-1, {self.t_max:g}] for this table of {len(self.alpha_bar)} rows"
+            t,
+            (t >= self.t_data - 1e-6) & (t <= self.t_max + 1e-6),
+            f"[-1, {self.t_max:g}] for this table of {len(self.alpha_bar)} rows",
         )
         return t.clamp(self.t_data, self.t_max)
 
 
 class CosineVP(Schedule):
-    """Continuous cosine schedule: alpha = cos(pi t / 2), sigma = sin(pi t / 2), t in [0, 1]. v-prediction's home (TrigFlow)."""
+    """Continuous cosine schedule: alpha = cos(pi t / 2), sigma = sin(pi t / 2), t in [0, 1]. v-prediction's
+    home (TrigFlow)."""
 
     t_min, t_max, t_data = 0.0, 1.0, 0.0
 
@@ -189,7 +218,8 @@ class CosineVP(Schedule):
 
 
 class RectifiedFlow(Schedule):
-    """Straight paths: alpha = 1 - t, sigma = t, t in [0, 1] (Liu et al. 2022; Lipman et al. 2023; SD3, Flux)."""
+    """Straight paths: alpha = 1 - t, sigma = t, t in [0, 1] (Liu et al. 2022; Lipman et al. 2023; SD3,
+    Flux)."""
 
     t_min, t_max, t_data = 0.0, 1.0, 0.0
 
@@ -207,7 +237,8 @@ class RectifiedFlow(Schedule):
 
 
 class VarianceExploding(Schedule):
-    """alpha = 1, sigma = t (Song et al. 2021; Karras et al. 2022, EDM). t is the noise's standard deviation itself."""
+    """alpha = 1, sigma = t (Song et al. 2021; Karras et al. 2022, EDM). t is the noise's standard deviation
+    itself."""
 
     t_data = 0.0
 
@@ -234,9 +265,9 @@ class VarianceExploding(Schedule):
 class Shifted(Schedule):
     """Another schedule with sigma/alpha multiplied by `factor` at every t: more noise for larger images.
 
-    The network still sees t. For a flow: alpha = (1-t)/(1+(factor-1)t) (Esser et al. 2024); for VP: simple diffusion's
-    log-SNR shift by -2 log(factor) (Hoogeboom et al. 2023). To shift a *grid* of an unshifted network instead, give
-    `time_grid(..., shift=factor)`.
+    The network still sees t. For a flow: alpha = (1-t)/(1+(factor-1)t) (Esser et al. 2024); for VP: simple
+    diffusion's log-SNR shift by -2 log(factor) (Hoogeboom et al. 2023). To shift a *grid* of an unshifted
+    network instead, give `time_grid(..., shift=factor)`.
     """
 
     def __init__(self, base: Schedule, factor: float) -> None:
@@ -245,7 +276,10 @@ class Shifted(Schedule):
         self.base, self.factor = base, factor
         self.t_min, self.t_max, self.t_data, self.rows = base.t_min, base.t_max, base.t_data, base.rows
         if isinstance(base, VarianceExploding):
-            raise ValueError("sigma is VarianceExploding's own time: give it another sigma_min and sigma_max instead of a shift")
+            raise ValueError(
+                "sigma is VarianceExploding's own time: give it another sigma_min and sigma_max instead of "
+                "a shift"
+            )
 
     def alpha(self, t: float | Tensor) -> Tensor:
         alpha, sigma = self.base.alpha(t), self.factor * self.base.sigma(t)
@@ -274,7 +308,8 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def build_schedule(spec: Mapping[str, Any]) -> Schedule:
-    """A schedule from its description, e.g. {"name": "scaled_linear", "steps": 1000} or {"name": "flow", "shift": 3.0}."""
+    """A schedule from its description, e.g. {"name": "scaled_linear", "steps": 1000} or {"name": "flow",
+    "shift": 3.0}."""
     options = check_mapping("a schedule", spec)
     shift = options.pop("shift", 1.0)
     check_type("shift of a schedule", shift, float)

@@ -1,10 +1,11 @@
-"""Settings, each declared once: as a field of a parameter dataclass, with its default, its comment, and what follows from what it is.
+"""Settings, each declared once: as a field of a parameter dataclass, with its default, its comment, and what
+follows from what it is.
 
     steps: int = setting(1000, "optimiser steps")
     device: str | None = setting(None, "null takes a GPU where there is one", kind="rounding")
 
-From these fields derive the checks of a configuration (`make_params`), the pages of --help, the quoting of the command line, what a picture
-records, and the names of folders and keys of caches.
+From these fields derive the checks of a configuration (`make_params`), the pages of --help, the quoting of
+the command line, what a picture records, and the names of folders and keys of caches.
 """
 
 from __future__ import annotations
@@ -55,16 +56,24 @@ def setting(
     members: type[Any] | None = None,
     swept: bool = False,
 ) -> Any:
-    """A field of a parameter dataclass; see `About`. The default ... makes it required, and one that is called makes a fresh value."""
-    own = About(comment, kind, text or ("path" if kind in ("weights", "picture") else ""), heading, members, swept)
+    """A field of a parameter dataclass; see `About`. The default ... makes it required, and one that is
+    called makes a fresh value."""
+    own = About(
+        comment, kind, text or ("path" if kind in ("weights", "picture") else ""), heading, members, swept
+    )
     if default is ...:
         return field(metadata={"about": own})
-    return field(default_factory=default, metadata={"about": own}) if callable(default) else field(default=default, metadata={"about": own})
+    return (
+        field(default_factory=default, metadata={"about": own})
+        if callable(default)
+        else field(default=default, metadata={"about": own})
+    )
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting as a program shows it: its name, its default in plain values ("???" for a required one), and those within it.
+    """A setting as a program shows it: its name, its default in plain values ("???" for a required one), and
+    those within it.
 
     type  its annotation
     """
@@ -84,10 +93,14 @@ class Setting:
 
 
 def settings(params: type[Any]) -> tuple[Setting, ...]:
-    """All settings of a parameter dataclass, its own first, then those that it shares with others by a base."""
+    """All settings of a parameter dataclass, its own first, then those that it shares with others by a
+    base."""
     kinds = get_type_hints(params)
     shared = {each.name for base in params.__bases__ if is_dataclass(base) for each in fields(base)}
-    return tuple(_setting(each, kinds[each.name]) for each in sorted(fields(params), key=lambda each: each.name in shared))
+    return tuple(
+        _setting(each, kinds[each.name])
+        for each in sorted(fields(params), key=lambda each: each.name in shared)
+    )
 
 
 def about(each: Field[Any]) -> About:
@@ -98,7 +111,9 @@ def about(each: Field[Any]) -> About:
 
 def _setting(each: Field[Any], kind: Any) -> Setting:
     own = about(each)
-    within = own.members or next((part for part in (kind, *get_args(kind)) if isinstance(part, type) and is_dataclass(part)), None)
+    within = own.members or next(
+        (part for part in (kind, *get_args(kind)) if isinstance(part, type) and is_dataclass(part)), None
+    )
     inner: tuple[Setting, ...] = settings(within) if within else ()
     default, fresh = each.default, cast(Any, each.default_factory)
     if default is MISSING:
@@ -118,7 +133,12 @@ def merged(*several: Iterable[Setting]) -> tuple[Setting, ...]:
 
 def nulled(of: Iterable[Setting]) -> tuple[Setting, ...]:
     """The same with null for every default, of a program that leaves what is not given to something else."""
-    return tuple(replace(each, default=each.default if isinstance(each.default, dict) else None, inner=nulled(each.inner)) for each in of)
+    return tuple(
+        replace(
+            each, default=each.default if isinstance(each.default, dict) else None, inner=nulled(each.inner)
+        )
+        for each in of
+    )
 
 
 def values(of: Iterable[Setting]) -> dict[str, Any]:
@@ -150,7 +170,10 @@ def find(of: Iterable[Setting], key: str, within: str = "") -> dict[str, Setting
 def page(of: Iterable[Setting], indent: str = "") -> str:
     """Settings with their defaults and comments, as YAML reads: what --help prints."""
     of = tuple(of)
-    heads = {each.name: f"{indent}{each.name}:" + ("" if each.inner else f" {_as_yaml(each.default)}") for each in of}
+    heads = {
+        each.name: f"{indent}{each.name}:" + ("" if each.inner else f" {_as_yaml(each.default)}")
+        for each in of
+    }
     column = 2 + max((len(head) for head in heads.values() if len(head) <= WIDE), default=WIDE)
     lines: list[str] = []
     for each in of:

@@ -1,4 +1,5 @@
-"""From descriptions in plain values, as configs and files hold them, to objects. What is unknown is named, with the nearest known."""
+"""From descriptions in plain values, as configs and files hold them, to objects. What is unknown is named,
+with the nearest known."""
 
 from __future__ import annotations
 
@@ -37,13 +38,15 @@ def check_mapping(what: str, spec: Any) -> dict[str, Any]:
 
 
 def check_type(what: str, value: Any, kind: Any) -> None:
-    """Raise ValueError unless a value fits an annotation. NaN is no number, True is none either, and a text stands for a path."""
+    """Raise ValueError unless a value fits an annotation. NaN is no number, True is none either, and a text
+    stands for a path."""
     if not _fits(value, kind):
         raise ValueError(f"{what} must be {_said(kind)}, not {brief(value)}")
 
 
 def check_at_least_one(params: Any, *names: str) -> None:
-    """Raise ValueError at the first of these attributes of a parameter dataclass that is a number below 1, or a tuple with one in it."""
+    """Raise ValueError at the first of these attributes of a parameter dataclass that is a number below 1, or
+    a tuple with one in it."""
     for name in names:
         value = getattr(params, name)
         if value is not None and min(value if isinstance(value, tuple) else (value,), default=0) < 1:
@@ -51,7 +54,8 @@ def check_at_least_one(params: Any, *names: str) -> None:
 
 
 def check_range(params: Any, *names: str, least: float = -math.inf, most: float = math.inf) -> None:
-    """Raise ValueError at the first of these attributes of a parameter dataclass that is outside a range, or a tuple with such a number."""
+    """Raise ValueError at the first of these attributes of a parameter dataclass that is outside a range, or
+    a tuple with such a number."""
     for name in names:
         value = getattr(params, name)
         for number in value if isinstance(value, tuple) else (value,):
@@ -60,7 +64,8 @@ def check_range(params: Any, *names: str, least: float = -math.inf, most: float 
 
 
 def lookup(what: str, name: Any, table: Mapping[str, T]) -> T:
-    """table[name], or what a trusted name from outside stands for (see `diffusion.outside`). ValueError names the nearest entry."""
+    """table[name], or what a trusted name from outside stands for (see `diffusion.outside`). ValueError names
+    the nearest entry."""
     known = isinstance(name, str) and name in table
     if not known and (found := outside.find(what, name)) is not None:
         return cast(T, found)
@@ -69,7 +74,8 @@ def lookup(what: str, name: Any, table: Mapping[str, T]) -> T:
 
 
 def make(what: str, spec: Mapping[str, Any], table: Mapping[str, Callable[..., T]], *args: Any) -> T:
-    """Call the entry that spec["name"] names with `args` and the rest of spec as keywords. {"name": "flow"} -> table["flow"]()."""
+    """Call the entry that spec["name"] names with `args` and the rest of spec as keywords. {"name": "flow"}
+    -> table["flow"]()."""
     options = check_mapping(f"the description of the {what}", spec)
     if "name" not in options:
         raise ValueError(f"the description of the {what} needs a name; known: {', '.join(table)}")
@@ -78,8 +84,11 @@ def make(what: str, spec: Mapping[str, Any], table: Mapping[str, Callable[..., T
     return entry(*args, **check_call(f"{what} {name!r}", entry, len(args), options))
 
 
-def check_call(what: str, function: Callable[..., Any], position: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options to call a function with after `position` arguments: names known, types as annotated, none missing."""
+def check_call(
+    what: str, function: Callable[..., Any], position: int, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options to call a function with after `position` arguments: names known, types as annotated, none
+    missing."""
     everything = list(inspect.signature(function).parameters.values())
     taken, parameters = everything[:position], everything[position:]
     if taken_twice := [p.name for p in taken if p.name in options]:
@@ -96,33 +105,51 @@ def check_call(what: str, function: Callable[..., Any], position: int, options: 
 
 
 def make_params(what: str, cls: type[T], values: Mapping[str, Any]) -> T:
-    """A parameter dataclass from plain values: names and types checked, lists made tuples, dataclasses within it made too.
+    """A parameter dataclass from plain values: names and types checked, lists made tuples, dataclasses within
+    it made too.
 
     what  goes before the names in errors: "train" gives "train.steps must be ...", "" only the names
     """
     kinds = get_type_hints(cls)
     if isinstance(values, Mapping):
-        values = {name: _made(f"{what}.{name}".strip("."), value, kinds.get(name)) for name, value in values.items()}
+        values = {
+            name: _made(f"{what}.{name}".strip("."), value, kinds.get(name)) for name, value in values.items()
+        }
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # T is a dataclass by contract
-    check_names(f"{what} parameter".strip(), check_mapping(what or "the settings", values), [field.name for field in fields])
+    check_names(
+        f"{what} parameter".strip(),
+        check_mapping(what or "the settings", values),
+        [field.name for field in fields],
+    )
     for name, value in values.items():
         check_type(f"{what}.{name}".strip("."), value, kinds[name])
     for field in fields:
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and field.name not in values:
+        if (
+            field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+            and field.name not in values
+        ):
             raise ValueError(f"{what}.{field.name} must be given".strip("."))
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def _made(what: str, value: Any, kind: Any) -> Any:
-    """The value, with every description of a parameter dataclass that the annotation asks for replaced by one."""
+    """The value, with every description of a parameter dataclass that the annotation asks for replaced by
+    one."""
     parts = get_args(kind)
-    if get_origin(kind) in (Union, UnionType) and len(parts) == 2 and parts[1] is type(None):  # a description or none
+    if (
+        get_origin(kind) in (Union, UnionType) and len(parts) == 2 and parts[1] is type(None)
+    ):  # a description or none
         return None if value is None else _made(what, value, parts[0])
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and not isinstance(value, kind):
         return make_params(what, kind, value)
     if get_origin(kind) is tuple and dataclasses.is_dataclass(parts[0]) and isinstance(value, (list, tuple)):
         return tuple(_made(f"{what}[{i}]", item, parts[0]) for i, item in enumerate(value))
-    if get_origin(kind) in (dict, Mapping) and dataclasses.is_dataclass(parts[1]) and isinstance(value, Mapping):
+    if (
+        get_origin(kind) in (dict, Mapping)
+        and dataclasses.is_dataclass(parts[1])
+        and isinstance(value, Mapping)
+    ):
         return {name: _made(f"{what}.{name}", item, parts[1]) for name, item in value.items()}
     return value
 
@@ -137,7 +164,10 @@ def _fits(value: Any, kind: Any) -> bool:
         inner = parts[0] if origin is list or parts[-1] is ... else None
         if not isinstance(value, (list, tuple)) or (inner is None and len(value) != len(parts)):
             return False
-        return all(_fits(item, inner or part) for item, part in zip(value, parts if inner is None else [inner] * len(value), strict=True))
+        return all(
+            _fits(item, inner or part)
+            for item, part in zip(value, parts if inner is None else [inner] * len(value), strict=True)
+        )
     if kind in (int, float):
         if isinstance(value, bool) or not isinstance(value, Real if kind is float else Integral):
             return False
@@ -155,8 +185,15 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _fits_float(value: Any) -> bool:
-    """Whether torch takes it for a float: not NaN, and within float32, as whole number within 64 bits, or infinite."""
-    return bool(value == value and (abs(value) < (2**63 if isinstance(value, Integral) else 3.4028235e38) or abs(value) == float("inf")))
+    """Whether torch takes it for a float: not NaN, and within float32, as whole number within 64 bits, or
+    infinite."""
+    return bool(
+        value == value
+        and (
+            abs(value) < (2**63 if isinstance(value, Integral) else 3.4028235e38)
+            or abs(value) == float("inf")
+        )
+    )
 
 
 def _said(kind: Any) -> str:
@@ -167,7 +204,9 @@ def _said(kind: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, parts))
     if origin in (tuple, list):
-        return f"a list of {'' if origin is list or parts[-1] is ... else f'{len(parts)} '}{_plural(parts[0])}"
+        return (
+            f"a list of {'' if origin is list or parts[-1] is ... else f'{len(parts)} '}{_plural(parts[0])}"
+        )
     if isinstance(origin, type):
         if not issubclass(origin, Mapping):
             return f"a list of {_plural(parts[0])}"

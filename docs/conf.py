@@ -1,7 +1,8 @@
-"""Settings of the documentation site, which `make docs` builds: pages in docs/, notebooks with their stored outputs, the API reference.
+"""Settings of the documentation site, which `make docs` builds: pages in docs/, notebooks with their stored
+outputs, the API reference.
 
-The sources are the whole checkout, so that links between README, docs/ and notebooks/ work on the site as they do in the repository.
-Nothing is fetched, neither while the site is built nor when it is read.
+The sources are the whole checkout, so that links between README, docs/ and notebooks/ work on the site as
+they do in the repository. Nothing is fetched, neither while the site is built nor when it is read.
 """
 
 from __future__ import annotations

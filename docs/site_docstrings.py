@@ -1,6 +1,7 @@
 """Docstrings in this library's style, made into reStructuredText for the API reference.
 
-They are plain text for people who read the source: paragraphs, lines "name  what it is" with a column of names, and formulas set apart by
+They are plain text for people who read the source: paragraphs, lines "name  what it is" with a column of
+                                                                             names, and formulas set apart by
 four spaces. None of it has markup but `names` in backticks.
 """
 
@@ -17,7 +18,8 @@ MARKUP = re.compile(r"([*|\\]|_(?!\w))")  # what reStructuredText would read as 
 
 
 def read_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """As Sphinx calls it: `lines` are changed in place. What is said of an object's class stands there alone."""
+    """As Sphinx calls it: `lines` are changed in place. What is said of an object's class stands there
+    alone."""
     if what == "data" and "\n".join(lines).strip() == (inspect.getdoc(type(obj)) or "").strip():
         lines[:] = [f"A `{type(obj).__name__}`."]
     lines[:] = restructured(lines, name.split(".")[0])
@@ -39,7 +41,10 @@ def restructured(lines: list[str], package: str) -> list[str]:
             result += [line] if before == "formula" else ["::", "", line]
             before = "formula"
         elif entry is not None:
-            result += [""] * (before in ("text", "formula")) + [_name(entry[1]), f"    {_inline(entry[2], package)}"]
+            result += [""] * (before in ("text", "formula")) + [
+                _name(entry[1]),
+                f"    {_inline(entry[2], package)}",
+            ]
             before = "entry"
         else:
             result += [""] * (before in ("entry", "formula")) + [_inline(line.strip(), package)]
@@ -57,10 +62,14 @@ def _inline(text: str, package: str) -> str:
     parts = text.split("`")
     if len(parts) % 2 == 0:  # a backtick alone
         return MARKUP.sub(r"\\\1", text.replace("`", "'"))
-    return "".join(_code(part, package) if i % 2 else MARKUP.sub(r"\\\1", part) for i, part in enumerate(parts))
+    return "".join(
+        _code(part, package) if i % 2 else MARKUP.sub(r"\\\1", part) for i, part in enumerate(parts)
+    )
 
 
 def _code(text: str, package: str) -> str:
     known = public_names()
-    target = known.get((package, text)) or next((path for (_, name), path in known.items() if name == text), None)
+    target = known.get((package, text)) or next(
+        (path for (_, name), path in known.items() if name == text), None
+    )
     return rf"\ :py:obj:`{text} <{target}>`\ " if target else rf"\ ``{text}``\ "

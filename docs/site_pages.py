@@ -1,4 +1,5 @@
-"""The pages that are made of the library itself: its API, its tables of names, its families, and what each program prints as --help."""
+"""The pages that are made of the library itself: its API, its tables of names, its families, and what each
+program prints as --help."""
 
 from __future__ import annotations
 
@@ -20,13 +21,18 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "train": ("train.data", "train.objective", "train.density", "train.weighting", "train.consistency"),
     "eval": ("eval.scoring", "eval.results", "eval.training", "eval.features.custom"),
 }
-FIRST = ("samplers.sample", "samplers.generate", "samplers.solver")  # the others follow as the package imports them
+FIRST = (
+    "samplers.sample",
+    "samplers.generate",
+    "samplers.solver",
+)  # the others follow as the package imports them
 ROOT = Path(__file__).parent.parent
 
 
 @cache
 def contents(package: str) -> dict[str, list[str]]:
-    """The full names to document, by the module that defines them, in the order in which the package imports these."""
+    """The full names to document, by the module that defines them, in the order in which the package imports
+    these."""
     source = Path(str(import_module(package).__file__)).read_text()
     exported = import_module(package).__all__
     groups: dict[str, list[str]] = {}
@@ -45,7 +51,11 @@ def _defined(module: str) -> list[str]:
     found = import_module(module)
     if hasattr(found, "__all__"):
         return list(found.__all__)
-    own = [name for name, value in vars(found).items() if getattr(value, "__module__", None) == module and inspect.getdoc(value)]
+    own = [
+        name
+        for name, value in vars(found).items()
+        if getattr(value, "__module__", None) == module and inspect.getdoc(value)
+    ]
     tables = [name for name, value in vars(found).items() if name.isupper() and isinstance(value, dict)]
     return [name for name in own + tables if not name.startswith("_")]
 
@@ -58,7 +68,8 @@ def public_names() -> dict[tuple[str, str], str]:
 
 
 def write_pages(folder: Path) -> None:
-    """Write all of them anew; a page that is as it was keeps its date, so that Sphinx need not read it again."""
+    """Write all of them anew; a page that is as it was keeps its date, so that Sphinx need not read it
+    again."""
     folder.mkdir(exist_ok=True)
     pages = {f"{package}.md": _api(package) for package in PACKAGES}
     pages |= {"families.md": _families(), "help.md": _help()}
@@ -97,12 +108,17 @@ def _table(name: str) -> str:
 
 
 def _summary(value: Any) -> str:
-    """The first sentence of a docstring; that of what it makes, where a function that needs nothing has none; a title."""
+    """The first sentence of a docstring; that of what it makes, where a function that needs nothing has none;
+    a title."""
     if isinstance(value, tuple):
         value = value[0]
     if inspect.isroutine(value) and not inspect.getdoc(value) and not inspect.signature(value).parameters:
         value = value()
-    own = inspect.getdoc(value) if inspect.isroutine(value) or inspect.isclass(value) else getattr(value, "title", "")
+    own = (
+        inspect.getdoc(value)
+        if inspect.isroutine(value) or inspect.isclass(value)
+        else getattr(value, "title", "")
+    )
     return _escaped(" ".join((own or "").split("\n\n")[0].split()))
 
 
@@ -119,7 +135,8 @@ def _families() -> str:
     from models.families import PUBLISHED, table
 
     rows = [
-        f"| `{name}` | {each.repo} | {', '.join(f'`{file}`' for file in each.files)} | {each.licence} |" for name, each in PUBLISHED.items()
+        f"| `{name}` | {each.repo} | {', '.join(f'`{file}`' for file in each.files)} | {each.licence} |"
+        for name, each in PUBLISHED.items()
     ]
     downloads = "\n".join(["| name | repository | files | licence |", "|---|---|---|---|", *rows])
     return (
@@ -137,7 +154,10 @@ def _help() -> str:
     for program, of in PROGRAMS.items():
         parts += [f"## {program}", _shown(f"plain-diffusion {program} --help", help_page(program, []))]
         for topic in ("experiment", *of.choices()):
-            parts += [f"### {program} --help {topic}", _shown(f"plain-diffusion {program} --help {topic}", help_page(program, [topic]))]
+            parts += [
+                f"### {program} --help {topic}",
+                _shown(f"plain-diffusion {program} --help {topic}", help_page(program, [topic])),
+            ]
     parts += ["## models", _shown("plain-diffusion models --help", _printed("models"))]
     return "\n\n".join(parts) + "\n"
 

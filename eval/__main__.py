@@ -1,4 +1,5 @@
-"""plain-diffusion eval samples=... reference=... metric=[...], or plain-diffusion eval experiment=NAME: see configs/eval."""
+"""plain-diffusion eval samples=... reference=... metric=[...], or plain-diffusion eval experiment=NAME: see
+configs/eval."""
 
 from __future__ import annotations
 
@@ -56,7 +57,11 @@ def _score(config: dict[str, Any]) -> int:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("called again it goes on from there") from None
     if written is not None:
-        print(*(f"note: {note}" for note in written.result.notes), sep="\n", end="\n" * bool(written.result.notes))
+        print(
+            *(f"note: {note}" for note in written.result.notes),
+            sep="\n",
+            end="\n" * bool(written.result.notes),
+        )
         print(f"result{'' if written.new else ', which was there already'}: {written.path.resolve()}")
     return 0
 
@@ -82,7 +87,10 @@ def _compare(config: dict[str, Any]) -> int:
     from eval import compare
 
     met = compare.run(config)
-    print(f"{'every target met' if met else 'targets missed, see the report'}\nreport: {(Path(config['out']) / 'report.html').resolve()}")
+    print(
+        f"{'every target met' if met else 'targets missed, see the report'}\nreport: "
+        f"{(Path(config['out']) / 'report.html').resolve()}"
+    )
     return 0
 
 

@@ -13,17 +13,24 @@ def check_told(name: str, metric: Metric, samples: Source) -> None:
     """ValueError where a metric needs prompts or classes, and there are none."""
     if "prompts" in metric.needs and samples.prompts is None:
         raise ValueError(
-            f"{name} needs the prompts of {samples.origin}: give prompts=FILE, which names them (.jsonl, .csv) or is in order (.txt)"
+            f"{name} needs the prompts of {samples.origin}: give prompts=FILE, which names them (.jsonl, "
+            ".csv) or is in order (.txt)"
         )
     if "labels" in metric.needs and samples.labels is None:
-        raise ValueError(f"{name} needs to know what the pictures of {samples.origin} should show: keep them in a folder per class")
+        raise ValueError(
+            f"{name} needs to know what the pictures of {samples.origin} should show: keep them in a folder "
+            "per class"
+        )
 
 
 def check_number(name: str, metric: Metric, side: str, source: Source, n: int) -> None:
     """ValueError where n of the pictures of a side, those that can be used, are too few for a metric."""
     if n < metric.least:
         usable = "" if n == len(source) else f" of {len(source)} that can be used"
-        raise ValueError(f"{name} needs at least {metric.least} {side.removesuffix('s')} pictures, and {source.origin} has {n}{usable}")
+        raise ValueError(
+            f"{name} needs at least {metric.least} {side.removesuffix('s')} pictures, and {source.origin} "
+            f"has {n}{usable}"
+        )
 
 
 def check_classes(name: str, metric: Metric, compared: Sequence[Source]) -> None:
@@ -34,5 +41,6 @@ def check_classes(name: str, metric: Metric, compared: Sequence[Source]) -> None
             label, fewest = min(count.items(), key=lambda item: item[1])
             if fewest < metric.of_class:
                 raise ValueError(
-                    f"{name} needs at least {metric.of_class} pictures of each class, and {source.origin} has {fewest} of {label}"
+                    f"{name} needs at least {metric.of_class} pictures of each class, and {source.origin} "
+                    f"has {fewest} of {label}"
                 )

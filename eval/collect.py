@@ -1,8 +1,9 @@
-"""One pass over pictures that computes the features which metrics need: shared among the processes of torchrun, and resumable.
+"""One pass over pictures that computes the features which metrics need: shared among the processes of
+torchrun, and resumable.
 
-Picture i belongs to group i % groups, and each group to one process. A group is summed in the order of its pictures, and groups are merged
-in their order, so that the result is bitwise the same for any number of processes. Groups also give the error bars
-(eval.metrics.jackknife).
+Picture i belongs to group i % groups, and each group to one process. A group is summed in the order of its
+pictures, and groups are merged in their order, so that the result is bitwise the same for any number of
+processes. Groups also give the error bars (eval.metrics.jackknife).
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ class CollectParams:
     """How to go through a source.
 
     batch_size  pictures per call of a network
-    groups      parts that the pictures are divided into, for processes and error bars; at least as many as processes, better a prime: with
-                10 classes in turn, each of 16 groups would hold only 5 of them, and would be no random part of all pictures
+    groups      parts that the pictures are divided into, for processes and error bars; at least as many as
+                processes, better a prime: with 10 classes in turn, each of 16 groups would hold only 5 of
+                them, and would be no random part of all pictures
     on_error    "refuse" ends the run at a picture that cannot be used, "skip" leaves it out and counts it
-    sizes       "equal": a picture of another size than the rest ends the run; "any": each is resized from its own size
+    sizes       "equal": a picture of another size than the rest ends the run; "any": each is resized from its
+                own size
     save_every  seconds between two savings of the work so far
     """
 
@@ -115,19 +118,26 @@ def collect(
     seen: Seen = unseen,
     progress: bool = True,
 ) -> Collected | None:
-    """Go through the source once. Returns the result of all processes in the leading process, and None in the others.
+    """Go through the source once. Returns the result of all processes in the leading process, and None in the
+    others.
 
     moments, rows  outputs "extractor.output" whose features are summed, and kept one by one
-    state          file in which the work is saved every `save_every` seconds and when it is interrupted; a later call with the same
-                   arguments continues from it. It is kept at the end if the work took long
+    state          file in which the work is saved every `save_every` seconds and when it is interrupted; a
+                   later call with the same arguments continues from it. It is kept at the end if the work
+                   took long
     keep           whether to keep it however short the work was
-    seen           called with the number and the pixels of every picture that is used, in this process and this call
-    ahead          read a batch while the networks compute on the previous one; False for a source that computes on the same device
+    seen           called with the number and the pixels of every picture that is used, in this process and
+                   this call
+    ahead          read a batch while the networks compute on the previous one; False for a source that
+                   computes on the same device
 
-    ValueError for pictures that cannot be used (see `params`), for fewer groups than processes, and for features that are not finite.
+    ValueError for pictures that cannot be used (see `params`), for fewer groups than processes, and for
+    features that are not finite.
     """
     if where.size > params.groups:
-        raise ValueError(f"{where.size} processes share {params.groups} groups: give groups={where.size} or more")
+        raise ValueError(
+            f"{where.size} processes share {params.groups} groups: give groups={where.size} or more"
+        )
     work = _Work(source, extractors, list(moments), list(rows), params, where)
     if state is not None and where.size > 1:
         state = state.with_name(f"{state.name}.{where.rank}-of-{where.size}")
@@ -139,7 +149,13 @@ def collect(
     began = saved = time.monotonic()
     shown = progress and where.leads
     with (
-        tqdm(total=len(work.share), initial=work.done, desc=source.origin[-40:], unit="picture", disable=not shown) as bar,
+        tqdm(
+            total=len(work.share),
+            initial=work.done,
+            desc=source.origin[-40:],
+            unit="picture",
+            disable=not shown,
+        ) as bar,
         closing(_read_ahead(groups) if ahead else groups) as coming,
     ):
         try:
@@ -219,7 +235,8 @@ def _read_ahead(groups: Generator[_Group]) -> Generator[_Group]:
 
 @dataclass
 class _Batch:
-    """The part of a batch that has been read: numbers and digests of pictures, why others are left out, and inputs by extractor."""
+    """The part of a batch that has been read: numbers and digests of pictures, why others are left out, and
+    inputs by extractor."""
 
     indices: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
@@ -239,7 +256,13 @@ class _Work:
     """The work of this process in a pass: what is done, and what remains."""
 
     def __init__(
-        self, source: Source, extractors: Mapping[str, Extractor], moments: list[str], rows: list[str], params: CollectParams, where: World
+        self,
+        source: Source,
+        extractors: Mapping[str, Extractor],
+        moments: list[str],
+        rows: list[str],
+        params: CollectParams,
+        where: World,
     ) -> None:
         self.source, self.extractors, self.params = source, extractors, params
         self.share = [i for i in range(len(source)) if i % params.groups % where.size == where.rank]
@@ -258,16 +281,23 @@ class _Work:
         self.batch = _Batch()  # being read
 
     def take(self, group: _Group, seen: Seen) -> None:
-        """Prepare pictures for the networks and free them. A complete batch is added to the result as a whole, or not at all on errors."""
+        """Prepare pictures for the networks and free them. A complete batch is added to the result as a
+        whole, or not at all on errors."""
         broken = [picture.reason for picture in group.pictures if isinstance(picture, Unreadable)]
         if broken and self.params.on_error == "refuse":
             self._refuse(group.indices, broken)
-        used = [(i, picture) for i, picture in zip(group.indices, group.pictures, strict=True) if isinstance(picture, _Picture)]
+        used = [
+            (i, picture)
+            for i, picture in zip(group.indices, group.pictures, strict=True)
+            if isinstance(picture, _Picture)
+        ]
         group.pictures.clear()
         self._check_sizes(used)
         for i, picture in used:
             seen(i, picture.pixels)
-        self.batch.add([i for i, _ in used], [picture.digest for _, picture in used], broken, len(group.indices))
+        self.batch.add(
+            [i for i, _ in used], [picture.digest for _, picture in used], broken, len(group.indices)
+        )
         if used:
             self._prepare([picture.pixels for _, picture in used])
         if group.ends_batch:
@@ -294,13 +324,16 @@ class _Work:
         for name in self.outputs:
             extractor = self.extractors[name]
             given = (
-                list(torch.stack(pictures).to(extractor.device, non_blocking=True)) if alike else [p.to(extractor.device) for p in pictures]
+                list(torch.stack(pictures).to(extractor.device, non_blocking=True))
+                if alike
+                else [p.to(extractor.device) for p in pictures]
             )
             self.batch.prepared.setdefault(name, []).append(extractor.prepare(given))
 
     @torch.inference_mode()
     def _features(self, batch: _Batch) -> dict[str, Tensor]:
-        """The features of a batch. The last batch is filled up, in every process, since results round differently in smaller ones."""
+        """The features of a batch. The last batch is filled up, in every process, since results round
+        differently in smaller ones."""
         missing = min(self.params.batch_size, len(self.source)) - len(batch.indices)
         found = {}
         for name, outputs in self.outputs.items():
@@ -327,7 +360,8 @@ class _Work:
             if self.params.sizes == "equal" and self.sizes and size not in self.sizes:
                 height, width = next(iter(self.sizes))
                 raise ValueError(
-                    f"{self.source.names[i]} of {self.source.origin} is {size[1]}x{size[0]}, others are {width}x{height}: "
+                    f"{self.source.names[i]} of {self.source.origin} is {size[1]}x{size[0]}, others are "
+                    f"{width}x{height}: "
                     "sizes=any resizes each from its own size"
                 )
             self.sizes.add(size)
@@ -337,19 +371,31 @@ class _Work:
             bad = (~values.isfinite()).any(1).nonzero()[:, 0].tolist()
             if bad:
                 raise ValueError(
-                    f"{key} of {len(bad)} of {len(values)} pictures is not finite, the first is {self.source.names[indices[bad[0]]]} "
+                    f"{key} of {len(bad)} of {len(values)} pictures is not finite, the first is "
+                    f"{self.source.names[indices[bad[0]]]} "
                     f"of {self.source.origin}: are these the right weights, and is the precision enough?"
                 )
 
     def collected(self) -> Collected:
         digests = (
-            torch.frombuffer(bytearray(b"".join(self.digests)), dtype=torch.uint8) if self.digests else torch.empty(0, dtype=torch.uint8)
+            torch.frombuffer(bytearray(b"".join(self.digests)), dtype=torch.uint8)
+            if self.digests
+            else torch.empty(0, dtype=torch.uint8)
         )
         rows = {
-            key: torch.cat(parts) if parts else torch.empty(0, self.extractors[key.split(".")[0]].widths[key.split(".")[1]])
+            key: torch.cat(parts)
+            if parts
+            else torch.empty(0, self.extractors[key.split(".")[0]].widths[key.split(".")[1]])
             for key, parts in self.rows.items()
         }
-        return Collected(torch.tensor(self.indices, dtype=torch.long), digests.view(-1, 32), self.moments, rows, self.skipped, self.sizes)
+        return Collected(
+            torch.tensor(self.indices, dtype=torch.long),
+            digests.view(-1, 32),
+            self.moments,
+            rows,
+            self.skipped,
+            self.sizes,
+        )
 
     def key(self) -> str:
         """A hash of everything that saved work depends on, except for the extractors."""
@@ -381,7 +427,8 @@ class _Work:
         native.write_tensors(path, tensors, {"about": json.dumps(about)})
 
     def load(self, path: Path) -> None:
-        """Continue from saved work if it has all outputs; other work is ignored and later overwritten. ValueError for a damaged file."""
+        """Continue from saved work if it has all outputs; other work is ignored and later overwritten.
+        ValueError for a damaged file."""
         try:
             with safe_open(path, "pt") as file:
                 about: dict[str, Any] = json.loads(file.metadata()["about"])
@@ -391,27 +438,46 @@ class _Work:
             if about.pop("checksum") != native.checksum(tensors, about):
                 raise ValueError("its checksum does not match")
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"the work saved in {path} is damaged: remove it to start again ({one_line(error)})") from None
-        self.done, self.skipped, self.sizes = about["done"], about["skipped"], {(h, w) for h, w in about["sizes"]}
+            raise ValueError(
+                f"the work saved in {path} is damaged: remove it to start again ({one_line(error)})"
+            ) from None
+        self.done, self.skipped, self.sizes = (
+            about["done"],
+            about["skipped"],
+            {(h, w) for h, w in about["sizes"]},
+        )
         self.indices = tensors["indices"].tolist()
         self.digests = [bytes(row) for row in tensors["digests"].numpy()]
         self.rows = {key: [tensors[f"rows/{key}"]] for key in self.rows}
         for key in self.moments:
             prefix = f"moments/{key}/"
-            self.moments[key] = GroupedMoments.from_state({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+            self.moments[key] = GroupedMoments.from_state(
+                {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            )
 
 
 def _gather(own: Collected, where: World) -> Collected | None:
     """The results of all processes in the leading one, in the order of the pictures; None in the others."""
     if where.size == 1:
         return _merge([own])
-    sent = replace(own, moments={}), {key: value.state_dict() for key, value in own.moments.items()}  # without empty groups
+    sent = (
+        replace(own, moments={}),
+        {key: value.state_dict() for key, value in own.moments.items()},
+    )  # without empty groups
     where.meet()  # a process with a slower disk may arrive an hour after the others
     got: list[Any] | None = [None] * where.size if where.leads else None
     dist.gather_object(sent, got)
     if got is None:
         return None
-    return _merge([own, *(replace(part, moments={k: GroupedMoments.from_state(v) for k, v in state.items()}) for part, state in got[1:])])
+    return _merge(
+        [
+            own,
+            *(
+                replace(part, moments={k: GroupedMoments.from_state(v) for k, v in state.items()})
+                for part, state in got[1:]
+            ),
+        ]
+    )
 
 
 def joined(parts: Sequence[Collected]) -> Collected:
@@ -433,4 +499,6 @@ def _merge(parts: Sequence[Collected]) -> Collected:
         for key, value in part.moments.items():
             moments[key].merge(value)
     rows = {key: torch.cat([part.rows[key] for part in parts])[order] for key in parts[0].rows}
-    return replace(whole, indices=whole.indices[order], digests=whole.digests[order], moments=moments, rows=rows)
+    return replace(
+        whole, indices=whole.indices[order], digests=whole.digests[order], moments=moments, rows=rows
+    )

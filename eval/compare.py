@@ -1,4 +1,5 @@
-"""Many rows at once: models, samplers, steps and guidance, and what they are judged by, held to targets and told in one report."""
+"""Many rows at once: models, samplers, steps and guidance, and what they are judged by, held to targets and
+told in one report."""
 
 from __future__ import annotations
 
@@ -46,12 +47,14 @@ class CompareParams:
 
     score    settings of experiment/score.yaml that all rows share
     models   by the names that rows call them
-    rows     settings of experiment/score.yaml of its own each; {"model", "sampler", "steps", "guidance", ...} for what a model draws
+    rows     settings of experiment/score.yaml of its own each; {"model", "sampler", "steps", "guidance", ...}
+             for what a model draws
     n        pictures of each part, of the rows that say no other number
     targets  see `Promise`
     shown    models whose forward process and sampling the report shows
-    workers  rows scored side by side, each on its share of torch's threads; None: as many as torch has. Two cores draw two sets on one
-             core each faster than one set after the other on both, most of all where they are shared
+    workers  rows scored side by side, each on its share of torch's threads; None: as many as torch has. Two
+             cores draw two sets on one core each faster than one set after the other on both, most of all
+             where they are shared
     """
 
     out: str
@@ -72,7 +75,8 @@ class CompareParams:
 
 
 def run(config: Mapping[str, Any]) -> bool:
-    """Score all rows, and write their results, out/report.html, out/targets.json and out/quality.png; whether every target was met."""
+    """Score all rows, and write their results, out/report.html, out/targets.json and out/quality.png; whether
+    every target was met."""
     params = make_params("", CompareParams, {key: value for key, value in config.items() if key != "program"})
     start, out = time.perf_counter(), Path(params.out)
     rows = read_rows(params)
@@ -81,7 +85,9 @@ def run(config: Mapping[str, Any]) -> bool:
         if "run" in row["samples"]:
             open_source(row["samples"])
     sources: dict[Side, Source] = {
-        side: open_source(spec) for side in get_args(Side)[1:] if isinstance(spec := params.score.get(side), Mapping)
+        side: open_source(spec)
+        for side in get_args(Side)[1:]
+        if isinstance(spec := params.score.get(side), Mapping)
     }  # once for all rows
     written = score_rows(rows, sources, params)
     results = [one.result for one in written]
@@ -90,7 +96,11 @@ def run(config: Mapping[str, Any]) -> bool:
     save_figure(steps_plot(results, main_metrics(results)[0]), out / "quality.png")
     runs = [Run(model.name, model.run, shown=key in params.shown) for key, model in params.models.items()]
     facts = {"measured in": f"{time.perf_counter() - start:.0f} s"}
-    report_of(out, [one.path for one in written], Story(params.title, params.summary, targets, runs, _real_images(sources), facts))
+    report_of(
+        out,
+        [one.path for one in written],
+        Story(params.title, params.summary, targets, runs, _real_images(sources), facts),
+    )
     return all(target.met for target in targets)
 
 
@@ -103,7 +113,8 @@ def _real_images(sources: Mapping[Side, Source]) -> Tensor | None:
 
 
 def read_rows(params: CompareParams) -> dict[str, dict[str, Any]]:
-    """The settings of each row by its name; every combination of sampler, steps and guidance of an entry is a row.
+    """The settings of each row by its name; every combination of sampler, steps and guidance of an entry is a
+    row.
 
     ValueError for entries that do not fit, and for two rows of one name.
     """
@@ -112,7 +123,9 @@ def read_rows(params: CompareParams) -> dict[str, dict[str, Any]]:
         for row in _multiplied(check_mapping("a row", entry), params):
             name = row["name"]
             if name in rows:
-                raise ValueError(f"rows has more than one that reads {name!r}: give those with other settings a name")
+                raise ValueError(
+                    f"rows has more than one that reads {name!r}: give those with other settings a name"
+                )
             rows[name] = row
     return rows
 
@@ -121,7 +134,9 @@ def _multiplied(entry: dict[str, Any], params: CompareParams) -> list[dict[str, 
     """An entry's rows: it is one itself, unless it names a model."""
     if "model" not in entry:
         return [_row(entry, params)]
-    own: dict[str, Any] = {name: entry.pop(name) for name in ("name", "role", "metric", "parts", "n") if name in entry}
+    own: dict[str, Any] = {
+        name: entry.pop(name) for name in ("name", "role", "metric", "parts", "n") if name in entry
+    }
     key = entry.pop("model")
     check_names("model", [key], params.models)
     model = params.models[key]
@@ -133,7 +148,9 @@ def _multiplied(entry: dict[str, Any], params: CompareParams) -> list[dict[str, 
         guided = guidance not in (None, 1)
         if guided:
             samples["guidance"] = guidance
-        name = f"{called}, {sampler}, {steps} step{'s' * (steps != 1)}" + (f", {guidance_name(guidance)}" if guided else "")
+        name = f"{called}, {sampler}, {steps} step{'s' * (steps != 1)}" + (
+            f", {guidance_name(guidance)}" if guided else ""
+        )
         rows.append(_row({**own, "name": name, "model": called, "samples": samples}, params))
     return rows
 
@@ -141,14 +158,25 @@ def _multiplied(entry: dict[str, Any], params: CompareParams) -> list[dict[str, 
 def _row(row: dict[str, Any], params: CompareParams) -> dict[str, Any]:
     """With the settings that all rows share, and as many pictures as its parts need."""
     if "name" not in row or not isinstance(row.get("samples"), Mapping):
-        raise ValueError(f"a row needs a name and samples, or a model, not only {', '.join(row) or 'nothing'}")
+        raise ValueError(
+            f"a row needs a name and samples, or a model, not only {', '.join(row) or 'nothing'}"
+        )
     row = dict(row)
     n = row.pop("n", params.n)
     samples = {**row["samples"], **({} if n is None else {"n": n * row.get("parts", 1)})}
-    return {**params.score, **row, "samples": samples, "report": params.out, "cache": f"{params.out}/cache", "progress": False}
+    return {
+        **params.score,
+        **row,
+        "samples": samples,
+        "report": params.out,
+        "cache": f"{params.out}/cache",
+        "progress": False,
+    }
 
 
-def score_rows(rows: Mapping[str, dict[str, Any]], sources: Mapping[Side, Source], params: CompareParams) -> list[Written]:
+def score_rows(
+    rows: Mapping[str, dict[str, Any]], sources: Mapping[Side, Source], params: CompareParams
+) -> list[Written]:
     """The result of each row; one that is there already is not computed again."""
     with tqdm(total=len(rows), desc="scoring", unit="row", disable=not params.progress) as bar:
 
@@ -164,7 +192,8 @@ def score_rows(rows: Mapping[str, dict[str, Any]], sources: Mapping[Side, Source
 
 
 def side_by_side(function: Callable[[Part], Found], parts: Sequence[Part], workers: int) -> list[Found]:
-    """function(part) of every part, in order, by `workers` threads that share torch's own: it leaves Python free while it computes."""
+    """function(part) of every part, in order, by `workers` threads that share torch's own: it leaves Python
+    free while it computes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // workers))
     pool = ThreadPoolExecutor(workers)

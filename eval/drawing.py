@@ -1,7 +1,9 @@
-"""What figures are made of: colours, axes, scales and legends, and how a figure becomes a file or part of a page.
+"""What figures are made of: colours, axes, scales and legends, and how a figure becomes a file or part of a
+page.
 
-Drawn through matplotlib's Figure, never through pyplot's global state. `save_figure` writes a figure for a README or a talk. `svg` makes it
-part of a page: its colours become CSS variables, so that one drawing serves light and dark, and its text stays text.
+Drawn through matplotlib's Figure, never through pyplot's global state. `save_figure` writes a figure for a
+README or a talk. `svg` makes it part of a page: its colours become CSS variables, so that one drawing serves
+light and dark, and its text stays text.
 """
 
 from __future__ import annotations
@@ -30,10 +32,12 @@ with extra("plots"):
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-# Light colours by name; the page's style sheet holds the dark ones under the same names. The series are Okabe and Ito's (2008).
+# Light colours by name; the page's style sheet holds the dark ones under the same names. The series are Okabe
+# and Ito's (2008).
 PALETTE = {
     "ink": "#1c2128", "muted": "#66707b", "grid": "#e4e7eb", "surface": "#fefefe",
-    "blue": "#0072b2", "vermilion": "#d55e00", "green": "#009e73", "purple": "#b8609a", "orange": "#d18f00", "sky": "#3d9fd6",
+    "blue": "#0072b2", "vermilion": "#d55e00", "green": "#009e73", "purple": "#b8609a", "orange": "#d18f00",
+    "sky": "#3d9fd6",
 }  # fmt: skip
 SERIES = ("blue", "vermilion", "green", "purple", "orange", "sky")
 WIDTH = 11.0  # inches; a page shows a figure of this width at its full measure
@@ -54,7 +58,8 @@ class Style:
     offset: float = -0.2  # of its own from a line that samplers share, in lines
 
 
-# DDIM and Euler are the same numbers. So DDIM is a wide band with large rings, and Euler a thin dashed line with dots inside them.
+# DDIM and Euler are the same numbers. So DDIM is a wide band with large rings, and Euler a thin dashed line
+# with dots inside them.
 STYLES = {
     "ddpm": Style(PALETTE["vermilion"], "s", 5.5, 1.8),
     "ddim": Style(PALETTE["sky"], "o", 11, 4.5, hollow=True, offset=0.1),
@@ -64,8 +69,11 @@ STYLES = {
 
 
 def make_panels(rows: int, columns: int, height: float, sharey: bool = False) -> tuple[Figure, Any]:
-    """A figure of full width and its axes as an array (rows, columns); `height` is that of one row, in inches."""
-    figure = Figure(figsize=(WIDTH, height * max(rows, 1) + 0.5), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
+    """A figure of full width and its axes as an array (rows, columns); `height` is that of one row, in
+    inches."""
+    figure = Figure(
+        figsize=(WIDTH, height * max(rows, 1) + 0.5), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+    )
     return figure, figure.subplots(max(rows, 1), max(columns, 1), squeeze=False, sharey=sharey)
 
 
@@ -86,7 +94,9 @@ def label_axes(axes: Any, title: str, xlabel: str, ylabel: str = "", grid: str =
 def log_x(axes: Any, ticks: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
-    kept = [tick for i, tick in enumerate(ticks) if i == 0 or tick >= 1.25 * ticks[i - 1]]  # nearer ones would overlap
+    kept = [
+        tick for i, tick in enumerate(ticks) if i == 0 or tick >= 1.25 * ticks[i - 1]
+    ]  # nearer ones would overlap
     axes.xaxis.set_major_locator(FixedLocator(kept))
     axes.xaxis.set_major_formatter(FuncFormatter(plain))
 
@@ -120,13 +130,15 @@ def legend(figure: Figure, panels: Iterable[Any], columns: int = 8) -> None:
             entries.setdefault(label, handle)
     if entries:
         figure.legend(
-            entries.values(), entries.keys(), loc="outside upper left", ncols=columns, frameon=False, fontsize=9.5, labelcolor=INK,
+            entries.values(), entries.keys(), loc="outside upper left", ncols=columns, frameon=False,
+            fontsize=9.5, labelcolor=INK,
             handlelength=2.6, columnspacing=2.2,
         )  # fmt: skip
 
 
 def literal(text: str) -> str:
-    """A name from outside as a label: on one line, dollars as dollars and not as mathematics, and never hidden from a legend."""
+    """A name from outside as a label: on one line, dollars as dollars and not as mathematics, and never
+    hidden from a legend."""
     text = " ".join(text.split()).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
@@ -153,9 +165,12 @@ def guidance_name(scale: float) -> str:
 
 
 def pareto_front(items: Iterable[T], cost: Callable[[T], float], loss: Callable[[T], float]) -> list[T]:
-    """The items whose loss no cheaper one reaches, from the cheapest on. What has no finite loss is left out."""
+    """The items whose loss no cheaper one reaches, from the cheapest on. What has no finite loss is left
+    out."""
     front: list[T] = []
-    for item in sorted((item for item in items if math.isfinite(loss(item))), key=lambda item: (cost(item), loss(item))):
+    for item in sorted(
+        (item for item in items if math.isfinite(loss(item))), key=lambda item: (cost(item), loss(item))
+    ):
         if not front or loss(item) < loss(front[-1]):
             front.append(item)
     return front
@@ -174,7 +189,8 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 200) -> None:
 
 
 def svg(figure: Figure, name: str, description: str) -> str:
-    """A figure as an <svg> element for a page: palette colours as var(--...), text as text, ids that begin with `name`.
+    """A figure as an <svg> element for a page: palette colours as var(--...), text as text, ids that begin
+    with `name`.
 
     The same figure gives the same text. `description` is what a screen reader says in its place.
     """
@@ -185,7 +201,9 @@ def svg(figure: Figure, name: str, description: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(
+        r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL
+    )
     # Several figures share one page; and matplotlib's own ids are not always those of the last time.
     ids = {old: f"{name}-{i}" for i, old in enumerate(re.findall(r'\bid="([^"]+)"', text))}
     text = re.sub(r'(\bid="|href="#|url\(#)([^")]+)', lambda match: match[1] + ids[match[2]], text)
@@ -197,7 +215,8 @@ def svg(figure: Figure, name: str, description: str) -> str:
 
 
 def picture(images: Tensor, columns: int) -> bytes:
-    """Images (N, C, H, W) in [-1, 1] as one PNG, row by row at their own size, one clear pixel between them. C is 1 or 3.
+    """Images (N, C, H, W) in [-1, 1] as one PNG, row by row at their own size, one clear pixel between them.
+    C is 1 or 3.
 
     Values outside [-1, 1] are clipped. Magnifying is left to whoever shows it.
     """
@@ -206,5 +225,7 @@ def picture(images: Tensor, columns: int) -> bytes:
     colours = images.detach().cpu().float().expand(-1, 3, -1, -1)
     opaque = torch.cat([colours, torch.ones_like(colours[:, :1])], 1)
     buffer = io.BytesIO()
-    Image.fromarray(to_uint8(tile(opaque, columns, fill=-1)[None])[0].permute(1, 2, 0).numpy()).save(buffer, "PNG", optimize=True)
+    Image.fromarray(to_uint8(tile(opaque, columns, fill=-1)[None])[0].permute(1, 2, 0).numpy()).save(
+        buffer, "PNG", optimize=True
+    )
     return buffer.getvalue()

@@ -1,4 +1,5 @@
-"""The metrics by name: which features each is computed of, what it needs besides the samples, and how it is computed."""
+"""The metrics by name: which features each is computed of, what it needs besides the samples, and how it is
+computed."""
 
 from __future__ import annotations
 
@@ -99,13 +100,14 @@ class Metric:
     """How a metric is computed.
 
     title     as tables say it
-    output    extractor and output. "features", "neighbours" and "classifier" stand for those that the settings name; "" for the
-              extractor's main output
+    output    extractor and output. "features", "neighbours" and "classifier" stand for those that the
+              settings name; "" for the extractor's main output
     keep      whether features are summed up, in memory that does not grow, or kept one by one
     needs     besides the samples
     settings  that its value depends on, as the result's basis says them
     least     pictures that it needs of each side
-    of_class  and of each class, where samples and reference have the same ones and their numbers count as fixed; 0: they never do
+    of_class  and of each class, where samples and reference have the same ones and their numbers count as
+              fixed; 0: they never do
     by_groups whether its value, and not its interval only, depends on the number of groups
     per_picture  whether it is a mean over pictures, which does not depend on how many they are
     bounds    no value lies outside, and no interval needs to
@@ -125,7 +127,8 @@ class Metric:
     bounds: tuple[float, float] = (-math.inf, math.inf)
 
     def figure(self, parts: Sequence[Evidence]) -> Figure:
-        """The metric of samples or, where they come in parts, its mean over these, with its interval within the bounds."""
+        """The metric of samples or, where they come in parts, its mean over these, with its interval within
+        the bounds."""
         found = mean_of([self.compute(evidence) for evidence in parts])
         return replace(found, low=_clipped(found.low, self.bounds), high=_clipped(found.high, self.bounds))
 
@@ -156,7 +159,12 @@ def _frechet_infinity(evidence: Evidence) -> Figure:
 
 def _within(value: float, error: float) -> Figure:
     """With a normal interval of that standard error."""
-    return Figure(value, value - NORMAL * error, value + NORMAL * error, {"error": error} if math.isfinite(error) else {})
+    return Figure(
+        value,
+        value - NORMAL * error,
+        value + NORMAL * error,
+        {"error": error} if math.isfinite(error) else {},
+    )
 
 
 def _kid(evidence: Evidence) -> Figure:
@@ -165,7 +173,8 @@ def _kid(evidence: Evidence) -> Figure:
 
 
 def _kernel(evidence: Evidence) -> Figure:
-    """Where both sides have the same classes, their numbers count as fixed, as those of samples are; otherwise as drawn."""
+    """Where both sides have the same classes, their numbers count as fixed, as those of samples are;
+    otherwise as drawn."""
     return _within(*kernel_distance(evidence.rows, evidence.real, *(evidence.classes or ())))
 
 
@@ -181,8 +190,14 @@ def _cmmd(evidence: Evidence) -> Figure:
 def _inception_score(evidence: Evidence) -> Figure:
     """Its interval is that of a mean over splits."""
     rule, n, numbers = evidence.protocol.splits, evidence.samples.n, evidence.numbers
-    splits = ordered_splits(n, rule.size) if rule.size else shuffled_splits(n, rule.count or 1, rule.shuffle_seed or 0)
-    if rule.size and numbers is not None:  # classes in turn: a folder has them one after the other, and a split of one class scores 1
+    splits = (
+        ordered_splits(n, rule.size)
+        if rule.size
+        else shuffled_splits(n, rule.count or 1, rule.shuffle_seed or 0)
+    )
+    if (
+        rule.size and numbers is not None
+    ):  # classes in turn: a folder has them one after the other, and a split of one class scores 1
         splits = splits[numbers.argsort(stable=True).argsort()]
     found = inception_score(evidence.rows, splits)
     count = int(found.extra["splits"])
@@ -242,36 +257,64 @@ def _distance(title: str, extractor: str, output: str = "") -> Metric:
     return Metric(title, (extractor, output), "moments", "lower", _frechet, bounds=(0.0, math.inf))
 
 
-def _rows(title: str, extractor: str, better: Better, compute: Callable[[Evidence], Figure], **more: Any) -> Metric:
+def _rows(
+    title: str, extractor: str, better: Better, compute: Callable[[Evidence], Figure], **more: Any
+) -> Metric:
     return Metric(title, (extractor, ""), "rows", better, compute, **more)
 
 
 def _score(title: str, convention: str) -> Metric:
     settings = {"scale": CONVENTIONS[convention].scale}
-    return _rows(title, "clip", "higher", _alignment(convention), needs=("prompts",), settings=settings, least=1)
+    return _rows(
+        title, "clip", "higher", _alignment(convention), needs=("prompts",), settings=settings, least=1
+    )
 
 
 METRICS: dict[str, Metric] = {
     "fid": _distance("FID", "inception"),
-    "fid_infinity": Metric("FID-infinity", ("inception", ""), "moments", "lower", _frechet_infinity, least=30, by_groups=True),
+    "fid_infinity": Metric(
+        "FID-infinity", ("inception", ""), "moments", "lower", _frechet_infinity, least=30, by_groups=True
+    ),
     "sfid": _distance("sFID", "inception", "spatial"),
     "kid": _rows("KID", "inception", "lower", _kid, least=3),
-    "kid_subsets": _rows("KID, mean of subsets", "inception", "lower", _kernel_subsets, settings=SUBSETS, least=SUBSETS["size"]),
-    "inception_score": Metric("Inception Score", ("inception", "logits_unbiased"), "rows", "higher", _inception_score, needs=(), least=10),
+    "kid_subsets": _rows(
+        "KID, mean of subsets", "inception", "lower", _kernel_subsets, settings=SUBSETS, least=SUBSETS["size"]
+    ),
+    "inception_score": Metric(
+        "Inception Score",
+        ("inception", "logits_unbiased"),
+        "rows",
+        "higher",
+        _inception_score,
+        needs=(),
+        least=10,
+    ),
     "fd_dinov2": _distance("FD-DINOv2", "dinov2"),
     "cmmd": _rows("CMMD", "cmmd", "lower", _cmmd),
     "clip_score": _score("CLIP score, x100", "clip_score"),
     "clip_score_hessel": _score("CLIPScore, x2.5", "hessel"),
     "frechet": _distance("Frechet distance", "features"),
     "kernel": _rows("Kernel distance", "features", "lower", _kernel, least=3, of_class=3),
-    "precision": _rows("Precision", "features", "higher", _precision, settings={"k": 3}, least=4, bounds=SHARE),
+    "precision": _rows(
+        "Precision", "features", "higher", _precision, settings={"k": 3}, least=4, bounds=SHARE
+    ),
     "recall": _rows("Recall", "features", "higher", _recall, settings={"k": 3}, least=4, bounds=SHARE),
     "density": _rows("Density", "features", "higher", _density, settings={"k": 5}, least=6),
     "coverage": _rows("Coverage", "features", "higher", _coverage, settings={"k": 5}, least=6, bounds=SHARE),
     "accuracy": Metric(
-        "Label accuracy", ("classifier", "logits"), "rows", "higher", _accuracy, ("labels",), least=1, per_picture=True, bounds=SHARE
+        "Label accuracy",
+        ("classifier", "logits"),
+        "rows",
+        "higher",
+        _accuracy,
+        ("labels",),
+        least=1,
+        per_picture=True,
+        bounds=SHARE,
     ),
-    "nearest": _rows("Nearest training image", "neighbours", "neither", _nearest, needs=("training",), per_picture=True),
+    "nearest": _rows(
+        "Nearest training image", "neighbours", "neither", _nearest, needs=("training",), per_picture=True
+    ),
     "memorised": Metric(
         "Memorised",
         ("neighbours", ""),
@@ -287,7 +330,8 @@ METRICS: dict[str, Metric] = {
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of that name, or one from outside (see `diffusion.outside`). ValueError for a name that is unknown."""
+    """The metric of that name, or one from outside (see `diffusion.outside`). ValueError for a name that is
+    unknown."""
     found = lookup("metric", name, METRICS)
     if not isinstance(found, Metric):
         raise ValueError(f"the metric {name!r} must be an eval.figures.Metric, not a {type(found).__name__}")

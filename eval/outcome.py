@@ -29,7 +29,11 @@ Gathered = Mapping[Side, Collected]
 
 def scored(plan: Plan, name: str, figure: Figure, gathered: Gathered) -> Scored:
     """A figure with all that it depends on; of samples in parts, the plan and the pictures of the first."""
-    metric, (extractor, output), samples = find_metric(name), plan.outputs[name].split("."), gathered["samples"]
+    metric, (extractor, output), samples = (
+        find_metric(name),
+        plan.outputs[name].split("."),
+        gathered["samples"],
+    )
     basis: dict[str, Any] = {"metric": metric.title, "settings": dict(metric.settings)}
     if not metric.per_picture:
         basis["n"] = samples.n
@@ -41,7 +45,11 @@ def scored(plan: Plan, name: str, figure: Figure, gathered: Gathered) -> Scored:
         basis["classes"] = "drawn" if plan.common_classes(gathered) is None else "fixed"
     basis |= {"extractor": plan.extractors[extractor].identity.to_json(), "output": output}
     if "reference" in metric.needs:
-        basis["reference"] = plan.statistics.known if plan.statistics and metric.keep == "moments" else gathered["reference"].sha256
+        basis["reference"] = (
+            plan.statistics.known
+            if plan.statistics and metric.keep == "moments"
+            else gathered["reference"].sha256
+        )
     if "training" in metric.needs:
         basis["training"] = gathered["training"].sha256
     if "prompts" in metric.needs:
@@ -49,16 +57,28 @@ def scored(plan: Plan, name: str, figure: Figure, gathered: Gathered) -> Scored:
     return Scored(figure.value, metric.better, samples.n, basis, figure.low, figure.high, dict(figure.extra))
 
 
-def result_of(plan: Plan, figures: Mapping[str, Scored], parts: Sequence[Gathered], before: Result | None) -> Result:
+def result_of(
+    plan: Plan, figures: Mapping[str, Scored], parts: Sequence[Gathered], before: Result | None
+) -> Result:
     """All of it, for the file, together with the figures that are there already."""
     params, source, samples = plan.params, plan.sides["samples"], joined([part["samples"] for part in parts])
-    about: dict[str, Any] = {"origin": source.origin, "n": samples.n, "sha256": samples.sha256, "skipped": samples.skipped}
+    about: dict[str, Any] = {
+        "origin": source.origin,
+        "n": samples.n,
+        "sha256": samples.sha256,
+        "skipped": samples.skipped,
+    }
     about["sizes"] = size_names(samples.sizes)
-    about |= {name: value for name, value in (("role", params.role), ("model", params.model)) if value is not None}
+    about |= {
+        name: value for name, value in (("role", params.role), ("model", params.model)) if value is not None
+    }
     if isinstance(source, Drawn):
         about |= {"settings": source.settings, "calls": source.calls, "seconds": source.seconds}
     keys = {name: plan.key(name) for name in figures}
-    settings = {name: value for name, value in asdict(params).items() if value is not None} | {"of": plan.samples_key, "keys": keys}
+    settings = {name: value for name, value in asdict(params).items() if value is not None} | {
+        "of": plan.samples_key,
+        "keys": keys,
+    }
     facts = provenance()
     if any(output.startswith("inception.") for output in plan.outputs.values()):
         protocol = PROTOCOLS[params.protocol]
@@ -74,7 +94,10 @@ def _merged(before: Result, new: Result) -> Result:
     return replace(
         new,
         figures={**before.figures, **new.figures},
-        samples={**before.samples, **{name: value for name, value in new.samples.items() if value == value}},  # NaN: nothing was drawn anew
+        samples={
+            **before.samples,
+            **{name: value for name, value in new.samples.items() if value == value},
+        },  # NaN: nothing was drawn anew
         notes=tuple(dict.fromkeys((*before.notes, *new.notes))),
         settings={**new.settings, "metric": list(keys), "keys": keys},
         facts={**before.facts, **new.facts},
@@ -85,14 +108,20 @@ def notes(plan: Plan, gathered: Gathered, figures: Mapping[str, Scored]) -> Iter
     """What a reader of the figures should know, a line each."""
     for side, found in gathered.items():
         if found.skipped:
-            yield f"{len(found.skipped)} of {len(plan.sides[side])} {side.removesuffix('s')} pictures could not be used and were left out"
+            yield (
+                f"{len(found.skipped)} of {len(plan.sides[side])} {side.removesuffix('s')} pictures could "
+                "not be used and were left out"
+            )
         if ignored := getattr(plan.sides[side], "ignored", None):
             yield f"files of the {side} that are not read: {describe(ignored)}"
         if len(found.sizes) > 1:
             yield f"the {side.removesuffix('s')} pictures have {len(found.sizes)} sizes"
     own, other = size_names(gathered["samples"].sizes), _reference_sizes(plan, gathered)
     if own and other and not set(own) & set(other):
-        yield f"the samples are {_few(own)}, the reference is {_few(other)}: resizing them to one size is a part of every distance"
+        yield (
+            f"the samples are {_few(own)}, the reference is {_few(other)}: resizing them to one size is a "
+            "part of every distance"
+        )
     for extractor in plan.extractors.values():
         if extractor.identity.random:
             yield f"{extractor.identity.network} has random weights: its numbers mean nothing outside a trial"
@@ -100,10 +129,20 @@ def notes(plan: Plan, gathered: Gathered, figures: Mapping[str, Scored]) -> Iter
         if cut := figure.extra.get("cut", 0):
             yield f"{name}: {cut:g} of {figure.n} prompts are longer than the network reads, and were cut"
     usual = PROTOCOLS[plan.params.protocol].usual_n
-    if few := [name for name, figure in figures.items() if "protocol" in figure.basis and "reference" in figure.basis and figure.n < usual]:
-        yield f"under {plan.params.protocol}, {few[0]} is usually of {usual:,} samples; these are {figures[few[0]].n:,}"
+    if few := [
+        name
+        for name, figure in figures.items()
+        if "protocol" in figure.basis and "reference" in figure.basis and figure.n < usual
+    ]:
+        yield (
+            f"under {plan.params.protocol}, {few[0]} is usually of {usual:,} samples; these are "
+            f"{figures[few[0]].n:,}"
+        )
     if plan.statistics is not None and plan.statistics.identity is None:
-        yield f"{plan.statistics.origin} does not say which network its statistics are of, nor how pictures were prepared"
+        yield (
+            f"{plan.statistics.origin} does not say which network its statistics are of, nor how pictures "
+            "were prepared"
+        )
 
 
 def _reference_sizes(plan: Plan, gathered: Gathered) -> Sequence[str]:
@@ -120,9 +159,9 @@ def _few(sizes: Sequence[str]) -> str:
 def find_existing(plan: Plan, leads: bool) -> tuple[Path, Result | None]:
     """The result's path, and an existing result that these figures can be added to.
 
-    Asked for other metrics, a result gathers figures. One of other samples, or of the same metric with other settings, is replaced where
-    `out` or a report's folder names its place, and otherwise left alone. ValueError where something else is in the way, OSError where
-    nothing can be written.
+    Asked for other metrics, a result gathers figures. One of other samples, or of the same metric with other
+    settings, is replaced where `out` or a report's folder names its place, and otherwise left alone.
+    ValueError where something else is in the way, OSError where nothing can be written.
     """
     params, samples = plan.params, plan.sides["samples"]
     out = _place(params, samples)
@@ -136,7 +175,8 @@ def find_existing(plan: Plan, leads: bool) -> tuple[Path, Result | None]:
 
 
 def _of_these(plan: Plan, out: Path) -> Result | None:
-    """The result of these samples that a file holds. ValueError where it is no result, OSError for a folder."""
+    """The result of these samples that a file holds. ValueError where it is no result, OSError for a
+    folder."""
     if not out.exists():
         return None
     if out.is_dir():
@@ -158,11 +198,17 @@ def _place(params: ScoreParams, samples: Source) -> Path:
     """Where it is told, in the report's folder with a name for each row, or beside the samples."""
     if params.out is not None:
         return Path(params.out)
-    name = re.sub(r"[^\w.]+", "-", params.name or default_name(samples)).strip("-.").lower()[-100:] or "samples"
+    name = (
+        re.sub(r"[^\w.]+", "-", params.name or default_name(samples)).strip("-.").lower()[-100:] or "samples"
+    )
     if params.report is not None:
         return Path(params.report) / "results" / f"{name}-{_digest(params)}.json"
     if isinstance(samples, Drawn):
-        return Path(samples.origin) / "scores" / f"{name}.json" if Path(samples.origin).is_dir() else Path(f"{name}.scores.json")
+        return (
+            Path(samples.origin) / "scores" / f"{name}.json"
+            if Path(samples.origin).is_dir()
+            else Path(f"{name}.scores.json")
+        )
     origin = Path(samples.origin).resolve()
     return origin.with_name(f"{origin.name}.scores.json") if origin.exists() else Path(f"{name}.scores.json")
 

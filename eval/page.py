@@ -19,7 +19,8 @@ NOTHING = "–"
 
 
 def write_page(path: str | Path, template: Path, **values: Any) -> None:
-    """Fill in a template and write the page to `path`, whole or not at all; OSError where the path cannot be written.
+    """Fill in a template and write the page to `path`, whole or not at all; OSError where the path cannot be
+    written.
 
     All text is escaped. The template may build on those in eval/templates, which give all pages one look.
     """
@@ -38,14 +39,18 @@ def picture_address(content: bytes, kind: str = "png") -> str:
 
 
 def decimals(values: Sequence[float], spreads: Sequence[float], most: int = 4) -> int:
-    """Enough for two digits of the typical spread; where none is above 0, for three digits of the typical value. At most `most`."""
+    """Enough for two digits of the typical spread; where none is above 0, for three digits of the typical
+    value. At most `most`."""
     known = [spread for spread in spreads if spread > 0]
     digits, typical = (2, known) if known else (3, [abs(value) for value in values if value])
-    return min(most, max(0, digits - 1 - math.floor(math.log10(statistics.median(typical))))) if typical else 2
+    return (
+        min(most, max(0, digits - 1 - math.floor(math.log10(statistics.median(typical))))) if typical else 2
+    )
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number for people: `digits` significant ones and all before the point, no trailing zeros; powers of ten below a thousandth."""
+    """A number for people: `digits` significant ones and all before the point, no trailing zeros; powers of
+    ten below a thousandth."""
     if math.isnan(value):
         return NOTHING
     if math.isinf(value):

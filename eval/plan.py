@@ -1,4 +1,5 @@
-"""What an evaluation is to do: everything opened and checked before the work, and what each metric is given of it."""
+"""What an evaluation is to do: everything opened and checked before the work, and what each metric is given
+of it."""
 
 from __future__ import annotations
 
@@ -82,7 +83,10 @@ class Plan:
         for name in _names(outputs):
             if name not in own:
                 check_dtype(name, DTYPES[params.dtype])
-        used = {name: own.get(name) or build(name, params.extractors, params.protocol, DTYPES[params.dtype]) for name in _names(outputs)}
+        used = {
+            name: own.get(name) or build(name, params.extractors, params.protocol, DTYPES[params.dtype])
+            for name in _names(outputs)
+        }
         for extractor in used.values():
             extractor.to(where.device).eval().requires_grad_(False)
         plan = cls(params, sides, statistics, outputs, used, where.device)
@@ -91,7 +95,8 @@ class Plan:
         return plan
 
     def _check_output(self, name: str) -> None:
-        """ValueError where the extractor of a metric does not give what it needs, or statistics are those of another."""
+        """ValueError where the extractor of a metric does not give what it needs, or statistics are those of
+        another."""
         metric, samples = find_metric(name), self.sides["samples"]
         extractor, output = self._source(name)
         extractor.check_outputs([output])
@@ -120,7 +125,8 @@ class Plan:
         sides: dict[Side, Source] = {
             side: source
             for side, source in self.sides.items()
-            if side == "samples" or any(side in sides_needed(find_metric(name), self.sides) for name in outputs)
+            if side == "samples"
+            or any(side in sides_needed(find_metric(name), self.sides) for name in outputs)
         }
         used = {name: self.extractors[name] for name in _names(outputs)}
         return Plan(self.params, sides, self.statistics, outputs, used, self.device)
@@ -131,24 +137,56 @@ class Plan:
         return _key([self.sides["samples"].stamp, self.params.on_error])
 
     def key(self, name: str) -> str:
-        """Of all that the figure of a metric depends on: settings, pictures, weights, and the version of this library."""
+        """Of all that the figure of a metric depends on: settings, pictures, weights, and the version of this
+        library."""
         metric, (extractor, output) = find_metric(name), self._source(name)
         stamps = {side: self.sides[side].stamp for side in sides_needed(metric, self.sides)}
         conditions = {"prompts": self.sides["samples"].prompts, "labels": self.sides["samples"].labels}
         needed = {need: list(value or ()) for need, value in conditions.items() if need in metric.needs}
-        statistics = self.statistics.sha256 if self.statistics is not None and "reference" in metric.needs else None
-        return _key([__version__, name, self.params.how, stamps, needed, statistics, extractor.identity.to_json(), output])
+        statistics = (
+            self.statistics.sha256 if self.statistics is not None and "reference" in metric.needs else None
+        )
+        return _key(
+            [
+                __version__,
+                name,
+                self.params.how,
+                stamps,
+                needed,
+                statistics,
+                extractor.identity.to_json(),
+                output,
+            ]
+        )
 
-    def gather(self, side: Side, where: World, state: Path | None = None, keep: bool = False, seen: Seen = unseen) -> Collected | None:
+    def gather(
+        self, side: Side, where: World, state: Path | None = None, keep: bool = False, seen: Seen = unseen
+    ) -> Collected | None:
         """Go through the pictures of a side once, for all metrics. state, keep, seen: as in `collect`."""
         source, (moments, rows), p = self.sides[side], self._wanted(side), self.params
-        used = {name: self.extractors[name] for name in dict.fromkeys(output.split(".")[0] for output in (*moments, *rows))}
+        used = {
+            name: self.extractors[name]
+            for name in dict.fromkeys(output.split(".")[0] for output in (*moments, *rows))
+        }
         params = CollectParams(p.batch_size, p.groups, p.on_error, p.sizes, p.save_every)
         ahead = not getattr(source, "computes", False)
-        return collect(source, used, moments, rows, params, where, state, keep=keep, ahead=ahead, seen=seen, progress=p.progress)
+        return collect(
+            source,
+            used,
+            moments,
+            rows,
+            params,
+            where,
+            state,
+            keep=keep,
+            ahead=ahead,
+            seen=seen,
+            progress=p.progress,
+        )
 
     def state(self, side: Side, out: Path, part: int = 0) -> Path:
-        """Where the work on a side or a part of the samples is saved: beside the result or, of what many results share, in the cache."""
+        """Where the work on a side or a part of the samples is saved: beside the result or, of what many
+        results share, in the cache."""
         if side == "samples" or self.params.cache is None:
             return out.with_name(f".{out.stem}.{side}{f'-{part}' * (part > 0)}.safetensors")
         wanted = self._wanted(side)
@@ -165,14 +203,21 @@ class Plan:
 
     def _wanted(self, side: Side) -> tuple[list[str], list[str]]:
         """The outputs to sum up, and to keep, of the pictures of a side."""
-        asked = [(find_metric(name).keep, output) for name, output in self.outputs.items() if side in ("samples", *find_metric(name).needs)]
+        asked = [
+            (find_metric(name).keep, output)
+            for name, output in self.outputs.items()
+            if side in ("samples", *find_metric(name).needs)
+        ]
         if side == "reference" and self.statistics is not None:
             asked = [(keep, output) for keep, output in asked if keep == "rows"]
-        moments, rows = ([output for keep, output in dict.fromkeys(asked) if keep == kind] for kind in ("moments", "rows"))
+        moments, rows = (
+            [output for keep, output in dict.fromkeys(asked) if keep == kind] for kind in ("moments", "rows")
+        )
         return moments, rows
 
     def evidence(self, output: str, gathered: Mapping[Side, Collected]) -> Evidence:
-        """What the metrics of an output are computed of. ValueError where too few pictures are left for one of them."""
+        """What the metrics of an output are computed of. ValueError where too few pictures are left for one
+        of them."""
         samples, extractor = gathered["samples"], self.extractors[output.split(".")[0]]
         metrics = {name: find_metric(name) for name, other in self.outputs.items() if other == output}
         needs = {need for metric in metrics.values() for need in metric.needs}
@@ -188,16 +233,22 @@ class Plan:
             reference=gathered.get("reference"),
             training=gathered.get("training"),
             embedded=(lambda prefix: self._texts(extractor, prefix, samples)) if "prompts" in needs else None,
-            wanted=_numbered(self.labels("samples", samples), _classes(extractor)) if "labels" in needs else None,
+            wanted=_numbered(self.labels("samples", samples), _classes(extractor))
+            if "labels" in needs
+            else None,
             classes=self.common_classes(gathered),
-            numbers=torch.tensor(index_within_class(labels)) if (labels := self.labels("samples", samples)) else None,
+            numbers=torch.tensor(index_within_class(labels))
+            if (labels := self.labels("samples", samples))
+            else None,
         )
 
     def _texts(self, extractor: Extractor, prefix: str, samples: Collected) -> TextFeatures:
         """The prompts of the samples that were used, with the prefix before each, embedded."""
         prompts, size = [prefix + prompt for prompt in self.prompts(samples)], self.params.batch_size
         parts = [extractor.text(prompts[i : i + size]) for i in range(0, len(prompts), size)]
-        return TextFeatures(torch.cat([part.rows for part in parts]), tuple(chain(*(part.truncated for part in parts))))
+        return TextFeatures(
+            torch.cat([part.rows for part in parts]), tuple(chain(*(part.truncated for part in parts)))
+        )
 
     def prompts(self, samples: Collected) -> list[str]:
         """Of the samples that were used."""
@@ -219,13 +270,19 @@ class Plan:
 
 
 def _sides(
-    params: ScoreParams, metrics: Mapping[str, Metric], statistics: Statistics | None, given: Mapping[Side, Source]
+    params: ScoreParams,
+    metrics: Mapping[str, Metric],
+    statistics: Statistics | None,
+    given: Mapping[Side, Source],
 ) -> dict[Side, Source]:
-    """All pictures that the metrics need, opened; the reference before the samples, which may show its classes."""
+    """All pictures that the metrics need, opened; the reference before the samples, which may show its
+    classes."""
     others: dict[Side, Source] = {}
     for side in get_args(Side)[1:]:
         spared = "moments" if side == "reference" and statistics is not None and side not in given else None
-        if who := next((name for name, metric in metrics.items() if side in metric.needs and metric.keep != spared), None):
+        if who := next(
+            (name for name, metric in metrics.items() if side in metric.needs and metric.keep != spared), None
+        ):
             others[side] = given.get(side) or _opened(params, side, who, statistics)
     return {"samples": given.get("samples") or _samples(params, others.get("reference")), **others}
 
@@ -235,22 +292,32 @@ def _samples(params: ScoreParams, reference: Source | None) -> Source:
     classes = None
     if params.classes == "reference":
         if reference is None or reference.labels is None:
-            raise ValueError("classes=reference needs a reference of pictures with classes, and a metric that compares with it")
+            raise ValueError(
+                "classes=reference needs a reference of pictures with classes, and a metric that compares "
+                "with it"
+            )
         if not isinstance(params.samples, Mapping):
-            raise ValueError("classes=reference is for what is drawn: pictures that are there have the classes that they have")
+            raise ValueError(
+                "classes=reference is for what is drawn: pictures that are there have the classes that they "
+                "have"
+            )
         if (n := params.samples.get("n")) is not None:
             classes = [proportional_classes(reference.labels, n // params.parts)] * params.parts
     samples = open_source(params.samples, params.prompts, params.max_pixels, classes)
     if params.n is None:
         return samples
     if getattr(samples, "computes", False):
-        raise ValueError("n is for pictures that are there: what is drawn says itself how many, samples={run: ..., n: ...}")
+        raise ValueError(
+            "n is for pictures that are there: what is drawn says itself how many, samples={run: ..., n: ...}"
+        )
     return first_of(samples, params.n)
 
 
 def _opened(params: ScoreParams, side: Side, who: str, statistics: Statistics | None) -> Source:
     if (asked := getattr(params, side)) is None:
-        raise ValueError(f"{who} needs {side} pictures: {side}=FOLDER{', or a file of statistics' * (side == 'reference')}")
+        raise ValueError(
+            f"{who} needs {side} pictures: {side}=FOLDER{', or a file of statistics' * (side == 'reference')}"
+        )
     try:
         return open_source(asked, max_pixels=params.max_pixels)
     except ValueError as error:
@@ -265,24 +332,36 @@ def sides_needed(metric: Metric, sides: Mapping[Side, object]) -> list[Side]:
 
 
 def _output(metric: Metric, params: ScoreParams, own: Mapping[str, Extractor]) -> str:
-    """The output that a metric is computed of: its own, or that of the extractor which the settings name in its place."""
+    """The output that a metric is computed of: its own, or that of the extractor which the settings name in
+    its place."""
     extractor, output = metric.output
-    settings = {"features": params.features, "neighbours": params.neighbours or params.features, "classifier": params.classifier}
+    settings = {
+        "features": params.features,
+        "neighbours": params.neighbours or params.features,
+        "classifier": params.classifier,
+    }
     chosen, _, asked = settings.get(extractor, extractor).partition(".")
     main = next(iter(own[chosen].widths)) if chosen in own else lookup("extractor", chosen, EXTRACTORS).main
     return f"{chosen}.{output or asked or main}"
 
 
 def _with_outside(params: ScoreParams) -> tuple[ScoreParams, dict[str, Extractor]]:
-    """Extractors from outside that the settings name, under names without dots, which part an extractor from its output."""
+    """Extractors from outside that the settings name, under names without dots, which part an extractor from
+    its output."""
     names, own = dict[str, Any](), dict[str, Extractor]()
     for field in ("features", "neighbours", "classifier"):
         name = getattr(params, field)
-        if name is None or name.split(".")[0] in EXTRACTORS or (found := outside.find("extractor", name)) is None:
+        if (
+            name is None
+            or name.split(".")[0] in EXTRACTORS
+            or (found := outside.find("extractor", name)) is None
+        ):
             continue
         made = found if isinstance(found, Extractor) else found()
         if not isinstance(made, Extractor):
-            raise ValueError(f"the extractor {name!r} must be an eval.features.extractor.Extractor, or make one")
+            raise ValueError(
+                f"the extractor {name!r} must be an eval.features.extractor.Extractor, or make one"
+            )
         names[field] = name.replace(".", "/")
         own[names[field]] = made
     return replace(params, **names), own

@@ -1,4 +1,5 @@
-"""Statistics of a reference, computed once for all that is compared with it: `plain-diffusion eval experiment=statistics`."""
+"""Statistics of a reference, computed once for all that is compared with it: `plain-diffusion eval
+experiment=statistics`."""
 
 from __future__ import annotations
 
@@ -23,9 +24,13 @@ from train.world import world
 class StatisticsParams(PassParams):
     """Of what to compute statistics, and with what."""
 
-    samples: str | dict[str, Any] = setting(..., "the pictures: as those that are scored", text="path", swept=True, heading="What")
+    samples: str | dict[str, Any] = setting(
+        ..., "the pictures: as those that are scored", text="path", swept=True, heading="What"
+    )
     out: str = setting(..., "a .safetensors file", kind="place", text="path")
-    outputs: tuple[str, ...] | None = setting(None, "of inception [pool, spatial] for fid and sfid; null: the one that distances compare")
+    outputs: tuple[str, ...] | None = setting(
+        None, "of inception [pool, spatial] for fid and sfid; null: the one that distances compare"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,11 +38,14 @@ class StatisticsParams(PassParams):
 
 
 def run(config: Mapping[str, Any]) -> Path | None:
-    """Write the statistics of a source of pictures to `out`, and return it; None in the processes that do not lead.
+    """Write the statistics of a source of pictures to `out`, and return it; None in the processes that do not
+    lead.
 
     ValueError or OSError in one line, mostly at once.
     """
-    params = make_params("", StatisticsParams, given({key: value for key, value in config.items() if key != "program"}))
+    params = make_params(
+        "", StatisticsParams, given({key: value for key, value in config.items() if key != "program"})
+    )
     out, name = Path(params.out), params.features
     if out.suffix != ".safetensors":
         raise ValueError(f"statistics are written as .safetensors: out={out.with_suffix('.safetensors')}")
@@ -49,12 +57,28 @@ def run(config: Mapping[str, Any]) -> Path | None:
         extractor.to(where.device).eval().requires_grad_(False)
         outputs = params.outputs or (EXTRACTORS[name].main,)
         extractor.check_outputs(outputs)
-        how = CollectParams(params.batch_size, params.groups, params.on_error, params.sizes, params.save_every)
+        how = CollectParams(
+            params.batch_size, params.groups, params.on_error, params.sizes, params.save_every
+        )
         state = out.with_name(f".{out.stem}.work.safetensors")
-        found = collect(source, {name: extractor}, [f"{name}.{o}" for o in outputs], [], how, where, state, progress=params.progress)
+        found = collect(
+            source,
+            {name: extractor},
+            [f"{name}.{o}" for o in outputs],
+            [],
+            how,
+            where,
+            state,
+            progress=params.progress,
+        )
     if found is not None:
         moments = {output: found.moments[f"{name}.{output}"].whole() for output in outputs}
         sizes = tuple(size_names(found.sizes))
-        write_statistics(Statistics(moments, found.n, extractor.identity, source.origin, pictures=found.sha256, sizes=sizes), out)
+        write_statistics(
+            Statistics(
+                moments, found.n, extractor.identity, source.origin, pictures=found.sha256, sizes=sizes
+            ),
+            out,
+        )
         forget(state)
     return out if where.leads else None

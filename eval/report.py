@@ -1,6 +1,8 @@
-"""The report of an evaluation: one HTML file, readable offline, and a table as text. What cannot be compared never shares a column.
+"""The report of an evaluation: one HTML file, readable offline, and a table as text. What cannot be compared
+never shares a column.
 
-Nothing is measured here. `report_of` turns the results in a folder into tables, figures, pictures and lines to cite.
+Nothing is measured here. `report_of` turns the results in a folder into tables, figures, pictures and lines
+to cite.
 """
 
 from __future__ import annotations
@@ -34,7 +36,16 @@ from eval.plots import (
 from eval.results import Result, Scored, read_result
 from eval.runs import Run, describe_runs
 from eval.settings import ScoreParams
-from eval.tables import Table, as_text, check_results, flat, make_tables, markdown_table, notes_of, random_metrics
+from eval.tables import (
+    Table,
+    as_text,
+    check_results,
+    flat,
+    make_tables,
+    markdown_table,
+    notes_of,
+    random_metrics,
+)
 from eval.targets import Target
 from models.files.writing import replacing
 from samplers.pictures import open_picture
@@ -74,8 +85,8 @@ def report_of(folder: str | Path, files: Sequence[Path] | None = None, story: St
 
     files  of results, in the order of the tables; None: folder/results/*.json in the order of their names
 
-    The sheet of NAME.json is NAME.png beside it. Results of one name are told apart by the names of their files. ValueError where there
-    are no results or a file holds none.
+    The sheet of NAME.json is NAME.png beside it. Results of one name are told apart by the names of their
+    files. ValueError where there are no results or a file holds none.
     """
     folder = Path(folder)
     files = result_files(folder) if files is None else files
@@ -87,7 +98,11 @@ def report_of(folder: str | Path, files: Sequence[Path] | None = None, story: St
         replace(result, name=f"{result.name} ({file.stem})") if names.count(result.name) > 1 else result
         for result, file in zip(results, files, strict=True)
     ]
-    sheets = {result.name: sheet for result, file in zip(results, files, strict=True) if (sheet := file.with_suffix(".png")).exists()}
+    sheets = {
+        result.name: sheet
+        for result, file in zip(results, files, strict=True)
+        if (sheet := file.with_suffix(".png")).exists()
+    }
     write_report(folder / "report.html", results, sheets, story or Story(f"Scores: {folder.resolve().name}"))
     with replacing(folder / "results.md") as temporary:
         temporary.write_text(markdown_table(results), encoding="utf-8")
@@ -96,13 +111,17 @@ def report_of(folder: str | Path, files: Sequence[Path] | None = None, story: St
     return folder / "report.html"
 
 
-def write_report(path: str | Path, results: Sequence[Result], sheets: Mapping[str, Path], story: Story | None = None) -> Path:
-    """Write the page to `path`, whole or not at all, and return it. All text is escaped; the page fetches nothing and runs nothing.
+def write_report(
+    path: str | Path, results: Sequence[Result], sheets: Mapping[str, Path], story: Story | None = None
+) -> Path:
+    """Write the page to `path`, whole or not at all, and return it. All text is escaped; the page fetches
+    nothing and runs nothing.
 
     results  in the order of the tables, each of a name of its own
     sheets   PNG files by the name of the result they are pictures of
 
-    ValueError for no results, two of one name, a sheet that is no picture; OSError where a file cannot be read or written.
+    ValueError for no results, two of one name, a sheet that is no picture; OSError where a file cannot be
+    read or written.
     """
     check_results(results)
     story = story or Story()
@@ -126,7 +145,11 @@ def write_report(path: str | Path, results: Sequence[Result], sheets: Mapping[st
         bars=any(cell.bar is not None for table in tables for row in table.rows for cell in row.cells),
         tables=tables,
         metrics=metrics,
-        networks=unique(figure.basis.get("extractor", {}).get("network") for result in results for figure in result.figures.values()),
+        networks=unique(
+            figure.basis.get("extractor", {}).get("network")
+            for result in results
+            for figure in result.figures.values()
+        ),
         bases=[_basis_in_words(metric, results) for metric in metrics],
         notes={note: i for i, note in enumerate(notes, 1)},
         devices=_devices(results),
@@ -140,11 +163,12 @@ def write_report(path: str | Path, results: Sequence[Result], sheets: Mapping[st
     return path
 
 
-# ------------------------------------------------------------------------------------------------------------- the verdict
+# The verdict ------------------------------------------------------------------------------------------------
 
 
 def _cards(tables: Sequence[Table], targets: Sequence[Target]) -> list[dict[str, Any]]:
-    """Large numbers for the head of the page: targets met, and the best of each main metric beside real data and noise."""
+    """Large numbers for the head of the page: targets met, and the best of each main metric beside real data
+    and noise."""
     cards = []
     if targets:
         missed = [target.name for target in targets if not target.met]
@@ -156,9 +180,20 @@ def _cards(tables: Sequence[Table], targets: Sequence[Target]) -> list[dict[str,
             if column.best is None or column.metric not in main_metrics(table.results):
                 continue
             row = next(row for row in table.rows if row.cells[i].rank == "best")
-            beside = [f"{name} {number(figure.value)}" for name, figure in (("real data", column.real), ("noise", column.noise)) if figure]
+            beside = [
+                f"{name} {number(figure.value)}"
+                for name, figure in (("real data", column.real), ("noise", column.noise))
+                if figure
+            ]
             detail = " · ".join([row.name, *beside])
-            cards.append({"label": f"best {column.heading}", "value": row.cells[i].text, "detail": detail, "bad": False})
+            cards.append(
+                {
+                    "label": f"best {column.heading}",
+                    "value": row.cells[i].text,
+                    "detail": detail,
+                    "bad": False,
+                }
+            )
     return cards
 
 
@@ -168,11 +203,12 @@ def _target(target: Target) -> dict[str, Any]:
     return {"name": target.name, "value": value, "bound": bound, "met": target.met, "note": target.note}
 
 
-# ---------------------------------------------------------------------------------------------------- what figures rest on
+# What figures rest on ---------------------------------------------------------------------------------------
 
 
 def cite(metric: str, result: Result) -> str:
-    """A figure on one line: "FID (clean, 50,000 samples vs. reference sha256 1234abcd..., inception f58cb9b6...) = 12.34 [12.1, 12.6]"."""
+    """A figure on one line: "FID (clean, 50,000 samples vs. reference sha256 1234abcd..., inception
+    f58cb9b6...) = 12.34 [12.1, 12.6]"."""
     figure = result.figures[metric]
     low, high = ends_or_value(figure)
     digits = decimals([figure.value], [(high - low) / 2], most=6) if math.isfinite(figure.value) else 0
@@ -183,7 +219,9 @@ def cite(metric: str, result: Result) -> str:
         samples += f" vs. reference {reference}"
     basis = ", ".join(filter(None, (_protocol(figure), samples, _network(figure))))
     interval = f" [{figure.low:.{digits}f}, {figure.high:.{digits}f}]" if low < high else ""
-    version = f", plain-diffusion {result.facts['plain-diffusion']}" if "plain-diffusion" in result.facts else ""
+    version = (
+        f", plain-diffusion {result.facts['plain-diffusion']}" if "plain-diffusion" in result.facts else ""
+    )
     return f"{metric_name(metric)} ({basis}) = {figure.value:.{digits}f}{interval}{version}"
 
 
@@ -224,16 +262,30 @@ def _basis_in_words(metric: str, results: Sequence[Result]) -> dict[str, str]:
 
 def _devices(results: Sequence[Result]) -> list[str]:
     """Where the seconds of results were measured."""
-    timed = [result for result, how in zip(results, drawn(results), strict=True) if how and math.isfinite(how.seconds)]
+    timed = [
+        result
+        for result, how in zip(results, drawn(results), strict=True)
+        if how and math.isfinite(how.seconds)
+    ]
     return unique(result.facts.get("device", "a device that is not known") for result in timed)
 
 
 def _fingerprints(results: Sequence[Result]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     """All that figures depend on, hashes whole: what several results share, and what is each one's own."""
-    entries = {result.name: {name: as_text(value, whole=True) for name, value in _fingerprint(result).items()} for result in results}
+    entries = {
+        result.name: {name: as_text(value, whole=True) for name, value in _fingerprint(result).items()}
+        for result in results
+    }
     first, *others = entries.values()
-    shared = {name: value for name, value in first.items() if others and all(other.get(name) == value for other in others)}
-    return shared, {result: {name: value for name, value in own.items() if name not in shared} for result, own in entries.items()}
+    shared = {
+        name: value
+        for name, value in first.items()
+        if others and all(other.get(name) == value for other in others)
+    }
+    return shared, {
+        result: {name: value for name, value in own.items() if name not in shared}
+        for result, own in entries.items()
+    }
 
 
 def _fingerprint(result: Result) -> dict[str, Any]:
@@ -242,11 +294,15 @@ def _fingerprint(result: Result) -> dict[str, Any]:
         found |= {f"{metric_name(metric)}: {name}": value for name, value in flat(figure.basis).items()}
         found |= {f"{metric_name(metric)}: {name}": value for name, value in figure.extra.items()}
     usual = flat(asdict(ScoreParams(samples="", metric="fid")))
-    found |= {f"asked for: {name}": value for name, value in flat(result.settings).items() if value != usual.get(name)}
+    found |= {
+        f"asked for: {name}": value
+        for name, value in flat(result.settings).items()
+        if value != usual.get(name)
+    }
     return found | dict(result.facts)
 
 
-# ------------------------------------------------------------------------------------------------------------ the pictures
+# The pictures -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -259,22 +315,30 @@ class Plot:
 
 
 STEPS_CAPTION = (
-    "Look at how few steps bring a curve to real data, and where it stops: what remains is the network's error, no longer the solver's. "
-    "DDIM (wide, rings) and Euler (thin, dots) are the same method in two notations: the dots sit inside the rings. Bars are 95 % "
+    "Look at how few steps bring a curve to real data, and where it stops: what remains is the network's "
+    "error, no longer the solver's. "
+    "DDIM (wide, rings) and Euler (thin, dots) are the same method in two notations: the dots sit inside "
+    "the rings. Bars are 95 % "
     "confidence intervals."
 )
 COST_CAPTION = (
-    "A line per model, sampler and guidance over its steps; bars are 95 % confidence intervals. The broad step line joins what nothing "
-    "cheaper beats. Dashed lines are results that were not drawn here, at no known cost. Costs are on a logarithmic axis."
+    "A line per model, sampler and guidance over its steps; bars are 95 % confidence intervals. The broad "
+    "step line joins what nothing "
+    "cheaper beats. Dashed lines are results that were not drawn here, at no known cost. Costs are on a "
+    "logarithmic axis."
 )
 TRADE_OFF_CAPTION = (
-    "A line per model and sampler over guidance, each of its most steps; bars are 95 % confidence intervals. More guidance usually buys "
-    "agreement with the prompt or the class at the price of likeness to real pictures: best is where the distance is low and the agreement "
+    "A line per model and sampler over guidance, each of its most steps; bars are 95 % confidence "
+    "intervals. More guidance usually buys "
+    "agreement with the prompt or the class at the price of likeness to real pictures: best is where the "
+    "distance is low and the agreement "
     "high. Stars were not drawn here."
 )
 NEAREST_CAPTION = (
-    "A model could score well by repeating its training set; then its samples would lie closer to training images than unseen real "
-    "pictures do: left of the band, towards 0. Somewhat to the left is expected of guided samples, which are more typical than real ones. "
+    "A model could score well by repeating its training set; then its samples would lie closer to training "
+    "images than unseen real "
+    "pictures do: left of the band, towards 0. Somewhat to the left is expected of guided samples, which "
+    "are more typical than real ones. "
     "The mean could hide a few copies, which the share that is memorised counts."
 )
 
@@ -289,18 +353,28 @@ def _plots(tables: Sequence[Table]) -> list[Plot]:
 
 
 def _plots_of(table: Table) -> Iterator[tuple[str, str, Figure]]:
-    """Main metrics against steps and costs, distances against agreement, and the nearest training images: title, caption, figure."""
-    mains = {metric: [result for result in table.results if metric in result.figures] for metric in main_metrics(table.results)}
+    """Main metrics against steps and costs, distances against agreement, and the nearest training images:
+    title, caption, figure."""
+    mains = {
+        metric: [result for result in table.results if metric in result.figures]
+        for metric in main_metrics(table.results)
+    }
     for metric, results in mains.items():
         if len({how.steps for how in drawn(results) if how and how.steps}) > 1:
             yield f"{metric_name(metric)} against steps", STEPS_CAPTION, steps_plot(results, metric)
     for metric, results in mains.items():
         if _has_costs(results):
             yield f"{metric_name(metric)} and its cost", COST_CAPTION, pareto_plot(results, [metric])
-    for distance, score in [(one, two) for one in mains for two in mains if DISTANCE.search(one) and AGREEMENT.search(two)]:
+    for distance, score in [
+        (one, two) for one in mains for two in mains if DISTANCE.search(one) and AGREEMENT.search(two)
+    ]:
         both = [result for result in mains[distance] if score in result.figures and not result.role]
         if len(both) > 1:
-            yield f"{metric_name(distance)} against {metric_name(score)}", TRADE_OFF_CAPTION, trade_off_plot(both, distance, score)
+            yield (
+                f"{metric_name(distance)} against {metric_name(score)}",
+                TRADE_OFF_CAPTION,
+                trade_off_plot(both, distance, score),
+            )
     if near := [result for result in table.results if "nearest" in result.figures]:
         yield "Distance to the nearest training image", NEAREST_CAPTION, nearest_plot(near)
 
@@ -309,13 +383,16 @@ def _has_costs(results: Sequence[Result]) -> bool:
     """Whether a result with a figure that is plotted says what its samples cost."""
     metrics = main_metrics(results)
     return any(
-        how and not (math.isnan(how.calls) and math.isnan(how.seconds)) and any(metric in result.figures for metric in metrics)
+        how
+        and not (math.isnan(how.calls) and math.isnan(how.seconds))
+        and any(metric in result.figures for metric in metrics)
         for result, how in zip(results, drawn(results), strict=True)
     )
 
 
 def _sheet(name: str, path: Path) -> dict[str, Any]:
-    """A sheet within the page: a small one magnified by a whole number, a large one made smaller, and then stored as JPEG."""
+    """A sheet within the page: a small one magnified by a whole number, a large one made smaller, and then
+    stored as JPEG."""
     try:
         image = open_picture(path)
     except (OSError, ValueError) as error:

@@ -1,4 +1,5 @@
-"""Results as JSON: every number with its interval and with all that it depends on; and the refusal to compare what differs in that."""
+"""Results as JSON: every number with its interval and with all that it depends on; and the refusal to compare
+what differs in that."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from models.files.text import read_json, strict, write_json
 
 Better = Literal["lower", "higher", "neither"]
 Role = Literal["floor", "held_out", "ceiling"]
-"""What a row is to the others: real pictures scored as samples are, those that they are compared with, and noise."""
+"""What a row is to the others: real pictures scored as samples are, those that they are compared with, and
+noise."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Scored:
     """A number that can be cited.
 
     n          samples; of each part, where the value is a mean over parts
-    basis      what another number must have in common with it to be compared: metric, protocol, extractor, reference, n, settings
+    basis      what another number must have in common with it to be compared: metric, protocol, extractor,
+               reference, n, settings
     low, high  95 % confidence interval; NaN where none is known
     extra      what else is known: `std` over `parts`, or over the splits of an Inception Score
     """
@@ -50,8 +53,9 @@ class Result:
 
     name      of its row in tables
     figures   by metric
-    samples   where they are from, how many, the SHA-256 of their pixels; sampler, steps, network calls and seconds where they were drawn;
-              what the model is called, and the row's role, where these are given
+    samples   where they are from, how many, the SHA-256 of their pixels; sampler, steps, network calls and
+              seconds where they were drawn; what the model is called, and the row's role, where these are
+              given
     notes     what a reader should know: pictures left out, captions cut, stand-ins
     settings  it was asked for with
     facts     versions and machine
@@ -68,7 +72,9 @@ class Result:
         """Its name, the number of samples, and at most four figures."""
         lines = [f"{self.name}: {self.samples.get('n', 0):,} samples"]
         lines += [f"  {name:18} {figure}" for name, figure in self.figures.items()]
-        return "\n".join(lines if len(lines) <= 6 else [*lines[:5], f"  ... and {len(lines) - 5} more figures"])
+        return "\n".join(
+            lines if len(lines) <= 6 else [*lines[:5], f"  ... and {len(lines) - 5} more figures"]
+        )
 
     @property
     def role(self) -> Role | None:
@@ -77,9 +83,11 @@ class Result:
         return found
 
     def basis(self, metric: str) -> dict[str, Any]:
-        """What another result must have in common with this one for the figure to be compared: its basis, and the size of the samples.
+        """What another result must have in common with this one for the figure to be compared: its basis, and
+        the size of the samples.
 
-        Extractors resize pictures: small ones would be ranked with large ones that they only resemble when both are seen from afar.
+        Extractors resize pictures: small ones would be ranked with large ones that they only resemble when
+        both are seen from afar.
         """
         sizes = self.samples.get("sizes") or []
         size = {"size of the samples": sizes[0] if len(sizes) == 1 else "several"} if sizes else {}
@@ -100,7 +108,9 @@ def read_result(path: str | Path) -> Result:
     content = read_json(path)
     try:
         found = check_mapping("figures", content.get("figures"))
-        figures = {name: make_params("", Scored, _known(check_mapping(name, value))) for name, value in found.items()}
+        figures = {
+            name: make_params("", Scored, _known(check_mapping(name, value))) for name, value in found.items()
+        }
         result = make_params("", Result, {**content, "figures": figures})
         _check_kinds(result)
         return result
@@ -109,7 +119,8 @@ def read_result(path: str | Path) -> Result:
 
 
 def _check_kinds(result: Result) -> None:
-    """ValueError or OverflowError for entries that a report could not read; others it writes down as they are."""
+    """ValueError or OverflowError for entries that a report could not read; others it writes down as they
+    are."""
     for name, figure in result.figures.items():
         check_mapping(f"figures.{name}.basis.extractor", figure.basis.get("extractor", {}))
     check_mapping("settings.keys", result.settings.get("keys", {}))
@@ -118,15 +129,21 @@ def _check_kinds(result: Result) -> None:
     check_type("samples.model", result.samples.get("model"), str | None)
     check_type("samples.sizes", result.samples.get("sizes", []), Sequence[str])
     check_type("samples.settings.steps", drawn.get("steps"), int | None)
-    numbers = {name: result.samples.get(name) for name in ("calls", "seconds")} | {"settings.guidance": drawn.get("guidance")}
+    numbers = {name: result.samples.get(name) for name in ("calls", "seconds")} | {
+        "settings.guidance": drawn.get("guidance")
+    }
     for name, value in numbers.items():
         check_type(f"samples.{name}", value, float | None)
-    for number in (*numbers.values(), *(end for figure in result.figures.values() for end in (figure.value, figure.low, figure.high))):
+    for number in (
+        *numbers.values(),
+        *(end for figure in result.figures.values() for end in (figure.value, figure.low, figure.high)),
+    ):
         float(number or 0)  # JSON knows integers that are larger than any float
 
 
 def check_comparable(results: Sequence[Result], metric: str) -> None:
-    """ValueError, with what differs, unless all results have this figure and it can be compared between them."""
+    """ValueError, with what differs, unless all results have this figure and it can be compared between
+    them."""
     first: Result | None = None
     for result in results:
         if metric not in result.figures:
@@ -136,7 +153,8 @@ def check_comparable(results: Sequence[Result], metric: str) -> None:
         elif difference := _difference(first.basis(metric), result.basis(metric)):
             name, one, other = difference
             raise ValueError(
-                f"{metric} of {first.name!r} and of {result.name!r} cannot be compared: {name} is {one} there and {other} here; "
+                f"{metric} of {first.name!r} and of {result.name!r} cannot be compared: {name} is {one} "
+                f"there and {other} here; "
                 "score both with the same"
             )
 
@@ -155,7 +173,9 @@ def comparable_parts(results: Sequence[Result], metric: str) -> list[list[Result
     return parts
 
 
-def _difference(one: Mapping[str, Any], other: Mapping[str, Any], within: str = "") -> tuple[str, Any, Any] | None:
+def _difference(
+    one: Mapping[str, Any], other: Mapping[str, Any], within: str = ""
+) -> tuple[str, Any, Any] | None:
     """The first entry in which two bases differ, by its name, and both values."""
     for name in dict.fromkeys((*one, *other)):
         a, b = one.get(name), other.get(name)

@@ -1,4 +1,5 @@
-"""Scoring samples, whoever made them: what `python -m eval samples=... reference=... metric=[...]` does, callable with plain values."""
+"""Scoring samples, whoever made them: what `python -m eval samples=... reference=... metric=[...]` does,
+callable with plain values."""
 
 from __future__ import annotations
 
@@ -38,21 +39,31 @@ def run(
 ) -> Written | None:
     """Score as the configuration says, and write the result as JSON; None in the processes that do not lead.
 
-    found       called with each figure as soon as it is known; the file is written each time, so that none is lost whatever comes after
-    sources     pictures of one's own, {"samples": TensorPictures(...)}, in place of what the configuration names
+    found       called with each figure as soon as it is known; the file is written each time, so that none is
+                lost whatever comes after
+    sources     pictures of one's own, {"samples": TensorPictures(...)}, in place of what the configuration
+                names
     extractors  of one's own, {"mine": Custom(...)}, for features=mine
 
-    Figures that are there already, of the same settings, pictures and weights, are not computed again; what is new joins them. ValueError
-    for anything that cannot be scored, as far as possible before the work; OSError where the result cannot be written.
+    Figures that are there already, of the same settings, pictures and weights, are not computed again; what
+    is new joins them. ValueError for anything that cannot be scored, as far as possible before the work;
+    OSError where the result cannot be written.
     """
     trust(config)
     own = {side: source.origin for side, source in (sources or {}).items()}
-    plain = {"samples": own.get("samples"), **{key: value for key, value in config.items() if key != "program"}}
+    plain = {
+        "samples": own.get("samples"),
+        **{key: value for key, value in config.items() if key != "program"},
+    }
     params = make_params("", ScoreParams, given(plain))
     with world(params.device) as where:
         plan = Plan.of(params, where, sources, extractors)
         out, before = find_existing(plan, where.leads)
-        known = {name: before.figures[name] for name in plan.outputs if before is not None and name in before.figures}
+        known = {
+            name: before.figures[name]
+            for name in plan.outputs
+            if before is not None and name in before.figures
+        }
         left = plan.only([name for name in plan.outputs if name not in known])
         sheet = Sheet(plan.parts[0].sides["samples"])
         gathered = gather(left, where, out, sheet.see) if left.outputs else []
@@ -78,7 +89,9 @@ def run(
     return Written(result, out, new=result is not before)
 
 
-def gather(plan: Plan, where: World, out: Path | None = None, seen: Seen = unseen, others: Gathered | None = None) -> list[Gathered]:
+def gather(
+    plan: Plan, where: World, out: Path | None = None, seen: Seen = unseen, others: Gathered | None = None
+) -> list[Gathered]:
     """All that the metrics need, for each part of the samples; nothing in the processes that do not lead.
 
     out     of the result: beside it the work is saved
@@ -87,7 +100,11 @@ def gather(plan: Plan, where: World, out: Path | None = None, seen: Seen = unsee
     """
     samples, found = [], dict(others or {})
     for k, part in enumerate(plan.parts):
-        samples.append(part.gather("samples", where, out and plan.state("samples", out, k), seen=seen if k == 0 else unseen))
+        samples.append(
+            part.gather(
+                "samples", where, out and plan.state("samples", out, k), seen=seen if k == 0 else unseen
+            )
+        )
     for side in plan.sides:
         if side not in ("samples", *found):
             one = plan.gather(side, where, out and plan.state(side, out), keep=plan.params.cache is not None)
@@ -108,7 +125,9 @@ def compute(plan: Plan, parts: Sequence[Gathered]) -> Iterator[tuple[str, Scored
     """Metric by metric, of what was gathered; of several parts, the mean over them."""
     outputs = dict.fromkeys(plan.outputs.values())
     evidence = {
-        output: [part.evidence(output, gathered) for part, gathered in zip(plan.parts, parts, strict=True)] for output in outputs if parts
+        output: [part.evidence(output, gathered) for part, gathered in zip(plan.parts, parts, strict=True)]
+        for output in outputs
+        if parts
     }
     for name, output in plan.outputs.items():
         if parts:

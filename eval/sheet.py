@@ -17,7 +17,8 @@ EACH, CLASSES = 3, 10  # pictures of each class, and the most classes
 
 
 class Sheet:
-    """The first pictures of a source or, where it has classes, the first of each, a class per column: the first ones and not a choice."""
+    """The first pictures of a source or, where it has classes, the first of each, a class per column: the
+    first ones and not a choice."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -25,12 +26,14 @@ class Sheet:
         self._seen: dict[int, Tensor] = {}
 
     def see(self, index: int, pixels: Tensor) -> None:
-        """Keep a picture, uint8 (3, H, W), that goes by, if it is one of these: what is drawn need not be drawn again."""
+        """Keep a picture, uint8 (3, H, W), that goes by, if it is one of these: what is drawn need not be
+        drawn again."""
         if index in self._chosen:
             self._seen[index] = _small(pixels)
 
     def save(self, path: str | Path) -> None:
-        """Write a PNG; those that did not go by are read now. What cannot be read, or is of another size than the first, is left out."""
+        """Write a PNG; those that did not go by are read now. What cannot be read, or is of another size than
+        the first, is left out."""
         missing = [i for i in self._chosen if i not in self._seen]
         with reading(self._source, missing) as read:
             for i, pixels in zip(missing, read, strict=True):

@@ -1,4 +1,5 @@
-"""Files of reference statistics: mean and covariance of the features of a data set, so that it need not be read again."""
+"""Files of reference statistics: mean and covariance of the features of a data set, so that it need not be
+read again."""
 
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ from train.data.npz import MAX_ARRAY, array_names, is_npy, one_line_errors, read
 
 MAX_PICTURES = 2**53  # float64 counts no further
 FORMAT = "reference statistics 1"
-FOREIGN = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # our outputs, and their arrays in files of pytorch-fid and ADM
+FOREIGN = {
+    "pool": ("mu", "sigma"),
+    "spatial": ("mu_s", "sigma_s"),
+}  # our outputs, and their arrays in files of pytorch-fid and ADM
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,11 @@ class _Metadata:
 
 
 def read_statistics(path: str | Path) -> Statistics:
-    """Read a file of this library (.safetensors), of pytorch-fid (.npz with mu, sigma) or of ADM (also with mu_s, sigma_s and pictures).
+    """Read a file of this library (.safetensors), of pytorch-fid (.npz with mu, sigma) or of ADM (also with
+    mu_s, sigma_s and pictures).
 
-    The last two record neither the extractor nor the number of pictures. FileNotFoundError; ValueError in one line for a file that is
-    damaged, holds something else, or holds matrices that are no covariances.
+    The last two record neither the extractor nor the number of pictures. FileNotFoundError; ValueError in one
+    line for a file that is damaged, holds something else, or holds matrices that are no covariances.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,7 +84,8 @@ def read_statistics(path: str | Path) -> Statistics:
 
 
 def is_statistics(path: str | Path) -> bool:
-    """Whether a path names a file of statistics, not of pictures: a .safetensors file, or an .npz file with mu and sigma."""
+    """Whether a path names a file of statistics, not of pictures: a .safetensors file, or an .npz file with
+    mu and sigma."""
     path = Path(path)
     if path.suffix.lower() == ".npz" and path.is_file():
         with one_line_errors(path):
@@ -88,10 +94,12 @@ def is_statistics(path: str | Path) -> bool:
 
 
 def write_statistics(statistics: Statistics, path: str | Path) -> None:
-    """Write a .safetensors file with the exact moments. ValueError for statistics of an unknown extractor or number of pictures."""
+    """Write a .safetensors file with the exact moments. ValueError for statistics of an unknown extractor or
+    number of pictures."""
     if statistics.identity is None or statistics.n is None:
         raise ValueError(
-            f"statistics of {statistics.origin} do not say their extractor and number of pictures: make them from the pictures"
+            f"statistics of {statistics.origin} do not say their extractor and number of pictures: make "
+            "them from the pictures"
         )
     if statistics.n < 2:
         raise ValueError(f"statistics need at least 2 pictures, and {statistics.origin} has {statistics.n}")
@@ -100,36 +108,48 @@ def write_statistics(statistics: Statistics, path: str | Path) -> None:
     tensors: dict[str, Tensor] = {}
     for output, moments in statistics.moments.items():
         if moments.n != statistics.n:
-            raise ValueError(f"moments of {output} are of {moments.n} pictures, and the statistics of {statistics.n}: give one set's")
+            raise ValueError(
+                f"moments of {output} are of {moments.n} pictures, and the statistics of {statistics.n}: "
+                "give one set's"
+            )
         state = moments.state_dict()
         tensors |= {f"{output}.{name}": state[name].contiguous().cpu() for name in ("mean", "scatter")}
-    metadata = _Metadata(statistics.n, statistics.identity, statistics.origin, statistics.pictures, statistics.sizes)
+    metadata = _Metadata(
+        statistics.n, statistics.identity, statistics.origin, statistics.pictures, statistics.sizes
+    )
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"format": FORMAT, "statistics": json.dumps(asdict(metadata))})
 
 
 def check_identity(statistics: Statistics, identity: Identity) -> None:
-    """ValueError that names the difference if the statistics are of another extractor. An unknown one passes: see `check_width`."""
+    """ValueError that names the difference if the statistics are of another extractor. An unknown one passes:
+    see `check_width`."""
     if statistics.identity is None:
         return
     for each in fields(Identity):
         made, now = (getattr(one, each.name) for one in (statistics.identity, identity))
         if made != now:
             raise ValueError(
-                f"the statistics of {statistics.origin} were made with another extractor: {each.name} is {made!r}, and here {now!r}; "
+                f"the statistics of {statistics.origin} were made with another extractor: {each.name} is "
+                f"{made!r}, and here {now!r}; "
                 "make them again with this one"
             )
 
 
 def check_width(statistics: Statistics, output: str, width: int) -> None:
-    """ValueError if the statistics lack this output, or have another width: the only check for an unknown extractor."""
+    """ValueError if the statistics lack this output, or have another width: the only check for an unknown
+    extractor."""
     if output not in statistics.moments:
-        raise ValueError(f"the statistics of {statistics.origin} are of {', '.join(statistics.moments)}, and there are none of {output!r}")
+        raise ValueError(
+            f"the statistics of {statistics.origin} are of {', '.join(statistics.moments)}, and there are "
+            f"none of {output!r}"
+        )
     found = len(statistics.moments[output].mean)
     if found != width:
         unknown = "" if statistics.identity else " (extractor unknown)"
         raise ValueError(
-            f"the statistics of {statistics.origin}{unknown} are of features of width {found}, and {output!r} is {width} wide here: "
+            f"the statistics of {statistics.origin}{unknown} are of features of width {found}, and "
+            f"{output!r} is {width} wide here: "
             "they were made with another extractor"
         )
 
@@ -141,7 +161,10 @@ def _read_npz(path: Path) -> Statistics:
         if "pool" not in present:
             what = ", ".join(found)[:200] or "nothing"
             raise ValueError(f"{path} holds {what}, and no reference statistics: these are mu and sigma")
-        arrays = {output: [_real(path, name, read_array(path, name)) for name in names] for output, names in present.items()}
+        arrays = {
+            output: [_real(path, name, read_array(path, name)) for name in names]
+            for output, names in present.items()
+        }
     moments = {}
     for output, (mean, covariance) in arrays.items():
         _check_moments(path, *present[output], mean, covariance)
@@ -160,10 +183,16 @@ def _read_safetensors(path: Path) -> Statistics:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} holds no reference statistics of ours: its format is {metadata.get('format')!r}, not {FORMAT!r}")
+                raise ValueError(
+                    f"{path} holds no reference statistics of ours: its format is "
+                    f"{metadata.get('format')!r}, not {FORMAT!r}"
+                )
             for name in file.keys():  # noqa: SIM118  (no mapping)
                 if math.prod(shape := file.get_slice(name).get_shape()) * 8 > MAX_ARRAY:
-                    raise ValueError(f"{path} says that {name} has the shape {tuple(shape)}: no features are as wide as that")
+                    raise ValueError(
+                        f"{path} says that {name} has the shape {tuple(shape)}: no features are as wide as "
+                        "that"
+                    )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read as a safetensors file: {one_line(error)}") from None
@@ -173,37 +202,58 @@ def _read_safetensors(path: Path) -> Statistics:
         raise ValueError(f"{path} is damaged: its description cannot be read ({one_line(error)})") from None
     described = make_params(f"the description in {path}", _Metadata, content)
     if not 2 <= described.n <= MAX_PICTURES:
-        raise ValueError(f"{path} says that its statistics are of n={described.n} pictures: they need at least 2")
+        raise ValueError(
+            f"{path} says that its statistics are of n={described.n} pictures: they need at least 2"
+        )
     moments = {}
     for output in sorted(name.removesuffix(".mean") for name in tensors if name.endswith(".mean")):
         check_names(f"tensor in {path}", [f"{output}.scatter"], tensors)
         mean, scatter = tensors[f"{output}.mean"], tensors[f"{output}.scatter"]
         _check_moments(path, f"{output}.mean", f"{output}.scatter", mean, scatter)
-        moments[output] = Moments.from_state({"n": torch.tensor(described.n), "mean": mean.double(), "scatter": scatter.double()})
+        moments[output] = Moments.from_state(
+            {"n": torch.tensor(described.n), "mean": mean.double(), "scatter": scatter.double()}
+        )
     if not moments:
         raise ValueError(f"{path} holds no moments: make the file again")
-    return Statistics(moments, described.n, described.identity, described.origin, sha256_of_file(path), described.pictures, described.sizes)
+    return Statistics(
+        moments,
+        described.n,
+        described.identity,
+        described.origin,
+        sha256_of_file(path),
+        described.pictures,
+        described.sizes,
+    )
 
 
 def _check_moments(path: Path, mean_name: str, name: str, mean: Tensor, matrix: Tensor) -> None:
-    """ValueError unless these can be a mean and a covariance, or a multiple of one, up to the rounding of their precision."""
+    """ValueError unless these can be a mean and a covariance, or a multiple of one, up to the rounding of
+    their precision."""
     if mean.ndim != 1 or len(mean) == 0 or matrix.shape != (len(mean), len(mean)):
         shapes = f"{tuple(mean.shape)} and {tuple(matrix.shape)}"
         raise ValueError(f"{mean_name} and {name} of {path} must have shapes (D,) and (D, D), not {shapes}")
     if not (mean.is_floating_point() and matrix.is_floating_point()):
-        raise ValueError(f"{mean_name} and {name} of {path} must hold real numbers, not {mean.dtype} and {matrix.dtype}")
+        raise ValueError(
+            f"{mean_name} and {name} of {path} must hold real numbers, not {mean.dtype} and {matrix.dtype}"
+        )
     rounding, matrix = max(torch.finfo(matrix.dtype).eps, torch.finfo(torch.float32).eps), matrix.double()
     total = float(matrix.trace())  # no less than any variance in any direction
     if not (mean.isfinite().all() and matrix.isfinite().all() and math.isfinite(total)):
-        raise ValueError(f"{mean_name} or {name} of {path} holds values that are not finite: make the file again")
+        raise ValueError(
+            f"{mean_name} or {name} of {path} holds values that are not finite: make the file again"
+        )
     difference = float((matrix - matrix.T).abs().max())
     if difference > max(1e-6, rounding) * float(matrix.abs().max()):
         raise ValueError(
-            f"{name} of {path} is no covariance: it is not symmetric, but differs by up to {difference:.2g} across its diagonal"
+            f"{name} of {path} is no covariance: it is not symmetric, but differs by up to {difference:.2g} "
+            "across its diagonal"
         )
     if not matrix.any():  # of pictures that are all alike
         return
     shifted = (matrix + matrix.T) / 2
     shifted.diagonal().add_(16 * rounding * total)
     if total <= 0 or int(torch.linalg.cholesky_ex(shifted).info):
-        raise ValueError(f"{name} of {path} is no covariance: its variance is negative in some direction; make the file again")
+        raise ValueError(
+            f"{name} of {path} is no covariance: its variance is negative in some direction; make the file "
+            "again"
+        )

@@ -20,7 +20,8 @@ class Cell:
     """One figure of a table.
 
     rank  "best" of its column, "tied" where its interval overlaps that of the best, or ""
-    bar   in percent, where on the way from noise (0) to real data (100) a distance lies, on a logarithmic scale
+    bar   in percent, where on the way from noise (0) to real data (100) a distance lies, on a logarithmic
+          scale
     """
 
     text: str
@@ -31,7 +32,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A metric: with the same number of decimals in every row. best: of the samples; real, noise: what the yardsticks have."""
+    """A metric: with the same number of decimals in every row. best: of the samples; real, noise: what the
+    yardsticks have."""
 
     metric: str
     heading: str
@@ -46,9 +48,15 @@ class Column:
         figure = result.figures.get(self.metric)
         if figure is None or not math.isfinite(figure.value):
             return Cell(NOTHING)
-        low, value, high = (minus(f"{end:.{self.digits}f}") for end in (figure.low, figure.value, figure.high))
+        low, value, high = (
+            minus(f"{end:.{self.digits}f}") for end in (figure.low, figure.value, figure.high)
+        )
         interval = f"{low} to {high}" if math.isfinite(figure.low) and math.isfinite(figure.high) else ""
-        return Cell(value, interval) if result.role else Cell(value, interval, self._rank(figure), self._bar(figure))
+        return (
+            Cell(value, interval)
+            if result.role
+            else Cell(value, interval, self._rank(figure), self._bar(figure))
+        )
 
     def _rank(self, figure: Scored) -> str:
         if self.best is None:
@@ -69,7 +77,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A result in a table. short: its name below that of its model; detail: what the name does not say of how it was drawn;
+    """A result in a table. short: its name below that of its model; detail: what the name does not say of how
+    it was drawn;
     tag: of a yardstick; notes: in words, which the page numbers.
     """
 
@@ -86,7 +95,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Results that can be compared in every column. apart: what sets it off from other tables; groups: rows by model, yardsticks first."""
+    """Results that can be compared in every column. apart: what sets it off from other tables; groups: rows
+    by model, yardsticks first."""
 
     results: tuple[Result, ...]
     apart: tuple[str, ...]
@@ -100,10 +110,13 @@ class Table:
 
 
 def make_tables(results: Sequence[Result], metrics: Sequence[str] | None = None) -> list[Table]:
-    """As few tables as hold only what can be compared, in the order of their first results; of these metrics, or of all."""
+    """As few tables as hold only what can be compared, in the order of their first results; of these metrics,
+    or of all."""
     metrics = unique(name for result in results for name in result.figures) if metrics is None else metrics
     hows = dict(zip((result.name for result in results), drawn(results), strict=True))
-    sets = _comparable_sets([result for result in results if any(metric in result.figures for metric in metrics)], metrics)
+    sets = _comparable_sets(
+        [result for result in results if any(metric in result.figures for metric in metrics)], metrics
+    )
     return [_table(members, _apart(members, sets, metrics), metrics, hows) for members in sets]
 
 
@@ -127,8 +140,11 @@ def _comparable_sets(results: Sequence[Result], metrics: Sequence[str]) -> list[
     return [members for _, members in sets]
 
 
-def _apart(members: Sequence[Result], sets: Sequence[Sequence[Result]], metrics: Sequence[str]) -> tuple[str, ...]:
-    """A line for each metric whose basis differs between the sets: the entries that differ, as they are in this one."""
+def _apart(
+    members: Sequence[Result], sets: Sequence[Sequence[Result]], metrics: Sequence[str]
+) -> tuple[str, ...]:
+    """A line for each metric whose basis differs between the sets: the entries that differ, as they are in
+    this one."""
     lines = []
     for metric in metrics:
         bases = [flat(basis) for other in sets if (basis := _basis(other, metric))]
@@ -136,7 +152,9 @@ def _apart(members: Sequence[Result], sets: Sequence[Sequence[Result]], metrics:
         keys = unique(key for basis in bases for key in basis)
         differing = [key for key in keys if any(basis.get(key) != own.get(key) for basis in bases)]
         if own and differing:
-            lines.append(f"{metric_name(metric)}: {'; '.join(f'{key} {as_text(own.get(key))}' for key in differing)}")
+            lines.append(
+                f"{metric_name(metric)}: {'; '.join(f'{key} {as_text(own.get(key))}' for key in differing)}"
+            )
     return tuple(lines)
 
 
@@ -144,8 +162,12 @@ def _basis(results: Iterable[Result], metric: str) -> Mapping[str, Any] | None:
     return next((result.basis(metric) for result in results if metric in result.figures), None)
 
 
-def _table(members: Sequence[Result], apart: tuple[str, ...], metrics: Sequence[str], hows: Mapping[str, How | None]) -> Table:
-    columns = tuple(_column(metric, members) for metric in metrics if any(metric in result.figures for result in members))
+def _table(
+    members: Sequence[Result], apart: tuple[str, ...], metrics: Sequence[str], hows: Mapping[str, How | None]
+) -> Table:
+    columns = tuple(
+        _column(metric, members) for metric in metrics if any(metric in result.figures for result in members)
+    )
     models = unique(how.model for result in members if (how := hows[result.name]))
     members = sorted(members, key=lambda result: _order(result, hows[result.name], models))
     groups: dict[str, list[Row]] = {}
@@ -157,30 +179,52 @@ def _table(members: Sequence[Result], apart: tuple[str, ...], metrics: Sequence[
 
 
 def _order(result: Result, how: How | None, models: Sequence[str]) -> tuple[int, str, float, int]:
-    """Of rows: yardsticks, then by model and how it drew; what was not drawn here comes last, in its own order."""
+    """Of rows: yardsticks, then by model and how it drew; what was not drawn here comes last, in its own
+    order."""
     if result.role:
         return -1, "", 0.0, 0
-    return (models.index(how.model), how.sampler, how.guidance, how.steps) if how else (len(models), "", 0.0, 0)
+    return (
+        (models.index(how.model), how.sampler, how.guidance, how.steps) if how else (len(models), "", 0.0, 0)
+    )
 
 
 def _column(metric: str, members: Sequence[Result]) -> Column:
     figures = [(result.role, result.figures[metric]) for result in members if metric in result.figures]
     ranked = [figure for role, figure in figures if role is None and math.isfinite(figure.value)]
     better = figures[0][1].better
-    digits = decimals([figure.value for figure in ranked], [(high - low) / 2 for low, high in map(ends_or_value, ranked)], most=6)
+    digits = decimals(
+        [figure.value for figure in ranked],
+        [(high - low) / 2 for low, high in map(ends_or_value, ranked)],
+        most=6,
+    )
     best = None
-    if len({figure.value for figure in ranked}) > 1 and better != "neither":  # what is equal in all is best in none
+    if (
+        len({figure.value for figure in ranked}) > 1 and better != "neither"
+    ):  # what is equal in all is best in none
         best = (min if better == "lower" else max)(ranked, key=lambda figure: figure.value)
     first = dict(reversed(figures))
-    return Column(metric, metric_name(metric), better, digits, best, first.get("held_out") or first.get("floor"), first.get("ceiling"))
+    return Column(
+        metric,
+        metric_name(metric),
+        better,
+        digits,
+        best,
+        first.get("held_out") or first.get("floor"),
+        first.get("ceiling"),
+    )
 
 
 def _row(result: Result, how: How | None, columns: Sequence[Column]) -> Row:
     steps = f"{how.steps} step{'s' * (how.steps != 1)}" if how and how.steps else ""
     guided = guidance_name(how.guidance) if how and how.guidance != 1 else ""
     detail = ", ".join(filter(None, (how.sampler, steps, guided))) if how else ""
-    own = how is None or not result.name.startswith(f"{how.model}, {how.sampler}, ")  # not the name that says just that
-    sizes = unique(f"{f.n:,}" + (f" × {f.extra['parts']:g}" if "parts" in f.extra else "") for f in result.figures.values())  # noqa: RUF001
+    own = how is None or not result.name.startswith(
+        f"{how.model}, {how.sampler}, "
+    )  # not the name that says just that
+    sizes = unique(
+        f"{f.n:,}" + (f" × {f.extra['parts']:g}" if "parts" in f.extra else "")  # noqa: RUF001
+        for f in result.figures.values()
+    )
     return Row(
         name=result.name,
         short=result.name if own else detail,
@@ -196,7 +240,11 @@ def _row(result: Result, how: How | None, columns: Sequence[Column]) -> Row:
 
 def notes_of(result: Result) -> tuple[str, ...]:
     """What a reader of a row should know."""
-    random = tuple(f"random stand-in weights: {metric_name(name)} means nothing" for name, f in result.figures.items() if f.random)
+    random = tuple(
+        f"random stand-in weights: {metric_name(name)} means nothing"
+        for name, f in result.figures.items()
+        if f.random
+    )
     return (*result.notes, *random)
 
 
@@ -205,24 +253,30 @@ def random_metrics(results: Sequence[Result]) -> list[str]:
     return unique(metric for result in results for metric, figure in result.figures.items() if figure.random)
 
 
-# ------------------------------------------------------------------------------------------------------------ as Markdown
+# As Markdown ------------------------------------------------------------------------------------------------
 
 
 def markdown_table(results: Sequence[Result], metrics: Sequence[str] | None = None) -> str:
-    """The tables as Markdown that also reads well as plain text; of these metrics, or of all. ValueError as for the page."""
+    """The tables as Markdown that also reads well as plain text; of these metrics, or of all. ValueError as
+    for the page."""
     check_results(results)
     tables = make_tables(results, metrics)
     parts = []
     if random := random_metrics(results):
         names = ", ".join(_escaped(metric_name(metric)) for metric in random)
-        parts.append(f"**RANDOM STAND-IN NETWORKS computed {names}: these numbers mean nothing outside a test.**")
+        parts.append(
+            f"**RANDOM STAND-IN NETWORKS computed {names}: these numbers mean nothing outside a test.**"
+        )
     for i, table in enumerate(tables, 1):
         if len(tables) > 1:
             parts.append(f"Table {i} of {len(tables)}, not to be compared with the others.")
         parts += [_escaped(line) for line in table.apart]
         head = ["", *(_markdown_heading(column) for column in table.columns), "calls", "s/image", "n"]
         parts.append(_aligned([head, *(_markdown_row(row) for row in table.rows)]))
-    parts.append("**Bold**: best of its column; `~`: its 95 % interval overlaps that of the best. In brackets: 95 % confidence interval.")
+    parts.append(
+        "**Bold**: best of its column; `~`: its 95 % interval overlaps that of the best. In brackets: 95 % "
+        "confidence interval."
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -241,7 +295,10 @@ def _markdown_heading(column: Column) -> str:
 
 def _markdown_row(row: Row) -> list[str]:
     marks = {"best": ("**", "**"), "tied": ("", " ~"), "": ("", "")}
-    cells = [f"{marks[cell.rank][0]}{cell.text}{marks[cell.rank][1]}{f' ({cell.interval})' if cell.interval else ''}" for cell in row.cells]
+    cells = []
+    for cell in row.cells:
+        before, after = marks[cell.rank]
+        cells.append(f"{before}{cell.text}{after}" + (f" ({cell.interval})" if cell.interval else ""))
     return [_escaped(row.name), *cells, row.calls, row.seconds, row.n]
 
 
@@ -254,14 +311,18 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first row is its head. Numbers to the right."""
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
     lines = [
-        "| " + " | ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]) + " |"
+        "| "
+        + " | ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        )
+        + " |"
         for row in rows
     ]
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-# ------------------------------------------------------------------------------------------------------------ plain values
+# Plain values -----------------------------------------------------------------------------------------------
 
 
 def flat(values: Mapping[str, Any], within: str = "") -> dict[str, Any]:
@@ -273,7 +334,8 @@ def flat(values: Mapping[str, Any], within: str = "") -> dict[str, Any]:
 
 
 def as_text(value: Any, whole: bool = False) -> str:
-    """A plain value in words. A hash by its first digits, a long list by its first entries, unless `whole`."""
+    """A plain value in words. A hash by its first digits, a long list by its first entries, unless
+    `whole`."""
     if value is None:
         return "not given"
     if isinstance(value, bool):
@@ -283,7 +345,8 @@ def as_text(value: Any, whole: bool = False) -> str:
     if isinstance(value, (list, tuple)):
         shown = value if whole or len(value) <= 4 else value[:3]
         more = "" if len(shown) == len(value) else f" and {len(value) - len(shown):,} more"
-        return ", ".join("×".join(map(str, v)) if isinstance(v, (list, tuple)) else as_text(v, whole) for v in shown) + more or "none"  # noqa: RUF001
+        parts = ["×".join(map(str, v)) if isinstance(v, (list, tuple)) else as_text(v, whole) for v in shown]  # noqa: RUF001
+        return ", ".join(parts) + more or "none"
     if isinstance(value, float):
         return f"{value:g}"
     return f"{value[:8]}..." if is_hash(value) and not whole else str(value)

@@ -37,7 +37,8 @@ class Promise:
 
 @dataclass(frozen=True)
 class Target:
-    """What was promised, and what was measured; `at_most`: whether the limit is the largest value allowed, or the smallest."""
+    """What was promised, and what was measured; `at_most`: whether the limit is the largest value allowed, or
+    the smallest."""
 
     name: str
     value: float

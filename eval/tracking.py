@@ -11,11 +11,14 @@ from train.logbook import WandB
 
 
 def log_result(result: Result, project: str, path: str | Path) -> None:
-    """One run of that project: each figure as numbers NAME, NAME_low and NAME_high, the sheet, and settings and fingerprints as config.
+    """One run of that project: each figure as numbers NAME, NAME_low and NAME_high, the sheet, and settings
+    and fingerprints as config.
 
-    path  of the result's JSON: the sheet is the PNG of the same name beside it, and what is kept offline goes into a folder of that name
+    path  of the result's JSON: the sheet is the PNG of the same name beside it, and what is kept offline goes
+          into a folder of that name
 
-    Online only where the user is logged in or WANDB_MODE says so, offline and silent otherwise. What is NaN is left out.
+    Online only where the user is logged in or WANDB_MODE says so, offline and silent otherwise. What is NaN
+    is left out.
     """
     path = Path(path)
     folder = path.with_suffix("")

@@ -18,25 +18,34 @@ from train.world import World
 
 
 class TrainingScores:
-    """What a model draws, scored: {"frechet": 1.2, "frechet_low": 1.1, "frechet_high": 1.3, ...}, to be logged beside the loss.
+    """What a model draws, scored: {"frechet": 1.2, "frechet_low": 1.1, "frechet_high": 1.3, ...}, to be
+    logged beside the loss.
 
-        plain-diffusion train experiment=digits_unet train.evaluate_every=500 +evaluate._target_=eval.training.TrainingScores
-            +evaluate.n=539 '+evaluate.metric=[frechet]' +evaluate.features=digits '+evaluate.reference={name: digits, split: held_out}'
+        plain-diffusion train experiment=digits_unet train.evaluate_every=500
+        +evaluate._target_=eval.training.TrainingScores
+            +evaluate.n=539 '+evaluate.metric=[frechet]' +evaluate.features=digits '+evaluate.reference={name:
+            digits, split: held_out}'
 
     n         pictures, the same seeds every time
-    metric    names; what they need besides (reference, training, extractors, ...) as in configs/eval/experiment/score.yaml
-    settings  those, and sampler, steps, guidance, seed, ... of `python -m samplers`; steps are 10 where nothing is said
+    metric    names; what they need besides (reference, training, extractors, ...) as in
+              configs/eval/experiment/score.yaml
+    settings  those, and sampler, steps, guidance, seed, ... of `python -m samplers`; steps are 10 where
+              nothing is said
 
-    The reference is gone through once. What a reader of the figures should know is warned of the first time. ValueError in one line for
-    settings that do not fit, when it is first called.
+    The reference is gone through once. What a reader of the figures should know is warned of the first time.
+    ValueError in one line for settings that do not fit, when it is first called.
     """
 
     def __init__(self, n: int, metric: str | list[str], **settings: Any) -> None:
         own = {field.name for field in fields(ScoreParams)}
         drawing = {name: value for name, value in settings.items() if name not in own}
-        self._drawing = make_params("evaluate", SampleParams, {"run": "training", "n": n, "steps": 10, "progress": False, **drawing})
+        self._drawing = make_params(
+            "evaluate", SampleParams, {"run": "training", "n": n, "steps": 10, "progress": False, **drawing}
+        )
         scoring = {"progress": False, **{name: value for name, value in settings.items() if name in own}}
-        self._scoring = make_params("evaluate", ScoreParams, {"samples": "training", "metric": metric, **scoring})
+        self._scoring = make_params(
+            "evaluate", ScoreParams, {"samples": "training", "metric": metric, **scoring}
+        )
         self._others: Gathered = {}
         self._noted: set[str] = set()
 
@@ -51,6 +60,12 @@ class TrainingScores:
             if note not in self._noted:
                 self._noted.add(note)
                 warnings.warn(note, stacklevel=2)
-        ends = {f"{name}_{end}": getattr(figure, end) for name, figure in figures.items() for end in ("low", "high")}
+        ends = {
+            f"{name}_{end}": getattr(figure, end)
+            for name, figure in figures.items()
+            for end in ("low", "high")
+        }
         values = {name: figure.value for name, figure in figures.items()} | ends
-        return {name: value for name, value in values.items() if value == value}  # NaN says that there is no interval
+        return {
+            name: value for name, value in values.items() if value == value
+        }  # NaN says that there is no interval

@@ -29,11 +29,17 @@ if TYPE_CHECKING:
     from models.layouts.save import save
     from models.presets import miniature, published
 else:
-    _AT_FIRST_USE = {"load": "layouts.load", "save": "layouts.save", "miniature": "presets", "published": "presets"}
+    _AT_FIRST_USE = {
+        "load": "layouts.load",
+        "save": "layouts.save",
+        "miniature": "presets",
+        "published": "presets",
+    }
     _AT_FIRST_USE |= dict.fromkeys(("FAMILIES", "NETWORKS", "PUBLISHED"), "families")
 
     def __getattr__(name: str) -> object:
-        """Families and formats of files, imported at their first use: they are half of all that would be imported here."""
+        """Families and formats of files, imported at their first use: they are half of all that would be
+        imported here."""
         from importlib import import_module
 
         if name in _AT_FIRST_USE:

@@ -6,7 +6,8 @@ import torch
 
 
 def find_device(name: str | None = None) -> torch.device:
-    """The device of that name: "cuda", "cuda:1", "mps", "cpu"; None takes a GPU where there is one. ValueError where it is not there.
+    """The device of that name: "cuda", "cuda:1", "mps", "cpu"; None takes a GPU where there is one.
+    ValueError where it is not there.
 
     Touches no GPU, so that of several processes each wakes its own only.
     """

@@ -1,10 +1,11 @@
-"""Published weights by name, from where they are published into a cache here. The one function of the library that opens a socket.
+"""Published weights by name, from where they are published into a cache here. The one function of the library
+that opens a socket.
 
-What the cache holds is taken from there, without a socket. What it lacks is fetched into a partial file, which a later call continues
-if the connection is lost, and which enters the cache only if its SHA-256 is the one that the hub names.
-A server is not trusted: what it says becomes part of a path only if it is a hash, and it is given up when it sends more than it promised,
-or stalls.
-The cache is laid out as the hub's own library does it, and shared with it; HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold.
+What the cache holds is taken from there, without a socket. What it lacks is fetched into a partial file,
+which a later call continues if the connection is lost, and which enters the cache only if its SHA-256 is the
+one that the hub names. A server is not trusted: what it says becomes part of a path only if it is a hash, and
+it is given up when it sends more than it promised, or stalls. The cache is laid out as the hub's own library
+does it, and shared with it; HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold.
 """
 
 from __future__ import annotations
@@ -75,20 +76,30 @@ FILES = {
 
 
 def download(
-    name: str, *, files: Sequence[str] = (), revision: str | None = None, folder: str | Path | None = None, patience: float = PATIENCE
+    name: str,
+    *,
+    files: Sequence[str] = (),
+    revision: str | None = None,
+    folder: str | Path | None = None,
+    patience: float = PATIENCE,
 ) -> list[Path]:
-    """The files of a published model on this machine, in the order of its table: `models.load(*models.download("sdxl"))`.
+    """The files of a published model on this machine, in the order of its table:
+    `models.load(*models.download("sdxl"))`.
 
     Shards that are fetched with their index are not among the paths returned: `load` takes the index.
-    Some models need their family named, see PUBLISHED: `models.load(*models.download("sdxl-turbo"), family="sdxl-turbo")`.
+    Some models need their family named, see PUBLISHED: `models.load(*models.download("sdxl-turbo"),
+    family="sdxl-turbo")`.
 
     name      one of PUBLISHED or FILES, or any repository on the hub, "owner/name"
-    files     these of its files, pickles (.ckpt, .bin) only so; left out: those of the table, or a repository's only safetensors file
-    revision  a commit, tag or branch; left out: that of the table, or "main". A branch stands for what it was when first fetched
+    files     these of its files, pickles (.ckpt, .bin) only so; left out: those of the table, or a
+              repository's only safetensors file
+    revision  a commit, tag or branch; left out: that of the table, or "main". A branch stands for what it was
+              when first fetched
     folder    where the cache is; left out: the hub library's own, for FILES torch's, which other tools share
     patience  seconds without an answer, or with less than 64 KiB of a file, after which a server is given up
-    Raises ValueError for a name that is not known, and OSError, in one line, where a file cannot be had: no network, no such file,
-    no permission, no room, or other bytes than the hub promised, which are deleted. What has come so far is kept for the next call.
+    Raises ValueError for a name that is not known, and OSError, in one line, where a file cannot be had: no
+    network, no such file, no permission, no room, or other bytes than the hub promised, which are deleted.
+    What has come so far is kept for the next call.
     """
     from huggingface_hub import constants
 
@@ -118,18 +129,29 @@ def download(
 
 def place(name: str, folder: str | Path | None = None) -> Path:
     """Where the one of FILES is once it is fetched, whether it is there or not."""
-    return Path(folder or Path(torch.hub.get_dir()) / "checkpoints").expanduser().absolute() / FILES[name].name
+    return (
+        Path(folder or Path(torch.hub.get_dir()) / "checkpoints").expanduser().absolute() / FILES[name].name
+    )
 
 
 def _check_name(what: str, name: str) -> None:
     """ValueError for a file or a revision whose name could lead out of its folder."""
-    odd = ".." in name.split("/") or name.startswith("/") or not name.isprintable() or set(name) & set('\\:*?"<>|')
+    odd = (
+        ".." in name.split("/")
+        or name.startswith("/")
+        or not name.isprintable()
+        or set(name) & set('\\:*?"<>|')
+    )
     if odd or len(name) > MAX_NAME:
-        raise ValueError(f"no {what} on the hub is called {brief(name)}: it has no '..' or backslash and does not begin with '/'")
+        raise ValueError(
+            f"no {what} on the hub is called {brief(name)}: it has no '..' or backslash and does not begin "
+            "with '/'"
+        )
 
 
 def _obtain_plain(name: str, path: Path, patience: float) -> Path:
-    """OSError, in one line, where it cannot be had or has other bytes than it should; nothing is left behind then."""
+    """OSError, in one line, where it cannot be had or has other bytes than it should; nothing is left behind
+    then."""
     file = FILES[name]
     if not path.exists():
         try:
@@ -155,11 +177,15 @@ def _only_safetensors(model: Published, patience: float) -> str:
         try:
             found = [str(entry["rfilename"]) for entry in parse_json(answer.getvalue())["siblings"]]
         except (ValueError, KeyError, TypeError):
-            raise OSError(f"the hub's answer does not say which files {model.repo} has: does HF_ENDPOINT point to a hub?") from None
+            raise OSError(
+                f"the hub's answer does not say which files {model.repo} has: does HF_ENDPOINT point to a "
+                "hub?"
+            ) from None
     found = [file for file in found if file.endswith(".safetensors")]
     if len(found) != 1:
         raise ValueError(
-            f"say which files of {model.repo} to fetch, files=[...]: it holds {brief(found) if found else 'no safetensors file'}"
+            f"say which files of {model.repo} to fetch, files=[...]: it holds "
+            f"{brief(found) if found else 'no safetensors file'}"
         )
     _check_name("file", found[0])
     return found[0]
@@ -180,11 +206,20 @@ def _obtain(model: Published, file: str, cache: Path, patience: float) -> Path:
             raise OSError("the hub's answer names no commit: does HF_ENDPOINT point to a hub?")
         for what, name, length in (("commit", commit, "40"), (file, remote.etag or "", "40}|[0-9a-f]{64")):
             if not re.fullmatch(f"[0-9a-f]{{{length}}}", name):
-                raise OSError(f"the hub's answer names {what} by {brief(name)}, which is not a hash: does HF_ENDPOINT point to a hub?")
+                raise OSError(
+                    f"the hub's answer names {what} by {brief(name)}, which is not a hash: does HF_ENDPOINT "
+                    "point to a hub?"
+                )
         if remote.size is None or remote.size < 0:
-            raise OSError(f"the hub's answer does not say how large {file} is: does HF_ENDPOINT point to a hub?")
-        if len(remote.etag or "") == 40 and not file.endswith((".json", ".txt")):  # which the hub keeps in git, under another hash
-            warnings.warn(f"the hub names no SHA-256 of {file} in {model.repo}: only its size is checked", stacklevel=2)
+            raise OSError(
+                f"the hub's answer does not say how large {file} is: does HF_ENDPOINT point to a hub?"
+            )
+        if len(remote.etag or "") == 40 and not file.endswith(
+            (".json", ".txt")
+        ):  # which the hub keeps in git, under another hash
+            warnings.warn(
+                f"the hub names no SHA-256 of {file} in {model.repo}: only its size is checked", stacklevel=2
+            )
         home = cache / repo_folder_name(repo_id=model.repo, repo_type="model")
         pointer = home / "snapshots" / commit / file
         _fetch(model, file, remote, home, pointer, patience)
@@ -194,8 +229,11 @@ def _obtain(model: Published, file: str, cache: Path, patience: float) -> Path:
     return pointer
 
 
-def _fetch(model: Published, file: str, remote: HfFileMetadata, home: Path, pointer: Path, patience: float) -> None:
-    """Put a file's content where the cache keeps it, under its hash, and a link to it. Of several processes one fetches, others wait."""
+def _fetch(
+    model: Published, file: str, remote: HfFileMetadata, home: Path, pointer: Path, patience: float
+) -> None:
+    """Put a file's content where the cache keeps it, under its hash, and a link to it. Of several processes
+    one fetches, others wait."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import WeakFileLock, build_hf_headers, tqdm  # type: ignore[attr-defined]  # public, but not marked so
 
@@ -209,9 +247,14 @@ def _fetch(model: Published, file: str, remote: HfFileMetadata, home: Path, poin
             come = partial.stat().st_size if partial.exists() else 0
             size = remote.size or 0
             if size - come > (free := shutil.disk_usage(home).free):
-                raise OSError(errno.ENOSPC, f"{(size - come) / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free", str(home))
-            # Plain HTTP also where the hub offers Xet, which starts over after a lost connection. From the hub's own address, as the
-            # signed one that it refers to expires; by its commit, as a branch may move meanwhile.
+                raise OSError(
+                    errno.ENOSPC,
+                    f"{(size - come) / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free",
+                    str(home),
+                )
+            # Plain HTTP also where the hub offers Xet, which starts over after a lost connection. From the
+            # hub's own address, as the signed one that it refers to expires; by its commit, as a branch may
+            # move meanwhile.
             address = hf_hub_url(model.repo, file, revision=remote.commit_hash)
             with (
                 partial.open("ab" if come <= size else "wb") as out,
@@ -227,7 +270,10 @@ def _fetch(model: Published, file: str, remote: HfFileMetadata, home: Path, poin
                 os.fsync(out.fileno())
             if len(blob.name) == 64 and (digest := sha256_of_file(partial)) != blob.name:
                 partial.unlink()
-                raise OSError(f"{file} of {model.repo} came with SHA-256 {digest}, not {blob.name}, and was deleted: fetch it again")
+                raise OSError(
+                    f"{file} of {model.repo} came with SHA-256 {digest}, not {blob.name}, and was deleted: "
+                    "fetch it again"
+                )
             partial.replace(blob)
         pointer.unlink(missing_ok=True)  # one whose content is gone
         try:
@@ -237,7 +283,8 @@ def _fetch(model: Published, file: str, remote: HfFileMetadata, home: Path, poin
 
 
 def _within(patience: float, work: Callable[[Count], T]) -> T:
-    """The result of some work on the network. OSError if it stalls: it runs in a thread, which is then abandoned."""
+    """The result of some work on the network. OSError if it stalls: it runs in a thread, which is then
+    abandoned."""
     came, left, done = [0], threading.Event(), Future[T]()
 
     def count(size: int) -> None:
@@ -259,14 +306,18 @@ def _within(patience: float, work: Callable[[Count], T]) -> T:
                 return done.result()
             if came[0] - before < MIN_RECEIVED:
                 raise OSError(
-                    f"the server stalls: {came[0] - before:,} bytes came in {patience:g} seconds; try again, or with more patience"
+                    f"the server stalls: {came[0] - before:,} bytes came in {patience:g} seconds; try "
+                    "again, or with more patience"
                 )
     finally:
         left.set()
 
 
-def _receive(address: str, out: BinaryIO, size: int, what: str, headers: Mapping[str, str], count: Count) -> None:
-    """Append to a file what it lacks of `size` bytes; after a lost connection, try again. OSError for an answer of another size."""
+def _receive(
+    address: str, out: BinaryIO, size: int, what: str, headers: Mapping[str, str], count: Count
+) -> None:
+    """Append to a file what it lacks of `size` bytes; after a lost connection, try again. OSError for an
+    answer of another size."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]  # the client's own
 
     tries = TRIES
@@ -290,7 +341,10 @@ def _stream(address: str, out: BinaryIO, most: int, headers: Mapping[str, str], 
     from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]  # public, but not marked so
 
     come = out.tell()
-    plain = {**headers, "Accept-Encoding": "identity"}  # a few bytes that are compressed may unpack to gigabytes
+    plain = {
+        **headers,
+        "Accept-Encoding": "identity",
+    }  # a few bytes that are compressed may unpack to gigabytes
     ranged = {**plain, "Range": f"bytes={come}-"} if come else plain
     with get_session().stream("GET", address, headers=ranged, follow_redirects=True, timeout=10) as response:
         if response.status_code >= 400:
@@ -305,7 +359,8 @@ def _stream(address: str, out: BinaryIO, most: int, headers: Mapping[str, str], 
             count(len(chunk))
             if out.tell() + len(chunk) > most:
                 raise OSError(
-                    f"the server sends more than the {most:,} bytes that were promised or make sense: does it serve another file?"
+                    f"the server sends more than the {most:,} bytes that were promised or make sense: does "
+                    "it serve another file?"
                 )
             out.write(chunk)
 
@@ -321,7 +376,8 @@ def _in_one_line(model: Published, what: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = error.response.status_code
         closed = (
-            f"the hub keeps {what} closed to you ({status}): if its page asks for a licence to be accepted, do so, and log in with"
+            f"the hub keeps {what} closed to you ({status}): if its page asks for a licence to be accepted, "
+            "do so, and log in with"
             " `hf auth login` or set HF_TOKEN; if it has no page, the name is wrong"
         )
         absent = f"the hub does not have {what} at revision {model.revision!r}: check the names"
@@ -331,11 +387,17 @@ def _in_one_line(model: Published, what: str) -> Iterator[None]:
         raise OSError(f"HF_HUB_OFFLINE is set, and the cache lacks {what}") from error
     except HTTPError as error:
         reason = one_line(error)
-        raise OSError(f"no connection to the hub for {what} ({reason}): try again, what has come so far is kept") from error
+        raise OSError(
+            f"no connection to the hub for {what} ({reason}): try again, what has come so far is kept"
+        ) from error
     except OSError as error:
         if error.errno is not None:
-            raise OSError(f"cannot write {error.filename or 'the cache'} for {what}: {error.strerror}") from error
+            raise OSError(
+                f"cannot write {error.filename or 'the cache'} for {what}: {error.strerror}"
+            ) from error
         text = first_line(error)
         raise OSError(text if model.repo in text else f"{what}: {text}") from error
     except ValueError as error:  # such as an address in it that is none
-        raise OSError(f"the hub's answer for {what} cannot be read ({error}): does HF_ENDPOINT point to a hub?") from error
+        raise OSError(
+            f"the hub's answer for {what} cannot be read ({error}): does HF_ENDPOINT point to a hub?"
+        ) from error

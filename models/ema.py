@@ -12,7 +12,8 @@ from torch import Tensor, nn
 class EMA:
     """average <- decay * average + (1 - decay) * weights, after each optimiser step, in float32.
 
-    decay   its value in the long run. At update n it is min(decay, (1 + n) / (10 + n)): early averages forget faster.
+    decay   its value in the long run. At update n it is min(decay, (1 + n) / (10 + n)): early averages forget
+            faster.
     Parameters are averaged; buffers stay the network's own.
     """
 
@@ -32,7 +33,8 @@ class EMA:
 
     @contextmanager
     def applied_to(self, network: nn.Module) -> Iterator[nn.Module]:
-        """Within the block the network holds the average; its own weights return afterwards, bit for bit, also on error."""
+        """Within the block the network holds the average; its own weights return afterwards, bit for bit,
+        also on error."""
         raw = {name: p.detach().clone() for name, p in network.named_parameters()}
         try:
             self.copy_to(network)

@@ -1,4 +1,5 @@
-"""Packages that one feature needs, and that a plain installation leaves out: `pip install 'plain-diffusion[gguf]'`."""
+"""Packages that one feature needs, and that a plain installation leaves out: `pip install
+'plain-diffusion[gguf]'`."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ EXTRAS = {
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Import what an extra brings within this: `with extra("gguf"): import gguf`. ValueError that names the extra where it is missing."""
+    """Import what an extra brings within this: `with extra("gguf"): import gguf`. ValueError that names the
+    extra where it is missing."""
     try:
         yield
     except ImportError as error:

@@ -1,7 +1,8 @@
-"""Ctrl-C while a program is still being imported: one line and status 130, in place of a traceback from within torch.
+"""Ctrl-C while a program is still being imported: one line and status 130, in place of a traceback from
+within torch.
 
-Every package imports this first, because `python -m samplers` imports the package before anything of the program itself runs. Ctrl-C of
-other programs that import these packages stays as it is.
+Every package imports this first, because `python -m samplers` imports the package before anything of the
+program itself runs. Ctrl-C of other programs that import these packages stays as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ PROGRAMS = ("train", "samplers", "eval", "models")
 
 
 def program() -> str | None:
-    """Which of our programs `python -m` is starting, while it imports the package; None for everything else."""
+    """Which of our programs `python -m` is starting, while it imports the package; None for everything
+    else."""
     if sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv:  # argv is that while -m imports
         return None
     package = sys.orig_argv[sys.orig_argv.index("-m") + 1].split(".")[0]

@@ -1,4 +1,5 @@
-"""plain-diffusion samplers run=FOLDER | weights=FILE prompt=TEXT | from=IMAGE [key=value ...]: see `plain-diffusion samplers --help`."""
+"""plain-diffusion samplers run=FOLDER | weights=FILE prompt=TEXT | from=IMAGE [key=value ...]: see
+`plain-diffusion samplers --help`."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ def main(config: dict[str, Any]) -> int:
     if len(images) == 1:
         print(f"{images[0]}" + (f"   {comparison}" if comparison else ""))
     else:
-        print(f"{len(images)} images in {out / 'images'}, {'all' if len(images) <= SHOWN else f'the first {SHOWN}'} in {out / 'grid.png'}")
+        print(
+            f"{len(images)} images in {out / 'images'}, "
+            f"{'all' if len(images) <= SHOWN else f'the first {SHOWN}'} in {out / 'grid.png'}"
+        )
     return 0
 
 

@@ -36,7 +36,10 @@ def show(
         if given is not None and len(given) != needed:
             raise ValueError(f"{what} names {len(given)}, and {needed} are needed")
     zoom = max(1, -(-SMALL // max(images.shape[2:])))
-    shown = [thumbnail(image, LARGE).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2) for image in images.detach().cpu().float()]
+    shown = [
+        thumbnail(image, LARGE).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+        for image in images.detach().cpu().float()
+    ]
     height, width = shown[0].shape[1:]
     font = ImageFont.load_default(LINE * 0.75)
     left = GAP + (max(int(font.getlength(str(row))) for row in rows) + GAP if rows else 0)

@@ -13,8 +13,11 @@ from samplers.exponential import Node, check_eta, midpoint
 from samplers.solver import Step
 
 
-def dpmpp_2m_sde(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, eta: float = 1.0, path: Path | None = None) -> Iterator[Step]:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, app. A; k-diffusion's midpoint form): `dpmpp_2m` with noise. Strong order 1.
+def dpmpp_2m_sde(
+    denoiser: DenoiserLike, x: Tensor, grid: Grid, *, eta: float = 1.0, path: Path | None = None
+) -> Iterator[Step]:
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, app. A; k-diffusion's midpoint form): `dpmpp_2m` with noise.
+    Strong order 1.
 
     eta   0 is the ODE, and `dpmpp_2m` itself; 1 the reverse SDE, DDPM's in the limit of small steps
     path  the Brownian motion of each sample; default that of seeds 0 ... B-1

@@ -12,8 +12,11 @@ from samplers.exponential import check_eta, halfway, has_lambda, noisy_step
 from samplers.solver import Step
 
 
-def dpmpp_sde(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, eta: float = 1.0, path: Path | None = None) -> Iterator[Step]:
-    """DPM++ SDE (k-diffusion, on Lu et al. 2022b): the x0 seen halfway, on the same Brownian path, serves the whole step. Strong order 1.
+def dpmpp_sde(
+    denoiser: DenoiserLike, x: Tensor, grid: Grid, *, eta: float = 1.0, path: Path | None = None
+) -> Iterator[Step]:
+    """DPM++ SDE (k-diffusion, on Lu et al. 2022b): the x0 seen halfway, on the same Brownian path, serves the
+    whole step. Strong order 1.
 
     eta   0 is the ODE, and `dpmpp_2s` itself; 1 the reverse SDE, DDPM's in the limit of small steps
     path  the Brownian motion of each sample; default that of seeds 0 ... B-1

@@ -28,26 +28,41 @@ from models import Model
 class GuideParams:
     """How guidance works, beside its scale. None throughout is the plain formula at every level."""
 
-    interval: tuple[float, float] | None = setting(None, "guide only where flow time sigma / (alpha + sigma) lies within, e.g. [0.2,0.8]")
+    interval: tuple[float, float] | None = setting(
+        None, "guide only where flow time sigma / (alpha + sigma) lies within, e.g. [0.2,0.8]"
+    )
     rule: dict[str, Any] | None = setting(
         None,
-        "{name: rescaled, phi: 0.7}, {name: apg, eta: 0, norm_limit: 15, momentum: -0.5}, {name: zero_star} (--help rule); in a shell "
+        "{name: rescaled, phi: 0.7}, {name: apg, eta: 0, norm_limit: 15, momentum: -0.5}, {name: zero_star} "
+        "(--help rule); in a shell "
         "'guide.rule={name: apg, eta: 0}', or +guide.rule.name=apg +guide.rule.eta=0",
     )
     percentile: float | None = setting(
-        None, "dynamic thresholding: divide each x0 by this quantile of its |x0|, if above 1, and cut what exceeds 1; e.g. 0.995"
+        None,
+        "dynamic thresholding: divide each x0 by this quantile of its |x0|, if above 1, and cut what "
+        "exceeds 1; e.g. 0.995",
     )
-    zero_from: float | None = setting(None, "no movement at this flow time and above; 1, pure noise, with the rule zero_star is CFG-Zero*")
+    zero_from: float | None = setting(
+        None, "no movement at this flow time and above; 1, pure noise, with the rule zero_star is CFG-Zero*"
+    )
 
 
 def guided(
-    denoiser: DenoiserLike, scale: float, null: Condition, prediction: Prediction, guide: Mapping[str, Any] | None = None
+    denoiser: DenoiserLike,
+    scale: float,
+    null: Condition,
+    prediction: Prediction,
+    guide: Mapping[str, Any] | None = None,
 ) -> DenoiserLike:
-    """The denoiser led away from `null` as `guide` describes (GuideParams), but for what is done to x0 afterwards (`limited`)."""
+    """The denoiser led away from `null` as `guide` describes (GuideParams), but for what is done to x0
+    afterwards (`limited`)."""
     how = make_params("guide", GuideParams, guide or {})
     if scale == 1:
         if how != GuideParams():
-            raise ValueError("guide says how guidance works, but guidance=1 is off: give guidance=2, say, or leave out what is under guide")
+            raise ValueError(
+                "guide says how guidance works, but guidance=1 is off: give guidance=2, say, or leave out "
+                "what is under guide"
+            )
         return denoiser
     strength = scale if how.interval is None else interval(scale, *how.interval)
     rule = extrapolate if how.rule is None else build_rule(how.rule, prediction)
@@ -55,29 +70,42 @@ def guided(
 
 
 def limited(denoiser: DenoiserLike, clip: bool, guide: Mapping[str, Any] | None = None) -> DenoiserLike:
-    """The (guided) denoiser with its x0 limited as asked: dynamic thresholding, pixel range, no movement at the noisiest levels."""
+    """The (guided) denoiser with its x0 limited as asked: dynamic thresholding, pixel range, no movement at
+    the noisiest levels."""
     how = make_params("guide", GuideParams, guide or {})
     if how.percentile is not None:
         denoiser = Thresholded(denoiser, how.percentile)
     if clip:
         denoiser = Clipped(denoiser)
-    return denoiser if how.zero_from is None else ZeroInit(denoiser, how.zero_from)  # not clipped: there its x0 is a share of the noise
+    return (
+        denoiser if how.zero_from is None else ZeroInit(denoiser, how.zero_from)
+    )  # not clipped: there its x0 is a share of the noise
 
 
 def warn_unless_followed(scale: float, condition: str, stacklevel: int) -> None:
-    """A warning for a scale of guidance that leaves the condition (a prompt, a label) out, 0, or leads away from it, below 0."""
+    """A warning for a scale of guidance that leaves the condition (a prompt, a label) out, 0, or leads away
+    from it, below 0."""
     if scale <= 0:
-        text = f"{scale:g} as the scale of guidance does not follow the {condition}: 1 is off, and follows it alone"
+        text = (
+            f"{scale:g} as the scale of guidance does not follow the {condition}: 1 is off, and follows it "
+            "alone"
+        )
         warnings.warn(text, stacklevel=stacklevel + 1)
 
 
-def steered(model: Model, guidance: float, clip: bool, guide: Mapping[str, Any] | None = None) -> DenoiserLike:
+def steered(
+    model: Model, guidance: float, clip: bool, guide: Mapping[str, Any] | None = None
+) -> DenoiserLike:
     """The denoiser of a model of classes, guided towards its label and limited to pixel range, as asked."""
     if guidance != 1 and not model.null:
-        raise ValueError(f"guidance={guidance:g} needs a conditional model, and this one has no classes: leave guidance at 1")
+        raise ValueError(
+            f"guidance={guidance:g} needs a conditional model, and this one has no classes: leave guidance "
+            "at 1"
+        )
     if guidance != 1 and model.spec.get("drop") == 0:
         warnings.warn(
-            f"guidance={guidance:g} leads away from samples without a label, and this model was trained with drop=0, never without: "
+            f"guidance={guidance:g} leads away from samples without a label, and this model was trained "
+            "with drop=0, never without: "
             "leave guidance at 1, or train with objective.drop=0.1",
             stacklevel=2,
         )

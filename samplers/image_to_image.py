@@ -28,14 +28,29 @@ def image_to_image(
     """SDEdit (Meng et al. 2022): samples (B, ...) that keep what of the image survives the noise.
 
     image     (B, ...) or one image (1, ...) for all seeds, in the model's range
-    strength  the share of the grid's steps that are taken, in (0, 1]: at 1 next to nothing is kept. Where it falls within a step, sampling
-              starts there, so that every strength is another picture. See `Grid.tail`, also for grids of few-step networks.
+    strength  the share of the grid's steps that are taken, in (0, 1]: at 1 next to nothing is kept. Where it
+              falls within a step, sampling starts there, so that every strength is another picture. See
+              `Grid.tail`, also for grids of few-step networks.
     """
     if not image.is_floating_point():
-        raise ValueError(f"an image must be floating point in the model's range, e.g. [-1, 1], not {image.dtype}")
+        raise ValueError(
+            f"an image must be floating point in the model's range, e.g. [-1, 1], not {image.dtype}"
+        )
     part = grid.tail(strength)
     noise = initial_noise(seeds, image.shape[1:], image.dtype, image.device)
     if len(image) not in (1, len(noise)):
-        raise ValueError(f"{len(image)} images for {len(noise)} seeds: give one image per seed, or one for all")
+        raise ValueError(
+            f"{len(image)} images for {len(noise)} seeds: give one image per seed, or one for all"
+        )
     start = marginal(image.expand_as(noise), noise, part[0])
-    return sample(sampler, denoiser, part, start=start, seeds=seeds, condition=condition, progress=progress, watch=watch, **options)
+    return sample(
+        sampler,
+        denoiser,
+        part,
+        start=start,
+        seeds=seeds,
+        condition=condition,
+        progress=progress,
+        watch=watch,
+        **options,
+    )

@@ -21,11 +21,21 @@ def invert(
     progress: bool = False,
     **options: Any,
 ) -> Tensor:
-    """x at the grid's first level, from which the same solver on the same grid leads back to x0 (Song et al. 2021, section 4.3).
+    """x at the grid's first level, from which the same solver on the same grid leads back to x0 (Song et al.
+    2021, section 4.3).
 
-    The probability-flow ODE, run upwards: any deterministic solver, as it stands, on the reversed grid. There and back differ by the
-    solver's own error, which falls with its order. x0 stands for the sample at the cleanest level with noise, so let that lie low.
-    ValueError for a stochastic solver, whose steps nothing undoes.
+    The probability-flow ODE, run upwards: any deterministic solver, as it stands, on the reversed grid. There
+    and back differ by the solver's own error, which falls with its order. x0 stands for the sample at the
+    cleanest level with noise, so let that lie low. ValueError for a stochastic solver, whose steps nothing
+    undoes.
     """
     upwards = grid.reversed()
-    return sample(sampler, denoiser, upwards, start=upwards[0].alpha * x0, condition=condition, progress=progress, **options)
+    return sample(
+        sampler,
+        denoiser,
+        upwards,
+        start=upwards[0].alpha * x0,
+        condition=condition,
+        progress=progress,
+        **options,
+    )

@@ -34,21 +34,27 @@ def log_likelihood(
 ) -> Tensor:
     """log p(x0) in nats, (B,), of images x0 (B, ...) (Chen et al. 2018; Song et al. 2021, section 4.3).
 
-    In flow time u = x / n moves by du/dr = eps - x0, and its log density falls by the divergence of that, so that
+    In flow time u = x / n moves by du/dr = eps - x0, and its log density falls by the divergence of that, so
+    that
 
-        log p(x) = log N(u_1; 0, s^2) - D log n + integral of div(eps - x0) dr,    s what samples start from at the first level
+        log p(x) = log N(u_1; 0, s^2) - D log n + integral of div(eps - x0) dr,    s what samples start from
+                                                                                   at the first level
 
-    Runge-Kutta 4 on the grid's rows. x0 stands for alpha x0 at the cleanest level with noise, so let that lie low. For images of
-    256 shades in [-1, 1] bits per dimension are 7 - log p / (D log 2), after dequantisation.
+    Runge-Kutta 4 on the grid's rows. x0 stands for alpha x0 at the cleanest level with noise, so let that lie
+    low. For images of 256 shades in [-1, 1] bits per dimension are 7 - log p / (D log 2), after
+    dequantisation.
 
-    trace   "exact": D backward passes a call; "hutchinson": one per probe, an unbiased estimate (Hutchinson 1990; Grathwohl et al. 2019)
+    trace   "exact": D backward passes a call; "hutchinson": one per probe, an unbiased estimate (Hutchinson
+            1990; Grathwohl et al. 2019)
     seeds   of the probes, one per sample, each the same along the whole path; default 0 ... B-1
     probes  how many are averaged, >= 1
 
     FloatingPointError names the level from which on a sample was lost.
     """
     if torch.is_inference_mode_enabled():
-        raise ValueError("a likelihood needs derivatives, which torch.inference_mode() forbids: call it outside")
+        raise ValueError(
+            "a likelihood needs derivatives, which torch.inference_mode() forbids: call it outside"
+        )
     seeds = list(range(len(x0)) if seeds is None else seeds)
     require_seeds(seeds, x0)
     upwards = grid.reversed()
@@ -87,11 +93,15 @@ def _hutchinson(x: Tensor, seeds: Sequence[int], probes: int) -> Divergence:
     """E[v . J v] over random signs v, (probes, B, D)."""
     if probes < 1:
         raise ValueError(f"probes must be at least 1, not {probes}")
-    own = [mix(seed, _PROBE) for seed in seeds]  # not the seeds themselves: x may have been sampled from their noise
+    own = [
+        mix(seed, _PROBE) for seed in seeds
+    ]  # not the seeds themselves: x may have been sampled from their noise
     v = initial_noise(own, (probes, x[0].numel()), x.dtype, x.device).sign().transpose(0, 1)
 
     def divergence(u: Tensor, slope: Tensor) -> Tensor:
-        products = [(torch.autograd.grad(slope, u, probe, retain_graph=True)[0] * probe).sum(1) for probe in v]
+        products = [
+            (torch.autograd.grad(slope, u, probe, retain_graph=True)[0] * probe).sum(1) for probe in v
+        ]
         return torch.stack(products).mean(0)
 
     return divergence

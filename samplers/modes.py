@@ -1,4 +1,5 @@
-"""The three ways to choose what to sample: a run, weights with a prompt, or an image that records its settings."""
+"""The three ways to choose what to sample: a run, weights with a prompt, or an image that records its
+settings."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ MODES = {
     "run": Mode("run=FOLDER, a model trained here", SampleParams, run.draw),
     "weights": Mode("weights=FILE prompt=TEXT, a published model", TextToImageParams, text_to_image.draw),
 }
-# Limits for the settings in a picture, which anybody may have written. Settings given beside from= have no such limits.
+# Limits for the settings in a picture, which anybody may have written. Settings given beside from= have no
+# such limits.
 MAX_AGAIN = 1000  # images in the batch of an image
 MAX_DRAWN = 2**23  # pixels of an image; its batch may have four times as many
 MAX_STEPS = 1000
@@ -46,7 +48,8 @@ MAX_TEXT = 10_000  # characters of a prompt
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch in which an image was drawn: its first seed, number of images, and the classes that they took in turn."""
+    """The batch in which an image was drawn: its first seed, number of images, and the classes that they took
+    in turn."""
 
     seed: int
     n: int
@@ -57,7 +60,8 @@ class Batch:
 
 
 def sampled(config: Mapping[str, Any]) -> tuple[Outcome, str]:
-    """Draw as a configuration says (`plain-diffusion samplers --help`). The results, and how an image drawn again compares, or ""."""
+    """Draw as a configuration says (`plain-diffusion samplers --help`). The results, and how an image drawn
+    again compares, or ""."""
     trust(config)
     values = given(config)
     if "from" in values:
@@ -65,7 +69,9 @@ def sampled(config: Mapping[str, Any]) -> tuple[Outcome, str]:
     chosen = [key for key in MODES if key in values]
     if len(chosen) != 1:
         ways = [mode.words for mode in MODES.values()]
-        raise ValueError(f"say what to sample, by one of: {'; '.join(ways)}; from=IMAGE, which says what it was drawn with")
+        raise ValueError(
+            f"say what to sample, by one of: {'; '.join(ways)}; from=IMAGE, which says what it was drawn with"
+        )
     _check_mode(chosen[0], values)
     mode = MODES[chosen[0]]
     return mode.draw(make_params("", mode.params, values)), ""
@@ -74,19 +80,30 @@ def sampled(config: Mapping[str, Any]) -> tuple[Outcome, str]:
 def _check_mode(key: str, values: Mapping[str, Any]) -> None:
     """ValueError for settings that only the other mode has."""
     for name in values:
-        if other := next((other for other in MODES.values() if name in other.names and name not in MODES[key].names), None):
-            raise ValueError(f"{name} goes with {other.words}, and this is {MODES[key].words.split('=')[0]}=...: leave one of the two out")
+        if other := next(
+            (other for other in MODES.values() if name in other.names and name not in MODES[key].names), None
+        ):
+            raise ValueError(
+                f"{name} goes with {other.words}, and this is {MODES[key].words.split('=')[0]}=...: leave "
+                "one of the two out"
+            )
 
 
 def _again(path: Path, changes: dict[str, Any]) -> tuple[Outcome, str]:
-    """Draw an image again in its batch, and compare the two; or draw a single image with its settings where some are changed."""
+    """Draw an image again in its batch, and compare the two; or draw a single image with its settings where
+    some are changed."""
     with _name_in_errors(path):
         says = read_settings(path)
         if all(key in says for key in MODES):
-            raise ValueError(f"{path} says both run and weights, and an image is drawn with one of them: it is none of our pictures")
+            raise ValueError(
+                f"{path} says both run and weights, and an image is drawn with one of them: it is none of "
+                "our pictures"
+            )
         key = next((key for key in MODES if key in says), None)
         if key is None or "batch" not in says:
-            raise ValueError(f"{path} is no single image that says what it was drawn with: give one of those in images/")
+            raise ValueError(
+                f"{path} is no single image that says what it was drawn with: give one of those in images/"
+            )
         mode, provenance = MODES[key], says.pop("provenance", {})
         check_type("provenance", provenance, dict[str, str])
         check_type("class", says.pop("class", ""), str)  # the name of the class, for people
@@ -95,14 +112,18 @@ def _again(path: Path, changes: dict[str, Any]) -> tuple[Outcome, str]:
             says = dict(zip(("width", "height"), open_picture(path).size, strict=True)) | given(says)
         batch, own = make_params("batch", Batch, says.pop("batch")), make_params("", mode.params, given(says))
         if own.seed not in range(batch.seed, batch.seed + batch.n):
-            raise ValueError(f"the seed {own.seed} is none of its batch, which are {batch.n} from {batch.seed} on")
+            raise ValueError(
+                f"the seed {own.seed} is none of its batch, which are {batch.n} from {batch.seed} on"
+            )
         _check_label(own, batch)
         _check_work(path, own, changes)
         _check_mode(key, changes)
         changed = {name for name, value in changes.items() if value != says.get(name)}
         same = changed <= {*of_kind(mode.params, "place", "rounding", "weights")}
         values = says | ({**asdict(batch), "batch_size": batch.n} if same else {"n": 1})
-        params = make_params("", mode.params, given({**values, "sha256": _required_sha256(own.sha256, changes), **changes}))
+        params = make_params(
+            "", mode.params, given({**values, "sha256": _required_sha256(own.sha256, changes), **changes})
+        )
         _check_files(path, params)
         _check_size(path, params, changes, batch.n if same else 1)
         _check_place(path, params, changes)
@@ -118,13 +139,18 @@ def _name_in_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
-        kind = next(kind for kind in (FileNotFoundError, OSError, FloatingPointError, ValueError) if isinstance(error, kind))
+        kind = next(
+            kind
+            for kind in (FileNotFoundError, OSError, FloatingPointError, ValueError)
+            if isinstance(error, kind)
+        )
         text = str(error) if str(path) in str(error) else f"{path} cannot be drawn again: {error}"
         raise kind(one_line(text)) from error
 
 
 def _required_sha256(sha256: Mapping[str, str], changes: Mapping[str, Any]) -> dict[str, str]:
-    """The recorded hashes that files must still have: not those of changed pictures, nor of weights if others are chosen from the file."""
+    """The recorded hashes that files must still have: not those of changed pictures, nor of weights if others
+    are chosen from the file."""
     other = {name for name in ("image", "mask") if name in changes}
     if changes.keys() & {"ema", "variant"}:
         other |= {"run", "weights", "refiner"}
@@ -133,7 +159,9 @@ def _required_sha256(sha256: Mapping[str, str], changes: Mapping[str, Any]) -> d
 
 def _check_label(own: Any, batch: Batch) -> None:
     """ValueError if a picture of a run records another class than its place in the batch has."""
-    labels = batch.labels if isinstance(batch.labels, tuple) else () if batch.labels is None else (batch.labels,)
+    labels = (
+        batch.labels if isinstance(batch.labels, tuple) else () if batch.labels is None else (batch.labels,)
+    )
     here = labels[(own.seed - batch.seed) % len(labels)] if labels else None
     if (label := getattr(own, "labels", None)) != here:
         raise ValueError(f"it says labels={brief(label)}, and its batch has {brief(here)} in that place")
@@ -144,11 +172,14 @@ def _check_work(path: Path, own: Any, changes: Mapping[str, Any]) -> None:
     spacing = own.grid.get("spacing")
     asked = {"steps": (own.steps or 0, MAX_STEPS, "steps")}
     asked |= {"grid": (len(spacing) if isinstance(spacing, list | tuple) else 0, MAX_STEPS, "times")}
-    asked |= {name: (len(getattr(own, name, None) or ""), MAX_TEXT, "characters") for name in ("prompt", "negative")}
+    asked |= {
+        name: (len(getattr(own, name, None) or ""), MAX_TEXT, "characters") for name in ("prompt", "negative")
+    }
     for name, (many, most, units) in asked.items():
         if many > most and name not in changes:
             raise ValueError(
-                f"{path} says {name} of {many:,} {units}, more than the {most:,} that a picture may ask for: give {name}=... yourself"
+                f"{path} says {name} of {many:,} {units}, more than the {most:,} that a picture may ask "
+                f"for: give {name}=... yourself"
             )
 
 
@@ -161,9 +192,13 @@ def _check_files(path: Path, params: Any) -> None:
                 raise ValueError(f"{path} names no file as {name}: {name}=... says where it lies")
             place = Path(expanduser(file))
             if not exists(place):
-                raise FileNotFoundError(f"{file:.200}, for {path}, is not there: {name}=... says where it lies")
+                raise FileNotFoundError(
+                    f"{file:.200}, for {path}, is not there: {name}=... says where it lies"
+                )
             if not place.is_file() and not place.is_dir():
-                raise ValueError(f"{file:.200}, for {path}, is neither a file nor a folder: {name}=... names another")
+                raise ValueError(
+                    f"{file:.200}, for {path}, is neither a file nor a folder: {name}=... names another"
+                )
 
 
 def _check_size(path: Path, params: Any, changes: Mapping[str, Any], n: int) -> None:
@@ -171,21 +206,27 @@ def _check_size(path: Path, params: Any, changes: Mapping[str, Any], n: int) -> 
     width, height = open_picture(path).size
     for name, side in (("height", height), ("width", width)):
         if name not in changes and getattr(params, name, None) not in (None, side):
-            raise ValueError(f"{path} says {name}={getattr(params, name)}, and has {side}: it was written again by another program")
+            raise ValueError(
+                f"{path} says {name}={getattr(params, name)}, and has {side}: it was written again by "
+                "another program"
+            )
     if height * width > MAX_DRAWN and hasattr(params, "height") and not {"height", "width"} <= changes.keys():
         raise ValueError(
-            f"{path} has {width}x{height} pixels, more than the {MAX_DRAWN:,} that a picture may ask for: give height=... and "
+            f"{path} has {width}x{height} pixels, more than the {MAX_DRAWN:,} that a picture may ask for: "
+            "give height=... and "
             "width=... yourself"
         )
     if n > MAX_AGAIN or n * height * width > max(4 * MAX_DRAWN, height * width):
         raise ValueError(
-            f"{path} was drawn in a batch of {n} images of {width}x{height}, and more than {MAX_AGAIN} or {4 * MAX_DRAWN:,} pixels are not "
+            f"{path} was drawn in a batch of {n} images of {width}x{height}, and more than {MAX_AGAIN} or "
+            f"{4 * MAX_DRAWN:,} pixels are not "
             "drawn together again: n=1 draws it alone, which may differ by rounding"
         )
 
 
 def _check_place(path: Path, params: Any, changes: Mapping[str, Any]) -> None:
-    """ValueError unless results go to a folder that the user names, or to the default one: a picture must not choose it."""
+    """ValueError unless results go to a folder that the user names, or to the default one: a picture must not
+    choose it."""
     if params.out and path.resolve().is_relative_to(Path(params.out, "images").resolve()):
         raise ValueError(f"{path} itself would be written again: out=... names another place")
     if (
@@ -193,7 +234,10 @@ def _check_place(path: Path, params: Any, changes: Mapping[str, Any]) -> None:
         and not changes.keys() & {"out", "run"}
         and not path.resolve().is_relative_to(params.home.resolve())
     ):
-        raise ValueError(f"{path} does not lie in {params.home}, with the other samples of its run: out=... says where images go")
+        raise ValueError(
+            f"{path} does not lie in {params.home}, with the other samples of its run: out=... says where "
+            "images go"
+        )
 
 
 def _compared(path: Path, image: Path, there: Mapping[str, str]) -> str:
@@ -208,5 +252,6 @@ def _compared(path: Path, image: Path, there: Mapping[str, str]) -> str:
         if name not in ("command", "model") and there.get(name, here[name]) != here[name]
     ]
     return one_line(
-        f"not the same as {path}: it differs by up to {difference} of 255 ({'; '.join(changed) or 'nothing that is recorded has changed'})"
+        f"not the same as {path}: it differs by up to {difference} of 255 "
+        f"({'; '.join(changed) or 'nothing that is recorded has changed'})"
     )

@@ -1,4 +1,5 @@
-"""Takes picture files apart: Pillow gets only what the pixels need; orientation, profile and texts are read here."""
+"""Takes picture files apart: Pillow gets only what the pixels need; orientation, profile and texts are read
+here."""
 
 from __future__ import annotations
 
@@ -13,14 +14,23 @@ from PIL import ImageFile
 
 T = TypeVar("T")
 MAX_METADATA = 2**24  # bytes of one decompressed text or profile
-MAX_PIECES, PIECE = 10_000, 256  # chunks or segments of a small file, and the bytes of a large one that allow one more
+MAX_PIECES, PIECE = (
+    10_000,
+    256,
+)  # chunks or segments of a small file, and the bytes of a large one that allow one more
 MAX_SCANS = 100  # of a progressive JPEG; encoders write about 10
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")  # of segments with a length
 JPEG_SCAN = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # the same, and the end of the image
 RAW_EXIF = b"Raw profile type exif\0"  # the name of ImageMagick's text chunk with EXIF
-PNG_METADATA = {b"eXIf": b"", b"iCCP": b"", b"iTXt": b"XML:com.adobe.xmp\0", b"tEXt": RAW_EXIF, b"zTXt": RAW_EXIF}  # and their first bytes
+PNG_METADATA = {
+    b"eXIf": b"",
+    b"iCCP": b"",
+    b"iTXt": b"XML:com.adobe.xmp\0",
+    b"tEXt": RAW_EXIF,
+    b"zTXt": RAW_EXIF,
+}  # and their first bytes
 
 
 class PictureFile(NamedTuple):
@@ -67,7 +77,9 @@ def take_apart(content: bytes) -> PictureFile:
         return _jpeg(content)
     if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
         pieces = _counted(content, _webp_chunks(content))
-        chunks = {kind: content[start:end] for kind, start, end in pieces if kind in (b"EXIF", b"XMP ", b"ICCP")}
+        chunks = {
+            kind: content[start:end] for kind, start, end in pieces if kind in (b"EXIF", b"XMP ", b"ICCP")
+        }
         exif = chunks.get(b"EXIF", b"").removeprefix(b"Exif\0\0")
         return PictureFile("WEBP", content, exif, chunks.get(b"XMP ", b""), chunks.get(b"ICCP", b""))
     if content.startswith(b"BM"):
@@ -76,15 +88,19 @@ def take_apart(content: bytes) -> PictureFile:
 
 
 def png_text(content: bytes, name: bytes) -> str | None:
-    """The text of that name in a PNG, None without one; "" for one that is damaged or exceeds MAX_METADATA."""
+    """The text of that name in a PNG, None without one; "" for one that is damaged or exceeds
+    MAX_METADATA."""
     for kind, start, end in _png_chunks(content):
         if kind in (b"tEXt", b"zTXt", b"iTXt") and content.startswith(name + b"\0", start):
-            return _png_text_chunk(kind, content[start:end]).decode("utf-8" if kind == b"iTXt" else "latin-1", "replace")
+            return _png_text_chunk(kind, content[start:end]).decode(
+                "utf-8" if kind == b"iTXt" else "latin-1", "replace"
+            )
     return None
 
 
 def webp_size(content: bytes) -> tuple[int, int]:
-    """Width and height of a WebP file from its first chunk, before its reader allocates them; (0, 0) if the chunk is of another kind."""
+    """Width and height of a WebP file from its first chunk, before its reader allocates them; (0, 0) if the
+    chunk is of another kind."""
     kind, head = content[12:16], content[20:30].ljust(10, b"\0")
     if kind == b"VP8X":
         return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
@@ -99,7 +115,9 @@ def _counted(content: bytes, pieces: Iterator[T]) -> Iterator[T]:
     """The pieces of a file. ValueError if there are too many for its size."""
     for count, piece in enumerate(pieces):
         if count > MAX_PIECES + len(content) // PIECE:
-            raise ValueError("it is cut into far more pieces than a picture is: save it again with any program")
+            raise ValueError(
+                "it is cut into far more pieces than a picture is: save it again with any program"
+            )
         yield piece
 
 
@@ -111,10 +129,16 @@ def _png(content: bytes) -> PictureFile:
         elif kind in PNG_METADATA and content.startswith(PNG_METADATA[kind], start):
             found[kind] = content[start:end]
         if kind == b"tRNS" and content[25:26] in b"\0\2" and content[24:25] in b"\2\4\x10":
-            raise ValueError(f"its transparent colour has {content[24]} bits: save it with an alpha channel of 8 bits")
+            raise ValueError(
+                f"its transparent colour has {content[24]} bits: save it with an alpha channel of 8 bits"
+            )
     profile = inflate(found.get(b"iCCP", b"").partition(b"\0")[2][1:])
-    xmp, *raw = (_png_text_chunk(kind, found[kind]) if kind in found else b"" for kind in (b"iTXt", b"tEXt", b"zTXt"))
-    return PictureFile("PNG", _join(content, kept), found.get(b"eXIf") or _raw_exif(raw[0] or raw[1]), xmp, profile)
+    xmp, *raw = (
+        _png_text_chunk(kind, found[kind]) if kind in found else b"" for kind in (b"iTXt", b"tEXt", b"zTXt")
+    )
+    return PictureFile(
+        "PNG", _join(content, kept), found.get(b"eXIf") or _raw_exif(raw[0] or raw[1]), xmp, profile
+    )
 
 
 def _png_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -127,7 +151,8 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _jpeg(content: bytes) -> PictureFile:
-    """Drops application segments and comments, but for complete JFIF and Adobe segments, from which the decoder takes the colour space."""
+    """Drops application segments and comments, but for complete JFIF and Adobe segments, from which the
+    decoder takes the colour space."""
     found: dict[str, bytes] = {}
     kept, rest, profiles = [(0, 2)], 2, []
     for marker, start, end in _counted(content, _jpeg_segments(content)):
@@ -143,14 +168,17 @@ def _jpeg(content: bytes) -> PictureFile:
         if jfif or adobe or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             kept.append((start - 4, end))
     begin = marked.start() if (marked := JPEG_MARKER.search(content, rest)) else len(content)
-    if content.count(b"\xff\xda", begin) > MAX_SCANS and _count_scans(content, begin) > MAX_SCANS:  # the first is fast
+    if (
+        content.count(b"\xff\xda", begin) > MAX_SCANS and _count_scans(content, begin) > MAX_SCANS
+    ):  # the first is fast
         raise ValueError(f"it has more than {MAX_SCANS} scans: save it again with any program")
     pixels = _join(content, [*kept, (begin, len(content))])
     return PictureFile("JPEG", pixels, profile=b"".join(part for _, part in sorted(profiles)), **found)
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """The marker of every segment before the pixels, and where its content starts and ends; what lies between segments is skipped."""
+    """The marker of every segment before the pixels, and where its content starts and ends; what lies between
+    segments is skipped."""
     at = 2
     while found := JPEG_MARKER.search(content, at):
         marker, at = content[found.end() - 1], found.end()

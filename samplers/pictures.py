@@ -23,9 +23,14 @@ from models.files.text import parse_strict_json, read_bytes, strict
 from models.files.writing import replacing
 from samplers.picture_files import png_text, take_apart, webp_size
 
-MAX_PIXELS = 2**27  # of one picture: a camera's 102 million are read, and what only claims to be huge is refused
+MAX_PIXELS = (
+    2**27
+)  # of one picture: a camera's 102 million are read, and what only claims to be huge is refused
 MAX_SIDE = 2**20  # pixels; Pillow takes memory for each row, however short it is
-MAX_SETTINGS, MAX_DEPTH = 2**20, 16  # characters of what a picture says of itself, and how deep it may be nested
+MAX_SETTINGS, MAX_DEPTH = (
+    2**20,
+    16,
+)  # characters of what a picture says of itself, and how deep it may be nested
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,7 +52,8 @@ def no_wait(pixels: int) -> None:
 
 
 def to_uint8(images: Tensor, low: float = -1.0) -> Tensor:
-    """(B, C, H, W) in [low, 1] to whole values 0 ... 255, rounded to the nearest; what lies outside is cut off, NaN is an error."""
+    """(B, C, H, W) in [low, 1] to whole values 0 ... 255, rounded to the nearest; what lies outside is cut
+    off, NaN is an error."""
     if images.isnan().any():
         raise ValueError("images hold values that are no numbers (NaN): no picture shows them")
     return ((images.clamp(low, 1) - low) * (255 / (1 - low))).round().byte()
@@ -56,12 +62,17 @@ def to_uint8(images: Tensor, low: float = -1.0) -> Tensor:
 def to_pil(images: Tensor) -> list[Image.Image]:
     """Pictures of images (B, 3 or 1, H, W) in [0, 1], as `generate` makes them, or of one (3 or 1, H, W)."""
     if images.ndim not in (3, 4) or images.shape[-3] not in (1, 3) or not images.is_floating_point():
-        raise ValueError(f"pictures need images (B, 3, H, W) in [0, 1], not {images.dtype} {tuple(images.shape)}")
+        raise ValueError(
+            f"pictures need images (B, 3, H, W) in [0, 1], not {images.dtype} {tuple(images.shape)}"
+        )
     return [_picture(pixels) for pixels in to_uint8(images if images.ndim == 4 else images[None], low=0.0)]
 
 
-def read_image(path: str | Path, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """A picture as (1, 3, H, W) in [0, 1], upright; with a size, (height, width), made to cover it (`covering`).
+def read_image(
+    path: str | Path, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Tensor:
+    """A picture as (1, 3, H, W) in [0, 1], upright; with a size, (height, width), made to cover it
+    (`covering`).
 
     Errors as in `open_picture`.
     """
@@ -69,19 +80,24 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, *, max_pix
 
 
 def open_picture(
-    path: str | Path, mode: Literal["RGB", "L"] = "RGB", content: bytes | None = None, *, max_pixels: int = MAX_PIXELS
+    path: str | Path,
+    mode: Literal["RGB", "L"] = "RGB",
+    content: bytes | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """A picture wholly read and upright, in colour or grey; of an animation the first frame. May be called by several threads at once.
+    """A picture wholly read and upright, in colour or grey; of an animation the first frame. May be called by
+    several threads at once.
 
-    PNG, JPEG, WebP and BMP are read, whatever their names end in. Values are those of the file: `open_srgb` heeds colour profiles too.
-    Colours of 16 bits keep the upper 8, CMYK becomes RGB by complement. Of the metadata only orientation and profile are looked at, and
-    what is odd about it is passed over.
+    PNG, JPEG, WebP and BMP are read, whatever their names end in. Values are those of the file: `open_srgb`
+    heeds colour profiles too. Colours of 16 bits keep the upper 8, CMYK becomes RGB by complement. Of the
+    metadata only orientation and profile are looked at, and what is odd about it is passed over.
 
     content     of the file, where that is no file of its own but within another, and `path` only its name
     max_pixels  the most that a picture may have
 
-    FileNotFoundError where there is none, else ValueError, in one line: no picture, a damaged one, one that is transparent in places, has
-    grey values of more than 8 bits, or too many pixels.
+    FileNotFoundError where there is none, else ValueError, in one line: no picture, a damaged one, one that
+    is transparent in places, has grey values of more than 8 bits, or too many pixels.
     """
     with _decoded(path, content, max_pixels) as picture:
         return _in_mode(_opaque(path, picture), mode)
@@ -95,7 +111,8 @@ def open_srgb(
     max_pixels: int = MAX_PIXELS,
     before: Before = no_wait,
 ) -> Image.Image:
-    """What `open_picture` does, with the colours that the picture's profile means, in sRGB (`to_srgb`): what networks are trained on.
+    """What `open_picture` does, with the colours that the picture's profile means, in sRGB (`to_srgb`): what
+    networks are trained on.
 
     before  as in `read_pixels`
     """
@@ -108,17 +125,22 @@ def read_pixels(
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """What `open_picture` opens in colour, as uint8 (H, W, 3).
 
-    before  called with the number of its pixels before a picture is decoded: it may wait until there is memory for them
+    before  called with the number of its pixels before a picture is decoded: it may wait until there is
+            memory for them
     """
     with _decoded(path, content, max_pixels, before) as picture:
         return _as_array(_in_mode(_opaque(path, picture), "RGB"))
 
 
-def read_mask(path: str | Path, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """A mask as (1, 1, H, W) in [0, 1]: 1, where to paint, where the picture is white and opaque, 0 where it is black or transparent.
+def read_mask(
+    path: str | Path, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Tensor:
+    """A mask as (1, 1, H, W) in [0, 1]: 1, where to paint, where the picture is white and opaque, 0 where it
+    is black or transparent.
 
-    `size` as in `read_image`, errors as in `open_picture`; ValueError too for a hole in black, which some programs paint: all of it would
-    be 0. A mask that is black and opaque everywhere is read, and paints nothing.
+    `size` as in `read_image`, errors as in `open_picture`; ValueError too for a hole in black, which some
+    programs paint: all of it would be 0. A mask that is black and opaque everywhere is read, and paints
+    nothing.
     """
     with _decoded(path, None, max_pixels) as picture:
         mask = _as_tensor(_in_mode(picture, "L"))
@@ -126,12 +148,15 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None, *, max_pixe
             alpha = _as_tensor(picture.getchannel("A"))
             mask = mask * alpha
             if alpha.min() < 1 and not mask.any():
-                raise ValueError(f"{path} is black or transparent everywhere: a mask is white and opaque where to paint")
+                raise ValueError(
+                    f"{path} is black or transparent everywhere: a mask is white and opaque where to paint"
+                )
         return covering(mask, size)
 
 
 def covering(images: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """(B, C, H, W) in [0, 1], scaled until it just covers the size (height, width), and what stands over cut off evenly; None: as it is."""
+    """(B, C, H, W) in [0, 1], scaled until it just covers the size (height, width), and what stands over cut
+    off evenly; None: as it is."""
     if size is None or images.shape[2:] == size:
         return images
     height, width, top, left = cover(images.shape[2], images.shape[3], size)
@@ -140,7 +165,8 @@ def covering(images: Tensor, size: tuple[int, int] | None) -> Tensor:
 
 
 def cover(height: int, width: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Height and width to scale a picture to, so that it just covers the size (height, width); top and left of its centre in that."""
+    """Height and width to scale a picture to, so that it just covers the size (height, width); top and left
+    of its centre in that."""
     scale = max(size[0] / height, size[1] / width)
     height, width = max(size[0], round(scale * height)), max(size[1], round(scale * width))
     return height, width, (height - size[0]) // 2, (width - size[1]) // 2
@@ -152,7 +178,9 @@ def tile(images: Tensor, columns: int, gap: int = 1, fill: float = 1.0) -> Tenso
     `fill`, white by default, is the value between the images and where they run out.
     """
     if images.ndim != 4 or len(images) == 0 or columns < 1:
-        raise ValueError(f"tiles need images (N, C, H, W) and at least one column, not {tuple(images.shape)} in {columns}")
+        raise ValueError(
+            f"tiles need images (N, C, H, W) and at least one column, not {tuple(images.shape)} in {columns}"
+        )
     columns = min(columns, len(images))
     missing = -len(images) % columns
     n, channels, height, width = images.shape
@@ -163,13 +191,19 @@ def tile(images: Tensor, columns: int, gap: int = 1, fill: float = 1.0) -> Tenso
 
 
 def thumbnail(image: Tensor, side: int = 256) -> Tensor:
-    """One picture (C, H, W) made smaller by a whole factor, so that no side is longer than that; smaller ones as they are."""
+    """One picture (C, H, W) made smaller by a whole factor, so that no side is longer than that; smaller ones
+    as they are."""
     factor = -(-max(image.shape[1:]) // side)
-    return F.avg_pool2d(image[None], factor, ceil_mode=True, count_include_pad=False)[0] if factor > 1 else image
+    return (
+        F.avg_pool2d(image[None], factor, ceil_mode=True, count_include_pad=False)[0] if factor > 1 else image
+    )
 
 
-def save_png(image: Tensor, path: Path, settings: Mapping[str, Any] | None = None, zoom: int = 1, low: float = -1.0) -> None:
-    """Write one picture (C, H, W) in [low, 1], grey or colour, atomically; `settings` go into its metadata as JSON."""
+def save_png(
+    image: Tensor, path: Path, settings: Mapping[str, Any] | None = None, zoom: int = 1, low: float = -1.0
+) -> None:
+    """Write one picture (C, H, W) in [low, 1], grey or colour, atomically; `settings` go into its metadata as
+    JSON."""
     picture = _picture(to_uint8(image[None], low)[0])
     if zoom > 1:
         picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
@@ -193,7 +227,10 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     except ValueError:
         settings = None
     if not isinstance(settings, dict) or _depth(settings) > MAX_DEPTH:
-        raise ValueError(f"{path} does not say what it was drawn with: it is none of our pictures, or was written again by another program")
+        raise ValueError(
+            f"{path} does not say what it was drawn with: it is none of our pictures, or was written again "
+            "by another program"
+        )
     return settings
 
 
@@ -204,14 +241,15 @@ def _depth(value: Any, limit: int = MAX_DEPTH) -> int:
 
 
 def pixel_difference(a: str | Path, b: str | Path) -> int:
-    """The largest difference between two pictures in any channel, 0 ... 255; 255 for pictures of different size or kind."""
+    """The largest difference between two pictures in any channel, 0 ... 255; 255 for pictures of different
+    size or kind."""
     with _decoded(a) as one, _decoded(b) as other:
         if (one.size, one.mode) != (other.size, other.mode):
             return 255
         return int(np.abs(_as_array(one).astype(np.int16) - _as_array(other)).max())
 
 
-# Reading -------------------------------------------------------------------------------------------------------------------
+# Reading ----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -228,7 +266,9 @@ def _decoded(
         raise _unreadable(path, error) from None
     if width * height > max_pixels:
         size = f"{width}x{height} = {width * height:,} pixels"
-        raise ValueError(f"{path} has {size}, more than max_pixels={max_pixels:,}: make it smaller, or raise max_pixels")
+        raise ValueError(
+            f"{path} has {size}, more than max_pixels={max_pixels:,}: make it smaller, or raise max_pixels"
+        )
     if max(width, height) > MAX_SIDE:
         raise ValueError(f"{path} has {width}x{height} pixels, and a side may have at most {MAX_SIDE:,}")
     before(width * height)
@@ -248,7 +288,8 @@ def _decoded(
 
 
 def read_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> bytes:
-    """The bytes of a picture's file. FileNotFoundError; ValueError as from `check_size`, and for a folder or a pipe."""
+    """The bytes of a picture's file. FileNotFoundError; ValueError as from `check_size`, and for a folder or
+    a pipe."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such picture: {path}")
@@ -261,7 +302,8 @@ def check_size(path: object, size: int, max_pixels: int) -> None:
     """ValueError if a picture's file has more bytes than so many pixels may need."""
     if size > _most_bytes(max_pixels):
         raise ValueError(
-            f"{path} has {size:,} bytes, more than 8 per pixel of max_pixels={max_pixels:,}: make it smaller, or raise max_pixels"
+            f"{path} has {size:,} bytes, more than 8 per pixel of max_pixels={max_pixels:,}: make it "
+            "smaller, or raise max_pixels"
         )
 
 
@@ -288,7 +330,11 @@ def _as_array(picture: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
     pixels = np.empty((picture.height, picture.width, len(picture.getbands())), np.uint8)
     rows = max(1, 2**20 // picture.width)
     for top in range(0, picture.height, rows):
-        strip = picture if rows >= picture.height else picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        strip = (
+            picture
+            if rows >= picture.height
+            else picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        )
         pixels[top : top + rows] = np.asarray(strip).reshape(-1, *pixels.shape[1:])
     return pixels
 
@@ -300,28 +346,35 @@ def _as_tensor(picture: Image.Image) -> Tensor:
 def _picture(pixels: Tensor) -> Image.Image:
     """Of one image (3 or 1, H, W) of whole values."""
     pixels = rearrange(pixels.cpu(), "c h w -> h w c")
-    return Image.fromarray(np.ascontiguousarray((pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).numpy()))
+    return Image.fromarray(
+        np.ascontiguousarray((pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).numpy())
+    )
 
 
-# Colours -------------------------------------------------------------------------------------------------------------------
+# Colours ----------------------------------------------------------------------------------------------------
 
 
 def to_srgb(picture: Image.Image) -> Image.Image:
-    """A picture in sRGB, of the colours that its ICC profile means (perceptual intent); itself where there is none, or one that is broken,
-    is not for pictures of its kind, or is sRGB's own.
+    """A picture in sRGB, of the colours that its ICC profile means (perceptual intent); itself where there is
+    none, or one that is broken, is not for pictures of its kind, or is sRGB's own.
     """
     profile = picture.info.get("icc_profile")
     if not profile:
         return picture
     space, convert = _conversion(profile)
     mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space)
-    fits = picture.mode == mode or (mode == "RGB" and picture.mode != "CMYK") or (mode == "L" and picture.mode in ("1", "LA"))
+    fits = (
+        picture.mode == mode
+        or (mode == "RGB" and picture.mode != "CMYK")
+        or (mode == "L" and picture.mode in ("1", "LA"))
+    )
     return convert(_in_mode(picture, mode)) if mode and convert and fits else picture
 
 
 @lru_cache(maxsize=16)
 def _conversion(profile: bytes) -> tuple[str, Callable[[Image.Image], Image.Image] | None]:
-    """The colour space of a profile, and what converts pictures of it to sRGB; None for sRGB itself, and for a profile that is broken."""
+    """The colour space of a profile, and what converts pictures of it to sRGB; None for sRGB itself, and for
+    a profile that is broken."""
     from PIL import ImageCms
 
     try:
@@ -332,7 +385,9 @@ def _conversion(profile: bytes) -> tuple[str, Callable[[Image.Image], Image.Imag
     except (ImageCms.PyCMSError, OSError, ValueError):
         return "", None
     if space == "RGB":
-        probe = np.stack(np.meshgrid(*[np.arange(0, 256, 17, dtype=np.uint8)] * 3), axis=-1).reshape(16, -1, 3)
+        probe = np.stack(np.meshgrid(*[np.arange(0, 256, 17, dtype=np.uint8)] * 3), axis=-1).reshape(
+            16, -1, 3
+        )
         moved = np.asarray(transform.apply(Image.fromarray(probe))).astype(int) - probe
         if abs(moved).max() <= SRGB_ROUNDING:
             return space, None

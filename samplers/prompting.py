@@ -16,8 +16,13 @@ from diffusion.spec import check_names, check_type
 from models import Model, TextEncoder
 from models.text.encoder import Encoded
 
-MAX_PIECES = 60  # of 75 tokens, to which prompts of a batch are repeated to become equally long: about the latents of an SD 1 image
-SCORE, NEGATIVE_SCORE = 6.0, 2.5  # of looks, out of 10: what SDXL's refiner is told of what to draw, and of what to lead away from
+# of 75 tokens, to which prompts of a batch are repeated to become equally long: about the latents of an SD 1
+# image
+MAX_PIECES = 60
+SCORE, NEGATIVE_SCORE = (
+    6.0,
+    2.5,
+)  # of looks, out of 10: what SDXL's refiner is told of what to draw, and of what to lead away from
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,8 @@ class Prompts:
 
     weighted  weights are read: "(word:1.3)"
     clip_skip  blocks of CLIP that are left out, see `TextEncoder.encode`
-    long      what is done with more than 75 tokens: "chunk" reads them in pieces, "cut" drops the rest; T5 reads as many as it can in both
+    long      what is done with more than 75 tokens: "chunk" reads them in pieces, "cut" drops the rest; T5
+              reads as many as it can in both
     """
 
     texts: tuple[str, ...]
@@ -46,7 +52,8 @@ class Prompts:
         long: Literal["chunk", "cut"] = "chunk",
         clip_skip: int = 0,
     ) -> Prompts:
-        """With single texts repeated as often as there are images. ValueError where numbers of texts and seeds do not fit."""
+        """With single texts repeated as often as there are images. ValueError where numbers of texts and
+        seeds do not fit."""
         check_names("way with long prompts", [long], ["chunk", "cut"])
         check_type("prompts", texts, str | Sequence[str])
         check_type("negative", negative, str | Sequence[str] | None)
@@ -59,16 +66,23 @@ class Prompts:
             raise ValueError(f"{len(given)} prompts for {n} seeds: give one prompt for all, or one per seed")
         for seed in seeds or ():
             check_seed(seed)
-        away: list[str | None] = [negative] if negative is None or isinstance(negative, str) else list(negative)
+        away: list[str | None] = (
+            [negative] if negative is None or isinstance(negative, str) else list(negative)
+        )
         if len(away) not in (1, n):
-            raise ValueError(f"{len(away)} negative prompts for {n} images: give one for all, or one per image")
+            raise ValueError(
+                f"{len(away)} negative prompts for {n} images: give one for all, or one per image"
+            )
         drawn, left = given * n if len(given) == 1 else given, away * n if len(away) == 1 else away
-        return cls(tuple(drawn), tuple(left), tuple(range(n) if seeds is None else seeds), weighted, long, clip_skip)
+        return cls(
+            tuple(drawn), tuple(left), tuple(range(n) if seeds is None else seeds), weighted, long, clip_skip
+        )
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """The condition of each image, and the null condition that guidance leads away from: B rows each. null is empty without guidance.
+    """The condition of each image, and the null condition that guidance leads away from: B rows each. null is
+    empty without guidance.
 
     dropped  the ends of prompts that are too long, which it is not told
     """
@@ -83,11 +97,13 @@ class Conditions:
 
 
 def conditions(model: Model, prompts: Prompts, numbers: Mapping[str, float], away: bool = True) -> Conditions:
-    """The prompts, read, in the backbone's dtype; `numbers` are those of the family's vector; `away`: what to lead away from is read too.
+    """The prompts, read, in the backbone's dtype; `numbers` are those of the family's vector; `away`: what to
+    lead away from is read too.
 
-    Each is read on its own, in as many chunks as it and its negative prompt need, and then repeated until all are equally long: attention
-    over a context and over the same context twice is the same. Where a network attends to text and image together it is not: there all
-    contexts have one length. So no image depends on what else is in its batch. What is in it twice is read once.
+    Each is read on its own, in as many chunks as it and its negative prompt need, and then repeated until all
+    are equally long: attention over a context and over the same context twice is the same. Where a network
+    attends to text and image together it is not: there all contexts have one length. So no image depends on
+    what else is in its batch. What is in it twice is read once.
     """
     text: TextEncoder = model.require("text")
     told = (numbers, {**numbers, "score": NEGATIVE_SCORE} if "score" in numbers else numbers)
@@ -99,8 +115,14 @@ def conditions(model: Model, prompts: Prompts, numbers: Mapping[str, float], awa
     @cache
     def read(side: int, prompt: str | None, chunks: int) -> Encoded:
         if prompt is None:
-            return Encoded(text.null(1, numbers=told[side], chunks=chunks, clip_skip=prompts.clip_skip), ("",))
-        how: dict[str, Any] = {"weighted": prompts.weighted, "long": prompts.long, "clip_skip": prompts.clip_skip}
+            return Encoded(
+                text.null(1, numbers=told[side], chunks=chunks, clip_skip=prompts.clip_skip), ("",)
+            )
+        how: dict[str, Any] = {
+            "weighted": prompts.weighted,
+            "long": prompts.long,
+            "clip_skip": prompts.clip_skip,
+        }
         return text.encode([prompt], numbers=told[side], chunks=chunks, **how)
 
     def rows(side: int) -> Condition:
@@ -121,26 +143,43 @@ def _repeated(condition: Condition, times: int) -> Condition:
 
 
 def _common_length(chunks: Collection[int]) -> int:
-    """The length that prompts of so many chunks are repeated to. ValueError where it is far beyond the longest of them."""
+    """The length that prompts of so many chunks are repeated to. ValueError where it is far beyond the
+    longest of them."""
     length, longest = math.lcm(*chunks), max(chunks)
     if length > max(MAX_PIECES, longest):
         lengths = ", ".join(map(str, sorted(set(chunks))))
         raise ValueError(
-            f"prompts of {lengths} pieces of 75 tokens in one batch would all be read as {length} pieces: draw those of a length together"
+            f"prompts of {lengths} pieces of 75 tokens in one batch would all be read as {length} pieces: "
+            "draw those of a length together"
         )
     return length
 
 
 def _chunks(text: TextEncoder, pair: tuple[str, str | None], prompts: Prompts) -> int:
-    return 1 if prompts.long == "cut" else text.count_chunks([side for side in pair if side is not None], weighted=prompts.weighted)
+    return (
+        1
+        if prompts.long == "cut"
+        else text.count_chunks([side for side in pair if side is not None], weighted=prompts.weighted)
+    )
 
 
-def vector_numbers(model: Model, size: tuple[int, int], given: Mapping[str, float] | None = None) -> dict[str, float]:
-    """A value for every number that the family's vector holds, {} where it holds none: by default an image of that size in pixels, neither
-    scaled nor cropped, of good looks. Names that the family does not have are left out.
+def vector_numbers(
+    model: Model, size: tuple[int, int], given: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """A value for every number that the family's vector holds, {} where it holds none: by default an image of
+    that size in pixels, neither scaled nor cropped, of good looks. Names that the family does not have are
+    left out.
     """
     height, width = size
-    usual = {"height": height, "width": width, "top": 0, "left": 0, "target_height": height, "target_width": width, "score": SCORE}
+    usual = {
+        "height": height,
+        "width": width,
+        "top": 0,
+        "left": 0,
+        "target_height": height,
+        "target_width": width,
+        "score": SCORE,
+    }
     return {name: float({**usual, **(given or {})}[name]) for name in model.require("text").params.numbers}
 
 

@@ -35,31 +35,57 @@ class Reference:
 
     def to(self, where: torch.device) -> Reference:
         """On another device."""
-        return Reference(*(None if part is None else part.to(where) for part in (self.start, self.known, self.mask, self.beside)))
+        return Reference(
+            *(
+                None if part is None else part.to(where)
+                for part in (self.start, self.known, self.mask, self.beside)
+            )
+        )
 
 
 def check_reference(
-    model: Model, image: Tensor | None, mask: Tensor | None, strength: float | None, image_guidance: float | None, n: int
+    model: Model,
+    image: Tensor | None,
+    mask: Tensor | None,
+    strength: float | None,
+    image_guidance: float | None,
+    n: int,
 ) -> None:
-    """ValueError unless image, mask and what goes with them are what this model has a use for, for n images."""
+    """ValueError unless image, mask and what goes with them are what this model has a use for, for n
+    images."""
     check_type("strength", strength, float | None)
     if image is None:
         for name, value in (("mask", mask), ("strength", strength), ("image_guidance", image_guidance)):
             if value is not None:
-                raise ValueError(f"{name} says what is done with an image: give image too, or leave {name} out")
+                raise ValueError(
+                    f"{name} says what is done with an image: give image too, or leave {name} out"
+                )
         if model.role is not None:
-            what = {"edit": "an image to edit", "control": "an image of edges or depths", "inpaint": "an image and a mask"}[model.role]
+            what = {
+                "edit": "an image to edit",
+                "control": "an image of edges or depths",
+                "inpaint": "an image and a mask",
+            }[model.role]
             raise ValueError(f"this network sees {model.image_channels} channels beside x: give it {what}")
     if model.role == "edit" and (strength is not None or mask is not None):
         name = "mask" if strength is None else "strength"
-        raise ValueError(f"this network edits the whole image: leave {name} out; image_guidance says how close to it a plain one stays")
+        raise ValueError(
+            f"this network edits the whole image: leave {name} out; image_guidance says how close to it a "
+            "plain one stays"
+        )
     if model.role == "control" and (strength is not None or mask is not None):
         name = "mask" if strength is None else "strength"
         raise ValueError(f"this network draws anew what the image gives the outlines of: leave {name} out")
     if image_guidance is not None and model.role == "edit" and model.embeds_guidance:
-        raise ValueError("this network was distilled to keep to its image by itself, and is told guidance alone: leave image_guidance out")
+        raise ValueError(
+            "this network was distilled to keep to its image by itself, and is told guidance alone: leave "
+            "image_guidance out"
+        )
     if image_guidance is not None and not two_scales(model):
-        raise ValueError("image_guidance is for networks that edit an image (pix2pix), and this is none: leave it out; see strength")
+        raise ValueError(
+            "image_guidance is for networks that edit an image (pix2pix), and this is none: leave it out; "
+            "see strength"
+        )
     if model.role == "inpaint" and mask is None:
         raise ValueError("this network is for inpainting: give a mask, 1 where to paint")
     if strength is not None and not 0 < strength <= 1:
@@ -69,14 +95,23 @@ def check_reference(
             _check_pixels(name, value, channels, n)
     if image is not None and mask is not None and image.shape[2:] != mask.shape[2:]:
         sizes = ["x".join(map(str, value.shape[2:])) for value in (mask, image)]
-        raise ValueError(f"the mask is {sizes[0]}, the image {sizes[1]} (height x width): give them the same size")
+        raise ValueError(
+            f"the mask is {sizes[0]}, the image {sizes[1]} (height x width): give them the same size"
+        )
 
 
 def _check_pixels(name: str, value: Tensor, channels: int, n: int) -> None:
-    wanted = f"the {name} must be floating point ({'1' if n == 1 else f'1 or {n}'}, {channels}, H, W) in [0, 1]"
+    wanted = (
+        f"the {name} must be floating point ({'1' if n == 1 else f'1 or {n}'}, {channels}, H, W) in [0, 1]"
+    )
     if not isinstance(value, Tensor):
         raise ValueError(f"{wanted}, not {type(value).__name__}: samplers.read_image reads a file")
-    if value.ndim != 4 or value.shape[1] != channels or len(value) not in (1, n) or not value.is_floating_point():
+    if (
+        value.ndim != 4
+        or value.shape[1] != channels
+        or len(value) not in (1, n)
+        or not value.is_floating_point()
+    ):
         raise ValueError(f"{wanted}, not {value.dtype} {tuple(value.shape)}")
     if not ((value >= 0) & (value <= 1)).all():
         raise ValueError(f"{wanted}, not in {float(value.min()):g} ... {float(value.max()):g}")
@@ -88,17 +123,23 @@ def usual_strength(masked: bool) -> float:
 
 
 def begins_from_image(model: Model, image: Tensor | None, mask: Tensor | None, strength: float) -> bool:
-    """Whether samples begin from the image with noise, and not from noise alone: what is completed does so only at a strength below 1."""
+    """Whether samples begin from the image with noise, and not from noise alone: what is completed does so
+    only at a strength below 1."""
     return image is not None and model.role not in ("edit", "control") and (mask is None or strength < 1)
 
 
-def read_reference(model: Model, image: Tensor, mask: Tensor | None, strength: float, tile: int | None = None) -> Reference:
+def read_reference(
+    model: Model, image: Tensor, mask: Tensor | None, strength: float, tile: int | None = None
+) -> Reference:
     """Image and mask, checked before, where the autoencoder is."""
     vae: VAE = model.require("vae")
     image = 2 * image.to(next(vae.parameters()).device, torch.float32) - 1
     latents = _encoded(vae, image, tile)
     start = latents if begins_from_image(model, image, mask, strength) else None
-    make: dict[Beside, Callable[[], Tensor]] = {"latents": lambda: latents, "unscaled": lambda: vae.unscaled(latents)}
+    make: dict[Beside, Callable[[], Tensor]] = {
+        "latents": lambda: latents,
+        "unscaled": lambda: vae.unscaled(latents),
+    }
     small: Tensor | None = None
     if mask is not None:
         mask = mask.to(image)
@@ -122,5 +163,6 @@ def _encoded(vae: VAE, images: Tensor, tile: int | None) -> Tensor:
 
 
 def two_scales(model: Model) -> bool:
-    """Whether one scale leads to the image that is edited and one to the prompt: networks that are told their scale have one."""
+    """Whether one scale leads to the image that is edited and one to the prompt: networks that are told their
+    scale have one."""
     return model.role == "edit" and not model.embeds_guidance

@@ -45,7 +45,8 @@ def check_same(key: str, path: str, found: Mapping[str, str], wanted: Mapping[st
     """ValueError where the SHA-256 of what a setting names is not the wanted one, if there is one."""
     if key in wanted and found.get(key) != wanted[key]:
         raise ValueError(
-            f"{path} has changed: its SHA-256 is {found.get(key, '')[:12]}..., and {wanted[key][:12]}... is asked for; "
+            f"{path} has changed: its SHA-256 is {found.get(key, '')[:12]}..., and {wanted[key][:12]}... is "
+            "asked for; "
             f"{key}=... says where that lies now"
         )
 
@@ -57,17 +58,32 @@ def beside(out: Path) -> Path:
 
 
 def check_folder(out: Path, kept: Mapping[str, Any]) -> None:
-    """Raise unless images of these settings may be written there: ValueError where others are, OSError where it is no folder."""
+    """Raise unless images of these settings may be written there: ValueError where others are, OSError where
+    it is no folder."""
     images, record = out / "images", out / "samples.json"
-    if images.is_dir() and any(images.iterdir()) and (not record.exists() or read_json(record).get("settings") != as_json(kept)):
-        raise ValueError(f"{images} already holds images of other settings: out=... names another place for these")
+    if (
+        images.is_dir()
+        and any(images.iterdir())
+        and (not record.exists() or read_json(record).get("settings") != as_json(kept))
+    ):
+        raise ValueError(
+            f"{images} already holds images of other settings: out=... names another place for these"
+        )
     there = next(place for place in (images, *images.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise OSError(f"cannot write {images}: {there} is {'a file' if there.is_file() else 'not open to writing'}")
+        raise OSError(
+            f"cannot write {images}: {there} is {'a file' if there.is_file() else 'not open to writing'}"
+        )
 
 
 def fill_folder(
-    out: Path, kept: Mapping[str, Any], provenance: Mapping[str, str], drawn: Iterable[Drawn], *, columns: int, low: float
+    out: Path,
+    kept: Mapping[str, Any],
+    provenance: Mapping[str, str],
+    drawn: Iterable[Drawn],
+    *,
+    columns: int,
+    low: float,
 ) -> list[Path]:
     """Save images, values in [low, 1], as they are drawn, and return their paths.
 
@@ -86,7 +102,13 @@ def fill_folder(
             shown.append(thumbnail(each.image))
     if len(shown) > 1:
         sheet = {"settings": dict(kept), "images": len(shown)}
-        save_png(tile(torch.stack(shown), columns), out / "grid.png", sheet, zoom=max(1, 64 // shown[0].shape[-1]), low=low)
+        save_png(
+            tile(torch.stack(shown), columns),
+            out / "grid.png",
+            sheet,
+            zoom=max(1, 64 // shown[0].shape[-1]),
+            low=low,
+        )
     return paths
 
 

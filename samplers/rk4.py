@@ -14,10 +14,11 @@ from samplers.solver import Step
 
 
 def rk4(denoiser: DenoiserLike, x: Tensor, grid: Grid) -> Iterator[Step]:
-    """Runge-Kutta 4 (Kutta 1901) in flow time, du/dr = eps - x0: slopes at the start, twice halfway, at the end. Order 4.
+    """Runge-Kutta 4 (Kutta 1901) in flow time, du/dr = eps - x0: slopes at the start, twice halfway, at the
+    end. Order 4.
 
-    Four calls a step. The step that reaches clean data is DDIM's, one call: a network says nothing of the noise in data. That step is
-    of order 1, so that the last level with noise should lie low.
+    Four calls a step. The step that reaches clean data is DDIM's, one call: a network says nothing of the
+    noise in data. That step is of order 1, so that the last level with noise should lie low.
     """
 
     def slope(u: Tensor, level: NoiseLevel) -> Tensor:
@@ -25,5 +26,9 @@ def rk4(denoiser: DenoiserLike, x: Tensor, grid: Grid) -> Iterator[Step]:
 
     for i, (t, s) in enumerate(pairwise(grid)):
         estimate = denoiser(x, t)
-        x = C.norm(s) * runge_kutta_4(slope, x / C.norm(t), C.slope(estimate), t, s, grid) if s.sigma > 0 else estimate.at(s)
+        x = (
+            C.norm(s) * runge_kutta_4(slope, x / C.norm(t), C.slope(estimate), t, s, grid)
+            if s.sigma > 0
+            else estimate.at(s)
+        )
         yield Step(i, s, x, estimate)

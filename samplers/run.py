@@ -1,4 +1,5 @@
-"""Sampling a trained run from a description: what `python -m samplers run=...` does, callable with a plain dictionary."""
+"""Sampling a trained run from a description: what `python -m samplers run=...` does, callable with a plain
+dictionary."""
 
 from __future__ import annotations
 
@@ -40,27 +41,47 @@ class SampleParams(DrawParams):
 
     run: str = setting(..., "a training run's folder, or a checkpoint file", kind="weights")
     labels: int | str | tuple[int | str, ...] | None = setting(
-        None, "classes to draw, in turn, by number or name: 3 or [3,7]; null: all of them", text="text", swept=True, heading="With a run"
+        None,
+        "classes to draw, in turn, by number or name: 3 or [3,7]; null: all of them",
+        text="text",
+        swept=True,
+        heading="With a run",
     )
     clip: bool = setting(True, "false: do not keep estimates within [-1, 1]")
-    trust: bool = setting(False, "true: import the parts of your own that the run names (mynet:Tiny), which runs that code", kind="place")
-    n: int = setting(100, "how many images; null: 100 of a run, 1 of a prompt", kind="count", heading="How many, and how")
+    trust: bool = setting(
+        False,
+        "true: import the parts of your own that the run names (mynet:Tiny), which runs that code",
+        kind="place",
+    )
+    n: int = setting(
+        100, "how many images; null: 100 of a run, 1 of a prompt", kind="count", heading="How many, and how"
+    )
     guidance: float = setting(1.0, "classifier-free; 1 is off; null: the family's, and off for a run")
     batch_size: int = setting(500, "images at once; null: 500 of a run, 4 of a prompt", kind="count")
 
     def completed(self, model: Model) -> SampleParams:
         """With the model's defaults for settings that are not given, and the hashes of its files."""
         how = usage(model, self.sampler, self.steps, self.grid)
-        values = {**asdict(self), "sampler": how.sampler, "steps": how.steps, "sha256": {"run": model.fingerprint}}
+        values = {
+            **asdict(self),
+            "sampler": how.sampler,
+            "steps": how.steps,
+            "sha256": {"run": model.fingerprint},
+        }
         return SampleParams(**values)
 
     def folder(self, steps: int) -> Path:
-        """`out`, or a folder of the run's whose name tells these settings from others: sampler, steps, guidance, and what is not usual."""
+        """`out`, or a folder of the run's whose name tells these settings from others: sampler, steps,
+        guidance, and what is not usual."""
         if self.out is not None:
             return Path(self.out)
-        told = {**self.guide, **self.grid, **self.options} | {name: False for name in ("clip", "ema") if not getattr(self, name)}
+        told = {**self.guide, **self.grid, **self.options} | {
+            name: False for name in ("clip", "ema") if not getattr(self, name)
+        }
         guided = f"-guidance-{self.guidance:g}" if self.guidance != 1 else ""
-        how = re.sub(r"[^\w.-]+", "-", json.dumps(told).replace('"name": ', "")).rstrip("-")  # -interval-0.2-0.8-rule-apg-eta-0
+        how = re.sub(r"[^\w.-]+", "-", json.dumps(told).replace('"name": ', "")).rstrip(
+            "-"
+        )  # -interval-0.2-0.8-rule-apg-eta-0
         name = f"{str(self.sampler).replace(':', '.')}-{steps}{guided}{how}"
         if len(name) > MAX_FOLDER_NAME:
             name = f"{name[:MAX_FOLDER_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -74,7 +95,8 @@ class SampleParams(DrawParams):
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What all images in one folder have in common, the weights' file and the time of its writing included."""
+        """What all images in one folder have in common, the weights' file and the time of its writing
+        included."""
         run = Path(self.run)
         file = (run / native.FILE_NAME if run.is_dir() else run).resolve()
         others = (*of_kind(type(self), "place", "rounding", "count", "weights"), "labels", "seed")
@@ -83,20 +105,24 @@ class SampleParams(DrawParams):
 
 
 def run(config: Mapping[str, Any]) -> Path:
-    """Sample as the configuration says (see `plain-diffusion samplers --help`); the folder of the results, see `fill_folder`.
+    """Sample as the configuration says (see `plain-diffusion samplers --help`); the folder of the results,
+    see `fill_folder`.
 
-    Images are named by their seeds, in a folder per class where there are classes. Images of other settings that are in that folder are
-    never mixed with these: ValueError.
+    Images are named by their seeds, in a folder per class where there are classes. Images of other settings
+    that are in that folder are never mixed with these: ValueError.
     """
     trust(config)
     return draw(make_params("", SampleParams, given(config))).out
 
 
 def draw(params: SampleParams, only: int | None = None) -> Outcome:
-    """What `run` does, with parameters of its own; `only`: the image of that seed is saved, and those beside it in its batch are not."""
+    """What `run` does, with parameters of its own; `only`: the image of that seed is saved, and those beside
+    it in its batch are not."""
     model = models.load(params.run, ema=params.ema, trust=params.trust)
     if model.text is not None or getattr(model.network.params, "context_dim", None) is not None:
-        raise ValueError(f"{params.run} is a model that takes prompts: weights={params.run} prompt=... draws with it")
+        raise ValueError(
+            f"{params.run} is a model that takes prompts: weights={params.run} prompt=... draws with it"
+        )
     wanted, params = params.sha256, params.completed(model)
     check_same("run", params.run, params.sha256, wanted)
     device = find_device(params.device)
@@ -116,7 +142,17 @@ def draw(params: SampleParams, only: int | None = None) -> Outcome:
     settings |= {"run": str(Path(params.run).absolute()), "device": str(device), "provenance": about}
     drawn = _draw(denoiser, model.shape, grid, params, labels, model.spec.get("classes", []), settings, only)
     with compiled(model.network, params.compile):
-        return Outcome(out, fill_folder(out, params.kept, about, drawn, columns=len(labels) if labels else ceil(sqrt(params.n)), low=-1))
+        return Outcome(
+            out,
+            fill_folder(
+                out,
+                params.kept,
+                about,
+                drawn,
+                columns=len(labels) if labels else ceil(sqrt(params.n)),
+                low=-1,
+            ),
+        )
 
 
 def _draw(
@@ -129,7 +165,8 @@ def _draw(
     settings: Mapping[str, Any],
     only: int | None,
 ) -> Iterator[Drawn]:
-    """The images one after the other, on the host, drawn a batch at a time: what is drawn can be saved before the rest is."""
+    """The images one after the other, on the host, drawn a batch at a time: what is drawn can be saved before
+    the rest is."""
     device = settings["device"]
     for first in range(0, params.n, params.batch_size):
         seeds = range(params.seed + first, params.seed + min(first + params.batch_size, params.n))
@@ -149,25 +186,38 @@ def _draw(
 
 
 def labels_in_turn(model: Model, params: SampleParams) -> list[int] | None:
-    """The classes to draw in turn, by number: those wanted, by number or name, or all; None for a model without classes."""
+    """The classes to draw in turn, by number: those wanted, by number or name, or all; None for a model
+    without classes."""
     count = model.num_classes
     wanted = [params.labels] if isinstance(params.labels, int | str) else params.labels
     if count is None:
         if wanted:
             raise ValueError("this model has no classes: leave labels out")
         return None
-    return [_class_number(label, model.spec.get("classes", []), count) for label in wanted] if wanted else list(range(count))
+    return (
+        [_class_number(label, model.spec.get("classes", []), count) for label in wanted]
+        if wanted
+        else list(range(count))
+    )
 
 
 def _class_number(label: int | str, names: list[str], count: int) -> int:
-    """The number of a class that is named, or numbered already. ValueError where there is none of that name or number."""
+    """The number of a class that is named, or numbered already. ValueError where there is none of that name
+    or number."""
     if isinstance(label, str):
         if not names:
-            raise ValueError(f"the classes of this model have no names: labels are numbers, 0 to {count - 1}, not {label!r}")
+            raise ValueError(
+                f"the classes of this model have no names: labels are numbers, 0 to {count - 1}, not "
+                f"{label!r}"
+            )
         check_names("class", [label], names)
         return names.index(label)
     if not 0 <= label < count:
         raise ValueError(f"label {label} is out of range: classes are 0 to {count - 1}")
     if names and str(label) in names and names[label] != str(label):
-        warnings.warn(f"label {label} is the number of class {names[label]!r}; labels=['{label}'] is the class of that name", stacklevel=4)
+        warnings.warn(
+            f"label {label} is the number of class {names[label]!r}; labels=['{label}'] is the class of "
+            "that name",
+            stacklevel=4,
+        )
     return label

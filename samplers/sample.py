@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion import NONE, BrownianPath, Condition, DenoiserLike, Estimate, Grid, Level, SeededNoise, initial_noise
+from diffusion import (
+    NONE,
+    BrownianPath,
+    Condition,
+    DenoiserLike,
+    Estimate,
+    Grid,
+    Level,
+    SeededNoise,
+    initial_noise,
+)
 from diffusion.noise import require_seeds
 from diffusion.spec import check_names, check_type, lookup
 from samplers.consistency import consistency
@@ -72,7 +82,8 @@ def sample(
     """Samples (B, *shape) at the grid's last level.
 
     sampler  a name in SAMPLERS, or a solver function
-    shape    of one sample, with seeds: one per sample, for its initial noise and for the noise of stochastic solvers
+    shape    of one sample, with seeds: one per sample, for its initial noise and for the noise of stochastic
+             solvers
     start    instead of shape, dtype and device: the samples at the grid's first level, used as they are
     condition  what the network is told, e.g. Condition(label=tensor of (B,))
     dtype    of the samples, default float32; the network runs in its own
@@ -80,39 +91,61 @@ def sample(
     watch    called with every step as it is finished: for previews
     options  the solver's own (eta, variance, noise, ...); an unknown one raises
 
-    FloatingPointError names the step and level from which on samples were not finite: at that step on the CPU, after the last on a GPU.
+    FloatingPointError names the step and level from which on samples were not finite: at that step on the
+    CPU, after the last on a GPU.
     """
     check_type("condition", condition, Condition)
-    solver, name = find_sampler(sampler), sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "solver")
+    solver, name = (
+        find_sampler(sampler),
+        sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "solver"),
+    )
     known = inspect.signature(solver).parameters
     check_names(f"option of {name}", options, list(known)[3:])
     if start is None:
         if shape is None or seeds is None:
             raise ValueError("give shape and seeds, or start")
         if grid.rises:
-            raise ValueError("sampling starts from noise, but this grid rises from data: give start, as `invert` does")
-        where: torch.device = torch.device(device) if device else getattr(denoiser, "device", torch.device("cpu"))
+            raise ValueError(
+                "sampling starts from noise, but this grid rises from data: give start, as `invert` does"
+            )
+        where: torch.device = (
+            torch.device(device) if device else getattr(denoiser, "device", torch.device("cpu"))
+        )
         start = grid.start(initial_noise(seeds, shape, dtype or torch.float32, where))
     elif shape is not None or dtype is not None or device is not None:
         raise ValueError("start brings its own shape, dtype and device: leave those out")
     elif seeds is not None:
         require_seeds(seeds, start)
     if grid.rises and {"noise", "path"} & set(known) and not (solver is ddim and not options.get("eta")):
-        raise ValueError(f"noise must fall, but this grid rises: {name} draws noise, which nothing undoes; use a deterministic solver")
+        raise ValueError(
+            f"noise must fall, but this grid rises: {name} draws noise, which nothing undoes; use a "
+            "deterministic solver"
+        )
     if seeds is not None:
-        options = {**{name: draw(seeds) for name, draw in (("noise", SeededNoise), ("path", BrownianPath)) if name in known}, **options}
+        options = {
+            **{
+                name: draw(seeds)
+                for name, draw in (("noise", SeededNoise), ("path", BrownianPath))
+                if name in known
+            },
+            **options,
+        }
 
     def denoise(x_t: Tensor, level: Level) -> Estimate:
         return denoiser(x_t, level, condition) if condition else denoiser(x_t, level)
 
     x, sums = start, []
     with torch.no_grad():
-        for step in tqdm(solver(denoise, start, grid, **options), total=grid.steps, desc=name, disable=not progress):
+        for step in tqdm(
+            solver(denoise, start, grid, **options), total=grid.steps, desc=name, disable=not progress
+        ):
             x = step.x
             if watch is not None:
                 watch(step)
             sums.append(x.flatten(1).sum(1, dtype=torch.float64))
-            if x.device.type == "cpu" and not sums[-1].isfinite().all():  # elsewhere in the end: a loop does not wait for its device
+            if (
+                x.device.type == "cpu" and not sums[-1].isfinite().all()
+            ):  # elsewhere in the end: a loop does not wait for its device
                 break
     require_finite(torch.stack(sums), grid, seeds)
     return x
@@ -133,7 +166,8 @@ def network_calls(sampler: str | Solver, grid: Grid, **options: Any) -> int:
 
 
 def require_finite(sums: Tensor, grid: Grid, seeds: Sequence[int] | None) -> None:
-    """FloatingPointError that names the first step at which a sample was lost, from each sample's sum after each step (steps, B)."""
+    """FloatingPointError that names the first step at which a sample was lost, from each sample's sum after
+    each step (steps, B)."""
     lost = ~sums.isfinite()
     if lost.any():
         i = int(lost.any(1).nonzero()[0])
@@ -141,7 +175,8 @@ def require_finite(sums: Tensor, grid: Grid, seeds: Sequence[int] | None) -> Non
         seed = "" if seeds is None else f", the first of seed {seeds[who]}"
         level = grid[i]
         raise FloatingPointError(
-            f"{int(lost[-1].sum())} of {sums.shape[1]} samples are not finite{seed}, from step {i} on, at t={level.t:g} "
+            f"{int(lost[-1].sum())} of {sums.shape[1]} samples are not finite{seed}, from step {i} on, at "
+            f"t={level.t:g} "
             f"(sigma/alpha {level.ratio:g}): the model has diverged or overflowed, or guidance is too strong"
         )
 

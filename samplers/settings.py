@@ -1,4 +1,5 @@
-"""What drawing images can be told, with a run of one's own or with published weights: each setting once, with its comment."""
+"""What drawing images can be told, with a run of one's own or with published weights: each setting once, with
+its comment."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ class GridSettings:
     """Members of `grid`, the settings of `time_grid`; a spacing's own options are added."""
 
     spacing: str | list[float] | None = setting(
-        None, "linspace, trailing, karras, ... (--help spacing), or a list of times; a spacing's own options are added: +grid.rho=5"
+        None,
+        "linspace, trailing, karras, ... (--help spacing), or a list of times; a spacing's own options are "
+        "added: +grid.rho=5",
     )
     t_start: float | None = setting(None, "the noisiest time; null: the schedule's")
     t_end: float | None = setting(None, "the last time above data; null: the schedule's")
@@ -30,14 +33,20 @@ class DrawParams:
     n: int = setting(1, "how many images", kind="count", heading="How many, and how")
     seed: int = setting(0, "of the first image; the others count up from it")
     ema: bool = setting(True, "false: raw weights instead of averaged ones")
-    sampler: str | None = setting(None, "ddim, dpmpp_2m, heun, ... (--help sampler); null: the model's own, else ddim")
+    sampler: str | None = setting(
+        None, "ddim, dpmpp_2m, heun, ... (--help sampler); null: the model's own, else ddim"
+    )
     steps: int | None = setting(None, "null: the model's own, else 50; 2 of a distilled model")
     grid: dict[str, Any] = setting(
-        dict, "the times that are visited; all null: the model's own, and what is given here replaces all of that", members=GridSettings
+        dict,
+        "the times that are visited; all null: the model's own, and what is given here replaces all of that",
+        members=GridSettings,
     )
     guidance: float | None = setting(None, "classifier-free; 1 is off; null: the family's, and off for a run")
     guide: dict[str, Any] = setting(
-        dict, "how guidance works; all null: uncond + guidance * (cond - uncond) at every level", members=GuideParams
+        dict,
+        "how guidance works; all null: uncond + guidance * (cond - uncond) at every level",
+        members=GuideParams,
     )
     options: dict[str, Any] = setting(dict, "the sampler's own, e.g. +options.eta=0.5")
     out: str | None = setting(
@@ -51,7 +60,8 @@ class DrawParams:
     device: str | None = setting(None, "null takes a GPU where there is one", kind="rounding")
     compile: bool = setting(
         False,
-        "true: torch compiles the blocks of the network first, which takes a minute or so; changes images by rounding only",
+        "true: torch compiles the blocks of the network first, which takes a minute or so; changes images "
+        "by rounding only",
         kind="rounding",
     )
     progress: bool = setting(True, "false: no bar", kind="place")

@@ -1,4 +1,5 @@
-"""What a solver is: a short generator (denoiser, x, grid) -> Steps. History lives inside the generator, and nowhere else."""
+"""What a solver is: a short generator (denoiser, x, grid) -> Steps. History lives inside the generator, and
+nowhere else."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class Step(NamedTuple):
 
 
 Solver = Callable[..., Iterator[Step]]
-"""(denoiser, x, grid, **options) -> Steps. Stochastic solvers take `noise=`; others have options of their own, by keyword.
+"""(denoiser, x, grid, **options) -> Steps. Stochastic solvers take `noise=`; others have options of their
+own, by keyword.
 
 A solver leaves gradients on, for those who want them through it; `sample` turns them off.
 """

@@ -41,28 +41,45 @@ class Steering:
         check_type("true_cfg", self.true_cfg, float | None)
         rule = any(value is not None for value in (self.guide or {}).values())
         if self.true_cfg is not None and not model.embeds_guidance:
-            raise ValueError("true_cfg is for networks that are told guidance; this one's guidance is classifier-free itself: leave it out")
+            raise ValueError(
+                "true_cfg is for networks that are told guidance; this one's guidance is classifier-free "
+                "itself: leave it out"
+            )
         if self.scale != 1 and model.family is not None and not model.family.guided:
-            raise ValueError(f"{model.family.title} was distilled to draw without guidance, and is told none: leave guidance out")
+            raise ValueError(
+                f"{model.family.title} was distilled to draw without guidance, and is told none: leave "
+                "guidance out"
+            )
         if model.embeds_guidance and self.scale < 0:
             raise ValueError(
-                f"this network is told guidance, and was distilled for positive ones: guidance={self.scale:g} means nothing to it"
+                "this network is told guidance, and was distilled for positive ones: "
+                f"guidance={self.scale:g} means nothing to it"
             )
         if two_scales(model):
             if rule:
-                raise ValueError("a network that edits an image is led by guidance and image_guidance, and no other way: leave guide out")
+                raise ValueError(
+                    "a network that edits an image is led by guidance and image_guidance, and no other way: "
+                    "leave guide out"
+                )
             return
         if self.cfg(model) == 1 and (rule or negative) and model.embeds_guidance:
             name = "guide" if rule else "negative"
             raise ValueError(
-                f"this network was distilled to follow guidance by itself, from the prompt alone: leave {name} out, or give true_cfg=2, say"
+                "this network was distilled to follow guidance by itself, from the prompt alone: leave "
+                f"{name} out, or give true_cfg=2, say"
             )
         if negative and self.cfg(model) == 1:
-            raise ValueError("guidance is off, and leads away from no negative prompt: give guidance=2, say, or leave negative out")
+            raise ValueError(
+                "guidance is off, and leads away from no negative prompt: give guidance=2, say, or leave "
+                "negative out"
+            )
         self._towards_prompt(model, NONE)  # which checks what the guide says
 
-    def denoiser(self, model: Model, told: Conditions, reference: Reference) -> tuple[DenoiserLike, Condition]:
-        """The denoiser, and the condition to call it with. All on the network's device, one row per sample but for the reference's."""
+    def denoiser(
+        self, model: Model, told: Conditions, reference: Reference
+    ) -> tuple[DenoiserLike, Condition]:
+        """The denoiser, and the condition to call it with. All on the network's device, one row per sample
+        but for the reference's."""
         condition, null = told.condition, told.null
         n = len(condition)
         if model.image_channels and reference.beside is not None:
@@ -83,13 +100,17 @@ class Steering:
         return two_scales(model) or self.cfg(model) != 1
 
     def _towards_prompt(self, model: Model, null: Condition) -> DenoiserLike:
-        return limited(guided(model.denoiser(), self.cfg(model), null, model.prediction, self.guide), False, self.guide)
+        return limited(
+            guided(model.denoiser(), self.cfg(model), null, model.prediction, self.guide), False, self.guide
+        )
 
     def cfg(self, model: Model) -> float:
         """The scale of classifier-free guidance."""
         return self.scale if not model.embeds_guidance else 1.0 if self.true_cfg is None else self.true_cfg
 
-    def _towards_both(self, model: Model, condition: Condition, null: Condition, image: Tensor) -> DenoiserLike:
+    def _towards_both(
+        self, model: Model, condition: Condition, null: Condition, image: Tensor
+    ) -> DenoiserLike:
         """One scale towards the image, and one from there towards the prompt (Brooks et al. 2023, eq. 3)."""
         scales = [(null, self.image_scale - self.scale), (condition, self.scale)]
         seen = [(replace(each, image=image), scale) for each, scale in scales]

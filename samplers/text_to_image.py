@@ -1,4 +1,5 @@
-"""Prompts to image files: what `plain-diffusion samplers weights=... prompt=...` does, callable with a plain dictionary."""
+"""Prompts to image files: what `plain-diffusion samplers weights=... prompt=...` does, callable with a plain
+dictionary."""
 
 from __future__ import annotations
 
@@ -46,39 +47,70 @@ class TextToImageParams(DrawParams):
 
     weights: str | tuple[str, ...] = setting(
         ...,
-        "a file, a diffusers folder, or a list that holds the parts: [unet.safetensors,vae.safetensors,...]; what is not here yet, "
+        "a file, a diffusers folder, or a list that holds the parts: "
+        "[unet.safetensors,vae.safetensors,...]; what is not here yet, "
         "`plain-diffusion models download NAME` fetches",
         kind="weights",
     )
-    prompt: str = setting(..., "all behind the = is text, commas and brackets too", text="text", heading="With weights: what to draw")
-    negative: str | None = setting(None, 'what to lead away from; null: the family\'s own "no prompt"', text="text")
+    prompt: str = setting(
+        ...,
+        "all behind the = is text, commas and brackets too",
+        text="text",
+        heading="With weights: what to draw",
+    )
+    negative: str | None = setting(
+        None, 'what to lead away from; null: the family\'s own "no prompt"', text="text"
+    )
     weighted: bool = setting(False, 'true: read weights, "a (red:1.3) cat"')
-    long: Literal["chunk", "cut"] = setting("chunk", "of more than 75 tokens: chunk (null), read in pieces, or cut, with a warning")
+    long: Literal["chunk", "cut"] = setting(
+        "chunk", "of more than 75 tokens: chunk (null), read in pieces, or cut, with a warning"
+    )
     clip_skip: int | None = setting(
-        None, "blocks of CLIP that are left out before the one that is read, as in diffusers: 1 is what A1111 calls 2; null: 0"
+        None,
+        "blocks of CLIP that are left out before the one that is read, as in diffusers: 1 is what A1111 "
+        "calls 2; null: 0",
     )
     height: int | None = setting(None, "in pixels; null: what the model was trained on, or the image's")
     width: int | None = setting(None, "in pixels")
     image: str | None = setting(
-        None, "a picture to begin from, or to edit; with height or width given, scaled and cropped to cover that size", kind="picture"
+        None,
+        "a picture to begin from, or to edit; with height or width given, scaled and cropped to cover that "
+        "size",
+        kind="picture",
     )
     mask: str | None = setting(None, "a picture of the same size, white where to paint", kind="picture")
-    max_pixels: int = setting(MAX_PIXELS, f"the most that image and mask may have; null: {MAX_PIXELS}", kind="place")
-    strength: float | None = setting(None, "how much of the image to change, in (0, 1]; null: 0.75, or 1 with a mask")
-    image_guidance: float | None = setting(None, "how closely a network that edits (pix2pix) stays with its image; null: 1.5")
+    max_pixels: int = setting(
+        MAX_PIXELS, f"the most that image and mask may have; null: {MAX_PIXELS}", kind="place"
+    )
+    strength: float | None = setting(
+        None, "how much of the image to change, in (0, 1]; null: 0.75, or 1 with a mask"
+    )
+    image_guidance: float | None = setting(
+        None, "how closely a network that edits (pix2pix) stays with its image; null: 1.5"
+    )
     true_cfg: float | None = setting(
-        None, "classifier-free guidance on top, for networks that take guidance as an input (FLUX.1 dev, LCM); null: off"
+        None,
+        "classifier-free guidance on top, for networks that take guidance as an input (FLUX.1 dev, LCM); "
+        "null: off",
     )
     numbers: dict[str, float] = setting(
-        dict, "of SDXL's vector, e.g. +numbers.top=256: height, width, top, left, target_height, target_width, score"
+        dict,
+        "of SDXL's vector, e.g. +numbers.top=256: height, width, top, left, target_height, target_width, "
+        "score",
     )
     family: str | None = setting(
-        None, "where the weights do not tell: sdxl-turbo, lcm-sdxl, ... (--help family)", heading="With weights: the model"
+        None,
+        "where the weights do not tell: sdxl-turbo, lcm-sdxl, ... (--help family)",
+        heading="With weights: the model",
     )
     prediction: str | None = setting(None, "eps or v: where the guess is wrong")
-    zero_snr: bool | None = setting(None, "true: the schedule ends in pure noise (zero terminal SNR), where the files do not say it")
+    zero_snr: bool | None = setting(
+        None, "true: the schedule ends in pure noise (zero terminal SNR), where the files do not say it"
+    )
     variant: str | None = setting(None, "of the files in a diffusers folder: fp16, ...")
-    dtype: str | dict[str, str] | None = setting(None, "fp32, bf16, fp16, or by part {backbone: bf16, vae: fp32}; null: as in the files")
+    dtype: str | dict[str, str] | None = setting(
+        None, "fp32, bf16, fp16, or by part {backbone: bf16, vae: fp32}; null: as in the files"
+    )
     refiner: str | tuple[str, ...] | None = setting(
         None, "weights of a model that takes over towards the end (SDXL's refiner)", kind="weights"
     )
@@ -86,19 +118,24 @@ class TextToImageParams(DrawParams):
     tile: int | None = setting(None, "the autoencoder in tiles of so many latents, where memory is short")
     memory: str | int | None = setting(
         None,
-        "6GB: what this process may take; blocks of transformers for which there is no room are read when it is their turn",
+        "6GB: what this process may take; blocks of transformers for which there is no room are read when "
+        "it is their turn",
         kind="place",
     )
     offload: bool = setting(False, "true: each part is on the device only while it works", kind="place")
     preview: int | None = setting(
-        None, "after every so many steps, preview.png beside images/ shows what the model expects; null: never", kind="place"
+        None,
+        "after every so many steps, preview.png beside images/ shows what the model expects; null: never",
+        kind="place",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "preview")
         if self.handover is not None and self.refiner is None:
-            raise ValueError("handover says when a refiner takes over: give refiner=FILE too, or leave it out")
+            raise ValueError(
+                "handover says when a refiner takes over: give refiner=FILE too, or leave it out"
+            )
         check_names("part of a model", dtypes(self), PARTS)
         check_names("dtype", dtypes(self).values(), DTYPES)
 
@@ -117,16 +154,19 @@ class TextToImageParams(DrawParams):
 
 
 def text_to_image(config: Mapping[str, Any]) -> Path:
-    """Draw as the configuration says (see `plain-diffusion samplers --help`); the folder of the results, see `fill_folder`.
+    """Draw as the configuration says (see `plain-diffusion samplers --help`); the folder of the results, see
+    `fill_folder`.
 
-    Images are named by their seeds. Images of other settings that are in that folder are never mixed with these: ValueError.
+    Images are named by their seeds. Images of other settings that are in that folder are never mixed with
+    these: ValueError.
     """
     trust(config)
     return draw(make_params("", TextToImageParams, given(config))).out
 
 
 def draw(params: TextToImageParams, only: int | None = None) -> Outcome:
-    """What `text_to_image` does, with parameters of its own; `only`: the image of that seed is saved, and those beside it are not."""
+    """What `text_to_image` does, with parameters of its own; `only`: the image of that seed is saved, and
+    those beside it are not."""
     model, refiner = loaded(params, "weights"), None if params.refiner is None else loaded(params, "refiner")
     image, mask = _pictures(params, model)
     params = completed(params, model, refiner, image)
@@ -137,20 +177,38 @@ def draw(params: TextToImageParams, only: int | None = None) -> Outcome:
             if part in each.parts:
                 each.parts[part].to(DTYPES[name])
     about = {**provenance(), "model": _said(model)}
-    settings = {key: value for key, value in given(asdict(params)).items() if key in recorded(TextToImageParams)}
+    settings = {
+        key: value for key, value in given(asdict(params)).items() if key in recorded(TextToImageParams)
+    }
     watch = None if params.preview is None else partial(_show, model, out / "preview.png", params.preview)
-    drawn = _draw(params, {**settings, "provenance": about}, only, model, image=image, mask=mask, refiner=refiner, watch=watch)
+    drawn = _draw(
+        params,
+        {**settings, "provenance": about},
+        only,
+        model,
+        image=image,
+        mask=mask,
+        refiner=refiner,
+        watch=watch,
+    )
     return Outcome(out, fill_folder(out, params.kept, about, drawn, columns=ceil(sqrt(params.n)), low=0))
 
 
-def _draw(params: TextToImageParams, settings: Mapping[str, Any], only: int | None, model: Model, **given: Any) -> Iterator[Drawn]:
-    """The images one after the other, drawn a batch at a time: what is drawn can be saved before the rest is."""
+def _draw(
+    params: TextToImageParams, settings: Mapping[str, Any], only: int | None, model: Model, **given: Any
+) -> Iterator[Drawn]:
+    """The images one after the other, drawn a batch at a time: what is drawn can be saved before the rest
+    is."""
     for first in range(0, params.n, params.batch_size):
         seeds = range(params.seed + first, params.seed + min(first + params.batch_size, params.n))
         images = generate(model, params.prompt, seeds=seeds, **given, **asked(params), **params.options)
         for image, seed in zip(images, seeds, strict=True):
             if only in (None, seed):
-                yield Drawn(image, f"{seed:06d}", {**settings, "seed": seed, "batch": {"seed": seeds[0], "n": len(seeds)}})
+                yield Drawn(
+                    image,
+                    f"{seed:06d}",
+                    {**settings, "seed": seed, "batch": {"seed": seeds[0], "n": len(seeds)}},
+                )
 
 
 def _show(model: Model, path: Path, every: int, step: Step) -> None:
@@ -160,11 +218,15 @@ def _show(model: Model, path: Path, every: int, step: Step) -> None:
         save_png(tile(images, ceil(sqrt(len(images)))), path, {"step": step.i + 1}, low=0.0)
 
 
-ASKED = inspect.signature(generate).parameters.keys() - {*of_kind(TextToImageParams, "weights", "picture"), "options"}
+ASKED = inspect.signature(generate).parameters.keys() - {
+    *of_kind(TextToImageParams, "weights", "picture"),
+    "options",
+}
 
 
 def asked(params: TextToImageParams) -> dict[str, Any]:
-    """The settings that `generate` takes as they are: pictures and models are read before, options are its own."""
+    """The settings that `generate` takes as they are: pictures and models are read before, options are its
+    own."""
     return {name: value for name in ASKED if (value := getattr(params, name, None)) is not None}
 
 
@@ -175,9 +237,14 @@ def loaded(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Mod
         if path in PUBLISHED and not Path(path).exists():
             how = f" (sample it with family={PUBLISHED[path].family})" if PUBLISHED[path].family else ""
             raise FileNotFoundError(
-                f"no such file or folder: {path}; `plain-diffusion models download {path}` fetches that model and says where to{how}"
+                f"no such file or folder: {path}; `plain-diffusion models download {path}` fetches that "
+                f"model and says where to{how}"
             )
-    options = {name: getattr(params, name) for name in ("family", "prediction", "zero_snr")} if key == "weights" else {}
+    options = (
+        {name: getattr(params, name) for name in ("family", "prediction", "zero_snr")}
+        if key == "weights"
+        else {}
+    )
     model = models.load(*paths, ema=params.ema, variant=params.variant, memory=params.memory, **options)
     if model.text is None and getattr(model.network.params, "context_dim", None) is None:
         raise ValueError(f"{paths[0]} is a model that takes no prompts: run={paths[0]} samples it")
@@ -195,34 +262,62 @@ def _pictures(params: TextToImageParams, model: Model) -> tuple[Tensor | None, T
     image = None if params.image is None else read_image(params.image, max_pixels=params.max_pixels)
     mask = None if params.mask is None else read_mask(params.mask, max_pixels=params.max_pixels)
     if image is None or mask is None or image.shape[2:] == mask.shape[2:]:
-        size = None if params.height is None and params.width is None else image_size(model, params.height, params.width)
-        return None if image is None else covering(image, size), None if mask is None else covering(mask, size)
+        size = (
+            None
+            if params.height is None and params.width is None
+            else image_size(model, params.height, params.width)
+        )
+        return None if image is None else covering(image, size), None if mask is None else covering(
+            mask, size
+        )
     sizes = ["x".join(map(str, picture.shape[2:])) for picture in (mask, image)]
-    raise ValueError(f"{params.mask} is {sizes[0]}, {params.image} {sizes[1]} (height x width): a mask has the size of its image")
+    raise ValueError(
+        f"{params.mask} is {sizes[0]}, {params.image} {sizes[1]} (height x width): a mask has the size of "
+        "its image"
+    )
 
 
-def completed(params: TextToImageParams, model: Model, refiner: Model | None, image: Tensor | None) -> TextToImageParams:
-    """With the models' defaults for settings that are not given, and the hashes of the files. ValueError if given hashes differ."""
+def completed(
+    params: TextToImageParams, model: Model, refiner: Model | None, image: Tensor | None
+) -> TextToImageParams:
+    """With the models' defaults for settings that are not given, and the hashes of the files. ValueError if
+    given hashes differ."""
     height, width = image_size(model, params.height, params.width, image)
     how = usage(model, params.sampler, params.steps, params.grid, params.guidance)
-    how.levels(model)  # mistakes here and in the options are found before the weights are read for their SHA-256
+    how.levels(
+        model
+    )  # mistakes here and in the options are found before the weights are read for their SHA-256
     check_call(str(how.sampler), find_sampler(how.sampler), 3, params.options)
-    numbers = {**({} if refiner is None else vector_numbers(refiner, (height, width))), **vector_numbers(model, (height, width))}
+    numbers = {
+        **({} if refiner is None else vector_numbers(refiner, (height, width))),
+        **vector_numbers(model, (height, width)),
+    }
     strength, image_guidance = params.strength, params.image_guidance
     if image is not None and two_scales(model):
         image_guidance = IMAGE_SCALE if image_guidance is None else image_guidance
     elif image is not None and strength is None and model.role not in ("edit", "control"):
         strength = usual_strength(params.mask is not None)
-    files: dict[str, Any] = {name: str(Path(path).absolute()) for name in ("image", "mask") if (path := getattr(params, name)) is not None}
+    files: dict[str, Any] = {
+        name: str(Path(path).absolute())
+        for name in ("image", "mask")
+        if (path := getattr(params, name)) is not None
+    }
     sha256 = {name: sha256_of_file(path) for name, path in files.items()}
-    sha256 |= {name: each.fingerprint for name, each in (("weights", model), ("refiner", refiner)) if each is not None}
+    sha256 |= {
+        name: each.fingerprint
+        for name, each in (("weights", model), ("refiner", refiner))
+        if each is not None
+    }
     for name in params.sha256:
         check_same(name, ", ".join(_paths(getattr(params, name))), sha256, params.sha256)
     return replace(
-        params, weights=tuple(_paths(params.weights)), refiner=None if refiner is None else tuple(_paths(params.refiner)), **files,
-        sha256=sha256, height=height, width=width, sampler=str(how.sampler), steps=how.steps, grid=how.grid, guidance=how.guidance,
+        params, weights=tuple(_paths(params.weights)),
+        refiner=None if refiner is None else tuple(_paths(params.refiner)), **files,
+        sha256=sha256, height=height, width=width, sampler=str(how.sampler), steps=how.steps, grid=how.grid,
+        guidance=how.guidance,
         numbers={**numbers, **params.numbers}, strength=strength, image_guidance=image_guidance,
-        handover=HANDOVER if refiner is not None and params.handover is None else params.handover, device=str(find_device(params.device)),
+        handover=HANDOVER if refiner is not None and params.handover is None else params.handover,
+        device=str(find_device(params.device)),
     )  # fmt: skip
 
 
@@ -236,4 +331,6 @@ def _said(model: Model) -> str:
     names = {dtype: name for name, dtype in DTYPES.items()}
     dtypes = {name: next(part.parameters()).dtype for name, part in model.parts.items() if name in PARTS}
     family = model.spec.get("family", "no published family")
-    return f"{family}, {model.prediction.name}, " + ", ".join(f"{name} {names.get(dtype, dtype)}" for name, dtype in dtypes.items())
+    return f"{family}, {model.prediction.name}, " + ", ".join(
+        f"{name} {names.get(dtype, dtype)}" for name, dtype in dtypes.items()
+    )

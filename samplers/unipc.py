@@ -14,21 +14,27 @@ from samplers.solver import Step
 
 
 def unipc(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, order: int = 2) -> Iterator[Step]:
-    """UniPC (Zhao et al. 2023, alg. 1-2, data prediction, B(h) = e^h - 1): each estimate first mends the step that led to it. Order 3.
+    """UniPC (Zhao et al. 2023, alg. 1-2, data prediction, B(h) = e^h - 1): each estimate first mends the step
+    that led to it. Order 3.
 
-    order  2 predicts by two estimates (`dpmpp_2m`) and corrects by three; 3 by three and four. Both start with single steps, which
-           leave order 3 in all. Step.x is the prediction, which the next step corrects; one call a step.
+    order  2 predicts by two estimates (`dpmpp_2m`) and corrects by three; 3 by three and four. Both start
+           with single steps, which leave order 3 in all. Step.x is the prediction, which the next step
+           corrects; one call a step.
     Steps from pure noise or to data have no finite lambda: there it is DDIM, uncorrected.
     """
     if order not in (2, 3) or order > max(2, grid.steps):
-        raise ValueError(f"order must be 2 or 3, and at most the number of steps, not {order} on {grid.steps} steps")
+        raise ValueError(
+            f"order must be 2 or 3, and at most the number of steps, not {order} on {grid.steps} steps"
+        )
     nodes: list[Node] = []
     x_began = x
     for i, (t, s) in enumerate(pairwise(grid)):
         estimate = denoiser(x, t)
         node = t, estimate.x0
         if nodes:
-            x = exponential.step(x_began, nodes[0][0], t, [node, *nodes] if len(nodes) > 1 else [_mean(node, *nodes)])
+            x = exponential.step(
+                x_began, nodes[0][0], t, [node, *nodes] if len(nodes) > 1 else [_mean(node, *nodes)]
+            )
         nodes, x_began = [node, *nodes][:order] if has_lambda(t) else [], x
         x = exponential.step(x, t, s, _ahead(node, nodes, s) if has_lambda(s) else [node])
         yield Step(i, s, x, estimate)

@@ -25,7 +25,8 @@ class Usage:
     guidance: float
 
     def levels(self, model: Model, size: tuple[int, int] | None = None) -> Grid:
-        """The grid itself; size: height and width of the images in pixels, where it depends on them. ValueError for settings of none."""
+        """The grid itself; size: height and width of the images in pixels, where it depends on them.
+        ValueError for settings of none."""
         factor = 1 if size is None else model.require("vae").factor
         return model.grid(self.steps, size and (size[0] // factor, size[1] // factor), **self.grid)
 
@@ -37,13 +38,17 @@ def usage(
     grid: Mapping[str, Any] | None = None,
     guidance: float | None = None,
 ) -> Usage:
-    """What is None is what the model is meant for: `model.spec["sampling"]`, else 50 steps of DDIM, or 2 where it is distilled.
+    """What is None is what the model is meant for: `model.spec["sampling"]`, else 50 steps of DDIM, or 2
+    where it is distilled.
 
-    A setting of the grid that is None is not given; where none is given, the grid is the model's own. A guidance of 0 is off, as 1 is, for
-    a network that is meant to be sampled without: 0 is how its publishers write that.
+    A setting of the grid that is None is not given; where none is given, the grid is the model's own. A
+    guidance of 0 is off, as 1 is, for a network that is meant to be sampled without: 0 is how its publishers
+    write that.
     """
     meant = model.spec.get("sampling", {})
-    settings = {name: value for name, value in (grid or {}).items() if value is not None} or dict(model.spec.get("grid", {}))
+    settings = {name: value for name, value in (grid or {}).items() if value is not None} or dict(
+        model.spec.get("grid", {})
+    )
     if steps is None and isinstance(settings.get("spacing", ""), str):
         steps = meant.get("steps", 2 if model.distilled else 50)
     if sampler is None:

@@ -10,8 +10,12 @@ from configs import compose
 
 
 def composed(program: str, *overrides: str, **places: str) -> dict[str, Any]:
-    """What `compose` makes of the overrides, which takes it a sixth of a second; `places`, such as run, are set afterwards."""
-    return {**copy.deepcopy(_composed(program, *overrides, *(f"{name}=elsewhere" for name in places))), **places}
+    """What `compose` makes of the overrides, which takes it a sixth of a second; `places`, such as run, are
+    set afterwards."""
+    return {
+        **copy.deepcopy(_composed(program, *overrides, *(f"{name}=elsewhere" for name in places))),
+        **places,
+    }
 
 
 @cache

@@ -1,12 +1,15 @@
-"""A GPU that is not there: its tensors say that they lie on cuda:0, and hold their values in the memory of the CPU.
+"""A GPU that is not there: its tensors say that they lie on cuda:0, and hold their values in the memory of
+the CPU.
 
-On any machine it proves two things of the code that runs within it. Every tensor lies where it should: an operation on tensors of both
-devices raises, as on a GPU. And the host waits for the device only where that is allowed: reading a value back, a blocking copy, an
-index by a mask, and whatever else lets torch wait for the work it has queued, raises `WaitedError`, which names the function that waits.
+On any machine it proves two things of the code that runs within it. Every tensor lies where it should: an
+operation on tensors of both devices raises, as on a GPU. And the host waits for the device only where that is
+allowed: reading a value back, a blocking copy, an index by a mask, and whatever else lets torch wait for the
+work it has queued, raises `WaitedError`, which names the function that waits.
 
-Numbers are those of the CPU, so what a function does differently on a GPU (packed weights, pinned memory, blocks that come and go) is
-computed and can be compared. What it cannot prove: that CUDA has a kernel for an operation, what it rounds, how long it takes, how much
-memory it needs. Autograd's engine asks for a driver, so `backward` fills every gradient with ones.
+Numbers are those of the CPU, so what a function does differently on a GPU (packed weights, pinned memory,
+blocks that come and go) is computed and can be compared. What it cannot prove: that CUDA has a kernel for an
+operation, what it rounds, how long it takes, how much memory it needs. Autograd's engine asks for a driver,
+so `backward` fills every gradient with ones.
 """
 
 from __future__ import annotations
@@ -31,13 +34,25 @@ from typing_extensions import Self
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("diffusion", "models", "samplers", "train", "eval", "tests")
-STAGED = 2**16  # bytes: a copy of so few from pageable memory is queued at once; before a larger one the driver waits for the stream
+STAGED = (
+    2**16
+    # bytes: a copy of so few from pageable memory is queued at once; before a larger one the driver waits for
+    #     the stream
+)
 
 aten = torch.ops.aten
 COPIES = {aten._to_copy.default: 0, aten.copy_.default: 1}  # which argument is copied
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 READS = {  # operations whose result, or its shape, the host has to know
-    *(aten._local_scalar_dense, aten.is_nonzero, aten.equal, aten.nonzero, aten.masked_select, aten.bincount, aten.repeat_interleave),
+    *(
+        aten._local_scalar_dense,
+        aten.is_nonzero,
+        aten.equal,
+        aten.nonzero,
+        aten.masked_select,
+        aten.bincount,
+        aten.repeat_interleave,
+    ),
     *(aten._unique, aten._unique2, aten.unique_dim, aten.unique_consecutive),
     *(aten._linalg_check_errors, aten._linalg_eigh, aten._linalg_svd, aten.linalg_eig),
 }
@@ -55,7 +70,13 @@ class OnFakeGPU(Tensor):
     @staticmethod
     def __new__(cls, value: Tensor) -> OnFakeGPU:
         return Tensor._make_wrapper_subclass(
-            cls, value.size(), value.stride(), value.storage_offset(), dtype=value.dtype, layout=value.layout, device=CUDA
+            cls,
+            value.size(),
+            value.stride(),
+            value.storage_offset(),
+            dtype=value.dtype,
+            layout=value.layout,
+            device=CUDA,
         )
 
     def __init__(self, value: Tensor) -> None:
@@ -92,10 +113,12 @@ class OnFakeGPU(Tensor):
 
     @data.setter
     def data(self, new: Tensor) -> None:
-        """Whatever device that lies on: a parameter that comes back to the CPU stays the same object, as on a GPU."""
+        """Whatever device that lies on: a parameter that comes back to the CPU stays the same object, as on a
+        GPU."""
         torch.utils.swap_tensors(self, nn.Parameter(new, self.requires_grad))
 
-    # By these `nn.Module.to` knows that it cannot exchange the data of a parameter of one device for that of another.
+    # By these `nn.Module.to` knows that it cannot exchange the data of a parameter of one device for that of
+    # another.
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         return ["value"], None
 
@@ -105,7 +128,8 @@ class OnFakeGPU(Tensor):
 
 
 class FakeGPU(TorchDispatchMode):
-    """Within it cuda:0 is there. `allowed` are the functions that may wait for it, "models/networks/vae.py run_finite", each with a reason.
+    """Within it cuda:0 is there. `allowed` are the functions that may wait for it, "models/networks/vae.py
+    run_finite", each with a reason.
 
     waits  how often each of them has waited
     """
@@ -128,7 +152,9 @@ class FakeGPU(TorchDispatchMode):
 
     def __enter__(self) -> Self:
         self.before = torch._C._only_lift_cpu_tensors()
-        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=CUDA) makes it on the CPU, and copies
+        torch._C._set_only_lift_cpu_tensors(
+            True
+        )  # torch.tensor(..., device=CUDA) makes it on the CPU, and copies
         torch._C._ensureCUDADeviceGuardSet()  # asks no driver for streams and devices, where there is none
         if not torch.cuda.is_available():
             self.patch.setattr(torch.cuda, "_lazy_init", lambda: None)
@@ -144,13 +170,19 @@ class FakeGPU(TorchDispatchMode):
             "current_stream": self.streams.current,
         }.items():
             self.patch.setattr(torch.cuda, name, value)
-        self.patch.setattr(torch.accelerator, "is_available", lambda *_: True)  # for data loaders, which pin what they read
-        self.patch.setattr("torch.amp.autocast_mode.torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+        self.patch.setattr(
+            torch.accelerator, "is_available", lambda *_: True
+        )  # for data loaders, which pin what they read
+        self.patch.setattr(
+            "torch.amp.autocast_mode.torch.cuda.amp.common.amp_definitely_not_available", lambda: False
+        )
         FakeGPU.current = self
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         FakeGPU.current = None
         self.patch.undo()
@@ -160,7 +192,8 @@ class FakeGPU(TorchDispatchMode):
         return self.compute(func, args, kwargs or {})
 
     def wait(self, what: str) -> None:
-        """Count a wait of the library. Raise `WaitedError` where it is not allowed; what a test does itself is its own affair."""
+        """Count a wait of the library. Raise `WaitedError` where it is not allowed; what a test does itself
+        is its own affair."""
         where = _function()
         if where is None:
             return
@@ -203,8 +236,11 @@ class FakeGPU(TorchDispatchMode):
         finally:
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
-    def _check(self, func: Any, traits: _Traits, tensors: list[Tensor], there: list[OnFakeGPU], args: Any) -> None:
-        """RuntimeError for tensors of both devices, where a GPU refuses them: a CPU's single number may go along, and places to look at."""
+    def _check(
+        self, func: Any, traits: _Traits, tensors: list[Tensor], there: list[OnFakeGPU], args: Any
+    ) -> None:
+        """RuntimeError for tensors of both devices, where a GPU refuses them: a CPU's single number may go
+        along, and places to look at."""
         here = [value for value in tensors if not isinstance(value, OnFakeGPU)]
         if traits.indexes:
             places = [place for place in args[1] if place is not None]
@@ -215,19 +251,26 @@ class FakeGPU(TorchDispatchMode):
             here = [value for value in here if not any(value is place for place in places)]
         if there and any(value.ndim or not (traits.pointwise or traits.indexes) for value in here):
             shapes = " and ".join(f"{tuple(value.shape)} on {value.device}" for value in (here[0], there[0]))
-            raise RuntimeError(f"Expected all tensors to be on the same device, but {func} was given {shapes}")
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but {func} was given {shapes}"
+            )
 
     def _copy(self, func: Any, args: Any, kwargs: Any) -> Any:
         source, target = args[COPIES[func]], kwargs.get("device") or args[0].device
         if source.device != target:
-            bound = kwargs.get("non_blocking", args[2] if func is aten.copy_.default and len(args) > 2 else False)
+            bound = kwargs.get(
+                "non_blocking", args[2] if func is aten.copy_.default and len(args) > 2 else False
+            )
             staged = _is_pinned(source) or source.nbytes <= STAGED
             if not source.numel():  # nothing to copy, nothing to wait for
                 pass
             elif target.type == "cpu":
                 self.wait("a copy to the CPU")
             elif not (bound and staged):
-                self.wait(f"a copy from the CPU of {tuple(source.shape)}, {'of pageable memory' if bound else 'without non_blocking'}")
+                self.wait(
+                    f"a copy from the CPU of {tuple(source.shape)}, "
+                    f"{'of pageable memory' if bound else 'without non_blocking'}"
+                )
         if func is aten.copy_.default and self.streams.defers(args, kwargs):
             return args[0]
         return self._run(func, args, kwargs, target.type == "cuda")
@@ -285,9 +328,11 @@ class Stream:
 
 
 class Streams:
-    """The main stream, on which everything happens at once, and those beside it: of these only copies are known here.
+    """The main stream, on which everything happens at once, and those beside it: of these only copies are
+    known here.
 
-    done  operations of the main stream so far; last: of each memory, the number of the operation that used it last
+    done  operations of the main stream so far; last: of each memory, the number of the operation that used it
+          last
     """
 
     def __init__(self, gpu: FakeGPU) -> None:
@@ -313,15 +358,21 @@ class Streams:
         self.last[value.untyped_storage().data_ptr()] = self.done
 
     def defers(self, args: Any, kwargs: Any) -> bool:
-        """Whether a copy is one of a side stream, which happens later. RuntimeError where what is queued may still use its memory."""
+        """Whether a copy is one of a side stream, which happens later. RuntimeError where what is queued may
+        still use its memory."""
         stream = self.current()
         if stream is self.main:
             return False
         into, source = (value.value if isinstance(value, OnFakeGPU) else value for value in args[:2])
         if self.last.get(into.untyped_storage().data_ptr(), 0) > stream.knows:
-            raise RuntimeError("a copy on a side stream overwrites what the main stream may still use: let it wait for the main stream")
+            raise RuntimeError(
+                "a copy on a side stream overwrites what the main stream may still use: let it wait for the "
+                "main stream"
+            )
         if (memory := source.untyped_storage().data_ptr()) in stream.reads:
-            raise RuntimeError("memory is filled again that an earlier copy may still read: wait for the end of its stream")
+            raise RuntimeError(
+                "memory is filled again that an earlier copy may still read: wait for the end of its stream"
+            )
         stream.reads.add(memory)
         stream.late.append(lambda: into.copy_(source))
         return True
@@ -361,19 +412,28 @@ def _flat(values: Any) -> list[Any]:
 
 def _each(function: Callable[[Any], Any], value: Any) -> Any:
     """The function of a value, or of each within lists and tuples: all that an operation takes and gives."""
-    return type(value)([_each(function, each) for each in value]) if type(value) in (list, tuple) else function(value)
+    return (
+        type(value)([_each(function, each) for each in value])
+        if type(value) in (list, tuple)
+        else function(value)
+    )
 
 
 def _function() -> tuple[str, int] | None:
-    """The innermost named function of the library that is being called, and its line. None where a test is innermost."""
+    """The innermost named function of the library that is being called, and its line. None where a test is
+    innermost."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and not _place(frame.f_code.co_filename):
         frame = frame.f_back
     if frame is None or (place := _place(frame.f_code.co_filename)).startswith("tests/"):
         return None
     line = frame.f_lineno
-    while frame is not None and (frame.f_code.co_name.startswith("<") or _place(frame.f_code.co_filename) != place):
-        frame = frame.f_back  # lambdas and comprehensions are part of the function of their file that is being called
+    while frame is not None and (
+        frame.f_code.co_name.startswith("<") or _place(frame.f_code.co_filename) != place
+    ):
+        frame = (
+            frame.f_back
+        )  # lambdas and comprehensions are part of the function of their file that is being called
     return f"{place} {frame.f_code.co_name if frame else '<module>'}", line
 
 

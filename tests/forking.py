@@ -13,8 +13,8 @@ from pathlib import Path
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 Command = Callable[..., "tuple[int, str, str]"]
 
-# Importing torch takes seconds: one process imports everything and forks for each command line, whose child then runs
-# `python -m program` as if it had started it.
+# Importing torch takes seconds: one process imports everything and forks for each command line, whose child
+# then runs `python -m program` as if it had started it.
 SERVER = """
 import json, os, runpy, sys
 {before}
@@ -36,7 +36,8 @@ runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 @contextmanager
 def forking(said: Path, before: str) -> Iterator[Command]:
-    """Gives what runs `python -m program argument ...` here or in the folder `here`: its exit status, and its stdout and stderr.
+    """Gives what runs `python -m program argument ...` here or in the folder `here`: its exit status, and its
+    stdout and stderr.
 
     said    a folder for these
     before  Python that every program begins with: what to import once

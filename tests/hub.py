@@ -1,6 +1,8 @@
-"""A hub of our own on 127.0.0.1: files of repositories as the real one serves them, and all that can go wrong on the way.
+"""A hub of our own on 127.0.0.1: files of repositories as the real one serves them, and all that can go wrong
+on the way.
 
-A file's address answers with its commit, size and SHA-256, offers Xet, and refers to another host for the content, which takes ranges.
+A file's address answers with its commit, size and SHA-256, offers Xet, and refers to another host for the
+content, which takes ranges.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Hub(ThreadingHTTPServer):
     """Serves repositories, {"owner/name": {"file": content}}, until it is stopped.
 
     commits   every commit's repositories; branches stand for the last one
-    cuts      for each download to come, the bytes after which its connection is lost; later ones are served whole
+    cuts      for each download to come, the bytes after which its connection is lost; later ones are served
+              whole
     reset     connections are lost by a reset, and not by an early end
     gate      a download waits for it: where its connection is to be lost, or at its start
     status    answered in place of everything, with `code` as the hub's reason
@@ -100,7 +103,9 @@ class Hub(ThreadingHTTPServer):
         self.thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
 
@@ -117,10 +122,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         hub = self.server
-        place = "api" if self.path.startswith("/api/") else "store" if self.path.startswith("/store/") else "hub"
-        hub.requests.append(Request(self.command, place, self.path, self.headers["Range"], self.headers["Authorization"]))
-        asked = re.fullmatch(r"/api/models/(.+)/revision/([^/?]+)()|/(?:store/)?(.+)/resolve/([^/]+)/(.+)", self.path)
-        repo, revision, file = [part for part in asked.groups() if part is not None][:3] if asked else ("", "", "")
+        place = (
+            "api" if self.path.startswith("/api/") else "store" if self.path.startswith("/store/") else "hub"
+        )
+        hub.requests.append(
+            Request(self.command, place, self.path, self.headers["Range"], self.headers["Authorization"])
+        )
+        asked = re.fullmatch(
+            r"/api/models/(.+)/revision/([^/?]+)()|/(?:store/)?(.+)/resolve/([^/]+)/(.+)", self.path
+        )
+        repo, revision, file = (
+            [part for part in asked.groups() if part is not None][:3] if asked else ("", "", "")
+        )
         commit = list(hub.commits)[-1] if revision == "main" else revision
         files = hub.commits.get(commit, {}).get(repo, {})
         if hub.status is not None:

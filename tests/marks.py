@@ -1,4 +1,5 @@
-"""Marks that follow from what a test is: whether it uses another library or starts processes, and which cells cover its matrix."""
+"""Marks that follow from what a test is: whether it uses another library or starts processes, and which cells
+cover its matrix."""
 
 from __future__ import annotations
 
@@ -12,10 +13,14 @@ import pytest
 from tests.peers import Peer
 
 PEERS = {
-    "cleanfid", "diffusers", "open_clip", "prdc", "pytorch_fid", "scipy", "sentencepiece", "timm", "torch_fidelity", "torchmetrics",
+    "cleanfid", "diffusers", "open_clip", "prdc", "pytorch_fid", "scipy", "sentencepiece", "timm",
+    "torch_fidelity", "torchmetrics",
     "transformers",
 }  # fmt: skip
-STARTERS = {"multiprocessing", "subprocess"}  # torch.multiprocessing is imported by the programs, and not by their tests
+STARTERS = {
+    "multiprocessing",
+    "subprocess",
+}  # torch.multiprocessing is imported by the programs, and not by their tests
 
 
 def mark(items: list[pytest.Item]) -> None:
@@ -32,13 +37,16 @@ def mark(items: list[pytest.Item]) -> None:
         if hasattr(item, "callspec"):
             matrices[str(item.path), item.originalname].append(item)
     for cells in matrices.values():
-        covering = set(cover([{(name, id(value)) for name, value in item.callspec.params.items()} for item in cells]))
+        covering = set(
+            cover([{(name, id(value)) for name, value in item.callspec.params.items()} for item in cells])
+        )
         for i in set(range(len(cells))) - covering:
             cells[i].add_marker("matrix")
 
 
 def cover(cells: list[set[tuple[str, int]]]) -> Iterator[int]:
-    """Some cells in which every value of every parameter occurs: first those of which all values are new, then those with any new one."""
+    """Some cells in which every value of every parameter occurs: first those of which all values are new,
+    then those with any new one."""
     seen = set[tuple[str, int]]()
     for enough in (all, any):
         for i, values in enumerate(cells):
@@ -48,9 +56,14 @@ def cover(cells: list[set[tuple[str, int]]]) -> Iterator[int]:
 
 
 def things_used(item: pytest.Function) -> Iterator[Any]:
-    """The modules, classes and functions that a test, its fixtures and its parameters name, also through other code of the tests."""
+    """The modules, classes and functions that a test, its fixtures and its parameters name, also through
+    other code of the tests."""
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    fixtures = (fixture.func for name in item.fixturenames for fixture in item._fixtureinfo.name2fixturedefs.get(name, ()))
+    fixtures = (
+        fixture.func
+        for name in item.fixturenames
+        for fixture in item._fixtureinfo.name2fixturedefs.get(name, ())
+    )
     waiting, seen = [item.function, *fixtures, *parameters], set[int]()
     while waiting:
         thing = waiting.pop()
@@ -68,7 +81,10 @@ def named(function: FunctionType) -> Iterator[Any]:
     """What the names in a function stand for, in its module and in the modules of the tests that it names."""
     names = set(names_in(function.__code__))
     modules = [thing for name in names if isinstance(thing := function.__globals__.get(name), ModuleType)]
-    for space in [function.__globals__, *(vars(module) for module in modules if origin(module).startswith("tests."))]:
+    for space in [
+        function.__globals__,
+        *(vars(module) for module in modules if origin(module).startswith("tests.")),
+    ]:
         yield from (space[name] for name in names & space.keys())
 
 
@@ -81,5 +97,11 @@ def names_in(code: CodeType) -> Iterator[str]:
 
 def origin(thing: Any) -> str:
     """The package that something comes from, or the module of the tests."""
-    name = thing._name if isinstance(thing, Peer) else thing.__name__ if isinstance(thing, ModuleType) else thing.__module__
+    name = (
+        thing._name
+        if isinstance(thing, Peer)
+        else thing.__name__
+        if isinstance(thing, ModuleType)
+        else thing.__module__
+    )
     return name if name.startswith("tests.") else name.split(".")[0]

@@ -1,4 +1,5 @@
-"""The libraries that we compare with, imported by the first test that uses one: together they take longer than most tests."""
+"""The libraries that we compare with, imported by the first test that uses one: together they take longer
+than most tests."""
 
 from __future__ import annotations
 
@@ -32,12 +33,15 @@ if TYPE_CHECKING:
     import sklearn as sklearn
     import transformers as transformers
 else:
-    diffusers, open_clip, scipy, sklearn, transformers = map(Peer, ("diffusers", "open_clip", "scipy", "sklearn", "transformers"))
+    diffusers, open_clip, scipy, sklearn, transformers = map(
+        Peer, ("diffusers", "open_clip", "scipy", "sklearn", "transformers")
+    )
 
 
 @cache
 def k_sampling() -> Any:
-    """k-diffusion's sampling.py: the package around it imports clip, which wants a setuptools that is gone."""
+    """k-diffusion's sampling.py: the package around it imports clip, which wants a setuptools that is
+    gone."""
     spec = importlib.util.find_spec("k_diffusion")
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError("k_diffusion is not installed")

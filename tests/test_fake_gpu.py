@@ -1,7 +1,8 @@
-"""On a GPU that is not there (`tests.fake_gpu`): all tensors lie where they should, and the host waits for them only where WAITS says.
+"""On a GPU that is not there (`tests.fake_gpu`): all tensors lie where they should, and the host waits for
+them only where WAITS says.
 
-What runs here runs over the registries, so what joins them is held to this too. Results are compared with those of the CPU. Kernels,
-their rounding and memory are for `tests/test_gpu.py`, which needs a GPU.
+What runs here runs over the registries, so what joins them is held to this too. Results are compared with
+those of the CPU. Kernels, their rounding and memory are for `tests/test_gpu.py`, which needs a GPU.
 """
 
 from __future__ import annotations
@@ -76,26 +77,33 @@ from train.objective import DenoisingObjective, Objective
 from train.weighting import WEIGHTINGS
 from train.world import World
 
-pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA, and knows no such device at all")
+pytestmark = pytest.mark.skipif(
+    not torch.backends.cuda.is_built(), reason="torch is built without CUDA, and knows no such device at all"
+)
 
 VALUE = "a metric is computed, and its value read"
 WAITS = {
     "samplers/sample.py require_finite": "whether all samples are finite is read once, after the last step",
     "samplers/generate.py placed": "weights come to the device before a part works there",
     "samplers/generate.py decoded": "images come to the CPU as they are finished, one by one",
-    "samplers/reference.py read_reference": "image and mask come to the device, before anything is computed there",
+    "samplers/reference.py read_reference": "image and mask come to the device, before anything is "
+    "computed there",
     "models/model.py to": "weights come to the device",
     "models/layers/packed.py _apply": "packed weights come to the device",
-    "models/layers/streaming.py fill": "page-locked memory is filled again when its last copy has ended, by a thread of its own",
-    "models/networks/vae.py run_finite": "what overflowed is computed again in float32: one look at each output",
+    "models/layers/streaming.py fill": "page-locked memory is filled again when its last copy has ended, "
+    "by a thread of its own",
+    "models/networks/vae.py run_finite": "what overflowed is computed again in float32: one look at each "
+    "output",
     "diffusion/inpainting.py __init__": "a mask beyond 0 ... 1 is refused, before sampling begins",
     "train/loop.py _state": "weights come to the device before the first step",
-    "train/state.py values": "loss and norm are read where they are logged, checked or saved, every so many steps",
+    "train/state.py values": "loss and norm are read where they are logged, checked or saved, every so "
+    "many steps",
     "train/state.py save": "a checkpoint goes to its file",
     "models/layers/finite.py is_finite": "nothing that is not finite is saved",
     "eval/collect.py _prepare": "pictures come to the device, batch by batch",
     "eval/collect.py _finish_batch": "features that are kept come to the CPU, batch by batch",
-    "eval/collect.py _check_finite": "a picture whose features are not finite is named: one look at each batch",
+    "eval/collect.py _check_finite": "a picture whose features are not finite is named: one look at each "
+    "batch",
     "eval/features/pillow.py resize": "the weights of a resize come to the device, batch by batch",
     "eval/metrics/moments.py checked": "features that are not finite are refused before they are summed",
     "eval/figures.py rows": "features of the samples come to the device, once",
@@ -113,7 +121,8 @@ WAITS = {
     "eval/metrics/kernel.py gaussian_distance": VALUE,
     "eval/metrics/kernel.py _jackknife_variance": VALUE,
     "eval/metrics/inception_score.py inception_score": VALUE,
-    "eval/metrics/manifold.py _distances": "how many distances are too near to a border for a product's rounding, and computed exactly",
+    "eval/metrics/manifold.py _distances": "how many distances are too near to a border for a product's "
+    "rounding, and computed exactly",
     "eval/metrics/manifold.py precision_recall": VALUE,
     "eval/metrics/manifold.py density_coverage": VALUE,
     "eval/metrics/neighbours.py memorised": VALUE,
@@ -158,7 +167,7 @@ def assert_near(value: Tensor, expected: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(value.cpu(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
 
 
-# Networks --------------------------------------------------------------------------------------------------------------
+# Networks ---------------------------------------------------------------------------------------------------
 
 
 def test_every_network_is_among_the_small_ones() -> None:
@@ -173,14 +182,16 @@ def test_networks(kind: Kind, gpu: FakeGPU) -> None:
     x, t, condition = kind.inputs()
     expected, condition = network(x, t, condition), condition.to(CUDA)
     assert_near(network.to(CUDA)(x.to(CUDA), t.to(CUDA), condition), expected, 1e-5)
-    narrow = {name: condition.given[name].bfloat16() for name in ("context", "vector") if name in condition.given}
+    narrow = {
+        name: condition.given[name].bfloat16() for name in ("context", "vector") if name in condition.given
+    }
     condition = replace(condition, **narrow)
     found = network.bfloat16()(x.to(CUDA, torch.bfloat16), t.to(CUDA), condition)
     assert (found.device, found.dtype) == (CUDA, torch.bfloat16)
     assert not gpu.waits
 
 
-# Solvers and guidance --------------------------------------------------------------------------------------------------
+# Solvers and guidance ---------------------------------------------------------------------------------------
 
 LATENT = (2, 64, 128)  # 64 kB: a batch of noise, if it were not page-locked, would wait
 NULL = Condition(label=torch.tensor([10]))
@@ -188,9 +199,12 @@ PLAIN = Denoiser(lambda x, t, condition: x * 1.0, RectifiedFlow(), V)
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("schedule", [DiscreteVP.scaled_linear(), RectifiedFlow(), VarianceExploding()], ids=["vp", "flow", "ve"])
+@pytest.mark.parametrize(
+    "schedule", [DiscreteVP.scaled_linear(), RectifiedFlow(), VarianceExploding()], ids=["vp", "flow", "ve"]
+)
 def test_solvers(case: str, schedule: Schedule, gpu: FakeGPU) -> None:
-    """Levels, times, null labels and noise come from the host, and the loop waits for none of them: guided, limited and with a mask."""
+    """Levels, times, null labels and noise come from the host, and the loop waits for none of them: guided,
+    limited and with a mask."""
     sampler, options, _ = CASES[case]
     network = lambda x, t, condition: x * 1.0  # noqa: E731
     plain = Denoiser(network, schedule, EDM if isinstance(schedule, VarianceExploding) else V)
@@ -199,7 +213,16 @@ def test_solvers(case: str, schedule: Schedule, gpu: FakeGPU) -> None:
         known, mask = torch.zeros(2, *LATENT, device=device), torch.ones(2, 1, *LATENT[1:], device=device)
         denoiser = Inpainting(Clipped(ClassifierFreeGuidance(plain, 2.0, NULL)), known, mask)
         condition = Condition(label=torch.tensor([1, 2]).to(device))
-        return sample(sampler, denoiser, time_grid(schedule, 5), shape=LATENT, seeds=[0, 1], condition=condition, device=device, **options)
+        return sample(
+            sampler,
+            denoiser,
+            time_grid(schedule, 5),
+            shape=LATENT,
+            seeds=[0, 1],
+            condition=condition,
+            device=device,
+            **options,
+        )
 
     expected = drawn(torch.device("cpu"))
     assert_near(drawn(CUDA), expected, 1e-5)
@@ -214,7 +237,10 @@ def composed() -> DenoiserLike:
     """Which has its conditions, and takes none of the same name."""
     both = ComposedGuidance(
         PLAIN,
-        [(Condition(label=torch.tensor([1])), 3.0), (Condition(label=numbers(2, 3)), interval(2.0, 0.2, 0.5))],
+        [
+            (Condition(label=torch.tensor([1])), 3.0),
+            (Condition(label=numbers(2, 3)), interval(2.0, 0.2, 0.5)),
+        ],
         Condition(label=torch.tensor([10])),
     )
     return lambda x_t, level, condition=NONE: both(x_t, level)
@@ -225,7 +251,10 @@ def numbers(*values: int) -> Tensor:
 
 
 GUIDANCES: dict[str, Callable[[], DenoiserLike]] = {
-    **{name: partial(lambda make: guided(interval(3.0, 0.2, 0.9), rule=make()), make) for name, make in RULES.items()},
+    **{
+        name: partial(lambda make: guided(interval(3.0, 0.2, 0.9), rule=make()), make)
+        for name, make in RULES.items()
+    },
     "rule within a rule": lambda: guided(3.0, rule=rescaled(0.5, APG(0.1, 2.0, -0.5), FLOW)),
     "null of each sample": lambda: ClassifierFreeGuidance(PLAIN, 3.0, Condition(label=numbers(4, 5))),
     "autoguidance": lambda: AutoGuidance(PLAIN, PLAIN, 2.0, rule=RULES["zero_star"]()),
@@ -238,13 +267,19 @@ GUIDANCES: dict[str, Callable[[], DenoiserLike]] = {
 def test_guidance(make: Callable[[], DenoiserLike], gpu: FakeGPU) -> None:
     """Scales, rules and null conditions wait for nothing either."""
     found = sample(
-        "heun", make(), time_grid(RectifiedFlow(), 6), shape=(2, 4, 4), seeds=[0, 1], condition=Condition(label=numbers(1, 2)), device=CUDA
+        "heun",
+        make(),
+        time_grid(RectifiedFlow(), 6),
+        shape=(2, 4, 4),
+        seeds=[0, 1],
+        condition=Condition(label=numbers(1, 2)),
+        device=CUDA,
     )
     assert found.device == CUDA
     assert gpu.waits == ONCE
 
 
-# Pictures --------------------------------------------------------------------------------------------------------------
+# Pictures ---------------------------------------------------------------------------------------------------
 
 SMALL: dict[str, Any] = {"prompts": "a corgi", "height": 32, "width": 64, "steps": 2}
 
@@ -278,7 +313,10 @@ WORDS: dict[str, Any] = {"prompts": "a (red:1.3) cat", "weighted": True}
 MODES: dict[str, tuple[Callable[[], Model], dict[str, Any]]] = {
     "image to image": (lambda: mini("sd1"), {**IMAGE, "strength": 0.6}),
     "inpainting by any network": (lambda: mini("sd3"), {**IMAGE, **MASK}),
-    "inpainting from the image": (lambda: models.miniature("sd1", in_channels=9), {**IMAGE, **MASK, "strength": 0.7}),
+    "inpainting from the image": (
+        lambda: models.miniature("sd1", in_channels=9),
+        {**IMAGE, **MASK, "strength": 0.7},
+    ),
     "edit": (lambda: models.miniature("sd1", in_channels=8), {**IMAGE, "image_guidance": 2.0}),
     "edit, distilled": (lambda: models.miniature("lcm", in_channels=8), IMAGE),
     "true guidance": (lambda: mini("flux-dev"), {"true_cfg": 2.0, "negative": "ugly"}),
@@ -286,7 +324,10 @@ MODES: dict[str, tuple[Callable[[], Model], dict[str, Any]]] = {
     "offloaded": (lambda: mini("sd1"), {"offload": True}),
     "prompts": (lambda: mini("sd1"), {**WORDS, "prompts": "a (red:1.3) " + "cat " * 80, "clip_skip": 1}),
     "prompts that T5 reads": (lambda: mini("flux-dev"), WORDS),
-    "rules": (lambda: mini("sd1"), {"guide": {"rule": {"name": "apg"}, "interval": (0.2, 0.8), "percentile": 0.9}}),
+    "rules": (
+        lambda: mini("sd1"),
+        {"guide": {"rule": {"name": "apg"}, "interval": (0.2, 0.8), "percentile": 0.9}},
+    ),
     "refined": (lambda: mini("sdxl"), {"grid": {"spacing": "trailing"}, "handover": 0.5}),
 }
 
@@ -313,7 +354,7 @@ def test_previews(gpu: FakeGPU) -> None:
     assert gpu.waits["models/networks/vae.py run_finite"] == 3
 
 
-# Weights ---------------------------------------------------------------------------------------------------------------
+# Weights ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["fp8", "fp8 of rows", *BLOCKS])
@@ -340,7 +381,8 @@ def test_packed_networks(kind: str, gpu: FakeGPU) -> None:
 
 
 def test_streamed_networks(gpu: FakeGPU, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks that come and go through page-locked memory, copied as late as may be: images to the last bit those of blocks that stay."""
+    """Blocks that come and go through page-locked memory, copied as late as may be: images to the last bit
+    those of blocks that stay."""
     monkeypatch.setattr(streaming, "resident", lambda: 0)
     models.save(mini("flux-dev"), tmp_path, "separate", dtype=torch.bfloat16)
     paths = [path for path in sorted(tmp_path.iterdir()) if "preview" not in path.name]
@@ -352,14 +394,24 @@ def test_streamed_networks(gpu: FakeGPU, tmp_path: Path, monkeypatch: pytest.Mon
     assert torch.equal(*drawn)
 
 
-# Training --------------------------------------------------------------------------------------------------------------
+# Training ---------------------------------------------------------------------------------------------------
 
 SIDE = 64  # pixels: a part of a batch is more than is copied at once from memory that is not page-locked
 
 
 def small_dit(**network: Any) -> Model:
-    dit = {"name": "dit", "in_channels": 3, "image_size": SIDE, "patch_size": 16, "hidden": 32, "depth": 2, "heads": 4}
-    return models.build({"network": {**dit, **network}, "schedule": {"name": "cosine", "steps": 100}, "prediction": "v"})
+    dit = {
+        "name": "dit",
+        "in_channels": 3,
+        "image_size": SIDE,
+        "patch_size": 16,
+        "hidden": 32,
+        "depth": 2,
+        "heads": 4,
+    }
+    return models.build(
+        {"network": {**dit, **network}, "schedule": {"name": "cosine", "steps": 100}, "prediction": "v"}
+    )
 
 
 class Latents:
@@ -383,16 +435,28 @@ IMAGES = TensorData(torch.zeros(8, 3, SIDE, SIDE), torch.arange(8), 10)
 
 def denoising(weighting: str, model: Model) -> Objective:
     density = DENSITIES["usual"](model.schedule)
-    return DenoisingObjective(model.schedule, model.prediction, density, WEIGHTINGS[weighting](), model.null, drop=0.5)
+    return DenoisingObjective(
+        model.schedule, model.prediction, density, WEIGHTINGS[weighting](), model.null, drop=0.5
+    )
 
 
 def distilling(model: Model) -> Objective:
-    return ConsistencyDistillation(small_dit(num_classes=10).to(CUDA).denoiser(), cm(), time_grid(model.schedule, 5))
+    return ConsistencyDistillation(
+        small_dit(num_classes=10).to(CUDA).denoiser(), cm(), time_grid(model.schedule, 5)
+    )
 
 
 OBJECTIVES: dict[str, tuple[dict[str, Any], Callable[[Model], Objective], Dataset]] = {
-    "learned variance": ({"num_classes": 10, "learned_variance": True}, partial(denoising, "uniform"), IMAGES),
-    "latents": ({"num_classes": None, "context_dim": 12, "vector_dim": 6}, partial(denoising, "uniform"), Latents()),
+    "learned variance": (
+        {"num_classes": 10, "learned_variance": True},
+        partial(denoising, "uniform"),
+        IMAGES,
+    ),
+    "latents": (
+        {"num_classes": None, "context_dim": 12, "vector_dim": 6},
+        partial(denoising, "uniform"),
+        Latents(),
+    ),
     "consistency": ({"num_classes": 10}, distilling, IMAGES),
     **{name: ({"num_classes": 10}, partial(denoising, name), IMAGES) for name in WEIGHTINGS},
 }
@@ -400,20 +464,27 @@ OBJECTIVES: dict[str, tuple[dict[str, Any], Callable[[Model], Objective], Datase
 
 @pytest.mark.parametrize(
     ("objective", "settings"),
-    [*((name, {}) for name in OBJECTIVES), *(("uniform", {"precision": each, "checkpointing": True}) for each in ("bf16", "fp16"))],
+    [
+        *((name, {}) for name in OBJECTIVES),
+        *(("uniform", {"precision": each, "checkpointing": True}) for each in ("bf16", "fp16")),
+    ],
 )
 def test_training(objective: str, settings: dict[str, Any], gpu: FakeGPU, tmp_path: Path) -> None:
-    """Loss, optimiser, average and metrics of four steps; the gradient is one of ones. No step waits, but where it is logged or saved."""
+    """Loss, optimiser, average and metrics of four steps; the gradient is one of ones. No step waits, but
+    where it is logged or saved."""
     network, make, data = OBJECTIVES[objective]
     model = small_dit(**network)
     params = TrainParams(steps=4, batch_size=4, accumulate=2, warmup=0, log_every=2, save_every=4, **settings)
     before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
     assert train(model, make(model), data, params, tmp_path, world=World(0, 1, CUDA), progress=False)
     assert gpu.waits["train/state.py values"] == 2 * 2 + 1  # checked and logged twice, saved once
-    assert all(p.device == CUDA and not torch.equal(p.cpu(), before[name]) for name, p in model.network.named_parameters())
+    assert all(
+        p.device == CUDA and not torch.equal(p.cpu(), before[name])
+        for name, p in model.network.named_parameters()
+    )
 
 
-# Evaluation ------------------------------------------------------------------------------------------------------------
+# Evaluation -------------------------------------------------------------------------------------------------
 
 N, WIDTH = 60, 6
 
@@ -446,11 +517,20 @@ def test_every_extractor_is_among_the_small_ones() -> None:
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_features(name: str, tiny_clip: str, gpu: FakeGPU) -> None:
-    """A pass over pictures: each batch waits as the pictures come and the features go, however many there are."""
+    """A pass over pictures: each batch waits as the pictures come and the features go, however many there
+    are."""
     extractor, side = SMALLEST[name](tiny_clip).to(CUDA), 8 if name == "digits" else 160
     source = TensorPictures(torch.arange(4 * 3 * side * side).view(4, 3, side, side).to(torch.uint8))
     output = f"{name}.{EXTRACTORS[name].main}"
-    found = collect(source, {name: extractor}, [output], [output], CollectParams(batch_size=2, groups=2), World(0, 1, CUDA), progress=False)
+    found = collect(
+        source,
+        {name: extractor},
+        [output],
+        [output],
+        CollectParams(batch_size=2, groups=2),
+        World(0, 1, CUDA),
+        progress=False,
+    )
     assert found is not None
     assert found.moments[output].whole().mean.device == CUDA
     assert found.rows[output].device.type == "cpu"
@@ -460,7 +540,9 @@ def test_features(name: str, tiny_clip: str, gpu: FakeGPU) -> None:
 def test_pictures_of_many_sizes(tiny_clip: str, gpu: FakeGPU) -> None:
     """And the text that goes with them."""
     extractor: Any = random_clip(tiny_clip).to(CUDA)
-    pictures = [torch.zeros(3, *size, dtype=torch.uint8, device=CUDA) for size in ((40, 64), (50, 50), (40, 64))]
+    pictures = [
+        torch.zeros(3, *size, dtype=torch.uint8, device=CUDA) for size in ((40, 64), (50, 50), (40, 64))
+    ]
     assert extractor(pictures, ["image"])["image"].shape == (3, CONFIG["embed_dim"])
     assert extractor.text(["a cat"]).rows.device == CUDA
 
@@ -469,7 +551,9 @@ def collected(seed: int) -> Collected:
     rows = F.normalize(torch.randn(N, WIDTH, generator=torch.Generator().manual_seed(seed)))
     moments = GroupedMoments(WIDTH, 17)
     moments.update(torch.arange(N), rows)
-    return Collected(torch.arange(N), torch.zeros(N, 32, dtype=torch.uint8), {"any.rows": moments}, {"any.rows": rows})
+    return Collected(
+        torch.arange(N), torch.zeros(N, 32, dtype=torch.uint8), {"any.rows": moments}, {"any.rows": rows}
+    )
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -496,7 +580,7 @@ def test_metrics(name: str, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> No
     assert value(CUDA) == pytest.approx(value(torch.device("cpu")), rel=1e-9, abs=1e-12)
 
 
-# The fake itself -------------------------------------------------------------------------------------------------------
+# The fake itself --------------------------------------------------------------------------------------------
 
 
 def test_what_it_refuses() -> None:
@@ -504,23 +588,33 @@ def test_what_it_refuses() -> None:
     with FakeGPU({}) as gpu:
         x = torch.ones(3, 4).to(CUDA)
         assert (x * torch.tensor(2.0)).tolist() == [[2.0] * 4] * 3  # a number of the CPU goes along
-        for other, mix in (((3, 4), torch.add), ((4, 3), torch.matmul), ((3, 4), lambda a, b: torch.cat([a, b]))):
+        for other, mix in (
+            ((3, 4), torch.add),
+            ((4, 3), torch.matmul),
+            ((3, 4), lambda a, b: torch.cat([a, b])),
+        ):
             with pytest.raises(RuntimeError, match="on the same device"):
                 mix(x, torch.ones(other))
         with pytest.raises(RuntimeError, match="on the same device"):
             torch.ones(4).add_(x.sum())
         assert not gpu.waits  # what a test reads is its own affair
         with pytest.raises(
-            WaitedError, match=r"^models/layers/finite\.py is_finite, line \d+, waits for the device: aten\._local_scalar_dense"
+            WaitedError,
+            match=r"^models/layers/finite\.py is_finite, line \d+, waits for the device: "
+            r"aten\._local_scalar_dense",
         ):
             is_finite(x)
 
 
 def test_streams() -> None:
-    """Copies on a side stream come late, and not at all before the main stream is done with what they overwrite."""
+    """Copies on a side stream come late, and not at all before the main stream is done with what they
+    overwrite."""
     with FakeGPU({}):
         there, here, side = torch.zeros(4).to(CUDA), torch.ones(4).pin_memory(), torch.cuda.Stream(CUDA)
-        with torch.cuda.stream(side), pytest.raises(RuntimeError, match="overwrites what the main stream may still use"):
+        with (
+            torch.cuda.stream(side),
+            pytest.raises(RuntimeError, match="overwrites what the main stream may still use"),
+        ):
             there.copy_(here, non_blocking=True)
         side.wait_stream(torch.cuda.current_stream(CUDA))
         with torch.cuda.stream(side):

@@ -38,7 +38,13 @@ def test_a_seed_gives_the_same_image_on_every_device(experiment: str, sampler: s
         label = torch.arange(4, device=device)
         images.append(
             sample(
-                sampler, model.denoiser(), model.grid(4), shape=model.shape, seeds=range(4), condition=Condition(label=label), device=device
+                sampler,
+                model.denoiser(),
+                model.grid(4),
+                shape=model.shape,
+                seeds=range(4),
+                condition=Condition(label=label),
+                device=device,
             )
         )
     assert images[1].device.type == "cuda"
@@ -50,7 +56,16 @@ def test_a_seed_gives_the_same_image_on_every_device(experiment: str, sampler: s
 def test_training_learns_in_every_precision(precision: str, tmp_path: Path) -> None:
     """The loss falls, resuming goes on, and weights stay float32."""
     for steps in (100, 200):
-        assert run(settings("digits_dit", tmp_path, f"train.precision={precision}", f"train.steps={steps}", "device=cuda", "resume=true"))
+        assert run(
+            settings(
+                "digits_dit",
+                tmp_path,
+                f"train.precision={precision}",
+                f"train.steps={steps}",
+                "device=cuda",
+                "resume=true",
+            )
+        )
     losses = [line["loss"] for line in read_json_lines(tmp_path / "metrics.jsonl")]
     assert len(losses) == 10
     assert losses[-1] < 0.8 * losses[0]
@@ -59,7 +74,8 @@ def test_training_learns_in_every_precision(precision: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", ["fp8", "fp8 of rows", *BLOCKS])
 def test_packed_weights_are_the_same_on_a_gpu(kind: str) -> None:
-    """Unpacked there to the last bit as on a CPU, and products in every precision near to those of the unpacked weight."""
+    """Unpacked there to the last bit as on a CPU, and products in every precision near to those of the
+    unpacked weight."""
     weight = random_packed(kind, 96, 512)
     layer = PackedLinear(weight).cuda()
     assert torch.equal(layer.dense().cpu(), weight.dense())
@@ -70,7 +86,8 @@ def test_packed_weights_are_the_same_on_a_gpu(kind: str) -> None:
 
 @pytest.mark.parametrize("family", ["flux-dev", "sd3.5-medium"])
 def test_streamed_networks_on_a_gpu(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks that come and go through pinned memory give the same images, to the last bit, as those that stay: pass after pass."""
+    """Blocks that come and go through pinned memory give the same images, to the last bit, as those that
+    stay: pass after pass."""
     monkeypatch.setattr(streaming, "resident", lambda: 0)
     models.save(models.miniature(family), tmp_path, "separate", dtype=torch.bfloat16)
     paths = [path for path in sorted(tmp_path.iterdir()) if "preview" not in path.name]

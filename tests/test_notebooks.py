@@ -14,17 +14,30 @@ from nbclient import NotebookClient
 from tests.forking import Command, forking
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-# Here the same cells train for fewer steps and draw fewer pictures: what they show is committed, and `make notebooks` makes it whole.
+# Here the same cells train for fewer steps and draw fewer pictures: what they show is committed, and `make
+# notebooks` makes it whole.
 SHORTER = {
     "02_train_and_sample": {"steps=600, batch_size=64": "steps=60, batch_size=16"},
-    "03_samplers_compared": {"grid_of(200)": "grid_of(20)", "(6, 10, 20, 40, 80, 120)": "(6, 10)", "(8, 16, 32, 64, 128)": "(8, 16)"},
-    "04_guidance": {"depth=2, steps=600": "depth=2, steps=60", "depth=1, steps=200": "depth=1, steps=60", "batch_size=64": "batch_size=16"},
+    "03_samplers_compared": {
+        "grid_of(200)": "grid_of(20)",
+        "(6, 10, 20, 40, 80, 120)": "(6, 10)",
+        "(8, 16, 32, 64, 128)": "(8, 16)",
+    },
+    "04_guidance": {
+        "depth=2, steps=600": "depth=2, steps=60",
+        "depth=1, steps=200": "depth=1, steps=60",
+        "batch_size=64": "batch_size=16",
+    },
     "05_open_a_checkpoint": {"prompt, steps=8": "prompt, steps=2"},
     "06_rectified_flow": {
         **dict.fromkeys(("params(400, ", "params(250, ", "params(200, "), "params(60, "),
         "batch_size=64": "batch_size=16",
     },
-    "07_what_fid_sees": {"899], 40": "899], 4", "n, draws = 300, 200": "n, draws = 300, 20", "step in range(200)": "step in range(20)"},
+    "07_what_fid_sees": {
+        "899], 40": "899], 4",
+        "n, draws = 300, 200": "n, draws = 300, 20",
+        "step in range(200)": "step in range(20)",
+    },
 }
 
 DRAWING = """
@@ -67,20 +80,26 @@ def test_pictures_come_before_equations(path: Path) -> None:
     assert "$" not in cells[0].source
     for i, cell in enumerate(cells):
         if cell.cell_type == "markdown" and "$$" in cell.source:
-            assert any("image/png" in output.get("data", {}) for output in cells[i - 1].get("outputs", [])), cell.source
+            assert any("image/png" in output.get("data", {}) for output in cells[i - 1].get("outputs", [])), (
+                cell.source
+            )
 
 
 @pytest.mark.loopback  # which a kernel is spoken to over
-@pytest.mark.parametrize("path", [NOTEBOOKS[0], *(pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS[1:])])
+@pytest.mark.parametrize(
+    "path", [NOTEBOOKS[0], *(pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS[1:])]
+)
 def test_runs_in_jupyter(path: Path, tmp_path: Path) -> None:
-    """From top to bottom in a fresh kernel, as it is committed; the first one always, the others where time allows."""
+    """From top to bottom in a fresh kernel, as it is committed; the first one always, the others where time
+    allows."""
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """Runs a notebook's cells as a program: a kernel for each would import torch, matplotlib and scikit-learn anew, in eight seconds."""
+    """Runs a notebook's cells as a program: a kernel for each would import torch, matplotlib and scikit-learn
+    anew, in eight seconds."""
     with forking(tmp_path_factory.mktemp("said"), DRAWING) as run:
         yield run
 
@@ -105,6 +124,10 @@ def test_a_mistyped_checkpoint_is_an_error(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("CHECKPOINT", str(tmp_path / "v1-5.safetensors"))
     monkeypatch.chdir(tmp_path)
     first = next(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
-    with plt.rc_context(), torch.enable_grad(), pytest.raises(FileNotFoundError, match=r"no such file or folder: .*v1-5\.safetensors"):
+    with (
+        plt.rc_context(),
+        torch.enable_grad(),
+        pytest.raises(FileNotFoundError, match=r"no such file or folder: .*v1-5\.safetensors"),
+    ):
         exec(first, {})  # which changes matplotlib's settings and torch's, both of which are put back
     assert not any(tmp_path.iterdir())

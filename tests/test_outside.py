@@ -94,22 +94,33 @@ def digits(rows: int = 32):
     return TensorData(torch.randn(rows, 1, 8, 8), torch.arange(rows) % 10, 10)
 
 
-brightness = Metric("Brightness", ("features", ""), "rows", "neither", lambda evidence: Figure(float(evidence.rows.mean())), needs=())
+def mean_of_rows(evidence):
+    return Figure(float(evidence.rows.mean()))
+
+
+brightness = Metric("Brightness", ("features", ""), "rows", "neither", mean_of_rows, needs=())
 
 
 def pixels():
     def prepare(pictures):
         return torch.stack([picture.float().mean(0) / 255 for picture in pictures])
 
-    return Custom(lambda x: x.flatten(1), name="pixels", prepared="grey", width=64, prepare=prepare, weights="none")
+    return Custom(
+        lambda x: x.flatten(1), name="pixels", prepared="grey", width=64, prepare=prepare, weights="none"
+    )
 
 
 density, weighting, objective = DENSITIES["uniform"], WEIGHTINGS["uniform"], OBJECTIVES["denoising"]
 """
-DIT: dict[str, Any] = {"network": {"name": "dit", "depth": 1, "hidden": 16, "heads": 1}, "schedule": {"name": "flow"}, "prediction": "flow"}
+DIT: dict[str, Any] = {
+    "network": {"name": "dit", "depth": 1, "hidden": 16, "heads": 1},
+    "schedule": {"name": "flow"},
+    "prediction": "flow",
+}
 OWN = (
     "data={name: mine:digits, rows: 16}",
-    "model={network: {name: mine:Tiny, width: 4}, schedule: {name: mine:schedule}, prediction: flow, shape: [1, 8, 8]}",
+    "model={network: {name: mine:Tiny, width: 4}, schedule: {name: mine:schedule}, prediction: flow, "
+    "shape: [1, 8, 8]}",
     "objective={name: mine:objective, density: {name: mine:density}, weighting: {name: mine:weighting}}",
     *("train.steps=2", "train.warmup=1", "train.batch_size=4", "wandb=false", "progress=false", "device=cpu"),
 )
@@ -134,17 +145,27 @@ def forget() -> None:
 
 
 def test_everything_from_outside_in_a_run_and_back(mine: Path) -> None:
-    """Data, network, schedule, objective, density and weighting train; sampler, spacing and rule draw; the picture repeats itself."""
+    """Data, network, schedule, objective, density and weighting train; sampler, spacing and rule draw; the
+    picture repeats itself."""
     folder = mine / "run"
     assert run(compose("train", [*OWN, f"run={folder}"]))
     forget()
-    draw = [f"run={folder}", "trust=true", "sampler=mine:alternate", "+options.damp=0.9", "grid.spacing=mine:spaced", "+grid.power=2.0"]
+    draw = [
+        f"run={folder}",
+        "trust=true",
+        "sampler=mine:alternate",
+        "+options.damp=0.9",
+        "grid.spacing=mine:spaced",
+        "+grid.power=2.0",
+    ]
     draw += ["guidance=2.0", "guide.rule={name: mine:rule}", "steps=3", "n=2", "progress=false", "device=cpu"]
     (out, (image, _)), _ = sampled(compose("samplers", draw))
     assert out.name.startswith("mine.alternate-3-guidance-2-rule-mine-rule-spacing-mine-spaced-power-2.0")
     assert read_settings(image)["sampler"] == "mine:alternate"
     forget()
-    with pytest.raises(ValueError, match=r"no schedule named 'mine:schedule'; .*in a model's file with trust=true"):
+    with pytest.raises(
+        ValueError, match=r"no schedule named 'mine:schedule'; .*in a model's file with trust=true"
+    ):
         sampled({"from": str(image)})
     assert "mine" not in sys.modules
     with pytest.raises(ValueError, match=r"no \w+( \w+)? named 'mine:\w+'; names of your own"):
@@ -158,7 +179,12 @@ def test_everything_from_outside_in_a_run_and_back(mine: Path) -> None:
 def test_scores_of_an_own_metric_and_extractor(mine: Path) -> None:
     """Both by name from a configuration: the mean of all pixels is what they are."""
     data = digits("held_out")
-    given = ["samples={name: digits, split: held_out}", "metric=[mine:brightness]", "features=mine:pixels", f"out={mine / 'score.json'}"]
+    given = [
+        "samples={name: digits, split: held_out}",
+        "metric=[mine:brightness]",
+        "features=mine:pixels",
+        f"out={mine / 'score.json'}",
+    ]
     written = score(compose("eval", [*given, "progress=false", "device=cpu"]))
     assert written is not None
     figure = written.result.figures["mine:brightness"]
@@ -170,10 +196,13 @@ def test_scores_of_an_own_metric_and_extractor(mine: Path) -> None:
 
 
 def test_files_with_an_own_network(mine: Path) -> None:
-    """Loaded with the class, or with the name in the file once the caller trusts it; and not imported otherwise."""
+    """Loaded with the class, or with the name in the file once the caller trusts it; and not imported
+    otherwise."""
     import mine as module  # type: ignore[import-not-found]
 
-    model = models.build({"network": {"name": module.Tiny, "width": 4}, "schedule": {"name": "flow"}, "prediction": "flow"})
+    model = models.build(
+        {"network": {"name": module.Tiny, "width": 4}, "schedule": {"name": "flow"}, "prediction": "flow"}
+    )
     assert model.spec["network"]["name"] == "mine:Tiny"
     models.save(model, mine / "model.safetensors")
     forget()
@@ -246,7 +275,8 @@ def test_entry_points_of_installed_packages(mine: Path, monkeypatch: pytest.Monk
 
 
 def test_own_experiments(mine: Path) -> None:
-    """A file of one's own, which builds on another beside it or on one of this library's; a mapping with a name replaces a section."""
+    """A file of one's own, which builds on another beside it or on one of this library's; a mapping with a
+    name replaces a section."""
     (mine / "base.yaml").write_text("train: {steps: 3}\n")
     (mine / "own.yaml").write_text("# @package _global_\ndefaults: [digits_unet, base, _self_]\nrun: here\n")
     network = "model.network={name: mine:Tiny, width: 4}"
@@ -256,17 +286,36 @@ def test_own_experiments(mine: Path) -> None:
     assert compose("train", [f"experiment={mine / 'own'}"])["train"]["steps"] == 3
     (mine / "digits_unet.yaml").write_text("run: there\n")
     (mine / "bad.yaml").write_text("a: [\n")
-    for name, message in (("none.yaml", "no such experiment"), ("digits_unet", "another name"), ("bad.yaml", "no YAML that can be read")):
+    for name, message in (
+        ("none.yaml", "no such experiment"),
+        ("digits_unet", "another name"),
+        ("bad.yaml", "no YAML that can be read"),
+    ):
         with pytest.raises((ValueError, OSError), match=message):
             compose("train", [f"experiment={mine / name}"])
 
 
 def test_a_prediction_with_settings(tmp_path: Path) -> None:
-    """EDM's for data of another standard deviation: trained, saved, loaded; layouts that cannot say it refuse."""
+    """EDM's for data of another standard deviation: trained, saved, loaded; layouts that cannot say it
+    refuse."""
     network = "{name: dit, in_channels: 1, image_size: 8, depth: 1, hidden: 16, heads: 1, num_classes: 10}"
-    model = f"{{network: {network}, schedule: {{name: ve}}, prediction: {{name: edm, sigma_data: 0.25}}, shape: [1, 8, 8]}}"
+    model = (
+        f"{{network: {network}, schedule: {{name: ve}}, prediction: {{name: edm, sigma_data: 0.25}}, shape: "
+        f"[1, 8, 8]}}"
+    )
     objective = "objective={name: denoising, weighting: {name: uniform}}"
-    assert run(compose("train", [f"model={model}", objective, "data={name: digits, split: train}", f"run={tmp_path / 'run'}", *OWN[3:]]))
+    assert run(
+        compose(
+            "train",
+            [
+                f"model={model}",
+                objective,
+                "data={name: digits, split: train}",
+                f"run={tmp_path / 'run'}",
+                *OWN[3:],
+            ],
+        )
+    )
     loaded = models.load(tmp_path / "run")
     level = loaded.schedule.level(0.5)
     assert loaded.prediction.input_scale is not None
@@ -274,7 +323,10 @@ def test_a_prediction_with_settings(tmp_path: Path) -> None:
     models.save(loaded, tmp_path / "copy.safetensors")
     assert models.load(tmp_path / "copy.safetensors").prediction.name == "edm, sigma_data=0.25"
     playground = models.miniature("playground-v2.5")
-    playground.spec["prediction"], playground.prediction = {"name": "edm", "sigma_data": 0.25}, loaded.prediction
+    playground.spec["prediction"], playground.prediction = (
+        {"name": "edm", "sigma_data": 0.25},
+        loaded.prediction,
+    )
     for layout in ("ldm", "diffusers"):
         with pytest.raises(ValueError, match=r"sigma_data=0\.25"):
             models.save(playground, tmp_path / f"{layout}.safetensors", layout=layout)
@@ -285,7 +337,10 @@ def test_a_prediction_with_settings(tmp_path: Path) -> None:
 def test_generate_takes_a_solver_itself() -> None:
     """Python code passes the function, and needs no name for it."""
     model = models.miniature("sd1")
-    drawn = [generate(model, "a cat", sampler=sampler, steps=2, height=64, width=64, eta=0.5) for sampler in ("ddim", ddim)]
+    drawn = [
+        generate(model, "a cat", sampler=sampler, steps=2, height=64, width=64, eta=0.5)
+        for sampler in ("ddim", ddim)
+    ]
     assert torch.equal(*drawn)
     with pytest.raises(ValueError, match="no option of ddim named 'churn'"):
         generate(model, "a cat", sampler=ddim, steps=2, churn=0.5)

@@ -31,10 +31,21 @@ FOLDERS = ("diffusion", "models", "samplers", "train", "eval", "configs", "tests
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small models where `make quickstart` leaves its DiT and where SDXL's and FLUX.1's files would lie, and pictures to score."""
+    """Small models where `make quickstart` leaves its DiT and where SDXL's and FLUX.1's files would lie, and
+    pictures to score."""
     folder = tmp_path_factory.mktemp("readme")
-    network = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
-    model = models.build({"network": network, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]})
+    network = {
+        "name": "dit",
+        "in_channels": 1,
+        "image_size": 8,
+        "hidden": 16,
+        "depth": 1,
+        "heads": 2,
+        "num_classes": 10,
+    }
+    model = models.build(
+        {"network": network, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]}
+    )
     for p in model.network.parameters():
         nn.init.normal_(p, std=0.1)
     models.save(model, folder / "runs" / "quickstart" / "dit" / "checkpoint.safetensors")
@@ -57,12 +68,16 @@ def run_blocks(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict
     for block in blocks:
         if block.startswith("# mine.py"):  # a file, and no line to type
             continue
-        block = block.replace('memory="6GB"', 'memory="60GB"')  # a process that has run other tests has more in memory than that
+        block = block.replace(
+            'memory="6GB"', 'memory="60GB"'
+        )  # a process that has run other tests has more in memory than that
         exec(compile(re.sub(r"steps=(30|28)", "steps=1, height=128, width=128", block), page, "exec"), names)
     return names
 
 
-def test_the_readme_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = run_blocks("README.md", folder, monkeypatch)
     assert names["x0"].shape == (10, 1, 8, 8)
     *solvers, distance = capsys.readouterr().out.splitlines()
@@ -72,7 +87,8 @@ def test_the_readme_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_parts_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's module and experiment: trained, sampled and opened again as its lines say, in fewer steps."""
+    """The README's module and experiment: trained, sampled and opened again as its lines say, in fewer
+    steps."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (module,) = re.findall(r"```python\n(# mine.py\n.*?)```", README, re.DOTALL)
@@ -82,7 +98,14 @@ def test_parts_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "experiments" / "mine.yaml").write_text(experiment)
     lines = re.findall(r"    plain-diffusion (.*mine.*)", README)
     by_line, draw, by_file = (shlex.split(line, comments=True)[1:] for line in lines)
-    few = ["train.steps=2", "train.warmup=1", "train.batch_size=4", "wandb=false", "progress=false", "device=cpu"]
+    few = [
+        "train.steps=2",
+        "train.warmup=1",
+        "train.batch_size=4",
+        "wandb=false",
+        "progress=false",
+        "device=cpu",
+    ]
     assert train.run(compose("train", [*by_line, *few]))
     assert train.run(compose("train", [*by_file, *few]))
     network = importlib.import_module("mine").Tiny
@@ -118,7 +141,10 @@ def test_names_of_the_peers() -> None:
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
     ours = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert ours >= {*SAMPLERS, *SPACINGS}
-    theirs = set(re.findall(r"\b\w+(?:Scheduler|Transformer2DModel)\b", text)) - {"SDTurboScheduler", "AlignYourStepsScheduler"}
+    theirs = set(re.findall(r"\b\w+(?:Scheduler|Transformer2DModel)\b", text)) - {
+        "SDTurboScheduler",
+        "AlignYourStepsScheduler",
+    }
     assert len(theirs) >= 20
     assert theirs - set(dir(diffusers)) == set()
     assert set(re.findall(r"`((?:sample|get_sigmas)_\w+)`", text)) - set(dir(k_sampling())) == set()
@@ -127,12 +153,16 @@ def test_names_of_the_peers() -> None:
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/paper_to_code.md"])
 def test_what_a_page_names_in_files_is_there(page: str) -> None:
     """Of `file.py: NAME`, both."""
-    sources = {path: path.read_text() for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] in FOLDERS}
+    sources = {
+        path: path.read_text() for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] in FOLDERS
+    }
     named = re.findall(r"`([\w/]+\.py): (\w+)`", (ROOT / page).read_text())
     assert len(named) > 5
     for place, name in named:
         found = [text for path, text in sources.items() if path.as_posix().endswith(f"/{place}")]
-        assert any(re.search(rf"^(def |class )?{name}\b", text, re.MULTILINE) for text in found), f"{place}: {name}"
+        assert any(re.search(rf"^(def |class )?{name}\b", text, re.MULTILINE) for text in found), (
+            f"{place}: {name}"
+        )
 
 
 def test_its_table_of_families_is_that_of_the_library() -> None:

@@ -1,4 +1,5 @@
-"""Settings are declared once: pages of --help, defaults, what is text, and what is recorded derive from the dataclasses."""
+"""Settings are declared once: pages of --help, defaults, what is text, and what is recorded derive from the
+dataclasses."""
 
 from __future__ import annotations
 
@@ -50,7 +51,13 @@ def test_a_page_is_yaml_that_says_all() -> None:
     assert all(text in words for text in ("Which --", "# a folder", ("how many " * 20).strip()))
     assert max(map(len, shown.splitlines())) <= 140
     nothing = {"rate": None, "ends": None}
-    assert values(nulled(settings(Outer))) == {"run": None, "n": None, "inner": nothing, "free": nothing, "bare": None}
+    assert values(nulled(settings(Outer))) == {
+        "run": None,
+        "n": None,
+        "inner": nothing,
+        "free": nothing,
+        "bare": None,
+    }
 
 
 def test_what_derives_from_a_field() -> None:
@@ -59,7 +66,15 @@ def test_what_derives_from_a_field() -> None:
     assert [*find(settings(Outer), "rate")] == ["inner.rate", "free.rate"]
     assert [*find(settings(Outer), "inner.rate")] == ["inner.rate"]
     first, second = settings(Outer)[:2], settings(Inner)
-    assert [each.name for each in merged(second, first, settings(Outer))] == ["rate", "ends", "run", "n", "inner", "free", "bare"]
+    assert [each.name for each in merged(second, first, settings(Outer))] == [
+        "rate",
+        "ends",
+        "run",
+        "n",
+        "inner",
+        "free",
+        "bare",
+    ]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -101,7 +116,9 @@ def test_defaults_are_those_of_the_dataclass() -> None:
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     """As head is, behind a pipe."""
-    process = subprocess.Popen([sys.executable, "-m", "samplers", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "samplers", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None

@@ -1,4 +1,5 @@
-"""Sweeps: Hydra's grammar for many runs, of which one that fails is said at once and holds up none of the others."""
+"""Sweeps: Hydra's grammar for many runs, of which one that fails is said at once and holds up none of the
+others."""
 
 from __future__ import annotations
 
@@ -48,12 +49,16 @@ def test_the_command_line_goes_before_the_file() -> None:
 
 def test_an_interval_is_no_list() -> None:
     """It names what would do."""
-    with pytest.raises(ValueError, match=r"a=interval\(1,2\) names no values that could be listed: give a=1,2,3 or a=range\(1,4\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"a=interval\(1,2\) names no values that could be listed: give a=1,2,3 or a=range\(1,4\)",
+    ):
         combinations(["a=interval(1,2)"], {})
 
 
 def test_all_configurations_are_composed_before_the_first_run() -> None:
-    """They are what compose gives Python, one by one; a typo names the nearest setting, whichever run it is in."""
+    """They are what compose gives Python, one by one; a typo names the nearest setting, whichever run it is
+    in."""
     runs = compose_sweep("eval", ["experiment=digits", "samples=a,b", "n=1,2"])
     assert [what for what, _ in runs] == ["samples=a n=1", "samples=a n=2", "samples=b n=1", "samples=b n=2"]
     assert runs[2][1] == compose("eval", ["experiment=digits", "samples=b", "n=1"])
@@ -70,8 +75,10 @@ def test_without_the_flag_only_a_file_makes_a_sweep() -> None:
 
 # paths and prompts as people have them
 AWKWARD = [
-    "runs/lr=1e-4", "runs/try (2)", "runs/李明", "runs/50%", "/data/épreuves, 2024", "[sd] v2.safetensors", "[a], b", "{a} b", "{000..9}",
-    "~/x", "$HOME/x", "${x}", "a b", "it's", 'say "it"', "a@b", "a:b", "!x", "C:\\data\\", "=", "3", "1e3", "true", "a'b, c'd", "#1",
+    "runs/lr=1e-4", "runs/try (2)", "runs/李明", "runs/50%", "/data/épreuves, 2024", "[sd] v2.safetensors",
+    "[a], b", "{a} b", "{000..9}",
+    "~/x", "$HOME/x", "${x}", "a b", "it's", 'say "it"', "a@b", "a:b", "!x", "C:\\data\\", "=",
+    "3", "1e3", "true", "a'b, c'd", "#1",
     "a;b|c", "-m", "1_000", "None", "x{1}y", "a\\b", "\\${n}", "a\\\\${n}'", "{a} {b}",
 ]  # fmt: skip
 
@@ -88,13 +95,20 @@ TEXT_SETTINGS = [
     ("train", ["experiment=finetune"], ["run", "weights", "data", "latents.folder"]),
     ("train", ["experiment=digits_consistency"], ["model.from", "objective.teacher", "+data.folder"]),
     ("samplers", [], ["run", "weights", "from", "refiner", "image", "mask", "out", "prompt", "negative"]),
-    ("eval", ["samples=x"], ["out", "report", "cache", "name", "extractors.dinov2.weights", "+extractors.digits.folder"]),
+    (
+        "eval",
+        ["samples=x"],
+        ["out", "report", "cache", "name", "extractors.dinov2.weights", "+extractors.digits.folder"],
+    ),
 ]
 
 
 @pytest.mark.parametrize(("program", "before", "keys"), TEXT_SETTINGS)
-def test_every_path_and_prompt_is_taken_as_it_stands(program: str, before: list[str], keys: list[str]) -> None:
-    """Alone and in a sweep, whatever Hydra's grammar or OmegaConf would make of it, and whichever program asks."""
+def test_every_path_and_prompt_is_taken_as_it_stands(
+    program: str, before: list[str], keys: list[str]
+) -> None:
+    """Alone and in a sweep, whatever Hydra's grammar or OmegaConf would make of it, and whichever program
+    asks."""
     for first in range(0, len(AWKWARD), len(keys)):
         values = dict(zip(keys, AWKWARD[first:] + AWKWARD, strict=False))
         found = compose(program, [*before, *(f"{key}={value}" for key, value in values.items())])
@@ -102,7 +116,10 @@ def test_every_path_and_prompt_is_taken_as_it_stands(program: str, before: list[
     other = {"train": "train.seed", "samplers": "seed", "eval": "metric"}[program]
     swept = ["fid", "kid"] if program == "eval" else [0, 1]
     axis = f"{other}={swept[0]},{swept[1]}"
-    runs = [config for _, config in compose_sweep(program, [*before, *(f"{key}=[a], b=c (1)" for key in keys), axis])]
+    runs = [
+        config
+        for _, config in compose_sweep(program, [*before, *(f"{key}=[a], b=c (1)" for key in keys), axis])
+    ]
     assert [at(config, other) for config in runs] == swept
     for config in runs:  # the folder that is written to has one beneath it for each run
         assert all(str(at(config, key.lstrip("+"))).startswith("[a], b=c (1)") for key in keys)
@@ -129,7 +146,9 @@ def test_an_empty_path_is_refused(program: str, overrides: list[str], key: str) 
     assert compose("samplers", ["prompt=", "negative="])["prompt"] == ""
 
 
-@pytest.mark.parametrize("value", ["a=b (1)", "épreuves, 2024", "it's", "shard-{000..009}.tar", "[a] b", "a: b", "50%", "${x}"])
+@pytest.mark.parametrize(
+    "value", ["a=b (1)", "épreuves, 2024", "it's", "shard-{000..009}.tar", "[a] b", "a: b", "50%", "${x}"]
+)
 def test_paths_within_a_mapping_are_taken_as_they_stand(value: str) -> None:
     """Of the data set to train on, which replaces the experiment's, and of a drawn side of an evaluation."""
     config = compose("train", ["experiment=digits_unet", f"data={{name: folder, folder: {value}, size: 8}}"])
@@ -139,10 +158,21 @@ def test_paths_within_a_mapping_are_taken_as_they_stand(value: str) -> None:
 
 
 def test_a_file_of_that_name_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list is one where brackets close at the end, and each member a path; a mapping likewise; unless such a file is there."""
-    assert compose("samplers", ["weights=[a (1).pt,'b, c.pt',d=e.pt]"])["weights"] == ["a (1).pt", "b, c.pt", "d=e.pt"]
-    assert compose("train", ["experiment=digits_consistency", "model.from=[a (1),b=c]"])["model"]["from"] == ["a (1)", "b=c"]
-    assert compose("eval", ["samples={name: digits, split: all}"])["samples"] == {"name": "digits", "split": "all"}
+    """A list is one where brackets close at the end, and each member a path; a mapping likewise; unless such
+    a file is there."""
+    assert compose("samplers", ["weights=[a (1).pt,'b, c.pt',d=e.pt]"])["weights"] == [
+        "a (1).pt",
+        "b, c.pt",
+        "d=e.pt",
+    ]
+    assert compose("train", ["experiment=digits_consistency", "model.from=[a (1),b=c]"])["model"]["from"] == [
+        "a (1)",
+        "b=c",
+    ]
+    assert compose("eval", ["samples={name: digits, split: all}"])["samples"] == {
+        "name": "digits",
+        "split": "all",
+    }
     monkeypatch.chdir(tmp_path)
     for name in ("[a,b]", "{name: digits}", "a,b", "choice(a,b)"):
         Path(name).touch()
@@ -152,7 +182,8 @@ def test_a_file_of_that_name_is_that_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_setting_is_text_in_every_program() -> None:
-    """What takes a path or a text by its annotation is quoted; what takes a name of a table is Hydra's, so that it can be swept."""
+    """What takes a path or a text by its annotation is quoted; what takes a name of a table is Hydra's, so
+    that it can be swept."""
     names = {
         "sampler",
         "device",
@@ -171,7 +202,12 @@ def test_a_setting_is_text_in_every_program() -> None:
     def missed(program: str, kinds: dict[str, Any]) -> set[str]:
         return {name for name, kind in kinds.items() if takes_text(kind) and name not in texts(program)}
 
-    for name, params in (("samplers", SampleParams), ("samplers", TextToImageParams), ("eval", ScoreParams), ("train", RunSettings)):
+    for name, params in (
+        ("samplers", SampleParams),
+        ("samplers", TextToImageParams),
+        ("eval", ScoreParams),
+        ("train", RunSettings),
+    ):
         assert missed(name, get_type_hints(params)) <= names
     for function in (*DATASETS.values(), *OBJECTIVES.values()):
         assert missed("train", get_type_hints(init_of(function))) == set()
@@ -184,14 +220,25 @@ def init_of(function: Any) -> Any:
 
 def takes_text(kind: Any) -> bool:
     """Whether an annotation takes any text."""
-    return kind in (str, Path) or (get_origin(kind) in (UnionType, Union, tuple) and any(map(takes_text, get_args(kind))))
+    return kind in (str, Path) or (
+        get_origin(kind) in (UnionType, Union, tuple) and any(map(takes_text, get_args(kind)))
+    )
 
 
 def test_labels_are_numbers_or_names() -> None:
     """Numbers stay numbers, names are text, quotes make a name of a number, and commas sweep."""
-    assert compose("samplers", ["labels=[3,cat's,African hunting dog (2),'7']"])["labels"] == [3, "cat's", "African hunting dog (2)", "7"]
+    assert compose("samplers", ["labels=[3,cat's,African hunting dog (2),'7']"])["labels"] == [
+        3,
+        "cat's",
+        "African hunting dog (2)",
+        "7",
+    ]
     assert compose("samplers", ["labels=3"])["labels"] == 3
-    assert [config["labels"] for _, config in compose_sweep("samplers", ["labels=[1,2],cat,4"])] == [[1, 2], "cat", 4]
+    assert [config["labels"] for _, config in compose_sweep("samplers", ["labels=[1,2],cat,4"])] == [
+        [1, 2],
+        "cat",
+        4,
+    ]
 
 
 def test_a_list_of_numbers_named_samples_is_one() -> None:
@@ -200,18 +247,29 @@ def test_a_list_of_numbers_named_samples_is_one() -> None:
 
 
 def test_runs_of_a_sweep_of_trainings_have_a_folder_each() -> None:
-    """Named for what is special about each, beneath the one they were to share; and they go on where they were."""
-    runs = compose_sweep("train", ["experiment=digits_unet", "train.seed=0,1", "model.schedule.name=cosine,linear", "run=runs/a=b"])
+    """Named for what is special about each, beneath the one they were to share; and they go on where they
+    were."""
+    runs = compose_sweep(
+        "train",
+        ["experiment=digits_unet", "train.seed=0,1", "model.schedule.name=cosine,linear", "run=runs/a=b"],
+    )
     assert [config["run"] for _, config in runs] == [
-        f"runs/a=b/train.seed={seed}-model.schedule.name={name}" for seed in (0, 1) for name in ("cosine", "linear")
+        f"runs/a=b/train.seed={seed}-model.schedule.name={name}"
+        for seed in (0, 1)
+        for name in ("cosine", "linear")
     ]
     assert all(config["resume"] for _, config in runs)
-    assert not compose_sweep("train", ["experiment=digits_unet", "train.seed=0,1", "resume=false"])[0][1]["resume"]
-    assert compose_sweep("train", ["experiment=digits_unet", "train.seed=0"])[0][1]["run"] == "runs/digits_unet"
+    assert not compose_sweep("train", ["experiment=digits_unet", "train.seed=0,1", "resume=false"])[0][1][
+        "resume"
+    ]
+    assert (
+        compose_sweep("train", ["experiment=digits_unet", "train.seed=0"])[0][1]["run"] == "runs/digits_unet"
+    )
 
 
 def test_folders_that_a_sweep_tells_apart_stay() -> None:
-    """By ${...} of a setting, or by the experiments' own; each value makes another name, whatever signs are in it."""
+    """By ${...} of a setting, or by the experiments' own; each value makes another name, whatever signs are
+    in it."""
     runs = compose_sweep("train", ["experiment=digits_unet", "train.seed=0,1", "run=runs/seed-${train.seed}"])
     assert [config["run"] for _, config in runs] == ["runs/seed-0", "runs/seed-1"]
     runs = compose_sweep("train", ["experiment=digits_unet,digits_dit"])
@@ -234,24 +292,41 @@ def test_results_of_a_sweep_do_not_replace_each_other() -> None:
     """Runs that share a file are refused before the first one, except where it gathers their metrics."""
     score = ["reference=c", "out=x.json"]
     networks = ["experiment=bench_networks", "network=sd15,sdxl", "batch=1,2"]
-    for shared, right in ((["samples=a,b", *score], "x-${samples}.json"), (networks, "runs/bench_networks-${batch}-${network}")):
+    for shared, right in (
+        (["samples=a,b", *score], "x-${samples}.json"),
+        (networks, "runs/bench_networks-${batch}-${network}"),
+    ):
         with pytest.raises(ValueError, match=re.escape(f"by what differs, out='{right}'")):
             compose_sweep("eval", shared)
-        runs = compose_sweep("eval", [*(override for override in shared if not override.startswith("out=")), f"out={right}"])
+        runs = compose_sweep(
+            "eval", [*(override for override in shared if not override.startswith("out=")), f"out={right}"]
+        )
         assert len({config["out"] for _, config in runs}) == len(runs)
-    for apart in (["metric=[fid],[kid]", "samples=a", *score], ["samples=a,b", "reference=c", "out=scores/${samples}.json"]):
+    for apart in (
+        ["metric=[fid],[kid]", "samples=a", *score],
+        ["samples=a,b", "reference=c", "out=scores/${samples}.json"],
+    ):
         assert len(compose_sweep("eval", apart)) == 2
 
 
 def test_quotes_of_their_own_and_null_are_not_part_of_a_text() -> None:
     """A path with a comma is given in quotes; null is nothing, and 'null' a name."""
-    found = compose("eval", ["samples='a, b'", 'reference="c,[d]"', "name='null'", "training=null", "cache='x y'"])
+    found = compose(
+        "eval", ["samples='a, b'", 'reference="c,[d]"', "name='null'", "training=null", "cache='x y'"]
+    )
     assert compose("eval", ["samples=${n}", "reference=[1]", "training={1}"])["samples"] == "${n}"
-    assert [found[key] for key in ("samples", "reference", "name", "training", "cache")] == ["a, b", "c,[d]", "null", None, "x y"]
+    assert [found[key] for key in ("samples", "reference", "name", "training", "cache")] == [
+        "a, b",
+        "c,[d]",
+        "null",
+        None,
+        "x y",
+    ]
 
 
 def test_mappings_and_several_values_are_hydras() -> None:
-    """Braces around all of it are a mapping, commas part the values of a sweep, and each of these is text again."""
+    """Braces around all of it are a mapping, commas part the values of a sweep, and each of these is text
+    again."""
     drawn = compose("eval", ["samples={run: x, steps: 10}", "reference={name: digits}"])
     assert (drawn["samples"], drawn["reference"]) == ({"run": "x", "steps": 10}, {"name": "digits"})
     runs = compose_sweep("eval", ["samples=1000,0010,'a, b',c", "name=d, e"])
@@ -270,7 +345,10 @@ def test_other_settings_rest_on_a_text() -> None:
 def test_a_text_that_is_given_twice_is_refused() -> None:
     """It is what a shell makes of an unquoted {000..001}; the line says to quote it, in a sweep too."""
     twice = ["samples=shard-000.tar", "samples=shard-001.tar"]
-    with pytest.raises(ValueError, match=r"samples is given 2 times: give it once, and a pattern in quotes.* samples='shard-\{"):
+    with pytest.raises(
+        ValueError,
+        match=r"samples is given 2 times: give it once, and a pattern in quotes.* samples='shard-\{",
+    ):
         compose("eval", twice)
     with pytest.raises(ValueError, match="samples is given 2 times"):
         compose_sweep("eval", [*twice, "n=1,2"])
@@ -279,8 +357,11 @@ def test_a_text_that_is_given_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize("failure", [ValueError("no such sampler"), RuntimeError("out of memory")])
-def test_a_failing_run_is_said_at_once_and_the_rest_go_on(failure: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its error comes before the next run begins, the status is not zero, and what comes after the sweep sees all configurations."""
+def test_a_failing_run_is_said_at_once_and_the_rest_go_on(
+    failure: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its error comes before the next run begins, the status is not zero, and what comes after the sweep sees
+    all configurations."""
     said: list[str] = []
     after: list[Any] = []
 
@@ -305,7 +386,10 @@ def test_failures_are_listed_before_what_comes_after(capsys: pytest.CaptureFixtu
     def after(configs: Any) -> None:
         raise OSError("no space left for the report")
 
-    assert run_all([("a", {"status": 0}), ("b", {"status": 1})], lambda config: int(config["status"]), after) == 1
+    assert (
+        run_all([("a", {"status": 0}), ("b", {"status": 1})], lambda config: int(config["status"]), after)
+        == 1
+    )
     assert capsys.readouterr().err.splitlines() == [
         "failed: b",
         "error: after all runs: no space left for the report",
@@ -316,8 +400,11 @@ def test_failures_are_listed_before_what_comes_after(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(("fails", "saves"), [(False, False), (True, False), (False, True)])
-def test_an_interrupted_sweep_still_sums_up(fails: bool, saves: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ctrl-C begins no other run; what comes after is called for what is there, and the interruption goes on whatever that does.
+def test_an_interrupted_sweep_still_sums_up(
+    fails: bool, saves: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C begins no other run; what comes after is called for what is there, and the interruption goes on
+    whatever that does.
 
     Also where a run has taken it, as training does that saves, and says so by its status.
     """
@@ -346,7 +433,9 @@ def test_an_interrupted_sweep_still_sums_up(fails: bool, saves: bool, capsys: py
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_interrupted_scoring_says_that_it_can_go_on(rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupted_scoring_says_that_it_can_go_on(
+    rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Ctrl-C ends `python -m eval` with status 130 and one line, once among the processes of torchrun."""
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setattr(sys, "argv", ["eval", "samples=x"])
@@ -357,20 +446,27 @@ def test_interrupted_scoring_says_that_it_can_go_on(rank: int, monkeypatch: pyte
     assert capsys.readouterr().err == ("" if rank else "stopped: called again it goes on from there\n")
 
 
-@pytest.mark.parametrize(("name", "main", "module"), [("eval", program.main, scoring), ("train", trainer.main, trainer)])
+@pytest.mark.parametrize(
+    ("name", "main", "module"), [("eval", program.main, scoring), ("train", trainer.main, trainer)]
+)
 def test_a_process_that_ends_because_of_another_says_which(
     name: str, main: Callable[[dict[str, Any]], int], module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Status 1 and a line, for the output of every process may have a file of its own; and no report of what was not done."""
+    """Status 1 and a line, for the output of every process may have a file of its own; and no report of what
+    was not done."""
 
     def fail(*_: Any) -> None:
         raise PeerError("process 1 has failed: no such picture")
 
-    monkeypatch.setattr(sys, "argv", [name, *({"eval": ["samples=x"], "train": ["experiment=digits_unet"]}[name])])
+    monkeypatch.setattr(
+        sys, "argv", [name, *({"eval": ["samples=x"], "train": ["experiment=digits_unet"]}[name])]
+    )
     monkeypatch.setattr(module, "run", fail)
     with pytest.raises(SystemExit) as ended:
         command_line(name, main, lambda configs: pytest.fail("a report"))
-    assert ended.value.code == "error: process 1 has failed: no such picture"  # which Python prints, and ends with status 1
+    assert (
+        ended.value.code == "error: process 1 has failed: no such picture"
+    )  # which Python prints, and ends with status 1
 
 
 def test_a_sweep_that_succeeds_has_status_zero(capsys: pytest.CaptureFixture[str]) -> None:
@@ -382,17 +478,32 @@ def test_a_sweep_that_succeeds_has_status_zero(capsys: pytest.CaptureFixture[str
 def test_processes_of_torchrun_run_no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     """They share one run; it says what to do."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="torchrun shares one run among processes: start one for each run of a sweep"):
+    with pytest.raises(
+        ValueError, match="torchrun shares one run among processes: start one for each run of a sweep"
+    ):
         run_all([("a", {}), ("b", {})], lambda config: 0, lambda configs: None)
 
 
 def test_a_sweep_of_trainings_again_trains_nothing_again(tmp_path: Path) -> None:
-    """Runs that are done are found done, each in its own folder, and what they learned differs by their seeds."""
+    """Runs that are done are found done, each in its own folder, and what they learned differs by their
+    seeds."""
     tiny = ["channels=8", "channel_mult=[1]", "attention=[0]", "middle_attention=0", "head_dim=8", "groups=4"]
-    settings = ["experiment=digits_unet", *(f"model.network.{setting}" for setting in tiny), "train.steps=2", "train.warmup=1"]
+    settings = [
+        "experiment=digits_unet",
+        *(f"model.network.{setting}" for setting in tiny),
+        "train.steps=2",
+        "train.warmup=1",
+    ]
     settings += ["wandb=false", "device=cpu", "progress=false", f"run={tmp_path}", "train.seed=0,1"]
     for _ in range(2):
-        assert run_all(compose_sweep("train", settings), lambda config: 0 if train_run(config) else 1, lambda configs: None) == 0
+        assert (
+            run_all(
+                compose_sweep("train", settings),
+                lambda config: 0 if train_run(config) else 1,
+                lambda configs: None,
+            )
+            == 0
+        )
     places = [tmp_path / f"train.seed={seed}" for seed in (0, 1)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [place.name for place in places]
     assert models.load(places[0]).fingerprint != models.load(places[1]).fingerprint
@@ -404,7 +515,10 @@ def test_ctrl_c_while_a_program_is_imported_is_one_line(program: str, tmp_path: 
     """Status 130, and no traceback; here within an import of torch that takes long."""
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     command = [sys.executable, "-m", program]
-    code = f"import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler); os.execv({command[0]!r}, {command!r})"
+    code = (
+        "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"os.execv({command[0]!r}, {command!r})"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=-1, stderr=-1, text=True,
         cwd=Path(__file__).parents[1], env={**os.environ, "PYTHONPATH": str(tmp_path)},
@@ -416,7 +530,9 @@ def test_ctrl_c_while_a_program_is_imported_is_one_line(program: str, tmp_path: 
     assert (process.returncode, error) == (130, "stopped before it began\n")
 
 
-def test_ctrl_c_while_a_program_gets_ready_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_while_a_program_gets_ready_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As it composes its configuration, or loads a model: whatever does not say more."""
 
     def interrupted(config: dict[str, Any]) -> int:
@@ -429,7 +545,9 @@ def test_ctrl_c_while_a_program_gets_ready_is_one_line(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["experiment=digits_unet", "--version"]])
-def test_the_version_is_ours(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_ours(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["train", *arguments])
     command_line("train", lambda config: 1)
     assert capsys.readouterr().out == f"plain-diffusion {plain_diffusion.__version__}\n"
@@ -437,7 +555,8 @@ def test_the_version_is_ours(arguments: list[str], monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("module", "ours"), [("mylab", False), ("train", True), ("models.presets", True)])
 def test_ctrl_c_of_other_programs_is_theirs(module: str, ours: bool, tmp_path: Path) -> None:
-    """`python -m mylab` that imports this library keeps Python's Ctrl-C, and with it what it does in a `finally`."""
+    """`python -m mylab` that imports this library keeps Python's Ctrl-C, and with it what it does in a
+    `finally`."""
     package = tmp_path / module.split(".")[0]
     package.mkdir()
     (package / "__main__.py").write_text("")
@@ -445,5 +564,7 @@ def test_ctrl_c_of_other_programs_is_theirs(module: str, ours: bool, tmp_path: P
     shutil.copy(plain_diffusion.starting.__file__, tmp_path / "starting.py")  # alone
     code = "import signal, starting; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     (package / "__init__.py").write_text(code)
-    done = subprocess.run([sys.executable, "-m", module], cwd=tmp_path, text=True, capture_output=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", module], cwd=tmp_path, text=True, capture_output=True, check=True, timeout=60
+    )
     assert done.stdout.split() == [str(not ours)]

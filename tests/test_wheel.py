@@ -1,6 +1,8 @@
-"""The wheel: what it holds, and its command in a folder that has modules of the same names. `make wheel-test` runs this.
+"""The wheel: what it holds, and its command in a folder that has modules of the same names. `make wheel-test`
+runs this.
 
-The wheel is installed into an environment of its own, which sees the packages of this one, but not the sources here; nothing is downloaded.
+The wheel is installed into an environment of its own, which sees the packages of this one, but not the
+sources here; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def pip(python: str | Path, *arguments: str, here: Path) -> None:
     """Without the settings of this machine, and without looking anywhere for other packages."""
     options = ["--isolated", "--quiet", "--no-input", "--disable-pip-version-check"]
-    subprocess.run([str(python), "-m", "pip", *options, *arguments, "--no-deps", "--no-index"], cwd=here, check=True)
+    subprocess.run(
+        [str(python), "-m", "pip", *options, *arguments, "--no-deps", "--no-index"], cwd=here, check=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,9 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip(python, "install", str(wheel), here=folder)
     ask = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     site = Path(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip())
-    (site / "dependencies.pth").write_text("".join(f"{sysconfig.get_path(kind)}\n" for kind in ("purelib", "platlib")))
+    (site / "dependencies.pth").write_text(
+        "".join(f"{sysconfig.get_path(kind)}\n" for kind in ("purelib", "platlib"))
+    )
     return python.parent
 
 
@@ -82,7 +88,9 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "configs").mkdir()
     for name in ("models/__init__.py", "train.py", "eval.py", "samplers.py", "diffusion.py"):
         (folder / name).write_text(f"raise RuntimeError('their {name} was run')\n")
-    (folder / "mine.py").write_text("class Parameters:\n    def __call__(self, model):\n        return {'mine': 3.5}\n")
+    (folder / "mine.py").write_text(
+        "class Parameters:\n    def __call__(self, model):\n        return {'mine': 3.5}\n"
+    )
     return folder
 
 
@@ -103,7 +111,10 @@ def test_it_holds_every_file_of_our_packages(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert inside == {
-        str(path.relative_to(ROOT)) for name in OURS for path in (ROOT / name).rglob("*") if path.is_file() and path.suffix != ".pyc"
+        str(path.relative_to(ROOT))
+        for name in OURS
+        for path in (ROOT / name).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
     }
     assert {f"{name}/py.typed" for name in OURS} <= inside
     assert {"configs/train/experiment/digits_unet.yaml", "eval/templates/report.html.j2"} <= inside
@@ -113,27 +124,52 @@ def test_its_metadata_agree_with_the_source(metadata: Message) -> None:
     """One version; the extras that messages name; and everything it needs is pinned in constraints.txt."""
     assert metadata["Version"] == __version__
     assert set(metadata.get_all("Provides-Extra", [])) == {*EXTRAS, "docs", "dev"}
-    needed = {re.split(r"[<>=\[ ;]", line)[0].lower() for line in metadata.get_all("Requires-Dist", [])} - {"plain-diffusion"}
-    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")}
+    needed = {re.split(r"[<>=\[ ;]", line)[0].lower() for line in metadata.get_all("Requires-Dist", [])} - {
+        "plain-diffusion"
+    }
+    pinned = {
+        line.split("==")[0]
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    }
     assert len(needed) > 25
     assert needed - pinned == set()
 
 
 def test_its_command_trains_samples_and_scores(run: Run, environment: Path, theirs: Path) -> None:
     """Among modules that would raise; and settings may still name a module in that folder."""
-    assert str(environment.parent) in run("python", "-c", "import plain_diffusion; print(plain_diffusion.__file__)").stdout
+    assert (
+        str(environment.parent)
+        in run("python", "-c", "import plain_diffusion; print(plain_diffusion.__file__)").stdout
+    )
     usage = run("plain-diffusion", "--help")
     assert (usage.returncode, usage.stderr) == (0, "")
     assert "plain-diffusion train experiment=digits_unet" in usage.stdout
-    settings = ["train.steps=2", "train.warmup=1", "train.batch_size=16", "train.evaluate_every=2", "wandb=false"]
+    settings = [
+        "train.steps=2",
+        "train.warmup=1",
+        "train.batch_size=16",
+        "train.evaluate_every=2",
+        "wandb=false",
+    ]
     settings += [*(f"model.network.{setting}" for setting in TINY), "evaluate={_target_: mine.Parameters}"]
     trained = run("plain-diffusion", "train", "experiment=digits_unet", "run=run", *settings, *QUIET)
     assert (trained.returncode, trained.stderr) == (0, "")
     assert '"mine": 3.5' in (theirs / "run" / "metrics.jsonl").read_text()
-    sampled = run("plain-diffusion", "samplers", "run=run", "labels=[3,7]", "n=6", "steps=2", "out=samples", *QUIET)
+    sampled = run(
+        "plain-diffusion", "samplers", "run=run", "labels=[3,7]", "n=6", "steps=2", "out=samples", *QUIET
+    )
     assert (sampled.returncode, sampled.stderr) == (0, "")
     few = [f"+{setting}.held_out=0.95" for setting in ("reference", "training", "extractors.digits")]
-    scored = run("plain-diffusion", "eval", "experiment=digits", "samples=samples/images", "report=report", *few, *QUIET)
+    scored = run(
+        "plain-diffusion",
+        "eval",
+        "experiment=digits",
+        "samples=samples/images",
+        "report=report",
+        *few,
+        *QUIET,
+    )
     assert (scored.returncode, scored.stderr) == (0, "")
     (result,) = (theirs / "report" / "results").glob("*.json")
     assert json.loads(result.read_text())["samples"]["n"] == 6
@@ -147,5 +183,6 @@ def test_python_m_names_what_hides_it(run: Run, theirs: Path) -> None:
     hidden = run("python", "-m", "samplers")
     assert (hidden.returncode, hidden.stdout) == (1, "")
     assert hidden.stderr.startswith(
-        f"error: {theirs}/diffusion.py hides the package diffusion of plain-diffusion: type `plain-diffusion samp"
+        f"error: {theirs}/diffusion.py hides the package diffusion of plain-diffusion: type "
+        "`plain-diffusion samp"
     )

@@ -1,4 +1,5 @@
-"""Data sets, objectives, the training loop, distillation, and `run`, which does what `python -m train` does."""
+"""Data sets, objectives, the training loop, distillation, and `run`, which does what `python -m train`
+does."""
 
 import plain_diffusion
 

@@ -1,4 +1,5 @@
-"""Consistency distillation: teach a network to jump from any point of its teacher's trajectories to their end."""
+"""Consistency distillation: teach a network to jump from any point of its teacher's trajectories to their
+end."""
 
 from __future__ import annotations
 
@@ -16,14 +17,16 @@ from train.objective import clean, condition_of
 
 
 class ConsistencyDistillation:
-    """Song et al. 2023, alg. 2: f at one level of the grid should equal f at the next, where the teacher's step from it lands.
+    """Song et al. 2023, alg. 2: f at one level of the grid should equal f at the next, where the teacher's
+    step from it lands.
 
     teacher  any denoiser, guided or not; it is never trained
     blend    the student's parametrisation (`cm` or `lcm`)
-    grid     the levels that pairs are taken from, terminal row included: the last pair's target is data itself
+    grid     the levels that pairs are taken from, terminal row included: the last pair's target is data
+             itself
     solver   the teacher's step: "ddim" (one call) or "heun" (two, second order)
-    huber    None: squared error. A number c: pseudo-Huber sqrt(|d|^2 + c^2 D) - c sqrt(D) over the D values of a sample
-             (Song & Dhariwal 2023, section 3.3)
+    huber    None: squared error. A number c: pseudo-Huber sqrt(|d|^2 + c^2 D) - c sqrt(D) over the D values
+             of a sample (Song & Dhariwal 2023, section 3.3)
 
     `kept` is what a resumed run must share with this one; whoever makes it may add to it.
 
@@ -58,7 +61,9 @@ class ConsistencyDistillation:
         return self._distance(out - target)
 
     @torch.no_grad()
-    def _target(self, student: ConsistencyFunction, x_t: Tensor, t: BatchLevel, s: BatchLevel, condition: Condition) -> Tensor:
+    def _target(
+        self, student: ConsistencyFunction, x_t: Tensor, t: BatchLevel, s: BatchLevel, condition: Condition
+    ) -> Tensor:
         """f(x_s) where the teacher's step leads; on the last pair x_s is data, and its own target."""
         x0, eps = self.teacher(x_t, t, condition)
         x_s = marginal(x0, eps, s)
@@ -73,7 +78,8 @@ class ConsistencyDistillation:
 
     @staticmethod
     def _heun(x_t: Tensor, t: BatchLevel, s: BatchLevel, slope_t: Tensor, slope_s: Tensor) -> Tensor:
-        """Heun's step in flow time, as `samplers.euler` integrates: u = x/(alpha + sigma), du/dr = eps - x0."""
+        """Heun's step in flow time, as `samplers.euler` integrates: u = x/(alpha + sigma), du/dr = eps -
+        x0."""
         norm_t, norm_s = t.alpha + t.sigma, s.alpha + s.sigma
         dr = broadcast(s.sigma / norm_s - t.sigma / norm_t, x_t)
         return broadcast(norm_s, x_t) * (x_t / broadcast(norm_t, x_t) + dr * 0.5 * (slope_t + slope_s))

@@ -1,7 +1,9 @@
-"""Where training spends its samples: probability densities over t. What each sample's loss counts is `train.weighting`'s affair.
+"""Where training spends its samples: probability densities over t. What each sample's loss counts is
+`train.weighting`'s affair.
 
-A density is its quantile function, u in [0, 1] -> t. Times of a batch are stratified (Kingma et al. 2021, appendix I.1):
-each is distributed as stated, and together they cover the range evenly, which lowers the variance of the loss.
+A density is its quantile function, u in [0, 1] -> t. Times of a batch are stratified (Kingma et al. 2021,
+appendix I.1): each is distributed as stated, and together they cover the range evenly, which lowers the
+variance of the loss.
 """
 
 from __future__ import annotations
@@ -38,10 +40,15 @@ class Density(ABC):
         rare = self.quantile(torch.tensor([1e-4, 1 - 1e-4], dtype=torch.float64))
         ends = torch.tensor([self.schedule.t_min, self.schedule.t_max], dtype=torch.float64)
         (low, high), (least, most) = (1 / (1 + 1 / self.schedule.ratio(t)) for t in (rare, ends))
-        missing = [f"below t={rare[0]:.3g}"] * bool(low - least > 0.2) + [f"above t={rare[1]:.3g}"] * bool(most - high > 0.2)
+        missing = [f"below t={rare[0]:.3g}"] * bool(low - least > 0.2) + [f"above t={rare[1]:.3g}"] * bool(
+            most - high > 0.2
+        )
         if not missing:
             return ""
-        return f"this density puts fewer than 1 of 10,000 samples {' and '.join(missing)}, where the network will not have learned anything"
+        return (
+            f"this density puts fewer than 1 of 10,000 samples {' and '.join(missing)}, where the network "
+            "will not have learned anything"
+        )
 
 
 class Uniform(Density):
@@ -54,7 +61,8 @@ class Uniform(Density):
 
 
 class LogitNormal(Density):
-    """logit(t) is normal: more samples in the middle of a flow (Esser et al. 2024, eq. 19). For schedules on [0, 1].
+    """logit(t) is normal: more samples in the middle of a flow (Esser et al. 2024, eq. 19). For schedules on
+    [0, 1].
 
     shift multiplies sigma/alpha of every time drawn (the same paper's eq. 23).
     """
@@ -71,7 +79,8 @@ class LogitNormal(Density):
 
 
 class LogNormal(Density):
-    """log(sigma) is normal (Karras et al. 2022, table 1). For variance-exploding schedules, whose range it is cut to."""
+    """log(sigma) is normal (Karras et al. 2022, table 1). For variance-exploding schedules, whose range it is
+    cut to."""
 
     def __init__(self, schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> None:
         super().__init__(schedule)
@@ -81,7 +90,11 @@ class LogNormal(Density):
         self.mean, self.std = mean, std
 
     def quantile(self, u: Tensor) -> Tensor:
-        return (self.mean + self.std * torch.special.ndtri(u)).exp().clamp(self.schedule.t_min, self.schedule.t_max)
+        return (
+            (self.mean + self.std * torch.special.ndtri(u))
+            .exp()
+            .clamp(self.schedule.t_min, self.schedule.t_max)
+        )
 
 
 def _check_std(std: float) -> None:
@@ -90,7 +103,8 @@ def _check_std(std: float) -> None:
 
 
 def usual(schedule: Schedule) -> Density:
-    """The density that models of a schedule are trained with: log-normal on a variance-exploding one, elsewhere uniform."""
+    """The density that models of a schedule are trained with: log-normal on a variance-exploding one,
+    elsewhere uniform."""
     return LogNormal(schedule) if isinstance(schedule, VarianceExploding) else Uniform(schedule)
 
 

@@ -12,14 +12,17 @@ from train.density import Density
 
 
 def describe(model: Model, objective: Any, data: Dataset) -> None:
-    """Write into the description what a model is trained on: shape of the samples, names of classes, share of samples without a label."""
+    """Write into the description what a model is trained on: shape of the samples, names of classes, share of
+    samples without a label."""
     model.spec["shape"] = list(data.shape)
     classes: Sequence[str] = getattr(data, "classes", ())
     if model.null:
         if classes:
             before = model.spec.get("classes", list(classes))
             if before != list(classes):
-                warn(f"the model's classes were {', '.join(before)}; from now on they are {', '.join(classes)}")
+                warn(
+                    f"the model's classes were {', '.join(before)}; from now on they are {', '.join(classes)}"
+                )
             model.spec["classes"] = list(classes)
         if hasattr(objective, "drop"):
             model.spec["drop"] = objective.drop
@@ -40,7 +43,10 @@ def _find_idle_settings(params: Any, objective: Any, evaluates: bool) -> list[st
             f"the learning rate only rises, to {reached:.0%} of train.learning_rate"
         )
     if evaluates and not params.evaluate_every:
-        found.append("evaluate is given, but train.evaluate_every=0 means never: give train.evaluate_every=1000, for example")
+        found.append(
+            "evaluate is given, but train.evaluate_every=0 means never: give train.evaluate_every=1000, for "
+            "example"
+        )
     density = getattr(objective, "density", None)
     if isinstance(density, Density) and (gaps := density.gaps()):
         found.append(gaps)

@@ -20,7 +20,8 @@ FILE_NAME, FOLDER_NAME = "model.safetensors", "model"
 def export(model: Model, folder: Path, dtype: torch.dtype) -> Path:
     """Write all parts of a model into a run's folder, its backbone in that dtype; where to.
 
-    model.safetensors, or for the layout of diffusers the folder model/; the layout is that of the files it was loaded from, see `_layout`.
+    model.safetensors, or for the layout of diffusers the folder model/; the layout is that of the files it
+    was loaded from, see `_layout`.
     """
     layout = _layout(model)
     place = folder / (FOLDER_NAME if layout == "diffusers" else FILE_NAME)
@@ -30,9 +31,11 @@ def export(model: Model, folder: Path, dtype: torch.dtype) -> Path:
 
 
 def check_exportable(model: Model) -> None:
-    """ValueError where the layout that a text-to-image model came in has no words for what it is, such as its prediction.
+    """ValueError where the layout that a text-to-image model came in has no words for what it is, such as its
+    prediction.
 
-    To be called before training, and in a second: what is saved, to find out, is a miniature of its description.
+    To be called before training, and in a second: what is saved, to find out, is a miniature of its
+    description.
     """
     layout = _layout(model)
     if layout == "native":  # says everything
@@ -40,21 +43,30 @@ def check_exportable(model: Model) -> None:
     small, params = models.miniature(model.spec["family"]), model.require("vae").params
     latents = {name: getattr(params, name) for name in ("scale", "shift", "mean", "std")}
     vae = VAE(replace(small.require("vae").params, **latents))
-    spec = {**small.spec, "vae": plain(vae.params), **{name: model.spec[name] for name in ("schedule", "prediction", "grid")}}
+    spec = {
+        **small.spec,
+        "vae": plain(vae.params),
+        **{name: model.spec[name] for name in ("schedule", "prediction", "grid")},
+    }
     with TemporaryDirectory() as folder:
         try:
             models.save(
-                Model(small.backbone, model.schedule, model.prediction, spec, vae=vae, text=small.text), Path(folder) / FILE_NAME, layout
+                Model(small.backbone, model.schedule, model.prediction, spec, vae=vae, text=small.text),
+                Path(folder) / FILE_NAME,
+                layout,
             )
         except ValueError as error:
             raise ValueError(
-                f"once trained, this model could not be saved as its weights came ({error}): train a copy in our own layout, "
-                f"models.save(models.load(..., prediction={model.prediction.name!r}), 'copy.safetensors'), with nothing but its name"
+                f"once trained, this model could not be saved as its weights came ({error}): train a copy "
+                "in our own layout, "
+                f"models.save(models.load(..., prediction={model.prediction.name!r}), 'copy.safetensors'), "
+                "with nothing but its name"
             ) from None
 
 
 def load_options(trained: Model, place: Path) -> dict[str, str]:
-    """The options that `models.load` needs beside an export's path, `family` or `prediction`, to load the model that was trained."""
+    """The options that `models.load` needs beside an export's path, `family` or `prediction`, to load the
+    model that was trained."""
     options: dict[str, Any] = {}
     for name in ("family", "prediction"):
         wanted = trained.spec.get(name)
@@ -64,7 +76,8 @@ def load_options(trained: Model, place: Path) -> dict[str, str]:
 
 
 def _layout(model: Model) -> Any:
-    """That of its files; several single files become one, or a folder where there is a tokenizer (T5's) that one file cannot hold."""
+    """That of its files; several single files become one, or a folder where there is a tokenizer (T5's) that
+    one file cannot hold."""
     layout = model.report.layout if model.report else "native"
     if layout in ("ldm", "separate"):
         return "diffusers" if tokenizers_beside(model) else "ldm"

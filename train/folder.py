@@ -1,4 +1,5 @@
-"""The folder of a run: whether it holds a run or something else, and a lock so that one training at a time uses it."""
+"""The folder of a run: whether it holds a run or something else, and a lock so that one training at a time
+uses it."""
 
 from __future__ import annotations
 
@@ -25,10 +26,13 @@ _CLAIMED: ContextVar[frozenset[Path]] = ContextVar("claimed", default=frozenset(
 
 
 def is_begun(folder: Path, resume: bool) -> bool:
-    """Whether the folder holds a checkpoint. ValueError where it does and is not to be resumed, or where it holds something else."""
+    """Whether the folder holds a checkpoint. ValueError where it does and is not to be resumed, or where it
+    holds something else."""
     begun = any((folder / name).exists() for name in (native.FILE_NAME, PREVIOUS))
     if begun and not resume:
-        raise ValueError(f"{folder} already holds a trained run: resume=true goes on with it, run=... starts another")
+        raise ValueError(
+            f"{folder} already holds a trained run: resume=true goes on with it, run=... starts another"
+        )
     if not begun:
         _check_is_run(folder)
     return begun
@@ -36,7 +40,8 @@ def is_begun(folder: Path, resume: bool) -> bool:
 
 @contextmanager
 def claimed(folder: Path, world: World) -> Iterator[None]:
-    """Locks the folder, made if missing, for this run, until the block or the process ends. ValueError where another run holds it.
+    """Locks the folder, made if missing, for this run, until the block or the process ends. ValueError where
+    another run holds it.
 
     A block within the block shares the lock, and so do the processes of one torchrun.
     """
@@ -66,7 +71,8 @@ def _lock(folder: Path, stack: ExitStack) -> None:
     except BlockingIOError:
         owner = lock.read_text().strip()
         raise ValueError(
-            f"another training is at work in {folder} ({owner}): run=... starts one elsewhere, or wait until that has ended"
+            f"another training is at work in {folder} ({owner}): run=... starts one elsewhere, or wait "
+            "until that has ended"
         ) from None
     if held:
         lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -75,17 +81,22 @@ def _lock(folder: Path, stack: ExitStack) -> None:
 
 
 def _check_is_run(folder: Path) -> None:
-    """ValueError for a folder with files that no run writes. Files of a run without a checkpoint yet are fine."""
+    """ValueError for a folder with files that no run writes. Files of a run without a checkpoint yet are
+    fine."""
     if not folder.is_dir() or _has_keys(folder / "config.json", *NEEDED):
         return
     foreign = sorted(path.name for path in folder.iterdir() if not _belongs_to_run(path))
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-        raise ValueError(f"{folder} holds {foreign[0]}{more}, which no training run writes: run=... names a new or an empty folder")
+        raise ValueError(
+            f"{folder} holds {foreign[0]}{more}, which no training run writes: run=... names a new or an "
+            "empty folder"
+        )
 
 
 def _belongs_to_run(path: Path) -> bool:
-    """Whether a run may have written this: hidden files, logs, and what is written before the first checkpoint."""
+    """Whether a run may have written this: hidden files, logs, and what is written before the first
+    checkpoint."""
     if path.name.startswith(".") or path.suffix in LOGS or path.name == "wandb":
         return True
     if path.name == "provenance.json":

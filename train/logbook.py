@@ -28,25 +28,33 @@ class Logger(Protocol):
 
 
 def read_lines(path: Path) -> list[dict[str, float]]:
-    """The lines of a run that is to be resumed, none where there is no file. ValueError where one cannot be of a run."""
+    """The lines of a run that is to be resumed, none where there is no file. ValueError where one cannot be
+    of a run."""
     found = read_json_lines(path) if path.exists() else []
     for number, line in enumerate(found, 1):
         if "step" not in line or not all(isinstance(value, int | float) for value in line.values()):
-            raise ValueError(f"{path} is damaged in line {number}: it must hold numbers, and step among them, not {brief(line)}")
+            raise ValueError(
+                f"{path} is damaged in line {number}: it must hold numbers, and step among them, not "
+                f"{brief(line)}"
+            )
     return found
 
 
 class JsonLines:
-    """One JSON object per line, {"step": ..., "loss": ..., ...}. A resumed run drops the lines after the step it resumes from.
+    """One JSON object per line, {"step": ..., "loss": ..., ...}. A resumed run drops the lines after the step
+    it resumes from.
 
-    Numbers that are not finite are left out, since JSON cannot hold them. ValueError if a file to be resumed holds other lines.
+    Numbers that are not finite are left out, since JSON cannot hold them. ValueError if a file to be resumed
+    holds other lines.
     """
 
     def __init__(self, path: Path, resumed_step: int = 0) -> None:
         kept = [line for line in read_lines(path) if line["step"] <= resumed_step] if resumed_step else []
         with replacing(path) as temporary:
             temporary.write_text("".join(_line(line) for line in kept))
-        self.scored = max((line["step"] for line in kept if "loss" not in line), default=0)  # the last step with results of an evaluation
+        self.scored = max(
+            (line["step"] for line in kept if "loss" not in line), default=0
+        )  # the last step with results of an evaluation
         self._file = path.open("a", buffering=1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -63,11 +71,20 @@ class Progress:
     """
 
     def __init__(
-        self, folder: Path, steps: int, batch_size: int, loggers: Sequence[Logger], resumed: int, leads: bool, shown: bool
+        self,
+        folder: Path,
+        steps: int,
+        batch_size: int,
+        loggers: Sequence[Logger],
+        resumed: int,
+        leads: bool,
+        shown: bool,
     ) -> None:
         self._lines = JsonLines(folder / METRICS, resumed) if leads else None
         self._loggers = [self._lines, *loggers] if self._lines else []
-        self._bar = tqdm(total=steps, initial=resumed, desc=folder.name, unit="step", disable=not (shown and leads))
+        self._bar = tqdm(
+            total=steps, initial=resumed, desc=folder.name, unit="step", disable=not (shown and leads)
+        )
         self._batch_size, self._steps, self._clock = batch_size, 0, time.perf_counter()
 
     def lacks_scores(self, step: int) -> bool:
@@ -117,11 +134,15 @@ class Progress:
 
 
 def _line(values: Mapping[str, float]) -> str:
-    return json.dumps({name: value for name, value in values.items() if math.isfinite(value)}, allow_nan=False) + "\n"
+    return (
+        json.dumps({name: value for name, value in values.items() if math.isfinite(value)}, allow_nan=False)
+        + "\n"
+    )
 
 
 class WandB:
-    """Weights & Biases: online where the user is logged in (or WANDB_MODE says so), offline and silent otherwise.
+    """Weights & Biases: online where the user is logged in (or WANDB_MODE says so), offline and silent
+    otherwise.
 
     id  of the run there, which is resumed if it exists; None for a new run
     """

@@ -32,24 +32,33 @@ from train.pictures import Pictures
 from train.state import TrainState, Window
 from train.world import World
 
-CHECK_EVERY = 100  # steps after which numbers that are not finite are found at the latest: to look, the host waits for the device
+# steps after which numbers that are not finite are found at the latest: to look, the host waits for the
+# device
+CHECK_EVERY = 100
 PLACE = ("precision", "compile", "checkpointing")  # how a step is computed, not what
 
 
 @dataclass(frozen=True)
 class TrainParams:
-    """How to train. Weights, average and optimiser are float32; learning rate and everything else counts optimiser steps."""
+    """How to train. Weights, average and optimiser are float32; learning rate and everything else counts
+    optimiser steps."""
 
     steps: int = setting(10_000, "optimiser steps")
     batch_size: int = setting(128, "samples per step, over all processes and accumulated parts")
-    accumulate: int = setting(1, "parts that each process splits its share of a batch into, when memory is short")
+    accumulate: int = setting(
+        1, "parts that each process splits its share of a batch into, when memory is short"
+    )
     learning_rate: float = 1e-3
     warmup: int = setting(100, "steps over which the learning rate rises from 0")
-    final: float = setting(1.0, "share of the learning rate that is left at the last step, by a cosine; 1: constant")
+    final: float = setting(
+        1.0, "share of the learning rate that is left at the last step, by a cosine; 1: constant"
+    )
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = setting(1.0, "limit of the gradient's norm")
-    precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "of the forward and backward pass: fp32, bf16 or fp16")
+    precision: Literal["fp32", "bf16", "fp16"] = setting(
+        "fp32", "of the forward and backward pass: fp32, bf16 or fp16"
+    )
     ema: float = setting(0.999, "decay of the averaged weights")
     seed: int = 0
     save_every: int = setting(1000, "steps")
@@ -58,12 +67,17 @@ class TrainParams:
     workers: int = setting(0, "processes that decode images; 0 decodes in the loop")
     on_error: OnError = setting(
         "refuse",
-        "samples that cannot be read: refuse ends the run, saved; skip puts the next one of their class in their place, and warns (not for "
+        "samples that cannot be read: refuse ends the run, saved; skip puts the next one of their class in "
+        "their place, and warns (not for "
         "captioned images)",
     )
-    check_data: bool = setting(False, "read every sample once before the first step, and name all that cannot be read")
+    check_data: bool = setting(
+        False, "read every sample once before the first step, and name all that cannot be read"
+    )
     compile: bool = setting(False, "torch.compile the network")
-    checkpointing: bool = setting(False, "keep few activations and compute the others again: less memory, a third more time")
+    checkpointing: bool = setting(
+        False, "keep few activations and compute the others again: less memory, a third more time"
+    )
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "save_every", "log_every"):
@@ -80,13 +94,25 @@ class TrainParams:
                 raise ValueError(f"train.{name} must lie in [0, 1), not {getattr(self, name)}")
 
     def kept(self, data: Dataset, world: World, objective: Objective) -> dict[str, Any]:
-        """What a run must keep when it is resumed: all but its length, saving, logging, precision, memory, and what becomes of errors.
+        """What a run must keep when it is resumed: all but its length, saving, logging, precision, memory,
+        and what becomes of errors.
 
-        Parts of a batch, over all processes, are noted: with as many, every sample gets the noise it would have got, whoever computes it.
+        Parts of a batch, over all processes, are noted: with as many, every sample gets the noise it would
+        have got, whoever computes it.
 
         A longer run has a longer cosine: its learning rate goes on from where the longer one would be.
         """
-        free = ("steps", "accumulate", "save_every", "log_every", "evaluate_every", "workers", "on_error", "check_data", *PLACE)
+        free = (
+            "steps",
+            "accumulate",
+            "save_every",
+            "log_every",
+            "evaluate_every",
+            "workers",
+            "on_error",
+            "check_data",
+            *PLACE,
+        )
         train = {name: value for name, value in asdict(self).items() if name not in free}
         facts = {"images": len(data), "shape": list(data.shape), **getattr(data, "kept", {})}
         parts = world.size * self.accumulate
@@ -95,7 +121,10 @@ class TrainParams:
     def micro_batch(self, processes: int) -> int:
         """Samples per forward pass of one process."""
         if self.batch_size % (processes * self.accumulate):
-            raise ValueError(f"train.batch_size={self.batch_size} does not divide into {processes} processes x {self.accumulate} parts")
+            raise ValueError(
+                f"train.batch_size={self.batch_size} does not divide into {processes} processes x "
+                f"{self.accumulate} parts"
+            )
         return self.batch_size // (processes * self.accumulate)
 
     def evaluates(self, step: int) -> bool:
@@ -103,7 +132,8 @@ class TrainParams:
         return bool(step and self.evaluate_every) and (step % self.evaluate_every == 0 or step == self.steps)
 
     def learning_rate_at(self, step: int) -> float:
-        """Of the step with that number, from 0: linear warm-up, then a cosine down to `final` at the last step."""
+        """Of the step with that number, from 0: linear warm-up, then a cosine down to `final` at the last
+        step."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - 1 - self.warmup)
@@ -124,22 +154,26 @@ def train(
     resume: bool = False,
     progress: bool = True,
 ) -> bool:
-    """Train `model` in place; afterwards it holds the averaged weights. True when finished, False when interrupted.
+    """Train `model` in place; afterwards it holds the averaged weights. True when finished, False when
+    interrupted.
 
     folder    gets checkpoint.safetensors (raw and averaged weights, optimiser, step), the one before it as
               checkpoint.previous.safetensors, and metrics.jsonl. One training at a time may use it.
-    resume    go on from that checkpoint, or, with a warning, from the one before where it is damaged, bit for bit as if never stopped;
-              without one, start. A folder that holds a checkpoint is refused otherwise, and one that holds something else.
+    resume    go on from that checkpoint, or, with a warning, from the one before where it is damaged, bit for
+              bit as if never stopped; without one, start. A folder that holds a checkpoint is refused
+              otherwise, and one that holds something else.
     loggers   where the numbers go besides
-    evaluate  called with the averaged model every `params.evaluate_every` steps, which are saved before, in the leading process; its
-              numbers are logged
+    evaluate  called with the averaged model every `params.evaluate_every` steps, which are saved before, in
+              the leading process; its numbers are logged
     pictures  what the averaged model draws after every so many steps, see `Pictures`
-    Ctrl-C, SIGTERM and a terminal that closes finish the step, save, and return False. An error of the data saves before it is raised, as
-    ValueError or OSError, and so does whatever else goes wrong, as it is, if the last step was finite.
-    Raises FloatingPointError when loss or gradient is not finite.
+    Ctrl-C, SIGTERM and a terminal that closes finish the step, save, and return False. An error of the data
+    saves before it is raised, as ValueError or OSError, and so does whatever else goes wrong, as it is, if
+    the last step was finite. Raises FloatingPointError when loss or gradient is not finite.
     """
     world = world or World(0, 1, torch.device("cpu"))
-    training = Training(model, objective, data, params, Path(folder), world, evaluate, pictures, resume, progress)
+    training = Training(
+        model, objective, data, params, Path(folder), world, evaluate, pictures, resume, progress
+    )
     training.check()
     return training.run(loggers)
 
@@ -169,11 +203,13 @@ class Training:
         self.settings = self.params.kept(self.data, self.world, self.objective)
 
     def check(self) -> None:
-        """ValueError for a model whose checkpoints could not be saved or loaded. To be called before anything is written."""
+        """ValueError for a model whose checkpoints could not be saved or loaded. To be called before anything
+        is written."""
         for name, part in self.model.parts.items():
             if is_packed(part):
                 raise ValueError(
-                    f"the {name}'s weights are packed (8-bit floats or GGUF's blocks), and training needs plain ones: train "
+                    f"the {name}'s weights are packed (8-bit floats or GGUF's blocks), and training needs "
+                    "plain ones: train "
                     "model.unpacked(torch.float32), or a file of it, "
                     "models.save(models.load(...).unpacked(torch.float32), 'plain.safetensors')"
                 )
@@ -192,16 +228,27 @@ class Training:
             state = self._state()
             stop = _StopRequest(lambda: world.size == 1 and state.whole and not state.saving)
             if params.check_data:
-                world.lead(lambda: check_readable(self.data, self.micro_batch, params.on_error, params.workers, self.progress))
+                world.lead(
+                    lambda: check_readable(
+                        self.data, self.micro_batch, params.on_error, params.workers, self.progress
+                    )
+                )
             batches = closing.enter_context(self._batches(state.step, lambda: stop.requested))
-            log = Progress(folder, params.steps, params.batch_size, loggers, state.step, world.leads, self.progress)
+            log = Progress(
+                folder, params.steps, params.batch_size, loggers, state.step, world.leads, self.progress
+            )
             closing.callback(log.close)
             take_step = _Step(self.model, self.objective, params, world, state)
-            closing.enter_context(torch.random.fork_rng([world.device] if world.device.type == "cuda" else []))
+            closing.enter_context(
+                torch.random.fork_rng([world.device] if world.device.type == "cuda" else [])
+            )
             closing.enter_context(stop)  # after workers have begun, which keep their own handlers
             closing.enter_context(_saving_on_error(state, folder, self.settings, world))
             if self._evaluates(state.step):  # where the run was stopped in the middle of it
-                log.log_scores(state.step, world.lead(lambda: self._scores(state, stop) if log.lacks_scores(state.step) else None))
+                log.log_scores(
+                    state.step,
+                    world.lead(lambda: self._scores(state, stop) if log.lacks_scores(state.step) else None),
+                )
             while state.step < params.steps:
                 micro_batches = batches.next_step()
                 if batches.error:
@@ -216,9 +263,13 @@ class Training:
                 log.step()
 
                 done, evaluates = state.step == params.steps, self._evaluates(state.step)
-                logs, saves = (state.step % every == 0 or done for every in (params.log_every, params.save_every))
+                logs, saves = (
+                    state.step % every == 0 or done for every in (params.log_every, params.save_every)
+                )
                 saves |= evaluates  # which may take the process along, by the memory it needs
-                if logs or saves or state.step % CHECK_EVERY == 0:  # before anything is saved over the last good checkpoint
+                if (
+                    logs or saves or state.step % CHECK_EVERY == 0
+                ):  # before anything is saved over the last good checkpoint
                     state.check(folder, done)
                 if logs:
                     log.log(state.step, state.window.line(), params.learning_rate_at(state.step - 1))
@@ -240,7 +291,13 @@ class Training:
         state = TrainState(
             self.model,
             EMA(network, params.ema),
-            torch.optim.AdamW(network.parameters(), params.learning_rate, betas=params.betas, weight_decay=params.weight_decay, fused=True),
+            torch.optim.AdamW(
+                network.parameters(),
+                params.learning_rate,
+                betas=params.betas,
+                weight_decay=params.weight_decay,
+                fused=True,
+            ),
             torch.amp.GradScaler(device.type, enabled=params.precision == "fp16"),
             Window(device, skips=params.precision == "fp16"),
         )
@@ -249,7 +306,8 @@ class Training:
         return state
 
     def _batches(self, step: int, stopping: Callable[[], bool]) -> contextlib.AbstractContextManager[Batches]:
-        """This process's micro-batches from optimiser step `step` on: each batch is cut into shares of ranks, each share into parts."""
+        """This process's micro-batches from optimiser step `step` on: each batch is cut into shares of ranks,
+        each share into parts."""
         params, world = self.params, self.world
 
         def mine() -> Iterator[list[int]]:
@@ -259,7 +317,9 @@ class Training:
                 yield from (own[i : i + self.micro_batch] for i in range(0, share, self.micro_batch))
 
         pin = world.device.type == "cuda"
-        return read_batches(self.data, mine(), params.accumulate, params.on_error, params.workers, pin, stopping)
+        return read_batches(
+            self.data, mine(), params.accumulate, params.on_error, params.workers, pin, stopping
+        )
 
     def _evaluates(self, step: int) -> bool:
         return self.evaluate is not None and self.params.evaluates(step)
@@ -296,13 +356,24 @@ class Training:
 
 
 class _Step:
-    """Takes an optimiser step: gradients of this process's parts of a batch, their mean over all processes, weights and their average."""
+    """Takes an optimiser step: gradients of this process's parts of a batch, their mean over all processes,
+    weights and their average."""
 
-    def __init__(self, model: Model, objective: Objective, params: TrainParams, world: World, state: TrainState) -> None:
-        self.network, self.objective, self.params, self.world, self.state = model.network, objective, params, world, state
+    def __init__(
+        self, model: Model, objective: Objective, params: TrainParams, world: World, state: TrainState
+    ) -> None:
+        self.network, self.objective, self.params, self.world, self.state = (
+            model.network,
+            objective,
+            params,
+            world,
+            state,
+        )
         self.forward: Any = torch.compile(self.network) if params.compile else self.network
         if world.size > 1:
-            self.forward = DistributedDataParallel(self.forward, device_ids=[world.device] if world.device.type == "cuda" else None)
+            self.forward = DistributedDataParallel(
+                self.forward, device_ids=[world.device] if world.device.type == "cuda" else None
+            )
         self.denoiser = model.network_denoiser(self.forward)
         low = torch.float16 if params.precision == "fp16" else torch.bfloat16
         self.autocast = torch.autocast(world.device.type, low, enabled=params.precision != "fp32")
@@ -329,8 +400,9 @@ class _Step:
         """Add the gradients of one part to those there are; its loss."""
         params, world, state = self.params, self.world, self.state
         batch = {name: value.to(world.device, non_blocking=True) for name, value in on_host.items()}
-        # Reseeding per step makes every step its own, so that resuming needs no random state from the past; by the number of the
-        # part among those of all processes, so that it does not matter which of them computes it.
+        # Reseeding per step makes every step its own, so that resuming needs no random state from the past;
+        # by the number of the part among those of all processes, so that it does not matter which of them
+        # computes it.
         torch.manual_seed(mix(params.seed, world.rank * params.accumulate + part, state.step, 0))
         last = part == params.accumulate - 1
         # Gradients travel between processes once per optimiser step, with the last part.
@@ -346,20 +418,27 @@ def _set_checkpointing(network: Any, wanted: bool) -> None:
     if hasattr(network, "checkpointing"):
         network.checkpointing = wanted
     elif wanted:
-        raise ValueError(f"a {type(network).__name__} always keeps its activations: leave train.checkpointing out")
+        raise ValueError(
+            f"a {type(network).__name__} always keeps its activations: leave train.checkpointing out"
+        )
 
 
 def _numbers(found: Any) -> dict[str, float]:
     """What an evaluation has found. ValueError where that is not numbers by their names."""
-    sound = isinstance(found, Mapping) and all(isinstance(value, Real) or getattr(value, "ndim", None) == 0 for value in found.values())
+    sound = isinstance(found, Mapping) and all(
+        isinstance(value, Real) or getattr(value, "ndim", None) == 0 for value in found.values()
+    )
     if not sound:
         raise ValueError(f"evaluate must return a mapping of names to numbers, not {brief(found)}")
     return {name: float(value) for name, value in found.items()}
 
 
 @contextlib.contextmanager
-def _saving_on_error(state: TrainState, folder: Path, settings: Mapping[str, Any], world: World) -> Iterator[None]:
-    """Whatever goes wrong within the block, an evaluation or a second Ctrl-C, the last whole and finite step is saved before it goes on.
+def _saving_on_error(
+    state: TrainState, folder: Path, settings: Mapping[str, Any], world: World
+) -> Iterator[None]:
+    """Whatever goes wrong within the block, an evaluation or a second Ctrl-C, the last whole and finite step
+    is saved before it goes on.
 
     By the leading process alone: the others may no longer be there.
     """
@@ -367,7 +446,12 @@ def _saving_on_error(state: TrainState, folder: Path, settings: Mapping[str, Any
         yield
     except BaseException as error:
         state.saving = True
-        if world.leads and state.whole and state.step > state.saved and not isinstance(error, FloatingPointError):
+        if (
+            world.leads
+            and state.whole
+            and state.step > state.saved
+            and not isinstance(error, FloatingPointError)
+        ):
             try:
                 state.check(folder, done=False)
                 state.save(folder, settings)
@@ -375,36 +459,48 @@ def _saving_on_error(state: TrainState, folder: Path, settings: Mapping[str, Any
                 warn(f"the steps up to {state.step} are not saved, for {failure}; {state.left(folder)}")
             else:
                 state.saved = state.step
-                warn(f"the {state.step} steps before the error are saved in {folder}: resume=true goes on from there")
+                warn(
+                    f"the {state.step} steps before the error are saved in {folder}: resume=true goes on "
+                    "from there"
+                )
         raise
 
 
 def _failure(error: ValueError | OSError, folder: Path, saved: int) -> ValueError | OSError:
     """An error of the data, and how to go on."""
     kind = OSError if isinstance(error, OSError) else ValueError
-    kept = f"; the {saved} steps before are saved in {folder}: resume=true goes on from there" if saved else ""
+    kept = (
+        f"; the {saved} steps before are saved in {folder}: resume=true goes on from there" if saved else ""
+    )
     again = kind(f"{error}{kept}")
     again.__cause__ = error.__cause__
     return again
 
 
 class _StopRequest:
-    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a flag that the loop reads between steps; a second one interrupts at once.
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a flag that the loop reads between steps; a second one
+    interrupts at once.
 
-    What is ignored stays so: a shell lets its jobs in the background ignore the Ctrl-C that is meant for the one in front.
+    What is ignored stays so: a shell lets its jobs in the background ignore the Ctrl-C that is meant for the
+    one in front.
 
-    interrupts  whether a second one does so now: not amid an update of the weights, which could not be saved, nor while they are saved,
-                nor under torchrun, which passes on to its processes what a terminal has sent to them too
+    interrupts  whether a second one does so now: not amid an update of the weights, which could not be saved,
+                nor while they are saved, nor under torchrun, which passes on to its processes what a terminal
+                has sent to them too
     """
 
-    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+    SIGNALS = tuple(
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+    )
 
     def __init__(self, interrupts: Callable[[], bool]) -> None:
         self.requested, self._interrupts = False, interrupts
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> _StopRequest:
-        with contextlib.suppress(ValueError):  # only the main thread may handle signals; elsewhere they go where they went
+        with contextlib.suppress(
+            ValueError
+        ):  # only the main thread may handle signals; elsewhere they go where they went
             heeded = [number for number in self.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
             self._previous = {number: signal.signal(number, self._handle) for number in heeded}
         return self

@@ -21,20 +21,23 @@ from train.weighting import Weighting
 
 
 class Objective(Protocol):
-    """Losses (B,) of a batch, of which the loop takes the mean. It may have `kept`: what a resumed run must share with it."""
+    """Losses (B,) of a batch, of which the loop takes the mean. It may have `kept`: what a resumed run must
+    share with it."""
 
     def __call__(self, denoiser: Denoiser, batch: Batch) -> Tensor: ...
 
 
 class DenoisingObjective:
-    """Predict what the prediction says from a noised sample: weight * |out - target|^2, averaged over each sample.
+    """Predict what the prediction says from a noised sample: weight * |out - target|^2, averaged over each
+    sample.
 
     density    where the times fall
     weighting  what each counts
-    null, drop with probability `drop` a sample's conditions are replaced by null ones, all of them together, so that guidance can lead away
+    null, drop with probability `drop` a sample's conditions are replaced by null ones, all of them together,
+    so that guidance can lead away
                from these; what a batch names under null.* comes before `null`
-    bound_weight  factor of the variational bound over all steps that trains a learned variance (Nichol & Dhariwal 2021, eq. 16,
-                  estimated from one step per sample, so for times drawn evenly)
+    bound_weight  factor of the variational bound over all steps that trains a learned variance (Nichol &
+                  Dhariwal 2021, eq. 16, estimated from one step per sample, so for times drawn evenly)
     """
 
     def __init__(
@@ -51,7 +54,12 @@ class DenoisingObjective:
             raise ValueError(f"objective.drop is a probability, within [0, 1], not {drop:g}")
         if bound_weight < 0:
             raise ValueError(f"objective.bound_weight must not be negative, like {bound_weight:g}")
-        self.schedule, self.prediction, self.density, self.weighting = schedule, prediction, density, weighting
+        self.schedule, self.prediction, self.density, self.weighting = (
+            schedule,
+            prediction,
+            density,
+            weighting,
+        )
         self.null, self.drop, self.bound_weight = null, drop, bound_weight
 
     def __call__(self, denoiser: Denoiser, batch: Batch) -> Tensor:
@@ -81,12 +89,20 @@ def clean(batch: Batch) -> Tensor:
 
 def condition_of(batch: Batch) -> Condition:
     """All of a batch that the network is told."""
-    return _named({name: value for name, value in batch.items() if name not in ("x0", "x0_std") and not name.startswith("null.")})
+    return _named(
+        {
+            name: value
+            for name, value in batch.items()
+            if name not in ("x0", "x0_std") and not name.startswith("null.")
+        }
+    )
 
 
 def null_condition_of(batch: Batch) -> Condition:
     """What the batch says that its samples are told where they go without a condition."""
-    return _named({name.removeprefix("null."): value for name, value in batch.items() if name.startswith("null.")})
+    return _named(
+        {name.removeprefix("null."): value for name, value in batch.items() if name.startswith("null.")}
+    )
 
 
 def _named(values: Batch) -> Condition:

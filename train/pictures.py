@@ -1,4 +1,5 @@
-"""Pictures that the averaged model draws while it is trained: the same seeds, classes or prompts every time."""
+"""Pictures that the averaged model draws while it is trained: the same seeds, classes or prompts every
+time."""
 
 from __future__ import annotations
 
@@ -53,18 +54,26 @@ class Pictures:
         find_sampler(how.sampler)
         how.levels(model)
         if model.text is not None and not self.params.prompts:
-            raise ValueError("pictures of a model that takes prompts need some: pictures.prompts=[a cat,a dog]")
+            raise ValueError(
+                "pictures of a model that takes prompts need some: pictures.prompts=[a cat,a dog]"
+            )
         if model.text is None and self.params.prompts:
-            raise ValueError("pictures.prompts are for models that take prompts, and this one does not: leave them out")
+            raise ValueError(
+                "pictures.prompts are for models that take prompts, and this one does not: leave them out"
+            )
         if model.text is None and getattr(model.network.params, "context_dim", None) is not None:
-            raise ValueError("pictures need the model's text encoder and autoencoder, which only training on captioned pictures has")
+            raise ValueError(
+                "pictures need the model's text encoder and autoencoder, which only training on captioned "
+                "pictures has"
+            )
 
     def due(self, step: int, steps: int) -> bool:
         """Whether some are drawn after that many steps of so many."""
         return bool(self.params.every and step) and (step % self.params.every == 0 or step == steps)
 
     def draw(self, model: Model, step: int) -> Path:
-        """Draw with the model as it is, in evaluation mode; the path of the sheet, a column for each class or prompt."""
+        """Draw with the model as it is, in evaluation mode; the path of the sheet, a column for each class or
+        prompt."""
         p, classes = self.params, model.num_classes
         groups = len(p.prompts) or classes
         n = p.n or groups or 16
@@ -72,12 +81,22 @@ class Pictures:
         how = usage(model, p.sampler, p.steps, guidance=p.guidance)
         if p.prompts:
             prompts = [p.prompts[i % len(p.prompts)] for i in range(n)]
-            images = generate(model, prompts, seeds=seeds, sampler=how.sampler, steps=how.steps, guidance=how.guidance)
+            images = generate(
+                model, prompts, seeds=seeds, sampler=how.sampler, steps=how.steps, guidance=how.guidance
+            )
         else:
             device = next(model.network.parameters()).device
             condition = NONE if classes is None else Condition(label=torch.arange(n, device=device) % classes)
             denoiser = steered(model, how.guidance, clip=True)
-            images = sample(how.sampler, denoiser, how.levels(model), shape=model.shape, seeds=seeds, condition=condition, device=device)
+            images = sample(
+                how.sampler,
+                denoiser,
+                how.levels(model),
+                shape=model.shape,
+                seeds=seeds,
+                condition=condition,
+                device=device,
+            )
             images = images.cpu().add(1).div(2).clamp(0, 1)
         path = self.folder / FOLDER / f"step-{step:07d}.png"
         sheet = tile(images, groups or 8)

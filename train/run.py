@@ -36,31 +36,41 @@ from train.state import require_same, resume_point
 from train.weighting import WEIGHTINGS
 from train.world import World, world
 
-LOADING = frozenset({"family", "zero_snr", "variant", "ema", "trust"})  # of `model`, what only a loaded one is told
+LOADING = frozenset(
+    {"family", "zero_snr", "variant", "ema", "trust"}
+)  # of `model`, what only a loaded one is told
 
 
 def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, float]] | None = None) -> bool:
-    """Train what the configuration describes (`plain-diffusion train --help`) into its folder. True when finished, False when interrupted.
+    """Train what the configuration describes (`plain-diffusion train --help`) into its folder. True when
+    finished, False when interrupted.
 
-    evaluate  called with the averaged model; its numbers are logged. A configuration describes it as `evaluate`
-    The folder gets config.json, provenance.json, metrics.jsonl, checkpoint.safetensors and the checkpoint before that. ValueError or
-    OSError, in one line, before anything is overwritten: also for a folder that holds something else, or where another training is at work.
+    evaluate  called with the averaged model; its numbers are logged. A configuration describes it as
+              `evaluate`
+    The folder gets config.json, provenance.json, metrics.jsonl, checkpoint.safetensors and the checkpoint
+    before that. ValueError or OSError, in one line, before anything is overwritten: also for a folder that
+    holds something else, or where another training is at work.
 
-    model, weights  the description of a fresh model; or files to train further, as `models.load` takes them, and what it is told
-           besides. The network is trained in float32 whatever the precision of its files; other parts are not touched.
-    data   {"name": ..., ...}, or the path of a folder of images with captions, which the model's own autoencoder and text encoder
-           translate as `latents` says. When such a run is finished, its folder also gets the whole model as a file of the
-           layout and precision that it came in: see `export`.
+    model, weights  the description of a fresh model; or files to train further, as `models.load` takes them,
+                    and what it is told
+           besides. The network is trained in float32 whatever the precision of its files; other parts are not
+           touched.
+    data   {"name": ..., ...}, or the path of a folder of images with captions, which the model's own
+           autoencoder and text encoder translate as `latents` says. When such a run is finished, its folder
+           also gets the whole model as a file of the layout and precision that it came in: see `export`.
     """
     trust(config)
     own = _check(config)
     if config.get("evaluate") and evaluate is None:
-        raise ValueError("evaluate is for the command line: from Python give what it makes, as train.run(config, evaluate)")
+        raise ValueError(
+            "evaluate is for the command line: from Python give what it makes, as train.run(config, evaluate)"
+        )
     config = {**config, "run": str(config["run"])}
     folder, params = Path(config["run"]), own.train
     if isinstance(config["data"], str | Path) and params.on_error == "skip":
         raise ValueError(
-            "train.on_error=skip is for pictures that are read step by step, and captioned ones are all read before: leave it out"
+            "train.on_error=skip is for pictures that are read step by step, and captioned ones are all "
+            "read before: leave it out"
         )
     resume, progress = bool(config.get("resume")), bool(config.get("progress", True))
     begun = is_begun(folder, resume)
@@ -71,7 +81,9 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         model.network.float()  # updates would vanish in the rounding of half precision
         data = _data(config["data"], own.latents, model, folder)
         pictures = Pictures(own.pictures, folder) if own.pictures.every else None
-        training = Training(model, objective, data, params, folder, where, evaluate, pictures, resume, progress)
+        training = Training(
+            model, objective, data, params, folder, where, evaluate, pictures, resume, progress
+        )
         if begun:  # before whether they fit, which does not say what has changed
             _check_resumable(folder, config, model, training.settings, params.steps)
         _check_fit(model, data)
@@ -106,20 +118,31 @@ def _check(config: Mapping[str, Any]) -> RunSettings:
 def _data(described: Any, latents: LatentParams, model: Model, folder: Path) -> Dataset:
     if not isinstance(described, str | Path):
         if latents != LatentParams():
-            raise ValueError("latents are made of a folder of images with captions: give data=FOLDER, or leave them out")
+            raise ValueError(
+                "latents are made of a folder of images with captions: give data=FOLDER, or leave them out"
+            )
         return make("data set", described, DATASETS)
     return LatentData(CaptionedImages(described, latents.max_pixels), model, latents, folder)
 
 
-def _model_and_objective(config: Mapping[str, Any], seed: int, device: torch.device) -> tuple[Model, Objective]:
+def _model_and_objective(
+    config: Mapping[str, Any], seed: int, device: torch.device
+) -> tuple[Model, Objective]:
     with torch.random.fork_rng([]):
         torch.manual_seed(mix(seed))  # so that the seed decides the initial weights
         start = {"from": config["weights"]} if config.get("weights") else {}
-        return make("objective", config["objective"], OBJECTIVES, {**start, **check_mapping("model", config["model"])}, device)
+        return make(
+            "objective",
+            config["objective"],
+            OBJECTIVES,
+            {**start, **check_mapping("model", config["model"])},
+            device,
+        )
 
 
 def _build_or_load(spec: Mapping[str, Any]) -> Model:
-    """A fresh model from its description, or a loaded one from {"from": file, folder or a list of them, and `load`'s settings}."""
+    """A fresh model from its description, or a loaded one from {"from": file, folder or a list of them, and
+    `load`'s settings}."""
     parts = check_mapping("model", spec)
     if "from" not in parts:
         return models.build(parts)
@@ -144,11 +167,16 @@ def _denoising(
     drop: float = 0.1,
     bound_weight: float = 0.001,
 ) -> tuple[Model, Objective]:
-    """Predict what the model's prediction says of a noised sample: weight * |out - target|^2 (Ho et al. 2020, eq. 14)."""
+    """Predict what the model's prediction says of a noised sample: weight * |out - target|^2 (Ho et al. 2020,
+    eq. 14)."""
     model = _build_or_load(spec)
-    time_density = make("density", {"name": "usual"} if density is None else density, DENSITIES, model.schedule)
+    time_density = make(
+        "density", {"name": "usual"} if density is None else density, DENSITIES, model.schedule
+    )
     loss_weighting = make("weighting", weighting, WEIGHTINGS)
-    return model, DenoisingObjective(model.schedule, model.prediction, time_density, loss_weighting, model.null, drop, bound_weight)
+    return model, DenoisingObjective(
+        model.schedule, model.prediction, time_density, loss_weighting, model.null, drop, bound_weight
+    )
 
 
 def _consistency(
@@ -161,7 +189,8 @@ def _consistency(
     clip: bool = False,
     huber: float | None = 0.03,
 ) -> tuple[Model, Objective]:
-    """Distil a teacher into a student that maps every point of a trajectory to the same data (Song et al. 2023, alg. 2)."""
+    """Distil a teacher into a student that maps every point of a trajectory to the same data (Song et al.
+    2023, alg. 2)."""
     parts = check_mapping("model", spec)
     check_names("model setting", parts, ("from", "grid", "consistency", "trust"))
     if missing := [part for part in ("from", "consistency") if part not in parts]:
@@ -170,51 +199,86 @@ def _consistency(
     check_type("model.trust", trusted := parts.get("trust", False), bool)
     teacher_model, student = models.load(teacher, trust=trusted), models.load(parts["from"], trust=trusted)
     teacher_model.network.to(device).requires_grad_(False)
-    own: dict[str, Any] = {key: check_mapping(f"model.{key}", parts[key]) for key in ("grid", "consistency") if key in parts}
+    own: dict[str, Any] = {
+        key: check_mapping(f"model.{key}", parts[key]) for key in ("grid", "consistency") if key in parts
+    }
     student = Model(student.network, student.schedule, student.prediction, {**student.spec, **own})
     student.check()
     levels = time_grid(teacher_model.schedule, **check_call("objective.grid", time_grid, 1, grid))
-    objective = ConsistencyDistillation(steered(teacher_model, guidance, clip), build_blend(own["consistency"]), levels, solver, huber)
+    objective = ConsistencyDistillation(
+        steered(teacher_model, guidance, clip), build_blend(own["consistency"]), levels, solver, huber
+    )
     objective.kept["teacher"] = teacher_model.fingerprint
     return student, objective
 
 
-OBJECTIVES: dict[str, Callable[..., tuple[Model, Objective]]] = {"denoising": _denoising, "consistency": _consistency}
+OBJECTIVES: dict[str, Callable[..., tuple[Model, Objective]]] = {
+    "denoising": _denoising,
+    "consistency": _consistency,
+}
 
 
 def _check_fit(model: Model, data: Dataset) -> None:
     """ValueError where the network does not fit the data, before the first step."""
     params: Any = model.network.params
     if params.in_channels != data.shape[0]:
-        remedy = "; latents are made of a folder of images with captions: give data=FOLDER" if model.vae is not None else ""
-        raise ValueError(f"the data has {data.shape[0]} channels, the network model.network.in_channels={params.in_channels}{remedy}")
+        remedy = (
+            "; latents are made of a folder of images with captions: give data=FOLDER"
+            if model.vae is not None
+            else ""
+        )
+        raise ValueError(
+            f"the data has {data.shape[0]} channels, the network "
+            f"model.network.in_channels={params.in_channels}{remedy}"
+        )
     size = getattr(params, "image_size", None)
     if params.out_channels not in (params.in_channels, 2 * params.in_channels):
         raise ValueError(
-            f"model.network.out_channels={params.out_channels} must be {params.in_channels} as in the data, or twice it for a variance"
+            f"model.network.out_channels={params.out_channels} must be {params.in_channels} as in the data, "
+            "or twice it for a variance"
         )
     if params.out_channels != params.in_channels and model.schedule.rows is None:
-        raise ValueError("a learned variance is trained on the steps of a table: choose a schedule with steps, or out_channels=in_channels")
+        raise ValueError(
+            "a learned variance is trained on the steps of a table: choose a schedule with steps, or "
+            "out_channels=in_channels"
+        )
     if size is not None and data.shape[1:] != (size, size):
-        raise ValueError(f"the data is {data.shape[1]}x{data.shape[2]}, the network model.network.image_size={size}")
+        raise ValueError(
+            f"the data is {data.shape[1]}x{data.shape[2]}, the network model.network.image_size={size}"
+        )
     if model.num_classes != data.num_classes:
-        raise ValueError(f"the data has num_classes={data.num_classes}, the network model.network.num_classes={model.num_classes}")
+        raise ValueError(
+            f"the data has num_classes={data.num_classes}, the network "
+            f"model.network.num_classes={model.num_classes}"
+        )
 
 
-def _check_resumable(folder: Path, config: Mapping[str, Any], model: Model, settings: Mapping[str, Any], steps: int) -> None:
-    """ValueError for a run that differs from the saved one: in the checkpoint's model and training, or config.json's objective and data."""
+def _check_resumable(
+    folder: Path, config: Mapping[str, Any], model: Model, settings: Mapping[str, Any], steps: int
+) -> None:
+    """ValueError for a run that differs from the saved one: in the checkpoint's model and training, or
+    config.json's objective and data."""
     resume_point(folder, model, settings, steps)
     saved, _ = _records(folder)
     if saved:
         require_same(folder, saved.get("objective"), config["objective"], "objective")
-        if not isinstance(config["data"], str | Path):  # for captioned images the checkpoint's settings hold the list
-            moved = {"folder": None, "max_pixels": None}  # pictures may be moved, and the limit of their pixels raised
-            data_was, data_now = ({**data, **moved} if isinstance(data, Mapping) else data for data in (saved["data"], config["data"]))
+        if not isinstance(
+            config["data"], str | Path
+        ):  # for captioned images the checkpoint's settings hold the list
+            moved = {
+                "folder": None,
+                "max_pixels": None,
+            }  # pictures may be moved, and the limit of their pixels raised
+            data_was, data_now = (
+                {**data, **moved} if isinstance(data, Mapping) else data
+                for data in (saved["data"], config["data"])
+            )
             require_same(folder, data_was, data_now, "data")
 
 
 def _prepare(folder: Path, config: Mapping[str, Any], resume: bool) -> None:
-    """Write config.json and provenance.json, which records the versions at the beginning of the run and at every resume."""
+    """Write config.json and provenance.json, which records the versions at the beginning of the run and at
+    every resume."""
     begun = is_begun(folder, resume)  # another run may have begun and ended here in the meantime
     now: dict[str, Any] = dict(provenance())
     if begun and (first := _records(folder)[1]):
@@ -226,7 +290,8 @@ def _prepare(folder: Path, config: Mapping[str, Any], resume: bool) -> None:
 
 
 def _records(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What config.json and provenance.json hold, {} where they are missing. ValueError where one, or metrics.jsonl, is damaged."""
+    """What config.json and provenance.json hold, {} where they are missing. ValueError where one, or
+    metrics.jsonl, is damaged."""
     files = folder / "config.json", folder / "provenance.json"
     try:
         config, record = (read_json(file) if file.exists() else {} for file in files)

@@ -37,7 +37,8 @@ class Window:
 
     taken     steps with a finite gradient; fp16 skips the others, which do not count for grad_norm
     replaced  samples that could not be read, and were replaced by others
-    lost      steps in a row up to now whose gradient fp16 lost: infinite, or 0 because its scale is too small; logging does not reset it
+    lost      steps in a row up to now whose gradient fp16 lost: infinite, or 0 because its scale is too
+              small; logging does not reset it
     """
 
     NAMES = ("steps", "loss", "grad_norm", "taken", "replaced", "lost")
@@ -45,7 +46,9 @@ class Window:
     def __init__(self, device: torch.device, skips: bool) -> None:
         """skips: whether steps with a gradient that is not finite are skipped."""
         self.skips = skips
-        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        self.sums = torch.zeros(
+            len(self.NAMES), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
+        )
 
     def numbers(self, loss: Tensor, norm: Tensor, replaced: int, world: World) -> Tensor:
         """What to add for one step of all processes."""
@@ -54,7 +57,9 @@ class Window:
         finite = norm.isfinite()
         counted = torch.where(finite, norm, 0.0) if self.skips else norm
         lost = (~finite | (norm == 0)) if self.skips else torch.zeros_like(finite)
-        return torch.stack([torch.ones_like(loss), loss, counted, finite.to(loss), share * world.size, lost.to(loss)])
+        return torch.stack(
+            [torch.ones_like(loss), loss, counted, finite.to(loss), share * world.size, lost.to(loss)]
+        )
 
     def add(self, numbers: Tensor) -> None:
         in_a_row = (self.sums[-1] + 1) * numbers[-1]
@@ -71,14 +76,18 @@ class Window:
         """The numbers to log, means over the steps and counts above 0. Resets the sums."""
         now = self.values()
         self.sums[:-1] = 0
-        numbers = {"loss": now["loss"] / now["steps"], "grad_norm": now["grad_norm"] / now["taken"] if now["taken"] else math.nan}
+        numbers = {
+            "loss": now["loss"] / now["steps"],
+            "grad_norm": now["grad_norm"] / now["taken"] if now["taken"] else math.nan,
+        }
         counts = {"skipped_steps": now["steps"] - now["taken"], "replaced_samples": now["replaced"]}
         return numbers | {name: round(count) for name, count in counts.items() if count}
 
 
 @dataclass
 class TrainState:
-    """The model with its raw weights, their average, the optimiser, the loss scale, and the numbers of finished and saved steps.
+    """The model with its raw weights, their average, the optimiser, the loss scale, and the numbers of
+    finished and saved steps.
 
     fell_back  whether it was loaded from the previous checkpoint, because the last one is damaged
     whole      whether everything belongs to the same step; False during the update
@@ -97,10 +106,12 @@ class TrainState:
     saving: bool = False
 
     def save(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Write folder/checkpoint.safetensors atomically, with all parts of the model, so that it needs no other file.
+        """Write folder/checkpoint.safetensors atomically, with all parts of the model, so that it needs no
+        other file.
 
-        The previous one is kept as checkpoint.previous.safetensors. `settings` are compared by `load`. FloatingPointError, before anything
-        is written, where weights, average or optimiser hold values that are not finite.
+        The previous one is kept as checkpoint.previous.safetensors. `settings` are compared by `load`.
+        FloatingPointError, before anything is written, where weights, average or optimiser hold values that
+        are not finite.
         """
         optimizer = self.optimizer.state_dict()
         tensors = self.model.state_dict()
@@ -108,7 +119,10 @@ class TrainState:
         for index, state in optimizer["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
         if name := _first_not_finite(tensors):
-            raise FloatingPointError(f"after step {self.step} {name} holds values that are not finite: {ADVICE}; {self.left(folder)}")
+            raise FloatingPointError(
+                f"after step {self.step} {name} holds values that are not finite: {ADVICE}; "
+                f"{self.left(folder)}"
+            )
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         progress = {
             "step": self.step,
@@ -119,13 +133,17 @@ class TrainState:
         }
         metadata = {**native.about(self.model), "progress": progress, "settings": strict(settings)}
         metadata["checksum"] = native.checksum(tensors, metadata)
-        native.write(folder / native.FILE_NAME, tensors, metadata, None if self.fell_back else folder / PREVIOUS)
+        native.write(
+            folder / native.FILE_NAME, tensors, metadata, None if self.fell_back else folder / PREVIOUS
+        )
         self.fell_back = False
 
     def load(self, folder: Path, settings: Mapping[str, Any], steps: int, leads: bool = True) -> None:
-        """Continue from the folder's checkpoint, up to `steps`. ValueError if it is of another model or other settings.
+        """Continue from the folder's checkpoint, up to `steps`. ValueError if it is of another model or other
+        settings.
 
-        If the last checkpoint is damaged, the previous one is loaded, with a warning by the process that `leads`.
+        If the last checkpoint is damaged, the previous one is loaded, with a warning by the process that
+        `leads`.
         """
         file, damage = find_checkpoint(folder)
         tensors, progress, changed = resume_point(folder, self.model, settings, steps)
@@ -146,34 +164,49 @@ class TrainState:
         self.fell_back = bool(damage)
 
     def check(self, folder: Path, done: bool) -> None:
-        """FloatingPointError unless training can go on. In fp16 single steps without a finite gradient are skipped, and are no error."""
+        """FloatingPointError unless training can go on. In fp16 single steps without a finite gradient are
+        skipped, and are no error."""
         now, fp16 = self.window.values(), self.scaler.is_enabled()
         loss, norm = now["loss"] / max(1, now["steps"]), now["grad_norm"] / max(1, now["taken"])
         if not math.isfinite(loss) or (now["taken"] < now["steps"] and not fp16):
             raise FloatingPointError(
-                f"the loss is {loss:g} and its gradient's norm {norm:g} within the last steps up to {self.step}: "
+                f"the loss is {loss:g} and its gradient's norm {norm:g} within the last steps up to "
+                f"{self.step}: "
                 f"{ADVICE}; {self.left(folder)}"
             )
         if now["lost"] >= MAX_LOST or (done and now["lost"] >= self.step):
             raise FloatingPointError(
-                f"the gradient was infinite or 0 in each of the last {now['lost']:.0f} steps up to {self.step}, so fp16 trained nothing "
-                f"though its scale came down to {self.scaler.get_scale():g}: use bf16 or fp32; {self.left(folder)}"
+                f"the gradient was infinite or 0 in each of the last {now['lost']:.0f} steps up to "
+                f"{self.step}, so fp16 trained nothing "
+                f"though its scale came down to {self.scaler.get_scale():g}: use bf16 or fp32; "
+                f"{self.left(folder)}"
             )
 
     def left(self, folder: Path) -> str:
         """For errors: where the last good checkpoint is."""
-        return f"the last good checkpoint, of step {self.saved}, is in {folder}" if self.saved else "nothing was saved yet"
+        return (
+            f"the last good checkpoint, of step {self.saved}, is in {folder}"
+            if self.saved
+            else "nothing was saved yet"
+        )
 
 
 def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first weight, average or optimiser's tensor with values that are not finite, None if there is none."""
+    """The name of the first weight, average or optimiser's tensor with values that are not finite, None if
+    there is none."""
     return next(
-        (name for name, value in tensors.items() if name.startswith(("network.", "ema.", "optimizer.")) and not is_finite(value)), None
+        (
+            name
+            for name, value in tensors.items()
+            if name.startswith(("network.", "ema.", "optimizer.")) and not is_finite(value)
+        ),
+        None,
     )
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, str]:
-    """The last undamaged checkpoint of a run, and what is wrong with a later one ("": nothing). ValueError if all are damaged."""
+    """The last undamaged checkpoint of a run, and what is wrong with a later one ("": nothing). ValueError if
+    all are damaged."""
     damage = ""
     for file in (folder / native.FILE_NAME, folder / PREVIOUS):
         if not file.exists():
@@ -189,7 +222,8 @@ def find_checkpoint(folder: Path) -> tuple[Path, str]:
 
 @lru_cache
 def _find_damage(file: Path, stamp: tuple[int, ...]) -> str:
-    """What is wrong with a checkpoint, "" if nothing is. Reads the whole file, once in a process for the same `stamp`."""
+    """What is wrong with a checkpoint, "" if nothing is. Reads the whole file, once in a process for the same
+    `stamp`."""
     try:
         tensors, metadata = native.verify(file)
     except ValueError as error:
@@ -198,8 +232,11 @@ def _find_damage(file: Path, stamp: tuple[int, ...]) -> str:
     return f"{file} cannot be used: {name} holds values that are not finite" if name else ""
 
 
-def resume_point(folder: Path, model: Model, settings: Mapping[str, Any], steps: int) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """A checkpoint's tensors, its progress, and a warning about what will differ from an uninterrupted run, or "".
+def resume_point(
+    folder: Path, model: Model, settings: Mapping[str, Any], steps: int
+) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """A checkpoint's tensors, its progress, and a warning about what will differ from an uninterrupted run,
+    or "".
 
     ValueError unless that model with those settings can go on from it to `steps`.
     """
@@ -210,11 +247,15 @@ def resume_point(folder: Path, model: Model, settings: Mapping[str, Any], steps:
     # Earlier versions also described parts that were not there.
     before = native.without_missing(metadata["model"], {name.partition(".")[0] for name in tensors})
     spec = native.about(model)["model"]
-    require_same(folder, before, {key: value for key, value in spec.items() if key in before or key not in ADDED_LATER})
+    require_same(
+        folder, before, {key: value for key, value in spec.items() if key in before or key not in ADDED_LATER}
+    )
     require_same(folder, saved, given)
     done = metadata["progress"]["step"]
     if done > steps:
-        raise ValueError(f"{folder} has finished {done} steps, more than train.steps={steps}: ask for at least as many")
+        raise ValueError(
+            f"{folder} has finished {done} steps, more than train.steps={steps}: ask for at least as many"
+        )
     return tensors, metadata["progress"], _noise_warning(folder, parts, now)
 
 
@@ -230,7 +271,8 @@ def _noise_warning(folder: Path, before: int, now: int) -> str:
     if before == now:
         return ""
     return (
-        f"{folder} was trained with batches in {before} parts (processes x train.accumulate), and goes on with {now}: "
+        f"{folder} was trained with batches in {before} parts (processes x train.accumulate), and goes on "
+        f"with {now}: "
         "the same images in the same order, with other noise than if it had never stopped"
     )
 
@@ -240,7 +282,8 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
 
 
 def _is_names(value: Any) -> bool:
-    """Whether this is a list of texts, such as class names, of which an error names only the first that differs."""
+    """Whether this is a list of texts, such as class names, of which an error names only the first that
+    differs."""
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
@@ -250,7 +293,8 @@ def _short(value: Any) -> str:
 
 
 def require_same(folder: Path, saved: Any, given: Any, where: str = "") -> None:
-    """ValueError that names the first setting in which a folder's run differs from what is asked for. Both are compared as JSON."""
+    """ValueError that names the first setting in which a folder's run differs from what is asked for. Both
+    are compared as JSON."""
     if isinstance(saved, Mapping) and isinstance(given, Mapping):
         if PACKED in saved and PACKED in given:
             try:
@@ -258,7 +302,10 @@ def require_same(folder: Path, saved: Any, given: Any, where: str = "") -> None:
             except ValueError as error:
                 raise ValueError(f"{folder} cannot be resumed: {error}") from None
             if change:
-                raise ValueError(f"{folder} was trained {one_line(change)}: use the same pictures to resume it, or another run folder")
+                raise ValueError(
+                    f"{folder} was trained {one_line(change)}: use the same pictures to resume it, or "
+                    "another run folder"
+                )
         for key in sorted((saved.keys() | given.keys()) - {PACKED}):
             require_same(folder, saved.get(key), given.get(key), f"{where}.{key}" if where else key)
     elif _is_names(saved) and _is_names(given):

@@ -30,7 +30,8 @@ class PeerError(OSError):
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: its rank, 0 ... size-1, its device, and the store through which processes exchange messages."""
+    """This process among all: its rank, 0 ... size-1, its device, and the store through which processes
+    exchange messages."""
 
     rank: int
     size: int
@@ -47,7 +48,10 @@ class World:
         """For each flag, whether it is set in any process. All agree on the answer."""
         if self.size == 1:
             return list(flags)
-        return [share > 0 for share in self.mean(torch.tensor(flags, dtype=torch.float32, device=self.device)).tolist()]
+        return [
+            share > 0
+            for share in self.mean(torch.tensor(flags, dtype=torch.float32, device=self.device)).tolist()
+        ]
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The average of a tensor over all processes."""
@@ -58,9 +62,11 @@ class World:
         return value
 
     def lead(self, job: Callable[[], T]) -> T | None:
-        """Run a job in the leading process while the others wait, for hours if need be. Returns its result there, None elsewhere.
+        """Run a job in the leading process while the others wait, for hours if need be. Returns its result
+        there, None elsewhere.
 
-        A collective operation would time out after some minutes, so they wait for the store. Where the job raises, they raise PeerError.
+        A collective operation would time out after some minutes, so they wait for the store. Where the job
+        raises, they raise PeerError.
         """
         if self.store is None:
             return job()
@@ -77,7 +83,8 @@ class World:
         return result
 
     def meet(self) -> None:
-        """A barrier without a timeout, for use before a collective operation that some processes reach much later.
+        """A barrier without a timeout, for use before a collective operation that some processes reach much
+        later.
 
         Raises PeerError where another process has ended with an error.
         """
@@ -99,7 +106,8 @@ class World:
         return PeerError(self.store.get(FAILED).decode())
 
     def explain(self, error: Exception) -> Exception:
-        """The error to end this process with: PeerError if another process has failed before, and this is a consequence.
+        """The error to end this process with: PeerError if another process has failed before, and this is a
+        consequence.
 
         Writes into the store whose error was the first, for those that end later.
         """
@@ -107,7 +115,9 @@ class World:
             if self.store is None:
                 return error
             if not self.store.check([ENDED]):
-                self.store.set(ENDED, str(error) if isinstance(error, PeerError) else _describe_error(self.rank, error))
+                self.store.set(
+                    ENDED, str(error) if isinstance(error, PeerError) else _describe_error(self.rank, error)
+                )
             elif not (message := self.store.get(ENDED).decode()).startswith(_prefix(self.rank)):
                 return PeerError(message)
         return error
@@ -120,7 +130,9 @@ class World:
                 time.sleep(0.05)
             message = store.get(call).decode()
         except RuntimeError as error:  # the store ended with the process that held it
-            raise ConnectionError("the process that leads this run has ended: its own output says why") from error
+            raise ConnectionError(
+                "the process that leads this run has ended: its own output says why"
+            ) from error
         if message != DONE:
             raise PeerError(message)
 
@@ -135,8 +147,11 @@ def _prefix(rank: int) -> str:
 
 @contextmanager
 def world(device: str | None = None) -> Iterator[World]:
-    """Join the process group that torchrun describes, or be a world of one. device: default a GPU where there is one."""
-    size, rank, local_rank = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))
+    """Join the process group that torchrun describes, or be a world of one. device: default a GPU where there
+    is one."""
+    size, rank, local_rank = (
+        int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+    )
     chosen = find_device(device)
     if chosen == torch.device("cuda"):
         chosen = torch.device("cuda", local_rank)

@@ -1,4 +1,5 @@
-"""Features of the FID network, side by side with torch-fidelity in one run. `python -m eval experiment=bench_features`."""
+"""Features of the FID network, side by side with torch-fidelity in one run. `python -m eval
+experiment=bench_features`."""
 
 from __future__ import annotations
 
@@ -54,11 +55,13 @@ class Params:
 
 @dataclass(frozen=True)
 class Timing:
-    """Pictures per second, medians over rounds, and the median of the rounds' ratios. torch-fidelity computes in float32 throughout.
+    """Pictures per second, medians over rounds, and the median of the rounds' ratios. torch-fidelity computes
+    in float32 throughout.
 
     ours, theirs  of one batch that lies in memory, where the network is
     speedup       ours over theirs: above 1 where ours is faster
-    share         our rate of arithmetic over that of a plain product of matrices of the same dtype in the same rounds
+    share         our rate of arithmetic over that of a plain product of matrices of the same dtype in the
+                  same rounds
     folder, their_folder, folder_speedup  the same from a folder of PNGs to features in memory
     distance      of our Frechet distance between two halves of the pictures from theirs, relative
     """
@@ -76,7 +79,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: features of a batch uint8 (B, 3, H, W) on the device, and of files. Both come as (N, 2048) on the CPU."""
+    """One of the two: features of a batch uint8 (B, 3, H, W) on the device, and of files. Both come as (N,
+    2048) on the CPU."""
 
     batch: Callable[[Tensor], Tensor]
     files: Callable[[Sequence[Path]], Tensor]
@@ -94,7 +98,9 @@ def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
     return rows, {"flops": flops()}
 
 
-def _timing(params: Params, dtype: str, ours: Side, theirs: Side, files: Sequence[Path], device: torch.device) -> Timing:
+def _timing(
+    params: Params, dtype: str, ours: Side, theirs: Side, files: Sequence[Path], device: torch.device
+) -> Timing:
     """Both sides on the same pictures, ours in one dtype."""
     batch = torch.stack([pixels(path) for path in files[: params.batch]]).to(device)
     calls: list[Callable[[], object]] = [partial(ours.batch, batch), partial(theirs.batch, batch)]
@@ -115,14 +121,17 @@ def _timing(params: Params, dtype: str, ours: Side, theirs: Side, files: Sequenc
 
 
 def flops() -> int:
-    """Floating point operations of one picture's products, without its resize; a multiplication and its addition are two."""
+    """Floating point operations of one picture's products, without its resize; a multiplication and its
+    addition are two."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         InceptionV3()(torch.empty(1, 3, SIZE, SIZE), ["pool"])
     return counter.get_total_flops()
 
 
 def _ours(weights: Path, dtype: str, size: int, device: torch.device) -> Side:
-    network: Inception = load_inception(weights, "torch_fidelity", sha256_of_file(weights), DTYPES[dtype]).to(device)
+    network: Inception = load_inception(weights, "torch_fidelity", sha256_of_file(weights), DTYPES[dtype]).to(
+        device
+    )
 
     def batch(pictures: Tensor) -> Tensor:
         return network(list(pictures), ["pool"])["pool"].cpu()
@@ -131,7 +140,9 @@ def _ours(weights: Path, dtype: str, size: int, device: torch.device) -> Side:
         with ThreadPoolExecutor(2) as pool:  # reads ahead while the network computes
             pictures = pool.map(pixels, paths)
             sizes = [len(paths[i : i + size]) for i in range(0, len(paths), size)]
-            return torch.cat([batch(torch.stack([next(pictures) for _ in range(n)]).to(device)) for n in sizes])
+            return torch.cat(
+                [batch(torch.stack([next(pictures) for _ in range(n)]).to(device)) for n in sizes]
+            )
 
     return Side(batch, files)
 
@@ -142,7 +153,9 @@ def _theirs(weights: Path, size: int, device: torch.device) -> Side:
         from torch_fidelity.datasets import ImagesPathDataset
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         from torch_fidelity.utils import get_featuresdict_from_dataset
-    network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(weights)).to(device)
+    network = FeatureExtractorInceptionV3(
+        "inception", ["2048"], feature_extractor_weights_path=str(weights)
+    ).to(device)
 
     @torch.inference_mode()
     def batch(pictures: Tensor) -> Tensor:
@@ -158,7 +171,8 @@ def _theirs(weights: Path, size: int, device: torch.device) -> Side:
 
 @contextmanager
 def _folder(params: Params) -> Iterator[tuple[Path, list[Path]]]:
-    """A file of random weights and a folder of PNGs, while they are needed: crops of scikit-learn's photographs, one for each half."""
+    """A file of random weights and a folder of PNGs, while they are needed: crops of scikit-learn's
+    photographs, one for each half."""
     with extra("bench"):
         from sklearn.datasets import load_sample_images
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,5 @@
-"""The Frechet distance beside scipy.linalg.sqrtm as pytorch-fid calls it, in one run. `python -m eval experiment=bench_frechet`."""
+"""The Frechet distance beside scipy.linalg.sqrtm as pytorch-fid calls it, in one run. `python -m eval
+experiment=bench_frechet`."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Params:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a distance from moments, medians over rounds; and how far the result lies from the truth, relative to it.
+    """Seconds of a distance from moments, medians over rounds; and how far the result lies from the truth,
+    relative to it.
 
     The truth is from singular values of the features themselves, without a covariance.
     """
@@ -62,14 +64,19 @@ def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
         sides = [partial(frechet_distance, a, b), partial(peer_distance, a, b, sqrtm)]
         rounds = in_turn([timed(side) for side in sides], params.rounds)
         error, their_error = (abs(side() - truth) / truth for side in sides)
-        rows.append(Timing(n, params.dim, rounds.median(0), rounds.median(1), rounds.ratio(1, 0), error, their_error))
+        rows.append(
+            Timing(n, params.dim, rounds.median(0), rounds.median(1), rounds.ratio(1, 0), error, their_error)
+        )
     return rows, {"threads": torch.get_num_threads()}
 
 
 def features(n: int, dim: int, seed: int) -> Tensor:
-    """(n, dim): correlated, with standard deviations that fall as those of Inception's features do, over two orders of magnitude."""
+    """(n, dim): correlated, with standard deviations that fall as those of Inception's features do, over two
+    orders of magnitude."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, dim, generator=generator, dtype=torch.float64) * torch.logspace(0, -2, dim, dtype=torch.float64)
+    x = torch.randn(n, dim, generator=generator, dtype=torch.float64) * torch.logspace(
+        0, -2, dim, dtype=torch.float64
+    )
     reflection = torch.randn(dim, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     return 0.4 + 0.01 * seed + x - torch.outer(x @ reflection, reflection) * (2 / reflection.square().sum())
 
@@ -82,7 +89,8 @@ def peer_distance(a: Moments, b: Moments, sqrtm: Callable[[Any], Any]) -> float:
 
 
 def distance_of_features(x: Tensor, y: Tensor) -> float:
-    """The distance from features (N, D) by the singular values of the product of the centred sets, which are reduced to D rows by QR."""
+    """The distance from features (N, D) by the singular values of the product of the centred sets, which are
+    reduced to D rows by QR."""
     roots = [torch.linalg.qr((z - z.mean(0)) / math.sqrt(len(z) - 1), mode="r").R for z in (x, y)]
     cross = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
     difference = (x.mean(0) - y.mean(0)).square().sum()

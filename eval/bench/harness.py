@@ -1,7 +1,8 @@
-"""What benchmarks share: both sides timed in turn, round after round, processes and memory of their own, and what is written.
+"""What benchmarks share: both sides timed in turn, round after round, processes and memory of their own, and
+what is written.
 
-A benchmark is a module here with `Params`, a dataclass of settings; `Timing`, a dataclass of a row whose fields are columns (`column`); and
-`measure(params) -> (rows, facts)`, which imports what it measures against.
+A benchmark is a module here with `Params`, a dataclass of settings; `Timing`, a dataclass of a row whose
+fields are columns (`column`); and `measure(params) -> (rows, facts)`, which imports what it measures against.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def run(config: Mapping[str, Any]) -> list[Any]:
 
 
 def write(out: Path, name: str, rows: Sequence[Any], markdown: str, **more: Any) -> None:
-    """out/NAME.json, the rows, which are dataclasses, with more facts and provenance; and out/NAME.md, the table of them."""
+    """out/NAME.json, the rows, which are dataclasses, with more facts and provenance; and out/NAME.md, the
+    table of them."""
     write_json(out / f"{name}.json", {"rows": [asdict(row) for row in rows], **more, "facts": provenance()})
     with replacing(out / f"{name}.md") as temporary:
         temporary.write_text(markdown)
@@ -52,7 +54,9 @@ def write(out: Path, name: str, rows: Sequence[Any], markdown: str, **more: Any)
 
 def column(heading: str, form: str | Callable[[Any], str] = "") -> Any:
     """A field of a row that the table shows, under this heading, in this format."""
-    return field(metadata={"heading": heading, "form": form if callable(form) else lambda value: f"{value:{form}}"})
+    return field(
+        metadata={"heading": heading, "form": form if callable(form) else lambda value: f"{value:{form}}"}
+    )
 
 
 def gigabytes(value: float) -> str:
@@ -63,7 +67,10 @@ def gigabytes(value: float) -> str:
 def table(rows: Sequence[Any]) -> str:
     """A Markdown table of rows of one kind."""
     shown = [each for each in fields(rows[0]) if each.metadata]
-    head, *lines = [each.metadata["heading"] for each in shown], *([_cell(row, each) for each in shown] for row in rows)
+    head, *lines = (
+        [each.metadata["heading"] for each in shown],
+        *([_cell(row, each) for each in shown] for row in rows),
+    )
     return "\n".join([_line(head), f"|{'---|' * len(shown)}", *map(_line, lines)]) + "\n"
 
 
@@ -75,7 +82,7 @@ def _cell(row: Any, each: Field[Any]) -> str:
     return str(each.metadata["form"](getattr(row, each.name)))
 
 
-# ------------------------------------------------------------------------------------------------------------------- time
+# Time -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,8 @@ class Rounds:
 
 
 def in_turn(clocks: Sequence[Callable[[], float]], rounds: int, warm: bool = False) -> Rounds:
-    """Sides A B A B ..., each of which says what it took. warm: they are warm already, and no first round is thrown away."""
+    """Sides A B A B ..., each of which says what it took. warm: they are warm already, and no first round is
+    thrown away."""
     for clock in () if warm else clocks:
         clock()
     return Rounds([[clock() for clock in clocks] for _ in range(rounds)])
@@ -123,22 +131,29 @@ def product(dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
     return lambda: matrix @ matrix
 
 
-# -------------------------------------------------------------------------------------------------- processes and memory
+# Processes and memory ---------------------------------------------------------------------------------------
 
 
 def process(module: str, *arguments: str) -> str:
-    """What `python -m eval.bench.MODULE arguments` prints, without a network. ValueError with its last line of errors where it fails."""
-    path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))  # the library is found from any folder
+    """What `python -m eval.bench.MODULE arguments` prints, without a network. ValueError with its last line
+    of errors where it fails."""
+    path = os.pathsep.join(
+        filter(None, [ROOT, os.environ.get("PYTHONPATH")])
+    )  # the library is found from any folder
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     command = [sys.executable, "-m", f"eval.bench.{module}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise ValueError(f"{arguments[0]}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'the process was ended'}")
+        raise ValueError(
+            f"{arguments[0]}: "
+            f"{done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'the process was ended'}"
+        )
     return done.stdout
 
 
 def give_back() -> None:
-    """Collect what nothing refers to, and let the system have it: the C library keeps freed memory for the next time."""
+    """Collect what nothing refers to, and let the system have it: the C library keeps freed memory for the
+    next time."""
     gc.collect()
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
 
@@ -156,7 +171,8 @@ def peak_resident(call: Callable[[], object]) -> float:
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> float:
-    """Bytes a call needs at its peak beyond those held before it, from its second run; NaN where the system does not tell."""
+    """Bytes a call needs at its peak beyond those held before it, from its second run; NaN where the system
+    does not tell."""
     call()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

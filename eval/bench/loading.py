@@ -1,7 +1,8 @@
 """Opening a published single file, side by side with diffusers. `python -m eval experiment=bench_loading`.
 
-Each load has a process of its own, which has imported what it needs before the clock starts: `python -m eval.bench.loading SIDE ...`.
-The file lies in the system's page cache, so that neither side waits for the disk.
+Each load has a process of its own, which has imported what it needs before the clock starts: `python -m
+eval.bench.loading SIDE ...`. The file lies in the system's page cache, so that neither side waits for the
+disk.
 """
 
 from __future__ import annotations
@@ -52,11 +53,14 @@ class Params:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds, medians over rounds, and the medians of the rounds' ratios (theirs over ours: above 1 where ours is quicker).
+    """Seconds, medians over rounds, and the medians of the rounds' ratios (theirs over ours: above 1 where
+    ours is quicker).
 
     ours, theirs                to open the file
-    touched, theirs_touched     the same and to read every weight once, for what is memory-mapped may not have been read before
-    memory, theirs_memory       bytes resident at the peak of both, beyond those before; NaN where the system does not tell
+    touched, theirs_touched     the same and to read every weight once, for what is memory-mapped may not have
+                                been read before
+    memory, theirs_memory       bytes resident at the peak of both, beyond those before; NaN where the system
+                                does not tell
     """
 
     dtype: str = column("dtype")
@@ -87,7 +91,9 @@ def _timing(params: Params, dtype: str, folder: Path) -> Timing:
         for side in ("ours", "theirs"):
             _into_page_cache(folder / "model.safetensors")
             loads[-1].append(json.loads(process("loading", side, str(folder), params.family, dtype)))
-    opened, touched, memory = (Rounds([[side[key] for side in row] for row in loads]) for key in ("opened", "touched", "memory"))
+    opened, touched, memory = (
+        Rounds([[side[key] for side in row] for row in loads]) for key in ("opened", "touched", "memory")
+    )
     return Timing(
         dtype,
         ours=opened.median(0),
@@ -115,7 +121,7 @@ def _require_diffusers() -> Any:
     return diffusers
 
 
-# In a process of its own -----------------------------------------------------------------------------------------------
+# In a process of its own ------------------------------------------------------------------------------------
 
 
 def make(folder: str, family: str, dtype: str, miniature: str) -> None:
@@ -133,7 +139,9 @@ def make(folder: str, family: str, dtype: str, miniature: str) -> None:
 
 
 def ours(folder: str, family: str, dtype: str) -> None:
-    _measure(lambda: list(models.load(Path(folder) / "model.safetensors", dtype=DTYPES.get(dtype)).parts.values()))
+    _measure(
+        lambda: list(models.load(Path(folder) / "model.safetensors", dtype=DTYPES.get(dtype)).parts.values())
+    )
 
 
 def theirs(folder: str, family: str, dtype: str) -> None:
@@ -143,7 +151,9 @@ def theirs(folder: str, family: str, dtype: str) -> None:
         options["torch_dtype"] = DTYPES[dtype]
 
     def load() -> list[nn.Module]:
-        parts = pipeline.from_single_file(str(Path(folder) / "model.safetensors"), **options).components.values()
+        parts = pipeline.from_single_file(
+            str(Path(folder) / "model.safetensors"), **options
+        ).components.values()
         return [part for part in parts if isinstance(part, nn.Module)]
 
     _measure(load)

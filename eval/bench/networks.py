@@ -1,4 +1,5 @@
-"""One step of a published network, side by side with diffusers in one run. `python -m eval experiment=bench_networks`."""
+"""One step of a published network, side by side with diffusers in one run. `python -m eval
+experiment=bench_networks`."""
 
 from __future__ import annotations
 
@@ -52,8 +53,10 @@ class Timing:
     """Seconds per step, medians over rounds, and the median of the rounds' ratios.
 
     speedup     theirs over ours: above 1 where ours is faster
-    share       our rate of arithmetic over that of a plain product of matrices of the same dtype in the same rounds
-    memory, their_memory  bytes that a step needs besides the weights, at its peak; NaN where the system does not tell
+    share       our rate of arithmetic over that of a plain product of matrices of the same dtype in the same
+                rounds
+    memory, their_memory  bytes that a step needs besides the weights, at its peak; NaN where the system does
+                          not tell
     """
 
     dtype: str = column("dtype")
@@ -84,7 +87,10 @@ def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
 def flops(params: Params) -> int:
     """Floating point operations of one step's products; a multiplication and its addition are two."""
     uncompiled = replace(params, compile=False)
-    with _ours(uncompiled, torch.float32, torch.device("meta")) as step, FlopCounterMode(display=False) as counter:
+    with (
+        _ours(uncompiled, torch.float32, torch.device("meta")) as step,
+        FlopCounterMode(display=False) as counter,
+    ):
         step()
     return counter.get_total_flops()
 

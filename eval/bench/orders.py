@@ -1,4 +1,5 @@
-"""The table and the picture of how fast every solver converges. `python -m eval experiment=sampler_orders`."""
+"""The table and the picture of how fast every solver converges. `python -m eval
+experiment=sampler_orders`."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from samplers import SAMPLERS
 
 @dataclass(frozen=True)
 class OrderParams:
-    """What to measure: see configs/eval/experiment/sampler_orders.yaml. A grid is {"name", "schedule": {...}, spacing, t_start, ...}."""
+    """What to measure: see configs/eval/experiment/sampler_orders.yaml. A grid is {"name", "schedule": {...},
+    spacing, t_start, ...}."""
 
     out: str
     grids: tuple[dict[str, Any], ...]
@@ -36,7 +38,9 @@ class OrderParams:
         check_at_least_one(self, "steps", "path_steps", "path_samples")
         for name, steps in (("steps", self.steps), ("path_steps", self.path_steps)):
             if len(steps) < 2 or any(b != 2 * a for a, b in pairwise(steps)):
-                raise ValueError(f"{name} must double, at least once, for an order to be measured: not {list(steps)}")
+                raise ValueError(
+                    f"{name} must double, at least once, for an order to be measured: not {list(steps)}"
+                )
         for sampler in self.samplers or ():
             lookup("sampler", sampler, SAMPLERS)
 
@@ -45,7 +49,10 @@ def run(config: Mapping[str, Any]) -> list[Curve]:
     """Measure, and write out/orders.json, out/orders.md and out/orders.png."""
     params = make_params("", OrderParams, {key: value for key, value in config.items() if key != "program"})
     wanted = params.samplers or tuple(SAMPLERS)
-    ode, sde = ({name: order for name, order in stated_orders(w).items() if name in wanted} for w in ("Order", "Strong order"))
+    ode, sde = (
+        {name: order for name, order in stated_orders(w).items() if name in wanted}
+        for w in ("Order", "Strong order")
+    )
     grids = {_name(spec): [_grid(spec, n) for n in params.steps] for spec in params.grids}
     path_name = _name(params.path_grid)
     path_grids = [_grid(params.path_grid, n) for n in (*params.path_steps, 2 * params.path_steps[-1])]
@@ -68,11 +75,14 @@ def table(curves: Sequence[Curve]) -> str:
     """A Markdown table: per solver its calls, the order stated, and per grid the order measured."""
     grids = list(dict.fromkeys(curve.grid for curve in curves if not curve.strong))
     lines = [
-        f"| solver | calls a step | order | {' | '.join(f'{grid}: measured' for grid in grids)} | on a Brownian path |",
+        f"| solver | calls a step | order | {' | '.join(f'{grid}: measured' for grid in grids)} | on a "
+        "Brownian path |",
         f"|{'---|' * (len(grids) + 4)}",
     ]
     for sampler in dict.fromkeys(curve.sampler for curve in curves):
-        own = {curve.grid if not curve.strong else "path": curve for curve in curves if curve.sampler == sampler}
+        own = {
+            curve.grid if not curve.strong else "path": curve for curve in curves if curve.sampler == sampler
+        }
         first = next(iter(own.values()))
         cells = [f"{own[grid].measured:.2f}" if grid in own else "" for grid in [*grids, "path"]]
         calls, order = round(first.calls[-1] / first.steps[-1]), f"{first.stated}{' (strong)' * first.strong}"
@@ -89,5 +99,7 @@ def _name(spec: Mapping[str, Any]) -> str:
 def _grid(spec: Mapping[str, Any], steps: int) -> Grid:
     """That many steps between levels with noise."""
     settings = {key: value for key, value in spec.items() if key not in ("name", "schedule")}
-    grid = time_grid(build_schedule(spec["schedule"]), steps + 1, **check_call("the grid", time_grid, 2, settings))
+    grid = time_grid(
+        build_schedule(spec["schedule"]), steps + 1, **check_call("the grid", time_grid, 2, settings)
+    )
     return grid[:-1]

@@ -1,4 +1,5 @@
-"""What `bench_networks` times: published networks of ours, what diffusers has in their place, and the same inputs for both."""
+"""What `bench_networks` times: published networks of ours, what diffusers has in their place, and the same
+inputs for both."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from models.networks.unet import UNetParams
 
 @dataclass(frozen=True)
 class Given:
-    """What both networks are given: x (B, C, H, W), t in our units, and the condition; all ones but for t, which speed does not mind."""
+    """What both networks are given: x (B, C, H, W), t in our units, and the condition; all ones but for t,
+    which speed does not mind."""
 
     x: Tensor
     t: Tensor
@@ -47,20 +49,31 @@ class Pair:
         """Inputs for latents of size x size."""
         p = self.params
         rows = {"context": (self.tokens, p.context_dim), "vector": (p.vector_dim,)}
-        told = {name: torch.ones(batch, *shape, dtype=dtype, device=device) for name, shape in rows.items() if name in p.takes}
+        told = {
+            name: torch.ones(batch, *shape, dtype=dtype, device=device)
+            for name, shape in rows.items()
+            if name in p.takes
+        }
         if "guidance" in p.takes:
             told["guidance"] = torch.full((batch,), 3.5, device=device)
         x = torch.ones(batch, p.in_channels, size, size, dtype=dtype, device=device)
         return Given(x, torch.full((batch,), self.t, device=device), Condition(**told))
 
     def shortened(self, layers: Mapping[str, int]) -> Pair:
-        """The same with fewer blocks: {"depth": 1, "depth_single": 1}. ValueError where there are no such numbers."""
+        """The same with fewer blocks: {"depth": 1, "depth_single": 1}. ValueError where there are no such
+        numbers."""
         if not layers:
             return self
         if isinstance(self.params, UNetParams):
             raise ValueError("layers shortens flux and sd3.5, whose blocks are alike: leave it out")
-        if unknown := [name for name in layers if name not in ("depth", "depth_single", "dual") or not hasattr(self.params, name)]:
-            raise ValueError(f"layers has no {unknown[0]!r}: depth, and depth_single of flux or dual of sd3.5")
+        if unknown := [
+            name
+            for name in layers
+            if name not in ("depth", "depth_single", "dual") or not hasattr(self.params, name)
+        ]:
+            raise ValueError(
+                f"layers has no {unknown[0]!r}: depth, and depth_single of flux or dual of sd3.5"
+            )
         width = {"heads": self.params.heads or self.params.depth}  # which goes with the depth in sd3.5
         return pair_of(replace(cast(Any, self.params), **width, **layers))
 
@@ -68,7 +81,11 @@ class Pair:
 def pair_of(params: Any) -> Pair:
     """A network of ours beside diffusers' of the same parameters."""
     kind = next(kind for kind in BACKBONES.values() if isinstance(params, kind.params))
-    asked, tokens, t, side = {"unet": (_unet, 77, 500.0, 64), "flux": (_flux, 512, 0.5, 128), "sd3": (_sd3, 333, 0.5, 128)}[kind.name]
+    asked, tokens, t, side = {
+        "unet": (_unet, 77, 500.0, 64),
+        "flux": (_flux, 512, 0.5, 128),
+        "sd3": (_sd3, 333, 0.5, 128),
+    }[kind.name]
     config = kind.config(params, (side, side))
     return Pair(params, kind.network, (config["_class_name"], config), asked, tokens, t)
 
@@ -76,8 +93,16 @@ def pair_of(params: Any) -> Pair:
 def _unet(given: Given) -> dict[str, Any]:
     added = None
     if given.condition.vector is not None:  # pooled text, and six numbers that become 256 sinusoids each
-        added = {"text_embeds": given.condition.vector[:, : -6 * 256], "time_ids": given.condition.vector[:, :6]}
-    return {"sample": given.x, "timestep": given.t, "encoder_hidden_states": given.condition.context, "added_cond_kwargs": added}
+        added = {
+            "text_embeds": given.condition.vector[:, : -6 * 256],
+            "time_ids": given.condition.vector[:, :6],
+        }
+    return {
+        "sample": given.x,
+        "timestep": given.t,
+        "encoder_hidden_states": given.condition.context,
+        "added_cond_kwargs": added,
+    }
 
 
 def _flux(given: Given) -> dict[str, Any]:

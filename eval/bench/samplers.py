@@ -1,4 +1,5 @@
-"""What a solver costs besides its network, side by side with diffusers in one run. `python -m eval experiment=bench_samplers`."""
+"""What a solver costs besides its network, side by side with diffusers in one run. `python -m eval
+experiment=bench_samplers`."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 FIRST = "EulerDiscreteScheduler"
 
-# Ours, and its counterpart: the scheduler's name, its options, and how many of its timesteps make one step of ours.
+# Ours, and its counterpart: the scheduler's name, its options, and how many of its timesteps make one step of
+# ours.
 PEERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "ddim": ("DDIMScheduler", {}, 1),
     "euler": (FIRST, {}, 1),
@@ -35,7 +37,11 @@ PEERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "dpmpp_3m": ("DPMSolverMultistepScheduler", {"solver_order": 3}, 1),
     "unipc": ("UniPCMultistepScheduler", {}, 1),
     "dpmpp_sde": ("DPMSolverSDEScheduler", {}, 2),
-    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", SDE, 1),  # which draws independent noise, and follows no path
+    "dpmpp_2m_sde": (
+        "DPMSolverMultistepScheduler",
+        SDE,
+        1,
+    ),  # which draws independent noise, and follows no path
     "dpmpp_3m_sde": ("DPMSolverMultistepScheduler", {**SDE, "solver_order": 3}, 1),
     "consistency": ("LCMScheduler", {}, 1),
 }
@@ -67,7 +73,9 @@ class Timing:
     ours: float = column("us a step", ".0f")
     theirs: float = column("diffusers", ".0f")
     ratio: float = column("ratio", ".2f")
-    ratio_to_euler: float = column("to its Euler", ".2f")  # diffusers' EulerDiscreteScheduler in the same rounds
+    ratio_to_euler: float = column(
+        "to its Euler", ".2f"
+    )  # diffusers' EulerDiscreteScheduler in the same rounds
     peer: str = column("counterpart")
 
 
@@ -78,7 +86,16 @@ def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
     rows = []
     for name in tqdm(params.samplers, desc="timing", disable=not params.progress):
         rounds = in_turn([_ours(name, params), _theirs(*PEERS[name], params), euler], params.rounds)
-        rows.append(Timing(name, rounds.median(0), rounds.median(1), rounds.ratio(0, 1), rounds.ratio(0, 2), PEERS[name][0]))
+        rows.append(
+            Timing(
+                name,
+                rounds.median(0),
+                rounds.median(1),
+                rounds.ratio(0, 1),
+                rounds.ratio(0, 2),
+                PEERS[name][0],
+            )
+        )
     return rows, {}
 
 
@@ -97,8 +114,11 @@ def _ours(name: str, params: Params) -> Callable[[], float]:
     return once
 
 
-def _theirs(scheduler: str, options: Mapping[str, Any], timesteps: int, params: Params) -> Callable[[], float]:
-    """The same of a scheduler of diffusers, as its pipelines call it. ValueError where diffusers is not installed."""
+def _theirs(
+    scheduler: str, options: Mapping[str, Any], timesteps: int, params: Params
+) -> Callable[[], float]:
+    """The same of a scheduler of diffusers, as its pipelines call it. ValueError where diffusers is not
+    installed."""
     with extra("bench"):
         import diffusers
     kind, settings = getattr(diffusers, scheduler), {**SD, **options}

@@ -1,4 +1,5 @@
-"""CLIP's two towers (Radford et al. 2021), of any network of OpenCLIP (Ilharco et al. 2021), from a local file."""
+"""CLIP's two towers (Radford et al. 2021), of any network of OpenCLIP (Ilharco et al. 2021), from a local
+file."""
 
 from __future__ import annotations
 
@@ -29,13 +30,15 @@ OPENAI = {
     "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": "ViT-L-14",
     "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L-14-336",
 }
-"""SHA-256 of the archives that OpenAI published, and the network that each is of. No other archive is opened: they hold code."""
+"""SHA-256 of the archives that OpenAI published, and the network that each is of. No other archive is opened:
+they hold code."""
 QUICKGELU = "-quickgelu"
 SCALARS = ("logit_scale", "logit_bias")  # of shape () or (1,), by the version that wrote them
 OWN = "own"  # the tag of weights that nobody published
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 CMMD = Preparation(336, MEAN, STD, fit="square")
-"""Of CMMD (Jayasumana et al. 2024), as its reference code has it: the centre, then resized to 336 pixels, for OpenAI's ViT-L-14-336."""
+"""Of CMMD (Jayasumana et al. 2024), as its reference code has it: the centre, then resized to 336 pixels, for
+OpenAI's ViT-L-14-336."""
 
 
 class ClipFeatures(Extractor):
@@ -48,7 +51,12 @@ class ClipFeatures(Extractor):
     model: Any
 
     def __init__(
-        self, model: nn.Module, width: int, tokenizer: open_clip.SimpleTokenizer | None, preparation: Preparation, identity: Identity
+        self,
+        model: nn.Module,
+        width: int,
+        tokenizer: open_clip.SimpleTokenizer | None,
+        preparation: Preparation,
+        identity: Identity,
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
@@ -66,27 +74,35 @@ class ClipFeatures(Extractor):
 
     @torch.inference_mode()
     def text(self, prompts: Sequence[str]) -> TextFeatures:
-        """Embeddings of captions. One that is too long keeps its beginning and its end of text, and is said to be truncated."""
+        """Embeddings of captions. One that is too long keeps its beginning and its end of text, and is said
+        to be truncated."""
         if self.tokenizer is None:
             raise ValueError(
-                f"{self.identity.network} reads captions with a tokenizer that is no part of OpenCLIP, and embeds pictures only"
+                f"{self.identity.network} reads captions with a tokenizer that is no part of OpenCLIP, and "
+                "embeds pictures only"
             )
         length = self.tokenizer.context_length
-        longer = self.tokenizer(list(prompts), length + 1)  # a caption that is too long has a token in the last column
+        longer = self.tokenizer(
+            list(prompts), length + 1
+        )  # a caption that is too long has a token in the last column
         tokens = self.tokenizer(list(prompts), length).to(self.device, non_blocking=True)
         rows = self.model.encode_text(tokens, normalize=True).float()
         return TextFeatures(rows, tuple((longer[:, length] != 0).tolist()))
 
 
-def load_clip(name: str, path: str | Path, tag: str | None = None, preparation: Preparation | None = None) -> ClipFeatures:
-    """The towers of OpenCLIP's network `name` from a file: OpenCLIP's .safetensors, .bin or .pt, or an archive of OpenAI's.
+def load_clip(
+    name: str, path: str | Path, tag: str | None = None, preparation: Preparation | None = None
+) -> ClipFeatures:
+    """The towers of OpenCLIP's network `name` from a file: OpenCLIP's .safetensors, .bin or .pt, or an
+    archive of OpenAI's.
 
-    tag          what OpenCLIP calls the weights ("openai", "laion2b_s34b_b79k"), or "own". It says the activation and how pictures are
-                 prepared, which no file does; needed where the published weights of this network differ in that, and the file is no
-                 archive of OpenAI's
+    tag          what OpenCLIP calls the weights ("openai", "laion2b_s34b_b79k"), or "own". It says the
+                 activation and how pictures are prepared, which no file does; needed where the published
+                 weights of this network differ in that, and the file is no archive of OpenAI's
     preparation  in place of the published one: CMMD, ...
 
-    ValueError for an unknown network or tag, weights of another network, and a network with QuickGELU for weights without it.
+    ValueError for an unknown network or tag, weights of another network, and a network with QuickGELU for
+    weights without it.
     """
     digest = sha256_of_file(path)
     archive = is_torchscript(path)
@@ -101,16 +117,27 @@ def load_clip(name: str, path: str | Path, tag: str | None = None, preparation: 
 
 
 def random_clip(name: str, seed: int = 0, preparation: Preparation | None = None) -> ClipFeatures:
-    """A stand-in with random weights, for tests: the network as its configuration has it, and its numbers mean nothing."""
+    """A stand-in with random weights, for tests: the network as its configuration has it, and its numbers
+    mean nothing."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = _build(name, quick_gelu=False)
-    return _extractor(name, model, sha256_of_tensors(model.state_dict()), preparation or _prepared(model, {}), random=True)
+    return _extractor(
+        name, model, sha256_of_tensors(model.state_dict()), preparation or _prepared(model, {}), random=True
+    )
 
 
-def _extractor(name: str, model: nn.Module, weights: str, preparation: Preparation, random: bool) -> ClipFeatures:
-    activation = "QuickGELU" if any(isinstance(module, open_clip.transformer.QuickGELU) for module in model.modules()) else "GELU"
-    identity = Identity(f"clip {name.removesuffix(QUICKGELU)}, {activation}", weights, str(preparation), random)
+def _extractor(
+    name: str, model: nn.Module, weights: str, preparation: Preparation, random: bool
+) -> ClipFeatures:
+    activation = (
+        "QuickGELU"
+        if any(isinstance(module, open_clip.transformer.QuickGELU) for module in model.modules())
+        else "GELU"
+    )
+    identity = Identity(
+        f"clip {name.removesuffix(QUICKGELU)}, {activation}", weights, str(preparation), random
+    )
     config = _config(name)
     text = config["text_cfg"]
     foreign = "hf_tokenizer_name" in text or "siglip" in name.lower()
@@ -123,32 +150,49 @@ def _extractor(name: str, model: nn.Module, weights: str, preparation: Preparati
 def _config(name: str) -> dict[str, Any]:
     """Of a network, by its name in OpenCLIP; nothing is asked of any hub."""
     if name not in open_clip.list_models():
-        raise ValueError(f"OpenCLIP has no network {name!r}; python -c 'import open_clip; print(open_clip.list_models())' lists them")
+        raise ValueError(
+            f"OpenCLIP has no network {name!r}; python -c 'import open_clip; "
+            "print(open_clip.list_models())' lists them"
+        )
     config: dict[str, Any] = open_clip.get_model_config(name)
     if "hf_model_name" in config["text_cfg"]:
-        raise ValueError(f"{name} has a text tower that only a hub describes ({config['text_cfg']['hf_model_name']}): take another network")
+        raise ValueError(
+            f"{name} has a text tower that only a hub describes ({config['text_cfg']['hf_model_name']}): "
+            "take another network"
+        )
     return config
 
 
 def _build(name: str, quick_gelu: bool) -> nn.Module:
-    """The network with weights as they are drawn; with QuickGELU where its configuration or its weights ask for it."""
+    """The network with weights as they are drawn; with QuickGELU where its configuration or its weights ask
+    for it."""
     config = _config(name)
     if quick_gelu:
         config["quick_gelu"] = True
     custom_text = config.pop("custom_text", False)
-    kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    kind = (
+        open_clip.CoCa
+        if "multimodal_cfg" in config
+        else open_clip.CustomTextCLIP
+        if custom_text
+        else open_clip.CLIP
+    )
     model: nn.Module = kind(**config)
     return model
 
 
 def _published(name: str, tag: str) -> dict[str, Any]:
-    """What OpenCLIP says of these weights: mean, std, interpolation, resize_mode, quick_gelu; nothing of one's own."""
+    """What OpenCLIP says of these weights: mean, std, interpolation, resize_mode, quick_gelu; nothing of
+    one's own."""
     if tag == OWN:
         return {}
     tags = open_clip.list_pretrained_tags_by_model(name)
     base = open_clip.list_pretrained_tags_by_model(name.removesuffix(QUICKGELU))
     if tag in base and tag not in tags:
-        raise ValueError(f"the weights {tag} were trained with GELU: load them as {name.removesuffix(QUICKGELU)}, not {name}")
+        raise ValueError(
+            f"the weights {tag} were trained with GELU: load them as {name.removesuffix(QUICKGELU)}, not "
+            f"{name}"
+        )
     if tag not in tags:
         raise ValueError(f"OpenCLIP knows no weights {tag!r} of {name}; known are {', '.join((*tags, OWN))}")
     published: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
@@ -156,12 +200,22 @@ def _published(name: str, tag: str) -> dict[str, Any]:
 
 
 def _only_tag(name: str) -> str:
-    """Any of the published weights' tags where all are used alike, "own" where there are none. ValueError where they differ."""
+    """Any of the published weights' tags where all are used alike, "own" where there are none. ValueError
+    where they differ."""
     tags = open_clip.list_pretrained_tags_by_model(name)
-    uses = {str([_published(name, tag).get(key) for key in ("quick_gelu", "mean", "std", "interpolation", "resize_mode")]) for tag in tags}
+    uses = {
+        str(
+            [
+                _published(name, tag).get(key)
+                for key in ("quick_gelu", "mean", "std", "interpolation", "resize_mode")
+            ]
+        )
+        for tag in tags
+    }
     if len(uses) > 1:
         raise ValueError(
-            f"say which weights of {name} these are, tag=..., for activation and preparation differ: {', '.join((*tags, OWN))}"
+            f"say which weights of {name} these are, tag=..., for activation and preparation differ: "
+            f"{', '.join((*tags, OWN))}"
         )
     return tags[0] if tags else OWN
 
@@ -174,14 +228,21 @@ def _prepared(model: Any, published: dict[str, Any]) -> Preparation:
         raise ValueError(f"only networks for square pictures are known, not {height}x{width}")
     get = published.get
     return Preparation(
-        height, get("mean", MEAN), get("std", STD), fit=get("resize_mode", "shortest"), kernel=get("interpolation", "bicubic")
+        height,
+        get("mean", MEAN),
+        get("std", STD),
+        fit=get("resize_mode", "shortest"),
+        kernel=get("interpolation", "bicubic"),
     )
 
 
 def _tag_of_archive(name: str, path: str | Path, digest: str, tag: str | None) -> str:
     """ "openai". ValueError for an archive of somebody else, whose code is not run, or of another network."""
     if digest not in OPENAI:
-        raise ValueError(f"{path} is a TorchScript archive, which holds code, and none of OpenAI's: use a file of weights only")
+        raise ValueError(
+            f"{path} is a TorchScript archive, which holds code, and none of OpenAI's: use a file of "
+            "weights only"
+        )
     if OPENAI[digest] != name.removesuffix(QUICKGELU):
         raise ValueError(f"{path} is OpenAI's {OPENAI[digest]}, not {name}")
     if tag not in (None, "openai"):
@@ -192,9 +253,15 @@ def _tag_of_archive(name: str, path: str | Path, digest: str, tag: str | None) -
 def _read_archive(path: str | Path) -> dict[str, Tensor]:
     """The tensors of an archive of OpenAI's, without the three numbers beside them."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and the archives are as they are
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # TorchScript is deprecated, and the archives are as they are
         tensors = torch.jit.load(str(path), map_location="cpu").state_dict()
-    return {key: tensor for key, tensor in tensors.items() if key not in ("input_resolution", "context_length", "vocab_size")}
+    return {
+        key: tensor
+        for key, tensor in tensors.items()
+        if key not in ("input_resolution", "context_length", "vocab_size")
+    }
 
 
 def _renamed(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -204,4 +271,6 @@ def _renamed(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         tensors = open_clip.model.convert_to_custom_text_state_dict(tensors)
     own = model.state_dict()
     scalars = {key for key in SCALARS if key in own and key in tensors and tensors[key].numel() == 1}
-    return {key: tensor.reshape(own[key].shape) if key in scalars else tensor for key, tensor in tensors.items()}
+    return {
+        key: tensor.reshape(own[key].shape) if key in scalars else tensor for key, tensor in tensors.items()
+    }

@@ -17,7 +17,12 @@ from eval.features.sizes import by_size
 from eval.features.weights import fill, read_tensors, sha256_of_tensors
 from models.files.text import sha256_of_file
 
-NAMES = ("vit_small_patch14_dinov2", "vit_base_patch14_dinov2", "vit_large_patch14_dinov2", "vit_giant_patch14_dinov2")
+NAMES = (
+    "vit_small_patch14_dinov2",
+    "vit_base_patch14_dinov2",
+    "vit_large_patch14_dinov2",
+    "vit_giant_patch14_dinov2",
+)
 """As timm names them; Meta's files are dinov2_vits14_pretrain.pth, vitb14, vitl14 and vitg14."""
 PREPARATION = Preparation(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), fit="squash")
 """Of Stein et al.: both sides to 224 pixels, and ImageNet's mean and standard deviation."""
@@ -47,7 +52,8 @@ class Dinov2Features(Extractor):
 
 
 def load_dinov2(path: str | Path, name: str = "vit_large_patch14_dinov2") -> Dinov2Features:
-    """From a file in Meta's layout or in timm's, of the size trained for (518 pixels). ValueError for weights of another network."""
+    """From a file in Meta's layout or in timm's, of the size trained for (518 pixels). ValueError for weights
+    of another network."""
     digest = sha256_of_file(path)
     model = _build(name)
     tensors = {_renamed(key): tensor for key, tensor in read_tensors(path).items() if key != "mask_token"}
@@ -58,8 +64,8 @@ def load_dinov2(path: str | Path, name: str = "vit_large_patch14_dinov2") -> Din
 
 
 def random_dinov2(name: str = "vit_large_patch14_dinov2", seed: int = 0) -> Dinov2Features:
-    """A stand-in with random weights, for tests. Its residual branches count in full: at the 1e-5 that training starts from, all
-    pictures would look alike.
+    """A stand-in with random weights, for tests. Its residual branches count in full: at the 1e-5 that
+    training starts from, all pictures would look alike.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -67,14 +73,19 @@ def random_dinov2(name: str = "vit_large_patch14_dinov2", seed: int = 0) -> Dino
     for key, parameter in model.named_parameters():
         if key.endswith(".gamma"):
             nn.init.ones_(parameter)
-    return Dinov2Features(model, Identity(f"dinov2 {name}", sha256_of_tensors(model.state_dict()), str(PREPARATION), random=True))
+    return Dinov2Features(
+        model,
+        Identity(f"dinov2 {name}", sha256_of_tensors(model.state_dict()), str(PREPARATION), random=True),
+    )
 
 
 def positions(embedding: Tensor) -> Tensor:
-    """The class token's and 37x37 patches' embeddings (1, 1 + 37^2, D) -> (1, 1 + 16^2, D) for 224 pixels, as Meta's code makes them.
+    """The class token's and 37x37 patches' embeddings (1, 1 + 37^2, D) -> (1, 1 + 16^2, D) for 224 pixels, as
+    Meta's code makes them.
 
-    Bicubic without antialiasing, by the factor (16 + 0.1) / 37: new patch i is read at (i + 1/2) 37 / 16.1 - 1/2. timm's antialiases,
-    and transformers' leaves the 0.1 out: other numbers, and features that Meta's network does not give.
+    Bicubic without antialiasing, by the factor (16 + 0.1) / 37: new patch i is read at (i + 1/2) 37 / 16.1 -
+    1/2. timm's antialiases, and transformers' leaves the 0.1 out: other numbers, and features that Meta's
+    network does not give.
     """
     token, patches = embedding[:, :1].float(), embedding[:, 1:].float()
     grid = patches.unflatten(1, (TRAINED, TRAINED)).movedim(-1, 1)

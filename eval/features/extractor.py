@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Identity:
-    """What a feature depends on besides the picture. Two numbers may be compared only where all of it is equal.
+    """What a feature depends on besides the picture. Two numbers may be compared only where all of it is
+    equal.
 
     network   "inception", "clip ViT-L-14-336", ...
     weights   SHA-256 of the file or, of a network that came from no file, of its tensors
@@ -31,14 +32,16 @@ class Identity:
 
 
 class TextFeatures(NamedTuple):
-    """rows (N, D), each of length 1; and which captions were longer than the network can read, and were cut."""
+    """rows (N, D), each of length 1; and which captions were longer than the network can read, and were
+    cut."""
 
     rows: Tensor
     truncated: tuple[bool, ...]
 
 
 class Extractor(nn.Module):
-    """A network, in inference, with its own preparation of pictures: one of these defines `prepare` and `features`.
+    """A network, in inference, with its own preparation of pictures: one of these defines `prepare` and
+    `features`.
 
     widths  what it can give, by name, and how wide a row of each is: {"pool": 2048, "logits": 1008}
     """
@@ -48,7 +51,8 @@ class Extractor(nn.Module):
 
     @torch.inference_mode()
     def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
-        """pictures: uint8 (3, H, W) each, of any sizes, on this module's device -> {output: float32 (N, width)}, on that device too.
+        """pictures: uint8 (3, H, W) each, of any sizes, on this module's device -> {output: float32 (N,
+        width)}, on that device too.
 
         A picture's row does not depend on the others but for rounding.
         """
@@ -56,7 +60,8 @@ class Extractor(nn.Module):
         return self.features(self.prepare(pictures), outputs)
 
     def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
-        """What the network takes: a row (N, ...) for each picture, however large that is, as `forward` takes them."""
+        """What the network takes: a row (N, ...) for each picture, however large that is, as `forward` takes
+        them."""
         raise NotImplementedError
 
     def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:

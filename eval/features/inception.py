@@ -1,11 +1,13 @@
-"""Inception v3 (Szegedy et al. 2015, Rethinking the Inception Architecture) as the Frechet Inception distance has it.
+"""Inception v3 (Szegedy et al. 2015, Rethinking the Inception Architecture) as the Frechet Inception distance
+has it.
 
-The distance is defined by one graph: TensorFlow's of 5 December 2015. It differs from the paper and from torchvision's network in its
-average pools, which do not count the padding; in its last block, whose pool takes the maximum; and in its 1008 outputs.
+The distance is defined by one graph: TensorFlow's of 5 December 2015. It differs from the paper and from
+torchvision's network in its average pools, which do not count the padding; in its last block, whose pool
+takes the maximum; and in its 1008 outputs.
 
-Built for inference: normalisation is folded into the convolutions, the 1 x 1 convolutions that read the same input are one product,
-and where that input would be averaged before its own 1 x 1 convolution, the fewer channels behind it are. All are linear: the rectifier
-comes after.
+Built for inference: normalisation is folded into the convolutions, the 1 x 1 convolutions that read the same
+input are one product, and where that input would be averaged before its own 1 x 1 convolution, the fewer
+channels behind it are. All are linear: the rectifier comes after.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ SPATIAL = 7  # channels of 17 x 17 places that make up sFID's feature
 class Convolution(nn.Conv2d):
     """A convolution with its normalisation in it, and its rectifier."""
 
-    def __init__(self, width: int, out: int, kernel: tuple[int, int] = (1, 1), stride: int = 1, pad: bool = True) -> None:
+    def __init__(
+        self, width: int, out: int, kernel: tuple[int, int] = (1, 1), stride: int = 1, pad: bool = True
+    ) -> None:
         padding = (kernel[0] // 2, kernel[1] // 2) if pad else 0
         super().__init__(width, out, kernel, stride, padding)
 
@@ -41,7 +45,8 @@ class Convolution(nn.Conv2d):
 
 
 class Heads(nn.Module):
-    """The 1 x 1 convolutions that read a block's input, by their published names: one product, rectified and split."""
+    """The 1 x 1 convolutions that read a block's input, by their published names: one product, rectified and
+    split."""
 
     def __init__(self, width: int, **widths: int) -> None:
         super().__init__()
@@ -81,7 +86,9 @@ class InceptionA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         one, five, three, pooled = self.heads(x)
-        return torch.cat([one, self.branch5x5_2(five), self.branch3x3dbl_3(self.branch3x3dbl_2(three)), pooled], 1)
+        return torch.cat(
+            [one, self.branch5x5_2(five), self.branch3x3dbl_3(self.branch3x3dbl_2(three)), pooled], 1
+        )
 
 
 class InceptionB(nn.Module):
@@ -104,7 +111,9 @@ class InceptionC(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.heads = PooledHeads(width, branch1x1=192, branch7x7_1=inner, branch7x7dbl_1=inner, branch_pool=192)
+        self.heads = PooledHeads(
+            width, branch1x1=192, branch7x7_1=inner, branch7x7dbl_1=inner, branch_pool=192
+        )
         self.branch7x7_2 = Convolution(inner, inner, (1, 7))
         self.branch7x7_3 = Convolution(inner, 192, (7, 1))
         self.branch7x7dbl_2 = Convolution(inner, inner, (7, 1))
@@ -154,7 +163,12 @@ class _Fans(nn.Module):
 
     def joined(self, one: Tensor, three: Tensor, double: Tensor, pooled: Tensor) -> Tensor:
         double = self.branch3x3dbl_2(double)
-        fans = [self.branch3x3_2a(three), self.branch3x3_2b(three), self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
+        fans = [
+            self.branch3x3_2a(three),
+            self.branch3x3_2b(three),
+            self.branch3x3dbl_3a(double),
+            self.branch3x3dbl_3b(double),
+        ]
         return torch.cat([one, *fans, pooled], 1)
 
 
@@ -184,7 +198,8 @@ class InceptionEMax(_Fans):
 
 
 class InceptionV3(nn.Module):
-    """The network up to its last linear layer: (B, 3, 299, 299), normalised -> features by name, float32, as Inception's `widths` say."""
+    """The network up to its last linear layer: (B, 3, 299, 299), normalised -> features by name, float32, as
+    Inception's `widths` say."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,18 +249,22 @@ class Inception(Extractor):
     """The FID network under a protocol: features of pictures as they are.
 
     pool             the 2048 means over the last places: Frechet and kernel distance, precision and recall
-    spatial          sFID's (Nash et al. 2021, as Dhariwal and Nichol 2021 compute it): the first 7 channels of `mixed_6/conv`, rectified,
-                     at 17 x 17 places, flattened place by place as TensorFlow keeps them, which the distance does not mind
+    spatial          sFID's (Nash et al. 2021, as Dhariwal and Nichol 2021 compute it): the first 7 channels
+                     of `mixed_6/conv`, rectified, at 17 x 17 places, flattened place by place as TensorFlow
+                     keeps them, which the distance does not mind
     logits           of 1008 classes; logits_unbiased, of which Inception Scores are made, lacks the bias
 
-    dtype  of the convolutions: torch.bfloat16 is faster where the machine multiplies it so. Pools at the end and logits are float32.
+    dtype  of the convolutions: torch.bfloat16 is faster where the machine multiplies it so. Pools at the end
+           and logits are float32.
     """
 
     widths: Mapping[str, int] = MappingProxyType(
         {"pool": 2048, "spatial": SPATIAL * 17 * 17, "logits": CLASSES, "logits_unbiased": CLASSES}
     )
 
-    def __init__(self, network: InceptionV3, protocol: Protocol, identity: Identity, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, network: InceptionV3, protocol: Protocol, identity: Identity, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.network = network.to(dtype).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.network.fc.float()
@@ -259,14 +278,20 @@ class Inception(Extractor):
     def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
         """See `Extractor`. float32 means float32, on a GPU too, and not TF32."""
         x = (x - self.protocol.centre) / self.protocol.scale
-        with torch.backends.cudnn.flags(enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False):
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False
+        ):
             return self.network(x.to(self.dtype, memory_format=torch.channels_last), outputs)
 
 
-def load_inception(path: str | Path, protocol: str = "clean", sha256: str | None = None, dtype: torch.dtype = torch.float32) -> Inception:
-    """From a local file: one of inception_weights.PUBLISHED, or any with these tensors that hashes to `sha256`.
+def load_inception(
+    path: str | Path, protocol: str = "clean", sha256: str | None = None, dtype: torch.dtype = torch.float32
+) -> Inception:
+    """From a local file: one of inception_weights.PUBLISHED, or any with these tensors that hashes to
+    `sha256`.
 
-    ValueError for a file of another hash, a tensor too many or too few, or a protocol there is not; OSError where there is no file.
+    ValueError for a file of another hash, a tensor too many or too few, or a protocol there is not; OSError
+    where there is no file.
     """
     prepared = lookup("protocol", protocol, PROTOCOLS)
     state, digest = read_weights(path, sha256)
@@ -277,11 +302,17 @@ def random_inception(protocol: str = "clean", seed: int = 0, dtype: torch.dtype 
     """A stand-in where there is no file: distances under it mean nothing, and its identity says so."""
     prepared = lookup("protocol", protocol, PROTOCOLS)
     state = random_state(published_shapes(), seed)
-    return Inception(assembled(state, "random weights"), prepared, _identity(prepared, sha256_of_tensors(state), dtype, random=True), dtype)
+    return Inception(
+        assembled(state, "random weights"),
+        prepared,
+        _identity(prepared, sha256_of_tensors(state), dtype, random=True),
+        dtype,
+    )
 
 
 def assembled(state: Mapping[str, Tensor], path: str) -> InceptionV3:
-    """The network with these tensors, as the plain file names them, all of which it must need. ValueError otherwise."""
+    """The network with these tensors, as the plain file names them, all of which it must need. ValueError
+    otherwise."""
     network = InceptionV3()
     check_state(state, published_shapes(), path)
     for convolution, parts in _convolutions(network):
@@ -304,14 +335,17 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def _convolutions(network: InceptionV3) -> list[tuple[nn.Conv2d, dict[str, int]]]:
-    """Every convolution, and the published ones it is made of, in the order of its rows, with their widths."""
+    """Every convolution, and the published ones it is made of, in the order of its rows, with their
+    widths."""
     found: list[tuple[nn.Conv2d, dict[str, int]]] = []
     for name, module in network.named_modules():
         if isinstance(module, Convolution):
             found.append((module, {name: module.out_channels}))
         elif isinstance(module, Heads):
             block = name.rpartition(".")[0]
-            found.append((module.product, {f"{block}.{part}": width for part, width in module.widths.items()}))
+            found.append(
+                (module.product, {f"{block}.{part}": width for part, width in module.widths.items()})
+            )
     return found
 
 

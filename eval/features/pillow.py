@@ -25,30 +25,41 @@ def keys(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, 0))
 
 
-FILTERS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {"bilinear": (triangle, 1.0), "bicubic": (keys, 2.0)}
+FILTERS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "bilinear": (triangle, 1.0),
+    "bicubic": (keys, 2.0),
+}
 """By name: the function and its support."""
 
 
 def resize(pictures: Tensor, size: tuple[int, int], kernel: str = "bicubic") -> Tensor:
-    """uint8 (..., H, W) -> uint8 (..., *size), equal to PIL.Image.resize with BILINEAR or BICUBIC in every bit.
+    """uint8 (..., H, W) -> uint8 (..., *size), equal to PIL.Image.resize with BILINEAR or BICUBIC in every
+    bit.
 
-    Along the width, rounded to 8 bits, then along the height, rounded again: so does Pillow up to 12, with which the published figures
-    were made. Pillow 13 takes some tall pictures the other way round, which moves pixels by a few levels. Sums of whole numbers below
-    2^53 are exact in float64, on every device.
+    Along the width, rounded to 8 bits, then along the height, rounded again: so does Pillow up to 12, with
+    which the published figures were made. Pillow 13 takes some tall pictures the other way round, which moves
+    pixels by a few levels. Sums of whole numbers below 2^53 are exact in float64, on every device.
     """
     height, width = size
     if width != pictures.shape[-1]:
         across = weights(pictures.shape[-1], width, kernel).to(pictures.device).T
-        rows = max(1, AT_ONCE * pictures.shape[-2] // pictures.numel())  # float64 takes eight times the memory
-        pictures = torch.cat([_rounded(part.double() @ across) for part in pictures.split(rows, dim=-2)], dim=-2)
+        rows = max(
+            1, AT_ONCE * pictures.shape[-2] // pictures.numel()
+        )  # float64 takes eight times the memory
+        pictures = torch.cat(
+            [_rounded(part.double() @ across) for part in pictures.split(rows, dim=-2)], dim=-2
+        )
     if height != pictures.shape[-2]:
-        pictures = _rounded(weights(pictures.shape[-2], height, kernel).to(pictures.device) @ pictures.double())
+        pictures = _rounded(
+            weights(pictures.shape[-2], height, kernel).to(pictures.device) @ pictures.double()
+        )
     return pictures
 
 
 @cache
 def weights(old: int, new: int, kernel: str) -> Tensor:
-    """Float64 (new, old): how much of each old pixel goes into each new one, in whole numbers of 1 / FRACTION."""
+    """Float64 (new, old): how much of each old pixel goes into each new one, in whole numbers of 1 /
+    FRACTION."""
     function, support = FILTERS[kernel]
     scale = old / new
     stretch = max(scale, 1.0)

@@ -15,11 +15,13 @@ from eval.features.pillow import resize
 
 @dataclass(frozen=True)
 class Preparation:
-    """Resized in 8 bits as Pillow does, cut to a square, divided by 255 and normalised: (x / 255 - mean) / std.
+    """Resized in 8 bits as Pillow does, cut to a square, divided by 255 and normalised: (x / 255 - mean) /
+    std.
 
     size    pixels of a side of the square
-    fit     "shortest": the shorter side becomes `size`, then the centre is taken; "square": the centre is taken, then resized;
-            "longest": the longer side becomes `size`, and `fill` is put around; "squash": both sides become `size`
+    fit     "shortest": the shorter side becomes `size`, then the centre is taken; "square": the centre is
+            taken, then resized; "longest": the longer side becomes `size`, and `fill` is put around;
+            "squash": both sides become `size`
     kernel  "bicubic" or "bilinear", widened where a picture shrinks
     fill    8-bit level of what lies outside a picture
     """
@@ -33,11 +35,18 @@ class Preparation:
 
     def __str__(self) -> str:
         fill = f", around it {self.fill}" if self.fit == "longest" else ""
-        return f"{self.fit} {self.size}, {self.kernel} as Pillow{fill}, mean {_plain(self.mean)}, std {_plain(self.std)}"
+        return (
+            f"{self.fit} {self.size}, {self.kernel} as Pillow{fill}, mean {_plain(self.mean)}, std "
+            f"{_plain(self.std)}"
+        )
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) -> float32 (B, 3, size, size), equal to what torchvision makes of the same picture in Pillow."""
-        mean, std = (torch.tensor(each)[:, None, None].to(pictures.device, non_blocking=True) for each in (self.mean, self.std))
+        """uint8 (B, 3, H, W) -> float32 (B, 3, size, size), equal to what torchvision makes of the same
+        picture in Pillow."""
+        mean, std = (
+            torch.tensor(each)[:, None, None].to(pictures.device, non_blocking=True)
+            for each in (self.mean, self.std)
+        )
         return (self._fitted(pictures).float() / 255 - mean) / std
 
     def _fitted(self, pictures: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The extractors by name, from plain values: which weights, and what stands in for them in a trial.
 
-Each is imported when it is built: open_clip and timm take five seconds that an evaluation without them need not pay.
+Each is imported when it is built: open_clip and timm take five seconds that an evaluation without them need
+not pay.
 """
 
 from __future__ import annotations
@@ -36,16 +37,21 @@ class Tower:
 class ExtractorParams:
     """Where the weights of each extractor are."""
 
-    inception: str | None = setting(None, "null: where `plain-diffusion models download inception` has put it", text="path")
+    inception: str | None = setting(
+        None, "null: where `plain-diffusion models download inception` has put it", text="path"
+    )
     clip: Tower = setting(lambda: Tower("ViT-L-14"), "any model of open_clip's, for CLIP scores")
     cmmd: Tower = setting(lambda: Tower("ViT-L-14-336"), "the one of the CMMD paper")
     dinov2: Tower = setting(lambda: Tower("vit_large_patch14_dinov2"), "by timm's name")
-    digits: dict[str, Any] = setting(lambda: {"name": "digits", "split": "train"}, "what the classifier of digits learns from")
+    digits: dict[str, Any] = setting(
+        lambda: {"name": "digits", "split": "train"}, "what the classifier of digits learns from"
+    )
 
 
 @dataclass(frozen=True)
 class Known:
-    """How an extractor is made, of (its weights, the protocol, the dtype of its network), and the output that distances compare.
+    """How an extractor is made, of (its weights, the protocol, the dtype of its network), and the output that
+    distances compare.
 
     dtypes  that its network computes in, by their names in DTYPES
     """
@@ -56,23 +62,30 @@ class Known:
 
 
 def build(name: str, params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
-    """The extractor of that name. ValueError or OSError where its weights are not there or not what they should be."""
+    """The extractor of that name. ValueError or OSError where its weights are not there or not what they
+    should be."""
     check_dtype(name, dtype)
     return _built(name, json.dumps(asdict(params)), protocol, dtype)
 
 
 def check_dtype(name: str, dtype: torch.dtype) -> None:
-    """ValueError where there is no extractor of that name, or where its network does not compute in that dtype."""
+    """ValueError where there is no extractor of that name, or where its network does not compute in that
+    dtype."""
     check_names("extractor", [name], EXTRACTORS)
     known = EXTRACTORS[name].dtypes
     if dtype not in [DTYPES[each] for each in known]:
-        raise ValueError(f"{name} computes in {' and '.join(known)} only, not {str(dtype).removeprefix('torch.')}: leave dtype out")
+        raise ValueError(
+            f"{name} computes in {' and '.join(known)} only, not {str(dtype).removeprefix('torch.')}: leave "
+            "dtype out"
+        )
 
 
 @lru_cache(maxsize=4)
 def _built(name: str, params: str, protocol: str, dtype: torch.dtype) -> Extractor:
     """Kept, for the runs of a sweep."""
-    return EXTRACTORS[name].make(make_params("extractors", ExtractorParams, json.loads(params)), protocol, dtype)
+    return EXTRACTORS[name].make(
+        make_params("extractors", ExtractorParams, json.loads(params)), protocol, dtype
+    )
 
 
 def _inception(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
@@ -83,7 +96,8 @@ def _inception(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Ex
     path = params.inception or place("inception")
     if params.inception is None and not place("inception").exists():
         raise ValueError(
-            "Inception's weights are not here: `plain-diffusion models download inception` fetches them, extractors.inception=FILE names "
+            "Inception's weights are not here: `plain-diffusion models download inception` fetches them, "
+            "extractors.inception=FILE names "
             "them, extractors.inception=random is a trial without"
         )
     return load_inception(path, protocol, dtype=dtype)
@@ -111,7 +125,11 @@ def _dinov2(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extra
     from eval.features.dinov2 import load_dinov2, random_dinov2
 
     tower = params.dinov2
-    return random_dinov2(tower.name) if tower.weights == RANDOM else load_dinov2(_given("dinov2", tower), tower.name)
+    return (
+        random_dinov2(tower.name)
+        if tower.weights == RANDOM
+        else load_dinov2(_given("dinov2", tower), tower.name)
+    )
 
 
 def _digits(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
@@ -122,7 +140,10 @@ def _digits(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extra
 
 def _given(which: str, tower: Tower) -> str:
     if tower.weights is None:
-        raise ValueError(f"the weights of {tower.name} must be given: extractors.{which}.weights=FILE, or random for a trial without")
+        raise ValueError(
+            f"the weights of {tower.name} must be given: extractors.{which}.weights=FILE, or random for a "
+            "trial without"
+        )
     return tower.weights
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 def by_size(pictures: Sequence[Tensor], fn: Callable[[Tensor], Tensor]) -> Tensor:
-    """fn of each batch (B, 3, H, W) of the pictures (3, H, W) of one size; its rows (B, ...) as one tensor in the pictures' order."""
+    """fn of each batch (B, 3, H, W) of the pictures (3, H, W) of one size; its rows (B, ...) as one tensor in
+    the pictures' order."""
     groups: dict[torch.Size, list[int]] = {}
     for index, picture in enumerate(pictures):
         groups.setdefault(picture.shape, []).append(index)

@@ -13,7 +13,8 @@ from models import Model
 
 
 def calls_per_image(model: Model, draw: Callable[[Model], object]) -> int:
-    """Network calls that `draw`, which is to draw one image with the model it is given, makes: guidance makes two of one where it is on.
+    """Network calls that `draw`, which is to draw one image with the model it is given, makes: guidance makes
+    two of one where it is on.
 
     They are counted as they are made, by a model whose network does nothing.
     """

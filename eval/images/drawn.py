@@ -33,16 +33,29 @@ from samplers.usage import usage
 from train.data.captions import list_prompts
 from train.data.source import Unreadable
 
-ELSEWHERE = {"out", "progress"}  # of the settings of python -m samplers, what is not for pictures that nobody saves
-ONE_EACH = {"prompt", "refiner", "handover", "image", "mask", "strength", "image_guidance"}  # and what goes with one prompt at a time
+ELSEWHERE = {
+    "out",
+    "progress",
+}  # of the settings of python -m samplers, what is not for pictures that nobody saves
+ONE_EACH = {
+    "prompt",
+    "refiner",
+    "handover",
+    "image",
+    "mask",
+    "strength",
+    "image_guidance",
+}  # and what goes with one prompt at a time
 
 Draw = Callable[[Model, Sequence[int]], Tensor]
 
 
 class Drawn:
-    """n pictures of a model, called "seed 0" and so on: picture i has seed + i, whoever asks for it together with what, but for rounding.
+    """n pictures of a model, called "seed 0" and so on: picture i has seed + i, whoever asks for it together
+    with what, but for rounding.
 
-    settings  what all pictures depend on, the SHA-256 of the model's weights and of the prompts included, as plain values
+    settings  what all pictures depend on, the SHA-256 of the model's weights and of the prompts included, as
+              plain values
     calls     network calls per picture, counted
     stamp     SHA-256 of them
     name      for a row of a table: what draws, sampler, steps and guidance
@@ -65,12 +78,15 @@ class Drawn:
         labels: Sequence[str] | None = None,
         prompts: Sequence[str] | None = None,
     ) -> None:
-        """draw: the pictures (B, 3 or 1, H, W), uint8, of these numbers, drawn with this model; `batch_size`: the most at once."""
+        """draw: the pictures (B, 3 or 1, H, W), uint8, of these numbers, drawn with this model; `batch_size`:
+        the most at once."""
         self._model, self._draw, self._batch_size = model, draw, batch_size
         self.settings, self.origin, self.labels, self.prompts = dict(settings), origin, labels, prompts
         self.names: Sequence[str] = [f"seed {settings['seed'] + i}" for i in range(n)]
         self.calls = calls_per_image(model, lambda counting: draw(counting, [0]))
-        self.stamp = hashlib.sha256(json.dumps([self.settings, n, labels and list(labels)], default=str).encode()).hexdigest()
+        self.stamp = hashlib.sha256(
+            json.dumps([self.settings, n, labels and list(labels)], default=str).encode()
+        ).hexdigest()
         self._times: list[tuple[float, int]] = []  # seconds of each batch, and its pictures
 
     @property
@@ -82,7 +98,8 @@ class Drawn:
 
     @property
     def seconds(self) -> float:
-        """That drawing takes per picture, text encoders and autoencoder included, as measured so far; NaN before the first.
+        """That drawing takes per picture, text encoders and autoencoder included, as measured so far; NaN
+        before the first.
 
         The first batch, in which a device warms up, counts only where it is the only one.
         """
@@ -104,44 +121,57 @@ class Drawn:
 
 
 def drawn(spec: Mapping[str, Any], classes: Sequence[str] | None = None) -> Drawn:
-    """From {"run": FOLDER, "n": ...}, a model trained here, or {"weights": FILE, "prompts": FILE or list}, a published one.
+    """From {"run": FOLDER, "n": ...}, a model trained here, or {"weights": FILE, "prompts": FILE or list}, a
+    published one.
 
-    The other settings are those of `plain-diffusion samplers --help`. Of a run, classes are drawn in turn, or these `classes`, by name;
-    of prompts, the prompts, as often as n asks for, by default each once. ValueError or OSError in one line for settings that do not
-    fit, before anything is drawn.
+    The other settings are those of `plain-diffusion samplers --help`. Of a run, classes are drawn in turn, or
+    these `classes`, by name; of prompts, the prompts, as often as n asks for, by default each once.
+    ValueError or OSError in one line for settings that do not fit, before anything is drawn.
     """
     values = check_mapping("what is to be drawn", spec)
     if ("run" in values) == ("weights" in values):
-        raise ValueError("say what draws: run, a model trained here, or weights and prompts, a published model")
+        raise ValueError(
+            "say what draws: run, a model trained here, or weights and prompts, a published model"
+        )
     if classes is not None and "run" not in values:
         raise ValueError("a published model draws prompts, and no classes: leave classes out")
     return _of_run(values, classes) if "run" in values else _of_prompts(values)
 
 
 def _of_run(spec: dict[str, Any], classes: Sequence[str] | None) -> Drawn:
-    check_names("setting of what a run draws", spec, [field.name for field in fields(SampleParams) if field.name not in ELSEWHERE])
+    check_names(
+        "setting of what a run draws",
+        spec,
+        [field.name for field in fields(SampleParams) if field.name not in ELSEWHERE],
+    )
     if "n" not in spec:
         raise ValueError("say how many pictures to draw: n: 10000, say")
     params = make_params("", SampleParams, spec)
     model = models.load(params.run, ema=params.ema, trust=params.trust)
     if model.text is not None or getattr(model.network.params, "context_dim", None) is not None:
-        raise ValueError(f"{params.run} is a model that takes prompts: weights: {params.run} and prompts: draw with it")
+        raise ValueError(
+            f"{params.run} is a model that takes prompts: weights: {params.run} and prompts: draw with it"
+        )
     check_same("run", params.run, params.completed(model).sha256, params.sha256)
     model.network.to(find_device(params.device)).eval().requires_grad_(False)
     return drawn_by(model, params, classes)
 
 
 def drawn_by(model: Model, params: SampleParams, classes: Sequence[str] | None = None) -> Drawn:
-    """By a model that takes no prompts, as it is and where it is, without its own folder: while it is trained, say.
+    """By a model that takes no prompts, as it is and where it is, without its own folder: while it is
+    trained, say.
 
-    Of `params` what belongs to files is not looked at, but `run` as what results call it. ValueError for settings that do not fit.
+    Of `params` what belongs to files is not looked at, but `run` as what results call it. ValueError for
+    settings that do not fit.
     """
     params, device = params.completed(model), next(model.network.parameters()).device
     how = usage(model, params.sampler, params.steps, params.grid, params.guidance)
     check_call(str(how.sampler), find_sampler(how.sampler), 3, params.options)
     grid = how.levels(model)
     numbers = labels_in_turn(model, params)
-    names = [str(name) for name in model.spec.get("classes") or range(model.num_classes or 0)]  # as a reference's class folders are called
+    names = [
+        str(name) for name in model.spec.get("classes") or range(model.num_classes or 0)
+    ]  # as a reference's class folders are called
     if classes is not None:
         check_names("class of the model", classes, names)
         numbers = [names.index(name) for name in classes]
@@ -149,15 +179,27 @@ def drawn_by(model: Model, params: SampleParams, classes: Sequence[str] | None =
 
     def draw(model: Model, indices: Sequence[int]) -> Tensor:
         denoiser = steered(model, params.guidance, params.clip, params.guide)
-        condition = NONE if labels is None else Condition(label=torch.tensor([labels[i] for i in indices], device=device))
+        condition = (
+            NONE
+            if labels is None
+            else Condition(label=torch.tensor([labels[i] for i in indices], device=device))
+        )
         seeds = [params.seed + i for i in indices]
         with compiled(model.network, params.compile):
-            run: dict[str, Any] = {"shape": model.shape, "seeds": seeds, "condition": condition, "device": device, **params.options}
+            run: dict[str, Any] = {
+                "shape": model.shape,
+                "seeds": seeds,
+                "condition": condition,
+                "device": device,
+                **params.options,
+            }
             return to_uint8(sample(how.sampler, denoiser, grid, **run))
 
     settings = _settings(params, grid=how.grid, steps=grid.steps, fingerprint=params.sha256["run"])
     called = None if labels is None else [names[label] for label in labels]
-    return Drawn(model, draw, settings, n=params.n, origin=params.run, batch_size=params.batch_size, labels=called)
+    return Drawn(
+        model, draw, settings, n=params.n, origin=params.run, batch_size=params.batch_size, labels=called
+    )
 
 
 def _of_prompts(spec: dict[str, Any]) -> Drawn:
@@ -185,7 +227,15 @@ def _of_prompts(spec: dict[str, Any]) -> Drawn:
 
     sha256 = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     settings = _settings(params, prompts=sha256, fingerprint=params.sha256["weights"])
-    return Drawn(model, draw, settings, n=params.n, origin=", ".join(params.weights), batch_size=params.batch_size, prompts=repeated)
+    return Drawn(
+        model,
+        draw,
+        settings,
+        n=params.n,
+        origin=", ".join(params.weights),
+        batch_size=params.batch_size,
+        prompts=repeated,
+    )
 
 
 def _settings(params: SampleParams | TextToImageParams, **more: Any) -> dict[str, Any]:

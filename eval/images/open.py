@@ -29,25 +29,39 @@ def open_source(
 ) -> Source:
     """A source of pictures: files (`open_pictures`), or what a mapping describes:
 
-        {"run": FOLDER, "n": 270} or {"weights": FILE, "prompts": FILE}           what a model draws, see `drawn`
-        {"name": "digits", "split": "held_out"}                                   a data set; with "exact": True as it is, not in 8 bits
-        {"name": "digits", "split": "train", "n": 270}                            n of its pictures, at random, of the `classes`
+        {"run": FOLDER, "n": 270} or {"weights": FILE, "prompts": FILE}           what a model draws, see
+                                                                                  `drawn`
+        {"name": "digits", "split": "held_out"}                                   a data set; with "exact":
+                                                                                  True as it is, not in 8 bits
+        {"name": "digits", "split": "train", "n": 270}                            n of its pictures, at
+                                                                                  random, of the `classes`
         {"noise": [3, 32, 32], "n": 270}                                          noise of that shape
 
-    prompts  a file of one prompt per picture (`read_prompts`), instead of captions beside the pictures; not for what draws, which is
-             told its own
+    prompts  a file of one prompt per picture (`read_prompts`), instead of captions beside the pictures; not
+             for what draws, which is told its own
     classes  the class of each of the n pictures, by name, in parts: of a data set, each part is chosen anew
     """
     if not isinstance(spec, Mapping):
         return open_pictures(spec, prompts, max_pixels)
     if prompts is not None:
-        raise ValueError("a model is told its prompts as it draws: give them beside its weights, prompts: FILE")
-    origin, flat = ", ".join(str(value) for value in spec.values()), None if classes is None else list(chain(*classes))
+        raise ValueError(
+            "a model is told its prompts as it draws: give them beside its weights, prompts: FILE"
+        )
+    origin, flat = (
+        ", ".join(str(value) for value in spec.values()),
+        None if classes is None else list(chain(*classes)),
+    )
     if "name" in spec:
         return _dataset(spec, classes, origin)
     if "noise" in spec:
-        noise = make_params("noise", _Noise, {"shape": spec["noise"], **{key: value for key, value in spec.items() if key != "noise"}})
-        return TensorPictures.from_signed(initial_noise(range(noise.n), noise.shape), flat, origin=f"noise, {origin}")
+        noise = make_params(
+            "noise",
+            _Noise,
+            {"shape": spec["noise"], **{key: value for key, value in spec.items() if key != "noise"}},
+        )
+        return TensorPictures.from_signed(
+            initial_noise(range(noise.n), noise.shape), flat, origin=f"noise, {origin}"
+        )
     return drawn(spec, flat)
 
 
@@ -62,20 +76,26 @@ class _Noise:
 
 def _dataset(spec: Mapping[str, Any], classes: Sequence[Sequence[str]] | None, origin: str) -> Source:
     """A data set or, where it says n, pictures of it chosen at random: within each part all are different."""
-    data = make("data set", {key: value for key, value in spec.items() if key not in ("n", "exact")}, {"digits": digits})
+    data = make(
+        "data set",
+        {key: value for key, value in spec.items() if key not in ("n", "exact")},
+        {"digits": digits},
+    )
     images, labels = data.images, data.labels
     if "n" in spec:
         if classes is None or labels is None:
             raise ValueError("n of a data set's pictures are chosen by class: classes=reference")
-        chosen = torch.cat([data.of_classes(torch.tensor(list(map(int, part))), seed) for seed, part in enumerate(classes)])
+        chosen = torch.cat(
+            [data.of_classes(torch.tensor(list(map(int, part))), seed) for seed, part in enumerate(classes)]
+        )
         images, labels = images[chosen], labels[chosen]
     kind = Unrounded if spec.get("exact") else TensorPictures.from_signed
     return kind(images, labels, origin=origin)
 
 
 class Unrounded(TensorPictures):
-    """Images in [-1, 1] as they are, on a scale of 0 ... 255 but between its levels: for data that 8 bits do not hold, and for extractors
-    that take pictures so.
+    """Images in [-1, 1] as they are, on a scale of 0 ... 255 but between its levels: for data that 8 bits do
+    not hold, and for extractors that take pictures so.
     """
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, origin: str = "memory") -> None:

@@ -41,8 +41,8 @@ class Subset:
 
 
 def first_of(source: Source, n: int) -> Subset:
-    """The first n pictures or, where there are classes, the first of each class in turn: a folder that is sorted by class would
-    otherwise lose the last ones. ValueError where it has fewer.
+    """The first n pictures or, where there are classes, the first of each class in turn: a folder that is
+    sorted by class would otherwise lose the last ones. ValueError where it has fewer.
     """
     if n > len(source):
         raise ValueError(f"{source.origin} has {len(source)} pictures, fewer than n={n}")
@@ -53,15 +53,19 @@ def first_of(source: Source, n: int) -> Subset:
 
 
 def equal_parts(source: Source, parts: int) -> list[Source]:
-    """The source in so many parts of equal size, in its order. ValueError where its pictures do not divide so."""
+    """The source in so many parts of equal size, in its order. ValueError where its pictures do not divide
+    so."""
     size, left = divmod(len(source), parts)
     if left or not size:
-        raise ValueError(f"{source.origin} has {len(source)} pictures, which do not divide into parts={parts} equal parts")
+        raise ValueError(
+            f"{source.origin} has {len(source)} pictures, which do not divide into parts={parts} equal parts"
+        )
     return [source] if parts == 1 else [Subset(source, range(k * size, (k + 1) * size)) for k in range(parts)]
 
 
 def index_within_class(labels: Sequence[str]) -> list[int]:
-    """Of each picture its number among those of its class: in the order of these numbers, classes come in turn, as from a sampler."""
+    """Of each picture its number among those of its class: in the order of these numbers, classes come in
+    turn, as from a sampler."""
     seen: dict[str, int] = {}
     found = []
     for label in labels:
@@ -76,6 +80,11 @@ def proportional_classes(labels: Sequence[str], n: int) -> list[str]:
     Another proportion would be a distance of its own. ValueError where n is larger than the number of labels.
     """
     if not 1 <= n <= len(labels):
-        raise ValueError(f"n must lie in 1 ... {len(labels)}, the number of pictures of the reference, not {n}")
+        raise ValueError(
+            f"n must lie in 1 ... {len(labels)}, the number of pictures of the reference, not {n}"
+        )
     ordered = sorted(labels, key=class_order)
-    return [ordered[i * len(labels) // n] for i in torch.randperm(n, generator=torch.Generator().manual_seed(0)).tolist()]
+    return [
+        ordered[i * len(labels) // n]
+        for i in torch.randperm(n, generator=torch.Generator().manual_seed(0)).tolist()
+    ]

@@ -14,14 +14,16 @@ SPARE = 4  # candidates besides the nearest by rounded distances
 
 @dataclass(frozen=True)
 class Nearest:
-    """Of each row, the k nearest rows of a reference, from near to far: distance (N, k) in float64, and index (N, k) of them."""
+    """Of each row, the k nearest rows of a reference, from near to far: distance (N, k) in float64, and index
+    (N, k) of them."""
 
     distance: Tensor
     index: Tensor
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|^2, (N, M), of float64 rows (N, D) and (M, D) through one matrix product: to some 1e-15 of |x_i|^2 + |y_j|^2, not below 0.
+    """|x_i - y_j|^2, (N, M), of float64 rows (N, D) and (M, D) through one matrix product: to some 1e-15 of
+    |x_i|^2 + |y_j|^2, not below 0.
 
     So near-equal rows far from 0 have no digit right; `exact_distances` and `nearest` do better.
     """
@@ -29,7 +31,8 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def exact_distances(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_i|, (...), of rows (..., D), through their differences: a row and its copy are at exactly 0."""
+    """|x_i - y_i|, (...), of rows (..., D), through their differences: a row and its copy are at exactly
+    0."""
     return (x - y).square().sum(-1).sqrt()
 
 
@@ -65,4 +68,6 @@ def _join(found: Iterable[Nearest]) -> Nearest:
 
 def _check_count(candidates: int, k: int) -> None:
     if not 1 <= k <= candidates:
-        raise ValueError(f"{k} nearest neighbours need as many candidates, of which there are {max(0, candidates)}")
+        raise ValueError(
+            f"{k} nearest neighbours need as many candidates, of which there are {max(0, candidates)}"
+        )

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 class Figure:
     """A value and the 95 % confidence interval low ... high; NaN at both ends where none is known.
 
-    extra  what a reader may want besides, such as the standard deviation over the splits of an Inception Score
+    extra  what a reader may want besides, such as the standard deviation over the splits of an Inception
+           Score
     """
 
     value: float

@@ -23,7 +23,8 @@ EPS = torch.finfo(torch.float64).eps
 class Reference:
     """Moments that many others are measured against: the root of their covariance is taken once.
 
-    root  lower trapezoidal (D, rank), root root^T = covariance: Cholesky's where the covariance has full rank, else from its eigenvalues
+    root  lower trapezoidal (D, rank), root root^T = covariance: Cholesky's where the covariance has full
+          rank, else from its eigenvalues
         above D * 2.2e-16 of the largest
     """
 
@@ -33,41 +34,67 @@ class Reference:
 
 
 def frechet_distance(a: Moments, b: Moments | Reference) -> float:
-    """|mean_a - mean_b|^2 + tr (C_a + C_b - 2 (C_a C_b)^(1/2)), in squared feature units; 0 for equal moments.
+    """|mean_a - mean_b|^2 + tr (C_a + C_b - 2 (C_a C_b)^(1/2)), in squared feature units; 0 for equal
+    moments.
 
-    tr (C_a C_b)^(1/2) is the sum of the roots of the eigenvalues of R_b^T C_a R_b for any factor C_b = R_b R_b^T. Rounding moves those by
-    2.2e-16 of the largest, and roots of small ones by more: where that could come to 1e-10 of the sum (a rank below D in a direction of
-    the other's, as with N < D), it is instead the sum of the singular values of R_a^T R_b, in which nothing is squared.
+    tr (C_a C_b)^(1/2) is the sum of the roots of the eigenvalues of R_b^T C_a R_b for any factor C_b = R_b
+    R_b^T. Rounding moves those by 2.2e-16 of the largest, and roots of small ones by more: where that could
+    come to 1e-10 of the sum (a rank below D in a direction of the other's, as with N < D), it is instead the
+    sum of the singular values of R_a^T R_b, in which nothing is squared.
 
-    So the error is below 1e-10 of tr C_a + tr C_b for the covariances as float64 holds them. These know a variance to 2.2e-16 of the
-    largest; one below D times that counts as none, in a covariance that lacks full rank by this measure.
+    So the error is below 1e-10 of tr C_a + tr C_b for the covariances as float64 holds them. These know a
+    variance to 2.2e-16 of the largest; one below D times that counts as none, in a covariance that lacks full
+    rank by this measure.
     """
     if len(a.mean) != len(b.mean):
-        raise ValueError(f"features of different width: {len(a.mean)} and {len(b.mean)}: were they made by the same extractor?")
+        raise ValueError(
+            f"features of different width: {len(a.mean)} and {len(b.mean)}: were they made by the same "
+            "extractor?"
+        )
     reference = b if isinstance(b, Reference) else Reference(b)
     covariance = a.covariance.to(reference.mean.device)
     difference = (a.mean.to(reference.mean.device) - reference.mean).square().sum()
-    total = difference + covariance.trace() + reference.covariance.trace() - 2 * _cross(covariance, a.n, reference.root)
+    total = (
+        difference
+        + covariance.trace()
+        + reference.covariance.trace()
+        - 2 * _cross(covariance, a.n, reference.root)
+    )
     return max(0.0, float(total))
 
 
-def frechet_infinity(samples: Tensor | GroupedMoments, reference: Moments | Reference, seed: int = 2020) -> Figure:
-    """What the Frechet distance of ever more samples would tend to (FID-infinity, Chong & Forsyth 2020, section 3.3): its bias is of
-    first order in 1/n, so 15 distances of n = 5,000 ... N samples, evenly spaced, are fitted linearly in 1/n; the intercept.
+def frechet_infinity(
+    samples: Tensor | GroupedMoments, reference: Moments | Reference, seed: int = 2020
+) -> Figure:
+    """What the Frechet distance of ever more samples would tend to (FID-infinity, Chong & Forsyth 2020,
+    section 3.3): its bias is of first order in 1/n, so 15 distances of n = 5,000 ... N samples, evenly
+    spaced, are fitted linearly in 1/n; the intercept.
 
-    samples  features (N, D), of which every point takes a random subset, as the paper does; or moments of at least 3 groups, of which it
-        takes random groups: as many points as there are such subsets, at most 15. Below N = 10,000 the least subset is N / 2.
+    samples  features (N, D), of which every point takes a random subset, as the paper does; or moments of at
+             least 3 groups, of which it
+        takes random groups: as many points as there are such subsets, at most 15. Below N = 10,000 the least
+        subset is N / 2.
 
-    extra holds the slope, the distance of all N, the smallest n and the number of points. The points share samples, so that a regression's
-    interval would mean nothing; none is given. Where n is not well above D, higher orders in 1/n remain in it.
+    extra holds the slope, the distance of all N, the smallest n and the number of points. The points share
+    samples, so that a regression's interval would mean nothing; none is given. Where n is not well above D,
+    higher orders in 1/n remain in it.
     """
     reference = reference if isinstance(reference, Reference) else Reference(reference)
     random = np.random.RandomState(seed)
-    subsets = _random_groups(samples, random) if isinstance(samples, GroupedMoments) else _random_rows(samples, random)
+    subsets = (
+        _random_groups(samples, random)
+        if isinstance(samples, GroupedMoments)
+        else _random_rows(samples, random)
+    )
     distances = [(part.n, frechet_distance(part, reference)) for part in subsets]
     sizes, values = (np.array(column, dtype=np.float64) for column in zip(*distances, strict=True))
     slope, intercept = np.polyfit(1 / sizes, values, 1)
-    extra = {"slope": float(slope), "all": float(values[-1]), "smallest": float(sizes[0]), "points": float(len(sizes))}
+    extra = {
+        "slope": float(slope),
+        "all": float(values[-1]),
+        "smallest": float(sizes[0]),
+        "points": float(len(sizes)),
+    }
     return Figure(float(intercept), extra=extra)
 
 
@@ -90,7 +117,9 @@ def _random_groups(samples: GroupedMoments, random: np.random.RandomState) -> It
 def _counts(parts: int, n: int) -> list[int]:
     """How many of the parts that n samples come in make each point, ascending."""
     if n < 2 * POINTS or parts < 3:
-        raise ValueError(f"an extrapolation needs at least {2 * POINTS} samples, in at least 3 groups, not {n} in {parts}")
+        raise ValueError(
+            f"an extrapolation needs at least {2 * POINTS} samples, in at least 3 groups, not {n} in {parts}"
+        )
     least = math.ceil(min(SMALLEST, n / 2) * parts / n)
     return sorted(set(np.linspace(least, parts, POINTS).astype(int).tolist()))
 
@@ -100,7 +129,10 @@ def _cross(covariance: Tensor, n: int, root: Tensor) -> Tensor:
     if n > root.shape[1] > 0:
         values = torch.linalg.eigvalsh(_product(covariance, root))
         rounding = EPS * values[-1]
-        if values[0] > len(covariance) * rounding and rounding * values.reciprocal().sum().sqrt() < 1e-10 * values.sqrt().sum():
+        if (
+            values[0] > len(covariance) * rounding
+            and rounding * values.reciprocal().sum().sqrt() < 1e-10 * values.sqrt().sum()
+        ):
             return values.sqrt().sum()
     return torch.linalg.svdvals(_root(covariance, n).T @ root).sum()
 
@@ -127,16 +159,21 @@ def _root(covariance: Tensor, n: int) -> Tensor:
 
 
 def _eigenpairs(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and their vectors in columns. Of a covariance of no more than that rank those that are not 0, from its range,
-    which random combinations of its columns span (Halko et al. 2011, section 4.1): so many are few.
+    """Eigenvalues, ascending, and their vectors in columns. Of a covariance of no more than that rank those
+    that are not 0, from its range, which random combinations of its columns span (Halko et al. 2011, section
+    4.1): so many are few.
     """
     dim, width = len(covariance), rank + SPARE
     if 2 * width < dim:
         generator = torch.Generator(covariance.device).manual_seed(0)
-        mixed = covariance @ torch.randn(dim, width, generator=generator, dtype=covariance.dtype, device=covariance.device)
+        mixed = covariance @ torch.randn(
+            dim, width, generator=generator, dtype=covariance.dtype, device=covariance.device
+        )
         basis = torch.linalg.qr(mixed).Q
         inner = basis.T @ covariance @ basis
-        if covariance.trace() - inner.trace() <= dim * EPS * covariance.trace():  # nothing of it lies outside: the rank was true
+        if (
+            covariance.trace() - inner.trace() <= dim * EPS * covariance.trace()
+        ):  # nothing of it lies outside: the rank was true
             values, vectors = torch.linalg.eigh(inner)
             return values, basis @ vectors
     return torch.linalg.eigh(covariance)

@@ -1,4 +1,5 @@
-"""The standard error of any statistic of samples in groups, by leaving out each group in turn (Tukey 1958)."""
+"""The standard error of any statistic of samples in groups, by leaving out each group in turn (Tukey
+1958)."""
 
 from __future__ import annotations
 
@@ -10,11 +11,13 @@ from eval.metrics.figure import Figure
 
 
 def jackknife(statistic: Callable[[int | None], float], groups: int) -> Figure:
-    """The statistic of everything, statistic(None), with a 95 % interval from statistic(g) of everything but group g, g = 0 ... groups - 1.
+    """The statistic of everything, statistic(None), with a 95 % interval from statistic(g) of everything but
+    group g, g = 0 ... groups - 1.
 
-    error^2 = (G - 1) / G sum_g (statistic(g) - mean)^2, and the interval is value +- t error by Student's t with G - 1 degrees of freedom.
-    Groups should be of equal sizes, to one sample. extra: the error, and the bias (G - 1) (mean - value), exact where it falls as 1/N;
-    it is stated and not taken away, so that the interval is one of statistics at this N.
+    error^2 = (G - 1) / G sum_g (statistic(g) - mean)^2, and the interval is value +- t error by Student's t
+    with G - 1 degrees of freedom. Groups should be of equal sizes, to one sample. extra: the error, and the
+    bias (G - 1) (mean - value), exact where it falls as 1/N; it is stated and not taken away, so that the
+    interval is one of statistics at this N.
     """
     if groups < 2:
         raise ValueError(f"a jackknife needs at least 2 groups, not {groups}")
@@ -26,7 +29,8 @@ def jackknife(statistic: Callable[[int | None], float], groups: int) -> Figure:
 
 
 def mean_of(figures: Sequence[Figure]) -> Figure:
-    """The mean of figures of equal parts of the samples, or of as many seeds, with Student's 95 % interval; a single one as it is.
+    """The mean of figures of equal parts of the samples, or of as many seeds, with Student's 95 % interval; a
+    single one as it is.
 
     extra: the means of theirs, `std`, the standard deviation over the parts, and `parts`, how many they are.
     """
@@ -40,9 +44,12 @@ def mean_of(figures: Sequence[Figure]) -> Figure:
 
 
 def student_quantile(p: float, freedom: int) -> float:
-    """t that Student's distribution with `freedom` >= 1 degrees of freedom stays below with probability p, 0.5 <= p < 1, to 1e-10 of it."""
+    """t that Student's distribution with `freedom` >= 1 degrees of freedom stays below with probability p,
+    0.5 <= p < 1, to 1e-10 of it."""
     if not 0.5 <= p < 1 or freedom < 1:
-        raise ValueError(f"a quantile of Student's t needs 0.5 <= p < 1 and freedom >= 1, not {p} and {freedom}")
+        raise ValueError(
+            f"a quantile of Student's t needs 0.5 <= p < 1 and freedom >= 1, not {p} and {freedom}"
+        )
     low, high = 0.0, math.pi / 2
     while (middle := (low + high) / 2) not in (low, high):
         low, high = (middle, high) if _within(middle, freedom) < 2 * p - 1 else (low, middle)

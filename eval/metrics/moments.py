@@ -1,4 +1,5 @@
-"""Streaming mean and covariance of features, in float64 and centred, mergeable; and the same by groups of samples, bitwise reproducible."""
+"""Streaming mean and covariance of features, in float64 and centred, mergeable; and the same by groups of
+samples, bitwise reproducible."""
 
 from __future__ import annotations
 
@@ -11,10 +12,12 @@ MANY = 2**20 + 1  # more than features are wide; and to multiply and divide by t
 
 
 class Moments:
-    """n, mean and covariance of everything given to `update`; `merge` adds another's, `without` takes it away (Chan et al. 1979).
+    """n, mean and covariance of everything given to `update`; `merge` adds another's, `without` takes it away
+    (Chan et al. 1979).
 
-    Centred sums keep full precision where E[x^2] - E[x]^2 loses it (features around 10 +- 0.01, say). a.merge(b) and b.merge(a) end
-    bitwise equal. Sums live on the device of the first CUDA features, else on the CPU.
+    Centred sums keep full precision where E[x^2] - E[x]^2 loses it (features around 10 +- 0.01, say).
+    a.merge(b) and b.merge(a) end bitwise equal. Sums live on the device of the first CUDA features, else on
+    the CPU.
     """
 
     def __init__(self, dim: int) -> None:
@@ -39,13 +42,15 @@ class Moments:
 
     @classmethod
     def exactly(cls, mean: Tensor, covariance: Tensor) -> Moments:
-        """Of a distribution with this mean (D,) and covariance (D, D), or of samples of which nobody said how many: n is MANY."""
+        """Of a distribution with this mean (D,) and covariance (D, D), or of samples of which nobody said how
+        many: n is MANY."""
         moments = cls(len(mean))
         moments.n, moments.mean, moments._scatter = MANY, mean.double(), covariance.double() * (MANY - 1)
         return moments
 
     def state_dict(self) -> dict[str, Tensor]:
-        """n (), mean (D,) and scatter (D, D), the centred sum of outer products: the covariance times n - 1."""
+        """n (), mean (D,) and scatter (D, D), the centred sum of outer products: the covariance times n -
+        1."""
         return {"n": torch.tensor(self.n), "mean": self.mean.clone(), "scatter": self._scatter.clone()}
 
     def update(self, features: Tensor) -> None:
@@ -63,7 +68,8 @@ class Moments:
             self._add(other.n, other.mean, other._scatter)
 
     def without(self, other: Moments) -> Moments:
-        """The moments of the rest, where `other` has seen a part of what this has: to about 1e-15 of this covariance."""
+        """The moments of the rest, where `other` has seen a part of what this has: to about 1e-15 of this
+        covariance."""
         n = self.n - other.n
         if n < 0:
             raise ValueError(f"moments of {other.n} samples cannot be a part of {self.n}")
@@ -86,13 +92,16 @@ class Moments:
     def _add(self, n: int, mean: Tensor, scatter: Tensor) -> None:
         device = mean.device if mean.is_cuda else self.mean.device
         if not self.n:  # zeros, which need not travel
-            self.mean, self._scatter = (torch.zeros_like(each, device=device) for each in (self.mean, self._scatter))
+            self.mean, self._scatter = (
+                torch.zeros_like(each, device=device) for each in (self.mean, self._scatter)
+            )
         self.mean, self._scatter = self.mean.to(device), self._scatter.to(device)
         mean, scatter = mean.to(device), scatter.to(device)
         total, delta = self.n + n, mean - self.mean
         between = delta * (self.n * n / total) ** 0.5
         self._scatter.add_(scatter).addr_(between, between)
-        # (n_a mean_a + n_b mean_b) / n, written so that neither side is preferred and that equal means stay as they are.
+        # (n_a mean_a + n_b mean_b) / n, written so that neither side is preferred and that equal means stay
+        # as they are.
         self.mean = (self.mean + mean) / 2 + delta * ((n - self.n) / total / 2)
         self.n = total
 
@@ -100,10 +109,11 @@ class Moments:
 class GroupedMoments:
     """Moments of samples in groups, sample i in group i % groups, for estimates that leave a group out.
 
-    A group takes in its samples in the order of their indices, in blocks of exactly `block`, and `whole` merges groups in order. So the
-    result is bitwise the same however samples came in batches, whether or not it was saved and resumed on the way, and however groups
-    were shared among processes (each group wholly with one) that merge in the end; given the same device and number of threads. Memory
-    does not grow with samples: groups * (D + block) * D numbers.
+    A group takes in its samples in the order of their indices, in blocks of exactly `block`, and `whole`
+    merges groups in order. So the result is bitwise the same however samples came in batches, whether or not
+    it was saved and resumed on the way, and however groups were shared among processes (each group wholly
+    with one) that merge in the end; given the same device and number of threads. Memory does not grow with
+    samples: groups * (D + block) * D numbers.
     """
 
     def __init__(self, dim: int, groups: int = 17, block: int = 256) -> None:
@@ -126,7 +136,8 @@ class GroupedMoments:
         return grouped
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Plain tensors for saving and sending: of the K groups that have samples, their moments and the rows that await a full block."""
+        """Plain tensors for saving and sending: of the K groups that have samples, their moments and the rows
+        that await a full block."""
         found = [g for g, group in enumerate(self._groups) if group.n]
         groups = [self._groups[g] for g in found]
         empty = torch.zeros(0, self.dim, dtype=torch.float64)
@@ -140,7 +151,9 @@ class GroupedMoments:
             if groups
             else empty[:, :, None].expand(0, self.dim, self.dim),
             "pending": torch.cat([empty, *(rows.cpu() for group in groups for rows in group.pending)]),
-            "pending_rows": torch.tensor([sum(map(len, group.pending)) for group in groups], dtype=torch.long),
+            "pending_rows": torch.tensor(
+                [sum(map(len, group.pending)) for group in groups], dtype=torch.long
+            ),
         }
 
     @property
@@ -149,14 +162,19 @@ class GroupedMoments:
         return sum(group.n for group in self._groups)
 
     def update(self, indices: Tensor, features: Tensor) -> None:
-        """Take in features (N, D) of the samples `indices` (N,), integers from 0, each once and ascending within a group over all calls.
+        """Take in features (N, D) of the samples `indices` (N,), integers from 0, each once and ascending
+        within a group over all calls.
 
         Raises ValueError on others, on another width and on NaN or infinity, and has then taken in nothing.
         """
         x, indices = checked(features, self.dim), indices.cpu()
         if indices.shape != x.shape[:1]:
-            raise ValueError(f"{tuple(indices.shape)} indices for {len(x)} feature vectors: one each is needed")
-        members = {g: (indices % self.groups == g).nonzero()[:, 0] for g in (indices % self.groups).unique().tolist()}
+            raise ValueError(
+                f"{tuple(indices.shape)} indices for {len(x)} feature vectors: one each is needed"
+            )
+        members = {
+            g: (indices % self.groups == g).nonzero()[:, 0] for g in (indices % self.groups).unique().tolist()
+        }
         for g, rows in members.items():
             self._groups[g].check(indices[rows])
         self._whole = None
@@ -164,8 +182,9 @@ class GroupedMoments:
             self._groups[g].add(x[rows.to(x.device, non_blocking=True)], int(indices[rows[-1]]), self.block)
 
     def merge(self, other: GroupedMoments) -> None:
-        """Take in all that `other` has seen, which must be other samples. Groups that only one of the two has seen stay bitwise as they
-        are. A group that both have seen closes its last block on either side, and goes on after the higher of the two last indices.
+        """Take in all that `other` has seen, which must be other samples. Groups that only one of the two has
+        seen stay bitwise as they are. A group that both have seen closes its last block on either side, and
+        goes on after the higher of the two last indices.
         """
         if (self.dim, self.groups, self.block) != (other.dim, other.groups, other.block):
             ours, theirs = ((m.dim, m.groups, m.block) for m in (self, other))
@@ -210,7 +229,10 @@ class _Group:
         wrong = (indices <= before).nonzero()[:, 0].tolist()
         if wrong:
             late, last = int(indices[wrong[0]]), int(before[wrong[0]])
-            raise ValueError(f"sample {late} came after sample {last} of its group: each must come once, in ascending order")
+            raise ValueError(
+                f"sample {late} came after sample {last} of its group: each must come once, in ascending "
+                "order"
+            )
 
     def add(self, rows: Tensor, last: int, block: int) -> None:
         self.pending = [*(earlier.to(rows.device) for earlier in self.pending), rows]
@@ -220,7 +242,9 @@ class _Group:
             if len(rest) == block:
                 full, rest = [*full, rest], rest[:0]
             for rows in full:
-                self.moments.update(rows.clone())  # a fresh tensor, so that the alignment of its memory is always the same
+                self.moments.update(
+                    rows.clone()
+                )  # a fresh tensor, so that the alignment of its memory is always the same
             self.pending = [rest.clone()] if len(rest) else []
 
     def closed(self) -> Moments:
@@ -244,7 +268,8 @@ class _Group:
 
 
 def checked(features: Tensor, dim: int) -> Tensor:
-    """features (N, dim) in float64, on their device where that is CUDA, else on the CPU; ValueError at another width, NaN or infinity."""
+    """features (N, dim) in float64, on their device where that is CUDA, else on the CPU; ValueError at
+    another width, NaN or infinity."""
     if features.ndim != 2 or features.shape[1] != dim:
         raise ValueError(f"features must have shape (N, {dim}), not {tuple(features.shape)}")
     x = features.detach().to(features.device if features.is_cuda else "cpu", torch.float64)

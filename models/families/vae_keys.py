@@ -1,4 +1,5 @@
-"""The KL autoencoder as latent diffusion's own files have it ("ldm"), as diffusers has it, and as diffusers had it before 0.18."""
+"""The KL autoencoder as latent diffusion's own files have it ("ldm"), as diffusers has it, and as diffusers
+had it before 0.18."""
 
 from __future__ import annotations
 
@@ -42,12 +43,17 @@ DIFFUSERS = {
 LEGACY = {**DIFFUSERS, r"\.to_\[q,k,v\]\.": ".[query,key,value].", r"\.to_out\.0\.": ".proj_attn."}
 
 SETTINGS: Settings = {"act_fn": ("silu", "swish"), "mid_block_add_attention": (True,)}
-LATENT_STATISTICS = ("edm_mean", "edm_std")  # tensors of Playground's file, per channel: parameters of its autoencoder
+LATENT_STATISTICS = (
+    "edm_mean",
+    "edm_std",
+)  # tensors of Playground's file, per channel: parameters of its autoencoder
 
 
 def ldm(params: VAEParams) -> Layout:
     """Levels count from the finest, also on the way up."""
-    return Layout("ldm", LDM, LDM_FORMS, lambda name: by_level(name, params.blocks, len(params.channel_mult) - 1))
+    return Layout(
+        "ldm", LDM, LDM_FORMS, lambda name: by_level(name, params.blocks, len(params.channel_mult) - 1)
+    )
 
 
 def diffusers(params: VAEParams, rules: Mapping[str, str] = DIFFUSERS) -> Layout:
@@ -56,7 +62,8 @@ def diffusers(params: VAEParams, rules: Mapping[str, str] = DIFFUSERS) -> Layout
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[VAEParams, Layout] | None:
-    """Parameters (but for the scale of the latents, which no tensor tells) and layout of an autoencoder; None where it is none.
+    """Parameters (but for the scale of the latents, which no tensor tells) and layout of an autoencoder; None
+    where it is none.
 
     hints  what a config.json beside the tensors says: norm_num_groups
     """
@@ -76,7 +83,8 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[VAEParams, Layo
         latent_channels=at["decoder.conv_in.weight"][1],
         channels=channels,
         channel_mult=tuple(
-            at[f"encoder.down.{i}.0.conv1.weight"][0] // channels for i in range(at.count("encoder.down.{}.0.conv1.weight"))
+            at[f"encoder.down.{i}.0.conv1.weight"][0] // channels
+            for i in range(at.count("encoder.down.{}.0.conv1.weight"))
         ),
         blocks=at.count("encoder.down.0.{}.conv1.weight"),
         groups=hints.get("norm_num_groups") or 32,

@@ -9,14 +9,27 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange)  # what layers make tensors with
+FACTORIES = (
+    torch.empty,
+    torch.zeros,
+    torch.ones,
+    torch.full,
+    torch.rand,
+    torch.randn,
+    torch.arange,
+)  # what layers make tensors with
 
 
 class Blank(TorchFunctionMode):
-    """No parameter is initialised within it: on the meta device it is only time, and the first draw there imports sympy for two seconds."""
+    """No parameter is initialised within it: on the meta device it is only time, and the first draw there
+    imports sympy for two seconds."""
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if getattr(function, "__module__", None) == "torch.nn.init":
             return None
@@ -24,7 +37,8 @@ class Blank(TorchFunctionMode):
 
 
 class BlankWithin(Blank):
-    """The same, for networks whose weights are those of a file: ValueError as soon as they take far more tensors or numbers than it has.
+    """The same, for networks whose weights are those of a file: ValueError as soon as they take far more
+    tensors or numbers than it has.
 
     shapes  of the tensors in the file
     """
@@ -36,7 +50,11 @@ class BlankWithin(Blank):
         self.tensors, self.numbers = len(sizes) + 100, 2 * sum(sizes) + 1_000_000
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         made = super().__torch_function__(function, types, args, kwargs)
         if function in FACTORIES:

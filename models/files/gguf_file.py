@@ -1,4 +1,5 @@
-"""GGUF, the files of GGML: plain tensors, and matrices packed in blocks. Their headers are read by GGML's own package."""
+"""GGUF, the files of GGML: plain tensors, and matrices packed in blocks. Their headers are read by GGML's own
+package."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from models.layers.packed import BLOCKS, CHUNK, unpack_blocks
 from plain_diffusion.extras import extra
 
 MAX_READS = 2**19  # numbers and texts in a header: T5's vocabulary is 130,000 of them, which takes a second
-ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of tensors that their converter reshaped, so that their rows divide into blocks
+# of tensors that their converter reshaped, so that their rows divide into blocks
+ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,23 +58,32 @@ class _Entry:
 
 
 def open_gguf(path: Path) -> TensorFile:
-    """Look into a GGUF file. Metadata are texts, what is no text in them in JSON. ValueError where it is damaged or of no kind known."""
+    """Look into a GGUF file. Metadata are texts, what is no text in them in JSON. ValueError where it is
+    damaged or of no kind known."""
     with open(path, "rb") as file:
         if (magic := file.read(4)) != b"GGUF":
             raise ValueError(f"{path} is no GGUF file: it begins with {magic!r}")
     reader = _reader()
     try:
         header = reader(path)
-        metadata = {name: field.contents() for name, field in header.fields.items() if not name.startswith("GGUF.")}
+        metadata = {
+            name: field.contents() for name, field in header.fields.items() if not name.startswith("GGUF.")
+        }
     except Exception as error:  # a damaged file may provoke any
         raise ValueError(f"{path} cannot be read: {first_line(error)}") from None
     if (pieces := metadata.get("split.count", 1)) != 1:
-        raise ValueError(f"{path} is one of {brief(pieces)} pieces: make one file of them, with llama-gguf-split --merge")
+        raise ValueError(
+            f"{path} is one of {brief(pieces)} pieces: make one file of them, with llama-gguf-split --merge"
+        )
     entries = [_checked(path, *described) for described in header.described]
     _check_places(path, entries)
     pages = cache(partial(map_file, path, path.stat().st_size))
     tensors = {entry.key: _stored(path, entry, pages, metadata) for entry in entries}
-    return TensorFile(path, tensors, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
+    return TensorFile(
+        path,
+        tensors,
+        {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()},
+    )
 
 
 @cache
@@ -96,10 +107,14 @@ def _reader() -> type[Any]:
             return np.frombuffer(self.data, dtype, int(count), int(offset))
 
         def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
-            """In place of the tensors, what the header says of each: key, shape (there the fastest dimension first), type, first byte."""
+            """In place of the tensors, what the header says of each: key, shape (there the fastest dimension
+            first), type, first byte."""
             found = [(field.name, *(part.tolist() for part in field.parts[3:])) for field in fields]
             begin = int(start_offs)
-            self.described = [(key, tuple(dims[::-1]), kinds.get(kind, str(kind)), begin + at) for key, dims, [kind], [at] in found]
+            self.described = [
+                (key, tuple(dims[::-1]), kinds.get(kind, str(kind)), begin + at)
+                for key, dims, [kind], [at] in found
+            ]
 
     return Header
 
@@ -107,11 +122,17 @@ def _reader() -> type[Any]:
 def _checked(path: Path, key: str, shape: tuple[int, ...], kind: str, start: int) -> _Entry:
     check_name(path, key)
     if len(shape) > 8 or not all(n < MAX_SIZE for n in (*shape, start)):
-        raise ValueError(f"{path} is damaged: {key} has no possible shape {brief(list(shape))} or place {start:,}")
+        raise ValueError(
+            f"{path} is damaged: {key} has no possible shape {brief(list(shape))} or place {start:,}"
+        )
     if kind not in DTYPES and kind not in BLOCKS:
-        raise ValueError(f"{path} cannot be read: {key} has the type {kind}; take a file of one of {', '.join(BLOCKS)}")
+        raise ValueError(
+            f"{path} cannot be read: {key} has the type {kind}; take a file of one of {', '.join(BLOCKS)}"
+        )
     if kind in BLOCKS and (not shape or shape[-1] % BLOCKS[kind].values):
-        raise ValueError(f"{path} is damaged: {key}, {kind} of shape {list(shape)}, does not divide into blocks")
+        raise ValueError(
+            f"{path} is damaged: {key}, {kind} of shape {list(shape)}, does not divide into blocks"
+        )
     return _Entry(key, shape, kind, start)
 
 
@@ -122,13 +143,17 @@ def _check_places(path: Path, entries: list[_Entry]) -> None:
     size = path.stat().st_size
     for entry in entries:
         if (end := entry.start + entry.size) > size:
-            raise ValueError(f"{path} is damaged: {entry.key} ends at byte {end:,}, the file at {size:,}; get it again")
+            raise ValueError(
+                f"{path} is damaged: {entry.key} ends at byte {end:,}, the file at {size:,}; get it again"
+            )
     for one, other in pairwise(sorted(entries, key=lambda entry: (entry.start, entry.size))):
         if one.start + one.size > other.start:
             raise ValueError(f"{path} is damaged: {other.key} overlaps {one.key}")
 
 
-def _stored(path: Path, entry: _Entry, pages: Callable[[], UntypedStorage], metadata: Mapping[str, Any]) -> Stored:
+def _stored(
+    path: Path, entry: _Entry, pages: Callable[[], UntypedStorage], metadata: Mapping[str, Any]
+) -> Stored:
     shape, keys = _original_shape(path, entry, metadata), (entry.key,)
     if entry.kind in DTYPES:
         return Region(path, keys, shape, DTYPES[entry.kind], entry.start, pages)
@@ -141,6 +166,12 @@ def _stored(path: Path, entry: _Entry, pages: Callable[[], UntypedStorage], meta
 
 def _original_shape(path: Path, entry: _Entry, metadata: Mapping[str, Any]) -> tuple[int, ...]:
     shape = metadata.get(ORIGINAL_SHAPE + entry.key, list(entry.shape))
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) != math.prod(entry.shape):
-        raise ValueError(f"{path} is damaged: {entry.key} of shape {list(entry.shape)} cannot have been {brief(shape)}")
+    if (
+        not isinstance(shape, list)
+        or not all(type(n) is int and n >= 0 for n in shape)
+        or math.prod(shape) != math.prod(entry.shape)
+    ):
+        raise ValueError(
+            f"{path} is damaged: {entry.key} of shape {list(entry.shape)} cannot have been {brief(shape)}"
+        )
     return tuple(shape)

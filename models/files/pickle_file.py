@@ -23,10 +23,12 @@ WRAPPERS = ("state_dict", "model", "module")  # what pickles of trainers hold th
 
 
 class _Callback:
-    """Stands for a class of the trainer that early SD files name beside their weights, and that nobody needs."""
+    """Stands for a class of the trainer that early SD files name beside their weights, and that nobody
+    needs."""
 
 
-# What Stable Diffusion's own .ckpt files hold beside plain tensors: their trainer's callbacks, with NumPy scalars for losses.
+# What Stable Diffusion's own .ckpt files hold beside plain tensors: their trainer's callbacks, with NumPy
+# scalars for losses.
 _HARMLESS_CLASSES: list[Any] = [
     (_Callback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
     (_Callback, "pytorch_lightning.callbacks.early_stopping.EarlyStopping"),
@@ -40,14 +42,32 @@ def open_pickle(path: Path) -> TensorFile:
     try:
         if zipped := _is_zip(path):
             _check_zip(path)
-        with torch.serialization.safe_globals(_HARMLESS_CLASSES), warnings.catch_warnings(), open(path, "rb") as file:
+        with (
+            torch.serialization.safe_globals(_HARMLESS_CLASSES),
+            warnings.catch_warnings(),
+            open(path, "rb") as file,
+        ):
             warnings.simplefilter("ignore")  # what torch says of its own past
-            misnamed = path.suffix == ".safetensors"  # which torch would take for what it is; without its name it is read, not mapped
-            content = torch.load(file if misnamed else path, map_location="cpu", weights_only=True, mmap=zipped and not misnamed)
+            misnamed = (
+                path.suffix == ".safetensors"
+            )  # which torch would take for what it is; without its name it is read, not mapped
+            content = torch.load(
+                file if misnamed else path,
+                map_location="cpu",
+                weights_only=True,
+                mmap=zipped and not misnamed,
+            )
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it asks for {asked[1]}" if asked else first_line(str(error).split("WeightsUnpickler error: ")[-1])
-        raise ValueError(f"{path} is no plain file of weights, and nothing in it was run ({reason}); use its safetensors version") from None
+        reason = (
+            f"it asks for {asked[1]}"
+            if asked
+            else first_line(str(error).split("WeightsUnpickler error: ")[-1])
+        )
+        raise ValueError(
+            f"{path} is no plain file of weights, and nothing in it was run ({reason}); use its safetensors "
+            "version"
+        ) from None
     except Exception as error:  # a damaged pickle may provoke any
         raise ValueError(f"{path} is damaged or no file of weights ({first_line(error)})") from None
     if not isinstance(content, Mapping):
@@ -55,14 +75,20 @@ def open_pickle(path: Path) -> TensorFile:
     state = next((content[key] for key in WRAPPERS if isinstance(content.get(key), (Mapping, list))), content)
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__} under state_dict, not tensors by name")
-    found = list(islice(((key, value) for key, value in _flat(state) if isinstance(value, Tensor)), MAX_TENSORS + 1))
+    found = list(
+        islice(((key, value) for key, value in _flat(state) if isinstance(value, Tensor)), MAX_TENSORS + 1)
+    )
     if len(found) > MAX_TENSORS:
         raise ValueError(f"{path} holds no model: no known one has more than {MAX_TENSORS:,} tensors")
     for key, value in found:
         _check_unpickled(path, key, value)
     tensors = {key: Held.of(path, key, value) for key, value in found}
     kinds = (int, float, np.integer, np.floating)
-    numbers = {key: float(n) for key, n in content.items() if isinstance(key, str) and isinstance(n, kinds) and abs(n) < 2**63}
+    numbers = {
+        key: float(n)
+        for key, n in content.items()
+        if isinstance(key, str) and isinstance(n, kinds) and abs(n) < 2**63
+    }
     return TensorFile(path, tensors, numbers=numbers)
 
 
@@ -76,12 +102,15 @@ def _flat(state: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def _check_unpickled(path: Path, key: Any, value: Tensor) -> None:
-    """ValueError unless this is a tensor as a file has it: one that repeats few bytes would fill the memory when it is copied."""
+    """ValueError unless this is a tensor as a file has it: one that repeats few bytes would fill the memory
+    when it is copied."""
     check_name(path, key)
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
         raise ValueError(f"{path} holds {key}, which is no plain tensor")
     if value.nbytes > value.untyped_storage().nbytes():
-        raise ValueError(f"{path} is damaged: {key} of shape {list(value.shape)} has more values than are stored")
+        raise ValueError(
+            f"{path} is damaged: {key} of shape {list(value.shape)} has more values than are stored"
+        )
 
 
 def _is_zip(path: Path) -> bool:

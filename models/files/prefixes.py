@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from models.files.stored import Stored, TensorFile
 
-# Parts of names that torch.compile, DistributedDataParallel, DataParallel, FSDP, checkpointing and Lightning add, at any depth.
+# Parts of names that torch.compile, DistributedDataParallel, DataParallel, FSDP, checkpointing and Lightning
+# add, at any depth.
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 
 
@@ -17,7 +18,9 @@ def unwrapped(file: TensorFile) -> TensorFile:
     for key, stored in file.tensors.items():
         name = ".".join(part for part in key.split(".") if part not in WRAPPERS)
         if name in found:
-            raise ValueError(f"{file.path} holds {found[name].key} and {key}, the same weights twice: keep one of them")
+            raise ValueError(
+                f"{file.path} holds {found[name].key} and {key}, the same weights twice: keep one of them"
+            )
         found[name] = stored
     return replace(file, tensors=found)
 
@@ -25,6 +28,8 @@ def unwrapped(file: TensorFile) -> TensorFile:
 def shared_prefix(keys: Iterable[str]) -> str:
     """The longest dotted prefix of all names, such as "model.diffusion_model."; "" if there is none."""
     keys = list(keys)
-    parts = [key.split(".")[:-1] for key in (min(keys, default=""), max(keys, default=""))]  # the others lie between these
+    parts = [
+        key.split(".")[:-1] for key in (min(keys, default=""), max(keys, default=""))
+    ]  # the others lie between these
     count = next((i for i, (a, b) in enumerate(zip(*parts, strict=False)) if a != b), min(map(len, parts)))
     return "".join(f"{part}." for part in parts[0][:count])

@@ -42,11 +42,11 @@ class _Scaled(Stored):
 
 
 def join_scales(file: TensorFile) -> TensorFile:
-    """The file with each X.weight multiplied by its X.scale_weight or X.weight_scale, if any; matrices of 8-bit floats without one get the
-    scale 1. What else belongs to 8-bit weights is ignored.
+    """The file with each X.weight multiplied by its X.scale_weight or X.weight_scale, if any; matrices of
+    8-bit floats without one get the scale 1. What else belongs to 8-bit weights is ignored.
 
-    A scale is one number, or one for each row: of shape (), (1,), (rows,) or (rows, 1). ValueError if one has another shape, no weight, or
-    is anything but a finite number above zero.
+    A scale is one number, or one for each row: of shape (), (1,), (rows,) or (rows, 1). ValueError if one has
+    another shape, no weight, or is anything but a finite number above zero.
     """
     tensors, ignored, scales = dict(file.tensors), dict(file.ignored), dict[str, Stored]()
     for key in file.tensors:
@@ -81,10 +81,16 @@ def _read_scale(stored: Stored, weight: Stored) -> Tensor:
     """() or (rows, 1) in float32."""
     path = stored.path
     if not stored.dtype.is_floating_point or not weight.dtype.is_floating_point:
-        raise ValueError(f"{path} cannot be read: {stored.key} is {stored.dtype} and scales {weight.dtype}; only floats are known to be")
+        raise ValueError(
+            f"{path} cannot be read: {stored.key} is {stored.dtype} and scales {weight.dtype}; only floats "
+            "are known to be"
+        )
     rows = weight.shape[0] if weight.shape else 1
     if stored.shape not in ((), (1,), (rows,), (rows, 1)):
-        raise ValueError(f"{path} is damaged: {stored.key} is {stored.shape}, where a scale of {weight.key} is () or ({rows}, 1)")
+        raise ValueError(
+            f"{path} is damaged: {stored.key} is {stored.shape}, where a scale of {weight.key} is () or "
+            f"({rows}, 1)"
+        )
     scale = torch.empty(stored.shape)
     stored.read_into(scale)
     if not bool((scale.isfinite() & (scale > 0)).all()):

@@ -1,6 +1,8 @@
-"""The tensors of files, whatever the format: regions of a file that are memory-mapped on request, and tensors held in memory.
+"""The tensors of files, whatever the format: regions of a file that are memory-mapped on request, and tensors
+held in memory.
 
-Whatever is wrong with a file is one ValueError that names the file and the key, before memory is taken for it.
+Whatever is wrong with a file is one ValueError that names the file and the key, before memory is taken for
+it.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class Stored(ABC):
 
     keys     the keys of the file that it is made of, its own name first: an 8-bit weight has its scale's too
     packing  None, or how a matrix is packed ("fp8", or a name in packed.BLOCKS); its values are then float32
-    raw      the bytes or 8-bit floats of a packed matrix as they lie in the file: (rows, bytes or floats of a row)
+    raw      the bytes or 8-bit floats of a packed matrix as they lie in the file: (rows, bytes or floats of a
+             row)
     scale    of 8-bit floats, () or (rows, 1) in float32
     """
 
@@ -66,13 +69,15 @@ class Stored(ABC):
 
     @abstractmethod
     def chunks(self, of: int = 1) -> Iterator[Tensor]:
-        """Its values in order, flat, in chunks that are valid until the next one: nothing of a safetensors file stays in memory.
+        """Its values in order, flat, in chunks that are valid until the next one: nothing of a safetensors
+        file stays in memory.
 
         of  values that must stay together: each chunk has a multiple of so many
         """
 
     def mapped(self) -> Tensor:
-        """The tensor in the file's memory-mapped pages if it can be viewed there, else in new memory; either may be written to."""
+        """The tensor in the file's memory-mapped pages if it can be viewed there, else in new memory; either
+        may be written to."""
         out = torch.empty(self.shape, dtype=self.dtype)
         self.read_into(out)
         return out
@@ -89,9 +94,11 @@ class Stored(ABC):
                 raise self._too_large(part.dtype) if is_finite(chunk) else self._damaged()
 
     def take(self, dtype: torch.dtype) -> Tensor:
-        """The tensor in that dtype: `mapped`, or in new memory if it is converted. ValueError if it is not finite.
+        """The tensor in that dtype: `mapped`, or in new memory if it is converted. ValueError if it is not
+        finite.
 
-        Only the ends of mapped pages are checked, so that opening a file does not read all of it: `Model.check_finite` does.
+        Only the ends of mapped pages are checked, so that opening a file does not read all of it:
+        `Model.check_finite` does.
         """
         if self.dtype != dtype:
             value = torch.empty(self.shape, dtype=dtype)
@@ -114,7 +121,9 @@ class Stored(ABC):
         return ValueError(f"{self.path} is damaged: {self.key} holds values that are not finite")
 
     def _too_large(self, dtype: torch.dtype) -> ValueError:
-        return ValueError(f"{self.path} holds values in {self.key} that are too large for {dtype}: choose another dtype")
+        return ValueError(
+            f"{self.path} holds values in {self.key} that are too large for {dtype}: choose another dtype"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,9 +167,13 @@ class Held(Stored):
 def map_file(path: Path, size: int) -> torch.UntypedStorage:
     """A file's memory-mapped pages. Not shared: what is written to them stays out of the file."""
     try:
-        return cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(path), False, size))  # torch annotates any kind of storage
+        return cast(
+            torch.UntypedStorage, torch.UntypedStorage.from_file(str(path), False, size)
+        )  # torch annotates any kind of storage
     except RuntimeError as error:
-        raise ValueError(f"{path} cannot be mapped ({first_line(error)}): has it changed since it was looked into?") from None
+        raise ValueError(
+            f"{path} cannot be mapped ({first_line(error)}): has it changed since it was looked into?"
+        ) from None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,5 @@
-"""Reads the structure of networks off the names and shapes of tensors, and what a config.json says that no tensor shows."""
+"""Reads the structure of networks off the names and shapes of tensors, and what a config.json says that no
+tensor shows."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ Settings = Mapping[str, tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class ByOurNames:
-    """The shapes of a file's tensors by our names for them, where the layout needs no parameters for these. KeyError has the file's key."""
+    """The shapes of a file's tensors by our names for them, where the layout needs no parameters for these.
+    KeyError has the file's key."""
 
     shapes: Shapes
     layout: Layout
@@ -32,7 +34,8 @@ class ByOurNames:
         return self._key(name) in self.shapes
 
     def count(self, name: str) -> int:
-        """How many there are in the place of {} in a name: of the blocks, for "joint.{}.image.mlp.0.weight"."""
+        """How many there are in the place of {} in a name: of the blocks, for
+        "joint.{}.image.mlp.0.weight"."""
         return len(self._places.get(self._key(name.format(1_000_000)).partition(".1000000")[0], ()))
 
     @cached_property
@@ -51,10 +54,11 @@ class ByOurNames:
 
 
 def by_level(name: str, blocks: int, top: int | None = None) -> str:
-    """One of our names with the place in its level: encoder.down.7.conv is encoder.down.2.1.conv where levels have two blocks.
+    """One of our names with the place in its level: encoder.down.7.conv is encoder.down.2.1.conv where levels
+    have two blocks.
 
-    They have so many on the way down, one more on the way up, and then what changes the resolution. With `top`, levels on the way up count
-    down from it.
+    They have so many on the way down, one more on the way up, and then what changes the resolution. With
+    `top`, levels on the way up count down from it.
     """
 
     def numbered(match: re.Match[str]) -> str:
@@ -65,15 +69,19 @@ def by_level(name: str, blocks: int, top: int | None = None) -> str:
 
 
 def check_settings(config: Mapping[str, Any], known: Settings, file: str = "config.json") -> None:
-    """ValueError where a configuration asks for another computation than ours: weights would fit, and results be wrong."""
+    """ValueError where a configuration asks for another computation than ours: weights would fit, and results
+    be wrong."""
     for name, values in known.items():
         if name in config and config[name] not in values:
             supported = " or ".join(map(repr, values))
-            raise ValueError(f"{file} says {name}={brief(config[name])}, and this library computes with {supported}")
+            raise ValueError(
+                f"{file} says {name}={brief(config[name])}, and this library computes with {supported}"
+            )
 
 
 def used_blocks(stored: int, configured: Any) -> int:
-    """How many blocks of a text encoder are used: all that are stored, or the first ones, as many as its config.json says.
+    """How many blocks of a text encoder are used: all that are stored, or the first ones, as many as its
+    config.json says.
 
     ValueError where the file holds fewer than that.
     """
@@ -93,12 +101,13 @@ class Kind:
     words      what people call it, for error messages
     network    its class
     params     the class of its parameters; a backbone's are `NetworkParams` with context_dim and vector_dim
-    recognise  the parameters and the layout of a network with these keys and shapes, None where it is none; beside them, what a config.json
-               says. KeyError for a key that lacks, ValueError in a sentence for what is known to be wrong
+    recognise  the parameters and the layout of a network with these keys and shapes, None where it is none;
+               beside them, what a config.json says. KeyError for a key that lacks, ValueError in a sentence
+               for what is known to be wrong
     single     how single files hold it, its publisher's or ComfyUI's, by its parameters
     diffusers  how a diffusers (or transformers) folder holds it
-    config     the config.json there, with `_class_name`, or `architectures` of transformers, by its parameters and the height and width of
-               the latents that it was trained on
+    config     the config.json there, with `_class_name`, or `architectures` of transformers, by its
+               parameters and the height and width of the latents that it was trained on
     folder     the name of that folder
     """
 

@@ -1,10 +1,12 @@
-"""The names of tensors here and in a published layout, as data: one table serves loading and, read backwards, saving.
+"""The names of tensors here and in a published layout, as data: one table serves loading and, read backwards,
+saving.
 
-A layout is a list of rules that turn our names into published ones. If one tensor of ours is several published ones (query, key and value
-are one product here), the rule's result names them in brackets, "attn1.to_[q,k,v]", in the order in which they are stacked.
+A layout is a list of rules that turn our names into published ones. If one tensor of ours is several
+published ones (query, key and value are one product here), the rule's result names them in brackets,
+"attn1.to_[q,k,v]", in the order in which they are stacked.
 
-From a file to a parameter: a `TensorFile` holds `Stored` tensors; a `Part` is those of one network; a `Source` is a row of the table, and a
-`Supply` that row with its stored tensors, which gives the parameter.
+From a file to a parameter: a `TensorFile` holds `Stored` tensors; a `Part` is those of one network; a
+`Source` is a row of the table, and a `Supply` that row with its stored tensors, which gives the parameter.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from models.files.stored import Held, Stored, TensorFile
 T = TypeVar("T")
 
 Form = Literal["same", "conv", "transposed", "swapped"]
-"""How a published tensor is written: as ours, as a 1x1 convolution (ours is a linear layer), with its two dimensions exchanged, or with
-the two halves of its first dimension exchanged."""
+"""How a published tensor is written: as ours, as a 1x1 convolution (ours is a linear layer), with its two
+dimensions exchanged, or with the two halves of its first dimension exchanged."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,23 @@ class Source:
     def split(self, value: Tensor) -> tuple[Tensor, ...]:
         """What each key has of a tensor of ours."""
         shares = self.shares or (1,) * len(self.keys)
-        return value.split([len(value) * share // sum(shares) for share in shares]) if len(self.keys) > 1 else (value,)
+        return (
+            value.split([len(value) * share // sum(shares) for share in shares])
+            if len(self.keys) > 1
+            else (value,)
+        )
 
     def turned(self, part: Tensor) -> Tensor:
         """Ours as it is published. But for a convolution, what is published as ours too."""
         if self.form == "conv" and part.ndim == 2:  # biases are written as they are
             return part[..., None, None]
-        return part.T if self.form == "transposed" else part.roll(len(part) // 2, 0) if self.form == "swapped" else part
+        return (
+            part.T
+            if self.form == "transposed"
+            else part.roll(len(part) // 2, 0)
+            if self.form == "swapped"
+            else part
+        )
 
 
 Table = dict[str, Source]
@@ -78,7 +90,10 @@ class Layout:
     def table(self, names: Iterable[str]) -> Table:
         """The published keys of each of our names."""
         return {
-            name: Source(_split(self._renamed(name)), _found(name, self.forms, "same"), _found(name, self.shares, ())) for name in names
+            name: Source(
+                _split(self._renamed(name)), _found(name, self.forms, "same"), _found(name, self.shares, ())
+            )
+            for name in names
         }
 
     def _renamed(self, name: str) -> str:
@@ -126,7 +141,8 @@ class Supply:
     """One tensor of ours and the stored tensors that it is read from, whenever it is needed.
 
     dtype   what it is converted to
-    before  the supply that was cast to this dtype, if any: the values are rounded to both dtypes, as in a network that was loaded whole
+    before  the supply that was cast to this dtype, if any: the values are rounded to both dtypes, as in a
+            network that was loaded whole
     """
 
     shape: torch.Size
@@ -136,7 +152,8 @@ class Supply:
     before: Supply | None = None
 
     def take(self) -> Tensor:
-        """The tensor: the file's memory-mapped pages if nothing has to be converted or stacked, else new memory.
+        """The tensor: the file's memory-mapped pages if nothing has to be converted or stacked, else new
+        memory.
 
         ValueError if it is not finite, see `Stored.take`.
         """
@@ -159,12 +176,15 @@ class Supply:
         return replace(self, dtype=dtype, before=self)
 
     def packed(self) -> dict[str, Supply] | None:
-        """The packed matrix as in the file, and its scale ("packed", "scale"). None if it is not packed, or in more than one way."""
+        """The packed matrix as in the file, and its scale ("packed", "scale"). None if it is not packed, or
+        in more than one way."""
         kinds = {(piece.packing, piece.raw.dtype if piece.raw else None) for piece in self.pieces}
         if len(kinds) > 1 or self.pieces[0].packing is None or self.source.form != "same":
             return None
         raw = tuple(piece.raw for piece in self.pieces if piece.raw)
-        found = {"packed": Supply(torch.Size((self.shape[0], raw[0].shape[1])), raw[0].dtype, self.source, raw)}
+        found = {
+            "packed": Supply(torch.Size((self.shape[0], raw[0].shape[1])), raw[0].dtype, self.source, raw)
+        }
         scales = [piece.scale for piece in self.pieces if piece.scale is not None]
         if scales:
             rows = [scale.expand(piece.shape[0], 1) for piece, scale in zip(self.pieces, scales, strict=True)]
@@ -195,16 +215,20 @@ Supplies = Mapping[str, Supply]
 def supplies(part: Part, state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Supply]:
     """A supply for each tensor of a network's state.
 
-    ValueError names the first key that is missing, unknown to the layout, of another shape, or not of a floating-point type.
+    ValueError names the first key that is missing, unknown to the layout, of another shape, or not of a
+    floating-point type.
     """
     table, path = part.layout.table(state), part.file.path
     known = dict.fromkeys(key for source in table.values() for key in source.keys)
     if missing := [key for key in known if key not in part.stored]:
         raise ValueError(f"{path} lacks {part.prefix}{missing[0]}{_more(missing)}")
     if unknown := sorted(stored.key for key, stored in part.stored.items() if key not in known):
-        raise ValueError(f"{path} holds {unknown[0]}{_more(unknown)}, for which its {part.words} has no place")
+        raise ValueError(
+            f"{path} holds {unknown[0]}{_more(unknown)}, for which its {part.words} has no place"
+        )
     found = {
-        name: Supply(state[name].shape, dtype, source, tuple(part.stored[key] for key in source.keys)) for name, source in table.items()
+        name: Supply(state[name].shape, dtype, source, tuple(part.stored[key] for key in source.keys))
+        for name, source in table.items()
     }
     for supply in found.values():
         _check_shapes(supply, path)
@@ -221,7 +245,10 @@ def check_dtype(dtype: torch.dtype | Mapping[str, torch.dtype] | None, parts: It
     check_names("part", (part for part in given if part), parts)
     for value in given.values():
         if not isinstance(value, torch.dtype) or not value.is_floating_point or value.itemsize < 2:
-            raise ValueError(f"networks compute in torch.float32, torch.bfloat16, torch.float16 or torch.float64, not {value}")
+            raise ValueError(
+                "networks compute in torch.float32, torch.bfloat16, torch.float16 or torch.float64, not "
+                f"{value}"
+            )
 
 
 def scatter(table: Table, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -238,8 +265,11 @@ def _check_shapes(supply: Supply, path: Path) -> None:
     blank = torch.empty(supply.shape, device="meta")
     for stored, part in zip(supply.pieces, supply.source.split(blank), strict=True):
         own, wanted = tuple(part.shape), tuple(supply.source.turned(part).shape)
-        # A 1x1 convolution may have been saved as the linear layer that it is, and GGUF leaves a leading 1 out.
+        # A 1x1 convolution may have been saved as the linear layer that it is, and GGUF leaves a leading 1
+        # out.
         if stored.shape not in (wanted, own) and (1, *stored.shape) != own:
-            raise ValueError(f"{path} is of another architecture: {stored.key} is {stored.shape}, not {wanted}")
+            raise ValueError(
+                f"{path} is of another architecture: {stored.key} is {stored.shape}, not {wanted}"
+            )
         if not stored.dtype.is_floating_point:
             raise ValueError(f"{path} holds no weights: {stored.key} is {stored.dtype}")

@@ -1,11 +1,13 @@
-"""Files of tensors, whatever their format: what one holds is known from its header alone; a tensor is read when it is asked for.
+"""Files of tensors, whatever their format: what one holds is known from its header alone; a tensor is read
+when it is asked for.
 
 safetensors    safetensors_file.py
 GGUF           gguf_file.py: GGML's format, whose tensors may be packed
 pickles        pickle_file.py: .ckpt, .pt, ...
 *.index.json   several files that are one
 
-A file's first bytes say which of these it is, whatever its name; its name decides only where they say nothing.
+A file's first bytes say which of these it is, whatever its name; its name decides only where they say
+nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from models.files.text import read_json
 SAFETENSORS = (".safetensors", ".sft")
 GGUF = (".gguf",)
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-# How weights are named in folders of diffusers and transformers: a whole file, the index of several, and one of these.
+# How weights are named in folders of diffusers and transformers: a whole file, the index of several, and one
+# of these.
 STEM = "(diffusion_pytorch_model|model|pytorch_model)"
 WHOLE = re.compile(STEM + r"(\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")
 INDEX = re.compile(STEM + r"\.(?P<kind>safetensors|bin)\.index(\.(?P<variant>\w+))?\.json")
@@ -42,17 +45,24 @@ def open_tensors(path: str | Path) -> TensorFile:
     with open(path, "rb") as file:
         begin = file.read(64)
     text = begin.lstrip().lower()
-    if what := next((what for start, what in NO_WEIGHTS.items() if text.startswith(start)), None if text else "empty"):
+    if what := next(
+        (what for start, what in NO_WEIGHTS.items() if text.startswith(start)), None if text else "empty"
+    ):
         raise ValueError(f"{path} holds no weights: it is {what}")
     if path.suffix == ".json" and ".index." in path.name:
         return _open_shards(path)
     if reader := _reader_of(begin) or READERS.get(path.suffix.lower()):
         return reader(path)
-    raise ValueError(f"{path} is no file of weights: expected {', '.join((*SAFETENSORS, *PICKLES, *GGUF))} or a shards' .index.json")
+    raise ValueError(
+        f"{path} is no file of weights: expected {', '.join((*SAFETENSORS, *PICKLES, *GGUF))} or a shards' "
+        ".index.json"
+    )
 
 
 def open_gguf(path: Path) -> TensorFile:
-    from models.files import gguf_file  # here, and so below: to import this library needs no format that is not opened
+    from models.files import (
+        gguf_file,
+    )  # here, and so below: to import this library needs no format that is not opened
 
     return gguf_file.open_gguf(path)
 
@@ -63,16 +73,24 @@ def open_pickle(path: Path) -> TensorFile:
     return pickle_file.open_pickle(path)
 
 
-READERS = dict.fromkeys(SAFETENSORS, open_safetensors) | dict.fromkeys(PICKLES, open_pickle) | dict.fromkeys(GGUF, open_gguf)
+READERS = (
+    dict.fromkeys(SAFETENSORS, open_safetensors)
+    | dict.fromkeys(PICKLES, open_pickle)
+    | dict.fromkeys(GGUF, open_gguf)
+)
 
 
 def _reader_of(begin: bytes) -> Callable[[Path], TensorFile] | None:
     """What reads a file that begins so, None where that does not tell."""
     if begin.startswith(b"GGUF"):
         return open_gguf
-    if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= MAX_HEADER:  # its header's length, and the header
+    if (
+        begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= MAX_HEADER
+    ):  # its header's length, and the header
         return open_safetensors
-    if begin.startswith(b"PK\x03\x04") or (begin[:1] == b"\x80" and begin[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+    if begin.startswith(b"PK\x03\x04") or (
+        begin[:1] == b"\x80" and begin[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    ):
         return open_pickle
     return None
 
@@ -89,11 +107,17 @@ def _open_shards(path: Path) -> TensorFile:
     if odd := [
         name
         for name in shards
-        if Path(name).name != name or not name.isprintable() or len(name) > 200 or not name.endswith((*SAFETENSORS, *PICKLES))
+        if Path(name).name != name
+        or not name.isprintable()
+        or len(name) > 200
+        or not name.endswith((*SAFETENSORS, *PICKLES))
     ]:
         raise ValueError(f"{path} names the shard {brief(odd[0])}, which is no file of weights beside it")
     if lost := [name for name in shards if not (path.parent / name).is_file()]:
-        raise FileNotFoundError(f"{path} names the shard {lost[0]}, which is not there ({len(shards) - len(lost)} of {len(shards)} are)")
+        raise FileNotFoundError(
+            f"{path} names the shard {lost[0]}, which is not there ({len(shards) - len(lost)} of "
+            f"{len(shards)} are)"
+        )
     opened = {name: open_tensors(path.parent / name) for name in shards}
     tensors = {}
     for key, name in places.items():
@@ -108,4 +132,7 @@ def _open_shards(path: Path) -> TensorFile:
 
 def holds_weights(folder: Path) -> bool:
     """Whether files that are named as weights lie in it."""
-    return any(WHOLE.fullmatch(path.name) or INDEX.fullmatch(path.name) or SHARD.fullmatch(path.name) for path in folder.iterdir())
+    return any(
+        WHOLE.fullmatch(path.name) or INDEX.fullmatch(path.name) or SHARD.fullmatch(path.name)
+        for path in folder.iterdir()
+    )

@@ -1,4 +1,5 @@
-"""Text and JSON in files: read within limits, and told in one line where they are damaged. Hashes of files and tensors."""
+"""Text and JSON in files: read within limits, and told in one line where they are damaged. Hashes of files
+and tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ MAX_JSON_LINES = 2**30  # bytes, of a run's metrics
 
 
 def strict(value: Any) -> Any:
-    """Plain values as strict JSON can hold them: numbers that are not finite become None, tuples lists, keys text."""
+    """Plain values as strict JSON can hold them: numbers that are not finite become None, tuples lists, keys
+    text."""
     if isinstance(value, Mapping):
         return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -46,7 +48,8 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_strict_json(text: str) -> Any:
-    """What `parse_json` does; also ValueError for numbers that are not finite, by name or by size, and for whole ones beyond 64 bits."""
+    """What `parse_json` does; also ValueError for numbers that are not finite, by name or by size, and for
+    whole ones beyond 64 bits."""
     return _parsed(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
 
 
@@ -70,10 +73,13 @@ def _whole(text: str) -> int:
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:
-    """What a file holds that has at most so many bytes. ValueError that names it where it has more, or is no file but a folder or pipe."""
+    """What a file holds that has at most so many bytes. ValueError that names it where it has more, or is no
+    file but a folder or pipe."""
     path = Path(path)
     if not path.is_file() and path.exists():
-        raise ValueError(f"{path} cannot be read: it is a {'folder' if path.is_dir() else 'device or pipe'}, not a file")
+        raise ValueError(
+            f"{path} cannot be read: it is a {'folder' if path.is_dir() else 'device or pipe'}, not a file"
+        )
     with open(path, "rb") as file:
         if (size := os.fstat(file.fileno()).st_size) > most:
             raise ValueError(f"{path} has {size:,} bytes, more than the {most:,} that such a file may have")
@@ -86,13 +92,16 @@ def read_text(path: str | Path, most: int) -> str:
 
 
 def decode_text(source: object, content: bytes) -> str:
-    """UTF-8 as text, with line ends of any system. ValueError that names its source where it is something else."""
+    """UTF-8 as text, with line ends of any system. ValueError that names its source where it is something
+    else."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is no UTF-8 text: {error}") from None
     if "\0" in text:
-        raise ValueError(f"{source} is no UTF-8 text: it holds NUL characters, as UTF-16 does; save it as UTF-8")
+        raise ValueError(
+            f"{source} is no UTF-8 text: it holds NUL characters, as UTF-16 does; save it as UTF-8"
+        )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -109,7 +118,8 @@ def read_json(path: str | Path, most: int = MAX_JSON) -> dict[str, Any]:
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, float]]:
-    """A file of one JSON object per line, such as a run's metrics.jsonl; a last line that a crash cut short is left out.
+    """A file of one JSON object per line, such as a run's metrics.jsonl; a last line that a crash cut short
+    is left out.
 
     ValueError that names file and line for any other that is no object.
     """
@@ -138,7 +148,8 @@ def sha256_of_file(path: str | Path) -> str:
 
 
 def sha256_of_tensors(tensors: Mapping[str, Callable[[], Tensor]]) -> dict[str, str]:
-    """Of the bytes of each, in hexadecimal, by name. Several at once, since a processor hashes slower than a disk reads: each holds one."""
+    """Of the bytes of each, in hexadecimal, by name. Several at once, since a processor hashes slower than a
+    disk reads: each holds one."""
 
     def digest(read: Callable[[], Tensor]) -> str:
         return hashlib.sha256(read().cpu().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()

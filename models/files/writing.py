@@ -20,10 +20,12 @@ os.umask(_UMASK)
 
 @contextmanager
 def replacing(path: str | Path, previous: Path | None = None) -> Iterator[Path]:
-    """Within the block, a temporary path to write to; at its end that file takes the place of `path`, flushed to disk.
+    """Within the block, a temporary path to write to; at its end that file takes the place of `path`, flushed
+    to disk.
 
-    A reader finds the old file or the new one, never a part, also after a crash; of several writers the last one wins, and none fails
-    because of another. What a crash leaves behind, the next write of that path removes. Makes the folders it needs.
+    A reader finds the old file or the new one, never a part, also after a crash; of several writers the last
+    one wins, and none fails because of another. What a crash leaves behind, the next write of that path
+    removes. Makes the folders it needs.
 
     previous  where the old file is kept, if there is one: at every moment one of the two is there
 
@@ -51,9 +53,11 @@ def check_writable(path: str | Path) -> None:
 
 @contextmanager
 def locked(path: str | Path) -> Iterator[bool]:
-    """Hold the lock that is this file (made if missing) within the block; it ends with the process, however that ends.
+    """Hold the lock that is this file (made if missing) within the block; it ends with the process, however
+    that ends.
 
-    Yields False where the platform or the file system has no such locks. BlockingIOError where another process or thread holds it.
+    Yields False where the platform or the file system has no such locks. BlockingIOError where another
+    process or thread holds it.
     """
     lock = _lock(Path(path))
     try:
@@ -81,7 +85,8 @@ def _draft(path: Path) -> Iterator[Path]:
 
 
 def _own_folder(box: Path) -> tuple[Path, int | None]:
-    """A new folder within the box, and the lock that shows others that it is in use; those in use no longer are removed."""
+    """A new folder within the box, and the lock that shows others that it is in use; those in use no longer
+    are removed."""
     while True:
         try:
             box.mkdir()
@@ -110,7 +115,8 @@ def _remove_unless_locked(folder: Path) -> None:
 
 
 def _keep(path: Path, link: Path, previous: Path) -> None:
-    """Give the file that is at `path` the name `previous` too; where a file system has no links, that name alone."""
+    """Give the file that is at `path` the name `previous` too; where a file system has no links, that name
+    alone."""
     try:
         os.link(path, link)
         os.replace(link, previous)
@@ -119,7 +125,8 @@ def _keep(path: Path, link: Path, previous: Path) -> None:
 
 
 def _lock(path: Path) -> int | None:
-    """An open file that holds the lock, None where there are no locks. BlockingIOError where it is held already."""
+    """An open file that holds the lock, None where there are no locks. BlockingIOError where it is held
+    already."""
     if sys.platform == "win32":
         return None
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -144,7 +151,8 @@ _LOCKS: set[int] = set()
 
 
 def _close_locks() -> None:
-    """In a process that was forked: it shares open files with its parent, and must not hold on to a lock when that has ended."""
+    """In a process that was forked: it shares open files with its parent, and must not hold on to a lock when
+    that has ended."""
     while _LOCKS:
         os.close(_LOCKS.pop())
 

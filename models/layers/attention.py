@@ -7,17 +7,29 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False, mask: Tensor | None = None
+) -> Tensor:
     """Multi-head attention of q, k and v (B, L, heads*d), see `attend`."""
     q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=heads) for x in (q, k, v))
     return attend(q, k, v, causal=causal, mask=mask)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """softmax(scale * q k^T + mask) v over heads (B, H, L, d), side by side in (B, L, H*d) (Vaswani et al. 2017, eq. 1).
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(scale * q k^T + mask) v over heads (B, H, L, d), side by side in (B, L, H*d) (Vaswani et al.
+    2017, eq. 1).
 
     causal  query i attends to the keys 0 ... i only
-    mask    (B or 1, H or 1, queries or 1, keys): added to the scores or, where it is bool, True where a key is attended to
+    mask    (B or 1, H or 1, queries or 1, keys): added to the scores or, where it is bool, True where a key
+            is attended to
     scale   None: 1/sqrt(d)
     """
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
@@ -25,7 +37,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tenso
 
 
 def key_mask(mask: Tensor | None, more: int = 0) -> Tensor | None:
-    """Which tokens of a context are there (B, L), as `attend` takes it, (B, 1, 1, L + more): `more` tokens behind them are all there."""
+    """Which tokens of a context are there (B, L), as `attend` takes it, (B, 1, 1, L + more): `more` tokens
+    behind them are all there."""
     return None if mask is None else F.pad(mask, (0, more), value=True)[:, None, None]
 
 

@@ -18,14 +18,16 @@ from models.layers.streaming import check_whole
 
 BACKEND = "inductor"  # torch.compile's own
 TOOLS = "g++ and Python's headers (apt install g++ python3-dev), for a GPU triton too (pip install triton)"
-MAX_KINDS = 256  # of blocks that are not built alike, in all networks of a process: SD 1.5 has 22, and torch gives up at 8 unless told
+# of blocks that are not built alike, in all networks of a process: SD 1.5 has 22, and torch gives up at 8
+# unless told
+MAX_KINDS = 256
 
 
 class BlockNetwork(nn.Module):
     """Base of networks made of blocks, which call each by `run`.
 
-    checkpointing  False; set it to True to train in less memory: every block's activations are computed again on the way back
-                   (Chen et al. 2016), with the same gradients, for about a third more time
+    checkpointing  False; set it to True to train in less memory: every block's activations are computed again
+                   on the way back (Chen et al. 2016), with the same gradients, for about a third more time
     compiled       whether `compiled` is entered
     """
 
@@ -45,10 +47,12 @@ def _run_in(precision: AbstractContextManager[object], block: nn.Module, *inputs
 
 @contextmanager
 def compiled(network: nn.Module, enabled: bool = True) -> Iterator[None]:
-    """While it is entered, a network's blocks are compiled, each kind at its first call: blocks that are built alike share one graph.
+    """While it is entered, a network's blocks are compiled, each kind at its first call: blocks that are
+    built alike share one graph.
 
-    A graph serves any values and sizes, but for a batch of one, which torch compiles for itself. Compiled results differ by rounding.
-    enabled=False changes nothing, as in `torch.autocast`. ValueError as `check_compiles` says.
+    A graph serves any values and sizes, but for a batch of one, which torch compiles for itself. Compiled
+    results differ by rounding. enabled=False changes nothing, as in `torch.autocast`. ValueError as
+    `check_compiles` says.
     """
     if not enabled:
         yield
@@ -66,21 +70,28 @@ def compiled(network: nn.Module, enabled: bool = True) -> Iterator[None]:
 
 
 def check_compiles(network: nn.Module, device: torch.device | None = None) -> None:
-    """ValueError where a network has no blocks, or not all in memory, or where torch cannot compile for the device (None: where it is)."""
+    """ValueError where a network has no blocks, or not all in memory, or where torch cannot compile for the
+    device (None: where it is)."""
     if not isinstance(network, BlockNetwork):
-        raise ValueError(f"compile works block by block, and {type(network).__name__} does not call its blocks by `run`: leave compile out")
+        raise ValueError(
+            f"compile works block by block, and {type(network).__name__} does not call its blocks by `run`: "
+            "leave compile out"
+        )
     check_whole(network)
     _check_compiler(BACKEND, str(device or next(network.parameters()).device))
 
 
 @cache
 def _check_compiler(backend: str, device: str) -> None:
-    """Compiles something small: what torch needs for it is not all its own, and which parts are missing it finds out on the way."""
+    """Compiles something small: what torch needs for it is not all its own, and which parts are missing it
+    finds out on the way."""
     try:
         _compiled_call(backend)(nn.ReLU(), torch.ones(2, device=device))
     except torch._dynamo.exc.BackendCompilerFailed as error:
         why = one_line(error.inner_exception, 200)
-        raise ValueError(f"torch has no working compiler for {device} here ({why}): install {TOOLS}, or leave compile out") from error
+        raise ValueError(
+            f"torch has no working compiler for {device} here ({why}): install {TOOLS}, or leave compile out"
+        ) from error
 
 
 @cache

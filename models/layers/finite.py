@@ -21,13 +21,21 @@ def is_finite(value: Tensor) -> bool:
 
 
 def lost_weight(network: nn.Module) -> str | None:
-    """The name of the first weight that holds a value which is not finite; of packed ones all are unpacked, some at a time."""
-    packed = {f"{name}.packed": layer.packing for name, layer in layers(network) if isinstance(layer, PackedLinear)}
-    return next((name for name, read in values(network) if not _all_finite(read(), packed.get(name, ""))), None)
+    """The name of the first weight that holds a value which is not finite; of packed ones all are unpacked,
+    some at a time."""
+    packed = {
+        f"{name}.packed": layer.packing for name, layer in layers(network) if isinstance(layer, PackedLinear)
+    }
+    return next(
+        (name for name, read in values(network) if not _all_finite(read(), packed.get(name, ""))), None
+    )
 
 
 def _all_finite(value: Tensor, packing: str) -> bool:
     if packing not in BLOCKS:
         return is_finite(value)
     kind = BLOCKS[packing]
-    return all(is_finite(unpack_blocks(packing, blocks)) for blocks in value.view(-1, kind.size).split(CHUNK // kind.values))
+    return all(
+        is_finite(unpack_blocks(packing, blocks))
+        for blocks in value.view(-1, kind.size).split(CHUNK // kind.values)
+    )

@@ -1,4 +1,5 @@
-"""What SD 3 and FLUX.1 are built of: text and image tokens, each with weights of their own, in one attention (Esser et al. 2024)."""
+"""What SD 3 and FLUX.1 are built of: text and image tokens, each with weights of their own, in one attention
+(Esser et al. 2024)."""
 
 from __future__ import annotations
 
@@ -15,13 +16,15 @@ Heads = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, each (B, H, L
 
 
 def split_heads(qkv: Tensor, heads: int) -> Heads:
-    """(B, L, 3*D) to heads that lie one after the other in memory: a copy, which norms and attention more than make up for."""
+    """(B, L, 3*D) to heads that lie one after the other in memory: a copy, which norms and attention more
+    than make up for."""
     q, k, v = rearrange(qkv, "b l (n h d) -> n b h l d", n=3, h=heads).contiguous()
     return q, k, v
 
 
 class HeadNorm(nn.RMSNorm):
-    """Of queries or keys the direction, times a learned number per feature; in the dtype of x, also where training keeps weights wider."""
+    """Of queries or keys the direction, times a learned number per feature; in the dtype of x, also where
+    training keeps weights wider."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, eps=1e-6)
@@ -31,7 +34,8 @@ class HeadNorm(nn.RMSNorm):
 
 
 class Projection(nn.Module):
-    """Tokens (B, L, D) to queries, keys and values; with qk_norm, of queries and keys the direction only (Henry et al. 2020)."""
+    """Tokens (B, L, D) to queries, keys and values; with qk_norm, of queries and keys the direction only
+    (Henry et al. 2020)."""
 
     def __init__(self, dim: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -61,7 +65,9 @@ class Stream(nn.Module):
 
     parts = 6
 
-    def __init__(self, dim: int, heads: int, qk_norm: bool, mlp_ratio: float = 4.0, modulation: nn.Module | None = None) -> None:
+    def __init__(
+        self, dim: int, heads: int, qk_norm: bool, mlp_ratio: float = 4.0, modulation: nn.Module | None = None
+    ) -> None:
         super().__init__()
         inner = int(dim * mlp_ratio)
         self.modulation = modulation or Modulation(dim, self.parts)
@@ -81,7 +87,8 @@ class Stream(nn.Module):
 
 
 class DualStream(Stream):
-    """Tokens that also attend to their own kind only, side by side with the joint attention (Stable Diffusion 3.5 medium)."""
+    """Tokens that also attend to their own kind only, side by side with the joint attention (Stable Diffusion
+    3.5 medium)."""
 
     parts = 9
 
@@ -113,7 +120,8 @@ class LastStream(nn.Module):
 class JointBlock(nn.Module):
     """Text (B, L, D) and image (B, N, D) attend to both, each through its own stream.
 
-    emb (B, D); angles as `rotary.turns` has them, None for none; mask as `key_mask` has it, None for all tokens
+    emb (B, D); angles as `rotary.turns` has them, None for none; mask as `key_mask` has it, None for all
+    tokens
     """
 
     def __init__(self, image: Stream, text: Stream | LastStream) -> None:
@@ -121,22 +129,33 @@ class JointBlock(nn.Module):
         self.image, self.text = image, text
 
     def forward(
-        self, text: Tensor, image: Tensor, emb: Tensor, angles: Tensor | None = None, mask: Tensor | None = None
+        self,
+        text: Tensor,
+        image: Tensor,
+        emb: Tensor,
+        angles: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         of_text, of_image = self.text.modulation(emb), self.image.modulation(emb)
         both = zip(self.text.project(text, of_text), self.image.project(image, of_image), strict=True)
         q, k, v = (torch.cat(pair, dim=2) for pair in both)
         if angles is not None:
             q, k = turn(q, angles), turn(k, angles)
-        # Tokens that lie apart would go through other kernels, which round otherwise, where a weight is trained than where it is not.
-        from_text, from_image = (part.contiguous() for part in attend(q, k, v, mask=mask).split([text.shape[1], image.shape[1]], dim=1))
+        # Tokens that lie apart would go through other kernels, which round otherwise, where a weight is
+        # trained than where it is not.
+        from_text, from_image = (
+            part.contiguous()
+            for part in attend(q, k, v, mask=mask).split([text.shape[1], image.shape[1]], dim=1)
+        )
         return self.text.update(text, from_text, of_text), self.image.update(image, from_image, of_image)
 
 
 def whole_patches(x: Tensor, size: int) -> Tensor:
-    """Images (B, C, H, W) that divide into square patches of that size: rows and columns that lack are taken from the other side.
+    """Images (B, C, H, W) that divide into square patches of that size: rows and columns that lack are taken
+    from the other side.
 
-    So what is added has the noise of the rest. The network's output is cut to the size of x again (as ComfyUI does both).
+    So what is added has the noise of the rest. The network's output is cut to the size of x again (as ComfyUI
+    does both).
     """
     below, right = -x.shape[-2] % size, -x.shape[-1] % size
     return F.pad(x, (0, right, 0, below), mode="circular") if below or right else x

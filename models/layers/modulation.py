@@ -1,4 +1,5 @@
-"""Adaptive layer norm: the embedding of time and conditions shifts, scales and gates what a transformer block does (Peebles & Xie 2023)."""
+"""Adaptive layer norm: the embedding of time and conditions shifts, scales and gates what a transformer block
+does (Peebles & Xie 2023)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from models.layers.conditioning import TimeEmbedding
 
 
 class Modulation(nn.Linear):
-    """One linear layer of the embedding, in n parts: forward(emb (B, D), already through SiLU) -> n tensors (B, 1, D)."""
+    """One linear layer of the embedding, in n parts: forward(emb (B, D), already through SiLU) -> n tensors
+    (B, 1, D)."""
 
     def __init__(self, dim: int, n: int) -> None:
         super().__init__(dim, n * dim)
@@ -21,7 +23,8 @@ class Modulation(nn.Linear):
 
 
 class ModulationRows(nn.Module):
-    """A modulation that is given: n rows, from `first` on, of those of its block, forward(rows (B, R, D)) -> n tensors (B, 1, D)."""
+    """A modulation that is given: n rows, from `first` on, of those of its block, forward(rows (B, R, D)) ->
+    n tensors (B, 1, D)."""
 
     def __init__(self, first: int, n: int) -> None:
         super().__init__()
@@ -47,7 +50,8 @@ def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
 
 
 def start_at_identity(network: nn.Module) -> None:
-    """Xavier for products, 0.02 for those of time, zero for every modulation (adaLN-zero, section 3.2): blocks do nothing yet."""
+    """Xavier for products, 0.02 for those of time, zero for every modulation (adaLN-zero, section 3.2):
+    blocks do nothing yet."""
     for module in network.modules():
         if isinstance(module, Modulation):
             nn.init.zeros_(module.weight)

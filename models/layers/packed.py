@@ -1,10 +1,13 @@
 """Weights that stay small in memory: products with matrices that are unpacked for their duration only.
 
-    fp8                    8-bit floats (Micikevicius et al. 2022, arXiv:2209.05433) and a float32 scale, one for all rows or one for each
-    Q8_0, Q4_K, Q5_K, ...  the blocks of GGML and its files, GGUF: 32 or 256 values of a row share scales and offsets in float16
+    fp8                    8-bit floats (Micikevicius et al. 2022, arXiv:2209.05433) and a float32 scale, one
+                           for all rows or one for each
+    Q8_0, Q4_K, Q5_K, ...  the blocks of GGML and its files, GGUF: 32 or 256 values of a row share scales and
+                           offsets in float16
 
-Unpacked, all are float32, whose precision holds every product of a block's scale and number exactly: the only rounding is that of adding
-an offset. So the values are the same, to the last bit, however and on whatever device they are computed.
+Unpacked, all are float32, whose precision holds every product of a block's scale and number exactly: the only
+rounding is that of adding an offset. So the values are the same, to the last bit, however and on whatever
+device they are computed.
 """
 
 from __future__ import annotations
@@ -27,10 +30,11 @@ MAX_UNPACKED = {
 }  # values at once, 16 or 64 MB: as much of a CPU's memory as is kept for the next time
 
 
-# Blocks ----------------------------------------------------------------------------------------------------------------
+# Blocks -----------------------------------------------------------------------------------------------------
 
 Parts = tuple[Tensor, Tensor, Tensor | None]
-"""Of n blocks: their numbers, n * values in order, in 8 bits each; each group's factor (n, groups); what is then taken off, likewise."""
+"""Of n blocks: their numbers, n * values in order, in 8 bits each; each group's factor (n, groups); what is
+then taken off, likewise."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,14 @@ def _halves(blocks: Tensor, at: int, count: int = 1) -> Tensor:
 
 
 def _lined_up(data: Tensor) -> Tensor:
-    """Bytes as whole numbers of four. A copy in any case: a single block calls itself contiguous wherever it begins."""
+    """Bytes as whole numbers of four. A copy in any case: a single block calls itself contiguous wherever it
+    begins."""
     return data.clone(memory_format=torch.contiguous_format).view(torch.int32)
 
 
 def _fields(data: Tensor, bits: int) -> Tensor:
-    """The numbers of so many bits in bytes (n, groups, w), those of all w bytes' lowest bits first: (n, groups * 8 / bits * w) bytes."""
+    """The numbers of so many bits in bytes (n, groups, w), those of all w bytes' lowest bits first: (n,
+    groups * 8 / bits * w) bytes."""
     words = _lined_up(data)  # four bytes at a time
     fields = torch.stack([words, *(words >> shift for shift in range(bits, 8, bits))], dim=2)
     return fields.bitwise_and_((2**bits - 1) * 0x01010101).view(torch.uint8).flatten(1)
@@ -61,7 +67,11 @@ def _fields(data: Tensor, bits: int) -> Tensor:
 
 def _row_of_bits(data: Tensor) -> Tensor:
     """The 32 bits in 4 bytes, one after the other."""
-    return (_lined_up(data) >> torch.arange(32, dtype=torch.int32, device=data.device)).bitwise_and_(1).to(torch.uint8)
+    return (
+        (_lined_up(data) >> torch.arange(32, dtype=torch.int32, device=data.device))
+        .bitwise_and_(1)
+        .to(torch.uint8)
+    )
 
 
 def _q4_0(blocks: Tensor) -> Parts:
@@ -88,11 +98,20 @@ def _q8_0(blocks: Tensor) -> Parts:
 
 def _q2_k(blocks: Tensor) -> Parts:
     pairs = blocks[:, :16]
-    return _fields(blocks[:, 16:80].unflatten(1, (2, 32)), 2), _halves(blocks, 80) * (pairs & 15), _halves(blocks, 82) * (pairs >> 4)
+    return (
+        _fields(blocks[:, 16:80].unflatten(1, (2, 32)), 2),
+        _halves(blocks, 80) * (pairs & 15),
+        _halves(blocks, 82) * (pairs >> 4),
+    )
 
 
 def _q3_k(blocks: Tensor) -> Parts:
-    scales = _fields(blocks[:, None, 96:104], 4).add_(_fields(blocks[:, None, 104:108], 2), alpha=16).view(torch.int8).sub_(32)
+    scales = (
+        _fields(blocks[:, None, 96:104], 4)
+        .add_(_fields(blocks[:, None, 104:108], 2), alpha=16)
+        .view(torch.int8)
+        .sub_(32)
+    )
     q = _fields(blocks[:, 32:96].unflatten(1, (2, 32)), 2).add_(_fields(blocks[:, None, :32], 1), alpha=4)
     return q.view(torch.int8).sub_(4), _halves(blocks, 108) * scales, None
 
@@ -100,9 +119,12 @@ def _q3_k(blocks: Tensor) -> Parts:
 def _factors(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Scales and offsets of eight groups: two float16s, each times eight numbers of 6 bits.
 
-    Of their 12 bytes eight hold four scales and four offsets, and above these the upper two bits of the others, whose lower four follow.
+    Of their 12 bytes eight hold four scales and four offsets, and above these the upper two bits of the
+    others, whose lower four follow.
     """
-    rows = blocks[:, 4:16].T.contiguous()  # (12, n): long rows, where a block's own are too short to be computed with quickly
+    rows = blocks[
+        :, 4:16
+    ].T.contiguous()  # (12, n): long rows, where a block's own are too short to be computed with quickly
     whole, rest = rows[:8] & 63, torch.cat([rows[8:] & 15, rows[8:] >> 4]).add_(rows[:8] >> 6, alpha=16)
     numbers = torch.stack([whole.view(2, 4, -1), rest.view(2, 4, -1)], dim=1).flatten(1, 2)  # (2, 8, n)
     scale, less = numbers.float().mul_(_halves(blocks, 0, 2).T[:, None])
@@ -147,11 +169,12 @@ def unpack_blocks(packing: str, blocks: Tensor) -> Tensor:
     return (values if less is None else values.sub_(less[..., None])).view(-1, kind.values)
 
 
-# 8-bit floats ----------------------------------------------------------------------------------------------------------
+# 8-bit floats -----------------------------------------------------------------------------------------------
 
 
 def unpack_float8(values: Tensor, scale: Tensor) -> Tensor:
-    """Scale times 8-bit floats, in float32. On a CPU, which has no instruction for them, by float16s, whose bits stand in other places."""
+    """Scale times 8-bit floats, in float32. On a CPU, which has no instruction for them, by float16s, whose
+    bits stand in other places."""
     if values.device.type != "cpu":
         return values.float().mul_(scale)
     bits = values.view(torch.uint8).to(torch.int16)
@@ -159,10 +182,12 @@ def unpack_float8(values: Tensor, scale: Tensor) -> Tensor:
         return bits.bitwise_left_shift_(8).view(torch.float16).float().mul_(scale)
     bits += bits & 0x80  # the sign one place up, where float16 has one more bit of exponent
     bits |= (bits + 1) & 0x80  # of the numbers with all seven bits set, which stand for NaN, that bit too
-    return bits.bitwise_left_shift_(7).view(torch.float16).float().mul_(scale * 2.0**8)  # the exponents' zeros differ by 8
+    return (
+        bits.bitwise_left_shift_(7).view(torch.float16).float().mul_(scale * 2.0**8)
+    )  # the exponents' zeros differ by 8
 
 
-# Matrices --------------------------------------------------------------------------------------------------------------
+# Matrices ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,13 +236,15 @@ class Packed:
         return unpack_blocks(self.packing, self.data).view(self.shape)
 
 
-# Layers ----------------------------------------------------------------------------------------------------------------
+# Layers -----------------------------------------------------------------------------------------------------
 
 
 class PackedLinear(nn.Linear):
-    """x W^T + b in the dtype of x, with W (out_features, in_features) packed: unpacked some rows at a time, for their product only.
+    """x W^T + b in the dtype of x, with W (out_features, in_features) packed: unpacked some rows at a time,
+    for their product only.
 
-    It has no parameter but the bias, and is not trained; gradients reach x. Its packed weight moves between devices and is not cast.
+    It has no parameter but the bias, and is not trained; gradients reach x. Its packed weight moves between
+    devices and is not cast.
     """
 
     packed: Tensor
@@ -254,24 +281,39 @@ class PackedLinear(nn.Linear):
         return F.linear(x, weight, bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
-        """Move or cast: the packed weight goes as the whole numbers that its bits are, which no cast to a float touches."""
-        floats = {name: value for name, value in self._buffers.items() if value is not None and value.is_floating_point()}
-        self._buffers |= {name: value.view(torch.uint8 if value.itemsize == 1 else torch.int32) for name, value in floats.items()}
+        """Move or cast: the packed weight goes as the whole numbers that its bits are, which no cast to a
+        float touches."""
+        floats = {
+            name: value
+            for name, value in self._buffers.items()
+            if value is not None and value.is_floating_point()
+        }
+        self._buffers |= {
+            name: value.view(torch.uint8 if value.itemsize == 1 else torch.int32)
+            for name, value in floats.items()
+        }
         try:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:
             self._buffers |= {
-                name: moved.view(floats[name].dtype) for name, moved in self._buffers.items() if name in floats and moved is not None
+                name: moved.view(floats[name].dtype)
+                for name, moved in self._buffers.items()
+                if name in floats and moved is not None
             }
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, packing={self.packing}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, packing={self.packing}"
+        )
 
 
 def pack(network: nn.Module, name: str, weight: Packed) -> None:
-    """Give a network's linear layer of that name a packed weight in place of its own, which may be on the meta device; its bias stays.
+    """Give a network's linear layer of that name a packed weight in place of its own, which may be on the
+    meta device; its bias stays.
 
-    A layer of a class of its own, as a modulation is, stays one. ValueError where the name or the shape is none of a linear layer's.
+    A layer of a class of its own, as a modulation is, stays one. ValueError where the name or the shape is
+    none of a linear layer's.
     """
     try:
         layer = network.get_submodule(name)
@@ -280,7 +322,9 @@ def pack(network: nn.Module, name: str, weight: Packed) -> None:
     if not isinstance(layer, nn.Linear):
         raise ValueError(f"only linear layers can be packed, and {name} is a {type(layer).__name__}")
     if (layer.out_features, layer.in_features) != weight.shape:
-        raise ValueError(f"{name} is ({layer.out_features}, {layer.in_features}), and the packed weight {weight.shape}")
+        raise ValueError(
+            f"{name} is ({layer.out_features}, {layer.in_features}), and the packed weight {weight.shape}"
+        )
     if not isinstance(layer, PackedLinear):
         del layer.weight
         layer.__class__ = _packed_class(type(layer))  # type: ignore[arg-type]  # modules are hashable
@@ -291,7 +335,11 @@ def pack(network: nn.Module, name: str, weight: Packed) -> None:
 @cache
 def _packed_class(kind: type[Any]) -> type[PackedLinear]:
     """A linear layer's class whose product, called by its own forward, is that of the packed weight."""
-    return PackedLinear if issubclass(PackedLinear, kind) else type(f"Packed{kind.__name__}", (kind, PackedLinear), {})
+    return (
+        PackedLinear
+        if issubclass(PackedLinear, kind)
+        else type(f"Packed{kind.__name__}", (kind, PackedLinear), {})
+    )
 
 
 def is_packed(network: nn.Module) -> bool:
@@ -304,7 +352,9 @@ def unpacked(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     state = dict(network.state_dict())
     for name, layer in network.named_modules():
         if isinstance(layer, PackedLinear):
-            state = {key: value for key, value in state.items() if key not in (f"{name}.packed", f"{name}.scale")}
+            state = {
+                key: value for key, value in state.items() if key not in (f"{name}.packed", f"{name}.scale")
+            }
             state[f"{name}.weight"] = layer.dense(dtype)
     return state
 

@@ -1,4 +1,5 @@
-"""Rotary positions: queries and keys are turned by angles that grow with position, so that products know distances (Su et al. 2021)."""
+"""Rotary positions: queries and keys are turned by angles that grow with position, so that products know
+distances (Su et al. 2021)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from torch import Tensor
 
 def positions(text: int, height: int, width: int, device: torch.device) -> Tensor:
     """(0, row, column) of every token, (text + height*width, 3): text stands at 0, and comes first."""
-    rows, columns = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    rows, columns = torch.meshgrid(
+        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
+    )
     image = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1)
     return torch.cat([image.new_zeros(text, 3), image])
 
@@ -30,9 +33,12 @@ def turns(positions: Tensor, axes: Sequence[int], theta: float) -> Tensor:
 
 
 def turn(x: Tensor, turns: Tensor) -> Tensor:
-    """Each pair of neighbouring features of x (B, H, L, d) is a complex number, and turns (eq. 13); in float32 whatever less x has."""
+    """Each pair of neighbouring features of x (B, H, L, d) is a complex number, and turns (eq. 13); in
+    float32 whatever less x has."""
     pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # real numbers are computed together with what stands around them, complex ones are not
+    if (
+        torch.compiler.is_compiling()
+    ):  # real numbers are computed together with what stands around them, complex ones are not
         (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
         turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1)
     else:

@@ -1,7 +1,9 @@
-"""Networks larger than memory: blocks that are read from their files when it is their turn, the next one while one computes.
+"""Networks larger than memory: blocks that are read from their files when it is their turn, the next one
+while one computes.
 
-Two buffers as large as the largest block go round (`Conveyor`), for all networks of a model. The file is read and not mapped, so that
-nothing of it stays; on a GPU the buffers are there, and copies run beside the computation. Results are the same, to the last bit.
+Two buffers as large as the largest block go round (`Conveyor`), for all networks of a model. The file is read
+and not mapped, so that nothing of it stays; on a GPU the buffers are there, and copies run beside the
+computation. Results are the same, to the last bit.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def in_words(size: float) -> str:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory now; where the system does not tell, the most that ever were."""
+    """Bytes of this process that are in memory now; where the system does not tell, the most that ever
+    were."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
     except OSError:
@@ -59,13 +62,16 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-# Blocks ----------------------------------------------------------------------------------------------------------------
+# Blocks -----------------------------------------------------------------------------------------------------
 
 
 def blocks_of(network: nn.Module) -> dict[str, nn.Module]:
-    """The blocks that a network calls one after the other, in order: the members of its class's `block_lists`."""
+    """The blocks that a network calls one after the other, in order: the members of its class's
+    `block_lists`."""
     return {
-        f"{name}.{i}": block for name in getattr(network, "block_lists", ()) for i, block in network.get_submodule(name).named_children()
+        f"{name}.{i}": block
+        for name in getattr(network, "block_lists", ())
+        for i, block in network.get_submodule(name).named_children()
     }
 
 
@@ -76,7 +82,11 @@ def needed(supplies: Supplies) -> int:
 
 def under(supplies: Supplies, place: str) -> dict[str, Supply]:
     """Those of a sub-module, by its own names."""
-    return {name.removeprefix(f"{place}."): supply for name, supply in supplies.items() if name.startswith(f"{place}.")}
+    return {
+        name.removeprefix(f"{place}."): supply
+        for name, supply in supplies.items()
+        if name.startswith(f"{place}.")
+    }
 
 
 class Streamed(nn.Module):
@@ -85,9 +95,13 @@ class Streamed(nn.Module):
     line  all of the network's that come and go, in order
     """
 
-    def __init__(self, block: nn.Module, supplies: Supplies, conveyor: Conveyor, line: list[Streamed]) -> None:
+    def __init__(
+        self, block: nn.Module, supplies: Supplies, conveyor: Conveyor, line: list[Streamed]
+    ) -> None:
         super().__init__()
-        self.held = [block]  # no sub-module: its weights are nowhere that .to() or state_dict() could look for them
+        self.held = [
+            block
+        ]  # no sub-module: its weights are nowhere that .to() or state_dict() could look for them
         self.supplies, self.conveyor, self.line = supplies, conveyor, line
 
     @property
@@ -98,7 +112,10 @@ class Streamed(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = [value for value in args if isinstance(value, Tensor)]
         if torch.is_grad_enabled() and any(value.requires_grad for value in given):
-            raise ValueError("a model loaded with memory=... has no gradients, since its weights come and go: load it without")
+            raise ValueError(
+                "a model loaded with memory=... has no gradients, since its weights come and go: load it "
+                "without"
+            )
         (block,) = self.held
         blank = block.state_dict()
         block.load_state_dict(self.conveyor.bring(self, given[0].device), assign=True)
@@ -109,7 +126,8 @@ class Streamed(nn.Module):
             block.load_state_dict(blank, assign=True)  # nothing else holds the buffers
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Streamed:
-        """A cast is for every time that a block is read. It comes to its device with each call, and packed weights stay as they are."""
+        """A cast is for every time that a block is read. It comes to its device with each call, and packed
+        weights stay as they are."""
         packed = {name for name, layer in self.held[0].named_modules() if isinstance(layer, PackedLinear)}
         for name, supply in self.supplies.items():
             layer, _, tensor = name.rpartition(".")
@@ -129,7 +147,8 @@ class Streamed(nn.Module):
 
 
 class Conveyor:
-    """Two buffers of so many bytes: while the block in one computes, the other is filled for the block after it."""
+    """Two buffers of so many bytes: while the block in one computes, the other is filled for the block after
+    it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -191,15 +210,20 @@ class _Delivery(NamedTuple):
 
 
 class _Buffer:
-    """Memory for a block. On a GPU it is filled through memory that the GPU can read by itself, and nobody waits for it but its streams."""
+    """Memory for a block. On a GPU it is filled through memory that the GPU can read by itself, and nobody
+    waits for it but its streams."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.device = device
         self.there = torch.empty(size, dtype=torch.uint8, device=device)
         self.here, self.copies = self.there, None
         if device.type == "cuda":
-            self.here, self.copies = torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Stream(device)
-            self.used()  # this memory may have been another tensor's, which something already told to compute still reads
+            self.here, self.copies = (
+                torch.empty(size, dtype=torch.uint8, pin_memory=True),
+                torch.cuda.Stream(device),
+            )
+            # this memory may have been another tensor's, which something already told to compute still reads
+            self.used()
 
     def fill(self, block: Streamed) -> dict[str, Tensor]:
         if self.copies is not None:
@@ -222,11 +246,12 @@ class _Buffer:
             self.copies.wait_stream(torch.cuda.current_stream(self.device))
 
 
-# Networks --------------------------------------------------------------------------------------------------------------
+# Networks ---------------------------------------------------------------------------------------------------
 
 
 class Budget:
-    """How much of a model stays in memory: of the share of `memory` that is for weights, what buffers and everything but blocks leave.
+    """How much of a model stays in memory: of the share of `memory` that is for weights, what buffers and
+    everything but blocks leave.
 
     parts  the networks on the meta device, and where their tensors are to be had
     """
@@ -249,7 +274,11 @@ class Budget:
     def fill(self, network: nn.Module, supplies: Supplies) -> None:
         """Give a network its weights, or where they do not fit in, a Streamed in place of the block."""
         places = blocks_of(network)
-        kept = {name: supply for name, supply in supplies.items() if not name.startswith(tuple(f"{place}." for place in places))}
+        kept = {
+            name: supply
+            for name, supply in supplies.items()
+            if not name.startswith(tuple(f"{place}." for place in places))
+        }
         streamed: list[Streamed] = []
         for place, block in places.items():
             own = under(supplies, place)
@@ -259,13 +288,15 @@ class Budget:
             else:
                 streamed.append(Streamed(block.eval().requires_grad_(False), own, self.conveyor, streamed))
                 network.set_submodule(place, streamed[-1])
-        # What stays is not mapped either: a file that is cut short would end the process, where reading it raises.
+        # What stays is not mapped either: a file that is cut short would end the process, where reading it
+        # raises.
         taken = {name: supply.read() if self.streams else supply.take() for name, supply in kept.items()}
         network.load_state_dict(taken, assign=True)
 
 
 def layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module of a network, by name, those of streamed blocks too: their weights are what the last call left."""
+    """Every module of a network, by name, those of streamed blocks too: their weights are what the last call
+    left."""
     for place, module in network.named_modules():
         yield place, module
         if isinstance(module, Streamed):
@@ -273,12 +304,15 @@ def layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def values(network: nn.Module) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """Every tensor of a network, or of several within one, by name, to be had one at a time: those of streamed blocks are read for it."""
+    """Every tensor of a network, or of several within one, by name, to be had one at a time: those of
+    streamed blocks are read for it."""
     for name, value in network.state_dict().items():
         yield name, partial(Tensor.detach, value)
     for place, block in network.named_modules():
         if isinstance(block, Streamed):
-            yield from ((f"{place}.{name}", partial(_fresh, supply)) for name, supply in block.supplies.items())
+            yield from (
+                (f"{place}.{name}", partial(_fresh, supply)) for name, supply in block.supplies.items()
+            )
 
 
 def _fresh(supply: Supply) -> Tensor:

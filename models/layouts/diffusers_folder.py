@@ -1,4 +1,5 @@
-"""Folders as diffusers opens them: a sub-folder per part, with its configuration beside its weights, and an index of all."""
+"""Folders as diffusers opens them: a sub-folder per part, with its configuration beside its weights, and an
+index of all."""
 
 from __future__ import annotations
 
@@ -32,9 +33,14 @@ def save_diffusers(model: Model, folder: Path, dtype: torch.dtype | None) -> Non
 
 
 def write_configs(model: Model, folder: Path) -> None:
-    """All of a diffusers folder but the weights, which the model need not have: configurations, tokenizers and the index."""
+    """All of a diffusers folder but the weights, which the model need not have: configurations, tokenizers
+    and the index."""
     found = _parts(model)
-    classes = {place: _class_of(config) for place, (_, config, _) in found.items() if place not in ("", PREVIEW.folder)}
+    classes = {
+        place: _class_of(config)
+        for place, (_, config, _) in found.items()
+        if place not in ("", PREVIEW.folder)
+    }
     for place, (_, config, _) in found.items():
         write_json(folder / place / "config.json", config)
     if model.text is not None:
@@ -59,20 +65,32 @@ def _parts(model: Model) -> dict[str, Written]:
         config = kind.config(network.params, size)
         parts[kind.folder] = (FILE, config, published(network, kind.diffusers(network.params), kind, config))
     if model.text is not None:
-        towers = [tower for tower in family_of_model(model).architecture.towers if tower.name in model.text.towers]
+        towers = [
+            tower for tower in family_of_model(model).architecture.towers if tower.name in model.text.towers
+        ]
         for tower in towers:
             reader, own = model.text.params.readers[tower.name], model.text.tokenizers.get(tower.name)
-            parts[tower.folder] = (TEXT_FILE, *reader.in_folder(model.text.towers[tower.name], own, tower.identity))
+            parts[tower.folder] = (
+                TEXT_FILE,
+                *reader.in_folder(model.text.towers[tower.name], own, tower.identity),
+            )
     return {"": parts[PREVIEW.folder]} if parts.keys() == {PREVIEW.folder} else parts
 
 
 def _class_of(config: Mapping[str, Any]) -> tuple[str, str]:
     """Library and class of the part that has this configuration."""
-    return ("diffusers", config["_class_name"]) if "_class_name" in config else ("transformers", config["architectures"][0])
+    return (
+        ("diffusers", config["_class_name"])
+        if "_class_name" in config
+        else ("transformers", config["architectures"][0])
+    )
 
 
-def _index(model: Model, of: Family, parts: Mapping[str, tuple[str, str]], sample_size: Any) -> dict[str, Any]:
-    """model_index.json, with the pipeline's class and every part's, as (library, class); sample_size: see `untold_settings`."""
+def _index(
+    model: Model, of: Family, parts: Mapping[str, tuple[str, str]], sample_size: Any
+) -> dict[str, Any]:
+    """model_index.json, with the pipeline's class and every part's, as (library, class); sample_size: see
+    `untold_settings`."""
     built = of.architecture
     named: dict[str, Any] = {FAMILY_KEY: model.spec["family"]} if "family" in model.spec else {}
     if own := untold_settings(model, of, sample_size):
@@ -100,5 +118,8 @@ def _save_tokenizers(text: TextEncoder, of: Family, folder: Path) -> dict[str, t
     """The tokenizer of every text encoder in its folder, and the classes that read them."""
     places = {tower.name: _tokenizer_of(tower.folder) for tower in of.architecture.towers}
     readers = text.params.readers.items()
-    classes = {places[name]: reader.write_tokenizer(text.tokenizers.get(name), folder / places[name]) for name, reader in readers}
+    classes = {
+        places[name]: reader.write_tokenizer(text.tokenizers.get(name), folder / places[name])
+        for name, reader in readers
+    }
     return {place: ("transformers", name) for place, name in classes.items() if name}

@@ -15,7 +15,8 @@ from models.layouts.folder import PIPELINE, SCHEDULER, read_config
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The configurations of a diffusers folder as a whole: its scheduler's and model_index.json, each {} if missing."""
+    """The configurations of a diffusers folder as a whole: its scheduler's and model_index.json, each {} if
+    missing."""
 
     folder: Path = Path()
     scheduler: Mapping[str, Any] = field(default_factory=dict)
@@ -39,10 +40,12 @@ class Findings:
     files         every file opened; `ignored` of each accounts for the keys that are in no part
     pipelines     the configurations of the given folders
     vocabularies  files and folders of tokenizers that were given beside the weights
-    ldm           latent diffusion's configuration of the model, from beside the backbone's file; `ldm_file` is its name in notes and errors
+    ldm           latent diffusion's configuration of the model, from beside the backbone's file; `ldm_file`
+                  is its name in notes and errors
     notes         filled on the way: what was settled by something other than keys and shapes
     tokenizers    filled on the way: the tokenizers of text towers, where they came with some, by tower
-    left_out      filled on the way: parts that were replaced by a later file's, and towers that nothing uses, with the reason
+    left_out      filled on the way: parts that were replaced by a later file's, and towers that nothing uses,
+                  with the reason
     """
 
     single: list[Part] = field(default_factory=list)
@@ -70,10 +73,15 @@ class Findings:
             self.left_out += [(other, f"replaced by what {part.file.path.name} holds") for other in replaced]
 
     def _look_above(self, part: Part) -> None:
-        """Add the configurations of the pipeline that the part's folder lies in, unless that pipeline was given itself."""
+        """Add the configurations of the pipeline that the part's folder lies in, unless that pipeline was
+        given itself."""
         home = Path(os.path.abspath(part.file.path)).parent
         pipeline = Pipeline.of(home.parent)
-        if part.hints and home.name in pipeline.index and not any(each.holds(part) for each in self.pipelines):
+        if (
+            part.hints
+            and home.name in pipeline.index
+            and not any(each.holds(part) for each in self.pipelines)
+        ):
             self.pipelines.append(pipeline)
 
     def of_kind(self, kind: str) -> Part | None:
@@ -89,12 +97,16 @@ class Findings:
         return self.backbone.hints if self.backbone else {}
 
     def pipeline_of(self, part: Part | None) -> Pipeline:
-        """The configurations of the folder that holds the part, empty if there is none. Without a part, those of the last folder."""
-        return next((each for each in reversed(self.pipelines) if part is None or each.holds(part)), Pipeline())
+        """The configurations of the folder that holds the part, empty if there is none. Without a part, those
+        of the last folder."""
+        return next(
+            (each for each in reversed(self.pipelines) if part is None or each.holds(part)), Pipeline()
+        )
 
     @property
     def pipeline(self) -> Pipeline:
-        """The configurations of the backbone's folder, since those of another network say nothing about it."""
+        """The configurations of the backbone's folder, since those of another network say nothing about
+        it."""
         return self.pipeline_of(self.backbone)
 
     @property
@@ -104,7 +116,8 @@ class Findings:
 
     @property
     def is_edm(self) -> bool:
-        """Whether the scheduler is EDM's. It preconditions the network, so its prediction_type is not the network's own prediction."""
+        """Whether the scheduler is EDM's. It preconditions the network, so its prediction_type is not the
+        network's own prediction."""
         return str(self.scheduler.get("_class_name")).startswith("EDM")
 
     @property
@@ -114,6 +127,7 @@ class Findings:
 
 
 def _replaces(part: Part, other: Part) -> bool:
-    """Whether a part replaces the other: both hold the same half of a network, or one holds all of it (`inside` is "")."""
+    """Whether a part replaces the other: both hold the same half of a network, or one holds all of it
+    (`inside` is "")."""
     a, b = part.layout.inside, other.layout.inside
     return part.kind == other.kind and (a == b or not (a and b))

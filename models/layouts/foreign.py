@@ -10,13 +10,20 @@ from diffusion.messages import brief
 from models.files.stored import TensorFile
 
 FOREIGN = {
-    r"\blora_|^lora|\.lora\.(down|up)\.|_lora\.|\.lora_[AB]\.|lora_linear_layer": "a LoRA, which changes a model and is none",
+    r"\blora_|^lora|\.lora\.(down|up)\.|_lora\.|\.lora_[AB]\.|lora_linear_layer": (
+        "a LoRA, which changes a model and is none"
+    ),
     r"\.hada_w|\.lokr_|\.oft_": "a LyCORIS file, which changes a model and is none",
-    r"^control_model\.|^controlnet_|^zero_convs\.|^input_hint_block\.": "a ControlNet, which steers a model and is none",
-    r"^(string_to_param|string_to_token)(\.|$)|^(emb_params|clip_[lg])$|^<.*>$": "a textual inversion, words and no model",
+    r"^control_model\.|^controlnet_|^zero_convs\.|^input_hint_block\.": (
+        "a ControlNet, which steers a model and is none"
+    ),
+    r"^(string_to_param|string_to_token)(\.|$)|^(emb_params|clip_[lg])$|^<.*>$": (
+        "a textual inversion, words and no model"
+    ),
     r"(^|\.)double_stream_modulation": "FLUX.2, which this library does not know",
     r"^edm_vpred\.": "CosXL, EDM with v-prediction, which this library does not know",
-    r"^redux_(up|down)\.": "FLUX.1 Redux, which makes prompts of images, and which this library does not know",
+    r"^redux_(up|down)\.": "FLUX.1 Redux, which makes prompts of images, and which this library does not "
+    "know",
     r"temporal_transformer|motion_modules|\.time_stack\.": "a video model, which this library does not know",
     r"^(vision_model|visual)\.": "an image encoder, which no model here has a use for",
 }
@@ -39,14 +46,19 @@ PACKINGS = {
 
 def check_packing(file: TensorFile, hints: Mapping[str, Any]) -> None:
     """ValueError for weights in a quantised format that this library does not read; it names the format."""
-    remedy = "which this library does not unpack: take the file with plain weights (bf16, fp16), 8-bit floats or GGUF's blocks"
+    remedy = (
+        "which this library does not unpack: take the file with plain weights (bf16, fp16), 8-bit floats or "
+        "GGUF's blocks"
+    )
     lines = "\n".join(file.tensors)
     for pattern, what in PACKINGS.items():
         if found := _first(pattern, lines):
             raise ValueError(f"{file.path} holds {found}: its weights are packed by {what}, {remedy}")
     config = hints.get("quantization_config")
     if isinstance(config, Mapping):
-        raise ValueError(f"{file.path} is packed by {brief(config.get('quant_method'))}, as its config.json says, {remedy}")
+        raise ValueError(
+            f"{file.path} is packed by {brief(config.get('quant_method'))}, as its config.json says, {remedy}"
+        )
 
 
 def known(keys: Iterable[str]) -> str | None:
@@ -71,4 +83,8 @@ def guess(keys: Iterable[str]) -> str:
     keys = list(keys)
     if what := known(keys):
         return what
-    return f"no known network has the keys {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}" if keys else "it holds no tensors"
+    return (
+        f"no known network has the keys {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
+        if keys
+        else "it holds no tensors"
+    )

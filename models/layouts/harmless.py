@@ -1,13 +1,17 @@
-"""Keys in published files that no model needs, each with the reason. They are ignored, and named in the report."""
+"""Keys in published files that no model needs, each with the reason. They are ignored, and named in the
+report."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
 
-SCHEDULE = "betas|alphas_cumprod|alphas_cumprod_prev|sqrt_alphas_cumprod|sqrt_one_minus_alphas_cumprod|log_one_minus_alphas_cumprod|"
-SCHEDULE += "sqrt_recip_alphas_cumprod|sqrt_recipm1_alphas_cumprod|posterior_variance|posterior_log_variance_clipped|"
-SCHEDULE += "posterior_mean_coef1|posterior_mean_coef2|lvlb_weights|denoiser\\.sigmas|model\\.sigmas|alphas_cumprod_next|scale_factor"
+SCHEDULE = (
+    r"betas|alphas_cumprod|alphas_cumprod_prev|alphas_cumprod_next|sqrt_alphas_cumprod|"
+    r"sqrt_one_minus_alphas_cumprod|log_one_minus_alphas_cumprod|sqrt_recip_alphas_cumprod|"
+    r"sqrt_recipm1_alphas_cumprod|posterior_variance|posterior_log_variance_clipped|posterior_mean_coef1|"
+    r"posterior_mean_coef2|lvlb_weights|denoiser\.sigmas|model\.sigmas|scale_factor"
+)
 FIRST_TOWER = r"conditioner\.embedders\.0|cond_stage_model|text_encoders"
 
 HARMLESS = {
@@ -21,7 +25,9 @@ HARMLESS = {
     rf"^({FIRST_TOWER})(\.clip_l)?\.text_projection(\.weight)?$": "a projection that the family does not use",
     r"(^|\.)encoder\.embed_tokens\.weight$": "T5's embeddings by a second name",
     r"^decoder\.(block\.|final_layer_norm\.|embed_tokens\.)|^lm_head\.": "T5's decoder",
-    r"^text_encoders\.(clip_l|clip_g|t5xxl)\.text_projection(\.weight)?$": "a projection that the family does not use",
+    r"^text_encoders\.(clip_l|clip_g|t5xxl)\.text_projection(\.weight)?$": (
+        "a projection that the family does not use"
+    ),
     r"(^|\.)attn_mask$": "the causal mask, made here",
     r"^(v_pred|ztsnr)$": "a mark of what the network predicts",
     r"^(cond_stage_model\.model\.)?visual\.|^vision_model\.|^visual_projection\.": "CLIP's image tower",

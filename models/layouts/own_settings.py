@@ -1,4 +1,5 @@
-"""What this library adds to published layouts, so that a model comes back as it was: its family, and settings that have no other place.
+"""What this library adds to published layouts, so that a model comes back as it was: its family, and settings
+that have no other place.
 
 Both stand in model_index.json or in the metadata of single files, where other readers ignore them.
 """
@@ -21,7 +22,8 @@ SETTINGS = ("grid", "sampling", "consistency", "shape")  # entries of a descript
 
 
 def read_settings(found: Findings, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that this library wrote into the backbone's metadata or into model_index.json, without those for another family."""
+    """Settings that this library wrote into the backbone's metadata or into model_index.json, without those
+    for another family."""
     if not found.backbone:
         return {}
     written: dict[str, Any] = {}
@@ -33,7 +35,9 @@ def read_settings(found: Findings, spec: Mapping[str, Any]) -> dict[str, Any]:
             continue
         text = content[SETTINGS_KEY]
         try:
-            settings = check_mapping(SETTINGS_KEY, native.parsed("model", text if isinstance(text, str) else json.dumps(text)))
+            settings = check_mapping(
+                SETTINGS_KEY, native.parsed("model", text if isinstance(text, str) else json.dumps(text))
+            )
             check_names("setting", settings, SETTINGS)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} {SETTINGS_KEY} are damaged: {error}") from None
@@ -53,4 +57,8 @@ def untold_settings(model: Model, of: Family, sample_size: Any) -> dict[str, Any
     usual["grid"] = flow_grid(config, of) if of.is_flow else usual_grid(usual["grid"], model.spec["schedule"])
     if sample_size is not None:
         usual["shape"][1:] = sample_size if isinstance(sample_size, list) else [sample_size] * 2
-    return {name: model.spec[name] for name in SETTINGS if name in model.spec and model.spec[name] != usual.get(name)}
+    return {
+        name: model.spec[name]
+        for name in SETTINGS
+        if name in model.spec and model.spec[name] != usual.get(name)
+    }

@@ -1,4 +1,5 @@
-"""Finds the text encoders ("towers") of a family among the parts of files, and how prompts are read with them."""
+"""Finds the text encoders ("towers") of a family among the parts of files, and how prompts are read with
+them."""
 
 from __future__ import annotations
 
@@ -20,15 +21,22 @@ WITH_PROJECTION = "CLIPTextModelWithProjection"  # transformers' class with a pr
 
 
 def find_towers(found: Findings, architecture: Architecture) -> dict[str, Part]:
-    """The text encoders by name; those of later files replace earlier ones. ValueError for one that the family does not use."""
+    """The text encoders by name; those of later files replace earlier ones. ValueError for one that the
+    family does not use."""
     named: dict[str, Part] = {}
     for part in found.towers:
         if (tower := _tower_of(part, found, architecture)) is None:
-            raise ValueError(f"{part.file.path} holds a {part.words}, and models built like {architecture.name} have no use for one")
+            raise ValueError(
+                f"{part.file.path} holds a {part.words}, and models built like {architecture.name} have no "
+                "use for one"
+            )
         name = tower.name
         if name in named:
             if named[name].file is part.file:
-                raise ValueError(f"{part.file.path} holds one text encoder too many: {architecture.name} has {len(architecture.towers)}")
+                raise ValueError(
+                    f"{part.file.path} holds one text encoder too many: {architecture.name} has "
+                    f"{len(architecture.towers)}"
+                )
             found.left_out.append((named[name], f"replaced by what {part.file.path.name} holds"))
         part = _without_unused_blocks(part, found)
         named[name] = _without_identity(part, found) if tower.identity else part
@@ -38,7 +46,8 @@ def find_towers(found: Findings, architecture: Architecture) -> dict[str, Part]:
 def _tower_of(part: Part, found: Findings, architecture: Architecture) -> Tower | None:
     """Which of an architecture's text encoders a part is, None where it has none of that kind.
 
-    Two CLIPs are distinguished by their published widths, else by the projection of the pooled output, which the wider one has.
+    Two CLIPs are distinguished by their published widths, else by the projection of the pooled output, which
+    the wider one has.
     """
     alike = [tower for tower in architecture.towers if type(tower.reader.network) is type(part.params)]
     if len(alike) < 2:
@@ -50,7 +59,8 @@ def _tower_of(part: Part, found: Findings, architecture: Architecture) -> Tower 
 
 
 def _without_identity(part: Part, found: Findings) -> Part:
-    """A text encoder without its projection where that is the identity, as diffusers' folders write an encoder without one."""
+    """A text encoder without its projection where that is the identity, as diffusers' folders write an
+    encoder without one."""
     key = "text_projection.weight"
     if WITH_PROJECTION not in part.hints.get("architectures", ()) or key not in part.stored:
         return part
@@ -58,13 +68,19 @@ def _without_identity(part: Part, found: Findings) -> Part:
     part.stored[key].read_into(projection)
     if not torch.equal(projection, torch.eye(*projection.shape)):
         return part
-    found.left_out.append((replace(part, stored={key: part.stored[key]}), "the identity, for a pooled output that is not projected"))
+    found.left_out.append(
+        (
+            replace(part, stored={key: part.stored[key]}),
+            "the identity, for a pooled output that is not projected",
+        )
+    )
     stored = {name: value for name, value in part.stored.items() if name != key}
     return replace(part, params=replace(part.params, projection=None), stored=stored)
 
 
 def _without_unused_blocks(part: Part, found: Findings) -> Part:
-    """A text encoder without the blocks beyond its config.json's number of layers, which is how folders record clip skip."""
+    """A text encoder without the blocks beyond its config.json's number of layers, which is how folders
+    record clip skip."""
     blocks = {name: re.search(r"\b(?:layers|block)\.(\d+)\.", name) for name in part.stored}
     beyond = {name for name, block in blocks.items() if block and int(block[1]) >= part.params.layers}
     if not beyond or part.layout.name != "transformers":
@@ -80,8 +96,12 @@ def text_params(of: Family, towers: Mapping[str, Part], found: Findings) -> Text
     if needed := [tower.name for tower in missing if not tower.optional]:
         if towers:
             are, lack = ("are" if len(names) > 1 else "is" for names in (towers, needed))
-            found.notes.append(f"{LEFT_OUT}: {', '.join(towers)} {are} there, but {', '.join(needed)} {lack} not")
-            found.left_out += [(part, "a text encoder of no use without the other") for part in towers.values()]
+            found.notes.append(
+                f"{LEFT_OUT}: {', '.join(towers)} {are} there, but {', '.join(needed)} {lack} not"
+            )
+            found.left_out += [
+                (part, "a text encoder of no use without the other") for part in towers.values()
+            ]
         return None
     if missing:
         names = ", ".join(tower.name for tower in missing)
@@ -94,7 +114,9 @@ def text_params(of: Family, towers: Mapping[str, Part], found: Findings) -> Text
         except ValueError as error:
             raise ValueError(f"{part.file.path} holds {name}: {error}") from None
     try:
-        text = of.architecture.as_found(of.joined(readers), towers, found.backbone.params if found.backbone else None)
+        text = of.architecture.as_found(
+            of.joined(readers), towers, found.backbone.params if found.backbone else None
+        )
     except ValueError as error:
         raise ValueError(f"{found.towers[-1].file.path}: {error}") from None
     return _with_null(text, towers, found)
@@ -105,11 +127,16 @@ def _find_tokenizers(of: Family, towers: Mapping[str, Part], found: Findings) ->
 
     ValueError for one that was given and is of no kind that they read, and where one lacks.
     """
-    used = [reader for reader in READERS.values() if any(of.readers[name].kind == reader.kind for name in towers)]
+    used = [
+        reader for reader in READERS.values() if any(of.readers[name].kind == reader.kind for name in towers)
+    ]
     for path in found.vocabularies:
         if not any(reader.claims(path) for reader in used):
             names = " or ".join(towers)
-            raise ValueError(f"{path} is a tokenizer, and not of {names}: leave it out, or load the text encoder that reads it too")
+            raise ValueError(
+                f"{path} is a tokenizer, and not of {names}: leave it out, or load the text encoder that "
+                "reads it too"
+            )
     tokenizers: dict[str, Any] = {}
     for reader in used:
         parts = {name: part for name, part in towers.items() if of.readers[name].kind == reader.kind}

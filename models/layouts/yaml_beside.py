@@ -24,7 +24,11 @@ SCHEDULE: dict[str, tuple[str, Reader]] = {
     "timesteps": ("steps", int),
     "beta_schedule": ("name", lambda text: BETA_SCHEDULES.get(text, text)),
 }
-SETTINGS: dict[str, tuple[str, Reader]] = {**SCHEDULE, "scale_factor": ("scale", float), "parameterization": ("prediction", str)}
+SETTINGS: dict[str, tuple[str, Reader]] = {
+    **SCHEDULE,
+    "scale_factor": ("scale", float),
+    "parameterization": ("prediction", str),
+}
 """What each is called here, and how its text is read."""
 SCALING = ("denoiser_config", "params", "scaling_config", "target")
 SCALINGS = {"EpsScaling": "eps", "VScaling": "v"}
@@ -33,7 +37,8 @@ MAX_BRACKETS = 100  # [ and {, of which PyYAML takes thousands for seconds; publ
 
 
 def read_yaml_beside(file: Path, notes: list[str]) -> tuple[str, dict[str, Any]]:
-    """What messages call the configuration beside a file, and its usable settings, as SETTINGS calls them; "" and {} without one."""
+    """What messages call the configuration beside a file, and its usable settings, as SETTINGS calls them; ""
+    and {} without one."""
     path = next((path for ending in (".yaml", ".yml") if (path := file.with_suffix(ending)).is_file()), None)
     if path is None:
         return "", {}
@@ -58,7 +63,8 @@ def read_yaml_beside(file: Path, notes: list[str]) -> tuple[str, dict[str, Any]]
 
 
 def schedule_of_yaml(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the schedule in the YAML file; {} and a note if they make no valid schedule with `own`, the family's."""
+    """The settings of the schedule in the YAML file; {} and a note if they make no valid schedule with `own`,
+    the family's."""
     settings = {ours: found.ldm[ours] for ours, _ in SCHEDULE.values() if ours in found.ldm}
     try:
         build_schedule({**own, **settings})
@@ -70,9 +76,11 @@ def schedule_of_yaml(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model_params(path: Path) -> dict[str, Any]:
-    """The settings of SETTINGS in the file, unchecked. SDXL's configurations name the denoiser's scaling and no parameterization.
+    """The settings of SETTINGS in the file, unchecked. SDXL's configurations name the denoiser's scaling and
+    no parameterization.
 
-    PyYAML's BaseLoader makes texts, lists and mappings of whatever it reads: it knows no tags, and copies nothing that is named twice.
+    PyYAML's BaseLoader makes texts, lists and mappings of whatever it reads: it knows no tags, and copies
+    nothing that is named twice.
     """
     import yaml  # here, as nothing else needs it
 

@@ -1,4 +1,5 @@
-"""CLIP's text tower (Radford et al. 2021): a causal transformer over tokens. Every published size is a configuration of it."""
+"""CLIP's text tower (Radford et al. 2021): a causal transformer over tokens. Every published size is a
+configuration of it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class CLIPTextParams:
 
     vocab       tokens it knows; 49408, and more for learned words or for a vocabulary of its own
     length      tokens it can read at once, BOS and EOS included
-    activation  between the two layers of the MLP: "quick_gelu" (OpenAI), x * sigmoid(1.702 x), or "gelu" (OpenCLIP)
+    activation  between the two layers of the MLP: "quick_gelu" (OpenAI), x * sigmoid(1.702 x), or "gelu"
+                (OpenCLIP)
     projection  width of the pooled output; None: that of the tower, for there is no projection
     """
 
@@ -47,7 +49,8 @@ CLIP_G = CLIPTextParams(width=1280, layers=32, heads=20, activation="gelu", proj
 
 
 class CLIPText(nn.Module):
-    """forward(tokens (B, L) of whole numbers) -> the layers + 1 states (B, L, width): the embeddings, then after every block.
+    """forward(tokens (B, L) of whole numbers) -> the layers + 1 states (B, L, width): the embeddings, then
+    after every block.
 
     None of them has been through the final `norm`. L is at most `length`.
     """
@@ -65,11 +68,17 @@ class CLIPText(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As CLIP was trained from: normal, narrower by the depth where a residual branch ends, and no biases."""
+        """As CLIP was trained from: normal, narrower by the depth where a residual branch ends, and no
+        biases."""
         width, depth = self.params.width, self.params.layers
         nn.init.normal_(self.token.weight, std=0.02)
         nn.init.normal_(self.position, std=0.01)
-        stds = {".qkv": width**-0.5, ".out": (2 * depth * width) ** -0.5, ".fc1": (2 * width) ** -0.5, ".fc2": (2 * depth * width) ** -0.5}
+        stds = {
+            ".qkv": width**-0.5,
+            ".out": (2 * depth * width) ** -0.5,
+            ".fc1": (2 * width) ** -0.5,
+            ".fc2": (2 * depth * width) ** -0.5,
+        }
         for name, module in self.blocks.named_modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=stds[name[name.rindex(".") :]])
@@ -81,7 +90,8 @@ class CLIPText(nn.Module):
     def forward(self, tokens: Tensor) -> list[Tensor]:
         if tokens.ndim != 2 or tokens.shape[1] > self.params.length:
             raise ValueError(
-                f"tokens are (B, L) with L up to {self.params.length}, not {tuple(tokens.shape)}: cut them, or encode in parts"
+                f"tokens are (B, L) with L up to {self.params.length}, not {tuple(tokens.shape)}: cut them, "
+                "or encode in parts"
             )
         x = self.token(tokens) + self.position[: tokens.shape[1]]
         states = [x]
@@ -92,15 +102,19 @@ class CLIPText(nn.Module):
 
     @with_enough_precision
     def pool(self, last_state: Tensor, tokens: Tensor, projected: bool = True, eos: int = EOS) -> Tensor:
-        """The last state (B, L, width) at each row's first `eos`, through norm and, if `projected`, projection: (B, projection or width).
+        """The last state (B, L, width) at each row's first `eos`, through norm and, if `projected`,
+        projection: (B, projection or width).
 
-        The first, because padding may be EOS as well; and not the greatest id, which may be that of an added token.
+        The first, because padding may be EOS as well; and not the greatest id, which may be that of an added
+        token.
         """
         end = tokens == eos
         # Not on a GPU, where looking would wait for the device.
         if end.device.type == "cpu" and not torch.compiler.is_compiling() and not end.any(dim=1).all():
             raise ValueError(f"a row of tokens has no end of text ({eos}): put one behind the prompt")
-        row = last_state[torch.arange(len(tokens), device=tokens.device), end.int().argmax(dim=1)]  # (B, width)
+        row = last_state[
+            torch.arange(len(tokens), device=tokens.device), end.int().argmax(dim=1)
+        ]  # (B, width)
         row = self.norm(row)
         return self.projection(row) if projected and self.projection is not None else row
 

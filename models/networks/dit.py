@@ -1,6 +1,7 @@
 """DiT: a transformer over patches, steered by adaptive layer norms that start at zero (Peebles & Xie 2023).
 
-Class-conditional as published; with `context_dim`, each block also attends to a text (as in PixArt-alpha, Chen et al. 2023).
+Class-conditional as published; with `context_dim`, each block also attends to a text (as in PixArt-alpha,
+Chen et al. 2023).
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from diffusion.condition import NONE, Condition
 from diffusion.spec import check_at_least_one, check_range
 from models.layers.attention import CrossAttention, SelfAttention, key_mask
 from models.layers.blocks import BlockNetwork
-from models.layers.conditioning import LabelEmbedding, NetworkParams, TimeEmbedding, VectorEmbedding, network_input
+from models.layers.conditioning import (
+    LabelEmbedding,
+    NetworkParams,
+    TimeEmbedding,
+    VectorEmbedding,
+    network_input,
+)
 from models.layers.half import with_enough_precision
 from models.layers.modulation import Modulation, gated, modulate, norm, start_at_identity
 
@@ -27,8 +34,10 @@ class DiTParams(NetworkParams):
 
     image_size       height and width of x, in pixels or latents; fixed, as the position embedding is
     learned_variance doubles the output channels: prediction, then variance (Nichol & Dhariwal 2021)
-    num_classes, vector_dim, context_dim  the conditions it takes: class label, vector, text; None: not that one
-    time_factor      multiplies t before its sinusoid: 1 for training indices, 1000 for t in [0, 1]; `models.build` finds it
+    num_classes, vector_dim, context_dim  the conditions it takes: class label, vector, text; None: not that
+                                          one
+    time_factor      multiplies t before its sinusoid: 1 for training indices, 1000 for t in [0, 1];
+                     `models.build` finds it
     """
 
     in_channels: int = 4
@@ -51,7 +60,9 @@ class DiTParams(NetworkParams):
         check_range(self, "dropout", least=0)
         check_range(self, "time_factor", "mlp_ratio", least=1e-6, most=1e6)
         if self.image_size % self.patch_size:
-            raise ValueError(f"an image of {self.image_size} pixels does not divide into patches of {self.patch_size}")
+            raise ValueError(
+                f"an image of {self.image_size} pixels does not divide into patches of {self.patch_size}"
+            )
         if self.hidden % self.heads or self.hidden % 4:
             raise ValueError(f"hidden={self.hidden} must divide by heads={self.heads} and by 4")
 
@@ -61,7 +72,8 @@ class DiTParams(NetworkParams):
 
 
 class DiT(BlockNetwork):
-    """forward(x (B, C, H, W), t (B,), condition) -> (B, out_channels, H, W); label (B,), context (B, L, D), vector (B, V)."""
+    """forward(x (B, C, H, W), t (B,), condition) -> (B, out_channels, H, W); label (B,), context (B, L, D),
+    vector (B, V)."""
 
     def __init__(self, params: DiTParams) -> None:
         super().__init__()
@@ -77,7 +89,8 @@ class DiT(BlockNetwork):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier for linear layers, 0.02 for embeddings; every modulation and the output start at zero (adaLN-zero)."""
+        """Xavier for linear layers, 0.02 for embeddings; every modulation and the output start at zero
+        (adaLN-zero)."""
         start_at_identity(self)
         if self.label is not None:
             nn.init.normal_(self.label.table.weight, std=0.02)
@@ -91,7 +104,9 @@ class DiT(BlockNetwork):
         p = self.params
         x = network_input(x, condition, p)
         if x.shape[-2:] != (p.image_size, p.image_size):
-            raise ValueError(f"this DiT was built for {p.image_size}x{p.image_size}, not {x.shape[-2]}x{x.shape[-1]}")
+            raise ValueError(
+                f"this DiT was built for {p.image_size}x{p.image_size}, not {x.shape[-2]}x{x.shape[-1]}"
+            )
         emb = self.time(t)
         if self.label is not None:
             emb = emb + self.label(condition.label)
@@ -117,8 +132,15 @@ class DiTBlock(nn.Module):
         inner = int(p.hidden * p.mlp_ratio)
         self.modulation = Modulation(p.hidden, 6)
         self.self_attention = SelfAttention(p.hidden, p.heads)
-        self.cross_attention = None if p.context_dim is None else CrossAttention(p.hidden, p.context_dim, p.heads)
-        self.mlp = nn.Sequential(nn.Linear(p.hidden, inner), nn.GELU(approximate="tanh"), nn.Dropout(p.dropout), nn.Linear(inner, p.hidden))
+        self.cross_attention = (
+            None if p.context_dim is None else CrossAttention(p.hidden, p.context_dim, p.heads)
+        )
+        self.mlp = nn.Sequential(
+            nn.Linear(p.hidden, inner),
+            nn.GELU(approximate="tanh"),
+            nn.Dropout(p.dropout),
+            nn.Linear(inner, p.hidden),
+        )
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None = None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)
@@ -129,7 +151,8 @@ class DiTBlock(nn.Module):
 
 
 def position_embedding(size: int, dim: int, step: float = 1.0) -> Tensor:
-    """Fixed 2-D sinusoids (size*size, dim): the first half of the features tells the column, the second the row.
+    """Fixed 2-D sinusoids (size*size, dim): the first half of the features tells the column, the second the
+    row.
 
     step  from one column or row to the next
     """

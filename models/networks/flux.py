@@ -1,4 +1,5 @@
-"""FLUX.1: a flow through blocks of two streams, then of one, with rotary positions (Black Forest Labs 2024; arXiv:2506.15742)."""
+"""FLUX.1: a flow through blocks of two streams, then of one, with rotary positions (Black Forest Labs 2024;
+arXiv:2506.15742)."""
 
 from __future__ import annotations
 
@@ -26,10 +27,12 @@ from models.layers.rotary import positions, turn, turns
 class TrunkParams(NetworkParams):
     """What FLUX.1 and the networks made from it have in common; the defaults are theirs.
 
-    in_channels   of x and of what it is given beside it: 96 in Fill (x 16, masked latents 16, mask 64), 32 in Canny and Depth
+    in_channels   of x and of what it is given beside it: 96 in Fill (x 16, masked latents 16, mask 64), 32 in
+                  Canny and Depth
     depth, depth_single  blocks of two streams, and blocks of one behind them
     context_dim   width of the text tokens (T5)
-    axes          features of a head that turn with each of three coordinates, 0, row and column; theta: their longest wavelength / 2 pi
+    axes          features of a head that turn with each of three coordinates, 0, row and column; theta: their
+                  longest wavelength / 2 pi
     patch_size    pixels of x to a token, in height and width
     """
 
@@ -46,13 +49,20 @@ class TrunkParams(NetworkParams):
     patch_size: int = 2
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "in_channels", "out_channels", "hidden", "heads", "depth", "depth_single", "patch_size")
+        check_at_least_one(
+            self, "in_channels", "out_channels", "hidden", "heads", "depth", "depth_single", "patch_size"
+        )
         check_at_least_one(self, "context_dim", "axes")
         check_range(self, "theta", "mlp_ratio", least=1e-6, most=1e9)
         if len(self.axes) != 3 or any(dim % 2 for dim in self.axes):
-            raise ValueError(f"axes are three even numbers of features, for 0, row and column, not {self.axes}")
+            raise ValueError(
+                f"axes are three even numbers of features, for 0, row and column, not {self.axes}"
+            )
         if self.hidden != self.heads * sum(self.axes):
-            raise ValueError(f"hidden={self.hidden} must be heads={self.heads} times the {sum(self.axes)} features of axes={self.axes}")
+            raise ValueError(
+                f"hidden={self.hidden} must be heads={self.heads} times the {sum(self.axes)} features of "
+                f"axes={self.axes}"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,16 +82,20 @@ class FluxParams(TrunkParams):
 
 
 class Trunk(BlockNetwork):
-    """Blocks of two streams, then of one, over tokens of text and patches of x: all of FLUX.1 but the embedding of what modulates them.
+    """Blocks of two streams, then of one, over tokens of text and patches of x: all of FLUX.1 but the
+    embedding of what modulates them.
 
-    modulation  makes a module that gives a block, or one of its streams, its modulation from the block's embedding: called with the number
-                of parts that streams before it in the block take, and of those that it takes
+    modulation  makes a module that gives a block, or one of its streams, its modulation from the block's
+                embedding: called with the number of parts that streams before it in the block take, and of
+                those that it takes
     embeddings  what makes these embeddings, by name
     """
 
     block_lists = ("joint", "single")  # in the order in which they are called
 
-    def __init__(self, params: TrunkParams, modulation: Callable[[int, int], nn.Module], **embeddings: nn.Module | None) -> None:
+    def __init__(
+        self, params: TrunkParams, modulation: Callable[[int, int], nn.Module], **embeddings: nn.Module | None
+    ) -> None:
         super().__init__()
         self.params = p = params
         self.patch_in = nn.Linear(p.in_channels * p.patch_size**2, p.hidden)
@@ -90,10 +104,18 @@ class Trunk(BlockNetwork):
             self.add_module(name, embedding)
 
         def stream(before: int) -> Stream:
-            return Stream(p.hidden, p.heads, qk_norm=True, mlp_ratio=p.mlp_ratio, modulation=modulation(before, Stream.parts))
+            return Stream(
+                p.hidden,
+                p.heads,
+                qk_norm=True,
+                mlp_ratio=p.mlp_ratio,
+                modulation=modulation(before, Stream.parts),
+            )
 
         self.joint = nn.ModuleList(JointBlock(stream(0), stream(Stream.parts)) for _ in range(p.depth))
-        self.single = nn.ModuleList(SingleBlock(p, modulation(0, SingleBlock.parts)) for _ in range(p.depth_single))
+        self.single = nn.ModuleList(
+            SingleBlock(p, modulation(0, SingleBlock.parts)) for _ in range(p.depth_single)
+        )
         self.modulation_out = modulation(0, 2)
         self.patch_out = nn.Linear(p.hidden, p.out_channels * p.patch_size**2)
         self.reset_parameters()
@@ -104,7 +126,8 @@ class Trunk(BlockNetwork):
         nn.init.zeros_(self.patch_out.weight)
 
     def through_blocks(self, x: Tensor, embs: Iterable[Tensor], condition: Condition) -> Tensor:
-        """The output (B, out_channels, H, W) from x (B, in_channels, H, W), text, and for each block and the output what modulates it."""
+        """The output (B, out_channels, H, W) from x (B, in_channels, H, W), text, and for each block and the
+        output what modulates it."""
         p = self.params
         height, width = x.shape[-2:]
         x = whole_patches(x, p.patch_size)
@@ -148,7 +171,9 @@ class Flux(Trunk):
             p,
             lambda before, n: Modulation(p.hidden, n),
             time=TimeEmbedding(256, p.hidden, factor=1000.0),
-            guidance=None if p.guidance_dim is None else TimeEmbedding(p.guidance_dim, p.hidden, factor=1000.0),
+            guidance=None
+            if p.guidance_dim is None
+            else TimeEmbedding(p.guidance_dim, p.hidden, factor=1000.0),
             vector=VectorEmbedding(p.vector_dim, p.hidden),
         )
 
@@ -163,7 +188,8 @@ class Flux(Trunk):
 
 
 class SingleBlock(nn.Module):
-    """Attention and MLP side by side, between two products (as in Dehghani et al. 2023), over text and image tokens alike."""
+    """Attention and MLP side by side, between two products (as in Dehghani et al. 2023), over text and image
+    tokens alike."""
 
     parts = 3
 

@@ -1,4 +1,5 @@
-"""Stable Diffusion 3 and 3.5: MMDiT, a flow through transformer blocks with a stream for text and one for the image (Esser et al. 2024)."""
+"""Stable Diffusion 3 and 3.5: MMDiT, a flow through transformer blocks with a stream for text and one for the
+image (Esser et al. 2024)."""
 
 from __future__ import annotations
 
@@ -46,9 +47,21 @@ class SD3Params(NetworkParams):
     dual: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "in_channels", "out_channels", "patch_size", "depth", "heads", "context_dim", "vector_dim", "positions")
+        check_at_least_one(
+            self,
+            "in_channels",
+            "out_channels",
+            "patch_size",
+            "depth",
+            "heads",
+            "context_dim",
+            "vector_dim",
+            "positions",
+        )
         if not 0 <= self.dual <= self.depth:
-            raise ValueError(f"of depth={self.depth} blocks 0 to {self.depth} can attend twice, not dual={self.dual}")
+            raise ValueError(
+                f"of depth={self.depth} blocks 0 to {self.depth} can attend twice, not dual={self.dual}"
+            )
 
     @property
     def hidden(self) -> int:
@@ -61,9 +74,11 @@ class SD3Params(NetworkParams):
 
 
 class SD3(BlockNetwork):
-    """forward(x (B, C, H, W), t (B,) in [0, 1], condition) -> (B, out_channels, H, W); context (B, L, 4096), vector (B, 2048).
+    """forward(x (B, C, H, W), t (B,) in [0, 1], condition) -> (B, out_channels, H, W); context (B, L, 4096),
+    vector (B, 2048).
 
-    H and W make at most `positions` patches each; a side that does not divide by the patch size is filled up inside and cut again.
+    H and W make at most `positions` patches each; a side that does not divide by the patch size is filled up
+    inside and cut again.
     """
 
     block_lists = ("blocks",)  # in the order in which they are called
@@ -72,7 +87,9 @@ class SD3(BlockNetwork):
         super().__init__()
         self.params = p = params
         self.patch_in = nn.Conv2d(p.in_channels, p.hidden, p.patch_size, stride=p.patch_size)
-        self.register_buffer("position", position_embedding(p.positions, p.hidden, POSITIONS / p.positions)[None])
+        self.register_buffer(
+            "position", position_embedding(p.positions, p.hidden, POSITIONS / p.positions)[None]
+        )
         self.context_in = nn.Linear(p.context_dim, p.hidden)
         self.time = TimeEmbedding(256, p.hidden, factor=1000.0)
         self.vector = VectorEmbedding(p.vector_dim, p.hidden)
@@ -109,7 +126,8 @@ class SD3(BlockNetwork):
         side, patch = self.params.positions, self.params.patch_size
         if height > side or width > side:
             raise ValueError(
-                f"an image of {height * patch}x{width * patch} is larger than the {side * patch}x{side * patch} this SD3 has positions for"
+                f"an image of {height * patch}x{width * patch} is larger than the "
+                f"{side * patch}x{side * patch} this SD3 has positions for"
             )
         top, left = (side - height) // 2, (side - width) // 2
         table = self.get_buffer("position").unflatten(1, (side, side))

@@ -1,4 +1,5 @@
-"""T5's encoder (Raffel et al. 2020), version 1.1: a transformer over all tokens at once. Every published size is a configuration of it."""
+"""T5's encoder (Raffel et al. 2020), version 1.1: a transformer over all tokens at once. Every published size
+is a configuration of it."""
 
 from __future__ import annotations
 
@@ -39,17 +40,21 @@ class T5Params:
         if self.buckets < 4 or self.buckets % 4:
             raise ValueError(f"buckets={self.buckets} must divide by 4: two directions, each in near and far")
         if self.max_distance <= self.buckets // 4:
-            raise ValueError(f"max_distance={self.max_distance} must be more than buckets / 4 = {self.buckets // 4}, where far ones begin")
+            raise ValueError(
+                f"max_distance={self.max_distance} must be more than buckets / 4 = {self.buckets // 4}, "
+                "where far ones begin"
+            )
 
 
 T5_XXL = T5Params()
 
 
 class T5(nn.Module):
-    """forward(tokens (B, L) of whole numbers) -> the last state (B, L, width) through the final norm, in the dtype of the weights.
+    """forward(tokens (B, L) of whole numbers) -> the last state (B, L, width) through the final norm, in the
+    dtype of the weights.
 
-    mask  (B, L) bool, which tokens are attended to, at least one of each row; None: all, padding included, as in FLUX.1 and
-          Stable Diffusion 3. L has no limit
+    mask  (B, L) bool, which tokens are attended to, at least one of each row; None: all, padding included, as
+          in FLUX.1 and Stable Diffusion 3. L has no limit
     Published weights lead the states beyond float16's range, so between the blocks they are at least float32.
     """
 
@@ -65,7 +70,8 @@ class T5(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As T5 was trained from: normal, narrower by the number of inputs, and the queries by a head's too, for scores are not scaled."""
+        """As T5 was trained from: normal, narrower by the number of inputs, and the queries by a head's too,
+        for scores are not scaled."""
         p = self.params
         nn.init.normal_(self.token.weight)
         nn.init.normal_(self.relative.weight, std=p.width**-0.5)
@@ -95,15 +101,19 @@ class T5(nn.Module):
 
 
 def buckets(distance: Tensor, count: int, max_distance: int) -> Tensor:
-    """The bucket of a key so many tokens behind (above 0) or before (up to 0) its query, 0 ... count - 1 (Raffel et al. 2020, section 2.1).
+    """The bucket of a key so many tokens behind (above 0) or before (up to 0) its query, 0 ... count - 1
+    (Raffel et al. 2020, section 2.1).
 
-    Either direction has half of them: one for each distance up to a quarter of `count`, then wider ones, evenly spaced in the logarithm
-    up to max_distance, and all that is further away in the last.
+    Either direction has half of them: one for each distance up to a quarter of `count`, then wider ones,
+    evenly spaced in the logarithm up to max_distance, and all that is further away in the last.
     """
     half, near = count // 2, count // 4
-    # Edges rather than a logarithm of each distance: 16, 32 and 64 lie on edges, where rounding differs between devices.
+    # Edges rather than a logarithm of each distance: 16, 32 and 64 lie on edges, where rounding differs
+    # between devices.
     far = [near * (max_distance / near) ** (i / (half - near)) - 1e-6 for i in range(1, half - near)]
-    edges = torch.tensor([*range(1, near + 1), *far], dtype=torch.float32).to(distance.device, non_blocking=True)
+    edges = torch.tensor([*range(1, near + 1), *far], dtype=torch.float32).to(
+        distance.device, non_blocking=True
+    )
     return torch.bucketize(distance.abs(), edges, right=True) + half * (distance > 0)
 
 
@@ -115,7 +125,10 @@ class Block(nn.Module):
         self.norm1 = RMSNorm(p.width)
         self.attention = BiasedAttention(p.width, p.heads, p.head_dim)
         self.norm2 = RMSNorm(p.width)
-        self.gate, self.fc1 = nn.Linear(p.width, p.hidden, bias=False), nn.Linear(p.width, p.hidden, bias=False)
+        self.gate, self.fc1 = (
+            nn.Linear(p.width, p.hidden, bias=False),
+            nn.Linear(p.width, p.hidden, bias=False),
+        )
         self.fc2 = nn.Linear(p.hidden, p.width, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -129,7 +142,8 @@ class Block(nn.Module):
 
 
 class BiasedAttention(nn.Module):
-    """Scores are q k^T + bias, not divided by sqrt(d): the weights are trained for that. Four products, as files hold them."""
+    """Scores are q k^T + bias, not divided by sqrt(d): the weights are trained for that. Four products, as
+    files hold them."""
 
     def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -138,12 +152,15 @@ class BiasedAttention(nn.Module):
         self.out = nn.Linear(heads * head_dim, width, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        q, k, v = (rearrange(part(x), "b l (h d) -> b h l d", h=self.heads) for part in (self.q, self.k, self.v))
+        q, k, v = (
+            rearrange(part(x), "b l (h d) -> b h l d", h=self.heads) for part in (self.q, self.k, self.v)
+        )
         return self.out(attend(q, k, v, mask=bias, scale=1.0))
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean(x^2) + 1e-6) * weight, computed in the dtype of x, rounded to that of the weight (Zhang & Sennrich 2019)."""
+    """x / sqrt(mean(x^2) + 1e-6) * weight, computed in the dtype of x, rounded to that of the weight (Zhang &
+    Sennrich 2019)."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=1e-6)

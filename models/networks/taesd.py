@@ -1,4 +1,5 @@
-"""TAESD: a tiny autoencoder that speaks the latents of a large one, for previews (Bohan 2023, madebyollin/taesd)."""
+"""TAESD: a tiny autoencoder that speaks the latents of a large one, for previews (Bohan 2023,
+madebyollin/taesd)."""
 
 from __future__ import annotations
 
@@ -23,11 +24,13 @@ class TAESDParams:
 
 
 class TAESD(nn.Module):
-    """encode(images (B, 3, H, W) in [-1, 1]) -> latents (B, C, H/8, W/8) in the diffusion model's units; decode: back, about [-1, 1].
+    """encode(images (B, 3, H, W) in [-1, 1]) -> latents (B, C, H/8, W/8) in the diffusion model's units;
+    decode: back, about [-1, 1].
 
-    It computes in the dtype of its weights and returns at least float32, as `run_finite` does. Layers are numbered as published: encoder.N
-    is N of taesd_encoder and encoder.layers.N of diffusers; decoder.N is N of taesd_decoder and decoder.layers.(N-1) of diffusers, which
-    does not count the clamp. A block's conv1, conv2 and conv3 are conv.0, conv.2 and conv.4 in both.
+    It computes in the dtype of its weights and returns at least float32, as `run_finite` does. Layers are
+    numbered as published: encoder.N is N of taesd_encoder and encoder.layers.N of diffusers; decoder.N is N
+    of taesd_decoder and decoder.layers.(N-1) of diffusers, which does not count the clamp. A block's conv1,
+    conv2 and conv3 are conv.0, conv.2 and conv.4 in both.
     """
 
     factor = 8  # pixels per latent along each side
@@ -54,7 +57,8 @@ class TAESD(nn.Module):
                     nn.init.zeros_(parameter)
 
     def encode(self, images: Tensor) -> Tensor:
-        """The latents, of which there is no distribution. ValueError for another shape, FloatingPointError as `run_finite` says."""
+        """The latents, of which there is no distribution. ValueError for another shape, FloatingPointError as
+        `run_finite` says."""
         check_batch("images", images, 3, self.factor)
         return run_finite(self.encoder, (images + 1) / 2)
 

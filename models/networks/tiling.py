@@ -12,16 +12,22 @@ from models.networks.taesd import TAESD
 from models.networks.vae import VAE, LatentDistribution
 
 
-def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, factor: int | Fraction = 1) -> Tensor:
-    """function(x) from its values on overlapping tiles, blended linearly where they overlap. Memory is that of one tile, and the output.
+def tiled(
+    function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, factor: int | Fraction = 1
+) -> Tensor:
+    """function(x) from its values on overlapping tiles, blended linearly where they overlap. Memory is that
+    of one tile, and the output.
 
     function  (B, C, h, w) -> (B, C', h * factor, w * factor) for any h and w
-    tile      height and width of a tile of x, and of x itself where that is smaller; a tile that covers x is a plain call
-    overlap   how much neighbours share at least, at most half a tile; tiles are spread evenly, so that it may be more
+    tile      height and width of a tile of x, and of x itself where that is smaller; a tile that covers x is
+              a plain call
+    overlap   how much neighbours share at least, at most half a tile; tiles are spread evenly, so that it may
+              be more
     factor    pixels of the output per pixel of x: 8 for decoding, Fraction(1, 8) for encoding
 
-    Exact for a function that is local; one that looks around, or at the whole (group normalisation), is cut at the borders of tiles.
-    Gradients flow, and then memory is that of all tiles. ValueError where tile, overlap or x do not come out even under the factor.
+    Exact for a function that is local; one that looks around, or at the whole (group normalisation), is cut
+    at the borders of tiles. Gradients flow, and then memory is that of all tiles. ValueError where tile,
+    overlap or x do not come out even under the factor.
     """
     factor = Fraction(factor)
     cell = factor.denominator  # pixels of x for a whole number of the output
@@ -29,7 +35,10 @@ def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: i
         raise ValueError(f"tiles need 0 <= overlap <= tile / 2, not overlap={overlap} with tile={tile}")
     for name, size in (("tile", tile), ("overlap", overlap), ("height", x.shape[-2]), ("width", x.shape[-1])):
         if size % cell:
-            raise ValueError(f"{name}={size} must divide by {cell}: {cell} pixels of the input make {factor.numerator} of the output")
+            raise ValueError(
+                f"{name}={size} must divide by {cell}: {cell} pixels of the input make {factor.numerator} "
+                "of the output"
+            )
     if x.shape[-2] <= tile and x.shape[-1] <= tile:
         return function(x)
 
@@ -47,7 +56,8 @@ def sliced(function: Callable[[Tensor], Tensor], x: Tensor, size: int = 1) -> Te
 
 
 def decode_tiled(vae: VAE | TAESD, latents: Tensor, tile: int = 64, overlap: int = 16) -> Tensor:
-    """vae.decode(latents) by tiles of that many latents. Each has group statistics of its own, so that tone may drift; seams are faded."""
+    """vae.decode(latents) by tiles of that many latents. Each has group statistics of its own, so that tone
+    may drift; seams are faded."""
     return tiled(vae.decode, latents, tile, overlap, vae.factor)
 
 
@@ -62,7 +72,9 @@ def encode_tiled(vae: VAE, images: Tensor, tile: int = 512, overlap: int = 128) 
     return LatentDistribution(mean, std)
 
 
-def _joined(function: Callable[[Tensor], Tensor], x: Tensor, dim: int, tile: int, overlap: int, factor: Fraction) -> Tensor:
+def _joined(
+    function: Callable[[Tensor], Tensor], x: Tensor, dim: int, tile: int, overlap: int, factor: Fraction
+) -> Tensor:
     """The function on tiles along one dimension, joined; sizes are in cells."""
     size, cell = x.shape[dim] // factor.denominator, factor.denominator
     out, done = x, 0
@@ -74,7 +86,8 @@ def _joined(function: Callable[[Tensor], Tensor], x: Tensor, dim: int, tile: int
 
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin: as few as cover the size with that overlap, evenly spread, the last one flush with the end."""
+    """Where tiles begin: as few as cover the size with that overlap, evenly spread, the last one flush with
+    the end."""
     if size <= tile:
         return [0]
     steps = -(-(size - tile) // (tile - overlap))
@@ -82,7 +95,8 @@ def _starts(size: int, tile: int, overlap: int) -> list[int]:
 
 
 def _blended(left: Tensor, right: Tensor, dim: int, shared: int) -> Tensor:
-    """Two neighbours joined; over the shared pixels it fades from the left to the right one. Exact where they are equal."""
+    """Two neighbours joined; over the shared pixels it fades from the left to the right one. Exact where they
+    are equal."""
     fade = (torch.arange(shared, dtype=left.dtype, device=left.device) + 0.5) / shared
     fade = fade if dim == -1 else fade[:, None]
     kept, added = left.shape[dim] - shared, right.shape[dim] - shared

@@ -1,8 +1,10 @@
-"""The UNet of ADM and latent diffusion, as one family (Dhariwal & Nichol 2021; Rombach et al. 2022; Podell et al. 2023).
+"""The UNet of ADM and latent diffusion, as one family (Dhariwal & Nichol 2021; Rombach et al. 2022; Podell et
+al. 2023).
 
 Residual blocks at falling resolutions, a skip from each to its counterpart on the way up, attention where the
-parameters say so. SD 1 / 2 / XL and a net for 8x8 digits are configurations of it, and ADM but for its way of resampling:
-here that is a convolution of its own, as latent diffusion has it, where ADM resamples inside residual blocks.
+parameters say so. SD 1 / 2 / XL and a net for 8x8 digits are configurations of it, and ADM but for its way of
+resampling: here that is a convolution of its own, as latent diffusion has it, where ADM resamples inside
+residual blocks.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ from diffusion.condition import NONE, Condition
 from diffusion.spec import check_at_least_one, check_names, check_range
 from models.layers.attention import CrossAttention, SelfAttention, key_mask
 from models.layers.blocks import BlockNetwork
-from models.layers.conditioning import GuidanceEmbedding, LabelEmbedding, NetworkParams, TimeEmbedding, VectorEmbedding, network_input
+from models.layers.conditioning import (
+    GuidanceEmbedding,
+    LabelEmbedding,
+    NetworkParams,
+    TimeEmbedding,
+    VectorEmbedding,
+    network_input,
+)
 from models.layers.half import with_enough_precision
 from models.layers.upsample import Upsample
 
@@ -34,14 +43,18 @@ class UNetParams(NetworkParams):
     blocks             residual blocks per level on the way down (one more on the way up)
     attention          per level, attention blocks after each residual block (0: none)
     middle_attention   the same for the middle
-    attention_kind     "transformer": self-attention, cross-attention to the context if there is one, feed-forward
-                       (latent diffusion); "plain": self-attention only (ADM)
+    attention_kind     "transformer": self-attention, cross-attention to the context if there is one,
+                       feed-forward (latent diffusion); "plain": self-attention only (ADM)
     heads, head_dim    fix one of the two; the other follows from the width
-    linear_projection  transformers enter and leave by a linear layer (SD 2, XL) rather than a 1x1 convolution (SD 1)
+    linear_projection  transformers enter and leave by a linear layer (SD 2, XL) rather than a 1x1 convolution
+                       (SD 1)
     scale_shift        the embedding scales and shifts (ADM) rather than only adds (latent diffusion)
-    num_classes, vector_dim, context_dim  the conditions it takes: class label, vector, text; None: not that one
-    guidance_dim       frequencies of the guidance scale that a distilled net takes (LCM: 256); None: takes none
-    time_factor        multiplies t before its sinusoid: 1 for training indices, 1000 for t in [0, 1]; `models.build` finds it
+    num_classes, vector_dim, context_dim  the conditions it takes: class label, vector, text; None: not that
+                                          one
+    guidance_dim       frequencies of the guidance scale that a distilled net takes (LCM: 256); None: takes
+                       none
+    time_factor        multiplies t before its sinusoid: 1 for training indices, 1000 for t in [0, 1];
+                       `models.build` finds it
     groups             of every group normalisation; divides every width
     """
 
@@ -66,13 +79,18 @@ class UNetParams(NetworkParams):
     groups: int = 32
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "in_channels", "out_channels", "channels", "channel_mult", "blocks", "groups")
-        check_at_least_one(self, "heads", "head_dim", "num_classes", "vector_dim", "context_dim", "guidance_dim")
+        check_at_least_one(
+            self, "in_channels", "out_channels", "channels", "channel_mult", "blocks", "groups"
+        )
+        check_at_least_one(
+            self, "heads", "head_dim", "num_classes", "vector_dim", "context_dim", "guidance_dim"
+        )
         check_range(self, "attention", "middle_attention", "dropout", least=0)
         check_range(self, "time_factor", least=1e-6, most=1e6)
         if len(self.attention) != len(self.channel_mult):
             raise ValueError(
-                f"attention names {len(self.attention)} levels, channel_mult {len(self.channel_mult)}: give one value per level"
+                f"attention names {len(self.attention)} levels, channel_mult {len(self.channel_mult)}: give "
+                "one value per level"
             )
         if (self.heads is None) == (self.head_dim is None):
             raise ValueError("give either heads or head_dim, and set the other to null")
@@ -82,7 +100,10 @@ class UNetParams(NetworkParams):
         check_names("attention kind", [self.attention_kind], ["transformer", "plain"])
         depth = max((*self.attention, self.middle_attention))
         if self.context_dim is not None and (depth == 0 or self.attention_kind == "plain"):
-            raise ValueError("nothing in this UNet attends to a context: set context_dim to null, or choose transformer attention")
+            raise ValueError(
+                "nothing in this UNet attends to a context: set context_dim to null, or choose transformer "
+                "attention"
+            )
         if depth > 1 and self.attention_kind == "plain":
             raise ValueError(f"plain attention comes once after a residual block, not {depth} times")
 
@@ -90,12 +111,15 @@ class UNetParams(NetworkParams):
         """Attention heads in a block of that width."""
         divisor = self.heads or self.head_dim
         if not divisor or width % divisor:
-            raise ValueError(f"{width} channels do not divide into heads (heads={self.heads}, head_dim={self.head_dim})")
+            raise ValueError(
+                f"{width} channels do not divide into heads (heads={self.heads}, head_dim={self.head_dim})"
+            )
         return self.heads or width // divisor
 
 
 class UNet(BlockNetwork):
-    """forward(x (B, C, H, W), t (B,), condition) -> (B, out_channels, H, W); label (B,), context (B, L, D), vector (B, V), guidance (B,).
+    """forward(x (B, C, H, W), t (B,), condition) -> (B, out_channels, H, W); label (B,), context (B, L, D),
+    vector (B, V), guidance (B,).
 
     H and W may be any: an odd side is halved upwards, and cut to its own size again on the way up.
     `guidance` is the scale of classifier-free guidance, 1 is none.
@@ -122,7 +146,9 @@ class UNet(BlockNetwork):
                 self.down.append(Downsample(width))
                 skips.append(width)
 
-        self.middle = nn.ModuleList([Block(p, width, width, emb, p.middle_attention), Block(p, width, width, emb, 0)])
+        self.middle = nn.ModuleList(
+            [Block(p, width, width, emb, p.middle_attention), Block(p, width, width, emb, 0)]
+        )
 
         self.up = nn.ModuleList()
         for level, width_out in reversed(list(enumerate(widths))):
@@ -137,7 +163,8 @@ class UNet(BlockNetwork):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """torch's defaults, and zero for every last layer of a residual branch: each block starts as the identity."""
+        """torch's defaults, and zero for every last layer of a residual branch: each block starts as the
+        identity."""
         for module in self.modules():
             if isinstance(module, ResBlock):
                 _zero(module.conv2)
@@ -184,7 +211,11 @@ class Block(nn.Module):
         self.res = ResBlock(p, width_in, width, emb)
         self.attention: nn.Module | None = None
         if depth:
-            self.attention = PlainAttention(p, width) if p.attention_kind == "plain" else SpatialTransformer(p, width, depth)
+            self.attention = (
+                PlainAttention(p, width)
+                if p.attention_kind == "plain"
+                else SpatialTransformer(p, width, depth)
+            )
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None = None) -> Tensor:
         x = self.res(x, emb)
@@ -237,7 +268,9 @@ class SpatialTransformer(nn.Module):
         self.linear = p.linear_projection
         self.norm = nn.GroupNorm(p.groups, width, eps=1e-6)
         self.proj_in = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
-        self.blocks = nn.ModuleList(TransformerBlock(width, p.context_dim, p.heads_of(width)) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, p.context_dim, p.heads_of(width)) for _ in range(depth)
+        )
         self.proj_out = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None = None) -> Tensor:
@@ -259,14 +292,17 @@ class SpatialTransformer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the context where there is one, gated feed-forward; each pre-normed and added."""
+    """Self-attention, cross-attention to the context where there is one, gated feed-forward; each pre-normed
+    and added."""
 
     def __init__(self, width: int, context_dim: int | None, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.self_attention = SelfAttention(width, heads, qkv_bias=False)
         self.norm2 = None if context_dim is None else nn.LayerNorm(width)
-        self.cross_attention = None if context_dim is None else CrossAttention(width, context_dim, heads, bias=False)
+        self.cross_attention = (
+            None if context_dim is None else CrossAttention(width, context_dim, heads, bias=False)
+        )
         self.norm3 = nn.LayerNorm(width)
         self.feed_forward = GatedFeedForward(width)
 

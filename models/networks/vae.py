@@ -1,8 +1,10 @@
-"""The autoencoder of latent diffusion: images to latents and back (Kingma & Welling 2013; Rombach et al. 2022).
+"""The autoencoder of latent diffusion: images to latents and back (Kingma & Welling 2013; Rombach et al.
+2022).
 
-It is trained in units of its own, diffusion models in others, where latents have a standard deviation of about 1. Here
-latents are in the diffusion model's units on both sides: what `encode` returns is what the model is trained on, what it makes is
-what `decode` takes, and nobody else scales. SD 1 / 2 / XL / 3, Playground 2.5 and FLUX.1 are configurations of it.
+It is trained in units of its own, diffusion models in others, where latents have a standard deviation of
+about 1. Here latents are in the diffusion model's units on both sides: what `encode` returns is what the
+model is trained on, what it makes is what `decode` takes, and nobody else scales. SD 1 / 2 / XL / 3,
+Playground 2.5 and FLUX.1 are configurations of it.
 """
 
 from __future__ import annotations
@@ -30,11 +32,13 @@ class VAEParams:
     """One autoencoder; the defaults are that of SD 1 and 2.
 
     image_channels, latent_channels
-    channels      width at the finest level; a level is channels * channel_mult wide, from the finest to the coarsest
+    channels      width at the finest level; a level is channels * channel_mult wide, from the finest to the
+                  coarsest
     blocks        residual blocks per level of the encoder (one more in the decoder)
     groups        of every group normalisation; divides every width
     quant_conv    1x1 convolutions around the latents (not in SD 3 and FLUX.1)
-    scale, shift  the diffusion model's units: (z - shift) * scale, z being what the networks make and take; scale > 0
+    scale, shift  the diffusion model's units: (z - shift) * scale, z being what the networks make and take;
+                  scale > 0
     mean, std     per channel, in place of shift: (z - mean) / std * scale (Playground 2.5)
     """
 
@@ -51,17 +55,23 @@ class VAEParams:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "image_channels", "latent_channels", "channels", "channel_mult", "blocks", "groups")
+        check_at_least_one(
+            self, "image_channels", "latent_channels", "channels", "channel_mult", "blocks", "groups"
+        )
         for width in self.widths:
             if width % self.groups:
                 raise ValueError(f"a level of {width} channels does not divide into groups={self.groups}")
         if self.scale <= 0:
             raise ValueError(f"scale must be above 0, not {self.scale:g}")
         if (self.mean is None) != (self.std is None) or (self.mean is not None and self.shift):
-            raise ValueError("give both mean and std, one value per latent channel, and no shift; or only scale and shift")
+            raise ValueError(
+                "give both mean and std, one value per latent channel, and no shift; or only scale and shift"
+            )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.latent_channels:
-                raise ValueError(f"{name} has {len(values)} values for {self.latent_channels} latent channels")
+                raise ValueError(
+                    f"{name} has {len(values)} values for {self.latent_channels} latent channels"
+                )
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"every std must be above 0, not {min(self.std):g}")
 
@@ -88,7 +98,8 @@ class VAEParams:
 
 @dataclass(frozen=True)
 class LatentDistribution:
-    """A normal distribution per latent, independent, in the diffusion model's units; mean and std are (B, C, H, W)."""
+    """A normal distribution per latent, independent, in the diffusion model's units; mean and std are (B, C,
+    H, W)."""
 
     mean: Tensor
     std: Tensor
@@ -101,14 +112,17 @@ class LatentDistribution:
     def sample(self, seeds: Sequence[int]) -> Tensor:
         """One draw per image, with a seed of its own each. ValueError unless there is one seed per image."""
         require_seeds(seeds, self.mean)
-        return self.mean + self.std * initial_noise(seeds, self.mean.shape[1:], self.mean.dtype, self.mean.device)
+        return self.mean + self.std * initial_noise(
+            seeds, self.mean.shape[1:], self.mean.dtype, self.mean.device
+        )
 
 
 class VAE(nn.Module):
-    """encode(images (B, 3, H, W) in [-1, 1]) -> LatentDistribution; decode(latents (B, C, H/8, W/8)) -> images, about [-1, 1].
+    """encode(images (B, 3, H, W) in [-1, 1]) -> LatentDistribution; decode(latents (B, C, H/8, W/8)) ->
+    images, about [-1, 1].
 
-    It computes in the dtype of its weights and returns at least float32. Where half precision overflows it computes again in
-    float32 (`run_finite`). To compile it: `vae.encoder.compile()`, `vae.decoder.compile()`.
+    It computes in the dtype of its weights and returns at least float32. Where half precision overflows it
+    computes again in float32 (`run_finite`). To compile it: `vae.encoder.compile()`, `vae.decoder.compile()`.
     """
 
     def __init__(self, params: VAEParams) -> None:
@@ -121,7 +135,8 @@ class VAE(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """torch's defaults, and zero for the last layer of every residual branch: each block starts as the identity."""
+        """torch's defaults, and zero for the last layer of every residual branch: each block starts as the
+        identity."""
         for module in self.modules():
             if isinstance(module, (ResBlock, MiddleAttention)):
                 last = module.conv2 if isinstance(module, ResBlock) else module.attention.out
@@ -134,12 +149,14 @@ class VAE(nn.Module):
         return self.params.factor
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of an image of that many pixels. ValueError where they do not divide by the factor."""
+        """(C, H, W) of the latents of an image of that many pixels. ValueError where they do not divide by
+        the factor."""
         check_size(height, width, self.factor)
         return self.params.latent_channels, height // self.factor, width // self.factor
 
     def encode(self, images: Tensor) -> LatentDistribution:
-        """The distribution of the latents. ValueError for another shape, FloatingPointError as `run_finite` says."""
+        """The distribution of the latents. ValueError for another shape, FloatingPointError as `run_finite`
+        says."""
         check_batch("images", images, self.params.image_channels, self.factor)
         moments = run_finite(_stages(encoder=self.encoder, quant=self.quant), images)
         mean, log_variance = moments.chunk(2, dim=1)
@@ -153,7 +170,8 @@ class VAE(nn.Module):
         return run_finite(_stages(post_quant=self.post_quant, decoder=self.decoder), self.unscaled(latents))
 
     def unscaled(self, latents: Tensor) -> Tensor:
-        """Latents in the autoencoder's own units, which networks that edit images were trained to see (pix2pix)."""
+        """Latents in the autoencoder's own units, which networks that edit images were trained to see
+        (pix2pix)."""
         origin, unit = self._units(latents)
         return latents * unit + origin
 
@@ -163,7 +181,9 @@ class VAE(nn.Module):
 
     def _units(self, like: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(like.dtype, torch.float32)
-        origin, unit = (torch.tensor(values, dtype=dtype) for values in (self.params.origin, self.params.unit))
+        origin, unit = (
+            torch.tensor(values, dtype=dtype) for values in (self.params.origin, self.params.unit)
+        )
         # Made on the host and sent: with device=..., torch.tensor waits for the device.
         origin, unit = (values[:, None, None].to(like.device, non_blocking=True) for values in (origin, unit))
         return origin, unit
@@ -181,7 +201,9 @@ class Encoder(nn.Module):
             if level < len(p.widths) - 1:
                 layers.append(Downsample(width))
         self.down = nn.Sequential(*layers)
-        self.middle = nn.Sequential(ResBlock(p, width, width), MiddleAttention(p, width), ResBlock(p, width, width))
+        self.middle = nn.Sequential(
+            ResBlock(p, width, width), MiddleAttention(p, width), ResBlock(p, width, width)
+        )
         self.norm_out = _norm(p, width)
         self.conv_out = nn.Conv2d(width, 2 * p.latent_channels, 3, padding=1)
 
@@ -197,7 +219,11 @@ class Decoder(nn.Module):
         super().__init__()
         widths = p.widths[::-1]
         self.conv_in = nn.Conv2d(p.latent_channels, widths[0], 3, padding=1)
-        self.middle = nn.Sequential(ResBlock(p, widths[0], widths[0]), MiddleAttention(p, widths[0]), ResBlock(p, widths[0], widths[0]))
+        self.middle = nn.Sequential(
+            ResBlock(p, widths[0], widths[0]),
+            MiddleAttention(p, widths[0]),
+            ResBlock(p, widths[0], widths[0]),
+        )
         layers: list[nn.Module] = []
         for level, (width_in, width) in enumerate(pairwise([widths[0], *widths])):
             layers += [ResBlock(p, width if i else width_in, width) for i in range(p.blocks + 1)]
@@ -224,7 +250,8 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place, as nobody else holds what the normalisation made: at full resolution the memory costs as much as the mathematics.
+        # In place, as nobody else holds what the normalisation made: at full resolution the memory costs as
+        # much as the mathematics.
         h = self.conv1(F.silu(self.norm1(x), inplace=True))
         h = self.conv2(F.silu(self.norm2(h), inplace=True))
         return h.add_(self.skip(x))
@@ -255,11 +282,13 @@ class Downsample(nn.Module):
 
 
 def run_finite(network: nn.Module, x: Tensor) -> Tensor:
-    """network(x) in the dtype of its weights (`enough_precision`), returned in float32 (float64 stays), never with NaN or infinity in it.
+    """network(x) in the dtype of its weights (`enough_precision`), returned in float32 (float64 stays), never
+    with NaN or infinity in it.
 
-    The widest activations of published autoencoders exceed 65504, where fp16 ends. Where the output of a narrow dtype is not finite, all of
-    it is computed again in float32, with a RuntimeWarning that says so; the weights stay as they are. What is not finite even then raises
-    FloatingPointError, which names the cause.
+    The widest activations of published autoencoders exceed 65504, where fp16 ends. Where the output of a
+    narrow dtype is not finite, all of it is computed again in float32, with a RuntimeWarning that says so;
+    the weights stay as they are. What is not finite even then raises FloatingPointError, which names the
+    cause.
     """
     dtype = next(network.parameters()).dtype
     wide = torch.promote_types(dtype, torch.float32)
@@ -269,38 +298,54 @@ def run_finite(network: nn.Module, x: Tensor) -> Tensor:
     if not torch.isfinite(out).all():
         _check_finite(network, x)
         if out.dtype == wide:
-            raise FloatingPointError(f"the autoencoder overflows {wide}: its weights, or what it was given, are far out of range")
+            raise FloatingPointError(
+                f"the autoencoder overflows {wide}: its weights, or what it was given, are far out of range"
+            )
         warnings.warn(
-            f"the autoencoder overflowed in {out.dtype} and ran again in {wide}; convert it to torch.bfloat16 or float32 to save the time",
+            f"the autoencoder overflowed in {out.dtype} and ran again in {wide}; convert it to "
+            "torch.bfloat16 or float32 to save the time",
             RuntimeWarning,
             stacklevel=3,
         )
         with torch.autocast(x.device.type, enabled=False), InFloat32():
             out = network(x.to(wide, memory_format=torch.channels_last))
         if not torch.isfinite(out).all():
-            raise FloatingPointError(f"the autoencoder overflows even {wide}: its weights, or what it was given, are far out of range")
+            raise FloatingPointError(
+                f"the autoencoder overflows even {wide}: its weights, or what it was given, are far out of "
+                "range"
+            )
     return out.to(wide, memory_format=torch.contiguous_format)
 
 
 def check_batch(what: str, x: Tensor, channels: int, factor: int = 1) -> None:
     """ValueError unless x is floating point (B, channels, H, W), with H and W that divide by the factor."""
     if x.ndim != 4 or x.shape[1] != channels or not x.is_floating_point():
-        raise ValueError(f"{what} must be floating point (B, {channels}, H, W), not {x.dtype} of shape {tuple(x.shape)}")
+        raise ValueError(
+            f"{what} must be floating point (B, {channels}, H, W), not {x.dtype} of shape {tuple(x.shape)}"
+        )
     check_size(x.shape[2], x.shape[3], factor)
 
 
 def check_size(height: int, width: int, factor: int) -> None:
     """ValueError unless height and width divide by the factor."""
     if height % factor or width % factor or min(height, width) < 1:
-        raise ValueError(f"an image of {height}x{width} pixels does not divide into latents of {factor}x{factor}: crop or resize it")
+        raise ValueError(
+            f"an image of {height}x{width} pixels does not divide into latents of {factor}x{factor}: crop "
+            "or resize it"
+        )
 
 
 def _check_finite(network: nn.Module, x: Tensor) -> None:
     lost = (~torch.isfinite(x).flatten(1).all(1)).nonzero().flatten().tolist()
     if lost:
-        raise FloatingPointError(f"the autoencoder was given {len(lost)} of {len(x)} samples that are not finite, the first at {lost[0]}")
+        raise FloatingPointError(
+            f"the autoencoder was given {len(lost)} of {len(x)} samples that are not finite, the first at "
+            f"{lost[0]}"
+        )
     if name := lost_weight(network):
-        raise FloatingPointError(f"the autoencoder's weight {name!r} is not finite: load it again from an intact file")
+        raise FloatingPointError(
+            f"the autoencoder's weight {name!r} is not finite: load it again from an intact file"
+        )
 
 
 def _stages(**modules: nn.Module | None) -> nn.Sequential:

@@ -1,4 +1,5 @@
-"""CLIP reads prompts, 75 tokens at once, with weights and added words; and its text tower as transformers and OpenCLIP store it."""
+"""CLIP reads prompts, 75 tokens at once, with weights and added words; and its text tower as transformers and
+OpenCLIP store it."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from models.text.clip_tokenizer import (
 )
 from models.text.reader import Pieces, Reader, Reading, Tokens, ids, weighted
 
-# The network in files ---------------------------------------------------------------------------------------------------
+# The network in files ---------------------------------------------------------------------------------------
 
 TRANSFORMERS = {
     r"^token\.": "text_model.embeddings.token_embedding.",
@@ -62,7 +63,11 @@ OPENCLIP_LINEAR = {**OPENCLIP, r"^text_projection$": "text_projection.weight"}
 SETTINGS: Settings = {"hidden_act": ("quick_gelu", "gelu"), "layer_norm_eps": (1e-5,)}
 LAYERS = "num_hidden_layers"  # in config.json
 HEAD_DIM = 64  # in every published tower
-PUBLISHED_BLOCKS = {768: (12,), 1024: (23, 24), 1280: (32,)}  # by width: of CLIP-L, of OpenCLIP's H (SD 2 uses 23) and bigG
+PUBLISHED_BLOCKS = {
+    768: (12,),
+    1024: (23, 24),
+    1280: (32,),
+}  # by width: of CLIP-L, of OpenCLIP's H (SD 2 uses 23) and bigG
 
 
 def transformers(_: Any = None) -> Layout:
@@ -76,11 +81,15 @@ def openclip() -> Layout:
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams, Layout] | None:
     """Parameters and layout of a text encoder; None for other tensors.
 
-    The tensors do not show the activation: it is OpenCLIP's gelu or OpenAI's quick_gelu by layout, unless `hints`, a config.json,
-    give hidden_act and num_attention_heads.
+    The tensors do not show the activation: it is OpenCLIP's gelu or OpenAI's quick_gelu by layout, unless
+    `hints`, a config.json, give hidden_act and num_attention_heads.
     """
     linear = "text_projection.weight" in shapes
-    for layout in (transformers(), Layout("transformers", BARE), Layout("openclip", OPENCLIP_LINEAR) if linear else openclip()):
+    for layout in (
+        transformers(),
+        Layout("transformers", BARE),
+        Layout("openclip", OPENCLIP_LINEAR) if linear else openclip(),
+    ):
         at = ByOurNames(shapes, layout)
         if "token.weight" in at and (layout.name == "transformers" or "blocks.0.norm1.weight" in at):
             break
@@ -92,7 +101,10 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams,
     width, configured = at["token.weight"][1], hints.get(LAYERS)
     blocks = used_blocks(at.count("blocks.{}.norm1.weight"), configured)
     if configured is None and blocks not in PUBLISHED_BLOCKS.get(width, (blocks,)):
-        raise ValueError(f"this is a part of a text encoder: {blocks} of {PUBLISHED_BLOCKS[width][-1]} blocks of width {width}")
+        raise ValueError(
+            f"this is a part of a text encoder: {blocks} of {PUBLISHED_BLOCKS[width][-1]} blocks of width "
+            f"{width}"
+        )
     return CLIPTextParams(
         vocab=at["token.weight"][0],
         length=at["position"][0],
@@ -100,7 +112,9 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams,
         layers=blocks,
         heads=hints.get("num_attention_heads") or width // HEAD_DIM,
         activation=hints.get("hidden_act", "quick_gelu"),
-        projection=at["projection.weight"][bool(layout.forms)] if "projection.weight" in at else None,  # transposed
+        projection=at["projection.weight"][bool(layout.forms)]
+        if "projection.weight" in at
+        else None,  # transposed
     ), layout
 
 
@@ -137,7 +151,7 @@ NETWORK = Kind(
     folder="text_encoder",
 )
 
-# The reader -------------------------------------------------------------------------------------------------------------
+# The reader -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -171,7 +185,9 @@ class CLIPReader(Reader):
     def __post_init__(self) -> None:
         check_at_least_one(self, "tokens")
         if not 0 <= (self.skip or 0) <= self.network.layers:
-            raise ValueError(f"a tower of {self.network.layers} blocks has no state {self.skip} blocks before its last")
+            raise ValueError(
+                f"a tower of {self.network.layers} blocks has no state {self.skip} blocks before its last"
+            )
         if not 2 < self.rows <= self.network.length:
             raise ValueError(f"a tower reads 3 to {self.network.length} tokens at once, not {self.rows}")
 
@@ -197,19 +213,35 @@ class CLIPReader(Reader):
 
     def tokenize(self, tokenizer: CLIPTokenizer, pieces: Pieces) -> Tokens:
         """Each piece apart, so that a weight may end within a word."""
-        return [(token, weight) for text, weight in pieces for token in tokenizer.expand(tokenizer.tokenize(text))]
+        return [
+            (token, weight) for text, weight in pieces for token in tokenizer.expand(tokenizer.tokenize(text))
+        ]
 
-    def read(self, network: CLIPText, tokenizer: CLIPTokenizer, batch: Sequence[Tokens], chunks: int, clip_skip: int) -> Reading:
+    def read(
+        self,
+        network: CLIPText,
+        tokenizer: CLIPTokenizer,
+        batch: Sequence[Tokens],
+        chunks: int,
+        clip_skip: int,
+    ) -> Reading:
         """Weighted states, of the chunks one after the other, and the pooled output of the first."""
         room = self.room
 
         def row(tokens: Tokens) -> Tokens:
-            return [(tokenizer.bos, 1.0), *tokens, (tokenizer.eos, 1.0), *[(self.pad, 1.0)] * (room - len(tokens))]
+            return [
+                (tokenizer.bos, 1.0),
+                *tokens,
+                (tokenizer.eos, 1.0),
+                *[(self.pad, 1.0)] * (room - len(tokens)),
+            ]
 
         rows = [row(tokens[i * room : (i + 1) * room]) for tokens in batch for i in range(chunks)]
         tokens = ids(rows, network)
         states = network(tokens)
-        pooled = network.pool(states[-1], tokens, self.projected, tokenizer.eos)[::chunks] if self.pooled else None
+        pooled = (
+            network.pool(states[-1], tokens, self.projected, tokenizer.eos)[::chunks] if self.pooled else None
+        )
         if self.skip is None:
             return Reading(states[-1][::chunks, :, :0], pooled=pooled)
         taken = self.network.layers - self.skip - clip_skip
@@ -226,24 +258,35 @@ class CLIPReader(Reader):
     def check(self, name: str, own: CLIPTokenizer | None) -> None:
         super().check(name, own)
         if not 0 <= self.pad < self.network.vocab:
-            raise ValueError(f"{name} is padded with the token pad={self.pad}, and this tower knows 0 to {self.network.vocab - 1}")
+            raise ValueError(
+                f"{name} is padded with the token pad={self.pad}, and this tower knows 0 to "
+                f"{self.network.vocab - 1}"
+            )
 
     @classmethod
-    def find_tokenizers(cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]) -> dict[str, CLIPTokenizer]:
+    def find_tokenizers(
+        cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]
+    ) -> dict[str, CLIPTokenizer]:
         """None for a tower without one, which reads OpenAI's. ValueError where that cannot be its own."""
         tokenizers = {}
         for name, part in parts.items():
-            tokenizer = find_clip_tokenizer(part, given, second=None if len(parts) == 1 else name != next(iter(parts)))
+            tokenizer = find_clip_tokenizer(
+                part, given, second=None if len(parts) == 1 else name != next(iter(parts))
+            )
             if tokenizer is not None:
                 tokenizers[name] = tokenizer
             elif part.params.vocab != EOS + 1:
                 file, rows = part.file.path, part.params.vocab
-                raise ValueError(f"{file} knows {rows} tokens, and OpenAI's tokenizer has {EOS + 1}: load the folder of its own too")
+                raise ValueError(
+                    f"{file} knows {rows} tokens, and OpenAI's tokenizer has {EOS + 1}: load the folder of "
+                    "its own too"
+                )
         return tokenizers
 
     @classmethod
     def tokenizers_of(cls, found: dict[str, CLIPTokenizer], names: Sequence[str]) -> dict[str, CLIPTokenizer]:
-        """None where all are OpenAI's, for which texts are cleaned. Beside one with own words it is read as transformers reads it."""
+        """None where all are OpenAI's, for which texts are cleaned. Beside one with own words it is read as
+        transformers reads it."""
         own = {name: tokenizer for name, tokenizer in found.items() if not tokenizer.is_openai}
         return {name: own.get(name) or uncleaned_tokenizer() for name in names} if own else {}
 
@@ -251,26 +294,40 @@ class CLIPReader(Reader):
         return None if own.is_openai else own.describe()
 
     def as_found(self, part: Part, tokenizer: CLIPTokenizer | None) -> CLIPReader:
-        """With padding and length of its tokenizer. The activation, which no tensor shows, is the published one or config.json's."""
+        """With padding and length of its tokenizer. The activation, which no tensor shows, is the published
+        one or config.json's."""
         network: CLIPTextParams = part.params
         if "hidden_act" not in part.hints:
             network = replace(network, activation=self.network.activation)
-        if self.pooled and self.projected and network.projection is None and network.width == self.network.width:
+        if (
+            self.pooled
+            and self.projected
+            and network.projection is None
+            and network.width == self.network.width
+        ):
             raise ValueError("it lacks its text_projection, which the pooled vector needs")
         configured, eos = part.hints.get("eos_token_id"), tokenizer.eos if tokenizer else EOS
-        # Older configurations say 2: transformers then takes the greatest id for the end of text, as it is in OpenAI's vocabulary.
+        # Older configurations say 2: transformers then takes the greatest id for the end of text, as it is in
+        # OpenAI's vocabulary.
         if self.pooled and configured not in (None, 2, eos):
-            raise ValueError(f"config.json says eos_token_id={brief(configured)}, and its tokenizer ends texts with {eos}")
+            raise ValueError(
+                f"config.json says eos_token_id={brief(configured)}, and its tokenizer ends texts with {eos}"
+            )
         if tokenizer is None:
             return replace(self, network=network)
         length = tokenizer.vocabulary.length or network.length
-        return replace(self, network=network, pad=tokenizer.pad, tokens=length if length < network.length else None)
+        return replace(
+            self, network=network, pad=tokenizer.pad, tokens=length if length < network.length else None
+        )
 
     def unsaid(self, name: str, own: CLIPTokenizer | None, usual: CLIPReader) -> str | None:
-        """Single files hold no words and no tokenizer, and say neither the size of the vocabulary nor the activation."""
+        """Single files hold no words and no tokenizer, and say neither the size of the vocabulary nor the
+        activation."""
         remedy = "use layout='diffusers' or 'native'"
         if own is not None and not own.is_openai:
-            words = ", ".join(token.content for token in own.vocabulary.added if not token.special) or "all of it"
+            words = (
+                ", ".join(token.content for token in own.vocabulary.added if not token.special) or "all of it"
+            )
             return f"single files cannot hold the own words of {name} ({words:.100}): {remedy}"
         if self.network.vocab > EOS + 1:
             return f"single files do not say which {self.network.vocab} tokens {name} knows: {remedy}"
@@ -278,16 +335,22 @@ class CLIPReader(Reader):
             return f"readers of single files compute {name} with {theirs}, not {mine}: use another layout"
         return None
 
-    def in_folder(self, network: CLIPText, own: CLIPTokenizer | None, identity: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def in_folder(
+        self, network: CLIPText, own: CLIPTokenizer | None, identity: bool
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Cut to what pipelines of diffusers read of it.
 
-        They take either the last state through its norm, or the one before it: so the encoder ends with the block that gives the context,
-        or with the next. A projection is written only if it is used; an encoder that pipelines always project gets the identity there.
+        They take either the last state through its norm, or the one before it: so the encoder ends with the
+        block that gives the context, or with the next. A projection is written only if it is used; an encoder
+        that pipelines always project gets the identity there.
         """
         p, state, tokenizer = self.network, network.state_dict(), self.tokenizer(own)
         used = p.layers if self.skip is None else p.layers - self.skip + (not self.norm)
         if self.pooled and used != p.layers:
-            raise ValueError(f"pipelines of diffusers do not take the state {self.skip} blocks before the last: use layout='native'")
+            raise ValueError(
+                f"pipelines of diffusers do not take the state {self.skip} blocks before the last: use "
+                "layout='native'"
+            )
         projected = self.pooled and self.projected and p.projection is not None
         unused = tuple(f"blocks.{i}." for i in range(used, p.layers)) + ("projection.",) * (not projected)
         state = {key: value for key, value in state.items() if not key.startswith(unused)}
@@ -295,7 +358,9 @@ class CLIPReader(Reader):
         if self.pooled and not projected and identity:
             written = replace(written, projection=p.width)
             state["projection.weight"] = torch.eye(p.width).to(state["norm.weight"])
-        return config(written, None, tokenizer.bos, tokenizer.eos), scatter(transformers().table(state), state)
+        return config(written, None, tokenizer.bos, tokenizer.eos), scatter(
+            transformers().table(state), state
+        )
 
     def write_tokenizer(self, own: CLIPTokenizer | None, folder: Path) -> str | None:
         """None where the tower has words of its own whose tokenizer was not loaded."""

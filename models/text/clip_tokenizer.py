@@ -1,9 +1,11 @@
-"""CLIP's tokens: byte-pair encoding (Radford et al. 2021, section 2.4), with OpenAI's vocabulary or a model's own.
+"""CLIP's tokens: byte-pair encoding (Radford et al. 2021, section 2.4), with OpenAI's vocabulary or a model's
+own.
 
-OpenAI's comes with open_clip. With it a text is cleaned as it was when the towers were trained: mojibake and typographic variants are
-mended (ftfy), HTML entities read, white space joined, capitals lowered. Pipelines built on transformers leave the first two out. A
-vocabulary of a model's own is read as transformers reads it, for it was such a pipeline that its words were learned in. So is OpenAI's in
-a model that has one of its own too: contexts of two towers stand side by side, token by token.
+OpenAI's comes with open_clip. With it a text is cleaned as it was when the towers were trained: mojibake and
+typographic variants are mended (ftfy), HTML entities read, white space joined, capitals lowered. Pipelines
+built on transformers leave the first two out. A vocabulary of a model's own is read as transformers reads it,
+for it was such a pipeline that its words were learned in. So is OpenAI's in a model that has one of its own
+too: contexts of two towers stand side by side, token by token.
 """
 
 from __future__ import annotations
@@ -53,7 +55,12 @@ WORD_END = "</w>"  # how a token ends that ends a word
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 LONG_TEXT = 10_000  # characters, more than prompts have
 CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")  # of transformers
-ROLES = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}  # special tokens, with defaults
+ROLES = {
+    "bos_token": BEGIN,
+    "eos_token": END,
+    "unk_token": END,
+    "pad_token": END,
+}  # special tokens, with defaults
 MAX_LENGTH = 100_000  # tokens of a text; transformers writes 1e30 for "no limit"
 
 
@@ -61,7 +68,8 @@ MAX_LENGTH = 100_000  # tokens of a text; transformers writes 1e30 for "no limit
 class Vocabulary:
     """The description of a `CLIPTokenizer`.
 
-    added            beside or in place of entries of the table, in the order of their ids, which count on behind the table's
+    added            beside or in place of entries of the table, in the order of their ids, which count on
+                     behind the table's
     bos, eos, unk    names of the tokens that begin and end a text, and that stand for what is in no token
     pad              the name of the token behind the end
     length           how many tokens are read at once, None where that is not said
@@ -130,10 +138,17 @@ class CLIPTokenizer:
         """Token ids of a text of any length, without BOS, EOS and padding."""
         if not isinstance(text, str):
             raise ValueError(f"a prompt is a text, not {text!r}")
-        return list(guarded(self._backend.encode, text if self._clean is None else self._clean(text), add_special_tokens=False).ids)
+        return list(
+            guarded(
+                self._backend.encode,
+                text if self._clean is None else self._clean(text),
+                add_special_tokens=False,
+            ).ids
+        )
 
     def expand(self, ids: Sequence[int]) -> list[int]:
-        """With all vectors of learned words that have several: behind "<cat>" "<cat>_1", "<cat>_2", ..., unless they are there."""
+        """With all vectors of learned words that have several: behind "<cat>" "<cat>_1", "<cat>_2", ...,
+        unless they are there."""
         found: list[int] = []
         for i, token in enumerate(ids):
             found.append(token)
@@ -143,17 +158,23 @@ class CLIPTokenizer:
         return found
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids: lower case, with a space after every word. ValueError for an id outside the vocabulary."""
+        """The text of token ids: lower case, with a space after every word. ValueError for an id outside the
+        vocabulary."""
         for token in ids:
             if token not in self._names:
                 raise ValueError(f"{token} is no token: ids are 0 to {self.size - 1}")
         added = {token.id for token in self.vocabulary.added}
-        parts = [f" {self._names[token]} ".encode() if token in added else _bytes(self._names[token]) for token in ids]
+        parts = [
+            f" {self._names[token]} ".encode() if token in added else _bytes(self._names[token])
+            for token in ids
+        ]
         return " ".join(b"".join(parts).decode(errors="replace").split())
 
     @cached_property
     def _names(self) -> dict[int, str]:
-        return {number: token for token, number in self.tokens.items()} | {token.id: token.content for token in self.vocabulary.added}
+        return {number: token for token, number in self.tokens.items()} | {
+            token.id: token.content for token in self.vocabulary.added
+        }
 
     @cached_property
     def _vectors(self) -> dict[int, list[int]]:
@@ -168,10 +189,13 @@ class CLIPTokenizer:
 
     @cached_property
     def _backend(self) -> Any:
-        """As transformers builds it, except that padding named by a word of the vocabulary, such as "!", leaves that word what it is."""
+        """As transformers builds it, except that padding named by a word of the vocabulary, such as "!",
+        leaves that word what it is."""
         of, kit = self.vocabulary, library()
         before, normal = kit.pre_tokenizers, kit.normalizers
-        marks = {} if self._clean is None else {BEGIN: "<start_of_text>", END: "<end_of_text>"}  # open_clip's names
+        marks = (
+            {} if self._clean is None else {BEGIN: "<start_of_text>", END: "<end_of_text>"}
+        )  # open_clip's names
         tokens = {marks.get(token, token): number for token, number in self.tokens.items()}
         added = of.added + tuple(AddedToken(tokens[name], name, normalized=False) for name in marks.values())
         backend = kit.Tokenizer(
@@ -181,7 +205,9 @@ class CLIPTokenizer:
             )
         )  # fmt: skip
         if self._clean is None:
-            backend.normalizer = normal.Sequence([normal.NFC(), normal.Replace(kit.Regex(r"\s+"), " "), normal.Lowercase()])
+            backend.normalizer = normal.Sequence(
+                [normal.NFC(), normal.Replace(kit.Regex(r"\s+"), " "), normal.Lowercase()]
+            )
         split = before.Split(kit.Regex(SPLIT), behavior="removed", invert=True)
         backend.pre_tokenizer = before.Sequence([split, before.ByteLevel(add_prefix_space=False)])
         word = of.pad if of.pad in self.tokens and of.pad not in (of.bos, of.eos, of.unk) else None
@@ -189,7 +215,9 @@ class CLIPTokenizer:
             flags = {name: value for name, value in asdict(token).items() if name not in ("id", "content")}
             guarded(backend.add_tokens, [kit.AddedToken(token.content, **flags)])
             if (number := backend.token_to_id(token.content)) != token.id:
-                raise ValueError(f"its word {brief(token.content)} has the id {token.id}, where {number} comes next")
+                raise ValueError(
+                    f"its word {brief(token.content)} has the id {token.id}, where {number} comes next"
+                )
         return backend
 
 
@@ -202,7 +230,10 @@ def openai_tokenizer() -> CLIPTokenizer:
 @cache
 def uncleaned_tokenizer() -> CLIPTokenizer:
     """OpenAI's as transformers reads it."""
-    names = (AddedToken(number, name, normalized=False, special=True) for name, number in ((BEGIN, BOS), (END, EOS)))
+    names = (
+        AddedToken(number, name, normalized=False, special=True)
+        for name, number in ((BEGIN, BOS), (END, EOS))
+    )
     return CLIPTokenizer(Vocabulary(added=tuple(names)))
 
 
@@ -218,12 +249,19 @@ def detokenize(ids: Sequence[int]) -> str:
 
 @cache
 def openai_tables() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Every token's id, and the merges in their order, as vocab.json and merges.txt of published folders hold them."""
+    """Every token's id, and the merges in their order, as vocab.json and merges.txt of published folders hold
+    them."""
     package = find_spec("open_clip")
     if package is None or not package.submodule_search_locations:
-        raise ValueError("prompts need the vocabulary that open_clip brings along: pip install open-clip-torch")
-    with gzip.open(Path(package.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")[1 : EOS - 2 * 256]  # the file goes on, the published vocabulary does not
+        raise ValueError(
+            "prompts need the vocabulary that open_clip brings along: pip install open-clip-torch"
+        )
+    with gzip.open(
+        Path(package.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8"
+    ) as file:
+        lines = file.read().split("\n")[
+            1 : EOS - 2 * 256
+        ]  # the file goes on, the published vocabulary does not
     merges = [(a, b) for a, b in (line.split() for line in lines)]
     letters = list(_letters())
     tokens = [*letters, *(letter + WORD_END for letter in letters), *map("".join, merges), BEGIN, END]
@@ -232,7 +270,8 @@ def openai_tables() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 @cache
 def _letters() -> dict[str, int]:
-    """The 256 letters that stand for bytes in the vocabulary, in the order of its first tokens: printable ones stand for themselves."""
+    """The 256 letters that stand for bytes in the vocabulary, in the order of its first tokens: printable
+    ones stand for themselves."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -241,7 +280,9 @@ def _letters() -> dict[str, int]:
 def _bytes(token: str) -> bytes:
     """The bytes of a token, with a space at the end of a word."""
     letters, word = _letters(), token.removesuffix(WORD_END)
-    return b"".join(bytes([letters[c]]) if c in letters else c.encode() for c in word) + b" " * (word != token)
+    return b"".join(bytes([letters[c]]) if c in letters else c.encode() for c in word) + b" " * (
+        word != token
+    )
 
 
 def _cleaned(text: str) -> str:
@@ -251,21 +292,32 @@ def _cleaned(text: str) -> str:
     try:
         import ftfy
     except ImportError as error:
-        raise ValueError(f"prompts are cleaned with ftfy ({error}): pip install --force-reinstall open-clip-torch") from error
+        raise ValueError(
+            f"prompts are cleaned with ftfy ({error}): pip install --force-reinstall open-clip-torch"
+        ) from error
     if len(text) > LONG_TEXT:  # of many combining marks, which Python would sort in quadratic time
         text = str(library().normalizers.NFC().normalize_str(text))
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
 def check_table(tokens: Any) -> None:
-    """ValueError unless this is a table of tokens, {"a": 0, ...}, that is unambiguous and does not crash the library."""
+    """ValueError unless this is a table of tokens, {"a": 0, ...}, that is unambiguous and does not crash the
+    library."""
     check_type("its table of tokens", tokens, dict)
-    if wrong := next((name for name, number in tokens.items() if type(number) is not int or not 0 <= number < MAX_TOKENS), None):
-        raise ValueError(f"its token {brief(wrong)} has the id {brief(tokens[wrong])}, and ids are whole numbers below {MAX_TOKENS:,}")
+    if wrong := next(
+        (name for name, number in tokens.items() if type(number) is not int or not 0 <= number < MAX_TOKENS),
+        None,
+    ):
+        raise ValueError(
+            f"its token {brief(wrong)} has the id {brief(tokens[wrong])}, and ids are whole numbers below "
+            f"{MAX_TOKENS:,}"
+        )
     if len(set(tokens.values())) < len(tokens):
         raise ValueError("two of its tokens have the same id")
     if (longest := max(map(len, tokens), default=0)) > MAX_TOKEN_LENGTH:
-        raise ValueError(f"it has a token of {longest:,} characters, and no known one has over {MAX_TOKEN_LENGTH:,}")
+        raise ValueError(
+            f"it has a token of {longest:,} characters, and no known one has over {MAX_TOKEN_LENGTH:,}"
+        )
 
 
 # ---- in files
@@ -280,12 +332,18 @@ def is_clip(path: Path) -> bool:
 
 
 def find_clip_tokenizer(part: Part, given: Sequence[Path], second: bool | None) -> CLIPTokenizer | None:
-    """The tokenizer of a CLIP text encoder: the last of the given paths that is one, or one beside the weights; None without one.
+    """The tokenizer of a CLIP text encoder: the last of the given paths that is one, or one beside the
+    weights; None without one.
 
-    second  whether this is the second of two text encoders, to which a given folder named tokenizer_2 belongs; None: there is only one
+    second  whether this is the second of two text encoders, to which a given folder named tokenizer_2
+            belongs; None: there is only one
     """
     neighbour, home = folders_beside(part)
-    places = [path for path in reversed(given) if second in (None, (path if path.is_dir() else path.parent).name.endswith("_2"))]
+    places = [
+        path
+        for path in reversed(given)
+        if second in (None, (path if path.is_dir() else path.parent).name.endswith("_2"))
+    ]
     if neighbour != home and any((neighbour / name).is_file() for name in (WHOLE, TABLE, CONFIG)):
         places.append(neighbour)
     if is_clip(home):
@@ -294,23 +352,35 @@ def find_clip_tokenizer(part: Part, given: Sequence[Path], second: bool | None) 
 
 
 def open_clip_tokenizer(path: Path) -> CLIPTokenizer:
-    """The tokenizer in a transformers folder, or in a single tokenizer.json. ValueError in one line that names the path."""
+    """The tokenizer in a transformers folder, or in a single tokenizer.json. ValueError in one line that
+    names the path."""
     try:
-        tokenizer = CLIPTokenizer(_read_vocabulary(path if path.is_dir() else path.parent, path if path.is_file() else path / WHOLE))
+        tokenizer = CLIPTokenizer(
+            _read_vocabulary(path if path.is_dir() else path.parent, path if path.is_file() else path / WHOLE)
+        )
         if not tokenizer.is_openai:
             tokenizer.tokenize(TRIAL)
         return tokenizer
     except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: this tokenizer cannot be used: {error}") from None
+        raise ValueError(
+            str(error)
+            if str(error).startswith(str(path))
+            else f"{path}: this tokenizer cannot be used: {error}"
+        ) from None
 
 
 def _read_vocabulary(folder: Path, whole: Path) -> Vocabulary:
     """CLIP's vocabulary, with transformers' precedence: tokenizer.json before vocab.json."""
     config = read_object(folder / CONFIG)
     if (kind := config.get("tokenizer_class")) not in (None, *CLASSES):
-        raise ValueError(f"{CONFIG} says tokenizer_class={brief(kind)}, and the text encoders here read the tokens of a CLIPTokenizer")
+        raise ValueError(
+            f"{CONFIG} says tokenizer_class={brief(kind)}, and the text encoders here read the tokens of a "
+            "CLIPTokenizer"
+        )
     length = config.get("model_max_length")
-    if length is not None and (isinstance(length, bool) or not isinstance(length, (int, float))):  # 1e30 may be written as a whole number
+    if length is not None and (
+        isinstance(length, bool) or not isinstance(length, (int, float))
+    ):  # 1e30 may be written as a whole number
         raise ValueError(f"model_max_length in {CONFIG} must be a number, not {brief(length)}")
     tokens, merges, described = _read_table(folder, whole)
     roles, more = special_tokens(folder, config, ROLES)
@@ -333,7 +403,11 @@ def _read_table(folder: Path, whole: Path) -> tuple[dict[str, int], list[tuple[s
     if whole.is_file():
         with name_in_errors(whole.name):
             content = parse(read_text(whole, MAX_FILE))
-            tokens, merges, added = content["model"].get("vocab"), content["model"].get("merges", []), content.get("added_tokens")
+            tokens, merges, added = (
+                content["model"].get("vocab"),
+                content["model"].get("merges", []),
+                content.get("added_tokens"),
+            )
             check_table(tokens)
             check_type("its list of merges", merges, list)
             check_type("its list of added tokens", added, list | None)
@@ -344,7 +418,11 @@ def _read_table(folder: Path, whole: Path) -> tuple[dict[str, int], list[tuple[s
     with name_in_errors(TABLE):
         check_table(tokens)
     with name_in_errors(MERGES):
-        return tokens, _split_merges([line for line in lines if line.strip() and not line.startswith("#version")]), []
+        return (
+            tokens,
+            _split_merges([line for line in lines if line.strip() and not line.startswith("#version")]),
+            [],
+        )
 
 
 def _split_merges(merges: list[Any]) -> list[tuple[str, str]]:
@@ -366,12 +444,15 @@ def _openai_merges() -> list[str]:
 
 
 def write_clip_tokenizer(tokenizer: CLIPTokenizer, folder: Path, pad: int, length: int) -> None:
-    """Write a folder that transformers' CLIPTokenizer opens. pad: the id of the padding token; length: tokens of a text."""
+    """Write a folder that transformers' CLIPTokenizer opens. pad: the id of the padding token; length: tokens
+    of a text."""
     merges = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in tokenizer.merges)
     for file, text in ((TABLE, json.dumps(tokenizer.tokens)), (MERGES, merges)):
         write_text(folder / file, text)
     of = Vocabulary() if tokenizer.is_openai else tokenizer.vocabulary
-    names = {token.id: token.content for token in of.added} | {number: token for token, number in tokenizer.tokens.items()}
+    names = {token.id: token.content for token in of.added} | {
+        number: token for token, number in tokenizer.tokens.items()
+    }
     config = {
         "tokenizer_class": CLASSES[0],
         "bos_token": of.bos,
@@ -384,7 +465,13 @@ def write_clip_tokenizer(tokenizer: CLIPTokenizer, folder: Path, pad: int, lengt
         "add_prefix_space": False,
     }
     if of.added:
-        config[DECODER] = {str(token.id): {key: value for key, value in asdict(token).items() if key != "id"} for token in of.added}
+        config[DECODER] = {
+            str(token.id): {key: value for key, value in asdict(token).items() if key != "id"}
+            for token in of.added
+        }
         # For older versions.
-        write_json(folder / ADDED, {token.content: token.id for token in of.added if token.content not in tokenizer.tokens})
+        write_json(
+            folder / ADDED,
+            {token.content: token.id for token in of.added if token.content not in tokenizer.tokens},
+        )
     write_json(folder / CONFIG, config)

@@ -1,4 +1,5 @@
-"""Weights written into a prompt: "a (red:1.3) cat" is "a ", then "red" at 1.3 times its weight, then " cat"."""
+"""Weights written into a prompt: "a (red:1.3) cat" is "a ", then "red" at 1.3 times its weight, then "
+cat"."""
 
 from __future__ import annotations
 
@@ -12,17 +13,21 @@ _FACTOR = {"(": 1.1, "[": 1 / 1.1}
 
 
 def parse_prompt(prompt: str) -> list[tuple[str, float]]:
-    r"""The prompt in pieces and the weight of each, in order and without the brackets; neighbours of equal weight are one piece.
+    r"""The prompt in pieces and the weight of each, in order and without the brackets; neighbours of equal
+    weight are one piece.
 
     (text)      1.1 times as heavy        (text:1.3)           1.3 times
     [text]      1/1.1 times               \( \) \[ \] \\       the character behind the backslash
 
-    Each kind of bracket pairs up with its own, and a text weighs the product of what the pairs around it say. A bracket
-    without a partner is text, and so is a weight without one: every prompt means something.
+    Each kind of bracket pairs up with its own, and a text weighs the product of what the pairs around it say.
+    A bracket without a partner is text, and so is a weight without one: every prompt means something.
     """
     texts: list[str] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}  # the places in texts of brackets without a partner yet
-    begins, ends = dict[int, float](), dict[int, str]()  # the places where pairs begin and what they multiply by; where each kind ends
+    begins, ends = (
+        dict[int, float](),
+        dict[int, str](),
+    )  # the places where pairs begin and what they multiply by; where each kind ends
     end = 0
     for mark in _MARK.finditer(prompt):
         texts.append(prompt[end : mark.start()])
@@ -41,7 +46,10 @@ def parse_prompt(prompt: str) -> list[tuple[str, float]]:
     texts.append(prompt[end:])
 
     pieces: list[tuple[str, float]] = []
-    around: dict[str, list[float]] = {"(": [1.0], "[": [1.0]}  # the products of the pairs of a kind around a place: within one they nest
+    around: dict[str, list[float]] = {
+        "(": [1.0],
+        "[": [1.0],
+    }  # the products of the pairs of a kind around a place: within one they nest
     for i, text in enumerate(texts):
         if i in ends:
             around[ends[i]].pop()
@@ -49,4 +57,7 @@ def parse_prompt(prompt: str) -> list[tuple[str, float]]:
             around[text].append(around[text][-1] * begins[i])
         elif text:
             pieces.append((text, around["("][-1] * around["["][-1]))
-    return [("".join(text for text, _ in run), weight) for weight, run in groupby(pieces, key=lambda piece: piece[1])]
+    return [
+        ("".join(text for text, _ in run), weight)
+        for weight, run in groupby(pieces, key=lambda piece: piece[1])
+    ]

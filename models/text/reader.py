@@ -37,9 +37,11 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class Reader(ABC):
-    """How prompts are read by one text encoder, as data; a subclass for each kind. Networks and tokenizers are the `TextEncoder`'s.
+    """How prompts are read by one text encoder, as data; a subclass for each kind. Networks and tokenizers
+    are the `TextEncoder`'s.
 
-    network  parameters of its network: they have `width`, `vocab` and `layers`, and the network its table of tokens as `token`
+    network  parameters of its network: they have `width`, `vocab` and `layers`, and the network its table of
+             tokens as `token`
     kind     the name of the subclass in descriptions
     """
 
@@ -47,8 +49,12 @@ class Reader(ABC):
     kind: str = ""
 
     NETWORK: ClassVar[Any]  # the Kind of its network
-    IN_FOLDERS: ClassVar[frozenset[str]] = frozenset()  # its fields that diffusers' folders say, and single files do not
-    chunked: ClassVar[bool] = False  # whether a longer prompt can be read in chunks, whose states follow each other
+    IN_FOLDERS: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # its fields that diffusers' folders say, and single files do not
+    chunked: ClassVar[bool] = (
+        False  # whether a longer prompt can be read in chunks, whose states follow each other
+    )
     usual_size: ClassVar[int] = 0  # tokens of the tokenizer that stands in where none came along
 
     @property
@@ -78,27 +84,36 @@ class Reader(ABC):
 
     @abstractmethod
     def tokenize(self, tokenizer: Any, pieces: Pieces) -> Tokens:
-        """All tokens of a prompt, of which `read` takes the first of each chunk and puts begin and end around them."""
+        """All tokens of a prompt, of which `read` takes the first of each chunk and puts begin and end around
+        them."""
 
     @abstractmethod
-    def read(self, network: Any, tokenizer: Any, batch: Sequence[Tokens], chunks: int, clip_skip: int) -> Reading:
+    def read(
+        self, network: Any, tokenizer: Any, batch: Sequence[Tokens], chunks: int, clip_skip: int
+    ) -> Reading:
         """The states of prompts, in so many chunks each, with the mask and the pooled output.
 
-        clip_skip  blocks that are left out beyond those that the family leaves out; 0 where `skippable` is None
-        A batch always has `rows` rows a chunk: shorter prompts are filled up, and a mask says so where the network was trained with one.
+        clip_skip  blocks that are left out beyond those that the family leaves out; 0 where `skippable` is
+                   None
+        A batch always has `rows` rows a chunk: shorter prompts are filled up, and a mask says so where the
+        network was trained with one.
         """
 
     # Its tokenizer, which has `size`, `detokenize` and `describe`
 
     @abstractmethod
     def tokenizer(self, own: Any) -> Any:
-        """The one that came with its weights, or another in its place where none did; ValueError that says what to load."""
+        """The one that came with its weights, or another in its place where none did; ValueError that says
+        what to load."""
 
     def check(self, name: str, own: Any) -> None:
         """ValueError where its network does not know all tokens that it would read. name: for the message."""
         size, rows = own.size if own else self.usual_size, self.network.vocab
         if size > rows:
-            raise ValueError(f"the tokenizer of {name} has {size} tokens and this tower knows {rows}: load the one that it came with")
+            raise ValueError(
+                f"the tokenizer of {name} has {size} tokens and this tower knows {rows}: load the one that "
+                "it came with"
+            )
 
     @staticmethod
     @abstractmethod
@@ -117,12 +132,16 @@ class Reader(ABC):
 
     @classmethod
     @abstractmethod
-    def find_tokenizers(cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]) -> dict[str, Any]:
-        """Those of all text encoders of this kind in a model, by name: among paths that were given, or beside their weights."""
+    def find_tokenizers(
+        cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]
+    ) -> dict[str, Any]:
+        """Those of all text encoders of this kind in a model, by name: among paths that were given, or beside
+        their weights."""
 
     @classmethod
     def tokenizers_of(cls, found: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-        """The tokenizers that the text encoders of these names have, from those that were found; the others read the usual one."""
+        """The tokenizers that the text encoders of these names have, from those that were found; the others
+        read the usual one."""
         return found
 
     def words(self, own: Any) -> Any:
@@ -132,15 +151,18 @@ class Reader(ABC):
     # In published files
 
     def as_found(self: R, part: Part, tokenizer: Any) -> R:
-        """With what the weights, the config.json beside them and the tokenizer that came along change. ValueError for wrong ones."""
+        """With what the weights, the config.json beside them and the tokenizer that came along change.
+        ValueError for wrong ones."""
         return replace(self, network=part.params)
 
     def unsaid(self, name: str, own: Any, usual: Any) -> str | None:
-        """Why single files cannot hold it, None if they can: what they do not say is taken from the family's `usual`."""
+        """Why single files cannot hold it, None if they can: what they do not say is taken from the family's
+        `usual`."""
         return None
 
     def tokenizer_json(self, own: Any) -> str | None:
-        """The file of that name beside a single file of its weights, None where readers of such files bring the tokenizer along."""
+        """The file of that name beside a single file of its weights, None where readers of such files bring
+        the tokenizer along."""
         return None
 
     @abstractmethod
@@ -149,16 +171,20 @@ class Reader(ABC):
 
     @abstractmethod
     def write_tokenizer(self, own: Any, folder: Path) -> str | None:
-        """Write its tokenizer into a diffusers folder; transformers' class for it, None where there is nothing to write."""
+        """Write its tokenizer into a diffusers folder; transformers' class for it, None where there is
+        nothing to write."""
 
 
 def ids(rows: Sequence[Tokens], network: Any) -> Tensor:
     """Tokens as a network takes them."""
-    return torch.tensor([[token for token, _ in row] for row in rows]).to(network.token.weight.device, non_blocking=True)
+    return torch.tensor([[token for token, _ in row] for row in rows]).to(
+        network.token.weight.device, non_blocking=True
+    )
 
 
 def weighted(states: Tensor, rows: Sequence[Tokens], empty: Callable[[], Tensor]) -> Tensor:
-    """The states (B, L, D) of rows of tokens, moved by their weights from those of the empty prompt, `empty()` (1, L, D)."""
+    """The states (B, L, D) of rows of tokens, moved by their weights from those of the empty prompt,
+    `empty()` (1, L, D)."""
     weights = torch.tensor([[weight for _, weight in row] for row in rows])
     if (weights == 1).all():
         return states

@@ -1,4 +1,5 @@
-"""How the text encoders of a family are joined to one condition: a `TextParams`, data and no code of its own (SD 1, SDXL, FLUX.1, ...)."""
+"""How the text encoders of a family are joined to one condition: a `TextParams`, data and no code of its own
+(SD 1, SDXL, FLUX.1, ...)."""
 
 from __future__ import annotations
 
@@ -17,12 +18,16 @@ MAX_ZEROS = 4096  # rows of context; families have 256
 class TextParams:
     """The text side of one family of models.
 
-    readers  how prompts are read, by name. Contexts stand side by side in this order, along the width, and so do pooled outputs
-    behind   readers whose rows stand behind those, along the sequence; what is narrower is filled up with zeros to the widest (SD 3)
+    readers  how prompts are read, by name. Contexts stand side by side in this order, along the width, and so
+             do pooled outputs
+    behind   readers whose rows stand behind those, along the sequence; what is narrower is filled up with
+             zeros to the widest (SD 3)
     zeros    rows of zeros behind all, in place of a text encoder that is left out
     width    of the context at least: of the text encoder that is left out
-    numbers  names of the numbers behind the pooled part of the vector, 256 sinusoids each (Podell et al. 2023)
-    null     what "no prompt" is: the encoded "" ("empty"), or zeros for context and pooled part ("zeros"); numbers stay
+    numbers  names of the numbers behind the pooled part of the vector, 256 sinusoids each (Podell et al.
+             2023)
+    null     what "no prompt" is: the encoded "" ("empty"), or zeros for context and pooled part ("zeros");
+             numbers stay
     """
 
     readers: Mapping[str, Reader]
@@ -41,24 +46,33 @@ class TextParams:
             raise ValueError("no text encoder gives a context: let one give its states")
         for group in self.groups:
             if len(rows := {self.readers[name].rows for name in group}) > 1:
-                raise ValueError(f"text encoders read {sorted(rows)} tokens at once: their contexts are joined, so all must read as many")
+                raise ValueError(
+                    f"text encoders read {sorted(rows)} tokens at once: their contexts are joined, so all "
+                    "must read as many"
+                )
         if len(self._widths) > 1 and self._widths[0] > max(self._widths[1:]):
             raise ValueError(
-                f"text encoders give contexts of {self._widths[0]} together, more than the {max(self._widths[1:])} of the rows behind them"
+                f"text encoders give contexts of {self._widths[0]} together, more than the "
+                f"{max(self._widths[1:])} of the rows behind them"
             )
 
     @property
     def groups(self) -> list[list[str]]:
-        """The readers that give the context. Those of a group stand side by side, and groups one behind the other."""
+        """The readers that give the context. Those of a group stand side by side, and groups one behind the
+        other."""
         context = [name for name, reader in self.readers.items() if reader.context_dim]
         groups = [[name for name in context if name not in self.behind], *([name] for name in self.behind)]
         return [group for group in groups if group]
 
     @property
     def chunked(self) -> bool:
-        """Whether long prompts are read in chunks. Not where a network attends to text and image together, as in SD 3 and FLUX.1: there a
-        context has one length, for one that is twice there is another context."""
-        return len(self.groups) == 1 and not self.zeros and all(self.readers[name].chunked for name in self.groups[0])
+        """Whether long prompts are read in chunks. Not where a network attends to text and image together, as
+        in SD 3 and FLUX.1: there a context has one length, for one that is twice there is another context."""
+        return (
+            len(self.groups) == 1
+            and not self.zeros
+            and all(self.readers[name].chunked for name in self.groups[0])
+        )
 
     @property
     def rows(self) -> int:
@@ -72,7 +86,9 @@ class TextParams:
 
     @property
     def _widths(self) -> list[int]:
-        return [sum(self.readers[name].context_dim for name in group) for group in self.groups] + ([self.width] if self.width else [])
+        return [sum(self.readers[name].context_dim for name in group) for group in self.groups] + (
+            [self.width] if self.width else []
+        )
 
     @property
     def pooled_dim(self) -> int:

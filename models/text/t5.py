@@ -1,4 +1,5 @@
-"""T5 reads prompts, each to one length; and its encoder as transformers and llama.cpp's GGUF files store it."""
+"""T5 reads prompts, each to one length; and its encoder as transformers and llama.cpp's GGUF files store
+it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from models.text.vocabulary import CONFIG, WHOLE
 
 MAX_LENGTH = 4096  # rows of context; families have 256 and 512
 
-# The network in files ---------------------------------------------------------------------------------------------------
+# The network in files ---------------------------------------------------------------------------------------
 
 TRANSFORMERS = {
     r"^token\.": "shared.",
@@ -73,7 +74,10 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[T5Params, Layou
             continue
         check_settings(hints, SETTINGS)
         if "blocks.0.fc1.weight" not in at:
-            raise ValueError("this is a T5 of the first version, whose MLPs have no gate, and no model here was trained with one")
+            raise ValueError(
+                "this is a T5 of the first version, whose MLPs have no gate, and no model here was trained "
+                "with one"
+            )
         vocab, width = at["token.weight"]
         buckets, heads = at["relative.weight"]
         return T5Params(
@@ -126,17 +130,22 @@ NETWORK = Kind(
     folder="text_encoder",
 )
 
-# The reader -------------------------------------------------------------------------------------------------------------
+# The reader -------------------------------------------------------------------------------------------------
 
-TOKENIZER = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}  # its configuration
+TOKENIZER = {
+    "tokenizer_class": "T5Tokenizer",
+    "eos_token": "</s>",
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+}  # its configuration
 
 
 @dataclass(frozen=True)
 class T5Reader(Reader):
     """T5's states of a prompt and its EOS, filled up with padding to `length` rows.
 
-    masked  padding is passed over, by T5 itself and, but for its first row, by the network (Chroma); else both attend to it, as in FLUX.1
-            and Stable Diffusion 3
+    masked  padding is passed over, by T5 itself and, but for its first row, by the network (Chroma); else
+            both attend to it, as in FLUX.1 and Stable Diffusion 3
     """
 
     network: T5Params = T5_XXL
@@ -164,12 +173,15 @@ class T5Reader(Reader):
         return self.network.width
 
     def tokenize(self, tokenizer: T5Tokenizer, pieces: Pieces) -> Tokens:
-        """Those of the whole text, which would be others piece by piece, for each piece would begin a word."""
+        """Those of the whole text, which would be others piece by piece, for each piece would begin a
+        word."""
         ends = list(accumulate(len(text) for text, _ in pieces))
         tokens = tokenizer.tokenize_with_ends("".join(text for text, _ in pieces))
         return [(token, pieces[bisect_left(ends, end)][1]) for token, end in tokens]
 
-    def read(self, network: T5, tokenizer: T5Tokenizer, batch: Sequence[Tokens], chunks: int, clip_skip: int) -> Reading:
+    def read(
+        self, network: T5, tokenizer: T5Tokenizer, batch: Sequence[Tokens], chunks: int, clip_skip: int
+    ) -> Reading:
         """Weighted states (B, length, width)."""
 
         def row(tokens: Tokens) -> Tokens:
@@ -194,8 +206,10 @@ class T5Reader(Reader):
     def tokenizer(self, own: T5Tokenizer | None) -> T5Tokenizer:
         if own is None:
             raise ValueError(
-                "T5 is here without its tokens: load its spiece.model or tokenizer.json too, models.load(..., 'spiece.model'); it is in "
-                "tokenizer_2/ of black-forest-labs/FLUX.1-schnell, in tokenizer_3/ of stabilityai/stable-diffusion-3.5-large and in "
+                "T5 is here without its tokens: load its spiece.model or tokenizer.json too, "
+                "models.load(..., 'spiece.model'); it is in "
+                "tokenizer_2/ of black-forest-labs/FLUX.1-schnell, in tokenizer_3/ of "
+                "stabilityai/stable-diffusion-3.5-large and in "
                 "google/t5-v1_1-xxl"
             )
         return own
@@ -205,14 +219,18 @@ class T5Reader(Reader):
         return T5Tokenizer.from_json(description)
 
     @classmethod
-    def find_tokenizers(cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]) -> dict[str, T5Tokenizer]:
+    def find_tokenizers(
+        cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]
+    ) -> dict[str, T5Tokenizer]:
         found = {name: find_t5_tokenizer(part, given, notes) for name, part in parts.items()}
         return {name: tokenizer for name, tokenizer in found.items() if tokenizer is not None}
 
     def tokenizer_json(self, own: T5Tokenizer | None) -> str | None:
         return None if own is None else own.to_json()
 
-    def in_folder(self, network: T5, own: T5Tokenizer | None, identity: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def in_folder(
+        self, network: T5, own: T5Tokenizer | None, identity: bool
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         state = network.state_dict()
         return config(self.network), scatter(transformers().table(state), state)
 

@@ -1,7 +1,8 @@
-"""T5's tokens: pieces of the most likely segmentation under a unigram model (Kudo 2018), from the files that published models bring along.
+"""T5's tokens: pieces of the most likely segmentation under a unigram model (Kudo 2018), from the files that
+published models bring along.
 
-Text is normalised (nmt_nfkc: full-width and other compatibility forms mended, controls dropped), cut at blanks, and every word begins
-with "▁". What is in no piece is the token <unk>.
+Text is normalised (nmt_nfkc: full-width and other compatibility forms mended, controls dropped), cut at
+blanks, and every word begins with "▁". What is in no piece is the token <unk>.
 """
 
 from __future__ import annotations
@@ -60,10 +61,20 @@ NORMALIZERS = {
     **dict.fromkeys(("NFC", "NFKC", "Nmt", "Lowercase"), ()),
 }
 PRE_TOKENIZERS = {
-    "Metaspace": ("replacement", "str_rep", "add_prefix_space", "prepend_scheme", "split"),  # the second and third of older versions
+    "Metaspace": (
+        "replacement",
+        "str_rep",
+        "add_prefix_space",
+        "prepend_scheme",
+        "split",
+    ),  # the second and third of older versions
     "WhitespaceSplit": (),
 }
-BLANKS = (({"Regex": " {2,}"}, "▁"), ({"Regex": " {2,}"}, " "), ({"String": " "}, "▁"))  # what the normalizer replaces, and by what
+BLANKS = (
+    ({"Regex": " {2,}"}, "▁"),
+    ({"Regex": " {2,}"}, " "),
+    ({"String": " "}, "▁"),
+)  # what the normalizer replaces, and by what
 
 TEXT, END = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}
 END_OF_TEXT = {
@@ -83,16 +94,25 @@ class T5Tokenizer:
         guarded(self._backend.encode, TRIAL)
         first = [self._backend.id_to_token(i) for i in (PAD, EOS)]
         if first != ["<pad>", "</s>"]:
-            raise ValueError(f"its first tokens are not T5's <pad> and </s>, but {first[0]!r} and {first[1]!r}")
+            raise ValueError(
+                f"its first tokens are not T5's <pad> and </s>, but {first[0]!r} and {first[1]!r}"
+            )
 
     @classmethod
     def open(cls, path: str | Path) -> T5Tokenizer:
-        """From a `tokenizer.json` or a `spiece.model`, told apart by what is in it. ValueError for any other file."""
+        """From a `tokenizer.json` or a `spiece.model`, told apart by what is in it. ValueError for any other
+        file."""
         data = read_bytes(path, MAX_FILE)
         try:
-            return cls.from_json(decode_text("it", data)) if data.lstrip()[:1] == b"{" else cls(_read_sentencepiece(data))
+            return (
+                cls.from_json(decode_text("it", data))
+                if data.lstrip()[:1] == b"{"
+                else cls(_read_sentencepiece(data))
+            )
         except ValueError as error:
-            raise ValueError(f"{path} is no tokenizer of T5, spiece.model or tokenizer.json: {error}") from None
+            raise ValueError(
+                f"{path} is no tokenizer of T5, spiece.model or tokenizer.json: {error}"
+            ) from None
 
     @classmethod
     def from_json(cls, text: str) -> T5Tokenizer:
@@ -104,10 +124,15 @@ class T5Tokenizer:
     def of_letters(cls) -> T5Tokenizer:
         """One that spells: the printable characters of ASCII, for models too small to know words."""
         letters = ["▁", *map(chr, range(ord("!"), ord("~") + 1))]
-        return cls(_describe([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -1.0) for letter in letters)]))
+        return cls(
+            _describe(
+                [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -1.0) for letter in letters)]
+            )
+        )
 
     def with_words(self, words: Iterable[AddedToken]) -> T5Tokenizer:
-        """A tokenizer that has these words too, each as one token. ValueError unless the ids of those that are new follow its own."""
+        """A tokenizer that has these words too, each as one token. ValueError unless the ids of those that
+        are new follow its own."""
         added = [word for word in words if word.content not in self.tokens]
         if not added:
             return self
@@ -116,7 +141,9 @@ class T5Tokenizer:
         longer = T5Tokenizer(content)
         for word in added:
             if (number := longer.tokens[word.content]) != word.id:
-                raise ValueError(f"its word {brief(word.content)} has the id {word.id}, where {number} comes next")
+                raise ValueError(
+                    f"its word {brief(word.content)} has the id {word.id}, where {number} comes next"
+                )
         return longer
 
     @cached_property
@@ -129,7 +156,8 @@ class T5Tokenizer:
         return self._json
 
     def to_json(self) -> str:
-        """The text of a `tokenizer.json`: the one it is made of, for the library rounds scores when it reads and writes them."""
+        """The text of a `tokenizer.json`: the one it is made of, for the library rounds scores when it reads
+        and writes them."""
         return self._json
 
     @property
@@ -138,7 +166,8 @@ class T5Tokenizer:
         return int(self._backend.get_vocab_size())
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text of any length, without EOS and padding. "</s>" and the like in it are those tokens."""
+        """Token ids of a text of any length, without EOS and padding. "</s>" and the like in it are those
+        tokens."""
         return [token for token, _ in self.tokenize_with_ends(text)]
 
     def tokenize_with_ends(self, text: str) -> list[tuple[int, int]]:
@@ -157,12 +186,17 @@ class T5Tokenizer:
 
 
 def _describe(pieces: Sequence[tuple[str, float]], charsmap: bytes = b"") -> dict[str, Any]:
-    """The tokenizer.json that transformers makes of pieces: the marks of T5's training behind them, words split at blanks of any kind."""
+    """The tokenizer.json that transformers makes of pieces: the marks of T5's training behind them, words
+    split at blanks of any kind."""
     marks = [f"<extra_id_{i}>" for i in reversed(range(EXTRA))]
     known = {piece for piece, _ in pieces}
     vocab = [*pieces, *((mark, 0.0) for mark in marks if mark not in known)]
     special = {"<pad>", "</s>", "<unk>", *marks}
-    added = [AddedToken(i, name, normalized=False, special=True) for i, (name, _) in enumerate(vocab) if name in special]
+    added = [
+        AddedToken(i, name, normalized=False, special=True)
+        for i, (name, _) in enumerate(vocab)
+        if name in special
+    ]
     words = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
     table = base64.b64encode(charsmap).decode()
     return {
@@ -191,7 +225,11 @@ def _read_sentencepiece(data: bytes) -> dict[str, Any]:
     )
     if not pieces:
         raise ValueError("it holds no pieces")
-    if trainer.get(MODEL_KIND, 1) != 1 or trainer.get(UNK_ID, 0) != UNK or {kind for *_, kind in pieces} - {NORMAL, UNKNOWN, CONTROL}:
+    if (
+        trainer.get(MODEL_KIND, 1) != 1
+        or trainer.get(UNK_ID, 0) != UNK
+        or {kind for *_, kind in pieces} - {NORMAL, UNKNOWN, CONTROL}
+    ):
         raise ValueError("it is sentencepiece's, but not a unigram model with <unk> as token 2, as T5's is")
     if not normalizer.get(PREFIX, 1) or not normalizer.get(JOINED, 1):
         raise ValueError("it keeps blanks as they are, where T5's joins them and puts one before the text")
@@ -246,15 +284,17 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 # ---- tokenizer.json, checked before the package tokenizers sees it
 #
-# It describes a small machine: steps that normalise and split the text, with patterns and replacements of the file's choice. Some of these
-# multiply the text until memory ends, which no error handling survives. So only the steps and settings that T5's published files consist of
-# reach the package.
+# It describes a small machine: steps that normalise and split the text, with patterns and replacements of the
+# file's choice. Some of these multiply the text until memory ends, which no error handling survives. So only
+# the steps and settings that T5's published files consist of reach the package.
 
 
 def checked_unigram(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json made of what was checked alone: a unigram model, with steps that T5's have. ValueError for another.
+    """A tokenizer.json made of what was checked alone: a unigram model, with steps that T5's have. ValueError
+    for another.
 
-    What is done with tokens after that is T5's: truncation, padding, post_processor and decoder of the file are left out.
+    What is done with tokens after that is T5's: truncation, padding, post_processor and decoder of the file
+    are left out.
     """
     model = content["model"]
     if (kind := model.get("type")) != "Unigram":
@@ -288,13 +328,16 @@ def _check_pieces(pieces: Any) -> None:
         if not isinstance(piece, (list, tuple)) or len(piece) != 2 or not isinstance(piece[0], str):
             raise ValueError(f"it is damaged: {brief(piece)} is not a piece with its score")
         if not 0 < len(piece[0]) <= MAX_TOKEN_LENGTH:
-            raise ValueError(f"it has a piece of {len(piece[0]):,} characters: known ones have 1 to {MAX_TOKEN_LENGTH}")
+            raise ValueError(
+                f"it has a piece of {len(piece[0]):,} characters: known ones have 1 to {MAX_TOKEN_LENGTH}"
+            )
         if isinstance(piece[1], bool) or not isinstance(piece[1], (int, float)) or not abs(piece[1]) < 1e30:
             raise ValueError(f"it is damaged: the piece {brief(piece[0])} has the score {brief(piece[1])}")
 
 
 def _check_steps(slot: str, members: str, known: Mapping[str, Sequence[str]], step: Any) -> None:
-    """ValueError unless a step is of a known kind with known settings, or a sequence of such steps in its entry `members`."""
+    """ValueError unless a step is of a known kind with known settings, or a sequence of such steps in its
+    entry `members`."""
     if step is None:
         return
     steps = [step]
@@ -306,23 +349,32 @@ def _check_steps(slot: str, members: str, known: Mapping[str, Sequence[str]], st
         raise ValueError(f"its {slot} has {len(steps):,} steps: known ones have up to {MAX_STEPS}")
     kinds = [check_mapping(f"a step of its {slot}", each).get("type") for each in steps]
     if kinds.count("Precompiled") > 1:  # their replacements would multiply
-        raise ValueError(f"its {slot} has {kinds.count('Precompiled')} steps 'Precompiled': known ones have one")
+        raise ValueError(
+            f"its {slot} has {kinds.count('Precompiled')} steps 'Precompiled': known ones have one"
+        )
     for kind, each in zip(kinds, steps, strict=True):
         if not isinstance(kind, str) or kind not in known:
             raise ValueError(f"its {slot} has a step {brief(kind)}: T5's have {', '.join(known)}")
         check_names(f"setting of {kind} in its {slot}", each, ["type", *known[kind]])
         if kind == "Replace" and (each.get("pattern"), each.get("content")) not in BLANKS:
-            raise ValueError(f"its {slot} replaces {brief(each.get('pattern'))} by {brief(each.get('content'))}: T5's only join blanks")
-        if kind == "Metaspace" and (wrong := [each[name] for name in ("replacement", "str_rep") if each.get(name, "▁") != "▁"]):
+            raise ValueError(
+                f"its {slot} replaces {brief(each.get('pattern'))} by {brief(each.get('content'))}: T5's "
+                "only join blanks"
+            )
+        if kind == "Metaspace" and (
+            wrong := [each[name] for name in ("replacement", "str_rep") if each.get(name, "▁") != "▁"]
+        ):
             raise ValueError(f"it writes blanks as {brief(wrong[0])}, where T5's writes '▁'")
         if kind == "Precompiled":
             _check_charsmap(each.get("precompiled_charsmap"))
 
 
 def _check_charsmap(text: Any) -> None:
-    """ValueError unless this is the table of a normaliser in base64: a tree of characters to be replaced, and the texts that replace them.
+    """ValueError unless this is the table of a normaliser in base64: a tree of characters to be replaced, and
+    the texts that replace them.
 
-    The tree is an array of 32-bit units (darts-clone): a child lies at its parent's place XOR an offset XOR the child's byte.
+    The tree is an array of 32-bit units (darts-clone): a child lies at its parent's place XOR an offset XOR
+    the child's byte.
     """
     check_type("the table of its normaliser", text, str)
     try:
@@ -332,7 +384,10 @@ def _check_charsmap(text: Any) -> None:
             raise ValueError(f"its tree cannot have {size:,} bytes")
         units, texts = np.frombuffer(table[4 : 4 + size], dtype="<u4").astype(np.int64), table[4 + size :]
         if (longest := max(map(len, texts.split(b"\0")), default=0)) > MAX_REPLACEMENT:
-            raise ValueError(f"it replaces characters by up to {longest:,} bytes, and known ones by up to {MAX_REPLACEMENT}")
+            raise ValueError(
+                f"it replaces characters by up to {longest:,} bytes, and known ones by up to "
+                f"{MAX_REPLACEMENT}"
+            )
         values = _values(units)
         starts = np.frombuffer(b"\0" + texts, dtype=np.uint8)[: len(texts) + 1]
         if values.size and (values.max() >= len(texts) or (starts[values] != 0).any()):
@@ -343,7 +398,8 @@ def _check_charsmap(text: Any) -> None:
 
 
 def _values(units: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The offsets of the replacements of all characters in the tree. ValueError if the tree leads out of the array."""
+    """The offsets of the replacements of all characters in the tree. ValueError if the tree leads out of the
+    array."""
     labels, place, found = np.arange(1, 256), _offset(units[:1]), []
     unseen = np.ones(units.size, dtype=bool)
     while place.size:
@@ -370,7 +426,8 @@ def _offset(units: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dt
 
 
 def is_t5(path: Path) -> bool:
-    """Whether a tokenizer's file or folder is T5's kind, as far as can be seen at once: pieces with scores, and not byte pairs."""
+    """Whether a tokenizer's file or folder is T5's kind, as far as can be seen at once: pieces with scores,
+    and not byte pairs."""
     file = path / WHOLE if path.is_dir() else path
     if not file.is_file():
         return (path / SPIECE).is_file()
@@ -380,7 +437,8 @@ def is_t5(path: Path) -> bool:
 def find_t5_tokenizer(part: Part, given: Sequence[Path], notes: list[str]) -> T5Tokenizer | None:
     """The tokenizer of a T5: the last of the given paths, or one beside the weights; None without one.
 
-    ValueError for one that was given and is none of T5's; one that merely lies beside the weights is then left alone, and noted.
+    ValueError for one that was given and is none of T5's; one that merely lies beside the weights is then
+    left alone, and noted.
     """
     for file in _t5_files(reversed(given)):
         return open_t5_tokenizer(file)
@@ -395,11 +453,16 @@ def find_t5_tokenizer(part: Part, given: Sequence[Path], notes: list[str]) -> T5
 def _t5_files(places: Iterable[Path]) -> Iterator[Path]:
     """The files of T5's tokenizers among these paths, or within those that are folders."""
     for place in places:
-        yield from (file for file in ([place / WHOLE, place / SPIECE] if place.is_dir() else [place]) if file.is_file())
+        yield from (
+            file
+            for file in ([place / WHOLE, place / SPIECE] if place.is_dir() else [place])
+            if file.is_file()
+        )
 
 
 def open_t5_tokenizer(file: Path) -> T5Tokenizer:
-    """T5's tokenizer in a file, with the words that configurations beside it add: a spiece.model has no place for any."""
+    """T5's tokenizer in a file, with the words that configurations beside it add: a spiece.model has no place
+    for any."""
     tokenizer, folder = T5Tokenizer.open(file), file.parent
     try:
         config = read_object(folder / CONFIG)

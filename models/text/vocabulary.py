@@ -1,7 +1,8 @@
-"""What the tokenizers of all text encoders share: words added to a vocabulary, and the folders in which transformers keeps them.
+"""What the tokenizers of all text encoders share: words added to a vocabulary, and the folders in which
+transformers keeps them.
 
-A kind of reader has its own table of tokens (CLIP's vocab.json with merges.txt, T5's spiece.model, or a tokenizer.json). Configurations
-beside any of them say which words are added to it.
+A kind of reader has its own table of tokens (CLIP's vocab.json with merges.txt, T5's spiece.model, or a
+tokenizer.json). Configurations beside any of them say which words are added to it.
 """
 
 from __future__ import annotations
@@ -22,21 +23,28 @@ if TYPE_CHECKING:
 MAX_FILE = 2**26  # bytes; T5's has 2.4 million
 MAX_TOKENS = 1_000_000  # CLIP has 49,408, T5 32,100
 MAX_TOKEN_LENGTH = 1000  # characters; CLIP's have up to 32, T5's up to 16
-TRIAL = "a ½ \U0010fffd"  # a letter, one of several bytes, one that is in no word: a tokenizer that reads these reads all texts
+# a letter, one of several bytes, one that is in no word: a tokenizer that reads these reads all texts
+TRIAL = "a ½ \U0010fffd"
 
 WHOLE, SPIECE, TABLE, MERGES = "tokenizer.json", "spiece.model", "vocab.json", "merges.txt"
 CONFIG, ADDED, NAMES = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
-DECODER = "added_tokens_decoder"  # in tokenizer_config.json; where it stands, added_tokens.json and special_tokens_map.json do not count
-MORE = ("extra_special_tokens", "additional_special_tokens")  # those without a role; the first key takes precedence
+# in tokenizer_config.json; where it stands, added_tokens.json and special_tokens_map.json do not count
+DECODER = "added_tokens_decoder"
+MORE = (
+    "extra_special_tokens",
+    "additional_special_tokens",
+)  # those without a role; the first key takes precedence
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A word that is one token and is found in a text before it is split: a learned word, or the name of a special token.
+    """A word that is one token and is found in a text before it is split: a learned word, or the name of a
+    special token.
 
     single_word  only where it is no part of a longer word
     lstrip       with the blanks before it; rstrip: with those behind it
-    normalized   in the text with capitals lowered and blanks joined, so that capitals do not matter; else in the text as it stands
+    normalized   in the text with capitals lowered and blanks joined, so that capitals do not matter; else in
+                 the text as it stands
     special      a name such as that of the end of text
     """
 
@@ -50,9 +58,15 @@ class AddedToken:
 
     def __post_init__(self) -> None:
         if not 0 <= self.id < MAX_TOKENS:
-            raise ValueError(f"its added token {brief(self.content)} has the id {brief(self.id)}: ids are 0 to {MAX_TOKENS - 1:,}")
+            raise ValueError(
+                f"its added token {brief(self.content)} has the id {brief(self.id)}: ids are 0 to "
+                f"{MAX_TOKENS - 1:,}"
+            )
         if not 0 < len(self.content) <= MAX_TOKEN_LENGTH:
-            raise ValueError(f"it has an added token of {len(self.content):,} characters: known ones have 1 to {MAX_TOKEN_LENGTH:,}")
+            raise ValueError(
+                f"it has an added token of {len(self.content):,} characters: known ones have 1 to "
+                f"{MAX_TOKEN_LENGTH:,}"
+            )
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -74,13 +88,17 @@ def model_of(file: Path) -> dict[str, Any]:
 
 
 def folders_beside(part: Part) -> tuple[Path, Path]:
-    """Where a text encoder's tokenizer may lie: tokenizer_N beside its folder text_encoder_N, and the folder of its weights."""
+    """Where a text encoder's tokenizer may lie: tokenizer_N beside its folder text_encoder_N, and the folder
+    of its weights."""
     home = part.file.path.absolute().parent
     return home.parent / home.name.replace("text_encoder", "tokenizer"), home
 
 
-def special_tokens(folder: Path, config: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[dict[str, AddedToken], list[AddedToken]]:
-    """Special tokens by role, and those without a role, from the configuration or the file of older versions that overrides it.
+def special_tokens(
+    folder: Path, config: Mapping[str, Any], roles: Mapping[str, str]
+) -> tuple[dict[str, AddedToken], list[AddedToken]]:
+    """Special tokens by role, and those without a role, from the configuration or the file of older versions
+    that overrides it.
 
     Each is written as a name or as a mapping. Their ids stand elsewhere, and are 0 here.
     """
@@ -92,7 +110,10 @@ def special_tokens(folder: Path, config: Mapping[str, Any], roles: Mapping[str, 
             if key in roles:
                 return [_special_token(roles[key] if content in (None, "") else content)]
             check_type("a list of special tokens", content, list | dict | None)
-            return [_special_token(entry) for entry in (content.values() if isinstance(content, dict) else content or [])]
+            return [
+                _special_token(entry)
+                for entry in (content.values() if isinstance(content, dict) else content or [])
+            ]
 
     more = [read(key) for key in MORE]
     return {key: read(key)[0] for key in roles}, more[0] or more[1]
@@ -101,22 +122,34 @@ def special_tokens(folder: Path, config: Mapping[str, Any], roles: Mapping[str, 
 def _special_token(entry: Any) -> AddedToken:
     check_type("a special token", entry, str | dict)
     settings = {"content": entry} if isinstance(entry, str) else entry
-    token = _token(0, {"normalized": "__type" in settings, **settings})  # as transformers has it, which makes an AddedToken of those
+    token = _token(
+        0, {"normalized": "__type" in settings, **settings}
+    )  # as transformers has it, which makes an AddedToken of those
     return replace(token, special=True)
 
 
 def added_tokens(
-    folder: Path, config: Mapping[str, Any], described: Sequence[Any], special: Sequence[AddedToken], tokens: Mapping[str, int]
+    folder: Path,
+    config: Mapping[str, Any],
+    described: Sequence[Any],
+    special: Sequence[AddedToken],
+    tokens: Mapping[str, int],
 ) -> list[AddedToken]:
-    """The words that are added to a table of tokens, by id. Special ones whose id no file says have that of the table, or the next."""
+    """The words that are added to a table of tokens, by id. Special ones whose id no file says have that of
+    the table, or the next."""
     names = {token.content for token in special}
     if DECODER in config:
         with name_in_errors(CONFIG):
-            found = [_token(number, entry) for number, entry in check_mapping(DECODER, config[DECODER]).items()]
+            found = [
+                _token(number, entry) for number, entry in check_mapping(DECODER, config[DECODER]).items()
+            ]
     else:  # older versions
         with name_in_errors(ADDED):
             entries = read_object(folder / ADDED).items()
-            found = [_token(id, {"content": name, "normalized": name not in names, "special": name in names}) for name, id in entries]
+            found = [
+                _token(id, {"content": name, "normalized": name not in names, "special": name in names})
+                for name, id in entries
+            ]
         with name_in_errors(WHOLE):
             found += [_token(check_mapping("an added token", entry).get("id"), entry) for entry in described]
     added = {token.content: token for token in found}
@@ -128,8 +161,14 @@ def added_tokens(
 
 
 def _token(number: Any, entry: Any) -> AddedToken:
-    settings = {key: value for key, value in check_mapping("an added token", entry).items() if key not in ("__type", "id")}
-    return make_params("added token", AddedToken, {**settings, "id": int(number) if str(number).isdecimal() else number})
+    settings = {
+        key: value
+        for key, value in check_mapping("an added token", entry).items()
+        if key not in ("__type", "id")
+    }
+    return make_params(
+        "added token", AddedToken, {**settings, "id": int(number) if str(number).isdecimal() else number}
+    )
 
 
 @contextmanager
@@ -150,12 +189,15 @@ def library() -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise ValueError(f"prompts are read with the package tokenizers ({error}): pip install tokenizers") from error
+        raise ValueError(
+            f"prompts are read with the package tokenizers ({error}): pip install tokenizers"
+        ) from error
     return tokenizers
 
 
 def guarded(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """The result of a call of the library. ValueError in one line if it fails in any way, also by a panic, which is no Exception."""
+    """The result of a call of the library. ValueError in one line if it fails in any way, also by a panic,
+    which is no Exception."""
     try:
         return call(*args, **options)
     except BaseException as error:

@@ -48,8 +48,13 @@ def test_contexts_of_different_lengths_are_joined_with_a_mask() -> None:
 
 
 def test_a_null_takes_the_place_of_what_it_names() -> None:
-    """In the dtype that was there; what it does not name stays; a context without a mask takes the mask away."""
-    whole = Condition(context=torch.randn(2, 4, 5).half(), mask=torch.ones(2, 4, dtype=torch.bool), label=torch.tensor([3, 4]))
+    """In the dtype that was there; what it does not name stays; a context without a mask takes the mask
+    away."""
+    whole = Condition(
+        context=torch.randn(2, 4, 5).half(),
+        mask=torch.ones(2, 4, dtype=torch.bool),
+        label=torch.tensor([3, 4]),
+    )
     null = whole.updated(Condition(context=torch.zeros(1, 6, 5)))
     same(null, Condition(context=torch.zeros(2, 6, 5).half(), label=whole.label))
     with pytest.raises(ValueError, match="'vector' cannot be replaced, since there is none"):
@@ -90,12 +95,18 @@ def test_rows_and_masks_have_to_fit() -> None:
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({"image": torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)}, "'image' must be floating point, not torch.uint8"),
+        (
+            {"image": torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)},
+            "'image' must be floating point, not torch.uint8",
+        ),
         ({"context": torch.ones(1, 2, 3, dtype=torch.long)}, "'context' must be floating point"),
         ({"guidance": torch.tensor([3])}, "'guidance' must be floating point"),
         ({"label": torch.tensor([1.0])}, "'label' must be whole numbers, not torch.float32"),
         ({"label": torch.tensor([True])}, "'label' must be whole numbers"),
-        ({"context": torch.ones(1, 2, 3), "mask": torch.ones(1, 2)}, "'mask' must be bool, not torch.float32"),
+        (
+            {"context": torch.ones(1, 2, 3), "mask": torch.ones(1, 2)},
+            "'mask' must be bool, not torch.float32",
+        ),
     ],
 )
 def test_numbers_of_another_kind_are_refused(told: dict[str, Tensor], message: str) -> None:
@@ -105,7 +116,8 @@ def test_numbers_of_another_kind_are_refused(told: dict[str, Tensor], message: s
 
 
 @pytest.mark.parametrize(
-    ("takes", "wrong"), [(("label", "vector"), "needs the condition 'vector'"), (("label",), "no use for .* 'context'")]
+    ("takes", "wrong"),
+    [(("label", "vector"), "needs the condition 'vector'"), (("label",), "no use for .* 'context'")],
 )
 def test_a_network_refuses_what_it_does_not_take(takes: tuple[str, ...], wrong: str) -> None:
     """And what it lacks; a mask goes with every context."""
@@ -126,6 +138,12 @@ def test_a_condition_of_ones_own_goes_through_all_operations() -> None:
     whole = WithDepth(label=torch.arange(2), depth=torch.randn(2, 3))
     same(Condition.cat([whole[:1], whole[1:]]), whole)
     assert whole.to(dtype=torch.float64).given["depth"].dtype == torch.float64
-    assert whole.where(torch.tensor([True, False]), WithDepth(depth=torch.zeros(1, 3))).given["depth"][1].abs().sum() == 0
+    assert (
+        whole.where(torch.tensor([True, False]), WithDepth(depth=torch.zeros(1, 3)))
+        .given["depth"][1]
+        .abs()
+        .sum()
+        == 0
+    )
     with pytest.raises(ValueError, match="no use for the condition 'depth'"):
         whole.require(("label",))

@@ -57,7 +57,9 @@ def test_cm_is_the_identity_on_x_over_alpha_elsewhere() -> None:
         torch.testing.assert_close(function(X, level).x0, X / level.alpha, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("schedule", [CosineVP(), RectifiedFlow(), DiscreteVP.linear(zero_terminal_snr=True)], ids=type)
+@pytest.mark.parametrize(
+    "schedule", [CosineVP(), RectifiedFlow(), DiscreteVP.linear(zero_terminal_snr=True)], ids=type
+)
 def test_cm_ends_in_the_estimate_at_pure_noise(schedule: Schedule) -> None:
     """x_t holds nothing of x0 at alpha = 0: f is x0_hat there, finite, and what levels beside it tend to."""
     end, beside = (schedule.level(t) for t in (schedule.t_max, schedule.t_max * (1 - 1e-9)))
@@ -69,7 +71,8 @@ def test_cm_ends_in_the_estimate_at_pure_noise(schedule: Schedule) -> None:
 
 @pytest.mark.parametrize("scaling", [10.0, 3.0])
 def test_lcm_is_the_identity_at_time_zero(scaling: float) -> None:
-    """Luo et al. 2023: f(x, t = 0) = x to the last bit, on the table whose first row is noisy and nothing else is exact."""
+    """Luo et al. 2023: f(x, t = 0) = x to the last bit, on the table whose first row is noisy and nothing
+    else is exact."""
     schedule = DiscreteVP.scaled_linear()
     function = ConsistencyFunction(Denoiser(network, schedule, EPS), lcm(scaling))
     assert torch.equal(function(X, schedule.level(0)).x0, X)
@@ -85,8 +88,12 @@ def test_cm_is_edm_moved_by_sigma_min(sigma: float, sigma_data: float) -> None:
     c_in = 1 / math.sqrt(sigma**2 + sigma_data**2)
     x = sigma * X
     expected = c_skip * x + c_out * network(c_in * x, torch.full((3,), sigma, dtype=F64).log() / 4)
-    function = ConsistencyFunction(Denoiser(network, VarianceExploding(), edm(sigma_data)), cm(low, sigma_data))
-    torch.testing.assert_close(function(x, NoiseLevel(sigma, 1.0, sigma)).x0, expected, rtol=1e-12, atol=1e-12)
+    function = ConsistencyFunction(
+        Denoiser(network, VarianceExploding(), edm(sigma_data)), cm(low, sigma_data)
+    )
+    torch.testing.assert_close(
+        function(x, NoiseLevel(sigma, 1.0, sigma)).x0, expected, rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("t", [0.0, 19.0, 999.0])
@@ -96,7 +103,9 @@ def test_lcm_is_the_published_blend(t: float) -> None:
     level, denoiser = schedule.level(t), Denoiser(network, schedule, EPS)
     s = 10 * t
     expected = 0.25 / (s**2 + 0.25) * X + s / math.sqrt(s**2 + 0.25) * denoiser(X, level).x0
-    torch.testing.assert_close(ConsistencyFunction(denoiser, lcm())(X, level).x0, expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        ConsistencyFunction(denoiser, lcm())(X, level).x0, expected, rtol=1e-13, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("make", [cm, lcm])
@@ -107,7 +116,9 @@ def test_a_level_per_sample_is_each_level_alone(make: Callable[[], Any]) -> None
     function = ConsistencyFunction(Denoiser(network, schedule, EPS), make())
     batch = function(X, schedule.levels(t))
     for i in range(3):
-        torch.testing.assert_close(batch.x0[i], function(X[i : i + 1], schedule.level(float(t[i]))).x0[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            batch.x0[i], function(X[i : i + 1], schedule.level(float(t[i]))).x0[0], rtol=1e-12, atol=1e-12
+        )
     torch.testing.assert_close(marginal(batch.x0, batch.eps, schedule.levels(t)), X, rtol=0, atol=1e-13)
 
 

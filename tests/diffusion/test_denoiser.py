@@ -55,7 +55,8 @@ def told(x_t: Tensor, level: Level, denoiser: Denoiser, condition: Condition = N
 
 
 def fake(schedule: Schedule, prediction: Prediction) -> Denoiser:
-    """A perfect network of that prediction for the mixture: it outputs the target of the closed-form estimate."""
+    """A perfect network of that prediction for the mixture: it outputs the target of the closed-form
+    estimate."""
 
     def network(x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         level = schedule.level(float(t[0]))
@@ -66,7 +67,8 @@ def fake(schedule: Schedule, prediction: Prediction) -> Denoiser:
 
 
 def test_a_perfect_network_gives_the_oracle_back(schedule: Schedule, prediction: Prediction) -> None:
-    """network -> Denoiser is the closed-form estimate, for every prediction on every schedule, to 1e-12 (of sigma, if larger)."""
+    """network -> Denoiser is the closed-form estimate, for every prediction on every schedule, to 1e-12 (of
+    sigma, if larger)."""
     for t in (0.9, 0.5, 0.1):
         level = schedule.level(t * schedule.t_max)
         x = level.sigma * X
@@ -77,7 +79,10 @@ def test_a_perfect_network_gives_the_oracle_back(schedule: Schedule, prediction:
 
 def test_the_network_is_told_the_schedules_own_time() -> None:
     """t is (B,): float64 beside float64 samples, else float32; conditions go through untouched."""
-    denoiser, level = Denoiser(lambda x, t, condition: x, DiscreteVP.linear(), EPS), DiscreteVP.linear().level(123.25)
+    denoiser, level = (
+        Denoiser(lambda x, t, condition: x, DiscreteVP.linear(), EPS),
+        DiscreteVP.linear().level(123.25),
+    )
     seen = told(X, level, denoiser, Condition(label=torch.tensor([3, 4])))
     assert seen["t"].tolist() == [123.25, 123.25]
     assert seen["t"].dtype == F64
@@ -90,12 +95,16 @@ def test_the_network_is_told_the_schedules_own_time() -> None:
 def test_a_batch_of_levels_tells_each_sample_its_own_time() -> None:
     """In training every sample has its own t."""
     levels = RectifiedFlow().levels(torch.tensor([0.25, 0.75]))
-    assert told(X, levels, Denoiser(lambda x, t, condition: x, RectifiedFlow(), FLOW))["t"].tolist() == [0.25, 0.75]
+    assert told(X, levels, Denoiser(lambda x, t, condition: x, RectifiedFlow(), FLOW))["t"].tolist() == [
+        0.25,
+        0.75,
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
 def test_the_network_runs_in_its_own_dtype(dtype: torch.dtype) -> None:
-    """x and the condition are cast to the weights' dtype on the way in, and x back on the way out; time and the scale keep theirs."""
+    """x and the condition are cast to the weights' dtype on the way in, and x back on the way out; time and
+    the scale keep theirs."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -109,16 +118,21 @@ def test_the_network_runs_in_its_own_dtype(dtype: torch.dtype) -> None:
 
     denoiser = Denoiser(Net(), RectifiedFlow(), X0)
     x = X.float()
-    condition = Condition(torch.ones(len(x), 1, 2), label=torch.ones(len(x), dtype=torch.long), guidance=torch.ones(len(x)))
+    condition = Condition(
+        torch.ones(len(x), 1, 2), label=torch.ones(len(x), dtype=torch.long), guidance=torch.ones(len(x))
+    )
     estimate = denoiser(x, RectifiedFlow().level(0.7), condition)
     assert (denoiser.dtype, estimate.x0.dtype, estimate.eps.dtype) == (dtype, torch.float32, torch.float32)
     assert torch.equal(estimate.x0, x.to(dtype).float())
 
 
 def test_learned_variance_is_the_second_half_of_the_channels() -> None:
-    """Twice the channels: the first half predicts, the second is handed on as it is; the same channels carry none."""
+    """Twice the channels: the first half predicts, the second is handed on as it is; the same channels carry
+    none."""
     level = DiscreteVP.linear().level(500)
-    wide = Denoiser(lambda x, t, condition: torch.cat([x.sin(), x.cos()], 1), DiscreteVP.linear(), EPS)(X, level)
+    wide = Denoiser(lambda x, t, condition: torch.cat([x.sin(), x.cos()], 1), DiscreteVP.linear(), EPS)(
+        X, level
+    )
     narrow = Denoiser(lambda x, t, condition: x.sin(), DiscreteVP.linear(), EPS)(X, level)
     assert torch.equal(wide.x0, narrow.x0)
     assert torch.equal(wide.eps, narrow.eps)
@@ -141,9 +155,12 @@ def test_edm_preconditioning_is_table_1(sigma: float, sigma_data: float) -> None
     torch.testing.assert_close(each, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("own", [DiscreteVP.scaled_linear(zero_terminal_snr=True), CosineVP(), RectifiedFlow()])
+@pytest.mark.parametrize(
+    "own", [DiscreteVP.scaled_linear(zero_terminal_snr=True), CosineVP(), RectifiedFlow()]
+)
 def test_the_same_x0_under_a_change_of_schedule(schedule: Schedule, own: Schedule) -> None:
-    """A network asked at another schedule's level of equal sigma/alpha, x rescaled, believes the same x0 and eps."""
+    """A network asked at another schedule's level of equal sigma/alpha, x rescaled, believes the same x0 and
+    eps."""
     wrapped = OnSchedule(fake(own, V), own)
     x0, eps = initial_noise([6, 7], (2, 2, 2), F64), X
     for t in (1.0, 0.6, 0.2):
@@ -157,11 +174,14 @@ def test_the_same_x0_under_a_change_of_schedule(schedule: Schedule, own: Schedul
 def test_a_level_beyond_the_denoisers_own_schedule_raises() -> None:
     """A table that ends at sigma/alpha 14.6 was never trained on 80: no answer rather than a clamped one."""
     with pytest.raises(ValueError, match="t must lie in"):
-        OnSchedule(fake(DiscreteVP.scaled_linear(), EPS), DiscreteVP.scaled_linear())(X, VarianceExploding().level(80.0))
+        OnSchedule(fake(DiscreteVP.scaled_linear(), EPS), DiscreteVP.scaled_linear())(
+            X, VarianceExploding().level(80.0)
+        )
 
 
 def test_clipping_limits_x0_and_eps_follows() -> None:
-    """x0 within the range, x_t = alpha x0 + sigma eps still true, variance kept; inside the range nothing changes."""
+    """x0 within the range, x_t = alpha x0 + sigma eps still true, variance kept; inside the range nothing
+    changes."""
     level, x = CosineVP().level(0.4), 3 * X
     wide = Denoiser(lambda x, t, condition: torch.cat([x, x.cos()], 1), CosineVP(), X0)
     got = Clipped(wide, -0.5, 1.5)(x, level)
@@ -175,7 +195,8 @@ def test_clipping_limits_x0_and_eps_follows() -> None:
 
 
 def test_dynamic_thresholding_is_the_formula() -> None:
-    """Each sample by itself: values beyond the percentile are cut to it, all are divided by it, and eps follows; variance kept.
+    """Each sample by itself: values beyond the percentile are cut to it, all are divided by it, and eps
+    follows; variance kept.
 
     numpy's percentile is the peer. A sample within [-1, 1] at its percentile is only clipped to that range.
     """
@@ -185,7 +206,9 @@ def test_dynamic_thresholding_is_the_formula() -> None:
         got = Thresholded(wide, percentile)(x, level)
         for x0, sample in zip(got.x0, x, strict=True):
             s = max(1.0, float(np.percentile(sample.abs().numpy(), 100 * percentile)))
-            torch.testing.assert_close(x0, torch.tensor(np.clip(sample.numpy(), -s, s) / s), rtol=0, atol=1e-15)
+            torch.testing.assert_close(
+                x0, torch.tensor(np.clip(sample.numpy(), -s, s) / s), rtol=0, atol=1e-15
+            )
         torch.testing.assert_close(marginal(got.x0, got.eps, level), x, rtol=0, atol=1e-14)
         assert got.variance is not None
         assert torch.equal(got.variance, x.cos())
@@ -204,7 +227,9 @@ def test_a_percentile_beyond_its_range_is_refused(percentile: float) -> None:
 
 def test_dynamic_thresholding_equals_diffusers() -> None:
     """Its `_threshold_sample`, without the largest s that it allows for."""
-    scheduler = diffusers.DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=math.inf)
+    scheduler = diffusers.DDPMScheduler(
+        thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=math.inf
+    )
     x, level = 3 * initial_noise([1, 2], (3, 5, 5), F64), CosineVP().level(0.4)
     got = Thresholded(Denoiser(lambda x, t, condition: x, CosineVP(), X0), 0.9)(x, level)
     torch.testing.assert_close(got.x0, scheduler._threshold_sample(x), rtol=0, atol=1e-15)
@@ -220,9 +245,12 @@ def test_wrappers_live_where_the_network_lives() -> None:
 
 
 def test_wrappers_take_a_level_per_sample(schedule: Schedule) -> None:
-    """Distillation asks at one level per sample: a wrapped denoiser gives each sample what its own level gives."""
+    """Distillation asks at one level per sample: a wrapped denoiser gives each sample what its own level
+    gives."""
     own, t = CosineVP(), torch.tensor([0.7, 0.2], dtype=F64) * schedule.t_max
-    wrapped = ClassifierFreeGuidance(Clipped(OnSchedule(MIXTURE, own), -0.5, 0.5), 2.0, Condition(label=torch.tensor([0])))
+    wrapped = ClassifierFreeGuidance(
+        Clipped(OnSchedule(MIXTURE, own), -0.5, 0.5), 2.0, Condition(label=torch.tensor([0]))
+    )
     batch = wrapped(X, schedule.levels(t), Condition(label=torch.tensor([1, 2])))
     for i in range(2):
         alone = wrapped(X[i : i + 1], schedule.level(float(t[i])), Condition(label=torch.tensor([1 + i])))

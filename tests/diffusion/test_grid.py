@@ -54,14 +54,19 @@ def t_of(grid: Grid) -> list[float]:
         (TABLE, "linspace", {"t_start": 900, "t_end": 1, "whole": True}, [900, 600, 301, 1, -1]),
     ],
 )
-def test_spacings_by_hand(schedule: Schedule, spacing: str | list[float], options: dict[str, Any], expected: list[float]) -> None:
+def test_spacings_by_hand(
+    schedule: Schedule, spacing: str | list[float], options: dict[str, Any], expected: list[float]
+) -> None:
     """Four steps of each spacing, worked out on paper."""
     steps = 4 if isinstance(spacing, str) else None
-    assert t_of(time_grid(schedule, steps, spacing, **options)) == pytest.approx(expected, rel=1e-13, abs=1e-13)
+    assert t_of(time_grid(schedule, steps, spacing, **options)) == pytest.approx(
+        expected, rel=1e-13, abs=1e-13
+    )
 
 
 def test_leading_stride_is_whole_and_trailing_is_not() -> None:
-    """13 steps over 1000 rows: DDIM's stride is 1000 // 13 = 76; trailing divides the whole range, and `whole` rounds it."""
+    """13 steps over 1000 rows: DDIM's stride is 1000 // 13 = 76; trailing divides the whole range, and
+    `whole` rounds it."""
     assert t_of(time_grid(TABLE, 13, "leading")) == [*(76.0 * i for i in range(12, -1, -1)), -1]
     exact = [999 - 1000 * i / 13 for i in range(14)]
     assert t_of(time_grid(TABLE, 13, "trailing")) == pytest.approx(exact, abs=1e-10)
@@ -70,7 +75,8 @@ def test_leading_stride_is_whole_and_trailing_is_not() -> None:
 
 @pytest.mark.parametrize("rho", [3.0, 7.0])
 def test_karras_is_equation_5(rho: float) -> None:
-    """Karras et al. 2022, eq. 5: sigma_i = (s_max^(1/rho) + i/(N-1) (s_min^(1/rho) - s_max^(1/rho)))^rho, then 0."""
+    """Karras et al. 2022, eq. 5: sigma_i = (s_max^(1/rho) + i/(N-1) (s_min^(1/rho) - s_max^(1/rho)))^rho,
+    then 0."""
     i = np.arange(18) / 17
     expected = (80 ** (1 / rho) + i * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho
     grid = time_grid(VE, 18, "karras", rho=rho)
@@ -96,7 +102,8 @@ def test_flux_shift() -> None:
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_every_grid_falls_to_data(schedule: Schedule, spacing: str) -> None:
-    """Any spacing on any schedule has `steps` steps of falling noise, ends at exact data, and holds the schedule's own numbers."""
+    """Any spacing on any schedule has `steps` steps of falling noise, ends at exact data, and holds the
+    schedule's own numbers."""
     for steps in (1, 2, 3, 7, 13, 50, 99, 100):
         grid = time_grid(schedule, steps, spacing, **within(schedule, spacing))
         assert (grid.steps, len(grid), grid[-1]) == (steps, steps + 1, schedule.terminal)
@@ -107,15 +114,21 @@ def test_every_grid_falls_to_data(schedule: Schedule, spacing: str) -> None:
         torch.testing.assert_close(sigma, schedule.sigma(t), rtol=1e-13, atol=0)
 
 
-@pytest.mark.parametrize(("spacing", "steps"), [("linspace", 1000), ("trailing", 1000), ("leading", 1000), ("leading", 999)])
+@pytest.mark.parametrize(
+    ("spacing", "steps"), [("linspace", 1000), ("trailing", 1000), ("leading", 1000), ("leading", 999)]
+)
 def test_a_table_can_be_walked_row_by_row(spacing: str, steps: int) -> None:
     """1000 steps over 1000 rows visit every row once; 999 leading ones leave out the noisiest."""
     assert t_of(time_grid(TABLE, steps, spacing)) == pytest.approx([*range(steps - 1, -1, -1), -1], abs=1e-10)
 
 
 def test_initial_scale(schedule: Schedule) -> None:
-    """A sample starts from sigma n, or with "unit" from norm(alpha, sigma) n; the grid says so, and `start` applies it."""
-    noise, unit = time_grid(schedule, 5, "trailing", initial="noise"), time_grid(schedule, 5, "trailing", initial="unit")
+    """A sample starts from sigma n, or with "unit" from norm(alpha, sigma) n; the grid says so, and `start`
+    applies it."""
+    noise, unit = (
+        time_grid(schedule, 5, "trailing", initial="noise"),
+        time_grid(schedule, 5, "trailing", initial="unit"),
+    )
     first = schedule.level(schedule.t_max)
     assert noise.initial_scale == first.sigma
     assert unit.initial_scale == math.hypot(first.alpha, first.sigma)
@@ -123,7 +136,8 @@ def test_initial_scale(schedule: Schedule) -> None:
 
 
 def test_slices() -> None:
-    """A slice is a grid: it keeps the initial scale with its first level, and otherwise starts from its own sigma."""
+    """A slice is a grid: it keeps the initial scale with its first level, and otherwise starts from its own
+    sigma."""
     grid = time_grid(TABLE, 10, initial="unit")
     assert grid[:-1] == Grid(grid.levels[:-1], 1.0, grid.schedule)
     assert grid[3:] == Grid(grid.levels[3:], grid[3].sigma, grid.schedule)
@@ -155,8 +169,14 @@ def test_grids_are_immutable_values() -> None:
         (lambda: wrong_grid(FLOW, 5, terminal="dta"), "no terminal rule named 'dta'; did you mean 'data'"),
         (lambda: wrong_grid(FLOW, 5, initial="units"), "no initial noise named 'units'; did you mean 'unit'"),
         (lambda: wrong_grid(FLOW, 2.5), "steps must be a whole number >= 1, not 2.5"),
-        (lambda: time_grid(VarianceExploding(), spacing=[80.0, 1.0, -1.0]), r"t must lie in \[0, inf\) on this schedule, not -1"),
-        (lambda: time_grid(FLOW, spacing=[float("nan")]), r"t must lie in \[0, 1\] on this schedule, not nan"),
+        (
+            lambda: time_grid(VarianceExploding(), spacing=[80.0, 1.0, -1.0]),
+            r"t must lie in \[0, inf\) on this schedule, not -1",
+        ),
+        (
+            lambda: time_grid(FLOW, spacing=[float("nan")]),
+            r"t must lie in \[0, 1\] on this schedule, not nan",
+        ),
         (lambda: DiscreteVP.linear().level(float("nan")), "not nan"),
         (lambda: time_grid(FLOW, 5, whole=True), "only a table such as DiscreteVP"),
         (lambda: time_grid(TABLE, 1001, whole=True), "noise must fall"),
@@ -179,8 +199,16 @@ def test_errors(make: Callable[[], object], message: str) -> None:
 
 
 def test_leading_strides_cover_the_range_that_is_asked_for() -> None:
-    """Between t_end and t_start, and neither more nor less; on a table in whole strides, also where it is shifted."""
-    assert [level.t for level in time_grid(FLOW, 4, "leading", t_end=0.2)] == pytest.approx([0.8, 0.6, 0.4, 0.2, 0])
+    """Between t_end and t_start, and neither more nor less; on a table in whole strides, also where it is
+    shifted."""
+    assert [level.t for level in time_grid(FLOW, 4, "leading", t_end=0.2)] == pytest.approx(
+        [0.8, 0.6, 0.4, 0.2, 0]
+    )
     shifted = Shifted(DiscreteVP.scaled_linear(), 2.0)
     assert [level.t for level in time_grid(shifted, 4, "leading", whole=True)][:4] == [750, 500, 250, 0]
-    assert [level.t for level in time_grid(TABLE, 4, "leading", t_start=799, t_end=400)][:4] == [700, 600, 500, 400]
+    assert [level.t for level in time_grid(TABLE, 4, "leading", t_start=799, t_end=400)][:4] == [
+        700,
+        600,
+        500,
+        400,
+    ]

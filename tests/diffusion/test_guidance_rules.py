@@ -1,4 +1,5 @@
-"""Guidance rules: each formula by an independent computation, what it must and must not change, and what diffusers makes of it."""
+"""Guidance rules: each formula by an independent computation, what it must and must not change, and what
+diffusers makes of it."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ from tests.peers import diffusers
 
 F64 = torch.float64
 LEVEL = RectifiedFlow().level(0.6)
-X, GOOD, BAD = (initial_noise(range(i, i + 3), (2, 3, 2), F64) for i in (0, 10, 20))  # x_t and two x0, three samples of twelve values
+X, GOOD, BAD = (
+    initial_noise(range(i, i + 3), (2, 3, 2), F64) for i in (0, 10, 20)
+)  # x_t and two x0, three samples of twelve values
 RULES: dict[str, Callable[[], Rule]] = {
     "extrapolate": lambda: extrapolate,
     "rescaled": lambda: rescaled(0.7),
@@ -53,7 +56,12 @@ DESCRIPTIONS: dict[str, dict[str, Any]] = {  # of the same, for a network that p
     "rescaled-flow": {"name": "rescaled", "phi": 1.0},
     "zero_star": {"name": "zero_star"},
     "apg": {"name": "apg", "eta": 0.25, "norm_limit": 2},
-    "rescaled-apg": {"name": "rescaled", "phi": 0.4, "space": "v", "rule": {"name": "apg", "norm_limit": 3.0}},
+    "rescaled-apg": {
+        "name": "rescaled",
+        "phi": 0.4,
+        "space": "v",
+        "rule": {"name": "apg", "norm_limit": 3.0},
+    },
 }
 
 
@@ -62,7 +70,9 @@ def pair(level: Level, x_t: Tensor = X, good: Tensor = GOOD, bad: Tensor = BAD) 
     return Estimate.from_x0(x_t, good, level, good.cos()), Estimate.from_x0(x_t, bad, level)
 
 
-def guided(rule: Rule, scale: float, level: Level = LEVEL, x_t: Tensor = X, good: Tensor = GOOD, bad: Tensor = BAD) -> Estimate:
+def guided(
+    rule: Rule, scale: float, level: Level = LEVEL, x_t: Tensor = X, good: Tensor = GOOD, bad: Tensor = BAD
+) -> Estimate:
     return rule(x_t, level, *pair(level, x_t, good, bad), scale)
 
 
@@ -81,15 +91,19 @@ def noises(schedule: Schedule) -> list[NoiseLevel]:
     return [schedule.level(share * schedule.t_max) for share in (0.2, 0.7, 1.0)]
 
 
-# What all of them promise -----------------------------------------------------------------------------------------------
+# What all of them promise -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", RULES.values(), ids=list(RULES))
-def test_every_rule_is_the_good_estimate_at_scale_one_and_always_explains_x_t(make: Callable[[], Rule], schedule: Schedule) -> None:
+def test_every_rule_is_the_good_estimate_at_scale_one_and_always_explains_x_t(
+    make: Callable[[], Rule], schedule: Schedule
+) -> None:
     """On every schedule up to its noisiest level; the good one's learned variance is kept."""
     for level in noises(schedule):
         good, _ = pair(level)
-        size = max(1.0, level.alpha / level.sigma, level.sigma)  # of eps = (x_t - alpha x0) / sigma, and of x_t there
+        size = max(
+            1.0, level.alpha / level.sigma, level.sigma
+        )  # of eps = (x_t - alpha x0) / sigma, and of x_t there
         off = guided(make(), 1.0, level)
         close(off.x0, good.x0, 1e-13 * size)
         close(off.eps, good.eps, 1e-13 * size)
@@ -115,7 +129,8 @@ def test_every_rule_treats_samples_alone(make: Callable[[], Rule]) -> None:
 
 @pytest.mark.parametrize("make", RULES.values(), ids=list(RULES))
 def test_nothing_to_lead_away_from_changes_nothing(make: Callable[[], Rule]) -> None:
-    """Two equal estimates are that estimate at any scale, and so are two empty ones: no division by zero shows."""
+    """Two equal estimates are that estimate at any scale, and so are two empty ones: no division by zero
+    shows."""
     close(guided(make(), 7.5, bad=GOOD).x0, GOOD)
     nothing = torch.zeros_like(X)
     close(guided(make(), 7.5, x_t=nothing, good=nothing, bad=nothing).x0, nothing)
@@ -123,14 +138,15 @@ def test_nothing_to_lead_away_from_changes_nothing(make: Callable[[], Rule]) -> 
 
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_has_a_description(name: str) -> None:
-    """To the last bit; no name of the registry is without one here, and `rescaled` acts where the network predicts unless told."""
+    """To the last bit; no name of the registry is without one here, and `rescaled` acts where the network
+    predicts unless told."""
     built, by_hand = (guided(rule, 5.0) for rule in (build_rule(DESCRIPTIONS[name], FLOW), RULES[name]()))
     assert torch.equal(built.x0, by_hand.x0)
     assert torch.equal(built.eps, by_hand.eps)
     assert {spec["name"] for spec in DESCRIPTIONS.values()} == set(diffusion.RULES)
 
 
-# Rescaling --------------------------------------------------------------------------------------------------------------
+# Rescaling --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.3, 1.0])
@@ -138,10 +154,16 @@ def test_every_rule_has_a_description(name: str) -> None:
 def test_rescaled_is_the_formula(space: Prediction, phi: float, schedule: Schedule) -> None:
     """Eq. 15-16 in numpy: outputs by the definition of the prediction, solved back by a linear system."""
     for level in noises(schedule)[: 2 if space is EPS else 3]:  # eps says nothing about x0 at pure noise
-        rows = {"eps": (0.0, 1.0), "x0": (1.0, 0.0), "v": (-level.sigma, level.alpha), "flow": (-1.0, 1.0)}[space.name]
+        rows = {"eps": (0.0, 1.0), "x0": (1.0, 0.0), "v": (-level.sigma, level.alpha), "flow": (-1.0, 1.0)}[
+            space.name
+        ]
 
         def formula(
-            x: np.ndarray, good: np.ndarray, bad: np.ndarray, level: NoiseLevel = level, rows: tuple[float, ...] = rows
+            x: np.ndarray,
+            good: np.ndarray,
+            bad: np.ndarray,
+            level: NoiseLevel = level,
+            rows: tuple[float, ...] = rows,
         ) -> np.ndarray:
             x0 = bad + 5 * (good - bad)
             o_good, o = (rows[0] * x0 + rows[1] * (x - level.alpha * x0) / level.sigma for x0 in (good, x0))
@@ -153,7 +175,8 @@ def test_rescaled_is_the_formula(space: Prediction, phi: float, schedule: Schedu
 
 
 def test_rescaled_keeps_the_contrast_of_the_good_output() -> None:
-    """phi = 1: the standard deviation of each sample's output is that of `good`. phi = 0: the other rule, whichever it is."""
+    """phi = 1: the standard deviation of each sample's output is that of `good`. phi = 0: the other rule,
+    whichever it is."""
     good, _ = pair(LEVEL)
     full = guided(rescaled(1.0, space=FLOW), 9.0)
     close(full.combine(-1.0, 1.0).flatten(1).std(1), good.combine(-1.0, 1.0).flatten(1).std(1))
@@ -162,11 +185,15 @@ def test_rescaled_keeps_the_contrast_of_the_good_output() -> None:
 
 
 def test_rescaled_leaves_an_output_without_contrast() -> None:
-    """An image of one colour has std 0, and so has a sample of one value: there is no contrast to lead back."""
+    """An image of one colour has std 0, and so has a sample of one value: there is no contrast to lead
+    back."""
     flat = torch.full_like(X, 0.5)
     close(guided(rescaled(1.0, space=X0), 3.0, good=3 * flat, bad=flat).x0, 7 * flat)
     one = (slice(None), slice(0, 1), slice(0, 1), slice(0, 1))
-    close(guided(rescaled(1.0), 3.0, x_t=X[one], good=GOOD[one], bad=BAD[one]).x0, BAD[one] + 3 * (GOOD[one] - BAD[one]))
+    close(
+        guided(rescaled(1.0), 3.0, x_t=X[one], good=GOOD[one], bad=BAD[one]).x0,
+        BAD[one] + 3 * (GOOD[one] - BAD[one]),
+    )
 
 
 @pytest.mark.parametrize("space", [EPS, V, FLOW], ids=lambda space: space.name)
@@ -180,14 +207,17 @@ def test_rescaled_equals_diffusers(space: Prediction) -> None:
     close(space.target(ours.x0, ours.eps, LEVEL), theirs)
 
 
-# CFG-Zero* --------------------------------------------------------------------------------------------------------------
+# CFG-Zero* --------------------------------------------------------------------------------------------------
 
 
 def test_zero_star_is_the_formula(schedule: Schedule) -> None:
-    """s by least squares, then the velocity, then x0 = (x_t - sigma v) / (alpha + sigma), at every level up to pure noise."""
+    """s by least squares, then the velocity, then x0 = (x_t - sigma v) / (alpha + sigma), at every level up
+    to pure noise."""
     for level in noises(schedule):
 
-        def formula(x: np.ndarray, good: np.ndarray, bad: np.ndarray, level: NoiseLevel = level) -> np.ndarray:
+        def formula(
+            x: np.ndarray, good: np.ndarray, bad: np.ndarray, level: NoiseLevel = level
+        ) -> np.ndarray:
             v_good, v_bad = ((x - level.alpha * x0) / level.sigma - x0 for x0 in (good, bad))
             s = np.linalg.lstsq(v_bad[:, None], v_good, rcond=None)[0]
             v = s * v_bad + 4 * (v_good - s * v_bad)
@@ -197,7 +227,8 @@ def test_zero_star_is_the_formula(schedule: Schedule) -> None:
 
 
 def test_zero_star_corrects_directions_only() -> None:
-    """Where v_bad is v_good times a number, guidance does nothing; where v_good - v_bad is across v_bad, s = 1 and it is CFG."""
+    """Where v_bad is v_good times a number, guidance does nothing; where v_good - v_bad is across v_bad, s =
+    1 and it is CFG."""
     good, bad = pair(LEVEL)
     v_good, v_bad = good.combine(-1.0, 1.0), bad.combine(-1.0, 1.0)
     close(zero_star(X, LEVEL, good, FLOW.estimate(X, -3 * v_good, LEVEL), 7.0).x0, good.x0)
@@ -209,7 +240,8 @@ def test_zero_star_corrects_directions_only() -> None:
 
 
 def test_zero_star_knows_no_schedule(schedule: Schedule) -> None:
-    """At equal flow time, x_t rescaled to match, the same two x0 and eps make the same guided x0 and eps on every schedule."""
+    """At equal flow time, x_t rescaled to match, the same two x0 and eps make the same guided x0 and eps on
+    every schedule."""
     level = schedule.level(0.6 * schedule.t_max)
     flow = RectifiedFlow().level(level.flow_time)
     size = max(1.0, 1 / flow.sigma)
@@ -227,13 +259,14 @@ def test_zero_star_equals_diffusers() -> None:
     close(guided(zero_star, 5.0).combine(-1.0, 1.0), theirs, 2e-6)
 
 
-# Adaptive projected guidance --------------------------------------------------------------------------------------------
+# Adaptive projected guidance --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("limit", [1.5, math.inf])
 def test_apg_is_the_formula(eta: float, limit: float) -> None:
-    """Alg. 1 in numpy: shorten the difference, split it by an orthonormal basis whose first vector is x0_good, add it up."""
+    """Alg. 1 in numpy: shorten the difference, split it by an orthonormal basis whose first vector is
+    x0_good, add it up."""
 
     def formula(x: np.ndarray, good: np.ndarray, bad: np.ndarray) -> np.ndarray:
         d = (good - bad) * min(1.0, limit / np.linalg.norm(good - bad))
@@ -245,14 +278,18 @@ def test_apg_is_the_formula(eta: float, limit: float) -> None:
 
 
 def test_apg_without_its_three_parts_is_plain_guidance() -> None:
-    """eta = 1, no limit, no momentum. Without the parallel part no x0 grows along itself; a limit bounds what is added."""
+    """eta = 1, no limit, no momentum. Without the parallel part no x0 grows along itself; a limit bounds what
+    is added."""
     for scale in (0.0, 3.0):
         plain, apg = guided(extrapolate, scale), guided(APG(1.0), scale)
         close(apg.x0, plain.x0)
         close(apg.eps, plain.eps)
     added = guided(APG(0.0), 9.0).x0 - GOOD
     close((added * GOOD).sum((1, 2, 3)), torch.zeros(3, dtype=F64), 1e-12)
-    close((guided(APG(1.0, norm_limit=0.75), 9.0).x0 - GOOD).flatten(1).norm(dim=1), torch.full((3,), 8 * 0.75, dtype=F64))
+    close(
+        (guided(APG(1.0, norm_limit=0.75), 9.0).x0 - GOOD).flatten(1).norm(dim=1),
+        torch.full((3,), 8 * 0.75, dtype=F64),
+    )
 
 
 def test_apg_around_a_good_x0_of_zero() -> None:
@@ -263,20 +300,28 @@ def test_apg_around_a_good_x0_of_zero() -> None:
 
 @pytest.mark.parametrize("momentum", [None, -0.5])
 def test_apg_equals_diffusers_where_it_follows_the_paper(momentum: float | None) -> None:
-    """Its `normalized_guidance` in the original formulation, given x0 and the scale less one, over the steps of a run."""
+    """Its `normalized_guidance` in the original formulation, given x0 and the scale less one, over the steps
+    of a run."""
     peer = diffusers.guiders.adaptive_projected_guidance
-    ours, buffer = APG(0.25, norm_limit=4.0, momentum=momentum or 0.0), None if momentum is None else peer.MomentumBuffer(momentum)
+    ours, buffer = (
+        APG(0.25, norm_limit=4.0, momentum=momentum or 0.0),
+        None if momentum is None else peer.MomentumBuffer(momentum),
+    )
     for step, t in enumerate((1.0, 0.8, 0.5, 0.1)):
         good, bad = GOOD.roll(step, 0) * t, BAD * t
-        theirs = peer.normalized_guidance(good, bad, 6.0 - 1, buffer, 0.25, 4.0, use_original_formulation=True)
+        theirs = peer.normalized_guidance(
+            good, bad, 6.0 - 1, buffer, 0.25, 4.0, use_original_formulation=True
+        )
         close(guided(ours, 6.0, RectifiedFlow().level(t), good=good, bad=bad).x0, theirs)
 
 
 def test_apg_of_diffusers_by_default_is_not_the_papers() -> None:
-    """It adds w times the projected difference to the bad estimate: as w falls to 1 the parallel part of `good` is missing, and at 1,
-    where it is switched off, jumps in. The paper's rule is `good` there.
+    """It adds w times the projected difference to the bad estimate: as w falls to 1 the parallel part of
+    `good` is missing, and at 1, where it is switched off, jumps in. The paper's rule is `good` there.
     """
-    peer = diffusers.guiders.AdaptiveProjectedGuidance(guidance_scale=1 + 1e-6, eta=0.0, adaptive_projected_guidance_rescale=0.0)
+    peer = diffusers.guiders.AdaptiveProjectedGuidance(
+        guidance_scale=1 + 1e-6, eta=0.0, adaptive_projected_guidance_rescale=0.0
+    )
     peer.set_state(3, 10, torch.tensor(600))
     parallel = ((GOOD - BAD) * GOOD).sum((1, 2, 3), True) / GOOD.square().sum((1, 2, 3), True) * GOOD
     close(peer.forward(GOOD, BAD).pred, GOOD - parallel, 1e-5)
@@ -285,22 +330,29 @@ def test_apg_of_diffusers_by_default_is_not_the_papers() -> None:
 
 
 def average(ratios: list[float], momentum: float = -0.5) -> list[float]:
-    """What takes the place of d = 1 at each of these noise-to-signal ratios: eta = 1 and scale 2 give good + average."""
+    """What takes the place of d = 1 at each of these noise-to-signal ratios: eta = 1 and scale 2 give good +
+    average."""
     rule, ones = APG(1.0, momentum=momentum), torch.ones(1, 1, dtype=F64)
     levels = [NoiseLevel(r, 1.0, r) if r < math.inf else NoiseLevel(1.0, 0.0, 1.0) for r in ratios]
     return [float(guided(rule, 2.0, level, ones, 3 * ones, 2 * ones).x0) - 3 for level in levels]
 
 
 def test_momentum_is_a_running_average_that_starts_anew_with_each_run() -> None:
-    """d + momentum * average as noise falls, also from pure noise; asking twice or churning is no new run, a rise is."""
+    """d + momentum * average as noise falls, also from pure noise; asking twice or churning is no new run, a
+    rise is."""
     close(torch.tensor(average([9.0, 5.0, 2.0, 0.1])), torch.tensor([1.0, 0.5, 0.75, 0.625]))
     close(torch.tensor(average([math.inf, 5.0, 2.0])), torch.tensor([1.0, 0.5, 0.75]))
-    close(torch.tensor(average([9.0, 5.0, 5.0, 5.0 * 2**0.5, 4.0])), torch.tensor([1.0, 0.5, 0.75, 0.625, 0.6875]))
+    close(
+        torch.tensor(average([9.0, 5.0, 5.0, 5.0 * 2**0.5, 4.0])),
+        torch.tensor([1.0, 0.5, 0.75, 0.625, 0.6875]),
+    )
     close(torch.tensor(average([9.0, 5.0, 9.0, 5.0])), torch.tensor([1.0, 0.5, 1.0, 0.5]))
     close(torch.tensor(average([9.0, 7.0, 9.0])), torch.tensor([1.0, 0.5, 1.0]))  # a run given up soon
     close(torch.tensor(average([9.0, 9.0])), torch.tensor([1.0, 1.0]))  # runs of one step
     close(torch.tensor(average([math.inf, math.inf])), torch.tensor([1.0, 1.0]))
-    close(torch.tensor(average([9.0, 1.0, 4.0, 2.0])), torch.tensor([1.0, 0.5, 1.0, 0.5]))  # a run that begins lower
+    close(
+        torch.tensor(average([9.0, 1.0, 4.0, 2.0])), torch.tensor([1.0, 0.5, 1.0, 0.5])
+    )  # a run that begins lower
     close(torch.tensor(average([9.0, 5.0], momentum=0.0)), torch.tensor([1.0, 1.0]))
 
 
@@ -310,7 +362,9 @@ def test_momentum_starts_anew_with_other_samples() -> None:
     low = RectifiedFlow().level(0.3)
     guided(rule, 4.0)
     for x_t, good, bad in ((X[:2], GOOD[:2], BAD[:2]), (X.float(), GOOD.float(), BAD.float())):
-        assert torch.equal(guided(rule, 4.0, low, x_t, good, bad).x0, guided(APG(), 4.0, low, x_t, good, bad).x0)
+        assert torch.equal(
+            guided(rule, 4.0, low, x_t, good, bad).x0, guided(APG(), 4.0, low, x_t, good, bad).x0
+        )
         guided(rule, 4.0)
 
 
@@ -324,16 +378,34 @@ def test_momentum_starts_anew_with_other_samples() -> None:
         (lambda: APG(norm_limit=0.0), "norm_limit must be positive, not 0"),
         (lambda: APG(norm_limit=math.nan), "norm_limit must be positive, not nan"),
         (lambda: APG(momentum=1.0), r"momentum must lie in \(-1, 1\), not 1"),
-        (lambda: build_rule({"name": "zero_sta"}, V), "no guidance rule named 'zero_sta'; did you mean 'zero_star'?"),
-        (lambda: build_rule({"name": "apg", "etta": 0}, V), "no option of guidance rule 'apg' named 'etta'; did you mean 'eta'?"),
-        (lambda: build_rule({"name": "zero_star", "space": "v"}, V), "no option of guidance rule 'zero_star' named 'space'; known: none"),
-        (lambda: build_rule({"name": "rescaled", "space": "epss"}, V), "no prediction named 'epss'; did you mean 'eps'?"),
+        (
+            lambda: build_rule({"name": "zero_sta"}, V),
+            "no guidance rule named 'zero_sta'; did you mean 'zero_star'?",
+        ),
+        (
+            lambda: build_rule({"name": "apg", "etta": 0}, V),
+            "no option of guidance rule 'apg' named 'etta'; did you mean 'eta'?",
+        ),
+        (
+            lambda: build_rule({"name": "zero_star", "space": "v"}, V),
+            "no option of guidance rule 'zero_star' named 'space'; known: none",
+        ),
+        (
+            lambda: build_rule({"name": "rescaled", "space": "epss"}, V),
+            "no prediction named 'epss'; did you mean 'eps'?",
+        ),
         (
             lambda: build_rule({"name": "rescaled", "rule": "apg"}, V),
             "of the guidance rule must be a mapping of names to values, not 'apg'",
         ),
-        (lambda: build_rule({"eta": 0}, V), "of the guidance rule needs a name; known: extrapolate, rescaled, zero_star, apg"),
-        (lambda: guided(APG(momentum=-0.5), 2.0, VarianceExploding().levels(torch.ones(3, dtype=F64))), "level per sample use momentum=0"),
+        (
+            lambda: build_rule({"eta": 0}, V),
+            "of the guidance rule needs a name; known: extrapolate, rescaled, zero_star, apg",
+        ),
+        (
+            lambda: guided(APG(momentum=-0.5), 2.0, VarianceExploding().levels(torch.ones(3, dtype=F64))),
+            "level per sample use momentum=0",
+        ),
     ],
 )
 def test_errors(make: Callable[[], object], message: str) -> None:

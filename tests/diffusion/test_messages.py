@@ -26,6 +26,8 @@ def test_one_line(shown: str, text: str) -> None:
     assert shown == text
 
 
-@pytest.mark.parametrize("value", ["x" * 10**6, list(range(10**6)), {str(i): [i] * 100 for i in range(1000)}, [[[[[["deep"]]]]]]])
+@pytest.mark.parametrize(
+    "value", ["x" * 10**6, list(range(10**6)), {str(i): [i] * 100 for i in range(1000)}, [[[[[["deep"]]]]]]]
+)
 def test_values_are_shown_in_part(value: object) -> None:
     assert len(brief(value)) <= MAX_LINE

@@ -16,21 +16,24 @@ SHAPE = (4, 8, 8)
 
 @pytest.mark.parametrize("seed", [0, 42, 2**40])
 def test_initial_noise_is_what_torch_draws_for_one_sample(seed: int) -> None:
-    """Published seeds reproduce: the noise of a seed is torch's own CPU stream of that seed, to the last bit."""
+    """Published seeds reproduce: the noise of a seed is torch's own CPU stream of that seed, to the last
+    bit."""
     expected = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(initial_noise([seed], SHAPE), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtype_rounds_the_same_draw(dtype: torch.dtype) -> None:
-    """Noise is drawn once in float32 and then converted: a wider or narrower run starts from the same picture."""
+    """Noise is drawn once in float32 and then converted: a wider or narrower run starts from the same
+    picture."""
     noise = initial_noise([7], SHAPE, dtype)
     assert noise.dtype == dtype
     assert torch.equal(noise, initial_noise([7], SHAPE).to(dtype))
 
 
 def test_a_sample_does_not_know_its_batch() -> None:
-    """Sample i of a batch has the noise of its seed alone, at the start and at every step, to the last bit."""
+    """Sample i of a batch has the noise of its seed alone, at the start and at every step, to the last
+    bit."""
     seeds = [5, 0, 5, 9]
     x = torch.zeros(4, *SHAPE)
     for step in (0, 1, 49):
@@ -41,7 +44,8 @@ def test_a_sample_does_not_know_its_batch() -> None:
 
 
 def test_noise_is_a_function_of_seed_and_step() -> None:
-    """Steps may be asked for in any order and twice; another seed or step gives other noise, and none is the initial noise."""
+    """Steps may be asked for in any order and twice; another seed or step gives other noise, and none is the
+    initial noise."""
     x = torch.zeros(1, *SHAPE)
     draws = {(seed, step): SeededNoise([seed])(x, step) for seed in (0, 1, 2) for step in (2, 0, 1)}
     assert torch.equal(SeededNoise([0])(x, 2), draws[0, 2])
@@ -82,8 +86,11 @@ def test_mix_of_one_key_is_splitmix64() -> None:
 
 
 def test_steps_and_seeds_are_uncorrelated_standard_normals() -> None:
-    """The first draws of 60 seeds x 50 steps: mean 0, variance 1, neighbours uncorrelated, within 4 standard errors."""
-    first = torch.stack([SeededNoise(range(60))(torch.zeros(60, 1, dtype=torch.float64), step)[:, 0] for step in range(50)])
+    """The first draws of 60 seeds x 50 steps: mean 0, variance 1, neighbours uncorrelated, within 4 standard
+    errors."""
+    first = torch.stack(
+        [SeededNoise(range(60))(torch.zeros(60, 1, dtype=torch.float64), step)[:, 0] for step in range(50)]
+    )
     n = first.numel()
     assert abs(float(first.mean())) < 4 / math.sqrt(n)
     assert abs(float(first.square().mean()) - 1) < 4 * math.sqrt(2 / n)
@@ -91,7 +98,7 @@ def test_steps_and_seeds_are_uncorrelated_standard_normals() -> None:
         assert abs(float((a * b).mean())) < 4 / math.sqrt(a.numel())
 
 
-# Brownian paths --------------------------------------------------------------------------------------------------------
+# Brownian paths ---------------------------------------------------------------------------------------------
 
 CLOCKS = [0.0, 1e-9, 0.003, 0.02, 0.7, 1.0, 1.3, 40.0, 3e5, 1e11]
 
@@ -102,28 +109,38 @@ def increments(path: BrownianPath, x: torch.Tensor, clocks: list[float]) -> torc
 
 
 def test_increments_are_standard_normal_and_independent() -> None:
-    """Over 40,000 draws: mean 0, variance 1, no correlation between disjoint steps, normal tails; within 5 standard errors."""
+    """Over 40,000 draws: mean 0, variance 1, no correlation between disjoint steps, normal tails; within 5
+    standard errors."""
     n, x = 40_000, torch.zeros(2, 20_000, dtype=torch.float64)
     path = BrownianPath([3, 4])
     z = torch.stack([path(x, a, b).flatten() for a, b in pairwise(CLOCKS)])
     covariance = z @ z.T / n
     assert z.mean(1).abs().max() < 5 / math.sqrt(n)
-    torch.testing.assert_close(covariance, torch.eye(len(z), dtype=z.dtype), rtol=0, atol=5 * math.sqrt(2 / n))
+    torch.testing.assert_close(
+        covariance, torch.eye(len(z), dtype=z.dtype), rtol=0, atol=5 * math.sqrt(2 / n)
+    )
     assert (z.abs() < 1.96).double().mean() == pytest.approx(0.95, abs=5 * math.sqrt(0.05 * 0.95 / z.numel()))
 
 
 def test_steps_add_up_to_longer_ones() -> None:
-    """W is one path: the steps between any clocks are the sum of finer ones, whatever was asked first, in whatever order."""
+    """W is one path: the steps between any clocks are the sum of finer ones, whatever was asked first, in
+    whatever order."""
     x = torch.zeros(2, 3, 4, dtype=torch.float64)
-    fine, coarse = increments(BrownianPath([5, 6]), x, CLOCKS), increments(BrownianPath([5, 6]), x, CLOCKS[::3])
+    fine, coarse = (
+        increments(BrownianPath([5, 6]), x, CLOCKS),
+        increments(BrownianPath([5, 6]), x, CLOCKS[::3]),
+    )
     torch.testing.assert_close(fine.view(3, 3, *x.shape).sum(1), coarse, rtol=1e-9, atol=1e-9)
     path = BrownianPath([5, 6])
     backwards = [path(x, a, b) for a, b in reversed(list(pairwise(CLOCKS)))][::-1]
-    assert torch.equal(torch.stack(backwards), torch.stack([BrownianPath([5, 6])(x, a, b) for a, b in pairwise(CLOCKS)]))
+    assert torch.equal(
+        torch.stack(backwards), torch.stack([BrownianPath([5, 6])(x, a, b) for a, b in pairwise(CLOCKS)])
+    )
 
 
 def test_a_path_belongs_to_its_seed() -> None:
-    """To the last bit the same alone as in a batch; another seed has another path, and none is the seed's other noise."""
+    """To the last bit the same alone as in a batch; another seed has another path, and none is the seed's
+    other noise."""
     x = torch.zeros(3, 2, 5)
     together = BrownianPath([7, 1, 7])(x, 0.1, 0.4)
     assert torch.equal(together[0], BrownianPath([7])(x[:1], 0.1, 0.4)[0])
@@ -154,7 +171,8 @@ def test_a_path_needs_a_seed_per_sample() -> None:
 
 
 def test_half_precision_rounds_the_same_path() -> None:
-    """The path itself is never held in halves, and what was asked before in another dtype or shape changes nothing."""
+    """The path itself is never held in halves, and what was asked before in another dtype or shape changes
+    nothing."""
     path, x = BrownianPath([1, 2]), torch.zeros(2, 50)
     half, whole = path(x.bfloat16(), 0.1, 0.2), path(x, 0.1, 0.2)
     assert torch.equal(half, whole.bfloat16())

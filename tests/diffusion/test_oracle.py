@@ -13,7 +13,9 @@ from diffusion import NONE, Condition, NoiseLevel, Schedule, initial_noise, marg
 from diffusion.oracle import EmpiricalData, GaussianMixture, PointMass
 
 F64 = torch.float64
-MEAN, STD, WEIGHT = (torch.tensor(v, dtype=F64) for v in ([[-1.3], [0.4], [1.7]], [0.25, 0.4, 0.2], [0.3, 0.5, 0.2]))
+MEAN, STD, WEIGHT = (
+    torch.tensor(v, dtype=F64) for v in ([[-1.3], [0.4], [1.7]], [0.25, 0.4, 0.2], [0.3, 0.5, 0.2])
+)
 LINE = GaussianMixture(MEAN, STD, WEIGHT)
 PLANE = GaussianMixture(initial_noise([0, 1, 2], (2, 3), F64), STD, 7 * WEIGHT)
 
@@ -31,13 +33,17 @@ def test_mixture_is_the_posterior_mean(schedule: Schedule, fraction: float) -> N
     level = schedule.level(fraction * schedule.t_max)
     x_t = torch.linspace(-2, 2, 9, dtype=F64)[:, None] * (level.alpha + level.sigma)
     x0 = torch.linspace(-6, 6, 40001, dtype=F64)
-    prior = sum(w / s * torch.exp(-0.5 * ((x0 - m) / s) ** 2) for w, s, m in zip(WEIGHT, STD, MEAN[:, 0], strict=True))
+    prior = sum(
+        w / s * torch.exp(-0.5 * ((x0 - m) / s) ** 2) for w, s, m in zip(WEIGHT, STD, MEAN[:, 0], strict=True)
+    )
     off = (x_t - level.alpha * x0) / level.sigma
     joint = prior * torch.exp(-0.5 * (off.square() - off.square().amin(1, keepdim=True)))
     expected = (joint * x0).sum(1) / joint.sum(1)
     got = LINE(x_t, level)
     torch.testing.assert_close(got.x0[:, 0], expected, rtol=0, atol=1e-10)
-    torch.testing.assert_close(marginal(got.x0, got.eps, level), x_t, rtol=0, atol=1e-12 * max(1, level.sigma))
+    torch.testing.assert_close(
+        marginal(got.x0, got.eps, level), x_t, rtol=0, atol=1e-12 * max(1, level.sigma)
+    )
 
 
 def test_log_prob_is_torchs(schedule: Schedule) -> None:
@@ -45,7 +51,9 @@ def test_log_prob_is_torchs(schedule: Schedule) -> None:
     for t in (0.0, 0.3, 1.0):
         level = schedule.level(t * schedule.t_max)
         x_t = initial_noise(range(5), (2, 3), F64) * (level.alpha + level.sigma)
-        torch.testing.assert_close(PLANE.log_prob(x_t, level), noised(PLANE, level).log_prob(x_t.flatten(1)), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            PLANE.log_prob(x_t, level), noised(PLANE, level).log_prob(x_t.flatten(1)), rtol=1e-12, atol=1e-12
+        )
 
 
 def test_eps_is_minus_sigma_times_the_score(schedule: Schedule) -> None:
@@ -63,7 +71,9 @@ def test_mixture_at_both_ends() -> None:
     clean, noise = PLANE(x, NoiseLevel(0, 1.0, 0.0)), PLANE(x, NoiseLevel(1, 0.0, 1.0))
     torch.testing.assert_close(clean.x0, x, rtol=0, atol=1e-14)
     assert not clean.eps.any()
-    torch.testing.assert_close(noise.x0, (WEIGHT[:, None, None] * PLANE.mean).sum(0).expand_as(x), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        noise.x0, (WEIGHT[:, None, None] * PLANE.mean).sum(0).expand_as(x), rtol=0, atol=1e-14
+    )
     torch.testing.assert_close(noise.eps, x, rtol=0, atol=1e-14)
 
 
@@ -78,11 +88,15 @@ def test_mixture_samples_have_its_moments() -> None:
     assert PLANE.sample(3).shape == (3, 2, 3)
 
 
-@pytest.mark.parametrize(("std", "weight"), [([0.1], None), ([0.1, 0.0], None), ([0.1, 0.1], [1.0, 0.0]), ([0.1, 0.1], [1.0])])
+@pytest.mark.parametrize(
+    ("std", "weight"), [([0.1], None), ([0.1, 0.0], None), ([0.1, 0.1], [1.0, 0.0]), ([0.1, 0.1], [1.0])]
+)
 def test_mixture_refuses_bad_parameters(std: list[float], weight: list[float] | None) -> None:
     """As many positive stds and weights as means."""
     with pytest.raises(ValueError, match="as many positive stds and weights as means"):
-        GaussianMixture(torch.zeros(2, 1), torch.tensor(std), None if weight is None else torch.tensor(weight))
+        GaussianMixture(
+            torch.zeros(2, 1), torch.tensor(std), None if weight is None else torch.tensor(weight)
+        )
 
 
 def test_point_mass_knows_the_noise(schedule: Schedule) -> None:
@@ -90,32 +104,47 @@ def test_point_mass_knows_the_noise(schedule: Schedule) -> None:
     points, eps = initial_noise([0, 1], (3,), F64), initial_noise([2, 3], (3,), F64)
     level = schedule.level(0.5 * schedule.t_max)
     for point in (points, points[0]):
-        got = PointMass(point)(marginal(point.expand(2, 3), eps, level), level, Condition(label=torch.tensor([0, 1])))
+        got = PointMass(point)(
+            marginal(point.expand(2, 3), eps, level), level, Condition(label=torch.tensor([0, 1]))
+        )
         assert torch.equal(got.x0, point.expand(2, 3))
         torch.testing.assert_close(got.eps, eps, rtol=0, atol=1e-12)
 
 
 def brute_force(x_t: Tensor, level: NoiseLevel, data: list[Tensor]) -> Tensor:
     """E[x0 | x_t] over a list of images, one sample, in plain Python."""
-    log_weights = [-0.5 * float((x_t - level.alpha * image).square().sum()) / level.sigma**2 for image in data]
+    log_weights = [
+        -0.5 * float((x_t - level.alpha * image).square().sum()) / level.sigma**2 for image in data
+    ]
     weights = [math.exp(value - max(log_weights)) for value in log_weights]
-    return torch.stack([weight / sum(weights) * image for weight, image in zip(weights, data, strict=True)]).sum(0)
+    return torch.stack(
+        [weight / sum(weights) * image for weight, image in zip(weights, data, strict=True)]
+    ).sum(0)
 
 
 @pytest.mark.parametrize("label", [None, [0, 1, 2, 9]])
 def test_empirical_data_is_brute_force(schedule: Schedule, label: list[int] | None) -> None:
-    """Karras et al. 2022, eq. 57, image by image; a label keeps its own class, one beyond those known means any class."""
+    """Karras et al. 2022, eq. 57, image by image; a label keeps its own class, one beyond those known means
+    any class."""
     data, labels = initial_noise(range(12), (1, 2, 2), F64), torch.arange(12) % 3
     oracle = EmpiricalData(data, labels)
     condition = NONE if label is None else Condition(label=torch.tensor(label))
     for t in (1.0, 0.4, 0.02):
         level = schedule.level(t * schedule.t_max)
-        x_t = marginal(initial_noise(range(50, 54), (1, 2, 2), F64), initial_noise(range(60, 64), (1, 2, 2), F64), level)
+        x_t = marginal(
+            initial_noise(range(50, 54), (1, 2, 2), F64), initial_noise(range(60, 64), (1, 2, 2), F64), level
+        )
         got = oracle(x_t, level, condition)
         for i, wanted in enumerate(label or [9] * 4):
-            known = [image for image, own in zip(data, labels.tolist(), strict=True) if own == wanted or wanted == 9]
+            known = [
+                image
+                for image, own in zip(data, labels.tolist(), strict=True)
+                if own == wanted or wanted == 9
+            ]
             torch.testing.assert_close(got.x0[i], brute_force(x_t[i], level, known), rtol=0, atol=1e-11)
-        torch.testing.assert_close(marginal(got.x0, got.eps, level), x_t, rtol=0, atol=1e-12 * max(1, level.sigma))
+        torch.testing.assert_close(
+            marginal(got.x0, got.eps, level), x_t, rtol=0, atol=1e-12 * max(1, level.sigma)
+        )
 
 
 def test_empirical_weights_are_a_posterior() -> None:
@@ -124,19 +153,30 @@ def test_empirical_weights_are_a_posterior() -> None:
     oracle = EmpiricalData(data, labels)
     noise = oracle.weights(data[:2], NoiseLevel(1, 0.0, 1.0), torch.tensor([1, 7]))
     half, sixth = 1 / 2, 1 / 6
-    torch.testing.assert_close(noise, torch.tensor([[0, 0, 0, half, half, 0], [sixth] * 6], dtype=F64), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        noise, torch.tensor([[0, 0, 0, half, half, 0], [sixth] * 6], dtype=F64), rtol=0, atol=1e-15
+    )
     assert torch.equal(oracle.weights(data, NoiseLevel(0, 1.0, 1e-3)), torch.eye(6, dtype=F64))
 
 
 def test_empirical_data_without_labels_ignores_them() -> None:
     """A condition it does not know changes nothing."""
-    oracle, level, x = EmpiricalData(initial_noise(range(6), (3,), F64)), NoiseLevel(0.5, 0.5, 0.5), initial_noise([8], (3,), F64)
+    oracle, level, x = (
+        EmpiricalData(initial_noise(range(6), (3,), F64)),
+        NoiseLevel(0.5, 0.5, 0.5),
+        initial_noise([8], (3,), F64),
+    )
     assert torch.equal(oracle(x, level, Condition(label=torch.tensor([1]))).x0, oracle(x, level).x0)
 
 
-@pytest.mark.parametrize("oracle", [LINE, PLANE, EmpiricalData(initial_noise(range(6), (2, 3), F64), torch.arange(6) % 2)])
-def test_a_level_per_sample_is_each_level_alone(schedule: Schedule, oracle: GaussianMixture | EmpiricalData) -> None:
-    """Distillation asks oracles at one level per sample: each gets what its own level gives, the density too."""
+@pytest.mark.parametrize(
+    "oracle", [LINE, PLANE, EmpiricalData(initial_noise(range(6), (2, 3), F64), torch.arange(6) % 2)]
+)
+def test_a_level_per_sample_is_each_level_alone(
+    schedule: Schedule, oracle: GaussianMixture | EmpiricalData
+) -> None:
+    """Distillation asks oracles at one level per sample: each gets what its own level gives, the density
+    too."""
     shape = (1,) if oracle is LINE else (2, 3)
     x_t, t = initial_noise(range(3), shape, F64), torch.tensor([0.9, 0.5, 0.1], dtype=F64) * schedule.t_max
     condition = Condition(label=torch.tensor([0, 1, 5]))
@@ -145,8 +185,13 @@ def test_a_level_per_sample_is_each_level_alone(schedule: Schedule, oracle: Gaus
         level = schedule.level(float(t[i]))
         alone = oracle(x_t[i : i + 1], level, condition[i : i + 1])
         torch.testing.assert_close(batch.x0[i], alone.x0[0], rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(batch.eps[i], alone.eps[0], rtol=1e-12, atol=1e-12 * max(1, 1 / level.sigma))
+        torch.testing.assert_close(
+            batch.eps[i], alone.eps[0], rtol=1e-12, atol=1e-12 * max(1, 1 / level.sigma)
+        )
         if isinstance(oracle, GaussianMixture):
             torch.testing.assert_close(
-                oracle.log_prob(x_t, schedule.levels(t))[i], oracle.log_prob(x_t[i : i + 1], level)[0], rtol=1e-12, atol=1e-12
+                oracle.log_prob(x_t, schedule.levels(t))[i],
+                oracle.log_prob(x_t[i : i + 1], level)[0],
+                rtol=1e-12,
+                atol=1e-12,
             )

@@ -8,7 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion import EPS, FLOW, X0, CosineVP, Estimate, NoiseLevel, Prediction, RectifiedFlow, Schedule, V, edm, initial_noise
+from diffusion import (
+    EPS,
+    FLOW,
+    X0,
+    CosineVP,
+    Estimate,
+    NoiseLevel,
+    Prediction,
+    RectifiedFlow,
+    Schedule,
+    V,
+    edm,
+    initial_noise,
+)
 from diffusion import marginal as noised
 from tests.conftest import PREDICTIONS
 
@@ -38,25 +51,36 @@ def test_edm_target_is_table_1(sigma: float, sigma_data: float) -> None:
     x = x0 + sigma * eps
     c_skip = sigma_data**2 / (sigma**2 + sigma_data**2)
     c_out = sigma * sigma_data / math.sqrt(sigma**2 + sigma_data**2)
-    torch.testing.assert_close(edm(sigma_data).target(x0, eps, level), (x0 - c_skip * x) / c_out, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        edm(sigma_data).target(x0, eps, level), (x0 - c_skip * x) / c_out, rtol=1e-11, atol=1e-11
+    )
     out = eps.sin()
-    torch.testing.assert_close(edm(sigma_data).estimate(x, out, level).x0, c_skip * x + c_out * out, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        edm(sigma_data).estimate(x, out, level).x0, c_skip * x + c_out * out, rtol=1e-13, atol=1e-13
+    )
 
 
 def test_estimate_inverts_target(schedule: Schedule, prediction: Prediction) -> None:
-    """(x_t, target) -> (x0, eps) gives back the pair, over the whole schedule; where the output says nothing it raises."""
+    """(x_t, target) -> (x0, eps) gives back the pair, over the whole schedule; where the output says nothing
+    it raises."""
     x0, eps = pair()
     for t in torch.linspace(schedule.t_min, schedule.t_max, 11).tolist():
         level = schedule.level(t)
         x_t, out = noised(x0, eps, level), prediction.target(x0, eps, level)
         if (prediction is EPS and level.alpha == 0) or (prediction is X0 and level.sigma == 0):
-            with pytest.raises(ValueError, match=f"{prediction.name}-prediction says nothing about {'eps' if prediction is X0 else 'x0'}"):
+            with pytest.raises(
+                ValueError,
+                match=f"{prediction.name}-prediction says nothing about "
+                f"{'eps' if prediction is X0 else 'x0'}",
+            ):
                 prediction.estimate(x_t, out, level)
             continue
         estimate = prediction.estimate(x_t, out, level)
         # How far an output's rounding error is blown up: 1/alpha in x0 for eps, 1/sigma in eps for x0.
         blown = 1 / abs(float(prediction.determinant(level)))
-        torch.testing.assert_close(estimate.x0, x0, rtol=0, atol=1e-14 * max(1, level.sigma * blown, level.sigma))
+        torch.testing.assert_close(
+            estimate.x0, x0, rtol=0, atol=1e-14 * max(1, level.sigma * blown, level.sigma)
+        )
         torch.testing.assert_close(estimate.eps, eps, rtol=0, atol=1e-14 * max(1, level.alpha * blown))
         assert estimate.variance is None
 
@@ -64,7 +88,8 @@ def test_estimate_inverts_target(schedule: Schedule, prediction: Prediction) -> 
 @pytest.mark.parametrize("schedule", [CosineVP(), RectifiedFlow()])
 @pytest.mark.parametrize("prediction", [V, FLOW])
 def test_velocities_are_finite_at_both_ends(schedule: Schedule, prediction: Prediction) -> None:
-    """v and flow determine x0 and eps at data and at pure noise alike: their determinant is 1 on their own family."""
+    """v and flow determine x0 and eps at data and at pure noise alike: their determinant is 1 on their own
+    family."""
     for t in (0.0, 1.0):
         assert prediction.determinant(schedule.level(t)) == 1.0
 
@@ -78,10 +103,14 @@ def test_a_level_per_sample_is_each_level_alone(schedule: Schedule, prediction: 
     batch = prediction.estimate(x_t, target, schedule.levels(t))
     for i in range(3):
         level = schedule.level(float(t[i]))
-        torch.testing.assert_close(x_t[i], noised(x0[i], eps[i], level), rtol=1e-14, atol=1e-15)  # which rounds a sum only once
+        torch.testing.assert_close(
+            x_t[i], noised(x0[i], eps[i], level), rtol=1e-14, atol=1e-15
+        )  # which rounds a sum only once
         torch.testing.assert_close(target[i], prediction.target(x0[i], eps[i], level), rtol=1e-14, atol=1e-14)
         alone = prediction.estimate(x_t[i], target[i], level)
-        torch.testing.assert_close(torch.stack([batch.x0[i], batch.eps[i]]), torch.stack(list(alone)), rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(
+            torch.stack([batch.x0[i], batch.eps[i]]), torch.stack(list(alone)), rtol=1e-13, atol=1e-13
+        )
 
 
 def test_one_singular_sample_in_a_batch_raises() -> None:
@@ -101,7 +130,9 @@ def test_losses_agree_after_conversion(prediction: Prediction, other: Prediction
     other_error = other.target(believed.x0, believed.eps, level) - other.target(x0, eps, level)
     ratio = other.determinant(level) / prediction.determinant(level)
     torch.testing.assert_close(other_error, ratio * error, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(believed.x0 - x0, -level.sigma / prediction.determinant(level) * error, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        believed.x0 - x0, -level.sigma / prediction.determinant(level) * error, rtol=1e-12, atol=1e-13
+    )
 
 
 def test_estimates_unpack_and_complete(schedule: Schedule) -> None:

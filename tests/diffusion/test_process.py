@@ -50,7 +50,8 @@ def test_noise_added_twice_is_noise_added_once(schedule: Schedule) -> None:
 
 
 def test_posterior_is_bayes_rule(schedule: Schedule) -> None:
-    """q(x_s | x_t, x0) is the product of q(x_t | x_s) and q(x_s | x0): precisions add, means weigh by precision."""
+    """q(x_s | x_t, x0) is the product of q(x_t | x_s) and q(x_s | x0): precisions add, means weigh by
+    precision."""
     t, s = pair_of(schedule)
     x_t, x0 = torch.tensor([0.7], dtype=F64), torch.tensor([-1.2], dtype=F64)
     c, var = t.alpha / s.alpha, t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2
@@ -62,23 +63,29 @@ def test_posterior_is_bayes_rule(schedule: Schedule) -> None:
 
 
 def test_posterior_averages_to_the_marginal(schedule: Schedule) -> None:
-    """Over x_t ~ q(x_t | x0), the posterior at s is q(x_s | x0): no noise is lost or made, also from pure noise."""
+    """Over x_t ~ q(x_t | x0), the posterior at s is q(x_s | x0): no noise is lost or made, also from pure
+    noise."""
     for start in (0.8, 1.0):
         t, s = pair_of(schedule, t=start)
         of_x0, of_x_t = float(posterior(ZERO, ONE, t, s).mean), float(posterior(ONE, ZERO, t, s).mean)
         assert of_x0 + of_x_t * t.alpha == pytest.approx(s.alpha, rel=1e-12)
-        assert of_x_t**2 * t.sigma**2 + float(posterior(ONE, ZERO, t, s).std) ** 2 == pytest.approx(s.sigma**2, rel=1e-12)
+        assert of_x_t**2 * t.sigma**2 + float(posterior(ONE, ZERO, t, s).std) ** 2 == pytest.approx(
+            s.sigma**2, rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("row", [1, 2, 500, 999])
 def test_ddpm_equation_7(row: int) -> None:
-    """Ho et al. 2020, eq. 7 on neighbouring rows, in their own symbols: beta, alpha, alpha_bar; and the forward step's beta."""
+    """Ho et al. 2020, eq. 7 on neighbouring rows, in their own symbols: beta, alpha, alpha_bar; and the
+    forward step's beta."""
     beta = float(betas.linear()[row])
     bar, bar_last = (float(betas.alpha_bar(betas.linear())[i]) for i in (row, row - 1))
     schedule = DiscreteVP.linear()
     t, s = schedule.level(row), schedule.level(row - 1)
     got = posterior(torch.tensor([0.3], dtype=F64), torch.tensor([0.9], dtype=F64), t, s)
-    mean = math.sqrt(bar_last) * beta / (1 - bar) * 0.9 + math.sqrt(1 - beta) * (1 - bar_last) / (1 - bar) * 0.3
+    mean = (
+        math.sqrt(bar_last) * beta / (1 - bar) * 0.9 + math.sqrt(1 - beta) * (1 - bar_last) / (1 - bar) * 0.3
+    )
     assert float(got.mean) == pytest.approx(mean, rel=1e-11)
     assert float(got.std) ** 2 == pytest.approx((1 - bar_last) / (1 - bar) * beta, rel=1e-10)
     assert float(transition(ONE, s, t).std) ** 2 == pytest.approx(beta, rel=1e-10)
@@ -93,7 +100,8 @@ def test_posterior_at_both_ends(schedule: Schedule) -> None:
 
 
 def test_tau(schedule: Schedule) -> None:
-    """The share of new noise: 0 for no step, 1 at data and from pure noise, and 1 - (ratio_s / ratio_t)^2 between."""
+    """The share of new noise: 0 for no step, 1 at data and from pure noise, and 1 - (ratio_s / ratio_t)^2
+    between."""
     t, s = pair_of(schedule)
     assert tau(t, t) == 0.0
     assert tau(t, schedule.terminal) == 1.0
@@ -105,7 +113,10 @@ def test_a_level_per_sample_is_each_level_alone(schedule: Schedule) -> None:
     """Batched conditionals give each sample what its own pair of levels gives."""
     t, s = (torch.tensor(fractions, dtype=F64) * schedule.t_max for fractions in ([0.9, 0.6], [0.4, 0.1]))
     x, x0 = initial_noise([0, 1], (2, 2), F64), initial_noise([2, 3], (2, 2), F64)
-    down, up = posterior(x, x0, schedule.levels(t), schedule.levels(s)), transition(x, schedule.levels(s), schedule.levels(t))
+    down, up = (
+        posterior(x, x0, schedule.levels(t), schedule.levels(s)),
+        transition(x, schedule.levels(s), schedule.levels(t)),
+    )
     for i in range(2):
         t_i, s_i = schedule.level(float(t[i])), schedule.level(float(s[i]))
         for batch, alone in ((down, posterior(x[i], x0[i], t_i, s_i)), (up, transition(x[i], s_i, t_i))):
@@ -130,12 +141,17 @@ def test_learned_std_interpolates_log_variance() -> None:
 def test_learned_std_takes_bounds_per_sample() -> None:
     """Bounds may be one number per sample, as in training."""
     lower, upper = torch.tensor([0.1, 0.2], dtype=F64), torch.tensor([0.4, 0.8], dtype=F64)
-    assert learned_std(torch.zeros(2, 1, dtype=F64), lower, upper).flatten().tolist() == pytest.approx([0.2, 0.4], rel=1e-14)
+    assert learned_std(torch.zeros(2, 1, dtype=F64), lower, upper).flatten().tolist() == pytest.approx(
+        [0.2, 0.4], rel=1e-14
+    )
 
 
 def test_levels_are_interchangeable(schedule: Schedule) -> None:
     """A function of levels takes either kind: one number for the batch, or one per sample."""
-    levels: list[Level] = [schedule.level(0.5 * schedule.t_max), schedule.levels(torch.tensor([0.5, 0.5], dtype=F64) * schedule.t_max)]
+    levels: list[Level] = [
+        schedule.level(0.5 * schedule.t_max),
+        schedule.levels(torch.tensor([0.5, 0.5], dtype=F64) * schedule.t_max),
+    ]
     x = torch.ones(2, 3, dtype=F64)
     one, each = (marginal(x, 2 * x, level) for level in levels)
     assert torch.equal(one, each)

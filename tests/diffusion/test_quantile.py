@@ -36,9 +36,13 @@ def test_closed_forms(a: float, b: float, exact: Callable[[Tensor], Tensor]) -> 
 @pytest.mark.parametrize(("a", "b"), list(product(SHAPES, SHAPES)))
 def test_is_scipys(a: float, b: float) -> None:
     """To 1e-13, and to 1e-12 of itself towards 0, where p is tiny and x may be too."""
-    np.testing.assert_allclose(beta_quantile(P, a, b), scipy.special.betaincinv(a, b, P.numpy()), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(
+        beta_quantile(P, a, b), scipy.special.betaincinv(a, b, P.numpy()), rtol=0, atol=1e-13
+    )
     small = torch.tensor([1e-12, 1e-6, 1e-3], dtype=torch.float64)
-    np.testing.assert_allclose(beta_quantile(small, a, b), scipy.special.betaincinv(a, b, small.numpy()), rtol=1e-12, atol=1e-300)
+    np.testing.assert_allclose(
+        beta_quantile(small, a, b), scipy.special.betaincinv(a, b, small.numpy()), rtol=1e-12, atol=1e-300
+    )
 
 
 @pytest.mark.parametrize(("a", "b"), [(0.6, 0.6), (0.05, 50.0), (100.0, 3.0)])
@@ -49,4 +53,6 @@ def test_inverts_the_distribution_function_and_mirrors(a: float, b: float) -> No
     assert (x.diff() >= 0).all()
     torch.testing.assert_close(1 - beta_quantile(1 - P, b, a), x, rtol=0, atol=1e-13)
     inside = (x > 1e-300) & (x < 1 - 1e-9)  # beyond, doubles of x lie too far apart to tell
-    np.testing.assert_allclose(scipy.special.betainc(a, b, x[inside].numpy()), P[inside], rtol=1e-5 if b == 0.05 else 1e-10, atol=0)
+    np.testing.assert_allclose(
+        scipy.special.betainc(a, b, x[inside].numpy()), P[inside], rtol=1e-5 if b == 0.05 else 1e-10, atol=0
+    )

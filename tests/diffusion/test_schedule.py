@@ -11,7 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion import SCHEDULES, CosineVP, DiscreteVP, RectifiedFlow, Schedule, Shifted, VarianceExploding, betas, build_schedule
+from diffusion import (
+    SCHEDULES,
+    CosineVP,
+    DiscreteVP,
+    RectifiedFlow,
+    Schedule,
+    Shifted,
+    VarianceExploding,
+    betas,
+    build_schedule,
+)
 
 F64 = torch.float64
 
@@ -42,10 +52,17 @@ def test_data_end_is_exact(schedule: Schedule) -> None:
 
 @pytest.mark.parametrize(
     "schedule",
-    [CosineVP(), RectifiedFlow(), DiscreteVP.linear(zero_terminal_snr=True), Shifted(CosineVP(), 0.3), Shifted(RectifiedFlow(), 3)],
+    [
+        CosineVP(),
+        RectifiedFlow(),
+        DiscreteVP.linear(zero_terminal_snr=True),
+        Shifted(CosineVP(), 0.3),
+        Shifted(RectifiedFlow(), 3),
+    ],
 )
 def test_noise_end_is_exact(schedule: Schedule) -> None:
-    """Where a schedule reaches pure noise, it is alpha 0 and sigma 1 to the last bit, and an infinite ratio leads back there."""
+    """Where a schedule reaches pure noise, it is alpha 0 and sigma 1 to the last bit, and an infinite ratio
+    leads back there."""
     assert schedule.level(schedule.t_max) == (schedule.t_max, 0.0, 1.0)
     assert schedule.level(schedule.t_max).half_log_snr == -math.inf
     assert float(schedule.t_from_ratio(math.inf)) == schedule.t_max
@@ -70,14 +87,22 @@ def test_ratio_and_snr_follow_from_alpha_and_sigma(schedule: Schedule) -> None:
 def test_time_from_ratio_inverts(schedule: Schedule) -> None:
     """t -> sigma/alpha -> t is the identity to 1e-11 of the range, from data to the noisiest time."""
     t = times(schedule)
-    torch.testing.assert_close(schedule.t_from_ratio(schedule.ratio(t)), t, rtol=0, atol=1e-11 * schedule.t_max)
+    torch.testing.assert_close(
+        schedule.t_from_ratio(schedule.ratio(t)), t, rtol=0, atol=1e-11 * schedule.t_max
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, F64])
 def test_results_are_float64_of_the_same_shape(schedule: Schedule, dtype: torch.dtype) -> None:
     """Whatever the dtype and shape of t, coefficients are float64 of that shape."""
     t = torch.full((2, 3), 1.0, dtype=dtype)
-    for value in (schedule.alpha(t), schedule.sigma(t), schedule.ratio(t), schedule.snr(t), schedule.t_from_ratio(torch.ones(2, 3))):
+    for value in (
+        schedule.alpha(t),
+        schedule.sigma(t),
+        schedule.ratio(t),
+        schedule.snr(t),
+        schedule.t_from_ratio(torch.ones(2, 3)),
+    ):
         assert value.dtype == F64
         assert value.shape == (2, 3)
 
@@ -96,7 +121,8 @@ def test_level_and_levels_agree(schedule: Schedule) -> None:
     [(DiscreteVP.scaled_linear(), 0.99915, 0.0046600), (DiscreteVP.linear(), 0.9999, 4.0358e-5)],
 )
 def test_published_tables(schedule: DiscreteVP, first: float, last: float) -> None:
-    """alpha_bar of Stable Diffusion (1 - 0.00085 to 0.00466, sigma_max 14.61) and of DDPM (to 4.04e-5), to the digits in print."""
+    """alpha_bar of Stable Diffusion (1 - 0.00085 to 0.00466, sigma_max 14.61) and of DDPM (to 4.04e-5), to
+    the digits in print."""
     assert float(schedule.alpha_bar[0]) == pytest.approx(first, abs=1e-12)
     assert float(schedule.alpha_bar[-1]) == pytest.approx(last, rel=1e-4)
 
@@ -105,10 +131,16 @@ def test_published_tables(schedule: DiscreteVP, first: float, last: float) -> No
 def test_table_rows_are_products_of_one_minus_beta(table: Callable[..., Tensor]) -> None:
     """On a row of the table alpha^2 is the plain product of 1 - beta, and sigma^2 its complement."""
     schedule = DiscreteVP.from_betas(table(steps=200))
-    products = list(accumulate(table(steps=200).tolist(), lambda bar, beta: bar * (1 - beta), initial=1.0))[1:]
+    products = list(accumulate(table(steps=200).tolist(), lambda bar, beta: bar * (1 - beta), initial=1.0))[
+        1:
+    ]
     rows = torch.arange(200)
-    torch.testing.assert_close(schedule.alpha(rows).square(), torch.tensor(products, dtype=F64), rtol=1e-12, atol=1e-15)
-    torch.testing.assert_close(schedule.sigma(rows).square(), 1 - torch.tensor(products, dtype=F64), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(
+        schedule.alpha(rows).square(), torch.tensor(products, dtype=F64), rtol=1e-12, atol=1e-15
+    )
+    torch.testing.assert_close(
+        schedule.sigma(rows).square(), 1 - torch.tensor(products, dtype=F64), rtol=1e-12, atol=1e-15
+    )
 
 
 def test_between_rows_log_ratio_is_linear() -> None:
@@ -119,7 +151,8 @@ def test_between_rows_log_ratio_is_linear() -> None:
 
 
 def test_cosine_betas_follow_cosine_squared() -> None:
-    """Nichol & Dhariwal 2021, eq. 17: alpha_bar_i = f(i)/f(0), f = cos^2, wherever the cap on beta does not bite."""
+    """Nichol & Dhariwal 2021, eq. 17: alpha_bar_i = f(i)/f(0), f = cos^2, wherever the cap on beta does not
+    bite."""
     f = [math.cos((i / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(1001)]
     expected = torch.tensor([value / f[0] for value in f[1:]], dtype=F64)
     torch.testing.assert_close(betas.alpha_bar(betas.cosine())[:990], expected[:990], rtol=1e-10, atol=0)
@@ -133,7 +166,8 @@ def test_sigmoid_betas_run_between_their_ends() -> None:
 
 
 def test_zero_terminal_snr_keeps_the_first_row_and_empties_the_last() -> None:
-    """Lin et al. 2024, alg. 1: sqrt(alpha_bar) is an affine function of the old one; first row kept, last row 0."""
+    """Lin et al. 2024, alg. 1: sqrt(alpha_bar) is an affine function of the old one; first row kept, last row
+    0."""
     old, new = (DiscreteVP.scaled_linear(zero_terminal_snr=z).alpha_bar.sqrt() for z in (False, True))
     assert new[-1] == 0
     assert float(new[0]) == pytest.approx(float(old[0]), rel=1e-15)
@@ -143,7 +177,8 @@ def test_zero_terminal_snr_keeps_the_first_row_and_empties_the_last() -> None:
 
 @pytest.mark.parametrize("factor", [0.3, 3.0])
 def test_shifted_flow_is_the_published_formula(factor: float) -> None:
-    """Esser et al. 2024, eq. 23: t' = factor t / (1 + (factor - 1) t), for the schedule and for the times of a grid alike."""
+    """Esser et al. 2024, eq. 23: t' = factor t / (1 + (factor - 1) t), for the schedule and for the times of
+    a grid alike."""
     t = times(RectifiedFlow())
     expected = factor * t / (1 + (factor - 1) * t)
     torch.testing.assert_close(Shifted(RectifiedFlow(), factor).sigma(t), expected, rtol=0, atol=1e-15)
@@ -162,7 +197,9 @@ def test_shift_lowers_log_snr_by_twice_its_logarithm(base: Schedule, factor: flo
 def test_shift_of_times_multiplies_the_ratio(schedule: Schedule) -> None:
     """ratio(shift_t(t, f)) = f ratio(t), and shifting by 1 changes nothing."""
     t = times(schedule)[1:600]
-    torch.testing.assert_close(schedule.ratio(schedule.shift_t(t, 1.5)), 1.5 * schedule.ratio(t), rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        schedule.ratio(schedule.shift_t(t, 1.5)), 1.5 * schedule.ratio(t), rtol=1e-10, atol=0
+    )
     assert torch.equal(schedule.shift_t(t, 1), t)
 
 
@@ -176,7 +213,11 @@ def test_half_log_snr_at_both_ends() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "kind"),
-    [({"name": "flow"}, RectifiedFlow), ({"name": "flow", "shift": 3.0}, Shifted), ({"name": "linear", "steps": 10}, DiscreteVP)],
+    [
+        ({"name": "flow"}, RectifiedFlow),
+        ({"name": "flow", "shift": 3.0}, Shifted),
+        ({"name": "linear", "steps": 10}, DiscreteVP),
+    ],
 )
 def test_build_schedule(spec: dict[str, Any], kind: type[Schedule]) -> None:
     """A description builds the schedule it names, and is left as it was."""

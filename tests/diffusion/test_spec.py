@@ -97,7 +97,11 @@ def test_calls_from_plain_values() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             check_call("shift", shift, 1, options)
-    for spec, message in (({"name": "b"}, "no shift named 'b'"), ({}, "needs a name; known: a"), ("a", "must be a mapping")):
+    for spec, message in (
+        ({"name": "b"}, "no shift named 'b'"),
+        ({}, "needs a name; known: a"),
+        ("a", "must be a mapping"),
+    ):
         with pytest.raises(ValueError, match=message):
             make("shift", spec, {"a": shift}, 1)  # type: ignore[arg-type]  # "a" is no mapping, on purpose
     with pytest.raises(ValueError, match="no sampler named 'x'; known: none"):

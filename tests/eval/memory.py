@@ -1,4 +1,5 @@
-"""How much memory features of 2,048 numbers take while they are collected, in a process of its own: python -m tests.eval.memory COUNT ...
+"""How much memory features of 2,048 numbers take while they are collected, in a process of its own: python -m
+tests.eval.memory COUNT ...
 
 Prints, per count of pictures, the bytes at most beyond what the process had before, as a JSON list.
 """
@@ -44,7 +45,11 @@ class Endless(Numbered):
 
 def peak(n: int) -> float:
     params = CollectParams(groups=3)
-    return peak_resident(lambda: collect(Endless(n), {"projected": Wide()}, ["projected.wide"], [], params, ALONE, progress=False))
+    return peak_resident(
+        lambda: collect(
+            Endless(n), {"projected": Wide()}, ["projected.wide"], [], params, ALONE, progress=False
+        )
+    )
 
 
 if __name__ == "__main__":

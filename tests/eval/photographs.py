@@ -11,4 +11,7 @@ from torch import Tensor
 def photographs() -> dict[str, Tensor]:
     """uint8 (3, H, W): 512 x 512, 400 x 600 and 300 x 451."""
     pictures = {name: getattr(skimage.data, name)() for name in ("astronaut", "coffee", "chelsea")}
-    return {name: torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))) for name, picture in pictures.items()}
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+        for name, picture in pictures.items()
+    }

@@ -15,7 +15,8 @@ WIDTHS = {"pool": 6, "spatial": 5, "logits_unbiased": 8}
 
 
 class Small(Extractor):
-    """Random projections of 4x4 thumbnails, in float64: a row does not depend on its batch at all. It counts the pictures it is shown."""
+    """Random projections of 4x4 thumbnails, in float64: a row does not depend on its batch at all. It counts
+    the pictures it is shown."""
 
     def __init__(self, weights: str, protocol: str) -> None:
         super().__init__()
@@ -26,7 +27,9 @@ class Small(Extractor):
         self.weights = torch.nn.Parameter(drawn, requires_grad=False)
 
     def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
-        return torch.cat([F.adaptive_avg_pool2d(picture[None].double() / 255, 4).flatten(1) for picture in pictures])
+        return torch.cat(
+            [F.adaptive_avg_pool2d(picture[None].double() / 255, 4).flatten(1) for picture in pictures]
+        )
 
     def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
         self.seen += len(x)

@@ -1,4 +1,5 @@
-"""The conventions of the CLIP score: closed forms, OpenCLIP's towers, and torchmetrics on a small CLIP with random weights."""
+"""The conventions of the CLIP score: closed forms, OpenCLIP's towers, and torchmetrics on a small CLIP with
+random weights."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def test_closed_form() -> None:
 
 
 def test_clipping_each_pair_is_not_clipping_the_mean() -> None:
-    """Hessel's average over cosines 1 and -1 is 1.25, and would be 0 were their mean clipped; unclipped it is 0."""
+    """Hessel's average over cosines 1 and -1 is 1.25, and would be 0 were their mean clipped; unclipped it is
+    0."""
     image, text = unit(0, 0), unit(0, 180)
     assert float(hessel(image, text).mean()) == pytest.approx(1.25, abs=1e-12)
     assert float(clip_score(image, text).mean()) == pytest.approx(0, abs=1e-12)
@@ -51,7 +53,8 @@ def test_conventions_say_what_they_are() -> None:
 
 
 def test_embeddings_that_cannot_be_compared_are_refused() -> None:
-    """Other numbers of rows, no batch, and rows that are not of length 1, which would be no cosine; NaN is no length either."""
+    """Other numbers of rows, no batch, and rows that are not of length 1, which would be no cosine; NaN is no
+    length either."""
     with pytest.raises(ValueError, match=r"pair by pair, not \(2, 2\) and \(1, 2\)"):
         clip_score(unit(0, 1), unit(0))
     with pytest.raises(ValueError, match="pair by pair"):
@@ -78,19 +81,36 @@ def as_tensor(output: Any) -> Tensor:
 
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """A small CLIPModel of transformers with random weights, and its processor with CLIP's own vocabulary, from no hub."""
+    """A small CLIPModel of transformers with random weights, and its processor with CLIP's own vocabulary,
+    from no hub."""
     folder = tmp_path_factory.mktemp("vocabulary")
     simple = open_clip.SimpleTokenizer()
     names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    (folder / "vocab.json").write_text(json.dumps({names.get(token, token): index for token, index in simple.encoder.items()}))
+    (folder / "vocab.json").write_text(
+        json.dumps({names.get(token, token): index for token, index in simple.encoder.items()})
+    )
     merges = sorted(simple.bpe_ranks, key=simple.bpe_ranks.__getitem__)
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges if len(pair) == 2) + "\n")
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges if len(pair) == 2) + "\n"
+    )
     tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
     size = {"height": 32, "width": 32}
     processor = CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size), tokenizer)
-    common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16}
+    common = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 16,
+    }
     eos = simple.eot_token_id
-    text = {**common, "vocab_size": len(simple.encoder), "eos_token_id": eos, "bos_token_id": eos - 1, "pad_token_id": eos}
+    text = {
+        **common,
+        "vocab_size": len(simple.encoder),
+        "eos_token_id": eos,
+        "bos_token_id": eos - 1,
+        "pad_token_id": eos,
+    }
     vision = {**common, "image_size": 32, "patch_size": 16}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -129,8 +149,9 @@ def test_torchmetrics_on_the_same_network(peer: tuple[Any, Any]) -> None:
 
 
 def test_torchmetrics_hides_a_negative_mean(peer: tuple[Any, Any]) -> None:
-    """It clips the mean of the set at 0, and no pair: against captions that point away it reports 0, where the mean is
-    negative, and where max(100 cos, 0) of each pair, which its documentation states, has a positive mean.
+    """It clips the mean of the set at 0, and no pair: against captions that point away it reports 0, where
+    the mean is negative, and where max(100 cos, 0) of each pair, which its documentation states, has a
+    positive mean.
     """
     prompts = ["a cat", "two dogs in the snow", "x", "y"]
     image, text = embedded(peer, images(4), prompts)
@@ -153,8 +174,9 @@ def test_torchmetrics_hides_a_negative_mean(peer: tuple[Any, Any]) -> None:
 
 
 def test_torchmetrics_loses_the_end_of_a_long_caption(peer: tuple[Any, Any]) -> None:
-    """It cuts tokens behind the tokenizer, and with them the end of text, where the embedding is read: that of 100 words is another
-    than the tokenizer's own truncation gives, which OpenCLIP agrees with token by token.
+    """It cuts tokens behind the tokenizer, and with them the end of text, where the embedding is read: that
+    of 100 words is another than the tokenizer's own truncation gives, which OpenCLIP agrees with token by
+    token.
     """
     _, processor = peer
     whole = processor.tokenizer([LONG])["input_ids"][0]

@@ -16,7 +16,15 @@ from tests.composing import composed
 
 def settings(out: Path, **changes: Any) -> dict[str, Any]:
     """The experiment's own configuration on the CPU, tiny, with changes."""
-    tiny = {"n": 4, "batch": 2, "size": 32, "rounds": 1, "dtypes": ["fp32"], "device": "cpu", "progress": False}
+    tiny = {
+        "n": 4,
+        "batch": 2,
+        "size": 32,
+        "rounds": 1,
+        "dtypes": ["fp32"],
+        "device": "cpu",
+        "progress": False,
+    }
     return {**composed("eval", "experiment=bench_features"), "out": str(out), **tiny, **changes}
 
 
@@ -26,9 +34,13 @@ def test_arithmetic_of_a_picture() -> None:
 
 
 def test_times_both_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row with both sides' rates and ratios; what is made of our features is what is made of theirs, so that both did the same work."""
-    monkeypatch.setattr(features, "_distance", lambda rows: float(rows.square().sum()))  # the distance itself takes seconds
-    # torch-fidelity starts workers by the number of processors; they would hand pictures over through sockets.
+    """A row with both sides' rates and ratios; what is made of our features is what is made of theirs, so
+    that both did the same work."""
+    monkeypatch.setattr(
+        features, "_distance", lambda rows: float(rows.square().sum())
+    )  # the distance itself takes seconds
+    # torch-fidelity starts workers by the number of processors; they would hand pictures over through
+    # sockets.
     monkeypatch.setattr("multiprocessing.cpu_count", lambda: 0)
     (timing,) = harness.run(settings(tmp_path))
     assert timing.speedup == pytest.approx(timing.ours / timing.theirs)

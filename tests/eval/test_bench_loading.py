@@ -21,13 +21,22 @@ from tests.composing import composed
 def settings(out: Path, **changes: Any) -> dict[str, Any]:
     """The experiment's own configuration, of a miniature, with changes."""
     config = composed("eval", "experiment=bench_loading")
-    return {**config, "out": str(out), "progress": False, "miniature": True, "rounds": 1, "folder": str(out.parent), **changes}
+    return {
+        **config,
+        "out": str(out),
+        "progress": False,
+        "miniature": True,
+        "rounds": 1,
+        "folder": str(out.parent),
+        **changes,
+    }
 
 
 def test_times_both_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row per dtype, with both times, their ratio and the memory; the file itself is gone again.
 
-    Our first load has a process of its own as every one does outside this test; of the others each would import diffusers anew.
+    Our first load has a process of its own as every one does outside this test; of the others each would
+    import diffusers anew.
     """
     alone = harness.process
     calls: list[tuple[str, ...]] = []
@@ -55,7 +64,10 @@ def test_times_both_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert written["settings"]["family"] == "sd1"
     assert written["bytes"] > 100_000
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert calls == [("make", "fp16", "True"), *((side, dtype) for dtype in ("default", "fp16") for side in ("ours", "theirs"))]
+    assert calls == [
+        ("make", "fp16", "True"),
+        *((side, dtype) for dtype in ("default", "fp16") for side in ("ours", "theirs")),
+    ]
 
 
 def test_both_sides_hold_the_same(tmp_path: Path) -> None:
@@ -64,10 +76,18 @@ def test_both_sides_hold_the_same(tmp_path: Path) -> None:
 
     loading.make(str(tmp_path), "sd1", "fp16", "True")
     ours = models.load(tmp_path / "model.safetensors")
-    theirs = StableDiffusionPipeline.from_single_file(str(tmp_path / "model.safetensors"), config=str(tmp_path / "configs"))
-    pairs = ((ours.network, theirs.unet), (ours.require("vae"), theirs.vae), (ours.require("text"), theirs.text_encoder))
+    theirs = StableDiffusionPipeline.from_single_file(
+        str(tmp_path / "model.safetensors"), config=str(tmp_path / "configs")
+    )
+    pairs = (
+        (ours.network, theirs.unet),
+        (ours.require("vae"), theirs.vae),
+        (ours.require("text"), theirs.text_encoder),
+    )
     for sides in pairs:
-        values = [torch.cat([p.detach().double().flatten() for p in side.parameters()]).sort()[0] for side in sides]
+        values = [
+            torch.cat([p.detach().double().flatten() for p in side.parameters()]).sort()[0] for side in sides
+        ]
         assert torch.equal(*values)
 
 

@@ -24,9 +24,22 @@ from models.layers import blocks
 from tests.composing import composed
 from tests.models.small import randomised, relative_error
 
-UNET = UNetParams(channels=32, channel_mult=(1, 2), blocks=1, attention=(1, 0), heads=4, head_dim=None, context_dim=12, groups=8)
+UNET = UNetParams(
+    channels=32,
+    channel_mult=(1, 2),
+    blocks=1,
+    attention=(1, 0),
+    heads=4,
+    head_dim=None,
+    context_dim=12,
+    groups=8,
+)
 TINY = {name: each.tiny for name, each in ARCHITECTURES.items()}
-SMALL = {"sd15": pair_of(UNET), "flux": pair_of(TINY["flux-dev"]), "sd3.5-medium": pair_of(TINY["sd3.5-medium"])}
+SMALL = {
+    "sd15": pair_of(UNET),
+    "flux": pair_of(TINY["flux-dev"]),
+    "sd3.5-medium": pair_of(TINY["sd3.5-medium"]),
+}
 SIZES = {
     "sd15": 859_520_964,
     "sdxl": 2_567_463_684,
@@ -38,7 +51,13 @@ SIZES = {
 
 def settings(out: Path, **changes: Any) -> dict[str, Any]:
     """The experiment's own configuration on the CPU, with changes."""
-    return {**composed("eval", "experiment=bench_networks"), "out": str(out), "progress": False, "device": "cpu", **changes}
+    return {
+        **composed("eval", "experiment=bench_networks"),
+        "out": str(out),
+        "progress": False,
+        "device": "cpu",
+        **changes,
+    }
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -49,7 +68,10 @@ def test_both_sides_are_the_same_network(name: str) -> None:
     pair = PAIRS[name]
     kind, config = pair.theirs
     with torch.device("meta"):
-        sizes = [sum(p.numel() for p in n.parameters()) for n in (pair.network(pair.params), getattr(diffusers, kind).from_config(config))]
+        sizes = [
+            sum(p.numel() for p in n.parameters())
+            for n in (pair.network(pair.params), getattr(diffusers, kind).from_config(config))
+        ]
     assert sizes == [SIZES[name]] * 2
 
 
@@ -79,7 +101,10 @@ def test_both_sides_are_asked_the_same(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "layers", "blocks"),
-    [("flux", {"depth": 1, "depth_single": 2}, {"joint": 1, "single": 2}), ("sd3.5-large", {"depth": 2}, {"blocks": 2})],
+    [
+        ("flux", {"depth": 1, "depth_single": 2}, {"joint": 1, "single": 2}),
+        ("sd3.5-large", {"depth": 2}, {"blocks": 2}),
+    ],
 )
 def test_fewer_blocks_of_full_width(name: str, layers: dict[str, int], blocks: dict[str, int]) -> None:
     """The width stays, on both sides."""
@@ -87,7 +112,10 @@ def test_fewer_blocks_of_full_width(name: str, layers: dict[str, int], blocks: d
 
     pair = PAIRS[name].shortened(layers)
     with torch.device("meta"):
-        ours, theirs = pair.network(pair.params), getattr(diffusers, pair.theirs[0]).from_config(pair.theirs[1])
+        ours, theirs = (
+            pair.network(pair.params),
+            getattr(diffusers, pair.theirs[0]).from_config(pair.theirs[1]),
+        )
     assert {place: len(getattr(ours, place)) for place in blocks} == blocks
     assert pair.params.hidden == PAIRS[name].params.hidden
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
@@ -147,7 +175,8 @@ def test_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_compiling_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks are compiled at the first step, and stay so: a later step makes no graph, and checks nothing again."""
+    """The blocks are compiled at the first step, and stay so: a later step makes no graph, and checks nothing
+    again."""
     torch._dynamo.reset()
     monkeypatch.setattr(blocks, "BACKEND", "eager")
     monkeypatch.setitem(PAIRS, "flux", SMALL["flux"])
@@ -155,7 +184,9 @@ def test_compiling_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "check_compiles", checked.append)
     with (
         torch.no_grad(),
-        networks._ours(Params(out="", network="flux", size=16, compile=True), torch.float32, torch.device("cpu")) as step,
+        networks._ours(
+            Params(out="", network="flux", size=16, compile=True), torch.float32, torch.device("cpu")
+        ) as step,
     ):
         step()
         made = counters["stats"]["unique_graphs"]

@@ -90,20 +90,29 @@ def horizontal_first(image: Image.Image, size: tuple[int, int], kernel: str) -> 
 def test_resizing_is_pillows_in_every_bit(size: tuple[int, int], kernel: str) -> None:
     """Up and down, wide and tall: no pixel differs, horizontal pass first."""
     for picture in pictures():
-        assert torch.equal(resize(picture, size, kernel), from_pil(horizontal_first(pil(picture), size, kernel)))
+        assert torch.equal(
+            resize(picture, size, kernel), from_pil(horizontal_first(pil(picture), size, kernel))
+        )
 
 
 def test_resizing_in_one_call_of_pillow() -> None:
     """Pictures that are not tall are equal to one call as well, in every bit."""
     for size in [(64, 64), (40, 90), (500, 700)]:
-        picture = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-        assert torch.equal(resize(picture, (32, 48)), from_pil(pil(picture).resize((48, 32), Image.Resampling.BICUBIC)))
+        picture = torch.randint(
+            0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+        )
+        assert torch.equal(
+            resize(picture, (32, 48)), from_pil(pil(picture).resize((48, 32), Image.Resampling.BICUBIC))
+        )
 
 
 def test_torchs_own_antialiased_resize_is_not_pillows() -> None:
-    """Which is why ours exists: in one pass of floats, rounded at the end, pixels move by more than 8 levels."""
+    """Which is why ours exists: in one pass of floats, rounded at the end, pixels move by more than 8
+    levels."""
     picture = pictures()[0]
-    float_pass = torch.nn.functional.interpolate(picture[None].float(), (224, 224), mode="bicubic", antialias=True)[0]
+    float_pass = torch.nn.functional.interpolate(
+        picture[None].float(), (224, 224), mode="bicubic", antialias=True
+    )[0]
     difference = float_pass.round().clamp(0, 255) - resize(picture, (224, 224)).float()
     assert difference.abs().max() > 8
 
@@ -119,14 +128,19 @@ def test_preparation_is_openclips(fit: Any, kernel: Any, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Image.Image, "resize", in_order)
     ours = Preparation(32, clip.MEAN, (0.5, 0.25, 0.2), fit, kernel, fill=7)
-    theirs = open_clip.image_transform(32, False, clip.MEAN, (0.5, 0.25, 0.2), resize_mode=fit, interpolation=kernel, fill_color=7)
+    theirs = open_clip.image_transform(
+        32, False, clip.MEAN, (0.5, 0.25, 0.2), resize_mode=fit, interpolation=kernel, fill_color=7
+    )
     for picture in pictures():
         assert torch.equal(ours(picture[None])[0], theirs(pil(picture)))
 
 
 def test_cmmds_preparation() -> None:
-    """The centre square first, then 336 pixels: Pillow's crop and resize, and not OpenCLIP's resize and crop."""
-    picture = torch.randint(0, 256, (3, 50, 91), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    """The centre square first, then 336 pixels: Pillow's crop and resize, and not OpenCLIP's resize and
+    crop."""
+    picture = torch.randint(
+        0, 256, (3, 50, 91), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     cut = pil(picture).crop((20, 0, 70, 50)).resize((336, 336), Image.Resampling.BICUBIC)
     mean, std = torch.tensor(clip.MEAN)[:, None, None], torch.tensor(clip.STD)[:, None, None]
     torch.testing.assert_close(CMMD(picture[None])[0], (from_pil(cut) / 255 - mean) / std, rtol=0, atol=0)
@@ -135,14 +149,17 @@ def test_cmmds_preparation() -> None:
 
 
 def test_embeddings_are_openclips(tiny: ClipFeatures, weights: Path) -> None:
-    """A file loaded by OpenCLIP and by us: rows of pictures and captions within 1e-6, in the order of the pictures, of length 1."""
+    """A file loaded by OpenCLIP and by us: rows of pictures and captions within 1e-6, in the order of the
+    pictures, of length 1."""
     peer = open_clip.create_model("tiny", pretrained=str(weights)).eval()
     ours = load_clip("tiny", weights)
     prompts = ["a cat", "", "ein Hund, 12 Äpfel &amp; <b>", LONG]
     landscape = [picture for picture in pictures() if picture.shape[1] <= picture.shape[2]]
     transform = open_clip.image_transform(32, is_train=False)
     with torch.inference_mode():
-        image = torch.cat([peer.encode_image(transform(pil(picture))[None], normalize=True) for picture in landscape])
+        image = torch.cat(
+            [peer.encode_image(transform(pil(picture))[None], normalize=True) for picture in landscape]
+        )
         text = peer.encode_text(open_clip.get_tokenizer("tiny")(prompts), normalize=True)
     found = ours(landscape, ["image"])["image"]
     torch.testing.assert_close(found, image, rtol=0, atol=1e-6)
@@ -162,7 +179,8 @@ def test_a_row_does_not_depend_on_the_others(tiny: ClipFeatures) -> None:
 
 
 def test_a_long_caption_keeps_its_end_and_is_said_to_be_cut(tiny: ClipFeatures) -> None:
-    """76 words or more, with the start and end, are more than 77 tokens; 75 are not. What lies beyond changes nothing."""
+    """76 words or more, with the start and end, are more than 77 tokens; 75 are not. What lies beyond changes
+    nothing."""
     fits, long = " ".join(["cat"] * 75), " ".join(["cat"] * 76)
     assert tiny.text(["cat", fits, long, LONG, ""]).truncated == (False, False, True, True, False)
     rows = tiny.text([fits, long, long + " dog"]).rows
@@ -170,7 +188,9 @@ def test_a_long_caption_keeps_its_end_and_is_said_to_be_cut(tiny: ClipFeatures) 
     tokens = open_clip.get_tokenizer("tiny")([LONG])
     assert tokens[0, -1] == open_clip.SimpleTokenizer().eot_token_id
     with torch.inference_mode():
-        cut = tiny.model.encode_text(torch.cat([tokens[:, :-1], tokens[:, 2:3]], 1), normalize=True)  # without its end
+        cut = tiny.model.encode_text(
+            torch.cat([tokens[:, :-1], tokens[:, 2:3]], 1), normalize=True
+        )  # without its end
     assert (cut - tiny.text([LONG]).rows).abs().max() > 0.01
 
 
@@ -178,9 +198,13 @@ def test_the_stand_in_says_so(tiny: ClipFeatures) -> None:
     """Random weights are marked, the same for a seed, and named by their tensors."""
     assert tiny.identity.random
     assert (
-        tiny.identity.weights == sha256_of_tensors(random_clip("tiny").model.state_dict()) != random_clip("tiny", seed=1).identity.weights
+        tiny.identity.weights
+        == sha256_of_tensors(random_clip("tiny").model.state_dict())
+        != random_clip("tiny", seed=1).identity.weights
     )
-    assert tiny.identity.prepared.startswith("shortest 32, bicubic as Pillow, mean 0.48145466/0.4578275/0.40821073")
+    assert tiny.identity.prepared.startswith(
+        "shortest 32, bicubic as Pillow, mean 0.48145466/0.4578275/0.40821073"
+    )
 
 
 def archive(model: Any, path: Path) -> Path:
@@ -190,14 +214,19 @@ def archive(model: Any, path: Path) -> Path:
     for name in ("input_resolution", "context_length", "vocab_size"):
         model.__dict__.pop(name, None)
         model.register_buffer(name, torch.tensor(77))
-    traced = torch.jit.trace(model.eval(), (torch.zeros(1, 3, 32, 32), torch.ones(1, 77, dtype=torch.long)), check_trace=False)
+    traced = torch.jit.trace(
+        model.eval(), (torch.zeros(1, 3, 32, 32), torch.ones(1, 77, dtype=torch.long)), check_trace=False
+    )
     traced.half().save(str(path))
     return path
 
 
 @pytest.mark.filterwarnings("ignore")  # tracing is torch's past, and says so
-def test_an_archive_of_openais_runs_with_quickgelu(openai: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its SHA-256, under the plain name as under that with -quickgelu, as OpenCLIP's own reader of such archives: within 1e-5."""
+def test_an_archive_of_openais_runs_with_quickgelu(
+    openai: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its SHA-256, under the plain name as under that with -quickgelu, as OpenCLIP's own reader of such
+    archives: within 1e-5."""
     path = archive(random_clip("tiny").model, tmp_path / "tiny.pt")
     with pytest.raises(ValueError, match="is a TorchScript archive, which holds code, and none of OpenAI's"):
         load_clip("tiny", path)
@@ -205,7 +234,9 @@ def test_an_archive_of_openais_runs_with_quickgelu(openai: None, tmp_path: Path,
     peer = open_clip.load_openai_model(str(path), precision="fp32", device="cpu")
     wide = pictures()[1]
     with torch.inference_mode():
-        expected = peer.encode_image(open_clip.image_transform(32, is_train=False)(pil(wide))[None], normalize=True)
+        expected = peer.encode_image(
+            open_clip.image_transform(32, is_train=False)(pil(wide))[None], normalize=True
+        )
     for name in ("tiny", "tiny-quickgelu"):
         ours = load_clip(name, path)
         assert ours.identity.network == "clip tiny, QuickGELU"
@@ -217,12 +248,19 @@ def test_an_archive_of_openais_runs_with_quickgelu(openai: None, tmp_path: Path,
 
 
 def test_the_activation_is_never_guessed(openai: None, weights: Path) -> None:
-    """The same file by two tags: another activation, other numbers, another identity. Without a tag it is refused."""
-    with pytest.raises(ValueError, match=r"say which weights of tiny these are, tag=\.\.\., .*: openai, laion, own"):
+    """The same file by two tags: another activation, other numbers, another identity. Without a tag it is
+    refused."""
+    with pytest.raises(
+        ValueError, match=r"say which weights of tiny these are, tag=\.\.\., .*: openai, laion, own"
+    ):
         load_clip("tiny", weights)
-    with pytest.raises(ValueError, match="the weights laion were trained with GELU: load them as tiny, not tiny-quickgelu"):
+    with pytest.raises(
+        ValueError, match="the weights laion were trained with GELU: load them as tiny, not tiny-quickgelu"
+    ):
         load_clip("tiny-quickgelu", weights, tag="laion")
-    with pytest.raises(ValueError, match="OpenCLIP knows no weights 'x' of tiny; known are openai, laion, own"):
+    with pytest.raises(
+        ValueError, match="OpenCLIP knows no weights 'x' of tiny; known are openai, laion, own"
+    ):
         load_clip("tiny", weights, tag="x")
     quick, plain = load_clip("tiny", weights, tag="openai"), load_clip("tiny", weights, tag="laion")
     assert [m.identity.network for m in (quick, plain)] == ["clip tiny, QuickGELU", "clip tiny, GELU"]
@@ -230,7 +268,8 @@ def test_the_activation_is_never_guessed(openai: None, weights: Path) -> None:
 
 
 def test_published_networks_ask_for_a_tag(weights: Path) -> None:
-    """ViT-B-32 was published with both activations; ViT-L-14-336 with one, so that only its shapes are in the way."""
+    """ViT-B-32 was published with both activations; ViT-L-14-336 with one, so that only its shapes are in the
+    way."""
     with pytest.raises(ValueError, match="say which weights of ViT-B-32 these are"):
         load_clip("ViT-B-32", weights)
     with pytest.raises(ValueError, match="OpenCLIP has no network 'ViT-X'"):
@@ -240,7 +279,8 @@ def test_published_networks_ask_for_a_tag(weights: Path) -> None:
 
 
 def test_weights_of_another_network_are_refused(tiny: ClipFeatures, tmp_path: Path) -> None:
-    """The first tensor that is missing, unknown or of another shape is named, and a pickle that would run code is not opened."""
+    """The first tensor that is missing, unknown or of another shape is named, and a pickle that would run
+    code is not opened."""
     state = tiny.model.state_dict()
     changes: list[tuple[dict[str, Tensor | None], str]] = [
         ({"visual.proj": None}, r"lacks visual.proj \(1 of \d+ tensors\)"),

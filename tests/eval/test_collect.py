@@ -39,7 +39,9 @@ class Projected(Extractor):
         super().__init__()
         self.widths = {"rows": 3, "wide": 8}
         self.identity = Identity("projected", f"seed {seed}", "as it is")
-        weights = torch.randn(3 * side * side, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        weights = torch.randn(
+            3 * side * side, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         self.weights = torch.nn.Parameter(weights, requires_grad=False)
 
     def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
@@ -53,9 +55,13 @@ class Projected(Extractor):
 class Numbered(TensorPictures):
     """Random pictures, of which some cannot be used; it stops, as by Ctrl-C, before a picture."""
 
-    def __init__(self, n: int, broken: Collection[int] = (), stop: int | None = None, origin: str = "numbered") -> None:
+    def __init__(
+        self, n: int, broken: Collection[int] = (), stop: int | None = None, origin: str = "numbered"
+    ) -> None:
         generator = torch.Generator().manual_seed(1)
-        super().__init__(torch.randint(0, 256, (n, 3, 4, 4), generator=generator, dtype=torch.uint8), origin=origin)
+        super().__init__(
+            torch.randint(0, 256, (n, 3, 4, 4), generator=generator, dtype=torch.uint8), origin=origin
+        )
         self.broken, self.stop = set(broken), stop
         self.seen: list[int] = []
 
@@ -64,10 +70,19 @@ class Numbered(TensorPictures):
             raise KeyboardInterrupt
         self.seen += indices
         found = super().read(indices)
-        return [Unreadable(f"picture {i} is broken") if i in self.broken else each for i, each in zip(indices, found, strict=True)]
+        return [
+            Unreadable(f"picture {i} is broken") if i in self.broken else each
+            for i, each in zip(indices, found, strict=True)
+        ]
 
 
-def go(source: Any, where: World = ALONE, state: Path | None = None, extractor: Extractor | None = None, **params: Any) -> Collected:
+def go(
+    source: Any,
+    where: World = ALONE,
+    state: Path | None = None,
+    extractor: Extractor | None = None,
+    **params: Any,
+) -> Collected:
     found = collect(
         source,
         {"projected": extractor or Projected()},
@@ -117,7 +132,14 @@ def test_reading_ahead_changes_nothing() -> None:
     """And reads the same pictures."""
     found = [
         collect(
-            source, {"projected": Projected()}, ["projected.wide"], ["projected.rows"], CollectParams(7), ALONE, ahead=ahead, progress=False
+            source,
+            {"projected": Projected()},
+            ["projected.wide"],
+            ["projected.rows"],
+            CollectParams(7),
+            ALONE,
+            ahead=ahead,
+            progress=False,
         )
         for ahead in (False, True)
         for source in [Numbered(50)]
@@ -129,7 +151,8 @@ def test_reading_ahead_changes_nothing() -> None:
 
 @pytest.mark.parametrize("stop", [30, 64, 99])
 def test_what_breaks_off_goes_on(stop: int, tmp_path: Path) -> None:
-    """Interrupted before any picture, it reads the rest only, and ends with the same bits; finished, it reads nothing."""
+    """Interrupted before any picture, it reads the rest only, and ends with the same bits; finished, it reads
+    nothing."""
     state = tmp_path / "state.safetensors"
     first = Numbered(101, broken=[3], stop=stop)
     with pytest.raises(KeyboardInterrupt):
@@ -148,24 +171,42 @@ def test_work_on_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
     """Another extractor, other pictures or another number of groups begin anew."""
     state = tmp_path / "state.safetensors"
     go(Numbered(40), state=state)
-    for source, groups in ((Numbered(40), 16), (Numbered(41), 16), (Numbered(41), 3), (Numbered(41, origin="elsewhere"), 3)):
+    for source, groups in (
+        (Numbered(40), 16),
+        (Numbered(41), 16),
+        (Numbered(41), 3),
+        (Numbered(41, origin="elsewhere"), 3),
+    ):
         found = go(source, state=state, extractor=Projected(seed=1), groups=groups)
         assert len(source.seen) == found.n == len(source)
 
 
 def test_work_serves_those_who_ask_for_less(tmp_path: Path) -> None:
-    """What is saved of rows and moments serves moments alone; the other way round everything is read again."""
+    """What is saved of rows and moments serves moments alone; the other way round everything is read
+    again."""
     state, source = tmp_path / "state.safetensors", Numbered(40)
     whole = go(source, state=state)
 
     def moments_only() -> Collected | None:
-        return collect(source, {"projected": Projected()}, ["projected.wide"], [], CollectParams(), ALONE, state, keep=True, progress=False)
+        return collect(
+            source,
+            {"projected": Projected()},
+            ["projected.wide"],
+            [],
+            CollectParams(),
+            ALONE,
+            state,
+            keep=True,
+            progress=False,
+        )
 
     source.seen.clear()
     less = moments_only()
     assert source.seen == []
     assert less is not None
-    assert torch.equal(less.moments["projected.wide"].whole().mean, whole.moments["projected.wide"].whole().mean)
+    assert torch.equal(
+        less.moments["projected.wide"].whole().mean, whole.moments["projected.wide"].whole().mean
+    )
     state.unlink()
     moments_only()
     source.seen.clear()
@@ -174,8 +215,13 @@ def test_work_serves_those_who_ask_for_less(tmp_path: Path) -> None:
 
 
 def test_broken_pictures_are_counted_and_refused_or_left_out() -> None:
-    """Refused with the first one's reason and the number of the others, which later ones count in; or left out, and listed."""
-    with pytest.raises(ValueError, match=r"^picture 5 is broken; 2 more of 101 cannot be used \(on_error=skip leaves such pictures out\)$"):
+    """Refused with the first one's reason and the number of the others, which later ones count in; or left
+    out, and listed."""
+    with pytest.raises(
+        ValueError,
+        match=r"^picture 5 is broken; 2 more of 101 cannot be used \(on_error=skip leaves such pictures "
+        r"out\)$",
+    ):
         go(Numbered(101, broken=[5, 6, 90]), batch_size=10)
     found = go(Numbered(101, broken=[5, 6, 90]), on_error="skip", batch_size=10)
     assert found.n == 98
@@ -188,9 +234,15 @@ def test_sizes_that_differ_are_refused_unless_any_will_do() -> None:
 
     class Mixed(Numbered):
         def read(self, indices: Sequence[int]) -> list[Tensor | Unreadable]:
-            return [torch.zeros(3, 4, 5, dtype=torch.uint8) if i == 7 else torch.zeros(3, 4, 4, dtype=torch.uint8) for i in indices]
+            return [
+                torch.zeros(3, 4, 5, dtype=torch.uint8) if i == 7 else torch.zeros(3, 4, 4, dtype=torch.uint8)
+                for i in indices
+            ]
 
-    with pytest.raises(ValueError, match=r"000007 of numbered is 5x4, others are 4x4: sizes=any resizes each from its own size"):
+    with pytest.raises(
+        ValueError,
+        match=r"000007 of numbered is 5x4, others are 4x4: sizes=any resizes each from its own size",
+    ):
         go(Mixed(20), batch_size=5)
 
     class Cut(Projected):
@@ -209,7 +261,9 @@ def test_features_that_are_not_finite_name_the_picture() -> None:
             found["wide"][2] = torch.nan
             return found
 
-    with pytest.raises(ValueError, match=r"projected.wide of 1 of 10 pictures is not finite, the first is 000002 of numbered"):
+    with pytest.raises(
+        ValueError, match=r"projected.wide of 1 of 10 pictures is not finite, the first is 000002 of numbered"
+    ):
         go(Numbered(20), extractor=Overflowing(), batch_size=10)
 
 
@@ -226,8 +280,8 @@ from eval.collect import CollectParams, collect
 from train.world import world
 
 with world("cpu") as where:
-    found = collect(Numbered(101, broken=[8]), {"projected": Projected()}, ["projected.wide"], ["projected.rows"],
-                    CollectParams(10, on_error="skip"), where, progress=False)
+    found = collect(Numbered(101, broken=[8]), {"projected": Projected()}, ["projected.wide"],
+                    ["projected.rows"], CollectParams(10, on_error="skip"), where, progress=False)
     assert (found is None) == (where.rank > 0)
     if found is not None:
         torch.save(found, sys.argv[1])
@@ -244,15 +298,19 @@ def test_processes_share_the_work_and_find_the_same_bits(processes: int, tmp_pat
             sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
             str(tmp_path / "rank.py"), str(tmp_path / "found.pt"),
         ],
-        check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=True, capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     found = torch.load(tmp_path / "found.pt", weights_only=False)
     assert_same(found, go(Numbered(101, broken=[8]), on_error="skip"))
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_large_pictures_are_not_held_together(ahead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch of 48 pictures: few are in memory at once, what is computed is that of all together, and so is what a sheet shows."""
+def test_large_pictures_are_not_held_together(
+    ahead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of 48 pictures: few are in memory at once, what is computed is that of all together, and so is
+    what a sheet shows."""
     pixels = np.random.default_rng(0).integers(0, 256, (48, 10, 10, 3), dtype=np.uint8)
     for i, picture in enumerate(pixels):
         Image.fromarray(picture).save(tmp_path / f"{i:02d}.png")
@@ -270,7 +328,14 @@ def test_large_pictures_are_not_held_together(ahead: bool, tmp_path: Path, monke
     monkeypatch.setattr("eval.collect.MAX_PIXELS", 200)
     source, params = FolderPictures(tmp_path), CollectParams(64)
     found = collect(
-        source, {"projected": Projected(10)}, ["projected.wide"], ["projected.rows"], params, ALONE, ahead=ahead, progress=False
+        source,
+        {"projected": Projected(10)},
+        ["projected.wide"],
+        ["projected.rows"],
+        params,
+        ALONE,
+        ahead=ahead,
+        progress=False,
     )
     assert found is not None
     assert_same(found, go(TensorPictures(torch.from_numpy(pixels).movedim(-1, 1)), extractor=Projected(10)))
@@ -301,15 +366,19 @@ def test_an_error_of_one_process_ends_the_others() -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_pictures() -> None:
-    """Ten times as many pictures, whose features would take 147 MB more, take less than a tenth of that more at the peak.
+    """Ten times as many pictures, whose features would take 147 MB more, take less than a tenth of that more
+    at the peak.
 
-    In a process of its own, whose C library hands freed memory back at once: what it keeps otherwise is some 40 MB, now and then.
+    In a process of its own, whose C library hands freed memory back at once: what it keeps otherwise is some
+    40 MB, now and then.
     """
     if not RESET.exists():
         pytest.skip("this system does not tell how much memory a process takes")
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     command = [sys.executable, "-m", "tests.eval.memory", "2000", "20000"]
-    run = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    run = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     few, many = json.loads(run.stdout)
     assert many - few < 147e6 / 10

@@ -1,4 +1,5 @@
-"""Many rows at once: which rows a configuration asks for, what samples are judged by, and the quickstart on models of a few steps."""
+"""Many rows at once: which rows a configuration asks for, what samples are judged by, and the quickstart on
+models of a few steps."""
 
 from __future__ import annotations
 
@@ -14,7 +15,16 @@ from torch import Tensor
 import configs
 import models
 from diffusion import APG, ClassifierFreeGuidance, Clipped, Condition, interval
-from eval import Figure, Moments, compare, frechet_distance, kernel_distance, memorised, nearest_distance, scoring
+from eval import (
+    Figure,
+    Moments,
+    compare,
+    frechet_distance,
+    kernel_distance,
+    memorised,
+    nearest_distance,
+    scoring,
+)
 from eval.compare import CompareParams, read_rows, side_by_side
 from eval.features.digits import train_classifier
 from eval.figures import METRICS, Metric
@@ -32,14 +42,16 @@ from train.data import digits
 DIGITS = [str(label) for label in digits("held_out").__getitems__(range(539))["label"].tolist()]
 FEW: dict[str, Any] = {"name": "digits", "held_out": 0.95}  # what a judge learns from in no time
 SCORE: dict[str, Any] = {
-    "metric": ["frechet", "kernel", "accuracy", "nearest", "memorised"], "features": "digits", "neighbours": "digits.pixels",
+    "metric": ["frechet", "kernel", "accuracy", "nearest", "memorised"], "features": "digits",
+    "neighbours": "digits.pixels",
     "extractors": {"digits": FEW}, "reference": {"name": "digits", "split": "held_out", "exact": True},
-    "training": {"name": "digits", "split": "train", "exact": True}, "classes": "reference", "batch_size": 1000, "progress": False,
+    "training": {"name": "digits", "split": "train", "exact": True}, "classes": "reference",
+    "batch_size": 1000, "progress": False,
     "device": "cpu",
 }  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------------ rows, targets
+# Rows, targets ----------------------------------------------------------------------------------------------
 
 
 def params(*rows: dict[str, Any], **more: Any) -> CompareParams:
@@ -48,20 +60,43 @@ def params(*rows: dict[str, Any], **more: Any) -> CompareParams:
 
 
 def test_lists_are_multiplied_out() -> None:
-    """Every combination of sampler, steps and guidance is a row; what is not a list stands for itself; pictures are as many as the parts
-    need; settings of all rows are in each, and a row's own come first.
+    """Every combination of sampler, steps and guidance is a row; what is not a list stands for itself;
+    pictures are as many as the parts need; settings of all rows are in each, and a row's own come first.
     """
     rows = read_rows(
         params(
-            {"model": "a", "sampler": ["ddpm", "ddim"], "steps": [5, 10], "guidance": [1.0, 2.0], "guide": {"zero_from": 0.9}},
+            {
+                "model": "a",
+                "sampler": ["ddpm", "ddim"],
+                "steps": [5, 10],
+                "guidance": [1.0, 2.0],
+                "guide": {"zero_from": 0.9},
+            },
             {"model": "b", "sampler": "euler", "steps": 1, "parts": 3, "name": "B, else"},
-            {"name": "real", "samples": {"name": "digits"}, "n": None, "role": "held_out", "metric": "accuracy"},
+            {
+                "name": "real",
+                "samples": {"name": "digits"},
+                "n": None,
+                "role": "held_out",
+                "metric": "accuracy",
+            },
         )
     )
-    assert list(rows)[:3] == ["A net, ddpm, 5 steps", "A net, ddpm, 10 steps", "A net, ddpm, 5 steps, guidance 2"]
+    assert list(rows)[:3] == [
+        "A net, ddpm, 5 steps",
+        "A net, ddpm, 10 steps",
+        "A net, ddpm, 5 steps, guidance 2",
+    ]
     assert len(rows) == 10
     guided = rows["A net, ddim, 10 steps, guidance 2"]
-    drawn = {"run": "runs/a", "sampler": "ddim", "steps": 10, "guidance": 2.0, "guide": {"zero_from": 0.9}, "n": 10}
+    drawn = {
+        "run": "runs/a",
+        "sampler": "ddim",
+        "steps": 10,
+        "guidance": 2.0,
+        "guide": {"zero_from": 0.9},
+        "n": 10,
+    }
     assert (guided["samples"], guided["model"], guided["metric"]) == (drawn, "A net", "frechet")
     assert rows["B, else, euler, 1 step"]["samples"]["n"] == 30
     assert (rows["real"]["samples"], rows["real"]["metric"]) == ({"name": "digits"}, "accuracy")
@@ -72,7 +107,10 @@ def test_lists_are_multiplied_out() -> None:
     [
         ({"model": "c", "sampler": "ddim"}, "no model named 'c'"),
         ({"name": "x"}, "a row needs a name and samples, or a model, not only name"),
-        ({"model": "a", "sampler": "ddim", "steps": [5, 5]}, "more than one that reads 'A net, ddim, 5 steps': give those"),
+        (
+            {"model": "a", "sampler": "ddim", "steps": [5, 5]},
+            "more than one that reads 'A net, ddim, 5 steps': give those",
+        ),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(row: dict[str, Any], message: str) -> None:
@@ -88,8 +126,10 @@ def result(name: str, value: float, **extra: float) -> Result:
 @pytest.mark.parametrize(
     ("limits", "value", "met"),
     [
-        ({"at_most": 1.3}, 3.0, False), ({"at_most": 3.0}, 3.0, True), ({"at_least": 3.1}, 3.0, False), ({"at_least": 2.9}, 3.0, True),
-        ({"at_most": 1.5, "over": "b"}, 1.5, True), ({"at_most": 1.4, "over": "b"}, 1.5, False), ({"at_most": 9.0}, math.nan, False),
+        ({"at_most": 1.3}, 3.0, False), ({"at_most": 3.0}, 3.0, True), ({"at_least": 3.1}, 3.0, False),
+        ({"at_least": 2.9}, 3.0, True),
+        ({"at_most": 1.5, "over": "b"}, 1.5, True), ({"at_most": 1.4, "over": "b"}, 1.5, False),
+        ({"at_most": 9.0}, math.nan, False),
         ({"at_least": 0.0}, math.nan, False),
     ],
 )  # fmt: skip
@@ -115,11 +155,12 @@ def test_targets_that_cannot_be_judged_are_refused() -> None:
     assert Target("t", 1.0, 1.0, True).met
 
 
-# ------------------------------------------------------------------------------------------------------- parts and classes
+# Parts and classes ------------------------------------------------------------------------------------------
 
 
 def test_the_mean_over_parts_and_its_interval() -> None:
-    """Student's interval of a mean, the standard deviation beside it, within the metric's bounds; of one part, its own figure."""
+    """Student's interval of a mean, the standard deviation beside it, within the metric's bounds; of one
+    part, its own figure."""
     parts = [Figure(value, value - 1, value + 1, {"error": value}) for value in (1.0, 2.0, 3.0)]
     found, half = mean_of(parts), student_quantile(0.975, 2) / math.sqrt(3)
     assert (found.value, found.low, found.high) == pytest.approx((2.0, 2 - half, 2 + half))
@@ -132,7 +173,8 @@ def test_the_mean_over_parts_and_its_interval() -> None:
 
 
 def test_samples_show_classes_as_often_as_the_reference_does() -> None:
-    """To within one picture per class, whatever their number; all of them are the reference's labels themselves, mixed."""
+    """To within one picture per class, whatever their number; all of them are the reference's labels
+    themselves, mixed."""
     share = torch.tensor([DIGITS.count(str(k)) for k in range(10)]) / len(DIGITS)
     for n in (50, 270, len(DIGITS)):
         classes = proportional_classes(DIGITS, n)
@@ -140,12 +182,16 @@ def test_samples_show_classes_as_often_as_the_reference_does() -> None:
         assert ((counts - n * share).abs() < 1).all()
         assert len(set(classes[: n // 2])) > 5  # mixed, not class by class
     for n in (0, len(DIGITS) + 1):
-        with pytest.raises(ValueError, match=rf"n must lie in 1 \.\.\. {len(DIGITS)}, the number of pictures of the reference, not {n}"):
+        with pytest.raises(
+            ValueError,
+            match=rf"n must lie in 1 \.\.\. {len(DIGITS)}, the number of pictures of the reference, not {n}",
+        ):
             proportional_classes(DIGITS, n)
 
 
 def test_the_floor_has_the_classes_of_the_samples() -> None:
-    """Random class shares would raise the floor, and flatter samples whose shares are fixed; within a part no picture comes twice."""
+    """Random class shares would raise the floor, and flatter samples whose shares are fixed; within a part no
+    picture comes twice."""
     classes = proportional_classes(DIGITS, 270)
     source = open_source({"name": "digits", "split": "train", "n": 540}, classes=[classes] * 2)
     one, other = equal_parts(source, 2)
@@ -157,7 +203,9 @@ def test_the_floor_has_the_classes_of_the_samples() -> None:
         assert len(chosen.unique()) == 270
         pixels = torch.stack([picture for picture in part.read(range(270)) if isinstance(picture, Tensor)])
         assert torch.equal(pixels[:, :1], to_uint8(data.images[chosen]))
-    with pytest.raises(ValueError, match=r"200 images of class 3 are asked for, but there are \d+: ask for fewer"):
+    with pytest.raises(
+        ValueError, match=r"200 images of class 3 are asked for, but there are \d+: ask for fewer"
+    ):
         open_source({"name": "digits", "n": 200}, classes=[["3"] * 200])
     with pytest.raises(ValueError, match="n of a data set's pictures are chosen by class: classes=reference"):
         open_source({"name": "digits", "n": 200})
@@ -170,34 +218,57 @@ def test_an_exact_data_set_is_not_rounded() -> None:
     pictures = open_source({"name": "digits", "split": "held_out", "exact": True}).read(range(4))
     pixels = torch.stack([picture for picture in pictures if isinstance(picture, Tensor)])
     assert torch.equal(pixels.mean(1, keepdim=True) / 127.5 - 1, digits("held_out").images[:4])
-    assert not torch.equal(to_uint8(digits("held_out").images[:4]).float() / 127.5 - 1, digits("held_out").images[:4])
+    assert not torch.equal(
+        to_uint8(digits("held_out").images[:4]).float() / 127.5 - 1, digits("held_out").images[:4]
+    )
 
 
 def small() -> models.Model:
     """A model of digits that has learned nothing."""
     torch.manual_seed(0)
-    network = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
-    model = models.build({"network": network, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]})
+    network = {
+        "name": "dit",
+        "in_channels": 1,
+        "image_size": 8,
+        "hidden": 16,
+        "depth": 1,
+        "heads": 2,
+        "num_classes": 10,
+    }
+    model = models.build(
+        {"network": network, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]}
+    )
     for p in model.network.parameters():
         torch.nn.init.normal_(p, std=0.1)
     return model
 
 
 def test_parts_are_sets_of_their_own(tmp_path: Path) -> None:
-    """By hand: each part is drawn from its own seeds with the reference's classes and its own guidance, and every figure is the mean of
-    what the parts get; images are seen in 8 bits, and the reference as it is.
+    """By hand: each part is drawn from its own seeds with the reference's classes and its own guidance, and
+    every figure is the mean of what the parts get; images are seen in 8 bits, and the reference as it is.
     """
     models.save(small(), tmp_path / "model.safetensors")
     guide = {"interval": [0.1, 0.8], "rule": {"name": "apg", "momentum": -0.5}}
-    samples = {"run": str(tmp_path / "model.safetensors"), "sampler": "ddim", "steps": 4, "guidance": 4.0, "guide": guide, "n": 120}
-    written = scoring.run({**SCORE, "samples": samples, "parts": 2, "model": "Mine", "out": str(tmp_path / "a.json")})
+    samples = {
+        "run": str(tmp_path / "model.safetensors"),
+        "sampler": "ddim",
+        "steps": 4,
+        "guidance": 4.0,
+        "guide": guide,
+        "n": 120,
+    }
+    written = scoring.run(
+        {**SCORE, "samples": samples, "parts": 2, "model": "Mine", "out": str(tmp_path / "a.json")}
+    )
     assert written is not None
     found = read_result(tmp_path / "a.json")
     assert (found.samples["n"], found.samples["model"], found.samples["calls"]) == (120, "Mine", 7)
 
     model, labels = small(), torch.tensor(list(map(int, proportional_classes(DIGITS, 60))))
     rule = APG(momentum=-0.5)
-    denoiser = Clipped(ClassifierFreeGuidance(model.denoiser(), interval(4.0, 0.1, 0.8), model.null, rule=rule))
+    denoiser = Clipped(
+        ClassifierFreeGuidance(model.denoiser(), interval(4.0, 0.1, 0.8), model.null, rule=rule)
+    )
     train, real, classifier = digits(), digits("held_out"), train_classifier(digits(held_out=0.95))
     assert real.labels is not None
     values: dict[str, list[float]] = {name: [] for name in SCORE["metric"]}
@@ -205,7 +276,14 @@ def test_parts_are_sets_of_their_own(tmp_path: Path) -> None:
         reference = classifier.features(real.images)
         for k in range(2):
             seeds = range(60 * k, 60 * k + 60)
-            x = sample("ddim", denoiser, model.grid(4), shape=model.shape, seeds=seeds, condition=Condition(label=labels))
+            x = sample(
+                "ddim",
+                denoiser,
+                model.grid(4),
+                shape=model.shape,
+                seeds=seeds,
+                condition=Condition(label=labels),
+            )
             x = to_uint8(x).float() / 127.5 - 1
             features = classifier.features(x)
             values["frechet"].append(frechet_distance(Moments.of(features), Moments.of(reference)))
@@ -215,17 +293,22 @@ def test_parts_are_sets_of_their_own(tmp_path: Path) -> None:
             values["memorised"].append(memorised(x, train.images, real.images).share.value)
     for name, (one, other) in values.items():
         assert found.figures[name].value == pytest.approx((one + other) / 2, rel=1e-6), name
-        assert found.figures[name].extra["std"] == pytest.approx(abs(one - other) / math.sqrt(2), rel=1e-4, abs=1e-6), name
+        assert found.figures[name].extra["std"] == pytest.approx(
+            abs(one - other) / math.sqrt(2), rel=1e-4, abs=1e-6
+        ), name
         assert (found.figures[name].n, found.figures[name].extra["parts"]) == (60, 2)
 
 
 def test_workers_share_the_threads_of_torch() -> None:
-    """Each worker computes on its share, at least one; afterwards, and after an error, torch has all of them again."""
+    """Each worker computes on its share, at least one; afterwards, and after an error, torch has all of them
+    again."""
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
         for workers, share in ((1, 4), (2, 2), (3, 1), (8, 1)):
-            assert side_by_side(lambda part: (part, torch.get_num_threads()), [1, 2, 3], workers) == [(part, share) for part in (1, 2, 3)]
+            assert side_by_side(lambda part: (part, torch.get_num_threads()), [1, 2, 3], workers) == [
+                (part, share) for part in (1, 2, 3)
+            ]
             assert torch.get_num_threads() == 4
         with pytest.raises(ZeroDivisionError):
             side_by_side(lambda part: 1 / part, [1, 0], 2)
@@ -235,7 +318,8 @@ def test_workers_share_the_threads_of_torch() -> None:
 
 
 def test_the_judge_is_the_same_every_time() -> None:
-    """The same seed trains the same classifier, without touching the global generator, and labels are needed."""
+    """The same seed trains the same classifier, without touching the global generator, and labels are
+    needed."""
     few = digits(held_out=0.95)
     a, b = (train_classifier(few, epochs=2) for _ in range(2))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
@@ -243,7 +327,7 @@ def test_the_judge_is_the_same_every_time() -> None:
         train_classifier(type(few)(few.images))
 
 
-# ------------------------------------------------------------------------------------------------------------ the quickstart
+# The quickstart ---------------------------------------------------------------------------------------------
 
 SMALL = ("train.steps=4", "train.batch_size=16", "progress=false", "wandb=false")
 UNET = ("model.network.channels=8", "model.network.groups=4", "model.network.head_dim=8")
@@ -252,22 +336,27 @@ DIT = ("model.network.hidden=16", "model.network.depth=1", "model.network.heads=
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The quickstart's own configuration over models that have seen four batches; one part of each row, and a quick judge."""
+    """The quickstart's own configuration over models that have seen four batches; one part of each row, and a
+    quick judge."""
     out = tmp_path_factory.mktemp("quickstart")
     for name, settings in (("unet", UNET), ("dit", DIT), ("consistency", (f"model.from={out / 'unet'}",))):
-        assert run(configs.compose("train", [f"experiment=digits_{name}", f"run={out / name}", *SMALL, *settings]))
+        assert run(
+            configs.compose("train", [f"experiment=digits_{name}", f"run={out / name}", *SMALL, *settings])
+        )
     found = configs.compose("eval", ["experiment=quickstart", f"out={out}", "n=60", "progress=false"])
     score = {**found["score"], "extractors": {"digits": FEW}}
     few = [
-        {**row, "parts": 2} if "role" in row and "parts" in row else {key: row[key] for key in row if key != "parts"}
+        {**row, "parts": 2}
+        if "role" in row and "parts" in row
+        else {key: row[key] for key in row if key != "parts"}
         for row in found["rows"]
     ]
     return {**found, "score": score, "rows": few}
 
 
 def test_report_scores_and_pictures(config: dict[str, Any]) -> None:
-    """Every target is judged, and missed by such models; every row has its result and its picture, and the report names them all. Real
-    digits are the floor and noise the ceiling.
+    """Every target is judged, and missed by such models; every row has its result and its picture, and the
+    report names them all. Real digits are the floor and noise the ceiling.
     """
     random_state = torch.random.get_rng_state()
     assert not compare.run(config)
@@ -284,7 +373,9 @@ def test_report_scores_and_pictures(config: dict[str, Any]) -> None:
     assert all(target["name"].replace("'", "&#39;") in report for target in targets)
     assert all(f'alt="samples of {name}"' in report for name in results)
 
-    floor, unseen, ceiling = (results[name].figures for name in ("Real digits (train split)", "Held-out digits", "Pure noise"))
+    floor, unseen, ceiling = (
+        results[name].figures for name in ("Real digits (train split)", "Held-out digits", "Pure noise")
+    )
     assert 20 * floor["frechet"].value < ceiling["frechet"].value
     assert 20 * abs(floor["kernel"].value) < ceiling["kernel"].value
     assert unseen["accuracy"].value > 0.7 > 0.3 > ceiling["accuracy"].value
@@ -295,10 +386,13 @@ def test_report_scores_and_pictures(config: dict[str, Any]) -> None:
 
 
 def test_a_row_that_a_target_needs_is_missed_before_the_work(config: dict[str, Any]) -> None:
-    """Taking the guided rows out is refused at once, as is a last row that cannot be drawn, and nothing is written."""
+    """Taking the guided rows out is refused at once, as is a last row that cannot be drawn, and nothing is
+    written."""
     rows = [row for row in config["rows"] if "guidance" not in row]
     out = Path(config["out"]) / "elsewhere"
-    with pytest.raises(ValueError, match=r"needs the row 'UNet, eps, ddim, 50 steps, guidance 1\.5': add it to rows"):
+    with pytest.raises(
+        ValueError, match=r"needs the row 'UNet, eps, ddim, 50 steps, guidance 1\.5': add it to rows"
+    ):
         compare.run({**config, "rows": rows, "out": str(out)})
     wrong = {"model": "dit", "sampler": "ddim", "steps": 2, "name": "wrong", "guide": {"zero_from": 1}}
     with pytest.raises(ValueError, match="guide says how guidance works, but guidance=1 is off"):

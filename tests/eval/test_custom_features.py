@@ -43,7 +43,8 @@ def test_order_is_kept_over_sizes() -> None:
 
 
 def test_the_hash_names_values_names_and_shapes() -> None:
-    """Equal tensors, equal hash; one bit, another shape, name or dtype, another hash; the order of making does not matter."""
+    """Equal tensors, equal hash; one bit, another shape, name or dtype, another hash; the order of making
+    does not matter."""
     network = nn.Linear(3, 2)
     same = nn.Linear(3, 2)
     same.load_state_dict(network.state_dict())
@@ -64,7 +65,9 @@ def test_a_module_of_ones_own() -> None:
     """Its rows in float32, in inference, named by its tensors and by what was said of the preparation."""
     linear = nn.Linear(3, 2).double()
     network = nn.Sequential(linear, nn.Dropout(0.5))
-    extractor = Custom(network, name="mine", prepared="mean colour", width=2, prepare=lambda batch: colours(batch).double())
+    extractor = Custom(
+        network, name="mine", prepared="mean colour", width=2, prepare=lambda batch: colours(batch).double()
+    )
     batch = pictures(4, 6, 7)
     rows = extractor(batch, ["features"])["features"]
     expected = colours(batch) @ linear.weight.float().T + linear.bias.float()
@@ -84,7 +87,9 @@ def test_a_function_of_ones_own() -> None:
         custom(nn.Identity())
     extractor = custom(lambda x: x[:, :2], weights="version 3")
     assert (extractor.identity.weights, extractor.device) == ("version 3", torch.device("cpu"))
-    assert torch.equal(extractor(pictures(2, 3, 3), ["features"])["features"], colours(pictures(2, 3, 3))[:, :2])
+    assert torch.equal(
+        extractor(pictures(2, 3, 3), ["features"])["features"], colours(pictures(2, 3, 3))[:, :2]
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,13 +103,18 @@ def test_a_function_of_ones_own() -> None:
     ],
 )
 def test_what_is_no_row_of_features_is_refused(fn: Callable[[Tensor], Tensor], found: str) -> None:
-    """Another width, fewer rows, more dimensions, whole numbers, no tensor: one line says what came and what would be right."""
-    with pytest.raises(ValueError, match=rf"mine must give floating point of shape \(4, 2\), \(pictures, width\), not {found}"):
+    """Another width, fewer rows, more dimensions, whole numbers, no tensor: one line says what came and what
+    would be right."""
+    with pytest.raises(
+        ValueError,
+        match=rf"mine must give floating point of shape \(4, 2\), \(pictures, width\), not {found}",
+    ):
         custom(fn, weights="x")(pictures(4, 3, 3), ["features"])
 
 
 def test_digits() -> None:
-    """All outputs equal the classifier's own on grey pictures in -1 ... 1; ten classes; other sizes are refused."""
+    """All outputs equal the classifier's own on grey pictures in -1 ... 1; ten classes; other sizes are
+    refused."""
     network = DigitClassifier()
     extractor = DigitFeatures(network)
     grey = [picture[:1].expand(3, -1, -1) for picture in pictures(5, 8, 8)]
@@ -121,9 +131,13 @@ def test_digits() -> None:
 
 
 def test_digits_are_trained_alike() -> None:
-    """The same digits, the same weights; its logits tell dark pictures from bright ones, which stand for two digits."""
+    """The same digits, the same weights; its logits tell dark pictures from bright ones, which stand for two
+    digits."""
     labels = torch.arange(100) % 2
-    images = torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.1 + (labels * 1.0 - 0.5)[:, None, None, None]
+    images = (
+        torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.1
+        + (labels * 1.0 - 0.5)[:, None, None, None]
+    )
     data = TensorData(images, labels)
     extractor = digit_features(data)
     assert extractor.identity == digit_features(data).identity

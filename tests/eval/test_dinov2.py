@@ -1,4 +1,5 @@
-"""DINOv2 against transformers on the same random weights, and its embedding of positions against the formula."""
+"""DINOv2 against transformers on the same random weights, and its embedding of positions against the
+formula."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ def drawn(seed: int, *shape: int) -> Tensor:
 
 def pictures() -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in [(40, 64), (50, 50), (40, 64)]]
+    return [
+        torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
+        for size in [(40, 64), (50, 50), (40, 64)]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +56,11 @@ def small(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) ->
 def transformers_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Meta's names as transformers has them, with queries, keys and values apart."""
     names = {
-        "cls_token": "embeddings.cls_token", "mask_token": "embeddings.mask_token", "pos_embed": "embeddings.position_embeddings",
+        "cls_token": "embeddings.cls_token", "mask_token": "embeddings.mask_token",
+        "pos_embed": "embeddings.position_embeddings",
         "patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm",
-        "attn.proj": "attention.o_proj", "ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1",
+        "attn.proj": "attention.o_proj", "ls1.gamma": "layer_scale1.lambda1",
+        "ls2.gamma": "layer_scale2.lambda1",
     }  # fmt: skip
     out = {}
     for key, tensor in state.items():
@@ -72,17 +78,22 @@ def transformers_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def peer(state: dict[str, Tensor], size: int) -> Dinov2Model:
-    config = Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=size, patch_size=14)
+    config = Dinov2Config(
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=size, patch_size=14
+    )
     model = Dinov2Model(config).eval()
     model.load_state_dict(transformers_keys(state))
     return model
 
 
 def test_the_network_is_transformers(small: Dinov2Features, state: dict[str, Tensor]) -> None:
-    """The same weights and positions: class tokens within 1e-4, at values of about 1, for pictures of two sizes in their order."""
+    """The same weights and positions: class tokens within 1e-4, at values of about 1, for pictures of two
+    sizes in their order."""
     model = peer({**state, "pos_embed": positions(state["pos_embed"])}, 224)
     with torch.inference_mode():
-        expected = torch.cat([model(PREPARATION(picture[None])).last_hidden_state[:, 0] for picture in pictures()])
+        expected = torch.cat(
+            [model(PREPARATION(picture[None])).last_hidden_state[:, 0] for picture in pictures()]
+        )
     found = small(pictures(), ["cls"])["cls"]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert (expected[0] - expected[1]).abs().max() > 1e-2
@@ -92,7 +103,8 @@ def test_the_network_is_transformers(small: Dinov2Features, state: dict[str, Ten
 
 
 def test_positions_are_read_where_meta_reads_them() -> None:
-    """Against the bicubic sum written out in float64 (Keys 1981, a = -3/4), at (i + 1/2) 37 / 16.1 - 1/2, the border repeated: 1e-5."""
+    """Against the bicubic sum written out in float64 (Keys 1981, a = -3/4), at (i + 1/2) 37 / 16.1 - 1/2, the
+    border repeated: 1e-5."""
     embedding = drawn(0, 1, 1 + 37 * 37, 3)
     weights = np.zeros((16, 37))
     for i in range(16):
@@ -109,11 +121,16 @@ def test_positions_are_read_where_meta_reads_them() -> None:
 
 
 def test_peers_read_positions_elsewhere(small: Dinov2Features, state: dict[str, Tensor]) -> None:
-    """timm antialiases and transformers leaves the 0.1 out: their embeddings of the same weights differ from Meta's, and so do features."""
+    """timm antialiases and transformers leaves the 0.1 out: their embeddings of the same weights differ from
+    Meta's, and so do features."""
     embedding = state["pos_embed"]
     ours = positions(embedding)
     timms = resample_abs_pos_embed(embedding, [16, 16])
-    plain = F.interpolate(embedding[:, 1:].unflatten(1, (37, 37)).movedim(-1, 1), (16, 16), mode="bicubic").flatten(2).mT
+    plain = (
+        F.interpolate(embedding[:, 1:].unflatten(1, (37, 37)).movedim(-1, 1), (16, 16), mode="bicubic")
+        .flatten(2)
+        .mT
+    )
     scale = float(embedding.std())
     assert float((ours - timms).std()) > 0.2 * scale
     assert float((ours[:, 1:] - plain).std()) > 0.02 * scale
@@ -123,8 +140,13 @@ def test_peers_read_positions_elsewhere(small: Dinov2Features, state: dict[str, 
 
 
 def test_preparation_is_that_of_stein_et_al() -> None:
-    """torchvision's Resize((224, 224), BICUBIC), ToTensor and Normalize on the picture in Pillow: equal in every bit."""
-    steps = [Resize((224, 224), InterpolationMode.BICUBIC), ToTensor(), Normalize(PREPARATION.mean, PREPARATION.std)]
+    """torchvision's Resize((224, 224), BICUBIC), ToTensor and Normalize on the picture in Pillow: equal in
+    every bit."""
+    steps = [
+        Resize((224, 224), InterpolationMode.BICUBIC),
+        ToTensor(),
+        Normalize(PREPARATION.mean, PREPARATION.std),
+    ]
     for picture in pictures():
         theirs = Compose(steps)(Image.fromarray(picture.permute(1, 2, 0).numpy()))
         assert torch.equal(PREPARATION(picture[None])[0], theirs)

@@ -53,13 +53,16 @@ def test_merging_equal_means_keeps_them() -> None:
 
 @pytest.mark.parametrize("n", [2, 30, 99])
 def test_without_is_the_inverse_of_merge(n: int) -> None:
-    """What is left of 100 samples around 10 +- 0.01 without n of them is the moments of the others, to 1e-12 of the covariance."""
+    """What is left of 100 samples around 10 +- 0.01 without n of them is the moments of the others, to 1e-12
+    of the covariance."""
     x = 10 + 0.01 * normal(0, 100, 6)
     rest = Moments.of(x).without(Moments.of(x[:n]))
     truth = Moments.of(x[n:])
     assert rest.n == 100 - n
     assert float((rest.mean - truth.mean).abs().max()) < 1e-12 * (100 / (100 - n))
-    assert float((rest._scatter - truth._scatter).abs().max()) < 1e-11 * float(Moments.of(x)._scatter.abs().max())
+    assert float((rest._scatter - truth._scatter).abs().max()) < 1e-11 * float(
+        Moments.of(x)._scatter.abs().max()
+    )
     assert Moments.of(x).without(Moments.of(x)).n == 0
     with pytest.raises(ValueError, match="moments of 100 samples cannot be a part of 50"):
         Moments.of(x[:50]).without(Moments.of(x))
@@ -85,15 +88,26 @@ def test_batches_do_not_change_a_bit(sizes: list[int]) -> None:
     assert found.n == 150
     assert same(found.whole(), grouped(x, [13]).whole())
     for which, moments in [(torch.ones(150, dtype=torch.bool), found.whole())] + [
-        case for g in range(4) for case in ((torch.arange(150) % 4 == g, found.group(g)), (torch.arange(150) % 4 != g, found.without(g)))
+        case
+        for g in range(4)
+        for case in (
+            (torch.arange(150) % 4 == g, found.group(g)),
+            (torch.arange(150) % 4 != g, found.without(g)),
+        )
     ]:
         assert moments.n == int(which.sum())
-        assert_moments(moments, torch.from_numpy(x[which].numpy().mean(0)), torch.from_numpy(np.cov(x[which].numpy().T)), 1e-12)
+        assert_moments(
+            moments,
+            torch.from_numpy(x[which].numpy().mean(0)),
+            torch.from_numpy(np.cov(x[which].numpy().T)),
+            1e-12,
+        )
 
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
 def test_sharing_groups_among_processes_does_not_change_a_bit(processes: int) -> None:
-    """Group g with process g % processes, batches of other sizes in each, merged in either order, through their states."""
+    """Group g with process g % processes, batches of other sizes in each, merged in either order, through
+    their states."""
     x = 3 + normal(0, 150, 5)
     shares = []
     for p in range(processes):
@@ -124,7 +138,8 @@ def test_saving_and_resuming_does_not_change_a_bit(at: int) -> None:
 
 
 def test_merging_equal_groups_of_other_samples() -> None:
-    """The moments of both, group by group, to 1e-12; either order gives the same bits; and counting goes on behind both."""
+    """The moments of both, group by group, to 1e-12; either order gives the same bits; and counting goes on
+    behind both."""
     x = 3 + normal(0, 150, 5)
     a, b, b_first = GroupedMoments(5, 4, 8), GroupedMoments(5, 4, 8), GroupedMoments(5, 4, 8)
     a.update(torch.arange(70), x[:70])
@@ -133,7 +148,12 @@ def test_merging_equal_groups_of_other_samples() -> None:
     b_first.merge(a)
     a.merge(b)
     assert same(a.whole(), b_first.whole())
-    assert_moments(a.group(1), torch.from_numpy(x[1::4].numpy().mean(0)), torch.from_numpy(np.cov(x[1::4].numpy().T)), 1e-12)
+    assert_moments(
+        a.group(1),
+        torch.from_numpy(x[1::4].numpy().mean(0)),
+        torch.from_numpy(np.cov(x[1::4].numpy().T)),
+        1e-12,
+    )
     with pytest.raises(ValueError, match="sample 101 came after sample 149 of its group"):
         a.update(torch.tensor([101]), x[:1])
     with pytest.raises(ValueError, match=r"different dim, groups, block: \(5, 4, 8\) and \(5, 4, 9\)"):
@@ -189,7 +209,8 @@ def test_wide_features_are_bitwise_too(threads: int) -> None:
 
 @pytest.mark.gpu
 def test_cuda_features_stay_there() -> None:
-    """Sums are made where features are, bitwise the same in other batches and resumed from a state on the CPU; numpy's to 1e-12."""
+    """Sums are made where features are, bitwise the same in other batches and resumed from a state on the
+    CPU; numpy's to 1e-12."""
     x = 3 + normal(0, 150, 5)
     first, second = GroupedMoments(5, 4, 8), GroupedMoments(5, 4, 8)
     first.update(torch.arange(150), x.cuda())

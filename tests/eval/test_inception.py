@@ -1,4 +1,5 @@
-"""The FID network against torch-fidelity's and pytorch-fid's, on the same random weights and real pictures; and its files."""
+"""The FID network against torch-fidelity's and pytorch-fid's, on the same random weights and real pictures;
+and its files."""
 
 from __future__ import annotations
 
@@ -68,25 +69,34 @@ def ours(load: Callable[..., Inception]) -> Inception:
 @pytest.fixture(scope="module")
 def fidelity(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
     """torch-fidelity's pool and logits without bias, of pictures one by one."""
-    network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased", "logits"], feature_extractor_weights_path=str(file))
+    network = FeatureExtractorInceptionV3(
+        "inception", ["2048", "logits_unbiased", "logits"], feature_extractor_weights_path=str(file)
+    )
 
     @torch.inference_mode()
     def features(pictures: list[Tensor]) -> list[Tensor]:
-        return [torch.cat(rows) for rows in zip(*(network(picture[None]) for picture in pictures), strict=True)]
+        return [
+            torch.cat(rows) for rows in zip(*(network(picture[None]) for picture in pictures), strict=True)
+        ]
 
     return features
 
 
 @pytest.fixture(scope="module")
-def real(ours: Inception, fidelity: Callable[[list[Tensor]], list[Tensor]]) -> tuple[dict[str, Tensor], list[Tensor]]:
+def real(
+    ours: Inception, fidelity: Callable[[list[Tensor]], list[Tensor]]
+) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Features of the photographs, ours and torch-fidelity's."""
     return ours(crops(), ours.widths), fidelity(crops())
 
 
 def test_as_torch_fidelity(ours: Inception, real: tuple[dict[str, Tensor], list[Tensor]]) -> None:
-    """Means, and logits with and without bias, within 1e-4 on features around 1; every output as wide as stated, float32, none constant."""
+    """Means, and logits with and without bias, within 1e-4 on features around 1; every output as wide as
+    stated, float32, none constant."""
     out, expected = real
-    assert {name: value.shape for name, value in out.items()} == {name: (12, width) for name, width in ours.widths.items()}
+    assert {name: value.shape for name, value in out.items()} == {
+        name: (12, width) for name, width in ours.widths.items()
+    }
     for name, theirs in zip(("pool", "logits_unbiased", "logits"), expected, strict=True):
         assert 0.1 < theirs.abs().mean() < 10
         assert out[name].dtype == torch.float32
@@ -95,7 +105,9 @@ def test_as_torch_fidelity(ours: Inception, real: tuple[dict[str, Tensor], list[
 
 
 def test_frechet_distance_is_torch_fidelitys(
-    ours: Inception, real: tuple[dict[str, Tensor], list[Tensor]], fidelity: Callable[[list[Tensor]], list[Tensor]]
+    ours: Inception,
+    real: tuple[dict[str, Tensor], list[Tensor]],
+    fidelity: Callable[[list[Tensor]], list[Tensor]],
 ) -> None:
     """Between photographs and digits, from our features and from theirs, within 1e-6 of it."""
     photos, theirs = real
@@ -106,20 +118,26 @@ def test_frechet_distance_is_torch_fidelitys(
 
 
 @torch.inference_mode()
-def test_as_pytorch_fid(load: Callable[..., Inception], state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under legacy_pytorch, its means of pictures in [0, 1], resized and normalised by itself, within 1e-4."""
+def test_as_pytorch_fid(
+    load: Callable[..., Inception], state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under legacy_pytorch, its means of pictures in [0, 1], resized and normalised by itself, within
+    1e-4."""
     monkeypatch.setattr(pytorch_fid.inception, "load_state_dict_from_url", lambda url, progress: state)
     network = PytorchFid([3]).eval()
     pictures = crops()[:3] + digits()[:1]
     expected = torch.cat([network(picture[None].float() / 255)[0].flatten(1) for picture in pictures])
-    torch.testing.assert_close(load("legacy_pytorch")(pictures, ["pool"])["pool"], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        load("legacy_pytorch")(pictures, ["pool"])["pool"], expected, rtol=0, atol=1e-4
+    )
 
 
 @torch.inference_mode()
 def test_spatial_feature_is_the_first_channels_of_mixed_6d(
     file: Path, ours: Inception, real: tuple[dict[str, Tensor], list[Tensor]]
 ) -> None:
-    """The first 7 channels of torch-fidelity's Mixed_6d, places before channels, within 1e-4: with the rest of the features and alone."""
+    """The first 7 channels of torch-fidelity's Mixed_6d, places before channels, within 1e-4: with the rest
+    of the features and alone."""
     network = FeatureExtractorInceptionV3("inception", ["768"], feature_extractor_weights_path=str(file))
     seen: list[Tensor] = []
     network.Mixed_6d.branch1x1.register_forward_hook(lambda module, given, out: seen.append(out))
@@ -130,9 +148,12 @@ def test_spatial_feature_is_the_first_channels_of_mixed_6d(
     torch.testing.assert_close(ours([picture], ["spatial"])["spatial"][0], expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("outputs", "runs"), [(["spatial"], False), (["pool"], True), (["logits", "spatial"], True), ([], False)])
+@pytest.mark.parametrize(
+    ("outputs", "runs"), [(["spatial"], False), (["pool"], True), (["logits", "spatial"], True), ([], False)]
+)
 def test_computes_no_more_than_asked(ours: Inception, outputs: list[str], runs: bool) -> None:
-    """Exactly the outputs asked for, in their order; what lies behind sFID's feature runs only if something needs it."""
+    """Exactly the outputs asked for, in their order; what lies behind sFID's feature runs only if something
+    needs it."""
     ran: list[bool] = []
     handle = ours.network.Mixed_7a.register_forward_hook(lambda *_: ran.append(True))
     out = ours(crops()[2:3], outputs)
@@ -142,7 +163,8 @@ def test_computes_no_more_than_asked(ours: Inception, outputs: list[str], runs: 
 
 
 def test_other_pictures_do_not_matter(ours: Inception, real: tuple[dict[str, Tensor], list[Tensor]]) -> None:
-    """A picture's row in a batch of twelve of several sizes is its row alone, to 1e-5 of the largest feature."""
+    """A picture's row in a batch of twelve of several sizes is its row alone, to 1e-5 of the largest
+    feature."""
     for i in (2, 7):
         alone = ours(crops()[i : i + 1], ours.widths)
         for name, row in alone.items():
@@ -150,9 +172,12 @@ def test_other_pictures_do_not_matter(ours: Inception, real: tuple[dict[str, Ten
 
 
 def test_float32_is_not_tf32(ours: Inception) -> None:
-    """Convolutions run without cuDNN's TF32, which would round features to three digits, and the setting is left as it was."""
+    """Convolutions run without cuDNN's TF32, which would round features to three digits, and the setting is
+    left as it was."""
     during: list[bool] = []
-    handle = ours.network.Mixed_6a.register_forward_hook(lambda *_: during.append(torch.backends.cudnn.allow_tf32))
+    handle = ours.network.Mixed_6a.register_forward_hook(
+        lambda *_: during.append(torch.backends.cudnn.allow_tf32)
+    )
     before = torch.backends.cudnn.allow_tf32
     ours(crops()[2:3], ["spatial"])
     handle.remove()
@@ -160,8 +185,11 @@ def test_float32_is_not_tf32(ours: Inception) -> None:
     assert torch.backends.cudnn.allow_tf32 == before
 
 
-def test_bfloat16_is_near(load: Callable[..., Inception], real: tuple[dict[str, Tensor], list[Tensor]]) -> None:
-    """Features come as float32, other than float32's, and within 3 % of them, root mean square; and the identity says how."""
+def test_bfloat16_is_near(
+    load: Callable[..., Inception], real: tuple[dict[str, Tensor], list[Tensor]]
+) -> None:
+    """Features come as float32, other than float32's, and within 3 % of them, root mean square; and the
+    identity says how."""
     network = load("torch_fidelity", dtype=torch.bfloat16)
     out, exact = network(crops()[2:4], ["pool", "spatial"]), real[0]
     assert network.identity.network == "inception-2015-12-05 in bfloat16"
@@ -172,11 +200,13 @@ def test_bfloat16_is_near(load: Callable[..., Inception], real: tuple[dict[str, 
 
 
 def test_identities_say_what_numbers_depend_on(load: Callable[..., Inception], file: Path) -> None:
-    """The file's hash, how pictures were prepared, and that random weights are random; another seed or protocol is another identity."""
+    """The file's hash, how pictures were prepared, and that random weights are random; another seed or
+    protocol is another identity."""
     identity = load("clean").identity
     assert identity.weights == hashlib.sha256(file.read_bytes()).hexdigest()
     assert identity.prepared == (
-        "8-bit RGB resized to 299 x 299, bicubic as PIL does it, cut off at 0 and 255, antialiased, to float32; (x - 128) / 128"
+        "8-bit RGB resized to 299 x 299, bicubic as PIL does it, cut off at 0 and 255, antialiased, to "
+        "float32; (x - 128) / 128"
     )
     assert not identity.random
     first, again, other = (random_inception("adm", seed).identity for seed in (0, 0, 1))
@@ -189,7 +219,9 @@ def test_identities_say_what_numbers_depend_on(load: Callable[..., Inception], f
 
 def test_protocols_split_the_inception_score_as_their_tools_do() -> None:
     """torch-fidelity's ten parts after its own shuffle; ADM's five thousands in order."""
-    assert PROTOCOLS["torch_fidelity"].splits == PROTOCOLS["clean"].splits == Splits(count=10, shuffle_seed=2020)
+    assert (
+        PROTOCOLS["torch_fidelity"].splits == PROTOCOLS["clean"].splits == Splits(count=10, shuffle_seed=2020)
+    )
     assert PROTOCOLS["adm"].splits == Splits(size=5000)
     assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
 
@@ -204,7 +236,9 @@ class Layer(nn.Module):
     mean: Tensor
     var: Tensor
 
-    def __init__(self, width: int, out: int, kernel: tuple[int, int] = (1, 1), stride: int = 1, pad: bool = True) -> None:
+    def __init__(
+        self, width: int, out: int, kernel: tuple[int, int] = (1, 1), stride: int = 1, pad: bool = True
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out, width, *kernel))
         self.register_buffer("beta", torch.empty(out))
@@ -259,7 +293,12 @@ class ScopeE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.tower_conv(x), self.tower_1_conv_1(self.tower_1_conv(x))
-        fans = [self.tower_mixed_conv(a), self.tower_mixed_conv_1(a), self.tower_1_mixed_conv(b), self.tower_1_mixed_conv_1(b)]
+        fans = [
+            self.tower_mixed_conv(a),
+            self.tower_mixed_conv_1(a),
+            self.tower_1_mixed_conv(b),
+            self.tower_1_mixed_conv_1(b),
+        ]
         return torch.cat([self.conv(x), *fans, self.tower_2_conv(self.tower_2_pool(x))], 1)
 
 
@@ -274,7 +313,12 @@ def scope_a(width: int, pooled: int) -> Scope:
 
 def scope_c(n: int) -> Scope:
     flat, tall = (1, 7), (7, 1)
-    double = {"conv_1": Layer(n, n, tall), "conv_2": Layer(n, n, flat), "conv_3": Layer(n, n, tall), "conv_4": Layer(n, 192, flat)}
+    double = {
+        "conv_1": Layer(n, n, tall),
+        "conv_2": Layer(n, n, flat),
+        "conv_3": Layer(n, n, tall),
+        "conv_4": Layer(n, 192, flat),
+    }
     return Scope(
         conv=Layer(768, 192),
         tower=tower(conv=Layer(768, n), conv_1=Layer(n, n, flat), conv_2=Layer(n, 192, tall)),
@@ -290,10 +334,16 @@ class Archive(nn.Module):
         super().__init__()
         mixed_3 = Scope(
             conv=Layer(288, 384, (3, 3), 2, False),
-            tower=tower(conv=Layer(288, 64), conv_1=Layer(64, 96, (3, 3)), conv_2=Layer(96, 96, (3, 3), 2, False)),
+            tower=tower(
+                conv=Layer(288, 64), conv_1=Layer(64, 96, (3, 3)), conv_2=Layer(96, 96, (3, 3), 2, False)
+            ),
             pool=nn.MaxPool2d(3, 2),
         )
-        seven = {"conv_1": Layer(192, 192, (1, 7)), "conv_2": Layer(192, 192, (7, 1)), "conv_3": Layer(192, 192, (3, 3), 2, False)}
+        seven = {
+            "conv_1": Layer(192, 192, (1, 7)),
+            "conv_2": Layer(192, 192, (7, 1)),
+            "conv_3": Layer(192, 192, (3, 3), 2, False),
+        }
         mixed_8 = Scope(
             tower=tower(conv=Layer(768, 192), conv_1=Layer(192, 320, (3, 3), 2, False)),
             tower_1=tower(conv=Layer(768, 192), **seven),
@@ -333,14 +383,17 @@ def archive() -> Archive:
         network = Archive()
     network = network.to_empty(device="cpu").eval()
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    drawn = random_state({key.replace(".var", ".running_var"): shape for key, shape in shapes.items()}, seed=1)
+    drawn = random_state(
+        {key.replace(".var", ".running_var"): shape for key, shape in shapes.items()}, seed=1
+    )
     network.load_state_dict({key.replace(".running_var", ".var"): value for key, value in drawn.items()})
     return network
 
 
 @torch.inference_mode()
 def test_reads_the_torchscript_archive(archive: Archive, tmp_path: Path) -> None:
-    """A network with the archive's scopes, saved as TorchScript: its own means, within 1e-4, and its last layer."""
+    """A network with the archive's scopes, saved as TorchScript: its own means, within 1e-4, and its last
+    layer."""
     path = tmp_path / "archive.pt"
     torch.jit.save(torch.jit.script(_tensors_of(archive)), path)
     inception = load_inception(path, "clean", sha256=sha256_of_file(path))
@@ -364,28 +417,52 @@ def _tensors_of(archive: nn.Module) -> nn.Module:
 
 
 def test_every_key_of_the_archive_is_named(archive: Archive) -> None:
-    """The table has the archive's keys and no others, and leads to every published name once; one too many or too few is named."""
+    """The table has the archive's keys and no others, and leads to every published name once; one too many or
+    too few is named."""
     state = archive.state_dict()
     assert state.keys() == FROM_TORCHSCRIPT.keys()
     shapes = {key: tuple(value.shape) for key, value in from_torchscript(state).items()}
     assert shapes == published_shapes()
-    with pytest.raises(ValueError, match=r"has 'layers.mixed_11.conv.weight', which the FID network has no place for"):
+    with pytest.raises(
+        ValueError, match=r"has 'layers.mixed_11.conv.weight', which the FID network has no place for"
+    ):
         from_torchscript({**state, "layers.mixed_11.conv.weight": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"lacks 'layers.mixed.tower_1.conv_2.var', which the FID network needs"):
-        from_torchscript({key: value for key, value in state.items() if key != "layers.mixed.tower_1.conv_2.var"})
+    with pytest.raises(
+        ValueError, match=r"lacks 'layers.mixed.tower_1.conv_2.var', which the FID network needs"
+    ):
+        from_torchscript(
+            {key: value for key, value in state.items() if key != "layers.mixed.tower_1.conv_2.var"}
+        )
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("AuxLogits.fc.weight", torch.zeros(1), "x has 'AuxLogits.fc.weight', which the FID network has no place for"),
-        ("Mixed_6a.branch3x3.bn.bias", None, "x lacks 'Mixed_6a.branch3x3.bn.bias', which the FID network needs"),
-        ("fc.weight", torch.zeros(1000, 2048), r"x: fc.weight has shape \(1000, 2048\), and the FID network's has \(1008, 2048\)"),
+        (
+            "AuxLogits.fc.weight",
+            torch.zeros(1),
+            "x has 'AuxLogits.fc.weight', which the FID network has no place for",
+        ),
+        (
+            "Mixed_6a.branch3x3.bn.bias",
+            None,
+            "x lacks 'Mixed_6a.branch3x3.bn.bias', which the FID network needs",
+        ),
+        (
+            "fc.weight",
+            torch.zeros(1000, 2048),
+            r"x: fc.weight has shape \(1000, 2048\), and the FID network's has \(1008, 2048\)",
+        ),
     ],
 )
-def test_tensors_of_another_network_are_refused(state: dict[str, Tensor], key: str, value: Tensor | None, message: str) -> None:
-    """The first tensor too many, too few or of another shape is named; counters of training are not minded."""
-    changed = {**state, "Mixed_5b.branch1x1.bn.num_batches_tracked": torch.tensor(3)} | ({} if value is None else {key: value})
+def test_tensors_of_another_network_are_refused(
+    state: dict[str, Tensor], key: str, value: Tensor | None, message: str
+) -> None:
+    """The first tensor too many, too few or of another shape is named; counters of training are not
+    minded."""
+    changed = {**state, "Mixed_5b.branch1x1.bn.num_batches_tracked": torch.tensor(3)} | (
+        {} if value is None else {key: value}
+    )
     if value is None:
         del changed[key]
     with pytest.raises(ValueError, match=message):
@@ -393,8 +470,12 @@ def test_tensors_of_another_network_are_refused(state: dict[str, Tensor], key: s
 
 
 def test_only_published_files_unless_asked(file: Path, tmp_path: Path) -> None:
-    """A file of another hash, a protocol that there is not, an output that there is not, and no file: each says so."""
-    with pytest.raises(ValueError, match=r"is not one of pt_inception-2015-12-05-6726825d.pth, inception-2015-12-05.pt: give sha256="):
+    """A file of another hash, a protocol that there is not, an output that there is not, and no file: each
+    says so."""
+    with pytest.raises(
+        ValueError,
+        match=r"is not one of pt_inception-2015-12-05-6726825d.pth, inception-2015-12-05.pt: give sha256=",
+    ):
         load_inception(file)
     with pytest.raises(ValueError, match="is not what was asked for"):
         load_inception(file, sha256=PUBLISHED[0].sha256)

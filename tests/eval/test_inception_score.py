@@ -1,4 +1,5 @@
-"""The Inception Score against what it is for known logits, torch-fidelity's, torchmetrics', and ADM's rule."""
+"""The Inception Score against what it is for known logits, torch-fidelity's, torchmetrics', and ADM's
+rule."""
 
 from __future__ import annotations
 
@@ -16,13 +17,21 @@ from tests.eval.test_metrics import normal
 
 
 def test_scores_that_are_known() -> None:
-    """Certain and evenly spread over C classes: C. Never certain, or always the same class: 1. Half the pictures in each of two: 2."""
+    """Certain and evenly spread over C classes: C. Never certain, or always the same class: 1. Half the
+    pictures in each of two: 2."""
     one = torch.zeros(40, dtype=torch.long)
     certain = 2000 * torch.eye(10, dtype=torch.float64)
-    cases = [(certain.repeat(4, 1), 10), (torch.zeros(40, 10), 1), (certain[:1].expand(40, 10), 1), (certain[:2].repeat(20, 1), 2)]
+    cases = [
+        (certain.repeat(4, 1), 10),
+        (torch.zeros(40, 10), 1),
+        (certain[:1].expand(40, 10), 1),
+        (certain[:2].repeat(20, 1), 2),
+    ]
     for logits, expected in cases:
         found = inception_score(logits, one)
-        assert (found.value, found.extra["std"], found.extra["splits"]) == pytest.approx((expected, 0, 1), rel=1e-12)
+        assert (found.value, found.extra["std"], found.extra["splits"]) == pytest.approx(
+            (expected, 0, 1), rel=1e-12
+        )
         assert math.isnan(found.low)
 
 
@@ -37,18 +46,24 @@ def test_shuffled_splits_are_torch_fidelitys(n: int, splits: int) -> None:
 
 
 def test_torchmetrics_has_the_same_score_and_another_deviation() -> None:
-    """One split: its score, to 1e-10. Of several it draws its own, and takes the deviation with one degree of freedom less."""
+    """One split: its score, to 1e-10. Of several it draws its own, and takes the deviation with one degree of
+    freedom less."""
     logits = 3 * normal(0, 90, 20)
     metric = InceptionScore(torch.nn.Identity(), splits=1).set_dtype(torch.float64)
     metric.update(logits)
-    assert inception_score(logits, shuffled_splits(90, 1)).value == pytest.approx(float(metric.compute()[0]), rel=1e-10)
+    assert inception_score(logits, shuffled_splits(90, 1)).value == pytest.approx(
+        float(metric.compute()[0]), rel=1e-10
+    )
 
 
 def test_ordered_splits_are_adms() -> None:
     """Runs as they come, a shorter one last; the score written out, to 1e-10."""
     logits = 3 * normal(0, 110, 20)
     p = logits.softmax(1).numpy()
-    scores = [np.exp(np.mean(np.sum(part * (np.log(part) - np.log(part.mean(0))), 1))) for part in (p[:50], p[50:100], p[100:])]
+    scores = [
+        np.exp(np.mean(np.sum(part * (np.log(part) - np.log(part.mean(0))), 1)))
+        for part in (p[:50], p[50:100], p[100:])
+    ]
     found = inception_score(logits, ordered_splits(110, 50))
     assert (found.value, found.extra["splits"]) == pytest.approx((np.mean(scores), 3), rel=1e-10)
 

@@ -24,7 +24,9 @@ def test_blocks_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> No
     whole = kernel_distance(x, y), kernel_distance(x, y, x_labels, y_labels)
     gaussian = gaussian_distance(x, y)
     monkeypatch.setattr(kernel, "ROWS", rows)
-    for found, expected in zip((kernel_distance(x, y), kernel_distance(x, y, x_labels, y_labels)), whole, strict=True):
+    for found, expected in zip(
+        (kernel_distance(x, y), kernel_distance(x, y, x_labels, y_labels)), whole, strict=True
+    ):
         assert tuple(found) == pytest.approx(tuple(expected), rel=1e-12)
     assert tuple(gaussian_distance(x, y)) == pytest.approx(tuple(gaussian), rel=1e-12)
 
@@ -33,7 +35,9 @@ def test_blocks_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> No
 def test_subsets_are_torch_fidelitys(sizes: tuple[int, int]) -> None:
     """Mean and standard deviation over 20 subsets of 50, from the same numbers for a seed: to 1e-10."""
     x, y = normal(0, sizes[0], 16), 0.2 + normal(1, sizes[1], 16)
-    theirs = metric_kid.kid_features_to_metric(x, y, kid_subsets=20, kid_subset_size=50, rng_seed=2020, verbose=False, kid_kernel="poly")
+    theirs = metric_kid.kid_features_to_metric(
+        x, y, kid_subsets=20, kid_subset_size=50, rng_seed=2020, verbose=False, kid_kernel="poly"
+    )
     found = subset_kernel_distance(x, y, 20, 50)
     assert found.value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-10)
     assert found.error == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-10)
@@ -50,12 +54,14 @@ def test_a_subset_is_torchmetrics_polynomial_mmd() -> None:
 
 
 def test_torch_fidelity_loses_float32_features() -> None:
-    """On float32 features, as networks give them, its kernel is in float32, too: off by over 1e-5 where features are like Inception's
-    (0.4 +- 0.4) and distances small; ours is that of float64.
+    """On float32 features, as networks give them, its kernel is in float32, too: off by over 1e-5 where
+    features are like Inception's (0.4 +- 0.4) and distances small; ours is that of float64.
     """
     x, y = (0.4 + 0.4 * normal(0, 300, 256)).abs().float(), (0.4 + 0.4 * normal(1, 300, 256)).abs().float()
     settings = dict(kid_subsets=5, kid_subset_size=200, rng_seed=2020, verbose=False, kid_kernel="poly")
-    truth = metric_kid.kid_features_to_metric(x.double(), y.double(), **settings)["kernel_inception_distance_mean"]
+    truth = metric_kid.kid_features_to_metric(x.double(), y.double(), **settings)[
+        "kernel_inception_distance_mean"
+    ]
     theirs = metric_kid.kid_features_to_metric(x, y, **settings)["kernel_inception_distance_mean"]
     assert abs(theirs - truth) > 1e-5 * abs(truth)
     assert subset_kernel_distance(x, y, 5, 200).value == pytest.approx(truth, rel=1e-10)
@@ -64,7 +70,9 @@ def test_torch_fidelity_loses_float32_features() -> None:
 @pytest.mark.parametrize(("subsets", "size"), [(100, 1000), (0, 10), (5, 1)])
 def test_subsets_that_cannot_be_drawn_are_refused(subsets: int, size: int) -> None:
     """More than there are samples; none; or of one sample. One line says what there is."""
-    with pytest.raises(ValueError, match=f"{subsets} subsets of {size} samples cannot be drawn from 20 and 30"):
+    with pytest.raises(
+        ValueError, match=f"{subsets} subsets of {size} samples cannot be drawn from 20 and 30"
+    ):
         subset_kernel_distance(normal(0, 20, 4), normal(1, 30, 4), subsets, size)
 
 
@@ -79,7 +87,8 @@ def cmmd(x: Tensor, y: Tensor) -> float:
 
 @pytest.mark.parametrize("unit", [True, False])
 def test_gaussian_distance_is_its_definition(unit: bool) -> None:
-    """Pair by pair to 1e-9 of the biased squared distance times 1000; on embeddings of length 1, where it is small, too."""
+    """Pair by pair to 1e-9 of the biased squared distance times 1000; on embeddings of length 1, where it is
+    small, too."""
     x, y = normal(0, 12, 8), 0.5 + normal(1, 15, 8)
     if unit:
         x, y = (torch.nn.functional.normalize(z, dim=1) for z in (x, y))
@@ -88,7 +97,8 @@ def test_gaussian_distance_is_its_definition(unit: bool) -> None:
 
 
 def test_error_of_the_gaussian_distance_is_that_of_a_jackknife() -> None:
-    """Each sample of either set left out in turn, by brute force, to 1e-9; and it is the spread of many draws within a third."""
+    """Each sample of either set left out in turn, by brute force, to 1e-9; and it is the spread of many draws
+    within a third."""
     x, y = normal(0, 12, 8), 3 + normal(1, 15, 8)
 
     def without(z: Tensor, i: int) -> Tensor:
@@ -96,7 +106,10 @@ def test_error_of_the_gaussian_distance_is_that_of_a_jackknife() -> None:
 
     left = [
         torch.tensor(values, dtype=torch.float64)
-        for values in ([cmmd(without(x, i), y) for i in range(12)], [cmmd(x, without(y, i)) for i in range(15)])
+        for values in (
+            [cmmd(without(x, i), y) for i in range(12)],
+            [cmmd(x, without(y, i)) for i in range(15)],
+        )
     ]
     expected = sum(float((len(v) - 1) / len(v) * (v - v.mean()).square().sum()) for v in left) ** 0.5
     assert gaussian_distance(x, y).error == pytest.approx(expected, rel=1e-9)
@@ -114,7 +127,8 @@ def test_gaussian_distance_of_two_points() -> None:
 
 
 def test_a_thousand_classes_cost_no_more_than_one() -> None:
-    """3 samples in each of 1,000 classes, by the whole matrix of the kernel: value to 1e-10, no tensor larger than a block of it."""
+    """3 samples in each of 1,000 classes, by the whole matrix of the kernel: value to 1e-10, no tensor larger
+    than a block of it."""
     x, y, labels = normal(0, 3000, 4), 0.3 + normal(1, 3000, 4), torch.arange(3000) % 1000
     same = labels[:, None] == labels
 
@@ -124,7 +138,9 @@ def test_a_thousand_classes_cost_no_more_than_one() -> None:
 
     with Largest() as largest:  # type: ignore[no-untyped-call]
         found = kernel_distance(x, y, labels, labels)
-    assert found.value == pytest.approx(within(x) + within(y) - 2 * float(((x @ y.T / 4 + 1) ** 3).mean()), rel=1e-10)
+    assert found.value == pytest.approx(
+        within(x) + within(y) - 2 * float(((x @ y.T / 4 + 1) ** 3).mean()), rel=1e-10
+    )
     assert largest.numel <= kernel.ROWS * 3000
 
 

@@ -1,4 +1,5 @@
-"""Precision, recall, density and coverage: equal counts by brute force and by their peers, copies and ties included."""
+"""Precision, recall, density and coverage: equal counts by brute force and by their peers, copies and ties
+included."""
 
 from __future__ import annotations
 
@@ -22,8 +23,16 @@ def brute_force(x: Tensor, y: Tensor, k: int) -> tuple[float, float, float, floa
 
     to_x, to_y = (distance(z, z).sort(1).values[:, k] for z in (x, y))  # column 0 is the row itself
     d = distance(x, y)
-    precision, recall = float((d <= to_y).any(1).double().mean()), float((d <= to_x[:, None]).any(0).double().mean())
-    return precision, recall, float((d < to_y).double().sum()) / (k * len(x)), float((d < to_y).any(0).double().mean())
+    precision, recall = (
+        float((d <= to_y).any(1).double().mean()),
+        float((d <= to_x[:, None]).any(0).double().mean()),
+    )
+    return (
+        precision,
+        recall,
+        float((d < to_y).double().sum()) / (k * len(x)),
+        float((d < to_y).any(0).double().mean()),
+    )
 
 
 def grid(seed: int, n: int) -> Tensor:
@@ -33,7 +42,9 @@ def grid(seed: int, n: int) -> Tensor:
 
 def with_copies(seed: int, n: int) -> Tensor:
     """Rows of which every third is a copy of another set's row, far from zero."""
-    return torch.where(torch.arange(n)[:, None] % 3 == 0, 10 + 0.01 * normal(0, 400, 5)[:n], 10 + 0.01 * normal(seed, n, 5))
+    return torch.where(
+        torch.arange(n)[:, None] % 3 == 0, 10 + 0.01 * normal(0, 400, 5)[:n], 10 + 0.01 * normal(seed, n, 5)
+    )
 
 
 CASES = {
@@ -60,31 +71,39 @@ def test_counts_are_exact(case: str, k: int, monkeypatch: pytest.MonkeyPatch) ->
 def test_torch_fidelity_counts_the_same() -> None:
     """Precision and recall with 3 neighbours: its figures, which it keeps in float32."""
     x, y = CASES["normal"]
-    theirs = metric_prc.prc_features_to_metric(x, y, prc_neighborhood=3, prc_batch_size=50, save_cpu_ram=False, verbose=False)
+    theirs = metric_prc.prc_features_to_metric(
+        x, y, prc_neighborhood=3, prc_batch_size=50, save_cpu_ram=False, verbose=False
+    )
     assert tuple(precision_recall(x, y)) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-7)
 
 
 def test_prdc_counts_the_same() -> None:
-    """All four with 5 neighbours, where nothing lies on a border, of which it keeps points out for precision and recall as well."""
+    """All four with 5 neighbours, where nothing lies on a border, of which it keeps points out for precision
+    and recall as well."""
     x, y = CASES["normal"]
     theirs = prdc.compute_prdc(y.numpy(), x.numpy(), nearest_k=5)
-    assert tuple(precision_recall(x, y, 5)) == pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-15)
+    assert tuple(precision_recall(x, y, 5)) == pytest.approx(
+        (theirs["precision"], theirs["recall"]), rel=1e-15
+    )
     assert density_coverage(x, y)[:2] == pytest.approx((theirs["density"], theirs["coverage"]), rel=1e-15)
 
 
 def test_torch_fidelity_miscounts_far_from_zero() -> None:
-    """float32 features of 10 +- 0.01: its distances, through a matrix product in float32, put over a tenth of the samples on the wrong
-    side of a border; ours are counted as by brute force.
+    """float32 features of 10 +- 0.01: its distances, through a matrix product in float32, put over a tenth of
+    the samples on the wrong side of a border; ours are counted as by brute force.
     """
     x, y = (10.001 + 0.01 * normal(0, 200, 32)).float(), (10 + 0.01 * normal(1, 200, 32)).float()
-    theirs = metric_prc.prc_features_to_metric(x, y, prc_neighborhood=3, prc_batch_size=50, save_cpu_ram=False, verbose=False)
+    theirs = metric_prc.prc_features_to_metric(
+        x, y, prc_neighborhood=3, prc_batch_size=50, save_cpu_ram=False, verbose=False
+    )
     truth = brute_force(x.double(), y.double(), 3)
     assert tuple(precision_recall(x, y)) == pytest.approx(truth[:2], rel=1e-15)
     assert abs(theirs["precision"] - truth[0]) > 0.1
 
 
 def test_nearest_is_exact_where_products_are_not() -> None:
-    """Rows that differ by 1e-9 around 1000: right neighbours and distances to 1e-4 (of what float64 holds there), copies at exactly 0."""
+    """Rows that differ by 1e-9 around 1000: right neighbours and distances to 1e-4 (of what float64 holds
+    there), copies at exactly 0."""
     base = 1000 + normal(0, 300, 8)
     x = base + 1e-9 * normal(1, 300, 8)
     found = nearest(x, base)
@@ -97,11 +116,17 @@ def test_nearest_is_exact_where_products_are_not() -> None:
     assert torch.equal(nearest_others(torch.cat([base, base])).index[:, 0], torch.arange(600).roll(300))
 
 
-@pytest.mark.parametrize("sets", [(torch.zeros(0, 4), torch.zeros(9, 4)), (torch.zeros(9, 3), torch.zeros(9, 4))], ids=["empty", "widths"])
+@pytest.mark.parametrize(
+    "sets",
+    [(torch.zeros(0, 4), torch.zeros(9, 4)), (torch.zeros(9, 3), torch.zeros(9, 4))],
+    ids=["empty", "widths"],
+)
 def test_sets_that_cannot_be_compared_are_refused(sets: tuple[Tensor, Tensor]) -> None:
     """Empty ones and other widths; and too few for k neighbours."""
     for measure in (precision_recall, density_coverage):
         with pytest.raises(ValueError, match="equal width are needed"):
             measure(*sets)
-        with pytest.raises(ValueError, match="3 nearest neighbours need as many candidates, of which there are 2"):
+        with pytest.raises(
+            ValueError, match="3 nearest neighbours need as many candidates, of which there are 2"
+        ):
             measure(torch.zeros(9, 4), torch.zeros(3, 4), 3)

@@ -1,4 +1,5 @@
-"""Metrics against closed forms, brute force and the implementations that people cite, on the same features."""
+"""Metrics against closed forms, brute force and the implementations that people cite, on the same
+features."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def test_batches_and_merging_change_nothing(sizes: list[int]) -> None:
         merged.merge(Moments.of(part))
     for moments in (updated, merged, Moments.of(x)):
         assert moments.n == 100
-        assert_moments(moments, torch.from_numpy(x.numpy().mean(0)), torch.from_numpy(np.cov(x.numpy().T)), 1e-12)
+        assert_moments(
+            moments, torch.from_numpy(x.numpy().mean(0)), torch.from_numpy(np.cov(x.numpy().T)), 1e-12
+        )
 
 
 def test_merging_leaves_the_other_alone() -> None:
@@ -58,7 +61,8 @@ def test_merging_leaves_the_other_alone() -> None:
 
 
 def test_float32_features_far_from_zero_keep_their_covariance() -> None:
-    """Features around 10 +- 0.01 in float32, in batches: within 1e-6 of the float64 truth, where E[x^2] - E[x]^2 in float32 is lost."""
+    """Features around 10 +- 0.01 in float32, in batches: within 1e-6 of the float64 truth, where E[x^2] -
+    E[x]^2 in float32 is lost."""
     x = (10 + 0.01 * normal(0, 4000, 6)).float()
     truth = np.cov(x.double().numpy().T)
     moments = Moments(6)
@@ -95,12 +99,18 @@ def test_moments_of_different_width_are_refused() -> None:
 
 
 def test_frechet_distance_of_commuting_covariances() -> None:
-    """In a common eigenbasis it is |m_a - m_b|^2 + sum (sqrt(a_i) - sqrt(b_i))^2, zero and tiny ones included."""
+    """In a common eigenbasis it is |m_a - m_b|^2 + sum (sqrt(a_i) - sqrt(b_i))^2, zero and tiny ones
+    included."""
     basis, _ = torch.linalg.qr(normal(0, 5, 5))
-    a, b = torch.tensor([4.0, 1e-6, 9.0, 0.0, 2.0], dtype=F64), torch.tensor([1.0, 3.0, 16.0, 3.0, 0.0], dtype=F64)
+    a, b = (
+        torch.tensor([4.0, 1e-6, 9.0, 0.0, 2.0], dtype=F64),
+        torch.tensor([1.0, 3.0, 16.0, 3.0, 0.0], dtype=F64),
+    )
     mean = normal(1, 2, 5)
     expected = float((mean[0] - mean[1]).square().sum() + (a.sqrt() - b.sqrt()).square().sum())
-    found = frechet_distance(*(exact(m, basis @ values.diag() @ basis.T) for m, values in zip(mean, (a, b), strict=True)))
+    found = frechet_distance(
+        *(exact(m, basis @ values.diag() @ basis.T) for m, values in zip(mean, (a, b), strict=True))
+    )
     assert found == pytest.approx(expected, rel=1e-7)
 
 
@@ -128,10 +138,16 @@ def test_frechet_distance_agrees_with_its_peers(peer: Callable[[Tensor, Tensor],
 
 @pytest.mark.parametrize("n", [2, 5, 20])
 def test_frechet_distance_is_exact_below_full_rank(n: int) -> None:
-    """N < D: tr (C_a C_b)^(1/2) is the nuclear norm of the centred sets' product, which needs no root of a singular matrix."""
+    """N < D: tr (C_a C_b)^(1/2) is the nuclear norm of the centred sets' product, which needs no root of a
+    singular matrix."""
     x, y = normal(0, n, 32), 1 + normal(1, n + 1, 32)
     a, b = ((z - z.mean(0)) / math.sqrt(len(z) - 1) for z in (x, y))
-    expected = (x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
+    expected = (
+        (x.mean(0) - y.mean(0)).square().sum()
+        + a.square().sum()
+        + b.square().sum()
+        - 2 * torch.linalg.svdvals(a @ b.T).sum()
+    )
     assert frechet_distance(Moments.of(x), Moments.of(y)) == pytest.approx(float(expected), rel=1e-9)
 
 
@@ -149,13 +165,19 @@ def brute_force(x: Tensor, y: Tensor) -> float:
         return float((a @ b / len(a) + 1) ** 3)
 
     def within(z: Tensor) -> float:
-        return sum(k(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j) / (len(z) * (len(z) - 1))
+        return sum(k(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j) / (
+            len(z) * (len(z) - 1)
+        )
 
     return within(x) + within(y) - 2 * sum(k(a, b) for a in x for b in y) / (len(x) * len(y))
 
 
 def peer_torch_fidelity_kid(x: Tensor, y: Tensor) -> float:
-    return float(metric_kid.kernel_mmd(x.numpy(), y.numpy(), kid_kernel="poly", kid_kernel_poly_degree=3, kid_kernel_poly_coef0=1))
+    return float(
+        metric_kid.kernel_mmd(
+            x.numpy(), y.numpy(), kid_kernel="poly", kid_kernel_poly_degree=3, kid_kernel_poly_coef0=1
+        )
+    )
 
 
 def peer_torchmetrics_kid(x: Tensor, y: Tensor) -> float:
@@ -170,10 +192,16 @@ def test_kernel_distance_is_its_definition(sizes: tuple[int, int]) -> None:
     assert value == pytest.approx(brute_force(x, y), rel=1e-10)
     if min(sizes) > 3:  # leaving one out of three leaves too few for the function itself
         without = (
-            torch.tensor([kernel_distance(torch.cat([x[:i], x[i + 1 :]]), y).value for i in range(len(x))], dtype=F64),
-            torch.tensor([kernel_distance(x, torch.cat([y[:i], y[i + 1 :]])).value for i in range(len(y))], dtype=F64),
+            torch.tensor(
+                [kernel_distance(torch.cat([x[:i], x[i + 1 :]]), y).value for i in range(len(x))], dtype=F64
+            ),
+            torch.tensor(
+                [kernel_distance(x, torch.cat([y[:i], y[i + 1 :]])).value for i in range(len(y))], dtype=F64
+            ),
         )
-        assert error == pytest.approx(math.sqrt(sum((len(w) - 1) * float(w.var(correction=0)) for w in without)), rel=1e-8)
+        assert error == pytest.approx(
+            math.sqrt(sum((len(w) - 1) * float(w.var(correction=0)) for w in without)), rel=1e-8
+        )
 
 
 @pytest.mark.parametrize("peer", [peer_torch_fidelity_kid, peer_torchmetrics_kid])
@@ -185,7 +213,8 @@ def test_kernel_distance_agrees_with_its_peers(peer: Callable[[Tensor, Tensor], 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0])
 def test_the_standard_error_is_the_spread_over_draws(shift: float) -> None:
-    """Over 300 draws of two sets the mean jackknife error is the standard deviation of the value, within a factor of 1.3."""
+    """Over 300 draws of two sets the mean jackknife error is the standard deviation of the value, within a
+    factor of 1.3."""
     draws = [kernel_distance(normal(2 * i, 60, 4), shift + normal(2 * i + 1, 40, 4)) for i in range(300)]
     spread = float(torch.tensor([draw.value for draw in draws]).std())
     stated = float(torch.tensor([draw.error for draw in draws]).square().mean().sqrt())
@@ -194,7 +223,9 @@ def test_the_standard_error_is_the_spread_over_draws(shift: float) -> None:
 
 def test_kernel_distance_is_unbiased() -> None:
     """Equal distributions: the mean over 300 draws is 0 within three of its standard errors."""
-    values = torch.tensor([kernel_distance(normal(2 * i, 20, 4), normal(2 * i + 1, 20, 4)).value for i in range(300)])
+    values = torch.tensor(
+        [kernel_distance(normal(2 * i, 20, 4), normal(2 * i + 1, 20, 4)).value for i in range(300)]
+    )
     assert abs(float(values.mean())) < 3 * float(values.std()) / math.sqrt(300)
 
 
@@ -207,8 +238,9 @@ def classes(seed: int, n: int, fixed: bool) -> tuple[Tensor, Tensor]:
 
 
 def test_kernel_distance_of_a_fixed_number_per_class_is_unbiased() -> None:
-    """Equal distributions: 0 within three standard errors with labels, below 0 without. The jackknife's error is the true spread where
-    distributions differ, and up to sqrt(2) of it where they are equal (there a U-statistic has no linear part).
+    """Equal distributions: 0 within three standard errors with labels, below 0 without. The jackknife's error
+    is the true spread where distributions differ, and up to sqrt(2) of it where they are equal (there a
+    U-statistic has no linear part).
     """
     found, plain, apart = [], [], []
     for i in range(100):
@@ -225,7 +257,8 @@ def test_kernel_distance_of_a_fixed_number_per_class_is_unbiased() -> None:
 
 
 def test_kernel_distance_by_class_is_that_of_the_mixture() -> None:
-    """By its definition: mean kernels of every pair of classes, weighted by the classes' shares; the error by leaving out each sample."""
+    """By its definition: mean kernels of every pair of classes, weighted by the classes' shares; the error by
+    leaving out each sample."""
     (x, x_labels), (y, y_labels) = classes(0, 16, True), classes(1, 30, False)
     got = kernel_distance(x, y + 0.5, x_labels, y_labels)
 
@@ -252,14 +285,20 @@ def test_kernel_distance_by_class_is_that_of_the_mixture() -> None:
             leave = []
             for i in (labels == c).nonzero()[:, 0].tolist():
                 rest = torch.arange(len(z)) != i
-                leave.append(value(x[rest], y, x_labels[rest], y_labels) if one else value(x, y[rest], x_labels, y_labels[rest]))
+                leave.append(
+                    value(x[rest], y, x_labels[rest], y_labels)
+                    if one
+                    else value(x, y[rest], x_labels, y_labels[rest])
+                )
             mean = sum(leave) / len(leave)
             variance += (len(leave) - 1) / len(leave) * sum((v - mean) ** 2 for v in leave)
     assert got.error == pytest.approx(math.sqrt(variance), rel=1e-9)
 
 
 @pytest.mark.parametrize("shapes", [((2, 4), (9, 4)), ((9, 4), (9, 5)), ((9,), (9,))], ids=str)
-def test_kernel_distance_refuses_sets_it_cannot_compare(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+def test_kernel_distance_refuses_sets_it_cannot_compare(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+) -> None:
     """Fewer than three samples, in all or in a class, or other widths, raise."""
     with pytest.raises(ValueError, match="kernel distance needs"):
         kernel_distance(*(torch.zeros(shape) for shape in shapes))

@@ -27,7 +27,8 @@ PICTURES = {
 @pytest.mark.parametrize("mode", ["clean", "legacy_pytorch"])
 @pytest.mark.parametrize("name", PICTURES)
 def test_as_clean_fid(mode: str, name: str) -> None:
-    """Within 0.0014 of 255 of clean-fid's own resizers, on photographs, up and down: its clean one, and the one it has for pytorch-fid."""
+    """Within 0.0014 of 255 of clean-fid's own resizers, on photographs, up and down: its clean one, and the
+    one it has for pytorch-fid."""
     expected = build_resizer(mode)(np.ascontiguousarray(PICTURES[name].permute(1, 2, 0)))
     out = RESIZES[mode](PICTURES[name][None])[0].permute(1, 2, 0)
     assert out.dtype == torch.float32
@@ -38,32 +39,47 @@ def test_as_clean_fid(mode: str, name: str) -> None:
 def test_as_torch_fidelity(name: str) -> None:
     """Within 1e-4 of 255 of torch-fidelity's emulation of TensorFlow 1, which is exact."""
     picture = PICTURES[name][None]
-    expected = interpolate_bilinear_2d_like_tensorflow1x(picture.float(), size=(SIZE, SIZE), align_corners=False)
+    expected = interpolate_bilinear_2d_like_tensorflow1x(
+        picture.float(), size=(SIZE, SIZE), align_corners=False
+    )
     torch.testing.assert_close(tensorflow1(picture), expected, rtol=0, atol=1e-4)
 
 
 def test_a_ramp_shows_where_pixels_are_read() -> None:
-    """On a ramp of 100 columns, TensorFlow 1 reads column i at i / 2.99, the others half a pixel further in; to 1e-4, edges aside."""
+    """On a ramp of 100 columns, TensorFlow 1 reads column i at i / 2.99, the others half a pixel further in;
+    to 1e-4, edges aside."""
     ramp = torch.arange(100, dtype=torch.uint8).expand(1, 3, 100, 100)
     columns = torch.arange(SIZE, dtype=torch.float64) * 100 / SIZE
     inside = slice(10, 285)
-    for resize, shift in ((tensorflow1, 0.0), (legacy_pytorch, 0.5 * 100 / SIZE - 0.5), (clean, 0.5 * 100 / SIZE - 0.5)):
-        torch.testing.assert_close(resize(ramp)[0, 0, 7, inside].double(), columns[inside] + shift, rtol=0, atol=1e-4)
+    for resize, shift in (
+        (tensorflow1, 0.0),
+        (legacy_pytorch, 0.5 * 100 / SIZE - 0.5),
+        (clean, 0.5 * 100 / SIZE - 0.5),
+    ):
+        torch.testing.assert_close(
+            resize(ramp)[0, 0, 7, inside].double(), columns[inside] + shift, rtol=0, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", RESIZES)
 def test_one_colour_stays_and_range_is_kept(name: str) -> None:
-    """A picture of one colour is that colour exactly to 1e-4, and black and white noise stays within [0, 255] to as much."""
+    """A picture of one colour is that colour exactly to 1e-4, and black and white noise stays within [0, 255]
+    to as much."""
     flat = torch.tensor([0, 100, 255], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 40, 333)
-    torch.testing.assert_close(RESIZES[name](flat), flat[:, :, :1, :1].float().expand(1, 3, SIZE, SIZE), rtol=0, atol=1e-4)
-    noise = 255 * torch.randint(2, (1, 3, 50, 400), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    torch.testing.assert_close(
+        RESIZES[name](flat), flat[:, :, :1, :1].float().expand(1, 3, SIZE, SIZE), rtol=0, atol=1e-4
+    )
+    noise = 255 * torch.randint(
+        2, (1, 3, 50, 400), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     out = RESIZES[name](noise)
     assert -1e-4 < out.min() < out.max() < 255 + 1e-4
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=lambda protocol: protocol.name)
 def test_antialiasing_is_as_the_protocol_says(protocol: Protocol) -> None:
-    """A fine checkerboard, three times smaller, becomes grey where antialiased, and stays black and white where not."""
+    """A fine checkerboard, three times smaller, becomes grey where antialiased, and stays black and white
+    where not."""
     rows = torch.arange(3 * SIZE)
     board = (255 * ((rows[:, None] + rows) % 2)).to(torch.uint8).expand(1, 3, -1, -1)
     contrast = RESIZES[protocol.resize](board).std()

@@ -23,7 +23,12 @@ def settings(program: str, out: Path, **changes: Any) -> dict[str, Any]:
 
 def test_orders_are_measured_and_written(tmp_path: Path) -> None:
     """Three files; the table has a row per solver, the order measured stands near the one stated."""
-    small = {"samplers": ["ddim", "rk4", "sit_sde"], "steps": [32, 64, 128], "path_steps": [16, 32], "path_samples": 2000}
+    small = {
+        "samplers": ["ddim", "rk4", "sit_sde"],
+        "steps": [32, 64, 128],
+        "path_steps": [16, 32],
+        "path_samples": 2000,
+    }
     curves = orders.run(settings("sampler_orders", tmp_path, **small))
     assert {(c.sampler, c.strong) for c in curves} == {("ddim", False), ("rk4", False), ("sit_sde", True)}
     assert len(curves) == 3 + 3 + 1
@@ -52,7 +57,11 @@ def test_errors_of_rounding_are_no_order() -> None:
 def test_every_solver_states_an_order_or_draws_independent_noise() -> None:
     """What the table leaves out is only what has no order to measure."""
     stated = stated_orders("Order") | stated_orders("Strong order")
-    assert all("noise" in inspect.signature(solver).parameters for name, solver in SAMPLERS.items() if name not in stated)
+    assert all(
+        "noise" in inspect.signature(solver).parameters
+        for name, solver in SAMPLERS.items()
+        if name not in stated
+    )
 
 
 def test_the_benchmark_times_pairs(tmp_path: Path) -> None:
@@ -73,7 +82,11 @@ def test_the_benchmark_times_pairs(tmp_path: Path) -> None:
         ("sampler_orders", {"steps": [8]}, "steps must double, at least once"),
         ("sampler_orders", {"samplers": ["hein"]}, "no sampler named 'hein'; did you mean 'heun'"),
         ("sampler_orders", {"grids": [{"name": "a"}]}, "a grid needs a name and a schedule"),
-        ("sampler_orders", {"grids": [{"name": "a", "schedule": {"name": "flow"}, "spacing": "karass"}]}, "did you mean 'karras'"),
+        (
+            "sampler_orders",
+            {"grids": [{"name": "a", "schedule": {"name": "flow"}, "spacing": "karass"}]},
+            "did you mean 'karras'",
+        ),
         ("sampler_orders", {"grid": []}, "no parameter named 'grid'; did you mean 'grids'"),
         ("bench_samplers", {"samplers": ["rk4"]}, "no counterpart of 'rk4' to time"),
         ("bench_samplers", {"rounds": 0}, "rounds must be at least 1"),
@@ -82,5 +95,7 @@ def test_the_benchmark_times_pairs(tmp_path: Path) -> None:
 def test_errors(tmp_path: Path, program: str, changes: dict[str, Any], message: str) -> None:
     """Before anything is measured, and nothing is written."""
     with pytest.raises(ValueError, match=message):
-        {"sampler_orders": orders.run, "bench_samplers": harness.run}[program](settings(program, tmp_path / "out", **changes))
+        {"sampler_orders": orders.run, "bench_samplers": harness.run}[program](
+            settings(program, tmp_path / "out", **changes)
+        )
     assert not (tmp_path / "out").exists()

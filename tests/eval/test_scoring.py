@@ -1,4 +1,5 @@
-"""Scoring as a whole, in one process: the numbers are those of the mathematics, whatever holds the pictures, and no work is lost."""
+"""Scoring as a whole, in one process: the numbers are those of the mathematics, whatever holds the pictures,
+and no work is lost."""
 
 from __future__ import annotations
 
@@ -65,7 +66,9 @@ def crops(n: int, seed: int = 0, side: int = 24) -> list[Tensor]:
     generator, found = torch.Generator().manual_seed(seed), []
     for i in range(n):
         picture = list(photographs().values())[i % 3]
-        top, left = (int(torch.randint(0, length - side, (), generator=generator)) for length in picture.shape[1:])
+        top, left = (
+            int(torch.randint(0, length - side, (), generator=generator)) for length in picture.shape[1:]
+        )
         found.append(picture[:, top : top + side, left : left + side])
     return found
 
@@ -93,7 +96,11 @@ def score(folders: Path, tmp_path: Path) -> Callable[..., Result]:
     """Scores samples/ against real/, or as settings say, into a file of its own."""
 
     def run(**settings: Any) -> Result:
-        usual = {"samples": str(folders / "samples"), "reference": str(folders / "real"), "out": str(tmp_path / "result.json")}
+        usual = {
+            "samples": str(folders / "samples"),
+            "reference": str(folders / "real"),
+            "out": str(tmp_path / "result.json"),
+        }
         written = scoring.run({"device": "cpu", "progress": False, **usual, **settings})
         assert written is not None
         return written.result
@@ -151,12 +158,24 @@ def refusal(ask: Callable[[], Any], kind: type[Exception] = ValueError) -> str:
     return str(said.value)
 
 
-# Numbers ---------------------------------------------------------------------------------------------------------------
+# Numbers ----------------------------------------------------------------------------------------------------
 
 
 def test_numbers_are_those_of_the_mathematics(score: Callable[..., Result], folders: Path) -> None:
-    """Every figure of Inception's features is what its function gives for the features of all pictures at once."""
-    metrics = ["fid", "sfid", "kid", "inception_score", "precision", "recall", "density", "coverage", "frechet", "kernel"]
+    """Every figure of Inception's features is what its function gives for the features of all pictures at
+    once."""
+    metrics = [
+        "fid",
+        "sfid",
+        "kid",
+        "inception_score",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "frechet",
+        "kernel",
+    ]
     found = score(metric=metrics, groups=7).figures
     assert list(found) == metrics
     ours, theirs = (features(folders / side, "pool") for side in ("samples", "real"))
@@ -164,10 +183,14 @@ def test_numbers_are_those_of_the_mathematics(score: Callable[..., Result], fold
     assert found["fid"].value == pytest.approx(distance, rel=1e-9)
     assert found["frechet"].value == found["fid"].value
     ours_s, theirs_s = (features(folders / side, "spatial") for side in ("samples", "real"))
-    assert found["sfid"].value == pytest.approx(frechet_distance(Moments.of(ours_s), Moments.of(theirs_s)), rel=1e-9)
+    assert found["sfid"].value == pytest.approx(
+        frechet_distance(Moments.of(ours_s), Moments.of(theirs_s)), rel=1e-9
+    )
     value, error = kernel_distance(ours, theirs)
     assert (found["kid"].value, found["kid"].extra["error"]) == (value, error)
-    assert (found["kid"].low, found["kid"].high) == pytest.approx((value - 1.96 * error, value + 1.96 * error), rel=1e-4)
+    assert (found["kid"].low, found["kid"].high) == pytest.approx(
+        (value - 1.96 * error, value + 1.96 * error), rel=1e-4
+    )
     assert found["kernel"].value == value
     by_hand = inception_score(features(folders / "samples", "logits_unbiased"), shuffled_splits(N))
     assert found["inception_score"].value == by_hand.value
@@ -178,15 +201,25 @@ def test_numbers_are_those_of_the_mathematics(score: Callable[..., Result], fold
 
 
 def test_a_result_says_what_it_rests_on(score: Callable[..., Result], folders: Path, tmp_path: Path) -> None:
-    """N, the SHA-256 of samples, reference, training pictures and weights, protocol, settings, versions; strict JSON, which reads back."""
+    """N, the SHA-256 of samples, reference, training pictures and weights, protocol, settings, versions;
+    strict JSON, which reads back."""
     found = score(metric=["fid", "kid", "memorised"], training=str(folders / "real"))
-    content = json.loads((tmp_path / "result.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    content = json.loads(
+        (tmp_path / "result.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
+    )
     assert read_result(tmp_path / "result.json").to_json() == content == found.to_json()
     real = score(samples=str(folders / "real"), metric="inception_score", out=str(tmp_path / "real.json"))
     for name, figure in content["figures"].items():
         basis = figure["basis"]
-        assert (figure["n"], basis.get("n")) == (N, None if name == "memorised" else N), name  # a share is one of any number
-        assert basis["extractor"] == {"network": "small", "weights": "weights".ljust(64, "0"), "prepared": "clean", "random": False}
+        assert (figure["n"], basis.get("n")) == (N, None if name == "memorised" else N), (
+            name
+        )  # a share is one of any number
+        assert basis["extractor"] == {
+            "network": "small",
+            "weights": "weights".ljust(64, "0"),
+            "prepared": "clean",
+            "random": False,
+        }
         assert basis["reference"] == real.samples["sha256"]
         assert basis["output"] == "pool"
     assert content["figures"]["fid"]["basis"]["protocol"] == "clean"
@@ -215,16 +248,23 @@ def shards(folder: Path, place: Path) -> str:
     return f"{place}/{folder.name}-{{0..2}}.tar"
 
 
-def test_what_holds_the_pictures_changes_nothing(score: Callable[..., Result], folders: Path, tmp_path: Path) -> None:
-    """A folder, tar shards and arrays of the same pictures: the same figures to the last bit, the same SHA-256."""
+def test_what_holds_the_pictures_changes_nothing(
+    score: Callable[..., Result], folders: Path, tmp_path: Path
+) -> None:
+    """A folder, tar shards and arrays of the same pictures: the same figures to the last bit, the same
+    SHA-256."""
     pixels = np.stack([np.array(Image.open(file)) for file in sorted((folders / "samples").iterdir())])
     np.savez(tmp_path / "samples.npz", pixels)
     np.save(tmp_path / "samples.npy", pixels)
     metric = ["fid", "kid", "inception_score", "precision", "recall"]
     first = score(metric=metric)
-    for i, other in enumerate((shards(folders / "samples", tmp_path), str(tmp_path / "samples.npz"), str(tmp_path / "samples.npy"))):
+    for i, other in enumerate(
+        (shards(folders / "samples", tmp_path), str(tmp_path / "samples.npz"), str(tmp_path / "samples.npy"))
+    ):
         assert_same(score(samples=other, metric=metric, out=str(tmp_path / f"{i}.json")), first)
-    moved = score(reference=shards(folders / "real", tmp_path), metric=metric, out=str(tmp_path / "moved.json"))
+    moved = score(
+        reference=shards(folders / "real", tmp_path), metric=metric, out=str(tmp_path / "moved.json")
+    )
     assert_same(moved, first)
     check_comparable([first, moved], "fid")
 
@@ -232,12 +272,20 @@ def test_what_holds_the_pictures_changes_nothing(score: Callable[..., Result], f
 def test_only_the_first_pictures(score: Callable[..., Result], folders: Path, tmp_path: Path) -> None:
     """n takes that many, as a folder of no more would; more than there are is refused."""
     write(crops(N)[:12], tmp_path / "few")
-    assert_same(score(n=12, metric="fid"), score(samples=str(tmp_path / "few"), metric="fid", out=str(tmp_path / "few.json")))
-    assert refusal(lambda: score(n=21, metric="fid")) == f"{folders / 'samples'} has 20 pictures, fewer than n=21"
+    assert_same(
+        score(n=12, metric="fid"),
+        score(samples=str(tmp_path / "few"), metric="fid", out=str(tmp_path / "few.json")),
+    )
+    assert (
+        refusal(lambda: score(n=21, metric="fid"))
+        == f"{folders / 'samples'} has 20 pictures, fewer than n=21"
+    )
 
 
 @pytest.mark.parametrize("protocol", ["clean", "legacy_pytorch", "torch_fidelity", "adm"])
-def test_numbers_of_other_protocols_are_not_compared(protocol: str, score: Callable[..., Result], tmp_path: Path) -> None:
+def test_numbers_of_other_protocols_are_not_compared(
+    protocol: str, score: Callable[..., Result], tmp_path: Path
+) -> None:
     """check_comparable names the protocol, and the report has them in tables of their own."""
     (tmp_path / "results").mkdir()
     one = score(metric="fid", name="one", out=str(tmp_path / "results" / "one.json"))
@@ -247,11 +295,13 @@ def test_numbers_of_other_protocols_are_not_compared(protocol: str, score: Calla
     if protocol == "clean":
         check_comparable([one, other], "fid")
     else:
-        assert f"protocol is clean there and {protocol} here" in refusal(lambda: check_comparable([one, other], "fid"))
+        assert f"protocol is clean there and {protocol} here" in refusal(
+            lambda: check_comparable([one, other], "fid")
+        )
     assert tables == (1 if protocol == "clean" else 2), (tmp_path / "results.md").read_text()
 
 
-# Prompts ---------------------------------------------------------------------------------------------------------------
+# Prompts ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -271,10 +321,13 @@ LONG = "a photograph of " + " ".join(f"cat {i}" for i in range(60))
 def test_clip_scores_are_those_of_pictures_and_their_prompts(
     clip: dict[str, Any], score: Callable[..., Result], folders: Path, tmp_path: Path
 ) -> None:
-    """The mean of 100 cos and of 2.5 max(cos, 0) over the pairs, by hand; captions that were cut are counted in the notes."""
+    """The mean of 100 cos and of 2.5 max(cos, 0) over the pairs, by hand; captions that were cut are counted
+    in the notes."""
     prompts = [f"photograph number {i}" for i in range(N - 1)] + [LONG]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))
-    found = score(metric=["clip_score", "clip_score_hessel"], extractors=clip, prompts=str(tmp_path / "prompts.txt"))
+    found = score(
+        metric=["clip_score", "clip_score_hessel"], extractors=clip, prompts=str(tmp_path / "prompts.txt")
+    )
     network: Any = build("clip", ExtractorParams(clip=Tower("tiny", "random")), "clean", torch.float32)
     source = FolderPictures(folders / "samples")
     pictures = [picture for picture in source.read(range(N)) if isinstance(picture, Tensor)]
@@ -282,17 +335,27 @@ def test_clip_scores_are_those_of_pictures_and_their_prompts(
     cosine = (image * network.text(prompts).rows.double()).sum(1)
     assert found.figures["clip_score"].value == pytest.approx(100 * float(cosine.mean()), abs=1e-4)
     half = 1.96 * 100 * float(cosine.std()) / N**0.5
-    assert found.figures["clip_score"].high - found.figures["clip_score"].value == pytest.approx(half, rel=1e-4)
+    assert found.figures["clip_score"].high - found.figures["clip_score"].value == pytest.approx(
+        half, rel=1e-4
+    )
     depicts = (image * network.text([f"A photo depicts {prompt}" for prompt in prompts]).rows.double()).sum(1)
-    assert found.figures["clip_score_hessel"].value == pytest.approx(2.5 * float(depicts.clamp(min=0).mean()), abs=1e-5)
+    assert found.figures["clip_score_hessel"].value == pytest.approx(
+        2.5 * float(depicts.clamp(min=0).mean()), abs=1e-5
+    )
     assert "clip_score: 1 of 20 prompts are longer than the network reads, and were cut" in found.notes
     assert len(found.figures["clip_score"].basis["prompts"]) == 64
     assert "reference" not in found.figures["clip_score"].basis
 
 
-def test_a_picture_that_is_left_out_takes_its_prompt_along(clip: dict[str, Any], score: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_picture_that_is_left_out_takes_its_prompt_along(
+    clip: dict[str, Any], score: Callable[..., Result], tmp_path: Path
+) -> None:
     """All others keep theirs."""
-    settings: dict[str, Any] = {"metric": "clip_score", "extractors": clip, "prompts": str(tmp_path / "prompts.txt")}
+    settings: dict[str, Any] = {
+        "metric": "clip_score",
+        "extractors": clip,
+        "prompts": str(tmp_path / "prompts.txt"),
+    }
     prompts = [f"photograph number {i}" for i in range(N)]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))
     folder = write(crops(N), tmp_path / "s")
@@ -305,7 +368,9 @@ def test_a_picture_that_is_left_out_takes_its_prompt_along(clip: dict[str, Any],
     check_comparable([found, whole], "clip_score")
 
 
-def test_other_prompts_are_another_result(clip: dict[str, Any], score: Callable[..., Result], tmp_path: Path) -> None:
+def test_other_prompts_are_another_result(
+    clip: dict[str, Any], score: Callable[..., Result], tmp_path: Path
+) -> None:
     """Of the same pictures: they are scored again, and the numbers are not compared."""
     file = tmp_path / "prompts.txt"
     settings: dict[str, Any] = {"metric": "clip_score", "extractors": clip, "prompts": str(file)}
@@ -327,7 +392,12 @@ def test_other_prompts_are_another_result(clip: dict[str, Any], score: Callable[
     ],
 )
 def test_prompts_that_do_not_fit_are_refused(
-    prompts: str | None, message: str, clip: dict[str, Any], score: Callable[..., Result], read: list[str], tmp_path: Path
+    prompts: str | None,
+    message: str,
+    clip: dict[str, Any],
+    score: Callable[..., Result],
+    read: list[str],
+    tmp_path: Path,
 ) -> None:
     """Before a picture is read."""
     (tmp_path / "prompts.txt").write_text(prompts or "")
@@ -336,16 +406,21 @@ def test_prompts_that_do_not_fit_are_refused(
     assert read == []
 
 
-# Statistics ------------------------------------------------------------------------------------------------------------
+# Statistics -------------------------------------------------------------------------------------------------
 
 
 def statistics(folders: Path, out: Path, **settings: Any) -> str:
-    reference.run({"samples": str(folders / "real"), "out": str(out), "device": "cpu", "progress": False, **settings})
+    reference.run(
+        {"samples": str(folders / "real"), "out": str(out), "device": "cpu", "progress": False, **settings}
+    )
     return str(out)
 
 
-def test_statistics_stand_for_their_pictures(score: Callable[..., Result], folders: Path, tmp_path: Path) -> None:
-    """Computed once, they give the same distances to the last bit, and say what was computed of what; no work is left beside them."""
+def test_statistics_stand_for_their_pictures(
+    score: Callable[..., Result], folders: Path, tmp_path: Path
+) -> None:
+    """Computed once, they give the same distances to the last bit, and say what was computed of what; no work
+    is left beside them."""
     file = statistics(folders, tmp_path / "real.safetensors", outputs=["pool", "spatial"])
     assert [path.name for path in tmp_path.iterdir()] == ["real.safetensors"]
     metric = ["fid", "sfid"]
@@ -366,9 +441,15 @@ def test_statistics_stand_for_their_pictures(score: Callable[..., Result], folde
     ],
 )
 def test_statistics_that_do_not_fit_are_refused(
-    settings: dict[str, Any], message: str, score: Callable[..., Result], folders: Path, tmp_path: Path, read: list[str]
+    settings: dict[str, Any],
+    message: str,
+    score: Callable[..., Result],
+    folders: Path,
+    tmp_path: Path,
+    read: list[str],
 ) -> None:
-    """Of another protocol or of other weights, without the output; and those of no pictures, where these are needed."""
+    """Of another protocol or of other weights, without the output; and those of no pictures, where these are
+    needed."""
     file = statistics(folders, tmp_path / "real.safetensors")
     read.clear()
     assert message in refusal(lambda: score(**{"metric": "fid", "reference": file, **settings}))
@@ -389,20 +470,29 @@ def foreign(folder: Path, path: Path, pictures: bool = False, width: int | None 
 
 
 def test_statistics_of_pytorch_fid_serve(score: Callable[..., Result], folders: Path, tmp_path: Path) -> None:
-    """The distance is that of the pictures, and a note says that nobody knows the network; another width is refused."""
+    """The distance is that of the pictures, and a note says that nobody knows the network; another width is
+    refused."""
     file = foreign(folders / "real", tmp_path / "real.npz")
     found = score(metric="fid", reference=file)
-    assert found.figures["fid"].value == pytest.approx(score(metric="fid", out=str(tmp_path / "b.json")).figures["fid"].value, rel=1e-9)
-    assert notes(found) == (f"{file} does not say which network its statistics are of, nor how pictures were prepared",)
+    assert found.figures["fid"].value == pytest.approx(
+        score(metric="fid", out=str(tmp_path / "b.json")).figures["fid"].value, rel=1e-9
+    )
+    assert notes(found) == (
+        f"{file} does not say which network its statistics are of, nor how pictures were prepared",
+    )
     narrow = foreign(folders / "real", tmp_path / "narrow.npz", width=4)
-    assert "are of features of width 4, and 'pool' is 6 wide here" in refusal(lambda: score(metric="fid", reference=narrow))
+    assert "are of features of width 4, and 'pool' is 6 wide here" in refusal(
+        lambda: score(metric="fid", reference=narrow)
+    )
     assert refusal(lambda: score(metric="kid", reference=file)) == (
-        f"kid compares picture by picture: {file} holds reference statistics, and no pictures: these are an array called arr_0"
+        f"kid compares picture by picture: {file} holds reference statistics, and no pictures: these are an "
+        "array called arr_0"
     )
 
 
 def test_a_reference_batch_of_adm(score: Callable[..., Result], folders: Path, tmp_path: Path) -> None:
-    """FID and sFID are to its statistics, of all pictures; precision and recall to the pictures that are in it."""
+    """FID and sFID are to its statistics, of all pictures; precision and recall to the pictures that are in
+    it."""
     file = foreign(folders / "real", tmp_path / "batch.npz", pictures=True)
     found = score(metric=["fid", "sfid", "precision", "recall"], reference=file, protocol="adm").figures
     for metric, output in (("fid", "pool"), ("sfid", "spatial")):
@@ -411,10 +501,14 @@ def test_a_reference_batch_of_adm(score: Callable[..., Result], folders: Path, t
     real = features(folders / "real", "pool", "adm")[:12]
     by_hand = precision_recall(features(folders / "samples", "pool", "adm"), real)
     assert (found["precision"].value, found["recall"].value) == tuple(by_hand)
-    assert found["fid"].basis["reference"] == found["sfid"].basis["reference"] != found["precision"].basis["reference"]
+    assert (
+        found["fid"].basis["reference"]
+        == found["sfid"].basis["reference"]
+        != found["precision"].basis["reference"]
+    )
 
 
-# Work that is not lost, and not done twice -----------------------------------------------------------------------------
+# Work that is not lost, and not done twice ------------------------------------------------------------------
 
 
 def left(folder: Path) -> list[str]:
@@ -422,10 +516,17 @@ def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_finished_run_is_not_repeated(score: Callable[..., Result], folders: Path, tmp_path: Path, read: list[str]) -> None:
-    """Nothing is read again, and nothing but the result is left, until pictures, settings or weights change."""
+def test_a_finished_run_is_not_repeated(
+    score: Callable[..., Result], folders: Path, tmp_path: Path, read: list[str]
+) -> None:
+    """Nothing is read again, and nothing but the result is left, until pictures, settings or weights
+    change."""
     write(crops(N), tmp_path / "samples")
-    settings: dict[str, Any] = {"samples": str(tmp_path / "samples"), "metric": ["fid", "kid"], "out": str(tmp_path / "out" / "a.json")}
+    settings: dict[str, Any] = {
+        "samples": str(tmp_path / "samples"),
+        "metric": ["fid", "kid"],
+        "out": str(tmp_path / "out" / "a.json"),
+    }
     first = score(**settings)
     assert left(tmp_path / "out") == ["a.json"]
     assert len(read) == N + N + 5
@@ -443,8 +544,11 @@ def test_a_finished_run_is_not_repeated(score: Callable[..., Result], folders: P
     assert left(tmp_path / "out") == ["a.json"]
 
 
-def test_other_metrics_join_those_that_are_there(score: Callable[..., Result], tmp_path: Path, read: list[str]) -> None:
-    """One after the other, or at once: the same figures. What is there is not computed again, and what is asked of less is still there."""
+def test_other_metrics_join_those_that_are_there(
+    score: Callable[..., Result], tmp_path: Path, read: list[str]
+) -> None:
+    """One after the other, or at once: the same figures. What is there is not computed again, and what is
+    asked of less is still there."""
     whole = score(metric=["fid", "kid", "inception_score"], out=str(tmp_path / "whole.json"))
     score(metric="fid")
     assert set(score(metric=["kid", "fid"]).figures) == {"fid", "kid"}
@@ -458,10 +562,21 @@ def test_other_metrics_join_those_that_are_there(score: Callable[..., Result], t
 
 
 def test_other_settings_get_a_place_of_their_own(folders: Path, tmp_path: Path) -> None:
-    """Beside the samples nothing is replaced by another protocol; pictures that have changed are what replaces."""
+    """Beside the samples nothing is replaced by another protocol; pictures that have changed are what
+    replaces."""
     samples = write(crops(N), tmp_path / "s")
-    config = {"samples": str(samples), "reference": str(folders / "real"), "metric": "fid", "device": "cpu", "progress": False}
-    paths = [written.path.name for protocol in ("clean", "adm", "clean") if (written := scoring.run({**config, "protocol": protocol}))]
+    config = {
+        "samples": str(samples),
+        "reference": str(folders / "real"),
+        "metric": "fid",
+        "device": "cpu",
+        "progress": False,
+    }
+    paths = [
+        written.path.name
+        for protocol in ("clean", "adm", "clean")
+        if (written := scoring.run({**config, "protocol": protocol}))
+    ]
     assert paths[0] == paths[2] == "s.scores.json"
     assert re.fullmatch(r"s\.scores-[0-9a-f]{8}\.json", paths[1])
     write(crops(N + 1), samples)
@@ -471,7 +586,8 @@ def test_other_settings_get_a_place_of_their_own(folders: Path, tmp_path: Path) 
 
 
 def test_a_part_takes_classes_in_turn(score: Callable[..., Result], tmp_path: Path) -> None:
-    """n=6 of two classes are three of each, whatever their order in the folder; what is drawn says itself how many."""
+    """n=6 of two classes are three of each, whatever their order in the folder; what is drawn says itself how
+    many."""
     for label in ("a", "b"):
         write(crops(10, seed=ord(label)), tmp_path / "s" / label)
     part = first_of(FolderPictures(tmp_path / "s"), 6)
@@ -480,13 +596,16 @@ def test_a_part_takes_classes_in_turn(score: Callable[..., Result], tmp_path: Pa
 
 
 def test_splits_in_order_take_classes_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ADM's of a folder sorted by class: as they come from a sampler that draws classes in turn, where runs of one class would score 1."""
+    """ADM's of a folder sorted by class: as they come from a sampler that draws classes in turn, where runs
+    of one class would score 1."""
     logits = 50 * torch.eye(4).repeat_interleave(6, 0)
     indices = torch.arange(24)
     collected = Collected(indices, torch.empty(24, 32), {}, {"inception.logits_unbiased": logits})
     protocol = replace(PROTOCOLS["adm"], splits=Splits(size=8))
     numbers = torch.arange(6).repeat(4)
-    evidence = Evidence("inception.logits_unbiased", collected, protocol, torch.device("cpu"), numbers=numbers)
+    evidence = Evidence(
+        "inception.logits_unbiased", collected, protocol, torch.device("cpu"), numbers=numbers
+    )
     assert METRICS["inception_score"].compute(evidence).value == pytest.approx(4.0, rel=1e-6)
     assert METRICS["inception_score"].compute(replace(evidence, numbers=None)).value < 2.1
 
@@ -495,21 +614,38 @@ def test_pictures_and_networks_of_ones_own(tmp_path: Path) -> None:
     """A module and pictures in memory are scored as files are; the basis names its weights."""
     network = torch.nn.Linear(3 * 24 * 24, 5)
     mine = Custom(
-        network, name="mine", prepared="as they are", width=5, prepare=lambda pictures: torch.stack(list(pictures)).flatten(1).float() / 255
+        network,
+        name="mine",
+        prepared="as they are",
+        width=5,
+        prepare=lambda pictures: torch.stack(list(pictures)).flatten(1).float() / 255,
     )
     pictures = [torch.stack(crops(N)), torch.stack(crops(N + 3, 1))]
-    sources: dict[Any, Source] = {"samples": TensorPictures(pictures[0]), "reference": TensorPictures(pictures[1])}
-    config = {"metric": ["frechet", "kernel"], "features": "mine", "out": str(tmp_path / "a.json"), "device": "cpu", "progress": False}
+    sources: dict[Any, Source] = {
+        "samples": TensorPictures(pictures[0]),
+        "reference": TensorPictures(pictures[1]),
+    }
+    config = {
+        "metric": ["frechet", "kernel"],
+        "features": "mine",
+        "out": str(tmp_path / "a.json"),
+        "device": "cpu",
+        "progress": False,
+    }
     written = scoring.run(config, sources=sources, extractors={"mine": mine})
     assert written is not None
     x, y = (network(each.flatten(1).float() / 255).detach() for each in pictures)
-    assert written.result.figures["frechet"].value == pytest.approx(frechet_distance(Moments.of(x), Moments.of(y)), rel=1e-6)
+    assert written.result.figures["frechet"].value == pytest.approx(
+        frechet_distance(Moments.of(x), Moments.of(y)), rel=1e-6
+    )
     assert written.result.figures["kernel"].basis["extractor"]["network"] == "mine"
     with pytest.raises(ValueError, match="no extractor named 'mien'; did you mean 'mine'"):
         scoring.run({**config, "features": "mien"}, sources=sources, extractors={"mine": mine})
 
 
-def test_pictures_that_change_their_class_are_scored_again(score: Callable[..., Result], tmp_path: Path, read: list[str]) -> None:
+def test_pictures_that_change_their_class_are_scored_again(
+    score: Callable[..., Result], tmp_path: Path, read: list[str]
+) -> None:
     """Though not a byte of them is another."""
     for label in ("a", "b"):
         write(crops(10), tmp_path / "s" / label)
@@ -527,12 +663,16 @@ def test_beside_the_samples(score: Callable[..., Result], tmp_path: Path) -> Non
     score(**settings)
     assert left(tmp_path / "samples") == ["images", "images.scores.json"]
     score(**settings, report=str(tmp_path / "report"), name="First try, 20%")
-    assert [file.rsplit("-", 1)[0] for file in left(tmp_path / "report" / "results")] == ["first-try-20", "first-try-20"]
+    assert [file.rsplit("-", 1)[0] for file in left(tmp_path / "report" / "results")] == [
+        "first-try-20",
+        "first-try-20",
+    ]
     assert {Path(file).suffix for file in left(tmp_path / "report" / "results")} == {".json", ".png"}
 
 
 def test_results_that_gather_do_not_replace_each_other(score: Callable[..., Result], tmp_path: Path) -> None:
-    """Of the same samples with other settings, each keeps its file; with more metrics the one that there is grows."""
+    """Of the same samples with other settings, each keeps its file; with more metrics the one that there is
+    grows."""
     settings: dict[str, Any] = {"metric": ["fid"], "out": None, "report": str(tmp_path)}
     for change in ({}, {"n": 12}, {"protocol": "adm"}, {"metric": ["fid", "kid"]}):
         score(**settings | change)
@@ -544,9 +684,14 @@ def test_results_that_gather_do_not_replace_each_other(score: Callable[..., Resu
 
 @pytest.mark.parametrize("stopped", [KeyboardInterrupt(), OSError(errno.EIO, "a disk has died")])
 def test_what_breaks_off_goes_on(
-    stopped: BaseException, score: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: list[str]
+    stopped: BaseException,
+    score: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    read: list[str],
 ) -> None:
-    """By Ctrl-C or an error, in the middle of the reference: what is done is not read again, and no bit of the numbers changes."""
+    """By Ctrl-C or an error, in the middle of the reference: what is done is not read again, and no bit of
+    the numbers changes."""
     whole = score(metric=["fid", "kid"], out=str(tmp_path / "whole.json"))
     own = FolderPictures.read
 
@@ -577,8 +722,17 @@ def test_a_metric_that_fails_loses_nothing(
     def failing(evidence: Any) -> Any:
         raise ValueError("no memory for this")
 
-    settings = {"samples": str(write(crops(N), tmp_path / "s")), "reference": str(write(crops(N, 1), tmp_path / "r"))}
-    config = {**settings, "metric": ["fid", "kid"], "device": "cpu", "progress": False, "out": str(tmp_path / "a.json")}
+    settings = {
+        "samples": str(write(crops(N), tmp_path / "s")),
+        "reference": str(write(crops(N, 1), tmp_path / "r")),
+    }
+    config = {
+        **settings,
+        "metric": ["fid", "kid"],
+        "device": "cpu",
+        "progress": False,
+        "out": str(tmp_path / "a.json"),
+    }
     with monkeypatch.context() as patch:
         patch.setitem(METRICS, "kid", replace(METRICS["kid"], compute=failing))
         with pytest.raises(ValueError, match="no memory for this"):
@@ -593,11 +747,20 @@ def test_a_metric_that_fails_loses_nothing(
 
 
 def test_a_full_disk_loses_nothing(
-    score: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: list[str], folders: Path
+    score: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    read: list[str],
+    folders: Path,
 ) -> None:
     """At the result: the figures were said, the error names the file, and the next try reads no picture."""
     said: list[str] = []
-    usual = {"samples": str(folders / "samples"), "reference": str(folders / "real"), "metric": ["fid"], "device": "cpu"}
+    usual = {
+        "samples": str(folders / "samples"),
+        "reference": str(folders / "real"),
+        "metric": ["fid"],
+        "device": "cpu",
+    }
     config = {**usual, "progress": False, "out": str(tmp_path / "a.json")}
     with monkeypatch.context() as patch:
 
@@ -630,8 +793,11 @@ def test_a_sheet_that_cannot_be_written_is_made_the_next_time(
     assert sorted(Path(file).suffix for file in left(tmp_path / "results")) == [".json", ".png"]
 
 
-def test_a_cache_serves_all_that_share_a_reference(score: Callable[..., Result], folders: Path, tmp_path: Path, read: list[str]) -> None:
-    """The reference is read once for many samples, and again when it has changed or other features are asked for."""
+def test_a_cache_serves_all_that_share_a_reference(
+    score: Callable[..., Result], folders: Path, tmp_path: Path, read: list[str]
+) -> None:
+    """The reference is read once for many samples, and again when it has changed or other features are asked
+    for."""
     write(crops(N, seed=5), tmp_path / "others")
     settings: dict[str, Any] = {"cache": str(tmp_path / "cache"), "metric": ["fid", "kid"]}
     alone = score(metric=["fid", "kid"], samples=str(tmp_path / "others"), out=str(tmp_path / "alone.json"))
@@ -646,7 +812,7 @@ def test_a_cache_serves_all_that_share_a_reference(score: Callable[..., Result],
     assert len(read) == N + N + 5
 
 
-# Samples that a model draws --------------------------------------------------------------------------------------------
+# Samples that a model draws ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -659,10 +825,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_drawn_samples_are_those_that_would_be_written(
     model: str, score: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By python -m samplers with the same seeds: the same pixels and figures. Nothing is written but the result, which says how it was
-    drawn and what that cost; called again, nothing is drawn.
+    """By python -m samplers with the same seeds: the same pixels and figures. Nothing is written but the
+    result, which says how it was drawn and what that cost; called again, nothing is drawn.
     """
-    how: dict[str, Any] = {"n": 30, "sampler": "ddpm", "steps": 4, "guidance": 2.0, "seed": 3, "batch_size": 30, "device": "cpu"}
+    how: dict[str, Any] = {
+        "n": 30,
+        "sampler": "ddpm",
+        "steps": 4,
+        "guidance": 2.0,
+        "seed": 3,
+        "batch_size": 30,
+        "device": "cpu",
+    }
     real = str(write(crops(N, side=8), tmp_path / "real"))
     out = tmp_path / "out" / "drawn.json"
     found = score(samples={"run": model, **how}, reference=real, metric=["fid", "kid"], out=str(out))
@@ -674,19 +848,41 @@ def test_drawn_samples_are_those_that_would_be_written(
         file.rename(flat / file.name)
     assert_same(score(samples=str(flat), reference=real, metric=["fid", "kid"]), found)
     drawn = found.samples
-    assert (drawn["settings"]["sampler"], drawn["settings"]["steps"], drawn["settings"]["guidance"]) == ("ddpm", 4, 2.0)
+    assert (drawn["settings"]["sampler"], drawn["settings"]["steps"], drawn["settings"]["guidance"]) == (
+        "ddpm",
+        4,
+        2.0,
+    )
     assert drawn["settings"]["fingerprint"] == models.load(model).fingerprint
     assert (drawn["calls"], drawn["n"], drawn["origin"]) == (8, 30, model)
     assert drawn["seconds"] > 0
     assert found.name == "model.safetensors, ddpm, 4 steps, guidance 2"
     monkeypatch.setattr(Drawn, "read", lambda self, indices: pytest.fail("drawn again"))
-    assert score(samples={"run": model, **how}, reference=real, metric=["fid", "kid"], out=str(out)).to_json() == found.to_json()
+    assert (
+        score(samples={"run": model, **how}, reference=real, metric=["fid", "kid"], out=str(out)).to_json()
+        == found.to_json()
+    )
 
 
-def test_drawing_that_breaks_off_goes_on(model: str, score: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_that_breaks_off_goes_on(
+    model: str, score: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is drawn is not drawn again, and a report of what took no time is made all the same."""
-    how: dict[str, Any] = {"run": model, "n": 30, "sampler": "ddim", "steps": 2, "batch_size": 10, "device": "cpu"}
-    settings: dict[str, Any] = {"samples": how, "metric": "inception_score", "batch_size": 10, "out": None, "report": str(tmp_path)}
+    how: dict[str, Any] = {
+        "run": model,
+        "n": 30,
+        "sampler": "ddim",
+        "steps": 2,
+        "batch_size": 10,
+        "device": "cpu",
+    }
+    settings: dict[str, Any] = {
+        "samples": how,
+        "metric": "inception_score",
+        "batch_size": 10,
+        "out": None,
+        "report": str(tmp_path),
+    }
     asked: list[int] = []
     own, stops = Drawn.read, [20]
 
@@ -716,7 +912,7 @@ def test_drawing_that_breaks_off_goes_on(model: str, score: Callable[..., Result
     report_of(tmp_path)
 
 
-# Mistakes --------------------------------------------------------------------------------------------------------------
+# Mistakes ---------------------------------------------------------------------------------------------------
 
 
 def spoilt(folder: Path, kind: str) -> Path:
@@ -743,7 +939,9 @@ def spoilt(folder: Path, kind: str) -> Path:
         ("transparent", "004.png is transparent in places: give it a background first"),
     ],
 )
-def test_pictures_that_cannot_be_used(kind: str, message: str, score: Callable[..., Result], tmp_path: Path) -> None:
+def test_pictures_that_cannot_be_used(
+    kind: str, message: str, score: Callable[..., Result], tmp_path: Path
+) -> None:
     """Are named and counted; on_error=skip leaves them out, sizes=any takes them, and the result says so."""
     folder = spoilt(tmp_path / "samples", kind)
     said = refusal(lambda: score(samples=str(folder), metric="fid", batch_size=3))
@@ -755,10 +953,16 @@ def test_pictures_that_cannot_be_used(kind: str, message: str, score: Callable[.
         assert (found.samples["n"], found.samples["sizes"]) == (20, ["30x20", "24x24"])
         return
     count = 2 if kind == "broken" else 1
-    assert said.endswith("; 1 more of 20 cannot be used (on_error=skip leaves such pictures out)") == (count == 2)
+    assert said.endswith("; 1 more of 20 cannot be used (on_error=skip leaves such pictures out)") == (
+        count == 2
+    )
     found = score(samples=str(folder), metric="fid", on_error="skip", batch_size=3)
     assert notes(found) == (f"{count} of 20 sample pictures could not be used and were left out",)
-    assert (found.samples["n"], found.figures["fid"].n, len(found.samples["skipped"])) == (20 - count, 20 - count, count)
+    assert (found.samples["n"], found.figures["fid"].n, len(found.samples["skipped"])) == (
+        20 - count,
+        20 - count,
+        count,
+    )
 
 
 def test_nothing_that_can_be_used(score: Callable[..., Result], tmp_path: Path) -> None:
@@ -767,32 +971,71 @@ def test_nothing_that_can_be_used(score: Callable[..., Result], tmp_path: Path) 
     folder.mkdir()
     for i in range(N):
         (folder / f"{i:03d}.png").write_text("no picture")
-    for metric in ("fid", "kid", "inception_score", "precision", "density", "memorised", "fid_infinity", "kid_subsets"):
-        said = refusal(partial(score, samples=str(folder), metric=metric, on_error="skip", training=str(folder)))
+    for metric in (
+        "fid",
+        "kid",
+        "inception_score",
+        "precision",
+        "density",
+        "memorised",
+        "fid_infinity",
+        "kid_subsets",
+    ):
+        said = refusal(
+            partial(score, samples=str(folder), metric=metric, on_error="skip", training=str(folder))
+        )
         least = METRICS[metric].least
         assert (
-            said == f"{metric} needs at least {least} sample pictures, and {folder} has {'20' if least > N else '0 of 20 that can be used'}"
+            said == f"{metric} needs at least {least} sample pictures, and {folder} has "
+            f"{'20' if least > N else '0 of 20 that can be used'}"
         )
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "typo": ({"samples": "{folders}/sample"}, "no such folder of pictures: {folders}/sample; did you mean {folders}/samples?"),
-    "empty": ({"samples": "{folders}/empty"}, "no pictures in {folders}/empty: expected files ending in .bmp, "),
-    "no reference": ({"reference": None}, "fid needs reference pictures: reference=FOLDER, or a file of statistics"),
-    "reference": ({"reference": "{folders}/reel"}, "no such folder of pictures: {folders}/reel; did you mean {folders}/real?"),
-    "statistics": ({"reference": "{folders}/a.safetensors"}, "no such file of reference statistics: {folders}/a.safetensors"),
+    "typo": (
+        {"samples": "{folders}/sample"},
+        "no such folder of pictures: {folders}/sample; did you mean {folders}/samples?",
+    ),
+    "empty": (
+        {"samples": "{folders}/empty"},
+        "no pictures in {folders}/empty: expected files ending in .bmp, ",
+    ),
+    "no reference": (
+        {"reference": None},
+        "fid needs reference pictures: reference=FOLDER, or a file of statistics",
+    ),
+    "reference": (
+        {"reference": "{folders}/reel"},
+        "no such folder of pictures: {folders}/reel; did you mean {folders}/real?",
+    ),
+    "statistics": (
+        {"reference": "{folders}/a.safetensors"},
+        "no such file of reference statistics: {folders}/a.safetensors",
+    ),
     "arrays": ({"reference": "{folders}/a.npz"}, "no such file of pictures: {folders}/a.npz"),
     "no training": ({"metric": "memorised"}, "memorised needs training pictures: training=FOLDER"),
-    "no labels": ({"metric": "accuracy"}, "accuracy needs to know what the pictures of {folders}/samples should show: keep them in a"),
-    "subsets": ({"metric": "kid_subsets"}, "kid_subsets needs at least 1000 sample pictures, and {folders}/samples has 20"),
+    "no labels": (
+        {"metric": "accuracy"},
+        "accuracy needs to know what the pictures of {folders}/samples should show: keep them in a",
+    ),
+    "subsets": (
+        {"metric": "kid_subsets"},
+        "kid_subsets needs at least 1000 sample pictures, and {folders}/samples has 20",
+    ),
     "few": ({"metric": "kid", "n": 2}, "kid needs at least 3 sample pictures, and {folders}/samples has 2"),
     "metric": ({"metric": "fdi"}, "no metric named 'fdi'; did you mean 'fid'?"),
     "twice": ({"metric": ["fid", "fid"]}, "metric must name metrics, each once, not fid, fid"),
     "none": ({"metric": []}, "metric must name metrics, each once, not none"),
     "protocol": ({"protocol": "cleen"}, "no protocol named 'cleen'; did you mean 'clean'?"),
     "features": ({"features": "dinov"}, "no extractor named 'dinov'; did you mean 'dinov2'?"),
-    "weights": ({"metric": "fd_dinov2"}, "the weights of vit_large_patch14_dinov2 must be given: extractors.dinov2.weights=FILE"),
-    "clip": ({"metric": "cmmd", "extractors": {"cmmd": {"name": "ViT-L-14-336", "weights": "none.pt"}}}, "none.pt"),
+    "weights": (
+        {"metric": "fd_dinov2"},
+        "the weights of vit_large_patch14_dinov2 must be given: extractors.dinov2.weights=FILE",
+    ),
+    "clip": (
+        {"metric": "cmmd", "extractors": {"cmmd": {"name": "ViT-L-14-336", "weights": "none.pt"}}},
+        "none.pt",
+    ),
     "groups": ({"groups": 0}, "groups must be at least 1, not 0"),
     "batch": ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
     "setting": ({"sampels": "x"}, "no parameter named 'sampels'; did you mean 'samples'?"),
@@ -803,10 +1046,18 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("settings", "message"), MISTAKES.values(), ids=list(MISTAKES))
 def test_mistakes_are_said_before_any_work(
-    settings: dict[str, Any], message: str, score: Callable[..., Result], folders: Path, tmp_path: Path, read: list[str]
+    settings: dict[str, Any],
+    message: str,
+    score: Callable[..., Result],
+    folders: Path,
+    tmp_path: Path,
+    read: list[str],
 ) -> None:
     """In one line, and nothing is written."""
-    filled = {key: value.format(folders=folders) if isinstance(value, str) else value for key, value in settings.items()}
+    filled = {
+        key: value.format(folders=folders) if isinstance(value, str) else value
+        for key, value in settings.items()
+    }
     said = refusal(lambda: score(**{"metric": "fid", **filled}), (ValueError, OSError))  # type: ignore[arg-type]
     assert message.format(folders=folders) in said
     assert read == []
@@ -825,8 +1076,11 @@ def test_classes_that_the_classifier_does_not_know(
     assert read == []
 
 
-def test_the_kernel_distance_says_whether_classes_were_fixed(score: Callable[..., Result], folders: Path, tmp_path: Path) -> None:
-    """Where both sides have the same ones, of which each needs three pictures; otherwise they count as drawn, which is no other's like."""
+def test_the_kernel_distance_says_whether_classes_were_fixed(
+    score: Callable[..., Result], folders: Path, tmp_path: Path
+) -> None:
+    """Where both sides have the same ones, of which each needs three pictures; otherwise they count as drawn,
+    which is no other's like."""
     for side, seed in (("s", 3), ("r", 4)):
         for i, label in enumerate(("a", "b")):
             write(crops(10, seed + 10 * i), tmp_path / side / label)
@@ -835,7 +1089,9 @@ def test_the_kernel_distance_says_whether_classes_were_fixed(score: Callable[...
     settings: dict[str, Any] = {"samples": str(tmp_path / "s"), "metric": "kernel"}
     fixed = score(reference=str(tmp_path / "r"), **settings)
     assert fixed.figures["kernel"].value == kernel_distance(ours, theirs, labels, labels).value
-    assert "classes is fixed there and drawn here" in refusal(lambda: check_comparable([fixed, score(**settings)], "kernel"))
+    assert "classes is fixed there and drawn here" in refusal(
+        lambda: check_comparable([fixed, score(**settings)], "kernel")
+    )
     for file in sorted((tmp_path / "r" / "b").iterdir())[2:]:
         file.unlink()
     said = refusal(lambda: score(reference=str(tmp_path / "r"), **settings))
@@ -849,7 +1105,9 @@ def _classifying(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> 
     return network
 
 
-def test_features_that_are_not_finite(score: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_features_that_are_not_finite(
+    score: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Name the picture; what came before it is kept."""
     own = small_inception.Small.features
 
@@ -866,7 +1124,9 @@ def test_features_that_are_not_finite(score: Callable[..., Result], monkeypatch:
     assert left(tmp_path) == [".result.samples.safetensors"]
 
 
-def test_what_is_in_the_way_is_not_replaced(score: Callable[..., Result], folders: Path, tmp_path: Path, read: list[str]) -> None:
+def test_what_is_in_the_way_is_not_replaced(
+    score: Callable[..., Result], folders: Path, tmp_path: Path, read: list[str]
+) -> None:
     """A file that is no result, a damaged one, a folder, a place that cannot be written."""
     (tmp_path / "list.json").write_text('{"a": 1}')
     (tmp_path / "damaged.json").write_text('{"name": "x", "fig')
@@ -879,20 +1139,28 @@ def test_what_is_in_the_way_is_not_replaced(score: Callable[..., Result], folder
         assert "out=" in said
         assert (tmp_path / name).read_bytes() == before
     said = refusal(lambda: score(metric="fid", out=str(tmp_path / "folder")), OSError)
-    assert said == f"{tmp_path}/folder is a folder, not the file of a result: out={tmp_path}/folder/result.json"
-    assert "cannot write" in refusal(lambda: score(metric="fid", out=str(tmp_path / "text.txt" / "a.json")), OSError)
+    assert (
+        said == f"{tmp_path}/folder is a folder, not the file of a result: out={tmp_path}/folder/result.json"
+    )
+    assert "cannot write" in refusal(
+        lambda: score(metric="fid", out=str(tmp_path / "text.txt" / "a.json")), OSError
+    )
     assert read == []
     assert left(tmp_path) == ["damaged.json", "folder", "list.json", "text.txt"]
 
 
 def test_work_that_is_damaged_is_named(score: Callable[..., Result], tmp_path: Path) -> None:
-    """It is the user's to give up: another file, one cut short, a bit changed in features or in the description, no description."""
+    """It is the user's to give up: another file, one cut short, a bit changed in features or in the
+    description, no description."""
     cache = tmp_path / "cache"
     score(metric="kid", cache=str(cache), out=str(tmp_path / "first.json"))
     (state,) = cache.iterdir()
     whole = state.read_bytes()
     start = 8 + int.from_bytes(whole[:8], "little")
-    flipped = [bytes(b ^ (i == at) for i, b in enumerate(whole)) for at in (start + 1, len(whole) - 1, whole.index(b"done") + 8)]
+    flipped = [
+        bytes(b ^ (i == at) for i, b in enumerate(whole))
+        for at in (start + 1, len(whole) - 1, whole.index(b"done") + 8)
+    ]
     for content in (b"nothing of use", whole[:-9], *flipped):
         state.write_bytes(content)
         said = refusal(lambda: score(metric="kid", cache=str(cache)))
@@ -904,22 +1172,35 @@ def test_work_that_is_damaged_is_named(score: Callable[..., Result], tmp_path: P
     score(metric="kid", cache=str(cache))
 
 
-def test_samples_of_another_size_are_not_ranked_together(score: Callable[..., Result], folders: Path, tmp_path: Path) -> None:
-    """12 pixels against 24: a note says so, also where the reference is a file of statistics; and no rank is across sizes."""
+def test_samples_of_another_size_are_not_ranked_together(
+    score: Callable[..., Result], folders: Path, tmp_path: Path
+) -> None:
+    """12 pixels against 24: a note says so, also where the reference is a file of statistics; and no rank is
+    across sizes."""
     small = str(write(crops(N, side=12), tmp_path / "small"))
     file = statistics(folders, tmp_path / "real.safetensors")
-    said = "the samples are 12x12, the reference is 24x24: resizing them to one size is a part of every distance"
+    said = (
+        "the samples are 12x12, the reference is 24x24: resizing them to one size is a part of every distance"
+    )
     one, other = score(metric="fid", samples=small, out=str(tmp_path / "a.json")), score(metric="fid")
-    assert notes(one) == notes(score(metric="fid", samples=small, reference=file, out=str(tmp_path / "b.json"))) == (said,)
+    assert (
+        notes(one)
+        == notes(score(metric="fid", samples=small, reference=file, out=str(tmp_path / "b.json")))
+        == (said,)
+    )
     assert notes(other) == ()
-    with pytest.raises(ValueError, match="cannot be compared: size of the samples is 12x12 there and 24x24 here"):
+    with pytest.raises(
+        ValueError, match="cannot be compared: size of the samples is 12x12 there and 24x24 here"
+    ):
         check_comparable([one, other], "fid")
     table = markdown_table([replace(one, name="small"), replace(other, name="large")])
     assert table.count("not to be compared with the others") == 2
     assert "size of the samples 12x12" in table
 
 
-def test_results_go_to_weights_and_biases_at_last(score: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_go_to_weights_and_biases_at_last(
+    score: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Once, when the result is written; a failure there costs nothing of it."""
     logged: list[tuple[Any, ...]] = []
 

@@ -16,7 +16,9 @@ def test_the_interval_is_wilsons(met: int, n: int) -> None:
     """scipy's, to 1e-9, at 0 and at all, too."""
     theirs = scipy.stats.binomtest(met, n).proportion_ci(0.95, "wilson")
     found = share(met, n)
-    assert (found.value, found.low, found.high) == pytest.approx((met / n, theirs.low, theirs.high), rel=1e-9, abs=1e-12)
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (met / n, theirs.low, theirs.high), rel=1e-9, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("top", [1, 5, 12])
@@ -41,7 +43,8 @@ def test_accuracy_refuses_what_it_cannot_count() -> None:
 
 
 def test_copies_are_found_with_what_they_copy() -> None:
-    """Of 50 samples 20 are training images with a little noise, in known places: their share, and the index of each."""
+    """Of 50 samples 20 are training images with a little noise, in known places: their share, and the index
+    of each."""
     training, held_out = normal(0, 400, 1, 4, 4), normal(1, 300, 1, 4, 4)
     chosen = torch.arange(20) * 7
     samples = torch.cat([training[chosen] + 1e-3 * normal(2, 20, 1, 4, 4), normal(3, 30, 1, 4, 4)])

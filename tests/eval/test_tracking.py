@@ -1,4 +1,5 @@
-"""Results in Weights & Biases: every figure with both ends of its interval, the sheet, and what the figures rest on; without a network."""
+"""Results in Weights & Biases: every figure with both ends of its interval, the sheet, and what the figures
+rest on; without a network."""
 
 from __future__ import annotations
 
@@ -61,13 +62,21 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
     return Recorder
 
 
-def test_figures_are_numbers_and_what_they_rest_on_is_config(tmp_path: Path, recorder: type[Recorder]) -> None:
-    """fid, fid_low, fid_high; no NaN; settings at the top of the config, bases and facts under fingerprint; plain values throughout."""
+def test_figures_are_numbers_and_what_they_rest_on_is_config(
+    tmp_path: Path, recorder: type[Recorder]
+) -> None:
+    """fid, fid_low, fid_high; no NaN; settings at the top of the config, bases and facts under fingerprint;
+    plain values throughout."""
     tracking.log_result(RESULT, "project", tmp_path / "a.json")
     (run,) = recorder.made
     assert run.logged == [(0, {"fid": 12.34, "fid_low": 12.1, "fid_high": 12.6, "clip_score": 28.5})]
     assert run.closed
-    assert (run.project, run.folder, run.config["batch_size"], run.config["result"]) == ("project", tmp_path / "a", 64, "unet, 10 steps")
+    assert (run.project, run.folder, run.config["batch_size"], run.config["result"]) == (
+        "project",
+        tmp_path / "a",
+        64,
+        "unet, 10 steps",
+    )
     assert run.config["fingerprint"] == {
         "samples": {"origin": "drawn", "n": 100}, "facts": {"torch": "2.15.0"},
         "fid": {"metric": "fid", "reference": "ab" * 32}, "clip_score": {"metric": "clip_score"},
@@ -83,7 +92,8 @@ def test_a_failure_closes_the_run_and_is_not_hidden(tmp_path: Path, recorder: ty
 
 
 def test_without_a_login_it_stays_offline_and_silent(tmp_path: Path) -> None:
-    """The real client, in a process of its own: a run in a folder beside the result, with the sheet as its picture, and nothing printed."""
+    """The real client, in a process of its own: a run in a folder beside the result, with the sheet as its
+    picture, and nothing printed."""
     write_result(replace(RESULT, figures={"fid": RESULT.figures["fid"]}), tmp_path / "a.json")
     Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "a.png")
     program = "import sys; from eval.results import read_result; from eval.tracking import log_result\n"
@@ -92,7 +102,8 @@ def test_without_a_login_it_stays_offline_and_silent(tmp_path: Path) -> None:
     home.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     run = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "a.json")], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        [sys.executable, "-c", program, str(tmp_path / "a.json")], cwd=tmp_path, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True,
         env={**environment, "HOME": str(home), "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

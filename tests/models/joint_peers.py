@@ -1,4 +1,5 @@
-"""Stable Diffusion 3, FLUX.1 and Chroma beside their counterparts in diffusers: names, and what has to be equal."""
+"""Stable Diffusion 3, FLUX.1 and Chroma beside their counterparts in diffusers: names, and what has to be
+equal."""
 
 from __future__ import annotations
 
@@ -38,8 +39,11 @@ NAMES = {
 }
 
 
-def translated(state: Mapping[str, Tensor], rules: Mapping[str, str], swapped: tuple[str, ...]) -> dict[str, Tensor]:
-    """A state dict under diffusers' names; where it says (scale, shift) and we (shift, scale), the halves are swapped."""
+def translated(
+    state: Mapping[str, Tensor], rules: Mapping[str, str], swapped: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """A state dict under diffusers' names; where it says (scale, shift) and we (shift, scale), the halves are
+    swapped."""
     result: dict[str, Tensor] = {}
     for name, value in state.items():
         if name.rpartition(".")[0] in swapped:
@@ -91,26 +95,42 @@ def assert_equal_in_value_and_gradient(
     inputs: tuple[Tensor, Tensor, Condition],
     tolerance: float,
 ) -> None:
-    """Output within `tolerance`; gradients of image, text, vector and every parameter within ten times as much; no tensor left over."""
+    """Output within `tolerance`; gradients of image, text, vector and every parameter within ten times as
+    much; no tensor left over."""
     theirs.load_state_dict(to_theirs(ours.state_dict()), strict=True)
     x, t, condition = inputs
-    wanted = {"x": x, **{name: value for name, value in condition.given.items() if name in ("context", "vector")}}
+    wanted = {
+        "x": x,
+        **{name: value for name, value in condition.given.items() if name in ("context", "vector")},
+    }
     for value in wanted.values():
         value.requires_grad_()
     out, expected = ours(x, t, condition), call_theirs(x, t, **condition.given)
     assert out.shape == expected.shape
     assert relative_error(out, expected) <= tolerance
 
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)  # a different one for every output
-    grads, expected_grads = (torch.autograd.grad((y * weight).sum(), list(wanted.values()), retain_graph=True) for y in (out, expected))
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(
+        out
+    )  # a different one for every output
+    grads, expected_grads = (
+        torch.autograd.grad((y * weight).sum(), list(wanted.values()), retain_graph=True)
+        for y in (out, expected)
+    )
     for name, grad, expected_grad in zip(wanted, grads, expected_grads, strict=True):
         assert relative_error(grad, expected_grad) <= 10 * tolerance, name
 
     (out * weight).sum().backward()
     (expected * weight).sum().backward()
-    mine = to_theirs({name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in ours.named_parameters()})
+    mine = to_theirs(
+        {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in ours.named_parameters()}
+    )
     for name, p in theirs.named_parameters():
-        # A key's bias moves all scores of a query alike, so its gradient is zero but for rounding: the layer's own size is what counts.
-        size = max(float(mine[other].abs().max()) for other in mine if other.rpartition(".")[0] == name.rpartition(".")[0])
+        # A key's bias moves all scores of a query alike, so its gradient is zero but for rounding: the
+        # layer's own size is what counts.
+        size = max(
+            float(mine[other].abs().max())
+            for other in mine
+            if other.rpartition(".")[0] == name.rpartition(".")[0]
+        )
         difference = float((mine[name] - (torch.zeros_like(p) if p.grad is None else p.grad)).abs().max())
         assert difference <= 10 * tolerance * size, name

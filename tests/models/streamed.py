@@ -1,8 +1,9 @@
 """How much memory a process takes that generates images with a streamed model.
 
 python -m tests.models.streamed WEIGHTS COUNT PATH...
-    WEIGHTS is how many bytes there are to be for weights, 0 for no limit at all. Prints {"memory", "before", "after", "peak"}: what `load`
-    was given, bytes resident before loading and after each of COUNT images, and at most
+    WEIGHTS is how many bytes there are to be for weights, 0 for no limit at all. Prints {"memory", "before",
+    "after", "peak"}: what `load` was given, bytes resident before loading and after each of COUNT images, and
+    at most
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ def main(weights: int, count: int, paths: list[str]) -> None:
         generate(model, "a corgi", steps=1, seeds=[seed], height=32, width=32)
         after.append(resident())
     # Not ru_maxrss, which begins with that of the process that started this one.
-    peak = next(1024 * int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak = next(
+        1024 * int(line.split()[1])
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     print(json.dumps({"memory": memory, "before": before, "after": after, "peak": peak}))
 
 

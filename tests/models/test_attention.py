@@ -37,10 +37,14 @@ def test_attention_follows_its_formula(queries: int, keys: int, heads: int) -> N
 @pytest.mark.parametrize("scale", [None, 1.0, 0.3])
 @pytest.mark.parametrize("shape", [None, (2, 3, 7, 5), (1, 3, 7, 5), (1, 1, 7, 5)])
 def test_attend_scales_and_biases_the_scores(shape: tuple[int, ...] | None, scale: float | None) -> None:
-    """softmax(scale * q k^T + bias) v by heads, for a bias of every sample and head or one for all; 1/sqrt(d) without a scale."""
+    """softmax(scale * q k^T + bias) v by heads, for a bias of every sample and head or one for all; 1/sqrt(d)
+    without a scale."""
     q, k, v = normal(2, 3, 7, 4), normal(2, 3, 5, 4), normal(2, 3, 5, 6)
     bias = None if shape is None else normal(*shape)
-    weight = ((4**-0.5 if scale is None else scale) * torch.einsum("bhid,bhjd->bhij", q, k) + (0 if bias is None else bias)).exp()
+    weight = (
+        (4**-0.5 if scale is None else scale) * torch.einsum("bhid,bhjd->bhij", q, k)
+        + (0 if bias is None else bias)
+    ).exp()
     expected = torch.einsum("bhij,bhjd->bihd", weight / weight.sum(-1, keepdim=True), v).flatten(2)
     torch.testing.assert_close(attend(q, k, v, mask=bias, scale=scale), expected, rtol=1e-12, atol=1e-12)
 
@@ -58,7 +62,9 @@ def test_self_attention_stacks_query_key_value(bias: bool) -> None:
     """The fused product holds query, key and value in this order."""
     layer = SelfAttention(12, 3, qkv_bias=bias).double()
     x = normal(2, 5, 12)
-    q, k, v = (linear(x, *pair) for pair in zip(layer.qkv.weight.chunk(3), _biases(layer.qkv.bias, 3), strict=True))
+    q, k, v = (
+        linear(x, *pair) for pair in zip(layer.qkv.weight.chunk(3), _biases(layer.qkv.bias, 3), strict=True)
+    )
     torch.testing.assert_close(layer(x), layer.out(plain(q, k, v, 3)), rtol=1e-12, atol=1e-12)
     assert (layer.qkv.bias is not None) == bias
 
@@ -68,8 +74,13 @@ def test_cross_attention_takes_key_and_value_from_the_context(bias: bool) -> Non
     """Queries come from x; the fused product holds the context's key, then its value."""
     layer = CrossAttention(12, 8, 3, bias=bias).double()
     x, context = normal(2, 5, 12), normal(2, 4, 8)
-    k, v = (linear(context, *pair) for pair in zip(layer.kv.weight.chunk(2), _biases(layer.kv.bias, 2), strict=True))
-    torch.testing.assert_close(layer(x, context), layer.out(plain(layer.q(x), k, v, 3)), rtol=1e-12, atol=1e-12)
+    k, v = (
+        linear(context, *pair)
+        for pair in zip(layer.kv.weight.chunk(2), _biases(layer.kv.bias, 2), strict=True)
+    )
+    torch.testing.assert_close(
+        layer(x, context), layer.out(plain(layer.q(x), k, v, 3)), rtol=1e-12, atol=1e-12
+    )
     assert (layer.q.bias is not None) == (layer.kv.bias is not None) == bias
 
 

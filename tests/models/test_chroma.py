@@ -1,4 +1,5 @@
-"""Chroma: the size of the published net, output and gradients as diffusers computes them, with all of the text or some of it masked."""
+"""Chroma: the size of the published net, output and gradients as diffusers computes them, with all of the
+text or some of it masked."""
 
 from __future__ import annotations
 
@@ -13,7 +14,11 @@ from torch import Tensor
 from diffusion import Condition
 from models import Chroma, ChromaParams
 from tests.models import test_flux
-from tests.models.joint_peers import assert_equal_at_full_width, assert_equal_in_value_and_gradient, call_with_tokens
+from tests.models.joint_peers import (
+    assert_equal_at_full_width,
+    assert_equal_in_value_and_gradient,
+    call_with_tokens,
+)
 from tests.models.small import CHROMA, inputs, randomised, renamed
 from tests.peers import diffusers
 
@@ -28,7 +33,10 @@ MASK = torch.arange(5) < torch.tensor([[2], [4]])
 
 def to_diffusers(params: ChromaParams, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict under diffusers' names."""
-    return test_flux.to_diffusers(params, {key: part for name, value in state.items() for key, part in renamed(name, value, NAMES).items()})
+    return test_flux.to_diffusers(
+        params,
+        {key: part for name, value in state.items() for key, part in renamed(name, value, NAMES).items()},
+    )
 
 
 def peer(p: ChromaParams) -> diffusers.ChromaTransformer2DModel:
@@ -52,8 +60,15 @@ def peer(p: ChromaParams) -> diffusers.ChromaTransformer2DModel:
     return network
 
 
-def call_peer(network: diffusers.ChromaTransformer2DModel, x: Tensor, t: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Its mask is of text and image, and bool: what is not bool, as in its pipelines, it adds to the scores."""
+def call_peer(
+    network: diffusers.ChromaTransformer2DModel,
+    x: Tensor,
+    t: Tensor,
+    context: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Its mask is of text and image, and bool: what is not bool, as in its pipelines, it adds to the
+    scores."""
     pixels = x.shape[-2] * x.shape[-1] // 4
     whole = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), pixels)], dim=1)
     return call_with_tokens(network, x, t, context, attention_mask=whole)
@@ -68,16 +83,24 @@ def test_parameter_count_of_the_published_net() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
 @pytest.mark.parametrize("size", [(8, 12), (14, 4)])
 def test_output_and_gradients_equal_diffusers(
-    size: tuple[int, int], dtype: torch.dtype, tolerance: float, mask: Tensor | None, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    tolerance: float,
+    mask: Tensor | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the same random weights."""
     if dtype == torch.float64:  # which diffusers rounds to float32 before it turns
-        monkeypatch.setattr(diffusers.models.transformers.transformer_flux, "apply_rotary_emb", test_flux.turned)
+        monkeypatch.setattr(
+            diffusers.models.transformers.transformer_flux, "apply_rotary_emb", test_flux.turned
+        )
     ours, theirs = randomised(Chroma(CHROMA)).to(dtype), peer(CHROMA).to(dtype)
     x, t, condition = inputs(CHROMA, size)
     told = replace(condition.to(dtype=dtype), mask=mask)
     to_theirs, call = partial(to_diffusers, CHROMA), partial(call_peer, theirs)
-    assert_equal_in_value_and_gradient(ours, theirs, to_theirs, call, (x.to(dtype), t.to(dtype), told), tolerance)
+    assert_equal_in_value_and_gradient(
+        ours, theirs, to_theirs, call, (x.to(dtype), t.to(dtype), told), tolerance
+    )
 
 
 @pytest.mark.slow
@@ -86,7 +109,9 @@ def test_equals_diffusers_at_full_width() -> None:
     params = replace(ChromaParams(), depth=1, depth_single=1, depth_approximator=1)
     x, t, condition = inputs(params, (8, 12))
     told = (x, t, replace(condition, mask=MASK))
-    assert_equal_at_full_width(lambda: Chroma(params), lambda: peer(params), partial(to_diffusers, params), call_peer, told)
+    assert_equal_at_full_width(
+        lambda: Chroma(params), lambda: peer(params), partial(to_diffusers, params), call_peer, told
+    )
 
 
 @pytest.mark.parametrize("size", [(7, 12), (1, 1)])
@@ -97,7 +122,10 @@ def test_a_batch_equals_its_samples_alone(size: tuple[int, int]) -> None:
     assert condition.context is not None
     with torch.no_grad():
         together = network(x, t, replace(condition, mask=MASK))
-        alone = [network(x[i : i + 1], t[i : i + 1], Condition(condition.context[i : i + 1, : MASK[i].sum()])) for i in range(2)]
+        alone = [
+            network(x[i : i + 1], t[i : i + 1], Condition(condition.context[i : i + 1, : MASK[i].sum()]))
+            for i in range(2)
+        ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
 
 

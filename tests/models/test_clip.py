@@ -1,4 +1,5 @@
-"""CLIP's text tower: every state and the pooled output as transformers and open_clip compute them, and what it refuses."""
+"""CLIP's text tower: every state and the pooled output as transformers and open_clip compute them, and what
+it refuses."""
 
 from __future__ import annotations
 
@@ -56,7 +57,10 @@ def transformers_errors(ours: CLIPText, tokens: Tensor, eos_token_id: int = EOS)
         assert len(states) == len(out.hidden_states) == ours.params.layers + 1
         pairs = {str(i): pair for i, pair in enumerate(zip(states, out.hidden_states, strict=True))}
         pairs["last"] = (ours.norm(states[-1]), out.last_hidden_state)
-        pairs["pooled"] = (ours.pool(states[-1], tokens), out.pooler_output if ours.projection is None else out.text_embeds)
+        pairs["pooled"] = (
+            ours.pool(states[-1], tokens),
+            out.pooler_output if ours.projection is None else out.text_embeds,
+        )
     assert all(a.shape == b.shape for a, b in pairs.values())
     return {name: relative_error(*pair) for name, pair in pairs.items()}
 
@@ -72,9 +76,12 @@ TOWERS = {
 
 @pytest.mark.parametrize("params", TOWERS.values(), ids=TOWERS)
 def test_states_and_pooled_output_equal_transformers(params: CLIPTextParams) -> None:
-    """Every state, the normed last one and the pooled output; empty, short and full prompts, padded as published."""
+    """Every state, the normed last one and the pooled output; empty, short and full prompts, padded as
+    published."""
     pad = EOS if params.activation == "quick_gelu" else 0
-    errors = transformers_errors(tower(params), rows(pad, 0, 9, 75), eos_token_id=2 if params is CLIP_L else EOS)
+    errors = transformers_errors(
+        tower(params), rows(pad, 0, 9, 75), eos_token_id=2 if params is CLIP_L else EOS
+    )
     assert max(errors.values()) <= BOUND, errors
 
 
@@ -87,7 +94,9 @@ def test_states_and_pooled_output_equal_open_clip(name: str) -> None:
         out = peer.forward_intermediates(tokens, output_fmt="NLC")
         states = ours(tokens)
         pairs = list(zip(states[1:], out["text_intermediates"], strict=True))
-        penultimate = peer.forward_intermediates(tokens, indices=[ours.params.layers - 2], normalize_intermediates=True, output_fmt="NLC")
+        penultimate = peer.forward_intermediates(
+            tokens, indices=[ours.params.layers - 2], normalize_intermediates=True, output_fmt="NLC"
+        )
         pairs.append((ours.norm(states[-2]), penultimate["text_intermediates"][0]))
         pairs.append((ours.pool(states[-1], tokens), peer(tokens)))
     assert max(relative_error(*pair) for pair in pairs) <= BOUND
@@ -95,7 +104,8 @@ def test_states_and_pooled_output_equal_open_clip(name: str) -> None:
 
 @pytest.mark.parametrize("pad", [EOS, 0])
 def test_pools_at_the_end_of_text_beside_an_added_token(pad: int) -> None:
-    """A token behind the vocabulary has a greater id than EOS; the pooled output still comes from the first EOS, as in transformers."""
+    """A token behind the vocabulary has a greater id than EOS; the pooled output still comes from the first
+    EOS, as in transformers."""
     ours, tokens = tower(replace(TINY, vocab=49409, projection=16)), rows(pad, 4, 9, 75, added=True)
     assert max(transformers_errors(ours, tokens).values()) <= BOUND
     # Peers that pool at the greatest id take the added token for the end of text.
@@ -105,7 +115,8 @@ def test_pools_at_the_end_of_text_beside_an_added_token(pad: int) -> None:
 
 
 def test_padding_does_not_reach_the_pooled_output() -> None:
-    """The end of text is the first EOS: neither what pads behind it nor how much changes the pooled output."""
+    """The end of text is the first EOS: neither what pads behind it nor how much changes the pooled
+    output."""
     ours = tower(TINY)
     with torch.no_grad():
         expected = None
@@ -132,7 +143,9 @@ def test_quick_gelu_is_the_logistic_approximation() -> None:
     assert 0.02 < (quick_gelu(x) - torch.nn.functional.gelu(x)).abs().max() < 0.021
 
 
-@pytest.mark.parametrize(("params", "count"), [(CLIP_L, 123_060_480), (CLIP_H, 354_032_640), (CLIP_G, 694_659_840)])
+@pytest.mark.parametrize(
+    ("params", "count"), [(CLIP_L, 123_060_480), (CLIP_H, 354_032_640), (CLIP_G, 694_659_840)]
+)
 def test_parameter_count_of_published_towers(params: CLIPTextParams, count: int) -> None:
     """The published files have so many numbers."""
     with torch.device("meta"):

@@ -1,4 +1,5 @@
-"""Networks whose blocks are compiled: as many graphs as there are kinds of blocks, which serve every later call."""
+"""Networks whose blocks are compiled: as many graphs as there are kinds of blocks, which serve every later
+call."""
 
 from __future__ import annotations
 
@@ -39,14 +40,19 @@ def graphs() -> int:
     ids=["DiT", "Flux", "Chroma", "UNet"],
 )
 def test_one_graph_for_each_kind_of_block(kind: Kind, kinds: int) -> None:
-    """Without a break; none is made for other times, prompts, scales of guidance, batches and sizes. Results are the plain network's."""
+    """Without a break; none is made for other times, prompts, scales of guidance, batches and sizes. Results
+    are the plain network's."""
     network = randomised(kind.fresh())
     check_compiles(network)  # which makes a graph of its own
     before, sizes = graphs(), [(8, 12), (8, 8), (6, 10)] if kind.network is not DiT else [kind.size] * 3
     with torch.no_grad():
         for batch, size in zip((2, 4, 3), sizes, strict=True):
             x, t, condition = replace(kind, size=size).inputs()
-            given = (torch.cat([x, x])[:batch], torch.cat([t / batch, t])[:batch], condition[[0, 1, 1, 0][:batch]])
+            given = (
+                torch.cat([x, x])[:batch],
+                torch.cat([t / batch, t])[:batch],
+                condition[[0, 1, 1, 0][:batch]],
+            )
             with compiled(network):
                 out = network(*given)
             assert graphs() - before == kinds
@@ -55,7 +61,8 @@ def test_one_graph_for_each_kind_of_block(kind: Kind, kinds: int) -> None:
 
 
 def test_packed_and_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packed weights are unpacked within the graph, which computes in float32 where half precision is emulated: the same, bitwise."""
+    """Packed weights are unpacked within the graph, which computes in float32 where half precision is
+    emulated: the same, bitwise."""
     monkeypatch.setitem(half.NATIVE, torch.bfloat16, False)
     kind = KINDS["DiT, text"]
     network = randomised(kind.fresh()).bfloat16()
@@ -89,5 +96,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config  # takes seconds
 
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(ValueError, match=r"no working compiler for cpu here \(.*\): install g\+\+ and Python's headers"):
+    with pytest.raises(
+        ValueError, match=r"no working compiler for cpu here \(.*\): install g\+\+ and Python's headers"
+    ):
         check_compiles(KINDS["DiT, text"].fresh())

@@ -22,16 +22,22 @@ TIMES = [0.0, 0.25, 1.0, 17.3, 500.0, 999.0]
 def test_sinusoid_follows_its_formula(dim: int, max_period: float) -> None:
     """Feature k is cos(t * max_period^(-k/half)), feature half + k its sine."""
     half = dim // 2
-    expected = [[f(t * max_period ** (-k / half)) for f in (math.cos, math.sin) for k in range(half)] for t in TIMES]
+    expected = [
+        [f(t * max_period ** (-k / half)) for f in (math.cos, math.sin) for k in range(half)] for t in TIMES
+    ]
     # Angles are float32: at t near 1000 they are good to 6e-5, and so are their sines.
-    torch.testing.assert_close(sinusoid(torch.tensor(TIMES), dim, max_period), torch.tensor(expected), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        sinusoid(torch.tensor(TIMES), dim, max_period), torch.tensor(expected), rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("dim", [2, 8, 320])
 def test_sinusoid_equals_diffusers(dim: int) -> None:
     """It is diffusers' embedding as SD and DiT use it: cosines first, no frequency shift."""
     t = torch.tensor(TIMES)
-    expected = diffusers.models.embeddings.get_timestep_embedding(t, dim, flip_sin_to_cos=True, downscale_freq_shift=0)
+    expected = diffusers.models.embeddings.get_timestep_embedding(
+        t, dim, flip_sin_to_cos=True, downscale_freq_shift=0
+    )
     torch.testing.assert_close(sinusoid(t, dim), expected, rtol=0, atol=1e-6)
 
 
@@ -52,7 +58,8 @@ def test_time_factor_multiplies_t() -> None:
 
 
 def test_time_embedding_of_a_half_precision_network() -> None:
-    """In bfloat16 the MLP runs in bfloat16, while neighbouring times, equal when rounded to bfloat16, stay apart."""
+    """In bfloat16 the MLP runs in bfloat16, while neighbouring times, equal when rounded to bfloat16, stay
+    apart."""
     embedding = TimeEmbedding(32, 16).to(torch.bfloat16)
     out = embedding(torch.tensor([998.0, 999.0]))
     assert out.dtype == torch.bfloat16
@@ -97,10 +104,22 @@ def test_labels_in_range_pass() -> None:
     ("change", "message"),
     [
         (dict(label=None), "this network needs the condition 'label': given is context"),
-        (dict(guidance=torch.ones(2)), "this network has no use for the condition 'guidance'; it takes: label, context"),
-        (dict(vector=torch.ones(2, 3)), "this network has no use for the condition 'vector'; it takes: label, context"),
-        (dict(image=torch.ones(2, 1, 4, 4)), "this network has no use for the condition 'image'; it takes: label, context"),
-        (dict(context=torch.ones(2, 3, 7)), "this network takes 8 numbers in a row of the condition 'context', not 7"),
+        (
+            dict(guidance=torch.ones(2)),
+            "this network has no use for the condition 'guidance'; it takes: label, context",
+        ),
+        (
+            dict(vector=torch.ones(2, 3)),
+            "this network has no use for the condition 'vector'; it takes: label, context",
+        ),
+        (
+            dict(image=torch.ones(2, 1, 4, 4)),
+            "this network has no use for the condition 'image'; it takes: label, context",
+        ),
+        (
+            dict(context=torch.ones(2, 3, 7)),
+            "this network takes 8 numbers in a row of the condition 'context', not 7",
+        ),
     ],
 )
 def test_conditions_must_be_exactly_those_expected(change: dict[str, Any], message: str) -> None:
@@ -113,7 +132,8 @@ def test_conditions_must_be_exactly_those_expected(change: dict[str, Any], messa
 
 
 def test_an_image_beside_x() -> None:
-    """Its channels come behind those of x; what has other channels or another size is refused, with what the network takes."""
+    """Its channels come behind those of x; what has other channels or another size is refused, with what the
+    network takes."""
     params, x = UNetParams(in_channels=3, out_channels=1), torch.zeros(2, 1, 4, 4)
     image = torch.ones(2, 2, 4, 4, dtype=torch.float64)
     assert torch.equal(network_input(x, Condition(image=image), params), torch.cat([x, image.float()], dim=1))

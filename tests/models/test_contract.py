@@ -1,4 +1,5 @@
-"""What every network promises: it starts at zero, uses all it has and all it is told, compiles, and refuses the rest."""
+"""What every network promises: it starts at zero, uses all it has and all it is told, compiles, and refuses
+the rest."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def test_fresh_network_outputs_zero(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_gradient_reaches_every_parameter(kind: Kind) -> None:
-    """No parameter is without influence on the output, but one that published files hold: SD 3's last text tokens ask nothing."""
+    """No parameter is without influence on the output, but one that published files hold: SD 3's last text
+    tokens ask nothing."""
     network = randomised(kind.fresh())
     x, t, condition = kind.inputs()
     network(x, t, condition).square().sum().backward()
@@ -49,14 +51,23 @@ def test_every_condition_changes_the_output(kind: Kind) -> None:
         before = network(x, t, condition)
         for name, value in {"t": t, **condition.given}.items():
             other = torch.cat([value[:1] - 1, value[1:]])
-            after = network(x, other, condition) if name == "t" else network(x, t, replace(condition, **{name: other}))
+            after = (
+                network(x, other, condition)
+                if name == "t"
+                else network(x, t, replace(condition, **{name: other}))
+            )
             assert (after[0] - before[0]).abs().max() > 1e-3, name
             torch.testing.assert_close(after[1], before[1], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [KINDS[name] for name in KINDS if name != "Chroma"], ids=[name for name in KINDS if name != "Chroma"])
+@pytest.mark.parametrize(
+    "kind",
+    [KINDS[name] for name in KINDS if name != "Chroma"],
+    ids=[name for name in KINDS if name != "Chroma"],
+)
 def test_time_factor_brings_t_to_the_range_of_indices(kind: Kind) -> None:
-    """A network for t in [0, 1], by its time_factor 1000 or by its kind, is at t the one with factor 1 at 1000 t."""
+    """A network for t in [0, 1], by its time_factor 1000 or by its kind, is at t the one with factor 1 at
+    1000 t."""
     x, _, condition = kind.inputs()
     t = torch.tensor([0.25, 0.5])
     params = replace(kind.params, time_factor=1000.0) if hasattr(kind.params, "time_factor") else kind.params
@@ -71,7 +82,8 @@ def test_time_factor_brings_t_to_the_range_of_indices(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_dropout_is_for_training_only(kind: Kind) -> None:
-    """It makes the output random in training mode, and does nothing in evaluation mode; without it both modes compute the same."""
+    """It makes the output random in training mode, and does nothing in evaluation mode; without it both modes
+    compute the same."""
     x, t, condition = kind.inputs()
     plain = randomised(kind.fresh())
     with torch.no_grad():
@@ -94,10 +106,13 @@ def smallest(kind: Kind) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for name, kind in KINDS.items() if name not in ("DiT, variance", "Flux, Fill")], ids=lambda kind: kind.network.__name__
+    "kind",
+    [kind for name, kind in KINDS.items() if name not in ("DiT, variance", "Flux, Fill")],
+    ids=lambda kind: kind.network.__name__,
 )
 def test_compiles_as_one_graph_for_all_times(kind: Kind) -> None:
-    """torch.compile makes one graph without a break, does not recompile as t and guidance change, and computes the same."""
+    """torch.compile makes one graph without a break, does not recompile as t and guidance change, and
+    computes the same."""
     torch._dynamo.reset()
     network = randomised(smallest(kind))
     compiled = torch.compile(network, fullgraph=True, backend="eager")
@@ -111,7 +126,9 @@ def test_compiles_as_one_graph_for_all_times(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [KINDS[name] for name in ("UNet, SDXL", "Flux, dev", "SD 3, 3.5 medium")], ids=lambda kind: kind.network.__name__
+    "kind",
+    [KINDS[name] for name in ("UNet, SDXL", "Flux, dev", "SD 3, 3.5 medium")],
+    ids=lambda kind: kind.network.__name__,
 )
 def test_odd_sizes_compile_too(kind: Kind) -> None:
     """One graph, the same result, and a batch that equals its samples alone."""
@@ -120,7 +137,9 @@ def test_odd_sizes_compile_too(kind: Kind) -> None:
     x, t, condition = replace(kind, size=(7, 9)).inputs()
     with torch.no_grad():
         out = network(x, t, condition)
-        torch.testing.assert_close(torch.compile(network, fullgraph=True, backend="eager")(x, t, condition), out)
+        torch.testing.assert_close(
+            torch.compile(network, fullgraph=True, backend="eager")(x, t, condition), out
+        )
         alone = network(x[:1], t[:1], condition[:1])
     assert out.shape[2:] == (7, 9)
     torch.testing.assert_close(out[:1], alone, rtol=0, atol=1e-5)
@@ -131,7 +150,8 @@ READERS = {name: kind for name, kind in KINDS.items() if "context" in kind.param
 
 @pytest.mark.parametrize("kind", READERS.values(), ids=READERS)
 def test_contexts_of_two_lengths_in_one_batch(kind: Kind) -> None:
-    """Filled up and masked, each sample is what it is alone; without the mask the longer context would be another one."""
+    """Filled up and masked, each sample is what it is alone; without the mask the longer context would be
+    another one."""
     network = randomised(kind.fresh())
     x, t, condition = kind.inputs()
     short = replace(condition, context=condition.given["context"][:, :2])
@@ -157,11 +177,16 @@ def test_refuses_a_condition_it_has_no_use_for(kind: Kind, name: str) -> None:
     """A condition that would be ignored raises, and the error names it and those that are taken."""
     x, t, condition = kind.inputs()
     useless = torch.zeros(2, *[1] * (RANKS[name] - 1), dtype=torch.long if name == "label" else None)
-    with pytest.raises(ValueError, match=f"has no use for the condition '{name}'; it takes: {', '.join(kind.params.takes) or 'none'}"):
+    with pytest.raises(
+        ValueError,
+        match=f"has no use for the condition '{name}'; it takes: {', '.join(kind.params.takes) or 'none'}",
+    ):
         kind.fresh()(x, t, replace(condition, **{name: useless}))
 
 
-@pytest.mark.parametrize(("kind", "name"), [(name, condition) for name, kind in KINDS.items() for condition in kind.params.takes])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(name, condition) for name, kind in KINDS.items() for condition in kind.params.takes]
+)
 def test_refuses_to_do_without_a_condition(kind: str, name: str) -> None:
     """A missing condition raises, and the error names it."""
     x, t, condition = KINDS[kind].inputs()
@@ -181,7 +206,8 @@ def test_refuses_labels_out_of_range(kind: Kind, label: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_checkpointing_changes_memory_only(kind: Kind) -> None:
-    """The same output and gradients, dropout included, from half of what the graph keeps otherwise; two thirds in two small blocks."""
+    """The same output and gradients, dropout included, from half of what the graph keeps otherwise; two
+    thirds in two small blocks."""
     params = replace(kind.params, dropout=0.1) if hasattr(kind.params, "dropout") else kind.params
     network: Any = randomised(kind.network(params)).train()
     x, t, condition = replace(kind, size=(16, 16) if kind.network is UNet else kind.size).inputs()
@@ -199,7 +225,15 @@ def test_checkpointing_changes_memory_only(kind: Kind) -> None:
             out = network(x, t, condition)
         weights = sum(kept.pop(p.untyped_storage().data_ptr(), 0) for p in network.parameters())
         assert weights > 0
-        results.append(([out, *torch.autograd.grad(out.square().sum(), list(network.parameters()), allow_unused=True)], sum(kept.values())))
+        results.append(
+            (
+                [
+                    out,
+                    *torch.autograd.grad(out.square().sum(), list(network.parameters()), allow_unused=True),
+                ],
+                sum(kept.values()),
+            )
+        )
     (plain, whole), (again, part) = results
     for a, b in zip(plain, again, strict=True):
         assert (a is None) == (b is None)  # a last stream's queries

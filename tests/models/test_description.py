@@ -1,4 +1,5 @@
-"""What a model says of itself, when it is built, saved and loaded: the factor of its times, and the names of its classes."""
+"""What a model says of itself, when it is built, saved and loaded: the factor of its times, and the names of
+its classes."""
 
 from __future__ import annotations
 
@@ -16,9 +17,18 @@ from models import Model
 from models.families import AUTOENCODERS
 from models.families.taesd_keys import PREVIEW
 
-DIT = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 64, "depth": 1, "heads": 2, "num_classes": 3}
+DIT = {
+    "name": "dit",
+    "in_channels": 1,
+    "image_size": 8,
+    "hidden": 64,
+    "depth": 1,
+    "heads": 2,
+    "num_classes": 3,
+}
 UNET = {
-    "name": "unet", "in_channels": 1, "out_channels": 1, "channels": 64, "channel_mult": [1], "blocks": 1, "attention": [0],
+    "name": "unet", "in_channels": 1, "out_channels": 1, "channels": 64, "channel_mult": [1], "blocks": 1,
+    "attention": [0],
     "middle_attention": 0, "groups": 8, "num_classes": 3,
 }  # fmt: skip
 FLOW: dict[str, Any] = {"schedule": {"name": "flow"}, "prediction": "flow"}
@@ -48,14 +58,23 @@ def similarity(model: Model, low: float, high: float) -> float:
     ],
 )
 def test_a_network_sees_its_times_apart(
-    network: dict[str, Any], schedule: dict[str, Any], prediction: str, times: tuple[float, float], factor: float
+    network: dict[str, Any],
+    schedule: dict[str, Any],
+    prediction: str,
+    times: tuple[float, float],
+    factor: float,
 ) -> None:
-    """The factor follows from the schedule where the description leaves it out or null; with 1, a flow's cosine would be 0.98."""
+    """The factor follows from the schedule where the description leaves it out or null; with 1, a flow's
+    cosine would be 0.98."""
     for given in ({}, {"time_factor": None}):
-        model = models.build({"network": {**network, **given}, "schedule": schedule, "prediction": prediction})
+        model = models.build(
+            {"network": {**network, **given}, "schedule": schedule, "prediction": prediction}
+        )
         assert model.spec["network"]["time_factor"] == factor
         assert similarity(model, *times) < 0.5
-    kept = models.build({"network": {**network, "time_factor": 2.5}, "schedule": schedule, "prediction": prediction})
+    kept = models.build(
+        {"network": {**network, "time_factor": 2.5}, "schedule": schedule, "prediction": prediction}
+    )
     assert kept.spec["network"]["time_factor"] == 2.5
 
 
@@ -99,7 +118,8 @@ def test_classes_are_named_in_files(tmp_path: Path) -> None:
 
 
 def test_a_description_of_another_model_is_refused() -> None:
-    """A network of one's own, none at all, other parameters, another schedule or prediction: one line with the remedy."""
+    """A network of one's own, none at all, other parameters, another schedule or prediction: one line with
+    the remedy."""
     model = models.build({"network": DIT, **FLOW})
     model.check_description()
     table = models.build({"network": DIT, "schedule": {"name": "cosine"}, "prediction": "v"})

@@ -1,4 +1,5 @@
-"""The DiT: the sizes of published nets, their outputs as diffusers computes them, its zero start, and what it refuses."""
+"""The DiT: the sizes of published nets, their outputs as diffusers computes them, its zero start, and what it
+refuses."""
 
 from __future__ import annotations
 
@@ -19,7 +20,12 @@ from tests.models.small import CLASSES, DIT, DITS, TEXT, VARIANCE, inputs, rando
 from tests.peers import diffusers
 
 # Peebles & Xie 2023, table 1: hidden, depth, heads, and the parameters in millions (table 4) at patch size 2.
-PUBLISHED = {"S": (384, 12, 6, 33), "B": (768, 12, 12, 130), "L": (1024, 24, 16, 458), "XL": (1152, 28, 16, 675)}
+PUBLISHED = {
+    "S": (384, 12, 6, 33),
+    "B": (768, 12, 12, 130),
+    "L": (1024, 24, 16, 458),
+    "XL": (1152, 28, 16, 675),
+}
 
 # House names to diffusers names. Diffusers keeps a copy of
 # the time and label embeddings in each block, here {block}.
@@ -49,7 +55,8 @@ def translated(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_parameter_count_of_published_nets(size: str) -> None:
-    """A published configuration has the published number of parameters, in the millions that the paper gives."""
+    """A published configuration has the published number of parameters, in the millions that the paper
+    gives."""
     hidden, depth, heads, millions = PUBLISHED[size]
     with torch.device("meta"):
         network = DiT(DiTParams(hidden=hidden, depth=depth, heads=heads, learned_variance=True))
@@ -57,7 +64,8 @@ def test_parameter_count_of_published_nets(size: str) -> None:
 
 
 def test_parameter_count_of_dit_xl_2() -> None:
-    """DiT-XL/2 on 32x32 latents has the 675,129,632 numbers of the published file: parameters and position table."""
+    """DiT-XL/2 on 32x32 latents has the 675,129,632 numbers of the published file: parameters and position
+    table."""
     with torch.device("meta"):
         network = DiT(DiTParams(learned_variance=True))
     assert sum(p.numel() for p in network.parameters()) == 674_834_720
@@ -65,9 +73,13 @@ def test_parameter_count_of_dit_xl_2() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
-@pytest.mark.parametrize("params", [CLASSES, VARIANCE, DiTParams(**{**DIT, "patch_size": 4, "hidden": 24, "heads": 2}, num_classes=7)])
+@pytest.mark.parametrize(
+    "params",
+    [CLASSES, VARIANCE, DiTParams(**{**DIT, "patch_size": 4, "hidden": 24, "heads": 2}, num_classes=7)],
+)
 def test_output_and_gradient_equal_diffusers(params: DiTParams, dtype: torch.dtype, tolerance: float) -> None:
-    """With the same random weights, the output and its gradient are those of diffusers, and no tensor is left over."""
+    """With the same random weights, the output and its gradient are those of diffusers, and no tensor is left
+    over."""
     ours = randomised(DiT(params)).to(dtype)
     theirs = diffusers.DiTTransformer2DModel(
         num_attention_heads=params.heads,
@@ -82,9 +94,12 @@ def test_output_and_gradient_equal_diffusers(params: DiTParams, dtype: torch.dty
     )
     theirs = theirs.to(dtype).eval()
     state = {name: value for name, value in ours.state_dict().items() if name != "position"}
-    state["patch_in.weight"] = state["patch_in.weight"].view(params.hidden, params.in_channels, params.patch_size, params.patch_size)
+    state["patch_in.weight"] = state["patch_in.weight"].view(
+        params.hidden, params.in_channels, params.patch_size, params.patch_size
+    )
     theirs.load_state_dict(translated(state, params.depth), strict=True)
-    # Diffusers divides the frequencies' exponents by 127; DiT's published code, which its weights were trained with, by 128.
+    # Diffusers divides the frequencies' exponents by 127; DiT's published code, which its weights were
+    # trained with, by 128.
     for block in theirs.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0
     # Both tables are float64 rounded to float32, by torch and by numpy: at most the last bit differs.
@@ -94,7 +109,9 @@ def test_output_and_gradient_equal_diffusers(params: DiTParams, dtype: torch.dty
     x = x.to(dtype).requires_grad_()
     out, expected = ours(x, t, condition), theirs(x, t, class_labels=condition.given["label"]).sample
     assert relative_error(out, expected) <= tolerance
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)  # a different one for every output
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(
+        dtype
+    )  # a different one for every output
     grad, expected_grad = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (out, expected))
     assert relative_error(grad, expected_grad) <= 10 * tolerance
 
@@ -107,7 +124,8 @@ def attention_by_hand(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def test_text_and_vector_by_hand() -> None:
-    """No peer has this network, so its formula stands here: vector into the embedding, text by attention between the two gates."""
+    """No peer has this network, so its formula stands here: vector into the embedding, text by attention
+    between the two gates."""
     params = replace(TEXT, depth=1)
     network = randomised(DiT(params)).double()
     w = {name: value.double() for name, value in network.state_dict().items()}
@@ -119,7 +137,9 @@ def test_text_and_vector_by_hand() -> None:
         return value @ w[f"{name}.weight"].T + (0 if bias is None else bias)
 
     def normed(value: Tensor) -> Tensor:
-        return (value - value.mean(-1, keepdim=True)) / (value.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+        return (value - value.mean(-1, keepdim=True)) / (
+            value.var(-1, unbiased=False, keepdim=True) + 1e-6
+        ).sqrt()
 
     emb = linear("time.fc2", silu(linear("time.fc1", sinusoid(t, 256).double())))
     emb = silu(emb + linear("vector.mlp.2", silu(linear("vector.mlp.0", vector))))
@@ -128,11 +148,22 @@ def test_text_and_vector_by_hand() -> None:
     shift1, scale1, gate1, shift2, scale2, gate2 = linear("blocks.0.modulation", emb)[:, None].chunk(6, -1)
     q, k, v = linear("blocks.0.self_attention.qkv", normed(h) * (1 + scale1) + shift1).chunk(3, -1)
     h = h + gate1 * linear("blocks.0.self_attention.out", attention_by_hand(q, k, v, params.heads))
-    q, (k, v) = linear("blocks.0.cross_attention.q", h), linear("blocks.0.cross_attention.kv", context).chunk(2, -1)
+    q, (k, v) = (
+        linear("blocks.0.cross_attention.q", h),
+        linear("blocks.0.cross_attention.kv", context).chunk(2, -1),
+    )
     h = h + linear("blocks.0.cross_attention.out", attention_by_hand(q, k, v, params.heads))
-    h = h + gate2 * linear("blocks.0.mlp.3", gelu(linear("blocks.0.mlp.0", normed(h) * (1 + scale2) + shift2), approximate="tanh"))
+    h = h + gate2 * linear(
+        "blocks.0.mlp.3",
+        gelu(linear("blocks.0.mlp.0", normed(h) * (1 + scale2) + shift2), approximate="tanh"),
+    )
     shift, scale = linear("modulation_out", emb)[:, None].chunk(2, -1)
-    out = linear("patch_out", normed(h) * (1 + scale) + shift).view(2, 4, 4, 2, 2, 3).permute(0, 5, 1, 3, 2, 4).reshape(2, 3, 8, 8)
+    out = (
+        linear("patch_out", normed(h) * (1 + scale) + shift)
+        .view(2, 4, 4, 2, 2, 3)
+        .permute(0, 5, 1, 3, 2, 4)
+        .reshape(2, 3, 8, 8)
+    )
     assert relative_error(network(x, t, Condition(context=context, vector=vector)), out) <= 1e-11
 
 
@@ -155,7 +186,8 @@ def test_position_matters() -> None:
 
 
 def test_learned_variance_doubles_the_channels() -> None:
-    """With a learned variance the output has twice the channels of x, the same size, and otherwise those of x."""
+    """With a learned variance the output has twice the channels of x, the same size, and otherwise those of
+    x."""
     for params, channels in ((CLASSES, 3), (VARIANCE, 6)):
         x, t, condition = inputs(params, (8, 8))
         assert DiT(params)(x, t, condition).shape == (2, channels, 8, 8)

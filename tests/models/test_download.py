@@ -1,4 +1,5 @@
-"""Published weights by name, from a hub on this machine: the hub library, its protocol and its cache are the real ones."""
+"""Published weights by name, from a hub on this machine: the hub library, its protocol and its cache are the
+real ones."""
 
 from __future__ import annotations
 
@@ -54,10 +55,16 @@ def hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
     """A hub, an empty cache, and a published model "tiny" on it."""
     with Hub(FILES) as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
         monkeypatch.setattr(sys.modules["models.download"], "PAUSE", 0.0)  # between its tries
-        monkeypatch.setitem(PUBLISHED, "tiny", Published("owner/tiny", ("unet/model.safetensors", "vae.safetensors"), f"{0:040x}"))
+        monkeypatch.setitem(
+            PUBLISHED,
+            "tiny",
+            Published("owner/tiny", ("unet/model.safetensors", "vae.safetensors"), f"{0:040x}"),
+        )
         yield hub
 
 
@@ -76,18 +83,28 @@ def line(name: str, files: list[str], **options: Any) -> str:
 
 def in_cache(cache: Path) -> set[str]:
     """What the cache holds under its final name, and would be taken for whole."""
-    files = {path for folder in ("blobs", "snapshots") for path in (cache / "models--owner--tiny" / folder).rglob("*") if not path.is_dir()}
+    files = {
+        path
+        for folder in ("blobs", "snapshots")
+        for path in (cache / "models--owner--tiny" / folder).rglob("*")
+        if not path.is_dir()
+    }
     return {path.name for path in files if path.suffix != ".partial"}
 
 
 def test_every_published_model_is_safetensors_of_one_commit() -> None:
-    """Those of flows name a branch; what is no safetensors file there is an index of shards or a tokenizer."""
+    """Those of flows name a branch; what is no safetensors file there is an index of shards or a
+    tokenizer."""
     flows = {name for line in LINES if all(of.is_flow for of in line.FAMILIES) for name in line.PUBLISHED}
     for name, model in PUBLISHED.items():
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", model.repo), name
         assert model.files, name
         flow = name in flows
-        endings = (".safetensors", ".safetensors.index.json", "tokenizer.json", "spiece.model") if flow else (".safetensors",)
+        endings = (
+            (".safetensors", ".safetensors.index.json", "tokenizer.json", "spiece.model")
+            if flow
+            else (".safetensors",)
+        )
         assert all(file.endswith(endings) for file in model.files), name
         assert re.fullmatch(r"[0-9a-f]{40}", model.revision) or (flow and model.revision == "main"), name
         assert model.licence, name
@@ -97,7 +114,8 @@ def test_every_published_model_is_safetensors_of_one_commit() -> None:
 
 @pytest.mark.parametrize("name", ["flux-schnell", "flux-fill", "sd3-medium", "sd3.5-large-turbo", "chroma"])
 def test_flows_load_as_they_are_fetched(name: str, hub: Hub, tmp_path: Path) -> None:
-    """A miniature under the published names: every file is fetched once, and makes up the whole model, T5's shards by their index."""
+    """A miniature under the published names: every file is fetched once, and makes up the whole model, T5's
+    shards by their index."""
     table = PUBLISHED[name]
     family = table.family or name.replace("sd3-medium", "sd3")
     model = tiny(FAMILIES[family].architecture.name)
@@ -128,7 +146,11 @@ def published_files(model: Model, table: Published, folder: Path) -> Iterator[tu
         elif file.endswith("spiece.model"):
             yield file, spiece()
         elif file.endswith(".index.json"):
-            places = {key: f"model-0000{i + 1}-of-00002.safetensors" for i, shard in enumerate(shards) for key in shard}
+            places = {
+                key: f"model-0000{i + 1}-of-00002.safetensors"
+                for i, shard in enumerate(shards)
+                for key in shard
+            }
             yield file, json.dumps({"weight_map": places}).encode()
         elif "-of-" in file:
             yield file, save(shards[int(stem[10]) - 1])
@@ -150,7 +172,9 @@ def test_a_published_model_then_from_the_cache_with_no_hub(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_a_branch_then_from_the_cache_with_no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
+def test_a_branch_then_from_the_cache_with_no_hub(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
     paths = download("owner/tiny", files=["vae.safetensors", "config.json"])
     assert [path.read_bytes() for path in paths] == [VAE, b"{}"]
     asked = len(hub.requests)
@@ -162,7 +186,9 @@ def test_a_branch_then_from_the_cache_with_no_hub(hub: Hub, monkeypatch: pytest.
 def test_the_cache_is_the_hub_librarys_own(hub: Hub, cache: Path) -> None:
     """What is fetched here, others find without a socket, and the other way round."""
     (ours,) = download("owner/tiny", files=["unet/model.safetensors"])
-    assert huggingface_hub.hf_hub_download("owner/tiny", "unet/model.safetensors", local_files_only=True) == str(ours)
+    assert huggingface_hub.hf_hub_download(
+        "owner/tiny", "unet/model.safetensors", local_files_only=True
+    ) == str(ours)
     (cached,) = huggingface_hub.scan_cache_dir(cache).repos
     assert cached.size_on_disk == len(UNET)
     hub.lfs = False  # without the offer of Xet, which only the real hub can keep
@@ -206,9 +232,14 @@ def test_goes_on_after_a_lost_connection(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_the_next_call_goes_on_where_the_connection_was_lost_for_good(hub: Hub, cache: Path, reset: bool) -> None:
+def test_the_next_call_goes_on_where_the_connection_was_lost_for_good(
+    hub: Hub, cache: Path, reset: bool
+) -> None:
     hub.cuts, hub.reset = [200_000, *[0] * 5], reset
-    assert re.search(r"^no connection to the hub for unet/model\.safetensors of owner/tiny \(.+\): try again", line(*UNET_ONLY))
+    assert re.search(
+        r"^no connection to the hub for unet/model\.safetensors of owner/tiny \(.+\): try again",
+        line(*UNET_ONLY),
+    )
     assert in_cache(cache) == set()
     (partial,) = cache.rglob("*.partial")
     come = partial.stat().st_size
@@ -254,7 +285,10 @@ def test_wrong_content_is_deleted_and_named(hub: Hub, cache: Path, from_earlier:
     else:
         hub.false = {"unet/model.safetensors": wrong}
     found, expected = (hashlib.sha256(content).hexdigest() for content in (wrong, UNET))
-    assert f"unet/model.safetensors of owner/tiny came with SHA-256 {found}, not {expected}, and was deleted" in line(*UNET_ONLY)
+    assert (
+        f"unet/model.safetensors of owner/tiny came with SHA-256 {found}, not {expected}, and was deleted"
+        in line(*UNET_ONLY)
+    )
     assert in_cache(cache) == set()
     assert not list(cache.rglob("*.partial"))
     hub.false = {}
@@ -263,7 +297,9 @@ def test_wrong_content_is_deleted_and_named(hub: Hub, cache: Path, from_earlier:
 
 def test_less_than_the_hub_said(hub: Hub, cache: Path) -> None:
     hub.false = {"unet/model.safetensors": UNET[:-1]}
-    assert "unet/model.safetensors of owner/tiny should be of size 300000 but has size 299999" in line(*UNET_ONLY)
+    assert "unet/model.safetensors of owner/tiny should be of size 300000 but has size 299999" in line(
+        *UNET_ONLY
+    )
     assert in_cache(cache) == set()
     hub.false = {}
     assert get(*UNET_ONLY) == UNET
@@ -271,12 +307,16 @@ def test_less_than_the_hub_said(hub: Hub, cache: Path) -> None:
 
 def test_not_a_hub(hub: Hub) -> None:
     hub.status = 200
-    assert line(*UNET_ONLY).endswith("of owner/tiny: the hub's answer names no commit: does HF_ENDPOINT point to a hub?")
+    assert line(*UNET_ONLY).endswith(
+        "of owner/tiny: the hub's answer names no commit: does HF_ENDPOINT point to a hub?"
+    )
 
 
 def test_without_a_hash_to_check_it_says_so(hub: Hub) -> None:
     hub.lfs = False
-    with pytest.warns(UserWarning, match=r"no SHA-256 of unet/model\.safetensors in owner/tiny: only its size"):
+    with pytest.warns(
+        UserWarning, match=r"no SHA-256 of unet/model\.safetensors in owner/tiny: only its size"
+    ):
         assert get(*UNET_ONLY) == UNET
     assert get("owner/tiny", ["config.json"]) == b"{}"
 
@@ -300,23 +340,36 @@ def test_the_hub_refuses(hub: Hub, cache: Path, status: int, code: str, message:
 
 
 def test_what_the_hub_has_not(hub: Hub) -> None:
-    assert line("owner/tiny", ["vae.bin"]) == "the hub does not have vae.bin of owner/tiny at revision 'main': check the names"
-    assert "vae.safetensors of owner/tiny at revision 'fp16'" in line("owner/tiny", ["vae.safetensors"], revision="fp16")
+    assert (
+        line("owner/tiny", ["vae.bin"])
+        == "the hub does not have vae.bin of owner/tiny at revision 'main': check the names"
+    )
+    assert "vae.safetensors of owner/tiny at revision 'fp16'" in line(
+        "owner/tiny", ["vae.safetensors"], revision="fp16"
+    )
     assert "the hub does not have vae.safetensors of owner/none" in line("owner/none", ["vae.safetensors"])
     assert "the hub does not have the files of owner/none" in line("owner/none", [])
 
 
 def test_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.stop()
-    assert re.search(r"no connection to the hub for unet/model.safetensors of owner/tiny \(.*refused.*\)", line(*UNET_ONLY))
+    assert re.search(
+        r"no connection to the hub for unet/model.safetensors of owner/tiny \(.*refused.*\)", line(*UNET_ONLY)
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert line(*UNET_ONLY) == "HF_HUB_OFFLINE is set, and the cache lacks unet/model.safetensors of owner/tiny"
+    assert (
+        line(*UNET_ONLY) == "HF_HUB_OFFLINE is set, and the cache lacks unet/model.safetensors of owner/tiny"
+    )
 
 
 def test_unknown_names(hub: Hub) -> None:
     with pytest.raises(ValueError, match="no published model named 'sdx1'; did you mean 'sdxl'"):
         download("sdx1")
-    for name, given in (("file", {"files": ["../a"]}), ("revision", {"revision": "a/../../b"}), ("revision", {"revision": "/b"})):
+    for name, given in (
+        ("file", {"files": ["../a"]}),
+        ("revision", {"revision": "a/../../b"}),
+        ("revision", {"revision": "/b"}),
+    ):
         with pytest.raises(ValueError, match=rf"no {name} on the hub is called"):
             download("owner/tiny", **given)
     with pytest.raises(ValueError, match="files must be a list of texts"):
@@ -329,7 +382,10 @@ def test_unknown_names(hub: Hub) -> None:
 def test_pickles_only_by_name(hub: Hub) -> None:
     (path,) = download("owner/one")
     assert path.read_bytes() == VAE
-    with pytest.raises(ValueError, match=r"which files of owner/tiny .*: it holds \['unet/model.safetensors', 'vae.safetensors'\]$"):
+    with pytest.raises(
+        ValueError,
+        match=r"which files of owner/tiny .*: it holds \['unet/model.safetensors', 'vae.safetensors'\]$",
+    ):
         download("owner/tiny")
     with pytest.raises(ValueError, match=r"which files of owner/old .*: it holds no safetensors file$"):
         download("owner/old")
@@ -340,7 +396,10 @@ def test_no_room(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """Said before anything is fetched where it can be seen coming, and else with what came kept."""
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=len(UNET) - 1))
-        assert re.search(r"^cannot write /.* for unet/model.safetensors of owner/tiny: .* GB are needed, .* GB are free", line(*UNET_ONLY))
+        assert re.search(
+            r"^cannot write /.* for unet/model.safetensors of owner/tiny: .* GB are needed, .* GB are free",
+            line(*UNET_ONLY),
+        )
     assert hub.downloads() == []
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
@@ -356,7 +415,10 @@ def test_no_room(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_folder_that_cannot_be_written(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert re.search(r"^cannot write /.*/file.* for unet/model.safetensors of owner/tiny: ", line(*UNET_ONLY, folder=tmp_path / "file"))
+    assert re.search(
+        r"^cannot write /.*/file.* for unet/model.safetensors of owner/tiny: ",
+        line(*UNET_ONLY, folder=tmp_path / "file"),
+    )
 
 
 def test_the_token_goes_to_the_hub_alone(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,9 +439,17 @@ def test_the_command(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 def command(hub: Hub, cache: Path, *arguments: str) -> subprocess.Popen[str]:
     """The command as a process of its own, which takes hub and cache from the environment."""
-    environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(cache.parent), "HF_HUB_CACHE": str(cache)}
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.address,
+        "HF_HOME": str(cache.parent),
+        "HF_HUB_CACHE": str(cache),
+    }
     return subprocess.Popen(
-        [sys.executable, "-m", "models", "download", *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "models", "download", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -394,7 +464,12 @@ def test_two_processes_at_once(hub: Hub, cache: Path) -> None:
     """One fetches, the other waits for it; the file is there for both, and was fetched once."""
     hub.gate.clear()
     both = [command(hub, cache, *UNET_ONLY[:1], *UNET_ONLY[1]) for _ in range(2)]
-    wait(lambda: sum(request.place == "hub" and request.method == "HEAD" for request in list(hub.requests)) == 2, *both)
+    wait(
+        lambda: (
+            sum(request.place == "hub" and request.method == "HEAD" for request in list(hub.requests)) == 2
+        ),
+        *both,
+    )
     hub.gate.set()
     printed = {process.communicate()[0] for process in both}
     assert [process.returncode for process in both] == [0, 0]
@@ -421,7 +496,7 @@ def test_a_killed_process(hub: Hub, cache: Path) -> None:
     assert hub.downloads()[-1].range == f"bytes={come}-"
 
 
-# Hostile hubs ----------------------------------------------------------------------------------------------------------
+# Hostile hubs -----------------------------------------------------------------------------------------------
 
 
 def everything(folder: Path) -> set[Path]:
@@ -430,7 +505,19 @@ def everything(folder: Path) -> set[Path]:
 
 
 @pytest.mark.parametrize(
-    "name", ["../../../escaped", "/tmp/escaped", "a/b", "..", "", "0" * 39, "A" * 40, "g" * 64, "a" * 64 + "\\..", "x" * 500]
+    "name",
+    [
+        "../../../escaped",
+        "/tmp/escaped",
+        "a/b",
+        "..",
+        "",
+        "0" * 39,
+        "A" * 40,
+        "g" * 64,
+        "a" * 64 + "\\..",
+        "x" * 500,
+    ],
 )
 @pytest.mark.parametrize("header", ["X-Repo-Commit", "X-Linked-ETag"])
 def test_names_of_a_hub_that_are_no_hashes(header: str, name: str, hub: Hub, tmp_path: Path) -> None:
@@ -442,14 +529,20 @@ def test_names_of_a_hub_that_are_no_hashes(header: str, name: str, hub: Hub, tmp
     assert everything(tmp_path) == set()
 
 
-def test_the_second_answer_is_no_way_out_either(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_answer_is_no_way_out_either(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A hub is asked for a file's hash once: another one later cannot move it."""
     asked: list[str] = []
     honest = Handler.refer
 
     def refer(self: Handler, commit: str, content: bytes) -> None:
         asked.append(self.command)
-        hub.odd = {"X-Linked-ETag": '"../../../../escaped"', "X-Repo-Commit": "../../escaped"} if len(asked) > 1 else {}
+        hub.odd = (
+            {"X-Linked-ETag": '"../../../../escaped"', "X-Repo-Commit": "../../escaped"}
+            if len(asked) > 1
+            else {}
+        )
         honest(self, commit, content)
 
     monkeypatch.setattr(Handler, "refer", refer)
@@ -468,7 +561,9 @@ def test_names_of_files_that_a_hub_lists(name: str, hub: Hub, tmp_path: Path) ->
         download("owner/odd")
     assert everything(tmp_path) == set()
     hub.push({"owner/odd": {name: VAE, "b.safetensors": VAE}})
-    with pytest.raises(ValueError, match=r"^say which files of owner/odd to fetch.* it holds .*b\.safetensors") as refused:
+    with pytest.raises(
+        ValueError, match=r"^say which files of owner/odd to fetch.* it holds .*b\.safetensors"
+    ) as refused:
         download("owner/odd")
     assert str(refused.value).isprintable()
 
@@ -491,8 +586,12 @@ def test_a_stream_without_an_end_is_cut_at_the_promised_size(hub: Hub, cache: Pa
 def test_a_body_that_unpacks_to_far_more_is_not_unpacked(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that compresses, though it is asked not to, is told from one that serves another file."""
     packed = gzip.compress(bytes(2**22))
-    monkeypatch.setattr(Handler, "serve", lambda self, content: self.reply(200, {"Content-Encoding": "gzip"}, packed))
-    assert line(*UNET_ONLY).endswith("of owner/tiny: the server sends it compressed (gzip), which it was asked not to do")
+    monkeypatch.setattr(
+        Handler, "serve", lambda self, content: self.reply(200, {"Content-Encoding": "gzip"}, packed)
+    )
+    assert line(*UNET_ONLY).endswith(
+        "of owner/tiny: the server sends it compressed (gzip), which it was asked not to do"
+    )
 
 
 def test_an_answer_with_an_address_that_is_none(hub: Hub) -> None:
@@ -510,7 +609,8 @@ def test_a_list_without_an_end_is_cut(hub: Hub, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("what", ["unet/model.safetensors", "siblings"])
 def test_a_trickle_is_given_up(what: str, hub: Hub) -> None:
-    """A byte now and then keeps every connection alive for ever: patience is for the whole, not for one byte."""
+    """A byte now and then keeps every connection alive for ever: patience is for the whole, not for one
+    byte."""
     hub.pace = {what: (1, 0.05)}
     start = monotonic()
     assert re.search(

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.loopback
 
 
 def test_a_file_of_its_own_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is fetched once, checked by its SHA-256, and taken from its place afterwards; other bytes are one line, and leave nothing."""
+    """It is fetched once, checked by its SHA-256, and taken from its place afterwards; other bytes are one
+    line, and leave nothing."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "weights.pth").write_bytes(b"weights")
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "site"))
@@ -26,7 +27,11 @@ def test_a_file_of_its_own_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/weights.pth"
         right = PlainFile(address, hashlib.sha256(b"weights").hexdigest(), 7, "none")
-        monkeypatch.setattr(sys.modules["models.download"], "FILES", {"plain": right, "false": replace(right, sha256="0" * 64)})
+        monkeypatch.setattr(
+            sys.modules["models.download"],
+            "FILES",
+            {"plain": right, "false": replace(right, sha256="0" * 64)},
+        )
         (path,) = download("plain", folder=tmp_path / "cache")
         assert path.read_bytes() == b"weights"
         with pytest.raises(OSError, match=r"^false cannot be had from http://127[^\n]*hash[^\n]*$"):

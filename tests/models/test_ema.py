@@ -38,7 +38,8 @@ def trained(ema: EMA, steps: range) -> EMA:
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9999])
 @pytest.mark.parametrize("updates", [1, 2, 9, 30])
 def test_average_has_its_closed_form(updates: int, decay: float) -> None:
-    """After n updates the average is sum_k (1 - d_k) prod_{j>k} d_j w_k, with d_k = min(decay, (1+k)/(10+k)) and d_0 = 0."""
+    """After n updates the average is sum_k (1 - d_k) prod_{j>k} d_j w_k, with d_k = min(decay, (1+k)/(10+k))
+    and d_0 = 0."""
     ema = trained(EMA(Net(0), decay), range(1, updates + 1))
     d = [0.0, *(min(decay, (1 + k) / (10 + k)) for k in range(1, updates + 1))]
     share = [(1 - d[k]) * math.prod(d[k + 1 :]) for k in range(updates + 1)]
@@ -60,7 +61,9 @@ def test_average_is_float32_for_a_half_precision_network() -> None:
     assert ema.average["weight"].dtype == torch.float32
     share = math.prod((1 + k) / (10 + k) for k in range(1, 51))
     start = before["weight"].float()
-    torch.testing.assert_close(ema.average["weight"], start * share + (before["weight"] + 1).float() * (1 - share), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        ema.average["weight"], start * share + (before["weight"] + 1).float() * (1 - share), rtol=0, atol=1e-6
+    )
 
 
 def test_average_is_not_the_network() -> None:
@@ -77,7 +80,8 @@ def test_average_is_not_the_network() -> None:
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_return_bitwise(dtype: torch.dtype, error: type[BaseException] | None) -> None:
-    """Within `applied_to` the network holds the average; afterwards its own weights, bit for bit, whatever happened inside."""
+    """Within `applied_to` the network holds the average; afterwards its own weights, bit for bit, whatever
+    happened inside."""
     network = Net(5, dtype)
     ema = trained(EMA(Net(0)), range(1, 4))
     before = weights(network)

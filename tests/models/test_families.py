@@ -1,4 +1,5 @@
-"""What families say of themselves is consistent; that it is right, the tests of loading, saving and generating show."""
+"""What families say of themselves is consistent; that it is right, the tests of loading, saving and
+generating show."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ def test_a_network_is_of_one_architecture(family: str) -> None:
     described = tiny_description(family, TINY_TOWERS)["network"]
     kind = BACKBONES[described.pop("name")]
     for params in (published(family).network.params, make_params("", kind.params, described)):
-        fitting = [each for each in ARCHITECTURES.values() if isinstance(params, each.kind.params) and each.matches(params)]
+        fitting = [
+            each
+            for each in ARCHITECTURES.values()
+            if isinstance(params, each.kind.params) and each.matches(params)
+        ]
         assert fitting == [of.architecture] == [architecture_of(params)]
 
 
@@ -37,7 +42,8 @@ ROLES: list[tuple[str, dict[str, Any], str | None]] = [
 
 @pytest.mark.parametrize(("family", "network", "role"), ROLES)
 def test_roles_are_declared(family: str, network: dict[str, Any], role: str | None) -> None:
-    """What a network does with an image beside x, whether it was distilled or not; diffusers has a pipeline for every role."""
+    """What a network does with an image beside x, whether it was distilled or not; diffusers has a pipeline
+    for every role."""
     assert models.miniature(family, **network).role == role
     built = FAMILIES[family].architecture
     assert {None, *built.roles} == built.pipelines.keys()
@@ -45,7 +51,12 @@ def test_roles_are_declared(family: str, network: dict[str, Any], role: str | No
 
 def test_what_is_no_role_of_the_family_is_refused() -> None:
     """When the model is built: by its channels, and by a role in the description of a published family."""
-    with pytest.raises(ValueError, match=r"sees 3 channels beside its sample: known for Stable Diffusion 1\.x are 5 \(inpaint\) or 4"):
+    with pytest.raises(
+        ValueError,
+        match=r"sees 3 channels beside its sample: known for Stable Diffusion 1\.x are 5 \(inpaint\) or 4",
+    ):
         models.miniature("sd1", in_channels=7)
-    with pytest.raises(ValueError, match="role is for networks of one's own, and what those of sd1 do is known"):
+    with pytest.raises(
+        ValueError, match="role is for networks of one's own, and what those of sd1 do is known"
+    ):
         models.build({**models.miniature("sd1", in_channels=8).spec, "role": "control"})

@@ -1,4 +1,5 @@
-"""FLUX.1: the sizes of published nets, output and gradients as diffusers computes them, and what it refuses."""
+"""FLUX.1: the sizes of published nets, output and gradients as diffusers computes them, and what it
+refuses."""
 
 from __future__ import annotations
 
@@ -13,7 +14,12 @@ from torch import Tensor
 
 from models import Flux, FluxParams
 from models.networks.flux import TrunkParams
-from tests.models.joint_peers import assert_equal_at_full_width, assert_equal_in_value_and_gradient, call_with_tokens, translated
+from tests.models.joint_peers import (
+    assert_equal_at_full_width,
+    assert_equal_in_value_and_gradient,
+    call_with_tokens,
+    translated,
+)
 from tests.models.small import DEV, FILL, FLUX, FLUXES, SCHNELL, beside, inputs, randomised
 from tests.peers import diffusers
 
@@ -70,7 +76,9 @@ def call_peer(
     guidance: Tensor | None = None,
     image: Tensor | None = None,
 ) -> Tensor:
-    return call_with_tokens(network, beside(x, image), t, context, pooled_projections=vector, guidance=guidance)
+    return call_with_tokens(
+        network, beside(x, image), t, context, pooled_projections=vector, guidance=guidance
+    )
 
 
 def turned(x: Tensor, cos_sin: tuple[Tensor, Tensor], sequence_dim: int) -> Tensor:
@@ -81,11 +89,15 @@ def turned(x: Tensor, cos_sin: tuple[Tensor, Tensor], sequence_dim: int) -> Tens
     return x * cos + across * sin
 
 
-def assert_equals_diffusers(params: FluxParams, size: tuple[int, int], dtype: torch.dtype, tolerance: float) -> None:
+def assert_equals_diffusers(
+    params: FluxParams, size: tuple[int, int], dtype: torch.dtype, tolerance: float
+) -> None:
     ours, theirs = randomised(Flux(params)).to(dtype), peer(params).to(dtype)
     x, t, condition = inputs(params, size)
     to_theirs, call = partial(to_diffusers, params), partial(call_peer, theirs)
-    assert_equal_in_value_and_gradient(ours, theirs, to_theirs, call, (x.to(dtype), t.to(dtype), condition.to(dtype=dtype)), tolerance)
+    assert_equal_in_value_and_gradient(
+        ours, theirs, to_theirs, call, (x.to(dtype), t.to(dtype), condition.to(dtype=dtype)), tolerance
+    )
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)
@@ -108,12 +120,16 @@ def test_output_and_gradients_equal_diffusers(
     assert_equals_diffusers(FLUXES[kind], size, dtype, tolerance)
 
 
-@pytest.mark.parametrize("kind", [kind if kind == "dev" else pytest.param(kind, marks=pytest.mark.slow) for kind in PUBLISHED])
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "dev" else pytest.param(kind, marks=pytest.mark.slow) for kind in PUBLISHED]
+)
 def test_equals_diffusers_at_full_width(kind: str) -> None:
     """A block of each sort in the published size."""
     params = replace(PUBLISHED[kind][0], depth=1, depth_single=1)
     to_theirs = partial(to_diffusers, params)
-    assert_equal_at_full_width(lambda: Flux(params), lambda: peer(params), to_theirs, call_peer, inputs(params, (8, 12)))
+    assert_equal_at_full_width(
+        lambda: Flux(params), lambda: peer(params), to_theirs, call_peer, inputs(params, (8, 12))
+    )
 
 
 def test_position_matters() -> None:
@@ -128,7 +144,12 @@ def test_position_matters() -> None:
 def test_fresh_blocks_are_the_identity() -> None:
     """Before training every block hands on what it is given."""
     network = Flux(DEV)
-    text, image, emb, turns = torch.randn(2, 5, 48), torch.randn(2, 6, 48), torch.randn(2, 48), torch.randn(11, 8, 2)
+    text, image, emb, turns = (
+        torch.randn(2, 5, 48),
+        torch.randn(2, 6, 48),
+        torch.randn(2, 48),
+        torch.randn(11, 8, 2),
+    )
     for block in network.joint:
         assert all(map(torch.equal, block(text, image, emb, turns), (text, image)))
     for block in network.single:

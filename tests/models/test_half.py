@@ -1,4 +1,5 @@
-"""Half precision on a CPU that only emulates it: computed in float32, said once, and nothing of it outside of a network's call."""
+"""Half precision on a CPU that only emulates it: computed in float32, said once, and nothing of it outside of
+a network's call."""
 
 from __future__ import annotations
 
@@ -43,8 +44,15 @@ def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         yield request.param
 
 
-MODULES: dict[str, tuple[type[nn.Module], Any]] = {name: (kind.network, kind.params) for name, kind in KINDS.items()}
-MODULES |= {"clip": (CLIPText, TEXT), "t5": (T5, SMALL_T5), "vae": (VAE, SMALL_VAE), "taesd": (TAESD, TAESDParams())}
+MODULES: dict[str, tuple[type[nn.Module], Any]] = {
+    name: (kind.network, kind.params) for name, kind in KINDS.items()
+}
+MODULES |= {
+    "clip": (CLIPText, TEXT),
+    "t5": (T5, SMALL_T5),
+    "vae": (VAE, SMALL_VAE),
+    "taesd": (TAESD, TAESDParams()),
+}
 
 
 def made(name: str) -> nn.Module:
@@ -68,11 +76,24 @@ def out_of(network: nn.Module) -> list[Tensor]:
     return [network(x.to(dtype), t, Condition(**told))]
 
 
-NETWORKS = ["UNet, SDXL", "UNet, ADM", "UNet, LCM", "DiT, classes", "Flux, dev", "SD 3, 3.5 medium", "clip", "t5", "vae", "taesd"]
+NETWORKS = [
+    "UNet, SDXL",
+    "UNet, ADM",
+    "UNet, LCM",
+    "DiT, classes",
+    "Flux, dev",
+    "SD 3, 3.5 medium",
+    "clip",
+    "t5",
+    "vae",
+    "taesd",
+]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_is_closer_to_float32_than_what_is_emulated(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_closer_to_float32_than_what_is_emulated(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the same weights; in the dtype that is returned elsewhere; and no weight is changed."""
     narrow = made(name).to(dtype)
     wide = copy.deepcopy(narrow).float()
@@ -83,14 +104,20 @@ def test_is_closer_to_float32_than_what_is_emulated(name: str, dtype: torch.dtyp
         emulated = out_of(narrow)
     for mine, theirs, expected in zip(ours, emulated, exact, strict=True):
         assert mine.dtype == theirs.dtype
-        near, far = ((out.double() - expected.double()).norm() / expected.double().norm() for out in (mine, theirs))
+        near, far = (
+            (out.double() - expected.double()).norm() / expected.double().norm() for out in (mine, theirs)
+        )
         assert near <= far
         assert near <= 2 * torch.finfo(dtype).eps
-    assert all(torch.equal(value, before[key]) and value.dtype == before[key].dtype for key, value in narrow.state_dict().items())
+    assert all(
+        torch.equal(value, before[key]) and value.dtype == before[key].dtype
+        for key, value in narrow.state_dict().items()
+    )
 
 
 def test_gradients_and_checkpointing(dtype: torch.dtype) -> None:
-    """Gradients are those of float32 to rounding, in the dtype of the weights, and the same where activations are computed again."""
+    """Gradients are those of float32 to rounding, in the dtype of the weights, and the same where activations
+    are computed again."""
     narrow = made("DiT, text").to(dtype)
     wide = copy.deepcopy(narrow).float()
     (out,), (exact,) = out_of(narrow), out_of(wide)
@@ -104,7 +131,9 @@ def test_gradients_and_checkpointing(dtype: torch.dtype) -> None:
     for mine, recomputed, expected in zip(*grads, strict=True):
         assert torch.equal(mine, recomputed)
         assert mine.dtype == dtype
-        assert (mine.double() - expected.double()).norm() <= 4 * torch.finfo(dtype).eps * expected.double().norm()
+        assert (mine.double() - expected.double()).norm() <= 4 * torch.finfo(
+            dtype
+        ).eps * expected.double().norm()
 
 
 def test_packed_weights_are_not_rounded_on_the_way(dtype: torch.dtype) -> None:
@@ -116,7 +145,8 @@ def test_packed_weights_are_not_rounded_on_the_way(dtype: torch.dtype) -> None:
 
 
 def test_compiles_whole_or_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One graph without a break, around which the precision is entered or within which; the same result, and no second compilation."""
+    """One graph without a break, around which the precision is entered or within which; the same result, and
+    no second compilation."""
     monkeypatch.setitem(half.NATIVE, torch.bfloat16, False)
     torch._dynamo.reset()
     kind = KINDS["DiT, text"]

@@ -1,4 +1,5 @@
-"""Packed weights: their values against GGML's own package and explicit formulas, to the last bit; and the layers that hold them."""
+"""Packed weights: their values against GGML's own package and explicit formulas, to the last bit; and the
+layers that hold them."""
 
 from __future__ import annotations
 
@@ -14,19 +15,41 @@ from torch import Tensor, nn
 
 from models.layers import packed
 from models.layers.finite import lost_weight
-from models.layers.packed import BLOCKS, FLOAT8, MAX_UNPACKED, Packed, PackedLinear, memory, pack, unpack_blocks, unpack_float8
+from models.layers.packed import (
+    BLOCKS,
+    FLOAT8,
+    MAX_UNPACKED,
+    Packed,
+    PackedLinear,
+    memory,
+    pack,
+    unpack_blocks,
+    unpack_float8,
+)
 from models.model import Model, build
 
-HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_0": (0,), "Q5_0": (0,), "Q8_0": (0,)}  # where a block has its float16s
+HALVES = {
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q6_K": (208,),
+    "Q4_0": (0,),
+    "Q5_0": (0,),
+    "Q8_0": (0,),
+}  # where a block has its float16s
 KINDS = ["fp8", "fp8 of rows", "Q8_0", "Q4_K"]
 
 
 def random_blocks(packing: str, rows: int, columns: int, seed: int = 0) -> Tensor:
-    """Bytes (rows, bytes of a row): any at all, but for the float16s, which are finite, of every size, and of either sign."""
+    """Bytes (rows, bytes of a row): any at all, but for the float16s, which are finite, of every size, and of
+    either sign."""
     kind, generator = BLOCKS[packing], torch.Generator().manual_seed(seed)
-    data = torch.randint(0, 256, (rows * columns // kind.values, kind.size), dtype=torch.uint8, generator=generator)
+    data = torch.randint(
+        0, 256, (rows * columns // kind.values, kind.size), dtype=torch.uint8, generator=generator
+    )
     for at in HALVES.get(packing, (0, 2)):
-        halves = torch.randn(len(data), 1, generator=generator) * 10 ** (8 * torch.rand(len(data), 1, generator=generator) - 7)
+        halves = torch.randn(len(data), 1, generator=generator) * 10 ** (
+            8 * torch.rand(len(data), 1, generator=generator) - 7
+        )
         data[:, at : at + 2] = halves.half().view(torch.uint8)
     return data.view(rows, -1)
 
@@ -36,7 +59,9 @@ def random_packed(kind: str, rows: int, columns: int, seed: int = 0) -> Packed:
     if kind in BLOCKS:
         data = random_blocks(kind, rows, columns, seed).view(-1, BLOCKS[kind].size)
         for at in HALVES.get(kind, (0, 2)):  # small ones, for sums that are rounded alike
-            data[:, at : at + 2] = (torch.rand(len(data), 1, generator=generator) / 1000).half().view(torch.uint8)
+            data[:, at : at + 2] = (
+                (torch.rand(len(data), 1, generator=generator) / 1000).half().view(torch.uint8)
+            )
         return Packed(kind, data.view(rows, -1))
     scale = torch.tensor(0.37) if kind == "fp8" else torch.rand(rows, 1, generator=generator) + 0.5
     return Packed("fp8", torch.randn(rows, columns, generator=generator).to(torch.float8_e4m3fn), scale)
@@ -50,7 +75,9 @@ def test_blocks_equal_those_of_ggml(packing: str) -> None:
     data = random_blocks(packing, 64, 2048)
     wanted = gguf.dequantize(data.numpy(), kind)
     assert np.isfinite(wanted).all()
-    assert np.array_equal(unpack_blocks(packing, data).numpy().reshape(64, 2048).view(np.int32), wanted.view(np.int32))
+    assert np.array_equal(
+        unpack_blocks(packing, data).numpy().reshape(64, 2048).view(np.int32), wanted.view(np.int32)
+    )
     assert np.array_equal(Packed(packing, data).dense().numpy().view(np.int32), wanted.view(np.int32))
 
 
@@ -62,7 +89,10 @@ def test_weights_that_ggml_packed(packing: str) -> None:
     data = gguf.quantize(weight, kind)
     found = Packed(packing, torch.from_numpy(data)).dense()
     assert torch.equal(found, torch.from_numpy(gguf.dequantize(data, kind)))
-    step = np.abs(weight).reshape(96, -1, 32).max(axis=2).max() * {"8": 1 / 127, "5": 1 / 15, "4": 1 / 7}[packing[1]]
+    step = (
+        np.abs(weight).reshape(96, -1, 32).max(axis=2).max()
+        * {"8": 1 / 127, "5": 1 / 15, "4": 1 / 7}[packing[1]]
+    )
     assert np.abs(found.numpy() - weight).max() <= step
 
 
@@ -81,7 +111,9 @@ def test_every_8_bit_float(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_packed_layer_is_the_layer_of_its_unpacked_weight(kind: str, bias: bool, dtype: torch.dtype) -> None:
+def test_a_packed_layer_is_the_layer_of_its_unpacked_weight(
+    kind: str, bias: bool, dtype: torch.dtype
+) -> None:
     """In the dtype of x, to the last bit."""
     weight = random_packed(kind, 96, 512)
     plain = nn.Linear(512, 96, bias).to(dtype)
@@ -117,8 +149,18 @@ def test_casts_leave_the_packed_weight_alone(kind: str) -> None:
     """Of all that a module can be cast to; copies, moves and state dicts keep it as it is."""
     weight = random_packed(kind, 64, 256)
     layer = nn.Sequential(PackedLinear(weight, nn.Parameter(torch.zeros(64))))
-    before = {key: (value.dtype, bits(value).clone()) for key, value in layer.state_dict().items() if "bias" not in key}
-    for cast in (layer.half, layer.double, layer.bfloat16, lambda: layer.to(torch.float16), lambda: layer.to("cpu", torch.float32)):
+    before = {
+        key: (value.dtype, bits(value).clone())
+        for key, value in layer.state_dict().items()
+        if "bias" not in key
+    }
+    for cast in (
+        layer.half,
+        layer.double,
+        layer.bfloat16,
+        lambda: layer.to(torch.float16),
+        lambda: layer.to("cpu", torch.float32),
+    ):
         cast()
         for key, (dtype, value) in before.items():
             assert layer.state_dict()[key].dtype == dtype
@@ -151,7 +193,9 @@ def test_packing_layers_of_a_network() -> None:
     """In their place, on the meta device or not; a layer of a class of its own goes on to be of that."""
     weight = random_packed("Q8_0", 64, 32)
     with torch.device("meta"):
-        network = nn.ModuleDict({"a": nn.Linear(32, 64), "b": InParts(32, 64, bias=False), "c": nn.Linear(32, 64)})
+        network = nn.ModuleDict(
+            {"a": nn.Linear(32, 64), "b": InParts(32, 64, bias=False), "c": nn.Linear(32, 64)}
+        )
     network["a"].bias = nn.Parameter(torch.ones(64))
     network["c"] = nn.Linear(32, 64)
     x = torch.randn(3, 32)
@@ -167,7 +211,10 @@ def test_packing_layers_of_a_network() -> None:
     assert "packing=Q8_0" in repr(network)
     pack(network, "a", random_packed("fp8", 64, 32))  # anew
     assert network["a"].packing == "fp8"
-    for name, message in (("d", "there is no layer 'd'"), ("", "only linear layers can be packed, and  is a ModuleDict")):
+    for name, message in (
+        ("d", "there is no layer 'd'"),
+        ("", "only linear layers can be packed, and  is a ModuleDict"),
+    ):
         with pytest.raises(ValueError, match=message):
             pack(network, name, weight)
     with pytest.raises(ValueError, match=r"a is \(64, 32\), and the packed weight \(64, 64\)"):
@@ -193,7 +240,9 @@ def test_what_looks_at_all_weights(tmp_path: Path) -> None:
         }
     )
     name, layer = next(
-        (name, layer) for name, layer in model.network.named_modules() if isinstance(layer, nn.Linear) and layer.in_features == 64
+        (name, layer)
+        for name, layer in model.network.named_modules()
+        if isinstance(layer, nn.Linear) and layer.in_features == 64
     )
     prints = set()
     for kind in ("fp8", "Q8_0"):
@@ -213,7 +262,8 @@ def test_what_looks_at_all_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_a_single_block(kind: str) -> None:
-    """Which calls itself contiguous wherever it begins: at any even byte of a file, where its size leads to."""
+    """Which calls itself contiguous wherever it begins: at any even byte of a file, where its size leads
+    to."""
     data = torch.zeros(2 + BLOCKS[kind].size, dtype=torch.uint8)
     data[2:] = random_blocks(kind, 1, BLOCKS[kind].values).flatten()
     expected = gguf.dequantize(data[2:].numpy()[None], gguf.GGMLQuantizationType[kind])

@@ -75,14 +75,24 @@ def test_pieces_and_weights(prompt: str, pieces: list[tuple[str, float]]) -> Non
 def test_depth_is_an_exponent() -> None:
     """N brackets around a word are a weight of 1.1 to the N, however many there are."""
     for depth in (1, 7, 500):
-        for prompt, factor in (("(" * depth + "a" + ")" * depth, 1.1), ("[" * depth + "a" + "]" * depth, 1 / 1.1)):
+        for prompt, factor in (
+            ("(" * depth + "a" + ")" * depth, 1.1),
+            ("[" * depth + "a" + "]" * depth, 1 / 1.1),
+        ):
             [(text, weight)] = parse_prompt(prompt)
             assert text == "a"
             assert weight == pytest.approx(factor**depth)
 
 
 @pytest.mark.parametrize(
-    "prompt", ["(" * 200_000, "(a" * 100_000 + ")" * 100_000, ":" + "1" * 200_000, ":" + " " * 200_000, "[(a:1)]" * 50_000]
+    "prompt",
+    [
+        "(" * 200_000,
+        "(a" * 100_000 + ")" * 100_000,
+        ":" + "1" * 200_000,
+        ":" + " " * 200_000,
+        "[(a:1)]" * 50_000,
+    ],
 )
 def test_long_prompts_are_read_at_once(prompt: str) -> None:
     """In time that grows with their length, and not with its square, which would be minutes."""
@@ -92,7 +102,8 @@ def test_long_prompts_are_read_at_once(prompt: str) -> None:
 
 
 def test_every_string_has_a_meaning() -> None:
-    """Random strings of everything that means something: no error, no empty piece, and no letter lost or moved."""
+    """Random strings of everything that means something: no error, no empty piece, and no letter lost or
+    moved."""
     draw = random.Random(0)
     symbols = [*"()[]:\\ abc", ":1.5)", ":1.", "\\(", "\\]", "((", "0.5", "é"]
     for _ in range(3000):

@@ -18,7 +18,8 @@ def test_text_stands_at_zero_and_comes_first() -> None:
 
 
 def test_neighbours_turn_as_complex_numbers() -> None:
-    """Features (2k, 2k+1) are a + ib, times e^(i * position * theta^(-2k/d)), each axis with its own share of the features."""
+    """Features (2k, 2k+1) are a + ib, times e^(i * position * theta^(-2k/d)), each axis with its own share of
+    the features."""
     x = torch.randn(2, 3, 13, 16, generator=torch.Generator().manual_seed(0))
     where = torch.randint(0, 99, (13, 3), generator=torch.Generator().manual_seed(1))
     start = 0
@@ -28,7 +29,9 @@ def test_neighbours_turn_as_complex_numbers() -> None:
         pairs = torch.view_as_complex(x[..., start : start + dim].double().unflatten(-1, (-1, 2)))
         parts.append(torch.view_as_real(pairs * torch.exp(1j * angle)).flatten(-2))
         start += dim
-    torch.testing.assert_close(turn(x, turns(where, AXES, 100.0)).double(), torch.cat(parts, dim=-1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        turn(x, turns(where, AXES, 100.0)).double(), torch.cat(parts, dim=-1), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

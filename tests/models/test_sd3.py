@@ -1,4 +1,5 @@
-"""Stable Diffusion 3: the sizes of published nets, output and gradients as diffusers computes them, and what it refuses."""
+"""Stable Diffusion 3: the sizes of published nets, output and gradients as diffusers computes them, and what
+it refuses."""
 
 from __future__ import annotations
 
@@ -12,7 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from models import SD3, SD3Params
-from tests.models.joint_peers import assert_equal_at_full_width, assert_equal_in_value_and_gradient, translated
+from tests.models.joint_peers import (
+    assert_equal_at_full_width,
+    assert_equal_in_value_and_gradient,
+    translated,
+)
 from tests.models.small import MEDIUM, MMDIT, SD3S, inputs, randomised
 from tests.peers import diffusers
 
@@ -46,15 +51,23 @@ def peer(p: SD3Params) -> diffusers.SD3Transformer2DModel:
     ).eval()
 
 
-def call_peer(network: diffusers.SD3Transformer2DModel, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> Tensor:
-    return network(hidden_states=x, encoder_hidden_states=context, pooled_projections=vector, timestep=1000 * t).sample
+def call_peer(
+    network: diffusers.SD3Transformer2DModel, x: Tensor, t: Tensor, context: Tensor, vector: Tensor
+) -> Tensor:
+    return network(
+        hidden_states=x, encoder_hidden_states=context, pooled_projections=vector, timestep=1000 * t
+    ).sample
 
 
-def assert_equals_diffusers(params: SD3Params, size: tuple[int, int], dtype: torch.dtype, tolerance: float) -> None:
+def assert_equals_diffusers(
+    params: SD3Params, size: tuple[int, int], dtype: torch.dtype, tolerance: float
+) -> None:
     ours, theirs = randomised(SD3(params)).to(dtype), peer(params).to(dtype)
     x, t, condition = inputs(params, size)
     to_theirs, call = partial(to_diffusers, params), partial(call_peer, theirs)
-    assert_equal_in_value_and_gradient(ours, theirs, to_theirs, call, (x.to(dtype), t.to(dtype), condition.to(dtype=dtype)), tolerance)
+    assert_equal_in_value_and_gradient(
+        ours, theirs, to_theirs, call, (x.to(dtype), t.to(dtype), condition.to(dtype=dtype)), tolerance
+    )
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)
@@ -71,7 +84,8 @@ def test_size_of_published_nets(kind: str) -> None:
 def test_output_and_gradients_equal_diffusers(
     kind: str, size: tuple[int, int], dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the same random weights; every kind of block, and even, odd and whole cuts of the position table."""
+    """With the same random weights; every kind of block, and even, odd and whole cuts of the position
+    table."""
     if dtype == torch.float64:  # which diffusers' own norm rounds to float32
         monkeypatch.setattr(diffusers.models.normalization, "RMSNorm", nn.RMSNorm)
     assert_equals_diffusers(SD3S[kind], size, dtype, tolerance)
@@ -83,12 +97,15 @@ def test_equals_diffusers_at_full_width(kind: str) -> None:
     params = PUBLISHED[kind][0]
     params = replace(params, heads=params.depth, depth=2, dual=min(params.dual, 1))
     to_theirs = partial(to_diffusers, params)
-    assert_equal_at_full_width(lambda: SD3(params), lambda: peer(params), to_theirs, call_peer, inputs(params, (8, 12)))
+    assert_equal_at_full_width(
+        lambda: SD3(params), lambda: peer(params), to_theirs, call_peer, inputs(params, (8, 12))
+    )
 
 
 @pytest.mark.parametrize("positions", [12, 192])
 def test_position_table_equals_diffusers(positions: int) -> None:
-    """Coordinates run from 0 to 64. Diffusers divides them in float32, which moves the angle by up to 64 * 2^-24."""
+    """Coordinates run from 0 to 64. Diffusers divides them in float32, which moves the angle by up to 64 *
+    2^-24."""
     params = replace(SD3S["3.0"], positions=positions)
     table, expected = SD3(params).get_buffer("position"), peer(params).pos_embed.pos_embed
     torch.testing.assert_close(table, expected, rtol=0, atol=64 * 2**-24 + 1e-7)

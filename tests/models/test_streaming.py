@@ -1,4 +1,5 @@
-"""Small memory, from files to images: packed files equal dense ones of their unpacked values, streamed networks those that stay."""
+"""Small memory, from files to images: packed files equal dense ones of their unpacked values, streamed
+networks those that stay."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ from models.text import t5
 from samplers import generate
 from tests.models.test_packed import random_packed
 
-WIDE = T5Params(vocab=256, width=256, layers=3, heads=4, head_dim=64, hidden=512)  # whose matrices divide into the largest blocks
+WIDE = T5Params(
+    vocab=256, width=256, layers=3, heads=4, head_dim=64, hidden=512
+)  # whose matrices divide into the largest blocks
 NETWORKS: dict[str, dict[str, Any]] = {
     "flux-dev": {"hidden": 256, "heads": 2, "axes": (16, 56, 56), "depth": 2, "depth_single": 2},
     "sd3.5-medium": {"depth": 3, "heads": 4, "dual": 1},
@@ -61,11 +64,16 @@ def matrices(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def fp8(tensors: Tensors, plain: bool = False) -> tuple[Tensors, Tensors]:
-    """A file in 8 bits, scaled for a matrix or for each of its rows, or all of it without scales; and what its values are."""
+    """A file in 8 bits, scaled for a matrix or for each of its rows, or all of it without scales; and what
+    its values are."""
     file, values = dict(tensors), dict(tensors)
     for i, key in enumerate(list(tensors) if plain else matrices(tensors)):
         value = tensors[key].float()
-        scale = torch.ones(()) if plain else (value.abs().amax(dim=1, keepdim=True) if i % 2 else value.abs().max()) / 448
+        scale = (
+            torch.ones(())
+            if plain
+            else (value.abs().amax(dim=1, keepdim=True) if i % 2 else value.abs().max()) / 448
+        )
         file[key] = (value / scale).to(EIGHT)
         values[key] = (file[key].float() * scale).bfloat16()
         if not plain:
@@ -74,7 +82,8 @@ def fp8(tensors: Tensors, plain: bool = False) -> tuple[Tensors, Tensors]:
 
 
 def blocks(tensors: Tensors, kinds: tuple[str, ...], path: Path) -> Tensors:
-    """Writes a GGUF file of random blocks, with GGML's package, and gives the values that it says are in them."""
+    """Writes a GGUF file of random blocks, with GGML's package, and gives the values that it says are in
+    them."""
     values, writer, chosen = dict(tensors), gguf.GGUFWriter(path, "any"), matrices(tensors)
     for i, (key, value) in enumerate(tensors.items()):
         if key in chosen:
@@ -93,7 +102,8 @@ def blocks(tensors: Tensors, kinds: tuple[str, ...], path: Path) -> Tensors:
 
 
 class Files:
-    """Files of both families, each written when it is first asked for: packed, and with the same values in bfloat16."""
+    """Files of both families, each written when it is first asked for: packed, and with the same values in
+    bfloat16."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.made = root, dict[tuple[str, str], tuple[list[Path], list[Path]]]()
@@ -126,11 +136,16 @@ class Files:
                     state = source(family).require("text").towers["t5"].state_dict()
                     tensors = scatter(t5.llama().table(state), state)
                 packed.append(place / name.replace("safetensors", "gguf"))
-                values = blocks(tensors, ("Q8_0",) if kind == "Q8_0" else ("Q4_K", "Q5_K", "Q6_K"), packed[-1])
+                values = blocks(
+                    tensors, ("Q8_0",) if kind == "Q8_0" else ("Q4_K", "Q5_K", "Q6_K"), packed[-1]
+                )
             else:
                 file, values = fp8(tensors, plain=kind == "all fp8")
                 if kind == "all in one" and name == big[0]:
-                    file = {f"model.diffusion_model.{key.removeprefix('model.diffusion_model.')}": value for key, value in file.items()}
+                    file = {
+                        f"model.diffusion_model.{key.removeprefix('model.diffusion_model.')}": value
+                        for key, value in file.items()
+                    }
                     file |= {"scaled_fp8": torch.empty(2).to(EIGHT)}
                 packed.append(place / name)
                 save_file(file, packed[-1])
@@ -148,7 +163,11 @@ def told(model: Model, batch: int = 2) -> tuple[Tensor, Tensor, Condition]:
     """What the network is given: noise, times, and a condition of no meaning."""
     generator = torch.Generator().manual_seed(1)
     p: Any = model.network.params
-    shapes = {"x": (batch, p.in_channels, 8, 12), "context": (batch, 7, p.context_dim), "vector": (batch, p.vector_dim)}
+    shapes = {
+        "x": (batch, p.in_channels, 8, 12),
+        "context": (batch, 7, p.context_dim),
+        "vector": (batch, p.vector_dim),
+    }
     dtype = next(model.network.parameters()).dtype
     x, context, vector = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes.values())
     guidance = torch.full((batch,), 3.5) if "guidance" in p.takes else None
@@ -172,21 +191,28 @@ def same(ours: Tensors, theirs: Tensors) -> None:
         assert torch.equal(value, theirs[name]), name
 
 
-# Packed files ----------------------------------------------------------------------------------------------------------
+# Packed files -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("native_halves")  # in float32 only a dense file's values would be rounded
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", NETWORKS)
 def test_packed_files_equal_their_values(family: str, kind: str, files: Files) -> None:
-    """Networks and images, to the last bit, of packed weights, of those unpacked while loading, and of a dense file's."""
+    """Networks and images, to the last bit, of packed weights, of those unpacked while loading, and of a
+    dense file's."""
     packed, dense = files(family, kind)
     model, wanted = models.load(*packed), models.load(*dense)
     layers = {name: layer for name, layer in model.network.named_modules() if isinstance(layer, PackedLinear)}
     linear = {name for name, layer in model.network.named_modules() if isinstance(layer, nn.Linear)}
     assert {name for name in linear if name.startswith(("joint.", "single.", "blocks."))} <= layers.keys()
-    assert {layer.packing for layer in layers.values()} == {"Q8_0": {"Q8_0"}, "K": {"Q4_K", "Q5_K", "Q6_K"}}.get(kind, {"fp8"})
-    for part, dense_part in ((model.network, wanted.network), tuple(each.require("text").towers["t5"] for each in (model, wanted))):
+    assert {layer.packing for layer in layers.values()} == {
+        "Q8_0": {"Q8_0"},
+        "K": {"Q4_K", "Q5_K", "Q6_K"},
+    }.get(kind, {"fp8"})
+    for part, dense_part in (
+        (model.network, wanted.network),
+        tuple(each.require("text").towers["t5"] for each in (model, wanted)),
+    ):
         assert {value.dtype for value in part.parameters()} == {torch.bfloat16}
         assert memory(part) < 0.75 * memory(dense_part)
     assert model.report is not None
@@ -199,7 +225,9 @@ def test_packed_files_equal_their_values(family: str, kind: str, files: Files) -
     assert {value.dtype for value in wide.network.parameters()} == {torch.float32}
     assert sum(isinstance(layer, PackedLinear) for layer in wide.network.modules()) == len(layers)
     loose = model.unpacked(torch.bfloat16)
-    assert not any(isinstance(layer, PackedLinear) for part in loose.parts.values() for layer in part.modules())
+    assert not any(
+        isinstance(layer, PackedLinear) for part in loose.parts.values() for layer in part.modules()
+    )
     assert loose.fingerprint == wanted.fingerprint != model.fingerprint
     with pytest.raises(ValueError, match=r"weights of this model are packed as in their files: give dtype="):
         models.save(model, files.root / "never.safetensors")
@@ -213,7 +241,10 @@ def test_what_a_network_computes_in(files: Files, tmp_path: Path) -> None:
     others = [path for path in files("flux-dev", "fp8")[0] if path.name != "flux-dev.safetensors"]
     for dtype in (torch.float16, torch.float32):
         path = tmp_path / f"{dtype}.safetensors"
-        save_file({key: value.to(dtype) if value.dtype == torch.bfloat16 else value for key, value in file.items()}, path)
+        save_file(
+            {key: value.to(dtype) if value.dtype == torch.bfloat16 else value for key, value in file.items()},
+            path,
+        )
         plain, told = models.load(path, *others), models.load(path, *others, dtype={"backbone": dtype})
         assert {value.dtype for value in plain.network.parameters()} == {torch.bfloat16}
         assert {value.dtype for value in told.network.parameters()} == {dtype}
@@ -226,16 +257,25 @@ def test_infinite_scales_of_blocks_are_found(files: Files, tmp_path: Path) -> No
     paths, _ = files("flux-dev", "Q8_0")
     [path] = [path for path in paths if path.name == "flux-dev.gguf"]
     others = [other for other in paths if other != path]
-    tensor = next(tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == "single_blocks.1.linear1.weight")
+    tensor = next(
+        tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == "single_blocks.1.linear1.weight"
+    )
     content = bytearray(path.read_bytes())
     content[tensor.data_offset + 340 : tensor.data_offset + 342] = b"\x00\x7c"  # of the eleventh block
     (tmp_path / "flux-dev.gguf").write_bytes(content)
-    for model in (models.load(tmp_path / "flux-dev.gguf", *others), streamed([tmp_path / "flux-dev.gguf", *others])):
-        with pytest.raises(ValueError, match=r"flux-dev\.gguf is damaged: the backbone's weight 'single\.1\.qkv_mlp\.packed' holds values"):
+    for model in (
+        models.load(tmp_path / "flux-dev.gguf", *others),
+        streamed([tmp_path / "flux-dev.gguf", *others]),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"flux-dev\.gguf is damaged: the backbone's weight 'single\.1\.qkv_mlp\.packed' holds "
+            r"values",
+        ):
             model.check_finite()
 
 
-# Streamed networks -----------------------------------------------------------------------------------------------------
+# Streamed networks ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -246,7 +286,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def least(paths: list[Path], **given: Any) -> str:
     """The smallest budget there is, as the refusal of a smaller one says."""
-    with pytest.raises(ValueError, match=r"^memory='1KB' is too little for this model: give at least [\d.]+[MG]B$") as refused:
+    with pytest.raises(
+        ValueError, match=r"^memory='1KB' is too little for this model: give at least [\d.]+[MG]B$"
+    ) as refused:
         models.load(*paths, memory="1KB", **given)
     return str(refused.value).split()[-1]
 
@@ -262,7 +304,8 @@ def streamed(paths: list[Path], **given: Any) -> Model:
 @pytest.mark.parametrize("kind", ["separate", "diffusers", "fp8", "K"])
 @pytest.mark.parametrize("family", NETWORKS)
 def test_streamed_equals_resident(family: str, kind: str, files: Files) -> None:
-    """To the last bit: both passes, other batches, a pass after one that was broken off, and images; and it is the same model."""
+    """To the last bit: both passes, other batches, a pass after one that was broken off, and images; and it
+    is the same model."""
     paths, _ = files(family, kind)
     model, wanted = streamed(paths), models.load(*paths)
     assert len(model.network.state_dict()) < len(wanted.network.state_dict())
@@ -270,7 +313,11 @@ def test_streamed_equals_resident(family: str, kind: str, files: Files) -> None:
     same(outputs(model), first)
     same(outputs(model), first)
     same(outputs(model, 1), outputs(wanted, 1))
-    stop = next(block for block in model.network.modules() if isinstance(block, Streamed) and block is not block.line[0])
+    stop = next(
+        block
+        for block in model.network.modules()
+        if isinstance(block, Streamed) and block is not block.line[0]
+    )
     for broken in range(2):
         handle = (stop.held[0] if broken else stop).register_forward_pre_hook(_stop)
         with pytest.raises(KeyboardInterrupt):
@@ -310,13 +357,16 @@ def test_some_blocks_stay(files: Files) -> None:
     wanted = outputs(models.load(*paths))
     for factor in (1, 1.15, 10):
         model = models.load(*paths, memory=int(smallest * factor))
-        counts.append(sum(isinstance(module, Streamed) for part in model.parts.values() for module in part.modules()))
+        counts.append(
+            sum(isinstance(module, Streamed) for part in model.parts.values() for module in part.modules())
+        )
         same(outputs(model), wanted)
     assert counts[0] > counts[1] > counts[2] == 0
 
 
 def test_files_that_change(files: Files, tmp_path: Path) -> None:
-    """One that is cut or deleted after loading is one clear line at the next pass, whoever reads it; put back, all is well again."""
+    """One that is cut or deleted after loading is one clear line at the next pass, whoever reads it; put
+    back, all is well again."""
     paths, _ = files("flux-dev", "separate")
     copies = [tmp_path / path.name for path in paths]
     for path, copy in zip(paths, copies, strict=True):
@@ -326,7 +376,9 @@ def test_files_that_change(files: Files, tmp_path: Path) -> None:
     content = network.read_bytes()
     network.write_bytes(content[: len(content) // 2])
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"flux-dev\.safetensors is damaged: it ends within (double|single)_blocks\.\d") as cut:
+        with pytest.raises(
+            ValueError, match=r"flux-dev\.safetensors is damaged: it ends within (double|single)_blocks\.\d"
+        ) as cut:
             outputs(model), outputs(model)
         assert "\n" not in str(cut.value)
     network.unlink()
@@ -343,17 +395,31 @@ def test_budgets_that_are_none(wrong: Any, files: Files) -> None:
 
 
 def test_sizes_in_words() -> None:
-    assert [parse_bytes(size) for size in ("6GB", "1.5 gb", "800MB", "2GiB", "17", 17)] == [6e9, 1.5e9, 8e8, 2**31, 17, 17]
-    assert [in_words(size) for size in (1, 3.2e6, 9.999e8, 1.01e9, 2e9)] == ["1MB", "4MB", "1000MB", "1.1GB", "2GB"]
+    assert [parse_bytes(size) for size in ("6GB", "1.5 gb", "800MB", "2GiB", "17", 17)] == [
+        6e9,
+        1.5e9,
+        8e8,
+        2**31,
+        17,
+        17,
+    ]
+    assert [in_words(size) for size in (1, 3.2e6, 9.999e8, 1.01e9, 2e9)] == [
+        "1MB",
+        "4MB",
+        "1000MB",
+        "1.1GB",
+        "2GB",
+    ]
     assert resident() > 10**7
 
 
-# Memory ----------------------------------------------------------------------------------------------------------------
+# Memory -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A Flux of 620 MB in bfloat16, of whose blocks the largest takes 42 MB, with a small autoencoder and small towers."""
+    """A Flux of 620 MB in bfloat16, of whose blocks the largest takes 42 MB, with a small autoencoder and
+    small towers."""
     network = {"hidden": 768, "heads": 6, "axes": (16, 56, 56), "depth": 2, "depth_single": 30}
     model = models.build(tiny_description("flux-dev", TINY_TOWERS, **network), device="meta")
     model.preview = None
@@ -370,13 +436,21 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def measured(paths: list[Path], weights: int, count: int) -> dict[str, Any]:
     program = [sys.executable, "-m", "tests.models.streamed", str(weights), str(count), *map(str, paths)]
-    done = subprocess.run(program, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        program,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(done.stdout))
 
 
 def test_the_budget_holds(large: list[Path]) -> None:
-    """In a process of its own, from loading to the third image: less than what the process had before and the weights together."""
+    """In a process of its own, from loading to the third image: less than what the process had before and the
+    weights together."""
     size = sum(path.stat().st_size for path in large)
     found = measured(large, weights=180_000_000, count=3)
     assert found["peak"] <= found["memory"] < found["before"] + size
@@ -394,16 +468,23 @@ def test_images_do_not_add_up(large: list[Path]) -> None:
 
 
 def test_no_gradients_through_blocks_that_come_and_go(files: Files) -> None:
-    """Their weights are others by the time a gradient would need them: refused in one line, and nothing is kept of the buffers."""
+    """Their weights are others by the time a gradient would need them: refused in one line, and nothing is
+    kept of the buffers."""
     paths, _ = files("flux-dev", "fp8")
     model = streamed(paths)
     x, t, condition = told(model, 1)
-    with pytest.raises(ValueError, match=r"a model loaded with memory=\.\.\. has no gradients.*load it without"):
+    with pytest.raises(
+        ValueError, match=r"a model loaded with memory=\.\.\. has no gradients.*load it without"
+    ):
         model.network(x.requires_grad_(), t, condition)
     for call in (model.state_dict, lambda: model.unpacked(torch.float32)):
-        with pytest.raises(ValueError, match=r"blocks of this model are in its files only: load it without memory"):
+        with pytest.raises(
+            ValueError, match=r"blocks of this model are in its files only: load it without memory"
+        ):
             call()
     outputs(model)
     blocks = [module for module in model.network.modules() if isinstance(module, Streamed)]
     assert blocks
-    assert {value.device.type for block in blocks for value in block.held[0].state_dict().values()} == {"meta"}
+    assert {value.device.type for block in blocks for value in block.held[0].state_dict().values()} == {
+        "meta"
+    }

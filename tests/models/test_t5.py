@@ -1,4 +1,5 @@
-"""T5's encoder: its states as transformers computes them, its buckets for every distance, and weights that float16 cannot carry."""
+"""T5's encoder: its states as transformers computes them, its buckets for every distance, and weights that
+float16 cannot carry."""
 
 from __future__ import annotations
 
@@ -41,10 +42,14 @@ def error(ours: T5, ids: Tensor) -> float:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 17, 77, 256, 512])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
-def test_states_equal_transformers(length: int, dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short and long texts, padding attended to like any token; heads together narrower than the width, as in some published sizes.
+def test_states_equal_transformers(
+    length: int, dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short and long texts, padding attended to like any token; heads together narrower than the width, as in
+    some published sizes.
 
-    In float64 transformers still takes its norms' mean squares in float32, 1e-7 off: there its norms are given them in float64.
+    In float64 transformers still takes its norms' mean squares in float32, 1e-7 off: there its norms are
+    given them in float64.
     """
 
     def exact(norm: Any, x: Tensor) -> Tensor:
@@ -73,9 +78,12 @@ def test_buckets_equal_transformers() -> None:
 
 
 def test_buckets_follow_the_paper() -> None:
-    """One for each distance up to 8, then the next at 8 sqrt(2)^i, 128 and beyond in one; the other half for the other direction."""
+    """One for each distance up to 8, then the next at 8 sqrt(2)^i, 128 and beyond in one; the other half for
+    the other direction."""
     distance = torch.arange(1, 1000)
-    expected = [d if d < 8 else min(15, 8 + math.floor(2 * math.log2(d / 8) + 1e-9)) for d in distance.tolist()]
+    expected = [
+        d if d < 8 else min(15, 8 + math.floor(2 * math.log2(d / 8) + 1e-9)) for d in distance.tolist()
+    ]
     assert buckets(-distance, 32, 128).tolist() == expected
     assert buckets(distance, 32, 128).tolist() == [16 + bucket for bucket in expected]
     assert buckets(torch.tensor([0]), 32, 128).tolist() == [0]
@@ -169,7 +177,9 @@ def test_gradient_reaches_every_parameter() -> None:
     assert [name for name, p in ours.named_parameters() if p.grad is None or not p.grad.any()] == []
     assert ours.relative.weight.grad is not None
     # Bucket 16 would be a key no distance behind its query.
-    assert ours.relative.weight.grad.any(dim=1).nonzero().flatten().tolist() == [i for i in range(32) if i != 16]
+    assert ours.relative.weight.grad.any(dim=1).nonzero().flatten().tolist() == [
+        i for i in range(32) if i != 16
+    ]
 
 
 @pytest.mark.parametrize(

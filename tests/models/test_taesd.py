@@ -1,4 +1,5 @@
-"""The tiny autoencoder: what diffusers computes with the same weights, and the numbers of the published layers."""
+"""The tiny autoencoder: what diffusers computes with the same weights, and the numbers of the published
+layers."""
 
 from __future__ import annotations
 
@@ -34,19 +35,29 @@ def translated(name: str) -> str:
 
 @pytest.mark.parametrize(("channels", "count"), [(4, 2_445_063), (16, 2_458_899)])
 def test_output_and_gradients_equal_diffusers(channels: int, count: int) -> None:
-    """Latents, images (of latents far beyond the clamp too) and the gradients of all weights, at the published sizes."""
+    """Latents, images (of latents far beyond the clamp too) and the gradients of all weights, at the
+    published sizes."""
     ours = made(TAESDParams(channels))
     theirs: Any = diffusers.AutoencoderTiny(latent_channels=channels)
     assert sum(p.numel() for p in ours.parameters()) == count
-    theirs.load_state_dict({translated(name): value for name, value in ours.state_dict().items()}, strict=True)
+    theirs.load_state_dict(
+        {translated(name): value for name, value in ours.state_dict().items()}, strict=True
+    )
     images, latents = normal(2, 3, 16, 24).tanh(), 4 * normal(2, channels, 3, 2)
-    mine, expected = [ours.encode(images), ours.decode(latents)], [theirs.encode(images).latents, theirs.decode(latents).sample]
+    mine, expected = (
+        [ours.encode(images), ours.decode(latents)],
+        [theirs.encode(images).latents, theirs.decode(latents).sample],
+    )
     for out, reference in zip(mine, expected, strict=True):
         assert relative_error(out, reference) <= 1e-5
 
-    # In float64: rounding to float32 puts a ReLU on the other side of zero on some processors, and its gradient with it.
+    # In float64: rounding to float32 puts a ReLU on the other side of zero on some processors, and its
+    # gradient with it.
     ours, theirs, images, latents = ours.double(), theirs.double(), images.double(), latents.double()
-    mine, expected = [ours.encode(images), ours.decode(latents)], [theirs.encode(images).latents, theirs.decode(latents).sample]
+    mine, expected = (
+        [ours.encode(images), ours.decode(latents)],
+        [theirs.encode(images).latents, theirs.decode(latents).sample],
+    )
     loss, reference = (sum((x * normal(*x.shape)).sum() for x in outputs) for outputs in (mine, expected))
     assert isinstance(loss, Tensor)
     assert isinstance(reference, Tensor)
@@ -59,7 +70,8 @@ def test_output_and_gradients_equal_diffusers(channels: int, count: int) -> None
 
 
 def test_layers_are_numbered_as_published() -> None:
-    """Encoder 0 to 14; decoder 1 to 19 without the activation and the three upsamplings; strided and upsampled layers have no bias."""
+    """Encoder 0 to 14; decoder 1 to 19 without the activation and the three upsamplings; strided and
+    upsampled layers have no bias."""
     with torch.device("meta"):
         network = TAESD(TAESDParams())
     for part, numbers, plain in (
@@ -69,7 +81,11 @@ def test_layers_are_numbered_as_published() -> None:
         names = part.state_dict()
         assert len(names) == 67
         assert {int(name.split(".")[0]) for name in names} == set(numbers)
-        assert {int(name.split(".")[0]) for name in names if name.count(".") == 1 and f"{name.split('.')[0]}.bias" not in names} == plain
+        assert {
+            int(name.split(".")[0])
+            for name in names
+            if name.count(".") == 1 and f"{name.split('.')[0]}.bias" not in names
+        } == plain
 
 
 def test_images_and_latents_are_in_the_units_of_the_diffusion_model() -> None:

@@ -1,4 +1,5 @@
-"""Text encoders: contexts and vectors of every family as reference pipelines make them; long and weighted prompts; no prompt at all."""
+"""Text encoders: contexts and vectors of every family as reference pipelines make them; long and weighted
+prompts; no prompt at all."""
 
 from __future__ import annotations
 
@@ -46,7 +47,12 @@ FAMILIES: dict[str, TextParams] = {
 PROJECTED: dict[str, Any] = {"clip_l": {"projected": True}}
 SIZES: dict[str, Any] = dict(height=768, width=1024, top=0, left=128)
 TARGET: dict[str, Any] = dict(target_height=512, target_width=640)
-NUMBERS: dict[str, Any] = {"sd1": None, "sd2": None, "sdxl": {**SIZES, **TARGET}, "refiner": {**SIZES, "score": 6.0}}
+NUMBERS: dict[str, Any] = {
+    "sd1": None,
+    "sd2": None,
+    "sdxl": {**SIZES, **TARGET},
+    "refiner": {**SIZES, "score": 6.0},
+}
 
 PROMPTS = ["a photo of an astronaut riding a horse on mars", "", "two cats, 35mm; " * 12]
 NEGATIVES = ["blurry, low quality", "text", "watermark " * 80]
@@ -96,7 +102,9 @@ def _without_gradients() -> Any:
 
 
 @pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest, encoders: dict[str, TextEncoder]) -> tuple[TextEncoder, Callable[..., Read]]:
+def family(
+    request: pytest.FixtureRequest, encoders: dict[str, TextEncoder]
+) -> tuple[TextEncoder, Callable[..., Read]]:
     """An encoder, and its `encode` with the numbers it needs."""
     text, numbers = encoders[request.param], NUMBERS[request.param]
     return text, lambda prompts, **options: encode(text, prompts, numbers=numbers, **options)
@@ -161,7 +169,8 @@ def test_sd1_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
 
 @pytest.mark.parametrize("layers", [24, 23])
 def test_sd2_reads_the_state_after_23_blocks(layers: int) -> None:
-    """SD2's context is what its original code takes from open_clip: all blocks but the last, then the final norm; padded with 0.
+    """SD2's context is what its original code takes from open_clip: all blocks but the last, then the final
+    norm; padded with 0.
 
     Published files hold OpenCLIP-H's 24 blocks, or (diffusers) the 23 that matter; both give the same.
     """
@@ -178,7 +187,12 @@ def test_sd2_reads_the_state_after_23_blocks(layers: int) -> None:
     ours = TextEncoder(params)
     ours.load_state_dict({name: whole.state_dict()[name] for name in ours.state_dict()})
     close(encode(ours, PROMPTS, long="cut").context, expected)
-    assert relative_error(encode(ours, PROMPTS, long="cut").context, peer.ln_final(peer.transformer.resblocks[-1](x))) > 0.01
+    assert (
+        relative_error(
+            encode(ours, PROMPTS, long="cut").context, peer.ln_final(peer.transformer.resblocks[-1](x))
+        )
+        > 0.01
+    )
 
 
 def test_sd2_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
@@ -201,7 +215,8 @@ def test_sd2_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
 
 
 def test_sdxl_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
-    """Context and vector of prompts and negative prompts, and the zeros for no negative prompt, which keep the numbers."""
+    """Context and vector of prompts and negative prompts, and the zeros for no negative prompt, which keep
+    the numbers."""
     text = encoders["sdxl"]
     pipe = diffusers.StableDiffusionXLPipeline(
         vae=None,
@@ -215,7 +230,9 @@ def test_sdxl_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
         add_watermarker=False,
     )
     time_ids = [[768.0, 1024.0, 0.0, 128.0, 512.0, 640.0]] * 3
-    positive, negative, pooled, negative_pooled = pipe.encode_prompt(PROMPTS, device="cpu", negative_prompt=NEGATIVES)
+    positive, negative, pooled, negative_pooled = pipe.encode_prompt(
+        PROMPTS, device="cpu", negative_prompt=NEGATIVES
+    )
     ours = encode(text, PROMPTS, numbers=NUMBERS["sdxl"], long="cut")
     close(ours.context, positive)
     close(ours.vector, aug_input(time_ids, pooled))
@@ -231,7 +248,8 @@ def test_sdxl_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
 
 
 def test_refiner_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
-    """bigG alone; the score is 6.0 beside prompts and 2.5 beside negative ones; no negative prompt is the empty one."""
+    """bigG alone; the score is 6.0 beside prompts and 2.5 beside negative ones; no negative prompt is the
+    empty one."""
     text = encoders["refiner"]
     pipe = diffusers.StableDiffusionXLImg2ImgPipeline(
         vae=None,
@@ -245,7 +263,9 @@ def test_refiner_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
     )
-    positive, negative, pooled, negative_pooled = pipe.encode_prompt(PROMPTS, device="cpu", negative_prompt=NEGATIVES)
+    positive, negative, pooled, negative_pooled = pipe.encode_prompt(
+        PROMPTS, device="cpu", negative_prompt=NEGATIVES
+    )
     ours = encode(text, PROMPTS, numbers={**SIZES, "score": 6.0}, long="cut")
     close(ours.context, positive)
     close(ours.vector, aug_input([[768.0, 1024.0, 0.0, 128.0, 6.0]] * 3, pooled))
@@ -260,7 +280,8 @@ def test_refiner_equals_diffusers(encoders: dict[str, TextEncoder]) -> None:
 
 
 def test_bigg_equals_open_clip(encoders: dict[str, TextEncoder]) -> None:
-    """SDXL's original code takes bigG from open_clip: penultimate state without norm, and the pooled output."""
+    """SDXL's original code takes bigG from open_clip: penultimate state without norm, and the pooled
+    output."""
     text = encoders["refiner"]
     peer, tokens = in_open_clip(tower(text, "clip_g")), padded(["a cat!", "tom &amp; jerry"])
     ours = encode(text, ["a cat!", "tom &amp; jerry"], numbers=NUMBERS["refiner"])
@@ -278,14 +299,25 @@ def test_bigg_equals_open_clip(encoders: dict[str, TextEncoder]) -> None:
         (text_of("sdxl-refiner", clip_g=CLIP_G), 1280, 2560, [31], [0]),
         (text_of("flux-dev", clip_l=CLIP_L, t5=T5_XXL), 4096, 768, [None], [EOS]),
         (text_of("sd3", clip_l=CLIP_L, clip_g=CLIP_G), 4096, 2048, [11, 31], [EOS, 0]),
-        (text_of("sd3", PROJECTED, clip_l=replace(CLIP_L, projection=768), clip_g=CLIP_G, t5=T5_XXL), 4096, 2048, [11, 31], [EOS, 0]),
+        (
+            text_of("sd3", PROJECTED, clip_l=replace(CLIP_L, projection=768), clip_g=CLIP_G, t5=T5_XXL),
+            4096,
+            2048,
+            [11, 31],
+            [EOS, 0],
+        ),
     ],
 )
-def test_published_sizes(params: TextParams, context: int, vector: int | None, blocks: list[int | None], pads: list[int]) -> None:
-    """The presets have the widths that the published UNets take, and read the states that their code reads."""
+def test_published_sizes(
+    params: TextParams, context: int, vector: int | None, blocks: list[int | None], pads: list[int]
+) -> None:
+    """The presets have the widths that the published UNets take, and read the states that their code
+    reads."""
     assert (params.context_dim, params.vector_dim) == (context, vector)
     clips = [reader for reader in params.readers.values() if isinstance(reader, CLIPReader)]
-    assert [None if reader.skip is None else reader.network.layers - reader.skip for reader in clips] == blocks
+    assert [
+        None if reader.skip is None else reader.network.layers - reader.skip for reader in clips
+    ] == blocks
     assert [reader.pad for reader in clips] == pads
     assert {reader.rows for reader in clips} == {77}
 
@@ -301,31 +333,45 @@ def test_chunks_are_the_plain_path_for_short_prompts(family: tuple[TextEncoder, 
         chunked, cut = encode(prompts), encode(prompts, long="cut")
         assert torch.equal(chunked.context, cut.context)
         assert chunked.context.shape == (2, 77, text.params.context_dim)
-        assert (chunked.condition.vector is None) == (cut.condition.vector is None) == (text.params.vector_dim is None)
+        assert (
+            (chunked.condition.vector is None)
+            == (cut.condition.vector is None)
+            == (text.params.vector_dim is None)
+        )
         if chunked.condition.vector is not None and cut.condition.vector is not None:
             assert torch.equal(chunked.vector, cut.vector)
         assert chunked.dropped == cut.dropped == ("", "")
 
 
-def test_a_long_prompt_is_its_chunks_one_after_the_other(family: tuple[TextEncoder, Callable[..., Read]]) -> None:
-    """Every 75 tokens are encoded like a prompt of their own; shorter prompts are filled up with empty ones; the vector is the first's."""
+def test_a_long_prompt_is_its_chunks_one_after_the_other(
+    family: tuple[TextEncoder, Callable[..., Read]],
+) -> None:
+    """Every 75 tokens are encoded like a prompt of their own; shorter prompts are filled up with empty ones;
+    the vector is the first's."""
     _, encode = family
     ids = tokenize(LONG)
     parts = [detokenize(ids[i : i + 75]) for i in range(0, len(ids), 75)]
     assert [i for part in parts for i in tokenize(part)] == ids
     assert len(parts) > 2
     ours = encode([LONG, "a cat"])
-    first, *rest = [encode([part, prompt]) for part, prompt in zip(parts, ["a cat"] + [""] * len(parts), strict=False)]
+    first, *rest = [
+        encode([part, prompt]) for part, prompt in zip(parts, ["a cat"] + [""] * len(parts), strict=False)
+    ]
     close(ours.context, torch.cat([first.context, *[part.context for part in rest]], dim=1))
     if ours.condition.vector is not None and first.condition.vector is not None:
         close(ours.vector, first.vector)
     assert ours.dropped == ("", "")
 
 
-def test_chunks_gives_guidance_two_conditions_of_one_length(family: tuple[TextEncoder, Callable[..., Read]]) -> None:
-    """With the count of both together, prompts and negative prompts have contexts of equal length; more chunks change no first one."""
+def test_chunks_gives_guidance_two_conditions_of_one_length(
+    family: tuple[TextEncoder, Callable[..., Read]],
+) -> None:
+    """With the count of both together, prompts and negative prompts have contexts of equal length; more
+    chunks change no first one."""
     text, encode = family
-    assert [text.count_chunks([prompt]) for prompt in ("", "cat " * 75, "cat " * 76, "cat " * 150, "cat " * 151)] == [1, 1, 2, 2, 3]
+    assert [
+        text.count_chunks([prompt]) for prompt in ("", "cat " * 75, "cat " * 76, "cat " * 150, "cat " * 151)
+    ] == [1, 1, 2, 2, 3]
     count = text.count_chunks(["a cat", LONG])
     short, long, plain = encode(["a cat"], chunks=count), encode([LONG], chunks=count), encode(["a cat"])
     assert short.context.shape == long.context.shape == (1, 77 * count, text.params.context_dim)
@@ -337,7 +383,8 @@ def test_chunks_gives_guidance_two_conditions_of_one_length(family: tuple[TextEn
 
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_cut_says_what_it_dropped(encoders: dict[str, TextEncoder], chunks: int) -> None:
-    """Text beyond the chunks is not encoded, and comes back; the rest is encoded as if there had been no more."""
+    """Text beyond the chunks is not encoded, and comes back; the rest is encoded as if there had been no
+    more."""
     text, ids = encoders["sd1"], tokenize(LONG)
     cut = encode(text, ["a cat", LONG], long="cut", chunks=chunks)
     assert cut.dropped == ("", detokenize(ids[75 * chunks :]))
@@ -350,7 +397,8 @@ def test_cut_says_what_it_dropped(encoders: dict[str, TextEncoder], chunks: int)
 
 
 def test_weight_one_changes_nothing(family: tuple[TextEncoder, Callable[..., Read]]) -> None:
-    """Bitwise: a weighted prompt without weights, one whose weights are all 1, and one beside a prompt that has others."""
+    """Bitwise: a weighted prompt without weights, one whose weights are all 1, and one beside a prompt that
+    has others."""
     _, encode = family
     plain = encode(["a red cat", "a dog", LONG])
     for weighted in (
@@ -362,7 +410,9 @@ def test_weight_one_changes_nothing(family: tuple[TextEncoder, Callable[..., Rea
     assert torch.equal(beside.context[::2], plain.context[::2])
     assert not torch.equal(beside.context[1], plain.context[1])
     for other in (weighted, beside):
-        assert other.condition.vector is None or (plain.condition.vector is not None and torch.equal(other.vector, plain.vector))
+        assert other.condition.vector is None or (
+            plain.condition.vector is not None and torch.equal(other.vector, plain.vector)
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -376,22 +426,37 @@ def test_weight_one_changes_nothing_in_any_dtype(dtype: torch.dtype) -> None:
 
 
 def test_weights_follow_their_formula(family: tuple[TextEncoder, Callable[..., Read]]) -> None:
-    """Row by row empty + weight * (row - empty), in whatever chunk; 0 gives the empty prompt's row; the vector does not change."""
+    """Row by row empty + weight * (row - empty), in whatever chunk; 0 gives the empty prompt's row; the
+    vector does not change."""
     _, encode = family
     words = LONG.split()
     plain, empty = encode([LONG]), encode([""])
     ours = encode(
-        [f"({' '.join(words[:3])}:0) {' '.join(words[3:50])} [{words[50]}] ({words[51]}:-0.5) {' '.join(words[52:])}"], weighted=True
+        [
+            f"({' '.join(words[:3])}:0) {' '.join(words[3:50])} [{words[50]}] ({words[51]}:-0.5) "
+            f"{' '.join(words[52:])}"
+        ],
+        weighted=True,
     )
     marks = {range(3): 0.0, range(50, 51): 1 / 1.1, range(51, 52): -0.5}
-    weights = [next((w for span, w in marks.items() if i in span), 1.0) for i, word in enumerate(words) for _ in tokenize(word)]
+    weights = [
+        next((w for span, w in marks.items() if i in span), 1.0)
+        for i, word in enumerate(words)
+        for _ in tokenize(word)
+    ]
     chunks = plain.context.shape[1] // 77
     weights += [1.0] * (75 * chunks - len(weights))
-    rows = torch.cat([torch.tensor([1.0, *weights[i : i + 75], 1.0]) for i in range(0, len(weights), 75)])[:, None]
+    rows = torch.cat([torch.tensor([1.0, *weights[i : i + 75], 1.0]) for i in range(0, len(weights), 75)])[
+        :, None
+    ]
     base = empty.context.repeat(1, chunks, 1)
     close(ours.context, base + rows * (plain.context - base))
-    assert torch.equal(ours.context[:, 1 : 1 + sum(w == 0 for w in weights)], base[:, 1 : 1 + sum(w == 0 for w in weights)])
-    assert ours.condition.vector is None or (plain.condition.vector is not None and torch.equal(ours.vector, plain.vector))
+    assert torch.equal(
+        ours.context[:, 1 : 1 + sum(w == 0 for w in weights)], base[:, 1 : 1 + sum(w == 0 for w in weights)]
+    )
+    assert ours.condition.vector is None or (
+        plain.condition.vector is not None and torch.equal(ours.vector, plain.vector)
+    )
 
 
 def test_brackets_are_text_unless_weights_are_asked_for(encoders: dict[str, TextEncoder]) -> None:
@@ -407,14 +472,17 @@ def test_brackets_are_text_unless_weights_are_asked_for(encoders: dict[str, Text
 
 
 def test_null_goes_with_a_condition(family: tuple[TextEncoder, Callable[..., Read]]) -> None:
-    """As long as the condition it is made for, its numbers kept: zeros, or the empty prompt, as the family has it."""
+    """As long as the condition it is made for, its numbers kept: zeros, or the empty prompt, as the family
+    has it."""
     text, encode = family
     p = text.params
     like = encode([LONG, "a cat"])
     null = null_of(text, 2, like=like)
     expected = encode(["", ""], chunks=like.context.shape[1] // 77)
     numbers = dict.fromkeys(p.numbers, 1.0)
-    assert torch.equal(null_of(text, 2, numbers=numbers, chunks=like.context.shape[1] // 77).context, null.context)
+    assert torch.equal(
+        null_of(text, 2, numbers=numbers, chunks=like.context.shape[1] // 77).context, null.context
+    )
     if p.null == "zeros":
         assert null.context.shape == like.context.shape
         assert not null.context.any()
@@ -425,11 +493,15 @@ def test_null_goes_with_a_condition(family: tuple[TextEncoder, Callable[..., Rea
         return
     assert torch.equal(null.vector[:, p.pooled_dim :], like.vector[:, p.pooled_dim :])
     pooled = null.vector[:, : p.pooled_dim]
-    close(pooled + 1, (torch.zeros_like(pooled) if p.null == "zeros" else expected.vector[:, : p.pooled_dim]) + 1)
+    close(
+        pooled + 1,
+        (torch.zeros_like(pooled) if p.null == "zeros" else expected.vector[:, : p.pooled_dim]) + 1,
+    )
 
 
 def test_null_refuses_another_batch(encoders: dict[str, TextEncoder]) -> None:
-    """A condition of two prompts does not say what three are like; and without a condition the numbers have to be given."""
+    """A condition of two prompts does not say what three are like; and without a condition the numbers have
+    to be given."""
     text = encoders["sdxl"]
     with pytest.raises(ValueError, match="null conditions for 3 prompts cannot be like a condition for 2"):
         null_of(text, 3, like=encode(text, ["a", "b"], numbers=NUMBERS["sdxl"]))
@@ -441,7 +513,8 @@ def test_null_refuses_another_batch(encoders: dict[str, TextEncoder]) -> None:
 
 
 def test_numbers_are_one_for_all_or_one_per_prompt(encoders: dict[str, TextEncoder]) -> None:
-    """Each is 256 sinusoids behind the pooled text, in the order of `params.numbers`, whatever the order they are given in."""
+    """Each is 256 sinusoids behind the pooled text, in the order of `params.numbers`, whatever the order they
+    are given in."""
     text = encoders["refiner"]
     scores = [6.0, 2.5]
     ours = encode(text, ["a", "b"], numbers={"score": scores, "left": 4, "top": 3, "width": 2, "height": 1})
@@ -460,17 +533,28 @@ def test_numbers_are_exact_beside_towers_in_half_precision() -> None:
 @pytest.mark.parametrize(
     ("name", "numbers", "message"),
     [
-        ("sdxl", None, "is told the numbers height, width, top, left, target_height, target_width: give numbers={'height': ...}"),
+        (
+            "sdxl",
+            None,
+            "is told the numbers height, width, top, left, target_height, target_width: give "
+            "numbers={'height': ...}",
+        ),
         ("sdxl", {**SIZES, "target_height": 512}, "give numbers={'target_width': ...} too"),
         ("sdxl", {**SIZES, **TARGET, "score": 6.0}, "no number named 'score'; known: height"),
         ("sdxl", {**SIZES, **TARGET, "hight": 6.0}, "no number named 'hight'; did you mean 'height'"),
         ("sd1", {"height": 512}, "no number named 'height'; known: none"),
-        ("refiner", {**SIZES, "score": [6.0, 2.5, 1.0]}, "score has 3 values for 2 prompts: give one for all, or one per prompt"),
+        (
+            "refiner",
+            {**SIZES, "score": [6.0, 2.5, 1.0]},
+            "score has 3 values for 2 prompts: give one for all, or one per prompt",
+        ),
         ("refiner", {**SIZES, "score": "high"}, "score must be a number or a list of numbers, not 'high'"),
         ("refiner", {**SIZES, "score": float("nan")}, "score must be a number"),
     ],
 )
-def test_refuses_numbers_that_the_family_does_not_take(encoders: dict[str, TextEncoder], name: str, numbers: Any, message: str) -> None:
+def test_refuses_numbers_that_the_family_does_not_take(
+    encoders: dict[str, TextEncoder], name: str, numbers: Any, message: str
+) -> None:
     """Missing, unknown and unfit numbers raise, and the error says which."""
     with pytest.raises(ValueError, match=message.replace("{", r"\{")):
         encode(encoders[name], ["a", "b"], numbers=numbers)
@@ -496,7 +580,9 @@ def test_towers_of_another_length(encoders: dict[str, TextEncoder]) -> None:
     text = encoder(text_of("sdxl", clip_l=replace(L, length=16), clip_g=replace(G, length=16)))
     ours = encode(text, ["cat " * 20, "a"], numbers=NUMBERS["sdxl"])
     assert ours.context.shape == (2, 32, 72)
-    assert encode(text, ["cat " * 20], numbers=NUMBERS["sdxl"], long="cut").dropped == ("cat cat cat cat cat cat",)
+    assert encode(text, ["cat " * 20], numbers=NUMBERS["sdxl"], long="cut").dropped == (
+        "cat cat cat cat cat cat",
+    )
     tokens = torch.tensor([[BOS, 320, EOS] + [0] * 13])
     close(ours.context[1:, :16, 32:], tower(text, "clip_g")(tokens)[3])
     assert torch.equal(tokens, open_clip.tokenize("a", context_length=16))
@@ -504,20 +590,30 @@ def test_towers_of_another_length(encoders: dict[str, TextEncoder]) -> None:
 
 @pytest.mark.learns
 def test_towers_learn(encoders: dict[str, TextEncoder]) -> None:
-    """Conditions carry gradients: text encoders are fine-tuned too. What the family does not read, the last block of CLIP-L, gets none."""
+    """Conditions carry gradients: text encoders are fine-tuned too. What the family does not read, the last
+    block of CLIP-L, gets none."""
     text = encoder(FAMILIES["sdxl"])
     with torch.enable_grad():
         out = encode(text, ["a (cat:1.2)", LONG], numbers=NUMBERS["sdxl"], weighted=True)
         (out.context.square().sum() + out.vector.square().sum()).backward()
     without = {name for name, p in text.named_parameters() if p.grad is None or not p.grad.any()}
-    assert without == {name for name, _ in text.named_parameters() if name.startswith(("towers.clip_l.blocks.2.", "towers.clip_l.norm."))}
+    assert without == {
+        name
+        for name, _ in text.named_parameters()
+        if name.startswith(("towers.clip_l.blocks.2.", "towers.clip_l.norm."))
+    }
 
 
-@pytest.mark.parametrize("prompt", ["(a:101)", "a [b (c:-1000)]", f"(a:{'9' * 400})", "(" * 50 + "a" + ")" * 50, "((a:99):99)"])
+@pytest.mark.parametrize(
+    "prompt", ["(a:101)", "a [b (c:-1000)]", f"(a:{'9' * 400})", "(" * 50 + "a" + ")" * 50, "((a:99):99)"]
+)
 def test_refuses_words_that_outweigh_everything(encoders: dict[str, TextEncoder], prompt: str) -> None:
-    """One line, which shows the beginning of the prompt. A hundred is allowed, and what is not weighted is text."""
+    """One line, which shows the beginning of the prompt. A hundred is allowed, and what is not weighted is
+    text."""
     text = encoders["sd1"]
-    with pytest.raises(ValueError, match=r"^words weigh up to 100 times the usual, not .* in the prompt '[^\n]*$"):
+    with pytest.raises(
+        ValueError, match=r"^words weigh up to 100 times the usual, not .* in the prompt '[^\n]*$"
+    ):
         encode(text, [prompt], weighted=True)
     assert encode(text, ["(a:100)"], weighted=True).context.isfinite().all()
     encode(text, [prompt], weighted=False)
@@ -540,18 +636,39 @@ def test_refuses_prompts_that_are_none(encoders: dict[str, TextEncoder]) -> None
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: text_of("sd2", {"clip_h": {"skip": 4}}, clip_h=H), "a tower of 3 blocks has no state 4 blocks before its last"),
-        (lambda: text_of("sd1", {"clip_l": {"tokens": 78}}, clip_l=L), "a tower reads 3 to 77 tokens at once, not 78"),
-        (lambda: text_of("sdxl", clip_l=L, clip_g=replace(G, length=64)), r"read \[64, 77\] tokens at once: .* all must read as many"),
-        (lambda: TextParams({"clip_l": CLIPReader(L)}, behind=("clip_g",)), "no text encoder named 'clip_g'; did you mean 'clip_l'"),
+        (
+            lambda: text_of("sd2", {"clip_h": {"skip": 4}}, clip_h=H),
+            "a tower of 3 blocks has no state 4 blocks before its last",
+        ),
+        (
+            lambda: text_of("sd1", {"clip_l": {"tokens": 78}}, clip_l=L),
+            "a tower reads 3 to 77 tokens at once, not 78",
+        ),
+        (
+            lambda: text_of("sdxl", clip_l=L, clip_g=replace(G, length=64)),
+            r"read \[64, 77\] tokens at once: .* all must read as many",
+        ),
+        (
+            lambda: TextParams({"clip_l": CLIPReader(L)}, behind=("clip_g",)),
+            "no text encoder named 'clip_g'; did you mean 'clip_l'",
+        ),
         (lambda: TextParams({"clip_l": CLIPReader(L, skip=None)}), "no text encoder gives a context"),
         (
             lambda: text_of("sd3", clip_l=L, clip_g=G, t5=replace(X, width=71)),
             "of 72 together, more than the 71 of the rows behind",
         ),
-        (lambda: replace(FAMILIES["sdxl"], width=71, zeros=24), "of 72 together, more than the 71 of the rows behind"),
-        (lambda: text_of("flux-dev", {"t5": {"length": 0}}, clip_l=L, t5=X), "length must be 1 to 4096, not 0"),
-        (lambda: replace(FAMILIES["sd1"], null=cast(Any, "zero")), "no rule for null named 'zero'; did you mean 'zeros'"),
+        (
+            lambda: replace(FAMILIES["sdxl"], width=71, zeros=24),
+            "of 72 together, more than the 71 of the rows behind",
+        ),
+        (
+            lambda: text_of("flux-dev", {"t5": {"length": 0}}, clip_l=L, t5=X),
+            "length must be 1 to 4096, not 0",
+        ),
+        (
+            lambda: replace(FAMILIES["sd1"], null=cast(Any, "zero")),
+            "no rule for null named 'zero'; did you mean 'zeros'",
+        ),
     ],
 )
 def test_refuses_parameters_that_do_not_fit(make: Callable[[], TextParams], message: str) -> None:
@@ -592,9 +709,15 @@ def joint(t5_peer: tuple[T5Tokenizer, Any]) -> dict[str, TextEncoder]:
 
 
 def in_diffusers(text: TextEncoder, tokenizer: Any) -> diffusers.StableDiffusion3Pipeline:
-    """The text parts of SD 3's pipeline, on the same weights; its transformer, for the width of the context."""
+    """The text parts of SD 3's pipeline, on the same weights; its transformer, for the width of the
+    context."""
     network = diffusers.SD3Transformer2DModel(
-        sample_size=4, num_layers=1, attention_head_dim=4, num_attention_heads=1, joint_attention_dim=96, caption_projection_dim=4
+        sample_size=4,
+        num_layers=1,
+        attention_head_dim=4,
+        num_attention_heads=1,
+        joint_attention_dim=96,
+        caption_projection_dim=4,
     )
     return diffusers.StableDiffusion3Pipeline(
         transformer=network,
@@ -610,8 +733,11 @@ def in_diffusers(text: TextEncoder, tokenizer: Any) -> diffusers.StableDiffusion
 
 
 @pytest.mark.parametrize("name", ["sd3", "sd3 without T5"])
-def test_sd3_equals_diffusers(joint: dict[str, TextEncoder], t5_peer: tuple[T5Tokenizer, Any], name: str) -> None:
-    """Context and vector of prompts and negative prompts, some too long for CLIP and for T5, and of no negative prompt."""
+def test_sd3_equals_diffusers(
+    joint: dict[str, TextEncoder], t5_peer: tuple[T5Tokenizer, Any], name: str
+) -> None:
+    """Context and vector of prompts and negative prompts, some too long for CLIP and for T5, and of no
+    negative prompt."""
     text, pipe = joint[name], in_diffusers(joint[name], t5_peer[1])
 
     def peers(negative: list[str] | None) -> Any:
@@ -629,8 +755,11 @@ def test_sd3_equals_diffusers(joint: dict[str, TextEncoder], t5_peer: tuple[T5To
     close(null.vector, negative_pooled)
 
 
-def test_sd3_without_a_projection_of_clip_l(joint: dict[str, TextEncoder], t5_peer: tuple[T5Tokenizer, Any]) -> None:
-    """The original files' vector: diffusers reads them with the identity for the projection that they do not hold.
+def test_sd3_without_a_projection_of_clip_l(
+    joint: dict[str, TextEncoder], t5_peer: tuple[T5Tokenizer, Any]
+) -> None:
+    """The original files' vector: diffusers reads them with the identity for the projection that they do not
+    hold.
 
     It is the same for a tower that holds a projection which the family does not use.
     """
@@ -640,7 +769,9 @@ def test_sd3_without_a_projection_of_clip_l(joint: dict[str, TextEncoder], t5_pe
     plain.load_state_dict({name: with_projection.state_dict()[name] for name in plain.state_dict()})
     same = encoder(text_of("sd3", PROJECTED | SHORT, clip_l=square, clip_g=G, t5=X))
     same.load_state_dict({**with_projection.state_dict(), "towers.clip_l.projection.weight": torch.eye(32)})
-    *_, pooled, _ = in_diffusers(same, t5_peer[1]).encode_prompt(TOLD, None, None, "cpu", max_sequence_length=24)
+    *_, pooled, _ = in_diffusers(same, t5_peer[1]).encode_prompt(
+        TOLD, None, None, "cpu", max_sequence_length=24
+    )
     for text in (with_projection, plain):
         text.tokenizers["t5"] = t5_peer[0]
         close(encode(text, TOLD).vector, pooled)
@@ -703,7 +834,8 @@ def test_what_is_dropped_is_behind_what_is_read(joint: dict[str, TextEncoder]) -
 
 @pytest.mark.parametrize("name", JOINT)
 def test_joint_weights_follow_their_formula(joint: dict[str, TextEncoder], name: str) -> None:
-    """Row by row empty + weight * (row - empty), for CLIP's rows and T5's; weight 1 changes no bit; the vector does not change."""
+    """Row by row empty + weight * (row - empty), for CLIP's rows and T5's; weight 1 changes no bit; the
+    vector does not change."""
     text = joint[name]
     plain, empty = encode(text, ["two cats, a dog"]), encode(text, [""])
     ours = encode(text, ["(two cats:1.5), [a dog]"], weighted=True)
@@ -719,7 +851,9 @@ def test_joint_weights_follow_their_formula(joint: dict[str, TextEncoder], name:
     if "t5" in text.towers:
         tokenizer = text.tokenizer("t5")
         ends = tokenizer.tokenize_with_ends("two cats, a dog")
-        weights += behind([(token, 1.5 if end <= 8 else 1.0 if end <= 10 else 1 / 1.1) for token, end in ends], 24, 0)
+        weights += behind(
+            [(token, 1.5 if end <= 8 else 1.0 if end <= 10 else 1 / 1.1) for token, end in ends], 24, 0
+        )
     else:
         weights += [1.0] * 24
     assert {1.5, 1 / 1.1} <= set(weights)
@@ -728,7 +862,8 @@ def test_joint_weights_follow_their_formula(joint: dict[str, TextEncoder], name:
 
 
 def test_t5_reads_words_whole(joint: dict[str, TextEncoder]) -> None:
-    """A bracket within or at the end of a word gives T5 the tokens of the text without it; the last letter's weight counts."""
+    """A bracket within or at the end of a word gives T5 the tokens of the text without it; the last letter's
+    weight counts."""
     text = joint["flux"]
     plain, empty = encode(text, ["astronaut, cats"]), encode(text, [""])
     end = len(text.tokenizer("t5").tokenize("astronaut"))
@@ -760,9 +895,11 @@ def test_towers_of_different_dtypes(joint: dict[str, TextEncoder], t5_peer: tupl
 
 
 def test_t5_without_its_tokens_says_what_to_load(t5_peer: tuple[T5Tokenizer, Any]) -> None:
-    """One line: which file, who publishes it, how it is given. A vocabulary that is another model's raises too."""
+    """One line: which file, who publishes it, how it is given. A vocabulary that is another model's raises
+    too."""
     text = encoder(JOINT["flux"])
-    message = r"^T5 is here without its tokens: [^\n]*models\.load\(\.\.\., 'spiece\.model'\)[^\n]*FLUX\.1-schnell[^\n]*$"
+    message = r"^T5 is here without its tokens: [^\n]*models\.load\(\.\.\., 'spiece\.model'\)"
+    message += r"[^\n]*FLUX\.1-schnell[^\n]*$"
     with pytest.raises(ValueError, match=message):
         encode(text, ["a cat"])
     assert text.count_chunks(["a cat"]) == 1
@@ -773,11 +910,18 @@ def test_t5_without_its_tokens_says_what_to_load(t5_peer: tuple[T5Tokenizer, Any
 
 
 def test_padding_is_masked_as_in_chroma(t5_peer: tuple[T5Tokenizer, Any]) -> None:
-    """T5 passes over all of it, the network over all but the first row; other families attend to it, and have no mask."""
+    """T5 passes over all of it, the network over all but the first row; other families attend to it, and have
+    no mask."""
     text = encoder(TextParams({"t5": T5Reader(X, length=24, masked=True)}))
     text.tokenizers["t5"] = t5_peer[0]
-    pipe = diffusers.ChromaPipeline(None, None, t5_in_transformers(cast(T5, text.towers["t5"])), t5_peer[1], None)
-    told = [*TOLD, t5_peer[0].detokenize(t5_peer[0].tokenize(TOLD[2])[:22]), t5_peer[0].detokenize(t5_peer[0].tokenize(TOLD[2])[:23])]
+    pipe = diffusers.ChromaPipeline(
+        None, None, t5_in_transformers(cast(T5, text.towers["t5"])), t5_peer[1], None
+    )
+    told = [
+        *TOLD,
+        t5_peer[0].detokenize(t5_peer[0].tokenize(TOLD[2])[:22]),
+        t5_peer[0].detokenize(t5_peer[0].tokenize(TOLD[2])[:23]),
+    ]
     context, mask = pipe._get_t5_prompt_embeds(told, max_sequence_length=24, device="cpu")
     ours = text.encode(told).condition
     close(ours.context, context)
@@ -791,7 +935,9 @@ def test_the_tokenizer_is_no_part_of_the_state(joint: dict[str, TextEncoder]) ->
     """State dicts hold weights only; T5's are under towers.t5."""
     names = set(joint["flux"].state_dict())
     assert not any("tokenizer" in name for name in names)
-    assert {name for name in names if name.startswith("towers.t5.")} == {f"towers.t5.{name}" for name in T5(X).state_dict()}
+    assert {name for name in names if name.startswith("towers.t5.")} == {
+        f"towers.t5.{name}" for name in T5(X).state_dict()
+    }
 
 
 @pytest.mark.learns

@@ -1,4 +1,5 @@
-"""Tiles: exact for local functions, faded by the stated weights, never larger than a tile; and what they cost an autoencoder."""
+"""Tiles: exact for local functions, faded by the stated weights, never larger than a tile; and what they cost
+an autoencoder."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ LOCAL: dict[str, tuple[Callable[[Tensor], Tensor], int | Fraction]] = {
     "pointwise": (lambda x: x.square() - 3, 1),
     "enlarged": (lambda x: F.interpolate(x, scale_factor=8.0, mode="nearest"), 8),
     "pooled": (lambda x: F.max_pool2d(x, 4), Fraction(1, 4)),
-    "two to three": (lambda x: F.max_pool2d(F.interpolate(x, scale_factor=3.0, mode="nearest"), 2), Fraction(3, 2)),
+    "two to three": (
+        lambda x: F.max_pool2d(F.interpolate(x, scale_factor=3.0, mode="nearest"), 2),
+        Fraction(3, 2),
+    ),
 }
 
 
@@ -49,16 +53,26 @@ def test_local_functions_are_exact(kind: str, size: tuple[int, int], tile: int, 
 
 
 def test_tiles_fade_linearly_into_each_other() -> None:
-    """Tiles of constants 0, 1, 2, ... in reading order: piecewise linear, with a step of 1/n at each of n shared pixels' edges."""
+    """Tiles of constants 0, 1, 2, ... in reading order: piecewise linear, with a step of 1/n at each of n
+    shared pixels' edges."""
     numbers = iter(range(4))
-    out = tiled(lambda x: torch.full_like(x, next(numbers)).repeat_interleave(2, -1).repeat_interleave(2, -2), normal(1, 1, 6, 5), 4, 2, 2)
-    down = torch.tensor([0, 0, 0, 0, 1 / 8, 3 / 8, 5 / 8, 7 / 8, 1, 1, 1, 1])  # two tiles of 8 on 12: 4 are shared
+    out = tiled(
+        lambda x: torch.full_like(x, next(numbers)).repeat_interleave(2, -1).repeat_interleave(2, -2),
+        normal(1, 1, 6, 5),
+        4,
+        2,
+        2,
+    )
+    down = torch.tensor(
+        [0, 0, 0, 0, 1 / 8, 3 / 8, 5 / 8, 7 / 8, 1, 1, 1, 1]
+    )  # two tiles of 8 on 12: 4 are shared
     across = torch.tensor([0, 0, 1 / 12, 3 / 12, 5 / 12, 7 / 12, 9 / 12, 11 / 12, 1, 1])  # on 10: 6 are
     torch.testing.assert_close(out[0, 0], 2 * down[:, None] + across, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("size", "tile", "overlap", "tiles"), [(64, 64, 16, 1), (65, 64, 16, 2), (112, 64, 16, 2), (113, 64, 16, 3), (1000, 64, 32, 31)]
+    ("size", "tile", "overlap", "tiles"),
+    [(64, 64, 16, 1), (65, 64, 16, 2), (112, 64, 16, 2), (113, 64, 16, 3), (1000, 64, 32, 31)],
 )
 def test_no_tile_is_larger_than_asked(size: int, tile: int, overlap: int, tiles: int) -> None:
     """As few tiles as cover the image with at least that overlap, all of one size."""
@@ -119,7 +133,8 @@ def test_tiny_autoencoder_differs_within_the_overlap_only() -> None:
 
 
 def test_seams_of_an_autoencoder_are_small() -> None:
-    """Every tile has its own group statistics and borders: a step at the seam where tiles are butted, lost among the others when faded."""
+    """Every tile has its own group statistics and borders: a step at the seam where tiles are butted, lost
+    among the others when faded."""
     vae = small_vae()
     latents = F.interpolate(normal(1, 4, 6, 8), scale_factor=8.0, mode="bicubic") + 0.3 * normal(1, 4, 48, 64)
 
@@ -129,7 +144,9 @@ def test_seams_of_an_autoencoder_are_small() -> None:
 
     with torch.no_grad():
         plain = vae.decode(latents)
-        butted, faded = (steps(decode_tiled(vae, latents, 32, overlap) - plain) / steps(plain) for overlap in (0, 8))
+        butted, faded = (
+            steps(decode_tiled(vae, latents, 32, overlap) - plain) / steps(plain) for overlap in (0, 8)
+        )
     assert butted[60:68].max() > 2  # the seam is at 64
     assert faded.max() < 0.5
 
@@ -146,7 +163,9 @@ def test_seams_of_an_autoencoder_are_small() -> None:
         (10, 0, Fraction(1, 5), "height=16 must divide by 5"),
     ],
 )
-def test_refuses_tiles_that_do_not_come_out_even(tile: int, overlap: int, factor: int | Fraction, message: str) -> None:
+def test_refuses_tiles_that_do_not_come_out_even(
+    tile: int, overlap: int, factor: int | Fraction, message: str
+) -> None:
     """Before anything is computed."""
     with pytest.raises(ValueError, match=message):
         tiled(lambda x: x, torch.zeros(1, 1, 16, 20), tile, overlap, factor)

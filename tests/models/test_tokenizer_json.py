@@ -1,4 +1,5 @@
-"""Crafted tokenizer.json files, some of which end the process once the library has them: each is one line before that."""
+"""Crafted tokenizer.json files, some of which end the process once the library has them: each is one line
+before that."""
 
 from __future__ import annotations
 
@@ -13,8 +14,14 @@ from models.text.t5_tokenizer import EOS
 from models.text.vocabulary import guarded
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
-    "multiplies": ({"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 99}}, "only join blanks"),
-    "within a sequence": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "a"}]}}, "'Prepend'"),
+    "multiplies": (
+        {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 99}},
+        "only join blanks",
+    ),
+    "within a sequence": (
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "a"}]}},
+        "'Prepend'",
+    ),
     "a pattern": ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}}}, "'Split'"),
     "a table": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "////fw=="}}, "damaged"),
     "a decoy before the members": (
@@ -32,13 +39,28 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
         "no setting of its pre_tokenizer named 'normalizers'",
     ),
     "no members": ({"normalizer": {"type": "Sequence"}}, "must be list"),
-    "a sequence within": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}]}}, "'Sequence'"),
-    "tables upon tables": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled"}] * 2}}, "2 steps 'Precompiled'"),
-    "a setting more": ({"normalizer": {"type": "NFC", "content": "a" * 99}}, "no setting of NFC in its normalizer named 'content'"),
+    "a sequence within": (
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}]}},
+        "'Sequence'",
+    ),
+    "tables upon tables": (
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled"}] * 2}},
+        "2 steps 'Precompiled'",
+    ),
+    "a setting more": (
+        {"normalizer": {"type": "NFC", "content": "a" * 99}},
+        "no setting of NFC in its normalizer named 'content'",
+    ),
     "no kind": ({"normalizer": {"type": ["NFC"]}}, r"a step \['NFC'\]"),
     "an added token far away": ({"added_tokens": [{"id": 10**12, "content": "a"}]}, "ids are 0 to 999,999"),
-    "an added token without a name": ({"added_tokens": [{"id": 1, "content": ""}]}, "an added token of 0 characters"),
-    "an added token with a setting more": ({"added_tokens": [{"id": 1, "content": "a", "x": 1}]}, "no added token parameter named 'x'"),
+    "an added token without a name": (
+        {"added_tokens": [{"id": 1, "content": ""}]},
+        "an added token of 0 characters",
+    ),
+    "an added token with a setting more": (
+        {"added_tokens": [{"id": 1, "content": "a", "x": 1}]},
+        "no added token parameter named 'x'",
+    ),
     "a long piece": ({"model": {"type": "Unigram", "vocab": [["a" * 10**6, 0.0]]}}, "1,000,000 characters"),
 }
 
@@ -53,13 +75,24 @@ def test_crafted_files_are_refused_in_one_line(kind: str) -> None:
 
 
 def test_what_follows_the_tokens_is_not_the_files() -> None:
-    """Neither a post_processor with a token that is not there, at which the library panics, nor a decoder, truncation and padding."""
+    """Neither a post_processor with a token that is not there, at which the library panics, nor a decoder,
+    truncation and padding."""
     text = T5Tokenizer.of_letters().to_json()
     odd = {
-        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "zz", "type_id": 0}}], "special_tokens": {}},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "zz", "type_id": 0}}],
+            "special_tokens": {},
+        },
         "decoder": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10**6},
         "truncation": {"max_length": 1, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
-        "padding": {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"},
+        "padding": {
+            "strategy": {"Fixed": 10**12},
+            "direction": "Right",
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "<pad>",
+        },
     }
     tokenizer = T5Tokenizer.from_json(json.dumps({**json.loads(text), **odd}))
     assert tokenizer.to_json() == text
@@ -79,7 +112,10 @@ def test_only_failures_of_the_library_are_damage() -> None:
     for error in (Stop(), KeyboardInterrupt(), MemoryError()):
         with pytest.raises(type(error)):
             guarded(fail, error)
-    failures: tuple[BaseException, ...] = (TypeError("two\nlines"), type("PanicException", (BaseException,), {})("two\nlines"))
+    failures: tuple[BaseException, ...] = (
+        TypeError("two\nlines"),
+        type("PanicException", (BaseException,), {})("two\nlines"),
+    )
     for failure in failures:
         with pytest.raises(ValueError, match=r"damaged \(two lines\)"):
             guarded(fail, failure)

@@ -1,4 +1,5 @@
-"""FLUX.1 [dev] with T5-XXL, at the published size, in six gigabytes. `make test-slow`: two minutes on two cores."""
+"""FLUX.1 [dev] with T5-XXL, at the published size, in six gigabytes. `make test-slow`: two minutes on two
+cores."""
 
 from __future__ import annotations
 
@@ -22,13 +23,17 @@ import sys, models, samplers
 from eval.bench.harness import peak_resident
 from models.layers.streaming import resident
 before = resident()
-peak = peak_resident(lambda: samplers.generate(models.load(*sys.argv[1:], memory="6GB"), "a corgi", steps=1, height=128, width=128))
+def draw():
+    model = models.load(*sys.argv[1:], memory="6GB")
+    return samplers.generate(model, "a corgi", steps=1, height=128, width=128)
+peak = peak_resident(draw)
 print(before + peak)
 """
 
 
 def write_zeros(path: Path, network: nn.Module, layout: Layout) -> None:
-    """A file of zeros in bfloat16 with the network's published keys and shapes, of which the disk keeps the header only."""
+    """A file of zeros in bfloat16 with the network's published keys and shapes, of which the disk keeps the
+    header only."""
     state = {name: value.bfloat16() for name, value in network.state_dict().items()}
     with path.open("wb") as file:
         write_header(file, scatter(layout.table(state), state), {})
@@ -51,6 +56,12 @@ def test_the_whole_model_in_six_gigabytes(tmp_path: Path) -> None:
     paths = sorted(map(str, tmp_path.iterdir()))
     assert sum(Path(path).stat().st_size for path in paths) > 33e9
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *paths], cwd=root, env=dict(os.environ), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *paths],
+        cwd=root,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert float(done.stdout) < 6e9

@@ -18,7 +18,20 @@ from diffusion import Condition
 from models import UNet, UNetParams
 from models.files.blank import Blank
 from models.layers.conditioning import sinusoid
-from tests.models.small import ADM, LCM, SD1, SD2, SDXL, UNET, UNETS, beside, inputs, randomised, relative_error, renamed
+from tests.models.small import (
+    ADM,
+    LCM,
+    SD1,
+    SD2,
+    SDXL,
+    UNET,
+    UNETS,
+    beside,
+    inputs,
+    randomised,
+    relative_error,
+    renamed,
+)
 from tests.peers import diffusers
 
 PUBLISHED = {
@@ -35,8 +48,14 @@ PUBLISHED = {
         ),
         2_567_463_684,
     ),
-    "LCM (Dreamshaper)": (UNetParams(heads=8, head_dim=None, context_dim=768, guidance_dim=256), 859_520_964 + 256 * 320),
-    "SD 1.5 inpainting": (UNetParams(in_channels=9, heads=8, head_dim=None, context_dim=768), 859_520_964 + 5 * 320 * 9),
+    "LCM (Dreamshaper)": (
+        UNetParams(heads=8, head_dim=None, context_dim=768, guidance_dim=256),
+        859_520_964 + 256 * 320,
+    ),
+    "SD 1.5 inpainting": (
+        UNetParams(in_channels=9, heads=8, head_dim=None, context_dim=768),
+        859_520_964 + 5 * 320 * 9,
+    ),
     "SDXL refiner": (
         UNetParams(
             channels=384,
@@ -107,10 +126,20 @@ class Peer:
     names: dict[str, str]
 
 
-DIFFUSERS: dict[str, Any] = dict(in_channels=3, out_channels=3, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8)
-FINE_ATTENTION = dict(down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
-COARSE_ATTENTION = dict(down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
-PLAIN_ATTENTION = dict(down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+DIFFUSERS: dict[str, Any] = dict(
+    in_channels=3, out_channels=3, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8
+)
+FINE_ATTENTION = dict(
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+)
+COARSE_ATTENTION = dict(
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+)
+PLAIN_ATTENTION = dict(
+    down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D")
+)
 PEERS = {
     # attention_head_dim of UNet2DConditionModel is the number of heads.
     "SD 1": Peer(
@@ -151,20 +180,40 @@ PEERS = {
     "LCM": Peer(
         LCM,
         "UNet2DConditionModel",
-        {**DIFFUSERS, **FINE_ATTENTION, "attention_head_dim": 4, "cross_attention_dim": 12, "time_cond_proj_dim": 256},
+        {
+            **DIFFUSERS,
+            **FINE_ATTENTION,
+            "attention_head_dim": 4,
+            "cross_attention_dim": 12,
+            "time_cond_proj_dim": 256,
+        },
         LATENT_DIFFUSION,
     ),
     # Inpainting and pix2pix: the first layer takes the image, or its mask and the image, too.
     "9 channels": Peer(
         replace(SD1, in_channels=9, out_channels=4),
         "UNet2DConditionModel",
-        {**DIFFUSERS, **FINE_ATTENTION, "in_channels": 9, "out_channels": 4, "attention_head_dim": 4, "cross_attention_dim": 12},
+        {
+            **DIFFUSERS,
+            **FINE_ATTENTION,
+            "in_channels": 9,
+            "out_channels": 4,
+            "attention_head_dim": 4,
+            "cross_attention_dim": 12,
+        },
         LATENT_DIFFUSION,
     ),
     "8 channels": Peer(
         replace(SD1, in_channels=8, out_channels=4),
         "UNet2DConditionModel",
-        {**DIFFUSERS, **FINE_ATTENTION, "in_channels": 8, "out_channels": 4, "attention_head_dim": 4, "cross_attention_dim": 12},
+        {
+            **DIFFUSERS,
+            **FINE_ATTENTION,
+            "in_channels": 8,
+            "out_channels": 4,
+            "attention_head_dim": 4,
+            "cross_attention_dim": 12,
+        },
         LATENT_DIFFUSION,
     ),
     # ADM itself resamples inside residual blocks; diffusers, as we do, by a convolution of its own.
@@ -186,7 +235,9 @@ PEERS = {
 
 def guidance_wave(scale: Tensor) -> Tensor:
     """What LCM's pipeline gives the network for this scale; it calls the scale less one w."""
-    return diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, scale.float() - 1, embedding_dim=256)
+    return diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding(
+        None, scale.float() - 1, embedding_dim=256
+    )
 
 
 def for_both(condition: Condition, dtype: torch.dtype) -> tuple[Condition, dict[str, Any]]:
@@ -218,9 +269,13 @@ def test_parameter_count_of_published_nets(name: str) -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
 @pytest.mark.parametrize("kind", PEERS)
 def test_output_and_gradients_equal_diffusers(kind: str, dtype: torch.dtype, tolerance: float) -> None:
-    """With the same random weights, the output and the gradient of every parameter and of x are those of diffusers."""
+    """With the same random weights, the output and the gradient of every parameter and of x are those of
+    diffusers."""
     peer = PEERS[kind]
-    ours, theirs = randomised(UNet(peer.params)).to(dtype), getattr(diffusers, peer.network)(**peer.config).to(dtype).eval()
+    ours, theirs = (
+        randomised(UNet(peer.params)).to(dtype),
+        getattr(diffusers, peer.network)(**peer.config).to(dtype).eval(),
+    )
     theirs.load_state_dict(translated(ours.state_dict(), peer.params.blocks, peer.names), strict=True)
     x, t, condition = inputs(peer.params, (8, 12))
     x = x.to(dtype).requires_grad_()
@@ -228,12 +283,19 @@ def test_output_and_gradients_equal_diffusers(kind: str, dtype: torch.dtype, tol
     out, expected = ours(x, t, condition), theirs(beside(x, condition.image), t, **asked).sample
     assert relative_error(out, expected) <= tolerance
 
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)  # a different one for every output
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(
+        dtype
+    )  # a different one for every output
     grads = torch.autograd.grad((out * weight).sum(), [x, *ours.parameters()])
-    mine = translated(dict(zip(["x", *dict(ours.named_parameters())], grads, strict=True)), peer.params.blocks, peer.names)
+    mine = translated(
+        dict(zip(["x", *dict(ours.named_parameters())], grads, strict=True)), peer.params.blocks, peer.names
+    )
     names = ["x", *dict(theirs.named_parameters())]
-    for name, grad in zip(names, torch.autograd.grad((expected * weight).sum(), [x, *theirs.parameters()]), strict=True):
-        # A key's bias shifts all scores of a query alike, so its gradient is zero: there, both sides hold rounding only.
+    for name, grad in zip(
+        names, torch.autograd.grad((expected * weight).sum(), [x, *theirs.parameters()]), strict=True
+    ):
+        # A key's bias shifts all scores of a query alike, so its gradient is zero: there, both sides hold
+        # rounding only.
         assert (mine[name] - grad).norm() <= 10 * tolerance * max(grad.norm(), torch.ones(())), name
 
 
@@ -260,9 +322,11 @@ FULL_WIDTH: dict[str, tuple[UNetParams, dict[str, Any]]] = {
 
 
 def filled(network: nn.Module) -> nn.Module:
-    """A network without memory, with weights of the scale of `randomised`, in a fraction of the time that drawing them all takes.
+    """A network without memory, with weights of the scale of `randomised`, in a fraction of the time that
+    drawing them all takes.
 
-    A million draws are repeated, a prime number of them, so that no two rows are the same, from another place in each parameter.
+    A million draws are repeated, a prime number of them, so that no two rows are the same, from another place
+    in each parameter.
     """
     draws = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -273,20 +337,29 @@ def filled(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name == "SDXL base" else ()) for name in FULL_WIDTH])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "SDXL base" else ()) for name in FULL_WIDTH]
+)
 def test_published_widths_equal_diffusers(name: str) -> None:
-    """At published widths, in float32, too; both sides hold the same tensors, so that there is memory for them."""
+    """At published widths, in float32, too; both sides hold the same tensors, so that there is memory for
+    them."""
     params, config = FULL_WIDTH[name]
     with torch.device("meta"), Blank():
         ours, theirs = UNet(params), diffusers.UNet2DConditionModel(**config).eval()
     published = translated(filled(ours).state_dict(), params.blocks, LATENT_DIFFUSION)
     theirs.load_state_dict(published, strict=True, assign=True)
     generator = torch.Generator().manual_seed(1)
-    x, context = torch.randn(1, 4, 16, 16, generator=generator), torch.randn(1, 77, params.context_dim or 0, generator=generator)
+    x, context = (
+        torch.randn(1, 4, 16, 16, generator=generator),
+        torch.randn(1, 77, params.context_dim or 0, generator=generator),
+    )
     told: dict[str, Any] = {"context": context}
     asked: dict[str, Any] = {"encoder_hidden_states": context}
     if params.vector_dim is not None:
-        sizes, text = torch.tensor([[1024.0, 768.0, 0.0, 64.0, 1024.0, 1024.0]]), torch.randn(1, 1280, generator=generator)
+        sizes, text = (
+            torch.tensor([[1024.0, 768.0, 0.0, 64.0, 1024.0, 1024.0]]),
+            torch.randn(1, 1280, generator=generator),
+        )
         told["vector"] = torch.cat([text, sinusoid(sizes.flatten(), 256).view(1, -1)], dim=-1)
         asked["added_cond_kwargs"] = {"text_embeds": text, "time_ids": sizes}
     t = torch.tensor([741.0])
@@ -307,7 +380,9 @@ def test_half_precision_is_no_worse_than_that_of_diffusers(kind: str, dtype: tor
         told, asked = for_both(condition, precision)
         ours.to(precision), theirs.to(precision)
         with torch.inference_mode():
-            outputs.append((ours(x.to(precision), t, told).double(), theirs(x.to(precision), t, **asked).sample.double()))
+            outputs.append(
+                (ours(x.to(precision), t, told).double(), theirs(x.to(precision), t, **asked).sample.double())
+            )
     mine, other = (float((half - exact).norm() / exact.norm()) for exact, half in zip(*outputs, strict=True))
     assert 0 < mine <= 1.2 * other
 
@@ -324,9 +399,15 @@ def test_fresh_residual_branches_are_off(kind: str) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 7), (9, 8), (13, 11), (31, 22)])
 def test_sizes_that_do_not_halve_equal_diffusers(size: tuple[int, int], tmp_path: Path) -> None:
-    """At four levels, in float64: an odd side is halved upwards, and comes back at its own size on the way up. Gradients flow, too."""
+    """At four levels, in float64: an odd side is halved upwards, and comes back at its own size on the way
+    up. Gradients flow, too."""
     params = replace(SD1, in_channels=4, out_channels=4, channel_mult=(1, 2, 1, 1), attention=(1, 1, 0, 0))
-    spec = {"network": {"name": "unet", **asdict(params)}, "schedule": {"name": "scaled_linear"}, "prediction": "eps", "shape": (4, 8, 8)}
+    spec = {
+        "network": {"name": "unet", **asdict(params)},
+        "schedule": {"name": "scaled_linear"},
+        "prediction": "eps",
+        "shape": (4, 8, 8),
+    }
     model = models.build({**spec, "family": "sd1"})
     ours = randomised(model.network)
     models.save(model, tmp_path, "diffusers")
@@ -354,8 +435,14 @@ def test_sizes_that_do_not_halve_equal_diffusers(size: tuple[int, int], tmp_path
         (dict(channels=33, groups=3, attention=(0, 0), middle_attention=0), "even number of frequencies"),
         (dict(attention_kind="plian"), "no attention kind named 'plian'; did you mean 'plain'"),
         (dict(attention_kind="plain", context_dim=8), "nothing in this UNet attends to a context"),
-        (dict(attention=(0, 0), middle_attention=0, context_dim=8), "nothing in this UNet attends to a context"),
-        (dict(attention_kind="plain", attention=(1, 2)), "plain attention comes once after a residual block, not 2 times"),
+        (
+            dict(attention=(0, 0), middle_attention=0, context_dim=8),
+            "nothing in this UNet attends to a context",
+        ),
+        (
+            dict(attention_kind="plain", attention=(1, 2)),
+            "plain attention comes once after a residual block, not 2 times",
+        ),
     ],
 )
 def test_refuses_parameters_that_do_not_fit(wrong: dict[str, Any], message: str) -> None:

@@ -13,12 +13,23 @@ from models.layers.upsample import Upsample
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     ("size", "out", "transposed"),
-    [((2, 3), None, False), ((3, 4), None, True), ((9, 11), (18, 22), True), ((9, 11), (17, 22), False), ((4, 4), (7, 7), False)],
+    [
+        ((2, 3), None, False),
+        ((3, 4), None, True),
+        ((9, 11), (18, 22), True),
+        ((9, 11), (17, 22), False),
+        ((4, 4), (7, 7), False),
+    ],
 )
 def test_upsampling_is_repetition_and_convolution(
-    size: tuple[int, int], out: tuple[int, int] | None, transposed: bool, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int],
+    out: tuple[int, int] | None,
+    transposed: bool,
+    layout: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In value and gradients, borders included; by a transposed convolution for whole images of at least as many pixels as channels."""
+    """In value and gradients, borders included; by a transposed convolution for whole images of at least as
+    many pixels as channels."""
     taken: list[torch.Size] = []
     product = F.conv_transpose2d
 

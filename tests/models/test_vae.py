@@ -1,4 +1,5 @@
-"""The autoencoder: what diffusers computes with the same weights, in the diffusion model's units, and never an image that is not finite."""
+"""The autoencoder: what diffusers computes with the same weights, in the diffusion model's units, and never
+an image that is not finite."""
 
 from __future__ import annotations
 
@@ -18,14 +19,22 @@ from tests.models.small import randomised, relative_error, renamed
 from tests.peers import diffusers
 
 SMALL: dict[str, Any] = dict(channels=16, channel_mult=(1, 2), blocks=1, groups=4)
-PLAYGROUND: dict[str, Any] = dict(scale=0.5, mean=(-1.6574, 1.886, -1.383, 2.5155), std=(8.4927, 5.9022, 6.5498, 5.2299))
+PLAYGROUND: dict[str, Any] = dict(
+    scale=0.5, mean=(-1.6574, 1.886, -1.383, 2.5155), std=(8.4927, 5.9022, 6.5498, 5.2299)
+)
 PUBLISHED = {
     "SD, SDXL": (VAEParams(), 248, 83_653_863),
-    "SD 3, FLUX.1": (VAEParams(latent_channels=16, quant_conv=False, scale=1.5305, shift=0.0609), 244, 83_819_683),
+    "SD 3, FLUX.1": (
+        VAEParams(latent_channels=16, quant_conv=False, scale=1.5305, shift=0.0609),
+        244,
+        83_819_683,
+    ),
 }
 KINDS = {
     "small": VAEParams(**SMALL),
-    "three levels": VAEParams(image_channels=1, latent_channels=2, channels=8, channel_mult=(1, 3, 2), blocks=2, groups=2),
+    "three levels": VAEParams(
+        image_channels=1, latent_channels=2, channels=8, channel_mult=(1, 3, 2), blocks=2, groups=2
+    ),
     "SD 3": VAEParams(**SMALL, latent_channels=16, quant_conv=False, scale=1.5305, shift=0.0609),
     "Playground": VAEParams(**SMALL, **PLAYGROUND),
 }
@@ -93,7 +102,8 @@ def pictures(params: VAEParams, height: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_as_many_as_published(name: str) -> None:
-    """The published configurations have the published number of parameters, in the published number of tensors of the published shapes."""
+    """The published configurations have the published number of parameters, in the published number of
+    tensors of the published shapes."""
     params, tensors, count = PUBLISHED[name]
     with torch.device("meta"):
         ours, theirs = VAE(params), peer(params)
@@ -111,7 +121,9 @@ class Pair:
         self.ours = made(params).to(dtype)
         with torch.device("meta"):
             self.theirs = peer(params)
-        self.theirs.load_state_dict(translated(self.ours.state_dict(), params.blocks), strict=True, assign=True)
+        self.theirs.load_state_dict(
+            translated(self.ours.state_dict(), params.blocks), strict=True, assign=True
+        )
         # As pipelines that use these autoencoders convert.
         self.origin = torch.tensor(params.mean or params.shift, dtype=dtype).view(1, -1, 1, 1)
         self.unit = torch.tensor(params.std or 1.0, dtype=dtype).view(1, -1, 1, 1) / params.scale
@@ -135,7 +147,9 @@ def test_output_of_the_published_size_equals_diffusers() -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
 @pytest.mark.parametrize("params", KINDS.values(), ids=KINDS)
-def test_output_and_gradients_equal_diffusers(params: VAEParams, dtype: torch.dtype, tolerance: float) -> None:
+def test_output_and_gradients_equal_diffusers(
+    params: VAEParams, dtype: torch.dtype, tolerance: float
+) -> None:
     """Mean, standard deviation, images, and the gradients of all weights and of what was given."""
     pair = Pair(params, dtype)
     images = pictures(params, 16, 24).to(dtype).requires_grad_()
@@ -152,7 +166,8 @@ def test_output_and_gradients_equal_diffusers(params: VAEParams, dtype: torch.dt
 
     ours = translated(gradients(pair.ours, mine), params.blocks)
     for name, grad in gradients(pair.theirs, theirs).items():
-        # A key's bias shifts all scores of a query alike, so its gradient is zero: there, both sides hold rounding only.
+        # A key's bias shifts all scores of a query alike, so its gradient is zero: there, both sides hold
+        # rounding only.
         assert (ours[name] - grad).norm() <= 10 * tolerance * max(grad.norm(), torch.ones(())), name
 
 
@@ -162,7 +177,9 @@ def test_samples_are_those_of_diffusers_with_a_generator_per_image() -> None:
     seeds = [7, 0, 2**40]
     out = distribution.sample(seeds)
     assert torch.equal(out, distribution.mean + distribution.std * initial_noise(seeds, (4, 2, 5)))
-    assert torch.equal(LatentDistribution(distribution.mean[2:], distribution.std[2:]).sample(seeds[2:]), out[2:])
+    assert torch.equal(
+        LatentDistribution(distribution.mean[2:], distribution.std[2:]).sample(seeds[2:]), out[2:]
+    )
     assert torch.equal(distribution.mode, distribution.mean)
     with pytest.raises(ValueError, match="2 seeds for a batch of 3"):
         distribution.sample([0, 1])
@@ -170,8 +187,12 @@ def test_samples_are_those_of_diffusers_with_a_generator_per_image() -> None:
     pair = Pair(KINDS["small"], torch.float32)
     images = pictures(pair.params, 8, 12)
     with torch.no_grad():
-        expected = pair.theirs.encode(images).latent_dist.sample([torch.Generator().manual_seed(seed) for seed in seeds[:2]])
-        torch.testing.assert_close(pair.ours.encode(images).sample(seeds[:2]), expected * 0.18215, rtol=1e-5, atol=1e-5)
+        expected = pair.theirs.encode(images).latent_dist.sample(
+            [torch.Generator().manual_seed(seed) for seed in seeds[:2]]
+        )
+        torch.testing.assert_close(
+            pair.ours.encode(images).sample(seeds[:2]), expected * 0.18215, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_log_variance_is_limited_as_in_training() -> None:
@@ -224,7 +245,8 @@ def overflowing(part: str) -> VAE:
 @pytest.mark.usefixtures("native_halves")
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_overflow_in_fp16_is_computed_again_in_float32(part: str) -> None:
-    """The result is that of the fp16 weights in float32, with a warning once, gradients and all; the module stays as it was."""
+    """The result is that of the fp16 weights in float32, with a warning once, gradients and all; the module
+    stays as it was."""
     vae = overflowing(part)
     before = copy.deepcopy(vae.state_dict())
     wide = copy.deepcopy(vae).float()
@@ -238,13 +260,21 @@ def test_overflow_in_fp16_is_computed_again_in_float32(part: str) -> None:
     expected = output(wide, x)
     assert out.isfinite().all()
     assert torch.equal(out, expected)
-    names = [name for name in before if name.startswith((part, "quant" if part == "encoder" else "post_quant"))]
+    names = [
+        name for name in before if name.startswith((part, "quant" if part == "encoder" else "post_quant"))
+    ]
     mine, theirs = (
         torch.autograd.grad(result.square().mean(), [x, *map(network.get_parameter, names)])
         for network, result in ((vae, out), (wide, expected))
     )
-    assert all(torch.equal(grad, reference.to(grad.dtype)) and reference.any() for grad, reference in zip(mine, theirs, strict=True))
-    assert all(value.dtype == torch.float16 and torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+    assert all(
+        torch.equal(grad, reference.to(grad.dtype)) and reference.any()
+        for grad, reference in zip(mine, theirs, strict=True)
+    )
+    assert all(
+        value.dtype == torch.float16 and torch.equal(value, before[name])
+        for name, value in vae.state_dict().items()
+    )
 
     with warnings.catch_warnings(record=True) as caught, torch.no_grad():
         warnings.simplefilter("default")
@@ -260,7 +290,9 @@ def test_what_float32_cannot_hold_raises_and_names_the_cause() -> None:
     vae = overflowing("decoder").bfloat16()
     latents = normal(3, 4, 4, 6)
     latents[1, 2, 3, 4] = torch.nan
-    with pytest.raises(FloatingPointError, match=r"was given 1 of 3 samples that are not finite, the first at 1"):
+    with pytest.raises(
+        FloatingPointError, match=r"was given 1 of 3 samples that are not finite, the first at 1"
+    ):
         vae.decode(latents)
     with torch.no_grad():
         vae.get_parameter("decoder.middle.0.conv2.weight").fill_(2e38)
@@ -315,7 +347,10 @@ def test_latent_shape_and_sizes_that_do_not_divide() -> None:
 def test_refuses_what_is_no_batch_of_images_or_latents() -> None:
     """Bytes, a single image, another number of channels."""
     vae = VAE(KINDS["small"])
-    with pytest.raises(ValueError, match=r"images must be floating point \(B, 3, H, W\), not torch.uint8 of shape \(1, 3, 8, 8\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"images must be floating point \(B, 3, H, W\), not torch.uint8 of shape \(1, 3, 8, 8\)",
+    ):
         vae.encode(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     for shape in ((3, 8, 8), (1, 4, 8, 8)):
         with pytest.raises(ValueError, match=r"images must be floating point \(B, 3, H, W\)"):

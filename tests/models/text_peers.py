@@ -65,7 +65,8 @@ def translated(state: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[st
 
 
 def in_transformers(tower: CLIPText, eos_token_id: int = EOS) -> Any:
-    """The tower as transformers has it. With eos_token_id 2, as in the published CLIP-L, it pools at the greatest token id."""
+    """The tower as transformers has it. With eos_token_id 2, as in the published CLIP-L, it pools at the
+    greatest token id."""
     p = tower.params
     config = transformers.CLIPTextConfig(
         vocab_size=p.vocab,
@@ -80,7 +81,9 @@ def in_transformers(tower: CLIPText, eos_token_id: int = EOS) -> Any:
         eos_token_id=eos_token_id,
     )
     with torch.device("meta"):  # drawing weights that are then replaced would take seconds
-        peer: nn.Module = (transformers.CLIPTextModel if p.projection is None else transformers.CLIPTextModelWithProjection)(config)
+        peer: nn.Module = (
+            transformers.CLIPTextModel if p.projection is None else transformers.CLIPTextModelWithProjection
+        )(config)
     names = peer.state_dict().keys()
     state = translated(tower.state_dict(), TRANSFORMERS)
     prefixed = {name if name in names else f"text_model.{name}": value for name, value in state.items()}
@@ -131,7 +134,8 @@ def in_open_clip(tower: CLIPText) -> open_clip.transformer.TextTransformer:
 
 @cache
 def transformers_tokenizer(pad_token: str = "<|endoftext|>") -> transformers.CLIPTokenizer:
-    """What from_pretrained makes of a published tokenizer folder: CLIP-L pads with <|endoftext|>, OpenCLIP's towers with "!", token 0."""
+    """What from_pretrained makes of a published tokenizer folder: CLIP-L pads with <|endoftext|>, OpenCLIP's
+    towers with "!", token 0."""
     tokens, merges = openai_tables()
     return transformers.CLIPTokenizer(vocab=tokens, merges=merges, pad_token=pad_token, model_max_length=77)
 
@@ -141,8 +145,11 @@ def padded(prompts: list[str], length: int = 77) -> Tensor:
     return open_clip.tokenize(prompts, context_length=length).to(torch.long)
 
 
-def text_of(family: str, changes: Mapping[str, Mapping[str, Any]] | None = None, **networks: Any) -> TextParams:
-    """How a family reads prompts with text encoders of these parameters, by name, but for `changes` of their readers."""
+def text_of(
+    family: str, changes: Mapping[str, Mapping[str, Any]] | None = None, **networks: Any
+) -> TextParams:
+    """How a family reads prompts with text encoders of these parameters, by name, but for `changes` of their
+    readers."""
     params = FAMILIES[family].text_params(networks)
     for name, each in (changes or {}).items():
         params = params.changed(name, **each)
@@ -150,7 +157,8 @@ def text_of(family: str, changes: Mapping[str, Mapping[str, Any]] | None = None,
 
 
 TAUGHT = (
-    "a photo of an astronaut riding the horse on mars two cats dog red blue café déjà-vu schön 35mm ; , . ! don't word1 (x) 宇宙 飛行士 ½"
+    "a photo of an astronaut riding the horse on mars two cats dog red blue café déjà-vu schön 35mm ; , . ! "
+    "don't word1 (x) 宇宙 飛行士 ½"
 )
 
 
@@ -159,8 +167,12 @@ def spiece(**changes: Any) -> bytes:
     """A small spiece.model, with its first three tokens where T5 has them."""
     draw, words, model = random.Random(0), TAUGHT.split(), io.BytesIO()
     sentences = [" ".join(draw.choices(words, k=12)) for _ in range(300)]
-    options: dict[str, Any] = dict(vocab_size=120, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False) | changes
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sentences), model_writer=model, minloglevel=3, **options)
+    options: dict[str, Any] = (
+        dict(vocab_size=120, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False) | changes
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_writer=model, minloglevel=3, **options
+    )
     return model.getvalue()
 
 

@@ -1,4 +1,5 @@
-"""What the tests of solvers share: every solver with its options and what it does to noise, and the mixture they are held to."""
+"""What the tests of solvers share: every solver with its options and what it does to noise, and the mixture
+they are held to."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def last(steps: Iterator[Step]) -> Tensor:
 
 
 Rule = Callable[[NoiseLevel, NoiseLevel, Grid], float]
-"""(t, s, grid) -> p: x_s holds the noise p eps + sqrt(1 - p^2) z, given the noise eps in x_t and fresh noise z."""
+"""(t, s, grid) -> p: x_s holds the noise p eps + sqrt(1 - p^2) z, given the noise eps in x_t and fresh noise
+z."""
 
 
 def kept(t: NoiseLevel, s: NoiseLevel, grid: Grid) -> float:
@@ -58,7 +60,11 @@ def churned(churn: float) -> Rule:
 
     def rule(t: NoiseLevel, s: NoiseLevel, grid: Grid) -> float:
         raised = 1 + min(churn / grid.steps, math.sqrt(2) - 1)
-        return 1 / raised if t.ratio * raised <= float(grid.schedule.ratio(grid.schedule.t_max)) and t.alpha > 0 else 1.0
+        return (
+            1 / raised
+            if t.ratio * raised <= float(grid.schedule.ratio(grid.schedule.t_max)) and t.alpha > 0
+            else 1.0
+        )
 
     return rule
 
@@ -69,7 +75,9 @@ def fresh(t: NoiseLevel, s: NoiseLevel, grid: Grid) -> float:
 
 
 # Any solver not named here is taken for a deterministic one, and has to follow the exact trajectory.
-DISTINCT_SAMPLERS = list({solver: name for name, solver in reversed(SAMPLERS.items())}.values())[::-1]  # "lcm" is `consistency` again
+DISTINCT_SAMPLERS = list({solver: name for name, solver in reversed(SAMPLERS.items())}.values())[
+    ::-1
+]  # "lcm" is `consistency` again
 CASES: dict[str, tuple[str, dict[str, Any], Rule]] = {
     **{name: (name, {}, kept) for name in DISTINCT_SAMPLERS},
     "heun-ratio": ("heun", {"coordinate": "ratio"}, kept),

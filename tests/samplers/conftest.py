@@ -23,7 +23,8 @@ class Wide:
 
 @pytest.fixture
 def exactly(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Any]]:
-    """Makes a scheduler compute in float64 throughout, tables and times too: its algorithm is compared then, and not its rounding."""
+    """Makes a scheduler compute in float64 throughout, tables and times too: its algorithm is compared then,
+    and not its rounding."""
 
     def widened(scheduler: Any) -> Any:
         module = inspect.getmodule(scheduler)

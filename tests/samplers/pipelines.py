@@ -1,4 +1,5 @@
-"""The pipelines of diffusers on our miniatures: opened from what `models.save` writes, which proves that diffusers opens it."""
+"""The pipelines of diffusers on our miniatures: opened from what `models.save` writes, which proves that
+diffusers opens it."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ HEIGHT, WIDTH = 32, 64
 NOISE = initial_noise(SEEDS, (4, HEIGHT // 8, WIDTH // 8))
 PROMPTS = ["a corgi in a field, (very) happy", "an owl"]
 NEGATIVE = ["ugly", "blurry, and (out of focus"]
-SD: dict[str, Any] = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
+SD: dict[str, Any] = dict(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+)
 
 
 class Drawn(NamedTuple):
@@ -39,7 +42,12 @@ def ours(model: models.Model, prompts: Sequence[str] = PROMPTS, **settings: Any)
     """What `generate` makes of both seeds, 32x64 pixels unless another size is given."""
     latents: list[Tensor] = []
     size: dict[str, Any] = {} if "image" in settings else {"height": HEIGHT, "width": WIDTH}
-    return Drawn(latents, samplers.generate(model, prompts, seeds=SEEDS, watch=lambda step: latents.append(step.x), **{**size, **settings}))
+    return Drawn(
+        latents,
+        samplers.generate(
+            model, prompts, seeds=SEEDS, watch=lambda step: latents.append(step.x), **{**size, **settings}
+        ),
+    )
 
 
 def theirs(pipe: Any, prompts: Sequence[str] = PROMPTS, **settings: Any) -> Drawn:
@@ -55,9 +63,13 @@ def theirs(pipe: Any, prompts: Sequence[str] = PROMPTS, **settings: Any) -> Draw
 
 
 def theirs_packed(pipe: Any, height: int = HEIGHT, width: int = WIDTH, **settings: Any) -> Drawn:
-    """The same of FLUX.1's pipelines, whose latents are tokens: (B, tokens, 4 C), packed row by row, and in each (c p q)."""
+    """The same of FLUX.1's pipelines, whose latents are tokens: (B, tokens, 4 C), packed row by row, and in
+    each (c p q)."""
     drawn = theirs(pipe, height=height, width=width, **settings)
-    return Drawn([rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=height // 16, p=2, q=2) for x in drawn.latents], drawn.images)
+    return Drawn(
+        [rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=height // 16, p=2, q=2) for x in drawn.latents],
+        drawn.images,
+    )
 
 
 def packed(latents: Tensor) -> Tensor:
@@ -65,7 +77,8 @@ def packed(latents: Tensor) -> Tensor:
 
 
 def opened(model: models.Model, folder: Path, pipeline: str, scheduler: Any = None, **parts: Any) -> Any:
-    """A pipeline from the model saved in diffusers' layout; with a scheduler in place of the one that is saved."""
+    """A pipeline from the model saved in diffusers' layout; with a scheduler in place of the one that is
+    saved."""
     models.save(model, folder, layout="diffusers")
     pipe = getattr(diffusers, pipeline).from_pretrained(folder, **parts)
     pipe.set_progress_bar_config(disable=True)
@@ -82,7 +95,8 @@ def turned(pipe: Any, pipeline: str) -> Any:
 
 
 def stable_diffusion_3(family: str, t5: bool = True, seed: int = 0) -> models.Model:
-    """A miniature as diffusers' folders have it: its CLIP-L has a projection, without which their pipeline fails; on request without T5."""
+    """A miniature as diffusers' folders have it: its CLIP-L has a projection, without which their pipeline
+    fails; on request without T5."""
     tiny = presets.tiny_description(family, presets.TINY_TOWERS)
     towers = {**presets.TINY_TOWERS, "clip_l": replace(presets.TINY_TOWERS["clip_l"], projection=64)}
     width = towers["t5"].width
@@ -104,33 +118,53 @@ def error(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-# A scheduler, and the sampler and grid that are the same of ours. Step counts (20) are such that all times lie on rows.
+# A scheduler, and the sampler and grid that are the same of ours. Step counts (20) are such that all times
+# lie on rows.
 
 
 def ddim(prediction: str) -> tuple[Any, dict[str, Any]]:
-    peer = diffusers.DDIMScheduler(**SD, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction)
-    return peer, {"sampler": "ddim", "steps": 20, "grid": {"spacing": "leading", "offset": 1.0, "terminal": "t_min", "initial": "unit"}}
+    peer = diffusers.DDIMScheduler(
+        **SD, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction
+    )
+    return peer, {
+        "sampler": "ddim",
+        "steps": 20,
+        "grid": {"spacing": "leading", "offset": 1.0, "terminal": "t_min", "initial": "unit"},
+    }
 
 
 def euler(prediction: str) -> tuple[Any, dict[str, Any]]:
-    peer = diffusers.EulerDiscreteScheduler(**SD, timestep_spacing="leading", steps_offset=1, prediction_type=prediction)
-    return peer, {"sampler": "euler", "steps": 20, "grid": {"spacing": "leading", "offset": 1.0, "initial": "unit"}}
+    peer = diffusers.EulerDiscreteScheduler(
+        **SD, timestep_spacing="leading", steps_offset=1, prediction_type=prediction
+    )
+    return peer, {
+        "sampler": "euler",
+        "steps": 20,
+        "grid": {"spacing": "leading", "offset": 1.0, "initial": "unit"},
+    }
 
 
 def dpmpp_2m(prediction: str) -> tuple[Any, dict[str, Any]]:
     peer = diffusers.DPMSolverMultistepScheduler(**SD, prediction_type=prediction)
     peer.set_timesteps(20)
-    return peer, {"sampler": "dpmpp_2m", "grid": {"spacing": [float(t) for t in peer.timesteps], "initial": "unit"}}
+    return peer, {
+        "sampler": "dpmpp_2m",
+        "grid": {"spacing": [float(t) for t in peer.timesteps], "initial": "unit"},
+    }
 
 
 def turbo() -> Any:
-    """The first of ten trailing steps, and from there to data, as the authors of SDXL-Turbo do it (999, 899, 799, 699)."""
+    """The first of ten trailing steps, and from there to data, as the authors of SDXL-Turbo do it (999, 899,
+    799, 699)."""
 
     class Turbo(diffusers.EulerAncestralDiscreteScheduler):  # type: ignore[misc]  # diffusers is not annotated
         def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
             super().set_timesteps(10, device=device)
             timesteps, sigmas = vars(self)["timesteps"], vars(self)["sigmas"]
-            self.timesteps, self.sigmas = timesteps[:num_inference_steps], torch.cat([sigmas[:num_inference_steps], torch.zeros(1)])
+            self.timesteps, self.sigmas = (
+                timesteps[:num_inference_steps],
+                torch.cat([sigmas[:num_inference_steps], torch.zeros(1)]),
+            )
 
     return Turbo(**SD, timestep_spacing="trailing")
 

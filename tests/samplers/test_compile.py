@@ -1,4 +1,5 @@
-"""A compiled network is not slowed by solvers: no graph break, and one compilation for all steps, levels and solvers."""
+"""A compiled network is not slowed by solvers: no graph break, and one compilation for all steps, levels and
+solvers."""
 
 from __future__ import annotations
 
@@ -10,7 +11,18 @@ import torch
 from torch import Tensor, nn
 
 import models
-from diffusion import ClassifierFreeGuidance, Clipped, Condition, Denoiser, DiscreteVP, RectifiedFlow, Schedule, V, initial_noise, time_grid
+from diffusion import (
+    ClassifierFreeGuidance,
+    Clipped,
+    Condition,
+    Denoiser,
+    DiscreteVP,
+    RectifiedFlow,
+    Schedule,
+    V,
+    initial_noise,
+    time_grid,
+)
 from models.layers import blocks
 from samplers import generate, sample
 from tests.samplers.cases import DISTINCT_SAMPLERS
@@ -26,7 +38,9 @@ class Tiny(nn.Module):
         self.mix, self.classes = nn.Conv2d(2, 2, 3, padding=1), nn.Embedding(4, 2)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return torch.tanh(self.mix(x) + self.classes(condition.label)[:, :, None, None] + t.sin()[:, None, None, None])
+        return torch.tanh(
+            self.mix(x) + self.classes(condition.label)[:, :, None, None] + t.sin()[:, None, None, None]
+        )
 
 
 @pytest.fixture
@@ -41,7 +55,8 @@ def strict_compilation() -> Iterator[None]:
 @pytest.mark.usefixtures("strict_compilation")
 @pytest.mark.parametrize("schedule", [DiscreteVP.scaled_linear(), RectifiedFlow()], ids=["vp", "flow"])
 def test_a_compiled_network_is_compiled_once(schedule: Schedule) -> None:
-    """Under fullgraph=True and error_on_recompile every solver, guided and clipped, gives what the plain network gives."""
+    """Under fullgraph=True and error_on_recompile every solver, guided and clipped, gives what the plain
+    network gives."""
     torch.manual_seed(0)
     network = Tiny().eval().requires_grad_(False)
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
@@ -49,7 +64,8 @@ def test_a_compiled_network_is_compiled_once(schedule: Schedule) -> None:
     for name in DISTINCT_SAMPLERS:
         plain, fast = (
             sample(
-                name, Clipped(ClassifierFreeGuidance(Denoiser(f, schedule, V), 2.0, null)), time_grid(schedule, 7),
+                name, Clipped(ClassifierFreeGuidance(Denoiser(f, schedule, V), 2.0, null)),
+                time_grid(schedule, 7),
                 shape=SHAPE, seeds=[0, 1], condition=condition,
             )
             for f in (network, compiled)
@@ -72,7 +88,8 @@ def test_the_test_notices() -> None:
 
 
 def test_generate_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other prompts, seeds, steps, samplers and sizes are drawn with the graphs of the first call, and come out as without them."""
+    """Other prompts, seeds, steps, samplers and sizes are drawn with the graphs of the first call, and come
+    out as without them."""
     torch._dynamo.reset()
     monkeypatch.setattr(blocks, "BACKEND", "eager")
     model = models.miniature("sd3.5-medium")

@@ -53,7 +53,8 @@ def test_a_sample_does_not_know_its_batch(sampler: str, schedule: Schedule) -> N
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_solver_is_a_generator_of_steps(sampler: str, schedule: Schedule) -> None:
-    """It calls the network only when asked, yields one Step per row, ends at the terminal row, and leaves its start alone."""
+    """It calls the network only when asked, yields one Step per row, ends at the terminal row, and leaves its
+    start alone."""
     calls, grid = [], time_grid(schedule, 5, "trailing")
 
     def denoiser(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
@@ -110,7 +111,8 @@ RANDOM = [case for case, (_, _, rule) in CASES.items() if rule is not kept]
 
 @pytest.mark.parametrize("case", RANDOM)
 def test_noise_defaults_to_the_first_seeds(case: str) -> None:
-    """A stochastic solver that is given no noise takes seeds 0 ... B-1, and so gives the same numbers every time."""
+    """A stochastic solver that is given no noise takes seeds 0 ... B-1, and so gives the same numbers every
+    time."""
     sampler, options, _ = CASES[case]
     grid, start = time_grid(FLOW, 4), initial_noise([4, 5], SHAPE, F64)
     default = last(SAMPLERS[sampler](IMAGES, start, grid, **options))
@@ -120,14 +122,21 @@ def test_noise_defaults_to_the_first_seeds(case: str) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_conditions_and_guidance_reach_any_solver(sampler: str) -> None:
-    """cond goes to the denoiser at every step; guidance is a denoiser, so every solver ends at the guided point."""
+    """cond goes to the denoiser at every step; guidance is a denoiser, so every solver ends at the guided
+    point."""
 
     def towards(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         return Estimate.from_x0(x_t, condition.given["label"].to(x_t).view(-1, 1, 1, 1).expand_as(x_t), level)
 
     denoiser: DenoiserLike = ClassifierFreeGuidance(towards, 3.0, Condition(label=torch.tensor([1])))
     got = sample(
-        sampler, denoiser, time_grid(FLOW, 5), shape=SHAPE, seeds=[0, 1], dtype=F64, condition=Condition(label=torch.tensor([2, 5]))
+        sampler,
+        denoiser,
+        time_grid(FLOW, 5),
+        shape=SHAPE,
+        seeds=[0, 1],
+        dtype=F64,
+        condition=Condition(label=torch.tensor([2, 5])),
     )
     expected = torch.tensor([1 + 3 * (2 - 1), 1 + 3 * (5 - 1)], dtype=F64).view(2, 1, 1, 1).expand(2, *SHAPE)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
@@ -144,32 +153,86 @@ GRID = time_grid(FLOW, 3)
         (lambda: sample("euler", MIXTURE, GRID, shape=(1,), seeds=[0], eta=1.0), "euler.*'eta'|'eta'.*euler"),
         (lambda: sample("ddim", MIXTURE, GRID, shape=(1,), seeds=[0], eta=1.5), r"eta must lie in \[0, 1\]"),
         (lambda: sample("ddim", MIXTURE, GRID, shape=(1,), seeds=[0], eta=-0.1), r"eta must lie in \[0, 1\]"),
-        (lambda: sample("ddpm", MIXTURE, GRID, shape=(1,), seeds=[0], variance="large"), "no variance named 'large'"),
-        (lambda: sample("ddpm", MIXTURE, GRID, shape=(1,), seeds=[0], variance="learned"), "learned variance"),
-        (lambda: sample("ddpm", MIXTURE, time_grid(FLOW, 1), shape=(1,), seeds=[0], variance="large"), "no variance named 'large'"),
-        (lambda: sample("heun", MIXTURE, GRID, shape=(1,), seeds=[0], eta=0.5), "no option of heun named 'eta'"),
-        (lambda: sample("heun", MIXTURE, GRID, shape=(1,), seeds=[0], coordinate="flow"), "no coordinate named 'flow'.*'flow_time'"),
-        (lambda: sample("euler_ancestral", MIXTURE, GRID, shape=(1,), seeds=[0], eta=2.0), r"eta must lie in \[0, 1\]"),
-        (lambda: sample("dpmpp_sde", MIXTURE, GRID, shape=(1,), seeds=[0], eta=-1.0), "eta must be 0 or more, not -1"),
-        (lambda: sample("dpmpp_2m_sde", MIXTURE, GRID, shape=(1,), seeds=[0], eta=math.nan), "eta must be 0 or more, not nan"),
-        (lambda: sample("sit_sde", MIXTURE, GRID, shape=(1,), seeds=[0], diffusion=-1.0), "diffusion must be 0 or more"),
-        (lambda: sample("edm", MIXTURE, GRID, shape=(1,), seeds=[0], churn=-1.0), "churn, low <= high and noise_scale must be 0 or more"),
+        (
+            lambda: sample("ddpm", MIXTURE, GRID, shape=(1,), seeds=[0], variance="large"),
+            "no variance named 'large'",
+        ),
+        (
+            lambda: sample("ddpm", MIXTURE, GRID, shape=(1,), seeds=[0], variance="learned"),
+            "learned variance",
+        ),
+        (
+            lambda: sample("ddpm", MIXTURE, time_grid(FLOW, 1), shape=(1,), seeds=[0], variance="large"),
+            "no variance named 'large'",
+        ),
+        (
+            lambda: sample("heun", MIXTURE, GRID, shape=(1,), seeds=[0], eta=0.5),
+            "no option of heun named 'eta'",
+        ),
+        (
+            lambda: sample("heun", MIXTURE, GRID, shape=(1,), seeds=[0], coordinate="flow"),
+            "no coordinate named 'flow'.*'flow_time'",
+        ),
+        (
+            lambda: sample("euler_ancestral", MIXTURE, GRID, shape=(1,), seeds=[0], eta=2.0),
+            r"eta must lie in \[0, 1\]",
+        ),
+        (
+            lambda: sample("dpmpp_sde", MIXTURE, GRID, shape=(1,), seeds=[0], eta=-1.0),
+            "eta must be 0 or more, not -1",
+        ),
+        (
+            lambda: sample("dpmpp_2m_sde", MIXTURE, GRID, shape=(1,), seeds=[0], eta=math.nan),
+            "eta must be 0 or more, not nan",
+        ),
+        (
+            lambda: sample("sit_sde", MIXTURE, GRID, shape=(1,), seeds=[0], diffusion=-1.0),
+            "diffusion must be 0 or more",
+        ),
+        (
+            lambda: sample("edm", MIXTURE, GRID, shape=(1,), seeds=[0], churn=-1.0),
+            "churn, low <= high and noise_scale must be 0 or more",
+        ),
         (lambda: sample("unipc", MIXTURE, GRID, shape=(1,), seeds=[0], order=4), "order must be 2 or 3"),
-        (lambda: sample("unipc", MIXTURE, time_grid(FLOW, 2), shape=(1,), seeds=[0], order=3), "at most the number of steps, not 3 on 2"),
-        (lambda: sample("ddim", MIXTURE, time_grid(FLOW, spacing=[0.7, 0.7, 0.2]), shape=(1,), seeds=[0]), "noise must fall at every step"),
-        (lambda: sample("ddpm", MIXTURE, time_grid(FLOW, 4).reversed(), start=torch.zeros(1, 1)), "noise must fall, but this grid rises"),
+        (
+            lambda: sample("unipc", MIXTURE, time_grid(FLOW, 2), shape=(1,), seeds=[0], order=3),
+            "at most the number of steps, not 3 on 2",
+        ),
+        (
+            lambda: sample("ddim", MIXTURE, time_grid(FLOW, spacing=[0.7, 0.7, 0.2]), shape=(1,), seeds=[0]),
+            "noise must fall at every step",
+        ),
+        (
+            lambda: sample("ddpm", MIXTURE, time_grid(FLOW, 4).reversed(), start=torch.zeros(1, 1)),
+            "noise must fall, but this grid rises",
+        ),
         (lambda: sample("ddim", MIXTURE, GRID, shape=(1,), seeds=[]), "at least one seed"),
         (
             lambda: sample("ddim", MIXTURE, GRID, shape=(1,), seeds=[0], condition=torch.zeros(2)),  # type: ignore[arg-type]
             "condition must be Condition, not tensor",
         ),
-        (lambda: sample("ddim", MIXTURE, GRID, start=torch.zeros(1, 1), shape=(1,)), "start brings its own shape"),
+        (
+            lambda: sample("ddim", MIXTURE, GRID, start=torch.zeros(1, 1), shape=(1,)),
+            "start brings its own shape",
+        ),
         (lambda: sample("ddim", MIXTURE, GRID, shape=(1,)), "shape and seeds, or start"),
         (lambda: sample("ddim", MIXTURE, GRID, seeds=[0]), "shape and seeds, or start"),
-        (lambda: sample("ddpm", MIXTURE, GRID, start=torch.zeros(3, 1), seeds=[0]), "1 seeds for a batch of 3"),
-        (lambda: sample("ddim", MIXTURE, time_grid(FLOW, 0), shape=(1,), seeds=[0]), "steps must be a whole number >= 1"),
-        (lambda: sample("ddim", MIXTURE, time_grid(FLOW, 3, "linear"), shape=(1,), seeds=[0]), "no spacing named 'linear'"),
-        (lambda: sample("ddim", MIXTURE, time_grid(FLOW, spacing=[0.5, 0.7]), shape=(1,), seeds=[0]), "noise must fall"),
+        (
+            lambda: sample("ddpm", MIXTURE, GRID, start=torch.zeros(3, 1), seeds=[0]),
+            "1 seeds for a batch of 3",
+        ),
+        (
+            lambda: sample("ddim", MIXTURE, time_grid(FLOW, 0), shape=(1,), seeds=[0]),
+            "steps must be a whole number >= 1",
+        ),
+        (
+            lambda: sample("ddim", MIXTURE, time_grid(FLOW, 3, "linear"), shape=(1,), seeds=[0]),
+            "no spacing named 'linear'",
+        ),
+        (
+            lambda: sample("ddim", MIXTURE, time_grid(FLOW, spacing=[0.5, 0.7]), shape=(1,), seeds=[0]),
+            "noise must fall",
+        ),
     ],
 )
 def test_errors(make: Callable[[], object], message: str) -> None:
@@ -180,7 +243,8 @@ def test_errors(make: Callable[[], object], message: str) -> None:
 
 @pytest.mark.parametrize("sampler", DISTINCT_SAMPLERS)
 def test_a_network_that_fails_is_named(sampler: str) -> None:
-    """NaN for one sample at one level: an error at that step that names seed, step and level, and no silently wrong picture."""
+    """NaN for one sample at one level: an error at that step that names seed, step and level, and no silently
+    wrong picture."""
     grid, asked = time_grid(FLOW, 6), []
 
     def denoiser(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
@@ -189,7 +253,10 @@ def test_a_network_that_fails_is_named(sampler: str) -> None:
         x0[1] = math.nan if level.t <= grid[3].t else 0.0
         return Estimate.from_x0(x_t, x0, level)
 
-    with pytest.raises(FloatingPointError, match=r"1 of 3 samples are not finite, the first of seed 8, from step [23] on, at t=0\.[56]"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"1 of 3 samples are not finite, the first of seed 8, from step [23] on, at t=0\.[56]",
+    ):
         sample(sampler, denoiser, grid, shape=SHAPE, seeds=[7, 8, 9])
     assert min(level.t for level in asked) > grid[5].t, "the run stops at the step"
 
@@ -197,12 +264,17 @@ def test_a_network_that_fails_is_named(sampler: str) -> None:
 def test_network_calls_are_counted() -> None:
     """Whatever a solver asks on that grid: looks ahead, and single calls where a step has no middle."""
     grid = time_grid(FLOW, 10)
-    assert [network_calls(name, grid) for name in ("ddim", "dpmpp_2m", "unipc", "heun", "dpm2", "rk4", "dpmpp_2s", "dpmpp_3m")] == [
-        10, 10, 10, 19, 18, 37, 18, 11,
-    ]  # fmt: skip
+    expected = dict(ddim=10, dpmpp_2m=10, unipc=10, heun=19, dpm2=18, rk4=37, dpmpp_2s=18, dpmpp_3m=11)
+    assert {name: network_calls(name, grid) for name in expected} == expected
 
 
 def test_half_precision_is_not_taken_for_a_loss() -> None:
     """A large float16 sample, whose sum is beyond float16, is finite all the same."""
     white = torch.ones(3, 256, 256)
-    assert sample("euler", PointMass(white), time_grid(FLOW, 3), shape=(3, 256, 256), seeds=[0], dtype=torch.float16).isfinite().all()
+    assert (
+        sample(
+            "euler", PointMass(white), time_grid(FLOW, 3), shape=(3, 256, 256), seeds=[0], dtype=torch.float16
+        )
+        .isfinite()
+        .all()
+    )

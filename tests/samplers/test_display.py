@@ -33,7 +33,10 @@ def test_pixels_are_where_they_belong(channels: int) -> None:
 def test_labels_rows_and_title() -> None:
     """Above each image, before each row, at the top; and large images are made smaller."""
     images = torch.ones(4, 3, 300, 200)
-    plain, named = show(images, 2), show(images, 2, labels=["a very long label " * 9, 2, 3, 4], rows=["first", "second"], title="Ours")
+    plain, named = (
+        show(images, 2),
+        show(images, 2, labels=["a very long label " * 9, 2, 3, 4], rows=["first", "second"], title="Ours"),
+    )
     assert plain.size == (4 + 2 * 104, 4 + 2 * 154)
     left = named.width - plain.width
     assert dark(named, (left, 0, named.width, 20))
@@ -45,7 +48,9 @@ def test_labels_rows_and_title() -> None:
 
 def test_mistakes_are_named() -> None:
     images = torch.zeros(4, 1, 8, 8)
-    with pytest.raises(ValueError, match=r"show takes images \(N, 1 or 3, H, W\), at least one, not \(8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"show takes images \(N, 1 or 3, H, W\), at least one, not \(8, 8\)"
+    ):
         show(images[0, 0])
     with pytest.raises(ValueError, match="labels names 3, and 4 are needed"):
         show(images, labels=[1, 2, 3])
@@ -55,7 +60,10 @@ def test_mistakes_are_named() -> None:
 
 def test_a_model_and_its_report_show_few_lines() -> None:
     lines = repr(models.miniature("sdxl")).splitlines()
-    assert lines[0] == "Model of Stable Diffusion XL: predicts eps on the schedule scaled_linear, samples 4x16x16"
+    assert (
+        lines[0]
+        == "Model of Stable Diffusion XL: predicts eps on the schedule scaled_linear, samples 4x16x16"
+    )
     assert [line.split()[0] for line in lines[1:]] == ["backbone", "vae", "text", "preview"]
     assert all("M parameters, float32 on cpu" in line for line in lines[1:])
     report = Report(("a",), {f"key {i}": f"reason {i}" for i in range(9)})

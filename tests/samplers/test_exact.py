@@ -1,4 +1,5 @@
-"""Every solver on data that is one point, where the exact trajectory is known, and the identities between solvers."""
+"""Every solver on data that is one point, where the exact trajectory is known, and the identities between
+solvers."""
 
 from __future__ import annotations
 
@@ -50,9 +51,11 @@ from tests.samplers.cases import CASES, DISTINCT_SAMPLERS, F64, PATHS, SHAPE, ke
 
 VP, FLOW = DiscreteVP.scaled_linear(), RectifiedFlow()
 
-# Point mass: the exact trajectory --------------------------------------------------------------------------------------
+# Point mass: the exact trajectory ---------------------------------------------------------------------------
 
-DISTINCT = {function: name for name, function in SPACINGS.items()}.values()  # each spacing once, by one of its names
+DISTINCT = {
+    function: name for name, function in SPACINGS.items()
+}.values()  # each spacing once, by one of its names
 STEPS = (1, 2, 3, 7, 13)
 
 
@@ -61,13 +64,18 @@ def level_at(schedule: Schedule, time: float) -> NoiseLevel:
     return schedule.level(time)
 
 
-def fake(x0: Tensor, schedule: Schedule, prediction: Prediction, grid: Grid, wrong_by: float = 0.0) -> Denoiser:
-    """A perfect network for data that is one point, or one that errs by that much: it finds its level by the time it is told."""
+def fake(
+    x0: Tensor, schedule: Schedule, prediction: Prediction, grid: Grid, wrong_by: float = 0.0
+) -> Denoiser:
+    """A perfect network for data that is one point, or one that errs by that much: it finds its level by the
+    time it is told."""
     oracle, levels = PointMass(x0), {level.t: level for level in grid}
 
     def network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         time = float(t[0])
-        level = levels[time] if time in levels else level_at(schedule, time)  # some solvers ask between two rows
+        level = (
+            levels[time] if time in levels else level_at(schedule, time)
+        )  # some solvers ask between two rows
         x0, eps = oracle(x, level)
         return prediction.target(x0, eps, level) + wrong_by * (1e5 * x).cos()
 
@@ -76,7 +84,8 @@ def fake(x0: Tensor, schedule: Schedule, prediction: Prediction, grid: Grid, wro
 
 @cache
 def noise_in(case: str, grid: Grid) -> Tensor:
-    """What each exact x is made of: its share of x0, of the first noise and of z, and max(1, sigma), (4, steps, 1, 1, 1, 1)."""
+    """What each exact x is made of: its share of x0, of the first noise and of z, and max(1, sigma), (4,
+    steps, 1, 1, 1, 1)."""
     rows, of_eps, of_z = [], 1.0, 0.0
     for i, (t, s) in enumerate(pairwise(grid)):
         p = CASES[case][2](t, s, grid)
@@ -89,7 +98,8 @@ Z, START = initial_noise(range(10), SHAPE, F64), initial_noise(range(10, 20), SH
 
 
 def known_noise(case: str, grid: Grid, z: Tensor) -> dict[str, Any]:
-    """The options of a case, with cos(i) z for the noise of step i; a path tells the step by the clock, which rises with it."""
+    """The options of a case, with cos(i) z for the noise of step i; a path tells the step by the clock, which
+    rises with it."""
     sampler, options, rule = CASES[case]
     if rule is kept:
         return options
@@ -109,14 +119,19 @@ def known_noise(case: str, grid: Grid, z: Tensor) -> dict[str, Any]:
 def worst_error(case: str, denoiser: DenoiserLike, x0: Tensor, grid: Grid) -> float:
     """The largest distance from the exact trajectory over all steps, in units of max(1, sigma)."""
     z, x = Z[: len(x0)], grid.start(START[: len(x0)])
-    reached = torch.stack([step.x for step in SAMPLERS[CASES[case][0]](denoiser, x, grid, **known_noise(case, grid, z))])
+    reached = torch.stack(
+        [step.x for step in SAMPLERS[CASES[case][0]](denoiser, x, grid, **known_noise(case, grid, z))]
+    )
     alpha, of_eps, of_z, unit = noise_in(case, grid)
     exact = alpha * x0 + of_eps * ((x - grid[0].alpha * x0) / grid[0].sigma) + of_z * z
     return float(((reached - exact).abs() / unit).max())
 
 
-def require_exact(case: str, network: Callable[[float], DenoiserLike], x0: Tensor, grid: Grid, *where: object) -> None:
-    """The error is below 1e-12; or, where a solver on this grid enlarges what a network errs by more than tenfold, 1e-13 so enlarged."""
+def require_exact(
+    case: str, network: Callable[[float], DenoiserLike], x0: Tensor, grid: Grid, *where: object
+) -> None:
+    """The error is below 1e-12; or, where a solver on this grid enlarges what a network errs by more than
+    tenfold, 1e-13 so enlarged."""
     error = worst_error(case, network(0.0), x0, grid)
     if error > 1e-12:
         enlarged = worst_error(case, network(1e-6), x0, grid) / 1e-6
@@ -125,7 +140,8 @@ def require_exact(case: str, network: Callable[[float], DenoiserLike], x0: Tenso
 
 @cache
 def grid_of(schedule: Schedule, steps: int, spacing: str, *, below_pure_noise: bool) -> Grid:
-    """A grid of that spacing, and where asked one level short of pure noise, at which eps-prediction is singular."""
+    """A grid of that spacing, and where asked one level short of pure noise, at which eps-prediction is
+    singular."""
     grid = time_grid(schedule, steps, spacing, **within(schedule, spacing))
     if below_pure_noise and grid[0].alpha == 0:
         return time_grid(schedule, max(2, steps), spacing, **within(schedule, spacing))[1:]
@@ -133,7 +149,8 @@ def grid_of(schedule: Schedule, steps: int, spacing: str, *, below_pure_noise: b
 
 
 def side_by_side(*predictions: Prediction) -> Prediction:
-    """A batch whose sample i has the i-th prediction: one run proves them all, and none can lean on another."""
+    """A batch whose sample i has the i-th prediction: one run proves them all, and none can lean on
+    another."""
 
     @cache
     def coefficients(level: Level) -> tuple[Tensor, Tensor]:
@@ -151,7 +168,8 @@ N = len(PREDICTIONS)
 
 
 def grids(schedule: Schedule, spacing: str, steps: int) -> Iterator[tuple[Grid, Prediction, int]]:
-    """Each grid with the predictions that it suits and their number: eps-prediction starts below pure noise."""
+    """Each grid with the predictions that it suits and their number: eps-prediction starts below pure
+    noise."""
     grid, below = (grid_of(schedule, steps, spacing, below_pure_noise=below) for below in (False, True))
     if grid is below:
         yield grid, ALL, N
@@ -164,7 +182,8 @@ def grids(schedule: Schedule, spacing: str, steps: int) -> Iterator[tuple[Grid, 
 def test_point_mass_is_exact(case: str, schedule: Schedule) -> None:
     """Every solver x schedule x prediction x spacing x steps follows the exact trajectory to 1e-12.
 
-    Up to 13 steps on every spacing; 50 on one, another one for each solver and schedule, and on every one in the slow test.
+    Up to 13 steps on every spacing; 50 on one, another one for each solver and schedule, and on every one in
+    the slow test.
     """
     turn = list(CASES).index(case) + list(SCHEDULES.values()).index(schedule)
     require_all_exact(case, schedule, [*product(DISTINCT, STEPS), (list(DISTINCT)[turn % len(DISTINCT)], 50)])
@@ -192,7 +211,9 @@ def batched(scale: float, rule: Rule = extrapolate) -> Callable[[Denoiser, Denoi
 
     def guide(network: Denoiser, _: Denoiser) -> DenoiserLike:
         guided = ClassifierFreeGuidance(network, scale, Condition(label=torch.tensor([0])), rule=rule)
-        return lambda x_t, level, condition=NONE: guided(x_t, level, Condition(label=torch.ones(len(x_t), dtype=torch.long)))
+        return lambda x_t, level, condition=NONE: guided(
+            x_t, level, Condition(label=torch.ones(len(x_t), dtype=torch.long))
+        )
 
     return guide
 
@@ -221,7 +242,8 @@ def limited(c: Tensor, u: Tensor) -> Tensor:
     return g / flat(g.abs().flatten(1).amax(1).clamp(min=1))
 
 
-# How the guidance is made of (a network that knows both points, one that knows the second), and the point it leads to.
+# How the guidance is made of (a network that knows both points, one that knows the second), and the point it
+# leads to.
 Guided = tuple[Callable[[Denoiser, Denoiser], DenoiserLike], Callable[[Tensor, Tensor], Tensor]]
 GUIDANCE: dict[str, Guided] = {
     "cfg": (batched(3.0), lambda c, u: u + 3 * (c - u)),
@@ -229,14 +251,18 @@ GUIDANCE: dict[str, Guided] = {
     "apg": (batched(3.0, APG(eta=0.3, norm_limit=1.0)), projected),
     "rescaled": (batched(3.0, rescaled(0.5, space=X0)), led_back),
     "thresholded": (lambda both, weak: Thresholded(batched(3.0)(both, weak), percentile=1.0), limited),
-    "autoguidance": (lambda both, weak: AutoGuidance(batched(2.0)(both, weak), weak, 2.0), lambda c, u: u + 2 * (u + 2 * (c - u) - u)),
+    "autoguidance": (
+        lambda both, weak: AutoGuidance(batched(2.0)(both, weak), weak, 2.0),
+        lambda c, u: u + 2 * (u + 2 * (c - u) - u),
+    ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", GUIDANCE)
 def test_guided_point_masses_are_exact(kind: str, case: str, schedule: Schedule) -> None:
-    """Guidance between two points is a third point: the same product, guided, follows the exact trajectory of that one.
+    """Guidance between two points is a third point: the same product, guided, follows the exact trajectory of
+    that one.
 
     Plain guidance on every spacing; the others each on one, another one for each solver.
     """
@@ -245,10 +271,18 @@ def test_guided_point_masses_are_exact(kind: str, case: str, schedule: Schedule)
     with torch.inference_mode():
         for spacing, steps in product(spacings, (2, 13)):
             for grid, prediction, n in grids(schedule, spacing, steps):
-                c, u = initial_noise(range(20, 20 + n), SHAPE, F64), initial_noise(range(30, 30 + n), SHAPE, F64)
+                c, u = (
+                    initial_noise(range(20, 20 + n), SHAPE, F64),
+                    initial_noise(range(30, 30 + n), SHAPE, F64),
+                )
 
-                def network(wrong_by: float, c: Tensor = c, u: Tensor = u, p: Prediction = prediction, g: Grid = grid) -> DenoiserLike:
-                    return guide(fake(torch.cat([c, u]), schedule, twice(p), g, wrong_by), fake(u, schedule, p, g, wrong_by))
+                def network(
+                    wrong_by: float, c: Tensor = c, u: Tensor = u, p: Prediction = prediction, g: Grid = grid
+                ) -> DenoiserLike:
+                    return guide(
+                        fake(torch.cat([c, u]), schedule, twice(p), g, wrong_by),
+                        fake(u, schedule, p, g, wrong_by),
+                    )
 
                 require_exact(case, network, point(c, u), grid, spacing, steps, prediction.name)
 
@@ -259,10 +293,15 @@ def twice(prediction: Prediction) -> Prediction:
 
 
 @pytest.mark.parametrize("case", DISTINCT_SAMPLERS)
-@pytest.mark.parametrize(("schedule", "spacings"), [(VP, ["linspace", "trailing", "leading", "karras"]), (FLOW, ["linspace"])])
+@pytest.mark.parametrize(
+    ("schedule", "spacings"), [(VP, ["linspace", "trailing", "leading", "karras"]), (FLOW, ["linspace"])]
+)
 @pytest.mark.parametrize("other", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_point_mass_is_exact_on_long_grids(case: str, schedule: Schedule, spacings: list[str], other: int) -> None:
-    """The same at 999 or 1000 steps, by turns, on the table of 1000 rows and on flow time; the other number where time allows."""
+def test_point_mass_is_exact_on_long_grids(
+    case: str, schedule: Schedule, spacings: list[str], other: int
+) -> None:
+    """The same at 999 or 1000 steps, by turns, on the table of 1000 rows and on flow time; the other number
+    where time allows."""
     x0, turn = initial_noise(range(20, 20 + N), SHAPE, F64), list(DISTINCT_SAMPLERS).index(case)
     with torch.inference_mode():
         for i, spacing in enumerate(spacings):
@@ -280,17 +319,22 @@ def test_eps_prediction_raises_at_pure_noise(sampler: str, schedule: Schedule) -
         sample(sampler, fake(torch.zeros(SHAPE), schedule, EPS, grid), grid, shape=SHAPE, seeds=[0])
 
 
-# Identities -----------------------------------------------------------------------------------------------------------
+# Identities -------------------------------------------------------------------------------------------------
 
 
 def test_ddim_is_euler(schedule: Schedule) -> None:
-    """A DDIM step is an Euler step in flow time, and one in sigma/alpha, on every schedule: to 1e-12 of max(1, sigma)."""
+    """A DDIM step is an Euler step in flow time, and one in sigma/alpha, on every schedule: to 1e-12 of
+    max(1, sigma)."""
     grid = time_grid(schedule, 20, "trailing")
     x = ratio_x = grid.start(initial_noise(range(4), (1,), F64))
-    for ddim, euler in zip(SAMPLERS["ddim"](MIXTURE, x, grid), SAMPLERS["euler"](MIXTURE, x, grid), strict=True):
+    for ddim, euler in zip(
+        SAMPLERS["ddim"](MIXTURE, x, grid), SAMPLERS["euler"](MIXTURE, x, grid), strict=True
+    ):
         t, s = grid[ddim.i], ddim.level
         torch.testing.assert_close(ddim.x, euler.x, rtol=0, atol=1e-12 * max(1, s.sigma))
-        if t.alpha > 0:  # k-diffusion's coordinates: y = x / alpha, dy/d(sigma/alpha) = (y - x0) / (sigma/alpha)
+        if (
+            t.alpha > 0
+        ):  # k-diffusion's coordinates: y = x / alpha, dy/d(sigma/alpha) = (y - x0) / (sigma/alpha)
             y = ratio_x / t.alpha
             y = y + (s.ratio - t.ratio) * (y - MIXTURE(ratio_x, t).x0) / t.ratio
             torch.testing.assert_close(ddim.x, s.alpha * y, rtol=0, atol=1e-12 * max(1, s.sigma))
@@ -298,18 +342,27 @@ def test_ddim_is_euler(schedule: Schedule) -> None:
 
 
 def test_ddim_with_eta_one_is_ddpm(schedule: Schedule) -> None:
-    """Song et al. 2021, section 4.1: the two are the same sampler, for the same noise, step by step to 1e-12 of max(1, sigma)."""
+    """Song et al. 2021, section 4.1: the two are the same sampler, for the same noise, step by step to 1e-12
+    of max(1, sigma)."""
     grid = time_grid(schedule, 12, "trailing")
     x, noise = grid.start(initial_noise(range(4), (1,), F64)), SeededNoise(range(4))
-    pairs = zip(SAMPLERS["ddim"](MIXTURE, x, grid, eta=1.0, noise=noise), SAMPLERS["ddpm"](MIXTURE, x, grid, noise=noise), strict=True)
+    pairs = zip(
+        SAMPLERS["ddim"](MIXTURE, x, grid, eta=1.0, noise=noise),
+        SAMPLERS["ddpm"](MIXTURE, x, grid, noise=noise),
+        strict=True,
+    )
     for ddim, ddpm in pairs:
         torch.testing.assert_close(ddim.x, ddpm.x, rtol=0, atol=1e-12 * max(1, ddim.level.sigma))
 
 
 @pytest.mark.parametrize("row", [1, 10, 999])
-@pytest.mark.parametrize(("variance", "v"), [("posterior", None), ("upper", None), ("learned", -1.0), ("learned", 1.0), ("learned", 0.3)])
+@pytest.mark.parametrize(
+    ("variance", "v"),
+    [("posterior", None), ("upper", None), ("learned", -1.0), ("learned", 1.0), ("learned", 0.3)],
+)
 def test_ddpm_variances_are_the_published_ones(row: int, variance: str, v: float | None) -> None:
-    """One step between rows adds noise of variance beta-tilde, beta, or exp(w log beta + (1 - w) log beta-tilde), w = (v + 1) / 2."""
+    """One step between rows adds noise of variance beta-tilde, beta, or exp(w log beta + (1 - w) log
+    beta-tilde), w = (v + 1) / 2."""
     beta, bar = betas.linear(), betas.alpha_bar(betas.linear())
     low, high = float((1 - bar[row - 1]) / (1 - bar[row]) * beta[row]), float(beta[row])
     w = {"posterior": 0.0, "upper": 1.0}.get(variance, ((v or 0.0) + 1) / 2)
@@ -320,20 +373,27 @@ def test_ddpm_variances_are_the_published_ones(row: int, variance: str, v: float
 
     grid = time_grid(DiscreteVP.linear(), spacing=[row, row - 1])[:2]
     x = initial_noise([0, 1], SHAPE, F64)
-    quiet = last(SAMPLERS["ddpm"](denoiser, x, grid, variance=variance, noise=lambda x, i: torch.zeros_like(x)))
+    quiet = last(
+        SAMPLERS["ddpm"](denoiser, x, grid, variance=variance, noise=lambda x, i: torch.zeros_like(x))
+    )
     loud = last(SAMPLERS["ddpm"](denoiser, x, grid, variance=variance, noise=lambda x, i: torch.ones_like(x)))
     torch.testing.assert_close((loud - quiet).square(), torch.full_like(x, expected), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("schedule", [CosineVP(), FLOW, VarianceExploding()], ids=["vp", "flow", "ve"])
 def test_upper_variance_is_exact_for_white_data(schedule: Schedule) -> None:
-    """Ho et al. 2020, section 3.2: for N(0, 1) data each step leaves the exact variance alpha^2 + sigma^2, at any stride."""
+    """Ho et al. 2020, section 3.2: for N(0, 1) data each step leaves the exact variance alpha^2 + sigma^2, at
+    any stride."""
     white = GaussianMixture(torch.zeros(1, 1, dtype=F64), torch.ones(1, dtype=F64))
     grid, one = time_grid(schedule, 7), torch.ones(1, 1, dtype=F64)
     variance = grid[0].alpha ** 2 + grid[0].sigma ** 2
     for t, s in pairwise(grid[:-1]):
         step = Grid((t, s), 1.0, schedule)
-        kept_part = float(last(SAMPLERS["ddpm"](white, one, step, variance="upper", noise=lambda x, i: 0 * x)))
-        fresh_part = float(last(SAMPLERS["ddpm"](white, 0 * one, step, variance="upper", noise=lambda x, i: one)))
+        kept_part = float(
+            last(SAMPLERS["ddpm"](white, one, step, variance="upper", noise=lambda x, i: 0 * x))
+        )
+        fresh_part = float(
+            last(SAMPLERS["ddpm"](white, 0 * one, step, variance="upper", noise=lambda x, i: one))
+        )
         variance = kept_part**2 * variance + fresh_part**2
         assert variance == pytest.approx(s.alpha**2 + s.sigma**2, rel=1e-12)

@@ -16,7 +16,14 @@ from samplers.pictures import read_settings
 from samplers.results import Outcome
 from samplers.text_to_image import TextToImageParams
 
-SMALL: dict[str, Any] = {"prompt": "a corgi", "height": 64, "width": 64, "steps": 1, "device": "cpu", "progress": False}
+SMALL: dict[str, Any] = {
+    "prompt": "a corgi",
+    "height": 64,
+    "width": 64,
+    "steps": 1,
+    "device": "cpu",
+    "progress": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +56,15 @@ def run(**settings: Any) -> tuple[Outcome, str]:
 
 @pytest.mark.parametrize("dtype", [None, "fp32", {"backbone": "fp32", "text": "bf16"}])
 def test_the_same_image_with_little_memory(dtype: Any, weights: list[str], least: str) -> None:
-    """And drawn again from what it says of itself, either way. The budget is nothing that an image, or its folder's name, speaks of."""
+    """And drawn again from what it says of itself, either way. The budget is nothing that an image, or its
+    folder's name, speaks of."""
     assert models.layers.streaming.is_streamed(models.load(*weights, memory=least).network)
     (out, [free]), _ = run(weights=weights, dtype=dtype)
     (small, [streamed]), _ = run(weights=weights, dtype=dtype, memory=least, out="small")
-    assert streamed.read_bytes() == free.read_bytes() or read_settings(streamed).keys() == read_settings(free).keys()
+    assert (
+        streamed.read_bytes() == free.read_bytes()
+        or read_settings(streamed).keys() == read_settings(free).keys()
+    )
     assert "memory" not in read_settings(streamed)
     for image, memory in ((free, least), (streamed, None), (streamed, least)):
         _, said = sampled({"from": str(image), "memory": memory, "progress": False})
@@ -63,7 +74,8 @@ def test_the_same_image_with_little_memory(dtype: Any, weights: list[str], least
 
 
 def test_as_it_is_typed(weights: list[str], least: str) -> None:
-    """A size with a unit, or a number of bytes; of a prompt's model only, and said where there is too little."""
+    """A size with a unit, or a number of bytes; of a prompt's model only, and said where there is too
+    little."""
     given = [f"weights=[{','.join(weights)}]", *(f"{name}={value}" for name, value in SMALL.items())]
     assert sampled(compose("samplers", [*given, f"memory={least}"]))[0].images
     assert TextToImageParams(weights="a", prompt="b").memory is None

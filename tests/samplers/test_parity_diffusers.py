@@ -1,7 +1,8 @@
 """Parity with diffusers, call by call from equal noise, and proof by point mass where diffusers is wrong.
 
-Its schedulers are read in float64 (`exactly`), so that their algorithm, tables and times are compared, and not their rounding. Both sides
-ask the same stand-in for a network, and have to ask it the same, at the same times, equally often, and to end in the same place.
+Its schedulers are read in float64 (`exactly`), so that their algorithm, tables and times are compared, and
+not their rounding. Both sides ask the same stand-in for a network, and have to ask it the same, at the same
+times, equally often, and to end in the same place.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ from tests.conftest import PREDICTIONS
 from tests.peers import diffusers
 from tests.samplers.parity import F64, NOISE, STRAIGHT, VP
 
-SD: dict[str, Any] = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
+SD: dict[str, Any] = dict(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+)
 FLOWS: dict[str, Any] = dict(use_flow_sigmas=True, prediction_type="flow_prediction")
 NAMES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 K_DIFFUSION: list[tuple[str, str, dict[str, Any]]] = [
@@ -61,7 +64,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what th
 
 
 class Asked:
-    """A deterministic stand-in for a network, which depends on x and on the time it is told, and keeps both."""
+    """A deterministic stand-in for a network, which depends on x and on the time it is told, and keeps
+    both."""
 
     def __init__(self, wide: bool) -> None:
         """wide: with a learned variance in twice the channels."""
@@ -75,7 +79,8 @@ class Asked:
 
 
 def agree(
-    peer: Any, grid: Grid, sampler: str, make: Callable[[Asked], DenoiserLike], options: Mapping[str, Any] | None = None, *,
+    peer: Any, grid: Grid, sampler: str, make: Callable[[Asked], DenoiserLike],
+    options: Mapping[str, Any] | None = None, *,
     wide: bool = False, times: Sequence[float] | None = None, **step_options: Any,
 ) -> None:  # fmt: skip
     """Every call of the network, its time included, and the end, to 1e-11 of what is compared.
@@ -86,14 +91,18 @@ def agree(
     ours, theirs = Asked(wide), Asked(wide)
     seed, same = (torch.Generator().manual_seed(3) for _ in range(2))
     draw = lambda x, *keys: torch.randn(x.shape, generator=same, dtype=x.dtype)  # noqa: E731
-    noise = {name: draw for name in ("noise", "path") if name in inspect.signature(SAMPLERS[sampler]).parameters}
+    noise = {
+        name: draw for name in ("noise", "path") if name in inspect.signature(SAMPLERS[sampler]).parameters
+    }
     *_, last = SAMPLERS[sampler](make(ours), grid.start(NOISE), grid, **noise, **(options or {}))
     x = float(getattr(peer, "init_noise_sigma", 1.0)) * NOISE
     if "generator" in inspect.signature(peer.step).parameters:
         step_options["generator"] = seed
     for t, time in zip(peer.timesteps, peer.timesteps if times is None else times, strict=True):
         scaled = peer.scale_model_input(x, t) if hasattr(peer, "scale_model_input") else x
-        x = peer.step(theirs(scaled, torch.as_tensor(time, dtype=F64).expand(len(x))), t, x, **step_options).prev_sample
+        x = peer.step(
+            theirs(scaled, torch.as_tensor(time, dtype=F64).expand(len(x))), t, x, **step_options
+        ).prev_sample
     assert len(ours.calls) == len(theirs.calls)
     for (x_t, t), (x_there, t_there) in zip(ours.calls, theirs.calls, strict=True):
         assert t == pytest.approx(t_there, rel=1e-11, abs=1e-11)
@@ -114,7 +123,8 @@ def flow(network: Asked) -> Denoiser:
 
 
 def flow_grid(peer: Any) -> Grid:
-    """Its own levels, from unit noise as its pipelines start, though its first level holds a trace of data."""
+    """Its own levels, from unit noise as its pipelines start, though its first level holds a trace of
+    data."""
     return replace(time_grid(STRAIGHT, spacing=peer.sigmas[:-1].tolist()), initial_scale=1.0)
 
 
@@ -132,7 +142,8 @@ def edm(network: Asked) -> Denoiser:
     ],
 )
 def test_tables(name: str, options: dict[str, float], ours: Tensor) -> None:
-    """betas agree to float32's 1e-6, and so does alpha_bar, whose relative error grows with the product to 1e-4."""
+    """betas agree to float32's 1e-6, and so does alpha_bar, whose relative error grows with the product to
+    1e-4."""
     peer = diffusers.DDPMScheduler(beta_schedule=name, **options)
     torch.testing.assert_close(peer.betas.to(F64), ours, rtol=2e-6, atol=2e-7)
     torch.testing.assert_close(peer.alphas_cumprod.to(F64), betas.alpha_bar(ours), rtol=1e-4, atol=1e-9)
@@ -141,47 +152,83 @@ def test_tables(name: str, options: dict[str, float], ours: Tensor) -> None:
 def test_zero_terminal_snr_table() -> None:
     """The rescaled table agrees to float32's 1e-6, and the last row is exactly empty."""
     peer = diffusers.DDIMScheduler(**SD, rescale_betas_zero_snr=True)
-    torch.testing.assert_close(peer.alphas_cumprod.to(F64), DiscreteVP.scaled_linear(zero_terminal_snr=True).alpha_bar, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        peer.alphas_cumprod.to(F64),
+        DiscreteVP.scaled_linear(zero_terminal_snr=True).alpha_bar,
+        rtol=0,
+        atol=1e-6,
+    )
 
 
-# First order -----------------------------------------------------------------------------------------------------------
+# First order ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prediction", NAMES)
 @pytest.mark.parametrize(
     ("steps", "offset", "to_one", "eta"),
-    [(13, 0, True, 0.0), (50, 1, False, 0.0), (50, 1, True, 0.0), (30, 1, False, 0.7), (20, 0, True, 1.0), (125, 0, True, 0.0)],
+    [
+        (13, 0, True, 0.0),
+        (50, 1, False, 0.0),
+        (50, 1, True, 0.0),
+        (30, 1, False, 0.7),
+        (20, 0, True, 1.0),
+        (125, 0, True, 0.0),
+    ],
 )
-def test_ddim_leading(exactly: Exactly, prediction: str, steps: int, offset: int, to_one: bool, eta: float) -> None:
+def test_ddim_leading(
+    exactly: Exactly, prediction: str, steps: int, offset: int, to_one: bool, eta: float
+) -> None:
     """DDIM with leading spacing, both terminal rules, any eta and prediction."""
     peer = exactly(diffusers.DDIMScheduler)(
         **SD, clip_sample=False, set_alpha_to_one=to_one, steps_offset=offset, prediction_type=prediction
     )
     peer.set_timesteps(steps)
-    grid = time_grid(VP, steps, "leading", offset=offset, terminal="data" if to_one else "t_min", initial="unit")
+    grid = time_grid(
+        VP, steps, "leading", offset=offset, terminal="data" if to_one else "t_min", initial="unit"
+    )
     agree(peer, grid, "ddim", vp(prediction), {"eta": eta}, eta=eta)
 
 
 @pytest.mark.parametrize("prediction", NAMES)
-@pytest.mark.parametrize(("variance", "ours"), [("fixed_small", "posterior"), ("fixed_large", "upper"), ("learned_range", "learned")])
+@pytest.mark.parametrize(
+    ("variance", "ours"),
+    [("fixed_small", "posterior"), ("fixed_large", "upper"), ("learned_range", "learned")],
+)
 @pytest.mark.parametrize("steps", [7, 50])
 def test_ddpm_strided(exactly: Exactly, prediction: str, variance: str, ours: str, steps: int) -> None:
     """DDPM over strided rows, with each variance it gets right."""
-    peer = exactly(diffusers.DDPMScheduler)(**SD, clip_sample=False, variance_type=variance, prediction_type=prediction)
+    peer = exactly(diffusers.DDPMScheduler)(
+        **SD, clip_sample=False, variance_type=variance, prediction_type=prediction
+    )
     peer.set_timesteps(steps)
-    agree(peer, time_grid(VP, steps, "leading", initial="unit"), "ddpm", vp(prediction), {"variance": ours}, wide=ours == "learned")
+    agree(
+        peer,
+        time_grid(VP, steps, "leading", initial="unit"),
+        "ddpm",
+        vp(prediction),
+        {"variance": ours},
+        wide=ours == "learned",
+    )
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize(("spacing", "steps"), [("linspace", 10), ("linspace", 28), ("leading", 25), ("trailing", 20)])
+@pytest.mark.parametrize(
+    ("spacing", "steps"), [("linspace", 10), ("linspace", 28), ("leading", 25), ("trailing", 20)]
+)
 @pytest.mark.parametrize(("scheduler", "sampler", "options"), K_DIFFUSION)
 def test_in_sigma_over_alpha(
-    exactly: Exactly, scheduler: str, sampler: str, options: dict[str, Any], spacing: str, steps: int, prediction: str
+    exactly: Exactly,
+    scheduler: str,
+    sampler: str,
+    options: dict[str, Any],
+    spacing: str,
+    steps: int,
+    prediction: str,
 ) -> None:
     """The schedulers that came from k-diffusion, as Stable Diffusion is sampled: x / alpha there is x here.
 
-    Step counts at which times fall on rows: between rows they interpolate sigma linearly, we (as k-diffusion) its logarithm.
-    Their initial scale, which depends on the spacing, is the grid's `initial`.
+    Step counts at which times fall on rows: between rows they interpolate sigma linearly, we (as k-diffusion)
+    its logarithm. Their initial scale, which depends on the spacing, is the grid's `initial`.
     """
     peer = exactly(getattr(diffusers, scheduler))(**SD, timestep_spacing=spacing, prediction_type=prediction)
     peer.set_timesteps(steps)
@@ -189,9 +236,13 @@ def test_in_sigma_over_alpha(
     agree(peer, grid, sampler, vp(prediction), options)
 
 
-@pytest.mark.parametrize(("option", "spacing"), [("use_karras_sigmas", "karras"), ("use_exponential_sigmas", "exponential")])
+@pytest.mark.parametrize(
+    ("option", "spacing"), [("use_karras_sigmas", "karras"), ("use_exponential_sigmas", "exponential")]
+)
 @pytest.mark.parametrize(("scheduler", "sampler", "options"), K_DIFFUSION[:2])
-def test_spaced_in_sigma(exactly: Exactly, scheduler: str, sampler: str, options: dict[str, Any], option: str, spacing: str) -> None:
+def test_spaced_in_sigma(
+    exactly: Exactly, scheduler: str, sampler: str, options: dict[str, Any], option: str, spacing: str
+) -> None:
     """Karras's and exponential sigmas, with the times between rows that belong to them."""
     peer = exactly(getattr(diffusers, scheduler))(**SD, **{option: True})
     peer.set_timesteps(12)
@@ -209,7 +260,12 @@ def test_spaced_in_sigma(exactly: Exactly, scheduler: str, sampler: str, options
 )
 @pytest.mark.parametrize("steps", [4, 28])
 def test_flow_match_euler(
-    exactly: Exactly, peer_options: dict[str, Any], mu: float | None, spacing: str, options: dict[str, Any], steps: int
+    exactly: Exactly,
+    peer_options: dict[str, Any],
+    mu: float | None,
+    spacing: str,
+    options: dict[str, Any],
+    steps: int,
 ) -> None:
     """Flow-match Euler as the SD3 and Flux pipelines call it, shifts included."""
     peer = exactly(diffusers.FlowMatchEulerDiscreteScheduler)(**peer_options)
@@ -228,13 +284,14 @@ def test_lcm(exactly: Exactly, prediction: str, steps: int) -> None:
 
 @pytest.mark.parametrize("spacing", ["karras", "exponential"])
 def test_edm_euler(exactly: Exactly, spacing: str) -> None:
-    """EDM's preconditioning around a raw network. It starts from sqrt(sigma_max^2 + 1) n, where EDM itself does from sigma_max n."""
+    """EDM's preconditioning around a raw network. It starts from sqrt(sigma_max^2 + 1) n, where EDM itself
+    does from sigma_max n."""
     peer = exactly(diffusers.EDMEulerScheduler)(sigma_schedule=spacing)
     peer.set_timesteps(12)
     agree(peer, time_grid(VarianceExploding(), 12, spacing, initial="unit"), "euler", edm)
 
 
-# Second order and above ------------------------------------------------------------------------------------------------
+# Second order and above -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -243,22 +300,41 @@ def test_flow_match_heun(exactly: Exactly, shift: float, steps: int) -> None:
     """Heun in flow time, at its own times (of which the last is shifted twice, see below)."""
     peer = exactly(diffusers.FlowMatchHeunDiscreteScheduler)(shift=shift)
     peer.set_timesteps(steps)
-    agree(peer, time_grid(STRAIGHT, spacing=peer.sigmas[[0, *range(1, 2 * steps - 1, 2)]].tolist()), "heun", flow)
+    agree(
+        peer,
+        time_grid(STRAIGHT, spacing=peer.sigmas[[0, *range(1, 2 * steps - 1, 2)]].tolist()),
+        "heun",
+        flow,
+    )
 
 
 @pytest.mark.parametrize("prediction", NAMES)
 @pytest.mark.parametrize(("sampler", "algorithm"), TWO_M)
 @pytest.mark.parametrize(
     ("spacing", "steps", "end"),
-    [("linspace", 10, "zero"), ("linspace", 37, "zero"), ("leading", 19, "zero"), ("trailing", 20, "zero"), ("linspace", 20, "sigma_min")],
+    [
+        ("linspace", 10, "zero"),
+        ("linspace", 37, "zero"),
+        ("leading", 19, "zero"),
+        ("trailing", 20, "zero"),
+        ("linspace", 20, "sigma_min"),
+    ],
 )
-def test_dpmpp_2m(exactly: Exactly, sampler: str, algorithm: str, prediction: str, spacing: str, steps: int, end: str) -> None:
+def test_dpmpp_2m(
+    exactly: Exactly, sampler: str, algorithm: str, prediction: str, spacing: str, steps: int, end: str
+) -> None:
     """DPM-Solver++(2M) and its SDE, to data and to the lowest row."""
     peer = exactly(diffusers.DPMSolverMultistepScheduler)(
-        **SD, algorithm_type=algorithm, prediction_type=prediction, timestep_spacing=spacing, final_sigmas_type=end
+        **SD,
+        algorithm_type=algorithm,
+        prediction_type=prediction,
+        timestep_spacing=spacing,
+        final_sigmas_type=end,
     )
     peer.set_timesteps(steps)
-    grid = time_grid(VP, spacing=peer.timesteps.tolist(), terminal="data" if end == "zero" else "t_min", initial="unit")
+    grid = time_grid(
+        VP, spacing=peer.timesteps.tolist(), terminal="data" if end == "zero" else "t_min", initial="unit"
+    )
     agree(peer, grid, sampler, vp(prediction))
 
 
@@ -282,19 +358,29 @@ def test_edm_dpmpp_2m(exactly: Exactly, sampler: str, algorithm: str) -> None:
 @pytest.mark.parametrize("prediction", NAMES)
 @pytest.mark.parametrize("steps", [3, 7, 15])
 def test_dpmpp_2s(exactly: Exactly, prediction: str, steps: int) -> None:
-    """DPM-Solver++(2S). Two of its steps are one of ours where its rows are uniform in lambda: every other one is halfway then."""
-    peer = exactly(diffusers.DPMSolverSinglestepScheduler)(**SD, prediction_type=prediction, use_exponential_sigmas=True)
+    """DPM-Solver++(2S). Two of its steps are one of ours where its rows are uniform in lambda: every other
+    one is halfway then."""
+    peer = exactly(diffusers.DPMSolverSinglestepScheduler)(
+        **SD, prediction_type=prediction, use_exponential_sigmas=True
+    )
     peer.set_timesteps(steps)
     rows = time_grid(VP, steps, "log_snr", initial="unit")
     times = [level.t for level in rows[:-1]]  # which it cuts to whole numbers
-    agree(peer, replace(rows, levels=(*rows.levels[:-1:2], rows[-1])), "dpmpp_2s", vp(prediction), times=times)
+    agree(
+        peer, replace(rows, levels=(*rows.levels[:-1:2], rows[-1])), "dpmpp_2s", vp(prediction), times=times
+    )
 
 
 @pytest.mark.parametrize("prediction", NAMES)
-@pytest.mark.parametrize(("spacing", "steps"), [("linspace", 2), ("linspace", 10), ("linspace", 27), ("leading", 19), ("trailing", 20)])
+@pytest.mark.parametrize(
+    ("spacing", "steps"),
+    [("linspace", 2), ("linspace", 10), ("linspace", 27), ("leading", 19), ("trailing", 20)],
+)
 def test_unipc_to_data(exactly: Exactly, prediction: str, spacing: str, steps: int) -> None:
     """UniPC of order 2, predictor and corrector."""
-    peer = exactly(diffusers.UniPCMultistepScheduler)(**SD, prediction_type=prediction, timestep_spacing=spacing)
+    peer = exactly(diffusers.UniPCMultistepScheduler)(
+        **SD, prediction_type=prediction, timestep_spacing=spacing
+    )
     peer.set_timesteps(steps)
     agree(peer, time_grid(VP, spacing=peer.timesteps.tolist(), initial="unit"), "unipc", vp(prediction))
 
@@ -302,9 +388,14 @@ def test_unipc_to_data(exactly: Exactly, prediction: str, spacing: str, steps: i
 @pytest.mark.parametrize("prediction", NAMES)
 @pytest.mark.parametrize("order", [2, 3])
 def test_unipc_to_the_lowest_row(exactly: Exactly, prediction: str, order: int) -> None:
-    """UniPC of order 2 and 3, in full to the end. (To data theirs of order 3 already lowers its order one step earlier.)"""
+    """UniPC of order 2 and 3, in full to the end. (To data theirs of order 3 already lowers its order one
+    step earlier.)"""
     peer = exactly(diffusers.UniPCMultistepScheduler)(
-        **SD, prediction_type=prediction, solver_order=order, lower_order_final=False, final_sigmas_type="sigma_min"
+        **SD,
+        prediction_type=prediction,
+        solver_order=order,
+        lower_order_final=False,
+        final_sigmas_type="sigma_min",
     )
     peer.set_timesteps(20)
     grid = time_grid(VP, spacing=peer.timesteps.tolist(), terminal="t_min", initial="unit")
@@ -321,15 +412,25 @@ def test_unipc_on_flows(exactly: Exactly, shift: float) -> None:
 
 @pytest.mark.parametrize(("algorithm", "eta"), [("dpmsolver++", 0.0), ("sde-dpmsolver++", 1.0)])
 def test_dpmpp_3m_until_its_parabola(exactly: Exactly, algorithm: str, eta: float) -> None:
-    """Order 3, two steps and the one to data: the third estimate does not count yet, and there it is wrong, see test_third_order.py."""
-    peer = exactly(diffusers.DPMSolverMultistepScheduler)(**SD, algorithm_type=algorithm, solver_order=3, solver_type="heun")
+    """Order 3, two steps and the one to data: the third estimate does not count yet, and there it is wrong,
+    see test_third_order.py."""
+    peer = exactly(diffusers.DPMSolverMultistepScheduler)(
+        **SD, algorithm_type=algorithm, solver_order=3, solver_type="heun"
+    )
     peer.set_timesteps(3)
-    agree(peer, time_grid(VP, spacing=peer.timesteps.tolist(), initial="unit"), "dpmpp_3m_sde", vp(), {"eta": eta})
+    agree(
+        peer,
+        time_grid(VP, spacing=peer.timesteps.tolist(), initial="unit"),
+        "dpmpp_3m_sde",
+        vp(),
+        {"eta": eta},
+    )
 
 
-# Where the peer is wrong: here, and its third order in test_third_order.py -----------------------------------------------
-# On data that is one point the exact trajectory is alpha x0 + sigma eps with one eps throughout, so that there is no
-# question who is right. Each test also fails when the peer is repaired: then move its case to the parity tests above.
+# Where the peer is wrong: here, and its third order in test_third_order.py ----------------------------------
+# On data that is one point the exact trajectory is alpha x0 + sigma eps with one eps throughout, so that
+# there is no question who is right. Each test also fails when the peer is repaired: then move its case to the
+# parity tests above.
 
 POINT = initial_noise([7, 8, 9], (2, 4, 4), F64)
 PERFECT = PointMass(POINT)
@@ -343,7 +444,8 @@ def our_error(sampler: str, grid: Grid) -> float:
 
 @pytest.mark.parametrize(("spacing", "steps"), [("trailing", 13), ("linspace", 10), ("linspace", 50)])
 def test_ddim_leaves_the_trajectory(exactly: Exactly, spacing: str, steps: int) -> None:
-    """It steps to t - 1000 // steps, whatever the spacing's next time is, and misses it by over 1e-2; ours is exact at the same times."""
+    """It steps to t - 1000 // steps, whatever the spacing's next time is, and misses it by over 1e-2; ours is
+    exact at the same times."""
     peer = exactly(diffusers.DDIMScheduler)(**SD, clip_sample=False, timestep_spacing=spacing)
     peer.set_timesteps(steps)
     grid = time_grid(VP, spacing=[float(t) for t in peer.timesteps])
@@ -356,7 +458,8 @@ def test_ddim_leaves_the_trajectory(exactly: Exactly, spacing: str, steps: int) 
 
 
 def test_ddim_does_not_reach_the_data(exactly: Exactly) -> None:
-    """At 13 trailing steps its last step ends on row 0 and not on data: the image keeps 1e-2 of noise; ours is the point."""
+    """At 13 trailing steps its last step ends on row 0 and not on data: the image keeps 1e-2 of noise; ours
+    is the point."""
     peer = exactly(diffusers.DDIMScheduler)(**SD, clip_sample=False, timestep_spacing="trailing")
     peer.set_timesteps(13)
     theirs = marginal(POINT, NOISE, VP.level(999))
@@ -367,7 +470,8 @@ def test_ddim_does_not_reach_the_data(exactly: Exactly) -> None:
 
 
 def test_ddim_at_1000_steps_with_offset() -> None:
-    """Stable Diffusion's offset of 1 with 1000 steps asks for row 1000: an IndexError there, and here an error that says so."""
+    """Stable Diffusion's offset of 1 with 1000 steps asks for row 1000: an IndexError there, and here an
+    error that says so."""
     peer = diffusers.DDIMScheduler(**SD, steps_offset=1)
     peer.set_timesteps(1000)
     with pytest.raises(IndexError):
@@ -377,17 +481,25 @@ def test_ddim_at_1000_steps_with_offset() -> None:
 
 
 def test_ddpm_with_fixed_large_log(exactly: Exactly) -> None:
-    """It takes the square root of a log variance, which is NaN; variance="upper" is the number that was meant."""
+    """It takes the square root of a log variance, which is NaN; variance="upper" is the number that was
+    meant."""
     peer = exactly(diffusers.DDPMScheduler)(**SD, clip_sample=False, variance_type="fixed_large_log")
     peer.set_timesteps(10)
     assert peer.step(NOISE.sin(), 900, NOISE).prev_sample.isnan().all()
-    first = next(SAMPLERS["ddpm"](vp()(Asked(wide=False)), NOISE, time_grid(VP, 10, "leading", initial="unit"), variance="upper"))
+    first = next(
+        SAMPLERS["ddpm"](
+            vp()(Asked(wide=False)), NOISE, time_grid(VP, 10, "leading", initial="unit"), variance="upper"
+        )
+    )
     assert first.x.isfinite().all()
 
 
-@pytest.mark.skipif(Version(version("diffusers")) < Version("0.42"), reason="the defect of the peer came with diffusers 0.42")
+@pytest.mark.skipif(
+    Version(version("diffusers")) < Version("0.42"), reason="the defect of the peer came with diffusers 0.42"
+)
 def test_flow_match_with_explicit_timesteps() -> None:
-    """Given times and shift 3 it shifts the noise but not the time it tells: 500 at 750. It ends far off; ours on the point."""
+    """Given times and shift 3 it shifts the noise but not the time it tells: 500 at 750. It ends far off;
+    ours on the point."""
     times = [1000.0, 750.0, 500.0, 250.0]
     peer = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     peer.set_timesteps(timesteps=times)
@@ -414,11 +526,17 @@ def test_flow_match_shifts_its_last_time_twice(exactly: Exactly, scheduler: str)
 
 
 def trajectory_error(
-    peer: Any, start: Tensor, exact: Callable[[float], NoiseLevel], told: Callable[[float], NoiseLevel], kind: str
+    peer: Any,
+    start: Tensor,
+    exact: Callable[[float], NoiseLevel],
+    told: Callable[[float], NoiseLevel],
+    kind: str,
 ) -> float:
-    """The largest distance of a peer from the exact trajectory, asking a perfect network that believes the time it is told.
+    """The largest distance of a peer from the exact trajectory, asking a perfect network that believes the
+    time it is told.
 
-    exact: the level of the peer's sigma; told: the level of the time it tells; kind: the estimate's part or velocity it wants
+    exact: the level of the peer's sigma; told: the level of the time it tells; kind: the estimate's part or
+        velocity it wants
     """
     x, error = start, 0.0
     for t, sigma_s in zip(peer.timesteps, peer.sigmas[1:], strict=True):
@@ -437,10 +555,14 @@ MULTISTEP = ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
 
 @pytest.mark.parametrize("scheduler", [*MULTISTEP, "DPMSolverSinglestepScheduler"])
 @pytest.mark.parametrize(
-    ("option", "spacing", "at_least"), [("use_exponential_sigmas", "exponential", 1e-2), ("use_karras_sigmas", "karras", 2e-3)]
+    ("option", "spacing", "at_least"),
+    [("use_exponential_sigmas", "exponential", 1e-2), ("use_karras_sigmas", "karras", 2e-3)],
 )
-def test_the_time_told_is_not_the_time(exactly: Exactly, scheduler: str, option: str, spacing: str, at_least: float) -> None:
-    """Exponential sigmas tell times cut to whole numbers, Karras's rounded ones: off by 2e-2 and 4e-3. Ours tells them as they are."""
+def test_the_time_told_is_not_the_time(
+    exactly: Exactly, scheduler: str, option: str, spacing: str, at_least: float
+) -> None:
+    """Exponential sigmas tell times cut to whole numbers, Karras's rounded ones: off by 2e-2 and 4e-3. Ours
+    tells them as they are."""
     peer = exactly(getattr(diffusers, scheduler))(**SD, **{option: True})
     peer.set_timesteps(20)
     grid = time_grid(VP, 20, spacing)
@@ -460,7 +582,8 @@ def test_the_time_told_on_flows_is_not_the_time(exactly: Exactly, scheduler: str
 
 @pytest.mark.parametrize("scheduler", MULTISTEP)
 def test_multistep_at_1000_steps(scheduler: str) -> None:
-    """One step for each row: it rounds 1001 times to 1000 rows, so that one comes twice, and divides by a step of 0: NaN."""
+    """One step for each row: it rounds 1001 times to 1000 rows, so that one comes twice, and divides by a
+    step of 0: NaN."""
     peer = getattr(diffusers, scheduler)(**SD)
     peer.set_timesteps(1000)
     x = NOISE.float()
@@ -471,7 +594,8 @@ def test_multistep_at_1000_steps(scheduler: str) -> None:
 
 
 def test_cosine_table_with_karras_sigmas() -> None:
-    """Its first times are one row, of which it takes the second: it starts a step late and runs off the end (diffusers #12771)."""
+    """Its first times are one row, of which it takes the second: it starts a step late and runs off the end
+    (diffusers #12771)."""
     peer = diffusers.DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", use_karras_sigmas=True)
     peer.set_timesteps(20)
     assert (peer.timesteps[0] == peer.timesteps[1]).all()
@@ -484,19 +608,29 @@ def test_cosine_table_with_karras_sigmas() -> None:
 
 @pytest.mark.parametrize(
     ("scheduler", "option"),
-    [*((scheduler, "use_exponential_sigmas") for scheduler in MULTISTEP), ("DPMSolverMultistepScheduler", "use_karras_sigmas")],
+    [
+        *((scheduler, "use_exponential_sigmas") for scheduler in MULTISTEP),
+        ("DPMSolverMultistepScheduler", "use_karras_sigmas"),
+    ],
 )
 def test_flows_spaced_in_sigma(scheduler: str, option: str) -> None:
-    """It takes sigma / alpha of a VP table for a flow's sigma, and starts at 14.6, where alpha = 1 - sigma < 0. Ours stays on the flow."""
+    """It takes sigma / alpha of a VP table for a flow's sigma, and starts at 14.6, where alpha = 1 - sigma <
+    0. Ours stays on the flow."""
     peer = getattr(diffusers, scheduler)(**{**SD, **FLOWS, option: True})
     peer.set_timesteps(10)
     assert float(peer.sigmas[0]) == pytest.approx(float(VP.ratio(999)), rel=1e-3)
     assert our_error("dpmpp_2m", time_grid(STRAIGHT, 10, "karras", t_start=0.999, t_end=0.001)) <= 1e-12
 
 
-@pytest.mark.parametrize(("scheduler", "options", "at_least"), [("EulerDiscreteScheduler", SD, 1.0), ("EDMEulerScheduler", {}, 0.1)])
-def test_churn_comes_after_the_network_has_looked(exactly: Exactly, scheduler: str, options: dict[str, Any], at_least: float) -> None:
-    """Noise is added to x in `step`, when the output is already there, of x without it: x0 of a point is off. `edm` adds it first."""
+@pytest.mark.parametrize(
+    ("scheduler", "options", "at_least"),
+    [("EulerDiscreteScheduler", SD, 1.0), ("EDMEulerScheduler", {}, 0.1)],
+)
+def test_churn_comes_after_the_network_has_looked(
+    exactly: Exactly, scheduler: str, options: dict[str, Any], at_least: float
+) -> None:
+    """Noise is added to x in `step`, when the output is already there, of x without it: x0 of a point is off.
+    `edm` adds it first."""
     peer, error = exactly(getattr(diffusers, scheduler))(**options), 0.0
     for i in range(10):
         peer.set_timesteps(10)
@@ -504,14 +638,24 @@ def test_churn_comes_after_the_network_has_looked(exactly: Exactly, scheduler: s
         t, sigma = peer.timesteps[i], float(peer.sigmas[i])
         x = POINT + sigma * NOISE
         peer.scale_model_input(x, t)
-        out = NOISE if scheduler == "EulerDiscreteScheduler" else PREDICTIONS["edm"].target(POINT, NOISE, NoiseLevel(0.0, 1.0, sigma))
-        off = peer.step(out, t, x, s_churn=10.0, generator=torch.Generator().manual_seed(3)).pred_original_sample - POINT
+        out = (
+            NOISE
+            if scheduler == "EulerDiscreteScheduler"
+            else PREDICTIONS["edm"].target(POINT, NOISE, NoiseLevel(0.0, 1.0, sigma))
+        )
+        off = (
+            peer.step(
+                out, t, x, s_churn=10.0, generator=torch.Generator().manual_seed(3)
+            ).pred_original_sample
+            - POINT
+        )
         error = max(error, float(off.abs().max()))
     assert error > at_least
 
 
 def test_churn_on_flows_keeps_alpha(exactly: Exactly) -> None:
-    """It raises a flow's sigma and leaves alpha: two points, from equal noise, are 0.61 apart where the level's alpha is 0.22."""
+    """It raises a flow's sigma and leaves alpha: two points, from equal noise, are 0.61 apart where the
+    level's alpha is 0.22."""
     ends = []
     for point in (POINT, torch.zeros_like(POINT)):
         peer = exactly(diffusers.FlowMatchHeunDiscreteScheduler)()
@@ -526,17 +670,24 @@ def test_churn_on_flows_keeps_alpha(exactly: Exactly) -> None:
 
 
 def test_lcm_with_strength_ends_in_noise(exactly: Exactly) -> None:
-    """Given times of its own and a strength, it takes the number of times before the strength for that of steps: the last adds noise."""
+    """Given times of its own and a strength, it takes the number of times before the strength for that of
+    steps: the last adds noise."""
     peer = exactly(diffusers.LCMScheduler)(**SD)
     peer.set_timesteps(timesteps=[999, 759, 499, 259], strength=0.5)
     x = marginal(POINT, NOISE, VP.level(499))
     for t in peer.timesteps:
-        x = peer.step(PERFECT(x, VP.level(int(t))).eps, t, x, generator=torch.Generator().manual_seed(3)).prev_sample
+        x = peer.step(
+            PERFECT(x, VP.level(int(t))).eps, t, x, generator=torch.Generator().manual_seed(3)
+        ).prev_sample
     assert float((x - POINT).abs().max()) > 0.5
     grid = time_grid(VP, spacing=[999, 759, 499, 259])[2:]
-    denoiser = ConsistencyFunction(Denoiser(lambda x, t, condition: PERFECT(x, VP.level(float(t[0]))).eps, VP, EPS), lcm())
+    denoiser = ConsistencyFunction(
+        Denoiser(lambda x, t, condition: PERFECT(x, VP.level(float(t[0]))).eps, VP, EPS), lcm()
+    )
     *_, last = SAMPLERS["lcm"](denoiser, marginal(POINT, NOISE, grid[0]), grid)
-    torch.testing.assert_close(last.x, POINT, rtol=0, atol=1e-5)  # its blend keeps 0.0025 / t^2 of x, as it must
+    torch.testing.assert_close(
+        last.x, POINT, rtol=0, atol=1e-5
+    )  # its blend keeps 0.0025 / t^2 of x, as it must
 
 
 @pytest.mark.parametrize("scheduler", [*MULTISTEP, "EulerDiscreteScheduler"])
@@ -560,6 +711,7 @@ def test_zero_terminal_snr_is_clamped(exactly: Exactly, scheduler: str) -> None:
 
 
 def test_v_at_zero_terminal_snr() -> None:
-    """From exact pure noise v-prediction starts without a clamp: ours stays on the trajectory on tables and in continuous time."""
+    """From exact pure noise v-prediction starts without a clamp: ours stays on the trajectory on tables and
+    in continuous time."""
     for schedule in (DiscreteVP.scaled_linear(zero_terminal_snr=True), CosineVP()):
         assert our_error("ddim", time_grid(schedule, 13, "trailing")) <= 1e-12

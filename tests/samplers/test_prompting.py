@@ -1,4 +1,5 @@
-"""Prompts to the conditions of a batch: what each family's network is told, in its own dtype, and how often towers are asked."""
+"""Prompts to the conditions of a batch: what each family's network is told, in its own dtype, and how often
+towers are asked."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def model(params: TextParams, folder: Path) -> Model:
 
 @pytest.mark.parametrize("name", JOINT)
 def test_conditions_of_families_that_read_text_beside_the_image(name: str, tmp_path: Path) -> None:
-    """One length for all prompts, none repeated; negative prompts and none; each as the text encoder has it, in the network's dtype."""
+    """One length for all prompts, none repeated; negative prompts and none; each as the text encoder has it,
+    in the network's dtype."""
     made = model(JOINT[name], tmp_path)
     texts, negative = ("a cat", LONG, "a cat"), ("dog", None, None)
     assert made.text is not None
@@ -54,18 +56,23 @@ def test_conditions_of_families_that_read_text_beside_the_image(name: str, tmp_p
         empty = made.text.null(1)
         expected = {
             "cond": [made.text.encode([prompt]).condition for prompt in texts],
-            "null": [empty if prompt is None else made.text.encode([prompt]).condition for prompt in negative],
+            "null": [
+                empty if prompt is None else made.text.encode([prompt]).condition for prompt in negative
+            ],
         }
         for side, given in (("cond", found.condition.given), ("null", found.null.given)):
             assert given["context"].shape == (3, JOINT[name].rows, 96)
             for part in ("context", "vector"):
                 assert given[part].dtype == torch.bfloat16
-                assert torch.equal(given[part], torch.cat([row.given[part] for row in expected[side]]).bfloat16())
+                assert torch.equal(
+                    given[part], torch.cat([row.given[part] for row in expected[side]]).bfloat16()
+                )
         assert found.dropped == made.text.encode([LONG]).dropped != ("",)
 
 
 def test_no_prompt_is_read_twice(tmp_path: Path) -> None:
-    """A T5 is large: prompts that stand there twice are read once, and so is the empty one beside all without a negative prompt."""
+    """A T5 is large: prompts that stand there twice are read once, and so is the empty one beside all without
+    a negative prompt."""
     made = model(JOINT["flux"], tmp_path)
     assert made.text is not None
     calls: list[int] = []

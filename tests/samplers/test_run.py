@@ -38,8 +38,21 @@ from samplers.pictures import tile, to_uint8
 from samplers.run import run
 from tests.composing import composed
 
-NETWORK = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
-FLOW: dict[str, Any] = {"network": NETWORK, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]}
+NETWORK = {
+    "name": "dit",
+    "in_channels": 1,
+    "image_size": 8,
+    "hidden": 16,
+    "depth": 1,
+    "heads": 2,
+    "num_classes": 10,
+}
+FLOW: dict[str, Any] = {
+    "network": NETWORK,
+    "schedule": {"name": "flow"},
+    "prediction": "flow",
+    "shape": [1, 8, 8],
+}
 
 
 def saved(path: Path, **parts: Any) -> Path:
@@ -55,13 +68,19 @@ def settings(path: Path, *overrides: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("parts", "sampler", "steps"), [({}, "ddim", 50), ({"consistency": {"name": "cm", "ratio_min": 0.002}}, "consistency", 2)]
+    ("parts", "sampler", "steps"),
+    [({}, "ddim", 50), ({"consistency": {"name": "cm", "ratio_min": 0.002}}, "consistency", 2)],
 )
-def test_a_model_is_sampled_as_it_is_meant_to_be(parts: dict[str, Any], sampler: str, steps: int, tmp_path: Path) -> None:
-    """A distilled model takes two consistency steps, others fifty of DDIM; what was chosen stands in the images' settings."""
+def test_a_model_is_sampled_as_it_is_meant_to_be(
+    parts: dict[str, Any], sampler: str, steps: int, tmp_path: Path
+) -> None:
+    """A distilled model takes two consistency steps, others fifty of DDIM; what was chosen stands in the
+    images' settings."""
     out = run(settings(saved(tmp_path / "model.safetensors", **parts)))
     assert out == tmp_path / "samples" / f"{sampler}-{steps}"
-    assert sorted(path.relative_to(out) for path in out.rglob("0*.png")) == [Path(f"images/{k}/{k:06d}.png") for k in range(3)]
+    assert sorted(path.relative_to(out) for path in out.rglob("0*.png")) == [
+        Path(f"images/{k}/{k:06d}.png") for k in range(3)
+    ]
     kept = read_json(out / "samples.json")["settings"]
     assert (kept["sampler"], kept["steps"]) == (sampler, steps)
 
@@ -70,7 +89,9 @@ def test_a_model_is_sampled_as_it_is_meant_to_be(parts: dict[str, Any], sampler:
 def test_guidance_that_does_not_follow_the_label_is_warned_of(guidance: float, tmp_path: Path) -> None:
     """As `generate` warns for prompts: 0 leaves the label out, and below it leads away from it."""
     path = saved(tmp_path / "model.safetensors")
-    with pytest.warns(UserWarning, match=f"{guidance} as the scale of guidance does not follow the label: 1 is off"):
+    with pytest.warns(
+        UserWarning, match=f"{guidance} as the scale of guidance does not follow the label: 1 is off"
+    ):
         run(settings(path, "steps=1", f"guidance={guidance}"))
 
 
@@ -99,7 +120,8 @@ def test_a_list_of_times_may_be_the_model_s_own_grid(tmp_path: Path) -> None:
 
 
 def test_the_model_s_grid_is_used_unless_another_spacing_is_named(tmp_path: Path) -> None:
-    """Images on the model's own grid are those of the same spacing by name, and others than the default spacing gives."""
+    """Images on the model's own grid are those of the same spacing by name, and others than the default
+    spacing gives."""
     own, plain = (
         saved(tmp_path / "own.safetensors", grid={"spacing": "log_snr", "t_start": 0.9, "t_end": 0.1}),
         tmp_path / "plain.safetensors",
@@ -109,7 +131,12 @@ def test_the_model_s_grid_is_used_unless_another_spacing_is_named(tmp_path: Path
     models.save(model, plain)
     images = []
     for i, (path, spacing) in enumerate(
-        [(own, "grid.spacing=null"), (own, "grid.spacing=linspace"), (plain, "grid.spacing=linspace"), (plain, "grid.spacing=null")]
+        [
+            (own, "grid.spacing=null"),
+            (own, "grid.spacing=linspace"),
+            (plain, "grid.spacing=linspace"),
+            (plain, "grid.spacing=null"),
+        ]
     ):
         out = run(settings(path, "steps=3", f"out={tmp_path / str(i)}", spacing))
         with Image.open(out / "images" / "0" / "000000.png") as image:
@@ -135,32 +162,74 @@ def test_tiles_lie_row_by_row() -> None:
 def test_runs_of_a_sweep_without_out_have_a_folder_each(tmp_path: Path) -> None:
     """Whatever setting they differ in, by a name that says it; what is usual is not said."""
     path = saved(tmp_path / "model.safetensors")
-    axes = ["clip=true,false", "ema=true,false", "sampler=ddim,euler_ancestral", "grid.spacing=null,trailing", "grid.shift=null,2"]
+    axes = [
+        "clip=true,false",
+        "ema=true,false",
+        "sampler=ddim,euler_ancestral",
+        "grid.spacing=null,trailing",
+        "grid.shift=null,2",
+    ]
     wanted = {key: value for key, value in settings(path).items() if key not in ("n", "steps")}
     for axis in axes:
-        runs = compose_sweep("samplers", [f"run={path}", "n=1", "steps=2", "progress=false", "device=cpu", axis])
+        runs = compose_sweep(
+            "samplers", [f"run={path}", "n=1", "steps=2", "progress=false", "device=cpu", axis]
+        )
         assert len({run(config) for _, config in runs}) == 2, axis
     names = {folder.name for folder in (tmp_path / "samples").iterdir()}
-    assert names >= {"ddim-2", "ddim-2-clip-false", "ddim-2-ema-false", "euler_ancestral-2", "ddim-2-spacing-trailing", "ddim-2-shift-2"}
+    assert names >= {
+        "ddim-2",
+        "ddim-2-clip-false",
+        "ddim-2-ema-false",
+        "euler_ancestral-2",
+        "ddim-2-spacing-trailing",
+        "ddim-2-shift-2",
+    }
     for eta in (0.3, 0.6):
-        assert run({**wanted, "n": 1, "steps": 2, "sampler": "ddim", "options": {"eta": eta}}).name == f"ddim-2-eta-{eta}"
+        assert (
+            run({**wanted, "n": 1, "steps": 2, "sampler": "ddim", "options": {"eta": eta}}).name
+            == f"ddim-2-eta-{eta}"
+        )
     times = [1 - i / 60 for i in range(60)]
     assert len(run({**wanted, "n": 1, "grid": {"spacing": times}}).name) < 200
 
 
 def test_images_are_those_of_their_seeds_and_labels(tmp_path: Path) -> None:
-    """Batches, classes in turn, guidance and clipping: each file is what `sample` alone makes of that seed and label, rounded to 8 bits."""
+    """Batches, classes in turn, guidance and clipping: each file is what `sample` alone makes of that seed
+    and label, rounded to 8 bits."""
     model = models.load(saved(tmp_path / "model.safetensors"))
-    out = run(settings(tmp_path / "model.safetensors", "n=5", "batch_size=2", "labels=[7,3]", "seed=4", "steps=2", "guidance=2"))
+    out = run(
+        settings(
+            tmp_path / "model.safetensors",
+            "n=5",
+            "batch_size=2",
+            "labels=[7,3]",
+            "seed=4",
+            "steps=2",
+            "guidance=2",
+        )
+    )
     assert out.name == "ddim-2-guidance-2"
     for i, label in enumerate((7, 3, 7, 3, 7)):
         denoiser = Clipped(ClassifierFreeGuidance(model.denoiser(), 2, model.null))
-        x = sample("ddim", denoiser, model.grid(2), shape=model.shape, seeds=[4 + i], condition=Condition(label=torch.tensor([label])))
+        x = sample(
+            "ddim",
+            denoiser,
+            model.grid(2),
+            shape=model.shape,
+            seeds=[4 + i],
+            condition=Condition(label=torch.tensor([label])),
+        )
         exact = (x[0, 0].clamp(-1, 1) + 1) * 127.5
         with Image.open(out / "images" / str(label) / f"{4 + i:06d}.png") as image:
             assert np.abs(np.asarray(image) - exact.numpy()).max() <= 0.501
-    plain = run(settings(tmp_path / "model.safetensors", "steps=2", "guidance=2", "clip=false", f"out={tmp_path / 'plain'}"))
-    clipped = run(settings(tmp_path / "model.safetensors", "steps=2", "guidance=2", f"out={tmp_path / 'clipped'}"))
+    plain = run(
+        settings(
+            tmp_path / "model.safetensors", "steps=2", "guidance=2", "clip=false", f"out={tmp_path / 'plain'}"
+        )
+    )
+    clipped = run(
+        settings(tmp_path / "model.safetensors", "steps=2", "guidance=2", f"out={tmp_path / 'clipped'}")
+    )
     first = Path("images/0/000000.png")
     assert Image.open(plain / first).tobytes() != Image.open(clipped / first).tobytes()
 
@@ -169,9 +238,14 @@ def cfg(model: models.Model, scale: Scale = 3.0, rule: Rule = extrapolate) -> De
     return ClassifierFreeGuidance(model.denoiser(), scale, model.null, rule=rule)
 
 
-# what the command line gives, the denoiser by hand, and what the folder is called beside sampler, steps and scale
+# what the command line gives, the denoiser by hand, and what the folder is called beside sampler, steps and
+# scale
 GUIDES: dict[str, tuple[list[str], Callable[[models.Model], DenoiserLike], str]] = {
-    "interval": (["guide.interval=[0.2,0.8]"], lambda m: Clipped(cfg(m, interval(3.0, 0.2, 0.8))), "interval-0.2-0.8"),
+    "interval": (
+        ["guide.interval=[0.2,0.8]"],
+        lambda m: Clipped(cfg(m, interval(3.0, 0.2, 0.8))),
+        "interval-0.2-0.8",
+    ),
     "rescaled": (
         ["guide.rule={name: rescaled, phi: 0.5}"],
         lambda m: Clipped(cfg(m, rule=rescaled(0.5, space=build_prediction("flow")))),
@@ -188,10 +262,20 @@ GUIDES: dict[str, tuple[list[str], Callable[[models.Model], DenoiserLike], str]]
         "rule-apg-norm_limit-2-momentum--0.5",
     ),
     "percentile": (["guide.percentile=0.9"], lambda m: Thresholded(cfg(m), 0.9), "percentile-0.9"),
-    "percentile of latents": (["guide.percentile=0.9", "clip=false"], lambda m: Thresholded(cfg(m), 0.9), "percentile-0.9-clip-false"),
+    "percentile of latents": (
+        ["guide.percentile=0.9", "clip=false"],
+        lambda m: Thresholded(cfg(m), 0.9),
+        "percentile-0.9-clip-false",
+    ),
     "zero": (["guide.zero_from=0.8"], lambda m: ZeroInit(Clipped(cfg(m)), 0.8), "zero_from-0.8"),
     "all": (
-        ["guide.zero_from=1", "guide.rule={name:zero_star}", "guide.percentile=0.9", "guide.interval=[0,0.9]", "clip=false"],
+        [
+            "guide.zero_from=1",
+            "guide.rule={name:zero_star}",
+            "guide.percentile=0.9",
+            "guide.interval=[0,0.9]",
+            "clip=false",
+        ],
         lambda m: ZeroInit(Thresholded(cfg(m, interval(3.0, 0.0, 0.9), zero_star), 0.9)),
         "interval-0-0.9-rule-zero_star-percentile-0.9-zero_from-1-clip-false",
     ),
@@ -200,9 +284,14 @@ GUIDES: dict[str, tuple[list[str], Callable[[models.Model], DenoiserLike], str]]
 
 @pytest.mark.parametrize(("overrides", "by_hand", "name"), GUIDES.values(), ids=list(GUIDES))
 def test_how_guidance_works_is_as_told(
-    overrides: list[str], by_hand: Callable[[models.Model], DenoiserLike], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str],
+    by_hand: Callable[[models.Model], DenoiserLike],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is drawn is what the same denoiser made by hand draws, to the last bit, and not plain guidance; the folder says which it is."""
+    """What is drawn is what the same denoiser made by hand draws, to the last bit, and not plain guidance;
+    the folder says which it is."""
     model = models.load(saved(tmp_path / "model.safetensors"))
     given = settings(tmp_path / "model.safetensors", "steps=4", "guidance=3", *overrides)
     drawn: list[torch.Tensor] = []
@@ -214,7 +303,14 @@ def test_how_guidance_works_is_as_told(
     monkeypatch.setattr("samplers.run.sample", sampled)
     out = run(given)
     expected, plain = (
-        sample("ddim", denoiser, model.grid(4), shape=model.shape, seeds=range(3), condition=Condition(label=torch.arange(3)))
+        sample(
+            "ddim",
+            denoiser,
+            model.grid(4),
+            shape=model.shape,
+            seeds=range(3),
+            condition=Condition(label=torch.arange(3)),
+        )
         for denoiser in (by_hand(model), Clipped(cfg(model)))
     )
     assert torch.equal(torch.cat(drawn), expected)
@@ -235,17 +331,24 @@ def test_images_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
         run(settings(tmp_path / "model.safetensors", "steps=2", f"out={out}"))
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     with pytest.raises(ValueError, match="already holds images of other settings"):
-        run(settings(tmp_path / "model.safetensors", "steps=1", "guidance=2", "guide.interval=[0,1]", f"out={out}"))
+        run(
+            settings(
+                tmp_path / "model.safetensors", "steps=1", "guidance=2", "guide.interval=[0,1]", f"out={out}"
+            )
+        )
     saved(tmp_path / "model.safetensors")  # the same settings, but other weights
     with pytest.raises(ValueError, match="already holds images of other settings"):
         run(settings(tmp_path / "model.safetensors", "steps=1", f"out={out}"))
 
 
 def test_a_diverged_model_makes_no_black_images(tmp_path: Path) -> None:
-    """Samples that are not finite are an error that names the seed, not pictures; NaN has no shade of grey."""
+    """Samples that are not finite are an error that names the seed, not pictures; NaN has no shade of
+    grey."""
     model = models.load(saved(tmp_path / "model.safetensors"))
     with torch.no_grad():
-        next(model.network.parameters()).fill_(1e38)  # finite, so that it loads; what is computed from it is not
+        next(model.network.parameters()).fill_(
+            1e38
+        )  # finite, so that it loads; what is computed from it is not
     models.save(model, tmp_path / "lost.safetensors")
     with pytest.raises(FloatingPointError, match="3 of 3 samples are not finite, the first of seed 0"):
         run(settings(tmp_path / "lost.safetensors", "steps=1"))
@@ -255,7 +358,8 @@ def test_a_diverged_model_makes_no_black_images(tmp_path: Path) -> None:
 
 
 def test_pixels_are_rounded_to_the_nearest() -> None:
-    """-1 is 0, 1 is 255, 0 lies between 127 and 128; the middle of a step goes up, what lies outside is cut off."""
+    """-1 is 0, 1 is 255, 0 lies between 127 and 128; the middle of a step goes up, what lies outside is cut
+    off."""
     values = torch.tensor([-3.0, -1.0, 0.9 / 127.5 - 1, 0.4 / 127.5 - 1, 254.6 / 127.5 - 1, 1.0, 3.0])
     assert to_uint8(values).tolist() == [0, 0, 1, 0, 255, 255, 255]
 

@@ -1,4 +1,5 @@
-"""Prompts to image files: what is drawn, where it goes, and that every image can be drawn again from what it says of itself."""
+"""Prompts to image files: what is drawn, where it goes, and that every image can be drawn again from what it
+says of itself."""
 
 from __future__ import annotations
 
@@ -27,8 +28,21 @@ from samplers.run import SampleParams
 from samplers.text_to_image import TextToImageParams, loaded, text_to_image
 
 SMALL: dict[str, Any] = {"height": 32, "width": 64, "steps": 2, "device": "cpu"}
-NETWORK = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 10}
-RUN: dict[str, Any] = {"network": NETWORK, "schedule": {"name": "flow"}, "prediction": "flow", "shape": [1, 8, 8]}
+NETWORK = {
+    "name": "dit",
+    "in_channels": 1,
+    "image_size": 8,
+    "hidden": 16,
+    "depth": 1,
+    "heads": 2,
+    "num_classes": 10,
+}
+RUN: dict[str, Any] = {
+    "network": NETWORK,
+    "schedule": {"name": "flow"},
+    "prediction": "flow",
+    "shape": [1, 8, 8],
+}
 PROMPT = 'A corgi, (red:1.3) and "wet" on ${grass} = [fun]'
 
 
@@ -43,7 +57,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.save(models.miniature("sdxl-refiner"), folder / "refiner.safetensors", layout="ldm")
     models.save(models.miniature("sd1", in_channels=9), folder / "inpainting.safetensors", layout="ldm")
     for name, channels in (("image", 3), ("mask", 1)):
-        save_png(torch.rand(channels, 48, 80, generator=torch.Generator().manual_seed(channels)), folder / f"{name}.png", low=0)
+        save_png(
+            torch.rand(channels, 48, 80, generator=torch.Generator().manual_seed(channels)),
+            folder / f"{name}.png",
+            low=0,
+        )
     return folder
 
 
@@ -68,13 +86,24 @@ def pixels(path: Path) -> bytes:
         return picture.tobytes()
 
 
-# What is drawn, and where it goes --------------------------------------------------------------------------------------
+# What is drawn, and where it goes ---------------------------------------------------------------------------
 
 
 def test_images_are_those_of_generate(files: Path) -> None:
-    """Three seeds in batches of two, PNGs rounded to the nearest, a sheet of all, and what the folder holds: as on the command line."""
-    given = [f"weights={files}/sd1.safetensors", f"prompt={PROMPT}", "n=3", "seed=5", "batch_size=2", "weighted=true", "progress=false"]
-    (out, images), said = sampled(compose("samplers", [*given, "height=32", "width=64", "steps=2", "device=cpu"]))
+    """Three seeds in batches of two, PNGs rounded to the nearest, a sheet of all, and what the folder holds:
+    as on the command line."""
+    given = [
+        f"weights={files}/sd1.safetensors",
+        f"prompt={PROMPT}",
+        "n=3",
+        "seed=5",
+        "batch_size=2",
+        "weighted=true",
+        "progress=false",
+    ]
+    (out, images), said = sampled(
+        compose("samplers", [*given, "height=32", "width=64", "steps=2", "device=cpu"])
+    )
     assert re.fullmatch(r"samples/a-corgi-red-1-3-and-wet-on-grass-fun-[0-9a-f]{8}", str(out))
     assert images == [out / "images" / f"00000{seed}.png" for seed in (5, 6, 7)]
     assert said == ""
@@ -89,7 +118,8 @@ def test_images_are_those_of_generate(files: Path) -> None:
 
 
 def test_a_preview_is_written_while_it_draws(files: Path) -> None:
-    """After every second of four steps, of the batch together; the images are those of a drawing without, in the same folder."""
+    """After every second of four steps, of the batch together; the images are those of a drawing without, in
+    the same folder."""
     same = {"weights": str(files / "sd1.safetensors"), "prompt": "a cat", **SMALL, "steps": 4, "n": 2}
     (out, images), _ = run(**same, preview=2)
     assert read_settings(out / "preview.png") == {"step": 4}
@@ -105,16 +135,22 @@ def test_a_preview_is_written_while_it_draws(files: Path) -> None:
 def test_an_image_says_what_it_was_drawn_with(files: Path) -> None:
     """All of it: settings as they came to be, weights and their SHA-256, versions, device, and the batch."""
     (_, images), _ = run(
-        weights=[f"{files}/sdxl.safetensors"], refiner=files / "refiner.safetensors", prompt="a cat", negative="ugly, bad", n=2,
-        numbers={"top": 16}, guide={"interval": [0.1, 0.9]}, dtype={"vae": "bf16"}, tile=8, clip_skip=1, **{**SMALL, "steps": 8},
+        weights=[f"{files}/sdxl.safetensors"], refiner=files / "refiner.safetensors", prompt="a cat",
+        negative="ugly, bad", n=2,
+        numbers={"top": 16}, guide={"interval": [0.1, 0.9]}, dtype={"vae": "bf16"}, tile=8, clip_skip=1,
+        **{**SMALL, "steps": 8},
     )  # fmt: skip
     said = read_settings(images[1])
     about, sha256 = said.pop("provenance"), said.pop("sha256")
     assert said == {
-        "weights": [str(files / "sdxl.safetensors")], "refiner": [str(files / "refiner.safetensors")], "handover": 0.8, "ema": True,
-        "dtype": {"vae": "bf16"}, "prompt": "a cat", "negative": "ugly, bad", "weighted": False, "long": "chunk", "height": 32, "width": 64,
-        "numbers": {"height": 32, "width": 64, "top": 16, "left": 0, "target_height": 32, "target_width": 64, "score": 6}, "seed": 1,
-        "sampler": "dpmpp_2m", "steps": 8, "grid": {"spacing": "karras"}, "guidance": 7.0, "guide": {"interval": [0.1, 0.9]},
+        "weights": [str(files / "sdxl.safetensors")], "refiner": [str(files / "refiner.safetensors")],
+        "handover": 0.8, "ema": True,
+        "dtype": {"vae": "bf16"}, "prompt": "a cat", "negative": "ugly, bad", "weighted": False,
+        "long": "chunk", "height": 32, "width": 64,
+        "numbers": {"height": 32, "width": 64, "top": 16, "left": 0, "target_height": 32, "target_width": 64,
+            "score": 6}, "seed": 1,
+        "sampler": "dpmpp_2m", "steps": 8, "grid": {"spacing": "karras"}, "guidance": 7.0,
+        "guide": {"interval": [0.1, 0.9]},
         "tile": 8, "clip_skip": 1, "device": "cpu", "compile": False, "batch": {"seed": 0, "n": 2},
     }  # fmt: skip
     for name, file in (("weights", "sdxl"), ("refiner", "refiner")):
@@ -128,7 +164,8 @@ def test_an_image_says_what_it_was_drawn_with(files: Path) -> None:
 
 
 def test_settings_have_folders_of_their_own(files: Path) -> None:
-    """More seeds join the images that are there, other settings go elsewhere; an `out` that holds others is refused, and untouched."""
+    """More seeds join the images that are there, other settings go elsewhere; an `out` that holds others is
+    refused, and untouched."""
     same = {"weights": str(files / "sd1.safetensors"), "prompt": "a cat", **SMALL}
     (first, _), _ = run(**same)
     (second, images), _ = run(**same, seed=1, batch_size=1)
@@ -149,15 +186,28 @@ def test_nothing_said_is_as_the_model_is_meant(tmp_path: Path) -> None:
     models.save(models.miniature("lcm"), tmp_path / "lcm.safetensors")
     (_, images), _ = run(weights="lcm.safetensors", prompt="a cat", device="cpu")
     said = read_settings(images[0])
-    assert (said["sampler"], said["steps"], said["guidance"], said["height"], said["seed"]) == ("lcm", 4, 8.0, 128, 0)
+    assert (said["sampler"], said["steps"], said["guidance"], said["height"], said["seed"]) == (
+        "lcm",
+        4,
+        8.0,
+        128,
+        0,
+    )
     assert said["grid"]["spacing"] == "lcm"
 
 
-@pytest.mark.parametrize(("size", "wanted"), [({"width": 64}, (128, 64)), ({"height": 48, "width": 64}, (48, 64)), ({}, (48, 80))])
-def test_a_picture_is_made_to_cover_the_size(size: dict[str, int], wanted: tuple[int, int], files: Path) -> None:
-    """Image and mask: scaled and cropped alike, to what the model was trained on where only one side is given; without, as they are."""
+@pytest.mark.parametrize(
+    ("size", "wanted"), [({"width": 64}, (128, 64)), ({"height": 48, "width": 64}, (48, 64)), ({}, (48, 80))]
+)
+def test_a_picture_is_made_to_cover_the_size(
+    size: dict[str, int], wanted: tuple[int, int], files: Path
+) -> None:
+    """Image and mask: scaled and cropped alike, to what the model was trained on where only one side is
+    given; without, as they are."""
     given: dict[str, Any] = {"image": files / "image.png", "mask": files / "mask.png"}
-    (_, images), _ = run(weights=files / "inpainting.safetensors", prompt="a cat", steps=1, device="cpu", **given, **size)
+    (_, images), _ = run(
+        weights=files / "inpainting.safetensors", prompt="a cat", steps=1, device="cpu", **given, **size
+    )
     said = read_settings(images[0])
     assert (said["height"], said["width"], said["strength"]) == (*wanted, 1.0)
     exact = generate(
@@ -183,17 +233,31 @@ def test_dtype_family_and_prediction(files: Path) -> None:
 
 
 def test_a_text_is_taken_as_it_stands() -> None:
-    """Commas, brackets, quotes, dollars and equal signs; quotes around all of it are the shell's; a list is a list."""
-    composed = compose("samplers", [f"prompt={PROMPT}", "negative='it is bad'", "image=my (cat) [1].png", "weights=[a.st, b.st]", "out=3"])
+    """Commas, brackets, quotes, dollars and equal signs; quotes around all of it are the shell's; a list is a
+    list."""
+    composed = compose(
+        "samplers",
+        [
+            f"prompt={PROMPT}",
+            "negative='it is bad'",
+            "image=my (cat) [1].png",
+            "weights=[a.st, b.st]",
+            "out=3",
+        ],
+    )
     assert composed["prompt"] == PROMPT
     assert composed["negative"] == "it is bad"
-    assert (composed["image"], composed["weights"], composed["out"]) == ("my (cat) [1].png", ["a.st", "b.st"], "3")
+    assert (composed["image"], composed["weights"], composed["out"]) == (
+        "my (cat) [1].png",
+        ["a.st", "b.st"],
+        "3",
+    )
     assert compose("samplers", ["prompt=", "mask=null"])["prompt"] == ""
     assert compose("samplers", ["prompt=", "mask=null"])["mask"] is None
     assert compose("samplers", ["weights=a, b"])["weights"] == "a, b"
 
 
-# Flows ---------------------------------------------------------------------------------------------------------------
+# Flows ------------------------------------------------------------------------------------------------------
 
 FLOWS: dict[str, dict[str, Any]] = {
     "flux-dev": {"negative": "ugly", "true_cfg": 2.0, "guidance": 3.0},
@@ -205,8 +269,11 @@ FLOWS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(("family", "settings"), FLOWS.items(), ids=list(FLOWS))
-def test_flows_are_drawn_from_any_files(family: str, settings: dict[str, Any], files: Path, tmp_path: Path) -> None:
-    """One call for files of their own and T5's tokenizer beside them, for a single file, and for a folder; each can be drawn again."""
+def test_flows_are_drawn_from_any_files(
+    family: str, settings: dict[str, Any], files: Path, tmp_path: Path
+) -> None:
+    """One call for files of their own and T5's tokenizer beside them, for a single file, and for a folder;
+    each can be drawn again."""
     model = models.miniature(family)
     models.save(model, tmp_path / "separate", layout="separate")
     models.save(model, tmp_path / "folder", layout="diffusers")
@@ -214,9 +281,12 @@ def test_flows_are_drawn_from_any_files(family: str, settings: dict[str, Any], f
     parts = sorted(str(path) for path in (tmp_path / "separate").glob("*.safetensors"))
     tokens = tmp_path / "separate" / "tokenizer.json"
     assert (len(parts), tokens.exists()) == (5 if family.startswith("flux") else 6, True)  # with TAESD
-    given = {name: value.format(files) if isinstance(value, str) else value for name, value in settings.items()}
+    given = {
+        name: value.format(files) if isinstance(value, str) else value for name, value in settings.items()
+    }
     size: dict[str, Any] = {} if "image" in given else {"height": 48, "width": 80}
-    # In float64: a product with a single row rounds, on some processors, by where in memory the file puts its weights.
+    # In float64: a product with a single row rounds, on some processors, by where in memory the file puts its
+    # weights.
     given |= {"prompt": "a (red:1.3) cat", "steps": 2, "n": 2, "device": "cpu", "dtype": "fp64", **size}
     single = [str(tmp_path / "single.safetensors"), str(tokens)]
     (_, images), _ = run(weights=parts, **given)
@@ -234,25 +304,35 @@ def test_flows_are_drawn_from_any_files(family: str, settings: dict[str, Any], f
         if name in given:
             direct[name] = read(given[name])
     exact = generate(model, "a (red:1.3) cat", seeds=[0, 1], steps=2, **direct)
-    assert all(float((read_image(path) - image).abs().max()) <= 0.51 / 255 for path, image in zip(images, exact, strict=True))
+    assert all(
+        float((read_image(path) - image).abs().max()) <= 0.51 / 255
+        for path, image in zip(images, exact, strict=True)
+    )
 
 
-# Once more -------------------------------------------------------------------------------------------------------------
+# Once more --------------------------------------------------------------------------------------------------
 
 AGAIN: dict[str, dict[str, Any]] = {
-    "noise on the way": {"weights": "{}/sd1.safetensors", "n": 3, "batch_size": 2, "seed": 2, "sampler": "dpmpp_sde", "weighted": True},
-    "guided": {"weights": "{}/sd1", "negative": "ugly", "guide": {"rule": {"name": "apg", "eta": 0.5}}, "dtype": {"text": "bf16"}, "n": 2},
+    "noise on the way": {"weights": "{}/sd1.safetensors", "n": 3, "batch_size": 2, "seed": 2,
+        "sampler": "dpmpp_sde", "weighted": True},
+    "guided": {"weights": "{}/sd1", "negative": "ugly", "guide": {"rule": {"name": "apg", "eta": 0.5}},
+        "dtype": {"text": "bf16"}, "n": 2},
     "painted": {
-        "weights": "{}/inpainting.safetensors", "image": "{}/image.png", "mask": "{}/mask.png", "strength": 0.7, "n": 2, "tile": 4,
-        "grid": {"spacing": [900, 500, 100]}, "steps": None, "offload": True, "options": {"eta": 0.5}, "sampler": "ddim",
+        "weights": "{}/inpainting.safetensors", "image": "{}/image.png", "mask": "{}/mask.png",
+        "strength": 0.7, "n": 2, "tile": 4,
+        "grid": {"spacing": [900, 500, 100]}, "steps": None, "offload": True, "options": {"eta": 0.5},
+        "sampler": "ddim",
     },
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("settings", AGAIN.values(), ids=list(AGAIN))
 def test_the_same_to_the_last_bit(settings: dict[str, Any], files: Path) -> None:
-    """The second image of a batch, in that batch: its pixels are the same bytes. The first one stays where it is."""
-    placed = {name: value.format(files) if isinstance(value, str) else value for name, value in settings.items()}
+    """The second image of a batch, in that batch: its pixels are the same bytes. The first one stays where it
+    is."""
+    placed = {
+        name: value.format(files) if isinstance(value, str) else value for name, value in settings.items()
+    }
     (out, images), _ = run(prompt="a (red:1.3) cat", **{**SMALL, **placed})
     before = images[1].read_bytes()
     (there, once_more), said = again(images[1])
@@ -273,7 +353,9 @@ def test_with_something_changed(files: Path) -> None:
     before = images[1].read_bytes()
     (out, changed), said = again(images[1], steps=3, grid={"spacing": "trailing"}, guide={"percentile": 0.9})
     assert said == ""
-    (there, fresh), _ = run(**{**same, "steps": 3}, seed=1, guide={"percentile": 0.9}, grid={"spacing": "trailing"})
+    (there, fresh), _ = run(
+        **{**same, "steps": 3}, seed=1, guide={"percentile": 0.9}, grid={"spacing": "trailing"}
+    )
     assert (out, changed) == (there, fresh)
     (_, more), _ = again(images[1], seed=7, n=2)
     assert [path.name for path in more] == ["000007.png", "000008.png"]
@@ -288,7 +370,9 @@ def test_files_may_move_but_not_change(files: Path, tmp_path: Path) -> None:
     picture.write_bytes((files / "image.png").read_bytes())
     first = run(weights=weights, prompt="a cat", image=picture, strength=0.5, **SMALL)[0].images[0]
     weights.rename(tmp_path / "b.safetensors")
-    with pytest.raises(FileNotFoundError, match=rf"{weights}, for {first}, is not there: weights=\.\.\. says where it lies"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"{weights}, for {first}, is not there: weights=\.\.\. says where it lies"
+    ):
         again(first)
     for moved in ("b.safetensors", files / "sd1"):
         (_, images), said = again(first, weights=moved)
@@ -296,7 +380,9 @@ def test_files_may_move_but_not_change(files: Path, tmp_path: Path) -> None:
         assert pixels(images[0]) == pixels(first)
     weights.write_bytes((files / "other.safetensors").read_bytes())
     with pytest.raises(
-        ValueError, match=rf"{weights} has changed: its SHA-256 is \w{{12}}\.\.\., and \w{{12}}\.\.\. is asked for; weights="
+        ValueError,
+        match=rf"{weights} has changed: its SHA-256 is \w{{12}}\.\.\., and \w{{12}}\.\.\. is asked for; "
+        r"weights=",
     ):
         again(first)
     with pytest.raises(ValueError, match="has changed"):
@@ -311,8 +397,12 @@ def test_what_differs_is_said(files: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """Where the pixels are not the same, by how much, and what has changed."""
     first = run(weights=files / "sd1.safetensors", prompt="a cat", **SMALL)[0].images[0]
     monkeypatch.setattr("torch.__version__", "9.9")
-    monkeypatch.setattr("samplers.text_to_image.generate", lambda *args, **kwargs: generate(*args, **kwargs) * 0.9)
-    assert re.fullmatch(rf"not the same as {first}: it differs by up to 2\d of 255 \(torch .*, now 9\.9\)", again(first)[1])
+    monkeypatch.setattr(
+        "samplers.text_to_image.generate", lambda *args, **kwargs: generate(*args, **kwargs) * 0.9
+    )
+    assert re.fullmatch(
+        rf"not the same as {first}: it differs by up to 2\d of 255 \(torch .*, now 9\.9\)", again(first)[1]
+    )
 
 
 def test_an_image_is_never_its_own_copy(files: Path) -> None:
@@ -331,7 +421,13 @@ def test_images_of_runs_too(tmp_path: Path) -> None:
     for p in model.network.parameters():
         nn.init.normal_(p, std=0.1)
     models.save(model, tmp_path / "run" / "checkpoint.safetensors")
-    given: dict[str, Any] = {"run": "run", "device": "cpu", "sampler": "ddpm", "guidance": 2, "labels": [4, 9]}
+    given: dict[str, Any] = {
+        "run": "run",
+        "device": "cpu",
+        "sampler": "ddpm",
+        "guidance": 2,
+        "labels": [4, 9],
+    }
     (out, images), _ = run(**given, n=7, batch_size=3, steps=3, seed=10)
     assert [str(path.relative_to(out / "images")) for path in images[3:5]] == ["9/000013.png", "4/000014.png"]
     said = read_settings(images[4])
@@ -346,30 +442,39 @@ def test_images_of_runs_too(tmp_path: Path) -> None:
     with torch.no_grad():
         next(model.network.parameters()).add_(0.1)
     models.save(model, tmp_path / "run" / "checkpoint.safetensors")
-    with pytest.raises(ValueError, match=r"run has changed: its SHA-256 is .*; run=\.\.\. says where that lies now"):
+    with pytest.raises(
+        ValueError, match=r"run has changed: its SHA-256 is .*; run=\.\.\. says where that lies now"
+    ):
         again(images[4])
 
 
 def test_a_sheet_is_no_image(files: Path) -> None:
     """It shows several, of which each says more."""
     (out, _), _ = run(weights=files / "sd1.safetensors", prompt="a cat", n=2, **SMALL)
-    with pytest.raises(ValueError, match=r"grid\.png is no single image that says what it was drawn with: give one of those in images/"):
+    with pytest.raises(
+        ValueError,
+        match=r"grid\.png is no single image that says what it was drawn with: give one of those in images/",
+    ):
         again(out / "grid.png")
     assert read_json(out / "samples.json")["settings"] == read_settings(out / "grid.png")["settings"]
 
 
-@pytest.mark.parametrize("text", [None, "no JSON", "[1, 2]", '{"seed": 3}', json.dumps({"run": "x", "seed": 3})])
+@pytest.mark.parametrize(
+    "text", [None, "no JSON", "[1, 2]", '{"seed": 3}', json.dumps({"run": "x", "seed": 3})]
+)
 def test_an_image_that_is_not_ours(text: str | None, tmp_path: Path) -> None:
     """Without settings, or with those of another program, or with less than an image of ours says."""
     info = PngInfo()
     if text is not None:
         info.add_text("settings", text)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
-    with pytest.raises(ValueError, match=r"a\.png (does not say what it was drawn with|is no single image that says what)"):
+    with pytest.raises(
+        ValueError, match=r"a\.png (does not say what it was drawn with|is no single image that says what)"
+    ):
         again(Path("a.png"))
 
 
-# What a picture may say ---------------------------------------------------------------------------------------------------
+# What a picture may say -------------------------------------------------------------------------------------
 
 # settings of a picture that was drawn by nobody, and a part of what is said of them
 CRAFTED: dict[str, tuple[dict[str, Any], str]] = {
@@ -387,7 +492,9 @@ CRAFTED: dict[str, tuple[dict[str, Any], str]] = {
     "no batch": ({"batch": 3}, "batch must be a mapping"),
     "labels in the batch": ({"batch": {"seed": 0, "n": 1, "labels": [3]}}, "labels"),
     "another's seed": ({"seed": 5}, "the seed 5 is none of its batch, which are 1 from 0 on"),
-    "seeds without end": ({"seed": 2**63 - 1, "batch": {"seed": 2**63 - 1, "n": 2}}, "seeds must lie in 0 ... 2^63 - 1, and 2 from"),
+    "seeds without end": ({"seed": 2**63 - 1, "batch": {"seed": 2**63 - 1, "n": 2}}, "seeds must lie in 0 "
+                                                                                     "... 2^63 - 1, and 2 "
+                                                                                     "from"),
     "more bits": ({"seed": 2**70}, "does not say what it was drawn with"),
     "a seed of a text": ({"seed": "3"}, "seed must be a whole number, not '3'"),
     "weights of a number": ({"weights": 3}, "weights must be a text or a list of texts, not 3"),
@@ -395,13 +502,16 @@ CRAFTED: dict[str, tuple[dict[str, Any], str]] = {
     "weights of nobody's": ({"weights": "~nobody9/x"}, "is not there: weights=... says where it lies"),
     "a pipe for weights": ({"weights": "{pipe}"}, "is neither a file nor a folder"),
     "a device for an image": ({"image": "/dev/zero", "strength": 0.5}, "is neither a file nor a folder"),
-    "another size": ({"height": 32768}, "says height=32768, and has 32: it was written again by another program"),
+    "another size": ({"height": 32768}, "says height=32768, and has 32: it was written again by another "
+                                        "program"),
     "no size": ({"height": "tall"}, "height must be a whole number or null, not 'tall'"),
     "a long text": ({"prompt": [["x" * 10**5]]}, "prompt must be a text, not [["),
     "a long name": ({"x" * 10**5: 1}, "no setting of an image named"),
     "steps without end": ({"steps": 10**9}, "steps"),
-    "too many steps": ({"steps": 1001}, "says steps of 1,001 steps, more than the 1,000 that a picture may ask for: give steps=..."),
-    "too many times": ({"grid": {"spacing": [999 - i * 0.016 for i in range(60_000)]}, "steps": None}, "says grid of 60,000 times"),
+    "too many steps": ({"steps": 1001}, "says steps of 1,001 steps, more than the 1,000 that a picture "
+                                        "may ask for: give steps=..."),
+    "too many times": ({"grid": {"spacing": [999 - i * 0.016 for i in range(60_000)]}, "steps": None},
+        "says grid of 60,000 times"),
     "a long prompt": ({"prompt": "a " * 400_000}, "says prompt of 800,000 characters"),
     "a long negative prompt": ({"negative": "x y z " * 30_000}, "says negative of 180,000 characters"),
     "brackets": ({"prompt": "(" * 50_000, "weighted": True}, "says prompt of 50,000 characters"),
@@ -411,18 +521,22 @@ CRAFTED: dict[str, tuple[dict[str, Any], str]] = {
     "guidance of a list": ({"guidance": [3]}, "guidance must be a number or null, not [3]"),
     "an infinite guidance": ({"guidance": float("inf")}, "does not say what it was drawn with"),
     "NaN": ({"guidance": float("nan")}, "does not say what it was drawn with"),
-    "nested without end": ({"options": [[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]}, "does not say what it was drawn with"),
+    "nested without end": ({"options": [[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]}, "does not say what it was "
+                                                                               "drawn with"),
     "options of a text": ({"options": "eta"}, "options must be a mapping, not 'eta'"),
     "an option of none": ({"options": {"etta": 1}}, "no option of"),
     "a grid of a number": ({"grid": {"spacing": 3}}, "spacing"),
     "a rule of a number": ({"guidance": 3.0, "guide": {"rule": 3}}, "rule"),
-    "a number beyond floats": ({"guidance": 3.0, "guide": {"rule": {"name": "apg", "norm_limit": 2**63 - 1}}}, ""),
+    "a number beyond floats": ({"guidance": 3.0, "guide": {"rule": {"name": "apg", "norm_limit": 2**63 - 1}}},
+        ""),
     "numbers of texts": ({"numbers": {"top": "x"}}, "numbers must be a mapping to numbers, not {'top': 'x'}"),
-    "a SHA-256 of a number": ({"sha256": {"weights": 3}}, "sha256 must be a mapping to texts, not {'weights': 3}"),
+    "a SHA-256 of a number": ({"sha256": {"weights": 3}}, "sha256 must be a mapping to texts, not "
+                                                          "{'weights': 3}"),
     "a SHA-256 of a place": ({"sha256": {"out": "3"}}, "no file that has a SHA-256 named 'out'"),
     "no SHA-256": ({"sha256": [3]}, "sha256 must be a mapping to texts, not [3]"),
     "a provenance of a list": ({"provenance": [1]}, "provenance must be a mapping to texts, not [1]"),
-    "a provenance of numbers": ({"provenance": {"torch": 2}}, "provenance must be a mapping to texts, not {'torch': 2}"),
+    "a provenance of numbers": ({"provenance": {"torch": 2}}, "provenance must be a mapping to texts, not "
+                                                              "{'torch': 2}"),
     "another device": ({"device": "cuda:99"}, "no device 'cuda:99' here"),
     "a device of a path": ({"device": "/dev/sda"}, "no device '/dev/sda' here"),
     "an infinite tile": ({"tile": 0}, "tile"),
@@ -447,8 +561,11 @@ def crafted(path: Path, honest: Path, says: Any) -> Path:
 
 
 @pytest.mark.parametrize(("says", "message"), CRAFTED.values(), ids=list(CRAFTED))
-def test_what_a_picture_says_is_checked(says: dict[str, Any], message: str, honest: Path, tmp_path: Path) -> None:
-    """One line that names it and is fit to be printed, and nothing is written; or, where all is sound, one image in the usual place."""
+def test_what_a_picture_says_is_checked(
+    says: dict[str, Any], message: str, honest: Path, tmp_path: Path
+) -> None:
+    """One line that names it and is fit to be printed, and nothing is written; or, where all is sound, one
+    image in the usual place."""
     os.mkfifo(tmp_path / "pipe")
     says = {name: str(tmp_path / "pipe") if value == "{pipe}" else value for name, value in says.items()}
     path = crafted(tmp_path / "crafted.png", honest, {**read_settings(honest), **says})
@@ -469,13 +586,19 @@ def test_what_is_typed_is_free(honest: Path, tmp_path: Path) -> None:
     says = read_settings(honest)
     long = crafted(tmp_path / "long.png", honest, {**says, "steps": 50_000, "prompt": "a " * 10_000})
     assert again(long, steps=1, prompt="a cat")[0].images
-    sizeless = crafted(tmp_path / "sizeless.png", honest, {name: value for name, value in says.items() if name not in ("height", "width")})
+    sizeless = crafted(
+        tmp_path / "sizeless.png",
+        honest,
+        {name: value for name, value in says.items() if name not in ("height", "width")},
+    )
     with Image.open(again(sizeless)[0].images[0]) as new, Image.open(honest) as old:
         assert new.size == old.size
     info = PngInfo()
     info.add_text("settings", json.dumps({**says, "height": 8192, "width": 8192}))
     Image.new("RGB", (8192, 8192)).save(tmp_path / "huge.png", pnginfo=info)
-    with pytest.raises(ValueError, match=r"huge\.png has 8192x8192 pixels, more than the 8,388,608 .* give height"):
+    with pytest.raises(
+        ValueError, match=r"huge\.png has 8192x8192 pixels, more than the 8,388,608 .* give height"
+    ):
         again(tmp_path / "huge.png")
     assert again(tmp_path / "huge.png", height=32, width=32)[0].images
 
@@ -490,14 +613,17 @@ def test_a_picture_of_a_run_is_of_the_class_that_its_batch_says(tmp_path: Path) 
 
 
 def test_a_picture_of_a_run_names_no_place(tmp_path: Path) -> None:
-    """Away from its run's samples it says where these are, and nothing is written there unless that is asked for."""
+    """Away from its run's samples it says where these are, and nothing is written there unless that is asked
+    for."""
     models.save(models.build(RUN), tmp_path / "run" / "checkpoint.safetensors")
     first = run(run="run", n=1, steps=1, device="cpu")[0].images[0]
     again(first)
     before = sorted((tmp_path / "run").rglob("*"))
     copy = tmp_path / "copy.png"
     copy.write_bytes(first.read_bytes())
-    with pytest.raises(ValueError, match=r"copy\.png does not lie in .*run/samples.*: out=\.\.\. says where images go"):
+    with pytest.raises(
+        ValueError, match=r"copy\.png does not lie in .*run/samples.*: out=\.\.\. says where images go"
+    ):
         again(copy)
     with pytest.raises(ValueError, match=r"out=\.\.\. says where images go"):
         again(copy, steps=2)
@@ -506,7 +632,8 @@ def test_a_picture_of_a_run_names_no_place(tmp_path: Path) -> None:
 
 
 def test_each_setting_is_declared_once() -> None:
-    """What an image says of itself is all but places and numbers of images; what is a path is text to the command line, as it stands."""
+    """What an image says of itself is all but places and numbers of images; what is a path is text to the
+    command line, as it stands."""
     for params in (SampleParams, TextToImageParams):
         assert {"out", "n", "batch_size", "progress"}.isdisjoint(recorded(params))
         assert {"seed", "device", "compile", "sha256", "steps"} <= {*recorded(params)}
@@ -517,8 +644,14 @@ def test_each_setting_is_declared_once() -> None:
 def test_a_terminal_is_safe(honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where pixels differ, what the picture says of versions is printed without control characters."""
     says = read_settings(honest)
-    path = crafted(tmp_path / "a.png", honest, {**says, "provenance": {**says["provenance"], "torch": "\x1b[2J\n" + "9" * 10**5}})
-    monkeypatch.setattr("samplers.text_to_image.generate", lambda *args, **kwargs: generate(*args, **kwargs) * 0.9)
+    path = crafted(
+        tmp_path / "a.png",
+        honest,
+        {**says, "provenance": {**says["provenance"], "torch": "\x1b[2J\n" + "9" * 10**5}},
+    )
+    monkeypatch.setattr(
+        "samplers.text_to_image.generate", lambda *args, **kwargs: generate(*args, **kwargs) * 0.9
+    )
     said = again(path)[1]
     assert said.startswith(f"not the same as {path}: it differs by up to")
     assert said.isprintable()
@@ -527,8 +660,16 @@ def test_a_terminal_is_safe(honest: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_limit_of_pixels_is_a_setting(files: Path) -> None:
     """Of image and mask; what it is set to changes no image, and is not recorded."""
-    given: dict[str, Any] = {"weights": files / "sd1.safetensors", "prompt": "a cat", "image": files / "image.png", **SMALL}
-    with pytest.raises(ValueError, match=r"image\.png has 80x48 = 3,840 pixels, more than max_pixels=3,839: make it smaller, or raise"):
+    given: dict[str, Any] = {
+        "weights": files / "sd1.safetensors",
+        "prompt": "a cat",
+        "image": files / "image.png",
+        **SMALL,
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"image\.png has 80x48 = 3,840 pixels, more than max_pixels=3,839: make it smaller, or raise",
+    ):
         run(**given, max_pixels=3839)
     (_, images), _ = run(**given, max_pixels=3840)
     assert "max_pixels" not in read_settings(images[0])

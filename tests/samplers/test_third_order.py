@@ -1,8 +1,10 @@
-"""The third-order multistep formula as it is published takes half of the parabola's second derivative, and converges at order 2.
+"""The third-order multistep formula as it is published takes half of the parabola's second derivative, and
+converges at order 2.
 
-DPM-Solver++(3M) in diffusers and 3M SDE in k-diffusion multiply a second divided difference, which is f''/2, by the coefficient that
-belongs to f''. (The single-step solver of diffusers, in the same words, has the factor 2.) Proved twice: by an x0 that is a parabola in
-lambda, which a method of order 3 integrates exactly, and by measured order on a mixture whose exact trajectories are quantiles.
+DPM-Solver++(3M) in diffusers and 3M SDE in k-diffusion multiply a second divided difference, which is f''/2,
+by the coefficient that belongs to f''. (The single-step solver of diffusers, in the same words, has the
+factor 2.) Proved twice: by an x0 that is a parabola in lambda, which a method of order 3 integrates exactly,
+and by measured order on a mixture whose exact trajectories are quantiles.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from tests.samplers.parity import F64, NOISE, VP
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what the peers make of NumPy
 
-# A parabola in lambda: exact, step by step ------------------------------------------------------------------------------
+# A parabola in lambda: exact, step by step ------------------------------------------------------------------
 
 A, B, C = 0.7, -0.4, 0.3
 
@@ -40,7 +42,8 @@ def denoiser(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estim
 
 
 def exact_step(x: Tensor, t: NoiseLevel, s: NoiseLevel, eta: float) -> Tensor:
-    """The mean of x_s: alpha (p - p'/a + p''/a^2) with a = 1 + eta solves the equation, and what x differs from that by decays."""
+    """The mean of x_s: alpha (p - p'/a + p''/a^2) with a = 1 + eta solves the equation, and what x differs
+    from that by decays."""
     a = 1 + eta
     kept = s.sigma / t.sigma * (s.ratio / t.ratio) ** eta
 
@@ -57,7 +60,8 @@ def phi_3(h: float) -> float:
 
 
 def missing(steps: Sequence[Tensor], grid: Grid, eta: float) -> list[tuple[Tensor, float]]:
-    """What each step from the third on lacks of the exact one in units of alpha_s f''/2 h^2, with its phi_3."""
+    """What each step from the third on lacks of the exact one in units of alpha_s f''/2 h^2, with its
+    phi_3."""
     found = []
     for x, x_s, (t, s) in list(zip(steps, steps[1:], pairwise(grid), strict=False))[2:]:
         h = s.half_log_snr - t.half_log_snr
@@ -69,7 +73,8 @@ GRID = time_grid(VP, 10, "karras")[:-1]
 
 
 @pytest.mark.parametrize(
-    ("sampler", "options", "eta"), [("dpmpp_3m", {}, 0.0), *(("dpmpp_3m_sde", {"eta": e}, e) for e in (0.0, 0.4, 1.0))]
+    ("sampler", "options", "eta"),
+    [("dpmpp_3m", {}, 0.0), *(("dpmpp_3m_sde", {"eta": e}, e) for e in (0.0, 0.4, 1.0))],
 )
 def test_ours_is_exact(sampler: str, options: dict[str, Any], eta: float) -> None:
     """From the third step on, with noise held at zero, to 1e-10 of f''/2 h^2."""
@@ -86,7 +91,8 @@ def test_k_diffusion_takes_half(eta: float) -> None:
     steps: list[Tensor] = []
     end = k_sampling().sample_dpmpp_3m_sde(
         lambda y, sigma: torch.full_like(y, parabola(-math.log(sigma[0]))), GRID.start(NOISE) / GRID[0].alpha,
-        torch.tensor([level.ratio for level in GRID], dtype=F64), eta=eta, noise_sampler=lambda a, b: torch.zeros_like(NOISE),
+        torch.tensor([level.ratio for level in GRID], dtype=F64), eta=eta, noise_sampler=lambda a,
+        b: torch.zeros_like(NOISE),
         callback=lambda info: steps.append(info["x"]), disable=True,
     )  # fmt: skip
     steps = [y * level.alpha for y, level in zip([*steps, end], GRID, strict=True)]
@@ -95,8 +101,11 @@ def test_k_diffusion_takes_half(eta: float) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++"])
-def test_diffusers_takes_half_and_in_its_sde_the_wrong_sign(exactly: Callable[[Any], Any], algorithm: str) -> None:
-    """The ODE lacks phi_3 f''/2 h^2. The SDE counts phi_3 - 1 where 2 phi_3 is right, a number that does not shrink with the step."""
+def test_diffusers_takes_half_and_in_its_sde_the_wrong_sign(
+    exactly: Callable[[Any], Any], algorithm: str
+) -> None:
+    """The ODE lacks phi_3 f''/2 h^2. The SDE counts phi_3 - 1 where 2 phi_3 is right, a number that does not
+    shrink with the step."""
     peer = exactly(diffusers.DPMSolverMultistepScheduler)(
         solver_order=3, algorithm_type=algorithm, lower_order_final=False, prediction_type="sample"
     )
@@ -112,7 +121,7 @@ def test_diffusers_takes_half_and_in_its_sde_the_wrong_sign(exactly: Callable[[A
         torch.testing.assert_close(error, torch.full_like(error, expected), rtol=0, atol=1e-10)
 
 
-# A mixture: measured order ----------------------------------------------------------------------------------------------
+# A mixture: measured order ----------------------------------------------------------------------------------
 
 U = torch.linspace(0.02, 0.98, 25, dtype=F64)
 STEPS = (200, 400, 800)
@@ -124,7 +133,10 @@ def grid_of(steps: int) -> Grid:
 
 def order(ends: Sequence[Tensor]) -> list[float]:
     """log2 of the ratio of errors, each time the steps double."""
-    error = [float((x - MIXTURE.quantile(U, grid_of(steps)[-1])).abs().mean()) for x, steps in zip(ends, STEPS, strict=True)]
+    error = [
+        float((x - MIXTURE.quantile(U, grid_of(steps)[-1])).abs().mean())
+        for x, steps in zip(ends, STEPS, strict=True)
+    ]
     return [math.log2(a / b) for a, b in pairwise(error)]
 
 
@@ -135,7 +147,8 @@ def mixture(y: Tensor, sigma: float) -> Tensor:
 
 
 def third_order(y: Tensor, lambdas: Sequence[float], x0s: Sequence[Tensor], factor: float) -> Tensor:
-    """The published step, from the last three estimates; lambdas are theirs and its end's. The second difference counts `factor`-fold."""
+    """The published step, from the last three estimates; lambdas are theirs and its end's. The second
+    difference counts `factor`-fold."""
     h_2, h_1, h = (b - a for a, b in pairwise(lambdas))
     r_0, r_1 = h_1 / h, h_2 / h
     d1_0, d1_1 = (x0s[2] - x0s[1]) / r_0, (x0s[1] - x0s[0]) / r_1
@@ -160,7 +173,9 @@ def k_diffusion(grid: Grid, **options: Any) -> Tensor:
     sigmas = torch.tensor([level.ratio for level in grid], dtype=F64)
     start = MIXTURE.quantile(U, grid[0]) / grid[0].alpha
     model = lambda y, sigma: mixture(y, float(sigma[0]))  # noqa: E731
-    return k_sampling().sample_dpmpp_3m_sde(model, start, sigmas, eta=0.0, noise_sampler=len, disable=True, **options)
+    return k_sampling().sample_dpmpp_3m_sde(
+        model, start, sigmas, eta=0.0, noise_sampler=len, disable=True, **options
+    )
 
 
 def test_the_formula_is_k_diffusions() -> None:
@@ -170,18 +185,27 @@ def test_the_formula_is_k_diffusions() -> None:
     k_diffusion(grid, callback=seen.append)
     lambdas = [level.half_log_snr for level in grid]
     for i in range(2, grid.steps - 1):
-        y = third_order(seen[i]["x"], lambdas[i - 2 : i + 2], [info["denoised"] for info in seen[i - 2 : i + 1]], 1.0)
+        y = third_order(
+            seen[i]["x"], lambdas[i - 2 : i + 2], [info["denoised"] for info in seen[i - 2 : i + 1]], 1.0
+        )
         torch.testing.assert_close(y, seen[i + 1]["x"], rtol=1e-13, atol=1e-13)
 
 
 def test_published_order() -> None:
-    """k-diffusion's converges at order 2, and so does its formula started exactly: it is not the start. With the factor 2: order 3.
+    """k-diffusion's converges at order 2, and so does its formula started exactly: it is not the start. With
+    the factor 2: order 3.
 
     At 800 steps that is an error of 1e-6 against 2e-8.
     """
-    assert order([k_diffusion(grid_of(steps)) * grid_of(steps)[-1].alpha for steps in STEPS]) == pytest.approx([2, 2], abs=0.05)
-    assert order([from_exact_start(grid_of(steps), 1.0) for steps in STEPS]) == pytest.approx([2, 2], abs=0.05)
-    assert order([from_exact_start(grid_of(steps), 2.0) for steps in STEPS]) == pytest.approx([3, 3], abs=0.05)
+    assert order(
+        [k_diffusion(grid_of(steps)) * grid_of(steps)[-1].alpha for steps in STEPS]
+    ) == pytest.approx([2, 2], abs=0.05)
+    assert order([from_exact_start(grid_of(steps), 1.0) for steps in STEPS]) == pytest.approx(
+        [2, 2], abs=0.05
+    )
+    assert order([from_exact_start(grid_of(steps), 2.0) for steps in STEPS]) == pytest.approx(
+        [3, 3], abs=0.05
+    )
 
 
 def test_our_order() -> None:

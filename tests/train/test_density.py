@@ -30,22 +30,32 @@ CASES: dict[str, tuple[Density, Callable[[Tensor], Tensor]]] = {
     "uniform, flow": (Uniform(RectifiedFlow()), lambda t: t),
     "uniform, ve": (Uniform(VarianceExploding(0.5, 4.5)), lambda t: (t - 0.5) / 4),
     "logit_normal": (LogitNormal(RectifiedFlow()), lambda t: torch.special.ndtr(logit(t))),
-    "logit_normal, moved": (LogitNormal(RectifiedFlow(), 0.4, 1.7), lambda t: torch.special.ndtr((logit(t) - 0.4) / 1.7)),
+    "logit_normal, moved": (
+        LogitNormal(RectifiedFlow(), 0.4, 1.7),
+        lambda t: torch.special.ndtr((logit(t) - 0.4) / 1.7),
+    ),
     # sigma/alpha = t/(1-t) of a flow times 3: logit(t) is moved by log 3
-    "logit_normal, shifted": (LogitNormal(RectifiedFlow(), shift=3.0), lambda t: torch.special.ndtr(logit(t) - math.log(3))),
+    "logit_normal, shifted": (
+        LogitNormal(RectifiedFlow(), shift=3.0),
+        lambda t: torch.special.ndtr(logit(t) - math.log(3)),
+    ),
     # tan(pi t / 2) of the cosine schedule times 3
     "logit_normal, shifted cosine": (
         LogitNormal(CosineVP(), shift=3.0),
         lambda t: torch.special.ndtr(logit(((t * torch.pi / 2).tan() / 3).atan() * 2 / torch.pi)),
     ),
     "log_normal": (LogNormal(VarianceExploding()), lambda t: torch.special.ndtr((t.log() + 1.2) / 1.2)),
-    "log_normal, moved": (LogNormal(VarianceExploding(), 0.5, 0.8), lambda t: torch.special.ndtr((t.log() - 0.5) / 0.8)),
+    "log_normal, moved": (
+        LogNormal(VarianceExploding(), 0.5, 0.8),
+        lambda t: torch.special.ndtr((t.log() - 0.5) / 0.8),
+    ),
 }
 
 
 @pytest.mark.parametrize(("density", "cdf"), CASES.values(), ids=list(CASES))
 def test_times_have_the_stated_distribution(density: Density, cdf: Callable[[Tensor], Tensor]) -> None:
-    """Kolmogorov-Smirnov against the closed-form distribution function; times are float64 and within the schedule."""
+    """Kolmogorov-Smirnov against the closed-form distribution function; times are float64 and within the
+    schedule."""
     t = drawn(density)
     assert t.dtype == torch.float64
     assert density.schedule.t_min <= float(t.min())
@@ -54,7 +64,9 @@ def test_times_have_the_stated_distribution(density: Density, cdf: Callable[[Ten
 
 
 @pytest.mark.parametrize(("density", "cdf"), CASES.values(), ids=list(CASES))
-def test_quantiles_invert_the_distribution_function(density: Density, cdf: Callable[[Tensor], Tensor]) -> None:
+def test_quantiles_invert_the_distribution_function(
+    density: Density, cdf: Callable[[Tensor], Tensor]
+) -> None:
     """cdf(quantile(u)) = u to 1e-9."""
     u = torch.linspace(0.02, 0.98, 97, dtype=torch.float64)
     torch.testing.assert_close(cdf(density.quantile(u)), u, rtol=0, atol=1e-9)
@@ -62,7 +74,8 @@ def test_quantiles_invert_the_distribution_function(density: Density, cdf: Calla
 
 @pytest.mark.parametrize(("density", "cdf"), CASES.values(), ids=list(CASES))
 def test_a_batch_covers_the_range_evenly(density: Density, cdf: Callable[[Tensor], Tensor]) -> None:
-    """Stratified: of n times one lies in each n-th of the distribution, give or take one place for the common offset."""
+    """Stratified: of n times one lies in each n-th of the distribution, give or take one place for the common
+    offset."""
     torch.manual_seed(1)
     u = cdf(density.sample(100)).sort().values
     torch.testing.assert_close(u.diff(), torch.full((99,), 0.01, dtype=torch.float64), rtol=0, atol=1e-6)
@@ -70,7 +83,8 @@ def test_a_batch_covers_the_range_evenly(density: Density, cdf: Callable[[Tensor
 
 @pytest.mark.parametrize("rows", [7, 1000])
 def test_all_rows_of_a_table_are_equally_likely(rows: int) -> None:
-    """On a DiscreteVP schedule times are whole, and a batch of one per row has every row once, the first and the last too."""
+    """On a DiscreteVP schedule times are whole, and a batch of one per row has every row once, the first and
+    the last too."""
     density = Uniform(DiscreteVP.cosine(steps=rows))
     for seed in range(20):
         torch.manual_seed(seed)

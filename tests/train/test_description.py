@@ -1,4 +1,5 @@
-"""What training writes into a model's description, and what it warns of: settings that cannot do what they say."""
+"""What training writes into a model's description, and what it warns of: settings that cannot do what they
+say."""
 
 from __future__ import annotations
 
@@ -25,12 +26,22 @@ from train.objective import DenoisingObjective
 from train.state import require_same
 from train.weighting import min_snr, uniform
 
-NETWORK = {"name": "dit", "in_channels": 1, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2, "num_classes": 3}
+NETWORK = {
+    "name": "dit",
+    "in_channels": 1,
+    "image_size": 8,
+    "hidden": 16,
+    "depth": 1,
+    "heads": 2,
+    "num_classes": 3,
+}
 QUICK: dict[str, Any] = dict(steps=2, batch_size=4, warmup=0, log_every=1, save_every=2)
 
 
 def fresh(**network: Any) -> Model:
-    return models.build({"network": {**NETWORK, **network}, "schedule": {"name": "flow"}, "prediction": "flow"})
+    return models.build(
+        {"network": {**NETWORK, **network}, "schedule": {"name": "flow"}, "prediction": "flow"}
+    )
 
 
 def data(classes: list[str] | None = None) -> TensorData:
@@ -40,24 +51,38 @@ def data(classes: list[str] | None = None) -> TensorData:
     return found
 
 
-def go(folder: Path, model: Model | None = None, drop: float = 0.1, of: TensorData | None = None, **params: Any) -> Model:
+def go(
+    folder: Path, model: Model | None = None, drop: float = 0.1, of: TensorData | None = None, **params: Any
+) -> Model:
     model = model or fresh()
-    objective = DenoisingObjective(model.schedule, model.prediction, Uniform(model.schedule), uniform, model.null, drop)
+    objective = DenoisingObjective(
+        model.schedule, model.prediction, Uniform(model.schedule), uniform, model.null, drop
+    )
     train(model, objective, of or data(), TrainParams(**{**QUICK, **params}), folder, progress=False)
     return model
 
 
 def test_a_trained_model_says_what_it_was_trained_on(tmp_path: Path) -> None:
-    """From Python as by the program: the shape to sample, the classes by name, the share without a label; and it can be sampled so."""
+    """From Python as by the program: the shape to sample, the classes by name, the share without a label; and
+    it can be sampled so."""
     go(tmp_path, of=data(["cat", "dog", "2"]))
     model = models.load(tmp_path)
-    assert (model.spec["shape"], model.spec["classes"], model.spec["drop"]) == ([1, 8, 8], ["cat", "dog", "2"], 0.1)
-    out = sample_run({"run": str(tmp_path), "labels": ["dog", 0], "n": 2, "steps": 1, "device": "cpu", "progress": False})
+    assert (model.spec["shape"], model.spec["classes"], model.spec["drop"]) == (
+        [1, 8, 8],
+        ["cat", "dog", "2"],
+        0.1,
+    )
+    out = sample_run(
+        {"run": str(tmp_path), "labels": ["dog", 0], "n": 2, "steps": 1, "device": "cpu", "progress": False}
+    )
     kept = [read_settings(path) for path in (out / "images/1/000000.png", out / "images/0/000001.png")]
     assert [(each["labels"], each["class"]) for each in kept] == [(1, "dog"), (0, "cat")]
 
 
-@pytest.mark.parametrize(("labels", "numbers"), [("cat", [0]), (("dog", "cat", 2), [1, 0, 2]), (None, [0, 1, 2]), ("2", [2]), (2, [2])])
+@pytest.mark.parametrize(
+    ("labels", "numbers"),
+    [("cat", [0]), (("dog", "cat", 2), [1, 0, 2]), (None, [0, 1, 2]), ("2", [2]), (2, [2])],
+)
 def test_labels_are_names_or_numbers(labels: Any, numbers: list[int]) -> None:
     """A text is a name, also one of digits; a number is a number."""
     model = fresh()
@@ -66,14 +91,21 @@ def test_labels_are_names_or_numbers(labels: Any, numbers: list[int]) -> None:
 
 
 def test_labels_that_are_not_there() -> None:
-    """The nearest name is said; a model without names takes numbers; a number that is another class's name is warned of."""
+    """The nearest name is said; a model without names takes numbers; a number that is another class's name is
+    warned of."""
     model = fresh()
-    with pytest.raises(ValueError, match="classes of this model have no names: labels are numbers, 0 to 2, not 'cat'"):
+    with pytest.raises(
+        ValueError, match="classes of this model have no names: labels are numbers, 0 to 2, not 'cat'"
+    ):
         labels_in_turn(model, SampleParams(run="x", labels="cat"))
     model.spec["classes"] = ["1", "2", "golden retriever"]
-    with pytest.raises(ValueError, match=r"no class named 'goldn retriever'; did you mean 'golden retriever'"):
+    with pytest.raises(
+        ValueError, match=r"no class named 'goldn retriever'; did you mean 'golden retriever'"
+    ):
         labels_in_turn(model, SampleParams(run="x", labels="goldn retriever"))
-    with pytest.warns(UserWarning, match=r"label 1 is the number of class '2'; labels=\['1'\] is the class of that name"):
+    with pytest.warns(
+        UserWarning, match=r"label 1 is the number of class '2'; labels=\['1'\] is the class of that name"
+    ):
         assert labels_in_turn(model, SampleParams(run="x", labels=1)) == [1]
 
 
@@ -114,11 +146,15 @@ def test_a_network_that_was_changed_is_not_trained(tmp_path: Path) -> None:
     """Its files would hold what its description does not make."""
     longer, other = fresh(), fresh()
     longer.network.extra = nn.Linear(2, 2)
-    name = next(name for name, layer in other.network.named_children() if any(True for _ in layer.parameters()))
+    name = next(
+        name for name, layer in other.network.named_children() if any(True for _ in layer.parameters())
+    )
     setattr(other.network, name, nn.Identity())
     for model in (longer, other):
         with pytest.raises(
-            ValueError, match=r"could not be loaded again, for its description makes another .*: make it with models\.build"
+            ValueError,
+            match=r"could not be loaded again, for its description makes another .*: make it with "
+            r"models\.build",
         ):
             go(tmp_path / "run", model)
     unknown = fresh()
@@ -129,12 +165,23 @@ def test_a_network_that_was_changed_is_not_trained(tmp_path: Path) -> None:
 
 
 def test_a_description_of_a_part_that_is_not_there_is_enough(tmp_path: Path) -> None:
-    """The run goes on, also from a checkpoint of an earlier version, which described such parts; not with the part."""
+    """The run goes on, also from a checkpoint of an earlier version, which described such parts; not with the
+    part."""
     taesd = models.miniature("sd1").spec["preview"]
 
     def go_on(steps: int, model: Model) -> None:
-        objective = DenoisingObjective(model.schedule, model.prediction, Uniform(model.schedule), uniform, model.null)
-        train(model, objective, data(), TrainParams(**{**QUICK, "steps": steps}), tmp_path, resume=True, progress=False)
+        objective = DenoisingObjective(
+            model.schedule, model.prediction, Uniform(model.schedule), uniform, model.null
+        )
+        train(
+            model,
+            objective,
+            data(),
+            TrainParams(**{**QUICK, "steps": steps}),
+            tmp_path,
+            resume=True,
+            progress=False,
+        )
 
     def lacking() -> Model:
         return replace(fresh(), spec={**fresh().spec, "preview": taesd})
@@ -144,7 +191,9 @@ def test_a_description_of_a_part_that_is_not_there_is_enough(tmp_path: Path) -> 
     tensors, metadata = native.verify(tmp_path)
     assert "preview" not in metadata["model"]
     metadata["model"]["preview"] = taesd
-    native.write(tmp_path / native.FILE_NAME, tensors, {**metadata, "checksum": native.checksum(tensors, metadata)})
+    native.write(
+        tmp_path / native.FILE_NAME, tensors, {**metadata, "checksum": native.checksum(tensors, metadata)}
+    )
     go_on(3, lacking())
     assert models.load(tmp_path).preview is None
     with pytest.raises(ValueError, match="was trained with preview=None, not"):
@@ -155,7 +204,9 @@ def test_settings_that_differ_are_told_shortly() -> None:
     """However much they hold: a line says how both begin."""
     vast = {f"setting {i} {'x' * 60}": list(range(50)) for i in range(50)}
     for saved, given in ((vast, None), ("b" * 900, vast), (None, [vast] * 12)):
-        with pytest.raises(ValueError, match=r"^run was trained with part=.+, not .+: use that to resume it, or") as refusal:
+        with pytest.raises(
+            ValueError, match=r"^run was trained with part=.+, not .+: use that to resume it, or"
+        ) as refusal:
             require_same(Path("run"), {"part": saved}, {"part": given})
         assert len(str(refusal.value)) < 400
 
@@ -164,7 +215,9 @@ def test_a_condition_without_a_null_value_is_not_silently_kept(tmp_path: Path) -
     """drop needs a null value of every condition; without one it must be 0."""
     model = fresh()
     objective = DenoisingObjective(model.schedule, model.prediction, Uniform(model.schedule), uniform)
-    with pytest.raises(ValueError, match=r"objective.drop=0.1 needs a null value of 'label' .* null=model\.null, or drop=0"):
+    with pytest.raises(
+        ValueError, match=r"objective.drop=0.1 needs a null value of 'label' .* null=model\.null, or drop=0"
+    ):
         train(model, objective, data(), TrainParams(**QUICK), tmp_path, progress=False)
     without = DenoisingObjective(model.schedule, model.prediction, Uniform(model.schedule), uniform, drop=0.0)
     assert train(fresh(), without, data(), TrainParams(**QUICK), tmp_path / "b", progress=False)
@@ -173,7 +226,9 @@ def test_a_condition_without_a_null_value_is_not_silently_kept(tmp_path: Path) -
 def test_a_warm_up_longer_than_the_run_is_said(tmp_path: Path) -> None:
     """And the run goes on, with the learning rate that the warm-up reaches."""
     with pytest.warns(
-        UserWarning, match=r"train.warmup=8 is as long as the run of 2 steps, or longer: the learning rate only rises, to 25% of"
+        UserWarning,
+        match=r"train.warmup=8 is as long as the run of 2 steps, or longer: the learning rate only rises, "
+        r"to 25% of",
     ) as said:
         go(tmp_path, warmup=8)
     assert said[0].filename == __file__
@@ -182,9 +237,19 @@ def test_a_warm_up_longer_than_the_run_is_said(tmp_path: Path) -> None:
 def test_an_evaluation_that_is_never_asked_for(tmp_path: Path) -> None:
     """Is warned of too; and a run of which nothing is to be said is silent."""
     model = fresh()
-    objective = DenoisingObjective(model.schedule, model.prediction, Uniform(model.schedule), uniform, model.null)
+    objective = DenoisingObjective(
+        model.schedule, model.prediction, Uniform(model.schedule), uniform, model.null
+    )
     with pytest.warns(UserWarning, match="evaluate is given, but train.evaluate_every=0"):
-        train(model, objective, data(), TrainParams(**QUICK), tmp_path / "a", evaluate=lambda model: {}, progress=False)
+        train(
+            model,
+            objective,
+            data(),
+            TrainParams(**QUICK),
+            tmp_path / "a",
+            evaluate=lambda model: {},
+            progress=False,
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         go(tmp_path / "b", warmup=1)
@@ -196,7 +261,8 @@ VE, FLOW = VarianceExploding(), RectifiedFlow()
 @pytest.mark.parametrize(
     "density",
     [
-        *(usual(schedule) for schedule in (VE, FLOW, CosineVP(), DiscreteVP.cosine(), DiscreteVP.scaled_linear())),
+        *(usual(schedule) for schedule in (VE, FLOW, CosineVP(), DiscreteVP.cosine(),
+            DiscreteVP.scaled_linear())),
         LogitNormal(FLOW), LogitNormal(FLOW, std=0.5), LogitNormal(FLOW, shift=3.0), LogNormal(VE),
     ],
 )  # fmt: skip

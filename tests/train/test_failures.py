@@ -66,7 +66,9 @@ class Faulty(TensorData):
 
     def __init__(self, bad: Sequence[int] = (BAD,), fault: Callable[[], None] | None = None) -> None:
         whole = digits()
-        super().__init__(whole.images[:16], (whole.labels if whole.labels is not None else torch.zeros(0))[:16], 10)
+        super().__init__(
+            whole.images[:16], (whole.labels if whole.labels is not None else torch.zeros(0))[:16], 10
+        )
         self.bad, self.fault = bad, fault
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
@@ -85,7 +87,13 @@ def fit(folder: Path, data: TensorData, resume: bool = False, stop: int = 0, **p
     """Train the tiny network on that data; with a Ctrl-C in step number `stop`."""
     model = fresh()
     train(
-        model, at_call(stop, interrupt, denoising(model)), data, TrainParams(**{**SMALL, **params}), folder, resume=resume, progress=False
+        model,
+        at_call(stop, interrupt, denoising(model)),
+        data,
+        TrainParams(**{**SMALL, **params}),
+        folder,
+        resume=resume,
+        progress=False,
     )
     return model
 
@@ -136,15 +144,20 @@ def of_two_arguments() -> None:
 def test_an_error_of_the_data_loses_no_step(
     fault: Callable[[], None] | None, message: str, workers: int, unbroken: Path, tmp_path: Path
 ) -> None:
-    """Whatever it is, and wherever: the steps before are saved, one line says so, workers end; mended, the run goes on bit for bit."""
+    """Whatever it is, and wherever: the steps before are saved, one line says so, workers end; mended, the
+    run goes on bit for bit."""
     if fault is killed and workers == 0:
         pytest.skip("that would be this process")
     with pytest.raises((ValueError, OSError), match=message) as error:
         fit(tmp_path / "run", Faulty(fault=fault), workers=workers)
     assert "\n" not in str(error.value)
     done = progress(tmp_path / "run")["step"]
-    assert (0 < done <= before(BAD)) if fault is killed else (done == before(BAD))  # it takes what it has read for later along
-    assert str(error.value).endswith(f"the {done} steps before are saved in {tmp_path / 'run'}: resume=true goes on from there")
+    assert (
+        (0 < done <= before(BAD)) if fault is killed else (done == before(BAD))
+    )  # it takes what it has read for later along
+    assert str(error.value).endswith(
+        f"the {done} steps before are saved in {tmp_path / 'run'}: resume=true goes on from there"
+    )
     assert multiprocessing.active_children() == []
     fit(tmp_path / "run", Faulty([]), resume=True)
     assert_same(state(tmp_path / "run"), state(unbroken))
@@ -165,14 +178,18 @@ def too_few() -> Any:
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("odd", [none, dict, str, no_tensor, too_few])
-def test_what_is_no_batch_is_an_error_of_the_data(odd: Callable[[], Any], workers: int, tmp_path: Path) -> None:
+def test_what_is_no_batch_is_an_error_of_the_data(
+    odd: Callable[[], Any], workers: int, tmp_path: Path
+) -> None:
     """At once, in one line, though a worker could not send it."""
 
     class Odd(Faulty):
         def __getitems__(self, indices: Sequence[int]) -> Batch:
             return cast(Batch, odd()) if BAD in indices else super().__getitems__(indices)
 
-    with pytest.raises(ValueError, match=r"TypeError while data was read: .* a row for each of 2 samples, x0 among them, not") as error:
+    with pytest.raises(
+        ValueError, match=r"TypeError while data was read: .* a row for each of 2 samples, x0 among them, not"
+    ) as error:
         fit(tmp_path, Odd([]), workers=workers)
     assert "\n" not in str(error.value)
     assert progress(tmp_path)["step"] == before(BAD)
@@ -190,7 +207,9 @@ def test_a_stop_does_not_wait_for_data(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Batches, "_wait", waiting)
     model, data = fresh(), Faulty(fault=lambda: time.sleep(3600))
-    assert not train(model, denoising(model), data, TrainParams(**{**SMALL, "workers": 1}), tmp_path, progress=False)
+    assert not train(
+        model, denoising(model), data, TrainParams(**{**SMALL, "workers": 1}), tmp_path, progress=False
+    )
     assert progress(tmp_path)["step"] == stalled
     assert multiprocessing.active_children() == []
 
@@ -248,7 +267,9 @@ def test_a_list_of_what_cannot_be_read_is_short(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "__getitems__", fails)
-        with pytest.raises(ValueError, match=r"^1999 of 2000 samples cannot be read: 1\.png .* and 1987 more$") as error:
+        with pytest.raises(
+            ValueError, match=r"^1999 of 2000 samples cannot be read: 1\.png .* and 1987 more$"
+        ) as error:
             check_readable(data, 100, "refuse", 0, progress=False)
     assert len(str(error.value)) < 5000
 
@@ -256,7 +277,11 @@ def test_a_list_of_what_cannot_be_read_is_short(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("metrics.jsonl", '{"loss": 1}\n', "metrics.jsonl is damaged in line 1.*; the run can go on without this file: move it elsewhere"),
+        (
+            "metrics.jsonl",
+            '{"loss": 1}\n',
+            "metrics.jsonl is damaged in line 1.*; the run can go on without this file: move it elsewhere",
+        ),
         ("metrics.jsonl", '{"step": 1, "loss": "x"}\n', "metrics.jsonl is damaged in line 1"),
         ("metrics.jsonl", '{"step": "a"}\n', "metrics.jsonl is damaged in line 1"),
         ("config.json", '{"data": "x", "objective": OBJECTIVE}', "was trained with data='x', not"),
@@ -264,11 +289,15 @@ def test_a_list_of_what_cannot_be_read_is_short(tmp_path: Path) -> None:
         ("provenance.json", '{"resumed": "x"}', "provenance.json is damaged"),
     ],
 )
-def test_odd_files_of_a_run_are_named(name: str, text: str, message: str, begun: Path, tmp_path: Path) -> None:
+def test_odd_files_of_a_run_are_named(
+    name: str, text: str, message: str, begun: Path, tmp_path: Path
+) -> None:
     """When it is resumed, in one line."""
     folder = tmp_path / "run"
     shutil.copytree(begun, folder)
-    (folder / name).write_text(text.replace("OBJECTIVE", json.dumps(read_json(folder / "config.json")["objective"])))
+    (folder / name).write_text(
+        text.replace("OBJECTIVE", json.dumps(read_json(folder / "config.json")["objective"]))
+    )
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ValueError, match=message) as error:
         run(config(folder, "resume=true", "train.steps=4"))
@@ -310,7 +339,10 @@ class Ending(Faulty):
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=repr)
 def test_whatever_ends_the_loop_saves(error: BaseException, unbroken: Path, tmp_path: Path) -> None:
     """Also what is no error of the data; it goes on as it is, and the run goes on bit for bit."""
-    with pytest.raises(type(error)), pytest.warns(UserWarning, match=f"the {before(BAD)} steps before the error are saved in") as said:
+    with (
+        pytest.raises(type(error)),
+        pytest.warns(UserWarning, match=f"the {before(BAD)} steps before the error are saved in") as said,
+    ):
         fit(tmp_path, Ending(error))
     assert said[0].filename == __file__  # not a line of the library's own
     assert progress(tmp_path)["step"] == before(BAD)
@@ -318,7 +350,9 @@ def test_whatever_ends_the_loop_saves(error: BaseException, unbroken: Path, tmp_
     assert_same(state(tmp_path), state(unbroken))
 
 
-@pytest.mark.parametrize("found", [crash, lambda: {"a": "text"}, lambda: None, lambda: 0.5, lambda: {"a": torch.zeros(2)}])
+@pytest.mark.parametrize(
+    "found", [crash, lambda: {"a": "text"}, lambda: None, lambda: 0.5, lambda: {"a": torch.zeros(2)}]
+)
 def test_an_evaluation_that_fails_loses_no_step(found: Callable[[], Any], tmp_path: Path) -> None:
     """Whether it raises, or returns what cannot be logged: that is a ValueError which names it."""
     model = fresh()
@@ -328,7 +362,10 @@ def test_an_evaluation_that_fails_loses_no_step(found: Callable[[], Any], tmp_pa
         assert progress(tmp_path)["step"] == 3  # before it begins: it may take the process along
         return found()
 
-    with pytest.raises(RuntimeError if found is crash else ValueError, match=None if found is crash else "evaluate must return"):
+    with pytest.raises(
+        RuntimeError if found is crash else ValueError,
+        match=None if found is crash else "evaluate must return",
+    ):
         train(model, denoising(model), Faulty([]), params, tmp_path, evaluate=evaluate, progress=False)
 
 
@@ -339,11 +376,16 @@ def test_what_could_not_be_saved_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError("cannot write: No space left on device")
 
     model = fresh()
-    act = at_call(4, crash, at_call(3, lambda: monkeypatch.setattr(TrainState, "save", full), denoising(model)))
+    act = at_call(
+        4, crash, at_call(3, lambda: monkeypatch.setattr(TrainState, "save", full), denoising(model))
+    )
     params, left = TrainParams(**{**SMALL, "save_every": 2}), "the last good checkpoint, of step 2, is in"
     with (
         pytest.raises(RuntimeError, match=r"^crash$"),
-        pytest.warns(UserWarning, match=f"the steps up to 3 are not saved, for cannot write: No space left on device; {left}"),
+        pytest.warns(
+            UserWarning,
+            match=f"the steps up to 3 are not saved, for cannot write: No space left on device; {left}",
+        ),
     ):
         train(model, act, Faulty([]), params, tmp_path, progress=False)
     assert progress(tmp_path)["step"] == 2
@@ -377,7 +419,8 @@ def test_ctrl_c_twice_does_not_halve_a_step(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_no_signal_interrupts_a_save(times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the one that a first signal asks for, nor the one after a second, which has interrupted a step."""
+    """Neither the one that a first signal asks for, nor the one after a second, which has interrupted a
+    step."""
     write = native.write
 
     def interrupted(*arguments: Any) -> None:
@@ -392,12 +435,20 @@ def test_no_signal_interrupts_a_save(times: int, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(native, "write", interrupted)
     model = fresh()
     with pytest.raises(KeyboardInterrupt) if times == 2 else contextlib.nullcontext():
-        assert not train(model, at_call(3, stop, denoising(model)), Faulty([]), TrainParams(**SMALL), tmp_path, progress=False)
+        assert not train(
+            model,
+            at_call(3, stop, denoising(model)),
+            Faulty([]),
+            TrainParams(**SMALL),
+            tmp_path,
+            progress=False,
+        )
     assert progress(tmp_path)["step"] == {1: 3, 2: 2}[times]
 
 
 def test_half_a_step_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the optimiser has moved the weights, and the average has not followed: the checkpoint before stays."""
+    """Where the optimiser has moved the weights, and the average has not followed: the checkpoint before
+    stays."""
     update, calls = EMA.update, []
 
     def failing(self: EMA, network: torch.nn.Module) -> None:
@@ -421,7 +472,8 @@ def test_an_error_before_the_first_step_leaves_a_folder_that_can_be_used_again(t
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_sample_that_is_skipped_is_replaced_by_the_next(workers: int, tmp_path: Path) -> None:
-    """The run is that of a data set in which the next readable sample stands there too, also when it is resumed in between."""
+    """The run is that of a data set in which the next readable sample stands there too, also when it is
+    resumed in between."""
     bad = [BAD, BAD + 1, 15]
     expected = Faulty([])
     assert expected.labels is not None
@@ -432,7 +484,16 @@ def test_a_sample_that_is_skipped_is_replaced_by_the_next(workers: int, tmp_path
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for stop in (7, 0):
-            fit(tmp_path / "skipping", Faulty(bad), resume=True, stop=stop, steps=24, log_every=4, on_error="skip", workers=workers)
+            fit(
+                tmp_path / "skipping",
+                Faulty(bad),
+                resume=True,
+                stop=stop,
+                steps=24,
+                log_every=4,
+                on_error="skip",
+                workers=workers,
+            )
     assert_same(state(tmp_path / "skipping", "network."), state(tmp_path / "expected", "network."))
     found = lines(tmp_path / "skipping")
     assert sum(line.pop("replaced_samples", 0) for line in found) == 3 * len(bad)  # in three epochs
@@ -452,8 +513,11 @@ def test_what_is_no_fault_of_a_sample_is_not_skipped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_data_can_be_checked_before_the_first_step(workers: int, tmp_path: Path) -> None:
-    """Every sample that cannot be read is named, and counted, in one line; with on_error=skip that is a warning."""
-    found = "3 of 16 samples cannot be read: 2.png cannot be read as a picture; 3.png cannot .*; 11.png cannot"
+    """Every sample that cannot be read is named, and counted, in one line; with on_error=skip that is a
+    warning."""
+    found = (
+        "3 of 16 samples cannot be read: 2.png cannot be read as a picture; 3.png cannot .*; 11.png cannot"
+    )
     with pytest.raises(ValueError, match=found) as error:
         fit(tmp_path / "refused", Faulty((2, 3, 11)), check_data=True, workers=workers)
     assert "\n" not in str(error.value)
@@ -472,7 +536,8 @@ def pair() -> tuple[World, World]:
 
 
 def test_others_wait_for_what_one_process_does() -> None:
-    """As long as it takes, without a collective operation, several times; its result is known to itself alone."""
+    """As long as it takes, without a collective operation, several times; its result is known to itself
+    alone."""
     first, second = pair()
     found: list[Any] = []
 
@@ -506,7 +571,8 @@ def test_an_error_of_the_one_ends_the_others(error: BaseException) -> None:
 
 
 def test_those_who_come_first_wait_for_the_others() -> None:
-    """Several times, in no collective operation; and where another has ended with an error they end with its line."""
+    """Several times, in no collective operation; and where another has ended with an error they end with its
+    line."""
     first, second = pair()
     met: list[int] = []
 
@@ -561,14 +627,24 @@ except PeerError as error:
 def test_an_error_of_one_process_ends_a_collective_operation_of_the_others(tmp_path: Path) -> None:
     """Whatever it is: the others say whose it was, in a line, as soon as they find the connection closed."""
     (tmp_path / "rank.py").write_text(RANK)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "rank.py")]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(tmp_path / "rank.py"),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([*launch, str(tmp_path / "said")], env=environment, capture_output=True, timeout=100)
     assert (tmp_path / "said").read_text() == "process 1 has failed: out of memory"
 
 
 FOREIGN: dict[str, dict[str, str]] = {
-    "model": {"config.json": '{"_class_name": "UNet2DConditionModel"}', "diffusion_pytorch_model.safetensors": "weights"},
+    "model": {
+        "config.json": '{"_class_name": "UNet2DConditionModel"}',
+        "diffusion_pytorch_model.safetensors": "weights",
+    },
     "weights": {"model.safetensors": "weights"},
     "metrics": {"metrics.jsonl": '{"step": 1, "loss": 0.3}\n'},
     "damaged": {"config.json": "{"},
@@ -589,7 +665,9 @@ def test_a_folder_of_somebody_else_is_refused(files: dict[str, str], resume: boo
     first = sorted(path.name for path in tmp_path.iterdir())[0]
     with pytest.raises(ValueError, match=rf"{tmp_path} holds {first}.*, which no training run writes: run="):
         run(config(tmp_path, f"resume={str(resume).lower()}"))
-    assert {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == files
+    assert {
+        str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()
+    } == files
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -602,8 +680,16 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_leftovers_do_not_block(tmp_path: Path) -> None:
-    """Hidden files, a lock, logs that a shell writes there, and a run that was killed before its first checkpoint."""
-    for name in (".hydra/config.yaml", ".DS_Store", LOCK, "train.log", "slurm-1.out", ".config.json.tmp/x/config.json"):
+    """Hidden files, a lock, logs that a shell writes there, and a run that was killed before its first
+    checkpoint."""
+    for name in (
+        ".hydra/config.yaml",
+        ".DS_Store",
+        LOCK,
+        "train.log",
+        "slurm-1.out",
+        ".config.json.tmp/x/config.json",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     assert run(config(tmp_path, "train.steps=2"))
@@ -621,9 +707,15 @@ def test_one_training_at_a_time(tmp_path: Path) -> None:
     go(tmp_path)
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with locked(tmp_path / LOCK):
-        for second in (lambda: go(tmp_path, resume=True, steps=8), lambda: run(config(tmp_path, "resume=true"))):
+        for second in (
+            lambda: go(tmp_path, resume=True, steps=8),
+            lambda: run(config(tmp_path, "resume=true")),
+        ):
             refused = rf"another training is at work in {tmp_path} \(process {os.getpid()} on "
-            with pytest.raises(ValueError, match=refused if second.__code__.co_names[0] == "go" else "was trained with|another training"):
+            with pytest.raises(
+                ValueError,
+                match=refused if second.__code__.co_names[0] == "go" else "was trained with|another training",
+            ):
                 second()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
     go(tmp_path, resume=True, steps=8)
@@ -674,9 +766,12 @@ def stopped(saved: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("place", [0.0001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.99999])
 def test_a_damaged_checkpoint_is_noticed(place: float, stopped: Path, uninterrupted: Path) -> None:
-    """One bit, wherever it is; the run goes on from the checkpoint before, says so, and ends as one that was never damaged."""
+    """One bit, wherever it is; the run goes on from the checkpoint before, says so, and ends as one that was
+    never damaged."""
     damage(stopped / native.FILE_NAME, place)
-    with pytest.warns(UserWarning, match=rf"{native.FILE_NAME}.*: going on from step 6, of {re.escape(PREVIOUS)}"):
+    with pytest.warns(
+        UserWarning, match=rf"{native.FILE_NAME}.*: going on from step 6, of {re.escape(PREVIOUS)}"
+    ):
         go(stopped, resume=True, steps=9, log_every=2)
     assert_same(state(stopped), state(uninterrupted))
     assert lines(stopped) == lines(uninterrupted)
@@ -701,7 +796,9 @@ def test_both_checkpoints_damaged(stopped: Path) -> None:
     for name in (native.FILE_NAME, PREVIOUS):
         damage(stopped / name, 0.5)
     before = {path.name: path.read_bytes() for path in stopped.iterdir()}
-    with pytest.raises(ValueError, match=r"does not fit its checksum.* no checkpoint is left to resume from") as error:
+    with pytest.raises(
+        ValueError, match=r"does not fit its checksum.* no checkpoint is left to resume from"
+    ) as error:
         go(stopped, resume=True, steps=8)
     assert "\n" not in str(error.value)
     assert {path.name: path.read_bytes() for path in stopped.iterdir() if path.name != LOCK} == {
@@ -725,11 +822,15 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(stopped: Path, uninterrupted
 def test_the_previous_checkpoint_is_the_one_before(tmp_path: Path) -> None:
     """Of a run that saves at 3 and 6."""
     go(tmp_path)
-    assert [native.read(tmp_path / name)[1]["progress"]["step"] for name in (PREVIOUS, native.FILE_NAME)] == [3, 6]
+    assert [native.read(tmp_path / name)[1]["progress"]["step"] for name in (PREVIOUS, native.FILE_NAME)] == [
+        3,
+        6,
+    ]
 
 
 def test_numbers_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
-    """An optimiser that is lost while loss and gradient are finite: the last checkpoint stays, and is what the message says it is."""
+    """An optimiser that is lost while loss and gradient are finite: the last checkpoint stays, and is what
+    the message says it is."""
     model = fresh()
     found: list[torch.optim.Optimizer] = []
     plain = torch.optim.AdamW.__init__
@@ -740,11 +841,16 @@ def test_numbers_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
             found.append(self)
 
     def poison() -> None:
-        next(iter(found[0].state.values()))["exp_avg_sq"].fill_(math.inf)  # that weight no longer moves, and everything else is finite
+        next(iter(found[0].state.values()))["exp_avg_sq"].fill_(
+            math.inf
+        )  # that weight no longer moves, and everything else is finite
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim, "AdamW", Kept)
-        with pytest.raises(FloatingPointError, match=r"after step 6 optimizer\.0\.exp_avg_sq .* good checkpoint, of step 3, is in"):
+        with pytest.raises(
+            FloatingPointError,
+            match=r"after step 6 optimizer\.0\.exp_avg_sq .* good checkpoint, of step 3, is in",
+        ):
             go(tmp_path, at_call(5, poison, denoising(model)), model, steps=20)
     assert progress(tmp_path)["step"] == 3
     assert all(value.isfinite().all() for value in state(tmp_path).values())
@@ -758,8 +864,12 @@ def square_root_at_zero(denoiser: Denoiser, batch: Batch) -> Tensor:
 
 @pytest.mark.parametrize("length", [20, 200])
 def test_fp16_that_never_steps_is_an_error(length: int, tmp_path: Path) -> None:
-    """After fifty steps in a row, or where a shorter run ends without any; nothing is saved, and metrics.jsonl is strict JSON."""
-    with pytest.raises(FloatingPointError, match=rf"the last {min(length, 60)} steps up to .* fp16 trained nothing.*: use bf16 or fp32"):
+    """After fifty steps in a row, or where a shorter run ends without any; nothing is saved, and
+    metrics.jsonl is strict JSON."""
+    with pytest.raises(
+        FloatingPointError,
+        match=rf"the last {min(length, 60)} steps up to .* fp16 trained nothing.*: use bf16 or fp32",
+    ):
         go(tmp_path, square_root_at_zero, precision="fp16", steps=length, log_every=20, save_every=1000)
     assert not (tmp_path / native.FILE_NAME).exists()
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
@@ -767,7 +877,8 @@ def test_fp16_that_never_steps_is_an_error(length: int, tmp_path: Path) -> None:
 
 
 def test_fp16_that_looks_for_its_scale_is_none(tmp_path: Path) -> None:
-    """A loss so large that the first steps are skipped: the gradient's norm is the mean of those that count, and the run ends well."""
+    """A loss so large that the first steps are skipped: the gradient's norm is the mean of those that count,
+    and the run ends well."""
 
     def large(denoiser: Denoiser, batch: Batch) -> Tensor:
         return reconstruction(denoiser, batch) * 2.0**20
@@ -779,7 +890,8 @@ def test_fp16_that_looks_for_its_scale_is_none(tmp_path: Path) -> None:
 
 
 def test_fp16_whose_gradient_is_lost_is_an_error(tmp_path: Path) -> None:
-    """Where its scale, after steps that overflowed, is so small that every gradient is 0: such a run would end, and train nothing."""
+    """Where its scale, after steps that overflowed, is so small that every gradient is 0: such a run would
+    end, and train nothing."""
 
     class Scaled(torch.autograd.Function):
         @staticmethod
@@ -798,7 +910,9 @@ def test_fp16_whose_gradient_is_lost_is_an_error(tmp_path: Path) -> None:
         calls += 1
         return cast(Tensor, Scaled.apply(reconstruction(denoiser, batch), math.inf if calls <= 49 else 1.0))
 
-    with pytest.raises(FloatingPointError, match=r"infinite or 0 in each of the last 60 steps up to 60.*: use bf16 or fp32"):
+    with pytest.raises(
+        FloatingPointError, match=r"infinite or 0 in each of the last 60 steps up to 60.*: use bf16 or fp32"
+    ):
         go(tmp_path, objective, precision="fp16", steps=200, log_every=20, save_every=1000)
 
 
@@ -808,7 +922,10 @@ def test_metrics_are_strict_json(tmp_path: Path) -> None:
     params = TrainParams(**{**QUICK, "evaluate_every": 6})
     scores = {"a": math.nan, "b": math.inf, "c": 0.5}
     train(model, denoising(model), digits(), params, tmp_path, evaluate=lambda model: scores, progress=False)
-    found = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = [
+        json.loads(line, parse_constant=pytest.fail)
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
     assert {"step": 6, "c": 0.5} in found
 
 
@@ -828,7 +945,16 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(stop: Callable[[], None
         for _ in range(2 if acts else 1):
             model = fresh()
             try:
-                train(model, denoising(model), digits(), params, folder, evaluate=evaluate, resume=True, progress=False)
+                train(
+                    model,
+                    denoising(model),
+                    digits(),
+                    params,
+                    folder,
+                    evaluate=evaluate,
+                    resume=True,
+                    progress=False,
+                )
             except RuntimeError:
                 assert acts
 
@@ -841,7 +967,9 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(stop: Callable[[], None
 def test_other_parts_of_a_batch_go_on_with_a_warning(tmp_path: Path) -> None:
     """The batches and their order stay; the noise does not."""
     go(tmp_path, reconstruction, accumulate=2, steps=3)
-    with pytest.warns(UserWarning, match=r"in 2 parts \(processes x train.accumulate\), and goes on with 1: .* other noise"):
+    with pytest.warns(
+        UserWarning, match=r"in 2 parts \(processes x train.accumulate\), and goes on with 1: .* other noise"
+    ):
         go(tmp_path, reconstruction, resume=True)
     go(tmp_path / "whole", reconstruction)
     for name, value in state(tmp_path, "network.").items():
@@ -860,7 +988,9 @@ def test_a_resumed_run_is_the_same_run_of_wandb(tmp_path: Path, monkeypatch: pyt
     for folder, more in (("a", []), ("a", ["resume=true", "train.steps=4"]), ("b", [])):
         assert run(config(tmp_path / folder, "wandb=true", "train.steps=2", *more))
     first, second, other = begun
-    assert first["id"] == second["id"] == read_json(tmp_path / "a" / "provenance.json")["wandb"] != other["id"]
+    assert (
+        first["id"] == second["id"] == read_json(tmp_path / "a" / "provenance.json")["wandb"] != other["id"]
+    )
     assert {settings["resume"] for settings in begun} == {"allow"}
     assert {settings["mode"] for settings in begun} == {"offline"}
 

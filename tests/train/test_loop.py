@@ -64,7 +64,9 @@ def fresh(width: int = 8) -> Model:
     network = {**config(Path("unused"))["model"]["network"], "channels": width}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return models.build({"network": network, "schedule": {"name": "cosine", "steps": 100}, "prediction": "v"})
+        return models.build(
+            {"network": network, "schedule": {"name": "cosine", "steps": 100}, "prediction": "v"}
+        )
 
 
 def denoising(model: Model) -> Objective:
@@ -74,15 +76,34 @@ def denoising(model: Model) -> Objective:
 def reconstruction(denoiser: Denoiser, batch: Batch) -> Tensor:
     """An objective without chance: the output should be the image."""
     level = denoiser.schedule.levels(torch.full((len(batch["x0"]),), 50.0))
-    return (denoiser.output(batch["x0"], level, Condition(label=batch["label"])) - batch["x0"]).square().flatten(1).mean(1)
+    return (
+        (denoiser.output(batch["x0"], level, Condition(label=batch["label"])) - batch["x0"])
+        .square()
+        .flatten(1)
+        .mean(1)
+    )
 
 
-def go(folder: Path, objective: Objective | None = None, model: Model | None = None, resume: bool = False, **params: Any) -> Model:
+def go(
+    folder: Path,
+    objective: Objective | None = None,
+    model: Model | None = None,
+    resume: bool = False,
+    **params: Any,
+) -> Model:
     """Train a few steps in this process."""
     model = model or fresh()
     data = digits()
     data.images = data.images.to(next(model.network.parameters()).dtype)
-    train(model, objective or denoising(model), data, TrainParams(**{**QUICK, **params}), folder, resume=resume, progress=False)
+    train(
+        model,
+        objective or denoising(model),
+        data,
+        TrainParams(**{**QUICK, **params}),
+        folder,
+        resume=resume,
+        progress=False,
+    )
     return model
 
 
@@ -134,9 +155,13 @@ def steps(folder: Path) -> list[float]:
 
 
 def test_resumes_bit_for_bit_in_a_new_process(tmp_path: Path) -> None:
-    """20 steps at once = 7, a Ctrl-C, and 13 in a new process: raw and averaged weights, optimiser, progress, metrics."""
+    """20 steps at once = 7, a Ctrl-C, and 13 in a new process: raw and averaged weights, optimiser, progress,
+    metrics."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    settings = [f"train.{s}" for s in ("steps=20", "batch_size=100", "accumulate=2", "warmup=5", "evaluate_every=7", "log_every=4")]
+    settings = [
+        f"train.{s}"
+        for s in ("steps=20", "batch_size=100", "accumulate=2", "warmup=5", "evaluate_every=7", "log_every=4")
+    ]
     assert run(config(whole, *settings))
 
     def evaluate(model: Model) -> dict[str, float]:
@@ -160,10 +185,21 @@ def test_resumes_bit_for_bit_in_a_new_process(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
-    """One SIGINT to python -m train: status 130, one line on how to go on, a checkpoint from which resume=true finishes."""
+    """One SIGINT to python -m train: status 130, one line on how to go on, a checkpoint from which
+    resume=true finishes."""
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "train", *OVERRIDES, f"run={folder}", "train.log_every=1", "train.save_every=100000"]
-    with subprocess.Popen([*command, "train.steps=100000"], env=ENVIRONMENT, stdout=-1, stderr=-1, text=True) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "train",
+        *OVERRIDES,
+        f"run={folder}",
+        "train.log_every=1",
+        "train.save_every=100000",
+    ]
+    with subprocess.Popen(
+        [*command, "train.steps=100000"], env=ENVIRONMENT, stdout=-1, stderr=-1, text=True
+    ) as process:
         while not ((folder / "metrics.jsonl").exists() and steps(folder)):
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
@@ -171,7 +207,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
         out, error = process.communicate()
     assert (process.returncode, out) == (130, "")
     assert error.count("\n") == 1
-    assert error.startswith(f"stopped and saved: {folder}   go on: plain-diffusion train {shlex.join(OVERRIDES)}")
+    assert error.startswith(
+        f"stopped and saved: {folder}   go on: plain-diffusion train {shlex.join(OVERRIDES)}"
+    )
     assert error.endswith(" resume=true\n")
     done = progress(folder)["step"]
     assert done == steps(folder)[-1] > 0
@@ -214,9 +252,14 @@ for attempt in range(5):
 
 
 def test_kill_9_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """Five times SIGKILL at a random moment of a run that saves at every step: the file is whole, and the next run goes on from it."""
-    settings = config(tmp_path / "run", "resume=true", "train.steps=100000", "train.save_every=1", "train.log_every=1")
-    killed = subprocess.run([sys.executable, "-c", KILLED, json.dumps(settings)], env=ENVIRONMENT, capture_output=True, text=True)
+    """Five times SIGKILL at a random moment of a run that saves at every step: the file is whole, and the
+    next run goes on from it."""
+    settings = config(
+        tmp_path / "run", "resume=true", "train.steps=100000", "train.save_every=1", "train.log_every=1"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(settings)], env=ENVIRONMENT, capture_output=True, text=True
+    )
     assert killed.returncode == 0, killed.stderr
     reached = [int(line) for line in killed.stdout.split()]
     assert len(reached) == 5
@@ -244,7 +287,8 @@ class Both(Training):
         model, data, params, world = self.model, self.data, self.params, self.world
         start = copy.deepcopy(model.network.state_dict())
         plain, begun, resumed = (
-            Model(copy.deepcopy(model.network).double(), model.schedule, model.prediction, model.spec) for _ in range(3)
+            Model(copy.deepcopy(model.network).double(), model.schedule, model.prediction, model.spec)
+            for _ in range(3)
         )
         finished = super().run(loggers)
         data.images = data.images.double()
@@ -262,11 +306,19 @@ assert program.run(config)
 
 
 def test_two_processes_are_one_run(tmp_path: Path) -> None:
-    """Under torchrun both ranks end with the same weights, one of them writes, and without chance they learn what one process does."""
+    """Under torchrun both ranks end with the same weights, one of them writes, and without chance they learn
+    what one process does."""
     changes = ("steps=4", "batch_size=16", "accumulate=2", "log_every=1", "warmup=2", "final=1")
     settings = config(tmp_path / "run", *(f"train.{change}" for change in changes))
     (tmp_path / "script.py").write_text(RANKS)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "script.py")]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(tmp_path / "script.py"),
+    ]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parents[2])}
     both = subprocess.run([*launch, json.dumps(settings)], env=environment, capture_output=True, text=True)
     assert both.returncode == 0, both.stderr
@@ -287,18 +339,35 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
 
     one = models.build({**settings["model"], "network": dict(settings["model"]["network"])})
     one.network.load_state_dict(first[0])
-    go(tmp_path / "one", reconstruction, as_float64(one), **{**settings["train"], "betas": (0.9, 0.99), "accumulate": 1})
+    go(
+        tmp_path / "one",
+        reconstruction,
+        as_float64(one),
+        **{**settings["train"], "betas": (0.9, 0.99), "accumulate": 1},
+    )
     for name in ("plain", "half"):  # two processes from the start, and from the middle of what one has begun
         assert_close(state(tmp_path / name, "network."), state(tmp_path / "one", "network."))
         assert steps(tmp_path / name) == [1, 2, 3, 4]
 
 
 def test_ctrl_c_stops_all_processes_at_the_same_step(tmp_path: Path) -> None:
-    """However rarely they log: torchrun waits half a minute for its processes, and kills those that have not stopped."""
+    """However rarely they log: torchrun waits half a minute for its processes, and kills those that have not
+    stopped."""
     folder = tmp_path / "run"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train", *OVERRIDES]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "train",
+        *OVERRIDES,
+    ]
     settings = [f"run={folder}", "train.steps=1000000", "train.log_every=1000000", "train.save_every=3"]
-    with subprocess.Popen([*launch, *settings], env=ENVIRONMENT, stdout=-1, stderr=-1, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        [*launch, *settings], env=ENVIRONMENT, stdout=-1, stderr=-1, text=True, start_new_session=True
+    ) as process:
         while not (folder / native.FILE_NAME).exists():
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
@@ -318,12 +387,15 @@ def test_accumulated_parts_are_one_batch(tmp_path: Path, accumulate: int) -> Non
     go(parts, reconstruction, as_float64(fresh()), accumulate=accumulate)
     assert_close(state(whole, "network."), state(parts, "network."))
     for name in ("loss", "grad_norm"):  # the optimiser would not notice a factor of all gradients
-        one, other = ([line[name] for line in read_json_lines(folder / "metrics.jsonl")] for folder in (whole, parts))
+        one, other = (
+            [line[name] for line in read_json_lines(folder / "metrics.jsonl")] for folder in (whole, parts)
+        )
         assert one == pytest.approx(other, rel=1e-9)
 
 
 def test_checkpointing_computes_the_same_twice(tmp_path: Path) -> None:
-    """The run is the same bit for bit, also when it goes on without; blocks are run twice a step. A network of one's own refuses it."""
+    """The run is the same bit for bit, also when it goes on without; blocks are run twice a step. A network
+    of one's own refuses it."""
 
     def passes(folder: Path, **params: Any) -> int:
         model, calls = fresh(), list[Any]()
@@ -336,12 +408,15 @@ def test_checkpointing_computes_the_same_twice(tmp_path: Path) -> None:
     assert passes(tmp_path / "with", checkpointing=True, steps=4) == 8
     assert passes(tmp_path / "with", steps=6) == 2
     assert_same(state(tmp_path / "without"), state(tmp_path / "with"))
-    with pytest.raises(ValueError, match=r"a Conv2d always keeps its activations: leave train\.checkpointing out"):
+    with pytest.raises(
+        ValueError, match=r"a Conv2d always keeps its activations: leave train\.checkpointing out"
+    ):
         go(tmp_path / "own", model=replace(fresh(), backbone=torch.nn.Conv2d(1, 1, 1)), checkpointing=True)
 
 
 def test_every_step_has_chance_of_its_own(tmp_path: Path) -> None:
-    """Random numbers differ between steps and between parts of a step, and return with the step in a run that was resumed."""
+    """Random numbers differ between steps and between parts of a step, and return with the step in a run that
+    was resumed."""
 
     def draws(folder: Path, *lengths: int) -> list[float]:
         found: list[float] = []
@@ -361,26 +436,38 @@ def test_every_step_has_chance_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_learning_rate_ends_at_the_last_step(tmp_path: Path, accumulate: int) -> None:
-    """Warm-up rises to the full rate, the cosine reaches its end exactly at the last optimiser step, however a batch is split."""
+    """Warm-up rises to the full rate, the cosine reaches its end exactly at the last optimiser step, however
+    a batch is split."""
     go(tmp_path, steps=9, warmup=3, learning_rate=1e-3, final=0.125, accumulate=accumulate)
     cosine = [0.125 + 0.875 * (1 + math.cos(math.pi * k / 5)) / 2 for k in range(6)]
     expected = [1e-3 * share for share in (1 / 3, 2 / 3, 1.0, *cosine)]
-    assert [line["lr"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == pytest.approx(expected, rel=1e-12)
+    assert [line["lr"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == pytest.approx(
+        expected, rel=1e-12
+    )
     assert progress(tmp_path)["param_groups"][0]["lr"] == 0.125e-3  # what the optimiser itself was given last
 
 
 def test_the_average_is_what_is_left(tmp_path: Path) -> None:
-    """After training the model holds the averaged weights of its checkpoint, which are not the raw ones, ready to be used."""
+    """After training the model holds the averaged weights of its checkpoint, which are not the raw ones,
+    ready to be used."""
     model = go(tmp_path)
     average, raw = state(tmp_path, "ema."), state(tmp_path, "network.")
-    assert_same({name.removeprefix("ema."): value for name, value in average.items()}, dict(model.network.named_parameters()))
-    assert any(not torch.equal(value, raw[name.replace("ema.", "network.", 1)]) for name, value in average.items())
+    assert_same(
+        {name.removeprefix("ema."): value for name, value in average.items()},
+        dict(model.network.named_parameters()),
+    )
+    assert any(
+        not torch.equal(value, raw[name.replace("ema.", "network.", 1)]) for name, value in average.items()
+    )
     assert not model.network.training
 
 
 @pytest.mark.parametrize(("log_every", "save_every", "kept"), [(1, 2, 4), (50, 1, 4), (50, 3, 3)])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, log_every: int, save_every: int, kept: int) -> None:
-    """A loss of NaN at step 5 raises before it spoils a file, however rarely numbers are logged; the last good checkpoint stays."""
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tmp_path: Path, log_every: int, save_every: int, kept: int
+) -> None:
+    """A loss of NaN at step 5 raises before it spoils a file, however rarely numbers are logged; the last
+    good checkpoint stays."""
     poisoned = fresh()
 
     def poison() -> None:
@@ -390,7 +477,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, log_every: int,
     objective = at_call(5, poison, denoising(poisoned))
     caught = 5 if log_every == 1 or save_every == 1 else 6
     with pytest.raises(
-        FloatingPointError, match=rf"the loss is nan .* up to {caught}: .* the last good checkpoint, of step {kept}, is in {tmp_path}"
+        FloatingPointError,
+        match=rf"the loss is nan .* up to {caught}: .* the last good checkpoint, of step {kept}, is in "
+        rf"{tmp_path}",
     ):
         go(tmp_path, objective, poisoned, steps=20, log_every=log_every, save_every=save_every)
     assert progress(tmp_path)["step"] == kept
@@ -410,10 +499,12 @@ def test_ctrl_c_does_not_save_a_broken_state(tmp_path: Path) -> None:
 
 # Another value for every setting of training that a resumed run must keep; those below may change.
 OTHER: dict[str, Any] = dict(
-    batch_size=8, learning_rate=0.5, warmup=3, final=0.5, weight_decay=0.1, betas=(0.5, 0.99), clip=0.5, ema=0.5, seed=7,
+    batch_size=8, learning_rate=0.5, warmup=3, final=0.5, weight_decay=0.1, betas=(0.5, 0.99), clip=0.5,
+    ema=0.5, seed=7,
 )  # fmt: skip
 FREE = {
-    "steps", "accumulate", "precision", "save_every", "log_every", "evaluate_every", "workers", "on_error", "check_data", "compile",
+    "steps", "accumulate", "precision", "save_every", "log_every", "evaluate_every", "workers", "on_error",
+    "check_data", "compile",
     "checkpointing",
 }  # fmt: skip
 
@@ -434,7 +525,8 @@ def test_every_setting_is_either_kept_or_free() -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_resuming_as_something_else_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    """Another architecture or setting than the checkpoint's: one line that says both, and the checkpoint stays as it is."""
+    """Another architecture or setting than the checkpoint's: one line that says both, and the checkpoint
+    stays as it is."""
     go(tmp_path)
     before = (tmp_path / native.FILE_NAME).read_bytes()
     width = changes.pop("model", 8)
@@ -480,11 +572,14 @@ def test_a_damaged_image_ends_training_with_one_line(workers: int, tmp_path: Pat
     command = [*folder_command(images, tmp_path / "run"), f"train.workers={workers}"]
     run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stdout) == (1, "")
-    assert re.fullmatch(rf"error: {re.escape(str(damaged))} cannot be read as a picture: .*\n", run.stderr), run.stderr
+    assert re.fullmatch(rf"error: {re.escape(str(damaged))} cannot be read as a picture: .*\n", run.stderr), (
+        run.stderr
+    )
 
 
 def test_a_resumed_run_says_how_it_began(tmp_path: Path) -> None:
-    """provenance.json keeps the first start and adds each resumption; config.json holds the settings of the last."""
+    """provenance.json keeps the first start and adds each resumption; config.json holds the settings of the
+    last."""
     assert run(config(tmp_path, "train.steps=2"))
     first = read_json(tmp_path / "provenance.json")
     assert run(config(tmp_path, "train.steps=3", "resume=true"))
@@ -509,8 +604,14 @@ CONTINUOUS = ["model.schedule.name=cosine_vp", "~model.schedule.steps", "~model.
         (["objective.drop=2"], r"objective.drop is a probability, within \[0, 1\], not 2"),
         (["objective.drop=abc"], "drop of objective 'denoising' must be a number, not 'abc'"),
         (["~objective.weighting"], "objective 'denoising' needs weighting"),
-        (["model.network.out_channels=3"], "model.network.out_channels=3 must be 1 as in the data, or twice it"),
-        (["model.network.out_channels=2", *CONTINUOUS], "a learned variance is trained on the steps of a table"),
+        (
+            ["model.network.out_channels=3"],
+            "model.network.out_channels=3 must be 1 as in the data, or twice it",
+        ),
+        (
+            ["model.network.out_channels=2", *CONTINUOUS],
+            "a learned variance is trained on the steps of a table",
+        ),
         (["resume=maybe"], "resume must be true or false, not 'maybe'"),
         (["device=gpu"], "no device 'gpu' here"),
     ],
@@ -523,7 +624,8 @@ def test_a_run_that_cannot_be_leaves_no_folder(overrides: list[str], message: st
 
 
 def test_an_infinite_gradient_does_not_reach_the_checkpoint(tmp_path: Path) -> None:
-    """Its loss is finite when it appears, and the weights are lost one step later: the run stops before it saves them."""
+    """Its loss is finite when it appears, and the weights are lost one step later: the run stops before it
+    saves them."""
 
     class Explodes(torch.autograd.Function):
         @staticmethod
@@ -542,7 +644,9 @@ def test_an_infinite_gradient_does_not_reach_the_checkpoint(tmp_path: Path) -> N
         calls += 1
         return cast(Tensor, Explodes.apply(plain(denoiser, batch))) if calls == 5 else plain(denoiser, batch)
 
-    with pytest.raises(FloatingPointError, match=r"gradient's norm (nan|inf) .* last good checkpoint, of step 3"):
+    with pytest.raises(
+        FloatingPointError, match=r"gradient's norm (nan|inf) .* last good checkpoint, of step 3"
+    ):
         go(tmp_path, objective, model, save_every=3, log_every=3)
     assert all(value.isfinite().all() for value in state(tmp_path).values())
 
@@ -557,14 +661,26 @@ def pictures(folder: Path) -> Path:
 
 def folder_command(images: Path, folder: Path) -> list[str]:
     """Training on a folder of images, as a command line."""
-    command = [sys.executable, "-m", "train", *(o for o in OVERRIDES if not o.startswith("data")), "~data.split", "data.name=folder"]
+    command = [
+        sys.executable,
+        "-m",
+        "train",
+        *(o for o in OVERRIDES if not o.startswith("data")),
+        "~data.split",
+        "data.name=folder",
+    ]
     return [*command, f"+data.folder={images}", "+data.channels=1", f"run={folder}"]
 
 
 def test_ctrl_c_reaches_the_loop_and_not_its_workers(tmp_path: Path) -> None:
-    """A terminal sends Ctrl-C to every process of the group; those that decode images leave it to the loop, which saves."""
+    """A terminal sends Ctrl-C to every process of the group; those that decode images leave it to the loop,
+    which saves."""
     folder = tmp_path / "run"
-    command = [*folder_command(pictures(tmp_path / "images"), folder), "train.log_every=1", "train.steps=100000"]
+    command = [
+        *folder_command(pictures(tmp_path / "images"), folder),
+        "train.log_every=1",
+        "train.steps=100000",
+    ]
     with subprocess.Popen(
         [*command, "train.workers=2", "train.save_every=100000"],
         env=ENVIRONMENT, stdout=-1, stderr=-1, text=True, start_new_session=True,
@@ -580,7 +696,8 @@ def test_ctrl_c_reaches_the_loop_and_not_its_workers(tmp_path: Path) -> None:
 
 
 def test_resumed_metrics_have_every_step_once(tmp_path: Path) -> None:
-    """A crash after step 5 resumes from the checkpoint of step 3: steps 4 and 5 are not there twice, nor half a line."""
+    """A crash after step 5 resumes from the checkpoint of step 3: steps 4 and 5 are not there twice, nor half
+    a line."""
     model = fresh()
     with pytest.raises(RuntimeError, match="crash"):
         go(tmp_path, at_call(6, crash, denoising(model)), model)
@@ -588,7 +705,14 @@ def test_resumed_metrics_have_every_step_once(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # what a crash in the middle of a line leaves
     go(tmp_path, resume=True)
-    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
 
 
 def test_bf16_runs_on_the_cpu(tmp_path: Path) -> None:
@@ -596,7 +720,9 @@ def test_bf16_runs_on_the_cpu(tmp_path: Path) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
         model = go(tmp_path / precision, precision=precision)
-        losses[precision] = torch.tensor([line["loss"] for line in read_json_lines(tmp_path / precision / "metrics.jsonl")])
+        losses[precision] = torch.tensor(
+            [line["loss"] for line in read_json_lines(tmp_path / precision / "metrics.jsonl")]
+        )
         assert {p.dtype for p in model.network.parameters()} == {torch.float32}
     torch.testing.assert_close(losses["bf16"], losses["fp32"], rtol=2e-2, atol=0)
     assert not torch.equal(losses["bf16"], losses["fp32"])

@@ -1,4 +1,5 @@
-"""The denoising objective: zero for the ideal network, conditions dropped as asked, and the bound that trains a variance."""
+"""The denoising objective: zero for the ideal network, conditions dropped as asked, and the bound that trains
+a variance."""
 
 from __future__ import annotations
 
@@ -11,7 +12,19 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 import models
-from diffusion import EPS, NONE, Condition, Denoiser, DiscreteVP, Prediction, RectifiedFlow, Schedule, V, initial_noise, marginal
+from diffusion import (
+    EPS,
+    NONE,
+    Condition,
+    Denoiser,
+    DiscreteVP,
+    Prediction,
+    RectifiedFlow,
+    Schedule,
+    V,
+    initial_noise,
+    marginal,
+)
 from tests.peers import diffusers
 from train.density import Uniform
 from train.objective import DenoisingObjective, clean, condition_of, drop_condition
@@ -23,7 +36,8 @@ TABLE = DiscreteVP.linear(steps=50)
 
 
 def test_the_ideal_denoiser_of_a_point_has_no_loss(schedule: Schedule, prediction: Prediction) -> None:
-    """Whose data is one point knows the noise: the loss is 0 for every prediction on every schedule, and is not for another point."""
+    """Whose data is one point knows the noise: the loss is 0 for every prediction on every schedule, and is
+    not for another point."""
     point = initial_noise([3], (1, 2, 2), F64)
 
     def ideal(x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
@@ -58,7 +72,8 @@ def test_the_loss_is_the_weighted_mean_square() -> None:
 
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])
 def test_conditions_are_dropped_together_as_often_as_asked(probability: float) -> None:
-    """A share of the samples gets the null value of every condition; the others keep theirs. The share is within 4 standard errors."""
+    """A share of the samples gets the null value of every condition; the others keep theirs. The share is
+    within 4 standard errors."""
     n = 4000
     condition = Condition(label=torch.arange(n) % 10, vector=torch.ones(n, 2))
     torch.manual_seed(0)
@@ -68,12 +83,17 @@ def test_conditions_are_dropped_together_as_often_as_asked(probability: float) -
     assert torch.equal(found["label"][~dropped], cond["label"][~dropped])
     assert torch.equal(found["vector"][dropped], torch.tensor([5.0, 7.0]).expand(int(dropped.sum()), 2))
     assert torch.equal(found["vector"][~dropped], cond["vector"][~dropped])
-    assert abs(float(dropped.double().mean()) - probability) <= 4 * math.sqrt(probability * (1 - probability) / n)
-    assert {name: value.dtype for name, value in found.items()} == {name: value.dtype for name, value in cond.items()}
+    assert abs(float(dropped.double().mean()) - probability) <= 4 * math.sqrt(
+        probability * (1 - probability) / n
+    )
+    assert {name: value.dtype for name, value in found.items()} == {
+        name: value.dtype for name, value in cond.items()
+    }
 
 
 def test_nothing_to_drop_stays() -> None:
-    """Without conditions, or where none is dropped, all stays; without a null value there is nothing that could stand for one."""
+    """Without conditions, or where none is dropped, all stays; without a null value there is nothing that
+    could stand for one."""
     label = Condition(label=torch.arange(4))
     assert drop_condition(NONE, Condition(label=torch.tensor([10])), 1.0) is NONE
     assert drop_condition(label, NONE, 0.0) is label
@@ -82,7 +102,8 @@ def test_nothing_to_drop_stays() -> None:
 
 
 def test_a_batch_may_say_itself_what_no_condition_is() -> None:
-    """Its null.* go before the model's own, one per sample or one for all, and the network is never told them beside the conditions."""
+    """Its null.* go before the model's own, one per sample or one for all, and the network is never told them
+    beside the conditions."""
     seen: list[dict[str, Tensor]] = []
 
     def network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -90,7 +111,12 @@ def test_a_batch_may_say_itself_what_no_condition_is() -> None:
         return torch.zeros_like(x)
 
     rows = torch.arange(64.0)[:, None]
-    batch = {"x0": torch.zeros(64, 1, 2, 2), "vector": rows, "null.vector": -rows - 1, "label": torch.ones(64).long()}
+    batch = {
+        "x0": torch.zeros(64, 1, 2, 2),
+        "vector": rows,
+        "null.vector": -rows - 1,
+        "label": torch.ones(64).long(),
+    }
     null = Condition(label=torch.tensor([10]), vector=torch.tensor([[0.5]]))
     objective = DenoisingObjective(TABLE, EPS, Uniform(TABLE), uniform, null, drop=0.5)
     torch.manual_seed(0)
@@ -103,7 +129,8 @@ def test_a_batch_may_say_itself_what_no_condition_is() -> None:
 
 
 def test_latents_are_drawn_anew_from_their_distribution() -> None:
-    """x0 + x0_std * z, z standard normal and another one at every call; without x0_std the data is what it is."""
+    """x0 + x0_std * z, z standard normal and another one at every call; without x0_std the data is what it
+    is."""
     mean, std = torch.full((1000, 1, 4, 4), 3.0, dtype=F64), torch.full((1000, 1, 4, 4), 0.5, dtype=F64)
     torch.manual_seed(0)
     first, second = (clean({"x0": mean, "x0_std": std}) for _ in range(2))
@@ -113,19 +140,24 @@ def test_latents_are_drawn_anew_from_their_distribution() -> None:
     assert abs(float(((first - 3) * (second - 3)).mean())) < 5 * 0.25 / math.sqrt(16000)
     assert clean({"x0": mean}) is mean
     text = torch.zeros(1000, 2, 3)
-    assert condition_of({"x0": mean, "x0_std": std, "null.context": text, "context": text}).given.keys() == {"context"}
+    assert condition_of({"x0": mean, "x0_std": std, "null.context": text, "context": text}).given.keys() == {
+        "context"
+    }
 
 
 @pytest.mark.parametrize("gamma", [None, 1.0, 5.0])
 @pytest.mark.parametrize("said", ["epsilon", "v_prediction"])
 def test_loss_and_gradient_are_those_of_the_usual_training_script(said: str, gamma: float | None) -> None:
-    """diffusers' train_text_to_image on the same latents, noise and timesteps: add_noise, target, mean square, min-SNR; to 1e-5."""
+    """diffusers' train_text_to_image on the same latents, noise and timesteps: add_noise, target, mean
+    square, min-SNR; to 1e-5."""
     model = models.miniature("sd1")
     model.prediction = EPS if said == "epsilon" else V
     network = model.network.train()
     batch = {"x0": initial_noise(range(4), (4, 8, 8)), "context": initial_noise(range(4, 8), (77, 64))}
     weighting = uniform if gamma is None else min_snr(gamma)
-    objective = DenoisingObjective(model.schedule, model.prediction, density := Uniform(model.schedule), weighting, drop=0)
+    objective = DenoisingObjective(
+        model.schedule, model.prediction, density := Uniform(model.schedule), weighting, drop=0
+    )
     torch.manual_seed(3)
     loss = objective(model.network_denoiser(), batch).mean()
     ours = torch.autograd.grad(loss, list(network.parameters()))
@@ -133,7 +165,9 @@ def test_loss_and_gradient_are_those_of_the_usual_training_script(said: str, gam
     torch.manual_seed(3)
     timesteps = density.sample(4).long()
     noise = torch.randn_like(batch["x0"])
-    scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=said)
+    scheduler = diffusers.DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=said
+    )
     noisy = scheduler.add_noise(batch["x0"], noise, timesteps)
     target = noise if said == "epsilon" else scheduler.get_velocity(batch["x0"], noise, timesteps)
     out = network(noisy, timesteps.float(), Condition(context=batch["context"]))
@@ -151,7 +185,8 @@ def test_loss_and_gradient_are_those_of_the_usual_training_script(said: str, gam
 
 
 def bound(t: int, x0: Tensor, x_t: Tensor, x0_hat: Tensor, v: Tensor) -> Tensor:
-    """Nichol & Dhariwal 2021, eq. 4-7, 10 and 15, from the betas: the term of one step for one sample, in bits per dimension."""
+    """Nichol & Dhariwal 2021, eq. 4-7, 10 and 15, from the betas: the term of one step for one sample, in
+    bits per dimension."""
     alpha_bar = TABLE.alpha_bar
     before = torch.cat([torch.ones(1, dtype=F64), alpha_bar[:-1]])
     beta = 1 - alpha_bar / before
@@ -179,18 +214,22 @@ def belief(n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def test_the_bound_is_the_published_one() -> None:
-    """Every step of a table: KL to the exact posterior, and at step 0 the likelihood of the 8-bit value with the clipped variance."""
+    """Every step of a table: KL to the exact posterior, and at step 0 the likelihood of the 8-bit value with
+    the clipped variance."""
     x0, eps, x0_hat, v = belief(50)
     level = TABLE.levels(torch.arange(50, dtype=F64))
     x_t = marginal(x0, eps, level)
     expected = torch.stack([bound(t, x0[t], x_t[t], x0_hat[t], v[t]) for t in range(50)])
     found = variational_bound(TABLE, x0, x_t, x0_hat, v, level)
     torch.testing.assert_close(found, 50 * expected, rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(found.mean(), expected.sum(), rtol=1e-7, atol=0)  # steps drawn evenly estimate L_vlb, the sum
+    torch.testing.assert_close(
+        found.mean(), expected.sum(), rtol=1e-7, atol=0
+    )  # steps drawn evenly estimate L_vlb, the sum
 
 
 def test_the_bound_of_the_exact_posterior_is_zero() -> None:
-    """A network that knows x0 and says -1, the posterior's own variance, loses nothing at any step after the first."""
+    """A network that knows x0 and says -1, the posterior's own variance, loses nothing at any step after the
+    first."""
     x0, eps, _, v = belief(49)
     level = TABLE.levels(torch.arange(1, 50, dtype=F64))
     found = variational_bound(TABLE, x0, marginal(x0, eps, level), x0, -torch.ones_like(v), level)
@@ -198,12 +237,17 @@ def test_the_bound_of_the_exact_posterior_is_zero() -> None:
 
 
 def test_the_bound_trains_the_variance_only() -> None:
-    """Its gradient reaches the second half of the output only, times its factor; the squared error reaches the first half only."""
+    """Its gradient reaches the second half of the output only, times its factor; the squared error reaches
+    the first half only."""
 
     def gradient(bound_weight: float, weight: float) -> Tensor:
         out = torch.full((16, 2, 4, 4), 0.1, dtype=F64, requires_grad=True)
         objective = DenoisingObjective(
-            TABLE, EPS, Uniform(TABLE), lambda level, prediction: torch.full_like(level.t, weight), bound_weight=bound_weight
+            TABLE,
+            EPS,
+            Uniform(TABLE),
+            lambda level, prediction: torch.full_like(level.t, weight),
+            bound_weight=bound_weight,
         )
         torch.manual_seed(0)
         objective(Denoiser(lambda x, t, condition: out, TABLE, EPS), {"x0": belief(16)[0]}).sum().backward()

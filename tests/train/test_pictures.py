@@ -18,14 +18,16 @@ from train.run import run
 
 SMALL = ("channels=8", "channel_mult=[1]", "attention=[0]", "middle_attention=0", "head_dim=8", "groups=4")
 TINY = (
-    "experiment=digits_unet", *(f"model.network.{setting}" for setting in SMALL), "train.steps=4", "train.warmup=2",
+    "experiment=digits_unet", *(f"model.network.{setting}" for setting in SMALL), "train.steps=4",
+    "train.warmup=2",
     "train.batch_size=16", "train.save_every=4", "wandb=false", "progress=false", "device=cpu",
 )  # fmt: skip
 DRAWN = (*TINY, "pictures.every=3", "pictures.steps=2")
 
 
 def test_they_are_drawn_now_and_then_and_change_nothing(tmp_path: Path) -> None:
-    """At every third step and the last: a column for each class; the weights are those of a training without pictures."""
+    """At every third step and the last: a column for each class; the weights are those of a training without
+    pictures."""
     assert run(composed("train", *DRAWN, run=str(tmp_path / "with")))
     sheets = sorted((tmp_path / "with" / "pictures").iterdir())
     assert [sheet.name for sheet in sheets] == ["step-0000003.png", "step-0000004.png"]
@@ -87,10 +89,32 @@ def test_of_prompts(tmp_path: Path) -> None:
     models.save(models.miniature("sd1"), tmp_path / "sd1.safetensors", layout="ldm")
     (tmp_path / "data").mkdir()
     for i in range(2):
-        save_png(torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(i)), tmp_path / "data" / f"{i}.png", low=0.0)
+        save_png(
+            torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(i)),
+            tmp_path / "data" / f"{i}.png",
+            low=0.0,
+        )
         (tmp_path / "data" / f"{i}.txt").write_text("a cat")
-    settings = ("experiment=finetune", "latents.size=64", "train.steps=1", "train.batch_size=2", "train.precision=fp32", "wandb=false")
-    drawing = ("pictures.every=1", "pictures.steps=1", "pictures.prompts=[a cat,a dog]", "pictures.n=4", "progress=false", "device=cpu")
-    places = {"weights": str(tmp_path / "sd1.safetensors"), "data": str(tmp_path / "data"), "run": str(tmp_path / "run")}
+    settings = (
+        "experiment=finetune",
+        "latents.size=64",
+        "train.steps=1",
+        "train.batch_size=2",
+        "train.precision=fp32",
+        "wandb=false",
+    )
+    drawing = (
+        "pictures.every=1",
+        "pictures.steps=1",
+        "pictures.prompts=[a cat,a dog]",
+        "pictures.n=4",
+        "progress=false",
+        "device=cpu",
+    )
+    places = {
+        "weights": str(tmp_path / "sd1.safetensors"),
+        "data": str(tmp_path / "data"),
+        "run": str(tmp_path / "run"),
+    }
     assert run(composed("train", *settings, *drawing, **places))
     assert Image.open(tmp_path / "run" / "pictures" / "step-0000001.png").size == (2 * 65 - 1, 2 * 65 - 1)

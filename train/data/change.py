@@ -15,8 +15,11 @@ PACKED = "files, packed"  # the checkpoint's setting that identifies the picture
 MAX_NAMES = 2**28  # bytes of the names of all pictures: those of millions
 
 
-def pack(names: Sequence[str], labels: Sequence[str] | None = None, content: Callable[[int], bytes] = lambda i: b"") -> str:
-    """The names of pictures, and a hash of the first picture of each class, compressed: for `describe_change`.
+def pack(
+    names: Sequence[str], labels: Sequence[str] | None = None, content: Callable[[int], bytes] = lambda i: b""
+) -> str:
+    """The names of pictures, and a hash of the first picture of each class, compressed: for
+    `describe_change`.
 
     content  returns the bytes of picture number i
     """
@@ -38,8 +41,9 @@ def _mark(content: Callable[[int], bytes], index: int) -> str:
 def describe_change(packed_then: str, packed_now: str) -> str:
     """How two texts of `pack` differ, such as "with a.png and without b.png"; "" if they are equal.
 
-    Names the first picture that is missing and the first new one. If there is none, a class that has the pictures of another, which then
-    has those of another too. ValueError if a text is damaged, or an earlier version sorted the same names differently.
+    Names the first picture that is missing and the first new one. If there is none, a class that has the
+    pictures of another, which then has those of another too. ValueError if a text is damaged, or an earlier
+    version sorted the same names differently.
     """
     before, now = (_unpacked(packed) for packed in (packed_then, packed_now))
     had, have = dict(before), dict(now)
@@ -49,16 +53,22 @@ def describe_change(packed_then: str, packed_now: str) -> str:
         return " and ".join(gone + new)
     if [name for name, _ in before] != [name for name, _ in now]:
         raise ValueError(
-            "an earlier version began it, which sorted these pictures by another Unicode form of their names: start anew in another folder"
+            "an earlier version began it, which sorted these pictures by another Unicode form of their "
+            "names: start anew in another folder"
         )
     was = {mark: name for name, mark in before if mark}
     moved = {name: was[mark] for name, mark in now if mark in was and had[name] != mark}
-    swapped = [f"with what is now {name[-60:]} as {earlier[-60:]}" for name, earlier in moved.items() if earlier in moved]
+    swapped = [
+        f"with what is now {name[-60:]} as {earlier[-60:]}"
+        for name, earlier in moved.items()
+        if earlier in moved
+    ]
     return swapped[0] if swapped else ""
 
 
 def _unpacked(packed: Any) -> list[tuple[str, str]]:
-    """Names and hashes; earlier versions wrote no hashes, and names in the file system's Unicode form. ValueError if it is damaged."""
+    """Names and hashes; earlier versions wrote no hashes, and names in the file system's Unicode form.
+    ValueError if it is damaged."""
     try:
         lines = inflate(base64.b64decode(packed), MAX_NAMES).decode().split("\n")
     except (TypeError, ValueError):

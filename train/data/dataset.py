@@ -42,7 +42,10 @@ class TensorData:
         if labels is not None and num_classes is None:
             num_classes = int(labels.max()) + 1
         if labels is not None and ((labels < 0) | (labels >= (num_classes or 0))).any():
-            raise ValueError(f"labels must lie in 0 ... {(num_classes or 0) - 1}; found {int(labels.min())} to {int(labels.max())}")
+            raise ValueError(
+                f"labels must lie in 0 ... {(num_classes or 0) - 1}; found {int(labels.min())} to "
+                f"{int(labels.max())}"
+            )
         self.images, self.labels, self.num_classes = images, labels, num_classes
         self.shape = (images.shape[1], images.shape[2], images.shape[3])
 
@@ -50,14 +53,21 @@ class TensorData:
         return len(self.images)
 
     def of_classes(self, labels: Tensor, seed: int) -> Tensor:
-        """Indices (N,) of different images, chosen at random, whose classes are `labels` (N,). ValueError where there are too few."""
+        """Indices (N,) of different images, chosen at random, whose classes are `labels` (N,). ValueError
+        where there are too few."""
         if self.labels is None:
             raise ValueError("choosing images by class needs labels")
-        generator, chosen = torch.Generator().manual_seed(mix(seed)), torch.empty(len(labels), dtype=torch.long)
+        generator, chosen = (
+            torch.Generator().manual_seed(mix(seed)),
+            torch.empty(len(labels), dtype=torch.long),
+        )
         for k in labels.unique().tolist():
             members, places = (self.labels == k).nonzero()[:, 0], (labels == k).nonzero()[:, 0]
             if len(members) < len(places):
-                raise ValueError(f"{len(places)} images of class {k} are asked for, but there are {len(members)}: ask for fewer")
+                raise ValueError(
+                    f"{len(places)} images of class {k} are asked for, but there are {len(members)}: ask "
+                    "for fewer"
+                )
             chosen[places] = members[torch.randperm(len(members), generator=generator)[: len(places)]]
         return chosen
 
@@ -67,13 +77,18 @@ class TensorData:
         return batch if self.labels is None else {**batch, "label": self.labels[index]}
 
 
-def digits(split: Literal["train", "held_out", "all"] = "train", held_out: float = 0.3, seed: int = 0) -> TensorData:
-    """Handwritten digits, 1,797 images of 8x8 with labels (UCI, shipped with scikit-learn), in 17 grey levels.
+def digits(
+    split: Literal["train", "held_out", "all"] = "train", held_out: float = 0.3, seed: int = 0
+) -> TensorData:
+    """Handwritten digits, 1,797 images of 8x8 with labels (UCI, shipped with scikit-learn), in 17 grey
+    levels.
 
     split  "held_out" is a random share of each class that training never sees; the same for the same seed
     """
     with extra("digits"):
-        from sklearn.datasets import load_digits  # not at the top: half a second that other data sets need not pay
+        from sklearn.datasets import (
+            load_digits,
+        )  # not at the top: half a second that other data sets need not pay
 
     raw = load_digits()
     labels = torch.from_numpy(raw.target).long()
@@ -95,7 +110,8 @@ def digits(split: Literal["train", "held_out", "all"] = "train", held_out: float
 
 
 def shuffled_batches(n: int, batch_size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
-    """Endless batches of indices below n, from batch number `start` on: each epoch is a permutation keyed by (seed, epoch).
+    """Endless batches of indices below n, from batch number `start` on: each epoch is a permutation keyed by
+    (seed, epoch).
 
     A batch may span two epochs. Nothing but its number says what it holds, so that training resumes anywhere.
     """

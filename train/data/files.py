@@ -35,11 +35,17 @@ class FilePictures(ABC):
 
     @cached_property
     def prompts(self) -> Sequence[str] | None:
-        """The caption of each picture; None if there are no captions. They are read when first used: most metrics need none.
+        """The caption of each picture; None if there are no captions. They are read when first used: most
+        metrics need none.
 
-        ValueError if only some pictures have a caption, or one has an empty one (often a captioning tool that failed), or two that differ.
+        ValueError if only some pictures have a caption, or one has an empty one (often a captioning tool that
+        failed), or two that differ.
         """
-        return self._all("caption", self._captions(), f"{self.remedy} (objective.drop trains without captions now and then)")
+        return self._all(
+            "caption",
+            self._captions(),
+            f"{self.remedy} (objective.drop trains without captions now and then)",
+        )
 
     @abstractmethod
     def file(self, index: int) -> object:
@@ -55,7 +61,9 @@ class FilePictures(ABC):
 
     def open(self, index: int, mode: Literal["RGB", "L"] = "RGB", before: Before = no_wait) -> Image.Image:
         """See `StoredPictures`; errors as in `open_srgb`."""
-        return open_srgb(str(self.file(index)), mode, self.content(index), max_pixels=self.max_pixels, before=before)
+        return open_srgb(
+            str(self.file(index)), mode, self.content(index), max_pixels=self.max_pixels, before=before
+        )
 
     def read(self, indices: Sequence[int]) -> Iterator[Tensor | Unreadable]:
         """See `Source`, and `pixels`."""
@@ -65,10 +73,14 @@ class FilePictures(ABC):
         return pixels(str(self.file(index)), self.content(index), self.max_pixels, before)
 
     def _all(self, what: str, found: Sequence[str | None], remedy: str) -> list[str] | None:
-        """The texts, if all pictures have one; None if none has. ValueError if only some have one, or one is empty."""
+        """The texts, if all pictures have one; None if none has. ValueError if only some have one, or one is
+        empty."""
         lacking = [i for i, text in enumerate(found) if text is None]
         if lacking and len(lacking) < len(found):
-            raise ValueError(f"{len(lacking)} of {len(found)} pictures have no {what}, the first is {self.file(lacking[0])}: {remedy}")
+            raise ValueError(
+                f"{len(lacking)} of {len(found)} pictures have no {what}, the first is "
+                f"{self.file(lacking[0])}: {remedy}"
+            )
         if "" in found:
             raise ValueError(f"the {what} of {self.file(found.index(''))} is empty: {remedy}")
         return None if lacking else [text for text in found if text is not None]

@@ -20,27 +20,39 @@ METADATA = "metadata.jsonl"
 
 
 class FolderPictures(FilePictures):
-    """The pictures of a folder and its sub-folders, named by their paths in it (with slashes), sorted part by part.
+    """The pictures of a folder and its sub-folders, named by their paths in it (with slashes), sorted part by
+    part.
 
-    Links to folders are followed; hidden folders and those in `SYSTEM` are left out. Sub-folders, if there are any, are classes, as
-    python -m samplers writes them. The caption of cat.png is the text of cat.txt beside it, or that of a line
-    {"file_name": "cat.png", "text": "a cat"} in metadata.jsonl, with paths relative to the folder; other entries of a line are not read.
+    Links to folders are followed; hidden folders and those in `SYSTEM` are left out. Sub-folders, if there
+    are any, are classes, as python -m samplers writes them. The caption of cat.png is the text of cat.txt
+    beside it, or that of a line {"file_name": "cat.png", "text": "a cat"} in metadata.jsonl, with paths
+    relative to the folder; other entries of a line are not read.
 
-    FileNotFoundError for a missing folder, OSError for one without permission. ValueError in one line: no pictures; pictures both in
-    sub-folders and beside them; a class without pictures; links that are broken or lead to the same folder twice; names that are not UTF-8
-    or hold control characters.
+    FileNotFoundError for a missing folder, OSError for one without permission. ValueError in one line: no
+    pictures; pictures both in sub-folders and beside them; a class without pictures; links that are broken or
+    lead to the same folder twice; names that are not UTF-8 or hold control characters.
     """
 
     remedy = f"write it into a .txt file of its name beside it, or into {METADATA}"
 
-    def __init__(self, folder: str | Path, prompts: Prompts | None = None, max_pixels: int = MAX_PIXELS, classes: bool = True) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        prompts: Prompts | None = None,
+        max_pixels: int = MAX_PIXELS,
+        classes: bool = True,
+    ) -> None:
         self.folder, self.max_pixels, self.origin = Path(check_path(folder)), max_pixels, str(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(
-                f"{folder} is a file, not a folder of pictures" if self.folder.exists() else f"no such folder of pictures: {folder}"
+                f"{folder} is a file, not a folder of pictures"
+                if self.folder.exists()
+                else f"no such folder of pictures: {folder}"
             )
         names, left_out, folders = [], Counter[str](), []
-        self._texts: dict[str, list[str]] = {}  # the .txt files by their path without suffix, which they share with their pictures
+        self._texts: dict[
+            str, list[str]
+        ] = {}  # the .txt files by their path without suffix, which they share with their pictures
         for name, is_folder in _walk(self.folder):
             stem, suffix = os.path.splitext(name)
             if is_folder:
@@ -53,8 +65,12 @@ class FolderPictures(FilePictures):
                 left_out[suffix.lower()] += 1
         self.ignored = dict(sorted(left_out.items()))
         if not names:
-            raise ValueError(f"no pictures in {folder}: expected files ending in {', '.join(PICTURES)}{self._found()}")
-        self.names = sorted(names, key=lambda name: (same_text(name).split("/"), name))  # whatever Unicode form a file system keeps
+            raise ValueError(
+                f"no pictures in {folder}: expected files ending in {', '.join(PICTURES)}{self._found()}"
+            )
+        self.names = sorted(
+            names, key=lambda name: (same_text(name).split("/"), name)
+        )  # whatever Unicode form a file system keeps
         self.labels = self._classes(folders) if classes else None
         if prompts is not None:
             self.prompts = prompts_for(prompts, self.names)
@@ -66,14 +82,17 @@ class FolderPictures(FilePictures):
     @cached_property
     def stamp(self) -> str:
         """A hash of the files, of their paths, which include their classes, and of max_pixels."""
-        return hashlib.sha256("\n".join([*self.names, stamp_of(map(self.file, range(len(self))), self.max_pixels)]).encode()).hexdigest()
+        return hashlib.sha256(
+            "\n".join([*self.names, stamp_of(map(self.file, range(len(self))), self.max_pixels)]).encode()
+        ).hexdigest()
 
     def content(self, index: int) -> bytes:
         """See `StoredPictures`."""
         return read_file(self.file(index), self.max_pixels)
 
     def _classes(self, folders: Sequence[str]) -> list[str] | None:
-        """The class of each picture, its immediate sub-folder. None may be empty: that would change the numbers of later ones."""
+        """The class of each picture, its immediate sub-folder. None may be empty: that would change the
+        numbers of later ones."""
         loose = [name for name in self.names if "/" not in name]
         labels = [same_text(name.split("/", 1)[0]) for name in self.names if "/" in name]
         if not labels:
@@ -90,20 +109,30 @@ class FolderPictures(FilePictures):
                 f"add some ({', '.join(PICTURES)}), or move the folder elsewhere"
             )
         if twice := [name for name, times in Counter(map(same_text, folders)).items() if times > 1]:
-            raise ValueError(f"{self.folder} has two folders {twice[0]}, whose names differ in Unicode form only: make them one")
+            raise ValueError(
+                f"{self.folder} has two folders {twice[0]}, whose names differ in Unicode form only: make "
+                "them one"
+            )
         return labels
 
     def _captions(self) -> list[str | None]:
-        listed = read_metadata(self.folder / METADATA, self.names) if (self.folder / METADATA).exists() else {}
+        listed = (
+            read_metadata(self.folder / METADATA, self.names) if (self.folder / METADATA).exists() else {}
+        )
         return [self._caption(name, listed.get(name)) for name in self.names]
 
     def _caption(self, name: str, listed: str | None) -> str | None:
         texts = self._texts.get(same_text(os.path.splitext(name)[0]), ())
-        found = [(os.path.basename(text), read_text(self.folder / text, MAX_CAPTION).strip()) for text in texts]
+        found = [
+            (os.path.basename(text), read_text(self.folder / text, MAX_CAPTION).strip()) for text in texts
+        ]
         found += [] if listed is None else [(METADATA, listed)]
         for place, caption in found:
             if caption != found[0][1]:
-                raise ValueError(f"{self.folder / name} has two captions, one in {found[0][0]} and another one in {place}: keep one")
+                raise ValueError(
+                    f"{self.folder / name} has two captions, one in {found[0][0]} and another one in "
+                    f"{place}: keep one"
+                )
         return found[0][1] if found else None
 
 
@@ -127,10 +156,14 @@ def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
 
 
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder. ValueError for a broken link, unless it is named like a picture: reading reports that."""
+    """Whether an entry is a folder. ValueError for a broken link, unless it is named like a picture: reading
+    reports that."""
     if entry.is_symlink() and not os.path.exists(entry.path):
         if os.path.splitext(entry.name)[1].lower() not in PICTURES:
             where = os.path.dirname(entry.path)
-            raise ValueError(f"{where}/{check_name(where, entry.name)} is a link that cannot be followed: mend or remove it")
+            raise ValueError(
+                f"{where}/{check_name(where, entry.name)} is a link that cannot be followed: mend or remove "
+                "it"
+            )
         return False
     return entry.is_dir()

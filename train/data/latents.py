@@ -37,13 +37,22 @@ class LatentParams:
     """How captioned images become what the network sees."""
 
     size: int | tuple[int, int] | None = setting(
-        None, "pixels that images are resized and cropped to: 512, or [height, width]; null: what the model was trained on"
+        None,
+        "pixels that images are resized and cropped to: 512, or [height, width]; null: what the model was "
+        "trained on",
     )
-    chunks: int = setting(1, "pieces of 75 tokens that captions are read in; the rest of a longer one is left out, with a warning")
+    chunks: int = setting(
+        1,
+        "pieces of 75 tokens that captions are read in; the rest of a longer one is left out, with a warning",
+    )
     precision: Literal["fp32", "bf16"] = setting("fp32", "of the encoders: fp32 or bf16")
     batch_size: int = setting(4, "images at once")
     max_pixels: int = setting(MAX_PIXELS, "of one image; those with more are refused")
-    folder: str | None = setting(None, "where they are kept; runs that name the same folder share them; null: the run's own", text="path")
+    folder: str | None = setting(
+        None,
+        "where they are kept; runs that name the same folder share them; null: the run's own",
+        text="path",
+    )
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "size", "chunks", "batch_size", "max_pixels")
@@ -52,13 +61,14 @@ class LatentParams:
 class LatentData:
     """A data set of what a model's own autoencoder and text encoder make of captioned images.
 
-    A batch holds mean and standard deviation of the latents, from which training draws anew every time, as the models were
-    trained; the context, and for SDXL the vector with the sizes of each image; and under null.* what stands for "no prompt":
-    the family's own rule, which `generate` follows too (the encoded "" of SD 1 and 2; zeros for SDXL, which was trained with zeros
-    in place of text left out, and whose sizes stay).
+    A batch holds mean and standard deviation of the latents, from which training draws anew every time, as
+    the models were trained; the context, and for SDXL the vector with the sizes of each image; and under
+    null.* what stands for "no prompt": the family's own rule, which `generate` follows too (the encoded "" of
+    SD 1 and 2; zeros for SDXL, which was trained with zeros in place of text left out, and whose sizes stay).
 
-    `prepare` computes it, or reads the file of an earlier time; before that it only knows its size. The file's name is a key of all that it
-    depends on: weights and parameters of the encoders, images, captions, and settings. It takes 0.4 MB per image of SD 1, 1.2 MB of SDXL.
+    `prepare` computes it, or reads the file of an earlier time; before that it only knows its size. The
+    file's name is a key of all that it depends on: weights and parameters of the encoders, images, captions,
+    and settings. It takes 0.4 MB per image of SD 1, 1.2 MB of SDXL.
 
     Raises ValueError for a model that cannot be trained so, or images or captions that cannot be used.
     """
@@ -67,7 +77,12 @@ class LatentData:
 
     def __init__(self, images: CaptionedImages, model: Model, params: LatentParams, folder: Path) -> None:
         _check_trainable(model)
-        self.images, self.params, self.vae, self.text = images, params, model.require("vae"), model.require("text")
+        self.images, self.params, self.vae, self.text = (
+            images,
+            params,
+            model.require("vae"),
+            model.require("text"),
+        )
         height, width = params.size if isinstance(params.size, tuple) else (params.size, params.size)
         self.size = image_size(model, height, width)
         self.shape = self.vae.latent_shape(*self.size)
@@ -99,7 +114,8 @@ class LatentData:
         return batch
 
     def prepare(self, where: World, progress: bool = True) -> None:
-        """Read the latents from their file. Where there is none, one process computes them on its device and writes it; others wait."""
+        """Read the latents from their file. Where there is none, one process computes them on its device and
+        writes it; others wait."""
         where.lead(lambda: self._write(where.device, progress))
         for _ in range(300):  # a network file system may show the file somewhat later elsewhere
             if self.file.exists():
@@ -114,19 +130,30 @@ class LatentData:
 
     @torch.no_grad()
     def _compute(self, path: Path, device: torch.device, progress: bool) -> None:
-        """Write all rows as they come, by copies of the encoders: the model's own stay as they are, bit for bit, and off the device."""
+        """Write all rows as they come, by copies of the encoders: the model's own stay as they are, bit for
+        bit, and off the device."""
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.params.precision]
-        vae, text = (copy.deepcopy(part).to(device, dtype).requires_grad_(False) for part in (self.vae, self.text))
+        vae, text = (
+            copy.deepcopy(part).to(device, dtype).requires_grad_(False) for part in (self.vae, self.text)
+        )
         starts: dict[str, int] = {}
         dropped: list[int] = []
-        with open(path, "wb") as file, tqdm(total=len(self), desc="latents", unit="image", disable=not progress) as bar:
+        with (
+            open(path, "wb") as file,
+            tqdm(total=len(self), desc="latents", unit="image", disable=not progress) as bar,
+        ):
             for start in range(0, len(self), self.params.batch_size):
                 indices = range(start, min(start + self.params.batch_size, len(self)))
                 made, lost = self._encoded(vae, text, indices, device)
                 for_all = {name for name in made if name.startswith("null.")}
                 if not starts:
-                    shapes = {name: (1 if name in for_all else len(self), *value.shape[1:]) for name, value in made.items()}
-                    like = {name: value.new_empty(shapes[name], device="meta") for name, value in made.items()}
+                    shapes = {
+                        name: (1 if name in for_all else len(self), *value.shape[1:])
+                        for name, value in made.items()
+                    }
+                    like = {
+                        name: value.new_empty(shapes[name], device="meta") for name, value in made.items()
+                    }
                     starts = write_header(file, like, {"made from": json.dumps(self.kept)})
                 for name, value in made.items():
                     write_rows(file, starts[name], 0 if name in for_all else start, value)
@@ -135,11 +162,14 @@ class LatentData:
         if dropped:
             first = self.images.pictures.names[dropped[0]]
             warn(
-                f"{len(dropped)} of {len(self)} captions are longer than is read of them, the first that of {first}"
+                f"{len(dropped)} of {len(self)} captions are longer than is read of them, the first that of "
+                f"{first}"
                 + (f": latents.chunks={self.params.chunks + 1} reads more" if text.params.chunked else "")
             )
 
-    def _encoded(self, vae: VAE, text: TextEncoder, indices: range, device: torch.device) -> tuple[dict[str, Tensor], list[int]]:
+    def _encoded(
+        self, vae: VAE, text: TextEncoder, indices: range, device: torch.device
+    ) -> tuple[dict[str, Tensor], list[int]]:
         """The rows of some images, what stands for "no prompt", and which of the captions are too long."""
         pictures, told = zip(*(self.images.read(i, *self.size) for i in indices), strict=True)
         latents = vae.encode(torch.stack(pictures).to(device))
@@ -165,11 +195,13 @@ def _check_trainable(model: Model) -> None:
     text = model.require("text")
     if model.image_channels:
         raise ValueError(
-            f"this network sees {model.image_channels} channels beside x, for inpainting or editing: captioned images do not train it"
+            f"this network sees {model.image_channels} channels beside x, for inpainting or editing: "
+            "captioned images do not train it"
         )
     if model.distilled or model.embeds_guidance:
         raise ValueError(
-            "this model is distilled, to a few steps or to follow guidance, which training it further would undo: "
+            "this model is distilled, to a few steps or to follow guidance, which training it further would "
+            "undo: "
             "train the one it was made from"
         )
     of = model.family
@@ -177,12 +209,14 @@ def _check_trainable(model: Model) -> None:
         built = of.architecture.name
         plain = "" if built == of.name else f", or with model.family={built} its network as a plain one"
         raise ValueError(
-            f"{of.title} is distilled to a few steps, which training it further would undo: train the one it was made from{plain}"
+            f"{of.title} is distilled to a few steps, which training it further would undo: train the one "
+            f"it was made from{plain}"
         )
     vector_dim = network.vector_dim if "vector" in network.takes else None
     if (network.context_dim, vector_dim) != (text.params.context_dim, text.params.vector_dim):
         raise ValueError(
-            f"the text encoder makes contexts of {text.params.context_dim} and vectors of {text.params.vector_dim}, "
+            f"the text encoder makes contexts of {text.params.context_dim} and vectors of "
+            f"{text.params.vector_dim}, "
             f"the network takes {network.context_dim} and {vector_dim}: load those that belong together"
         )
 

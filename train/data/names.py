@@ -9,12 +9,24 @@ from pathlib import Path
 
 PICTURES = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
 NOT_READ = (  # pictures of other formats, and archives, which may hold some
-    ".7z", ".apng", ".arw", ".avif", ".bz2", ".cr2", ".cr3", ".dds", ".dib", ".dng", ".eps", ".exr", ".gif", ".gz", ".hdr", ".heic",
-    ".heif", ".hif", ".icns", ".ico", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr", ".nef", ".orf", ".pbm", ".pcx", ".pfm", ".pgm",
-    ".pnm", ".ppm", ".psd", ".raf", ".rar", ".raw", ".rw2", ".svg", ".tar", ".tga", ".tgz", ".tif", ".tiff", ".xz", ".zip", ".zst",
+    ".7z", ".apng", ".arw", ".avif", ".bz2", ".cr2", ".cr3", ".dds", ".dib", ".dng", ".eps", ".exr", ".gif",
+    ".gz", ".hdr", ".heic",
+    ".heif", ".hif", ".icns", ".ico", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr", ".nef", ".orf", ".pbm",
+    ".pcx", ".pfm", ".pgm",
+    ".pnm", ".ppm", ".psd", ".raf", ".rar", ".raw", ".rw2", ".svg", ".tar", ".tga", ".tgz", ".tif", ".tiff",
+    ".xz", ".zip", ".zst",
 )  # fmt: skip
-SYSTEM = {"#recycle", "$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX", "lost+found"}  # folders without pictures
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8 as Python reads them
+SYSTEM = {
+    "#recycle",
+    "$RECYCLE.BIN",
+    "@eaDir",
+    "System Volume Information",
+    "__MACOSX",
+    "lost+found",
+}  # folders without pictures
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f\ud800-\udfff]"
+)  # control characters, and bytes that are not UTF-8 as Python reads them
 
 
 def is_hidden(name: str) -> bool:
@@ -23,7 +35,8 @@ def is_hidden(name: str) -> bool:
 
 
 def looks_like_picture(suffix: str) -> bool:
-    """Whether files with this suffix may be pictures or archives of them: .tif, .jpg_large, .zip, or none at all."""
+    """Whether files with this suffix may be pictures or archives of them: .tif, .jpg_large, .zip, or none at
+    all."""
     return not suffix or suffix.startswith(PICTURES + NOT_READ)
 
 
@@ -33,7 +46,8 @@ def describe(left_out: Mapping[str, int]) -> str:
 
 
 def check_name(place: str | Path, name: str) -> str:
-    """Return the name. ValueError if it cannot be written to text files, such as results, reports and lists of prompts."""
+    """Return the name. ValueError if it cannot be written to text files, such as results, reports and lists
+    of prompts."""
     if UNPRINTABLE.search(name):
         shown = UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)
         raise ValueError(f"a name in {place} is not UTF-8 or holds control characters: rename {shown}")
@@ -41,9 +55,12 @@ def check_name(place: str | Path, name: str) -> str:
 
 
 def check_path(path: str | Path) -> str:
-    """The path of pictures, as text. ValueError if it is empty, which Python takes for the current folder, and as in `check_name`."""
+    """The path of pictures, as text. ValueError if it is empty, which Python takes for the current folder,
+    and as in `check_name`."""
     if not str(path):
-        raise ValueError("the path of the pictures is empty: give that of a folder, or . for the one you are in")
+        raise ValueError(
+            "the path of the pictures is empty: give that of a folder, or . for the one you are in"
+        )
     return check_name("the path of the pictures", str(path))
 
 

@@ -13,7 +13,9 @@ from train.data.source import StoredPictures
 from train.data.tar import TarPictures
 
 
-def open_pictures(path: str | Path, prompts: str | None = None, max_pixels: int = MAX_PIXELS, classes: bool = True) -> StoredPictures:
+def open_pictures(
+    path: str | Path, prompts: str | None = None, max_pixels: int = MAX_PIXELS, classes: bool = True
+) -> StoredPictures:
     """The pictures of a folder, an .npz or .npy file, or tar shards ("a-{000000..000009}.tar", "*.tar").
 
     prompts     a file of one prompt per picture (`read_prompts`), instead of captions beside the pictures
@@ -28,7 +30,9 @@ def open_pictures(path: str | Path, prompts: str | None = None, max_pixels: int 
     if name.endswith((".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")):
         return TarPictures(path, prompts, max_pixels, classes)
     if place.exists():
-        raise ValueError(f"{place} is no source of pictures: give a folder, an .npz or .npy file, or .tar files")
+        raise ValueError(
+            f"{place} is no source of pictures: give a folder, an .npz or .npy file, or .tar files"
+        )
     raise FileNotFoundError(f"no such folder of pictures: {place}{_near(place)}")
 
 

@@ -10,16 +10,20 @@ from typing import Any
 from train.data.names import PICTURES, by_value
 
 NUMBER = re.compile("([0-9]+)")
-DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)\.([0-9]+)(?![0-9]|\.[0-9])")  # 7.5, but neither 1.2.3 nor 10.5.2024
+DECIMAL = re.compile(
+    r"(?<![0-9.])([0-9]+)\.([0-9]+)(?![0-9]|\.[0-9])"
+)  # 7.5, but neither 1.2.3 nor 10.5.2024
 
 
 def order_by_number(names: Sequence[str]) -> list[int] | None:
-    """The indices of the names, sorted by the number that distinguishes them; None if it is uncertain which number that is.
+    """The indices of the names, sorted by the number that distinguishes them; None if it is uncertain which
+    number that is.
 
-    The number is in every name, no two names share it, and no other number decreases where it increases. Nor does any decimal: 0.25 comes
-    before 0.5 as a scale, but after it as a version; 0.9, 0.10, 0.11 can only be versions. Names that differ in more than numbers
-    (1-a-red-cat, 2-a-blue-dog) must count from 0 or 1 without a gap, with the same characters around the number. Otherwise they may be
-    prompts with a number, times of day, or hexadecimal.
+    The number is in every name, no two names share it, and no other number decreases where it increases. Nor
+    does any decimal: 0.25 comes before 0.5 as a scale, but after it as a version; 0.9, 0.10, 0.11 can only be
+    versions. Names that differ in more than numbers (1-a-red-cat, 2-a-blue-dog) must count from 0 or 1
+    without a gap, with the same characters around the number. Otherwise they may be prompts with a number,
+    times of day, or hexadecimal.
     """
     if len(names) < 2:
         return list(range(len(names)))
@@ -37,15 +41,21 @@ def order_by_number(names: Sequence[str]) -> list[int] | None:
 
 
 def _columns(counts: Sequence[int]) -> list[list[int]]:
-    """Candidates for the number: the k-th from the left and the k-th from the right. A row holds its index in the pieces of each name."""
+    """Candidates for the number: the k-th from the left and the k-th from the right. A row holds its index in
+    the pieces of each name."""
     both = range(min(counts))
-    return [[2 * k + 1 for _ in counts] for k in both] + [[2 * (count - k) - 1 for count in counts] for k in both]
+    return [[2 * k + 1 for _ in counts] for k in both] + [
+        [2 * (count - k) - 1 for count in counts] for k in both
+    ]
 
 
 def _never_goes_down(stems: Sequence[str]) -> bool:
-    """Whether every number and every decimal, counted from either end, is at least as large as in the previous name that has one."""
+    """Whether every number and every decimal, counted from either end, is at least as large as in the
+    previous name that has one."""
     numbers = _by_position([[by_value(number) for number in NUMBER.findall(stem)] for stem in stems])
-    decimals = _by_position([[(by_value(number), part) for number, part in DECIMAL.findall(stem)] for stem in stems])
+    decimals = _by_position(
+        [[(by_value(number), part) for number, part in DECIMAL.findall(stem)] for stem in stems]
+    )
     return all(column == sorted(column) for column in numbers) and all(
         _are_counters(column) or (values := _as_decimals(column)) == sorted(values) for column in decimals
     )
@@ -59,10 +69,13 @@ def _by_position(rows: Sequence[Sequence[Any]]) -> Iterator[list[Any]]:
 
 
 def _are_counters(column: Sequence[tuple[Any, str]]) -> bool:
-    """Whether numbers with a fraction can be no decimals: the fractions count without a gap (9, 10, 11), or two are one decimal (1, 10)."""
+    """Whether numbers with a fraction can be no decimals: the fractions count without a gap (9, 10, 11), or
+    two are one decimal (1, 10)."""
     parts = sorted({part for _, part in column}, key=by_value)
     first = int(parts[0][:18])  # names may hold longer numbers than int() reads
-    return parts == [str(first + i) for i in range(len(parts))] or len(set(_as_decimals(column))) < len(set(column))
+    return parts == [str(first + i) for i in range(len(parts))] or len(set(_as_decimals(column))) < len(
+        set(column)
+    )
 
 
 def _as_decimals(column: Sequence[tuple[Any, str]]) -> list[tuple[Any, str]]:

@@ -23,19 +23,27 @@ from train.data.source import StoredPictures, Unreadable
 
 
 class PictureData:
-    """Pictures of a folder, of tar shards or of a NumPy file (`open_pictures`), decoded when asked for, in sRGB.
+    """Pictures of a folder, of tar shards or of a NumPy file (`open_pictures`), decoded when asked for, in
+    sRGB.
 
     Classes, if there are any, are numbered in the order of `class_order`: numbers by value, then names.
 
-    size        the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None keeps sizes,
-                which must then be equal
+    size        the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None
+                keeps sizes, which must then be equal
     channels    3 for colour, 1 for grey
     max_pixels  of one picture
     classes     their names, by number
-    kept        what a run must find again when it is resumed: the classes, and the pictures' names in their order (`pack`)
+    kept        what a run must find again when it is resumed: the classes, and the pictures' names in their
+                order (`pack`)
     """
 
-    def __init__(self, folder: str | Path, size: int | None = None, channels: Literal[1, 3] = 3, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        size: int | None = None,
+        channels: Literal[1, 3] = 3,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         self.pictures = opened = _opened(folder, max_pixels, classes=True)
         self.size, self.channels = size, channels
         self.classes = sorted(set(opened.labels or ()), key=class_order)
@@ -53,14 +61,16 @@ class PictureData:
         for i, image in zip(indices, images, strict=True):
             if image.shape != images[0].shape:
                 raise ValueError(
-                    f"{self.pictures.origin}/{self.pictures.names[i]} has shape {tuple(image.shape)}, others {tuple(images[0].shape)}: "
+                    f"{self.pictures.origin}/{self.pictures.names[i]} has shape {tuple(image.shape)}, "
+                    f"others {tuple(images[0].shape)}: "
                     "give a size to resize to"
                 )
         batch = {"x0": torch.stack(images)}
         return batch if self.labels is None else {**batch, "label": self.labels[torch.as_tensor(indices)]}
 
     def _first_shape(self) -> tuple[int, int, int]:
-        """The shape of the first picture that can be read; training decides about the others. If none can, the first error is raised."""
+        """The shape of the first picture that can be read; training decides about the others. If none can,
+        the first error is raised."""
         errors: list[ValueError | OSError] = []
         for index in range(len(self)):
             try:
@@ -87,14 +97,18 @@ class CaptionedImages:
         n, prompts = len(self.pictures), self.pictures.prompts
         if prompts is None:
             first = f"{path}/{self.pictures.names[0]}"
-            raise ValueError(f"{n} of {n} pictures have no caption, the first is {first}: write it into a .txt file of its name beside it")
+            raise ValueError(
+                f"{n} of {n} pictures have no caption, the first is {first}: write it into a .txt file of "
+                "its name beside it"
+            )
         self.captions = prompts
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def fingerprint(self) -> str:
-        """SHA-256 of all images and captions in their order, wherever they are. ValueError at the first image that `read` would refuse."""
+        """SHA-256 of all images and captions in their order, wherever they are. ValueError at the first image
+        that `read` would refuse."""
         digest = hashlib.sha256()
         for image, caption in zip(in_threads(self._sha256, range(len(self))), self.captions, strict=True):
             if isinstance(image, Unreadable):
@@ -108,14 +122,21 @@ class CaptionedImages:
         return hashlib.sha256(self.pictures.content(index)).digest()
 
     def read(self, index: int, height: int, width: int) -> tuple[Tensor, dict[str, float]]:
-        """An image, resized to cover that size and cropped to its centre, (3, height, width) in [-1, 1], and sizes for SDXL's condition.
+        """An image, resized to cover that size and cropped to its centre, (3, height, width) in [-1, 1], and
+        sizes for SDXL's condition.
 
-        These are, in pixels, height and width of the original, top and left of the crop within the resized image, target_height and
-        target_width of what remains (Podell et al. 2023, section 2.2). Photographs are turned as their EXIF data say, and are in sRGB.
+        These are, in pixels, height and width of the original, top and left of the crop within the resized
+        image, target_height and target_width of what remains (Podell et al. 2023, section 2.2). Photographs
+        are turned as their EXIF data say, and are in sRGB.
         """
         original = self.pictures.open(index, "RGB")
         image, top, left = covering(original, height, width)
-        sizes = {"height": original.height, "width": original.width, "target_height": height, "target_width": width}
+        sizes = {
+            "height": original.height,
+            "width": original.width,
+            "target_height": height,
+            "target_width": width,
+        }
         return to_tensor(image), {**sizes, "top": top, "left": left}
 
 
@@ -128,7 +149,8 @@ def _opened(path: str | Path, max_pixels: int, classes: bool) -> StoredPictures:
 
 
 def covering(image: Image.Image, height: int, width: int) -> tuple[Image.Image, int, int]:
-    """The picture resized (bicubic, antialiased) to just cover the size and cropped to its centre; then top and left of the crop."""
+    """The picture resized (bicubic, antialiased) to just cover the size and cropped to its centre; then top
+    and left of the crop."""
     scaled_height, scaled_width, top, left = cover(image.height, image.width, (height, width))
     image = image.resize((scaled_width, scaled_height), Image.Resampling.BICUBIC)
     return image.crop((left, top, left + width, top + height)), top, left

@@ -1,4 +1,5 @@
-"""Reads micro-batches for the training loop, in worker processes or in this one, and handles samples that cannot be read."""
+"""Reads micro-batches for the training loop, in worker processes or in this one, and handles samples that
+cannot be read."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ UNREADABLE = (ValueError, OSError)  # what data sets raise for a bad sample; any
 class Batches:
     """The micro-batches of one process, step by step, from torch's loader.
 
-    error     why there are no more. It is not raised, so that the loop can save its state and all processes can agree on it
+    error     why there are no more. It is not raised, so that the loop can save its state and all processes
+              can agree on it
     replaced  how many samples of the last step were replaced by others; a warning names each such sample once
     """
 
@@ -55,7 +57,8 @@ class Batches:
         self.replaced = 0
 
     def next_step(self) -> list[Batch]:
-        """The micro-batches of the next step; fewer or none after an `error`, or if the run is to stop in the meantime."""
+        """The micro-batches of the next step; fewer or none after an `error`, or if the run is to stop in the
+        meantime."""
         found: list[Batch] = []
         self.replaced = 0
         try:
@@ -64,7 +67,9 @@ class Batches:
                 self.replaced += read.replaced
                 for index in read.unreadable.keys() - self._warned:
                     self._warned.add(index)
-                    warn(f"replaced by the next sample (of its class if it has one): {read.unreadable[index]}")
+                    warn(
+                        f"replaced by the next sample (of its class if it has one): {read.unreadable[index]}"
+                    )
         except UNREADABLE as error:
             self.error = error
         return found
@@ -76,7 +81,9 @@ class Batches:
         """
         read = self._wait() if self._workers else next(self._batches)
         if isinstance(read, _Failure):
-            raise (OSError if read.of_system else ValueError)(read.message) from RuntimeError(f"\n{read.traceback}")
+            raise (OSError if read.of_system else ValueError)(read.message) from RuntimeError(
+                f"\n{read.traceback}"
+            )
         return cast("_Read | None", read)
 
     def _wait(self) -> _Read | _Failure | None:
@@ -84,15 +91,24 @@ class Batches:
         while not self._stopping():
             try:
                 return cast("_Read | _Failure", next(self._batches))
-            except (RuntimeError, OSError, EOFError) as error:  # from torch or the system: those of the data set are _Failure
+            except (
+                RuntimeError,
+                OSError,
+                EOFError,
+            ) as error:  # from torch or the system: those of the data set are _Failure
                 if not str(error).startswith("DataLoader timed out"):
-                    raise OSError("a process that reads data has died; if memory ran out, take fewer train.workers") from error
+                    raise OSError(
+                        "a process that reads data has died; if memory ran out, take fewer train.workers"
+                    ) from error
             if time.monotonic() - began > MAX_WAIT:
-                raise OSError(f"no data came for {MAX_WAIT / 60:.0f} minutes: check whether its disk still answers")
+                raise OSError(
+                    f"no data came for {MAX_WAIT / 60:.0f} minutes: check whether its disk still answers"
+                )
         return None
 
     def close(self) -> None:
-        """End the workers now: a traceback may keep the loader alive, which would otherwise end them when it is collected."""
+        """End the workers now: a traceback may keep the loader alive, which would otherwise end them when it
+        is collected."""
         if self._workers:
             self._batches._shutdown_workers()
 
@@ -108,8 +124,8 @@ def read_batches(
 ) -> AbstractContextManager[Batches]:
     """Reads the samples of `parts`, the indices of micro-batches, of which `accumulate` make a step.
 
-    on_error  for samples that cannot be read: "refuse" ends with an error, "skip" always takes the same replacement, the next readable
-              sample, with the same label where the data set has `labels`
+    on_error  for samples that cannot be read: "refuse" ends with an error, "skip" always takes the same
+              replacement, the next readable sample, with the same label where the data set has `labels`
     workers   number of processes that read; 0 reads in this one
     stopping  called while a worker is waited for: whether the run is to stop
     """
@@ -117,7 +133,8 @@ def read_batches(
 
 
 def check_readable(data: Dataset, batch_size: int, on_error: OnError, workers: int, progress: bool) -> None:
-    """Read every sample once. ValueError, or with "skip" a warning, that counts and names those that cannot be read."""
+    """Read every sample once. ValueError, or with "skip" a warning, that counts and names those that cannot
+    be read."""
     parts = [list(range(i, min(i + batch_size, len(data)))) for i in range(0, len(data), batch_size)]
     unreadable: dict[int, str] = {}
     with (
@@ -130,7 +147,10 @@ def check_readable(data: Dataset, batch_size: int, on_error: OnError, workers: i
             unreadable |= read.unreadable
             bar.update(len(part))
     if unreadable:
-        found = f"{len(unreadable)} of {len(data)} samples cannot be read: {brief_list([unreadable[i] for i in sorted(unreadable)], '; ')}"
+        found = (
+            f"{len(unreadable)} of {len(data)} samples cannot be read: "
+            f"{brief_list([unreadable[i] for i in sorted(unreadable)], '; ')}"
+        )
         if on_error == "refuse" or len(unreadable) == len(data):
             raise ValueError(found)
         warn(found)
@@ -138,7 +158,8 @@ def check_readable(data: Dataset, batch_size: int, on_error: OnError, workers: i
 
 @contextmanager
 def _closing(batches: Batches) -> Iterator[Batches]:
-    """Ends the workers with the block, in which torch's handler of SIGCHLD is off: it raises at any line when a worker dies.
+    """Ends the workers with the block, in which torch's handler of SIGCHLD is off: it raises at any line when
+    a worker dies.
 
     Without it, waiting for data raises.
     """
@@ -154,7 +175,8 @@ def _closing(batches: Batches) -> Iterator[Batches]:
 
 
 class _Read(NamedTuple):
-    """A micro-batch, how many of its samples were replaced, and the errors of samples that could not be read, by index."""
+    """A micro-batch, how many of its samples were replaced, and the errors of samples that could not be read,
+    by index."""
 
     batch: Batch
     replaced: int
@@ -162,7 +184,8 @@ class _Read(NamedTuple):
 
 
 class _Failure(NamedTuple):
-    """An error as text, since not every exception of a worker can be sent, and torch would add its traceback to the message."""
+    """An error as text, since not every exception of a worker can be sent, and torch would add its traceback
+    to the message."""
 
     message: str
     of_system: bool
@@ -201,7 +224,8 @@ class _Reader:
         raise ValueError(f"none of the {len(self.data)} samples can be read: {unreadable[index]}")
 
     def _candidates(self, index: int) -> Iterator[int]:
-        """The sample itself, then those of its class after it, so that classes keep their shares, then the others."""
+        """The sample itself, then those of its class after it, so that classes keep their shares, then the
+        others."""
         yield index
         order = torch.arange(index + 1, index + len(self.data)) % len(self.data)
         labels: Tensor | None = getattr(self.data, "labels", None)
@@ -214,7 +238,10 @@ class _Reader:
         try:
             sample = _check_batch(self.data.__getitems__([index]), 1)
             if (shape := tuple(sample["x0"].shape[1:])) != tuple(self.data.shape):
-                raise ValueError(f"sample {index} has shape {shape}, others {tuple(self.data.shape)}: give a size to resize to")
+                raise ValueError(
+                    f"sample {index} has shape {shape}, others {tuple(self.data.shape)}: give a size to "
+                    "resize to"
+                )
         except UNREADABLE as error:
             unreadable[index] = one_line(error)
             return None
@@ -234,13 +261,19 @@ class _Checker(_Reader):
 def _check_batch(batch: Any, n: int) -> Batch:
     """The data set's batch. TypeError unless it has n samples."""
     sound = isinstance(batch, Mapping) and "x0" in batch
-    if not sound or not all(isinstance(value, Tensor) and value.ndim and len(value) == n for value in batch.values()):
-        raise TypeError(f"a data set must give a mapping to tensors with a row for each of {n} samples, x0 among them, not {brief(batch)}")
+    if not sound or not all(
+        isinstance(value, Tensor) and value.ndim and len(value) == n for value in batch.values()
+    ):
+        raise TypeError(
+            f"a data set must give a mapping to tensors with a row for each of {n} samples, x0 among them, "
+            f"not {brief(batch)}"
+        )
     return dict(batch)
 
 
 def _share_memory(batch: Batch) -> Batch:
-    """Move tensors to shared memory, as torch does when a worker sends them: there an error would be lost, and here it is reported."""
+    """Move tensors to shared memory, as torch does when a worker sends them: there an error would be lost,
+    and here it is reported."""
     return {name: value.detach().share_memory_() for name, value in batch.items()}
 
 
@@ -249,5 +282,6 @@ def _identity(read: _Read | _Failure) -> _Read | _Failure:
 
 
 def _ignore_ctrl_c(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal, but workers go on until the loop has saved and ends them."""
+    """Ctrl-C reaches every process of a terminal, but workers go on until the loop has saved and ends
+    them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -15,12 +15,19 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_header(file: BinaryIO, like: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, int]:
-    """Make an empty file as large as these tensors, which may be on the meta device, all zeros; at which byte each begins."""
+    """Make an empty file as large as these tensors, which may be on the meta device, all zeros; at which byte
+    each begins."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     starts, end = {}, 0
-    for name, value in sorted(like.items(), key=lambda item: -item[1].itemsize):  # so that each begins at a multiple of its item's size
+    for name, value in sorted(
+        like.items(), key=lambda item: -item[1].itemsize
+    ):  # so that each begins at a multiple of its item's size
         starts[name] = end
-        header[name] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [end, end + value.nbytes]}
+        header[name] = {
+            "dtype": NAMES[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [end, end + value.nbytes],
+        }
         end += value.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

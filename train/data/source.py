@@ -30,7 +30,8 @@ class Source(Protocol):
     names    one per picture, each once: a path within the folder, a key of a shard, "seed 12"
     labels   the class of each, by name; None where there are no classes
     prompts  the caption of each; None where there are none
-    stamp    a hash that changes when the pictures do, made without reading them: of sizes and times of files, or settings of a model
+    stamp    a hash that changes when the pictures do, made without reading them: of sizes and times of files,
+             or settings of a model
     """
 
     @property
@@ -47,9 +48,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int]) -> Iterable[Tensor | Unreadable]:
-        """These pictures, uint8 (3, H, W), grey ones with three equal channels. Few large ones are in memory at once.
+        """These pictures, uint8 (3, H, W), grey ones with three equal channels. Few large ones are in memory
+        at once.
 
-        A picture that cannot be used becomes Unreadable. Errors of the whole source raise ValueError or OSError.
+        A picture that cannot be used becomes Unreadable. Errors of the whole source raise ValueError or
+        OSError.
         """
         ...
 
@@ -57,18 +60,21 @@ class Source(Protocol):
 class StoredPictures(Source, Protocol):
     """Pictures in files: they can be trained on too.
 
-    ignored   counts of files that look like pictures, or may hold some, but are not read, by suffix: {".tif": 12}
+    ignored   counts of files that look like pictures, or may hold some, but are not read, by suffix: {".tif":
+              12}
     """
 
     @property
     def ignored(self) -> Mapping[str, int]: ...
 
     def content(self, index: int) -> bytes:
-        """The bytes of a picture's file, or of its pixels in an array. ValueError or OSError if they cannot be read."""
+        """The bytes of a picture's file, or of its pixels in an array. ValueError or OSError if they cannot
+        be read."""
         ...
 
     def open(self, index: int, mode: Literal["RGB", "L"], before: Before = no_wait) -> Image.Image:
-        """A picture to train on: upright, in colour or grey, in sRGB, as `open_srgb` opens it. ValueError or OSError, in one line."""
+        """A picture to train on: upright, in colour or grey, in sRGB, as `open_srgb` opens it. ValueError or
+        OSError, in one line."""
         ...
 
 
@@ -84,7 +90,8 @@ def reading(source: Source, indices: Sequence[int]) -> Iterator[Iterable[Tensor 
 
 
 def stamp_of(files: Iterable[Path], max_pixels: int = MAX_PIXELS) -> str:
-    """SHA-256 of the names, sizes and times of files, and of max_pixels if it is not the default, as it decides what can be read."""
+    """SHA-256 of the names, sizes and times of files, and of max_pixels if it is not the default, as it
+    decides what can be read."""
     digest = hashlib.sha256()
     for file in files:
         try:

@@ -18,7 +18,8 @@ Labels = Sequence[str | int] | Tensor
 
 
 class TensorPictures:
-    """Pictures uint8 (N, 3 or 1, H, W), values 0 ... 255. Others come by `from_unit` and `from_signed`: no range is guessed.
+    """Pictures uint8 (N, 3 or 1, H, W), values 0 ... 255. Others come by `from_unit` and `from_signed`: no
+    range is guessed.
 
     labels   the class of each, (N,), numbers or names
     prompts  the caption of each
@@ -28,11 +29,22 @@ class TensorPictures:
     labels: Sequence[str] | None
     prompts: Sequence[str] | None
 
-    def __init__(self, images: Tensor, labels: Labels | None = None, prompts: Sequence[str] | None = None, origin: str = "memory") -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Labels | None = None,
+        prompts: Sequence[str] | None = None,
+        origin: str = "memory",
+    ) -> None:
         if images.dtype != torch.uint8:
-            raise ValueError(f"pictures are uint8, 0 ... 255, not {images.dtype}: from_unit takes [0, 1], from_signed [-1, 1]")
+            raise ValueError(
+                f"pictures are uint8, 0 ... 255, not {images.dtype}: from_unit takes [0, 1], from_signed "
+                "[-1, 1]"
+            )
         if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
-            raise ValueError(f"pictures need a shape (N, 3, H, W) or, grey, (N, 1, H, W), not {tuple(images.shape)}")
+            raise ValueError(
+                f"pictures need a shape (N, 3, H, W) or, grey, (N, 1, H, W), not {tuple(images.shape)}"
+            )
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"{len(labels)} labels for {len(images)} pictures: give one each")
         self._images = images.cpu().expand(-1, 3, -1, -1)
@@ -44,19 +56,31 @@ class TensorPictures:
 
     @classmethod
     def from_unit(
-        cls, images: Tensor, labels: Labels | None = None, prompts: Sequence[str] | None = None, origin: str = "memory"
+        cls,
+        images: Tensor,
+        labels: Labels | None = None,
+        prompts: Sequence[str] | None = None,
+        origin: str = "memory",
     ) -> TensorPictures:
-        """Of images in [0, 1], as `generate` makes them, rounded to the nearest. ValueError where some lie outside."""
+        """Of images in [0, 1], as `generate` makes them, rounded to the nearest. ValueError where some lie
+        outside."""
         low, high = (0.0, 1.0) if images.numel() == 0 else (float(images.min()), float(images.max()))
         if not (low >= 0 and high <= 1):
-            raise ValueError(f"these images hold values from {low:g} to {high:g}, not in [0, 1]: from_signed takes [-1, 1]")
+            raise ValueError(
+                f"these images hold values from {low:g} to {high:g}, not in [0, 1]: from_signed takes [-1, 1]"
+            )
         return cls(to_uint8(images, low=0.0), labels, prompts, origin)
 
     @classmethod
     def from_signed(
-        cls, images: Tensor, labels: Labels | None = None, prompts: Sequence[str] | None = None, origin: str = "memory"
+        cls,
+        images: Tensor,
+        labels: Labels | None = None,
+        prompts: Sequence[str] | None = None,
+        origin: str = "memory",
     ) -> TensorPictures:
-        """Of images in [-1, 1], as `sample` makes them, rounded to the nearest; what samples overshoot is cut off."""
+        """Of images in [-1, 1], as `sample` makes them, rounded to the nearest; what samples overshoot is cut
+        off."""
         return cls(to_uint8(images), labels, prompts, origin)
 
     @cached_property

@@ -43,7 +43,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str,
 
 @pytest.fixture
 def load(files: Files, tmp_path: Path) -> Callable[..., Model]:
-    """Load the UNet of a miniature's single file, or the parts under `prefix`, with some tensors changed, and with that metadata."""
+    """Load the UNet of a miniature's single file, or the parts under `prefix`, with some tensors changed, and
+    with that metadata."""
 
     def made(
         of: str,
@@ -75,7 +76,8 @@ def saved_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 @pytest.fixture
 def configured(saved_folder: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
-    """The UNet's folder of a miniature, its scheduler's and that of a configuration, which is changed; a setting of None is left out."""
+    """The UNet's folder of a miniature, its scheduler's and that of a configuration, which is changed; a
+    setting of None is left out."""
 
     def made(family: str, config: str, **settings: Any) -> Path:
         folder = tmp_path / "folder"
@@ -83,7 +85,9 @@ def configured(saved_folder: Callable[[str], Path], tmp_path: Path) -> Callable[
             shutil.copytree(saved_folder(family) / name, folder / name)
         shutil.copy(saved_folder(family) / "model_index.json", folder)
         content = json.loads((folder / config).read_text()) | settings
-        (folder / config).write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+        (folder / config).write_text(
+            json.dumps({name: value for name, value in content.items() if value is not None})
+        )
         return folder
 
     return made

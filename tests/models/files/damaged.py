@@ -1,6 +1,8 @@
-"""Damaged, hostile and foreign files: how to make them, and a program that loads each where memory is short and there is no network.
+"""Damaged, hostile and foreign files: how to make them, and a program that loads each where memory is short
+and there is no network.
 
-python -m tests.models.files.damaged FOLDER     writes FOLDER/said.json: {case: [kind of error, message, seconds]}
+python -m tests.models.files.damaged FOLDER     writes FOLDER/said.json: {case: [kind of error, message,
+                                                seconds]}
 """
 
 from __future__ import annotations
@@ -159,12 +161,17 @@ PACKED = {what: tuple(f"double_blocks.0.img_attn.qkv.{key}" for key in keys) for
 
 def packed(*keys: str) -> Make:
     """A FLUX.1 whose weights a packer has replaced by other tensors."""
-    return lambda path: save_file({"img_in.weight": torch.zeros(64, 64), **{key: torch.zeros(4, dtype=torch.uint8) for key in keys}}, path)
+    return lambda path: save_file(
+        {"img_in.weight": torch.zeros(64, 64), **{key: torch.zeros(4, dtype=torch.uint8) for key in keys}},
+        path,
+    )
 
 
 def of_keys(manifest: str) -> Make:
     """A file with the keys of a published one."""
-    return lambda path: save_file({key: torch.zeros([1] * len(shape)) for key, shape in manifests()[manifest].items()}, path)
+    return lambda path: save_file(
+        {key: torch.zeros([1] * len(shape)) for key, shape in manifests()[manifest].items()}, path
+    )
 
 
 def flow(family: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], part: str = "") -> Make:
@@ -191,7 +198,11 @@ def ungated(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def two_unets(state: dict[str, Tensor]) -> None:
-    state |= {key.removeprefix("model.diffusion_model."): value.clone() for key, value in state.items() if key.startswith("model.")}
+    state |= {
+        key.removeprefix("model.diffusion_model."): value.clone()
+        for key, value in state.items()
+        if key.startswith("model.")
+    }
 
 
 def half_a_tower(state: dict[str, Tensor]) -> None:
@@ -202,7 +213,9 @@ def half_a_tower(state: dict[str, Tensor]) -> None:
 def part_of_clip_l(path: Path) -> None:
     """Six of its twelve blocks, of full width; all zeros, on a disk that keeps none of them."""
     shapes = {
-        key: shape for key, shape in manifests()["clip_l_text_transformers"].items() if not any(f".{i}." in key for i in range(6, 12))
+        key: shape
+        for key, shape in manifests()["clip_l_text_transformers"].items()
+        if not any(f".{i}." in key for i in range(6, 12))
     }
     header, end = {}, 0
     for key, shape in shapes.items():
@@ -223,23 +236,45 @@ CASES: dict[str, tuple[Make, str]] = {
     "nothing": (lambda path: None, "no such file or folder: PATH"),
     "an empty file": (Path.touch, "PATH holds no weights: it is empty"),
     "a text": (written(b"once upon a time"), "PATH is no safetensors file: it begins with b'once upo'"),
-    "a web page": (written(b"<!DOCTYPE html><html><body>404</body></html>"), "PATH holds no weights: it is a web page"),
+    "a web page": (
+        written(b"<!DOCTYPE html><html><body>404</body></html>"),
+        "PATH holds no weights: it is a web page",
+    ),
     "another web page": (written(b"\n <html>Sign in</html>"), "PATH holds no weights: it is a web page"),
-    "a pointer": (written(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "PATH holds no weights: it is Git LFS's pointer"),
-    "an image": (lambda path: _named(path, ".png", b"\x89PNG"), "PATH is no file of weights: expected .safetensors, .sft, .ckpt, "),
-    "an empty folder": (Path.mkdir, "PATH holds no model, neither a training run's checkpoint nor diffusers' folders: no sub-folder"),
+    "a pointer": (
+        written(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "PATH holds no weights: it is Git LFS's pointer",
+    ),
+    "an image": (
+        lambda path: _named(path, ".png", b"\x89PNG"),
+        "PATH is no file of weights: expected .safetensors, .sft, .ckpt, ",
+    ),
+    "an empty folder": (
+        Path.mkdir,
+        "PATH holds no model, neither a training run's checkpoint nor diffusers' folders: no sub-folder",
+    ),
     "a folder of files": (
         lambda path: _folder(path, "sdxl.safetensors", ""),
-        "PATH holds no model, neither a training run's checkpoint nor diffusers' folders: load the file itself: PATH/sdxl.safetensors",
+        "PATH holds no model, neither a training run's checkpoint nor diffusers' folders: load the file "
+        "itself: PATH/sdxl.safetensors",
     ),
     "a folder with an index alone": (
         lambda path: _folder(path, "model_index.json", "{}"),
         "PATH holds no model, neither a training run's checkpoint nor diffusers' folders: no sub-folder",
     ),
     # headers
-    "a header that is cut": (written(b"\x10\x00\x00"), "PATH is damaged: its header should be 16 bytes long, and the file has 3"),
-    "a header that is too long": (written(raw(b"{}", length=5000)), "PATH is damaged: its header should be 5,000 bytes long"),
-    "a header longer than any": (written(raw(b"{}", length=2**63)), "PATH is no safetensors file: it begins with b'\\x00"),
+    "a header that is cut": (
+        written(b"\x10\x00\x00"),
+        "PATH is damaged: its header should be 16 bytes long, and the file has 3",
+    ),
+    "a header that is too long": (
+        written(raw(b"{}", length=5000)),
+        "PATH is damaged: its header should be 5,000 bytes long",
+    ),
+    "a header longer than any": (
+        written(raw(b"{}", length=2**63)),
+        "PATH is no safetensors file: it begins with b'\\x00",
+    ),
     "a header that is no JSON": (written(raw(b"weights: none")), f"{HEADER} (Expecting value"),
     "a header that is no text": (written(raw(b"\xff\xfe\xfd{}")), f"{HEADER} ("),
     "a header that is a list": (written(raw(b"[1]")), f"{HEADER} (it is no table of tensors)"),
@@ -250,32 +285,74 @@ CASES: dict[str, tuple[Make, str]] = {
         f"{HEADER} ([2J stands in it twice)",
     ),
     "a key twice": (written(raw(b'{"a": 1, "b": {}, "a": 2}')), f"{HEADER} (a stands in it twice)"),
-    "metadata of numbers": (written(raw({"__metadata__": {"a": 1}})), "PATH is damaged: __metadata__ must hold texts"),
-    "metadata of nothing": (written(raw({"__metadata__": None})), "PATH is damaged: __metadata__ must hold texts"),
+    "metadata of numbers": (
+        written(raw({"__metadata__": {"a": 1}})),
+        "PATH is damaged: __metadata__ must hold texts",
+    ),
+    "metadata of nothing": (
+        written(raw({"__metadata__": None})),
+        "PATH is damaged: __metadata__ must hold texts",
+    ),
     "nothing but metadata": (
         written(raw({"__metadata__": {"format": "pt"}})),
         "PATH holds no model that is known here: it holds no tensors",
     ),
-    "an entry without a place": (written(raw({"weight": {"dtype": "F32", "shape": [4]}})), "PATH is damaged: weight lacks dtype, shape"),
+    "an entry without a place": (
+        written(raw({"weight": {"dtype": "F32", "shape": [4]}})),
+        "PATH is damaged: weight lacks dtype, shape",
+    ),
     "an entry of one number": (written(raw({"weight": 3})), "PATH is damaged: weight lacks dtype, shape"),
-    "a name of two lines": (one([4], key="two\nlines"), r"PATH is damaged: 'two\nlines' is no name of a tensor"),
+    "a name of two lines": (
+        one([4], key="two\nlines"),
+        r"PATH is damaged: 'two\nlines' is no name of a tensor",
+    ),
     "a name without end": (one([4], key="a" * 5000), "PATH is damaged: 'aaaa"),
-    "an unknown dtype": (one([4], dtype="Q4_K"), "PATH cannot be read: weight has the dtype 'Q4_K'; known are F64, F32"),
-    "a dtype without end": (one([4], dtype="\x1b" * 5000), r"PATH cannot be read: weight has the dtype '\x1b\x1b"),
+    "an unknown dtype": (
+        one([4], dtype="Q4_K"),
+        "PATH cannot be read: weight has the dtype 'Q4_K'; known are F64, F32",
+    ),
+    "a dtype without end": (
+        one([4], dtype="\x1b" * 5000),
+        r"PATH cannot be read: weight has the dtype '\x1b\x1b",
+    ),
     "a dtype that is a list": (one([4], dtype=["F32"]), "PATH cannot be read: weight has the dtype ['F32']"),
     "a negative shape": (one([-4]), "PATH is damaged: weight has no possible shape [-4]"),
     "a shape of fractions": (one([4.0]), "PATH is damaged: weight has no possible shape [4.0]"),
     "a shape of truths": (one([True, 4]), "PATH is damaged: weight has no possible shape [True, 4]"),
     "a shape of letters": (one("4"), "PATH is damaged: weight has no possible shape ['4']"),  # type: ignore[arg-type]  # as a file may
-    "a huge shape": (one([2**62, 2**62]), "PATH is damaged: weight has no possible shape [4611686018427387904"),
-    "a huge shape of nothing": (one([2**47, 0], 0, 0), "PATH is damaged: weight ends at byte 91, the file at 107"),
-    "a shape of many dimensions": (one([1] * 60 + [4]), "PATH is damaged: weight has no possible shape [1, 1"),
-    "a shape that fills less": (one([3]), "PATH is damaged: weight, F32 of shape [3], does not fill its 16 bytes"),
-    "a shape that fills more": (one([5]), "PATH is damaged: weight, F32 of shape [5], does not fill its 16 bytes"),
-    "a dtype that fills less": (one([4], dtype="F16"), "PATH is damaged: weight, F16 of shape [4], does not fill its 16 bytes"),
+    "a huge shape": (
+        one([2**62, 2**62]),
+        "PATH is damaged: weight has no possible shape [4611686018427387904",
+    ),
+    "a huge shape of nothing": (
+        one([2**47, 0], 0, 0),
+        "PATH is damaged: weight ends at byte 91, the file at 107",
+    ),
+    "a shape of many dimensions": (
+        one([1] * 60 + [4]),
+        "PATH is damaged: weight has no possible shape [1, 1",
+    ),
+    "a shape that fills less": (
+        one([3]),
+        "PATH is damaged: weight, F32 of shape [3], does not fill its 16 bytes",
+    ),
+    "a shape that fills more": (
+        one([5]),
+        "PATH is damaged: weight, F32 of shape [5], does not fill its 16 bytes",
+    ),
+    "a dtype that fills less": (
+        one([4], dtype="F16"),
+        "PATH is damaged: weight, F16 of shape [4], does not fill its 16 bytes",
+    ),
     "a place beyond the file": (one([8], 0, 32), "PATH is damaged: weight ends at byte "),
-    "a place before the file": (one([4], -16, 0), "PATH is damaged: weight has no possible shape [4] or place [-16, 0]"),
-    "a place backwards": (one([4], 16, 0), "PATH is damaged: weight, F32 of shape [4], does not fill its -16 bytes"),
+    "a place before the file": (
+        one([4], -16, 0),
+        "PATH is damaged: weight has no possible shape [4] or place [-16, 0]",
+    ),
+    "a place backwards": (
+        one([4], 16, 0),
+        "PATH is damaged: weight, F32 of shape [4], does not fill its -16 bytes",
+    ),
     "data that nobody names": (one([2], 0, 8), "PATH is damaged: weight ends at byte "),
     "tensors that overlap": (
         written(raw({"a": entry([3], 0, 12), "b": entry([3], 4, 16)}, bytes(16))),
@@ -287,7 +364,9 @@ CASES: dict[str, tuple[Make, str]] = {
     ),
     "a gap at the start": (one([3], 4, 16), "PATH is damaged: weight leaves a gap after the header"),
     "a hundred thousand tensors": (
-        lambda path: path.write_bytes(raw({str(i): entry([], i, i + 1, "U8") for i in range(200_000)}, bytes(200_000))),
+        lambda path: path.write_bytes(
+            raw({str(i): entry([], i, i + 1, "U8") for i in range(200_000)}, bytes(200_000))
+        ),
         "PATH holds no model: no known one has as many as 200,000 tensors",
     ),
     # weights
@@ -316,34 +395,69 @@ CASES: dict[str, tuple[Make, str]] = {
         changed(lambda state: state.update({UNET_KEY: state[UNET_KEY].int()})),
         f"PATH holds no weights: {UNET_KEY} is torch.int32",
     ),
-    "not a number": (with_value(UNET_KEY, float("nan")), f"PATH is damaged: {UNET_KEY} holds values that are not finite"),
-    "not a number in a fused tensor": (
-        with_value("model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_k.weight", float("nan")),
-        "PATH is damaged: model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_k.weight holds values that are not finite",
+    "not a number": (
+        with_value(UNET_KEY, float("nan")),
+        f"PATH is damaged: {UNET_KEY} holds values that are not finite",
     ),
-    "infinity": (with_value(UNET_KEY, float("inf")), f"PATH is damaged: {UNET_KEY} holds values that are not finite"),
-    "minus infinity": (with_value(UNET_KEY, float("-inf")), f"PATH is damaged: {UNET_KEY} holds values that are not finite"),
-    "two UNets": (changed(two_unets), "PATH holds input_blocks.0.0.bias and 207 more, which belongs to no part of a known model"),
+    "not a number in a fused tensor": (
+        with_value(
+            "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_k.weight", float("nan")
+        ),
+        "PATH is damaged: model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_k.weight "
+        "holds values that are not finite",
+    ),
+    "infinity": (
+        with_value(UNET_KEY, float("inf")),
+        f"PATH is damaged: {UNET_KEY} holds values that are not finite",
+    ),
+    "minus infinity": (
+        with_value(UNET_KEY, float("-inf")),
+        f"PATH is damaged: {UNET_KEY} holds values that are not finite",
+    ),
+    "two UNets": (
+        changed(two_unets),
+        "PATH holds input_blocks.0.0.bias and 207 more, which belongs to no part of a known model",
+    ),
     "half a text encoder": (
         changed(half_a_tower),
         "PATH lacks cond_stage_model.transformer.text_model.encoder.layers.1.layer_norm1.weight and 15 more",
     ),
-    "a part of CLIP-L": (part_of_clip_l, "PATH: this is a part of a text encoder: 6 of 12 blocks of width 768"),
+    "a part of CLIP-L": (
+        part_of_clip_l,
+        "PATH: this is a part of a text encoder: 6 of 12 blocks of width 768",
+    ),
     # what is no model
     "a LoRA": (of_keys("sd15_lora_kohya_r16"), "is of a LoRA, which changes a model and is none"),
-    "a ControlNet": (of_keys("sd15_controlnet_diffusers"), "is of a ControlNet, which steers a model and is none"),
-    "another ControlNet": (of_keys("sd15_controlnet_ldm"), "is of a ControlNet, which steers a model and is none"),
+    "a ControlNet": (
+        of_keys("sd15_controlnet_diffusers"),
+        "is of a ControlNet, which steers a model and is none",
+    ),
+    "another ControlNet": (
+        of_keys("sd15_controlnet_ldm"),
+        "is of a ControlNet, which steers a model and is none",
+    ),
     "a LoRA of FLUX": (of_keys("flux1_lora_kohya_r16"), "is of a LoRA, which changes a model and is none"),
     "FLUX Redux": (
         lambda path: save_file({f"redux_{name}.weight": torch.zeros(2, 2) for name in ("up", "down")}, path),
-        "redux_down.weight is of FLUX.1 Redux, which makes prompts of images, and which this library does not know",
+        "redux_down.weight is of FLUX.1 Redux, which makes prompts of images, and which this library does "
+        "not know",
     ),
     "Chroma": (
-        flow("flux-schnell", lambda state: without(state, "vector_in.", "time_in.") | {"distilled_guidance_layer.in_proj.bias": ONE}),
+        flow(
+            "flux-schnell",
+            lambda state: (
+                without(state, "vector_in.", "time_in.") | {"distilled_guidance_layer.in_proj.bias": ONE}
+            ),
+        ),
         "an incomplete Chroma transformer: it lacks distilled_guidance_layer.in_proj.weight",
     ),
     "FLUX.2": (
-        flow("flux-dev", lambda state: without(state, "vector_in.", "txt_in.") | {"double_stream_modulation_img.lin.weight": ONE}),
+        flow(
+            "flux-dev",
+            lambda state: (
+                without(state, "vector_in.", "txt_in.") | {"double_stream_modulation_img.lin.weight": ONE}
+            ),
+        ),
         "double_stream_modulation_img.lin.weight is of FLUX.2, which this library does not know",
     ),
     # flows and T5
@@ -375,7 +489,10 @@ CASES: dict[str, tuple[Make, str]] = {
         "PATH is of another architecture: txt_in.bias is (65,), not (64,)",
     ),
     "FLUX with heads that do not turn": (
-        flow("flux-dev", lambda state: state | {key: torch.ones(30) for key in state if key.endswith("_norm.scale")}),
+        flow(
+            "flux-dev",
+            lambda state: state | {key: torch.ones(30) for key in state if key.endswith("_norm.scale")},
+        ),
         "PATH: axes are three even numbers of features, for 0, row and column, not (3, 13, 13)",
     ),
     "SD 3 without a tensor": (
@@ -388,10 +505,16 @@ CASES: dict[str, tuple[Make, str]] = {
     ),
     "SD 3 without its last block": (
         flow("sd3.5-medium", lambda state: without(state, "joint_blocks.2.")),
-        "PATH holds joint_blocks.1.context_block.attn.proj.bias and 5 more, for which its Stable Diffusion 3 transformer has no place",
+        "PATH holds joint_blocks.1.context_block.attn.proj.bias and 5 more, for which its Stable Diffusion "
+        "3 transformer has no place",
     ),
     "SD 3 that attends twice later on": (
-        flow("sd3.5-medium", lambda state: {key.replace("0.x_block.attn2", "1.x_block.attn2"): value for key, value in state.items()}),
+        flow(
+            "sd3.5-medium",
+            lambda state: {
+                key.replace("0.x_block.attn2", "1.x_block.attn2"): value for key, value in state.items()
+            },
+        ),
         "PATH: the blocks [1] of this network attend twice: known are those at its beginning",
     ),
     "SD 3 with positions in no square": (
@@ -414,14 +537,25 @@ CASES: dict[str, tuple[Make, str]] = {
         flow("flux-dev", lambda state: without(state, "encoder.mid.block_1.conv2.bias"), "vae"),
         "PATH lacks encoder.mid.block_1.conv2.bias",
     ),
-    "a textual inversion": (lambda path: save_file({"emb_params": torch.zeros(2, 768)}, path), "is of a textual inversion"),
+    "a textual inversion": (
+        lambda path: save_file({"emb_params": torch.zeros(2, 768)}, path),
+        "is of a textual inversion",
+    ),
     "an old textual inversion": (
-        pickled({"string_to_token": {"*": 265}, "string_to_param": {"*": torch.zeros(2, 768)}, "name": "cat"}),
+        pickled(
+            {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.zeros(2, 768)}, "name": "cat"}
+        ),
         "string_to_param.* is of a textual inversion, words and no model",
     ),
-    "a textual inversion of diffusers": (pickled({"<cat>": torch.zeros(768)}), "<cat> is of a textual inversion"),
+    "a textual inversion of diffusers": (
+        pickled({"<cat>": torch.zeros(768)}),
+        "<cat> is of a textual inversion",
+    ),
     # pickles
-    "a header of 20 MB": (written(raw(b"{}" + b" " * 20_000_000)), "PATH is no safetensors file: it begins with"),
+    "a header of 20 MB": (
+        written(raw(b"{}" + b" " * 20_000_000)),
+        "PATH is no safetensors file: it begins with",
+    ),
     "a header of a million lists": (written(raw(b"[" + b"[]," * 1_000_000 + b"1]")), "PATH "),
     "a pickle of one table many times": (
         pickled({"state_dict": {str(i): MANY for i in range(6000)}}),
@@ -431,7 +565,10 @@ CASES: dict[str, tuple[Make, str]] = {
         pickled({"global_step": 10**400, "state_dict": {"a": ONE}}),
         "PATH holds no model that is known here",
     ),
-    "a configuration of a gigabyte": (lambda path: _large_configuration(path), "PATH/config.json has 1,073,741,824 bytes, more than"),
+    "a configuration of a gigabyte": (
+        lambda path: _large_configuration(path),
+        "PATH/config.json has 1,073,741,824 bytes, more than",
+    ),
     "a pickle by another name": (
         lambda path: torch.save({"weight": torch.zeros(2)}, path),
         "PATH holds no model that is known here: no known network has the keys weight",
@@ -441,7 +578,10 @@ CASES: dict[str, tuple[Make, str]] = {
         "the same weights twice: keep one of them",
     ),
     **{
-        f"packed by {what}": (packed(*keys), f"PATH holds {keys[0]}: its weights are packed by {what}, which this library does not unpack")
+        f"packed by {what}": (
+            packed(*keys),
+            f"PATH holds {keys[0]}: its weights are packed by {what}, which this library does not unpack",
+        )
         for what, keys in PACKED.items()
     },
     "a pickle that runs code": (
@@ -454,11 +594,26 @@ CASES: dict[str, tuple[Make, str]] = {
     ),
     "a bare pickle that runs code": (bare_pickle, "is no plain file of weights, and nothing in it was run ("),
     "a pickle of a list": (pickled([torch.zeros(2)]), "PATH holds a list, not tensors by name"),
-    "a pickle of no tensors": (pickled({"epoch": 3}), "PATH holds no model that is known here: it holds no tensors"),
-    "a pickle of a list of weights": (pickled({"state_dict": [1]}), "PATH holds a list under state_dict, not tensors by name"),
-    "a pickle of numbered tensors": (pickled({0: torch.zeros(2)}), "PATH is damaged: 0 is no name of a tensor"),
-    "a pickle of sparse tensors": (pickled({"weight": torch.eye(3).to_sparse()}), "PATH holds weight, which is no plain tensor"),
-    "a pickle of tensors without data": (pickled({"weight": torch.zeros(3, device="meta")}), "PATH holds weight, which is no plain tensor"),
+    "a pickle of no tensors": (
+        pickled({"epoch": 3}),
+        "PATH holds no model that is known here: it holds no tensors",
+    ),
+    "a pickle of a list of weights": (
+        pickled({"state_dict": [1]}),
+        "PATH holds a list under state_dict, not tensors by name",
+    ),
+    "a pickle of numbered tensors": (
+        pickled({0: torch.zeros(2)}),
+        "PATH is damaged: 0 is no name of a tensor",
+    ),
+    "a pickle of sparse tensors": (
+        pickled({"weight": torch.eye(3).to_sparse()}),
+        "PATH holds weight, which is no plain tensor",
+    ),
+    "a pickle of tensors without data": (
+        pickled({"weight": torch.zeros(3, device="meta")}),
+        "PATH holds weight, which is no plain tensor",
+    ),
     "a pickle that repeats a byte": (
         pickled({"weight": torch.zeros(1).expand(2**40)}),
         "PATH is damaged: weight of shape [1099511627776] has more values than are stored",
@@ -466,7 +621,10 @@ CASES: dict[str, tuple[Make, str]] = {
     "a compressed pickle": (zip_bomb, "PATH is damaged or no file of weights (it is compressed)"),
     "half a pickle": (lambda path: _cut_pickle(path, True), "PATH is damaged or no file of weights ("),
     "half an old pickle": (lambda path: _cut_pickle(path, False), "PATH is damaged or no file of weights ("),
-    "an old pickle that claims a terabyte": (lambda path: _claims_a_terabyte(path), "PATH is damaged or no file of weights ("),
+    "an old pickle that claims a terabyte": (
+        lambda path: _claims_a_terabyte(path),
+        "PATH is damaged or no file of weights (",
+    ),
     # shards
     "a shard that is not there": (
         sharded({"a": "a.safetensors", "b": "b.safetensors"}, "a.safetensors"),
@@ -476,9 +634,18 @@ CASES: dict[str, tuple[Make, str]] = {
         sharded({"a": "../a.safetensors"}),
         "PATH names the shard '../a.safetensors', which is no file of weights",
     ),
-    "a shard at the root": (sharded({"a": "/etc/passwd"}), "PATH names the shard '/etc/passwd', which is no file of weights"),
-    "a shard with no name": (sharded({"a": "\0.safetensors"}), r"PATH names the shard '\x00.safetensors', which is no file of weights"),
-    "a shard with a long name": (sharded({"a": "x" * 5000 + ".safetensors"}), "which is no file of weights beside it"),
+    "a shard at the root": (
+        sharded({"a": "/etc/passwd"}),
+        "PATH names the shard '/etc/passwd', which is no file of weights",
+    ),
+    "a shard with no name": (
+        sharded({"a": "\0.safetensors"}),
+        r"PATH names the shard '\x00.safetensors', which is no file of weights",
+    ),
+    "a shard with a long name": (
+        sharded({"a": "x" * 5000 + ".safetensors"}),
+        "which is no file of weights beside it",
+    ),
     "an index of itself": (
         sharded({"a": "diffusion_pytorch_model.safetensors.index.json"}),
         "PATH names the shard 'diffusion_pytorch_model.safetensors.index.json', which is no file of weights",
@@ -487,7 +654,10 @@ CASES: dict[str, tuple[Make, str]] = {
         sharded({f"k{i}": f"s{i}.safetensors" for i in range(50_001)}),
         "no known one has as many as 50,001 tensors",
     ),
-    "an index of keys with control characters": (sharded({"a\x1b[2J\n": "a.safetensors"}, "a.safetensors"), "is no name of a tensor"),
+    "an index of keys with control characters": (
+        sharded({"a\x1b[2J\n": "a.safetensors"}, "a.safetensors"),
+        "is no name of a tensor",
+    ),
     "an index of numbers": (sharded({"a": 3}), "PATH is damaged: it has no weight_map"),  # type: ignore[dict-item]  # as a file may
     "an index of keys that are not there": (
         sharded({"a": "a.safetensors", "c": "a.safetensors"}, "a.safetensors"),
@@ -501,9 +671,15 @@ CASES: dict[str, tuple[Make, str]] = {
         lambda path: _named(path, ".safetensors.index.json", b"["),
         "PATH is damaged: Expecting value",
     ),
-    "a deep index": (lambda path: _named(path, ".safetensors.index.json", nested(100_000)), "PATH is damaged: it is nested too deeply"),
+    "a deep index": (
+        lambda path: _named(path, ".safetensors.index.json", nested(100_000)),
+        "PATH is damaged: it is nested too deeply",
+    ),
 }
-CASES |= {f"cut at {at:g}": (cut(at), "PATH is damaged: ") for at in (1e-6, 5e-6, 1e-4, 0.001, 0.01, 0.1, 0.5, 0.9, 0.999, 0.9999999)}
+CASES |= {
+    f"cut at {at:g}": (cut(at), "PATH is damaged: ")
+    for at in (1e-6, 5e-6, 1e-4, 0.001, 0.01, 0.1, 0.5, 0.9, 0.999, 0.9999999)
+}
 
 
 def _large_configuration(path: Path) -> Path:
@@ -542,7 +718,8 @@ def _claims_a_terabyte(path: Path) -> Path:
 
 
 def fuzzed(path: Path, count: int, seed: int) -> list[str]:
-    """Load a small file `count` times with bytes of its header flipped at random; what was neither a model nor one line of error."""
+    """Load a small file `count` times with bytes of its header flipped at random; what was neither a model
+    nor one line of error."""
     model, rng = tiny("sd1"), random.Random(seed)
     models.save(Model(None, model.schedule, model.prediction, {"family": "sd1"}, vae=model.vae), path, "ldm")
     with open(path, "rb") as file:
@@ -570,7 +747,11 @@ def _refuse(*args: object, **kwargs: object) -> None:
 
 def _memory(field: str) -> int:
     """A field of /proc/self/status in bytes."""
-    return 1024 * next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return 1024 * next(
+        int(line.split()[1])
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    )
 
 
 def main(folder: Path) -> None:

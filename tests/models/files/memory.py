@@ -1,9 +1,9 @@
 """How much memory loading takes, in a process of its own.
 
 python -m tests.models.files.memory PATH DTYPE COUNT ...
-    per three arguments, prints one line: {"peak", "model", "largest", "after"}: bytes beyond what the process had before, at most
-    while loading once; of the weights; of the largest tensor; and resident after each of COUNT loads, none of which is kept.
-    DTYPE is torch's name for it, or "stored"
+    per three arguments, prints one line: {"peak", "model", "largest", "after"}: bytes beyond what the process
+    had before, at most while loading once; of the weights; of the largest tensor; and resident after each of
+    COUNT loads, none of which is kept. DTYPE is torch's name for it, or "stored"
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Keys and shapes of published weights, without the weights.
 
-manifests.json.gz holds them by name: {"sd15_unet_ldm": {key: shape}, ...}. They were read off the reference implementations, built on
-the meta device with the published configurations; the number of values in each agrees with what its publisher states.
+manifests.json.gz holds them by name: {"sd15_unet_ldm": {key: shape}, ...}. They were read off the reference
+implementations, built on the meta device with the published configurations; the number of values in each
+agrees with what its publisher states.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class Declared(Stored):
 def manifests() -> dict[str, dict[str, tuple[int, ...]]]:
     """All of them, by name."""
     with gzip.open(Path(__file__).with_name("manifests.json.gz"), "rt") as file:
-        return {name: {key: tuple(shape) for key, shape in tensors.items()} for name, tensors in json.load(file).items()}
+        return {
+            name: {key: tuple(shape) for key, shape in tensors.items()}
+            for name, tensors in json.load(file).items()
+        }
 
 
 def declared(name: str, **more: tuple[int, ...]) -> TensorFile:
@@ -40,4 +44,6 @@ def declared(name: str, **more: tuple[int, ...]) -> TensorFile:
 
 
 def file_of(shapes: Mapping[str, tuple[int, ...]], name: str = "file.safetensors") -> TensorFile:
-    return TensorFile(Path(name), {key: Declared(Path(name), (key,), shape, torch.float16) for key, shape in shapes.items()})
+    return TensorFile(
+        Path(name), {key: Declared(Path(name), (key,), shape, torch.float16) for key, shape in shapes.items()}
+    )

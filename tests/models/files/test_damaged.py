@@ -1,4 +1,5 @@
-"""Damaged, hostile and foreign files end in one clear line, whatever they are: no code is run, no memory is taken, nothing hangs."""
+"""Damaged, hostile and foreign files end in one clear line, whatever they are: no code is run, no memory is
+taken, nothing hangs."""
 
 from __future__ import annotations
 
@@ -18,10 +19,18 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What loading said to each case, in a process that may take 256 MiB more than it has when nothing is loaded."""
+    """What loading said to each case, in a process that may take 256 MiB more than it has when nothing is
+    loaded."""
     folder = tmp_path_factory.mktemp("damaged")
     program = [sys.executable, "-m", "tests.models.files.damaged", str(folder)]
-    done = subprocess.run(program, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        program,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads((folder / "said.json").read_text()))
 
@@ -43,7 +52,8 @@ def test_flipped_bytes_give_a_model_or_one_line(said: dict[str, Any]) -> None:
 
 
 def test_no_pickle_ran_its_code(said: dict[str, Any]) -> None:
-    """Three of the cases would have left a file behind, which they do leave where Python's own unpickler reads them."""
+    """Three of the cases would have left a file behind, which they do leave where Python's own unpickler
+    reads them."""
     assert said["ran"] == []
 
 

@@ -1,4 +1,5 @@
-"""FLUX.1, Chroma and Stable Diffusion 3: diffusers and transformers read what we write and compute the same; we read what they write."""
+"""FLUX.1, Chroma and Stable Diffusion 3: diffusers and transformers read what we write and compute the same;
+we read what they write."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def _quietly() -> Any:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A miniature's folder, written once, with its single file and the folder of its separate files beside it."""
+    """A miniature's folder, written once, with its single file and the folder of its separate files beside
+    it."""
     root = tmp_path_factory.mktemp("saved")
 
     def path(family: str) -> Path:
@@ -71,15 +73,18 @@ def pipeline_of(folder: Path, **parts: Any) -> Any:
 
 def pipeline_without_clips_words(family: str, folder: Path) -> Any:
     """Whose tokenizers take longer to open than all the rest."""
-    return pipeline_of(folder, **dict.fromkeys(["tokenizer", "tokenizer_2"][: CLIPS[re.split("[-.]", family)[0]]]))
+    return pipeline_of(
+        folder, **dict.fromkeys(["tokenizer", "tokenizer_2"][: CLIPS[re.split("[-.]", family)[0]]])
+    )
 
 
-# What we write ---------------------------------------------------------------------------------------------------------
+# What we write ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FLOWS)
 def test_pipelines_there_and_back(family: str, saved: Saved, tmp_path: Path) -> None:
-    """Our folder is the pipeline that is meant, bit for bit; what it saves, in shards, is our model again, and nothing of it is told."""
+    """Our folder is the pipeline that is meant, bit for bit; what it saves, in shards, is our model again,
+    and nothing of it is told."""
     pipeline = pipeline_without_clips_words(family, saved(family))
     assert type(pipeline).__name__ == PIPELINES[family]
     equal(states(pipeline), files(saved(family)))
@@ -88,14 +93,27 @@ def test_pipelines_there_and_back(family: str, saved: Saved, tmp_path: Path) -> 
     again, model = models.load(tmp_path), models.load(saved(family))
     model.preview = None
     same(again.state_dict(), model.state_dict())
-    dropped = {"preview", *([] if family.startswith("sd3") else ["shape"])}  # a size that only our entry in model_index.json says
-    found, meant = ({key: value for key, value in each.spec.items() if key not in dropped} for each in (again, model))
+    dropped = {
+        "preview",
+        *([] if family.startswith("sd3") else ["shape"]),
+    }  # a size that only our entry in model_index.json says
+    found, meant = (
+        {key: value for key, value in each.spec.items() if key not in dropped} for each in (again, model)
+    )
     assert found == meant
-    assert again.require("text").tokenizer("t5").tokenize(WORDS) == model.require("text").tokenizer("t5").tokenize(WORDS)
+    assert again.require("text").tokenizer("t5").tokenize(WORDS) == model.require("text").tokenizer(
+        "t5"
+    ).tokenize(WORDS)
 
 
 @pytest.mark.parametrize(
-    ("family", "place"), [("flux-dev", "tokenizer_2"), ("flux-schnell", "tokenizer_2"), ("sd3", "tokenizer_3"), ("chroma", "tokenizer")]
+    ("family", "place"),
+    [
+        ("flux-dev", "tokenizer_2"),
+        ("flux-schnell", "tokenizer_2"),
+        ("sd3", "tokenizer_3"),
+        ("chroma", "tokenizer"),
+    ],
 )
 def test_tokenizers(family: str, place: str, saved: Saved) -> None:
     """T5's of our folder gives the same ids, padded to the same length; so does the pipeline's own."""
@@ -107,17 +125,22 @@ def test_tokenizers(family: str, place: str, saved: Saved) -> None:
     ):
         assert tokenizer(WORDS).input_ids == ids
         assert tokenizer.model_max_length == ours.params.readers["t5"].length
-        assert tokenizer(WORDS, padding="max_length").input_ids == ids + [0] * (ours.params.readers["t5"].length - len(ids))
+        assert tokenizer(WORDS, padding="max_length").input_ids == ids + [0] * (
+            ours.params.readers["t5"].length - len(ids)
+        )
 
 
 @pytest.mark.parametrize(("family", "most"), [("flux-dev", 512), ("flux-schnell", 256), ("sd3", 256)])
 def test_pipelines_are_told_the_same(family: str, most: int, tmp_path: Path) -> None:
-    """Context and vector of the same prompt; CLIP-L's pooled output goes unprojected, in Stable Diffusion 3 through the identity."""
+    """Context and vector of the same prompt; CLIP-L's pooled output goes unprojected, in Stable Diffusion 3
+    through the identity."""
     models.save(miniature(family), tmp_path, "diffusers")
     ours = models.load(tmp_path).require("text").encode([WORDS]).condition
     pipeline = pipeline_of(tmp_path)
     if family == "sd3":
-        context, _, vector, _ = pipeline.encode_prompt(WORDS, None, None, do_classifier_free_guidance=False, max_sequence_length=most)
+        context, _, vector, _ = pipeline.encode_prompt(
+            WORDS, None, None, do_classifier_free_guidance=False, max_sequence_length=most
+        )
     else:
         context, vector, _ = pipeline.encode_prompt(WORDS, None, max_sequence_length=most)
     assert relative_error(ours.context, context) <= BOUND
@@ -125,18 +148,22 @@ def test_pipelines_are_told_the_same(family: str, most: int, tmp_path: Path) -> 
 
 
 def test_chroma_is_told_the_same(saved: Saved) -> None:
-    """T5 sees no padding, and the network one row of it; of a prompt too long for all of its rows there is none."""
+    """T5 sees no padding, and the network one row of it; of a prompt too long for all of its rows there is
+    none."""
     prompts = [WORDS, "", "long " * 200]
     ours = models.load(saved("chroma")).require("text").encode(prompts).condition
     assert ours.mask is not None
-    context, _, mask, *_ = pipeline_of(saved("chroma")).encode_prompt(prompts, do_classifier_free_guidance=False)
+    context, _, mask, *_ = pipeline_of(saved("chroma")).encode_prompt(
+        prompts, do_classifier_free_guidance=False
+    )
     assert relative_error(ours.context, context) <= BOUND
     assert torch.equal(ours.mask, mask.bool())
     assert ours.mask.sum(1).tolist() == [len(WORDS) + 3, 2, 512]
 
 
 def test_stable_diffusion_3_without_t5(tmp_path: Path) -> None:
-    """Its folder says that there is none, which diffusers wants to be told too; the pipeline fills up with zeros as we do."""
+    """Its folder says that there is none, which diffusers wants to be told too; the pipeline fills up with
+    zeros as we do."""
     models.save(miniature("sd3"), tmp_path / "separate", "separate")
     parts = [tmp_path / "separate" / f"{name}.safetensors" for name in ("sd3", "vae", "clip_l", "clip_g")]
     model = models.load(*parts)
@@ -156,7 +183,8 @@ def test_stable_diffusion_3_without_t5(tmp_path: Path) -> None:
 
 
 def test_a_projected_pooled_output_stays_projected(tmp_path: Path) -> None:
-    """CLIP-L's in a folder of Stable Diffusion 3 whose projection is not the identity: computed, saved, and refused for single files."""
+    """CLIP-L's in a folder of Stable Diffusion 3 whose projection is not the identity: computed, saved, and
+    refused for single files."""
     models.save(miniature("sd3"), tmp_path, "diffusers")
     pipeline = pipeline_of(tmp_path)
     pipeline.text_encoder.text_projection.weight.normal_()
@@ -172,7 +200,8 @@ def test_a_projected_pooled_output_stays_projected(tmp_path: Path) -> None:
 
 
 def theirs_of(peer: Any, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-    """A transformer of diffusers told the same as ours: FLUX.1 and Chroma packed, and SD 3 in a thousand times."""
+    """A transformer of diffusers told the same as ours: FLUX.1 and Chroma packed, and SD 3 in a thousand
+    times."""
     context, vector, guidance = condition.given["context"], condition.vector, condition.guidance
     x = beside(x, condition.image)
     if isinstance(peer, diffusers.SD3Transformer2DModel):
@@ -181,7 +210,11 @@ def theirs_of(peer: Any, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
     return call_with_tokens(peer, x, t, context, **told)
 
 
-NETWORKS = {"flux": "FluxTransformer2DModel", "sd3": "SD3Transformer2DModel", "chroma": "ChromaTransformer2DModel"}
+NETWORKS = {
+    "flux": "FluxTransformer2DModel",
+    "sd3": "SD3Transformer2DModel",
+    "chroma": "ChromaTransformer2DModel",
+}
 
 
 @pytest.mark.parametrize("family", FLOWS)
@@ -206,11 +239,14 @@ def test_the_autoencoder_computes_the_same(family: str, saved: Saved) -> None:
     usual = models.FAMILIES[family].vae
     assert (ours.params.scale, ours.params.shift) == (scale, shift) == (usual.scale, usual.shift)
     images, latents = torch.rand(1, 3, 32, 48) * 2 - 1, torch.randn(1, 16, 4, 6)
-    assert relative_error(ours.encode(images).mean, (peer.encode(images).latent_dist.mean - shift) * scale) <= BOUND
+    assert (
+        relative_error(ours.encode(images).mean, (peer.encode(images).latent_dist.mean - shift) * scale)
+        <= BOUND
+    )
     assert relative_error(ours.decode(latents), peer.decode(latents / scale + shift).sample) <= BOUND
 
 
-# Single files ----------------------------------------------------------------------------------------------------------
+# Single files -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["flux-dev", "sd3", "sd3.5-medium"])
@@ -224,13 +260,19 @@ def test_diffusers_reads_our_single_files(family: str, saved: Saved) -> None:
                 str(backbone), config=str(folder / "transformer"), local_files_only=True
             )
             same(dict(network.state_dict()), files(folder)["transformer"])
-        autoencoder = diffusers.AutoencoderKL.from_single_file(str(vae), config=str(folder / "vae"), local_files_only=True)
+        autoencoder = diffusers.AutoencoderKL.from_single_file(
+            str(vae), config=str(folder / "vae"), local_files_only=True
+        )
         same(dict(autoencoder.state_dict()), files(folder)["vae"])
 
 
 CONVERTED: list[tuple[Any, Any, str]] = [
     (flux, FluxParams(depth=2, depth_single=2), "convert_flux_transformer_checkpoint_to_diffusers"),
-    (flux, FluxParams(depth=2, depth_single=2, guidance_dim=None), "convert_flux_transformer_checkpoint_to_diffusers"),
+    (
+        flux,
+        FluxParams(depth=2, depth_single=2, guidance_dim=None),
+        "convert_flux_transformer_checkpoint_to_diffusers",
+    ),
     (chroma, ChromaParams(depth=2, depth_single=2), "convert_chroma_transformer_checkpoint_to_diffusers"),
 ]
 
@@ -241,12 +283,18 @@ def test_names_and_places_are_those_of_diffusers_converter(line: Any, params: An
     with torch.device("meta"):
         network = line.ARCHITECTURES[0].kind.network(params)
     shapes = {name: value.shape for name, value in network.state_dict().items()}
-    state = {name: torch.randn(shape[0], 1) if len(shape) > 1 else torch.randn(shape) for name, shape in shapes.items()}
+    state = {
+        name: torch.randn(shape[0], 1) if len(shape) > 1 else torch.randn(shape)
+        for name, shape in shapes.items()
+    }
     published = scatter(line.bfl().table(state), state)
-    same(getattr(diffusers.loaders.single_file_utils, convert)(published), scatter(line.diffusers(params).table(state), state))
+    same(
+        getattr(diffusers.loaders.single_file_utils, convert)(published),
+        scatter(line.diffusers(params).table(state), state),
+    )
 
 
-# What they write -------------------------------------------------------------------------------------------------------
+# What they write --------------------------------------------------------------------------------------------
 
 
 def saved_by_diffusers(network: Any, folder: Path) -> Model:
@@ -258,7 +306,13 @@ def saved_by_diffusers(network: Any, folder: Path) -> Model:
 def test_flux_of_diffusers(guidance: bool, tmp_path: Path) -> None:
     """Axes of the heads come from the configuration, which no shape tells."""
     torch.manual_seed(0)
-    sizes = dict(num_layers=2, num_single_layers=3, attention_head_dim=24, num_attention_heads=2, axes_dims_rope=(8, 8, 8))
+    sizes = dict(
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=24,
+        num_attention_heads=2,
+        axes_dims_rope=(8, 8, 8),
+    )
     peer = diffusers.FluxTransformer2DModel(
         in_channels=16, **sizes, joint_attention_dim=20, pooled_projection_dim=12, guidance_embeds=guidance
     ).eval()
@@ -271,9 +325,12 @@ def test_flux_of_diffusers(guidance: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dual", [(), (0,), (0, 1, 2)])
 @pytest.mark.parametrize("qk_norm", [None, "rms_norm"])
 def test_stable_diffusion_3_of_diffusers(dual: tuple[int, ...], qk_norm: str | None, tmp_path: Path) -> None:
-    """Heads that are not as many as blocks, blocks that attend twice, queries and keys that are normalised: from shapes alone."""
+    """Heads that are not as many as blocks, blocks that attend twice, queries and keys that are normalised:
+    from shapes alone."""
     torch.manual_seed(0)
-    sizes = dict(sample_size=8, num_layers=3, num_attention_heads=2, caption_projection_dim=128, pos_embed_max_size=12)
+    sizes = dict(
+        sample_size=8, num_layers=3, num_attention_heads=2, caption_projection_dim=128, pos_embed_max_size=12
+    )
     peer = diffusers.SD3Transformer2DModel(
         **sizes,
         attention_head_dim=64,
@@ -291,8 +348,12 @@ def test_stable_diffusion_3_of_diffusers(dual: tuple[int, ...], qk_norm: str | N
 
 def test_t5_of_transformers(saved: Saved, tmp_path: Path) -> None:
     """In shards, and beside the alias of its embeddings that older versions wrote."""
-    peer = transformers.T5EncoderModel.from_pretrained(saved("flux-dev") / "text_encoder_2", local_files_only=True).eval()
+    peer = transformers.T5EncoderModel.from_pretrained(
+        saved("flux-dev") / "text_encoder_2", local_files_only=True
+    ).eval()
     peer.save_pretrained(tmp_path, max_shard_size="100KB")
-    text = models.load(tmp_path, saved("flux-dev") / "text_encoder", saved("flux-dev") / "transformer").require("text")
+    text = models.load(
+        tmp_path, saved("flux-dev") / "text_encoder", saved("flux-dev") / "transformer"
+    ).require("text")
     tokens = torch.randint(0, 100, (2, 9))
     assert relative_error(text.towers["t5"](tokens), peer(tokens).last_hidden_state) <= BOUND

@@ -1,4 +1,5 @@
-"""Published files of every family, at their full size: each key is accounted for, in both directions; and files that are no models."""
+"""Published files of every family, at their full size: each key is accounted for, in both directions; and
+files that are no models."""
 
 from __future__ import annotations
 
@@ -26,10 +27,17 @@ from models.networks.unet import UNetParams
 from models.networks.vae import VAEParams
 from tests.models.files.published import declared, file_of, manifests
 
-KINDS = (*BACKBONES.values(), *AUTOENCODERS.values(), *(reader.NETWORK for reader in READERS.values()), PREVIEW)
+KINDS = (
+    *BACKBONES.values(),
+    *AUTOENCODERS.values(),
+    *(reader.NETWORK for reader in READERS.values()),
+    PREVIEW,
+)
 NETWORKS: dict[type[Any], type[nn.Module]] = {kind.params: kind.network for kind in KINDS}
 PUBLISHED = {name: each.network for name, each in ARCHITECTURES.items()}
-SD1, SD2, SDXL, REFINER = (cast(UNetParams, PUBLISHED[name]) for name in ("sd1", "sd2", "sdxl", "sdxl-refiner"))
+SD1, SD2, SDXL, REFINER = (
+    cast(UNetParams, PUBLISHED[name]) for name in ("sd1", "sd2", "sdxl", "sdxl-refiner")
+)
 FLUX, SCHNELL, FILL, CANNY = (PUBLISHED[f"flux-{name}"] for name in ("dev", "schnell", "fill", "canny"))
 CHROMA = PUBLISHED["chroma"]
 SD3_MEDIUM, SD35_MEDIUM, SD35_LARGE = (PUBLISHED[name] for name in ("sd3", "sd3.5-medium", "sd3.5-large"))
@@ -66,8 +74,16 @@ G_TRANSFORMERS = replace(CLIP_G, activation="quick_gelu")
 HALF_DECODER, HALF_ENCODER = "TAESD's decoder", "TAESD's encoder"
 
 OURS: dict[str, list[tuple[str, str, Any]]] = {
-    "sd15_full_ldm": [("backbone", "ldm", SD1), ("vae", "ldm", VAEParams()), ("text", "transformers", CLIP_L)],
-    "sd15_full_with_ema_ldm": [("backbone", "ldm", SD1), ("vae", "ldm", VAEParams()), ("text", "transformers", CLIP_L)],
+    "sd15_full_ldm": [
+        ("backbone", "ldm", SD1),
+        ("vae", "ldm", VAEParams()),
+        ("text", "transformers", CLIP_L),
+    ],
+    "sd15_full_with_ema_ldm": [
+        ("backbone", "ldm", SD1),
+        ("vae", "ldm", VAEParams()),
+        ("text", "transformers", CLIP_L),
+    ],
     "sd15_unet_ldm": [("backbone", "ldm", SD1)],
     "sd15_unet_diffusers": [("backbone", "diffusers", SD1)],
     "sd15_inpaint_unet_diffusers": [("backbone", "diffusers", replace(SD1, in_channels=9))],
@@ -95,7 +111,11 @@ OURS: dict[str, list[tuple[str, str, Any]]] = {
     "playground25_vae_diffusers": [("vae", "diffusers", VAEParams())],
     "sdxl_text_encoder_2_transformers": [("text", "transformers", G_TRANSFORMERS)],
     "openclip_bigg_text": [("text", "openclip", CLIP_G)],
-    "sdxl_refiner_full_sgm": [("backbone", "ldm", REFINER), ("vae", "ldm", VAEParams()), ("text", "openclip", CLIP_G)],
+    "sdxl_refiner_full_sgm": [
+        ("backbone", "ldm", REFINER),
+        ("vae", "ldm", VAEParams()),
+        ("text", "openclip", CLIP_G),
+    ],
     "sdxl_refiner_unet_ldm": [("backbone", "ldm", REFINER)],
     "sdxl_refiner_unet_diffusers": [("backbone", "diffusers", REFINER)],
     "taesd_diffusers": [("preview", "diffusers", TAESDParams())],
@@ -161,7 +181,8 @@ def keys(part: Part) -> list[str]:
 
 @pytest.mark.parametrize("name", OURS)
 def test_keys_and_shapes_map_without_a_remainder(name: str) -> None:
-    """What is found is the published configuration; its table takes every key of the file, and writes every key of it in its shape."""
+    """What is found is the published configuration; its table takes every key of the file, and writes every
+    key of it in its shape."""
     found = find_parts(declared(name))
     assert [(part.kind, part.layout.name, part.params) for part in found] == OURS[name]
     used: list[str] = []
@@ -200,7 +221,9 @@ def test_what_is_no_model_of_ours_is_told_so(name: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["sdxl_lora_kohya_r16", "sd15_controlnet_diffusers", "flux1_canny_depth_lora_bfl_r128"])
+@pytest.mark.parametrize(
+    "name", ["sdxl_lora_kohya_r16", "sd15_controlnet_diffusers", "flux1_canny_depth_lora_bfl_r128"]
+)
 def test_what_is_no_model_of_ours_is_told_so_from_a_file(name: str, tmp_path: Path) -> None:
     """The same through `load`, whatever the tensors hold."""
     path = tmp_path / f"{name}.safetensors"
@@ -211,7 +234,8 @@ def test_what_is_no_model_of_ours_is_told_so_from_a_file(name: str, tmp_path: Pa
 
 
 def test_averages_take_the_place_of_raw_weights() -> None:
-    """A file with all of them gives the backbone's averages, or the raw weights on demand; each is left out where the other is taken."""
+    """A file with all of them gives the backbone's averages, or the raw weights on demand; each is left out
+    where the other is taken."""
     file = declared("sd15_full_with_ema_ldm")
     averaged, raw = (find_parts(file, ema=ema)[0] for ema in (True, False))
     assert all(key.startswith("model_ema.") for key in keys(averaged))
@@ -225,8 +249,12 @@ def test_averages_take_the_place_of_raw_weights() -> None:
 def test_an_average_with_a_gap_is_refused() -> None:
     """Half averaged and half raw weights would be no model at all."""
     file = declared("sd15_full_with_ema_ldm")
-    tensors = {key: stored for key, stored in file.tensors.items() if key != "model_ema.diffusion_modelout2bias"}
-    with pytest.raises(ValueError, match=r"averages only some .* lacks model_ema\.diffusion_modelout2bias; ema=False"):
+    tensors = {
+        key: stored for key, stored in file.tensors.items() if key != "model_ema.diffusion_modelout2bias"
+    }
+    with pytest.raises(
+        ValueError, match=r"averages only some .* lacks model_ema\.diffusion_modelout2bias; ema=False"
+    ):
         find_parts(replace(file, tensors=tensors))
     assert find_parts(replace(file, tensors=tensors), ema=False)
 
@@ -238,7 +266,11 @@ def test_an_average_with_a_gap_is_refused() -> None:
         *("v_pred", "ztsnr", "denoiser.sigmas", "logvar", "alphas_cumprod"),
         "conditioner.embedders.0.transformer.text_model.embeddings.position_ids",
         "conditioner.embedders.1.model.transformer.text_model.embeddings.position_ids",
-        *("conditioner.embedders.0.logit_scale", "conditioner.embedders.1.model.logit_scale", "conditioner.embedders.1.logit_scale"),
+        *(
+            "conditioner.embedders.0.logit_scale",
+            "conditioner.embedders.1.model.logit_scale",
+            "conditioner.embedders.1.logit_scale",
+        ),
         "first_stage_model.loss.logvar",
     ],
 )
@@ -250,22 +282,31 @@ def test_what_tools_add_is_known(extra: str) -> None:
 
 
 def test_towers_that_other_tools_write() -> None:
-    """CLIP-L without text_model. (NovelAI's) and with a projection (ComfyUI's); bigG's projection as a linear layer (Playground's)."""
+    """CLIP-L without text_model. (NovelAI's) and with a projection (ComfyUI's); bigG's projection as a linear
+    layer (Playground's)."""
     tensors = {}
     for key, shape in manifests()["sdxl_base_full_sgm"].items():
         key = key.replace("embedders.0.transformer.text_model.", "embedders.0.transformer.")
-        tensors[key.replace("embedders.1.model.text_projection", "embedders.1.model.text_projection.weight")] = shape
+        tensors[
+            key.replace("embedders.1.model.text_projection", "embedders.1.model.text_projection.weight")
+        ] = shape
     tensors["conditioner.embedders.0.transformer.text_projection.weight"] = (768, 768)
     found = find_parts(file_of(tensors))
     assert [part.params for part in found[2:]] == [replace(CLIP_L, projection=768), CLIP_G]
     for part in found[2:]:
         state = network(part.params).state_dict()
-        assert sorted(key for source in part.layout.table(state).values() for key in source.keys) == sorted(part.stored)
+        assert sorted(key for source in part.layout.table(state).values() for key in source.keys) == sorted(
+            part.stored
+        )
 
 
 def test_a_whole_clip_model_gives_its_text_tower() -> None:
     """OpenAI's own file holds an image tower too, and the projections of both."""
-    image = {"vision_model.post_layernorm.bias": (1024,), "visual_projection.weight": (768, 1024), "logit_scale": ()}
+    image = {
+        "vision_model.post_layernorm.bias": (1024,),
+        "visual_projection.weight": (768, 1024),
+        "logit_scale": (),
+    }
     found = find_parts(declared("clip_l_text_proj_transformers", **image))
     assert [part.params for part in found] == [replace(CLIP_L, projection=768)]
     assert found[0].file.ignored.keys() == image.keys()

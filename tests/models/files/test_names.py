@@ -77,7 +77,9 @@ def test_what_stands_before_all_names(kind: str, prefix: str, tmp_path: Path) ->
     check_same(found, original)
 
 
-@pytest.mark.parametrize("wrapper", ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+@pytest.mark.parametrize(
+    "wrapper", ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]
+)
 def test_wrapped_blocks(wrapper: str, tmp_path: Path) -> None:
     """As of blocks that are compiled, sharded or checkpointed one by one."""
     original, state = alone("FLUX.1")
@@ -101,7 +103,9 @@ def test_a_file_of_all_parts_that_was_compiled(tmp_path: Path) -> None:
 def test_what_stands_before_a_file_of_all_parts(prefix: str, tmp_path: Path) -> None:
     """The names of a trainer's module that holds the whole model, marks and tables of it too."""
     models.save(tiny("sdxl-v"), tmp_path / "ldm.safetensors", "ldm")
-    found = loaded({prefix + key: value for key, value in load_file(tmp_path / "ldm.safetensors").items()}, tmp_path)
+    found = loaded(
+        {prefix + key: value for key, value in load_file(tmp_path / "ldm.safetensors").items()}, tmp_path
+    )
     assert found.prediction.name == "v"
     check_same(found, tiny("sdxl-v"))
 
@@ -113,7 +117,10 @@ def test_parts_in_one_file_as_trainers_call_them(prefix: str, tmp_path: Path) ->
     files = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
     state: dict[str, Tensor] = {}
     for part, file in files.items():
-        state |= {f"{prefix}{part}.{key}": value for key, value in load_file(tmp_path / "folder" / part / f"{file}.safetensors").items()}
+        state |= {
+            f"{prefix}{part}.{key}": value
+            for key, value in load_file(tmp_path / "folder" / part / f"{file}.safetensors").items()
+        }
     found = loaded(state, tmp_path)
     check_same(found, tiny("sd1"))
 
@@ -123,7 +130,11 @@ def test_our_own_files_of_a_wrapped_network(wrapper: str, tmp_path: Path) -> Non
     """What a training with a compiled network may have saved."""
     models.save(tiny("sd1"), tmp_path / "native.safetensors", "native")
     tensors, metadata = native.read(tmp_path / "native.safetensors")
-    native.write(tmp_path / "odd.safetensors", {key.replace(".", f".{wrapper}", 1): value for key, value in tensors.items()}, metadata)
+    native.write(
+        tmp_path / "odd.safetensors",
+        {key.replace(".", f".{wrapper}", 1): value for key, value in tensors.items()},
+        metadata,
+    )
     found = models.load(tmp_path / "odd.safetensors")
     check_same(found, tiny("sd1"))
     assert found.report is not None
@@ -133,8 +144,13 @@ def test_our_own_files_of_a_wrapped_network(wrapper: str, tmp_path: Path) -> Non
 def test_twice_the_same_weights_are_refused(tmp_path: Path) -> None:
     """With and without a wrapper: which of them is meant is unknown."""
     _, state = alone("FLUX.1")
-    save_file(state | {f"_orig_mod.{key}": value.clone() for key, value in state.items()}, tmp_path / "odd.safetensors")
-    with pytest.raises(ValueError, match=r"odd\.safetensors holds .* the same weights twice: keep one of them"):
+    save_file(
+        state | {f"_orig_mod.{key}": value.clone() for key, value in state.items()},
+        tmp_path / "odd.safetensors",
+    )
+    with pytest.raises(
+        ValueError, match=r"odd\.safetensors holds .* the same weights twice: keep one of them"
+    ):
         models.load(tmp_path / "odd.safetensors")
 
 
@@ -155,10 +171,12 @@ def test_what_all_names_share(keys: list[str], prefix: str) -> None:
     assert shared_prefix(keys) == prefix
 
 
-# Names of files --------------------------------------------------------------------------------------------------------
+# Names of files ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.bin", "model.gguf", "model", "model.v2", "ab12" * 16])
+@pytest.mark.parametrize(
+    "name", ["model.ckpt", "model.pt", "model.bin", "model.gguf", "model", "model.v2", "ab12" * 16]
+)
 def test_safetensors_by_any_name(name: str, tmp_path: Path) -> None:
     """A file's first bytes say what it is."""
     original, state = alone("FLUX.1")
@@ -177,5 +195,7 @@ def test_pickles_called_safetensors(zipped: bool, tmp_path: Path) -> None:
 def test_a_folder_whose_bin_is_safetensors(tmp_path: Path) -> None:
     """As some converters leave it."""
     models.save(tiny("sd1"), tmp_path, "diffusers")
-    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").rename(tmp_path / "unet" / "diffusion_pytorch_model.bin")
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").rename(
+        tmp_path / "unet" / "diffusion_pytorch_model.bin"
+    )
     check_same(models.load(tmp_path), tiny("sd1"))

@@ -1,4 +1,5 @@
-"""diffusers, transformers and open_clip read what we write and compute the same with it; we read what they write.
+"""diffusers, transformers and open_clip read what we write and compute the same with it; we read what they
+write.
 
 Of UNets and what goes with them; `test_flow_peers` is of FLUX.1 and Stable Diffusion 3.
 """
@@ -60,20 +61,25 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
 Saved = Callable[[str], tuple[Path, Path]]
 
 
-# What we write ---------------------------------------------------------------------------------------------------------
+# What we write ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", PIPELINES)
 def test_diffusers_loads_our_folders(family: str, saved: Saved) -> None:
     """As the pipeline that is meant, bit for bit, with a scheduler of our schedule and prediction."""
     folder, _ = saved(family)
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, tokenizer=None, tokenizer_2=None)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(
+        folder, local_files_only=True, tokenizer=None, tokenizer_2=None
+    )
     assert type(pipeline).__name__ == PIPELINES[family]
     equal(states(pipeline), files(folder))
     model = tiny(family)
     alpha_bar = torch.stack([model.schedule.alpha(t) ** 2 for t in range(1000)])
     torch.testing.assert_close(pipeline.scheduler.alphas_cumprod.double(), alpha_bar, rtol=1e-5, atol=0)
-    assert pipeline.scheduler.config.prediction_type == {"eps": "epsilon", "v": "v_prediction"}[model.prediction.name]
+    assert (
+        pipeline.scheduler.config.prediction_type
+        == {"eps": "epsilon", "v": "v_prediction"}[model.prediction.name]
+    )
 
 
 @pytest.mark.parametrize("family", UNETS)
@@ -85,7 +91,11 @@ def test_diffusers_loads_our_single_files(family: str, saved: Saved) -> None:
     pipeline = kind.from_single_file(file, config=str(folder), local_files_only=True, **without)
     theirs = states(pipeline)
     if family == "sd2":  # it keeps no projection, and the last block as it is
-        theirs["text_encoder"] = {key: value for key, value in theirs["text_encoder"].items() if key in files(folder)["text_encoder"]}
+        theirs["text_encoder"] = {
+            key: value
+            for key, value in theirs["text_encoder"].items()
+            if key in files(folder)["text_encoder"]
+        }
     equal(theirs, files(folder))
 
 
@@ -93,14 +103,18 @@ def test_diffusers_loads_our_previews(saved: Saved) -> None:
     """Bit for bit, and computes the same."""
     peer = diffusers.AutoencoderTiny.from_pretrained(saved("sd1")[0] / "preview", local_files_only=True)
     ours = tiny("sd1").require("preview")
-    same(dict(peer.state_dict()), load_file(saved("sd1")[0] / "preview" / "diffusion_pytorch_model.safetensors"))
+    same(
+        dict(peer.state_dict()),
+        load_file(saved("sd1")[0] / "preview" / "diffusion_pytorch_model.safetensors"),
+    )
     images, latents = torch.rand(2, 3, 32, 40) * 2 - 1, torch.randn(2, 4, 5, 6)
     assert relative_error(ours.encode(images), peer.encode(images).latents) <= BOUND
     assert relative_error(ours.decode(latents), peer.decode(latents).sample) <= BOUND
 
 
 def output(peer: Any, params: Any, x: Tensor, t: Tensor, told: Mapping[str, Tensor]) -> Tensor:
-    """A UNet of diffusers told the same as ours: the vector behind its own sinusoids, w as the embedding that pipelines make."""
+    """A UNet of diffusers told the same as ours: the vector behind its own sinusoids, w as the embedding that
+    pipelines make."""
     options: dict[str, Any] = {"encoder_hidden_states": told["context"]}
     if "guidance" in told:
         embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
@@ -143,7 +157,11 @@ def test_text_towers_compute_the_same(family: str, tmp_path: Path) -> None:
             states = tower(TOKENS)
             if name == "clip_l" or (loaded.report and loaded.report.layout == "diffusers"):
                 place = tmp_path / "f" / ("text_encoder_2" if name == "clip_g" else "text_encoder")
-                kind = transformers.CLIPTextModelWithProjection if name == "clip_g" else transformers.CLIPTextModel
+                kind = (
+                    transformers.CLIPTextModelWithProjection
+                    if name == "clip_g"
+                    else transformers.CLIPTextModel
+                )
                 peer = kind.from_pretrained(place, local_files_only=True).eval()
                 theirs = peer(TOKENS, output_hidden_states=True)
                 hidden, last = theirs.hidden_states, theirs.last_hidden_state
@@ -152,14 +170,18 @@ def test_text_towers_compute_the_same(family: str, tmp_path: Path) -> None:
                 hidden, last, pooled = in_open_clip(tmp_path / "f.safetensors", tower.params)
             assert len(hidden) == len(states)
             for ours, expected in zip(
-                [*states, module.norm(states[-1]), module.pool(states[-1], TOKENS)], [*hidden, last, pooled], strict=True
+                [*states, module.norm(states[-1]), module.pool(states[-1], TOKENS)],
+                [*hidden, last, pooled],
+                strict=True,
             ):
                 assert relative_error(ours, expected) <= BOUND
 
 
 def in_open_clip(file: Path, p: Any) -> tuple[list[Tensor], Tensor, Tensor]:
     """States, last state and pooled output of the one OpenCLIP tower in a single file."""
-    peer = open_clip.transformer.TextTransformer(p.length, p.vocab, p.width, p.heads, p.layers, output_dim=p.projection)
+    peer = open_clip.transformer.TextTransformer(
+        p.length, p.vocab, p.width, p.heads, p.layers, output_dim=p.projection
+    )
     state = {key.split(".model.")[1]: value for key, value in load_file(file).items() if ".model." in key}
     peer.load_state_dict(state)
     hidden = [peer.eval().token_embedding(TOKENS) + peer.positional_embedding[: TOKENS.shape[1]]]
@@ -169,7 +191,7 @@ def in_open_clip(file: Path, p: Any) -> tuple[list[Tensor], Tensor, Tensor]:
     return hidden, last, last[torch.arange(2), TOKENS.argmax(-1)] @ peer.text_projection
 
 
-# What they write -------------------------------------------------------------------------------------------------------
+# What they write --------------------------------------------------------------------------------------------
 
 KINDS: dict[str, dict[str, Any]] = {
     "heads": dict(attention_head_dim=2, cross_attention_dim=20),
@@ -204,7 +226,8 @@ def random_unet(**changes: Any) -> diffusers.UNet2DConditionModel:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_networks_of_diffusers(kind: str, tmp_path: Path) -> None:
-    """Numbers of heads, groups and the like come from the configuration beside the weights: the same outputs."""
+    """Numbers of heads, groups and the like come from the configuration beside the weights: the same
+    outputs."""
     peer = random_unet(**KINDS[kind])
     peer.save_pretrained(tmp_path)
     ours = models.load(tmp_path).network
@@ -215,7 +238,12 @@ def test_networks_of_diffusers(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [dict(variant="fp16"), dict(max_shard_size="200KB"), dict(max_shard_size="200KB", variant="fp16"), dict(safe_serialization=False)],
+    [
+        dict(variant="fp16"),
+        dict(max_shard_size="200KB"),
+        dict(max_shard_size="200KB", variant="fp16"),
+        dict(safe_serialization=False),
+    ],
     ids=["variant", "shards", "shards of a variant", "pickle"],
 )
 def test_ways_in_which_diffusers_writes(options: dict[str, Any], tmp_path: Path) -> None:
@@ -224,13 +252,20 @@ def test_ways_in_which_diffusers_writes(options: dict[str, Any], tmp_path: Path)
     peer.save_pretrained(tmp_path, **options)
     peer.save_pretrained(tmp_path / "plain")
     assert not (tmp_path / "diffusion_pytorch_model.safetensors").exists()
-    same(dict(models.load(tmp_path).network.state_dict()), dict(models.load(tmp_path / "plain").network.state_dict()))
+    same(
+        dict(models.load(tmp_path).network.state_dict()),
+        dict(models.load(tmp_path / "plain").network.state_dict()),
+    )
 
 
 def test_autoencoders_of_diffusers(tmp_path: Path) -> None:
     """Groups, scale and shift of the configuration; without the convolutions around the latents."""
     torch.manual_seed(0)
-    levels = dict(down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3, block_out_channels=[16, 32, 16])
+    levels = dict(
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        block_out_channels=[16, 32, 16],
+    )
     peer = diffusers.AutoencoderKL(
         **levels,
         latent_channels=16,
@@ -243,7 +278,10 @@ def test_autoencoders_of_diffusers(tmp_path: Path) -> None:
     peer.save_pretrained(tmp_path)
     ours = models.load(tmp_path).require("vae")
     images, latents = torch.rand(2, 3, 32, 48) * 2 - 1, torch.randn(2, 16, 8, 12)
-    assert relative_error(ours.encode(images).mean, (peer.encode(images).latent_dist.mean - 0.0609) * 1.5305) <= BOUND
+    assert (
+        relative_error(ours.encode(images).mean, (peer.encode(images).latent_dist.mean - 0.0609) * 1.5305)
+        <= BOUND
+    )
     assert relative_error(ours.decode(latents), peer.decode(latents / 1.5305 + 0.0609).sample) <= BOUND
 
 
@@ -252,7 +290,9 @@ def test_autoencoders_of_diffusers(tmp_path: Path) -> None:
 def test_text_towers_of_transformers(kind: str, activation: str, tmp_path: Path) -> None:
     """Heads and activation of the configuration."""
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, intermediate_size=128, projection_dim=24, num_hidden_layers=2, num_attention_heads=4)
+    sizes = dict(
+        hidden_size=32, intermediate_size=128, projection_dim=24, num_hidden_layers=2, num_attention_heads=4
+    )
     peer = getattr(transformers, kind)(
         transformers.CLIPTextConfig(**sizes, hidden_act=activation, bos_token_id=BOS, eos_token_id=EOS)
     ).eval()
@@ -262,7 +302,9 @@ def test_text_towers_of_transformers(kind: str, activation: str, tmp_path: Path)
     theirs = peer(TOKENS, output_hidden_states=True)
     states = tower(TOKENS)
     pooled = theirs.text_embeds if kind == "CLIPTextModelWithProjection" else theirs.pooler_output
-    for ours, expected in zip([*states, tower.pool(states[-1], TOKENS)], [*theirs.hidden_states, pooled], strict=True):
+    for ours, expected in zip(
+        [*states, tower.pool(states[-1], TOKENS)], [*theirs.hidden_states, pooled], strict=True
+    ):
         assert relative_error(ours, expected) <= BOUND
 
 
@@ -281,7 +323,9 @@ def test_pipelines_of_diffusers(saved: Saved, tmp_path: Path) -> None:
     readers = tiny("sdxl").require("text").params.readers
     for tokenizer, reader in zip((pipeline.tokenizer, pipeline.tokenizer_2), readers.values(), strict=True):
         words = [BOS, *tokenize("a corgi, 35mm"), EOS]
-        assert tokenizer("a corgi, 35mm", padding="max_length").input_ids == words + [reader.pad] * (77 - len(words))
+        assert tokenizer("a corgi, 35mm", padding="max_length").input_ids == words + [reader.pad] * (
+            77 - len(words)
+        )
     pipeline.save_pretrained(tmp_path / "again")
     ours, theirs = (models.load(path) for path in (saved("sdxl")[0], tmp_path / "again"))
     theirs.preview = ours.preview

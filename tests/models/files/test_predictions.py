@@ -17,33 +17,51 @@ import models
 from models import Model
 from tests.models.files.tiny import MARK, SCHEDULER, Configured, Files, Load, notes, tiny
 
-LAST_BIAS = "model.diffusion_model.output_blocks.3.1.transformer_blocks.0.norm1.bias"  # of a miniature; output_blocks.11 in SD 2
+# of a miniature; output_blocks.11 in SD 2
+LAST_BIAS = "model.diffusion_model.output_blocks.3.1.transformer_blocks.0.norm1.bias"
 
 
 def spread(files: Files, std: float) -> dict[str, Tensor]:
-    """The first bias of the last attention block with that standard deviation, all others with the opposite."""
+    """The first bias of the last attention block with that standard deviation, all others with the
+    opposite."""
     other = 0.2 if std < 0.09 else 0.01
-    biases = {key: value for key, value in files("sd2").items() if key.endswith("transformer_blocks.0.norm1.bias")}
+    biases = {
+        key: value for key, value in files("sd2").items() if key.endswith("transformer_blocks.0.norm1.bias")
+    }
     assert LAST_BIAS in biases
     return {key: value / value.std() * (std if key == LAST_BIAS else other) for key, value in biases.items()}
 
 
 @pytest.mark.parametrize(("std", "prediction"), [(0.089, "eps"), (0.091, "v")])
-def test_sd2_is_guessed_by_the_spread_of_a_bias(std: float, prediction: str, load: Load, files: Files) -> None:
-    """Where nothing says what it predicts; the report says that it was guessed, from which tensor, and how to overrule it."""
+def test_sd2_is_guessed_by_the_spread_of_a_bias(
+    std: float, prediction: str, load: Load, files: Files
+) -> None:
+    """Where nothing says what it predicts; the report says that it was guessed, from which tensor, and how to
+    overrule it."""
     model = load("sd2", spread(files, std))
-    assert (model.prediction.name, model.spec["family"]) == (prediction, "sd2-v" if prediction == "v" else "sd2")
-    assert f"predicts {prediction}: guessed, {LAST_BIAS.removeprefix('model.diffusion_model.')} has the standard deviation" in notes(model)
+    assert (model.prediction.name, model.spec["family"]) == (
+        prediction,
+        "sd2-v" if prediction == "v" else "sd2",
+    )
+    assert (
+        f"predicts {prediction}: guessed, {LAST_BIAS.removeprefix('model.diffusion_model.')} has the "
+        "standard deviation" in notes(model)
+    )
     other = load("sd2", spread(files, std), prediction="v" if prediction == "eps" else "eps")
     assert other.prediction.name != prediction
     assert "as asked for" in notes(other)
     assert load("sd2", spread(files, std), family="sd2-v").prediction.name == "v"
 
 
-def test_the_guess_does_not_depend_on_the_layout_nor_on_the_order_of_keys(files: Files, tmp_path: Path) -> None:
+def test_the_guess_does_not_depend_on_the_layout_nor_on_the_order_of_keys(
+    files: Files, tmp_path: Path
+) -> None:
     """The last block is that of the network, not of the file, where "9" comes after "11"."""
     model = models.build({**tiny("sd2").spec, "network": {**tiny("sd2").spec["network"], "blocks": 5}})
-    state = {f"up.{i}.attention.blocks.0.norm1.bias": torch.linspace(-1, 1, 64) * (0.5 if i == 12 else 0.01) for i in range(7, 13)}
+    state = {
+        f"up.{i}.attention.blocks.0.norm1.bias": torch.linspace(-1, 1, 64) * (0.5 if i == 12 else 0.01)
+        for i in range(7, 13)
+    }
     model.network.load_state_dict(state, strict=False)
     for layout, path in (("ldm", tmp_path / "a.safetensors"), ("diffusers", tmp_path / "a")):
         models.save(Model(model.backbone, model.schedule, model.prediction, model.spec), path, layout)  # type: ignore[arg-type]
@@ -58,7 +76,9 @@ def test_the_guess_does_not_depend_on_the_layout_nor_on_the_order_of_keys(files:
 def test_the_step_at_which_training_stopped(files: Files, tmp_path: Path) -> None:
     """875,000 is SD 2's base model, whatever the bias; another number says nothing."""
     for step, prediction in ((875_000, "eps"), (np.int64(875_000), "eps"), (140_000, "v")):
-        torch.save({"global_step": step, "state_dict": files("sd2") | spread(files, 0.2)}, tmp_path / "model.ckpt")
+        torch.save(
+            {"global_step": step, "state_dict": files("sd2") | spread(files, 0.2)}, tmp_path / "model.ckpt"
+        )
         model = models.load(tmp_path / "model.ckpt")
         assert model.prediction.name == prediction
         assert ("training stopped where" in notes(model)) == (prediction == "eps")
@@ -79,11 +99,15 @@ def test_the_step_at_which_training_stopped(files: Files, tmp_path: Path) -> Non
         ("sd1", {}, {"modelspec.title": "no prediction"}, "eps"),
     ],
 )
-def test_marks_and_metadata(family: str, change: dict[str, Tensor], metadata: dict[str, str], prediction: str, load: Load) -> None:
+def test_marks_and_metadata(
+    family: str, change: dict[str, Tensor], metadata: dict[str, str], prediction: str, load: Load
+) -> None:
     """A mark among the tensors comes before the metadata; without either it is the family's own."""
     model = load(family, change, metadata)
     assert model.prediction.name == prediction
-    assert f"predicts {prediction}, as " in notes(model) or not (change or any("predict" in key for key in metadata))
+    assert f"predicts {prediction}, as " in notes(model) or not (
+        change or any("predict" in key for key in metadata)
+    )
     assert model.spec["family"] == (f"{family}-v" if prediction == "v" and family != "sd1" else family)
     assert load(family, change, metadata, prediction="x0").prediction.name == "x0"
     assert set(change) <= model.report.ignored.keys()  # type: ignore[union-attr]  # there is one
@@ -111,7 +135,19 @@ def test_marks_are_those_of_the_network_that_is_taken(files: Files, load: Load, 
 @pytest.mark.parametrize(
     ("text", "prediction"),
     [(text, "eps") for text in ("eps", "EPSILON", "epsilon-prediction", "eps_pred", " epsilon ")]
-    + [(text, "v") for text in ("V", "velocity", "v-prediction", "v_prediction", "vpred", "v-pred", "V Prediction", "v_param")]
+    + [
+        (text, "v")
+        for text in (
+            "V",
+            "velocity",
+            "v-prediction",
+            "v_prediction",
+            "vpred",
+            "v-pred",
+            "V Prediction",
+            "v_param",
+        )
+    ]
     + [(text, "x0") for text in ("sample", "x_start", "x0")],
 )
 def test_known_spellings_are_used(text: str, prediction: str, load: Load) -> None:
@@ -122,12 +158,16 @@ def test_known_spellings_are_used(text: str, prediction: str, load: Load) -> Non
 
 @pytest.mark.parametrize("text", ["flow", "None", "unknown", "", "?", "e" * 10_000])
 def test_other_texts_are_a_note(text: str, load: Load) -> None:
-    """What stands beside intact weights ends nothing: the family's own is taken, or what the next source says."""
+    """What stands beside intact weights ends nothing: the family's own is taken, or what the next source
+    says."""
     model = load("sdxl", {}, {"modelspec.prediction_type": text})
     assert model.prediction.name == "eps"
     assert ("names no prediction known here: prediction=... chooses one" in notes(model)) == bool(text)
     assert len(notes(model)) < 300
-    assert load("sdxl", {}, {"modelspec.prediction_type": text, "modelspec.predict_key": "v"}).prediction.name == "v"
+    assert (
+        load("sdxl", {}, {"modelspec.prediction_type": text, "modelspec.predict_key": "v"}).prediction.name
+        == "v"
+    )
     assert load("sdxl", {}, {"modelspec.prediction_type": text}, prediction="v").prediction.name == "v"
     with pytest.raises(ValueError, match="no prediction named 'vv'"):
         load("sdxl", prediction="vv")
@@ -144,14 +184,19 @@ def test_other_texts_are_a_note(text: str, load: Load) -> None:
         ("sdxl-refiner", "v_prediction", "v", "sdxl-refiner"),
     ],
 )
-def test_scheduler_configurations_say_the_prediction(family: str, said: str, prediction: str, found: str, configured: Configured) -> None:
+def test_scheduler_configurations_say_the_prediction(
+    family: str, said: str, prediction: str, found: str, configured: Configured
+) -> None:
     model = models.load(configured(family, SCHEDULER, prediction_type=said))
     assert (model.prediction.name, model.spec["family"]) == (prediction, found)
     assert f"predicts {prediction}, as its scheduler's configuration says" in notes(model)
 
 
-def test_a_networks_own_mark_comes_before_a_pipelines_configuration(configured: Configured, files: Files, tmp_path: Path) -> None:
-    """A v-model put in place of a folder's eps-model predicts v; what the folder says of its own is not said of another, which is noted."""
+def test_a_networks_own_mark_comes_before_a_pipelines_configuration(
+    configured: Configured, files: Files, tmp_path: Path
+) -> None:
+    """A v-model put in place of a folder's eps-model predicts v; what the folder says of its own is not said
+    of another, which is noted."""
     folder = configured("sdxl", SCHEDULER, prediction_type="epsilon")
     unet = {key: value for key, value in files("sdxl").items() if key.startswith("model.")}
     save_file(unet | {"v_pred": MARK}, tmp_path / "v.safetensors")
@@ -161,15 +206,23 @@ def test_a_networks_own_mark_comes_before_a_pipelines_configuration(configured: 
     assert models.load(folder).prediction.name == "v"
     model = models.load(folder, tmp_path / "unmarked.safetensors")
     assert model.prediction.name == "eps"
-    assert f"{folder}: not used for the backbone, which unmarked.safetensors holds: its scheduler's configuration" in notes(model)
-    assert models.load(tmp_path / "unmarked.safetensors", folder).prediction.name == "v"  # whose network it is now
+    assert (
+        f"{folder}: not used for the backbone, which unmarked.safetensors holds: its scheduler's "
+        "configuration" in notes(model)
+    )
+    assert (
+        models.load(tmp_path / "unmarked.safetensors", folder).prediction.name == "v"
+    )  # whose network it is now
 
 
-@pytest.mark.parametrize(("folder", "file"), [("playground-v2.5", "sdxl"), ("sd2-v", "sd2"), ("lcm-sdxl", "sdxl")])
+@pytest.mark.parametrize(
+    ("folder", "file"), [("playground-v2.5", "sdxl"), ("sd2-v", "sd2"), ("lcm-sdxl", "sdxl")]
+)
 def test_a_folder_speaks_of_its_own_network_alone(
     folder: str, file: str, saved_folder: Callable[[str], Path], files: Files, tmp_path: Path
 ) -> None:
-    """Of whichever is taken: the later one, or the only one, where the folder is given for its text encoders."""
+    """Of whichever is taken: the later one, or the only one, where the folder is given for its text
+    encoders."""
     there, other = saved_folder(folder), tmp_path / "other.safetensors"
     save_file(files(file), other)
     alone = models.load(other)
@@ -186,7 +239,8 @@ def test_a_folder_speaks_of_its_own_network_alone(
 
 
 def test_a_part_of_a_folder_alone_is_as_its_scheduler_says(configured: Configured, tmp_path: Path) -> None:
-    """Folders of parts, or a file in one, in place of the whole: a pipeline's configuration is about them, and about no other network."""
+    """Folders of parts, or a file in one, in place of the whole: a pipeline's configuration is about them,
+    and about no other network."""
     folder = configured("sdxl", SCHEDULER, prediction_type="v_prediction", rescale_betas_zero_snr=True)
     (file,) = (folder / "unet").glob("*.safetensors")
     models.save(tiny("sdxl"), tmp_path / "base", "diffusers")

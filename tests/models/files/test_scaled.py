@@ -24,8 +24,11 @@ def joined(path: Path, tensors: Mapping[str, Tensor]) -> TensorFile:
 @pytest.mark.parametrize("name", ["scale_weight", "weight_scale"])
 @pytest.mark.parametrize("shape", [(), (1,), (700,), (700, 1)])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_a_weight_and_its_scale_are_one(name: str, shape: tuple[int, ...], dtype: torch.dtype, tmp_path: Path) -> None:
-    """weight * scale in float32, of a matrix larger than what is read at once; packed, both as they lie there."""
+def test_a_weight_and_its_scale_are_one(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """weight * scale in float32, of a matrix larger than what is read at once; packed, both as they lie
+    there."""
     weight, scale = torch.randn(700, 4096).to(dtype), torch.rand(shape) + 0.1
     found = joined(tmp_path, {"a.weight": weight, f"a.{name}": scale, "a.bias": torch.ones(700)})
     assert set(found.tensors) == {"a.weight", "a.bias"}
@@ -39,7 +42,11 @@ def test_a_weight_and_its_scale_are_one(name: str, shape: tuple[int, ...], dtype
     assert torch.equal(packed.data.view(torch.uint8), weight.view(torch.uint8))
     assert packed.scale is not None
     assert (packed.scale.shape, packed.scale.dtype) == ((700, 1) if scale.numel() > 1 else (), torch.float32)
-    for value in (one.mapped(), packed.dense(), torch.cat([chunk.clone() for chunk in one.chunks()]).view(700, 4096)):
+    for value in (
+        one.mapped(),
+        packed.dense(),
+        torch.cat([chunk.clone() for chunk in one.chunks()]).view(700, 4096),
+    ):
         assert torch.equal(value, wanted)
     out = torch.empty(700, 4096, dtype=torch.bfloat16)
     one.read_into(out)
@@ -47,7 +54,8 @@ def test_a_weight_and_its_scale_are_one(name: str, shape: tuple[int, ...], dtype
 
 
 def test_the_rest_of_such_a_file(tmp_path: Path) -> None:
-    """What only products in 8 bits need is left out, and why is said; 8-bit matrices without a scale have the scale 1."""
+    """What only products in 8 bits need is left out, and why is said; 8-bit matrices without a scale have the
+    scale 1."""
     eight = torch.randn(4, 8).to(torch.float8_e4m3fn)
     tensors = {
         "scaled_fp8": torch.empty(2).to(torch.float8_e4m3fn),
@@ -66,7 +74,13 @@ def test_the_rest_of_such_a_file(tmp_path: Path) -> None:
         "weight_scale_of_nothing": torch.ones(3),
     }
     found = joined(tmp_path, tensors)
-    assert set(found.ignored) == {"scaled_fp8", "model.scaled_fp8", "a.scale_input", "b.input_scale", "b.comfy_quant"}
+    assert set(found.ignored) == {
+        "scaled_fp8",
+        "model.scaled_fp8",
+        "a.scale_input",
+        "b.input_scale",
+        "b.comfy_quant",
+    }
     scales = {key for one in found.tensors.values() for key in one.keys[1:]}
     assert scales == {"a.scale_weight", "conv.weight_scale", "half.scale_weight"}
     assert set(found.tensors) | set(found.ignored) | scales == set(tensors)
@@ -107,9 +121,21 @@ def test_scales_that_are_none(scale: Tensor, message: str, tmp_path: Path) -> No
 
 
 def test_scales_without_a_weight_or_with_two(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.safetensors is damaged: b\.scale_weight is a scale, and there is no b\.weight"):
+    with pytest.raises(
+        ValueError, match=r"a\.safetensors is damaged: b\.scale_weight is a scale, and there is no b\.weight"
+    ):
         joined(tmp_path, {"a.weight": torch.ones(4, 8), "b.scale_weight": torch.ones(())})
-    with pytest.raises(ValueError, match=r"a\.safetensors is damaged: a\.scale_weight and a\.weight_scale are scales of the same weight"):
-        joined(tmp_path, {"a.weight": torch.ones(4, 8), "a.scale_weight": torch.ones(()), "a.weight_scale": torch.ones(())})
+    with pytest.raises(
+        ValueError,
+        match=r"a\.safetensors is damaged: a\.scale_weight and a\.weight_scale are scales of the same weight",
+    ):
+        joined(
+            tmp_path,
+            {
+                "a.weight": torch.ones(4, 8),
+                "a.scale_weight": torch.ones(()),
+                "a.weight_scale": torch.ones(()),
+            },
+        )
     with pytest.raises(ValueError, match=r"a\.weight_scale is torch\.float32 and scales torch\.uint8"):
         joined(tmp_path, {"a.weight": torch.ones(4, 8).byte(), "a.weight_scale": torch.ones(4, 1)})

@@ -1,4 +1,5 @@
-"""The noise schedule of a model: from schedulers' configurations, tables among the tensors, and as asked for."""
+"""The noise schedule of a model: from schedulers' configurations, tables among the tensors, and as asked
+for."""
 
 from __future__ import annotations
 
@@ -20,11 +21,16 @@ from tests.models.files.tiny import SCHEDULER, SD_TABLE, Configured, Load, notes
 
 def test_scheduler_configurations_say_the_betas(configured: Configured) -> None:
     """Other betas than the family's are taken, and noted."""
-    folder = configured("sd1", SCHEDULER, beta_schedule="linear", beta_start=0.0005, beta_end=0.015, num_train_timesteps=500)
+    folder = configured(
+        "sd1", SCHEDULER, beta_schedule="linear", beta_start=0.0005, beta_end=0.015, num_train_timesteps=500
+    )
     model = models.load(folder)
     expected = {"name": "linear", "start": 0.0005, "end": 0.015, "steps": 500}
     assert model.spec["schedule"] == expected
-    assert "the schedule has name=linear, start=0.0005, end=0.015, steps=500, as its scheduler's configuration says" in notes(model)
+    assert (
+        "the schedule has name=linear, start=0.0005, end=0.015, steps=500, as its scheduler's configuration "
+        "says" in notes(model)
+    )
     models.save(model, folder.with_name("again"), "diffusers")
     assert models.load(folder.with_name("again")).spec["schedule"] == expected
 
@@ -43,7 +49,11 @@ def test_zero_terminal_snr_of_a_configuration_comes_back(configured: Configured,
 @pytest.mark.parametrize("settings", [{"beta_schedule": "squaredcos_cap_v2"}, {"trained_betas": [0.1, 0.2]}])
 def test_betas_of_no_family_are_refused(settings: dict[str, Any], configured: Configured) -> None:
     betas = "a list of its own" if "trained_betas" in settings else "'squaredcos_cap_v2'"
-    with pytest.raises(ValueError, match=rf"scheduler_config\.json: its scheduler's configuration has the betas {betas}, which no family"):
+    with pytest.raises(
+        ValueError,
+        match=rf"scheduler_config\.json: its scheduler's configuration has the betas {betas}, which no "
+        r"family",
+    ):
         models.load(configured("sd1", SCHEDULER, **settings))
 
 
@@ -55,11 +65,14 @@ def test_playgrounds_schedule_comes_from_its_configuration(configured: Configure
 
 
 def test_a_network_that_predicts_eps_does_not_begin_in_pure_noise(configured: Configured) -> None:
-    """Where eps is all that there is: the schedule stays the family's own, which is noted, and images can be made."""
+    """Where eps is all that there is: the schedule stays the family's own, which is noted, and images can be
+    made."""
     folder = configured("sdxl", SCHEDULER, rescale_betas_zero_snr=True, prediction_type="epsilon")
     model = models.load(folder)
     assert "zero_terminal_snr" not in model.spec["schedule"]
-    assert "zero terminal SNR is left out: a network that predicts eps cannot begin in pure noise" in notes(model)
+    assert "zero terminal SNR is left out: a network that predicts eps cannot begin in pure noise" in notes(
+        model
+    )
     asked = models.load(folder, prediction="v")
     assert asked.spec["schedule"]["zero_terminal_snr"]
     assert "zero_terminal_snr=True, as its scheduler's configuration says" in notes(asked)
@@ -90,7 +103,8 @@ def alpha_bar_of(spec: Mapping[str, Any]) -> Tensor:
 @pytest.mark.parametrize("key", KINDS_OF_TABLES)
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_table_among_the_tensors_is_the_schedule(name: str, key: str, load: Load, tmp_path: Path) -> None:
-    """What its network was trained with, in whichever form; saved again, it is read again. The family's own is nothing to speak of."""
+    """What its network was trained with, in whichever form; saved again, it is read again. The family's own
+    is nothing to speak of."""
     table = alpha_bar_of(WRITTEN[name])
     model = load("sd1", {key: KINDS_OF_TABLES[key](table).float()}, prediction="v")
     torch.testing.assert_close(alpha_bar_of(model.spec["schedule"]), table, rtol=2e-6, atol=1e-7)
@@ -100,7 +114,9 @@ def test_a_table_among_the_tensors_is_the_schedule(name: str, key: str, load: Lo
         for layout in ("native", "ldm", "diffusers"):
             path = tmp_path / ("folder" if layout == "diffusers" else f"{layout}.safetensors")
             models.save(model, path, layout, torch.float16)
-            torch.testing.assert_close(alpha_bar_of(models.load(path).spec["schedule"]), table, rtol=2e-6, atol=1e-7)
+            torch.testing.assert_close(
+                alpha_bar_of(models.load(path).spec["schedule"]), table, rtol=2e-6, atol=1e-7
+            )
 
 
 def schedule_in(tensors: dict[str, Tensor], folder: Path) -> dict[str, Any]:
@@ -112,7 +128,9 @@ def schedule_in(tensors: dict[str, Tensor], folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("name", ["linear", "scaled_linear"])
-def test_a_rounded_table_is_known_by_all_its_rows(name: str, zero: bool, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_rounded_table_is_known_by_all_its_rows(
+    name: str, zero: bool, dtype: torch.dtype, tmp_path: Path
+) -> None:
     for start, end in ((0.001, 0.015), (0.00085, 0.012), (1e-4, 0.02), (0.0015, 0.0195), (0.00085, 0.0125)):
         spec = {"name": name, "start": start, "end": end, "steps": 1000, "zero_terminal_snr": zero}
         for key in ("alphas_cumprod", "sqrt_alphas_cumprod"):
@@ -127,10 +145,14 @@ def test_a_rounded_table_of_another_kind_is_refused(name: str, dtype: torch.dtyp
         schedule_in({"alphas_cumprod": alpha_bar_of({"name": name}).to(dtype)}, tmp_path)
 
 
-@pytest.mark.parametrize(("start", "end"), [(0.001, 0.015), (0.0012345, 0.01234567), (0.00085, 0.012000001), (0.02, 0.001)])
+@pytest.mark.parametrize(
+    ("start", "end"), [(0.001, 0.015), (0.0012345, 0.01234567), (0.00085, 0.012000001), (0.02, 0.001)]
+)
 @pytest.mark.parametrize("zero", [False, True])
 def test_a_table_that_is_written_is_read_again(start: float, end: float, zero: bool, tmp_path: Path) -> None:
-    schedule = build_schedule({"name": "linear", "start": start, "end": end, "steps": 1000, "zero_terminal_snr": zero})
+    schedule = build_schedule(
+        {"name": "linear", "start": start, "end": end, "steps": 1000, "zero_terminal_snr": zero}
+    )
     assert isinstance(schedule, DiscreteVP)
     again = {**SD_TABLE, **schedule_in(write_table(schedule, SD_TABLE), tmp_path)}
     torch.testing.assert_close(alpha_bar_of(again), schedule.alpha_bar, rtol=1e-6, atol=1e-9)
@@ -150,7 +172,10 @@ def test_a_table_in_another_precision_is_the_same(dtype: torch.dtype, load: Load
     """And one in a file of Playground's, which samples on EDM's levels, is of no use there."""
     table = {"alphas_cumprod": alpha_bar_of(SD_TABLE).to(dtype)}
     assert "table" not in notes(load("sd2", table, prediction="eps"))
-    assert load("sdxl", table | {"edm_mean": torch.ones(4), "edm_std": torch.ones(4)}).spec["schedule"]["name"] == "ve"
+    assert (
+        load("sdxl", table | {"edm_mean": torch.ones(4), "edm_std": torch.ones(4)}).spec["schedule"]["name"]
+        == "ve"
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,7 +198,8 @@ def test_a_table_of_no_schedule_here_is_refused(table: Tensor, load: Load) -> No
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_pure_noise_as_asked_for(family: str, load: Load, tmp_path: Path) -> None:
-    """zero_snr=True where a file does not say it, zero_snr=False where it says it wrongly; kept in every layout."""
+    """zero_snr=True where a file does not say it, zero_snr=False where it says it wrongly; kept in every
+    layout."""
     model = load(family, prediction="v", zero_snr=True)
     assert (float(model.schedule.alpha(999)), model.spec["grid"]) == (0, {"spacing": "trailing"})
     for layout in ("native", "ldm", "diffusers"):

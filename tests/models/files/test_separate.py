@@ -18,14 +18,18 @@ from models import Model
 from models.families import ARCHITECTURES
 from tests.models.files.tiny import FLOWS, same, settings, tensors, tiny, whole
 
-TOWERS = {name: {tower.name: tower.file or tower.name for tower in each.towers} for name, each in ARCHITECTURES.items()}  # and their files
+TOWERS = {
+    name: {tower.name: tower.file or tower.name for tower in each.towers}
+    for name, each in ARCHITECTURES.items()
+}  # and their files
 FILES = {name: (name, "vae", *towers.values()) for name, towers in TOWERS.items()}
 FLUX, SD3 = FILES["flux-dev"], FILES["sd3"]
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Path]]:
-    """Files of a miniature in the layout separate, by their names without ending; written once, no test changes them."""
+    """Files of a miniature in the layout separate, by their names without ending; written once, no test
+    changes them."""
     root = tmp_path_factory.mktemp("saved")
 
     def paths(family: str, *names: str) -> list[Path]:
@@ -58,7 +62,7 @@ def refusal(*paths: Path, family: str | None = None, prediction: str | None = No
     return str(caught.value)
 
 
-# All of it -------------------------------------------------------------------------------------------------------------
+# All of it --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
@@ -76,18 +80,26 @@ def test_every_layout_there_and_back(family: str, dtype: torch.dtype | None, tmp
         assert model.report is not None
         assert model.report.layout == layout
         if dtype is not None:
-            same(whole(models.load(*paths, dtype=torch.float32)), {key: value.float() for key, value in expected.items()})
+            same(
+                whole(models.load(*paths, dtype=torch.float32)),
+                {key: value.float() for key, value in expected.items()},
+            )
 
 
 @pytest.mark.parametrize("family", FLOWS)
 def test_separate_files_come_back(family: str, saved: Saved, tmp_path: Path) -> None:
-    """Each part under its publisher's keys; every key is accounted for, and written again they are the same files."""
+    """Each part under its publisher's keys; every key is accounted for, and written again they are the same
+    files."""
     paths = saved(family, *FILES[family])
     model = models.load(*paths)
     same(whole(model), whole(tiny(family)))
     assert model.report is not None
     assert (model.report.layout, model.report.missing, model.report.ignored) == ("separate", (), {})
-    assert len(model.report.consumed) == len(set(model.report.consumed)) == sum(len(load_file(path)) for path in paths)
+    assert (
+        len(model.report.consumed)
+        == len(set(model.report.consumed))
+        == sum(len(load_file(path)) for path in paths)
+    )
     models.save(model, tmp_path, "separate")
     theirs = {key: value for key, value in tensors(paths[0].parent).items() if not key.startswith("preview")}
     same(tensors(tmp_path), theirs)
@@ -99,29 +111,42 @@ def test_in_any_order(saved: Saved) -> None:
         model = models.load(*order)
         assert (model.spec["family"], list(model.require("text").towers)) == ("flux-dev", ["clip_l", "t5"])
         assert "t5" in model.require("text").tokenizers
-        assert notes(model) == "vae.safetensors does not say whose latents it makes: they are taken for those of FLUX.1 [dev]"
+        assert (
+            notes(model)
+            == "vae.safetensors does not say whose latents it makes: they are taken for those of FLUX.1 [dev]"
+        )
     for paths in (saved("sd3", *SD3), saved("sd3", *SD3[::-1])):
         same(whole(models.load(*paths)), whole(tiny("sd3")))
 
 
 @pytest.mark.parametrize("projection", [None, 64, 32])
-def test_flux_leaves_the_projection_of_its_clip_unused(projection: int | None, saved: Saved, tmp_path: Path) -> None:
+def test_flux_leaves_the_projection_of_its_clip_unused(
+    projection: int | None, saved: Saved, tmp_path: Path
+) -> None:
     """Whatever its width: it is kept, for it is a weight."""
     state = load_file(saved("flux-dev", "clip_l")[0])
-    save_file(state | ({"text_projection.weight": torch.ones(projection, 64)} if projection else {}), tmp_path / "clip_l.safetensors")
-    text = models.load(tmp_path / "clip_l.safetensors", *saved("flux-dev", "flux-dev", "vae", "t5xxl")).require("text")
+    save_file(
+        state | ({"text_projection.weight": torch.ones(projection, 64)} if projection else {}),
+        tmp_path / "clip_l.safetensors",
+    )
+    text = models.load(
+        tmp_path / "clip_l.safetensors", *saved("flux-dev", "flux-dev", "vae", "t5xxl")
+    ).require("text")
     assert (text.params.vector_dim, text.towers["clip_l"].params.projection) == (64, projection)
 
 
-# T5's tokenizer --------------------------------------------------------------------------------------------------------
+# T5's tokenizer ---------------------------------------------------------------------------------------------
 
 
 def test_the_tokenizer_is_found_or_given(saved: Saved, t5_alone: Path, tmp_path: Path) -> None:
-    """Beside T5's weights; as a path, whatever its place among the others; as the folder that it lies in; in a folder of diffusers."""
+    """Beside T5's weights; as a path, whatever its place among the others; as the folder that it lies in; in
+    a folder of diffusers."""
     others, (tokenizer,) = saved("flux-dev", *FLUX[:3]), saved("flux-dev", "tokenizer.json")
     without = models.load(*others, t5_alone).require("text")
     assert "t5" not in without.tokenizers
-    with pytest.raises(ValueError, match=r"T5 is here without its tokens: load its spiece\.model or tokenizer\.json too"):
+    with pytest.raises(
+        ValueError, match=r"T5 is here without its tokens: load its spiece\.model or tokenizer\.json too"
+    ):
         without.encode(["a corgi"])
     models.save(tiny("flux-dev"), tmp_path / "f", "diffusers")
     for paths in (
@@ -133,23 +158,33 @@ def test_the_tokenizer_is_found_or_given(saved: Saved, t5_alone: Path, tmp_path:
         [*others, tmp_path / "f" / "text_encoder_2" / "model.safetensors"],
     ):
         found = models.load(*paths).require("text").tokenizers["t5"]
-        assert found.tokenize("a corgi") == tiny("flux-dev").require("text").tokenizer("t5").tokenize("a corgi")
+        assert found.tokenize("a corgi") == tiny("flux-dev").require("text").tokenizer("t5").tokenize(
+            "a corgi"
+        )
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("tokenizer.json", b"{", "it describes no model"),
-        ("tokenizer.json", b'{"model": {"type": "BPE"}}', "it holds the model 'BPE', where T5's is 'Unigram'"),
+        (
+            "tokenizer.json",
+            b'{"model": {"type": "BPE"}}',
+            "it holds the model 'BPE', where T5's is 'Unigram'",
+        ),
         ("spiece.model", b"abc", "it is cut off, or neither JSON nor sentencepiece's"),
     ],
 )
-def test_a_wrong_tokenizer_is_refused(name: str, content: bytes, message: str, saved: Saved, t5_alone: Path) -> None:
+def test_a_wrong_tokenizer_is_refused(
+    name: str, content: bytes, message: str, saved: Saved, t5_alone: Path
+) -> None:
     """If it is given; if it only lies beside T5's weights it may be another model's, and is noted."""
     others, path = saved("flux-dev", *FLUX[:3]), t5_alone.parent / name
     path.write_bytes(content)
     said = f"{path} is no tokenizer of T5, spiece.model or tokenizer.json: {message}"
-    assert (f"{path} is a tokenizer, and not of clip_l or t5" if b"BPE" in content else said) in refusal(*others, t5_alone, path)
+    assert (f"{path} is a tokenizer, and not of clip_l or t5" if b"BPE" in content else said) in refusal(
+        *others, t5_alone, path
+    )
     model = models.load(*others, t5_alone)
     assert "t5" not in model.require("text").tokenizers
     assert model.report is not None
@@ -162,7 +197,7 @@ def test_a_tokenizer_without_t5_is_refused(saved: Saved) -> None:
     assert "load it with the weights of the text encoder that reads it" in refusal(tokenizer)
 
 
-# What is missing -------------------------------------------------------------------------------------------------------
+# What is missing --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,10 +206,16 @@ def test_a_tokenizer_without_t5_is_refused(saved: Saved) -> None:
         ("flux-dev", FLUX[:3], "text encoders left out: clip_l is there, but t5 is not"),
         ("flux-dev", ("flux-dev", "t5xxl"), "text encoders left out: t5 is there, but clip_l is not"),
         ("sd3", ("sd3", "clip_g"), "text encoders left out: clip_g is there, but clip_l is not"),
-        ("sd3", ("sd3", "clip_l", "t5xxl"), "text encoders left out: clip_l, t5 are there, but clip_g is not"),
+        (
+            "sd3",
+            ("sd3", "clip_l", "t5xxl"),
+            "text encoders left out: clip_l, t5 are there, but clip_g is not",
+        ),
     ],
 )
-def test_text_encoders_that_miss_others_are_left_out(family: str, names: tuple[str, ...], note: str, saved: Saved) -> None:
+def test_text_encoders_that_miss_others_are_left_out(
+    family: str, names: tuple[str, ...], note: str, saved: Saved
+) -> None:
     """The report says so, and so does the error where a text is needed."""
     model = models.load(*saved(family, *names))
     assert model.report is not None
@@ -189,16 +230,24 @@ def test_stable_diffusion_3_does_without_t5(saved: Saved) -> None:
     """Zeros stand in its place; that is noted."""
     model = models.load(*saved("sd3", *SD3[:4]))
     assert list(model.require("text").towers) == ["clip_l", "clip_g"]
-    assert notes(model).startswith("without the text encoder t5, which the family can do without; vae.safetensors does not say whose")
+    assert notes(model).startswith(
+        "without the text encoder t5, which the family can do without; vae.safetensors does not say whose"
+    )
     assert model.require("text").params.context_dim == model.network.params.context_dim  # type: ignore[union-attr]  # SD3's
 
 
-@pytest.mark.parametrize("of", [("model.", "first_stage_model."), ("model.", "first_stage_model.", "text_encoders.clip"), ("",)])
+@pytest.mark.parametrize(
+    "of", [("model.", "first_stage_model."), ("model.", "first_stage_model.", "text_encoders.clip"), ("",)]
+)
 def test_single_files_of_stable_diffusion_3(of: tuple[str, ...], saved: Saved, tmp_path: Path) -> None:
     """As published: without text encoders, with CLIP's, with all; and what else lies in such files."""
     models.save(tiny("sd3"), tmp_path / "all.safetensors", "ldm")
-    state = {key: value for key, value in load_file(tmp_path / "all.safetensors").items() if key.startswith(of)}
-    extra: dict[str, Tensor] = {f"text_encoders.{name}.logit_scale": torch.ones(()) for name in ("clip_l", "clip_g", "t5xxl")}
+    state = {
+        key: value for key, value in load_file(tmp_path / "all.safetensors").items() if key.startswith(of)
+    }
+    extra: dict[str, Tensor] = {
+        f"text_encoders.{name}.logit_scale": torch.ones(()) for name in ("clip_l", "clip_g", "t5xxl")
+    }
     extra |= {
         "text_encoders.clip_l.text_projection": torch.eye(64),
         "text_encoders.clip_g.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
@@ -211,54 +260,92 @@ def test_single_files_of_stable_diffusion_3(of: tuple[str, ...], saved: Saved, t
     towers = [name for name, file in TOWERS["sd3"].items() if any(file in key for key in state)]
     assert list(model.text.towers if model.text else []) == towers
     left_out = tuple(f"text.towers.{name}." for name in TOWERS["sd3"] if name not in towers)
-    same(whole(model), {key: value for key, value in whole(tiny("sd3")).items() if not key.startswith(left_out)})
+    same(
+        whole(model),
+        {key: value for key, value in whole(tiny("sd3")).items() if not key.startswith(left_out)},
+    )
     with_text = models.load(tmp_path / "a.safetensors", *saved("sd3", *SD3[2:]))
     same(whole(with_text), whole(tiny("sd3")))
 
 
-# Parts alone, and parts of others --------------------------------------------------------------------------------------
+# Parts alone, and parts of others ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", [None, "flux-schnell", "sd3", "sd3.5-medium", "sd3.5-large-turbo"])
 def test_an_autoencoder_alone(family: str | None, saved: Saved) -> None:
-    """Of 16 channels it is FLUX.1's, unless one says that it is Stable Diffusion 3's: shapes are the same, the latents' scale is not."""
+    """Of 16 channels it is FLUX.1's, unless one says that it is Stable Diffusion 3's: shapes are the same,
+    the latents' scale is not."""
     model = models.load(*saved("sd3", "vae"), family=family)
     of = models.FAMILIES[family or "flux-dev"]
-    assert (model.require("vae").params.scale, model.require("vae").params.shift) == (of.vae.scale, of.vae.shift)
+    assert (model.require("vae").params.scale, model.require("vae").params.shift) == (
+        of.vae.scale,
+        of.vae.shift,
+    )
     assert ("family=... chooses another one's" in notes(model)) == (family is None)
 
 
 def test_text_encoders_alone(saved: Saved) -> None:
-    """Those of Stable Diffusion 3 are SDXL's too, without T5; T5 alone is Chroma's, and of no use for FLUX.1."""
+    """Those of Stable Diffusion 3 are SDXL's too, without T5; T5 alone is Chroma's, and of no use for
+    FLUX.1."""
     clips = saved("sd3", "clip_l", "clip_g")
     assert models.load(*clips).spec["family"] == "sdxl"
-    assert models.load(*clips, family="sd3").spec["family"] == models.load(*clips, *saved("sd3", "vae")).spec["family"] == "sd3"
+    assert (
+        models.load(*clips, family="sd3").spec["family"]
+        == models.load(*clips, *saved("sd3", "vae")).spec["family"]
+        == "sd3"
+    )
     assert models.load(*clips, *saved("sd3", "t5xxl")).spec["family"] == "sd3"
     assert models.load(*saved("flux-dev", "clip_l", "t5xxl")).spec["family"] == "flux-dev"
     alone = models.load(*saved("flux-dev", "t5xxl"))
     assert alone.spec["family"] == "chroma"
     assert "prompts are read as in Chroma1-HD: family=... chooses another one's" in notes(alone)
     said = refusal(*saved("flux-dev", "t5xxl"), family="flux-dev")
-    assert "t5xxl.safetensors holds a T5 text encoder alone, of use only beside others: load clip_l and t5 together" in said
+    assert (
+        "t5xxl.safetensors holds a T5 text encoder alone, of use only beside others: load clip_l and t5 "
+        "together" in said
+    )
 
 
-def test_the_other_flows_autoencoder_is_refused_where_its_configuration_tells(saved: Saved, tmp_path: Path) -> None:
+def test_the_other_flows_autoencoder_is_refused_where_its_configuration_tells(
+    saved: Saved, tmp_path: Path
+) -> None:
     """Its shapes do not."""
-    for family, other, title in (("flux-dev", "sd3", "Stable Diffusion 3 Medium"), ("sd3", "flux-dev", r"FLUX.1 [dev]")):
+    for family, other, title in (
+        ("flux-dev", "sd3", "Stable Diffusion 3 Medium"),
+        ("sd3", "flux-dev", r"FLUX.1 [dev]"),
+    ):
         models.save(tiny(other), tmp_path / other, "diffusers")
         said = refusal(*saved(family, family), tmp_path / other / "vae")
-        assert f"is the autoencoder of {title}, as its config.json says: {models.FAMILIES[family].title} has another" in said
+        assert (
+            f"is the autoencoder of {title}, as its config.json says: {models.FAMILIES[family].title} has "
+            "another" in said
+        )
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["flux-dev:flux-dev", "sd1:vae"], "the FLUX transformer's samples have 16 channels, and its latents 4"),
-        (["sd3:sd3", "sd1:vae"], "the Stable Diffusion 3 transformer's samples have 16 channels, and its latents 4"),
+        (
+            ["flux-dev:flux-dev", "sd1:vae"],
+            "the FLUX transformer's samples have 16 channels, and its latents 4",
+        ),
+        (
+            ["sd3:sd3", "sd1:vae"],
+            "the Stable Diffusion 3 transformer's samples have 16 channels, and its latents 4",
+        ),
         (["sd1:sd1", "flux-dev:vae"], "the UNet's samples have 4 channels, and its latents 16"),
-        (["sd1:sd1", "flux-dev:t5xxl"], "holds a T5 text encoder, and models built like sd1 have no use for one"),
-        (["sdxl:sdxl", "flux-dev:t5xxl"], "holds a T5 text encoder, and models built like sdxl have no use for one"),
-        (["flux-dev:flux-dev", "flux-dev:t5xxl", "sd3:clip_g"], "the FLUX transformer takes a vector of 64 numbers, and the text encoders"),
+        (
+            ["sd1:sd1", "flux-dev:t5xxl"],
+            "holds a T5 text encoder, and models built like sd1 have no use for one",
+        ),
+        (
+            ["sdxl:sdxl", "flux-dev:t5xxl"],
+            "holds a T5 text encoder, and models built like sdxl have no use for one",
+        ),
+        (
+            ["flux-dev:flux-dev", "flux-dev:t5xxl", "sd3:clip_g"],
+            "the FLUX transformer takes a vector of 64 numbers, and the text encoders",
+        ),
     ],
 )
 def test_parts_of_others_are_refused(files: list[str], message: str, saved: Saved) -> None:
@@ -277,14 +364,21 @@ def test_a_t5_of_another_width_is_refused(family: str, saved: Saved, tmp_path: P
                 state[key] = state[key].narrow(dim, 0, 200).contiguous()
     save_file(state, tmp_path / "t5.safetensors")
     others = saved(family, *(FLUX if family == "flux-dev" else SD3)[:-1])
-    assert "takes a context of 224 numbers, and the text encoders make 200" in refusal(*others, tmp_path / "t5.safetensors")
+    assert "takes a context of 224 numbers, and the text encoders make 200" in refusal(
+        *others, tmp_path / "t5.safetensors"
+    )
 
 
-# Families and predictions ----------------------------------------------------------------------------------------------
+# Families and predictions -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("base", "family"), [("flux-canny", "flux-depth"), ("flux-schnell", "flux-dedistilled"), ("sd3.5-large", "sd3.5-large-turbo")]
+    ("base", "family"),
+    [
+        ("flux-canny", "flux-depth"),
+        ("flux-schnell", "flux-dedistilled"),
+        ("sd3.5-large", "sd3.5-large-turbo"),
+    ],
 )
 def test_families_that_only_their_user_knows(base: str, family: str, saved: Saved) -> None:
     assert models.load(*saved(base, base)).spec["family"] == base
@@ -296,17 +390,25 @@ def test_families_that_only_their_user_knows(base: str, family: str, saved: Save
 def test_a_family_that_does_not_fit_is_refused(family: str, saved: Saved) -> None:
     base = models.FAMILIES[family].architecture.name
     said = refusal(*saved("flux-dev", "flux-dev"), family=family)
-    assert f"is built like flux-dev, so it cannot be of the family {family}, which is built like {base}" in said
+    assert (
+        f"is built like flux-dev, so it cannot be of the family {family}, which is built like {base}" in said
+    )
 
 
 def test_autoencoders_that_do_not_fit_a_family_are_refused(saved: Saved) -> None:
-    assert "cannot be of the family sdxl: its latents have 16 channels, and not 4" in refusal(*saved("sd3", "vae"), family="sdxl")
-    assert "cannot be of the family sd3: its latents have 4 channels, and not 16" in refusal(*saved("sd1", "vae"), family="sd3")
+    assert "cannot be of the family sdxl: its latents have 16 channels, and not 4" in refusal(
+        *saved("sd3", "vae"), family="sdxl"
+    )
+    assert "cannot be of the family sd3: its latents have 4 channels, and not 16" in refusal(
+        *saved("sd1", "vae"), family="sd3"
+    )
     assert models.load(*saved("sd1", "vae"), family="sdxl").require("vae").params.scale == 0.13025
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
-@pytest.mark.parametrize(("family", "title"), [("flux-dev", "FLUX.1 [dev]"), ("sd3", "Stable Diffusion 3 Medium")])
+@pytest.mark.parametrize(
+    ("family", "title"), [("flux-dev", "FLUX.1 [dev]"), ("sd3", "Stable Diffusion 3 Medium")]
+)
 def test_a_flow_predicts_flow(family: str, title: str, prediction: str, saved: Saved) -> None:
     said = refusal(*saved(family, family), prediction=prediction)
     assert f"is of {title}, which predicts flow, and not '{prediction}': leave prediction out" in said

@@ -1,4 +1,5 @@
-"""What a folder's configurations say of its text encoders: how many blocks are used, which, and what no prompt is."""
+"""What a folder's configurations say of its text encoders: how many blocks are used, which, and what no
+prompt is."""
 
 from __future__ import annotations
 
@@ -30,18 +31,31 @@ def opened(family: str, folder: Path) -> Any:
 
 def encoded(pipe: Any, prompt: str, **settings: Any) -> Tensor:
     also = {"prompt_2": None, "prompt_3": None} if hasattr(pipe, "text_encoder_3") else {}
-    how = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False, **also, **settings}
+    how = {
+        "device": "cpu",
+        "num_images_per_prompt": 1,
+        "do_classifier_free_guidance": False,
+        **also,
+        **settings,
+    }
     return cast(Tensor, pipe.encode_prompt(prompt, **how)[0])
 
 
-FEWER = [("sd1", "text_encoder", 2), ("sd2", "text_encoder", 1), ("sdxl", "text_encoder_2", 2), ("sd3", "text_encoder_3", 1)]
+FEWER = [
+    ("sd1", "text_encoder", 2),
+    ("sd2", "text_encoder", 1),
+    ("sdxl", "text_encoder_2", 2),
+    ("sd3", "text_encoder_3", 1),
+]
 
 
 @pytest.mark.parametrize("written", [True, False])
 @pytest.mark.parametrize(("family", "tower", "blocks"), FEWER)
-def test_blocks_are_as_many_as_config_says(family: str, tower: str, blocks: int, written: bool, tmp_path: Path) -> None:
-    """Clip skip baked into a folder: the weights were saved without the last block, or only config.json was edited, and they are there.
-    So is a T5 that was cut."""
+def test_blocks_are_as_many_as_config_says(
+    family: str, tower: str, blocks: int, written: bool, tmp_path: Path
+) -> None:
+    """Clip skip baked into a folder: the weights were saved without the last block, or only config.json was
+    edited, and they are there. So is a T5 that was cut."""
     models.save(miniature(family), tmp_path / "m", layout="diffusers")
     key = "num_layers" if tower == "text_encoder_3" else "num_hidden_layers"
     changed(tmp_path / "m" / tower / "config.json", **{key: blocks})
@@ -50,7 +64,11 @@ def test_blocks_are_as_many_as_config_says(family: str, tower: str, blocks: int,
         getattr(pipe, tower).save_pretrained(tmp_path / "m" / tower)
     model = models.load(tmp_path / "m")
     numbers = NUMBERS if family == "sdxl" else None
-    assert torch.allclose(model.require("text").encode(["a cat"], numbers=numbers).condition.context, encoded(pipe, "a cat"), atol=1e-5)
+    assert torch.allclose(
+        model.require("text").encode(["a cat"], numbers=numbers).condition.context,
+        encoded(pipe, "a cat"),
+        atol=1e-5,
+    )
     assert model.report is not None
     assert any("config.json" in reason for reason in model.report.ignored.values()) != written
     models.save(model, tmp_path / "again", layout="diffusers")
@@ -63,17 +81,22 @@ def test_blocks_are_as_many_as_config_says(family: str, tower: str, blocks: int,
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl", "sd3"])
 def test_clip_skip_is_that_of_diffusers(family: str, tmp_path: Path) -> None:
-    """The state before the usual one, as its pipelines take it; here for negative prompts and no prompt too."""
+    """The state before the usual one, as its pipelines take it; here for negative prompts and no prompt
+    too."""
     pipe, text = opened(family, tmp_path / "m"), miniature(family).require("text")
     if not hasattr(pipe.text_encoder, "text_model"):
-        vars(pipe.text_encoder)["text_model"] = pipe.text_encoder  # by the name that diffusers 0.42 knows it by, before transformers 5
+        vars(pipe.text_encoder)["text_model"] = (
+            pipe.text_encoder
+        )  # by the name that diffusers 0.42 knows it by, before transformers 5
     numbers = NUMBERS if family == "sdxl" else None
     skips = [0, 1] if family != "sd1" else [0, 1, 2]
     for skip in skips:
         ours = text.encode(["a cat"], numbers=numbers, clip_skip=skip).condition
         assert torch.allclose(ours.context, encoded(pipe, "a cat", clip_skip=skip), atol=1e-5)
         if family != "sdxl":
-            assert torch.allclose(text.null(1, clip_skip=skip).context, encoded(pipe, "", clip_skip=skip), atol=1e-5)
+            assert torch.allclose(
+                text.null(1, clip_skip=skip).context, encoded(pipe, "", clip_skip=skip), atol=1e-5
+            )
     for wrong in (skips[-1] + 1, -1, 99):
         with pytest.raises(ValueError, match=rf"lies in 0 \.\.\. {skips[-1]} for this model, not {wrong}"):
             text.encode(["a cat"], numbers=numbers, clip_skip=wrong)
@@ -97,7 +120,8 @@ def test_clip_skip_changes_pictures_and_has_no_meaning_without_clips_context() -
 @pytest.mark.parametrize("family", ["sdxl", "sdxl-refiner"])
 @pytest.mark.parametrize("zeros", [True, False, None])
 def test_no_prompt_is_what_model_index_says(family: str, zeros: bool | None, tmp_path: Path) -> None:
-    """Zeros or the encoded \"\", for context and pooled part; kept by our own file and by diffusers' folders."""
+    """Zeros or the encoded \"\", for context and pooled part; kept by our own file and by diffusers'
+    folders."""
     models.save(miniature(family), tmp_path / "m", layout="diffusers")
     file, key = tmp_path / "m/model_index.json", "force_zeros_for_empty_prompt"
     index = {name: value for name, value in json.loads(file.read_text()).items() if name != key}
@@ -147,7 +171,9 @@ def test_padding_is_what_the_folder_says(tmp_path: Path) -> None:
 def test_an_end_of_text_that_the_tokenizer_does_not_write_is_refused(tmp_path: Path) -> None:
     """The pooled output is read there."""
     models.save(miniature("sdxl"), tmp_path / "m", layout="diffusers")
-    changed(tmp_path / "m/text_encoder_2/config.json", eos_token_id=2)  # of older configurations, which means the same
+    changed(
+        tmp_path / "m/text_encoder_2/config.json", eos_token_id=2
+    )  # of older configurations, which means the same
     models.load(tmp_path / "m")
     changed(tmp_path / "m/text_encoder_2/config.json", eos_token_id=5)
     with pytest.raises(ValueError, match="eos_token_id=5, and its tokenizer ends texts with 49407"):
@@ -155,7 +181,8 @@ def test_an_end_of_text_that_the_tokenizer_does_not_write_is_refused(tmp_path: P
 
 
 def test_longer_towers_read_as_many_tokens_as_their_tokenizer_says(tmp_path: Path) -> None:
-    """A LongCLIP has 248 positions; how many are read is model_max_length, which is 77 in some folders and 248 in others."""
+    """A LongCLIP has 248 positions; how many are read is model_max_length, which is 77 in some folders and
+    248 in others."""
     from dataclasses import replace
 
     from models.networks.clip import CLIPTextParams
@@ -171,6 +198,8 @@ def test_longer_towers_read_as_many_tokens_as_their_tokenizer_says(tmp_path: Pat
         ours = models.load(tmp_path / "m")
         right = encoded(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "m"), "a cat " * 20)
         assert ours.require("text").encode(["a cat " * 20]).condition.context.shape == (1, length, 64)
-        assert torch.allclose(ours.require("text").encode(["a cat " * 20]).condition.context, right, atol=1e-5)
+        assert torch.allclose(
+            ours.require("text").encode(["a cat " * 20]).condition.context, right, atol=1e-5
+        )
     models.save(ours, tmp_path / "again", layout="diffusers")
     assert models.load(tmp_path / "again").spec["text"] == ours.spec["text"]

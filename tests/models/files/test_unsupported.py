@@ -17,14 +17,30 @@ from tests.models.files.tiny import Load, tiny
 def changed(family: str, **spec: Any) -> Model:
     """A fresh miniature with parts of its description changed."""
     own = tiny(family).spec
-    return models.build({**own, **{key: {**own[key], **value} if isinstance(value, dict) else value for key, value in spec.items()}})
+    return models.build(
+        {
+            **own,
+            **{
+                key: {**own[key], **value} if isinstance(value, dict) else value
+                for key, value in spec.items()
+            },
+        }
+    )
 
 
 @pytest.mark.parametrize(
     ("layout", "spec", "message"),
     [
-        ("ldm", {"network": {"groups": 16}}, r"UNet with groups=16, and readers would take it for 32: use layout='native'"),
-        ("ldm", {"network": {"heads": 4}}, r"UNet with heads=\[4, 4\], and readers would take it for \[8, 8\]"),
+        (
+            "ldm",
+            {"network": {"groups": 16}},
+            r"UNet with groups=16, and readers would take it for 32: use layout='native'",
+        ),
+        (
+            "ldm",
+            {"network": {"heads": 4}},
+            r"UNet with heads=\[4, 4\], and readers would take it for \[8, 8\]",
+        ),
         ("ldm", {"vae": {"groups": 16}}, "VAE with groups=16"),
         ("ldm", {"vae": {"scale": 0.3}}, "single files do not say how latents are scaled, here by 0.3"),
         ("ldm", {"prediction": "x0"}, "single files do not say schedule .* and prediction 'x0'"),
@@ -39,11 +55,17 @@ def changed(family: str, **spec: Any) -> Model:
         ("diffusers", {"network": {"scale_shift": True}}, "UNet with scale_shift=True"),
         ("diffusers", {"network": {"num_classes": 10}}, "has no words for a UNet with"),
         ("diffusers", {"network": {"time_factor": 1000.0}}, "UNet with time_factor=1000.0"),
-        ("diffusers", {"network": {"middle_attention": 0}}, "in diffusers' folders the middle attends as the coarsest level does"),
+        (
+            "diffusers",
+            {"network": {"middle_attention": 0}},
+            "in diffusers' folders the middle attends as the coarsest level does",
+        ),
         ("diffusers", {"schedule": {"shift": 2.0}}, "diffusers' folders have no schedule .*'shift': 2.0"),
     ],
 )
-def test_what_a_layout_cannot_say_is_refused(layout: str, spec: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_a_layout_cannot_say_is_refused(
+    layout: str, spec: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     """Rather than written, and read back as another model; our own layout holds it."""
     model = changed("sd1", **spec)
     with pytest.raises(ValueError, match=message) as refusal:
@@ -55,12 +77,23 @@ def test_what_a_layout_cannot_say_is_refused(layout: str, spec: dict[str, Any], 
 
 def test_networks_of_no_published_kind_are_refused(tmp_path: Path) -> None:
     """One that is told classes and no text, and a transformer."""
-    unet = {"name": "unet", "channels": 32, "channel_mult": [1], "blocks": 1, "attention": [0], "middle_attention": 0, "num_classes": 10}
+    unet = {
+        "name": "unet",
+        "channels": 32,
+        "channel_mult": [1],
+        "blocks": 1,
+        "attention": [0],
+        "middle_attention": 0,
+        "num_classes": 10,
+    }
     dit = {"name": "dit", "in_channels": 4, "image_size": 8, "hidden": 16, "depth": 1, "heads": 2}
     for network, kind in ((unet, "UNet"), (dit, "DiT")):
         model = models.build({"network": network, "schedule": {"name": "scaled_linear"}, "prediction": "eps"})
         for layout in ("ldm", "diffusers"):
-            with pytest.raises(ValueError, match=f"the layout '{layout}' is for networks that are told a text, which this {kind} is not"):
+            with pytest.raises(
+                ValueError,
+                match=f"the layout '{layout}' is for networks that are told a text, which this {kind} is not",
+            ):
                 models.save(model, tmp_path / "a", layout)
 
 

@@ -1,4 +1,5 @@
-"""Words of a model's own: read as transformers reads them, kept in every layout that can hold them, and refused where they do not fit."""
+"""Words of a model's own: read as transformers reads them, kept in every layout that can hold them, and
+refused where they do not fit."""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ import torch
 import models
 from models.networks.clip import CLIPTextParams
 from models.presets import TINY_TOWERS, miniature, tiny_description
-from models.text.clip_tokenizer import EOS, Vocabulary, open_clip_tokenizer, openai_tables, openai_tokenizer, write_clip_tokenizer
+from models.text.clip_tokenizer import (
+    EOS,
+    Vocabulary,
+    open_clip_tokenizer,
+    openai_tables,
+    openai_tokenizer,
+    write_clip_tokenizer,
+)
 from models.text.clip_tokenizer import CLIPTokenizer as Ours
 from tests.models.files.pipelines import NUMBERS
 from tests.peers import diffusers, transformers
@@ -51,7 +59,8 @@ def flagged() -> list[Any]:
 
 
 def test_ids_equal_transformers(tmp_path: Path) -> None:
-    """Of texts with the words in capitals, within others, beside blanks and punctuation; and after saving and opening again."""
+    """Of texts with the words in capitals, within others, beside blanks and punctuation; and after saving and
+    opening again."""
     peer = learned("sd1", tmp_path, flagged()).tokenizer
     model = models.load(tmp_path / "learned")
     draw, symbols = (
@@ -84,17 +93,23 @@ def test_ids_equal_transformers(tmp_path: Path) -> None:
         model.unpacked(torch.float32),
     ):
         ours = opened.require("text").tokenizer("clip_l")
-        assert [text for text in texts if [ours.bos, *ours.tokenize(text), ours.eos] != peer(text).input_ids] == []
+        assert [
+            text for text in texts if [ours.bos, *ours.tokenize(text), ours.eos] != peer(text).input_ids
+        ] == []
         assert opened.fingerprint == model.fingerprint
     assert [text for text in texts if again(text).input_ids != peer(text).input_ids] == []
 
 
 def test_context_and_vector_equal_diffusers(tmp_path: Path) -> None:
-    """Each tower of SDXL reads its own words. "!" stays a word for the tower that is padded with it, which diffusers makes padding."""
+    """Each tower of SDXL reads its own words. "!" stays a word for the tower that is padded with it, which
+    diffusers makes padding."""
     peer = learned("sdxl", tmp_path, ["<cat-toy>"], ["<other>", "<cat-toy>"])
     model = models.load(tmp_path / "learned")
     text = model.require("text")
-    assert [text.tokenizer(name).tokenize("<cat-toy>") for name in ("clip_l", "clip_g")] == [[EOS + 1], [EOS + 2]]
+    assert [text.tokenizer(name).tokenize("<cat-toy>") for name in ("clip_l", "clip_g")] == [
+        [EOS + 1],
+        [EOS + 2],
+    ]
     prompt = "a <cat-toy> and <other>"
     context, _, pooled, _ = peer.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)
     ours = text.encode([prompt], numbers=NUMBERS).condition
@@ -106,10 +121,15 @@ def test_context_and_vector_equal_diffusers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [(["<cat-toy>"], None), ([], ["<cat-toy>"])])
 def test_both_towers_read_one_text_where_one_has_words(words: tuple[list[Any], Any], tmp_path: Path) -> None:
-    """OpenAI's vocabulary beside it is read as transformers reads it too, without mending: contexts stand side by side."""
+    """OpenAI's vocabulary beside it is read as transformers reads it too, without mending: contexts stand
+    side by side."""
     peer = learned("sdxl", tmp_path, *words)
     text = models.load(tmp_path / "learned").require("text")
-    for prompt in ("it\u2019s a \u201cred\u201d cat &amp; dog", "a <|endoftext|> <|startoftext|> café, 35MM  x", ""):
+    for prompt in (
+        "it\u2019s a \u201cred\u201d cat &amp; dog",
+        "a <|endoftext|> <|startoftext|> café, 35MM  x",
+        "",
+    ):
         ids = {name: text.tokenizer(name).tokenize(prompt) for name in ("clip_l", "clip_g")}
         assert ids["clip_l"] == ids["clip_g"] == peer.tokenizer(prompt, add_special_tokens=False).input_ids
         context, _, _, _ = peer.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)
@@ -117,7 +137,8 @@ def test_both_towers_read_one_text_where_one_has_words(words: tuple[list[Any], A
 
 
 def test_words_of_several_vectors_are_read_whole(tmp_path: Path) -> None:
-    """As diffusers' pipelines do: behind the first vector come the others, unless they stand there already; weights hold for all."""
+    """As diffusers' pipelines do: behind the first vector come the others, unless they stand there already;
+    weights hold for all."""
     peer = learned("sd1", tmp_path, ["<cat>", "<cat>_1", "<cat>_2"])
     text = models.load(tmp_path / "learned").require("text")
     right = peer.encode_prompt("a <cat> on a mat", "cpu", 1, False)[0]
@@ -131,10 +152,20 @@ def test_words_of_several_vectors_are_read_whole(tmp_path: Path) -> None:
 
 
 def test_a_table_of_its_own(tmp_path: Path) -> None:
-    """Other tokens, other ids for begin and end, from vocab.json and merges.txt, or from tokenizer.json, whichever is there."""
+    """Other tokens, other ids for begin and end, from vocab.json and merges.txt, or from tokenizer.json,
+    whichever is there."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    table = {name: i for i, name in enumerate(["<s>", "</s>", "<pad>", *letters, *(f"{c}</w>" for c in letters), "ca", "cat</w>"])}
-    own = Ours(Vocabulary(bos="<s>", eos="</s>", unk="</s>", pad="<pad>", tokens=table, merges=(("c", "a"), ("ca", "t</w>"))))
+    table = {
+        name: i
+        for i, name in enumerate(
+            ["<s>", "</s>", "<pad>", *letters, *(f"{c}</w>" for c in letters), "ca", "cat</w>"]
+        )
+    }
+    own = Ours(
+        Vocabulary(
+            bos="<s>", eos="</s>", unk="</s>", pad="<pad>", tokens=table, merges=(("c", "a"), ("ca", "t</w>"))
+        )
+    )
     write_clip_tokenizer(own, tmp_path / "files", table["<pad>"], 77)
     peer = transformers.CLIPTokenizer.from_pretrained(tmp_path / "files")
     peer.save_pretrained(tmp_path / "json")
@@ -147,24 +178,34 @@ def test_a_table_of_its_own(tmp_path: Path) -> None:
         pipe.tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path / kind)
         pipe.save_pretrained(tmp_path / f"model-{kind}")
         text = models.load(tmp_path / f"model-{kind}").require("text")
-        assert text.tokenizer("clip_l").tokenize("cat cab") == peer("cat cab", add_special_tokens=False).input_ids
+        assert (
+            text.tokenizer("clip_l").tokenize("cat cab")
+            == peer("cat cab", add_special_tokens=False).input_ids
+        )
         right = pipe.encode_prompt("a cat", "cpu", 1, False)[0]
         assert torch.allclose(text.encode(["a cat"]).condition.context, right, atol=1e-5)
         assert text.encode(["cat " * 100], long="cut").dropped == (" ".join(["cat"] * 25),)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    """In one line when loading: more words than rows, another kind of tokenizer, damage; and when saving what has no place for them."""
+    """In one line when loading: more words than rows, another kind of tokenizer, damage; and when saving what
+    has no place for them."""
     learned("sd1", tmp_path, ["<cat-toy>"])
     folder = tmp_path / "learned"
     model = models.load(folder)
     for layout in ("ldm", "separate"):
-        with pytest.raises(ValueError, match=r"own words of clip_l \(<cat-toy>\): use layout='diffusers' or 'native'"):
+        with pytest.raises(
+            ValueError, match=r"own words of clip_l \(<cat-toy>\): use layout='diffusers' or 'native'"
+        ):
             models.save(model, tmp_path / "out.safetensors", cast(Any, layout))
     (folder / "tokenizer").rename(tmp_path / "tokenizer")
-    with pytest.raises(ValueError, match="knows 49409 tokens, and OpenAI's tokenizer has 49408: load the folder of its own"):
+    with pytest.raises(
+        ValueError, match="knows 49409 tokens, and OpenAI's tokenizer has 49408: load the folder of its own"
+    ):
         models.load(folder)
-    assert models.load(folder, tmp_path / "tokenizer").require("text").tokenizer("clip_l").tokenize("<cat-toy>") == [EOS + 1]
+    assert models.load(folder, tmp_path / "tokenizer").require("text").tokenizer("clip_l").tokenize(
+        "<cat-toy>"
+    ) == [EOS + 1]
     (tmp_path / "tokenizer").rename(folder / "tokenizer")
     config = folder / "tokenizer/tokenizer_config.json"
     whole = json.loads(config.read_text())
@@ -174,7 +215,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         "tokenizer_class='BertTokenizer'": json.dumps({**whole, "tokenizer_class": "BertTokenizer"}),
         "tokenizer_config.json is damaged": "{",
         "60000": json.dumps({**whole, "added_tokens_decoder": gap}),
-        "tokenizer of clip_l has 49411 tokens and this tower knows 49409": json.dumps({**whole, "added_tokens_decoder": many}),
+        "tokenizer of clip_l has 49411 tokens and this tower knows 49409": json.dumps(
+            {**whole, "added_tokens_decoder": many}
+        ),
     }
     for message, content in damages.items():
         config.write_text(content)
@@ -230,13 +273,21 @@ CONFIG, ADDED, MAP, TABLE, WHOLE = (
         (CONFIG, {"added_tokens_decoder": {"49408": "<x>"}}, "an added token must be a mapping"),
         (CONFIG, {"added_tokens_decoder": {"x": {"content": "<x>"}}}, "added token.id must be"),
         (CONFIG, {"added_tokens_decoder": {"49408": {"content": 3}}}, "added token.content must be"),
-        (CONFIG, {"added_tokens_decoder": {"49408": {"content": "<x>", "lstrip": "yes"}}}, "added token.lstrip must be"),
+        (
+            CONFIG,
+            {"added_tokens_decoder": {"49408": {"content": "<x>", "lstrip": "yes"}}},
+            "added token.lstrip must be",
+        ),
         (CONFIG, {"pad_token": ["!"]}, "pad_token"),
         (CONFIG, {"pad_token": False}, "pad_token"),
         (CONFIG, {"unk_token": {"content": None}}, "unk_token"),
         (CONFIG, {"extra_special_tokens": "<x>"}, "extra_special_tokens"),
         (CONFIG, {"additional_special_tokens": ["<x>", 1]}, "additional_special_tokens"),
-        (CONFIG, {"additional_special_tokens": [{"content": "<x>", "special": 1}]}, "added token.special must be"),
+        (
+            CONFIG,
+            {"additional_special_tokens": [{"content": "<x>", "special": 1}]},
+            "added token.special must be",
+        ),
         (MAP, {"eos_token": 3}, "eos_token"),
         (MAP, 3, "holds no JSON object"),
         (ADDED, [], "holds no JSON object"),
@@ -253,11 +304,15 @@ CONFIG, ADDED, MAP, TABLE, WHOLE = (
         (WHOLE, [], "describes no model"),
     ],
 )
-def test_wrong_types_are_one_line_that_names_the_file(tmp_path: Path, name: str, content: Any, message: str) -> None:
+def test_wrong_types_are_one_line_that_names_the_file(
+    tmp_path: Path, name: str, content: Any, message: str
+) -> None:
     """In each file of a tokenizer's folder."""
     write_clip_tokenizer(openai_tokenizer(), tmp_path, EOS, 77)
     (tmp_path / name).write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"{tmp_path.name}.*{name}.*{message}|{tmp_path.name}.*{message}.*{name}") as caught:
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path.name}.*{name}.*{message}|{tmp_path.name}.*{message}.*{name}"
+    ) as caught:
         open_clip_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -279,20 +334,28 @@ def test_a_folder_without_its_tokens_says_which_file_lacks(tmp_path: Path, missi
         {"additional_special_tokens": ["<x>"], "pad_token": ""},
         {"model_max_length": 1e30, "additional_special_tokens": [{"__type": "AddedToken", "content": "<x>"}]},
         {"model_max_length": 10**30, "extra_special_tokens": None},
-        {"extra_special_tokens": ["<x>"], ADDED: {"<x>": EOS + 1, "<y>": EOS + 2}},  # the first is special, and so not found in capitals
+        {
+            "extra_special_tokens": ["<x>"],
+            ADDED: {"<x>": EOS + 1, "<y>": EOS + 2},
+        },  # the first is special, and so not found in capitals
     ],
 )
 def test_special_tokens_are_those_of_transformers(tmp_path: Path, entries: dict[str, Any]) -> None:
     write_clip_tokenizer(openai_tokenizer(), tmp_path, EOS, 77)
     config = json.loads((tmp_path / CONFIG).read_text())
-    (tmp_path / CONFIG).write_text(json.dumps(config | {key: value for key, value in entries.items() if key != ADDED}))
+    (tmp_path / CONFIG).write_text(
+        json.dumps(config | {key: value for key, value in entries.items() if key != ADDED})
+    )
     (tmp_path / ADDED).write_text(json.dumps(entries.get(ADDED, {})))
-    ids = transformers.CLIPTokenizer.from_pretrained(tmp_path)("a <x> <y> <X> <Y> cat", add_special_tokens=False).input_ids
+    ids = transformers.CLIPTokenizer.from_pretrained(tmp_path)(
+        "a <x> <y> <X> <Y> cat", add_special_tokens=False
+    ).input_ids
     assert open_clip_tokenizer(tmp_path).tokenize("a <x> <y> <X> <Y> cat") == ids
 
 
 def test_rows_beyond_the_words_of_a_folder_stay(tmp_path: Path) -> None:
-    """A table made a multiple of 64 long, beside OpenAI's tokenizer; single files would not say that these are its words."""
+    """A table made a multiple of 64 long, beside OpenAI's tokenizer; single files would not say that these
+    are its words."""
     towers = {**TINY_TOWERS, "clip_l": replace(cast(CLIPTextParams, TINY_TOWERS["clip_l"]), vocab=49472)}
     model = models.build(tiny_description("sd1", towers))
     models.save(model, tmp_path / "m", layout="diffusers")
@@ -300,7 +363,9 @@ def test_rows_beyond_the_words_of_a_folder_stay(tmp_path: Path) -> None:
     models.save(model, tmp_path / "native.safetensors")
     assert models.load(tmp_path / "native.safetensors").fingerprint == model.fingerprint
     for layout in ("ldm", "separate"):
-        with pytest.raises(ValueError, match="which 49472 tokens clip_l knows: use layout='diffusers' or 'native'"):
+        with pytest.raises(
+            ValueError, match="which 49472 tokens clip_l knows: use layout='diffusers' or 'native'"
+        ):
             models.save(model, tmp_path / "out.safetensors", cast(Any, layout))
 
 
@@ -316,14 +381,17 @@ def test_a_native_file_with_damaged_words_is_one_line(tmp_path: Path) -> None:
         {"tokens": {"<|startoftext|>": 0, "<|endoftext|>": 10**12}},
     ):
         tensors = model.state_dict()
-        models.layouts.native.write(path, tensors, {"model": model.spec, "tokenizers": {"clip_l": description}})
+        models.layouts.native.write(
+            path, tensors, {"model": model.spec, "tokenizers": {"clip_l": description}}
+        )
         with pytest.raises(ValueError, match=r"m\.safetensors: its tokenizers cannot be used: ") as caught:
             models.load(path)
         assert "\n" not in str(caught.value)
 
 
 def test_openai_vocabulary_needs_no_words_of_its_own(tmp_path: Path) -> None:
-    """Our own folders, and those that transformers writes of them, are read as before: cleaned, and with open_clip's names."""
+    """Our own folders, and those that transformers writes of them, are read as before: cleaned, and with
+    open_clip's names."""
     models.save(miniature("sdxl"), tmp_path / "ours", layout="diffusers")
     pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "ours")
     pipe.save_pretrained(tmp_path / "theirs")

@@ -64,7 +64,8 @@ with replacing(sys.argv[1]) as temporary:
 
 
 def test_what_a_crash_left_behind_is_removed(tmp_path: Path) -> None:
-    """A process that was killed within the block cannot clean up; the next write of that path does, so that remains do not pile up."""
+    """A process that was killed within the block cannot clean up; the next write of that path does, so that
+    remains do not pile up."""
     path = tmp_path / "file"
     for _ in range(2):
         subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
@@ -105,7 +106,8 @@ print(len(done))
 
 
 def test_many_writers_of_one_path(tmp_path: Path) -> None:
-    """Three processes with two threads each: no write fails because of another, no reader sees a mixture, nothing is left behind."""
+    """Three processes with two threads each: no write fails because of another, no reader sees a mixture,
+    nothing is left behind."""
     command = [sys.executable, "-c", WRITER, str(tmp_path / "file.json")]
     writers = [subprocess.Popen([*command, str(i)], stdout=-1, stderr=-1, text=True) for i in range(3)]
     assert [writer.communicate() for writer in writers] == [("80\n", "")] * 3
@@ -113,7 +115,8 @@ def test_many_writers_of_one_path(tmp_path: Path) -> None:
 
 
 def test_a_writer_within_the_block_of_another(tmp_path: Path) -> None:
-    """Both finish; the one that ends last is what stays. A writer may also replace the temporary file by another one."""
+    """Both finish; the one that ends last is what stays. A writer may also replace the temporary file by
+    another one."""
     with replacing(tmp_path / "file") as outer:
         outer.write_text("outer")
         with replacing(tmp_path / "file") as inner:
@@ -155,7 +158,8 @@ with locked(sys.argv[1]) as held:
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
-    """It is refused to others, within this process too, until its holder is killed, whatever processes that one has started."""
+    """It is refused to others, within this process too, until its holder is killed, whatever processes that
+    one has started."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "lock")]
     with subprocess.Popen(command, stdout=-1, text=True, start_new_session=True) as holder:
         assert holder.stdout is not None
@@ -172,7 +176,9 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
         pass
 
 
-def test_without_locks_files_are_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_files_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on some network file systems: a lock is not held, and what others have left is not touched."""
 
     def unsupported(*_: object) -> None:
@@ -189,7 +195,10 @@ def test_without_locks_files_are_written_all_the_same(tmp_path: Path, monkeypatc
 
 def test_unwritable_path_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot write .*file.r\.html"), replacing(tmp_path / "file" / "r.html"):
+    with (
+        pytest.raises(OSError, match=r"cannot write .*file.r\.html"),
+        replacing(tmp_path / "file" / "r.html"),
+    ):
         pass
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match=r"cannot write .*folder"), replacing(tmp_path / "folder") as temporary:
@@ -208,7 +217,8 @@ def test_json_lines_without_the_one_cut_short(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ['{"step": 1, "lo', "[1, 2]", "3"])
 def test_json_lines_with_another_bad_line_are_refused(line: str, tmp_path: Path) -> None:
-    """Only the last line can have been cut short; anything else was not written by us, and must not vanish in silence."""
+    """Only the last line can have been cut short; anything else was not written by us, and must not vanish in
+    silence."""
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 2"):
@@ -231,7 +241,8 @@ def test_json_is_read_back(tmp_path: Path) -> None:
 
 
 def test_json_is_strict(tmp_path: Path) -> None:
-    """Numbers that are not finite are null wherever they stand; other readers than Python's refuse NaN and Infinity."""
+    """Numbers that are not finite are null wherever they stand; other readers than Python's refuse NaN and
+    Infinity."""
     write_json(tmp_path / "a.json", {"a": math.inf, "b": [1.5, (-math.inf, {"c": math.nan})]})
     text = (tmp_path / "a.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": [1.5, [None, {"c": None}]]}
@@ -248,7 +259,9 @@ def test_a_place_that_cannot_be_written_is_known_before(tmp_path: Path) -> None:
         check_writable(tmp_path / "new" / "file" / "x")
 
 
-@pytest.mark.parametrize(("content", "message"), [('{"a": 1', r"b\.json is damaged"), ("[1]", r"b\.json holds no JSON object")])
+@pytest.mark.parametrize(
+    ("content", "message"), [('{"a": 1', r"b\.json is damaged"), ("[1]", r"b\.json holds no JSON object")]
+)
 def test_a_file_without_an_object_is_named(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(content)
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,5 @@
-"""What neither keys nor shapes tell comes back from every layout, or is refused; what cannot be known is noted."""
+"""What neither keys nor shapes tell comes back from every layout, or is refused; what cannot be known is
+noted."""
 
 from __future__ import annotations
 
@@ -53,7 +54,10 @@ def test_every_family_comes_back_from_single_files(family: str, layout: str, tmp
 HEUN = {"sampler": "heun", "steps": 9, "guidance": 3.0}
 OWN: dict[str, dict[str, Any]] = {
     "sd1": {"grid": {"spacing": "trailing"}, "sampling": HEUN, "shape": [4, 24, 40]},
-    "lcm": {"grid": {"spacing": "lcm", "initial": "unit", "taught": 100}, "sampling": {"sampler": "lcm", "steps": 2, "guidance": 1.0}},
+    "lcm": {
+        "grid": {"spacing": "lcm", "initial": "unit", "taught": 100},
+        "sampling": {"sampler": "lcm", "steps": 2, "guidance": 1.0},
+    },
     "flux-dev": {
         "grid": {"spacing": "mu_shift", "line": [256, 0.5, 8192, 0.9], "mu": 0.7},
         "sampling": {"sampler": "heun", "steps": 9, "guidance": 3.0},
@@ -82,11 +86,19 @@ def test_settings_of_ones_own_come_back(family: str, layout: str, tmp_path: Path
 
 def test_a_folders_configurations_that_are_edited_later_count(tmp_path: Path) -> None:
     """For what they say is not written twice."""
-    model, grid = tiny("sd3"), flow_grid({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}, FAMILIES["sd3"])
+    model, grid = (
+        tiny("sd3"),
+        flow_grid({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}, FAMILIES["sd3"]),
+    )
     spec = {**model.spec, "grid": grid, "shape": [16, 24, 24]}
     [folder] = saved(Model(model.network, model.schedule, model.prediction, spec), tmp_path, "diffusers")
-    assert settings(models.load(folder)) == settings(Model(model.network, model.schedule, model.prediction, spec))
-    for file, change in (("scheduler/scheduler_config.json", {"shift": 5.0}), ("transformer/config.json", {"sample_size": 8})):
+    assert settings(models.load(folder)) == settings(
+        Model(model.network, model.schedule, model.prediction, spec)
+    )
+    for file, change in (
+        ("scheduler/scheduler_config.json", {"shift": 5.0}),
+        ("transformer/config.json", {"sample_size": 8}),
+    ):
         (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
     changed = models.load(folder).spec
     assert (changed["grid"]["shift"], changed["shape"]) == (5.0, [16, 8, 8])
@@ -108,19 +120,26 @@ def test_a_folders_configurations_that_are_edited_later_count(tmp_path: Path) ->
 )
 def test_damaged_settings_are_refused(metadata: str, message: str, tmp_path: Path) -> None:
     [path] = saved(tiny("sd1"), tmp_path, "ldm")
-    native.write_tensors(damaged := tmp_path / "damaged.safetensors", load_file(path), {"_family": "sd1", "_settings": metadata})
+    native.write_tensors(
+        damaged := tmp_path / "damaged.safetensors",
+        load_file(path),
+        {"_family": "sd1", "_settings": metadata},
+    )
     with pytest.raises(ValueError, match=message) as refusal:
         models.load(damaged)
     assert "damaged.safetensors" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
-# Vocabularies ----------------------------------------------------------------------------------------------------------
+# Vocabularies -----------------------------------------------------------------------------------------------
 
 
 def with_words(family: str, words: int) -> Model:
     """A miniature whose towers of CLIP know so many words."""
-    towers = {name: replace(tower, vocab=words) if isinstance(tower, CLIPTextParams) else tower for name, tower in TINY_TOWERS.items()}
+    towers = {
+        name: replace(tower, vocab=words) if isinstance(tower, CLIPTextParams) else tower
+        for name, tower in TINY_TOWERS.items()
+    }
     model = models.build(tiny_description(family, towers))
     for part in model.parts.values():
         randomise(part, torch.Generator().manual_seed(0))
@@ -129,7 +148,8 @@ def with_words(family: str, words: int) -> Model:
 
 @pytest.mark.parametrize("layout", ["native", "ldm", "diffusers", "separate"])
 def test_a_tower_of_fewer_words_is_refused_when_loading(layout: str, tmp_path: Path) -> None:
-    """Without a tokenizer of its own: OpenAI's has 49408 tokens, and its end of text would be none of the tower's."""
+    """Without a tokenizer of its own: OpenAI's has 49408 tokens, and its end of text would be none of the
+    tower's."""
     paths = saved(with_words("sd1", 49407), tmp_path, layout)
     with pytest.raises(ValueError, match=r"49407 tokens.*49408|49408 tokens.* 49407") as refusal:
         models.load(*paths)
@@ -147,11 +167,12 @@ def test_padding_that_is_no_token_is_refused_when_loading(pad: int, tmp_path: Pa
         models.load(file)
 
 
-# A preview -------------------------------------------------------------------------------------------------------------
+# A preview --------------------------------------------------------------------------------------------------
 
 
 def test_the_family_of_a_preview_is_noted(tmp_path: Path) -> None:
-    """SD 1's and SDXL's TAESD have the same keys and shapes; in a folder saved with its model it is that model's."""
+    """SD 1's and SDXL's TAESD have the same keys and shapes; in a folder saved with its model it is that
+    model's."""
     model = tiny("sdxl")
     models.save(model, tmp_path / "folder", "diffusers")
     assert not any("latents it shows" in note for note in notes_of(tmp_path / "folder"))

@@ -25,7 +25,8 @@ SGM_YAML = """
 model:
   params:
     scale_factor: 0.13025
-    denoiser_config: {params: {scaling_config: {target: sgm.modules.diffusionmodules.denoiser_scaling.VScaling}}}
+    denoiser_config:
+      params: {scaling_config: {target: sgm.modules.diffusionmodules.denoiser_scaling.VScaling}}
 """
 
 
@@ -34,14 +35,21 @@ model:
     [
         ("sd2", V_YAML, {"family": "sd2-v", "prediction": "v", "schedule": SD_TABLE}),
         ("sd1", V_YAML.replace('"v"', "eps"), {"family": "sd1", "prediction": "eps", "schedule": SD_TABLE}),
-        ("sd1", V_YAML.replace("0.0120", "0.0200"), {"prediction": "v", "schedule": {**SD_TABLE, "end": 0.02}}),
+        (
+            "sd1",
+            V_YAML.replace("0.0120", "0.0200"),
+            {"prediction": "v", "schedule": {**SD_TABLE, "end": 0.02}},
+        ),
         ("sdxl", SGM_YAML, {"family": "sdxl-v", "prediction": "v", "schedule": SD_TABLE}),
         ("sdxl", SGM_YAML.replace("VScaling", "EpsScaling"), {"family": "sdxl", "prediction": "eps"}),
     ],
 )
 @pytest.mark.parametrize("ending", [".yaml", ".yml"])
-def test_a_configuration_beside_a_file(family: str, text: str, spec: dict[str, Any], ending: str, load: Load, tmp_path: Path) -> None:
-    """model.yaml beside model.safetensors, as Stable Diffusion 2 is published: what it predicts, and its betas."""
+def test_a_configuration_beside_a_file(
+    family: str, text: str, spec: dict[str, Any], ending: str, load: Load, tmp_path: Path
+) -> None:
+    """model.yaml beside model.safetensors, as Stable Diffusion 2 is published: what it predicts, and its
+    betas."""
     (tmp_path / "model").with_suffix(ending).write_text(text)
     (tmp_path / "other.yaml").write_text(V_YAML)
     model = load(family)
@@ -51,7 +59,18 @@ def test_a_configuration_beside_a_file(family: str, text: str, spec: dict[str, A
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "model: 3", "a: &a [1]\nb: *c", "- 1", "[" * 10_000, "#" * 70_000, "!!python/object/apply:os.system [ls]", "\x00"]
+    "text",
+    [
+        "",
+        "{",
+        "model: 3",
+        "a: &a [1]\nb: *c",
+        "- 1",
+        "[" * 10_000,
+        "#" * 70_000,
+        "!!python/object/apply:os.system [ls]",
+        "\x00",
+    ],
 )
 def test_a_configuration_that_is_none(text: str, load: Load, tmp_path: Path) -> None:
     """A note: the weights are intact. It runs nothing, whatever it says."""
@@ -65,7 +84,8 @@ def test_a_configuration_that_is_none(text: str, load: Load, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "text",
     [
-        "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1}\n  <<: [{','.join([f'*a{i}'] * 10)}]\n" for i in range(9)),
+        "a0: &a0 {x: 1}\n"
+        + "".join(f"a{i + 1}: &a{i + 1}\n  <<: [{','.join([f'*a{i}'] * 10)}]\n" for i in range(9)),
         "[" * 30_000,
         "[" * 8000,
         "{a: " * 2000,
@@ -104,7 +124,9 @@ def test_hostile_yaml_is_noted_at_once(text: str, tmp_path: Path) -> None:
         ("linear_start: 0.9\n    linear_end: 0.95", "has a schedule"),
     ],
 )
-def test_a_setting_of_a_configuration_that_cannot_be_is_noted(setting: str, note: str, load: Load, tmp_path: Path) -> None:
+def test_a_setting_of_a_configuration_that_cannot_be_is_noted(
+    setting: str, note: str, load: Load, tmp_path: Path
+) -> None:
     """With the file's name; the others are used."""
     name = setting.partition(":")[0]
     rest = "" if name == "parameterization" else "    parameterization: v\n"
@@ -113,12 +135,18 @@ def test_a_setting_of_a_configuration_that_cannot_be_is_noted(setting: str, note
     assert model.prediction.name == ("v" if rest else "eps")
     assert model.spec["schedule"] == SD_TABLE
     assert model.require("vae").params.scale == 0.18215
-    assert any(line.startswith("model.yaml, beside model.safetensors, has") and note in line for line in notes(model).split("; "))
+    assert any(
+        line.startswith("model.yaml, beside model.safetensors, has") and note in line
+        for line in notes(model).split("; ")
+    )
 
 
 def test_numbers_of_configurations(load: Load, tmp_path: Path) -> None:
-    """1e-3 is a number, as OmegaConf has it; a round scale is not Playground's in a file that is not built like it."""
-    (tmp_path / "model.yaml").write_text("model:\n  params:\n    linear_start: 1e-3\n    timesteps: 500\n    scale_factor: 0.5\n")
+    """1e-3 is a number, as OmegaConf has it; a round scale is not Playground's in a file that is not built
+    like it."""
+    (tmp_path / "model.yaml").write_text(
+        "model:\n  params:\n    linear_start: 1e-3\n    timesteps: 500\n    scale_factor: 0.5\n"
+    )
     model = load("sd1", prefix=("model.", "first_stage"))
     assert model.spec["schedule"] == {**SD_TABLE, "start": 1e-3, "steps": 500}
     assert model.require("vae").params.scale == 0.5

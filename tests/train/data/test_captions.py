@@ -1,4 +1,5 @@
-"""Prompts and the pictures they belong to: every format, and no prompt that silently goes to another picture."""
+"""Prompts and the pictures they belong to: every format, and no prompt that silently goes to another
+picture."""
 
 from __future__ import annotations
 
@@ -42,7 +43,11 @@ def entries(key: str) -> list[dict[str, str]]:
         ("a.json", json.dumps(entries("caption"))),
         ("b.json", json.dumps(PAIRS, ensure_ascii=False)),
         ("0.csv", 'prompt\na bird\n"a ""dog"", wet\u2028and\u2028glad"\nun\u2028café\n'),
-        ("b.csv", 'prompt,file_name\nun\u2028café,cats/c.png\na bird,a.png\n"a ""dog"", wet\u2028and\u2028glad",b.png\n'),
+        (
+            "b.csv",
+            'prompt,file_name\nun\u2028café,cats/c.png\na bird,a.png\n"a ""dog"", '
+            'wet\u2028and\u2028glad",b.png\n',
+        ),
     ],
     ids=lambda value: value if len(value) < 9 else "",
 )
@@ -63,32 +68,42 @@ def test_one_prompt_may_belong_to_several_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.txt", "a\nb\n", "has 2 prompts for 3 pictures: give one each, or a .jsonl file that names the pictures"),
+        ("a.txt", "a\nb\n", "has 2 prompts for 3 pictures: give one each, or a .jsonl file that names the "
+                            "pictures"),
         ("a.txt", "a\nb\nc\nd", "has 4 prompts for 3 pictures"),
         ("a.txt", "", "has 0 prompts for 3 pictures"),
         ("a.txt", "a\n \nc\n", "prompt 2 of the 3 in {} is empty: write one, or leave out its picture"),
         ("a.csv", "prompt\na\nb\n", "has 2 prompts for 3 pictures"),
-        ("a.csv", "name;prompt\na;b\n", "must have the columns file_name and prompt, or prompt alone, not name;prompt"),
+        ("a.csv", "name;prompt\na;b\n", "must have the columns file_name and prompt, or prompt alone, not "
+                                        "name;prompt"),
         ("a.csv", "", "not none"),
-        ("a.csv", "prompt\na dog, wet\nb\nc\n", "row 1 of {} has more than 1 columns: put quotes around prompts with commas in them"),
+        ("a.csv", "prompt\na dog, wet\nb\nc\n", "row 1 of {} has more than 1 columns: put quotes around "
+                                                "prompts with commas in them"),
         ("a.csv", 'prompt\n"a" dog\n', "{} is no comma-separated text: "),
         ("a.csv", "file_name,prompt\na.png,a\nb.png\ncats/c.png,c", "prompt 2 of the 3 in {} is empty"),
-        ("a.json", '{"a.png": "a", "b.png": "b"}', "has 2 prompts for 3 pictures, and none for cats/c.png: add what is missing"),
-        ("a.json", '{"a.png": "a", "b.png": "b", "c.png": "c"}', "has a prompt for c.png, which is none of the 3 pictures; did you mean"),
+        ("a.json", '{"a.png": "a", "b.png": "b"}', "has 2 prompts for 3 pictures, and none for "
+                                                   "cats/c.png: add what is missing"),
+        ("a.json", '{"a.png": "a", "b.png": "b", "c.png": "c"}', "has a prompt for c.png, which is none "
+                                                                 "of the 3 pictures; did you mean"),
         ("a.json", '{"a.png": "a", "b.png": ""}', "prompt 2 of the 2 in {} is empty"),
         ("a.json", '{"a.png": 1}', 'must hold {"cat.png": "a cat", ...} or a list'),
-        ("a.json", '["a", "b", "c"]', '{}, entry 1 must be like {"file_name": "cat.png", "prompt": "a cat"}, not "a"'),
+        ("a.json", '["a", "b", "c"]', '{}, entry 1 must be like {"file_name": "cat.png", "prompt": "a '
+                                      'cat"}, not "a"'),
         ("a.json", "{", "is no JSON: "),
-        ("a.jsonl", '{"file_name": "a.png", "text": "a"}\n{"file_name": "a.png", "text": "b"}', "2 prompts, and more than one for a.png"),
-        ("a.jsonl", '{"file_name": "a.png", "text": "a", "caption": "b"}', "{}, line 1 has both text and caption: keep one"),
+        ("a.jsonl", '{"file_name": "a.png", "text": "a"}\n{"file_name": "a.png", "text": "b"}',
+            "2 prompts, and more than one for a.png"),
+        ("a.jsonl", '{"file_name": "a.png", "text": "a", "caption": "b"}',
+            "{}, line 1 has both text and caption: keep one"),
         ("a.jsonl", '\n{"file_name": "a.png", "title": "a"}', "{}, line 2 must be like"),
-        ("a.jsonl", '{"file_name": "zebra.jpeg", "text": "a"}', "which is none of the 3 pictures; the first is a.png"),
+        ("a.jsonl", '{"file_name": "zebra.jpeg", "text": "a"}', "which is none of the 3 pictures; the "
+                                                                "first is a.png"),
         ("a.jsonl", "a bird", "{}, line 1 is no JSON: "),
         ("a.yaml", "", "no kind of file with prompts named '.yaml'; known: .txt, .jsonl, .json, .csv"),
     ],
 )  # fmt: skip
 def test_prompts_that_do_not_fit_are_refused(name: str, text: str, message: str, tmp_path: Path) -> None:
-    """Too few, too many, empty, unknown, twice, or not as it should be: one line with both numbers and what to do."""
+    """Too few, too many, empty, unknown, twice, or not as it should be: one line with both numbers and what
+    to do."""
     (tmp_path / name).write_text(text)
     said = refusal(lambda: read_prompts(tmp_path / name, NAMES))
     assert message.replace("{}", str(tmp_path / name)) in said
@@ -96,9 +111,14 @@ def test_prompts_that_do_not_fit_are_refused(name: str, text: str, message: str,
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     """Missing, and no text; a list is held to the same as a file."""
-    assert refusal(lambda: read_prompts(tmp_path / "a.txt", NAMES), OSError) == f"no such file of prompts: {tmp_path / 'a.txt'}"
+    assert (
+        refusal(lambda: read_prompts(tmp_path / "a.txt", NAMES), OSError)
+        == f"no such file of prompts: {tmp_path / 'a.txt'}"
+    )
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
-    assert f"{tmp_path / 'a.txt'} is no UTF-8 text" in refusal(lambda: read_prompts(tmp_path / "a.txt", NAMES))
+    assert f"{tmp_path / 'a.txt'} is no UTF-8 text" in refusal(
+        lambda: read_prompts(tmp_path / "a.txt", NAMES)
+    )
     assert "the list of prompts has 1 prompts for 3 pictures" in refusal(lambda: prompts_for(["a"], NAMES))
     assert "prompt 2 of the 3 in the prompts is empty" in refusal(lambda: prompts_for(["a", " ", "c"], NAMES))
 
@@ -158,13 +178,18 @@ LINES = [f"a {slug.replace('-', ' ')}" for slug in SLUGS]
     ids=lambda names: names[-1][-40:],
 )
 def test_prompts_in_order_go_to_the_pictures_of_their_numbers(names: list[str], tmp_path: Path) -> None:
-    """Line i is of the i-th picture by number, however numbers are written, wherever they begin, and whatever order the source has."""
+    """Line i is of the i-th picture by number, however numbers are written, wherever they begin, and whatever
+    order the source has."""
     lines = LINES[: len(names)]
     (tmp_path / "a.txt").write_text("\n".join(lines))
     (tmp_path / "a.csv").write_text("\n".join(["prompt", *lines]))
     wanted = dict(zip(names, lines, strict=True))
     for order in (names, sorted(names)):
-        assert read_prompts(tmp_path / "a.txt", order) == read_prompts(tmp_path / "a.csv", order) == [wanted[name] for name in order]
+        assert (
+            read_prompts(tmp_path / "a.txt", order)
+            == read_prompts(tmp_path / "a.csv", order)
+            == [wanted[name] for name in order]
+        )
 
 
 @pytest.mark.parametrize(
@@ -205,7 +230,8 @@ def test_prompts_in_order_go_to_the_pictures_of_their_numbers(names: list[str], 
     ids=str,
 )
 def test_prompts_whose_order_is_in_doubt_are_refused(names: list[str], tmp_path: Path) -> None:
-    """No number, several that disagree, one that comes back, that only some have, or that may be part of a prompt: one line."""
+    """No number, several that disagree, one that comes back, that only some have, or that may be part of a
+    prompt: one line."""
     names = sorted(names)
     lines = [f"prompt {name}" for name in names]
     (tmp_path / "a.txt").write_text("\n".join(lines))
@@ -221,14 +247,16 @@ def test_prompts_whose_order_is_in_doubt_are_refused(names: list[str], tmp_path:
 
 
 def test_a_list_in_python_is_never_dealt_out_anew(tmp_path: Path) -> None:
-    """Who gives a list has seen the order of the names: where numbers have another one, it is refused, and a mapping is asked for."""
+    """Who gives a list has seen the order of the names: where numbers have another one, it is refused, and a
+    mapping is asked for."""
     said = refusal(lambda: prompts_for(["x", "y", "z"], ["1.png", "10.png", "2.png"]))
     assert said.endswith("give them by name, {'1.png': prompt, ...}")
     assert prompts_for(["x"], ["cat.png"]) == ["x"]
 
 
 def test_names_written_elsewhere_are_found(tmp_path: Path) -> None:
-    """é in one character or in two (macOS), "./" before a name; where both forms are there, each is its own."""
+    """é in one character or in two (macOS), "./" before a name; where both forms are there, each is its
+    own."""
     one, two = "caf\u00e9.png", "cafe\u0301.png"
     for names, written in (([one], two), ([two], one), ([two], f"./{one}")):
         (tmp_path / "a.json").write_text(json.dumps({written: "a"}))
@@ -245,14 +273,34 @@ def test_names_written_elsewhere_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "a red cat\n".encode("utf-16-le"), "is no UTF-8 text: it holds NUL characters, as UTF-16 does"),
+        (
+            "a.txt",
+            "a red cat\n".encode("utf-16-le"),
+            "is no UTF-8 text: it holds NUL characters, as UTF-16 does",
+        ),
         ("a.csv", b"prompt\na\0b\n", "is no UTF-8 text: it holds NUL characters"),
-        ("a.jsonl", b'{"file_name": "a.png", "prompt": "a", "prompt": "b"}', "line 1 is no JSON: two entries for prompt"),
+        (
+            "a.jsonl",
+            b'{"file_name": "a.png", "prompt": "a", "prompt": "b"}',
+            "line 1 is no JSON: two entries for prompt",
+        ),
         ("a.json", b'{"a.png": "a", "a.png": "b"}', "is no JSON: two entries for a.png"),
-        ("a.csv", b"file_name,prompt,prompt\na.png,a,b\n", "has two columns of one name: file_name, prompt, prompt"),
-        ("a.csv", b'prompt\n"' + b"x" * 200_000 + b'"\n', "is no comma-separated text: field larger than field limit"),
+        (
+            "a.csv",
+            b"file_name,prompt,prompt\na.png,a,b\n",
+            "has two columns of one name: file_name, prompt, prompt",
+        ),
+        (
+            "a.csv",
+            b'prompt\n"' + b"x" * 200_000 + b'"\n',
+            "is no comma-separated text: field larger than field limit",
+        ),
         ("a.json", b"[" * 100_000, "is no JSON: "),
-        ("a.jsonl", json.dumps({"file_name": "b\n" * 9999, "prompt": "a"}).encode(), "has a prompt for b b b"),
+        (
+            "a.jsonl",
+            json.dumps({"file_name": "b\n" * 9999, "prompt": "a"}).encode(),
+            "has a prompt for b b b",
+        ),
     ],
     ids=["utf-16", "nul", "jsonl twice", "json twice", "csv twice", "long field", "deep", "long name"],
 )
@@ -269,4 +317,6 @@ def test_lists_of_gigabytes_are_not_read(tmp_path: Path) -> None:
     """A file of 4 GB, most of it a hole: refused by its size."""
     with open(tmp_path / "a.txt", "wb") as file:
         file.truncate(2**32)
-    assert "has 4,294,967,296 bytes, more than the 268,435,456" in refusal(lambda: read_prompts(tmp_path / "a.txt", ["a.png"]))
+    assert "has 4,294,967,296 bytes, more than the 268,435,456" in refusal(
+        lambda: read_prompts(tmp_path / "a.txt", ["a.png"])
+    )

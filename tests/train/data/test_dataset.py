@@ -11,7 +11,8 @@ from train.data import TensorData, digits, shuffled_batches
 
 
 def test_digits_are_split_once_and_for_all() -> None:
-    """1,258 to train on and 539 held out, together all digits, none in both by index, 30 % of each class, the same every time."""
+    """1,258 to train on and 539 held out, together all digits, none in both by index, 30 % of each class, the
+    same every time."""
     train, held_out, everything = digits(), digits("held_out"), digits("all")
     assert (len(train), len(held_out), len(everything)) == (1258, 539, 1797)
     rows = [sorted(map(tuple, data.images.flatten(1).tolist())) for data in (train, held_out, everything)]
@@ -45,7 +46,9 @@ def test_a_batch_holds_images_and_their_labels() -> None:
     assert TensorData(images, torch.tensor([0, 1, 2, 0, 0])).num_classes == 3
 
 
-@pytest.mark.parametrize(("labels", "message"), [([0, 3], r"0 \.\.\. 2; found 0 to 3"), ([-1, 2], r"0 \.\.\. 2; found -1 to 2")])
+@pytest.mark.parametrize(
+    ("labels", "message"), [([0, 3], r"0 \.\.\. 2; found 0 to 3"), ([-1, 2], r"0 \.\.\. 2; found -1 to 2")]
+)
 def test_labels_out_of_range_are_refused(labels: list[int], message: str) -> None:
     """Both the range and what was found are named."""
     with pytest.raises(ValueError, match=message):
@@ -63,7 +66,8 @@ def test_an_unknown_split_is_refused(split: str) -> None:
 
 @pytest.mark.parametrize(("n", "size"), [(10, 4), (10, 10), (7, 3), (3, 8)])
 def test_each_epoch_is_a_permutation(n: int, size: int) -> None:
-    """Laid end to end, batches are one permutation after another, of one size also where two epochs meet, in an order of their own."""
+    """Laid end to end, batches are one permutation after another, of one size also where two epochs meet, in
+    an order of their own."""
     batches = list(islice(shuffled_batches(n, size, seed=0), 5 * n))
     assert {len(batch) for batch in batches} == {size}
     flat = [index for batch in batches for index in batch]

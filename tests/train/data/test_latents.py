@@ -38,7 +38,12 @@ def photos(tmp_path: Path) -> Path:
 
 
 def latents(photos: Path, model: Model, **params: Any) -> LatentData:
-    return LatentData(CaptionedImages(photos), model, LatentParams(**{"size": 32, "batch_size": 2, **params}), photos.parent / "run")
+    return LatentData(
+        CaptionedImages(photos),
+        model,
+        LatentParams(**{"size": 32, "batch_size": 2, **params}),
+        photos.parent / "run",
+    )
 
 
 def prepared(photos: Path, model: Model, **params: Any) -> LatentData:
@@ -49,7 +54,8 @@ def prepared(photos: Path, model: Model, **params: Any) -> LatentData:
 
 @pytest.mark.parametrize("family", ["sd1", "sd2-v", "sdxl", "playground-v2.5", "sdxl-refiner", "chroma"])
 def test_a_batch_is_what_the_encoders_make(photos: Path, family: str) -> None:
-    """Mean and deviation of the latents in the diffusion model's units, the context, the vector with each image's sizes, and no prompt."""
+    """Mean and deviation of the latents in the diffusion model's units, the context, the vector with each
+    image's sizes, and no prompt."""
     model = models.miniature(family)
     data = prepared(photos, model)
     assert (len(data), data.shape, data.num_classes) == (3, (model.shape[0], 4, 4), None)
@@ -62,7 +68,9 @@ def test_a_batch_is_what_the_encoders_make(photos: Path, family: str) -> None:
         images = torch.stack([data.images.read(i, 32, 32)[0] for i in (2, 0, 1)])
         distribution = model.require("vae").encode(images)
         text: TextEncoder = model.require("text")
-        told, _ = text.encode(["a cat", *CAPTIONS[:2]], numbers={name: numbers[name] for name in text.params.numbers})
+        told, _ = text.encode(
+            ["a cat", *CAPTIONS[:2]], numbers={name: numbers[name] for name in text.params.numbers}
+        )
         null = text.null(3, like=told)
     wanted = {"x0": distribution.mean, "x0_std": distribution.std, **told.given}
     wanted |= {f"null.{name}": value for name, value in null.expand(3).given.items()}
@@ -77,7 +85,9 @@ def test_a_batch_is_what_the_encoders_make(photos: Path, family: str) -> None:
         assert torch.equal(batch["null.vector"][:, pooled:], batch["vector"][:, pooled:])
     else:
         torch.testing.assert_close(
-            batch["null.context"][0], text.encode([""], numbers=numbers_of(text)).condition.given["context"][0], **TOLERANCE
+            batch["null.context"][0],
+            text.encode([""], numbers=numbers_of(text)).condition.given["context"][0],
+            **TOLERANCE,
         )
 
 
@@ -86,22 +96,32 @@ def numbers_of(text: TextEncoder) -> dict[str, float]:
 
 
 def test_half_precision_is_read_in_full_and_left_alone(photos: Path) -> None:
-    """The encoders of a file in fp16 compute in float32, as they do after conversion, and are the same bits of fp16 afterwards."""
+    """The encoders of a file in fp16 compute in float32, as they do after conversion, and are the same bits
+    of fp16 afterwards."""
     half = models.miniature("sdxl").to(dtype=torch.float16)
     before = {name: value.clone() for name, value in half.state_dict().items()}
     batch = prepared(photos, half).__getitems__([0, 1])
     after = half.state_dict()
-    assert all(torch.equal(after[name], value) and after[name].dtype == torch.float16 for name, value in before.items())
-    whole = prepared(photos, models.miniature("sdxl").to(dtype=torch.float16).to(dtype=torch.float32)).__getitems__([0, 1])
+    assert all(
+        torch.equal(after[name], value) and after[name].dtype == torch.float16
+        for name, value in before.items()
+    )
+    whole = prepared(
+        photos, models.miniature("sdxl").to(dtype=torch.float16).to(dtype=torch.float32)
+    ).__getitems__([0, 1])
     assert all(torch.equal(batch[name], whole[name]) for name in whole)
     coarse = prepared(photos, half, precision="bf16").__getitems__([0, 1])
-    differences = [float((coarse[name] - whole[name]).norm() / whole[name].norm()) for name in ("x0", "context", "vector")]
+    differences = [
+        float((coarse[name] - whole[name]).norm() / whole[name].norm())
+        for name in ("x0", "context", "vector")
+    ]
     assert all(1e-4 < difference < 0.05 for difference in differences)
     assert {value.dtype for value in coarse.values()} == {torch.float32}
 
 
 def test_nothing_is_computed_twice(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same encoders, images, captions and settings find the file of the first time, whatever the network; a copy of them too."""
+    """The same encoders, images, captions and settings find the file of the first time, whatever the network;
+    a copy of them too."""
     first = prepared(photos, models.miniature("sd1"))
     assert [path.name for path in (photos.parent / "run").iterdir()] == [first.file.name]
 
@@ -142,8 +162,11 @@ CHANGES: dict[str, tuple[dict[str, Any], Callable[[Model], None]]] = {
 
 
 @pytest.mark.parametrize(("params", "act"), CHANGES.values(), ids=list(CHANGES))
-def test_what_latents_depend_on_names_their_file(photos: Path, params: dict[str, Any], act: Callable[[Model], None]) -> None:
-    """Another size, precision, encoder or scale is another file; so are other captions (tests of the fingerprint)."""
+def test_what_latents_depend_on_names_their_file(
+    photos: Path, params: dict[str, Any], act: Callable[[Model], None]
+) -> None:
+    """Another size, precision, encoder or scale is another file; so are other captions (tests of the
+    fingerprint)."""
     model, changed = models.miniature("sd1"), models.miniature("sd1")
     act(changed)
     assert latents(photos, model).file != latents(photos, changed, **params).file
@@ -152,7 +175,8 @@ def test_what_latents_depend_on_names_their_file(photos: Path, params: dict[str,
 
 
 def test_rows_are_written_as_they_come(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the second image the first one's rows are on the disk and the last one's are not; a run that fails there leaves nothing behind."""
+    """At the second image the first one's rows are on the disk and the last one's are not; a run that fails
+    there leaves nothing behind."""
     folder, encode = photos.parent / "run", VAE.encode
     seen: list[Path] = []
 
@@ -165,7 +189,10 @@ def test_rows_are_written_as_they_come(photos: Path, monkeypatch: pytest.MonkeyP
     data = prepared(photos, models.miniature("sd1"), batch_size=1)
     assert seen[0].stat().st_size == 0
     whole, *parts = (open_tensors(path).tensors["x0"].mapped().clone() for path in (data.file, *seen[1:]))
-    assert [[torch.equal(part[i], whole[i]) for i in range(3)] for part in parts] == [[True, False, False], [True, True, False]]
+    assert [[torch.equal(part[i], whole[i]) for i in range(3)] for part in parts] == [
+        [True, False, False],
+        [True, True, False],
+    ]
     data.file.unlink()
 
     def fails(self: VAE, images: Tensor) -> Any:
@@ -188,7 +215,9 @@ def test_a_file_of_rows_is_a_safetensors_file(tmp_path: Path) -> None:
         "c": torch.ones(1, 9).half(),
     }
     with open(tmp_path / "rows.safetensors", "wb") as file:
-        starts = write_header(file, {name: value.to("meta") for name, value in tensors.items()}, {"made from": "é"})
+        starts = write_header(
+            file, {name: value.to("meta") for name, value in tensors.items()}, {"made from": "é"}
+        )
         for name, value in tensors.items():
             for row in reversed(range(0, len(value), 2)):
                 write_rows(file, starts[name], row, value[row : row + 2])
@@ -208,11 +237,14 @@ def test_files_may_be_shared(photos: Path) -> None:
 
 
 def test_long_captions_are_cut_with_a_warning_or_read_in_pieces(photos: Path) -> None:
-    """75 tokens by default; chunks=2 reads 150, gives every caption and "no prompt" that length, and is silent."""
+    """75 tokens by default; chunks=2 reads 150, gives every caption and "no prompt" that length, and is
+    silent."""
     photos.joinpath("b.txt").write_text("word " * 100)
     model = models.miniature("sd1")
     with pytest.warns(
-        UserWarning, match=r"1 of 3 captions are longer than is read of them, the first that of .*b\.png: latents\.chunks=2 reads more"
+        UserWarning,
+        match=r"1 of 3 captions are longer than is read of them, the first that of .*b\.png: "
+        r"latents\.chunks=2 reads more",
     ):
         short = prepared(photos, model).__getitems__([0, 1])
     with warnings.catch_warnings():
@@ -228,7 +260,9 @@ def test_other_processes_wait_for_the_first(photos: Path) -> None:
     model = models.miniature("sd1")
     first, second = latents(photos, model), latents(photos, model)
     store = HashStore()
-    waiting = threading.Thread(target=second.prepare, args=(World(1, 2, torch.device("cpu"), store), False), daemon=True)
+    waiting = threading.Thread(
+        target=second.prepare, args=(World(1, 2, torch.device("cpu"), store), False), daemon=True
+    )
     waiting.start()
     waiting.join(0.5)
     assert waiting.is_alive()
@@ -255,17 +289,49 @@ def mixed() -> Model:
 
 
 REFUSED: dict[str, tuple[Callable[[], Model], dict[str, Any], str]] = {
-    "inpainting": (lambda: models.miniature("sd1", in_channels=9), {}, "sees 5 channels beside x, for inpainting or editing"),
-    "distilled": (lambda: models.miniature("lcm"), {}, "this model is distilled, to a few steps or to follow guidance"),
-    "told guidance": (lambda: models.miniature("flux-dev"), {}, "this model is distilled, to a few steps or to follow guidance"),
-    "schnell": (lambda: models.miniature("flux-schnell"), {}, r"FLUX.1 \[schnell\] is distilled to a few steps"),
-    "turbo": (lambda: models.miniature("sdxl-turbo"), {}, "SDXL-Turbo is distilled to a few steps.* or with model.family=sdxl its network"),
-    "turbo of SD 2": (lambda: models.miniature("sd-turbo"), {}, "SD-Turbo is distilled to a few steps.* or with model.family=sd2 its"),
+    "inpainting": (
+        lambda: models.miniature("sd1", in_channels=9),
+        {},
+        "sees 5 channels beside x, for inpainting or editing",
+    ),
+    "distilled": (
+        lambda: models.miniature("lcm"),
+        {},
+        "this model is distilled, to a few steps or to follow guidance",
+    ),
+    "told guidance": (
+        lambda: models.miniature("flux-dev"),
+        {},
+        "this model is distilled, to a few steps or to follow guidance",
+    ),
+    "schnell": (
+        lambda: models.miniature("flux-schnell"),
+        {},
+        r"FLUX.1 \[schnell\] is distilled to a few steps",
+    ),
+    "turbo": (
+        lambda: models.miniature("sdxl-turbo"),
+        {},
+        "SDXL-Turbo is distilled to a few steps.* or with model.family=sdxl its network",
+    ),
+    "turbo of SD 2": (
+        lambda: models.miniature("sd-turbo"),
+        {},
+        "SD-Turbo is distilled to a few steps.* or with model.family=sd2 its",
+    ),
     "no autoencoder": (without("vae"), {}, "has no vae"),
     "no text encoder": (without("text"), {}, "has no text"),
     "no network": (without("backbone"), {}, "has no backbone"),
-    "parts of two families": (mixed, {}, "makes contexts of 128 and vectors of None, the network takes 64 and None"),
-    "size": (lambda: models.miniature("sd1"), {"size": 500}, "multiples of 8, not 500x500 .*: 496x496 is near"),
+    "parts of two families": (
+        mixed,
+        {},
+        "makes contexts of 128 and vectors of None, the network takes 64 and None",
+    ),
+    "size": (
+        lambda: models.miniature("sd1"),
+        {"size": 500},
+        "multiples of 8, not 500x500 .*: 496x496 is near",
+    ),
     "no size": (lambda: models.miniature("sd1"), {"size": 0}, "size must be at least 1, not 0"),
     "no batch": (lambda: models.miniature("sd1"), {"batch_size": 0}, "batch_size must be at least 1, not 0"),
     "no chunk": (lambda: models.miniature("sd1"), {"chunks": 0}, "chunks must be at least 1, not 0"),
@@ -273,7 +339,9 @@ REFUSED: dict[str, tuple[Callable[[], Model], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("make", "params", "message"), REFUSED.values(), ids=list(REFUSED))
-def test_what_cannot_be_trained_is_refused(photos: Path, make: Callable[[], Model], params: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_trained_is_refused(
+    photos: Path, make: Callable[[], Model], params: dict[str, Any], message: str
+) -> None:
     """Before anything is computed, in one line."""
     with pytest.raises(ValueError, match=message) as refusal:
         latents(photos, make(), **params)

@@ -1,4 +1,5 @@
-"""Pictures to train on, with classes or captions: what is read, what SDXL is told of it, and one line about every mistake."""
+"""Pictures to train on, with classes or captions: what is read, what SDXL is told of it, and one line about
+every mistake."""
 
 from __future__ import annotations
 
@@ -27,13 +28,15 @@ def draw(path: Path, width: int = 8, height: int = 8, caption: str | None = "a p
 
 
 def test_captions_beside_images_and_in_a_list(tmp_path: Path) -> None:
-    """Both ways in one folder, sub-folders too, in the order of names; white space around is cut; hidden and other files do not count."""
+    """Both ways in one folder, sub-folders too, in the order of names; white space around is cut; hidden and
+    other files do not count."""
     draw(tmp_path / "b.png", caption="\ufeff a café \n")
     draw(tmp_path / "a.JPEG", caption=None)
     draw(tmp_path / "deep" / "c.png", caption=None)
     draw(tmp_path / ".trash" / "d.png", caption=None)
     (tmp_path / "notes.md").write_text("not an image")
-    lines = '{"file_name": "a.JPEG", "text": "first\u2028line", "score": 3}\n\n{"file_name": "./deep/c.png", "text": " third "}\n'
+    lines = '{"file_name": "a.JPEG", "text": "first\u2028line", "score": 3}\n\n'
+    lines += '{"file_name": "./deep/c.png", "text": " third "}\n'
     (tmp_path / "metadata.jsonl").write_text(lines, encoding="utf-8")
     images = CaptionedImages(tmp_path)
     assert images.pictures.names == ["a.JPEG", "b.png", "deep/c.png"]
@@ -56,10 +59,18 @@ def test_captions_beside_images_and_in_a_list(tmp_path: Path) -> None:
 def test_an_image_comes_with_the_numbers_that_sdxl_is_told(
     tmp_path: Path, size: tuple[int, int], target: tuple[int, int], corner: tuple[int, int]
 ) -> None:
-    """Size before, crop within the resized image, size afterwards, height before width; and the pixels of that crop."""
+    """Size before, crop within the resized image, size afterwards, height before width; and the pixels of
+    that crop."""
     image, numbers = CaptionedImages(draw(tmp_path / "a.png", *size).parent).read(0, *target)
     width, (top, left) = size[0], corner
-    told = {"height": size[1], "width": width, "top": top, "left": left, "target_height": target[0], "target_width": target[1]}
+    told = {
+        "height": size[1],
+        "width": width,
+        "top": top,
+        "left": left,
+        "target_height": target[0],
+        "target_width": target[1],
+    }
     assert numbers == told
     assert image.shape == (3, *target)
     resized = round(width * max(target[1] / width, target[0] / size[1]))
@@ -70,7 +81,8 @@ def test_an_image_comes_with_the_numbers_that_sdxl_is_told(
 
 
 def test_photographs_are_turned_as_their_camera_says(tmp_path: Path) -> None:
-    """Orientation 6: what the file holds lying on its side stands upright, and height and width are those that a viewer shows."""
+    """Orientation 6: what the file holds lying on its side stands upright, and height and width are those
+    that a viewer shows."""
     path = draw(tmp_path / "a.jpg", 16, 8)
     with Image.open(path) as opened:
         exif = opened.getexif()
@@ -92,14 +104,21 @@ def test_the_fingerprint_is_of_content_and_order(tmp_path: Path) -> None:
 
     first = found("first")
     assert found("copy") == first
-    others = [found("caption", "ac"), found("pixels", width=9), found("order", names="ba", captions="ab", width=9), found("swapped", "ba")]
+    others = [
+        found("caption", "ac"),
+        found("pixels", width=9),
+        found("order", names="ba", captions="ab", width=9),
+        found("swapped", "ba"),
+    ]
     assert len({first, *others}) == 5
 
 
 MISTAKES: dict[str, tuple[dict[str, str | None], str]] = {
     "nothing": ({}, r"no pictures in {folder}: expected files ending in .*\.png"),
-    "no caption": ({"b.png": "x", "a.png": None, "c.png": None}, r"2 of 3 pictures have no caption, the first is {folder}/a\.png: write"),
-    "empty caption": ({"a.png": " \n"}, r"the caption of {folder}/a\.png is empty: write it .*\(objective\.drop"),
+    "no caption": ({"b.png": "x", "a.png": None, "c.png": None}, r"2 of 3 pictures have no caption, the "
+                                                                 r"first is {folder}/a\.png: write"),
+    "empty caption": ({"a.png": " \n"}, r"the caption of {folder}/a\.png is empty: write it "
+                                        r".*\(objective\.drop"),
     "two captions": (
         {"a.png": "a cat", "metadata.jsonl": '{"file_name": "a.png", "text": "a dog"}'},
         r"{folder}/a\.png has two captions, one in a\.txt and another one in metadata\.jsonl: keep one",
@@ -109,13 +128,17 @@ MISTAKES: dict[str, tuple[dict[str, str | None], str]] = {
         r"metadata\.jsonl has a prompt for b\.png, which is none of the 1 pictures; did you mean a\.png\?",
     ),
     "a line twice": (
-        {"a.png": None, "metadata.jsonl": '{"file_name": "a.png", "text": "a"}\n{"file_name": "a.png", "text": "b"}'},
+        {"a.png": None, "metadata.jsonl": '{"file_name": "a.png", "text": "a"}\n{"file_name": "a.png", '
+                                          '"text": "b"}'},
         r"metadata\.jsonl has 2 prompts, and more than one for a\.png: keep one",
     ),
     "no json": ({"a.png": None, "metadata.jsonl": "\na.png a cat"}, r"metadata\.jsonl, line 2 is no JSON: "),
-    "no text": ({"a.png": None, "metadata.jsonl": '{"file_name": "a.png"}'}, r"metadata\.jsonl, line 1 must be like"),
-    "a number": ({"a.png": None, "metadata.jsonl": '{"file_name": "a.png", "text": 3}'}, r"metadata\.jsonl, line 1 must be like"),
-    "a list": ({"a.png": None, "metadata.jsonl": '["a.png", "a cat"]'}, r"metadata\.jsonl, line 1 must be like"),
+    "no text": ({"a.png": None, "metadata.jsonl": '{"file_name": "a.png"}'}, r"metadata\.jsonl, line 1 "
+                                                                             r"must be like"),
+    "a number": ({"a.png": None, "metadata.jsonl": '{"file_name": "a.png", "text": 3}'},
+        r"metadata\.jsonl, line 1 must be like"),
+    "a list": ({"a.png": None, "metadata.jsonl": '["a.png", "a cat"]'}, r"metadata\.jsonl, line 1 must be "
+                                                                        r"like"),
 }  # fmt: skip
 
 
@@ -139,7 +162,8 @@ def test_a_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_gives_classes_and_colours(tmp_path: Path) -> None:
-    """Sub-folders are classes, numbers in their order before names; pixels go from -1 to 1; one that is broken or unequal is named."""
+    """Sub-folders are classes, numbers in their order before names; pixels go from -1 to 1; one that is
+    broken or unequal is named."""
     for name, colour in (("10/b.png", (255, 0, 51)), ("2/deep/a.PNG", (0, 255, 0)), ("cat/c.png", (0, 0, 0))):
         (tmp_path / name).parent.mkdir(parents=True)
         Image.new("RGB", (8, 8), colour).save(tmp_path / name)
@@ -152,7 +176,9 @@ def test_a_folder_gives_classes_and_colours(tmp_path: Path) -> None:
     torch.testing.assert_close(batch["x0"][:, :, 0, 0], torch.tensor([[1.0, -1.0, -0.6], [-1.0, 1.0, -1.0]]))
     assert PictureData(tmp_path, channels=1).shape == (1, 8, 8)
     Image.new("RGB", (9, 8)).save(tmp_path / "cat" / "c.png")
-    with pytest.raises(ValueError, match=rf"^{tmp_path}/cat/c\.png has shape \(3, 8, 9\), others \(3, 8, 8\): give a size"):
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path}/cat/c\.png has shape \(3, 8, 9\), others \(3, 8, 8\): give a size"
+    ):
         data.__getitems__([0, 2])
     (tmp_path / "cat" / "c.png").write_bytes((tmp_path / "10" / "b.png").read_bytes()[:40])
     with pytest.raises(ValueError, match=f"^{tmp_path}/cat/c.png cannot be read as a picture: "):
@@ -160,7 +186,8 @@ def test_a_folder_gives_classes_and_colours(tmp_path: Path) -> None:
 
 
 def test_folders_shards_and_arrays_train_alike(tmp_path: Path) -> None:
-    """The same batches of the same classes, and of a folder and shards the same captions; a class that has moved is told in shards too."""
+    """The same batches of the same classes, and of a folder and shards the same captions; a class that has
+    moved is told in shards too."""
     pixels, labels = np.random.default_rng(0).integers(0, 256, (4, 6, 8, 3), dtype=np.uint8), [10, 2, 10, 2]
     for i, label in enumerate(labels):
         for place in (f"classes/{label}", "flat"):
@@ -183,19 +210,31 @@ def test_folders_shards_and_arrays_train_alike(tmp_path: Path) -> None:
     wanted = folder.__getitems__([0, 2, 1, 3])
     for data in others:
         found = data.__getitems__(range(4))
-        assert (data.classes, data.num_classes, data.shape) == (folder.classes, 2, (3, 4, 4)) == (["2", "10"], 2, (3, 4, 4))
+        assert (
+            (data.classes, data.num_classes, data.shape)
+            == (folder.classes, 2, (3, 4, 4))
+            == (["2", "10"], 2, (3, 4, 4))
+        )
         assert all(torch.equal(found[name], wanted[name]) for name in ("x0", "label"))
-    changes = [describe_change(str(others[0].kept[PACKED]), str(PictureData(tmp_path / name).kept[PACKED])) for name in ("a.tar", "b.tar")]
+    changes = [
+        describe_change(str(others[0].kept[PACKED]), str(PictureData(tmp_path / name).kept[PACKED]))
+        for name in ("a.tar", "b.tar")
+    ]
     assert changes == ["", "with what is now 0 as 1"]
     assert CaptionedImages(tmp_path / "a.tar").captions == [f"picture {i}" for i in range(4)]
-    assert CaptionedImages(tmp_path / "a.tar").fingerprint() == CaptionedImages(tmp_path / "flat").fingerprint()
-    with pytest.raises(ValueError, match=r"^4 of 4 pictures have no caption, the first is .*arrays.npz/000000: write it"):
+    assert (
+        CaptionedImages(tmp_path / "a.tar").fingerprint() == CaptionedImages(tmp_path / "flat").fingerprint()
+    )
+    with pytest.raises(
+        ValueError, match=r"^4 of 4 pictures have no caption, the first is .*arrays.npz/000000: write it"
+    ):
         CaptionedImages(tmp_path / "arrays.npz")
 
 
 @pytest.mark.parametrize("size", [(20, 10), (10, 20), (10, 10), (5, 9)], ids=str)
 def test_a_size_resizes_and_crops_the_centre(tmp_path: Path, size: tuple[int, int]) -> None:
-    """The shorter side becomes `size`, and the middle of the longer one is kept: a mark there stays in the middle."""
+    """The shorter side becomes `size`, and the middle of the longer one is kept: a mark there stays in the
+    middle."""
     image = Image.new("L", size, 0)
     width, height = size
     image.paste(
@@ -218,20 +257,28 @@ def test_colours_are_those_that_profiles_mean(tmp_path: Path) -> None:
     profile = of_colours("g", "r", "b")  # linear light, red and green exchanged
     Image.new("RGB", (8, 8), (200, 20, 100)).save(tmp_path / "a.png", icc_profile=profile)
     (tmp_path / "a.txt").write_text("a cat")
-    right = torch.from_numpy(encoded(np.array([20, 200, 100]) / 255) / 127.5 - 1).float()[:, None, None].expand(3, 8, 8)
+    right = (
+        torch.from_numpy(encoded(np.array([20, 200, 100]) / 255) / 127.5 - 1)
+        .float()[:, None, None]
+        .expand(3, 8, 8)
+    )
     torch.testing.assert_close(PictureData(tmp_path).__getitems__([0])["x0"][0], right, rtol=0, atol=0.02)
     torch.testing.assert_close(CaptionedImages(tmp_path).read(0, 8, 8)[0], right, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("size", [None, 8])
 def test_a_first_picture_that_is_broken_leaves_the_shape_to_others(size: int | None, tmp_path: Path) -> None:
-    """Whether it ends a run or is skipped is for training to say; with no picture at all the first error is raised."""
+    """Whether it ends a run or is skipped is for training to say; with no picture at all the first error is
+    raised."""
     for name in ("0.png", "1.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes()[:45])
     data = PictureData(tmp_path, size)
     assert data.shape == (3, 8, 8)
-    with read_batches(data, iter([[0, 1]]), 1, "skip", 0, pin=False) as batches, pytest.warns(UserWarning, match=r"0\.png"):
+    with (
+        read_batches(data, iter([[0, 1]]), 1, "skip", 0, pin=False) as batches,
+        pytest.warns(UserWarning, match=r"0\.png"),
+    ):
         (batch,) = batches.next_step()
     assert (batch["x0"].shape, batches.replaced) == ((2, 3, 8, 8), 1)
     (tmp_path / "1.png").write_bytes(b"")

@@ -27,9 +27,18 @@ from train.data.tar import TarPictures, find_shards, split_name
 from train.data.tensors import TensorPictures
 
 UNREADABLE: list[tuple[Callable[[Path], None], str]] = [
-    (lambda path: Image.fromarray(np.full((8, 8), 300, np.uint16)).save(path), "has pixels of more than 8 bits"),
-    (lambda path: Image.new("RGBA", (8, 8), (255, 0, 0, 128)).save(path), "is transparent in places: give it a background first"),
-    (lambda path: Image.new("1", (14000, 14000)).save(path), "has 14000x14000 = 196,000,000 pixels, more than max_pixels="),
+    (
+        lambda path: Image.fromarray(np.full((8, 8), 300, np.uint16)).save(path),
+        "has pixels of more than 8 bits",
+    ),
+    (
+        lambda path: Image.new("RGBA", (8, 8), (255, 0, 0, 128)).save(path),
+        "is transparent in places: give it a background first",
+    ),
+    (
+        lambda path: Image.new("1", (14000, 14000)).save(path),
+        "has 14000x14000 = 196,000,000 pixels, more than max_pixels=",
+    ),
 ]
 CAPTIONS = ["a palace", "a dahlia\u2028in flower", "a roof"]
 
@@ -37,8 +46,16 @@ CAPTIONS = ["a palace", "a dahlia\u2028in flower", "a roof"]
 @pytest.fixture(scope="module")
 def photographs() -> np.ndarray:
     """Three real pictures (3, 40, 48, 3)."""
-    china, flower = sklearn.datasets.load_sample_image("china.jpg"), sklearn.datasets.load_sample_image("flower.jpg")
-    return np.stack([np.asarray(Image.fromarray(picture).resize((48, 40))) for picture in (china, flower, china[200:300, 200:300])])
+    china, flower = (
+        sklearn.datasets.load_sample_image("china.jpg"),
+        sklearn.datasets.load_sample_image("flower.jpg"),
+    )
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(picture).resize((48, 40)))
+            for picture in (china, flower, china[200:300, 200:300])
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +101,7 @@ def assert_holds(source: Source, photographs: np.ndarray) -> None:
     assert list(source.read([])) == []
 
 
-# Folders ---------------------------------------------------------------------------------------------------------------
+# Folders ----------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_gives_its_pictures_and_captions(folder: Path, photographs: np.ndarray) -> None:
@@ -98,12 +115,15 @@ def test_a_folder_gives_its_pictures_and_captions(folder: Path, photographs: np.
 
 
 def test_captions_are_read_when_they_are_asked_for(tmp_path: Path, folder: Path) -> None:
-    """A folder with a picture that has no caption can be read, and names it where prompts are needed; a list or file goes before."""
+    """A folder with a picture that has no caption can be read, and names it where prompts are needed; a list
+    or file goes before."""
     for name in ("000000.png", "000001.png", "000000.txt"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     source = FolderPictures(tmp_path)
     assert len(list(source.read([0, 1]))) == 2
-    assert f"1 of 2 pictures have no caption, the first is {tmp_path / '000001.png'}" in refusal(lambda: source.prompts)
+    assert f"1 of 2 pictures have no caption, the first is {tmp_path / '000001.png'}" in refusal(
+        lambda: source.prompts
+    )
     assert FolderPictures(tmp_path, prompts=["a", "b"]).prompts == ["a", "b"]
     (tmp_path / "prompts.csv").write_text("file_name,prompt\n000001.png,second\n000000.png,first\n")
     assert FolderPictures(tmp_path, prompts=tmp_path / "prompts.csv").prompts == ["first", "second"]
@@ -116,28 +136,46 @@ def test_captions_are_read_when_they_are_asked_for(tmp_path: Path, folder: Path)
 def test_broken_pictures_are_named(folder: Path, tmp_path: Path) -> None:
     """A PNG that ends in its middle, one that is text, an empty file, one that has gone since."""
     whole = (folder / "000000.png").read_bytes()
-    for name, content in (("cut", whole[: len(whole) // 2]), ("empty", b""), ("gone", whole), ("text", b"<svg/>")):
+    for name, content in (
+        ("cut", whole[: len(whole) // 2]),
+        ("empty", b""),
+        ("gone", whole),
+        ("text", b"<svg/>"),
+    ):
         (tmp_path / f"{name}.png").write_bytes(content)
     source = FolderPictures(tmp_path)
     (tmp_path / "gone.png").unlink()
     for i, name in enumerate(("cut", "empty", "gone", "text")):
-        said = f"no such picture: {tmp_path}/gone.png" if name == "gone" else f"{tmp_path}/{name}.png cannot be read as a picture: "
+        said = (
+            f"no such picture: {tmp_path}/gone.png"
+            if name == "gone"
+            else f"{tmp_path}/{name}.png cannot be read as a picture: "
+        )
         assert reason(source, i).startswith(said)
 
 
 def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
     """Missing, a file, empty."""
     (tmp_path / "file").write_text("")
-    assert refusal(lambda: FolderPictures(tmp_path / "none"), OSError) == f"no such folder of pictures: {tmp_path / 'none'}"
-    assert refusal(lambda: FolderPictures(tmp_path / "file"), OSError) == f"{tmp_path / 'file'} is a file, not a folder of pictures"
-    assert refusal(lambda: FolderPictures(tmp_path)).startswith(f"no pictures in {tmp_path}: expected files ending in .bmp, ")
+    assert (
+        refusal(lambda: FolderPictures(tmp_path / "none"), OSError)
+        == f"no such folder of pictures: {tmp_path / 'none'}"
+    )
+    assert (
+        refusal(lambda: FolderPictures(tmp_path / "file"), OSError)
+        == f"{tmp_path / 'file'} is a file, not a folder of pictures"
+    )
+    assert refusal(lambda: FolderPictures(tmp_path)).startswith(
+        f"no pictures in {tmp_path}: expected files ending in .bmp, "
+    )
 
 
-# NumPy files -----------------------------------------------------------------------------------------------------------
+# NumPy files ------------------------------------------------------------------------------------------------
 
 
 def test_numpy_files_give_their_pictures(photographs: np.ndarray, tmp_path: Path) -> None:
-    """.npy and .npz to the last bit, whatever the order of the axes in memory and of the members; labels where there are some."""
+    """.npy and .npz to the last bit, whatever the order of the axes in memory and of the members; labels
+    where there are some."""
     np.save(tmp_path / "a.npy", photographs)
     np.savez(tmp_path / "b.npz", photographs, np.array([7, 3, 7]))
     np.savez(tmp_path / "c.npz", mu=np.zeros(5), arr_0=np.asfortranarray(photographs))
@@ -154,7 +192,10 @@ def test_numpy_files_stay_on_disk(tmp_path: Path) -> None:
     shape, row = (100, 256, 256, 3), 256 * 256 * 3
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
+    with (
+        zipfile.ZipFile(tmp_path / "a.npz", "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as file,
+    ):
         file.write(header.getvalue())
         for _ in range(shape[0]):
             file.write(bytes(row))
@@ -166,18 +207,27 @@ def test_numpy_files_stay_on_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"arr_0": np.zeros((2, 8, 8, 3), np.float32)}, "as uint8 (N, H, W, 3), values 0 ... 255, not float32 (2, 8, 8, 3)"),
-        ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, "as uint8 (N, H, W, 3), values 0 ... 255, not uint8 (2, 3, 8, 8)"),
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.float32)}, "as uint8 (N, H, W, 3), values 0 ... 255, not "
+                                                        "float32 (2, 8, 8, 3)"),
+        ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, "as uint8 (N, H, W, 3), values 0 ... 255, not uint8 "
+                                                      "(2, 3, 8, 8)"),
         ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, "not uint8 (0, 8, 8, 3)"),
-        ({"images": np.zeros((2, 8, 8, 3), np.uint8)}, "holds images, and no pictures: these are an array called arr_0"),
+        ({"images": np.zeros((2, 8, 8, 3), np.uint8)}, "holds images, and no pictures: these are an array "
+                                                       "called arr_0"),
         ({"mu": np.zeros(3), "sigma": np.eye(3)}, "holds reference statistics, and no pictures"),
         ({"arr_0": np.array([{}, {}], object)}, "holds pickled objects, which are never read"),
-        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.zeros(3, int)}, "arr_1 of {} must hold a class for each of the 2"),
-        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.array([{}, {}], object)}, "{} holds pickled objects"),
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.zeros(3, int)}, "arr_1 of {} must hold a "
+                                                                                 "class for each of the 2"),
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.array([{}, {}], object)}, "{} holds "
+                                                                                           "pickled "
+                                                                                           "objects"),
     ],
 )  # fmt: skip
-def test_numpy_files_of_something_else_are_refused(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
-    """Floats, channels first, none, other names, statistics, pickles, labels that do not fit: what is there and what should be."""
+def test_numpy_files_of_something_else_are_refused(
+    arrays: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """Floats, channels first, none, other names, statistics, pickles, labels that do not fit: what is there
+    and what should be."""
     path = tmp_path / "a.npz"
     np.savez(path, **arrays)
     said = refusal(lambda: NpzPictures(path))
@@ -187,7 +237,10 @@ def test_numpy_files_of_something_else_are_refused(arrays: dict[str, Any], messa
 
 def test_damaged_numpy_files_are_refused(photographs: np.ndarray, tmp_path: Path) -> None:
     """Missing, compressed, cut short, text, a pickle as .npy: one line that names the file."""
-    assert refusal(lambda: NpzPictures(tmp_path / "no.npz"), OSError) == f"no such file of pictures: {tmp_path / 'no.npz'}"
+    assert (
+        refusal(lambda: NpzPictures(tmp_path / "no.npz"), OSError)
+        == f"no such file of pictures: {tmp_path / 'no.npz'}"
+    )
     np.savez_compressed(tmp_path / "a.npz", photographs)
     assert refusal(lambda: NpzPictures(tmp_path / "a.npz")).startswith(
         f"{tmp_path / 'a.npz'} is compressed, and would fill the memory: save"
@@ -199,7 +252,9 @@ def test_damaged_numpy_files_are_refused(photographs: np.ndarray, tmp_path: Path
     (tmp_path / "d.npz").write_text("text")
     np.save(tmp_path / "e.npy", np.array([{}], object))
     for name in ("b.npz", "c.npy", "d.npz", "e.npy"):
-        assert refusal(lambda name=name: NpzPictures(tmp_path / name)).startswith(f"{tmp_path / name} cannot be read as a NumPy file: ")  # type: ignore[misc]
+        assert refusal(lambda name=name: NpzPictures(tmp_path / name)).startswith(  # type: ignore[misc]
+            f"{tmp_path / name} cannot be read as a NumPy file: "
+        )
 
 
 def array_file(shape: tuple[int, ...], kind: str = "|u1", content: bytes = b"") -> bytes:
@@ -223,17 +278,32 @@ ONE = array_file((1, 8, 8, 3), content=bytes(192))
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"arr_0.npy": array_file((10**12, 8, 8, 3))}, "says that arr_0.npy is uint8 (1000000000000, 8, 8, 3), and has "),
+        (
+            {"arr_0.npy": array_file((10**12, 8, 8, 3))},
+            "says that arr_0.npy is uint8 (1000000000000, 8, 8, 3), and has ",
+        ),
         ({"arr_0.npy": array_file((10**30, 8, 8, 3))}, "says that arr_0.npy is uint8 "),
         ({"arr_0.npy": array_file((-1, 8, 8, 3))}, "claims an array of shape (-1, 8, 8, 3)"),
-        ({"arr_0.npy": array_file((2, 8, 8, 3), content=bytes(192)), "more": bytes(999)}, "says that arr_0.npy is uint8 (2, 8, 8, 3), and"),
+        (
+            {"arr_0.npy": array_file((2, 8, 8, 3), content=bytes(192)), "more": bytes(999)},
+            "says that arr_0.npy is uint8 (2, 8, 8, 3), and",
+        ),
         ({"arr_0": ONE}, "holds nothing, and no pictures"),
         ({"arr_0.npy": b"\x93NUMPY\x09\x00"}, "cannot be read as a NumPy file: "),
-        ({"arr_0.npy": ONE, "arr_1.npy": array_file((10**12,), "<i8")}, "a class for each of the 1 pictures, not int64 (1000000000000,)"),
-        ({"arr_0.npy": ONE, "arr_1.npy": array_file((1,), "<U199999999")}, "says that arr_1 is <U199999999 (1,), more than the"),
+        (
+            {"arr_0.npy": ONE, "arr_1.npy": array_file((10**12,), "<i8")},
+            "a class for each of the 1 pictures, not int64 (1000000000000,)",
+        ),
+        (
+            {"arr_0.npy": ONE, "arr_1.npy": array_file((1,), "<U199999999")},
+            "says that arr_1 is <U199999999 (1,), more than the",
+        ),
         ({"arr_0.npy": ONE, "arr_1.npy": array_file((1,), "<i8")}, "cannot be read as a NumPy file: "),
         ({"arr_0.npy": ONE, "arr_1.npy": array_file((-1,), "<i8")}, "claims an array of shape (-1,)"),
-        ({"arr_0.npy": ONE, "arr_1.npy": array_file((1,), "<U2", "a\n".encode("utf-32-le"))}, "control characters: rename a\\x0a"),
+        (
+            {"arr_0.npy": ONE, "arr_1.npy": array_file((1,), "<U2", "a\n".encode("utf-32-le"))},
+            "control characters: rename a\\x0a",
+        ),
     ],
     ids=[
         "10^12",
@@ -272,7 +342,7 @@ def test_numpy_files_with_passwords_or_bare_headers_are_refused(tmp_path: Path) 
         assert str(tmp_path / "b.npy") in refusal(lambda: NpzPictures(tmp_path / "b.npy"))
 
 
-# Tar shards ------------------------------------------------------------------------------------------------------------
+# Tar shards -------------------------------------------------------------------------------------------------
 
 
 def pack(path: Path, members: dict[str, bytes], mode: Any = "w") -> Path:
@@ -293,14 +363,33 @@ def as_file(picture: np.ndarray, kind: str = "png", **options: Any) -> bytes:
 
 
 def test_shards_give_their_pictures(photographs: np.ndarray, tmp_path: Path) -> None:
-    """To the last bit, in the order of shards and members; captions from text or JSON, classes, other members left alone."""
+    """To the last bit, in the order of shards and members; captions from text or JSON, classes, other members
+    left alone."""
     files = [as_file(photographs[0]), as_file(photographs[1], "webp", lossless=True), as_file(photographs[2])]
-    first = {"a/0.txt": b"a palace\n", "a/0.png": files[0], "a/0.cls": b"3", "a/0.seg.png": b"", "a/._0.png": b"", "notes.md": b""}
+    first = {
+        "a/0.txt": b"a palace\n",
+        "a/0.png": files[0],
+        "a/0.cls": b"3",
+        "a/0.seg.png": b"",
+        "a/._0.png": b"",
+        "notes.md": b"",
+    }
     caption = json.dumps({"caption": CAPTIONS[1], "width": 48, "text": None}).encode()
-    second = {"1.json": caption, "1.WEBP": files[1], "1.cls": b"7\n", "2.png": files[2], "2.json": b'{"text": "a roof"}', "2.cls": b"3"}
+    second = {
+        "1.json": caption,
+        "1.WEBP": files[1],
+        "1.cls": b"7\n",
+        "2.png": files[2],
+        "2.json": b'{"text": "a roof"}',
+        "2.cls": b"3",
+    }
     pack(tmp_path / "s-08.tar", first)
     pack(tmp_path / "s-09.tar", second, "w:")
-    for paths in (f"{tmp_path}/s-*.tar", f"{tmp_path}/s-{{08..09}}.tar", [tmp_path / "s-08.tar", tmp_path / "s-09.tar"]):
+    for paths in (
+        f"{tmp_path}/s-*.tar",
+        f"{tmp_path}/s-{{08..09}}.tar",
+        [tmp_path / "s-08.tar", tmp_path / "s-09.tar"],
+    ):
         source = TarPictures(paths)
         assert_holds(source, photographs)
         assert list(source.names) == ["a/0", "1", "2"]
@@ -310,7 +399,8 @@ def test_shards_give_their_pictures(photographs: np.ndarray, tmp_path: Path) -> 
 
 
 def test_members_of_a_folder_packed_from_within(photographs: np.ndarray, tmp_path: Path) -> None:
-    """`tar cf a.tar .` writes ./a/0.png: the key is a/0, and lists may have key or name, with ./ or without."""
+    """`tar cf a.tar .` writes ./a/0.png: the key is a/0, and lists may have key or name, with ./ or
+    without."""
     content = as_file(photographs[0])
     for dot in ("./", ""):
         members = {"a/0.png": content, "a/0.txt": b"hi", "a/1.jpg.png": content, "a/1.jpg.txt": b"ho"}
@@ -319,7 +409,9 @@ def test_members_of_a_folder_packed_from_within(photographs: np.ndarray, tmp_pat
         assert (list(source.names), source.prompts) == (["a/0", "a/1.jpg"], ["hi", "ho"])
         for first, second in (("a/0", "a/1.jpg"), ("a/0.png", "a/1.jpg.png"), ("./a/0.png", "./a/1.jpg.png")):
             assert TarPictures(path, prompts={second: "two", first: "one"}).prompts == ["one", "two"]
-        assert "more than one for a/0" in refusal(lambda path=path: TarPictures(path, prompts={"a/0": "", "a/0.png": ""}))  # type: ignore[misc]
+        assert "more than one for a/0" in refusal(
+            lambda path=path: TarPictures(path, prompts={"a/0": "", "a/0.png": ""})  # type: ignore[misc]
+        )
     twice = pack(tmp_path / "twice.tar", {"0.png": content, "./0.png": content})
     assert "holds 0.png twice" in refusal(lambda: TarPictures(twice))
     shards = [pack(tmp_path / f"{name}.tar", {"0.png": content}) for name in "xy"]
@@ -355,7 +447,8 @@ def test_shards_with_the_same_keys(photographs: np.ndarray, tmp_path: Path) -> N
 def test_pictures_that_cannot_be_used_are_named(
     make: Callable[[Path], None], message: str, photographs: np.ndarray, tmp_path: Path
 ) -> None:
-    """Of folders and shards in the same words, for evaluation and for training; the pictures beside them are read."""
+    """Of folders and shards in the same words, for evaluation and for training; the pictures beside them are
+    read."""
     make(tmp_path / "0.png")
     (tmp_path / "1.png").write_bytes(as_file(photographs[0]))
     shard = pack(tmp_path / "a.tar", {name: (tmp_path / name).read_bytes() for name in ("0.png", "1.png")})
@@ -371,10 +464,14 @@ def test_palettes_grey_and_turned_pictures_are_as_in_folders(photographs: np.nda
     picture = Image.fromarray(photographs[0])
     exif = picture.getexif()
     exif[0x0112] = 6
-    for i, (mode, kind) in enumerate([("P", "png"), ("L", "png"), ("CMYK", "jpeg"), ("RGB", "jpeg"), ("RGBA", "png"), ("1", "png")]):
+    for i, (mode, kind) in enumerate(
+        [("P", "png"), ("L", "png"), ("CMYK", "jpeg"), ("RGB", "jpeg"), ("RGBA", "png"), ("1", "png")]
+    ):
         picture.convert(mode).save(tmp_path / f"{i}.{kind}", exif=exif)
     loose = FolderPictures(tmp_path)
-    packed = TarPictures(pack(tmp_path / "a.tar", {name: (tmp_path / name).read_bytes() for name in loose.names}))
+    packed = TarPictures(
+        pack(tmp_path / "a.tar", {name: (tmp_path / name).read_bytes() for name in loose.names})
+    )
     for i in range(len(loose)):
         assert torch.equal(only(loose, i), only(packed, i))
         assert only(packed, i).shape == (3, 48, 40)
@@ -401,9 +498,12 @@ def test_members_have_keys_and_suffixes(name: str, key: str, suffix: str) -> Non
 
 
 def test_no_member_of_a_shard_is_left_out_without_a_word(photographs: np.ndarray, tmp_path: Path) -> None:
-    """Dots in names, captions and classes beside them, suffixes in any case, and what is not read is counted; a shard of img2dataset's."""
+    """Dots in names, captions and classes beside them, suffixes in any case, and what is not read is counted;
+    a shard of img2dataset's."""
     png = as_file(photographs[0])
-    members = {f"x/cfg-7.5-{i:03d}.png": png for i in range(3)} | {f"x/cfg-7.5-{i:03d}.txt": b"a cat" for i in range(3)}
+    members = {f"x/cfg-7.5-{i:03d}.png": png for i in range(3)} | {
+        f"x/cfg-7.5-{i:03d}.txt": b"a cat" for i in range(3)
+    }
     more = {
         "1.tif": b"",
         "1.txt": b"a",
@@ -420,13 +520,19 @@ def test_no_member_of_a_shard_is_left_out_without_a_word(photographs: np.ndarray
     assert source.ignored == {"": 1, ".gif": 1, ".seg.png": 1, ".tar": 1, ".tif": 1}
     assert np.array_equal(only(source, 2).permute(1, 2, 0).numpy(), photographs[0])
     kinds = {"0.JPG": "jpeg", "1.jfif": "jpeg", "2.jpe": "jpeg", "3.Webp": "webp", "4.bmp": "bmp"}
-    odd = TarPictures(pack(tmp_path / "b.tar", {name: as_file(photographs[0], kind) for name, kind in kinds.items()}))
+    odd = TarPictures(
+        pack(tmp_path / "b.tar", {name: as_file(photographs[0], kind) for name, kind in kinds.items()})
+    )
     assert [only(odd, i).shape for i in range(5)] == [(3, 40, 48)] * 5
     assert TarPictures(f"{tmp_path}/?.tar").ignored == source.ignored
     assert "and found 1 .seg.png, 2 .tif" in refusal(
         lambda: TarPictures(pack(tmp_path / "c.tar", dict.fromkeys(("0.seg.png", "0.tif", "1.tif"), b"")))
     )
-    shard = {f"{i:09d}.{kind}": png if kind == "jpg" else b'{"caption": "from json"}' for i in range(2) for kind in ("jpg", "json")}
+    shard = {
+        f"{i:09d}.{kind}": png if kind == "jpg" else b'{"caption": "from json"}'
+        for i in range(2)
+        for kind in ("jpg", "json")
+    }
     shard |= {"000000000.txt": b"from text"}
     assert TarPictures(pack(tmp_path / "d.tar", shard)).prompts == ["from text", "from json"]
 
@@ -439,7 +545,8 @@ def linked(name: str, to: str, kind: bytes) -> tarfile.TarInfo:
 
 
 def test_links_within_a_shard_are_followed(photographs: np.ndarray, tmp_path: Path) -> None:
-    """Hard ones as GNU tar writes them of doubled files, symbolic ones relative to where they lie, and links to links."""
+    """Hard ones as GNU tar writes them of doubled files, symbolic ones relative to where they lie, and links
+    to links."""
     for i in range(2):
         (tmp_path / f"{i}.png").write_bytes(as_file(photographs[i]))
     (tmp_path / "2.png").hardlink_to(tmp_path / "0.png")
@@ -458,16 +565,22 @@ def test_links_within_a_shard_are_followed(photographs: np.ndarray, tmp_path: Pa
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (linked("1.png", "/etc/passwd", tarfile.SYMTYPE), "holds 1.png, a link to /etc/passwd, which it does not hold: use tar --deref"),
-        (linked("1.png", "1.png", tarfile.SYMTYPE), "holds 1.png, a link that leads back to itself by way of 1.png"),
+        (linked("1.png", "/etc/passwd", tarfile.SYMTYPE), "holds 1.png, a link to /etc/passwd, which it "
+                                                          "does not hold: use tar --deref"),
+        (linked("1.png", "1.png", tarfile.SYMTYPE), "holds 1.png, a link that leads back to itself by way "
+                                                    "of 1.png"),
         (linked("1.png", "2.png", tarfile.LNKTYPE), "holds 1.png, a link to 2.png, which it does not hold"),
         (linked("0.txt", "../0.txt", tarfile.SYMTYPE), "holds 0.txt, a link to ../0.txt"),
-        (linked("1.png", "", tarfile.FIFOTYPE), "holds 1.png, which is not a file but a folder, a pipe or a device"),
-        (linked("caf\udce9.png", "0.png", tarfile.LNKTYPE), "is not UTF-8 or holds control characters: rename caf\\xe9.png"),
+        (linked("1.png", "", tarfile.FIFOTYPE), "holds 1.png, which is not a file but a folder, a pipe or "
+                                                "a device"),
+        (linked("caf\udce9.png", "0.png", tarfile.LNKTYPE), "is not UTF-8 or holds control characters: "
+                                                            "rename caf\\xe9.png"),
     ],
     ids=["outside", "itself", "missing", "caption", "pipe", "latin-1"],
 )  # fmt: skip
-def test_members_that_are_no_files_are_refused(entry: tarfile.TarInfo, message: str, photographs: np.ndarray, tmp_path: Path) -> None:
+def test_members_that_are_no_files_are_refused(
+    entry: tarfile.TarInfo, message: str, photographs: np.ndarray, tmp_path: Path
+) -> None:
     """Links out of the shard or in a circle, pipes, names that are not UTF-8: named with the shard."""
     content = as_file(photographs[0])
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
@@ -488,22 +601,32 @@ def with_size(header: bytes, size: bytes, kind: bytes = b"0") -> bytes:
     return bytes(changed)
 
 
-def test_hostile_shards_end_in_one_line(photographs: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Holes left out, sizes that are negative (tarfile goes round in circles) or absurd, a second shard joined on, endless filling."""
+def test_hostile_shards_end_in_one_line(
+    photographs: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Holes left out, sizes that are negative (tarfile goes round in circles) or absurd, a second shard
+    joined on, endless filling."""
     content = as_file(photographs[0])
     whole = pack(tmp_path / "a.tar", {"0.png": content}).read_bytes()
     sparse = tarfile.TarInfo("1.png")
-    sparse.pax_headers = {"GNU.sparse.size": "1000000000000000", "GNU.sparse.numblocks": "0", "GNU.sparse.map": "0,1"}
+    sparse.pax_headers = {
+        "GNU.sparse.size": "1000000000000000",
+        "GNU.sparse.numblocks": "0",
+        "GNU.sparse.map": "0,1",
+    }
     with tarfile.open(tmp_path / "sparse.tar", "w", format=tarfile.PAX_FORMAT) as archive:
         archive.addfile(sparse)
     cases = {
         "negative": with_size(whole[:512], b"\xff" * 12) + whole[512:],
-        "backwards": whole[: len(whole) // 2] + with_size(whole[:512], b"\xff" * 10 + b"\xfa\x00") + bytes(1024),
+        "backwards": whole[: len(whole) // 2]
+        + with_size(whole[:512], b"\xff" * 10 + b"\xfa\x00")
+        + bytes(1024),
         "absurd": with_size(whole[:512], b"\x80" + b"\x7f" * 11) + whole[512:],
         "longname": with_size(whole[:512], b"\xff" * 12, b"L") + whole[512:],
         "pax": with_size(whole[:512], b"77777777777", b"x") + whole[512:],
         "gnu sparse": with_size(whole[:512], b"77777777777", b"S") + bytes(8),
-        "chained": (with_size(whole[:512], b"%011o" % 512, b"x") + b"9 path=x\n".ljust(512, b"\0")) * 2000 + whole,
+        "chained": (with_size(whole[:512], b"%011o" % 512, b"x") + b"9 path=x\n".ljust(512, b"\0")) * 2000
+        + whole,
         "joined": whole + whole,
         "zeros": bytes(10240),
     }
@@ -532,25 +655,43 @@ def test_a_pattern_that_fits_no_file_is_refused(tmp_path: Path) -> None:
     pack(Path(os.fsdecode(os.fsencode(tmp_path / "caf") + b"\xe9.tar")), {"0.png": b""})
     assert "the shards is not UTF-8 or holds control" in refusal(lambda: TarPictures(f"{tmp_path}/c*.tar"))
     os.mkfifo(tmp_path / "a.tar")
-    assert refusal(lambda: TarPictures(f"{tmp_path}/*.tar")) == f"{tmp_path}/a.tar is not a file: give a pattern that only fits tar files"
+    assert (
+        refusal(lambda: TarPictures(f"{tmp_path}/*.tar"))
+        == f"{tmp_path}/a.tar is not a file: give a pattern that only fits tar files"
+    )
 
 
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"0.png": b"", "1.txt": b"a", "2.png": b""}, "holds 1.txt, but no picture to it, such as 1.png: write it again"),
+        (
+            {"0.png": b"", "1.txt": b"a", "2.png": b""},
+            "holds 1.txt, but no picture to it, such as 1.png: write it again",
+        ),
         ({"0.png": b"", "0.jpg": b""}, "holds more than one picture called 0: 0.png and 0.jpg"),
         ({"0.png": b"", "0.PNG": b""}, "holds 0.PNG twice"),
         ({"a.md": b""}, "no pictures in "),
         ({}, "no pictures in "),
-        ({"0.png": b"", "0.cls": b"1", "1.png": b""}, "1 of 2 pictures have no class, the first is {}/1.png: add key.cls"),
+        (
+            {"0.png": b"", "0.cls": b"1", "1.png": b""},
+            "1 of 2 pictures have no class, the first is {}/1.png: add key.cls",
+        ),
         ({"0.png": b"", "0.cls": b" "}, "the class of {}/0.png is empty"),
-        ({"0.png": b"", "0.cls": b"3\n4"}, "a name in {} is not UTF-8 or holds control characters: rename 3\\x0a4"),
-        ({"0.tar": b"", "1.tar": b""}, "expected members such as 000.png, 000.jpg or 000.webp, and found 2 .tar"),
+        (
+            {"0.png": b"", "0.cls": b"3\n4"},
+            "a name in {} is not UTF-8 or holds control characters: rename 3\\x0a4",
+        ),
+        (
+            {"0.tar": b"", "1.tar": b""},
+            "expected members such as 000.png, 000.jpg or 000.webp, and found 2 .tar",
+        ),
     ],
 )
-def test_shards_with_missing_pairs_are_refused(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
-    """Captions without a picture, two pictures of one name, none, classes of some: the shard and the member are named."""
+def test_shards_with_missing_pairs_are_refused(
+    members: dict[str, bytes], message: str, tmp_path: Path
+) -> None:
+    """Captions without a picture, two pictures of one name, none, classes of some: the shard and the member
+    are named."""
     path = pack(tmp_path / "a.tar", members)
     said = refusal(lambda: TarPictures(path))
     assert message.format(path) in said
@@ -560,13 +701,18 @@ def test_shards_with_missing_pairs_are_refused(members: dict[str, bytes], messag
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"0.png": b"", "0.txt": b"a", "1.png": b""}, "1 of 2 pictures have no caption, the first is {}/1.png: add key.txt"),
+        (
+            {"0.png": b"", "0.txt": b"a", "1.png": b""},
+            "1 of 2 pictures have no caption, the first is {}/1.png: add key.txt",
+        ),
         ({"0.png": b"", "0.txt": b" "}, "the caption of {}/0.png is empty"),
         ({"0.png": b"", "0.json": b"{"}, "{}/0.json is no JSON: "),
         ({"0.png": b"", "0.txt": b"\xff"}, "{}/0.txt is no UTF-8 text: "),
     ],
 )
-def test_captions_of_shards_that_cannot_be_used(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
+def test_captions_of_shards_that_cannot_be_used(
+    members: dict[str, bytes], message: str, tmp_path: Path
+) -> None:
     """They stand in nobody's way until they are asked for; then the member is named."""
     path = pack(tmp_path / "a.tar", members)
     source = TarPictures(path)
@@ -574,30 +720,46 @@ def test_captions_of_shards_that_cannot_be_used(members: dict[str, bytes], messa
 
 
 def test_damaged_shards_are_refused(photographs: np.ndarray, tmp_path: Path) -> None:
-    """Cut in a picture, in a header, or between members; compressed; no tar file; missing, or an empty range: one line that names it."""
+    """Cut in a picture, in a header, or between members; compressed; no tar file; missing, or an empty range:
+    one line that names it."""
     content = as_file(photographs[0])
     whole = pack(tmp_path / "a.tar", {"0.png": content, "1.png": content}).read_bytes()
     member = 512 + -(-len(content) // 512) * 512
     for cut in (member + 700, member + 100, member, 2 * member):
         (tmp_path / "b.tar").write_bytes(whole[:cut])
         said = refusal(lambda: TarPictures(tmp_path / "b.tar"))
-        assert said.startswith((f"{tmp_path / 'b.tar'} is damaged or cut short", f"{tmp_path / 'b.tar'} is no tar file that can be read"))
+        assert said.startswith(
+            (
+                f"{tmp_path / 'b.tar'} is damaged or cut short",
+                f"{tmp_path / 'b.tar'} is no tar file that can be read",
+            )
+        )
     (tmp_path / "b.tar").write_bytes(whole[:member] + b"x" * 512 + whole[member + 512 :])
-    assert f"{tmp_path / 'b.tar'} is damaged or cut short at byte {member}" in refusal(lambda: TarPictures(tmp_path / "b.tar"))
+    assert f"{tmp_path / 'b.tar'} is damaged or cut short at byte {member}" in refusal(
+        lambda: TarPictures(tmp_path / "b.tar")
+    )
     for mode, program in (("w:gz", "gunzip"), ("w:bz2", "bunzip2"), ("w:xz", "unxz")):
         path = pack(tmp_path / "c.tar", {"0.png": content}, mode)
         assert refusal(lambda: TarPictures(tmp_path / "c.tar")) == (
             f"{path} is compressed, so that no picture in it can be reached by itself: {program} it first"
         )
     (tmp_path / "d.tar").write_bytes(content)
-    assert f"{tmp_path / 'd.tar'} is no tar file that can be read" in refusal(lambda: TarPictures(tmp_path / "d.tar"))
-    assert refusal(lambda: TarPictures(f"{tmp_path}/e-*.tar"), OSError) == f"no such tar file: {tmp_path}/e-*.tar"
+    assert f"{tmp_path / 'd.tar'} is no tar file that can be read" in refusal(
+        lambda: TarPictures(tmp_path / "d.tar")
+    )
+    assert (
+        refusal(lambda: TarPictures(f"{tmp_path}/e-*.tar"), OSError)
+        == f"no such tar file: {tmp_path}/e-*.tar"
+    )
     assert refusal(lambda: find_shards(f"{tmp_path}/{{a..b}}.tar"), OSError).startswith("no such tar file: ")
-    assert refusal(lambda: find_shards(f"{tmp_path}/f-{{08..09}}.tar"), OSError) == f"no such tar file: {tmp_path}/f-08.tar"
+    assert (
+        refusal(lambda: find_shards(f"{tmp_path}/f-{{08..09}}.tar"), OSError)
+        == f"no such tar file: {tmp_path}/f-08.tar"
+    )
     assert "is an empty range of shards: 9 comes after 2" in refusal(lambda: find_shards("{9..2}.tar"))
 
 
-# Memory ----------------------------------------------------------------------------------------------------------------
+# Memory -----------------------------------------------------------------------------------------------------
 
 
 def test_pictures_in_memory(photographs: np.ndarray) -> None:
@@ -613,7 +775,8 @@ def test_pictures_in_memory(photographs: np.ndarray) -> None:
     assert torch.equal(only(grey, 1), whole[1, :1].expand(3, -1, -1))
     assert (grey.labels, grey.prompts, grey.origin) == (["3", "1", "2"], CAPTIONS, "memory")
     assert torch.equal(
-        only(TensorPictures.from_signed(torch.tensor([-1.2, 1.2]).reshape(1, 1, 1, 2))), torch.tensor([0, 255]).expand(3, 1, 2)
+        only(TensorPictures.from_signed(torch.tensor([-1.2, 1.2]).reshape(1, 1, 1, 2))),
+        torch.tensor([0, 255]).expand(3, 1, 2),
     )
 
 
@@ -623,12 +786,15 @@ EMPTY = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TensorPictures(torch.zeros(1, 3, 8, 8)), "pictures are uint8, 0 ... 255, not torch.float32: from_unit takes"),
-        (lambda: TensorPictures(EMPTY[:1].permute(0, 2, 3, 1)), "need a shape (N, 3, H, W) or, grey, (N, 1, H, W), not (1, 8, 8, 3)"),
+        (lambda: TensorPictures(torch.zeros(1, 3, 8, 8)), "pictures are uint8, 0 ... 255, not "
+                                                          "torch.float32: from_unit takes"),
+        (lambda: TensorPictures(EMPTY[:1].permute(0, 2, 3, 1)), "need a shape (N, 3, H, W) or, grey, (N, "
+                                                                "1, H, W), not (1, 8, 8, 3)"),
         (lambda: TensorPictures(EMPTY[:0]), "not (0, 3, 8, 8)"),
         (lambda: TensorPictures(EMPTY, labels=[1]), "1 labels for 2 pictures: give one each"),
         (lambda: TensorPictures(EMPTY, prompts=["a"]), "the list of prompts has 1 prompts for 2 pictures"),
-        (lambda: TensorPictures.from_unit(torch.full((1, 3, 8, 8), -0.5)), "values from -0.5 to -0.5, not in [0, 1]: from_signed"),
+        (lambda: TensorPictures.from_unit(torch.full((1, 3, 8, 8), -0.5)), "values from -0.5 to -0.5, not "
+                                                                           "in [0, 1]: from_signed"),
         (lambda: TensorPictures.from_unit(torch.full((1, 3, 8, 8), torch.nan)), "values from nan to nan"),
         (lambda: TensorPictures.from_signed(torch.full((1, 3, 8, 8), torch.nan)), "no numbers (NaN)"),
     ],
