@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from diffusion.settings import LINE, About, Setting, find, merged, nulled, page, settings
+from diffusion.settings import LINE, About, Setting, find, merged, page, settings, with_null_defaults
 from diffusion.spec import check_names
 
 FOLDER = Path(__file__).parent  # of the experiments, a folder per program
@@ -72,7 +72,7 @@ def _samplers() -> tuple[Setting, ...]:
     chosen = (first["run"], first["weights"], Setting("from", None, About(again, text="path")))
     shared = {each.name for each in run} & {each.name for each in text}
     own = [each for part in (text, run) for each in part if each.name not in shared]
-    return nulled(merged(chosen, own, [each for each in run if each.name in shared]))
+    return with_null_defaults(merged(chosen, own, [each for each in run if each.name in shared]))
 
 
 def _training_texts() -> tuple[Setting, ...]:

@@ -37,7 +37,7 @@ class Texts:
 
     def __init__(self, settings: Iterable[Setting], written: str) -> None:
         """written: the setting of the folder or file that results go to."""
-        text = [each for part in settings for each in part.everything if each.about.text]
+        text = [each for part in settings for each in part.flat if each.about.text]
         self.written, self.names = written, {each.name for each in text}
         self.paths = {each.name for each in text if each.about.text == "path"}
         self._swept = {each.name for each in text if each.about.swept}

@@ -21,7 +21,7 @@ from diffusion.guidance import (
 from diffusion.guidance_rules import APG, RULES, Rule, build_rule, extrapolate, rescaled, zero_star
 from diffusion.inpainting import Inpainting
 from diffusion.level import BatchLevel, Level, NoiseLevel
-from diffusion.noise import BrownianPath, Noise, Path, SeededNoise, initial_noise
+from diffusion.noise import BrownianPath, Noise, NoisePath, SeededNoise, initial_noise
 from diffusion.prediction import (
     EDM,
     EPS,
@@ -78,8 +78,8 @@ __all__ = [
     "Level",
     "Noise",
     "NoiseLevel",
+    "NoisePath",
     "OnSchedule",
-    "Path",
     "Prediction",
     "RectifiedFlow",
     "Rule",

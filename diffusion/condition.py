@@ -41,7 +41,7 @@ class Condition:
     image: Tensor | None = None
 
     def __post_init__(self) -> None:
-        given = self.given
+        given = self.tensors
         for name, value in given.items():
             _check(name, value)
         rows = {name: len(value) for name, value in given.items()}
@@ -56,7 +56,7 @@ class Condition:
             )
 
     @property
-    def given(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """The conditions that there are, by name."""
         return {
             field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None
@@ -66,25 +66,25 @@ class Condition:
     def names(self) -> list[str]:
         """The names of the conditions that there are. The mask has none of its own: it goes with its
         context."""
-        return [name for name in self.given if name != "mask"]
+        return [name for name in self.tensors if name != "mask"]
 
     def without(self: C, names: Collection[str]) -> C:
         """But for the conditions of these names; a context takes its mask along."""
         return replace(self, **dict.fromkeys([*names, "mask"] if "context" in names else names))
 
     def __bool__(self) -> bool:
-        return bool(self.given)
+        return bool(self.tensors)
 
     def __len__(self) -> int:
         """B. ValueError where nothing is given, which fits any number of samples."""
-        for value in self.given.values():
+        for value in self.tensors.values():
             return len(value)
         raise ValueError("an empty condition has no number of rows")
 
     @property
     def device(self) -> torch.device | None:
         """Where it is, None where nothing is given."""
-        return next((value.device for value in self.given.values()), None)
+        return next((value.device for value in self.tensors.values()), None)
 
     def to(self: C, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> C:
         """On another device; dtype: of what is floating point, but for the guidance scale, which half
@@ -93,18 +93,18 @@ class Condition:
         def moved(name: str, value: Tensor) -> Tensor:
             return _moved(value, device, dtype if value.is_floating_point() and name != "guidance" else None)
 
-        return replace(self, **{name: moved(name, value) for name, value in self.given.items()})
+        return replace(self, **{name: moved(name, value) for name, value in self.tensors.items()})
 
     def __getitem__(self: C, rows: int | slice | Sequence[int] | Tensor) -> C:
         """Some of the samples: condition[:4], condition[[0, 2]]; condition[0] is a batch of one."""
         if isinstance(rows, int):
             rows = [rows]
         index = rows if isinstance(rows, (slice, Tensor)) else list(rows)
-        return replace(self, **{name: value[index] for name, value in self.given.items()})
+        return replace(self, **{name: value[index] for name, value in self.tensors.items()})
 
     def expand(self: C, n: int) -> C:
         """The same for n samples, from one row or from n."""
-        return replace(self, **{name: _expanded(name, value, n) for name, value in self.given.items()})
+        return replace(self, **{name: _expanded(name, value, n) for name, value in self.tensors.items()})
 
     def updated(self: C, other: Condition) -> C:
         """This condition with what `other` gives in place of its own, in the dtype and on the device of its
@@ -113,11 +113,11 @@ class Condition:
         So a null condition takes the place of those that guidance leads away from, and what it does not name
         stays. A context brings its mask along. ValueError where `other` gives what is not given here.
         """
-        own = self.given
+        own = self.tensors
         changes: dict[str, Tensor | None] = (
             {"mask": None} if other.context is not None and self.mask is not None else {}
         )
-        for name, value in other.given.items():
+        for name, value in other.tensors.items():
             like = own.get("context" if name == "mask" else name)
             if like is None:
                 raise ValueError(
@@ -146,9 +146,9 @@ class Condition:
         mine, theirs = _with_masks(self, others)
 
         def chosen(name: str, a: Tensor) -> Tensor:
-            return torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, theirs.given[name])
+            return torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, theirs.tensors[name])
 
-        return replace(mine, **{name: chosen(name, value) for name, value in mine.given.items()})
+        return replace(mine, **{name: chosen(name, value) for name, value in mine.tensors.items()})
 
     @staticmethod
     def cat(conditions: Sequence[C]) -> C:
@@ -160,15 +160,15 @@ class Condition:
         if not conditions:
             raise ValueError("there is no condition to join: give at least one")
         joined = _with_masks(*conditions)
-        names = joined[0].given.keys()
+        names = joined[0].tensors.keys()
         for other in joined[1:]:
-            if odd := sorted(names ^ other.given.keys()):
+            if odd := sorted(names ^ other.tensors.keys()):
                 raise ValueError(
                     f"some of these samples have the condition {odd[0]!r} and some have not: they cannot be "
                     "one batch"
                 )
         return replace(
-            joined[0], **{name: torch.cat([each.given[name] for each in joined]) for name in names}
+            joined[0], **{name: torch.cat([each.tensors[name] for each in joined]) for name in names}
         )
 
     def require(self, takes: Collection[str]) -> None:
@@ -180,7 +180,7 @@ class Condition:
         names = self.names
         for name in takes:
             if name not in names:
-                raise ValueError(f"this network needs the condition {name!r}: {_listed(self.given)}")
+                raise ValueError(f"this network needs the condition {name!r}: {_listed(self.tensors)}")
         for name in names:
             if name not in takes:
                 raise ValueError(

@@ -173,19 +173,19 @@ class ComposedGuidance(Wrapper):
             (
                 value.dtype
                 for each, _ in self.conditions
-                for value in each.given.values()
+                for value in each.tensors.values()
                 if value.is_floating_point()
             ),
             None,
         )
         null = self.null.to(x_t.device, dtype).expand(len(x_t))
-        if taken := condition.given.keys() & null.given.keys():
+        if taken := condition.tensors.keys() & null.tensors.keys():
             raise ValueError(
                 f"the condition {taken.pop()!r} is one of those composed: give it to ComposedGuidance only"
             )
         inputs = [*(null.updated(each) for each, _ in self.conditions), null]
         asked = [
-            (w, replace(each, **condition.given))
+            (w, replace(each, **condition.tensors))
             for w, each in zip(weights, inputs, strict=True)
             if not _everywhere(w, 0)
         ]

@@ -26,7 +26,7 @@ class Noise(Protocol):
     def __call__(self, x: Tensor, step: int) -> Tensor: ...
 
 
-class Path(Protocol):
+class NoisePath(Protocol):
     """Where an SDE solver gets its noise: (W(stop) - W(start)) / sqrt(stop - start) like x, W a Brownian
     motion, 0 <= start < stop."""
 

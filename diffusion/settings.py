@@ -85,11 +85,11 @@ class Setting:
     inner: tuple[Setting, ...] = ()
 
     @property
-    def everything(self) -> Iterator[Setting]:
+    def flat(self) -> Iterator[Setting]:
         """Itself, and all within it."""
         yield self
         for each in self.inner:
-            yield from each.everything
+            yield from each.flat
 
 
 def settings(params: type[Any]) -> tuple[Setting, ...]:
@@ -131,14 +131,14 @@ def merged(*several: Iterable[Setting]) -> tuple[Setting, ...]:
     return tuple(found.values())
 
 
-def nulled(of: Iterable[Setting]) -> tuple[Setting, ...]:
+def with_null_defaults(of: Iterable[Setting]) -> tuple[Setting, ...]:
     """The same with null for every default, of a program that leaves what is not given to something else."""
-    return tuple(
-        replace(
-            each, default=each.default if isinstance(each.default, dict) else None, inner=nulled(each.inner)
-        )
-        for each in of
-    )
+
+    def without(each: Setting) -> Setting:
+        default = each.default if isinstance(each.default, dict) else None
+        return replace(each, default=default, inner=with_null_defaults(each.inner))
+
+    return tuple(map(without, of))
 
 
 def values(of: Iterable[Setting]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from eval.images.open import open_source
 from eval.settings import PassParams
 from eval.statistics_file import Statistics, write_statistics
 from models.files.writing import check_writable
-from samplers.results import given
+from samplers.results import drop_nulls
 from train.world import world
 
 
@@ -44,7 +44,7 @@ def run(config: Mapping[str, Any]) -> Path | None:
     ValueError or OSError in one line, mostly at once.
     """
     params = make_params(
-        "", StatisticsParams, given({key: value for key, value in config.items() if key != "program"})
+        "", StatisticsParams, drop_nulls({key: value for key, value in config.items() if key != "program"})
     )
     out, name = Path(params.out), params.features
     if out.suffix != ".safetensors":

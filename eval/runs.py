@@ -24,7 +24,7 @@ from eval.page import NOTHING, minus, number, picture_address
 from models import Model
 from models.files.text import read_json_lines
 from samplers import SAMPLERS
-from samplers.guide import steered
+from samplers.guide import class_denoiser
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -183,7 +183,7 @@ def _paths(name: str, model: Model, steps: int = 12) -> list[dict[str, Any]]:
     """What DDIM holds and what the network believes, step by step: four samples, of four classes where there
     are classes."""
     model.network.eval()
-    denoiser, grid, count = steered(model, 1.0, clip=True), model.grid(steps), model.num_classes
+    denoiser, grid, count = class_denoiser(model, 1.0, clip=True), model.grid(steps), model.num_classes
     condition = Condition(label=torch.tensor([k % count for k in (2, 3, 5, 8)])) if count else NONE
     x = grid.start(initial_noise(range(4), model.shape))
     trace = list(SAMPLERS["ddim"](lambda x_t, level: denoiser(x_t, level, condition), x, grid))

@@ -18,7 +18,7 @@ from eval.results import Result, Scored, write_result
 from eval.settings import ScoreParams
 from eval.sheet import Sheet
 from eval.tracking import log_result
-from samplers.results import given
+from samplers.results import drop_nulls
 from train.data.source import Source
 from train.world import World, world
 
@@ -55,7 +55,7 @@ def run(
         "samples": own.get("samples"),
         **{key: value for key, value in config.items() if key != "program"},
     }
-    params = make_params("", ScoreParams, given(plain))
+    params = make_params("", ScoreParams, drop_nulls(plain))
     with world(params.device) as where:
         plan = Plan.of(params, where, sources, extractors)
         out, before = find_existing(plan, where.leads)

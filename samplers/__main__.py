@@ -7,12 +7,12 @@ from typing import Any
 
 from configs import command_line
 from plain_diffusion.starting import started
-from samplers.modes import sampled
+from samplers.modes import draw_config
 from samplers.results import SHOWN
 
 
 def main(config: dict[str, Any]) -> int:
-    (out, images), comparison = sampled(config)
+    (out, images), comparison = draw_config(config)
     if len(images) == 1:
         print(f"{images[0]}" + (f"   {comparison}" if comparison else ""))
     else:

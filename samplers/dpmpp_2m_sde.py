@@ -7,14 +7,14 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from diffusion import BrownianPath, DenoiserLike, Grid, Path
+from diffusion import BrownianPath, DenoiserLike, Grid, NoisePath
 from samplers import exponential
 from samplers.exponential import Node, check_eta, midpoint
 from samplers.solver import Step
 
 
 def dpmpp_2m_sde(
-    denoiser: DenoiserLike, x: Tensor, grid: Grid, *, eta: float = 1.0, path: Path | None = None
+    denoiser: DenoiserLike, x: Tensor, grid: Grid, *, eta: float = 1.0, path: NoisePath | None = None
 ) -> Iterator[Step]:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022b, app. A; k-diffusion's midpoint form): `dpmpp_2m` with noise.
     Strong order 1.

@@ -7,13 +7,13 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from diffusion import BrownianPath, DenoiserLike, Grid, Path
+from diffusion import BrownianPath, DenoiserLike, Grid, NoisePath
 from samplers.exponential import Node, check_eta, has_lambda, noisy_step, spread
 from samplers.solver import Step
 
 
 def dpmpp_3m_sde(
-    denoiser: DenoiserLike, x: Tensor, grid: Grid, *, eta: float = 1.0, path: Path | None = None
+    denoiser: DenoiserLike, x: Tensor, grid: Grid, *, eta: float = 1.0, path: NoisePath | None = None
 ) -> Iterator[Step]:
     """DPM++ 3M SDE (k-diffusion, on Lu et al. 2022b): x0 on the parabola through the last three estimates,
     with noise. Strong order 1.

@@ -7,13 +7,13 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from diffusion import BrownianPath, DenoiserLike, Grid, Path
+from diffusion import BrownianPath, DenoiserLike, Grid, NoisePath
 from samplers.exponential import check_eta, halfway, has_lambda, noisy_step
 from samplers.solver import Step
 
 
 def dpmpp_sde(
-    denoiser: DenoiserLike, x: Tensor, grid: Grid, *, eta: float = 1.0, path: Path | None = None
+    denoiser: DenoiserLike, x: Tensor, grid: Grid, *, eta: float = 1.0, path: NoisePath | None = None
 ) -> Iterator[Step]:
     """DPM++ SDE (k-diffusion, on Lu et al. 2022b): the x0 seen halfway, on the same Brownian path, serves the
     whole step. Strong order 1.

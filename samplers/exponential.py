@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion import NoiseLevel, Path, decay
+from diffusion import NoiseLevel, NoisePath, decay
 from diffusion.level import linear
 
 Node = tuple[NoiseLevel, Tensor]
@@ -46,7 +46,7 @@ def step(x: Tensor, t: NoiseLevel, s: NoiseLevel, nodes: Sequence[Node], eta: fl
 
 
 def noisy_step(
-    x: Tensor, t: NoiseLevel, s: NoiseLevel, nodes: Sequence[Node], eta: float, path: Path
+    x: Tensor, t: NoiseLevel, s: NoiseLevel, nodes: Sequence[Node], eta: float, path: NoisePath
 ) -> Tensor:
     """x_s with the noise of the SDE, which is the increment of a Brownian motion in the clock (alpha /
     sigma)^(2 eta)."""

@@ -20,7 +20,7 @@ from models.layers.blocks import check_compiles, compiled
 from models.networks.tiling import decode_tiled, sliced
 from samplers.guide import warn_unless_followed
 from samplers.image_to_image import image_to_image
-from samplers.prompting import Conditions, Prompts, check_numbers, conditions, vector_numbers
+from samplers.prompting import Conditions, Prompts, check_numbers, encode_prompts, vector_numbers
 from samplers.reference import Reference, begins_from_image, check_reference, read_reference, usual_strength
 from samplers.sample import find_sampler, sample
 from samplers.solver import Solver, Step
@@ -129,9 +129,9 @@ def generate(
         for part in ("backbone", "text", "vae") if each is model else ("backbone", "text"):
             each.require(part)
     how = usage(model, sampler, steps, grid, guidance)
-    words = Prompts.of(prompts, negative, seeds, weighted, long, clip_skip or 0)
+    words = Prompts.build(prompts, negative, seeds, weighted, long, clip_skip or 0)
     check_reference(model, image, mask, strength, image_guidance, len(words.seeds))
-    order = _Order(
+    job = _Job(
         words=words,
         size=image_size(model, height, width, image),
         numbers=numbers or {},
@@ -142,17 +142,17 @@ def generate(
         compile=compile,
         sampling={"sampler": how.sampler, "watch": watch, "progress": progress, **options},
     )
-    order.check(both)
-    warn_unless_followed(order.steering.cfg(model), "prompt", stacklevel=2)
+    job.check(both)
+    warn_unless_followed(job.steering.cfg(model), "prompt", stacklevel=2)
     check_tile(tile)
     strength = usual_strength(mask is not None) if strength is None else strength
-    levels = how.levels(model, order.size)
+    levels = how.levels(model, job.size)
     if begins_from_image(model, image, mask, strength):
         levels = levels.tail(strength)
     cut = levels.steps if refiner is None else _handover(levels, HANDOVER if handover is None else handover)
 
-    with torch.no_grad(), _blamed(both):
-        conditions = _encode_prompts(model, order)
+    with torch.no_grad(), _name_bad_weight(both):
+        conditions = _encode_prompts(model, job)
         for dropped in conditions.dropped:
             warnings.warn(
                 f"a prompt is longer than the text encoder reads, and its end was dropped: {dropped!r}",
@@ -160,12 +160,12 @@ def generate(
             )
         reference = Reference()
         if image is not None:
-            with placed(model.require("vae"), *order.place):
+            with on_device(model.require("vae"), *job.place):
                 reference = read_reference(model, image, mask, strength, tile)
-        latents = _sample_base(model, order, conditions, levels[: cut + 1], reference)
+        latents = _sample_base(model, job, conditions, levels[: cut + 1], reference)
         if refiner is not None:
-            latents = _sample_refiner(refiner, order, levels[cut:], latents, reference)
-        with placed(model.require("vae"), *order.place) as where:
+            latents = _sample_refiner(refiner, job, levels[cut:], latents, reference)
+        with on_device(model.require("vae"), *job.place) as where:
 
             def decoded(part: Tensor) -> Tensor:
                 return _image(model, part.to(where), tile).cpu()
@@ -226,7 +226,7 @@ def image_size(
 
 
 @dataclass(frozen=True)
-class _Order:
+class _Job:
     """What is asked for, and what a model and its refiner share. See `generate`; nothing is left open
     here."""
 
@@ -262,7 +262,7 @@ class _Order:
 
 
 @contextmanager
-def placed(part: nn.Module, device: torch.device | None, offload: bool) -> Iterator[torch.device]:
+def on_device(part: nn.Module, device: torch.device | None, offload: bool) -> Iterator[torch.device]:
     """A part on the device while it works, and, if it is to be out of the way afterwards, on the CPU again;
     where it is.
 
@@ -285,7 +285,7 @@ def placed(part: nn.Module, device: torch.device | None, offload: bool) -> Itera
 
 
 @contextmanager
-def _blamed(models: Sequence[Model]) -> Iterator[None]:
+def _name_bad_weight(models: Sequence[Model]) -> Iterator[None]:
     """ValueError that names the weight where what is computed is not finite because one is not: loading does
     not read all of them."""
     try:
@@ -296,48 +296,46 @@ def _blamed(models: Sequence[Model]) -> Iterator[None]:
         raise
 
 
-def _encode_prompts(model: Model, order: _Order) -> Conditions:
+def _encode_prompts(model: Model, job: _Job) -> Conditions:
     """The conditions of the network: its prompts, encoded."""
-    with placed(model.require("text"), *order.place):
-        return conditions(
+    with on_device(model.require("text"), *job.place):
+        return encode_prompts(
             model,
-            order.words,
-            vector_numbers(model, order.size, order.numbers),
-            order.steering.leads_away(model),
+            job.words,
+            vector_numbers(model, job.size, job.numbers),
+            job.steering.needs_null(model),
         )
 
 
 @contextmanager
-def _at_work(network: nn.Module, order: _Order) -> Iterator[torch.device]:
+def _network_on_device(network: nn.Module, job: _Job) -> Iterator[torch.device]:
     """The network where it computes, and compiled if it is to be."""
-    with placed(network, *order.place) as where, compiled(network, order.compile):
+    with on_device(network, *job.place) as where, compiled(network, job.compile):
         yield where
 
 
 def _sample_base(
-    model: Model, order: _Order, conditions: Conditions, levels: Grid, reference: Reference
+    model: Model, job: _Job, conditions: Conditions, levels: Grid, reference: Reference
 ) -> Tensor:
     """The latents at the last of the levels, from noise or from the reference."""
-    with _at_work(model.network, order) as where:
-        denoiser, condition = order.steering.denoiser(model, conditions.to(where), reference.to(where))
-        run: dict[str, Any] = {**order.sampling, "seeds": order.words.seeds, "condition": condition}
+    with _network_on_device(model.network, job) as where:
+        denoiser, condition = job.steering.denoiser(model, conditions.to(where), reference.to(where))
+        run: dict[str, Any] = {**job.sampling, "seeds": job.words.seeds, "condition": condition}
         if reference.start is not None:
             return image_to_image(denoiser, reference.start.to(where), levels, 1.0, **run)
-        shape = model.require("vae").latent_shape(*order.size)
+        shape = model.require("vae").latent_shape(*job.size)
         return sample(run.pop("sampler"), denoiser, levels, shape=shape, device=where, **run)
 
 
-def _sample_refiner(
-    refiner: Model, order: _Order, levels: Grid, latents: Tensor, reference: Reference
-) -> Tensor:
+def _sample_refiner(refiner: Model, job: _Job, levels: Grid, latents: Tensor, reference: Reference) -> Tensor:
     """The latents at the end of the levels, from those at their beginning; with other noise on the way than
     the first model's steps."""
-    conditions = _encode_prompts(refiner, order)
-    with _at_work(refiner.network, order) as where:
-        denoiser, condition = order.steering.denoiser(refiner, conditions.to(where), reference.to(where))
+    conditions = _encode_prompts(refiner, job)
+    with _network_on_device(refiner.network, job) as where:
+        denoiser, condition = job.steering.denoiser(refiner, conditions.to(where), reference.to(where))
         run = {
-            **order.sampling,
-            "seeds": [mix(seed, 1) for seed in order.words.seeds],
+            **job.sampling,
+            "seeds": [mix(seed, 1) for seed in job.words.seeds],
             "condition": condition,
         }
         return sample(run.pop("sampler"), denoiser, levels, start=latents.to(where), **run)

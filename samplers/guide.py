@@ -47,7 +47,7 @@ class GuideParams:
     )
 
 
-def guided(
+def add_guidance(
     denoiser: DenoiserLike,
     scale: float,
     null: Condition,
@@ -55,7 +55,7 @@ def guided(
     guide: Mapping[str, Any] | None = None,
 ) -> DenoiserLike:
     """The denoiser led away from `null` as `guide` describes (GuideParams), but for what is done to x0
-    afterwards (`limited`)."""
+    afterwards (`limit_x0`)."""
     how = make_params("guide", GuideParams, guide or {})
     if scale == 1:
         if how != GuideParams():
@@ -69,9 +69,8 @@ def guided(
     return ClassifierFreeGuidance(denoiser, strength, null, rule=rule)
 
 
-def limited(denoiser: DenoiserLike, clip: bool, guide: Mapping[str, Any] | None = None) -> DenoiserLike:
-    """The (guided) denoiser with its x0 limited as asked: dynamic thresholding, pixel range, no movement at
-    the noisiest levels."""
+def limit_x0(denoiser: DenoiserLike, clip: bool, guide: Mapping[str, Any] | None = None) -> DenoiserLike:
+    """The denoiser with the limits of `guide` on its x0: percentile, pixel range (clip), zero_from."""
     how = make_params("guide", GuideParams, guide or {})
     if how.percentile is not None:
         denoiser = Thresholded(denoiser, how.percentile)
@@ -93,10 +92,10 @@ def warn_unless_followed(scale: float, condition: str, stacklevel: int) -> None:
         warnings.warn(text, stacklevel=stacklevel + 1)
 
 
-def steered(
+def class_denoiser(
     model: Model, guidance: float, clip: bool, guide: Mapping[str, Any] | None = None
 ) -> DenoiserLike:
-    """The denoiser of a model of classes, guided towards its label and limited to pixel range, as asked."""
+    """The denoiser of a class-conditional model, with guidance and limits."""
     if guidance != 1 and not model.null:
         raise ValueError(
             f"guidance={guidance:g} needs a conditional model, and this one has no classes: leave guidance "
@@ -110,4 +109,5 @@ def steered(
             stacklevel=2,
         )
     warn_unless_followed(guidance, "label", stacklevel=2)
-    return limited(guided(model.denoiser(), guidance, model.null, model.prediction, guide), clip, guide)
+    denoiser = add_guidance(model.denoiser(), guidance, model.null, model.prediction, guide)
+    return limit_x0(denoiser, clip, guide)

@@ -16,7 +16,7 @@ from diffusion.settings import of_kind, recorded
 from diffusion.spec import check_at_least_one, check_names, check_type, make_params
 from samplers import run, text_to_image
 from samplers.pictures import open_picture, pixel_difference, read_settings
-from samplers.results import Outcome, given
+from samplers.results import Outcome, drop_nulls
 from samplers.run import SampleParams
 from samplers.text_to_image import TextToImageParams
 
@@ -59,11 +59,11 @@ class Batch:
         check_at_least_one(self, "n")
 
 
-def sampled(config: Mapping[str, Any]) -> tuple[Outcome, str]:
+def draw_config(config: Mapping[str, Any]) -> tuple[Outcome, str]:
     """Draw as a configuration says (`plain-diffusion samplers --help`). The results, and how an image drawn
     again compares, or ""."""
     trust(config)
-    values = given(config)
+    values = drop_nulls(config)
     if "from" in values:
         return _again(Path(values.pop("from")), values)
     chosen = [key for key in MODES if key in values]
@@ -109,8 +109,9 @@ def _again(path: Path, changes: dict[str, Any]) -> tuple[Outcome, str]:
         check_type("class", says.pop("class", ""), str)  # the name of the class, for people
         check_names("setting of an image", says, (*recorded(mode.params), "batch"))
         if "height" in mode.names:  # the model's default size may be larger
-            says = dict(zip(("width", "height"), open_picture(path).size, strict=True)) | given(says)
-        batch, own = make_params("batch", Batch, says.pop("batch")), make_params("", mode.params, given(says))
+            says = dict(zip(("width", "height"), open_picture(path).size, strict=True)) | drop_nulls(says)
+        batch = make_params("batch", Batch, says.pop("batch"))
+        own = make_params("", mode.params, drop_nulls(says))
         if own.seed not in range(batch.seed, batch.seed + batch.n):
             raise ValueError(
                 f"the seed {own.seed} is none of its batch, which are {batch.n} from {batch.seed} on"
@@ -121,9 +122,8 @@ def _again(path: Path, changes: dict[str, Any]) -> tuple[Outcome, str]:
         changed = {name for name, value in changes.items() if value != says.get(name)}
         same = changed <= {*of_kind(mode.params, "place", "rounding", "weights")}
         values = says | ({**asdict(batch), "batch_size": batch.n} if same else {"n": 1})
-        params = make_params(
-            "", mode.params, given({**values, "sha256": _required_sha256(own.sha256, changes), **changes})
-        )
+        values |= {"sha256": _required_sha256(own.sha256, changes), **changes}
+        params = make_params("", mode.params, drop_nulls(values))
         _check_files(path, params)
         _check_size(path, params, changes, batch.n if same else 1)
         _check_place(path, params, changes)

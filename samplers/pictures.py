@@ -72,11 +72,11 @@ def read_image(
     path: str | Path, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> Tensor:
     """A picture as (1, 3, H, W) in [0, 1], upright; with a size, (height, width), made to cover it
-    (`covering`).
+    (`scale_and_crop`).
 
     Errors as in `open_picture`.
     """
-    return covering(_as_tensor(open_picture(path, max_pixels=max_pixels)), size)
+    return scale_and_crop(_as_tensor(open_picture(path, max_pixels=max_pixels)), size)
 
 
 def open_picture(
@@ -151,20 +151,20 @@ def read_mask(
                 raise ValueError(
                     f"{path} is black or transparent everywhere: a mask is white and opaque where to paint"
                 )
-        return covering(mask, size)
+        return scale_and_crop(mask, size)
 
 
-def covering(images: Tensor, size: tuple[int, int] | None) -> Tensor:
+def scale_and_crop(images: Tensor, size: tuple[int, int] | None) -> Tensor:
     """(B, C, H, W) in [0, 1], scaled until it just covers the size (height, width), and what stands over cut
     off evenly; None: as it is."""
     if size is None or images.shape[2:] == size:
         return images
-    height, width, top, left = cover(images.shape[2], images.shape[3], size)
+    height, width, top, left = cover_box(images.shape[2], images.shape[3], size)
     scaled = F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
     return scaled[:, :, top : top + size[0], left : left + size[1]]
 
 
-def cover(height: int, width: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def cover_box(height: int, width: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Height and width to scale a picture to, so that it just covers the size (height, width); top and left
     of its centre in that."""
     scale = max(size[0] / height, size[1] / width)

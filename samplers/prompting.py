@@ -43,7 +43,7 @@ class Prompts:
     clip_skip: int = 0
 
     @classmethod
-    def of(
+    def build(
         cls,
         texts: str | Sequence[str],
         negative: str | Sequence[str] | None,
@@ -96,7 +96,9 @@ class Conditions:
         return Conditions(self.condition.to(device), self.null.to(device), self.dropped)
 
 
-def conditions(model: Model, prompts: Prompts, numbers: Mapping[str, float], away: bool = True) -> Conditions:
+def encode_prompts(
+    model: Model, prompts: Prompts, numbers: Mapping[str, float], away: bool = True
+) -> Conditions:
     """The prompts, read, in the backbone's dtype; `numbers` are those of the family's vector; `away`: what to
     lead away from is read too.
 

@@ -31,14 +31,14 @@ class Reference:
     start: Tensor | None = None
     known: Tensor | None = None
     mask: Tensor | None = None
-    beside: Tensor | None = None
+    condition_image: Tensor | None = None
 
     def to(self, where: torch.device) -> Reference:
         """On another device."""
         return Reference(
             *(
                 None if part is None else part.to(where)
-                for part in (self.start, self.known, self.mask, self.beside)
+                for part in (self.start, self.known, self.mask, self.condition_image)
             )
         )
 

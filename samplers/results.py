@@ -19,14 +19,14 @@ from samplers.pictures import save_png, thumbnail, tile
 SHOWN = 200  # images on the sheet
 
 
-def given(config: Mapping[str, Any]) -> dict[str, Any]:
+def drop_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a configuration is not null; sections without anything in them are left out too."""
-    values = {key: given(value) if isinstance(value, Mapping) else value for key, value in config.items()}
-    return {key: value for key, value in values.items() if value is not None and value != {}}
+    inner = {key: drop_nulls(each) if isinstance(each, Mapping) else each for key, each in config.items()}
+    return {key: value for key, value in inner.items() if value is not None and value != {}}
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ImageRecord:
     """An image (C, H, W), the name of its file within images/, and what it was drawn with."""
 
     image: Tensor
@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
     images: list[Path]
 
 
-def check_same(key: str, path: str, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+def check_sha256(key: str, path: str, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     """ValueError where the SHA-256 of what a setting names is not the wanted one, if there is one."""
     if key in wanted and found.get(key) != wanted[key]:
         raise ValueError(
@@ -51,7 +51,7 @@ def check_same(key: str, path: str, found: Mapping[str, str], wanted: Mapping[st
         )
 
 
-def beside(out: Path) -> Path:
+def sibling_folder(out: Path) -> Path:
     """A new folder beside one of results, for an image that is drawn once more and replaces none."""
     names = chain(["again"], (f"again-{i}" for i in count(2)))
     return next(place for name in names if not (place := out.with_name(f"{out.name}-{name}")).exists())
@@ -80,7 +80,7 @@ def fill_folder(
     out: Path,
     kept: Mapping[str, Any],
     provenance: Mapping[str, str],
-    drawn: Iterable[Drawn],
+    drawn: Iterable[ImageRecord],
     *,
     columns: int,
     low: float,

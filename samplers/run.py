@@ -25,9 +25,17 @@ from models import Model
 from models.device import find_device
 from models.layers.blocks import check_compiles, compiled
 from models.layouts import native
-from samplers.guide import steered
+from samplers.guide import class_denoiser
 from samplers.provenance import provenance
-from samplers.results import Drawn, Outcome, beside, check_folder, check_same, fill_folder, given
+from samplers.results import (
+    ImageRecord,
+    Outcome,
+    check_folder,
+    check_sha256,
+    drop_nulls,
+    fill_folder,
+    sibling_folder,
+)
 from samplers.sample import find_sampler, sample
 from samplers.settings import DrawParams
 from samplers.usage import usage
@@ -59,7 +67,7 @@ class SampleParams(DrawParams):
     guidance: float = setting(1.0, "classifier-free; 1 is off; null: the family's, and off for a run")
     batch_size: int = setting(500, "images at once; null: 500 of a run, 4 of a prompt", kind="count")
 
-    def completed(self, model: Model) -> SampleParams:
+    def with_defaults(self, model: Model) -> SampleParams:
         """With the model's defaults for settings that are not given, and the hashes of its files."""
         how = usage(model, self.sampler, self.steps, self.grid)
         values = {
@@ -112,7 +120,7 @@ def run(config: Mapping[str, Any]) -> Path:
     that are in that folder are never mixed with these: ValueError.
     """
     trust(config)
-    return draw(make_params("", SampleParams, given(config))).out
+    return draw(make_params("", SampleParams, drop_nulls(config))).out
 
 
 def draw(params: SampleParams, only: int | None = None) -> Outcome:
@@ -123,8 +131,8 @@ def draw(params: SampleParams, only: int | None = None) -> Outcome:
         raise ValueError(
             f"{params.run} is a model that takes prompts: weights={params.run} prompt=... draws with it"
         )
-    wanted, params = params.sha256, params.completed(model)
-    check_same("run", params.run, params.sha256, wanted)
+    wanted, params = params.sha256, params.with_defaults(model)
+    check_sha256("run", params.run, params.sha256, wanted)
     device = find_device(params.device)
     model.network.to(device).eval().requires_grad_(False)
     if params.compile:
@@ -132,10 +140,11 @@ def draw(params: SampleParams, only: int | None = None) -> Outcome:
     if "noise" in params.options:
         raise ValueError("noise comes from the seeds here: samplers.sample takes another")
     check_call(str(params.sampler), find_sampler(str(params.sampler)), 3, params.options)
-    denoiser = steered(model, params.guidance, params.clip, params.guide)
+    denoiser = class_denoiser(model, params.guidance, params.clip, params.guide)
     grid = model.grid(params.steps, **params.grid)
-    labels = labels_in_turn(model, params)
-    out = params.folder(grid.steps) if only is None or params.out else beside(params.folder(grid.steps))
+    labels = label_cycle(model, params)
+    out = params.folder(grid.steps)
+    out = out if only is None or params.out else sibling_folder(out)
     check_folder(out, params.kept)
     about = provenance()
     settings = {key: value for key, value in asdict(params).items() if key in recorded(SampleParams)}
@@ -164,7 +173,7 @@ def _draw(
     classes: list[str],
     settings: Mapping[str, Any],
     only: int | None,
-) -> Iterator[Drawn]:
+) -> Iterator[ImageRecord]:
     """The images one after the other, on the host, drawn a batch at a time: what is drawn can be saved before
     the rest is."""
     device = settings["device"]
@@ -182,10 +191,11 @@ def _draw(
             name = f"{seed:06d}" if label is None else f"{label}/{seed:06d}"
             if only in (None, seed):
                 named = {} if label is None or not classes else {"class": classes[label]}
-                yield Drawn(image, name, {**settings, "seed": seed, "labels": label, **named, "batch": batch})
+                own = {"seed": seed, "labels": label, **named, "batch": batch}
+                yield ImageRecord(image, name, {**settings, **own})
 
 
-def labels_in_turn(model: Model, params: SampleParams) -> list[int] | None:
+def label_cycle(model: Model, params: SampleParams) -> list[int] | None:
     """The classes to draw in turn, by number: those wanted, by number or name, or all; None for a model
     without classes."""
     count = model.num_classes

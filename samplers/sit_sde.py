@@ -9,12 +9,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffusion import BrownianPath, DenoiserLike, Grid, Path
+from diffusion import BrownianPath, DenoiserLike, Grid, NoisePath
 from samplers.solver import Step
 
 
 def sit_sde(
-    denoiser: DenoiserLike, x: Tensor, grid: Grid, *, diffusion: float = 1.0, path: Path | None = None
+    denoiser: DenoiserLike, x: Tensor, grid: Grid, *, diffusion: float = 1.0, path: NoisePath | None = None
 ) -> Iterator[Step]:
     """SiT's SDE (Ma et al. 2024, eq. 9, w_r = diffusion * sigma) in flow time r = sigma / (alpha + sigma).
     Strong order 1.

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion import NONE, ComposedGuidance, Condition, DenoiserLike, Inpainting
 from diffusion.spec import check_type
 from models import Model
-from samplers.guide import guided, limited
+from samplers.guide import add_guidance, limit_x0
 from samplers.prompting import Conditions
 from samplers.reference import Reference, two_scales
 
@@ -82,8 +82,8 @@ class Steering:
         but for the reference's."""
         condition, null = told.condition, told.null
         n = len(condition)
-        if model.image_channels and reference.beside is not None:
-            image = reference.beside.expand(n, -1, -1, -1)
+        if model.image_channels and reference.condition_image is not None:
+            image = reference.condition_image.expand(n, -1, -1, -1)
             if two_scales(model):
                 return self._towards_both(model, condition, null, image), NONE
             condition = replace(condition, image=image)
@@ -95,14 +95,13 @@ class Steering:
             denoiser = Inpainting(denoiser, known, mask)
         return denoiser, condition
 
-    def leads_away(self, model: Model) -> bool:
+    def needs_null(self, model: Model) -> bool:
         """Whether it has to know what to lead away from."""
         return two_scales(model) or self.cfg(model) != 1
 
     def _towards_prompt(self, model: Model, null: Condition) -> DenoiserLike:
-        return limited(
-            guided(model.denoiser(), self.cfg(model), null, model.prediction, self.guide), False, self.guide
-        )
+        denoiser = add_guidance(model.denoiser(), self.cfg(model), null, model.prediction, self.guide)
+        return limit_x0(denoiser, False, self.guide)
 
     def cfg(self, model: Model) -> float:
         """The scale of classifier-free guidance."""

@@ -26,11 +26,19 @@ from models import PUBLISHED, Model
 from models.device import find_device
 from models.files.text import sha256_of_file
 from samplers.generate import HANDOVER, generate, image_size, preview
-from samplers.pictures import MAX_PIXELS, covering, read_image, read_mask, save_png, tile
+from samplers.pictures import MAX_PIXELS, read_image, read_mask, save_png, scale_and_crop, tile
 from samplers.prompting import vector_numbers
 from samplers.provenance import provenance
 from samplers.reference import two_scales, usual_strength
-from samplers.results import Drawn, Outcome, beside, check_folder, check_same, fill_folder, given
+from samplers.results import (
+    ImageRecord,
+    Outcome,
+    check_folder,
+    check_sha256,
+    drop_nulls,
+    fill_folder,
+    sibling_folder,
+)
 from samplers.sample import find_sampler
 from samplers.settings import DrawParams
 from samplers.solver import Step
@@ -143,7 +151,7 @@ class TextToImageParams(DrawParams):
     def kept(self) -> dict[str, Any]:
         """What all images in one folder have in common; files by what they hold, wherever they lie."""
         others = (*of_kind(type(self), "place", "rounding", "count", "weights", "picture"), "seed")
-        return {key: value for key, value in given(asdict(self)).items() if key not in others}
+        return {key: value for key, value in drop_nulls(asdict(self)).items() if key not in others}
 
     @property
     def folder(self) -> Path:
@@ -161,24 +169,25 @@ def text_to_image(config: Mapping[str, Any]) -> Path:
     these: ValueError.
     """
     trust(config)
-    return draw(make_params("", TextToImageParams, given(config))).out
+    return draw(make_params("", TextToImageParams, drop_nulls(config))).out
 
 
 def draw(params: TextToImageParams, only: int | None = None) -> Outcome:
     """What `text_to_image` does, with parameters of its own; `only`: the image of that seed is saved, and
     those beside it are not."""
-    model, refiner = loaded(params, "weights"), None if params.refiner is None else loaded(params, "refiner")
+    model = load_model(params, "weights")
+    refiner = None if params.refiner is None else load_model(params, "refiner")
     image, mask = _pictures(params, model)
-    params = completed(params, model, refiner, image)
-    out = params.folder if only is None or params.out else beside(params.folder)
+    params = with_defaults(params, model, refiner, image)
+    out = params.folder if only is None or params.out else sibling_folder(params.folder)
     check_folder(out, params.kept)
     for part, name in dtypes(params).items():
         for each in (model, *([] if refiner is None else [refiner])):
             if part in each.parts:
                 each.parts[part].to(DTYPES[name])
-    about = {**provenance(), "model": _said(model)}
+    about = {**provenance(), "model": _describe(model)}
     settings = {
-        key: value for key, value in given(asdict(params)).items() if key in recorded(TextToImageParams)
+        key: value for key, value in drop_nulls(asdict(params)).items() if key in recorded(TextToImageParams)
     }
     watch = None if params.preview is None else partial(_show, model, out / "preview.png", params.preview)
     drawn = _draw(
@@ -196,15 +205,16 @@ def draw(params: TextToImageParams, only: int | None = None) -> Outcome:
 
 def _draw(
     params: TextToImageParams, settings: Mapping[str, Any], only: int | None, model: Model, **given: Any
-) -> Iterator[Drawn]:
+) -> Iterator[ImageRecord]:
     """The images one after the other, drawn a batch at a time: what is drawn can be saved before the rest
     is."""
     for first in range(0, params.n, params.batch_size):
         seeds = range(params.seed + first, params.seed + min(first + params.batch_size, params.n))
-        images = generate(model, params.prompt, seeds=seeds, **given, **asked(params), **params.options)
+        how = {**given, **generate_arguments(params), **params.options}
+        images = generate(model, params.prompt, seeds=seeds, **how)
         for image, seed in zip(images, seeds, strict=True):
             if only in (None, seed):
-                yield Drawn(
+                yield ImageRecord(
                     image,
                     f"{seed:06d}",
                     {**settings, "seed": seed, "batch": {"seed": seeds[0], "n": len(seeds)}},
@@ -224,13 +234,13 @@ ASKED = inspect.signature(generate).parameters.keys() - {
 }
 
 
-def asked(params: TextToImageParams) -> dict[str, Any]:
+def generate_arguments(params: TextToImageParams) -> dict[str, Any]:
     """The settings that `generate` takes as they are: pictures and models are read before, options are its
     own."""
     return {name: value for name in ASKED if (value := getattr(params, name, None)) is not None}
 
 
-def loaded(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Model:
+def load_model(params: TextToImageParams, key: Literal["weights", "refiner"]) -> Model:
     """A model in the dtype of its files."""
     paths = _paths(getattr(params, key))
     for path in paths:
@@ -267,9 +277,8 @@ def _pictures(params: TextToImageParams, model: Model) -> tuple[Tensor | None, T
             if params.height is None and params.width is None
             else image_size(model, params.height, params.width)
         )
-        return None if image is None else covering(image, size), None if mask is None else covering(
-            mask, size
-        )
+        image = None if image is None else scale_and_crop(image, size)
+        return image, None if mask is None else scale_and_crop(mask, size)
     sizes = ["x".join(map(str, picture.shape[2:])) for picture in (mask, image)]
     raise ValueError(
         f"{params.mask} is {sizes[0]}, {params.image} {sizes[1]} (height x width): a mask has the size of "
@@ -277,7 +286,7 @@ def _pictures(params: TextToImageParams, model: Model) -> tuple[Tensor | None, T
     )
 
 
-def completed(
+def with_defaults(
     params: TextToImageParams, model: Model, refiner: Model | None, image: Tensor | None
 ) -> TextToImageParams:
     """With the models' defaults for settings that are not given, and the hashes of the files. ValueError if
@@ -309,7 +318,7 @@ def completed(
         if each is not None
     }
     for name in params.sha256:
-        check_same(name, ", ".join(_paths(getattr(params, name))), sha256, params.sha256)
+        check_sha256(name, ", ".join(_paths(getattr(params, name))), sha256, params.sha256)
     return replace(
         params, weights=tuple(_paths(params.weights)),
         refiner=None if refiner is None else tuple(_paths(params.refiner)), **files,
@@ -326,7 +335,7 @@ def dtypes(params: TextToImageParams) -> dict[str, str]:
     return dict.fromkeys(PARTS, params.dtype) if isinstance(params.dtype, str) else params.dtype or {}
 
 
-def _said(model: Model) -> str:
+def _describe(model: Model) -> str:
     """Which family, what it predicts, and in what it computes."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     dtypes = {name: next(part.parameters()).dtype for name, part in model.parts.items() if name in PARTS}

@@ -84,7 +84,7 @@ pytestmark = pytest.mark.skipif(
 VALUE = "a metric is computed, and its value read"
 WAITS = {
     "samplers/sample.py require_finite": "whether all samples are finite is read once, after the last step",
-    "samplers/generate.py placed": "weights come to the device before a part works there",
+    "samplers/generate.py on_device": "weights come to the device before a part works there",
     "samplers/generate.py decoded": "images come to the CPU as they are finished, one by one",
     "samplers/reference.py read_reference": "image and mask come to the device, before anything is "
     "computed there",
@@ -182,9 +182,8 @@ def test_networks(kind: Kind, gpu: FakeGPU) -> None:
     x, t, condition = kind.inputs()
     expected, condition = network(x, t, condition), condition.to(CUDA)
     assert_near(network.to(CUDA)(x.to(CUDA), t.to(CUDA), condition), expected, 1e-5)
-    narrow = {
-        name: condition.given[name].bfloat16() for name in ("context", "vector") if name in condition.given
-    }
+    own = condition.tensors
+    narrow = {name: own[name].bfloat16() for name in ("context", "vector") if name in own}
     condition = replace(condition, **narrow)
     found = network.bfloat16()(x.to(CUDA, torch.bfloat16), t.to(CUDA), condition)
     assert (found.device, found.dtype) == (CUDA, torch.bfloat16)

@@ -19,7 +19,7 @@ from eval.scoring import run as score
 from eval.settings import ScoreParams
 from models.layouts import native
 from samplers import ddim, generate
-from samplers.modes import sampled
+from samplers.modes import draw_config
 from samplers.pictures import read_settings
 from train.data import digits
 from train.run import run
@@ -159,21 +159,21 @@ def test_everything_from_outside_in_a_run_and_back(mine: Path) -> None:
         "+grid.power=2.0",
     ]
     draw += ["guidance=2.0", "guide.rule={name: mine:rule}", "steps=3", "n=2", "progress=false", "device=cpu"]
-    (out, (image, _)), _ = sampled(compose("samplers", draw))
+    (out, (image, _)), _ = draw_config(compose("samplers", draw))
     assert out.name.startswith("mine.alternate-3-guidance-2-rule-mine-rule-spacing-mine-spaced-power-2.0")
     assert read_settings(image)["sampler"] == "mine:alternate"
     forget()
     with pytest.raises(
         ValueError, match=r"no schedule named 'mine:schedule'; .*in a model's file with trust=true"
     ):
-        sampled({"from": str(image)})
+        draw_config({"from": str(image)})
     assert "mine" not in sys.modules
     with pytest.raises(ValueError, match=r"no \w+( \w+)? named 'mine:\w+'; names of your own"):
-        sampled({"from": str(image), "trust": True})
+        draw_config({"from": str(image), "trust": True})
     assert outside._known.keys() == {("network", "mine:Tiny"), ("schedule", "mine:schedule")}  # the model's
     own: dict[str, Any] = {"sampler": "mine:alternate", "guide": {"rule": {"name": "mine:rule"}}}
     own["grid"] = {"spacing": "mine:spaced", "power": 2.0}
-    assert "the same" in sampled({"from": str(image), "trust": True, "progress": False, **own})[1]
+    assert "the same" in draw_config({"from": str(image), "trust": True, "progress": False, **own})[1]
 
 
 def test_scores_of_an_own_metric_and_extractor(mine: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_file_has_no_name_followed(change: dict[str, Any], mine: Path) -> None
     """None that it names, whatever for: the module is not imported."""
     native.write(mine / "file.safetensors", models.build(DIT).state_dict(), {"model": {**DIT, **change}})
     with pytest.raises(ValueError, match=r"no \w+ named 'mine:"):
-        sampled({"run": str(mine / "file.safetensors"), "n": 1, "steps": 2})
+        draw_config({"run": str(mine / "file.safetensors"), "n": 1, "steps": 2})
     assert "mine" not in sys.modules
 
 

@@ -19,7 +19,7 @@ from configs import compose
 from diffusion import SPACINGS
 from models.families import table
 from samplers import SAMPLERS
-from samplers.modes import sampled
+from samplers.modes import draw_config
 from samplers.pictures import save_png
 from tests.peers import k_sampling
 
@@ -111,7 +111,7 @@ def test_parts_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     network = importlib.import_module("mine").Tiny
     assert models.load("runs/mine", network=network).spec["network"] == {"name": "mine:Tiny", "width": 64}
     assert models.load("runs/wide").spec["network"]["channels"] == 64
-    assert sampled(compose("samplers", [*draw, "n=1", "steps=2", "progress=false", "device=cpu"]))
+    assert draw_config(compose("samplers", [*draw, "n=1", "steps=2", "progress=false", "device=cpu"]))
 
 
 def test_sampling_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,17 @@ import yaml
 
 from configs import compose
 from configs.programs import PROGRAMS, help_page
-from diffusion.settings import find, merged, nulled, of_kind, page, recorded, setting, settings, values
+from diffusion.settings import (
+    find,
+    merged,
+    of_kind,
+    page,
+    recorded,
+    setting,
+    settings,
+    values,
+    with_null_defaults,
+)
 from train.settings import RunSettings
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +61,7 @@ def test_a_page_is_yaml_that_says_all() -> None:
     assert all(text in words for text in ("Which --", "# a folder", ("how many " * 20).strip()))
     assert max(map(len, shown.splitlines())) <= 140
     nothing = {"rate": None, "ends": None}
-    assert values(nulled(settings(Outer))) == {
+    assert values(with_null_defaults(settings(Outer))) == {
         "run": None,
         "n": None,
         "inner": nothing,

@@ -68,7 +68,7 @@ class DenoisingObjective:
         eps = torch.randn_like(x0)
         x_t = marginal(x0, eps, level)
         own = null_condition_of(batch)
-        null = replace(self.null.expand(len(x0)).without(own.names), **own.given)
+        null = replace(self.null.expand(len(x0)).without(own.names), **own.tensors)
         out = denoiser.output(x_t, level, drop_condition(condition_of(batch), null, self.drop))
         bound: float | Tensor = 0.0
         if out.shape[1] == 2 * x0.shape[1]:

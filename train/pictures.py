@@ -14,7 +14,7 @@ from diffusion.settings import setting
 from diffusion.spec import check_at_least_one
 from models import Model
 from samplers.generate import generate
-from samplers.guide import steered
+from samplers.guide import class_denoiser
 from samplers.pictures import save_png, tile
 from samplers.sample import find_sampler, sample
 from samplers.usage import usage
@@ -87,7 +87,7 @@ class Pictures:
         else:
             device = next(model.network.parameters()).device
             condition = NONE if classes is None else Condition(label=torch.arange(n, device=device) % classes)
-            denoiser = steered(model, how.guidance, clip=True)
+            denoiser = class_denoiser(model, how.guidance, clip=True)
             images = sample(
                 how.sampler,
                 denoiser,

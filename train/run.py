@@ -18,7 +18,7 @@ from diffusion.outside import trust
 from diffusion.spec import check_call, check_mapping, check_names, check_type, make, make_params
 from models import Model
 from models.files.text import read_json, write_json
-from samplers.guide import steered
+from samplers.guide import class_denoiser
 from samplers.provenance import provenance
 from train.consistency import ConsistencyDistillation
 from train.data import DATASETS, Dataset
@@ -206,7 +206,7 @@ def _consistency(
     student.check()
     levels = time_grid(teacher_model.schedule, **check_call("objective.grid", time_grid, 1, grid))
     objective = ConsistencyDistillation(
-        steered(teacher_model, guidance, clip), build_blend(own["consistency"]), levels, solver, huber
+        class_denoiser(teacher_model, guidance, clip), build_blend(own["consistency"]), levels, solver, huber
     )
     objective.kept["teacher"] = teacher_model.fingerprint
     return student, objective

@@ -108,7 +108,7 @@ def _unet(given: Given) -> dict[str, Any]:
 def _flux(given: Given) -> dict[str, Any]:
     """Packed, and with the place of every token, which diffusers' pipelines make outside of the network."""
     packed = rearrange(given.x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2).contiguous()
-    text = given.condition.given["context"].shape[1]
+    text = given.condition.tensors["context"].shape[1]
     ids = positions(text, given.x.shape[2] // 2, given.x.shape[3] // 2, given.x.device).to(given.x.dtype)
     return {
         "hidden_states": packed,

@@ -23,12 +23,19 @@ from models import Model
 from models.device import find_device
 from models.layers.blocks import compiled
 from samplers.generate import generate
-from samplers.guide import steered
+from samplers.guide import class_denoiser
 from samplers.pictures import to_uint8
-from samplers.results import check_same
-from samplers.run import SampleParams, labels_in_turn
+from samplers.results import check_sha256
+from samplers.run import SampleParams, label_cycle
 from samplers.sample import find_sampler, sample
-from samplers.text_to_image import DTYPES, TextToImageParams, asked, completed, dtypes, loaded
+from samplers.text_to_image import (
+    DTYPES,
+    TextToImageParams,
+    dtypes,
+    generate_arguments,
+    load_model,
+    with_defaults,
+)
 from samplers.usage import usage
 from train.data.captions import list_prompts
 from train.data.source import Unreadable
@@ -152,7 +159,7 @@ def _of_run(spec: dict[str, Any], classes: Sequence[str] | None) -> Drawn:
         raise ValueError(
             f"{params.run} is a model that takes prompts: weights: {params.run} and prompts: draw with it"
         )
-    check_same("run", params.run, params.completed(model).sha256, params.sha256)
+    check_sha256("run", params.run, params.with_defaults(model).sha256, params.sha256)
     model.network.to(find_device(params.device)).eval().requires_grad_(False)
     return drawn_by(model, params, classes)
 
@@ -164,11 +171,11 @@ def drawn_by(model: Model, params: SampleParams, classes: Sequence[str] | None =
     Of `params` what belongs to files is not looked at, but `run` as what results call it. ValueError for
     settings that do not fit.
     """
-    params, device = params.completed(model), next(model.network.parameters()).device
+    params, device = params.with_defaults(model), next(model.network.parameters()).device
     how = usage(model, params.sampler, params.steps, params.grid, params.guidance)
     check_call(str(how.sampler), find_sampler(how.sampler), 3, params.options)
     grid = how.levels(model)
-    numbers = labels_in_turn(model, params)
+    numbers = label_cycle(model, params)
     names = [
         str(name) for name in model.spec.get("classes") or range(model.num_classes or 0)
     ]  # as a reference's class folders are called
@@ -178,7 +185,7 @@ def drawn_by(model: Model, params: SampleParams, classes: Sequence[str] | None =
     labels = None if numbers is None else [numbers[i % len(numbers)] for i in range(params.n)]
 
     def draw(model: Model, indices: Sequence[int]) -> Tensor:
-        denoiser = steered(model, params.guidance, params.clip, params.guide)
+        denoiser = class_denoiser(model, params.guidance, params.clip, params.guide)
         condition = (
             NONE
             if labels is None
@@ -213,13 +220,13 @@ def _of_prompts(spec: dict[str, Any]) -> Drawn:
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ValueError(f"prompts must be at least one, and none of them empty, not {str(prompts)[:80]}")
     params = make_params("", TextToImageParams, {"n": len(prompts), **spec, "prompt": "", "progress": False})
-    model = loaded(params, "weights")
-    params = completed(params, model, None, None)
+    model = load_model(params, "weights")
+    params = with_defaults(params, model, None, None)
     for part, name in dtypes(params).items():
         if part in model.parts:
             model.parts[part].to(DTYPES[name])
     repeated = [prompts[i % len(prompts)] for i in range(params.n)]
-    options = {**asked(params), **params.options}
+    options = {**generate_arguments(params), **params.options}
 
     def draw(model: Model, indices: Sequence[int]) -> Tensor:
         seeds = [params.seed + i for i in indices]

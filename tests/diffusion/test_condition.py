@@ -18,9 +18,9 @@ def some(n: int = 3, length: int = 4, mask: bool = False) -> Condition:
 
 def same(a: Condition, b: Condition) -> None:
     assert type(a) is type(b)
-    assert a.given.keys() == b.given.keys()
-    for name, value in a.given.items():
-        assert torch.equal(value, b.given[name])
+    assert a.tensors.keys() == b.tensors.keys()
+    for name, value in a.tensors.items():
+        assert torch.equal(value, b.tensors[name])
 
 
 def test_rows_are_cut_and_joined_again() -> None:
@@ -41,7 +41,7 @@ def test_contexts_of_different_lengths_are_joined_with_a_mask() -> None:
     assert both.context is not None
     assert both.mask is not None
     assert both.mask.sum(1).tolist() == [6, 6, 4]
-    assert torch.equal(both.context[2][both.mask[2]], short.given["context"][0])
+    assert torch.equal(both.context[2][both.mask[2]], short.tensors["context"][0])
     masked = Condition.cat([some(2, 4, mask=True), some(1, 4)])
     assert masked.mask is not None
     assert masked.mask.sum(1).tolist() == [1, 2, 4]
@@ -137,10 +137,10 @@ def test_a_condition_of_ones_own_goes_through_all_operations() -> None:
     """A subclass keeps its fields and its class."""
     whole = WithDepth(label=torch.arange(2), depth=torch.randn(2, 3))
     same(Condition.cat([whole[:1], whole[1:]]), whole)
-    assert whole.to(dtype=torch.float64).given["depth"].dtype == torch.float64
+    assert whole.to(dtype=torch.float64).tensors["depth"].dtype == torch.float64
     assert (
         whole.where(torch.tensor([True, False]), WithDepth(depth=torch.zeros(1, 3)))
-        .given["depth"][1]
+        .tensors["depth"][1]
         .abs()
         .sum()
         == 0

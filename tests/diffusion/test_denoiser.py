@@ -113,7 +113,8 @@ def test_the_network_runs_in_its_own_dtype(dtype: torch.dtype) -> None:
 
         def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
             assert (x.dtype, t.dtype) == (dtype, torch.float32)
-            assert [value.dtype for value in condition.given.values()] == [dtype, torch.int64, torch.float32]
+            dtypes = [value.dtype for value in condition.tensors.values()]
+            assert dtypes == [dtype, torch.int64, torch.float32]
             return x * self.weight
 
     denoiser = Denoiser(Net(), RectifiedFlow(), X0)

@@ -75,7 +75,7 @@ class Counting:
 
     def network(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         self.batches.append(len(x))
-        shift = condition.given["label"].to(x)
+        shift = condition.tensors["label"].to(x)
         if condition.context is not None:
             shift = shift + condition.context.mean((1, 2))
         out = (x + shift.view(-1, 1, 1, 1)).sin()
@@ -429,7 +429,7 @@ class Points:
 
     def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         self.asked += len(x_t)
-        return PointMass(torch.stack([self.points[int(n)] for n in condition.given["label"]]))(x_t, level)
+        return PointMass(torch.stack([self.points[int(n)] for n in condition.tensors["label"]]))(x_t, level)
 
 
 NOTHING, CAT, HAT = initial_noise([30, 31, 32], (2, 2, 2), F64)
@@ -530,7 +530,7 @@ class Clouds:
     def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         estimates = [
             cloud(self.mean[int(n)])(x[None], level)
-            for n, x in zip(condition.given["label"], x_t, strict=True)
+            for n, x in zip(condition.tensors["label"], x_t, strict=True)
         ]
         return Estimate(*(torch.cat(parts) for parts in zip(*estimates, strict=True)))
 

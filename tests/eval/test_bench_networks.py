@@ -88,7 +88,7 @@ def test_both_sides_are_asked_the_same(name: str) -> None:
     theirs.load_state_dict(scatter(of.diffusers(pair.params).table(state), state))
     given = pair.given(2, 16, torch.float32, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    told = given.condition.given
+    told = given.condition.tensors
     for value in (given.x, told["context"], *([told["vector"]] if "vector" in told else [])):
         value.normal_(generator=generator)
     with torch.no_grad():

@@ -84,7 +84,7 @@ def assert_equal_at_full_width(
     theirs.load_state_dict(to_theirs(ours.state_dict()), strict=True, assign=True)
     x, t, condition = inputs
     with torch.no_grad():
-        assert relative_error(ours(x, t, condition), call_theirs(theirs, x, t, **condition.given)) <= 1e-5
+        assert relative_error(ours(x, t, condition), call_theirs(theirs, x, t, **condition.tensors)) <= 1e-5
 
 
 def assert_equal_in_value_and_gradient(
@@ -101,11 +101,11 @@ def assert_equal_in_value_and_gradient(
     x, t, condition = inputs
     wanted = {
         "x": x,
-        **{name: value for name, value in condition.given.items() if name in ("context", "vector")},
+        **{name: value for name, value in condition.tensors.items() if name in ("context", "vector")},
     }
     for value in wanted.values():
         value.requires_grad_()
-    out, expected = ours(x, t, condition), call_theirs(x, t, **condition.given)
+    out, expected = ours(x, t, condition), call_theirs(x, t, **condition.tensors)
     assert out.shape == expected.shape
     assert relative_error(out, expected) <= tolerance
 

@@ -49,7 +49,7 @@ def test_every_condition_changes_the_output(kind: Kind) -> None:
     x, t, condition = kind.inputs()
     with torch.no_grad():
         before = network(x, t, condition)
-        for name, value in {"t": t, **condition.given}.items():
+        for name, value in {"t": t, **condition.tensors}.items():
             other = torch.cat([value[:1] - 1, value[1:]])
             after = (
                 network(x, other, condition)
@@ -154,7 +154,7 @@ def test_contexts_of_two_lengths_in_one_batch(kind: Kind) -> None:
     another one."""
     network = randomised(kind.fresh())
     x, t, condition = kind.inputs()
-    short = replace(condition, context=condition.given["context"][:, :2])
+    short = replace(condition, context=condition.tensors["context"][:, :2])
     both = Condition.cat([condition[:1], short[1:]])
     with torch.no_grad():
         out = network(x, t, both)

@@ -107,7 +107,7 @@ def test_output_and_gradient_equal_diffusers(params: DiTParams, dtype: torch.dty
     theirs.pos_embed.pos_embed.copy_(ours.get_buffer("position"))
     x, t, condition = inputs(params, (8, 8))
     x = x.to(dtype).requires_grad_()
-    out, expected = ours(x, t, condition), theirs(x, t, class_labels=condition.given["label"]).sample
+    out, expected = ours(x, t, condition), theirs(x, t, class_labels=condition.tensors["label"]).sample
     assert relative_error(out, expected) <= tolerance
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(
         dtype
@@ -130,7 +130,11 @@ def test_text_and_vector_by_hand() -> None:
     network = randomised(DiT(params)).double()
     w = {name: value.double() for name, value in network.state_dict().items()}
     x, t, condition = inputs(params, (8, 8))
-    x, context, vector = x.double(), condition.given["context"].double(), condition.given["vector"].double()
+    x, context, vector = (
+        x.double(),
+        condition.tensors["context"].double(),
+        condition.tensors["vector"].double(),
+    )
 
     def linear(name: str, value: Tensor) -> Tensor:
         bias = w.get(f"{name}.bias")

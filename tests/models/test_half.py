@@ -72,7 +72,7 @@ def out_of(network: nn.Module) -> list[Tensor]:
         return [network(torch.linspace(-1, 1, 2 * 3 * 16 * 16).view(2, 3, 16, 16))]
     kind = next(kind for kind in KINDS.values() if kind.params == network.params)
     x, t, condition = kind.inputs()
-    told = {name: value.to(dtype) if value.ndim > 1 else value for name, value in condition.given.items()}
+    told = {name: value.to(dtype) if value.ndim > 1 else value for name, value in condition.tensors.items()}
     return [network(x.to(dtype), t, Condition(**told))]
 
 

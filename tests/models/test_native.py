@@ -184,7 +184,7 @@ def test_an_edm_model_is_preconditioned_as_edm() -> None:
 def test_null_is_the_label_after_the_last() -> None:
     """What guidance replaces a label by is the class that means none."""
     null = fresh(UNET).null
-    assert {name: value.tolist() for name, value in null.given.items()} == {"label": [10]}
+    assert {name: value.tolist() for name, value in null.tensors.items()} == {"label": [10]}
     assert fresh({**UNET, "network": {**UNET["network"], "num_classes": None}}).null is NONE
 
 

@@ -74,11 +74,11 @@ class Read(NamedTuple):
 
     @property
     def context(self) -> Tensor:
-        return self.condition.given["context"]
+        return self.condition.tensors["context"]
 
     @property
     def vector(self) -> Tensor:
-        return self.condition.given["vector"]
+        return self.condition.tensors["vector"]
 
 
 def encode(text: TextEncoder, prompts: Sequence[str], **how: Any) -> Read:
@@ -928,7 +928,7 @@ def test_padding_is_masked_as_in_chroma(t5_peer: tuple[T5Tokenizer, Any]) -> Non
     assert ours.mask is not None
     assert torch.equal(ours.mask, mask.bool())
     assert [int(row.sum()) for row in ours.mask[1:]] == [2, 24, 24, 24]
-    assert torch.equal(text.null(2).given["mask"], ours.mask[[1, 1]])
+    assert torch.equal(text.null(2).tensors["mask"], ours.mask[[1, 1]])
 
 
 def test_the_tokenizer_is_no_part_of_the_state(joint: dict[str, TextEncoder]) -> None:

@@ -242,7 +242,7 @@ def guidance_wave(scale: Tensor) -> Tensor:
 
 def for_both(condition: Condition, dtype: torch.dtype) -> tuple[Condition, dict[str, Any]]:
     """The condition of two samples as we take it and as diffusers does, in that dtype."""
-    given, ours = condition.given, condition.to(dtype=dtype).given
+    given, ours = condition.tensors, condition.to(dtype=dtype).tensors
     theirs: dict[str, Any] = {}
     if "label" in given:
         theirs["class_labels"] = given["label"]
@@ -414,8 +414,8 @@ def test_sizes_that_do_not_halve_equal_diffusers(size: tuple[int, int], tmp_path
     theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "unet").double()
     x, t, condition = inputs(params, size)
     x = x.double().requires_grad_()
-    out = ours.double()(x, t, Condition(context=condition.given["context"].double()))
-    expected = theirs(x, t, condition.given["context"].double()).sample
+    out = ours.double()(x, t, Condition(context=condition.tensors["context"].double()))
+    expected = theirs(x, t, condition.tensors["context"].double()).sample
     assert out.shape == x.shape
     assert relative_error(out, expected) <= 1e-11
     mine, others = (torch.autograd.grad(each.square().sum(), x)[0] for each in (out, expected))

@@ -126,7 +126,8 @@ def test_conditions_and_guidance_reach_any_solver(sampler: str) -> None:
     point."""
 
     def towards(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
-        return Estimate.from_x0(x_t, condition.given["label"].to(x_t).view(-1, 1, 1, 1).expand_as(x_t), level)
+        label = condition.tensors["label"].to(x_t).view(-1, 1, 1, 1)
+        return Estimate.from_x0(x_t, label.expand_as(x_t), level)
 
     denoiser: DenoiserLike = ClassifierFreeGuidance(towards, 3.0, Condition(label=torch.tensor([1])))
     got = sample(

@@ -36,7 +36,7 @@ from diffusion import (
 from models.layers.packed import Packed, pack
 from models.networks.tiling import decode_tiled
 from samplers import SAMPLERS, Step, generate, preview, sample
-from samplers.generate import placed
+from samplers.generate import on_device
 from samplers.image_to_image import image_to_image
 from samplers.usage import usage
 from tests.peers import diffusers
@@ -800,7 +800,7 @@ def test_tables_come_home_too(monkeypatch: pytest.MonkeyPatch) -> None:
         return network._apply(torch.clone)
 
     monkeypatch.setattr(network, "to", moved)
-    with placed(network, torch.device("cpu"), offload=True):
+    with on_device(network, torch.device("cpu"), offload=True):
         away = {
             name: value.data_ptr() for name, value in (*network.named_parameters(), *network.named_buffers())
         }

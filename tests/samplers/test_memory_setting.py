@@ -11,7 +11,7 @@ import torch
 import models
 from configs import compose
 from models.layers import streaming
-from samplers.modes import sampled
+from samplers.modes import draw_config
 from samplers.pictures import read_settings
 from samplers.results import Outcome
 from samplers.text_to_image import TextToImageParams
@@ -51,7 +51,7 @@ def least(weights: list[str]) -> str:
 
 
 def run(**settings: Any) -> tuple[Outcome, str]:
-    return sampled(SMALL | settings)
+    return draw_config(SMALL | settings)
 
 
 @pytest.mark.parametrize("dtype", [None, "fp32", {"backbone": "fp32", "text": "bf16"}])
@@ -67,7 +67,7 @@ def test_the_same_image_with_little_memory(dtype: Any, weights: list[str], least
     )
     assert "memory" not in read_settings(streamed)
     for image, memory in ((free, least), (streamed, None), (streamed, least)):
-        _, said = sampled({"from": str(image), "memory": memory, "progress": False})
+        _, said = draw_config({"from": str(image), "memory": memory, "progress": False})
         assert said == f"the same as {image}, to the last bit"
     assert run(weights=weights, dtype=dtype, memory=least, seed=1)[0].out == out
     assert small == Path("small")
@@ -77,13 +77,13 @@ def test_as_it_is_typed(weights: list[str], least: str) -> None:
     """A size with a unit, or a number of bytes; of a prompt's model only, and said where there is too
     little."""
     given = [f"weights=[{','.join(weights)}]", *(f"{name}={value}" for name, value in SMALL.items())]
-    assert sampled(compose("samplers", [*given, f"memory={least}"]))[0].images
+    assert draw_config(compose("samplers", [*given, f"memory={least}"]))[0].images
     assert TextToImageParams(weights="a", prompt="b").memory is None
     with pytest.raises(ValueError, match=r"^memory='1MB' is too little for this model: give at least \d+MB"):
-        sampled(compose("samplers", [*given, "memory=1MB"]))
+        draw_config(compose("samplers", [*given, "memory=1MB"]))
     with pytest.raises(ValueError, match=r"^memory=2000000 is too little"):
-        sampled(compose("samplers", [*given, "memory=2000000"]))
+        draw_config(compose("samplers", [*given, "memory=2000000"]))
     with pytest.raises(ValueError, match=r"^memory is a size like '6GB' or '800MB', not 'six'"):
-        sampled(compose("samplers", [*given, "memory=six"]))
+        draw_config(compose("samplers", [*given, "memory=six"]))
     with pytest.raises(ValueError, match=r"memory goes with weights=FILE"):
-        sampled({"run": "runs/a", "memory": "6GB"})
+        draw_config({"run": "runs/a", "memory": "6GB"})

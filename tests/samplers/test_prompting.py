@@ -13,7 +13,7 @@ from torch import nn
 
 from diffusion import FLOW, RectifiedFlow
 from models import CLIPTextParams, Model, T5Params, T5Tokenizer, TextEncoder, TextParams
-from samplers.prompting import Prompts, conditions
+from samplers.prompting import Prompts, encode_prompts
 from tests.models.small import randomised
 from tests.models.text_peers import spiece, text_of
 
@@ -52,7 +52,7 @@ def test_conditions_of_families_that_read_text_beside_the_image(name: str, tmp_p
     texts, negative = ("a cat", LONG, "a cat"), ("dog", None, None)
     assert made.text is not None
     for prompts in (Prompts(texts, negative, (0, 1, 2)), Prompts(texts, negative, (0, 1, 2), long="cut")):
-        found = conditions(made, prompts, {})
+        found = encode_prompts(made, prompts, {})
         empty = made.text.null(1)
         expected = {
             "cond": [made.text.encode([prompt]).condition for prompt in texts],
@@ -60,12 +60,12 @@ def test_conditions_of_families_that_read_text_beside_the_image(name: str, tmp_p
                 empty if prompt is None else made.text.encode([prompt]).condition for prompt in negative
             ],
         }
-        for side, given in (("cond", found.condition.given), ("null", found.null.given)):
+        for side, given in (("cond", found.condition.tensors), ("null", found.null.tensors)):
             assert given["context"].shape == (3, JOINT[name].rows, 96)
             for part in ("context", "vector"):
                 assert given[part].dtype == torch.bfloat16
                 assert torch.equal(
-                    given[part], torch.cat([row.given[part] for row in expected[side]]).bfloat16()
+                    given[part], torch.cat([row.tensors[part] for row in expected[side]]).bfloat16()
                 )
         assert found.dropped == made.text.encode([LONG]).dropped != ("",)
 
@@ -77,9 +77,9 @@ def test_no_prompt_is_read_twice(tmp_path: Path) -> None:
     assert made.text is not None
     calls: list[int] = []
     made.text.towers["t5"].register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
-    conditions(made, Prompts.of(["a cat", "a dog", "a cat"], None, None), {})
+    encode_prompts(made, Prompts.build(["a cat", "a dog", "a cat"], None, None), {})
     assert calls == [1, 1, 1]
-    assert not conditions(made, Prompts.of("a cat", None, None), {}, away=False).null
+    assert not encode_prompts(made, Prompts.build("a cat", None, None), {}, away=False).null
     assert calls == [1, 1, 1, 1]
 
 
@@ -87,5 +87,5 @@ def test_what_is_left_out_of_either_prompt_is_said_once(tmp_path: Path) -> None:
     """In the order of the images, a prompt before its negative one; nothing for what is read whole."""
     made = model(text_of("sd1", clip_l=L), tmp_path)
     told = Prompts((LONG, "a cat", LONG), ("a dog", "red " * 80, None), (0, 1, 2), long="cut")
-    assert conditions(made, told, {}).dropped == (" ".join(["two cats ,"] * 35), " ".join(["red"] * 5))
-    assert conditions(made, Prompts.of([LONG], None, None), {}).dropped == ()
+    assert encode_prompts(made, told, {}).dropped == (" ".join(["two cats ,"] * 35), " ".join(["red"] * 5))
+    assert encode_prompts(made, Prompts.build([LONG], None, None), {}).dropped == ()

@@ -21,11 +21,11 @@ from configs import compose
 from diffusion.settings import of_kind, recorded
 from models.files.text import read_json
 from samplers import generate, read_image, read_mask
-from samplers.modes import sampled
+from samplers.modes import draw_config
 from samplers.pictures import read_settings, save_png
 from samplers.results import Outcome
 from samplers.run import SampleParams
-from samplers.text_to_image import TextToImageParams, loaded, text_to_image
+from samplers.text_to_image import TextToImageParams, load_model, text_to_image
 
 SMALL: dict[str, Any] = {"height": 32, "width": 64, "steps": 2, "device": "cpu"}
 NETWORK = {
@@ -74,7 +74,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(**settings: Any) -> tuple[Outcome, str]:
     """As the program with these settings, paths in them as text."""
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
-    return sampled({"progress": False, **plain})
+    return draw_config({"progress": False, **plain})
 
 
 def again(path: Path, **changes: Any) -> tuple[Outcome, str]:
@@ -101,7 +101,7 @@ def test_images_are_those_of_generate(files: Path) -> None:
         "weighted=true",
         "progress=false",
     ]
-    (out, images), said = sampled(
+    (out, images), said = draw_config(
         compose("samplers", [*given, "height=32", "width=64", "steps=2", "device=cpu"])
     )
     assert re.fullmatch(r"samples/a-corgi-red-1-3-and-wet-on-grass-fun-[0-9a-f]{8}", str(out))
@@ -548,7 +548,7 @@ CRAFTED: dict[str, tuple[dict[str, Any], str]] = {
 def honest(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A picture of ours."""
     given = {"weights": str(files / "sd1.safetensors"), "prompt": "a cat", "progress": False, **SMALL}
-    return sampled({**given, "out": str(tmp_path_factory.mktemp("honest"))})[0].images[0]
+    return draw_config({**given, "out": str(tmp_path_factory.mktemp("honest"))})[0].images[0]
 
 
 def crafted(path: Path, honest: Path, says: Any) -> Path:
@@ -680,5 +680,5 @@ def test_zero_snr_is_a_setting_of_the_weights(tmp_path: Path) -> None:
     models.save(models.miniature("sd1"), tmp_path / "a.safetensors", layout="ldm")
     settings: dict[str, Any] = {"weights": str(tmp_path / "a.safetensors"), "prompt": "", "prediction": "v"}
     for zero_snr, last in ((True, True), (None, False)):
-        model = loaded(TextToImageParams(**settings, zero_snr=zero_snr), "weights")
+        model = load_model(TextToImageParams(**settings, zero_snr=zero_snr), "weights")
         assert (float(model.schedule.alpha(999)) == 0) == last

@@ -17,7 +17,7 @@ from diffusion import CosineVP, DiscreteVP, RectifiedFlow, Schedule, VarianceExp
 from models import Model
 from models.layouts import native
 from samplers.pictures import read_settings
-from samplers.run import SampleParams, labels_in_turn
+from samplers.run import SampleParams, label_cycle
 from samplers.run import run as sample_run
 from train import TrainParams, train
 from train.data import TensorData
@@ -87,7 +87,7 @@ def test_labels_are_names_or_numbers(labels: Any, numbers: list[int]) -> None:
     """A text is a name, also one of digits; a number is a number."""
     model = fresh()
     model.spec["classes"] = ["cat", "dog", "2"]
-    assert labels_in_turn(model, SampleParams(run="x", labels=labels)) == numbers
+    assert label_cycle(model, SampleParams(run="x", labels=labels)) == numbers
 
 
 def test_labels_that_are_not_there() -> None:
@@ -97,16 +97,16 @@ def test_labels_that_are_not_there() -> None:
     with pytest.raises(
         ValueError, match="classes of this model have no names: labels are numbers, 0 to 2, not 'cat'"
     ):
-        labels_in_turn(model, SampleParams(run="x", labels="cat"))
+        label_cycle(model, SampleParams(run="x", labels="cat"))
     model.spec["classes"] = ["1", "2", "golden retriever"]
     with pytest.raises(
         ValueError, match=r"no class named 'goldn retriever'; did you mean 'golden retriever'"
     ):
-        labels_in_turn(model, SampleParams(run="x", labels="goldn retriever"))
+        label_cycle(model, SampleParams(run="x", labels="goldn retriever"))
     with pytest.warns(
         UserWarning, match=r"label 1 is the number of class '2'; labels=\['1'\] is the class of that name"
     ):
-        assert labels_in_turn(model, SampleParams(run="x", labels=1)) == [1]
+        assert label_cycle(model, SampleParams(run="x", labels=1)) == [1]
 
 
 def test_other_classes_are_said(tmp_path: Path) -> None:

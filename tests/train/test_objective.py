@@ -78,7 +78,7 @@ def test_conditions_are_dropped_together_as_often_as_asked(probability: float) -
     condition = Condition(label=torch.arange(n) % 10, vector=torch.ones(n, 2))
     torch.manual_seed(0)
     null = Condition(label=torch.tensor([10]), vector=torch.tensor([[5.0, 7.0]]))
-    found, cond = drop_condition(condition, null, probability).given, condition.given
+    found, cond = drop_condition(condition, null, probability).tensors, condition.tensors
     dropped = found["label"] == 10
     assert torch.equal(found["label"][~dropped], cond["label"][~dropped])
     assert torch.equal(found["vector"][dropped], torch.tensor([5.0, 7.0]).expand(int(dropped.sum()), 2))
@@ -107,7 +107,7 @@ def test_a_batch_may_say_itself_what_no_condition_is() -> None:
     seen: list[dict[str, Tensor]] = []
 
     def network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        seen.append(condition.given)
+        seen.append(condition.tensors)
         return torch.zeros_like(x)
 
     rows = torch.arange(64.0)[:, None]
@@ -140,9 +140,8 @@ def test_latents_are_drawn_anew_from_their_distribution() -> None:
     assert abs(float(((first - 3) * (second - 3)).mean())) < 5 * 0.25 / math.sqrt(16000)
     assert clean({"x0": mean}) is mean
     text = torch.zeros(1000, 2, 3)
-    assert condition_of({"x0": mean, "x0_std": std, "null.context": text, "context": text}).given.keys() == {
-        "context"
-    }
+    condition = condition_of({"x0": mean, "x0_std": std, "null.context": text, "context": text})
+    assert condition.tensors.keys() == {"context"}
 
 
 @pytest.mark.parametrize("gamma", [None, 1.0, 5.0])

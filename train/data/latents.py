@@ -177,8 +177,9 @@ class LatentData:
         captions = [self.images.captions[i] for i in indices]
         condition, dropped = text.encode(captions, numbers=numbers, long="cut", chunks=self.params.chunks)
         null = text.null(len(indices), like=condition)
-        rows = {"x0": latents.mean, "x0_std": latents.std, **condition.given}
-        rows |= {f"null.{name}": null.given[name][:1] for name in ("context", "mask") if name in null.given}
+        rows = {"x0": latents.mean, "x0_std": latents.std, **condition.tensors}
+        text_only = [name for name in ("context", "mask") if name in null.tensors]
+        rows |= {f"null.{name}": null.tensors[name][:1] for name in text_only}
         if null.vector is not None:
             rows |= {"null.pooled": null.vector[:1, : text.params.pooled_dim]}
         return rows, [i for i, rest in zip(indices, dropped, strict=True) if rest]

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.messages import warn
-from samplers.pictures import MAX_PIXELS, Before, cover
+from samplers.pictures import MAX_PIXELS, Before, cover_box
 from train.data.change import PACKED, pack
 from train.data.dataset import Batch, Dataset, digits
 from train.data.decoding import in_threads
@@ -151,7 +151,7 @@ def _opened(path: str | Path, max_pixels: int, classes: bool) -> StoredPictures:
 def covering(image: Image.Image, height: int, width: int) -> tuple[Image.Image, int, int]:
     """The picture resized (bicubic, antialiased) to just cover the size and cropped to its centre; then top
     and left of the crop."""
-    scaled_height, scaled_width, top, left = cover(image.height, image.width, (height, width))
+    scaled_height, scaled_width, top, left = cover_box(image.height, image.width, (height, width))
     image = image.resize((scaled_width, scaled_height), Image.Resampling.BICUBIC)
     return image.crop((left, top, left + width, top + height)), top, left
 

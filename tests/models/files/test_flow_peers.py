@@ -202,7 +202,7 @@ def test_a_projected_pooled_output_stays_projected(tmp_path: Path) -> None:
 def theirs_of(peer: Any, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
     """A transformer of diffusers told the same as ours: FLUX.1 and Chroma packed, and SD 3 in a thousand
     times."""
-    context, vector, guidance = condition.given["context"], condition.vector, condition.guidance
+    context, vector, guidance = condition.tensors["context"], condition.vector, condition.guidance
     x = beside(x, condition.image)
     if isinstance(peer, diffusers.SD3Transformer2DModel):
         return peer(x, timestep=1000 * t, encoder_hidden_states=context, pooled_projections=vector).sample

@@ -131,7 +131,7 @@ def test_diffusers_computes_the_same_network(family: str, saved: Saved) -> None:
     ours = models.load(saved(family)[0] / "unet").network
     assert isinstance(ours, UNet)
     x, t, condition = inputs(ours.params, (16, 24))
-    assert relative_error(ours(x, t, condition), output(peer, ours.params, x, t, condition.given)) <= BOUND
+    assert relative_error(ours(x, t, condition), output(peer, ours.params, x, t, condition.tensors)) <= BOUND
 
 
 def test_diffusers_computes_the_same_autoencoder(saved: Saved) -> None:
@@ -233,7 +233,7 @@ def test_networks_of_diffusers(kind: str, tmp_path: Path) -> None:
     ours = models.load(tmp_path).network
     assert isinstance(ours, UNet)
     x, t, condition = inputs(ours.params, (16, 24))
-    assert relative_error(ours(x, t, condition), output(peer, ours.params, x, t, condition.given)) <= BOUND
+    assert relative_error(ours(x, t, condition), output(peer, ours.params, x, t, condition.tensors)) <= BOUND
 
 
 @pytest.mark.parametrize(

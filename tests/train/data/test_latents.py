@@ -72,8 +72,8 @@ def test_a_batch_is_what_the_encoders_make(photos: Path, family: str) -> None:
             ["a cat", *CAPTIONS[:2]], numbers={name: numbers[name] for name in text.params.numbers}
         )
         null = text.null(3, like=told)
-    wanted = {"x0": distribution.mean, "x0_std": distribution.std, **told.given}
-    wanted |= {f"null.{name}": value for name, value in null.expand(3).given.items()}
+    wanted = {"x0": distribution.mean, "x0_std": distribution.std, **told.tensors}
+    wanted |= {f"null.{name}": value for name, value in null.expand(3).tensors.items()}
     assert batch.keys() == wanted.keys()
     assert ("mask" in batch, "null.mask" in batch) == (family == "chroma",) * 2
     for name, value in wanted.items():
@@ -86,7 +86,7 @@ def test_a_batch_is_what_the_encoders_make(photos: Path, family: str) -> None:
     else:
         torch.testing.assert_close(
             batch["null.context"][0],
-            text.encode([""], numbers=numbers_of(text)).condition.given["context"][0],
+            text.encode([""], numbers=numbers_of(text)).condition.tensors["context"][0],
             **TOLERANCE,
         )
 
