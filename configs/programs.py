@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -116,10 +117,19 @@ def subprograms(program: str) -> dict[str, tuple[Setting, ...]]:
     theirs in a dataclass."""
     if program != "eval":
         return {}
+    from eval.bench import BENCHMARKS
+    from eval.bench.orders import OrderParams
     from eval.reference import StatisticsParams
-    from eval.settings import ScoreParams
+    from eval.settings import CompareParams, ScoreParams
 
-    return {"score": settings(ScoreParams), "statistics": settings(StatisticsParams)}
+    params = {
+        "score": ScoreParams,
+        "statistics": StatisticsParams,
+        "compare": CompareParams,
+        "sampler_orders": OrderParams,
+        **{f"bench_{name}": import_module(f"eval.bench.{name}").Params for name in BENCHMARKS},
+    }
+    return {name: settings(each) for name, each in params.items()}
 
 
 def _training_choices() -> dict[str, Mapping[str, Any]]:

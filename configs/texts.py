@@ -27,7 +27,6 @@ from configs.programs import PROGRAMS
 from diffusion.settings import Setting
 
 NAME = "name"  # of a row of results; within a mapping it is that of what the mapping describes
-_NUMBERS = re.compile(r"\[[\d\s,]+\]")
 _ELEMENT = re.compile(r"""\s*(?:'[^']*'|"[^"]*")\s*(?=,|$)|(?:\{(?:[^{}]|\{[^{}]*\})*\}|\[[^\]]*\]|[^,])+""")
 
 
@@ -95,7 +94,7 @@ class Texts:
     def _value(self, name: str, value: str, settings: Iterable[str] = ()) -> str:
         """The value of a setting that is text."""
         number = name in self._numbers and re.fullmatch(r"-?\d+", value)
-        if value == "null" or number or (name in self._mappings and _NUMBERS.fullmatch(value)):
+        if value == "null" or number:
             return value
         if Path(value).name and _exists(value):
             return _quoted(value)

@@ -14,7 +14,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from itertools import chain
-from typing import Any, Literal, cast, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 LINE, WIDE = 140, 34  # characters of a line on the page of --help, and of what stands before the comments
 Kind = Literal["pixels", "rounding", "place", "count", "weights", "picture"]
@@ -111,8 +112,9 @@ def about(each: Field[Any]) -> About:
 
 def _setting(each: Field[Any], kind: Any) -> Setting:
     own = about(each)
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     within = own.members or next(
-        (part for part in (kind, *get_args(kind)) if isinstance(part, type) and is_dataclass(part)), None
+        (part for part in parts if isinstance(part, type) and is_dataclass(part)), None
     )
     inner: tuple[Setting, ...] = settings(within) if within else ()
     default, fresh = each.default, cast(Any, each.default_factory)

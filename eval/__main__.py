@@ -13,9 +13,8 @@ from configs import command_line
 from diffusion.outside import trust
 from diffusion.spec import lookup
 from eval import scoring
+from eval.bench import BENCHMARKS
 from plain_diffusion.starting import started
-
-BENCHMARKS = ("bench_samplers", "bench_networks", "bench_loading", "bench_features", "bench_frechet")
 
 
 def main(config: dict[str, Any]) -> int:
@@ -25,7 +24,7 @@ def main(config: dict[str, Any]) -> int:
         "statistics": _statistics,
         "compare": _compare,
         "sampler_orders": _sampler_orders,
-        **dict.fromkeys(BENCHMARKS, _benchmark),
+        **{f"bench_{name}": _benchmark for name in BENCHMARKS},
     }
     trust(config)
     return lookup("program", config["program"], programs)(config)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion.spec import check_at_least_one, check_mapping, check_names, make_params
+from diffusion.spec import check_mapping, check_names, make_params
 from eval import scoring
 from eval.drawing import guidance_name, save_figure
 from eval.images.open import open_source
@@ -24,54 +23,14 @@ from eval.plots import main_metrics, steps_plot
 from eval.report import Story, report_of
 from eval.runs import Run
 from eval.scoring import Written
-from eval.targets import Promise, check_rows, judge
+from eval.settings import CompareParams
+from eval.targets import check_rows, judge
 from models.files.text import write_json
 from train.data.source import Source
 
 Part = TypeVar("Part")
 Found = TypeVar("Found")
 LISTED = ("sampler", "guidance", "steps")  # of a row's samples: lists of these are multiplied out
-
-
-@dataclass(frozen=True)
-class Named:
-    """A trained model, as rows and the report call it."""
-
-    name: str
-    run: str
-
-
-@dataclass(frozen=True)
-class CompareParams:
-    """What to compare: see configs/eval/experiment/quickstart.yaml.
-
-    score    settings of experiment/score.yaml that all rows share
-    models   by the names that rows call them
-    rows     settings of experiment/score.yaml of its own each; {"model", "sampler", "steps", "guidance", ...}
-             for what a model draws
-    n        pictures of each part, of the rows that say no other number
-    targets  see `Promise`
-    shown    models whose forward process and sampling the report shows
-    workers  rows scored side by side, each on its share of torch's threads; None: as many as torch has. Two
-             cores draw two sets on one core each faster than one set after the other on both, most of all
-             where they are shared
-    """
-
-    out: str
-    title: str
-    summary: str
-    score: dict[str, Any]
-    rows: tuple[dict[str, Any], ...]
-    n: int
-    models: dict[str, Named] = field(default_factory=dict)
-    targets: tuple[Promise, ...] = ()
-    shown: tuple[str, ...] = ()
-    workers: int | None = None
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        check_at_least_one(self, "n", "workers")
-        check_names("model", self.shown, self.models)
 
 
 def run(config: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from eval.features.protocols import PROTOCOLS
 from eval.features.registry import ExtractorParams
 from eval.figures import find_metric
 from eval.results import Role
+from eval.targets import Promise
 from samplers.pictures import MAX_PIXELS
 
 
@@ -162,3 +163,47 @@ class ScoreParams(PassParams):
             name: getattr(self, name)
             for name in ("protocol", "dtype", "groups", "parts", "on_error", "sizes")
         }
+
+
+@dataclass(frozen=True)
+class Named:
+    """A trained model, as rows and the report call it."""
+
+    name: str
+    run: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareParams:
+    """What to compare, and what the report says."""
+
+    title: str = setting(..., "of the report", text="text", heading="The report")
+    summary: str = setting(..., "paragraphs below the title", text="text")
+    models: dict[str, Named] = setting(
+        dict, "trained models by the names that rows use: {name: as the report calls it, run: its folder}"
+    )
+    shown: tuple[str, ...] = setting((), "models whose forward process and sampling the report shows")
+    score: dict[str, Any] = setting(dict, "settings of --help score that all rows share", heading="Rows")
+    rows: tuple[dict[str, Any], ...] = setting(
+        ...,
+        "{name, samples, and settings of --help score}; or {model, sampler, steps, guidance, ...} for what a "
+        "model draws: every combination of lists is a row",
+    )
+    n: int = setting(..., "pictures of each part, in rows without their own n")
+    targets: tuple[Promise, ...] = setting(
+        (), "what rows must reach: {name, metric, row, over: another row, at_most or at_least, note}"
+    )
+    out: str = setting(
+        ..., "the folder of report.html, targets.json, quality.png and results/", kind="place", text="path",
+        heading="Where and how",
+    )  # fmt: skip
+    workers: int | None = setting(
+        None,
+        "rows scored side by side, each on its share of torch's threads; null: one per thread",
+        kind="place",
+    )
+    progress: bool = setting(True, "false: no bar", kind="place")
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "n", "workers")
+        check_names("model", self.shown, self.models)

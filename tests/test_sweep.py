@@ -241,11 +241,6 @@ def test_labels_are_numbers_or_names() -> None:
     ]
 
 
-def test_a_list_of_numbers_named_samples_is_one() -> None:
-    """Where a benchmark's setting has the name of a path."""
-    assert compose("eval", ["experiment=bench_frechet", "samples=[100,50]"])["samples"] == [100, 50]
-
-
 def test_runs_of_a_sweep_of_trainings_have_a_folder_each() -> None:
     """Named for what is special about each, beneath the one they were to share; and they go on where they
     were."""

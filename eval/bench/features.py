@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from diffusion.settings import setting
 from diffusion.spec import check_at_least_one, lookup
-from eval.bench.harness import DTYPES, MATRIX, column, in_turn, product, timed
+from eval.bench.harness import DTYPES, MATRIX, BenchParams, column, in_turn, product, timed
 from eval.features.inception import Inception, InceptionV3, load_inception, published_shapes
 from eval.features.inception_weights import random_state
 from eval.features.resize import SIZE
@@ -32,21 +33,21 @@ from plain_diffusion.extras import extra
 from train.data.decoding import pixels
 
 
-@dataclass(frozen=True)
-class Params:
-    """What to time: see configs/eval/experiment/bench_features.yaml."""
+@dataclass(frozen=True, kw_only=True)
+class Params(BenchParams):
+    """What to time."""
 
-    out: str
-    dtypes: tuple[str, ...] = ("fp32", "bf16")
-    n: int = 64
-    batch: int = 32
-    size: int = 256
-    rounds: int = 5
-    device: str | None = None
-    progress: bool = True
+    dtypes: tuple[str, ...] = setting(
+        ("fp32", "bf16"), "of our convolutions: fp32, bf16, fp16; torch-fidelity's are float32"
+    )
+    n: int = setting(64, "pictures, in a temporary folder of PNGs")
+    batch: int = setting(32, "pictures at once")
+    size: int = setting(256, "height and width of the pictures; both sides resize them to 299")
+    device: str | None = setting(None, "null: a GPU where there is one")
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "n", "batch", "size", "rounds")
+        super().__post_init__()
+        check_at_least_one(self, "n", "batch", "size")
         for dtype in self.dtypes:
             lookup("dtype", dtype, DTYPES)
         if self.n < 4:

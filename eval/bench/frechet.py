@@ -13,27 +13,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion.settings import setting
 from diffusion.spec import check_at_least_one
-from eval.bench.harness import column, in_turn, timed
+from eval.bench.harness import BenchParams, column, in_turn, timed
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
 from plain_diffusion.extras import extra
 
 
-@dataclass(frozen=True)
-class Params:
-    """What to time: see configs/eval/experiment/bench_frechet.yaml."""
+@dataclass(frozen=True, kw_only=True)
+class Params(BenchParams):
+    """What to time."""
 
-    out: str
-    dim: int = 2048
-    samples: tuple[int, ...] = (10000, 500)
-    rounds: int = 5
-    progress: bool = True
+    dim: int = setting(2048, "features of a sample; Inception has 2048")
+    n: tuple[int, ...] = setting((10000, 500), "samples of each of the two sets: full rank, and below it")
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "dim", "rounds")
-        if not self.samples or min(self.samples) < 2:
-            raise ValueError(f"samples must be numbers of 2 or more, not {list(self.samples)}")
+        super().__post_init__()
+        check_at_least_one(self, "dim")
+        if not self.n or min(self.n) < 2:
+            raise ValueError(f"n must be numbers of 2 or more, not {list(self.n)}")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
     with extra("bench"):
         from scipy.linalg import sqrtm
     rows = []
-    for n in tqdm(params.samples, desc="timing", disable=not params.progress):
+    for n in tqdm(params.n, desc="timing", disable=not params.progress):
         x, y = (features(n, params.dim, seed) for seed in (0, 1))
         a, b, truth = Moments.of(x), Moments.of(y), distance_of_features(x, y)
         sides = [partial(frechet_distance, a, b), partial(peer_distance, a, b, sqrtm)]

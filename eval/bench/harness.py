@@ -1,8 +1,9 @@
 """What benchmarks share: both sides timed in turn, round after round, processes and memory of their own, and
 what is written.
 
-A benchmark is a module here with `Params`, a dataclass of settings; `Timing`, a dataclass of a row whose
-fields are columns (`column`); and `measure(params) -> (rows, facts)`, which imports what it measures against.
+A benchmark is a module here with `Params`, settings that derive from `BenchParams`; `Timing`, a dataclass of
+a row, whose fields are columns (`column`); and `measure(params) -> (rows, facts)`, which imports the library
+to compare with.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from typing import Any
 
 import torch
 
-from diffusion.spec import make_params
+from diffusion.settings import setting
+from diffusion.spec import check_at_least_one, make_params
 from models.files.text import write_json
 from models.files.writing import replacing
 from models.layers.streaming import resident
@@ -33,6 +35,18 @@ from samplers.provenance import provenance
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MATRIX = 2048  # rows and columns of the plain product that rates of arithmetic are compared with
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchParams:
+    """The settings that all benchmarks share."""
+
+    rounds: int = setting(5, "each times both sides once; medians are kept", kind="place")
+    out: str = setting(..., "the folder of bench.md and bench.json", kind="place", text="path")
+    progress: bool = setting(True, "false: no bar", kind="place")
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "rounds")
 
 
 def run(config: Mapping[str, Any]) -> list[Any]:

@@ -21,8 +21,9 @@ from torch import nn
 from tqdm import tqdm
 
 import models
-from diffusion.spec import check_at_least_one, lookup
-from eval.bench.harness import DTYPES, Rounds, column, gigabytes, peak_resident, process
+from diffusion.settings import setting
+from diffusion.spec import lookup
+from eval.bench.harness import DTYPES, BenchParams, Rounds, column, gigabytes, peak_resident, process
 from models.families import ARCHITECTURES
 from models.layouts.diffusers_folder import write_configs
 from plain_diffusion.extras import extra
@@ -30,21 +31,31 @@ from plain_diffusion.extras import extra
 DEFAULT = "default"  # neither side is told a dtype: ours is then the file's own, diffusers' float32
 
 
-@dataclass(frozen=True)
-class Params:
-    """What to time: see configs/eval/experiment/bench_loading.yaml."""
+@dataclass(frozen=True, kw_only=True)
+class Params(BenchParams):
+    """What to time."""
 
-    out: str
-    family: str = "sdxl"
-    stored: str = "fp16"
-    dtypes: tuple[str, ...] = (DEFAULT, "fp16")
-    miniature: bool = False
-    rounds: int = 3
-    folder: str | None = None
-    progress: bool = True
+    family: str = setting(
+        "sdxl", "whose file is written, at its published size: 7 GB of disk and of memory for sdxl in fp16"
+    )
+    stored: str = setting("fp16", "the dtype in the file: fp32, bf16 or fp16")
+    dtypes: tuple[str, ...] = setting(
+        (DEFAULT, "fp16"),
+        "to load it in. default: no dtype is asked for; ours is then the file's, diffusers' float32",
+    )
+    miniature: bool = setting(False, "true: a tiny model, to see that the benchmark runs")
+    folder: str | None = setting(
+        None,
+        "for the file while it is needed; null: the system's temporary folder",
+        kind="place",
+        text="path",
+    )
+    rounds: int = setting(
+        3, "each loads once on either side, in fresh processes; medians are kept", kind="place"
+    )
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "rounds")
+        super().__post_init__()
         lookup("family with a pipeline of diffusers'", self.family, ARCHITECTURES)
         lookup("dtype", self.stored, DTYPES)
         for dtype in self.dtypes:

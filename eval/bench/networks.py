@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,32 +13,33 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from diffusion.settings import setting
 from diffusion.spec import check_at_least_one, lookup
 from eval.bench import harness
-from eval.bench.harness import DTYPES, column, gigabytes, in_turn, peak_memory, product, timed
+from eval.bench.harness import DTYPES, BenchParams, column, gigabytes, in_turn, peak_memory, product, timed
 from eval.bench.pairs import PAIRS, Pair
 from models.device import find_device
 from models.layers.blocks import compiled
 from plain_diffusion.extras import extra
 
 
-@dataclass(frozen=True)
-class Params:
-    """What to time: see configs/eval/experiment/bench_networks.yaml."""
+@dataclass(frozen=True, kw_only=True)
+class Params(BenchParams):
+    """What to time."""
 
-    out: str
-    network: str = "sd15"
-    dtypes: tuple[str, ...] = ("fp32", "bf16")
-    batch: int = 2
-    size: int = 64
-    layers: dict[str, int] = field(default_factory=dict)
-    rounds: int = 5
-    device: str | None = None
-    compile: bool = False
-    progress: bool = True
+    network: str = setting("sd15", f"one of {', '.join(PAIRS)}")
+    layers: dict[str, int] = setting(
+        dict, "fewer blocks of flux and sd3.5: +layers.depth=1, of flux +layers.depth_single=1"
+    )
+    dtypes: tuple[str, ...] = setting(("fp32", "bf16"), "fp32, bf16, fp16")
+    batch: int = setting(2, "with and without the prompt, as classifier-free guidance needs it")
+    size: int = setting(64, "height and width of the latents; SDXL's own is 128")
+    device: str | None = setting(None, "null: a GPU where there is one")
+    compile: bool = setting(False, "torch.compile both")
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "batch", "size", "rounds")
+        super().__post_init__()
+        check_at_least_one(self, "batch", "size")
         lookup("network", self.network, PAIRS).shortened(self.layers)
         for dtype in self.dtypes:
             lookup("dtype", dtype, DTYPES)

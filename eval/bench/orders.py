@@ -12,27 +12,29 @@ from typing import Any
 from tqdm import tqdm
 
 from diffusion import Grid, build_schedule, time_grid
+from diffusion.settings import setting
 from diffusion.spec import check_at_least_one, check_call, lookup, make_params
 from eval.bench.convergence import Curve, ode_curve, sde_curve, stated_orders
 from eval.bench.harness import write
-from eval.bench.solver_plots import convergence_plot
-from eval.drawing import save_figure
 from samplers import SAMPLERS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OrderParams:
-    """What to measure: see configs/eval/experiment/sampler_orders.yaml. A grid is {"name", "schedule": {...},
-    spacing, t_start, ...}."""
+    """What to measure."""
 
-    out: str
-    grids: tuple[dict[str, Any], ...]
-    path_grid: dict[str, Any]
-    steps: tuple[int, ...]
-    path_steps: tuple[int, ...]
-    samplers: tuple[str, ...] | None = None
-    path_samples: int = 4000
-    progress: bool = True
+    samplers: tuple[str, ...] | None = setting(None, "names to measure; null: all that state an order")
+    grids: tuple[dict[str, Any], ...] = setting(
+        ..., "for solvers of the ODE: {name, schedule, and what time_grid takes: spacing, t_start, ...}"
+    )
+    steps: tuple[int, ...] = setting(
+        (8, 16, 32, 64, 128, 256, 512, 1024), "on each of the grids; each twice the one before"
+    )
+    path_grid: dict[str, Any] = setting(..., "the grid for solvers of the SDE, on Brownian paths")
+    path_steps: tuple[int, ...] = setting((8, 16, 32, 64, 128, 256), "on the grid of paths")
+    path_samples: int = setting(20000, "paths")
+    out: str = setting(..., "the folder of orders.md, orders.json and orders.png", kind="place", text="path")
+    progress: bool = setting(True, "false: no bar", kind="place")
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "steps", "path_steps", "path_samples")
@@ -47,6 +49,9 @@ class OrderParams:
 
 def run(config: Mapping[str, Any]) -> list[Curve]:
     """Measure, and write out/orders.json, out/orders.md and out/orders.png."""
+    from eval.bench.solver_plots import convergence_plot  # with matplotlib, which settings do not need
+    from eval.drawing import save_figure
+
     params = make_params("", OrderParams, {key: value for key, value in config.items() if key != "program"})
     wanted = params.samplers or tuple(SAMPLERS)
     ode, sde = (

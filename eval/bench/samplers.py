@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion import EPS, Denoiser, DiscreteVP, initial_noise, time_grid
+from diffusion.settings import setting
 from diffusion.spec import check_at_least_one
-from eval.bench.harness import column, in_turn
+from eval.bench.harness import BenchParams, column, in_turn
 from plain_diffusion.extras import extra
 from samplers import SAMPLERS
 
@@ -47,19 +48,18 @@ PEERS: dict[str, tuple[str, dict[str, Any], int]] = {
 }
 
 
-@dataclass(frozen=True)
-class Params:
-    """What to time: see configs/eval/experiment/bench_samplers.yaml."""
+@dataclass(frozen=True, kw_only=True)
+class Params(BenchParams):
+    """What to time."""
 
-    out: str
-    shape: tuple[int, ...] = (1, 4, 64, 64)
-    steps: int = 50
-    rounds: int = 9
-    samplers: tuple[str, ...] = tuple(PEERS)
-    progress: bool = True
+    samplers: tuple[str, ...] = setting(tuple(PEERS), "solvers that have a counterpart")
+    shape: tuple[int, ...] = setting((1, 4, 64, 64), "of the latents")
+    steps: int = setting(50, "of each solver")
+    rounds: int = setting(9, "each times every pair once; medians are kept", kind="place")
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "shape", "steps", "rounds")
+        super().__post_init__()
+        check_at_least_one(self, "shape", "steps")
         for name in self.samplers:
             if name not in PEERS:
                 raise ValueError(f"no counterpart of {name!r} to time; known: {', '.join(PEERS)}")

@@ -23,7 +23,7 @@ def settings(out: Path, **changes: Any) -> dict[str, Any]:
         "out": str(out),
         "progress": False,
         "dim": 60,
-        "samples": [300, 20],
+        "n": [300, 20],
         "rounds": 1,
         **changes,
     }
@@ -54,9 +54,7 @@ def test_the_truth_is_another_way_to_the_distance() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    "changes", [{"samples": [300, 1]}, {"samples": []}, {"rounds": 0}, {"dim": 0}], ids=str
-)
+@pytest.mark.parametrize("changes", [{"n": [300, 1]}, {"n": []}, {"rounds": 0}, {"dim": 0}], ids=str)
 def test_what_cannot_be_timed_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     """Sets without a covariance, and nothing to do."""
     with pytest.raises(ValueError, match=f"{next(iter(changes))} must"):

@@ -25,13 +25,14 @@ from eval import (
     nearest_distance,
     scoring,
 )
-from eval.compare import CompareParams, read_rows, side_by_side
+from eval.compare import read_rows, side_by_side
 from eval.features.digits import train_classifier
 from eval.figures import METRICS, Metric
 from eval.images.open import open_source
 from eval.images.subset import equal_parts, proportional_classes
 from eval.metrics.jackknife import mean_of, student_quantile
 from eval.results import Result, Scored, read_result
+from eval.settings import CompareParams, Named
 from eval.targets import Promise, Target, check_rows, judge
 from models.files.text import read_json
 from samplers import sample
@@ -55,8 +56,9 @@ SCORE: dict[str, Any] = {
 
 
 def params(*rows: dict[str, Any], **more: Any) -> CompareParams:
-    named = {"a": compare.Named("A net", "runs/a"), "b": compare.Named("B net", "runs/b")}
-    return CompareParams("out", "title", "summary", {"metric": "frechet"}, rows, 10, named, **more)
+    named = {"a": Named("A net", "runs/a"), "b": Named("B net", "runs/b")}
+    texts: dict[str, Any] = {"out": "out", "title": "title", "summary": "summary"}
+    return CompareParams(**texts, score={"metric": "frechet"}, rows=rows, n=10, models=named, **more)
 
 
 def test_lists_are_multiplied_out() -> None:
