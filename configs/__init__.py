@@ -303,7 +303,8 @@ def _register(program: str, path: Path) -> None:
 def _settings(program: str) -> list[str]:
     """Every setting that a program and its experiments name."""
     files = [OmegaConf.to_container(OmegaConf.load(path)) for path in (FOLDER / program).rglob("*.yaml")]
-    return [key for each in (values(PROGRAMS[program].settings()), *files) for key in _keys(each)]
+    declared = (PROGRAMS[program].settings(), *subprograms(program).values())
+    return [key for each in (*map(values, declared), *files) for key in _keys(each)]
 
 
 def _compose(program: str, overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
