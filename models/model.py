@@ -36,9 +36,9 @@ from diffusion.spacing import ALIGN_YOUR_STEPS
 from diffusion.spec import check_call, check_mapping, check_names, check_type, lookup, make_params
 from models.files.text import sha256_of_tensors
 from models.layers.conditioning import NetworkParams
-from models.layers.finite import lost_weight
-from models.layers.packed import unpacked
-from models.layers.streaming import check_whole, values
+from models.layers.finite import find_nonfinite
+from models.layers.packed import unpacked_state
+from models.layers.streaming import check_not_streamed, weight_readers
 from models.networks.taesd import TAESD, TAESDParams
 from models.networks.vae import VAE, VAEParams
 from models.text.encoder import LEFT_OUT, TextEncoder
@@ -187,12 +187,12 @@ class Model:
         ValueError for a model that was loaded with memory=....
         """
         for part in self.parts.values():
-            check_whole(part)
+            check_not_streamed(part)
         copy = build(self.spec, device="meta")
         for name in copy.parts.keys() - self.parts.keys():
             setattr(copy, name, None)
         for name, part in self.parts.items():
-            copy.require(name).load_state_dict(unpacked(part, dtype), assign=True)
+            copy.require(name).load_state_dict(unpacked_state(part, dtype), assign=True)
             copy.require(name).train(part.training)
         if copy.text is not None and self.text is not None:
             copy.text.tokenizers = dict(self.text.tokenizers)
@@ -348,7 +348,9 @@ class Model:
         lies and in every layout."""
         parts = {FOLDERS.get(name, name): part for name, part in self.parts.items() if name != "preview"}
         tensors = dict(
-            sorted((f"{name}.{key}", read) for name, part in parts.items() for key, read in values(part))
+            sorted(
+                (f"{name}.{key}", read) for name, part in parts.items() for key, read in weight_readers(part)
+            )
         )
         lines = [f"{name} {digest}\n" for name, digest in sha256_of_tensors(tensors).items()]
         words = {} if self.text is None else self.text.words
@@ -359,7 +361,7 @@ class Model:
         """ValueError that names the first weight which is not finite, and its file. Reads all weights, which
         `load` need not."""
         for name, part in self.parts.items():
-            if lost := lost_weight(part):
+            if lost := find_nonfinite(part):
                 file = self.report.files.get(name) if self.report else None
                 of = f"{file} is damaged: " if file else ""
                 raise ValueError(
@@ -371,7 +373,7 @@ class Model:
         """The tensors of all parts; those of the backbone under "network.". ValueError for a model that was
         loaded with memory=...."""
         for part in self.parts.values():
-            check_whole(part)
+            check_not_streamed(part)
         parts = {FOLDERS.get(name, name): part for name, part in self.parts.items()}
         return {
             f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()

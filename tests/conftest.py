@@ -79,7 +79,7 @@ def prediction(request: pytest.FixtureRequest) -> Prediction:
 @pytest.fixture
 def native_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half precision as on a CPU that has instructions for it, whichever this one is."""
-    for dtype in half.HALVES:
+    for dtype in half.HALF_DTYPES:
         monkeypatch.setitem(half.NATIVE, dtype, True)
 
 

@@ -382,7 +382,7 @@ def test_packed_networks(kind: str, gpu: FakeGPU) -> None:
 def test_streamed_networks(gpu: FakeGPU, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that come and go through page-locked memory, copied as late as may be: images to the last bit
     those of blocks that stay."""
-    monkeypatch.setattr(streaming, "resident", lambda: 0)
+    monkeypatch.setattr(streaming, "resident_bytes", lambda: 0)
     models.save(mini("flux-dev"), tmp_path, "separate", dtype=torch.bfloat16)
     paths = [path for path in sorted(tmp_path.iterdir()) if "preview" not in path.name]
     with pytest.raises(ValueError, match="at least") as refused:

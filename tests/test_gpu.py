@@ -88,7 +88,7 @@ def test_packed_weights_are_the_same_on_a_gpu(kind: str) -> None:
 def test_streamed_networks_on_a_gpu(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that come and go through pinned memory give the same images, to the last bit, as those that
     stay: pass after pass."""
-    monkeypatch.setattr(streaming, "resident", lambda: 0)
+    monkeypatch.setattr(streaming, "resident_bytes", lambda: 0)
     models.save(models.miniature(family), tmp_path, "separate", dtype=torch.bfloat16)
     paths = [path for path in sorted(tmp_path.iterdir()) if "preview" not in path.name]
     with pytest.raises(ValueError, match="at least") as refused:

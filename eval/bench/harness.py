@@ -28,7 +28,7 @@ from diffusion.settings import setting
 from diffusion.spec import check_at_least_one, make_params
 from models.files.text import write_json
 from models.files.writing import replacing
-from models.layers.streaming import resident
+from models.layers.streaming import resident_bytes
 from plain_diffusion.packages import ROOT
 from samplers.provenance import provenance
 
@@ -178,7 +178,7 @@ def peak_resident(call: Callable[[], object]) -> float:
         return math.nan
     give_back()
     RESET.write_text("5")  # the peak starts anew
-    before = resident()
+    before = resident_bytes()
     call()
     peak = next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
     return float(1024 * peak - before)

@@ -19,10 +19,7 @@ from models.text.t5 import T5Reader
 
 OLDEST = "0.34.0"  # the oldest diffusers that knows it
 PLACE = "distilled_guidance_layer"
-APPROXIMATOR = {
-    r"^approximator\.fc_in\.": f"{PLACE}.in_proj.",
-    r"^approximator\.out\.": f"{PLACE}.out_proj.",
-}
+APPROXIMATOR = {r"^approximator\.fc_in\.": f"{PLACE}.in_proj.", r"^approximator\.out\.": f"{PLACE}.out_proj."}
 BFL = {
     **APPROXIMATOR,
     r"^approximator\.blocks\.(\d+)\.fc1\.": rf"{PLACE}.layers.\1.in_layer.",

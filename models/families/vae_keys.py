@@ -10,10 +10,7 @@ from models.files.structure import ByOurNames, Kind, Settings, Shapes, by_level,
 from models.files.table import Form, Layout
 from models.networks.vae import VAE, VAEParams
 
-COMMON = {
-    r"^quant\.": "quant_conv.",
-    r"^post_quant\.": "post_quant_conv.",
-}
+COMMON = {r"^quant\.": "quant_conv.", r"^post_quant\.": "post_quant_conv."}
 LDM = {
     **COMMON,
     r"\.middle\.0\.": ".mid.block_1.",

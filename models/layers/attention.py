@@ -1,4 +1,4 @@
-"""Attention, in the one place where every network takes it from."""
+"""Attention layers of all networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def attention(
     q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False, mask: Tensor | None = None
 ) -> Tensor:
-    """Multi-head attention of q, k and v (B, L, heads*d), see `attend`."""
+    """Multi-head attention of q, k and v (B, L, heads*d); see `attend`."""
     q, k, v = (rearrange(x, "b l (h d) -> b h l d", h=heads) for x in (q, k, v))
     return attend(q, k, v, causal=causal, mask=mask)
 
@@ -24,12 +24,10 @@ def attend(
     mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """softmax(scale * q k^T + mask) v over heads (B, H, L, d), side by side in (B, L, H*d) (Vaswani et al.
-    2017, eq. 1).
+    """softmax(scale * q k^T + mask) v: heads (B, H, L, d) -> (B, L, H*d) (Vaswani et al. 2017, eq. 1).
 
     causal  query i attends to the keys 0 ... i only
-    mask    (B or 1, H or 1, queries or 1, keys): added to the scores or, where it is bool, True where a key
-            is attended to
+    mask    (B or 1, H or 1, queries or 1, keys): added to the scores; if bool, True for keys to attend to
     scale   None: 1/sqrt(d)
     """
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
@@ -37,8 +35,7 @@ def attend(
 
 
 def key_mask(mask: Tensor | None, more: int = 0) -> Tensor | None:
-    """Which tokens of a context are there (B, L), as `attend` takes it, (B, 1, 1, L + more): `more` tokens
-    behind them are all there."""
+    """A token mask (B, L) as `attend` takes it, (B, 1, 1, L + more): the last `more` entries are True."""
     return None if mask is None else F.pad(mask, (0, more), value=True)[:, None, None]
 
 

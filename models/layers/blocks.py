@@ -1,4 +1,4 @@
-"""Networks made of blocks: each can be computed again for its gradients, or compiled."""
+"""Networks made of blocks, which can be checkpointed and compiled one by one."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch.utils.checkpoint import checkpoint
 
 from diffusion.messages import one_line
 from models.layers.half import enough_precision
-from models.layers.streaming import check_whole
+from models.layers.streaming import check_not_streamed
 
 BACKEND = "inductor"  # torch.compile's own
 TOOLS = "g++ and Python's headers (apt install g++ python3-dev), for a GPU triton too (pip install triton)"
-# of blocks that are not built alike, in all networks of a process: SD 1.5 has 22, and torch gives up at 8
-# unless told
-MAX_KINDS = 256
+MAX_KINDS = (
+    256  # different blocks in all networks of a process; SD 1.5 has 22, and torch's default limit is 8
+)
 
 
 class BlockNetwork(nn.Module):
-    """Base of networks made of blocks, which call each by `run`.
+    """Base class of networks made of blocks. They call each block by `run`.
 
-    checkpointing  False; set it to True to train in less memory: every block's activations are computed again
-                   on the way back (Chen et al. 2016), with the same gradients, for about a third more time
-    compiled       whether `compiled` is entered
+    checkpointing  set it to True to train in less memory: activations are computed again in the backward pass
+                   (Chen et al. 2016), with the same gradients, in about a third more time
+    compiled       whether the context manager `compiled` is active
     """
 
     checkpointing = False
@@ -41,27 +41,26 @@ class BlockNetwork(nn.Module):
 
 
 def _run_in(precision: AbstractContextManager[object], block: nn.Module, *inputs: Any) -> Any:
-    with precision:  # on the way back nothing else enters it
+    with precision:  # in the backward pass nothing else enters it
         return block(*inputs)
 
 
 @contextmanager
 def compiled(network: nn.Module, enabled: bool = True) -> Iterator[None]:
-    """While it is entered, a network's blocks are compiled, each kind at its first call: blocks that are
-    built alike share one graph.
+    """Compiles a network's blocks within the context, at their first call. Equal blocks share one graph.
 
-    A graph serves any values and sizes, but for a batch of one, which torch compiles for itself. Compiled
-    results differ by rounding. enabled=False changes nothing, as in `torch.autocast`. ValueError as
-    `check_compiles` says.
+    A graph serves all values and sizes, except a batch of one, for which torch compiles another. Compiled
+    results differ by rounding. enabled=False changes nothing, as in `torch.autocast`. Errors: see
+    `check_compiles`.
     """
     if not enabled:
         yield
         return
     check_compiles(network)
     assert isinstance(network, BlockNetwork)
-    # Sizes that are the same, as those of a square, need not be so in the next call.
-    apart = symbolic_shapes.patch(use_duck_shape=False)  # type: ignore[attr-defined]  # which torch adds when it is imported
-    with apart, torch._dynamo.config.patch(recompile_limit=MAX_KINDS):
+    # Height and width that are equal in this call may differ in the next.
+    separate_sizes = symbolic_shapes.patch(use_duck_shape=False)  # type: ignore[attr-defined]  # torch adds it on import
+    with separate_sizes, torch._dynamo.config.patch(recompile_limit=MAX_KINDS):
         before, network.compiled = network.compiled, True
         try:
             yield
@@ -70,21 +69,20 @@ def compiled(network: nn.Module, enabled: bool = True) -> Iterator[None]:
 
 
 def check_compiles(network: nn.Module, device: torch.device | None = None) -> None:
-    """ValueError where a network has no blocks, or not all in memory, or where torch cannot compile for the
-    device (None: where it is)."""
+    """ValueError for a network without blocks or with streamed ones, or without a compiler for the device.
+
+    device  None: that of the network
+    """
     if not isinstance(network, BlockNetwork):
-        raise ValueError(
-            f"compile works block by block, and {type(network).__name__} does not call its blocks by `run`: "
-            "leave compile out"
-        )
-    check_whole(network)
+        name = type(network).__name__
+        raise ValueError(f"compile needs a BlockNetwork, which {name} is not: leave compile out")
+    check_not_streamed(network)
     _check_compiler(BACKEND, str(device or next(network.parameters()).device))
 
 
 @cache
 def _check_compiler(backend: str, device: str) -> None:
-    """Compiles something small: what torch needs for it is not all its own, and which parts are missing it
-    finds out on the way."""
+    """Compiles something small, since torch notices only then whether its compiler works."""
     try:
         _compiled_call(backend)(nn.ReLU(), torch.ones(2, device=device))
     except torch._dynamo.exc.BackendCompilerFailed as error:
@@ -96,7 +94,7 @@ def _check_compiler(backend: str, device: str) -> None:
 
 @cache
 def _compiled_call(backend: str) -> Callable[..., Any]:
-    """A call of a block, compiled: weights are inputs of its graph."""
+    """A compiled call of a block, with the weights as inputs of its graph."""
     return torch.compile(_call, fullgraph=True, dynamic=True, backend=backend)
 
 

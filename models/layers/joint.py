@@ -1,5 +1,4 @@
-"""What SD 3 and FLUX.1 are built of: text and image tokens, each with weights of their own, in one attention
-(Esser et al. 2024)."""
+"""Blocks of SD 3 and FLUX.1: separate weights for text and image, joint attention (Esser et al. 2024)."""
 
 from __future__ import annotations
 
@@ -10,21 +9,19 @@ from torch import Tensor, nn
 
 from models.layers.attention import attend
 from models.layers.modulation import Modulation, gated, modulate, norm
-from models.layers.rotary import turn
+from models.layers.rotary import rotate
 
 Heads = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, each (B, H, L, d)
 
 
 def split_heads(qkv: Tensor, heads: int) -> Heads:
-    """(B, L, 3*D) to heads that lie one after the other in memory: a copy, which norms and attention more
-    than make up for."""
+    """(B, L, 3*D) to contiguous heads: norms and attention save more time than the copy takes."""
     q, k, v = rearrange(qkv, "b l (n h d) -> n b h l d", n=3, h=heads).contiguous()
     return q, k, v
 
 
 class HeadNorm(nn.RMSNorm):
-    """Of queries or keys the direction, times a learned number per feature; in the dtype of x, also where
-    training keeps weights wider."""
+    """RMS norm of queries or keys, in the dtype of x even if training keeps the weights in a wider one."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, eps=1e-6)
@@ -34,8 +31,7 @@ class HeadNorm(nn.RMSNorm):
 
 
 class Projection(nn.Module):
-    """Tokens (B, L, D) to queries, keys and values; with qk_norm, of queries and keys the direction only
-    (Henry et al. 2020)."""
+    """Tokens (B, L, D) to queries, keys and values; qk_norm normalises the first two (Henry et al. 2020)."""
 
     def __init__(self, dim: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -50,7 +46,7 @@ class Projection(nn.Module):
 
 
 class Attention(Projection):
-    """With the way back to tokens."""
+    """A projection, and the output layer of the attention."""
 
     def __init__(self, dim: int, heads: int, qk_norm: bool) -> None:
         super().__init__(dim, heads, qk_norm)
@@ -58,9 +54,9 @@ class Attention(Projection):
 
 
 class Stream(nn.Module):
-    """One kind of tokens within a block: all of it but the attention, in which the kinds meet.
+    """The layers of a block for one kind of tokens (text or image), except the joint attention itself.
 
-    modulation  gives the `parts` of its modulation from the network's embedding; None: a product of its own
+    modulation  maps the network's embedding to the `parts` of the modulation; None: a linear layer of its own
     """
 
     parts = 6
@@ -75,20 +71,19 @@ class Stream(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, dim))
 
     def project(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Heads:
-        """What the tokens bring to the attention."""
+        """Queries, keys and values for the joint attention."""
         shift, scale, *_ = modulation
         return self.attention(modulate(norm(x), shift, scale))
 
     def update(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        """What they take from it, and the MLP."""
+        """Adds the attention's output, then the MLP's."""
         _, _, gate1, shift2, scale2, gate2, *_ = modulation
         x = gated(x, gate1, self.attention.out(attended))
         return gated(x, gate2, self.mlp(modulate(norm(x), shift2, scale2)))
 
 
 class DualStream(Stream):
-    """Tokens that also attend to their own kind only, side by side with the joint attention (Stable Diffusion
-    3.5 medium)."""
+    """A stream whose tokens also attend to their own kind alone (Stable Diffusion 3.5 medium)."""
 
     parts = 9
 
@@ -103,7 +98,7 @@ class DualStream(Stream):
 
 
 class LastStream(nn.Module):
-    """Tokens that nobody looks at any more: they are attended to, and stay what they are."""
+    """The text stream of the last block: its tokens are attended to, but not updated."""
 
     def __init__(self, dim: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -120,8 +115,7 @@ class LastStream(nn.Module):
 class JointBlock(nn.Module):
     """Text (B, L, D) and image (B, N, D) attend to both, each through its own stream.
 
-    emb (B, D); angles as `rotary.turns` has them, None for none; mask as `key_mask` has it, None for all
-    tokens
+    emb (B, D); angles: of `rotary.rotations`, None: no rotation; mask: of `key_mask`, None: all tokens
     """
 
     def __init__(self, image: Stream, text: Stream | LastStream) -> None:
@@ -136,26 +130,21 @@ class JointBlock(nn.Module):
         angles: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        of_text, of_image = self.text.modulation(emb), self.image.modulation(emb)
-        both = zip(self.text.project(text, of_text), self.image.project(image, of_image), strict=True)
-        q, k, v = (torch.cat(pair, dim=2) for pair in both)
+        text_mod, image_mod = self.text.modulation(emb), self.image.modulation(emb)
+        heads = zip(self.text.project(text, text_mod), self.image.project(image, image_mod), strict=True)
+        q, k, v = (torch.cat(pair, dim=2) for pair in heads)
         if angles is not None:
-            q, k = turn(q, angles), turn(k, angles)
-        # Tokens that lie apart would go through other kernels, which round otherwise, where a weight is
-        # trained than where it is not.
-        from_text, from_image = (
-            part.contiguous()
-            for part in attend(q, k, v, mask=mask).split([text.shape[1], image.shape[1]], dim=1)
-        )
-        return self.text.update(text, from_text, of_text), self.image.update(image, from_image, of_image)
+            q, k = rotate(q, angles), rotate(k, angles)
+        # Contiguous, since other layouts choose kernels, and so a rounding, that depend on requires_grad.
+        lengths = [text.shape[1], image.shape[1]]
+        out_text, out_image = (part.contiguous() for part in attend(q, k, v, mask=mask).split(lengths, dim=1))
+        return self.text.update(text, out_text, text_mod), self.image.update(image, out_image, image_mod)
 
 
 def whole_patches(x: Tensor, size: int) -> Tensor:
-    """Images (B, C, H, W) that divide into square patches of that size: rows and columns that lack are taken
-    from the other side.
+    """Pads images (B, C, H, W) circularly to a multiple of the patch size, so that the padding is as noisy.
 
-    So what is added has the noise of the rest. The network's output is cut to the size of x again (as ComfyUI
-    does both).
+    Networks crop their output to the size of x again. ComfyUI does both in the same way.
     """
     below, right = -x.shape[-2] % size, -x.shape[-1] % size
     return F.pad(x, (0, right, 0, below), mode="circular") if below or right else x

@@ -1,5 +1,4 @@
-"""Adaptive layer norm: the embedding of time and conditions shifts, scales and gates what a transformer block
-does (Peebles & Xie 2023)."""
+"""Adaptive layer norm: an embedding of time and conditions modulates blocks (Peebles & Xie 2023)."""
 
 from __future__ import annotations
 
@@ -11,20 +10,18 @@ from models.layers.conditioning import TimeEmbedding
 
 
 class Modulation(nn.Linear):
-    """One linear layer of the embedding, in n parts: forward(emb (B, D), already through SiLU) -> n tensors
-    (B, 1, D)."""
+    """A linear layer of the embedding: forward(emb (B, D), already through SiLU) -> n tensors (B, 1, D)."""
 
     def __init__(self, dim: int, n: int) -> None:
         super().__init__(dim, n * dim)
         self.n = n
 
-    def forward(self, emb: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # the product, in parts
+    def forward(self, emb: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # a tuple
         return super().forward(emb)[:, None].chunk(self.n, dim=-1)
 
 
 class ModulationRows(nn.Module):
-    """A modulation that is given: n rows, from `first` on, of those of its block, forward(rows (B, R, D)) ->
-    n tensors (B, 1, D)."""
+    """A modulation computed elsewhere: forward(rows (B, R, D)) -> n rows (B, 1, D), from `first` on."""
 
     def __init__(self, first: int, n: int) -> None:
         super().__init__()
@@ -35,7 +32,7 @@ class ModulationRows(nn.Module):
 
 
 def norm(x: Tensor) -> Tensor:
-    """Layer norm without weights of its own: those come from the modulation."""
+    """Layer norm without weights, which come from the modulation."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
@@ -45,13 +42,12 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
-    """x + gate * branch, in one pass: the way back into the residual stream."""
+    """x + gate * branch, in one pass."""
     return torch.addcmul(x, gate, branch)
 
 
 def start_at_identity(network: nn.Module) -> None:
-    """Xavier for products, 0.02 for those of time, zero for every modulation (adaLN-zero, section 3.2):
-    blocks do nothing yet."""
+    """Initialises modulations to 0 (adaLN-zero, section 3.2), time layers by 0.02, all others by Xavier."""
     for module in network.modules():
         if isinstance(module, Modulation):
             nn.init.zeros_(module.weight)

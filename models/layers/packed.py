@@ -1,13 +1,12 @@
-"""Weights that stay small in memory: products with matrices that are unpacked for their duration only.
+"""Linear layers with packed (quantised) weights, which are unpacked only for the duration of a product.
 
     fp8                    8-bit floats (Micikevicius et al. 2022, arXiv:2209.05433) and a float32 scale, one
-                           for all rows or one for each
-    Q8_0, Q4_K, Q5_K, ...  the blocks of GGML and its files, GGUF: 32 or 256 values of a row share scales and
-                           offsets in float16
+                           for all rows or one per row
+    Q8_0, Q4_K, Q5_K, ...  the blocks of GGML and its file format GGUF: 32 or 256 values of a row share scales
+                           and offsets in float16
 
-Unpacked, all are float32, whose precision holds every product of a block's scale and number exactly: the only
-rounding is that of adding an offset. So the values are the same, to the last bit, however and on whatever
-device they are computed.
+Weights are unpacked to float32, which holds every product of a scale and a number exactly. Only adding an
+offset rounds, so the values are the same to the last bit on every device.
 """
 
 from __future__ import annotations
@@ -22,128 +21,113 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-CHUNK = 2**18  # values unpacked at a time on a CPU: several passes over them, which its cache holds
-ROWS = 128  # that products take at a time on a GPU: pieces of a weight have a multiple of it
-MAX_UNPACKED = {
-    "cpu": 2**22,
-    "cuda": 2**24,
-}  # values at once, 16 or 64 MB: as much of a CPU's memory as is kept for the next time
+CHUNK = 2**18  # values unpacked at a time on a CPU, so that its cache holds them for several passes
+ROWS = 128  # parts of a weight have a multiple of this many rows, the size of a GPU's tiles
+MAX_UNPACKED = {"cpu": 2**22, "cuda": 2**24}  # values at once, 16 or 64 MB; a CPU's allocator reuses so much
 
 
 # Blocks -----------------------------------------------------------------------------------------------------
 
 Parts = tuple[Tensor, Tensor, Tensor | None]
-"""Of n blocks: their numbers, n * values in order, in 8 bits each; each group's factor (n, groups); what is
-then taken off, likewise."""
+"""Of n blocks: their numbers in order, 8 bits each; scales (n, groups); offsets to subtract (n, groups)."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """One of GGML's types: so many values in so many bytes, and how these bytes (n, size) are read."""
+    """A type of GGML's blocks: values per block, bytes per block, and how bytes (n, size) are unpacked."""
 
     values: int
     size: int
     parts: Callable[[Tensor], Parts]
 
 
-def _halves(blocks: Tensor, at: int, count: int = 1) -> Tensor:
-    """The float16s from that byte of each block on, (n, count) in float32."""
-    return blocks[:, at : at + 2 * count].view(torch.float16).float()
+def _float16s(blocks: Tensor, start: int, count: int = 1) -> Tensor:
+    """`count` float16s from byte `start` of each block, (n, count) in float32."""
+    return blocks[:, start : start + 2 * count].view(torch.float16).float()
 
 
-def _lined_up(data: Tensor) -> Tensor:
-    """Bytes as whole numbers of four. A copy in any case: a single block calls itself contiguous wherever it
-    begins."""
+def _int32s(data: Tensor) -> Tensor:
+    """Bytes as int32. Always copied: a single block counts as contiguous even where it is not aligned."""
     return data.clone(memory_format=torch.contiguous_format).view(torch.int32)
 
 
 def _fields(data: Tensor, bits: int) -> Tensor:
-    """The numbers of so many bits in bytes (n, groups, w), those of all w bytes' lowest bits first: (n,
-    groups * 8 / bits * w) bytes."""
-    words = _lined_up(data)  # four bytes at a time
+    """The numbers of `bits` bits in bytes (n, groups, w): (n, groups * 8 / bits * w) bytes.
+
+    The lowest bits of all w bytes come first.
+    """
+    words = _int32s(data)  # four bytes at a time
     fields = torch.stack([words, *(words >> shift for shift in range(bits, 8, bits))], dim=2)
     return fields.bitwise_and_((2**bits - 1) * 0x01010101).view(torch.uint8).flatten(1)
 
 
-def _row_of_bits(data: Tensor) -> Tensor:
-    """The 32 bits in 4 bytes, one after the other."""
-    return (
-        (_lined_up(data) >> torch.arange(32, dtype=torch.int32, device=data.device))
-        .bitwise_and_(1)
-        .to(torch.uint8)
-    )
+def _bits(data: Tensor) -> Tensor:
+    """The 32 bits of 4 bytes, in order."""
+    shifts = torch.arange(32, dtype=torch.int32, device=data.device)
+    return (_int32s(data) >> shifts).bitwise_and_(1).to(torch.uint8)
 
 
 def _q4_0(blocks: Tensor) -> Parts:
-    return _fields(blocks[:, None, 2:], 4).view(torch.int8).sub_(8), _halves(blocks, 0), None
+    return _fields(blocks[:, None, 2:], 4).view(torch.int8).sub_(8), _float16s(blocks, 0), None
 
 
 def _q4_1(blocks: Tensor) -> Parts:
-    return _fields(blocks[:, None, 4:], 4), _halves(blocks, 0), -_halves(blocks, 2)
+    return _fields(blocks[:, None, 4:], 4), _float16s(blocks, 0), -_float16s(blocks, 2)
 
 
 def _q5_0(blocks: Tensor) -> Parts:
-    q = _fields(blocks[:, None, 6:], 4).add_(_row_of_bits(blocks[:, 2:6]), alpha=16)
-    return q.view(torch.int8).sub_(16), _halves(blocks, 0), None
+    q = _fields(blocks[:, None, 6:], 4).add_(_bits(blocks[:, 2:6]), alpha=16)
+    return q.view(torch.int8).sub_(16), _float16s(blocks, 0), None
 
 
 def _q5_1(blocks: Tensor) -> Parts:
-    q = _fields(blocks[:, None, 8:], 4).add_(_row_of_bits(blocks[:, 4:8]), alpha=16)
-    return q, _halves(blocks, 0), -_halves(blocks, 2)
+    q = _fields(blocks[:, None, 8:], 4).add_(_bits(blocks[:, 4:8]), alpha=16)
+    return q, _float16s(blocks, 0), -_float16s(blocks, 2)
 
 
 def _q8_0(blocks: Tensor) -> Parts:
-    return blocks[:, 2:].view(torch.int8), _halves(blocks, 0), None
+    return blocks[:, 2:].view(torch.int8), _float16s(blocks, 0), None
 
 
 def _q2_k(blocks: Tensor) -> Parts:
-    pairs = blocks[:, :16]
-    return (
-        _fields(blocks[:, 16:80].unflatten(1, (2, 32)), 2),
-        _halves(blocks, 80) * (pairs & 15),
-        _halves(blocks, 82) * (pairs >> 4),
-    )
+    q, pairs = _fields(blocks[:, 16:80].unflatten(1, (2, 32)), 2), blocks[:, :16]
+    return q, _float16s(blocks, 80) * (pairs & 15), _float16s(blocks, 82) * (pairs >> 4)
 
 
 def _q3_k(blocks: Tensor) -> Parts:
-    scales = (
-        _fields(blocks[:, None, 96:104], 4)
-        .add_(_fields(blocks[:, None, 104:108], 2), alpha=16)
-        .view(torch.int8)
-        .sub_(32)
-    )
+    low, high = _fields(blocks[:, None, 96:104], 4), _fields(blocks[:, None, 104:108], 2)
+    scales = low.add_(high, alpha=16).view(torch.int8).sub_(32)
     q = _fields(blocks[:, 32:96].unflatten(1, (2, 32)), 2).add_(_fields(blocks[:, None, :32], 1), alpha=4)
-    return q.view(torch.int8).sub_(4), _halves(blocks, 108) * scales, None
+    return q.view(torch.int8).sub_(4), _float16s(blocks, 108) * scales, None
 
 
-def _factors(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales and offsets of eight groups: two float16s, each times eight numbers of 6 bits.
+def _scales_and_offsets(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Of eight groups: two float16s, each times eight 6-bit numbers.
 
-    Of their 12 bytes eight hold four scales and four offsets, and above these the upper two bits of the
-    others, whose lower four follow.
+    They are stored in 12 bytes. The lower 6 bits of the first eight bytes hold four scales and four offsets.
+    The other numbers have their lower four bits in the last four bytes, and their upper two in the first
+    eight.
     """
-    rows = blocks[
-        :, 4:16
-    ].T.contiguous()  # (12, n): long rows, where a block's own are too short to be computed with quickly
-    whole, rest = rows[:8] & 63, torch.cat([rows[8:] & 15, rows[8:] >> 4]).add_(rows[:8] >> 6, alpha=16)
-    numbers = torch.stack([whole.view(2, 4, -1), rest.view(2, 4, -1)], dim=1).flatten(1, 2)  # (2, 8, n)
-    scale, less = numbers.float().mul_(_halves(blocks, 0, 2).T[:, None])
-    return scale.T, less.T
+    rows = blocks[:, 4:16].T.contiguous()  # (12, n): long rows are faster than a block's short ones
+    first, rest = rows[:8] & 63, torch.cat([rows[8:] & 15, rows[8:] >> 4]).add_(rows[:8] >> 6, alpha=16)
+    numbers = torch.stack([first.view(2, 4, -1), rest.view(2, 4, -1)], dim=1).flatten(1, 2)  # (2, 8, n)
+    scale, offset = numbers.float().mul_(_float16s(blocks, 0, 2).T[:, None])
+    return scale.T, offset.T
 
 
 def _q4_k(blocks: Tensor) -> Parts:
-    return _fields(blocks[:, 16:].unflatten(1, (4, 32)), 4), *_factors(blocks)
+    return _fields(blocks[:, 16:].unflatten(1, (4, 32)), 4), *_scales_and_offsets(blocks)
 
 
 def _q5_k(blocks: Tensor) -> Parts:
     q = _fields(blocks[:, 48:].unflatten(1, (4, 32)), 4).add_(_fields(blocks[:, None, 16:48], 1), alpha=16)
-    return q, *_factors(blocks)
+    return q, *_scales_and_offsets(blocks)
 
 
 def _q6_k(blocks: Tensor) -> Parts:
     low = _fields(blocks[:, :128].unflatten(1, (2, 64)), 4)
     q = low.add_(_fields(blocks[:, 128:192].unflatten(1, (2, 32)), 2), alpha=16).view(torch.int8).sub_(32)
-    return q, _halves(blocks, 208) * blocks[:, 192:208].view(torch.int8), None
+    return q, _float16s(blocks, 208) * blocks[:, 192:208].view(torch.int8), None
 
 
 BLOCKS = {
@@ -162,29 +146,27 @@ BLOCKS = {
 
 
 def unpack_blocks(packing: str, blocks: Tensor) -> Tensor:
-    """Whole blocks, bytes in any shape, to their values (n, values of a block) in float32."""
+    """The bytes of whole blocks, in any shape, to values (n, values per block) in float32."""
     kind = BLOCKS[packing]
-    q, scale, less = kind.parts(blocks.view(-1, kind.size))
+    q, scale, offset = kind.parts(blocks.view(-1, kind.size))
     values = q.view(*scale.shape, -1).float().mul_(scale[..., None])
-    return (values if less is None else values.sub_(less[..., None])).view(-1, kind.values)
+    return (values if offset is None else values.sub_(offset[..., None])).view(-1, kind.values)
 
 
 # 8-bit floats -----------------------------------------------------------------------------------------------
 
 
 def unpack_float8(values: Tensor, scale: Tensor) -> Tensor:
-    """Scale times 8-bit floats, in float32. On a CPU, which has no instruction for them, by float16s, whose
-    bits stand in other places."""
+    """scale * values in float32. A CPU has no instructions for float8: so the bits become float16 first."""
     if values.device.type != "cpu":
         return values.float().mul_(scale)
     bits = values.view(torch.uint8).to(torch.int16)
     if values.dtype == torch.float8_e5m2:
         return bits.bitwise_left_shift_(8).view(torch.float16).float().mul_(scale)
-    bits += bits & 0x80  # the sign one place up, where float16 has one more bit of exponent
-    bits |= (bits + 1) & 0x80  # of the numbers with all seven bits set, which stand for NaN, that bit too
-    return (
-        bits.bitwise_left_shift_(7).view(torch.float16).float().mul_(scale * 2.0**8)
-    )  # the exponents' zeros differ by 8
+    bits += bits & 0x80  # the sign moves up by one: float16 has one more bit of exponent
+    bits |= (bits + 1) & 0x80  # NaN has all bits of the exponent set, in float16 too
+    floats = bits.bitwise_left_shift_(7).view(torch.float16).float()
+    return floats.mul_(scale * 2.0**8)  # the biases of the exponents differ by 8
 
 
 # Matrices ---------------------------------------------------------------------------------------------------
@@ -192,11 +174,11 @@ def unpack_float8(values: Tensor, scale: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A matrix (rows, columns) as it lies in a file.
+    """A packed matrix (rows, columns), as files hold it.
 
     packing  "fp8", or a name in BLOCKS
-    data     float8 (rows, columns), or bytes (rows, bytes of a row)
-    scale    of fp8, float32: () for all rows, or (rows, 1)
+    data     float8 (rows, columns), or bytes (rows, bytes per row)
+    scale    for fp8, in float32: () or (rows, 1)
     """
 
     packing: str
@@ -214,12 +196,12 @@ class Packed:
         return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
     def rows(self, start: int, stop: int) -> Packed:
-        """Some of its rows, without a copy."""
+        """Rows start ... stop-1, without a copy."""
         scale = self.scale if self.scale is None or not self.scale.dim() else self.scale[start:stop]
         return replace(self, data=self.data[start:stop], scale=scale)
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """All of it, unpacked: computed in float32, then rounded to the dtype."""
+        """The unpacked matrix, computed in float32 and rounded to the dtype."""
         rows, columns = self.shape
         if self.data.device.type != "cpu" or torch.compiler.is_compiling():
             return self._values().to(dtype)
@@ -240,34 +222,33 @@ class Packed:
 
 
 class PackedLinear(nn.Linear):
-    """x W^T + b in the dtype of x, with W (out_features, in_features) packed: unpacked some rows at a time,
-    for their product only.
+    """x W^T + b in the dtype of x, where W (out_features, in_features) is packed and unpacked part by part.
 
-    It has no parameter but the bias, and is not trained; gradients reach x. Its packed weight moves between
-    devices and is not cast.
+    Only the bias is a parameter; gradients flow to x. The packed weight moves between devices, but is never
+    cast.
     """
 
     packed: Tensor
     scale: Tensor | None
 
     def __init__(self, weight: Packed, bias: nn.Parameter | None = None) -> None:
-        nn.Module.__init__(self)  # without the weight that a linear layer makes
+        nn.Module.__init__(self)  # without nn.Linear's weight
         self.out_features, self.in_features = weight.shape
         self.register_parameter("bias", bias)
-        self.hold(weight)
+        self.set_matrix(weight)
 
-    def hold(self, weight: Packed) -> None:
+    def set_matrix(self, weight: Packed) -> None:
         self.packing = weight.packing
         self.register_buffer("packed", weight.data)
         self.register_buffer("scale", weight.scale)
 
     @property
-    def held(self) -> Packed:
+    def matrix(self) -> Packed:
         return Packed(self.packing, self.packed, self.scale)
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The whole weight, unpacked."""
-        return self.held.dense(dtype)
+        """The unpacked weight."""
+        return self.matrix.dense(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         step = max(1, MAX_UNPACKED.get(x.device.type, MAX_UNPACKED["cuda"]) // self.in_features)
@@ -276,44 +257,32 @@ class PackedLinear(nn.Linear):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def _product(self, x: Tensor, start: int, stop: int) -> Tensor:
-        weight = self.held.rows(start, stop).dense(x.dtype)
+        weight = self.matrix.rows(start, stop).dense(x.dtype)
         bias = None if self.bias is None else self.bias[start:stop]
         return F.linear(x, weight, bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
-        """Move or cast: the packed weight goes as the whole numbers that its bits are, which no cast to a
-        float touches."""
-        floats = {
-            name: value
-            for name, value in self._buffers.items()
-            if value is not None and value.is_floating_point()
-        }
-        self._buffers |= {
-            name: value.view(torch.uint8 if value.itemsize == 1 else torch.int32)
-            for name, value in floats.items()
-        }
+        """Moves or casts. Meanwhile the packed weight is viewed as integers, which casts to floats ignore."""
+        dtypes = {}
+        for name, value in self._buffers.items():
+            if value is not None and value.is_floating_point():
+                dtypes[name] = value.dtype
+                self._buffers[name] = value.view(torch.uint8 if value.itemsize == 1 else torch.int32)
         try:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:
-            self._buffers |= {
-                name: moved.view(floats[name].dtype)
-                for name, moved in self._buffers.items()
-                if name in floats and moved is not None
-            }
+            for name, dtype in dtypes.items():
+                self._buffers[name] = self.get_buffer(name).view(dtype)
 
     def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, packing={self.packing}"
-        )
+        return f"{super().extra_repr()}, packing={self.packing}"
 
 
 def pack(network: nn.Module, name: str, weight: Packed) -> None:
-    """Give a network's linear layer of that name a packed weight in place of its own, which may be on the
-    meta device; its bias stays.
+    """Replaces the weight of the linear layer `name`, which may be on the meta device, and keeps its bias.
 
-    A layer of a class of its own, as a modulation is, stays one. ValueError where the name or the shape is
-    none of a linear layer's.
+    Subclasses of nn.Linear, such as `Modulation`, keep their class. ValueError unless there is a linear layer
+    of that name and shape.
     """
     try:
         layer = network.get_submodule(name)
@@ -321,44 +290,39 @@ def pack(network: nn.Module, name: str, weight: Packed) -> None:
         raise ValueError(f"there is no layer {name!r} to pack") from None
     if not isinstance(layer, nn.Linear):
         raise ValueError(f"only linear layers can be packed, and {name} is a {type(layer).__name__}")
-    if (layer.out_features, layer.in_features) != weight.shape:
-        raise ValueError(
-            f"{name} is ({layer.out_features}, {layer.in_features}), and the packed weight {weight.shape}"
-        )
+    if (shape := (layer.out_features, layer.in_features)) != weight.shape:
+        raise ValueError(f"{name} is {shape}, and the packed weight {weight.shape}")
     if not isinstance(layer, PackedLinear):
         del layer.weight
         layer.__class__ = _packed_class(type(layer))  # type: ignore[arg-type]  # modules are hashable
     assert isinstance(layer, PackedLinear)
-    layer.hold(weight)
+    layer.set_matrix(weight)
 
 
 @cache
 def _packed_class(kind: type[Any]) -> type[PackedLinear]:
-    """A linear layer's class whose product, called by its own forward, is that of the packed weight."""
-    return (
-        PackedLinear
-        if issubclass(PackedLinear, kind)
-        else type(f"Packed{kind.__name__}", (kind, PackedLinear), {})
-    )
+    """The class of a packed layer that keeps the forward method of `kind`."""
+    if issubclass(PackedLinear, kind):
+        return PackedLinear
+    return type(f"Packed{kind.__name__}", (kind, PackedLinear), {})
 
 
 def is_packed(network: nn.Module) -> bool:
-    """Whether some of its weights are."""
+    """Whether some of its weights are packed."""
     return any(isinstance(layer, PackedLinear) for layer in network.modules())
 
 
-def unpacked(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Its state dict as if no weight were packed: those that are, in that dtype."""
+def unpacked_state(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Its state dict with packed weights unpacked in that dtype."""
     state = dict(network.state_dict())
     for name, layer in network.named_modules():
         if isinstance(layer, PackedLinear):
-            state = {
-                key: value for key, value in state.items() if key not in (f"{name}.packed", f"{name}.scale")
-            }
+            del state[f"{name}.packed"]
+            state.pop(f"{name}.scale", None)
             state[f"{name}.weight"] = layer.dense(dtype)
     return state
 
 
-def memory(network: nn.Module) -> int:
-    """Bytes that a network's weights take, packed ones as they are; what is shared is counted once."""
+def weight_bytes(network: nn.Module) -> int:
+    """Bytes of a network's weights, packed ones as they are, shared ones once."""
     return sum(value.nbytes for value in [*network.parameters(), *network.buffers()])

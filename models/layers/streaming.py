@@ -1,9 +1,8 @@
-"""Networks larger than memory: blocks that are read from their files when it is their turn, the next one
-while one computes.
+"""Networks larger than memory: each block is read from its file while the block before it computes.
 
-Two buffers as large as the largest block go round (`Conveyor`), for all networks of a model. The file is read
-and not mapped, so that nothing of it stays; on a GPU the buffers are there, and copies run beside the
-computation. Results are the same, to the last bit.
+All networks of a model share two buffers as large as the largest block (`Prefetcher`). The file is read and
+not mapped, so that nothing of it stays in memory. On a GPU the buffers are in its memory, and copies overlap
+with the computation. Results are the same to the last bit.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ if TYPE_CHECKING:
     from models.files.table import Supplies, Supply
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-WORK = 0.25  # of a budget, for what networks compute with
+WORK = 0.25  # share of a budget for what networks compute with
 ALIGN = 64  # bytes
 
 
 def parse_bytes(memory: str | int) -> int:
-    """A number of bytes, or "6GB", "500 MB", "5.5GiB". ValueError for anything else, and for none."""
-    found = re.fullmatch(r"\s*([\d.]+)\s*([a-zA-Z]*)\s*", str(memory))
+    """A number of bytes, or "6GB", "500 MB", "5.5GiB". ValueError for anything else, and below one byte."""
+    match = re.fullmatch(r"\s*([\d.]+)\s*([a-zA-Z]*)\s*", str(memory))
     try:
-        size = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
+        size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
     except (ValueError, KeyError):
         size = 0
     if size < 1:
@@ -43,31 +42,29 @@ def parse_bytes(memory: str | int) -> int:
     return size
 
 
-def in_words(size: float) -> str:
-    """Bytes as a size that parses, rounded up."""
+def format_bytes(size: float) -> str:
+    """A number of bytes as `parse_bytes` reads it, rounded up."""
     return f"{math.ceil(size / 1e6)}MB" if size < 1e9 else f"{math.ceil(size / 1e8) / 10:g}GB"
 
 
-def resident() -> int:
-    """Bytes of this process that are in memory now; where the system does not tell, the most that ever
-    were."""
+def resident_bytes() -> int:
+    """Memory of this process now; its peak so far where the system does not report the current value."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
     except OSError:
         pass
     try:
-        import resource  # which is not everywhere
+        import resource  # missing on Windows
     except ImportError:
-        raise ValueError("this system does not tell how much memory is taken: leave memory out") from None
+        raise ValueError("this system does not report how much memory is in use: leave memory out") from None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # Blocks -----------------------------------------------------------------------------------------------------
 
 
-def blocks_of(network: nn.Module) -> dict[str, nn.Module]:
-    """The blocks that a network calls one after the other, in order: the members of its class's
-    `block_lists`."""
+def list_blocks(network: nn.Module) -> dict[str, nn.Module]:
+    """The blocks by name, in the order in which the network calls them: members of its `block_lists`."""
     return {
         f"{name}.{i}": block
         for name in getattr(network, "block_lists", ())
@@ -75,134 +72,126 @@ def blocks_of(network: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def needed(supplies: Supplies) -> int:
-    """Bytes that these tensors take, each beginning at a multiple of 64."""
+def buffer_size(supplies: Supplies) -> int:
+    """Bytes that these tensors take in a buffer, each aligned to 64."""
     return sum(-(-_nbytes(supply) // ALIGN) * ALIGN for supply in supplies.values())
 
 
-def under(supplies: Supplies, place: str) -> dict[str, Supply]:
-    """Those of a sub-module, by its own names."""
-    return {
-        name.removeprefix(f"{place}."): supply
-        for name, supply in supplies.items()
-        if name.startswith(f"{place}.")
-    }
+def submodule_supplies(supplies: Supplies, name: str) -> dict[str, Supply]:
+    """The tensors of a submodule, by their names in it."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): each for key, each in supplies.items() if key.startswith(prefix)}
 
 
 class Streamed(nn.Module):
-    """Stands in a network in a block's place, and brings it its weights for the duration of a call.
+    """Takes the place of a block in a network, and loads its weights for the duration of each call.
 
-    line  all of the network's that come and go, in order
+    chain  all streamed blocks of the network, in the order in which they are called
     """
 
     def __init__(
-        self, block: nn.Module, supplies: Supplies, conveyor: Conveyor, line: list[Streamed]
+        self, block: nn.Module, supplies: Supplies, prefetcher: Prefetcher, chain: list[Streamed]
     ) -> None:
         super().__init__()
-        self.held = [
-            block
-        ]  # no sub-module: its weights are nowhere that .to() or state_dict() could look for them
-        self.supplies, self.conveyor, self.line = supplies, conveyor, line
+        self.streamed = [block]  # in a list, and so no submodule: .to() and state_dict() must not see it
+        self.supplies, self.prefetcher, self.chain = supplies, prefetcher, chain
 
     @property
     def next(self) -> Streamed:
-        """The one after it, and after the last the first: of the next pass."""
-        return self.line[(self.line.index(self) + 1) % len(self.line)]
+        """The next streamed block; after the last, the first, for the next forward pass."""
+        return self.chain[(self.chain.index(self) + 1) % len(self.chain)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        given = [value for value in args if isinstance(value, Tensor)]
-        if torch.is_grad_enabled() and any(value.requires_grad for value in given):
-            raise ValueError(
-                "a model loaded with memory=... has no gradients, since its weights come and go: load it "
-                "without"
-            )
-        (block,) = self.held
+        inputs = [value for value in args if isinstance(value, Tensor)]
+        if torch.is_grad_enabled() and any(value.requires_grad for value in inputs):
+            raise ValueError("a model loaded with memory=... has no gradients: load it without memory=...")
+        (block,) = self.streamed
         blank = block.state_dict()
-        block.load_state_dict(self.conveyor.bring(self, given[0].device), assign=True)
+        block.load_state_dict(self.prefetcher.fetch(self, inputs[0].device), assign=True)
         try:
             return block(*args, **kwargs)
         finally:
-            self.conveyor.passed()
-            block.load_state_dict(blank, assign=True)  # nothing else holds the buffers
+            self.prefetcher.mark_computed()
+            block.load_state_dict(blank, assign=True)  # so that nothing else refers to the buffers
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Streamed:
-        """A cast is for every time that a block is read. It comes to its device with each call, and packed
-        weights stay as they are."""
-        packed = {name for name, layer in self.held[0].named_modules() if isinstance(layer, PackedLinear)}
+        """Casts apply when the block is read, but not to packed weights. Each call moves it to its device."""
+        packed = {name for name, layer in self.streamed[0].named_modules() if isinstance(layer, PackedLinear)}
         for name, supply in self.supplies.items():
             layer, _, tensor = name.rpartition(".")
             dtype = fn(torch.empty(0, dtype=supply.dtype)).dtype
             if dtype != supply.dtype and not (layer in packed and tensor in ("packed", "scale")):
                 self.supplies = {**self.supplies, name: supply.cast(dtype)}
-        self.conveyor.widen(needed(self.supplies))
+        self.prefetcher.resize(buffer_size(self.supplies))
         return self
 
     def views(self, buffer: Tensor) -> dict[str, Tensor]:
         """Its tensors, one after the other in a buffer of bytes."""
-        found, start = {}, 0
+        tensors, start = {}, 0
         for name, supply in self.supplies.items():
-            found[name] = buffer[start : start + _nbytes(supply)].view(supply.dtype).view(supply.shape)
-            start += needed({name: supply})
-        return found
+            tensors[name] = buffer[start : start + _nbytes(supply)].view(supply.dtype).view(supply.shape)
+            start += buffer_size({name: supply})
+        return tensors
 
 
-class Conveyor:
-    """Two buffers of so many bytes: while the block in one computes, the other is filled for the block after
-    it."""
+class Prefetcher:
+    """Two buffers of `size` bytes: while one block computes, the other buffer is filled for the next."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.worker = ThreadPoolExecutor(1, thread_name_prefix="conveyor")
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="prefetcher")
         self.buffers: list[_Buffer] = []
-        self.coming: _Delivery | None = None
+        self.pending: _Fetch | None = None
 
-    def bring(self, block: Streamed, device: torch.device) -> dict[str, Tensor]:
-        """The block's tensors on that device, until the one after the next is brought."""
+    def fetch(self, block: Streamed, device: torch.device) -> dict[str, Tensor]:
+        """The block's tensors on the device. They are valid until the fetch after the next one."""
         if not self.buffers or self.buffers[0].device != device:
-            self._settle()
+            self._wait()
             self._release()
             self.buffers = [_Buffer(self.size, device) for _ in range(2)]
-        if self.coming is None or self.coming.block is not block:  # the first ever, or a pass was broken off
-            self._settle()
-            self.coming = self._send(block)
-        delivery, self.coming = self.coming, None
-        tensors = delivery.tensors.result()
-        delivery.buffer.arrived()
-        self.coming = self._send(block.next)
+        if (
+            self.pending is None or self.pending.block is not block
+        ):  # the first call, or after an interrupted pass
+            self._wait()
+            self.pending = self._start(block)
+        ready, self.pending = self.pending, None
+        tensors = ready.tensors.result()
+        ready.buffer.wait_for_copy()
+        self.pending = self._start(block.next)
         return tensors
 
-    def passed(self) -> None:
-        """The block that was brought last has been told to compute."""
-        if self.coming is not None:
-            self.coming.other.used()
+    def mark_computed(self) -> None:
+        """The computation of the block that was fetched last is queued on the device."""
+        if self.pending is not None:
+            self.pending.other.mark_used()
 
-    def widen(self, size: int) -> None:
-        """Blocks are of another dtype from now on: wait for what is on its way in the old one."""
-        self._settle()
+    def resize(self, size: int) -> None:
+        """Blocks change their dtype: wait for the pending fetch in the old one, and grow the buffers."""
+        self._wait()
         if size > self.size:
             self.size = size
             self._release()
 
-    def _send(self, block: Streamed) -> _Delivery:
-        self.buffers.reverse()  # the other one's turn
+    def _start(self, block: Streamed) -> _Fetch:
+        self.buffers.reverse()
         buffer, other = self.buffers
-        return _Delivery(block, buffer, other, self.worker.submit(buffer.fill, block))
+        return _Fetch(block, buffer, other, self.worker.submit(buffer.fill, block))
 
     def _release(self) -> None:
-        """Give the buffers up, once no copy writes to them."""
+        """Free the buffers when no copy writes to them any more."""
         for buffer in self.buffers:
             if buffer.copies is not None:
                 buffer.copies.synchronize()
         self.buffers = []
 
-    def _settle(self) -> None:
-        """Wait for what is on its way."""
-        if self.coming is not None:
-            self.coming.tensors.exception()
-        self.coming = None
+    def _wait(self) -> None:
+        """Wait for the pending fetch, and drop it."""
+        if self.pending is not None:
+            self.pending.tensors.exception()
+        self.pending = None
 
 
-class _Delivery(NamedTuple):
+class _Fetch(NamedTuple):
     block: Streamed
     buffer: _Buffer
     other: _Buffer
@@ -210,38 +199,34 @@ class _Delivery(NamedTuple):
 
 
 class _Buffer:
-    """Memory for a block. On a GPU it is filled through memory that the GPU can read by itself, and nobody
-    waits for it but its streams."""
+    """Memory for a block on the device. On a GPU it is filled through pinned memory; only streams wait."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.device = device
-        self.there = torch.empty(size, dtype=torch.uint8, device=device)
-        self.here, self.copies = self.there, None
+        self.on_device = torch.empty(size, dtype=torch.uint8, device=device)
+        self.on_host, self.copies = self.on_device, None
         if device.type == "cuda":
-            self.here, self.copies = (
-                torch.empty(size, dtype=torch.uint8, pin_memory=True),
-                torch.cuda.Stream(device),
-            )
-            # this memory may have been another tensor's, which something already told to compute still reads
-            self.used()
+            self.on_host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            self.copies = torch.cuda.Stream(device)
+            self.mark_used()  # queued computations may still read the memory's former tensor
 
     def fill(self, block: Streamed) -> dict[str, Tensor]:
         if self.copies is not None:
-            self.copies.synchronize()  # of the block before, the copy from `here`
-        for name, view in block.views(self.here).items():
+            self.copies.synchronize()  # the copy of the block before reads `on_host`
+        for name, view in block.views(self.on_host).items():
             block.supplies[name].read_into(view)
         if self.copies is not None:
             with torch.cuda.stream(self.copies):
-                self.there.copy_(self.here, non_blocking=True)
-        return block.views(self.there)
+                self.on_device.copy_(self.on_host, non_blocking=True)
+        return block.views(self.on_device)
 
-    def arrived(self) -> None:
-        """What computes from now on, computes after the copy."""
+    def wait_for_copy(self) -> None:
+        """What is queued from now on runs after the copy."""
         if self.copies is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.copies)
 
-    def used(self) -> None:
-        """The next copy begins after what has been told to compute until now."""
+    def mark_used(self) -> None:
+        """The next copy begins after everything that is queued now."""
         if self.copies is not None:
             self.copies.wait_stream(torch.cuda.current_stream(self.device))
 
@@ -250,85 +235,78 @@ class _Buffer:
 
 
 class Budget:
-    """How much of a model stays in memory: of the share of `memory` that is for weights, what buffers and
-    everything but blocks leave.
+    """How much memory is left for blocks: `memory` without the share for work, buffers and all other weights.
 
-    parts  the networks on the meta device, and where their tensors are to be had
+    parts  the networks on the meta device, and the supplies of their tensors
     """
 
     def __init__(self, memory: str | int, parts: Iterable[tuple[nn.Module, Supplies]]) -> None:
-        total, blocks, fixed = parse_bytes(memory), [0], resident()
+        total, blocks, fixed = parse_bytes(memory), [0], resident_bytes()
         for network, supplies in parts:
-            sizes = [needed(under(supplies, place)) for place in blocks_of(network)]
-            fixed += needed(supplies) - sum(sizes)
+            sizes = [buffer_size(submodule_supplies(supplies, name)) for name in list_blocks(network)]
+            fixed += buffer_size(supplies) - sum(sizes)
             blocks += sizes
-        self.conveyor = Conveyor(max(blocks))
+        self.prefetcher = Prefetcher(max(blocks))
         self.left = int(total * (1 - WORK)) - fixed
-        self.streams = sum(blocks) > self.left  # not all of them can stay, so some come and go
+        self.streams = sum(blocks) > self.left  # not all blocks fit
         if self.streams:
-            self.left -= 2 * self.conveyor.size
+            self.left -= 2 * self.prefetcher.size
         if self.left < 0:
-            least = in_words(total - self.left / (1 - WORK))
+            least = format_bytes(total - self.left / (1 - WORK))
             raise ValueError(f"memory={memory!r} is too little for this model: give at least {least}")
 
     def fill(self, network: nn.Module, supplies: Supplies) -> None:
-        """Give a network its weights, or where they do not fit in, a Streamed in place of the block."""
-        places = blocks_of(network)
-        kept = {
-            name: supply
-            for name, supply in supplies.items()
-            if not name.startswith(tuple(f"{place}." for place in places))
-        }
+        """Load a network's weights, and replace the blocks that do not fit by a `Streamed`."""
+        blocks = list_blocks(network)
+        prefixes = tuple(f"{name}." for name in blocks)
+        resident = {name: supply for name, supply in supplies.items() if not name.startswith(prefixes)}
         streamed: list[Streamed] = []
-        for place, block in places.items():
-            own = under(supplies, place)
-            if needed(own) <= self.left:
-                self.left -= needed(own)
-                kept |= {f"{place}.{name}": supply for name, supply in own.items()}
+        for block_name, block in blocks.items():
+            own = submodule_supplies(supplies, block_name)
+            if buffer_size(own) <= self.left:
+                self.left -= buffer_size(own)
+                resident |= {f"{block_name}.{name}": supply for name, supply in own.items()}
             else:
-                streamed.append(Streamed(block.eval().requires_grad_(False), own, self.conveyor, streamed))
-                network.set_submodule(place, streamed[-1])
-        # What stays is not mapped either: a file that is cut short would end the process, where reading it
-        # raises.
-        taken = {name: supply.read() if self.streams else supply.take() for name, supply in kept.items()}
-        network.load_state_dict(taken, assign=True)
+                streamed.append(Streamed(block.eval().requires_grad_(False), own, self.prefetcher, streamed))
+                network.set_submodule(block_name, streamed[-1])
+        # A mapped file that is cut short later would end the process; reading it raises an error.
+        state = {name: each.read() if self.streams else each.take() for name, each in resident.items()}
+        network.load_state_dict(state, assign=True)
 
 
-def layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module of a network, by name, those of streamed blocks too: their weights are what the last call
-    left."""
+def all_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules by name, including those of streamed blocks, whose weights are blank between calls."""
     for place, module in network.named_modules():
         yield place, module
         if isinstance(module, Streamed):
-            yield from ((f"{place}.{name}", inner) for name, inner in module.held[0].named_modules() if name)
+            yield from (
+                (f"{place}.{name}", layer) for name, layer in module.streamed[0].named_modules() if name
+            )
 
 
-def values(network: nn.Module) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """Every tensor of a network, or of several within one, by name, to be had one at a time: those of
-    streamed blocks are read for it."""
+def weight_readers(network: nn.Module) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """By name, a function that returns each tensor of a network, and reads it if its block is streamed."""
     for name, value in network.state_dict().items():
         yield name, partial(Tensor.detach, value)
     for place, block in network.named_modules():
         if isinstance(block, Streamed):
-            yield from (
-                (f"{place}.{name}", partial(_fresh, supply)) for name, supply in block.supplies.items()
-            )
+            yield from ((f"{place}.{name}", partial(_read, each)) for name, each in block.supplies.items())
 
 
-def _fresh(supply: Supply) -> Tensor:
+def _read(supply: Supply) -> Tensor:
     value = torch.empty(supply.shape, dtype=supply.dtype)
     supply.read_into(value)
     return value
 
 
-def check_whole(network: nn.Module) -> None:
-    """ValueError for a network of which some blocks are in their files only."""
+def check_not_streamed(network: nn.Module) -> None:
+    """ValueError for a network with streamed blocks."""
     if is_streamed(network):
         raise ValueError("blocks of this model are in its files only: load it without memory=...")
 
 
 def is_streamed(network: nn.Module) -> bool:
-    """Whether some of its blocks come and go."""
+    """Whether some of its blocks are streamed."""
     return any(isinstance(module, Streamed) for module in network.modules())
 
 

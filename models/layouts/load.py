@@ -18,7 +18,7 @@ from models.files.blank import BlankWithin
 from models.files.table import Part, Supplies, check_dtype, supplies
 from models.files.tensors import holds_weights, open_tensors
 from models.layers.packed import FLOAT8, Packed, PackedLinear, pack
-from models.layers.streaming import Budget, layers
+from models.layers.streaming import Budget, all_layers
 from models.layouts import native
 from models.layouts.describe import describe
 from models.layouts.findings import Findings, Pipeline
@@ -226,7 +226,7 @@ def _main_dtype(part: Part) -> torch.dtype:
 def _packed(model: Model) -> Iterator[str]:
     """For the report, which weights stay packed, and how."""
     for name, part in model.parts.items():
-        counts = Counter(layer.packing for _, layer in layers(part) if isinstance(layer, PackedLinear))
+        counts = Counter(layer.packing for _, layer in all_layers(part) if isinstance(layer, PackedLinear))
         if counts:
             kinds = ", ".join(f"{count} in {packing}" for packing, count in sorted(counts.items()))
             yield f"weights of the {name} stay packed as in the file ({kinds})"

@@ -11,7 +11,7 @@ from diffusion.spec import check_names
 from models.families import BACKBONES
 from models.files.table import check_dtype
 from models.layers.packed import is_packed
-from models.layers.streaming import check_whole
+from models.layers.streaming import check_not_streamed
 from models.layouts import native
 from models.model import Model
 
@@ -40,7 +40,7 @@ def save(
     check_names("layout", [layout], ["native", *PUBLISHED])
     check_dtype(dtype, ())
     for part in model.parts.values():
-        check_whole(part)
+        check_not_streamed(part)
     if any(is_packed(part) for part in model.parts.values()):
         if dtype is None:
             raise ValueError(

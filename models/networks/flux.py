@@ -20,7 +20,7 @@ from models.layers.conditioning import NetworkParams, TimeEmbedding, VectorEmbed
 from models.layers.half import with_enough_precision
 from models.layers.joint import HeadNorm, JointBlock, Stream, split_heads, whole_patches
 from models.layers.modulation import Modulation, gated, modulate, norm, start_at_identity
-from models.layers.rotary import positions, turn, turns
+from models.layers.rotary import positions, rotate, rotations
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Trunk(BlockNetwork):
         image = self.patch_in(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", h=h, w=w))  # (B, N, D)
         text = self.context_in(condition.context)  # (B, L, D)
         mask = key_mask(condition.mask, image.shape[1])
-        angles = turns(positions(text.shape[1], h, w, x.device), p.axes, p.theta)
+        angles = rotations(positions(text.shape[1], h, w, x.device), p.axes, p.theta)
         rest = iter(embs)
         for block in self.joint:
             text, image = self.run(block, text, image, next(rest), angles, mask)
@@ -206,5 +206,5 @@ class SingleBlock(nn.Module):
         shift, scale, gate = self.modulation(emb)
         qkv, mlp = self.qkv_mlp(modulate(norm(x), shift, scale)).split([3 * x.shape[-1], self.inner], dim=-1)
         q, k, v = split_heads(qkv, self.heads)
-        attended = attend(turn(self.norm_q(q), angles), turn(self.norm_k(k), angles), v, mask=mask)
+        attended = attend(rotate(self.norm_q(q), angles), rotate(self.norm_k(k), angles), v, mask=mask)
         return gated(x, gate, self.out(torch.cat([attended, F.gelu(mlp, approximate="tanh")], dim=-1)))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from diffusion.noise import initial_noise, require_seeds
 from diffusion.spec import check_at_least_one
 from models.layers.attention import SelfAttention
-from models.layers.finite import lost_weight
+from models.layers.finite import find_nonfinite
 from models.layers.half import InFloat32, enough_precision
 from models.layers.upsample import Upsample
 
@@ -342,7 +342,7 @@ def _check_finite(network: nn.Module, x: Tensor) -> None:
             f"the autoencoder was given {len(lost)} of {len(x)} samples that are not finite, the first at "
             f"{lost[0]}"
         )
-    if name := lost_weight(network):
+    if name := find_nonfinite(network):
         raise FloatingPointError(
             f"the autoencoder's weight {name!r} is not finite: load it again from an intact file"
         )

@@ -52,10 +52,7 @@ LLAMA = {
     r"\.fc1\.": ".ffn_up.",
     r"\.fc2\.": ".ffn_down.",
 }
-SETTINGS: Settings = {
-    "feed_forward_proj": ("gated-gelu",),
-    "layer_norm_epsilon": (1e-6,),
-}
+SETTINGS: Settings = {"feed_forward_proj": ("gated-gelu",), "layer_norm_epsilon": (1e-6,)}
 
 
 def transformers(_: Any = None) -> Layout:

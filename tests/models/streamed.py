@@ -13,18 +13,18 @@ import sys
 from pathlib import Path
 
 import models
-from models.layers.streaming import WORK, resident
+from models.layers.streaming import WORK, resident_bytes
 from samplers import generate
 
 
 def main(weights: int, count: int, paths: list[str]) -> None:
     generate(models.miniature("sd1"), "a", steps=1, height=16, width=16)  # what is imported and set up once
-    before, after = resident(), []
+    before, after = resident_bytes(), []
     memory = int((before + weights) / (1 - WORK)) if weights else None
     model = models.load(*paths, memory=memory)
     for seed in range(count):
         generate(model, "a corgi", steps=1, seeds=[seed], height=32, width=32)
-        after.append(resident())
+        after.append(resident_bytes())
     # Not ru_maxrss, which begins with that of the process that started this one.
     peak = next(
         1024 * int(line.split()[1])

@@ -14,7 +14,7 @@ from models import DiT, UNet, UNetParams
 from models.layers import blocks, half
 from models.layers.blocks import check_compiles, compiled
 from models.layers.packed import pack
-from models.layers.streaming import Conveyor, Streamed
+from models.layers.streaming import Prefetcher, Streamed
 from tests.models.small import KINDS, UNET, Kind, randomised
 from tests.models.test_packed import random_packed
 
@@ -80,12 +80,12 @@ def test_packed_and_half(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_cannot_be_compiled_is_refused() -> None:
-    """In one line: a network that has no blocks, and one whose blocks come and go."""
-    with pytest.raises(ValueError, match="compile works block by block, and Linear does not call its blocks"):
+    """In one line: a network that has no blocks, and one with streamed blocks."""
+    with pytest.raises(ValueError, match="compile needs a BlockNetwork, which Linear is not"):
         check_compiles(nn.Linear(1, 1))
     network = KINDS["DiT, text"].fresh()
     block = network.get_submodule("blocks.0")
-    network.set_submodule("blocks.0", Streamed(block, {}, Conveyor(0), []))
+    network.set_submodule("blocks.0", Streamed(block, {}, Prefetcher(0), []))
     with pytest.raises(ValueError, match=r"load it without memory=\.\.\."):
         check_compiles(network)
 

@@ -118,7 +118,7 @@ def test_labels_in_range_pass() -> None:
         ),
         (
             dict(context=torch.ones(2, 3, 7)),
-            "this network takes 8 numbers in a row of the condition 'context', not 7",
+            "this network takes a context of width 8, not 7",
         ),
     ],
 )
@@ -139,14 +139,14 @@ def test_an_image_beside_x() -> None:
     assert torch.equal(network_input(x, Condition(image=image), params), torch.cat([x, image.float()], dim=1))
     for told, message in (
         (NONE, "needs the condition 'image'"),
-        (Condition(image=image[:, :1]), r"sees images of shape \(2, 4, 4\) beside x, not \(1, 4, 4\)"),
+        (Condition(image=image[:, :1]), r"takes an image of shape \(2, 4, 4\) besides x, not \(1, 4, 4\)"),
         (Condition(image=image[..., :2]), r"not \(2, 4, 2\)"),
     ):
         with pytest.raises(ValueError, match=message):
             network_input(x, told, params)
     with pytest.raises(ValueError, match="takes samples of 1 channels, not 3"):
         network_input(torch.zeros(2, 3, 4, 4), Condition(image=image), params)
-    with pytest.raises(ValueError, match="network\\(x, t, condition\\), with a Condition"):
+    with pytest.raises(ValueError, match=r"network\(x, t, Condition\(\.\.\.\)\), not with"):
         network_input(x, {"image": image}, params)  # type: ignore[arg-type]
 
 

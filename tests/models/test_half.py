@@ -19,7 +19,7 @@ from diffusion import Condition
 from models import CLIPTextParams
 from models.layers import half
 from models.layers.blocks import BlockNetwork
-from models.layers.half import HALVES, InFloat32, with_enough_precision
+from models.layers.half import HALF_DTYPES, InFloat32, with_enough_precision
 from models.layers.packed import PackedLinear
 from models.networks.clip import CLIPText
 from models.networks.t5 import T5, T5Params
@@ -34,10 +34,10 @@ SMALL_VAE = VAEParams(channels=8, channel_mult=(1, 2), blocks=1, groups=4)
 TOKENS = torch.arange(14).view(2, 7) % 7
 
 
-@pytest.fixture(params=HALVES, ids=str)
+@pytest.fixture(params=HALF_DTYPES, ids=str)
 def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.dtype]:
     """One that this CPU emulates, whichever it is."""
-    for each in HALVES:
+    for each in HALF_DTYPES:
         monkeypatch.setitem(half.NATIVE, each, False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -185,7 +185,7 @@ def test_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one line, for each dtype; nothing about float32, or where the processor has instructions."""
     monkeypatch.setitem(half.NATIVE, torch.bfloat16, False)
     monkeypatch.setitem(half.NATIVE, torch.float16, True)
-    half._tell.cache_clear()
+    half._warn_emulated.cache_clear()
     network = made("DiT, text")
     with warnings.catch_warnings(record=True) as caught, torch.no_grad():
         warnings.simplefilter("always")

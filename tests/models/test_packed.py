@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import packed
-from models.layers.finite import lost_weight
+from models.layers.finite import find_nonfinite
 from models.layers.packed import (
     BLOCKS,
     FLOAT8,
     MAX_UNPACKED,
     Packed,
     PackedLinear,
-    memory,
     pack,
     unpack_blocks,
     unpack_float8,
+    weight_bytes,
 )
 from models.model import Model, build
 
@@ -206,7 +206,7 @@ def test_packing_layers_of_a_network() -> None:
     assert isinstance(network["b"], InParts)
     assert torch.equal(network["b"](x), torch.stack((x @ weight.dense().T).chunk(2, dim=-1)))
     assert sorted(network.state_dict()) == ["a.bias", "a.packed", "b.packed", "c.bias", "c.packed"]
-    assert memory(network) == 64 * 34 + 2 * 64 * 4  # the weight is shared
+    assert weight_bytes(network) == 64 * 34 + 2 * 64 * 4  # the weight is shared
     assert weight.nbytes == 64 * 34
     assert "packing=Q8_0" in repr(network)
     pack(network, "a", random_packed("fp8", 64, 32))  # anew
@@ -256,7 +256,7 @@ def test_what_looks_at_all_weights(tmp_path: Path) -> None:
     weight = random_packed("fp8", layer.out_features, 64)
     weight.data.view(torch.uint8)[3, 3] = 0x7F
     pack(model.network, name, weight)
-    assert lost_weight(model.network) == f"{name}.packed"
+    assert find_nonfinite(model.network) == f"{name}.packed"
     assert isinstance(model, Model)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.layers.rotary import positions, turn, turns
+from models.layers.rotary import positions, rotate, rotations
 
 CPU = torch.device("cpu")
 AXES = (4, 6, 6)
@@ -30,7 +30,7 @@ def test_neighbours_turn_as_complex_numbers() -> None:
         parts.append(torch.view_as_real(pairs * torch.exp(1j * angle)).flatten(-2))
         start += dim
     torch.testing.assert_close(
-        turn(x, turns(where, AXES, 100.0)).double(), torch.cat(parts, dim=-1), rtol=0, atol=1e-6
+        rotate(x, rotations(where, AXES, 100.0)).double(), torch.cat(parts, dim=-1), rtol=0, atol=1e-6
     )
 
 
@@ -38,7 +38,7 @@ def test_neighbours_turn_as_complex_numbers() -> None:
 def test_the_origin_does_not_turn(dtype: torch.dtype) -> None:
     """Text tokens stay bit for bit what they are, in their dtype."""
     x = torch.randn(1, 2, 5, 16).to(dtype)
-    assert torch.equal(turn(x, turns(torch.zeros(5, 3), AXES, 1e4)), x)
+    assert torch.equal(rotate(x, rotations(torch.zeros(5, 3), AXES, 1e4)), x)
 
 
 def test_products_know_distances_only() -> None:
@@ -47,7 +47,8 @@ def test_products_know_distances_only() -> None:
     near, far = torch.tensor([[0, 3, 5]]), torch.tensor([[0, 4, 1]])
 
     def product(shift: torch.Tensor) -> torch.Tensor:
-        return (turn(q, turns(near + shift, AXES, 1e4)) * turn(k, turns(far + shift, AXES, 1e4))).sum()
+        near_angles, far_angles = (rotations(place + shift, AXES, 1e4) for place in (near, far))
+        return (rotate(q, near_angles) * rotate(k, far_angles)).sum()
 
     moved = torch.tensor([[7, 20, 40]])
     torch.testing.assert_close(product(moved), product(0 * moved), rtol=0, atol=1e-5)
@@ -57,6 +58,6 @@ def test_products_know_distances_only() -> None:
 def test_compiled_turns_are_the_same() -> None:
     """Which are computed with real numbers there."""
     x = torch.randn(2, 3, 5, sum(AXES))
-    angles = turns(torch.arange(15.0).view(5, 3), AXES, 1e4)
-    compiled = torch.compile(turn, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, angles), turn(x, angles), rtol=0, atol=1e-6)
+    angles = rotations(torch.arange(15.0).view(5, 3), AXES, 1e4)
+    compiled = torch.compile(rotate, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, angles), rotate(x, angles), rtol=0, atol=1e-6)

@@ -24,8 +24,8 @@ from diffusion import Condition
 from models import Model, T5Tokenizer
 from models.files.table import scatter
 from models.layers import streaming
-from models.layers.packed import PackedLinear, is_packed, memory
-from models.layers.streaming import Streamed, in_words, is_streamed, parse_bytes, resident
+from models.layers.packed import PackedLinear, is_packed, weight_bytes
+from models.layers.streaming import Streamed, format_bytes, is_streamed, parse_bytes, resident_bytes
 from models.networks.t5 import T5Params
 from models.presets import TINY_TOWERS, randomise, tiny_description
 from models.text import t5
@@ -214,7 +214,7 @@ def test_packed_files_equal_their_values(family: str, kind: str, files: Files) -
         tuple(each.require("text").towers["t5"] for each in (model, wanted)),
     ):
         assert {value.dtype for value in part.parameters()} == {torch.bfloat16}
-        assert memory(part) < 0.75 * memory(dense_part)
+        assert weight_bytes(part) < 0.75 * weight_bytes(dense_part)
     assert model.report is not None
     assert sum("stay packed as in the file" in note for note in model.report.notes) == 2
     model.check_finite()
@@ -281,7 +281,7 @@ def test_infinite_scales_of_blocks_are_found(files: Files, tmp_path: Path) -> No
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Budgets are as in a process that takes no memory itself, which they are not large enough for here."""
-    monkeypatch.setattr(streaming, "resident", lambda: 0)
+    monkeypatch.setattr(streaming, "resident_bytes", lambda: 0)
 
 
 def least(paths: list[Path], **given: Any) -> str:
@@ -316,10 +316,10 @@ def test_streamed_equals_resident(family: str, kind: str, files: Files) -> None:
     stop = next(
         block
         for block in model.network.modules()
-        if isinstance(block, Streamed) and block is not block.line[0]
+        if isinstance(block, Streamed) and block is not block.chain[0]
     )
     for broken in range(2):
-        handle = (stop.held[0] if broken else stop).register_forward_pre_hook(_stop)
+        handle = (stop.streamed[0] if broken else stop).register_forward_pre_hook(_stop)
         with pytest.raises(KeyboardInterrupt):
             outputs(model)
         handle.remove()
@@ -403,14 +403,14 @@ def test_sizes_in_words() -> None:
         17,
         17,
     ]
-    assert [in_words(size) for size in (1, 3.2e6, 9.999e8, 1.01e9, 2e9)] == [
+    assert [format_bytes(size) for size in (1, 3.2e6, 9.999e8, 1.01e9, 2e9)] == [
         "1MB",
         "4MB",
         "1000MB",
         "1.1GB",
         "2GB",
     ]
-    assert resident() > 10**7
+    assert resident_bytes() > 10**7
 
 
 # Memory -----------------------------------------------------------------------------------------------------
@@ -485,6 +485,6 @@ def test_no_gradients_through_blocks_that_come_and_go(files: Files) -> None:
     outputs(model)
     blocks = [module for module in model.network.modules() if isinstance(module, Streamed)]
     assert blocks
-    assert {value.device.type for block in blocks for value in block.held[0].state_dict().values()} == {
+    assert {value.device.type for block in blocks for value in block.streamed[0].state_dict().values()} == {
         "meta"
     }

@@ -21,8 +21,8 @@ from train.data.rows import write_header
 PROGRAM = """
 import sys, models, samplers
 from eval.bench.harness import peak_resident
-from models.layers.streaming import resident
-before = resident()
+from models.layers.streaming import resident_bytes
+before = resident_bytes()
 def draw():
     model = models.load(*sys.argv[1:], memory="6GB")
     return samplers.generate(model, "a corgi", steps=1, height=128, width=128)

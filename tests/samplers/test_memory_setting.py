@@ -39,7 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results go where the program is called, and budgets are as in a process that takes no memory itself."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(streaming, "resident", lambda: 0)
+    monkeypatch.setattr(streaming, "resident_bytes", lambda: 0)
 
 
 @pytest.fixture

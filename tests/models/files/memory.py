@@ -16,7 +16,7 @@ import torch
 
 import models
 from eval.bench.harness import give_back, peak_resident
-from models.layers.streaming import resident
+from models.layers.streaming import resident_bytes
 
 
 def measure(path: str, dtype: str, count: int) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def measure(path: str, dtype: str, count: int) -> dict[str, Any]:
     for _ in range(count):
         models.load(path, dtype=wanted)
         give_back()
-        after.append(resident())
+        after.append(resident_bytes())
     return {"peak": peak, "model": sum(sizes), "largest": max(sizes), "after": after}
 
 
