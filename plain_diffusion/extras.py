@@ -12,6 +12,7 @@ EXTRAS = {
     "digits": "handwritten digits",
     "gguf": "GGUF files",
     "plots": "plots and reports",
+    "tensorboard": "logs for TensorBoard",
 }
 
 

@@ -28,7 +28,7 @@ class ConsistencyDistillation:
     huber    None: squared error. A number c: pseudo-Huber sqrt(|d|^2 + c^2 D) - c sqrt(D) over the D values
              of a sample (Song & Dhariwal 2023, section 3.3)
 
-    `kept` is what a resumed run must share with this one; whoever makes it may add to it.
+    `fixed_settings` is what a resumed run must share with this one; whoever makes it may add to it.
 
     The target network is the student itself without gradient, as Song & Dhariwal 2023 found best.
     """
@@ -46,7 +46,7 @@ class ConsistencyDistillation:
         if huber is not None and not huber > 0:
             raise ValueError(f"huber must be greater than 0, or null for the squared error, not {huber:g}")
         self.teacher, self.blend, self.solver, self.huber = teacher, blend, solver, huber
-        self.kept: dict[str, Any] = {}
+        self.fixed_settings: dict[str, Any] = {}
         self.table = BatchLevel(*torch.tensor([tuple(level) for level in grid], dtype=torch.float64).T)
 
     def __call__(self, denoiser: Denoiser, batch: Batch) -> Tensor:

@@ -14,7 +14,7 @@ from diffusion.messages import warn
 from models.files.text import read_json, read_json_lines
 from models.files.writing import locked
 from models.layouts import native
-from train.logbook import METRICS
+from train.logbook import METRICS, TENSORBOARD
 from train.state import PREVIOUS
 from train.world import World
 
@@ -97,7 +97,7 @@ def _check_is_run(folder: Path) -> None:
 def _belongs_to_run(path: Path) -> bool:
     """Whether a run may have written this: hidden files, logs, and what is written before the first
     checkpoint."""
-    if path.name.startswith(".") or path.suffix in LOGS or path.name == "wandb":
+    if path.name.startswith(".") or path.suffix in LOGS or path.name in ("wandb", TENSORBOARD):
         return True
     if path.name == "provenance.json":
         return _has_keys(path, "plain-diffusion", "command")

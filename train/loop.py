@@ -93,7 +93,7 @@ class TrainParams:
             if not all(0 <= value < 1 for value in values):
                 raise ValueError(f"train.{name} must lie in [0, 1), not {getattr(self, name)}")
 
-    def kept(self, data: Dataset, world: World, objective: Objective) -> dict[str, Any]:
+    def fixed_settings(self, data: Dataset, world: World, objective: Objective) -> dict[str, Any]:
         """What a run must keep when it is resumed: all but its length, saving, logging, precision, memory,
         and what becomes of errors.
 
@@ -114,9 +114,14 @@ class TrainParams:
             *PLACE,
         )
         train = {name: value for name, value in asdict(self).items() if name not in free}
-        facts = {"images": len(data), "shape": list(data.shape), **getattr(data, "kept", {})}
+        facts = {"images": len(data), "shape": list(data.shape), **getattr(data, "fixed_settings", {})}
         parts = world.size * self.accumulate
-        return {"train": train, "data": facts, "parts": parts, "objective": getattr(objective, "kept", {})}
+        return {
+            "train": train,
+            "data": facts,
+            "parts": parts,
+            "objective": getattr(objective, "fixed_settings", {}),
+        }
 
     def micro_batch(self, processes: int) -> int:
         """Samples per forward pass of one process."""
@@ -200,7 +205,7 @@ class Training:
         self.micro_batch = self.params.micro_batch(self.world.size)
         _set_checkpointing(self.model.network, self.params.checkpointing)
         describe(self.model, self.objective, self.data)
-        self.settings = self.params.kept(self.data, self.world, self.objective)
+        self.settings = self.params.fixed_settings(self.data, self.world, self.objective)
 
     def check(self) -> None:
         """ValueError for a model whose checkpoints could not be saved or loaded. To be called before anything
@@ -245,7 +250,7 @@ class Training:
             closing.enter_context(stop)  # after workers have begun, which keep their own handlers
             closing.enter_context(_saving_on_error(state, folder, self.settings, world))
             if self._evaluates(state.step):  # where the run was stopped in the middle of it
-                log.log_scores(
+                log.log(
                     state.step,
                     world.lead(lambda: self._scores(state, stop) if log.lacks_scores(state.step) else None),
                 )
@@ -272,12 +277,12 @@ class Training:
                 ):  # before anything is saved over the last good checkpoint
                     state.check(folder, done)
                 if logs:
-                    log.log(state.step, state.window.line(), params.learning_rate_at(state.step - 1))
+                    log.log_training(state.step, state.window.line(), params.learning_rate_at(state.step - 1))
                 if saves:
                     self._save(state)
                 if evaluates:
                     with log.paused():
-                        log.log_scores(state.step, world.lead(lambda: self._scores(state, stop)))
+                        log.log(state.step, world.lead(lambda: self._scores(state, stop)))
                 if self.pictures is not None and self.pictures.due(state.step, params.steps):
                     with log.paused():
                         log.show(state.step, world.lead(lambda: self._pictures(state, stop)))

@@ -21,8 +21,10 @@ from train.weighting import Weighting
 
 
 class Objective(Protocol):
-    """Losses (B,) of a batch, of which the loop takes the mean. It may have `kept`: what a resumed run must
-    share with it."""
+    """Losses (B,) of a batch; the loop takes their mean.
+
+    It may have `fixed_settings`, a mapping of what a resumed run must share with it.
+    """
 
     def __call__(self, denoiser: Denoiser, batch: Batch) -> Tensor: ...
 

@@ -1,4 +1,4 @@
-"""A training run from its description: what `python -m train` does, callable with a plain dictionary."""
+"""A training run from its configuration: what `plain-diffusion train` does, called with a dictionary."""
 
 from __future__ import annotations
 
@@ -27,122 +27,113 @@ from train.data.pictures import CaptionedImages
 from train.density import DENSITIES
 from train.export import check_exportable, export
 from train.folder import NEEDED, claimed, is_begun
-from train.logbook import METRICS, Logger, WandB, read_lines
+from train.logbook import METRICS, Logger, TensorBoard, WandB, read_metrics
 from train.loop import Training
 from train.objective import DenoisingObjective, Objective
 from train.pictures import Pictures
 from train.settings import RunSettings
 from train.state import require_same, resume_point
 from train.weighting import WEIGHTINGS
-from train.world import World, world
+from train.world import world
 
-LOADING = frozenset(
-    {"family", "zero_snr", "variant", "ema", "trust"}
-)  # of `model`, what only a loaded one is told
+# Entries of `model` that only loading takes
+LOADING = frozenset({"family", "zero_snr", "variant", "ema", "trust"})
 
 
 def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, float]] | None = None) -> bool:
-    """Train what the configuration describes (`plain-diffusion train --help`) into its folder. True when
-    finished, False when interrupted.
+    """Train as the configuration says (`plain-diffusion train --help`). False if it was interrupted.
 
-    evaluate  called with the averaged model; its numbers are logged. A configuration describes it as
-              `evaluate`
     The folder gets config.json, provenance.json, metrics.jsonl, checkpoint.safetensors and the checkpoint
-    before that. ValueError or OSError, in one line, before anything is overwritten: also for a folder that
-    holds something else, or where another training is at work.
+    before that. ValueError or OSError, in one line, before anything is overwritten, also for a folder that
+    holds something else or is used by another training.
 
-    model, weights  the description of a fresh model; or files to train further, as `models.load` takes them,
-                    and what it is told
-           besides. The network is trained in float32 whatever the precision of its files; other parts are not
-           touched.
-    data   {"name": ..., ...}, or the path of a folder of images with captions, which the model's own
-           autoencoder and text encoder translate as `latents` says. When such a run is finished, its folder
-           also gets the whole model as a file of the layout and precision that it came in: see `export`.
+    model     the description of a fresh model; or with `weights`, files to train further, the options of
+              `models.load`. The network is trained in float32; other parts are not touched
+    data      {"name": ..., ...}; or the path of captioned images, which the model's own autoencoder and text
+              encoder encode as `latents` says. When finished, such a run also writes the whole model in the
+              layout and precision of its files (`export`)
+    evaluate  called with the averaged model; its numbers are logged
     """
     trust(config)
-    own = _check(config)
+    settings = _check(config)
     if config.get("evaluate") and evaluate is None:
         raise ValueError(
-            "evaluate is for the command line: from Python give what it makes, as train.run(config, evaluate)"
+            "evaluate of a configuration is for the command line: from Python, train.run(config, evaluate)"
         )
     config = {**config, "run": str(config["run"])}
-    folder, params = Path(config["run"]), own.train
+    folder, params = Path(config["run"]), settings.train
     if isinstance(config["data"], str | Path) and params.on_error == "skip":
         raise ValueError(
-            "train.on_error=skip is for pictures that are read step by step, and captioned ones are all "
-            "read before: leave it out"
+            "train.on_error=skip is not for captioned images, which are read before training: leave it out"
         )
     resume, progress = bool(config.get("resume")), bool(config.get("progress", True))
     begun = is_begun(folder, resume)
     with world(config.get("device")) as where:
         params.micro_batch(where.size)
-        model, objective = _model_and_objective(config, params.seed, where.device)
-        stored_as = next(model.network.parameters()).dtype
+        model, objective = _make_model_and_objective(config, params.seed, where.device)
+        file_dtype = next(model.network.parameters()).dtype
         model.network.float()  # updates would vanish in the rounding of half precision
-        data = _data(config["data"], own.latents, model, folder)
-        pictures = Pictures(own.pictures, folder) if own.pictures.every else None
+        data = _make_data(config["data"], settings.latents, model, folder)
+        pictures = Pictures(settings.pictures, folder) if settings.pictures.every else None
         training = Training(
             model, objective, data, params, folder, where, evaluate, pictures, resume, progress
         )
-        if begun:  # before whether they fit, which does not say what has changed
+        if begun:  # before _check_fit, whose message does not say which setting has changed
             _check_resumable(folder, config, model, training.settings, params.steps)
         _check_fit(model, data)
         training.check()
         if isinstance(data, LatentData):
             check_exportable(model)
+        loggers: list[Logger] = [TensorBoard(folder)] if settings.tensorboard else []
         with claimed(folder, where):
-            where.lead(lambda: _prepare(folder, config, resume))
+            where.lead(lambda: _write_records(folder, config, resume))
             if isinstance(data, LatentData):
                 data.prepare(where, progress)
-            finished = training.run(_loggers(folder, config, where))
+            if config.get("wandb") and where.leads:
+                id = read_json(folder / "provenance.json")["wandb"]
+                loggers.append(WandB(folder, config, settings.wandb_project, id))
+            finished = training.run(loggers)
             if finished and isinstance(data, LatentData):
-                where.lead(lambda: export(model, folder, stored_as))
+                where.lead(lambda: export(model, folder, file_dtype))
         return finished
 
 
 def _check(config: Mapping[str, Any]) -> RunSettings:
-    """The settings with their defaults. ValueError for one that is unknown, missing or of the wrong kind."""
+    """The settings with their defaults. ValueError for an unknown or missing one, or one of a wrong type."""
     check_names("setting", config, [each.name for each in fields(RunSettings)])
     if missing := [key for key in NEEDED if key not in config]:
         raise ValueError(f"{missing[0]} must be given: {missing[0]}=...")
     plain = {name: value for name, value in config.items() if name != "evaluate"}
-    own = make_params("", RunSettings, {**plain, "run": str(config["run"])})
+    settings = make_params("", RunSettings, {**plain, "run": str(config["run"])})
     model = check_mapping("model", config["model"])
     if not config.get("weights") and model.keys() & LOADING and not model.keys() & {"network", "from"}:
-        raise ValueError("weights must be given: weights=FILE, the model to train further")
+        raise ValueError("weights must be given: weights=FILE names the model to train further")
     if config.get("weights") and "from" in model:
-        raise ValueError("weights and model.from both say what to train further: give one of them")
-    return own
+        raise ValueError("weights and model.from both name the model to train further: give one of them")
+    return settings
 
 
-def _data(described: Any, latents: LatentParams, model: Model, folder: Path) -> Dataset:
-    if not isinstance(described, str | Path):
-        if latents != LatentParams():
-            raise ValueError(
-                "latents are made of a folder of images with captions: give data=FOLDER, or leave them out"
-            )
-        return make("data set", described, DATASETS)
-    return LatentData(CaptionedImages(described, latents.max_pixels), model, latents, folder)
+def _make_data(data: Any, latents: LatentParams, model: Model, folder: Path) -> Dataset:
+    if isinstance(data, str | Path):
+        return LatentData(CaptionedImages(data, latents.max_pixels), model, latents, folder)
+    if latents != LatentParams():
+        raise ValueError("latents are for a folder of captioned images: give data=FOLDER, or leave them out")
+    return make("data set", data, DATASETS)
 
 
-def _model_and_objective(
+def _make_model_and_objective(
     config: Mapping[str, Any], seed: int, device: torch.device
 ) -> tuple[Model, Objective]:
+    spec = check_mapping("model", config["model"])
+    if config.get("weights"):
+        spec = {"from": config["weights"], **spec}
     with torch.random.fork_rng([]):
         torch.manual_seed(mix(seed))  # so that the seed decides the initial weights
-        start = {"from": config["weights"]} if config.get("weights") else {}
-        return make(
-            "objective",
-            config["objective"],
-            OBJECTIVES,
-            {**start, **check_mapping("model", config["model"])},
-            device,
-        )
+        return make("objective", config["objective"], OBJECTIVES, spec, device)
 
 
 def _build_or_load(spec: Mapping[str, Any]) -> Model:
-    """A fresh model from its description, or a loaded one from {"from": file, folder or a list of them, and
-    `load`'s settings}."""
+    """A fresh model from its description, or one from {"from": its files, and options of `models.load`}."""
     parts = check_mapping("model", spec)
     if "from" not in parts:
         return models.build(parts)
@@ -167,15 +158,12 @@ def _denoising(
     drop: float = 0.1,
     bound_weight: float = 0.001,
 ) -> tuple[Model, Objective]:
-    """Predict what the model's prediction says of a noised sample: weight * |out - target|^2 (Ho et al. 2020,
-    eq. 14)."""
+    """Predict the target of a noised sample: weight * |out - target|^2 (Ho et al. 2020, eq. 14)."""
     model = _build_or_load(spec)
-    time_density = make(
-        "density", {"name": "usual"} if density is None else density, DENSITIES, model.schedule
-    )
-    loss_weighting = make("weighting", weighting, WEIGHTINGS)
+    times = make("density", {"name": "usual"} if density is None else density, DENSITIES, model.schedule)
+    weights = make("weighting", weighting, WEIGHTINGS)
     return model, DenoisingObjective(
-        model.schedule, model.prediction, time_density, loss_weighting, model.null, drop, bound_weight
+        model.schedule, model.prediction, times, weights, model.null, drop, bound_weight
     )
 
 
@@ -189,8 +177,7 @@ def _consistency(
     clip: bool = False,
     huber: float | None = 0.03,
 ) -> tuple[Model, Objective]:
-    """Distil a teacher into a student that maps every point of a trajectory to the same data (Song et al.
-    2023, alg. 2)."""
+    """Distil a teacher into a student that jumps from any noise level to data (Song et al. 2023, alg. 2)."""
     parts = check_mapping("model", spec)
     check_names("model setting", parts, ("from", "grid", "consistency", "trust"))
     if missing := [part for part in ("from", "consistency") if part not in parts]:
@@ -199,16 +186,15 @@ def _consistency(
     check_type("model.trust", trusted := parts.get("trust", False), bool)
     teacher_model, student = models.load(teacher, trust=trusted), models.load(parts["from"], trust=trusted)
     teacher_model.network.to(device).requires_grad_(False)
-    own: dict[str, Any] = {
+    changes: dict[str, Any] = {
         key: check_mapping(f"model.{key}", parts[key]) for key in ("grid", "consistency") if key in parts
     }
-    student = Model(student.network, student.schedule, student.prediction, {**student.spec, **own})
+    student = Model(student.network, student.schedule, student.prediction, {**student.spec, **changes})
     student.check()
     levels = time_grid(teacher_model.schedule, **check_call("objective.grid", time_grid, 1, grid))
-    objective = ConsistencyDistillation(
-        class_denoiser(teacher_model, guidance, clip), build_blend(own["consistency"]), levels, solver, huber
-    )
-    objective.kept["teacher"] = teacher_model.fingerprint
+    denoiser, blend = class_denoiser(teacher_model, guidance, clip), build_blend(changes["consistency"])
+    objective = ConsistencyDistillation(denoiser, blend, levels, solver, huber)
+    objective.fixed_settings["teacher"] = teacher_model.fingerprint
     return student, objective
 
 
@@ -223,7 +209,7 @@ def _check_fit(model: Model, data: Dataset) -> None:
     params: Any = model.network.params
     if params.in_channels != data.shape[0]:
         remedy = (
-            "; latents are made of a folder of images with captions: give data=FOLDER"
+            "; latents are for a folder of captioned images: give data=FOLDER"
             if model.vae is not None
             else ""
         )
@@ -231,17 +217,16 @@ def _check_fit(model: Model, data: Dataset) -> None:
             f"the data has {data.shape[0]} channels, the network "
             f"model.network.in_channels={params.in_channels}{remedy}"
         )
-    size = getattr(params, "image_size", None)
     if params.out_channels not in (params.in_channels, 2 * params.in_channels):
         raise ValueError(
-            f"model.network.out_channels={params.out_channels} must be {params.in_channels} as in the data, "
-            "or twice it for a variance"
+            f"model.network.out_channels={params.out_channels} must be {params.in_channels}, as in the data, "
+            "or twice that, to learn a variance"
         )
     if params.out_channels != params.in_channels and model.schedule.rows is None:
         raise ValueError(
-            "a learned variance is trained on the steps of a table: choose a schedule with steps, or "
-            "out_channels=in_channels"
+            "a learned variance needs a schedule with steps: choose one, or out_channels=in_channels"
         )
+    size = getattr(params, "image_size", None)
     if size is not None and data.shape[1:] != (size, size):
         raise ValueError(
             f"the data is {data.shape[1]}x{data.shape[2]}, the network model.network.image_size={size}"
@@ -256,32 +241,28 @@ def _check_fit(model: Model, data: Dataset) -> None:
 def _check_resumable(
     folder: Path, config: Mapping[str, Any], model: Model, settings: Mapping[str, Any], steps: int
 ) -> None:
-    """ValueError for a run that differs from the saved one: in the checkpoint's model and training, or
-    config.json's objective and data."""
+    """ValueError unless the model, settings, objective and data are those of the saved run."""
     resume_point(folder, model, settings, steps)
-    saved, _ = _records(folder)
-    if saved:
-        require_same(folder, saved.get("objective"), config["objective"], "objective")
-        if not isinstance(
-            config["data"], str | Path
-        ):  # for captioned images the checkpoint's settings hold the list
-            moved = {
-                "folder": None,
-                "max_pixels": None,
-            }  # pictures may be moved, and the limit of their pixels raised
-            data_was, data_now = (
-                {**data, **moved} if isinstance(data, Mapping) else data
-                for data in (saved["data"], config["data"])
-            )
-            require_same(folder, data_was, data_now, "data")
+    saved, _ = _read_records(folder)
+    if not saved:
+        return
+    require_same(folder, saved.get("objective"), config["objective"], "objective")
+    if not isinstance(
+        config["data"], str | Path
+    ):  # captioned images: the checkpoint's settings have the list
+        free = {"folder": None, "max_pixels": None}  # pictures may move, and their limit of pixels may rise
+        before, now = (
+            {**data, **free} if isinstance(data, Mapping) else data
+            for data in (saved["data"], config["data"])
+        )
+        require_same(folder, before, now, "data")
 
 
-def _prepare(folder: Path, config: Mapping[str, Any], resume: bool) -> None:
-    """Write config.json and provenance.json, which records the versions at the beginning of the run and at
-    every resume."""
+def _write_records(folder: Path, config: Mapping[str, Any], resume: bool) -> None:
+    """Write config.json, and provenance.json: the versions at the start of the run and at every resume."""
     begun = is_begun(folder, resume)  # another run may have begun and ended here in the meantime
     now: dict[str, Any] = dict(provenance())
-    if begun and (first := _records(folder)[1]):
+    if begun and (first := _read_records(folder)[1]):
         now = {**first, "resumed": [*first.get("resumed", []), now]}
     if config.get("wandb"):
         now.setdefault("wandb", secrets.token_hex(4))
@@ -289,9 +270,8 @@ def _prepare(folder: Path, config: Mapping[str, Any], resume: bool) -> None:
     write_json(folder / "provenance.json", now)
 
 
-def _records(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What config.json and provenance.json hold, {} where they are missing. ValueError where one, or
-    metrics.jsonl, is damaged."""
+def _read_records(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json and provenance.json, {} if missing. ValueError if they or metrics.jsonl are damaged."""
     files = folder / "config.json", folder / "provenance.json"
     try:
         config, record = (read_json(file) if file.exists() else {} for file in files)
@@ -299,14 +279,7 @@ def _records(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise ValueError(f"{files[0]} is damaged: its data is {brief(config.get('data'))}")
         if not isinstance(record.get("resumed", []), list):
             raise ValueError(f"{files[1]} is damaged: its resumed is {brief(record['resumed'])}, not a list")
-        read_lines(folder / METRICS)
+        read_metrics(folder / METRICS)
     except ValueError as error:
         raise ValueError(f"{error}; the run can go on without this file: move it elsewhere") from None
     return config, record
-
-
-def _loggers(folder: Path, config: Mapping[str, Any], where: World) -> list[Logger]:
-    if not (config.get("wandb") and where.leads):
-        return []
-    run = read_json(folder / "provenance.json")["wandb"]
-    return [WandB(folder, config, config.get("wandb_project", "plain-diffusion"), run)]

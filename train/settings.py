@@ -1,4 +1,4 @@
-"""What a training can be told at the top: each setting once, with its comment."""
+"""The settings of a training."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class RunSettings:
     run: str = setting(..., "the run's folder", text="path")
     data: str | dict[str, Any] = setting(
         ...,
-        "name: digits or folder, and that data set's own settings (--help data); or a folder of captioned "
-        "images, to fine-tune on",
+        "name: digits or folder, and its own settings (--help data); or a folder of captioned images, to "
+        "fine-tune on",
         text="path",
         heading="What to train",
     )
@@ -29,29 +29,28 @@ class RunSettings:
     )
     weights: str | list[str] | None = setting(
         None,
-        "to train further: a file, a diffusers folder, or a list that holds network, autoencoder and text "
-        "encoder",
+        "to train further: a file, a diffusers folder, or a list of network, autoencoder and text encoder",
         kind="weights",
     )
     latents: LatentParams = setting(
-        LatentParams, "what the network sees of captioned images, computed once by the model's own encoders"
+        LatentParams, "captioned images as the network sees them, encoded once by the model's own encoders"
     )
     train: TrainParams = setting(TrainParams, "", heading="How")
     resume: bool = setting(
-        False,
-        "go on from the checkpoint in the run's folder, if there is one",
-        heading="Where, and what is said of it",
+        False, "go on from the checkpoint in the run's folder, if there is one", heading="Where, and logging"
     )
-    device: str | None = setting(None, "cpu, cuda, cuda:1, mps; null takes a GPU where there is one")
+    device: str | None = setting(None, "cpu, cuda, cuda:1, mps; null: a GPU where there is one")
     progress: bool = setting(True, "a bar with loss, speed and time left")
     evaluate: dict[str, Any] | None = setting(
         None,
         "_target_: something called with the averaged model that returns numbers to log, such as {_target_: "
-        "eval.training.TrainingScores, "
-        "n: 539, metric: [frechet], features: digits, reference: {...}}",
+        "eval.training.TrainingScores, n: 539, metric: [frechet], features: digits, reference: {...}}",
     )
     pictures: PictureParams = setting(
-        PictureParams, "drawn by the averaged model now and then, into pictures/ of the run's folder"
+        PictureParams, "samples of the averaged model during training, in pictures/ of the run's folder"
     )
     wandb: bool = setting(True, "log to Weights & Biases too: offline and silent unless you are logged in")
     wandb_project: str = setting("plain-diffusion", "its project there", text="text")
+    tensorboard: bool = setting(
+        False, "log to TensorBoard too, in tensorboard/ of the run's folder (extra: tensorboard)"
+    )

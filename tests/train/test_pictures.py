@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 import models
 from samplers.pictures import read_settings, save_png
 from tests.composing import composed
+from train.logbook import read_metrics
 from train.run import run
 
 SMALL = ("channels=8", "channel_mult=[1]", "attention=[0]", "middle_attention=0", "head_dim=8", "groups=4")
@@ -64,9 +66,61 @@ class Shown:
 def test_loggers_are_given_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """W&B and whoever else has `show`."""
     logger = Shown()
-    monkeypatch.setattr(sys.modules["train.run"], "_loggers", lambda *_: [logger])
-    assert run(composed("train", *DRAWN, run=str(tmp_path)))
+    monkeypatch.setattr(sys.modules["train.run"], "WandB", lambda *_: logger)
+    assert run(composed("train", *DRAWN, "wandb=true", run=str(tmp_path)))
     assert logger.pictures == [(3, "step-0000003.png"), (4, "step-0000004.png")]
+
+
+class Writer:
+    """Stands in for TensorBoard's SummaryWriter: records its calls."""
+
+    calls: ClassVar[list[tuple[Any, ...]]] = []
+
+    def __init__(self, folder: str, purge_step: int) -> None:
+        self.calls.append(("open", folder, purge_step))
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.calls.append((name, value, step))
+
+    def add_image(self, name: str, pixels: np.ndarray, step: int, dataformats: str) -> None:
+        self.calls.append((name, pixels.shape, step, dataformats))
+
+    def close(self) -> None:
+        self.calls.append(("close",))
+
+
+def test_tensorboard_has_the_numbers_and_the_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of metrics.jsonl. A resumed run hides what was logged after its checkpoint."""
+    monkeypatch.setattr(Writer, "calls", [])
+    module = types.SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    settings = (*DRAWN, "train.log_every=2", "tensorboard=true")
+    assert run(composed("train", *settings, run=str(tmp_path)))
+    assert run(composed("train", *settings, "train.steps=6", "resume=true", run=str(tmp_path)))
+    scalars = [call for call in Writer.calls if len(call) == 3 and call[0] != "open"]
+    assert scalars == [
+        (name, value, line["step"])
+        for line in read_metrics(tmp_path / "metrics.jsonl")
+        for name, value in line.items()
+        if name != "step"
+    ]
+    assert {"loss", "lr", "grad_norm"} <= {name for name, *_ in scalars}
+    assert [step for name, _, step in scalars if name == "loss"] == [2, 4, 6]
+    sheets = [call for call in Writer.calls if call[0] == "pictures"]
+    assert sheets == [("pictures", (64, 712, 3), step, "HWC") for step in (3, 4, 6)]
+    opened = [call for call in Writer.calls if call[0] in ("open", "close")]
+    folder = str(tmp_path / "tensorboard")
+    assert opened == [("open", folder, 2), ("close",), ("open", folder, 6), ("close",)]
+
+
+def test_tensorboard_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named before anything is written."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(
+        ValueError, match=r"^logs for TensorBoard need .* pip install 'plain-diffusion\[tensorboard\]'$"
+    ):
+        run(composed("train", *TINY, "tensorboard=true", run=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

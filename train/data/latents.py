@@ -86,14 +86,14 @@ class LatentData:
         height, width = params.size if isinstance(params.size, tuple) else (params.size, params.size)
         self.size = image_size(model, height, width)
         self.shape = self.vae.latent_shape(*self.size)
-        self.kept = {
+        self.fixed_settings = {
             "encoders": _fingerprint(model),
             "captioned": images.fingerprint(),
             "size": list(self.size),
             "chunks": params.chunks,
             "precision": params.precision,
         }
-        key = hashlib.sha256(json.dumps(self.kept).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps(self.fixed_settings).encode()).hexdigest()
         self.file = Path(params.folder or folder) / f"latents-{key[:16]}.safetensors"
         self._rows: dict[str, Tensor] = {}
 
@@ -154,7 +154,7 @@ class LatentData:
                     like = {
                         name: value.new_empty(shapes[name], device="meta") for name, value in made.items()
                     }
-                    starts = write_header(file, like, {"made from": json.dumps(self.kept)})
+                    starts = write_header(file, like, {"made from": json.dumps(self.fixed_settings)})
                 for name, value in made.items():
                     write_rows(file, starts[name], 0 if name in for_all else start, value)
                 dropped += lost

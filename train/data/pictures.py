@@ -33,8 +33,7 @@ class PictureData:
     channels    3 for colour, 1 for grey
     max_pixels  of one picture
     classes     their names, by number
-    kept        what a run must find again when it is resumed: the classes, and the pictures' names in their
-                order (`pack`)
+    fixed_settings  what a resumed run must find again: the classes, and the pictures' names (`pack`)
     """
 
     def __init__(
@@ -50,7 +49,10 @@ class PictureData:
         number = {name: i for i, name in enumerate(self.classes)}
         self.labels = torch.tensor([number[label] for label in opened.labels]) if opened.labels else None
         self.num_classes = len(self.classes) or None
-        self.kept = {"classes": self.classes, PACKED: pack(opened.names, opened.labels, opened.content)}
+        self.fixed_settings = {
+            "classes": self.classes,
+            PACKED: pack(opened.names, opened.labels, opened.content),
+        }
         self.shape = (channels, size, size) if size is not None else self._first_shape()
 
     def __len__(self) -> int:

@@ -38,7 +38,7 @@ def put(path: Path, caption: str | None = None, colour: int = 0) -> Path:
 
 
 def packed(folder: Path) -> str:
-    return str(PictureData(folder).kept[PACKED])
+    return str(PictureData(folder).fixed_settings[PACKED])
 
 
 def refusal(folder: Path) -> str:
@@ -88,7 +88,7 @@ def test_all_readers_find_the_same_pictures(tmp_path: Path) -> None:
     assert data.classes == ["cat", "dog"]
     assert data.labels is not None
     assert [data.classes[i] for i in data.labels] == scored.labels == ["cat", *["dog"] * 7]
-    assert data.kept == {"classes": ["cat", "dog"], PACKED: packed(root)}
+    assert data.fixed_settings == {"classes": ["cat", "dog"], PACKED: packed(root)}
 
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_the_form_of_names_changes_no_order(tmp_path: Path) -> None:
             put(tmp_path / form / unicodedata.normalize(form, name))
     one, other = (PictureData(tmp_path / form) for form in ("NFC", "NFD"))
     assert [unicodedata.normalize("NFC", name) for name in other.pictures.names] == list(one.pictures.names)
-    assert other.kept == one.kept
+    assert other.fixed_settings == one.fixed_settings
 
 
 def test_a_run_goes_on_with_the_same_pictures_and_classes_alone(tmp_path: Path) -> None:

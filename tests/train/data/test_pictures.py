@@ -217,7 +217,9 @@ def test_folders_shards_and_arrays_train_alike(tmp_path: Path) -> None:
         )
         assert all(torch.equal(found[name], wanted[name]) for name in ("x0", "label"))
     changes = [
-        describe_change(str(others[0].kept[PACKED]), str(PictureData(tmp_path / name).kept[PACKED]))
+        describe_change(
+            str(others[0].fixed_settings[PACKED]), str(PictureData(tmp_path / name).fixed_settings[PACKED])
+        )
         for name in ("a.tar", "b.tar")
     ]
     assert changes == ["", "with what is now 0 as 1"]
