@@ -520,7 +520,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a number": (["weights=3", "data={photos}"], "no such file or folder: 3"),
     "digits": (
         ["weights={weights}", "data={{name: digits}}"],
-        "latents are made of a folder of images with captions: give data=FOLDER",
+        "latents are for a folder of captioned images: give data=FOLDER",
     ),
     "only an autoencoder": (["weights={vae}", "data={photos}"], "this model has no backbone (it has vae)"),
     "a prediction that single files have no words for": (
@@ -545,7 +545,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "two names": (
         ["weights={weights}", "data={photos}", "+model.from={new}"],
-        "weights and model.from both say what to train further",
+        "weights and model.from both name the model to train further",
     ),
 }
 

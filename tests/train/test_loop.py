@@ -606,11 +606,11 @@ CONTINUOUS = ["model.schedule.name=cosine_vp", "~model.schedule.steps", "~model.
         (["~objective.weighting"], "objective 'denoising' needs weighting"),
         (
             ["model.network.out_channels=3"],
-            "model.network.out_channels=3 must be 1 as in the data, or twice it",
+            "model.network.out_channels=3 must be 1, as in the data, or twice that",
         ),
         (
             ["model.network.out_channels=2", *CONTINUOUS],
-            "a learned variance is trained on the steps of a table",
+            "a learned variance needs a schedule with steps",
         ),
         (["resume=maybe"], "resume must be true or false, not 'maybe'"),
         (["device=gpu"], "no device 'gpu' here"),
