@@ -163,7 +163,7 @@ def _drawing_choices() -> dict[str, Mapping[str, Any]]:
 def _scoring_choices() -> dict[str, Mapping[str, Any]]:
     from eval.features.protocols import PROTOCOLS
     from eval.features.registry import EXTRACTORS
-    from eval.figures import METRICS
+    from eval.metrics.registry import METRICS
 
     return {"metric": METRICS, "features": EXTRACTORS, "protocol": PROTOCOLS}
 

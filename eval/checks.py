@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from eval.figures import Metric
+from eval.metrics.registry import Metric
 from train.data.source import Source
 
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from diffusion.spec import check_mapping, check_names, make_params
 from eval import scoring
 from eval.drawing import guidance_name, save_figure
+from eval.evaluation import Side
 from eval.images.open import open_source
-from eval.plan import Side
 from eval.plots import main_metrics, steps_plot
 from eval.report import Story, report_of
 from eval.runs import Run

@@ -31,7 +31,7 @@ from eval.drawing import (
     save_figure,
     unique,
 )
-from eval.figures import METRICS
+from eval.metrics.registry import METRICS
 from eval.results import Result, Role, Scored, comparable_parts
 from plain_diffusion.extras import extra
 

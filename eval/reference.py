@@ -10,7 +10,7 @@ from typing import Any
 
 from diffusion.settings import setting
 from diffusion.spec import check_names, make_params
-from eval.collect import CollectParams, collect, forget, size_names
+from eval.feature_pass import CollectParams, extract_features, forget, size_names
 from eval.features.registry import DTYPES, EXTRACTORS, build
 from eval.images.open import open_source
 from eval.settings import PassParams
@@ -61,7 +61,7 @@ def run(config: Mapping[str, Any]) -> Path | None:
             params.batch_size, params.groups, params.on_error, params.sizes, params.save_every
         )
         state = out.with_name(f".{out.stem}.work.safetensors")
-        found = collect(
+        found = extract_features(
             source,
             {name: extractor},
             [f"{name}.{o}" for o in outputs],

@@ -9,7 +9,7 @@ from diffusion.settings import setting
 from diffusion.spec import check_at_least_one, check_names
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import ExtractorParams
-from eval.figures import find_metric
+from eval.metrics.registry import find_metric
 from eval.results import Role
 from eval.targets import Promise
 from samplers.pictures import MAX_PIXELS

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from diffusion.spec import check_names
-from eval.figures import find_metric
+from eval.metrics.registry import find_metric
 from eval.results import Result, Scored
 from models.files.text import strict
 

@@ -7,10 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from diffusion.spec import make_params
+from eval.evaluation import Evaluation
 from eval.images.drawn import drawn_by
-from eval.outcome import Gathered, notes
-from eval.plan import Plan
-from eval.scoring import compute, gather
+from eval.scoring import Gathered, compute, gather, notes
 from eval.settings import ScoreParams
 from models import Model
 from samplers.run import SampleParams
@@ -52,11 +51,11 @@ class TrainingScores:
     def __call__(self, model: Model) -> dict[str, float]:
         """The figures of the model as it is, with the ends of their intervals."""
         where = World(0, 1, next(model.network.parameters()).device)
-        plan = Plan.of(self._scoring, where, {"samples": drawn_by(model, self._drawing)})
-        parts = gather(plan, where, others=self._others)
+        evaluation = Evaluation.prepare(self._scoring, where, {"samples": drawn_by(model, self._drawing)})
+        parts = gather(evaluation, where, others=self._others)
         self._others = {side: part for side, part in parts[0].items() if side != "samples"}
-        figures = dict(compute(plan, parts))
-        for note in notes(plan, parts[0], figures):
+        figures = dict(compute(evaluation, parts))
+        for note in notes(evaluation, parts[0], figures):
             if note not in self._noted:
                 self._noted.add(note)
                 warnings.warn(note, stacklevel=2)

@@ -46,8 +46,7 @@ from diffusion import (
 )
 from diffusion.consistency import cm
 from diffusion.guidance_rules import RULES, rescaled
-from eval import figures
-from eval.collect import Collected, CollectParams, collect
+from eval.feature_pass import CollectParams, Features, extract_features
 from eval.features.clip import CMMD, random_clip
 from eval.features.digits import DigitClassifier, DigitFeatures
 from eval.features.dinov2 import random_dinov2
@@ -55,8 +54,9 @@ from eval.features.extractor import Extractor, TextFeatures
 from eval.features.inception import random_inception
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import EXTRACTORS
-from eval.figures import METRICS, Evidence
+from eval.metrics import registry
 from eval.metrics.moments import GroupedMoments
+from eval.metrics.registry import METRICS, Evidence
 from models import NETWORKS, Model
 from models.layers import streaming
 from models.layers.finite import is_finite
@@ -100,18 +100,18 @@ WAITS = {
     "many steps",
     "train/state.py save": "a checkpoint goes to its file",
     "models/layers/finite.py is_finite": "nothing that is not finite is saved",
-    "eval/collect.py _prepare": "pictures come to the device, batch by batch",
-    "eval/collect.py _finish_batch": "features that are kept come to the CPU, batch by batch",
-    "eval/collect.py _check_finite": "a picture whose features are not finite is named: one look at each "
-    "batch",
+    "eval/feature_pass.py _prepare": "pictures come to the device, batch by batch",
+    "eval/feature_pass.py _finish_batch": "features that are kept come to the CPU, batch by batch",
+    "eval/feature_pass.py _check_finite": "a picture whose features are not finite is named: one look "
+    "at each batch",
     "eval/features/pillow.py resize": "the weights of a resize come to the device, batch by batch",
     "eval/metrics/moments.py checked": "features that are not finite are refused before they are summed",
-    "eval/figures.py rows": "features of the samples come to the device, once",
-    "eval/figures.py real": "features of the reference come to the device, once",
-    "eval/figures.py seen": "features of the training set come to the device, once",
-    "eval/figures.py _nearest": VALUE,
-    "eval/figures.py _accuracy": "labels come to the device",
-    "eval/figures.py compute": "embedded prompts come to the device, and the mean is read",
+    "eval/metrics/registry.py rows": "features of the samples come to the device, once",
+    "eval/metrics/registry.py real": "features of the reference come to the device, once",
+    "eval/metrics/registry.py seen": "features of the training set come to the device, once",
+    "eval/metrics/registry.py _nearest": VALUE,
+    "eval/metrics/registry.py _accuracy": "labels come to the device",
+    "eval/metrics/registry.py compute": "embedded prompts come to the device, and the mean is read",
     "eval/metrics/alignment.py __call__": "embeddings of another length than 1 are refused",
     "eval/metrics/accuracy.py label_accuracy": "labels out of range are refused; the value",
     "eval/metrics/kernel.py kernel_distance": VALUE,
@@ -521,7 +521,7 @@ def test_features(name: str, tiny_clip: str, gpu: FakeGPU) -> None:
     extractor, side = SMALLEST[name](tiny_clip).to(CUDA), 8 if name == "digits" else 160
     source = TensorPictures(torch.arange(4 * 3 * side * side).view(4, 3, side, side).to(torch.uint8))
     output = f"{name}.{EXTRACTORS[name].main}"
-    found = collect(
+    found = extract_features(
         source,
         {name: extractor},
         [output],
@@ -546,11 +546,11 @@ def test_pictures_of_many_sizes(tiny_clip: str, gpu: FakeGPU) -> None:
     assert extractor.text(["a cat"]).rows.device == CUDA
 
 
-def collected(seed: int) -> Collected:
+def collected(seed: int) -> Features:
     rows = F.normalize(torch.randn(N, WIDTH, generator=torch.Generator().manual_seed(seed)))
     moments = GroupedMoments(WIDTH, 17)
     moments.update(torch.arange(N), rows)
-    return Collected(
+    return Features(
         torch.arange(N), torch.zeros(N, 32, dtype=torch.uint8), {"any.rows": moments}, {"any.rows": rows}
     )
 
@@ -558,7 +558,7 @@ def collected(seed: int) -> Collected:
 @pytest.mark.parametrize("name", METRICS)
 def test_metrics(name: str, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on the CPU."""
-    monkeypatch.setitem(figures.SUBSETS, "size", 20)
+    monkeypatch.setitem(registry.SUBSETS, "size", 20)
     sides, classes = [collected(seed) for seed in range(3)], torch.arange(N) % 3
 
     def value(device: torch.device) -> float:

@@ -35,7 +35,7 @@ from diffusion import RectifiedFlow
 from diffusion.guidance_rules import extrapolate
 from diffusion.spacing import SPACINGS
 from eval.features.custom import Custom
-from eval.figures import Metric
+from eval.metrics.registry import Metric
 from eval.metrics.figure import Figure
 from models import NetworkParams, network_input
 from samplers.solver import Step

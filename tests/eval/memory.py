@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from eval.bench.harness import peak_resident
-from eval.collect import CollectParams, collect
-from tests.eval.test_collect import ALONE, Numbered, Projected
+from eval.feature_pass import CollectParams, extract_features
+from tests.eval.test_feature_pass import ALONE, Numbered, Projected
 from train.data.source import Unreadable
 
 
@@ -46,7 +46,7 @@ class Endless(Numbered):
 def peak(n: int) -> float:
     params = CollectParams(groups=3)
     return peak_resident(
-        lambda: collect(
+        lambda: extract_features(
             Endless(n), {"projected": Wide()}, ["projected.wide"], [], params, ALONE, progress=False
         )
     )

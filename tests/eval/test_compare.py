@@ -27,10 +27,10 @@ from eval import (
 )
 from eval.compare import read_rows, side_by_side
 from eval.features.digits import train_classifier
-from eval.figures import METRICS, Metric
 from eval.images.open import open_source
 from eval.images.subset import equal_parts, proportional_classes
 from eval.metrics.jackknife import mean_of, student_quantile
+from eval.metrics.registry import METRICS, Metric
 from eval.results import Result, Scored, read_result
 from eval.settings import CompareParams, Named
 from eval.targets import Promise, Target, check_rows, judge

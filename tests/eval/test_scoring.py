@@ -22,13 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import models
-from eval import collect, reference, scoring
-from eval.collect import Collected
+from eval import feature_pass, reference, scoring
+from eval.feature_pass import Features
 from eval.features import registry
 from eval.features.custom import Custom
 from eval.features.protocols import PROTOCOLS, Splits
 from eval.features.registry import EXTRACTORS, ExtractorParams, Tower, build
-from eval.figures import METRICS, Evidence
 from eval.images.drawn import Drawn
 from eval.images.subset import first_of
 from eval.metrics.frechet import frechet_distance
@@ -36,6 +35,7 @@ from eval.metrics.inception_score import inception_score, shuffled_splits
 from eval.metrics.kernel import kernel_distance
 from eval.metrics.manifold import density_coverage, precision_recall
 from eval.metrics.moments import Moments
+from eval.metrics.registry import METRICS, Evidence
 from eval.report import report_of
 from eval.results import Result, check_comparable, read_result
 from eval.sheet import Sheet
@@ -111,7 +111,7 @@ def score(folders: Path, tmp_path: Path) -> Callable[..., Result]:
 @pytest.fixture(autouse=True)
 def kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work is saved however short it took."""
-    monkeypatch.setattr(collect, "WORTH_SAVING", -1.0)
+    monkeypatch.setattr(feature_pass, "WORTH_SAVING", -1.0)
 
 
 def notes(result: Result) -> tuple[str, ...]:
@@ -600,7 +600,7 @@ def test_splits_in_order_take_classes_in_turn(monkeypatch: pytest.MonkeyPatch) -
     of one class would score 1."""
     logits = 50 * torch.eye(4).repeat_interleave(6, 0)
     indices = torch.arange(24)
-    collected = Collected(indices, torch.empty(24, 32), {}, {"inception.logits_unbiased": logits})
+    collected = Features(indices, torch.empty(24, 32), {}, {"inception.logits_unbiased": logits})
     protocol = replace(PROTOCOLS["adm"], splits=Splits(size=8))
     numbers = torch.arange(6).repeat(4)
     evidence = Evidence(

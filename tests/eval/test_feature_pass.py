@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]  # public, but not marked so
 
 from eval.bench.harness import RESET
-from eval.collect import Collected, CollectParams, collect
+from eval.feature_pass import CollectParams, Features, extract_features
 from eval.features.extractor import Extractor, Identity
 from eval.sheet import Sheet
 from train.data import decoding
@@ -82,8 +82,8 @@ def go(
     state: Path | None = None,
     extractor: Extractor | None = None,
     **params: Any,
-) -> Collected:
-    found = collect(
+) -> Features:
+    found = extract_features(
         source,
         {"projected": extractor or Projected()},
         ["projected.wide"],
@@ -98,7 +98,7 @@ def go(
     return found
 
 
-def assert_same(a: Collected, b: Collected) -> None:
+def assert_same(a: Features, b: Features) -> None:
     """To the last bit."""
     assert torch.equal(a.indices, b.indices)
     assert a.sha256 == b.sha256
@@ -131,7 +131,7 @@ def test_the_batch_size_changes_nothing(batch_size: int) -> None:
 def test_reading_ahead_changes_nothing() -> None:
     """And reads the same pictures."""
     found = [
-        collect(
+        extract_features(
             source,
             {"projected": Projected()},
             ["projected.wide"],
@@ -187,8 +187,8 @@ def test_work_serves_those_who_ask_for_less(tmp_path: Path) -> None:
     state, source = tmp_path / "state.safetensors", Numbered(40)
     whole = go(source, state=state)
 
-    def moments_only() -> Collected | None:
-        return collect(
+    def moments_only() -> Features | None:
+        return extract_features(
             source,
             {"projected": Projected()},
             ["projected.wide"],
@@ -275,12 +275,12 @@ def test_more_processes_than_groups_are_refused() -> None:
 
 RANK = """
 import sys, torch
-from tests.eval.test_collect import Numbered, Projected
-from eval.collect import CollectParams, collect
+from tests.eval.test_feature_pass import Numbered, Projected
+from eval.feature_pass import CollectParams, extract_features
 from train.world import world
 
 with world("cpu") as where:
-    found = collect(Numbered(101, broken=[8]), {"projected": Projected()}, ["projected.wide"],
+    found = extract_features(Numbered(101, broken=[8]), {"projected": Projected()}, ["projected.wide"],
                     ["projected.rows"], CollectParams(10, on_error="skip"), where, progress=False)
     assert (found is None) == (where.rank > 0)
     if found is not None:
@@ -325,9 +325,9 @@ def test_large_pictures_are_not_held_together(
 
     monkeypatch.setattr("train.data.files.pixels", counting)
     monkeypatch.setattr(decoding, "MAX_DECODED", 300)
-    monkeypatch.setattr("eval.collect.MAX_PIXELS", 200)
+    monkeypatch.setattr("eval.feature_pass.MAX_PIXELS", 200)
     source, params = FolderPictures(tmp_path), CollectParams(64)
-    found = collect(
+    found = extract_features(
         source,
         {"projected": Projected(10)},
         ["projected.wide"],
@@ -350,7 +350,7 @@ def test_reading_ends_with_the_error_of_one_who_uses_it(tmp_path: Path) -> None:
         Image.new("RGB", (9, 10)).save(tmp_path / f"{i:02d}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "MAX_DECODED", 1)
-        patch.setattr("eval.collect.MAX_PIXELS", 1)
+        patch.setattr("eval.feature_pass.MAX_PIXELS", 1)
         before = threading.active_count()
         with pytest.raises(RuntimeError, match="The size of tensor a"):
             go(FolderPictures(tmp_path))

@@ -7,15 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from diffusion.spec import lookup
-from eval.collect import Collected
-from eval.features.extractor import TextFeatures
-from eval.features.protocols import Protocol
 from eval.metrics.accuracy import label_accuracy, share
 from eval.metrics.alignment import CONVENTIONS
 from eval.metrics.figure import Figure
@@ -25,8 +22,13 @@ from eval.metrics.jackknife import jackknife, mean_of, student_quantile
 from eval.metrics.kernel import gaussian_distance, kernel_distance, subset_kernel_distance
 from eval.metrics.manifold import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
 from eval.metrics.neighbours import memorised, nearest_distance
-from eval.results import Better
-from eval.statistics_file import Statistics
+
+if TYPE_CHECKING:
+    from eval.feature_pass import Features
+    from eval.features.extractor import TextFeatures
+    from eval.features.protocols import Protocol
+    from eval.results import Better
+    from eval.statistics_file import Statistics
 
 Need = Literal["reference", "training", "prompts", "labels"]
 NORMAL = 1.959963984540054  # standard errors that hold 95 % of a normal distribution
@@ -48,12 +50,12 @@ class Evidence:
     """
 
     output: str
-    samples: Collected
+    samples: Features
     protocol: Protocol
     device: torch.device
     statistics: Statistics | None = None
-    reference: Collected | None = None
-    training: Collected | None = None
+    reference: Features | None = None
+    training: Features | None = None
     embedded: Callable[[str], TextFeatures] | None = None
     wanted: Tensor | None = None
     classes: tuple[Tensor, Tensor] | None = None
@@ -334,5 +336,7 @@ def find_metric(name: str) -> Metric:
     unknown."""
     found = lookup("metric", name, METRICS)
     if not isinstance(found, Metric):
-        raise ValueError(f"the metric {name!r} must be an eval.figures.Metric, not a {type(found).__name__}")
+        raise ValueError(
+            f"the metric {name!r} must be an eval.metrics.registry.Metric, not a {type(found).__name__}"
+        )
     return found

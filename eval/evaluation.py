@@ -18,13 +18,13 @@ from torch import Tensor
 from diffusion import outside
 from diffusion.spec import check_names, lookup
 from eval.checks import check_classes, check_number, check_told
-from eval.collect import Collected, CollectParams, Seen, collect, forget, unseen
+from eval.feature_pass import CollectParams, Features, Seen, extract_features, forget, unseen
 from eval.features.extractor import Extractor, TextFeatures
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import DTYPES, EXTRACTORS, build, check_dtype
-from eval.figures import Evidence, Metric, find_metric
 from eval.images.open import open_source
 from eval.images.subset import equal_parts, first_of, index_within_class, proportional_classes
+from eval.metrics.registry import Evidence, Metric, find_metric
 from eval.settings import ScoreParams
 from eval.statistics_file import Statistics, check_identity, check_width, is_statistics, read_statistics
 from plain_diffusion import __version__
@@ -35,7 +35,7 @@ Side = Literal["samples", "reference", "training"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Evaluation:
     """An evaluation with everything opened and checked.
 
     sides       pictures by what they are: the samples, what they are compared with, what their model has seen
@@ -52,13 +52,13 @@ class Plan:
     device: torch.device
 
     @classmethod
-    def of(
+    def prepare(
         cls,
         params: ScoreParams,
         where: World,
         sources: Mapping[Side, Source] | None = None,
         extractors: Mapping[str, Extractor] | None = None,
-    ) -> Plan:
+    ) -> Evaluation:
         """ValueError or OSError for what cannot be scored.
 
         sources     pictures of one's own, in place of what `params` names
@@ -89,10 +89,10 @@ class Plan:
         }
         for extractor in used.values():
             extractor.to(where.device).eval().requires_grad_(False)
-        plan = cls(params, sides, statistics, outputs, used, where.device)
+        evaluation = cls(params, sides, statistics, outputs, used, where.device)
         for name in outputs:
-            plan._check_output(name)
-        return plan
+            evaluation._check_output(name)
+        return evaluation
 
     def _check_output(self, name: str) -> None:
         """ValueError where the extractor of a metric does not give what it needs, or statistics are those of
@@ -114,12 +114,12 @@ class Plan:
         return self.extractors[extractor], output
 
     @cached_property
-    def parts(self) -> list[Plan]:
+    def parts(self) -> list[Evaluation]:
         """The same for each of the equal parts that the samples are scored in."""
         parts = equal_parts(self.sides["samples"], self.params.parts)
         return [replace(self, sides={**self.sides, "samples": part}) for part in parts]
 
-    def only(self, names: Collection[str]) -> Plan:
+    def only(self, names: Collection[str]) -> Evaluation:
         """The same for these metrics alone."""
         outputs = {name: output for name, output in self.outputs.items() if name in names}
         sides: dict[Side, Source] = {
@@ -129,7 +129,7 @@ class Plan:
             or any(side in sides_needed(find_metric(name), self.sides) for name in outputs)
         }
         used = {name: self.extractors[name] for name in _names(outputs)}
-        return Plan(self.params, sides, self.statistics, outputs, used, self.device)
+        return Evaluation(self.params, sides, self.statistics, outputs, used, self.device)
 
     @cached_property
     def samples_key(self) -> str:
@@ -161,7 +161,7 @@ class Plan:
 
     def gather(
         self, side: Side, where: World, state: Path | None = None, keep: bool = False, seen: Seen = unseen
-    ) -> Collected | None:
+    ) -> Features | None:
         """Go through the pictures of a side once, for all metrics. state, keep, seen: as in `collect`."""
         source, (moments, rows), p = self.sides[side], self._wanted(side), self.params
         used = {
@@ -170,7 +170,7 @@ class Plan:
         }
         params = CollectParams(p.batch_size, p.groups, p.on_error, p.sizes, p.save_every)
         ahead = not getattr(source, "computes", False)
-        return collect(
+        return extract_features(
             source,
             used,
             moments,
@@ -215,7 +215,7 @@ class Plan:
         )
         return moments, rows
 
-    def evidence(self, output: str, gathered: Mapping[Side, Collected]) -> Evidence:
+    def evidence(self, output: str, gathered: Mapping[Side, Features]) -> Evidence:
         """What the metrics of an output are computed of. ValueError where too few pictures are left for one
         of them."""
         samples, extractor = gathered["samples"], self.extractors[output.split(".")[0]]
@@ -242,7 +242,7 @@ class Plan:
             else None,
         )
 
-    def _texts(self, extractor: Extractor, prefix: str, samples: Collected) -> TextFeatures:
+    def _texts(self, extractor: Extractor, prefix: str, samples: Features) -> TextFeatures:
         """The prompts of the samples that were used, with the prefix before each, embedded."""
         prompts, size = [prefix + prompt for prompt in self.prompts(samples)], self.params.batch_size
         parts = [extractor.text(prompts[i : i + size]) for i in range(0, len(prompts), size)]
@@ -250,17 +250,17 @@ class Plan:
             torch.cat([part.rows for part in parts]), tuple(chain(*(part.truncated for part in parts)))
         )
 
-    def prompts(self, samples: Collected) -> list[str]:
+    def prompts(self, samples: Features) -> list[str]:
         """Of the samples that were used."""
         prompts = self.sides["samples"].prompts or ()
         return [prompts[i] for i in samples.indices.tolist()]
 
-    def labels(self, side: Side, part: Collected) -> list[str]:
+    def labels(self, side: Side, part: Features) -> list[str]:
         """Of the pictures that were used; none where there are no classes."""
         labels = self.sides[side].labels
         return [] if labels is None else [labels[i] for i in part.indices.tolist()]
 
-    def common_classes(self, gathered: Mapping[Side, Collected]) -> tuple[Tensor, Tensor] | None:
+    def common_classes(self, gathered: Mapping[Side, Features]) -> tuple[Tensor, Tensor] | None:
         """The classes of samples and reference, numbered, where both have the same ones."""
         found = [self.labels(side, gathered[side]) for side in get_args(Side)[:2] if side in gathered]
         if len(found) < 2 or not found[0] or set(found[0]) != set(found[1]):

@@ -64,7 +64,7 @@ class CollectParams:
 
 
 @dataclass
-class Collected:
+class Features:
     """The result of a pass. Outputs are named "extractor.output", as in "inception.pool".
 
     indices  (n,) the numbers of the pictures in the source, ascending
@@ -105,7 +105,7 @@ def unseen(index: int, pixels: Tensor) -> None:
     """The default of `collect`: does nothing."""
 
 
-def collect(
+def extract_features(
     source: Source,
     extractors: Mapping[str, Extractor],
     moments: Iterable[str],
@@ -117,7 +117,7 @@ def collect(
     ahead: bool = True,
     seen: Seen = unseen,
     progress: bool = True,
-) -> Collected | None:
+) -> Features | None:
     """Go through the source once. Returns the result of all processes in the leading process, and None in the
     others.
 
@@ -376,7 +376,7 @@ class _Work:
                     f"of {self.source.origin}: are these the right weights, and is the precision enough?"
                 )
 
-    def collected(self) -> Collected:
+    def collected(self) -> Features:
         digests = (
             torch.frombuffer(bytearray(b"".join(self.digests)), dtype=torch.uint8)
             if self.digests
@@ -388,7 +388,7 @@ class _Work:
             else torch.empty(0, self.extractors[key.split(".")[0]].widths[key.split(".")[1]])
             for key, parts in self.rows.items()
         }
-        return Collected(
+        return Features(
             torch.tensor(self.indices, dtype=torch.long),
             digests.view(-1, 32),
             self.moments,
@@ -456,7 +456,7 @@ class _Work:
             )
 
 
-def _gather(own: Collected, where: World) -> Collected | None:
+def _gather(own: Features, where: World) -> Features | None:
     """The results of all processes in the leading one, in the order of the pictures; None in the others."""
     if where.size == 1:
         return _merge([own])
@@ -480,9 +480,9 @@ def _gather(own: Collected, where: World) -> Collected | None:
     )
 
 
-def joined(parts: Sequence[Collected]) -> Collected:
+def joined(parts: Sequence[Features]) -> Features:
     """What a pass over parts of a source, one after the other, says of all its pictures; without features."""
-    return Collected(
+    return Features(
         torch.cat([part.indices for part in parts]),
         torch.cat([part.digests for part in parts]),
         {},
@@ -492,7 +492,7 @@ def joined(parts: Sequence[Collected]) -> Collected:
     )
 
 
-def _merge(parts: Sequence[Collected]) -> Collected:
+def _merge(parts: Sequence[Features]) -> Features:
     whole, moments = joined(parts), parts[0].moments
     order = whole.indices.argsort()
     for part in parts[1:]:
