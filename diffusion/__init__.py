@@ -1,8 +1,7 @@
-"""The mathematics of diffusion: schedules, forward process, predictions, denoisers, guidance, grids, noise,
-oracles.
+"""The mathematics of diffusion: schedules, predictions, denoisers, guidance, grids, noise and oracles.
 
-Time is oriented so that x0 is data and noise grows with t. Everything follows from x_t = alpha * x0 + sigma *
-eps. Needs torch and numpy only.
+Time is oriented so that x0 is data and noise grows with t: x_t = alpha * x0 + sigma * eps. Needs torch and
+numpy only.
 """
 
 import plain_diffusion  # noqa: F401

@@ -1,8 +1,8 @@
-"""Tables of beta_i, the variance added by training step i of a discrete VP process: alpha_bar_i = prod(1 -
-beta_j), j <= i.
+"""Tables of beta_i, the noise variance of step i of a discrete VP process: alpha_bar_i = prod_{j<=i} 1 -
+beta_j.
 
-Each function returns a float64 tensor (steps,). Building them in float32, as some published code does, moves
-alpha_bar by 1e-6 relative; parity tests account for it.
+Each function returns a float64 tensor (steps,). Code that builds them in float32 changes alpha_bar by 1e-6
+relative; parity tests account for it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ def linear(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> Tensor:
 
 
 def scaled_linear(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
-    """Rombach et al. 2022 (latent diffusion; SD 1, 2 and XL): sqrt(beta) goes linearly from sqrt(start) to
-    sqrt(end)."""
+    """Rombach et al. 2022 (SD 1, 2, XL): linear in sqrt(beta), from sqrt(start) to sqrt(end)."""
     if not (start > 0 and end > 0):
         raise ValueError(f"betas must lie in (0, 1), and not go from {start:g} to {end:g}")
     return _line(math.sqrt(start), math.sqrt(end), steps).square()
@@ -36,8 +35,7 @@ def cosine(offset: float = 0.008, max_beta: float = 0.999, steps: int = 1000) ->
 
 
 def sigmoid(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> Tensor:
-    """Xu et al. 2022 (GeoDiff), as in DDPM code bases: beta follows a sigmoid on [-6, 6] from start to
-    end."""
+    """Xu et al. 2022 (GeoDiff), as in DDPM code: beta follows a sigmoid on [-6, 6] from start to end."""
     return _line(-6, 6, steps).sigmoid() * (end - start) + start
 
 
@@ -47,15 +45,14 @@ def alpha_bar(betas: Tensor) -> Tensor:
 
 
 def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
-    """Lin et al. 2024, algorithm 1: shift and scale sqrt(alpha_bar) so that the last step is pure noise and
-    the first is kept."""
+    """Lin et al. 2024, alg. 1: shift and scale sqrt(alpha_bar) so that the last step is pure noise."""
     root = alpha_bar.sqrt()
     first, last = root[0], root[-1]
     return ((root - last) * first / (first - last)).square()
 
 
 def _line(start: float, end: float, steps: int, more: int = 0) -> Tensor:
-    """A number per step, and `more`, equally spaced with both ends."""
+    """`steps + more` equally spaced numbers, both ends included."""
     if not 2 <= steps <= MAX_TRAINING_STEPS:
         raise ValueError(f"a table of betas needs 2 to {MAX_TRAINING_STEPS:,} steps, not {steps:,}")
     return torch.linspace(start, end, steps + more, dtype=torch.float64, device="cpu")

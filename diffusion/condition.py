@@ -1,5 +1,4 @@
-"""What a network is told beside x and t, as one object: per sample, so that batches are cut, joined and moved
-as samples are."""
+"""Everything that a network sees besides x and t, as one object with one row per sample."""
 
 from __future__ import annotations
 
@@ -18,19 +17,18 @@ C = TypeVar("C", bound="Condition")
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """Conditions of B samples, one row per sample; None where there is none.
+    """The conditions of B samples, one row per sample; each is None if there is none.
 
     context   text or other tokens (B, L, D)
-    mask      which of them are there, (B, L) bool; None: all. Attention passes over the others, so a batch
-              equals its samples alone
+    mask      True for tokens that exist, bool (B, L); None: all. Attention ignores the others, so that a
+              sample does not depend on its batch
     vector    pooled text, sizes, ... (B, V)
-    label     the class, whole numbers (B,)
-    guidance  the scale that a distilled network imitates (B,)
-    image     what the network sees beside x: channels of the same height and width (B, C', H, W)
+    label     the class, integers (B,)
+    guidance  the guidance scale that a distilled network takes as an input (B,)
+    image     extra input channels of x's height and width (B, C', H, W)
 
-    Where no kind of number is named, they are floating point. A subclass may have more fields; all operations
-    run over the fields there are. (Batches of training name those that stand here.) ValueError for what is no
-    tensor of that rank and kind, and for numbers of rows that differ.
+    All others are floating point. Subclasses may add fields; every operation covers all fields. ValueError
+    for a tensor of the wrong rank or dtype, and for different numbers of rows.
     """
 
     context: Tensor | None = None
@@ -41,54 +39,48 @@ class Condition:
     image: Tensor | None = None
 
     def __post_init__(self) -> None:
-        given = self.tensors
-        for name, value in given.items():
+        for name, value in self.tensors.items():
             _check(name, value)
-        rows = {name: len(value) for name, value in given.items()}
+        rows = {name: len(value) for name, value in self.tensors.items()}
         if len(set(rows.values())) > 1:
-            told = ", ".join(f"{name} {n}" for name, n in rows.items())
-            raise ValueError(f"conditions have one row per sample, and these have different numbers: {told}")
+            counts = ", ".join(f"{name} {n}" for name, n in rows.items())
+            raise ValueError(f"conditions have one row per sample, but these differ in their rows: {counts}")
         if self.mask is not None and (self.context is None or self.mask.shape != self.context.shape[:2]):
-            of = "no context" if self.context is None else f"a context {tuple(self.context.shape)}"
-            raise ValueError(
-                f"the mask {tuple(self.mask.shape)} says which tokens of a context are there, and goes with "
-                f"{of}"
-            )
+            context = None if self.context is None else tuple(self.context.shape)
+            shapes = f"mask {tuple(self.mask.shape)}, context {context}"
+            raise ValueError(f"a mask (B, L) needs a context (B, L, D) of the same size: {shapes}")
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The conditions that there are, by name."""
-        return {
-            field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None
-        }
+        """The conditions that are not None, by name."""
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in every.items() if value is not None}
 
     @property
     def names(self) -> list[str]:
-        """The names of the conditions that there are. The mask has none of its own: it goes with its
-        context."""
+        """The names of the conditions that are not None, without the mask, which belongs to the context."""
         return [name for name in self.tensors if name != "mask"]
 
     def without(self: C, names: Collection[str]) -> C:
-        """But for the conditions of these names; a context takes its mask along."""
+        """A copy without these conditions. Removing the context removes its mask too."""
         return replace(self, **dict.fromkeys([*names, "mask"] if "context" in names else names))
 
     def __bool__(self) -> bool:
         return bool(self.tensors)
 
     def __len__(self) -> int:
-        """B. ValueError where nothing is given, which fits any number of samples."""
+        """B. ValueError if there is no condition."""
         for value in self.tensors.values():
             return len(value)
         raise ValueError("an empty condition has no number of rows")
 
     @property
     def device(self) -> torch.device | None:
-        """Where it is, None where nothing is given."""
+        """The device of its tensors, None if there are none."""
         return next((value.device for value in self.tensors.values()), None)
 
     def to(self: C, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> C:
-        """On another device; dtype: of what is floating point, but for the guidance scale, which half
-        precision would round by a step."""
+        """Move it. `dtype` is for floating-point tensors but the guidance scale, which would be rounded."""
 
         def moved(name: str, value: Tensor) -> Tensor:
             return _moved(value, device, dtype if value.is_floating_point() and name != "guidance" else None)
@@ -103,157 +95,122 @@ class Condition:
         return replace(self, **{name: value[index] for name, value in self.tensors.items()})
 
     def expand(self: C, n: int) -> C:
-        """The same for n samples, from one row or from n."""
+        """The same condition for n samples, from one row or n rows."""
         return replace(self, **{name: _expanded(name, value, n) for name, value in self.tensors.items()})
 
     def updated(self: C, other: Condition) -> C:
-        """This condition with what `other` gives in place of its own, in the dtype and on the device of its
-        own; one row serves all.
+        """A copy in which the tensors of `other` replace those of the same name.
 
-        So a null condition takes the place of those that guidance leads away from, and what it does not name
-        stays. A context brings its mask along. ValueError where `other` gives what is not given here.
+        They are converted to the dtype and device of the old ones, and one row is repeated for all samples.
+        Used to replace conditions by null conditions for guidance. A new context replaces the mask too.
+        ValueError if `other` has a condition that this one lacks.
         """
         own = self.tensors
-        changes: dict[str, Tensor | None] = (
-            {"mask": None} if other.context is not None and self.mask is not None else {}
-        )
+        changes: dict[str, Tensor | None] = {}
+        if other.context is not None and self.mask is not None:
+            changes["mask"] = None
         for name, value in other.tensors.items():
             like = own.get("context" if name == "mask" else name)
             if like is None:
-                raise ValueError(
-                    f"the condition {name!r} cannot be replaced, since there is none: {_listed(own)}"
-                )
-            if (
-                name != "mask"
-                and value.shape[1 + (name == "context") :] != like.shape[1 + (name == "context") :]
-            ):  # of any length
-                raise ValueError(
-                    f"the condition {name!r} {tuple(value.shape)} cannot take the place of one "
-                    f"{tuple(like.shape)}: it has another width"
-                )
+                raise ValueError(f"there is no condition {name!r} to replace; {_names_given(own)}")
+            width = 2 if name == "context" else 1  # contexts may have any length
+            if name != "mask" and value.shape[width:] != like.shape[width:]:
+                shapes = f"{tuple(value.shape)} cannot replace {tuple(like.shape)}"
+                raise ValueError(f"the condition {name!r} {shapes}: it has another width")
             dtype = None if name == "mask" else like.dtype
             changes[name] = _expanded(name, _moved(value, like.device, dtype), len(self))
         return replace(self, **changes)
 
     def where(self: C, keep: Tensor, other: Condition) -> C:
-        """Per sample this condition or, where `keep` (B,) is False, `other`'s (`updated`): how training drops
-        conditions."""
+        """Per sample this condition, or `other`'s (`updated`) where `keep` (B,) is False."""
         if keep.dtype != torch.bool or keep.shape != (len(self),):
-            raise ValueError(
-                f"one flag per sample is needed, bool ({len(self)},), not {keep.dtype} {tuple(keep.shape)}"
-            )
-        others = self.updated(other)
-        mine, theirs = _with_masks(self, others)
+            flags = f"{keep.dtype} {tuple(keep.shape)}"
+            raise ValueError(f"one flag per sample is needed, bool ({len(self)},), not {flags}")
+        mine, theirs = _with_masks(self, self.updated(other))
 
-        def chosen(name: str, a: Tensor) -> Tensor:
+        def choose(name: str, a: Tensor) -> Tensor:
             return torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, theirs.tensors[name])
 
-        return replace(mine, **{name: chosen(name, value) for name, value in mine.tensors.items()})
+        return replace(mine, **{name: choose(name, value) for name, value in mine.tensors.items()})
 
     @staticmethod
     def cat(conditions: Sequence[C]) -> C:
-        """The rows of several, one after the other. Contexts of different lengths are filled up, and masks
-        say so.
+        """Concatenate along the batch. Shorter contexts are padded and masked.
 
-        ValueError where one gives what another does not, but for masks.
+        ValueError if they do not all have the same conditions (masks aside).
         """
         if not conditions:
-            raise ValueError("there is no condition to join: give at least one")
-        joined = _with_masks(*conditions)
-        names = joined[0].tensors.keys()
-        for other in joined[1:]:
-            if odd := sorted(names ^ other.tensors.keys()):
-                raise ValueError(
-                    f"some of these samples have the condition {odd[0]!r} and some have not: they cannot be "
-                    "one batch"
-                )
+            raise ValueError("there is no condition to concatenate: give at least one")
+        first, *others = parts = _with_masks(*conditions)
+        for other in others:
+            if odd := sorted(first.tensors.keys() ^ other.tensors.keys()):
+                raise ValueError(f"a batch has one set of conditions, but only some samples have {odd[0]!r}")
         return replace(
-            joined[0], **{name: torch.cat([each.tensors[name] for each in joined]) for name in names}
+            first, **{name: torch.cat([each.tensors[name] for each in parts]) for name in first.tensors}
         )
 
     def require(self, takes: Collection[str]) -> None:
-        """ValueError unless exactly what a network takes is given: an ignored condition is as wrong as a
-        missing one.
+        """ValueError unless exactly the conditions in `takes` exist: an ignored condition is a mistake too.
 
-        A mask may come with every context.
+        A mask is allowed with every context.
         """
         names = self.names
         for name in takes:
             if name not in names:
-                raise ValueError(f"this network needs the condition {name!r}: {_listed(self.tensors)}")
+                raise ValueError(f"this network needs the condition {name!r}: {_names_given(self.tensors)}")
         for name in names:
             if name not in takes:
-                raise ValueError(
-                    f"this network has no use for the condition {name!r}; it takes: "
-                    f"{', '.join(takes) or 'none'}"
-                )
+                known = ", ".join(takes) or "none"
+                raise ValueError(f"this network does not take the condition {name!r}; it takes: {known}")
 
 
 NONE = Condition()
-"""Nothing is told but x and t."""
+"""No condition: the network sees x and t only."""
 
 RANKS = {"context": 3, "mask": 2, "vector": 2, "label": 1, "guidance": 1, "image": 4}
 KINDS = {"mask": "bool", "label": "whole numbers"}  # all others are floating point
 
 
 def _check(name: str, value: Any) -> None:
-    """ValueError unless it is a tensor of its rank and kind. Looks at no value: that would wait for a
-    device."""
+    """ValueError for a wrong type, rank or dtype. Does not read values: that would wait for the device."""
     if not isinstance(value, Tensor):
-        raise ValueError(
-            f"the condition {name!r} must be a tensor with one row per sample, not {brief(value)}"
-        )
+        raise ValueError(f"the condition {name!r} must be a tensor (B, ...), not {brief(value)}")
     rank = RANKS.get(name)
     if value.ndim < 1 or rank not in (None, value.ndim):
-        raise ValueError(
-            f"the condition {name!r} has {rank or 'at least 1'} dimensions, one row per sample, not shape "
-            f"{tuple(value.shape)}"
-        )
+        dimensions = f"{rank or 'at least 1'} dimensions, one row per sample"
+        raise ValueError(f"the condition {name!r} has {dimensions}, not shape {tuple(value.shape)}")
     kind = KINDS.get(name, "floating point")
     fits = {"bool": value.dtype == torch.bool, "whole numbers": value.dtype in (torch.int32, torch.int64)}
     if rank and not fits.get(kind, value.is_floating_point()):
         raise ValueError(f"the condition {name!r} must be {kind}, not {value.dtype}")
 
 
-def _listed(given: Collection[str]) -> str:
-    return f"given is {', '.join(given)}" if given else "none is given"
+def _names_given(names: Collection[str]) -> str:
+    return f"given: {', '.join(names) or 'none'}"
 
 
 def _moved(value: Tensor, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
-    """A copy to a GPU is not waited for; one from it is, for the host reads at once what may not have come
-    yet."""
+    """Copy to a device. Only copies to the CPU wait: the host may read those at once."""
     return value.to(device, dtype, non_blocking=device is not None and torch.device(device).type != "cpu")
 
 
 def _expanded(name: str, value: Tensor, n: int) -> Tensor:
     if len(value) not in (1, n):
-        raise ValueError(
-            f"the condition {name!r} has {len(value)} rows for {n} samples: give one for each, or one for all"
-        )
+        rows = f"{len(value)} rows for {n} samples"
+        raise ValueError(f"the condition {name!r} has {rows}: give one for each, or one for all")
     return value.expand(n, *value.shape[1:])
 
 
 def _with_masks(*conditions: C) -> list[C]:
-    """The same conditions with contexts of one length. Those that are filled up get a mask, and the others
-    with them."""
-    lengths = [each.context.shape[1] for each in conditions if each.context is not None]
-    if not lengths or (
-        len(set(lengths)) == 1
-        and len({each.mask is None for each in conditions if each.context is not None}) == 1
-    ):
+    """The same conditions with contexts padded to one length; if any needs a mask, all get one."""
+    kinds = {(each.context.shape[1], each.mask is None) for each in conditions if each.context is not None}
+    if len(kinds) <= 1:
         return list(conditions)
-    most, filled = max(lengths), []
+    longest, padded = max(length for length, _ in kinds), []
     for each in conditions:
-        if each.context is None:
-            filled.append(each)
-            continue
-        mask = (
-            each.context.new_ones(each.context.shape[:2], dtype=torch.bool)
-            if each.mask is None
-            else each.mask
-        )
-        more = most - each.context.shape[1]
-        filled.append(
-            replace(each, context=F.pad(each.context, (0, 0, 0, more)), mask=F.pad(mask, (0, more)))
-        )
-    return filled
+        if (context := each.context) is not None:
+            more = longest - context.shape[1]
+            mask = context.new_ones(context.shape[:2], dtype=torch.bool) if each.mask is None else each.mask
+            each = replace(each, context=F.pad(context, (0, 0, 0, more)), mask=F.pad(mask, (0, more)))
+        padded.append(each)
+    return padded

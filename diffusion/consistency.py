@@ -1,11 +1,10 @@
-"""Consistency functions: denoisers bent so that they are the identity at the data end, and so map a whole
-trajectory to one x0.
+"""Consistency functions: denoisers that are the identity at data and map a whole trajectory to one x0.
 
-Two published parametrisations, kept apart by name because they are not the same function:
+There are two published parametrisations, and they are different functions:
 
-cm   Song et al. 2023, appendix C: EDM's scalings moved by sigma_min, in EDM's coordinates (x / alpha, sigma /
-     alpha)
-lcm  Luo et al. 2023: x itself and a scaled training time, as published LCM weights expect
+cm   Song et al. 2023, appendix C: EDM's scalings shifted by sigma_min, in EDM's coordinates (x / alpha, sigma
+     / alpha)
+lcm  Luo et al. 2023: in x itself and a scaled training time, as published LCM weights expect
 """
 
 from __future__ import annotations
@@ -22,16 +21,17 @@ from diffusion.prediction import Estimate
 from diffusion.spec import make
 
 Blend = Callable[[Level], tuple[Scalar, Scalar]]
-"""level -> (p, q) in f(x_t) = p * x_t + q * x0_hat, with (1, 0) in the limit of data."""
+"""level -> (p, q) of f(x_t) = p * x_t + q * x0_hat; (1, 0) in the limit of data."""
 
 
 def cm(ratio_min: float = 0.002, sigma_data: float = 0.5) -> Blend:
-    """f = c_skip x + c_out F with c_skip = sd^2 / ((r - r_min)^2 + sd^2), c_out = sd (r - r_min) / sqrt(r^2 +
-    sd^2), r = sigma/alpha.
+    """Song et al. 2023: f = c_skip x + c_out F, with sd = sigma_data and r = sigma/alpha:
 
-    Written in terms of x0_hat = EDM's own c_skip x + c_out F, so that it fits every prediction. The identity
-    (on x / alpha) at r = r_min. Both skips are over alpha and with r = sigma/alpha multiplied out, so that
-    alpha = 0 gives x0_hat. Needs sigma > 0.
+        c_skip = sd^2 / ((r - r_min)^2 + sd^2),    c_out = sd (r - r_min) / sqrt(r^2 + sd^2)
+
+    Written in terms of x0_hat = EDM's own c_skip x + c_out F, so that it works with every prediction. It is
+    the identity (on x / alpha) at r = r_min. Both skips are divided by alpha, and r = sigma/alpha is
+    multiplied out, so that alpha = 0 gives x0_hat. Needs sigma > 0.
     """
 
     def blend(level: Level) -> tuple[Scalar, Scalar]:
@@ -45,15 +45,12 @@ def cm(ratio_min: float = 0.002, sigma_data: float = 0.5) -> Blend:
 
 
 def lcm(scaling: float = 10.0, sigma_data: float = 0.5) -> Blend:
-    """f = c_skip x_t + c_out x0_hat with c_skip = sd^2 / (s^2 + sd^2), c_out = s / sqrt(s^2 + sd^2), s =
-    scaling * t.
+    """Luo et al. 2023: f = sd^2 / (s^2 + sd^2) x_t + s / sqrt(s^2 + sd^2) x0_hat, with s = scaling * t.
 
-    ValueError unless both are above 0: a consistency function is the identity at the data end alone.
+    ValueError unless scaling and sigma_data are above 0: only then is f the identity exactly at data.
     """
     if not (scaling > 0 and sigma_data > 0):
-        raise ValueError(
-            f"scaling and sigma_data of an LCM must be above 0, not {scaling:g} and {sigma_data:g}"
-        )
+        raise ValueError(f"scaling and sigma_data of lcm must be above 0, not {scaling:g} and {sigma_data:g}")
 
     def blend(level: Level) -> tuple[Scalar, Scalar]:
         s = scaling * level.t
@@ -66,8 +63,7 @@ PARAMETRISATIONS: dict[str, Callable[..., Blend]] = {"cm": cm, "lcm": lcm}
 
 
 class ConsistencyFunction(Wrapper):
-    """A denoiser whose x0 is f(x_t) = p x_t + q x0_hat; eps follows from it. Any solver takes it;
-    `consistency` is made for it."""
+    """A denoiser with x0 = f(x_t) = p x_t + q x0_hat. Any solver takes it; `consistency` is made for it."""
 
     def __init__(self, denoiser: Denoiser, blend: Blend) -> None:
         super().__init__(denoiser)

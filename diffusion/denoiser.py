@@ -1,4 +1,4 @@
-"""A denoiser: a network, its schedule and its prediction, seen as one function (x_t, level) -> (x0, eps).
+"""A denoiser is a network with its schedule and prediction: one function (x_t, level) -> (x0, eps).
 
 Everything that steers sampling (guidance, clipping, another schedule) is a denoiser that wraps a denoiser, so
 that any of it works with any solver.
@@ -19,11 +19,10 @@ from diffusion.schedule import Schedule
 
 
 class DenoiserLike(Protocol):
-    """What solvers ask (at one level for the batch) and distillation too (one per sample). The condition goes
-    to the network.
+    """What solvers call with one level for the batch, and distillation with one level per sample.
 
-    Denoisers that wrap others always hand it on; a function of (x_t, level) alone does for a solver, and for
-    `sample` without a condition.
+    The condition goes to the network; wrappers pass it on. A function of (x_t, level) is enough for a solver,
+    and for `sample` without a condition.
     """
 
     def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate: ...
@@ -32,11 +31,10 @@ class DenoiserLike(Protocol):
 class Denoiser:
     """network + schedule + prediction.
 
-    The network is called as network(x, t, condition): x and the condition in its own dtype, t a float32
-    tensor (B,) (float64 beside float64 samples) whatever the network's dtype. A network with twice x's
-    channels carries a learned variance in the second half. It is told the level's own t, also within the one
-    index between a table's first row (t = 0) and data (t = -1), unless the prediction says otherwise (EDM's
-    preconditioning).
+    The network is called as network(x, t, condition). x and the condition have its own dtype; t is float32
+    (B,), or float64 if x_t is. A network with twice x's channels has a learned variance in the second half. t
+    is the level's own, also between a table's first row (t = 0) and data (t = -1), unless the prediction
+    defines another (EDM's preconditioning).
     """
 
     def __init__(self, network: Callable[..., Tensor], schedule: Schedule, prediction: Prediction) -> None:
@@ -50,31 +48,25 @@ class Denoiser:
         return self.prediction.estimate(x_t, out, level)
 
     def output(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Tensor:
-        """The raw network output at a level, in x_t's dtype: what a training loss compares with
-        `prediction.target`."""
+        """The raw network output, in x_t's dtype: the training loss compares it with `prediction.target`."""
         scale, dtype = self.prediction.input_scale, self.dtype
         x = x_t if scale is None else broadcast(scale(level), x_t) * x_t
         out = self.network(x.to(dtype or x.dtype), self._time(level, x_t), condition.to(dtype=dtype))
-        if out.shape[2:] != x_t.shape[2:] or out.shape[:2] not in (
-            x_t.shape[:2],
-            (len(x_t), 2 * x_t.shape[1]),
-        ):
-            raise ValueError(
-                f"the network made {tuple(out.shape)} of x {tuple(x_t.shape)}: the same shape is needed, or "
-                "twice the channels"
-            )
+        b, c, *size = x_t.shape
+        if out.shape not in ((b, c, *size), (b, 2 * c, *size)):
+            shapes = f"{tuple(out.shape)} for x {tuple(x_t.shape)}"
+            raise ValueError(f"the network returned {shapes}: it needs the same shape, or twice the channels")
         return out.to(x_t.dtype)
 
     def _time(self, level: Level, x_t: Tensor) -> Tensor:
-        """The network's time (B,), on x_t's device."""
+        """The time input of the network, (B,), on x_t's device."""
         dtype = torch.promote_types(x_t.dtype, torch.float32)
         own = self.prediction.network_time
         t = level.t if own is None else own(level)
         if isinstance(t, Tensor):
             return t.to(x_t.device, dtype, non_blocking=True).expand(len(x_t))
-        return torch.full(
-            (len(x_t),), t, dtype=dtype, device=x_t.device
-        )  # filled there: a copy would wait for the device
+        # Filled on the device: a copy would wait for it.
+        return torch.full((len(x_t),), t, dtype=dtype, device=x_t.device)
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -84,7 +76,7 @@ class Denoiser:
 
     @property
     def device(self) -> torch.device:
-        """Where the network lives, the CPU for a function without parameters."""
+        """The device of the network, the CPU for a function without parameters."""
         parameter = self._parameter()
         return torch.device("cpu") if parameter is None else parameter.device
 
@@ -93,7 +85,7 @@ class Denoiser:
 
 
 class Wrapper:
-    """Base of the denoisers that wrap a denoiser: it lives where the wrapped one lives."""
+    """Base class of denoisers that wrap a denoiser; has the device of the wrapped one."""
 
     def __init__(self, denoiser: DenoiserLike) -> None:
         self.denoiser = denoiser
@@ -104,8 +96,7 @@ class Wrapper:
 
 
 class Clipped(Wrapper):
-    """Limit x0 to a range and let eps follow (`clip_denoised` of DDPM). For pixels in [-1, 1]; latents have
-    no such range."""
+    """Clamp x0 to [low, high]; eps follows (DDPM's `clip_denoised`). For pixels: latents have no range."""
 
     def __init__(self, denoiser: DenoiserLike, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__(denoiser)
@@ -117,12 +108,11 @@ class Clipped(Wrapper):
 
 
 class Thresholded(Wrapper):
-    """Dynamic thresholding: limit x0 to [-s, s], divide by s, and let eps follow (Saharia et al. 2022, sec.
-    2.3).
+    """Dynamic thresholding (Saharia et al. 2022, sec. 2.3): clamp x0 to [-s, s] and divide by s; eps follows.
 
-    s is the percentile of |x0| in each sample, at least 1: what high guidance saturates comes back within
-    [-1, 1], not cut flat. For pixels; latents have no such range. percentile in (0, 1], the share of values
-    that s bounds.
+    s is a quantile of |x0| in each sample, at least 1, so that values saturated by guidance return to [-1, 1]
+    instead of being cut off. For pixels: latents have no such range. percentile in (0, 1]: the share of
+    values that s bounds.
     """
 
     def __init__(self, denoiser: DenoiserLike, percentile: float = 0.995) -> None:
@@ -134,24 +124,20 @@ class Thresholded(Wrapper):
     def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         estimate = self.denoiser(x_t, level, condition)
         x0 = estimate.x0.reshape(len(x_t), -1)
-        s = (
-            x0.abs()
-            .to(torch.promote_types(x0.dtype, torch.float32))
-            .quantile(self.percentile, dim=1, keepdim=True)
-            .clamp(min=1)
-        )
+        size = x0.abs().to(torch.promote_types(x0.dtype, torch.float32))
+        s = size.quantile(self.percentile, dim=1, keepdim=True).clamp(min=1)
         return Estimate.from_x0(x_t, (x0.clamp(-s, s) / s).view_as(x_t), level, estimate.variance)
 
 
 class OnSchedule(Wrapper):
-    """A denoiser at the levels of any other schedule: the level of equal sigma/alpha on its own one, x
-    rescaled to match.
+    """A denoiser at the levels of any other schedule: x_t is rescaled to its own level of equal sigma/alpha.
 
-    So a VP network samples on EDM's sigmas, or a flow network on a cosine schedule, with the same x0 and eps.
+    So a VP network can sample on EDM's sigmas, and a flow network on a cosine schedule, with the same x0 and
+    eps.
     """
 
     def __init__(self, denoiser: DenoiserLike, schedule: Schedule) -> None:
-        """schedule: the denoiser's own, which levels are translated to."""
+        """schedule: the denoiser's own."""
         super().__init__(denoiser)
         self.schedule = schedule
 
@@ -161,5 +147,5 @@ class OnSchedule(Wrapper):
             own = self.schedule.levels(self.schedule.t_from_ratio(level.sigma / level.alpha))
         else:
             own = self.schedule.level(float(self.schedule.t_from_ratio(level.ratio)))
-        # sigma is positive wherever a denoiser is asked, alpha is not: scale by sigma.
+        # Scale by sigma: it is positive wherever a denoiser is called, alpha may be 0.
         return self.denoiser(broadcast(own.sigma / level.sigma, x_t) * x_t, own, condition)

@@ -1,7 +1,7 @@
-"""Guidance: denoisers made of denoisers. Each asks for several estimates of a sample and makes one of them.
+"""Guidance: denoisers that combine several estimates of one sample.
 
-They wrap each other: AutoGuidance over ClassifierFreeGuidance, Thresholded over both. How two estimates
-become one is a rule (diffusion/guidance_rules.py), and how strongly is a scale: a number, or a function of
+They wrap each other: AutoGuidance over ClassifierFreeGuidance, Thresholded over both. A rule
+(diffusion/guidance_rules.py) combines two estimates; a scale says how strongly: a number, or a function of
 the level.
 """
 
@@ -22,23 +22,19 @@ from diffusion.prediction import FLOW, Estimate
 from diffusion.spec import check_type
 
 Scale = float | Callable[[Level], Scalar]
-"""A guidance scale: one number, or a function of the level (at a BatchLevel it may give one per sample, (B,),
-on the host)."""
+"""A guidance scale: a number, or a function of the level; at a BatchLevel it may return (B,) on the host."""
 
 
 def interval(scale: Scale, low: float, high: float) -> Callable[[Level], Scalar]:
-    """`scale` where flow time sigma/(alpha + sigma) lies in [low, high], 1 elsewhere (Kynkäänniemi et al.
-    2024).
+    """`scale` where flow time is in [low, high], else 1, which is off (Kynkäänniemi et al. 2024).
 
-    Guidance harms at high noise and is not needed at low noise, and where the scale is 1 it costs one call.
-    Flow time is in [0, 1] on every schedule and knows nothing of steps; the paper's noise-to-signal ratio r
-    is flow time r/(1 + r). 0 <= low < high <= 1. As a weight of `ComposedGuidance`, where off is 0, give a
-    function of the level instead.
+    Guidance harms at high noise and is not needed at low noise, and where it is off it costs no second call.
+    Flow time sigma/(alpha + sigma) is in [0, 1] on every schedule; the paper's noise-to-signal ratio r is
+    flow time r/(1 + r). 0 <= low < high <= 1. A weight of `ComposedGuidance` is off at 0: give it a function
+    of the level instead.
     """
     if not 0 <= low < high <= 1:
-        raise ValueError(
-            f"a guidance interval in flow time needs 0 <= low < high <= 1, not {low:g} and {high:g}"
-        )
+        raise ValueError(f"interval needs flow times 0 <= low < high <= 1, not {low:g} and {high:g}")
     scale = _checked(scale)
 
     def limited(level: Level) -> Scalar:
@@ -53,17 +49,17 @@ def interval(scale: Scale, low: float, high: float) -> Callable[[Level], Scalar]
 class ClassifierFreeGuidance(Wrapper):
     """uncond + scale * (cond - uncond) (Ho & Salimans 2022, in the convention where scale 1 is off).
 
-    scale     a number, or a function of the level: `interval`, or any other schedule
-    null      what takes the place of the condition (`Condition.updated`): the label that means no class, the
-              context of the empty prompt. What to lead away from may stand here too, such as a negative
-              prompt. What it does not name stays as it is
-    rule      how the two become one: `extrapolate` (the formula above), `rescaled()`, `zero_star`, `APG()`,
-              or any function like them
-    batched   one network call on a doubled batch; False makes two calls, for when memory is short. Same
-              result.
-    Where the scale is 1 it costs one plain call, and so does scale 0 (unconditional, by the formula above;
-    other rules differ there). At any other, ValueError unless all that `null` names is given. A null that is
-    not where the samples are is copied at every call.
+    scale     a number, or a function of the level, such as `interval`
+    null      replaces the condition (`Condition.updated`): the label that means no class, the context of the
+              empty prompt, or a negative prompt. Conditions that it lacks stay
+    rule      combines the two estimates: `extrapolate` (the formula above), `rescaled()`, `zero_star`,
+              `APG()`, or any function like them
+    batched   True: one network call on a doubled batch; False: two calls, to save memory. The result is the
+              same
+
+    Scale 1 costs one call, and so does scale 0 with `extrapolate` (unconditional). At other scales ValueError
+    if a condition that `null` replaces is missing. A null condition on another device is copied at every
+    call.
     """
 
     def __init__(
@@ -84,15 +80,10 @@ class ClassifierFreeGuidance(Wrapper):
         if _everywhere(scale, 1):
             return self.denoiser(x_t, level, condition)
         if not self.null:
-            raise ValueError(
-                "guidance leads away from a null condition, and this one is empty: give "
-                "null=Condition(label=...), say"
-            )
+            raise ValueError("guidance needs a null condition that is not empty: null=Condition(label=...)")
         if missing := [name for name in self.null.names if name not in condition.names]:
-            raise ValueError(
-                f"guidance needs the condition {missing[0]!r}: give it beside x and level, or as "
-                "sample(..., condition=...)"
-            )
+            where = "as third argument, or as sample(..., condition=...)"
+            raise ValueError(f"guidance needs the condition {missing[0]!r}: give it {where}")
         null = condition.updated(self.null)
         if _everywhere(scale, 0) and self.rule is extrapolate:
             return self.denoiser(x_t, level, null)
@@ -101,11 +92,10 @@ class ClassifierFreeGuidance(Wrapper):
 
 
 class AutoGuidance(Wrapper):
-    """weak + scale * (good - weak): away from what a worse version of the same network says (Karras et al.
-    2024).
+    """weak + scale * (good - weak): away from a worse version of the network (Karras et al. 2024).
 
-    weak    a smaller or less trained denoiser, on the same levels and given the same conditions
-    scale, rule as for ClassifierFreeGuidance; where the scale is 1, the weak one is not asked
+    weak    a smaller or less trained denoiser, called with the same levels and conditions
+    scale, rule  as in ClassifierFreeGuidance; at scale 1 `weak` is not called
     """
 
     def __init__(
@@ -116,28 +106,24 @@ class AutoGuidance(Wrapper):
 
     def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         good, scale = self.denoiser(x_t, level, condition), _scale_at(self.scale, level)
-        return (
-            good
-            if _everywhere(scale, 1)
-            else self.rule(x_t, level, good, self.weak(x_t, level, condition), scale)
-        )
+        if _everywhere(scale, 1):
+            return good
+        return self.rule(x_t, level, good, self.weak(x_t, level, condition), scale)
 
 
 class ComposedGuidance(Wrapper):
-    """uncond + sum_i w_i (cond_i - uncond): all of several conditions at once (Liu et al. 2022, eq. 11).
+    """uncond + sum_i w_i (cond_i - uncond): several conditions at once (Liu et al. 2022, eq. 11).
 
-    conditions  pairs (condition, weight), e.g. [(Condition(label=three), 4.0), (Condition(label=five),
-                -1.0)], each of one row or of one per sample; a negative weight leads away from its condition,
-                and a weight may be a function of the level. What one condition leaves out and another gives
-                is null there
-    null        as for ClassifierFreeGuidance, to which one condition is equal; it names all that `conditions`
-                name
-    batched     one network call for all of them; False makes one call each, for when memory is short. Same
-                result.
-    What is given at the call goes to all, the unconditional one too, and must be something else. A null that
-    is not where the samples are is copied at every call. What has no share is not asked: conditions of weight
-    0, and the unconditional one where the weights sum to 1. A learned variance is that of the first one
-    asked.
+    conditions  pairs (condition, weight) such as (Condition(label=three), 4.0), each condition with one row
+                or one per sample. A negative weight leads away; a weight may be a function of the level. What
+                one condition lacks and another has is null there
+    null        as in ClassifierFreeGuidance; has at least the names of all `conditions`
+    batched     True: one network call for all; False: one call each, to save memory. The result is the same
+
+    The condition of the call goes to all of them, also the unconditional one, and must have other names.
+    Conditions of weight 0 are not evaluated, nor is the unconditional one if the weights sum to 1. A null
+    condition on another device is copied at every call. The learned variance is that of the first one
+    evaluated.
     """
 
     def __init__(
@@ -149,60 +135,39 @@ class ComposedGuidance(Wrapper):
         batched: bool = True,
     ) -> None:
         if not conditions or not all(condition for condition, _ in conditions):
-            raise ValueError(
-                "composed guidance needs at least one condition, and no empty one: [(Condition(label=...), "
-                "4.0), ...]"
-            )
-        named = {name for condition, _ in conditions for name in condition.names}
-        if missing := sorted(named - set(null.names)):
-            raise ValueError(
-                f"guidance needs a null value for the condition {missing[0]!r}: give "
-                f"null=Condition({missing[0]}=...)"
-            )
+            raise ValueError("composed guidance needs conditions, none empty: [(Condition(label=...), 4.0)]")
+        names = {name for condition, _ in conditions for name in condition.names}
+        for name in sorted(names - set(null.names)):
+            raise ValueError(f"guidance needs a null value for {name!r}: give null=Condition({name}=...)")
         super().__init__(denoiser)
         self.conditions = [(condition, _checked(weight)) for condition, weight in conditions]
-        self.null = null.without(set(null.names) - named)
+        self.null = null.without(set(null.names) - names)
         self.batched = batched
 
     def __call__(self, x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
         weights = [_scale_at(weight, level) for _, weight in self.conditions]
-        weights.append(
-            1 - sum(weights)
-        )  # of the unconditional one, with the terms of the formula in another order
-        dtype = next(
-            (
-                value.dtype
-                for each, _ in self.conditions
-                for value in each.tensors.values()
-                if value.is_floating_point()
-            ),
-            None,
-        )
+        weights.append(1 - sum(weights))  # of the unconditional estimate: the formula's terms, reordered
+        tensors = [value for each, _ in self.conditions for value in each.tensors.values()]
+        dtype = next((value.dtype for value in tensors if value.is_floating_point()), None)
         null = self.null.to(x_t.device, dtype).expand(len(x_t))
-        if taken := condition.tensors.keys() & null.tensors.keys():
-            raise ValueError(
-                f"the condition {taken.pop()!r} is one of those composed: give it to ComposedGuidance only"
-            )
+        if common := condition.tensors.keys() & null.tensors.keys():
+            raise ValueError(f"the condition {common.pop()!r} is composed: give it to ComposedGuidance only")
         inputs = [*(null.updated(each) for each, _ in self.conditions), null]
-        asked = [
-            (w, replace(each, **condition.tensors))
-            for w, each in zip(weights, inputs, strict=True)
-            if not _everywhere(w, 0)
-        ]
-        estimates = _ask(self.denoiser, x_t, level, [each for _, each in asked], batched=self.batched)
+        terms = [(w, each) for w, each in zip(weights, inputs, strict=True) if not _everywhere(w, 0)]
+        conditions = [replace(each, **condition.tensors) for _, each in terms]
+        estimates = _ask(self.denoiser, x_t, level, conditions, batched=self.batched)
         x0, eps = torch.zeros_like(x_t), torch.zeros_like(x_t)
-        for (w, _), estimate in zip(asked, estimates, strict=True):
+        for (w, _), estimate in zip(terms, estimates, strict=True):
             x0, eps = x0 + broadcast(w, x_t) * estimate.x0, eps + broadcast(w, x_t) * estimate.eps
         return Estimate(x0, eps, estimates[0].variance)
 
 
 class ZeroInit(Wrapper):
-    """No movement where flow time sigma/(alpha + sigma) is at least `zero_from`: velocity eps - x0 = 0, for
-    no call.
+    """Velocity eps - x0 = 0, without a network call, where flow time is at least `zero_from`.
 
-    The other half of CFG-Zero* (Fan et al. 2025): at pure noise (flow time 1, the default) networks err by
-    more than nothing does. On schedules that end below it, like that of Stable Diffusion 1, lower
-    `zero_from`. 0 < zero_from <= 1.
+    The other half of CFG-Zero* (Fan et al. 2025): at pure noise (flow time 1, the default) the error of
+    networks is larger than that of a zero velocity. For schedules that end below 1, like that of Stable
+    Diffusion 1, lower `zero_from`. 0 < zero_from <= 1.
     """
 
     def __init__(self, denoiser: DenoiserLike, zero_from: float = 1.0) -> None:
@@ -225,21 +190,19 @@ class ZeroInit(Wrapper):
 def _ask(
     denoiser: DenoiserLike, x_t: Tensor, level: Level, conditions: Sequence[Condition], *, batched: bool
 ) -> list[Estimate]:
-    """The estimates under each condition: one call on a batch that holds every sample once per condition, or
-    one call each."""
+    """One estimate per condition, by one call on a batch with all of them, or by one call each."""
     if not batched:
         return [denoiser(x_t, level, condition) for condition in conditions]
     k = len(conditions)
-    levels = (
-        BatchLevel(*(torch.cat([value] * k) for value in level)) if isinstance(level, BatchLevel) else level
-    )
-    every = denoiser(torch.cat([x_t] * k), levels, Condition.cat(conditions))
-    variances = [None] * k if every.variance is None else every.variance.chunk(k)
-    return [Estimate(*parts) for parts in zip(every.x0.chunk(k), every.eps.chunk(k), variances, strict=True)]
+    if isinstance(level, BatchLevel):
+        level = BatchLevel(*(torch.cat([value] * k) for value in level))
+    joint = denoiser(torch.cat([x_t] * k), level, Condition.cat(conditions))
+    variances = [None] * k if joint.variance is None else joint.variance.chunk(k)
+    return [Estimate(*parts) for parts in zip(joint.x0.chunk(k), joint.eps.chunk(k), variances, strict=True)]
 
 
 def _checked(scale: Scale) -> Scale:
-    """A scale; if it is a number, a finite one."""
+    """The scale. ValueError for a number that is not finite."""
     if not callable(scale):
         _check_finite(scale)
     return scale
@@ -257,5 +220,5 @@ def _check_finite(scale: Scalar) -> None:
 
 
 def _everywhere(scale: Scalar, value: float) -> bool:
-    """Whether the scale is that for every sample."""
+    """Whether the scale is `value` for every sample."""
     return bool((scale == value).all()) if isinstance(scale, Tensor) else scale == value

@@ -1,9 +1,7 @@
-"""Guidance rules: how two estimates of one noisy sample become one, (x_t, level, good, bad, scale) ->
-Estimate.
+"""Guidance rules combine two estimates of one sample: (x_t, level, good, bad, scale) -> Estimate.
 
-good and bad are what a denoiser says with its condition and without it, or a network and a weaker one. Every
-rule is `good` at scale 1 and leads away from `bad` above it. A guidance (diffusion/guidance.py) asks for the
-estimates and applies a rule to them.
+good and bad are estimates with and without the condition, or of a network and a weaker one. Every rule gives
+`good` at scale 1 and leads away from `bad` above it. A guidance (diffusion/guidance.py) makes the estimates.
 """
 
 from __future__ import annotations
@@ -20,24 +18,20 @@ from diffusion.prediction import FLOW, Estimate, Prediction, V, build_prediction
 from diffusion.spec import check_mapping, make
 
 Rule = Callable[[Tensor, Level, Estimate, Estimate, Scalar], Estimate]
-"""(x_t, level, good, bad, scale) -> Estimate; the scale w is one number, or (B,) where the level is one per
-sample."""
+"""(x_t, level, good, bad, scale) -> Estimate; the scale w is one number, or (B,) at a BatchLevel."""
 
 
 def extrapolate(x_t: Tensor, level: Level, good: Estimate, bad: Estimate, scale: Scalar) -> Estimate:
-    """bad + w (good - bad), in x0 and eps alike (Ho & Salimans 2022, eq. 6, in the convention where w = 1 is
-    off)."""
+    """bad + w (good - bad), for x0 and eps (Ho & Salimans 2022, eq. 6, with w = 1 for off)."""
     w = broadcast(scale, x_t)
     return Estimate(torch.lerp(bad.x0, good.x0, w), torch.lerp(bad.eps, good.eps, w), good.variance)
 
 
 def rescaled(phi: float = 0.7, rule: Rule = extrapolate, space: Prediction = V) -> Rule:
-    """Another rule's output o with its contrast led back to that of `good`: (phi std(good)/std(o) + 1 - phi)
-    o.
+    """Another rule's output o with the contrast of `good`: (phi std(good)/std(o) + 1 - phi) o.
 
-    Lin et al. 2024, eq. 15-16: high scales overexpose. std is over all values of a sample (of n or of n - 1
-    values: the quotient is the same), and acts on what a network outputs in `space`: give the network's own
-    prediction. An output of std 0 stays. phi in [0, 1], 0 is off.
+    Lin et al. 2024, eq. 15-16: high scales overexpose. std is over all values of a sample, of the network
+    output in `space`: give the network's own prediction. An output with std 0 stays. phi in [0, 1], 0 is off.
     """
     if not 0 <= phi <= 1:
         raise ValueError(f"phi must lie in [0, 1], not {phi:g}")
@@ -52,12 +46,12 @@ def rescaled(phi: float = 0.7, rule: Rule = extrapolate, space: Prediction = V) 
 
 
 def zero_star(x_t: Tensor, level: Level, good: Estimate, bad: Estimate, scale: Scalar) -> Estimate:
-    """s v_bad + w (v_good - s v_bad), s = <v_good, v_bad> / |v_bad|^2 per sample (CFG-Zero*, Fan et al.
-    2025).
+    """CFG-Zero* (Fan et al. 2025): s v_bad + w (v_good - s v_bad), s = <v_good, v_bad> / |v_bad|^2 per
+    sample.
 
     s v_bad is the multiple of v_bad nearest to v_good, so that guidance corrects directions, not lengths. v =
     eps - x0 is the velocity of flow time; with x_t = alpha x0 + sigma eps it gives x0 and eps on every
-    schedule, for the determinant is alpha + sigma. The paper's other half is `ZeroInit`.
+    schedule, because the determinant is alpha + sigma. The paper's other half is `ZeroInit`.
     """
     v_good, v_bad = good.combine(-1.0, 1.0), bad.combine(-1.0, 1.0)
     s = broadcast(_quotient(_dot(v_good, v_bad), _dot(v_bad, v_bad), 0.0), x_t)
@@ -65,23 +59,21 @@ def zero_star(x_t: Tensor, level: Level, good: Estimate, bad: Estimate, scale: S
 
 
 class APG:
-    """x0_good + (w - 1) (d_orthogonal + eta d_parallel), eps follows: adaptive projected guidance (Sadat et
-    al. 2024, alg. 1).
+    """Adaptive projected guidance (Sadat et al. 2024, alg. 1): x0_good + (w - 1) (d_orthogonal + eta
+    d_parallel).
 
-    d = x0_good - x0_bad, averaged over the steps and shortened, in its parts along x0_good, which
-    oversaturates, and across it.
+    d = x0_good - x0_bad, averaged over the steps and limited in length, is split into its part along x0_good,
+    which oversaturates, and the rest. eps follows from x0.
 
-    eta         the share of the parallel part that is kept; at 1, without limit and momentum, the rule is
-                `extrapolate`
-    norm_limit  d longer than this is shortened to it, > 0; the 2-norm over a whole sample, so it depends on
-                the size of samples
-    momentum    in (-1, 1): average = d + momentum * average takes d's place. The paper's are negative: push
-                less where one pushed already. For SDXL it takes eta 0, norm_limit 15, momentum -0.5
+    eta         factor of the parallel part; at 1, without limit and momentum, the rule is `extrapolate`
+    norm_limit  the largest 2-norm of d, over a whole sample, so that it depends on the sample's size; > 0
+    momentum    in (-1, 1): average = d + momentum * average replaces d. The paper's are negative: push less
+                where the last step pushed. For SDXL the paper uses eta 0, norm_limit 15, momentum -0.5
 
-    With momentum a rule remembers, so each guidance needs its own and runs take turns. A run needs no
-    announcement: the average starts anew when the noise is back where it began, when it rises by more than a
-    churned step raises it (EDM: by sqrt(2) at most), and when the samples' shape, dtype or device changes.
-    Solvers that ask more than once a step add to it at every call.
+    With momentum a rule has state: each guidance needs its own, and runs must not overlap. The average
+    restarts when the noise is back at its first level, when it rises by more than churn raises it (EDM: by
+    sqrt(2) at most), and when the shape, dtype or device changes. Solvers with several calls per step update
+    it at every call.
     """
 
     def __init__(self, eta: float = 0.0, norm_limit: float = math.inf, momentum: float = 0.0) -> None:
@@ -93,7 +85,7 @@ class APG:
             raise ValueError(f"momentum must lie in (-1, 1), not {momentum:g}")
         self.eta, self.norm_limit, self.momentum = eta, norm_limit, momentum
         self._average: Tensor | None = None
-        self._began = self._last = math.nan
+        self._first = self._last = math.nan
 
     def __call__(
         self, x_t: Tensor, level: Level, good: Estimate, bad: Estimate, scale: Scalar, /
@@ -109,19 +101,13 @@ class APG:
         if self.momentum == 0:
             return d
         if not isinstance(level, NoiseLevel):
-            raise ValueError(
-                "momentum follows one run from noise to data: at a level per sample use momentum=0"
-            )
-        previous = self._average
-        same_run = level.ratio != self._began and level.ratio <= 1.5 * self._last
-        if (
-            previous is not None
-            and same_run
-            and (previous.shape, previous.dtype, previous.device) == (d.shape, d.dtype, d.device)
-        ):
-            d = torch.add(d, previous, alpha=self.momentum)
+            raise ValueError("momentum needs one level for the batch: with a level per sample use momentum=0")
+        last = self._average
+        like = last is not None and (last.shape, last.dtype, last.device) == (d.shape, d.dtype, d.device)
+        if last is not None and like and level.ratio != self._first and level.ratio <= 1.5 * self._last:
+            d = torch.add(d, last, alpha=self.momentum)
         else:
-            self._began = level.ratio
+            self._first = level.ratio
         self._average, self._last = d, level.ratio
         return d
 
@@ -135,10 +121,10 @@ RULES: dict[str, Callable[..., Rule]] = {
 
 
 def build_rule(spec: Mapping[str, Any], prediction: Prediction) -> Rule:
-    """A rule from its description, e.g. {"name": "rescaled", "phi": 0.5, "rule": {"name": "zero_star"},
-    "space": "x0"}.
+    """A rule from its description: {"name": "rescaled", "phi": 0.5, "rule": {"name": "zero_star"}, "space":
+    "x0"}.
 
-    prediction  the network's own: where `rescaled` acts unless its description names another space
+    prediction  the network's own: the space of `rescaled` unless the description names another
     """
     options = check_mapping("the description of the guidance rule", spec)
     if "rule" in options:
@@ -151,15 +137,15 @@ def build_rule(spec: Mapping[str, Any], prediction: Prediction) -> Rule:
 
 
 def _std(x: Tensor) -> Tensor:
-    """Of each sample, (B,)."""
+    """The standard deviation of each sample, (B,)."""
     return x.reshape(len(x), -1).std(1, correction=0)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Of each pair of samples, (B,)."""
+    """The inner product of each pair of samples, (B,)."""
     return (x * y).reshape(len(x), -1).sum(1)
 
 
 def _quotient(a: Tensor, b: Tensor, where_zero: float) -> Tensor:
-    """a / b, and what the formula's meaning asks for where b is 0."""
+    """a / b, or `where_zero` where b is 0."""
     return torch.where(b == 0, where_zero, a / b)

@@ -1,9 +1,8 @@
-"""Seeded noise. Every sample has a seed of its own, so that it does not depend on its batch, device or
-process.
+"""Seeded noise. Every sample has its own seed, so that it does not depend on its batch, device or process.
 
 The initial noise of seed k is what `torch.Generator().manual_seed(k)` draws on the CPU for one sample in
-float32, so published seeds reproduce. Noise inside a solver is keyed by (seed, step), or follows a Brownian
-motion that belongs to the seed.
+float32, so that published seeds reproduce. Noise inside a solver is keyed by (seed, step), or follows a
+Brownian path of the seed.
 """
 
 from __future__ import annotations
@@ -21,14 +20,16 @@ MAX_SEED = 2**63 - 1
 
 
 class Noise(Protocol):
-    """Where a stochastic solver gets its noise: standard normal like x, for step number `step`."""
+    """The noise of a stochastic solver: standard normal like x, for step number `step`."""
 
     def __call__(self, x: Tensor, step: int) -> Tensor: ...
 
 
 class NoisePath(Protocol):
-    """Where an SDE solver gets its noise: (W(stop) - W(start)) / sqrt(stop - start) like x, W a Brownian
-    motion, 0 <= start < stop."""
+    """The noise of an SDE solver: (W(stop) - W(start)) / sqrt(stop - start) like x, 0 <= start < stop.
+
+    W is a Brownian motion.
+    """
 
     def __call__(self, x: Tensor, start: float, stop: float) -> Tensor: ...
 
@@ -39,8 +40,7 @@ def initial_noise(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Standard normal (len(seeds), *shape), one generator per sample. Drawn in float32 on the CPU, then
-    converted."""
+    """Standard normal (len(seeds), *shape), one generator per sample; drawn on the CPU in float32."""
     if not len(seeds):
         raise ValueError("noise needs at least one seed, one per sample")
     return _onto(torch.stack([_normal(seed, shape) for seed in seeds]), dtype, device)
@@ -53,11 +53,11 @@ def require_seeds(seeds: Sequence[int], x: Tensor) -> None:
 
 
 def check_seed(seed: int, n: int = 1) -> None:
-    """ValueError unless that is a seed, and the n - 1 that follow it are too."""
+    """ValueError unless `seed` and the n - 1 that follow it are valid seeds."""
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"seed must lie in 0 ... 2^63 - 1, not {seed}")
     if seed + n - 1 > MAX_SEED:
-        raise ValueError(f"seeds must lie in 0 ... 2^63 - 1, and {n} from {seed} on do not")
+        raise ValueError(f"seeds must lie in 0 ... 2^63 - 1, but {n} seeds from {seed} on do not")
 
 
 class SeededNoise:
@@ -72,32 +72,29 @@ class SeededNoise:
 
 
 class BrownianPath:
-    """One Brownian motion W per seed, on all of [0, inf): the same seed on a finer grid follows the same
-    path, ever more closely.
+    """One Brownian motion W per seed on [0, inf): a seed follows the same path on every grid.
 
-    A virtual tree: the clock is bisected down to one of 2^16 cells, each bisection with noise keyed by (seed,
-    place), so that nothing depends on what was asked before. Cells have a width of 0.0005 in (log c) / 2,
-    log-SNR where c is the signal-to-noise ratio, and hold one point of the path each: a step must leave its
-    cell. W is drawn as the bridge W(c) / (1 + c) over c / (1 + c), 0 at both ends.
+    A virtual tree: the clock is bisected down to one of 2^16 cells, and the noise of each bisection is keyed
+    by (seed, place), so that nothing depends on earlier calls. Cells are 0.0005 wide in (log c) / 2, which is
+    log-SNR if c is the signal-to-noise ratio. Each cell holds one point of the path, so that a step must
+    leave its cell. W is drawn as the bridge W(c) / (1 + c) over c / (1 + c), which is 0 at both ends.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = [int(seed) for seed in seeds]
         self._dtype: torch.dtype | None = None
-        self._known: dict[int, Tensor] = {}  # of the last call, whose end is where the next one begins
+        self._known: dict[int, Tensor] = {}  # of the last call: the next one begins where it ended
 
     def __call__(self, x: Tensor, start: float, stop: float) -> Tensor:
         require_seeds(self.seeds, x)
         i, j = _place(start), _place(stop)
         if int(i) >= int(j):
             raise ValueError(
-                "a Brownian path resolves steps of 0.001 in log(clock) within e^-32 ... e^32, not one from "
-                f"{start:.9g} to {stop:.9g}: "
-                "take fewer steps, or another eta or diffusion"
+                "a Brownian path resolves steps of 0.001 in log(clock) within e^-32 ... e^32, but not from "
+                f"{start:.9g} to {stop:.9g}: take fewer steps, or another eta or diffusion"
             )
-        like = torch.empty(
-            x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device="meta"
-        )  # halves would be too coarse
+        wide = torch.promote_types(x.dtype, torch.float32)  # half precision would be too coarse
+        like = torch.empty(x.shape, dtype=wide, device="meta")
         if (self._known and next(iter(self._known.values())).shape != x.shape) or self._dtype != like.dtype:
             self._known, self._dtype = {}, like.dtype
         visited: dict[int, Tensor] = {}
@@ -108,7 +105,7 @@ class BrownianPath:
         return _onto(at_j * (scale / p_j) - at_i * (scale / p_i), x.dtype, x.device)
 
     def _bridge(self, x: Tensor, place: float, visited: dict[int, Tensor]) -> Tensor:
-        """The bridge at a place, on the CPU, from its ends down to the cell, and within the cell."""
+        """The bridge at a place: bisect from its ends to the cell, then interpolate in the cell."""
         low, high = 0, _CELLS
         at_low = at_high = torch.zeros(x.shape, dtype=x.dtype, device="cpu")
         if place == low:
@@ -131,8 +128,7 @@ class BrownianPath:
 
 
 def mix(*keys: int) -> int:
-    """One well-spread 63-bit seed from several integers (SplitMix64's finaliser, Steele et al. 2014), order
-    matters."""
+    """A well-spread 63-bit seed from integers, in order (SplitMix64's finaliser, Steele et al. 2014)."""
     state = 0
     for key in keys:
         state = (state * 0x9E3779B97F4A7C15 + (key & _MASK) + 0x9E3779B97F4A7C15) & _MASK
@@ -143,16 +139,12 @@ def mix(*keys: int) -> int:
 
 
 def _normal(seed: int, shape: Sequence[int]) -> Tensor:
-    return torch.randn(
-        tuple(shape),
-        generator=torch.Generator("cpu").manual_seed(int(seed)),
-        dtype=torch.float32,
-        device="cpu",
-    )
+    generator = torch.Generator("cpu").manual_seed(int(seed))
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _onto(noise: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Noise drawn on the host where it is needed; the loop that asked for it does not wait for the device."""
+    """Copy noise from the host to the device, without making the loop wait."""
     if torch.device(device).type != "cuda":
         return noise.to(device, dtype)
     return noise.pin_memory().to(device, dtype, non_blocking=True)
@@ -162,7 +154,7 @@ _CELLS, _REACH = 2**16, 32.0  # log c lies within -32 ... 32
 
 
 def _place(clock: float) -> float:
-    """Where a clock lies among the cells; 0 is clock 0, _CELLS is clock inf."""
+    """The position of a clock value among the cells: 0 for clock 0, _CELLS for clock inf."""
     if clock == 0:
         return 0.0
     return min(_CELLS - 1e-6, max(1e-6, (math.log(clock) / _REACH + 1) / 2 * _CELLS))
@@ -179,13 +171,13 @@ def _shares(place: float) -> tuple[float, float]:
 
 @lru_cache(2**16)
 def _gap(i: float, j: float) -> float:
-    """How far c / (1 + c) rises from place i to j, as a product in which nothing cancels."""
+    """The increase of c / (1 + c) from place i to j, as a product, so that nothing cancels."""
     if i == 0 or j == _CELLS:
         return _shares(j)[0] if i == 0 else _shares(i)[1]
     return _shares(j)[0] * _shares(i)[1] * -math.expm1(2 * _REACH * (i - j) / _CELLS)
 
 
 def _between(low: int, place: float, high: int, at_low: Tensor, at_high: Tensor, z: Tensor) -> Tensor:
-    """A bridge at a place, given its values on both sides and standard normal z."""
+    """A bridge at a place, from its values on both sides and standard normal z."""
     before, after, both = _gap(low, place), _gap(place, high), _gap(low, high)
     return at_low * (after / both) + at_high * (before / both) + z * math.sqrt(before * after / both)

@@ -1,9 +1,7 @@
-"""Closed-form denoisers: distributions whose ideal E[x0 | x_t] is known exactly, at every level and on every
-schedule.
+"""Closed-form denoisers: data distributions with known E[x0 | x_t], at every level and on every schedule.
 
-Every solver answers to these; notebooks use them to show what an ideal network would see. They ignore the
-conditions they do not know. Samples may have any shape (B, ...); computation is in x_t's dtype, float64 for
-proofs.
+Every solver is tested against them, and notebooks use them as ideal networks. They ignore conditions that
+they do not know. Samples have any shape (B, ...); computation is in x_t's dtype, float64 for proofs.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from diffusion.prediction import Estimate
 
 
 class PointMass:
-    """All data is one point: the simplest data set there is, on which every solver must be exact."""
+    """All data is one point: the simplest data set, on which every solver must be exact."""
 
     def __init__(self, x0: Tensor) -> None:
         """x0: one sample (...), or a batch that matches x_t."""
@@ -30,8 +28,7 @@ class PointMass:
 
 
 class GaussianMixture:
-    """A mixture of isotropic Gaussians: mean (K, *shape), std (K,), weight (K,) (default equal). Exact at
-    both ends."""
+    """Isotropic Gaussians: mean (K, *shape), std (K,), weight (K,), default equal. Exact at both ends."""
 
     def __init__(self, mean: Tensor, std: Tensor, weight: Tensor | None = None) -> None:
         weight = torch.ones_like(std) if weight is None else weight
@@ -43,9 +40,8 @@ class GaussianMixture:
         flat, mean, variance, log_joint = self._terms(x_t, level)
         alpha, sigma = broadcast(level.alpha, flat), broadcast(level.sigma, flat)
         responsibility = log_joint.softmax(1)
-        pull = (flat[:, None] - _column(alpha) * mean) / variance[
-            ..., None
-        ]  # (B, K, D), minus each component's score
+        # (B, K, D), minus the score of each component
+        pull = (flat[:, None] - _column(alpha) * mean) / variance[..., None]
         shrink = _column(alpha) * (self.std.to(flat) ** 2)[:, None]
         x0 = (responsibility[..., None] * (mean + shrink * pull)).sum(1)
         eps = sigma * (responsibility[..., None] * pull).sum(1)
@@ -57,21 +53,16 @@ class GaussianMixture:
         return log_joint.logsumexp(1) - 0.5 * mean.shape[1] * math.log(2 * math.pi)
 
     def quantile(self, u: Tensor, level: Level) -> Tensor:
-        """x_t (N, 1) at which the noised mixture's distribution function is u (N,), by bisection to the last
-        bits; one dimension only.
+        """x_t (N, 1) where the distribution function of the noised mixture is u (N,), by bisection; 1-D only.
 
-        The probability-flow ODE in one dimension keeps quantiles, so that this is its exact solution at every
-        level.
+        In one dimension the probability-flow ODE preserves quantiles, so that this is its exact solution.
         """
         if self.mean[0].numel() != 1:
-            raise ValueError(
-                f"quantiles are of mixtures in one dimension, not of shape {tuple(self.mean.shape[1:])}"
-            )
+            raise ValueError(f"quantiles need samples of one dimension, not {tuple(self.mean.shape[1:])}")
         mean = level.alpha * self.mean.flatten()
         std = (level.alpha**2 * self.std**2 + level.sigma**2) ** 0.5
-        low, high = (
-            torch.full_like(u, float(end)) for end in ((mean - 40 * std).min(), (mean + 40 * std).max())
-        )
+        ends = (mean - 40 * std).min(), (mean + 40 * std).max()
+        low, high = (torch.full_like(u, float(end)) for end in ends)
         for _ in range(80):
             middle = 0.5 * (low + high)
             below = (self.weight * torch.special.ndtr((middle[:, None] - mean) / std)).sum(1) < u
@@ -79,14 +70,13 @@ class GaussianMixture:
         return low[:, None]
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n draws of clean data, (n, *shape)."""
+        """n samples of clean data, (n, *shape)."""
         k = torch.multinomial(self.weight, n, replacement=True, generator=generator)
         noise = torch.randn(n, *self.mean.shape[1:], generator=generator, dtype=self.mean.dtype)
         return self.mean[k] + self.std[k].view(-1, *[1] * (self.mean.ndim - 1)) * noise
 
     def _terms(self, x_t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x_t (B, D), means (K, D), noised variances (1 or B, K), log weight + log density without its
-        constant (B, K)."""
+        """x_t (B, D), mean (K, D), noised variance (1 or B, K), log weight + log density + const (B, K)."""
         flat, mean = x_t.flatten(1), self.mean.to(x_t).flatten(1)
         alpha, sigma = broadcast(level.alpha, flat), broadcast(level.sigma, flat)
         variance = (alpha**2 * self.std.to(x_t)[None] ** 2) + sigma**2
@@ -96,12 +86,11 @@ class GaussianMixture:
 
 
 class EmpiricalData:
-    """The data set itself, each image a point: what a network of unlimited capacity would learn, perfect
-    memory.
+    """The data set itself, each image a point: what a network of unlimited capacity would memorise.
 
-    x0 is the average of the training images, each weighted by how well it explains x_t (Karras et al. 2022,
-    eq. 57). With labels (N,), a condition's label (B,) restricts each sample to its class; labels beyond
-    those known mean any class.
+    x0 is the average of the training images, weighted by how well each explains x_t (Karras et al. 2022, eq.
+    57). With labels (N,), a condition's label (B,) restricts each sample to its class; unknown labels mean
+    any class.
     """
 
     def __init__(self, data: Tensor, labels: Tensor | None = None) -> None:
@@ -130,5 +119,5 @@ class EmpiricalData:
 
 
 def _column(coefficient: Scalar) -> Scalar:
-    """A coefficient per sample (B, 1), ready for (B, K, D)."""
+    """A coefficient per sample (B, 1), with an axis added for (B, K, D)."""
     return coefficient[..., None] if isinstance(coefficient, Tensor) else coefficient

@@ -1,5 +1,4 @@
-"""Quantiles of the Beta distribution, for the beta spacing: scipy has them, but the core needs torch and
-numpy only."""
+"""Quantiles of the Beta distribution, for the beta spacing: the core does not need scipy."""
 
 from __future__ import annotations
 
@@ -10,11 +9,10 @@ from torch import Tensor
 
 
 def beta_quantile(p: Tensor, a: float, b: float) -> Tensor:
-    """x in [0, 1] whose regularised incomplete beta function I_x(a, b) is p in [0, 1], elementwise in
-    float64. a, b in (0, 100].
+    """x in [0, 1] with regularised incomplete beta function I_x(a, b) = p, in float64. a, b in (0, 100].
 
-    Beyond the centre (a+1) / (a+b+2), x is found as 1 - x from I_x(a, b) = 1 - I_(1-x)(b, a) (DLMF 8.17.4):
-    the fraction below converges fast on one side of the centre only.
+    Beyond the centre (a+1) / (a+b+2), solve for 1 - x by I_x(a, b) = 1 - I_(1-x)(b, a) (DLMF 8.17.4): the
+    fraction below converges fast on one side of the centre only.
     """
     p, centre = p.to(torch.float64), (a + 1) / (a + b + 2)
     x = _lower_quantile(p, a, b, centre)
@@ -22,9 +20,9 @@ def beta_quantile(p: Tensor, a: float, b: float) -> Tensor:
 
 
 def _lower_quantile(p: Tensor, a: float, b: float, most: float) -> Tensor:
-    """The quantile where it is less than `most`, and `most` where it is not.
+    """The quantile if it is less than `most`, else `most`.
 
-    Newton's method on log I_x = log p over u = log x, where d log I_x / du = a / ((1 - x) F). It begins on
+    Newton's method on log I_x = log p over u = log x, where d log I_x / du = a / ((1 - x) F). It starts on
     the tangent at x = 0, I_x ~ x^a / (a B(a, b)), and cannot overshoot: log I_x is convex in u for b < 1 and
     concave for b > 1.
     """
@@ -43,8 +41,7 @@ def _lower_quantile(p: Tensor, a: float, b: float, most: float) -> Tensor:
 
 
 def _fraction(x: Tensor, a: float, b: float) -> Tensor:
-    """F in I_x(a, b) = x^a (1 - x)^b F / (a B(a, b)): the continued fraction 1 / (1 + d_1 / (1 + d_2 / ...))
-    of DLMF 8.17.22."""
+    """F in I_x(a, b) = x^a (1 - x)^b F / (a B(a, b)): the continued fraction of DLMF 8.17.22."""
     f = torch.ones_like(x)
     for m in range(40, 0, -1):  # 40 pairs reach 1e-13 up to a = b = 100
         odd = -(a + m - 1) * (a + b + m - 1) / ((a + 2 * m - 2) * (a + 2 * m - 1))

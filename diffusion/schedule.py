@@ -1,12 +1,11 @@
-"""Noise schedules: how alpha and sigma follow time. x_t = alpha(t) * x0 + sigma(t) * eps, t grows with noise.
+"""Noise schedules: alpha and sigma as functions of time, x_t = alpha(t) * x0 + sigma(t) * eps.
 
-A schedule is a pure function of t. It knows nothing of steps, networks or solvers: those meet it in
-`time_grid` and `Denoiser`. Times may be floats or tensors of any shape on any device; results are float64
-tensors of that shape on the CPU.
+A schedule is a pure function of t. It does not know steps, networks or solvers: those meet it in `time_grid`
+and `Denoiser`. Times are floats or tensors of any shape on any device; results are float64 tensors of that
+shape on the CPU.
 
-Three families differ only in how the pair (alpha, sigma) is scaled for a given noise-to-signal ratio sigma /
-alpha: variance preserving (alpha^2 + sigma^2 = 1), flow (alpha + sigma = 1) and variance exploding (alpha =
-1).
+Three families differ in how they scale (alpha, sigma) for a given noise-to-signal ratio sigma / alpha:
+variance preserving (alpha^2 + sigma^2 = 1), flow (alpha + sigma = 1) and variance exploding (alpha = 1).
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from diffusion.spec import check_mapping, check_type, make
 class Schedule(ABC):
     """alpha(t), sigma(t) and the inverse, t from sigma / alpha.
 
-    t_min, t_max  the range of times a network is trained on
-    t_data        the time of clean data (alpha 1, sigma 0); equal to t_min where training reaches it
-    rows          the number of training indices where t is one, None where time is continuous
+    t_min, t_max  the range of times of training
+    t_data        the time of clean data (alpha 1, sigma 0); t_min if training reaches it
+    rows          the number of training indices if t is one, else None
     """
 
     t_min: float
@@ -47,12 +46,11 @@ class Schedule(ABC):
 
     @abstractmethod
     def t_from_ratio(self, ratio: float | Tensor) -> Tensor:
-        """The time at which sigma / alpha equals `ratio` (0 at data, inf at pure noise where the schedule
-        reaches it)."""
+        """The time with sigma / alpha = `ratio`: 0 at data, inf at pure noise if the schedule has it."""
 
     @abstractmethod
     def family_norm(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The quantity the family keeps at 1: hypot(alpha, sigma), alpha + sigma, or alpha."""
+        """The quantity that is 1 in the family: hypot(alpha, sigma), alpha + sigma, or alpha."""
 
     def ratio(self, t: float | Tensor) -> Tensor:
         """sigma / alpha, the noise-to-signal ratio."""
@@ -79,8 +77,8 @@ class Schedule(ABC):
     def shift_t(self, t: float | Tensor, factor: float) -> Tensor:
         """The time whose noise-to-signal ratio is `factor` times that of t.
 
-        On a flow this is t' = factor*t / (1 + (factor-1)*t) (Esser et al. 2024, eq. 23); on VP schedules it
-        lowers log-SNR by 2 log(factor) (Hoogeboom et al. 2023).
+        On a flow t' = factor*t / (1 + (factor-1)*t) (Esser et al. 2024, eq. 23); on VP schedules log-SNR
+        falls by 2 log(factor) (Hoogeboom et al. 2023).
         """
         if factor <= 0:
             raise ValueError(f"a shift multiplies sigma/alpha and must be positive, not {factor:g}")
@@ -88,22 +86,19 @@ class Schedule(ABC):
 
 
 class DiscreteVP(Schedule):
-    """A variance-preserving process given as a table (DDPM, SD 1 / 2 / XL): t is the training index 0 ...
-    N-1.
+    """A variance-preserving table (DDPM, SD 1 / 2 / XL): t is the training index 0 ... N-1.
 
-    Between rows log(sigma/alpha) is linear in t, as in k-diffusion. Towards data (t = -1) the ratio itself
-    falls linearly to 0; towards a terminal row of zero SNR, alpha/sigma does. So both ends are exact, without
+    Between rows log(sigma/alpha) is linear in t, as in k-diffusion. From the first row to data (t = -1)
+    sigma/alpha is linear; up to a last row of zero SNR alpha/sigma is. So both ends are exact, without
     clamps.
     """
 
     def __init__(self, alpha_bar: Tensor) -> None:
-        """alpha_bar (N,): the squared data factor of each row, strictly decreasing within [0, 1); at least
-        two rows."""
+        """alpha_bar (N,): the squared data factor of each row, strictly decreasing in [0, 1), N >= 2."""
         alpha_bar = alpha_bar.detach().to("cpu", torch.float64)
         if alpha_bar.ndim != 1 or len(alpha_bar) < 2:
-            raise ValueError(
-                f"alpha_bar needs one dimension and at least 2 rows, not shape {tuple(alpha_bar.shape)}"
-            )
+            shape = tuple(alpha_bar.shape)
+            raise ValueError(f"alpha_bar needs one dimension and at least 2 rows, not shape {shape}")
         if not (alpha_bar[0] < 1 and alpha_bar[-1] >= 0 and (alpha_bar.diff() < 0).all()):
             raise ValueError("alpha_bar must decrease strictly within [0, 1): betas must lie in (0, 1)")
         self.alpha_bar = alpha_bar
@@ -112,8 +107,7 @@ class DiscreteVP(Schedule):
 
     @classmethod
     def from_betas(cls, betas: Tensor, zero_terminal_snr: bool = False) -> DiscreteVP:
-        """From any table of betas (N,), optionally rescaled so that the last row is pure noise (Lin et al.
-        2024)."""
+        """From a table of betas (N,), optionally rescaled to end in pure noise (Lin et al. 2024)."""
         alpha_bar = beta_tables.alpha_bar(betas)
         return cls(beta_tables.zero_terminal_snr(alpha_bar) if zero_terminal_snr else alpha_bar)
 
@@ -154,20 +148,15 @@ class DiscreteVP(Schedule):
         row = t.floor().clamp(0, self.t_max - 1).long()
         low, high = self._log_ratio[row], self._log_ratio[row + 1]
         fraction = t - row
-        # A terminal row of zero SNR has an infinite ratio: its last cell goes linearly in alpha/sigma
-        # instead.
+        # A last row of zero SNR has an infinite ratio: its cell is linear in alpha/sigma instead.
         inside = torch.where(high.isinf(), low.exp() / (1 - fraction), (low + fraction * (high - low)).exp())
         return torch.where(t < 0, (t + 1) * self._log_ratio[0].exp(), inside)
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        return self._exact(
-            t, self.alpha_bar.sqrt(), lambda ratio: 1 / torch.hypot(torch.ones_like(ratio), ratio)
-        )
+        return self._exact(t, self.alpha_bar.sqrt(), lambda ratio: 1 / _hypot_1(ratio))
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        return self._exact(
-            t, (1 - self.alpha_bar).sqrt(), lambda ratio: 1 / torch.hypot(torch.ones_like(ratio), 1 / ratio)
-        )
+        return self._exact(t, (1 - self.alpha_bar).sqrt(), lambda ratio: 1 / _hypot_1(1 / ratio))
 
     def t_from_ratio(self, ratio: float | Tensor) -> Tensor:
         ratio = _float64(ratio)
@@ -182,30 +171,26 @@ class DiscreteVP(Schedule):
         return torch.hypot(alpha, sigma)
 
     def _exact(self, t: float | Tensor, table: Tensor, from_ratio: Callable[[Tensor], Tensor]) -> Tensor:
-        """The table's own value on its rows, the interpolated one between them."""
+        """The table's own value on its rows, an interpolated one between them."""
         t = self._inside(t)
         row = t.round().clamp(0, self.t_max).long()
         return torch.where(t == row, table[row], from_ratio(self.ratio(t)))
 
     def _inside(self, t: float | Tensor) -> Tensor:
-        """t as float64, rounding noise at the ends removed; an error where it lies outside the table."""
+        """t as float64, rounding errors at the ends removed. ValueError outside the table."""
         t = _float64(t)
-        _require(
-            t,
-            (t >= self.t_data - 1e-6) & (t <= self.t_max + 1e-6),
-            f"[-1, {self.t_max:g}] for this table of {len(self.alpha_bar)} rows",
-        )
+        inside = (t >= self.t_data - 1e-6) & (t <= self.t_max + 1e-6)
+        _require(t, inside, f"[-1, {self.t_max:g}] for this table of {self.rows} rows")
         return t.clamp(self.t_data, self.t_max)
 
 
 class CosineVP(Schedule):
-    """Continuous cosine schedule: alpha = cos(pi t / 2), sigma = sin(pi t / 2), t in [0, 1]. v-prediction's
-    home (TrigFlow)."""
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2), t in [0, 1]; usual with v-prediction (TrigFlow)."""
 
     t_min, t_max, t_data = 0.0, 1.0, 0.0
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        return ((1 - _unit(t)) * (math.pi / 2)).sin()  # and not cos(pi t / 2), which is 6e-17 at t = 1
+        return ((1 - _unit(t)) * (math.pi / 2)).sin()  # cos(pi t / 2) would be 6e-17 at t = 1
 
     def sigma(self, t: float | Tensor) -> Tensor:
         return (_unit(t) * (math.pi / 2)).sin()
@@ -218,8 +203,7 @@ class CosineVP(Schedule):
 
 
 class RectifiedFlow(Schedule):
-    """Straight paths: alpha = 1 - t, sigma = t, t in [0, 1] (Liu et al. 2022; Lipman et al. 2023; SD3,
-    Flux)."""
+    """alpha = 1 - t, sigma = t, t in [0, 1] (Liu et al. 2022; Lipman et al. 2023; SD3, Flux)."""
 
     t_min, t_max, t_data = 0.0, 1.0, 0.0
 
@@ -237,8 +221,7 @@ class RectifiedFlow(Schedule):
 
 
 class VarianceExploding(Schedule):
-    """alpha = 1, sigma = t (Song et al. 2021; Karras et al. 2022, EDM). t is the noise's standard deviation
-    itself."""
+    """alpha = 1, sigma = t, the noise's standard deviation (Song et al. 2021; Karras et al. 2022, EDM)."""
 
     t_data = 0.0
 
@@ -263,11 +246,11 @@ class VarianceExploding(Schedule):
 
 
 class Shifted(Schedule):
-    """Another schedule with sigma/alpha multiplied by `factor` at every t: more noise for larger images.
+    """A schedule with sigma/alpha multiplied by `factor` at every t: more noise for larger images.
 
-    The network still sees t. For a flow: alpha = (1-t)/(1+(factor-1)t) (Esser et al. 2024); for VP: simple
-    diffusion's log-SNR shift by -2 log(factor) (Hoogeboom et al. 2023). To shift a *grid* of an unshifted
-    network instead, give `time_grid(..., shift=factor)`.
+    The network still gets t. For a flow alpha = (1-t)/(1+(factor-1)t) (Esser et al. 2024); for VP log-SNR
+    falls by 2 log(factor) (simple diffusion, Hoogeboom et al. 2023). To shift the grid of a network that was
+    trained without a shift, use `time_grid(..., shift=factor)`.
     """
 
     def __init__(self, base: Schedule, factor: float) -> None:
@@ -276,10 +259,7 @@ class Shifted(Schedule):
         self.base, self.factor = base, factor
         self.t_min, self.t_max, self.t_data, self.rows = base.t_min, base.t_max, base.t_data, base.rows
         if isinstance(base, VarianceExploding):
-            raise ValueError(
-                "sigma is VarianceExploding's own time: give it another sigma_min and sigma_max instead of "
-                "a shift"
-            )
+            raise ValueError("VarianceExploding has no shift: give it other sigma_min and sigma_max instead")
 
     def alpha(self, t: float | Tensor) -> Tensor:
         alpha, sigma = self.base.alpha(t), self.factor * self.base.sigma(t)
@@ -308,8 +288,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def build_schedule(spec: Mapping[str, Any]) -> Schedule:
-    """A schedule from its description, e.g. {"name": "scaled_linear", "steps": 1000} or {"name": "flow",
-    "shift": 3.0}."""
+    """A schedule from its description, e.g. {"name": "scaled_linear"} or {"name": "flow", "shift": 3.0}."""
     options = check_mapping("a schedule", spec)
     shift = options.pop("shift", 1.0)
     check_type("shift of a schedule", shift, float)
@@ -321,6 +300,10 @@ def _float64(value: float | Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64, device="cpu")
 
 
+def _hypot_1(x: Tensor) -> Tensor:
+    return torch.hypot(torch.ones_like(x), x)
+
+
 def _unit(t: float | Tensor) -> Tensor:
     t = _float64(t)
     _require(t, (t >= 0) & (t <= 1), "[0, 1] on this schedule")
@@ -328,6 +311,6 @@ def _unit(t: float | Tensor) -> Tensor:
 
 
 def _require(t: Tensor, inside: Tensor, where: str) -> None:
-    """Raise at the first time outside; NaN is inside nowhere."""
+    """ValueError at the first time outside; NaN is always outside."""
     if not inside.all():
         raise ValueError(f"t must lie in {where}, not {t[~inside][0]:g}")

@@ -1,11 +1,10 @@
-"""Settings, each declared once: as a field of a parameter dataclass, with its default, its comment, and what
-follows from what it is.
+"""Settings are declared once: fields of a parameter dataclass with a default, a comment and a kind.
 
     steps: int = setting(1000, "optimiser steps")
-    device: str | None = setting(None, "null takes a GPU where there is one", kind="rounding")
+    device: str | None = setting(None, "null: a GPU if there is one", kind="rounding")
 
-From these fields derive the checks of a configuration (`make_params`), the pages of --help, the quoting of
-the command line, what a picture records, and the names of folders and keys of caches.
+The checks of configurations (`make_params`), --help, the quoting of the command line, what a picture records,
+and the names of folders and cache keys all derive from these fields.
 """
 
 from __future__ import annotations
@@ -17,26 +16,26 @@ from itertools import chain
 from types import UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-LINE, WIDE = 140, 34  # characters of a line on the page of --help, and of what stands before the comments
+LINE, WIDE = 110, 34  # characters of a line of --help, and at most of a name with its default
 Kind = Literal["pixels", "rounding", "place", "count", "weights", "picture"]
-"""What a setting changes.
+"""What a setting changes in the results.
 
-pixels    what comes out
-rounding  by rounding only: what computes, and how
-place     nothing of it: where results go, and what the work may take
+pixels    their content
+rounding  rounding errors only: device, compilation
+place     nothing: where results go, what memory the work may take
 count     how many there are, in all and at once
-weights, picture  the path of a model, of a picture that is read: what lies there counts, not where
+weights, picture  a path of weights, or of a picture to read: the content counts, not the path
 """
 
 
 @dataclass(frozen=True)
 class About:
-    """What a setting is, beside its type.
+    """What is known of a setting besides its type.
 
-    text     text or a path, taken as it stands on a command line: commas, brackets and "=" are a part of it
-    heading  of the settings from here on, on the page of --help
-    members  of a mapping that takes others too: a dataclass of those that it usually has
-    swept    a text of which commas part the values of a sweep
+    text     "text" or "path": taken literally on the command line, with its commas, brackets and "="
+    heading  on the --help page, of this setting and those after it
+    members  of a mapping that accepts other keys too: a dataclass of its usual ones
+    swept    a text whose commas separate the values of a sweep
     """
 
     comment: str = ""
@@ -57,26 +56,23 @@ def setting(
     members: type[Any] | None = None,
     swept: bool = False,
 ) -> Any:
-    """A field of a parameter dataclass; see `About`. The default ... makes it required, and one that is
-    called makes a fresh value."""
-    own = About(
-        comment, kind, text or ("path" if kind in ("weights", "picture") else ""), heading, members, swept
-    )
+    """A field of a parameter dataclass, see `About`. ... is required; a callable makes fresh defaults."""
+    text = text or ("path" if kind in ("weights", "picture") else "")
+    metadata = {"about": About(comment, kind, text, heading, members, swept)}
     if default is ...:
-        return field(metadata={"about": own})
-    return (
-        field(default_factory=default, metadata={"about": own})
-        if callable(default)
-        else field(default=default, metadata={"about": own})
-    )
+        return field(metadata=metadata)
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting as a program shows it: its name, its default in plain values ("???" for a required one), and
-    those within it.
+    """A setting as a program shows it.
 
-    type  its annotation
+    default  as plain values; "???" if required
+    type     its annotation
+    inner    the settings within it
     """
 
     name: str
@@ -87,101 +83,93 @@ class Setting:
 
     @property
     def flat(self) -> Iterator[Setting]:
-        """Itself, and all within it."""
+        """This setting and all within it."""
         yield self
         for each in self.inner:
             yield from each.flat
 
 
 def settings(params: type[Any]) -> tuple[Setting, ...]:
-    """All settings of a parameter dataclass, its own first, then those that it shares with others by a
-    base."""
+    """All settings of a parameter dataclass: its own first, then those of its base."""
     kinds = get_type_hints(params)
     shared = {each.name for base in params.__bases__ if is_dataclass(base) for each in fields(base)}
-    return tuple(
-        _setting(each, kinds[each.name])
-        for each in sorted(fields(params), key=lambda each: each.name in shared)
-    )
+    own_first = sorted(fields(params), key=lambda each: each.name in shared)
+    return tuple(_setting(each, kinds[each.name]) for each in own_first)
 
 
 def about(each: Field[Any]) -> About:
-    """What a field says of itself; of one that is declared without `setting`, nothing."""
-    found: About = each.metadata.get("about", About())
-    return found
+    """What a field declares; an empty `About` if it does not use `setting`."""
+    metadata: About = each.metadata.get("about", About())
+    return metadata
 
 
 def _setting(each: Field[Any], kind: Any) -> Setting:
     own = about(each)
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    within = own.members or next(
-        (part for part in parts if isinstance(part, type) and is_dataclass(part)), None
-    )
-    inner: tuple[Setting, ...] = settings(within) if within else ()
-    default, fresh = each.default, cast(Any, each.default_factory)
+    nested = [part for part in parts if isinstance(part, type) and is_dataclass(part)]
+    members = own.members or next(iter(nested), None)
+    inner: tuple[Setting, ...] = settings(members) if members else ()
+    default, factory = each.default, cast(Any, each.default_factory)
     if default is MISSING:
-        default = "???" if fresh is MISSING else fresh()
-    if is_dataclass(default):  # those within it as it has them
+        default = "???" if factory is MISSING else factory()
+    if is_dataclass(default):
         inner = tuple(replace(part, default=_plain(getattr(default, part.name))) for part in inner)
     return Setting(each.name, _plain(default), own, kind, inner)
 
 
 def merged(*several: Iterable[Setting]) -> tuple[Setting, ...]:
-    """The settings of several, each name once, as it comes first."""
-    found: dict[str, Setting] = {}
+    """The settings of several groups; the first of each name counts."""
+    first: dict[str, Setting] = {}
     for each in chain(*several):
-        found.setdefault(each.name, each)
-    return tuple(found.values())
+        first.setdefault(each.name, each)
+    return tuple(first.values())
 
 
-def with_null_defaults(of: Iterable[Setting]) -> tuple[Setting, ...]:
-    """The same with null for every default, of a program that leaves what is not given to something else."""
+def with_null_defaults(group: Iterable[Setting]) -> tuple[Setting, ...]:
+    """The same settings with null defaults, for a program that fills in missing values elsewhere."""
 
     def without(each: Setting) -> Setting:
         default = each.default if isinstance(each.default, dict) else None
         return replace(each, default=default, inner=with_null_defaults(each.inner))
 
-    return tuple(map(without, of))
+    return tuple(map(without, group))
 
 
-def values(of: Iterable[Setting]) -> dict[str, Any]:
-    """Their defaults, by name."""
-    return {each.name: values(each.inner) if each.inner else each.default for each in of}
+def values(group: Iterable[Setting]) -> dict[str, Any]:
+    """The defaults, by name."""
+    return {each.name: values(each.inner) if each.inner else each.default for each in group}
 
 
 def of_kind(params: type[Any], *kinds: Kind) -> tuple[str, ...]:
-    """The settings of a parameter dataclass that are of these kinds."""
+    """The names of a dataclass's settings of these kinds."""
     return tuple(each.name for each in fields(params) if about(each).kind in kinds)
 
 
 def recorded(params: type[Any]) -> tuple[str, ...]:
-    """The settings that an image records: all but places and counts."""
+    """The names of the settings that a picture records: all but places and counts."""
     left_out = of_kind(params, "place", "count")
     return tuple(each.name for each in fields(params) if each.name not in left_out)
 
 
-def find(of: Iterable[Setting], key: str, within: str = "") -> dict[str, Setting]:
-    """The settings of that name by where they stand: for "seed", or "train.seed", {"train.seed": ...}."""
-    found: dict[str, Setting] = {}
-    for each in of:
-        place = f"{within}{each.name}"
-        found |= {place: each} if f".{place}".endswith(f".{key}") else {}
-        found |= find(each.inner, key, f"{place}.")
-    return found
+def find(group: Iterable[Setting], key: str, prefix: str = "") -> dict[str, Setting]:
+    """The settings of a name by their full names: for "seed", or "train.seed", {"train.seed": ...}."""
+    matches: dict[str, Setting] = {}
+    for each in group:
+        name = f"{prefix}{each.name}"
+        matches |= {name: each} if f".{name}".endswith(f".{key}") else {}
+        matches |= find(each.inner, key, f"{name}.")
+    return matches
 
 
-def page(of: Iterable[Setting], indent: str = "") -> str:
-    """Settings with their defaults and comments, as YAML reads: what --help prints."""
-    of = tuple(of)
-    heads = {
-        each.name: f"{indent}{each.name}:" + ("" if each.inner else f" {_as_yaml(each.default)}")
-        for each in of
-    }
-    column = 2 + max((len(head) for head in heads.values() if len(head) <= WIDE), default=WIDE)
-    lines: list[str] = []
-    for each in of:
+def page(group: Iterable[Setting], indent: str = "") -> str:
+    """Settings with defaults and comments, in YAML's form: what --help prints."""
+    group, lines = tuple(group), list[str]()
+    defaults = ["" if each.inner else f" {_as_yaml(each.default)}" for each in group]
+    heads = [f"{indent}{each.name}:{default}" for each, default in zip(group, defaults, strict=True)]
+    column = 2 + max((len(head) for head in heads if len(head) <= WIDE), default=WIDE)
+    for each, head in zip(group, heads, strict=True):
         if each.about.heading:
             lines += ["", f"# {each.about.heading} ".ljust(LINE, "-")]
-        head = heads[each.name]
         if len(head) + 2 > column and each.about.comment:
             lines.append(head)
             head = ""

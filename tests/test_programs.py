@@ -247,7 +247,7 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
                                                                                    "off: give guidance=2"),
     "added guide": ("samplers", ["run={run}", "+guide.intervall=3", *QUIET], "'intervall'; did you mean "
                                                                              "'interval'?"),
-    "steps of the grid": ("samplers", ["run={run}", "+grid.steps=3", *QUIET], "steps is no option of the "
+    "steps of the grid": ("samplers", ["run={run}", "+grid.steps=3", *QUIET], "steps is not an option of the "
                                                                               "grid: it is given elsewhere"),
     "spacing's option": ("samplers", ["run={run}", "grid.spacing=beta", "+grid.alfa=1", *QUIET], "did you "
                                                                                                  "mean "

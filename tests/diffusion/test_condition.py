@@ -57,7 +57,7 @@ def test_a_null_takes_the_place_of_what_it_names() -> None:
     )
     null = whole.updated(Condition(context=torch.zeros(1, 6, 5)))
     same(null, Condition(context=torch.zeros(2, 6, 5).half(), label=whole.label))
-    with pytest.raises(ValueError, match="'vector' cannot be replaced, since there is none"):
+    with pytest.raises(ValueError, match="no condition 'vector' to replace"):
         whole.updated(Condition(vector=torch.zeros(1, 2)))
     with pytest.raises(ValueError, match="'label' has 3 rows for 2 samples"):
         whole.updated(Condition(label=torch.zeros(3, dtype=torch.long)))
@@ -77,15 +77,15 @@ def test_some_samples_lose_their_condition() -> None:
 
 def test_rows_and_masks_have_to_fit() -> None:
     """One line that names what does not."""
-    with pytest.raises(ValueError, match="different numbers: context 2, label 3"):
+    with pytest.raises(ValueError, match="differ in their rows: context 2, label 3"):
         Condition(context=torch.zeros(2, 4, 5), label=torch.arange(3))
-    with pytest.raises(ValueError, match=r"the mask \(2, 3\) .* goes with a context \(2, 4, 5\)"):
+    with pytest.raises(ValueError, match=r"same size: mask \(2, 3\), context \(2, 4, 5\)"):
         Condition(context=torch.zeros(2, 4, 5), mask=torch.ones(2, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="the condition 'label' and some have not"):
+    with pytest.raises(ValueError, match="only some samples have 'label'"):
         Condition.cat([some(), Condition(context=torch.zeros(1, 4, 5))])
     with pytest.raises(ValueError, match="no number of rows"):
         len(NONE)
-    with pytest.raises(ValueError, match=r"'context' \(1, 3, 6\) cannot take the place of one \(3, 4, 5\)"):
+    with pytest.raises(ValueError, match=r"'context' \(1, 3, 6\) cannot replace \(3, 4, 5\)"):
         some().updated(Condition(context=torch.zeros(1, 3, 6)))
     for keep in (torch.ones(3), torch.ones(3, 1, dtype=torch.bool), torch.ones(2, dtype=torch.bool)):
         with pytest.raises(ValueError, match=r"one flag per sample is needed, bool \(3,\)"):
@@ -117,7 +117,7 @@ def test_numbers_of_another_kind_are_refused(told: dict[str, Tensor], message: s
 
 @pytest.mark.parametrize(
     ("takes", "wrong"),
-    [(("label", "vector"), "needs the condition 'vector'"), (("label",), "no use for .* 'context'")],
+    [(("label", "vector"), "needs the condition 'vector'"), (("label",), "does not take .* 'context'")],
 )
 def test_a_network_refuses_what_it_does_not_take(takes: tuple[str, ...], wrong: str) -> None:
     """And what it lacks; a mask goes with every context."""
@@ -145,5 +145,5 @@ def test_a_condition_of_ones_own_goes_through_all_operations() -> None:
         .sum()
         == 0
     )
-    with pytest.raises(ValueError, match="no use for the condition 'depth'"):
+    with pytest.raises(ValueError, match="does not take the condition 'depth'"):
         whole.require(("label",))

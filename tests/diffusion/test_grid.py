@@ -164,7 +164,7 @@ def test_grids_are_immutable_values() -> None:
         (lambda: time_grid(FLOW, spacing=[0.2, 0.8]), "noise must fall at every step.*step 0"),
         (lambda: time_grid(FLOW, spacing=[0.5, 0.5]), "noise must fall"),
         (lambda: time_grid(FLOW, 3, [1.0, 0.5]), "steps=3, but the list holds 2"),
-        (lambda: time_grid(FLOW, spacing=[1.0, 0.5], t_end=0.1), "leaves nothing"),
+        (lambda: time_grid(FLOW, spacing=[1.0, 0.5], t_end=0.1), "takes no t_start"),
         (lambda: time_grid(FLOW, spacing=[0.0]), "at least 2 levels"),
         (lambda: wrong_grid(FLOW, 5, terminal="dta"), "no terminal rule named 'dta'; did you mean 'data'"),
         (lambda: wrong_grid(FLOW, 5, initial="units"), "no initial noise named 'units'; did you mean 'unit'"),

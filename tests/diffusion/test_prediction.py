@@ -70,7 +70,7 @@ def test_estimate_inverts_target(schedule: Schedule, prediction: Prediction) -> 
         if (prediction is EPS and level.alpha == 0) or (prediction is X0 and level.sigma == 0):
             with pytest.raises(
                 ValueError,
-                match=f"{prediction.name}-prediction says nothing about "
+                match=f"{prediction.name}-prediction does not determine "
                 f"{'eps' if prediction is X0 else 'x0'}",
             ):
                 prediction.estimate(x_t, out, level)

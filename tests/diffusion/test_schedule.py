@@ -242,7 +242,7 @@ def test_every_named_schedule_builds() -> None:
         (lambda: DiscreteVP.from_betas(torch.tensor([0.1, 1.5])), "betas must lie in"),
         (lambda: VarianceExploding(2.0, 1.0), "sigma_min < sigma_max"),
         (lambda: Shifted(RectifiedFlow(), 0.0), "positive"),
-        (lambda: Shifted(VarianceExploding(), 2.0), "another sigma_min"),
+        (lambda: Shifted(VarianceExploding(), 2.0), "other sigma_min"),
         (lambda: RectifiedFlow().shift_t(0.5, -1.0), "positive"),
         (lambda: RectifiedFlow().alpha(1.5), r"\[0, 1\]"),
         (lambda: CosineVP().sigma(-0.1), r"\[0, 1\]"),

@@ -93,7 +93,7 @@ def test_calls_from_plain_values() -> None:
         ({"factor": "2"}, "factor of shift must be a number, not '2'"),
         ({}, "shift needs factor"),
         ({"factor": 2, "hole": True}, "no option of shift named 'hole'; did you mean 'whole'?"),
-        ({"factor": 2, "base": 1}, "base is no option of shift"),
+        ({"factor": 2, "base": 1}, "base is not an option of shift"),
     ):
         with pytest.raises(ValueError, match=message):
             check_call("shift", shift, 1, options)

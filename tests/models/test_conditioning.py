@@ -103,18 +103,18 @@ def test_labels_in_range_pass() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(label=None), "this network needs the condition 'label': given is context"),
+        (dict(label=None), "this network needs the condition 'label': given: context"),
         (
             dict(guidance=torch.ones(2)),
-            "this network has no use for the condition 'guidance'; it takes: label, context",
+            "this network does not take the condition 'guidance'; it takes: label, context",
         ),
         (
             dict(vector=torch.ones(2, 3)),
-            "this network has no use for the condition 'vector'; it takes: label, context",
+            "this network does not take the condition 'vector'; it takes: label, context",
         ),
         (
             dict(image=torch.ones(2, 1, 4, 4)),
-            "this network has no use for the condition 'image'; it takes: label, context",
+            "this network does not take the condition 'image'; it takes: label, context",
         ),
         (
             dict(context=torch.ones(2, 3, 7)),

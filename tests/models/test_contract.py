@@ -179,7 +179,7 @@ def test_refuses_a_condition_it_has_no_use_for(kind: Kind, name: str) -> None:
     useless = torch.zeros(2, *[1] * (RANKS[name] - 1), dtype=torch.long if name == "label" else None)
     with pytest.raises(
         ValueError,
-        match=f"has no use for the condition '{name}'; it takes: {', '.join(kind.params.takes) or 'none'}",
+        match=f"does not take the condition '{name}'; it takes: {', '.join(kind.params.takes) or 'none'}",
     ):
         kind.fresh()(x, t, replace(condition, **{name: useless}))
 

@@ -199,7 +199,7 @@ def test_null_is_the_label_after_the_last() -> None:
             "steps of schedule 'linear' must be a whole number, not 2.5",
         ),
         ({"grid": 3}, "grid must be a mapping"),
-        ({"grid": {"steps": 3}}, "steps is no option of the grid"),
+        ({"grid": {"steps": 3}}, "steps is not an option of the grid"),
         ({"grid": {"terminal": "dta"}}, "terminal of the grid must be one of data, t_min, not 'dta'"),
         ({"family": "sdlx"}, "no family named 'sdlx'; did you mean 'sdxl'"),
         ({"shape": "big"}, "shape must be a list of 3 whole numbers"),

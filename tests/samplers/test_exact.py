@@ -315,7 +315,7 @@ def test_point_mass_is_exact_on_long_grids(
 def test_eps_prediction_raises_at_pure_noise(sampler: str, schedule: Schedule) -> None:
     """An eps-network says nothing of x0 where there is no signal: an error, not a clamp."""
     grid = time_grid(schedule, 4, "trailing")
-    with pytest.raises(ValueError, match="eps-prediction says nothing about x0"):
+    with pytest.raises(ValueError, match="eps-prediction does not determine x0"):
         sample(sampler, fake(torch.zeros(SHAPE), schedule, EPS, grid), grid, shape=SHAPE, seeds=[0])
 
 
