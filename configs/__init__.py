@@ -169,10 +169,8 @@ def command_line(
             return
         if _is_for_hydra(arguments):
             sys.argv[1:] = _quoted(program, arguments)
-            _store(program)
-            hydra.main(version_base="1.3", config_path=str(FOLDER / program), config_name=program)(
-                lambda config: None
-            )()
+            _select(program)
+            hydra.main(None, program, version_base="1.3")(lambda config: None)()
             return
         overrides = [argument for argument in arguments if argument not in SWEEPING]
         runs = compose_sweep(program, overrides, multirun=overrides != arguments)
@@ -286,18 +284,17 @@ def _register(program: str, path: Path) -> None:
         raise FileNotFoundError(f"no such experiment: {path}")
     if path.stem in (own := _options(program, "experiment")):
         raise ValueError(f"an experiment {path.stem} comes with this library: give {path} another name")
-    for file in sorted(
-        each for each in path.parent.iterdir() if each.suffix in ENDINGS and each.stem not in own
-    ):
+    _select(program)
+    for file in sorted(each for each in path.parent.iterdir() if each.suffix in ENDINGS):
+        if file.stem in own:
+            continue
         try:
-            content = OmegaConf.load(file)
+            _store_experiment(program, file)
         except (yaml.YAMLError, OmegaConfBaseException, UnicodeError) as error:
             if file == path:
                 raise ValueError(
-                    f"{path} is no YAML that can be read: {' '.join(str(error).split())}"
-                ) from None
-            continue  # a file beside it, which may be anything
-        ConfigStore.instance().store(group="experiment", name=file.stem, node=content, package="_global_")
+                    f"{path} cannot be read as YAML: {' '.join(str(error).split())}"
+                ) from None  # other files beside it may be anything
 
 
 def _settings(program: str) -> list[str]:
@@ -308,25 +305,49 @@ def _settings(program: str) -> list[str]:
 
 
 def _compose(program: str, overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
-    _store(program)
-    with hydra.initialize_config_dir(str(FOLDER / program), version_base="1.3"):
+    _select(program)
+    with hydra.initialize(None, version_base="1.3"):
         return hydra.compose(program, list(overrides), return_hydra_config=return_hydra_config)
 
 
+def _select(program: str) -> None:
+    """Make the settings and experiments of this program those that Hydra knows."""
+    ConfigStore.instance().repo["experiment"] = _stored(program)
+
+
 @cache
-def _store(program: str) -> None:
-    """Make a program's settings known to Hydra, as the file that its experiments add to."""
-    of = PROGRAMS[program]
-    several = subprograms(program)
-    base = {
-        "defaults": ["_self_", {"experiment": of.experiment}],
-        **({} if several else values(of.settings())),
-    }
-    ConfigStore.instance().store(name=program, node=OmegaConf.create(base))
+def _stored(program: str) -> dict[str, Any]:
+    """What Hydra knows of the group "experiment", once a program's settings and experiments are stored."""
+    store, several = ConfigStore.instance(), subprograms(program)
+    base = {} if several else values(PROGRAMS[program].settings())
+    store.store(program, {"defaults": ["_self_", {"experiment": PROGRAMS[program].experiment}], **base})
     for name, own in several.items():
-        ConfigStore.instance().store(
-            group="program", name=name, node={"program": name, **values(own)}, package="_global_"
-        )
+        store.store(name, {"program": name, **values(own)}, group="program", package="_global_")
+    group = store.repo["experiment"] = {}
+    for path in (FOLDER / program / "experiment").glob("*.yaml"):
+        _store_experiment(program, path)
+    return group
+
+
+def _store_experiment(program: str, path: Path) -> None:
+    """Add an experiment to those that Hydra knows."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    if sections := _described(content) if "defaults" in content else {}:
+        name = f"{program}-{path.stem}"
+        ConfigStore.instance().store(name, sections, group="hydra/emptied", package="_global_")
+        bases = list(content["defaults"])
+        bases.insert(bases.index("_self_") if "_self_" in bases else len(bases), f"/hydra/emptied/{name}")
+        content["defaults"] = bases
+    ConfigStore.instance().store(path.stem, content, group="experiment", package="_global_")
+
+
+def _described(content: Any) -> dict[str, Any]:
+    """null in place of every section with a `name`. Such a section describes another network, data set, ...,
+    so that those which the file builds on leave nothing of theirs in it, as on the command line.
+    """
+    sections = {key: value for key, value in content.items() if isinstance(value, Mapping) and key != "hydra"}
+    inner = {key: None if "name" in value else _described(value) for key, value in sections.items()}
+    return {key: value for key, value in inner.items() if value != {}}
 
 
 def _explain(program: str, overrides: Sequence[str], error: HydraException) -> str:

@@ -289,10 +289,30 @@ def test_own_experiments(mine: Path) -> None:
     for name, message in (
         ("none.yaml", "no such experiment"),
         ("digits_unet", "another name"),
-        ("bad.yaml", "no YAML that can be read"),
+        ("bad.yaml", "cannot be read as YAML"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             compose("train", [f"experiment={mine / name}"])
+
+
+def test_a_section_with_a_name_is_another(mine: Path) -> None:
+    """In a file as on the command line: nothing stays of the network that the base describes, and one without
+    a name changes the base's. Other programs do not know these experiments."""
+    network, data = {"name": "dit", "depth": 1}, {"name": "folder", "folder": "x"}
+    section = f"model: {{network: {network}}}\ndata: {data}\n"
+    (mine / "dit.yaml").write_text(f"defaults: [digits_unet]\n{section}train: {{steps: 3}}\n")
+    (mine / "deep.yaml").write_text("defaults: [_self_, dit]\nmodel: {network: {name: unet, heads: 7}}\n")
+    (mine / "wide.yaml").write_text("defaults: [dit, _self_]\nmodel: {network: {hidden: 8}}\nrun: r\n")
+    base, changed, wide, deep = (
+        compose("train", [f"experiment={name}"])
+        for name in ("digits_unet", mine / "dit", mine / "wide", mine / "deep")
+    )
+    same = {"model": {**base["model"], "network": network}, "data": data}
+    assert changed == {**base, **same, "train": {**base["train"], "steps": 3}}
+    assert deep == changed
+    assert wide["model"] == {**base["model"], "network": {**network, "hidden": 8}}
+    with pytest.raises(ValueError, match="no experiment named 'wide'"):
+        compose("eval", ["experiment=wide"])
 
 
 def test_a_prediction_with_settings(tmp_path: Path) -> None:
