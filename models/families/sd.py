@@ -264,7 +264,7 @@ def config(p: UNetParams, size: tuple[int, int]) -> dict[str, Any]:
         "layers_per_block": p.blocks,
         "transformer_layers_per_block": depths[0] if len(set(depths)) == 1 else depths,
         "attention_head_dim": p.heads
-        or [p.heads_of(width) for width in widths],  # the number of heads, in spite of its name
+        or [p.count_heads(width) for width in widths],  # the number of heads, in spite of its name
         "cross_attention_dim": p.context_dim,
         "use_linear_projection": p.linear_projection,
         "norm_num_groups": p.groups,

@@ -112,7 +112,7 @@ def _structure(params: Any) -> dict[str, Any]:
         known.pop(name, None)
     if isinstance(params, UNetParams):  # which fix either of two
         known |= {
-            "heads": [params.heads_of(params.channels * m) for m in params.channel_mult],
+            "heads": [params.count_heads(params.channels * m) for m in params.channel_mult],
             "head_dim": None,
         }
     return known

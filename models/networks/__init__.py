@@ -1,1 +1,1 @@
-"""The networks, one file each: a frozen dataclass of parameters and the modules that it describes."""
+"""The networks, one file each: a frozen dataclass of parameters and its modules."""

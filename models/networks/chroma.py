@@ -1,8 +1,7 @@
-"""Chroma: a FLUX.1 [schnell] whose modulations, a quarter of all its weights, come from one small network,
-and that reads T5 alone.
+"""Chroma (Lodestone Rock 2025, weights only): FLUX.1 [schnell] with one small network for all modulations.
 
-Published as weights by Lodestone Rock (2025): the modulations of FLUX.1 depend on little but the time, so a
-small network can imitate them.
+Modulations are a quarter of FLUX.1's weights, but depend on little more than the time, so that a small
+network can compute them. Prompts are read by T5 alone, without CLIP.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from models.networks.flux import SingleBlock, Trunk, TrunkParams
 
 @dataclass(frozen=True)
 class ChromaParams(TrunkParams):
-    """One Chroma; the defaults are Chroma1-HD.
+    """Parameters of Chroma; the defaults are Chroma1-HD.
 
-    waves       that tell the approximator which modulation to make and at which time, a multiple of 8
-    width_approximator, depth_approximator  of its residual blocks
+    waves  features that encode the time and the row of the modulation table, a multiple of 8
+    width_approximator, depth_approximator  width and number of the approximator's residual blocks
     """
 
-    vector_dim: ClassVar[None] = None  # it is told none
+    vector_dim: ClassVar[None] = None
 
     waves: int = 64
     width_approximator: int = 5120
@@ -41,17 +40,15 @@ class ChromaParams(TrunkParams):
         super().__post_init__()
         check_at_least_one(self, "waves", "width_approximator", "depth_approximator")
         if self.waves % 8:
-            raise ValueError(
-                f"waves={self.waves} must divide by 8: a quarter tells the time, a quarter guidance, a half "
-                "the modulation"
-            )
+            use = "a quarter for the time, a quarter for guidance, half for the row"
+            raise ValueError(f"waves={self.waves} must divide by 8: {use}")
 
 
 class Chroma(Trunk):
     """forward(x (B, C, H, W), t (B,) in [0, 1], condition) -> (B, out_channels, H, W).
 
-    Told is the context (B, L, 4096), with a mask: the prompt's tokens and the first pad behind them are
-    there, as in training. A side that does not divide by the patch size is filled up inside and cut again
+    The context is (B, L, 4096), with a mask for the prompt's tokens and the first padding token after them,
+    as in training. Sides that do not divide by the patch size are padded inside and cropped again
     (`whole_patches`).
     """
 
@@ -59,14 +56,9 @@ class Chroma(Trunk):
     approximator: Approximator
 
     def __init__(self, params: ChromaParams) -> None:
-        # As published: rows of all single blocks, then those of all image streams, of all text streams, and
-        # of the output.
-        rows = [
-            params.depth_single * SingleBlock.parts,
-            params.depth * Stream.parts,
-            params.depth * Stream.parts,
-            2,
-        ]
+        # The published order: single blocks, image streams, text streams, output.
+        single, streams = params.depth_single * SingleBlock.parts, params.depth * Stream.parts
+        rows = [single, streams, streams, 2]
         super().__init__(params, ModulationRows, approximator=Approximator(params, sum(rows)))
         self.rows = rows
 
@@ -78,36 +70,29 @@ class Chroma(Trunk):
     def forward(self, x: Tensor, t: Tensor, condition: Condition = NONE) -> Tensor:
         x = network_input(x, condition, self.params)
         single, image, text, out = self.approximator(t).split(self.rows, dim=1)
-        joint = (
-            torch.cat(both, dim=1)
-            for both in zip(image.split(Stream.parts, dim=1), text.split(Stream.parts, dim=1), strict=True)
-        )
-        return self.through_blocks(x, [*joint, *single.split(SingleBlock.parts, dim=1), out], condition)
+        streams = (rows.split(Stream.parts, dim=1) for rows in (image, text))
+        joint = (torch.cat(pair, dim=1) for pair in zip(*streams, strict=True))
+        return self.run_blocks(x, [*joint, *single.split(SingleBlock.parts, dim=1), out], condition)
 
 
 class Approximator(nn.Module):
-    """forward(t (B,) in [0, 1]) -> the table of all modulations (B, rows, hidden): residual MLPs of the time
-    and the number of the row."""
+    """forward(t (B,) in [0, 1]) -> all modulations (B, rows, hidden), from the time and the row numbers."""
 
     def __init__(self, p: ChromaParams, rows: int) -> None:
         super().__init__()
         self.waves, self.rows = p.waves, rows
         self.fc_in = nn.Linear(p.waves, p.width_approximator)
-        self.blocks = nn.ModuleList(
-            ApproximatorBlock(p.width_approximator) for _ in range(p.depth_approximator)
-        )
+        blocks = (ApproximatorBlock(p.width_approximator) for _ in range(p.depth_approximator))
+        self.blocks = nn.ModuleList(blocks)
         self.out = nn.Linear(p.width_approximator, p.hidden)
 
     def forward(self, t: Tensor) -> Tensor:
         quarter, half = self.waves // 4, self.waves // 2
-        # The scale of guidance that FLUX.1 is told is always 0 here. Numbers of rows are told in thousands,
-        # as times are.
-        told = torch.cat([sinusoid(1000.0 * t, quarter), sinusoid(torch.zeros_like(t), quarter)], dim=-1)
+        # FLUX.1's guidance scale is always 0 here. Row numbers are scaled by 1000, as times are.
+        time = torch.cat([sinusoid(1000.0 * t, quarter), sinusoid(torch.zeros_like(t), quarter)], dim=-1)
         row = sinusoid(1000.0 * torch.arange(self.rows, device=t.device), half)
-        waves = torch.cat(
-            [told[:, None].expand(-1, self.rows, -1), row.expand(len(t), -1, -1)], dim=-1
-        )  # (B, rows, waves)
-        x = self.fc_in(waves.to(self.fc_in.bias.dtype))
+        time, row = time[:, None].expand(-1, self.rows, -1), row.expand(len(t), -1, -1)
+        x = self.fc_in(torch.cat([time, row], dim=-1).to(self.fc_in.bias.dtype))  # (B, rows, width)
         for block in self.blocks:
             x = block(x)
         return self.out(x)

@@ -1,5 +1,4 @@
-"""CLIP's text tower (Radford et al. 2021): a causal transformer over tokens. Every published size is a
-configuration of it."""
+"""CLIP's text tower in all published sizes: a causal transformer over tokens (Radford et al. 2021)."""
 
 from __future__ import annotations
 
@@ -19,13 +18,12 @@ EOS = 49407  # the end of text in OpenAI's vocabulary
 
 @dataclass(frozen=True)
 class CLIPTextParams:
-    """One text tower; the default is that of OpenAI's ViT-L/14.
+    """Parameters of a text tower; the defaults are OpenAI's ViT-L/14.
 
-    vocab       tokens it knows; 49408, and more for learned words or for a vocabulary of its own
-    length      tokens it can read at once, BOS and EOS included
-    activation  between the two layers of the MLP: "quick_gelu" (OpenAI), x * sigmoid(1.702 x), or "gelu"
-                (OpenCLIP)
-    projection  width of the pooled output; None: that of the tower, for there is no projection
+    vocab       number of tokens: 49408, or more with learned words
+    length      tokens that it reads at once, BOS and EOS included
+    activation  of the MLP: "quick_gelu" (OpenAI), x * sigmoid(1.702 x), or "gelu" (OpenCLIP)
+    projection  width of the pooled output; None: no projection, so that it is the tower's width
     """
 
     vocab: int = 49408
@@ -49,10 +47,9 @@ CLIP_G = CLIPTextParams(width=1280, layers=32, heads=20, activation="gelu", proj
 
 
 class CLIPText(nn.Module):
-    """forward(tokens (B, L) of whole numbers) -> the layers + 1 states (B, L, width): the embeddings, then
-    after every block.
+    """forward(tokens (B, L)) -> layers + 1 states (B, L, width): the embeddings and the output of each block.
 
-    None of them has been through the final `norm`. L is at most `length`.
+    No state has passed the final `norm`. L is at most `length`.
     """
 
     block_lists = ("blocks",)  # in the order in which they are called
@@ -68,17 +65,12 @@ class CLIPText(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As CLIP was trained from: normal, narrower by the depth where a residual branch ends, and no
-        biases."""
+        """CLIP's initialisation: normal, scaled by the depth at the end of residual branches; zero biases."""
         width, depth = self.params.width, self.params.layers
         nn.init.normal_(self.token.weight, std=0.02)
         nn.init.normal_(self.position, std=0.01)
-        stds = {
-            ".qkv": width**-0.5,
-            ".out": (2 * depth * width) ** -0.5,
-            ".fc1": (2 * width) ** -0.5,
-            ".fc2": (2 * depth * width) ** -0.5,
-        }
+        last = (2 * depth * width) ** -0.5
+        stds = {".qkv": width**-0.5, ".out": last, ".fc1": (2 * width) ** -0.5, ".fc2": last}
         for name, module in self.blocks.named_modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=stds[name[name.rindex(".") :]])
@@ -88,11 +80,8 @@ class CLIPText(nn.Module):
 
     @with_enough_precision
     def forward(self, tokens: Tensor) -> list[Tensor]:
-        if tokens.ndim != 2 or tokens.shape[1] > self.params.length:
-            raise ValueError(
-                f"tokens are (B, L) with L up to {self.params.length}, not {tuple(tokens.shape)}: cut them, "
-                "or encode in parts"
-            )
+        if tokens.ndim != 2 or tokens.shape[1] > (length := self.params.length):
+            raise ValueError(f"tokens are (B, L) with L up to {length}, not {tuple(tokens.shape)}: cut them")
         x = self.token(tokens) + self.position[: tokens.shape[1]]
         states = [x]
         for block in self.blocks:
@@ -102,25 +91,23 @@ class CLIPText(nn.Module):
 
     @with_enough_precision
     def pool(self, last_state: Tensor, tokens: Tensor, projected: bool = True, eos: int = EOS) -> Tensor:
-        """The last state (B, L, width) at each row's first `eos`, through norm and, if `projected`,
-        projection: (B, projection or width).
+        """The last state at each row's first `eos`, through norm and projection: (B, projection or width).
 
-        The first, because padding may be EOS as well; and not the greatest id, which may be that of an added
-        token.
+        projected  False: without the projection
+        It is the first `eos`, since padding may be EOS too, and not the greatest id, which may be a learned
+        word.
         """
         end = tokens == eos
-        # Not on a GPU, where looking would wait for the device.
+        # On a GPU the check would wait for the device.
         if end.device.type == "cpu" and not torch.compiler.is_compiling() and not end.any(dim=1).all():
             raise ValueError(f"a row of tokens has no end of text ({eos}): put one behind the prompt")
-        row = last_state[
-            torch.arange(len(tokens), device=tokens.device), end.int().argmax(dim=1)
-        ]  # (B, width)
-        row = self.norm(row)
-        return self.projection(row) if projected and self.projection is not None else row
+        rows = torch.arange(len(tokens), device=tokens.device)
+        pooled = self.norm(last_state[rows, end.int().argmax(dim=1)])  # (B, width)
+        return self.projection(pooled) if projected and self.projection is not None else pooled
 
 
 class Block(nn.Module):
-    """Self-attention to what came before, then an MLP; each pre-normed and added."""
+    """Causal self-attention, then an MLP, both pre-norm with a residual connection."""
 
     def __init__(self, p: CLIPTextParams) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""DiT: a transformer over patches, steered by adaptive layer norms that start at zero (Peebles & Xie 2023).
+"""DiT: a transformer over patches, conditioned by adaptive layer norms (adaLN-zero, Peebles & Xie 2023).
 
-Class-conditional as published; with `context_dim`, each block also attends to a text (as in PixArt-alpha,
-Chen et al. 2023).
+The published networks take class labels. With `context_dim` each block also attends to a text (as in
+PixArt-alpha, Chen et al. 2023).
 """
 
 from __future__ import annotations
@@ -30,14 +30,12 @@ from models.layers.modulation import Modulation, gated, modulate, norm, start_at
 
 @dataclass(frozen=True)
 class DiTParams(NetworkParams):
-    """One DiT; the defaults are DiT-XL/2 on 32x32 latents.
+    """Parameters of a DiT; the defaults are DiT-XL/2 on 32x32 latents.
 
     image_size       height and width of x, in pixels or latents; fixed, as the position embedding is
     learned_variance doubles the output channels: prediction, then variance (Nichol & Dhariwal 2021)
-    num_classes, vector_dim, context_dim  the conditions it takes: class label, vector, text; None: not that
-                                          one
-    time_factor      multiplies t before its sinusoid: 1 for training indices, 1000 for t in [0, 1];
-                     `models.build` finds it
+    num_classes, vector_dim, context_dim  for the conditions it takes: label, vector, text; None: not taken
+    time_factor      scales t: 1 for training indices, 1000 for t in [0, 1]; set by `models.build`
     """
 
     in_channels: int = 4
@@ -60,9 +58,7 @@ class DiTParams(NetworkParams):
         check_range(self, "dropout", least=0)
         check_range(self, "time_factor", "mlp_ratio", least=1e-6, most=1e6)
         if self.image_size % self.patch_size:
-            raise ValueError(
-                f"an image of {self.image_size} pixels does not divide into patches of {self.patch_size}"
-            )
+            raise ValueError(f"image_size={self.image_size} must divide by patch_size={self.patch_size}")
         if self.hidden % self.heads or self.hidden % 4:
             raise ValueError(f"hidden={self.hidden} must divide by heads={self.heads} and by 4")
 
@@ -72,8 +68,10 @@ class DiTParams(NetworkParams):
 
 
 class DiT(BlockNetwork):
-    """forward(x (B, C, H, W), t (B,), condition) -> (B, out_channels, H, W); label (B,), context (B, L, D),
-    vector (B, V)."""
+    """forward(x (B, C, H, W), t (B,), condition) -> (B, out_channels, H, W).
+
+    Its parameters say which of label (B,), context (B, L, D) and vector (B, V) it takes.
+    """
 
     def __init__(self, params: DiTParams) -> None:
         super().__init__()
@@ -89,8 +87,7 @@ class DiT(BlockNetwork):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier for linear layers, 0.02 for embeddings; every modulation and the output start at zero
-        (adaLN-zero)."""
+        """Xavier for linear layers, 0.02 for embeddings, zero for modulations and the output (adaLN-zero)."""
         start_at_identity(self)
         if self.label is not None:
             nn.init.normal_(self.label.table.weight, std=0.02)
@@ -104,9 +101,8 @@ class DiT(BlockNetwork):
         p = self.params
         x = network_input(x, condition, p)
         if x.shape[-2:] != (p.image_size, p.image_size):
-            raise ValueError(
-                f"this DiT was built for {p.image_size}x{p.image_size}, not {x.shape[-2]}x{x.shape[-1]}"
-            )
+            size = f"{p.image_size}x{p.image_size}"
+            raise ValueError(f"this DiT was built for {size}, not {x.shape[-2]}x{x.shape[-1]}")
         emb = self.time(t)
         if self.label is not None:
             emb = emb + self.label(condition.label)
@@ -114,33 +110,28 @@ class DiT(BlockNetwork):
             emb = emb + self.vector(condition.vector)
         emb = F.silu(emb)  # (B, D)
 
-        size = p.patch_size
-        x = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=size, q=size)
+        patch = p.patch_size
+        x = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
         x = self.patch_in(x) + self.position  # (B, L, D)
         mask = key_mask(condition.mask)
         for block in self.blocks:
             x = self.run(block, x, emb, condition.context, mask)
         x = self.patch_out(modulate(norm(x), *self.modulation_out(emb)))  # (B, L, p*q*C)
-        return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=p.image_size // size, p=size, q=size)
+        return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=p.image_size // patch, p=patch, q=patch)
 
 
 class DiTBlock(nn.Module):
-    """Attention and MLP, each normed, shifted and scaled before and gated after by the embedding."""
+    """Attention and MLP: the embedding shifts and scales their inputs, and gates their outputs."""
 
     def __init__(self, p: DiTParams) -> None:
         super().__init__()
         inner = int(p.hidden * p.mlp_ratio)
         self.modulation = Modulation(p.hidden, 6)
         self.self_attention = SelfAttention(p.hidden, p.heads)
-        self.cross_attention = (
-            None if p.context_dim is None else CrossAttention(p.hidden, p.context_dim, p.heads)
-        )
-        self.mlp = nn.Sequential(
-            nn.Linear(p.hidden, inner),
-            nn.GELU(approximate="tanh"),
-            nn.Dropout(p.dropout),
-            nn.Linear(inner, p.hidden),
-        )
+        text = p.context_dim
+        self.cross_attention = None if text is None else CrossAttention(p.hidden, text, p.heads)
+        fc1, fc2 = nn.Linear(p.hidden, inner), nn.Linear(inner, p.hidden)
+        self.mlp = nn.Sequential(fc1, nn.GELU(approximate="tanh"), nn.Dropout(p.dropout), fc2)
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None = None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)
@@ -151,12 +142,11 @@ class DiTBlock(nn.Module):
 
 
 def position_embedding(size: int, dim: int, step: float = 1.0) -> Tensor:
-    """Fixed 2-D sinusoids (size*size, dim): the first half of the features tells the column, the second the
-    row.
+    """Fixed 2-D sinusoids (size*size, dim): the first half of the features encodes the column, then the row.
 
-    step  from one column or row to the next
+    step  distance between neighbouring columns or rows
     """
-    if torch.get_default_device().type == "meta":  # where arithmetic is slow to begin, and has no result
+    if torch.get_default_device().type == "meta":  # where arithmetic is slow and has no result
         return torch.empty(size * size, dim)
     frequency = 10_000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     angle = step * torch.arange(size, dtype=torch.float64)[:, None] * frequency

@@ -1,5 +1,4 @@
-"""FLUX.1: a flow through blocks of two streams, then of one, with rotary positions (Black Forest Labs 2024;
-arXiv:2506.15742)."""
+"""FLUX.1: blocks of two streams, then of one, and rotary positions (Black Forest Labs, arXiv:2506.15742)."""
 
 from __future__ import annotations
 
@@ -25,15 +24,14 @@ from models.layers.rotary import positions, rotate, rotations
 
 @dataclass(frozen=True)
 class TrunkParams(NetworkParams):
-    """What FLUX.1 and the networks made from it have in common; the defaults are theirs.
+    """Common parameters of FLUX.1 and the networks derived from it.
 
-    in_channels   of x and of what it is given beside it: 96 in Fill (x 16, masked latents 16, mask 64), 32 in
-                  Canny and Depth
-    depth, depth_single  blocks of two streams, and blocks of one behind them
+    in_channels   of x and the image condition: 96 in Fill (x 16, latents 16, mask 64), 32 in Canny and Depth
+    depth, depth_single  number of blocks with two streams, and of the following blocks with one
     context_dim   width of the text tokens (T5)
-    axes          features of a head that turn with each of three coordinates, 0, row and column; theta: their
-                  longest wavelength / 2 pi
-    patch_size    pixels of x to a token, in height and width
+    axes          features of a head that rotate with each of three coordinates: 0, row and column
+    theta         the longest wavelength of the rotations / 2 pi
+    patch_size    height and width of a token's patch of x
     """
 
     in_channels: int = 16
@@ -49,28 +47,24 @@ class TrunkParams(NetworkParams):
     patch_size: int = 2
 
     def __post_init__(self) -> None:
-        check_at_least_one(
-            self, "in_channels", "out_channels", "hidden", "heads", "depth", "depth_single", "patch_size"
-        )
-        check_at_least_one(self, "context_dim", "axes")
+        check_at_least_one(self, "in_channels", "out_channels", "hidden", "heads", "depth", "depth_single")
+        check_at_least_one(self, "patch_size", "context_dim", "axes")
         check_range(self, "theta", "mlp_ratio", least=1e-6, most=1e9)
         if len(self.axes) != 3 or any(dim % 2 for dim in self.axes):
             raise ValueError(
                 f"axes are three even numbers of features, for 0, row and column, not {self.axes}"
             )
         if self.hidden != self.heads * sum(self.axes):
-            raise ValueError(
-                f"hidden={self.hidden} must be heads={self.heads} times the {sum(self.axes)} features of "
-                f"axes={self.axes}"
-            )
+            sizes = f"heads={self.heads} times the sum of axes={self.axes}"
+            raise ValueError(f"hidden={self.hidden} must be {sizes}")
 
 
 @dataclass(frozen=True)
 class FluxParams(TrunkParams):
-    """One Flux; the defaults are FLUX.1-dev.
+    """Parameters of FLUX.1; the defaults are [dev].
 
     vector_dim    width of the pooled text (CLIP)
-    guidance_dim  frequencies of the guidance scale that a distilled net takes; None: takes none (schnell)
+    guidance_dim  frequencies of the guidance scale's embedding; None: the network takes no scale ([schnell])
     """
 
     vector_dim: int = 768
@@ -82,13 +76,11 @@ class FluxParams(TrunkParams):
 
 
 class Trunk(BlockNetwork):
-    """Blocks of two streams, then of one, over tokens of text and patches of x: all of FLUX.1 but the
-    embedding of what modulates them.
+    """FLUX.1 except the embedding that modulates its blocks.
 
-    modulation  makes a module that gives a block, or one of its streams, its modulation from the block's
-                embedding: called with the number of parts that streams before it in the block take, and of
-                those that it takes
-    embeddings  what makes these embeddings, by name
+    modulation  modulation(before, parts) returns a module that computes `parts` tensors from a block's
+                embedding, for a stream behind streams with `before` parts in the same block
+    embeddings  the modules that compute these embeddings, by name
     """
 
     block_lists = ("joint", "single")  # in the order in which they are called
@@ -104,18 +96,11 @@ class Trunk(BlockNetwork):
             self.add_module(name, embedding)
 
         def stream(before: int) -> Stream:
-            return Stream(
-                p.hidden,
-                p.heads,
-                qk_norm=True,
-                mlp_ratio=p.mlp_ratio,
-                modulation=modulation(before, Stream.parts),
-            )
+            return Stream(p.hidden, p.heads, True, p.mlp_ratio, modulation(before, Stream.parts))
 
         self.joint = nn.ModuleList(JointBlock(stream(0), stream(Stream.parts)) for _ in range(p.depth))
-        self.single = nn.ModuleList(
-            SingleBlock(p, modulation(0, SingleBlock.parts)) for _ in range(p.depth_single)
-        )
+        single = (SingleBlock(p, modulation(0, SingleBlock.parts)) for _ in range(p.depth_single))
+        self.single = nn.ModuleList(single)
         self.modulation_out = modulation(0, 2)
         self.patch_out = nn.Linear(p.hidden, p.out_channels * p.patch_size**2)
         self.reset_parameters()
@@ -125,9 +110,8 @@ class Trunk(BlockNetwork):
         start_at_identity(self)
         nn.init.zeros_(self.patch_out.weight)
 
-    def through_blocks(self, x: Tensor, embs: Iterable[Tensor], condition: Condition) -> Tensor:
-        """The output (B, out_channels, H, W) from x (B, in_channels, H, W), text, and for each block and the
-        output what modulates it."""
+    def run_blocks(self, x: Tensor, embeddings: Iterable[Tensor], condition: Condition) -> Tensor:
+        """x (B, in_channels, H, W) -> (B, out_channels, H, W). The last of the embeddings is for the output."""
         p = self.params
         height, width = x.shape[-2:]
         x = whole_patches(x, p.patch_size)
@@ -136,16 +120,16 @@ class Trunk(BlockNetwork):
         text = self.context_in(condition.context)  # (B, L, D)
         mask = key_mask(condition.mask, image.shape[1])
         angles = rotations(positions(text.shape[1], h, w, x.device), p.axes, p.theta)
-        rest = iter(embs)
+        emb = iter(embeddings)
         for block in self.joint:
-            text, image = self.run(block, text, image, next(rest), angles, mask)
+            text, image = self.run(block, text, image, next(emb), angles, mask)
 
         tokens = torch.cat([text, image], dim=1)  # (B, L + N, D)
         for block in self.single:
-            tokens = self.run(block, tokens, next(rest), angles, mask)
+            tokens = self.run(block, tokens, next(emb), angles, mask)
 
         image = tokens[:, text.shape[1] :]
-        image = self.patch_out(modulate(norm(image), *self.modulation_out(next(rest))))  # (B, N, C*p*q)
+        image = self.patch_out(modulate(norm(image), *self.modulation_out(next(emb))))  # (B, N, C*p*q)
         image = rearrange(image, "b (h w) (c p q) -> b c (h p) (w q)", h=h, p=p.patch_size, q=p.patch_size)
         return image[..., :height, :width]
 
@@ -153,11 +137,10 @@ class Trunk(BlockNetwork):
 class Flux(Trunk):
     """forward(x (B, C, H, W), t (B,) in [0, 1], condition) -> (B, out_channels, H, W).
 
-    Told are the context (B, L, 4096), a vector (B, 768) and, by [dev], the guidance scale (B,).
+    It takes the context (B, L, 4096), the vector (B, 768) and in [dev] the guidance scale (B,), usually 3.5.
 
-    A side that does not divide by the patch size is filled up inside and cut again (`whole_patches`).
-    `guidance` is the scale that the network imitates, in FLUX.1-dev 3.5 as a rule.
-    Times and scales are float32 whatever the weights are; the published code rounds them to those first.
+    Sides that do not divide by the patch size are padded inside and cropped again (`whole_patches`). Times
+    and scales are float32 for all dtypes of weights; the published code rounds them to that dtype first.
     """
 
     params: FluxParams
@@ -166,15 +149,13 @@ class Flux(Trunk):
     vector: VectorEmbedding
 
     def __init__(self, params: FluxParams) -> None:
-        p = params
+        p, hidden, scales = params, params.hidden, params.guidance_dim
         super().__init__(
             p,
-            lambda before, n: Modulation(p.hidden, n),
-            time=TimeEmbedding(256, p.hidden, factor=1000.0),
-            guidance=None
-            if p.guidance_dim is None
-            else TimeEmbedding(p.guidance_dim, p.hidden, factor=1000.0),
-            vector=VectorEmbedding(p.vector_dim, p.hidden),
+            lambda before, parts: Modulation(hidden, parts),
+            time=TimeEmbedding(256, hidden, factor=1000.0),
+            guidance=None if scales is None else TimeEmbedding(scales, hidden, factor=1000.0),
+            vector=VectorEmbedding(p.vector_dim, hidden),
         )
 
     @with_enough_precision
@@ -184,12 +165,11 @@ class Flux(Trunk):
         if self.guidance is not None:
             emb = emb + self.guidance(condition.guidance)
         emb = F.silu(emb + self.vector(condition.vector))  # (B, D)
-        return self.through_blocks(x, repeat(emb), condition)
+        return self.run_blocks(x, repeat(emb), condition)
 
 
 class SingleBlock(nn.Module):
-    """Attention and MLP side by side, between two products (as in Dehghani et al. 2023), over text and image
-    tokens alike."""
+    """Parallel attention and MLP between two linear layers (as in Dehghani et al. 2023), over all tokens."""
 
     parts = 3
 
@@ -198,8 +178,7 @@ class SingleBlock(nn.Module):
         self.heads, self.inner = p.heads, int(p.hidden * p.mlp_ratio)
         self.modulation = modulation
         self.qkv_mlp = nn.Linear(p.hidden, 3 * p.hidden + self.inner)
-        self.norm_q = HeadNorm(p.hidden // p.heads)
-        self.norm_k = HeadNorm(p.hidden // p.heads)
+        self.norm_q, self.norm_k = (HeadNorm(p.hidden // p.heads) for _ in range(2))
         self.out = nn.Linear(p.hidden + self.inner, p.hidden)
 
     def forward(self, x: Tensor, emb: Tensor, angles: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -1,5 +1,4 @@
-"""Stable Diffusion 3 and 3.5: MMDiT, a flow through transformer blocks with a stream for text and one for the
-image (Esser et al. 2024)."""
+"""MMDiT of Stable Diffusion 3 and 3.5: streams for text and image in each block (Esser et al. 2024)."""
 
 from __future__ import annotations
 
@@ -20,19 +19,19 @@ from models.layers.modulation import Modulation, modulate, norm, start_at_identi
 from models.networks.dit import position_embedding
 
 HEAD_DIM = 64
-POSITIONS = 64  # the side, in patches, of the images whose positions are counted by ones
+POSITIONS = 64  # the side in patches of images whose positions are 1 apart
 
 
 @dataclass(frozen=True)
 class SD3Params(NetworkParams):
-    """One Stable Diffusion 3; the defaults are SD 3 medium. Its width goes with its depth (section 5.3).
+    """Parameters of an SD3; the defaults are SD 3 medium. The width follows from the depth (section 5.3).
 
-    depth        blocks; 24 in both media, 38 in 3.5 large
+    depth        blocks: 24 in both medium models, 38 in 3.5 large
     heads        of 64 features each; None: as many as blocks
     context_dim  width of the text tokens; vector_dim: of the pooled text
-    positions    side of the position table in patches, 192, or 384 in 3.5 medium: the largest image
-    qk_norm      queries and keys are normalised (3.5)
-    dual         so many first blocks let the image attend to itself a second time (13 in 3.5 medium)
+    positions    side of the position table in patches, the largest image: 192, or 384 in 3.5 medium
+    qk_norm      normalise queries and keys (3.5)
+    dual         number of first blocks in which the image also attends to itself alone (13 in 3.5 medium)
     """
 
     in_channels: int = 16
@@ -47,21 +46,10 @@ class SD3Params(NetworkParams):
     dual: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least_one(
-            self,
-            "in_channels",
-            "out_channels",
-            "patch_size",
-            "depth",
-            "heads",
-            "context_dim",
-            "vector_dim",
-            "positions",
-        )
+        check_at_least_one(self, "in_channels", "out_channels", "patch_size", "depth", "heads")
+        check_at_least_one(self, "context_dim", "vector_dim", "positions")
         if not 0 <= self.dual <= self.depth:
-            raise ValueError(
-                f"of depth={self.depth} blocks 0 to {self.depth} can attend twice, not dual={self.dual}"
-            )
+            raise ValueError(f"dual={self.dual} must be 0 to depth={self.depth}: it is a number of blocks")
 
     @property
     def hidden(self) -> int:
@@ -69,16 +57,15 @@ class SD3Params(NetworkParams):
 
     @property
     def largest(self) -> int:
-        """The most that height and width of x may be."""
+        """The largest height and width of x."""
         return self.positions * self.patch_size
 
 
 class SD3(BlockNetwork):
-    """forward(x (B, C, H, W), t (B,) in [0, 1], condition) -> (B, out_channels, H, W); context (B, L, 4096),
-    vector (B, 2048).
+    """forward(x (B, C, H, W), t (B,) in [0, 1], condition) -> (B, out_channels, H, W).
 
-    H and W make at most `positions` patches each; a side that does not divide by the patch size is filled up
-    inside and cut again.
+    It takes the context (B, L, 4096) and the vector (B, 2048). H and W are at most `positions` patches. Sides
+    that do not divide by the patch size are padded inside and cropped again (`whole_patches`).
     """
 
     block_lists = ("blocks",)  # in the order in which they are called
@@ -87,9 +74,8 @@ class SD3(BlockNetwork):
         super().__init__()
         self.params = p = params
         self.patch_in = nn.Conv2d(p.in_channels, p.hidden, p.patch_size, stride=p.patch_size)
-        self.register_buffer(
-            "position", position_embedding(p.positions, p.hidden, POSITIONS / p.positions)[None]
-        )
+        table = position_embedding(p.positions, p.hidden, step=POSITIONS / p.positions)
+        self.register_buffer("position", table[None])
         self.context_in = nn.Linear(p.context_dim, p.hidden)
         self.time = TimeEmbedding(256, p.hidden, factor=1000.0)
         self.vector = VectorEmbedding(p.vector_dim, p.hidden)
@@ -125,10 +111,8 @@ class SD3(BlockNetwork):
         """The middle of the position table, (1, height*width, D)."""
         side, patch = self.params.positions, self.params.patch_size
         if height > side or width > side:
-            raise ValueError(
-                f"an image of {height * patch}x{width * patch} is larger than the "
-                f"{side * patch}x{side * patch} this SD3 has positions for"
-            )
+            size, most = f"{height * patch}x{width * patch}", f"{side * patch}x{side * patch}"
+            raise ValueError(f"this SD3 has positions for {most} latents, not for {size}")
         top, left = (side - height) // 2, (side - width) // 2
         table = self.get_buffer("position").unflatten(1, (side, side))
         return table[:, top : top + height, left : left + width].flatten(1, 2)

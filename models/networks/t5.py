@@ -1,5 +1,4 @@
-"""T5's encoder (Raffel et al. 2020), version 1.1: a transformer over all tokens at once. Every published size
-is a configuration of it."""
+"""T5's encoder, version 1.1, in all published sizes: a bidirectional transformer (Raffel et al. 2020)."""
 
 from __future__ import annotations
 
@@ -17,13 +16,13 @@ from models.layers.half import InFloat32, with_enough_precision
 
 @dataclass(frozen=True)
 class T5Params:
-    """One encoder; the default is that of T5 v1.1 XXL.
+    """Parameters of an encoder; the defaults are T5 v1.1 XXL.
 
-    vocab         rows of the table of tokens, more than the tokenizer has
-    head_dim      of queries, keys and values; heads * head_dim need not be the width
-    hidden        width within the gated MLP
-    buckets       of distances between tokens, half of them for either direction
-    max_distance  from which on all distances share a bucket
+    vocab         rows of the token table, more than the tokenizer has tokens
+    head_dim      of queries, keys and values; heads * head_dim may differ from the width
+    hidden        width inside the gated MLP
+    buckets       of distances between tokens, half of them for each direction
+    max_distance  distances from here on share a bucket
     """
 
     vocab: int = 32128
@@ -38,24 +37,20 @@ class T5Params:
     def __post_init__(self) -> None:
         check_at_least_one(self, "vocab", "width", "layers", "heads", "head_dim", "hidden")
         if self.buckets < 4 or self.buckets % 4:
-            raise ValueError(f"buckets={self.buckets} must divide by 4: two directions, each in near and far")
-        if self.max_distance <= self.buckets // 4:
-            raise ValueError(
-                f"max_distance={self.max_distance} must be more than buckets / 4 = {self.buckets // 4}, "
-                "where far ones begin"
-            )
+            raise ValueError(f"buckets={self.buckets} must divide by 4: two directions, each near and far")
+        if self.max_distance <= (near := self.buckets // 4):
+            raise ValueError(f"max_distance={self.max_distance} must be more than buckets / 4 = {near}")
 
 
 T5_XXL = T5Params()
 
 
 class T5(nn.Module):
-    """forward(tokens (B, L) of whole numbers) -> the last state (B, L, width) through the final norm, in the
-    dtype of the weights.
+    """forward(tokens (B, L)) -> the normed last state (B, L, width), in the dtype of the weights.
 
-    mask  (B, L) bool, which tokens are attended to, at least one of each row; None: all, padding included, as
-          in FLUX.1 and Stable Diffusion 3. L has no limit
-    Published weights lead the states beyond float16's range, so between the blocks they are at least float32.
+    mask  (B, L) bool, which tokens are attended to, at least one per row; None: all, also padding, as in
+          FLUX.1 and Stable Diffusion 3
+    L has no limit. States between blocks are at least float32: those of published weights exceed float16.
     """
 
     block_lists = ("blocks",)  # in the order in which they are called
@@ -70,8 +65,7 @@ class T5(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As T5 was trained from: normal, narrower by the number of inputs, and the queries by a head's too,
-        for scores are not scaled."""
+        """T5's initialisation: normal, scaled by the inputs; queries by head_dim too, as scores are not."""
         p = self.params
         nn.init.normal_(self.token.weight)
         nn.init.normal_(self.relative.weight, std=p.width**-0.5)
@@ -94,41 +88,36 @@ class T5(nn.Module):
         return self.norm(x)
 
     def _bias(self, length: int, like: Tensor) -> Tensor:
-        """What is added to every block's scores, (1, heads, L, L)."""
+        """The relative position bias of all blocks, (1, heads, L, L)."""
         place = torch.arange(length, device=like.device)
         bucket = buckets(place - place[:, None], self.params.buckets, self.params.max_distance)
         return rearrange(self.relative(bucket), "i j h -> 1 h i j").contiguous()
 
 
 def buckets(distance: Tensor, count: int, max_distance: int) -> Tensor:
-    """The bucket of a key so many tokens behind (above 0) or before (up to 0) its query, 0 ... count - 1
-    (Raffel et al. 2020, section 2.1).
+    """The bucket, 0 ... count-1, of the distance from a query to a key (Raffel et al. 2020, section 2.1).
 
-    Either direction has half of them: one for each distance up to a quarter of `count`, then wider ones,
-    evenly spaced in the logarithm up to max_distance, and all that is further away in the last.
+    Keys after the query (distance > 0) have the upper half of the buckets. Each half has a bucket for every
+    distance below count / 4, then buckets evenly spaced in the logarithm up to max_distance, and a last one
+    for the rest.
     """
     half, near = count // 2, count // 4
-    # Edges rather than a logarithm of each distance: 16, 32 and 64 lie on edges, where rounding differs
-    # between devices.
+    # Edges instead of logarithms: 16, 32 and 64 lie on edges, where logarithms round differently per device.
     far = [near * (max_distance / near) ** (i / (half - near)) - 1e-6 for i in range(1, half - near)]
-    edges = torch.tensor([*range(1, near + 1), *far], dtype=torch.float32).to(
-        distance.device, non_blocking=True
-    )
+    edges = torch.tensor([*range(1, near + 1), *far], dtype=torch.float32)
+    edges = edges.to(distance.device, non_blocking=True)
     return torch.bucketize(distance.abs(), edges, right=True) + half * (distance > 0)
 
 
 class Block(nn.Module):
-    """Self-attention, then a gated MLP (Shazeer 2020, GEGLU); each pre-normed and added."""
+    """Self-attention, then a gated MLP (GEGLU, Shazeer 2020), both pre-norm with a residual connection."""
 
     def __init__(self, p: T5Params) -> None:
         super().__init__()
         self.norm1 = RMSNorm(p.width)
         self.attention = BiasedAttention(p.width, p.heads, p.head_dim)
         self.norm2 = RMSNorm(p.width)
-        self.gate, self.fc1 = (
-            nn.Linear(p.width, p.hidden, bias=False),
-            nn.Linear(p.width, p.hidden, bias=False),
-        )
+        self.gate, self.fc1 = (nn.Linear(p.width, p.hidden, bias=False) for _ in range(2))
         self.fc2 = nn.Linear(p.hidden, p.width, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -137,13 +126,12 @@ class Block(nn.Module):
         hidden = F.gelu(self.gate(y), approximate="tanh").to(x.dtype) * self.fc1(y)
         if y.dtype != torch.float16:
             return x + self.fc2(hidden.to(y.dtype))
-        with InFloat32():  # it exceeds the range of float16
+        with InFloat32():  # `hidden` exceeds the range of float16
             return x + self.fc2(hidden)
 
 
 class BiasedAttention(nn.Module):
-    """Scores are q k^T + bias, not divided by sqrt(d): the weights are trained for that. Four products, as
-    files hold them."""
+    """Attention with scores q k^T + bias, not divided by sqrt(d); separate layers, as files hold them."""
 
     def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -152,15 +140,13 @@ class BiasedAttention(nn.Module):
         self.out = nn.Linear(heads * head_dim, width, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        q, k, v = (
-            rearrange(part(x), "b l (h d) -> b h l d", h=self.heads) for part in (self.q, self.k, self.v)
-        )
+        layers = (self.q, self.k, self.v)
+        q, k, v = (rearrange(layer(x), "b l (h d) -> b h l d", h=self.heads) for layer in layers)
         return self.out(attend(q, k, v, mask=bias, scale=1.0))
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean(x^2) + 1e-6) * weight, computed in the dtype of x, rounded to that of the weight (Zhang &
-    Sennrich 2019)."""
+    """RMS norm (Zhang & Sennrich 2019) in the dtype of x, rounded to the dtype of the weight."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=1e-6)

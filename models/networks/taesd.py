@@ -1,5 +1,4 @@
-"""TAESD: a tiny autoencoder that speaks the latents of a large one, for previews (Bohan 2023,
-madebyollin/taesd)."""
+"""TAESD: a tiny autoencoder for the latents of a large one, for previews (Bohan 2023, madebyollin/taesd)."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from models.networks.vae import check_batch, run_finite
 
 @dataclass(frozen=True)
 class TAESDParams:
-    """One tiny autoencoder: 4 latent channels for SD 1, 2 and XL, 16 for SD 3 and FLUX.1."""
+    """Parameters of a tiny autoencoder: 4 latent channels for SD 1, 2 and XL, 16 for SD 3 and FLUX.1."""
 
     latent_channels: int = 4
     channels: int = 64
@@ -24,13 +23,12 @@ class TAESDParams:
 
 
 class TAESD(nn.Module):
-    """encode(images (B, 3, H, W) in [-1, 1]) -> latents (B, C, H/8, W/8) in the diffusion model's units;
-    decode: back, about [-1, 1].
+    """encode(images (B, 3, H, W) in [-1, 1]) -> latents (B, C, H/8, W/8); decode(latents) -> images.
 
-    It computes in the dtype of its weights and returns at least float32, as `run_finite` does. Layers are
-    numbered as published: encoder.N is N of taesd_encoder and encoder.layers.N of diffusers; decoder.N is N
-    of taesd_decoder and decoder.layers.(N-1) of diffusers, which does not count the clamp. A block's conv1,
-    conv2 and conv3 are conv.0, conv.2 and conv.4 in both.
+    Latents are in the diffusion model's units. It computes in the dtype of its weights and returns at least
+    float32 (`run_finite`). Layers are numbered as published: encoder.N is N of taesd_encoder and
+    encoder.layers.N of diffusers; decoder.N is N of taesd_decoder and decoder.layers.(N-1) of diffusers,
+    which does not count the clamp. A block's conv1, conv2 and conv3 are conv.0, conv.2 and conv.4 in both.
     """
 
     factor = 8  # pixels per latent along each side
@@ -57,18 +55,17 @@ class TAESD(nn.Module):
                     nn.init.zeros_(parameter)
 
     def encode(self, images: Tensor) -> Tensor:
-        """The latents, of which there is no distribution. ValueError for another shape, FloatingPointError as
-        `run_finite` says."""
+        """The latents themselves, not a distribution. ValueError for a wrong shape; see also `run_finite`."""
         check_batch("images", images, 3, self.factor)
         return run_finite(self.encoder, (images + 1) / 2)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The images, not clipped. ValueError for another shape, FloatingPointError as `run_finite` says."""
+        """The images, not clipped. ValueError for a wrong shape; see also `run_finite`."""
         check_batch("latents", latents, self.params.latent_channels)
         return run_finite(self.decoder, latents) * 2 - 1
 
     def forward(self, images: Tensor) -> Tensor:
-        """The images through the latents and back."""
+        """decode(encode(images))."""
         return self.decode(self.encode(images))
 
 
@@ -86,7 +83,7 @@ class Block(nn.Module):
 
 
 class SoftClamp(nn.Module):
-    """Latents beyond 3 are rare; what the decoder sees stays within it, smoothly."""
+    """Limits latents smoothly to -3 ... 3."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x / 3) * 3

@@ -1,10 +1,7 @@
-"""The UNet of ADM and latent diffusion, as one family (Dhariwal & Nichol 2021; Rombach et al. 2022; Podell et
-al. 2023).
+"""The UNet of ADM (Dhariwal & Nichol 2021) and latent diffusion (Rombach et al. 2022; Podell et al. 2023).
 
-Residual blocks at falling resolutions, a skip from each to its counterpart on the way up, attention where the
-parameters say so. SD 1 / 2 / XL and a net for 8x8 digits are configurations of it, and ADM but for its way of
-resampling: here that is a convolution of its own, as latent diffusion has it, where ADM resamples inside
-residual blocks.
+SD 1 / 2 / XL and a network for 8x8 digits are configurations of it. ADM is too, except that ADM resamples
+inside residual blocks: here resampling is a separate convolution, as in latent diffusion.
 """
 
 from __future__ import annotations
@@ -36,26 +33,22 @@ from models.layers.upsample import Upsample
 
 @dataclass(frozen=True)
 class UNetParams(NetworkParams):
-    """One UNet. Per level means from the finest resolution to the coarsest.
+    """Parameters of a UNet. Tuples have one value per level, from the finest to the coarsest.
 
-    in_channels, out_channels  twice the sample's channels out for a learned variance
-    channels           width at the finest level; a level is channels * channel_mult wide
-    blocks             residual blocks per level on the way down (one more on the way up)
-    attention          per level, attention blocks after each residual block (0: none)
-    middle_attention   the same for the middle
+    in_channels, out_channels  a learned variance doubles the output channels
+    channels           width of the finest level; levels are channels * channel_mult wide
+    blocks             residual blocks per level on the way down; the way up has one more
+    attention          attention blocks after each residual block, 0 for none
+    middle_attention   the same in the middle
     attention_kind     "transformer": self-attention, cross-attention to the context if there is one,
                        feed-forward (latent diffusion); "plain": self-attention only (ADM)
-    heads, head_dim    fix one of the two; the other follows from the width
-    linear_projection  transformers enter and leave by a linear layer (SD 2, XL) rather than a 1x1 convolution
-                       (SD 1)
-    scale_shift        the embedding scales and shifts (ADM) rather than only adds (latent diffusion)
-    num_classes, vector_dim, context_dim  the conditions it takes: class label, vector, text; None: not that
-                                          one
-    guidance_dim       frequencies of the guidance scale that a distilled net takes (LCM: 256); None: takes
-                       none
-    time_factor        multiplies t before its sinusoid: 1 for training indices, 1000 for t in [0, 1];
-                       `models.build` finds it
-    groups             of every group normalisation; divides every width
+    heads, head_dim    give one of the two; the other follows from the width
+    linear_projection  transformers begin and end with a linear layer (SD 2, XL), not a 1x1 convolution (SD 1)
+    scale_shift        the embedding scales and shifts (ADM), instead of being added (latent diffusion)
+    num_classes, vector_dim, context_dim  for the conditions it takes: label, vector, text; None: not taken
+    guidance_dim       frequencies of the guidance scale of distilled networks (LCM: 256); None: not taken
+    time_factor        scales t: 1 for training indices, 1000 for t in [0, 1]; set by `models.build`
+    groups             of all group norms; must divide every width
     """
 
     in_channels: int = 4
@@ -88,10 +81,8 @@ class UNetParams(NetworkParams):
         check_range(self, "attention", "middle_attention", "dropout", least=0)
         check_range(self, "time_factor", least=1e-6, most=1e6)
         if len(self.attention) != len(self.channel_mult):
-            raise ValueError(
-                f"attention names {len(self.attention)} levels, channel_mult {len(self.channel_mult)}: give "
-                "one value per level"
-            )
+            levels = f"attention has {len(self.attention)} levels, channel_mult {len(self.channel_mult)}"
+            raise ValueError(f"{levels}: give one value per level")
         if (self.heads is None) == (self.head_dim is None):
             raise ValueError("give either heads or head_dim, and set the other to null")
         for width in (self.channels * m for m in self.channel_mult):
@@ -100,29 +91,25 @@ class UNetParams(NetworkParams):
         check_names("attention kind", [self.attention_kind], ["transformer", "plain"])
         depth = max((*self.attention, self.middle_attention))
         if self.context_dim is not None and (depth == 0 or self.attention_kind == "plain"):
-            raise ValueError(
-                "nothing in this UNet attends to a context: set context_dim to null, or choose transformer "
-                "attention"
-            )
+            remedy = "set context_dim to null, or choose transformer attention"
+            raise ValueError(f"nothing in this UNet attends to a context: {remedy}")
         if depth > 1 and self.attention_kind == "plain":
             raise ValueError(f"plain attention comes once after a residual block, not {depth} times")
 
-    def heads_of(self, width: int) -> int:
+    def count_heads(self, width: int) -> int:
         """Attention heads in a block of that width."""
         divisor = self.heads or self.head_dim
         if not divisor or width % divisor:
-            raise ValueError(
-                f"{width} channels do not divide into heads (heads={self.heads}, head_dim={self.head_dim})"
-            )
+            sizes = f"heads={self.heads}, head_dim={self.head_dim}"
+            raise ValueError(f"{width} channels do not divide into heads ({sizes})")
         return self.heads or width // divisor
 
 
 class UNet(BlockNetwork):
-    """forward(x (B, C, H, W), t (B,), condition) -> (B, out_channels, H, W); label (B,), context (B, L, D),
-    vector (B, V), guidance (B,).
+    """forward(x (B, C, H, W), t (B,), condition) -> (B, out_channels, H, W) for any H and W.
 
-    H and W may be any: an odd side is halved upwards, and cut to its own size again on the way up.
-    `guidance` is the scale of classifier-free guidance, 1 is none.
+    Its parameters say which of label (B,), context (B, L, D), vector (B, V) and guidance scale (B,) it takes.
+    Odd sides are halved upwards, and cropped to their size again on the way up.
     """
 
     def __init__(self, params: UNetParams) -> None:
@@ -136,7 +123,7 @@ class UNet(BlockNetwork):
         self.guidance = None if p.guidance_dim is None else GuidanceEmbedding(p.guidance_dim, p.channels)
 
         self.conv_in = nn.Conv2d(p.in_channels, p.channels, 3, padding=1)
-        skips = [p.channels]  # the width of every skip, in the order of the way down
+        skips = [p.channels]  # the widths of the skip connections
         self.down = nn.ModuleList()
         for level, (width_in, width) in enumerate(pairwise([p.channels, *widths])):
             for i in range(p.blocks):
@@ -146,9 +133,8 @@ class UNet(BlockNetwork):
                 self.down.append(Downsample(width))
                 skips.append(width)
 
-        self.middle = nn.ModuleList(
-            [Block(p, width, width, emb, p.middle_attention), Block(p, width, width, emb, 0)]
-        )
+        middle = (Block(p, width, width, emb, depth) for depth in (p.middle_attention, 0))
+        self.middle = nn.ModuleList(middle)
 
         self.up = nn.ModuleList()
         for level, width_out in reversed(list(enumerate(widths))):
@@ -163,8 +149,7 @@ class UNet(BlockNetwork):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """torch's defaults, and zero for every last layer of a residual branch: each block starts as the
-        identity."""
+        """torch's defaults, but the last layer of residual branches is zero: blocks start as the identity."""
         for module in self.modules():
             if isinstance(module, ResBlock):
                 _zero(module.conv2)
@@ -211,11 +196,8 @@ class Block(nn.Module):
         self.res = ResBlock(p, width_in, width, emb)
         self.attention: nn.Module | None = None
         if depth:
-            self.attention = (
-                PlainAttention(p, width)
-                if p.attention_kind == "plain"
-                else SpatialTransformer(p, width, depth)
-            )
+            plain = p.attention_kind == "plain"
+            self.attention = PlainAttention(p, width) if plain else SpatialTransformer(p, width, depth)
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None = None) -> Tensor:
         x = self.res(x, emb)
@@ -223,7 +205,7 @@ class Block(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, conv, twice, with the embedding in between; the input is added at the end."""
+    """Norm, SiLU and convolution, twice, with the embedding in between and a residual connection."""
 
     def __init__(self, p: UNetParams, width_in: int, width: int, emb: int) -> None:
         super().__init__()
@@ -248,12 +230,12 @@ class ResBlock(nn.Module):
 
 
 class PlainAttention(nn.Module):
-    """ADM's attention: every pixel attends to every other."""
+    """ADM's attention: self-attention over all pixels."""
 
     def __init__(self, p: UNetParams, width: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(p.groups, width)
-        self.attention = SelfAttention(width, p.heads_of(width))
+        self.attention = SelfAttention(width, p.count_heads(width))
 
     def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
@@ -261,16 +243,15 @@ class PlainAttention(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Latent diffusion's transformer over pixels: project in, `depth` blocks, project out, add."""
+    """Latent diffusion's transformer over pixels: `depth` blocks between two projections, added to x."""
 
     def __init__(self, p: UNetParams, width: int, depth: int) -> None:
         super().__init__()
         self.linear = p.linear_projection
         self.norm = nn.GroupNorm(p.groups, width, eps=1e-6)
         self.proj_in = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(width, p.context_dim, p.heads_of(width)) for _ in range(depth)
-        )
+        heads = p.count_heads(width)
+        self.blocks = nn.ModuleList(TransformerBlock(width, p.context_dim, heads) for _ in range(depth))
         self.proj_out = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None = None) -> Tensor:
@@ -278,7 +259,7 @@ class SpatialTransformer(nn.Module):
         h = self.norm(x)
         if not self.linear:
             h = self.proj_in(h)
-        h = rearrange(h, "b c h w -> b (h w) c").contiguous()  # once, and not in every layer that follows
+        h = rearrange(h, "b c h w -> b (h w) c").contiguous()  # once, instead of in each of the next layers
         if self.linear:
             h = self.proj_in(h)
         for block in self.blocks:
@@ -292,17 +273,15 @@ class SpatialTransformer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the context where there is one, gated feed-forward; each pre-normed
-    and added."""
+    """Self-attention, cross-attention if there is a context, feed-forward: pre-norm, residual connections."""
 
     def __init__(self, width: int, context_dim: int | None, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.self_attention = SelfAttention(width, heads, qkv_bias=False)
-        self.norm2 = None if context_dim is None else nn.LayerNorm(width)
-        self.cross_attention = (
-            None if context_dim is None else CrossAttention(width, context_dim, heads, bias=False)
-        )
+        text = context_dim
+        self.norm2 = None if text is None else nn.LayerNorm(width)
+        self.cross_attention = None if text is None else CrossAttention(width, text, heads, bias=False)
         self.norm3 = nn.LayerNorm(width)
         self.feed_forward = GatedFeedForward(width)
 
@@ -314,7 +293,7 @@ class TransformerBlock(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """GEGLU (Shazeer 2020), four times as wide inside."""
+    """GEGLU (Shazeer 2020), with four times the width inside."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -327,7 +306,7 @@ class GatedFeedForward(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the resolution by a strided convolution."""
+    """A convolution of stride 2."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

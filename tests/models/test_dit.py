@@ -208,7 +208,7 @@ def test_refuses_any_size_but_its_own(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (dict(patch_size=3), "an image of 8 pixels does not divide into patches of 3"),
+        (dict(patch_size=3), "image_size=8 must divide by patch_size=3"),
         (dict(heads=5), "hidden=32 must divide by heads=5 and by 4"),
         (dict(hidden=30, heads=5), "hidden=30 must divide by heads=5 and by 4"),
     ],

@@ -178,7 +178,7 @@ def test_half_patches_are_filled_up_and_cut_again(size: tuple[int, int]) -> None
     [
         (dict(axes=(4, 6, 5)), "axes are three even numbers"),
         (dict(axes=(8, 8)), "axes are three even numbers"),
-        (dict(heads=4), "hidden=48 must be heads=4 times the 16 features"),
+        (dict(heads=4), "hidden=48 must be heads=4 times the sum of axes="),
         (dict(depth_single=0), "depth_single must be at least 1"),
     ],
 )

@@ -123,7 +123,7 @@ def test_refuses_images_it_has_no_positions_for() -> None:
     """Beyond the table on either side raises, and the error names both sizes."""
     for size in ((26, 8), (8, 26)):
         x, t, condition = inputs(MEDIUM, size)
-        with pytest.raises(ValueError, match=f"an image of {size[0]}x{size[1]} is larger than the 24x24"):
+        with pytest.raises(ValueError, match=f"positions for 24x24 latents, not for {size[0]}x{size[1]}"):
             SD3(MEDIUM)(x, t, condition)
 
 
@@ -140,7 +140,7 @@ def test_half_patches_are_filled_up_and_cut_again(size: tuple[int, int]) -> None
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (dict(dual=3), "0 to 2 can attend twice, not dual=3"),
+        (dict(dual=3), "dual=3 must be 0 to depth=2"),
         (dict(depth=0), "depth must be at least 1"),
         (dict(heads=0), "heads must be at least 1"),
     ],

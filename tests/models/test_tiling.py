@@ -103,7 +103,7 @@ def test_slices_are_single_samples() -> None:
     assert torch.equal(sliced(watched, x), watched(x))
     assert torch.equal(sliced(watched, x, size=2), watched(x))
     assert seen == [1, 1, 1, 1, 1, 5, 2, 2, 1, 5]
-    with pytest.raises(ValueError, match="slices need at least one sample each, not size=0"):
+    with pytest.raises(ValueError, match="slices need at least one sample, not size=0"):
         sliced(watched, x, size=0)
 
 

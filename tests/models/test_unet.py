@@ -425,7 +425,7 @@ def test_sizes_that_do_not_halve_equal_diffusers(size: tuple[int, int], tmp_path
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (dict(attention=(1,)), "attention names 1 levels, channel_mult 2"),
+        (dict(attention=(1,)), "attention has 1 levels, channel_mult 2"),
         (dict(groups=24), "a level of 32 channels does not divide into groups=24"),
         (dict(heads=4), "give either heads or head_dim"),
         (dict(head_dim=None), "give either heads or head_dim"),

@@ -290,15 +290,13 @@ def test_what_float32_cannot_hold_raises_and_names_the_cause() -> None:
     vae = overflowing("decoder").bfloat16()
     latents = normal(3, 4, 4, 6)
     latents[1, 2, 3, 4] = torch.nan
-    with pytest.raises(
-        FloatingPointError, match=r"was given 1 of 3 samples that are not finite, the first at 1"
-    ):
+    with pytest.raises(FloatingPointError, match=r"is not finite in 1 of 3 samples, the first at 1"):
         vae.decode(latents)
     with torch.no_grad():
         vae.get_parameter("decoder.middle.0.conv2.weight").fill_(2e38)
     with (
         pytest.warns(RuntimeWarning, match="overflowed in torch.bfloat16"),
-        pytest.raises(FloatingPointError, match=r"overflows even torch\.float32"),
+        pytest.raises(FloatingPointError, match=r"overflows torch\.float32"),
     ):
         vae.decode(normal(1, 4, 4, 6))
     vae = vae.float()
@@ -365,8 +363,8 @@ def test_refuses_what_is_no_batch_of_images_or_latents() -> None:
         (dict(channels=0), "channels must be at least 1"),
         (dict(groups=24), "a level of 16 channels does not divide into groups=24"),
         (dict(scale=0.0), "scale must be above 0, not 0"),
-        (dict(mean=(0.0,) * 4), "give both mean and std"),
-        (dict(std=(1.0,) * 4), "give both mean and std"),
+        (dict(mean=(0.0,) * 4), "give either mean and std"),
+        (dict(std=(1.0,) * 4), "give either mean and std"),
         (dict(mean=(0.0,) * 4, std=(1.0,) * 4, shift=0.1), "and no shift"),
         (dict(mean=(0.0,) * 4, std=(1.0,) * 3), "std has 3 values for 4 latent channels"),
         (dict(mean=(0.0,) * 16, std=(1.0,) * 4), "mean has 16 values for 4 latent channels"),
