@@ -46,7 +46,7 @@ from models.text.reader import Reader
 from models.text.recipes import TextParams
 
 if TYPE_CHECKING:
-    from models.families import Beside, Family, Role
+    from models.families import Family, ImageInput, Role
 
 
 @dataclass(frozen=True, repr=False)
@@ -247,10 +247,10 @@ class Model:
         return roles[channels]
 
     @property
-    def sees(self) -> tuple[Beside, ...]:
+    def sees(self) -> tuple[ImageInput, ...]:
         """What the network sees of an image beside x, in the order of its channels; () where it sees x
         alone."""
-        roles = self.family.architecture.roles if self.family else families().OWN_ROLES
+        roles = self.family.architecture.roles if self.family else families().DEFAULT_ROLES
         return roles[self.role] if self.role else ()
 
     @property
@@ -353,7 +353,7 @@ class Model:
             )
         )
         lines = [f"{name} {digest}\n" for name, digest in sha256_of_tensors(tensors).items()]
-        words = {} if self.text is None else self.text.words
+        words = {} if self.text is None else self.text.learned_words
         lines += [f"text.{name} {json.dumps(own, sort_keys=True)}\n" for name, own in sorted(words.items())]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -29,7 +29,8 @@ def published(family: str, device: torch.device | str = "meta", **network: Any) 
     if of.consistency:
         network = {"guidance_dim": 256, **network}
     return build(
-        of.description(replace(of.architecture.network, **network), of.vae, of.joined(of.readers)), device
+        of.description(replace(of.architecture.network, **network), of.vae, of.join_readers(of.readers)),
+        device,
     )
 
 
@@ -38,7 +39,7 @@ def miniature(family: str = "sd1", seed: int = 0, **network: Any) -> Model:
     in seconds on a CPU.
 
     To try code, tests and lessons on, not to look at what it draws; `network` as for `published`. Its T5
-    reads letters.
+    reads miniature_tokenizer.
     """
     from models.files.blank import Blank  # here: to import this library needs no file format
 
@@ -52,9 +53,9 @@ def miniature(family: str = "sd1", seed: int = 0, **network: Any) -> Model:
         )
     text = model.require("text")
     text.tokenizers = {
-        name: letters
+        name: miniature_tokenizer
         for name, reader in text.params.readers.items()
-        if (letters := reader.letters()) is not None
+        if (miniature_tokenizer := reader.miniature_tokenizer()) is not None
     }
     generator = torch.Generator().manual_seed(seed)
     for part in model.parts.values():

@@ -15,7 +15,7 @@ from models import VAE, Model
 from models.networks.tiling import encode_tiled, sliced
 
 if TYPE_CHECKING:
-    from models.families import Beside
+    from models.families import ImageInput
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def read_reference(
     image = 2 * image.to(next(vae.parameters()).device, torch.float32) - 1
     latents = _encoded(vae, image, tile)
     start = latents if begins_from_image(model, image, mask, strength) else None
-    make: dict[Beside, Callable[[], Tensor]] = {
+    make: dict[ImageInput, Callable[[], Tensor]] = {
         "latents": lambda: latents,
         "unscaled": lambda: vae.unscaled(latents),
     }

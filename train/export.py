@@ -11,7 +11,7 @@ import torch
 
 import models
 from models import VAE, Model
-from models.families.family import plain
+from models.families.family import to_plain
 from models.layouts.single_file import tokenizers_beside
 
 FILE_NAME, FOLDER_NAME = "model.safetensors", "model"
@@ -45,7 +45,7 @@ def check_exportable(model: Model) -> None:
     vae = VAE(replace(small.require("vae").params, **latents))
     spec = {
         **small.spec,
-        "vae": plain(vae.params),
+        "vae": to_plain(vae.params),
         **{name: model.spec[name] for name in ("schedule", "prediction", "grid")},
     }
     with TemporaryDirectory() as folder:

@@ -230,7 +230,7 @@ SCHNELL = replace(
     network=FluxParams(guidance_dim=None),
     tiny=replace(TINY, guidance_dim=None),
     matches=lambda p: p.guidance_dim is None,
-    hint="taken for FLUX.1 [schnell], as it has no guidance embedding: family='flux-dedistilled' is for "
+    note="taken for FLUX.1 [schnell], as it has no guidance embedding: family='flux-dedistilled' is for "
     "de-distilled [dev]",
 )
 FILL = replace(
@@ -246,7 +246,7 @@ CANNY = replace(
     network=FluxParams(in_channels=32),
     tiny=replace(TINY, in_channels=32),
     matches=lambda p: p.guidance_dim is not None and _beside(p) == p.out_channels,
-    hint="its control image shows edges: family='flux-depth' is for control by depth",
+    note="its control image shows edges: family='flux-depth' is for control by depth",
 )
 ARCHITECTURES = (DEV, SCHNELL, FILL, CANNY)
 
@@ -299,7 +299,7 @@ FAMILIES = (
     ),
 )
 
-# Beside the single file: T5 in two shards, which their index names to `load`, and its tokenizer.
+# ImageInput the single file: T5 in two shards, which their index names to `load`, and its tokenizer.
 PARTS = (
     "ae.safetensors",
     "text_encoder/model.safetensors",

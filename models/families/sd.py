@@ -14,8 +14,8 @@ from models.families.family import (
     TINY_CLIP,
     TINY_CLIP_L,
     Architecture,
-    Beside,
     Family,
+    ImageInput,
     Published,
     Role,
     Tower,
@@ -302,7 +302,7 @@ def _before_the_last(text: TextParams, towers: Mapping[str, Part], network: Any)
         has_last = params.layers == CLIP_H.layers
     else:  # of another size, so that its number of blocks shows nothing: OpenCLIP's own files have all
         has_last = part.layout.name == "openclip"
-    return text.changed("clip_h", skip=int(has_last))
+    return text.replace_reader("clip_h", skip=int(has_last))
 
 
 # What files show --------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def _guess_prediction(part: Part, notes: list[str]) -> str | None:
 # Families ---------------------------------------------------------------------------------------------------
 
 # pix2pix was trained on latents in the autoencoder's own units (Brooks et al. 2023, in their code).
-ROLES: dict[Role, tuple[Beside, ...]] = {"inpaint": ("mask", "masked"), "edit": ("unscaled",)}
+ROLES: dict[Role, tuple[ImageInput, ...]] = {"inpaint": ("mask", "masked"), "edit": ("unscaled",)}
 BETAS: dict[str, Any] = {"name": "scaled_linear", "start": 0.00085, "end": 0.012, "steps": 1000}
 KARRAS: dict[str, Any] = {"spacing": "karras"}
 INDEX: dict[str, Any] = {
@@ -387,10 +387,10 @@ SD2 = Architecture(
             unused=1,
         ),
     ),
-    as_found=_before_the_last,
-    told=frozenset({"skip"}),
+    adapt_text=_before_the_last,
+    recorded=frozenset({"skip"}),
     roles=ROLES,
-    guess=_guess_prediction,
+    guess_prediction=_guess_prediction,
     pipelines=PIPELINES,
     index=INDEX,
 )

@@ -157,7 +157,7 @@ def _projection_in_files(
         "CLIPTextModelWithProjection" in clip_l.hints.get("architectures", ())
         and clip_l.params.projection is not None
     )
-    text = text.changed("clip_l", projected=projected)
+    text = text.replace_reader("clip_l", projected=projected)
     return replace(text, width=network.context_dim) if network and text.width else text
 
 
@@ -197,7 +197,7 @@ SD3_MEDIUM = Architecture(
     matches=lambda p: not p.dual and not p.qk_norm,
     towers=TOWERS,
     join={"behind": ("t5",)},
-    as_found=_projection_in_files,
+    adapt_text=_projection_in_files,
     vae=replace(LATENTS, scale=1.5305, shift=0.0609),
     pipelines={None: "StableDiffusion3Pipeline"},
     diffusers=OLDEST_FLOW,

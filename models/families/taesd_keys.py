@@ -1,5 +1,4 @@
-"""TAESD as diffusers has it, in one file, and as it was published: the encoder in one file, the decoder in
-another."""
+"""Keys of TAESD in diffusers' files, and in the publisher's two files for encoder and decoder."""
 
 from __future__ import annotations
 
@@ -23,14 +22,13 @@ ORIGINAL = {"encoder": "0.weight", "decoder": "1.weight"}  # the first tensor of
 
 
 def diffusers(params: TAESDParams) -> Layout:
-    """Layers are counted in each half; the clamp before the decoder is no layer."""
-    return Layout(
-        "diffusers", CONVOLUTIONS, number=lambda name: re.sub(r"^(encoder|decoder)\.(\d+)\.", _layer, name)
-    )
+    """Each half numbers its layers; the clamp before the decoder is not counted."""
 
+    def layer(match: re.Match[str]) -> str:
+        return f"{match[1]}.layers.{int(match[2]) - (match[1] == 'decoder')}."
 
-def _layer(match: re.Match[str]) -> str:
-    return f"{match[1]}.layers.{int(match[2]) - (match[1] == 'decoder')}."
+    pattern = re.compile(r"^(encoder|decoder)\.(\d+)\.")
+    return Layout("diffusers", CONVOLUTIONS, number=lambda name: pattern.sub(layer, name))
 
 
 def original(half: str) -> Layout:
@@ -39,7 +37,7 @@ def original(half: str) -> Layout:
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[TAESDParams, Layout] | None:
-    """Parameters and layout of a tiny autoencoder or of one half of it; None where it is none."""
+    """Parameters and layout of a tiny autoencoder or one half of it; None for other tensors."""
     if "encoder.layers.0.weight" in shapes and "decoder.layers.0.weight" in shapes:
         check_settings(hints, SETTINGS)
         first = shapes["decoder.layers.0.weight"]
@@ -58,7 +56,7 @@ def config(p: TAESDParams, size: tuple[int, int]) -> dict[str, Any]:
     return {"_class_name": "AutoencoderTiny", "latent_channels": p.latent_channels, **widths}
 
 
-# Its folder is ours, which no index of diffusers' has a name for.
+# The folder is ours alone: diffusers' index has no entry for it.
 PREVIEW = Kind(
     name="preview",
     part="preview",

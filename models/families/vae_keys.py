@@ -1,5 +1,4 @@
-"""The KL autoencoder as latent diffusion's own files have it ("ldm"), as diffusers has it, and as diffusers
-had it before 0.18."""
+"""Keys of the KL autoencoder in latent diffusion's files ("ldm"), in diffusers, and in diffusers < 0.18."""
 
 from __future__ import annotations
 
@@ -40,29 +39,24 @@ DIFFUSERS = {
 LEGACY = {**DIFFUSERS, r"\.to_\[q,k,v\]\.": ".[query,key,value].", r"\.to_out\.0\.": ".proj_attn."}
 
 SETTINGS: Settings = {"act_fn": ("silu", "swish"), "mid_block_add_attention": (True,)}
-LATENT_STATISTICS = (
-    "edm_mean",
-    "edm_std",
-)  # tensors of Playground's file, per channel: parameters of its autoencoder
+LATENT_STATISTICS = ("edm_mean", "edm_std")  # tensors per channel in Playground's file
 
 
 def ldm(params: VAEParams) -> Layout:
-    """Levels count from the finest, also on the way up."""
-    return Layout(
-        "ldm", LDM, LDM_FORMS, lambda name: by_level(name, params.blocks, len(params.channel_mult) - 1)
-    )
+    """Levels are numbered from the finest, also on the way up."""
+    last = len(params.channel_mult) - 1
+    return Layout("ldm", LDM, LDM_FORMS, lambda name: by_level(name, params.blocks, last))
 
 
 def diffusers(params: VAEParams, rules: Mapping[str, str] = DIFFUSERS) -> Layout:
-    """Levels count in the order in which they are passed."""
+    """Levels are numbered in the order of computation."""
     return Layout("diffusers", rules, number=lambda name: by_level(name, params.blocks))
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[VAEParams, Layout] | None:
-    """Parameters (but for the scale of the latents, which no tensor tells) and layout of an autoencoder; None
-    where it is none.
+    """Parameters (except the scale of the latents) and layout of an autoencoder; None for other tensors.
 
-    hints  what a config.json beside the tensors says: norm_num_groups
+    hints  of a config.json: norm_num_groups
     """
     if "encoder.conv_in.weight" not in shapes or "decoder.conv_in.weight" not in shapes:
         return None
@@ -73,16 +67,14 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[VAEParams, Layo
         rules = LEGACY if "encoder.mid_block.attentions.0.query.weight" in shapes else DIFFUSERS
     else:
         return None
-    at = ByOurNames(shapes, Layout("", rules))  # with the places of blocks in their levels
+    at = ByOurNames(shapes, Layout("", rules))  # with blocks numbered within levels
     channels = at["encoder.conv_in.weight"][0]
+    levels = range(at.count("encoder.down.{}.0.conv1.weight"))
     params = VAEParams(
         image_channels=at["encoder.conv_in.weight"][1],
         latent_channels=at["decoder.conv_in.weight"][1],
         channels=channels,
-        channel_mult=tuple(
-            at[f"encoder.down.{i}.0.conv1.weight"][0] // channels
-            for i in range(at.count("encoder.down.{}.0.conv1.weight"))
-        ),
+        channel_mult=tuple(at[f"encoder.down.{i}.0.conv1.weight"][0] // channels for i in levels),
         blocks=at.count("encoder.down.0.{}.conv1.weight"),
         groups=hints.get("norm_num_groups") or 32,
         quant_conv="quant.weight" in at,

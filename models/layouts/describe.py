@@ -181,7 +181,7 @@ def _choose_family(
         or _likely_family(found, architecture, predicted)
     )
     if name is None and found.backbone:
-        found.notes += [architecture.hint] * bool(architecture.hint)
+        found.notes += [architecture.note] * bool(architecture.note)
     alike = [
         each.name
         for each in FAMILIES.values()
@@ -272,7 +272,7 @@ def _find_prediction(
     ):  # marks of other families mean nothing in the files of flows
         return None
     return _written_prediction(found, found.backbone.file) or (
-        None if asked else architecture.guess(found.backbone, found.notes)
+        None if asked else architecture.guess_prediction(found.backbone, found.notes)
     )
 
 

@@ -72,7 +72,7 @@ def _parts(model: Model) -> dict[str, Written]:
             reader, own = model.text.params.readers[tower.name], model.text.tokenizers.get(tower.name)
             parts[tower.folder] = (
                 TEXT_FILE,
-                *reader.in_folder(model.text.towers[tower.name], own, tower.identity),
+                *reader.to_diffusers(model.text.towers[tower.name], own, tower.identity),
             )
     return {"": parts[PREVIEW.folder]} if parts.keys() == {PREVIEW.folder} else parts
 
@@ -97,7 +97,7 @@ def _index(
         named[SETTINGS_KEY] = own
     absent = [tower.folder for tower in built.towers if tower.optional and tower.folder not in parts]
     unused = {place: [None, None] for folder in absent for place in (folder, _tokenizer_of(folder))}
-    text = model.text.params if model.text is not None else of.joined(of.readers)
+    text = model.text.params if model.text is not None else of.join_readers(of.readers)
     zeros = {"force_zeros_for_empty_prompt": text.null == "zeros"} if text.numbers else {}
     return {
         "_class_name": of.pipeline if of.pipeline and model.role is None else built.pipelines[model.role],

@@ -11,7 +11,7 @@ import torch
 from diffusion.messages import brief
 from diffusion.spec import make_params
 from models.families import FAMILIES, Family, architecture_of
-from models.families.family import plain
+from models.families.family import to_plain
 from models.families.vae_keys import LATENT_STATISTICS
 from models.files.stored import TensorFile
 from models.files.table import Part
@@ -59,7 +59,7 @@ def vae_params(found: Findings, of: Family, asked: str | None) -> Any | None:
             )
     try:
         return make_params(
-            "", VAEParams, plain(part.params) | (scaling or {name: getattr(usual, name) for name in UNITS})
+            "", VAEParams, to_plain(part.params) | (scaling or {name: getattr(usual, name) for name in UNITS})
         )
     except ValueError as error:
         raise ValueError(

@@ -108,7 +108,7 @@ def _single_parts(model: Model, of: Family | None) -> dict[str, dict[str, Tensor
 
 def _single_tower(text: TextEncoder, tower: Tower) -> dict[str, Tensor]:
     reader = text.params.readers[tower.name]
-    if why := reader.unsaid(tower.name, text.tokenizers.get(tower.name), tower.reader):
+    if why := reader.single_file_problem(tower.name, text.tokenizers.get(tower.name), tower.reader):
         raise ValueError(why)
     return published(
         text.towers[tower.name], tower.layout or reader.NETWORK.single(reader.network), reader.NETWORK

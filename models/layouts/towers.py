@@ -110,12 +110,12 @@ def text_params(of: Family, towers: Mapping[str, Part], found: Findings) -> Text
     readers = {}
     for name, part in towers.items():
         try:
-            readers[name] = of.readers[name].as_found(part, tokenizers.get(name))
+            readers[name] = of.readers[name].from_files(part, tokenizers.get(name))
         except ValueError as error:
             raise ValueError(f"{part.file.path} holds {name}: {error}") from None
     try:
-        text = of.architecture.as_found(
-            of.joined(readers), towers, found.backbone.params if found.backbone else None
+        text = of.architecture.adapt_text(
+            of.join_readers(readers), towers, found.backbone.params if found.backbone else None
         )
     except ValueError as error:
         raise ValueError(f"{found.towers[-1].file.path}: {error}") from None
@@ -131,7 +131,7 @@ def _find_tokenizers(of: Family, towers: Mapping[str, Part], found: Findings) ->
         reader for reader in READERS.values() if any(of.readers[name].kind == reader.kind for name in towers)
     ]
     for path in found.vocabularies:
-        if not any(reader.claims(path) for reader in used):
+        if not any(reader.is_tokenizer(path) for reader in used):
             names = " or ".join(towers)
             raise ValueError(
                 f"{path} is a tokenizer, and not of {names}: leave it out, or load the text encoder that "
@@ -140,9 +140,9 @@ def _find_tokenizers(of: Family, towers: Mapping[str, Part], found: Findings) ->
     tokenizers: dict[str, Any] = {}
     for reader in used:
         parts = {name: part for name, part in towers.items() if of.readers[name].kind == reader.kind}
-        given = [path for path in found.vocabularies if reader.claims(path)]
+        given = [path for path in found.vocabularies if reader.is_tokenizer(path)]
         these = reader.find_tokenizers(parts, given, found.notes)
-        found.tokenizers |= reader.tokenizers_of(these, list(parts))
+        found.tokenizers |= reader.assign_tokenizers(these, list(parts))
         tokenizers |= these
     return tokenizers
 

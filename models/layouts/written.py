@@ -52,7 +52,7 @@ def said_in_folders(text: TextParams) -> dict[str, Set[str]]:
     """What diffusers' folders say of how prompts are read, by text encoder, and under "text" of all."""
     return {
         "text": {"null"} if text.numbers else set(),
-        **{name: reader.IN_FOLDERS for name, reader in text.readers.items()},
+        **{name: reader.FOLDER_FIELDS for name, reader in text.readers.items()},
     }
 
 
@@ -74,7 +74,7 @@ def check_text(model: Model, of: Family, said: Mapping[str, Set[str]]) -> None:
             )
         )
     for what, own, others, names in compared:
-        for name in sorted(set(names) - said.get(what, set()) - of.architecture.told, key=names.index):
+        for name in sorted(set(names) - said.get(what, set()) - of.architecture.recorded, key=names.index):
             if (mine := getattr(own, name)) != (theirs := getattr(others, name)):
                 where = "'diffusers' or 'native'" if name in said_in_folders(text)[what] else "'native'"
                 raise ValueError(

@@ -111,7 +111,7 @@ class Trunk(BlockNetwork):
         nn.init.zeros_(self.patch_out.weight)
 
     def run_blocks(self, x: Tensor, embeddings: Iterable[Tensor], condition: Condition) -> Tensor:
-        """x (B, in_channels, H, W) -> (B, out_channels, H, W). The last of the embeddings is for the output."""
+        """x (B, in_channels, H, W) -> (B, out_channels, H, W). The last embedding is for the output."""
         p = self.params
         height, width = x.shape[-2:]
         x = whole_patches(x, p.patch_size)

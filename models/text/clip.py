@@ -27,7 +27,7 @@ from models.text.clip_tokenizer import (
     uncleaned_tokenizer,
     write_clip_tokenizer,
 )
-from models.text.reader import Pieces, Reader, Reading, Tokens, ids, weighted
+from models.text.reader import Pieces, Reader, Reading, Tokens, apply_weights, token_ids
 
 # The network in files ---------------------------------------------------------------------------------------
 
@@ -176,11 +176,11 @@ class CLIPReader(Reader):
     tokens: int | None = None
 
     NETWORK = NETWORK
-    IN_FOLDERS = frozenset({"pad", "tokens", "skip", "projected"})
-    claims = staticmethod(is_clip)
+    FOLDER_FIELDS = frozenset({"pad", "tokens", "skip", "projected"})
+    is_tokenizer = staticmethod(is_clip)
     open_tokenizer = staticmethod(CLIPTokenizer.from_description)
     chunked = True
-    usual_size = EOS + 1
+    default_vocab = EOS + 1
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "tokens")
@@ -196,7 +196,7 @@ class CLIPReader(Reader):
         return self.tokens or self.network.length
 
     @property
-    def room(self) -> int:
+    def chunk_tokens(self) -> int:
         return self.rows - 2
 
     @property
@@ -208,7 +208,7 @@ class CLIPReader(Reader):
         return ((self.network.projection if self.projected else None) or self.network.width) * self.pooled
 
     @property
-    def skippable(self) -> int | None:
+    def max_clip_skip(self) -> int | None:
         return None if self.skip is None else self.network.layers - self.skip - 1
 
     def tokenize(self, tokenizer: CLIPTokenizer, pieces: Pieces) -> Tokens:
@@ -226,18 +226,20 @@ class CLIPReader(Reader):
         clip_skip: int,
     ) -> Reading:
         """Weighted states, of the chunks one after the other, and the pooled output of the first."""
-        room = self.room
+        chunk_tokens = self.chunk_tokens
 
         def row(tokens: Tokens) -> Tokens:
             return [
                 (tokenizer.bos, 1.0),
                 *tokens,
                 (tokenizer.eos, 1.0),
-                *[(self.pad, 1.0)] * (room - len(tokens)),
+                *[(self.pad, 1.0)] * (chunk_tokens - len(tokens)),
             ]
 
-        rows = [row(tokens[i * room : (i + 1) * room]) for tokens in batch for i in range(chunks)]
-        tokens = ids(rows, network)
+        rows = [
+            row(tokens[i * chunk_tokens : (i + 1) * chunk_tokens]) for tokens in batch for i in range(chunks)
+        ]
+        tokens = token_ids(rows, network)
         states = network(tokens)
         pooled = (
             network.pool(states[-1], tokens, self.projected, tokenizer.eos)[::chunks] if self.pooled else None
@@ -249,7 +251,7 @@ class CLIPReader(Reader):
         def state(states: Sequence[Tensor]) -> Tensor:
             return network.norm(states[taken]) if self.norm else states[taken]
 
-        context = weighted(state(states), rows, lambda: state(network(ids([row([])], network))))
+        context = apply_weights(state(states), rows, lambda: state(network(token_ids([row([])], network))))
         return Reading(rearrange(context, "(b c) l d -> b (c l) d", c=chunks), pooled=pooled)
 
     def tokenizer(self, own: CLIPTokenizer | None) -> CLIPTokenizer:
@@ -284,16 +286,18 @@ class CLIPReader(Reader):
         return tokenizers
 
     @classmethod
-    def tokenizers_of(cls, found: dict[str, CLIPTokenizer], names: Sequence[str]) -> dict[str, CLIPTokenizer]:
+    def assign_tokenizers(
+        cls, found: dict[str, CLIPTokenizer], names: Sequence[str]
+    ) -> dict[str, CLIPTokenizer]:
         """None where all are OpenAI's, for which texts are cleaned. Beside one with own words it is read as
         transformers reads it."""
         own = {name: tokenizer for name, tokenizer in found.items() if not tokenizer.is_openai}
         return {name: own.get(name) or uncleaned_tokenizer() for name in names} if own else {}
 
-    def words(self, own: CLIPTokenizer) -> Any:
+    def learned_words(self, own: CLIPTokenizer) -> Any:
         return None if own.is_openai else own.describe()
 
-    def as_found(self, part: Part, tokenizer: CLIPTokenizer | None) -> CLIPReader:
+    def from_files(self, part: Part, tokenizer: CLIPTokenizer | None) -> CLIPReader:
         """With padding and length of its tokenizer. The activation, which no tensor shows, is the published
         one or config.json's."""
         network: CLIPTextParams = part.params
@@ -320,7 +324,7 @@ class CLIPReader(Reader):
             self, network=network, pad=tokenizer.pad, tokens=length if length < network.length else None
         )
 
-    def unsaid(self, name: str, own: CLIPTokenizer | None, usual: CLIPReader) -> str | None:
+    def single_file_problem(self, name: str, own: CLIPTokenizer | None, usual: CLIPReader) -> str | None:
         """Single files hold no words and no tokenizer, and say neither the size of the vocabulary nor the
         activation."""
         remedy = "use layout='diffusers' or 'native'"
@@ -335,7 +339,7 @@ class CLIPReader(Reader):
             return f"readers of single files compute {name} with {theirs}, not {mine}: use another layout"
         return None
 
-    def in_folder(
+    def to_diffusers(
         self, network: CLIPText, own: CLIPTokenizer | None, identity: bool
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Cut to what pipelines of diffusers read of it.

@@ -36,14 +36,14 @@ from models.text.vocabulary import (
     WHOLE,
     AddedToken,
     added_tokens,
+    call_library,
     folders_beside,
-    guarded,
-    library,
-    model_of,
     name_in_errors,
-    parse,
+    parse_tokenizer_json,
+    read_model_entry,
     read_object,
     special_tokens,
+    tokenizers_library,
 )
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class CLIPTokenizer:
         if not isinstance(text, str):
             raise ValueError(f"a prompt is a text, not {text!r}")
         return list(
-            guarded(
+            call_library(
                 self._backend.encode,
                 text if self._clean is None else self._clean(text),
                 add_special_tokens=False,
@@ -191,7 +191,7 @@ class CLIPTokenizer:
     def _backend(self) -> Any:
         """As transformers builds it, except that padding named by a word of the vocabulary, such as "!",
         leaves that word what it is."""
-        of, kit = self.vocabulary, library()
+        of, kit = self.vocabulary, tokenizers_library()
         before, normal = kit.pre_tokenizers, kit.normalizers
         marks = (
             {} if self._clean is None else {BEGIN: "<start_of_text>", END: "<end_of_text>"}
@@ -199,7 +199,7 @@ class CLIPTokenizer:
         tokens = {marks.get(token, token): number for token, number in self.tokens.items()}
         added = of.added + tuple(AddedToken(tokens[name], name, normalized=False) for name in marks.values())
         backend = kit.Tokenizer(
-            guarded(
+            call_library(
                 kit.models.BPE, vocab=tokens, merges=self.merges, unk_token=marks.get(of.unk, of.unk),
                 continuing_subword_prefix="", end_of_word_suffix=WORD_END, fuse_unk=False,
             )
@@ -213,7 +213,7 @@ class CLIPTokenizer:
         word = of.pad if of.pad in self.tokens and of.pad not in (of.bos, of.eos, of.unk) else None
         for token in (token for token in added if token.content != word):
             flags = {name: value for name, value in asdict(token).items() if name not in ("id", "content")}
-            guarded(backend.add_tokens, [kit.AddedToken(token.content, **flags)])
+            call_library(backend.add_tokens, [kit.AddedToken(token.content, **flags)])
             if (number := backend.token_to_id(token.content)) != token.id:
                 raise ValueError(
                     f"its word {brief(token.content)} has the id {token.id}, where {number} comes next"
@@ -296,7 +296,7 @@ def _cleaned(text: str) -> str:
             f"prompts are cleaned with ftfy ({error}): pip install --force-reinstall open-clip-torch"
         ) from error
     if len(text) > LONG_TEXT:  # of many combining marks, which Python would sort in quadratic time
-        text = str(library().normalizers.NFC().normalize_str(text))
+        text = str(tokenizers_library().normalizers.NFC().normalize_str(text))
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
@@ -328,7 +328,7 @@ def is_clip(path: Path) -> bool:
     file = path / WHOLE if path.is_dir() else path
     if not file.is_file():
         return (path / TABLE).is_file()
-    return file.suffix == ".json" and model_of(file).get("end_of_word_suffix") == WORD_END
+    return file.suffix == ".json" and read_model_entry(file).get("end_of_word_suffix") == WORD_END
 
 
 def find_clip_tokenizer(part: Part, given: Sequence[Path], second: bool | None) -> CLIPTokenizer | None:
@@ -402,7 +402,7 @@ def _read_table(folder: Path, whole: Path) -> tuple[dict[str, int], list[tuple[s
     """The ids of tokens, the merges, and the added tokens as tokenizer.json describes them."""
     if whole.is_file():
         with name_in_errors(whole.name):
-            content = parse(read_text(whole, MAX_FILE))
+            content = parse_tokenizer_json(read_text(whole, MAX_FILE))
             tokens, merges, added = (
                 content["model"].get("vocab"),
                 content["model"].get("merges", []),

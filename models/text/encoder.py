@@ -152,9 +152,9 @@ class TextEncoder(nn.Module):
         return self.params.readers[name].tokenizer(self.tokenizers.get(name))
 
     @property
-    def words(self) -> dict[str, Any]:
+    def learned_words(self) -> dict[str, Any]:
         """By text encoder, the words of its own that images depend on, in plain values."""
-        words = {name: self.params.readers[name].words(own) for name, own in self.tokenizers.items()}
+        words = {name: self.params.readers[name].learned_words(own) for name, own in self.tokenizers.items()}
         return {name: each for name, each in words.items() if each is not None}
 
     def check(self) -> None:
@@ -167,7 +167,11 @@ class TextEncoder(nn.Module):
         """ValueError for a clip_skip that the text encoders cannot follow."""
         check_type("clip_skip", clip_skip, int)
         most = min(
-            (blocks for reader in self.params.readers.values() if (blocks := reader.skippable) is not None),
+            (
+                blocks
+                for reader in self.params.readers.values()
+                if (blocks := reader.max_clip_skip) is not None
+            ),
             default=-1,
         )
         if most < 0 and clip_skip:
@@ -200,7 +204,7 @@ class TextEncoder(nn.Module):
         return max(
             1,
             *(
-                math.ceil(len(tokens) / self.params.readers[name].room)
+                math.ceil(len(tokens) / self.params.readers[name].chunk_tokens)
                 for prompt in batch
                 for name, tokens in prompt.items()
             ),
@@ -210,7 +214,8 @@ class TextEncoder(nn.Module):
         """The end of a prompt that is not read by those whose rows stand last, which read the most; of
         several the longest end."""
         ends = {
-            name: prompt[name][chunks * self.params.readers[name].room :] for name in self.params.groups[-1]
+            name: prompt[name][chunks * self.params.readers[name].chunk_tokens :]
+            for name in self.params.groups[-1]
         }
         return max(
             (self.tokenizer(name).detokenize([token for token, _ in end]) for name, end in ends.items()),

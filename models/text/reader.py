@@ -49,13 +49,13 @@ class Reader(ABC):
     kind: str = ""
 
     NETWORK: ClassVar[Any]  # the Kind of its network
-    IN_FOLDERS: ClassVar[frozenset[str]] = (
+    FOLDER_FIELDS: ClassVar[frozenset[str]] = (
         frozenset()
     )  # its fields that diffusers' folders say, and single files do not
     chunked: ClassVar[bool] = (
         False  # whether a longer prompt can be read in chunks, whose states follow each other
     )
-    usual_size: ClassVar[int] = 0  # tokens of the tokenizer that stands in where none came along
+    default_vocab: ClassVar[int] = 0  # tokens of the tokenizer that stands in where none came along
 
     @property
     @abstractmethod
@@ -64,7 +64,7 @@ class Reader(ABC):
 
     @property
     @abstractmethod
-    def room(self) -> int:
+    def chunk_tokens(self) -> int:
         """How many tokens of a prompt are read in a chunk."""
 
     @property
@@ -78,7 +78,7 @@ class Reader(ABC):
         return 0
 
     @property
-    def skippable(self) -> int | None:
+    def max_clip_skip(self) -> int | None:
         """How many blocks more can be left out (clip skip); None where that has no meaning."""
         return None
 
@@ -93,8 +93,7 @@ class Reader(ABC):
     ) -> Reading:
         """The states of prompts, in so many chunks each, with the mask and the pooled output.
 
-        clip_skip  blocks that are left out beyond those that the family leaves out; 0 where `skippable` is
-                   None
+        clip_skip  blocks to leave out beyond those that the family leaves out; 0 if `max_clip_skip` is None
         A batch always has `rows` rows a chunk: shorter prompts are filled up, and a mask says so where the
         network was trained with one.
         """
@@ -108,7 +107,7 @@ class Reader(ABC):
 
     def check(self, name: str, own: Any) -> None:
         """ValueError where its network does not know all tokens that it would read. name: for the message."""
-        size, rows = own.size if own else self.usual_size, self.network.vocab
+        size, rows = own.size if own else self.default_vocab, self.network.vocab
         if size > rows:
             raise ValueError(
                 f"the tokenizer of {name} has {size} tokens and this tower knows {rows}: load the one that "
@@ -117,7 +116,7 @@ class Reader(ABC):
 
     @staticmethod
     @abstractmethod
-    def claims(path: Path) -> bool:
+    def is_tokenizer(path: Path) -> bool:
         """Whether a file or folder holds a tokenizer of this kind."""
 
     @staticmethod
@@ -126,7 +125,7 @@ class Reader(ABC):
         """The tokenizer that its `describe` described in plain values. ValueError for anything else."""
 
     @staticmethod
-    def letters() -> Any:
+    def miniature_tokenizer() -> Any:
         """A tokenizer that spells, for miniatures; None where one is at hand without files."""
         return None
 
@@ -139,23 +138,23 @@ class Reader(ABC):
         their weights."""
 
     @classmethod
-    def tokenizers_of(cls, found: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    def assign_tokenizers(cls, found: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
         """The tokenizers that the text encoders of these names have, from those that were found; the others
         read the usual one."""
         return found
 
-    def words(self, own: Any) -> Any:
+    def learned_words(self, own: Any) -> Any:
         """Added words, which change images, in plain values; None for a published tokenizer."""
         return None
 
     # In published files
 
-    def as_found(self: R, part: Part, tokenizer: Any) -> R:
+    def from_files(self: R, part: Part, tokenizer: Any) -> R:
         """With what the weights, the config.json beside them and the tokenizer that came along change.
         ValueError for wrong ones."""
         return replace(self, network=part.params)
 
-    def unsaid(self, name: str, own: Any, usual: Any) -> str | None:
+    def single_file_problem(self, name: str, own: Any, usual: Any) -> str | None:
         """Why single files cannot hold it, None if they can: what they do not say is taken from the family's
         `usual`."""
         return None
@@ -166,7 +165,9 @@ class Reader(ABC):
         return None
 
     @abstractmethod
-    def in_folder(self, network: Any, own: Any, identity: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def to_diffusers(
+        self, network: Any, own: Any, identity: bool
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Its config.json and its tensors in a diffusers folder; `identity`: see `families.family.Tower`."""
 
     @abstractmethod
@@ -175,14 +176,14 @@ class Reader(ABC):
         nothing to write."""
 
 
-def ids(rows: Sequence[Tokens], network: Any) -> Tensor:
+def token_ids(rows: Sequence[Tokens], network: Any) -> Tensor:
     """Tokens as a network takes them."""
     return torch.tensor([[token for token, _ in row] for row in rows]).to(
         network.token.weight.device, non_blocking=True
     )
 
 
-def weighted(states: Tensor, rows: Sequence[Tokens], empty: Callable[[], Tensor]) -> Tensor:
+def apply_weights(states: Tensor, rows: Sequence[Tokens], empty: Callable[[], Tensor]) -> Tensor:
     """The states (B, L, D) of rows of tokens, moved by their weights from those of the empty prompt,
     `empty()` (1, L, D)."""
     weights = torch.tensor([[weight for _, weight in row] for row in rows])

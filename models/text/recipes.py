@@ -100,6 +100,6 @@ class TextParams:
         """Width of the vector, None where the family has none."""
         return self.pooled_dim + NUMBER_DIM * len(self.numbers) or None
 
-    def changed(self, name: str, **changes: Any) -> TextParams:
+    def replace_reader(self, name: str, **changes: Any) -> TextParams:
         """The same, but for parameters of one reader."""
         return replace(self, readers={**self.readers, name: replace(self.readers[name], **changes)})

@@ -18,7 +18,7 @@ from models.files.structure import ByOurNames, Kind, Settings, Shapes, check_set
 from models.files.table import Layout, Part, scatter
 from models.files.text import write_json, write_text
 from models.networks.t5 import T5, T5_XXL, T5Params
-from models.text.reader import Pieces, Reader, Reading, Tokens, ids, weighted
+from models.text.reader import Pieces, Reader, Reading, Tokens, apply_weights, token_ids
 from models.text.t5_tokenizer import EOS, PAD, T5Tokenizer, find_t5_tokenizer, is_t5
 from models.text.vocabulary import CONFIG, WHOLE
 
@@ -151,8 +151,8 @@ class T5Reader(Reader):
     masked: bool = False
 
     NETWORK = NETWORK
-    claims = staticmethod(is_t5)
-    letters = staticmethod(T5Tokenizer.of_letters)
+    is_tokenizer = staticmethod(is_t5)
+    miniature_tokenizer = staticmethod(T5Tokenizer.of_ascii)
 
     def __post_init__(self) -> None:
         check_range(self, "length", least=1, most=MAX_LENGTH)
@@ -162,7 +162,7 @@ class T5Reader(Reader):
         return self.length
 
     @property
-    def room(self) -> int:
+    def chunk_tokens(self) -> int:
         return self.length - 1
 
     @property
@@ -192,12 +192,12 @@ class T5Reader(Reader):
             return there.to(network.token.weight.device, non_blocking=True)
 
         def run(rows: Sequence[Tokens], lengths: Sequence[int]) -> Tensor:
-            return cast(Tensor, network(ids(rows, network), mask(lengths)))
+            return cast(Tensor, network(token_ids(rows, network), mask(lengths)))
 
         end = [(EOS, 1.0)]
-        texts = [[*tokens[: self.room], *end] for tokens in batch]
+        texts = [[*tokens[: self.chunk_tokens], *end] for tokens in batch]
         rows, lengths = [row(text) for text in texts], [len(text) for text in texts]
-        states = weighted(run(rows, lengths), rows, lambda: run([row(end)], [1]))
+        states = apply_weights(run(rows, lengths), rows, lambda: run([row(end)], [1]))
         return Reading(states, mask([length + 1 for length in lengths]))  # with the first row of padding
 
     def tokenizer(self, own: T5Tokenizer | None) -> T5Tokenizer:
@@ -225,7 +225,7 @@ class T5Reader(Reader):
     def tokenizer_json(self, own: T5Tokenizer | None) -> str | None:
         return None if own is None else own.to_json()
 
-    def in_folder(
+    def to_diffusers(
         self, network: T5, own: T5Tokenizer | None, identity: bool
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         state = network.state_dict()

@@ -32,13 +32,13 @@ from models.text.vocabulary import (
     WHOLE,
     AddedToken,
     added_tokens,
+    call_library,
     folders_beside,
-    guarded,
-    library,
-    model_of,
-    parse,
+    parse_tokenizer_json,
+    read_model_entry,
     read_object,
     special_tokens,
+    tokenizers_library,
 )
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ class T5Tokenizer:
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         self._json = json.dumps(checked_unigram(content), ensure_ascii=False)
-        self._backend = guarded(library().Tokenizer.from_str, self._json)
-        guarded(self._backend.encode, TRIAL)
+        self._backend = call_library(tokenizers_library().Tokenizer.from_str, self._json)
+        call_library(self._backend.encode, TRIAL)
         first = [self._backend.id_to_token(i) for i in (PAD, EOS)]
         if first != ["<pad>", "</s>"]:
             raise ValueError(
@@ -118,10 +118,10 @@ class T5Tokenizer:
     def from_json(cls, text: str) -> T5Tokenizer:
         """From the text of a `tokenizer.json`."""
         check_type("a tokenizer.json", text, str)
-        return cls(parse(text))
+        return cls(parse_tokenizer_json(text))
 
     @classmethod
-    def of_letters(cls) -> T5Tokenizer:
+    def of_ascii(cls) -> T5Tokenizer:
         """One that spells: the printable characters of ASCII, for models too small to know words."""
         letters = ["▁", *map(chr, range(ord("!"), ord("~") + 1))]
         return cls(
@@ -130,7 +130,7 @@ class T5Tokenizer:
             )
         )
 
-    def with_words(self, words: Iterable[AddedToken]) -> T5Tokenizer:
+    def add_tokens(self, words: Iterable[AddedToken]) -> T5Tokenizer:
         """A tokenizer that has these words too, each as one token. ValueError unless the ids of those that
         are new follow its own."""
         added = [word for word in words if word.content not in self.tokens]
@@ -174,7 +174,7 @@ class T5Tokenizer:
         """Token ids, each with the number of characters of the text up to its end."""
         if not isinstance(text, str):
             raise ValueError(f"a prompt is a text, not {text!r}")
-        encoding = guarded(self._backend.encode, text, add_special_tokens=False)
+        encoding = call_library(self._backend.encode, text, add_special_tokens=False)
         return [(token, end) for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def detokenize(self, ids: Sequence[int]) -> str:
@@ -182,7 +182,7 @@ class T5Tokenizer:
         for token in ids:
             if not 0 <= token < self.size:
                 raise ValueError(f"{token} is no token: ids are 0 to {self.size - 1}")
-        return str(guarded(self._backend.decode, list(ids), skip_special_tokens=False))
+        return str(call_library(self._backend.decode, list(ids), skip_special_tokens=False))
 
 
 def _describe(pieces: Sequence[tuple[str, float]], charsmap: bytes = b"") -> dict[str, Any]:
@@ -431,7 +431,7 @@ def is_t5(path: Path) -> bool:
     file = path / WHOLE if path.is_dir() else path
     if not file.is_file():
         return (path / SPIECE).is_file()
-    return file.suffix != ".json" or model_of(file).get("type") != "BPE"
+    return file.suffix != ".json" or read_model_entry(file).get("type") != "BPE"
 
 
 def find_t5_tokenizer(part: Part, given: Sequence[Path], notes: list[str]) -> T5Tokenizer | None:
@@ -469,6 +469,6 @@ def open_t5_tokenizer(file: Path) -> T5Tokenizer:
         if config.get("tokenizer_class") not in (None, *CLASSES):
             return tokenizer  # a configuration of another tokenizer
         _, more = special_tokens(folder, config, {})
-        return tokenizer.with_words(added_tokens(folder, config, [], more, tokenizer.tokens))
+        return tokenizer.add_tokens(added_tokens(folder, config, [], more, tokenizer.tokens))
     except ValueError as error:
         raise ValueError(f"{folder}: the words beside {file.name} cannot be used: {error}") from None

@@ -69,7 +69,7 @@ class AddedToken:
             )
 
 
-def parse(text: str) -> dict[str, Any]:
+def parse_tokenizer_json(text: str) -> dict[str, Any]:
     """The content of the file. ValueError if it is damaged or describes no model."""
     try:
         content = parse_json(text)
@@ -79,10 +79,10 @@ def parse(text: str) -> dict[str, Any]:
     return dict(content)
 
 
-def model_of(file: Path) -> dict[str, Any]:
+def read_model_entry(file: Path) -> dict[str, Any]:
     """What a tokenizer.json says of its model, {} where it is damaged or describes none."""
     try:
-        return dict(parse(read_text(file, MAX_FILE))["model"])
+        return dict(parse_tokenizer_json(read_text(file, MAX_FILE))["model"])
     except ValueError:
         return {}
 
@@ -184,7 +184,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return read_json(path, MAX_FILE) if path.is_file() else {}
 
 
-def library() -> Any:
+def tokenizers_library() -> Any:
     """The package tokenizers. ValueError that says what to install without it."""
     try:
         import tokenizers
@@ -195,7 +195,7 @@ def library() -> Any:
     return tokenizers
 
 
-def guarded(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def call_library(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """The result of a call of the library. ValueError in one line if it fails in any way, also by a panic,
     which is no Exception."""
     try:

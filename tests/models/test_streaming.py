@@ -50,7 +50,7 @@ Tensors = dict[str, Tensor]
 def source(family: str) -> Model:
     model = models.build(tiny_description(family, TINY_TOWERS | {"t5": WIDE}, **NETWORKS[family]))
     model.preview = None
-    model.require("text").tokenizers["t5"] = T5Tokenizer.of_letters()
+    model.require("text").tokenizers["t5"] = T5Tokenizer.of_ascii()
     generator = torch.Generator().manual_seed(0)
     for part in model.parts.values():
         randomise(part, generator)
@@ -428,7 +428,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         part.bfloat16().to_empty(device="cpu")
         for value in part.parameters():
             value.data.uniform_(-0.03, 0.03, generator=generator)
-    model.require("text").tokenizers["t5"] = T5Tokenizer.of_letters()
+    model.require("text").tokenizers["t5"] = T5Tokenizer.of_ascii()
     folder = tmp_path_factory.mktemp("large")
     models.save(model, folder, "separate")
     return sorted(folder.iterdir())

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from models import T5Tokenizer
 from models.text.t5_tokenizer import EOS
-from models.text.vocabulary import guarded
+from models.text.vocabulary import call_library
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "multiplies": (
@@ -70,14 +70,14 @@ def test_crafted_files_are_refused_in_one_line(kind: str) -> None:
     """By the kinds and parameters of their steps."""
     changes, message = HOSTILE[kind]
     with pytest.raises(ValueError, match=message) as caught:
-        T5Tokenizer.from_json(json.dumps({**json.loads(T5Tokenizer.of_letters().to_json()), **changes}))
+        T5Tokenizer.from_json(json.dumps({**json.loads(T5Tokenizer.of_ascii().to_json()), **changes}))
     assert "\n" not in str(caught.value)
 
 
 def test_what_follows_the_tokens_is_not_the_files() -> None:
     """Neither a post_processor with a token that is not there, at which the library panics, nor a decoder,
     truncation and padding."""
-    text = T5Tokenizer.of_letters().to_json()
+    text = T5Tokenizer.of_ascii().to_json()
     odd = {
         "post_processor": {
             "type": "TemplateProcessing",
@@ -111,11 +111,11 @@ def test_only_failures_of_the_library_are_damage() -> None:
 
     for error in (Stop(), KeyboardInterrupt(), MemoryError()):
         with pytest.raises(type(error)):
-            guarded(fail, error)
+            call_library(fail, error)
     failures: tuple[BaseException, ...] = (
         TypeError("two\nlines"),
         type("PanicException", (BaseException,), {})("two\nlines"),
     )
     for failure in failures:
         with pytest.raises(ValueError, match=r"damaged \(two lines\)"):
-            guarded(fail, failure)
+            call_library(fail, failure)

@@ -152,7 +152,7 @@ def text_of(
     readers."""
     params = FAMILIES[family].text_params(networks)
     for name, each in (changes or {}).items():
-        params = params.changed(name, **each)
+        params = params.replace_reader(name, **each)
     return params
 
 

@@ -17,7 +17,7 @@ import samplers
 from diffusion import SeededNoise, initial_noise
 from models import presets
 from models.families import FAMILIES
-from models.families.family import plain
+from models.families.family import to_plain
 from models.text.t5_tokenizer import T5Tokenizer
 from tests.peers import diffusers
 
@@ -102,11 +102,11 @@ def stable_diffusion_3(family: str, t5: bool = True, seed: int = 0) -> models.Mo
     width = towers["t5"].width
     if not t5:
         del towers["t5"]
-    text = FAMILIES[family].text_params(towers).changed("clip_l", projected=True)
+    text = FAMILIES[family].text_params(towers).replace_reader("clip_l", projected=True)
     text = text if t5 else replace(text, width=width)
-    model = models.build({**tiny, "text": plain(text), "shape": [16, 16, 16]})
+    model = models.build({**tiny, "text": to_plain(text), "shape": [16, 16, 16]})
     if t5:
-        model.require("text").tokenizers["t5"] = T5Tokenizer.of_letters()
+        model.require("text").tokenizers["t5"] = T5Tokenizer.of_ascii()
     generator = torch.Generator().manual_seed(seed)
     for part in model.parts.values():
         presets.randomise(part, generator)
