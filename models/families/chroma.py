@@ -1,5 +1,4 @@
-"""Chroma1 (Lodestone Rock 2025): FLUX.1 [schnell] without its modulation layers and without CLIP, trained on,
-under a free licence."""
+"""Chroma1 (Lodestone Rock 2025): FLUX.1 [schnell] without modulation layers and CLIP, trained further."""
 
 from __future__ import annotations
 
@@ -15,9 +14,9 @@ from models.files.table import Layout
 from models.networks.chroma import Chroma, ChromaParams
 from models.text.t5 import T5Reader
 
-# The network in files: FLUX.1's names, and those of the network that makes all modulations ------------------
+# The network in files: FLUX.1's names, and those of the approximator ----------------------------------------
 
-OLDEST = "0.34.0"  # the oldest diffusers that knows it
+OLDEST = "0.34.0"  # the oldest diffusers that reads it
 PLACE = "distilled_guidance_layer"
 APPROXIMATOR = {r"^approximator\.fc_in\.": f"{PLACE}.in_proj.", r"^approximator\.out\.": f"{PLACE}.out_proj."}
 BFL = {
@@ -46,20 +45,15 @@ def diffusers(params: ChromaParams) -> Layout:
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[ChromaParams, Layout] | None:
-    """Parameters and layout of a Chroma network with these keys and shapes; None where it is none. hints: see
-    FLUX.1's."""
-    if (
-        not any(key.startswith(f"{PLACE}.") for key in shapes)
-        or (blocks := flux.find_layout(shapes, hints)) is None
-    ):
+    """Parameters and layout of a Chroma with these keys and shapes; None for other tensors."""
+    blocks = flux.find_layout(shapes, hints) if any(key.startswith(f"{PLACE}.") for key in shapes) else None
+    if blocks is None:
         return None
-    layout = bfl() if blocks.name == "bfl" else diffusers(ChromaParams())  # its names
+    layout = bfl() if blocks.name == "bfl" else diffusers(ChromaParams())  # for its names
     at = ByOurNames(shapes, layout)
     width, waves = at["approximator.fc_in.weight"]
-    depth = at.count("approximator.blocks.{}.fc1.weight")
-    params = ChromaParams(
-        **flux.trunk(at, hints), waves=waves, width_approximator=width, depth_approximator=depth
-    )
+    depth, trunk = at.count("approximator.blocks.{}.fc1.weight"), flux.trunk(at, hints)
+    params = ChromaParams(**trunk, waves=waves, width_approximator=width, depth_approximator=depth)
     return params, layout if layout.name == "bfl" else diffusers(params)
 
 
@@ -70,11 +64,8 @@ def config(p: ChromaParams, size: tuple[int, int]) -> dict[str, Any]:
         "approximator_hidden_dim": p.width_approximator,
         "approximator_layers": p.depth_approximator,
     }
-    return {
-        "_class_name": "ChromaTransformer2DModel",
-        "_diffusers_version": OLDEST,
-        **flux.trunk_config(p, own),
-    }
+    names = {"_class_name": "ChromaTransformer2DModel", "_diffusers_version": OLDEST}
+    return {**names, **flux.trunk_config(p, own)}
 
 
 CHROMA = Kind(
@@ -95,15 +86,7 @@ HD = Architecture(
     name="chroma",
     kind=CHROMA,
     network=ChromaParams(),
-    tiny=ChromaParams(
-        hidden=64,
-        heads=2,
-        depth=2,
-        depth_single=2,
-        axes=(4, 14, 14),
-        width_approximator=64,
-        depth_approximator=2,
-    ),
+    tiny=ChromaParams(**flux.TINY_TRUNK, width_approximator=64, depth_approximator=2),
     matches=lambda p: True,
     towers=(Tower("t5", T5Reader(masked=True), TINY_T5, "text_encoders.t5xxl.transformer.", file="t5xxl"),),
     vae=LATENTS,
@@ -112,17 +95,8 @@ HD = Architecture(
     vae_prefix="vae.",
 )
 ARCHITECTURES = (HD,)
-FAMILIES = (
-    Family(
-        "chroma",
-        "Chroma1-HD",
-        HD,
-        APACHE,
-        **FLOW,
-        grid={"spacing": "linspace", "shift": 3.0},
-        sampling=euler(40, 3.0),
-    ),
-)
+GRID = {"spacing": "linspace", "shift": 3.0}
+FAMILIES = (Family("chroma", "Chroma1-HD", HD, APACHE, **FLOW, grid=GRID, sampling=euler(40, 3.0)),)
 PUBLISHED = {
     "chroma": Published(
         "lodestones/Chroma1-HD",

@@ -1,4 +1,4 @@
-"""FLUX.1 (Black Forest Labs 2024): [dev], [schnell], Fill, Canny and Depth, and what others made of them."""
+"""FLUX.1 (Black Forest Labs 2024): [dev], [schnell], Fill, Canny and Depth, and de-distilled [dev]."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ DIFFUSERS = {
     r"^single\.(\d+)\.out\.": r"single_transformer_blocks.\1.proj_out.",
     r"^single\.(\d+)\.": r"single_transformer_blocks.\1.attn.",
 }
-# The blocks of two streams, which diffusers names alike in FLUX.1 and Stable Diffusion 3.
+# Blocks of two streams, with the same names in diffusers' FLUX.1 and Stable Diffusion 3.
 DIFFUSERS_STREAMS = {
     r"\.image\.modulation\.": ".norm1.linear.",
     r"\.text\.modulation\.": ".norm1_context.linear.",
@@ -79,7 +79,7 @@ DIFFUSERS_STREAMS = {
     r"\.text\.mlp\.2\.": ".ff_context.net.2.",
 }
 DIFFUSERS_FORMS: dict[str, Form] = {r"^modulation_out\.": "swapped"}  # scale before shift
-SETTINGS: Settings = {"patch_size": (1,)}  # diffusers packs pixels outside of its network
+SETTINGS: Settings = {"patch_size": (1,)}  # diffusers packs pixels outside the network
 
 
 def bfl() -> Layout:
@@ -87,53 +87,40 @@ def bfl() -> Layout:
 
 
 def diffusers(params: TrunkParams) -> Layout:
-    """The one product of a single block is four there, of which the MLP's is the largest."""
-    return Layout(
-        "diffusers",
-        DIFFUSERS | DIFFUSERS_STREAMS,
-        DIFFUSERS_FORMS,
-        shares={
-            r"\.qkv_mlp\.": (
-                params.hidden,
-                params.hidden,
-                params.hidden,
-                int(params.hidden * params.mlp_ratio),
-            )
-        },
-    )
+    """Single blocks have four linear layers there in place of qkv_mlp."""
+    hidden = params.hidden
+    shares = {r"\.qkv_mlp\.": (hidden, hidden, hidden, int(hidden * params.mlp_ratio))}
+    return Layout("diffusers", DIFFUSERS | DIFFUSERS_STREAMS, DIFFUSERS_FORMS, shares=shares)
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[FluxParams, Layout] | None:
-    """Parameters and layout of a FLUX.1 network with these keys and shapes; None where it is none.
+    """Parameters and layout of a FLUX.1 network with these keys and shapes; None for other tensors.
 
-    hints  what keys and shapes do not say and a config.json beside them may: axes_dims_rope
+    hints  of a config.json: axes_dims_rope
     """
     layout = find_layout(shapes, hints)
-    if layout is None or not any(
-        key.startswith(("vector_in.", "time_text_embed.")) for key in shapes
-    ):  # Chroma has neither
+    has_vector = any(key.startswith(("vector_in.", "time_text_embed.")) for key in shapes)  # Chroma has none
+    if layout is None or not has_vector:
         return None
     at = ByOurNames(shapes, layout)
     guidance_dim = at["guidance.fc1.weight"][1] if any("guidance_" in key for key in shapes) else None
-    params = FluxParams(
-        **trunk(at, hints), vector_dim=at["vector.mlp.0.weight"][1], guidance_dim=guidance_dim
-    )
+    vector_dim = at["vector.mlp.0.weight"][1]
+    params = FluxParams(**trunk(at, hints), vector_dim=vector_dim, guidance_dim=guidance_dim)
     return params, bfl() if layout.name == "bfl" else diffusers(params)
 
 
 def find_layout(shapes: Shapes, hints: Mapping[str, Any]) -> Layout | None:
-    """How the blocks of a FLUX.1, or of a network made from one, are named in these keys; None where there
-    are none."""
+    """The layout of FLUX.1's blocks, or a derived network's, in these keys; None for other tensors."""
     if "img_in.weight" in shapes or any(key.startswith("double_blocks.") for key in shapes):
         return bfl()
     if "x_embedder.weight" in shapes and "transformer_blocks.0.attn.add_k_proj.weight" in shapes:
         check_settings(hints, SETTINGS)
-        return diffusers(TrunkParams())  # its names
+        return diffusers(TrunkParams())  # for its names
     return None
 
 
 def trunk(at: ByOurNames, hints: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that all networks with FLUX.1's blocks have."""
+    """The parameters of all networks with FLUX.1's blocks."""
     patch = TrunkParams.patch_size**2
     hidden, values = at["patch_in.weight"]
     head_dim = at["joint.0.image.attention.norm_k.weight"][0]
@@ -154,16 +141,12 @@ def trunk(at: ByOurNames, hints: Mapping[str, Any]) -> dict[str, Any]:
 def config(p: FluxParams, size: tuple[int, int]) -> dict[str, Any]:
     """For FluxTransformer2DModel."""
     own = {"pooled_projection_dim": p.vector_dim, "guidance_embeds": p.guidance_dim is not None}
-    return {
-        "_class_name": "FluxTransformer2DModel",
-        "_diffusers_version": OLDEST_FLOW,
-        **trunk_config(p, own),
-    }
+    names = {"_class_name": "FluxTransformer2DModel", "_diffusers_version": OLDEST_FLOW}
+    return {**names, **trunk_config(p, own)}
 
 
 def trunk_config(p: TrunkParams, own: Mapping[str, Any]) -> dict[str, Any]:
-    """What diffusers calls the parameters of FLUX.1's blocks, and a network's own: it is given pixels that
-    are packed already."""
+    """The parameters of FLUX.1's blocks as diffusers names them, with a network's `own`."""
     patch = p.patch_size**2
     return {
         "patch_size": 1,
@@ -193,21 +176,18 @@ FLUX = Kind(
 
 # Families ---------------------------------------------------------------------------------------------------
 
-TOWERS = (  # T5's states alone are the context; CLIP-L gives its pooled output, without a projection
-    Tower(
-        "clip_l",
-        CLIPReader(CLIP_L, skip=None, pooled=True, projected=False),
-        TINY_CLIP_L,
-        "text_encoders.clip_l.transformer.",
-    ),
+POOLED = CLIPReader(CLIP_L, skip=None, pooled=True, projected=False)  # T5 alone gives the context
+TOWERS = (
+    Tower("clip_l", POOLED, TINY_CLIP_L, "text_encoders.clip_l.transformer."),
     Tower("t5", T5Reader(), TINY_T5, "text_encoders.t5xxl.transformer.", "text_encoder_2", file="t5xxl"),
 )
 LATENTS = VAEParams(latent_channels=16, quant_conv=False, scale=0.3611, shift=0.1159)
-TINY = FluxParams(hidden=64, heads=2, depth=2, depth_single=2, axes=(4, 14, 14))
+TINY_TRUNK: dict[str, Any] = {"hidden": 64, "heads": 2, "depth": 2, "depth_single": 2, "axes": (4, 14, 14)}
+TINY = FluxParams(**TINY_TRUNK)
 
 
-def _beside(p: FluxParams) -> int:
-    """Channels that the network sees beside x."""
+def _image_channels(p: FluxParams) -> int:
+    """Channels of the image condition."""
     return p.in_channels - p.out_channels
 
 
@@ -216,7 +196,7 @@ DEV = Architecture(
     kind=FLUX,
     network=FluxParams(),
     tiny=TINY,
-    matches=lambda p: p.guidance_dim is not None and _beside(p) == 0,
+    matches=lambda p: p.guidance_dim is not None and _image_channels(p) == 0,
     towers=TOWERS,
     vae=LATENTS,
     roles={"control": ("latents",), "inpaint": ("masked", "mask_pixels")},
@@ -230,31 +210,31 @@ SCHNELL = replace(
     network=FluxParams(guidance_dim=None),
     tiny=replace(TINY, guidance_dim=None),
     matches=lambda p: p.guidance_dim is None,
-    note="taken for FLUX.1 [schnell], as it has no guidance embedding: family='flux-dedistilled' is for "
-    "de-distilled [dev]",
+    note="taken for [schnell], without a guidance embedding: family='flux-dedistilled' is de-distilled [dev]",
 )
 FILL = replace(
     DEV,
     name="flux-fill",
     network=FluxParams(in_channels=96),
     tiny=replace(TINY, in_channels=96),
-    matches=lambda p: p.guidance_dim is not None and _beside(p) not in (0, p.out_channels),
+    matches=lambda p: p.guidance_dim is not None and _image_channels(p) not in (0, p.out_channels),
 )
 CANNY = replace(
     DEV,
     name="flux-canny",
     network=FluxParams(in_channels=32),
     tiny=replace(TINY, in_channels=32),
-    matches=lambda p: p.guidance_dim is not None and _beside(p) == p.out_channels,
-    note="its control image shows edges: family='flux-depth' is for control by depth",
+    matches=lambda p: p.guidance_dim is not None and _image_channels(p) == p.out_channels,
+    note="taken for Canny, control by edges: control by depth is family='flux-depth'",
 )
 ARCHITECTURES = (DEV, SCHNELL, FILL, CANNY)
 
 FLOW: dict[str, Any] = {"size": 1024, "schedule": {"name": "flow"}, "prediction": "flow"}
 BY_SIZE: dict[str, Any] = {"spacing": "mu_shift"}
 APACHE, NON_COMMERCIAL = "Apache 2.0", "FLUX.1 [dev] Non-Commercial"
+DEV_LICENCE: dict[str, Any] = {"licence": NON_COMMERCIAL, **FLOW, "grid": BY_SIZE}
 FAMILIES = (
-    Family("flux-dev", "FLUX.1 [dev]", DEV, NON_COMMERCIAL, **FLOW, grid=BY_SIZE, sampling=euler(28, 3.5)),
+    Family("flux-dev", "FLUX.1 [dev]", DEV, **DEV_LICENCE, sampling=euler(28, 3.5)),
     Family(
         "flux-schnell",
         "FLUX.1 [schnell]",
@@ -266,40 +246,14 @@ FAMILIES = (
         text={"t5": {"length": 256}},
         guided=False,
     ),
-    # Guided classifier-free, since it is not told the scale.
-    Family(
-        "flux-dedistilled",
-        "FLUX.1 [dev], de-distilled",
-        SCHNELL,
-        NON_COMMERCIAL,
-        **FLOW,
-        grid=BY_SIZE,
-        sampling=euler(28, 3.5),
-    ),
-    Family(
-        "flux-fill", "FLUX.1 Fill [dev]", FILL, NON_COMMERCIAL, **FLOW, grid=BY_SIZE, sampling=euler(50, 30.0)
-    ),
-    Family(
-        "flux-canny",
-        "FLUX.1 Canny [dev]",
-        CANNY,
-        NON_COMMERCIAL,
-        **FLOW,
-        grid=BY_SIZE,
-        sampling=euler(50, 30.0),
-    ),
-    Family(
-        "flux-depth",
-        "FLUX.1 Depth [dev]",
-        CANNY,
-        NON_COMMERCIAL,
-        **FLOW,
-        grid=BY_SIZE,
-        sampling=euler(30, 10.0),
-    ),
+    # Classifier-free guidance, as the network takes no scale.
+    Family("flux-dedistilled", "FLUX.1 [dev], de-distilled", SCHNELL, **DEV_LICENCE, sampling=euler(28, 3.5)),
+    Family("flux-fill", "FLUX.1 Fill [dev]", FILL, **DEV_LICENCE, sampling=euler(50, 30.0)),
+    Family("flux-canny", "FLUX.1 Canny [dev]", CANNY, **DEV_LICENCE, sampling=euler(50, 30.0)),
+    Family("flux-depth", "FLUX.1 Depth [dev]", CANNY, **DEV_LICENCE, sampling=euler(30, 10.0)),
 )
 
-# ImageInput the single file: T5 in two shards, which their index names to `load`, and its tokenizer.
+# For `load` next to the single file: T5 in two shards with their index, and its tokenizer.
 PARTS = (
     "ae.safetensors",
     "text_encoder/model.safetensors",
@@ -308,24 +262,17 @@ PARTS = (
     "text_encoder_2/model.safetensors.index.json",
     "tokenizer_2/tokenizer.json",
 )
+
+
+def _published(repo: str, file: str, licence: str = NON_COMMERCIAL, family: str = "") -> Published:
+    return Published(f"black-forest-labs/{repo}", (file, *PARTS), licence=licence, family=family)
+
+
 PUBLISHED = {
-    "flux-schnell": Published(
-        "black-forest-labs/FLUX.1-schnell", ("flux1-schnell.safetensors", *PARTS), licence=APACHE
-    ),
-    "flux-dev": Published(
-        "black-forest-labs/FLUX.1-dev", ("flux1-dev.safetensors", *PARTS), licence=NON_COMMERCIAL
-    ),
-    "flux-fill": Published(
-        "black-forest-labs/FLUX.1-Fill-dev", ("flux1-fill-dev.safetensors", *PARTS), licence=NON_COMMERCIAL
-    ),
-    "flux-canny": Published(
-        "black-forest-labs/FLUX.1-Canny-dev", ("flux1-canny-dev.safetensors", *PARTS), licence=NON_COMMERCIAL
-    ),
-    "flux-depth": Published(
-        "black-forest-labs/FLUX.1-Depth-dev",
-        ("flux1-depth-dev.safetensors", *PARTS),
-        licence=NON_COMMERCIAL,
-        family="flux-depth",
-    ),
+    "flux-schnell": _published("FLUX.1-schnell", "flux1-schnell.safetensors", APACHE),
+    "flux-dev": _published("FLUX.1-dev", "flux1-dev.safetensors"),
+    "flux-fill": _published("FLUX.1-Fill-dev", "flux1-fill-dev.safetensors"),
+    "flux-canny": _published("FLUX.1-Canny-dev", "flux1-canny-dev.safetensors"),
+    "flux-depth": _published("FLUX.1-Depth-dev", "flux1-depth-dev.safetensors", family="flux-depth"),
     "taef1": Published("madebyollin/taef1", ONE, licence="MIT"),
 }

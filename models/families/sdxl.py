@@ -1,12 +1,11 @@
-"""Stable Diffusion XL and its refiner (Podell et al. 2023), and what others made of them: Turbo, LCM,
-Playground v2.5."""
+"""Stable Diffusion XL, its refiner (Podell et al. 2023), and derived models: Turbo, LCM, Playground v2.5."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from models.families.family import ONE, TINY_CLIP, TINY_CLIP_L, Architecture, Family, Published, Role, Tower
-from models.families.sd import BETAS, KARRAS, LCM, RAIL_PP, ROLES, STABILITY, TURBO, UNET
+from models.families.sd import BETAS, KARRAS, LCM, RAIL_PP, ROLES, STABILITY, TURBO, TURBO_SCHEDULER, UNET
 from models.networks.clip import CLIP_G, CLIP_L
 from models.networks.unet import UNetParams
 from models.networks.vae import VAEParams
@@ -17,7 +16,7 @@ from models.text.recipes import NUMBER_DIM
 
 
 def _is_refiner(p: UNetParams) -> bool:
-    """Whether the vector is a pooled text as wide as the context, and five numbers."""
+    """Whether the vector holds a pooled text as wide as the context, and five numbers."""
     return p.vector_dim is not None and p.vector_dim == (p.context_dim or 0) + 5 * NUMBER_DIM
 
 
@@ -28,7 +27,9 @@ PIPELINES: dict[Role | None, str] = {
 }
 
 LATENTS = VAEParams(scale=0.13025)
+CLIP_L_READER = CLIPReader(CLIP_L, skip=1, norm=False)
 BIGG = CLIPReader(CLIP_G, skip=1, norm=False, pad=0, pooled=True)
+TINY: dict[str, Any] = {"channels": 64, "blocks": 1, "linear_projection": True}
 
 SDXL = Architecture(
     name="sdxl",
@@ -41,24 +42,11 @@ SDXL = Architecture(
         vector_dim=2816,
         linear_projection=True,
     ),
-    tiny=UNetParams(
-        channels=64,
-        channel_mult=(1, 2),
-        blocks=1,
-        attention=(0, 2),
-        middle_attention=2,
-        linear_projection=True,
-    ),
-    matches=lambda p: (
-        p.vector_dim is not None and not _is_refiner(p) and not p.attention[0]
-    ),  # which SD 2.1 unCLIP has
+    tiny=UNetParams(**TINY, channel_mult=(1, 2), attention=(0, 2), middle_attention=2),
+    # SD 2.1 unCLIP has a vector too, but attends at its finest level.
+    matches=lambda p: p.vector_dim is not None and not _is_refiner(p) and not p.attention[0],
     towers=(
-        Tower(
-            "clip_l",
-            CLIPReader(CLIP_L, skip=1, norm=False),
-            TINY_CLIP_L,
-            "conditioner.embedders.0.transformer.",
-        ),
+        Tower("clip_l", CLIP_L_READER, TINY_CLIP_L, "conditioner.embedders.0.transformer."),
         Tower("clip_g", BIGG, TINY_CLIP, "conditioner.embedders.1.model.", "text_encoder_2", openclip()),
     ),
     join={"numbers": ("height", "width", "top", "left", "target_height", "target_width"), "null": "zeros"},
@@ -78,14 +66,12 @@ REFINER = Architecture(
         vector_dim=2560,
         linear_projection=True,
     ),
-    tiny=UNetParams(
-        channels=64, channel_mult=(1, 2, 2), blocks=1, attention=(0, 1, 0), linear_projection=True
-    ),
+    tiny=UNetParams(**TINY, channel_mult=(1, 2, 2), attention=(0, 1, 0)),
     matches=_is_refiner,
     towers=(
         Tower("clip_g", BIGG, TINY_CLIP, "conditioner.embedders.0.model.", "text_encoder_2", openclip()),
     ),
-    # An aesthetic score (6.0 for the prompt, 2.5 for its negative) in place of the target size.
+    # An aesthetic score (6.0 for the prompt, 2.5 for the negative prompt) in place of the target size.
     join={"numbers": ("height", "width", "top", "left", "score")},
     vae=LATENTS,
     roles=ROLES,
@@ -95,35 +81,16 @@ REFINER = Architecture(
 )
 ARCHITECTURES = (SDXL, REFINER)
 
-PLAIN: dict[str, Any] = {
-    "size": 1024,
-    "schedule": BETAS,
-    "grid": KARRAS,
-    "sampling": {"sampler": "dpmpp_2m", "steps": 30, "guidance": 7.0},
-}
+MULTISTEP: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 30, "guidance": 7.0}
+PLAIN: dict[str, Any] = {"size": 1024, "schedule": BETAS, "grid": KARRAS, "sampling": MULTISTEP}
+V: dict[str, Any] = {**PLAIN, "prediction": "v"}
+TURBO_XL: dict[str, Any] = {**TURBO, "schedulers": (TURBO_SCHEDULER,), "sample_size": 64}
 PLAYGROUND = "Playground v2.5 Community"
 FAMILIES = (
     Family("sdxl", "Stable Diffusion XL", SDXL, RAIL_PP, **PLAIN, table="sdxl"),
-    Family(
-        "sdxl-v",
-        "Stable Diffusion XL with v-prediction",
-        SDXL,
-        RAIL_PP,
-        **PLAIN,
-        prediction="v",
-        table="sdxl",
-    ),
+    Family("sdxl-v", "Stable Diffusion XL with v-prediction", SDXL, RAIL_PP, **V, table="sdxl"),
     Family("sdxl-refiner", "Stable Diffusion XL refiner", REFINER, RAIL_PP, **PLAIN),
-    Family(
-        "sdxl-turbo",
-        "SDXL-Turbo",
-        SDXL,
-        STABILITY,
-        size=512,
-        **TURBO,
-        schedulers=("EulerAncestralDiscreteScheduler",),
-        sample_size=64,
-    ),
+    Family("sdxl-turbo", "SDXL-Turbo", SDXL, STABILITY, size=512, **TURBO_XL),
     Family("lcm-sdxl", "LCM of Stable Diffusion XL", SDXL, RAIL_PP, size=1024, **LCM),
     Family(
         "playground-v2.5",

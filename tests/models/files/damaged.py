@@ -515,7 +515,7 @@ CASES: dict[str, tuple[Make, str]] = {
                 key.replace("0.x_block.attn2", "1.x_block.attn2"): value for key, value in state.items()
             },
         ),
-        "PATH: the blocks [1] of this network attend twice: known are those at its beginning",
+        "PATH: blocks [1] of this network attend twice, which only its first blocks may do",
     ),
     "SD 3 with positions in no square": (
         flow("sd3", lambda state: state | {"pos_embed": state["pos_embed"][:, :1000]}),

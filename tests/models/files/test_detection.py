@@ -333,7 +333,11 @@ def test_a_flow_whose_network_knows_other_times_is_refused(settings: dict[str, A
         ),
         ("unet/config.json", {"norm_num_groups": 7}, "does not divide into groups=7"),
         ("unet/config.json", {"norm_num_groups": "many"}, "a setting of an odd kind"),
-        ("unet/config.json", {"attention_head_dim": [3, 5]}, r"attention_head_dim \[3, 5\] fixes neither"),
+        (
+            "unet/config.json",
+            {"attention_head_dim": [3, 5]},
+            r"attention_head_dim \[3, 5\] gives levels neither",
+        ),
         (
             "unet/config.json",
             {"attention_head_dim": [1, 2, 3]},

@@ -81,7 +81,7 @@ def test_the_step_at_which_training_stopped(files: Files, tmp_path: Path) -> Non
         )
         model = models.load(tmp_path / "model.ckpt")
         assert model.prediction.name == prediction
-        assert ("training stopped where" in notes(model)) == (prediction == "eps")
+        assert ("last step of SD 2's base model" in notes(model)) == (prediction == "eps")
 
 
 @pytest.mark.parametrize(

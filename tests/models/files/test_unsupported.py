@@ -58,7 +58,7 @@ def changed(family: str, **spec: Any) -> Model:
         (
             "diffusers",
             {"network": {"middle_attention": 0}},
-            "in diffusers' folders the middle attends as the coarsest level does",
+            "diffusers needs equal attention in the middle and the coarsest level",
         ),
         ("diffusers", {"schedule": {"shift": 2.0}}, "diffusers' folders have no schedule .*'shift': 2.0"),
     ],
