@@ -365,7 +365,7 @@ def test_refuses_what_is_no_batch_of_images_or_latents() -> None:
         (dict(scale=0.0), "scale must be above 0, not 0"),
         (dict(mean=(0.0,) * 4), "give either mean and std"),
         (dict(std=(1.0,) * 4), "give either mean and std"),
-        (dict(mean=(0.0,) * 4, std=(1.0,) * 4, shift=0.1), "and no shift"),
+        (dict(mean=(0.0,) * 4, std=(1.0,) * 4, shift=0.1), "or shift"),
         (dict(mean=(0.0,) * 4, std=(1.0,) * 3), "std has 3 values for 4 latent channels"),
         (dict(mean=(0.0,) * 16, std=(1.0,) * 4), "mean has 16 values for 4 latent channels"),
         (dict(mean=(0.0,) * 4, std=(1.0, 1.0, 0.0, 1.0)), "every std must be above 0, not 0"),
