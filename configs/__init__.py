@@ -169,8 +169,8 @@ def command_line(
             return
         if _is_for_hydra(arguments):
             sys.argv[1:] = _quoted(program, arguments)
-            _select(program)
-            hydra.main(None, program, version_base="1.3")(lambda config: None)()
+            select(program)
+            hydra.main(None, program, version_base="1.3")(main)()  # which shows, and does not run it
             return
         overrides = [argument for argument in arguments if argument not in SWEEPING]
         runs = compose_sweep(program, overrides, multirun=overrides != arguments)
@@ -246,7 +246,7 @@ def _quoted(program: str, overrides: Sequence[str]) -> list[str]:
                 f"{key}='shard-{{000..009}}.tar'"
             )
             raise ValueError(f"{key} is given {keys.count(key)} times: {advice}")
-    overrides = [_own_experiment(program, override) for override in overrides]
+    overrides = [chosen_experiment(program, override) for override in overrides]
     given = [
         texts(program).in_grammar(override, _settings(program) if "${" in override else ())
         for override in overrides
@@ -262,7 +262,7 @@ def _whole_section(override: str) -> list[str]:
     return [f"++{described[1]}=null", f"++{override.lstrip('+')}"] if described else [override]
 
 
-def _own_experiment(program: str, override: str) -> str:
+def chosen_experiment(program: str, override: str) -> str:
     """experiment=folder/mine.yaml chooses a file of the user's own, and brings those beside it along, which
     it may build on."""
     key, _, value = override.partition("=")
@@ -284,7 +284,7 @@ def _register(program: str, path: Path) -> None:
         raise FileNotFoundError(f"no such experiment: {path}")
     if path.stem in (own := _options(program, "experiment")):
         raise ValueError(f"an experiment {path.stem} comes with this library: give {path} another name")
-    _select(program)
+    select(program)
     for file in sorted(each for each in path.parent.iterdir() if each.suffix in ENDINGS):
         if file.stem in own:
             continue
@@ -305,12 +305,12 @@ def _settings(program: str) -> list[str]:
 
 
 def _compose(program: str, overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
-    _select(program)
+    select(program)
     with hydra.initialize(None, version_base="1.3"):
         return hydra.compose(program, list(overrides), return_hydra_config=return_hydra_config)
 
 
-def _select(program: str) -> None:
+def select(program: str) -> None:
     """Make the settings and experiments of this program those that Hydra knows."""
     ConfigStore.instance().repo["experiment"] = _stored(program)
 

@@ -25,7 +25,8 @@ Train, sample and score diffusion models.
   plain-diffusion models download sd15
       fetch published weights, check files, list families
 
-Each has a help of its own: plain-diffusion train --help"""
+Each has a help of its own: plain-diffusion train --help
+Tab completion, in bash: eval "$(plain-diffusion -sc install=bash)\""""
 
 
 def main() -> None:
@@ -36,8 +37,14 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=f"plain-diffusion {__version__}")
     parser.add_argument("program", choices=PROGRAMS)
     parser.add_argument("arguments", nargs="*", metavar="argument", help="what that program takes")
-    program = parser.parse_args(sys.argv[1:2]).program
     end_on_interrupt()
+    if sys.argv[1:2] == ["-sc"]:
+        prefer_own()
+        from configs.completion import complete
+
+        complete(main)
+        return
+    program = parser.parse_args(sys.argv[1:2]).program
     prefer_own()
     del sys.argv[1]
     runpy.run_module(program, run_name="__main__", alter_sys=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from configs import compose
+from configs import command_line, compose
 from configs.programs import PROGRAMS, help_page
 from diffusion.settings import (
     find,
@@ -26,6 +26,7 @@ from diffusion.settings import (
     values,
     with_null_defaults,
 )
+from plain_diffusion import __main__ as console
 from train.settings import RunSettings
 
 ROOT = Path(__file__).parents[1]
@@ -134,3 +135,53 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert process.stderr is not None
     assert process.stderr.read() == b""
     assert process.wait() == 1
+
+
+@pytest.fixture
+def tab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command changes in its process stays as it is."""
+    monkeypatch.setattr(console, "end_on_interrupt", lambda: None)
+    monkeypatch.setattr(console, "prefer_own", lambda: None)
+
+
+@pytest.mark.usefixtures("tab")
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("t", "train"),
+        ("train experiment=digits_u", "experiment=digits_unet"),
+        ("train experiment=digits_unet model='{a: b}' train.ste", "train.steps="),
+        ("train experiment=digits_unet model.network.dr", "model.network.dropout="),
+        ("train experiment=MINE model.network.wi", "model.network.width="),
+        ("samplers prompt='a, (b' run=x sampler", "sampler="),
+        ("eval ref", "reference="),
+        ("eval experiment=bench_samplers s", "samplers. shape. steps="),
+        ("models down", ""),
+    ],
+)
+def test_tab_completes_settings_and_experiments(
+    line: str,
+    completed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Hydra's own query, as the shell asks it: of the chosen experiment, and of a file of one's own."""
+    (tmp_path / "mine.yaml").write_text("model: {network: {name: mine:Tiny, width: 8}}\n")
+    monkeypatch.setattr(sys, "argv", ["plain-diffusion", "-sc", "query=bash"])
+    monkeypatch.setenv("COMP_LINE", f"plain-diffusion {line}".replace("MINE", str(tmp_path / "mine.yaml")))
+    console.main()
+    assert capsys.readouterr().out.strip() == completed
+
+
+@pytest.mark.usefixtures("tab")
+def test_the_shell_gets_a_script_for_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also from `python -m plain_diffusion`; and --cfg job shows what an experiment comes to."""
+    monkeypatch.setattr(sys, "argv", ["plain_diffusion/__main__.py", "-sc", "install=bash"])
+    console.main()
+    assert capsys.readouterr().out.strip().endswith("-F hydra_bash_completion plain-diffusion")
+    monkeypatch.setattr(sys, "argv", ["train", "experiment=digits_unet", "--cfg", "job"])
+    command_line("train", lambda config: 1)
+    assert yaml.safe_load(capsys.readouterr().out) == compose("train", ["experiment=digits_unet"])
