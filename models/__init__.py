@@ -24,6 +24,7 @@ from models.text.recipes import TextParams
 from models.text.t5_tokenizer import T5Tokenizer
 
 if TYPE_CHECKING:
+    from models.adapters import adapted, load_adapter
     from models.families import FAMILIES, NETWORKS, PUBLISHED
     from models.layouts.load import load
     from models.layouts.save import save
@@ -32,6 +33,8 @@ else:
     _AT_FIRST_USE = {
         "load": "layouts.load",
         "save": "layouts.save",
+        "adapted": "adapters",
+        "load_adapter": "adapters",
         "miniature": "presets",
         "published": "presets",
     }
@@ -78,11 +81,13 @@ __all__ = [
     "UNet",
     "UNetParams",
     "VAEParams",
+    "adapted",
     "build",
     "build_network",
     "check_labels",
     "download",
     "load",
+    "load_adapter",
     "miniature",
     "network_input",
     "published",

@@ -13,7 +13,7 @@ import pytest
 from tests.peers import Peer
 
 PEERS = {
-    "cleanfid", "diffusers", "open_clip", "prdc", "pytorch_fid", "scipy", "sentencepiece", "timm",
+    "cleanfid", "diffusers", "open_clip", "peft", "prdc", "pytorch_fid", "scipy", "sentencepiece", "timm",
     "torch_fidelity", "torchmetrics",
     "transformers",
 }  # fmt: skip

@@ -29,12 +29,13 @@ class Peer:
 if TYPE_CHECKING:
     import diffusers as diffusers
     import open_clip as open_clip
+    import peft as peft
     import scipy as scipy
     import sklearn as sklearn
     import transformers as transformers
 else:
-    diffusers, open_clip, scipy, sklearn, transformers = map(
-        Peer, ("diffusers", "open_clip", "scipy", "sklearn", "transformers")
+    diffusers, open_clip, peft, scipy, sklearn, transformers = map(
+        Peer, ("diffusers", "open_clip", "peft", "scipy", "sklearn", "transformers")
     )
 
 

@@ -79,6 +79,14 @@ DIFFUSERS_STREAMS = {
     r"\.text\.mlp\.2\.": ".ff_context.net.2.",
 }
 DIFFUSERS_FORMS: dict[str, Form] = {r"^modulation_out\.": "swapped"}  # scale before shift
+# XLabs' adapters name the attention processors: 1 of the image, 2 of the text; a single block's qkv alone.
+XLABS = {
+    r"^joint\.(\d+)\.image\.attention\.(qkv|out)\.": r"double_blocks.\1.processor.\g<2>1.",
+    r"^joint\.(\d+)\.text\.attention\.(qkv|out)\.": r"double_blocks.\1.processor.\g<2>2.",
+    r"^single\.(\d+)\.qkv_mlp\.": r"single_blocks.\1.processor.[qkv,mlp].",
+    r"^single\.(\d+)\.out\.": r"single_blocks.\1.processor.out.",
+    r"\.processor\.out": ".processor.proj",
+}
 SETTINGS: Settings = {"patch_size": (1,)}  # diffusers packs pixels outside the network
 
 
@@ -91,6 +99,12 @@ def diffusers(params: TrunkParams) -> Layout:
     hidden = params.hidden
     shares = {r"\.qkv_mlp\.": (hidden, hidden, hidden, int(hidden * params.mlp_ratio))}
     return Layout("diffusers", DIFFUSERS | DIFFUSERS_STREAMS, DIFFUSERS_FORMS, shares=shares)
+
+
+def xlabs(params: FluxParams) -> Layout:
+    """How XLabs' adapters name layers."""
+    mlp = int(params.hidden * params.mlp_ratio)
+    return Layout("x-flux", XLABS, shares={r"\.qkv_mlp\.": (3 * params.hidden, mlp)})
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[FluxParams, Layout] | None:
@@ -172,6 +186,7 @@ FLUX = Kind(
     single=lambda _: bfl(),
     diffusers=diffusers,
     config=config,
+    in_adapters=(xlabs,),
 )
 
 # Families ---------------------------------------------------------------------------------------------------

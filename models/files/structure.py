@@ -109,6 +109,7 @@ class Kind:
     config     the config.json there, with `_class_name`, or `architectures` of transformers, by its
                parameters and the height and width of the latents that it was trained on
     folder     the name of that folder
+    in_adapters  further ways in which adapters name its weights, by its parameters
     """
 
     name: str
@@ -121,3 +122,4 @@ class Kind:
     diffusers: Callable[[Any], Layout]
     config: Callable[[Any, tuple[int, int]], dict[str, Any]]
     folder: str = "transformer"
+    in_adapters: tuple[Callable[[Any], Layout], ...] = ()

@@ -123,6 +123,8 @@ class Streamed(nn.Module):
             if dtype != supply.dtype and not (layer in packed and tensor in ("packed", "scale")):
                 self.supplies = {**self.supplies, name: supply.cast(dtype)}
         self.prefetcher.resize(buffer_size(self.supplies))
+        for child in self.children():  # factors of adapters, which stay in memory
+            child._apply(fn)
         return self
 
     def views(self, buffer: Tensor) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ from models.files.stored import TensorFile
 
 FOREIGN = {
     r"\blora_|^lora|\.lora\.(down|up)\.|_lora\.|\.lora_[AB]\.|lora_linear_layer": (
-        "a LoRA, which changes a model and is none"
+        "a LoRA, which models.adapted(model, {file: 1.0}) applies to a model"
     ),
-    r"\.hada_w|\.lokr_|\.oft_": "a LyCORIS file, which changes a model and is none",
+    r"\.hada_w|\.lokr_|\.oft_": "a LyCORIS file, which models.adapted(model, {file: 1.0}) applies to a model",
     r"^control_model\.|^controlnet_|^zero_convs\.|^input_hint_block\.": (
         "a ControlNet, which steers a model and is none"
     ),

@@ -10,6 +10,7 @@ import torch
 from diffusion.spec import check_names
 from models.families import BACKBONES
 from models.files.table import check_dtype
+from models.layers.beside import has_factors
 from models.layers.packed import is_packed
 from models.layers.streaming import check_not_streamed
 from models.layouts import native
@@ -41,6 +42,8 @@ def save(
     check_dtype(dtype, ())
     for part in model.parts.values():
         check_not_streamed(part)
+    if any(map(has_factors, model.parts.values())):
+        raise ValueError("this model has adapters apart from its weights: save it adapted without apart=True")
     if any(is_packed(part) for part in model.parts.values()):
         if dtype is None:
             raise ValueError(

@@ -427,7 +427,10 @@ CASES: dict[str, tuple[Make, str]] = {
         "PATH: this is a part of a text encoder: 6 of 12 blocks of width 768",
     ),
     # what is no model
-    "a LoRA": (of_keys("sd15_lora_kohya_r16"), "is of a LoRA, which changes a model and is none"),
+    "a LoRA": (
+        of_keys("sd15_lora_kohya_r16"),
+        "is of a LoRA, which models.adapted(model, {file: 1.0}) applies",
+    ),
     "a ControlNet": (
         of_keys("sd15_controlnet_diffusers"),
         "is of a ControlNet, which steers a model and is none",
@@ -436,7 +439,10 @@ CASES: dict[str, tuple[Make, str]] = {
         of_keys("sd15_controlnet_ldm"),
         "is of a ControlNet, which steers a model and is none",
     ),
-    "a LoRA of FLUX": (of_keys("flux1_lora_kohya_r16"), "is of a LoRA, which changes a model and is none"),
+    "a LoRA of FLUX": (
+        of_keys("flux1_lora_kohya_r16"),
+        "is of a LoRA, which models.adapted(model, {file: 1.0}) applies",
+    ),
     "FLUX Redux": (
         lambda path: save_file({f"redux_{name}.weight": torch.zeros(2, 2) for name in ("up", "down")}, path),
         "redux_down.weight is of FLUX.1 Redux, which makes prompts of images, and which this library does "

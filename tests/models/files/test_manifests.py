@@ -3,6 +3,7 @@ files that are no models."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -156,7 +157,7 @@ OURS: dict[str, list[tuple[str, str, Any]]] = {
     "t5_xxl_encoder_transformers": [("text", "transformers", T5Params())],
 }
 FOREIGN = {
-    "lora": "a LoRA, which changes a model and is none",
+    "lora": "a LoRA, which models.adapted(model, {file: 1.0}) applies",
     "controlnet": "a ControlNet, which steers a model and is none",
 }
 
@@ -216,7 +217,7 @@ def weights(params: Any) -> Any:
 def test_what_is_no_model_of_ours_is_told_so(name: str) -> None:
     """In one line, that says what it is instead."""
     said = next(what for part, what in FOREIGN.items() if part in name)
-    with pytest.raises(ValueError, match=rf"{name}\.safetensors.*{said}") as refusal:
+    with pytest.raises(ValueError, match=rf"{name}\.safetensors.*{re.escape(said)}") as refusal:
         find_parts(declared(name))
     assert "\n" not in str(refusal.value)
 
@@ -229,7 +230,9 @@ def test_what_is_no_model_of_ours_is_told_so_from_a_file(name: str, tmp_path: Pa
     path = tmp_path / f"{name}.safetensors"
     save_file({key: torch.zeros([1] * len(shape)) for key, shape in manifests()[name].items()}, path)
     said = next(what for part, what in FOREIGN.items() if part in name)
-    with pytest.raises(ValueError, match=rf"{name}\.safetensors holds no model that is known here: .*{said}"):
+    with pytest.raises(
+        ValueError, match=rf"{name}\.safetensors holds no model that is known here: .*{re.escape(said)}"
+    ):
         models.load(path)
 
 
