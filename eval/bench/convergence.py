@@ -1,8 +1,8 @@
 """Convergence of solvers on mixtures whose exact answers are known.
 
-Deterministic solvers are held to the exact solution of the probability-flow ODE on a mixture in one
-dimension, where it keeps quantiles. Solvers of the SDE are held to themselves at twice the steps on the same
-Brownian path: what still moves is their error (strong order).
+Deterministic solvers are compared with the exact solution of the probability-flow ODE on a mixture in one
+dimension, where quantiles are constant. Solvers of the SDE are compared with themselves at twice the steps on
+the same Brownian path; the difference is their error (strong order).
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ MIXTURE = GaussianMixture(
     *(torch.tensor(v, dtype=F64) for v in ([[-1.3], [0.4], [1.7]], [0.25, 0.4, 0.2], [0.3, 0.5, 0.2]))
 )
 GENTLE = GaussianMixture(*(torch.tensor(v, dtype=F64) for v in ([[-0.6], [0.7]], [0.5, 0.4])))
-ROUNDING = 1e-11  # errors below it say nothing of the method
+ROUNDING = 1e-11  # smaller errors are due to rounding, not to the method
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One solver on one grid: its error after each number of steps, the order it states, and the order
-    measured."""
+    """One solver on one grid: its error after each number of steps, its stated and its measured order."""
 
     sampler: str
     grid: str
@@ -49,46 +48,32 @@ class Curve:
 
 
 def stated_orders(words: str) -> dict[str, int]:
-    """The order each solver's docstring states after "Order" (of the ODE) or "Strong order" (on a Brownian
-    path)."""
+    """The order in each solver's docstring after "Order" (ODE) or "Strong order" (on a Brownian path)."""
     found = {name: re.search(rf"\b{words} (\d)", solver.__doc__ or "") for name, solver in SAMPLERS.items()}
     return {name: int(match[1]) for name, match in found.items() if match}
 
 
 def ode_curve(sampler: str, stated: int, name: str, grids: Sequence[Grid]) -> Curve:
-    """Mean distance from the exact solution over quantiles at the end of grids that double their steps,
-    between levels with noise."""
-    steps, calls = _cost(sampler, grids)
-    return Curve(
-        sampler, name, stated, False, steps, calls, tuple(ode_error(sampler, grid) for grid in grids)
-    )
+    """`ode_error` on grids that double their steps."""
+    error = tuple(ode_error(sampler, grid) for grid in grids)
+    return Curve(sampler, name, stated, False, *_cost(sampler, grids), error)
 
 
 def ode_error(sampler: str, grid: Grid, **options: Any) -> float:
-    """Mean distance of a deterministic solver from the exact solution at the end of a grid between levels
-    with noise."""
+    """Mean distance over quantiles from the exact solution at the end of a grid between levels with noise."""
     u = torch.linspace(0.02, 0.98, 25, dtype=F64)
     x = sample(sampler, MIXTURE, grid, start=MIXTURE.quantile(u, grid[0]), **options)
     return float((x - MIXTURE.quantile(u, grid[-1])).abs().mean())
 
 
 def sde_curve(sampler: str, stated: int, name: str, grids: Sequence[Grid], samples: int = 4000) -> Curve:
-    """Mean distance between each grid and the next, which doubles its steps, on the same Brownian paths of
-    four seeds."""
+    """Mean distance between the ends of each grid and the next, with twice the steps on the same paths."""
     ends = [
         sample(sampler, each_number, grid, shape=(max(1, samples // 4),), seeds=range(4), dtype=F64)
         for grid in grids
     ]
-    steps, calls = _cost(sampler, grids[:-1])
-    return Curve(
-        sampler,
-        name,
-        stated,
-        True,
-        steps,
-        calls,
-        tuple(float((a - b).abs().mean()) for a, b in pairwise(ends)),
-    )
+    error = tuple(float((a - b).abs().mean()) for a, b in pairwise(ends))
+    return Curve(sampler, name, stated, True, *_cost(sampler, grids[:-1]), error)
 
 
 def _cost(sampler: str, grids: Sequence[Grid]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -97,6 +82,6 @@ def _cost(sampler: str, grids: Sequence[Grid]) -> tuple[tuple[int, ...], tuple[i
 
 
 def each_number(x_t: Tensor, level: Level, condition: Condition = NONE, /) -> Estimate:
-    """A mixture's denoiser for samples whose every number is a draw of its own."""
+    """A mixture's denoiser for samples in which every number is an independent sample."""
     x0, eps = GENTLE(x_t.reshape(-1, 1), level)
     return Estimate(x0.view_as(x_t), eps.view_as(x_t))

@@ -1,5 +1,4 @@
-"""Features of the FID network, side by side with torch-fidelity in one run. `python -m eval
-experiment=bench_features`."""
+"""Features of the FID network, against torch-fidelity (experiment=bench_features)."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from diffusion.settings import setting
 from diffusion.spec import check_at_least_one, lookup
-from eval.bench.harness import DTYPES, MATRIX, BenchParams, column, in_turn, product, timed
+from eval.bench.harness import DTYPES, MATRIX, BenchParams, alternate, column, product, timed
 from eval.features.inception import Inception, InceptionV3, load_inception, published_shapes
 from eval.features.inception_weights import random_state
 from eval.features.resize import SIZE
@@ -56,15 +56,13 @@ class Params(BenchParams):
 
 @dataclass(frozen=True)
 class Timing:
-    """Pictures per second, medians over rounds, and the median of the rounds' ratios. torch-fidelity computes
-    in float32 throughout.
+    """Pictures per second, medians over rounds. torch-fidelity computes in float32 throughout.
 
-    ours, theirs  of one batch that lies in memory, where the network is
-    speedup       ours over theirs: above 1 where ours is faster
-    share         our rate of arithmetic over that of a plain product of matrices of the same dtype in the
-                  same rounds
+    ours, theirs  of a batch in memory, on the network's device
+    speedup       median of the rounds' ratios ours / theirs: above 1 where ours is faster
+    share         our rate of arithmetic over that of a product of matrices of the same dtype
     folder, their_folder, folder_speedup  the same from a folder of PNGs to features in memory
-    distance      of our Frechet distance between two halves of the pictures from theirs, relative
+    distance      relative difference of the Frechet distances between two halves of the pictures
     """
 
     dtype: str = column("dtype")
@@ -80,15 +78,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: features of a batch uint8 (B, 3, H, W) on the device, and of files. Both come as (N,
-    2048) on the CPU."""
+    """Features (N, 2048) on the CPU of a batch, uint8 (B, 3, H, W) on the device, and of files."""
 
     batch: Callable[[Tensor], Tensor]
     files: Callable[[Sequence[Path]], Tensor]
 
 
 def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
-    """Both in every dtype of ours."""
+    """Time both, ours in every dtype."""
     device = find_device(params.device)
     with _folder(params) as (weights, files):
         theirs = _theirs(weights, params.batch, device)
@@ -102,11 +99,11 @@ def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
 def _timing(
     params: Params, dtype: str, ours: Side, theirs: Side, files: Sequence[Path], device: torch.device
 ) -> Timing:
-    """Both sides on the same pictures, ours in one dtype."""
+    """Time both sides on the same pictures, ours in one dtype."""
     batch = torch.stack([pixels(path) for path in files[: params.batch]]).to(device)
     calls: list[Callable[[], object]] = [partial(ours.batch, batch), partial(theirs.batch, batch)]
     calls += [partial(ours.files, files), partial(theirs.files, files), product(DTYPES[dtype], device)]
-    rounds = in_turn([timed(call, device) for call in calls], params.rounds)
+    rounds = alternate([timed(call, device) for call in calls], params.rounds)
     distance, expected = (_distance(side.files(files)) for side in (ours, theirs))
     return Timing(
         dtype,
@@ -122,17 +119,15 @@ def _timing(
 
 
 def flops() -> int:
-    """Floating point operations of one picture's products, without its resize; a multiplication and its
-    addition are two."""
+    """Floating point operations (two per multiply-add) of one picture, without its resize."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         InceptionV3()(torch.empty(1, 3, SIZE, SIZE), ["pool"])
     return counter.get_total_flops()
 
 
 def _ours(weights: Path, dtype: str, size: int, device: torch.device) -> Side:
-    network: Inception = load_inception(weights, "torch_fidelity", sha256_of_file(weights), DTYPES[dtype]).to(
-        device
-    )
+    loaded: Inception = load_inception(weights, "torch_fidelity", sha256_of_file(weights), DTYPES[dtype])
+    network = loaded.to(device)
 
     def batch(pictures: Tensor) -> Tensor:
         return network(list(pictures), ["pool"])["pool"].cpu()
@@ -140,16 +135,14 @@ def _ours(weights: Path, dtype: str, size: int, device: torch.device) -> Side:
     def files(paths: Sequence[Path]) -> Tensor:
         with ThreadPoolExecutor(2) as pool:  # reads ahead while the network computes
             pictures = pool.map(pixels, paths)
-            sizes = [len(paths[i : i + size]) for i in range(0, len(paths), size)]
-            return torch.cat(
-                [batch(torch.stack([next(pictures) for _ in range(n)]).to(device)) for n in sizes]
-            )
+            batches = iter(lambda: list(islice(pictures, size)), [])
+            return torch.cat([batch(torch.stack(each).to(device)) for each in batches])
 
     return Side(batch, files)
 
 
 def _theirs(weights: Path, size: int, device: torch.device) -> Side:
-    """torch-fidelity's extractor, and its own loop over files. ValueError where it is not installed."""
+    """torch-fidelity's extractor and its own loop over files. ValueError where it is not installed."""
     with extra("bench"):
         from torch_fidelity.datasets import ImagesPathDataset
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -172,28 +165,26 @@ def _theirs(weights: Path, size: int, device: torch.device) -> Side:
 
 @contextmanager
 def _folder(params: Params) -> Iterator[tuple[Path, list[Path]]]:
-    """A file of random weights and a folder of PNGs, while they are needed: crops of scikit-learn's
-    photographs, one for each half."""
+    """Temporary random weights and PNGs: crops of scikit-learn's two photographs, one for each half."""
     with extra("bench"):
         from sklearn.datasets import load_sample_images
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pth"
         torch.save(random_state(published_shapes()), weights)
         files = [Path(folder) / f"{i:05d}.png" for i in range(params.n)]
-        photographs = load_sample_images().images
-        generator = np.random.RandomState(0)
+        photographs, generator = load_sample_images().images, np.random.RandomState(0)
         for i, path in enumerate(files):
             _crop(photographs[2 * i // params.n], params.size, generator).save(path)
         yield weights, files
 
 
 def _crop(photograph: np.ndarray[Any, Any], size: int, generator: np.random.RandomState) -> Image.Image:
-    """A square from anywhere, scaled to this size where the photograph is smaller."""
+    """A square at a random place, enlarged where the photograph is smaller."""
     side = min(size, *photograph.shape[:2])
     top, left = (generator.randint(length - side + 1) for length in photograph.shape[:2])
     return Image.fromarray(photograph[top : top + side, left : left + side]).resize((size, size))
 
 
 def _distance(features: Tensor) -> float:
-    """Between the first half and the second."""
+    """The Frechet distance between the first half and the second."""
     return frechet_distance(*(Moments.of(half) for half in features.tensor_split(2)))

@@ -1,5 +1,4 @@
-"""The Frechet distance beside scipy.linalg.sqrtm as pytorch-fid calls it, in one run. `python -m eval
-experiment=bench_frechet`."""
+"""The Frechet distance against scipy.linalg.sqrtm, called as in pytorch-fid (experiment=bench_frechet)."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from diffusion.settings import setting
 from diffusion.spec import check_at_least_one
-from eval.bench.harness import BenchParams, column, in_turn, timed
+from eval.bench.harness import BenchParams, alternate, column, timed
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
 from plain_diffusion.extras import extra
@@ -37,10 +36,9 @@ class Params(BenchParams):
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a distance from moments, medians over rounds; and how far the result lies from the truth,
-    relative to it.
+    """Seconds to compute a distance from moments, medians over rounds, and its relative error.
 
-    The truth is from singular values of the features themselves, without a covariance.
+    The exact distance is from singular values of the features themselves, without a covariance.
     """
 
     samples: int = column("samples")
@@ -53,43 +51,38 @@ class Timing:
 
 
 def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
-    """Both on sets of each size."""
+    """Time both on sets of each size."""
     with extra("bench"):
         from scipy.linalg import sqrtm
     rows = []
     for n in tqdm(params.n, desc="timing", disable=not params.progress):
         x, y = (features(n, params.dim, seed) for seed in (0, 1))
-        a, b, truth = Moments.of(x), Moments.of(y), distance_of_features(x, y)
+        a, b, exact = Moments.of(x), Moments.of(y), distance_of_features(x, y)
         sides = [partial(frechet_distance, a, b), partial(peer_distance, a, b, sqrtm)]
-        rounds = in_turn([timed(side) for side in sides], params.rounds)
-        error, their_error = (abs(side() - truth) / truth for side in sides)
-        rows.append(
-            Timing(n, params.dim, rounds.median(0), rounds.median(1), rounds.ratio(1, 0), error, their_error)
-        )
+        rounds = alternate([timed(side) for side in sides], params.rounds)
+        error, their_error = (abs(side() - exact) / exact for side in sides)
+        times = rounds.median(0), rounds.median(1), rounds.ratio(1, 0)
+        rows.append(Timing(n, params.dim, *times, error, their_error))
     return rows, {"threads": torch.get_num_threads()}
 
 
 def features(n: int, dim: int, seed: int) -> Tensor:
-    """(n, dim): correlated, with standard deviations that fall as those of Inception's features do, over two
-    orders of magnitude."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, dim, generator=generator, dtype=torch.float64) * torch.logspace(
-        0, -2, dim, dtype=torch.float64
-    )
-    reflection = torch.randn(dim, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    """(n, dim): correlated, with standard deviations over two orders of magnitude, as Inception's."""
+    generator, f64 = torch.Generator().manual_seed(seed), torch.float64
+    x = torch.randn(n, dim, generator=generator, dtype=f64) * torch.logspace(0, -2, dim, dtype=f64)
+    reflection = torch.randn(dim, generator=torch.Generator().manual_seed(9), dtype=f64)
     return 0.4 + 0.01 * seed + x - torch.outer(x @ reflection, reflection) * (2 / reflection.square().sum())
 
 
 def peer_distance(a: Moments, b: Moments, sqrtm: Callable[[Any], Any]) -> float:
-    """The distance by a root of the product of the covariances, as in pytorch-fid."""
+    """The distance by a square root of the product of the covariances, as in pytorch-fid."""
     root = sqrtm((a.covariance @ b.covariance).numpy())
     difference = (a.mean - b.mean).square().sum()
     return float(difference + a.covariance.trace() + b.covariance.trace()) - 2 * float(root.real.trace())
 
 
 def distance_of_features(x: Tensor, y: Tensor) -> float:
-    """The distance from features (N, D) by the singular values of the product of the centred sets, which are
-    reduced to D rows by QR."""
+    """The distance by singular values of the product of centred features (N, D), reduced to D rows by QR."""
     roots = [torch.linalg.qr((z - z.mean(0)) / math.sqrt(len(z) - 1), mode="r").R for z in (x, y)]
     cross = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
     difference = (x.mean(0) - y.mean(0)).square().sum()

@@ -1,9 +1,7 @@
-"""What benchmarks share: both sides timed in turn, round after round, processes and memory of their own, and
-what is written.
+"""What benchmarks share: timing in alternation, separate processes, memory, and the files written.
 
-A benchmark is a module here with `Params`, settings that derive from `BenchParams`; `Timing`, a dataclass of
-a row, whose fields are columns (`column`); and `measure(params) -> (rows, facts)`, which imports the library
-to compare with.
+A benchmark is a module here with `Params`, a `BenchParams`; `Timing`, a dataclass of a row, whose fields are
+columns (`column`); and `measure(params) -> (rows, facts)`, which imports the library to compare with.
 """
 
 from __future__ import annotations
@@ -16,8 +14,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -50,7 +48,7 @@ class BenchParams:
 
 
 def run(config: Mapping[str, Any]) -> list[Any]:
-    """Measure what the configuration's program names, and write out/bench.json and out/bench.md; the rows."""
+    """Run the benchmark that config["program"] names, and write bench.json and bench.md; the rows."""
     bench = import_module(f"eval.bench.{config['program'].removeprefix('bench_')}")
     params = make_params("", bench.Params, {key: value for key, value in config.items() if key != "program"})
     rows, facts = bench.measure(params)
@@ -58,42 +56,35 @@ def run(config: Mapping[str, Any]) -> list[Any]:
     return list(rows)
 
 
-def write(out: Path, name: str, rows: Sequence[Any], markdown: str, **more: Any) -> None:
-    """out/NAME.json, the rows, which are dataclasses, with more facts and provenance; and out/NAME.md, the
-    table of them."""
+def write(out: Path, name: str, rows: Sequence[Any], text: str, **more: Any) -> None:
+    """Write out/NAME.json (rows, which are dataclasses, `more` and provenance) and out/NAME.md (the text)."""
     write_json(out / f"{name}.json", {"rows": [asdict(row) for row in rows], **more, "facts": provenance()})
     with replacing(out / f"{name}.md") as temporary:
-        temporary.write_text(markdown)
+        temporary.write_text(text)
 
 
 def column(heading: str, form: str | Callable[[Any], str] = "") -> Any:
-    """A field of a row that the table shows, under this heading, in this format."""
-    return field(
-        metadata={"heading": heading, "form": form if callable(form) else lambda value: f"{value:{form}}"}
-    )
+    """A field of a row that is a column of the table, with its heading and format."""
+    formatted = form if callable(form) else lambda value: f"{value:{form}}"
+    return field(metadata={"heading": heading, "form": formatted})
 
 
 def gigabytes(value: float) -> str:
-    """Bytes, to 10 MB."""
+    """Bytes as GB, with two decimals."""
     return f"{value / 1e9:.2f}"
 
 
 def table(rows: Sequence[Any]) -> str:
-    """A Markdown table of rows of one kind."""
-    shown = [each for each in fields(rows[0]) if each.metadata]
-    head, *lines = (
-        [each.metadata["heading"] for each in shown],
-        *([_cell(row, each) for each in shown] for row in rows),
-    )
-    return "\n".join([_line(head), f"|{'---|' * len(shown)}", *map(_line, lines)]) + "\n"
+    """A Markdown table of rows of one dataclass."""
+    columns = [each for each in fields(rows[0]) if each.metadata]
+    cells = [[each.metadata["form"](getattr(row, each.name)) for each in columns] for row in rows]
+    return markdown_table([each.metadata["heading"] for each in columns], cells)
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _cell(row: Any, each: Field[Any]) -> str:
-    return str(each.metadata["form"](getattr(row, each.name)))
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    head, *lines = (f"| {' | '.join(cells)} |" for cells in (headings, *rows))
+    return "\n".join([head, f"|{'---|' * len(headings)}", *lines]) + "\n"
 
 
 # Time -------------------------------------------------------------------------------------------------------
@@ -101,29 +92,28 @@ def _cell(row: Any, each: Field[Any]) -> str:
 
 @dataclass(frozen=True)
 class Rounds:
-    """What each side took in each round."""
+    """Seconds, or another measure, of each side in each round: times[round][side]."""
 
     times: Sequence[Sequence[float]]
 
     def median(self, side: int) -> float:
-        """Of a side."""
+        """Median over rounds."""
         return statistics.median(row[side] for row in self.times)
 
     def ratio(self, side: int, other: int) -> float:
-        """The median of the rounds' ratios of two sides: what disturbs a round disturbs both."""
+        """Median of the rounds' ratios side / other: a disturbance in a round affects both sides."""
         return statistics.median(row[side] / row[other] for row in self.times)
 
 
-def in_turn(clocks: Sequence[Callable[[], float]], rounds: int, warm: bool = False) -> Rounds:
-    """Sides A B A B ..., each of which says what it took. warm: they are warm already, and no first round is
-    thrown away."""
+def alternate(clocks: Sequence[Callable[[], float]], rounds: int, warm: bool = False) -> Rounds:
+    """Measure A B A B ..., where each call returns its time, after a round to warm up unless all are warm."""
     for clock in () if warm else clocks:
         clock()
     return Rounds([[clock() for clock in clocks] for _ in range(rounds)])
 
 
 def timed(call: Callable[[], object], device: torch.device | None = None) -> Callable[[], float]:
-    """What says how many seconds a call takes by the wall clock; on a GPU, until it has finished."""
+    """A function that returns the seconds a call takes; on a GPU, until it has finished."""
 
     def wait() -> None:
         if device is not None and device.type == "cuda":
@@ -140,7 +130,7 @@ def timed(call: Callable[[], object], device: torch.device | None = None) -> Cal
 
 
 def product(dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    """A plain product of MATRIX x MATRIX matrices, whose rate of arithmetic is near the machine's own."""
+    """A product of two MATRIX x MATRIX matrices, which is about as fast as the machine can compute."""
     matrix = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
     return lambda: matrix @ matrix
 
@@ -149,34 +139,28 @@ def product(dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
 
 
 def process(module: str, *arguments: str) -> str:
-    """What `python -m eval.bench.MODULE arguments` prints, without a network. ValueError with its last line
-    of errors where it fails."""
-    path = os.pathsep.join(
-        filter(None, [ROOT, os.environ.get("PYTHONPATH")])
-    )  # the library is found from any folder
+    """The output of `python -m eval.bench.MODULE arguments`, offline. ValueError with its last error line."""
+    path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))  # found from any folder
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     command = [sys.executable, "-m", f"eval.bench.{module}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise ValueError(
-            f"{arguments[0]}: "
-            f"{done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'the process was ended'}"
-        )
+        *_, last = ("the process was killed", *done.stderr.strip().splitlines())
+        raise ValueError(f"{arguments[0]}: {last}")
     return done.stdout
 
 
-def give_back() -> None:
-    """Collect what nothing refers to, and let the system have it: the C library keeps freed memory for the
-    next time."""
+def release_memory() -> None:
+    """Collect garbage and return freed memory to the system, which the C library would keep."""
     gc.collect()
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
 
 
 def peak_resident(call: Callable[[], object]) -> float:
-    """Bytes in memory at most during the call, beyond those before it; NaN where the system does not tell."""
+    """Peak of resident bytes during a call minus those before it; NaN where the system does not tell."""
     if not RESET.exists():
         return math.nan
-    give_back()
+    release_memory()
     RESET.write_text("5")  # the peak starts anew
     before = resident_bytes()
     call()
@@ -185,8 +169,7 @@ def peak_resident(call: Callable[[], object]) -> float:
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> float:
-    """Bytes a call needs at its peak beyond those held before it, from its second run; NaN where the system
-    does not tell."""
+    """Peak bytes of a call's second run beyond those held before; NaN where the system does not tell."""
     call()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,8 +1,7 @@
-"""Opening a published single file, side by side with diffusers. `python -m eval experiment=bench_loading`.
+"""Opening a published single file, against diffusers (experiment=bench_loading).
 
-Each load has a process of its own, which has imported what it needs before the clock starts: `python -m
-eval.bench.loading SIDE ...`. The file lies in the system's page cache, so that neither side waits for the
-disk.
+Each load has its own process, which imports everything before the clock starts: `python -m eval.bench.loading
+SIDE ...`. The file is in the system's page cache, so that neither side waits for the disk.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from models.families import ARCHITECTURES
 from models.layouts.diffusers_folder import write_configs
 from plain_diffusion.extras import extra
 
-DEFAULT = "default"  # neither side is told a dtype: ours is then the file's own, diffusers' float32
+DEFAULT = "default"  # no dtype is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +63,11 @@ class Params(BenchParams):
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds, medians over rounds, and the medians of the rounds' ratios (theirs over ours: above 1 where
-    ours is quicker).
+    """Seconds, medians over rounds, and medians of the rounds' ratios theirs / ours.
 
-    ours, theirs                to open the file
-    touched, theirs_touched     the same and to read every weight once, for what is memory-mapped may not have
-                                been read before
-    memory, theirs_memory       bytes resident at the peak of both, beyond those before; NaN where the system
-                                does not tell
+    ours, theirs             to open the file
+    touched, theirs_touched  to open it and read every weight once, since it may be memory-mapped
+    memory, theirs_memory    peak of resident bytes of the two, beyond those before; NaN where unknown
     """
 
     dtype: str = column("dtype")
@@ -86,7 +82,7 @@ class Timing:
 
 
 def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
-    """Write a file of random weights, and open it on both sides."""
+    """Write a file of random weights and time both sides."""
     _require_diffusers()
     with tempfile.TemporaryDirectory(dir=params.folder) as folder:
         process("loading", "make", folder, params.family, params.stored, str(params.miniature))
@@ -96,12 +92,12 @@ def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
 
 
 def _timing(params: Params, dtype: str, folder: Path) -> Timing:
-    loads: list[list[dict[str, float]]] = []
-    for _ in tqdm(range(params.rounds), desc=f"timing {dtype}", disable=not params.progress):
-        loads.append([])
-        for side in ("ours", "theirs"):
-            _into_page_cache(folder / "model.safetensors")
-            loads[-1].append(json.loads(process("loading", side, str(folder), params.family, dtype)))
+    def load(side: str) -> dict[str, float]:
+        _into_page_cache(folder / "model.safetensors")
+        return dict(json.loads(process("loading", side, str(folder), params.family, dtype)))
+
+    bar = tqdm(range(params.rounds), desc=f"timing {dtype}", disable=not params.progress)
+    loads = [[load(side) for side in ("ours", "theirs")] for _ in bar]
     opened, touched, memory = (
         Rounds([[side[key] for side in row] for row in loads]) for key in ("opened", "touched", "memory")
     )
@@ -132,11 +128,11 @@ def _require_diffusers() -> Any:
     return diffusers
 
 
-# In a process of its own ------------------------------------------------------------------------------------
+# In its own process -----------------------------------------------------------------------------------------
 
 
 def make(folder: str, family: str, dtype: str, miniature: str) -> None:
-    """model.safetensors with random weights, and beside it the configurations that diffusers wants."""
+    """Write model.safetensors with random weights, and the configurations that diffusers needs."""
     if miniature == "True":
         model = models.miniature(family).to(dtype=DTYPES[dtype])
     else:
@@ -150,30 +146,27 @@ def make(folder: str, family: str, dtype: str, miniature: str) -> None:
 
 
 def ours(folder: str, family: str, dtype: str) -> None:
-    _measure(
-        lambda: list(models.load(Path(folder) / "model.safetensors", dtype=DTYPES.get(dtype)).parts.values())
-    )
+    file = Path(folder) / "model.safetensors"
+    _measure(lambda: list(models.load(file, dtype=DTYPES.get(dtype)).parts.values()))
 
 
 def theirs(folder: str, family: str, dtype: str) -> None:
     pipeline = getattr(_require_diffusers(), ARCHITECTURES[family].pipelines[None])
-    options = {"config": str(Path(folder) / "configs"), "local_files_only": True}
+    file, options = f"{folder}/model.safetensors", {"config": f"{folder}/configs", "local_files_only": True}
     if dtype != DEFAULT:
         options["torch_dtype"] = DTYPES[dtype]
 
     def load() -> list[nn.Module]:
-        parts = pipeline.from_single_file(
-            str(Path(folder) / "model.safetensors"), **options
-        ).components.values()
-        return [part for part in parts if isinstance(part, nn.Module)]
+        parts = pipeline.from_single_file(file, **options).components
+        return [part for part in parts.values() if isinstance(part, nn.Module)]
 
     _measure(load)
 
 
 @torch.no_grad()
 def _measure(load: Callable[[], list[nn.Module]]) -> None:
-    """Print seconds to load, seconds to load and read every weight once, and the peak of resident memory."""
-    torch.ones(2).aminmax()  # threads are there before the clock starts
+    """Print seconds to load, seconds to load and read every weight, and the peak of resident memory."""
+    torch.ones(2).aminmax()  # starts the threads before the clock
     seconds: dict[str, float] = {}
 
     def timed() -> list[nn.Module]:

@@ -1,5 +1,4 @@
-"""One step of a published network, side by side with diffusers in one run. `python -m eval
-experiment=bench_networks`."""
+"""One step of a published network, against diffusers (experiment=bench_networks)."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from diffusion.settings import setting
 from diffusion.spec import check_at_least_one, lookup
 from eval.bench import harness
-from eval.bench.harness import DTYPES, BenchParams, column, gigabytes, in_turn, peak_memory, product, timed
+from eval.bench.harness import DTYPES, BenchParams, alternate, column, gigabytes, peak_memory, product, timed
 from eval.bench.pairs import PAIRS, Pair
 from models.device import find_device
 from models.layers.blocks import compiled
@@ -51,13 +50,11 @@ class Params(BenchParams):
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per step, medians over rounds, and the median of the rounds' ratios.
+    """Seconds per step, medians over rounds.
 
-    speedup     theirs over ours: above 1 where ours is faster
-    share       our rate of arithmetic over that of a plain product of matrices of the same dtype in the same
-                rounds
-    memory, their_memory  bytes that a step needs besides the weights, at its peak; NaN where the system does
-                          not tell
+    speedup  median of the rounds' ratios theirs / ours: above 1 where ours is faster
+    share    our rate of arithmetic over that of a product of matrices of the same dtype
+    memory, their_memory  peak of bytes that a step needs besides the weights; NaN where unknown
     """
 
     dtype: str = column("dtype")
@@ -71,55 +68,52 @@ class Timing:
 
 @torch.inference_mode()
 def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
-    """Both networks in every dtype."""
+    """Time both networks in every dtype."""
     device, rows = find_device(params.device), []
     for name in tqdm(params.dtypes, desc="timing", disable=not params.progress):
         dtype = DTYPES[name]
         with _ours(params, dtype, device) as step:
             steps = [step, _theirs(params, dtype, device)]
-            memory = [peak_memory(step, device) for step in steps]  # which warms up, too, and compiles
+            memory = [peak_memory(step, device) for step in steps]  # also warms up and compiles
             clocks = [timed(call, device) for call in (*steps, product(dtype, device))]
-            rounds = in_turn(clocks, params.rounds, warm=True)
+            rounds = alternate(clocks, params.rounds, warm=True)
         share = flops(params) / (2 * harness.MATRIX**3) * rounds.ratio(2, 0)
         rows.append(Timing(name, rounds.median(0), rounds.median(1), rounds.ratio(1, 0), share, *memory))
     return rows, {}
 
 
 def flops(params: Params) -> int:
-    """Floating point operations of one step's products; a multiplication and its addition are two."""
-    uncompiled = replace(params, compile=False)
-    with (
-        _ours(uncompiled, torch.float32, torch.device("meta")) as step,
-        FlopCounterMode(display=False) as counter,
-    ):
+    """Floating point operations of one step; a multiply-add is two."""
+    ours, counter = replace(params, compile=False), FlopCounterMode(display=False)
+    with _ours(ours, torch.float32, torch.device("meta")) as step, counter:
         step()
     return counter.get_total_flops()
 
 
 @contextmanager
 def _ours(params: Params, dtype: torch.dtype, device: torch.device) -> Iterator[Callable[[], Tensor]]:
-    """One step of our network, which stays compiled between the steps, as it does in a run."""
+    """One step of our network, which stays compiled between steps, as when sampling."""
     pair = params.pair
-    network = _filled(lambda: pair.network(pair.params), dtype, device)
-    given = pair.given(params.batch, params.size, dtype, device)
+    network = _random(lambda: pair.network(pair.params), dtype, device)
+    inputs = pair.inputs(params.batch, params.size, dtype, device)
     with compiled(network, params.compile):
-        yield lambda: network(given.x, given.t, given.condition)
+        yield lambda: network(inputs.x, inputs.t, inputs.condition)
 
 
 def _theirs(params: Params, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
-    """The same of diffusers' network. ValueError where diffusers is not installed."""
+    """One step of diffusers' network. ValueError where diffusers is not installed."""
     with extra("bench"):
         import diffusers
     diffusers.logging.set_verbosity_error()
     name, config = params.pair.theirs
-    network = _filled(lambda: getattr(diffusers, name).from_config(config), dtype, device)
+    network = _random(lambda: getattr(diffusers, name).from_config(config), dtype, device)
     call = torch.compile(network) if params.compile else network
-    asked = params.pair.asked(params.pair.given(params.batch, params.size, dtype, device))
-    return lambda: call(**asked, return_dict=False)[0]
+    arguments = params.pair.their_arguments(params.pair.inputs(params.batch, params.size, dtype, device))
+    return lambda: call(**arguments, return_dict=False)[0]
 
 
-def _filled(make: Callable[[], nn.Module], dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """A network with small random weights, made in place: nothing exists twice."""
+def _random(make: Callable[[], nn.Module], dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """A network with small random weights, which are made in place and exist once."""
     with torch.device("meta"):
         network = make().to(dtype)
     if device.type != "meta":

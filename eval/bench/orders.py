@@ -1,5 +1,4 @@
-"""The table and the picture of how fast every solver converges. `python -m eval
-experiment=sampler_orders`."""
+"""A table and a picture of how fast every solver converges (experiment=sampler_orders)."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from diffusion import Grid, build_schedule, time_grid
 from diffusion.settings import setting
 from diffusion.spec import check_at_least_one, check_call, lookup, make_params
 from eval.bench.convergence import Curve, ode_curve, sde_curve, stated_orders
-from eval.bench.harness import write
+from eval.bench.harness import markdown_table, write
 from samplers import SAMPLERS
 
 
@@ -40,24 +39,20 @@ class OrderParams:
         check_at_least_one(self, "steps", "path_steps", "path_samples")
         for name, steps in (("steps", self.steps), ("path_steps", self.path_steps)):
             if len(steps) < 2 or any(b != 2 * a for a, b in pairwise(steps)):
-                raise ValueError(
-                    f"{name} must double, at least once, for an order to be measured: not {list(steps)}"
-                )
+                raise ValueError(f"{name} must double, at least once, to measure an order, not {list(steps)}")
         for sampler in self.samplers or ():
             lookup("sampler", sampler, SAMPLERS)
 
 
 def run(config: Mapping[str, Any]) -> list[Curve]:
     """Measure, and write out/orders.json, out/orders.md and out/orders.png."""
-    from eval.bench.solver_plots import convergence_plot  # with matplotlib, which settings do not need
+    from eval.bench.solver_plots import convergence_plot  # imports matplotlib, which settings do not need
     from eval.drawing import save_figure
 
     params = make_params("", OrderParams, {key: value for key, value in config.items() if key != "program"})
     wanted = params.samplers or tuple(SAMPLERS)
-    ode, sde = (
-        {name: order for name, order in stated_orders(w).items() if name in wanted}
-        for w in ("Order", "Strong order")
-    )
+    stated = [stated_orders(words) for words in ("Order", "Strong order")]
+    ode, sde = ({name: order for name, order in each.items() if name in wanted} for each in stated)
     grids = {_name(spec): [_grid(spec, n) for n in params.steps] for spec in params.grids}
     path_name = _name(params.path_grid)
     path_grids = [_grid(params.path_grid, n) for n in (*params.path_steps, 2 * params.path_steps[-1])]
@@ -77,22 +72,17 @@ def run(config: Mapping[str, Any]) -> list[Curve]:
 
 
 def table(curves: Sequence[Curve]) -> str:
-    """A Markdown table: per solver its calls, the order stated, and per grid the order measured."""
+    """A Markdown table: of each solver its calls, the stated order, and the measured order on each grid."""
     grids = list(dict.fromkeys(curve.grid for curve in curves if not curve.strong))
-    lines = [
-        f"| solver | calls a step | order | {' | '.join(f'{grid}: measured' for grid in grids)} | on a "
-        "Brownian path |",
-        f"|{'---|' * (len(grids) + 4)}",
-    ]
+    measured = [f"{grid}: measured" for grid in grids]
+    rows = []
     for sampler in dict.fromkeys(curve.sampler for curve in curves):
-        own = {
-            curve.grid if not curve.strong else "path": curve for curve in curves if curve.sampler == sampler
-        }
+        own = {"path" if each.strong else each.grid: each for each in curves if each.sampler == sampler}
         first = next(iter(own.values()))
         cells = [f"{own[grid].measured:.2f}" if grid in own else "" for grid in [*grids, "path"]]
         calls, order = round(first.calls[-1] / first.steps[-1]), f"{first.stated}{' (strong)' * first.strong}"
-        lines.append(f"| `{sampler}` | {calls} | {order} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{sampler}`", str(calls), order, *cells])
+    return markdown_table(["solver", "calls a step", "order", *measured, "on a Brownian path"], rows)
 
 
 def _name(spec: Mapping[str, Any]) -> str:
@@ -102,9 +92,7 @@ def _name(spec: Mapping[str, Any]) -> str:
 
 
 def _grid(spec: Mapping[str, Any], steps: int) -> Grid:
-    """That many steps between levels with noise."""
-    settings = {key: value for key, value in spec.items() if key not in ("name", "schedule")}
-    grid = time_grid(
-        build_schedule(spec["schedule"]), steps + 1, **check_call("the grid", time_grid, 2, settings)
-    )
-    return grid[:-1]
+    """A grid of that many steps between levels with noise."""
+    options = {key: value for key, value in spec.items() if key not in ("name", "schedule")}
+    options = check_call("the grid", time_grid, 2, options)
+    return time_grid(build_schedule(spec["schedule"]), steps + 1, **options)[:-1]

@@ -1,5 +1,4 @@
-"""What a solver costs besides its network, side by side with diffusers in one run. `python -m eval
-experiment=bench_samplers`."""
+"""What a solver costs besides its network, against diffusers (experiment=bench_samplers)."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from diffusion import EPS, Denoiser, DiscreteVP, initial_noise, time_grid
 from diffusion.settings import setting
 from diffusion.spec import check_at_least_one
-from eval.bench.harness import BenchParams, column, in_turn
+from eval.bench.harness import BenchParams, alternate, column
 from plain_diffusion.extras import extra
 from samplers import SAMPLERS
 
@@ -24,8 +23,7 @@ SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 FIRST = "EulerDiscreteScheduler"
 
-# Ours, and its counterpart: the scheduler's name, its options, and how many of its timesteps make one step of
-# ours.
+# Our solver: the scheduler's name, its options, and how many of its timesteps make one step of ours.
 PEERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "ddim": ("DDIMScheduler", {}, 1),
     "euler": (FIRST, {}, 1),
@@ -38,11 +36,8 @@ PEERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "dpmpp_3m": ("DPMSolverMultistepScheduler", {"solver_order": 3}, 1),
     "unipc": ("UniPCMultistepScheduler", {}, 1),
     "dpmpp_sde": ("DPMSolverSDEScheduler", {}, 2),
-    "dpmpp_2m_sde": (
-        "DPMSolverMultistepScheduler",
-        SDE,
-        1,
-    ),  # which draws independent noise, and follows no path
+    # These two draw independent noise instead of following a Brownian path.
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", SDE, 1),
     "dpmpp_3m_sde": ("DPMSolverMultistepScheduler", {**SDE, "solver_order": 3}, 1),
     "consistency": ("LCMScheduler", {}, 1),
 }
@@ -73,35 +68,25 @@ class Timing:
     ours: float = column("us a step", ".0f")
     theirs: float = column("diffusers", ".0f")
     ratio: float = column("ratio", ".2f")
-    ratio_to_euler: float = column(
-        "to its Euler", ".2f"
-    )  # diffusers' EulerDiscreteScheduler in the same rounds
+    ratio_to_euler: float = column("to its Euler", ".2f")  # EulerDiscreteScheduler in the same rounds
     peer: str = column("counterpart")
 
 
 @torch.inference_mode()
 def measure(params: Params) -> tuple[list[Timing], dict[str, Any]]:
-    """Every pair in turn, and diffusers' Euler with each."""
+    """Time every pair, and diffusers' Euler with each."""
     euler = _theirs(FIRST, {}, 1, params)
     rows = []
     for name in tqdm(params.samplers, desc="timing", disable=not params.progress):
-        rounds = in_turn([_ours(name, params), _theirs(*PEERS[name], params), euler], params.rounds)
-        rows.append(
-            Timing(
-                name,
-                rounds.median(0),
-                rounds.median(1),
-                rounds.ratio(0, 1),
-                rounds.ratio(0, 2),
-                PEERS[name][0],
-            )
-        )
+        rounds = alternate([_ours(name, params), _theirs(*PEERS[name], params), euler], params.rounds)
+        times = rounds.median(0), rounds.median(1), rounds.ratio(0, 1), rounds.ratio(0, 2)
+        rows.append(Timing(name, *times, PEERS[name][0]))
     return rows, {}
 
 
 def _ours(name: str, params: Params) -> Callable[[], float]:
-    """Microseconds per step of our solver, from a network that costs nothing."""
-    x, out = initial_noise([0], params.shape[1:]).expand(*params.shape), torch.zeros(params.shape)
+    """Measure microseconds per step of our solver with a network that costs nothing."""
+    x, out = _start(params)
     grid = time_grid(DiscreteVP.scaled_linear(), params.steps)
     denoiser = Denoiser(lambda x, t, condition: out, grid.schedule, EPS)
 
@@ -114,15 +99,19 @@ def _ours(name: str, params: Params) -> Callable[[], float]:
     return once
 
 
+def _start(params: Params) -> tuple[Tensor, Tensor]:
+    """The first x, and the output of the network."""
+    return initial_noise([0], params.shape[1:]).expand(*params.shape), torch.zeros(params.shape)
+
+
 def _theirs(
     scheduler: str, options: Mapping[str, Any], timesteps: int, params: Params
 ) -> Callable[[], float]:
-    """The same of a scheduler of diffusers, as its pipelines call it. ValueError where diffusers is not
-    installed."""
+    """Measure a scheduler of diffusers, as its pipelines call it. ValueError without diffusers."""
     with extra("bench"):
         import diffusers
     kind, settings = getattr(diffusers, scheduler), {**SD, **options}
-    x, out = initial_noise([0], params.shape[1:]).expand(*params.shape), torch.zeros(params.shape)
+    x, out = _start(params)
     diffusers.logging.set_verbosity_error()
 
     def once() -> float:

@@ -1,4 +1,4 @@
-"""The figures of solvers and grids."""
+"""Figures of solvers and grids."""
 
 # ruff: noqa: RUF001  (Greek letters are meant)
 
@@ -30,8 +30,7 @@ with extra("plots"):
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatterSciNotation
 
-# Kinds of spacings with their colour, and the rows of each on the picture of grids: (name there, spacing,
-# options).
+# (kind of spacing, colour): rows of the picture of grids, as (label, spacing, options)
 GRIDS: dict[tuple[str, str], tuple[tuple[str, str, dict[str, Any]], ...]] = {
     ("even in time", "blue"): tuple(
         (name, name, {}) for name in ("linspace", "trailing", "sgm_uniform", "simple", "leading")
@@ -50,16 +49,12 @@ GRIDS: dict[tuple[str, str], tuple[tuple[str, str, dict[str, Any]], ...]] = {
 
 
 def convergence_plot(curves: Sequence[Curve]) -> Figure:
-    """Error against network calls, a panel per grid and one for Brownian paths; a colour per order stated, a
-    marker per solver."""
+    """Error against network calls, with a panel per grid, a colour per order and a marker per solver."""
     names = unique(curve.grid for curve in curves if not curve.strong)
     parts = [(name, [c for c in curves if c.grid == name and not c.strong]) for name in names]
     parts += [("Brownian path", part)] if (part := [c for c in curves if c.strong]) else []
     figure, (panels,) = make_panels(1, len(parts), height=4.2)
-    colors = {
-        order: PALETTE[color]
-        for order, color in zip((1, 2, 3, 4), ("vermilion", "blue", "green", "purple"), strict=True)
-    }
+    colors = {i + 1: PALETTE[color] for i, color in enumerate(("vermilion", "blue", "green", "purple"))}
     markers = dict(zip(unique(curve.sampler for curve in curves), "os^vDPX<>*hpd8", strict=False))
     for axes, (title, part) in zip(panels, parts, strict=True):
         strong = part[0].strong
@@ -71,21 +66,10 @@ def convergence_plot(curves: Sequence[Curve]) -> Figure:
             )  # fmt: skip
         for order in {curve.stated for curve in part}:
             x, y = max((curve.calls[-1], curve.error[-1]) for curve in part if curve.stated == order)
-            axes.annotate(
-                f"order {order}",
-                (x, y),
-                (8, -3),
-                textcoords="offset points",
-                color=colors[order],
-                fontsize=8.5,
-                fontweight="bold",
-            )
-        label_axes(
-            axes,
-            title,
-            "network calls",
-            "mean distance from twice the steps" if strong else "mean error" * (axes is panels[0]),
-        )
+            style = {"color": colors[order], "fontsize": 8.5, "fontweight": "bold"}
+            axes.annotate(f"order {order}", (x, y), (8, -3), textcoords="offset points", **style)
+        ylabel = "mean distance from twice the steps" if strong else "mean error" * (axes is panels[0])
+        label_axes(axes, title, "network calls", ylabel)
         log_x(axes, [8, 32, 128, 512, 2048])
         log_y(axes, np.concatenate([curve.error for curve in part]))
         if not strong:
@@ -96,54 +80,32 @@ def convergence_plot(curves: Sequence[Curve]) -> Figure:
 
 
 def grids_plot(schedules: Mapping[str, Schedule], steps: int = 12) -> Figure:
-    """The levels that every spacing visits, a panel per schedule and a row per spacing: a dot per network
-    call, then a ring at data.
+    """The levels of every spacing, a panel per schedule: a dot per network call, then a ring at data.
 
     The picture in docs/samplers.md is `save_figure(grids_plot({"Stable Diffusion's table":
     DiscreteVP.scaled_linear(), "Rectified flow": RectifiedFlow()}), "notebooks/pictures/grids.png")`.
     """
     rows = [(kind, color, *row) for (kind, color), part in GRIDS.items() for row in part]
+    ring: dict[str, Any] = {"ms": 9.5, "mfc": "none", "mec": MUTED, "mew": 1.1}
     figure, (panels,) = make_panels(1, len(schedules), height=0.7 + 0.28 * len(rows), sharey=True)
     for axes, (title, schedule) in zip(panels, schedules.items(), strict=True):
-        time_grid(
-            schedule, steps
-        )  # a number of steps that no grid can have is an error, not a picture without dots
+        time_grid(schedule, steps)  # an impossible number of steps is an error, not a picture without dots
         for y, (kind, color, _, spacing, options) in enumerate(rows):
-            axes.plot(
-                [], [], "o", ms=6.5, color=PALETTE[color], label=kind
-            )  # in the legend even where no row of its kind can be drawn
+            dot = {"ms": 6.5, "color": PALETTE[color]}
+            axes.plot([], [], "o", label=kind, **dot)  # in the legend even without a row of its kind
             try:
                 grid = time_grid(schedule, steps, spacing, **_inside(schedule, spacing), **options)
-            except ValueError:  # all that these options leave to go wrong
-                axes.annotate(
-                    "would start at more noise than there is",
-                    (0.98, y),
-                    va="center",
-                    color=MUTED,
-                    fontsize=8.5,
-                )
+            except ValueError:  # the only one that these options can raise
+                note = "would start at more noise than there is"
+                axes.annotate(note, (0.98, y), va="center", color=MUTED, fontsize=8.5)
                 continue
             share = [level.sigma / (level.alpha + level.sigma) for level in grid]
             axes.plot([share[0], 0], [y, y], color=GRID, lw=1, zorder=1)
-            axes.plot(
-                share[:-1],
-                [y] * steps,
-                "o",
-                ms=6.5,
-                color=PALETTE[color],
-                mec=SURFACE,
-                mew=0.7,
-                clip_on=False,
-                zorder=3,
-            )
-            axes.plot(share[-1], y, "o", ms=9.5, mfc="none", mec=MUTED, mew=1.1, clip_on=False, zorder=2)
-        axes.plot([], [], "o", ms=9.5, mfc="none", mec=MUTED, mew=1.1, label="data")
-        label_axes(
-            axes,
-            title=f"{title} · {steps} steps",
-            xlabel="share of noise, σ/(α+σ): sampling goes from 1 to 0",
-            grid="x",
-        )
+            axes.plot(share[:-1], [y] * steps, "o", mec=SURFACE, mew=0.7, clip_on=False, zorder=3, **dot)
+            axes.plot(share[-1], y, "o", clip_on=False, zorder=2, **ring)
+        axes.plot([], [], "o", label="data", **ring)
+        xlabel = "share of noise, σ/(α+σ): sampling goes from 1 to 0"
+        label_axes(axes, title=f"{title} · {steps} steps", xlabel=xlabel, grid="x")
         axes.set_yticks(range(len(rows)), [name for _, _, name, _, _ in rows])
         axes.set(xlim=(1.01, -0.025), ylim=(len(rows) - 0.5, -0.6))
         axes.tick_params(axis="y", length=0, pad=8, labelcolor=INK, labelsize=9.5)
@@ -152,7 +114,7 @@ def grids_plot(schedules: Mapping[str, Schedule], steps: int = 12) -> Figure:
 
 
 def _inside(schedule: Schedule, spacing: str) -> dict[str, Any]:
-    """The range for spacings that cannot begin at pure noise or end at data itself, where a schedule does."""
+    """Options for spacings that cannot begin at pure noise or end at data, where the schedule does."""
     ends: dict[str, Any] = {}
     if spacing in ("karras", "log_snr", "leading") and schedule.level(schedule.t_min).sigma == 0:
         ends["t_end"] = 0.001 * schedule.t_max

@@ -86,14 +86,14 @@ def test_both_sides_are_asked_the_same(name: str) -> None:
     of = next(kind for kind in BACKBONES.values() if kind.network is type(ours))
     state = ours.state_dict()
     theirs.load_state_dict(scatter(of.diffusers(pair.params).table(state), state))
-    given = pair.given(2, 16, torch.float32, torch.device("cpu"))
+    inputs = pair.inputs(2, 16, torch.float32, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    told = given.condition.tensors
-    for value in (given.x, told["context"], *([told["vector"]] if "vector" in told else [])):
+    told = inputs.condition.tensors
+    for value in (inputs.x, told["context"], *([told["vector"]] if "vector" in told else [])):
         value.normal_(generator=generator)
     with torch.no_grad():
-        expected = theirs(**pair.asked(given), return_dict=False)[0]
-        out = ours(given.x, given.t, given.condition)
+        expected = theirs(**pair.their_arguments(inputs), return_dict=False)[0]
+        out = ours(inputs.x, inputs.t, inputs.condition)
     if expected.ndim == 3:  # tokens, as Flux's pipeline unpacks them
         expected = rearrange(expected, "b (h w) (c p q) -> b c (h p) (w q)", h=8, p=2, q=2)
     assert relative_error(out, expected) < 1e-5

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import models
-from eval.bench.harness import give_back, peak_resident
+from eval.bench.harness import peak_resident, release_memory
 from models.layers.streaming import resident_bytes
 
 
@@ -27,7 +27,7 @@ def measure(path: str, dtype: str, count: int) -> dict[str, Any]:
     after = []
     for _ in range(count):
         models.load(path, dtype=wanted)
-        give_back()
+        release_memory()
         after.append(resident_bytes())
     return {"peak": peak, "model": sum(sizes), "largest": max(sizes), "after": after}
 
