@@ -180,20 +180,21 @@ def grids(schedule: Schedule, spacing: str, steps: int) -> Iterator[tuple[Grid, 
 
 @pytest.mark.parametrize("case", CASES)
 def test_point_mass_is_exact(case: str, schedule: Schedule) -> None:
-    """Every solver x schedule x prediction x spacing x steps follows the exact trajectory to 1e-12.
+    """Every solver x schedule x prediction x spacing follows the exact trajectory to 1e-12.
 
-    Up to 13 steps on every spacing; 50 on one, another one for each solver and schedule, and on every one in
-    the slow test.
+    The number of steps changes from one spacing, schedule and solver to the next, so that any two of them
+    occur with every number up to 13; 50 steps are taken on one spacing. A slow test takes the whole product.
     """
     turn = list(CASES).index(case) + list(SCHEDULES.values()).index(schedule)
-    require_all_exact(case, schedule, [*product(DISTINCT, STEPS), (list(DISTINCT)[turn % len(DISTINCT)], 50)])
+    by_turns = [(spacing, STEPS[(turn + i) % len(STEPS)]) for i, spacing in enumerate(DISTINCT)]
+    require_all_exact(case, schedule, [*by_turns, (list(DISTINCT)[turn % len(DISTINCT)], 50)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_fifty_steps_of_every_spacing(case: str, schedule: Schedule) -> None:
-    """The same for 50 steps."""
-    require_all_exact(case, schedule, product(DISTINCT, [50]))
+def test_every_number_of_steps_of_every_spacing(case: str, schedule: Schedule) -> None:
+    """The same for the whole product."""
+    require_all_exact(case, schedule, product(DISTINCT, (*STEPS, 50)))
 
 
 def require_all_exact(case: str, schedule: Schedule, runs: Iterable[tuple[str, int]]) -> None:
@@ -259,32 +260,43 @@ GUIDANCE: dict[str, Guided] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", GUIDANCE)
-def test_guided_point_masses_are_exact(kind: str, case: str, schedule: Schedule) -> None:
-    """Guidance between two points is a third point: the same product, guided, follows the exact trajectory of
-    that one.
+def test_guided_point_masses_are_exact(case: str, schedule: Schedule) -> None:
+    """Guidance between two points is a third point, and a guided solver follows the exact trajectory of that
+    one.
 
-    Plain guidance on every spacing; the others each on one, another one for each solver.
+    Each kind on one spacing, by 2 or 13 steps: others for the next solver and schedule.
     """
-    (guide, point), i = GUIDANCE[kind], list(CASES).index(case) + list(GUIDANCE).index(kind)
-    spacings = list(DISTINCT) if kind == "cfg" else [list(DISTINCT)[i % len(DISTINCT)]]
+    turn = list(CASES).index(case) + list(SCHEDULES.values()).index(schedule)
+    for i, kind in enumerate(GUIDANCE):
+        require_guided_exact(
+            kind, case, schedule, list(DISTINCT)[(turn + i) % len(DISTINCT)], (2, 13)[turn % 2]
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_guidance_on_every_spacing(case: str, schedule: Schedule) -> None:
+    """The same for plain guidance on every spacing."""
+    for spacing, steps in product(DISTINCT, (2, 13)):
+        require_guided_exact("cfg", case, schedule, spacing, steps)
+
+
+def require_guided_exact(kind: str, case: str, schedule: Schedule, spacing: str, steps: int) -> None:
+    """For all predictions, between points of their own."""
+    guide, point = GUIDANCE[kind]
     with torch.inference_mode():
-        for spacing, steps in product(spacings, (2, 13)):
-            for grid, prediction, n in grids(schedule, spacing, steps):
-                c, u = (
-                    initial_noise(range(20, 20 + n), SHAPE, F64),
-                    initial_noise(range(30, 30 + n), SHAPE, F64),
+        for grid, prediction, n in grids(schedule, spacing, steps):
+            c, u = (initial_noise(range(first, first + n), SHAPE, F64) for first in (20, 30))
+
+            def network(
+                wrong_by: float, c: Tensor = c, u: Tensor = u, p: Prediction = prediction, g: Grid = grid
+            ) -> DenoiserLike:
+                return guide(
+                    fake(torch.cat([c, u]), schedule, twice(p), g, wrong_by),
+                    fake(u, schedule, p, g, wrong_by),
                 )
 
-                def network(
-                    wrong_by: float, c: Tensor = c, u: Tensor = u, p: Prediction = prediction, g: Grid = grid
-                ) -> DenoiserLike:
-                    return guide(
-                        fake(torch.cat([c, u]), schedule, twice(p), g, wrong_by),
-                        fake(u, schedule, p, g, wrong_by),
-                    )
-
-                require_exact(case, network, point(c, u), grid, spacing, steps, prediction.name)
+            require_exact(case, network, point(c, u), grid, kind, spacing, steps, prediction.name)
 
 
 def twice(prediction: Prediction) -> Prediction:
@@ -292,20 +304,32 @@ def twice(prediction: Prediction) -> Prediction:
     return {ALL: ALL_TWICE, FINITE: FINITE_TWICE}.get(prediction, prediction)
 
 
+LONG = [
+    *product(
+        [(VP, "linspace"), (VP, "trailing"), (VP, "leading"), (VP, "karras"), (FLOW, "linspace")], (999, 1000)
+    )
+]
+
+
 @pytest.mark.parametrize("case", DISTINCT_SAMPLERS)
-@pytest.mark.parametrize(
-    ("schedule", "spacings"), [(VP, ["linspace", "trailing", "leading", "karras"]), (FLOW, ["linspace"])]
-)
-@pytest.mark.parametrize("other", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_point_mass_is_exact_on_long_grids(
-    case: str, schedule: Schedule, spacings: list[str], other: int
-) -> None:
-    """The same at 999 or 1000 steps, by turns, on the table of 1000 rows and on flow time; the other number
-    where time allows."""
-    x0, turn = initial_noise(range(20, 20 + N), SHAPE, F64), list(DISTINCT_SAMPLERS).index(case)
+def test_point_mass_is_exact_on_long_grids(case: str) -> None:
+    """The same at 999 or 1000 steps, on the table of 1000 rows or on flow time: one of these grids for each
+    solver, by turns."""
+    require_long_exact(case, [LONG[DISTINCT_SAMPLERS.index(case) % len(LONG)]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", DISTINCT_SAMPLERS)
+def test_every_long_grid(case: str) -> None:
+    """The same on all of them."""
+    require_long_exact(case, LONG)
+
+
+def require_long_exact(case: str, runs: Iterable[tuple[tuple[Schedule, str], int]]) -> None:
+    """For all predictions at once."""
+    x0 = initial_noise(range(20, 20 + N), SHAPE, F64)
     with torch.inference_mode():
-        for i, spacing in enumerate(spacings):
-            steps = 999 + (i + turn + other) % 2
+        for (schedule, spacing), steps in runs:
             grid = grid_of(schedule, steps, spacing, below_pure_noise=True)
             require_exact(case, partial(fake, x0, schedule, ALL, grid), x0, grid, spacing, steps)
 
