@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib.util import find_spec
@@ -414,6 +414,8 @@ def _read_table(folder: Path, whole: Path) -> tuple[dict[str, int], list[tuple[s
             return tokens, _split_merges(merges), added or []
     if missing := [name for name in (TABLE, MERGES) if not (folder / name).is_file()]:
         raise ValueError(f"{missing[0]} is not there: {WHOLE} holds the tokens, or {TABLE} and {MERGES} do")
+    if {name: read_text(folder / name, MAX_FILE) for name in (TABLE, MERGES)} == _openai_texts():
+        return *openai_tables(), []  # as we save it: parsing takes longer than comparing
     tokens, lines = read_object(folder / TABLE), read_text(folder / MERGES, MAX_FILE).split("\n")
     with name_in_errors(TABLE):
         check_table(tokens)
@@ -443,11 +445,22 @@ def _openai_merges() -> list[str]:
     return [f"{a} {b}" for a, b in openai_tables()[1]]
 
 
+@cache
+def _openai_texts() -> dict[str, str]:
+    return _texts(*openai_tables())
+
+
+def _texts(tokens: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The two tables as files hold them."""
+    pairs = "".join(f"{a} {b}\n" for a, b in merges)
+    return {TABLE: json.dumps(tokens), MERGES: f"#version: 0.2\n{pairs}"}
+
+
 def write_clip_tokenizer(tokenizer: CLIPTokenizer, folder: Path, pad: int, length: int) -> None:
     """Write a folder that transformers' CLIPTokenizer opens. pad: the id of the padding token; length: tokens
     of a text."""
-    merges = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in tokenizer.merges)
-    for file, text in ((TABLE, json.dumps(tokenizer.tokens)), (MERGES, merges)):
+    texts = _openai_texts() if tokenizer.is_openai else _texts(tokenizer.tokens, tokenizer.merges)
+    for file, text in texts.items():
         write_text(folder / file, text)
     of = Vocabulary() if tokenizer.is_openai else tokenizer.vocabulary
     names = {token.id: token.content for token in of.added} | {
