@@ -22,6 +22,7 @@ from models.text.t5_tokenizer import T5Tokenizer
 from tests.peers import diffusers
 
 SEEDS = [3, 4]
+STEPS = 10
 HEIGHT, WIDTH = 32, 64
 NOISE = initial_noise(SEEDS, (4, HEIGHT // 8, WIDTH // 8))
 PROMPTS = ["a corgi in a field, (very) happy", "an owl"]
@@ -118,7 +119,7 @@ def error(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-# A scheduler, and the sampler and grid that are the same of ours. Step counts (20) are such that all times
+# A scheduler, and the sampler and grid that are the same of ours. STEPS is such that all times
 # lie on rows.
 
 
@@ -128,7 +129,7 @@ def ddim(prediction: str) -> tuple[Any, dict[str, Any]]:
     )
     return peer, {
         "sampler": "ddim",
-        "steps": 20,
+        "steps": STEPS,
         "grid": {"spacing": "leading", "offset": 1.0, "terminal": "t_min", "initial": "unit"},
     }
 
@@ -139,14 +140,14 @@ def euler(prediction: str) -> tuple[Any, dict[str, Any]]:
     )
     return peer, {
         "sampler": "euler",
-        "steps": 20,
+        "steps": STEPS,
         "grid": {"spacing": "leading", "offset": 1.0, "initial": "unit"},
     }
 
 
 def dpmpp_2m(prediction: str) -> tuple[Any, dict[str, Any]]:
     peer = diffusers.DPMSolverMultistepScheduler(**SD, prediction_type=prediction)
-    peer.set_timesteps(20)
+    peer.set_timesteps(STEPS)
     return peer, {
         "sampler": "dpmpp_2m",
         "grid": {"spacing": [float(t) for t in peer.timesteps], "initial": "unit"},

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.filterwarnings(
 )  # what the peers make of others
 CLOSE = 2e-5
 STEPS = (
-    10  # where nothing depends on their number: test_times compares those of all, and test_flux_dev takes 20
+    4  # where nothing depends on their number: test_times compares those of all, and test_flux_dev takes 20
 )
 PIPELINES = {"flux-fill": "FluxFillPipeline", "flux-canny": "FluxControlPipeline", "chroma": "ChromaPipeline"}
 Open = Callable[..., tuple[models.Model, Any]]

@@ -25,6 +25,7 @@ from tests.samplers.pipelines import (
     NEGATIVE,
     NOISE,
     SEEDS,
+    STEPS,
     WIDTH,
     Drawn,
     ddim,
@@ -78,7 +79,7 @@ def likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def agree(a: Drawn, b: Drawn, steps: int = 20) -> None:
+def agree(a: Drawn, b: Drawn, steps: int = STEPS) -> None:
     assert len(a.latents) == len(b.latents) == steps
     assert error(a.latents[-1], b.latents[-1]) <= CLOSE
     assert error(a.images, b.images) <= CLOSE
@@ -114,7 +115,7 @@ def test_text_to_image(
         pipe,
         negative_prompt=negative,
         latents=NOISE,
-        num_inference_steps=20,
+        num_inference_steps=STEPS,
         guidance_scale=6.5,
         height=HEIGHT,
         width=WIDTH,
@@ -129,7 +130,7 @@ def test_sides_that_are_multiples_of_eight(family: str, pipeline: str, peer_of: 
     size: dict[str, Any] = {"height": 40, "width": 72}
     pipe.scheduler, settings = ddim(PREDICTED[model.prediction.name])
     noise = initial_noise(SEEDS, (4, 5, 9))
-    peer = theirs(pipe, latents=noise, num_inference_steps=20, guidance_scale=6.5, **size)
+    peer = theirs(pipe, latents=noise, num_inference_steps=STEPS, guidance_scale=6.5, **size)
     agree(ours(model, guidance=6.5, **settings, **size), peer)
 
 
@@ -149,11 +150,11 @@ def test_a_schedule_that_ends_in_pure_noise(rescale: float, tmp_path: Path) -> N
     model = models.load(tmp_path)
     assert model.schedule.snr(torch.tensor(model.schedule.t_max)) == 0
     peer = theirs(
-        pipe, latents=NOISE, num_inference_steps=20, guidance_scale=5.0, guidance_rescale=rescale,
+        pipe, latents=NOISE, num_inference_steps=STEPS, guidance_scale=5.0, guidance_rescale=rescale,
         height=HEIGHT, width=WIDTH
     )  # fmt: skip
     guide = {"rule": {"name": "rescaled", "phi": rescale}} if rescale else None
-    agree(ours(model, sampler="ddim", steps=20, guidance=5.0, guide=guide), peer)
+    agree(ours(model, sampler="ddim", steps=STEPS, guidance=5.0, guide=guide), peer)
 
 
 def test_sizes_that_sdxl_is_told(peer_of: Open) -> None:
@@ -167,7 +168,13 @@ def test_sizes_that_sdxl_is_told(peer_of: Open) -> None:
     }
     numbers = {"height": 500, "width": 700, "top": 30, "left": 20, "target_height": 640, "target_width": 320}
     peer = theirs(
-        pipe, latents=NOISE, num_inference_steps=20, guidance_scale=5.0, height=HEIGHT, width=WIDTH, **sizes
+        pipe,
+        latents=NOISE,
+        num_inference_steps=STEPS,
+        guidance_scale=5.0,
+        height=HEIGHT,
+        width=WIDTH,
+        **sizes,
     )
     agree(ours(model, guidance=5.0, numbers=numbers, **settings), peer)
 
@@ -179,7 +186,7 @@ def test_a_refiner_takes_over(peer_of: Open, monkeypatch: pytest.MonkeyPatch) ->
     scheduler, settings = euler("epsilon")
     first.scheduler = second.scheduler = scheduler
     monkeypatch.setattr(second, "vae", first.vae)  # which the published two share
-    same: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 5.0}
+    same: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": 5.0}
     begun = theirs(first, latents=NOISE, height=HEIGHT, width=WIDTH, denoising_end=0.8, **same)
     ended = theirs(
         second,
@@ -189,7 +196,7 @@ def test_a_refiner_takes_over(peer_of: Open, monkeypatch: pytest.MonkeyPatch) ->
         target_size=(HEIGHT, WIDTH),
         **same,
     )
-    assert (len(begun.latents), len(ended.latents)) == (16, 4)
+    assert (len(begun.latents), len(ended.latents)) == (0.8 * STEPS, 0.2 * STEPS)
     agree(
         ours(base, guidance=5.0, refiner=refiner, **settings),
         Drawn(begun.latents + ended.latents, ended.images),
@@ -213,11 +220,11 @@ def test_image_to_image(family: str, pipeline: str, peer_of: Open) -> None:
         image=image,
         strength=0.5,
         generator=peers.generators(),
-        num_inference_steps=20,
+        num_inference_steps=STEPS,
         guidance_scale=6.5,
         **sizes,
     )
-    agree(ours(model, image=image, strength=0.5, guidance=6.5, **settings), peer, steps=10)
+    agree(ours(model, image=image, strength=0.5, guidance=6.5, **settings), peer, steps=STEPS // 2)
 
 
 @pytest.mark.usefixtures("likeliest")
@@ -233,14 +240,14 @@ def test_inpainting(strength: float, tmp_path: Path) -> None:
     pipe.set_progress_bar_config(disable=True)
     peer = theirs(
         pipe, image=image, mask_image=mask, strength=strength, generator=peers.generators(),
-        num_inference_steps=20, guidance_scale=6.5,
+        num_inference_steps=STEPS, guidance_scale=6.5,
         height=HEIGHT, width=WIDTH,
     )  # fmt: skip
     assert 0.1 < float((mask < 0.5).float().mean()) < 0.9
     agree(
         ours(model, image=image, mask=mask, strength=strength, guidance=6.5, **settings),
         peer,
-        steps=int(20 * strength),
+        steps=int(STEPS * strength),
     )
 
 
@@ -255,7 +262,7 @@ def test_editing(tmp_path: Path) -> None:
     scheduler, settings = euler("epsilon")
     pipe = opened(model, tmp_path, "StableDiffusionInstructPix2PixPipeline", scheduler)
     peer = theirs(
-        pipe, image=torch.cat([image, image]), latents=NOISE, num_inference_steps=20, guidance_scale=6.5,
+        pipe, image=torch.cat([image, image]), latents=NOISE, num_inference_steps=STEPS, guidance_scale=6.5,
         image_guidance_scale=1.3,
         negative_prompt=NEGATIVE,
     )  # fmt: skip
@@ -335,5 +342,7 @@ def test_playground(tmp_path: Path) -> None:
     """EDM's preconditioning and noise levels, latents with a mean and a spread of their own, as saved."""
     model = models.miniature("playground-v2.5")
     pipe = opened(model, tmp_path, SDXL)
-    peer = theirs(pipe, latents=NOISE, num_inference_steps=20, guidance_scale=3.0, height=HEIGHT, width=WIDTH)
-    agree(ours(model, steps=20), peer)
+    peer = theirs(
+        pipe, latents=NOISE, num_inference_steps=STEPS, guidance_scale=3.0, height=HEIGHT, width=WIDTH
+    )
+    agree(ours(model, steps=STEPS), peer)
