@@ -14,6 +14,9 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export MALLOC_MMAP_THRESHOLD_ := 268435456
 export MALLOC_TRIM_THRESHOLD_ := 2147483648
 
+# Tests start many processes, and each would compile our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart quickstart-unet quickstart-dit quickstart-consistency check test test-slow wheel-test lint format setup notebooks docs constraints clean
 
 quickstart: $(SETUP)   ## train, sample, distil and score on handwritten digits; a report of what came out
