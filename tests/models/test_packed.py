@@ -221,9 +221,15 @@ def test_packing_layers_of_a_network() -> None:
         pack(network, "a", random_packed("Q8_0", 64, 64))
 
 
-@pytest.mark.parametrize("kind", ["fp8", "fp8 of rows", *BLOCKS])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[] if kind in ("fp8", "Q8_0", "Q4_K") else pytest.mark.slow)
+        for kind in ("fp8", "fp8 of rows", *BLOCKS)
+    ],
+)
 def test_compiled_whole(kind: str) -> None:
-    """One graph, without a break."""
+    """One graph, without a break; the other kinds are unpacked by the same operations."""
     torch._dynamo.reset()
     layer, x = PackedLinear(random_packed(kind, 32, 256), nn.Parameter(torch.randn(32))), torch.randn(4, 256)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
