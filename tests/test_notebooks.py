@@ -17,26 +17,38 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 # Here the same cells train for fewer steps and draw fewer pictures: what they show is committed, and `make
 # notebooks` makes it whole.
 SHORTER = {
-    "02_train_and_sample": {"steps=600, batch_size=64": "steps=60, batch_size=16"},
+    "02_train_and_sample": {
+        "steps=600, batch_size=64": "steps=8, batch_size=16",
+        "log_every=20": "log_every=4",
+    },
     "03_samplers_compared": {
         "grid_of(200)": "grid_of(20)",
+        "range(600)": "range(60)",
         "(6, 10, 20, 40, 80, 120)": "(6, 10)",
         "(8, 16, 32, 64, 128)": "(8, 16)",
     },
     "04_guidance": {
-        "depth=2, steps=600": "depth=2, steps=60",
-        "depth=1, steps=200": "depth=1, steps=60",
+        "depth=2, steps=600": "depth=2, steps=8",
+        "depth=1, steps=200": "depth=1, steps=8",
         "batch_size=64": "batch_size=16",
+        "arange(10).repeat(20)": "arange(10).repeat(4)",
+        "range(200)": "range(40)",
     },
     "05_open_a_checkpoint": {"prompt, steps=8": "prompt, steps=2"},
     "06_rectified_flow": {
-        **dict.fromkeys(("params(400, ", "params(250, ", "params(200, "), "params(60, "),
+        **dict.fromkeys(("params(400, ", "params(250, ", "params(200, "), "params(8, "),
         "batch_size=64": "batch_size=16",
+        "log_every=10": "log_every=4",
+        "arange(10).repeat(20)": "arange(10).repeat(4)",
+        "range(200)": "range(40)",
+        "m.view(20, ": "m.view(4, ",
+        "torch.arange(2000)": "torch.arange(500)",
+        "range(1000, 3000)": "range(1000, 1500)",
     },
     "07_what_fid_sees": {
-        "899], 40": "899], 4",
-        "n, draws = 300, 200": "n, draws = 300, 20",
-        "step in range(200)": "step in range(20)",
+        "899], 40": "899], 2",
+        "n, draws = 300, 200": "n, draws = 300, 4",
+        "step in range(200)": "step in range(4)",
     },
 }
 

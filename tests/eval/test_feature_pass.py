@@ -289,7 +289,7 @@ with world("cpu") as where:
 
 
 @pytest.mark.loopback
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_share_the_work_and_find_the_same_bits(processes: int, tmp_path: Path) -> None:
     """torchrun with two and with three gives what one process finds."""
     (tmp_path / "rank.py").write_text(RANK)
