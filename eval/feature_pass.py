@@ -464,7 +464,7 @@ def _gather(own: Features, where: World) -> Features | None:
         replace(own, moments={}),
         {key: value.state_dict() for key, value in own.moments.items()},
     )  # without empty groups
-    where.meet()  # a process with a slower disk may arrive an hour after the others
+    where.barrier()  # a process with a slower disk may arrive an hour after the others
     got: list[Any] | None = [None] * where.size if where.leads else None
     dist.gather_object(sent, got)
     if got is None:

@@ -95,7 +95,7 @@ WAITS = {
     "models/networks/vae.py run_finite": "what overflowed is computed again in float32: one look at each "
     "output",
     "diffusion/inpainting.py __init__": "a mask beyond 0 ... 1 is refused, before sampling begins",
-    "train/loop.py _state": "weights come to the device before the first step",
+    "train/loop.py _start": "weights come to the device before the first step",
     "train/state.py values": "loss and norm are read where they are logged, checked or saved, every so "
     "many steps",
     "train/state.py save": "a checkpoint goes to its file",

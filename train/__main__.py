@@ -18,7 +18,7 @@ from diffusion.spec import check_type
 from models.files.text import read_json
 from models.layouts import native
 from plain_diffusion.starting import started
-from train.export import exported, load_options
+from train.export import find_export, load_options
 from train.run import run
 
 
@@ -33,7 +33,7 @@ def main(config: dict[str, Any]) -> int:
     if os.environ.get("RANK", "0") == "0":
         if finished:
             print(
-                f"trained: {exported(folder) or folder}   sample it: plain-diffusion samplers "
+                f"trained: {find_export(folder) or folder}   sample it: plain-diffusion samplers "
                 f"{_source(folder)}"
             )
         else:
@@ -49,7 +49,7 @@ def main(config: dict[str, Any]) -> int:
 def _source(folder: Path) -> str:
     """What a finished run is sampled from: the model in it, with what its files do not tell, or the run
     itself."""
-    if not (place := exported(folder)):
+    if not (place := find_export(folder)):
         own = (
             read_json(folder / "config.json")["model"].get("network", {}).get("name", "")
             not in models.NETWORKS

@@ -13,7 +13,7 @@ from diffusion import BatchLevel, Condition, ConsistencyFunction, Denoiser, Deno
 from diffusion.consistency import Blend
 from diffusion.level import broadcast
 from train.data import Batch
-from train.objective import clean, condition_of
+from train.objective import batch_condition, draw_x0
 
 
 class ConsistencyDistillation:
@@ -50,7 +50,7 @@ class ConsistencyDistillation:
         self.table = BatchLevel(*torch.tensor([tuple(level) for level in grid], dtype=torch.float64).T)
 
     def __call__(self, denoiser: Denoiser, batch: Batch) -> Tensor:
-        x0, condition = clean(batch), condition_of(batch)
+        x0, condition = draw_x0(batch), batch_condition(batch)
         row = torch.randint(len(self.table.t) - 1, (len(x0),))
         t, s = self._levels(row), self._levels(row + 1)
         student = ConsistencyFunction(denoiser, self.blend)

@@ -84,7 +84,7 @@ def _layout(model: Model) -> Any:
     return layout
 
 
-def exported(folder: Path) -> Path | None:
+def find_export(folder: Path) -> Path | None:
     """What `export` wrote into a run's folder, None where it did not."""
     places = [folder / name for name in (FILE_NAME, FOLDER_NAME)]
     return next((place for place in places if place.exists()), None)

@@ -25,7 +25,7 @@ LOGS = (".log", ".out", ".err")  # output of shells and clusters, which may be t
 _CLAIMED: ContextVar[frozenset[Path]] = ContextVar("claimed", default=frozenset())
 
 
-def is_begun(folder: Path, resume: bool) -> bool:
+def has_checkpoint(folder: Path, resume: bool) -> bool:
     """Whether the folder holds a checkpoint. ValueError where it does and is not to be resumed, or where it
     holds something else."""
     begun = any((folder / name).exists() for name in (native.FILE_NAME, PREVIOUS))
@@ -39,7 +39,7 @@ def is_begun(folder: Path, resume: bool) -> bool:
 
 
 @contextmanager
-def claimed(folder: Path, world: World) -> Iterator[None]:
+def claim(folder: Path, world: World) -> Iterator[None]:
     """Locks the folder, made if missing, for this run, until the block or the process ends. ValueError where
     another run holds it.
 
@@ -50,7 +50,7 @@ def claimed(folder: Path, world: World) -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
-        world.lead(lambda: _lock(folder, stack))
+        world.on_leader(lambda: _lock(folder, stack))
         token = _CLAIMED.set(_CLAIMED.get() | {own})
         try:
             yield

@@ -65,13 +65,13 @@ class DenoisingObjective:
         self.null, self.drop, self.bound_weight = null, drop, bound_weight
 
     def __call__(self, denoiser: Denoiser, batch: Batch) -> Tensor:
-        x0 = clean(batch)
+        x0 = draw_x0(batch)
         level = self.schedule.levels(self.density.sample(len(x0)))
         eps = torch.randn_like(x0)
         x_t = marginal(x0, eps, level)
-        own = null_condition_of(batch)
+        own = batch_null_condition(batch)
         null = replace(self.null.expand(len(x0)).without(own.names), **own.tensors)
-        out = denoiser.output(x_t, level, drop_condition(condition_of(batch), null, self.drop))
+        out = denoiser.output(x_t, level, drop_condition(batch_condition(batch), null, self.drop))
         bound: float | Tensor = 0.0
         if out.shape[1] == 2 * x0.shape[1]:
             out, variance = out.chunk(2, dim=1)
@@ -84,12 +84,12 @@ class DenoisingObjective:
         return (weight * (out - target).square()).flatten(1).mean(1)
 
 
-def clean(batch: Batch) -> Tensor:
+def draw_x0(batch: Batch) -> Tensor:
     """x0; where the data is a distribution, drawn from it anew."""
     return batch["x0"] + batch["x0_std"] * torch.randn_like(batch["x0"]) if "x0_std" in batch else batch["x0"]
 
 
-def condition_of(batch: Batch) -> Condition:
+def batch_condition(batch: Batch) -> Condition:
     """All of a batch that the network is told."""
     return _named(
         {
@@ -100,7 +100,7 @@ def condition_of(batch: Batch) -> Condition:
     )
 
 
-def null_condition_of(batch: Batch) -> Condition:
+def batch_null_condition(batch: Batch) -> Condition:
     """What the batch says that its samples are told where they go without a condition."""
     return _named(
         {name.removeprefix("null."): value for name, value in batch.items() if name.startswith("null.")}

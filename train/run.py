@@ -26,7 +26,7 @@ from train.data.latents import LatentData, LatentParams
 from train.data.pictures import CaptionedImages
 from train.density import DENSITIES
 from train.export import check_exportable, export
-from train.folder import NEEDED, claimed, is_begun
+from train.folder import NEEDED, claim, has_checkpoint
 from train.logbook import METRICS, Logger, TensorBoard, WandB, read_metrics
 from train.loop import Training
 from train.objective import DenoisingObjective, Objective
@@ -67,7 +67,7 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
             "train.on_error=skip is not for captioned images, which are read before training: leave it out"
         )
     resume, progress = bool(config.get("resume")), bool(config.get("progress", True))
-    begun = is_begun(folder, resume)
+    begun = has_checkpoint(folder, resume)
     with world(config.get("device")) as where:
         params.micro_batch(where.size)
         model, objective = _make_model_and_objective(config, params.seed, where.device)
@@ -85,8 +85,8 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
         if isinstance(data, LatentData):
             check_exportable(model)
         loggers: list[Logger] = [TensorBoard(folder)] if settings.tensorboard else []
-        with claimed(folder, where):
-            where.lead(lambda: _write_records(folder, config, resume))
+        with claim(folder, where):
+            where.on_leader(lambda: _write_records(folder, config, resume))
             if isinstance(data, LatentData):
                 data.prepare(where, progress)
             if config.get("wandb") and where.leads:
@@ -94,7 +94,7 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
                 loggers.append(WandB(folder, config, settings.wandb_project, id))
             finished = training.run(loggers)
             if finished and isinstance(data, LatentData):
-                where.lead(lambda: export(model, folder, file_dtype))
+                where.on_leader(lambda: export(model, folder, file_dtype))
         return finished
 
 
@@ -260,7 +260,7 @@ def _check_resumable(
 
 def _write_records(folder: Path, config: Mapping[str, Any], resume: bool) -> None:
     """Write config.json, and provenance.json: the versions at the start of the run and at every resume."""
-    begun = is_begun(folder, resume)  # another run may have begun and ended here in the meantime
+    begun = has_checkpoint(folder, resume)  # another run may have begun and ended here in the meantime
     now: dict[str, Any] = dict(provenance())
     if begun and (first := _read_records(folder)[1]):
         now = {**first, "resumed": [*first.get("resumed", []), now]}

@@ -72,7 +72,7 @@ class Window:
     def load(self, values: Mapping[str, float]) -> None:
         self.sums.copy_(torch.tensor([values.get(name, 0.0) for name in self.NAMES], dtype=torch.float64))
 
-    def line(self) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """The numbers to log, means over the steps and counts above 0. Resets the sums."""
         now = self.values()
         self.sums[:-1] = 0
@@ -100,9 +100,9 @@ class TrainState:
     scaler: torch.amp.GradScaler
     window: Window
     step: int = 0
-    saved: int = 0
+    saved_step: int = 0
     fell_back: bool = False
-    whole: bool = True
+    consistent: bool = True
     saving: bool = False
 
     def save(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -121,7 +121,7 @@ class TrainState:
         if name := _first_not_finite(tensors):
             raise FloatingPointError(
                 f"after step {self.step} {name} holds values that are not finite: {ADVICE}; "
-                f"{self.left(folder)}"
+                f"{self.last_good(folder)}"
             )
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         progress = {
@@ -160,7 +160,7 @@ class TrainState:
         self.optimizer.load_state_dict({"state": state, "param_groups": progress["param_groups"]})
         self.scaler.load_state_dict(progress["scaler"])
         self.window.load(progress.get("window", {}))
-        self.step = self.saved = progress["step"]
+        self.step = self.saved_step = progress["step"]
         self.fell_back = bool(damage)
 
     def check(self, folder: Path, done: bool) -> None:
@@ -172,21 +172,21 @@ class TrainState:
             raise FloatingPointError(
                 f"the loss is {loss:g} and its gradient's norm {norm:g} within the last steps up to "
                 f"{self.step}: "
-                f"{ADVICE}; {self.left(folder)}"
+                f"{ADVICE}; {self.last_good(folder)}"
             )
         if now["lost"] >= MAX_LOST or (done and now["lost"] >= self.step):
             raise FloatingPointError(
                 f"the gradient was infinite or 0 in each of the last {now['lost']:.0f} steps up to "
                 f"{self.step}, so fp16 trained nothing "
                 f"though its scale came down to {self.scaler.get_scale():g}: use bf16 or fp32; "
-                f"{self.left(folder)}"
+                f"{self.last_good(folder)}"
             )
 
-    def left(self, folder: Path) -> str:
+    def last_good(self, folder: Path) -> str:
         """For errors: where the last good checkpoint is."""
         return (
-            f"the last good checkpoint, of step {self.saved}, is in {folder}"
-            if self.saved
+            f"the last good checkpoint, of step {self.saved_step}, is in {folder}"
+            if self.saved_step
             else "nothing was saved yet"
         )
 

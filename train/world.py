@@ -61,7 +61,7 @@ class World:
             value = value / self.size
         return value
 
-    def lead(self, job: Callable[[], T]) -> T | None:
+    def on_leader(self, job: Callable[[], T]) -> T | None:
         """Run a job in the leading process while the others wait, for hours if need be. Returns its result
         there, None elsewhere.
 
@@ -82,7 +82,7 @@ class World:
         self.store.set(call, DONE)
         return result
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """A barrier without a timeout, for use before a collective operation that some processes reach much
         later.
 
@@ -95,12 +95,12 @@ class World:
         for rank in range(self.size):
             self._wait(self.store, f"{call} {rank}")
 
-    def report(self, error: BaseException) -> None:
+    def report_error(self, error: BaseException) -> None:
         """Write into the store, for the others, the error with which this process will end."""
         if self.store is not None:
             self.store.set(FAILED, _describe_error(self.rank, error))
 
-    def reported(self) -> PeerError:
+    def reported_error(self) -> PeerError:
         """The error that another process has reported as FAILED."""
         assert self.store is not None
         return PeerError(self.store.get(FAILED).decode())

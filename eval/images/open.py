@@ -85,9 +85,8 @@ def _dataset(spec: Mapping[str, Any], classes: Sequence[Sequence[str]] | None, o
     if "n" in spec:
         if classes is None or labels is None:
             raise ValueError("n of a data set's pictures are chosen by class: classes=reference")
-        chosen = torch.cat(
-            [data.of_classes(torch.tensor(list(map(int, part))), seed) for seed, part in enumerate(classes)]
-        )
+        parts = [torch.tensor(list(map(int, part))) for part in classes]
+        chosen = torch.cat([data.pick_by_class(part, seed) for seed, part in enumerate(parts)])
         images, labels = images[chosen], labels[chosen]
     kind = Unrounded if spec.get("exact") else TensorPictures.from_signed
     return kind(images, labels, origin=origin)

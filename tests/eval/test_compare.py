@@ -201,7 +201,7 @@ def test_the_floor_has_the_classes_of_the_samples() -> None:
     assert one.stamp != other.stamp
     data = digits()
     for part, seed in ((one, 0), (other, 1)):
-        chosen = data.of_classes(torch.tensor(list(map(int, classes))), seed)
+        chosen = data.pick_by_class(torch.tensor(list(map(int, classes))), seed)
         assert len(chosen.unique()) == 270
         pixels = torch.stack([picture for picture in part.read(range(270)) if isinstance(picture, Tensor)])
         assert torch.equal(pixels[:, :1], to_uint8(data.images[chosen]))

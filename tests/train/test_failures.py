@@ -543,14 +543,14 @@ def test_others_wait_for_what_one_process_does() -> None:
 
     def wait() -> None:
         for _ in range(2):
-            found.append(second.lead(lambda: "never called"))
+            found.append(second.on_leader(lambda: "never called"))
 
     waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
     for number in range(2):
         waiting.join(0.2)
         assert len(found) == number
-        assert first.lead(lambda: "found") == "found"
+        assert first.on_leader(lambda: "found") == "found"
     waiting.join(10)
     assert found == [None, None]
 
@@ -564,10 +564,10 @@ def test_an_error_of_the_one_ends_the_others(error: BaseException) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        first.lead(fail)
+        first.on_leader(fail)
     reason = " ".join(str(error).split()) or type(error).__name__
     with pytest.raises(PeerError, match=f"process 0 has failed: {reason}$"):
-        second.lead(fail)
+        second.on_leader(fail)
 
 
 def test_those_who_come_first_wait_for_the_others() -> None:
@@ -578,7 +578,7 @@ def test_those_who_come_first_wait_for_the_others() -> None:
 
     def wait() -> None:
         for number in range(2):
-            second.meet()
+            second.barrier()
             met.append(number)
 
     waiting = threading.Thread(target=wait, daemon=True)
@@ -586,11 +586,11 @@ def test_those_who_come_first_wait_for_the_others() -> None:
     for number in range(2):
         waiting.join(0.2)
         assert len(met) == number
-        first.meet()
+        first.barrier()
     waiting.join(10)
     assert met == [0, 1]
     first.explain(ValueError("no such\npicture"))
-    for wait_for_first in (second.meet, lambda: second.lead(lambda: None)):
+    for wait_for_first in (second.barrier, lambda: second.on_leader(lambda: None)):
         with pytest.raises(PeerError, match=r"process 0 has failed: no such picture$"):
             wait_for_first()
 
@@ -599,8 +599,8 @@ def test_who_has_failed_says_why_though_others_end_before() -> None:
     """They say whose error it was, and it is still raised by the one whose it is."""
     first, second = pair()
     error = ValueError("no such picture")
-    first.report(error)
-    told = second.reported()
+    first.report_error(error)
+    told = second.reported_error()
     assert second.explain(told) is told
     assert first.explain(error) is error
     broken = RuntimeError("connection closed by peer")

@@ -294,7 +294,7 @@ class Both(Training):
         data.images = data.images.double()
         train(plain, reconstruction, data, params, folder.with_name("plain"), world=world, progress=False)
         half, alone = folder.with_name("half"), replace(params, steps=2, accumulate=4)
-        world.lead(lambda: train(begun, reconstruction, data, alone, half, progress=False))
+        world.on_leader(lambda: train(begun, reconstruction, data, alone, half, progress=False))
         train(resumed, reconstruction, data, params, half, world=world, resume=True, progress=False)
         ends = [network.state_dict() for network in (model.network, plain.network)]
         torch.save([start, *ends], folder.with_name(f"rank{world.rank}.pt"))

@@ -27,7 +27,7 @@ from diffusion import (
 )
 from tests.peers import diffusers
 from train.density import Uniform
-from train.objective import DenoisingObjective, clean, condition_of, drop_condition
+from train.objective import DenoisingObjective, batch_condition, draw_x0, drop_condition
 from train.variational import variational_bound
 from train.weighting import min_snr, uniform
 
@@ -133,14 +133,14 @@ def test_latents_are_drawn_anew_from_their_distribution() -> None:
     is."""
     mean, std = torch.full((1000, 1, 4, 4), 3.0, dtype=F64), torch.full((1000, 1, 4, 4), 0.5, dtype=F64)
     torch.manual_seed(0)
-    first, second = (clean({"x0": mean, "x0_std": std}) for _ in range(2))
+    first, second = (draw_x0({"x0": mean, "x0_std": std}) for _ in range(2))
     for x0 in (first, second):
         assert abs(float(x0.mean()) - 3) < 5 * 0.5 / math.sqrt(16000)
         assert abs(float(x0.std()) - 0.5) < 5 * 0.5 / math.sqrt(2 * 16000)
     assert abs(float(((first - 3) * (second - 3)).mean())) < 5 * 0.25 / math.sqrt(16000)
-    assert clean({"x0": mean}) is mean
+    assert draw_x0({"x0": mean}) is mean
     text = torch.zeros(1000, 2, 3)
-    condition = condition_of({"x0": mean, "x0_std": std, "null.context": text, "context": text})
+    condition = batch_condition({"x0": mean, "x0_std": std, "null.context": text, "context": text})
     assert condition.tensors.keys() == {"context"}
 
 

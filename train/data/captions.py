@@ -15,7 +15,7 @@ from typing import Any
 from diffusion.messages import one_line
 from diffusion.spec import check_names
 from models.files.text import read_text
-from train.data.names import same_text
+from train.data.names import nfc
 from train.data.pairing import order_by_number
 
 KEYS = ("prompt", "text", "caption")  # the names of a prompt's entry
@@ -149,12 +149,10 @@ def _find_pictures(
 def find_names(wanted: Iterable[str], names: Sequence[str]) -> list[str | None]:
     """The name that each wanted one stands for, None if there is none: "./é.png" is "é.png", in any Unicode
     form."""
-    forms = Counter(map(same_text, names))
-    index = {form: name for name in names if forms[form := same_text(name)] == 1} | {
-        name: name for name in names
-    }
+    forms = Counter(map(nfc, names))
+    index = {form: name for name in names if forms[form := nfc(name)] == 1} | {name: name for name in names}
     plain = (posixpath.normpath(name) for name in wanted)
-    return [index.get(name) or index.get(same_text(name)) for name in plain]
+    return [index.get(name) or index.get(nfc(name)) for name in plain]
 
 
 def _check_filled(where: str, prompts: Sequence[str]) -> None:

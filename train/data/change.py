@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from samplers.picture_files import inflate
-from train.data.names import same_text
+from train.data.names import nfc
 
 PACKED = "files, packed"  # the checkpoint's setting that identifies the pictures: see `pack`
 MAX_NAMES = 2**28  # bytes of the names of all pictures: those of millions
@@ -25,7 +25,7 @@ def pack(
     """
     first = {label: i for i, label in reversed(list(enumerate(labels or ())))}
     marks = {i: _mark(content, i) for i in first.values()}
-    lines = [same_text(name) + (f"\t{marks[i]}" if i in marks else "") for i, name in enumerate(names)]
+    lines = [nfc(name) + (f"\t{marks[i]}" if i in marks else "") for i, name in enumerate(names)]
     return base64.b64encode(zlib.compress("\n".join(lines).encode())).decode()
 
 
@@ -75,4 +75,4 @@ def _unpacked(packed: Any) -> list[tuple[str, str]]:
         lines = [""]
     if lines == [""]:
         raise ValueError("the checkpoint's list of pictures is damaged")
-    return [(same_text(name), mark) for name, _, mark in (line.partition("\t") for line in lines)]
+    return [(nfc(name), mark) for name, _, mark in (line.partition("\t") for line in lines)]

@@ -52,7 +52,7 @@ class TensorData:
     def __len__(self) -> int:
         return len(self.images)
 
-    def of_classes(self, labels: Tensor, seed: int) -> Tensor:
+    def pick_by_class(self, labels: Tensor, seed: int) -> Tensor:
         """Indices (N,) of different images, chosen at random, whose classes are `labels` (N,). ValueError
         where there are too few."""
         if self.labels is None:

@@ -34,7 +34,7 @@ def pixels(
     return rearrange(torch.from_numpy(read), "h w c -> c h w").contiguous()
 
 
-def in_threads(read: Callable[[int, Before], T], indices: Sequence[int]) -> Iterator[T | Unreadable]:
+def map_in_threads(read: Callable[[int, Before], T], indices: Sequence[int]) -> Iterator[T | Unreadable]:
     """read(i, before) of each index, in order, computed by threads in advance: decoding releases Python's
     lock.
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from samplers.pictures import Before, no_wait, open_srgb
-from train.data.decoding import in_threads, pixels
+from train.data.decoding import map_in_threads, pixels
 from train.data.names import describe
 from train.data.source import Unreadable
 
@@ -67,7 +67,7 @@ class FilePictures(ABC):
 
     def read(self, indices: Sequence[int]) -> Iterator[Tensor | Unreadable]:
         """See `Source`, and `pixels`."""
-        return in_threads(self._pixels, indices)
+        return map_in_threads(self._pixels, indices)
 
     def _pixels(self, index: int, before: Before) -> Tensor:
         return pixels(str(self.file(index)), self.content(index), self.max_pixels, before)

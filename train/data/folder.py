@@ -13,8 +13,8 @@ from models.files.text import read_text
 from samplers.pictures import MAX_PIXELS, read_file
 from train.data.captions import MAX_CAPTION, Prompts, prompts_for, read_metadata
 from train.data.files import FilePictures
-from train.data.names import PICTURES, check_name, check_path, is_hidden, looks_like_picture, same_text
-from train.data.source import stamp_of
+from train.data.names import PICTURES, check_name, check_path, is_hidden, looks_like_picture, nfc
+from train.data.source import stamp_files
 
 METADATA = "metadata.jsonl"
 
@@ -60,7 +60,7 @@ class FolderPictures(FilePictures):
             elif suffix.lower() in PICTURES:
                 names.append(check_name(folder, name))
             elif suffix.lower() == ".txt":
-                self._texts.setdefault(same_text(stem), []).append(name)
+                self._texts.setdefault(nfc(stem), []).append(name)
             elif looks_like_picture(suffix.lower()):
                 left_out[suffix.lower()] += 1
         self.ignored = dict(sorted(left_out.items()))
@@ -69,7 +69,7 @@ class FolderPictures(FilePictures):
                 f"no pictures in {folder}: expected files ending in {', '.join(PICTURES)}{self._found()}"
             )
         self.names = sorted(
-            names, key=lambda name: (same_text(name).split("/"), name)
+            names, key=lambda name: (nfc(name).split("/"), name)
         )  # whatever Unicode form a file system keeps
         self.labels = self._classes(folders) if classes else None
         if prompts is not None:
@@ -83,7 +83,7 @@ class FolderPictures(FilePictures):
     def stamp(self) -> str:
         """A hash of the files, of their paths, which include their classes, and of max_pixels."""
         return hashlib.sha256(
-            "\n".join([*self.names, stamp_of(map(self.file, range(len(self))), self.max_pixels)]).encode()
+            "\n".join([*self.names, stamp_files(map(self.file, range(len(self))), self.max_pixels)]).encode()
         ).hexdigest()
 
     def content(self, index: int) -> bytes:
@@ -94,7 +94,7 @@ class FolderPictures(FilePictures):
         """The class of each picture, its immediate sub-folder. None may be empty: that would change the
         numbers of later ones."""
         loose = [name for name in self.names if "/" not in name]
-        labels = [same_text(name.split("/", 1)[0]) for name in self.names if "/" in name]
+        labels = [nfc(name.split("/", 1)[0]) for name in self.names if "/" in name]
         if not labels:
             return None
         if loose:
@@ -103,12 +103,12 @@ class FolderPictures(FilePictures):
                 f"keep one kind, or give a folder in it, such as {self.folder / labels[0]}"
             )
         there = set(labels)
-        if empty := sorted(name for name in folders if same_text(name) not in there):
+        if empty := sorted(name for name in folders if nfc(name) not in there):
             raise ValueError(
                 f"{self.folder / empty[0]} is a class without a picture that can be read: "
                 f"add some ({', '.join(PICTURES)}), or move the folder elsewhere"
             )
-        if twice := [name for name, times in Counter(map(same_text, folders)).items() if times > 1]:
+        if twice := [name for name, times in Counter(map(nfc, folders)).items() if times > 1]:
             raise ValueError(
                 f"{self.folder} has two folders {twice[0]}, whose names differ in Unicode form only: make "
                 "them one"
@@ -122,7 +122,7 @@ class FolderPictures(FilePictures):
         return [self._caption(name, listed.get(name)) for name in self.names]
 
     def _caption(self, name: str, listed: str | None) -> str | None:
-        texts = self._texts.get(same_text(os.path.splitext(name)[0]), ())
+        texts = self._texts.get(nfc(os.path.splitext(name)[0]), ())
         found = [
             (os.path.basename(text), read_text(self.folder / text, MAX_CAPTION).strip()) for text in texts
         ]

@@ -116,7 +116,7 @@ class LatentData:
     def prepare(self, where: World, progress: bool = True) -> None:
         """Read the latents from their file. Where there is none, one process computes them on its device and
         writes it; others wait."""
-        where.lead(lambda: self._write(where.device, progress))
+        where.on_leader(lambda: self._write(where.device, progress))
         for _ in range(300):  # a network file system may show the file somewhat later elsewhere
             if self.file.exists():
                 break

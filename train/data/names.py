@@ -75,11 +75,11 @@ def by_value(digits: str) -> tuple[int, str]:
     return len(plain), plain
 
 
-def same_text(name: str) -> str:
+def nfc(name: str) -> str:
     """The name in Unicode form NFC: macOS writes é as two characters, other systems as one."""
     return unicodedata.normalize("NFC", name)
 
 
-def numbered(n: int) -> list[str]:
+def number_names(n: int) -> list[str]:
     """Names for n pictures without names, of equal length."""
     return [f"{i:0{max(6, len(str(n - 1)))}d}" for i in range(n)]

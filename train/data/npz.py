@@ -20,8 +20,8 @@ from torch import Tensor
 from diffusion.messages import one_line
 from samplers.pictures import Before, no_wait
 from train.data.captions import Prompts, prompts_for
-from train.data.names import check_name, numbered, same_text
-from train.data.source import Unreadable, stamp_of
+from train.data.names import check_name, nfc, number_names
+from train.data.source import Unreadable, stamp_files
 
 PICTURES, LABELS = "arr_0", "arr_1"
 MAX_ARRAY = (
@@ -58,10 +58,10 @@ class NpzPictures:
             raise ValueError(
                 f"{path} must hold pictures as uint8 (N, H, W, 3), values 0 ... 255, not {dtype} {shape}"
             )
-        self.origin, self.stamp = str(path), stamp_of([path])
-        self.names: Sequence[str] = numbered(len(self._pixels))
+        self.origin, self.stamp = str(path), stamp_files([path])
+        self.names: Sequence[str] = number_names(len(self._pixels))
         self.labels = (
-            None if labels is None else [check_name(path, same_text(str(label))) for label in labels.tolist()]
+            None if labels is None else [check_name(path, nfc(str(label))) for label in labels.tolist()]
         )
         self.prompts = None if prompts is None else prompts_for(prompts, self.names)
 

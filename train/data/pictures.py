@@ -16,7 +16,7 @@ from diffusion.messages import warn
 from samplers.pictures import MAX_PIXELS, Before, cover_box
 from train.data.change import PACKED, pack
 from train.data.dataset import Batch, Dataset, digits
-from train.data.decoding import in_threads
+from train.data.decoding import map_in_threads
 from train.data.names import class_order, describe
 from train.data.open import open_pictures
 from train.data.source import StoredPictures, Unreadable
@@ -85,7 +85,7 @@ class PictureData:
 
     def _read(self, index: int) -> Tensor:
         image = self.pictures.open(index, "RGB" if self.channels == 3 else "L")
-        return to_tensor(image if self.size is None else covering(image, self.size, self.size)[0])
+        return to_tensor(image if self.size is None else resize_and_crop(image, self.size, self.size)[0])
 
 
 class CaptionedImages:
@@ -112,7 +112,7 @@ class CaptionedImages:
         """SHA-256 of all images and captions in their order, wherever they are. ValueError at the first image
         that `read` would refuse."""
         digest = hashlib.sha256()
-        for image, caption in zip(in_threads(self._sha256, range(len(self))), self.captions, strict=True):
+        for image, caption in zip(map_in_threads(self._sha256, range(len(self))), self.captions, strict=True):
             if isinstance(image, Unreadable):
                 raise ValueError(image.reason)
             digest.update(image + hashlib.sha256(caption.encode()).digest())
@@ -132,7 +132,7 @@ class CaptionedImages:
         are turned as their EXIF data say, and are in sRGB.
         """
         original = self.pictures.open(index, "RGB")
-        image, top, left = covering(original, height, width)
+        image, top, left = resize_and_crop(original, height, width)
         sizes = {
             "height": original.height,
             "width": original.width,
@@ -150,7 +150,7 @@ def _opened(path: str | Path, max_pixels: int, classes: bool) -> StoredPictures:
     return pictures
 
 
-def covering(image: Image.Image, height: int, width: int) -> tuple[Image.Image, int, int]:
+def resize_and_crop(image: Image.Image, height: int, width: int) -> tuple[Image.Image, int, int]:
     """The picture resized (bicubic, antialiased) to just cover the size and cropped to its centre; then top
     and left of the crop."""
     scaled_height, scaled_width, top, left = cover_box(image.height, image.width, (height, width))

@@ -89,7 +89,7 @@ def reading(source: Source, indices: Sequence[int]) -> Iterator[Iterable[Tensor 
             pictures.close()
 
 
-def stamp_of(files: Iterable[Path], max_pixels: int = MAX_PIXELS) -> str:
+def stamp_files(files: Iterable[Path], max_pixels: int = MAX_PIXELS) -> str:
     """SHA-256 of the names, sizes and times of files, and of max_pixels if it is not the default, as it
     decides what can be read."""
     digest = hashlib.sha256()

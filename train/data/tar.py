@@ -18,8 +18,8 @@ from models.files.text import decode_text
 from samplers.pictures import MAX_PIXELS, check_size
 from train.data.captions import KEYS, MAX_CAPTION, MAX_LIST, Prompts, prompts_for, read_json
 from train.data.files import FilePictures
-from train.data.names import PICTURES, check_name, is_hidden, looks_like_picture, same_text
-from train.data.source import stamp_of
+from train.data.names import PICTURES, check_name, is_hidden, looks_like_picture, nfc
+from train.data.source import stamp_files
 
 BESIDE = (".txt", ".json", ".cls")  # what is read beside a picture
 MAX_PADDING = 2**24  # zero bytes after the end of an archive: programs fill up their last record
@@ -68,7 +68,7 @@ class TarPictures(FilePictures):
         ]
         self.origin, self.stamp, self.max_pixels = (
             ", ".join(map(str, given)),
-            stamp_of(shards, max_pixels),
+            stamp_files(shards, max_pixels),
             max_pixels,
         )
         self.ignored = dict(sorted(left_out.items()))
@@ -169,7 +169,7 @@ Sample = Mapping[str, Member]  # a picture and what belongs to it, by suffix
 
 def _label(sample: Sample) -> str | None:
     member = sample.get(".cls")
-    return None if member is None else check_name(member.shard, same_text(member.text()))
+    return None if member is None else check_name(member.shard, nfc(member.text()))
 
 
 def _caption(sample: Sample) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samplers.pictures import to_uint8
 from train.data.captions import prompts_for
-from train.data.names import numbered
+from train.data.names import number_names
 from train.data.source import Unreadable
 
 Labels = Sequence[str | int] | Tensor
@@ -49,7 +49,7 @@ class TensorPictures:
             raise ValueError(f"{len(labels)} labels for {len(images)} pictures: give one each")
         self._images = images.cpu().expand(-1, 3, -1, -1)
         self.origin = origin
-        self.names: Sequence[str] = numbered(len(images))
+        self.names: Sequence[str] = number_names(len(images))
         given = labels.tolist() if isinstance(labels, Tensor) else labels
         self.labels = None if given is None else [str(label) for label in given]
         self.prompts = None if prompts is None else prompts_for(prompts, self.names)
