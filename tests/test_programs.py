@@ -281,8 +281,7 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
                                                                           "listed: give steps=1,2,3 or"),
     "no flag": ("samplers", ["--multi", "run={run}"], "no flag --multi: settings are given as name=value"),
     "evaluator": ("train", [*TRAIN, "run={new}", "evaluate={{_target_:no.such}}"], "no.such"),
-    "no evaluator": ("train", [*TRAIN, "run={new}", "evaluate={{a:1}}"], "evaluate must be made by a "
-                                                                         "_target_"),
+    "no evaluator": ("train", [*TRAIN, "run={new}", "evaluate={{a:1}}"], "evaluate must be a _target_"),
     "less than nothing held out": ("train", [*TRAIN, "run={new}", "+data.held_out=-0.3"], "held_out is a "
                                                                                           "share of each "
                                                                                           "class"),

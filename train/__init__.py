@@ -1,5 +1,4 @@
-"""Data sets, objectives, the training loop, distillation, and `run`, which does what `python -m train`
-does."""
+"""Data sets, objectives, the training loop, distillation, and `run`, the program as a function."""
 
 import plain_diffusion
 

@@ -1,5 +1,4 @@
-"""Consistency distillation: teach a network to jump from any point of its teacher's trajectories to their
-end."""
+"""Consistency distillation: a student learns to jump from any point of its teacher's trajectories to data."""
 
 from __future__ import annotations
 
@@ -17,20 +16,18 @@ from train.objective import batch_condition, draw_x0
 
 
 class ConsistencyDistillation:
-    """Song et al. 2023, alg. 2: f at one level of the grid should equal f at the next, where the teacher's
-    step from it lands.
+    """The student's f is equal before and after a step of the teacher (Song et al. 2023, alg. 2).
 
-    teacher  any denoiser, guided or not; it is never trained
+    The target network is the student itself without gradient, as Song & Dhariwal 2023 found best.
+
+    teacher  any denoiser, guided or not; it is not trained
     blend    the student's parametrisation (`cm` or `lcm`)
-    grid     the levels that pairs are taken from, terminal row included: the last pair's target is data
-             itself
+    grid     the levels that pairs are taken from; with its last row, the target is data itself
     solver   the teacher's step: "ddim" (one call) or "heun" (two, second order)
     huber    None: squared error. A number c: pseudo-Huber sqrt(|d|^2 + c^2 D) - c sqrt(D) over the D values
              of a sample (Song & Dhariwal 2023, section 3.3)
 
-    `fixed_settings` is what a resumed run must share with this one; whoever makes it may add to it.
-
-    The target network is the student itself without gradient, as Song & Dhariwal 2023 found best.
+    `fixed_settings` is what a resumed run must share; the caller may add to it.
     """
 
     def __init__(
@@ -64,11 +61,11 @@ class ConsistencyDistillation:
     def _target(
         self, student: ConsistencyFunction, x_t: Tensor, t: BatchLevel, s: BatchLevel, condition: Condition
     ) -> Tensor:
-        """f(x_s) where the teacher's step leads; on the last pair x_s is data, and its own target."""
+        """f(x_s), where x_s is the end of the teacher's step. In the last pair, x_s itself: it is data."""
         x0, eps = self.teacher(x_t, t, condition)
         x_s = marginal(x0, eps, s)
         at_data = (s.sigma == 0).to(x_t.device, non_blocking=True).view(-1, *[1] * (x_t.ndim - 1))
-        # Data has no level to ask a network about; those samples ask at t, and their answers are not used.
+        # Networks cannot be called at data: samples of the last pair use t, and their outputs are ignored.
         inside = BatchLevel(*(torch.where(s.sigma == 0, a, b) for a, b in zip(t, s, strict=True)))
         x_inside = torch.where(at_data, x_t, x_s)
         if self.solver == "heun":
@@ -78,8 +75,7 @@ class ConsistencyDistillation:
 
     @staticmethod
     def _heun(x_t: Tensor, t: BatchLevel, s: BatchLevel, slope_t: Tensor, slope_s: Tensor) -> Tensor:
-        """Heun's step in flow time, as `samplers.euler` integrates: u = x/(alpha + sigma), du/dr = eps -
-        x0."""
+        """Heun's step in flow time, as in `samplers.euler`: u = x/(alpha + sigma), du/dr = eps - x0."""
         norm_t, norm_s = t.alpha + t.sigma, s.alpha + s.sigma
         dr = broadcast(s.sigma / norm_s - t.sigma / norm_t, x_t)
         return broadcast(norm_s, x_t) * (x_t / broadcast(norm_t, x_t) + dr * 0.5 * (slope_t + slope_s))

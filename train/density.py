@@ -1,9 +1,7 @@
-"""Where training spends its samples: probability densities over t. What each sample's loss counts is
-`train.weighting`'s affair.
+"""Distributions of the training times t. The weight of each sample's loss is set in `train.weighting`.
 
 A density is its quantile function, u in [0, 1] -> t. Times of a batch are stratified (Kingma et al. 2021,
-appendix I.1): each is distributed as stated, and together they cover the range evenly, which lowers the
-variance of the loss.
+appendix I.1): together they cover the range evenly, which lowers the variance of the loss.
 """
 
 from __future__ import annotations
@@ -25,34 +23,31 @@ class Density(ABC):
 
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
-        """The time below which a share u of all samples lies, float64."""
+        """The time below which a share u of the samples lies, float64."""
 
     def sample(self, n: int) -> Tensor:
-        """n times, (n,) float64 on the host, from torch's global generator. On a table they are whole."""
+        """n times, (n,) float64 on the host, from torch's global generator. Whole numbers on a table."""
         u = (torch.rand((), dtype=torch.float64) + torch.arange(n, dtype=torch.float64) / n) % 1.0
         return self.quantile(u)
 
     def gaps(self) -> str:
-        """A warning if a fifth of the noise range at either end gets hardly any samples, else "".
+        """A warning, or "", if a fifth of the noise range at either end gets hardly any samples.
 
-        Noise is measured by sigma / (alpha + sigma), from 0 at data to 1 at pure noise.
+        The range is that of sigma / (alpha + sigma): 0 for data, 1 for pure noise.
         """
         rare = self.quantile(torch.tensor([1e-4, 1 - 1e-4], dtype=torch.float64))
         ends = torch.tensor([self.schedule.t_min, self.schedule.t_max], dtype=torch.float64)
         (low, high), (least, most) = (1 / (1 + 1 / self.schedule.ratio(t)) for t in (rare, ends))
-        missing = [f"below t={rare[0]:.3g}"] * bool(low - least > 0.2) + [f"above t={rare[1]:.3g}"] * bool(
-            most - high > 0.2
-        )
+        missing = [f"below t={rare[0]:.3g}"] * bool(low - least > 0.2)
+        missing += [f"above t={rare[1]:.3g}"] * bool(most - high > 0.2)
         if not missing:
             return ""
-        return (
-            f"this density puts fewer than 1 of 10,000 samples {' and '.join(missing)}, where the network "
-            "will not have learned anything"
-        )
+        where = " and ".join(missing)
+        return f"fewer than 1 of 10,000 samples of this density lie {where}: the network learns nothing there"
 
 
 class Uniform(Density):
-    """All times alike; on a table, all its rows (Ho et al. 2020, alg. 1)."""
+    """All times, or all rows of a table, with equal probability (Ho et al. 2020, alg. 1)."""
 
     def quantile(self, u: Tensor) -> Tensor:
         if (rows := self.schedule.rows) is not None:
@@ -61,10 +56,9 @@ class Uniform(Density):
 
 
 class LogitNormal(Density):
-    """logit(t) is normal: more samples in the middle of a flow (Esser et al. 2024, eq. 19). For schedules on
-    [0, 1].
+    """logit(t) is normal: more samples in the middle of a flow on [0, 1] (Esser et al. 2024, eq. 19).
 
-    shift multiplies sigma/alpha of every time drawn (the same paper's eq. 23).
+    shift multiplies sigma/alpha of every time (the same paper's eq. 23).
     """
 
     def __init__(self, schedule: Schedule, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> None:
@@ -79,8 +73,7 @@ class LogitNormal(Density):
 
 
 class LogNormal(Density):
-    """log(sigma) is normal (Karras et al. 2022, table 1). For variance-exploding schedules, whose range it is
-    cut to."""
+    """log(sigma) is normal (Karras et al. 2022, table 1), within a variance-exploding schedule's range."""
 
     def __init__(self, schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> None:
         super().__init__(schedule)
@@ -90,21 +83,17 @@ class LogNormal(Density):
         self.mean, self.std = mean, std
 
     def quantile(self, u: Tensor) -> Tensor:
-        return (
-            (self.mean + self.std * torch.special.ndtri(u))
-            .exp()
-            .clamp(self.schedule.t_min, self.schedule.t_max)
-        )
+        sigma = (self.mean + self.std * torch.special.ndtri(u)).exp()
+        return sigma.clamp(self.schedule.t_min, self.schedule.t_max)
 
 
 def _check_std(std: float) -> None:
     if not std > 0:
-        raise ValueError(f"std of a density must be greater than 0, not {std:g}: all times would be one")
+        raise ValueError(f"std of a density must be greater than 0, not {std:g}: all times would be equal")
 
 
 def usual(schedule: Schedule) -> Density:
-    """The density that models of a schedule are trained with: log-normal on a variance-exploding one,
-    elsewhere uniform."""
+    """Log-normal on a variance-exploding schedule, uniform on others."""
     return LogNormal(schedule) if isinstance(schedule, VarianceExploding) else Uniform(schedule)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from diffusion.messages import warn
@@ -12,20 +12,17 @@ from train.density import Density
 
 
 def describe(model: Model, objective: Any, data: Dataset) -> None:
-    """Write into the description what a model is trained on: shape of the samples, names of classes, share of
-    samples without a label."""
+    """Add shape of the samples, names of classes, and share of samples without a label."""
     model.spec["shape"] = list(data.shape)
-    classes: Sequence[str] = getattr(data, "classes", ())
-    if model.null:
-        if classes:
-            before = model.spec.get("classes", list(classes))
-            if before != list(classes):
-                warn(
-                    f"the model's classes were {', '.join(before)}; from now on they are {', '.join(classes)}"
-                )
-            model.spec["classes"] = list(classes)
-        if hasattr(objective, "drop"):
-            model.spec["drop"] = objective.drop
+    if not model.null:
+        return
+    if classes := list(getattr(data, "classes", ())):
+        before = model.spec.get("classes", classes)
+        if before != classes:
+            warn(f"the model's classes were {', '.join(before)}; from now on they are {', '.join(classes)}")
+        model.spec["classes"] = classes
+    if hasattr(objective, "drop"):
+        model.spec["drop"] = objective.drop
 
 
 def warn_of_idle_settings(params: Any, objective: Any, evaluates: bool) -> None:
@@ -34,20 +31,15 @@ def warn_of_idle_settings(params: Any, objective: Any, evaluates: bool) -> None:
         warn(problem)
 
 
-def _find_idle_settings(params: Any, objective: Any, evaluates: bool) -> list[str]:
-    found = []
+def _find_idle_settings(params: Any, objective: Any, evaluates: bool) -> Iterator[str]:
     if params.warmup >= params.steps and params.warmup > 1:
         reached = params.learning_rate_at(params.steps - 1) / params.learning_rate
-        found.append(
+        yield (
             f"train.warmup={params.warmup} is as long as the run of {params.steps} steps, or longer: "
             f"the learning rate only rises, to {reached:.0%} of train.learning_rate"
         )
     if evaluates and not params.evaluate_every:
-        found.append(
-            "evaluate is given, but train.evaluate_every=0 means never: give train.evaluate_every=1000, for "
-            "example"
-        )
+        yield "evaluate is given, but train.evaluate_every=0 means never: try train.evaluate_every=1000"
     density = getattr(objective, "density", None)
     if isinstance(density, Density) and (gaps := density.gaps()):
-        found.append(gaps)
-    return found
+        yield gaps

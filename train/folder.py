@@ -1,5 +1,4 @@
-"""The folder of a run: whether it holds a run or something else, and a lock so that one training at a time
-uses it."""
+"""The folder of a run: whether it holds a run or something else, and a lock for one training at a time."""
 
 from __future__ import annotations
 
@@ -18,16 +17,15 @@ from train.logbook import METRICS, TENSORBOARD
 from train.state import PREVIOUS
 from train.world import World
 
-NEEDED = ("run", "data", "model", "objective", "train")  # of a configuration
+NEEDED = ("run", "data", "model", "objective", "train")  # in a configuration
 LOCK = ".lock"
-LOGS = (".log", ".out", ".err")  # output of shells and clusters, which may be there before a run begins
+LOGS = (".log", ".out", ".err")  # output of shells and clusters, which may exist before a run begins
 
 _CLAIMED: ContextVar[frozenset[Path]] = ContextVar("claimed", default=frozenset())
 
 
 def has_checkpoint(folder: Path, resume: bool) -> bool:
-    """Whether the folder holds a checkpoint. ValueError where it does and is not to be resumed, or where it
-    holds something else."""
+    """Whether the folder holds one. ValueError if it does and is not resumed, or holds something else."""
     begun = any((folder / name).exists() for name in (native.FILE_NAME, PREVIOUS))
     if begun and not resume:
         raise ValueError(
@@ -40,18 +38,17 @@ def has_checkpoint(folder: Path, resume: bool) -> bool:
 
 @contextmanager
 def claim(folder: Path, world: World) -> Iterator[None]:
-    """Locks the folder, made if missing, for this run, until the block or the process ends. ValueError where
-    another run holds it.
+    """Lock the folder for this run within the block. Make it if missing. ValueError if another run has it.
 
     A block within the block shares the lock, and so do the processes of one torchrun.
     """
-    own = folder.resolve()
-    if own in _CLAIMED.get():
+    path = folder.resolve()
+    if path in _CLAIMED.get():
         yield
         return
     with ExitStack() as stack:
         world.on_leader(lambda: _lock(folder, stack))
-        token = _CLAIMED.set(_CLAIMED.get() | {own})
+        token = _CLAIMED.set(_CLAIMED.get() | {path})
         try:
             yield
         finally:
@@ -67,22 +64,21 @@ def _lock(folder: Path, stack: ExitStack) -> None:
         raise PermissionError(f"cannot write to the run folder {folder}")
     lock = folder / LOCK
     try:
-        held = stack.enter_context(locked(lock))
+        supported = stack.enter_context(locked(lock))
     except BlockingIOError:
         owner = lock.read_text().strip()
         raise ValueError(
-            f"another training is at work in {folder} ({owner}): run=... starts one elsewhere, or wait "
-            "until that has ended"
+            f"another training is using {folder} ({owner}): run=... starts one elsewhere, or wait until it "
+            "has ended"
         ) from None
-    if held:
+    if supported:
         lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     else:
         warn(f"the file system of {folder} has no locks: make sure that no other training uses this folder")
 
 
 def _check_is_run(folder: Path) -> None:
-    """ValueError for a folder with files that no run writes. Files of a run without a checkpoint yet are
-    fine."""
+    """ValueError for a folder with files that no run writes. A run need not have a checkpoint yet."""
     if not folder.is_dir() or _has_keys(folder / "config.json", *NEEDED):
         return
     foreign = sorted(path.name for path in folder.iterdir() if not _belongs_to_run(path))
@@ -95,8 +91,7 @@ def _check_is_run(folder: Path) -> None:
 
 
 def _belongs_to_run(path: Path) -> bool:
-    """Whether a run may have written this: hidden files, logs, and what is written before the first
-    checkpoint."""
+    """Whether a run may have written this before its first checkpoint. Hidden files and logs count too."""
     if path.name.startswith(".") or path.suffix in LOGS or path.name in ("wandb", TENSORBOARD):
         return True
     if path.name == "provenance.json":

@@ -1,4 +1,4 @@
-"""What a network is trained to do: a function (denoiser, batch) -> one loss per sample.
+"""Training objectives: functions (denoiser, batch) -> one loss per sample.
 
 Random numbers come from torch's global generators, which the loop reseeds at every step.
 """
@@ -30,16 +30,14 @@ class Objective(Protocol):
 
 
 class DenoisingObjective:
-    """Predict what the prediction says from a noised sample: weight * |out - target|^2, averaged over each
-    sample.
+    """Predict the target of a noised sample: weight * |out - target|^2, averaged over each sample.
 
-    density    where the times fall
-    weighting  what each counts
-    null, drop with probability `drop` a sample's conditions are replaced by null ones, all of them together,
-    so that guidance can lead away
-               from these; what a batch names under null.* comes before `null`
-    bound_weight  factor of the variational bound over all steps that trains a learned variance (Nichol &
-                  Dhariwal 2021, eq. 16, estimated from one step per sample, so for times drawn evenly)
+    density       distribution of the times
+    weighting     weight of each sample
+    null, drop    all conditions of a sample are replaced by null ones with probability `drop`, as guidance
+                  needs it. null.* of a batch take precedence over `null`
+    bound_weight  factor of the variational bound, which trains a learned variance (Nichol & Dhariwal 2021,
+                  eq. 16). It is estimated from one step per sample, so density must be uniform
     """
 
     def __init__(
@@ -53,15 +51,11 @@ class DenoisingObjective:
         bound_weight: float = 0.001,
     ) -> None:
         if not 0 <= drop <= 1:
-            raise ValueError(f"objective.drop is a probability, within [0, 1], not {drop:g}")
+            raise ValueError(f"objective.drop is a probability within [0, 1], not {drop:g}")
         if bound_weight < 0:
             raise ValueError(f"objective.bound_weight must not be negative, like {bound_weight:g}")
-        self.schedule, self.prediction, self.density, self.weighting = (
-            schedule,
-            prediction,
-            density,
-            weighting,
-        )
+        self.schedule, self.prediction = schedule, prediction
+        self.density, self.weighting = density, weighting
         self.null, self.drop, self.bound_weight = null, drop, bound_weight
 
     def __call__(self, denoiser: Denoiser, batch: Batch) -> Tensor:
@@ -85,45 +79,40 @@ class DenoisingObjective:
 
 
 def draw_x0(batch: Batch) -> Tensor:
-    """x0; where the data is a distribution, drawn from it anew."""
+    """x0 of a batch, or a new sample of it if the data is a distribution."""
     return batch["x0"] + batch["x0_std"] * torch.randn_like(batch["x0"]) if "x0_std" in batch else batch["x0"]
 
 
 def batch_condition(batch: Batch) -> Condition:
-    """All of a batch that the network is told."""
-    return _named(
-        {
-            name: value
-            for name, value in batch.items()
-            if name not in ("x0", "x0_std") and not name.startswith("null.")
-        }
-    )
+    """The conditions of a batch."""
+    others = {name: value for name, value in batch.items() if name not in ("x0", "x0_std")}
+    return _condition({name: value for name, value in others.items() if not name.startswith("null.")})
 
 
 def batch_null_condition(batch: Batch) -> Condition:
-    """What the batch says that its samples are told where they go without a condition."""
-    return _named(
+    """The null conditions of a batch, from its entries null.*."""
+    return _condition(
         {name.removeprefix("null."): value for name, value in batch.items() if name.startswith("null.")}
     )
 
 
-def _named(values: Batch) -> Condition:
-    """The condition of these entries of a batch. ValueError for a name that is no condition's."""
+def _condition(values: Batch) -> Condition:
+    """A condition of these tensors. ValueError for an unknown name."""
     check_names("entry of a batch", values, [field.name for field in fields(Condition)])
     return Condition(**values)
 
 
-def drop_condition(given: Condition, null: Condition, probability: float) -> Condition:
-    """Replace the conditions of a random share of the samples by null ones, all of a sample's together.
+def drop_condition(condition: Condition, null: Condition, probability: float) -> Condition:
+    """Replace all conditions of a random share of the samples by null ones.
 
-    ValueError for a condition that `null` does not name, unless the share is 0.
+    ValueError for a condition without a null value, unless the share is 0.
     """
-    if not given or probability == 0:
-        return given
-    if missing := [name for name in given.names if name not in null.names]:
+    if not condition or probability == 0:
+        return condition
+    if missing := [name for name in condition.names if name not in null.names]:
         raise ValueError(
             f"objective.drop={probability:g} needs a null value of {missing[0]!r} to train without it: "
             "give DenoisingObjective null=model.null, or drop=0"
         )
-    keep = (torch.rand(len(given)) >= probability).to(given.device, non_blocking=True)
-    return given.where(keep, null)
+    keep = (torch.rand(len(condition)) >= probability).to(condition.device, non_blocking=True)
+    return condition.where(keep, null)

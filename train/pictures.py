@@ -1,5 +1,4 @@
-"""Pictures that the averaged model draws while it is trained: the same seeds, classes or prompts every
-time."""
+"""Samples of the averaged model during training, with the same seeds and classes or prompts every time."""
 
 from __future__ import annotations
 
@@ -24,11 +23,11 @@ FOLDER = "pictures"  # in a run's folder
 
 @dataclass(frozen=True)
 class PictureParams:
-    """What is drawn during a training. None stands for what the model is meant for."""
+    """What to sample during training. None stands for the model's default."""
 
     every: int = setting(0, "steps; 0: never")
-    n: int | None = setting(None, "how many; null: one of each class or prompt, else 16")
-    seed: int = setting(0, "of the first; the others count up from it")
+    n: int | None = setting(None, "how many; null: one per class or prompt, else 16")
+    seed: int = setting(0, "of the first picture; the others count up from it")
     prompts: tuple[str, ...] = setting((), "for a text-to-image model", text="text")
     sampler: str | None = setting(None, "null: the model's own, else ddim")
     steps: int | None = setting(20, "of the sampler; null: the model's own")
@@ -43,37 +42,31 @@ class PictureParams:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Draws with a model in training, and writes one sheet of what came out."""
+    """Samples a model in training, and writes the pictures as one sheet."""
 
     params: PictureParams
     folder: Path
 
     def check(self, model: Model) -> None:
-        """ValueError for settings that do not fit the model: before the first step."""
+        """ValueError for settings that do not fit the model."""
         how = usage(model, self.params.sampler, self.params.steps, guidance=self.params.guidance)
         find_sampler(how.sampler)
         how.levels(model)
         if model.text is not None and not self.params.prompts:
-            raise ValueError(
-                "pictures of a model that takes prompts need some: pictures.prompts=[a cat,a dog]"
-            )
+            raise ValueError("this model takes prompts: give pictures.prompts=[a cat,a dog], for example")
         if model.text is None and self.params.prompts:
-            raise ValueError(
-                "pictures.prompts are for models that take prompts, and this one does not: leave them out"
-            )
+            raise ValueError("pictures.prompts are for models that take prompts: leave them out")
         if model.text is None and getattr(model.network.params, "context_dim", None) is not None:
             raise ValueError(
-                "pictures need the model's text encoder and autoencoder, which only training on captioned "
-                "pictures has"
+                "pictures need a text encoder and autoencoder, which only training on captioned images has"
             )
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether some are drawn after that many steps of so many."""
+        """Whether the model is sampled after step number `step` of `steps`."""
         return bool(self.params.every and step) and (step % self.params.every == 0 or step == steps)
 
     def draw(self, model: Model, step: int) -> Path:
-        """Draw with the model as it is, in evaluation mode; the path of the sheet, a column for each class or
-        prompt."""
+        """Sample a model in evaluation mode; the path of the sheet, with a column per class or prompt."""
         p, classes = self.params, model.num_classes
         groups = len(p.prompts) or classes
         n = p.n or groups or 16
@@ -89,14 +82,9 @@ class Pictures:
             condition = NONE if classes is None else Condition(label=torch.arange(n, device=device) % classes)
             denoiser = class_denoiser(model, how.guidance, clip=True)
             images = sample(
-                how.sampler,
-                denoiser,
-                how.levels(model),
-                shape=model.shape,
-                seeds=seeds,
-                condition=condition,
-                device=device,
-            )
+                how.sampler, denoiser, how.levels(model), shape=model.shape, seeds=seeds,
+                condition=condition, device=device,
+            )  # fmt: skip
             images = images.cpu().add(1).div(2).clamp(0, 1)
         path = self.folder / FOLDER / f"step-{step:07d}.png"
         sheet = tile(images, groups or 8)

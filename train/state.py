@@ -1,6 +1,6 @@
 """The state of training between two steps, and its checkpoint: one file, which is replaced atomically.
 
-Random states are not part of it: every step reseeds from (seed, micro-batch, step).
+It has no random states, since every step reseeds from (seed, micro-batch, step).
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from train.data.change import PACKED, describe_change
 from train.world import World
 
 PREVIOUS = "checkpoint.previous.safetensors"
-ADDED_LATER = ("drop", "classes")  # entries of a model's description that earlier versions did not write
+ADDED_LATER = ("drop", "classes")  # parts of a model's description that earlier versions did not write
 ADVICE = "lower train.learning_rate, or use bf16 or fp32"
 MAX_SHOWN = 150  # characters of a setting in an error
-MAX_LOST = 50  # steps in a row: by then fp16's scale has fallen by 2^50, and every finite gradient fits
+MAX_LOST = 50  # steps in a row; after these, fp16's scale is 2^50 times smaller: every finite gradient fits
 
 
 class Window:
-    """Sums over the steps since the last logged line, on the device so that no step waits for it.
+    """Sums over the steps since the last logged line, on the device so that no step waits for them.
 
     taken     steps with a finite gradient; fp16 skips the others, which do not count for grad_norm
-    replaced  samples that could not be read, and were replaced by others
-    lost      steps in a row up to now whose gradient fp16 lost: infinite, or 0 because its scale is too
+    replaced  samples that could not be read and were replaced by others
+    lost      the latest steps in a row whose gradient fp16 lost: infinite, or 0 because its scale is too
               small; logging does not reset it
     """
 
     NAMES = ("steps", "loss", "grad_norm", "taken", "replaced", "lost")
 
     def __init__(self, device: torch.device, skips: bool) -> None:
-        """skips: whether steps with a gradient that is not finite are skipped."""
+        """skips: whether steps without a finite gradient are skipped."""
         self.skips = skips
         self.sums = torch.zeros(
             len(self.NAMES), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
         )
 
     def numbers(self, loss: Tensor, norm: Tensor, replaced: int, world: World) -> Tensor:
-        """What to add for one step of all processes."""
+        """What to `add` for one step of all processes."""
         own = [loss.to(self.sums.dtype), norm.to(self.sums.dtype), torch.full_like(self.sums[0], replaced)]
         loss, norm, share = world.mean(torch.stack(own))
         finite = norm.isfinite()
@@ -73,7 +73,7 @@ class Window:
         self.sums.copy_(torch.tensor([values.get(name, 0.0) for name in self.NAMES], dtype=torch.float64))
 
     def means(self) -> dict[str, float]:
-        """The numbers to log, means over the steps and counts above 0. Resets the sums."""
+        """The numbers to log: means over the steps, and counts above 0. Resets the sums."""
         now = self.values()
         self.sums[:-1] = 0
         numbers = {
@@ -86,12 +86,11 @@ class Window:
 
 @dataclass
 class TrainState:
-    """The model with its raw weights, their average, the optimiser, the loss scale, and the numbers of
-    finished and saved steps.
+    """The model with its raw weights, their average, the optimiser, the loss scale, and step numbers.
 
-    fell_back  whether it was loaded from the previous checkpoint, because the last one is damaged
-    whole      whether everything belongs to the same step; False during the update
-    saving     whether it is being saved
+    fell_back   whether it was loaded from the previous checkpoint, because the last one is damaged
+    consistent  whether everything belongs to the same step; False during the update
+    saving      whether it is being saved
     """
 
     model: Model
@@ -106,19 +105,17 @@ class TrainState:
     saving: bool = False
 
     def save(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Write folder/checkpoint.safetensors atomically, with all parts of the model, so that it needs no
-        other file.
+        """Write folder/checkpoint.safetensors atomically, with all parts of the model.
 
-        The previous one is kept as checkpoint.previous.safetensors. `settings` are compared by `load`.
-        FloatingPointError, before anything is written, where weights, average or optimiser hold values that
-        are not finite.
+        The previous one is kept as checkpoint.previous.safetensors. `load` compares `settings`.
+        FloatingPointError, before writing, if weights, average or optimiser are not finite.
         """
         optimizer = self.optimizer.state_dict()
         tensors = self.model.state_dict()
         tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
         for index, state in optimizer["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        if name := _first_not_finite(tensors):
+        if name := _find_nonfinite(tensors):
             raise FloatingPointError(
                 f"after step {self.step} {name} holds values that are not finite: {ADVICE}; "
                 f"{self.last_good(folder)}"
@@ -133,17 +130,14 @@ class TrainState:
         }
         metadata = {**native.about(self.model), "progress": progress, "settings": strict(settings)}
         metadata["checksum"] = native.checksum(tensors, metadata)
-        native.write(
-            folder / native.FILE_NAME, tensors, metadata, None if self.fell_back else folder / PREVIOUS
-        )
+        previous = None if self.fell_back else folder / PREVIOUS
+        native.write(folder / native.FILE_NAME, tensors, metadata, previous)
         self.fell_back = False
 
     def load(self, folder: Path, settings: Mapping[str, Any], steps: int, leads: bool = True) -> None:
-        """Continue from the folder's checkpoint, up to `steps`. ValueError if it is of another model or other
-        settings.
+        """Continue from the folder's checkpoint. ValueError if its model or settings are others.
 
-        If the last checkpoint is damaged, the previous one is loaded, with a warning by the process that
-        `leads`.
+        If the last checkpoint is damaged, the previous one is loaded; the process that `leads` warns.
         """
         file, damage = find_checkpoint(folder)
         tensors, progress, changed = resume_point(folder, self.model, settings, steps)
@@ -164,93 +158,80 @@ class TrainState:
         self.fell_back = bool(damage)
 
     def check(self, folder: Path, done: bool) -> None:
-        """FloatingPointError unless training can go on. In fp16 single steps without a finite gradient are
-        skipped, and are no error."""
+        """FloatingPointError unless training can go on. fp16 may skip single steps."""
         now, fp16 = self.window.values(), self.scaler.is_enabled()
         loss, norm = now["loss"] / max(1, now["steps"]), now["grad_norm"] / max(1, now["taken"])
         if not math.isfinite(loss) or (now["taken"] < now["steps"] and not fp16):
             raise FloatingPointError(
                 f"the loss is {loss:g} and its gradient's norm {norm:g} within the last steps up to "
-                f"{self.step}: "
-                f"{ADVICE}; {self.last_good(folder)}"
+                f"{self.step}: {ADVICE}; {self.last_good(folder)}"
             )
         if now["lost"] >= MAX_LOST or (done and now["lost"] >= self.step):
             raise FloatingPointError(
                 f"the gradient was infinite or 0 in each of the last {now['lost']:.0f} steps up to "
-                f"{self.step}, so fp16 trained nothing "
-                f"though its scale came down to {self.scaler.get_scale():g}: use bf16 or fp32; "
-                f"{self.last_good(folder)}"
+                f"{self.step}, so fp16 trained nothing, though its scale came down to "
+                f"{self.scaler.get_scale():g}: use bf16 or fp32; {self.last_good(folder)}"
             )
 
     def last_good(self, folder: Path) -> str:
-        """For errors: where the last good checkpoint is."""
-        return (
-            f"the last good checkpoint, of step {self.saved_step}, is in {folder}"
-            if self.saved_step
-            else "nothing was saved yet"
-        )
+        """Where the last good checkpoint is, for errors."""
+        if not self.saved_step:
+            return "nothing was saved yet"
+        return f"the last good checkpoint, of step {self.saved_step}, is in {folder}"
 
 
-def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first weight, average or optimiser's tensor with values that are not finite, None if
-    there is none."""
-    return next(
-        (
-            name
-            for name, value in tensors.items()
-            if name.startswith(("network.", "ema.", "optimizer.")) and not is_finite(value)
-        ),
-        None,
-    )
+def _find_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor of weights, average or optimiser that is not finite."""
+    for name, value in tensors.items():
+        if name.startswith(("network.", "ema.", "optimizer.")) and not is_finite(value):
+            return name
+    return None
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, str]:
-    """The last undamaged checkpoint of a run, and what is wrong with a later one ("": nothing). ValueError if
-    all are damaged."""
+    """The last good checkpoint of a run, and what is wrong with a later one, or "". ValueError if none."""
     damage = ""
     for file in (folder / native.FILE_NAME, folder / PREVIOUS):
         if not file.exists():
             damage = damage or f"{file} is gone"
             continue
         now = file.stat()
-        found = _find_damage(file, (now.st_ino, now.st_size, now.st_mtime_ns))
-        if not found:
+        problem = _find_damage(file, (now.st_ino, now.st_size, now.st_mtime_ns))
+        if not problem:
             return file, damage
-        damage = f"{damage}, and {file.name} is damaged too" if damage else found
+        damage = f"{damage}, and {file.name} is damaged too" if damage else problem
     raise ValueError(f"{damage}: no checkpoint is left to resume from, run=... starts anew in another folder")
 
 
 @lru_cache
 def _find_damage(file: Path, stamp: tuple[int, ...]) -> str:
-    """What is wrong with a checkpoint, "" if nothing is. Reads the whole file, once in a process for the same
-    `stamp`."""
+    """What is wrong with a checkpoint, or "". Reads the whole file, once per process and `stamp`."""
     try:
         tensors, metadata = native.verify(file)
     except ValueError as error:
         return str(error)
-    name = _first_not_finite(tensors) if "progress" in metadata else None
+    name = _find_nonfinite(tensors) if "progress" in metadata else None
     return f"{file} cannot be used: {name} holds values that are not finite" if name else ""
 
 
 def resume_point(
     folder: Path, model: Model, settings: Mapping[str, Any], steps: int
 ) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """A checkpoint's tensors, its progress, and a warning about what will differ from an uninterrupted run,
-    or "".
+    """A checkpoint's tensors and progress, and a warning, or "", if the continued run will differ.
 
     ValueError unless that model with those settings can go on from it to `steps`.
     """
     tensors, metadata = native.read(find_checkpoint(folder)[0])
     if "progress" not in metadata:
         raise ValueError(f"{folder} holds a model, but no training state to resume from")
-    (parts, saved), (now, given) = (_without_parts(each) for each in (metadata["settings"], settings))
-    # Earlier versions also described parts that were not there.
+    (parts, saved), (now, wanted) = (_split_parts(each) for each in (metadata["settings"], settings))
+    # Earlier versions also described parts that the model lacks.
     before = native.without_missing(metadata["model"], {name.partition(".")[0] for name in tensors})
-    spec = native.about(model)["model"]
+    spec = native.about(model)["model"].items()
     require_same(
-        folder, before, {key: value for key, value in spec.items() if key in before or key not in ADDED_LATER}
+        folder, before, {key: value for key, value in spec if key in before or key not in ADDED_LATER}
     )
-    require_same(folder, saved, given)
+    require_same(folder, saved, wanted)
     done = metadata["progress"]["step"]
     if done > steps:
         raise ValueError(
@@ -259,8 +240,8 @@ def resume_point(
     return tensors, metadata["progress"], _noise_warning(folder, parts, now)
 
 
-def _without_parts(settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """How many parts a batch is divided into, over all processes, and the other settings of a checkpoint."""
+def _split_parts(settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The number of parts of a batch, over all processes, and the other settings of a checkpoint."""
     rest = dict(settings)
     train = dict(rest.get("train", {}))
     parts = rest.pop("processes", 1) * train.pop("accumulate", 1)  # as earlier versions wrote it
@@ -272,8 +253,7 @@ def _noise_warning(folder: Path, before: int, now: int) -> str:
         return ""
     return (
         f"{folder} was trained with batches in {before} parts (processes x train.accumulate), and goes on "
-        f"with {now}: "
-        "the same images in the same order, with other noise than if it had never stopped"
+        f"with {now}: the same images in the same order, with other noise than if it had never stopped"
     )
 
 
@@ -282,23 +262,24 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
 
 
 def _is_names(value: Any) -> bool:
-    """Whether this is a list of texts, such as class names, of which an error names only the first that
-    differs."""
+    """Whether this is a list of texts, such as class names. An error names only the first that differs."""
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _short(value: Any) -> str:
-    """A value within an error that holds two of them."""
+    """A value, cut for an error that holds two of them."""
     return one_line(brief(value), MAX_SHOWN)
 
 
-def require_same(folder: Path, saved: Any, given: Any, where: str = "") -> None:
-    """ValueError that names the first setting in which a folder's run differs from what is asked for. Both
-    are compared as JSON."""
-    if isinstance(saved, Mapping) and isinstance(given, Mapping):
-        if PACKED in saved and PACKED in given:
+def require_same(folder: Path, saved: Any, wanted: Any, where: str = "") -> None:
+    """ValueError that names the first setting that differs between a folder's run and the wanted one.
+
+    Both are compared as JSON.
+    """
+    if isinstance(saved, Mapping) and isinstance(wanted, Mapping):
+        if PACKED in saved and PACKED in wanted:
             try:
-                change = describe_change(saved[PACKED], given[PACKED])
+                change = describe_change(saved[PACKED], wanted[PACKED])
             except ValueError as error:
                 raise ValueError(f"{folder} cannot be resumed: {error}") from None
             if change:
@@ -306,13 +287,13 @@ def require_same(folder: Path, saved: Any, given: Any, where: str = "") -> None:
                     f"{folder} was trained {one_line(change)}: use the same pictures to resume it, or "
                     "another run folder"
                 )
-        for key in sorted((saved.keys() | given.keys()) - {PACKED}):
-            require_same(folder, saved.get(key), given.get(key), f"{where}.{key}" if where else key)
-    elif _is_names(saved) and _is_names(given):
-        for i, (before, now) in enumerate(zip_longest(saved, given)):
+        for key in sorted((saved.keys() | wanted.keys()) - {PACKED}):
+            require_same(folder, saved.get(key), wanted.get(key), f"{where}.{key}" if where else key)
+    elif _is_names(saved) and _is_names(wanted):
+        for i, (before, now) in enumerate(zip_longest(saved, wanted)):
             require_same(folder, before, now, f"{where}[{i}]")
-    elif saved != (given := json.loads(json.dumps(strict(given), default=str))):
+    elif saved != (wanted := json.loads(json.dumps(strict(wanted), default=str))):
         raise ValueError(
-            f"{folder} was trained with {where}={_short(saved)}, not {_short(given)}: "
+            f"{folder} was trained with {where}={_short(saved)}, not {_short(wanted)}: "
             "use that to resume it, or another run folder to start anew"
         )

@@ -1,5 +1,4 @@
-"""The variational bound on log-likelihood, term by term (Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021,
-section 3.1)."""
+"""Terms of the variational bound (Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, section 3.1)."""
 
 from __future__ import annotations
 
@@ -15,18 +14,16 @@ from diffusion.level import broadcast
 def variational_bound(
     schedule: Schedule, x0: Tensor, x_t: Tensor, x0_hat: Tensor, variance: Tensor, level: BatchLevel
 ) -> Tensor:
-    """The bound estimated from each sample's step, (B,), in bits per dimension: that step's term times the
-    number of steps.
+    """The bound in bits per dimension, (B,), estimated as one step's term times the number of steps.
 
-    The term: for t > 0 the KL divergence from the exact posterior q(x_{t-1} | x_t, x0) to the network's
-    Gaussian; for t = 0 the negative log-likelihood of x0's 8-bit value. x0_hat is the network's estimate,
+    The term for t > 0 is the KL divergence from the exact posterior q(x_{t-1} | x_t, x0) to the network's
+    Gaussian, for t = 0 the negative log-likelihood of x0's 8-bit value. x0_hat is the network's estimate,
     variance its v in [-1, 1].
     """
     if schedule.rows is None:
-        raise ValueError("a learned variance is trained on the steps of a table, such as DiscreteVP")
+        raise ValueError("a learned variance needs a schedule with steps, such as DiscreteVP")
     first = level.t == 0
-    # Row 0 steps to data, where the posterior has no variance: row 1's stands in, and the likelihood replaces
-    # the KL.
+    # Row 0 steps to data, where the posterior has no variance: use that of row 1, and the likelihood as term.
     above, below = schedule.levels(level.t.clamp(min=1)), schedule.levels(level.t.clamp(min=1) - 1)
     exact, guess = posterior(x_t, x0, above, below), posterior(x_t, x0_hat, above, below)
     std = learned_std(
@@ -47,8 +44,7 @@ def gaussian_kl(mean_p: Tensor, std_p: Tensor | float, mean_q: Tensor, std_q: Te
 
 
 def discretised_log_likelihood(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """log probability of the 8-bit bin of x in [-1, 1] under N(mean, std), in nats (Ho et al. 2020, eq.
-    13)."""
+    """Log-probability of x's 8-bit bin in [-1, 1] under N(mean, std), in nats (Ho et al. 2020, eq. 13)."""
     upper = torch.special.ndtr((x - mean + 1 / 255) / std)
     lower = torch.special.ndtr((x - mean - 1 / 255) / std)
     probability = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))

@@ -1,9 +1,7 @@
-"""What each sample's squared error counts, by its noise level. Where samples fall is `train.density`'s
-affair.
+"""Weights of each sample's squared error, by its noise level. `train.density` sets how often levels occur.
 
-A weighting maps (level, prediction) to (B,) float64 factors of the squared error of the network's own output.
-An error d of the output is D'/D times that in another parametrisation, D its determinant; all conversions
-follow from it.
+A weighting maps (level, prediction) to (B,) float64 factors of the squared error of the network's output.
+Conversions follow from determinants: an error in one parametrisation is D'/D times that in another.
 """
 
 from __future__ import annotations
@@ -28,18 +26,19 @@ def as_loss_of(other: Prediction) -> Weighting:
 
     def weighting(level: BatchLevel, prediction: Prediction) -> Tensor:
         ratio = torch.as_tensor(other.determinant(level)) / prediction.determinant(level)
-        # 0/0 only where both say nothing of x0 (alpha 0) or of eps (sigma 0): both then output the other
-        # alone, alike.
+        # 0/0 only where neither output depends on x0 (alpha 0) or on eps (sigma 0): both are then the same.
         return torch.where(ratio.isnan(), 1.0, ratio).square()
 
     return weighting
 
 
 def min_snr(gamma: float = 5.0) -> Weighting:
-    """Hang et al. 2023: the x0-loss weighted by min(SNR, gamma), so min(1, gamma/SNR) on eps and min(SNR,
-    gamma)/(SNR+1) on v."""
+    """The x0-loss times min(SNR, gamma) (Hang et al. 2023).
+
+    That is min(1, gamma/SNR) times the eps-loss, and min(SNR, gamma)/(SNR+1) times the v-loss.
+    """
     if not gamma > 0:
-        raise ValueError(f"gamma of min_snr must be greater than 0, not {gamma:g}: no sample would count")
+        raise ValueError(f"gamma of min_snr must be greater than 0, not {gamma:g}: all weights would be 0")
     eps_loss, x0_loss = as_loss_of(EPS), as_loss_of(X0)
 
     def weighting(level: BatchLevel, prediction: Prediction) -> Tensor:

@@ -1,4 +1,4 @@
-"""The processes of a run under torchrun, or the only process without it."""
+"""The processes of a run under torchrun, or its only process."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from models.device import find_device
 
 T = TypeVar("T")
 DONE = "done"
-# Entries of the store that hold the error of a process:
-FAILED = "failed"  # it will end, once all processes have saved
-ENDED = "ended"  # the first of those that have ended
+FAILED = "failed"  # the store's entry for the error of a process that ends once all have saved
+ENDED = "ended"  # and for the error of the first process that has ended
 
 
 class PeerError(OSError):
@@ -30,8 +29,7 @@ class PeerError(OSError):
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: its rank, 0 ... size-1, its device, and the store through which processes
-    exchange messages."""
+    """This process among all: rank 0 ... size-1, device, and the store for messages between processes."""
 
     rank: int
     size: int
@@ -41,20 +39,18 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes files and messages, rank 0."""
+        """Whether this is rank 0, which writes files and messages."""
         return self.rank == 0
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set in any process. All agree on the answer."""
+        """For each flag, whether it is set in any process."""
         if self.size == 1:
             return list(flags)
-        return [
-            share > 0
-            for share in self.mean(torch.tensor(flags, dtype=torch.float32, device=self.device)).tolist()
-        ]
+        shares = self.mean(torch.tensor(flags, dtype=torch.float32, device=self.device))
+        return [share > 0 for share in shares.tolist()]
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The average of a tensor over all processes."""
+        """The mean of a tensor over all processes."""
         if self.size > 1:
             value = value.clone()
             dist.all_reduce(value)
@@ -62,11 +58,10 @@ class World:
         return value
 
     def on_leader(self, job: Callable[[], T]) -> T | None:
-        """Run a job in the leading process while the others wait, for hours if need be. Returns its result
-        there, None elsewhere.
+        """Run a job in the leading process while the others wait. Its result there, None elsewhere.
 
-        A collective operation would time out after some minutes, so they wait for the store. Where the job
-        raises, they raise PeerError.
+        The job may take hours: the others wait for the store, as a collective operation would time out after
+        some minutes. If the job raises, they raise PeerError.
         """
         if self.store is None:
             return job()
@@ -83,11 +78,7 @@ class World:
         return result
 
     def barrier(self) -> None:
-        """A barrier without a timeout, for use before a collective operation that some processes reach much
-        later.
-
-        Raises PeerError where another process has ended with an error.
-        """
+        """Wait for all processes, without a timeout. PeerError if one has ended with an error."""
         if self.store is None:
             return
         call = f"meet {next(self._calls)}"
@@ -96,28 +87,26 @@ class World:
             self._wait(self.store, f"{call} {rank}")
 
     def report_error(self, error: BaseException) -> None:
-        """Write into the store, for the others, the error with which this process will end."""
+        """Tell the other processes the error with which this one will end."""
         if self.store is not None:
             self.store.set(FAILED, _describe_error(self.rank, error))
 
     def reported_error(self) -> PeerError:
-        """The error that another process has reported as FAILED."""
+        """The error that another process has reported."""
         assert self.store is not None
         return PeerError(self.store.get(FAILED).decode())
 
     def explain(self, error: Exception) -> Exception:
-        """The error to end this process with: PeerError if another process has failed before, and this is a
-        consequence.
+        """The error to end this process with: PeerError if another process has failed first.
 
-        Writes into the store whose error was the first, for those that end later.
+        Records the first error for the processes that end later.
         """
-        with suppress(RuntimeError):  # of the store, if the process that held it has ended
+        with suppress(RuntimeError):  # raised by the store if the process that held it has ended
             if self.store is None:
                 return error
             if not self.store.check([ENDED]):
-                self.store.set(
-                    ENDED, str(error) if isinstance(error, PeerError) else _describe_error(self.rank, error)
-                )
+                first = str(error) if isinstance(error, PeerError) else _describe_error(self.rank, error)
+                self.store.set(ENDED, first)
             elif not (message := self.store.get(ENDED).decode()).startswith(_prefix(self.rank)):
                 return PeerError(message)
         return error
@@ -147,8 +136,7 @@ def _prefix(rank: int) -> str:
 
 @contextmanager
 def world(device: str | None = None) -> Iterator[World]:
-    """Join the process group that torchrun describes, or be a world of one. device: default a GPU where there
-    is one."""
+    """Join torchrun's process group, or be the only process. device: default a GPU if there is one."""
     size, rank, local_rank = (
         int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
     )
@@ -160,11 +148,11 @@ def world(device: str | None = None) -> Iterator[World]:
     if size > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
         store = PrefixStore("plain-diffusion", _get_default_store())
-    own = World(rank, size, chosen, store)
+    joined = World(rank, size, chosen, store)
     try:
-        yield own
+        yield joined
     except Exception as error:
-        cause = own.explain(error)
+        cause = joined.explain(error)
         if cause is error:
             raise
         raise cause from error

@@ -711,7 +711,7 @@ def test_one_training_at_a_time(tmp_path: Path) -> None:
             lambda: go(tmp_path, resume=True, steps=8),
             lambda: run(config(tmp_path, "resume=true")),
         ):
-            refused = rf"another training is at work in {tmp_path} \(process {os.getpid()} on "
+            refused = rf"another training is using {tmp_path} \(process {os.getpid()} on "
             with pytest.raises(
                 ValueError,
                 match=refused if second.__code__.co_names[0] == "go" else "was trained with|another training",

@@ -601,7 +601,7 @@ CONTINUOUS = ["model.schedule.name=cosine_vp", "~model.schedule.steps", "~model.
         (["train.betas=[0.9]"], "train.betas must be a list of 2 numbers"),
         (["train.clip=0"], "train.clip must be greater than 0"),
         (["train.warmup=-5"], "train.warmup must not be negative"),
-        (["objective.drop=2"], r"objective.drop is a probability, within \[0, 1\], not 2"),
+        (["objective.drop=2"], r"objective.drop is a probability within \[0, 1\], not 2"),
         (["objective.drop=abc"], "drop of objective 'denoising' must be a number, not 'abc'"),
         (["~objective.weighting"], "objective 'denoising' needs weighting"),
         (

@@ -1,5 +1,4 @@
-"""Data: pictures in folders, tar shards and NumPy files, their classes and captions; data sets to train on,
-and what reads them."""
+"""Data sets to train on, and the pictures, classes and captions of folders, tar shards and NumPy files."""
 
 from train.data.dataset import Batch, Dataset, TensorData, digits, shuffled_batches
 from train.data.pictures import DATASETS, PictureData

@@ -16,7 +16,7 @@ from pathlib import Path
 from diffusion.messages import one_line
 from models.files.text import decode_text
 from samplers.pictures import MAX_PIXELS, check_size
-from train.data.captions import KEYS, MAX_CAPTION, MAX_LIST, Prompts, prompts_for, read_json
+from train.data.captions import KEYS, MAX_CAPTION, MAX_LIST, Prompts, parse_json, prompts_for
 from train.data.files import FilePictures
 from train.data.names import PICTURES, check_name, is_hidden, looks_like_picture, nfc
 from train.data.source import stamp_files
@@ -175,7 +175,7 @@ def _label(sample: Sample) -> str | None:
 def _caption(sample: Sample) -> str | None:
     if ".txt" in sample:
         return sample[".txt"].text()
-    entry = read_json(str(sample[".json"]), sample[".json"].text(MAX_LIST)) if ".json" in sample else None
+    entry = parse_json(str(sample[".json"]), sample[".json"].text(MAX_LIST)) if ".json" in sample else None
     texts = (
         [entry[key] for key in KEYS if isinstance(entry.get(key), str)] if isinstance(entry, Mapping) else []
     )

@@ -79,7 +79,7 @@ def test_one_prompt_may_belong_to_several_pictures(tmp_path: Path) -> None:
         ("a.csv", "", "not none"),
         ("a.csv", "prompt\na dog, wet\nb\nc\n", "row 1 of {} has more than 1 columns: put quotes around "
                                                 "prompts with commas in them"),
-        ("a.csv", 'prompt\n"a" dog\n', "{} is no comma-separated text: "),
+        ("a.csv", 'prompt\n"a" dog\n', "{} is not comma-separated text: "),
         ("a.csv", "file_name,prompt\na.png,a\nb.png\ncats/c.png,c", "prompt 2 of the 3 in {} is empty"),
         ("a.json", '{"a.png": "a", "b.png": "b"}', "has 2 prompts for 3 pictures, and none for "
                                                    "cats/c.png: add what is missing"),
@@ -89,7 +89,7 @@ def test_one_prompt_may_belong_to_several_pictures(tmp_path: Path) -> None:
         ("a.json", '{"a.png": 1}', 'must hold {"cat.png": "a cat", ...} or a list'),
         ("a.json", '["a", "b", "c"]', '{}, entry 1 must be like {"file_name": "cat.png", "prompt": "a '
                                       'cat"}, not "a"'),
-        ("a.json", "{", "is no JSON: "),
+        ("a.json", "{", "is not JSON: "),
         ("a.jsonl", '{"file_name": "a.png", "text": "a"}\n{"file_name": "a.png", "text": "b"}',
             "2 prompts, and more than one for a.png"),
         ("a.jsonl", '{"file_name": "a.png", "text": "a", "caption": "b"}',
@@ -97,7 +97,7 @@ def test_one_prompt_may_belong_to_several_pictures(tmp_path: Path) -> None:
         ("a.jsonl", '\n{"file_name": "a.png", "title": "a"}', "{}, line 2 must be like"),
         ("a.jsonl", '{"file_name": "zebra.jpeg", "text": "a"}', "which is none of the 3 pictures; the "
                                                                 "first is a.png"),
-        ("a.jsonl", "a bird", "{}, line 1 is no JSON: "),
+        ("a.jsonl", "a bird", "{}, line 1 is not JSON: "),
         ("a.yaml", "", "no kind of file with prompts named '.yaml'; known: .txt, .jsonl, .json, .csv"),
     ],
 )  # fmt: skip
@@ -282,9 +282,9 @@ def test_names_written_elsewhere_are_found(tmp_path: Path) -> None:
         (
             "a.jsonl",
             b'{"file_name": "a.png", "prompt": "a", "prompt": "b"}',
-            "line 1 is no JSON: two entries for prompt",
+            "line 1 is not JSON: two entries for prompt",
         ),
-        ("a.json", b'{"a.png": "a", "a.png": "b"}', "is no JSON: two entries for a.png"),
+        ("a.json", b'{"a.png": "a", "a.png": "b"}', "is not JSON: two entries for a.png"),
         (
             "a.csv",
             b"file_name,prompt,prompt\na.png,a,b\n",
@@ -293,9 +293,9 @@ def test_names_written_elsewhere_are_found(tmp_path: Path) -> None:
         (
             "a.csv",
             b'prompt\n"' + b"x" * 200_000 + b'"\n',
-            "is no comma-separated text: field larger than field limit",
+            "is not comma-separated text: field larger than field limit",
         ),
-        ("a.json", b"[" * 100_000, "is no JSON: "),
+        ("a.json", b"[" * 100_000, "is not JSON: "),
         (
             "a.jsonl",
             json.dumps({"file_name": "b\n" * 9999, "prompt": "a"}).encode(),

@@ -132,7 +132,7 @@ MISTAKES: dict[str, tuple[dict[str, str | None], str]] = {
                                           '"text": "b"}'},
         r"metadata\.jsonl has 2 prompts, and more than one for a\.png: keep one",
     ),
-    "no json": ({"a.png": None, "metadata.jsonl": "\na.png a cat"}, r"metadata\.jsonl, line 2 is no JSON: "),
+    "no json": ({"a.png": None, "metadata.jsonl": "\na.png a cat"}, r"metadata\.jsonl, line 2 is not JSON: "),
     "no text": ({"a.png": None, "metadata.jsonl": '{"file_name": "a.png"}'}, r"metadata\.jsonl, line 1 "
                                                                              r"must be like"),
     "a number": ({"a.png": None, "metadata.jsonl": '{"file_name": "a.png", "text": 3}'},

@@ -706,7 +706,7 @@ def test_shards_with_missing_pairs_are_refused(
             "1 of 2 pictures have no caption, the first is {}/1.png: add key.txt",
         ),
         ({"0.png": b"", "0.txt": b" "}, "the caption of {}/0.png is empty"),
-        ({"0.png": b"", "0.json": b"{"}, "{}/0.json is no JSON: "),
+        ({"0.png": b"", "0.json": b"{"}, "{}/0.json is not JSON: "),
         ({"0.png": b"", "0.txt": b"\xff"}, "{}/0.txt is no UTF-8 text: "),
     ],
 )
