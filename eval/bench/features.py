@@ -30,7 +30,7 @@ from eval.metrics.moments import Moments
 from models.device import find_device
 from models.files.text import sha256_of_file
 from plain_diffusion.extras import extra
-from train.data.decoding import pixels
+from train.data.decoding import decode_picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def _timing(
     params: Params, dtype: str, ours: Side, theirs: Side, files: Sequence[Path], device: torch.device
 ) -> Timing:
     """Time both sides on the same pictures, ours in one dtype."""
-    batch = torch.stack([pixels(path) for path in files[: params.batch]]).to(device)
+    batch = torch.stack([decode_picture(path) for path in files[: params.batch]]).to(device)
     calls: list[Callable[[], object]] = [partial(ours.batch, batch), partial(theirs.batch, batch)]
     calls += [partial(ours.files, files), partial(theirs.files, files), product(DTYPES[dtype], device)]
     rounds = alternate([timed(call, device) for call in calls], params.rounds)
@@ -134,7 +134,7 @@ def _ours(weights: Path, dtype: str, size: int, device: torch.device) -> Side:
 
     def files(paths: Sequence[Path]) -> Tensor:
         with ThreadPoolExecutor(2) as pool:  # reads ahead while the network computes
-            pictures = pool.map(pixels, paths)
+            pictures = pool.map(decode_picture, paths)
             batches = iter(lambda: list(islice(pictures, size)), [])
             return torch.cat([batch(torch.stack(each).to(device)) for each in batches])
 

@@ -314,7 +314,7 @@ def test_large_pictures_are_not_held_together(
     pixels = np.random.default_rng(0).integers(0, 256, (48, 10, 10, 3), dtype=np.uint8)
     for i, picture in enumerate(pixels):
         Image.fromarray(picture).save(tmp_path / f"{i:02d}.png")
-    held, most, read = [0], [0], decoding.pixels
+    held, most, read = [0], [0], decoding.decode_picture
 
     def counting(*arguments: Any) -> Tensor:
         found = read(*arguments)
@@ -323,7 +323,7 @@ def test_large_pictures_are_not_held_together(
         weakref.finalize(found, lambda: held.__setitem__(0, held[0] - 1))
         return found
 
-    monkeypatch.setattr("train.data.files.pixels", counting)
+    monkeypatch.setattr("train.data.files.decode_picture", counting)
     monkeypatch.setattr(decoding, "MAX_DECODED", 300)
     monkeypatch.setattr("eval.feature_pass.MAX_PIXELS", 200)
     source, params = FolderPictures(tmp_path), CollectParams(64)

@@ -11,15 +11,14 @@ from typing import Any
 from samplers.picture_files import inflate
 from train.data.names import nfc
 
-PACKED = "files, packed"  # the checkpoint's setting that identifies the pictures: see `pack`
+PACKED = "files, packed"  # the checkpoint's setting that identifies the pictures (`pack`)
 MAX_NAMES = 2**28  # bytes of the names of all pictures: those of millions
 
 
 def pack(
     names: Sequence[str], labels: Sequence[str] | None = None, content: Callable[[int], bytes] = lambda i: b""
 ) -> str:
-    """The names of pictures, and a hash of the first picture of each class, compressed: for
-    `describe_change`.
+    """The names of pictures, and a hash of the first picture of each class, as compressed text.
 
     content  returns the bytes of picture number i
     """
@@ -32,20 +31,19 @@ def pack(
 def _mark(content: Callable[[int], bytes], index: int) -> str:
     """A hash of a file's size and beginning; "" if it cannot be read, which training reports."""
     try:
-        found = content(index)
+        data = content(index)
     except (OSError, ValueError):
         return ""
-    return hashlib.sha256(b"%d " % len(found) + found[: 2**16]).hexdigest()[:16]
+    return hashlib.sha256(b"%d " % len(data) + data[: 2**16]).hexdigest()[:16]
 
 
 def describe_change(packed_then: str, packed_now: str) -> str:
     """How two texts of `pack` differ, such as "with a.png and without b.png"; "" if they are equal.
 
-    Names the first picture that is missing and the first new one. If there is none, a class that has the
-    pictures of another, which then has those of another too. ValueError if a text is damaged, or an earlier
-    version sorted the same names differently.
+    Names the first missing picture and the first new one. If there are none, the first class that swapped its
+    pictures with another. ValueError if a text is damaged, or the names are in another order.
     """
-    before, now = (_unpacked(packed) for packed in (packed_then, packed_now))
+    before, now = (_unpack(packed) for packed in (packed_then, packed_now))
     had, have = dict(before), dict(now)
     gone = [f"with {name[-60:]}" for name, _ in before if name not in have][:1]
     new = [f"without {name[-60:]}" for name, _ in now if name not in had][:1]
@@ -58,17 +56,14 @@ def describe_change(packed_then: str, packed_now: str) -> str:
         )
     was = {mark: name for name, mark in before if mark}
     moved = {name: was[mark] for name, mark in now if mark in was and had[name] != mark}
-    swapped = [
-        f"with what is now {name[-60:]} as {earlier[-60:]}"
-        for name, earlier in moved.items()
-        if earlier in moved
-    ]
-    return swapped[0] if swapped else ""
+    for name, earlier in moved.items():
+        if earlier in moved:
+            return f"with what is now {name[-60:]} as {earlier[-60:]}"
+    return ""
 
 
-def _unpacked(packed: Any) -> list[tuple[str, str]]:
-    """Names and hashes; earlier versions wrote no hashes, and names in the file system's Unicode form.
-    ValueError if it is damaged."""
+def _unpack(packed: Any) -> list[tuple[str, str]]:
+    """Names and hashes. Earlier versions wrote no hashes, and names in the file system's Unicode form."""
     try:
         lines = inflate(base64.b64decode(packed), MAX_NAMES).decode().split("\n")
     except (TypeError, ValueError):

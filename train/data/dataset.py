@@ -1,9 +1,9 @@
-"""Data sets: indexed by a list, they give a batch, a dictionary of tensors with one row per sample.
+"""Data sets. Indexed by a list, they return a batch: a dictionary of tensors with one row per sample.
 
 x0       float32 (B, C, H, W): images in [-1, 1], or latents in the diffusion model's units
-x0_std   where the data is a distribution, an autoencoder's: its standard deviation, and x0 is its mean
+x0_std   the standard deviation if the data is an autoencoder's distribution; x0 is then its mean
 label, context, vector   the conditions of the network
-null.*   conditions for samples that are trained without their own, where the model does not define them
+null.*   the null conditions, if the model does not define them
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Batch = dict[str, Tensor]
 
 
 class Dataset(Protocol):
-    """What training needs of data. `num_classes` is None if there are no labels; shape is (C, H, W).
+    """A data set. num_classes is None without labels; shape is (C, H, W).
 
-    A data set with `labels`, a tensor (N,), lets on_error=skip replace a sample by one of the same class.
+    With `labels`, a tensor (N,), on_error=skip replaces a sample by one of the same class.
     """
 
     num_classes: int | None
@@ -42,10 +42,8 @@ class TensorData:
         if labels is not None and num_classes is None:
             num_classes = int(labels.max()) + 1
         if labels is not None and ((labels < 0) | (labels >= (num_classes or 0))).any():
-            raise ValueError(
-                f"labels must lie in 0 ... {(num_classes or 0) - 1}; found {int(labels.min())} to "
-                f"{int(labels.max())}"
-            )
+            low, high = int(labels.min()), int(labels.max())
+            raise ValueError(f"labels must lie in 0 ... {(num_classes or 0) - 1}; found {low} to {high}")
         self.images, self.labels, self.num_classes = images, labels, num_classes
         self.shape = (images.shape[1], images.shape[2], images.shape[3])
 
@@ -53,20 +51,16 @@ class TensorData:
         return len(self.images)
 
     def pick_by_class(self, labels: Tensor, seed: int) -> Tensor:
-        """Indices (N,) of different images, chosen at random, whose classes are `labels` (N,). ValueError
-        where there are too few."""
+        """Indices (N,) of different random images of the classes `labels` (N,). ValueError for too few."""
         if self.labels is None:
             raise ValueError("choosing images by class needs labels")
-        generator, chosen = (
-            torch.Generator().manual_seed(mix(seed)),
-            torch.empty(len(labels), dtype=torch.long),
-        )
+        generator = torch.Generator().manual_seed(mix(seed))
+        chosen = torch.empty(len(labels), dtype=torch.long)
         for k in labels.unique().tolist():
             members, places = (self.labels == k).nonzero()[:, 0], (labels == k).nonzero()[:, 0]
             if len(members) < len(places):
                 raise ValueError(
-                    f"{len(places)} images of class {k} are asked for, but there are {len(members)}: ask "
-                    "for fewer"
+                    f"there are {len(members)} images of class {k}, fewer than the {len(places)} asked for"
                 )
             chosen[places] = members[torch.randperm(len(members), generator=generator)[: len(places)]]
         return chosen
@@ -80,15 +74,12 @@ class TensorData:
 def digits(
     split: Literal["train", "held_out", "all"] = "train", held_out: float = 0.3, seed: int = 0
 ) -> TensorData:
-    """Handwritten digits, 1,797 images of 8x8 with labels (UCI, shipped with scikit-learn), in 17 grey
-    levels.
+    """Handwritten digits: 1,797 labelled images of 8x8 in 17 grey levels (UCI, shipped with scikit-learn).
 
     split  "held_out" is a random share of each class that training never sees; the same for the same seed
     """
     with extra("digits"):
-        from sklearn.datasets import (
-            load_digits,
-        )  # not at the top: half a second that other data sets need not pay
+        from sklearn.datasets import load_digits  # imported here, as it takes half a second
 
     raw = load_digits()
     labels = torch.from_numpy(raw.target).long()
@@ -100,20 +91,19 @@ def digits(
     if split not in ("train", "held_out"):
         raise ValueError(f"split must be 'train', 'held_out' or 'all', not {split!r}")
     generator = torch.Generator().manual_seed(seed)
-    away = torch.zeros(len(labels), dtype=torch.bool)
+    unseen = torch.zeros(len(labels), dtype=torch.bool)
     for k in range(10):
         members = (labels == k).nonzero()[:, 0]
         members = members[torch.randperm(len(members), generator=generator)]
-        away[members[: round(held_out * len(members))]] = True
-    chosen = away if split == "held_out" else ~away
+        unseen[members[: round(held_out * len(members))]] = True
+    chosen = unseen if split == "held_out" else ~unseen
     return TensorData(images[chosen], labels[chosen], 10)
 
 
 def shuffled_batches(n: int, batch_size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
-    """Endless batches of indices below n, from batch number `start` on: each epoch is a permutation keyed by
-    (seed, epoch).
+    """Endless batches of indices below n, from batch number `start` on, so that training resumes anywhere.
 
-    A batch may span two epochs. Nothing but its number says what it holds, so that training resumes anywhere.
+    Each epoch is a permutation keyed by (seed, epoch). A batch may span two epochs.
     """
     epoch, order = -1, torch.empty(0, dtype=torch.long)
     position = start * batch_size

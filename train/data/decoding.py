@@ -17,30 +17,25 @@ from samplers.pictures import MAX_PIXELS, Before, no_wait, read_pixels
 from train.data.source import Unreadable
 
 T = TypeVar("T")
-MAX_DECODED = (
-    2**27
-)  # pixels of all pictures that are decoded in advance, 400 MB in colour; a larger picture is decoded alone
+MAX_DECODED = 2**27  # pixels decoded in advance, 400 MB in colour; a larger picture is decoded alone
 
 
-def pixels(
+def decode_picture(
     path: str | Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS, before: Before = no_wait
 ) -> Tensor:
-    """uint8 (3, H, W) of a picture in colour; see `read_pixels`.
+    """A picture in colour, uint8 (3, H, W) (`read_pixels`).
 
-    Values are those of the file, whatever its colour profile: published protocols, and with them published
-    figures, ignore profiles.
+    Values are those of the file, whatever its colour profile: published protocols ignore profiles.
     """
     read = read_pixels(path, content, max_pixels=max_pixels, before=before)
     return rearrange(torch.from_numpy(read), "h w c -> c h w").contiguous()
 
 
 def map_in_threads(read: Callable[[int, Before], T], indices: Sequence[int]) -> Iterator[T | Unreadable]:
-    """read(i, before) of each index, in order, computed by threads in advance: decoding releases Python's
-    lock.
+    """read(i, before) of each index, in order, computed by threads in advance. Decoding releases the GIL.
 
-    `read` must call `before` with the number of pixels that it is about to decode: that waits until they fit
-    into MAX_DECODED. A picture counts until the next one is requested. ValueError and OSError become
-    Unreadable.
+    `read` must call `before` with the number of pixels before it decodes them; that waits until they fit into
+    MAX_DECODED. A picture counts until the next one is requested. ValueError and OSError become Unreadable.
     """
     queue = _Queue()
 
@@ -63,16 +58,14 @@ def map_in_threads(read: Callable[[int, Before], T], indices: Sequence[int]) -> 
 
 
 class _Queue:
-    """Admits pictures in their order, each when it fits, so that later pictures never block the one that is
-    needed next."""
+    """Admits pictures in order, each when it fits, so that later ones never block the one needed next."""
 
     def __init__(self) -> None:
         self._change = threading.Condition()
         self._next, self._held, self._closed = 0, dict[int, int](), False
 
     def enter(self, turn: int, pixels: int) -> None:
-        """Wait until this picture fits, unless it was admitted before. CancelledError if the queue is closed
-        in the meantime."""
+        """Wait until this picture fits, unless it was admitted before. CancelledError if the queue closes."""
         with self._change:
             self._change.wait_for(
                 lambda: self._closed or turn < self._next or (turn == self._next and self._has_room(pixels))
@@ -87,7 +80,7 @@ class _Queue:
         return not self._held or sum(self._held.values()) + pixels <= MAX_DECODED
 
     def leave(self, turn: int) -> None:
-        """Free the room of a picture."""
+        """Remove a picture."""
         with self._change:
             del self._held[turn]
             self._change.notify_all()

@@ -1,4 +1,4 @@
-"""What folders and tar shards have in common: each picture is a file."""
+"""What folders and tar shards share: each picture is a file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from samplers.pictures import Before, no_wait, open_srgb
-from train.data.decoding import map_in_threads, pixels
+from train.data.decoding import decode_picture, map_in_threads
 from train.data.names import describe
 from train.data.source import Unreadable
 
 
 class FilePictures(ABC):
-    """Pictures of which each is a file, turned as its EXIF data say: see `StoredPictures`.
+    """Pictures in files of their own, turned as their EXIF data say. See `StoredPictures`.
 
     max_pixels  of one picture; larger ones cannot be read
     remedy      for errors: where to write a missing caption
@@ -35,17 +35,13 @@ class FilePictures(ABC):
 
     @cached_property
     def prompts(self) -> Sequence[str] | None:
-        """The caption of each picture; None if there are no captions. They are read when first used: most
-        metrics need none.
+        """The caption of each picture; None if there are none. Read when first used: most metrics need none.
 
-        ValueError if only some pictures have a caption, or one has an empty one (often a captioning tool that
-        failed), or two that differ.
+        ValueError if only some pictures have a caption, or one has two, or an empty one (often a captioning
+        tool that failed).
         """
-        return self._all(
-            "caption",
-            self._captions(),
-            f"{self.remedy} (objective.drop trains without captions now and then)",
-        )
+        remedy = f"{self.remedy} (objective.drop trains without captions now and then)"
+        return self._require_all("caption", self._captions(), remedy)
 
     @abstractmethod
     def file(self, index: int) -> object:
@@ -61,30 +57,28 @@ class FilePictures(ABC):
 
     def open(self, index: int, mode: Literal["RGB", "L"] = "RGB", before: Before = no_wait) -> Image.Image:
         """See `StoredPictures`; errors as in `open_srgb`."""
-        return open_srgb(
-            str(self.file(index)), mode, self.content(index), max_pixels=self.max_pixels, before=before
-        )
+        name, content = str(self.file(index)), self.content(index)
+        return open_srgb(name, mode, content, max_pixels=self.max_pixels, before=before)
 
     def read(self, indices: Sequence[int]) -> Iterator[Tensor | Unreadable]:
-        """See `Source`, and `pixels`."""
-        return map_in_threads(self._pixels, indices)
+        """See `Source`, and `decode_picture`."""
+        return map_in_threads(self._decode, indices)
 
-    def _pixels(self, index: int, before: Before) -> Tensor:
-        return pixels(str(self.file(index)), self.content(index), self.max_pixels, before)
+    def _decode(self, index: int, before: Before) -> Tensor:
+        return decode_picture(str(self.file(index)), self.content(index), self.max_pixels, before)
 
-    def _all(self, what: str, found: Sequence[str | None], remedy: str) -> list[str] | None:
-        """The texts, if all pictures have one; None if none has. ValueError if only some have one, or one is
-        empty."""
-        lacking = [i for i, text in enumerate(found) if text is None]
-        if lacking and len(lacking) < len(found):
+    def _require_all(self, what: str, texts: Sequence[str | None], remedy: str) -> list[str] | None:
+        """The texts; None if all are missing. ValueError if only some are missing, or one is empty."""
+        missing = [i for i, text in enumerate(texts) if text is None]
+        if missing and len(missing) < len(texts):
             raise ValueError(
-                f"{len(lacking)} of {len(found)} pictures have no {what}, the first is "
-                f"{self.file(lacking[0])}: {remedy}"
+                f"{len(missing)} of {len(texts)} pictures have no {what}, the first is "
+                f"{self.file(missing[0])}: {remedy}"
             )
-        if "" in found:
-            raise ValueError(f"the {what} of {self.file(found.index(''))} is empty: {remedy}")
-        return None if lacking else [text for text in found if text is not None]
+        if "" in texts:
+            raise ValueError(f"the {what} of {self.file(texts.index(''))} is empty: {remedy}")
+        return None if missing else [text for text in texts if text is not None]
 
-    def _found(self) -> str:
-        """What there is instead of pictures, for an error."""
+    def _describe_ignored(self) -> str:
+        """For errors: which files there are instead of pictures."""
         return f", and found {describe(self.ignored)}" if self.ignored else ""

@@ -1,4 +1,4 @@
-"""What a text-to-image network is trained on: latents of images and contexts of captions, computed once."""
+"""Latents of images and contexts of captions, computed once, to train a text-to-image network on."""
 
 from __future__ import annotations
 
@@ -29,28 +29,27 @@ from train.data.pictures import CaptionedImages
 from train.data.rows import write_header, write_rows
 from train.world import World
 
-FEW = 4  # steps that distilled models are meant for
+FEW_STEPS = 4  # a family whose default is at most this is distilled
 
 
 @dataclass(frozen=True)
 class LatentParams:
-    """How captioned images become what the network sees."""
+    """How captioned images are encoded."""
 
     size: int | tuple[int, int] | None = setting(
         None,
-        "pixels that images are resized and cropped to: 512, or [height, width]; null: what the model was "
-        "trained on",
+        "pixels that images are resized and cropped to: 512, or [height, width]; null: the model's own",
     )
     chunks: int = setting(
         1,
-        "pieces of 75 tokens that captions are read in; the rest of a longer one is left out, with a warning",
+        "pieces of 75 tokens that are read of a caption; the rest is left out, with a warning",
     )
     precision: Literal["fp32", "bf16"] = setting("fp32", "of the encoders: fp32 or bf16")
     batch_size: int = setting(4, "images at once")
     max_pixels: int = setting(MAX_PIXELS, "of one image; those with more are refused")
     folder: str | None = setting(
         None,
-        "where they are kept; runs that name the same folder share them; null: the run's own",
+        "where they are written; runs with the same folder share them; null: the run's own",
         text="path",
     )
 
@@ -59,30 +58,26 @@ class LatentParams:
 
 
 class LatentData:
-    """A data set of what a model's own autoencoder and text encoder make of captioned images.
+    """A data set of captioned images, encoded by a model's own autoencoder and text encoder.
 
-    A batch holds mean and standard deviation of the latents, from which training draws anew every time, as
-    the models were trained; the context, and for SDXL the vector with the sizes of each image; and under
-    null.* what stands for "no prompt": the family's own rule, which `generate` follows too (the encoded "" of
-    SD 1 and 2; zeros for SDXL, which was trained with zeros in place of text left out, and whose sizes stay).
+    A batch holds mean and standard deviation of the latents, from which training samples anew every time, as
+    the models were trained; the context, and for SDXL the vector with the sizes of each image; and null.*,
+    the family's null condition, which `generate` uses too (the encoded "" of SD 1 and 2; zeros for SDXL, with
+    the sizes of the image).
 
-    `prepare` computes it, or reads the file of an earlier time; before that it only knows its size. The
-    file's name is a key of all that it depends on: weights and parameters of the encoders, images, captions,
-    and settings. It takes 0.4 MB per image of SD 1, 1.2 MB of SDXL.
+    `prepare` computes it, or reads the file of an earlier run. The file's name is a hash of all that it
+    depends on: weights and parameters of the encoders, images, captions, and settings. It takes 0.4 MB per
+    image for SD 1, 1.2 MB for SDXL.
 
-    Raises ValueError for a model that cannot be trained so, or images or captions that cannot be used.
+    ValueError for a model that cannot be trained so, or images or captions that cannot be used.
     """
 
     num_classes: int | None = None
 
     def __init__(self, images: CaptionedImages, model: Model, params: LatentParams, folder: Path) -> None:
         _check_trainable(model)
-        self.images, self.params, self.vae, self.text = (
-            images,
-            params,
-            model.require("vae"),
-            model.require("text"),
-        )
+        self.images, self.params = images, params
+        self.vae, self.text = model.require("vae"), model.require("text")
         height, width = params.size if isinstance(params.size, tuple) else (params.size, params.size)
         self.size = image_size(model, height, width)
         self.shape = self.vae.latent_shape(*self.size)
@@ -104,18 +99,18 @@ class LatentData:
         if not self._rows:
             raise RuntimeError("these latents are not computed yet: call prepare first")
         index, rows = torch.as_tensor(indices), self._rows
-        batch = {name: _widened(value[index]) for name, value in rows.items() if not name.startswith("null.")}
+        own = {name: value for name, value in rows.items() if not name.startswith("null.")}
+        batch = {name: _to_float32(value[index]) for name, value in own.items()}
         for name in ("null.context", "null.mask"):
             if name in rows:
-                batch[name] = _widened(rows[name]).expand(len(index), *rows[name].shape[1:])
+                batch[name] = _to_float32(rows[name]).expand(len(index), *rows[name].shape[1:])
         if "vector" in batch:
             pooled = rows["null.pooled"].float().expand(len(index), -1)
             batch["null.vector"] = torch.cat([pooled, batch["vector"][:, pooled.shape[1] :]], dim=1)
         return batch
 
     def prepare(self, where: World, progress: bool = True) -> None:
-        """Read the latents from their file. Where there is none, one process computes them on its device and
-        writes it; others wait."""
+        """Read the latents from their file. If it is missing, one process computes them; the others wait."""
         where.on_leader(lambda: self._write(where.device, progress))
         for _ in range(300):  # a network file system may show the file somewhat later elsewhere
             if self.file.exists():
@@ -130,50 +125,44 @@ class LatentData:
 
     @torch.no_grad()
     def _compute(self, path: Path, device: torch.device, progress: bool) -> None:
-        """Write all rows as they come, by copies of the encoders: the model's own stay as they are, bit for
-        bit, and off the device."""
+        """Write all rows as they come, with copies of the encoders: the model's own remain unchanged."""
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.params.precision]
-        vae, text = (
-            copy.deepcopy(part).to(device, dtype).requires_grad_(False) for part in (self.vae, self.text)
-        )
+        vae = copy.deepcopy(self.vae).to(device, dtype).requires_grad_(False)
+        text = copy.deepcopy(self.text).to(device, dtype).requires_grad_(False)
         starts: dict[str, int] = {}
-        dropped: list[int] = []
+        cut: list[int] = []
         with (
             open(path, "wb") as file,
             tqdm(total=len(self), desc="latents", unit="image", disable=not progress) as bar,
         ):
             for start in range(0, len(self), self.params.batch_size):
                 indices = range(start, min(start + self.params.batch_size, len(self)))
-                made, lost = self._encoded(vae, text, indices, device)
-                for_all = {name for name in made if name.startswith("null.")}
+                rows, too_long = self._encode(vae, text, indices, device)
+                shared = {name for name in rows if name.startswith("null.")}
                 if not starts:
-                    shapes = {
-                        name: (1 if name in for_all else len(self), *value.shape[1:])
-                        for name, value in made.items()
-                    }
                     like = {
-                        name: value.new_empty(shapes[name], device="meta") for name, value in made.items()
+                        name: value.new_empty(
+                            (1 if name in shared else len(self), *value.shape[1:]), device="meta"
+                        )
+                        for name, value in rows.items()
                     }
                     starts = write_header(file, like, {"made from": json.dumps(self.fixed_settings)})
-                for name, value in made.items():
-                    write_rows(file, starts[name], 0 if name in for_all else start, value)
-                dropped += lost
+                for name, value in rows.items():
+                    write_rows(file, starts[name], 0 if name in shared else start, value)
+                cut += too_long
                 bar.update(len(indices))
-        if dropped:
-            first = self.images.pictures.names[dropped[0]]
-            warn(
-                f"{len(dropped)} of {len(self)} captions are longer than is read of them, the first that of "
-                f"{first}"
-                + (f": latents.chunks={self.params.chunks + 1} reads more" if text.params.chunked else "")
-            )
+        if cut:
+            more = f": latents.chunks={self.params.chunks + 1} reads more" if text.params.chunked else ""
+            first = self.images.pictures.names[cut[0]]
+            warn(f"{len(cut)} of {len(self)} captions are too long and were cut, first that of {first}{more}")
 
-    def _encoded(
+    def _encode(
         self, vae: VAE, text: TextEncoder, indices: range, device: torch.device
     ) -> tuple[dict[str, Tensor], list[int]]:
-        """The rows of some images, what stands for "no prompt", and which of the captions are too long."""
-        pictures, told = zip(*(self.images.read(i, *self.size) for i in indices), strict=True)
+        """The rows of some images, the null condition, and the indices of captions that are too long."""
+        pictures, sizes = zip(*(self.images.read(i, *self.size) for i in indices), strict=True)
         latents = vae.encode(torch.stack(pictures).to(device))
-        numbers = {name: [{**each, "score": SCORE}[name] for each in told] for name in text.params.numbers}
+        numbers = {name: [{**each, "score": SCORE}[name] for each in sizes] for name in text.params.numbers}
         captions = [self.images.captions[i] for i in indices]
         condition, dropped = text.encode(captions, numbers=numbers, long="cut", chunks=self.params.chunks)
         null = text.null(len(indices), like=condition)
@@ -185,8 +174,8 @@ class LatentData:
         return rows, [i for i, rest in zip(indices, dropped, strict=True) if rest]
 
 
-def _widened(value: Tensor) -> Tensor:
-    """Half precision, in which rows are kept, as float32; masks stay masks."""
+def _to_float32(value: Tensor) -> Tensor:
+    """Rows, which may be in half precision, as float32; masks stay masks."""
     return value.float() if value.is_floating_point() else value
 
 
@@ -201,24 +190,23 @@ def _check_trainable(model: Model) -> None:
         )
     if model.distilled or model.embeds_guidance:
         raise ValueError(
-            "this model is distilled, to a few steps or to follow guidance, which training it further would "
-            "undo: "
-            "train the one it was made from"
+            "this model is distilled, to few steps or to follow guidance, which more training would undo: "
+            "train the model it was made from"
         )
-    of = model.family
-    if of and of.sampling["steps"] <= FEW:
-        built = of.architecture.name
-        plain = "" if built == of.name else f", or with model.family={built} its network as a plain one"
+    family = model.family
+    if family and family.sampling["steps"] <= FEW_STEPS:
+        base = family.architecture.name
+        plain = "" if base == family.name else f", or with model.family={base} its network as a plain one"
         raise ValueError(
-            f"{of.title} is distilled to a few steps, which training it further would undo: train the one "
-            f"it was made from{plain}"
+            f"{family.title} is distilled to few steps, which more training would undo: train the model it "
+            f"was made from{plain}"
         )
     vector_dim = network.vector_dim if "vector" in network.takes else None
     if (network.context_dim, vector_dim) != (text.params.context_dim, text.params.vector_dim):
         raise ValueError(
             f"the text encoder makes contexts of {text.params.context_dim} and vectors of "
-            f"{text.params.vector_dim}, "
-            f"the network takes {network.context_dim} and {vector_dim}: load those that belong together"
+            f"{text.params.vector_dim}, the network takes {network.context_dim} and {vector_dim}: load parts "
+            "that belong together"
         )
 
 

@@ -16,27 +16,19 @@ NOT_READ = (  # pictures of other formats, and archives, which may hold some
     ".pnm", ".ppm", ".psd", ".raf", ".rar", ".raw", ".rw2", ".svg", ".tar", ".tga", ".tgz", ".tif", ".tiff",
     ".xz", ".zip", ".zst",
 )  # fmt: skip
-SYSTEM = {
-    "#recycle",
-    "$RECYCLE.BIN",
-    "@eaDir",
-    "System Volume Information",
-    "__MACOSX",
-    "lost+found",
-}  # folders without pictures
-UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f\ud800-\udfff]"
-)  # control characters, and bytes that are not UTF-8 as Python reads them
+# Folders of the system, without pictures:
+SYSTEM = {"#recycle", "$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX", "lost+found"}
+# Control characters, and bytes that are not UTF-8 as Python reads them:
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def is_hidden(name: str) -> bool:
-    """Whether files and folders of this name are left out: hidden ones, and those of the system."""
+    """Whether files and folders of this name are left out."""
     return name.startswith(".") or name in SYSTEM
 
 
 def looks_like_picture(suffix: str) -> bool:
-    """Whether files with this suffix may be pictures or archives of them: .tif, .jpg_large, .zip, or none at
-    all."""
+    """Whether files with this suffix may be pictures or archives of them: .tif, .jpg_large, .zip, or none."""
     return not suffix or suffix.startswith(PICTURES + NOT_READ)
 
 
@@ -46,26 +38,22 @@ def describe(left_out: Mapping[str, int]) -> str:
 
 
 def check_name(place: str | Path, name: str) -> str:
-    """Return the name. ValueError if it cannot be written to text files, such as results, reports and lists
-    of prompts."""
+    """Return the name. ValueError if it cannot be written to text files, such as results and reports."""
     if UNPRINTABLE.search(name):
-        shown = UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)
+        shown = UNPRINTABLE.sub(lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", name)
         raise ValueError(f"a name in {place} is not UTF-8 or holds control characters: rename {shown}")
     return name
 
 
 def check_path(path: str | Path) -> str:
-    """The path of pictures, as text. ValueError if it is empty, which Python takes for the current folder,
-    and as in `check_name`."""
+    """A path of pictures as text. ValueError as in `check_name`, and if it is empty (Python's ".")."""
     if not str(path):
-        raise ValueError(
-            "the path of the pictures is empty: give that of a folder, or . for the one you are in"
-        )
+        raise ValueError("the path of the pictures is empty: give that of a folder, or . for this one")
     return check_name("the path of the pictures", str(path))
 
 
 def class_order(name: str) -> tuple[bool, tuple[int, str], str]:
-    """The sort key of classes: numbers first, in their order, then names in theirs."""
+    """The sort key of classes: numbers by value, then names."""
     return not name.isdecimal(), by_value(name) if name.isdecimal() else (0, ""), name
 
 
@@ -76,7 +64,7 @@ def by_value(digits: str) -> tuple[int, str]:
 
 
 def nfc(name: str) -> str:
-    """The name in Unicode form NFC: macOS writes é as two characters, other systems as one."""
+    """The name in Unicode form NFC: some systems write é as two characters, others as one."""
     return unicodedata.normalize("NFC", name)
 
 

@@ -1,5 +1,4 @@
-"""Pictures of NumPy files, as Dhariwal & Nichol 2021 (ADM) exchange samples; memory-mapped, so that any
-number takes no memory."""
+"""Pictures of NumPy files, as Dhariwal & Nichol 2021 (ADM) exchange samples. They are memory-mapped."""
 
 from __future__ import annotations
 
@@ -24,17 +23,14 @@ from train.data.names import check_name, nfc, number_names
 from train.data.source import Unreadable, stamp_files
 
 PICTURES, LABELS = "arr_0", "arr_1"
-MAX_ARRAY = (
-    2**29
-)  # bytes of an array that is read whole: a covariance of 8,192 features, labels of millions of pictures
+# Bytes of an array that is read whole: a covariance of 8,192 features, labels of millions of pictures
+MAX_ARRAY = 2**29
 
 
 class NpzPictures:
-    """arr_0 of an .npz file, or all of an .npy file: uint8 (N, H, W, 3). Labels are arr_1 (N,), where there
-    is one.
+    """arr_0 of an .npz file, or all of an .npy file: uint8 (N, H, W, 3). Labels are arr_1 (N,), if any.
 
-    prompts  one per picture, or a file of them (`read_prompts`); pictures are named by their six-figure
-             numbers
+    prompts  one per picture, or a file of them (`read_prompts`). Pictures are called 000000, 000001, ...
 
     FileNotFoundError, or ValueError in one line for a file that is damaged, compressed, or holds something
     else. Nothing is unpickled.
@@ -49,10 +45,12 @@ class NpzPictures:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no such file of pictures: {path}")
+        labels = None
         with one_line_errors(path):
-            self._pixels, labels = (
-                (np.load(path, mmap_mode="r", allow_pickle=False), None) if is_npy(path) else _members(path)
-            )
+            if is_npy(path):
+                self._pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+            else:
+                self._pixels, labels = _read_members(path)
         shape, dtype = self._pixels.shape, self._pixels.dtype
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise ValueError(
@@ -60,9 +58,9 @@ class NpzPictures:
             )
         self.origin, self.stamp = str(path), stamp_files([path])
         self.names: Sequence[str] = number_names(len(self._pixels))
-        self.labels = (
-            None if labels is None else [check_name(path, nfc(str(label))) for label in labels.tolist()]
-        )
+        self.labels = None
+        if labels is not None:
+            self.labels = [check_name(path, nfc(str(label))) for label in labels.tolist()]
         self.prompts = None if prompts is None else prompts_for(prompts, self.names)
 
     def __len__(self) -> int:
@@ -83,15 +81,14 @@ class NpzPictures:
 
 @contextmanager
 def one_line_errors(path: Path) -> Iterator[None]:
-    """Turns errors of NumPy and zipfile about a damaged file into ValueError in one line that names the
-    file."""
+    """Turns errors of NumPy and zipfile into ValueError in one line that names the file."""
     try:
         yield
     except Exception as error:  # neither documents what it raises: an encrypted member is a RuntimeError
         reason = one_line(error)
-        raise ValueError(
-            reason if str(path) in reason else f"{path} cannot be read as a NumPy file: {reason}"
-        ) from None
+        if str(path) not in reason:
+            reason = f"{path} cannot be read as a NumPy file: {reason}"
+        raise ValueError(reason) from None
 
 
 def array_names(path: Path) -> list[str]:
@@ -103,24 +100,19 @@ def array_names(path: Path) -> list[str]:
 def read_array(
     path: Path, name: str, check: Callable[[tuple[int, ...], np.dtype], None] = lambda shape, dtype: None
 ) -> np.ndarray:
-    """An array of an .npz file, if `check` passes its shape and type, and it is not too large: a small
-    compressed file can claim any."""
+    """An array of an .npz file, after `check` and a limit: a small compressed file can claim any size."""
     with zipfile.ZipFile(path) as archive:
         with archive.open(f"{name}.npy") as file:
             shape, _, dtype = _header(path, file)
         check(shape, dtype)
         if math.prod(shape) * max(dtype.itemsize, 8) > MAX_ARRAY:  # integers become float64
-            raise ValueError(
-                f"{path} says that {name} is {dtype} {shape}, more than the {MAX_ARRAY:,} bytes that it may "
-                "have"
-            )
+            raise ValueError(f"{path} says that {name} is {dtype} {shape}, more than {MAX_ARRAY:,} bytes")
         with archive.open(f"{name}.npy") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether the first axis comes first in memory, and type of an array, which `file` then stands
-    at."""
+    """Shape, whether in Fortran order, and type of an array, whose values `file` then stands at."""
     version = np.lib.format.read_magic(file)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = header(file)
@@ -132,23 +124,20 @@ def _header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtyp
 
 
 def is_npy(path: Path) -> bool:
-    """Whether a file holds one array alone, whatever it is called."""
+    """Whether a file is in NumPy's format of one array, whatever its name."""
     with open(path, "rb") as file:
         return file.read(6) == b"\x93NUMPY"
 
 
-def _members(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_members(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Pictures, mapped, and labels."""
     names = array_names(path)
     if PICTURES not in names:
-        what = (
-            "reference statistics, and"
-            if {"mu", "sigma"} <= set(names)
-            else f"{', '.join(names)[:200] or 'nothing'}, and"
-        )
-        raise ValueError(f"{path} holds {what} no pictures: these are an array called {PICTURES}")
+        statistics = {"mu", "sigma"} <= set(names)
+        content = "reference statistics" if statistics else ", ".join(names)[:200] or "nothing"
+        raise ValueError(f"{path} holds {content}, and no pictures: these are an array called {PICTURES}")
     with zipfile.ZipFile(path) as archive:
-        pictures = _mapped(path, archive.getinfo(f"{PICTURES}.npy"))
+        pictures = _map_member(path, archive.getinfo(f"{PICTURES}.npy"))
 
     def check(shape: tuple[int, ...], dtype: np.dtype) -> None:
         if shape != pictures.shape[:1] or dtype.kind not in "iuU":
@@ -160,9 +149,8 @@ def _members(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     return pictures, read_array(path, LABELS, check) if LABELS in names else None
 
 
-def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
-    """An array that a zip file stores as it is: it begins behind the member's own header, which tells its
-    length, and NumPy's."""
+def _map_member(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
+    """An uncompressed array in a zip file. It begins after the member's header and NumPy's."""
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(
             f"{path} is compressed, and would fill the memory: save it again with np.savez(path, "
@@ -177,7 +165,6 @@ def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
         shape, fortran, dtype = _header(path, file)
         if file.tell() - start + math.prod(shape) * dtype.itemsize > member.file_size:
             raise ValueError(
-                f"{path} says that {member.filename} is {dtype} {shape}, and has {member.file_size:,} bytes "
-                "of it"
+                f"{path} says that {member.filename} is {dtype} {shape}, but has {member.file_size:,} bytes"
             )
         return np.memmap(path, dtype, "r", offset=file.tell(), shape=shape, order="F" if fortran else "C")

@@ -19,7 +19,7 @@ def open_pictures(
     """The pictures of a folder, an .npz or .npy file, or tar shards ("a-{000000..000009}.tar", "*.tar").
 
     prompts     a file of one prompt per picture (`read_prompts`), instead of captions beside the pictures
-    max_pixels  of one picture that is read from a file of its own
+    max_pixels  of one picture in a file of its own
     classes     whether sub-folders, or .cls members of shards, are classes
     """
     name, place = check_path(path).lower(), Path(path)
@@ -31,13 +31,13 @@ def open_pictures(
         return TarPictures(path, prompts, max_pixels, classes)
     if place.exists():
         raise ValueError(
-            f"{place} is no source of pictures: give a folder, an .npz or .npy file, or .tar files"
+            f"{place} does not hold pictures: give a folder, an .npz or .npy file, or .tar files"
         )
-    raise FileNotFoundError(f"no such folder of pictures: {place}{_near(place)}")
+    raise FileNotFoundError(f"no such folder of pictures: {place}{_suggest(place)}")
 
 
-def _near(path: Path) -> str:
+def _suggest(path: Path) -> str:
     """A hint at a file or folder of a similar name."""
-    beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, beside, n=1)
+    names = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -10,14 +10,11 @@ from typing import Any
 from train.data.names import PICTURES, by_value
 
 NUMBER = re.compile("([0-9]+)")
-DECIMAL = re.compile(
-    r"(?<![0-9.])([0-9]+)\.([0-9]+)(?![0-9]|\.[0-9])"
-)  # 7.5, but neither 1.2.3 nor 10.5.2024
+DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)\.([0-9]+)(?![0-9]|\.[0-9])")  # 7.5, not 1.2.3 or 10.5.2024
 
 
 def order_by_number(names: Sequence[str]) -> list[int] | None:
-    """The indices of the names, sorted by the number that distinguishes them; None if it is uncertain which
-    number that is.
+    """The indices of the names, sorted by the number that distinguishes them; None if that is uncertain.
 
     The number is in every name, no two names share it, and no other number decreases where it increases. Nor
     does any decimal: 0.25 comes before 0.5 as a scale, but after it as a version; 0.9, 0.10, 0.11 can only be
@@ -41,17 +38,14 @@ def order_by_number(names: Sequence[str]) -> list[int] | None:
 
 
 def _columns(counts: Sequence[int]) -> list[list[int]]:
-    """Candidates for the number: the k-th from the left and the k-th from the right. A row holds its index in
-    the pieces of each name."""
-    both = range(min(counts))
-    return [[2 * k + 1 for _ in counts] for k in both] + [
-        [2 * (count - k) - 1 for count in counts] for k in both
-    ]
+    """Candidates: the k-th number from the left, and from the right. A row has its index in each name."""
+    shared = range(min(counts))
+    from_left = [[2 * k + 1 for _ in counts] for k in shared]
+    return from_left + [[2 * (count - k) - 1 for count in counts] for k in shared]
 
 
 def _never_goes_down(stems: Sequence[str]) -> bool:
-    """Whether every number and every decimal, counted from either end, is at least as large as in the
-    previous name that has one."""
+    """Whether numbers and decimals, counted from either end, never decrease from one name to the next."""
     numbers = _by_position([[by_value(number) for number in NUMBER.findall(stem)] for stem in stems])
     decimals = _by_position(
         [[(by_value(number), part) for number, part in DECIMAL.findall(stem)] for stem in stems]
@@ -69,13 +63,11 @@ def _by_position(rows: Sequence[Sequence[Any]]) -> Iterator[list[Any]]:
 
 
 def _are_counters(column: Sequence[tuple[Any, str]]) -> bool:
-    """Whether numbers with a fraction can be no decimals: the fractions count without a gap (9, 10, 11), or
-    two are one decimal (1, 10)."""
+    """Whether they cannot be decimals: the fractions count up (9, 10, 11), or two are equal (.1, .10)."""
     parts = sorted({part for _, part in column}, key=by_value)
     first = int(parts[0][:18])  # names may hold longer numbers than int() reads
-    return parts == [str(first + i) for i in range(len(parts))] or len(set(_as_decimals(column))) < len(
-        set(column)
-    )
+    counting = parts == [str(first + i) for i in range(len(parts))]
+    return counting or len(set(_as_decimals(column))) < len(set(column))
 
 
 def _as_decimals(column: Sequence[tuple[Any, str]]) -> list[tuple[Any, str]]:
@@ -83,7 +75,7 @@ def _as_decimals(column: Sequence[tuple[Any, str]]) -> list[tuple[Any, str]]:
 
 
 def _is_range(values: Sequence[tuple[int, str]]) -> bool:
-    """Whether they are 0, 1, 2, ... or 1, 2, 3, ..."""
+    """Whether the values are 0, 1, 2, ... or 1, 2, 3, ..."""
     return any(list(values) == [by_value(str(first + i)) for i in range(len(values))] for first in (0, 1))
 
 

@@ -23,16 +23,13 @@ from train.data.source import StoredPictures, Unreadable
 
 
 class PictureData:
-    """Pictures of a folder, of tar shards or of a NumPy file (`open_pictures`), decoded when asked for, in
-    sRGB.
+    """Pictures of a folder, tar shards or a NumPy file (`open_pictures`), decoded when used, in sRGB.
 
-    Classes, if there are any, are numbered in the order of `class_order`: numbers by value, then names.
-
-    size        the shorter side is resized to it (bicubic, antialiased), then the centre is cropped; None
-                keeps sizes, which must then be equal
+    size        of the shorter side after resizing (bicubic, antialiased), before a centre crop to a square;
+                None for pictures that all have the same size
     channels    3 for colour, 1 for grey
     max_pixels  of one picture
-    classes     their names, by number
+    classes     the names of the classes, by number, in the order of `class_order`
     fixed_settings  what a resumed run must find again: the classes, and the pictures' names (`pack`)
     """
 
@@ -43,16 +40,14 @@ class PictureData:
         channels: Literal[1, 3] = 3,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.pictures = opened = _opened(folder, max_pixels, classes=True)
+        self.pictures = stored = _open(folder, max_pixels, classes=True)
         self.size, self.channels = size, channels
-        self.classes = sorted(set(opened.labels or ()), key=class_order)
+        self.classes = sorted(set(stored.labels or ()), key=class_order)
         number = {name: i for i, name in enumerate(self.classes)}
-        self.labels = torch.tensor([number[label] for label in opened.labels]) if opened.labels else None
+        self.labels = torch.tensor([number[label] for label in stored.labels]) if stored.labels else None
         self.num_classes = len(self.classes) or None
-        self.fixed_settings = {
-            "classes": self.classes,
-            PACKED: pack(opened.names, opened.labels, opened.content),
-        }
+        packed = pack(stored.names, stored.labels, stored.content)
+        self.fixed_settings = {"classes": self.classes, PACKED: packed}
         self.shape = (channels, size, size) if size is not None else self._first_shape()
 
     def __len__(self) -> int:
@@ -64,15 +59,13 @@ class PictureData:
             if image.shape != images[0].shape:
                 raise ValueError(
                     f"{self.pictures.origin}/{self.pictures.names[i]} has shape {tuple(image.shape)}, "
-                    f"others {tuple(images[0].shape)}: "
-                    "give a size to resize to"
+                    f"others {tuple(images[0].shape)}: give a size to resize to"
                 )
         batch = {"x0": torch.stack(images)}
         return batch if self.labels is None else {**batch, "label": self.labels[torch.as_tensor(indices)]}
 
     def _first_shape(self) -> tuple[int, int, int]:
-        """The shape of the first picture that can be read; training decides about the others. If none can,
-        the first error is raised."""
+        """The shape of the first picture that can be read. If there is none, the first error is raised."""
         errors: list[ValueError | OSError] = []
         for index in range(len(self)):
             try:
@@ -89,13 +82,10 @@ class PictureData:
 
 
 class CaptionedImages:
-    """Pictures with a caption each: of a folder and its sub-folders, or of tar shards (`open_pictures`).
-
-    FileNotFoundError where there are none, else ValueError, in one line.
-    """
+    """Pictures with captions, of a folder and its sub-folders or of tar shards (`open_pictures`)."""
 
     def __init__(self, path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
-        self.pictures = _opened(path, max_pixels, classes=False)
+        self.pictures = _open(path, max_pixels, classes=False)
         n, prompts = len(self.pictures), self.pictures.prompts
         if prompts is None:
             first = f"{path}/{self.pictures.names[0]}"
@@ -109,8 +99,7 @@ class CaptionedImages:
         return len(self.captions)
 
     def fingerprint(self) -> str:
-        """SHA-256 of all images and captions in their order, wherever they are. ValueError at the first image
-        that `read` would refuse."""
+        """SHA-256 of all images and captions in order. ValueError for an image that cannot be read."""
         digest = hashlib.sha256()
         for image, caption in zip(map_in_threads(self._sha256, range(len(self))), self.captions, strict=True):
             if isinstance(image, Unreadable):
@@ -119,31 +108,25 @@ class CaptionedImages:
         return digest.hexdigest()
 
     def _sha256(self, index: int, before: Before) -> bytes:
-        """The SHA-256 of a file, after checking that its image is complete."""
+        """The SHA-256 of a file, after a check that its image is complete."""
         self.pictures.open(index, "RGB", before)
         return hashlib.sha256(self.pictures.content(index)).digest()
 
     def read(self, index: int, height: int, width: int) -> tuple[Tensor, dict[str, float]]:
-        """An image, resized to cover that size and cropped to its centre, (3, height, width) in [-1, 1], and
-        sizes for SDXL's condition.
+        """An image, resized and cropped to (3, height, width) in [-1, 1], and sizes for SDXL's condition.
 
         These are, in pixels, height and width of the original, top and left of the crop within the resized
-        image, target_height and target_width of what remains (Podell et al. 2023, section 2.2). Photographs
-        are turned as their EXIF data say, and are in sRGB.
+        image, target_height and target_width of the result (Podell et al. 2023, section 2.2). Photographs are
+        turned as their EXIF data say, and are in sRGB.
         """
         original = self.pictures.open(index, "RGB")
         image, top, left = resize_and_crop(original, height, width)
-        sizes = {
-            "height": original.height,
-            "width": original.width,
-            "target_height": height,
-            "target_width": width,
-        }
-        return to_tensor(image), {**sizes, "top": top, "left": left}
+        sizes = {"height": original.height, "width": original.width, "top": top, "left": left}
+        return to_tensor(image), {**sizes, "target_height": height, "target_width": width}
 
 
-def _opened(path: str | Path, max_pixels: int, classes: bool) -> StoredPictures:
-    """The pictures there; warns of files that are not read."""
+def _open(path: str | Path, max_pixels: int, classes: bool) -> StoredPictures:
+    """The pictures of a path, with a warning of files that are not read."""
     pictures = open_pictures(path, max_pixels=max_pixels, classes=classes)
     if pictures.ignored:
         warn(f"files of {path} that are not read: {describe(pictures.ignored)}")
@@ -151,8 +134,7 @@ def _opened(path: str | Path, max_pixels: int, classes: bool) -> StoredPictures:
 
 
 def resize_and_crop(image: Image.Image, height: int, width: int) -> tuple[Image.Image, int, int]:
-    """The picture resized (bicubic, antialiased) to just cover the size and cropped to its centre; then top
-    and left of the crop."""
+    """The picture resized (bicubic, antialiased) to cover a size and cropped to its centre; top and left."""
     scaled_height, scaled_width, top, left = cover_box(image.height, image.width, (height, width))
     image = image.resize((scaled_width, scaled_height), Image.Resampling.BICUBIC)
     return image.crop((left, top, left + width, top + height)), top, left

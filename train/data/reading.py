@@ -1,5 +1,4 @@
-"""Reads micro-batches for the training loop, in worker processes or in this one, and handles samples that
-cannot be read."""
+"""Reads micro-batches for the training loop, in workers or in this process, with unreadable samples."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from diffusion.messages import brief, brief_list, one_line, warn
 from train.data.dataset import Batch, Dataset
 
 MAX_WAIT = 3600.0  # seconds that a worker may take for a micro-batch: a file system may never answer
-POLL = 0.5  # seconds between two looks at whether the run is to stop, while a worker is waited for
+POLL = 0.5  # seconds between two looks whether the run is to stop, while it waits for a worker
 OnError = Literal["refuse", "skip"]
 UNREADABLE = (ValueError, OSError)  # what data sets raise for a bad sample; anything else is a bug
 
@@ -27,9 +26,8 @@ UNREADABLE = (ValueError, OSError)  # what data sets raise for a bad sample; any
 class Batches:
     """The micro-batches of one process, step by step, from torch's loader.
 
-    error     why there are no more. It is not raised, so that the loop can save its state and all processes
-              can agree on it
-    replaced  how many samples of the last step were replaced by others; a warning names each such sample once
+    error     why there are no more. It is not raised, so that the loop can save and all processes can agree
+    replaced  how many samples of the last step were replaced by others; a warning names each of them once
     """
 
     def __init__(
@@ -57,58 +55,49 @@ class Batches:
         self.replaced = 0
 
     def next_step(self) -> list[Batch]:
-        """The micro-batches of the next step; fewer or none after an `error`, or if the run is to stop in the
-        meantime."""
-        found: list[Batch] = []
+        """The micro-batches of the next step; fewer or none after an `error`, or if the run is to stop."""
+        batches: list[Batch] = []
         self.replaced = 0
         try:
-            while len(found) < self._accumulate and (read := self.take()):
-                found.append(read.batch)
+            while len(batches) < self._accumulate and (read := self.take()):
+                batches.append(read.batch)
                 self.replaced += read.replaced
                 for index in read.unreadable.keys() - self._warned:
                     self._warned.add(index)
-                    warn(
-                        f"replaced by the next sample (of its class if it has one): {read.unreadable[index]}"
-                    )
+                    reason = read.unreadable[index]
+                    warn(f"replaced by the next sample (of its class if it has one): {reason}")
         except UNREADABLE as error:
             self.error = error
-        return found
+        return batches
 
     def take(self) -> _Read | None:
         """The next micro-batch, None if the run is to stop.
 
-        Errors of the data set become ValueError or OSError in one line, with the traceback as their cause.
+        Errors of the data set become ValueError or OSError in one line, caused by their traceback.
         """
         read = self._wait() if self._workers else next(self._batches)
         if isinstance(read, _Failure):
-            raise (OSError if read.of_system else ValueError)(read.message) from RuntimeError(
-                f"\n{read.traceback}"
-            )
+            kind = OSError if read.of_system else ValueError
+            raise kind(read.message) from RuntimeError(f"\n{read.traceback}")
         return cast("_Read | None", read)
 
     def _wait(self) -> _Read | _Failure | None:
-        began = time.monotonic()
+        start = time.monotonic()
         while not self._stopping():
             try:
                 return cast("_Read | _Failure", next(self._batches))
-            except (
-                RuntimeError,
-                OSError,
-                EOFError,
-            ) as error:  # from torch or the system: those of the data set are _Failure
+            except (RuntimeError, OSError, EOFError) as error:  # torch's or the system's, not the data set's
                 if not str(error).startswith("DataLoader timed out"):
                     raise OSError(
                         "a process that reads data has died; if memory ran out, take fewer train.workers"
                     ) from error
-            if time.monotonic() - began > MAX_WAIT:
-                raise OSError(
-                    f"no data came for {MAX_WAIT / 60:.0f} minutes: check whether its disk still answers"
-                )
+            if time.monotonic() - start > MAX_WAIT:
+                minutes = f"{MAX_WAIT / 60:.0f} minutes"
+                raise OSError(f"no data came for {minutes}: check whether its disk still answers")
         return None
 
     def close(self) -> None:
-        """End the workers now: a traceback may keep the loader alive, which would otherwise end them when it
-        is collected."""
+        """End the workers now: a traceback may keep the loader alive, and them with it."""
         if self._workers:
             self._batches._shutdown_workers()
 
@@ -122,19 +111,18 @@ def read_batches(
     pin: bool,
     stopping: Callable[[], bool] = lambda: False,
 ) -> AbstractContextManager[Batches]:
-    """Reads the samples of `parts`, the indices of micro-batches, of which `accumulate` make a step.
+    """Read the samples of `parts`, which are the indices of micro-batches; `accumulate` parts make a step.
 
-    on_error  for samples that cannot be read: "refuse" ends with an error, "skip" always takes the same
-              replacement, the next readable sample, with the same label where the data set has `labels`
+    on_error  for samples that cannot be read: "refuse" ends with an error; "skip" takes the next readable
+              sample, of the same label if the data set has `labels`
     workers   number of processes that read; 0 reads in this one
-    stopping  called while a worker is waited for: whether the run is to stop
+    stopping  whether the run is to stop, called while a worker is waited for
     """
     return _closing(Batches(_Reader(data, on_error), parts, accumulate, workers, pin, stopping))
 
 
 def check_readable(data: Dataset, batch_size: int, on_error: OnError, workers: int, progress: bool) -> None:
-    """Read every sample once. ValueError, or with "skip" a warning, that counts and names those that cannot
-    be read."""
+    """Read every sample once. ValueError, or with "skip" a warning, that names the unreadable ones."""
     parts = [list(range(i, min(i + batch_size, len(data)))) for i in range(0, len(data), batch_size)]
     unreadable: dict[int, str] = {}
     with (
@@ -147,21 +135,19 @@ def check_readable(data: Dataset, batch_size: int, on_error: OnError, workers: i
             unreadable |= read.unreadable
             bar.update(len(part))
     if unreadable:
-        found = (
-            f"{len(unreadable)} of {len(data)} samples cannot be read: "
-            f"{brief_list([unreadable[i] for i in sorted(unreadable)], '; ')}"
-        )
+        reasons = brief_list([unreadable[i] for i in sorted(unreadable)], "; ")
+        problem = f"{len(unreadable)} of {len(data)} samples cannot be read: {reasons}"
         if on_error == "refuse" or len(unreadable) == len(data):
-            raise ValueError(found)
-        warn(found)
+            raise ValueError(problem)
+        warn(problem)
 
 
 @contextmanager
 def _closing(batches: Batches) -> Iterator[Batches]:
-    """Ends the workers with the block, in which torch's handler of SIGCHLD is off: it raises at any line when
-    a worker dies.
+    """Ends the workers with the block.
 
-    Without it, waiting for data raises.
+    Within it, torch's handler of SIGCHLD is off, which raises at any line when a worker dies. Without it,
+    waiting for data raises.
     """
     previous: Any = None
     with suppress(ValueError, AttributeError):  # outside the main thread, or on a platform without the signal
@@ -175,8 +161,7 @@ def _closing(batches: Batches) -> Iterator[Batches]:
 
 
 class _Read(NamedTuple):
-    """A micro-batch, how many of its samples were replaced, and the errors of samples that could not be read,
-    by index."""
+    """A micro-batch, how many of its samples were replaced, and errors by the index of the sample."""
 
     batch: Batch
     replaced: int
@@ -184,8 +169,7 @@ class _Read(NamedTuple):
 
 
 class _Failure(NamedTuple):
-    """An error as text, since not every exception of a worker can be sent, and torch would add its traceback
-    to the message."""
+    """An error as text: not every exception can be sent, and torch would add its traceback to the message."""
 
     message: str
     of_system: bool
@@ -193,7 +177,7 @@ class _Failure(NamedTuple):
 
 
 class _Reader:
-    """Wraps a data set: returns errors in place of raising them."""
+    """Wraps a data set: returns errors instead of raising them."""
 
     def __init__(self, data: Dataset, on_error: OnError) -> None:
         self.data, self.on_error = data, on_error
@@ -224,8 +208,7 @@ class _Reader:
         raise ValueError(f"none of the {len(self.data)} samples can be read: {unreadable[index]}")
 
     def _candidates(self, index: int) -> Iterator[int]:
-        """The sample itself, then those of its class after it, so that classes keep their shares, then the
-        others."""
+        """The sample itself, then later ones of its class, so that classes keep their shares, then others."""
         yield index
         order = torch.arange(index + 1, index + len(self.data)) % len(self.data)
         labels: Tensor | None = getattr(self.data, "labels", None)
@@ -260,20 +243,19 @@ class _Checker(_Reader):
 
 def _check_batch(batch: Any, n: int) -> Batch:
     """The data set's batch. TypeError unless it has n samples."""
-    sound = isinstance(batch, Mapping) and "x0" in batch
-    if not sound or not all(
+    valid = isinstance(batch, Mapping) and "x0" in batch
+    if not valid or not all(
         isinstance(value, Tensor) and value.ndim and len(value) == n for value in batch.values()
     ):
         raise TypeError(
-            f"a data set must give a mapping to tensors with a row for each of {n} samples, x0 among them, "
+            f"a data set must return a mapping to tensors with a row for each of {n} samples, x0 among them, "
             f"not {brief(batch)}"
         )
     return dict(batch)
 
 
 def _share_memory(batch: Batch) -> Batch:
-    """Move tensors to shared memory, as torch does when a worker sends them: there an error would be lost,
-    and here it is reported."""
+    """Move tensors to shared memory, as torch does when a worker sends them, where errors would be lost."""
     return {name: value.detach().share_memory_() for name, value in batch.items()}
 
 
@@ -282,6 +264,5 @@ def _identity(read: _Read | _Failure) -> _Read | _Failure:
 
 
 def _ignore_ctrl_c(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal, but workers go on until the loop has saved and ends
-    them."""
+    """Ctrl-C reaches every process of a terminal, but the loop ends the workers, after it has saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What a source of pictures is."""
+"""The interface of sources of pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from samplers.pictures import MAX_PIXELS, Before, no_wait
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Stands in for a picture that cannot be used; the reason is one line that names it."""
+    """Takes the place of a picture that cannot be used. The reason is one line that names it."""
 
     reason: str
 
@@ -27,11 +27,10 @@ class Source(Protocol):
     """Pictures in a fixed order, numbered from 0.
 
     origin   where they come from, for results: a path, or how they are generated
-    names    one per picture, each once: a path within the folder, a key of a shard, "seed 12"
-    labels   the class of each, by name; None where there are no classes
-    prompts  the caption of each; None where there are none
-    stamp    a hash that changes when the pictures do, made without reading them: of sizes and times of files,
-             or settings of a model
+    names    one per picture, all different: a path within the folder, a key of a shard, "seed 12"
+    labels   the class of each, by name; None without classes
+    prompts  the caption of each; None without captions
+    stamp    a hash that changes when the pictures do: of sizes and times of files, or settings of a model
     """
 
     @property
@@ -48,39 +47,34 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int]) -> Iterable[Tensor | Unreadable]:
-        """These pictures, uint8 (3, H, W), grey ones with three equal channels. Few large ones are in memory
-        at once.
+        """These pictures, uint8 (3, H, W), grey ones with three equal channels; few in memory at once.
 
-        A picture that cannot be used becomes Unreadable. Errors of the whole source raise ValueError or
-        OSError.
+        A picture that cannot be used becomes Unreadable. ValueError or OSError if the whole source fails.
         """
         ...
 
 
 class StoredPictures(Source, Protocol):
-    """Pictures in files: they can be trained on too.
+    """Pictures in files, which can be trained on too.
 
-    ignored   counts of files that look like pictures, or may hold some, but are not read, by suffix: {".tif":
-              12}
+    ignored   numbers of files that look like pictures or archives but are not read: {".tif": 12}
     """
 
     @property
     def ignored(self) -> Mapping[str, int]: ...
 
     def content(self, index: int) -> bytes:
-        """The bytes of a picture's file, or of its pixels in an array. ValueError or OSError if they cannot
-        be read."""
+        """The bytes of a picture's file, or of its pixels in an array. ValueError or OSError as in `open`."""
         ...
 
     def open(self, index: int, mode: Literal["RGB", "L"], before: Before = no_wait) -> Image.Image:
-        """A picture to train on: upright, in colour or grey, in sRGB, as `open_srgb` opens it. ValueError or
-        OSError, in one line."""
+        """A picture to train on: upright, in sRGB (`open_srgb`). ValueError or OSError in one line."""
         ...
 
 
 @contextmanager
 def reading(source: Source, indices: Sequence[int]) -> Iterator[Iterable[Tensor | Unreadable]]:
-    """`source.read(indices)`; its threads end with the block, even if not all pictures were taken."""
+    """`source.read(indices)`, whose threads end with the block."""
     pictures = source.read(indices)
     try:
         yield pictures
@@ -90,13 +84,12 @@ def reading(source: Source, indices: Sequence[int]) -> Iterator[Iterable[Tensor 
 
 
 def stamp_files(files: Iterable[Path], max_pixels: int = MAX_PIXELS) -> str:
-    """SHA-256 of the names, sizes and times of files, and of max_pixels if it is not the default, as it
-    decides what can be read."""
+    """SHA-256 of names, sizes and times of files, and of max_pixels if it is not the default."""
     digest = hashlib.sha256()
     for file in files:
         try:
-            about = file.stat()
-            digest.update(os.fsencode(f"{file.name} {about.st_size} {about.st_mtime_ns}\n"))
+            stat = file.stat()
+            digest.update(os.fsencode(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n"))
         except OSError:  # a broken link, which reading reports
             digest.update(os.fsencode(f"{file.name} missing\n"))
     if max_pixels != MAX_PIXELS:

@@ -18,12 +18,11 @@ Labels = Sequence[str | int] | Tensor
 
 
 class TensorPictures:
-    """Pictures uint8 (N, 3 or 1, H, W), values 0 ... 255. Others come by `from_unit` and `from_signed`: no
-    range is guessed.
+    """Pictures uint8 (N, 3 or 1, H, W), values 0 ... 255. `from_unit` and `from_signed` take other ranges.
 
     labels   the class of each, (N,), numbers or names
     prompts  the caption of each
-    origin   what results say of them
+    origin   their name in results
     """
 
     labels: Sequence[str] | None
@@ -37,10 +36,8 @@ class TensorPictures:
         origin: str = "memory",
     ) -> None:
         if images.dtype != torch.uint8:
-            raise ValueError(
-                f"pictures are uint8, 0 ... 255, not {images.dtype}: from_unit takes [0, 1], from_signed "
-                "[-1, 1]"
-            )
+            hint = "from_unit takes [0, 1], from_signed [-1, 1]"
+            raise ValueError(f"pictures are uint8, 0 ... 255, not {images.dtype}: {hint}")
         if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
             raise ValueError(
                 f"pictures need a shape (N, 3, H, W) or, grey, (N, 1, H, W), not {tuple(images.shape)}"
@@ -50,8 +47,8 @@ class TensorPictures:
         self._images = images.cpu().expand(-1, 3, -1, -1)
         self.origin = origin
         self.names: Sequence[str] = number_names(len(images))
-        given = labels.tolist() if isinstance(labels, Tensor) else labels
-        self.labels = None if given is None else [str(label) for label in given]
+        values = labels.tolist() if isinstance(labels, Tensor) else labels
+        self.labels = None if values is None else [str(label) for label in values]
         self.prompts = None if prompts is None else prompts_for(prompts, self.names)
 
     @classmethod
@@ -62,8 +59,7 @@ class TensorPictures:
         prompts: Sequence[str] | None = None,
         origin: str = "memory",
     ) -> TensorPictures:
-        """Of images in [0, 1], as `generate` makes them, rounded to the nearest. ValueError where some lie
-        outside."""
+        """From images in [0, 1], as of `generate`, rounded to the nearest. ValueError for other values."""
         low, high = (0.0, 1.0) if images.numel() == 0 else (float(images.min()), float(images.max()))
         if not (low >= 0 and high <= 1):
             raise ValueError(
@@ -79,8 +75,7 @@ class TensorPictures:
         prompts: Sequence[str] | None = None,
         origin: str = "memory",
     ) -> TensorPictures:
-        """Of images in [-1, 1], as `sample` makes them, rounded to the nearest; what samples overshoot is cut
-        off."""
+        """From images in [-1, 1], as of `sample`, rounded to the nearest and clamped."""
         return cls(to_uint8(images), labels, prompts, origin)
 
     @cached_property

@@ -183,7 +183,7 @@ def test_names_that_cannot_be_written_down_are_refused(tmp_path: Path) -> None:
     for read in (FolderPictures, PictureData, CaptionedImages, open_source):
         with pytest.raises(
             ValueError,
-            match=r"^the path of the pictures is empty: give that of a folder, or \. for the one you are in$",
+            match=r"^the path of the pictures is empty: give that of a folder, or \. for this one$",
         ):
             read("")
     with pytest.raises(
@@ -211,7 +211,7 @@ def test_captions_are_found_whatever_the_form_of_names(tmp_path: Path) -> None:
     (tmp_path / "caf\u00e9.txt").write_text("tea")
     with pytest.raises(
         ValueError,
-        match=r"caf\u00e9.png has two captions, one in caf.*txt and another one in caf.*txt: keep one",
+        match=r"caf\u00e9.png has different captions in caf.*txt and caf.*txt: keep one",
     ):
         CaptionedImages(tmp_path)
 

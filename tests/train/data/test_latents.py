@@ -243,7 +243,7 @@ def test_long_captions_are_cut_with_a_warning_or_read_in_pieces(photos: Path) ->
     model = models.miniature("sd1")
     with pytest.warns(
         UserWarning,
-        match=r"1 of 3 captions are longer than is read of them, the first that of .*b\.png: "
+        match=r"1 of 3 captions are too long and were cut, first that of .*b\.png: "
         r"latents\.chunks=2 reads more",
     ):
         short = prepared(photos, model).__getitems__([0, 1])
@@ -297,27 +297,27 @@ REFUSED: dict[str, tuple[Callable[[], Model], dict[str, Any], str]] = {
     "distilled": (
         lambda: models.miniature("lcm"),
         {},
-        "this model is distilled, to a few steps or to follow guidance",
+        "this model is distilled, to few steps or to follow guidance",
     ),
     "told guidance": (
         lambda: models.miniature("flux-dev"),
         {},
-        "this model is distilled, to a few steps or to follow guidance",
+        "this model is distilled, to few steps or to follow guidance",
     ),
     "schnell": (
         lambda: models.miniature("flux-schnell"),
         {},
-        r"FLUX.1 \[schnell\] is distilled to a few steps",
+        r"FLUX.1 \[schnell\] is distilled to few steps",
     ),
     "turbo": (
         lambda: models.miniature("sdxl-turbo"),
         {},
-        "SDXL-Turbo is distilled to a few steps.* or with model.family=sdxl its network",
+        "SDXL-Turbo is distilled to few steps.* or with model.family=sdxl its network",
     ),
     "turbo of SD 2": (
         lambda: models.miniature("sd-turbo"),
         {},
-        "SD-Turbo is distilled to a few steps.* or with model.family=sd2 its",
+        "SD-Turbo is distilled to few steps.* or with model.family=sd2 its",
     ),
     "no autoencoder": (without("vae"), {}, "has no vae"),
     "no text encoder": (without("text"), {}, "has no text"),

@@ -280,13 +280,13 @@ ONE = array_file((1, 8, 8, 3), content=bytes(192))
     [
         (
             {"arr_0.npy": array_file((10**12, 8, 8, 3))},
-            "says that arr_0.npy is uint8 (1000000000000, 8, 8, 3), and has ",
+            "says that arr_0.npy is uint8 (1000000000000, 8, 8, 3), but has ",
         ),
         ({"arr_0.npy": array_file((10**30, 8, 8, 3))}, "says that arr_0.npy is uint8 "),
         ({"arr_0.npy": array_file((-1, 8, 8, 3))}, "claims an array of shape (-1, 8, 8, 3)"),
         (
             {"arr_0.npy": array_file((2, 8, 8, 3), content=bytes(192)), "more": bytes(999)},
-            "says that arr_0.npy is uint8 (2, 8, 8, 3), and",
+            "says that arr_0.npy is uint8 (2, 8, 8, 3), but",
         ),
         ({"arr_0": ONE}, "holds nothing, and no pictures"),
         ({"arr_0.npy": b"\x93NUMPY\x09\x00"}, "cannot be read as a NumPy file: "),
@@ -440,7 +440,7 @@ def test_shards_with_the_same_keys(photographs: np.ndarray, tmp_path: Path) -> N
     assert list(source.names) == ["s0/0", "s1/0"]
     assert source.prompts is None
     assert source.labels is None
-    assert "gives s0/0 twice" in refusal(lambda: TarPictures([tmp_path / "s0.tar", tmp_path / "s0.tar"]))
+    assert "has s0/0 twice" in refusal(lambda: TarPictures([tmp_path / "s0.tar", tmp_path / "s0.tar"]))
 
 
 @pytest.mark.parametrize(("make", "message"), UNREADABLE, ids=["16-bit", "transparent", "bomb"])
@@ -565,11 +565,11 @@ def test_links_within_a_shard_are_followed(photographs: np.ndarray, tmp_path: Pa
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (linked("1.png", "/etc/passwd", tarfile.SYMTYPE), "holds 1.png, a link to /etc/passwd, which it "
-                                                          "does not hold: use tar --deref"),
-        (linked("1.png", "1.png", tarfile.SYMTYPE), "holds 1.png, a link that leads back to itself by way "
-                                                    "of 1.png"),
-        (linked("1.png", "2.png", tarfile.LNKTYPE), "holds 1.png, a link to 2.png, which it does not hold"),
+        (linked("1.png", "/etc/passwd", tarfile.SYMTYPE), "holds 1.png, a link to /etc/passwd, which "
+                                                          "is not in it: use tar --deref"),
+        (linked("1.png", "1.png", tarfile.SYMTYPE), "holds 1.png, a link back to itself through "
+                                                    "1.png"),
+        (linked("1.png", "2.png", tarfile.LNKTYPE), "holds 1.png, a link to 2.png, which is not in it"),
         (linked("0.txt", "../0.txt", tarfile.SYMTYPE), "holds 0.txt, a link to ../0.txt"),
         (linked("1.png", "", tarfile.FIFOTYPE), "holds 1.png, which is not a file but a folder, a pipe or "
                                                 "a device"),
@@ -646,8 +646,8 @@ def test_hostile_shards_end_in_one_line(
     for name in (*cases, "sparse", "filled"):
         said = refusal(lambda name=name: TarPictures(tmp_path / f"{name}.tar"))  # type: ignore[misc]
         assert str(tmp_path / f"{name}.tar") in said, name
-    assert "with its holes left out" in refusal(lambda: TarPictures(tmp_path / "sparse.tar"))
-    assert "goes on behind its end at byte" in refusal(lambda: TarPictures(tmp_path / "joined.tar"))
+    assert "as a sparse file" in refusal(lambda: TarPictures(tmp_path / "sparse.tar"))
+    assert "goes on after its end at byte" in refusal(lambda: TarPictures(tmp_path / "joined.tar"))
 
 
 def test_a_pattern_that_fits_no_file_is_refused(tmp_path: Path) -> None:
@@ -657,7 +657,7 @@ def test_a_pattern_that_fits_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.tar")
     assert (
         refusal(lambda: TarPictures(f"{tmp_path}/*.tar"))
-        == f"{tmp_path}/a.tar is not a file: give a pattern that only fits tar files"
+        == f"{tmp_path}/a.tar is not a file: give a pattern that matches only tar files"
     )
 
 
@@ -666,7 +666,7 @@ def test_a_pattern_that_fits_no_file_is_refused(tmp_path: Path) -> None:
     [
         (
             {"0.png": b"", "1.txt": b"a", "2.png": b""},
-            "holds 1.txt, but no picture to it, such as 1.png: write it again",
+            "holds 1.txt, but no picture for it, such as 1.png: write it again",
         ),
         ({"0.png": b"", "0.jpg": b""}, "holds more than one picture called 0: 0.png and 0.jpg"),
         ({"0.png": b"", "0.PNG": b""}, "holds 0.PNG twice"),
@@ -731,7 +731,7 @@ def test_damaged_shards_are_refused(photographs: np.ndarray, tmp_path: Path) -> 
         assert said.startswith(
             (
                 f"{tmp_path / 'b.tar'} is damaged or cut short",
-                f"{tmp_path / 'b.tar'} is no tar file that can be read",
+                f"{tmp_path / 'b.tar'} cannot be read as a tar file",
             )
         )
     (tmp_path / "b.tar").write_bytes(whole[:member] + b"x" * 512 + whole[member + 512 :])
@@ -741,10 +741,10 @@ def test_damaged_shards_are_refused(photographs: np.ndarray, tmp_path: Path) -> 
     for mode, program in (("w:gz", "gunzip"), ("w:bz2", "bunzip2"), ("w:xz", "unxz")):
         path = pack(tmp_path / "c.tar", {"0.png": content}, mode)
         assert refusal(lambda: TarPictures(tmp_path / "c.tar")) == (
-            f"{path} is compressed, so that no picture in it can be reached by itself: {program} it first"
+            f"{path} is compressed, so that its pictures cannot be read in place: {program} it first"
         )
     (tmp_path / "d.tar").write_bytes(content)
-    assert f"{tmp_path / 'd.tar'} is no tar file that can be read" in refusal(
+    assert f"{tmp_path / 'd.tar'} cannot be read as a tar file" in refusal(
         lambda: TarPictures(tmp_path / "d.tar")
     )
     assert (
