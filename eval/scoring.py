@@ -26,7 +26,7 @@ from eval.sheet import Sheet
 from eval.tracking import log_result
 from samplers.provenance import provenance
 from samplers.results import drop_nulls
-from train.data.names import describe
+from train.data.names import describe_suffixes
 from train.data.source import Source
 from train.world import World, world
 
@@ -216,7 +216,7 @@ def notes(evaluation: Evaluation, gathered: Gathered, figures: Mapping[str, Scor
         if features.skipped:
             yield f"{len(features.skipped)} of {len(source)} {pictures} could not be used and were left out"
         if ignored := getattr(source, "ignored", None):
-            yield f"files of the {side} that are not read: {describe(ignored)}"
+            yield f"files of the {side} that are not read: {describe_suffixes(ignored)}"
         if len(features.sizes) > 1:
             yield f"the {pictures} have {len(features.sizes)} sizes"
     own, other = size_names(gathered["samples"].sizes), _reference_sizes(evaluation, gathered)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from samplers.pictures import Before, no_wait, open_srgb
 from train.data.decoding import decode_picture, map_in_threads
-from train.data.names import describe
+from train.data.names import describe_suffixes
 from train.data.source import Unreadable
 
 
@@ -81,4 +81,4 @@ class FilePictures(ABC):
 
     def _describe_ignored(self) -> str:
         """For errors: which files there are instead of pictures."""
-        return f", and found {describe(self.ignored)}" if self.ignored else ""
+        return f", and found {describe_suffixes(self.ignored)}" if self.ignored else ""

@@ -32,9 +32,9 @@ def looks_like_picture(suffix: str) -> bool:
     return not suffix or suffix.startswith(PICTURES + NOT_READ)
 
 
-def describe(left_out: Mapping[str, int]) -> str:
+def describe_suffixes(counts: Mapping[str, int]) -> str:
     """Counts as text: "12 .tif, 3 without a suffix"."""
-    return ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in sorted(left_out.items()))
+    return ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in sorted(counts.items()))
 
 
 def check_name(place: str | Path, name: str) -> str:

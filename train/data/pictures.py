@@ -17,7 +17,7 @@ from samplers.pictures import MAX_PIXELS, Before, cover_box
 from train.data.change import PACKED, pack
 from train.data.dataset import Batch, Dataset, digits
 from train.data.decoding import map_in_threads
-from train.data.names import class_order, describe
+from train.data.names import class_order, describe_suffixes
 from train.data.open import open_pictures
 from train.data.source import StoredPictures, Unreadable
 
@@ -129,7 +129,7 @@ def _open(path: str | Path, max_pixels: int, classes: bool) -> StoredPictures:
     """The pictures of a path, with a warning of files that are not read."""
     pictures = open_pictures(path, max_pixels=max_pixels, classes=classes)
     if pictures.ignored:
-        warn(f"files of {path} that are not read: {describe(pictures.ignored)}")
+        warn(f"files of {path} that are not read: {describe_suffixes(pictures.ignored)}")
     return pictures
 
 

@@ -22,6 +22,8 @@ from train.data.source import stamp_files
 
 SIDECARS = (".txt", ".json", ".cls")  # what belongs to a picture
 MAX_PADDING = 2**24  # zero bytes after the end of an archive: programs fill up their last record
+# What tarfile raises for damaged files:
+DAMAGE = (tarfile.TarError, EOFError, ValueError, IndexError, OverflowError, OSError, RecursionError)
 # The program that unpacks a file, by the file's first bytes:
 UNPACK = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
@@ -254,15 +256,7 @@ def _read_entries(shard: Path) -> list[tarfile.TarInfo]:
                     raise tarfile.ReadError(f"a member has {entry.size} bytes")
                 entries.append(entry)
             end = archive.offset  # of what tarfile could read: the end of the file, or damage
-    except (
-        tarfile.TarError,
-        EOFError,
-        ValueError,
-        IndexError,
-        OverflowError,
-        OSError,
-        RecursionError,
-    ) as error:
+    except DAMAGE as error:
         raise ValueError(f"{shard} cannot be read as a tar file: {one_line(error)}") from None
     _check_end(shard, end)
     return entries
