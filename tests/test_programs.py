@@ -147,8 +147,7 @@ def test_a_finished_run_is_not_overwritten(trained: Path, command: Command) -> N
     status, out, error = command("train", *TRAIN, "wandb=true", f"run={trained}")
     assert (status, out) == (1, "")
     assert (
-        error == f"error: {trained} already holds a trained run: resume=true goes on with it, run=... starts "
-        "another\n"
+        error == f"error: {trained} holds a trained run: resume=true continues it, run=... starts another\n"
     )
     assert contents(trained) == before
 
@@ -180,8 +179,8 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "run is a file": ("train", [*TRAIN, "run={file}"], "{file}"),
     "architecture": ("train", [*TRAIN, "run={run}", "resume=true", "model.network.channels=16"],
         "trained with network.channels=8, not 16"),
-    "shorter": ("train", [*TRAIN, "run={run}", "resume=true", "train.steps=2"], "has finished 4 steps, "
-                                                                                "more than train.steps=2"),
+    "shorter": ("train", [*TRAIN, "run={run}", "resume=true", "train.steps=2"], "has finished 4 steps: "
+                                                                                "train.steps=2 must be"),
     "other digits": ("train", [*TRAIN, "run={run}", "resume=true", "+data.seed=5"], "trained with "
                                                                                     "data.seed=None, not 5"),
     "signs in a folder": ("train", [*TRAIN, "run={new}", *FOLDER, "+data.folder={new} (1), [a]"],

@@ -28,9 +28,7 @@ def has_checkpoint(folder: Path, resume: bool) -> bool:
     """Whether the folder holds one. ValueError if it does and is not resumed, or holds something else."""
     begun = any((folder / name).exists() for name in (native.FILE_NAME, PREVIOUS))
     if begun and not resume:
-        raise ValueError(
-            f"{folder} already holds a trained run: resume=true goes on with it, run=... starts another"
-        )
+        raise ValueError(f"{folder} holds a trained run: resume=true continues it, run=... starts another")
     if not begun:
         _check_is_run(folder)
     return begun

@@ -42,19 +42,15 @@ class TrainParams:
 
     steps: int = setting(10_000, "optimiser steps")
     batch_size: int = setting(128, "samples per step, over all processes and accumulated parts")
-    accumulate: int = setting(
-        1, "parts that each process splits its share of a batch into, when memory is short"
-    )
+    accumulate: int = setting(1, "parts of each process's share of a batch, if memory is short")
     learning_rate: float = 1e-3
     warmup: int = setting(100, "steps over which the learning rate rises from 0")
-    final: float = setting(
-        1.0, "share of the learning rate that is left at the last step, by a cosine; 1: constant"
-    )
+    final: float = setting(1.0, "factor of the learning rate at the last step, by a cosine; 1: constant")
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = setting(1.0, "limit of the gradient's norm")
     precision: Literal["fp32", "bf16", "fp16"] = setting(
-        "fp32", "of the forward and backward pass: fp32, bf16 or fp16"
+        "fp32", "of forward and backward: fp32, bf16 or fp16"
     )
     ema: float = setting(0.999, "decay of the averaged weights")
     seed: int = 0
@@ -67,13 +63,9 @@ class TrainParams:
         "samples that cannot be read: refuse ends the run, saved; skip replaces each by the next one of its "
         "class, and warns (not for captioned images)",
     )
-    check_data: bool = setting(
-        False, "read every sample once before the first step, and name all that cannot be read"
-    )
+    check_data: bool = setting(False, "read all samples before the first step, to name unreadable ones")
     compile: bool = setting(False, "torch.compile the network")
-    checkpointing: bool = setting(
-        False, "recompute activations instead of keeping them: less memory, a third more time"
-    )
+    checkpointing: bool = setting(False, "recompute activations: less memory, a third more time")
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "save_every", "log_every"):
@@ -399,9 +391,7 @@ def _set_checkpointing(network: Any, wanted: bool) -> None:
     if hasattr(network, "checkpointing"):
         network.checkpointing = wanted
     elif wanted:
-        raise ValueError(
-            f"a {type(network).__name__} always keeps its activations: leave train.checkpointing out"
-        )
+        raise ValueError(f"a {type(network).__name__} keeps its activations: leave train.checkpointing out")
 
 
 def _check_scores(scores: Any) -> dict[str, float]:
@@ -444,9 +434,7 @@ def _saving_on_error(
 def _data_error(error: ValueError | OSError, folder: Path, saved: int) -> ValueError | OSError:
     """An error of the data, and how to go on."""
     kind = OSError if isinstance(error, OSError) else ValueError
-    hint = (
-        f"; the {saved} steps before are saved in {folder}: resume=true goes on from there" if saved else ""
-    )
+    hint = f"; {saved} steps are saved in {folder}: resume=true continues" if saved else ""
     again = kind(f"{error}{hint}")
     again.__cause__ = error.__cause__
     return again

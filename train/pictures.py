@@ -57,9 +57,7 @@ class Pictures:
         if model.text is None and self.params.prompts:
             raise ValueError("pictures.prompts are for models that take prompts: leave them out")
         if model.text is None and getattr(model.network.params, "context_dim", None) is not None:
-            raise ValueError(
-                "pictures need a text encoder and autoencoder, which only training on captioned images has"
-            )
+            raise ValueError("pictures need a text encoder and autoencoder: train on captioned images")
 
     def due(self, step: int, steps: int) -> bool:
         """Whether the model is sampled after step number `step` of `steps`."""

@@ -57,15 +57,11 @@ def run(config: Mapping[str, Any], evaluate: Callable[[Model], Mapping[str, floa
     trust(config)
     settings = _check(config)
     if config.get("evaluate") and evaluate is None:
-        raise ValueError(
-            "evaluate of a configuration is for the command line: from Python, train.run(config, evaluate)"
-        )
+        raise ValueError("config's evaluate is for the command line: train.run(config, evaluate)")
     config = {**config, "run": str(config["run"])}
     folder, params = Path(config["run"]), settings.train
     if isinstance(config["data"], str | Path) and params.on_error == "skip":
-        raise ValueError(
-            "train.on_error=skip is not for captioned images, which are read before training: leave it out"
-        )
+        raise ValueError("train.on_error=skip is not for captioned images: leave it out")
     resume, progress = bool(config.get("resume")), bool(config.get("progress", True))
     begun = has_checkpoint(folder, resume)
     with world(config.get("device")) as where:
@@ -223,14 +219,10 @@ def _check_fit(model: Model, data: Dataset) -> None:
             "or twice that, to learn a variance"
         )
     if params.out_channels != params.in_channels and model.schedule.rows is None:
-        raise ValueError(
-            "a learned variance needs a schedule with steps: choose one, or out_channels=in_channels"
-        )
+        raise ValueError("a learned variance needs a schedule with steps, else out_channels=in_channels")
     size = getattr(params, "image_size", None)
     if size is not None and data.shape[1:] != (size, size):
-        raise ValueError(
-            f"the data is {data.shape[1]}x{data.shape[2]}, the network model.network.image_size={size}"
-        )
+        raise ValueError(f"the data is {data.shape[1]}x{data.shape[2]}, model.network.image_size={size}")
     if model.num_classes != data.num_classes:
         raise ValueError(
             f"the data has num_classes={data.num_classes}, the network "

@@ -25,7 +25,7 @@ class RunSettings:
     )
     model: dict[str, Any] = setting(..., "network, schedule, prediction; or from: weights to train further")
     objective: dict[str, Any] = setting(
-        ..., "name: denoising or consistency, and its own settings (--help objective)"
+        ..., "name: denoising or consistency, and its settings (--help objective)"
     )
     weights: str | list[str] | None = setting(
         None,
@@ -51,6 +51,4 @@ class RunSettings:
     )
     wandb: bool = setting(True, "log to Weights & Biases too: offline and silent unless you are logged in")
     wandb_project: str = setting("plain-diffusion", "its project there", text="text")
-    tensorboard: bool = setting(
-        False, "log to TensorBoard too, in tensorboard/ of the run's folder (extra: tensorboard)"
-    )
+    tensorboard: bool = setting(False, "log to TensorBoard too, in tensorboard/ of the run's folder")

@@ -234,9 +234,7 @@ def resume_point(
     require_same(folder, saved, wanted)
     done = metadata["progress"]["step"]
     if done > steps:
-        raise ValueError(
-            f"{folder} has finished {done} steps, more than train.steps={steps}: ask for at least as many"
-        )
+        raise ValueError(f"{folder} has finished {done} steps: train.steps={steps} must be at least that")
     return tensors, metadata["progress"], _noise_warning(folder, parts, now)
 
 

@@ -119,9 +119,7 @@ class World:
                 time.sleep(0.05)
             message = store.get(call).decode()
         except RuntimeError as error:  # the store ended with the process that held it
-            raise ConnectionError(
-                "the process that leads this run has ended: its own output says why"
-            ) from error
+            raise ConnectionError("the leading process has ended: its output says why") from error
         if message != DONE:
             raise PeerError(message)
 

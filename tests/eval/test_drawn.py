@@ -332,7 +332,7 @@ def test_sources_that_are_not_there_are_named(tmp_path: Path) -> None:
         == f"no such folder of pictures: {tmp_path / 'deep' / 'x'}"
     )
     assert refusal(lambda: open_source(tmp_path / "notes.md")) == (
-        f"{tmp_path / 'notes.md'} does not hold pictures: give a folder, an .npz or .npy file, or .tar files"
+        f"{tmp_path / 'notes.md'} has no pictures: give a folder, an .npz or .npy file, or .tar files"
     )
     assert (
         refusal(lambda: open_source(tmp_path / "a.npz"), OSError)

@@ -137,7 +137,7 @@ def of_two_arguments() -> None:
         (None, "5.png cannot be read as a picture"),
         (memory_error, "MemoryError while data was read: no more of it"),
         (of_two_arguments, "OfTwoArgumentsError while data was read: 1 2"),
-        (killed, "a process that reads data has died"),
+        (killed, "a worker has died"),
     ],
     ids=["unreadable", "memory", "odd", "killed"],
 )
@@ -155,9 +155,7 @@ def test_an_error_of_the_data_loses_no_step(
     assert (
         (0 < done <= before(BAD)) if fault is killed else (done == before(BAD))
     )  # it takes what it has read for later along
-    assert str(error.value).endswith(
-        f"the {done} steps before are saved in {tmp_path / 'run'}: resume=true goes on from there"
-    )
+    assert str(error.value).endswith(f"{done} steps are saved in {tmp_path / 'run'}: resume=true continues")
     assert multiprocessing.active_children() == []
     fit(tmp_path / "run", Faulty([]), resume=True)
     assert_same(state(tmp_path / "run"), state(unbroken))

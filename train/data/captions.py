@@ -205,9 +205,7 @@ def _read_csv(path: Path) -> Entries:
     if len(set(columns)) < len(columns):
         raise ValueError(f"{path} has two columns of one name: {shown}")
     if columns != ["prompt"] and not {"file_name", "prompt"} <= set(columns):
-        raise ValueError(
-            f"{path} must have the columns file_name and prompt, or prompt alone, not {shown or 'none'}"
-        )
+        raise ValueError(f"{path} needs the columns file_name and prompt, or prompt, not {shown or 'none'}")
     if longer := [number for number, entry in enumerate(entries, 1) if None in entry]:
         raise ValueError(
             f"row {longer[0]} of {path} has more than {len(columns)} columns: put quotes around prompts "

@@ -59,9 +59,7 @@ class TensorData:
         for k in labels.unique().tolist():
             members, places = (self.labels == k).nonzero()[:, 0], (labels == k).nonzero()[:, 0]
             if len(members) < len(places):
-                raise ValueError(
-                    f"there are {len(members)} images of class {k}, fewer than the {len(places)} asked for"
-                )
+                raise ValueError(f"there are {len(members)} images of class {k}, fewer than {len(places)}")
             chosen[places] = members[torch.randperm(len(members), generator=generator)[: len(places)]]
         return chosen
 

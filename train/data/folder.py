@@ -117,9 +117,7 @@ class FolderPictures(FilePictures):
         if listed is not None:
             captions[METADATA] = listed
         if len(set(captions.values())) > 1:
-            raise ValueError(
-                f"{self.folder / name} has different captions in {' and '.join(captions)}: keep one"
-            )
+            raise ValueError(f"{self.folder / name} has two captions, in {' and '.join(captions)}: keep one")
         return next(iter(captions.values()), None)
 
 

@@ -53,9 +53,7 @@ class NpzPictures:
                 self._pixels, labels = _read_members(path)
         shape, dtype = self._pixels.shape, self._pixels.dtype
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-            raise ValueError(
-                f"{path} must hold pictures as uint8 (N, H, W, 3), values 0 ... 255, not {dtype} {shape}"
-            )
+            raise ValueError(f"{path} must hold uint8 (N, H, W, 3), values 0 ... 255, not {dtype} {shape}")
         self.origin, self.stamp = str(path), stamp_files([path])
         self.names: Sequence[str] = number_names(len(self._pixels))
         self.labels = None
@@ -163,8 +161,7 @@ def _map_member(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
         name, extra = struct.unpack("<26x2H", file.read(30))
         start = file.seek(name + extra, 1)
         shape, fortran, dtype = _header(path, file)
-        if file.tell() - start + math.prod(shape) * dtype.itemsize > member.file_size:
-            raise ValueError(
-                f"{path} says that {member.filename} is {dtype} {shape}, but has {member.file_size:,} bytes"
-            )
+        size = member.file_size
+        if file.tell() - start + math.prod(shape) * dtype.itemsize > size:
+            raise ValueError(f"{path} says that {member.filename} is {dtype} {shape}, but has {size:,} bytes")
         return np.memmap(path, dtype, "r", offset=file.tell(), shape=shape, order="F" if fortran else "C")

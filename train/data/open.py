@@ -30,9 +30,7 @@ def open_pictures(
     if name.endswith((".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")):
         return TarPictures(path, prompts, max_pixels, classes)
     if place.exists():
-        raise ValueError(
-            f"{place} does not hold pictures: give a folder, an .npz or .npy file, or .tar files"
-        )
+        raise ValueError(f"{place} has no pictures: give a folder, an .npz or .npy file, or .tar files")
     raise FileNotFoundError(f"no such folder of pictures: {place}{_suggest(place)}")
 
 

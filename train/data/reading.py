@@ -88,9 +88,7 @@ class Batches:
                 return cast("_Read | _Failure", next(self._batches))
             except (RuntimeError, OSError, EOFError) as error:  # torch's or the system's, not the data set's
                 if not str(error).startswith("DataLoader timed out"):
-                    raise OSError(
-                        "a process that reads data has died; if memory ran out, take fewer train.workers"
-                    ) from error
+                    raise OSError("a worker has died; if memory ran out, take fewer train.workers") from error
             if time.monotonic() - start > MAX_WAIT:
                 minutes = f"{MAX_WAIT / 60:.0f} minutes"
                 raise OSError(f"no data came for {minutes}: check whether its disk still answers")

@@ -68,9 +68,7 @@ class TarPictures(FilePictures):
         if len(set(self.names)) < len(self.names):
             self.names = [f"{file.shard.stem}/{split_name(file.name)[0]}" for file in self._pictures]
         if doubled := [name for name, times in Counter(self.names).items() if times > 1]:
-            raise ValueError(
-                f"{self.origin} has {doubled[0]} twice: give every shard once, and shards different names"
-            )
+            raise ValueError(f"{self.origin} has {doubled[0]} twice: give each shard once, with its own name")
         labels = [_read_label(sample) for sample in self._samples] if classes else []
         self.labels = self._require_all("class", labels, "add key.cls") if classes else None
         if prompts is not None:
@@ -196,9 +194,7 @@ def _read_samples(shard: Path, ignored: Counter[str]) -> list[Sample]:
         # Some programs write photo.jpg.txt for photo.jpg.
         if not pictures and key not in unread and not key.lower().endswith(PICTURES):
             part = next(iter(parts.values())).name
-            raise ValueError(
-                f"{shard} holds {part}, but no picture for it, such as {key}.png: write it again"
-            )
+            raise ValueError(f"{shard} holds {part}, but no picture for it, like {key}.png: write it again")
     return [parts for parts in samples.values() if any(suffix in PICTURES for suffix in parts)]
 
 
@@ -218,17 +214,13 @@ def _members(shard: Path) -> Iterator[tuple[str, Callable[[str], Member]]]:
             linked = by_name.get(posixpath.normpath(target))
             if linked is None:
                 raise ValueError(
-                    f"{holds}, a link to {one_line(target)}, which is not in it: use tar --dereference"
+                    f"{holds}, a link to {one_line(target)}, which it lacks: use tar --dereference"
                 )
             if linked in visited:
-                raise ValueError(
-                    f"{holds}, a link back to itself through {one_line(target)}: write the shard again"
-                )
+                raise ValueError(f"{holds}, a link back to itself through {one_line(target)}: write it again")
             visited.append(entry := linked)
         if not entry.isfile():
-            raise ValueError(
-                f"{holds}, which is not a file but a folder, a pipe or a device: write the shard again"
-            )
+            raise ValueError(f"{holds}, which is not a file but a folder, pipe or device: write it again")
         if entry.issparse():
             raise ValueError(f"{holds} as a sparse file: write the shard again without --sparse")
         return Member(shard, name, entry.offset_data, entry.size)
@@ -245,9 +237,7 @@ def _read_entries(shard: Path) -> list[tarfile.TarInfo]:
         start = file.read(8)
     for magic, program in UNPACK.items():
         if start.startswith(magic):
-            raise ValueError(
-                f"{shard} is compressed, so that its pictures cannot be read in place: {program} it first"
-            )
+            raise ValueError(f"{shard} is compressed and cannot be read in place: {program} it first")
     entries: list[tarfile.TarInfo] = []
     try:
         with tarfile.open(shard, "r:") as archive:
@@ -274,5 +264,5 @@ def _check_end(shard: Path, end: int) -> None:
         rest = file.read(MAX_PADDING + 1)
     if len(rest) > MAX_PADDING or rest.count(0) < len(rest):
         raise ValueError(
-            f"{shard} goes on after its end at byte {end}, as joined tar files do: give them one by one"
+            f"{shard} goes on after its end at byte {end}, as joined files do: give them one by one"
         )

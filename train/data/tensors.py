@@ -39,9 +39,7 @@ class TensorPictures:
             hint = "from_unit takes [0, 1], from_signed [-1, 1]"
             raise ValueError(f"pictures are uint8, 0 ... 255, not {images.dtype}: {hint}")
         if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
-            raise ValueError(
-                f"pictures need a shape (N, 3, H, W) or, grey, (N, 1, H, W), not {tuple(images.shape)}"
-            )
+            raise ValueError(f"pictures need a shape (N, 3, H, W) or (N, 1, H, W), not {tuple(images.shape)}")
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"{len(labels)} labels for {len(images)} pictures: give one each")
         self._images = images.cpu().expand(-1, 3, -1, -1)
@@ -62,9 +60,7 @@ class TensorPictures:
         """From images in [0, 1], as of `generate`, rounded to the nearest. ValueError for other values."""
         low, high = (0.0, 1.0) if images.numel() == 0 else (float(images.min()), float(images.max()))
         if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"these images hold values from {low:g} to {high:g}, not in [0, 1]: from_signed takes [-1, 1]"
-            )
+            raise ValueError(f"values from {low:g} to {high:g} are not in [0, 1]: from_signed takes [-1, 1]")
         return cls(to_uint8(images, low=0.0), labels, prompts, origin)
 
     @classmethod

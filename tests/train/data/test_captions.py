@@ -74,7 +74,7 @@ def test_one_prompt_may_belong_to_several_pictures(tmp_path: Path) -> None:
         ("a.txt", "", "has 0 prompts for 3 pictures"),
         ("a.txt", "a\n \nc\n", "prompt 2 of the 3 in {} is empty: write one, or leave out its picture"),
         ("a.csv", "prompt\na\nb\n", "has 2 prompts for 3 pictures"),
-        ("a.csv", "name;prompt\na;b\n", "must have the columns file_name and prompt, or prompt alone, not "
+        ("a.csv", "name;prompt\na;b\n", "needs the columns file_name and prompt, or prompt, not "
                                         "name;prompt"),
         ("a.csv", "", "not none"),
         ("a.csv", "prompt\na dog, wet\nb\nc\n", "row 1 of {} has more than 1 columns: put quotes around "

@@ -211,7 +211,7 @@ def test_captions_are_found_whatever_the_form_of_names(tmp_path: Path) -> None:
     (tmp_path / "caf\u00e9.txt").write_text("tea")
     with pytest.raises(
         ValueError,
-        match=r"caf\u00e9.png has different captions in caf.*txt and caf.*txt: keep one",
+        match=r"caf\u00e9.png has two captions, in caf.*txt and caf.*txt: keep one",
     ):
         CaptionedImages(tmp_path)
 

@@ -121,7 +121,7 @@ MISTAKES: dict[str, tuple[dict[str, str | None], str]] = {
                                         r".*\(objective\.drop"),
     "two captions": (
         {"a.png": "a cat", "metadata.jsonl": '{"file_name": "a.png", "text": "a dog"}'},
-        r"{folder}/a\.png has different captions in a\.txt and metadata\.jsonl: keep one",
+        r"{folder}/a\.png has two captions, in a\.txt and metadata\.jsonl: keep one",
     ),
     "strange name": (
         {"a.png": "a cat", "metadata.jsonl": '{"file_name": "b.png", "text": "a dog"}'},

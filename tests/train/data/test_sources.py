@@ -566,13 +566,13 @@ def test_links_within_a_shard_are_followed(photographs: np.ndarray, tmp_path: Pa
     ("entry", "message"),
     [
         (linked("1.png", "/etc/passwd", tarfile.SYMTYPE), "holds 1.png, a link to /etc/passwd, which "
-                                                          "is not in it: use tar --deref"),
+                                                          "it lacks: use tar --deref"),
         (linked("1.png", "1.png", tarfile.SYMTYPE), "holds 1.png, a link back to itself through "
                                                     "1.png"),
-        (linked("1.png", "2.png", tarfile.LNKTYPE), "holds 1.png, a link to 2.png, which is not in it"),
+        (linked("1.png", "2.png", tarfile.LNKTYPE), "holds 1.png, a link to 2.png, which it lacks"),
         (linked("0.txt", "../0.txt", tarfile.SYMTYPE), "holds 0.txt, a link to ../0.txt"),
-        (linked("1.png", "", tarfile.FIFOTYPE), "holds 1.png, which is not a file but a folder, a pipe or "
-                                                "a device"),
+        (linked("1.png", "", tarfile.FIFOTYPE), "holds 1.png, which is not a file but a folder, pipe or "
+                                                "device"),
         (linked("caf\udce9.png", "0.png", tarfile.LNKTYPE), "is not UTF-8 or holds control characters: "
                                                             "rename caf\\xe9.png"),
     ],
@@ -666,7 +666,7 @@ def test_a_pattern_that_fits_no_file_is_refused(tmp_path: Path) -> None:
     [
         (
             {"0.png": b"", "1.txt": b"a", "2.png": b""},
-            "holds 1.txt, but no picture for it, such as 1.png: write it again",
+            "holds 1.txt, but no picture for it, like 1.png: write it again",
         ),
         ({"0.png": b"", "0.jpg": b""}, "holds more than one picture called 0: 0.png and 0.jpg"),
         ({"0.png": b"", "0.PNG": b""}, "holds 0.PNG twice"),
@@ -741,7 +741,7 @@ def test_damaged_shards_are_refused(photographs: np.ndarray, tmp_path: Path) -> 
     for mode, program in (("w:gz", "gunzip"), ("w:bz2", "bunzip2"), ("w:xz", "unxz")):
         path = pack(tmp_path / "c.tar", {"0.png": content}, mode)
         assert refusal(lambda: TarPictures(tmp_path / "c.tar")) == (
-            f"{path} is compressed, so that its pictures cannot be read in place: {program} it first"
+            f"{path} is compressed and cannot be read in place: {program} it first"
         )
     (tmp_path / "d.tar").write_bytes(content)
     assert f"{tmp_path / 'd.tar'} cannot be read as a tar file" in refusal(
@@ -788,12 +788,12 @@ EMPTY = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     [
         (lambda: TensorPictures(torch.zeros(1, 3, 8, 8)), "pictures are uint8, 0 ... 255, not "
                                                           "torch.float32: from_unit takes"),
-        (lambda: TensorPictures(EMPTY[:1].permute(0, 2, 3, 1)), "need a shape (N, 3, H, W) or, grey, (N, "
+        (lambda: TensorPictures(EMPTY[:1].permute(0, 2, 3, 1)), "need a shape (N, 3, H, W) or (N, "
                                                                 "1, H, W), not (1, 8, 8, 3)"),
         (lambda: TensorPictures(EMPTY[:0]), "not (0, 3, 8, 8)"),
         (lambda: TensorPictures(EMPTY, labels=[1]), "1 labels for 2 pictures: give one each"),
         (lambda: TensorPictures(EMPTY, prompts=["a"]), "the list of prompts has 1 prompts for 2 pictures"),
-        (lambda: TensorPictures.from_unit(torch.full((1, 3, 8, 8), -0.5)), "values from -0.5 to -0.5, not "
+        (lambda: TensorPictures.from_unit(torch.full((1, 3, 8, 8), -0.5)), "values from -0.5 to -0.5 are not "
                                                                            "in [0, 1]: from_signed"),
         (lambda: TensorPictures.from_unit(torch.full((1, 3, 8, 8), torch.nan)), "values from nan to nan"),
         (lambda: TensorPictures.from_signed(torch.full((1, 3, 8, 8), torch.nan)), "no numbers (NaN)"),
