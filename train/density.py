@@ -43,7 +43,7 @@ class Density(ABC):
         if not missing:
             return ""
         where = " and ".join(missing)
-        return f"fewer than 1 of 10,000 samples of this density lie {where}: the network learns nothing there"
+        return f"this density has fewer than 1 of 10,000 samples {where}: nothing is learned there"
 
 
 class Uniform(Density):

@@ -104,7 +104,9 @@ def read_array(
             shape, _, dtype = _header(path, file)
         check(shape, dtype)
         if math.prod(shape) * max(dtype.itemsize, 8) > MAX_ARRAY:  # integers become float64
-            raise ValueError(f"{path} says that {name} is {dtype} {shape}, more than {MAX_ARRAY:,} bytes")
+            raise ValueError(
+                f"{path} says that {name} is {dtype} {shape}, more than the limit of {MAX_ARRAY:,} bytes"
+            )
         with archive.open(f"{name}.npy") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
 
