@@ -25,11 +25,11 @@ from train.data.source import StoredPictures, Unreadable
 class PictureData:
     """Pictures of a folder, tar shards or a NumPy file (`open_pictures`), decoded when used, in sRGB.
 
-    size        of the shorter side after resizing (bicubic, antialiased), before a centre crop to a square;
-                None for pictures that all have the same size
-    channels    3 for colour, 1 for grey
-    max_pixels  of one picture
-    classes     the names of the classes, by number, in the order of `class_order`
+    size            height and width after resizing (bicubic, antialiased) and a centre crop; None if all
+                    pictures have the same size
+    channels        3 for colour, 1 for grey
+    max_pixels      of one picture
+    classes         the names of the classes, by number, in the order of `class_order`
     fixed_settings  what a resumed run must find again: the classes, and the pictures' names (`pack`)
     """
 

@@ -144,8 +144,8 @@ def check_readable(data: Dataset, batch_size: int, on_error: OnError, workers: i
 def _closing(batches: Batches) -> Iterator[Batches]:
     """Ends the workers with the block.
 
-    Within it, torch's handler of SIGCHLD is off, which raises at any line when a worker dies. Without it,
-    waiting for data raises.
+    torch's handler of SIGCHLD is off within it. That raises at any line when a worker dies; reading data then
+    raises anyway.
     """
     previous: Any = None
     with suppress(ValueError, AttributeError):  # outside the main thread, or on a platform without the signal
