@@ -49,9 +49,7 @@ class TrainParams:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = setting(1.0, "limit of the gradient's norm")
-    precision: Literal["fp32", "bf16", "fp16"] = setting(
-        "fp32", "of forward and backward: fp32, bf16 or fp16"
-    )
+    precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "of activations: fp32, bf16 or fp16")
     ema: float = setting(0.999, "decay of the averaged weights")
     seed: int = 0
     save_every: int = setting(1000, "steps")

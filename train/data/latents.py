@@ -36,22 +36,12 @@ FEW_STEPS = 4  # a family whose default is at most this is distilled
 class LatentParams:
     """How captioned images are encoded."""
 
-    size: int | tuple[int, int] | None = setting(
-        None,
-        "pixels that images are resized and cropped to: 512, or [height, width]; null: the model's own",
-    )
-    chunks: int = setting(
-        1,
-        "pieces of 75 tokens that are read of a caption; the rest is left out, with a warning",
-    )
+    size: int | tuple[int, int] | None = setting(None, "pixels, or [height, width]; null: the model's own")
+    chunks: int = setting(1, "pieces of 75 tokens read of a caption; the rest is cut, with a warning")
     precision: Literal["fp32", "bf16"] = setting("fp32", "of the encoders: fp32 or bf16")
     batch_size: int = setting(4, "images at once")
     max_pixels: int = setting(MAX_PIXELS, "of one image; those with more are refused")
-    folder: str | None = setting(
-        None,
-        "where they are written; runs with the same folder share them; null: the run's own",
-        text="path",
-    )
+    folder: str | None = setting(None, "of the files, which runs may share; null: the run's own", text="path")
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "size", "chunks", "batch_size", "max_pixels")
