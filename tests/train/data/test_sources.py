@@ -207,9 +207,9 @@ def test_numpy_files_stay_on_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"arr_0": np.zeros((2, 8, 8, 3), np.float32)}, "as uint8 (N, H, W, 3), values 0 ... 255, not "
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.float32)}, "hold uint8 (N, H, W, 3), values 0 ... 255, not "
                                                         "float32 (2, 8, 8, 3)"),
-        ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, "as uint8 (N, H, W, 3), values 0 ... 255, not uint8 "
+        ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, "hold uint8 (N, H, W, 3), values 0 ... 255, not uint8 "
                                                       "(2, 3, 8, 8)"),
         ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, "not uint8 (0, 8, 8, 3)"),
         ({"images": np.zeros((2, 8, 8, 3), np.uint8)}, "holds images, and no pictures: these are an array "
