@@ -30,19 +30,13 @@ if TYPE_CHECKING:
     from models.layouts.save import save
     from models.presets import miniature, published
 else:
-    _AT_FIRST_USE = {
-        "load": "layouts.load",
-        "save": "layouts.save",
-        "adapted": "adapters",
-        "load_adapter": "adapters",
-        "miniature": "presets",
-        "published": "presets",
-    }
+    _AT_FIRST_USE = {"load": "layouts.load", "save": "layouts.save"}
+    _AT_FIRST_USE |= dict.fromkeys(("adapted", "load_adapter"), "adapters")
+    _AT_FIRST_USE |= dict.fromkeys(("miniature", "published"), "presets")
     _AT_FIRST_USE |= dict.fromkeys(("FAMILIES", "NETWORKS", "PUBLISHED"), "families")
 
     def __getattr__(name: str) -> object:
-        """Families and formats of files, imported at their first use: they are half of all that would be
-        imported here."""
+        """Families and file formats, imported at their first use, as they take half of the import time."""
         from importlib import import_module
 
         if name in _AT_FIRST_USE:

@@ -6,15 +6,14 @@ import torch
 
 
 def find_device(name: str | None = None) -> torch.device:
-    """The device of that name: "cuda", "cuda:1", "mps", "cpu"; None takes a GPU where there is one.
-    ValueError where it is not there.
+    """A device by name, "cuda:1", "mps" or "cpu"; default: a GPU if there is one. ValueError if absent.
 
-    Touches no GPU, so that of several processes each wakes its own only.
+    Does not initialise any GPU, so that each of several processes uses its own only.
     """
     gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
     if name is None:
         return torch.device("cuda" if gpus else "cpu")
-    there = ["cuda"] * bool(gpus) + [f"cuda:{i}" for i in range(gpus)] + ["mps"] * mps + ["cpu"]
-    if name not in there:
-        raise ValueError(f"no device {name!r} here; there is: {', '.join(there)}")
+    names = ["cuda"] * bool(gpus) + [f"cuda:{i}" for i in range(gpus)] + ["mps"] * mps + ["cpu"]
+    if name not in names:
+        raise ValueError(f"no device {name!r} here: choose one of {', '.join(names)}")
     return torch.device(name)

@@ -1,4 +1,4 @@
-"""Exponential moving average of a network's weights: what is sampled from, while the raw weights train on."""
+"""Exponential moving average of a network's weights, which samples are drawn from."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 class EMA:
     """average <- decay * average + (1 - decay) * weights, after each optimiser step, in float32.
 
-    decay   its value in the long run. At update n it is min(decay, (1 + n) / (10 + n)): early averages forget
-            faster.
-    Parameters are averaged; buffers stay the network's own.
+    At update n the decay is min(decay, (1 + n) / (10 + n)), so that early averages forget faster. Parameters
+    are averaged; buffers stay the network's own.
     """
 
     def __init__(self, network: nn.Module, decay: float = 0.9999) -> None:
@@ -25,7 +24,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take in the network's present weights."""
+        """Add the network's current weights to the average."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         average = [self.average[name] for name, _ in network.named_parameters()]
@@ -33,8 +32,7 @@ class EMA:
 
     @contextmanager
     def applied_to(self, network: nn.Module) -> Iterator[nn.Module]:
-        """Within the block the network holds the average; its own weights return afterwards, bit for bit,
-        also on error."""
+        """Within the block the network holds the average; afterwards its own weights, bit for bit."""
         raw = {name: p.detach().clone() for name, p in network.named_parameters()}
         try:
             self.copy_to(network)

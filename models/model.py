@@ -1,5 +1,4 @@
-"""A model: a network with the schedule and the prediction it was trained for, what stands around it
-(autoencoder, text encoder), and the description that all of it is built from."""
+"""A model: network, schedule, prediction, autoencoder and text encoders, built from a description."""
 
 from __future__ import annotations
 
@@ -51,17 +50,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """Every key of the files that were loaded.
+    """Accounts for every key of the files that were loaded; an unknown key, or one that a part lacks, raises.
 
-    consumed  taken into the model
-    ignored   left out, with the reason: training's own, known to be harmless, or replaced by another file's
-    missing   parts of such a model that no file held ("vae", "text", ...): asking for them raises
-    notes     what keys and shapes do not say, and how it was settled
-    layout    how the files were written: "native", "ldm", "diffusers", ...; `save` can write them so again
-    files     by part, where its weights come from
-
-    There is no other kind: a key that is unknown, and one that is missing from a part that is there, raise
-    instead.
+    consumed  loaded into the model
+    ignored   left out, with the reason: of the training, known to be harmless, or replaced by another file
+    missing   parts that no file holds ("vae", "text", ...); requiring them raises
+    notes     what keys and shapes do not show, and how it was decided
+    layout    of the files: "native", "ldm", "diffusers", ...; `save` can write it again
+    files     by part, the file of its weights
     """
 
     consumed: tuple[str, ...]
@@ -73,19 +69,17 @@ class Report:
 
     def __str__(self) -> str:
         reasons = Counter(self.ignored.values())
-        lines = [f"{len(self.consumed)} tensors taken ({self.layout} layout), {len(self.ignored)} ignored"]
+        lines = [f"{len(self.consumed)} tensors loaded ({self.layout} layout), {len(self.ignored)} ignored"]
         lines += [f"  ignored {n}: {reason}" for reason, n in reasons.most_common()]
-        lines += [f"  not there: {', '.join(self.missing)}"] * bool(self.missing)
+        lines += [f"  missing: {', '.join(self.missing)}"] * bool(self.missing)
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
     def __repr__(self) -> str:
-        """At most six lines of it; print shows all."""
+        """At most six lines; print shows all."""
         lines = str(self).splitlines()
-        return "\n".join(
-            lines
-            if len(lines) <= 6
-            else [*lines[:5], f"  ... {len(lines) - 5} more lines: print(model.report)"]
-        )
+        if len(lines) > 6:
+            lines = [*lines[:5], f"  ... {len(lines) - 5} more lines: print(model.report)"]
+        return "\n".join(lines)
 
 
 PARTS: dict[str, tuple[type[nn.Module], type[Any]]] = {
@@ -93,28 +87,29 @@ PARTS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "text": (TextEncoder, TextParams),
     "preview": (TAESD, TAESDParams),
 }
-REMEDY = "make it with models.build({...}), of a network in models.NETWORKS"
+SETTINGS = ("shape", "classes", "drop", "grid", "consistency", "family", "role", "sampling")
+REMEDY = "make it with models.build({...}), from a network in models.NETWORKS"
 MAX_SIDE = 4096  # pixels or latents along a side of a sample, and its channels
 MAX_SAMPLING_STEPS = 10_000
-FOLDERS = {
-    "backbone": "network"
-}  # under which name a part's tensors stand in a file, where it is not its own
+FOLDERS = {"backbone": "network"}  # the name in files of a part's tensors, if it is another name
 
 
 @dataclass(repr=False)
 class Model:
-    """What `build` makes and `load` returns. Parts that are not there are None; `network` and `require` name
-    what is missing.
+    """What `build` and `load` return. Missing parts are None; `network` and `require` raise and name them.
 
-    backbone  the network that denoises; vae, text, preview: autoencoder, text encoder, tiny autoencoder for
-              previews
-    report    what loading took from the files and what it left, None for a fresh model
-    spec      its whole description in plain values: {"network": {"name": ..., ...}, "schedule": {"name": ...,
-              ...}, "prediction": ...}, "shape": [C, H, W] of the samples it was trained on, "classes": their
-              names by number, "drop": the share of them that was trained without its label, "grid": {...} it
-              is best sampled on, "consistency": {...} for a distilled model, "vae", "text" and "preview" with
-              the parameters of these parts, "family" and "sampling": {...} of a published one, "role" of a
-              network of one's own that sees an image beside x; it goes into every file that is saved
+    backbone  the network that denoises
+    vae, text, preview   autoencoder, text encoders, tiny autoencoder for previews
+    report    accounts for the keys of the files; None for a fresh model
+    spec      the description of the model in plain values, which every saved file holds:
+              network, vae, text, preview   parameters of these parts
+              schedule, prediction          {"name": ..., ...}, and a name
+              shape, classes, drop          of its training: [C, H, W] of a sample, names of the classes,
+                                            share of samples without a label
+              grid, sampling                the time grid and settings to sample with
+              consistency                   {...} for a distilled model
+              family, role                  the published family; for other networks that see an image besides
+                                            x, what they do with it
     """
 
     backbone: nn.Module | None
@@ -127,7 +122,7 @@ class Model:
     preview: TAESD | None = None
 
     def __repr__(self) -> str:
-        """A line of what it is, and one for each part: its class, size, dtype and device."""
+        """One line for the model, and one for each part: its class, size, dtype and device."""
         spec = self.spec
         what = f"Model of {self.family.title}" if self.family else "Model"
         schedule = spec["schedule"]["name"] if "schedule" in spec else type(self.schedule).__name__
@@ -135,54 +130,41 @@ class Model:
         lines = [f"{what}: predicts {self.prediction.name} on the schedule {schedule}{size}"]
         for name, part in self.parts.items():
             tensors = [*part.parameters(), *part.buffers()]
-            count = sum(tensor.numel() for tensor in tensors)
-            kinds = sorted(
-                {f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}" for tensor in tensors}
-            )
-            lines.append(
-                f"  {name:8} {type(part).__name__}, {count / 1e6:,.4g} M parameters, {', '.join(kinds)}"
-            )
+            size = f"{sum(tensor.numel() for tensor in tensors) / 1e6:,.4g} M parameters"
+            kinds = {f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}" for tensor in tensors}
+            lines.append(f"  {name:8} {type(part).__name__}, {size}, {', '.join(sorted(kinds))}")
         return "\n".join(lines)
 
     @property
     def network(self) -> nn.Module:
-        """The backbone; ValueError where none was loaded."""
+        """The backbone; ValueError if none was loaded."""
         return self.require("backbone")
 
     def require(self, part: str) -> Any:
-        """A part by name; ValueError that says what is missing where it is not there."""
+        """A part by name; ValueError that says what is missing if the model does not have it."""
         if getattr(self, part) is None:
-            held = {
-                "backbone": "a UNet",
-                "vae": "an autoencoder",
-                "text": "its text encoders",
-                "preview": "TAESD",
-            }[part]
-            there = ", ".join(self.parts) or "nothing"
+            contents = {"backbone": "a UNet", "vae": "an autoencoder", "text": "its text encoders"}
             notes = self.report.notes if self.report and part == "text" else ()
             why = "".join(f"; {note}" for note in notes if note.startswith(LEFT_OUT))
-            raise ValueError(
-                f"this model has no {part} (it has {there}{why}): load a file that holds {held} beside it, "
-                "models.load(file, other)"
-            )
+            has, needed = f"it has {', '.join(self.parts) or 'nothing'}{why}", contents.get(part, "TAESD")
+            remedy = f"load it with a file that holds {needed}, models.load(file, other)"
+            raise ValueError(f"this model has no {part} ({has}): {remedy}")
         return getattr(self, part)
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """The parts that are there, by name."""
-        parts = {"backbone": self.backbone, "vae": self.vae, "text": self.text, "preview": self.preview}
+        """The parts that the model has, by name."""
+        parts = {name: getattr(self, name) for name in ("backbone", *PARTS)}
         return {name: part for name, part in parts.items() if part is not None}
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Model:
-        """Move or cast all parts; the model itself. A part alone is moved as any module:
-        model.text.to("cuda")."""
+        """Move or cast all parts; returns the model. A part moves as any module: model.text.to("cuda")."""
         for part in self.parts.values():
             part.to(device=device, dtype=dtype)
         return self
 
     def unpacked(self, dtype: torch.dtype) -> Model:
-        """A copy whose packed weights (8-bit floats, GGUF's blocks) are plain ones of that dtype; all others
-        are shared.
+        """A copy with packed weights (8-bit floats, GGUF's blocks) unpacked to dtype; it shares all others.
 
         ValueError for a model that was loaded with memory=....
         """
@@ -199,8 +181,7 @@ class Model:
         return copy
 
     def network_denoiser(self, network: nn.Module | None = None) -> Denoiser:
-        """The plain denoiser of the backbone, or of another network in its place (one wrapped for parallel
-        training)."""
+        """The denoiser of the backbone, or of a replacement for it (wrapped for parallel training)."""
         if self.prediction.input_scale is not None and not isinstance(self.schedule, VarianceExploding):
             raise ValueError(
                 f"prediction {self.prediction.name!r} scales the input as EDM does, which needs schedule "
@@ -209,30 +190,29 @@ class Model:
         return Denoiser(network or self.network, self.schedule, self.prediction)
 
     def denoiser(self) -> Denoiser | ConsistencyFunction:
-        """The model as solvers take it; for a distilled model its consistency function."""
+        """The denoiser that solvers take; for a distilled model its consistency function."""
         plain = self.network_denoiser()
         return ConsistencyFunction(plain, build_blend(self.spec["consistency"])) if self.distilled else plain
 
     @property
     def image_channels(self) -> int:
-        """Channels that the network sees beside the sample's, under the condition "image": 5 for inpainting,
-        4 for editing, else 0."""
+        """Channels of the condition "image", seen besides x: for SD 5 (inpaint), 4 (edit) or 0."""
         params = getattr(self.backbone, "params", None)
-        return (
-            cast(Any, params).in_channels - params.sample_channels if isinstance(params, NetworkParams) else 0
-        )
+        if not isinstance(params, NetworkParams):
+            return 0
+        return cast(Any, params).in_channels - params.sample_channels
 
     @property
     def family(self) -> Family | None:
-        """The published family that it is of, None for a model of one's own."""
+        """The published family, None for other models."""
         return families().FAMILIES.get(self.spec.get("family", ""))
 
     @property
     def role(self) -> Role | None:
-        """What the network does with an image that it sees beside x, None where it sees none.
+        """What the network does with an image that it sees besides x, None if it sees none.
 
-        As the family has it; in a model of one's own as "role" in its description, by default "inpaint".
-        ValueError for a network of a family that sees more or fewer channels than any of its roles has.
+        The family determines it; for other models "role" in the description, by default "inpaint". ValueError
+        if the network sees a number of channels that no role of its family has.
         """
         if not (channels := self.image_channels):
             return None
@@ -240,148 +220,116 @@ class Model:
             return self.spec.get("role", "inpaint")
         if channels not in (roles := self.family.architecture.channels):
             known = " or ".join(f"{n} ({role})" for n, role in roles.items()) or "none"
-            raise ValueError(
-                f"this network sees {channels} channels beside its sample: known for {self.family.title} "
-                f"are {known}"
-            )
+            of = self.family.title
+            raise ValueError(f"this network sees {channels} channels besides x: known for {of} are {known}")
         return roles[channels]
 
     @property
     def sees(self) -> tuple[ImageInput, ...]:
-        """What the network sees of an image beside x, in the order of its channels; () where it sees x
-        alone."""
+        """What the network sees besides x, in the order of its channels; () if nothing."""
         roles = self.family.architecture.roles if self.family else families().DEFAULT_ROLES
         return roles[self.role] if self.role else ()
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether the network was distilled to follow the scale of guidance, which it is told (LCM, FLUX.1
-        [dev])."""
+        """Whether the guidance scale is an input of the network (LCM, FLUX.1 [dev])."""
         return "guidance" in getattr(getattr(self.backbone, "params", None), "takes", ())
 
     @property
     def distilled(self) -> bool:
-        """Whether the denoiser is a consistency function, which one or two steps of the `consistency` sampler
-        suffice for."""
+        """Whether the denoiser is a consistency function, for few steps of the sampler `consistency`."""
         return "consistency" in self.spec
 
     def grid(self, steps: int | None, /, size: tuple[int, int] | None = None, **settings: Any) -> Grid:
-        """The time grid to sample this model on: its own, which is part of its description, or what the
-        settings of `time_grid` say.
+        """The time grid for this model: the one in its description, or one of these settings of `time_grid`.
 
-        What a spacing needs of the model comes from here, unless it is among the settings: the table of
-        align_your_steps that was fitted to the family, mu_shift's line, and its number of tokens, for samples
-        of `size` (H, W), by default the size it was trained on. ValueError for settings that make no grid,
-        and for align_your_steps where no table is published for the family.
+        The model supplies what a spacing needs, unless the settings do: the table of align_your_steps for its
+        family, and the line and number of tokens of mu_shift, for samples of `size` (H, W), by default the
+        size of its training. ValueError for invalid settings, and for align_your_steps if no table is
+        published for the family.
         """
         own = check_mapping("grid", self.spec.get("grid", {}))
         settings = settings or own
-        if settings.get("spacing") == "align_your_steps" and "table" not in settings:
+        spacing = settings.get("spacing")
+        if spacing == "align_your_steps" and "table" not in settings:
             of = self.family
             if of is None or of.table is None:
                 raise ValueError(
-                    f"no table of align_your_steps is published for {of.title if of else 'this model'}: "
-                    "name one, "
-                    f"table={' or '.join(ALIGN_YOUR_STEPS)}, or take another spacing"
+                    f"no table of align_your_steps is published for {of.title if of else 'this model'}: name "
+                    f"one, table={' or '.join(ALIGN_YOUR_STEPS)}, or take another spacing"
                 )
             settings = {**settings, "table": of.table}
-        side, size = (
-            getattr(getattr(self.backbone, "params", None), "patch_size", None),
-            size or self.spec.get("shape", (0, 0, 0))[1:],
-        )
-        if settings.get("spacing") == "mu_shift" and "line" in own:
-            settings = {"line": own["line"], **settings}
-        if (
-            settings.get("spacing") == "mu_shift"
-            and not settings.keys() & {"mu", "tokens"}
-            and side
-            and all(size)
-        ):
-            settings = {**settings, "tokens": math.prod(-(-length // side) for length in size)}
+        if spacing == "mu_shift":
+            if "line" in own:
+                settings = {"line": own["line"], **settings}
+            patch, size = self._network_param("patch_size"), size or self.spec.get("shape", (0, 0, 0))[1:]
+            if patch and all(size) and not settings.keys() & {"mu", "tokens"}:
+                settings = {**settings, "tokens": math.prod(-(-length // patch) for length in size)}
         return time_grid(self.schedule, steps, **check_call("the grid", time_grid, 2, settings))
 
     def check(self) -> None:
-        """ValueError where the description of denoiser, grid or role is wrong: now, and not when the model is
-        first used."""
+        """ValueError if the description of denoiser, grid or role is wrong, before the model is used."""
         spacing = check_mapping("grid", self.spec.get("grid", {})).get("spacing", "")
-        (
-            self.denoiser(),
-            self.grid(1 if isinstance(spacing, str) else None),
-            self.role,
-        )  # each checks what it reads
+        _ = self.denoiser(), self.grid(1 if isinstance(spacing, str) else None), self.role
 
     def check_description(self) -> None:
-        """ValueError unless the description makes this network, schedule and prediction again: a file could
-        not be loaded otherwise."""
+        """ValueError unless `build` makes this network, schedule and prediction from the description."""
+        failed = "a file of this model could not be loaded again"
         try:
-            made = build(self.spec, device="meta")
+            rebuilt = build(self.spec, device="meta")
         except ValueError as error:
-            raise ValueError(f"a file of this model could not be loaded again ({error}): {REMEDY}") from None
+            raise ValueError(f"{failed} ({error}): {REMEDY}") from None
         own: Any = self.network
-        again: Any = made.network
-        if type(own) is not type(again):
-            kinds = (
-                f"its network is a {type(own).__name__}, and its description makes a {type(again).__name__}"
-            )
-            raise ValueError(f"a file of this model could not be loaded again, for {kinds}: {REMEDY}")
-        mine, theirs = (
-            {name: value.shape for name, value in each.state_dict().items()} for each in (own, again)
-        )
-        same = own.params == again.params and self.prediction.name == made.prediction.name
-        ends = [
-            [(t, each.level(t)) for t in (each.t_min, each.t_max)] for each in (made.schedule, self.schedule)
-        ]
-        if not same or ends[0] != ends[1]:
-            raise ValueError(
-                f"a file of this model would load as another one, which its description makes: {REMEDY}"
-            )
-        if mine != theirs:
-            odd = next(name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name))
-            raise ValueError(
-                f"a file of this model could not be loaded again, for its description makes another {odd}: "
-                f"{REMEDY}"
-            )
+        other: Any = rebuilt.network
+        if type(own) is not type(other):
+            kinds = f"its network is a {type(own).__name__}, its description makes a {type(other).__name__}"
+            raise ValueError(f"{failed}: {kinds}: {REMEDY}")
+
+        def summary(model: Model) -> tuple[Any, ...]:
+            schedule = model.schedule
+            ends = [(t, schedule.level(t)) for t in (schedule.t_min, schedule.t_max)]
+            return cast(Any, model.network).params, model.prediction.name, ends
+
+        if summary(self) != summary(rebuilt):
+            raise ValueError(f"a file of this model would load as the model of its description: {REMEDY}")
+        ours, theirs = ({k: v.shape for k, v in each.state_dict().items()} for each in (own, other))
+        if ours != theirs:
+            odd = next(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+            raise ValueError(f"{failed}: its description makes another {odd}: {REMEDY}")
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all weights and own words that images depend on: the same for every copy, wherever it
-        lies and in every layout."""
+        """SHA-256 of all weights and vocabularies that images depend on, the same in every layout."""
         parts = {FOLDERS.get(name, name): part for name, part in self.parts.items() if name != "preview"}
-        tensors = dict(
-            sorted(
-                (f"{name}.{key}", read) for name, part in parts.items() for key, read in weight_readers(part)
-            )
-        )
-        lines = [f"{name} {digest}\n" for name, digest in sha256_of_tensors(tensors).items()]
+        named = ((name, *each) for name, part in parts.items() for each in weight_readers(part))
+        tensors = {f"{name}.{key}": read for name, key, read in named}
+        hashes = sha256_of_tensors(dict(sorted(tensors.items())))
+        lines = [f"{name} {digest}\n" for name, digest in hashes.items()]
         words = {} if self.text is None else self.text.learned_words
         lines += [f"text.{name} {json.dumps(own, sort_keys=True)}\n" for name, own in sorted(words.items())]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def check_finite(self) -> None:
-        """ValueError that names the first weight which is not finite, and its file. Reads all weights, which
-        `load` need not."""
+        """ValueError that names the first weight which is not finite, and its file. Reads all weights."""
         for name, part in self.parts.items():
-            if lost := find_nonfinite(part):
+            if weight := find_nonfinite(part):
                 file = self.report.files.get(name) if self.report else None
-                of = f"{file} is damaged: " if file else ""
+                damaged = f"{file} is damaged: " if file else ""
                 raise ValueError(
-                    f"{of}the {name}'s weight {lost!r} holds values that are not finite: load it again from "
-                    "an intact file"
+                    f"{damaged}the {name}'s weight {weight!r} holds values that are not finite: load it "
+                    "again from an intact file"
                 )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The tensors of all parts; those of the backbone under "network.". ValueError for a model that was
-        loaded with memory=...."""
+        """The tensors of all parts, the backbone's as "network.*". ValueError if loaded with memory=...."""
         for part in self.parts.values():
             check_not_streamed(part)
-        parts = {FOLDERS.get(name, name): part for name, part in self.parts.items()}
-        return {
-            f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()
-        }
+        parts = {FOLDERS.get(name, name): part.state_dict() for name, part in self.parts.items()}
+        return {f"{name}.{key}": value for name, state in parts.items() for key, value in state.items()}
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the samples it was trained on. ValueError where that is not known."""
+        """(C, H, W) of the samples it was trained on. ValueError if unknown."""
         if "shape" not in self.spec:
             raise ValueError("this model does not say what size of sample it was trained on: give a shape")
         channels, height, width = self.spec["shape"]
@@ -389,89 +337,67 @@ class Model:
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the network knows, None for one that is told no label."""
-        return getattr(getattr(self.backbone, "params", None), "num_classes", None)
+        """Number of classes of the network, None if it takes no label."""
+        return self._network_param("num_classes")
+
+    def _network_param(self, name: str) -> Any:
+        """A parameter of the backbone, None without it."""
+        return getattr(getattr(self.backbone, "params", None), name, None)
 
     @property
     def null(self) -> Condition:
-        """What stands for "no class", (1,) on the network's device, for guidance; empty for a network without
-        classes."""
+        """The condition "no class" for guidance, (1,) on the network's device; empty without classes."""
         if self.num_classes is None:
             return NONE
-        return Condition(
-            label=torch.full((1,), self.num_classes, device=next(self.network.parameters()).device)
-        )
+        device = next(self.network.parameters()).device
+        return Condition(label=torch.full((1,), self.num_classes, device=device))
 
 
 def families() -> ModuleType:
-    """models.families, imported at its first use: it brings the names of all tensors in files along."""
+    """models.families, imported at its first use, because it imports the names of all tensors in files."""
     return import_module("models.families")
 
 
 def build(spec: Mapping[str, Any], device: torch.device | str | None = None) -> Model:
     """A model with fresh weights from its description. Unknown names raise and name the nearest known one.
 
-    A network's time_factor that is left out, or None, is derived from the schedule, and stands in the model's
-    own description. The name of a network can be a class of one's own: see `find_network`.
+    A network's time_factor that is None or left out is derived from the schedule, and added to the model's
+    description. A network's name can be your own class, see `find_network`.
 
-    device  where the network is made, default torch's own; "meta" makes it without weights, for those of a
-            file
+    device  of the network, default torch's own; "meta" makes it without weights, to load those of a file
     """
-    spec = {
-        key: dict(value) if isinstance(value, Mapping) else value
-        for key, value in check_mapping("a model", spec).items()
-    }
-    known = [
-        "network",
-        *PARTS,
-        "schedule",
-        "prediction",
-        "shape",
-        "classes",
-        "drop",
-        "grid",
-        "consistency",
-        "family",
-        "role",
-        "sampling",
-    ]
-    check_names("model part", spec, known)
-    needed = (
-        ["schedule", "prediction"] if spec.keys() & PARTS.keys() else ["network", "schedule", "prediction"]
-    )
-    if missing := [part for part in needed if part not in spec]:
+    spec = check_mapping("a model", spec)
+    spec = {key: dict(value) if isinstance(value, Mapping) else value for key, value in spec.items()}
+    check_names("model part", spec, ["network", *PARTS, "schedule", "prediction", *SETTINGS])
+    required = [] if spec.keys() & PARTS.keys() else ["network"]
+    if missing := [part for part in (*required, "schedule", "prediction") if part not in spec]:
         raise ValueError(f"the model's description lacks {missing[0]!r}")
     prediction = build_prediction(spec["prediction"])
-    _check_extras(spec)
+    _check_settings(spec)
     schedule = build_schedule(spec["schedule"])
     if "network" in spec:
         spec["network"] = _describe_network(check_mapping("network", spec["network"]), schedule, prediction)
     with torch.device(device or torch.get_default_device()):
         network = build_network(spec["network"]) if "network" in spec else None
         parts: dict[str, Any] = {name: _build_part(name, spec[name]) for name in PARTS if name in spec}
-    if (
-        "shape" in spec
-        and network is not None
-        and spec["shape"][0] != (channels := cast(Any, network.params).sample_channels)
-    ):
-        raise ValueError(
-            f"shape says that samples have {spec['shape'][0]} channels, and the network takes {channels}"
-        )
-    if "classes" in spec and len(spec["classes"]) != (
-        count := getattr(getattr(network, "params", None), "num_classes", None)
-    ):
-        raise ValueError(
-            f"classes names {len(spec['classes'])} classes, and the network has num_classes={count}"
-        )
     model = Model(network, schedule, prediction, spec, **parts)
+    if "shape" in spec and network is not None:
+        stated, channels = spec["shape"][0], cast(Any, network.params).sample_channels
+        if stated != channels:
+            raise ValueError(
+                f"shape says that samples have {stated} channels, and the network takes {channels}"
+            )
+    if "classes" in spec and (count := len(spec["classes"])) != model.num_classes:
+        raise ValueError(
+            f"classes names {count} classes, and the network has num_classes={model.num_classes}"
+        )
     if network is not None:
         model.check()
     return model
 
 
-def _check_extras(spec: Mapping[str, Any]) -> None:
-    """ValueError where what a description says of samples and sampling cannot be: now, and not when it hangs
-    or fills the memory."""
+def _check_settings(spec: Mapping[str, Any]) -> None:
+    """ValueError for impossible settings of samples and sampling, before they hang or fill the memory."""
     if "shape" in spec:
         check_type("shape", spec["shape"], tuple[int, int, int])
         if not all(1 <= size <= MAX_SIDE for size in spec["shape"]):
@@ -481,13 +407,10 @@ def _check_extras(spec: Mapping[str, Any]) -> None:
         check_names("family", [spec["family"]], families().FAMILIES)
     check_names("role", [spec.get("role", "inpaint")], get_args(families().Role))
     if "role" in spec and spec.get("family"):
-        raise ValueError(
-            f"role is for networks of one's own, and what those of {spec['family']} do is known: leave role "
-            "out"
-        )
+        raise ValueError(f"leave role out: it is for your own networks, and {spec['family']} determines it")
     check_type("classes", classes := spec.get("classes", []), list[str])
     if twice := [name for name, n in Counter(classes).items() if n > 1]:
-        raise ValueError(f"classes holds {brief(twice[0])} twice: each class has a name of its own")
+        raise ValueError(f"classes holds {brief(twice[0])} twice: each class must have its own name")
     check_type("drop", drop := spec.get("drop", 0.0), float)
     if not 0 <= drop <= 1:
         raise ValueError(f"drop is a share of the samples, within [0, 1], not {drop:g}")
@@ -500,8 +423,7 @@ def _check_extras(spec: Mapping[str, Any]) -> None:
 
 
 def _describe_network(network: dict[str, Any], schedule: Schedule, prediction: Prediction) -> dict[str, Any]:
-    """A network's description in plain values: a class by its name, and the factor of the times that it
-    sees."""
+    """A network's description in plain values: its class by name, and its time_factor."""
     if isinstance(network.get("name"), type):
         network["name"] = outside.provide("network", network["name"])
     _, params = find_network(network.get("name"))
@@ -511,11 +433,10 @@ def _describe_network(network: dict[str, Any], schedule: Schedule, prediction: P
 
 
 def find_network(name: Any) -> tuple[type[nn.Module], type[Any]]:
-    """The network of that name in models.NETWORKS, or from outside (see `diffusion.outside`), and the class
-    of its parameters.
+    """A network's class and its parameters' class, by a name in models.NETWORKS or `diffusion.outside`.
 
-    One from outside is built as Network(params): the annotation of `params` is a dataclass that derives from
-    `NetworkParams`. ValueError for a name that is unknown, and for a class that is built otherwise.
+    A network from outside is built as Network(params), where `params` is annotated as a dataclass that
+    derives from `NetworkParams`. ValueError for an unknown name and for another signature.
     """
     found: Any = lookup("network", name, families().NETWORKS)
     if isinstance(found, tuple):
@@ -524,18 +445,16 @@ def find_network(name: Any) -> tuple[type[nn.Module], type[Any]]:
     params = next(iter(hints.values()), None)
     if not (isinstance(params, type) and is_dataclass(params) and issubclass(params, NetworkParams)):
         raise ValueError(
-            f"the network {name!r} must be an nn.Module that is built from one dataclass, which derives "
-            "from models.NetworkParams: "
-            "def __init__(self, params: MyParams)"
+            f"the network {name!r} must be an nn.Module that is built from one dataclass, which derives from "
+            "models.NetworkParams: def __init__(self, params: MyParams)"
         )
     return found, params
 
 
 def time_factor(schedule: Schedule, prediction: Prediction) -> float:
-    """What brings the times that a network sees to a range of 1000, which the frequencies of its time
-    embedding are made for.
+    """The factor that scales a network's times to a range of 1000, which its time embedding expects.
 
-    1 for the indices of a table. EDM's network sees log(sigma) / 4 in place of t.
+    1 for the indices of a table. EDM's network sees log(sigma) / 4 instead of t.
     """
     if schedule.rows is not None:
         return 1.0
@@ -545,21 +464,19 @@ def time_factor(schedule: Schedule, prediction: Prediction) -> float:
 
 
 def build_network(spec: Mapping[str, Any]) -> nn.Module:
-    """A network from {"name": "unet" or "dit", **parameters}; what is left out has the parameter class's
-    default."""
+    """A network from {"name": "unet", **parameters}; parameters left out have their defaults."""
     values = check_mapping("network", spec)
     name = values.pop("name", None)
-    network, kind = find_network(name)
-    params = make_params(str(name), kind, values)
-    built = network(params)
-    if getattr(built, "params", None) != params:
+    kind, params_class = find_network(name)
+    params = make_params(str(name), params_class, values)
+    network = kind(params)
+    if getattr(network, "params", None) != params:
         raise ValueError(f"the network {name!r} must keep its parameters: self.params = params")
-    return built
+    return network
 
 
 def _build_part(name: str, spec: Mapping[str, Any]) -> nn.Module:
-    """An autoencoder ("name" says of which kind, "kl" unless it does), the text encoders, or a tiny
-    autoencoder, from its parameters."""
+    """One of PARTS from its parameters; an autoencoder's "name" says which kind it is, by default "kl"."""
     values, (part, params) = check_mapping(name, spec), PARTS[name]
     if name == "vae":
         kind = lookup("autoencoder", values.pop("name", "kl"), families().AUTOENCODERS)
@@ -571,6 +488,6 @@ def _build_part(name: str, spec: Mapping[str, Any]) -> nn.Module:
 
 
 def _build_reader(name: str, spec: Any) -> Reader:
-    """How one text encoder is read, by its "kind"."""
+    """The reader of one text encoder, by its "kind"."""
     values = check_mapping(name, spec)
     return make_params(name, lookup(f"kind of {name}", values.get("kind"), families().READERS), values)

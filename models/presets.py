@@ -1,4 +1,4 @@
-"""Models of the published families without their weights: at their own size, and tiny ones to try code on."""
+"""Models of the published families without their weights: at full size, and tiny ones to try code on."""
 
 from __future__ import annotations
 
@@ -19,44 +19,32 @@ SIZE = 16  # latents along each side of a miniature's sample
 
 
 def published(family: str, device: torch.device | str = "meta", **network: Any) -> Model:
-    """A model of that family (a name in FAMILIES) at its published size, with fresh weights, or none at all
-    on the meta device.
+    """A model of a family in FAMILIES at its published size, by default without weights.
 
-    To count, measure and test with; `network` changes parameters of its network: published("sd1",
-    in_channels=9) is the one for inpainting.
+    device   "meta" makes no weights, any other device fresh ones
+    network  changes parameters of the network: published("sd1", in_channels=9) is the one for inpainting
     """
-    of = lookup("family", family, FAMILIES)
-    if of.consistency:
+    preset = lookup("family", family, FAMILIES)
+    if preset.consistency:
         network = {"guidance_dim": 256, **network}
-    return build(
-        of.description(replace(of.architecture.network, **network), of.vae, of.join_readers(of.readers)),
-        device,
-    )
+    params = replace(preset.architecture.network, **network)
+    return build(preset.description(params, preset.vae, preset.join_readers(preset.readers)), device)
 
 
 def miniature(family: str = "sd1", seed: int = 0, **network: Any) -> Model:
-    """A tiny model of that family with the random weights of that seed: the same parts, structure and traps,
-    in seconds on a CPU.
+    """A tiny model of a family with random weights, to try code on: the same parts, made in seconds on a CPU.
 
-    To try code, tests and lessons on, not to look at what it draws; `network` as for `published`. Its T5
-    reads miniature_tokenizer.
+    `network` as for `published`. A T5 encoder gets a tokenizer of single letters.
     """
-    from models.files.blank import Blank  # here: to import this library needs no file format
+    from models.files.blank import Blank  # here: importing this library should not import file formats
 
-    of = lookup("family", family, FAMILIES)
-    with Blank():  # all parameters are drawn below
-        model = build(
-            {
-                **tiny_description(family, TINY_TOWERS, **network),
-                "shape": [of.architecture.vae.latent_channels, SIZE, SIZE],
-            }
-        )
+    preset = lookup("family", family, FAMILIES)
+    shape = [preset.architecture.vae.latent_channels, SIZE, SIZE]
+    with Blank():  # because all parameters are drawn below
+        model = build({**tiny_description(family, TINY_TOWERS, **network), "shape": shape})
     text = model.require("text")
-    text.tokenizers = {
-        name: miniature_tokenizer
-        for name, reader in text.params.readers.items()
-        if (miniature_tokenizer := reader.miniature_tokenizer()) is not None
-    }
+    letters = {name: reader.miniature_tokenizer() for name, reader in text.params.readers.items()}
+    text.tokenizers = {name: tokenizer for name, tokenizer in letters.items() if tokenizer is not None}
     generator = torch.Generator().manual_seed(seed)
     for part in model.parts.values():
         randomise(part, generator)
@@ -65,28 +53,23 @@ def miniature(family: str = "sd1", seed: int = 0, **network: Any) -> Model:
 
 def tiny_description(family: str, towers: Mapping[str, Any], **network: Any) -> dict[str, Any]:
     """The description of a miniature with these text towers."""
-    of = FAMILIES[family]
-    text = of.text_params(towers)
-    told = {
-        "context_dim": text.context_dim,
-        "vector_dim": text.vector_dim,
-        "guidance_dim": 8 if of.consistency else None,
-    }
-    params = replace(
-        of.architecture.tiny, **{**{name: size for name, size in told.items() if size is not None}, **network}
-    )
-    vae = replace(of.vae, **of.architecture.tiny_vae)
-    return of.description(params, vae, text, TAESDParams(vae.latent_channels, channels=16))
+    preset = FAMILIES[family]
+    text = preset.text_params(towers)
+    sizes = {"context_dim": text.context_dim, "vector_dim": text.vector_dim}
+    sizes["guidance_dim"] = 8 if preset.consistency else None
+    network = {**{name: size for name, size in sizes.items() if size is not None}, **network}
+    vae = replace(preset.vae, **preset.architecture.tiny_vae)
+    preview = TAESDParams(vae.latent_channels, channels=16)
+    return preset.description(replace(preset.architecture.tiny, **network), vae, text, preview)
 
 
 def randomise(network: nn.Module, generator: torch.Generator) -> None:
-    """Draw every parameter anew, so that activations keep their size and no zero hides a mistake; evaluation
-    mode."""
+    """Draw every parameter at random, so that no zero hides a mistake; switches to evaluation mode."""
     with torch.no_grad():
         for name, p in network.named_parameters():
             p.normal_(generator=generator)
             if p.ndim > 1:
-                p.div_(p[0].numel() ** 0.5)
+                p.div_(p[0].numel() ** 0.5)  # activations keep their size
             else:
                 p.mul_(0.1).add_(float(name.endswith("weight")))  # norms stay near 1, biases near 0
     network.eval()

@@ -1,8 +1,7 @@
-"""What every other package begins with: the version, the `plain-diffusion` command, and a check that the
-packages found are this library's.
+"""The version, the command `plain-diffusion`, and a check that the packages found are this library's.
 
-Of all our packages, this one has a name that nobody else gives to a module, so that it is always found. Needs
-the standard library only.
+No other project gives a module this name, so this package is always found. It needs only the standard
+library.
 """
 
 import plain_diffusion.starting  # noqa: F401

@@ -1,5 +1,4 @@
-"""plain-diffusion train | samplers | eval | models ...: the four programs, also in a folder that has modules
-of these names."""
+"""plain-diffusion train | samplers | eval | models, also in a folder with modules of these names."""
 
 from __future__ import annotations
 
@@ -17,26 +16,26 @@ Train, sample and score diffusion models.
   plain-diffusion train experiment=digits_unet run=runs/digits
       train a model, distil one or fine-tune a published one
   plain-diffusion samplers run=runs/digits
-      draw images with it
+      generate images with it
   plain-diffusion samplers weights=sdxl.safetensors prompt="a corgi"
-      draw images with published weights
+      generate images with published weights
   plain-diffusion eval samples=FOLDER reference=FOLDER metric=[fid,kid]
       score images, compare runs, measure speed
   plain-diffusion models download sd15
-      fetch published weights, check files, list families
+      download published weights, check files, list families
 
-Each has a help of its own: plain-diffusion train --help
+Each program has its own help: plain-diffusion train --help
 Tab completion, in bash: eval "$(plain-diffusion -sc install=bash)\""""
 
 
 def main() -> None:
-    """Run the program that the first argument names with the arguments behind it, as `python -m` would."""
+    """Run the program named by the first argument with the other arguments, as `python -m` would."""
     parser = argparse.ArgumentParser(
         "plain-diffusion", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"plain-diffusion {__version__}")
     parser.add_argument("program", choices=PROGRAMS)
-    parser.add_argument("arguments", nargs="*", metavar="argument", help="what that program takes")
+    parser.add_argument("arguments", nargs="*", metavar="argument", help="arguments of that program")
     end_on_interrupt()
     if sys.argv[1:2] == ["-sc"]:
         prefer_own()

@@ -1,12 +1,11 @@
-"""Packages that one feature needs, and that a plain installation leaves out: `pip install
-'plain-diffusion[gguf]'`."""
+"""Optional packages that one feature needs: `pip install 'plain-diffusion[gguf]'`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# The extras of pyproject.toml, and what each is for.
+# The extras in pyproject.toml, and what each is for.
 EXTRAS = {
     "bench": "benchmarks beside other libraries",
     "digits": "handwritten digits",
@@ -18,8 +17,7 @@ EXTRAS = {
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Import what an extra brings within this: `with extra("gguf"): import gguf`. ValueError that names the
-    extra where it is missing."""
+    """Import a package of an extra: `with extra("gguf"): import gguf`. ValueError names the missing extra."""
     try:
         yield
     except ImportError as error:

@@ -1,5 +1,4 @@
-"""Modules of other people that have the names of our packages: many a project has a `train.py`, a `models/`
-and a `configs/` of its own."""
+"""Finds modules that hide our packages: many projects have their own `train.py`, `models/` or `configs/`."""
 
 from __future__ import annotations
 
@@ -15,50 +14,45 @@ ROOT = os.path.dirname(os.path.dirname(__file__))  # the folder that holds all o
 
 
 def check(*packages: str) -> None:
-    """Make sure that Python finds our own packages under these names, before any of them is imported.
+    """Make sure that these names find our own packages, before any of them is imported.
 
-    ImportError that names the file which hides one of ours; of a program started with `python -m`, one line
-    and status 1.
+    ImportError names the file that hides one of ours; a program started with `python -m` prints one line and
+    exits with status 1.
     """
-    settings = (
-        () if program() in (None, "models") else ("configs",)
-    )  # which programs read, and the library does not
-    for package in (*packages, *settings):
+    name = program()
+    for package in (*packages, *(() if name in (None, "models") else ("configs",))):  # others read no configs
         spec = find_spec(package)
-        if spec is None or (theirs := _foreign(spec, package)) is None:
+        if spec is None or (foreign := _foreign_path(spec, package)) is None:
             continue
-        what = f"{theirs} hides the package {package} of plain-diffusion"
-        if name := program():
+        problem = f"{foreign} hides the package {package} of plain-diffusion"
+        if name:
             sys.exit(
-                f"error: {what}: type `plain-diffusion {name} ...`, which finds its own packages first, or "
+                f"error: {problem}: type `plain-diffusion {name} ...`, which finds its own packages first, "
+                "or "
                 "rename yours"
             )
-        raise ImportError(
-            f"{what}: rename yours, or run Python where its folder is not on sys.path", name=package
-        )
+        remedy = "rename yours, or run Python where its folder is not on sys.path"
+        raise ImportError(f"{problem}: {remedy}", name=package)
 
 
-def _foreign(spec: ModuleSpec, package: str) -> str | None:
+def _foreign_path(spec: ModuleSpec, package: str) -> str | None:
     """The file or folder of a module that is not our package; None for our own."""
     own = os.path.join(ROOT, package, "__init__.py")
-    place = spec.origin or next(
-        iter(spec.submodule_search_locations or ()), "a module without a file"
-    )  # a folder without __init__.py
-    return None if place == own or (os.path.exists(place) and os.path.samefile(place, own)) else place
+    path = spec.origin or next(iter(spec.submodule_search_locations or ()), "a module without a file")
+    return None if path == own or (os.path.exists(path) and os.path.samefile(path, own)) else path
 
 
 def prefer_own() -> None:
-    """Put the folder of our packages before any folder with modules of the same names, and the working folder
-    last.
+    """Put our folder on sys.path before every folder with modules of the same names, the working folder last.
 
-    On sys.path, so that processes which this one starts find the same. Settings may still name modules in the
-    working folder.
+    Through sys.path, subprocesses find the same packages. Settings may still name modules in the working
+    folder.
     """
     here = os.getcwd()
     sys.path[:] = [*(folder for folder in sys.path if os.path.abspath(folder) != here), here]
-    holding = (
+    hiding = (
         i
         for i, folder in enumerate(sys.path)
         if any(PathFinder.find_spec(package, [folder]) for package in PACKAGES)
     )
-    sys.path.insert(next(holding, len(sys.path)), ROOT)
+    sys.path.insert(next(hiding, len(sys.path)), ROOT)

@@ -1,8 +1,7 @@
-"""Ctrl-C while a program is still being imported: one line and status 130, in place of a traceback from
-within torch.
+"""Ctrl-C while a program is being imported prints one line and exits with status 130, without a traceback.
 
-Every package imports this first, because `python -m samplers` imports the package before anything of the
-program itself runs. Ctrl-C of other programs that import these packages stays as it is.
+Every package imports this first, because `python -m samplers` imports the package before the program runs.
+Nothing changes for other programs that import these packages.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ PROGRAMS = ("train", "samplers", "eval", "models")
 
 
 def program() -> str | None:
-    """Which of our programs `python -m` is starting, while it imports the package; None for everything
-    else."""
-    if sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv:  # argv is that while -m imports
+    """Which of our programs `python -m` is importing at the moment; None for everything else."""
+    if sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv:  # argv is ["-m"] during that import
         return None
     package = sys.orig_argv[sys.orig_argv.index("-m") + 1].split(".")[0]
     return package if package in PROGRAMS else None
@@ -31,7 +29,7 @@ def end_on_interrupt() -> None:
 
 
 def started() -> None:
-    """The program has begun, and handles Ctrl-C itself from now on."""
+    """Called when the program has begun: it handles Ctrl-C itself from now on."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -169,9 +169,9 @@ def test_a_feature_without_its_extra_names_it(tmp_path: Path, monkeypatch: pytes
     ):
         digits()
     monkeypatch.setitem(sys.modules, "gguf", None)
-    gguf_file._reader.cache_clear()
+    gguf_file._header_reader.cache_clear()
     with pytest.raises(ValueError, match=r"GGUF files need .* pip install 'plain-diffusion\[gguf\]'$"):
-        gguf_file._reader()
+        gguf_file._header_reader()
     monkeypatch.delitem(sys.modules, "eval.report", raising=False)
     monkeypatch.delitem(sys.modules, "eval.drawing", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -341,14 +341,15 @@ PROMPT_MISTAKES: dict[str, tuple[list[str], str]] = {
     "numbers for weights": (["weights=[3]", "prompt=a cat"], "no such file or folder: 3"),
     "damaged": (["weights={files}/damaged.safetensors", "prompt=a cat"], "{files}/damaged.safetensors"),
     "no model": (["weights={files}/image.png", "prompt=a cat"], "{files}/image.png"),
-    "a part": (["weights={files}/unet.safetensors", "prompt=a cat", *SMALL], "this model has no vae (it has backbone): load a file that holds"),  # noqa: E501
+    "a part": (["weights={files}/unet.safetensors", "prompt=a cat", *SMALL], "this model has no vae (it has backbone): load it with a file that holds"),  # noqa: E501
     "a run for weights": (["weights={run}", "prompt=a cat", *SMALL], "{run} is a model that takes no "
                                                                      "prompts: run={run} samples it"),
     "weights for a run": (["run={files}/sd1.safetensors"], "is a model that takes prompts: weights={files}/sd1.safetensors prompt=... draws"),  # noqa: E501
     "labels": ([*SD1, "labels=[3]"], "labels goes with run=FOLDER, a model trained here, and this is weights=...: leave one of the two out"),  # noqa: E501
     "clip": ([*SD1, "clip=true"], "clip goes with run=FOLDER"),
     "family": ([*SD1, "family=sdxll"], "no family named 'sdxll'; did you mean 'sdxl'?"),
-    "other family": ([*SD1, "family=sdxl"], "is built like sd1, so it cannot be of the family sdxl"),
+    "other family": ([*SD1, "family=sdxl"], "has the architecture of sd1, so it cannot be of the family "
+                                            "sdxl"),
     "prediction": ([*SD1, "prediction=epsilon"], "no prediction named 'epsilon'"),
     "dtype": ([*SD1, "dtype=fp8"], "no dtype named 'fp8'"),
     "part": ([*SD1, "dtype={{unet: fp16}}"], "no part of a model named 'unet'; known: backbone, vae, text"),

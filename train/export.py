@@ -12,7 +12,7 @@ import torch
 import models
 from models import VAE, Model
 from models.families.family import to_plain
-from models.layouts.single_file import tokenizers_beside
+from models.layouts.single_file import tokenizer_files
 
 FILE_NAME, FOLDER_NAME = "model.safetensors", "model"  # in a run's folder
 
@@ -74,5 +74,5 @@ def _layout(model: Model) -> Any:
     """That of the model's files. Separate files become one, or a folder if they include T5's tokenizer."""
     layout = model.report.layout if model.report else "native"
     if layout in ("ldm", "separate"):
-        return "diffusers" if tokenizers_beside(model) else "ldm"
+        return "diffusers" if tokenizer_files(model) else "ldm"
     return layout

@@ -128,7 +128,7 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "window": self.window.values(),
         }
-        metadata = {**native.about(self.model), "progress": progress, "settings": strict(settings)}
+        metadata = {**native.metadata_of(self.model), "progress": progress, "settings": strict(settings)}
         metadata["checksum"] = native.checksum(tensors, metadata)
         previous = None if self.fell_back else folder / PREVIOUS
         native.write(folder / native.FILE_NAME, tensors, metadata, previous)
@@ -227,7 +227,7 @@ def resume_point(
     (parts, saved), (now, wanted) = (_split_parts(each) for each in (metadata["settings"], settings))
     # Earlier versions also described parts that the model lacks.
     before = native.without_missing(metadata["model"], {name.partition(".")[0] for name in tensors})
-    spec = native.about(model)["model"].items()
+    spec = native.metadata_of(model)["model"].items()
     require_same(
         folder, before, {key: value for key, value in spec if key in before or key not in ADDED_LATER}
     )

@@ -17,7 +17,7 @@ import torch
 from diffusion.settings import setting
 from diffusion.spec import check_names, make, make_params
 from eval.features.extractor import Extractor
-from models.download import place
+from models.download import path_in_cache
 from train.data import digits
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -93,8 +93,8 @@ def _inception(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Ex
 
     if params.inception == RANDOM:
         return random_inception(protocol, dtype=dtype)
-    path = params.inception or place("inception")
-    if params.inception is None and not place("inception").exists():
+    path = params.inception or path_in_cache("inception")
+    if params.inception is None and not path_in_cache("inception").exists():
         raise ValueError(
             "Inception's weights are not here: `plain-diffusion models download inception` fetches them, "
             "extractors.inception=FILE names "

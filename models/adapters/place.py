@@ -46,13 +46,13 @@ class Place:
 
     def published(self, weight: Tensor) -> Tensor:
         """These rows of our weight, as they are published."""
-        return Source((self.key,), self.form).turned(weight[slice(*self.rows)])
+        return Source((self.key,), self.form).convert(weight[slice(*self.rows)])
 
     def ours(self, value: Tensor) -> Tensor:
         """`published` backwards, of the rows alone."""
         if self.form == "conv":
             return value.flatten(1) if value.ndim > 1 else value
-        return Source((self.key,), self.form).turned(value)  # the other forms are their own inverse
+        return Source((self.key,), self.form).convert(value)  # the other forms are their own inverse
 
 
 Module = dict[str, Place]
@@ -117,7 +117,7 @@ def _modules(layout: Layout, network: nn.Module, before: str) -> dict[str, Modul
         start = 0
         for key, part in zip(source.keys, source.split(state[name]), strict=True):
             stem, _, leaf = key.rpartition(".")
-            shape = tuple(source.turned(part).shape)
+            shape = tuple(source.convert(part).shape)
             rows = (start, start + len(part)) if part.ndim else (0, 1)
             modules.setdefault(stem, {})[leaf] = Place(before + name, rows, source.form, shape, key)
             start = rows[1]

@@ -48,7 +48,7 @@ def table() -> str:
     for family in FAMILIES.values():
         towers = (tower.name + " (optional)" * tower.optional for tower in family.architecture.towers)
         sampling = "{sampler}, {steps} steps, guidance {guidance:g}".format(**family.sampling)
-        network = family.architecture.kind.words
+        network = family.architecture.kind.title
         row = (f"`{family.name}`", family.title, network, ", ".join(towers), str(family.size), sampling)
         rows.append((*row, family.licence))
     lines = [f"| {' | '.join(row)} |" for row in rows]

@@ -71,7 +71,7 @@ def config(p: ChromaParams, size: tuple[int, int]) -> dict[str, Any]:
 CHROMA = Kind(
     name="chroma",
     part="backbone",
-    words="Chroma transformer",
+    title="Chroma transformer",
     network=Chroma,
     params=ChromaParams,
     recognise=recognise,

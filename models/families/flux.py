@@ -179,7 +179,7 @@ def trunk_config(p: TrunkParams, own: Mapping[str, Any]) -> dict[str, Any]:
 FLUX = Kind(
     name="flux",
     part="backbone",
-    words="FLUX transformer",
+    title="FLUX transformer",
     network=Flux,
     params=FluxParams,
     recognise=recognise,

@@ -100,12 +100,12 @@ def ldm(params: UNetParams) -> Layout:
         layer = {"res": "0.res", "attention": "1", "conv": conv}[part]
         return f"{'input' if side == 'down' else 'output'}_blocks.{block}.{layer}.{leaf}"
 
-    return Layout("ldm", LDM, number=number)
+    return Layout("ldm", LDM, renumber=number)
 
 
 def diffusers(params: UNetParams) -> Layout:
     """Blocks are numbered within levels."""
-    return Layout("diffusers", DIFFUSERS, number=lambda name: by_level(name, params.blocks))
+    return Layout("diffusers", DIFFUSERS, renumber=lambda name: by_level(name, params.blocks))
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[UNetParams, Layout] | None:
@@ -260,7 +260,7 @@ def config(p: UNetParams, size: tuple[int, int]) -> dict[str, Any]:
 UNET = Kind(
     name="unet",
     part="backbone",
-    words="UNet",
+    title="UNet",
     network=UNet,
     params=UNetParams,
     recognise=recognise,

@@ -130,7 +130,7 @@ def config(p: SD3Params, size: tuple[int, int]) -> dict[str, Any]:
 MMDIT = Kind(
     name="sd3",
     part="backbone",
-    words="Stable Diffusion 3 transformer",
+    title="Stable Diffusion 3 transformer",
     network=SD3,
     params=SD3Params,
     recognise=recognise,

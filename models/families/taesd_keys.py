@@ -28,12 +28,12 @@ def diffusers(params: TAESDParams) -> Layout:
         return f"{match[1]}.layers.{int(match[2]) - (match[1] == 'decoder')}."
 
     pattern = re.compile(r"^(encoder|decoder)\.(\d+)\.")
-    return Layout("diffusers", CONVOLUTIONS, number=lambda name: pattern.sub(layer, name))
+    return Layout("diffusers", CONVOLUTIONS, renumber=lambda name: pattern.sub(layer, name))
 
 
 def original(half: str) -> Layout:
     """The encoder's file or the decoder's."""
-    return Layout(f"TAESD's {half}", CONVOLUTIONS, inside=half)
+    return Layout(f"TAESD's {half}", CONVOLUTIONS, submodule=half)
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[TAESDParams, Layout] | None:
@@ -60,7 +60,7 @@ def config(p: TAESDParams, size: tuple[int, int]) -> dict[str, Any]:
 PREVIEW = Kind(
     name="preview",
     part="preview",
-    words="tiny autoencoder",
+    title="tiny autoencoder",
     network=TAESD,
     params=TAESDParams,
     recognise=recognise,

@@ -50,7 +50,7 @@ def ldm(params: VAEParams) -> Layout:
 
 def diffusers(params: VAEParams, rules: Mapping[str, str] = DIFFUSERS) -> Layout:
     """Levels are numbered in the order of computation."""
-    return Layout("diffusers", rules, number=lambda name: by_level(name, params.blocks))
+    return Layout("diffusers", rules, renumber=lambda name: by_level(name, params.blocks))
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[VAEParams, Layout] | None:
@@ -107,7 +107,7 @@ def config(p: VAEParams, size: tuple[int, int]) -> dict[str, Any]:
 AUTOENCODER = Kind(
     name="kl",
     part="vae",
-    words="autoencoder",
+    title="autoencoder",
     network=VAE,
     params=VAEParams,
     recognise=recognise,

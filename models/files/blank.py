@@ -1,4 +1,4 @@
-"""Networks without weights, for those of a file."""
+"""Networks without weights, to be loaded from a file."""
 
 from __future__ import annotations
 
@@ -9,20 +9,11 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-FACTORIES = (
-    torch.empty,
-    torch.zeros,
-    torch.ones,
-    torch.full,
-    torch.rand,
-    torch.randn,
-    torch.arange,
-)  # what layers make tensors with
+FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange)
 
 
 class Blank(TorchFunctionMode):
-    """No parameter is initialised within it: on the meta device it is only time, and the first draw there
-    imports sympy for two seconds."""
+    """Within it, no parameter is initialised: on the meta device that only takes time (and imports sympy)."""
 
     def __torch_function__(
         self,
@@ -37,16 +28,12 @@ class Blank(TorchFunctionMode):
 
 
 class BlankWithin(Blank):
-    """The same, for networks whose weights are those of a file: ValueError as soon as they take far more
-    tensors or numbers than it has.
-
-    shapes  of the tensors in the file
-    """
+    """The same for a file with these shapes: ValueError if the networks need far more than it has."""
 
     def __init__(self, shapes: Iterable[tuple[int, ...]]) -> None:
         super().__init__()
         sizes = [math.prod(shape) for shape in shapes]
-        self.held = f"{len(sizes):,} tensors of {sum(sizes):,} numbers"
+        self.available = f"{len(sizes):,} tensors of {sum(sizes):,} numbers"
         self.tensors, self.numbers = len(sizes) + 100, 2 * sum(sizes) + 1_000_000
 
     def __torch_function__(
@@ -56,10 +43,10 @@ class BlankWithin(Blank):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        made = super().__torch_function__(function, types, args, kwargs)
+        result = super().__torch_function__(function, types, args, kwargs)
         if function in FACTORIES:
             self.tensors -= 1
-            self.numbers -= made.numel()
+            self.numbers -= result.numel()
             if self.tensors < 0 or self.numbers < 0:
-                raise ValueError(f"it takes far more than the {self.held} that are there")
-        return made
+                raise ValueError(f"it takes far more than the {self.available} in the file")
+        return result

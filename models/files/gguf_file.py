@@ -1,5 +1,4 @@
-"""GGUF, the files of GGML: plain tensors, and matrices packed in blocks. Their headers are read by GGML's own
-package."""
+"""Reads GGUF, the files of GGML, whose own package reads the header: tensors, plain or packed in blocks."""
 
 from __future__ import annotations
 
@@ -21,14 +20,13 @@ from models.files.stored import DTYPES, MAX_HEADER, MAX_SIZE, Region, Stored, Te
 from models.layers.packed import BLOCKS, CHUNK, unpack_blocks
 from plain_diffusion.extras import extra
 
-MAX_READS = 2**19  # numbers and texts in a header: T5's vocabulary is 130,000 of them, which takes a second
-# of tensors that their converter reshaped, so that their rows divide into blocks
-ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
+MAX_READS = 2**19  # numbers and texts in a header: T5's vocabulary has 130,000, which takes a second
+ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # for tensors that a converter reshaped to divide rows into blocks
 
 
 @dataclass(frozen=True, eq=False)
 class _InBlocks(Stored):
-    """A tensor in blocks of that kind, whose bytes are `data`."""
+    """A tensor packed in blocks of that kind."""
 
     kind: str
     data: Region
@@ -43,7 +41,7 @@ class _InBlocks(Stored):
 
 @dataclass(frozen=True)
 class _Entry:
-    """One tensor in the header: GGML's name for its type, and the byte of the file that it begins at."""
+    """One tensor in the header: its GGML type, and the byte of the file where it starts."""
 
     key: str
     shape: tuple[int, ...]
@@ -58,37 +56,31 @@ class _Entry:
 
 
 def open_gguf(path: Path) -> TensorFile:
-    """Look into a GGUF file. Metadata are texts, what is no text in them in JSON. ValueError where it is
-    damaged or of no kind known."""
+    """Read a GGUF file's header; metadata become text or JSON. ValueError if damaged or unsupported."""
     with open(path, "rb") as file:
         if (magic := file.read(4)) != b"GGUF":
-            raise ValueError(f"{path} is no GGUF file: it begins with {magic!r}")
-    reader = _reader()
+            raise ValueError(f"{path} is not a GGUF file: it begins with {magic!r}")
+    reader = _header_reader()
     try:
         header = reader(path)
-        metadata = {
-            name: field.contents() for name, field in header.fields.items() if not name.startswith("GGUF.")
-        }
-    except Exception as error:  # a damaged file may provoke any
+        fields = {name: field for name, field in header.fields.items() if not name.startswith("GGUF.")}
+        metadata = {name: field.contents() for name, field in fields.items()}
+    except Exception as error:  # a damaged file may raise any
         raise ValueError(f"{path} cannot be read: {first_line(error)}") from None
     if (pieces := metadata.get("split.count", 1)) != 1:
-        raise ValueError(
-            f"{path} is one of {brief(pieces)} pieces: make one file of them, with llama-gguf-split --merge"
-        )
-    entries = [_checked(path, *described) for described in header.described]
-    _check_places(path, entries)
+        merge = "merge them into one file, with llama-gguf-split --merge"
+        raise ValueError(f"{path} is one of {brief(pieces)} pieces: {merge}")
+    entries = [_check_entry(path, *entry) for entry in header.entries]
+    _check_positions(path, entries)
     pages = cache(partial(map_file, path, path.stat().st_size))
-    tensors = {entry.key: _stored(path, entry, pages, metadata) for entry in entries}
-    return TensorFile(
-        path,
-        tensors,
-        {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()},
-    )
+    tensors = {entry.key: _make_stored(path, entry, pages, metadata) for entry in entries}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
+    return TensorFile(path, tensors, texts)
 
 
 @cache
-def _reader() -> type[Any]:
-    """GGML's reader, for a file's header only, and without its trust in the counts there."""
+def _header_reader() -> type[Any]:
+    """GGML's reader, restricted to a file's header, with every count in it checked."""
     with extra("gguf"):
         import gguf
     kinds = {kind.value: kind.name for kind in gguf.GGMLQuantizationType}
@@ -97,81 +89,76 @@ def _reader() -> type[Any]:
         reads = 0
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: str | None = None) -> Any:
-            """So many numbers from that byte on."""
+            """That many numbers, starting at that byte."""
             self.reads += 1
             end = int(offset) + int(count) * np.dtype(dtype).itemsize
             if self.byte_order == "S":
-                raise ValueError("it is of a machine that writes numbers backwards")
+                raise ValueError("it is big-endian, which is not supported")
             if end > min(self.data.nbytes, MAX_HEADER) or self.reads > MAX_READS:
-                raise ValueError("its header does not end where it should; get it again")
+                raise ValueError("its header does not end where it should; download it again")
             return np.frombuffer(self.data, dtype, int(count), int(offset))
 
         def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
-            """In place of the tensors, what the header says of each: key, shape (there the fastest dimension
-            first), type, first byte."""
-            found = [(field.name, *(part.tolist() for part in field.parts[3:])) for field in fields]
-            begin = int(start_offs)
-            self.described = [
-                (key, tuple(dims[::-1]), kinds.get(kind, str(kind)), begin + at)
-                for key, dims, [kind], [at] in found
-            ]
+            """Instead of tensors, their entries: key, shape (reversed in the file), type and first byte."""
+            self.entries = []
+            for field in fields:
+                dims, [kind], [offset] = (part.tolist() for part in field.parts[3:])
+                kind = kinds.get(kind, str(kind))
+                self.entries.append((field.name, tuple(dims[::-1]), kind, int(start_offs) + offset))
 
     return Header
 
 
-def _checked(path: Path, key: str, shape: tuple[int, ...], kind: str, start: int) -> _Entry:
+def _check_entry(path: Path, key: str, shape: tuple[int, ...], kind: str, start: int) -> _Entry:
     check_name(path, key)
+    sizes = list(shape)
     if len(shape) > 8 or not all(n < MAX_SIZE for n in (*shape, start)):
         raise ValueError(
-            f"{path} is damaged: {key} has no possible shape {brief(list(shape))} or place {start:,}"
+            f"{path} is damaged: {key} has the impossible shape {brief(sizes)} or position {start:,}"
         )
     if kind not in DTYPES and kind not in BLOCKS:
+        supported = ", ".join(BLOCKS)
         raise ValueError(
-            f"{path} cannot be read: {key} has the type {kind}; take a file of one of {', '.join(BLOCKS)}"
+            f"{path} cannot be read: {key} has the type {kind}; take a file of one of {supported}"
         )
     if kind in BLOCKS and (not shape or shape[-1] % BLOCKS[kind].values):
-        raise ValueError(
-            f"{path} is damaged: {key}, {kind} of shape {list(shape)}, does not divide into blocks"
-        )
+        raise ValueError(f"{path} is damaged: {key}, {kind} of shape {sizes}, does not divide into blocks")
     return _Entry(key, shape, kind, start)
 
 
-def _check_places(path: Path, entries: list[_Entry]) -> None:
-    """ValueError unless the tensors lie in the file, apart from each other, each once."""
+def _check_positions(path: Path, entries: list[_Entry]) -> None:
+    """ValueError unless the tensors lie within the file, do not overlap, and have different keys."""
     if len({entry.key for entry in entries}) < len(entries):
-        raise ValueError(f"{path} is damaged: a tensor stands in it twice")
+        raise ValueError(f"{path} is damaged: it holds a tensor twice")
     size = path.stat().st_size
     for entry in entries:
         if (end := entry.start + entry.size) > size:
-            raise ValueError(
-                f"{path} is damaged: {entry.key} ends at byte {end:,}, the file at {size:,}; get it again"
-            )
+            where = f"{entry.key} ends at byte {end:,}, the file at {size:,}"
+            raise ValueError(f"{path} is damaged: {where}; download it again")
     for one, other in pairwise(sorted(entries, key=lambda entry: (entry.start, entry.size))):
         if one.start + one.size > other.start:
             raise ValueError(f"{path} is damaged: {other.key} overlaps {one.key}")
 
 
-def _stored(
+def _make_stored(
     path: Path, entry: _Entry, pages: Callable[[], UntypedStorage], metadata: Mapping[str, Any]
 ) -> Stored:
     shape, keys = _original_shape(path, entry, metadata), (entry.key,)
     if entry.kind in DTYPES:
         return Region(path, keys, shape, DTYPES[entry.kind], entry.start, pages)
     data = Region(path, keys, (entry.size,), torch.uint8, entry.start, pages)
-    found = _InBlocks(path, keys, shape, torch.float32, entry.kind, data)
-    if len(shape) == 2 and shape[1] % BLOCKS[entry.kind].values == 0:  # others are only given unpacked
-        return replace(found, packing=entry.kind, raw=replace(data, shape=(shape[0], entry.size // shape[0])))
-    return found
+    stored = _InBlocks(path, keys, shape, torch.float32, entry.kind, data)
+    if len(shape) == 2 and shape[1] % BLOCKS[entry.kind].values == 0:  # other tensors are always unpacked
+        return replace(
+            stored, packing=entry.kind, raw=replace(data, shape=(shape[0], entry.size // shape[0]))
+        )
+    return stored
 
 
 def _original_shape(path: Path, entry: _Entry, metadata: Mapping[str, Any]) -> tuple[int, ...]:
     shape = metadata.get(ORIGINAL_SHAPE + entry.key, list(entry.shape))
-    if (
-        not isinstance(shape, list)
-        or not all(type(n) is int and n >= 0 for n in shape)
-        or math.prod(shape) != math.prod(entry.shape)
-    ):
-        raise ValueError(
-            f"{path} is damaged: {entry.key} of shape {list(entry.shape)} cannot have been {brief(shape)}"
-        )
+    sizes = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+    if not sizes or math.prod(shape) != math.prod(entry.shape):
+        stated = f"{entry.key} of shape {list(entry.shape)} cannot have been {brief(shape)}"
+        raise ValueError(f"{path} is damaged: {stated}")
     return tuple(shape)

@@ -1,4 +1,4 @@
-"""Pickles of tensors (.ckpt, .pt, ...), only under torch's weights_only, which runs no code."""
+"""Reads pickles of tensors (.ckpt, .pt, ...), only under torch's weights_only, which runs no code."""
 
 from __future__ import annotations
 
@@ -17,83 +17,72 @@ import torch
 from torch import Tensor
 
 from diffusion.messages import first_line
-from models.files.stored import MAX_TENSORS, Held, TensorFile, check_name
+from models.files.stored import MAX_TENSORS, InMemory, TensorFile, check_name
 
-WRAPPERS = ("state_dict", "model", "module")  # what pickles of trainers hold their tensors under
+WRAPPERS = ("state_dict", "model", "module")  # keys under which trainers' pickles hold their tensors
 
 
 class _Callback:
-    """Stands for a class of the trainer that early SD files name beside their weights, and that nobody
-    needs."""
+    """Stands for a class of the trainer in early SD files, which is not needed."""
 
 
-# What Stable Diffusion's own .ckpt files hold beside plain tensors: their trainer's callbacks, with NumPy
-# scalars for losses.
+# Stable Diffusion's own .ckpt files also hold their trainer's callbacks, with NumPy scalars for losses.
 _HARMLESS_CLASSES: list[Any] = [
     (_Callback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
     (_Callback, "pytorch_lightning.callbacks.early_stopping.EarlyStopping"),
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]  # where NumPy 1 had it, and where 2 has it
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]  # its name in NumPy 1
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]  # and in NumPy 2
     *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType, codecs.encode),
 ]
 
 
 def open_pickle(path: Path) -> TensorFile:
-    try:
-        if zipped := _is_zip(path):
-            _check_zip(path)
-        with (
-            torch.serialization.safe_globals(_HARMLESS_CLASSES),
-            warnings.catch_warnings(),
-            open(path, "rb") as file,
-        ):
-            warnings.simplefilter("ignore")  # what torch says of its own past
-            misnamed = (
-                path.suffix == ".safetensors"
-            )  # which torch would take for what it is; without its name it is read, not mapped
-            content = torch.load(
-                file if misnamed else path,
-                map_location="cpu",
-                weights_only=True,
-                mmap=zipped and not misnamed,
-            )
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = (
-            f"it asks for {asked[1]}"
-            if asked
-            else first_line(str(error).split("WeightsUnpickler error: ")[-1])
-        )
-        raise ValueError(
-            f"{path} is no plain file of weights, and nothing in it was run ({reason}); use its safetensors "
-            "version"
-        ) from None
-    except Exception as error:  # a damaged pickle may provoke any
-        raise ValueError(f"{path} is damaged or no file of weights ({first_line(error)})") from None
+    """Read a pickle of tensors. ValueError if it is damaged, or asks for code to be run."""
+    content = _unpickle(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
     state = next((content[key] for key in WRAPPERS if isinstance(content.get(key), (Mapping, list))), content)
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__} under state_dict, not tensors by name")
-    found = list(
-        islice(((key, value) for key, value in _flat(state) if isinstance(value, Tensor)), MAX_TENSORS + 1)
-    )
-    if len(found) > MAX_TENSORS:
+    items = ((key, value) for key, value in _flatten(state) if isinstance(value, Tensor))
+    named = list(islice(items, MAX_TENSORS + 1))
+    if len(named) > MAX_TENSORS:
         raise ValueError(f"{path} holds no model: no known one has more than {MAX_TENSORS:,} tensors")
-    for key, value in found:
-        _check_unpickled(path, key, value)
-    tensors = {key: Held.of(path, key, value) for key, value in found}
-    kinds = (int, float, np.integer, np.floating)
-    numbers = {
-        key: float(n)
-        for key, n in content.items()
-        if isinstance(key, str) and isinstance(n, kinds) and abs(n) < 2**63
-    }
+    for key, value in named:
+        _check_tensor(path, key, value)
+    tensors = {key: InMemory.from_tensor(path, key, value) for key, value in named}
+    numbers = {key: float(n) for key, n in content.items() if isinstance(key, str) and _is_number(n)}
     return TensorFile(path, tensors, numbers=numbers)
 
 
-def _flat(state: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
-    """Keys and values, those of tables within the table as "outer.inner"."""
+def _unpickle(path: Path) -> Any:
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"PK"  # torch's format since 1.6; only this can be memory-mapped
+        if zipped:
+            _check_zip(path)
+        # torch would read a file of this name as safetensors; opened, it is read as a pickle, but not mapped.
+        misnamed = path.suffix == ".safetensors"
+        allowed = torch.serialization.safe_globals(_HARMLESS_CLASSES)
+        with allowed, warnings.catch_warnings(), open(path, "rb") as file:
+            warnings.simplefilter("ignore")  # torch warns of its own old formats
+            source, mmap = (file, False) if misnamed else (path, zipped)
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = (
+            f"it asks for {name[1]}" if name else first_line(str(error).split("WeightsUnpickler error: ")[-1])
+        )
+        raise ValueError(
+            f"{path} does not hold plain weights, and nothing in it was run ({reason}); use its safetensors "
+            "version"
+        ) from None
+    except Exception as error:  # a damaged pickle may raise any
+        raise ValueError(f"{path} is damaged or not a weights file ({first_line(error)})") from None
+
+
+def _flatten(state: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    """Keys and values; those of nested mappings as "outer.inner"."""
     for key, value in state.items():
         if isinstance(value, Mapping):
             yield from ((f"{key}.{name}", inner) for name, inner in value.items())
@@ -101,26 +90,22 @@ def _flat(state: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
             yield key, value
 
 
-def _check_unpickled(path: Path, key: Any, value: Tensor) -> None:
-    """ValueError unless this is a tensor as a file has it: one that repeats few bytes would fill the memory
-    when it is copied."""
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and bool(abs(value) < 2**63)
+
+
+def _check_tensor(path: Path, key: Any, value: Tensor) -> None:
+    """ValueError for anything but a plain tensor. A tensor that repeats few bytes would fill the memory."""
     check_name(path, key)
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-        raise ValueError(f"{path} holds {key}, which is no plain tensor")
+        raise ValueError(f"{path} holds {key}, which is not a plain tensor")
     if value.nbytes > value.untyped_storage().nbytes():
-        raise ValueError(
-            f"{path} is damaged: {key} of shape {list(value.shape)} has more values than are stored"
-        )
-
-
-def _is_zip(path: Path) -> bool:
-    """Only the zip format, torch's since 1.6, can be memory-mapped."""
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"
+        shape = list(value.shape)
+        raise ValueError(f"{path} is damaged: {key} of shape {shape} has more values than are stored")
 
 
 def _check_zip(path: Path) -> None:
-    """ValueError for a file that would grow when it is read: torch never compresses."""
+    """ValueError for a compressed file, which could grow when it is read: torch never compresses."""
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
             raise ValueError("it is compressed")

@@ -1,5 +1,4 @@
-"""Safetensors, by our own reader of the format: eight bytes of length, a JSON header, then the data, which is
-memory-mapped."""
+"""Reads safetensors: eight bytes with the header's length, a JSON header, then the data, which is mapped."""
 
 from __future__ import annotations
 
@@ -32,30 +31,22 @@ def open_safetensors(path: Path) -> TensorFile:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if length > MAX_HEADER:
-            pickled = (
-                "; it seems to be a pickle, whose name would end in .ckpt or .pt"
-                if start.startswith((b"PK", b"\x80"))
-                else ""
-            )
-            raise ValueError(f"{path} is no safetensors file: it begins with {start!r}{pickled}")
+            hint = "; it seems to be a pickle, whose name would end in .ckpt or .pt"
+            pickled = hint if start.startswith((b"PK", b"\x80")) else ""
+            raise ValueError(f"{path} is not a safetensors file: it begins with {start!r}{pickled}")
         if size < 8 or length > size - 8:
-            raise ValueError(
-                f"{path} is damaged: its header should be {length:,} bytes long, and the file has {size:,}; "
-                "get it again"
-            )
+            sizes = f"its header should be {length:,} bytes long, and the file has {size:,}"
+            raise ValueError(f"{path} is damaged: {sizes}; download it again")
         text = file.read(length)
-    if (
-        text.count(b"[") + text.count(b"{") > 20 * MAX_TENSORS
-    ):  # three for each tensor, and what metadata hold
-        raise ValueError(f"{path} holds no model: its header is of far more parts than any known one's")
+    if text.count(b"[") + text.count(b"{") > 20 * MAX_TENSORS:  # a tensor has three, and metadata have some
+        raise ValueError(f"{path} holds no model: its header has far more parts than that of any known one")
     try:
-        header = json.loads(text, object_pairs_hook=_no_key_twice)
+        header = json.loads(text, object_pairs_hook=_refuse_duplicates)
         if not isinstance(header, dict):
-            raise ValueError("it is no table of tensors")
+            raise ValueError("it is not a table of tensors")
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is damaged or no safetensors file: its header cannot be read ({error})"
-        ) from None
+        unreadable = f"its header cannot be read ({error})"
+        raise ValueError(f"{path} is damaged or not a safetensors file: {unreadable}") from None
     if len(header) > MAX_TENSORS:
         raise ValueError(f"{path} holds no model: no known one has as many as {len(header):,} tensors")
     metadata = header.pop("__metadata__", {})
@@ -72,25 +63,22 @@ def open_safetensors(path: Path) -> TensorFile:
     for (_, last, key), (first, _, other) in pairwise([(0, 0, "the header"), *ends]):
         if first != last:
             what = "overlaps" if first < last else "leaves a gap after"
-            raise ValueError(
-                f"{path} is damaged: {other} {what} {key} (it starts at byte {first:,} of the data, not "
-                f"{last:,})"
-            )
+            where = f"it starts at byte {first:,} of the data, not {last:,}"
+            raise ValueError(f"{path} is damaged: {other} {what} {key} ({where})")
     _, last, key = ends[-1] if ends else (0, 0, "the header")
     if begin + last != size:
-        raise ValueError(
-            f"{path} is damaged: {key} ends at byte {begin + last:,}, the file at {size:,}; get it again"
-        )
+        where = f"{key} ends at byte {begin + last:,}, the file at {size:,}"
+        raise ValueError(f"{path} is damaged: {where}; download it again")
     return TensorFile(path, tensors, metadata)
 
 
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add gives None
-        raise ValueError(f"{one_line(twice)} stands in it twice")
-    return found
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in unique:
+            raise ValueError(f"it holds {one_line(key)} twice")
+        unique[key] = value
+    return unique
 
 
 def _check_entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
@@ -101,17 +89,14 @@ def _check_entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[i
     except (TypeError, KeyError, ValueError):
         raise ValueError(f"{path} is damaged: {key} lacks dtype, shape or data_offsets") from None
     if not isinstance(name, str) or name not in DTYPES:
-        raise ValueError(
-            f"{path} cannot be read: {key} has the dtype {brief(name)}; known are {', '.join(DTYPES)}"
-        )
+        known = ", ".join(DTYPES)
+        raise ValueError(f"{path} cannot be read: {key} has the dtype {brief(name)}; known are {known}")
+    sizes = list(shape)
     if not all(type(n) is int and 0 <= n < MAX_SIZE for n in (*shape, first, last)) or len(shape) > 8:
+        impossible = f"the impossible shape {brief(sizes)} or position {brief([first, last])}"
+        raise ValueError(f"{path} is damaged: {key} has {impossible}")
+    if (count := last - first) != math.prod(shape) * DTYPES[name].itemsize:
         raise ValueError(
-            f"{path} is damaged: {key} has no possible shape {brief(list(shape))} or place "
-            f"{brief([first, last])}"
-        )
-    if last - first != math.prod(shape) * DTYPES[name].itemsize:
-        raise ValueError(
-            f"{path} is damaged: {key}, {name} of shape {list(shape)}, does not fill its {last - first:,} "
-            "bytes"
+            f"{path} is damaged: {key}, {name} of shape {sizes}, does not fill its {count:,} bytes"
         )
     return DTYPES[name], shape, first, last

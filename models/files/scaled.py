@@ -1,4 +1,4 @@
-"""8-bit floats in files: a weight and its scale, which are two tensors there, as one."""
+"""8-bit floats in files: joins a weight and its scale, which files hold as two tensors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from models.files.stored import Stored, TensorFile
 from models.layers.packed import CHUNK, FLOAT8, unpack_float8
 
-SCALES = ("scale_weight", "weight_scale")  # beside "weight"
+SCALES = ("scale_weight", "weight_scale")  # next to "weight"
 ACTIVATIONS = "the range of a layer's input, for products in 8 bits"
 IGNORED = {
-    "scaled_fp8": "a mark of files with scaled 8-bit weights",
+    "scaled_fp8": "marks files with scaled 8-bit weights",
     "scale_input": ACTIVATIONS,
     "input_scale": ACTIVATIONS,
     "comfy_quant": "ComfyUI's description of how a weight is packed",
@@ -42,11 +42,10 @@ class _Scaled(Stored):
 
 
 def join_scales(file: TensorFile) -> TensorFile:
-    """The file with each X.weight multiplied by its X.scale_weight or X.weight_scale, if any; matrices of
-    8-bit floats without one get the scale 1. What else belongs to 8-bit weights is ignored.
+    """Multiply each X.weight by its X.scale_weight or X.weight_scale, which other 8-bit matrices lack.
 
-    A scale is one number, or one for each row: of shape (), (1,), (rows,) or (rows, 1). ValueError if one has
-    another shape, no weight, or is anything but a finite number above zero.
+    A scale has the shape (), (1,), (rows,) or (rows, 1). ValueError for a scale of another shape, without a
+    weight, or not finite and above zero. Other tensors that belong to 8-bit weights are ignored.
     """
     tensors, ignored, scales = dict(file.tensors), dict(file.ignored), dict[str, Stored]()
     for key in file.tensors:
@@ -57,42 +56,40 @@ def join_scales(file: TensorFile) -> TensorFile:
         elif name in SCALES:
             weight = f"{layer}.weight" if layer else "weight"
             if weight not in file.tensors:
-                raise ValueError(f"{file.path} is damaged: {key} is a scale, and there is no {weight}")
+                raise ValueError(f"{file.path} is damaged: {key} is a scale, and {weight} is missing")
             if weight in scales:
                 one, other = sorted((scales[weight].key, key))
                 raise ValueError(f"{file.path} is damaged: {one} and {other} are scales of the same weight")
             scales[weight] = tensors.pop(key)
     for key, stored in tensors.items():
         if key in scales:
-            tensors[key] = _scaled(stored, _read_scale(scales[key], stored), scales[key].keys)
+            tensors[key] = _join(stored, _read_scale(scales[key], stored), scales[key].keys)
         elif stored.dtype in FLOAT8 and len(stored.shape) == 2:
-            tensors[key] = _scaled(stored, torch.ones(()))
+            tensors[key] = _join(stored, torch.ones(()))
     return replace(file, tensors=tensors, ignored=ignored)
 
 
-def _scaled(weight: Stored, scale: Tensor, keys: tuple[str, ...] = ()) -> Stored:
+def _join(weight: Stored, scale: Tensor, keys: tuple[str, ...] = ()) -> Stored:
     """A weight and its scale, () or (rows, 1), as one tensor. keys: the scale's, () if the file has none."""
-    found = _Scaled(weight.path, (*weight.keys, *keys), weight.shape, torch.float32, weight, scale)
+    joined = _Scaled(weight.path, (*weight.keys, *keys), weight.shape, torch.float32, weight, scale)
     packed = weight.dtype in FLOAT8 and len(weight.shape) == 2
-    return replace(found, packing="fp8", raw=weight, scale=scale) if packed else found
+    return replace(joined, packing="fp8", raw=weight, scale=scale) if packed else joined
 
 
 def _read_scale(stored: Stored, weight: Stored) -> Tensor:
-    """() or (rows, 1) in float32."""
+    """A weight's scale, () or (rows, 1), in float32."""
     path = stored.path
     if not stored.dtype.is_floating_point or not weight.dtype.is_floating_point:
-        raise ValueError(
-            f"{path} cannot be read: {stored.key} is {stored.dtype} and scales {weight.dtype}; only floats "
-            "are known to be"
-        )
+        dtypes = f"{stored.key} is {stored.dtype} and scales {weight.dtype}"
+        raise ValueError(f"{path} cannot be read: {dtypes}; both must be floats")
     rows = weight.shape[0] if weight.shape else 1
     if stored.shape not in ((), (1,), (rows,), (rows, 1)):
-        raise ValueError(
-            f"{path} is damaged: {stored.key} is {stored.shape}, where a scale of {weight.key} is () or "
-            f"({rows}, 1)"
-        )
+        right = f"a scale of {weight.key} must be () or ({rows}, 1)"
+        raise ValueError(f"{path} is damaged: {stored.key} is {stored.shape}, and {right}")
     scale = torch.empty(stored.shape)
     stored.read_into(scale)
     if not bool((scale.isfinite() & (scale > 0)).all()):
-        raise ValueError(f"{path} is damaged: {stored.key} holds a scale that is no finite number above zero")
+        raise ValueError(
+            f"{path} is damaged: {stored.key} holds a scale that is not a finite number above zero"
+        )
     return scale.view(()) if scale.numel() == 1 else scale.view(-1, 1)

@@ -1,8 +1,6 @@
-"""The tensors of files, whatever the format: regions of a file that are memory-mapped on request, and tensors
-held in memory.
+"""Tensors of files in every format: regions of a file, memory-mapped on request, and tensors in memory.
 
-Whatever is wrong with a file is one ValueError that names the file and the key, before memory is taken for
-it.
+An error in a file is a ValueError that names the file and the key, before memory is allocated for it.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from torch import Tensor
 from diffusion.messages import brief, first_line
 from models.layers.finite import is_finite
 
-DTYPES = {
+DTYPES = {  # by their names in safetensors and GGUF files
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -35,9 +33,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""By their names in safetensors and GGUF files."""
-EDGE = 4096  # values at either end of a mapped tensor that are looked at when it is opened: a page or a few
-CHUNK = 2**21  # bytes read at a time, which a processor's cache holds until they are converted
+EDGE = 4096  # values checked at either end of a mapped tensor when it is opened: a page or a few
+CHUNK = 2**21  # bytes read at a time, which fit into a processor's cache until they are converted
 MAX_HEADER = 2**24  # bytes; the safetensors format allows 100 million, whose JSON may fill gigabytes
 MAX_TENSORS = 50_000  # SDXL's file has 2,515, a training run's of it four times as many
 MAX_NAME = 1000  # characters of a tensor's name
@@ -46,12 +43,11 @@ MAX_SIZE = 2**48  # values along a dimension, and bytes of a file: torch overflo
 
 @dataclass(frozen=True, eq=False)
 class Stored(ABC):
-    """One tensor of a file, whatever the file's format.
+    """One tensor of a file.
 
-    keys     the keys of the file that it is made of, its own name first: an 8-bit weight has its scale's too
+    keys     its keys in the file, its own name first: an 8-bit weight also has the key of its scale
     packing  None, or how a matrix is packed ("fp8", or a name in packed.BLOCKS); its values are then float32
-    raw      the bytes or 8-bit floats of a packed matrix as they lie in the file: (rows, bytes or floats of a
-             row)
+    raw      the stored bytes or 8-bit floats of a packed matrix: (rows, bytes or floats of a row)
     scale    of 8-bit floats, () or (rows, 1) in float32
     """
 
@@ -69,35 +65,35 @@ class Stored(ABC):
 
     @abstractmethod
     def chunks(self, of: int = 1) -> Iterator[Tensor]:
-        """Its values in order, flat, in chunks that are valid until the next one: nothing of a safetensors
-        file stays in memory.
+        """Its values in order, flat, in chunks, each of which is valid until the next one.
 
-        of  values that must stay together: each chunk has a multiple of so many
+        of  each chunk has a multiple of this number of values
         """
 
     def mapped(self) -> Tensor:
-        """The tensor in the file's memory-mapped pages if it can be viewed there, else in new memory; either
-        may be written to."""
+        """The tensor, memory-mapped if possible, else in new memory; writing to it changes no file."""
         out = torch.empty(self.shape, dtype=self.dtype)
         self.read_into(out)
         return out
 
     def read_into(self, out: Tensor) -> None:
-        """Copy all of it to a contiguous tensor of its shape and of any dtype."""
-        for _ in self._copied(out):
+        """Copy the tensor to a contiguous one of the same shape and any dtype."""
+        for _ in self._copy_chunks(out):
             pass
 
     def read_finite(self, out: Tensor) -> None:
         """The same. ValueError if a value is not finite, in the file or in the dtype of `out`."""
-        for chunk, part in self._copied(out):
+        for chunk, part in self._copy_chunks(out):
             if not is_finite(part):
-                raise self._too_large(part.dtype) if is_finite(chunk) else self._damaged()
+                if not is_finite(chunk):
+                    raise self._not_finite()
+                large = f"{self.path} holds values in {self.key} that are too large for {part.dtype}"
+                raise ValueError(f"{large}: choose another dtype")
 
     def take(self, dtype: torch.dtype) -> Tensor:
-        """The tensor in that dtype: `mapped`, or in new memory if it is converted. ValueError if it is not
-        finite.
+        """The tensor in that dtype, memory-mapped unless it is converted. ValueError if it is not finite.
 
-        Only the ends of mapped pages are checked, so that opening a file does not read all of it:
+        Only the ends of mapped pages are checked, so that opening a file does not read all of it, as
         `Model.check_finite` does.
         """
         if self.dtype != dtype:
@@ -107,32 +103,27 @@ class Stored(ABC):
         value = self.mapped()
         flat = value.view(-1)
         if not (is_finite(flat[:EDGE]) and is_finite(flat[-EDGE:])):
-            raise self._damaged()
+            raise self._not_finite()
         return value
 
-    def _copied(self, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Copy it chunk by chunk; yields each as it is stored, and as it is in `out`."""
+    def _copy_chunks(self, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Copy chunk by chunk; yields each as stored, and as it is in `out`."""
         flat, start = out.view(-1), 0
         for chunk in self.chunks():
             yield chunk, flat[start : start + len(chunk)].copy_(chunk)
             start += len(chunk)
 
-    def _damaged(self) -> ValueError:
+    def _not_finite(self) -> ValueError:
         return ValueError(f"{self.path} is damaged: {self.key} holds values that are not finite")
-
-    def _too_large(self, dtype: torch.dtype) -> ValueError:
-        return ValueError(
-            f"{self.path} holds values in {self.key} that are too large for {dtype}: choose another dtype"
-        )
 
 
 @dataclass(frozen=True, eq=False)
 class TensorFile:
-    """What a file, or a set of shards, holds.
+    """The contents of a file or a set of shards.
 
-    tensors   by name: the key, without what wrappers of networks add to it
-    metadata  texts beside the tensors in a safetensors file
-    numbers   plain numbers beside the tensors in a pickle ("global_step", ...)
+    tensors   by their keys, without prefixes of wrappers
+    metadata  texts in the header
+    numbers   plain numbers in a pickle ("global_step", ...)
     ignored   the reason for each key that is left out
     """
 
@@ -148,13 +139,13 @@ class TensorFile:
 
 
 @dataclass(frozen=True, eq=False)
-class Held(Stored):
-    """A tensor that is in memory already."""
+class InMemory(Stored):
+    """A tensor in memory."""
 
     tensor: Tensor
 
     @classmethod
-    def of(cls, path: Path, key: str, tensor: Tensor) -> Held:
+    def from_tensor(cls, path: Path, key: str, tensor: Tensor) -> InMemory:
         return cls(path, (key,), tuple(tensor.shape), tensor.dtype, tensor.detach())
 
     def mapped(self) -> Tensor:
@@ -165,38 +156,32 @@ class Held(Stored):
 
 
 def map_file(path: Path, size: int) -> torch.UntypedStorage:
-    """A file's memory-mapped pages. Not shared: what is written to them stays out of the file."""
+    """A file's memory-mapped pages, not shared: writing to them does not change the file."""
     try:
-        return cast(
-            torch.UntypedStorage, torch.UntypedStorage.from_file(str(path), False, size)
-        )  # torch annotates any kind of storage
+        storage = torch.UntypedStorage.from_file(str(path), False, size)
     except RuntimeError as error:
-        raise ValueError(
-            f"{path} cannot be mapped ({first_line(error)}): has it changed since it was looked into?"
-        ) from None
+        changed = "has it changed since it was opened?"
+        raise ValueError(f"{path} cannot be mapped ({first_line(error)}): {changed}") from None
+    return cast(torch.UntypedStorage, storage)  # torch's annotation allows any kind of storage
 
 
 @dataclass(frozen=True, eq=False)
 class Region(Stored):
-    """Bytes of a file.
-
-    start  the first of them
-    pages  gives the mapped file: made once for all of the file's tensors, when the first is asked for
-    """
+    """A tensor that lies at byte `start` of a file. `pages` maps the file, once for all of its tensors."""
 
     start: int
     pages: Callable[[], torch.UntypedStorage]
 
     def mapped(self) -> Tensor:
-        if self.start % self.dtype.itemsize:  # such a tensor cannot be viewed, only copied
+        if self.start % self.dtype.itemsize:  # an unaligned tensor cannot be viewed, only copied
             return super().mapped()
-        # A storage of its own, so that a copy or a pickle of this tensor does not take the whole file along.
+        # Its own storage, so that a copy or a pickle of this tensor does not contain the whole file.
         storage = self.pages()[self.start : self.start + math.prod(self.shape) * self.dtype.itemsize]
         return torch.tensor([], dtype=self.dtype).set_(storage).view(self.shape)
 
     def chunks(self, of: int = 1) -> Iterator[Tensor]:
-        size, least = math.prod(self.shape) * self.dtype.itemsize, of * self.dtype.itemsize
-        step = max(1, CHUNK // least) * least
+        size, unit = math.prod(self.shape) * self.dtype.itemsize, of * self.dtype.itemsize
+        step = max(1, CHUNK // unit) * unit
         buffer = torch.empty(min(size, step), dtype=torch.uint8)
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self.start)
@@ -206,7 +191,7 @@ class Region(Stored):
                 yield chunk.view(self.dtype)
 
     def read_into(self, out: Tensor) -> None:
-        """Copy all of it, straight from the file if nothing is converted."""
+        """Copy the tensor, directly from the file unless it is converted."""
         if out.dtype != self.dtype or out.device.type != "cpu":
             super().read_into(out)
             return
@@ -226,4 +211,4 @@ class Region(Stored):
 def check_name(path: Path, key: Any) -> None:
     """ValueError for a name that does not fit into an error message."""
     if not isinstance(key, str) or not key.isprintable() or len(key) > MAX_NAME:
-        raise ValueError(f"{path} is damaged: {brief(key)} is no name of a tensor")
+        raise ValueError(f"{path} is damaged: {brief(key)} is not a tensor's name")

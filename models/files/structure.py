@@ -1,5 +1,4 @@
-"""Reads the structure of networks off the names and shapes of tensors, and what a config.json says that no
-tensor shows."""
+"""Reads the structure of networks off names and shapes of tensors, and off config.json."""
 
 from __future__ import annotations
 
@@ -16,13 +15,12 @@ from models.files.table import Layout
 
 Shapes = Mapping[str, tuple[int, ...]]
 Settings = Mapping[str, tuple[Any, ...]]
-"""Entries of a config.json that no shape tells, with the values that the networks here compute."""
+"""Entries of a config.json that no shape shows, with the values that the networks here implement."""
 
 
 @dataclass(frozen=True)
 class ByOurNames:
-    """The shapes of a file's tensors by our names for them, where the layout needs no parameters for these.
-    KeyError has the file's key."""
+    """A file's shapes by our names, for layouts without parameters. KeyError has the file's key."""
 
     shapes: Shapes
     layout: Layout
@@ -34,56 +32,51 @@ class ByOurNames:
         return self._key(name) in self.shapes
 
     def count(self, name: str) -> int:
-        """How many there are in the place of {} in a name: of the blocks, for
-        "joint.{}.image.mlp.0.weight"."""
-        return len(self._places.get(self._key(name.format(1_000_000)).partition(".1000000")[0], ()))
+        """How many values {} has in a name: the number of blocks, for "joint.{}.image.mlp.0.weight"."""
+        return len(self._children.get(self._key(name.format(1_000_000)).partition(".1000000")[0], ()))
 
     @cached_property
-    def _places(self) -> Mapping[str, set[str]]:
-        """What follows each beginning of a key: "a.0.b" puts "0" under "a", and "b" under "a.0"."""
-        places: dict[str, set[str]] = {}
+    def _children(self) -> Mapping[str, set[str]]:
+        """The next part of each prefix: the key "a.0.b" puts "0" under "a", and "b" under "a.0"."""
+        children: dict[str, set[str]] = {}
         for key in self.shapes:
-            place = ""
+            prefix = ""
             for part in key.split("."):
-                places.setdefault(place, set()).add(part)
-                place = f"{place}.{part}" if place else part
-        return places
+                children.setdefault(prefix, set()).add(part)
+                prefix = f"{prefix}.{part}" if prefix else part
+        return children
 
     def _key(self, name: str) -> str:
         return self.layout.table([name])[name].keys[0]
 
 
 def by_level(name: str, blocks: int, top: int | None = None) -> str:
-    """One of our names with the place in its level: encoder.down.7.conv is encoder.down.2.1.conv where levels
-    have two blocks.
+    """Number a name within levels: with two blocks, encoder.down.7.conv is encoder.down.2.1.conv.
 
-    They have so many on the way down, one more on the way up, and then what changes the resolution. With
-    `top`, levels on the way up count down from it.
+    A level has that many blocks on the way down, one more on the way up, and then a change of resolution.
+    With `top`, levels on the way up count down from it.
     """
 
-    def numbered(match: re.Match[str]) -> str:
+    def renumber(match: re.Match[str]) -> str:
         level, i = divmod(int(match[2]), blocks + (1 if match[1] == "down" else 2))
         return f"{match[1]}.{top - level if match[1] == 'up' and top is not None else level}.{i}."
 
-    return re.sub(r"\b(down|up)\.(\d+)\.", numbered, name, count=1)
+    return re.sub(r"\b(down|up)\.(\d+)\.", renumber, name, count=1)
 
 
 def check_settings(config: Mapping[str, Any], known: Settings, file: str = "config.json") -> None:
-    """ValueError where a configuration asks for another computation than ours: weights would fit, and results
-    be wrong."""
+    """ValueError if a configuration requires another computation than ours: results would be wrong."""
     for name, values in known.items():
         if name in config and config[name] not in values:
             supported = " or ".join(map(repr, values))
-            raise ValueError(
-                f"{file} says {name}={brief(config[name])}, and this library computes with {supported}"
-            )
+            stated = f"{file} says {name}={brief(config[name])}"
+            raise ValueError(f"{stated}, and this library computes with {supported}")
 
 
 def used_blocks(stored: int, configured: Any) -> int:
-    """How many blocks of a text encoder are used: all that are stored, or the first ones, as many as its
-    config.json says.
+    """How many blocks of a text encoder are used: those that config.json says, else all stored ones.
 
-    ValueError where the file holds fewer than that.
+    ValueError if the file holds fewer.
     """
     if configured is None:
         return stored
@@ -97,24 +90,23 @@ class Kind:
     """One kind of network, and how files hold it.
 
     name       of a backbone, in a model's description: {"network": {"name": "unet", ...}}
-    part       of a model that it is: "backbone", "vae", "text" (one of its encoders) or "preview"
-    words      what people call it, for error messages
+    part       of the model: "backbone", "vae", "text" (one of its encoders) or "preview"
+    title      what error messages call it
     network    its class
     params     the class of its parameters; a backbone's are `NetworkParams` with context_dim and vector_dim
-    recognise  the parameters and the layout of a network with these keys and shapes, None where it is none;
-               beside them, what a config.json says. KeyError for a key that lacks, ValueError in a sentence
-               for what is known to be wrong
-    single     how single files hold it, its publisher's or ComfyUI's, by its parameters
-    diffusers  how a diffusers (or transformers) folder holds it
-    config     the config.json there, with `_class_name`, or `architectures` of transformers, by its
-               parameters and the height and width of the latents that it was trained on
-    folder     the name of that folder
-    in_adapters  further ways in which adapters name its weights, by its parameters
+    recognise  parameters and layout of a network from keys and shapes, and from config.json; None for another
+               kind. KeyError for a missing key, ValueError, as a sentence, for anything known to be wrong
+    single     the layout in single files (its publisher's or ComfyUI's), from its parameters
+    diffusers  the layout in folders of diffusers or transformers
+    config     config.json in such a folder, with `_class_name` (transformers: `architectures`), from its
+               parameters and the height and width of its latents in training
+    folder     the name of the sub-folder
+    in_adapters  further layouts of its weights in adapters
     """
 
     name: str
     part: str
-    words: str
+    title: str
     network: type[nn.Module]
     params: type[Any]
     recognise: Callable[[Shapes, Mapping[str, Any]], tuple[Any, Layout] | None]

@@ -1,4 +1,4 @@
-"""Files that are whole at any moment, whatever happens while they are written."""
+"""Writes files that are complete at any moment, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -20,16 +20,13 @@ os.umask(_UMASK)
 
 @contextmanager
 def replacing(path: str | Path, previous: Path | None = None) -> Iterator[Path]:
-    """Within the block, a temporary path to write to; at its end that file takes the place of `path`, flushed
-    to disk.
+    """Yields a temporary path to write to; after the block, the file replaces `path` and is flushed to disk.
 
-    A reader finds the old file or the new one, never a part, also after a crash; of several writers the last
-    one wins, and none fails because of another. What a crash leaves behind, the next write of that path
-    removes. Makes the folders it needs.
+    Readers see the old file or the new one, never a part, even after a crash. If there are several writers,
+    the last one wins, and none fails because of another. The next write to the path removes what a crash
+    left. Creates missing folders. OSError, which names the path, if it cannot be written.
 
-    previous  where the old file is kept, if there is one: at every moment one of the two is there
-
-    Raises OSError that names the path where it cannot be written.
+    previous  the old file is moved here, if there is one: at any moment one of the two exists
     """
     path = Path(path)
     with _draft(path) as temporary:
@@ -43,7 +40,7 @@ def replacing(path: str | Path, previous: Path | None = None) -> Iterator[Path]:
 
 
 def check_writable(path: str | Path) -> None:
-    """OSError unless a file can be written there: for what is found out before hours of work."""
+    """OSError unless a file can be written there, to be called before hours of work."""
     path = Path(path)
     with _draft(path) as temporary:
         temporary.touch()
@@ -53,11 +50,10 @@ def check_writable(path: str | Path) -> None:
 
 @contextmanager
 def locked(path: str | Path) -> Iterator[bool]:
-    """Hold the lock that is this file (made if missing) within the block; it ends with the process, however
-    that ends.
+    """Hold a lock on this file, which is created if missing, until the block or the process ends.
 
-    Yields False where the platform or the file system has no such locks. BlockingIOError where another
-    process or thread holds it.
+    Yields False if the platform or the file system has no locks. BlockingIOError if another process or thread
+    holds it.
     """
     lock = _lock(Path(path))
     try:
@@ -68,7 +64,7 @@ def locked(path: str | Path) -> Iterator[bool]:
 
 @contextmanager
 def _draft(path: Path) -> Iterator[Path]:
-    """A path to write to in a folder of this writer's own, .NAME.tmp/*/, which is gone after the block."""
+    """A path to write to in this writer's own folder, .NAME.tmp/*/, which is removed after the block."""
     box = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,23 +74,17 @@ def _draft(path: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(own, ignore_errors=True)
             _unlock(lock)
-            with suppress(OSError):  # another writer may be in it
+            with suppress(OSError):  # another writer may use it
                 box.rmdir()
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _own_folder(box: Path) -> tuple[Path, int | None]:
-    """A new folder within the box, and the lock that shows others that it is in use; those in use no longer
-    are removed."""
+    """A new folder within the box, and the lock that shows its use. Removes abandoned folders."""
     while True:
-        try:
-            box.mkdir()
-        except FileExistsError:
-            if box.is_file():  # a temporary file of an earlier version of this library
-                with suppress(OSError):
-                    box.unlink()
-        with suppress(FileNotFoundError, BlockingIOError):  # somebody else was tidying up
+        box.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError, BlockingIOError):  # another writer removed the box or the folder
             for left in list(box.iterdir()):
                 _remove_unless_locked(left)
             own = Path(mkdtemp(dir=box))
@@ -115,8 +105,7 @@ def _remove_unless_locked(folder: Path) -> None:
 
 
 def _keep(path: Path, link: Path, previous: Path) -> None:
-    """Give the file that is at `path` the name `previous` too; where a file system has no links, that name
-    alone."""
+    """Give the file at `path` the name `previous` too; on a file system without links, only that name."""
     try:
         os.link(path, link)
         os.replace(link, previous)
@@ -125,8 +114,7 @@ def _keep(path: Path, link: Path, previous: Path) -> None:
 
 
 def _lock(path: Path) -> int | None:
-    """An open file that holds the lock, None where there are no locks. BlockingIOError where it is held
-    already."""
+    """An open file that holds the lock, None without support for locks. BlockingIOError if it is held."""
     if sys.platform == "win32":
         return None
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -151,8 +139,7 @@ _LOCKS: set[int] = set()
 
 
 def _close_locks() -> None:
-    """In a process that was forked: it shares open files with its parent, and must not hold on to a lock when
-    that has ended."""
+    """Called in a forked process, which shares open files and must not keep its parent's locks."""
     while _LOCKS:
         os.close(_LOCKS.pop())
 

@@ -1,10 +1,10 @@
-"""Models in files: `load` finds out what files hold and makes a model of it, `save` writes one in the layout
-of one's choice.
+"""Models in files: `load` makes a model of files, and `save` writes one in the layout of your choice.
 
-load       parts: what a file holds; folder: what a diffusers folder holds; harmless, foreign: what else may
-           be in a file
-describe   from what was found (findings) to a model's description; towers: of its text encoders; scheduler;
-           latents: their units
-save       native (our own format), single_file, diffusers_folder; written: what these share; own_settings:
-           what only this library reads
+parts, folder            the networks in a file, and in a diffusers folder
+harmless, unsupported    keys and files that are something else
+findings, describe       what was found, and the model's description
+towers, latents          its text encoders, and the units of its latents
+scheduler                its schedule and grid; schedule_table, ldm_yaml: schedules in tensors and YAML files
+native                   our own format
+single_file, diffusers_folder, export, own_settings    other formats, and what they share
 """

@@ -1,4 +1,4 @@
-"""What files were found to hold, before it is decided what model that makes."""
+"""What files hold, collected before deciding which model they make."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from models.layouts.folder import PIPELINE, SCHEDULER, read_config
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The configurations of a diffusers folder as a whole: its scheduler's and model_index.json, each {} if
-    missing."""
+    """A diffusers folder's configurations: of its scheduler, and model_index.json; {} if missing."""
 
     folder: Path = Path()
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     index: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path) -> Pipeline:
+    def read(cls, folder: Path) -> Pipeline:
         return cls(folder, read_config(folder, SCHEDULER), read_config(folder, PIPELINE))
 
     def holds(self, part: Part) -> bool:
@@ -33,19 +32,17 @@ class Pipeline:
 
 @dataclass
 class Findings:
-    """What `describe` decides from, and what was noted and left out on the way.
+    """What `describe` decides from. It fills in ldm, notes, tokenizers and left_out.
 
     single        the parts except text towers: one of each kind, or the encoder and the decoder of a preview
     towers        text towers in the order of their files
     files         every file opened; `ignored` of each accounts for the keys that are in no part
-    pipelines     the configurations of the given folders
-    vocabularies  files and folders of tokenizers that were given beside the weights
-    ldm           latent diffusion's configuration of the model, from beside the backbone's file; `ldm_file`
-                  is its name in notes and errors
-    notes         filled on the way: what was settled by something other than keys and shapes
-    tokenizers    filled on the way: the tokenizers of text towers, where they came with some, by tower
-    left_out      filled on the way: parts that were replaced by a later file's, and towers that nothing uses,
-                  with the reason
+    pipelines     the configurations of the folders
+    vocabularies  files and folders of tokenizers
+    tokenizers    those of the text towers, by tower
+    ldm           latent diffusion's YAML configuration of the backbone; ldm_file is its name in messages
+    notes         decisions that keys and shapes do not prove
+    left_out      parts replaced by those of a later file, and unused towers, with the reason
     """
 
     single: list[Part] = field(default_factory=list)
@@ -60,36 +57,32 @@ class Findings:
     left_out: list[tuple[Part, str]] = field(default_factory=list)
 
     def add(self, parts: Sequence[Part]) -> None:
-        """Take the parts of a file; they replace those of the same kind from earlier files."""
+        """Add the parts of a file; they replace those of the same kind from earlier files."""
         self.files.append(parts[0].file)
         for part in parts:
-            if part.kind == "text":  # which of them it is depends on the others: `describe` tells
+            if part.kind == "text":  # `describe` decides which tower it is, as that depends on the others
                 self.towers.append(part)
                 continue
             if part.kind == "backbone":
-                self._look_above(part)
+                self._add_parent_pipeline(part)
             replaced = [other for other in self.single if _replaces(part, other)]
             self.single = [other for other in self.single if other not in replaced] + [part]
             self.left_out += [(other, f"replaced by what {part.file.path.name} holds") for other in replaced]
 
-    def _look_above(self, part: Part) -> None:
-        """Add the configurations of the pipeline that the part's folder lies in, unless that pipeline was
-        given itself."""
-        home = Path(os.path.abspath(part.file.path)).parent
-        pipeline = Pipeline.of(home.parent)
-        if (
-            part.hints
-            and home.name in pipeline.index
-            and not any(each.holds(part) for each in self.pipelines)
-        ):
+    def _add_parent_pipeline(self, part: Part) -> None:
+        """Add the pipeline of the part's parent folder, if it names the part's folder and is new."""
+        folder = Path(os.path.abspath(part.file.path)).parent
+        pipeline = Pipeline.read(folder.parent)
+        known = any(each.holds(part) for each in self.pipelines)
+        if part.hints and folder.name in pipeline.index and not known:
             self.pipelines.append(pipeline)
 
-    def of_kind(self, kind: str) -> Part | None:
+    def part(self, kind: str) -> Part | None:
         return next((part for part in self.single if part.kind == kind), None)
 
     @property
     def backbone(self) -> Part | None:
-        return self.of_kind("backbone")
+        return self.part("backbone")
 
     @property
     def backbone_hints(self) -> Mapping[str, Any]:
@@ -97,16 +90,13 @@ class Findings:
         return self.backbone.hints if self.backbone else {}
 
     def pipeline_of(self, part: Part | None) -> Pipeline:
-        """The configurations of the folder that holds the part, empty if there is none. Without a part, those
-        of the last folder."""
-        return next(
-            (each for each in reversed(self.pipelines) if part is None or each.holds(part)), Pipeline()
-        )
+        """The configurations of the folder that holds a part, or without a part, of the last folder."""
+        pipelines = (each for each in reversed(self.pipelines) if part is None or each.holds(part))
+        return next(pipelines, Pipeline())
 
     @property
     def pipeline(self) -> Pipeline:
-        """The configurations of the backbone's folder, since those of another network say nothing about
-        it."""
+        """The configurations of the backbone's folder, since those of another network do not apply to it."""
         return self.pipeline_of(self.backbone)
 
     @property
@@ -116,18 +106,16 @@ class Findings:
 
     @property
     def is_edm(self) -> bool:
-        """Whether the scheduler is EDM's. It preconditions the network, so its prediction_type is not the
-        network's own prediction."""
+        """Whether the scheduler is EDM's, whose prediction_type is not the network's own prediction."""
         return str(self.scheduler.get("_class_name")).startswith("EDM")
 
     @property
     def scheduler_file(self) -> Path:
-        """Where that configuration is, for error messages about it."""
+        """The path of that configuration, for error messages."""
         return self.pipeline.folder / SCHEDULER
 
 
 def _replaces(part: Part, other: Part) -> bool:
-    """Whether a part replaces the other: both hold the same half of a network, or one holds all of it
-    (`inside` is "")."""
-    a, b = part.layout.inside, other.layout.inside
+    """Whether a part replaces another: both hold the same half of a network, or one holds all of it."""
+    a, b = part.layout.submodule, other.layout.submodule
     return part.kind == other.kind and (a == b or not (a and b))

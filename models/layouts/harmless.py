@@ -1,5 +1,4 @@
-"""Keys in published files that no model needs, each with the reason. They are ignored, and named in the
-report."""
+"""Keys in published files that no model needs. They are ignored, and the report gives the reason."""
 
 from __future__ import annotations
 
@@ -18,9 +17,9 @@ HARMLESS = {
     r"^edm_(mean|std)$": "statistics of latents, which are parameters of the autoencoder",
     rf"^({SCHEDULE})$": "a table of the noise schedule, which is computed here",
     r"^logvar$": "learned weights of the training loss",
-    r"(^|\.)position_ids$": "0 ... 76, counted here",
+    r"(^|\.)position_ids$": "the numbers 0 to 76",
     r"(^|\.)logit_scale$": "the temperature of CLIP's training",
-    r"^model_ema\.(decay|num_updates)$": "how the average was kept",
+    r"^model_ema\.(decay|num_updates)$": "the state of the average",
     r"^first_stage_model\.loss\.|^loss\.": "the autoencoder's training loss",
     rf"^({FIRST_TOWER})(\.clip_l)?\.text_projection(\.weight)?$": "a projection that the family does not use",
     r"(^|\.)encoder\.embed_tokens\.weight$": "T5's embeddings by a second name",
@@ -28,8 +27,8 @@ HARMLESS = {
     r"^text_encoders\.(clip_l|clip_g|t5xxl)\.text_projection(\.weight)?$": (
         "a projection that the family does not use"
     ),
-    r"(^|\.)attn_mask$": "the causal mask, made here",
-    r"^(v_pred|ztsnr)$": "a mark of what the network predicts",
+    r"(^|\.)attn_mask$": "the causal mask, which is computed here",
+    r"^(v_pred|ztsnr)$": "marks the prediction or the schedule",
     r"^(cond_stage_model\.model\.)?visual\.|^vision_model\.|^visual_projection\.": "CLIP's image tower",
 }
 _ANY = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLESS))
@@ -37,7 +36,7 @@ _ANY = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLESS))
 
 @lru_cache(2**17)
 def reason(key: str) -> str | None:
-    """Why this key may be ignored, None where it may not."""
+    """Why a key may be ignored, None if it may not."""
     if not _ANY.search(key):
         return None
     return next((why for pattern, why in HARMLESS.items() if re.search(pattern, key)), None)

@@ -1,11 +1,10 @@
-"""This library's own file format: safetensors, with the description of what is inside as JSON in the
-metadata.
+"""This library's own file format: safetensors with a description of the model as JSON in the metadata.
 
     network.*    the network's state dict; vae.*, text.*, preview.* those of the other parts
-    ema.*        the averaged weights, where training kept them
-    optimizer.*  and whatever else training needs to go on; readers that only sample skip it
+    ema.*        averaged weights from training
+    optimizer.*  the state of the training, which sampling ignores
 
-Writing is atomic: a file of that name is the old one or the new one, whole, at any moment.
+Writing is atomic: at any moment the file is the complete old one or the complete new one.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from diffusion import outside
 from diffusion.messages import brief, one_line
 from diffusion.spec import check_mapping, check_names
 from models.files.blank import BlankWithin
-from models.files.prefixes import unwrapped
+from models.files.prefixes import without_wrappers
 from models.files.stored import TensorFile
 from models.files.table import Layout, Part, check_dtype, supplies
 from models.files.tensors import open_tensors
@@ -41,36 +40,31 @@ FILE_NAME = "checkpoint.safetensors"
 LAYOUT = Layout("native", {})
 TOKENIZERS = "tokenizers"  # in the metadata, by text encoder
 NETWORKS = ("network", *PARTS)  # the entries of a description that decide which tensors there are
-MAX_SETTING = 4096  # of a setting that no tensor shows: the rows of a text, T5's distances
+MAX_SETTING = 4096  # for settings that no tensor shows: the rows of a text, T5's distances
 
 
 def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a model to one file, in its own dtypes or in one. Raises OSError where the place cannot be
-    written."""
+    """Write a model to one file, in its own dtypes or in this one. OSError if the path cannot be written."""
     tensors = {key: value.to(dtype or value.dtype) for key, value in model.state_dict().items()}
-    write(path, tensors, about(model))
+    write(path, tensors, metadata_of(model))
 
 
-def about(model: Model) -> dict[str, Any]:
+def metadata_of(model: Model) -> dict[str, Any]:
     """The metadata of a model's file: the description of its parts, and the tokenizers."""
-    metadata: dict[str, Any] = {
-        "model": without_missing(model.spec, [FOLDERS.get(part, part) for part in model.parts])
-    }
-    if model.text is not None and model.text.tokenizers:
-        metadata[TOKENIZERS] = {
-            name: tokenizer.describe() for name, tokenizer in model.text.tokenizers.items()
-        }
+    parts = [FOLDERS.get(part, part) for part in model.parts]
+    metadata: dict[str, Any] = {"model": without_missing(model.spec, parts)}
+    if model.text is not None and (tokenizers := model.text.tokenizers):
+        metadata[TOKENIZERS] = {name: tokenizer.describe() for name, tokenizer in tokenizers.items()}
     return metadata
 
 
-def without_missing(spec: Mapping[str, Any], there: Collection[str]) -> dict[str, Any]:
-    """A description of a model of which only some parts are there, by the names of their tensors in a
-    file."""
-    return {key: value for key, value in spec.items() if key not in NETWORKS or key in there}
+def without_missing(spec: Mapping[str, Any], parts: Collection[str]) -> dict[str, Any]:
+    """A description without the parts that are not among these (by the names of their tensors in files)."""
+    return {key: value for key, value in spec.items() if key not in NETWORKS or key in parts}
 
 
 def is_native(path: Path, file: TensorFile | None) -> bool:
-    """Whether a path is a training run's folder, or `file`, what it holds, describes the model in it."""
+    """Whether a path is a training run's folder, or the file there describes the model in it."""
     return (path / FILE_NAME).exists() if file is None else file.metadata.get("model", "").startswith("{")
 
 
@@ -82,115 +76,96 @@ def load(
     network: type[nn.Module] | None = None,
     trust: bool = False,
 ) -> Model:
-    """Read a model from a file of ours, or from a training run's folder; its networks come in evaluation
-    mode.
+    """A model from a file of ours or a training run's folder. Arguments as in `models.load`.
 
-    ema    take the averaged weights where the file has them; False takes the raw ones
-    dtype  of the weights: None as in the file, one for all, or by part
-    network, trust  for a network that is not in models.NETWORKS: its class, or leave to import what the file
-                    names (see `models.load`)
     Raises FileNotFoundError, or ValueError for a file that is damaged, foreign, or does not fit its own
     description.
     """
     check_dtype(dtype, (*PARTS, "backbone"))
     file, metadata = _open(path)
-    if not isinstance(metadata.get("model"), dict):
-        raise ValueError(
-            f"{path} does not say what model it holds: it was not written by models.save or by training"
-        )
-    shapes = list(file.shapes.values())
-    try:
-        spec = metadata["model"]
-        _find_outside_network(spec, network, trust)
-        _check_numbers("", {key: value for key, value in spec.items() if key in NETWORKS}, _largest(shapes))
-        with BlankWithin(shapes):
-            model = build(spec, device="meta")
-    except ValueError as error:
-        raise ValueError(f"{path} describes a model that cannot be built: {one_line(error)}") from None
+    not_ours = "it was not written by models.save or by training"
+    if not isinstance(spec := metadata.get("model"), dict):
+        raise ValueError(f"{path} does not say what model it holds: {not_ours}")
+    model = _build(path, spec, list(file.shapes.values()), network, trust)
     consumed: list[str] = []
     prefixes = {name: f"{FOLDERS.get(name, name)}." for name in model.parts}
     for name, module in model.parts.items():
         keys = raw = _keys(file, prefixes[name])
         if ema and name == "backbone" and (average := _keys(file, "ema.")):
-            if lost := [key for key, _ in module.named_parameters() if key not in average]:
-                raise ValueError(f"{path} averages only some of its weights: it lacks ema.{lost[0]}")
+            if missing := [key for key, _ in module.named_parameters() if key not in average]:
+                raise ValueError(f"{path} averages only some of its weights: it lacks ema.{missing[0]}")
             keys = raw | average
-        part = Part(
-            name,
-            name,
-            None,
-            LAYOUT,
-            file,
-            {ours: file.tensors[key] for ours, key in keys.items()},
-            prefixes[name],
-        )
+        stored = {ours: file.tensors[key] for ours, key in keys.items()}
+        part = Part(name, name, None, LAYOUT, file, stored, prefixes[name])
         supply = supplies(part, module.state_dict(), torch.float32)
-        wanted = dtype.get(name) if isinstance(dtype, Mapping) else dtype
-        # The average is kept in float32; the model has the dtype of its raw weights.
-        dtypes = {ours: wanted or file.tensors[raw.get(ours, key)].dtype for ours, key in keys.items()}
-        module.load_state_dict(
-            {ours: replace(each, dtype=dtypes[ours]).take() for ours, each in supply.items()}, assign=True
-        )
+        own = dtype.get(name) if isinstance(dtype, Mapping) else dtype
+        # The average is stored in float32, but loaded in the dtype of the raw weights.
+        dtypes = {ours: own or file.tensors[raw.get(ours, key)].dtype for ours, key in keys.items()}
+        state = {ours: replace(each, dtype=dtypes[ours]).take() for ours, each in supply.items()}
+        module.load_state_dict(state, assign=True)
         module.eval()
         consumed += keys.values()
-    known = tuple(prefixes.values())
     ignored: dict[str, str] = {}
     for key in sorted(file.tensors.keys() - set(consumed)):
-        if not key.startswith((*known, "ema.", "optimizer.")):
-            raise ValueError(
-                f"{path} holds {key}, which belongs to no part of a model: it was not written by "
-                "models.save or by training"
-            )
-        ignored[key] = "training's own" if key.startswith("optimizer.") else AVERAGED if ema else RAW
+        if not key.startswith((*prefixes.values(), "ema.", "optimizer.")):
+            raise ValueError(f"{path} holds {key}, which belongs to no part of a model: {not_ours}")
+        reason = "state of the training" if key.startswith("optimizer.") else AVERAGED if ema else RAW
+        ignored[file.tensors[key].key] = reason
     if model.text is not None:
         try:
-            _give_tokenizers(model.text, metadata)
+            _set_tokenizers(model.text, metadata)
         except ValueError as error:
             raise ValueError(f"{path}: its tokenizers cannot be used: {one_line(error)}") from None
-    in_file = {key: stored.key for key, stored in file.tensors.items()}
-    ignored = {in_file[key]: why for key, why in ignored.items()}
-    model.report = Report(
-        tuple(in_file[key] for key in consumed), ignored, files=dict.fromkeys(model.parts, str(path))
-    )
+    in_file = tuple(file.tensors[key].key for key in consumed)
+    model.report = Report(in_file, ignored, files=dict.fromkeys(model.parts, str(path)))
     return model
 
 
-def _find_outside_network(spec: Mapping[str, Any], network: type[nn.Module] | None, trust: bool) -> None:
-    """Let the name of the network stand for this class; or trust all names of the description. ValueError for
-    a class without need."""
+def _build(
+    path: str | Path,
+    spec: Mapping[str, Any],
+    shapes: Sequence[tuple[int, ...]],
+    network: type[nn.Module] | None,
+    trust: bool,
+) -> Model:
+    """The model of a file's description, on the meta device, if the file has enough tensors for it."""
+    try:
+        _allow_outside_names(spec, network, trust)
+        largest = max(MAX_SETTING, len(shapes), *(size for shape in shapes for size in shape))
+        _check_numbers("", {key: value for key, value in spec.items() if key in NETWORKS}, largest)
+        with BlankWithin(shapes):
+            return build(spec, device="meta")
+    except ValueError as error:
+        raise ValueError(f"{path} describes a model that cannot be built: {one_line(error)}") from None
+
+
+def _allow_outside_names(spec: Mapping[str, Any], network: type[nn.Module] | None, trust: bool) -> None:
+    """Let the network's name mean this class, or allow all names. ValueError for an unnecessary class."""
     name = check_mapping("network", spec.get("network", {})).get("name")
-    if network is not None and (not isinstance(name, str) or name in families().NETWORKS):
-        raise ValueError(f"its network is {brief(name)}, of this library: leave network=... out")
     if network is not None:
+        if not isinstance(name, str) or name in families().NETWORKS:
+            raise ValueError(f"its network is {brief(name)}, of this library: leave network=... out")
         outside.provide("network", network, name)
     if trust:
         outside.trust(spec)
 
 
-def _give_tokenizers(text: TextEncoder, metadata: Mapping[str, Any]) -> None:
-    """Set the tokenizers in the metadata. ValueError for damaged ones, and for those of other text
-    encoders."""
-    own = check_mapping(TOKENIZERS, metadata.get(TOKENIZERS, {}))
-    check_names("text encoder", own, text.params.readers)
-    text.tokenizers = {
-        name: text.params.readers[name].open_tokenizer(description) for name, description in own.items()
-    }
+def _set_tokenizers(text: TextEncoder, metadata: Mapping[str, Any]) -> None:
+    """Set the tokenizers in the metadata. ValueError if damaged, or for other text encoders."""
+    descriptions = check_mapping(TOKENIZERS, metadata.get(TOKENIZERS, {}))
+    readers = text.params.readers
+    check_names("text encoder", descriptions, readers)
+    text.tokenizers = {name: readers[name].open_tokenizer(each) for name, each in descriptions.items()}
     text.check()
 
 
-def _largest(shapes: Sequence[tuple[int, ...]]) -> int:
-    """The largest number that parameters of networks with these tensors can have: a size, or a number of
-    layers."""
-    return max(MAX_SETTING, len(shapes), *(size for shape in shapes for size in shape))
-
-
 def _check_numbers(name: str, value: Any, largest: int) -> None:
-    """ValueError at the first whole number in the parameters of networks that exceeds `largest`."""
+    """ValueError for an integer in the parameters of networks that exceeds `largest`."""
     if isinstance(value, (dict, list)):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             _check_numbers(f"{name}.{key}".strip("."), inner, largest)
-    elif isinstance(value, int) and value > largest and not name.endswith(".pad"):  # which names a token
-        raise ValueError(f"{name} can be at most {largest:,} for the tensors that are there, not {value:,}")
+    elif isinstance(value, int) and value > largest and not name.endswith(".pad"):  # pad is a token's number
+        raise ValueError(f"{name} can be at most {largest:,} for the tensors in the file, not {value:,}")
 
 
 def _keys(file: TensorFile, prefix: str) -> dict[str, str]:
@@ -201,7 +176,7 @@ def _keys(file: TensorFile, prefix: str) -> dict[str, str]:
 def write(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], previous: Path | None = None
 ) -> None:
-    """Write tensors and JSON metadata atomically. previous: where the replaced file is kept."""
+    """Write tensors and JSON metadata atomically. previous: the path to which a replaced file is moved."""
     write_tensors(path, tensors, {key: as_text(key, value) for key, value in metadata.items()}, previous)
 
 
@@ -210,26 +185,19 @@ def as_text(key: str, value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
-        raise ValueError(
-            f"the description of this {key} holds a number that is not finite, which no file can: give it "
-            "without"
-        ) from None
+        infinite = f"the description of this {key} holds a number that is not finite"
+        raise ValueError(f"{infinite}, which files cannot hold: remove it") from None
 
 
 def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], previous: Path | None = None
 ) -> None:
     """Write tensors and text metadata atomically; `previous` as in `write`."""
+    contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
     with replacing(path, previous) as temporary:
         try:
-            save_file(
-                {key: value.detach().contiguous() for key, value in tensors.items()},
-                temporary,
-                dict(metadata),
-            )
-        except (
-            SafetensorError
-        ) as error:  # how the writer reports a full disk or a folder that it may not write to
+            save_file(contiguous, temporary, dict(metadata))
+        except SafetensorError as error:  # for a full disk or a folder without permission
             raise OSError(str(error)) from error
 
 
@@ -238,22 +206,20 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     digests = sha256_of_tensors(
         {name: partial(Tensor.detach, value) for name, value in sorted(tensors.items())}
     )
-    lines = [
-        f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {digest}\n"
-        for name, digest in digests.items()
-    ]
-    about = json.dumps(json.loads(json.dumps(metadata)), sort_keys=True)
-    return hashlib.sha256(("".join(lines) + about).encode()).hexdigest()
+    lines = []
+    for name, digest in digests.items():
+        lines.append(f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {digest}\n")
+    lines.append(json.dumps(json.loads(json.dumps(metadata)), sort_keys=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def verify(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """As `read`, without the checksum entry. Reads all tensors: ValueError if they do not match the checksum
-    that training wrote."""
+    """As `read`, without the checksum. Reads all tensors: ValueError if they do not match the checksum."""
     tensors, metadata = read(path)
     expected = metadata.pop("checksum", None)
-    promised = "window" in metadata.get("progress", {})  # earlier versions wrote neither
-    if (promised or expected is not None) and checksum(tensors, metadata) != expected:
-        raise ValueError(f"{path} is damaged: its content does not fit its checksum")
+    required = "window" in metadata.get("progress", {})  # checkpoints of earlier versions have neither
+    if (required or expected is not None) and checksum(tensors, metadata) != expected:
+        raise ValueError(f"{path} is damaged: its contents do not match its checksum")
     return tensors, metadata
 
 
@@ -267,20 +233,16 @@ def _open(path: str | Path) -> tuple[TensorFile, dict[str, Any]]:
     path = Path(path)
     if path.is_dir():
         if not (path / FILE_NAME).exists():
-            raise FileNotFoundError(
-                f"no {FILE_NAME} in {path}: is it a training run's folder, and has it saved yet?"
-            )
+            asks = "is it a training run's folder, and has it saved yet?"
+            raise FileNotFoundError(f"no {FILE_NAME} in {path}: {asks}")
         path = path / FILE_NAME
-    file = unwrapped(open_tensors(path))  # as a compiled network's, which training may have saved
-    try:
-        return file, {key: parsed(key, value) for key, value in file.metadata.items() if key != "format"}
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged or not one of our safetensors files ({one_line(error)})"
-        ) from None
-
-
-def parsed(key: str, text: str) -> Any:
-    """An entry of the metadata. ValueError for numbers in a model's description that are infinite, no
-    numbers, or beyond 64 bits."""
-    return parse_strict_json(text) if key == "model" else parse_json(text)
+    file = without_wrappers(open_tensors(path))  # training may have saved a compiled network
+    metadata: dict[str, Any] = {}
+    for key, text in file.metadata.items():
+        try:
+            if key != "format":
+                metadata[key] = parse_strict_json(text) if key == "model" else parse_json(text)
+        except ValueError as error:
+            reason = one_line(error)
+            raise ValueError(f"{path} is damaged or not one of our safetensors files ({reason})") from None
+    return file, metadata

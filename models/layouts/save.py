@@ -1,4 +1,4 @@
-"""`save`: a model in the layout of one's choice, the exact inverse of `load`."""
+"""`save`: writes a model in the layout of your choice, the exact inverse of `load`."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ def save(
 ) -> None:
     """Write a model.
 
-    layout  "native": one file of ours, which says itself what it holds; "ldm": the single file that most
-            tools open, of SD and SDXL as latent diffusion wrote it, of SD 3 as Stability AI, of FLUX.1 as
-            ComfyUI, with no place for a preview nor for T5's tokenizer; "diffusers": a folder with a
-            sub-folder per part, which diffusers' from_pretrained opens; "separate": a folder with a file per
-            part under its publisher's keys, to load together: flux-dev.safetensors, vae.safetensors,
-            clip_l.safetensors, t5xxl.safetensors
-    dtype   of the weights in the files; None: as they are, which packed ones (8-bit floats, GGUF's blocks)
-            cannot be
-    Raises OSError where the place cannot be written, ValueError for a model that readers of the layout would
-    take for another.
+    layout  "native"     our own format: one file, which describes its contents
+            "ldm"        the single file that most tools open, for SD and SDXL as latent diffusion wrote it,
+                         for SD 3 as Stability AI, for FLUX.1 as ComfyUI; without the preview and T5's
+                         tokenizer
+            "diffusers"  a folder with a sub-folder per part, which diffusers' from_pretrained opens
+            "separate"   a folder with a file per part under its publisher's keys, to load together:
+                         flux-dev.safetensors, vae.safetensors, clip_l.safetensors, t5xxl.safetensors
+    dtype   of the weights in the files, by default their own; packed ones (8-bit floats, GGUF's blocks) need
+            one
+
+    Raises OSError if the path cannot be written, ValueError for a model that readers of the layout would
+    misread.
     """
     check_names("layout", [layout], ["native", *PUBLISHED])
     check_dtype(dtype, ())
@@ -46,26 +48,17 @@ def save(
         raise ValueError("this model has adapters apart from its weights: save it adapted without apart=True")
     if any(is_packed(part) for part in model.parts.values()):
         if dtype is None:
-            raise ValueError(
-                "weights of this model are packed as in their files: give dtype=..., to write them unpacked"
-            )
+            raise ValueError("this model has packed weights: choose dtype=... to write them unpacked")
         model = model.unpacked(dtype)
     if layout == "native":
         native.save(model, path, dtype)
         return
     network: Any = model.backbone
-    if network is not None and not (
-        type(network) in [kind.network for kind in BACKBONES.values()] and network.params.context_dim
-    ):
-        kind = type(network).__name__
-        raise ValueError(
-            f"the layout {layout!r} is for networks that are told a text, which this {kind} is not: use "
-            "layout='native'"
-        )
-    from models.layouts import (
-        diffusers_folder,
-        single_file,
-    )  # here: to import this library needs no layout that is not written
+    known = type(network) in [kind.network for kind in BACKBONES.values()]
+    if network is not None and not (known and network.params.context_dim):
+        takes = f"networks that take text, which this {type(network).__name__} does not"
+        raise ValueError(f"the layout {layout!r} is for {takes}: use layout='native'")
+    from models.layouts import diffusers_folder, single_file  # here: importing this library imports no layout
 
     write = {
         "ldm": single_file.save_ldm,

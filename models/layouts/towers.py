@@ -1,5 +1,4 @@
-"""Finds the text encoders ("towers") of a family among the parts of files, and how prompts are read with
-them."""
+"""Finds a family's text encoders ("towers") among the parts of files, and how they read prompts."""
 
 from __future__ import annotations
 
@@ -21,33 +20,27 @@ WITH_PROJECTION = "CLIPTextModelWithProjection"  # transformers' class with a pr
 
 
 def find_towers(found: Findings, architecture: Architecture) -> dict[str, Part]:
-    """The text encoders by name; those of later files replace earlier ones. ValueError for one that the
-    family does not use."""
-    named: dict[str, Part] = {}
+    """The text encoders by name; later files replace earlier ones. ValueError for one that is not used."""
+    towers: dict[str, Part] = {}
     for part in found.towers:
-        if (tower := _tower_of(part, found, architecture)) is None:
-            raise ValueError(
-                f"{part.file.path} holds a {part.words}, and models built like {architecture.name} have no "
-                "use for one"
-            )
+        if (tower := _find_tower(part, found, architecture)) is None:
+            raise ValueError(f"{part.file.path} holds a {part.title}, which {architecture.name} does not use")
         name = tower.name
-        if name in named:
-            if named[name].file is part.file:
-                raise ValueError(
-                    f"{part.file.path} holds one text encoder too many: {architecture.name} has "
-                    f"{len(architecture.towers)}"
-                )
-            found.left_out.append((named[name], f"replaced by what {part.file.path.name} holds"))
+        if name in towers:
+            if towers[name].file is part.file:
+                count = len(architecture.towers)
+                more = f"more text encoders than {architecture.name}, which has {count}"
+                raise ValueError(f"{part.file.path} holds {more}")
+            found.left_out.append((towers[name], f"replaced by what {part.file.path.name} holds"))
         part = _without_unused_blocks(part, found)
-        named[name] = _without_identity(part, found) if tower.identity else part
-    return named
+        towers[name] = _without_identity(part, found) if tower.identity else part
+    return towers
 
 
-def _tower_of(part: Part, found: Findings, architecture: Architecture) -> Tower | None:
-    """Which of an architecture's text encoders a part is, None where it has none of that kind.
+def _find_tower(part: Part, found: Findings, architecture: Architecture) -> Tower | None:
+    """Which of an architecture's text encoders a part is, None if it has none of that kind.
 
-    Two CLIPs are distinguished by their published widths, else by the projection of the pooled output, which
-    the wider one has.
+    Two CLIPs differ in their published widths, else in the projection of the pooled output of the wider one.
     """
     alike = [tower for tower in architecture.towers if type(tower.reader.network) is type(part.params)]
     if len(alike) < 2:
@@ -59,8 +52,7 @@ def _tower_of(part: Part, found: Findings, architecture: Architecture) -> Tower 
 
 
 def _without_identity(part: Part, found: Findings) -> Part:
-    """A text encoder without its projection where that is the identity, as diffusers' folders write an
-    encoder without one."""
+    """A text encoder without its projection if it is the identity, which diffusers writes instead of none."""
     key = "text_projection.weight"
     if WITH_PROJECTION not in part.hints.get("architectures", ()) or key not in part.stored:
         return part
@@ -68,19 +60,14 @@ def _without_identity(part: Part, found: Findings) -> Part:
     part.stored[key].read_into(projection)
     if not torch.equal(projection, torch.eye(*projection.shape)):
         return part
-    found.left_out.append(
-        (
-            replace(part, stored={key: part.stored[key]}),
-            "the identity, for a pooled output that is not projected",
-        )
-    )
+    reason = "the identity, for a pooled output that is not projected"
+    found.left_out.append((replace(part, stored={key: part.stored[key]}), reason))
     stored = {name: value for name, value in part.stored.items() if name != key}
     return replace(part, params=replace(part.params, projection=None), stored=stored)
 
 
 def _without_unused_blocks(part: Part, found: Findings) -> Part:
-    """A text encoder without the blocks beyond its config.json's number of layers, which is how folders
-    record clip skip."""
+    """A text encoder without blocks beyond its config.json's layers, which record clip skip."""
     blocks = {name: re.search(r"\b(?:layers|block)\.(\d+)\.", name) for name in part.stored}
     beyond = {name for name, block in blocks.items() if block and int(block[1]) >= part.params.layers}
     if not beyond or part.layout.name != "transformers":
@@ -90,67 +77,60 @@ def _without_unused_blocks(part: Part, found: Findings) -> Part:
     return replace(part, stored={name: value for name, value in part.stored.items() if name not in beyond})
 
 
-def text_params(of: Family, towers: Mapping[str, Part], found: Findings) -> TextParams | None:
-    """How the family reads prompts with these text encoders, None where a required one is missing."""
-    missing = [tower for tower in of.architecture.towers if tower.name not in towers]
-    if needed := [tower.name for tower in missing if not tower.optional]:
+def text_params(family: Family, towers: Mapping[str, Part], found: Findings) -> TextParams | None:
+    """How the family reads prompts with these text encoders, None if a required one is missing."""
+    missing = [tower for tower in family.architecture.towers if tower.name not in towers]
+    if required := [tower.name for tower in missing if not tower.optional]:
         if towers:
-            are, lack = ("are" if len(names) > 1 else "is" for names in (towers, needed))
-            found.notes.append(
-                f"{LEFT_OUT}: {', '.join(towers)} {are} there, but {', '.join(needed)} {lack} not"
-            )
-            found.left_out += [
-                (part, "a text encoder of no use without the other") for part in towers.values()
-            ]
+            found.notes.append(f"{LEFT_OUT}: {', '.join(towers)} without {', '.join(required)}")
+            reason = "a text encoder that is not used without the other"
+            found.left_out += [(part, reason) for part in towers.values()]
         return None
     if missing:
         names = ", ".join(tower.name for tower in missing)
-        found.notes.append(f"without the text encoder {names}, which the family can do without")
-    tokenizers = _find_tokenizers(of, towers, found)
+        found.notes.append(f"without the text encoder {names}, which is optional")
+    tokenizers = _find_tokenizers(family, towers, found)
     readers = {}
     for name, part in towers.items():
         try:
-            readers[name] = of.readers[name].from_files(part, tokenizers.get(name))
+            readers[name] = family.readers[name].from_files(part, tokenizers.get(name))
         except ValueError as error:
             raise ValueError(f"{part.file.path} holds {name}: {error}") from None
+    params = found.backbone.params if found.backbone else None
     try:
-        text = of.architecture.adapt_text(
-            of.join_readers(readers), towers, found.backbone.params if found.backbone else None
-        )
+        text = family.architecture.adapt_text(family.join_readers(readers), towers, params)
     except ValueError as error:
         raise ValueError(f"{found.towers[-1].file.path}: {error}") from None
     return _with_null(text, towers, found)
 
 
-def _find_tokenizers(of: Family, towers: Mapping[str, Part], found: Findings) -> dict[str, Any]:
-    """The tokenizers that came with the text encoders, by name; `found.tokenizers` are those that they keep.
+def _find_tokenizers(family: Family, towers: Mapping[str, Part], found: Findings) -> dict[str, Any]:
+    """The tokenizers of the text encoders, by name; those to be kept also in `found.tokenizers`.
 
-    ValueError for one that was given and is of no kind that they read, and where one lacks.
+    ValueError for an unused one among the paths, and if one is missing.
     """
-    used = [
-        reader for reader in READERS.values() if any(of.readers[name].kind == reader.kind for name in towers)
-    ]
+    kinds = {name: family.readers[name].kind for name in towers}
+    used = [reader for reader in READERS.values() if reader.kind in kinds.values()]
     for path in found.vocabularies:
         if not any(reader.is_tokenizer(path) for reader in used):
             names = " or ".join(towers)
             raise ValueError(
-                f"{path} is a tokenizer, and not of {names}: leave it out, or load the text encoder that "
-                "reads it too"
+                f"{path} is a tokenizer that {names} cannot use: leave it out, or load its text encoder too"
             )
     tokenizers: dict[str, Any] = {}
     for reader in used:
-        parts = {name: part for name, part in towers.items() if of.readers[name].kind == reader.kind}
-        given = [path for path in found.vocabularies if reader.is_tokenizer(path)]
-        these = reader.find_tokenizers(parts, given, found.notes)
-        found.tokenizers |= reader.assign_tokenizers(these, list(parts))
-        tokenizers |= these
+        parts = {name: part for name, part in towers.items() if kinds[name] == reader.kind}
+        paths = [path for path in found.vocabularies if reader.is_tokenizer(path)]
+        own = reader.find_tokenizers(parts, paths, found.notes)
+        found.tokenizers |= reader.assign_tokenizers(own, list(parts))
+        tokenizers |= own
     return tokenizers
 
 
 def _with_null(text: TextParams, towers: Mapping[str, Part], found: Findings) -> TextParams:
-    """With model_index.json's choice of what encodes an empty prompt."""
+    """The same with model_index.json's choice of the encoding of an empty prompt."""
     index = found.pipeline_of(next(iter(towers.values()))).index
-    key = "force_zeros_for_empty_prompt"  # of pipelines that tell the network numbers too, by default True
+    key = "force_zeros_for_empty_prompt"  # of pipelines that also encode numbers, by default True
     if not (text.numbers and index):
         return text
     check_type(f"{key} in model_index.json", zeros := index.get(key, True), bool)

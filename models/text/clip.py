@@ -141,7 +141,7 @@ def config(p: CLIPTextParams, size: Any = None, bos: int = BOS, eos: int = EOS) 
 NETWORK = Kind(
     name="clip",
     part="text",
-    words="text encoder",
+    title="text encoder",
     network=CLIPText,
     params=CLIPTextParams,
     recognise=recognise,

@@ -26,7 +26,7 @@ from models.adapters.delta import Delta, Hadamard, Kronecker, LowRank, Magnitude
 from models.adapters.place import Place, places
 from models.adapters.read import _groups
 from models.files.blank import Blank
-from models.files.stored import Held, TensorFile
+from models.files.stored import InMemory, TensorFile
 from models.layers import streaming
 from models.layers.packed import Packed, is_packed, pack
 from models.layers.streaming import is_streamed
@@ -487,7 +487,7 @@ def test_published_adapters_map_without_remainder(name: str) -> None:
     """Every module is one of the published model's, and changes it at its shape."""
     family = next(family for begin, family in OF.items() if name.startswith(begin))
     blank = {
-        key: Held.of(Path("a"), key, torch.empty(shape, device="meta"))
+        key: InMemory.from_tensor(Path("a"), key, torch.empty(shape, device="meta"))
         for key, shape in manifests()[name].items()
     }
     groups, rest = _groups(TensorFile(Path(name), blank))

@@ -126,12 +126,15 @@ def test_a_description_of_another_model_is_refused() -> None:
     for other, message in (
         (
             replace(model, backbone=nn.Conv2d(1, 1, 1)),
-            "its network is a Conv2d, and its description makes a DiT: make it with models.build",
+            "its network is a Conv2d, its description makes a DiT: make it with models.build",
         ),
         (replace(model, spec={}), "could not be loaded again .*: make it with models.build"),
-        (replace(model, spec={**model.spec, "network": {**DIT, "depth": 2}}), "would load as another one"),
-        (replace(model, spec={**model.spec, "prediction": "v"}), "would load as another one"),
-        (replace(model, schedule=table.schedule), "would load as another one"),
+        (
+            replace(model, spec={**model.spec, "network": {**DIT, "depth": 2}}),
+            "would load as the model of its",
+        ),
+        (replace(model, spec={**model.spec, "prediction": "v"}), "would load as the model of its"),
+        (replace(model, schedule=table.schedule), "would load as the model of its"),
     ):
         with pytest.raises(ValueError, match=message) as refusal:
             other.check_description()

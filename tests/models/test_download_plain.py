@@ -34,7 +34,7 @@ def test_a_file_of_its_own_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         )
         (path,) = download("plain", folder=tmp_path / "cache")
         assert path.read_bytes() == b"weights"
-        with pytest.raises(OSError, match=r"^false cannot be had from http://127[^\n]*hash[^\n]*$"):
+        with pytest.raises(OSError, match=r"^false cannot be downloaded from http://127[^\n]*hash[^\n]*$"):
             download("false", folder=tmp_path / "other")
         server.shutdown()
     assert download("plain", folder=tmp_path / "cache") == [path]
@@ -42,5 +42,5 @@ def test_a_file_of_its_own_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match="plain is one file without revisions"):
         download("plain", revision="main")
     path.write_bytes(b"other")
-    with pytest.raises(OSError, match="delete it, and fetch it again"):
+    with pytest.raises(OSError, match="delete it, and download it again"):
         download("plain", folder=tmp_path / "cache")

@@ -334,21 +334,21 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (Path.touch, "PATH holds no weights: it is empty"),
     "text": (
         lambda path: path.write_text("not a model\n" * 100),
-        "PATH is no safetensors file: it begins with b'not a mo'",
+        "PATH is not a safetensors file: it begins with b'not a mo'",
     ),
     "a pickle": (
         lambda path: torch.save({"weight": torch.zeros(2)}, path),
         # read as what it is, whatever its name
-        "PATH holds no model that is known here: no known network has the keys weight",
+        "PATH holds no known model: no known network has the keys weight",
     ),
-    "foreign": (_foreign, "PATH holds no model that is known here: no known network has the keys weight"),
+    "foreign": (_foreign, "PATH holds no known model: no known network has the keys weight"),
     "foreign metadata": (
         _foreign_metadata,
-        "PATH holds no model that is known here: no known network has the keys weight",
+        "PATH holds no known model: no known network has the keys weight",
     ),
     "no description": (
         lambda path: native.write(path, tensors(fresh(UNET)), {"model": 3}),
-        "PATH holds no model that is known here",
+        "PATH holds no known model",
     ),
     "half a description": (
         lambda path: save_file({"weight": torch.zeros(2)}, path, {"model": '{"network": '}),
@@ -382,7 +382,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "ghost key": (
         _changed(lambda state: state.update({"network.ghost": torch.zeros(2)})),
-        "PATH holds network.ghost, for which its backbone",
+        "PATH holds network.ghost, which its backbone",
     ),
     "ghost average": (
         _changed(
@@ -391,7 +391,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
                 | {"ema.ghost": torch.ones(1)}
             )
         ),
-        "PATH holds ema.ghost, for which its backbone has no place",
+        "PATH holds ema.ghost, which its backbone does not have",
     ),
     "half an average": (
         _changed(lambda state: state.update({"ema.conv_in.weight": state["network.conv_in.weight"] + 1})),
@@ -621,7 +621,7 @@ def test_an_odd_value_in_a_description_is_one_line(name: str, tmp_path: Path) ->
         (("shape", 0), "-1", r"shape holds sizes from 1 to 4,096, not \[-1, 8, 8\]"),
         (("shape", 0), "3", "shape says that samples have 3 channels, and the network takes 1"),
         (("shape",), "[1, 100000, 8]", "shape holds sizes from 1 to 4,096"),
-        (("prediction",), "1e999", "holds 1e999, where a finite number is meant"),
+        (("prediction",), "1e999", "holds 1e999, which is not a finite number"),
         (("sampling",), '{"steps": 1000000000}', "sampling.steps must be 1 to 10,000"),
         (("sampling",), '{"guidance": "much"}', "sampling.guidance must be a number"),
         (("family",), "[]", "family must be a text"),
@@ -645,18 +645,18 @@ def test_a_file_is_checked_by_a_command(
     """All of it is read: a bit that is not as training wrote it, which loading does not see, and numbers that
     are not finite."""
     model = fresh(DIT)
-    values, said = model.state_dict(), native.about(model)
+    values, said = model.state_dict(), native.metadata_of(model)
     native.write(tmp_path / native.FILE_NAME, values, {**said, "checksum": native.checksum(values, said)})
     first = next(iter(values))
     monkeypatch.setattr(sys, "argv", ["models", "check", str(tmp_path)])
     assert main() == 0
-    assert f"{len(values)} tensors taken (native layout)" in (shown := capsys.readouterr().out)
+    assert f"{len(values)} tensors loaded (native layout)" in (shown := capsys.readouterr().out)
     assert "all weights are finite" in shown
     damaged = {**values, first: values[first] + 1e-3}
     native.write(tmp_path / native.FILE_NAME, damaged, {**said, "checksum": native.checksum(values, said)})
     models.load(tmp_path)
     with pytest.raises(
-        SystemExit, match=rf"^error: {tmp_path} is damaged: its content does not fit its checksum$"
+        SystemExit, match=rf"^error: {tmp_path} is damaged: its contents do not match its checksum$"
     ):
         main()
     lost = {**values, first: values[first] * torch.nan}

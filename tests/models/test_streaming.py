@@ -229,7 +229,7 @@ def test_packed_files_equal_their_values(family: str, kind: str, files: Files) -
         isinstance(layer, PackedLinear) for part in loose.parts.values() for layer in part.modules()
     )
     assert loose.fingerprint == wanted.fingerprint != model.fingerprint
-    with pytest.raises(ValueError, match=r"weights of this model are packed as in their files: give dtype="):
+    with pytest.raises(ValueError, match=r"this model has packed weights: choose dtype="):
         models.save(model, files.root / "never.safetensors")
     models.save(model, files.root / "unpacked.safetensors", dtype=torch.bfloat16)
     assert models.load(files.root / "unpacked.safetensors").fingerprint == wanted.fingerprint

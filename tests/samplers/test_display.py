@@ -69,4 +69,4 @@ def test_a_model_and_its_report_show_few_lines() -> None:
     report = Report(("a",), {f"key {i}": f"reason {i}" for i in range(9)})
     assert len(repr(report).splitlines()) == 6
     assert repr(report).endswith("5 more lines: print(model.report)")
-    assert repr(Report(("a",))) == "1 tensors taken (native layout), 0 ignored"
+    assert repr(Report(("a",))) == "1 tensors loaded (native layout), 0 ignored"

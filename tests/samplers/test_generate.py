@@ -555,7 +555,7 @@ RGB, MASK = picture(3), picture(1)
 # the model, what is given beside a prompt, and what the line must say
 MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
     "no text": (lambda: without("text"), {}, "this model has no text (it has backbone, vae, preview): "
-                                             "load a file that holds its text"),
+                                             "load it with a file that holds its text"),
     "no vae": (lambda: without("vae"), {}, "this model has no vae"),
     "no network": (lambda: without("backbone"), {}, "this model has no backbone"),
     "no prompts": (mini, {"prompts": []}, "nothing to draw"),

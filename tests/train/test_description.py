@@ -153,7 +153,7 @@ def test_a_network_that_was_changed_is_not_trained(tmp_path: Path) -> None:
     for model in (longer, other):
         with pytest.raises(
             ValueError,
-            match=r"could not be loaded again, for its description makes another .*: make it with "
+            match=r"could not be loaded again: its description makes another .*: make it with "
             r"models\.build",
         ):
             go(tmp_path / "run", model)

@@ -782,7 +782,7 @@ def test_zeros_in_place_of_pages(stopped: Path) -> None:
     middle = len(content) // 8192 * 4096
     content[middle : middle + 4096] = bytes(4096)
     (stopped / native.FILE_NAME).write_bytes(content)
-    with pytest.warns(UserWarning, match="its content does not fit its checksum: going on from step 6"):
+    with pytest.warns(UserWarning, match="its contents do not match its checksum: going on from step 6"):
         go(stopped, resume=True, steps=8)
     (stopped / native.FILE_NAME).unlink()
     with pytest.warns(UserWarning, match="is gone: going on from step 6"):
@@ -795,7 +795,7 @@ def test_both_checkpoints_damaged(stopped: Path) -> None:
         damage(stopped / name, 0.5)
     before = {path.name: path.read_bytes() for path in stopped.iterdir()}
     with pytest.raises(
-        ValueError, match=r"does not fit its checksum.* no checkpoint is left to resume from"
+        ValueError, match=r"do not match its checksum.* no checkpoint is left to resume from"
     ) as error:
         go(stopped, resume=True, steps=8)
     assert "\n" not in str(error.value)

@@ -511,7 +511,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "family": (["weights={weights}", "data={photos}", "model.family=sd4"], "no family named 'sd4'"),
     "another family": (
         ["weights={weights}", "data={photos}", "model.family=sdxl"],
-        "is built like sd1, so it cannot be of the family sdxl",
+        "has the architecture of sd1, so it cannot be of the family sdxl",
     ),
     "model": (
         ["weights={weights}", "data={photos}", "+model.network=unet"],

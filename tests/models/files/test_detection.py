@@ -72,10 +72,11 @@ def test_families_that_only_their_user_knows(base: str, family: str, load: Load)
         dict(of.grid),
         of.consistency is not None,
     )
-    assert f"of the family {family}, as asked for" in notes(model)
+    assert f"of the family {family}, as requested" in notes(model)
     with pytest.raises(
         ValueError,
-        match=rf"model\.safetensors is built like {base}, so it cannot be of the family sdxl-refiner",
+        match=rf"model\.safetensors has the architecture of {base}, so it cannot be of the family "
+        r"sdxl-refiner",
     ):
         load(base, family="sdxl-refiner")
     with pytest.raises(ValueError, match="no family named 'sdxl-trubo'; did you mean 'sdxl-turbo'"):
@@ -117,7 +118,7 @@ def test_a_scheduler_does_not_tell_a_family(
     model = models.load(folder)
     own = f"{family}-v" if scheduler.get("prediction_type") == "v_prediction" else family
     assert (model.spec["family"], model.spec["sampling"]) == (own, dict(models.FAMILIES[own].sampling))
-    assert (f"family='{maybe}' is for one" in notes(model)) == bool(maybe)
+    assert (f"family='{maybe}' overrides that" in notes(model)) == bool(maybe)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_the_size_it_was_trained_on(
     model = models.load(configured(family, "unet/config.json", sample_size=size))
     usual = (models.FAMILIES[family].size // 8,) * 2
     assert model.shape == (4, *(shape if shape and size else usual))
-    assert ("and not 1 to 256 latents a side" in notes(model)) == (shape is None and size != 0)
+    assert ("it must be 1 to 256 latents a side" in notes(model)) == (shape is None and size != 0)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl-refiner", "sd3"])
@@ -203,7 +204,7 @@ def test_a_kind_of_preconditioning_that_is_not_known_is_refused(tmp_path: Path) 
     models.save(models.miniature("sdxl"), tmp_path / "sdxl.safetensors", layout="ldm")
     tensors = load_file(tmp_path / "sdxl.safetensors")
     save_file({**tensors, "edm_vpred.sigma_max": torch.tensor(120.0)}, tmp_path / "cosxl.safetensors")
-    with pytest.raises(ValueError, match="is of CosXL, EDM with v-prediction"):
+    with pytest.raises(ValueError, match=r"is of CosXL \(EDM with v-prediction\)"):
         models.load(tmp_path / "cosxl.safetensors")
     models.save(models.miniature("sdxl"), tmp_path / "folder", layout="diffusers")
     config = tmp_path / "folder" / "scheduler" / "scheduler_config.json"
@@ -213,7 +214,8 @@ def test_a_kind_of_preconditioning_that_is_not_known_is_refused(tmp_path: Path) 
     ):
         config.write_text(json.dumps(scheduler))
         with pytest.raises(
-            ValueError, match=f"{scheduler['_class_name']} with settings that no family here was trained with"
+            ValueError,
+            match=f"{scheduler['_class_name']} with settings that no known family was trained with",
         ):
             models.load(tmp_path / "folder")
 
@@ -222,7 +224,7 @@ def test_a_kind_of_preconditioning_that_is_not_known_is_refused(tmp_path: Path) 
 def test_edm_is_known_of_networks_like_sdxls_alone(family: str, configured: Configured) -> None:
     """Playground's preconditioning, which other networks here are not called with."""
     with pytest.raises(
-        ValueError, match="EDMEulerScheduler with settings that no family here was trained with"
+        ValueError, match="EDMEulerScheduler with settings that no known family was trained with"
     ):
         models.load(configured(family, SCHEDULER, _class_name="EDMEulerScheduler", prediction_type="epsilon"))
 
@@ -292,7 +294,7 @@ def test_flows_open_with_any_scheduler(
             expected,
             dict(models.FAMILIES[family].sampling),
         )
-        assert ("is not used: times are the family's" in notes(model)) == bool(noted)
+        assert ("is not used: times and their shift are the family's" in notes(model)) == bool(noted)
         assert noted in notes(model)
 
 
@@ -332,7 +334,7 @@ def test_a_flow_whose_network_knows_other_times_is_refused(settings: dict[str, A
             "config.json says resnet_time_scale_shift=",
         ),
         ("unet/config.json", {"norm_num_groups": 7}, "does not divide into groups=7"),
-        ("unet/config.json", {"norm_num_groups": "many"}, "a setting of an odd kind"),
+        ("unet/config.json", {"norm_num_groups": "many"}, "a wrong setting in config"),
         (
             "unet/config.json",
             {"attention_head_dim": [3, 5]},
@@ -344,7 +346,7 @@ def test_a_flow_whose_network_knows_other_times_is_refused(settings: dict[str, A
             r"attention_head_dim \[1, 2, 3\] is neither a number nor",
         ),
         ("unet/config.json", {"attention_head_dim": "8"}, "attention_head_dim '8' is neither a number nor"),
-        ("unet/config.json", {"attention_head_dim": [0, 0]}, "a setting of an odd kind"),
+        ("unet/config.json", {"attention_head_dim": [0, 0]}, "a wrong setting in config"),
         ("unet/config.json", {"attention_head_dim": 7}, "do not divide into heads"),
         ("vae/config.json", {"act_fn": "relu"}, "config.json says act_fn='relu'"),
         (
@@ -364,7 +366,7 @@ def test_a_flow_whose_network_knows_other_times_is_refused(settings: dict[str, A
         ),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "config.json says hidden_act='relu'"),
         ("text_encoder/config.json", {"num_attention_heads": 5}, "width=64 must divide by heads=5"),
-        ("text_encoder/config.json", {"num_attention_heads": [1]}, "a setting of an odd kind"),
+        ("text_encoder/config.json", {"num_attention_heads": [1]}, "a wrong setting in config"),
         (SCHEDULER, {"beta_start": "small"}, "start of schedule 'scaled_linear' must be a number"),
         (SCHEDULER, {"beta_end": 3.0}, "betas must lie in"),
         (SCHEDULER, {"beta_start": -1.0}, "betas must lie in"),
@@ -407,7 +409,7 @@ def test_damaged_configurations(text: str, config: str, configured: Configured) 
         return
     with pytest.raises(
         (ValueError, FileNotFoundError),
-        match=rf"{config} (is damaged|holds no JSON object)|folder holds no model",
+        match=rf"{config} (is damaged|does not hold a JSON object)|folder holds no model",
     ) as refusal:
         models.load(folder)
     assert "\n" not in str(refusal.value)
@@ -455,7 +457,7 @@ def test_parts_of_different_families_are_refused(
         [tmp_path / "unet.safetensors", tmp_path / "part.safetensors"],
     ):
         with pytest.raises(
-            ValueError, match=rf"part\.safetensors does not go with .*unet\.safetensors: {message}"
+            ValueError, match=rf"part\.safetensors does not fit .*unet\.safetensors: {message}"
         ):
             models.load(*paths)
 
@@ -469,7 +471,7 @@ def test_an_autoencoder_with_other_latents_is_refused(files: Files, tmp_path: Pa
     save_file(files("sd1"), tmp_path / "model.safetensors")
     with pytest.raises(
         ValueError,
-        match=r"does not go with .*model\.safetensors: the UNet's samples have 4 channels, and its latents 8",
+        match=r"does not fit .*model\.safetensors: the UNet's samples have 4 channels, and its latents 8",
     ):
         models.load(tmp_path / "model.safetensors", tmp_path / "vae")
 
@@ -482,13 +484,13 @@ def test_one_of_two_towers_is_left_out(files: Files, tmp_path: Path) -> None:
     save_file(without, tmp_path / "model.safetensors")
     model = models.load(tmp_path / "model.safetensors")
     assert model.text is None
-    assert "text encoders left out: clip_l is there, but clip_g is not" in notes(model)
+    assert "text encoders left out: clip_l without clip_g" in notes(model)
     assert model.report is not None
     assert model.report.missing == ("text",)
     left_out = {
         key
         for key, why in model.report.ignored.items()
-        if why == "a text encoder of no use without the other"
+        if why == "a text encoder that is not used without the other"
     }
     assert left_out == {key for key in without if key.startswith("conditioner.")}
 
@@ -501,7 +503,7 @@ def test_unclip_is_no_sdxl(tmp_path: Path) -> None:
     state = network.state_dict()
     save_file(scatter(sd.ldm(network.params).table(state), state), tmp_path / "unclip.safetensors")
     with pytest.raises(
-        ValueError, match=r"unclip\.safetensors holds a UNet that is built like no family known here"
+        ValueError, match=r"unclip\.safetensors holds a UNet of no known family's architecture"
     ):
         models.load(tmp_path / "unclip.safetensors")
 
@@ -521,9 +523,9 @@ def test_of_a_trainings_unet_and_its_average_one_is_taken(
     model = models.load(tmp_path / "checkpoint", ema=ema)
     alone = models.load(tmp_path / "checkpoint" / ("unet_ema" if ema else "unet"))
     same(model.state_dict(), alone.state_dict())
-    assert ("averaged weights (EMA) are taken; ema=False takes the raw ones" in notes(model)) == ema
+    assert ("averaged weights (EMA) are loaded; ema=False loads the raw ones" in notes(model)) == ema
     reason = (
-        "raw weights, and averaged ones are there" if ema else "averaged weights, and raw ones were asked for"
+        "raw weights, replaced by averaged ones" if ema else "averaged weights, as raw ones were requested"
     )
     assert model.report is not None
     assert model.report.ignored == {"unet/" if ema else "unet_ema/": reason}
@@ -586,7 +588,5 @@ def test_a_tower_without_its_projection_is_named() -> None:
 
 def test_paths_are_given_one_by_one(tmp_path: Path) -> None:
     for wrong in ([tmp_path], None, 3):
-        with pytest.raises(
-            ValueError, match=r"paths are given one by one, models\.load\(\*paths\), and not as"
-        ):
+        with pytest.raises(ValueError, match=r"give paths one by one, models\.load\(\*paths\), not as"):
             models.load(wrong)  # type: ignore[arg-type]  # on purpose

@@ -131,8 +131,8 @@ def pair(key: str, kind: int, value: bytes) -> bytes:
 DAMAGED = {
     "empty": (b"", "holds no weights: it is empty"),
     "a web page": (b"<!doctype html><p>", "holds no weights: it is a web page"),
-    "something else": (b"PK\3\4 and so on", "is damaged or no file of weights"),
-    "two letters": (b"GG", r"is no GGUF file: it begins with b'GG'"),
+    "something else": (b"PK\3\4 and so on", "is damaged or not a weights file"),
+    "two letters": (b"GG", r"is not a GGUF file: it begins with b'GG'"),
     "the magic number alone": (b"GGUF", "cannot be read: its header does not end"),
     "an old version": (
         header(b"", 0, version=1),
@@ -140,14 +140,14 @@ DAMAGED = {
     ),
     "another machine's": (
         header(b"", 0, version=3 << 24),
-        "cannot be read: it is of a machine that writes numbers backwards",
+        "cannot be read: it is big-endian",
     ),
     "a header that ends": (header(entry(), count=2), "cannot be read: its header does not end"),
     "many tensors": (header(b"", 2**60), "cannot be read: its header does not end"),
     "a long name": (header(struct.pack("<Q", 2**60)), "cannot be read: its header does not end"),
     "a name of two lines": (
         header(entry("a\nb") + bytes(200)),
-        r"is damaged: 'a\\nb' is no name of a tensor",
+        r"is damaged: 'a\\nb' is not a tensor's name",
     ),
     "many dimensions": (
         header(text("w") + struct.pack("<I", 2**31)),
@@ -155,7 +155,7 @@ DAMAGED = {
     ),
     "a huge shape": (
         header(entry(shape=(2**60, 2**60))),
-        r"is damaged: w has no possible shape \[1152921504606846976",
+        r"is damaged: w has the impossible shape \[1152921504606846976",
     ),
     "an unknown type": (
         header(entry(kind=77)),
@@ -173,14 +173,14 @@ DAMAGED = {
         header(entry(shape=(), kind=8)),
         r"is damaged: w, Q8_0 of shape \[\], does not divide",
     ),
-    "a tensor twice": (header(entry() + entry(), 2) + bytes(300), "is damaged: a tensor stands in it twice"),
+    "a tensor twice": (header(entry() + entry(), 2) + bytes(300), "is damaged: it holds a tensor twice"),
     "tensors that overlap": (
         header(entry("a") + entry("b", start=64), 2) + bytes(300),
         "is damaged: b overlaps a",
     ),
     "too little data": (
         header(entry()) + bytes(100),
-        r"is damaged: w ends at byte 192, the file at 157; get it again",
+        r"is damaged: w ends at byte 192, the file at 157; download it again",
     ),
     "a place far away": (
         header(entry(start=2**40)) + bytes(300),
@@ -212,7 +212,7 @@ DAMAGED = {
     ),
     "a place that wraps around": (
         header(entry(start=2**64 - 64)) + bytes(300),
-        "is damaged: w has no possible shape",
+        "is damaged: w has the impossible shape",
     ),
     "dimensions that wrap around": (
         header(entry(shape=(2**32, 2**32))) + bytes(300),
@@ -232,7 +232,7 @@ DAMAGED = {
     ),
     "a piece": (
         header(entry(), pairs=1, metadata=pair("split.count", 2, struct.pack("<H", 3))) + bytes(300),
-        "is one of 3 pieces: make one file of them",
+        "is one of 3 pieces: merge them into one file",
     ),
 }
 

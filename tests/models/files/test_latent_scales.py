@@ -31,7 +31,7 @@ def test_the_scale_of_latents(files: Files, configured: Configured, load: Load, 
     alone = models.load(tmp_path / "vae.safetensors")
     assert alone.require("vae").params.scale == 0.18215
     assert (
-        "latents are scaled by 0.18215, as in Stable Diffusion 1.x: family=... chooses another one's"
+        "latents are scaled by 0.18215, as in Stable Diffusion 1.x: family=... chooses another one"
         in notes(alone)
     )
     named = models.load(tmp_path / "vae.safetensors", family="sd1")
@@ -95,7 +95,7 @@ def test_an_autoencoder_beside_another_network_is_refused(files: Files, tmp_path
         with pytest.raises(
             ValueError,
             match=rf"both\.safetensors is the autoencoder of {models.FAMILIES[other].title}, as the "
-            r"network beside",
+            r"network in the same file",
         ):
             models.load(tmp_path / "both.safetensors", tmp_path / "unet.safetensors")
         assert (
@@ -110,7 +110,7 @@ def test_an_autoencoder_that_says_nothing_is_noted(files: Files, tmp_path: Path)
         )
     model = models.load(tmp_path / "unet.safetensors", tmp_path / "vae.safetensors")
     assert (
-        "vae.safetensors does not say whose latents it makes: they are taken for those of Stable Diffusion XL"
+        "vae.safetensors does not say whose latents it makes: those of Stable Diffusion XL are assumed"
         in notes(model)
     )
     assert "whose latents" not in notes(models.load(tmp_path / "vae.safetensors", family="sdxl"))

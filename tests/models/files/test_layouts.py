@@ -136,9 +136,7 @@ def test_another_role_than_readers_take_is_refused(layout: Any, tmp_path: Path) 
     model = models.build(
         {**{key: value for key, value in spec.items() if key != "family"}, "role": "control"}
     )
-    with pytest.raises(
-        ValueError, match="this network, which is for control, for one for edit: use layout='native'"
-    ):
+    with pytest.raises(ValueError, match="this network for edit instead of control: use layout='native'"):
         models.save(model, tmp_path / "a.safetensors", layout)
     models.save(model, tmp_path / "a.safetensors")
     assert models.load(tmp_path / "a.safetensors").role == "control"
@@ -401,7 +399,7 @@ def test_shards(kind: str, variant: str | None, folder: Path) -> None:
     same(dict(models.load(index).network.state_dict()), dict(tiny("sd1").network.state_dict()))
     index.unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"unet holds diffusion_pytorch_model.*-00001-of-00002.*, and not the index"
+        FileNotFoundError, match=r"unet holds diffusion_pytorch_model.*-00001-of-00002.*, but not the index"
     ):
         models.load(folder)
 
@@ -434,7 +432,7 @@ def test_what_a_folder_holds_besides(folder: Path) -> None:
         json.dumps({**index, "controlnet": ["diffusers", "ControlNetModel"]})
     )
     with pytest.raises(
-        ValueError, match=r"controlnet.model\.safetensors holds no model that is known here: .* a ControlNet"
+        ValueError, match=r"controlnet.model\.safetensors holds no known model: .* a ControlNet"
     ):
         models.load(folder)
     (folder / "model_index.json").write_text(json.dumps(index))
@@ -564,8 +562,8 @@ def test_half_a_preview_is_refused(saved: Saved, tmp_path: Path) -> None:
         for paths in ([path], [saved("sd1", "ldm"), path], [saved("sd1", "diffusers"), path]):
             with pytest.raises(
                 ValueError,
-                match=f"{path.name} is TAESD's {half} alone: load the file of the {other}, taesd_{other}, "
-                "beside it",
+                match=f"{path.name} is only TAESD's {half}: load it with the file of the {other}, "
+                f"taesd_{other}",
             ):
                 models.load(*paths)
 

@@ -158,7 +158,7 @@ OURS: dict[str, list[tuple[str, str, Any]]] = {
 }
 FOREIGN = {
     "lora": "a LoRA, which models.adapted(model, {file: 1.0}) applies",
-    "controlnet": "a ControlNet, which steers a model and is none",
+    "controlnet": "a ControlNet, not of a model",
 }
 
 
@@ -188,7 +188,7 @@ def test_keys_and_shapes_map_without_a_remainder(name: str) -> None:
     assert [(part.kind, part.layout.name, part.params) for part in found] == OURS[name]
     used: list[str] = []
     for part in found:
-        state = network(part.params).get_submodule(part.layout.inside).state_dict()
+        state = network(part.params).get_submodule(part.layout.submodule).state_dict()
         table = part.layout.table(state)
         assert sorted(key for source in table.values() for key in source.keys) == sorted(part.stored)
         written = {key: tuple(value.shape) for key, value in scatter(table, state).items()}
@@ -230,9 +230,7 @@ def test_what_is_no_model_of_ours_is_told_so_from_a_file(name: str, tmp_path: Pa
     path = tmp_path / f"{name}.safetensors"
     save_file({key: torch.zeros([1] * len(shape)) for key, shape in manifests()[name].items()}, path)
     said = next(what for part, what in FOREIGN.items() if part in name)
-    with pytest.raises(
-        ValueError, match=rf"{name}\.safetensors holds no model that is known here: .*{re.escape(said)}"
-    ):
+    with pytest.raises(ValueError, match=rf"{name}\.safetensors holds no known model: .*{re.escape(said)}"):
         models.load(path)
 
 

@@ -49,7 +49,7 @@ def test_sd2_is_guessed_by_the_spread_of_a_bias(
     )
     other = load("sd2", spread(files, std), prediction="v" if prediction == "eps" else "eps")
     assert other.prediction.name != prediction
-    assert "as asked for" in notes(other)
+    assert "as requested" in notes(other)
     assert load("sd2", spread(files, std), family="sd2-v").prediction.name == "v"
 
 
@@ -162,7 +162,7 @@ def test_other_texts_are_a_note(text: str, load: Load) -> None:
     says."""
     model = load("sdxl", {}, {"modelspec.prediction_type": text})
     assert model.prediction.name == "eps"
-    assert ("names no prediction known here: prediction=... chooses one" in notes(model)) == bool(text)
+    assert ("is not a known prediction: prediction=... chooses one" in notes(model)) == bool(text)
     assert len(notes(model)) < 300
     assert (
         load("sdxl", {}, {"modelspec.prediction_type": text, "modelspec.predict_key": "v"}).prediction.name
@@ -207,7 +207,7 @@ def test_a_networks_own_mark_comes_before_a_pipelines_configuration(
     model = models.load(folder, tmp_path / "unmarked.safetensors")
     assert model.prediction.name == "eps"
     assert (
-        f"{folder}: not used for the backbone, which unmarked.safetensors holds: its scheduler's "
+        f"{folder}: not used for the backbone, which is in unmarked.safetensors: its scheduler's "
         "configuration" in notes(model)
     )
     assert (

@@ -105,14 +105,17 @@ def test_pickled_tensors_are_joined_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scale", "message"),
     [
-        (torch.ones(3), r"a\.scale_weight is \(3,\), where a scale of a\.weight is \(\) or \(4, 1\)"),
-        (torch.ones(1, 4), r"a\.scale_weight is \(1, 4\), where"),
-        (torch.ones(8), r"a\.scale_weight is \(8,\), where"),
-        (torch.tensor(0.0), "a.scale_weight holds a scale that is no finite number above zero"),
-        (torch.tensor(-1.0), "a.scale_weight holds a scale that is no finite number"),
-        (torch.tensor(torch.inf), "a.scale_weight holds a scale that is no finite number"),
-        (torch.tensor([1, 1, torch.nan, 1]), "a.scale_weight holds a scale that is no finite number"),
-        (torch.tensor(1), r"a\.scale_weight is torch\.int64 and scales torch\.float8_e4m3fn; only floats"),
+        (torch.ones(3), r"a\.scale_weight is \(3,\), and a scale of a\.weight must be \(\) or \(4, 1\)"),
+        (torch.ones(1, 4), r"a\.scale_weight is \(1, 4\), and"),
+        (torch.ones(8), r"a\.scale_weight is \(8,\), and"),
+        (torch.tensor(0.0), "a.scale_weight holds a scale that is not a finite number above zero"),
+        (torch.tensor(-1.0), "a.scale_weight holds a scale that is not a finite number"),
+        (torch.tensor(torch.inf), "a.scale_weight holds a scale that is not a finite number"),
+        (torch.tensor([1, 1, torch.nan, 1]), "a.scale_weight holds a scale that is not a finite number"),
+        (
+            torch.tensor(1),
+            r"a\.scale_weight is torch\.int64 and scales torch\.float8_e4m3fn; both must be floats",
+        ),
     ],
 )
 def test_scales_that_are_none(scale: Tensor, message: str, tmp_path: Path) -> None:
@@ -122,7 +125,7 @@ def test_scales_that_are_none(scale: Tensor, message: str, tmp_path: Path) -> No
 
 def test_scales_without_a_weight_or_with_two(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"a\.safetensors is damaged: b\.scale_weight is a scale, and there is no b\.weight"
+        ValueError, match=r"a\.safetensors is damaged: b\.scale_weight is a scale, and b\.weight is missing"
     ):
         joined(tmp_path, {"a.weight": torch.ones(4, 8), "b.scale_weight": torch.ones(())})
     with pytest.raises(

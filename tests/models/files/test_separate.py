@@ -113,7 +113,7 @@ def test_in_any_order(saved: Saved) -> None:
         assert "t5" in model.require("text").tokenizers
         assert (
             notes(model)
-            == "vae.safetensors does not say whose latents it makes: they are taken for those of FLUX.1 [dev]"
+            == "vae.safetensors does not say whose latents it makes: those of FLUX.1 [dev] are assumed"
         )
     for paths in (saved("sd3", *SD3), saved("sd3", *SD3[::-1])):
         same(whole(models.load(*paths)), whole(tiny("sd3")))
@@ -182,7 +182,7 @@ def test_a_wrong_tokenizer_is_refused(
     others, path = saved("flux-dev", *FLUX[:3]), t5_alone.parent / name
     path.write_bytes(content)
     said = f"{path} is no tokenizer of T5, spiece.model or tokenizer.json: {message}"
-    assert (f"{path} is a tokenizer, and not of clip_l or t5" if b"BPE" in content else said) in refusal(
+    assert (f"{path} is a tokenizer that clip_l or t5 cannot use" if b"BPE" in content else said) in refusal(
         *others, t5_alone, path
     )
     model = models.load(*others, t5_alone)
@@ -193,7 +193,7 @@ def test_a_wrong_tokenizer_is_refused(
 
 def test_a_tokenizer_without_t5_is_refused(saved: Saved) -> None:
     (tokenizer,) = saved("flux-dev", "tokenizer.json")
-    assert "there is no text encoder that would read it" in refusal(*saved("flux-dev", *FLUX[:3]), tokenizer)
+    assert "no text encoder reads it" in refusal(*saved("flux-dev", *FLUX[:3]), tokenizer)
     assert "load it with the weights of the text encoder that reads it" in refusal(tokenizer)
 
 
@@ -203,13 +203,13 @@ def test_a_tokenizer_without_t5_is_refused(saved: Saved) -> None:
 @pytest.mark.parametrize(
     ("family", "names", "note"),
     [
-        ("flux-dev", FLUX[:3], "text encoders left out: clip_l is there, but t5 is not"),
-        ("flux-dev", ("flux-dev", "t5xxl"), "text encoders left out: t5 is there, but clip_l is not"),
-        ("sd3", ("sd3", "clip_g"), "text encoders left out: clip_g is there, but clip_l is not"),
+        ("flux-dev", FLUX[:3], "text encoders left out: clip_l without t5"),
+        ("flux-dev", ("flux-dev", "t5xxl"), "text encoders left out: t5 without clip_l"),
+        ("sd3", ("sd3", "clip_g"), "text encoders left out: clip_g without clip_l"),
         (
             "sd3",
             ("sd3", "clip_l", "t5xxl"),
-            "text encoders left out: clip_l, t5 are there, but clip_g is not",
+            "text encoders left out: clip_l, t5 without clip_g",
         ),
     ],
 )
@@ -231,7 +231,7 @@ def test_stable_diffusion_3_does_without_t5(saved: Saved) -> None:
     model = models.load(*saved("sd3", *SD3[:4]))
     assert list(model.require("text").towers) == ["clip_l", "clip_g"]
     assert notes(model).startswith(
-        "without the text encoder t5, which the family can do without; vae.safetensors does not say whose"
+        "without the text encoder t5, which is optional; vae.safetensors does not say whose"
     )
     assert model.require("text").params.context_dim == model.network.params.context_dim  # type: ignore[union-attr]  # SD3's
 
@@ -281,7 +281,7 @@ def test_an_autoencoder_alone(family: str | None, saved: Saved) -> None:
         of.vae.scale,
         of.vae.shift,
     )
-    assert ("family=... chooses another one's" in notes(model)) == (family is None)
+    assert ("family=... chooses another one" in notes(model)) == (family is None)
 
 
 def test_text_encoders_alone(saved: Saved) -> None:
@@ -298,12 +298,9 @@ def test_text_encoders_alone(saved: Saved) -> None:
     assert models.load(*saved("flux-dev", "clip_l", "t5xxl")).spec["family"] == "flux-dev"
     alone = models.load(*saved("flux-dev", "t5xxl"))
     assert alone.spec["family"] == "chroma"
-    assert "prompts are read as in Chroma1-HD: family=... chooses another one's" in notes(alone)
+    assert "prompts are read as in Chroma1-HD: family=... chooses another one" in notes(alone)
     said = refusal(*saved("flux-dev", "t5xxl"), family="flux-dev")
-    assert (
-        "t5xxl.safetensors holds a T5 text encoder alone, of use only beside others: load clip_l and t5 "
-        "together" in said
-    )
+    assert "t5xxl.safetensors holds only a T5 text encoder: load clip_l and t5 together" in said
 
 
 def test_the_other_flows_autoencoder_is_refused_where_its_configuration_tells(
@@ -316,10 +313,8 @@ def test_the_other_flows_autoencoder_is_refused_where_its_configuration_tells(
     ):
         models.save(tiny(other), tmp_path / other, "diffusers")
         said = refusal(*saved(family, family), tmp_path / other / "vae")
-        assert (
-            f"is the autoencoder of {title}, as its config.json says: {models.FAMILIES[family].title} has "
-            "another" in said
-        )
+        own = models.FAMILIES[family].title
+        assert f"is the autoencoder of {title}, as its config.json says, not of {own}" in said
 
 
 @pytest.mark.parametrize(
@@ -336,11 +331,11 @@ def test_the_other_flows_autoencoder_is_refused_where_its_configuration_tells(
         (["sd1:sd1", "flux-dev:vae"], "the UNet's samples have 4 channels, and its latents 16"),
         (
             ["sd1:sd1", "flux-dev:t5xxl"],
-            "holds a T5 text encoder, and models built like sd1 have no use for one",
+            "holds a T5 text encoder, which sd1 does not use",
         ),
         (
             ["sdxl:sdxl", "flux-dev:t5xxl"],
-            "holds a T5 text encoder, and models built like sdxl have no use for one",
+            "holds a T5 text encoder, which sdxl does not use",
         ),
         (
             ["flux-dev:flux-dev", "flux-dev:t5xxl", "sd3:clip_g"],
@@ -391,15 +386,16 @@ def test_a_family_that_does_not_fit_is_refused(family: str, saved: Saved) -> Non
     base = models.FAMILIES[family].architecture.name
     said = refusal(*saved("flux-dev", "flux-dev"), family=family)
     assert (
-        f"is built like flux-dev, so it cannot be of the family {family}, which is built like {base}" in said
+        f"has the architecture of flux-dev, so it cannot be of the family {family}, which has that of {base}"
+        in said
     )
 
 
 def test_autoencoders_that_do_not_fit_a_family_are_refused(saved: Saved) -> None:
-    assert "cannot be of the family sdxl: its latents have 16 channels, and not 4" in refusal(
+    assert "cannot be of the family sdxl: its latents have 16 channels, not 4" in refusal(
         *saved("sd3", "vae"), family="sdxl"
     )
-    assert "cannot be of the family sd3: its latents have 4 channels, and not 16" in refusal(
+    assert "cannot be of the family sd3: its latents have 4 channels, not 16" in refusal(
         *saved("sd1", "vae"), family="sd3"
     )
     assert models.load(*saved("sd1", "vae"), family="sdxl").require("vae").params.scale == 0.13025
@@ -411,5 +407,5 @@ def test_autoencoders_that_do_not_fit_a_family_are_refused(saved: Saved) -> None
 )
 def test_a_flow_predicts_flow(family: str, title: str, prediction: str, saved: Saved) -> None:
     said = refusal(*saved(family, family), prediction=prediction)
-    assert f"is of {title}, which predicts flow, and not '{prediction}': leave prediction out" in said
+    assert f"{title} predicts flow, not '{prediction}': leave prediction out" in said
     assert models.load(*saved(family, family), prediction="flow").prediction.name == "flow"

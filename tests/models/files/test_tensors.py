@@ -99,7 +99,7 @@ def test_a_file_that_shrinks_between_looking_and_reading(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"file\.safetensors is damaged: it ends within a"):
         stored.read_into(torch.empty(1000))
     with pytest.raises(
-        ValueError, match=r"file\.safetensors cannot be mapped .* has it changed since it was looked into"
+        ValueError, match=r"file\.safetensors cannot be mapped .* has it changed since it was opened"
     ):
         stored.mapped()
 

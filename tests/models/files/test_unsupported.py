@@ -34,12 +34,12 @@ def changed(family: str, **spec: Any) -> Model:
         (
             "ldm",
             {"network": {"groups": 16}},
-            r"UNet with groups=16, and readers would take it for 32: use layout='native'",
+            r"UNet with groups=16, readers would assume 32: use layout='native'",
         ),
         (
             "ldm",
             {"network": {"heads": 4}},
-            r"UNet with heads=\[4, 4\], and readers would take it for \[8, 8\]",
+            r"UNet with heads=\[4, 4\], readers would assume \[8, 8\]",
         ),
         ("ldm", {"vae": {"groups": 16}}, "VAE with groups=16"),
         ("ldm", {"vae": {"scale": 0.3}}, "single files do not say how latents are scaled, here by 0.3"),
@@ -53,14 +53,14 @@ def changed(family: str, **spec: Any) -> Model:
         ),
         ("ldm", {"network": {"scale_shift": True}}, "UNet with scale_shift=True"),
         ("diffusers", {"network": {"scale_shift": True}}, "UNet with scale_shift=True"),
-        ("diffusers", {"network": {"num_classes": 10}}, "has no words for a UNet with"),
+        ("diffusers", {"network": {"num_classes": 10}}, "cannot express a UNet with"),
         ("diffusers", {"network": {"time_factor": 1000.0}}, "UNet with time_factor=1000.0"),
         (
             "diffusers",
             {"network": {"middle_attention": 0}},
             "diffusers needs equal attention in the middle and the coarsest level",
         ),
-        ("diffusers", {"schedule": {"shift": 2.0}}, "diffusers' folders have no schedule .*'shift': 2.0"),
+        ("diffusers", {"schedule": {"shift": 2.0}}, "diffusers has no scheduler for .*'shift': 2.0"),
     ],
 )
 def test_what_a_layout_cannot_say_is_refused(
@@ -92,7 +92,7 @@ def test_networks_of_no_published_kind_are_refused(tmp_path: Path) -> None:
         for layout in ("ldm", "diffusers"):
             with pytest.raises(
                 ValueError,
-                match=f"the layout '{layout}' is for networks that are told a text, which this {kind} is not",
+                match=f"the layout '{layout}' is for networks that take text, which this {kind} does not",
             ):
                 models.save(model, tmp_path / "a", layout)
 

@@ -232,11 +232,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     [
         ("merges.txt", "#version: 0.2\nonly-one\n", "is not a pair of tokens"),
         ("merges.txt", "qqqq zzzz\n", "it is damaged"),
-        ("vocab.json", "[1, 2]", "holds no JSON object"),
+        ("vocab.json", "[1, 2]", "does not hold a JSON object"),
         ("vocab.json", '{"a": "b"}', "ids are whole numbers"),
         ("vocab.json", '{"a": 0, "b": 0}', "same id"),
         ("vocab.json", '{"a": 0}', "it is damaged"),
-        ("vocab.json", "\ud800".encode("utf-16", "surrogatepass"), "no UTF-8 text"),
+        ("vocab.json", "\ud800".encode("utf-16", "surrogatepass"), "not UTF-8 text"),
         ("merges.txt", None, r"merges\.txt"),
     ],
 )
@@ -265,7 +265,7 @@ CONFIG, ADDED, MAP, TABLE, WHOLE = (
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (CONFIG, [], "holds no JSON object"),
+        (CONFIG, [], "does not hold a JSON object"),
         (CONFIG, {"tokenizer_class": ["CLIPTokenizer"]}, "tokenizer_class"),
         (CONFIG, {"model_max_length": "77"}, "model_max_length"),
         (CONFIG, {"added_tokens_decoder": None}, "added_tokens_decoder must be a mapping"),
@@ -289,11 +289,11 @@ CONFIG, ADDED, MAP, TABLE, WHOLE = (
             "added token.special must be",
         ),
         (MAP, {"eos_token": 3}, "eos_token"),
-        (MAP, 3, "holds no JSON object"),
-        (ADDED, [], "holds no JSON object"),
+        (MAP, 3, "does not hold a JSON object"),
+        (ADDED, [], "does not hold a JSON object"),
         (ADDED, {"<x>": None}, "added token.id must be"),
         (TABLE, {"a": "b"}, "whole numbers"),
-        (TABLE, None, "holds no JSON object"),
+        (TABLE, None, "does not hold a JSON object"),
         (WHOLE, {"model": {"vocab": [], "merges": []}}, "table of tokens"),
         (WHOLE, {"model": {"vocab": {"a": 0.5}, "merges": []}}, "whole numbers"),
         (WHOLE, {"model": {"vocab": {"a": 0}, "merges": None}}, "list of merges"),

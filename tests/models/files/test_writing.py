@@ -71,11 +71,9 @@ def test_what_a_crash_left_behind_is_removed(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
         assert [each.name for each in tmp_path.iterdir()] == [".file.tmp"]
         assert len(list((tmp_path / ".file.tmp").iterdir())) == 1
-    (tmp_path / ".other.tmp").write_text("of an earlier version")
-    for name in ("file", "other"):
-        with replacing(tmp_path / name) as temporary:
-            temporary.write_text("whole")
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file": "whole", "other": "whole"}
+    with replacing(path) as temporary:
+        temporary.write_text("whole")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file": "whole"}
 
 
 WRITER = (
@@ -260,7 +258,8 @@ def test_a_place_that_cannot_be_written_is_known_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [('{"a": 1', r"b\.json is damaged"), ("[1]", r"b\.json holds no JSON object")]
+    ("content", "message"),
+    [('{"a": 1', r"b\.json is damaged"), ("[1]", r"b\.json does not hold a JSON object")],
 )
 def test_a_file_without_an_object_is_named(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(content)

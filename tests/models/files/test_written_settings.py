@@ -175,6 +175,6 @@ def test_the_family_of_a_preview_is_noted(tmp_path: Path) -> None:
     model's."""
     model = tiny("sdxl")
     models.save(model, tmp_path / "folder", "diffusers")
-    assert not any("latents it shows" in note for note in notes_of(tmp_path / "folder"))
+    assert not any("latents it decodes" in note for note in notes_of(tmp_path / "folder"))
     notes = notes_of(*saved(model, tmp_path, "ldm"), tmp_path / "folder" / "preview")
-    assert any("latents it shows" in note and "Stable Diffusion XL" in note for note in notes)
+    assert any("latents it decodes" in note and "Stable Diffusion XL" in note for note in notes)

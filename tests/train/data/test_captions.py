@@ -116,7 +116,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         == f"no such file of prompts: {tmp_path / 'a.txt'}"
     )
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
-    assert f"{tmp_path / 'a.txt'} is no UTF-8 text" in refusal(
+    assert f"{tmp_path / 'a.txt'} is not UTF-8 text" in refusal(
         lambda: read_prompts(tmp_path / "a.txt", NAMES)
     )
     assert "the list of prompts has 1 prompts for 3 pictures" in refusal(lambda: prompts_for(["a"], NAMES))
@@ -276,9 +276,9 @@ def test_names_written_elsewhere_are_found(tmp_path: Path) -> None:
         (
             "a.txt",
             "a red cat\n".encode("utf-16-le"),
-            "is no UTF-8 text: it holds NUL characters, as UTF-16 does",
+            "is not UTF-8 text: it holds NUL characters, as UTF-16 does",
         ),
-        ("a.csv", b"prompt\na\0b\n", "is no UTF-8 text: it holds NUL characters"),
+        ("a.csv", b"prompt\na\0b\n", "is not UTF-8 text: it holds NUL characters"),
         (
             "a.jsonl",
             b'{"file_name": "a.png", "prompt": "a", "prompt": "b"}',

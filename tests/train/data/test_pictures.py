@@ -157,7 +157,7 @@ def test_a_mistake_is_named(tmp_path: Path, files: dict[str, str | None], messag
 
 def test_a_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     draw(tmp_path / "a.png").with_suffix(".txt").write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match=r"a\.txt is no UTF-8 text: "):
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text: "):
         CaptionedImages(tmp_path)
 
 

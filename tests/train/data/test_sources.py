@@ -707,7 +707,7 @@ def test_shards_with_missing_pairs_are_refused(
         ),
         ({"0.png": b"", "0.txt": b" "}, "the caption of {}/0.png is empty"),
         ({"0.png": b"", "0.json": b"{"}, "{}/0.json is not JSON: "),
-        ({"0.png": b"", "0.txt": b"\xff"}, "{}/0.txt is no UTF-8 text: "),
+        ({"0.png": b"", "0.txt": b"\xff"}, "{}/0.txt is not UTF-8 text: "),
     ],
 )
 def test_captions_of_shards_that_cannot_be_used(

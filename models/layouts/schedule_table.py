@@ -15,13 +15,18 @@ from diffusion.betas import MAX_TRAINING_STEPS
 from diffusion.schedule import DiscreteVP, Schedule, build_schedule
 from models.files.stored import TensorFile
 
-# Buffers that hold a noise schedule, and how alpha_bar follows from each.
+
+def _of_sigmas(sigmas: Tensor) -> Tensor:
+    return 1 / (1 + sigmas.sort().values.square())
+
+
+# Buffers that hold a noise schedule, and the function that gives alpha_bar.
 ALPHA_BARS: dict[str, Callable[[Tensor], Tensor]] = {
     "alphas_cumprod": lambda values: values,
     "betas": beta_tables.alpha_bar,
     "sqrt_alphas_cumprod": torch.square,
-    "denoiser.sigmas": lambda sigmas: 1 / (1 + sigmas.sort().values.square()),
-    "model.sigmas": lambda sigmas: 1 / (1 + sigmas.sort().values.square()),
+    "denoiser.sigmas": _of_sigmas,
+    "model.sigmas": _of_sigmas,
 }
 TOLERANCE = 1e-4  # relative: tables are computed in float32, where products of 1000 factors drift
 BETAS = {"scaled_linear": beta_tables.scaled_linear, "linear": beta_tables.linear}
@@ -31,46 +36,40 @@ DIGITS = (2, 3, 4, 5)  # significant digits of betas that people choose
 def changed_schedule(
     file: TensorFile, own: Mapping[str, Any], notes: list[str]
 ) -> tuple[str, dict[str, Any]]:
-    """The key of a file's table of noise levels, and the settings in which its schedule differs from `own`,
-    the family's.
+    """The key of a file's table of noise levels, and its settings that differ from the family's, `own`.
 
-    Other tables in the file that contradict it are noted. ValueError for a table that no schedule here makes:
+    Other tables in the file that contradict it are noted. ValueError for a table of no known schedule:
     sampling would use other noise levels than training did.
     """
     keys = [key for key in ALPHA_BARS if key in file.tensors]
     if not keys or own["name"] not in BETAS:
         return "", {}
-    alpha_bar, rounding = _read_alpha_bar(file, keys[0])
+    used = keys[0]
+    alpha_bar, rounding = _read_alpha_bar(file, used)
     if (schedule := _recognise(alpha_bar, own, rounding)) is None:
+        first, last = float(alpha_bar[0]), float(alpha_bar[-1])
         raise ValueError(
-            f"{file.path} holds {keys[0]}, a noise schedule (alpha_bar {float(alpha_bar[0]):.4g} ... "
-            f"{float(alpha_bar[-1]):.4g} in "
-            f"{len(alpha_bar)} rows) that is neither linear nor scaled_linear: this library has no such "
-            "schedule"
+            f"{file.path} holds {used}, an unknown noise schedule (alpha_bar {first:.4g} ... {last:.4g} in "
+            f"{len(alpha_bar)} rows): it is neither linear nor scaled_linear"
         )
     for key in keys[1:]:
-        other, rounding_too = _read_alpha_bar(file, key)
-        near = TOLERANCE + 8 * (rounding + rounding_too)
+        other, other_rounding = _read_alpha_bar(file, key)
+        near = TOLERANCE + 8 * (rounding + other_rounding)
         if other.shape != alpha_bar.shape or not torch.allclose(other, alpha_bar, rtol=near, atol=near):
-            notes.append(
-                f"{file.path.name} holds {key} of another noise schedule than {keys[0]}, which is the one "
-                "that is used"
-            )
-    return keys[0], {name: value for name, value in schedule.items() if own.get(name, False) != value}
+            notes.append(f"{file.path.name} holds {key} of another noise schedule than {used}, which is used")
+    return used, {name: value for name, value in schedule.items() if own.get(name, False) != value}
 
 
 def write_table(schedule: Schedule, own: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The table as latent diffusion's files hold it, {} for a schedule without one or one that
-    `changed_schedule` would not recognise."""
+    """The table for latent diffusion's files, {} without one that `changed_schedule` would recognise."""
     if not isinstance(schedule, DiscreteVP):
         return {}
-    table = schedule.alpha_bar.float()
+    exact = schedule.alpha_bar
+    table = exact.float()
     if (known := _recognise(table.double(), own, torch.finfo(table.dtype).eps)) is None:
         return {}
-    again = build_schedule(known)
-    same = isinstance(again, DiscreteVP) and torch.allclose(
-        again.alpha_bar, schedule.alpha_bar, rtol=1e-6, atol=1e-9
-    )
+    read = build_schedule(known)
+    same = isinstance(read, DiscreteVP) and torch.allclose(read.alpha_bar, exact, rtol=1e-6, atol=1e-9)
     return {"alphas_cumprod": table} if same else {}
 
 
@@ -78,10 +77,8 @@ def _read_alpha_bar(file: TensorFile, key: str) -> tuple[Tensor, float]:
     """alpha_bar from a table, and the relative rounding error of its numbers."""
     stored = file.tensors[key]
     if len(stored.shape) != 1 or not 2 <= stored.shape[0] <= MAX_TRAINING_STEPS:
-        raise ValueError(
-            f"{file.path} holds {key} of shape {stored.shape}: a table has 2 ... {MAX_TRAINING_STEPS} noise "
-            "levels"
-        )
+        levels = f"a table has 2 ... {MAX_TRAINING_STEPS} noise levels"
+        raise ValueError(f"{file.path} holds {key} of shape {stored.shape}: {levels}")
     values = torch.empty(stored.shape, dtype=torch.float64)
     stored.read_into(values)
     half = stored.dtype.is_floating_point and stored.dtype.itemsize <= 2
@@ -89,55 +86,44 @@ def _read_alpha_bar(file: TensorFile, key: str) -> tuple[Tensor, float]:
 
 
 def _recognise(alpha_bar: Tensor, own: Mapping[str, Any], rounding: float) -> dict[str, Any] | None:
-    """The description of the schedule with this alpha_bar, None if there is none: equal up to rounding if
-    possible, else up to float32's drift."""
+    """The schedule with this alpha_bar up to rounding, else up to float32's drift, else None."""
     if not (alpha_bar.isfinite().all() and 0 <= alpha_bar.min() < alpha_bar[0] < 1 + rounding):
         return None
-    tables: list[tuple[dict[str, Any], Tensor]] = []
+    near: dict[str, Any] | None = None
     for schedule in _candidates(alpha_bar, own):
         try:
             built = build_schedule(schedule)
-        except ValueError:  # betas that no table has
+        except ValueError:  # impossible betas
             continue
         if isinstance(built, DiscreteVP):
             if torch.allclose(built.alpha_bar, alpha_bar, rtol=rounding, atol=rounding * 1e-4):
                 return schedule
-            tables.append((schedule, built.alpha_bar))
-    return next(
-        (
-            schedule
-            for schedule, table in tables
-            if torch.allclose(table, alpha_bar, rtol=TOLERANCE + rounding, atol=1e-6)
-        ),
-        None,
-    )
+            if near is None and torch.allclose(
+                built.alpha_bar, alpha_bar, rtol=TOLERANCE + rounding, atol=1e-6
+            ):
+                near = schedule
+    return near
 
 
 def _candidates(alpha_bar: Tensor, own: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Schedules that a table may be: the family's, DDPM's, and the two kinds fitted to it, with and without
-    zero terminal SNR."""
+    """Possible schedules, with and without zero terminal SNR: the family's, DDPM's, two fitted kinds."""
     zeros = (False,) if (last := float(alpha_bar[-1])) > 1e-6 else (False, True) if last else (True, False)
     for schedule in ({**own}, {"name": "linear", "start": 1e-4, "end": 0.02}):
         for zero in zeros:
             yield {**schedule, "steps": len(alpha_bar), "zero_terminal_snr": zero}
     fitted = {(name, zero): _fit_betas(alpha_bar, name, zero) for zero in zeros for name in BETAS}
-    for digits in (*sorted(product(DIGITS, DIGITS), key=sum), (17, 17)):  # the fewest that will do
+    for digits in (*sorted(product(DIGITS, DIGITS), key=sum), (17, 17)):  # fewer digits first
         for (name, zero), ends in fitted.items():
             start, end = (float(f"{beta:.{places}g}") for beta, places in zip(ends, digits, strict=True))
-            yield {
-                "name": name,
-                "start": start,
-                "end": end,
-                "steps": len(alpha_bar),
-                "zero_terminal_snr": zero,
-            }
+            schedule = {"name": name, "start": start, "end": end, "steps": len(alpha_bar)}
+            yield {**schedule, "zero_terminal_snr": zero}
 
 
 def _fit_betas(alpha_bar: Tensor, name: str, zero: bool) -> tuple[float, float]:
-    """The first and the last beta whose table is nearest, in the sum of squares over sqrt(alpha_bar), by
-    Gauss-Newton in their logarithms.
+    """The first and last beta of the table with the least squared difference in sqrt(alpha_bar).
 
-    Single betas in low precision are mostly rounding: all rows together say what the ends are.
+    By Gauss-Newton in their logarithms over all rows, because single betas in low precision are mostly
+    rounding.
     """
     ends = torch.tensor([1e-3, 1e-2], dtype=torch.float64).log()
     steps = 1e-5 * torch.eye(2, dtype=torch.float64)
@@ -149,12 +135,8 @@ def _fit_betas(alpha_bar: Tensor, name: str, zero: bool) -> tuple[float, float]:
 
     for _ in range(30):
         slopes = torch.stack([(root(ends + step) - root(ends - step)) / 2e-5 for step in steps], dim=1)
-        move = (
-            torch.linalg.lstsq(slopes, (alpha_bar.sqrt() - root(ends))[:, None])
-            .solution[:, 0]
-            .nan_to_num()
-            .clamp(-1, 1)
-        )
+        fit = torch.linalg.lstsq(slopes, (alpha_bar.sqrt() - root(ends))[:, None])
+        move = fit.solution[:, 0].nan_to_num().clamp(-1, 1)
         ends = (ends + move).clamp(math.log(1e-9), math.log(0.99))
         if float(move.abs().max()) < 1e-10:
             break

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from models.layouts.yaml_beside import read_yaml_beside
+from models.layouts.ldm_yaml import read_ldm_yaml
 from tests.models.files.tiny import SD_TABLE, Load, notes
 
 V_YAML = """
@@ -100,7 +100,7 @@ def test_hostile_yaml_is_noted_at_once(text: str, tmp_path: Path) -> None:
     found: list[str] = []
     (tmp_path / "m.yaml").write_text(text)
     start = time.process_time()
-    assert read_yaml_beside(tmp_path / "m.ckpt", found)[1] == {}
+    assert read_ldm_yaml(tmp_path / "m.ckpt", found)[1] == {}
     assert time.process_time() - start < 1  # it takes a tenth of that, and took minutes
     assert len(found) == 1
     assert found[0].startswith("m.yaml, beside m.ckpt, is not used")

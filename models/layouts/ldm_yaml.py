@@ -1,6 +1,6 @@
 """Reads latent diffusion's configuration of a model, model.yaml beside model.ckpt.
 
-The weights load without it, so what cannot be used of it is noted and is no error.
+The weights load without it, so settings that cannot be used are noted, and are not errors.
 """
 
 from __future__ import annotations
@@ -24,21 +24,20 @@ SCHEDULE: dict[str, tuple[str, Reader]] = {
     "timesteps": ("steps", int),
     "beta_schedule": ("name", lambda text: BETA_SCHEDULES.get(text, text)),
 }
+# Our name of each setting, and the function that reads its text.
 SETTINGS: dict[str, tuple[str, Reader]] = {
     **SCHEDULE,
     "scale_factor": ("scale", float),
     "parameterization": ("prediction", str),
 }
-"""What each is called here, and how its text is read."""
 SCALING = ("denoiser_config", "params", "scaling_config", "target")
 SCALINGS = {"EpsScaling": "eps", "VScaling": "v"}
 MAX_TEXT = 2**13  # characters; published configurations have 2 kB
 MAX_BRACKETS = 100  # [ and {, of which PyYAML takes thousands for seconds; published configurations have 20
 
 
-def read_yaml_beside(file: Path, notes: list[str]) -> tuple[str, dict[str, Any]]:
-    """What messages call the configuration beside a file, and its usable settings, as SETTINGS calls them; ""
-    and {} without one."""
+def read_ldm_yaml(file: Path, notes: list[str]) -> tuple[str, dict[str, Any]]:
+    """The configuration beside a file: its name in messages, and its settings by our names; or "" and {}."""
     path = next((path for ending in (".yaml", ".yml") if (path := file.with_suffix(ending)).is_file()), None)
     if path is None:
         return "", {}
@@ -63,8 +62,7 @@ def read_yaml_beside(file: Path, notes: list[str]) -> tuple[str, dict[str, Any]]
 
 
 def schedule_of_yaml(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the schedule in the YAML file; {} and a note if they make no valid schedule with `own`,
-    the family's."""
+    """The schedule's settings in the YAML file; {} and a note if they do not fit the family's, `own`."""
     settings = {ours: found.ldm[ours] for ours, _ in SCHEDULE.values() if ours in found.ldm}
     try:
         build_schedule({**own, **settings})
@@ -76,13 +74,11 @@ def schedule_of_yaml(found: Findings, own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model_params(path: Path) -> dict[str, Any]:
-    """The settings of SETTINGS in the file, unchecked. SDXL's configurations name the denoiser's scaling and
-    no parameterization.
+    """The entries of SETTINGS in the file, unchecked. For SDXL, the prediction is in the denoiser's scaling.
 
-    PyYAML's BaseLoader makes texts, lists and mappings of whatever it reads: it knows no tags, and copies
-    nothing that is named twice.
+    PyYAML's BaseLoader makes only texts, lists and mappings: it has no tags, and does not copy aliases.
     """
-    import yaml  # here, as nothing else needs it
+    import yaml  # here: nothing else needs it
 
     text = read_text(path, MAX_TEXT)
     if sum(map(text.count, "[{")) > MAX_BRACKETS:
