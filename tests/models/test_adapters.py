@@ -139,8 +139,12 @@ def base(published: Callable[[str, str], State], tmp_path_factory: pytest.TempPa
     return model
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.parametrize("family", FAMILIES)
+# Every family's names of either kind, and every writer with one family.
+PAIRS = [(writer, family) for writer in list(WRITERS)[:2] for family in FAMILIES]
+PAIRS += [(writer, FAMILIES[i % len(FAMILIES)]) for i, writer in enumerate(list(WRITERS)[2:])]
+
+
+@pytest.mark.parametrize(("writer", "family"), PAIRS)
 def test_a_lora_of_every_writer(family: str, writer: str, base: Base, tmp_path: Path) -> None:
     """Merged into the published tensors in float64, and loaded, it is the same, on either layout's base."""
     named, names, ending = WRITERS[writer]
@@ -191,26 +195,21 @@ TOWERS: dict[str, dict[str, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("family", TOWERS)
 def test_text_encoders_of_every_writer(family: str, tmp_path: Path) -> None:
-    """With a strength of their own; what the file says of the network is off with it at 0."""
-    model = tiny(family)
-    models.save(model, tmp_path / "base", "diffusers")
+    """With a strength of their own."""
+    models.save(tiny(family), tmp_path / "base", "diffusers")
+    model = models.load(tmp_path / "base")
     for folder, prefixes in TOWERS[family].items():
         file = tmp_path / "base" / folder / "model.safetensors"
         tensors = load_file(file)
+        layers = {key: value for key, value in tensors.items() if not re.search("embed|shared|relative", key)}
+        _, added = random_lora(layers, KOHYA, str)
+        save_file(moved(tensors, added, 0.5), file, {"format": "pt"})
+        merged = models.load(tmp_path / "base").state_dict()
+        save_file(tensors, file, {"format": "pt"})
         for prefix in prefixes:
             named = flat(prefix) if prefix.endswith("_") else dotted(prefix)
-            tensors = {key: value for key, value in tensors.items() if "relative_attention" not in key}
-            lora, added = random_lora(
-                {key: value for key, value in tensors.items() if "embed" not in key and "shared" not in key},
-                KOHYA,
-                named,
-            )
-            save_file(lora, tmp_path / "lora.safetensors")
-            original = load_file(file)
-            save_file(moved(original, added, 0.5), file, {"format": "pt"})
-            merged = models.load(tmp_path / "base").state_dict()
-            save_file(original, file, {"format": "pt"})
-            ours = adapted(models.load(tmp_path / "base"), {tmp_path / "lora.safetensors": {"text": 0.5}})
+            save_file(random_lora(layers, KOHYA, named)[0], tmp_path / "lora.safetensors")
+            ours = adapted(model, {tmp_path / "lora.safetensors": {"text": 0.5}})
             close(ours.state_dict(), merged, "text.")
 
 
