@@ -1,5 +1,4 @@
-"""Many rows at once: models, samplers, steps and guidance, and what they are judged by, held to targets and
-told in one report."""
+"""Compare models, samplers, steps and guidance, with real data and noise, in one report with targets."""
 
 from __future__ import annotations
 
@@ -24,47 +23,42 @@ from eval.report import Story, report_of
 from eval.runs import Run
 from eval.scoring import Written
 from eval.settings import CompareParams
-from eval.targets import check_rows, judge
+from eval.targets import check_rows, evaluate
 from models.files.text import write_json
 from train.data.source import Source
 
-Part = TypeVar("Part")
-Found = TypeVar("Found")
-LISTED = ("sampler", "guidance", "steps")  # of a row's samples: lists of these are multiplied out
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+EXPANDED = ("sampler", "guidance", "steps")  # lists of these make a row for every combination
 
 
 def run(config: Mapping[str, Any]) -> bool:
-    """Score all rows, and write their results, out/report.html, out/targets.json and out/quality.png; whether
-    every target was met."""
+    """Score all rows, and write results, report, targets and a figure; whether every target was met."""
     params = make_params("", CompareParams, {key: value for key, value in config.items() if key != "program"})
     start, out = time.perf_counter(), Path(params.out)
     rows = read_rows(params)
     check_rows(params.targets, rows)
-    for row in rows.values():  # what is wrong with the last row is said before the first is drawn
+    for row in rows.values():  # an error in the last row is raised before the first is sampled
         if "run" in row["samples"]:
             open_source(row["samples"])
-    sources: dict[Side, Source] = {
-        side: open_source(spec)
-        for side in get_args(Side)[1:]
-        if isinstance(spec := params.score.get(side), Mapping)
-    }  # once for all rows
+    specs = {side: params.score.get(side) for side in get_args(Side)[1:]}
+    sources: dict[Side, Source] = {  # opened once for all rows
+        side: open_source(spec) for side, spec in specs.items() if isinstance(spec, Mapping)
+    }
     written = score_rows(rows, sources, params)
-    results = [one.result for one in written]
-    targets = [judge(promise, dict(zip(rows, results, strict=True))) for promise in params.targets]
+    results = [each.result for each in written]
+    targets = [evaluate(target, dict(zip(rows, results, strict=True))) for target in params.targets]
     write_json(out / "targets.json", {"targets": [target.to_json() for target in targets]})
     save_figure(steps_plot(results, main_metrics(results)[0]), out / "quality.png")
     runs = [Run(model.name, model.run, shown=key in params.shown) for key, model in params.models.items()]
     facts = {"measured in": f"{time.perf_counter() - start:.0f} s"}
-    report_of(
-        out,
-        [one.path for one in written],
-        Story(params.title, params.summary, targets, runs, _real_images(sources), facts),
-    )
+    story = Story(params.title, params.summary, targets, runs, _real_images(sources), facts)
+    report_of(out, [each.path for each in written], story)
     return all(target.met for target in targets)
 
 
 def _real_images(sources: Mapping[Side, Source]) -> Tensor | None:
-    """A few of the pictures that the models have seen, (N, 3, H, W) in [-1, 1]."""
+    """A few training images, (N, 3, H, W) in [-1, 1]."""
     if "training" not in sources:
         return None
     pictures = [picture for picture in sources["training"].read(range(3)) if isinstance(picture, Tensor)]
@@ -72,27 +66,20 @@ def _real_images(sources: Mapping[Side, Source]) -> Tensor | None:
 
 
 def read_rows(params: CompareParams) -> dict[str, dict[str, Any]]:
-    """The settings of each row by its name; every combination of sampler, steps and guidance of an entry is a
-    row.
-
-    ValueError for entries that do not fit, and for two rows of one name.
-    """
+    """Settings of each row by its name. ValueError for wrong entries, and for two rows of one name."""
     rows: dict[str, dict[str, Any]] = {}
     for entry in params.rows:
-        for row in _multiplied(check_mapping("a row", entry), params):
-            name = row["name"]
-            if name in rows:
-                raise ValueError(
-                    f"rows has more than one that reads {name!r}: give those with other settings a name"
-                )
+        for row in _expand(check_mapping("a row", entry), params):
+            if (name := row["name"]) in rows:
+                raise ValueError(f"rows has two rows named {name!r}: give one of them another name")
             rows[name] = row
     return rows
 
 
-def _multiplied(entry: dict[str, Any], params: CompareParams) -> list[dict[str, Any]]:
-    """An entry's rows: it is one itself, unless it names a model."""
+def _expand(entry: dict[str, Any], params: CompareParams) -> list[dict[str, Any]]:
+    """The rows of an entry: itself, or every combination of sampler, steps and guidance of a model."""
     if "model" not in entry:
-        return [_row(entry, params)]
+        return [_with_shared(entry, params)]
     own: dict[str, Any] = {
         name: entry.pop(name) for name in ("name", "role", "metric", "parts", "n") if name in entry
     }
@@ -100,43 +87,34 @@ def _multiplied(entry: dict[str, Any], params: CompareParams) -> list[dict[str, 
     check_names("model", [key], params.models)
     model = params.models[key]
     called = own.pop("name", model.name)
-    lists = [value if isinstance(value := entry.pop(name, None), list) else [value] for name in LISTED]
+    lists = [value if isinstance(value := entry.pop(name, None), list) else [value] for name in EXPANDED]
     rows = []
     for sampler, guidance, steps in product(*lists):
         samples = {**entry, "run": model.run, "sampler": sampler, "steps": steps}
-        guided = guidance not in (None, 1)
-        if guided:
+        name = f"{called}, {sampler}, {steps} step{'s' * (steps != 1)}"
+        if guidance not in (None, 1):
             samples["guidance"] = guidance
-        name = f"{called}, {sampler}, {steps} step{'s' * (steps != 1)}" + (
-            f", {guidance_name(guidance)}" if guided else ""
-        )
-        rows.append(_row({**own, "name": name, "model": called, "samples": samples}, params))
+            name += f", {guidance_name(guidance)}"
+        rows.append(_with_shared({**own, "name": name, "model": called, "samples": samples}, params))
     return rows
 
 
-def _row(row: dict[str, Any], params: CompareParams) -> dict[str, Any]:
-    """With the settings that all rows share, and as many pictures as its parts need."""
+def _with_shared(row: dict[str, Any], params: CompareParams) -> dict[str, Any]:
+    """A row with the settings that all rows share, and as many samples as its parts need."""
     if "name" not in row or not isinstance(row.get("samples"), Mapping):
-        raise ValueError(
-            f"a row needs a name and samples, or a model, not only {', '.join(row) or 'nothing'}"
-        )
+        keys = ", ".join(row) or "nothing"
+        raise ValueError(f"a row needs a name and samples, or a model, not only {keys}")
     row = dict(row)
     n = row.pop("n", params.n)
     samples = {**row["samples"], **({} if n is None else {"n": n * row.get("parts", 1)})}
-    return {
-        **params.score,
-        **row,
-        "samples": samples,
-        "report": params.out,
-        "cache": f"{params.out}/cache",
-        "progress": False,
-    }
+    places = {"report": params.out, "cache": f"{params.out}/cache", "progress": False}
+    return {**params.score, **row, "samples": samples, **places}
 
 
 def score_rows(
     rows: Mapping[str, dict[str, Any]], sources: Mapping[Side, Source], params: CompareParams
 ) -> list[Written]:
-    """The result of each row; one that is there already is not computed again."""
+    """The result of each row. Results that exist are not computed again."""
     with tqdm(total=len(rows), desc="scoring", unit="row", disable=not params.progress) as bar:
 
         def score(name: str) -> Written:
@@ -146,18 +124,20 @@ def score_rows(
             return written
 
         first, *others = rows
-        found = [score(first)]  # alone: it makes the extractors, which the others share
-        return found + side_by_side(score, others, params.workers or torch.get_num_threads())
+        written = [score(first)]  # alone: it builds the extractors, which the others share
+        return written + map_in_threads(score, others, params.workers or torch.get_num_threads())
 
 
-def side_by_side(function: Callable[[Part], Found], parts: Sequence[Part], workers: int) -> list[Found]:
-    """function(part) of every part, in order, by `workers` threads that share torch's own: it leaves Python
-    free while it computes."""
+def map_in_threads(function: Callable[[Item], Value], items: Sequence[Item], workers: int) -> list[Value]:
+    """[function(item) for item in items] by `workers` threads, each with its share of torch's threads.
+
+    On two cores, two rows on one core each are faster than one after the other on both.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // workers))
     pool = ThreadPoolExecutor(workers)
     try:
-        return list(pool.map(function, parts))
+        return list(pool.map(function, items))
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ from eval.features.protocols import PROTOCOLS
 from eval.features.registry import ExtractorParams
 from eval.metrics.registry import find_metric
 from eval.results import Role
-from eval.targets import Promise
+from eval.targets import TargetParams
 from samplers.pictures import MAX_PIXELS
 
 
@@ -166,7 +166,7 @@ class ScoreParams(PassParams):
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedModel:
     """A trained model, as rows and the report call it."""
 
     name: str
@@ -179,7 +179,7 @@ class CompareParams:
 
     title: str = setting(..., "of the report", text="text", heading="The report")
     summary: str = setting(..., "paragraphs below the title", text="text")
-    models: dict[str, Named] = setting(
+    models: dict[str, NamedModel] = setting(
         dict, "trained models by the names that rows use: {name: as the report calls it, run: its folder}"
     )
     shown: tuple[str, ...] = setting((), "models whose forward process and sampling the report shows")
@@ -190,7 +190,7 @@ class CompareParams:
         "model draws: every combination of lists is a row",
     )
     n: int = setting(..., "pictures of each part, in rows without their own n")
-    targets: tuple[Promise, ...] = setting(
+    targets: tuple[TargetParams, ...] = setting(
         (), "what rows must reach: {name, metric, row, over: another row, at_most or at_least, note}"
     )
     out: str = setting(

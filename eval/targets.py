@@ -1,4 +1,4 @@
-"""Targets: what results must reach, as a configuration says it, and whether they do."""
+"""Targets: limits that a configuration sets for results, and whether they are met."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from models.files.text import strict
 
 
 @dataclass(frozen=True)
-class Promise:
-    """A limit to the figure of a metric in one row, or to its ratio over that in another one.
+class TargetParams:
+    """A limit for a metric of one row, or for its ratio to that of another row.
 
-    row, over          names of rows
+    row, over          names of rows; over: the one to divide by
     at_most, at_least  the limit: one of the two
-    note               beside the verdict; empty: the two figures of a ratio
+    note               shown with the result; empty: the two values of a ratio
     """
 
     name: str
@@ -37,8 +37,7 @@ class Promise:
 
 @dataclass(frozen=True)
 class Target:
-    """What was promised, and what was measured; `at_most`: whether the limit is the largest value allowed, or
-    the smallest."""
+    """A measured value and its limit, which is the largest value allowed, or (at_most=False) the smallest."""
 
     name: str
     value: float
@@ -48,35 +47,35 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """A value that is not a number meets nothing."""
+        """False for NaN."""
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dump, with `met` for readers without this library."""
+        """Plain values for json.dump, with `met`."""
         return {**strict(asdict(self)), "met": self.met}
 
 
-def check_rows(promises: Sequence[Promise], rows: Collection[str]) -> None:
-    """ValueError unless the rows that targets speak of are among these."""
-    for promise in promises:
-        for row in filter(None, (promise.row, promise.over)):
+def check_rows(targets: Sequence[TargetParams], rows: Collection[str]) -> None:
+    """ValueError unless all rows that targets name exist."""
+    for target in targets:
+        for row in filter(None, (target.row, target.over)):
             if row not in rows:
-                raise ValueError(f"the target {promise.name!r} needs the row {row!r}: add it to rows")
+                raise ValueError(f"the target {target.name!r} needs the row {row!r}: add it to rows")
 
 
-def judge(promise: Promise, results: Mapping[str, Result]) -> Target:
-    """The promise with what was measured, by the names of rows."""
+def evaluate(params: TargetParams, results: Mapping[str, Result]) -> Target:
+    """The target with its measured value, from results by the names of rows."""
 
     def figure(row: str) -> Scored:
-        check_names(f"figure of {row}", [promise.metric], results[row].figures)
-        return results[row].figures[promise.metric]
+        check_names(f"figure of {row}", [params.metric], results[row].figures)
+        return results[row].figures[params.metric]
 
-    value, note = figure(promise.row).value, promise.note
-    if promise.over is not None:
-        other = figure(promise.over)
+    value, note = figure(params.row).value, params.note
+    if params.over is not None:
+        other = figure(params.over)
         spread = f" ± {other.extra['std']:.3f}" if "std" in other.extra else ""
         note = note or f"{value:.3f} against {other.value:.3f}{spread}"
         value = value / other.value if other.value else float("nan")
-    limit = promise.at_most if promise.at_most is not None else promise.at_least
+    limit = params.at_most if params.at_most is not None else params.at_least
     assert limit is not None
-    return Target(promise.name, value, limit, promise.at_most is not None, note)
+    return Target(params.name, value, limit, params.at_most is not None, note)

@@ -25,15 +25,15 @@ from eval import (
     nearest_distance,
     scoring,
 )
-from eval.compare import read_rows, side_by_side
+from eval.compare import map_in_threads, read_rows
 from eval.features.digits import train_classifier
 from eval.images.open import open_source
 from eval.images.subset import equal_parts, proportional_classes
 from eval.metrics.jackknife import mean_of, student_quantile
 from eval.metrics.registry import METRICS, Metric
 from eval.results import Result, Scored, read_result
-from eval.settings import CompareParams, Named
-from eval.targets import Promise, Target, check_rows, judge
+from eval.settings import CompareParams, NamedModel
+from eval.targets import Target, TargetParams, check_rows, evaluate
 from models.files.text import read_json
 from samplers import sample
 from samplers.pictures import to_uint8
@@ -56,7 +56,7 @@ SCORE: dict[str, Any] = {
 
 
 def params(*rows: dict[str, Any], **more: Any) -> CompareParams:
-    named = {"a": Named("A net", "runs/a"), "b": Named("B net", "runs/b")}
+    named = {"a": NamedModel("A net", "runs/a"), "b": NamedModel("B net", "runs/b")}
     texts: dict[str, Any] = {"out": "out", "title": "title", "summary": "summary"}
     return CompareParams(**texts, score={"metric": "frechet"}, rows=rows, n=10, models=named, **more)
 
@@ -111,7 +111,7 @@ def test_lists_are_multiplied_out() -> None:
         ({"name": "x"}, "a row needs a name and samples, or a model, not only name"),
         (
             {"model": "a", "sampler": "ddim", "steps": [5, 5]},
-            "more than one that reads 'A net, ddim, 5 steps': give those",
+            "two rows named 'A net, ddim, 5 steps'",
         ),
     ],
 )
@@ -138,7 +138,7 @@ def result(name: str, value: float, **extra: float) -> Result:
 def test_a_target_is_met_within_its_limit(limits: dict[str, Any], value: float, met: bool) -> None:
     """By the figure or by its ratio; what is no number meets nothing."""
     results = {"a": result("a", math.nan if math.isnan(value) else 3.0), "b": result("b", 2.0, std=0.25)}
-    target = judge(Promise("t", "frechet", "a", **limits), results)
+    target = evaluate(TargetParams("t", "frechet", "a", **limits), results)
     assert (target.met, target.note) == (met, "3.000 against 2.000 ± 0.250" if "over" in limits else "")
     assert target.value == value or math.isnan(value)
     assert json.loads(json.dumps(target.to_json(), allow_nan=False))["met"] is met
@@ -149,11 +149,11 @@ def test_targets_that_cannot_be_judged_are_refused() -> None:
     both: dict[str, Any] = {"at_most": 1.0, "at_least": 0.0}
     for limits in ({}, both):
         with pytest.raises(ValueError, match="the target 't' needs one limit: at_most or at_least"):
-            Promise("t", "frechet", "a", **limits)
+            TargetParams("t", "frechet", "a", **limits)
     with pytest.raises(ValueError, match="the target 't' needs the row 'b': add it to rows"):
-        check_rows([Promise("t", "frechet", "a", "b", 1.0)], ["a"])
+        check_rows([TargetParams("t", "frechet", "a", "b", 1.0)], ["a"])
     with pytest.raises(ValueError, match="no figure of a named 'kernel'"):
-        judge(Promise("t", "kernel", "a", at_most=1.0), {"a": result("a", 1.0)})
+        evaluate(TargetParams("t", "kernel", "a", at_most=1.0), {"a": result("a", 1.0)})
     assert Target("t", 1.0, 1.0, True).met
 
 
@@ -306,12 +306,12 @@ def test_workers_share_the_threads_of_torch() -> None:
     torch.set_num_threads(4)
     try:
         for workers, share in ((1, 4), (2, 2), (3, 1), (8, 1)):
-            assert side_by_side(lambda part: (part, torch.get_num_threads()), [1, 2, 3], workers) == [
+            assert map_in_threads(lambda part: (part, torch.get_num_threads()), [1, 2, 3], workers) == [
                 (part, share) for part in (1, 2, 3)
             ]
             assert torch.get_num_threads() == 4
         with pytest.raises(ZeroDivisionError):
-            side_by_side(lambda part: 1 / part, [1, 0], 2)
+            map_in_threads(lambda part: 1 / part, [1, 0], 2)
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
