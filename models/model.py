@@ -99,17 +99,17 @@ class Model:
     """What `build` and `load` return. Missing parts are None; `network` and `require` raise and name them.
 
     backbone  the network that denoises
-    vae, text, preview   autoencoder, text encoders, tiny autoencoder for previews
+    vae, text, preview  autoencoder, text encoders, tiny autoencoder for previews
     report    accounts for the keys of the files; None for a fresh model
-    spec      the description of the model in plain values, which every saved file holds:
-              network, vae, text, preview   parameters of these parts
-              schedule, prediction          {"name": ..., ...}, and a name
-              shape, classes, drop          of its training: [C, H, W] of a sample, names of the classes,
-                                            share of samples without a label
-              grid, sampling                the time grid and settings to sample with
-              consistency                   {...} for a distilled model
-              family, role                  the published family; for other networks that see an image besides
-                                            x, what they do with it
+    spec      the description in plain values, which every saved file holds; its entries are:
+
+    network, vae, text, preview  parameters of these parts
+    schedule, prediction  of the network
+    shape, classes, drop  [C, H, W] of a sample, names of classes, share of samples trained without a label
+    grid, sampling  the time grid and the settings to sample with
+    consistency  for a distilled model
+    family    the published family
+    role      what another network does with an image that it sees besides x
     """
 
     backbone: nn.Module | None

@@ -27,13 +27,11 @@ def save(
 ) -> None:
     """Write a model.
 
-    layout  "native"     our own format: one file, which describes its contents
-            "ldm"        the single file that most tools open, for SD and SDXL as latent diffusion wrote it,
-                         for SD 3 as Stability AI, for FLUX.1 as ComfyUI; without the preview and T5's
-                         tokenizer
-            "diffusers"  a folder with a sub-folder per part, which diffusers' from_pretrained opens
-            "separate"   a folder with a file per part under its publisher's keys, to load together:
-                         flux-dev.safetensors, vae.safetensors, clip_l.safetensors, t5xxl.safetensors
+    layout  "native": our own format, one file that describes its contents; "ldm": the single file that most
+            tools open, as latent diffusion wrote it (SD and SDXL), Stability AI (SD 3) or ComfyUI (FLUX.1),
+            without the preview and T5's tokenizer; "diffusers": a folder with a sub-folder per part, which
+            diffusers' from_pretrained opens; "separate": a folder with a file per part under its publisher's
+            keys, to load together: flux-dev.safetensors, vae.safetensors, clip_l.safetensors, ...
     dtype   of the weights in the files, by default their own; packed ones (8-bit floats, GGUF's blocks) need
             one
 
