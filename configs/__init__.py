@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import plain_diffusion
-from configs.programs import PROGRAMS, help_page, subprograms
+from configs.programs import PROGRAMS, experiment_page, help_page, subprograms
 from configs.sweep import STOPPED, combinations, run_all, shown
 from configs.texts import file_names, texts
 from diffusion.settings import values
@@ -63,6 +63,14 @@ def _resolved(program: str, overrides: Sequence[str]) -> dict[str, Any]:
     if key := texts(program).empty_path(resolved):
         raise ValueError(f"{key} is empty: give a path, or leave the setting out")
     return resolved
+
+
+def _unresolved(program: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration with ??? for what must be given, and ${...} as it is written."""
+    try:
+        return dict(OmegaConf.to_container(_compose(program, overrides)))  # type: ignore[arg-type]  # as in `_resolved`
+    except HydraException as error:
+        raise ValueError(_explain(program, overrides, error)) from None
 
 
 def compose_sweep(
@@ -160,6 +168,10 @@ def command_line(
     try:
         if "--version" in arguments:
             print(f"plain-diffusion {plain_diffusion.__version__}")
+            return
+        settled = [argument for argument in arguments if "=" in argument]
+        if settled and {"--help", "-h"} & set(arguments):
+            print(experiment_page(program, _unresolved(program, _quoted(program, settled))), flush=True)
             return
         if help_asked := {"--help", "-h"} & set(arguments):
             print(

@@ -12,7 +12,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from diffusion.settings import LINE, About, Setting, find, merged, page, settings, with_null_defaults
+from diffusion.settings import (
+    LINE,
+    About,
+    Setting,
+    find,
+    merged,
+    page,
+    settings,
+    with_null_defaults,
+    with_values,
+)
 from diffusion.spec import check_names
 
 FOLDER = Path(__file__).parent  # of the experiments, a folder per program
@@ -219,9 +229,17 @@ def help_page(program: str, topics: Sequence[str]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def experiment_page(program: str, config: Mapping[str, Any]) -> str:
+    """What --help prints with an experiment: the settings of its program, with its values as defaults."""
+    own = {name: value for name, value in config.items() if name != "program"}
+    group = subprograms(program).get(config.get("program", ""), PROGRAMS[program].settings())
+    return page(with_values(group, own))
+
+
 FLAGS = {
     "-m, --multirun": "run every combination of several values: seed=0,9, and of texts and paths "
     "'prompt=choice(a cat,a dog)'",
+    "--help experiment=NAME": "the settings of an experiment",
     "--help NAME": "what a setting is, and what there is to choose from",
     "--cfg job": "the settings as they come out, without running",
     "--version": "of this library",

@@ -9,6 +9,8 @@ and the names of folders and cache keys all derive from these fields.
 
 from __future__ import annotations
 
+import json
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
@@ -135,6 +137,18 @@ def with_null_defaults(group: Iterable[Setting]) -> tuple[Setting, ...]:
     return tuple(map(without, group))
 
 
+def with_values(group: Iterable[Setting], config: Mapping[str, Any]) -> tuple[Setting, ...]:
+    """The settings with the values of a configuration in place of defaults, and those that only it has."""
+    known = {each.name: each for each in group}
+    found = []
+    for name in [*known, *(name for name in config if name not in known)]:
+        each = known.get(name, Setting(name, None, About()))
+        value = config.get(name, each.default)
+        inner = with_values(each.inner, value) if isinstance(value, Mapping) and value else ()
+        found.append(replace(each, default=value, inner=inner))
+    return tuple(found)
+
+
 def values(group: Iterable[Setting]) -> dict[str, Any]:
     """The defaults, by name."""
     return {each.name: values(each.inner) if each.inner else each.default for each in group}
@@ -164,10 +178,12 @@ def find(group: Iterable[Setting], key: str, prefix: str = "") -> dict[str, Sett
 def page(group: Iterable[Setting], indent: str = "") -> str:
     """Settings with defaults and comments, in YAML's form: what --help prints."""
     group, lines = tuple(group), list[str]()
-    defaults = ["" if each.inner else f" {_as_yaml(each.default)}" for each in group]
+    blocks = [each.default if _is_block(each.default) else [] for each in group]
+    alone = [bool(each.inner or block) for each, block in zip(group, blocks, strict=True)]
+    defaults = ["" if name else f" {_as_yaml(each.default)}" for each, name in zip(group, alone, strict=True)]
     heads = [f"{indent}{each.name}:{default}" for each, default in zip(group, defaults, strict=True)]
     column = 2 + max((len(head) for head in heads if len(head) <= WIDE), default=WIDE)
-    for each, head in zip(group, heads, strict=True):
+    for each, head, block in zip(group, heads, blocks, strict=True):
         if each.about.heading:
             lines += ["", f"# {each.about.heading} ".ljust(LINE, "-")]
         if len(head) + 2 > column and each.about.comment:
@@ -178,6 +194,7 @@ def page(group: Iterable[Setting], indent: str = "") -> str:
             head = ""
         if each.inner:
             lines.append(page(each.inner, f"{indent}  "))
+        lines += [f"{indent}  - {_as_yaml(item)}" for item in block]
     return "\n".join(lines)
 
 
@@ -189,6 +206,11 @@ def _plain(value: Any) -> Any:
     return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
+def _is_block(value: Any) -> bool:
+    """Whether a value is a list of mappings, which needs a line for each."""
+    return isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
+
+
 def _as_yaml(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{name}: {_as_yaml(inner)}' for name, inner in value.items())}}}"
@@ -196,4 +218,6 @@ def _as_yaml(value: Any) -> str:
         return f"[{', '.join(map(_as_yaml, value))}]"
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
+    if isinstance(value, str) and re.search(r"[,:#{}\[\]\n]", value):
+        return json.dumps(value, ensure_ascii=False)
     return f"{value:g}" if isinstance(value, float) else str(value)

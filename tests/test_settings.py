@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from configs import command_line, compose
+from configs import _unresolved, command_line, compose
 from configs.programs import PROGRAMS, help_page
 from diffusion.settings import (
     find,
@@ -135,6 +135,30 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert process.stderr is not None
     assert process.stderr.read() == b""
     assert process.wait() == 1
+
+
+@pytest.mark.parametrize(
+    ("program", "experiment", "words"),
+    [
+        ("train", "digits_unet", "# to fine-tune"),
+        ("eval", "bench_samplers", "# solvers that have a counterpart"),
+        ("eval", "quickstart", "# models whose forward process"),
+    ],
+)
+def test_help_of_an_experiment(
+    program: str,
+    experiment: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The settings of its own program with its values, as YAML, and all comments."""
+    monkeypatch.setattr(sys, "argv", [program, f"experiment={experiment}", "--help"])
+    command_line(program, lambda config: 1)
+    shown = capsys.readouterr().out
+    assert words in shown
+    written = _unresolved(program, [f"experiment={experiment}"])
+    assert yaml.safe_load(shown) == {key: value for key, value in written.items() if key != "program"}
 
 
 @pytest.fixture
