@@ -1,2 +1,1 @@
-"""From prompts to conditions: tokenizers, what is read with which text encoder, and how their states are
-joined."""
+"""From prompts to conditions: tokenizers, readers of text encoders, and how their outputs are joined."""

@@ -1,5 +1,4 @@
-"""CLIP reads prompts, 75 tokens at once, with weights and added words; and its text tower as transformers and
-OpenCLIP store it."""
+"""Reading prompts with CLIP, 75 tokens at once, and its keys in transformers' and OpenCLIP's files."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ TRANSFORMERS = {
     r"^norm\.": "text_model.final_layer_norm.",
     r"^projection\.": "text_projection.",
 }
-# Some files leave the prefix out (NovelAI's and what was merged with it).
+# Some files lack the prefix (NovelAI's, and merges with it).
 BARE = {**TRANSFORMERS, r"^text_model\.": ""}
 OPENCLIP = {
     r"^token\.": "token_embedding.",
@@ -57,17 +56,17 @@ OPENCLIP = {
     r"^projection\.weight$": "text_projection",
 }
 OPENCLIP_FORMS: dict[str, Form] = {r"^projection\.": "transposed"}
-# As a linear layer, in Playground's file.
+# Playground's file has the projection as a linear layer.
 OPENCLIP_LINEAR = {**OPENCLIP, r"^text_projection$": "text_projection.weight"}
 
 SETTINGS: Settings = {"hidden_act": ("quick_gelu", "gelu"), "layer_norm_eps": (1e-5,)}
 LAYERS = "num_hidden_layers"  # in config.json
-HEAD_DIM = 64  # in every published tower
+HEAD_DIM = 64  # in all published towers
 PUBLISHED_BLOCKS = {
     768: (12,),
     1024: (23, 24),
     1280: (32,),
-}  # by width: of CLIP-L, of OpenCLIP's H (SD 2 uses 23) and bigG
+}  # by width: CLIP-L, OpenCLIP-H (23 in SD 2), bigG
 
 
 def transformers(_: Any = None) -> Layout:
@@ -81,15 +80,12 @@ def openclip() -> Layout:
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams, Layout] | None:
     """Parameters and layout of a text encoder; None for other tensors.
 
-    The tensors do not show the activation: it is OpenCLIP's gelu or OpenAI's quick_gelu by layout, unless
-    `hints`, a config.json, give hidden_act and num_attention_heads.
+    hints  of a config.json: hidden_act, which no tensor shows, and num_attention_heads. Without them,
+           OpenCLIP's layout means gelu, and others quick_gelu
     """
     linear = "text_projection.weight" in shapes
-    for layout in (
-        transformers(),
-        Layout("transformers", BARE),
-        Layout("openclip", OPENCLIP_LINEAR) if linear else openclip(),
-    ):
+    open_clip = Layout("openclip", OPENCLIP_LINEAR) if linear else openclip()
+    for layout in (transformers(), Layout("transformers", BARE), open_clip):
         at = ByOurNames(shapes, layout)
         if "token.weight" in at and (layout.name == "transformers" or "blocks.0.norm1.weight" in at):
             break
@@ -101,10 +97,13 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams,
     width, configured = at["token.weight"][1], hints.get(LAYERS)
     blocks = used_blocks(at.count("blocks.{}.norm1.weight"), configured)
     if configured is None and blocks not in PUBLISHED_BLOCKS.get(width, (blocks,)):
+        all_blocks = PUBLISHED_BLOCKS[width][-1]
         raise ValueError(
-            f"this is a part of a text encoder: {blocks} of {PUBLISHED_BLOCKS[width][-1]} blocks of width "
-            f"{width}"
+            f"this is a part of a text encoder: {blocks} of {all_blocks} blocks of width {width}"
         )
+    projection = (
+        at["projection.weight"][bool(layout.forms)] if "projection.weight" in at else None
+    )  # transposed
     return CLIPTextParams(
         vocab=at["token.weight"][0],
         length=at["position"][0],
@@ -112,14 +111,12 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams,
         layers=blocks,
         heads=hints.get("num_attention_heads") or width // HEAD_DIM,
         activation=hints.get("hidden_act", "quick_gelu"),
-        projection=at["projection.weight"][bool(layout.forms)]
-        if "projection.weight" in at
-        else None,  # transposed
+        projection=projection,
     ), layout
 
 
 def config(p: CLIPTextParams, size: Any = None, bos: int = BOS, eos: int = EOS) -> dict[str, Any]:
-    """For CLIPTextModel, with projection where there is one."""
+    """For CLIPTextModel, or CLIPTextModelWithProjection."""
     return {
         "architectures": ["CLIPTextModel" if p.projection is None else "CLIPTextModelWithProjection"],
         "model_type": "clip_text_model",
@@ -156,14 +153,14 @@ NETWORK = Kind(
 
 @dataclass(frozen=True)
 class CLIPReader(Reader):
-    """What a family takes from one tower of CLIP; by default what Stable Diffusion 1 does.
+    """How a family reads prompts with one tower of CLIP; the defaults are Stable Diffusion 1.
 
-    skip       the context is the state so many blocks before the last; None: it gives no context
-    norm       that state goes through the tower's final norm
-    pad        the token behind the end of text
-    pooled     the tower's pooled output goes into the vector
-    projected  through its projection, if it has one
-    tokens     how many are read at once, BOS and EOS included; None: as many as the tower can
+    skip       the context is the state `skip` blocks before the last; None: no context
+    norm       whether that state goes through the tower's final norm
+    pad        the padding token
+    pooled     whether the pooled output goes into the vector
+    projected  whether the pooled output goes through the projection, if there is one
+    tokens     tokens per chunk, BOS and EOS included; None: as many as the tower can read
     """
 
     network: CLIPTextParams = CLIP_L
@@ -185,9 +182,8 @@ class CLIPReader(Reader):
     def __post_init__(self) -> None:
         check_at_least_one(self, "tokens")
         if not 0 <= (self.skip or 0) <= self.network.layers:
-            raise ValueError(
-                f"a tower of {self.network.layers} blocks has no state {self.skip} blocks before its last"
-            )
+            layers = self.network.layers
+            raise ValueError(f"a tower of {layers} blocks has no state {self.skip} blocks before its last")
         if not 2 < self.rows <= self.network.length:
             raise ValueError(f"a tower reads 3 to {self.network.length} tokens at once, not {self.rows}")
 
@@ -212,10 +208,9 @@ class CLIPReader(Reader):
         return None if self.skip is None else self.network.layers - self.skip - 1
 
     def tokenize(self, tokenizer: CLIPTokenizer, pieces: Pieces) -> Tokens:
-        """Each piece apart, so that a weight may end within a word."""
-        return [
-            (token, weight) for text, weight in pieces for token in tokenizer.expand(tokenizer.tokenize(text))
-        ]
+        """Pieces are tokenized separately, so that a weight can end within a word."""
+        tokens = [(tokenizer.expand(tokenizer.tokenize(text)), weight) for text, weight in pieces]
+        return [(token, weight) for piece, weight in tokens for token in piece]
 
     def read(
         self,
@@ -225,31 +220,24 @@ class CLIPReader(Reader):
         chunks: int,
         clip_skip: int,
     ) -> Reading:
-        """Weighted states, of the chunks one after the other, and the pooled output of the first."""
-        chunk_tokens = self.chunk_tokens
+        """Weighted states of all chunks, and the pooled output of the first chunk."""
+        size, bos, eos = self.chunk_tokens, (tokenizer.bos, 1.0), (tokenizer.eos, 1.0)
 
         def row(tokens: Tokens) -> Tokens:
-            return [
-                (tokenizer.bos, 1.0),
-                *tokens,
-                (tokenizer.eos, 1.0),
-                *[(self.pad, 1.0)] * (chunk_tokens - len(tokens)),
-            ]
+            return [bos, *tokens, eos, *[(self.pad, 1.0)] * (size - len(tokens))]
 
-        rows = [
-            row(tokens[i * chunk_tokens : (i + 1) * chunk_tokens]) for tokens in batch for i in range(chunks)
-        ]
+        rows = [row(tokens[i * size : (i + 1) * size]) for tokens in batch for i in range(chunks)]
         tokens = token_ids(rows, network)
         states = network(tokens)
-        pooled = (
-            network.pool(states[-1], tokens, self.projected, tokenizer.eos)[::chunks] if self.pooled else None
-        )
+        pooled = None
+        if self.pooled:
+            pooled = network.pool(states[-1], tokens, self.projected, tokenizer.eos)[::chunks]
         if self.skip is None:
             return Reading(states[-1][::chunks, :, :0], pooled=pooled)
-        taken = self.network.layers - self.skip - clip_skip
+        blocks = self.network.layers - self.skip - clip_skip
 
         def state(states: Sequence[Tensor]) -> Tensor:
-            return network.norm(states[taken]) if self.norm else states[taken]
+            return network.norm(states[blocks]) if self.norm else states[blocks]
 
         context = apply_weights(state(states), rows, lambda: state(network(token_ids([row([])], network))))
         return Reading(rearrange(context, "(b c) l d -> b (c l) d", c=chunks), pooled=pooled)
@@ -260,37 +248,32 @@ class CLIPReader(Reader):
     def check(self, name: str, own: CLIPTokenizer | None) -> None:
         super().check(name, own)
         if not 0 <= self.pad < self.network.vocab:
+            last = self.network.vocab - 1
             raise ValueError(
-                f"{name} is padded with the token pad={self.pad}, and this tower knows 0 to "
-                f"{self.network.vocab - 1}"
+                f"{name} is padded with the token pad={self.pad}, but its tokens are 0 to {last}"
             )
 
     @classmethod
     def find_tokenizers(
         cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]
     ) -> dict[str, CLIPTokenizer]:
-        """None for a tower without one, which reads OpenAI's. ValueError where that cannot be its own."""
+        """No entry for a tower that uses OpenAI's tokenizer. ValueError if that does not fit."""
         tokenizers = {}
         for name, part in parts.items():
-            tokenizer = find_clip_tokenizer(
-                part, given, second=None if len(parts) == 1 else name != next(iter(parts))
-            )
+            second = None if len(parts) == 1 else name != next(iter(parts))
+            tokenizer = find_clip_tokenizer(part, given, second)
             if tokenizer is not None:
                 tokenizers[name] = tokenizer
-            elif part.params.vocab != EOS + 1:
-                file, rows = part.file.path, part.params.vocab
-                raise ValueError(
-                    f"{file} knows {rows} tokens, and OpenAI's tokenizer has {EOS + 1}: load the folder of "
-                    "its own too"
-                )
+            elif (rows := part.params.vocab) != EOS + 1:
+                sizes = f"{part.file.path} has {rows} tokens, and OpenAI's tokenizer {EOS + 1}"
+                raise ValueError(f"{sizes}: load the folder of its own tokenizer too")
         return tokenizers
 
     @classmethod
     def assign_tokenizers(
         cls, found: dict[str, CLIPTokenizer], names: Sequence[str]
     ) -> dict[str, CLIPTokenizer]:
-        """None where all are OpenAI's, for which texts are cleaned. Beside one with own words it is read as
-        transformers reads it."""
+        """None if all are OpenAI's, which cleans texts. If one has learned words, none cleans texts."""
         own = {name: tokenizer for name, tokenizer in found.items() if not tokenizer.is_openai}
         return {name: own.get(name) or uncleaned_tokenizer() for name in names} if own else {}
 
@@ -298,43 +281,33 @@ class CLIPReader(Reader):
         return None if own.is_openai else own.describe()
 
     def from_files(self, part: Part, tokenizer: CLIPTokenizer | None) -> CLIPReader:
-        """With padding and length of its tokenizer. The activation, which no tensor shows, is the published
-        one or config.json's."""
+        """With the tokenizer's padding and length, and config.json's activation, else the published one."""
         network: CLIPTextParams = part.params
         if "hidden_act" not in part.hints:
             network = replace(network, activation=self.network.activation)
-        if (
-            self.pooled
-            and self.projected
-            and network.projection is None
-            and network.width == self.network.width
-        ):
+        published_width = network.width == self.network.width
+        if self.pooled and self.projected and network.projection is None and published_width:
             raise ValueError("it lacks its text_projection, which the pooled vector needs")
         configured, eos = part.hints.get("eos_token_id"), tokenizer.eos if tokenizer else EOS
-        # Older configurations say 2: transformers then takes the greatest id for the end of text, as it is in
-        # OpenAI's vocabulary.
+        # Older configurations say 2. Then transformers ends texts at the greatest id, OpenAI's EOS.
         if self.pooled and configured not in (None, 2, eos):
-            raise ValueError(
-                f"config.json says eos_token_id={brief(configured)}, and its tokenizer ends texts with {eos}"
-            )
+            said = f"config.json says eos_token_id={brief(configured)}"
+            raise ValueError(f"{said}, and its tokenizer ends texts with {eos}")
         if tokenizer is None:
             return replace(self, network=network)
         length = tokenizer.vocabulary.length or network.length
-        return replace(
-            self, network=network, pad=tokenizer.pad, tokens=length if length < network.length else None
-        )
+        tokens = length if length < network.length else None
+        return replace(self, network=network, pad=tokenizer.pad, tokens=tokens)
 
     def single_file_problem(self, name: str, own: CLIPTokenizer | None, usual: CLIPReader) -> str | None:
-        """Single files hold no words and no tokenizer, and say neither the size of the vocabulary nor the
-        activation."""
+        """Single files hold neither learned words nor a tokenizer, vocabulary size or activation."""
         remedy = "use layout='diffusers' or 'native'"
         if own is not None and not own.is_openai:
-            words = (
-                ", ".join(token.content for token in own.vocabulary.added if not token.special) or "all of it"
-            )
-            return f"single files cannot hold the own words of {name} ({words:.100}): {remedy}"
+            added = (token.content for token in own.vocabulary.added if not token.special)
+            words = ", ".join(added) or "all of its vocabulary"
+            return f"single files cannot hold the learned words of {name} ({words:.100}): {remedy}"
         if self.network.vocab > EOS + 1:
-            return f"single files do not say which {self.network.vocab} tokens {name} knows: {remedy}"
+            return f"single files do not hold the {self.network.vocab} tokens of {name}: {remedy}"
         if (mine := self.network.activation) != (theirs := usual.network.activation):
             return f"readers of single files compute {name} with {theirs}, not {mine}: use another layout"
         return None
@@ -342,19 +315,16 @@ class CLIPReader(Reader):
     def to_diffusers(
         self, network: CLIPText, own: CLIPTokenizer | None, identity: bool
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Cut to what pipelines of diffusers read of it.
+        """Without the blocks and the projection that diffusers' pipelines do not use.
 
-        They take either the last state through its norm, or the one before it: so the encoder ends with the
-        block that gives the context, or with the next. A projection is written only if it is used; an encoder
-        that pipelines always project gets the identity there.
+        They take either the normed last state or the one before it, so the encoder ends with the block of the
+        context, or with the next one. An encoder that pipelines always project gets the identity.
         """
         p, state, tokenizer = self.network, network.state_dict(), self.tokenizer(own)
         used = p.layers if self.skip is None else p.layers - self.skip + (not self.norm)
         if self.pooled and used != p.layers:
-            raise ValueError(
-                f"pipelines of diffusers do not take the state {self.skip} blocks before the last: use "
-                "layout='native'"
-            )
+            state_name = f"the state {self.skip} blocks before the last"
+            raise ValueError(f"pipelines of diffusers do not take {state_name}: use layout='native'")
         projected = self.pooled and self.projected and p.projection is not None
         unused = tuple(f"blocks.{i}." for i in range(used, p.layers)) + ("projection.",) * (not projected)
         state = {key: value for key, value in state.items() if not key.startswith(unused)}
@@ -362,12 +332,11 @@ class CLIPReader(Reader):
         if self.pooled and not projected and identity:
             written = replace(written, projection=p.width)
             state["projection.weight"] = torch.eye(p.width).to(state["norm.weight"])
-        return config(written, None, tokenizer.bos, tokenizer.eos), scatter(
-            transformers().table(state), state
-        )
+        tensors = scatter(transformers().table(state), state)
+        return config(written, None, tokenizer.bos, tokenizer.eos), tensors
 
     def write_tokenizer(self, own: CLIPTokenizer | None, folder: Path) -> str | None:
-        """None where the tower has words of its own whose tokenizer was not loaded."""
+        """None if the tower has learned words, but its tokenizer was not loaded."""
         tokenizer = self.tokenizer(own)
         if tokenizer.size > self.network.vocab:
             return None

@@ -1,5 +1,4 @@
-"""How the text encoders of a family are joined to one condition: a `TextParams`, data and no code of its own
-(SD 1, SDXL, FLUX.1, ...)."""
+"""How the outputs of a family's text encoders are joined to one condition, as data (`TextParams`)."""
 
 from __future__ import annotations
 
@@ -16,18 +15,16 @@ MAX_ZEROS = 4096  # rows of context; families have 256
 
 @dataclass(frozen=True)
 class TextParams:
-    """The text side of one family of models.
+    """How a family of models reads prompts.
 
-    readers  how prompts are read, by name. Contexts stand side by side in this order, along the width, and so
-             do pooled outputs
-    behind   readers whose rows stand behind those, along the sequence; what is narrower is filled up with
-             zeros to the widest (SD 3)
-    zeros    rows of zeros behind all, in place of a text encoder that is left out
-    width    of the context at least: of the text encoder that is left out
-    numbers  names of the numbers behind the pooled part of the vector, 256 sinusoids each (Podell et al.
+    readers  by name; their states and pooled outputs are concatenated in this order along the width
+    behind   readers whose states follow along the sequence instead (SD 3); narrower states are padded with
+             zeros
+    zeros    rows of zeros at the end, in place of a missing text encoder
+    width    minimum width of the context: that of the missing text encoder
+    numbers  names of the numbers in the vector behind the pooled outputs, 256 sinusoids each (Podell et al.
              2023)
-    null     what "no prompt" is: the encoded "" ("empty"), or zeros for context and pooled part ("zeros");
-             numbers stay
+    null     "no prompt" is the encoded "" ("empty"), or a context and pooled outputs of zeros ("zeros")
     """
 
     readers: Mapping[str, Reader]
@@ -47,36 +44,29 @@ class TextParams:
         for group in self.groups:
             if len(rows := {self.readers[name].rows for name in group}) > 1:
                 raise ValueError(
-                    f"text encoders read {sorted(rows)} tokens at once: their contexts are joined, so all "
-                    "must read as many"
+                    f"text encoders that are joined must read as many tokens, not {sorted(rows)}"
                 )
-        if len(self._widths) > 1 and self._widths[0] > max(self._widths[1:]):
+        if len(self._widths) > 1 and (width := self._widths[0]) > (most := max(self._widths[1:])):
             raise ValueError(
-                f"text encoders give contexts of {self._widths[0]} together, more than the "
-                f"{max(self._widths[1:])} of the rows behind them"
+                f"text encoders give a context of {width}, wider than the {most} of the rows behind it"
             )
 
     @property
     def groups(self) -> list[list[str]]:
-        """The readers that give the context. Those of a group stand side by side, and groups one behind the
-        other."""
+        """The readers of the context: groups follow along the sequence, and their members along the width."""
         context = [name for name, reader in self.readers.items() if reader.context_dim]
         groups = [[name for name in context if name not in self.behind], *([name] for name in self.behind)]
         return [group for group in groups if group]
 
     @property
     def chunked(self) -> bool:
-        """Whether long prompts are read in chunks. Not where a network attends to text and image together, as
-        in SD 3 and FLUX.1: there a context has one length, for one that is twice there is another context."""
-        return (
-            len(self.groups) == 1
-            and not self.zeros
-            and all(self.readers[name].chunked for name in self.groups[0])
-        )
+        """Whether long prompts are read in chunks. In SD 3 and FLUX.1 the context has a fixed length."""
+        one_group = len(self.groups) == 1 and not self.zeros
+        return one_group and all(self.readers[name].chunked for name in self.groups[0])
 
     @property
     def rows(self) -> int:
-        """Rows of the context, for every chunk where there may be several."""
+        """Rows of the context for each chunk."""
         return sum(self.readers[group[0]].rows for group in self.groups) + self.zeros
 
     @property
@@ -86,20 +76,19 @@ class TextParams:
 
     @property
     def _widths(self) -> list[int]:
-        return [sum(self.readers[name].context_dim for name in group) for group in self.groups] + (
-            [self.width] if self.width else []
-        )
+        widths = [sum(self.readers[name].context_dim for name in group) for group in self.groups]
+        return [*widths, self.width] if self.width else widths
 
     @property
     def pooled_dim(self) -> int:
-        """Width of the pooled part of the vector, which comes first in it."""
+        """Width of the pooled outputs, the first part of the vector."""
         return sum(reader.pooled_dim for reader in self.readers.values())
 
     @property
     def vector_dim(self) -> int | None:
-        """Width of the vector, None where the family has none."""
+        """Width of the vector; None without one."""
         return self.pooled_dim + NUMBER_DIM * len(self.numbers) or None
 
     def replace_reader(self, name: str, **changes: Any) -> TextParams:
-        """The same, but for parameters of one reader."""
+        """A copy with changed parameters of one reader."""
         return replace(self, readers={**self.readers, name: replace(self.readers[name], **changes)})

@@ -1,5 +1,4 @@
-"""T5 reads prompts, each to one length; and its encoder as transformers and llama.cpp's GGUF files store
-it."""
+"""Reading prompts with T5, and its keys in transformers' files and in llama.cpp's GGUF files."""
 
 from __future__ import annotations
 
@@ -64,17 +63,14 @@ def llama() -> Layout:
 
 
 def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[T5Params, Layout] | None:
-    """Parameters and layout of a T5 encoder with these keys and shapes; None where it is none."""
+    """Parameters and layout of a T5 encoder with these keys and shapes; None for other tensors."""
     for layout in (transformers(), llama()):
         at = ByOurNames(shapes, layout)
         if "blocks.0.attention.q.weight" not in at:
             continue
         check_settings(hints, SETTINGS)
         if "blocks.0.fc1.weight" not in at:
-            raise ValueError(
-                "this is a T5 of the first version, whose MLPs have no gate, and no model here was trained "
-                "with one"
-            )
+            raise ValueError("this T5 has MLPs without gates, as version 1.0 has: T5 v1.1 is supported")
         vocab, width = at["token.weight"]
         buckets, heads = at["relative.weight"]
         return T5Params(
@@ -134,15 +130,15 @@ TOKENIZER = {
     "eos_token": "</s>",
     "pad_token": "<pad>",
     "unk_token": "<unk>",
-}  # its configuration
+}
 
 
 @dataclass(frozen=True)
 class T5Reader(Reader):
-    """T5's states of a prompt and its EOS, filled up with padding to `length` rows.
+    """T5's states of a prompt and EOS, padded to `length` rows.
 
-    masked  padding is passed over, by T5 itself and, but for its first row, by the network (Chroma); else
-            both attend to it, as in FLUX.1 and Stable Diffusion 3
+    masked  T5 masks the padding, and the network all padding but its first row (Chroma); False: both attend
+            to it, as in FLUX.1 and Stable Diffusion 3
     """
 
     network: T5Params = T5_XXL
@@ -170,8 +166,7 @@ class T5Reader(Reader):
         return self.network.width
 
     def tokenize(self, tokenizer: T5Tokenizer, pieces: Pieces) -> Tokens:
-        """Those of the whole text, which would be others piece by piece, for each piece would begin a
-        word."""
+        """The tokens of the whole text: tokenizing pieces separately would begin a word with each piece."""
         ends = list(accumulate(len(text) for text, _ in pieces))
         tokens = tokenizer.tokenize_with_ends("".join(text for text, _ in pieces))
         return [(token, pieces[bisect_left(ends, end)][1]) for token, end in tokens]
@@ -185,11 +180,11 @@ class T5Reader(Reader):
             return [*tokens, *[(PAD, 1.0)] * (self.length - len(tokens))]
 
         def mask(lengths: Sequence[int]) -> Tensor | None:
-            """The first so many of each text's rows, (B, length)."""
+            """(B, length), True for the first `lengths` rows."""
             if not self.masked:
                 return None
-            there = torch.arange(self.length) < torch.tensor(lengths)[:, None]
-            return there.to(network.token.weight.device, non_blocking=True)
+            rows = torch.arange(self.length) < torch.tensor(lengths)[:, None]
+            return rows.to(network.token.weight.device, non_blocking=True)
 
         def run(rows: Sequence[Tokens], lengths: Sequence[int]) -> Tensor:
             return cast(Tensor, network(token_ids(rows, network), mask(lengths)))
@@ -198,17 +193,13 @@ class T5Reader(Reader):
         texts = [[*tokens[: self.chunk_tokens], *end] for tokens in batch]
         rows, lengths = [row(text) for text in texts], [len(text) for text in texts]
         states = apply_weights(run(rows, lengths), rows, lambda: run([row(end)], [1]))
-        return Reading(states, mask([length + 1 for length in lengths]))  # with the first row of padding
+        return Reading(states, mask([length + 1 for length in lengths]))  # one row of padding
 
     def tokenizer(self, own: T5Tokenizer | None) -> T5Tokenizer:
         if own is None:
-            raise ValueError(
-                "T5 is here without its tokens: load its spiece.model or tokenizer.json too, "
-                "models.load(..., 'spiece.model'); it is in "
-                "tokenizer_2/ of black-forest-labs/FLUX.1-schnell, in tokenizer_3/ of "
-                "stabilityai/stable-diffusion-3.5-large and in "
-                "google/t5-v1_1-xxl"
-            )
+            remedy = "load its spiece.model or tokenizer.json too, models.load(..., 'spiece.model')"
+            places = "tokenizer_2/ of black-forest-labs/FLUX.1-schnell or google/t5-v1_1-xxl"
+            raise ValueError(f"T5 has no tokenizer: {remedy}; it is in {places}")
         return own
 
     @staticmethod

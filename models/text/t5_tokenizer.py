@@ -1,8 +1,7 @@
-"""T5's tokens: pieces of the most likely segmentation under a unigram model (Kudo 2018), from the files that
-published models bring along.
+"""T5's tokenizer: the most likely segmentation under a unigram model (Kudo 2018), from published files.
 
-Text is normalised (nmt_nfkc: full-width and other compatibility forms mended, controls dropped), cut at
-blanks, and every word begins with "▁". What is in no piece is the token <unk>.
+Text is normalised (nmt_nfkc: compatibility forms replaced, control characters dropped) and split at spaces,
+and each word begins with "▁". Unknown characters become <unk>.
 """
 
 from __future__ import annotations
@@ -45,15 +44,15 @@ if TYPE_CHECKING:
     from models.files.table import Part
 
 PAD, EOS, UNK = 0, 1, 2
-EXTRA = 100  # <extra_id_99> ... <extra_id_0> behind the pieces of spiece.model, marks of T5's training
+EXTRA = 100  # <extra_id_99> ... <extra_id_0> behind the pieces of spiece.model, from T5's training
 NORMAL, UNKNOWN, CONTROL = 1, 2, 3  # kinds of pieces
 CLASSES = ("T5Tokenizer", "T5TokenizerFast")  # of transformers
 MAX_ADDED = 10_000  # added tokens; T5 has 100
-MAX_STEPS = 8  # of a sequence of normalizers or pre-tokenizers
-MAX_REPLACEMENT = 100  # bytes that a normaliser replaces one character by; T5's has up to 33
+MAX_STEPS = 8  # in a sequence of normalizers or pre-tokenizers
+MAX_REPLACEMENT = 100  # bytes that a normaliser replaces one character with; T5's has up to 33
 
 MODEL = ("type", "unk_id", "vocab", "byte_fallback")
-# Kinds of steps, and their settings.
+# Steps and their settings.
 NORMALIZERS = {
     "Precompiled": ("precompiled_charsmap",),
     "Replace": ("pattern", "content"),
@@ -61,20 +60,15 @@ NORMALIZERS = {
     **dict.fromkeys(("NFC", "NFKC", "Nmt", "Lowercase"), ()),
 }
 PRE_TOKENIZERS = {
-    "Metaspace": (
-        "replacement",
-        "str_rep",
-        "add_prefix_space",
-        "prepend_scheme",
-        "split",
-    ),  # the second and third of older versions
+    # str_rep and add_prefix_space are of older versions.
+    "Metaspace": ("replacement", "str_rep", "add_prefix_space", "prepend_scheme", "split"),
     "WhitespaceSplit": (),
 }
-BLANKS = (
+REPLACEMENTS = (
     ({"Regex": " {2,}"}, "▁"),
     ({"Regex": " {2,}"}, " "),
     ({"String": " "}, "▁"),
-)  # what the normalizer replaces, and by what
+)  # by the normalizer
 
 TEXT, END = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}
 END_OF_TEXT = {
@@ -86,33 +80,26 @@ END_OF_TEXT = {
 
 
 class T5Tokenizer:
-    """Encodes texts by the content of a tokenizer.json. ValueError where that is not T5's."""
+    """Encodes texts with the content of a tokenizer.json. ValueError if that is not T5's."""
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         self._json = json.dumps(checked_unigram(content), ensure_ascii=False)
         self._backend = call_library(tokenizers_library().Tokenizer.from_str, self._json)
         call_library(self._backend.encode, TRIAL)
-        first = [self._backend.id_to_token(i) for i in (PAD, EOS)]
-        if first != ["<pad>", "</s>"]:
-            raise ValueError(
-                f"its first tokens are not T5's <pad> and </s>, but {first[0]!r} and {first[1]!r}"
-            )
+        pad, eos = (self._backend.id_to_token(i) for i in (PAD, EOS))
+        if (pad, eos) != ("<pad>", "</s>"):
+            raise ValueError(f"its first tokens must be T5's <pad> and </s>, not {pad!r} and {eos!r}")
 
     @classmethod
     def open(cls, path: str | Path) -> T5Tokenizer:
-        """From a `tokenizer.json` or a `spiece.model`, told apart by what is in it. ValueError for any other
-        file."""
+        """From a `tokenizer.json` or `spiece.model`, recognised by content. ValueError for other files."""
         data = read_bytes(path, MAX_FILE)
         try:
-            return (
-                cls.from_json(decode_text("it", data))
-                if data.lstrip()[:1] == b"{"
-                else cls(_read_sentencepiece(data))
-            )
+            if data.lstrip()[:1] == b"{":
+                return cls.from_json(decode_text("it", data))
+            return cls(_read_sentencepiece(data))
         except ValueError as error:
-            raise ValueError(
-                f"{path} is no tokenizer of T5, spiece.model or tokenizer.json: {error}"
-            ) from None
+            raise ValueError(f"{path} is not a spiece.model or tokenizer.json of T5: {error}") from None
 
     @classmethod
     def from_json(cls, text: str) -> T5Tokenizer:
@@ -122,17 +109,13 @@ class T5Tokenizer:
 
     @classmethod
     def of_ascii(cls) -> T5Tokenizer:
-        """One that spells: the printable characters of ASCII, for models too small to know words."""
+        """A tokenizer of the printable ASCII characters, for miniatures."""
         letters = ["▁", *map(chr, range(ord("!"), ord("~") + 1))]
-        return cls(
-            _describe(
-                [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -1.0) for letter in letters)]
-            )
-        )
+        special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+        return cls(_describe([*special, *((letter, -1.0) for letter in letters)]))
 
     def add_tokens(self, words: Iterable[AddedToken]) -> T5Tokenizer:
-        """A tokenizer that has these words too, each as one token. ValueError unless the ids of those that
-        are new follow its own."""
+        """A tokenizer with these words as additional tokens. ValueError unless their ids follow its own."""
         added = [word for word in words if word.content not in self.tokens]
         if not added:
             return self
@@ -141,14 +124,12 @@ class T5Tokenizer:
         longer = T5Tokenizer(content)
         for word in added:
             if (number := longer.tokens[word.content]) != word.id:
-                raise ValueError(
-                    f"its word {brief(word.content)} has the id {word.id}, where {number} comes next"
-                )
+                raise ValueError(f"its word {brief(word.content)} must have the id {number}, not {word.id}")
         return longer
 
     @cached_property
     def tokens(self) -> dict[str, int]:
-        """Every token's id."""
+        """The id of every token."""
         return dict(self._backend.get_vocab())
 
     def describe(self) -> str:
@@ -156,8 +137,7 @@ class T5Tokenizer:
         return self._json
 
     def to_json(self) -> str:
-        """The text of a `tokenizer.json`: the one it is made of, for the library rounds scores when it reads
-        and writes them."""
+        """The text of a `tokenizer.json`, with the original scores: the library would round them."""
         return self._json
 
     @property
@@ -166,37 +146,32 @@ class T5Tokenizer:
         return int(self._backend.get_vocab_size())
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text of any length, without EOS and padding. "</s>" and the like in it are those
-        tokens."""
+        """Token ids of a text, without EOS and padding. Special tokens in the text ("</s>") are parsed."""
         return [token for token, _ in self.tokenize_with_ends(text)]
 
     def tokenize_with_ends(self, text: str) -> list[tuple[int, int]]:
-        """Token ids, each with the number of characters of the text up to its end."""
+        """Token ids, each with the position of its end in the text."""
         if not isinstance(text, str):
             raise ValueError(f"a prompt is a text, not {text!r}")
         encoding = call_library(self._backend.encode, text, add_special_tokens=False)
         return [(token, end) for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids, normalised. ValueError for an id outside the vocabulary."""
+        """The normalised text of token ids. ValueError for an id outside the vocabulary."""
         for token in ids:
             if not 0 <= token < self.size:
-                raise ValueError(f"{token} is no token: ids are 0 to {self.size - 1}")
+                raise ValueError(f"{token} is not a token: ids are 0 to {self.size - 1}")
         return str(call_library(self._backend.decode, list(ids), skip_special_tokens=False))
 
 
 def _describe(pieces: Sequence[tuple[str, float]], charsmap: bytes = b"") -> dict[str, Any]:
-    """The tokenizer.json that transformers makes of pieces: the marks of T5's training behind them, words
-    split at blanks of any kind."""
+    """The tokenizer.json that transformers makes of pieces: with extra ids, and split at white space."""
     marks = [f"<extra_id_{i}>" for i in reversed(range(EXTRA))]
     known = {piece for piece, _ in pieces}
     vocab = [*pieces, *((mark, 0.0) for mark in marks if mark not in known)]
     special = {"<pad>", "</s>", "<unk>", *marks}
-    added = [
-        AddedToken(i, name, normalized=False, special=True)
-        for i, (name, _) in enumerate(vocab)
-        if name in special
-    ]
+    numbers = {name: i for i, (name, _) in enumerate(vocab) if name in special}
+    added = [AddedToken(i, name, normalized=False, special=True) for name, i in numbers.items()]
     words = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
     table = base64.b64encode(charsmap).decode()
     return {
@@ -207,16 +182,16 @@ def _describe(pieces: Sequence[tuple[str, float]], charsmap: bytes = b"") -> dic
     }
 
 
-# ---- sentencepiece's file: a protocol buffer, of which these fields matter (sentencepiece_model.proto)
+# sentencepiece's file: a protocol buffer (sentencepiece_model.proto). We need these fields ------------------
 
 PIECES, TRAINER, NORMALIZER = 1, 2, 3  # of the model
 PIECE, SCORE, KIND = 1, 2, 3  # of a piece
 MODEL_KIND, UNK_ID = 3, 40  # of the trainer: 1 is a unigram model
-CHARSMAP, PREFIX, JOINED = 2, 3, 4  # of the normaliser: its table; "▁" before the text; blanks joined
+CHARSMAP, PREFIX, JOINED = 2, 3, 4  # of the normaliser: its table; "▁" before the text; spaces merged
 
 
 def _read_sentencepiece(data: bytes) -> dict[str, Any]:
-    """The tokenizer.json of a spiece.model. ValueError for what is not a model like T5's."""
+    """The tokenizer.json of a spiece.model. ValueError for a model unlike T5's."""
     fields = list(islice(_fields(data), MAX_TOKENS))
     pieces = [_piece(value) for number, value in fields if number == PIECES]
     trainer, normalizer = (
@@ -225,14 +200,11 @@ def _read_sentencepiece(data: bytes) -> dict[str, Any]:
     )
     if not pieces:
         raise ValueError("it holds no pieces")
-    if (
-        trainer.get(MODEL_KIND, 1) != 1
-        or trainer.get(UNK_ID, 0) != UNK
-        or {kind for *_, kind in pieces} - {NORMAL, UNKNOWN, CONTROL}
-    ):
-        raise ValueError("it is sentencepiece's, but not a unigram model with <unk> as token 2, as T5's is")
+    other_kinds = {kind for *_, kind in pieces} - {NORMAL, UNKNOWN, CONTROL}
+    if trainer.get(MODEL_KIND, 1) != 1 or trainer.get(UNK_ID, 0) != UNK or other_kinds:
+        raise ValueError("this sentencepiece model is not a unigram model with <unk> as token 2, as T5's is")
     if not normalizer.get(PREFIX, 1) or not normalizer.get(JOINED, 1):
-        raise ValueError("it keeps blanks as they are, where T5's joins them and puts one before the text")
+        raise ValueError("it keeps spaces as they are, but T5's merges them and adds one before the text")
     charsmap = normalizer.get(CHARSMAP, b"")
     if not isinstance(charsmap, bytes):
         raise ValueError("its normaliser has no table")
@@ -249,62 +221,60 @@ def _piece(data: int | bytes) -> tuple[str, float, int | bytes]:
 
 
 def _fields(data: int | bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of every field of a message: whole numbers, and everything else as bytes."""
+    """Number and value of every field of a message: integers, and everything else as bytes."""
     if not isinstance(data, bytes):
-        raise ValueError("a number stands where a message should")
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
+        raise ValueError("it has a number in place of a message")
+    start = 0
+    while start < len(data):
+        key, start = _varint(data, start)
         number, wire = divmod(key, 8)
         if wire == 0:
-            value, at = _varint(data, at)
+            value, start = _varint(data, start)
             yield number, value
             continue
         if wire not in (1, 2, 5):
-            raise ValueError("it is neither JSON nor sentencepiece's")
-        size, at = _varint(data, at) if wire == 2 else ({1: 8, 5: 4}[wire], at)
-        if at + size > len(data):
-            raise ValueError("it is cut off, or neither JSON nor sentencepiece's")
-        yield number, data[at : at + size]
-        at += size
+            raise ValueError("it is neither JSON nor a sentencepiece model")
+        size, start = _varint(data, start) if wire == 2 else ({1: 8, 5: 4}[wire], start)
+        if start + size > len(data):
+            raise ValueError("it is truncated, or neither JSON nor a sentencepiece model")
+        yield number, data[start : start + size]
+        start += size
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A whole number, seven bits to a byte from the lowest, and where it ends."""
+def _varint(data: bytes, start: int) -> tuple[int, int]:
+    """An integer of seven bits per byte, lowest first, and its end."""
     value = 0
     for shift in range(0, 70, 7):
-        if at >= len(data):
-            raise ValueError("it is cut off, or neither JSON nor sentencepiece's")
-        value |= (data[at] & 127) << shift
-        at += 1
-        if data[at - 1] < 128:
-            return value, at
-    raise ValueError("it is neither JSON nor sentencepiece's")
+        if start >= len(data):
+            raise ValueError("it is truncated, or neither JSON nor a sentencepiece model")
+        value |= (data[start] & 127) << shift
+        start += 1
+        if data[start - 1] < 128:
+            return value, start
+    raise ValueError("it is neither JSON nor a sentencepiece model")
 
 
-# ---- tokenizer.json, checked before the package tokenizers sees it
+# tokenizer.json, checked before the package tokenizers reads it ---------------------------------------------
 #
-# It describes a small machine: steps that normalise and split the text, with patterns and replacements of the
-# file's choice. Some of these multiply the text until memory ends, which no error handling survives. So only
-# the steps and settings that T5's published files consist of reach the package.
+# Its steps normalise and split texts by patterns and replacements of the file's choice. Some of them multiply
+# the text until memory ends, which no error handling survives. So only the steps and settings of T5's
+# published files are accepted.
 
 
 def checked_unigram(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json made of what was checked alone: a unigram model, with steps that T5's have. ValueError
-    for another.
+    """A tokenizer.json of checked entries only: a unigram model with steps of T5's. ValueError for another.
 
-    What is done with tokens after that is T5's: truncation, padding, post_processor and decoder of the file
-    are left out.
+    Truncation, padding, post_processor and decoder of the file are replaced by T5's.
     """
     model = content["model"]
     if (kind := model.get("type")) != "Unigram":
-        raise ValueError(f"it holds the model {brief(kind)}, where T5's is 'Unigram'")
+        raise ValueError(f"its model must be 'Unigram', as T5's is, not {brief(kind)}")
     check_names("setting of its model", model, MODEL)
     _check_pieces(model.get("vocab"))
     added = content.get("added_tokens") or []
     check_type("its list of added tokens", added, list)
     if len(added) > MAX_ADDED:
-        raise ValueError(f"it has {len(added):,} added tokens: known ones have up to {MAX_ADDED:,}")
+        raise ValueError(f"it has {len(added):,} added tokens: at most {MAX_ADDED:,} are allowed")
     _check_steps("normalizer", "normalizers", NORMALIZERS, content.get("normalizer"))
     _check_steps("pre_tokenizer", "pretokenizers", PRE_TOKENIZERS, content.get("pre_tokenizer"))
     return {
@@ -323,21 +293,18 @@ def _check_pieces(pieces: Any) -> None:
     if not isinstance(pieces, list):
         raise ValueError(f"it is damaged: {brief(pieces)} is not a list of pieces")
     if len(pieces) > MAX_TOKENS:
-        raise ValueError(f"it has {len(pieces):,} pieces: known ones have up to {MAX_TOKENS:,}")
+        raise ValueError(f"it has {len(pieces):,} pieces: at most {MAX_TOKENS:,} are allowed")
     for piece in pieces:
         if not isinstance(piece, (list, tuple)) or len(piece) != 2 or not isinstance(piece[0], str):
             raise ValueError(f"it is damaged: {brief(piece)} is not a piece with its score")
-        if not 0 < len(piece[0]) <= MAX_TOKEN_LENGTH:
-            raise ValueError(
-                f"it has a piece of {len(piece[0]):,} characters: known ones have 1 to {MAX_TOKEN_LENGTH}"
-            )
+        if not 0 < (length := len(piece[0])) <= MAX_TOKEN_LENGTH:
+            raise ValueError(f"it has a piece of {length:,} characters: 1 to {MAX_TOKEN_LENGTH} are allowed")
         if isinstance(piece[1], bool) or not isinstance(piece[1], (int, float)) or not abs(piece[1]) < 1e30:
             raise ValueError(f"it is damaged: the piece {brief(piece[0])} has the score {brief(piece[1])}")
 
 
 def _check_steps(slot: str, members: str, known: Mapping[str, Sequence[str]], step: Any) -> None:
-    """ValueError unless a step is of a known kind with known settings, or a sequence of such steps in its
-    entry `members`."""
+    """ValueError unless a step, or each step in `members` of a sequence, has a known kind and settings."""
     if step is None:
         return
     steps = [step]
@@ -346,35 +313,30 @@ def _check_steps(slot: str, members: str, known: Mapping[str, Sequence[str]], st
         check_type(f"{members} of its {slot}", step.get(members), list)
         steps = step[members]
     if len(steps) > MAX_STEPS:
-        raise ValueError(f"its {slot} has {len(steps):,} steps: known ones have up to {MAX_STEPS}")
+        raise ValueError(f"its {slot} has {len(steps):,} steps: at most {MAX_STEPS} are allowed")
     kinds = [check_mapping(f"a step of its {slot}", each).get("type") for each in steps]
-    if kinds.count("Precompiled") > 1:  # their replacements would multiply
-        raise ValueError(
-            f"its {slot} has {kinds.count('Precompiled')} steps 'Precompiled': known ones have one"
-        )
+    if (count := kinds.count("Precompiled")) > 1:  # their replacements would multiply
+        raise ValueError(f"its {slot} has {count} steps 'Precompiled': one is allowed")
     for kind, each in zip(kinds, steps, strict=True):
         if not isinstance(kind, str) or kind not in known:
             raise ValueError(f"its {slot} has a step {brief(kind)}: T5's have {', '.join(known)}")
         check_names(f"setting of {kind} in its {slot}", each, ["type", *known[kind]])
-        if kind == "Replace" and (each.get("pattern"), each.get("content")) not in BLANKS:
-            raise ValueError(
-                f"its {slot} replaces {brief(each.get('pattern'))} by {brief(each.get('content'))}: T5's "
-                "only join blanks"
-            )
-        if kind == "Metaspace" and (
-            wrong := [each[name] for name in ("replacement", "str_rep") if each.get(name, "▁") != "▁"]
-        ):
-            raise ValueError(f"it writes blanks as {brief(wrong[0])}, where T5's writes '▁'")
+        replaced, content = each.get("pattern"), each.get("content")
+        if kind == "Replace" and (replaced, content) not in REPLACEMENTS:
+            change = f"{brief(replaced)} with {brief(content)}"
+            raise ValueError(f"its {slot} replaces {change}: T5's replaces spaces only")
+        wrong = [each[name] for name in ("replacement", "str_rep") if each.get(name, "▁") != "▁"]
+        if kind == "Metaspace" and wrong:
+            raise ValueError(f"it writes spaces as {brief(wrong[0])}: T5's writes '▁'")
         if kind == "Precompiled":
             _check_charsmap(each.get("precompiled_charsmap"))
 
 
 def _check_charsmap(text: Any) -> None:
-    """ValueError unless this is the table of a normaliser in base64: a tree of characters to be replaced, and
-    the texts that replace them.
+    """ValueError unless this is a normaliser's table in base64: a tree of characters, and their replacements.
 
-    The tree is an array of 32-bit units (darts-clone): a child lies at its parent's place XOR an offset XOR
-    the child's byte.
+    The tree is an array of 32-bit units (darts-clone). A child's place is its parent's place XOR the parent's
+    offset XOR the child's byte.
     """
     check_type("the table of its normaliser", text, str)
     try:
@@ -385,27 +347,25 @@ def _check_charsmap(text: Any) -> None:
         units, texts = np.frombuffer(table[4 : 4 + size], dtype="<u4").astype(np.int64), table[4 + size :]
         if (longest := max(map(len, texts.split(b"\0")), default=0)) > MAX_REPLACEMENT:
             raise ValueError(
-                f"it replaces characters by up to {longest:,} bytes, and known ones by up to "
-                f"{MAX_REPLACEMENT}"
+                f"it has replacements of {longest:,} bytes: at most {MAX_REPLACEMENT} are allowed"
             )
         values = _values(units)
         starts = np.frombuffer(b"\0" + texts, dtype=np.uint8)[: len(texts) + 1]
         if values.size and (values.max() >= len(texts) or (starts[values] != 0).any()):
-            raise ValueError("it points into a text, or behind the last")
+            raise ValueError("it points to the inside of a text, or beyond the last one")
         texts.decode()
     except ValueError as error:
         raise ValueError(f"the table of its normaliser is damaged: {error}") from None
 
 
 def _values(units: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The offsets of the replacements of all characters in the tree. ValueError if the tree leads out of the
-    array."""
+    """Offsets of all replacements in the tree. ValueError if the tree leaves the array."""
     labels, place, found = np.arange(1, 256), _offset(units[:1]), []
     unseen = np.ones(units.size, dtype=bool)
     while place.size:
         if (place | 255).max() >= units.size:
             raise ValueError("its tree leaves it")
-        place = np.unique(place[unseen[place]])  # equal ends are shared
+        place = np.unique(place[unseen[place]])  # equal suffixes are shared
         unseen[place] = False
         below = place[:, None] ^ labels
         parent, label = np.nonzero((units[below] & 0x800000FF) == labels)
@@ -422,12 +382,11 @@ def _offset(units: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dt
     return (units >> 10) << ((units & 512) >> 6)
 
 
-# ---- beside weights
+# Files next to weights --------------------------------------------------------------------------------------
 
 
 def is_t5(path: Path) -> bool:
-    """Whether a tokenizer's file or folder is T5's kind, as far as can be seen at once: pieces with scores,
-    and not byte pairs."""
+    """Whether a tokenizer's file or folder seems to be of T5's kind: not byte pairs."""
     file = path / WHOLE if path.is_dir() else path
     if not file.is_file():
         return (path / SPIECE).is_file()
@@ -435,10 +394,9 @@ def is_t5(path: Path) -> bool:
 
 
 def find_t5_tokenizer(part: Part, given: Sequence[Path], notes: list[str]) -> T5Tokenizer | None:
-    """The tokenizer of a T5: the last of the given paths, or one beside the weights; None without one.
+    """The tokenizer of a T5: the last of the given paths, or one next to the weights; None without one.
 
-    ValueError for one that was given and is none of T5's; one that merely lies beside the weights is then
-    left alone, and noted.
+    A given tokenizer that is not T5's is a ValueError; one next to the weights is ignored, with a note.
     """
     for file in _t5_files(reversed(given)):
         return open_t5_tokenizer(file)
@@ -450,25 +408,21 @@ def find_t5_tokenizer(part: Part, given: Sequence[Path], notes: list[str]) -> T5
     return None
 
 
-def _t5_files(places: Iterable[Path]) -> Iterator[Path]:
-    """The files of T5's tokenizers among these paths, or within those that are folders."""
-    for place in places:
-        yield from (
-            file
-            for file in ([place / WHOLE, place / SPIECE] if place.is_dir() else [place])
-            if file.is_file()
-        )
+def _t5_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """Files of tokenizers among these paths and in these folders."""
+    for path in paths:
+        files = [path / WHOLE, path / SPIECE] if path.is_dir() else [path]
+        yield from (file for file in files if file.is_file())
 
 
 def open_t5_tokenizer(file: Path) -> T5Tokenizer:
-    """T5's tokenizer in a file, with the words that configurations beside it add: a spiece.model has no place
-    for any."""
+    """T5's tokenizer in a file, with the words that configurations in its folder add."""
     tokenizer, folder = T5Tokenizer.open(file), file.parent
     try:
         config = read_object(folder / CONFIG)
         if config.get("tokenizer_class") not in (None, *CLASSES):
-            return tokenizer  # a configuration of another tokenizer
+            return tokenizer  # it is the configuration of another tokenizer
         _, more = special_tokens(folder, config, {})
         return tokenizer.add_tokens(added_tokens(folder, config, [], more, tokenizer.tokens))
     except ValueError as error:
-        raise ValueError(f"{folder}: the words beside {file.name} cannot be used: {error}") from None
+        raise ValueError(f"{folder}: the words added to {file.name} cannot be used: {error}") from None

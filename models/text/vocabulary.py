@@ -1,8 +1,7 @@
-"""What the tokenizers of all text encoders share: words added to a vocabulary, and the folders in which
-transformers keeps them.
+"""Common to all tokenizers: words added to a vocabulary, and the files in which transformers stores them.
 
-A kind of reader has its own table of tokens (CLIP's vocab.json with merges.txt, T5's spiece.model, or a
-tokenizer.json). Configurations beside any of them say which words are added to it.
+Each kind of tokenizer has its own token table (CLIP's vocab.json with merges.txt, T5's spiece.model, or a
+tokenizer.json). Configurations in the same folder add words to it.
 """
 
 from __future__ import annotations
@@ -23,29 +22,26 @@ if TYPE_CHECKING:
 MAX_FILE = 2**26  # bytes; T5's has 2.4 million
 MAX_TOKENS = 1_000_000  # CLIP has 49,408, T5 32,100
 MAX_TOKEN_LENGTH = 1000  # characters; CLIP's have up to 32, T5's up to 16
-# a letter, one of several bytes, one that is in no word: a tokenizer that reads these reads all texts
-TRIAL = "a ½ \U0010fffd"
+TRIAL = "a ½ \U0010fffd"  # ASCII, a character of several bytes, an unknown one: a test for tokenizers
 
 WHOLE, SPIECE, TABLE, MERGES = "tokenizer.json", "spiece.model", "vocab.json", "merges.txt"
 CONFIG, ADDED, NAMES = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
-# in tokenizer_config.json; where it stands, added_tokens.json and special_tokens_map.json do not count
+# Its presence in tokenizer_config.json overrides added_tokens.json and special_tokens_map.json.
 DECODER = "added_tokens_decoder"
 MORE = (
     "extra_special_tokens",
     "additional_special_tokens",
-)  # those without a role; the first key takes precedence
+)  # tokens without a role; the first key comes first
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A word that is one token and is found in a text before it is split: a learned word, or the name of a
-    special token.
+    """A word that is one token, found in a text before it is split: a learned word or a special token.
 
-    single_word  only where it is no part of a longer word
-    lstrip       with the blanks before it; rstrip: with those behind it
-    normalized   in the text with capitals lowered and blanks joined, so that capitals do not matter; else in
-                 the text as it stands
-    special      a name such as that of the end of text
+    single_word  not as a part of a longer word
+    lstrip       with the spaces before it; rstrip: with the spaces after it
+    normalized   found in the normalised text, so that case does not matter; else in the original text
+    special      a special token, such as the end of text
     """
 
     id: int
@@ -58,29 +54,25 @@ class AddedToken:
 
     def __post_init__(self) -> None:
         if not 0 <= self.id < MAX_TOKENS:
-            raise ValueError(
-                f"its added token {brief(self.content)} has the id {brief(self.id)}: ids are 0 to "
-                f"{MAX_TOKENS - 1:,}"
-            )
-        if not 0 < len(self.content) <= MAX_TOKEN_LENGTH:
-            raise ValueError(
-                f"it has an added token of {len(self.content):,} characters: known ones have 1 to "
-                f"{MAX_TOKEN_LENGTH:,}"
-            )
+            name, last = brief(self.content), MAX_TOKENS - 1
+            raise ValueError(f"its added token {name} has the id {brief(self.id)}: ids are 0 to {last:,}")
+        if not 0 < (length := len(self.content)) <= MAX_TOKEN_LENGTH:
+            limit = f"1 to {MAX_TOKEN_LENGTH:,} are allowed"
+            raise ValueError(f"it has an added token of {length:,} characters: {limit}")
 
 
 def parse_tokenizer_json(text: str) -> dict[str, Any]:
-    """The content of the file. ValueError if it is damaged or describes no model."""
+    """The content of a tokenizer.json. ValueError if it is damaged or has no model."""
     try:
         content = parse_json(text)
         content["model"].keys()
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"it describes no model ({type(error).__name__}: {error})") from None
+        raise ValueError(f"it has no model ({type(error).__name__}: {error})") from None
     return dict(content)
 
 
 def read_model_entry(file: Path) -> dict[str, Any]:
-    """What a tokenizer.json says of its model, {} where it is damaged or describes none."""
+    """The entry "model" of a tokenizer.json; {} if it is damaged or missing."""
     try:
         return dict(parse_tokenizer_json(read_text(file, MAX_FILE))["model"])
     except ValueError:
@@ -88,8 +80,7 @@ def read_model_entry(file: Path) -> dict[str, Any]:
 
 
 def folders_beside(part: Part) -> tuple[Path, Path]:
-    """Where a text encoder's tokenizer may lie: tokenizer_N beside its folder text_encoder_N, and the folder
-    of its weights."""
+    """Folders for a text encoder's tokenizer: tokenizer_N next to text_encoder_N, and that of the weights."""
     home = part.file.path.absolute().parent
     return home.parent / home.name.replace("text_encoder", "tokenizer"), home
 
@@ -97,10 +88,9 @@ def folders_beside(part: Part) -> tuple[Path, Path]:
 def special_tokens(
     folder: Path, config: Mapping[str, Any], roles: Mapping[str, str]
 ) -> tuple[dict[str, AddedToken], list[AddedToken]]:
-    """Special tokens by role, and those without a role, from the configuration or the file of older versions
-    that overrides it.
+    """Special tokens by role, and those without a role, from NAMES (older versions) or the configuration.
 
-    Each is written as a name or as a mapping. Their ids stand elsewhere, and are 0 here.
+    Each is a name or a mapping. Their ids are in other files, and 0 here.
     """
     names = {} if DECODER in config else read_object(folder / NAMES)
 
@@ -110,10 +100,8 @@ def special_tokens(
             if key in roles:
                 return [_special_token(roles[key] if content in (None, "") else content)]
             check_type("a list of special tokens", content, list | dict | None)
-            return [
-                _special_token(entry)
-                for entry in (content.values() if isinstance(content, dict) else content or [])
-            ]
+            entries = content.values() if isinstance(content, dict) else content or []
+            return [_special_token(entry) for entry in entries]
 
     more = [read(key) for key in MORE]
     return {key: read(key)[0] for key in roles}, more[0] or more[1]
@@ -122,10 +110,8 @@ def special_tokens(
 def _special_token(entry: Any) -> AddedToken:
     check_type("a special token", entry, str | dict)
     settings = {"content": entry} if isinstance(entry, str) else entry
-    token = _token(
-        0, {"normalized": "__type" in settings, **settings}
-    )  # as transformers has it, which makes an AddedToken of those
-    return replace(token, special=True)
+    # "__type": transformers makes an AddedToken of it, which is normalized by default.
+    return replace(_token(0, {"normalized": "__type" in settings, **settings}), special=True)
 
 
 def added_tokens(
@@ -135,21 +121,19 @@ def added_tokens(
     special: Sequence[AddedToken],
     tokens: Mapping[str, int],
 ) -> list[AddedToken]:
-    """The words that are added to a table of tokens, by id. Special ones whose id no file says have that of
-    the table, or the next."""
+    """The words added to a token table, by id. Special tokens without an id get the table's or the next."""
     names = {token.content for token in special}
     if DECODER in config:
         with name_in_errors(CONFIG):
-            found = [
-                _token(number, entry) for number, entry in check_mapping(DECODER, config[DECODER]).items()
-            ]
+            entries = check_mapping(DECODER, config[DECODER]).items()
+            found = [_token(number, entry) for number, entry in entries]
     else:  # older versions
+        found = []
         with name_in_errors(ADDED):
-            entries = read_object(folder / ADDED).items()
-            found = [
-                _token(id, {"content": name, "normalized": name not in names, "special": name in names})
-                for name, id in entries
-            ]
+            for name, number in read_object(folder / ADDED).items():
+                special_name = name in names
+                entry = {"content": name, "normalized": not special_name, "special": special_name}
+                found.append(_token(number, entry))
         with name_in_errors(WHOLE):
             found += [_token(check_mapping("an added token", entry).get("id"), entry) for entry in described]
     added = {token.content: token for token in found}
@@ -161,19 +145,16 @@ def added_tokens(
 
 
 def _token(number: Any, entry: Any) -> AddedToken:
-    settings = {
-        key: value
-        for key, value in check_mapping("an added token", entry).items()
-        if key not in ("__type", "id")
-    }
-    return make_params(
-        "added token", AddedToken, {**settings, "id": int(number) if str(number).isdecimal() else number}
-    )
+    settings = {**check_mapping("an added token", entry), "id": number}
+    settings.pop("__type", None)
+    if str(number).isdecimal():
+        settings["id"] = int(number)
+    return make_params("added token", AddedToken, settings)
 
 
 @contextmanager
 def name_in_errors(file: str) -> Iterator[None]:
-    """Puts the name of the file before errors that lack it."""
+    """Adds the name of the file to errors that lack it."""
     try:
         yield
     except ValueError as error:
@@ -185,19 +166,16 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def tokenizers_library() -> Any:
-    """The package tokenizers. ValueError that says what to install without it."""
+    """The package tokenizers. ValueError if it is missing."""
     try:
         import tokenizers
     except ImportError as error:
-        raise ValueError(
-            f"prompts are read with the package tokenizers ({error}): pip install tokenizers"
-        ) from error
+        raise ValueError(f"prompts need the package tokenizers ({error}): pip install tokenizers") from error
     return tokenizers
 
 
 def call_library(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """The result of a call of the library. ValueError in one line if it fails in any way, also by a panic,
-    which is no Exception."""
+    """The result of a call of the library. ValueError for failures, even a panic, which is no Exception."""
     try:
         return call(*args, **options)
     except BaseException as error:

@@ -214,7 +214,7 @@ def test_text_comes_back_normalised(ours: T5Tokenizer) -> None:
         assert ours.detokenize(ours.tokenize(text)) == peer.decode(peer.encode(text))
     assert ours.detokenize(ours.tokenize("cat ☃ dog")) == "cat <unk> dog"
     for token in (-1, ours.size):
-        with pytest.raises(ValueError, match=f"{token} is no token: ids are 0 to {ours.size - 1}"):
+        with pytest.raises(ValueError, match=f"{token} is not a token: ids are 0 to {ours.size - 1}"):
             ours.detokenize([5, token])
 
 
@@ -242,22 +242,25 @@ def other_json(model: Any) -> bytes:
 
 FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "it holds no pieces"),
-    "web page": (lambda: b"<!DOCTYPE html><html><body>404</body></html>", "neither JSON nor sentencepiece"),
+    "web page": (
+        lambda: b"<!DOCTYPE html><html><body>404</body></html>",
+        "neither JSON nor a sentencepiece model",
+    ),
     "text": (
         lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
-        "neither JSON nor sentencepiece",
+        "neither JSON nor a sentencepiece model",
     ),
-    "zip": (lambda: b"PK\x03\x04" + bytes(range(256)), "neither JSON nor sentencepiece"),
+    "zip": (lambda: b"PK\x03\x04" + bytes(range(256)), "neither JSON nor a sentencepiece model"),
     "half a model": (lambda: spiece()[: len(spiece()) // 2], "cut off"),
-    "half a json": (lambda: b'{"model": {"type": "Uni', "it describes no model"),
-    "other json": (lambda: b'{"architectures": ["T5EncoderModel"]}', "it describes no model"),
-    "json of no model": (lambda: b'{"model": 3}', "it describes no model"),
+    "half a json": (lambda: b'{"model": {"type": "Uni', "it has no model"),
+    "other json": (lambda: b'{"architectures": ["T5EncoderModel"]}', "it has no model"),
+    "json of no model": (lambda: b'{"model": 3}', "it has no model"),
     "unigram without pieces": (lambda: b'{"model": {"type": "Unigram"}}', "it is damaged"),
-    "BPE": (lambda: other_json(models.BPE()), "it holds the model 'BPE', where T5's is 'Unigram'"),
-    "WordPiece": (lambda: other_json(models.WordPiece()), "it holds the model 'WordPiece'"),
+    "BPE": (lambda: other_json(models.BPE()), "its model must be 'Unigram', as T5's is, not 'BPE'"),
+    "WordPiece": (lambda: other_json(models.WordPiece()), "'Unigram', as T5's is, not 'WordPiece'"),
     "another's unigram": (
         lambda: other_json(models.Unigram([("<s>", 0.0), ("a", -1.0), ("<unk>", 0.0)], unk_id=2)),
-        "not T5's <pad> and </s>, but '<s>' and 'a'",
+        "must be T5's <pad> and </s>, not '<s>' and 'a'",
     ),
     "unigram without <unk>": (
         lambda: other_json(models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("a", -1.0)])),
@@ -266,12 +269,12 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "BPE of sentencepiece": (lambda: spiece(model_type="bpe"), "not a unigram model"),
     "sentencepiece with other first tokens": (
         lambda: spiece(pad_id=1, eos_id=0),
-        "not T5's <pad> and </s>, but '</s>' and '<pad>'",
+        "must be T5's <pad> and </s>, not '</s>' and '<pad>'",
     ),
     "sentencepiece with <unk> elsewhere": (lambda: spiece(pad_id=2, unk_id=0), "with <unk> as token 2"),
     "sentencepiece with bytes": (lambda: spiece(byte_fallback=True, vocab_size=400), "not a unigram model"),
-    "no blank before the text": (lambda: spiece(add_dummy_prefix=False), "it keeps blanks"),
-    "blanks kept": (lambda: spiece(remove_extra_whitespaces=False), "it keeps blanks"),
+    "no blank before the text": (lambda: spiece(add_dummy_prefix=False), "it keeps spaces"),
+    "blanks kept": (lambda: spiece(remove_extra_whitespaces=False), "it keeps spaces"),
 }
 
 
@@ -282,7 +285,7 @@ def test_refuses_files_of_another_kind(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "spiece.model"
     path.write_bytes(make())
     with pytest.raises(
-        ValueError, match=r"^[^\n]*spiece\.model is no tokenizer of T5, spiece\.model or tokenizer\.json: "
+        ValueError, match=r"^[^\n]*spiece\.model is not a spiece\.model or tokenizer\.json of T5: "
     ) as caught:
         T5Tokenizer.open(path)
     assert message in str(caught.value)

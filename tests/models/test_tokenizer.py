@@ -173,10 +173,10 @@ def test_detokenize_is_the_inverse_up_to_spelling() -> None:
 
 def test_detokenize_refuses_what_is_no_token() -> None:
     """An id outside the vocabulary raises, also one before its first."""
-    with pytest.raises(ValueError, match="49408 is no token: ids are 0 to 49407"):
+    with pytest.raises(ValueError, match="49408 is not a token: ids are 0 to 49407"):
         detokenize([320, 49408])
     own = clip_tokenizer.Vocabulary(bos="a", eos="a", unk="a", pad="a", tokens={"a": 1}, merges=())
-    with pytest.raises(ValueError, match="0 is no token: ids are 0 to 1"):
+    with pytest.raises(ValueError, match="0 is not a token: ids are 0 to 1"):
         clip_tokenizer.CLIPTokenizer(own).detokenize([1, 0])
 
 

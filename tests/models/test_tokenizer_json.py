@@ -16,7 +16,7 @@ from models.text.vocabulary import call_library
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "multiplies": (
         {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 99}},
-        "only join blanks",
+        "replaces spaces only",
     ),
     "within a sequence": (
         {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "a"}]}},

@@ -621,8 +621,8 @@ MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
                                                                                                 "guide out"),
     "lengths": (mini, {"prompts": ["a " * n for n in (370, 445, 520)]}, "prompts of 5, 6, 7 pieces of 75 "
                                                                         "tokens in one batch would"),
-    "weight": (mini, {"prompts": f"(a:{'9' * 400})", "weighted": True}, "words weigh up to 100 times the "
-                                                                        "usual, not inf, in the prompt"),
+    "weight": (mini, {"prompts": f"(a:{'9' * 400})", "weighted": True}, "weights are at most 100, not inf, "
+                                                                        "in the prompt"),
     "numbers": (mini, {"numbers": {"height": 5}}, "this family is told no numbers beside the prompt: "
                                                   "leave height out"),
     "number": (lambda: mini("sdxl"), {"numbers": {"hight": 5}}, "no number named 'hight'; did you mean "
@@ -689,9 +689,9 @@ MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
                                                         "32x72 is near"),
     "beyond its positions": (lambda: mini("sd3"), {"height": 528}, "up to 512 pixels a side, not 528x64 "
                                                                    "(height x width)"),
-    "no tokens of flux": (lambda: mute("flux-dev"), {}, "T5 is here without its tokens: load its "
+    "no tokens of flux": (lambda: mute("flux-dev"), {}, "T5 has no tokenizer: load its "
                                                         "spiece.model or tokenizer.json too"),
-    "no tokens of sd3": (lambda: mute("sd3"), {}, "T5 is here without its tokens: load its spiece.model "
+    "no tokens of sd3": (lambda: mute("sd3"), {}, "T5 has no tokenizer: load its spiece.model "
                                                   "or tokenizer.json too"),
     "refiner of a flow": (lambda: mini("sd3"), {"refiner": lambda: mini("sdxl-refiner")}, "latents of "
                                                                                           "other units"),

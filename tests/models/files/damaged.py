@@ -528,7 +528,7 @@ CASES: dict[str, tuple[Make, str]] = {
     ),
     "T5 of the first version": (
         flow("flux-dev", ungated, "t5xxl"),
-        "PATH: this is a T5 of the first version, whose MLPs have no gate",
+        "PATH: this T5 has MLPs without gates",
     ),
     "T5 without its distances": (
         flow("flux-dev", lambda state: without(state, T5_DISTANCES), "t5xxl"),

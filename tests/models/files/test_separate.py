@@ -145,7 +145,7 @@ def test_the_tokenizer_is_found_or_given(saved: Saved, t5_alone: Path, tmp_path:
     without = models.load(*others, t5_alone).require("text")
     assert "t5" not in without.tokenizers
     with pytest.raises(
-        ValueError, match=r"T5 is here without its tokens: load its spiece\.model or tokenizer\.json too"
+        ValueError, match=r"T5 has no tokenizer: load its spiece\.model or tokenizer\.json too"
     ):
         without.encode(["a corgi"])
     models.save(tiny("flux-dev"), tmp_path / "f", "diffusers")
@@ -166,13 +166,13 @@ def test_the_tokenizer_is_found_or_given(saved: Saved, t5_alone: Path, tmp_path:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer.json", b"{", "it describes no model"),
+        ("tokenizer.json", b"{", "it has no model"),
         (
             "tokenizer.json",
             b'{"model": {"type": "BPE"}}',
-            "it holds the model 'BPE', where T5's is 'Unigram'",
+            "its model must be 'Unigram', as T5's is, not 'BPE'",
         ),
-        ("spiece.model", b"abc", "it is cut off, or neither JSON nor sentencepiece's"),
+        ("spiece.model", b"abc", "it is truncated, or neither JSON nor a sentencepiece model"),
     ],
 )
 def test_a_wrong_tokenizer_is_refused(
@@ -181,7 +181,7 @@ def test_a_wrong_tokenizer_is_refused(
     """If it is given; if it only lies beside T5's weights it may be another model's, and is noted."""
     others, path = saved("flux-dev", *FLUX[:3]), t5_alone.parent / name
     path.write_bytes(content)
-    said = f"{path} is no tokenizer of T5, spiece.model or tokenizer.json: {message}"
+    said = f"{path} is not a spiece.model or tokenizer.json of T5: {message}"
     assert (f"{path} is a tokenizer that clip_l or t5 cannot use" if b"BPE" in content else said) in refusal(
         *others, t5_alone, path
     )

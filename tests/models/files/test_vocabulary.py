@@ -195,12 +195,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     model = models.load(folder)
     for layout in ("ldm", "separate"):
         with pytest.raises(
-            ValueError, match=r"own words of clip_l \(<cat-toy>\): use layout='diffusers' or 'native'"
+            ValueError, match=r"learned words of clip_l \(<cat-toy>\): use layout='diffusers' or 'native'"
         ):
             models.save(model, tmp_path / "out.safetensors", cast(Any, layout))
     (folder / "tokenizer").rename(tmp_path / "tokenizer")
     with pytest.raises(
-        ValueError, match="knows 49409 tokens, and OpenAI's tokenizer has 49408: load the folder of its own"
+        ValueError, match="has 49409 tokens, and OpenAI's tokenizer 49408: load the folder of its own"
     ):
         models.load(folder)
     assert models.load(folder, tmp_path / "tokenizer").require("text").tokenizer("clip_l").tokenize(
@@ -212,10 +212,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     gap = {"49408": {"content": "<cat-toy>"}, "60000": {"content": "<x>"}}
     many = {str(EOS + 1 + i): {"content": f"<{i}>"} for i in range(3)}
     damages = {
-        "tokenizer_class='BertTokenizer'": json.dumps({**whole, "tokenizer_class": "BertTokenizer"}),
+        "tokenizer_class='CLIPTokenizer', not 'BertTokenizer'": json.dumps(
+            {**whole, "tokenizer_class": "BertTokenizer"}
+        ),
         "tokenizer_config.json is damaged": "{",
         "60000": json.dumps({**whole, "added_tokens_decoder": gap}),
-        "tokenizer of clip_l has 49411 tokens and this tower knows 49409": json.dumps(
+        "tokenizer of clip_l has 49411 tokens, and this tower 49409": json.dumps(
             {**whole, "added_tokens_decoder": many}
         ),
     }
@@ -300,8 +302,8 @@ CONFIG, ADDED, MAP, TABLE, WHOLE = (
         (WHOLE, {"model": {"vocab": {"a": 0}, "merges": [3]}}, "pair of tokens"),
         (WHOLE, {"model": {"vocab": {"a": 0}}, "added_tokens": 3}, "list of added tokens"),
         (WHOLE, {"model": {"vocab": {"a": 0}}, "added_tokens": ["<x>"]}, "an added token must be a mapping"),
-        (WHOLE, {"model": []}, "describes no model"),
-        (WHOLE, [], "describes no model"),
+        (WHOLE, {"model": []}, "it has no model"),
+        (WHOLE, [], "it has no model"),
     ],
 )
 def test_wrong_types_are_one_line_that_names_the_file(
@@ -322,7 +324,7 @@ def test_a_folder_without_its_tokens_says_which_file_lacks(tmp_path: Path, missi
     write_clip_tokenizer(openai_tokenizer(), tmp_path, EOS, 77)
     for name in missing:
         (tmp_path / name).unlink()
-    with pytest.raises(ValueError, match=rf"{tmp_path.name}.*{missing[0]} is not there: tokenizer\.json"):
+    with pytest.raises(ValueError, match=rf"{tmp_path.name}.*{missing[0]} is missing: tokenizer\.json"):
         open_clip_tokenizer(tmp_path)
 
 
@@ -364,7 +366,7 @@ def test_rows_beyond_the_words_of_a_folder_stay(tmp_path: Path) -> None:
     assert models.load(tmp_path / "native.safetensors").fingerprint == model.fingerprint
     for layout in ("ldm", "separate"):
         with pytest.raises(
-            ValueError, match="which 49472 tokens clip_l knows: use layout='diffusers' or 'native'"
+            ValueError, match="do not hold the 49472 tokens of clip_l: use layout='diffusers' or 'native'"
         ):
             models.save(model, tmp_path / "out.safetensors", cast(Any, layout))
 
