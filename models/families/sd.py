@@ -158,16 +158,12 @@ def _heads(hints: Mapping[str, Any], linear: bool, widths: list[int]) -> tuple[i
     if isinstance(counts, int):
         return counts, None
     if len(counts) != (n := len(widths)):
-        raise ValueError(
-            f"attention_head_dim {brief(counts)} is neither a number nor one for each of {n} levels"
-        )
+        raise ValueError(f"attention_head_dim {brief(counts)} is neither a number nor one for {n} levels")
     dims = {width // heads for width, heads in zip(widths, counts, strict=True)}
     if len(set(counts)) == 1:
         return counts[0], None
     if len(dims) > 1:
-        raise ValueError(
-            f"attention_head_dim {brief(counts)} gives levels neither equal numbers nor widths of heads"
-        )
+        raise ValueError(f"attention_head_dim {brief(counts)} gives neither equal numbers nor equal widths")
     return None, dims.pop()
 
 
@@ -226,10 +222,8 @@ SETTINGS: Settings = {
 def config(p: UNetParams, size: tuple[int, int]) -> dict[str, Any]:
     """For UNet2DConditionModel. `size`: height and width of the latents in training."""
     if not p.middle_attention or p.attention[-1] not in (0, p.middle_attention):
-        depths_here = f"{p.middle_attention} and {p.attention[-1]}"
-        raise ValueError(
-            f"diffusers needs equal attention in the middle and the coarsest level, not {depths_here}"
-        )
+        depths_here = f"{p.middle_attention} and {p.attention[-1]} blocks"
+        raise ValueError(f"diffusers' middle attends as the coarsest level does, and not by {depths_here}")
     widths = [p.channels * m for m in p.channel_mult]
     depths = [depth or 1 for depth in p.attention]
     depths[-1] = p.middle_attention  # where diffusers reads the middle's depth

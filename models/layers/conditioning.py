@@ -53,9 +53,7 @@ class GuidanceEmbedding(nn.Linear):
 
     def __init__(self, frequencies: int, dim: int) -> None:
         if frequencies % 2 or frequencies < 4:
-            raise ValueError(
-                f"guidance embeddings need an even number of frequencies >= 4, not {frequencies}"
-            )
+            raise ValueError(f"guidance embeddings need an even number >= 4, not {frequencies} frequencies")
         super().__init__(frequencies, dim, bias=False)
 
     def forward(self, scale: Tensor) -> Tensor:

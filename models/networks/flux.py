@@ -51,9 +51,7 @@ class TrunkParams(NetworkParams):
         check_at_least_one(self, "patch_size", "context_dim", "axes")
         check_range(self, "theta", "mlp_ratio", least=1e-6, most=1e9)
         if len(self.axes) != 3 or any(dim % 2 for dim in self.axes):
-            raise ValueError(
-                f"axes are three even numbers of features, for 0, row and column, not {self.axes}"
-            )
+            raise ValueError(f"axes are three even numbers, for 0, row and column, not {self.axes}")
         if self.hidden != self.heads * sum(self.axes):
             sizes = f"heads={self.heads} times the sum of axes={self.axes}"
             raise ValueError(f"hidden={self.hidden} must be {sizes}")

@@ -62,11 +62,7 @@ OPENCLIP_LINEAR = {**OPENCLIP, r"^text_projection$": "text_projection.weight"}
 SETTINGS: Settings = {"hidden_act": ("quick_gelu", "gelu"), "layer_norm_eps": (1e-5,)}
 LAYERS = "num_hidden_layers"  # in config.json
 HEAD_DIM = 64  # in all published towers
-PUBLISHED_BLOCKS = {
-    768: (12,),
-    1024: (23, 24),
-    1280: (32,),
-}  # by width: CLIP-L, OpenCLIP-H (23 in SD 2), bigG
+PUBLISHED_BLOCKS = {768: (12,), 1024: (23, 24), 1280: (32,)}  # by width; SD 2 uses 23 of 24
 
 
 def transformers(_: Any = None) -> Layout:
@@ -98,12 +94,10 @@ def recognise(shapes: Shapes, hints: Mapping[str, Any]) -> tuple[CLIPTextParams,
     blocks = used_blocks(at.count("blocks.{}.norm1.weight"), configured)
     if configured is None and blocks not in PUBLISHED_BLOCKS.get(width, (blocks,)):
         all_blocks = PUBLISHED_BLOCKS[width][-1]
-        raise ValueError(
-            f"this is a part of a text encoder: {blocks} of {all_blocks} blocks of width {width}"
-        )
-    projection = (
-        at["projection.weight"][bool(layout.forms)] if "projection.weight" in at else None
-    )  # transposed
+        present = f"{blocks} of {all_blocks} blocks of width {width}"
+        raise ValueError(f"this is a part of a text encoder: {present}")
+    out = int(bool(layout.forms))  # OpenCLIP's projection is transposed
+    projection = at["projection.weight"][out] if "projection.weight" in at else None
     return CLIPTextParams(
         vocab=at["token.weight"][0],
         length=at["position"][0],
@@ -249,19 +243,17 @@ class CLIPReader(Reader):
         super().check(name, own)
         if not 0 <= self.pad < self.network.vocab:
             last = self.network.vocab - 1
-            raise ValueError(
-                f"{name} is padded with the token pad={self.pad}, but its tokens are 0 to {last}"
-            )
+            raise ValueError(f"{name} is padded with pad={self.pad}, and its tokens are 0 to {last}")
 
     @classmethod
     def find_tokenizers(
-        cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]
+        cls, parts: Mapping[str, Part], paths: Sequence[Path], notes: list[str]
     ) -> dict[str, CLIPTokenizer]:
         """No entry for a tower that uses OpenAI's tokenizer. ValueError if that does not fit."""
         tokenizers = {}
         for name, part in parts.items():
             second = None if len(parts) == 1 else name != next(iter(parts))
-            tokenizer = find_clip_tokenizer(part, given, second)
+            tokenizer = find_clip_tokenizer(part, paths, second)
             if tokenizer is not None:
                 tokenizers[name] = tokenizer
             elif (rows := part.params.vocab) != EOS + 1:
@@ -271,10 +263,10 @@ class CLIPReader(Reader):
 
     @classmethod
     def assign_tokenizers(
-        cls, found: dict[str, CLIPTokenizer], names: Sequence[str]
+        cls, tokenizers: dict[str, CLIPTokenizer], names: Sequence[str]
     ) -> dict[str, CLIPTokenizer]:
         """None if all are OpenAI's, which cleans texts. If one has learned words, none cleans texts."""
-        own = {name: tokenizer for name, tokenizer in found.items() if not tokenizer.is_openai}
+        own = {name: tokenizer for name, tokenizer in tokenizers.items() if not tokenizer.is_openai}
         return {name: own.get(name) or uncleaned_tokenizer() for name in names} if own else {}
 
     def learned_words(self, own: CLIPTokenizer) -> Any:
@@ -291,8 +283,8 @@ class CLIPReader(Reader):
         configured, eos = part.hints.get("eos_token_id"), tokenizer.eos if tokenizer else EOS
         # Older configurations say 2. Then transformers ends texts at the greatest id, OpenAI's EOS.
         if self.pooled and configured not in (None, 2, eos):
-            said = f"config.json says eos_token_id={brief(configured)}"
-            raise ValueError(f"{said}, and its tokenizer ends texts with {eos}")
+            setting = f"config.json says eos_token_id={brief(configured)}"
+            raise ValueError(f"{setting}, and its tokenizer ends texts with {eos}")
         if tokenizer is None:
             return replace(self, network=network)
         length = tokenizer.vocabulary.length or network.length

@@ -54,12 +54,8 @@ WORD_END = "</w>"  # suffix of tokens at the end of a word
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 LONG_TEXT = 10_000  # characters, longer than any prompt
 CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")  # of transformers
-ROLES = {
-    "bos_token": BEGIN,
-    "eos_token": END,
-    "unk_token": END,
-    "pad_token": END,
-}  # special tokens, with defaults
+# Special tokens with their defaults.
+ROLES = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}
 MAX_LENGTH = 100_000  # tokens of a text; transformers writes 1e30 for "no limit"
 
 
@@ -293,8 +289,8 @@ def is_clip(path: Path) -> bool:
     return file.suffix == ".json" and read_model_entry(file).get("end_of_word_suffix") == WORD_END
 
 
-def find_clip_tokenizer(part: Part, given: Sequence[Path], second: bool | None) -> CLIPTokenizer | None:
-    """The tokenizer of a CLIP: the last of the given paths, or one next to the weights; None without one.
+def find_clip_tokenizer(part: Part, paths: Sequence[Path], second: bool | None) -> CLIPTokenizer | None:
+    """The tokenizer of a CLIP: the last of `paths`, or one next to the weights; None without one.
 
     second  whether this is the second of two text encoders, which takes given folders named tokenizer_2;
             None: there is only one
@@ -304,7 +300,7 @@ def find_clip_tokenizer(part: Part, given: Sequence[Path], second: bool | None) 
         return (path if path.is_dir() else path.parent).name.endswith("_2")
 
     neighbour, home = folders_beside(part)
-    places = [path for path in reversed(given) if second in (None, is_second(path))]
+    places = [path for path in reversed(paths) if second in (None, is_second(path))]
     if neighbour != home and any((neighbour / name).is_file() for name in (WHOLE, TABLE, CONFIG)):
         places.append(neighbour)
     if is_clip(home):

@@ -221,9 +221,7 @@ class TextEncoder(nn.Module):
             check_type(name, numbers[name], float | Sequence[float])
             column = torch.as_tensor(numbers[name], dtype=torch.float32)
             if column.ndim and (count := len(column)) != n:
-                raise ValueError(
-                    f"{name} has {count} values for {n} prompts: give one for all, or one per prompt"
-                )
+                raise ValueError(f"{name} has {count} values for {n} prompts: give one, or one per prompt")
             columns.append(sinusoid(column.expand(n), NUMBER_DIM))
         waves = torch.cat(columns, dim=-1) if columns else torch.empty(n, 0)
         return waves.to(self._table.device, non_blocking=True)
@@ -252,8 +250,8 @@ def _parse(prompts: Sequence[str], weighted: bool) -> list[Pieces]:
 
 def _combine_masks(*masks: Tensor | None) -> Tensor | None:
     """The mask of states that are concatenated along the width: True where all masks are."""
-    given = [mask for mask in masks if mask is not None]
-    return torch.stack(given).all(0) if given else None
+    present = [mask for mask in masks if mask is not None]
+    return torch.stack(present).all(0) if present else None
 
 
 def _concatenate_masks(masks: Sequence[Tensor | None], states: Sequence[Tensor]) -> Tensor | None:

@@ -25,10 +25,8 @@ def parse_prompt(prompt: str) -> list[tuple[str, float]]:
         "(": [],
         "[": [],
     }  # places in `texts` of brackets without a partner so far
-    begins, ends = (
-        dict[int, float](),
-        dict[int, str](),
-    )  # places in `texts`: factors of pairs; brackets of pairs
+    begins: dict[int, float] = {}  # places in `texts` where pairs begin, with their factors
+    ends: dict[int, str] = {}  # places where pairs end, with their opening brackets
     end = 0
     for mark in _MARK.finditer(prompt):
         texts.append(prompt[end : mark.start()])

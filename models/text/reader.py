@@ -48,12 +48,8 @@ class Reader(ABC):
     kind: str = ""
 
     NETWORK: ClassVar[Any]  # the Kind of its network
-    FOLDER_FIELDS: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # fields that only diffusers' folders hold, not single files
-    chunked: ClassVar[bool] = (
-        False  # whether long prompts can be read in chunks, whose states are concatenated
-    )
+    FOLDER_FIELDS: ClassVar[frozenset[str]] = frozenset()  # fields that only diffusers' folders hold
+    chunked: ClassVar[bool] = False  # whether long prompts can be read in chunks
     default_vocab: ClassVar[int] = 0  # tokens of the default tokenizer
 
     @property
@@ -127,14 +123,14 @@ class Reader(ABC):
     @classmethod
     @abstractmethod
     def find_tokenizers(
-        cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]
+        cls, parts: Mapping[str, Part], paths: Sequence[Path], notes: list[str]
     ) -> dict[str, Any]:
-        """Tokenizers of a model's text encoders of this kind, from `given` paths or next to the weights."""
+        """Tokenizers of a model's text encoders of this kind, from `paths` or next to the weights."""
 
     @classmethod
-    def assign_tokenizers(cls, found: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    def assign_tokenizers(cls, tokenizers: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
         """The tokenizers for the text encoders of these names; those without an entry use the default one."""
-        return found
+        return tokenizers
 
     def learned_words(self, own: Any) -> Any:
         """Learned words in plain values; None for a published tokenizer."""

@@ -44,12 +44,10 @@ class TextParams:
         for group in self.groups:
             if len(rows := {self.readers[name].rows for name in group}) > 1:
                 raise ValueError(
-                    f"text encoders that are joined must read as many tokens, not {sorted(rows)}"
+                    f"joined text encoders must read equal numbers of tokens, not {sorted(rows)}"
                 )
         if len(self._widths) > 1 and (width := self._widths[0]) > (most := max(self._widths[1:])):
-            raise ValueError(
-                f"text encoders give a context of {width}, wider than the {most} of the rows behind it"
-            )
+            raise ValueError(f"the context has width {width}, more than the {most} of the rows behind it")
 
     @property
     def groups(self) -> list[list[str]]:

@@ -208,10 +208,10 @@ class T5Reader(Reader):
 
     @classmethod
     def find_tokenizers(
-        cls, parts: Mapping[str, Part], given: Sequence[Path], notes: list[str]
+        cls, parts: Mapping[str, Part], paths: Sequence[Path], notes: list[str]
     ) -> dict[str, T5Tokenizer]:
-        found = {name: find_t5_tokenizer(part, given, notes) for name, part in parts.items()}
-        return {name: tokenizer for name, tokenizer in found.items() if tokenizer is not None}
+        tokenizers = {name: find_t5_tokenizer(part, paths, notes) for name, part in parts.items()}
+        return {name: tokenizer for name, tokenizer in tokenizers.items() if tokenizer is not None}
 
     def tokenizer_json(self, own: T5Tokenizer | None) -> str | None:
         return None if own is None else own.to_json()

@@ -64,11 +64,8 @@ PRE_TOKENIZERS = {
     "Metaspace": ("replacement", "str_rep", "add_prefix_space", "prepend_scheme", "split"),
     "WhitespaceSplit": (),
 }
-REPLACEMENTS = (
-    ({"Regex": " {2,}"}, "▁"),
-    ({"Regex": " {2,}"}, " "),
-    ({"String": " "}, "▁"),
-)  # by the normalizer
+# What the normalizer may replace.
+REPLACEMENTS = (({"Regex": " {2,}"}, "▁"), ({"Regex": " {2,}"}, " "), ({"String": " "}, "▁"))
 
 TEXT, END = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}
 END_OF_TEXT = {
@@ -346,9 +343,7 @@ def _check_charsmap(text: Any) -> None:
             raise ValueError(f"its tree cannot have {size:,} bytes")
         units, texts = np.frombuffer(table[4 : 4 + size], dtype="<u4").astype(np.int64), table[4 + size :]
         if (longest := max(map(len, texts.split(b"\0")), default=0)) > MAX_REPLACEMENT:
-            raise ValueError(
-                f"it has replacements of {longest:,} bytes: at most {MAX_REPLACEMENT} are allowed"
-            )
+            raise ValueError(f"it has replacements of {longest:,} bytes: {MAX_REPLACEMENT} are allowed")
         values = _values(units)
         starts = np.frombuffer(b"\0" + texts, dtype=np.uint8)[: len(texts) + 1]
         if values.size and (values.max() >= len(texts) or (starts[values] != 0).any()):
@@ -393,12 +388,12 @@ def is_t5(path: Path) -> bool:
     return file.suffix != ".json" or read_model_entry(file).get("type") != "BPE"
 
 
-def find_t5_tokenizer(part: Part, given: Sequence[Path], notes: list[str]) -> T5Tokenizer | None:
-    """The tokenizer of a T5: the last of the given paths, or one next to the weights; None without one.
+def find_t5_tokenizer(part: Part, paths: Sequence[Path], notes: list[str]) -> T5Tokenizer | None:
+    """The tokenizer of a T5: the last of `paths`, or one next to the weights; None without one.
 
-    A given tokenizer that is not T5's is a ValueError; one next to the weights is ignored, with a note.
+    A tokenizer in `paths` that is not T5's is a ValueError; one next to the weights is ignored, with a note.
     """
-    for file in _t5_files(reversed(given)):
+    for file in _t5_files(reversed(paths)):
         return open_t5_tokenizer(file)
     for file in _t5_files(dict.fromkeys(folders_beside(part))):
         try:

@@ -28,10 +28,8 @@ WHOLE, SPIECE, TABLE, MERGES = "tokenizer.json", "spiece.model", "vocab.json", "
 CONFIG, ADDED, NAMES = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
 # Its presence in tokenizer_config.json overrides added_tokens.json and special_tokens_map.json.
 DECODER = "added_tokens_decoder"
-MORE = (
-    "extra_special_tokens",
-    "additional_special_tokens",
-)  # tokens without a role; the first key comes first
+# Keys of tokens without a role; the first key comes first.
+MORE = ("extra_special_tokens", "additional_special_tokens")
 
 
 @dataclass(frozen=True)

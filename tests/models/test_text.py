@@ -546,7 +546,7 @@ def test_numbers_are_exact_beside_towers_in_half_precision() -> None:
         (
             "refiner",
             {**SIZES, "score": [6.0, 2.5, 1.0]},
-            "score has 3 values for 2 prompts: give one for all, or one per prompt",
+            "score has 3 values for 2 prompts: give one, or one per prompt",
         ),
         ("refiner", {**SIZES, "score": "high"}, "score must be a number or a list of numbers, not 'high'"),
         ("refiner", {**SIZES, "score": float("nan")}, "score must be a number"),
@@ -644,7 +644,7 @@ def test_refuses_prompts_that_are_none(encoders: dict[str, TextEncoder]) -> None
         ),
         (
             lambda: text_of("sdxl", clip_l=L, clip_g=replace(G, length=64)),
-            r"must read as many tokens, not \[64, 77\]",
+            r"must read equal numbers of tokens, not \[64, 77\]",
         ),
         (
             lambda: TextParams({"clip_l": CLIPReader(L)}, behind=("clip_g",)),
@@ -653,11 +653,11 @@ def test_refuses_prompts_that_are_none(encoders: dict[str, TextEncoder]) -> None
         (lambda: TextParams({"clip_l": CLIPReader(L, skip=None)}), "no text encoder gives a context"),
         (
             lambda: text_of("sd3", clip_l=L, clip_g=G, t5=replace(X, width=71)),
-            "a context of 72, wider than the 71 of the rows behind",
+            "the context has width 72, more than the 71 of the rows behind",
         ),
         (
             lambda: replace(FAMILIES["sdxl"], width=71, zeros=24),
-            "a context of 72, wider than the 71 of the rows behind",
+            "the context has width 72, more than the 71 of the rows behind",
         ),
         (
             lambda: text_of("flux-dev", {"t5": {"length": 0}}, clip_l=L, t5=X),

@@ -498,7 +498,7 @@ CASES: dict[str, tuple[Make, str]] = {
             "flux-dev",
             lambda state: state | {key: torch.ones(30) for key in state if key.endswith("_norm.scale")},
         ),
-        "PATH: axes are three even numbers of features, for 0, row and column, not (3, 13, 13)",
+        "PATH: axes are three even numbers, for 0, row and column, not (3, 13, 13)",
     ),
     "SD 3 without a tensor": (
         flow("sd3.5-medium", lambda state: without(state, "joint_blocks.0.x_block.attn2.proj.bias")),

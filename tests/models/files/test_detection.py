@@ -338,7 +338,7 @@ def test_a_flow_whose_network_knows_other_times_is_refused(settings: dict[str, A
         (
             "unet/config.json",
             {"attention_head_dim": [3, 5]},
-            r"attention_head_dim \[3, 5\] gives levels neither",
+            r"attention_head_dim \[3, 5\] gives neither equal numbers",
         ),
         (
             "unet/config.json",

@@ -58,7 +58,7 @@ def changed(family: str, **spec: Any) -> Model:
         (
             "diffusers",
             {"network": {"middle_attention": 0}},
-            "diffusers needs equal attention in the middle and the coarsest level",
+            "diffusers' middle attends as the coarsest level does",
         ),
         ("diffusers", {"schedule": {"shift": 2.0}}, "diffusers has no scheduler for .*'shift': 2.0"),
     ],
