@@ -251,7 +251,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
         "neither JSON nor a sentencepiece model",
     ),
     "zip": (lambda: b"PK\x03\x04" + bytes(range(256)), "neither JSON nor a sentencepiece model"),
-    "half a model": (lambda: spiece()[: len(spiece()) // 2], "cut off"),
+    "half a model": (lambda: spiece()[: len(spiece()) // 2], "truncated"),
     "half a json": (lambda: b'{"model": {"type": "Uni', "it has no model"),
     "other json": (lambda: b'{"architectures": ["T5EncoderModel"]}', "it has no model"),
     "json of no model": (lambda: b'{"model": 3}', "it has no model"),

@@ -505,7 +505,7 @@ def test_null_refuses_another_batch(encoders: dict[str, TextEncoder]) -> None:
     text = encoders["sdxl"]
     with pytest.raises(ValueError, match="null conditions for 3 prompts cannot be like a condition for 2"):
         null_of(text, 3, like=encode(text, ["a", "b"], numbers=NUMBERS["sdxl"]))
-    with pytest.raises(ValueError, match="is told the numbers height, width"):
+    with pytest.raises(ValueError, match="takes the numbers height, width"):
         null_of(text, 3)
 
 
@@ -536,7 +536,7 @@ def test_numbers_are_exact_beside_towers_in_half_precision() -> None:
         (
             "sdxl",
             None,
-            "is told the numbers height, width, top, left, target_height, target_width: give "
+            "takes the numbers height, width, top, left, target_height, target_width: give "
             "numbers={'height': ...}",
         ),
         ("sdxl", {**SIZES, "target_height": 512}, "give numbers={'target_width': ...} too"),
