@@ -1,5 +1,4 @@
-"""plain-diffusion eval samples=... reference=... metric=[...], or plain-diffusion eval experiment=NAME: see
-configs/eval."""
+"""`plain-diffusion eval samples=... reference=... metric=[...]` or `experiment=NAME`: see configs/eval."""
 
 from __future__ import annotations
 
@@ -31,16 +30,13 @@ def main(config: dict[str, Any]) -> int:
 
 
 def after_all(configs: Sequence[dict[str, Any]]) -> None:
-    """The report of every folder that results were gathered in, by the process that leads."""
+    """The leading process makes the report of every folder that got results."""
     if not _leads():
         return
-    folders = dict.fromkeys(config.get("report") for config in configs)
-    if not any(folders):
-        return
-    from eval.report import result_files  # draws with matplotlib
+    if folders := dict.fromkeys(folder for config in configs if (folder := config.get("report"))):
+        from eval.report import result_files  # imports matplotlib
 
-    for folder in folders:
-        if folder is not None and result_files(folder):
+        for folder in filter(result_files, folders):
             _report({"out": folder})
 
 
@@ -50,18 +46,15 @@ def _leads() -> bool:
 
 def _score(config: dict[str, Any]) -> int:
     if config.get("report") and _leads():
-        import_module("eval.report")  # where what draws it is not installed, that is said before the work
+        import_module("eval.report")  # a missing package is noticed before the work
     try:
         written = scoring.run(config, lambda name, figure: print(f"{name:18s} {figure}", flush=True))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("called again it goes on from there") from None
+        raise KeyboardInterrupt("the same command continues from there") from None
     if written is not None:
-        print(
-            *(f"note: {note}" for note in written.result.notes),
-            sep="\n",
-            end="\n" * bool(written.result.notes),
-        )
-        print(f"result{'' if written.new else ', which was there already'}: {written.path.resolve()}")
+        for note in written.result.notes:
+            print(f"note: {note}")
+        print(f"result{'' if written.new else ', which existed already'}: {written.path.resolve()}")
     return 0
 
 

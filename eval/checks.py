@@ -1,4 +1,4 @@
-"""Checks before the work: whether a metric has enough pictures, and the prompts or labels that it needs."""
+"""Checks before the work: whether a metric has the pictures, prompts and classes that it needs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from eval.metrics.registry import Metric
 from train.data.source import Source
 
 
-def check_told(name: str, metric: Metric, samples: Source) -> None:
-    """ValueError where a metric needs prompts or classes, and there are none."""
+def check_conditions(name: str, metric: Metric, samples: Source) -> None:
+    """ValueError if a metric needs prompts or classes, and there are none."""
     if "prompts" in metric.needs and samples.prompts is None:
         raise ValueError(
             f"{name} needs the prompts of {samples.origin}: give prompts=FILE, which names them (.jsonl, "
@@ -18,13 +18,12 @@ def check_told(name: str, metric: Metric, samples: Source) -> None:
         )
     if "labels" in metric.needs and samples.labels is None:
         raise ValueError(
-            f"{name} needs to know what the pictures of {samples.origin} should show: keep them in a folder "
-            "per class"
+            f"{name} needs the classes of the pictures of {samples.origin}: keep them in a folder per class"
         )
 
 
 def check_number(name: str, metric: Metric, side: str, source: Source, n: int) -> None:
-    """ValueError where n of the pictures of a side, those that can be used, are too few for a metric."""
+    """ValueError if n usable pictures of a side are too few for a metric."""
     if n < metric.least:
         usable = "" if n == len(source) else f" of {len(source)} that can be used"
         raise ValueError(
@@ -34,7 +33,7 @@ def check_number(name: str, metric: Metric, side: str, source: Source, n: int) -
 
 
 def check_classes(name: str, metric: Metric, compared: Sequence[Source]) -> None:
-    """ValueError where classes that count as fixed have too few pictures for a metric."""
+    """ValueError if classes whose numbers count as fixed have too few pictures for a metric."""
     counts = [Counter(source.labels or ()) for source in compared]
     if metric.of_class and counts[0] and counts[0].keys() == counts[-1].keys():
         for source, count in zip(compared, counts, strict=True):

@@ -1,9 +1,7 @@
-"""What figures are made of: colours, axes, scales and legends, and how a figure becomes a file or part of a
-page.
+"""What plots are made of: colours, axes, scales and legends.
 
-Drawn through matplotlib's Figure, never through pyplot's global state. `save_figure` writes a figure for a
-README or a talk. `svg` makes it part of a page: its colours become CSS variables, so that one drawing serves
-light and dark, and its text stays text.
+`save_figure` writes a plot as a PNG file. `svg` makes it part of a page: its colours become CSS variables,
+for light and dark, and its text stays text. pyplot's global state is not used.
 """
 
 from __future__ import annotations
@@ -32,8 +30,7 @@ with extra("plots"):
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-# Light colours by name; the page's style sheet holds the dark ones under the same names. The series are Okabe
-# and Ito's (2008).
+# Light colours; the page's style sheet has dark ones of the same names. The series is Okabe and Ito's (2008).
 PALETTE = {
     "ink": "#1c2128", "muted": "#66707b", "grid": "#e4e7eb", "surface": "#fefefe",
     "blue": "#0072b2", "vermilion": "#d55e00", "green": "#009e73", "purple": "#b8609a", "orange": "#d18f00",
@@ -47,7 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Style:
-    """How a sampler is drawn, on every figure alike."""
+    """How a sampler looks in every plot."""
 
     color: str
     marker: str
@@ -55,11 +52,10 @@ class Style:
     width: float
     dashes: Any = "-"
     hollow: bool = False
-    offset: float = -0.2  # of its own from a line that samplers share, in lines
+    offset: float = -0.2  # from a line that samplers share, in lines
 
 
-# DDIM and Euler are the same numbers. So DDIM is a wide band with large rings, and Euler a thin dashed line
-# with dots inside them.
+# DDIM and Euler give the same numbers: DDIM is a wide band with rings, Euler a thin line with dots in them.
 STYLES = {
     "ddpm": Style(PALETTE["vermilion"], "s", 5.5, 1.8),
     "ddim": Style(PALETTE["sky"], "o", 11, 4.5, hollow=True, offset=0.1),
@@ -69,11 +65,9 @@ STYLES = {
 
 
 def make_panels(rows: int, columns: int, height: float, sharey: bool = False) -> tuple[Figure, Any]:
-    """A figure of full width and its axes as an array (rows, columns); `height` is that of one row, in
-    inches."""
-    figure = Figure(
-        figsize=(WIDTH, height * max(rows, 1) + 0.5), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-    )
+    """A figure of full width and its axes as an array (rows, columns); `height` of a row is in inches."""
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+    figure = Figure(figsize=(WIDTH, height * max(rows, 1) + 0.5), layout=layout)
     return figure, figure.subplots(max(rows, 1), max(columns, 1), squeeze=False, sharey=sharey)
 
 
@@ -94,10 +88,8 @@ def label_axes(axes: Any, title: str, xlabel: str, ylabel: str = "", grid: str =
 def log_x(axes: Any, ticks: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
-    kept = [
-        tick for i, tick in enumerate(ticks) if i == 0 or tick >= 1.25 * ticks[i - 1]
-    ]  # nearer ones would overlap
-    axes.xaxis.set_major_locator(FixedLocator(kept))
+    apart = [tick for i, tick in enumerate(ticks) if i == 0 or tick >= 1.25 * ticks[i - 1]]
+    axes.xaxis.set_major_locator(FixedLocator(apart))
     axes.xaxis.set_major_formatter(FuncFormatter(plain))
 
 
@@ -109,7 +101,7 @@ def log_y(axes: Any, values: np.ndarray) -> None:
 
 
 def log_x_round(axes: Any, values: np.ndarray) -> None:
-    """As `log_y`, for what is measured and falls on no ticks of its own."""
+    """As `log_y`, for measured values, which have no ticks of their own."""
     if len(values) > 0:
         axes.set_xscale("log", nonpositive="mask")
         _round_ticks(axes.xaxis, values)
@@ -131,14 +123,12 @@ def legend(figure: Figure, panels: Iterable[Any], columns: int = 8) -> None:
     if entries:
         figure.legend(
             entries.values(), entries.keys(), loc="outside upper left", ncols=columns, frameon=False,
-            fontsize=9.5, labelcolor=INK,
-            handlelength=2.6, columnspacing=2.2,
+            fontsize=9.5, labelcolor=INK, handlelength=2.6, columnspacing=2.2,
         )  # fmt: skip
 
 
 def literal(text: str) -> str:
-    """A name from outside as a label: on one line, dollars as dollars and not as mathematics, and never
-    hidden from a legend."""
+    """A name as a label: on one line, without mathematics, and never hidden from a legend."""
     text = " ".join(text.split()).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
@@ -152,7 +142,7 @@ def unique(names: Iterable[T]) -> list[T]:
 
 
 def sampler_style(sampler: str) -> Style:
-    """A sampler's own style, or for one without, a colour and marker that its name always gets."""
+    """A sampler's own style, or a colour and marker that follow from its name."""
     if sampler in STYLES:
         return STYLES[sampler]
     place = sum(map(ord, sampler))
@@ -160,17 +150,15 @@ def sampler_style(sampler: str) -> Style:
 
 
 def guidance_name(scale: float) -> str:
-    """How a guidance scale is written: 1 is none, 0 leaves the condition out."""
+    """A guidance scale in words: 1 is none, 0 leaves the condition out."""
     return "unconditional" if scale == 0 else "no guidance" if scale == 1 else f"guidance {scale:g}"
 
 
 def pareto_front(items: Iterable[T], cost: Callable[[T], float], loss: Callable[[T], float]) -> list[T]:
-    """The items whose loss no cheaper one reaches, from the cheapest on. What has no finite loss is left
-    out."""
+    """The items with a finite loss that no cheaper item reaches, from the cheapest on."""
     front: list[T] = []
-    for item in sorted(
-        (item for item in items if math.isfinite(loss(item))), key=lambda item: (cost(item), loss(item))
-    ):
+    finite = [item for item in items if math.isfinite(loss(item))]
+    for item in sorted(finite, key=lambda item: (cost(item), loss(item))):
         if not front or loss(item) < loss(front[-1]):
             front.append(item)
     return front
@@ -189,14 +177,13 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 200) -> None:
 
 
 def svg(figure: Figure, name: str, description: str) -> str:
-    """A figure as an <svg> element for a page: palette colours as var(--...), text as text, ids that begin
-    with `name`.
+    """A figure as an <svg> element: palette colours as var(--...), text as text, ids that begin with `name`.
 
-    The same figure gives the same text. `description` is what a screen reader says in its place.
+    The same figure gives the same text. `description` is for screen readers.
     """
     buffer = io.StringIO()
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once: a second time would move everything by a rounding error
+    figure.set_layout_engine("none")  # a second layout would move everything by a rounding error
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
@@ -204,7 +191,7 @@ def svg(figure: Figure, name: str, description: str) -> str:
     text = re.sub(
         r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL
     )
-    # Several figures share one page; and matplotlib's own ids are not always those of the last time.
+    # Several figures share a page, and matplotlib's own ids differ from run to run.
     ids = {old: f"{name}-{i}" for i, old in enumerate(re.findall(r'\bid="([^"]+)"', text))}
     text = re.sub(r'(\bid="|href="#|url\(#)([^")]+)', lambda match: match[1] + ids[match[2]], text)
     known = {color: f"var(--{key}, {color})" for key, color in PALETTE.items()}
@@ -215,17 +202,12 @@ def svg(figure: Figure, name: str, description: str) -> str:
 
 
 def picture(images: Tensor, columns: int) -> bytes:
-    """Images (N, C, H, W) in [-1, 1] as one PNG, row by row at their own size, one clear pixel between them.
-    C is 1 or 3.
-
-    Values outside [-1, 1] are clipped. Magnifying is left to whoever shows it.
-    """
+    """Images (N, 1 or 3, H, W), clipped to [-1, 1], as one PNG, row by row, a transparent pixel apart."""
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"a picture needs images (N, 1 or 3, H, W), not {tuple(images.shape)}")
     colours = images.detach().cpu().float().expand(-1, 3, -1, -1)
     opaque = torch.cat([colours, torch.ones_like(colours[:, :1])], 1)
+    pixels = to_uint8(tile(opaque, columns, fill=-1)[None])[0].permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
-    Image.fromarray(to_uint8(tile(opaque, columns, fill=-1)[None])[0].permute(1, 2, 0).numpy()).save(
-        buffer, "PNG", optimize=True
-    )
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -1,5 +1,4 @@
-"""One pass over pictures that computes the features which metrics need: shared among the processes of
-torchrun, and resumable.
+"""One pass over pictures for the features that metrics need, shared among torchrun's processes and resumable.
 
 Picture i belongs to group i % groups, and each group to one process. A group is summed in the order of its
 pictures, and groups are merged in their order, so that the result is bitwise the same for any number of
@@ -20,6 +19,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
@@ -27,40 +27,47 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.messages import one_line
+from diffusion.settings import setting
 from diffusion.spec import check_at_least_one
 from eval.features.extractor import Extractor
 from eval.metrics.moments import GroupedMoments
 from models.layouts import native
+from samplers.pictures import MAX_PIXELS
 from train.data.source import Source, Unreadable, reading
 from train.world import World
 
 WORTH_SAVING = 30.0  # seconds of work; less is not worth a file of half a gigabyte
 FORMAT = "work 2"  # of the saved file
-MAX_PIXELS = 2**24  # of the pictures that are prepared together; a larger picture is prepared alone
+MAX_TOGETHER = 2**24  # pixels of the pictures that are prepared together; a larger picture is prepared alone
 
 
-@dataclass(frozen=True)
-class CollectParams:
-    """How to go through a source.
+@dataclass(frozen=True, kw_only=True)
+class PassParams:
+    """How to go through pictures."""
 
-    batch_size  pictures per call of a network
-    groups      parts that the pictures are divided into, for processes and error bars; at least as many as
-                processes, better a prime: with 10 classes in turn, each of 16 groups would hold only 5 of
-                them, and would be no random part of all pictures
-    on_error    "refuse" ends the run at a picture that cannot be used, "skip" leaves it out and counts it
-    sizes       "equal": a picture of another size than the rest ends the run; "any": each is resized from its
-                own size
-    save_every  seconds between two savings of the work so far
-    """
-
-    batch_size: int = 64
-    groups: int = 17
-    on_error: Literal["refuse", "skip"] = "refuse"
-    sizes: Literal["equal", "any"] = "equal"
-    save_every: float = 300.0
+    groups: int = setting(
+        17,
+        "parts of the pictures, for processes and error bars: a prime, so that classes in turn mix in each; "
+        "31 suits eight processes",
+        heading="The pass over pictures",
+    )
+    on_error: Literal["refuse", "skip"] = setting(
+        "refuse", "skip: pictures that cannot be used are left out and counted"
+    )
+    sizes: Literal["equal", "any"] = setting("equal", "any: pictures may differ in size")
+    max_pixels: int = setting(
+        MAX_PIXELS,
+        "of one picture: larger ones cannot be used. Colour profiles are ignored, as in published protocols",
+    )
+    batch_size: int = setting(64, "pictures per call of a network", kind="place")
+    save_every: float = setting(
+        300.0, "seconds between savings of unfinished work, for a later start to continue", kind="place"
+    )
+    device: str | None = setting(None, "null: a GPU if there is one", kind="place")
+    progress: bool = setting(True, "false: no bar", kind="place")
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "batch_size", "groups")
+        check_at_least_one(self, "groups", "batch_size", "max_pixels")
 
 
 @dataclass
@@ -102,7 +109,7 @@ Seen = Callable[[int, Tensor], None]
 
 
 def unseen(index: int, pixels: Tensor) -> None:
-    """The default of `collect`: does nothing."""
+    """The default of `extract_features`: does nothing."""
 
 
 def extract_features(
@@ -110,29 +117,24 @@ def extract_features(
     extractors: Mapping[str, Extractor],
     moments: Iterable[str],
     rows: Iterable[str],
-    params: CollectParams,
+    params: PassParams,
     where: World,
     state: Path | None = None,
     keep: bool = False,
-    ahead: bool = True,
     seen: Seen = unseen,
-    progress: bool = True,
 ) -> Features | None:
-    """Go through the source once. Returns the result of all processes in the leading process, and None in the
-    others.
+    """Go through the source once. Returns the features in the leading process, and None in the others.
 
     moments, rows  outputs "extractor.output" whose features are summed, and kept one by one
-    state          file in which the work is saved every `save_every` seconds and when it is interrupted; a
-                   later call with the same arguments continues from it. It is kept at the end if the work
+    state          file in which unfinished work is saved every `save_every` seconds and when it is
+                   interrupted; a later call with the same arguments continues from it. It stays if the work
                    took long
-    keep           whether to keep it however short the work was
+    keep           the file stays however short the work was
     seen           called with the number and the pixels of every picture that is used, in this process and
-                   this call
-    ahead          read a batch while the networks compute on the previous one; False for a source that
-                   computes on the same device
+                   call
 
-    ValueError for pictures that cannot be used (see `params`), for fewer groups than processes, and for
-    features that are not finite.
+    ValueError for pictures that cannot be used (see `params`), fewer groups than processes, and features that
+    are not finite.
     """
     if where.size > params.groups:
         raise ValueError(
@@ -146,20 +148,16 @@ def extract_features(
     left = work.share[work.done :]
     batches = [left[i : i + params.batch_size] for i in range(0, len(left), params.batch_size)]
     groups = _groups(source, batches)
+    if not getattr(source, "computes", False):  # reading would only compete with the networks for the device
+        groups = _read_ahead(groups)
     began = saved = time.monotonic()
-    shown = progress and where.leads
-    with (
-        tqdm(
-            total=len(work.share),
-            initial=work.done,
-            desc=source.origin[-40:],
-            unit="picture",
-            disable=not shown,
-        ) as bar,
-        closing(_read_ahead(groups) if ahead else groups) as coming,
-    ):
+    bar = tqdm(
+        total=len(work.share), initial=work.done, desc=source.origin[-40:], unit="picture",
+        disable=not (params.progress and where.leads),
+    )  # fmt: skip
+    with bar, closing(groups):
         try:
-            for group in coming:
+            for group in groups:
                 work.take(group, seen)
                 bar.update(len(group.indices))
                 if group.ends_batch and state is not None and time.monotonic() - saved > params.save_every:
@@ -171,7 +169,7 @@ def extract_features(
             raise
     if state is not None and batches and (keep or time.monotonic() - began > WORTH_SAVING):
         _save(work, state)
-    return _gather(work.collected(), where)
+    return _gather(work.features(), where)
 
 
 def _save(work: _Work, state: Path) -> None:
@@ -204,17 +202,17 @@ class _Group:
 
 
 def _groups(source: Source, batches: Sequence[Sequence[int]]) -> Generator[_Group]:
-    """The pictures of each batch together, or in smaller groups of about MAX_PIXELS where they are large."""
+    """The pictures of each batch together, or in groups of about MAX_TOGETHER pixels if they are large."""
     for batch in batches:
-        first, size, held = 0, 0, list[_Picture | Unreadable]()
-        with reading(source, batch) as pictures:
-            for last, picture in enumerate(pictures, 1):
+        first, size, pictures = 0, 0, list[_Picture | Unreadable]()
+        with reading(source, batch) as read:
+            for last, picture in enumerate(read, 1):
                 size += 0 if isinstance(picture, Unreadable) else picture[0].numel()
-                held.append(picture if isinstance(picture, Unreadable) else _with_digest(picture))
+                pictures.append(picture if isinstance(picture, Unreadable) else _with_digest(picture))
                 del picture
-                if last == len(batch) or size >= MAX_PIXELS:
-                    yield _Group(list(batch[first:last]), held, last == len(batch))
-                    first, size, held = last, 0, []
+                if last == len(batch) or size >= MAX_TOGETHER:
+                    yield _Group(list(batch[first:last]), pictures, last == len(batch))
+                    first, size, pictures = last, 0, []
 
 
 def _with_digest(picture: Tensor) -> _Picture:
@@ -235,21 +233,13 @@ def _read_ahead(groups: Generator[_Group]) -> Generator[_Group]:
 
 @dataclass
 class _Batch:
-    """The part of a batch that has been read: numbers and digests of pictures, why others are left out, and
-    inputs by extractor."""
+    """The part of a batch that has been read: its numbers, digests and errors, and the networks' inputs."""
 
     indices: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
-    prepared: dict[str, list[Tensor]] = field(default_factory=dict)
+    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     size: int = 0
-
-    def add(self, indices: list[int], digests: list[bytes], broken: list[str], size: int) -> None:
-        """Add a group of `size` pictures."""
-        self.indices += indices
-        self.digests += digests
-        self.broken += broken
-        self.size += size
 
 
 class _Work:
@@ -261,7 +251,7 @@ class _Work:
         extractors: Mapping[str, Extractor],
         moments: list[str],
         rows: list[str],
-        params: CollectParams,
+        params: PassParams,
         where: World,
     ) -> None:
         self.source, self.extractors, self.params = source, extractors, params
@@ -270,8 +260,7 @@ class _Work:
         for key in (*moments, *rows):
             name, output = key.split(".")
             self.outputs.setdefault(name, set()).add(output)
-        widths = {key: extractors[key.split(".")[0]].widths[key.split(".")[1]] for key in moments}
-        self.moments = {key: GroupedMoments(width, params.groups) for key, width in widths.items()}
+        self.moments = {key: GroupedMoments(self._width(key), params.groups) for key in moments}
         self.rows: dict[str, list[Tensor]] = {key: [] for key in rows}
         self.indices: list[int] = []
         self.digests: list[bytes] = []
@@ -280,9 +269,14 @@ class _Work:
         self.done = 0  # pictures of the share
         self.batch = _Batch()  # being read
 
+    def _width(self, key: str) -> int:
+        name, output = key.split(".")
+        return self.extractors[name].widths[output]
+
     def take(self, group: _Group, seen: Seen) -> None:
-        """Prepare pictures for the networks and free them. A complete batch is added to the result as a
-        whole, or not at all on errors."""
+        """Prepare pictures for the networks and free them. A batch counts as a whole, or not at all on
+        errors."""
+        batch = self.batch
         broken = [picture.reason for picture in group.pictures if isinstance(picture, Unreadable)]
         if broken and self.params.on_error == "refuse":
             self._refuse(group.indices, broken)
@@ -292,17 +286,19 @@ class _Work:
             if isinstance(picture, _Picture)
         ]
         group.pictures.clear()
-        self._check_sizes(used)
+        for i, picture in used:
+            self._check_size(i, picture)
         for i, picture in used:
             seen(i, picture.pixels)
-        self.batch.add(
-            [i for i, _ in used], [picture.digest for _, picture in used], broken, len(group.indices)
-        )
+        batch.indices += [i for i, _ in used]
+        batch.digests += [picture.digest for _, picture in used]
+        batch.broken += broken
+        batch.size += len(group.indices)
         if used:
             self._prepare([picture.pixels for _, picture in used])
         if group.ends_batch:
             del used
-            self._finish_batch(self.batch)
+            self._finish_batch(batch)
             self.batch = _Batch()
 
     def _finish_batch(self, batch: _Batch) -> None:
@@ -323,21 +319,20 @@ class _Work:
         alike = all(picture.shape == pictures[0].shape for picture in pictures)
         for name in self.outputs:
             extractor = self.extractors[name]
-            given = (
-                list(torch.stack(pictures).to(extractor.device, non_blocking=True))
-                if alike
-                else [p.to(extractor.device) for p in pictures]
-            )
-            self.batch.prepared.setdefault(name, []).append(extractor.prepare(given))
+            if alike:
+                moved = list(torch.stack(pictures).to(extractor.device, non_blocking=True))
+            else:
+                moved = [picture.to(extractor.device) for picture in pictures]
+            self.batch.inputs.setdefault(name, []).append(extractor.prepare(moved))
 
     @torch.inference_mode()
     def _features(self, batch: _Batch) -> dict[str, Tensor]:
-        """The features of a batch. The last batch is filled up, in every process, since results round
-        differently in smaller ones."""
+        """The features of a batch. The last batch is padded, in every process: smaller ones round
+        differently."""
         missing = min(self.params.batch_size, len(self.source)) - len(batch.indices)
         found = {}
         for name, outputs in self.outputs.items():
-            parts = batch.prepared[name]
+            parts = batch.inputs[name]
             x = torch.cat([*parts, *[parts[-1][-1:]] * missing]) if missing or len(parts) > 1 else parts[0]
             extractor = self.extractors[name]
             extractor.check_outputs(outputs)
@@ -354,17 +349,16 @@ class _Work:
         more = f"; {len(broken) - 1} more of {len(self.source)} cannot be used" if len(broken) > 1 else ""
         raise ValueError(f"{broken[0]}{more} (on_error=skip leaves such pictures out)")
 
-    def _check_sizes(self, used: Sequence[tuple[int, _Picture]]) -> None:
-        for i, picture in used:
-            size = (picture.pixels.shape[1], picture.pixels.shape[2])
-            if self.params.sizes == "equal" and self.sizes and size not in self.sizes:
-                height, width = next(iter(self.sizes))
-                raise ValueError(
-                    f"{self.source.names[i]} of {self.source.origin} is {size[1]}x{size[0]}, others are "
-                    f"{width}x{height}: "
-                    "sizes=any resizes each from its own size"
-                )
-            self.sizes.add(size)
+    def _check_size(self, index: int, picture: _Picture) -> None:
+        size = (picture.pixels.shape[1], picture.pixels.shape[2])
+        if self.params.sizes == "equal" and self.sizes and size not in self.sizes:
+            (found,), (other, *_) = size_names([size]), size_names(self.sizes)
+            raise ValueError(
+                f"{self.source.names[index]} of {self.source.origin} is {found}, others are {other}: "
+                f"sizes=any "
+                "resizes each from its own size"
+            )
+        self.sizes.add(size)
 
     def _check_finite(self, features: Mapping[str, Tensor], indices: Sequence[int]) -> None:
         for key, values in features.items():
@@ -376,26 +370,15 @@ class _Work:
                     f"of {self.source.origin}: are these the right weights, and is the precision enough?"
                 )
 
-    def collected(self) -> Features:
-        digests = (
-            torch.frombuffer(bytearray(b"".join(self.digests)), dtype=torch.uint8)
-            if self.digests
-            else torch.empty(0, dtype=torch.uint8)
-        )
+    def features(self) -> Features:
+        digests = np.frombuffer(b"".join(self.digests), np.uint8).copy()
         rows = {
-            key: torch.cat(parts)
-            if parts
-            else torch.empty(0, self.extractors[key.split(".")[0]].widths[key.split(".")[1]])
-            for key, parts in self.rows.items()
+            key: torch.cat([torch.empty(0, self._width(key)), *parts]) for key, parts in self.rows.items()
         }
         return Features(
-            torch.tensor(self.indices, dtype=torch.long),
-            digests.view(-1, 32),
-            self.moments,
-            rows,
-            self.skipped,
-            self.sizes,
-        )
+            torch.tensor(self.indices, dtype=torch.long), torch.from_numpy(digests).view(-1, 32),
+            self.moments, rows, self.skipped, self.sizes,
+        )  # fmt: skip
 
     def key(self) -> str:
         """A hash of everything that saved work depends on, except for the extractors."""
@@ -410,7 +393,7 @@ class _Work:
 
     def save(self, path: Path) -> None:
         """Write the work so far."""
-        now = self.collected()
+        now = self.features()
         tensors = {"indices": now.indices, "digests": now.digests}
         tensors |= {f"rows/{key}": values for key, values in now.rows.items()}
         for key, moments in self.moments.items():
@@ -441,11 +424,8 @@ class _Work:
             raise ValueError(
                 f"the work saved in {path} is damaged: remove it to start again ({one_line(error)})"
             ) from None
-        self.done, self.skipped, self.sizes = (
-            about["done"],
-            about["skipped"],
-            {(h, w) for h, w in about["sizes"]},
-        )
+        self.done, self.skipped = about["done"], about["skipped"]
+        self.sizes = {(height, width) for height, width in about["sizes"]}
         self.indices = tensors["indices"].tolist()
         self.digests = [bytes(row) for row in tensors["digests"].numpy()]
         self.rows = {key: [tensors[f"rows/{key}"]] for key in self.rows}
@@ -457,31 +437,24 @@ class _Work:
 
 
 def _gather(own: Features, where: World) -> Features | None:
-    """The results of all processes in the leading one, in the order of the pictures; None in the others."""
+    """The features of all processes in the leading one, in the order of the pictures; None in the others."""
     if where.size == 1:
         return _merge([own])
-    sent = (
-        replace(own, moments={}),
-        {key: value.state_dict() for key, value in own.moments.items()},
-    )  # without empty groups
+    states = {key: value.state_dict() for key, value in own.moments.items()}  # without empty groups
     where.barrier()  # a process with a slower disk may arrive an hour after the others
-    got: list[Any] | None = [None] * where.size if where.leads else None
-    dist.gather_object(sent, got)
-    if got is None:
+    received: list[Any] | None = [None] * where.size if where.leads else None
+    dist.gather_object((replace(own, moments={}), states), received)
+    if received is None:
         return None
-    return _merge(
-        [
-            own,
-            *(
-                replace(part, moments={k: GroupedMoments.from_state(v) for k, v in state.items()})
-                for part, state in got[1:]
-            ),
-        ]
-    )
+    others = [
+        replace(part, moments={key: GroupedMoments.from_state(value) for key, value in moments.items()})
+        for part, moments in received[1:]
+    ]
+    return _merge([own, *others])
 
 
 def joined(parts: Sequence[Features]) -> Features:
-    """What a pass over parts of a source, one after the other, says of all its pictures; without features."""
+    """All pictures of a source that was passed over in parts, one after the other; without their features."""
     return Features(
         torch.cat([part.indices for part in parts]),
         torch.cat([part.digests for part in parts]),

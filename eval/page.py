@@ -1,4 +1,4 @@
-"""What pages are made of: their template, numbers for people, and pictures within the page."""
+"""What pages are made of: templates, readable numbers, and embedded pictures."""
 
 # ruff: noqa: RUF001  (minus signs, dashes and multiplication signs are meant)
 
@@ -19,10 +19,9 @@ NOTHING = "–"
 
 
 def write_page(path: str | Path, template: Path, **values: Any) -> None:
-    """Fill in a template and write the page to `path`, whole or not at all; OSError where the path cannot be
-    written.
+    """Fill in a template and write the page, whole or not at all. All text is escaped.
 
-    All text is escaped. The template may build on those in eval/templates, which give all pages one look.
+    The template may extend those in eval/templates. OSError if `path` cannot be written.
     """
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).parent / "templates"]),
@@ -34,23 +33,21 @@ def write_page(path: str | Path, template: Path, **values: Any) -> None:
 
 
 def picture_address(content: bytes, kind: str = "png") -> str:
-    """What a PNG or JPEG file holds, as the address of a picture that needs no file."""
+    """The bytes of a PNG or JPEG file as a data: address."""
     return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
 def decimals(values: Sequence[float], spreads: Sequence[float], most: int = 4) -> int:
-    """Enough for two digits of the typical spread; where none is above 0, for three digits of the typical
-    value. At most `most`."""
-    known = [spread for spread in spreads if spread > 0]
-    digits, typical = (2, known) if known else (3, [abs(value) for value in values if value])
-    return (
-        min(most, max(0, digits - 1 - math.floor(math.log10(statistics.median(typical))))) if typical else 2
-    )
+    """Decimals for two digits of the median spread, or for three of the median value if all spreads are 0."""
+    positive = [spread for spread in spreads if spread > 0]
+    digits, numbers = (2, positive) if positive else (3, [abs(value) for value in values if value])
+    if not numbers:
+        return 2
+    return min(most, max(0, digits - 1 - math.floor(math.log10(statistics.median(numbers)))))
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number for people: `digits` significant ones and all before the point, no trailing zeros; powers of
-    ten below a thousandth."""
+    """A readable number: `digits` significant digits, no trailing zeros; powers of ten below a thousandth."""
     if math.isnan(value):
         return NOTHING
     if math.isinf(value):
@@ -70,5 +67,5 @@ def _trimmed(text: str) -> str:
 
 
 def minus(text: str) -> str:
-    """Hyphens as minus signs, as wide as a plus."""
+    """Hyphens as minus signs."""
     return text.replace("-", "−")

@@ -1,5 +1,4 @@
-"""Statistics of a reference, computed once for all that is compared with it: `plain-diffusion eval
-experiment=statistics`."""
+"""Statistics of a reference, computed once: `plain-diffusion eval experiment=statistics`."""
 
 from __future__ import annotations
 
@@ -10,10 +9,10 @@ from typing import Any
 
 from diffusion.settings import setting
 from diffusion.spec import check_names, make_params
-from eval.feature_pass import CollectParams, extract_features, forget, size_names
+from eval.feature_pass import extract_features, forget, size_names
 from eval.features.registry import DTYPES, EXTRACTORS, build
 from eval.images.open import open_source
-from eval.settings import PassParams
+from eval.settings import FeatureParams
 from eval.statistics_file import Statistics, write_statistics
 from models.files.writing import check_writable
 from samplers.results import drop_nulls
@@ -21,15 +20,15 @@ from train.world import world
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatisticsParams(PassParams):
-    """Of what to compute statistics, and with what."""
+class StatisticsParams(FeatureParams):
+    """The pictures, and how their features are computed."""
 
     samples: str | dict[str, Any] = setting(
-        ..., "the pictures: as those that are scored", text="path", swept=True, heading="What"
+        ..., "the pictures: as of --help score", text="path", swept=True, heading="What"
     )
     out: str = setting(..., "a .safetensors file", kind="place", text="path")
     outputs: tuple[str, ...] | None = setting(
-        None, "of inception [pool, spatial] for fid and sfid; null: the one that distances compare"
+        None, "for fid and sfid of inception [pool, spatial]; null: the main output"
     )
 
     def __post_init__(self) -> None:
@@ -38,11 +37,7 @@ class StatisticsParams(PassParams):
 
 
 def run(config: Mapping[str, Any]) -> Path | None:
-    """Write the statistics of a source of pictures to `out`, and return it; None in the processes that do not
-    lead.
-
-    ValueError or OSError in one line, mostly at once.
-    """
+    """Write the statistics of pictures to `out`. Returns its path, or None in processes that do not lead."""
     params = make_params(
         "", StatisticsParams, drop_nulls({key: value for key, value in config.items() if key != "program"})
     )
@@ -57,28 +52,19 @@ def run(config: Mapping[str, Any]) -> Path | None:
         extractor.to(where.device).eval().requires_grad_(False)
         outputs = params.outputs or (EXTRACTORS[name].main,)
         extractor.check_outputs(outputs)
-        how = CollectParams(
-            params.batch_size, params.groups, params.on_error, params.sizes, params.save_every
-        )
         state = out.with_name(f".{out.stem}.work.safetensors")
-        found = extract_features(
-            source,
-            {name: extractor},
-            [f"{name}.{o}" for o in outputs],
-            [],
-            how,
-            where,
-            state,
-            progress=params.progress,
-        )
-    if found is not None:
-        moments = {output: found.moments[f"{name}.{output}"].whole() for output in outputs}
-        sizes = tuple(size_names(found.sizes))
-        write_statistics(
-            Statistics(
-                moments, found.n, extractor.identity, source.origin, pictures=found.sha256, sizes=sizes
-            ),
-            out,
-        )
-        forget(state)
-    return out if where.leads else None
+        moments = [f"{name}.{output}" for output in outputs]
+        found = extract_features(source, {name: extractor}, moments, [], params, where, state)
+    if found is None:
+        return None
+    statistics = Statistics(
+        {output: found.moments[f"{name}.{output}"].whole() for output in outputs},
+        found.n,
+        extractor.identity,
+        source.origin,
+        pictures=found.sha256,
+        sizes=tuple(size_names(found.sizes)),
+    )
+    write_statistics(statistics, out)
+    forget(state)
+    return out

@@ -1,16 +1,16 @@
-"""The report of an evaluation: one HTML file, readable offline, and a table as text. What cannot be compared
-never shares a column.
+"""The report of an evaluation: one HTML file, readable offline, and its tables as text.
 
-Nothing is measured here. `report_of` turns the results in a folder into tables, figures, pictures and lines
-to cite.
+Nothing is measured here. `report_of` makes tables, plots, pictures and lines to cite of the results in a
+folder. What cannot be compared never shares a column.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,8 @@ from eval.page import NOTHING, decimals, number, picture_address, write_page
 from eval.plots import (
     AGREEMENT,
     DISTANCE,
-    drawn,
     ends_or_value,
+    how_drawn,
     is_hash,
     main_metrics,
     metric_name,
@@ -76,33 +76,29 @@ class Story:
 
 
 def result_files(folder: str | Path) -> list[Path]:
-    """Those that a report is made of, in the order of their names."""
+    """The results in a folder, in the order of their names."""
     return sorted(file for file in Path(folder, "results").glob("*.json") if not is_hidden(file.name))
 
 
 def report_of(folder: str | Path, files: Sequence[Path] | None = None, story: Story | None = None) -> Path:
-    """Write folder/report.html, results.md and, where costs are known, pareto.png; the page's path.
+    """Write folder/report.html, results.md and, if costs are known, pareto.png. Returns the page's path.
 
-    files  of results, in the order of the tables; None: folder/results/*.json in the order of their names
+    files  of results, in the order of the tables; None: `result_files`
 
     The sheet of NAME.json is NAME.png beside it. Results of one name are told apart by the names of their
-    files. ValueError where there are no results or a file holds none.
+    files. ValueError if there are no results, or a file is not a result.
     """
     folder = Path(folder)
     files = result_files(folder) if files is None else files
     if not files:
         raise ValueError(f"{folder} has no results/*.json: plain-diffusion eval writes them")
-    results = [read_result(file) for file in files]
+    results, sheets = [read_result(file) for file in files], {}
     names = [result.name for result in results]
-    results = [
-        replace(result, name=f"{result.name} ({file.stem})") if names.count(result.name) > 1 else result
-        for result, file in zip(results, files, strict=True)
-    ]
-    sheets = {
-        result.name: sheet
-        for result, file in zip(results, files, strict=True)
-        if (sheet := file.with_suffix(".png")).exists()
-    }
+    for i, file in enumerate(files):
+        if names.count(names[i]) > 1:
+            results[i] = replace(results[i], name=f"{names[i]} ({file.stem})")
+        if (sheet := file.with_suffix(".png")).exists():
+            sheets[results[i].name] = sheet
     write_report(folder / "report.html", results, sheets, story or Story(f"Scores: {folder.resolve().name}"))
     with replacing(folder / "results.md") as temporary:
         temporary.write_text(markdown_table(results), encoding="utf-8")
@@ -114,20 +110,19 @@ def report_of(folder: str | Path, files: Sequence[Path] | None = None, story: St
 def write_report(
     path: str | Path, results: Sequence[Result], sheets: Mapping[str, Path], story: Story | None = None
 ) -> Path:
-    """Write the page to `path`, whole or not at all, and return it. All text is escaped; the page fetches
-    nothing and runs nothing.
+    """Write the page to `path`, whole or not at all. All text is escaped; the page fetches and runs nothing.
 
-    results  in the order of the tables, each of a name of its own
-    sheets   PNG files by the name of the result they are pictures of
+    results  in the order of the tables, with different names
+    sheets   PNG files of sample pictures, by the result's name
 
-    ValueError for no results, two of one name, a sheet that is no picture; OSError where a file cannot be
-    read or written.
+    ValueError for no results, two of one name, or a sheet that cannot be read as a picture; OSError for files
+    that cannot be read or written.
     """
     check_results(results)
     story = story or Story()
-    path = Path(path)
     tables = make_tables(results)
     listed = [result for table in tables for result in table.results]
+    figures = [figure for result in results for figure in result.figures.values()]
     metrics = unique(name for result in results for name in result.figures)
     shared, own = _fingerprints(listed)
     notes = unique(note for result in results for note in notes_of(result))
@@ -141,16 +136,12 @@ def write_report(
         targets=[_target(target) for target in story.targets],
         met=sum(target.met for target in story.targets),
         results=len(results),
-        parts=any("parts" in figure.extra for result in results for figure in result.figures.values()),
+        parts=any("parts" in figure.extra for figure in figures),
         bars=any(cell.bar is not None for table in tables for row in table.rows for cell in row.cells),
         tables=tables,
         metrics=metrics,
-        networks=unique(
-            figure.basis.get("extractor", {}).get("network")
-            for result in results
-            for figure in result.figures.values()
-        ),
-        bases=[_basis_in_words(metric, results) for metric in metrics],
+        networks=unique(figure.basis.get("extractor", {}).get("network") for figure in figures),
+        bases=[_basis(metric, results) for metric in metrics],
         notes={note: i for i, note in enumerate(notes, 1)},
         devices=_devices(results),
         plots=_plots(tables),
@@ -160,40 +151,29 @@ def write_report(
         fingerprints=own,
         citations={result.name: [cite(metric, result) for metric in result.figures] for result in listed},
     )
-    return path
+    return Path(path)
 
 
-# The verdict ------------------------------------------------------------------------------------------------
+# The first lines --------------------------------------------------------------------------------------------
 
 
 def _cards(tables: Sequence[Table], targets: Sequence[Target]) -> list[dict[str, Any]]:
-    """Large numbers for the head of the page: targets met, and the best of each main metric beside real data
-    and noise."""
+    """Large numbers for the head of the page: targets met, and the best of each main metric."""
     cards = []
     if targets:
         missed = [target.name for target in targets if not target.met]
         detail = f"missed: {'; '.join(missed)}" if missed else "every promise kept"
         met = f"{len(targets) - len(missed)} of {len(targets)}"
         cards.append({"label": "targets met", "value": met, "detail": detail, "bad": bool(missed)})
-    for table in tables[:1]:
-        for i, column in enumerate(table.columns):
-            if column.best is None or column.metric not in main_metrics(table.results):
-                continue
-            row = next(row for row in table.rows if row.cells[i].rank == "best")
-            beside = [
-                f"{name} {number(figure.value)}"
-                for name, figure in (("real data", column.real), ("noise", column.noise))
-                if figure
-            ]
-            detail = " · ".join([row.name, *beside])
-            cards.append(
-                {
-                    "label": f"best {column.heading}",
-                    "value": row.cells[i].text,
-                    "detail": detail,
-                    "bad": False,
-                }
-            )
+    table = tables[0]
+    for i, column in enumerate(table.columns):
+        if column.best is None or column.metric not in main_metrics(table.results):
+            continue
+        row = next(row for row in table.rows if row.cells[i].rank == "best")
+        yardsticks = (("real data", column.real), ("noise", column.noise))
+        parts = [row.name, *(f"{name} {number(figure.value)}" for name, figure in yardsticks if figure)]
+        card = {"label": f"best {column.heading}", "value": row.cells[i].text, "bad": False}
+        cards.append({**card, "detail": " · ".join(parts)})
     return cards
 
 
@@ -203,7 +183,7 @@ def _target(target: Target) -> dict[str, Any]:
     return {"name": target.name, "value": value, "bound": bound, "met": target.met, "note": target.note}
 
 
-# What figures rest on ---------------------------------------------------------------------------------------
+# What figures depend on -------------------------------------------------------------------------------------
 
 
 def cite(metric: str, result: Result) -> str:
@@ -219,10 +199,9 @@ def cite(metric: str, result: Result) -> str:
         samples += f" vs. reference {reference}"
     basis = ", ".join(filter(None, (_protocol(figure), samples, _network(figure))))
     interval = f" [{figure.low:.{digits}f}, {figure.high:.{digits}f}]" if low < high else ""
-    version = (
-        f", plain-diffusion {result.facts['plain-diffusion']}" if "plain-diffusion" in result.facts else ""
-    )
-    return f"{metric_name(metric)} ({basis}) = {figure.value:.{digits}f}{interval}{version}"
+    version = result.facts.get("plain-diffusion")
+    program = f", plain-diffusion {version}" if version is not None else ""
+    return f"{metric_name(metric)} ({basis}) = {figure.value:.{digits}f}{interval}{program}"
 
 
 def _protocol(figure: Scored) -> str:
@@ -244,34 +223,31 @@ def _network(figure: Scored) -> str:
     return f"{name} with RANDOM WEIGHTS" if figure.random else name
 
 
-def _basis_in_words(metric: str, results: Sequence[Result]) -> dict[str, str]:
-    """What the figures of a metric are of, column by column."""
+def _basis(metric: str, results: Sequence[Result]) -> dict[str, str]:
+    """What the figures of a metric are computed from, column by column."""
     figures = [result.figures[metric] for result in results if metric in result.figures]
-
-    def any_of(texts: Iterable[str]) -> str:
-        return " or ".join(unique(filter(None, texts))) or NOTHING
-
-    return {
-        "name": metric_name(metric),
-        "samples": any_of(f"{figure.n:,}" for figure in figures),
-        "network": any_of(map(_network, figures)),
-        "protocol": any_of(map(_protocol, figures)),
-        "reference": any_of(map(_reference, figures)),
+    columns: dict[str, Callable[[Scored], str]] = {
+        "samples": lambda figure: f"{figure.n:,}",
+        "network": _network,
+        "protocol": _protocol,
+        "reference": _reference,
     }
+    texts = {
+        name: " or ".join(unique(filter(None, map(text, figures)))) or NOTHING
+        for name, text in columns.items()
+    }
+    return {"name": metric_name(metric), **texts}
 
 
 def _devices(results: Sequence[Result]) -> list[str]:
     """Where the seconds of results were measured."""
-    timed = [
-        result
-        for result, how in zip(results, drawn(results), strict=True)
-        if how and math.isfinite(how.seconds)
-    ]
-    return unique(result.facts.get("device", "a device that is not known") for result in timed)
+    hows = zip(results, how_drawn(results), strict=True)
+    timed = [result for result, how in hows if how and math.isfinite(how.seconds)]
+    return unique(result.facts.get("device", "an unknown device") for result in timed)
 
 
 def _fingerprints(results: Sequence[Result]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """All that figures depend on, hashes whole: what several results share, and what is each one's own."""
+    """All that figures depend on, with whole hashes: what all results share, and each result's own."""
     entries = {
         result.name: {name: as_text(value, whole=True) for name, value in _fingerprint(result).items()}
         for result in results
@@ -282,117 +258,72 @@ def _fingerprints(results: Sequence[Result]) -> tuple[dict[str, str], dict[str, 
         for name, value in first.items()
         if others and all(other.get(name) == value for other in others)
     }
-    return shared, {
-        result: {name: value for name, value in own.items() if name not in shared}
-        for result, own in entries.items()
+    own = {
+        result: {name: value for name, value in entry.items() if name not in shared}
+        for result, entry in entries.items()
     }
+    return shared, own
 
 
 def _fingerprint(result: Result) -> dict[str, Any]:
     found = {f"samples: {name}": value for name, value in flat(result.samples).items() if value is not None}
     for metric, figure in result.figures.items():
-        found |= {f"{metric_name(metric)}: {name}": value for name, value in flat(figure.basis).items()}
-        found |= {f"{metric_name(metric)}: {name}": value for name, value in figure.extra.items()}
+        entries = {**flat(figure.basis), **figure.extra}
+        found |= {f"{metric_name(metric)}: {name}": value for name, value in entries.items()}
     usual = flat(asdict(ScoreParams(samples="", metric="fid")))
-    found |= {
-        f"asked for: {name}": value
-        for name, value in flat(result.settings).items()
-        if value != usual.get(name)
-    }
+    settings = flat(result.settings)
+    found |= {f"asked for: {name}": value for name, value in settings.items() if value != usual.get(name)}
     return found | dict(result.facts)
 
 
-# The pictures -----------------------------------------------------------------------------------------------
+# Plots and pictures -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A figure of the page, and what to look at in it."""
-
-    title: str
-    caption: str
-    markup: Markup
-
-
-STEPS_CAPTION = (
-    "Look at how few steps bring a curve to real data, and where it stops: what remains is the network's "
-    "error, no longer the solver's. "
-    "DDIM (wide, rings) and Euler (thin, dots) are the same method in two notations: the dots sit inside "
-    "the rings. Bars are 95 % "
-    "confidence intervals."
-)
-COST_CAPTION = (
-    "A line per model, sampler and guidance over its steps; bars are 95 % confidence intervals. The broad "
-    "step line joins what nothing "
-    "cheaper beats. Dashed lines are results that were not drawn here, at no known cost. Costs are on a "
-    "logarithmic axis."
-)
-TRADE_OFF_CAPTION = (
-    "A line per model and sampler over guidance, each of its most steps; bars are 95 % confidence "
-    "intervals. More guidance usually buys "
-    "agreement with the prompt or the class at the price of likeness to real pictures: best is where the "
-    "distance is low and the agreement "
-    "high. Stars were not drawn here."
-)
-NEAREST_CAPTION = (
-    "A model could score well by repeating its training set; then its samples would lie closer to training "
-    "images than unseen real "
-    "pictures do: left of the band, towards 0. Somewhat to the left is expected of guided samples, which "
-    "are more typical than real ones. "
-    "The mean could hide a few copies, which the share that is memorised counts."
-)
-
-
-def _plots(tables: Sequence[Table]) -> list[Plot]:
+def _plots(tables: Sequence[Table]) -> list[dict[str, Any]]:
+    """Plots of all tables: the kind, which chooses the caption, the title, and the drawing."""
     plots = []
     for i, table in enumerate(tables, 1):
-        for k, (title, caption, figure) in enumerate(_plots_of(table)):
+        for k, (kind, title, figure) in enumerate(_table_plots(table)):
             title += f" (table {i})" if len(tables) > 1 else ""
-            plots.append(Plot(title, caption, Markup(svg(figure, f"plot-{i}-{k}", title))))
+            plots.append(
+                {"kind": kind, "title": title, "markup": Markup(svg(figure, f"plot-{i}-{k}", title))}
+            )
     return plots
 
 
-def _plots_of(table: Table) -> Iterator[tuple[str, str, Figure]]:
-    """Main metrics against steps and costs, distances against agreement, and the nearest training images:
-    title, caption, figure."""
+def _table_plots(table: Table) -> Iterator[tuple[str, str, Figure]]:
+    """Main metrics against steps and costs, distances against agreement, and the nearest training images."""
     mains = {
         metric: [result for result in table.results if metric in result.figures]
         for metric in main_metrics(table.results)
     }
     for metric, results in mains.items():
-        if len({how.steps for how in drawn(results) if how and how.steps}) > 1:
-            yield f"{metric_name(metric)} against steps", STEPS_CAPTION, steps_plot(results, metric)
+        if len({how.steps for how in how_drawn(results) if how and how.steps}) > 1:
+            yield "steps", f"{metric_name(metric)} against steps", steps_plot(results, metric)
     for metric, results in mains.items():
         if _has_costs(results):
-            yield f"{metric_name(metric)} and its cost", COST_CAPTION, pareto_plot(results, [metric])
-    for distance, score in [
-        (one, two) for one in mains for two in mains if DISTANCE.search(one) and AGREEMENT.search(two)
-    ]:
+            yield "cost", f"{metric_name(metric)} and its cost", pareto_plot(results, [metric])
+    for distance, score in product(filter(DISTANCE.search, mains), filter(AGREEMENT.search, mains)):
         both = [result for result in mains[distance] if score in result.figures and not result.role]
         if len(both) > 1:
-            yield (
-                f"{metric_name(distance)} against {metric_name(score)}",
-                TRADE_OFF_CAPTION,
-                trade_off_plot(both, distance, score),
-            )
+            title = f"{metric_name(distance)} against {metric_name(score)}"
+            yield "trade-off", title, trade_off_plot(both, distance, score)
     if near := [result for result in table.results if "nearest" in result.figures]:
-        yield "Distance to the nearest training image", NEAREST_CAPTION, nearest_plot(near)
+        yield "nearest", "Distance to the nearest training image", nearest_plot(near)
 
 
 def _has_costs(results: Sequence[Result]) -> bool:
-    """Whether a result with a figure that is plotted says what its samples cost."""
+    """Whether the cost of a result with a main metric is known."""
     metrics = main_metrics(results)
     return any(
-        how
-        and not (math.isnan(how.calls) and math.isnan(how.seconds))
-        and any(metric in result.figures for metric in metrics)
-        for result, how in zip(results, drawn(results), strict=True)
+        how is not None and not (math.isnan(how.calls) and math.isnan(how.seconds))
+        for result, how in zip(results, how_drawn(results), strict=True)
+        if any(metric in result.figures for metric in metrics)
     )
 
 
 def _sheet(name: str, path: Path) -> dict[str, Any]:
-    """A sheet within the page: a small one magnified by a whole number, a large one made smaller, and then
-    stored as JPEG."""
+    """A sheet for the page: a small one magnified by a whole number, a large one reduced, as JPEG."""
     try:
         image = open_picture(path)
     except (OSError, ValueError) as error:

@@ -1,5 +1,4 @@
-"""Results as JSON: every number with its interval and with all that it depends on; and the refusal to compare
-what differs in that."""
+"""Results as JSON: each figure has its interval and its basis, without which figures cannot be compared."""
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ from models.files.text import read_json, strict, write_json
 
 Better = Literal["lower", "higher", "neither"]
 Role = Literal["floor", "held_out", "ceiling"]
-"""What a row is to the others: real pictures scored as samples are, those that they are compared with, and
-noise."""
+"""Rows that others are judged by: real pictures scored as samples are, unseen real pictures, and noise."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,9 @@ class Scored:
     """A number that can be cited.
 
     n          samples; of each part, where the value is a mean over parts
-    basis      what another number must have in common with it to be compared: metric, protocol, extractor,
-               reference, n, settings
-    low, high  95 % confidence interval; NaN where none is known
-    extra      what else is known: `std` over `parts`, or over the splits of an Inception Score
+    basis      what two numbers that are compared must share: metric, protocol, extractor, reference, n, ...
+    low, high  95 % confidence interval; NaN if unknown
+    extra      `std` over `parts`, or over the splits of an Inception Score, ...
     """
 
     value: float
@@ -43,7 +40,7 @@ class Scored:
 
     @property
     def random(self) -> bool:
-        """Whether a network with random weights stood in: such a number means nothing outside a test."""
+        """Whether the network had random weights: the number means nothing outside a test."""
         return bool(self.basis.get("extractor", {}).get("random"))
 
 
@@ -53,11 +50,10 @@ class Result:
 
     name      of its row in tables
     figures   by metric
-    samples   where they are from, how many, the SHA-256 of their pixels; sampler, steps, network calls and
-              seconds where they were drawn; what the model is called, and the row's role, where these are
-              given
-    notes     what a reader should know: pictures left out, captions cut, stand-ins
-    settings  it was asked for with
+    samples   where they are from, how many, the SHA-256 of their pixels; if drawn, sampler, steps, network
+              calls and seconds; if given, the model's name and the row's role
+    notes     what a reader should know: pictures left out, captions cut, random weights
+    settings  of the evaluation
     facts     versions and machine
     """
 
@@ -72,22 +68,20 @@ class Result:
         """Its name, the number of samples, and at most four figures."""
         lines = [f"{self.name}: {self.samples.get('n', 0):,} samples"]
         lines += [f"  {name:18} {figure}" for name, figure in self.figures.items()]
-        return "\n".join(
-            lines if len(lines) <= 6 else [*lines[:5], f"  ... and {len(lines) - 5} more figures"]
-        )
+        if len(lines) > 6:
+            lines = [*lines[:5], f"  ... and {len(lines) - 5} more figures"]
+        return "\n".join(lines)
 
     @property
     def role(self) -> Role | None:
-        """What it is to the other rows of a table; None for samples."""
+        """Its role in a table; None for samples."""
         found: Role | None = self.samples.get("role")
         return found
 
     def basis(self, metric: str) -> dict[str, Any]:
-        """What another result must have in common with this one for the figure to be compared: its basis, and
-        the size of the samples.
+        """What another result must share for the figure to be compared: its basis, and the samples' size.
 
-        Extractors resize pictures: small ones would be ranked with large ones that they only resemble when
-        both are seen from afar.
+        Extractors resize pictures, which hides the details that small pictures lack.
         """
         sizes = self.samples.get("sizes") or []
         size = {"size of the samples": sizes[0] if len(sizes) == 1 else "several"} if sizes else {}
@@ -115,12 +109,11 @@ def read_result(path: str | Path) -> Result:
         _check_kinds(result)
         return result
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is no result of plain-diffusion eval: {error}") from None
+        raise ValueError(f"{path} is not a result of plain-diffusion eval: {error}") from None
 
 
 def _check_kinds(result: Result) -> None:
-    """ValueError or OverflowError for entries that a report could not read; others it writes down as they
-    are."""
+    """ValueError or OverflowError for entries that a report could not read."""
     for name, figure in result.figures.items():
         check_mapping(f"figures.{name}.basis.extractor", figure.basis.get("extractor", {}))
     check_mapping("settings.keys", result.settings.get("keys", {}))
@@ -129,21 +122,17 @@ def _check_kinds(result: Result) -> None:
     check_type("samples.model", result.samples.get("model"), str | None)
     check_type("samples.sizes", result.samples.get("sizes", []), Sequence[str])
     check_type("samples.settings.steps", drawn.get("steps"), int | None)
-    numbers = {name: result.samples.get(name) for name in ("calls", "seconds")} | {
-        "settings.guidance": drawn.get("guidance")
-    }
+    numbers = {name: result.samples.get(name) for name in ("calls", "seconds")}
+    numbers["settings.guidance"] = drawn.get("guidance")
     for name, value in numbers.items():
         check_type(f"samples.{name}", value, float | None)
-    for number in (
-        *numbers.values(),
-        *(end for figure in result.figures.values() for end in (figure.value, figure.low, figure.high)),
-    ):
-        float(number or 0)  # JSON knows integers that are larger than any float
+    ends = [end for figure in result.figures.values() for end in (figure.value, figure.low, figure.high)]
+    for number in (*numbers.values(), *ends):
+        float(number or 0)  # JSON has integers that are larger than any float
 
 
 def check_comparable(results: Sequence[Result], metric: str) -> None:
-    """ValueError, with what differs, unless all results have this figure and it can be compared between
-    them."""
+    """ValueError, which names the difference, unless all results have this figure on the same basis."""
     first: Result | None = None
     for result in results:
         if metric not in result.figures:
@@ -154,29 +143,29 @@ def check_comparable(results: Sequence[Result], metric: str) -> None:
             name, one, other = difference
             raise ValueError(
                 f"{metric} of {first.name!r} and of {result.name!r} cannot be compared: {name} is {one} "
-                f"there and {other} here; "
-                "score both with the same"
+                f"there and {other} here; score both with the same"
             )
 
 
 def comparable_parts(results: Sequence[Result], metric: str) -> list[list[Result]]:
-    """The results that have the figure, in parts that can be compared within, each in the given order."""
+    """The results that have the figure, in parts whose figures can be compared, in order."""
     parts: list[list[Result]] = []
     for result in results:
         if metric in result.figures:
             basis = result.basis(metric)
-            part = next((part for part in parts if not _difference(part[0].basis(metric), basis)), None)
-            if part is None:
-                parts.append([result])
+            for part in parts:
+                if not _difference(part[0].basis(metric), basis):
+                    part.append(result)
+                    break
             else:
-                part.append(result)
+                parts.append([result])
     return parts
 
 
 def _difference(
     one: Mapping[str, Any], other: Mapping[str, Any], within: str = ""
 ) -> tuple[str, Any, Any] | None:
-    """The first entry in which two bases differ, by its name, and both values."""
+    """The name of the first entry in which two bases differ, and both values."""
     for name in dict.fromkeys((*one, *other)):
         a, b = one.get(name), other.get(name)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

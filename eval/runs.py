@@ -1,5 +1,4 @@
-"""What a report shows of trained models: how they learned, how their schedules add noise, and how a sampler
-removes it."""
+"""Trained models in a report: how they learned, how noise is added, and how a sampler removes it."""
 
 # ruff: noqa: RUF001  (Greek letters and minus signs are meant)
 
@@ -35,8 +34,7 @@ Line = Mapping[str, float]  # of metrics.jsonl: step, loss, grad_norm, lr, sampl
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model: its name in the report, its folder, and whether its forward process and its sampling
-    are shown."""
+    """A trained model in a report. shown: whether its forward process and its sampling are, too."""
 
     name: str
     folder: str
@@ -44,20 +42,17 @@ class Run:
 
 
 def describe_runs(runs: Sequence[Run], images: Tensor | None) -> dict[str, Any]:
-    """What the page says of them. images (N, 3, H, W) in [-1, 1]: real ones, which the forward process is
-    shown on."""
+    """The template's values. images (N, 3, H, W) in [-1, 1]: real ones, for the forward process."""
     curves = {run.name: read_json_lines(Path(run.folder) / "metrics.jsonl") for run in runs}
     shown = {run.name: models.load(run.folder) for run in runs if run.shown}
     schedules = {name: model.schedule for name, model in shown.items()}
+    loss = svg(loss_plot(curves), "loss", "Loss and gradient norm over training steps") if curves else ""
+    over_time = "alpha, sigma and log-SNR over time"
     return {
         "training": [_training(name, lines) for name, lines in curves.items()],
-        "loss": Markup(svg(loss_plot(curves), "loss", "Loss and gradient norm over training steps"))
-        if curves
-        else "",
+        "loss": Markup(loss),
         "forward": [] if images is None else [_forward(name, model, images) for name, model in shown.items()],
-        "schedules": Markup(svg(schedule_plot(schedules), "schedules", "alpha, sigma and log-SNR over time"))
-        if schedules
-        else "",
+        "schedules": Markup(svg(schedule_plot(schedules), "schedules", over_time)) if schedules else "",
         "paths": [strip for name, model in shown.items() for strip in _paths(name, model)],
     }
 
@@ -66,7 +61,7 @@ def describe_runs(runs: Sequence[Run], images: Tensor | None) -> dict[str, Any]:
 
 
 def _training(name: str, lines: Sequence[Line]) -> dict[str, str]:
-    """One run in a row: its length, its final loss (mean of the last tenth) and its median speed."""
+    """A run as a row: its length, its final loss (mean of the last tenth) and its median speed."""
     losses, rates, speeds = (
         [line[key] for line in lines if key in line] for key in ("loss", "lr", "samples_per_second")
     )
@@ -81,35 +76,31 @@ def _training(name: str, lines: Sequence[Line]) -> dict[str, str]:
 
 
 def loss_plot(curves: Mapping[str, Sequence[Line]]) -> Figure:
-    """Loss and gradient norm of each training run: the logged values faint, their moving average over 5 % of
-    the run bold."""
-    rows = [
-        key
-        for key in ("loss", "grad_norm")
-        if any(key in line for lines in curves.values() for line in lines)
-    ]
+    """Loss and gradient norm of each run: logged values faint, their moving average over 5 % bold."""
+    logged = {key for lines in curves.values() for line in lines for key in line}
+    names = {"loss": "loss", "grad_norm": "gradient norm"}
+    rows = [key for key in names if key in logged]
     figure, panels = make_panels(len(rows), len(curves), height=2.3)
     for j, (name, color) in enumerate(colors_of(curves).items()):
         for i, key in enumerate(rows):
             axes = panels[i, j]
-            points = [
-                (line["step"], line[key]) for line in curves[name] if key in line and math.isfinite(line[key])
-            ]
+            finite = [line for line in curves[name] if math.isfinite(line.get(key, math.nan))]
             label_axes(axes, title=name if i == 0 else "", xlabel="step" if i == len(rows) - 1 else "")
-            if points:
-                steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
-                every = max(1, len(steps) // 500)  # more points than pixels only make the file large
+            if finite:
+                steps, values = (
+                    np.array([line[name] for line in finite], np.float64) for name in ("step", key)
+                )
+                every = max(1, len(steps) // 500)  # as many points as pixels
                 axes.plot(steps[::every], values[::every], color=color, lw=0.6, alpha=0.4)
                 axes.plot(steps[::every], smooth(values)[::every], color=color, lw=2)
                 log_y(axes, values[values > 0])
             if j == 0:
-                axes.set_ylabel({"loss": "loss", "grad_norm": "gradient norm"}[key])
+                axes.set_ylabel(names[key])
     return figure
 
 
 def smooth(values: np.ndarray, share: float = 0.05) -> np.ndarray:
-    """Moving average over `share` of the values: centred, narrower at the start, which is steep, one-sided at
-    the end, which is noisy."""
+    """Moving average over `share` of the values: narrower at the steep start, one-sided at the noisy end."""
     i = np.arange(len(values))
     before = np.minimum(i, round(share * len(values) / 2))
     after = np.minimum(before, i[::-1])
@@ -121,8 +112,7 @@ def smooth(values: np.ndarray, share: float = 0.05) -> np.ndarray:
 
 
 def schedule_plot(schedules: Mapping[str, Schedule]) -> Figure:
-    """alpha and sigma, and the log signal-to-noise ratio they amount to, over each schedule's own span of
-    time."""
+    """alpha, sigma and the log signal-to-noise ratio over each schedule's own span of time."""
     figure, ((factors, snr),) = make_panels(1, 2, height=3.0)
     share = torch.linspace(0, 1, 301, dtype=torch.float64)
     for (name, schedule), color in zip(schedules.items(), colors_of(schedules).values(), strict=True):
@@ -136,23 +126,15 @@ def schedule_plot(schedules: Mapping[str, Schedule]) -> Figure:
     label_axes(factors, title="Factor of the data, α (solid), and of the noise, σ (dashed)", xlabel=where)
     label_axes(snr, title="log signal-to-noise ratio, log(α²/σ²)", xlabel=where)
     snr.axhline(0, color=MUTED, lw=1)
-    snr.annotate(
-        "as much data as noise",
-        (0, 0),
-        (4, -4),
-        textcoords="offset points",
-        va="top",
-        color=MUTED,
-        fontsize=8.5,
-    )
+    below: dict[str, Any] = dict(textcoords="offset points", va="top")
+    snr.annotate("as much data as noise", (0, 0), (4, -4), color=MUTED, fontsize=8.5, **below)
     snr.set_ylim(-14, 14)
     legend(figure, [factors])
     return figure
 
 
 def _forward(name: str, model: Model, images: Tensor, columns: int = 8) -> dict[str, Any]:
-    """Up to three images, clean and at `columns` times from the first to the last a network is trained on;
-    one noise per image."""
+    """Up to three images, clean and at `columns` times of training, each with its noise."""
     schedule, images = model.schedule, images[:3, : model.shape[0]]
     noise = initial_noise(range(len(images)), images.shape[1:], images.dtype)
     times = [schedule.t_min + (schedule.t_max - schedule.t_min) * i / (columns - 1) for i in range(columns)]
@@ -161,47 +143,32 @@ def _forward(name: str, model: Model, images: Tensor, columns: int = 8) -> dict[
         levels.insert(0, schedule.terminal)
     strip = []
     for level in levels:
-        # Only variance-exploding noise outgrows the range a picture can show; elsewhere the divisor is 1.
+        # Only variance-exploding noise leaves the range of pictures; otherwise the divisor is 1.
         x_t = marginal(images, noise, level) / max(1.0, math.hypot(level.alpha, level.sigma))
-        log_snr = 2 * level.half_log_snr
-        strip.append(
-            {
-                "source": picture_address(picture(x_t, columns=1)),
-                "t": "data" if level.sigma == 0 else f"{level.t:.3g}" if level.t < 100 else f"{level.t:.0f}",
-                "alpha": f"{level.alpha:.3f}",
-                "sigma": f"{level.sigma:.3f}" if level.sigma < 100 else number(level.sigma),
-                "log_snr": minus(f"{log_snr:+.1f}")
-                if math.isfinite(log_snr)
-                else ("+∞" if log_snr > 0 else "−∞"),
-            }
-        )
+        log_snr = minus(f"{2 * level.half_log_snr:+.1f}".replace("inf", "∞"))
+        time = "data" if level.sigma == 0 else f"{level.t:.3g}" if level.t < 100 else f"{level.t:.0f}"
+        sigma = f"{level.sigma:.3f}" if level.sigma < 100 else number(level.sigma)
+        source = picture_address(picture(x_t, columns=1))
+        alpha = f"{level.alpha:.3f}"
+        strip.append({"source": source, "t": time, "alpha": alpha, "sigma": sigma, "log_snr": log_snr})
     return {"name": name, "columns": strip}
 
 
 @torch.no_grad()
 def _paths(name: str, model: Model, steps: int = 12) -> list[dict[str, Any]]:
-    """What DDIM holds and what the network believes, step by step: four samples, of four classes where there
-    are classes."""
+    """DDIM's states and estimates, step by step, of four samples, of four classes if there are classes."""
     model.network.eval()
     denoiser, grid, count = class_denoiser(model, 1.0, clip=True), model.grid(steps), model.num_classes
     condition = Condition(label=torch.tensor([k % count for k in (2, 3, 5, 8)])) if count else NONE
     x = grid.start(initial_noise(range(4), model.shape))
     trace = list(SAMPLERS["ddim"](lambda x_t, level: denoiser(x_t, level, condition), x, grid))
     strips = []
-    for what, frames in (
-        ("the sample x_t", [step.x for step in trace]),
-        ("the estimate of x0", [step.x0 for step in trace]),
-    ):
+    states, estimates = [step.x for step in trace], [step.x0 for step in trace]
+    for what, frames in (("the sample x_t", states), ("the estimate of x0", estimates)):
         images = torch.stack(frames, 1).flatten(0, 1)
         across = steps * (images.shape[-1] + 1) - 1
         width = across * min(10, max(1, WIDEST // across))
+        title, caption = f"{name}: {what}", f"{steps} DDIM steps, from noise to data."
         source = picture_address(picture(images, steps))
-        strips.append(
-            {
-                "title": f"{name}: {what}",
-                "caption": f"{steps} DDIM steps, from noise to data.",
-                "source": source,
-                "width": width,
-            }
-        )
+        strips.append({"title": title, "caption": caption, "source": source, "width": width})
     return strips

@@ -15,7 +15,7 @@ from diffusion.spec import make_params
 from eval.evaluation import Evaluation, Side
 from eval.feature_pass import Features, Seen, joined, size_names, unseen
 from eval.features.extractor import Extractor
-from eval.features.protocols import PROTOCOLS
+from eval.features.protocols import PROTOCOLS, USUAL_N
 from eval.images.drawn import Drawn
 from eval.metrics.figure import Figure
 from eval.metrics.registry import find_metric
@@ -231,13 +231,10 @@ def notes(evaluation: Evaluation, gathered: Gathered, figures: Mapping[str, Scor
     for name, figure in figures.items():
         if cut := figure.extra.get("cut", 0):
             yield f"{name}: {cut:g} of {figure.n} prompts are longer than the network reads, and were cut"
-    protocol = PROTOCOLS[evaluation.params.protocol]
     for name, figure in figures.items():
-        if "protocol" in figure.basis and "reference" in figure.basis and figure.n < protocol.usual_n:
-            yield (
-                f"under {protocol.name}, {name} is usually of {protocol.usual_n:,} samples; these are "
-                f"{figure.n:,}"
-            )
+        if "protocol" in figure.basis and "reference" in figure.basis and figure.n < USUAL_N:
+            under = f"under {evaluation.params.protocol}, {name}"
+            yield f"{under} is usually of {USUAL_N:,} samples; these are {figure.n:,}"
             break
     if evaluation.statistics is not None and evaluation.statistics.identity is None:
         yield (

@@ -1,4 +1,4 @@
-"""What `plain-diffusion eval` is told."""
+"""Settings of `plain-diffusion eval`."""
 
 from __future__ import annotations
 
@@ -7,123 +7,91 @@ from typing import Any, Literal
 
 from diffusion.settings import setting
 from diffusion.spec import check_at_least_one, check_names
+from eval.feature_pass import PassParams
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import ExtractorParams
 from eval.metrics.registry import find_metric
 from eval.results import Role
 from eval.targets import TargetParams
-from samplers.pictures import MAX_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassParams:
-    """How pictures are gone through: for scores, and for the statistics of a reference."""
+class FeatureParams(PassParams):
+    """How features are computed, for scores and for the statistics of a reference."""
 
     protocol: str = setting(
         "clean",
-        "clean, legacy_pytorch, torch_fidelity or adm (--help protocol): of all that Inception computes",
-        heading="How",
+        "for all that Inception computes: clean, legacy_pytorch, torch_fidelity or adm (--help protocol)",
+        heading="Features",
     )
     features: str = setting(
         "inception",
         "what frechet, kernel, precision, recall, density and coverage compare: inception, dinov2, clip or "
-        "digits; or one output of it: "
-        "digits.pixels",
+        "digits; or one of its outputs, digits.pixels",
     )
     extractors: ExtractorParams = setting(
-        ExtractorParams,
-        'weights, all local files; "random" stands in for them in a trial, and the result says so',
+        ExtractorParams, 'weights, all local files; "random": random weights, for a trial; the result says so'
     )
     dtype: Literal["fp32", "bf16"] = setting(
-        "fp32",
-        "of Inception, which bf16 makes faster on a GPU; such numbers are only compared with their like",
+        "fp32", "of Inception; bf16 is faster on a GPU, and its figures are compared with their like only"
     )
-    groups: int = setting(
-        17,
-        "parts that processes share and error bars come from: a prime, so that no regular order of classes "
-        "falls together with it; 31 "
-        "shares well among eight processes",
-    )
-    on_error: Literal["refuse", "skip"] = setting(
-        "refuse", "skip: pictures that cannot be used are left out and counted"
-    )
-    sizes: Literal["equal", "any"] = setting("equal", "any: pictures may differ in size")
-    max_pixels: int = setting(
-        MAX_PIXELS,
-        "of one picture: those with more cannot be used. Colour profiles are not heeded, as in published "
-        "protocols",
-    )
-    batch_size: int = setting(64, "pictures at once", kind="place")
-    save_every: float = setting(
-        300.0,
-        "seconds after which the work so far is saved; started again, it goes on from there",
-        kind="place",
-    )
-    device: str | None = setting(None, "null: a GPU where there is one", kind="place")
-    progress: bool = setting(True, "false: no bar", kind="place")
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "groups", "batch_size", "max_pixels")
+        super().__post_init__()
         check_names("protocol", [self.protocol], PROTOCOLS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreParams(PassParams):
+class ScoreParams(FeatureParams):
     """What to score, and how."""
 
     samples: str | dict[str, Any] = setting(
         ...,
-        "a folder, tar shards ('shard-{000..009}.tar', quoted for the shell), an .npz of pictures; or what "
-        "a model draws, and nothing "
-        "is written: {run: runs/x, sampler: ddim, steps: 10} or {weights: FILES, prompts: FILE, ...}; or a "
-        "data set, {name: digits, "
-        "split: held_out}, or noise, {noise: [3, 32, 32], n: 1000}. Paths and names are taken as they "
-        "stand; but a comma in samples, reference or training parts the values of a sweep (-m samples=a,b), "
-        "and a path that has one "
-        "needs quotes of its own: samples='\"a, b\"'",
+        "a folder, tar shards ('shard-{000..009}.tar', quoted for the shell), an .npz of pictures; or what a "
+        "model draws, without files: {run: runs/x, sampler: ddim, steps: 10} or {weights: FILES, prompts: "
+        "FILE, ...}; or a data set, {name: digits, split: held_out}; or noise, {noise: [3, 32, 32], n: 99}. "
+        "Paths are taken literally, but a comma in samples, reference or training separates the values of a "
+        "sweep (-m samples=a,b), unless the path has its own quotes: samples='\"a, b\"'",
         text="path",
         swept=True,
         heading="What",
     )
     reference: str | dict[str, Any] | None = setting(
         None,
-        "what they are compared with: the same, {name: digits, split: held_out}, or a file of statistics "
-        "(.npz of pytorch-fid or ADM, "
-        ".safetensors of `plain-diffusion eval experiment=statistics`)",
+        "what they are compared with: pictures as above, or a file of statistics (.npz of pytorch-fid or "
+        "ADM, .safetensors of `plain-diffusion eval experiment=statistics`)",
         text="path",
         swept=True,
     )
     training: str | dict[str, Any] | None = setting(
-        None, "what the samples' model has seen, for memorised", text="path", swept=True
+        None, "the training set of the samples' model, for nearest and memorised", text="path", swept=True
     )
     prompts: str | None = setting(
         None,
-        "for clip_score: .jsonl or .csv that name the pictures, or .txt in the order of the numbers in "
-        "their names; null: captions beside",
+        "for clip_score: .jsonl or .csv that name the pictures, or .txt in the order of the numbers in their "
+        "names; null: captions beside the pictures",
         text="path",
     )
     metric: str | tuple[str, ...] = setting(
-        ("fid", "kid"), "the figures (--help metric); frechet and kernel are fid and kid of `features`"
+        ("fid", "kid"), "metrics (--help metric); frechet and kernel are fid and kid of `features`"
     )
-    name: str | None = setting(None, "of the row in tables; null: where the samples are from", text="text")
-    model: str | None = setting(None, "what tables call the model that draws; null: its folder", text="text")
+    name: str | None = setting(None, "of the row in tables; null: the samples' origin", text="text")
+    model: str | None = setting(None, "name of the model that draws in tables; null: its folder", text="text")
     role: Role | None = setting(
         None,
-        "floor (real pictures, scored as samples are), held_out (real ones that no model has seen) or "
-        "ceiling (noise): what samples are "
-        "judged by in a report, and not ranked with",
+        "of a row that samples are judged by, and not ranked with: floor (real pictures, scored as samples "
+        "are), held_out (real ones that no model has seen) or ceiling (noise)",
     )
     n: int | None = setting(None, "only the first n of the samples")
     parts: int = setting(
         1,
-        "score the samples in so many equal parts, as many seeds, say: figures are means over them, with "
-        "their spread",
+        "score the samples in so many equal parts; figures are means over them, with their spread",
     )
     classes: Literal["own", "reference"] = setting(
-        "own", "reference: what is drawn shows each class as often as the reference does"
+        "own", "reference: samples have each class as often as the reference"
     )
-    neighbours: str | None = setting(None, "what nearest and memorised compare; null: as features")
-    classifier: str = setting("digits", "what accuracy asks")
+    neighbours: str | None = setting(None, "extractor for nearest and memorised; null: as features")
+    classifier: str = setting("digits", "extractor for accuracy")
     out: str | None = setting(
         None,
         "the result; null: beside the samples, as NAME.scores.json",
@@ -133,14 +101,11 @@ class ScoreParams(PassParams):
     )
     report: str | None = setting(
         None,
-        "a folder in which results gather: out is results/NAME.json there, and the report is made of all "
-        "of them",
+        "a folder that collects results, as results/NAME.json, and their report",
         kind="place",
         text="path",
     )
-    cache: str | None = setting(
-        None, "a folder that keeps the features of references for the next time", kind="place", text="path"
-    )
+    cache: str | None = setting(None, "a folder for the features of references", kind="place", text="path")
     wandb: str | None = setting(None, "a project of Weights & Biases", kind="place", text="text")
 
     def __post_init__(self) -> None:
@@ -159,10 +124,8 @@ class ScoreParams(PassParams):
     @property
     def how(self) -> dict[str, Any]:
         """What every figure depends on besides pictures, weights and its own settings."""
-        return {
-            name: getattr(self, name)
-            for name in ("protocol", "dtype", "groups", "parts", "on_error", "sizes")
-        }
+        names = ("protocol", "dtype", "groups", "parts", "on_error", "sizes")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

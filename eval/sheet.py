@@ -1,4 +1,4 @@
-"""A few pictures of a source, side by side."""
+"""A sheet: a few pictures of a source, side by side."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ EACH, CLASSES = 3, 10  # pictures of each class, and the most classes
 
 
 class Sheet:
-    """The first pictures of a source or, where it has classes, the first of each, a class per column: the
-    first ones and not a choice."""
+    """The first pictures of a source; if it has classes, the first of each class, a column per class."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -26,14 +25,12 @@ class Sheet:
         self._seen: dict[int, Tensor] = {}
 
     def see(self, index: int, pixels: Tensor) -> None:
-        """Keep a picture, uint8 (3, H, W), that goes by, if it is one of these: what is drawn need not be
-        drawn again."""
+        """Keep a picture, uint8 (3, H, W), if it is on the sheet, so that it need not be drawn again."""
         if index in self._chosen:
             self._seen[index] = _small(pixels)
 
     def save(self, path: str | Path) -> None:
-        """Write a PNG; those that did not go by are read now. What cannot be read, or is of another size than
-        the first, is left out."""
+        """Write a PNG. Pictures not seen yet are read now; unreadable ones and other sizes are left out."""
         missing = [i for i in self._chosen if i not in self._seen]
         with reading(self._source, missing) as read:
             for i, pixels in zip(missing, read, strict=True):
@@ -47,12 +44,12 @@ class Sheet:
 
 
 def _small(pixels: Tensor) -> Tensor:
-    """In [-1, 1]; channel by channel, for a large picture takes four times its size in float32."""
+    """In [-1, 1]; channel by channel, since float32 takes four times the memory."""
     return torch.cat([thumbnail(channel.float().div_(127.5).sub_(1)) for channel in pixels.split(1)])
 
 
 def _chosen(source: Source) -> tuple[list[int], int]:
-    """Which pictures, row by row, and in how many columns."""
+    """The numbers of the pictures, row by row, and how many columns there are."""
     if source.labels is None:
         return list(range(min(SHOWN, len(source)))), COLUMNS
     members: dict[str, list[int]] = {}

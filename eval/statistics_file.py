@@ -1,12 +1,11 @@
-"""Files of reference statistics: mean and covariance of the features of a data set, so that it need not be
-read again."""
+"""Files of reference statistics: mean and covariance of a data set's features."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +24,8 @@ from train.data.npz import MAX_ARRAY, array_names, is_npy, one_line_errors, read
 
 MAX_PICTURES = 2**53  # float64 counts no further
 FORMAT = "reference statistics 1"
-FOREIGN = {
-    "pool": ("mu", "sigma"),
-    "spatial": ("mu_s", "sigma_s"),
-}  # our outputs, and their arrays in files of pytorch-fid and ADM
+# The arrays of our outputs in files of pytorch-fid and ADM.
+FOREIGN = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
 @dataclass(frozen=True)
@@ -69,11 +66,10 @@ class _Metadata:
 
 
 def read_statistics(path: str | Path) -> Statistics:
-    """Read a file of this library (.safetensors), of pytorch-fid (.npz with mu, sigma) or of ADM (also with
-    mu_s, sigma_s and pictures).
+    """Read a file of this library (.safetensors), of pytorch-fid or of ADM (.npz).
 
-    The last two record neither the extractor nor the number of pictures. FileNotFoundError; ValueError in one
-    line for a file that is damaged, holds something else, or holds matrices that are no covariances.
+    The last two record neither the extractor nor the number of pictures. FileNotFoundError; ValueError for a
+    file that is damaged, or holds anything but means and covariances.
     """
     path = Path(path)
     if not path.is_file():
@@ -84,8 +80,7 @@ def read_statistics(path: str | Path) -> Statistics:
 
 
 def is_statistics(path: str | Path) -> bool:
-    """Whether a path names a file of statistics, not of pictures: a .safetensors file, or an .npz file with
-    mu and sigma."""
+    """Whether a path names a file of statistics: .safetensors, or .npz with mu and sigma."""
     path = Path(path)
     if path.suffix.lower() == ".npz" and path.is_file():
         with one_line_errors(path):
@@ -94,11 +89,10 @@ def is_statistics(path: str | Path) -> bool:
 
 
 def write_statistics(statistics: Statistics, path: str | Path) -> None:
-    """Write a .safetensors file with the exact moments. ValueError for statistics of an unknown extractor or
-    number of pictures."""
+    """Write a .safetensors file with the exact moments. ValueError if the extractor or n is unknown."""
     if statistics.identity is None or statistics.n is None:
         raise ValueError(
-            f"statistics of {statistics.origin} do not say their extractor and number of pictures: make "
+            f"statistics of {statistics.origin} do not say their extractor and number of pictures: compute "
             "them from the pictures"
         )
     if statistics.n < 2:
@@ -109,21 +103,19 @@ def write_statistics(statistics: Statistics, path: str | Path) -> None:
     for output, moments in statistics.moments.items():
         if moments.n != statistics.n:
             raise ValueError(
-                f"moments of {output} are of {moments.n} pictures, and the statistics of {statistics.n}: "
-                "give one set's"
+                f"moments of {output} are of {moments.n} pictures, and the statistics of "
+                f"{statistics.n}: they must be of one set"
             )
         state = moments.state_dict()
         tensors |= {f"{output}.{name}": state[name].contiguous().cpu() for name in ("mean", "scatter")}
-    metadata = _Metadata(
-        statistics.n, statistics.identity, statistics.origin, statistics.pictures, statistics.sizes
-    )
+    about = {each.name: getattr(statistics, each.name) for each in fields(_Metadata)}
+    about["identity"] = statistics.identity.to_json()
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {"format": FORMAT, "statistics": json.dumps(asdict(metadata))})
+        save_file(tensors, temporary, {"format": FORMAT, "statistics": json.dumps(about)})
 
 
 def check_identity(statistics: Statistics, identity: Identity) -> None:
-    """ValueError that names the difference if the statistics are of another extractor. An unknown one passes:
-    see `check_width`."""
+    """ValueError if the statistics are of another extractor. An unknown one passes: see `check_width`."""
     if statistics.identity is None:
         return
     for each in fields(Identity):
@@ -131,26 +123,22 @@ def check_identity(statistics: Statistics, identity: Identity) -> None:
         if made != now:
             raise ValueError(
                 f"the statistics of {statistics.origin} were made with another extractor: {each.name} is "
-                f"{made!r}, and here {now!r}; "
-                "make them again with this one"
+                f"{made!r}, and here {now!r}; make them again with this one"
             )
 
 
 def check_width(statistics: Statistics, output: str, width: int) -> None:
-    """ValueError if the statistics lack this output, or have another width: the only check for an unknown
-    extractor."""
+    """ValueError if the statistics lack this output or have another width."""
     if output not in statistics.moments:
         raise ValueError(
-            f"the statistics of {statistics.origin} are of {', '.join(statistics.moments)}, and there are "
-            f"none of {output!r}"
+            f"{statistics.origin} has statistics of {', '.join(statistics.moments)}, not of {output!r}"
         )
     found = len(statistics.moments[output].mean)
     if found != width:
         unknown = "" if statistics.identity else " (extractor unknown)"
         raise ValueError(
             f"the statistics of {statistics.origin}{unknown} are of features of width {found}, and "
-            f"{output!r} is {width} wide here: "
-            "they were made with another extractor"
+            f"{output!r} is {width} wide here: they were made with another extractor"
         )
 
 
@@ -160,14 +148,14 @@ def _read_npz(path: Path) -> Statistics:
         present = {output: names for output, names in FOREIGN.items() if set(names) <= set(found)}
         if "pool" not in present:
             what = ", ".join(found)[:200] or "nothing"
-            raise ValueError(f"{path} holds {what}, and no reference statistics: these are mu and sigma")
+            raise ValueError(f"{path} holds {what}, not the reference statistics mu and sigma")
         arrays = {
             output: [_real(path, name, read_array(path, name)) for name in names]
             for output, names in present.items()
         }
     moments = {}
     for output, (mean, covariance) in arrays.items():
-        _check_moments(path, *present[output], mean, covariance)
+        _check_moments(path, *FOREIGN[output], mean, covariance)
         moments[output] = Moments.exactly(mean, covariance)
     return Statistics(moments, None, None, str(path), sha256_of_file(path))
 
@@ -184,15 +172,12 @@ def _read_safetensors(path: Path) -> Statistics:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(
-                    f"{path} holds no reference statistics of ours: its format is "
+                    f"{path} is not a file of reference statistics: its format is "
                     f"{metadata.get('format')!r}, not {FORMAT!r}"
                 )
             for name in file.keys():  # noqa: SIM118  (no mapping)
                 if math.prod(shape := file.get_slice(name).get_shape()) * 8 > MAX_ARRAY:
-                    raise ValueError(
-                        f"{path} says that {name} has the shape {tuple(shape)}: no features are as wide as "
-                        "that"
-                    )
+                    raise ValueError(f"{path}: {name} has shape {tuple(shape)}, wider than any features")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read as a safetensors file: {one_line(error)}") from None
@@ -203,32 +188,23 @@ def _read_safetensors(path: Path) -> Statistics:
     described = make_params(f"the description in {path}", _Metadata, content)
     if not 2 <= described.n <= MAX_PICTURES:
         raise ValueError(
-            f"{path} says that its statistics are of n={described.n} pictures: they need at least 2"
+            f"{path} says that its statistics are of n={described.n} pictures: at least 2 are needed"
         )
     moments = {}
     for output in sorted(name.removesuffix(".mean") for name in tensors if name.endswith(".mean")):
         check_names(f"tensor in {path}", [f"{output}.scatter"], tensors)
         mean, scatter = tensors[f"{output}.mean"], tensors[f"{output}.scatter"]
         _check_moments(path, f"{output}.mean", f"{output}.scatter", mean, scatter)
-        moments[output] = Moments.from_state(
-            {"n": torch.tensor(described.n), "mean": mean.double(), "scatter": scatter.double()}
-        )
+        state = {"n": torch.tensor(described.n), "mean": mean.double(), "scatter": scatter.double()}
+        moments[output] = Moments.from_state(state)
     if not moments:
         raise ValueError(f"{path} holds no moments: make the file again")
-    return Statistics(
-        moments,
-        described.n,
-        described.identity,
-        described.origin,
-        sha256_of_file(path),
-        described.pictures,
-        described.sizes,
-    )
+    known = {each.name: getattr(described, each.name) for each in fields(_Metadata)}
+    return Statistics(moments, sha256=sha256_of_file(path), **known)
 
 
 def _check_moments(path: Path, mean_name: str, name: str, mean: Tensor, matrix: Tensor) -> None:
-    """ValueError unless these can be a mean and a covariance, or a multiple of one, up to the rounding of
-    their precision."""
+    """ValueError unless these can be a mean and a multiple of a covariance, up to rounding."""
     if mean.ndim != 1 or len(mean) == 0 or matrix.shape != (len(mean), len(mean)):
         shapes = f"{tuple(mean.shape)} and {tuple(matrix.shape)}"
         raise ValueError(f"{mean_name} and {name} of {path} must have shapes (D,) and (D, D), not {shapes}")
@@ -237,7 +213,7 @@ def _check_moments(path: Path, mean_name: str, name: str, mean: Tensor, matrix: 
             f"{mean_name} and {name} of {path} must hold real numbers, not {mean.dtype} and {matrix.dtype}"
         )
     rounding, matrix = max(torch.finfo(matrix.dtype).eps, torch.finfo(torch.float32).eps), matrix.double()
-    total = float(matrix.trace())  # no less than any variance in any direction
+    total = float(matrix.trace())  # at least the variance in any direction
     if not (mean.isfinite().all() and matrix.isfinite().all() and math.isfinite(total)):
         raise ValueError(
             f"{mean_name} or {name} of {path} holds values that are not finite: make the file again"
@@ -245,15 +221,11 @@ def _check_moments(path: Path, mean_name: str, name: str, mean: Tensor, matrix: 
     difference = float((matrix - matrix.T).abs().max())
     if difference > max(1e-6, rounding) * float(matrix.abs().max()):
         raise ValueError(
-            f"{name} of {path} is no covariance: it is not symmetric, but differs by up to {difference:.2g} "
-            "across its diagonal"
+            f"{name} of {path} is not symmetric: it differs by up to {difference:.2g} across its diagonal"
         )
-    if not matrix.any():  # of pictures that are all alike
+    if not matrix.any():  # all pictures are alike
         return
     shifted = (matrix + matrix.T) / 2
     shifted.diagonal().add_(16 * rounding * total)
     if total <= 0 or int(torch.linalg.cholesky_ex(shifted).info):
-        raise ValueError(
-            f"{name} of {path} is no covariance: its variance is negative in some direction; make the file "
-            "again"
-        )
+        raise ValueError(f"{name} of {path} is not a covariance: a variance is negative; make the file again")

@@ -9,7 +9,7 @@ from typing import Any
 
 from eval.drawing import guidance_name, unique
 from eval.page import NOTHING, decimals, minus, number
-from eval.plots import How, drawn, ends_or_value, is_hash, metric_name
+from eval.plots import How, ends_or_value, how_drawn, is_hash, metric_name
 from eval.results import Result, Role, Scored, comparable_parts
 
 TAGS: dict[Role, str] = {"floor": "floor", "held_out": "real, unseen", "ceiling": "ceiling"}
@@ -19,9 +19,8 @@ TAGS: dict[Role, str] = {"floor": "floor", "held_out": "real, unseen", "ceiling"
 class Cell:
     """One figure of a table.
 
-    rank  "best" of its column, "tied" where its interval overlaps that of the best, or ""
-    bar   in percent, where on the way from noise (0) to real data (100) a distance lies, on a logarithmic
-          scale
+    rank  "best" of its column, "tied" if its interval overlaps that of the best, or ""
+    bar   percent of the way from noise (0) to real data (100), on a logarithmic scale
     """
 
     text: str
@@ -32,8 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A metric: with the same number of decimals in every row. best: of the samples; real, noise: what the
-    yardsticks have."""
+    """A metric, with as many decimals in every row. best: of the samples; real, noise: the yardsticks."""
 
     metric: str
     heading: str
@@ -48,15 +46,12 @@ class Column:
         figure = result.figures.get(self.metric)
         if figure is None or not math.isfinite(figure.value):
             return Cell(NOTHING)
-        low, value, high = (
-            minus(f"{end:.{self.digits}f}") for end in (figure.low, figure.value, figure.high)
-        )
+        ends = (figure.low, figure.value, figure.high)
+        low, value, high = (minus(f"{end:.{self.digits}f}") for end in ends)
         interval = f"{low} to {high}" if math.isfinite(figure.low) and math.isfinite(figure.high) else ""
-        return (
-            Cell(value, interval)
-            if result.role
-            else Cell(value, interval, self._rank(figure), self._bar(figure))
-        )
+        if result.role:
+            return Cell(value, interval)
+        return Cell(value, interval, self._rank(figure), self._bar(figure))
 
     def _rank(self, figure: Scored) -> str:
         if self.best is None:
@@ -77,9 +72,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A result in a table. short: its name below that of its model; detail: what the name does not say of how
-    it was drawn;
-    tag: of a yardstick; notes: in words, which the page numbers.
+    """A result in a table.
+
+    short   its name below that of its model
+    detail  how it was drawn, as far as its name does not say so
+    tag     of a yardstick
+    notes   in words; the page numbers them
     """
 
     name: str
@@ -95,8 +93,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Results that can be compared in every column. apart: what sets it off from other tables; groups: rows
-    by model, yardsticks first."""
+    """Results that can be compared in every column.
+
+    apart   how it differs from the other tables
+    groups  rows by model, yardsticks first
+    """
 
     results: tuple[Result, ...]
     apart: tuple[str, ...]
@@ -105,23 +106,24 @@ class Table:
 
     @property
     def rows(self) -> list[Row]:
-        """Of all groups."""
+        """Those of all groups."""
         return [row for rows in self.groups.values() for row in rows]
 
 
 def make_tables(results: Sequence[Result], metrics: Sequence[str] | None = None) -> list[Table]:
-    """As few tables as hold only what can be compared, in the order of their first results; of these metrics,
-    or of all."""
+    """As few tables as hold only what can be compared, in the order of their first results.
+
+    metrics  the columns; None: all
+    """
     metrics = unique(name for result in results for name in result.figures) if metrics is None else metrics
-    hows = dict(zip((result.name for result in results), drawn(results), strict=True))
-    sets = _comparable_sets(
-        [result for result in results if any(metric in result.figures for metric in metrics)], metrics
-    )
-    return [_table(members, _apart(members, sets, metrics), metrics, hows) for members in sets]
+    hows = dict(zip((result.name for result in results), how_drawn(results), strict=True))
+    scored = [result for result in results if any(metric in result.figures for metric in metrics)]
+    sets = _comparable_sets(scored, metrics)
+    return [_table(members, _differences(members, sets, metrics), metrics, hows) for members in sets]
 
 
 def _comparable_sets(results: Sequence[Result], metrics: Sequence[str]) -> list[list[Result]]:
-    """Each result joins the first set that it can be compared with in all the metrics which both have."""
+    """Each result joins the first set that it can be compared with in all the metrics that both have."""
     part_of: dict[str, dict[str, int]] = {result.name: {} for result in results}
     for metric in metrics:
         for i, part in enumerate(comparable_parts(results, metric)):
@@ -140,34 +142,31 @@ def _comparable_sets(results: Sequence[Result], metrics: Sequence[str]) -> list[
     return [members for _, members in sets]
 
 
-def _apart(
+def _differences(
     members: Sequence[Result], sets: Sequence[Sequence[Result]], metrics: Sequence[str]
 ) -> tuple[str, ...]:
-    """A line for each metric whose basis differs between the sets: the entries that differ, as they are in
-    this one."""
+    """A line for each metric whose basis differs between the sets: what differs, as in this set."""
     lines = []
     for metric in metrics:
         bases = [flat(basis) for other in sets if (basis := _basis(other, metric))]
-        own = flat(_basis(members, metric) or {})
+        own = flat(_basis(members, metric))
         keys = unique(key for basis in bases for key in basis)
         differing = [key for key in keys if any(basis.get(key) != own.get(key) for basis in bases)]
         if own and differing:
-            lines.append(
-                f"{metric_name(metric)}: {'; '.join(f'{key} {as_text(own.get(key))}' for key in differing)}"
-            )
+            entries = "; ".join(f"{key} {as_text(own.get(key))}" for key in differing)
+            lines.append(f"{metric_name(metric)}: {entries}")
     return tuple(lines)
 
 
-def _basis(results: Iterable[Result], metric: str) -> Mapping[str, Any] | None:
-    return next((result.basis(metric) for result in results if metric in result.figures), None)
+def _basis(results: Iterable[Result], metric: str) -> Mapping[str, Any]:
+    return next((result.basis(metric) for result in results if metric in result.figures), {})
 
 
 def _table(
     members: Sequence[Result], apart: tuple[str, ...], metrics: Sequence[str], hows: Mapping[str, How | None]
 ) -> Table:
-    columns = tuple(
-        _column(metric, members) for metric in metrics if any(metric in result.figures for result in members)
-    )
+    there = unique(name for result in members for name in result.figures)
+    columns = tuple(_column(metric, members) for metric in metrics if metric in there)
     models = unique(how.model for result in members if (how := hows[result.name]))
     members = sorted(members, key=lambda result: _order(result, hows[result.name], models))
     groups: dict[str, list[Row]] = {}
@@ -179,56 +178,40 @@ def _table(
 
 
 def _order(result: Result, how: How | None, models: Sequence[str]) -> tuple[int, str, float, int]:
-    """Of rows: yardsticks, then by model and how it drew; what was not drawn here comes last, in its own
-    order."""
+    """Yardsticks, then rows by model, sampler, guidance and steps, then what was not drawn here."""
     if result.role:
         return -1, "", 0.0, 0
-    return (
-        (models.index(how.model), how.sampler, how.guidance, how.steps) if how else (len(models), "", 0.0, 0)
-    )
+    if how is None:
+        return len(models), "", 0.0, 0
+    return models.index(how.model), how.sampler, how.guidance, how.steps
 
 
 def _column(metric: str, members: Sequence[Result]) -> Column:
     figures = [(result.role, result.figures[metric]) for result in members if metric in result.figures]
     ranked = [figure for role, figure in figures if role is None and math.isfinite(figure.value)]
-    better = figures[0][1].better
-    digits = decimals(
-        [figure.value for figure in ranked],
-        [(high - low) / 2 for low, high in map(ends_or_value, ranked)],
-        most=6,
-    )
+    better, first = figures[0][1].better, dict(reversed(figures))
+    spreads = [(high - low) / 2 for low, high in map(ends_or_value, ranked)]
+    digits = decimals([figure.value for figure in ranked], spreads, most=6)
     best = None
-    if (
-        len({figure.value for figure in ranked}) > 1 and better != "neither"
-    ):  # what is equal in all is best in none
+    if len({figure.value for figure in ranked}) > 1 and better != "neither":  # equal figures have no best
         best = (min if better == "lower" else max)(ranked, key=lambda figure: figure.value)
-    first = dict(reversed(figures))
-    return Column(
-        metric,
-        metric_name(metric),
-        better,
-        digits,
-        best,
-        first.get("held_out") or first.get("floor"),
-        first.get("ceiling"),
-    )
+    real, noise = first.get("held_out") or first.get("floor"), first.get("ceiling")
+    return Column(metric, metric_name(metric), better, digits, best, real, noise)
 
 
 def _row(result: Result, how: How | None, columns: Sequence[Column]) -> Row:
     steps = f"{how.steps} step{'s' * (how.steps != 1)}" if how and how.steps else ""
     guided = guidance_name(how.guidance) if how and how.guidance != 1 else ""
     detail = ", ".join(filter(None, (how.sampler, steps, guided))) if how else ""
-    own = how is None or not result.name.startswith(
-        f"{how.model}, {how.sampler}, "
-    )  # not the name that says just that
+    own_name = how is None or not result.name.startswith(f"{how.model}, {how.sampler}, ")
     sizes = unique(
         f"{f.n:,}" + (f" × {f.extra['parts']:g}" if "parts" in f.extra else "")  # noqa: RUF001
         for f in result.figures.values()
     )
     return Row(
         name=result.name,
-        short=result.name if own else detail,
-        detail=detail if own else "",
+        short=result.name if own_name else detail,
+        detail=detail if own_name else "",
         tag=TAGS[result.role] if result.role else "",
         cells=tuple(column.cell(result) for column in columns),
         calls=number(how.calls, 4) if how else NOTHING,
@@ -240,12 +223,8 @@ def _row(result: Result, how: How | None, columns: Sequence[Column]) -> Row:
 
 def notes_of(result: Result) -> tuple[str, ...]:
     """What a reader of a row should know."""
-    random = tuple(
-        f"random stand-in weights: {metric_name(name)} means nothing"
-        for name, f in result.figures.items()
-        if f.random
-    )
-    return (*result.notes, *random)
+    random = [metric_name(name) for name, figure in result.figures.items() if figure.random]
+    return (*result.notes, *(f"random stand-in weights: {name} means nothing" for name in random))
 
 
 def random_metrics(results: Sequence[Result]) -> list[str]:
@@ -257,8 +236,7 @@ def random_metrics(results: Sequence[Result]) -> list[str]:
 
 
 def markdown_table(results: Sequence[Result], metrics: Sequence[str] | None = None) -> str:
-    """The tables as Markdown that also reads well as plain text; of these metrics, or of all. ValueError as
-    for the page."""
+    """The tables as Markdown that also reads well as plain text. ValueError as for the page."""
     check_results(results)
     tables = make_tables(results, metrics)
     parts = []
@@ -294,31 +272,26 @@ def _markdown_heading(column: Column) -> str:
 
 
 def _markdown_row(row: Row) -> list[str]:
-    marks = {"best": ("**", "**"), "tied": ("", " ~"), "": ("", "")}
     cells = []
     for cell in row.cells:
-        before, after = marks[cell.rank]
-        cells.append(f"{before}{cell.text}{after}" + (f" ({cell.interval})" if cell.interval else ""))
+        text = {"best": f"**{cell.text}**", "tied": f"{cell.text} ~", "": cell.text}[cell.rank]
+        cells.append(f"{text} ({cell.interval})" if cell.interval else text)
     return [_escaped(row.name), *cells, row.calls, row.seconds, row.n]
 
 
 def _escaped(text: str) -> str:
-    """Text on one line in which Markdown and HTML find nothing to act on."""
+    """Text on one line, without Markdown or HTML."""
     return "".join(f"\\{c}" if c in "\\|<>*`[]" else c for c in " ".join(text.split()))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first row is its head. Numbers to the right."""
-    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
-    lines = [
-        "| "
-        + " | ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        )
-        + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
+    """A Markdown table; the first row is its head. Numbers are aligned to the right."""
+    first, *widths = (max(3, *map(len, column)) for column in zip(*rows, strict=True))
+    lines = []
+    for name, *cells in rows:
+        padded = [name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))]
+        lines.append(f"| {' | '.join(padded)} |")
+    rule = "|" + "|".join(["-" * (first + 2), *("-" * (width + 1) + ":" for width in widths)]) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
@@ -334,8 +307,7 @@ def flat(values: Mapping[str, Any], within: str = "") -> dict[str, Any]:
 
 
 def as_text(value: Any, whole: bool = False) -> str:
-    """A plain value in words. A hash by its first digits, a long list by its first entries, unless
-    `whole`."""
+    """A plain value in words; hashes and long lists are cut unless `whole`."""
     if value is None:
         return "not given"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Results in Weights & Biases, beside the training runs."""
+"""Results in Weights & Biases."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from train.logbook import WandB
 
 
 def log_result(result: Result, project: str, path: str | Path) -> None:
-    """One run of that project: each figure as numbers NAME, NAME_low and NAME_high, the sheet, and settings
-    and fingerprints as config.
+    """Log a run of that project: each figure as NAME, NAME_low and NAME_high, the sheet, settings and bases.
 
-    path  of the result's JSON: the sheet is the PNG of the same name beside it, and what is kept offline goes
-          into a folder of that name
+    path  of the result's JSON: the sheet is the PNG of the same name, and offline data go into such a folder
 
-    Online only where the user is logged in or WANDB_MODE says so, offline and silent otherwise. What is NaN
-    is left out.
+    Online only if the user is logged in or WANDB_MODE says so, otherwise offline and silent. NaN is left out.
     """
     path = Path(path)
     folder = path.with_suffix("")
@@ -46,7 +43,7 @@ def _values(result: Result, sheet: Path) -> dict[str, Any]:
         numbers = {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
         values |= {key: value for key, value in numbers.items() if math.isfinite(value)}
     if sheet.exists():
-        import wandb  # here, because it takes seconds that a program without it need not pay
+        import wandb  # takes seconds
 
         values["samples"] = wandb.Image(str(sheet), caption=result.name)
     return values

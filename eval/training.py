@@ -1,4 +1,4 @@
-"""Scores of a model while it is trained, for `evaluate` in a training's configuration."""
+"""Scores of a model during training, for `evaluate` in a training's configuration."""
 
 from __future__ import annotations
 
@@ -17,22 +17,20 @@ from train.world import World
 
 
 class TrainingScores:
-    """What a model draws, scored: {"frechet": 1.2, "frechet_low": 1.1, "frechet_high": 1.3, ...}, to be
-    logged beside the loss.
+    """Draws samples and scores them: {"frechet": 1.2, "frechet_low": 1.1, "frechet_high": 1.3, ...}.
 
         plain-diffusion train experiment=digits_unet train.evaluate_every=500
         +evaluate._target_=eval.training.TrainingScores
             +evaluate.n=539 '+evaluate.metric=[frechet]' +evaluate.features=digits '+evaluate.reference={name:
             digits, split: held_out}'
 
-    n         pictures, the same seeds every time
-    metric    names; what they need besides (reference, training, extractors, ...) as in
-              configs/eval/experiment/score.yaml
-    settings  those, and sampler, steps, guidance, seed, ... of `python -m samplers`; steps are 10 where
-              nothing is said
+    n         pictures, of the same seeds every time
+    metric    names
+    settings  what the metrics need, as in configs/eval/experiment/score.yaml, and sampler, steps (default
+              10), guidance, seed, ... of `plain-diffusion samplers`
 
-    The reference is gone through once. What a reader of the figures should know is warned of the first time.
-    ValueError in one line for settings that do not fit, when it is first called.
+    Features of the reference are computed once. Notes on the figures become warnings, each once. ValueError
+    at the first call for settings that do not fit.
     """
 
     def __init__(self, n: int, metric: str | list[str], **settings: Any) -> None:
@@ -49,7 +47,7 @@ class TrainingScores:
         self._noted: set[str] = set()
 
     def __call__(self, model: Model) -> dict[str, float]:
-        """The figures of the model as it is, with the ends of their intervals."""
+        """The figures of the current model, with the ends of their intervals."""
         where = World(0, 1, next(model.network.parameters()).device)
         evaluation = Evaluation.prepare(self._scoring, where, {"samples": drawn_by(model, self._drawing)})
         parts = gather(evaluation, where, others=self._others)
@@ -59,12 +57,7 @@ class TrainingScores:
             if note not in self._noted:
                 self._noted.add(note)
                 warnings.warn(note, stacklevel=2)
-        ends = {
-            f"{name}_{end}": getattr(figure, end)
-            for name, figure in figures.items()
-            for end in ("low", "high")
-        }
-        values = {name: figure.value for name, figure in figures.items()} | ends
-        return {
-            name: value for name, value in values.items() if value == value
-        }  # NaN says that there is no interval
+        values = {name: figure.value for name, figure in figures.items()}
+        for name, figure in figures.items():
+            values |= {f"{name}_low": figure.low, f"{name}_high": figure.high}
+        return {name: value for name, value in values.items() if value == value}  # NaN: no interval is known

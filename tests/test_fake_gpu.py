@@ -46,7 +46,7 @@ from diffusion import (
 )
 from diffusion.consistency import cm
 from diffusion.guidance_rules import RULES, rescaled
-from eval.feature_pass import CollectParams, Features, extract_features
+from eval.feature_pass import Features, PassParams, extract_features
 from eval.features.clip import CMMD, random_clip
 from eval.features.digits import DigitClassifier, DigitFeatures
 from eval.features.dinov2 import random_dinov2
@@ -109,9 +109,9 @@ WAITS = {
     "eval/metrics/registry.py rows": "features of the samples come to the device, once",
     "eval/metrics/registry.py real": "features of the reference come to the device, once",
     "eval/metrics/registry.py seen": "features of the training set come to the device, once",
-    "eval/metrics/registry.py _nearest": VALUE,
+    "eval/metrics/registry.py _mean": VALUE,
     "eval/metrics/registry.py _accuracy": "labels come to the device",
-    "eval/metrics/registry.py compute": "embedded prompts come to the device, and the mean is read",
+    "eval/metrics/registry.py compute": "embedded prompts come to the device",
     "eval/metrics/alignment.py __call__": "embeddings of another length than 1 are refused",
     "eval/metrics/accuracy.py label_accuracy": "labels out of range are refused; the value",
     "eval/metrics/kernel.py kernel_distance": VALUE,
@@ -123,7 +123,7 @@ WAITS = {
     "eval/metrics/inception_score.py inception_score": VALUE,
     "eval/metrics/manifold.py _distances": "how many distances are too near to a border for a product's "
     "rounding, and computed exactly",
-    "eval/metrics/manifold.py precision_recall": VALUE,
+    "eval/metrics/manifold.py _share_within": VALUE,
     "eval/metrics/manifold.py density_coverage": VALUE,
     "eval/metrics/neighbours.py memorised": VALUE,
 }
@@ -526,9 +526,8 @@ def test_features(name: str, tiny_clip: str, gpu: FakeGPU) -> None:
         {name: extractor},
         [output],
         [output],
-        CollectParams(batch_size=2, groups=2),
+        PassParams(batch_size=2, groups=2, progress=False),
         World(0, 1, CUDA),
-        progress=False,
     )
     assert found is not None
     assert found.moments[output].whole().mean.device == CUDA

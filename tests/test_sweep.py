@@ -438,7 +438,7 @@ def test_interrupted_scoring_says_that_it_can_go_on(
     with pytest.raises(SystemExit) as ended:
         command_line("eval", program.main, program.after_all)
     assert ended.value.code == 130
-    assert capsys.readouterr().err == ("" if rank else "stopped: called again it goes on from there\n")
+    assert capsys.readouterr().err == ("" if rank else "stopped: the same command continues from there\n")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
-"""CLIP's two towers (Radford et al. 2021), of any network of OpenCLIP (Ilharco et al. 2021), from a local
-file."""
+"""CLIP (Radford et al. 2021): the two towers of any network of OpenCLIP (Ilharco et al. 2021)."""
 
 from __future__ import annotations
 
@@ -30,22 +29,20 @@ OPENAI = {
     "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": "ViT-L-14",
     "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L-14-336",
 }
-"""SHA-256 of the archives that OpenAI published, and the network that each is of. No other archive is opened:
-they hold code."""
+"""The networks of OpenAI's archives, by SHA-256. No other archive is opened, since they hold code."""
 QUICKGELU = "-quickgelu"
-SCALARS = ("logit_scale", "logit_bias")  # of shape () or (1,), by the version that wrote them
-OWN = "own"  # the tag of weights that nobody published
+SCALARS = ("logit_scale", "logit_bias")  # of shape () or (1,), in files of different versions
+OWN = "own"  # the tag of unpublished weights
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 CMMD = Preparation(336, MEAN, STD, fit="square")
-"""Of CMMD (Jayasumana et al. 2024), as its reference code has it: the centre, then resized to 336 pixels, for
-OpenAI's ViT-L-14-336."""
+"""Of CMMD (Jayasumana et al. 2024), as in its code: the centre, resized, for OpenAI's ViT-L-14-336."""
 
 
 class ClipFeatures(Extractor):
     """{"image": D}: the projected embedding of a picture, of length 1.
 
-    model      OpenCLIP's, of embeddings of `width`
-    tokenizer  OpenCLIP's for it; None where that is no part of OpenCLIP
+    model      OpenCLIP's, with embeddings of `width`
+    tokenizer  OpenCLIP's; None if OpenCLIP does not contain it
     """
 
     model: Any
@@ -74,17 +71,15 @@ class ClipFeatures(Extractor):
 
     @torch.inference_mode()
     def text(self, prompts: Sequence[str]) -> TextFeatures:
-        """Embeddings of captions. One that is too long keeps its beginning and its end of text, and is said
-        to be truncated."""
+        """Embeddings of captions. Too long ones are truncated, and keep their end-of-text token."""
         if self.tokenizer is None:
             raise ValueError(
-                f"{self.identity.network} reads captions with a tokenizer that is no part of OpenCLIP, and "
-                "embeds pictures only"
+                f"{self.identity.network} embeds pictures only: OpenCLIP does not contain its tokenizer"
             )
         length = self.tokenizer.context_length
         longer = self.tokenizer(
             list(prompts), length + 1
-        )  # a caption that is too long has a token in the last column
+        )  # too long captions have a token in the last column
         tokens = self.tokenizer(list(prompts), length).to(self.device, non_blocking=True)
         rows = self.model.encode_text(tokens, normalize=True).float()
         return TextFeatures(rows, tuple((longer[:, length] != 0).tolist()))
@@ -93,12 +88,11 @@ class ClipFeatures(Extractor):
 def load_clip(
     name: str, path: str | Path, tag: str | None = None, preparation: Preparation | None = None
 ) -> ClipFeatures:
-    """The towers of OpenCLIP's network `name` from a file: OpenCLIP's .safetensors, .bin or .pt, or an
-    archive of OpenAI's.
+    """The towers of OpenCLIP's network `name` from its .safetensors, .bin or .pt, or from OpenAI's archive.
 
-    tag          what OpenCLIP calls the weights ("openai", "laion2b_s34b_b79k"), or "own". It says the
-                 activation and how pictures are prepared, which no file does; needed where the published
-                 weights of this network differ in that, and the file is no archive of OpenAI's
+    tag          OpenCLIP's name of the weights ("openai", "laion2b_s34b_b79k"), or "own". It determines the
+                 activation and the preparation of pictures. Needed if published weights of this network
+                 differ in these, and the file is not OpenAI's archive
     preparation  in place of the published one: CMMD, ...
 
     ValueError for an unknown network or tag, weights of another network, and a network with QuickGELU for
@@ -117,27 +111,20 @@ def load_clip(
 
 
 def random_clip(name: str, seed: int = 0, preparation: Preparation | None = None) -> ClipFeatures:
-    """A stand-in with random weights, for tests: the network as its configuration has it, and its numbers
-    mean nothing."""
+    """With random weights, for trials: the numbers mean nothing, and the identity says so."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = _build(name, quick_gelu=False)
-    return _extractor(
-        name, model, sha256_of_tensors(model.state_dict()), preparation or _prepared(model, {}), random=True
-    )
+    weights = sha256_of_tensors(model.state_dict())
+    return _extractor(name, model, weights, preparation or _prepared(model, {}), random=True)
 
 
 def _extractor(
     name: str, model: nn.Module, weights: str, preparation: Preparation, random: bool
 ) -> ClipFeatures:
-    activation = (
-        "QuickGELU"
-        if any(isinstance(module, open_clip.transformer.QuickGELU) for module in model.modules())
-        else "GELU"
-    )
-    identity = Identity(
-        f"clip {name.removesuffix(QUICKGELU)}, {activation}", weights, str(preparation), random
-    )
+    quick = any(isinstance(module, open_clip.transformer.QuickGELU) for module in model.modules())
+    network = f"clip {name.removesuffix(QUICKGELU)}, {'QuickGELU' if quick else 'GELU'}"
+    identity = Identity(network, weights, str(preparation), random)
     config = _config(name)
     text = config["text_cfg"]
     foreign = "hf_tokenizer_name" in text or "siglip" in name.lower()
@@ -148,7 +135,7 @@ def _extractor(
 
 
 def _config(name: str) -> dict[str, Any]:
-    """Of a network, by its name in OpenCLIP; nothing is asked of any hub."""
+    """Of a network, by its name in OpenCLIP; no hub is asked."""
     if name not in open_clip.list_models():
         raise ValueError(
             f"OpenCLIP has no network {name!r}; python -c 'import open_clip; "
@@ -157,42 +144,31 @@ def _config(name: str) -> dict[str, Any]:
     config: dict[str, Any] = open_clip.get_model_config(name)
     if "hf_model_name" in config["text_cfg"]:
         raise ValueError(
-            f"{name} has a text tower that only a hub describes ({config['text_cfg']['hf_model_name']}): "
-            "take another network"
+            f"{name} has a text tower of a hub, {config['text_cfg']['hf_model_name']}: take another network"
         )
     return config
 
 
 def _build(name: str, quick_gelu: bool) -> nn.Module:
-    """The network with weights as they are drawn; with QuickGELU where its configuration or its weights ask
-    for it."""
+    """The network with random weights; with QuickGELU if weights or configuration have it."""
     config = _config(name)
     if quick_gelu:
         config["quick_gelu"] = True
     custom_text = config.pop("custom_text", False)
-    kind = (
-        open_clip.CoCa
-        if "multimodal_cfg" in config
-        else open_clip.CustomTextCLIP
-        if custom_text
-        else open_clip.CLIP
-    )
-    model: nn.Module = kind(**config)
+    kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    model: nn.Module = (open_clip.CoCa if "multimodal_cfg" in config else kind)(**config)
     return model
 
 
 def _published(name: str, tag: str) -> dict[str, Any]:
-    """What OpenCLIP says of these weights: mean, std, interpolation, resize_mode, quick_gelu; nothing of
-    one's own."""
+    """OpenCLIP's mean, std, interpolation, resize_mode and quick_gelu of published weights."""
     if tag == OWN:
         return {}
     tags = open_clip.list_pretrained_tags_by_model(name)
     base = open_clip.list_pretrained_tags_by_model(name.removesuffix(QUICKGELU))
     if tag in base and tag not in tags:
-        raise ValueError(
-            f"the weights {tag} were trained with GELU: load them as {name.removesuffix(QUICKGELU)}, not "
-            f"{name}"
-        )
+        plain = name.removesuffix(QUICKGELU)
+        raise ValueError(f"the weights {tag} were trained with GELU: load them as {plain}, not {name}")
     if tag not in tags:
         raise ValueError(f"OpenCLIP knows no weights {tag!r} of {name}; known are {', '.join((*tags, OWN))}")
     published: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
@@ -200,48 +176,34 @@ def _published(name: str, tag: str) -> dict[str, Any]:
 
 
 def _only_tag(name: str) -> str:
-    """Any of the published weights' tags where all are used alike, "own" where there are none. ValueError
-    where they differ."""
+    """A tag of published weights, or "own". ValueError if published weights are used differently."""
     tags = open_clip.list_pretrained_tags_by_model(name)
-    uses = {
-        str(
-            [
-                _published(name, tag).get(key)
-                for key in ("quick_gelu", "mean", "std", "interpolation", "resize_mode")
-            ]
-        )
-        for tag in tags
-    }
+    keys = ("quick_gelu", "mean", "std", "interpolation", "resize_mode")
+    uses = {str([_published(name, tag).get(key) for key in keys]) for tag in tags}
     if len(uses) > 1:
         raise ValueError(
-            f"say which weights of {name} these are, tag=..., for activation and preparation differ: "
+            f"tag=... must say which weights of {name} these are, since activation or preparation differ: "
             f"{', '.join((*tags, OWN))}"
         )
     return tags[0] if tags else OWN
 
 
 def _prepared(model: Any, published: dict[str, Any]) -> Preparation:
-    """As the weights' makers did, or as OpenAI did where nothing is known."""
+    """That of the published weights, or OpenAI's if unknown."""
     size = model.visual.image_size
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
         raise ValueError(f"only networks for square pictures are known, not {height}x{width}")
     get = published.get
-    return Preparation(
-        height,
-        get("mean", MEAN),
-        get("std", STD),
-        fit=get("resize_mode", "shortest"),
-        kernel=get("interpolation", "bicubic"),
-    )
+    fit, kernel = get("resize_mode", "shortest"), get("interpolation", "bicubic")
+    return Preparation(height, get("mean", MEAN), get("std", STD), fit, kernel)
 
 
 def _tag_of_archive(name: str, path: str | Path, digest: str, tag: str | None) -> str:
-    """ "openai". ValueError for an archive of somebody else, whose code is not run, or of another network."""
+    """ "openai". ValueError for an archive that is not OpenAI's, or of another network."""
     if digest not in OPENAI:
         raise ValueError(
-            f"{path} is a TorchScript archive, which holds code, and none of OpenAI's: use a file of "
-            "weights only"
+            f"{path} is a TorchScript archive, which holds code, not OpenAI's: use a file of weights"
         )
     if OPENAI[digest] != name.removesuffix(QUICKGELU):
         raise ValueError(f"{path} is OpenAI's {OPENAI[digest]}, not {name}")
@@ -251,21 +213,16 @@ def _tag_of_archive(name: str, path: str | Path, digest: str, tag: str | None) -
 
 
 def _read_archive(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of an archive of OpenAI's, without the three numbers beside them."""
+    """The weights in OpenAI's archive."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # TorchScript is deprecated, and the archives are as they are
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
         tensors = torch.jit.load(str(path), map_location="cpu").state_dict()
-    return {
-        key: tensor
-        for key, tensor in tensors.items()
-        if key not in ("input_resolution", "context_length", "vocab_size")
-    }
+    numbers = ("input_resolution", "context_length", "vocab_size")
+    return {key: tensor for key, tensor in tensors.items() if key not in numbers}
 
 
 def _renamed(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As this version of OpenCLIP names and shapes them."""
+    """With the names and shapes of this version of OpenCLIP."""
     tensors = open_clip.convert.convert_state_dict(model, tensors)
     if "positional_embedding" in tensors and not hasattr(model, "positional_embedding"):
         tensors = open_clip.model.convert_to_custom_text_state_dict(tensors)

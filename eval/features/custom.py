@@ -1,4 +1,4 @@
-"""Any network or function of one's own as an extractor."""
+"""Your own network or function as an extractor."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from eval.features.weights import sha256_of_tensors
 
 
 class Custom(Extractor):
-    """{"features": width} of one's own network.
+    """{"features": width} of your own network.
 
-    fn        batch -> (N, width) floating point; a module is put into inference, and its tensors name the
-              weights
-    name      of the network, as results say it
-    prepared  what `prepare` does, as results say it
-    prepare   uint8 pictures (3, H, W), of any sizes and on the module's device -> what `fn` takes, a row (N,
-              ...) for each
-    weights   names the weights of a function that is no module, which has no tensors to show: a version, a
-              hash
+    fn        batch -> (N, width) floating point; a module is put into evaluation mode
+    name      of the network, in results
+    prepared  what `prepare` does, in results
+    prepare   uint8 pictures (3, H, W) of any sizes, on the module's device -> input of `fn`, (N, ...)
+    weights   a version or a hash; None: the hash of the module's tensors
     """
 
     def __init__(
@@ -39,30 +36,27 @@ class Custom(Extractor):
         device = next((tensor.device for tensor in tensors.values()), None)
         self.fn, self._prepare, self.widths = fn, prepare, {"features": width}
         self.place: Tensor
-        self.register_buffer(
-            "place", torch.empty(0, device=device), persistent=False
-        )  # a function has no tensor that would say where it is
+        # A function has no tensor that shows its device.
+        self.register_buffer("place", torch.empty(0, device=device), persistent=False)
         if weights is None and not tensors:
             raise ValueError(
-                f"{name} has no tensors that would name its weights: say weights='...', a version or a hash"
+                f"{name} has no tensors to identify its weights by: give weights='...', a version or a hash"
             )
         self.identity = Identity(name, weights or sha256_of_tensors(self.state_dict()), prepared)
 
     def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
-        """As it was given."""
+        """By the function that was given."""
         return self._prepare(pictures)
 
     @torch.inference_mode()
     def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
-        """ValueError where the network gives anything but floating point of shape (N, width)."""
+        """ValueError unless the network returns floating point of shape (N, width)."""
         rows = self.fn(x)
         expected = (len(x), self.widths["features"])
         if not isinstance(rows, Tensor) or not rows.is_floating_point() or tuple(rows.shape) != expected:
-            found = (
-                f"{rows.dtype} of shape {tuple(rows.shape)}"
-                if isinstance(rows, Tensor)
-                else f"a {type(rows).__name__}"
-            )
+            found = f"a {type(rows).__name__}"
+            if isinstance(rows, Tensor):
+                found = f"{rows.dtype} of shape {tuple(rows.shape)}"
             raise ValueError(
                 f"{self.identity.network} must give floating point of shape {expected}, (pictures, width), "
                 f"not {found}"
@@ -71,5 +65,5 @@ class Custom(Extractor):
 
     @property
     def device(self) -> torch.device:
-        """Where this was moved to."""
+        """Where `to` moved this."""
         return self.place.device

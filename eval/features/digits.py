@@ -1,6 +1,4 @@
-"""A small digit classifier as an extractor: features and judge of the digits benchmark, and what metrics are
-tried with where no published weights are.
-"""
+"""A small digit classifier as an extractor, for the digits benchmark and for trials."""
 
 from __future__ import annotations
 
@@ -37,8 +35,7 @@ class DigitClassifier(nn.Module):
 
 
 def train_classifier(data: TensorData, epochs: int = 40, seed: int = 0) -> DigitClassifier:
-    """Fit the classifier to the train split; seconds on a CPU, the same weights for the same seed and
-    machine."""
+    """Train the classifier: seconds on a CPU, and the same weights for the same seed and machine."""
     if data.labels is None:
         raise ValueError("a classifier needs labels")
     with torch.random.fork_rng():
@@ -58,11 +55,7 @@ def train_classifier(data: TensorData, epochs: int = 40, seed: int = 0) -> Digit
 
 
 class DigitFeatures(Extractor):
-    """The hidden layer (64) after its ReLU, the logits of the ten `classes`, and the pixels (64) in -1 ... 1,
-    of 8x8 digits.
-
-    Of colours, the mean.
-    """
+    """features (64) after the ReLU, logits of ten `classes`, pixels (64) in -1 ... 1, of 8x8 digits."""
 
     classes = tuple("0123456789")
 
@@ -70,20 +63,15 @@ class DigitFeatures(Extractor):
         super().__init__()
         self.classifier = classifier.eval().requires_grad_(False)
         self.widths = {"features": classifier.hidden.out_features, "logits": len(self.classes), "pixels": 64}
-        self.identity = Identity(
-            "digit classifier",
-            sha256_of_tensors(classifier.state_dict()),
-            "8x8, mean of the colours, -1 ... 1",
-        )
+        weights = sha256_of_tensors(classifier.state_dict())
+        self.identity = Identity("digit classifier", weights, "8x8, mean of the colours, -1 ... 1")
 
     def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
         """Grey, -1 ... 1. ValueError for a picture that is not 8x8."""
         for picture in pictures:
             if picture.shape != (3, 8, 8):
-                raise ValueError(
-                    "the digit classifier takes pictures of 8x8 pixels, (3, 8, 8), not "
-                    f"{tuple(picture.shape)}"
-                )
+                shape = tuple(picture.shape)
+                raise ValueError(f"the digit classifier takes pictures of 8x8 pixels, (3, 8, 8), not {shape}")
         return torch.stack(list(pictures)).float().mean(1, keepdim=True) / 127.5 - 1
 
     @torch.inference_mode()
@@ -92,9 +80,3 @@ class DigitFeatures(Extractor):
         features = self.classifier.features(x)
         found = {"features": features, "logits": self.classifier.classes(features), "pixels": x.flatten(1)}
         return {name: found[name] for name in outputs}
-
-
-def digit_features(training: TensorData) -> DigitFeatures:
-    """The extractor with a classifier trained on these digits: seconds, and the same for the same digits and
-    machine."""
-    return DigitFeatures(train_classifier(training))

@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al. 2023) as a space of features (Stein et al. 2023), from a local file."""
+"""Features of DINOv2 (Oquab et al. 2023; Stein et al. 2023), from a local file."""
 
 from __future__ import annotations
 
@@ -17,21 +17,16 @@ from eval.features.sizes import by_size
 from eval.features.weights import fill, read_tensors, sha256_of_tensors
 from models.files.text import sha256_of_file
 
-NAMES = (
-    "vit_small_patch14_dinov2",
-    "vit_base_patch14_dinov2",
-    "vit_large_patch14_dinov2",
-    "vit_giant_patch14_dinov2",
-)
-"""As timm names them; Meta's files are dinov2_vits14_pretrain.pth, vitb14, vitl14 and vitg14."""
+NAMES = tuple(f"vit_{size}_patch14_dinov2" for size in ("small", "base", "large", "giant"))
+"""timm's names; Meta's files are dinov2_vits14_pretrain.pth, vitb14, vitl14 and vitg14."""
 PREPARATION = Preparation(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), fit="squash")
-"""Of Stein et al.: both sides to 224 pixels, and ImageNet's mean and standard deviation."""
-TRAINED, USED = 37, 16  # patches of a side: at 518 pixels, at 224
-OFFSET = 0.1  # which Meta adds to the patches of a side before dividing by those of training
+"""Of Stein et al.: 224 x 224 pixels, ImageNet's mean and standard deviation."""
+TRAINED, USED = 37, 16  # patches per side: at 518 pixels, at 224
+OFFSET = 0.1  # which Meta adds to the patches per side before it divides by those of training
 
 
 class Dinov2Features(Extractor):
-    """{"cls": dim}: the class token behind the last norm, of pictures at 224x224."""
+    """{"cls": dim}: the class token after the last norm, of pictures at 224 x 224."""
 
     model: Any
 
@@ -52,8 +47,7 @@ class Dinov2Features(Extractor):
 
 
 def load_dinov2(path: str | Path, name: str = "vit_large_patch14_dinov2") -> Dinov2Features:
-    """From a file in Meta's layout or in timm's, of the size trained for (518 pixels). ValueError for weights
-    of another network."""
+    """From a file in Meta's or timm's layout, for 518 pixels. ValueError for weights of another network."""
     digest = sha256_of_file(path)
     model = _build(name)
     tensors = {_renamed(key): tensor for key, tensor in read_tensors(path).items() if key != "mask_token"}
@@ -64,28 +58,22 @@ def load_dinov2(path: str | Path, name: str = "vit_large_patch14_dinov2") -> Din
 
 
 def random_dinov2(name: str = "vit_large_patch14_dinov2", seed: int = 0) -> Dinov2Features:
-    """A stand-in with random weights, for tests. Its residual branches count in full: at the 1e-5 that
-    training starts from, all pictures would look alike.
-    """
+    """With random weights, for trials; LayerScale is 1, since at 1e-5 all pictures are alike."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = _build(name)
     for key, parameter in model.named_parameters():
         if key.endswith(".gamma"):
             nn.init.ones_(parameter)
-    return Dinov2Features(
-        model,
-        Identity(f"dinov2 {name}", sha256_of_tensors(model.state_dict()), str(PREPARATION), random=True),
-    )
+    weights = sha256_of_tensors(model.state_dict())
+    return Dinov2Features(model, Identity(f"dinov2 {name}", weights, str(PREPARATION), random=True))
 
 
 def positions(embedding: Tensor) -> Tensor:
-    """The class token's and 37x37 patches' embeddings (1, 1 + 37^2, D) -> (1, 1 + 16^2, D) for 224 pixels, as
-    Meta's code makes them.
+    """Embeddings of class token and patches, (1, 1 + 37^2, D) -> (1, 1 + 16^2, D), as in Meta's code.
 
     Bicubic without antialiasing, by the factor (16 + 0.1) / 37: new patch i is read at (i + 1/2) 37 / 16.1 -
-    1/2. timm's antialiases, and transformers' leaves the 0.1 out: other numbers, and features that Meta's
-    network does not give.
+    1/2. timm antialiases and transformers leaves the 0.1 out, which gives other features than Meta's network.
     """
     token, patches = embedding[:, :1].float(), embedding[:, 1:].float()
     grid = patches.unflatten(1, (TRAINED, TRAINED)).movedim(-1, 1)
@@ -102,5 +90,5 @@ def _build(name: str) -> nn.Module:
 
 
 def _renamed(key: str) -> str:
-    """Meta's gated MLP, in the giant network, by timm's names."""
+    """timm's names of Meta's gated MLP in the giant network."""
     return key.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")

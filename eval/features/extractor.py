@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Identity:
-    """What a feature depends on besides the picture. Two numbers may be compared only where all of it is
-    equal.
+    """What features depend on besides the pictures. Numbers can be compared only if it is equal.
 
     network   "inception", "clip ViT-L-14-336", ...
-    weights   SHA-256 of the file or, of a network that came from no file, of its tensors
+    weights   SHA-256 of the file or, without a file, of the tensors
     prepared  how pictures become its input: size, filter, range
-    random    whether the weights are a random stand-in, so that numbers mean nothing outside a test
+    random    whether the weights are random, so that numbers mean nothing outside a test
     """
 
     network: str
@@ -32,18 +31,16 @@ class Identity:
 
 
 class TextFeatures(NamedTuple):
-    """rows (N, D), each of length 1; and which captions were longer than the network can read, and were
-    cut."""
+    """rows (N, D) of length 1, and which captions were too long for the network and truncated."""
 
     rows: Tensor
     truncated: tuple[bool, ...]
 
 
 class Extractor(nn.Module):
-    """A network, in inference, with its own preparation of pictures: one of these defines `prepare` and
-    `features`.
+    """A network for inference, with its preparation of pictures. Subclasses define `prepare` and `features`.
 
-    widths  what it can give, by name, and how wide a row of each is: {"pool": 2048, "logits": 1008}
+    widths  of its outputs: {"pool": 2048, "logits": 1008}
     """
 
     identity: Identity
@@ -51,32 +48,30 @@ class Extractor(nn.Module):
 
     @torch.inference_mode()
     def forward(self, pictures: Sequence[Tensor], outputs: Collection[str]) -> dict[str, Tensor]:
-        """pictures: uint8 (3, H, W) each, of any sizes, on this module's device -> {output: float32 (N,
-        width)}, on that device too.
+        """uint8 pictures (3, H, W) of any sizes -> {output: float32 (N, width)}, all on this module's device.
 
-        A picture's row does not depend on the others but for rounding.
+        A picture's row does not depend on the others, but for rounding.
         """
         self.check_outputs(outputs)
         return self.features(self.prepare(pictures), outputs)
 
     def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
-        """What the network takes: a row (N, ...) for each picture, however large that is, as `forward` takes
-        them."""
+        """The network's input, (N, ...), of pictures as in `forward`."""
         raise NotImplementedError
 
     def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
-        """The outputs, as `forward` gives them, of pictures that are prepared."""
+        """The outputs of prepared pictures, as of `forward`."""
         raise NotImplementedError
 
     def text(self, prompts: Sequence[str]) -> TextFeatures:
-        """Embeddings of captions, by networks that read them; ValueError by all others."""
+        """Embeddings of captions. ValueError if the network reads none."""
         raise ValueError(f"{self.identity.network} reads no prompts")
 
     def check_outputs(self, outputs: Collection[str]) -> None:
-        """ValueError at the first of these outputs that there is not."""
+        """ValueError for an unknown output."""
         for name in outputs:
             if name not in self.widths:
-                raise ValueError(f"{self.identity.network} gives {', '.join(self.widths)}, and no {name!r}")
+                raise ValueError(f"{self.identity.network} gives {', '.join(self.widths)}, not {name!r}")
 
     @property
     def device(self) -> torch.device:

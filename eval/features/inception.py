@@ -1,13 +1,12 @@
-"""Inception v3 (Szegedy et al. 2015, Rethinking the Inception Architecture) as the Frechet Inception distance
-has it.
+"""Inception v3 (Szegedy et al. 2015) as in the Frechet Inception distance.
 
-The distance is defined by one graph: TensorFlow's of 5 December 2015. It differs from the paper and from
-torchvision's network in its average pools, which do not count the padding; in its last block, whose pool
-takes the maximum; and in its 1008 outputs.
+The distance is defined by TensorFlow's graph of 5 December 2015. It differs from the paper and from
+torchvision's network: average pools do not count the padding, the last block has a max pool, and there are
+1008 outputs.
 
-Built for inference: normalisation is folded into the convolutions, the 1 x 1 convolutions that read the same
-input are one product, and where that input would be averaged before its own 1 x 1 convolution, the fewer
-channels behind it are. All are linear: the rectifier comes after.
+For inference only: normalisation is folded into the convolutions, the 1 x 1 convolutions of one input are one
+product, and averages are taken after a 1 x 1 convolution instead of before it, where channels are fewer. The
+result is the same, since all of this is linear: the ReLU comes after.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from eval.features.resize import RESIZES, resized
 from eval.features.weights import sha256_of_tensors
 
 CLASSES = 1008
-SPATIAL = 7  # channels of 17 x 17 places that make up sFID's feature
+SPATIAL = 7  # channels of 17 x 17 places in sFID's features
 
 
 class Convolution(nn.Conv2d):
-    """A convolution with its normalisation in it, and its rectifier."""
+    """A convolution with folded normalisation, and its ReLU."""
 
     def __init__(
         self, width: int, out: int, kernel: tuple[int, int] = (1, 1), stride: int = 1, pad: bool = True
@@ -45,8 +44,7 @@ class Convolution(nn.Conv2d):
 
 
 class Heads(nn.Module):
-    """The 1 x 1 convolutions that read a block's input, by their published names: one product, rectified and
-    split."""
+    """The 1 x 1 convolutions of a block's input, by their published names, as one product, before a ReLU."""
 
     def __init__(self, width: int, **widths: int) -> None:
         super().__init__()
@@ -60,13 +58,13 @@ class Heads(nn.Module):
         return self.product(x).split(list(self.widths.values()), 1)
 
     def rows(self, x: Tensor, count: int) -> Tensor:
-        """The first rows of the product, neither rectified nor averaged."""
+        """The first channels of the product, without ReLU and average."""
         assert self.product.bias is not None
         return F.conv2d(x, self.product.weight[:count], self.product.bias[:count])
 
 
 class PooledHeads(Heads):
-    """The same, of which the last is averaged over 3 x 3 places before it is rectified."""
+    """The same; the last one is averaged over 3 x 3 places before its ReLU."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         *heads, pooled = self.split(x)
@@ -129,7 +127,7 @@ class InceptionC(nn.Module):
         return torch.cat([one, seven, double, pooled], 1)
 
     def first(self, x: Tensor, channels: int) -> Tensor:
-        """The first channels of what comes out, and nothing else."""
+        """The first channels of the output, and nothing else."""
         return F.relu(self.heads.rows(x, channels))
 
 
@@ -151,7 +149,7 @@ class InceptionD(nn.Module):
 
 
 class _Fans(nn.Module):
-    """What the two blocks of figure 7 share: two branches that fan out into 1 x 3 and 3 x 1."""
+    """What the blocks of figure 7 share: two branches that fan out into 1 x 3 and 3 x 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,12 +161,8 @@ class _Fans(nn.Module):
 
     def joined(self, one: Tensor, three: Tensor, double: Tensor, pooled: Tensor) -> Tensor:
         double = self.branch3x3dbl_2(double)
-        fans = [
-            self.branch3x3_2a(three),
-            self.branch3x3_2b(three),
-            self.branch3x3dbl_3a(double),
-            self.branch3x3dbl_3b(double),
-        ]
+        fans = [self.branch3x3_2a(three), self.branch3x3_2b(three)]
+        fans += [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
         return torch.cat([one, *fans, pooled], 1)
 
 
@@ -185,7 +179,7 @@ class InceptionE(_Fans):
 
 
 class InceptionEMax(_Fans):
-    """The last block, whose pool takes the maximum: not linear, so that its convolution stays behind it."""
+    """The last block, with a max pool. It is not linear, so its convolution stays behind it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -198,8 +192,7 @@ class InceptionEMax(_Fans):
 
 
 class InceptionV3(nn.Module):
-    """The network up to its last linear layer: (B, 3, 299, 299), normalised -> features by name, float32, as
-    Inception's `widths` say."""
+    """(B, 3, 299, 299), normalised -> float32 features by name, as in `Inception.widths`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,7 +215,7 @@ class InceptionV3(nn.Module):
         self.fc = nn.Linear(2048, CLASSES)
 
     def forward(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
-        """No further than the outputs need."""
+        """Only as deep as the outputs need."""
         features = {}
         x = self.middle(x)
         if "spatial" in outputs:
@@ -238,7 +231,7 @@ class InceptionV3(nn.Module):
         return {name: features[name] for name in outputs}
 
     def middle(self, x: Tensor) -> Tensor:
-        """What goes into Mixed_6d, (B, 768, 17, 17)."""
+        """The input of Mixed_6d, (B, 768, 17, 17)."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, stride=2))))
@@ -246,16 +239,14 @@ class InceptionV3(nn.Module):
 
 
 class Inception(Extractor):
-    """The FID network under a protocol: features of pictures as they are.
+    """The FID network under a protocol.
 
-    pool             the 2048 means over the last places: Frechet and kernel distance, precision and recall
-    spatial          sFID's (Nash et al. 2021, as Dhariwal and Nichol 2021 compute it): the first 7 channels
-                     of `mixed_6/conv`, rectified, at 17 x 17 places, flattened place by place as TensorFlow
-                     keeps them, which the distance does not mind
-    logits           of 1008 classes; logits_unbiased, of which Inception Scores are made, lacks the bias
+    pool             2048 means over the last places: Frechet and kernel distance, precision and recall
+    spatial          of sFID (Nash et al. 2021, as in Dhariwal and Nichol 2021): the first 7 channels of
+                     `mixed_6/conv` after the ReLU, at 17 x 17 places, in TensorFlow's order
+    logits           of 1008 classes; logits_unbiased, for Inception Scores, lacks the bias
 
-    dtype  of the convolutions: torch.bfloat16 is faster where the machine multiplies it so. Pools at the end
-           and logits are float32.
+    dtype  of the convolutions; the last pool and the logits are float32
     """
 
     widths: Mapping[str, int] = MappingProxyType(
@@ -271,48 +262,41 @@ class Inception(Extractor):
         self.protocol, self.identity, self.dtype = protocol, identity, dtype
 
     def prepare(self, pictures: Sequence[Tensor]) -> Tensor:
-        """Resized as the protocol says: float (B, 3, 299, 299) in [0, 255]."""
+        """Resized as in the protocol: float32 (B, 3, 299, 299) in [0, 255]."""
         return resized(pictures, RESIZES[self.protocol.resize])
 
     @torch.inference_mode()
     def features(self, x: Tensor, outputs: Collection[str]) -> dict[str, Tensor]:
-        """See `Extractor`. float32 means float32, on a GPU too, and not TF32."""
+        """See `Extractor`. float32 is not TF32, on a GPU too."""
         x = (x - self.protocol.centre) / self.protocol.scale
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False
-        ):
+        benchmark = torch.backends.cudnn.benchmark
+        with torch.backends.cudnn.flags(enabled=True, benchmark=benchmark, allow_tf32=False):
             return self.network(x.to(self.dtype, memory_format=torch.channels_last), outputs)
 
 
 def load_inception(
     path: str | Path, protocol: str = "clean", sha256: str | None = None, dtype: torch.dtype = torch.float32
 ) -> Inception:
-    """From a local file: one of inception_weights.PUBLISHED, or any with these tensors that hashes to
-    `sha256`.
+    """From a local file: one of inception_weights.PUBLISHED, or one of these tensors that hashes to `sha256`.
 
-    ValueError for a file of another hash, a tensor too many or too few, or a protocol there is not; OSError
-    where there is no file.
+    ValueError for a file of another hash, missing or unknown tensors, or an unknown protocol; OSError without
+    a file.
     """
-    prepared = lookup("protocol", protocol, PROTOCOLS)
+    found = lookup("protocol", protocol, PROTOCOLS)
     state, digest = read_weights(path, sha256)
-    return Inception(assembled(state, str(path)), prepared, _identity(prepared, digest, dtype), dtype)
+    return Inception(assembled(state, str(path)), found, _identity(found, digest, dtype), dtype)
 
 
 def random_inception(protocol: str = "clean", seed: int = 0, dtype: torch.dtype = torch.float32) -> Inception:
-    """A stand-in where there is no file: distances under it mean nothing, and its identity says so."""
-    prepared = lookup("protocol", protocol, PROTOCOLS)
+    """With random weights, for trials: distances mean nothing, and the identity says so."""
+    found = lookup("protocol", protocol, PROTOCOLS)
     state = random_state(published_shapes(), seed)
-    return Inception(
-        assembled(state, "random weights"),
-        prepared,
-        _identity(prepared, sha256_of_tensors(state), dtype, random=True),
-        dtype,
-    )
+    identity = _identity(found, sha256_of_tensors(state), dtype, random=True)
+    return Inception(assembled(state, "random weights"), found, identity, dtype)
 
 
 def assembled(state: Mapping[str, Tensor], path: str) -> InceptionV3:
-    """The network with these tensors, as the plain file names them, all of which it must need. ValueError
-    otherwise."""
+    """The network of the plain file's tensors. ValueError for missing or unknown ones."""
     network = InceptionV3()
     check_state(state, published_shapes(), path)
     for convolution, parts in _convolutions(network):
@@ -323,7 +307,7 @@ def assembled(state: Mapping[str, Tensor], path: str) -> InceptionV3:
 
 
 def published_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of the plain file, without those that only training needs."""
+    """Names and shapes of the plain file's tensors, without those for training."""
     shapes: dict[str, tuple[int, ...]] = {}
     with torch.device("meta"):
         network = InceptionV3()
@@ -335,17 +319,15 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def _convolutions(network: InceptionV3) -> list[tuple[nn.Conv2d, dict[str, int]]]:
-    """Every convolution, and the published ones it is made of, in the order of its rows, with their
-    widths."""
+    """Every convolution, and the widths of the published ones that it consists of, in order, by name."""
     found: list[tuple[nn.Conv2d, dict[str, int]]] = []
     for name, module in network.named_modules():
         if isinstance(module, Convolution):
             found.append((module, {name: module.out_channels}))
         elif isinstance(module, Heads):
             block = name.rpartition(".")[0]
-            found.append(
-                (module.product, {f"{block}.{part}": width for part, width in module.widths.items()})
-            )
+            widths = {f"{block}.{part}": width for part, width in module.widths.items()}
+            found.append((module.product, widths))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Pillow's resize of 8-bit pictures, bit for bit, on any device: the published pipelines begin with it."""
+"""Pillow's resize of 8-bit pictures, bit for bit, on any device."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-AT_ONCE = 2**26  # values, of all pictures together, that are in float64 at once
-FRACTION = 2**22  # Pillow's weights for 8-bit pictures are whole numbers of it
+AT_ONCE = 2**26  # values that are in float64 at once
+FRACTION = 2**22  # Pillow's weights for 8-bit pictures are multiples of 1 / FRACTION
 
 
 def triangle(x: Tensor) -> Tensor:
@@ -33,12 +33,11 @@ FILTERS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 
 
 def resize(pictures: Tensor, size: tuple[int, int], kernel: str = "bicubic") -> Tensor:
-    """uint8 (..., H, W) -> uint8 (..., *size), equal to PIL.Image.resize with BILINEAR or BICUBIC in every
-    bit.
+    """uint8 (..., H, W) -> uint8 (..., *size), bitwise PIL.Image.resize with BILINEAR or BICUBIC.
 
-    Along the width, rounded to 8 bits, then along the height, rounded again: so does Pillow up to 12, with
-    which the published figures were made. Pillow 13 takes some tall pictures the other way round, which moves
-    pixels by a few levels. Sums of whole numbers below 2^53 are exact in float64, on every device.
+    First along the width, then along the height, rounded to 8 bits each time, as Pillow up to 12, which
+    published figures used. Pillow 13 resizes some tall pictures in the other order, which moves pixels by a
+    few levels. Sums of whole numbers below 2^53 are exact in float64.
     """
     height, width = size
     if width != pictures.shape[-1]:
@@ -46,20 +45,17 @@ def resize(pictures: Tensor, size: tuple[int, int], kernel: str = "bicubic") -> 
         rows = max(
             1, AT_ONCE * pictures.shape[-2] // pictures.numel()
         )  # float64 takes eight times the memory
-        pictures = torch.cat(
-            [_rounded(part.double() @ across) for part in pictures.split(rows, dim=-2)], dim=-2
-        )
+        parts = [_rounded(part.double() @ across) for part in pictures.split(rows, dim=-2)]
+        pictures = torch.cat(parts, dim=-2)
     if height != pictures.shape[-2]:
-        pictures = _rounded(
-            weights(pictures.shape[-2], height, kernel).to(pictures.device) @ pictures.double()
-        )
+        down = weights(pictures.shape[-2], height, kernel).to(pictures.device)
+        pictures = _rounded(down @ pictures.double())
     return pictures
 
 
 @cache
 def weights(old: int, new: int, kernel: str) -> Tensor:
-    """Float64 (new, old): how much of each old pixel goes into each new one, in whole numbers of 1 /
-    FRACTION."""
+    """Float64 (new, old): the weight of each old pixel in each new one, in multiples of 1 / FRACTION."""
     function, support = FILTERS[kernel]
     scale = old / new
     stretch = max(scale, 1.0)

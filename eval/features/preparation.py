@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,15 +14,14 @@ from eval.features.pillow import resize
 
 @dataclass(frozen=True)
 class Preparation:
-    """Resized in 8 bits as Pillow does, cut to a square, divided by 255 and normalised: (x / 255 - mean) /
-    std.
+    """Resized in 8 bits as Pillow does, cut to a square, and normalised: (x / 255 - mean) / std.
 
-    size    pixels of a side of the square
-    fit     "shortest": the shorter side becomes `size`, then the centre is taken; "square": the centre is
-            taken, then resized; "longest": the longer side becomes `size`, and `fill` is put around;
-            "squash": both sides become `size`
-    kernel  "bicubic" or "bilinear", widened where a picture shrinks
-    fill    8-bit level of what lies outside a picture
+    size    side of the square, in pixels
+    fit     "shortest": the shorter side becomes `size`, then the centre is cut; "square": the centre is cut,
+            then resized; "longest": the longer side becomes `size`, with `fill` around; "squash": both sides
+            become `size`
+    kernel  "bicubic" or "bilinear", widened when a picture shrinks
+    fill    8-bit level outside the picture
     """
 
     size: int
@@ -35,14 +33,11 @@ class Preparation:
 
     def __str__(self) -> str:
         fill = f", around it {self.fill}" if self.fit == "longest" else ""
-        return (
-            f"{self.fit} {self.size}, {self.kernel} as Pillow{fill}, mean {_plain(self.mean)}, std "
-            f"{_plain(self.std)}"
-        )
+        mean, std = ("/".join(map(str, each)) for each in (self.mean, self.std))
+        return f"{self.fit} {self.size}, {self.kernel} as Pillow{fill}, mean {mean}, std {std}"
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) -> float32 (B, 3, size, size), equal to what torchvision makes of the same
-        picture in Pillow."""
+        """uint8 (B, 3, H, W) -> float32 (B, 3, size, size), equal to torchvision's of Pillow pictures."""
         mean, std = (
             torch.tensor(each)[:, None, None].to(pictures.device, non_blocking=True)
             for each in (self.mean, self.std)
@@ -69,11 +64,7 @@ class Preparation:
 
 
 def _padded(pictures: Tensor, size: int, fill: int) -> Tensor:
-    """In the middle of a square; where that is between two pixels, the nearer to the upper left."""
+    """In the middle of a square, rounded to the upper left."""
     missing_rows, missing_columns = (size - n for n in pictures.shape[-2:])
     left, top = missing_columns // 2, missing_rows // 2
     return F.pad(pictures, (left, missing_columns - left, top, missing_rows - top), value=fill)
-
-
-def _plain(values: Sequence[float]) -> str:
-    return "/".join(map(str, values))

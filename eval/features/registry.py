@@ -1,7 +1,6 @@
-"""The extractors by name, from plain values: which weights, and what stands in for them in a trial.
+"""The extractors by name, and where their weights are.
 
-Each is imported when it is built: open_clip and timm take five seconds that an evaluation without them need
-not pay.
+Each is imported when it is built: open_clip and timm take five seconds to import.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from models.download import path_in_cache
 from train.data import digits
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-RANDOM = "random"  # in place of a path: random weights stand in
+RANDOM = "random"  # in place of a path: random weights
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Tower:
 
     name: str = setting(..., "of the network")
     weights: str | None = setting(None, 'a path, or "random"', text="path")
-    tag: str | None = setting(None, "whose weights these are, where a file of open_clip's does not tell")
+    tag: str | None = setting(None, "open_clip's tag of the weights, if needed")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class ExtractorParams:
     """Where the weights of each extractor are."""
 
     inception: str | None = setting(
-        None, "null: where `plain-diffusion models download inception` has put it", text="path"
+        None, "null: where `plain-diffusion models download inception` puts it", text="path"
     )
     clip: Tower = setting(lambda: Tower("ViT-L-14"), "any model of open_clip's, for CLIP scores")
     cmmd: Tower = setting(lambda: Tower("ViT-L-14-336"), "the one of the CMMD paper")
@@ -50,9 +49,10 @@ class ExtractorParams:
 
 @dataclass(frozen=True)
 class Known:
-    """How an extractor is made, of (its weights, the protocol, the dtype of its network), and the output that
-    distances compare.
+    """An extractor that can be built.
 
+    main    the output that distances compare
+    make    (parameters, protocol, dtype of the network) -> extractor
     dtypes  that its network computes in, by their names in DTYPES
     """
 
@@ -62,30 +62,25 @@ class Known:
 
 
 def build(name: str, params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
-    """The extractor of that name. ValueError or OSError where its weights are not there or not what they
-    should be."""
+    """The extractor of that name. ValueError or OSError if its weights are missing or wrong."""
     check_dtype(name, dtype)
     return _built(name, json.dumps(asdict(params)), protocol, dtype)
 
 
 def check_dtype(name: str, dtype: torch.dtype) -> None:
-    """ValueError where there is no extractor of that name, or where its network does not compute in that
-    dtype."""
+    """ValueError for an unknown extractor, or one whose network does not compute in that dtype."""
     check_names("extractor", [name], EXTRACTORS)
     known = EXTRACTORS[name].dtypes
     if dtype not in [DTYPES[each] for each in known]:
-        raise ValueError(
-            f"{name} computes in {' and '.join(known)} only, not {str(dtype).removeprefix('torch.')}: leave "
-            "dtype out"
-        )
+        other = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{name} computes in {' and '.join(known)} only, not {other}: leave dtype out")
 
 
 @lru_cache(maxsize=4)
 def _built(name: str, params: str, protocol: str, dtype: torch.dtype) -> Extractor:
-    """Kept, for the runs of a sweep."""
-    return EXTRACTORS[name].make(
-        make_params("extractors", ExtractorParams, json.loads(params)), protocol, dtype
-    )
+    """Cached for the runs of a sweep."""
+    found = make_params("extractors", ExtractorParams, json.loads(params))
+    return EXTRACTORS[name].make(found, protocol, dtype)
 
 
 def _inception(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
@@ -97,8 +92,7 @@ def _inception(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Ex
     if params.inception is None and not path_in_cache("inception").exists():
         raise ValueError(
             "Inception's weights are not here: `plain-diffusion models download inception` fetches them, "
-            "extractors.inception=FILE names "
-            "them, extractors.inception=random is a trial without"
+            "extractors.inception=FILE names them, extractors.inception=random is a trial without"
         )
     return load_inception(path, protocol, dtype=dtype)
 
@@ -109,7 +103,7 @@ def _clip(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extract
     tower = params.clip
     if tower.weights == RANDOM:
         return random_clip(tower.name)
-    return load_clip(tower.name, _given("clip", tower), tower.tag)
+    return load_clip(tower.name, _weights("clip", tower), tower.tag)
 
 
 def _cmmd(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
@@ -118,31 +112,28 @@ def _cmmd(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extract
     tower = params.cmmd
     if tower.weights == RANDOM:
         return random_clip(tower.name, preparation=CMMD)
-    return load_clip(tower.name, _given("cmmd", tower), tower.tag, CMMD)
+    return load_clip(tower.name, _weights("cmmd", tower), tower.tag, CMMD)
 
 
 def _dinov2(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
     from eval.features.dinov2 import load_dinov2, random_dinov2
 
     tower = params.dinov2
-    return (
-        random_dinov2(tower.name)
-        if tower.weights == RANDOM
-        else load_dinov2(_given("dinov2", tower), tower.name)
-    )
+    if tower.weights == RANDOM:
+        return random_dinov2(tower.name)
+    return load_dinov2(_weights("dinov2", tower), tower.name)
 
 
 def _digits(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
-    from eval.features.digits import digit_features
+    from eval.features.digits import DigitFeatures, train_classifier
 
-    return digit_features(make("data set", params.digits, {"digits": digits}))
+    return DigitFeatures(train_classifier(make("data set", params.digits, {"digits": digits})))
 
 
-def _given(which: str, tower: Tower) -> str:
+def _weights(which: str, tower: Tower) -> str:
     if tower.weights is None:
         raise ValueError(
-            f"the weights of {tower.name} must be given: extractors.{which}.weights=FILE, or random for a "
-            "trial without"
+            f"{tower.name} needs weights: extractors.{which}.weights=FILE, or random for a trial"
         )
     return tower.weights
 

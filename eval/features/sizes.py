@@ -1,4 +1,4 @@
-"""Pictures of many sizes, in as few batches as there are sizes."""
+"""Pictures of many sizes, in a batch per size."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from torch import Tensor
 
 
 def by_size(pictures: Sequence[Tensor], fn: Callable[[Tensor], Tensor]) -> Tensor:
-    """fn of each batch (B, 3, H, W) of the pictures (3, H, W) of one size; its rows (B, ...) as one tensor in
-    the pictures' order."""
+    """fn of batches (B, 3, H, W) of pictures of one size each; its rows (B, ...) in the pictures' order."""
     groups: dict[torch.Size, list[int]] = {}
     for index, picture in enumerate(pictures):
         groups.setdefault(picture.shape, []).append(index)

@@ -1,4 +1,4 @@
-"""What drawing costs, whatever the machine: network calls."""
+"""What sampling costs on any machine: network calls."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from diffusion import Condition
 from models import Model
+from models.layers.blocks import BlockNetwork
 
 
 def calls_per_image(model: Model, draw: Callable[[Model], object]) -> int:
-    """Network calls that `draw`, which is to draw one image with the model it is given, makes: guidance makes
-    two of one where it is on.
+    """Network calls of `draw`, which draws one image with a model. Guidance makes two calls of one.
 
-    They are counted as they are made, by a model whose network does nothing.
+    They are counted with a network that does nothing.
     """
     network = _Counting(model.network)
     draw(replace(model, backbone=network))
     return network.calls
 
 
-class _Counting(nn.Module):
-    """Stands in for a network, for next to nothing, and counts the samples that it is asked about."""
+class _Counting(BlockNetwork):
+    """Returns zeros in place of a network, and counts the samples."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

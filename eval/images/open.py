@@ -1,4 +1,4 @@
-"""Any source of pictures, from a description in plain values."""
+"""A source of pictures from plain values."""
 
 from __future__ import annotations
 
@@ -27,41 +27,31 @@ def open_source(
     max_pixels: int = MAX_PIXELS,
     classes: Sequence[Sequence[str]] | None = None,
 ) -> Source:
-    """A source of pictures: files (`open_pictures`), or what a mapping describes:
+    """A source of pictures: files (`open_pictures`), or a mapping:
 
-        {"run": FOLDER, "n": 270} or {"weights": FILE, "prompts": FILE}           what a model draws, see
-                                                                                  `drawn`
-        {"name": "digits", "split": "held_out"}                                   a data set; with "exact":
-                                                                                  True as it is, not in 8 bits
-        {"name": "digits", "split": "train", "n": 270}                            n of its pictures, at
-                                                                                  random, of the `classes`
-        {"noise": [3, 32, 32], "n": 270}                                          noise of that shape
+        {"run": FOLDER, "n": 270} or {"weights": FILE, "prompts": FILE}  what a model draws: `drawn`
+        {"name": "digits", "split": "held_out"}                          a data set; exact: true: unrounded
+        {"name": "digits", "split": "train", "n": 270}                   n random ones of it, of the `classes`
+        {"noise": [3, 32, 32], "n": 270}                                 noise of that shape
 
-    prompts  a file of one prompt per picture (`read_prompts`), instead of captions beside the pictures; not
-             for what draws, which is told its own
+    prompts  a file of one prompt per picture (`read_prompts`), instead of captions beside the files
     classes  the class of each of the n pictures, by name, in parts: of a data set, each part is chosen anew
     """
     if not isinstance(spec, Mapping):
         return open_pictures(spec, prompts, max_pixels)
     if prompts is not None:
         raise ValueError(
-            "a model is told its prompts as it draws: give them beside its weights, prompts: FILE"
+            "prompts of a model that draws belong beside its weights: {weights: ..., prompts: FILE}"
         )
-    origin, flat = (
-        ", ".join(str(value) for value in spec.values()),
-        None if classes is None else list(chain(*classes)),
-    )
+    origin = ", ".join(str(value) for value in spec.values())
+    flat = None if classes is None else list(chain(*classes))
     if "name" in spec:
         return _dataset(spec, classes, origin)
     if "noise" in spec:
-        noise = make_params(
-            "noise",
-            _Noise,
-            {"shape": spec["noise"], **{key: value for key, value in spec.items() if key != "noise"}},
-        )
-        return TensorPictures.from_signed(
-            initial_noise(range(noise.n), noise.shape), flat, origin=f"noise, {origin}"
-        )
+        values = {"shape" if key == "noise" else key: value for key, value in spec.items()}
+        noise = make_params("noise", _Noise, values)
+        images = initial_noise(range(noise.n), noise.shape)
+        return TensorPictures.from_signed(images, flat, origin=f"noise, {origin}")
     return drawn(spec, flat)
 
 
@@ -75,12 +65,9 @@ class _Noise:
 
 
 def _dataset(spec: Mapping[str, Any], classes: Sequence[Sequence[str]] | None, origin: str) -> Source:
-    """A data set or, where it says n, pictures of it chosen at random: within each part all are different."""
-    data = make(
-        "data set",
-        {key: value for key, value in spec.items() if key not in ("n", "exact")},
-        {"digits": digits},
-    )
+    """A data set, or n random pictures of it; within each part all are different."""
+    own = {key: value for key, value in spec.items() if key not in ("n", "exact")}
+    data = make("data set", own, {"digits": digits})
     images, labels = data.images, data.labels
     if "n" in spec:
         if classes is None or labels is None:
@@ -93,9 +80,7 @@ def _dataset(spec: Mapping[str, Any], classes: Sequence[Sequence[str]] | None, o
 
 
 class Unrounded(TensorPictures):
-    """Images in [-1, 1] as they are, on a scale of 0 ... 255 but between its levels: for data that 8 bits do
-    not hold, and for extractors that take pictures so.
-    """
+    """Images in [-1, 1], scaled to 0 ... 255 without rounding, for extractors that take such pictures."""
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, origin: str = "memory") -> None:
         super().__init__(to_uint8(images), labels, origin=origin)

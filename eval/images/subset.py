@@ -1,4 +1,4 @@
-"""A part of a source."""
+"""Parts of a source."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Subset:
 
     @property
     def prompts(self) -> Sequence[str] | None:
-        """Of each; read when they are first asked for, as the source does."""
+        """Of each picture; read on first use."""
         prompts = self._source.prompts
         return None if prompts is None else [prompts[i] for i in self._chosen]
 
@@ -41,8 +41,9 @@ class Subset:
 
 
 def first_of(source: Source, n: int) -> Subset:
-    """The first n pictures or, where there are classes, the first of each class in turn: a folder that is
-    sorted by class would otherwise lose the last ones. ValueError where it has fewer.
+    """The first n pictures, of each class in turn if there are classes. ValueError if there are fewer.
+
+    The first n of a folder that is sorted by class would lack the last classes.
     """
     if n > len(source):
         raise ValueError(f"{source.origin} has {len(source)} pictures, fewer than n={n}")
@@ -53,8 +54,7 @@ def first_of(source: Source, n: int) -> Subset:
 
 
 def equal_parts(source: Source, parts: int) -> list[Source]:
-    """The source in so many parts of equal size, in its order. ValueError where its pictures do not divide
-    so."""
+    """The source in so many equal parts, in its order. ValueError if its pictures cannot be divided so."""
     size, left = divmod(len(source), parts)
     if left or not size:
         raise ValueError(
@@ -64,8 +64,7 @@ def equal_parts(source: Source, parts: int) -> list[Source]:
 
 
 def index_within_class(labels: Sequence[str]) -> list[int]:
-    """Of each picture its number among those of its class: in the order of these numbers, classes come in
-    turn, as from a sampler."""
+    """The index of each picture among those of its class."""
     seen: dict[str, int] = {}
     found = []
     for label in labels:
@@ -75,16 +74,14 @@ def index_within_class(labels: Sequence[str]) -> list[int]:
 
 
 def proportional_classes(labels: Sequence[str], n: int) -> list[str]:
-    """n classes in random order, the same every time: each as often as among `labels`, to within one.
+    """n classes in a fixed random order, in the proportions of `labels`, to within one picture.
 
-    Another proportion would be a distance of its own. ValueError where n is larger than the number of labels.
+    Other proportions would add to distances. ValueError if n is larger than the number of labels.
     """
     if not 1 <= n <= len(labels):
         raise ValueError(
             f"n must lie in 1 ... {len(labels)}, the number of pictures of the reference, not {n}"
         )
     ordered = sorted(labels, key=class_order)
-    return [
-        ordered[i * len(labels) // n]
-        for i in torch.randperm(n, generator=torch.Generator().manual_seed(0)).tolist()
-    ]
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).tolist()
+    return [ordered[i * len(labels) // n] for i in order]

@@ -1,4 +1,4 @@
-"""Euclidean distances between rows: fast ones between all, and exact ones between chosen."""
+"""Euclidean distances between rows: fast ones between all pairs, exact ones between a few."""
 
 from __future__ import annotations
 
@@ -14,25 +14,22 @@ SPARE = 4  # candidates besides the nearest by rounded distances
 
 @dataclass(frozen=True)
 class Nearest:
-    """Of each row, the k nearest rows of a reference, from near to far: distance (N, k) in float64, and index
-    (N, k) of them."""
+    """distance, index (N, k): of each row's k nearest rows of a reference, from near to far."""
 
     distance: Tensor
     index: Tensor
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|^2, (N, M), of float64 rows (N, D) and (M, D) through one matrix product: to some 1e-15 of
-    |x_i|^2 + |y_j|^2, not below 0.
+    """(N, M): |x_i - y_j|^2 of float64 rows (N, D) and (M, D), to 1e-15 of |x_i|^2 + |y_j|^2, not below 0.
 
-    So near-equal rows far from 0 have no digit right; `exact_distances` and `nearest` do better.
+    One matrix product. Nearly equal rows far from 0 may have no correct digit: see `exact_distances`.
     """
     return torch.addmm(x.square().sum(1)[:, None] + y.square().sum(1), x, y.T, alpha=-2).clamp_(min=0)
 
 
 def exact_distances(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_i|, (...), of rows (..., D), through their differences: a row and its copy are at exactly
-    0."""
+    """(...): |x_i - y_i| of rows (..., D), through their differences; exactly 0 for a copy."""
     return (x - y).square().sum(-1).sqrt()
 
 
@@ -54,7 +51,7 @@ def nearest_others(x: Tensor, k: int = 1) -> Nearest:
 
 
 def _refined(rows: Tensor, reference: Tensor, squared: Tensor, k: int) -> Nearest:
-    """The k nearest by exact distances, among a few more that rounded squared ones (rows, M) place first."""
+    """The k nearest by exact distances, among a few more candidates by rounded squared ones (rows, M)."""
     rounded, index = squared.topk(min(k + SPARE, len(reference)), largest=False)
     exact = torch.stack([exact_distances(rows, reference[column]) for column in index.unbind(1)], 1)
     distance, order = exact.masked_fill_(rounded.isinf(), torch.inf).sort(dim=1, stable=True)
@@ -68,6 +65,4 @@ def _join(found: Iterable[Nearest]) -> Nearest:
 
 def _check_count(candidates: int, k: int) -> None:
     if not 1 <= k <= candidates:
-        raise ValueError(
-            f"{k} nearest neighbours need as many candidates, of which there are {max(0, candidates)}"
-        )
+        raise ValueError(f"{k} nearest neighbours need {k} candidates, not {max(0, candidates)}")

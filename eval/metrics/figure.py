@@ -8,11 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Figure:
-    """A value and the 95 % confidence interval low ... high; NaN at both ends where none is known.
-
-    extra  what a reader may want besides, such as the standard deviation over the splits of an Inception
-           Score
-    """
+    """A value and its 95 % confidence interval low ... high, NaN if unknown. extra: other numbers by name."""
 
     value: float
     low: float = math.nan

@@ -1,4 +1,4 @@
-"""Inception Score (Salimans et al. 2016): classes certain for each picture, and many over all."""
+"""Inception Score (Salimans et al. 2016): pictures of clear classes, and many classes in all."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ ROWS = 4096
 
 
 def inception_score(logits: Tensor, splits: Tensor) -> Figure:
-    """exp of the mean over pictures of KL(p(y|x) || p(y)) within each split, averaged over splits; from 1 to
-    the number of classes.
+    """exp of the mean of KL(p(y|x) || p(y)) within each split, averaged over splits; from 1 to C.
 
-    logits  (N, C), any float dtype; the softmax is taken in float64
-    splits  (N,): the split that each picture belongs to, 0 ... S - 1, none empty: `shuffled_splits` or
-            `ordered_splits`
+    logits  (N, C), any float dtype; the softmax is computed in float64
+    splits  (N,): each picture's split, 0 ... S - 1, none empty: `shuffled_splits` or `ordered_splits`
 
-    extra: std, the standard deviation over splits as papers cite it (of the splits as they are, not an
-        estimate from them), and splits.
+    extra: std, the standard deviation over splits as papers cite it (without correction), and splits.
     """
     if logits.ndim != 2 or splits.shape != logits.shape[:1] or len(splits) == 0:
         raise ValueError(
@@ -35,9 +32,8 @@ def inception_score(logits: Tensor, splits: Tensor) -> Figure:
             f"split {int((counts == 0).nonzero()[0])} of {len(counts)} has no picture: take fewer splits or "
             "more pictures"
         )
-    negentropy = torch.zeros(
-        len(counts), dtype=torch.float64, device=logits.device
-    )  # sums over each split of sum_y p log p
+    # Sums over each split of sum_y p log p.
+    negentropy = torch.zeros(len(counts), dtype=torch.float64, device=logits.device)
     total = negentropy.new_zeros(len(counts), logits.shape[1])
     for rows, split in zip(logits.split(ROWS), splits.split(ROWS), strict=True):
         log_p = checked(rows, logits.shape[1]).to(logits.device).log_softmax(1)
@@ -45,9 +41,8 @@ def inception_score(logits: Tensor, splits: Tensor) -> Figure:
         total.index_add_(0, split, log_p.exp())
     marginal = total / counts[:, None]
     scores = (negentropy / counts - torch.xlogy(marginal, marginal).sum(1)).exp()
-    return Figure(
-        float(scores.mean()), extra={"std": float(scores.std(correction=0)), "splits": float(len(scores))}
-    )
+    extra = {"std": float(scores.std(correction=0)), "splits": float(len(scores))}
+    return Figure(float(scores.mean()), extra=extra)
 
 
 def shuffled_splits(n: int, splits: int = 10, seed: int = 2020) -> Tensor:
@@ -60,6 +55,5 @@ def shuffled_splits(n: int, splits: int = 10, seed: int = 2020) -> Tensor:
 
 
 def ordered_splits(n: int, size: int = 5000) -> Tensor:
-    """(n,): runs of `size` pictures as they come, the last one maybe shorter, as in ADM's evaluator (Dhariwal
-    & Nichol 2021)."""
+    """(n,): runs of `size` pictures in their order, as in ADM's evaluator (Dhariwal & Nichol 2021)."""
     return torch.arange(n) // size

@@ -1,5 +1,4 @@
-"""The standard error of any statistic of samples in groups, by leaving out each group in turn (Tukey
-1958)."""
+"""Standard errors of statistics of samples in groups, by leaving out each group in turn (Tukey 1958)."""
 
 from __future__ import annotations
 
@@ -11,13 +10,12 @@ from eval.metrics.figure import Figure
 
 
 def jackknife(statistic: Callable[[int | None], float], groups: int) -> Figure:
-    """The statistic of everything, statistic(None), with a 95 % interval from statistic(g) of everything but
-    group g, g = 0 ... groups - 1.
+    """statistic(None) of all samples; a 95 % interval from statistic(g), without group g = 0 ... G - 1.
 
-    error^2 = (G - 1) / G sum_g (statistic(g) - mean)^2, and the interval is value +- t error by Student's t
-    with G - 1 degrees of freedom. Groups should be of equal sizes, to one sample. extra: the error, and the
-    bias (G - 1) (mean - value), exact where it falls as 1/N; it is stated and not taken away, so that the
-    interval is one of statistics at this N.
+    error^2 = (G - 1) / G sum_g (statistic(g) - mean)^2; the interval is value +- t error by Student's t with
+    G - 1 degrees of freedom. Groups should be of equal sizes. extra: error, and bias = (G - 1) (mean -
+    value), exact if it falls as 1/N; the bias is not subtracted, so that the interval is of statistics at
+    this N.
     """
     if groups < 2:
         raise ValueError(f"a jackknife needs at least 2 groups, not {groups}")
@@ -29,10 +27,9 @@ def jackknife(statistic: Callable[[int | None], float], groups: int) -> Figure:
 
 
 def mean_of(figures: Sequence[Figure]) -> Figure:
-    """The mean of figures of equal parts of the samples, or of as many seeds, with Student's 95 % interval; a
-    single one as it is.
+    """The mean of figures of equal parts of the samples, with Student's 95 % interval; of one figure, itself.
 
-    extra: the means of theirs, `std`, the standard deviation over the parts, and `parts`, how many they are.
+    extra: the means of theirs, `std` over the parts, and their number, `parts`.
     """
     if len(figures) == 1:
         return figures[0]
@@ -44,8 +41,7 @@ def mean_of(figures: Sequence[Figure]) -> Figure:
 
 
 def student_quantile(p: float, freedom: int) -> float:
-    """t that Student's distribution with `freedom` >= 1 degrees of freedom stays below with probability p,
-    0.5 <= p < 1, to 1e-10 of it."""
+    """The quantile 0.5 <= p < 1 of Student's t with `freedom` >= 1 degrees of freedom, to 1e-10."""
     if not 0.5 <= p < 1 or freedom < 1:
         raise ValueError(
             f"a quantile of Student's t needs 0.5 <= p < 1 and freedom >= 1, not {p} and {freedom}"

@@ -1,5 +1,4 @@
-"""Precision, recall, density and coverage: how far two sets of features lie within each other's balls around
-neighbours."""
+"""Precision, recall, density and coverage: balls around features that reach to their k-th neighbours."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from eval.metrics.distances import ROWS, exact_distances, nearest_others, squared_distances
 
-ROUNDING = 1e-12  # of squared norms: more than squared_distances are off by
+ROUNDING = 1e-12  # of squared norms; the error of squared_distances is less
 
 
 class PrecisionRecall(NamedTuple):
@@ -22,10 +21,11 @@ class PrecisionRecall(NamedTuple):
 
 
 class DensityCoverage(NamedTuple):
-    """density: mean number of reference balls a sample lies in, over k; about 1 for equal distributions, and
-    may be above.
-    coverage: share of reference balls that hold a sample. error: standard error of density over the samples,
-        for the balls as they are.
+    """How samples lie in the reference's balls.
+
+    density   mean number of balls that a sample lies in, over k: about 1 for equal distributions, maybe above
+    coverage  share of balls that hold a sample
+    error     standard error of density over the samples, for the same balls
     """
 
     density: float
@@ -34,24 +34,25 @@ class DensityCoverage(NamedTuple):
 
 
 def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> PrecisionRecall:
-    """Of features (N, D) and (M, D): in a ball around a member of the other set that reaches to its k-th
-    neighbour there, border included (Kynkaanniemi et al. 2019, eq. 1 and 2). Both counts are exact in
-    float64, copies and ties included. Needs k + 1 of each set.
+    """Of features (N, D) and (M, D): shares within the other set's balls, borders included.
+
+    Counts are exact, also for copies and ties. Needs k + 1 of each set. Kynkaanniemi et al. 2019, eq. 1 and
+    2.
     """
     samples, reference = _checked(samples, reference)
-    precision, recall = (
-        int(sum((distance <= radius).any(1).sum() for distance in _distances(points, centres, radius)))
-        / len(points)
-        for points, centres in ((samples, reference), (reference, samples))
-        for radius in (nearest_others(centres, k).distance[:, -1],)
-    )
-    return PrecisionRecall(precision, recall)
+    return PrecisionRecall(_share_within(samples, reference, k), _share_within(reference, samples, k))
+
+
+def _share_within(points: Tensor, centres: Tensor, k: int) -> float:
+    radius = nearest_others(centres, k).distance[:, -1]
+    within = sum((distance <= radius).any(1).sum() for distance in _distances(points, centres, radius))
+    return int(within) / len(points)
 
 
 def density_coverage(samples: Tensor, reference: Tensor, k: int = 5) -> DensityCoverage:
-    """Of features (N, D) and (M, D): inside the balls around members of the reference that reach to their
-    k-th neighbour there, border excluded (Naeem et al. 2020, eq. 3 and 4, and their code). Both counts are
-    exact in float64. Needs k + 1 of the reference.
+    """Of features (N, D) and (M, D): samples within the reference's balls, borders excluded.
+
+    Counts are exact. Needs k + 1 of the reference. Naeem et al. 2020, eq. 3 and 4, and their code.
     """
     samples, reference = _checked(samples, reference)
     radius = nearest_others(reference, k).distance[:, -1]
@@ -61,30 +62,20 @@ def density_coverage(samples: Tensor, reference: Tensor, k: int = 5) -> DensityC
         inside.append(within.sum(1))
         covered |= within.any(0)
     each = torch.cat(inside).double() / k
-    return DensityCoverage(
-        float(each.mean()), int(covered.sum()) / len(reference), float(each.std() / len(each) ** 0.5)
-    )
+    error = float(each.std() / len(each) ** 0.5)
+    return DensityCoverage(float(each.mean()), int(covered.sum()) / len(reference), error)
 
 
 def _checked(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """In float64."""
-    if (
-        samples.ndim != 2
-        or reference.ndim != 2
-        or samples.shape[1] != reference.shape[1]
-        or len(samples) == 0
-    ):
-        raise ValueError(
-            f"two (N, D) sets of equal width are needed, not {tuple(samples.shape)} and "
-            f"{tuple(reference.shape)}"
-        )
+    shapes = samples.shape, reference.shape
+    if any(len(shape) != 2 for shape in shapes) or shapes[0][1] != shapes[1][1] or len(samples) == 0:
+        one, other = map(tuple, shapes)
+        raise ValueError(f"two (N, D) sets of equal width are needed, not {one} and {other}")
     return samples.detach().double(), reference.detach().double()
 
 
 def _distances(points: Tensor, centres: Tensor, radius: Tensor) -> Iterator[Tensor]:
-    """(rows, M) for block after block of the points: distances to the centres, exact wherever rounding could
-    place them on the wrong side of the centre's radius (M,).
-    """
+    """(rows, M) per block: distances to the centres, exact where rounding could cross radius (M,)."""
     for rows in points.split(ROWS):
         squared = squared_distances(rows, centres)
         slack = ROUNDING * (rows.square().sum(1)[:, None] + centres.square().sum(1))

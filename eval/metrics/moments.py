@@ -1,5 +1,4 @@
-"""Streaming mean and covariance of features, in float64 and centred, mergeable; and the same by groups of
-samples, bitwise reproducible."""
+"""Streaming mean and covariance of features, in float64; and by groups of samples, bitwise reproducible."""
 
 from __future__ import annotations
 
@@ -8,16 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-MANY = 2**20 + 1  # more than features are wide; and to multiply and divide by the power of two is exact
+MANY = 2**20 + 1  # more than features are wide, and MANY - 1 is a power of two, which multiplies exactly
 
 
 class Moments:
-    """n, mean and covariance of everything given to `update`; `merge` adds another's, `without` takes it away
-    (Chan et al. 1979).
+    """n, mean and covariance of all features of `update`, `merge` and `without` (Chan et al. 1979).
 
-    Centred sums keep full precision where E[x^2] - E[x]^2 loses it (features around 10 +- 0.01, say).
-    a.merge(b) and b.merge(a) end bitwise equal. Sums live on the device of the first CUDA features, else on
-    the CPU.
+    Sums are centred, since E[x^2] - E[x]^2 loses precision (for features around 10 +- 0.01, say). a.merge(b)
+    and b.merge(a) are bitwise equal. Sums are on the device of the first CUDA features, else on the CPU.
     """
 
     def __init__(self, dim: int) -> None:
@@ -34,7 +31,7 @@ class Moments:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Moments:
-        """Bitwise what `state_dict` was taken of."""
+        """The inverse of `state_dict`, bitwise."""
         moments = cls(len(state["mean"]))
         moments.n = int(state["n"])
         moments.mean, moments._scatter = state["mean"].clone(), state["scatter"].clone()
@@ -42,19 +39,17 @@ class Moments:
 
     @classmethod
     def exactly(cls, mean: Tensor, covariance: Tensor) -> Moments:
-        """Of a distribution with this mean (D,) and covariance (D, D), or of samples of which nobody said how
-        many: n is MANY."""
+        """A distribution, or an unknown number of samples, of mean (D,) and covariance (D, D); n is MANY."""
         moments = cls(len(mean))
         moments.n, moments.mean, moments._scatter = MANY, mean.double(), covariance.double() * (MANY - 1)
         return moments
 
     def state_dict(self) -> dict[str, Tensor]:
-        """n (), mean (D,) and scatter (D, D), the centred sum of outer products: the covariance times n -
-        1."""
+        """n (), mean (D,) and scatter (D, D), the covariance times n - 1."""
         return {"n": torch.tensor(self.n), "mean": self.mean.clone(), "scatter": self._scatter.clone()}
 
     def update(self, features: Tensor) -> None:
-        """Take in features (N, D), any float dtype. Raises on another width and on NaN or infinity."""
+        """Add features (N, D) of any float dtype. ValueError for another width, NaN and infinity."""
         x = checked(features, len(self.mean))
         if len(x) == 0:
             return
@@ -63,13 +58,12 @@ class Moments:
         self._add(len(x), mean, centred.T @ centred)
 
     def merge(self, other: Moments) -> None:
-        """Take in all that `other` has seen."""
+        """Add the samples of another."""
         if other.n:
             self._add(other.n, other.mean, other._scatter)
 
     def without(self, other: Moments) -> Moments:
-        """The moments of the rest, where `other` has seen a part of what this has: to about 1e-15 of this
-        covariance."""
+        """The moments without a part of the samples, to about 1e-15 of this covariance."""
         n = self.n - other.n
         if n < 0:
             raise ValueError(f"moments of {other.n} samples cannot be a part of {self.n}")
@@ -100,8 +94,7 @@ class Moments:
         total, delta = self.n + n, mean - self.mean
         between = delta * (self.n * n / total) ** 0.5
         self._scatter.add_(scatter).addr_(between, between)
-        # (n_a mean_a + n_b mean_b) / n, written so that neither side is preferred and that equal means stay
-        # as they are.
+        # (n_a mean_a + n_b mean_b) / n, symmetric in both sides, and exact for equal means.
         self.mean = (self.mean + mean) / 2 + delta * ((n - self.n) / total / 2)
         self.n = total
 
@@ -109,11 +102,10 @@ class Moments:
 class GroupedMoments:
     """Moments of samples in groups, sample i in group i % groups, for estimates that leave a group out.
 
-    A group takes in its samples in the order of their indices, in blocks of exactly `block`, and `whole`
-    merges groups in order. So the result is bitwise the same however samples came in batches, whether or not
-    it was saved and resumed on the way, and however groups were shared among processes (each group wholly
-    with one) that merge in the end; given the same device and number of threads. Memory does not grow with
-    samples: groups * (D + block) * D numbers.
+    A group adds its samples in the order of their indices, in blocks of exactly `block`, and `whole` merges
+    groups in order. So results are bitwise the same for any batches, for work that was saved and resumed, and
+    for any number of processes that share whole groups and merge in the end, on one kind of device and number
+    of threads. Memory is constant: groups * (D + block) * D numbers.
     """
 
     def __init__(self, dim: int, groups: int = 17, block: int = 256) -> None:
@@ -125,7 +117,7 @@ class GroupedMoments:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> GroupedMoments:
-        """What `state_dict` was taken of: bitwise, whatever comes after."""
+        """The inverse of `state_dict`, bitwise, also for what is added later."""
         dim, groups, block = state["shape"].tolist()
         grouped = cls(dim, groups, block)
         pending = state["pending"].split(state["pending_rows"].tolist())
@@ -136,8 +128,7 @@ class GroupedMoments:
         return grouped
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Plain tensors for saving and sending: of the K groups that have samples, their moments and the rows
-        that await a full block."""
+        """Tensors for saving and sending: moments of groups with samples, and rows of unfinished blocks."""
         found = [g for g, group in enumerate(self._groups) if group.n]
         groups = [self._groups[g] for g in found]
         empty = torch.zeros(0, self.dim, dtype=torch.float64)
@@ -151,21 +142,18 @@ class GroupedMoments:
             if groups
             else empty[:, :, None].expand(0, self.dim, self.dim),
             "pending": torch.cat([empty, *(rows.cpu() for group in groups for rows in group.pending)]),
-            "pending_rows": torch.tensor(
-                [sum(map(len, group.pending)) for group in groups], dtype=torch.long
-            ),
+            "pending_rows": torch.tensor([group.waiting for group in groups], dtype=torch.long),
         }
 
     @property
     def n(self) -> int:
-        """How many samples came."""
+        """The number of samples."""
         return sum(group.n for group in self._groups)
 
     def update(self, indices: Tensor, features: Tensor) -> None:
-        """Take in features (N, D) of the samples `indices` (N,), integers from 0, each once and ascending
-        within a group over all calls.
+        """Add features (N, D) of samples `indices` (N,) >= 0, ascending within a group over all calls.
 
-        Raises ValueError on others, on another width and on NaN or infinity, and has then taken in nothing.
+        ValueError for other indices, another width, NaN and infinity; nothing is added then.
         """
         x, indices = checked(features, self.dim), indices.cpu()
         if indices.shape != x.shape[:1]:
@@ -182,9 +170,9 @@ class GroupedMoments:
             self._groups[g].add(x[rows.to(x.device, non_blocking=True)], int(indices[rows[-1]]), self.block)
 
     def merge(self, other: GroupedMoments) -> None:
-        """Take in all that `other` has seen, which must be other samples. Groups that only one of the two has
-        seen stay bitwise as they are. A group that both have seen closes its last block on either side, and
-        goes on after the higher of the two last indices.
+        """Add other samples. Groups that only one side has stay bitwise the same.
+
+        A group that both have ends its last block on both sides, and continues after the higher last index.
         """
         if (self.dim, self.groups, self.block) != (other.dim, other.groups, other.block):
             ours, theirs = ((m.dim, m.groups, m.block) for m in (self, other))
@@ -213,15 +201,19 @@ class GroupedMoments:
 
 
 class _Group:
-    """Samples of one group in ascending order: moments of the full blocks, and rows that await one."""
+    """Samples of one group in ascending order: moments of full blocks, and rows of an unfinished one."""
 
     def __init__(self, dim: int) -> None:
         self.moments, self.last = Moments(dim), -1
         self.pending: list[Tensor] = []
 
     @property
+    def waiting(self) -> int:
+        return sum(map(len, self.pending))
+
+    @property
     def n(self) -> int:
-        return self.moments.n + sum(map(len, self.pending))
+        return self.moments.n + self.waiting
 
     def check(self, indices: Tensor) -> None:
         """ValueError unless these come after the last, in order."""
@@ -230,25 +222,22 @@ class _Group:
         if wrong:
             late, last = int(indices[wrong[0]]), int(before[wrong[0]])
             raise ValueError(
-                f"sample {late} came after sample {last} of its group: each must come once, in ascending "
-                "order"
+                f"sample {late} came after sample {last} of its group: each must come once, in order"
             )
 
     def add(self, rows: Tensor, last: int, block: int) -> None:
         self.pending = [*(earlier.to(rows.device) for earlier in self.pending), rows]
         self.last = last
-        if sum(map(len, self.pending)) >= block:
+        if self.waiting >= block:
             *full, rest = torch.cat(self.pending).split(block)
             if len(rest) == block:
                 full, rest = [*full, rest], rest[:0]
             for rows in full:
-                self.moments.update(
-                    rows.clone()
-                )  # a fresh tensor, so that the alignment of its memory is always the same
+                self.moments.update(rows.clone())  # a new tensor, whose memory is always aligned alike
             self.pending = [rest.clone()] if len(rest) else []
 
     def closed(self) -> Moments:
-        """The moments with the rows that wait, as a last, shorter block."""
+        """The moments with the waiting rows as a last, shorter block."""
         moments = Moments(len(self.moments.mean))
         moments.merge(self.moments)
         if self.pending:
@@ -268,8 +257,7 @@ class _Group:
 
 
 def checked(features: Tensor, dim: int) -> Tensor:
-    """features (N, dim) in float64, on their device where that is CUDA, else on the CPU; ValueError at
-    another width, NaN or infinity."""
+    """features (N, dim) in float64, on CUDA or the CPU. ValueError for another width, NaN and infinity."""
     if features.ndim != 2 or features.shape[1] != dim:
         raise ValueError(f"features must have shape (N, {dim}), not {tuple(features.shape)}")
     x = features.detach().to(features.device if features.is_cuda else "cpu", torch.float64)

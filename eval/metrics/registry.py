@@ -1,5 +1,4 @@
-"""The metrics by name: which features each is computed of, what it needs besides the samples, and how it is
-computed."""
+"""The metrics by name: their features, what they need besides the samples, and how they are computed."""
 
 from __future__ import annotations
 
@@ -38,15 +37,15 @@ SUBSETS = {"subsets": 100, "size": 1000}  # of the kernel distance, as papers ci
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a metric may be computed of.
+    """What a metric may be computed from.
 
     output      of the extractors: "inception.pool"
     device      to compute on
-    statistics  of the reference, where they come from a file
-    embedded    of each sample's prompt, with a prefix before it, an embedding
-    wanted      (n,) the class that each sample was asked to show
-    classes     (n,) of the samples and (N,) of the reference, where both have the same ones
-    numbers     (n,) the number of each sample among those of its class; None without classes
+    statistics  of the reference, if they come from a file
+    embedded    prefix -> embeddings of the samples' prompts with that prefix before them
+    wanted      (n,) the class that each sample was drawn for
+    classes     (n,) of the samples and (N,) of the reference, if both have the same classes
+    numbers     (n,) index of each sample within its class; None without classes
     """
 
     output: str
@@ -80,7 +79,6 @@ class Evidence:
 
     @cached_property
     def real_moments(self) -> Reference:
-        """Of the reference."""
         if self.statistics is not None:
             return Reference(self.statistics.moments[self.output.split(".")[1]])
         assert self.reference is not None
@@ -88,12 +86,10 @@ class Evidence:
 
     @cached_property
     def precision_recall(self) -> PrecisionRecall:
-        """With the paper's k."""
         return precision_recall(self.rows, self.real)
 
     @cached_property
     def density_coverage(self) -> DensityCoverage:
-        """With the paper's k."""
         return density_coverage(self.rows, self.real)
 
 
@@ -101,18 +97,18 @@ class Evidence:
 class Metric:
     """How a metric is computed.
 
-    title     as tables say it
-    output    extractor and output. "features", "neighbours" and "classifier" stand for those that the
-              settings name; "" for the extractor's main output
-    keep      whether features are summed up, in memory that does not grow, or kept one by one
-    needs     besides the samples
-    settings  that its value depends on, as the result's basis says them
-    least     pictures that it needs of each side
-    of_class  and of each class, where samples and reference have the same ones and their numbers count as
-              fixed; 0: they never do
-    by_groups whether its value, and not its interval only, depends on the number of groups
-    per_picture  whether it is a mean over pictures, which does not depend on how many they are
-    bounds    no value lies outside, and no interval needs to
+    title        in tables
+    output       extractor and output. "features", "neighbours" and "classifier" stand for those that the
+                 settings name; "" for the extractor's main output
+    keep         whether features are summed, in constant memory, or kept one by one
+    needs        besides the samples
+    settings     that its value depends on, for the result's basis
+    least        pictures that it needs of each side
+    of_class     and of each class, if samples and reference have the same ones, whose numbers then count as
+                 fixed; 0: they never do
+    by_groups    whether its value, not only its interval, depends on the number of groups
+    per_picture  whether it is a mean over pictures, which does not depend on their number
+    bounds       of its values, to which intervals are clipped
     """
 
     title: str
@@ -129,8 +125,7 @@ class Metric:
     bounds: tuple[float, float] = (-math.inf, math.inf)
 
     def figure(self, parts: Sequence[Evidence]) -> Figure:
-        """The metric of samples or, where they come in parts, its mean over these, with its interval within
-        the bounds."""
+        """The metric of the samples, or the mean over their parts, with its interval within the bounds."""
         found = mean_of([self.compute(evidence) for evidence in parts])
         return replace(found, low=_clipped(found.low, self.bounds), high=_clipped(found.high, self.bounds))
 
@@ -144,7 +139,7 @@ def _clipped(end: float, bounds: tuple[float, float]) -> float:
 
 
 def _frechet(evidence: Evidence) -> Figure:
-    """Its interval says how it varies with the samples; the reference is held."""
+    """Its interval is for other samples and the same reference."""
     samples, reference = evidence.samples.moments[evidence.output], evidence.real_moments
 
     def distance(without: int | None) -> float:
@@ -160,23 +155,23 @@ def _frechet_infinity(evidence: Evidence) -> Figure:
 
 
 def _within(value: float, error: float) -> Figure:
-    """With a normal interval of that standard error."""
-    return Figure(
-        value,
-        value - NORMAL * error,
-        value + NORMAL * error,
-        {"error": error} if math.isfinite(error) else {},
-    )
+    """A value with a normal interval of that standard error."""
+    extra = {"error": error} if math.isfinite(error) else {}
+    return Figure(value, value - NORMAL * error, value + NORMAL * error, extra)
+
+
+def _mean(values: Tensor) -> Figure:
+    """The mean of independent values, with a normal interval."""
+    return _within(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
 
 
 def _kid(evidence: Evidence) -> Figure:
-    """As papers have it, whatever the classes."""
+    """As in papers: classes are ignored."""
     return _within(*kernel_distance(evidence.rows, evidence.real))
 
 
 def _kernel(evidence: Evidence) -> Figure:
-    """Where both sides have the same classes, their numbers count as fixed, as those of samples are;
-    otherwise as drawn."""
+    """If both sides have the same classes, the number of pictures of each counts as fixed, not as drawn."""
     return _within(*kernel_distance(evidence.rows, evidence.real, *(evidence.classes or ())))
 
 
@@ -190,17 +185,14 @@ def _cmmd(evidence: Evidence) -> Figure:
 
 
 def _inception_score(evidence: Evidence) -> Figure:
-    """Its interval is that of a mean over splits."""
+    """Its interval is for the mean over splits."""
     rule, n, numbers = evidence.protocol.splits, evidence.samples.n, evidence.numbers
-    splits = (
-        ordered_splits(n, rule.size)
-        if rule.size
-        else shuffled_splits(n, rule.count or 1, rule.shuffle_seed or 0)
-    )
-    if (
-        rule.size and numbers is not None
-    ):  # classes in turn: a folder has them one after the other, and a split of one class scores 1
-        splits = splits[numbers.argsort(stable=True).argsort()]
+    if rule.size is None:
+        splits = shuffled_splits(n, rule.count or 1, rule.shuffle_seed or 0)
+    else:
+        splits = ordered_splits(n, rule.size)
+        if numbers is not None:  # classes in turn: a folder lists one after the other, and one class scores 1
+            splits = splits[numbers.argsort(stable=True).argsort()]
     found = inception_score(evidence.rows, splits)
     count = int(found.extra["splits"])
     if count < 2:
@@ -210,22 +202,22 @@ def _inception_score(evidence: Evidence) -> Figure:
 
 
 def _precision(evidence: Evidence) -> Figure:
-    """Its interval is for the reference's balls as they are."""
+    """Its interval is for the same reference."""
     return share(round(evidence.precision_recall.precision * evidence.samples.n), evidence.samples.n)
 
 
 def _recall(evidence: Evidence) -> Figure:
-    """Its interval is for the samples' balls as they are."""
+    """Its interval is for the same samples."""
     return share(round(evidence.precision_recall.recall * len(evidence.real)), len(evidence.real))
 
 
 def _density(evidence: Evidence) -> Figure:
-    """Its interval is for the reference's balls as they are."""
+    """Its interval is for the same reference."""
     return _within(evidence.density_coverage.density, evidence.density_coverage.error)
 
 
 def _coverage(evidence: Evidence) -> Figure:
-    """Its interval is for the samples as they are."""
+    """Its interval is for the same samples."""
     return share(round(evidence.density_coverage.coverage * len(evidence.real)), len(evidence.real))
 
 
@@ -234,7 +226,7 @@ def _alignment(convention: str) -> Callable[[Evidence], Figure]:
         assert evidence.embedded is not None
         texts = evidence.embedded(CONVENTIONS[convention].prefix)
         scores = CONVENTIONS[convention](evidence.rows, texts.rows.to(evidence.rows.device)).double()
-        found = _within(float(scores.mean()), float(scores.std()) / math.sqrt(len(scores)))
+        found = _mean(scores)
         return replace(found, extra={**found.extra, "cut": float(sum(texts.truncated))})
 
     return compute
@@ -251,8 +243,7 @@ def _memorised(evidence: Evidence) -> Figure:
 
 
 def _nearest(evidence: Evidence) -> Figure:
-    distance = nearest_distance(evidence.rows, evidence.seen)
-    return _within(float(distance.mean()), float(distance.std()) / math.sqrt(len(distance)))
+    return _mean(nearest_distance(evidence.rows, evidence.seen))
 
 
 def _distance(title: str, extractor: str, output: str = "") -> Metric:
@@ -275,21 +266,16 @@ def _score(title: str, convention: str) -> Metric:
 METRICS: dict[str, Metric] = {
     "fid": _distance("FID", "inception"),
     "fid_infinity": Metric(
-        "FID-infinity", ("inception", ""), "moments", "lower", _frechet_infinity, least=30, by_groups=True
+        "FID-infinity", ("inception", ""), "moments", "lower", _frechet_infinity, least=30, by_groups=True,
     ),
     "sfid": _distance("sFID", "inception", "spatial"),
     "kid": _rows("KID", "inception", "lower", _kid, least=3),
     "kid_subsets": _rows(
-        "KID, mean of subsets", "inception", "lower", _kernel_subsets, settings=SUBSETS, least=SUBSETS["size"]
+        "KID, mean of subsets", "inception", "lower", _kernel_subsets, settings=SUBSETS,
+        least=SUBSETS["size"],
     ),
     "inception_score": Metric(
-        "Inception Score",
-        ("inception", "logits_unbiased"),
-        "rows",
-        "higher",
-        _inception_score,
-        needs=(),
-        least=10,
+        "Inception Score", ("inception", "logits_unbiased"), "rows", "higher", _inception_score, (), least=10,
     ),
     "fd_dinov2": _distance("FD-DINOv2", "dinov2"),
     "cmmd": _rows("CMMD", "cmmd", "lower", _cmmd),
@@ -298,42 +284,27 @@ METRICS: dict[str, Metric] = {
     "frechet": _distance("Frechet distance", "features"),
     "kernel": _rows("Kernel distance", "features", "lower", _kernel, least=3, of_class=3),
     "precision": _rows(
-        "Precision", "features", "higher", _precision, settings={"k": 3}, least=4, bounds=SHARE
+        "Precision", "features", "higher", _precision, settings={"k": 3}, least=4, bounds=SHARE,
     ),
     "recall": _rows("Recall", "features", "higher", _recall, settings={"k": 3}, least=4, bounds=SHARE),
     "density": _rows("Density", "features", "higher", _density, settings={"k": 5}, least=6),
     "coverage": _rows("Coverage", "features", "higher", _coverage, settings={"k": 5}, least=6, bounds=SHARE),
     "accuracy": Metric(
-        "Label accuracy",
-        ("classifier", "logits"),
-        "rows",
-        "higher",
-        _accuracy,
-        ("labels",),
-        least=1,
-        per_picture=True,
-        bounds=SHARE,
+        "Label accuracy", ("classifier", "logits"), "rows", "higher", _accuracy, ("labels",), least=1,
+        per_picture=True, bounds=SHARE,
     ),
     "nearest": _rows(
-        "Nearest training image", "neighbours", "neither", _nearest, needs=("training",), per_picture=True
+        "Nearest training image", "neighbours", "neither", _nearest, needs=("training",), per_picture=True,
     ),
-    "memorised": Metric(
-        "Memorised",
-        ("neighbours", ""),
-        "rows",
-        "lower",
-        _memorised,
-        ("reference", "training"),
-        {"quantile": 0.01},
-        per_picture=True,
-        bounds=SHARE,
+    "memorised": _rows(
+        "Memorised", "neighbours", "lower", _memorised, needs=("reference", "training"),
+        settings={"quantile": 0.01}, per_picture=True, bounds=SHARE,
     ),
-}
+}  # fmt: skip
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of that name, or one from outside (see `diffusion.outside`). ValueError for a name that is
-    unknown."""
+    """The metric of that name, or one from outside (see `diffusion.outside`). ValueError if it is unknown."""
     found = lookup("metric", name, METRICS)
     if not isinstance(found, Metric):
         raise ValueError(

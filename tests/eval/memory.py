@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from eval.bench.harness import peak_resident
-from eval.feature_pass import CollectParams, extract_features
+from eval.feature_pass import PassParams, extract_features
 from tests.eval.test_feature_pass import ALONE, Numbered, Projected
 from train.data.source import Unreadable
 
@@ -44,11 +44,9 @@ class Endless(Numbered):
 
 
 def peak(n: int) -> float:
-    params = CollectParams(groups=3)
+    params = PassParams(groups=3, progress=False)
     return peak_resident(
-        lambda: extract_features(
-            Endless(n), {"projected": Wide()}, ["projected.wide"], [], params, ALONE, progress=False
-        )
+        lambda: extract_features(Endless(n), {"projected": Wide()}, ["projected.wide"], [], params, ALONE)
     )
 
 

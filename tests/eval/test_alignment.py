@@ -14,7 +14,9 @@ from torch import Tensor
 from torchmetrics.multimodal import CLIPScore
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from eval.metrics.alignment import CONVENTIONS, clip_score, hessel
+from eval.metrics.alignment import CONVENTIONS
+
+clip_score, hessel = CONVENTIONS["clip_score"], CONVENTIONS["hessel"]
 
 LONG = " ".join(["cat"] * 98 + ["dog", "bird"])
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.features.custom import Custom
-from eval.features.digits import DigitClassifier, DigitFeatures, digit_features
+from eval.features.digits import DigitClassifier, DigitFeatures, train_classifier
 from eval.features.sizes import by_size
 from eval.features.weights import sha256_of_tensors
 from train.data import TensorData
@@ -75,13 +75,13 @@ def test_a_module_of_ones_own() -> None:
     assert not rows.requires_grad
     assert (extractor.identity.network, extractor.identity.prepared) == ("mine", "mean colour")
     assert extractor.identity.weights == custom(network).identity.weights
-    with pytest.raises(ValueError, match="mine gives features, and no 'pool'"):
+    with pytest.raises(ValueError, match="mine gives features, not 'pool'"):
         extractor(batch, ["pool"])
 
 
 def test_a_function_of_ones_own() -> None:
     """It has no tensors, so that its weights must be named; then it is an extractor as any."""
-    with pytest.raises(ValueError, match="mine has no tensors that would name its weights: say weights="):
+    with pytest.raises(ValueError, match="mine has no tensors to identify its weights by: give weights="):
         custom(lambda x: x[:, :2])
     with pytest.raises(ValueError, match="has no tensors"):
         custom(nn.Identity())
@@ -139,7 +139,7 @@ def test_digits_are_trained_alike() -> None:
         + (labels * 1.0 - 0.5)[:, None, None, None]
     )
     data = TensorData(images, labels)
-    extractor = digit_features(data)
-    assert extractor.identity == digit_features(data).identity
+    extractor = DigitFeatures(train_classifier(data))
+    assert extractor.identity == DigitFeatures(train_classifier(data)).identity
     two = [torch.full((3, 8, 8), level, dtype=torch.uint8) for level in (64, 191)]
     assert extractor(two, ["logits"])["logits"].argmax(1).tolist() == [0, 1]

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 import models
+from eval.images import drawn as drawn_module
 from eval.images.drawn import Drawn, drawn, drawn_by
 from eval.images.open import open_source
+from models.layers import blocks
 from samplers import generate
 from samplers.pictures import save_png, to_uint8
 from samplers.run import SampleParams, run
@@ -59,6 +61,23 @@ def of_prompts(folder: Path, **settings: Any) -> Drawn:
             **settings,
         }
     )
+
+
+@pytest.mark.parametrize("of", [of_run, of_prompts])
+def test_a_machine_without_a_compiler_is_noticed_first(
+    of: Callable[..., Drawn], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """compile is refused before anything is drawn; with a compiler, calls are counted as without."""
+    monkeypatch.setattr(blocks, "_check_compiler", lambda *_: None)
+    assert of(folder, compile=True).calls == of(folder).calls
+
+    def refuse(*_: object) -> None:
+        raise ValueError("torch finds no compiler")
+
+    monkeypatch.setattr(blocks, "_check_compiler", refuse)
+    monkeypatch.setattr(drawn_module, "calls_per_image", lambda *_: pytest.fail("something was drawn"))
+    with pytest.raises(ValueError, match="no compiler"):
+        of(folder, compile=True)
 
 
 def read(source: Source, indices: list[int]) -> Tensor:
@@ -238,9 +257,9 @@ def test_pictures_that_are_not_finite_stop_the_drawing(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({}, "say what draws: run, a model trained here, or weights and prompts"),
-        ({"run": "a", "weights": "b"}, "say what draws: run, a model trained here, or weights and prompts"),
-        ({"run": "classes"}, "say how many pictures to draw: n: 10000, say"),
+        ({}, "give what draws: run, a model trained here, or weights and prompts"),
+        ({"run": "a", "weights": "b"}, "give what draws: run, a model trained here, or weights and prompts"),
+        ({"run": "classes"}, "give the number of pictures to draw: n: 10000, say"),
         ({"run": "classes", "n": 0}, "n must be at least 1, not 0"),
         ({"run": "classes", "n": 2.5}, "n must be a whole number, not 2.5"),
         (
@@ -256,16 +275,16 @@ def test_pictures_that_are_not_finite_stop_the_drawing(folder: Path) -> None:
         ({"run": "classes", "n": 2, "labels": 10}, "label 10 is out of range: classes are 0 to 9"),
         (
             {"run": "classes", "n": 2, "seed": 2**63 - 1},
-            "seeds must lie in 0 ... 2^63 - 1, and 2 from 9223372036854775807 on",
+            "seeds must lie in 0 ... 2^63 - 1, but 2 seeds from 9223372036854775807 on",
         ),
         ({"run": "classes", "n": 2, "sha256": {"run": "0" * 64}}, "has changed: its SHA-256 is"),
         ({"run": "plain", "n": 2, "labels": 1}, "this model has no classes: leave labels out"),
-        ({"run": "sd1", "n": 2}, "is a model that takes prompts: weights: "),
-        ({"weights": "sd1"}, "say what to draw: prompts: FILE, or a list of them"),
-        ({"weights": "sd1", "prompts": []}, "prompts must be at least one, and none of them empty, not []"),
+        ({"run": "sd1", "n": 2}, "is a model that takes prompts: give weights: "),
+        ({"weights": "sd1"}, "give what to draw: prompts: FILE, or a list of them"),
+        ({"weights": "sd1", "prompts": []}, "prompts must be one or more, none of them empty, not []"),
         (
             {"weights": "sd1", "prompts": ["a", ""]},
-            "prompts must be at least one, and none of them empty, not ['a', '']",
+            "prompts must be one or more, none of them empty, not ['a', '']",
         ),
         ({"weights": "sd1", "prompts": 5}, "prompts must be a text or a list of texts, not 5"),
         (
@@ -339,4 +358,6 @@ def test_sources_that_are_not_there_are_named(tmp_path: Path) -> None:
         == f"no such file of pictures: {tmp_path / 'a.npz'}"
     )
     assert refusal(lambda: open_source(f"{tmp_path}/b.tar"), OSError) == f"no such tar file: {tmp_path}/b.tar"
-    assert "told its prompts as it draws" in refusal(lambda: open_source({"run": "a"}, "prompts.txt"))
+    assert "prompts of a model that draws belong beside its weights" in refusal(
+        lambda: open_source({"run": "a"}, "prompts.txt")
+    )

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]  # public, but not marked so
 
 from eval.bench.harness import RESET
-from eval.feature_pass import CollectParams, Features, extract_features
+from eval.feature_pass import Features, PassParams, extract_features
 from eval.features.extractor import Extractor, Identity
 from eval.sheet import Sheet
 from train.data import decoding
@@ -88,11 +88,10 @@ def go(
         {"projected": extractor or Projected()},
         ["projected.wide"],
         ["projected.rows"],
-        CollectParams(**params),
+        PassParams(**params, progress=False),
         where,
         state,
         keep=True,
-        progress=False,
     )
     assert found is not None
     return found
@@ -130,20 +129,11 @@ def test_the_batch_size_changes_nothing(batch_size: int) -> None:
 
 def test_reading_ahead_changes_nothing() -> None:
     """And reads the same pictures."""
-    found = [
-        extract_features(
-            source,
-            {"projected": Projected()},
-            ["projected.wide"],
-            ["projected.rows"],
-            CollectParams(7),
-            ALONE,
-            ahead=ahead,
-            progress=False,
-        )
-        for ahead in (False, True)
-        for source in [Numbered(50)]
-    ]
+    found = []
+    for ahead in (False, True):
+        source: Any = Numbered(50)
+        source.computes = not ahead
+        found.append(go(source, batch_size=7))
     assert found[0] is not None
     assert found[1] is not None
     assert_same(found[0], found[1])
@@ -193,11 +183,10 @@ def test_work_serves_those_who_ask_for_less(tmp_path: Path) -> None:
             {"projected": Projected()},
             ["projected.wide"],
             [],
-            CollectParams(),
+            PassParams(progress=False),
             ALONE,
             state,
             keep=True,
-            progress=False,
         )
 
     source.seen.clear()
@@ -276,12 +265,12 @@ def test_more_processes_than_groups_are_refused() -> None:
 RANK = """
 import sys, torch
 from tests.eval.test_feature_pass import Numbered, Projected
-from eval.feature_pass import CollectParams, extract_features
+from eval.feature_pass import PassParams, extract_features
 from train.world import world
 
 with world("cpu") as where:
     found = extract_features(Numbered(101, broken=[8]), {"projected": Projected()}, ["projected.wide"],
-                    ["projected.rows"], CollectParams(10, on_error="skip"), where, progress=False)
+                    ["projected.rows"], PassParams(batch_size=10, on_error="skip", progress=False), where)
     assert (found is None) == (where.rank > 0)
     if found is not None:
         torch.save(found, sys.argv[1])
@@ -325,19 +314,10 @@ def test_large_pictures_are_not_held_together(
 
     monkeypatch.setattr("train.data.files.decode_picture", counting)
     monkeypatch.setattr(decoding, "MAX_DECODED", 300)
-    monkeypatch.setattr("eval.feature_pass.MAX_PIXELS", 200)
-    source, params = FolderPictures(tmp_path), CollectParams(64)
-    found = extract_features(
-        source,
-        {"projected": Projected(10)},
-        ["projected.wide"],
-        ["projected.rows"],
-        params,
-        ALONE,
-        ahead=ahead,
-        progress=False,
-    )
-    assert found is not None
+    monkeypatch.setattr("eval.feature_pass.MAX_TOGETHER", 200)
+    source: Any = FolderPictures(tmp_path)
+    source.computes = not ahead
+    found = go(source, extractor=Projected(10), batch_size=64)
     assert_same(found, go(TensorPictures(torch.from_numpy(pixels).movedim(-1, 1)), extractor=Projected(10)))
     Sheet(source).save(tmp_path / "sheet.png")
     assert held == [0]
@@ -350,7 +330,7 @@ def test_reading_ends_with_the_error_of_one_who_uses_it(tmp_path: Path) -> None:
         Image.new("RGB", (9, 10)).save(tmp_path / f"{i:02d}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "MAX_DECODED", 1)
-        patch.setattr("eval.feature_pass.MAX_PIXELS", 1)
+        patch.setattr("eval.feature_pass.MAX_TOGETHER", 1)
         before = threading.active_count()
         with pytest.raises(RuntimeError, match="The size of tensor a"):
             go(FolderPictures(tmp_path))

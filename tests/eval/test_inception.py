@@ -424,7 +424,7 @@ def test_every_key_of_the_archive_is_named(archive: Archive) -> None:
     shapes = {key: tuple(value.shape) for key, value in from_torchscript(state).items()}
     assert shapes == published_shapes()
     with pytest.raises(
-        ValueError, match=r"has 'layers.mixed_11.conv.weight', which the FID network has no place for"
+        ValueError, match=r"has 'layers.mixed_11.conv.weight', which the FID network does not have"
     ):
         from_torchscript({**state, "layers.mixed_11.conv.weight": torch.zeros(1)})
     with pytest.raises(
@@ -441,7 +441,7 @@ def test_every_key_of_the_archive_is_named(archive: Archive) -> None:
         (
             "AuxLogits.fc.weight",
             torch.zeros(1),
-            "x has 'AuxLogits.fc.weight', which the FID network has no place for",
+            "x has 'AuxLogits.fc.weight', which the FID network does not have",
         ),
         (
             "Mixed_6a.branch3x3.bn.bias",
@@ -451,7 +451,7 @@ def test_every_key_of_the_archive_is_named(archive: Archive) -> None:
         (
             "fc.weight",
             torch.zeros(1000, 2048),
-            r"x: fc.weight has shape \(1000, 2048\), and the FID network's has \(1008, 2048\)",
+            r"x: fc.weight must have shape \(1008, 2048\), not \(1000, 2048\)",
         ),
     ],
 )
@@ -483,5 +483,5 @@ def test_only_published_files_unless_asked(file: Path, tmp_path: Path) -> None:
         load_inception(file, "cleen")
     with pytest.raises(OSError, match="nothing"):
         load_inception(tmp_path / "nothing.pth")
-    with pytest.raises(ValueError, match="gives pool, spatial, logits, logits_unbiased, and no 'features'"):
+    with pytest.raises(ValueError, match="gives pool, spatial, logits, logits_unbiased, not 'features'"):
         random_inception()(crops()[:1], ["features"])

@@ -92,7 +92,7 @@ def test_features_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_moments_of_different_width_are_refused() -> None:
     """Two extractors cannot be compared, and one sample has no covariance."""
-    with pytest.raises(ValueError, match="different width: 4 and 5"):
+    with pytest.raises(ValueError, match="different width, 4 and 5"):
         frechet_distance(Moments.of(normal(0, 9, 4)), Moments.of(normal(0, 9, 5)))
     with pytest.raises(ValueError, match="at least 2 samples, not 1"):
         _ = Moments.of(normal(0, 1, 4)).covariance

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from eval.features import registry
-from eval.features.protocols import PROTOCOLS
 from eval.features.registry import DTYPES, EXTRACTORS, ExtractorParams, build, check_dtype
 
 
@@ -33,8 +32,3 @@ def test_inception_computes_in_all_dtypes() -> None:
         check_dtype("inception", torch.float16)
     with pytest.raises(ValueError, match="no extractor named 'incepton'"):
         check_dtype("incepton", torch.float32)
-
-
-def test_papers_score_fifty_thousand_samples() -> None:
-    """By every protocol, as a number that samples can be counted against."""
-    assert {protocol.usual_n for protocol in PROTOCOLS.values()} == {50_000}

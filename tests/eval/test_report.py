@@ -29,7 +29,7 @@ from eval.bench.solver_plots import GRIDS, grids_plot
 from eval.drawing import pareto_front, picture, save_figure, svg
 from eval.page import number
 from eval.plots import (
-    drawn,
+    how_drawn,
     main_metrics,
     metric_name,
     nearest_plot,
@@ -243,7 +243,7 @@ def test_what_cannot_be_compared_is_in_tables_apart(page: str) -> None:
         {one.name for one in (*SWEEP, CLOSED)},
         {OTHER.name},
     ]
-    first = [(how.model, how.sampler, how.guidance, how.steps) for how in drawn(tables[0].results) if how]
+    first = [(how.model, how.sampler, how.guidance, how.steps) for how in how_drawn(tables[0].results) if how]
     assert first == sorted(first, key=lambda how: (how[0] != "unet", *how[1:])), (
         "by model, sampler, guidance and steps"
     )
@@ -649,7 +649,7 @@ def test_pareto_plot_has_a_panel_per_metric_and_cost() -> None:
         for metric in ("FID", "CLIP score, x100")
         for cost in ("network calls", "seconds")
     ]
-    hows = drawn(SWEEP)
+    hows = how_drawn(SWEEP)
     for panel, (metric, sign), cost in zip(
         axes, [("fid", 1)] * 2 + [("clip_score", -1)] * 2, ("calls", "seconds") * 2, strict=True
     ):
@@ -730,7 +730,7 @@ def test_weights_written_anew_are_another_model() -> None:
             "settings": {**SWEEP[0].samples["settings"], "fingerprint": sha("again")},
         },
     )
-    names = [how.model for how in drawn([SWEEP[0], again, SWEEP[-1]]) if how]
+    names = [how.model for how in how_drawn([SWEEP[0], again, SWEEP[-1]]) if how]
     assert names == [f"unet {sha('model 0')[:8]}", f"unet {sha('again')[:8]}", "dit"]
     assert short_names(["a/x.safetensors, b/y.safetensors"]) == {
         "a/x.safetensors, b/y.safetensors": "x.safetensors, y.safetensors"
@@ -762,7 +762,7 @@ def test_a_damaged_result_is_named(place: tuple[str, ...], value: Any, tmp_path:
         within = within[name]
     within[place[-1]] = value
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"{path} is no result of plain-diffusion eval: ") as found:
+    with pytest.raises(ValueError, match=rf"{path} is not a result of plain-diffusion eval: ") as found:
         read_result(path)
     assert "\n" not in str(found.value)
 

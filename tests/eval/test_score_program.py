@@ -155,7 +155,7 @@ def test_a_sweep_goes_on_after_a_failure(place: Path, small: Command) -> None:
     write(crops(12, seed=3, side=20), place / "c")
     status, out, error = small(*sweep, here=place)
     assert (status, error) == (0, "")
-    assert out.count("result, which was there already: ") == 2
+    assert out.count("result, which existed already: ") == 2
     assert {name: (place / "report" / "results" / name).stat().st_mtime_ns for name in results} == before
     assert len(left(place / "report" / "results")) == 6
     assert all(f"\n| {name} " in (place / "report" / "results.md").read_text() for name in "abc")

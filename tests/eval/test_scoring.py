@@ -436,7 +436,7 @@ def test_statistics_stand_for_their_pictures(
     [
         ({"protocol": "adm"}, "were made with another extractor: "),
         ({"extractors": {"inception": "other"}}, "were made with another extractor: weights is "),
-        ({"metric": "sfid"}, "are of pool, and there are none of 'spatial'"),
+        ({"metric": "sfid"}, "has statistics of pool, not of 'spatial'"),
         ({"metric": ["fid", "kid"]}, "kid compares picture by picture: "),
     ],
 )
@@ -1016,7 +1016,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no training": ({"metric": "memorised"}, "memorised needs training pictures: training=FOLDER"),
     "no labels": (
         {"metric": "accuracy"},
-        "accuracy needs to know what the pictures of {folders}/samples should show: keep them in a",
+        "accuracy needs the classes of the pictures of {folders}/samples: keep them in a",
     ),
     "subsets": (
         {"metric": "kid_subsets"},
@@ -1030,7 +1030,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "features": ({"features": "dinov"}, "no extractor named 'dinov'; did you mean 'dinov2'?"),
     "weights": (
         {"metric": "fd_dinov2"},
-        "the weights of vit_large_patch14_dinov2 must be given: extractors.dinov2.weights=FILE",
+        "vit_large_patch14_dinov2 needs weights: extractors.dinov2.weights=FILE",
     ),
     "clip": (
         {"metric": "cmmd", "extractors": {"cmmd": {"name": "ViT-L-14-336", "weights": "none.pt"}}},

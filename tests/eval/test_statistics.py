@@ -138,7 +138,7 @@ def test_another_width_is_refused() -> None:
     assert "a.npz (extractor unknown) are of features of width 6, and 'pool' is 768 wide here" in refusal(
         lambda: check_width(foreign, "pool", 768)
     )
-    assert "a.npz are of pool, and there are none of 'logits'" in refusal(
+    assert "a.npz has statistics of pool, not of 'logits'" in refusal(
         lambda: check_width(foreign, "logits", 6)
     )
 
@@ -157,13 +157,13 @@ EYE, SKEWED = np.eye(3), np.eye(3) + np.diag([1e-4, 0], k=1)
         ({"mu": np.zeros((3, 1)), "sigma": EYE}, "not (3, 1) and (3, 3)"),
         (
             {"mu": np.zeros(3), "sigma": SKEWED},
-            "sigma of {} is no covariance: it is not symmetric, but differs by up to 0.0001",
+            "sigma of {} is not symmetric: it differs by up to 0.0001",
         ),
         ({"mu": np.zeros(3), "sigma": EYE * np.nan}, "mu or sigma of {} holds values that are not finite"),
         ({"mu": np.full(3, np.inf), "sigma": EYE}, "mu or sigma of {} holds values that are not finite"),
         ({"mu": np.zeros(3, complex), "sigma": EYE}, "mu of {} must hold real numbers, not complex128"),
-        ({"mu": np.zeros(3)}, "{} holds mu, and no reference statistics: these are mu and sigma"),
-        ({"arr_0": np.zeros((1, 8, 8, 3), np.uint8)}, "{} holds arr_0, and no reference statistics"),
+        ({"mu": np.zeros(3)}, "{} holds mu, not the reference statistics mu and sigma"),
+        ({"arr_0": np.zeros((1, 8, 8, 3), np.uint8)}, "{} holds arr_0, not the reference statistics"),
         (
             {"mu": np.array([{}, 1, 2], object), "sigma": EYE},
             "{} holds pickled objects, which are never read",
@@ -174,12 +174,12 @@ EYE, SKEWED = np.eye(3), np.eye(3) + np.diag([1e-4, 0], k=1)
         ),
         (
             {"mu": np.zeros(3), "sigma": np.diag([1.0, 1.0, -1e-3])},
-            "sigma of {} is no covariance: its variance is negative",
+            "sigma of {} is not a covariance: a variance is negative",
         ),
-        ({"mu": np.zeros(3), "sigma": -EYE}, "sigma of {} is no covariance: its variance is negative"),
+        ({"mu": np.zeros(3), "sigma": -EYE}, "sigma of {} is not a covariance: a variance is negative"),
         (
             {"mu": np.zeros(2), "sigma": np.array([[1.0, 2.0], [2.0, 1.0]])},
-            "its variance is negative in some direction",
+            "a variance is negative",
         ),
         ({"mu": np.zeros(3), "sigma": EYE * 1.7e308}, "mu or sigma of {} holds values that are not finite"),
         (
@@ -235,7 +235,7 @@ def test_rounding_is_no_negative_variance(kind: type, tmp_path: Path) -> None:
         ({}, {"statistics": "[" * 99999}, "its description cannot be read"),
         ({}, {"statistics": "[1]"}, "the description in {}"),
         ({}, {"n": "many"}, "the description in {}"),
-        ({}, {"n": 0}, "says that its statistics are of n=0 pictures: they need at least 2"),
+        ({}, {"n": 0}, "says that its statistics are of n=0 pictures: at least 2 are needed"),
         ({}, {"n": -5}, "n=-5"),
         ({}, {"n": 10**40}, "n=1000"),
         (
@@ -246,15 +246,15 @@ def test_rounding_is_no_negative_variance(kind: type, tmp_path: Path) -> None:
         (
             {"pool.scatter": -torch.eye(6)},
             {},
-            "pool.scatter of {} is no covariance: its variance is negative",
+            "pool.scatter of {} is not a covariance: a variance is negative",
         ),
         ({"pool.mean": torch.zeros(6, dtype=torch.long)}, {}, "must hold real numbers, not torch.int64"),
         ({"pool.mean": torch.full((6,), torch.nan)}, {}, "not finite"),
-        ({"pool.scatter": torch.eye(6) + torch.diag(torch.ones(5), 1)}, {}, "it is not symmetric"),
+        ({"pool.scatter": torch.eye(6) + torch.diag(torch.ones(5), 1)}, {}, "is not symmetric"),
         (
             {"pool.scatter": torch.zeros(9000, 9000, dtype=torch.int8)},
             {},
-            "says that pool.scatter has the shape (9000, 9000)",
+            "pool.scatter has shape (9000, 9000), wider than any features",
         ),
     ],
 )
@@ -300,7 +300,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     )
     path = tmp_path / "a.safetensors"
     save_file({"weight": torch.zeros(2)}, path)
-    assert f"{path} holds no reference statistics of ours: its format is None" in refusal(
+    assert f"{path} is not a file of reference statistics: its format is None" in refusal(
         lambda: read_statistics(path)
     )
     write_statistics(Statistics({"pool": Moments.of(features(0))}, 50, IDENTITY, "a folder"), path)
